@@ -1,0 +1,451 @@
+//! What the machine was told: the configuration files and the kernel command line. Pure.
+//!
+//! Three layers, the later one wins key by key: `/etc/reflash/reflash.toml` of the initramfs, `reflash.toml` of
+//! the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each layer is first a [`Layer`] in
+//! which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the whole.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// One configuration file as written. Every key may be missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Layer {
+    /// `[release]`
+    pub release: ReleaseLayer,
+    /// `[machine]`
+    pub machine: MachineLayer,
+    /// `[network]`
+    pub network: NetworkLayer,
+    /// `[boot]`
+    pub boot: BootLayer,
+}
+
+/// `[release]`: where releases come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReleaseLayer {
+    /// Base URLs of the same release tree, tried in order: `http://`, `https://` or `file:///`.
+    pub urls: Option<Vec<String>>,
+    /// The channel: the directory below the base URL that holds `manifest.json`.
+    pub channel: Option<String>,
+}
+
+/// `[machine]`: which releases fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineLayer {
+    /// The product; a release made for another is refused.
+    pub product: Option<String>,
+    /// The hardware name compared with the manifest's list. Default: the DMI product name.
+    pub hardware: Option<String>,
+    /// Host name template, such as `robot-{serial}`.
+    pub hostname: Option<String>,
+}
+
+/// `[network]`: without any key, DHCP on every interface that has a link.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkLayer {
+    /// Only this interface: a name (`enp1s0`) or a MAC address.
+    pub interface: Option<String>,
+    /// Static address with prefix length, such as `192.0.2.7/24`; switches DHCP off.
+    pub address: Option<String>,
+    /// Default gateway; only with `address`.
+    pub gateway: Option<Ipv4Addr>,
+    /// Name servers; with DHCP they replace the ones of the lease.
+    pub dns: Option<Vec<IpAddr>>,
+    /// 802.1Q VLAN ID, 1 to 4094.
+    pub vlan: Option<u16>,
+    /// `http://[user:password@]host:port` of a proxy for all requests.
+    pub proxy: Option<String>,
+    /// PEM file with the only CA roots to trust for HTTPS. Default: the bundled Mozilla roots.
+    pub ca_file: Option<String>,
+    /// Seconds to establish a connection, TLS included. Default 15.
+    pub connect_timeout_s: Option<u64>,
+    /// Seconds without one byte before a transfer is cut and resumed. Default 30.
+    pub stall_timeout_s: Option<u64>,
+}
+
+/// `[boot]`: what happens after the write.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootLayer {
+    /// Boots the new system may try before GRUB falls back to recovery, 1 to 9. Default 3.
+    pub tries: Option<u8>,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where releases come from, in order; never empty.
+    pub urls: Vec<String>,
+    /// Directory below each URL.
+    pub channel: String,
+    /// Product that the manifest must name.
+    pub product: String,
+    /// Hardware name, when the configuration overrides DMI.
+    pub hardware: Option<String>,
+    /// Host name template.
+    pub hostname: Option<String>,
+    /// Network settings.
+    pub network: Network,
+    /// Boots the new system may try, 1 to 9.
+    pub boot_tries: u8,
+}
+
+/// The checked network settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Only this interface, by name or MAC address.
+    pub interface: Option<InterfaceSelector>,
+    /// Static address; `None` means DHCP.
+    pub address: Option<StaticAddress>,
+    /// Name servers that replace those of the lease.
+    pub dns: Vec<IpAddr>,
+    /// 802.1Q VLAN ID.
+    pub vlan: Option<u16>,
+    /// Proxy for all requests.
+    pub proxy: Option<String>,
+    /// PEM file with the only CA roots to trust.
+    pub ca_file: Option<String>,
+    /// Time to establish a connection.
+    pub connect_timeout: Duration,
+    /// Time without one byte before a transfer is cut and resumed.
+    pub stall_timeout: Duration,
+}
+
+/// How one interface is named in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InterfaceSelector {
+    /// Kernel name.
+    Name(String),
+    /// Hardware address.
+    Mac([u8; 6]),
+}
+
+/// Address, prefix length and gateway of a statically configured interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaticAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub prefix_len: u8,
+    /// Default gateway.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, a wrong type, or an unknown key; the TOML error has the line.
+    #[error("{origin} is not a valid configuration")]
+    Toml {
+        /// File the layer came from.
+        origin: String,
+        /// Line, column and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// An unknown `reflash.` argument.
+    #[error("kernel argument {argument:?} is not known; known are {KERNEL_KEYS}")]
+    UnknownArgument {
+        /// The whole argument.
+        argument: String,
+    },
+    /// A value out of range or of the wrong form.
+    #[error("{key} = {value:?} is not valid: expected {expected}")]
+    Value {
+        /// Dotted key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A key that has no default.
+    #[error("{key} is not set; set it in reflash.toml on the recovery partition")]
+    Missing {
+        /// Dotted key.
+        key: &'static str,
+    },
+}
+
+/// What GRUB tells the agent on the kernel command line, beside configuration overrides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootArgs {
+    /// `reflash.reason=`: why GRUB chose recovery; see `grub/README.md`.
+    pub reason: Option<String>,
+    /// `reflash.recovery=PARTUUID`: the recovery partition GRUB booted from. It identifies the disk.
+    pub recovery_partuuid: Option<String>,
+    /// `reflash.force`: a person asked at the machine, so an older release is allowed.
+    pub force: bool,
+}
+
+const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.url, reflash.channel, \
+     reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
+     reflash.vlan, reflash.proxy, reflash.system, reflash.data";
+
+impl Layer {
+    /// Parses one configuration file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Toml`] with line and key when the text is not a configuration.
+    pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|source| ConfigError::Toml {
+            origin: origin.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Takes every key that `later` sets.
+    #[must_use]
+    pub fn overridden_by(self, later: Self) -> Self {
+        Self {
+            release: ReleaseLayer {
+                urls: later.release.urls.or(self.release.urls),
+                channel: later.release.channel.or(self.release.channel),
+            },
+            machine: MachineLayer {
+                product: later.machine.product.or(self.machine.product),
+                hardware: later.machine.hardware.or(self.machine.hardware),
+                hostname: later.machine.hostname.or(self.machine.hostname),
+            },
+            network: NetworkLayer {
+                interface: later.network.interface.or(self.network.interface),
+                address: later.network.address.or(self.network.address),
+                gateway: later.network.gateway.or(self.network.gateway),
+                dns: later.network.dns.or(self.network.dns),
+                vlan: later.network.vlan.or(self.network.vlan),
+                proxy: later.network.proxy.or(self.network.proxy),
+                ca_file: later.network.ca_file.or(self.network.ca_file),
+                connect_timeout_s: later.network.connect_timeout_s.or(self.network.connect_timeout_s),
+                stall_timeout_s: later.network.stall_timeout_s.or(self.network.stall_timeout_s),
+            },
+            boot: BootLayer { tries: later.boot.tries.or(self.boot.tries) },
+        }
+    }
+
+    /// Reads the `reflash.` arguments of a kernel command line. Other arguments belong to the kernel and are ignored.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known, [`ConfigError::Value`] for one
+    /// whose value cannot be read.
+    pub fn from_kernel_command_line(line: &str) -> Result<(Self, BootArgs), ConfigError> {
+        let mut layer = Self::default();
+        let mut boot = BootArgs::default();
+        for argument in line.split_ascii_whitespace() {
+            let Some(setting) = argument.strip_prefix("reflash.") else { continue };
+            let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+            let text = || value.to_owned();
+            match key {
+                "reason" => boot.reason = Some(text()),
+                "recovery" => boot.recovery_partuuid = Some(value.to_ascii_lowercase()),
+                "force" => boot.force = true,
+                // For the system's own initramfs; here they only must not be refused.
+                "system" | "data" => {}
+                "url" => layer.release.urls = Some(value.split(',').map(str::to_owned).collect()),
+                "channel" => layer.release.channel = Some(text()),
+                "product" => layer.machine.product = Some(text()),
+                "hardware" => layer.machine.hardware = Some(text()),
+                "interface" => layer.network.interface = Some(text()),
+                "address" => layer.network.address = Some(text()),
+                "gateway" => {
+                    layer.network.gateway = Some(parsed("reflash.gateway", value, "an IPv4 address")?);
+                }
+                "dns" => {
+                    let servers: Result<_, _> =
+                        value.split(',').map(|one| parsed("reflash.dns", one, "IP addresses, comma separated")).collect();
+                    layer.network.dns = Some(servers?);
+                }
+                "vlan" => layer.network.vlan = Some(parsed("reflash.vlan", value, "a VLAN ID from 1 to 4094")?),
+                "proxy" => layer.network.proxy = Some(text()),
+                _ => return Err(ConfigError::UnknownArgument { argument: argument.to_owned() }),
+            }
+        }
+        Ok((layer, boot))
+    }
+}
+
+impl Config {
+    /// Checks the merged layers and fills in the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] or [`ConfigError::Value`] with the key at fault.
+    pub fn resolve(layer: Layer) -> Result<Self, ConfigError> {
+        let urls = layer.release.urls.unwrap_or_default();
+        if urls.is_empty() {
+            return Err(ConfigError::Missing { key: "release.urls" });
+        }
+        let urls = urls.into_iter().map(checked_url).collect::<Result<_, _>>()?;
+        let channel = layer.release.channel.unwrap_or_else(|| "stable".to_owned());
+        if !is_path_segment(&channel) {
+            return Err(value_error("release.channel", &channel, "letters, digits, '-', '_' and '.'"));
+        }
+        let boot_tries = layer.boot.tries.unwrap_or(3);
+        if !(1..=9).contains(&boot_tries) {
+            return Err(value_error("boot.tries", &boot_tries.to_string(), "a number from 1 to 9"));
+        }
+        Ok(Self {
+            urls,
+            channel,
+            product: layer.machine.product.ok_or(ConfigError::Missing { key: "machine.product" })?,
+            hardware: layer.machine.hardware,
+            hostname: layer.machine.hostname,
+            network: Network::resolve(layer.network)?,
+            boot_tries,
+        })
+    }
+}
+
+impl Network {
+    /// Checks the `[network]` section alone, for callers that need no release.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the key at fault.
+    pub fn resolve(layer: NetworkLayer) -> Result<Self, ConfigError> {
+        let interface = layer.interface.map(|text| match parse_mac(&text) {
+            Some(mac) => InterfaceSelector::Mac(mac),
+            None => InterfaceSelector::Name(text),
+        });
+        let address = layer.address.map(|text| static_address(&text, layer.gateway)).transpose()?;
+        if let (None, Some(gateway)) = (&address, layer.gateway) {
+            return Err(value_error("network.gateway", &gateway.to_string(), "network.address beside it"));
+        }
+        if let Some(vlan) = layer.vlan
+            && !(1..=4094).contains(&vlan)
+        {
+            return Err(value_error("network.vlan", &vlan.to_string(), "a VLAN ID from 1 to 4094"));
+        }
+        Ok(Self {
+            interface,
+            address,
+            dns: layer.dns.unwrap_or_default(),
+            vlan: layer.vlan,
+            proxy: layer.proxy.map(checked_proxy).transpose()?,
+            ca_file: layer.ca_file,
+            connect_timeout: seconds("network.connect_timeout_s", layer.connect_timeout_s, 15)?,
+            stall_timeout: seconds("network.stall_timeout_s", layer.stall_timeout_s, 30)?,
+        })
+    }
+}
+
+fn value_error(key: &'static str, value: &str, expected: &'static str) -> ConfigError {
+    ConfigError::Value { key, value: value.to_owned(), expected }
+}
+
+fn parsed<T: std::str::FromStr>(key: &'static str, value: &str, expected: &'static str) -> Result<T, ConfigError> {
+    value.parse().map_err(|_| value_error(key, value, expected))
+}
+
+fn seconds(key: &'static str, value: Option<u64>, default: u64) -> Result<Duration, ConfigError> {
+    let value = value.unwrap_or(default);
+    if !(1..=3600).contains(&value) {
+        return Err(value_error(key, &value.to_string(), "seconds from 1 to 3600"));
+    }
+    Ok(Duration::from_secs(value))
+}
+
+fn checked_url(url: String) -> Result<String, ConfigError> {
+    let known = ["http://", "https://", "file:///"].iter().any(|scheme| url.starts_with(scheme) && url.len() > scheme.len());
+    if !known {
+        return Err(value_error("release.urls", &url, "http://…, https://… or file:///…"));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn checked_proxy(url: String) -> Result<String, ConfigError> {
+    if !url.starts_with("http://") {
+        return Err(value_error("network.proxy", &url, "http://[user:password@]host:port"));
+    }
+    Ok(url)
+}
+
+/// Whether the text can be one directory name of a URL without escaping.
+pub fn is_path_segment(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('.')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn static_address(text: &str, gateway: Option<Ipv4Addr>) -> Result<StaticAddress, ConfigError> {
+    let error = || value_error("network.address", text, "ADDRESS/PREFIX such as 192.0.2.7/24");
+    let (address, prefix) = text.split_once('/').ok_or_else(error)?;
+    let prefix_len: u8 = prefix.parse().map_err(|_| error())?;
+    if prefix_len > 32 {
+        return Err(error());
+    }
+    Ok(StaticAddress { address: address.parse().map_err(|_| error())?, prefix_len, gateway })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BootArgs, Config, InterfaceSelector, Layer};
+
+    const MINIMAL: &str = "[release]\nurls = ['http://a.example/r/']\n[machine]\nproduct = 'demo'\n";
+
+    fn chain(error: &dyn std::error::Error) -> String {
+        std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let config = Config::resolve(Layer::parse("test", MINIMAL).unwrap()).unwrap();
+        assert_eq!(config.urls, ["http://a.example/r"]);
+        assert_eq!((config.channel.as_str(), config.boot_tries), ("stable", 3));
+        assert_eq!(config.network.stall_timeout.as_secs(), 30);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_name_and_line() {
+        let error = Layer::parse("reflash.toml", "[network]\nvlam = 3\n").unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains("reflash.toml") && text.contains("vlam") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn the_command_line_overrides_the_file() {
+        let line = "quiet root=x reflash.url=https://b.example,https://c.example reflash.reason=tries \
+                    reflash.recovery=ABCD reflash.interface=52:54:00:12:34:56 reflash.address=192.0.2.7/24 \
+                    reflash.gateway=192.0.2.1";
+        let (over, boot) = Layer::from_kernel_command_line(line).unwrap();
+        let config = Config::resolve(Layer::parse("test", MINIMAL).unwrap().overridden_by(over)).unwrap();
+        assert_eq!(config.urls, ["https://b.example", "https://c.example"]);
+        assert_eq!(config.product, "demo");
+        assert_eq!(config.network.interface, Some(InterfaceSelector::Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
+        let address = config.network.address.unwrap();
+        assert_eq!((address.prefix_len, address.gateway), (24, Some([192, 0, 2, 1].into())));
+        assert_eq!(
+            boot,
+            BootArgs { reason: Some("tries".into()), recovery_partuuid: Some("abcd".into()), force: false }
+        );
+    }
+
+    #[test]
+    fn wrong_values_name_the_key() {
+        for (text, key) in [
+            ("[machine]\nproduct='x'", "release.urls"),
+            ("[release]\nurls=['http://a']", "machine.product"),
+            ("[release]\nurls=['ftp://a']\n[machine]\nproduct='x'", "release.urls"),
+            ("[release]\nurls=['http://a']\nchannel='../x'\n[machine]\nproduct='x'", "release.channel"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\ntries=0", "boot.tries"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\nvlan=4095", "network.vlan"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\naddress='192.0.2.1'", "network.address"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\ngateway='192.0.2.1'", "network.gateway"),
+        ] {
+            let error = Config::resolve(Layer::parse("test", text).unwrap()).unwrap_err();
+            assert!(error.to_string().contains(key), "{text}: {error}");
+        }
+        assert!(Layer::from_kernel_command_line("reflash.urll=x").is_err());
+    }
+}

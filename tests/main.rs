@@ -1,0 +1,1 @@
+//! Stories that need more than one module: one file per story.

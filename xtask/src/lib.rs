@@ -1,0 +1,4 @@
+//! Builds everything reflash ships, and runs it in virtual machines.
+
+pub mod paths;
+pub mod step;

@@ -1,0 +1,100 @@
+//! How the builder talks: every long step has a name, shows that it is alive and ends with its duration; the output
+//! of a tool goes to a log and is shown, with the step's name, only when the tool fails.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Paths;
+
+/// Lines of a failing tool's output that are shown.
+const SHOWN_LINES: usize = 40;
+
+/// Runs one named step and prints how long it took.
+///
+/// # Errors
+/// Whatever `work` returns, with the step's name in front.
+pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    if std::io::stderr().is_terminal() {
+        eprint!("  {name} ...\r");
+        let _ = std::io::stderr().flush();
+    } else {
+        eprintln!("  {name} ...");
+    }
+    let result = work();
+    let seconds = started.elapsed().as_secs_f32();
+    match &result {
+        Ok(_) => eprintln!("  {name}: done in {seconds:.1} s"),
+        Err(_) => eprintln!("  {name}: FAILED after {seconds:.1} s"),
+    }
+    result.with_context(|| name.to_owned())
+}
+
+/// Says that a step had nothing to do.
+pub fn unchanged(name: &str) {
+    eprintln!("  {name}: unchanged");
+}
+
+/// Says where a result is.
+pub fn produced(what: &str, path: &std::path::Path) {
+    eprintln!("  {what}: {}", path.display());
+}
+
+/// Runs a tool to its end with its output in `target/work/logs/NAME.log`.
+///
+/// # Errors
+/// When the tool cannot be started or fails: its command line and the end of its output.
+pub fn run(name: &str, command: &mut Command) -> Result<()> {
+    let (log, path) = log_file(name)?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()
+        .with_context(|| format!("start {}", line_of(command)))?;
+    if status.success() {
+        return Ok(());
+    }
+    let output = std::fs::read(&path).unwrap_or_default();
+    let output = String::from_utf8_lossy(&output);
+    let lines: Vec<&str> = output.lines().collect();
+    let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n    ");
+    bail!("{} ended with {status}; whole output in {}; its end:\n    {shown}", line_of(command), path.display())
+}
+
+/// Runs a tool and returns what it printed on standard output.
+///
+/// # Errors
+/// When the tool cannot be started or fails: its command line and its standard error.
+pub fn output(command: &mut Command) -> Result<String> {
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
+    if !out.status.success() {
+        bail!("{} ended with {}:\n{}", line_of(command), out.status, String::from_utf8_lossy(&out.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Seconds with one decimal, for people.
+#[must_use]
+pub fn human(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f32())
+}
+
+fn log_file(name: &str) -> Result<(File, PathBuf)> {
+    let directory = Paths::of_checkout().work().join("logs");
+    std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let path = directory.join(format!("{safe}.log"));
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    Ok((file, path))
+}
+
+fn line_of(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

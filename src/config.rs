@@ -193,10 +193,7 @@ impl Layer {
     /// # Errors
     /// [`ConfigError::Toml`] with line and key when the text is not a configuration.
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|source| ConfigError::Toml {
-            origin: origin.to_owned(),
-            source: Box::new(source),
-        })
+        toml::from_str(text).map_err(|source| ConfigError::Toml { origin: origin.to_owned(), source: Box::new(source) })
     }
 
     /// Takes every key that `later` sets.
@@ -255,8 +252,10 @@ impl Layer {
                     layer.network.gateway = Some(parsed("reflash.gateway", value, "an IPv4 address")?);
                 }
                 "dns" => {
-                    let servers: Result<_, _> =
-                        value.split(',').map(|one| parsed("reflash.dns", one, "IP addresses, comma separated")).collect();
+                    let servers: Result<_, _> = value
+                        .split(',')
+                        .map(|one| parsed("reflash.dns", one, "IP addresses, comma separated"))
+                        .collect();
                     layer.network.dns = Some(servers?);
                 }
                 "vlan" => layer.network.vlan = Some(parsed("reflash.vlan", value, "a VLAN ID from 1 to 4094")?),
@@ -348,7 +347,8 @@ fn seconds(key: &'static str, value: Option<u64>, default: u64) -> Result<Durati
 }
 
 fn checked_url(url: String) -> Result<String, ConfigError> {
-    let known = ["http://", "https://", "file:///"].iter().any(|scheme| url.starts_with(scheme) && url.len() > scheme.len());
+    let known =
+        ["http://", "https://", "file:///"].iter().any(|scheme| url.starts_with(scheme) && url.len() > scheme.len());
     if !known {
         return Err(value_error("release.urls", &url, "http://…, https://… or file:///…"));
     }

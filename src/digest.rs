@@ -1,0 +1,118 @@
+//! The digests that name and check content. Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Size of a block in the index, bytes. The block size of ext4 and the page size of the machines we run on.
+pub const BLOCK_SIZE_BYTES: usize = 4096;
+
+/// A full BLAKE3 digest: what trust rests on and what objects are named by. 64 lower-case hex digits as text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+/// XXH3-64 of one 4 KiB block: a hint where content may be found, never a proof of it.
+///
+/// XXH3 rather than a truncated BLAKE3: the partition is hashed once for these hints beside the full digests, and
+/// XXH3 costs a tenth. A collision, even one made on purpose, costs a fetch and never correctness.
+pub type BlockHash = u64;
+
+impl Digest {
+    /// Digest of `content`.
+    #[must_use]
+    pub fn of(content: &[u8]) -> Self {
+        Self(*blake3::hash(content).as_bytes())
+    }
+}
+
+/// The hint of one block.
+#[must_use]
+pub fn block_hash(block: &[u8]) -> BlockHash {
+    xxhash_rust::xxh3::xxh3_64(block)
+}
+
+/// Whether every byte is zero.
+#[must_use]
+pub fn is_zero(content: &[u8]) -> bool {
+    // Whole words, so that the compiler vectorises the loop.
+    let (chunks, rest) = content.as_chunks::<16>();
+    chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not 64 lower-case hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a digest: expected 64 lower-case hex digits")]
+pub struct NotADigest(String);
+
+impl FromStr for Digest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let error = || NotADigest(text.chars().take(80).collect());
+        let digits = text.as_bytes();
+        // Upper case is refused: the digest is also a file name, and one content must have one name.
+        if digits.len() != 64 || !digits.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(error());
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| error())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Digest, is_zero};
+
+    #[test]
+    fn text_form_is_blake3_hex_and_strict() {
+        // BLAKE3 of the empty input, from the official test vectors.
+        let text = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(Digest::of(b"").to_string(), text);
+        assert_eq!(text.parse::<Digest>().unwrap(), Digest::of(b""));
+        for wrong in ["", "af", &text.to_uppercase(), &text.replace('a', "g"), &format!("{text}0")] {
+            assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn zero_is_seen_at_every_position() {
+        for len in [0, 1, 15, 16, 17, 4096] {
+            let mut content = vec![0; len];
+            assert!(is_zero(&content));
+            for position in 0..len {
+                content[position] = 1;
+                assert!(!is_zero(&content), "{position} of {len}");
+                content[position] = 0;
+            }
+        }
+    }
+}

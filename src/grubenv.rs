@@ -1,0 +1,224 @@
+//! GRUB's environment block: the 512 bytes through which GRUB and this program talk. Pure.
+//!
+//! Format, from GRUB's `grub-core/lib/envblk.c` and its manual ("Environment block"): the line
+//! `# GRUB Environment Block\n`, then `NAME=VALUE\n` lines, then `#` up to the size. In a value a backslash and a
+//! line feed are preceded by a backslash. GRUB itself accepts any size; we write one sector, so that a write is
+//! atomic on every disk.
+//!
+//! Unknown variables are kept: they belong to whoever set them.
+
+/// Size of the block we write, bytes: one logical sector.
+pub const SIZE_BYTES: usize = 512;
+
+const SIGNATURE: &[u8] = b"# GRUB Environment Block\n";
+
+/// Names of the variables both sides use. `grub/README.md` documents who writes which.
+pub mod names {
+    /// Boots of the system left before GRUB falls back to recovery: one digit.
+    pub const TRIES: &str = "reflash_tries";
+    /// What `reflash good` sets [`TRIES`] to: one digit.
+    pub const MAX_TRIES: &str = "reflash_max_tries";
+    /// `1` once the running system called itself good, `0` from GRUB's start of it.
+    pub const BOOT_OK: &str = "reflash_boot_ok";
+    /// `1` from before the first changed byte of /system until it is verified.
+    pub const RECOVERING: &str = "reflash_recovering";
+    /// One-shot: the entry GRUB starts next time; GRUB clears it first.
+    pub const NEXT_ENTRY: &str = "next_entry";
+}
+
+/// The variables of an environment block, in file order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GrubEnv {
+    variables: Vec<(String, String)>,
+}
+
+/// Why bytes are not an environment block, or variables do not fit into one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GrubEnvError {
+    /// The signature line is missing: empty, zeroed or foreign content.
+    #[error("not a GRUB environment block: {size_bytes} bytes without the line \"# GRUB Environment Block\"")]
+    NoSignature {
+        /// Size of what was read.
+        size_bytes: usize,
+    },
+    /// The variables need more than the 512 bytes.
+    #[error(
+        "the GRUB environment is full: {needed_bytes} bytes needed, {SIZE_BYTES} there; remove a variable with `reflash env unset NAME`"
+    )]
+    Full {
+        /// Bytes the variables and the signature need.
+        needed_bytes: usize,
+    },
+    /// A name that GRUB's script language cannot name.
+    #[error("{name:?} is not a variable name: expected letters, digits and '_', not starting with a digit")]
+    Name {
+        /// The name.
+        name: String,
+    },
+}
+
+impl GrubEnv {
+    /// Reads a block as GRUB does: what is before a cut or damaged line counts, lines without `=` are skipped. Of a
+    /// name that stands twice the last counts, as it would after GRUB's `load_env`.
+    ///
+    /// # Errors
+    /// [`GrubEnvError::NoSignature`].
+    pub fn parse(block: &[u8]) -> Result<Self, GrubEnvError> {
+        let body = block.strip_prefix(SIGNATURE).ok_or(GrubEnvError::NoSignature { size_bytes: block.len() })?;
+        let mut env = Self::default();
+        let mut rest = body;
+        while let Some((line, after)) = split_line(rest) {
+            rest = after;
+            if line.starts_with(b"#") {
+                continue;
+            }
+            let unescaped = unescape(line);
+            let text = String::from_utf8_lossy(&unescaped);
+            if let Some((name, value)) = text.split_once('=')
+                && is_name(name)
+            {
+                env.replace(name, value);
+            }
+        }
+        Ok(env)
+    }
+
+    /// The 512 bytes to write.
+    ///
+    /// # Errors
+    /// [`GrubEnvError::Full`].
+    pub fn encode(&self) -> Result<[u8; SIZE_BYTES], GrubEnvError> {
+        let mut bytes = SIGNATURE.to_vec();
+        for (name, value) in &self.variables {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.push(b'=');
+            for byte in value.bytes() {
+                if matches!(byte, b'\\' | b'\n') {
+                    bytes.push(b'\\');
+                }
+                bytes.push(byte);
+            }
+            bytes.push(b'\n');
+        }
+        let needed_bytes = bytes.len();
+        bytes.resize(SIZE_BYTES.max(needed_bytes), b'#');
+        bytes.try_into().map_err(|_| GrubEnvError::Full { needed_bytes })
+    }
+
+    /// Value of a variable.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Sets a variable; whether all still fits is told by [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// [`GrubEnvError::Name`].
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), GrubEnvError> {
+        if !is_name(name) {
+            return Err(GrubEnvError::Name { name: name.to_owned() });
+        }
+        self.replace(name, value);
+        Ok(())
+    }
+
+    /// Removes a variable; says whether it was there.
+    pub fn unset(&mut self, name: &str) -> bool {
+        let before = self.variables.len();
+        self.variables.retain(|(known, _)| known != name);
+        before != self.variables.len()
+    }
+
+    /// All variables in file order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    fn replace(&mut self, name: &str, value: &str) {
+        match self.variables.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.variables.push((name.to_owned(), value.to_owned())),
+        }
+    }
+}
+
+/// The line up to an unescaped line feed, and what follows it. A last line without line feed is not a line: a cut
+/// write must not yield half a value.
+fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut escaped = false;
+    for (position, byte) in text.iter().enumerate() {
+        match byte {
+            b'\n' if !escaped => return Some((&text[..position], &text[position + 1..])),
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    None
+}
+
+fn unescape(line: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(line.len());
+    let mut bytes = line.iter();
+    while let Some(byte) = bytes.next() {
+        out.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
+    }
+    out
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GrubEnv, GrubEnvError, SIZE_BYTES};
+
+    fn env(pairs: &[(&str, &str)]) -> GrubEnv {
+        let mut env = GrubEnv::default();
+        for (name, value) in pairs {
+            env.set(name, value).unwrap();
+        }
+        env
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let written = env(&[("reflash_tries", "3"), ("odd", "a\\b\nc=d #e"), ("empty", "")]);
+        let block = written.encode().unwrap();
+        assert!(block.starts_with(b"# GRUB Environment Block\nreflash_tries=3\nodd=a\\\\b\\\nc=d #e\nempty=\n###"));
+        assert_eq!(GrubEnv::parse(&block).unwrap(), written);
+    }
+
+    #[test]
+    fn damaged_blocks_are_refused_or_read_up_to_the_damage() {
+        for wrong in [&b""[..], &[0; 512], b"# GRUB Environment Bloc", &[0xff; 512]] {
+            assert_eq!(GrubEnv::parse(wrong), Err(GrubEnvError::NoSignature { size_bytes: wrong.len() }));
+        }
+        let cut = b"# GRUB Environment Block\na=1\nb=2\nc=thr";
+        assert_eq!(GrubEnv::parse(cut).unwrap(), env(&[("a", "1"), ("b", "2")]));
+        let noise = b"# GRUB Environment Block\n\n===\n9a=1\nno equals\na=1\na=2\n# comment=1\n\xff\xfe=3\n";
+        assert_eq!(GrubEnv::parse(noise).unwrap(), env(&[("a", "2")]));
+    }
+
+    #[test]
+    fn a_full_block_is_an_error_and_the_last_byte_can_be_used() {
+        let fixed = "# GRUB Environment Block\nx=\n".len();
+        let mut full = env(&[("x", &"y".repeat(SIZE_BYTES - fixed))]);
+        assert_eq!(GrubEnv::parse(&full.encode().unwrap()).unwrap(), full);
+        full.set("z", "").unwrap();
+        assert_eq!(full.encode(), Err(GrubEnvError::Full { needed_bytes: SIZE_BYTES + 3 }));
+    }
+
+    #[test]
+    fn unset_and_names() {
+        let mut one = env(&[("a", "1"), ("b", "2")]);
+        assert!(one.unset("a") && !one.unset("a"));
+        assert_eq!((one.get("a"), one.get("b")), (None, Some("2")));
+        for wrong in ["", "9a", "a b", "a=b", "ä", "a-b"] {
+            assert!(one.set(wrong, "").is_err(), "{wrong}");
+        }
+    }
+}

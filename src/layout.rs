@@ -1,0 +1,256 @@
+//! The partition layout as data: what a product's disk looks like, and where each partition then lies. Pure.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Partitions begin and end on this boundary, bytes: a multiple of every erase block and sector size in use.
+pub const ALIGNMENT_BYTES: u64 = 1024 * 1024;
+
+/// Kind of partition table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Table {
+    /// GUID partition table.
+    Gpt,
+    /// MBR, at most four primary partitions.
+    Mbr,
+}
+
+/// What a partition is for; decides its type GUID and who may write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// GRUB's core.img on BIOS machines with GPT.
+    BiosBoot,
+    /// EFI system partition.
+    Esp,
+    /// grubenv, installed manifest and index, event log.
+    State,
+    /// Kernel, initramfs, GRUB's script, configuration, keys.
+    Recovery,
+    /// The release.
+    System,
+    /// `/var` and the changes to `/etc`.
+    Data,
+}
+
+/// Size of a partition: `"64MiB"`, `"2GiB"`, `"30%"` of the disk, or `"rest"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// Mebibytes.
+    Mib(u64),
+    /// Hundredths of the usable disk, 1 to 99.
+    Percent(u8),
+    /// What the others leave; at most one partition.
+    Rest,
+}
+
+/// One partition of a layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Partition {
+    /// Name in the table: 1 to 36 ASCII letters, digits, `-` and `_`.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// How large it is.
+    pub size: Size,
+}
+
+/// A layout, partitions in table order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Kind of table.
+    pub table: Table,
+    /// The partitions; their numbers are their positions, from 1.
+    pub partitions: Vec<Partition>,
+}
+
+/// Where a partition lies on a disk of known size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Number in the table, from 1.
+    pub number: u32,
+    /// The partition.
+    pub partition: Partition,
+    /// First byte on the disk; aligned.
+    pub offset_bytes: u64,
+    /// Size, bytes; a multiple of [`ALIGNMENT_BYTES`].
+    pub size_bytes: u64,
+}
+
+/// Why a layout cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Wrong whatever the disk.
+    #[error("the layout is wrong: {0}")]
+    Invalid(String),
+    /// The disk cannot hold it.
+    #[error("the layout needs {needed_mib} MiB and the disk has {disk_mib} MiB; use a larger disk or a smaller layout")]
+    DiskTooSmall {
+        /// Mebibytes the fixed parts, the table and at least 1 MiB for `rest` need.
+        needed_mib: u64,
+        /// Mebibytes there are.
+        disk_mib: u64,
+    },
+}
+
+impl Layout {
+    /// Places the partitions on a disk of `disk_bytes`: the first at 1 MiB, the last MiB left for the backup table.
+    ///
+    /// # Errors
+    /// [`LayoutError`], before anything is written.
+    pub fn place(&self, disk_bytes: u64) -> Result<Vec<Placed>, LayoutError> {
+        self.check()?;
+        let disk_mib = disk_bytes / ALIGNMENT_BYTES;
+        let usable_mib = disk_mib.saturating_sub(2);
+        let fixed_mib = |size: Size| match size {
+            Size::Mib(mib) => mib,
+            Size::Percent(percent) => usable_mib * u64::from(percent) / 100,
+            Size::Rest => 0,
+        };
+        let fixed_sum = self.partitions.iter().map(|p| fixed_mib(p.size)).fold(0, u64::saturating_add);
+        let has_rest = self.partitions.iter().any(|p| p.size == Size::Rest);
+        let needed_mib = fixed_sum.saturating_add(2).saturating_add(u64::from(has_rest));
+        if needed_mib > disk_mib {
+            return Err(LayoutError::DiskTooSmall { needed_mib, disk_mib });
+        }
+        let mut next_mib = 1;
+        let mut placed = Vec::new();
+        for (number, partition) in (1..).zip(&self.partitions) {
+            let size_mib = match partition.size {
+                Size::Rest => usable_mib - fixed_sum,
+                size => fixed_mib(size),
+            };
+            placed.push(Placed {
+                number,
+                partition: partition.clone(),
+                offset_bytes: next_mib * ALIGNMENT_BYTES,
+                size_bytes: size_mib * ALIGNMENT_BYTES,
+            });
+            next_mib += size_mib;
+        }
+        Ok(placed)
+    }
+
+    fn check(&self) -> Result<(), LayoutError> {
+        let invalid = |text: String| Err(LayoutError::Invalid(text));
+        if self.table == Table::Mbr && self.partitions.len() > 4 {
+            return invalid(format!("{} partitions, and an MBR holds 4", self.partitions.len()));
+        }
+        if self.partitions.iter().filter(|p| p.size == Size::Rest).count() > 1 {
+            return invalid("two partitions take the rest of the disk".to_owned());
+        }
+        for (position, partition) in self.partitions.iter().enumerate() {
+            let name = &partition.name;
+            let clean = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            if name.is_empty() || name.len() > 36 || !clean {
+                return invalid(format!("{name:?} is not a partition name: 1 to 36 letters, digits, '-' and '_'"));
+            }
+            if self.partitions[..position].iter().any(|other| other.name == *name) {
+                return invalid(format!("two partitions are named {name:?}"));
+            }
+            if matches!(partition.size, Size::Mib(0) | Size::Percent(0) | Size::Percent(100..)) {
+                return invalid(format!("partition {name:?} has no valid size"));
+            }
+        }
+        for needed in [Role::State, Role::Recovery, Role::System, Role::Data] {
+            if self.partitions.iter().filter(|p| p.role == needed).count() != 1 {
+                return invalid(format!("it needs exactly one partition with the role {needed:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::str::FromStr for Size {
+    type Err = LayoutError;
+
+    fn from_str(text: &str) -> Result<Self, LayoutError> {
+        let number = |digits: &str| digits.parse::<u64>().ok();
+        let size = if text == "rest" {
+            Some(Self::Rest)
+        } else if let Some(digits) = text.strip_suffix("MiB") {
+            number(digits).map(Self::Mib)
+        } else if let Some(digits) = text.strip_suffix("GiB") {
+            number(digits).and_then(|gib| gib.checked_mul(1024)).map(Self::Mib)
+        } else {
+            text.strip_suffix('%').and_then(|digits| digits.parse().ok()).map(Self::Percent)
+        };
+        size.ok_or_else(|| LayoutError::Invalid(format!("{text:?} is not a size: expected 64MiB, 2GiB, 30% or rest")))
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mib(mib) => write!(f, "{mib}MiB"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+            Self::Rest => write!(f, "rest"),
+        }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Layout, LayoutError};
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn layout(system: &str, data: &str) -> Layout {
+        serde_json::from_value(serde_json::json!({ "table": "gpt", "partitions": [
+            { "name": "biosboot", "role": "biosboot", "size": "1MiB" },
+            { "name": "state", "role": "state", "size": "64MiB" },
+            { "name": "recovery", "role": "recovery", "size": "256MiB" },
+            { "name": "system", "role": "system", "size": system },
+            { "name": "data", "role": "data", "size": data },
+        ]}))
+        .unwrap()
+    }
+
+    #[test]
+    fn partitions_follow_each_other_and_the_last_takes_the_rest() {
+        let placed = layout("2GiB", "rest").place(4096 * MIB + 5).unwrap();
+        let mib: Vec<_> = placed.iter().map(|p| (p.number, p.offset_bytes / MIB, p.size_bytes / MIB)).collect();
+        assert_eq!(mib, [(1, 1, 1), (2, 2, 64), (3, 66, 256), (4, 322, 2048), (5, 2370, 1725)]);
+    }
+
+    #[test]
+    fn shares_are_of_the_usable_disk() {
+        let placed = layout("50%", "rest").place(1002 * MIB).unwrap();
+        assert_eq!((placed[3].size_bytes / MIB, placed[4].size_bytes / MIB), (500, 179));
+    }
+
+    #[test]
+    fn a_small_disk_is_refused_with_both_sizes() {
+        let error = layout("2GiB", "rest").place(2000 * MIB).unwrap_err();
+        assert_eq!(error, LayoutError::DiskTooSmall { needed_mib: 2372, disk_mib: 2000 });
+        assert!(layout("2GiB", "rest").place(2372 * MIB).is_ok());
+        assert!(layout("70%", "70%").place(5000 * MIB).is_err());
+    }
+
+    #[test]
+    fn wrong_layouts_are_refused() {
+        assert!(layout("rest", "rest").place(5000 * MIB).is_err());
+        assert!(layout("0MiB", "rest").place(5000 * MIB).is_err());
+        let mut twice = layout("1GiB", "rest");
+        twice.partitions[4].name = "system".into();
+        assert!(twice.place(5000 * MIB).unwrap_err().to_string().contains("two partitions"));
+        let mut without = layout("1GiB", "rest");
+        without.partitions.pop();
+        assert!(without.place(5000 * MIB).unwrap_err().to_string().contains("Data"));
+        assert!("64MB".parse::<super::Size>().is_err() && "-1MiB".parse::<super::Size>().is_err());
+    }
+}

@@ -1,0 +1,134 @@
+//! Where bytes come from: mirrors over HTTP, or a directory. Nothing here is trusted; callers check every byte.
+//!
+//! A [`Source`] is one copy of the release tree. [`Mirrors`] is several copies behind the same trait, with everything
+//! that makes a bad network usable: order and memory, resume in the middle, back-off, and other copies when bytes turn
+//! out wrong. Ranges stream through a sink in bounded memory; nothing here ever holds more than a buffer of a pack.
+
+mod answer;
+mod backoff;
+mod classify;
+mod connect;
+mod directory;
+mod error;
+mod http;
+mod mirrors;
+mod pace;
+mod tls;
+mod url;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use backoff::backoff;
+pub use directory::Directory;
+pub use error::{FetchError, Kind, chain};
+pub use http::Http;
+pub use mirrors::{Mirrors, Patience, Retry};
+pub use tls::{Clock, ReadClock, SetClock};
+pub use url::redacted;
+
+use crate::config;
+
+/// How a sink ends a transfer early.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The receiving side failed. The transfer is given up.
+    #[error("the received bytes could not be taken")]
+    Local(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The bytes do not have the digest they should have. [`Mirrors`] marks the source that sent them and sends the
+    /// object again from offset `from`, if possible from another source; the sink must be ready for that.
+    #[error("wrong bytes from offset {from} on: {reason}")]
+    Wrong {
+        /// Offset in the object, inside the requested range and not behind what was delivered.
+        from: u64,
+        /// What was expected and found, for the message.
+        reason: String,
+    },
+}
+
+/// Takes the bytes of a range in order, piece by piece.
+pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), SinkError>;
+
+/// Looks at whole small objects before they are returned; the text says why they are refused.
+pub type Check<'a> = &'a mut dyn FnMut(&[Vec<u8>]) -> Result<(), String>;
+
+/// One copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
+pub trait Source: Send + Sync {
+    /// What the console calls it: the base URL without credentials.
+    fn describe(&self) -> String;
+
+    /// Fetches a few small objects, all from the same copy, so that a manifest and its signature belong together even
+    /// while a mirror is being updated, and returns them once `check` accepted them. Each comes with the most bytes it
+    /// may have.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] when `check` refused them, [`Kind::Protocol`] when one is too large, else what the transfer
+    /// met.
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError>;
+
+    /// Streams bytes `range` of an object to `sink`, in order, each exactly once except after [`SinkError::Wrong`].
+    ///
+    /// # Errors
+    /// [`Kind::Local`] when the sink failed, [`Kind::Corrupt`] when it refused the bytes, else what the transfer met.
+    /// What was delivered before the error stays delivered.
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError>;
+
+    /// One small object that the caller checks later, or not at all.
+    ///
+    /// # Errors
+    /// As [`Source::get_checked`].
+    fn get_small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
+        let mut all = self.get_checked(&[(path, limit_bytes)], &mut |_| Ok(()))?;
+        all.pop().ok_or_else(|| FetchError::new(Kind::Local, path, "nothing was returned"))
+    }
+}
+
+/// What all connections share.
+#[derive(Clone)]
+pub struct Options {
+    /// `http://[user:password@]host:port` of a proxy.
+    pub proxy: Option<String>,
+    /// PEM file with the only CA roots to trust; `None` means the bundled Mozilla roots.
+    pub ca_file: Option<PathBuf>,
+    /// Time to establish a connection, TLS included, and again the time to look up a name.
+    pub connect_timeout: Duration,
+    /// Time without a byte. It never limits a whole transfer: a slow link that is alive may take hours.
+    pub stall_timeout: Duration,
+    /// The clock certificates are checked against.
+    pub clock: Arc<Clock>,
+}
+
+impl Options {
+    /// The options of a configuration.
+    pub fn new(network: &config::Network, clock: Arc<Clock>) -> Self {
+        Self {
+            proxy: network.proxy.clone(),
+            ca_file: network.ca_file.as_ref().map(PathBuf::from),
+            connect_timeout: network.connect_timeout,
+            stall_timeout: network.stall_timeout,
+            clock,
+        }
+    }
+}
+
+/// One source for one base URL: `http://`, `https://` or `file:///`.
+///
+/// # Errors
+/// [`Kind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
+pub fn open(base: &str, options: &Options) -> Result<Box<dyn Source>, FetchError> {
+    if base.starts_with("file:") {
+        return Ok(Box::new(Directory::from_url(base)?));
+    }
+    Ok(Box::new(Http::new(base, options)?))
+}
+
+/// All base URLs of a configuration, in order.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_all(bases: &[String], options: &Options, patience: Patience) -> Result<Mirrors, FetchError> {
+    let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Mirrors::new(sources, patience))
+}

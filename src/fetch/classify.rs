@@ -1,0 +1,146 @@
+//! From what ureq, rustls and the kernel report to a [`FetchError`].
+
+use std::error::Error;
+use std::io;
+
+use ureq::Timeout;
+
+use super::connect::LookupError;
+use super::error::{FetchError, Kind};
+use super::tls::time_disagreement;
+use crate::clock::CertificateTime;
+
+/// The error of a request or of a read of its body.
+pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
+    if let Some(tls) = find::<rustls::Error>(&error) {
+        return from_tls(url, tls);
+    }
+    if let Some(lookup) = find::<LookupError>(&error) {
+        let problem = lookup.to_string();
+        let cause = lookup.source().map(ToString::to_string).unwrap_or_default();
+        return FetchError::new(Kind::Unreachable, url, problem).because(cause);
+    }
+    match &error {
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
+            FetchError::new(Kind::Unreachable, url, "no connection within the connect timeout")
+        }
+        ureq::Error::Timeout(_) => FetchError::new(Kind::Stalled, url, "no byte within the stall timeout"),
+        ureq::Error::Io(cause) => from_io(url, cause.kind()).because(error),
+        ureq::Error::HostNotFound => FetchError::new(Kind::Unreachable, url, "the host name has no address"),
+        ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => {
+            FetchError::new(Kind::Unreachable, url, "no connection").because(error)
+        }
+        ureq::Error::Tls(_) | ureq::Error::TlsRequired => {
+            FetchError::new(Kind::Tls, url, "no trusted connection").because(error)
+        }
+        ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl => {
+            FetchError::new(Kind::Settings, url, "the URL cannot be used")
+        }
+        ureq::Error::BodyStalled => FetchError::new(Kind::Broken, url, "the connection ended"),
+        _ => FetchError::new(Kind::Protocol, url, "the answer is not HTTP").because(error),
+    }
+}
+
+/// The error of a read of the body, which ureq wraps once more.
+pub(super) fn classified_read(url: &str, error: io::Error) -> FetchError {
+    // The conversion takes a ureq error out of the io::Error it was wrapped in.
+    classified(url, ureq::Error::from(error))
+}
+
+fn from_io(url: &str, kind: io::ErrorKind) -> FetchError {
+    match kind {
+        io::ErrorKind::ConnectionRefused => FetchError::new(Kind::Unreachable, url, "the port is closed"),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
+            FetchError::new(Kind::Unreachable, url, "there is no route")
+        }
+        io::ErrorKind::AddrNotAvailable => FetchError::new(Kind::Unreachable, url, "no address to connect from"),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FetchError::new(Kind::Stalled, url, "no answer"),
+        _ => FetchError::new(Kind::Broken, url, "the connection broke"),
+    }
+}
+
+fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
+    let Some((now, why)) = time_disagreement(error) else {
+        let problem = "no trusted connection (network.ca_file decides which authorities are trusted)";
+        return FetchError::new(Kind::Tls, url, problem).because(error.clone());
+    };
+    let (not_before, not_after, problem) = match why {
+        CertificateTime::NotYetValid { not_before } => {
+            let problem = format!("the certificate is valid from {not_before}, this machine's clock says {now}");
+            (Some(not_before), None, problem)
+        }
+        CertificateTime::Expired { not_after } => {
+            let problem = format!("the certificate was valid until {not_after}, this machine's clock says {now}");
+            (None, Some(not_after), problem)
+        }
+    };
+    let problem = format!("{problem} (seconds since 1970)");
+    FetchError::new(Kind::TlsTime { now, not_before, not_after }, url, problem)
+}
+
+/// Looks for a cause of one type through every kind of wrapping on the way: `source()` skips what is directly inside
+/// an `io::Error`, and ureq's error names no source at all.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    if let Some(found) = error.downcast_ref::<T>() {
+        return Some(found);
+    }
+    if let Some(io) = error.downcast_ref::<io::Error>()
+        && let Some(inner) = io.get_ref()
+    {
+        return find(inner);
+    }
+    match error.downcast_ref::<ureq::Error>() {
+        Some(ureq::Error::Io(io)) => return find(io),
+        Some(ureq::Error::Other(inner)) => return find(&**inner),
+        _ => {}
+    }
+    error.source().and_then(find)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
+    use super::{classified, classified_read};
+    use crate::fetch::Kind;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_certificate_error_is_found_through_any_wrapping() {
+        let error = || rustls::Error::from(CertificateError::NotValidYetContext { time: at(5), not_before: at(9) });
+        let expected = Kind::TlsTime { now: 5, not_before: Some(9), not_after: None };
+        let once = io::Error::new(io::ErrorKind::InvalidData, error());
+        assert_eq!(classified("u", ureq::Error::Io(once)).kind(), expected);
+        let twice = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error()));
+        assert_eq!(classified("u", ureq::Error::Io(twice)).kind(), expected);
+        let wrapped = ureq::Error::Other(Box::new(ureq::Error::Io(io::Error::other(error()))));
+        assert_eq!(classified_read("u", wrapped.into_io()).kind(), expected);
+    }
+
+    #[test]
+    fn timeouts_are_told_apart() {
+        let connect = ureq::Error::Timeout(ureq::Timeout::Connect);
+        assert_eq!(classified("u", connect).kind(), Kind::Unreachable);
+        let read = ureq::Error::Timeout(ureq::Timeout::PerRead).into_io();
+        assert_eq!(classified_read("u", read).kind(), Kind::Stalled);
+    }
+
+    #[test]
+    fn closed_ports_and_broken_connections_are_told_apart() {
+        for (kind, expected) in [
+            (io::ErrorKind::ConnectionRefused, Kind::Unreachable),
+            (io::ErrorKind::NetworkUnreachable, Kind::Unreachable),
+            (io::ErrorKind::ConnectionReset, Kind::Broken),
+            (io::ErrorKind::UnexpectedEof, Kind::Broken),
+        ] {
+            assert_eq!(classified("u", ureq::Error::Io(kind.into())).kind(), expected, "{kind:?}");
+        }
+    }
+}

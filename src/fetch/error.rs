@@ -1,0 +1,213 @@
+//! Why a transfer failed, in terms the caller can act on.
+
+use std::error::Error;
+use std::time::Duration;
+
+use super::url::redacted;
+
+/// What went wrong, and so what can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The source answered and does not have it (HTTP 404 or 410, no such file). Another source may.
+    Missing,
+    /// The server answered with this HTTP status instead of the object. 5xx, 408, 425 and 429 can pass by themselves,
+    /// the others need somebody to change something.
+    Refused(u16),
+    /// No connection: no route, no answer, no such host, port closed, directory not mounted. Can pass.
+    Unreachable,
+    /// Connected, but no byte, or next to none, for the whole stall timeout. Can pass; the transfer is resumed.
+    Stalled,
+    /// The connection ended, or the medium failed, before the last byte. Can pass; the transfer is resumed.
+    Broken,
+    /// No trusted TLS connection: unknown CA, wrong name, no common protocol. Trying again does not help.
+    Tls,
+    /// The certificate is not valid at what this machine takes for the time, and the clock may not or cannot be moved
+    /// any further. All are seconds since 1970.
+    TlsTime {
+        /// The machine's time.
+        now: u64,
+        /// Start of validity, when that is what is violated.
+        not_before: Option<u64>,
+        /// End of validity, when that is what is violated.
+        not_after: Option<u64>,
+    },
+    /// The server answered against HTTP or against the request: other range, other length, compressed, redirect loop.
+    /// A broken proxy or cache can heal, so it is asked again, but only a few times.
+    Protocol,
+    /// The bytes arrived and the caller's digest or signature refused them. Asked again elsewhere, or a few times.
+    Corrupt,
+    /// The receiving side failed (disk, memory, a limit); no other source would help.
+    Local,
+    /// The configuration cannot be used: base URL, proxy or CA file.
+    Settings,
+}
+
+/// A transfer that failed. `Display` has the URL, without credentials, and the quantities; causes are in the chain.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {}{}{}", .details.url, .details.problem, after(.details.progress), tried(.details.attempts))]
+pub struct FetchError {
+    details: Box<Details>,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// Boxed, as a `Result` is as large as its error.
+#[derive(Debug)]
+struct Details {
+    kind: Kind,
+    url: String,
+    problem: String,
+    progress: Option<(u64, u64)>,
+    retry_after: Option<Duration>,
+    attempts: u32,
+}
+
+fn after(progress: Option<(u64, u64)>) -> String {
+    progress.map(|(got, wanted)| format!(" after {got} of {wanted} bytes")).unwrap_or_default()
+}
+
+fn tried(attempts: u32) -> String {
+    if attempts > 1 { format!(", given up after {attempts} attempts") } else { String::new() }
+}
+
+impl FetchError {
+    /// An error about `url`, which is stripped of credentials here so that no message can leak them.
+    pub fn new(kind: Kind, url: &str, problem: impl Into<String>) -> Self {
+        let (url, problem) = (redacted(url), problem.into());
+        let details = Details { kind, url, problem, progress: None, retry_after: None, attempts: 1 };
+        Self { details: Box::new(details), source: None }
+    }
+
+    /// With the cause that belongs to a lower layer.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// With how far the transfer had come. Without effect for a transfer that never started.
+    #[must_use]
+    pub fn after(mut self, got: u64, wanted: u64) -> Self {
+        self.details.progress = Some((got, wanted));
+        self
+    }
+
+    /// With the pause the server asked for.
+    #[must_use]
+    pub(super) fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.details.retry_after = wait;
+        self
+    }
+
+    /// With the proxy the connection was to go through.
+    #[must_use]
+    pub(super) fn through(mut self, proxy: &str) -> Self {
+        self.details.problem = format!("{} (through proxy {proxy})", self.details.problem);
+        self
+    }
+
+    /// With how often it was tried, when that was more than once.
+    #[must_use]
+    pub(super) fn given_up(mut self, attempts: u32) -> Self {
+        self.details.attempts = attempts;
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.details.kind
+    }
+
+    /// The URL, without credentials.
+    pub fn url(&self) -> &str {
+        &self.details.url
+    }
+
+    /// The pause the server asked for, already capped.
+    pub fn asked_to_wait(&self) -> Option<Duration> {
+        self.details.retry_after
+    }
+
+    /// Whether asking the same source again later can help without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self.details.kind {
+            Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
+            Kind::Unreachable | Kind::Stalled | Kind::Broken | Kind::Protocol | Kind::Corrupt => true,
+            Kind::Missing | Kind::Tls | Kind::TlsTime { .. } | Kind::Local | Kind::Settings => false,
+        }
+    }
+
+    /// The error and its causes on one line, for the console and for lists of several errors.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+
+    /// One error for several sources: the kind that leaves most hope, and every source's own words.
+    pub(super) fn summary(path: &str, mut errors: Vec<Self>) -> Option<Self> {
+        if errors.len() < 2 {
+            return errors.pop();
+        }
+        let lead = errors.iter().find(|error| error.is_retryable()).or_else(|| {
+            // "One mirror lacks it" says less than "the other one's certificate is not trusted".
+            errors.iter().find(|error| error.kind() != Kind::Missing).or(errors.first())
+        })?;
+        let all: Vec<String> = errors.iter().map(Self::chain).collect();
+        let problem = format!("none of {} sources could deliver it: {}", errors.len(), all.join("; "));
+        Some(Self::new(lead.kind(), path, problem).retry_after(lead.asked_to_wait()))
+    }
+}
+
+/// An error and its causes, joined with `: `. A cause that only repeats the text before it is left out.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FetchError, Kind};
+
+    #[test]
+    fn the_message_has_url_quantities_and_cause_but_no_credentials() {
+        let error = FetchError::new(Kind::Broken, "http://user:secret@h.example/objects/ab", "the connection ended")
+            .after(123_456, 500_000)
+            .because(std::io::Error::other("reset"));
+        assert_eq!(
+            error.chain(),
+            "http://h.example/objects/ab: the connection ended after 123456 of 500000 bytes: reset"
+        );
+    }
+
+    #[test]
+    fn only_what_can_pass_is_retryable() {
+        for (kind, retryable) in [
+            (Kind::Missing, false),
+            (Kind::Refused(403), false),
+            (Kind::Refused(429), true),
+            (Kind::Refused(501), false),
+            (Kind::Refused(503), true),
+            (Kind::Stalled, true),
+            (Kind::Tls, false),
+            (Kind::Corrupt, true),
+            (Kind::Local, false),
+        ] {
+            assert_eq!(FetchError::new(kind, "u", "p").is_retryable(), retryable, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_summary_takes_the_kind_that_leaves_most_hope() {
+        let errors =
+            vec![FetchError::new(Kind::Missing, "http://a/x", "404"), FetchError::new(Kind::Tls, "http://b/x", "CA")];
+        let error = FetchError::summary("x", errors).unwrap();
+        assert_eq!(error.kind(), Kind::Tls);
+        assert!(error.to_string().contains("http://a/x: 404; http://b/x: CA"), "{error}");
+    }
+}

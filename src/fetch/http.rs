@@ -1,0 +1,229 @@
+//! One mirror over HTTP or HTTPS: requests, and everything a server can answer wrongly.
+
+use std::io::Read;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::http::header::TRANSFER_ENCODING;
+use ureq::{Agent, Proxy};
+
+use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted_out};
+use super::classify::classified;
+use super::error::{FetchError, Kind};
+use super::pace::Pace;
+use super::{Check, Options, Sink, SinkError, Source, connect, tls, url};
+
+/// Enough for a load balancer that sends to a region that sends to a bucket.
+const MAX_REDIRECTS: usize = 5;
+/// A server without range support makes us read and drop what lies before the range. More than this is not worth it.
+const MAX_SKIP: u64 = 64 << 20;
+/// Read at once from the connection; also what is handed to the sink at most.
+const BUFFER: usize = 64 << 10;
+
+/// One base URL. Connections are kept alive and shared by all requests, from any thread.
+pub struct Http {
+    agent: Agent,
+    base: String,
+    stall_timeout: Duration,
+}
+
+impl Http {
+    /// A mirror at `base`, an `http://` or `https://` URL.
+    ///
+    /// # Errors
+    /// [`Kind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
+    pub fn new(base: &str, options: &Options) -> Result<Self, FetchError> {
+        let settings = |problem: &str| FetchError::new(Kind::Settings, base, problem);
+        let uri: Uri = base.parse().map_err(|_| settings("this is not a URL"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+            return Err(settings("this is not an http:// or https:// URL with a host"));
+        }
+        let proxy = match &options.proxy {
+            None => None,
+            Some(text) => {
+                let error = || FetchError::new(Kind::Settings, text, "this is not a proxy: expected http://host:port");
+                Some(Proxy::new(text).ok().filter(|_| text.starts_with("http://")).ok_or_else(error)?)
+            }
+        };
+        let config = Config::builder()
+            .http_status_as_error(false)
+            // Redirects are followed here, where leaving https can be refused.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            // Explicit, as ureq would otherwise look into the environment.
+            .proxy(proxy)
+            .user_agent(concat!("reflash/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_resolve(Some(options.connect_timeout))
+            .timeout_connect(Some(options.connect_timeout))
+            .timeout_send_request(Some(options.stall_timeout))
+            .timeout_recv_response(Some(options.stall_timeout))
+            // Per read, not for the body: a slow link that is alive must be able to finish.
+            .timeout_per_read(Some(options.stall_timeout))
+            // Well below the input buffer, so that an endless head is told from a broken connection.
+            .max_response_header_size(16 << 10)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(16 << 10)
+            .max_idle_connections(4)
+            .build();
+        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.clock))?;
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Self { agent: connect::agent(config, tls), base, stall_timeout: options.stall_timeout })
+    }
+
+    fn url(&self, path: &str) -> Result<String, FetchError> {
+        if !url::is_relative(path) {
+            return Err(FetchError::new(Kind::Local, &self.base, format!("{path:?} is not a path in a release")));
+        }
+        Ok(format!("{}/{path}", self.base))
+    }
+
+    /// Says which proxy was in the way, as it is the proxy that could not be reached and not the host in the URL.
+    fn no_answer(&self, url: &str, error: ureq::Error) -> FetchError {
+        let error = classified(url, error);
+        match self.agent.config().proxy() {
+            Some(proxy) if error.kind() == Kind::Unreachable => {
+                error.through(&format!("{}:{}", proxy.host(), proxy.port()))
+            }
+            _ => error,
+        }
+    }
+
+    fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<Answer, FetchError> {
+        let mut url = self.url(path)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.agent.get(&url);
+            if let Some(range) = range {
+                request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
+            }
+            let response = request.call().map_err(|error| self.no_answer(&url, error))?;
+            if !is_redirect(response.status()) {
+                return sorted_out(url, response);
+            }
+            url = redirected(&url, response.headers())?;
+        }
+        Err(FetchError::new(Kind::Protocol, &url, format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
+        let answer = self.request(path, None)?;
+        let Answer { url, status, body, .. } = answer;
+        if status != 200 {
+            return Err(FetchError::new(Kind::Protocol, &url, format!("status {status} instead of 200")));
+        }
+        let too_large = |size: String| {
+            FetchError::new(Kind::Protocol, &url, format!("{size} bytes, but at most {limit_bytes} are expected"))
+        };
+        if let Some(size) = body.content_length().filter(|size| *size > limit_bytes) {
+            return Err(too_large(size.to_string()));
+        }
+        let mut pace = Pace::new(self.stall_timeout);
+        let mut reader = body.into_reader();
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match pace.read(&url, &mut reader, &mut buffer)? {
+                0 => return Ok(bytes),
+                n if bytes.len() as u64 + n as u64 > limit_bytes => return Err(too_large("more".to_owned())),
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}
+
+impl Source for Http {
+    fn describe(&self) -> String {
+        url::redacted(&self.base)
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        let all = wanted.iter().map(|(path, limit)| self.small(path, *limit)).collect::<Result<Vec<_>, _>>()?;
+        let first = wanted.first().map_or("", |(path, _)| path);
+        check(&all).map_err(|why| FetchError::new(Kind::Corrupt, &format!("{}/{first}", self.base), why))?;
+        Ok(all)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let Answer { url, status, headers, body } = self.request(path, Some(&range))?;
+        let wanted = range.end - range.start;
+        let skip = match status {
+            206 => {
+                check_content_range(&url, &headers, &range)?;
+                0
+            }
+            // No range support, or none for this object: the whole object comes.
+            200 if range.start <= MAX_SKIP => range.start,
+            200 => {
+                let problem = format!("the server ignores ranges and {} bytes lie before the wanted ones", range.start);
+                return Err(FetchError::new(Kind::Protocol, &url, problem));
+            }
+            _ => {
+                let problem = format!("status {status} to a request for bytes {} to {}", range.start, range.end - 1);
+                return Err(FetchError::new(Kind::Protocol, &url, problem));
+            }
+        };
+        let promised = body.content_length();
+        let right_size = promised.is_none_or(|size| if status == 206 { size == wanted } else { size >= range.end });
+        if !right_size {
+            let expected = if status == 206 { wanted } else { range.end };
+            let problem = format!("{} bytes are announced where {expected} are expected", promised.unwrap_or_default());
+            return Err(FetchError::new(Kind::Protocol, &url, problem));
+        }
+        // Only then is it known where the body ends, and only a body read to its end frees the connection for reuse.
+        let delimited = status == 206 && (promised.is_some() || headers.contains_key(TRANSFER_ENCODING));
+        let mut reader = body.into_reader();
+        let mut pace = Pace::new(self.stall_timeout);
+        deliver(&url, &mut reader, &mut pace, skip, wanted, sink)?;
+        if delimited {
+            // A failure here costs nothing but the connection: all that was asked for is delivered.
+            let extra = reader.read(&mut [0; 1]).unwrap_or(0);
+            if extra > 0 {
+                return Err(FetchError::new(Kind::Protocol, &url, "more bytes than asked for").after(wanted, wanted));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Drops `skip` bytes, then hands `wanted` bytes to the sink.
+fn deliver(
+    url: &str,
+    reader: &mut dyn Read,
+    pace: &mut Pace,
+    skip: u64,
+    wanted: u64,
+    sink: Sink<'_>,
+) -> Result<(), FetchError> {
+    let mut buffer = vec![0; BUFFER];
+    let mut got = 0;
+    while got < skip + wanted {
+        let (done, of) = if got < skip { (got, skip) } else { (got - skip, wanted) };
+        let most = usize::try_from(of - done).unwrap_or(BUFFER).min(BUFFER);
+        let delivered = got.saturating_sub(skip);
+        let n = pace.read(url, reader, &mut buffer[..most]).map_err(|error| error.after(delivered, wanted))?;
+        if n == 0 {
+            return Err(FetchError::new(Kind::Broken, url, "the answer ended").after(delivered, wanted));
+        }
+        if got >= skip {
+            sink(&buffer[..n]).map_err(|error| refused_by_sink(url, error).after(delivered, wanted))?;
+        }
+        got += n as u64;
+    }
+    Ok(())
+}
+
+/// What a sink's refusal means for a transfer.
+pub(super) fn refused_by_sink(url: &str, error: SinkError) -> FetchError {
+    match error {
+        SinkError::Local(cause) => {
+            FetchError::new(Kind::Local, url, "the received bytes could not be taken").because(cause)
+        }
+        SinkError::Wrong { .. } => FetchError::new(Kind::Corrupt, url, error.to_string()),
+    }
+}

@@ -1,0 +1,301 @@
+//! Several copies of the release tree behind one [`Source`]: order, memory, resume, patience.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::backoff::backoff;
+use super::error::{FetchError, Kind};
+use super::{Check, Sink, SinkError, Source};
+
+/// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
+/// cheapest), but long enough not to run into the connect timeout of a dead one for every range.
+const MEMORY: Duration = Duration::from_secs(60);
+/// How often one source may answer wrongly for one object before it is not asked for it again in the same call. A
+/// broken cache can heal, but a wrong copy stays wrong.
+const MAX_STRIKES: u32 = 3;
+/// A transfer that came this much further starts counting rounds anew: the line is bad, not dead. Less does not
+/// count, or a server that cuts after every byte could hold us for ever.
+const PROGRESS: u64 = 64 << 10;
+
+/// How long to go on when all sources fail in ways that can pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Each source is asked this many times, with pauses between the rounds.
+    Rounds(u32),
+    /// Until it works or fails in a way that cannot pass.
+    Forever,
+}
+
+/// One failed attempt that will be followed by another, for the console.
+#[derive(Debug)]
+pub struct Retry<'a> {
+    /// Why it failed.
+    pub error: &'a FetchError,
+    /// The pause before the next attempt; zero when another source is asked at once.
+    pub wait: Duration,
+    /// The source asked next.
+    pub next: &'a str,
+}
+
+type OnRetry = Arc<dyn Fn(&Retry<'_>) + Send + Sync>;
+type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
+
+/// Several sources of the same tree, asked in order. Clones share what was learnt about the sources.
+#[derive(Clone)]
+pub struct Mirrors {
+    sources: Arc<[Box<dyn Source>]>,
+    memory: Arc<Mutex<Memory>>,
+    patience: Patience,
+    on_retry: OnRetry,
+    pause: Pause,
+    seed: u64,
+}
+
+/// What went wrong lately.
+#[derive(Default)]
+struct Memory {
+    /// By source: when it last failed, whatever the object.
+    failed: HashMap<usize, Instant>,
+    /// By source and object: when it lacked the object or sent wrong bytes.
+    unfit: HashMap<(usize, String), Instant>,
+}
+
+impl Memory {
+    /// The sources in the order in which to ask for `path`: the ones without a recent failure as configured, then the
+    /// others, the oldest failure first.
+    fn order(&mut self, path: &str, count: usize, now: Instant) -> Vec<usize> {
+        let recent = |when: &mut Instant| now.saturating_duration_since(*when) < MEMORY;
+        self.failed.retain(|_, when| recent(when));
+        self.unfit.retain(|_, when| recent(when));
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|index| {
+            (self.unfit.get(&(*index, path.to_owned())).copied(), self.failed.get(index).copied(), *index)
+        });
+        order
+    }
+
+    fn note(&mut self, index: usize, path: &str, kind: Kind, now: Instant) {
+        match kind {
+            Kind::Missing | Kind::Protocol | Kind::Corrupt => {
+                self.unfit.insert((index, path.to_owned()), now);
+            }
+            _ => {
+                self.failed.insert(index, now);
+            }
+        }
+    }
+}
+
+impl Mirrors {
+    /// Sources in order of preference. At least one, or every call fails.
+    pub fn new(sources: Vec<Box<dyn Source>>, patience: Patience) -> Self {
+        Self {
+            sources: sources.into(),
+            memory: Arc::default(),
+            patience,
+            on_retry: Arc::new(|_| ()),
+            pause: Arc::new(std::thread::sleep),
+            // The hasher's keys are random in every process, which is all that jitter needs.
+            seed: RandomState::new().build_hasher().finish(),
+        }
+    }
+
+    /// The same sources with another patience: a manifest that is only polled needs less than a transfer that has
+    /// begun.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Called after each failed attempt that is followed by another.
+    #[must_use]
+    pub fn on_retry(mut self, tell: impl Fn(&Retry<'_>) + Send + Sync + 'static) -> Self {
+        self.on_retry = Arc::new(tell);
+        self
+    }
+
+    /// Replaces sleeping, for a caller that has something to do meanwhile.
+    #[must_use]
+    pub fn pause_with(mut self, pause: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        self.pause = Arc::new(pause);
+        self
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the sources until one attempt succeeds. An attempt reports how far it is, so that progress can be told
+    /// from standing still.
+    fn insist<T>(
+        &self,
+        path: &str,
+        mut attempt: impl FnMut(&dyn Source) -> (u64, Result<T, FetchError>),
+    ) -> Result<T, FetchError> {
+        let mut tally = Tally::new(self.sources.len());
+        let mut round = 0;
+        loop {
+            let mut order = self.memory().order(path, self.sources.len(), Instant::now());
+            order.retain(|index| tally.strikes[*index] < MAX_STRIKES);
+            let mut hope = false;
+            let mut asked_to_wait: Option<Duration> = None;
+            for (place, &index) in order.iter().enumerate() {
+                let (reached, result) = attempt(&*self.sources[index]);
+                let error = match result {
+                    Ok(value) => return Ok(value),
+                    Err(error) => error,
+                };
+                if error.kind() == Kind::Local {
+                    return Err(error);
+                }
+                self.memory().note(index, path, error.kind(), Instant::now());
+                if tally.failed(index, &error, reached) {
+                    round = 0;
+                }
+                hope |= error.is_retryable() && tally.strikes[index] < MAX_STRIKES;
+                // The pause is the shortest any source asked for; one that asked for none counts as zero.
+                let asked = error.asked_to_wait().unwrap_or_default();
+                asked_to_wait = Some(asked_to_wait.map_or(asked, |least| least.min(asked)));
+                if let Some(&next) = order.get(place + 1) {
+                    let next = self.sources[next].describe();
+                    (self.on_retry)(&Retry { error: &error, wait: Duration::ZERO, next: &next });
+                }
+                tally.errors[index] = Some(error);
+            }
+            let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
+            round = round.saturating_add(1);
+            if !hope || matches!(self.patience, Patience::Rounds(most) if round >= most) {
+                return Err(tally.into_error(path));
+            }
+            let mut again = self.memory().order(path, self.sources.len(), Instant::now());
+            again.retain(|index| tally.strikes[*index] < MAX_STRIKES);
+            if let (Some(&next), Some(error)) = (again.first(), tally.last()) {
+                let next = self.sources[next].describe();
+                (self.on_retry)(&Retry { error, wait, next: &next });
+            }
+            (self.pause)(wait);
+        }
+    }
+}
+
+/// What one call has met so far.
+struct Tally {
+    errors: Vec<Option<FetchError>>,
+    strikes: Vec<u32>,
+    latest: usize,
+    attempts: u32,
+    furthest: u64,
+}
+
+impl Tally {
+    fn new(sources: usize) -> Self {
+        let errors = (0..sources).map(|_| None).collect();
+        Self { errors, strikes: vec![0; sources], latest: 0, attempts: 0, furthest: 0 }
+    }
+
+    /// Counts a failed attempt; true when it came further than any before it.
+    fn failed(&mut self, index: usize, error: &FetchError, reached: u64) -> bool {
+        self.attempts += 1;
+        self.latest = index;
+        let progress = reached >= self.furthest + PROGRESS;
+        if progress {
+            self.furthest = reached;
+            self.strikes[index] = 0;
+        }
+        if matches!(error.kind(), Kind::Protocol | Kind::Corrupt) {
+            self.strikes[index] += 1;
+        }
+        progress
+    }
+
+    fn last(&self) -> Option<&FetchError> {
+        self.errors.get(self.latest)?.as_ref()
+    }
+
+    fn into_error(self, path: &str) -> FetchError {
+        let attempts = self.attempts;
+        FetchError::summary(path, self.errors.into_iter().flatten().collect())
+            .unwrap_or_else(|| FetchError::new(Kind::Settings, path, "there is no source to ask"))
+            .given_up(attempts)
+    }
+}
+
+impl Source for Mirrors {
+    fn describe(&self) -> String {
+        self.sources.iter().map(|source| source.describe()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        let path = wanted.first().map_or("", |(path, _)| path);
+        self.insist(path, |source| (0, source.get_checked(wanted, check)))
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        let Range { start, end } = range;
+        let mut at = start;
+        self.insist(path, |source| {
+            let rest = at..end;
+            let mut counting = |bytes: &[u8]| match sink(bytes) {
+                Ok(()) => {
+                    at += bytes.len() as u64;
+                    Ok(())
+                }
+                Err(SinkError::Wrong { from, reason }) => {
+                    let now = at + bytes.len() as u64;
+                    if from < start || from >= now {
+                        let problem = format!("bytes from {from} refused while {start} to {now} were delivered");
+                        return Err(SinkError::Local(problem.into()));
+                    }
+                    at = from;
+                    Err(SinkError::Wrong { from, reason })
+                }
+                Err(local) => Err(local),
+            };
+            let result = source.get_range(path, rest, &mut counting);
+            let result = match result {
+                // All bytes are here, whatever came after them; the caller's digests are the judge of them.
+                Err(error) if at == end && error.kind() != Kind::Corrupt && error.kind() != Kind::Local => Ok(()),
+                Err(error) if at > start => Err(error.after(at - start, end - start)),
+                result => result,
+            };
+            (at - start, result)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{MEMORY, Memory};
+    use crate::fetch::Kind;
+
+    #[test]
+    fn a_source_that_failed_comes_last_for_a_while() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(memory.order("a", 3, start), [0, 1, 2]);
+        memory.note(0, "a", Kind::Unreachable, at(1));
+        assert_eq!(memory.order("b", 3, at(2)), [1, 2, 0]);
+        memory.note(1, "a", Kind::Stalled, at(3));
+        assert_eq!(memory.order("a", 3, at(3)), [2, 0, 1]);
+        assert_eq!(memory.order("a", 3, at(1) + MEMORY), [0, 2, 1], "the first one gets its chance again");
+        assert_eq!(memory.order("a", 3, at(3) + MEMORY), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_source_that_lacks_one_object_stays_first_for_the_others() {
+        let mut memory = Memory::default();
+        let now = Instant::now();
+        memory.note(0, "a", Kind::Missing, now);
+        memory.note(1, "b", Kind::Corrupt, now);
+        assert_eq!(memory.order("a", 2, now), [1, 0]);
+        assert_eq!(memory.order("b", 2, now), [0, 1]);
+        assert_eq!(memory.order("c", 2, now), [0, 1]);
+    }
+}

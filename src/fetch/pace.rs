@@ -1,0 +1,41 @@
+//! Telling a slow connection from one that only pretends to be alive.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use super::classify::classified_read;
+use super::error::{FetchError, Kind};
+
+/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Slower than any link
+/// a robot has; it is here for servers that keep a connection alive with a byte now and then.
+const MIN_RATE: u64 = 256;
+
+/// Reads with an eye on the rate. Only the time spent waiting counts, not what the sink takes to write.
+pub(super) struct Pace {
+    window: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    pub(super) fn new(window: Duration) -> Self {
+        Self { window, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    pub(super) fn read(&mut self, url: &str, reader: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, FetchError> {
+        let start = Instant::now();
+        let n = reader.read(buffer).map_err(|error| classified_read(url, error))?;
+        self.waited += start.elapsed();
+        self.bytes += n as u64;
+        // The end of a short object is no stall.
+        if n > 0 && self.waited >= self.window {
+            let least = MIN_RATE * self.window.as_secs();
+            if self.bytes < least {
+                let problem = format!("{} bytes in {} s count as a stall", self.bytes, self.waited.as_secs());
+                return Err(FetchError::new(Kind::Stalled, url, problem));
+            }
+            *self = Self::new(self.window);
+        }
+        Ok(n)
+    }
+}

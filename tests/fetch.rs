@@ -1,0 +1,622 @@
+//! Slow, broken and lying servers, over real sockets.
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use reflash::fetch::{Clock, FetchError, Http, Kind, Mirrors, Options, Patience, SinkError, Source, open, open_all};
+
+use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
+
+pub mod https;
+
+const PATH: &str = "objects/00ff";
+const STALL: Duration = Duration::from_secs(1);
+
+/// Bytes that repeat nowhere, so that a shifted transfer cannot look right.
+fn data(len: usize) -> Arc<Vec<u8>> {
+    let mut state = 1_u64;
+    let byte = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    Arc::new((0..len).map(byte).collect())
+}
+
+fn options() -> Options {
+    Options {
+        proxy: None,
+        ca_file: None,
+        connect_timeout: Duration::from_secs(2),
+        stall_timeout: STALL,
+        clock: Arc::new(Clock::fixed()),
+    }
+}
+
+fn good(data: &Arc<Vec<u8>>) -> Server {
+    let data = Arc::clone(data);
+    Server::start(move |request| object(request, &data))
+}
+
+/// Mirrors that do not sleep, and what they would have slept and said.
+#[derive(Default, Clone)]
+struct Record {
+    pauses: Arc<Mutex<Vec<Duration>>>,
+    retries: Arc<Mutex<Vec<(String, Duration)>>>,
+}
+
+impl Record {
+    fn mirrors(&self, urls: &[String], patience: Patience) -> Mirrors {
+        let (pauses, retries) = (Arc::clone(&self.pauses), Arc::clone(&self.retries));
+        open_all(urls, &options(), patience)
+            .unwrap()
+            .pause_with(move |wait| pauses.lock().unwrap().push(wait))
+            .on_retry(move |retry| retries.lock().unwrap().push((retry.error.chain(), retry.wait)))
+    }
+
+    fn pauses(&self) -> Vec<Duration> {
+        self.pauses.lock().unwrap().clone()
+    }
+
+    fn retries(&self) -> Vec<(String, Duration)> {
+        self.retries.lock().unwrap().clone()
+    }
+}
+
+fn single(server: &Server) -> Http {
+    Http::new(&server.url(), &options()).unwrap()
+}
+
+fn collect(source: &dyn Source, range: std::ops::Range<u64>) -> Result<Vec<u8>, FetchError> {
+    let mut got = Vec::new();
+    source.get_range(PATH, range, &mut |bytes| {
+        got.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Ok(got)
+}
+
+fn ranges(server: &Server) -> Vec<(usize, usize)> {
+    server.requests().iter().map(|request| request.range().unwrap()).collect()
+}
+
+#[test]
+fn a_good_server_is_asked_for_exactly_the_range_on_one_connection() {
+    let data = data(300_000);
+    let server = good(&data);
+    let http = single(&server);
+    for range in [0..1, 1000..200_000, 299_999..300_000] {
+        let part = &data[range.start as usize..range.end as usize];
+        assert!(collect(&http, range).unwrap() == part);
+    }
+    assert_eq!(collect(&http, 7..7).unwrap(), b"");
+    assert!(http.get_small(PATH, 300_000).unwrap() == **data);
+    let requests = server.requests();
+    assert_eq!(requests.len(), 4, "an empty range needs no request");
+    assert!(requests.iter().all(|request| request.connection == 0), "one connection for all");
+    assert_eq!(requests[1].range(), Some((1000, 199_999)));
+    assert_eq!(requests[1].target(), "/release/objects/00ff");
+    assert_eq!(requests[1].header("accept-encoding"), Some("identity"));
+}
+
+#[test]
+fn a_cut_transfer_asks_only_for_the_rest() {
+    let data = data(500_000);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| match request.number {
+        0 => cut(request, &served, 123_456),
+        _ => object(request, &served),
+    });
+    let record = Record::default();
+    let mirrors = record.mirrors(&[server.url()], Patience::Rounds(2));
+    assert!(collect(&mirrors, 1_000..500_000).unwrap() == data[1_000..]);
+    assert_eq!(ranges(&server), [(1_000, 499_999), (124_456, 499_999)]);
+    let retries = record.retries();
+    assert_eq!(retries.len(), 1);
+    assert!(retries[0].0.contains("after 123456 of 499000 bytes"), "{retries:?}");
+    assert_eq!(record.pauses(), [retries[0].1]);
+}
+
+#[test]
+fn another_mirror_delivers_the_rest() {
+    let data = data(500_000);
+    let served = Arc::clone(&data);
+    let first = Server::start(move |request| cut(request, &served, 100_000));
+    let second = good(&data);
+    let record = Record::default();
+    let mirrors = record.mirrors(&[first.url(), second.url()], Patience::Rounds(1));
+    assert!(collect(&mirrors, 0..500_000).unwrap() == **data);
+    assert_eq!(ranges(&second), [(100_000, 499_999)]);
+    assert!(record.pauses().is_empty(), "the other mirror is asked at once");
+}
+
+#[test]
+fn progress_counts_rounds_anew_and_standing_still_does_not() {
+    let data = data(1_000_000);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| match request.range().unwrap().0 {
+        ..800_000 => cut(request, &served, 100_000),
+        _ => cut(request, &served, 1),
+    });
+    let record = Record::default();
+    let error = collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..1_000_000).unwrap_err();
+    assert_eq!(error.kind(), Kind::Broken);
+    assert!(error.to_string().contains("after 800002 of 1000000 bytes"), "{error}");
+    // Eight times 100 kB, of which the last is the first of three rounds, then twice one byte.
+    assert_eq!(server.requests().len(), 10);
+}
+
+#[test]
+fn a_stalled_transfer_moves_on() {
+    let data = data(50_000);
+    let served = Arc::clone(&data);
+    let first = Server::start(move |request| {
+        let mut acts = cut(request, &served, 20_000);
+        acts.insert(1, Act::Wait(Duration::from_secs(4)));
+        acts
+    });
+    let second = good(&data);
+    let record = Record::default();
+    let start = Instant::now();
+    let mirrors = record.mirrors(&[first.url(), second.url()], Patience::Rounds(1));
+    assert!(collect(&mirrors, 0..50_000).unwrap() == **data);
+    let took = start.elapsed();
+    assert!(took >= STALL && took < STALL * 3, "{took:?}");
+    assert_eq!(ranges(&second), [(20_000, 49_999)]);
+    assert!(record.retries()[0].0.contains("no byte within the stall timeout after 20000 of 50000"));
+}
+
+#[test]
+fn a_server_that_accepts_and_says_nothing_is_a_stall() {
+    let server = Server::start(|_| vec![Act::Wait(Duration::from_secs(4))]);
+    let start = Instant::now();
+    assert_eq!(collect(&single(&server), 0..10).unwrap_err().kind(), Kind::Stalled);
+    assert!(start.elapsed() < STALL * 3);
+}
+
+/// Answers with 25 pieces of the object, 0.1 s apart.
+fn dripping(request: &Request, data: &[u8], piece: usize) -> Vec<Act> {
+    let mut acts = cut(request, data, 0);
+    acts.pop();
+    for part in data.chunks(piece).take(25) {
+        acts.push(Act::Wait(Duration::from_millis(100)));
+        acts.push(Act::Send(part.to_vec()));
+    }
+    acts
+}
+
+#[test]
+fn a_slow_transfer_that_is_alive_may_take_longer_than_any_timeout() {
+    let data = data(25_000);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| dripping(request, &served, 1_000));
+    let start = Instant::now();
+    assert!(collect(&single(&server), 0..25_000).unwrap() == **data);
+    assert!(start.elapsed() > STALL * 2);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_byte_now_and_then_is_no_life() {
+    let data = data(25_000);
+    let server = Server::start(move |request| dripping(request, &data, 1));
+    let start = Instant::now();
+    let error = collect(&single(&server), 0..25_000).unwrap_err();
+    assert_eq!(error.kind(), Kind::Stalled);
+    assert!(start.elapsed() < STALL * 2);
+}
+
+#[test]
+fn a_missing_object_is_final_unless_another_mirror_has_it() {
+    let empty = Server::start(|_| status("404 Not Found"));
+    let record = Record::default();
+    let mirrors = record.mirrors(&[empty.url()], Patience::Forever);
+    let error = collect(&mirrors, 0..10).unwrap_err();
+    assert_eq!(error.kind(), Kind::Missing);
+    assert_eq!(error.to_string(), format!("{}/{PATH}: not there (HTTP status 404)", empty.url()));
+    assert_eq!((empty.requests().len(), record.pauses().len()), (1, 0));
+
+    let data = data(10);
+    let full = good(&data);
+    let mirrors = record.mirrors(&[empty.url(), full.url()], Patience::Forever);
+    assert!(collect(&mirrors, 0..10).unwrap() == **data);
+    assert!(collect(&mirrors, 0..10).unwrap() == **data);
+    assert_eq!(empty.requests().len(), 2, "it is not asked again for what it just lacked");
+    assert_eq!(full.requests().len(), 2);
+}
+
+#[test]
+fn a_server_error_passes() {
+    let data = data(10);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| match request.number {
+        0 => status("500 Internal Server Error"),
+        _ => object(request, &served),
+    });
+    let record = Record::default();
+    assert!(collect(&record.mirrors(&[server.url()], Patience::Rounds(2)), 0..10).unwrap() == **data);
+    let pauses = record.pauses();
+    assert!(matches!(pauses[..], [wait] if (250..=1000).contains(&wait.as_millis())), "{pauses:?}");
+    assert!(record.retries()[0].0.contains("500 Internal Server Error"));
+}
+
+#[test]
+fn patience_ends_after_the_rounds() {
+    let server = Server::start(|_| status("502 Bad Gateway"));
+    let record = Record::default();
+    let error = collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..10).unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused(502));
+    assert!(error.to_string().contains("given up after 3 attempts"), "{error}");
+    assert_eq!((server.requests().len(), record.pauses().len()), (3, 2));
+}
+
+#[test]
+fn retry_after_is_honoured_and_capped() {
+    let data = data(10);
+    let served = Arc::clone(&data);
+    let busy = |seconds: &str| {
+        vec![answer("503 Service Unavailable", &["Content-Length: 0", &format!("Retry-After: {seconds}")], b"")]
+    };
+    let server = Server::start(move |request| match request.number {
+        0 => busy("7"),
+        1 => busy("86400"),
+        _ => object(request, &served),
+    });
+    let record = Record::default();
+    assert!(collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..10).unwrap() == **data);
+    assert_eq!(record.pauses(), [Duration::from_secs(7), Duration::from_secs(120)]);
+}
+
+#[test]
+fn a_refusal_that_cannot_pass_is_not_repeated() {
+    let server = Server::start(|_| status("403 Forbidden"));
+    let record = Record::default();
+    let error = collect(&record.mirrors(&[server.url()], Patience::Forever), 0..10).unwrap_err();
+    assert_eq!((error.kind(), server.requests().len()), (Kind::Refused(403), 1));
+}
+
+/// What a lying answer leads to: nothing delivered, asked a few times, then an error that names the URL.
+fn refuses(lie: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static, words: &str) {
+    let server = Server::start(lie);
+    let record = Record::default();
+    let mirrors = record.mirrors(&[server.url()], Patience::Forever);
+    let mut delivered = 0;
+    let result = mirrors.get_range(PATH, 10..20, &mut |bytes| {
+        delivered += bytes.len();
+        Ok(())
+    });
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!(error.chain().contains(words) && error.chain().contains(&server.url()), "{}", error.chain());
+    assert_eq!((delivered, server.requests().len(), record.pauses().len()), (0, 3, 2));
+}
+
+#[test]
+fn lying_heads_deliver_nothing() {
+    let part = |range: &str, more: &str| {
+        let headers: Vec<String> = [format!("Content-Range: {range}"), more.to_owned()].into();
+        let headers: Vec<&str> = headers.iter().map(String::as_str).filter(|line| !line.is_empty()).collect();
+        let head = answer("206 Partial Content", &headers, b"0123456789");
+        move |_: &Request| match &head {
+            Act::Send(bytes) => vec![Act::Send(bytes.clone()), Act::Close],
+            _ => vec![],
+        }
+    };
+    refuses(part("bytes 11-20/100", "Content-Length: 10"), "Content-Range is \"bytes 11-20/100\"");
+    refuses(part("bytes 10-18/100", "Content-Length: 9"), "Content-Range is \"bytes 10-18/100\"");
+    refuses(part("bytes=10-19/100", "Content-Length: 10"), "Content-Range");
+    refuses(part("bytes 10-19/100", "Content-Length: 11"), "11 bytes are announced where 10 are expected");
+    refuses(part("bytes 10-19/100", "Content-Length: 9"), "9 bytes are announced where 10 are expected");
+    refuses(part("bytes 10-19/100", "Content-Encoding: gzip"), "encoded as \"gzip\"");
+    refuses(|_| vec![answer("206 Partial Content", &["Content-Length: 10"], b"0123456789")], "Content-Range is \"\"");
+    refuses(|_| status("416 Range Not Satisfiable"), "shorter");
+    refuses(|_| status("204 No Content"), "status 204");
+    refuses(|_| vec![answer("200 OK", &["Content-Length: 19"], &[0; 19])], "19 bytes are announced where 20");
+    refuses(|_| vec![Act::Send(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec()), Act::Close], "not HTTP");
+    refuses(|_| vec![answer("200 OK", &[&format!("X: {}", "x".repeat(200_000))], b"")], "not HTTP");
+}
+
+#[test]
+fn a_longer_body_is_cut_off_and_the_server_not_believed() {
+    let served = data(100);
+    let server = Server::start(move |request| {
+        let (first, last) = request.range().unwrap();
+        let range = format!("Content-Range: bytes {first}-{last}/100");
+        let mut body = format!("{:x}\r\n", last + 1 - first + 5).into_bytes();
+        body.extend_from_slice(&served[first..last + 6]);
+        body.extend_from_slice(b"\r\n0\r\n\r\n");
+        vec![answer("206 Partial Content", &[&range, "Transfer-Encoding: chunked"], &body)]
+    });
+    let error = collect(&single(&server), 10..20).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol);
+    assert!(error.to_string().contains("more bytes than asked for after 10 of 10 bytes"), "{error}");
+    // The mirrors have what they asked for; the digests decide.
+    let mirrors = Record::default().mirrors(&[server.url()], Patience::Rounds(1));
+    assert!(collect(&mirrors, 10..20).unwrap() == data(100)[10..20]);
+}
+
+#[test]
+fn a_shorter_body_is_noticed_without_a_length() {
+    let served = data(100);
+    let server = Server::start(move |request| {
+        let (first, last) = request.range().unwrap();
+        let range = format!("Content-Range: bytes {first}-{last}/100");
+        vec![answer("206 Partial Content", &[&range, "Connection: close"], &served[first..last - 2]), Act::Close]
+    });
+    let error = collect(&single(&server), 10..20).unwrap_err();
+    assert_eq!(error.kind(), Kind::Broken);
+    assert!(error.to_string().contains("the answer ended after 7 of 10 bytes"), "{error}");
+}
+
+#[test]
+fn a_server_without_ranges_is_good_enough() {
+    let data = data(200_000);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |_| {
+        vec![answer("200 OK", &[&format!("Content-Length: {}", served.len())], &served), Act::Close]
+    });
+    let http = single(&server);
+    assert!(collect(&http, 0..200_000).unwrap() == **data);
+    assert!(collect(&http, 0..10).unwrap() == data[..10]);
+    assert!(collect(&http, 150_000..150_010).unwrap() == data[150_000..150_010]);
+    let far = 65 << 20;
+    let error = collect(&http, far..far + 1).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol);
+    assert!(error.to_string().contains("ignores ranges and 68157440 bytes lie before"), "{error}");
+}
+
+/// A sink that knows the digests of frames, in the simplest possible form.
+struct Frames<'a> {
+    expected: &'a [u8],
+    size: usize,
+    buffer: Vec<u8>,
+    good: Vec<u8>,
+}
+
+impl<'a> Frames<'a> {
+    fn new(expected: &'a [u8], size: usize) -> Self {
+        Self { expected, size, buffer: Vec::new(), good: Vec::new() }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.buffer.extend_from_slice(bytes);
+        while self.buffer.len() >= self.size {
+            let at = self.good.len();
+            let frame: Vec<u8> = self.buffer.drain(..self.size).collect();
+            if frame != self.expected[at..at + self.size] {
+                self.buffer.clear();
+                return Err(SinkError::Wrong { from: at as u64, reason: format!("frame {}", at / self.size) });
+            }
+            self.good.extend_from_slice(&frame);
+        }
+        Ok(())
+    }
+}
+
+/// The object with one wrong byte, in frame 150 of 1000 bytes.
+fn damaged(data: &[u8]) -> Vec<u8> {
+    let mut damaged = data.to_vec();
+    damaged[150_500] ^= 1;
+    damaged
+}
+
+#[test]
+fn wrong_bytes_come_again_from_another_mirror_from_the_wrong_frame_on() {
+    let data = data(300_000);
+    let damaged = damaged(&data);
+    let bad = Server::start(move |request| object(request, &damaged));
+    let right = good(&data);
+    let record = Record::default();
+    let mirrors = record.mirrors(&[bad.url(), right.url()], Patience::Rounds(1));
+    let mut frames = Frames::new(&data, 1_000);
+    mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap();
+    assert!(frames.good == **data);
+    assert_eq!(ranges(&right), [(150_000, 299_999)]);
+    assert!(record.retries()[0].0.contains(&bad.url()), "the liar is named: {:?}", record.retries());
+    assert!(collect(&mirrors, 0..1000).unwrap() == data[..1000]);
+    assert_eq!(bad.requests().len(), 1, "the liar is not asked first again");
+}
+
+#[test]
+fn a_cache_that_heals_is_asked_again() {
+    let data = data(300_000);
+    let (served, damaged) = (Arc::clone(&data), damaged(&data));
+    let server = Server::start(move |request| object(request, if request.number < 2 { &damaged } else { &served }));
+    // Frames larger than any piece, so that the wrong one began in a piece that was taken.
+    let mut frames = Frames::new(&data, 100_000);
+    let mirrors = Record::default().mirrors(&[server.url()], Patience::Forever);
+    mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap();
+    assert!(frames.good == **data);
+    assert_eq!(ranges(&server), [(0, 299_999), (100_000, 299_999), (100_000, 299_999)]);
+}
+
+#[test]
+fn a_single_source_of_wrong_bytes_is_given_up() {
+    let data = data(300_000);
+    let damaged = damaged(&data);
+    let server = Server::start(move |request| object(request, &damaged));
+    let record = Record::default();
+    let mirrors = record.mirrors(&[server.url()], Patience::Forever);
+    let mut frames = Frames::new(&data, 1_000);
+    let error = mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    let text = error.to_string();
+    assert!(text.contains(&format!("{}/{PATH}", server.url())) && text.contains("frame 150"), "{text}");
+    assert!(text.contains("given up after 3 attempts"), "{text}");
+    assert_eq!(frames.good.len(), 150_000);
+}
+
+#[test]
+fn a_failing_sink_ends_the_transfer_at_once() {
+    let server = good(&data(300_000));
+    let record = Record::default();
+    let mirrors = record.mirrors(&[server.url(), server.url()], Patience::Forever);
+    let error = mirrors.get_range(PATH, 0..300_000, &mut |_| Err(SinkError::Local("disk full".into()))).unwrap_err();
+    assert_eq!(error.kind(), Kind::Local);
+    assert!(error.chain().ends_with(": disk full"), "{}", error.chain());
+    assert_eq!((server.requests().len(), record.pauses().len()), (1, 0));
+}
+
+#[test]
+fn a_sink_that_wants_bytes_it_never_got_is_an_error_and_not_a_loop() {
+    let server = good(&data(100));
+    let mirrors = Record::default().mirrors(&[server.url()], Patience::Forever);
+    let error = mirrors
+        .get_range(PATH, 10..20, &mut |_| Err(SinkError::Wrong { from: 5, reason: "no".to_owned() }))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Local);
+}
+
+#[test]
+fn a_dead_mirror_is_passed_over_and_remembered() {
+    let data = data(10);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let live = good(&data);
+    let record = Record::default();
+    let urls = [format!("http://user:secret@{closed}/r"), live.url()];
+    let mirrors = record.mirrors(&urls, Patience::Rounds(1));
+    for _ in 0..3 {
+        assert!(collect(&mirrors, 0..10).unwrap() == **data);
+    }
+    let retries = record.retries();
+    assert_eq!(retries.len(), 1, "tried once, then remembered: {retries:?}");
+    assert!(retries[0].0.contains("the port is closed") && retries[0].0.contains(&closed.to_string()), "{retries:?}");
+    assert!(!retries[0].0.contains("secret") && !mirrors.describe().contains("secret"));
+}
+
+#[test]
+fn all_mirrors_failing_are_all_named() {
+    let missing = Server::start(|_| status("404 Not Found"));
+    let refusing = Server::start(|_| status("401 Unauthorized"));
+    let mirrors = Record::default().mirrors(&[missing.url(), refusing.url()], Patience::Forever);
+    let error = collect(&mirrors, 0..10).unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused(401));
+    let text = error.chain();
+    assert!(text.contains(&missing.url()) && text.contains(&refusing.url()), "{text}");
+}
+
+#[test]
+fn a_name_without_address_is_unreachable_and_named() {
+    let http = Http::new("http://release.invalid/r", &options()).unwrap();
+    let error = collect(&http, 0..10).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
+    assert!(error.chain().contains("the name release.invalid cannot be looked up"), "{}", error.chain());
+}
+
+#[test]
+fn redirects_are_followed_with_the_range_but_not_for_ever() {
+    let data = data(100);
+    let served = Arc::clone(&data);
+    let to = |location: &str| vec![answer("302 Found", &["Content-Length: 0", &format!("Location: {location}")], b"")];
+    let server = Server::start(move |request| match request.target() {
+        "/release/objects/00ff" => to("/elsewhere/00ff?signature=secret"),
+        "/elsewhere/00ff?signature=secret" => object(request, &served),
+        _ => to(request.target()),
+    });
+    assert!(collect(&single(&server), 10..20).unwrap() == data[10..20]);
+    assert_eq!(ranges(&server), [(10, 19), (10, 19)]);
+
+    let http = Http::new(&format!("http://{}/loop", server.address), &options()).unwrap();
+    let error = collect(&http, 10..20).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol);
+    assert!(error.to_string().contains("more than 5 redirects"), "{error}");
+    assert_eq!(server.requests().len(), 2 + 6);
+}
+
+#[test]
+fn small_objects_have_a_limit_whatever_the_server_announces() {
+    let announced = good(&data(1_000));
+    let error = single(&announced).get_small("stable/manifest.json", 999).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol);
+    assert!(error.to_string().contains("1000 bytes, but at most 999 are expected"), "{error}");
+    let endless = Server::start(|_| {
+        let mut acts = vec![answer("200 OK", &["Connection: close"], b"")];
+        acts.extend((0..1_000).map(|_| Act::Send(vec![0; 100_000])));
+        acts
+    });
+    let error = single(&endless).get_small("stable/manifest.json", 1_000_000).unwrap_err();
+    assert!(error.to_string().contains("at most 1000000"), "{error}");
+}
+
+#[test]
+fn a_manifest_and_its_signature_come_from_the_same_mirror() {
+    let serving = |manifest: &'static [u8], signature: &'static [u8]| {
+        Server::start(move |request| {
+            object(request, if request.target().ends_with(".minisig") { signature } else { manifest })
+        })
+    };
+    let torn = serving(b"version 2", b"of 1");
+    let whole = serving(b"version 1", b"of 1");
+    let wanted = [("stable/manifest.json", 100), ("stable/manifest.json.minisig", 100)];
+    let mut check = |all: &[Vec<u8>]| {
+        if all[0].last() == all[1].last() { Ok(()) } else { Err("the signature does not match".to_owned()) }
+    };
+    let record = Record::default();
+    let mirrors = record.mirrors(&[torn.url(), whole.url()], Patience::Rounds(1));
+    let all = mirrors.get_checked(&wanted, &mut check).unwrap();
+    assert_eq!(all, [b"version 1".to_vec(), b"of 1".to_vec()]);
+    assert!(record.retries()[0].0.contains("the signature does not match"), "{:?}", record.retries());
+
+    let error = record.mirrors(&[torn.url()], Patience::Forever).get_checked(&wanted, &mut check).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.to_string().contains(&torn.url()), "{error}");
+}
+
+#[test]
+fn a_directory_and_a_server_are_mirrors_of_each_other() {
+    let data = data(100);
+    let server = good(&data);
+    let dir = tempfile::tempdir().unwrap();
+    let urls = [format!("file://{}/not-mounted", dir.path().display()), server.url()];
+    let mirrors = Record::default().mirrors(&urls, Patience::Rounds(1));
+    assert!(collect(&mirrors, 0..100).unwrap() == **data);
+}
+
+#[test]
+fn plain_http_goes_through_a_proxy_in_absolute_form() {
+    let data = data(100_000);
+    let origin = good(&data);
+    let proxy = Proxy::start(origin.address);
+    let through = Options { proxy: Some(format!("http://robot:pa%20ss@{}", proxy.address)), ..options() };
+    let source = open("http://release.invalid:8080/r", &through).unwrap();
+    for range in [0..100_000, 500..600] {
+        let part = &data[range.start as usize..range.end as usize];
+        assert!(collect(&*source, range).unwrap() == part);
+    }
+    let seen = proxy.requests();
+    assert_eq!(seen[0].line, "GET http://release.invalid:8080/r/objects/00ff HTTP/1.1");
+    // robot:pa ss
+    assert_eq!(seen[0].header("proxy-authorization"), Some("Basic cm9ib3Q6cGEgc3M="));
+    assert_eq!(seen[1].connection, 0, "the connection to the proxy is kept");
+    assert_eq!(origin.requests()[0].header("host"), Some("release.invalid:8080"));
+    assert_eq!(origin.requests()[0].header("proxy-authorization"), None);
+}
+
+#[test]
+fn a_dead_proxy_is_named_without_its_password() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let through = Options { proxy: Some(format!("http://robot:secret@{closed}")), ..options() };
+    let error = collect(&*open("http://release.invalid/r", &through).unwrap(), 0..10).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
+    let text = format!("{} {error:?}", error.chain());
+    assert!(text.contains(&format!("proxy {closed}")) && !text.contains("secret"), "{text}");
+}
+
+#[test]
+fn unusable_settings_are_refused_before_anything_is_connected() {
+    let with_proxy = |proxy: &str| Options { proxy: Some(proxy.to_owned()), ..options() };
+    let with_ca = |ca: &str| Options { ca_file: Some(ca.into()), ..options() };
+    for (url, options) in [
+        ("ftp://h/r", options()),
+        ("http:///r", options()),
+        ("nonsense", options()),
+        ("file:relative", options()),
+        ("http://h/r", with_proxy("socks5://h:1")),
+        ("http://h/r", with_proxy("http://")),
+        ("https://h/r", with_ca("/nonexistent/ca.pem")),
+        ("https://h/r", with_ca("/dev/null")),
+    ] {
+        let Err(error) = open(url, &options) else { panic!("{url} was accepted") };
+        assert_eq!(error.kind(), Kind::Settings, "{url}");
+    }
+}

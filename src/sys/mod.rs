@@ -1,1 +1,23 @@
-//! The only home of nix, rustix and `unsafe`.
+//! The only home of nix and `unsafe`: what the agent asks of the Linux kernel.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`init`] | PID 1: first mounts, console, signals, orphans, panic |
+//! | [`power`] | reboot, power off, sync that cannot hang |
+//! | [`kmsg`] | lines into the kernel log |
+//! | [`mount`] | mounts, `switch_root` |
+//! | [`modules`] | kernel modules by name, alias and present hardware |
+//! | [`block`] | disks, partition tables, devices |
+//! | [`dmi`] | who this machine is |
+//! | [`clock`] | the system clock |
+//! | [`net`] | links, addresses, DHCP |
+
+pub mod block;
+pub mod clock;
+pub mod dmi;
+pub mod init;
+pub mod kmsg;
+pub mod modules;
+pub mod mount;
+pub mod net;
+pub mod power;

@@ -1,0 +1,16 @@
+//! Disks: which there are, what their partition tables say, and reading and writing them.
+
+pub mod aligned;
+pub mod device;
+pub mod disks;
+pub mod find;
+mod ioctl;
+pub mod table;
+pub mod usage;
+
+pub use aligned::AlignedBuf;
+pub use device::{Access, BlockError, Caching, Device};
+pub use disks::{Disk, Partition, Transport, Which, disks};
+pub use find::{FindError, Found, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+pub use table::{Scheme, Table, TableError};
+pub use usage::in_use;

@@ -1,0 +1,372 @@
+//! Partition tables as the kernel understands them, read from anything that can be read and sought.
+
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use gpt::disk::LogicalBlockSize;
+
+/// The kernel reads 256 partitions of a disk at most; tools write 128 entries.
+const MAX_ENTRIES: u32 = 1024;
+
+/// Which kind of table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// GUID partition table.
+    Gpt,
+    /// Master boot record.
+    Mbr,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gpt => "GPT",
+            Self::Mbr => "MBR",
+        })
+    }
+}
+
+/// The partition table of one disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its kind.
+    pub scheme: Scheme,
+    /// Bytes per LBA.
+    pub logical_block_size: u32,
+    /// GPT: one of the two copies is damaged; the other one was used.
+    pub damaged_copy: bool,
+    /// Used entries by ascending number.
+    pub partitions: Vec<Entry>,
+}
+
+/// One partition as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Number, from 1.
+    pub number: u32,
+    /// GPT partition name; `None` on MBR.
+    pub name: Option<String>,
+    /// As in `root=PARTUUID=`, lower case: the GPT unique GUID, or `signature-number` of an MBR.
+    pub partuuid: String,
+    /// First block.
+    pub first_lba: u64,
+    /// Size.
+    pub size_bytes: u64,
+}
+
+/// Why a table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The disk cannot be read.
+    #[error("cannot read the partition table")]
+    Read(#[source] io::Error),
+    /// The GUID partition table is announced but broken in both places.
+    #[error("both copies of the GPT are damaged")]
+    Gpt(#[source] gpt::GptError),
+    /// The MBR is broken.
+    #[error("the MBR partition table is damaged")]
+    Mbr(#[source] mbrman::Error),
+    /// A GPT of a shape that nothing makes.
+    #[error("the GPT announces {entries} entries of {entry_bytes} bytes; supported are {MAX_ENTRIES} of 128")]
+    Shape {
+        /// Number of entries.
+        entries: u32,
+        /// Bytes of each.
+        entry_bytes: u32,
+    },
+    /// Blocks of a size that neither table knows.
+    #[error("logical blocks of {0} bytes are not supported, only 512 and 4096")]
+    BlockSize(u32),
+}
+
+impl Table {
+    /// The partition with this number.
+    pub fn number(&self, number: u32) -> Option<&Entry> {
+        self.partitions.iter().find(|entry| entry.number == number)
+    }
+
+    /// The partition with this GPT name, if exactly one has it.
+    pub fn named(&self, name: &str) -> Option<&Entry> {
+        let mut found = self.partitions.iter().filter(|entry| entry.name.as_deref() == Some(name));
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// The partition with this PARTUUID.
+    pub fn partuuid(&self, partuuid: &str) -> Option<&Entry> {
+        self.partitions.iter().find(|entry| entry.partuuid.eq_ignore_ascii_case(partuuid))
+    }
+}
+
+/// Reads the partition table; `None` for a disk without one.
+///
+/// Like the kernel, a GPT counts only under a protective MBR: an MBR made later by a tool that forgot the GPT is what
+/// the disk is.
+///
+/// # Errors
+/// [`TableError`]: unreadable, or announced and damaged.
+pub fn read<D: Read + Seek + fmt::Debug>(disk: &mut D, logical_block_size: u32) -> Result<Option<Table>, TableError> {
+    let block_size = match logical_block_size {
+        512 => LogicalBlockSize::Lb512,
+        4096 => LogicalBlockSize::Lb4096,
+        other => return Err(TableError::BlockSize(other)),
+    };
+    // A whole page: a device with 4096-byte blocks opened past the cache reads nothing smaller.
+    let mut first = vec![0; logical_block_size as usize];
+    disk.seek(SeekFrom::Start(0)).map_err(TableError::Read)?;
+    match disk.read_exact(&mut first) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(TableError::Read(error)),
+    }
+    if first[510..512] != [0x55, 0xaa] {
+        return Ok(None);
+    }
+    if is_protective(&first) {
+        read_gpt(disk, block_size, logical_block_size)
+    } else {
+        read_mbr(&first, logical_block_size)
+    }
+}
+
+/// One of the four entries has the type 0xEE. Where it starts is not checked: several tools get that wrong.
+fn is_protective(first_sector: &[u8]) -> bool {
+    (0..4).any(|index| first_sector[446 + 16 * index + 4] == 0xee)
+}
+
+fn read_gpt<D: Read + Seek + fmt::Debug>(
+    disk: &mut D,
+    block_size: LogicalBlockSize,
+    bytes: u32,
+) -> Result<Option<Table>, TableError> {
+    check_headers(disk, bytes)?;
+    let config = gpt::GptConfig::new().writable(false).logical_block_size(block_size);
+    let primary = bytes.into()..2 * u64::from(bytes);
+    let table = match config.clone().open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0 }) {
+        Ok(table) => table,
+        // The crate turns to the backup when the primary header is damaged, but not when only its entries are.
+        Err(error) => config
+            .open_from_device(ReadOnly { disk: &mut *disk, hidden: primary })
+            .map_err(|_| TableError::Gpt(error))?,
+    };
+    let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| Entry {
+        number: *number,
+        name: Some(entry.name.clone()),
+        partuuid: entry.part_guid.hyphenated().to_string(),
+        first_lba: entry.first_lba,
+        size_bytes: entry.last_lba.saturating_add(1).saturating_sub(entry.first_lba).saturating_mul(bytes.into()),
+    });
+    Ok(Some(Table {
+        scheme: Scheme::Gpt,
+        logical_block_size: bytes,
+        damaged_copy: table.primary_header().is_err() || table.backup_header().is_err(),
+        partitions: partitions.collect(),
+    }))
+}
+
+/// Refuses headers that the gpt crate trusts too much: it asserts the size of an entry, and a panic of PID 1 over a
+/// strange USB stick would reboot the machine each time.
+fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableError> {
+    let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
+    for offset in [u64::from(bytes), end.saturating_sub(bytes.into())] {
+        let mut header = [0; 92];
+        disk.seek(SeekFrom::Start(offset)).map_err(TableError::Read)?;
+        if disk.read_exact(&mut header).is_err() || !header.starts_with(b"EFI PART") {
+            continue;
+        }
+        let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let (entries, entry_bytes) = (field(80), field(84));
+        if entries > MAX_ENTRIES || entry_bytes != 128 {
+            return Err(TableError::Shape { entries, entry_bytes });
+        }
+    }
+    Ok(())
+}
+
+/// The four primaries. Logical partitions are not looked at: reflash lays out primaries only, and the chain of
+/// extended tables on somebody's old stick is input better not followed.
+fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<Table>, TableError> {
+    // The boot sector of a file system ends in the same signature. What it has in this place is not a table.
+    if (0..4).any(|index| first[446 + 16 * index] & 0x7f != 0) {
+        return Ok(None);
+    }
+    let header = mbrman::MBRHeader::read_from(&mut io::Cursor::new(first)).map_err(TableError::Mbr)?;
+    let signature = u32::from_le_bytes(header.disk_signature);
+    let used = header.iter().filter(|(_, entry)| entry.is_used() && entry.sectors > 0 && !entry.is_extended());
+    let partitions = used.filter_map(|(number, entry)| {
+        let number = u32::try_from(number).ok()?;
+        Some(Entry {
+            number,
+            name: None,
+            partuuid: format!("{signature:08x}-{number:02x}"),
+            first_lba: entry.starting_lba.into(),
+            size_bytes: u64::from(entry.sectors) * u64::from(bytes),
+        })
+    });
+    Ok(Some(Table {
+        scheme: Scheme::Mbr,
+        logical_block_size: bytes,
+        damaged_copy: false,
+        partitions: partitions.collect(),
+    }))
+}
+
+/// The gpt crate asks for a device that can be written even where it only reads. What is hidden reads as zeros.
+#[derive(Debug)]
+struct ReadOnly<'a, D> {
+    disk: &'a mut D,
+    hidden: Range<u64>,
+}
+
+impl<D: Read + Seek> Read for ReadOnly<'_, D> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let at = self.disk.stream_position()?;
+        let read = self.disk.read(buffer)?;
+        for (position, byte) in (at..).zip(&mut buffer[..read]) {
+            if self.hidden.contains(&position) {
+                *byte = 0;
+            }
+        }
+        Ok(read)
+    }
+}
+
+impl<D: Seek> Seek for ReadOnly<'_, D> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.disk.seek(to)
+    }
+}
+
+impl<D> io::Write for ReadOnly<'_, D> {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Scheme, Table, TableError, read};
+    use std::io::Cursor;
+
+    // Tables made by other tools, and the kernel's own view of them, are in tests/block.rs.
+
+    fn gpt_image(mebibytes: usize, sector: u32) -> Vec<u8> {
+        let mut disk = Cursor::new(vec![0; mebibytes << 20]);
+        let blocks = disk.get_ref().len() as u64 / u64::from(sector) - 1;
+        let protective = gpt::mbr::ProtectiveMBR::with_lb_size(blocks as u32);
+        protective.overwrite_lba0(&mut disk).unwrap();
+        let size = if sector == 512 { super::LogicalBlockSize::Lb512 } else { super::LogicalBlockSize::Lb4096 };
+        let config = gpt::GptConfig::new().writable(true).logical_block_size(size);
+        let mut table = config.create_from_device(disk, None).unwrap();
+        let kind = gpt::partition_types::LINUX_FS;
+        table.add_partition_at("biosboot", 1, 64, 32, kind.clone(), 0).unwrap();
+        table.add_partition_at("réseau data", 2, 96, 64, kind, 0).unwrap();
+        let mut partitions = table.take_partitions();
+        let first = partitions.get_mut(&1).unwrap();
+        first.part_guid = "11111111-2222-4333-8444-55555555555A".parse().unwrap();
+        table.update_partitions(partitions).unwrap();
+        table.write().unwrap().into_inner()
+    }
+
+    fn mbr_image() -> Vec<u8> {
+        let mut disk = Cursor::new(vec![0; 16 << 20]);
+        let mut table = mbrman::MBR::new_from(&mut disk, 512, [0xef, 0xbe, 0xad, 0xde]).unwrap();
+        for (number, kind, start, sectors) in [(1, 0x83, 2048, 2048), (2, 0x05, 8192, 4096), (3, 0x0c, 16384, 1024)] {
+            table[number] = mbrman::MBRPartitionEntry {
+                boot: mbrman::BOOT_INACTIVE,
+                first_chs: mbrman::CHS::empty(),
+                sys: kind,
+                last_chs: mbrman::CHS::empty(),
+                starting_lba: start,
+                sectors,
+            };
+        }
+        table.write_into(&mut disk).unwrap();
+        disk.into_inner()
+    }
+
+    fn parse(bytes: &[u8], sector: u32) -> Result<Option<Table>, TableError> {
+        read(&mut Cursor::new(bytes.to_vec()), sector)
+    }
+
+    #[test]
+    fn a_gpt_is_read_with_blocks_of_512_and_4096_bytes() {
+        for sector in [512, 4096] {
+            let table = parse(&gpt_image(4, sector), sector).unwrap().unwrap();
+            assert_eq!((table.scheme, table.damaged_copy, table.partitions.len()), (Scheme::Gpt, false, 2));
+            let first = table.named("biosboot").unwrap();
+            assert_eq!((first.number, first.first_lba, first.size_bytes), (1, 64, 32 * u64::from(sector)));
+            assert_eq!(first.partuuid, "11111111-2222-4333-8444-55555555555a");
+            assert_eq!(table.partuuid("11111111-2222-4333-8444-55555555555A"), Some(first));
+            assert_eq!(table.number(2).unwrap().name.as_deref(), Some("réseau data"));
+        }
+    }
+
+    #[test]
+    fn one_damaged_gpt_copy_is_survived_and_told() {
+        let good = gpt_image(4, 512);
+        let mut primary_lost = good.clone();
+        primary_lost[512..1024].fill(0);
+        let mut backup_lost = good.clone();
+        let end = backup_lost.len();
+        backup_lost[end - 512..].fill(0);
+        let mut primary_entries_damaged = good.clone();
+        primary_entries_damaged[1024 + 56] ^= 1;
+        for damaged in [&primary_lost, &backup_lost, &primary_entries_damaged] {
+            let table = parse(damaged, 512).unwrap().unwrap();
+            assert!(table.damaged_copy);
+            assert_eq!(table.partitions.len(), 2);
+        }
+        primary_lost[end - 512..].fill(0);
+        assert!(matches!(parse(&primary_lost, 512), Err(TableError::Gpt(_))));
+    }
+
+    #[test]
+    fn an_mbr_has_the_partuuids_of_the_kernel_and_hides_a_stale_gpt() {
+        let table = parse(&mbr_image(), 512).unwrap().unwrap();
+        let found: Vec<_> = table.partitions.iter().map(|entry| (entry.partuuid.as_str(), entry.size_bytes)).collect();
+        assert_eq!(found, [("deadbeef-01", 1 << 20), ("deadbeef-03", 512 << 10)]);
+
+        let mut both = gpt_image(4, 512);
+        both[..512].copy_from_slice(&mbr_image()[..512]);
+        assert_eq!(parse(&both, 512).unwrap().unwrap().scheme, Scheme::Mbr);
+    }
+
+    #[test]
+    fn what_is_no_table_is_none() {
+        assert_eq!(parse(&[0; 1 << 16], 512).unwrap(), None);
+        assert_eq!(parse(&[0; 100], 512).unwrap(), None);
+        // A FAT boot sector: code and text where a table would be.
+        let mut fat = vec![0x20; 4096];
+        fat[510..512].copy_from_slice(&[0x55, 0xaa]);
+        assert_eq!(parse(&fat, 512).unwrap(), None);
+        assert!(matches!(parse(&fat, 2048), Err(TableError::BlockSize(2048))));
+    }
+
+    #[test]
+    fn a_gpt_of_a_strange_shape_is_an_error_and_no_panic() {
+        for (at, value) in [(80, u32::MAX), (84, 256u32), (84, 0)] {
+            let mut disk = gpt_image(4, 512);
+            disk[512 + at..512 + at + 4].copy_from_slice(&value.to_le_bytes());
+            assert!(matches!(parse(&disk, 512), Err(TableError::Shape { .. })));
+        }
+    }
+
+    #[test]
+    fn random_damage_never_panics() {
+        let good = gpt_image(1, 512);
+        let mut state = 1u32;
+        for _ in 0..300 {
+            let mut disk = good.clone();
+            for _ in 0..4 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let at = 446 + (state >> 8) as usize % (2048 - 446);
+                disk[at] = state as u8;
+            }
+            let _ = parse(&disk, 512);
+        }
+    }
+}

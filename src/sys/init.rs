@@ -1,0 +1,251 @@
+//! PID 1: first mounts, console, orphans, signals, and a panic that reboots.
+//!
+//! Order in `main`: [`install_panic_hook`], [`bring_up`], [`start_signal_thread`] before any other thread.
+#![allow(unsafe_code)] // pre_exec, in one place
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use super::kmsg::{Kmsg, Level};
+use super::mount::{Mount, MountError};
+use super::power;
+
+static SHUTDOWN: AtomicBool = AtomicBool::new(false);
+
+/// Held by the reaper while it collects orphans and by [`run_and_wait`] while a child of ours lives, so that the
+/// reaper cannot collect the child's status first. Orphans wait as zombies meanwhile, which costs nothing.
+static CHILDREN: Mutex<()> = Mutex::new(());
+
+/// Whether this process is PID 1.
+pub fn is_pid1() -> bool {
+    std::process::id() == 1
+}
+
+/// Mounts `/proc`, `/sys`, `/dev`, `/run` and, where the firmware has it, efivarfs; puts stdio on the console; quiets
+/// the kernel on the console down to errors. The result lists what went wrong but can be lived without.
+///
+/// What is mounted already stays: the kernel mounts `/dev` itself when `CONFIG_DEVTMPFS_MOUNT` covers the initramfs.
+///
+/// # Errors
+/// [`MountError`] for one of the four mounts, without which nothing works.
+pub fn bring_up() -> Result<Vec<String>, MountError> {
+    let mut notes = Vec::new();
+    essential(Mount::virtual_fs("proc").data_only(), "/proc")?;
+    essential(Mount::virtual_fs("sysfs").data_only(), "/sys")?;
+    essential(Mount::virtual_fs("devtmpfs").no_suid().data("mode=0755"), "/dev")?;
+    essential(Mount::virtual_fs("tmpfs").no_suid().no_dev().data("mode=0755"), "/run")?;
+    let efivars = Path::new("/sys/firmware/efi/efivars");
+    // A module in most kernels, so this often works only after modules were loaded; see mount_efivars().
+    if efivars.exists() {
+        let _ = mount_efivars();
+    }
+    if let Err(error) = stdio_on_console() {
+        notes.push(format!("stdio is not on /dev/console: {error}"));
+    }
+    // A kernel developer's "debug" or "ignore_loglevel" stays in force.
+    let chatty = fs::read_to_string("/proc/cmdline")
+        .is_ok_and(|line| line.split_ascii_whitespace().any(|word| word == "debug" || word == "ignore_loglevel"));
+    if !chatty && let Err(error) = fs::write("/proc/sys/kernel/printk", "4") {
+        notes.push(format!("kernel messages stay on the console: {error}"));
+    }
+    // By default the kernel drops all but ten lines in five seconds from user space: a burst of progress would hide
+    // the line that matters. Refused when the command line sets it, which is somebody's decision.
+    // The kernel insists on the newline here.
+    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
+    Ok(notes)
+}
+
+fn essential(mount: Mount, target: &str) -> Result<(), MountError> {
+    match mount.on(target) {
+        Err(error) if error.source.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(()),
+        result => result,
+    }
+}
+
+/// Mounts efivarfs; call it again after loading the module `efivarfs`.
+///
+/// # Errors
+/// [`MountError`]; also when the machine has no EFI firmware.
+pub fn mount_efivars() -> Result<(), MountError> {
+    essential(Mount::virtual_fs("efivarfs").data_only(), "/sys/firmware/efi/efivars")
+}
+
+fn stdio_on_console() -> io::Result<()> {
+    let console = OpenOptions::new().read(true).write(true).open("/dev/console")?;
+    nix::unistd::dup2_stdin(&console)?;
+    nix::unistd::dup2_stdout(&console)?;
+    nix::unistd::dup2_stderr(&console)?;
+    Ok(())
+}
+
+/// The devices behind `/dev/console`, the preferred one last in the kernel's list first here. `/dev/console` writes
+/// to that one only: with a screen and a serial line both configured, a person sees the agent on all only if it
+/// writes to each.
+pub fn consoles() -> Vec<PathBuf> {
+    let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    active.split_ascii_whitespace().rev().map(|name| Path::new("/dev").join(name)).collect()
+}
+
+/// Takes over SIGTERM, SIGINT (which the kernel sends for ctrl-alt-del) and SIGCHLD. Must run before any other thread
+/// is started, because threads inherit the signal mask and a signal goes to any thread that does not block it.
+///
+/// On SIGTERM or ctrl-alt-del [`shutdown_requested`] becomes true, `on_shutdown` gets one sentence to show, and after
+/// `grace`, the time the main thread has to leave by itself, the machine is rebooted with disks released and synced,
+/// whatever the main thread is blocked in.
+///
+/// # Errors
+/// The kernel refused the signal mask or the thread.
+pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 'static) -> io::Result<()> {
+    let signals = our_signals();
+    signals.thread_block()?;
+    if is_pid1() {
+        // Off means: do not reset the machine at once, send SIGINT to PID 1.
+        nix::sys::reboot::set_cad_enabled(false)?;
+    }
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGCHLD) => reap_orphans(),
+                Ok(signal) => {
+                    let first = !SHUTDOWN.swap(true, Ordering::SeqCst);
+                    let cause = if signal == Signal::SIGINT { "ctrl-alt-del" } else { "SIGTERM" };
+                    if first {
+                        on_shutdown(&format!("{cause}: rebooting"));
+                        // In a thread of its own so that orphans are still collected and a second signal is heard.
+                        let spawned = std::thread::Builder::new().name("shutdown".into()).spawn(move || {
+                            std::thread::sleep(grace);
+                            restart();
+                        });
+                        if spawned.is_err() {
+                            restart();
+                        }
+                    } else {
+                        // Somebody is impatient: no more grace.
+                        restart();
+                    }
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn restart() {
+    if is_pid1() {
+        let Err(error) = power::reboot();
+        eprintln!("reflash: the kernel refuses to reboot: {error}");
+    } else {
+        std::process::exit(0);
+    }
+}
+
+/// Whether SIGTERM or ctrl-alt-del arrived; loops and waits should end.
+pub fn shutdown_requested() -> bool {
+    SHUTDOWN.load(Ordering::SeqCst)
+}
+
+fn reap_orphans() {
+    let _ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_pid1() {
+        return;
+    }
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+    }
+}
+
+/// Runs a program to its end with stdio inherited, safe beside the reaper. The only way PID 1 may start a program:
+/// with `std::process` alone the reaper can take the child's status first, and waiting for it fails.
+///
+/// # Errors
+/// The program cannot be started. Its own failure is in the [`ExitStatus`].
+pub fn run_and_wait(program: &Path, arguments: &[&str]) -> io::Result<ExitStatus> {
+    let ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes one, sigprocmask, on a set
+    // that lives on the stack; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(unblock_signals) };
+    let status = command.status();
+    drop(ours);
+    // Orphans that ended meanwhile have signalled already.
+    reap_orphans();
+    status
+}
+
+/// Undoes [`start_signal_thread`]'s mask in this thread, for a program that takes over: masks survive exec, and one
+/// that does not expect SIGTERM and SIGCHLD to be blocked misses them for ever.
+///
+/// # Errors
+/// None in practice; the kernel knows these signals.
+pub(super) fn unblock_signals() -> io::Result<()> {
+    our_signals().thread_unblock().map_err(Into::into)
+}
+
+fn our_signals() -> SigSet {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals
+}
+
+/// Makes a panic of PID 1 visible and harmless: prints it to the console and the kernel log, syncs, waits `delay` so
+/// that a person can read it, and reboots. Not returning matters: the runtime would abort, and the death of PID 1 is
+/// a kernel panic which by default stands still for ever. In any other process the usual hook runs.
+pub fn install_panic_hook(delay: Duration) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        if !is_pid1() {
+            return;
+        }
+        let text = format!("{panic}; this is a bug in reflash. Rebooting in {} s", delay.as_secs());
+        if let Ok(kmsg) = Kmsg::open() {
+            let _ = kmsg.write(Level::Error, &text);
+        }
+        // stdout is left alone: the panic may have happened while its lock was held. stderr has no buffer to flush.
+        let _ = writeln!(io::stderr(), "\nreflash: {text}");
+        power::sync_within(Duration::from_secs(10));
+        std::thread::sleep(delay);
+        loop {
+            let _ = power::reboot();
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{our_signals, run_and_wait};
+    use std::path::Path;
+
+    #[test]
+    fn a_program_does_not_inherit_our_blocked_signals() {
+        our_signals().thread_block().unwrap();
+        // Bits 1, 14 and 16 of the mask: SIGINT, SIGTERM, SIGCHLD.
+        let script = "grep -q 'SigBlk:.*00000$' /proc/self/status";
+        assert!(run_and_wait(Path::new("/bin/sh"), &["-c", script]).unwrap().success());
+        our_signals().thread_unblock().unwrap();
+    }
+
+    #[test]
+    fn a_program_runs_and_its_status_comes_back() {
+        assert!(run_and_wait(Path::new("/bin/true"), &[]).unwrap().success());
+        assert_eq!(run_and_wait(Path::new("/bin/sh"), &["-c", "exit 3"]).unwrap().code(), Some(3));
+        assert!(run_and_wait(Path::new("/no/such/program"), &[]).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! Drivers for devices that appear while we run: USB hubs and disks, SCSI targets, hot-plugged cards.
+
+use std::io;
+use std::sync::Arc;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
+
+use super::{Loaded, Loader};
+
+/// The kernel's own multicast group; group 2 is udev's, which does not run here.
+const KERNEL_EVENTS: u32 = 1;
+
+/// Room for a burst, such as a hub with all its devices; an event has a few hundred bytes.
+const RECEIVE_BUFFER: u32 = 1024 * 1024;
+
+/// The listener for new devices.
+#[derive(Debug)]
+pub struct Coldplug {
+    /// What was loaded for the devices that were there.
+    pub present: Loaded,
+}
+
+impl Coldplug {
+    /// Starts listening, loads the drivers of present devices, and goes on with later ones in a thread that lives as
+    /// long as the process. `on_loaded` is told of every later round that did something.
+    ///
+    /// Listening starts before sysfs is read, so no device falls in between.
+    ///
+    /// # Errors
+    /// The kernel refused the socket or the thread.
+    pub fn start(loader: Arc<Loader>, on_loaded: impl Fn(&Loaded) + Send + 'static) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_KOBJECT_UEVENT)?;
+        // A small buffer only means more rounds through sysfs, so a refusal is no reason to go without.
+        let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER);
+        socket.bind(&SocketAddr::new(0, KERNEL_EVENTS))?;
+        let present = loader.load_for_present_devices();
+        std::thread::Builder::new().name("coldplug".into()).spawn(move || {
+            loop {
+                let loaded = match socket.recv_from_full() {
+                    // Port 0 is the kernel; any process may send to the group.
+                    Ok((message, from)) if from.port_number() == 0 => match added_alias(&message) {
+                        Some(alias) => loader.load_for(alias),
+                        None => continue,
+                    },
+                    Ok(_) => continue,
+                    // ENOBUFS: events were lost. What they were about is in sysfs.
+                    Err(_) => {
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        loader.load_for_present_devices()
+                    }
+                };
+                if !loaded.modules.is_empty() || !loaded.failures.is_empty() {
+                    on_loaded(&loaded);
+                }
+            }
+        })?;
+        Ok(Self { present })
+    }
+}
+
+/// The alias of a device that was added. The message is `add@/devices/...` and then `KEY=value`, each ended by a zero.
+fn added_alias(message: &[u8]) -> Option<&str> {
+    let mut fields = message.split(|byte| *byte == 0);
+    if !fields.next()?.starts_with(b"add@") {
+        return None;
+    }
+    fields.find_map(|field| std::str::from_utf8(field.strip_prefix(b"MODALIAS=")?).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::added_alias;
+
+    #[test]
+    fn only_added_devices_with_an_alias_count() {
+        let add = b"add@/devices/x\0ACTION=add\0SUBSYSTEM=usb\0MODALIAS=usb:v0951\0SEQNUM=7\0";
+        assert_eq!(added_alias(add), Some("usb:v0951"));
+        assert_eq!(added_alias(b"remove@/devices/x\0ACTION=remove\0MODALIAS=usb:v0951\0"), None);
+        assert_eq!(added_alias(b"add@/devices/x\0ACTION=add\0"), None);
+        assert_eq!(added_alias(b""), None);
+    }
+}

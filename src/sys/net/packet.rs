@@ -1,0 +1,156 @@
+//! A packet socket that hears DHCP answers only, as a device for smoltcp.
+//!
+//! smoltcp has a raw socket of its own. It panics when the link is switched off or unplugged, which in PID 1 would
+//! take the machine down; it gets every frame of every download; and it has smoltcp check UDP checksums, which the
+//! kernel leaves to be filled in by the card when the sender is a container or a virtual machine on the same host.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+
+/// An Ethernet frame without jumbo; a DHCP client has to take 576 bytes of IP and asks for no more than this.
+const FRAME: usize = 1514;
+
+/// The socket, and what went wrong with it: a smoltcp device cannot return errors.
+#[derive(Debug)]
+pub(super) struct PacketSocket {
+    socket: OwnedFd,
+    /// The last frame sent.
+    pub(super) sent: Option<Vec<u8>>,
+    /// The error after which the socket is of no more use.
+    pub(super) error: Option<io::Error>,
+}
+
+impl PacketSocket {
+    /// Opens a socket on one link for frames with UDP to the port of DHCP clients. Needs `CAP_NET_RAW`.
+    pub(super) fn open(index: u32) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        // Without a protocol it hears nothing until bind() names one: the filter is in place before the first frame.
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+        attach(&socket, &mut dhcp_answers())?;
+        bind(socket.as_raw_fd(), &link_address(index)?)?;
+        Ok(Self { socket, sent: None, error: None })
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn link_address(index: u32) -> io::Result<LinkAddr> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        // Not ETH_P_ALL: that also hears what we send, and frames of VLANs whose tag has been taken off.
+        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&address)).ok();
+    // SAFETY: the pointer is to a whole sockaddr_ll that lives across the call, which copies it; the length is that of
+    // the structure, and the family in it says that it is one.
+    unsafe { LinkAddr::from_raw((&raw const address).cast(), length) }
+        .ok_or_else(|| io::Error::other("the address of the link is not one of a packet socket"))
+}
+
+/// Classic BPF: IPv4 (given by the protocol of the socket), UDP, first fragment, destination port 68.
+fn dhcp_answers() -> [libc::sock_filter; 9] {
+    const LOAD_BYTE: u16 = 0x30;
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_HALF_INDEXED: u16 = 0x48;
+    const LOAD_IP_HEADER_LENGTH: u16 = 0xb1;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    [
+        op(LOAD_BYTE, 0, 0, 14 + 9),
+        op(JUMP_IF_EQUAL, 0, 6, 17),
+        op(LOAD_HALF, 0, 0, 14 + 6),
+        op(JUMP_IF_SET, 4, 0, 0x1fff),
+        op(LOAD_IP_HEADER_LENGTH, 0, 0, 14),
+        op(LOAD_HALF_INDEXED, 0, 0, 14 + 2),
+        op(JUMP_IF_EQUAL, 0, 1, 68),
+        op(RETURN, 0, 0, 0xffff),
+        op(RETURN, 0, 0, 0),
+    ]
+}
+
+fn attach(socket: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    let size = size_of_val(&filter) as libc::socklen_t;
+    // SAFETY: `filter` and the `len` instructions it points to live across the call; the kernel copies and checks them
+    // and writes to neither. The fd is open because `socket` is borrowed.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl phy::Device for PacketSocket {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sender<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sender<'_>)> {
+        let mut frame = vec![0; FRAME];
+        match recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+            Ok(length) => {
+                frame.truncate(length);
+                Some((Received(frame), Sender(self)))
+            }
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => None,
+            Err(error) => {
+                self.error = Some(error.into());
+                None
+            }
+        }
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
+        Some(Sender(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = FRAME;
+        // See the head of this file. The frame check of Ethernet has been done by the card.
+        capabilities.checksum.udp = Checksum::Tx;
+        capabilities
+    }
+}
+
+/// One frame from the link.
+pub(super) struct Received(Vec<u8>);
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(&self.0)
+    }
+}
+
+/// The permission to send one frame.
+pub(super) struct Sender<'a>(&'a mut PacketSocket);
+
+impl phy::TxToken for Sender<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
+        let mut frame = vec![0; length];
+        let result = fill(&mut frame);
+        match send(self.0.socket.as_raw_fd(), &frame, MsgFlags::empty()) {
+            // A full queue loses the frame, as a cable may; it is sent again in time.
+            Ok(_) | Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOBUFS) => self.0.sent = Some(frame),
+            Err(error) => self.0.error = Some(error.into()),
+        }
+        result
+    }
+}

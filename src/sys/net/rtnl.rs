@@ -1,0 +1,233 @@
+//! Changes to links, addresses and routes: one netlink request at a time, each waited for.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// Longest interface name, without the ending zero.
+const NAME_MAX: usize = 15;
+
+/// A change that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}")]
+pub struct RtnlError {
+    /// What was tried, with the interface.
+    pub action: String,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
+/// A connection to the kernel's routing interface.
+pub struct Rtnl {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl std::fmt::Debug for Rtnl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rtnl").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+impl Rtnl {
+    /// Opens the connection.
+    ///
+    /// # Errors
+    /// The kernel refused the socket.
+    pub fn open() -> Result<Self, RtnlError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| RtnlError { action: "open a netlink socket".into(), source })?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Switches a link on.
+    ///
+    /// # Errors
+    /// [`RtnlError`], such as a driver that misses its firmware.
+    pub fn set_up(&mut self, name: &str, index: u32) -> Result<(), RtnlError> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(link), 0, || format!("switch on {name}"))
+    }
+
+    /// Gives a link an address, or confirms the one it has.
+    ///
+    /// # Errors
+    /// [`RtnlError`].
+    pub fn add_address(&mut self, on: &str, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), RtnlError> {
+        let mut message = address_message(index, address, prefix_len);
+        if prefix_len < 31 {
+            // The kernel does not work it out by itself when asked over netlink.
+            let broadcast = u32::from(address) | (u32::MAX >> prefix_len);
+            message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+        }
+        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, || {
+            format!("give {on} the address {address}/{prefix_len}")
+        })
+    }
+
+    /// Takes an address from a link. One that it does not have is fine.
+    ///
+    /// # Errors
+    /// [`RtnlError`].
+    pub fn remove_address(&mut self, on: &str, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), RtnlError> {
+        let message = address_message(index, address, prefix_len);
+        let action = || format!("take the address {address}/{prefix_len} from {on}");
+        let result = self.request(RouteNetlinkMessage::DelAddress(message), 0, action);
+        unless(result, &[nix::libc::EADDRNOTAVAIL, nix::libc::ENODEV])
+    }
+
+    /// Makes `gateway` on the link the default route, in place of another one. `on_link` for a gateway outside the
+    /// subnet of the address, as some providers have it.
+    ///
+    /// # Errors
+    /// [`RtnlError`].
+    pub fn set_default_route(
+        &mut self,
+        on: &str,
+        index: u32,
+        gateway: Ipv4Addr,
+        on_link: bool,
+    ) -> Result<(), RtnlError> {
+        let mut route = RouteMessage::default();
+        route.header = RouteHeader {
+            address_family: AddressFamily::Inet,
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::Universe,
+            kind: RouteType::Unicast,
+            flags: if on_link { RouteFlags::Onlink } else { RouteFlags::empty() },
+            ..RouteHeader::default()
+        };
+        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        route.attributes.push(RouteAttribute::Oif(index));
+        self.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE, || {
+            format!("make {gateway} on {on} the default route")
+        })
+    }
+
+    /// Creates the 802.1Q link for `id` on top of another and returns its name. One that exists is taken over.
+    ///
+    /// # Errors
+    /// [`RtnlError`], with `EOPNOTSUPP` when the module `8021q` is not loaded.
+    pub fn create_vlan(&mut self, parent: &str, parent_index: u32, id: u16) -> Result<String, RtnlError> {
+        let name = vlan_name(parent, parent_index, id);
+        let message = vlan_message(&name, parent_index, id);
+        let action = || format!("create VLAN {id} on {parent}");
+        let result = self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, action);
+        unless(result, &[nix::libc::EEXIST])?;
+        Ok(name)
+    }
+
+    /// Sends one request and waits for its acknowledgement.
+    fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        action: impl Fn() -> String,
+    ) -> Result<(), RtnlError> {
+        self.exchange(message, flags).map_err(|source| RtnlError { action: action(), source })
+    }
+
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            // Only acknowledgements are asked for, so one datagram holds one message.
+            let answer = NetlinkMessage::<Anything>::deserialize(&answer).map_err(io::Error::other)?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return error.code.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().abs())));
+            }
+        }
+    }
+}
+
+/// What an answer carries beside its header is not looked at. Decoding it would bring the decoders of every message
+/// the kernel knows into the binary, a tenth of its size.
+struct Anything;
+
+impl NetlinkDeserializable for Anything {
+    type Error = Infallible;
+
+    fn deserialize(_header: &NetlinkHeader, _payload: &[u8]) -> Result<Self, Infallible> {
+        Ok(Self)
+    }
+}
+
+fn unless(result: Result<(), RtnlError>, accepted: &[i32]) -> Result<(), RtnlError> {
+    match result {
+        Err(error) if error.source.raw_os_error().is_some_and(|code| accepted.contains(&code)) => Ok(()),
+        other => other,
+    }
+}
+
+fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.index = index;
+    message.header.prefix_len = prefix_len;
+    message.attributes.push(AddressAttribute::Local(IpAddr::V4(address)));
+    message.attributes.push(AddressAttribute::Address(IpAddr::V4(address)));
+    message
+}
+
+/// `eth0.5`, or a name without the parent's where that would be longer than the kernel takes.
+fn vlan_name(parent: &str, parent_index: u32, id: u16) -> String {
+    let name = format!("{parent}.{id}");
+    if name.len() <= NAME_MAX { name } else { format!("vlan{id}.{parent_index}") }
+}
+
+fn vlan_message(name: &str, parent_index: u32, id: u16) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Link(parent_index),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vlan),
+            LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id)])),
+        ]),
+    ];
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::vlan_name;
+
+    #[test]
+    fn vlan_names_fit_the_kernel() {
+        assert_eq!(vlan_name("eth0", 2, 4094), "eth0.4094");
+        assert_eq!(vlan_name("enx001122334455", 12, 4094), "vlan4094.12");
+        assert_eq!(vlan_name("enp0s31f6", 3, 100), "enp0s31f6.100");
+    }
+}

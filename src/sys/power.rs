@@ -1,0 +1,66 @@
+//! Reboot, power off, and a sync that cannot hang for ever.
+
+use std::convert::Infallible;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::sys::reboot::{RebootMode, reboot as nix_reboot};
+
+use super::mount;
+
+/// How long the last sync may take. A disk that has died in the middle of a command answers after the kernel's own
+/// time-outs, which are minutes: the machine is better off rebooting. Large caches of slow eMMC drain well within it.
+const SYNC_LIMIT: Duration = Duration::from_secs(30);
+
+/// Unmounts what can be unmounted, syncs and restarts the machine.
+///
+/// Only the error is ever returned; as PID 1 there is none unless the kernel lacks the call.
+///
+/// # Errors
+/// The caller lacks `CAP_SYS_BOOT`.
+pub fn reboot() -> std::io::Result<Infallible> {
+    leave(RebootMode::RB_AUTOBOOT)
+}
+
+/// Unmounts what can be unmounted, syncs and switches the machine off.
+///
+/// # Errors
+/// The caller lacks `CAP_SYS_BOOT`.
+pub fn power_off() -> std::io::Result<Infallible> {
+    leave(RebootMode::RB_POWER_OFF)
+}
+
+/// Writes every dirty page and the device caches. Blocks until done, for ever if a disk hangs.
+pub fn sync() {
+    rustix::fs::sync();
+}
+
+/// [`sync`] in another thread; `false` when it was not done within `limit`.
+///
+/// Needed wherever the machine must go on: `sync(2)` waits uninterruptibly for a disk that no longer answers.
+pub fn sync_within(limit: Duration) -> bool {
+    let (done, wait) = mpsc::channel();
+    let spawned = std::thread::Builder::new().name("sync".into()).spawn(move || {
+        sync();
+        // The receiver is gone when the limit has passed: nobody is left to tell.
+        let _ = done.send(());
+    });
+    match spawned {
+        Ok(_) => wait.recv_timeout(limit).is_ok(),
+        // No thread to be had (no memory): a sync that may hang beats none.
+        Err(_) => {
+            sync();
+            true
+        }
+    }
+}
+
+fn leave(mode: RebootMode) -> std::io::Result<Infallible> {
+    // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
+    // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
+    if super::init::is_pid1() {
+        mount::release_disks();
+    }
+    sync_within(SYNC_LIMIT);
+    nix_reboot(mode).map_err(Into::into)
+}

@@ -54,6 +54,14 @@ pub struct Totals {
     pub download_bytes: u64,
 }
 
+impl Totals {
+    /// Those of a partition that is right already.
+    #[must_use]
+    pub fn nothing_to_do(index: &Index) -> Self {
+        Self { image_bytes: index.image_bytes(), right_bytes: index.image_bytes(), ..Self::default() }
+    }
+}
+
 impl Survey {
     /// A partition of which nothing is known: every frame is written.
     #[must_use]
@@ -145,7 +153,7 @@ impl Plan {
 }
 
 /// Joins neighbours in a pack to requests of at most [`MAX_REQUEST_BYTES`] with gaps of at most [`MAX_GAP_BYTES`].
-fn coalesce(index: &Index, needed: &[StoredNo]) -> Vec<Request> {
+pub(crate) fn coalesce(index: &Index, needed: &[StoredNo]) -> Vec<Request> {
     let mut by_place: Vec<_> = needed.iter().map(|stored| (index.location(*stored), *stored)).collect();
     by_place.sort_by_key(|(location, _)| (location.pack, location.range.start));
     let mut requests: Vec<Request> = Vec::new();
@@ -222,7 +230,7 @@ mod tests {
         assert!(plan.requests.iter().all(|r| r.range.end - r.range.start <= MAX_REQUEST_BYTES));
         assert_eq!((plan.requests[0].range.clone(), &plan.requests[0].stored[..]), (0..30_000, &[0, 2][..]));
         assert_eq!(plan.requests[1].range.start, 50_000);
-        assert!(20_000 > MAX_GAP_BYTES);
+        const { assert!(20_000 > MAX_GAP_BYTES) };
         let fetched: usize = plan.requests.iter().map(|r| r.stored.len()).sum();
         assert_eq!(fetched, count as usize - 3);
         for request in &plan.requests {
@@ -238,6 +246,6 @@ mod tests {
         let index = index(&[Some(0), Some(1), None, Some(2)]);
         let survey = Survey::new(&index, vec![true, false, false, true]);
         let frame = u64::from(MIN_FRAME_BYTES);
-        assert_eq!(survey.damaged_ranges(&index), [frame..3 * frame]);
+        assert_eq!(survey.damaged_ranges(&index), vec![frame..3 * frame; 1]);
     }
 }

@@ -1,0 +1,225 @@
+//! The environment block on disk: read, changed in place, made durable. The codec is [`crate::grubenv`].
+//!
+//! GRUB reads and writes the blocks of this file without Linux' journal, so the file is never truncated, renamed
+//! over or moved: its one block is overwritten and flushed. `grub-editenv` truncates first, and a power cut then
+//! leaves an empty file; that is why it is not used.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::grubenv::{GrubEnv, GrubEnvError, SIZE_BYTES, names};
+
+/// The environment file of one machine.
+#[derive(Debug, Clone)]
+pub struct BootEnv {
+    path: PathBuf,
+}
+
+/// What is known about the environment when it is read.
+#[derive(Debug)]
+pub enum Loaded {
+    /// As it should be.
+    Good(GrubEnv),
+    /// Missing or damaged; a fresh one is to be written.
+    Lost(String),
+}
+
+/// Why the environment could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum BootEnvError {
+    /// The file or its disk failed.
+    #[error("cannot {doing} the boot environment {path}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The variables do not fit, or a name is wrong.
+    #[error("cannot change the boot environment {path}")]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GrubEnvError,
+    },
+}
+
+/// Proof that the next boot goes to recovery: nothing of /system is changed without it.
+#[derive(Debug)]
+pub struct Recovering(Option<BootEnv>);
+
+impl BootEnv {
+    /// The environment in `path`, usually `grubenv` on the state partition.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Reads the variables. Damaged content is an answer, not an error.
+    ///
+    /// # Errors
+    /// [`BootEnvError::Io`] when the file is there and cannot be read.
+    pub fn load(&self) -> Result<Loaded, BootEnvError> {
+        let mut content = Vec::new();
+        // A file that grew by a fault must not be read whole.
+        match File::open(&self.path).and_then(|file| file.take(64 * 1024).read_to_end(&mut content)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Loaded::Lost("there is no grubenv file".to_owned()));
+            }
+            Err(source) => return Err(self.io("read", source)),
+        }
+        Ok(match GrubEnv::parse(&content) {
+            Ok(env) => Loaded::Good(env),
+            Err(error) => Loaded::Lost(error.to_string()),
+        })
+    }
+
+    /// The variables, or none where the environment is lost.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_or_empty(&self) -> Result<GrubEnv, BootEnvError> {
+        Ok(match self.load()? {
+            Loaded::Good(env) => env,
+            Loaded::Lost(_) => GrubEnv::default(),
+        })
+    }
+
+    /// Overwrites the block and returns when it is on the medium.
+    ///
+    /// # Errors
+    /// [`BootEnvError::Content`] when the variables do not fit (nothing is written), [`BootEnvError::Io`] otherwise.
+    pub fn save(&self, env: &GrubEnv) -> Result<(), BootEnvError> {
+        let block = env.encode().map_err(|source| BootEnvError::Content { path: self.path.clone(), source })?;
+        match OpenOptions::new().write(true).open(&self.path) {
+            Ok(file) => self.overwrite(&file, &block),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(&block),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| self.io("write", source))
+    }
+
+    /// Loads, changes and saves.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
+    pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
+        let mut env = self.load_or_empty()?;
+        for (name, value) in changes {
+            match value {
+                Some(value) => {
+                    env.set(name, value).map_err(|source| BootEnvError::Content { path: self.path.clone(), source })?;
+                }
+                None => {
+                    env.unset(name);
+                }
+            }
+        }
+        self.save(&env)
+    }
+
+    /// Makes sure that the next boot goes to recovery until [`Recovering::finish`].
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub fn begin_recovering(&self) -> Result<Recovering, BootEnvError> {
+        self.update(&[(names::RECOVERING, Some("1")), (names::TRIES, Some("0"))])?;
+        Ok(Recovering(Some(self.clone())))
+    }
+
+    fn overwrite(&self, file: &File, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
+        file.write_all_at(block, 0)?;
+        if file.metadata()?.len() != SIZE_BYTES as u64 {
+            file.set_len(SIZE_BYTES as u64)?;
+        }
+        file.sync_all()
+    }
+
+    /// Only where provisioning or a person lost the file; a crash in here leaves none, which GRUB answers with
+    /// recovery.
+    fn create(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&self.path)?;
+        file.write_all(block)?;
+        file.sync_all()?;
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+
+    fn io(&self, doing: &'static str, source: io::Error) -> BootEnvError {
+        BootEnvError::Io { doing, path: self.path.clone(), source }
+    }
+}
+
+impl Recovering {
+    /// For a target that no boot environment of ours starts: a disk image, a disk on a bench.
+    #[must_use]
+    pub fn without_environment() -> Self {
+        Self(None)
+    }
+
+    /// Gives the new system its tries. The caller has verified what it will start.
+    pub(crate) fn finish(self, tries: u8) -> Result<(), BootEnvError> {
+        let Some(env) = self.0 else { return Ok(()) };
+        let tries = tries.to_string();
+        env.update(&[
+            (names::RECOVERING, None),
+            (names::NEXT_ENTRY, None),
+            (names::BOOT_OK, Some("0")),
+            (names::MAX_TRIES, Some(&tries)),
+            (names::TRIES, Some(&tries)),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BootEnv, Loaded};
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_change_is_made_in_place_and_keeps_what_others_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        // As grub-editenv makes it: 1024 bytes.
+        let mut foreign = b"# GRUB Environment Block\nsaved_entry=0\nreflash_tries=2\n".to_vec();
+        foreign.resize(1024, b'#');
+        std::fs::write(&path, foreign).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        let env = BootEnv::new(&path);
+        env.begin_recovering().unwrap().finish(3).unwrap();
+        let after = std::fs::metadata(&path).unwrap();
+        assert_eq!((after.ino(), after.len()), (inode, 512));
+        let Loaded::Good(read) = env.load().unwrap() else { panic!("lost") };
+        let pairs: Vec<_> = read.iter().collect();
+        assert_eq!(
+            pairs,
+            [("saved_entry", "0"), ("reflash_tries", "3"), ("reflash_boot_ok", "0"), ("reflash_max_tries", "3")]
+        );
+    }
+
+    #[test]
+    fn while_recovering_no_boot_of_the_system_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        let _permit = env.begin_recovering().unwrap();
+        let read = env.load_or_empty().unwrap();
+        assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
+    }
+
+    #[test]
+    fn what_does_not_fit_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        let env = BootEnv::new(&path);
+        env.update(&[("a", Some("1"))]).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        assert!(env.update(&[("b", Some(&"x".repeat(600)))]).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+}

@@ -1,0 +1,310 @@
+//! The one place that tells what is going on: phases with n of m and duration, notes, warnings and progress, on the
+//! console for people and as JSON lines for programs.
+//!
+//! A JSON line has `unix_s`, `phase` and `event` (`begin`, `end`, `failed`, `note`, `warning`), and `text`,
+//! `duration_ms` and `data` where they apply.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::progress::Meter;
+
+/// Phases of a recovery, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Mounts, modules, disk.
+    Init,
+    /// Configuration and keys.
+    Config,
+    /// Network and clock.
+    Network,
+    /// Release.
+    Manifest,
+    /// Comparison with what is there.
+    Plan,
+    /// Download and write.
+    Write,
+    /// Read-back.
+    Verify,
+    /// Boot environment.
+    Commit,
+}
+
+const PHASES: usize = Phase::Commit as usize + 1;
+
+/// Progress lines on something that is not a terminal come this seldom, to keep logs readable.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Redraws on a terminal. A serial console at 115200 baud spends 7 ms on a line.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Takes every text line beside the console.
+pub type TextSink = Box<dyn Fn(&str) + Send>;
+
+/// Where the lines go.
+pub struct Journal {
+    sinks: Mutex<Sinks>,
+}
+
+struct Sinks {
+    console: Option<Box<dyn Write + Send>>,
+    is_terminal: bool,
+    /// A progress bar stands on the last console line and must be ended before other text.
+    bar_shown: bool,
+    events: EventSink,
+    extra: Option<TextSink>,
+    phase: Option<Phase>,
+}
+
+enum EventSink {
+    /// Not known yet where to: kept, up to [`MAX_KEPT`] lines.
+    Kept(Vec<String>),
+    Open(Box<dyn Write + Send>),
+}
+
+const MAX_KEPT: usize = 1000;
+
+#[derive(Serialize)]
+struct Event<'a> {
+    unix_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<Phase>,
+    event: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    data: Value,
+}
+
+impl Journal {
+    /// A journal that speaks to `console`, which `is_terminal` or not. `None` keeps the console silent.
+    #[must_use]
+    pub fn new(console: Option<Box<dyn Write + Send>>, is_terminal: bool) -> Self {
+        Self {
+            sinks: Mutex::new(Sinks {
+                console,
+                is_terminal,
+                bar_shown: false,
+                events: EventSink::Kept(Vec::new()),
+                extra: None,
+                phase: None,
+            }),
+        }
+    }
+
+    /// Sends every text line to `sink` too: the kernel log.
+    pub fn also_to(&self, sink: TextSink) {
+        self.lock().extra = Some(sink);
+    }
+
+    /// Writes the JSON lines kept so far, and all later ones, to `sink`. A sink that fails is given up: the log is
+    /// never a reason to stop a recovery.
+    pub fn open_events(&self, mut sink: Box<dyn Write + Send>) {
+        let mut sinks = self.lock();
+        if let EventSink::Kept(lines) = &sinks.events {
+            for line in lines {
+                let _ = sink.write_all(line.as_bytes());
+            }
+        }
+        sinks.events = EventSink::Open(sink);
+    }
+
+    /// Runs a phase: says its name and n of m, and at the end its duration.
+    ///
+    /// # Errors
+    /// What `work` returns.
+    pub fn phase<T, E>(&self, phase: Phase, sentence: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let started = Instant::now();
+        {
+            let mut sinks = self.lock();
+            sinks.phase = Some(phase);
+            sinks.text(&format!("[{}/{PHASES}] {}: {sentence}", phase as usize + 1, phase.name()));
+            sinks.event("begin", sentence, None, Value::Null);
+        }
+        let result = work();
+        let duration = started.elapsed();
+        let mut sinks = self.lock();
+        let how = if result.is_ok() { "done" } else { "failed" };
+        sinks.text(&format!("      {} {how} in {:.1} s", phase.name(), duration.as_secs_f32()));
+        let event = if result.is_ok() { "end" } else { "failed" };
+        sinks.event(event, "", Some(duration), Value::Null);
+        sinks.phase = None;
+        result
+    }
+
+    /// A sentence within a phase.
+    pub fn note(&self, text: &str) {
+        self.data(text, Value::Null);
+    }
+
+    /// A sentence with the quantities behind it.
+    pub fn data(&self, text: &str, data: Value) {
+        let mut sinks = self.lock();
+        sinks.text(&format!("      {text}"));
+        sinks.event("note", text, None, data);
+    }
+
+    /// Something went wrong that is being dealt with.
+    pub fn warn(&self, text: &str) {
+        let mut sinks = self.lock();
+        sinks.text(&format!("  !   {text}"));
+        sinks.event("warning", text, None, Value::Null);
+    }
+
+    /// Runs `work` with a counter of bytes, and shows bar, rate and time left while it runs.
+    pub fn with_progress<T>(&self, total_bytes: u64, work: impl FnOnce(&AtomicU64) -> T) -> T {
+        let done = AtomicU64::new(0);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let counter = &done;
+            scope.spawn(move || self.show_progress(total_bytes, counter, &stopped));
+            let result = work(&done);
+            drop(stop);
+            result
+        })
+    }
+
+    fn show_progress(&self, total_bytes: u64, done: &AtomicU64, stopped: &std::sync::mpsc::Receiver<()>) {
+        let started = Instant::now();
+        let mut meter = Meter::new(total_bytes);
+        let interval = if self.lock().is_terminal { REDRAW_INTERVAL } else { LINE_INTERVAL };
+        while stopped.recv_timeout(interval) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            meter.update(started.elapsed(), done.load(Ordering::Relaxed));
+            self.lock().bar(&meter.line());
+        }
+        if started.elapsed() >= interval {
+            meter.update(started.elapsed(), done.load(Ordering::Relaxed));
+            self.lock().bar(&meter.line());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sinks> {
+        // A thread that panicked while printing must not silence the others.
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Config => "config",
+            Self::Network => "network",
+            Self::Manifest => "manifest",
+            Self::Plan => "plan",
+            Self::Write => "write",
+            Self::Verify => "verify",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+impl Sinks {
+    fn text(&mut self, line: &str) {
+        let end_bar = if std::mem::take(&mut self.bar_shown) { "\n" } else { "" };
+        if let Some(console) = &mut self.console {
+            // A console that went away (a closed pipe, a serial line unplugged) is not a reason to stop.
+            let _ = console.write_all(format!("{end_bar}{line}\n").as_bytes()).and_then(|()| console.flush());
+        }
+        if let Some(extra) = &self.extra {
+            extra(line.trim_start());
+        }
+    }
+
+    fn bar(&mut self, line: &str) {
+        let Some(console) = &mut self.console else { return };
+        let text = if self.is_terminal { format!("\r      {line:<73}") } else { format!("      {line}\n") };
+        self.bar_shown = self.is_terminal;
+        let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
+    }
+
+    fn event(&mut self, event: &str, text: &str, duration: Option<Duration>, data: Value) {
+        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let duration_ms = duration.map(|duration| duration.as_millis() as u64);
+        let Ok(json) = serde_json::to_string(&Event { unix_s, phase: self.phase, event, text, duration_ms, data })
+        else {
+            return;
+        };
+        match &mut self.events {
+            EventSink::Kept(lines) if lines.len() < MAX_KEPT => lines.push(json + "\n"),
+            EventSink::Kept(_) => {}
+            EventSink::Open(sink) => {
+                let _ = sink.write_all((json + "\n").as_bytes()).and_then(|()| sink.flush());
+            }
+        }
+    }
+}
+
+/// The whole chain of an error, outermost first, as one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Journal, Phase};
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Shared {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    #[test]
+    fn events_before_the_log_is_open_are_not_lost() {
+        let (console, events) = (Shared::default(), Shared::default());
+        let journal = Journal::new(Some(Box::new(console.clone())), false);
+        let failed: Result<(), &str> = journal.phase(Phase::Plan, "compare", || {
+            journal.note("half way");
+            Err("no")
+        });
+        assert!(failed.is_err());
+        journal.open_events(Box::new(events.clone()));
+        journal.warn("later");
+        assert!(console.text().starts_with("[5/8] plan: compare\n      half way\n      plan failed in 0.0 s\n"));
+        let lines: Vec<serde_json::Value> =
+            events.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let kinds: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["begin", "note", "failed", "warning"]);
+        assert_eq!((lines[0]["phase"].as_str(), lines[3].get("phase")), (Some("plan"), None));
+    }
+
+    #[test]
+    fn a_bar_is_ended_before_other_text() {
+        let console = Shared::default();
+        let journal = Journal::new(Some(Box::new(console.clone())), true);
+        journal.with_progress(100, |done| {
+            done.store(50, std::sync::atomic::Ordering::Relaxed);
+            std::thread::sleep(std::time::Duration::from_millis(700));
+        });
+        journal.note("next");
+        let text = console.text();
+        assert!(
+            text.contains("\r      [############............]  50%") && text.ends_with("\n      next\n"),
+            "{text:?}"
+        );
+    }
+}

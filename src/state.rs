@@ -1,0 +1,109 @@
+//! The state partition: the boot environment, what is installed, and the event log.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::bootenv::BootEnv;
+use crate::index::Index;
+use crate::manifest::{Authentic, Manifest, ManifestError, TrustedKeys};
+
+/// The event log is begun anew beyond this size; the one before is kept. Two of them take little of the 64 MiB.
+const MAX_EVENTS_BYTES: u64 = 1024 * 1024;
+
+/// The mounted state partition.
+#[derive(Debug, Clone)]
+pub struct State {
+    root: PathBuf,
+}
+
+/// A release that was installed and verified on this machine.
+#[derive(Debug)]
+pub struct Installed {
+    /// The signed bytes.
+    pub signed: Authentic,
+    /// What they say.
+    pub manifest: Manifest,
+    /// Index of the system image.
+    pub index: Index,
+}
+
+impl State {
+    /// The partition mounted at `root`.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The boot environment.
+    #[must_use]
+    pub fn boot_env(&self) -> BootEnv {
+        BootEnv::new(&self.root.join("grubenv"))
+    }
+
+    /// Path of the event log.
+    #[must_use]
+    pub fn events_path(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
+    /// Opens the event log for appending.
+    ///
+    /// # Errors
+    /// The file system's; the caller goes on without a log.
+    pub fn open_events(&self) -> io::Result<File> {
+        let path = self.events_path();
+        if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_EVENTS_BYTES) {
+            fs::rename(&path, self.root.join("events.1.jsonl"))?;
+        }
+        OpenOptions::new().create(true).append(true).open(path)
+    }
+
+    /// The serial and version last installed, from the record alone: the serial floor needs no index.
+    ///
+    /// The record was verified before it was written. It is authenticated again, because a foreign or damaged state
+    /// partition must not pin a robot to a serial that never existed.
+    #[must_use]
+    pub fn installed_manifest(&self, keys: &TrustedKeys) -> Option<(Authentic, Manifest)> {
+        let directory = self.root.join("installed");
+        let bytes = fs::read(directory.join("manifest.json")).ok()?;
+        let signature = fs::read_to_string(directory.join("manifest.json.minisig")).ok()?;
+        let signed = keys.authenticate(bytes, &signature).ok()?;
+        let manifest: Result<_, ManifestError> = Manifest::parse(&signed);
+        Some((signed, manifest.ok()?))
+    }
+
+    /// The release last installed, if its record is whole.
+    #[must_use]
+    pub fn installed(&self, keys: &TrustedKeys) -> Option<Installed> {
+        let (signed, manifest) = self.installed_manifest(keys)?;
+        let bytes = fs::read(self.root.join("installed/system.idx")).ok()?;
+        let named = manifest.image(crate::manifest::SYSTEM_IMAGE).ok()?.index;
+        if crate::digest::Digest::of(&bytes) != named.blake3 {
+            return None;
+        }
+        Some(Installed { index: Index::decode(&bytes).ok()?, signed, manifest })
+    }
+
+    /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit
+    /// its manifest, which counts as none.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn record_installed(&self, signed: &Authentic, index: &Index) -> io::Result<()> {
+        let directory = self.root.join("installed");
+        fs::create_dir_all(&directory)?;
+        replace(&directory.join("system.idx"), &index.encode())?;
+        replace(&directory.join("manifest.json.minisig"), signed.signature().as_bytes())?;
+        replace(&directory.join("manifest.json"), signed.bytes())?;
+        File::open(&directory)?.sync_all()
+    }
+}
+
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_added_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(new, path)
+}

@@ -1,0 +1,127 @@
+//! What an image is written to: one narrow trait over a partition, a file, or a test's memory.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::sys::block::{Access, AlignedBuf, BlockError, Caching, Device};
+
+/// A block target. All offsets and lengths are multiples of 4096 bytes.
+///
+/// Methods take `&self`: readers and the writer run in parallel, on ranges that do not overlap.
+pub trait BlockTarget: Sync {
+    /// Device or file, for people.
+    fn name(&self) -> &str;
+
+    /// Size, bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Reads what the medium holds, past the page cache.
+    ///
+    /// # Errors
+    /// The device's error, or [`io::ErrorKind::UnexpectedEof`] beyond the end.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `content`. Durable only after [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// The device's error; part of the content may have been written.
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()>;
+
+    /// Makes the range read as zeros, by the cheapest means that guarantees it. Durable only after a flush.
+    ///
+    /// # Errors
+    /// The device's error; part of the range may have been zeroed.
+    fn zero(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Returns when everything written before is on the medium, volatile caches of the device included.
+    ///
+    /// # Errors
+    /// The device's error: nothing written since the last flush can be relied on.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// A block device or image file, opened for this program alone and past the page cache.
+#[derive(Debug)]
+pub struct DeviceTarget {
+    device: Device,
+    name: String,
+}
+
+impl DeviceTarget {
+    /// Opens it for writing. Refused while it is mounted or otherwise in use.
+    ///
+    /// # Errors
+    /// [`BlockError`].
+    pub fn open(path: &Path) -> Result<Self, BlockError> {
+        Self::with(path, Access::WriteExclusive)
+    }
+
+    /// Opens it for reading only; a mounted device can be read.
+    ///
+    /// # Errors
+    /// [`BlockError`].
+    pub fn open_read_only(path: &Path) -> Result<Self, BlockError> {
+        Self::with(path, Access::Read)
+    }
+
+    fn with(path: &Path, access: Access) -> Result<Self, BlockError> {
+        let device = Device::open(path, access, Caching::Direct)?;
+        let target = Self { device, name: path.display().to_string() };
+        if target.device.caching() == Caching::Buffered {
+            // A file system without direct I/O: what was cached before must not be taken for what is stored.
+            target.device.drop_cache()?;
+        }
+        Ok(target)
+    }
+}
+
+impl BlockTarget for DeviceTarget {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.device.read_exact_at(buffer, offset).map_err(cause)
+    }
+
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.device.write_all_at(content, offset).map_err(cause)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        if self.device.zero_out(range.start, range.end - range.start).is_ok() {
+            return Ok(());
+        }
+        // File systems without hole punching, and whatever else refuses: plain zeros always work.
+        let zeros = AlignedBuf::zeroed((range.end - range.start).min(1024 * 1024) as usize);
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = (range.end - offset).min(zeros.len() as u64) as usize;
+            self.write_at(offset, &zeros[..len])?;
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match self.device.caching() {
+            Caching::Direct => self.device.sync(),
+            // Then the read-back that follows a flush reads the medium here too.
+            Caching::Buffered => self.device.drop_cache(),
+        }
+        .map_err(cause)
+    }
+}
+
+/// The device's own answer; the caller's error already names device and offset.
+fn cause(error: BlockError) -> io::Error {
+    match error {
+        BlockError::Device { source, .. } | BlockError::Transfer { source, .. } => source,
+        other => io::Error::other(other),
+    }
+}

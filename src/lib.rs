@@ -1,23 +1,58 @@
 //! The recovery imager: makes `/system` equal to a signed release and never touches anything else.
 //!
-//! Modules, from the story down to the syscalls. A module may use those below it, never those above:
+//! Modules, from the story down to the syscalls. A module may use those below it, never those above
+//! (`tests/tidy.rs` checks it):
 //!
 //! | module | what it does | I/O |
 //! |---|---|---|
-//! | [`config`] | configuration files and kernel command line to a [`config::Config`] | none |
-//! | [`manifest`] | signature, format, fit of a release | none |
+//! | [`verbs`] | the command line, carried out | all of the below |
+//! | [`agent`] | PID 1 of recovery: the whole story | all of the below |
+//! | [`sysroot`] | PID 1 of the system: its file systems, then systemd | all of the below |
+//! | [`cli`] | arguments to a command | none |
+//! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
+//! | [`boot`] | a verified system becomes the one to boot | state partition |
+//! | [`verify`] | read-back past the page cache | target |
+//! | [`write`] | a plan is fetched, decoded, checked and written | source, target |
+//! | [`state`] | the state partition: what is installed, event log | state partition |
+//! | [`bootenv`] | the GRUB environment on disk, changed in place | one file |
+//! | [`fetch`] | sources: HTTP mirrors, directories; retry and resume | network |
+//! | [`clock`] | what time it may be, for a machine with a dead RTC | none |
+//! | [`target`] | what is written to | target |
+//! | [`journal`] | tells people and programs what is going on | console, event log |
 //! | [`plan`] | index x what is on the partition: what to fetch, to zero | none |
+//! | [`manifest`] | signature, format, fit of a release | none |
 //! | [`index`] | the chunk index: encode, decode | none |
 //! | [`layout`] | partition layout: sizes to places | none |
 //! | [`grubenv`] | the block GRUB and we talk through | none |
+//! | [`hostname`] | a template and the hardware to a host name | none |
+//! | [`bootcode`] | GRUB's BIOS images fitted to a disk | none |
+//! | [`progress`] | rate and time left | none |
 //! | [`digest`] | what names and checks content | none |
-//! | [`sys`] | the only home of nix, rustix and `unsafe` | all |
+//! | [`sys`] | the only home of nix and `unsafe` | all |
+//! | [`config`] | configuration files and kernel command line | none |
 
+pub mod agent;
+pub mod boot;
+pub mod bootcode;
+pub mod bootenv;
+pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod digest;
+pub mod fetch;
 pub mod grubenv;
+pub mod hostname;
 pub mod index;
+pub mod journal;
 pub mod layout;
 pub mod manifest;
 pub mod plan;
+pub mod progress;
+pub mod recovery;
+pub mod state;
 pub mod sys;
+pub mod sysroot;
+pub mod target;
+pub mod verbs;
+pub mod verify;
+pub mod write;

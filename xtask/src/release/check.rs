@@ -1,0 +1,78 @@
+//! `cargo xtask release --check`: reads a whole release tree as an agent would, and more: every frame and the
+//! digest of the whole image.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::{IntoParallelIterator, ParallelIterator};
+use reflash::digest::Digest;
+use reflash::index::{FrameContent, Index};
+use reflash::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
+use sha2::{Digest as _, Sha256};
+
+/// Checks the release of `channel` in the tree `root` against the keys.
+///
+/// # Errors
+/// The first thing that is wrong, by name.
+pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest> {
+    let path = root.join(manifest_path(channel));
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let signature_path = path.with_added_extension("minisig");
+    let signature = String::from_utf8(read(&signature_path)?).context("the signature is not text")?;
+    let signed = keys.authenticate(read(&path)?, &signature).with_context(|| format!("check {}", path.display()))?;
+    let manifest = Manifest::parse(&signed)?;
+    for file in &manifest.files {
+        object(root, &file.object).with_context(|| format!("file {:?}", file.name))?;
+    }
+    for image in &manifest.images {
+        let index = Index::decode(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        ensure!(index.image_bytes() == image.size_bytes, "image {:?}: index and manifest differ in size", image.name);
+        let sha256 = check_image(root, &index).with_context(|| format!("image {:?}", image.name))?;
+        ensure!(
+            sha256 == image.sha256,
+            "image {:?} has SHA-256 {sha256}, the manifest says {}",
+            image.name,
+            image.sha256
+        );
+    }
+    Ok(manifest)
+}
+
+fn object(root: &Path, object: &Object) -> Result<Vec<u8>> {
+    let path = root.join(object_path(&object.blake3));
+    let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let found = Digest::of(&content);
+    if found != object.blake3 || content.len() as u64 != object.size_bytes {
+        bail!("{} has {} bytes with digest {found}", path.display(), content.len());
+    }
+    Ok(content)
+}
+
+fn check_image(root: &Path, index: &Index) -> Result<String> {
+    let packs =
+        index.packs().iter().map(|pack| object(root, &Object { blake3: pack.digest, size_bytes: pack.size_bytes }));
+    let packs: Vec<Vec<u8>> = packs.collect::<Result<_>>()?;
+    let mut sha256 = Sha256::new();
+    let frames: Vec<u32> = (0..index.frame_count()).collect();
+    for batch in frames.chunks(256) {
+        let contents: Vec<Vec<u8>> = batch
+            .into_par_iter()
+            .map(|frame| {
+                let range = index.frame_range(*frame);
+                let len = (range.end - range.start) as usize;
+                let content = match index.frame_content(*frame) {
+                    FrameContent::Zero => vec![0; len],
+                    FrameContent::Stored(stored) => {
+                        let place = index.location(stored);
+                        let bytes = &packs[place.pack as usize][place.range.start as usize..place.range.end as usize];
+                        zstd::bulk::decompress(bytes, len).with_context(|| format!("decompress frame {frame}"))?
+                    }
+                };
+                ensure!(index.matches(*frame, &content), "frame {frame} has a wrong digest");
+                Ok(content)
+            })
+            .collect::<Result<_>>()?;
+        contents.iter().for_each(|content| sha256.update(content));
+    }
+    Ok(sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

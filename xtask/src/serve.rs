@@ -1,0 +1,109 @@
+//! `cargo xtask serve`: a release tree over HTTP, for the bench, the demo and the tests. Production can use any
+//! static server; this one is axum's, with range requests and the cache headers that `docs/release-format.md` asks for.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use tower_http::services::ServeDir;
+
+/// Objects are named by their digest and never change.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// The manifest and its signature change with every release.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// What a server has answered so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests.
+    pub requests: AtomicU64,
+    /// Bytes of bodies as announced.
+    pub body_bytes: AtomicU64,
+}
+
+/// A running server; it stops when this is dropped.
+pub struct Server {
+    /// Address it listens on.
+    pub address: SocketAddr,
+    /// What it has answered.
+    pub counters: Arc<Counters>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Serves the tree `root` on `listen` (port 0 takes a free one) in the background. `log` prints each request.
+///
+/// # Errors
+/// When the address is taken or the tree is not there.
+pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
+    anyhow::ensure!(root.is_dir(), "{} is not a directory; make a release first: cargo xtask release", root.display());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let counters = Arc::new(Counters::default());
+    let shared = Shared { counters: Arc::clone(&counters), log };
+    let app = Router::new()
+        .fallback_service(ServeDir::new(root).append_index_html_on_directories(false))
+        .layer(middleware::from_fn_with_state(shared, headers_and_count));
+    let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    runtime.spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            eprintln!("server on {address}: {error}");
+        }
+    });
+    Ok(Server { address, counters, runtime: Some(runtime) })
+}
+
+/// Serves until interrupted.
+///
+/// # Errors
+/// As [`start`].
+pub fn run(root: &Path, listen: SocketAddr) -> Result<()> {
+    let server = start(root, listen, true)?;
+    eprintln!("  serving {} on http://{}/", root.display(), server.address);
+    loop {
+        std::thread::park();
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    counters: Arc<Counters>,
+    log: bool,
+}
+
+async fn headers_and_count(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let range = request.headers().get(header::RANGE).and_then(|range| range.to_str().ok()).unwrap_or("").to_owned();
+    let mut response = next.run(request).await;
+    let policy = if path.starts_with("/objects/") { IMMUTABLE } else { REVALIDATE };
+    if response.status().is_success() {
+        response.headers_mut().insert(header::CACHE_CONTROL, policy);
+    }
+    let length = response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+    shared.counters.body_bytes.fetch_add(length, Ordering::Relaxed);
+    if shared.log {
+        eprintln!("  {} {path} {range} {length} bytes", response.status().as_u16());
+    }
+    response
+}

@@ -1,0 +1,180 @@
+//! `cargo xtask agent`: the static musl binary, on a machine with rustup's target and on one without.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::host::{Need, ensure_installed};
+use crate::paths::Paths;
+use crate::step::{output, produced, run, step};
+
+const TARGET: &str = "x86_64-unknown-linux-musl";
+/// The agent travels in every recovery partition and in every initramfs.
+const MAX_BYTES: u64 = 3 * 1024 * 1024;
+
+/// Debian's own toolchain: it can build the standard library, which rustup's cannot do without its sources.
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+
+enum Toolchain {
+    /// cargo on the path has the target's standard library.
+    Target,
+    /// Debian's cargo builds the standard library too.
+    BuildStd,
+}
+
+/// Builds the agent and returns its path.
+///
+/// # Errors
+/// When no toolchain can build it, or the result is not static or too large.
+pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
+    ensure_installed(&[Need::Agent], assume_yes)?;
+    let toolchain = choose(assume_yes)?;
+    let target_dir = paths.work().join("agent");
+    step("build the agent", || {
+        let mut command = match toolchain {
+            Toolchain::Target => with_target(paths),
+            Toolchain::BuildStd => build_std(paths)?,
+        };
+        command
+            .current_dir(&paths.root)
+            .args(["build", "--release", "--locked", "--package", "reflash", "--target", TARGET])
+            .env("CARGO_TARGET_DIR", &target_dir)
+            .env("SOURCE_DATE_EPOCH", build_time(paths))
+            .env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+        // The xtask runs inside `cargo run`, whose own settings must not leak into this build.
+        for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS", "RUSTC_WRAPPER"] {
+            command.env_remove(name);
+        }
+        run("agent", &mut command)
+    })?;
+    let built = target_dir.join(TARGET).join("release/reflash");
+    let binary = std::fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    check_static(&binary).with_context(|| format!("check {}", built.display()))?;
+    let size = binary.len() as u64;
+    ensure!(size <= MAX_BYTES, "the agent has {size} bytes, more than {MAX_BYTES}");
+    let out = paths.dist().join("reflash");
+    std::fs::create_dir_all(paths.dist())?;
+    // Copied only when it differs, so that what is built from it is not built again.
+    if std::fs::read(&out).ok().as_deref() != Some(&binary[..]) {
+        let new = out.with_added_extension("new");
+        std::fs::copy(&built, &new)?;
+        std::fs::rename(new, &out)?;
+    }
+    produced(&format!("agent, static, {:.2} MiB", size as f64 / 1048576.0), &out);
+    Ok(out)
+}
+
+/// The time the agent takes for the earliest possible one: `SOURCE_DATE_EPOCH`, or that of the last commit, so that
+/// the same source is the same binary. A tree without history has the epoch of Rust 1.0, which is early enough.
+fn build_time(paths: &Paths) -> String {
+    std::env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| {
+        let mut git = Command::new("git");
+        let time = output(git.args(["log", "-1", "--format=%ct"]).current_dir(&paths.root)).unwrap_or_default();
+        if time.trim().is_empty() { "1431648000".to_owned() } else { time.trim().to_owned() }
+    })
+}
+
+fn choose(assume_yes: bool) -> Result<Toolchain> {
+    if has_target("cargo") {
+        return Ok(Toolchain::Target);
+    }
+    let added = Command::new("rustup").args(["target", "add", TARGET]).env_remove("RUSTUP_TOOLCHAIN").output();
+    if added.is_ok_and(|output| output.status.success()) && has_target("cargo") {
+        return Ok(Toolchain::Target);
+    }
+    eprintln!("  no {TARGET} library from rustup here: building it from Debian's sources");
+    ensure_installed(&[Need::AgentWithoutRustup], assume_yes).with_context(|| {
+        format!("this distribution has no toolchain for it; install rustup and run `rustup target add {TARGET}`")
+    })?;
+    Ok(Toolchain::BuildStd)
+}
+
+/// Whether the compiler behind `cargo` has the standard library of the target.
+fn has_target(cargo: &str) -> bool {
+    // rustc comes from the same place as cargo: rustup's proxy, or the distribution.
+    let rustc = cargo.replace("cargo", "rustc");
+    let Ok(sysroot) = output(Command::new(rustc).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN")) else {
+        return false;
+    };
+    let library = Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET).join("lib");
+    std::fs::read_dir(library).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Flags both ways share: no path of this machine in the binary.
+fn common_flags(paths: &Paths) -> Vec<String> {
+    let home = std::env::var("CARGO_HOME")
+        .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned())));
+    vec![format!("--remap-path-prefix={home}=/cargo"), format!("--remap-path-prefix={}=/reflash", paths.root.display())]
+}
+
+/// Flags as cargo takes them whatever characters a path has.
+fn encoded(flags: &[String]) -> String {
+    flags.join("\x1f")
+}
+
+fn with_target(paths: &Paths) -> Command {
+    let mut flags = common_flags(paths);
+    flags.push("-Ctarget-feature=+crt-static".to_owned());
+    let mut command = Command::new("cargo");
+    command.env("CARGO_ENCODED_RUSTFLAGS", encoded(&flags));
+    command
+}
+
+/// What each flag is for stands in Rust's own documentation of the musl targets; the combination is what links:
+/// Debian ships no self-contained musl objects, musl-gcc has no static-pie specs, and libgcc_eh needs glibc, so
+/// LLVM's libunwind stands in, alone in a directory of its own so that nothing else of LLVM's is found there.
+fn build_std(paths: &Paths) -> Result<Command> {
+    let unwind = paths.work().join("libunwind");
+    std::fs::create_dir_all(&unwind)?;
+    let found = std::fs::read_dir("/usr/lib")?
+        .filter_map(|entry| Some(entry.ok()?.path().join("lib/libunwind.a")))
+        .filter(|path| path.is_file())
+        .max();
+    let Some(library) = found else { bail!("no libunwind.a in /usr/lib/llvm-*/lib; install libunwind-14-dev") };
+    std::fs::copy(library, unwind.join("libunwind.a"))?;
+    let mut flags = common_flags(paths);
+    flags.extend([
+        "-Clink-self-contained=no".to_owned(),
+        "-Crelocation-model=static".to_owned(),
+        format!("-Lnative={}", unwind.display()),
+    ]);
+    let mut command = Command::new(DEBIAN_CARGO);
+    command
+        .arg("-Zbuild-std=std,panic_abort")
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("PATH", "/usr/bin:/bin")
+        // rustup's target brings its own start files and links with cc; Debian's needs musl's.
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER", "musl-gcc")
+        .env("CARGO_ENCODED_RUSTFLAGS", encoded(&flags));
+    Ok(command)
+}
+
+/// Checks that the kernel can run the binary with nothing else in the initramfs: ELF, x86-64, no program header of
+/// the type `PT_INTERP` (3), which asks for a dynamic loader. Offsets from the ELF-64 specification.
+fn check_static(binary: &[u8]) -> Result<()> {
+    const PT_INTERP: u32 = 3;
+    ensure!(binary.get(..5) == Some(b"\x7fELF\x02"), "not a 64-bit ELF file");
+    let number = |offset: usize, len: usize| -> Result<u64> {
+        let bytes = binary.get(offset..offset + len).context("cut short")?;
+        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let (table, entry_size, entries) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    for entry in 0..entries {
+        let offset = usize::try_from(table + entry * entry_size)?;
+        ensure!(number(offset, 4)? != u64::from(PT_INTERP), "it needs a dynamic loader: it is not static");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_static;
+
+    #[test]
+    fn a_dynamic_program_is_refused() {
+        let error = check_static(&std::fs::read("/bin/true").unwrap()).unwrap_err();
+        assert!(error.to_string().contains("dynamic loader"), "{error}");
+        assert!(check_static(b"#!/bin/sh").is_err());
+    }
+}

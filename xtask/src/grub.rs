@@ -1,0 +1,64 @@
+//! GRUB's images, made with grub-mkimage: `cargo xtask grub`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::{Need, ensure_installed};
+use crate::paths::Paths;
+use crate::step::{produced, run, step};
+
+/// Where GRUB finds its script, relative to the disk it was loaded from: the recovery partition.
+const PREFIX: &str = "(,gpt4)/grub";
+
+/// Everything `grub/grub.cfg` uses, and what a person needs at GRUB's prompt. Nothing is loaded from a disk later.
+const MODULES: &str = "part_gpt part_msdos ext2 fat search search_label search_fs_uuid search_fs_file normal configfile \
+    echo test loadenv serial terminal linux minicmd reboot halt sleep cat ls probe regexp smbios true all_video boot";
+
+/// The images of `target/dist/grub/`.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// First sector for BIOS machines; patched when it is installed.
+    pub boot: PathBuf,
+    /// What it loads, from the BIOS boot partition.
+    pub core: PathBuf,
+    /// The whole of GRUB for UEFI machines.
+    pub efi: PathBuf,
+    /// The script.
+    pub config: PathBuf,
+}
+
+/// Makes the images.
+///
+/// # Errors
+/// When GRUB's tools are missing or fail.
+pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
+    ensure_installed(&[Need::Disk], assume_yes)?;
+    let dist = paths.dist().join("grub");
+    std::fs::create_dir_all(&dist)?;
+    let images = Images {
+        boot: dist.join("boot.img"),
+        core: dist.join("core.img"),
+        efi: dist.join("BOOTX64.EFI"),
+        config: dist.join("grub.cfg"),
+    };
+    step("make GRUB's images", || {
+        let source = paths.root.join("grub/grub.cfg");
+        run("grub-script-check", Command::new("grub-script-check").arg(&source))?;
+        std::fs::copy(&source, &images.config).with_context(|| format!("copy {}", source.display()))?;
+        std::fs::copy("/usr/lib/grub/i386-pc/boot.img", &images.boot).context("copy GRUB's boot.img")?;
+        mkimage("i386-pc", &["biosdisk"], &images.core)?;
+        mkimage("x86_64-efi", &["efi_gop", "efifwsetup"], &images.efi)
+    })?;
+    produced("GRUB", &dist);
+    Ok(images)
+}
+
+fn mkimage(format: &str, own: &[&str], out: &Path) -> Result<()> {
+    let new = out.with_added_extension("new");
+    let mut command = Command::new("grub-mkimage");
+    command.args(["-O", format, "-d", &format!("/usr/lib/grub/{format}"), "-p", PREFIX, "-o"]).arg(&new);
+    run(&format!("grub-mkimage-{format}"), command.args(MODULES.split_whitespace()).args(own))?;
+    Ok(std::fs::rename(new, out)?)
+}

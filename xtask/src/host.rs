@@ -1,0 +1,98 @@
+//! What a command needs on this machine, and installing what is missing: listed first, asked for on a terminal.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::step::{run, step};
+
+/// Debian and Ubuntu packages, by what they are needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// C code of the agent (ring, zstd) for musl.
+    Agent,
+    /// The musl target without rustup: Debian's compiler and the sources of its library.
+    AgentWithoutRustup,
+    /// Kernel tables of the initramfs.
+    Initramfs,
+    /// System images.
+    Image,
+    /// Playbooks of a recipe.
+    Ansible,
+    /// Boot images and file systems of a disk.
+    Disk,
+    /// Virtual machines.
+    Vm,
+    /// Tools the tests compare with, and servers for network namespaces.
+    Test,
+}
+
+impl Need {
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Agent => &["musl-tools", "gcc", "make"],
+            Self::AgentWithoutRustup => &["rustc-web", "cargo-web", "rust-web-src", "libunwind-14-dev"],
+            Self::Initramfs => &["kmod", "dpkg", "apt", "debootstrap", "debian-archive-keyring"],
+            Self::Image => {
+                &["mmdebstrap", "debootstrap", "debian-archive-keyring", "ostree", "systemd-container", "e2fsprogs"]
+            }
+            Self::Ansible => &["ansible-core"],
+            Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
+            Self::Vm => &["qemu-system-x86", "ovmf"],
+            Self::Test => {
+                &["minisign", "cpio", "dnsmasq-base", "iproute2", "gdisk", "fdisk", "e2fsprogs", "util-linux", "git"]
+            }
+        }
+    }
+}
+
+/// Makes sure that the packages for `needs` are installed.
+///
+/// # Errors
+/// When something is missing and may not be installed: the command that would install it.
+pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
+    let wanted: BTreeSet<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
+    let missing: Vec<&str> = wanted.into_iter().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    eprintln!("Packages to install: {list}");
+    ensure!(is_root(), "run this as root, or install them first: apt-get install --no-install-recommends {list}");
+    if !assume_yes && std::env::var("CI").as_deref() != Ok("true") && !confirmed()? {
+        bail!("stopped; install them with: apt-get install --no-install-recommends {list}");
+    }
+    step("install packages", || {
+        let apt = || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive");
+            command
+        };
+        run("apt-get update", apt().arg("update"))?;
+        run("apt-get install", apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))
+    })
+}
+
+/// Whether this process may mount, make namespaces and install.
+#[must_use]
+pub fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]).output();
+    query.is_ok_and(|output| output.status.success() && output.stdout == b"installed")
+}
+
+fn confirmed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("Install them now? [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

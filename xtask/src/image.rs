@@ -1,0 +1,267 @@
+//! `cargo xtask image`: a recipe becomes the image of a system partition.
+//!
+//! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
+//! bootstrapped tree is kept, since it takes longest and changes least; so is the OSTree repository.
+
+mod bootstrap;
+mod container;
+mod ext4;
+mod files;
+mod fragment;
+mod initramfs;
+mod mirror;
+mod normal;
+mod ostree;
+mod stamp;
+mod tree;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use self::ostree::Repository;
+use self::stamp::Key;
+use crate::host::{self, Need};
+use crate::kernel::Kernel;
+use crate::paths::Paths;
+use crate::recipe::Recipe;
+use crate::step;
+
+/// How an image is built.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Also what has not changed, down to the packages.
+    pub fresh: bool,
+    /// Install missing packages of the host without asking.
+    pub assume_yes: bool,
+}
+
+/// What is known about an image: a JSON file beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Name of the recipe.
+    pub name: String,
+    /// Version of the recipe.
+    pub version: String,
+    /// Digest of the commit in the image.
+    pub ostree_commit: String,
+    /// Branch of the commit.
+    pub ostree_ref: String,
+    /// Size of the image.
+    pub image_bytes: u64,
+    /// `uname -r` of the image's kernel.
+    pub kernel: String,
+    /// Seconds since 1970 that the commit carries.
+    pub timestamp: u64,
+    /// Digest of everything the image was made from: what has not changed is not built again.
+    pub inputs: String,
+}
+
+impl Description {
+    /// Where the description of an image lies.
+    #[must_use]
+    pub fn path(image: &Path) -> PathBuf {
+        image.with_extension("json")
+    }
+
+    /// Reads the description beside an image.
+    ///
+    /// # Errors
+    /// There is none, or it is none.
+    pub fn beside(image: &Path) -> Result<Self> {
+        let path = Self::path(image);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no description of an image", path.display()))
+    }
+
+    fn write_beside(&self, image: &Path) -> Result<()> {
+        let path = Self::path(image);
+        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
+            .with_context(|| format!("write {}", path.display()))
+    }
+}
+
+/// Builds the image of `recipe` at `out`, with its [`Description`] beside it.
+///
+/// # Errors
+/// The first step that fails, with the output of its tool.
+pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options) -> Result<Description> {
+    let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
+    let recipe = Recipe::load(recipe)?;
+    let mut needs = vec![Need::Image];
+    needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
+    host::ensure_installed(&needs, options.assume_yes)?;
+    ensure!(host::is_root(), "an image is built as root: its files belong to many users; run this with sudo");
+    let agent = crate::agent::build(paths, options.assume_yes)?;
+    let work = paths.work().join("image").join(&recipe.name);
+    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
+    if let Some(parent) = out.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    }
+    let _lock = lock(&work)?;
+    let bootstrapped = bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?;
+    let timestamp = timestamp(&recipe, bootstrapped.archive_time)?;
+    let build = Build { paths, recipe: &recipe, directory: &directory, agent: &agent, work: &work, timestamp };
+    let key = build.key(&bootstrapped.key, &bootstrapped.tarball)?;
+    let name = format!("system image {} {}", recipe.name, recipe.version);
+    if !options.fresh
+        && out.exists()
+        && let Ok(description) = Description::beside(out)
+        && description.inputs == key
+    {
+        step::unchanged(&name);
+        step::produced(&name, out);
+        return Ok(description);
+    }
+    // An image without a description counts as none, so this order holds against an interruption anywhere.
+    bootstrap::remove_file(&Description::path(out))?;
+    let description = build.run(&bootstrapped.tarball, key, out)?;
+    description.write_beside(out)?;
+    step::produced(&format!("{name}, {:.1} MiB", description.image_bytes as f64 / 1_048_576.0), out);
+    step::produced("description", &Description::path(out));
+    Ok(description)
+}
+
+/// Two builds of one recipe at a time would take each other's trees away. Held until the file is dropped.
+fn lock(work: &Path) -> Result<File> {
+    let path = work.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("  waiting for another build of the same recipe");
+        file.lock().with_context(|| format!("lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// A fixed date makes the image reproducible. Who gives one to every tool wins over the recipe; without either, the
+/// state of the package archive decides.
+fn timestamp(recipe: &Recipe, archive_time: u64) -> Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")),
+        Err(_) => Ok(recipe.timestamp.unwrap_or(archive_time)),
+    }
+}
+
+struct Build<'a> {
+    paths: &'a Paths,
+    recipe: &'a Recipe,
+    /// Where the recipe lies; its sources are relative to it.
+    directory: &'a Path,
+    agent: &'a Path,
+    work: &'a Path,
+    timestamp: u64,
+}
+
+impl Build<'_> {
+    /// Of everything that the image is made from, this program's own way of making it included.
+    fn key(&self, bootstrap: &str, tarball: &Path) -> Result<String> {
+        let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
+        let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let own = concat!(
+            include_str!("image.rs"),
+            include_str!("image/ext4.rs"),
+            include_str!("image/files.rs"),
+            include_str!("image/fragment.rs"),
+            include_str!("image/initramfs.rs"),
+            include_str!("image/normal.rs"),
+            include_str!("image/ostree.rs"),
+            include_str!("image/tree.rs"),
+            include_str!("image/units/reflash-good.service"),
+            include_str!("image/units/reflash-ssh-keys.service"),
+            include_str!("initramfs.rs"),
+            include_str!("initramfs/archive.rs"),
+            include_str!("initramfs/modules.rs"),
+        );
+        let mut key = Key::default()
+            .with(own)
+            .with(bootstrap)
+            .with(modified.to_le_bytes())
+            .with(serde_json::to_vec(self.recipe)?)
+            .with(self.timestamp.to_le_bytes())
+            .with_file(self.agent)?
+            .with_file(&self.paths.root.join("initramfs/modules.toml"))?;
+        for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {
+            key = key.with_file(&self.directory.join(source))?;
+        }
+        if let Some(ansible) = &self.recipe.ansible {
+            // Roles and files of a playbook lie anywhere beside it.
+            let playbook = self.directory.join(&ansible.playbook);
+            key = key.with_tree(playbook.parent().unwrap_or(self.directory))?;
+        }
+        Ok(key.finish())
+    }
+
+    fn run(&self, tarball: &Path, inputs: String, out: &Path) -> Result<Description> {
+        let (recipe, tree) = (self.recipe, self.work.join("tree"));
+        step::step("unpack the bootstrapped tree", || bootstrap::unpack(tarball, &tree))?;
+        normal::forget_host(&tree)?;
+        files::place(recipe, self.directory, &tree)?;
+        files::place_own(recipe, self.agent, &tree)?;
+        files::run(recipe, self.directory, &tree, self.timestamp)?;
+        normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
+        let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
+        tree::convert(&tree)?;
+        let repository = Repository::open(&self.paths.work().join("ostree"))?;
+        let commit = step::step("OSTree commit", || repository.commit(&tree, recipe, self.timestamp))?;
+        let sysroot = self.work.join("sysroot");
+        step::step("OSTree deployment", || {
+            let entry = repository.deploy(&commit, recipe, &sysroot)?;
+            let path = sysroot.join("boot/reflash.cfg");
+            fs::write(&path, entry.script()).with_context(|| format!("write {}", path.display()))
+        })?;
+        let image_bytes =
+            step::step("ext4 image", || ext4::build(&sysroot, out, recipe.image.size_mib, &recipe.ostree.branch))?;
+        ostree::remove_sysroot(&sysroot)?;
+        bootstrap::remove_tree(&tree)?;
+        Ok(Description {
+            name: recipe.name.clone(),
+            version: recipe.version.clone(),
+            ostree_commit: commit,
+            ostree_ref: recipe.ostree.branch.clone(),
+            image_bytes,
+            kernel,
+            timestamp: self.timestamp,
+            inputs,
+        })
+    }
+
+    /// Puts kernel and initramfs where OSTree looks for them, and returns the kernel's version.
+    fn kernel(&self, tree: &Path) -> Result<String> {
+        let (release, image) = files::kernel(tree)?;
+        let modules = tree.join("usr/lib/modules").join(&release);
+        let vmlinuz = modules.join("vmlinuz");
+        if image != vmlinuz {
+            fs::rename(&image, &vmlinuz).with_context(|| format!("move {}", image.display()))?;
+        }
+        let kernel = Kernel { release: release.clone(), vmlinuz, modules: modules.clone() };
+        initramfs::build(self.paths, self.agent, &kernel, tree, &modules.join("initramfs.img"))?;
+        Ok(release)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Description;
+
+    #[test]
+    fn a_description_is_found_beside_its_image() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("system.img");
+        assert!(Description::beside(&image).is_err());
+        let description = Description {
+            name: "demo".into(),
+            version: "1".into(),
+            ostree_commit: "ab".into(),
+            ostree_ref: "demo/x".into(),
+            image_bytes: 7,
+            kernel: "6.1".into(),
+            timestamp: 1,
+            inputs: "cd".into(),
+        };
+        description.write_beside(&image).unwrap();
+        assert!(directory.path().join("system.json").exists());
+        assert_eq!(Description::beside(&image).unwrap(), description);
+    }
+}

@@ -1,0 +1,296 @@
+//! The first tree: a minimal Debian or Ubuntu with the recipe's packages, kept as a tarball.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::container::Container;
+use super::mirror::{self, Source};
+use super::stamp::{self, Key};
+use crate::recipe::{BootstrapTool, Distribution};
+use crate::step;
+
+/// A bootstrapped tree.
+#[derive(Debug)]
+pub struct Bootstrapped {
+    /// The tree as a tarball.
+    pub tarball: PathBuf,
+    /// What it was made from.
+    pub key: String,
+    /// When the package archive was last changed, in seconds since 1970.
+    pub archive_time: u64,
+}
+
+/// Makes the tree, unless the one in `directory` was made from the same. Packages that changed in the archive
+/// meanwhile are no reason to make it again: `fresh` is.
+///
+/// # Errors
+/// The bootstrap tool's own, with its output.
+pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> Result<Bootstrapped> {
+    let sources = sources(distribution);
+    let lines: Vec<String> = sources.iter().map(Source::line).collect();
+    let key = Key::default()
+        .with(include_str!("bootstrap.rs"))
+        .with(serde_json::to_vec(distribution)?)
+        .with(lines.join("\n"))
+        .finish();
+    let tarball = directory.join("bootstrap.tar");
+    let dates = directory.join("bootstrap.dates");
+    let name = format!("bootstrap {}", distribution.suite);
+    if !fresh && stamp::is_current(&tarball, &key) {
+        step::unchanged(&name);
+    } else {
+        stamp::forget(&tarball)?;
+        step::step(&name, || {
+            let scratch = directory.join("bootstrap.tmp");
+            remove_tree(&scratch)?;
+            fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+            let job = Job { distribution, sources: &sources, scratch: &scratch, dates: &dates };
+            let result = match distribution.bootstrap {
+                BootstrapTool::Mmdebstrap => job.mmdebstrap()?,
+                BootstrapTool::Debootstrap => job.debootstrap()?,
+            };
+            fs::rename(&result, &tarball).with_context(|| format!("rename {}", result.display()))?;
+            remove_tree(&scratch)?;
+            stamp::remember(&tarball, &key)
+        })?;
+    }
+    let archive_time = newest_date(&fs::read_to_string(&dates).with_context(|| format!("read {}", dates.display()))?)?;
+    Ok(Bootstrapped { tarball, key, archive_time })
+}
+
+/// Deletes a tree of our own, if it is there.
+///
+/// # Errors
+/// Something in it cannot be deleted.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a file of our own, if it is there.
+///
+/// # Errors
+/// It cannot be deleted.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sources(distribution: &Distribution) -> Vec<Source> {
+    let Some(mirror) = &distribution.mirror else {
+        let mut sources = mirror::of_host(&distribution.suite);
+        if !distribution.components.is_empty() {
+            sources.iter_mut().for_each(|source| source.components.clone_from(&distribution.components));
+        }
+        return sources;
+    };
+    let components = match distribution.components.as_slice() {
+        [] => vec!["main".to_owned()],
+        given => given.to_vec(),
+    };
+    vec![Source { uri: mirror.clone(), release: distribution.suite.clone(), components }]
+}
+
+struct Job<'a> {
+    distribution: &'a Distribution,
+    sources: &'a [Source],
+    /// Where the tool may put what it likes.
+    scratch: &'a Path,
+    /// Where the dates of the archive's index files go.
+    dates: &'a Path,
+}
+
+impl Job<'_> {
+    fn mmdebstrap(&self) -> Result<PathBuf> {
+        let distribution = self.distribution;
+        let tarball = self.scratch.join("tree.tar");
+        let mut command = private_mounts("mmdebstrap");
+        command.args(["--mode=root", "--variant=minbase", "--format=tar"]);
+        if !distribution.packages.is_empty() {
+            command.arg(format!("--include={}", distribution.packages.join(",")));
+        }
+        if !distribution.components.is_empty() {
+            command.arg(format!("--components={}", distribution.components.join(",")));
+        }
+        for option in mirror::apt_options() {
+            command.arg(format!("--aptopt={option}"));
+        }
+        // The tree is thrown away when the power fails, so syncing every file of it is a waste.
+        command.arg("--dpkgopt=force-unsafe-io");
+        // Keeps the setting of NO_INITRAMFS.
+        command.arg("--dpkgopt=force-confold");
+        // Without it Debian 12 pulls in a tool that merges /usr of old installations, and 50 MB of perl with it.
+        let merged_usr = Path::new("/usr/share/mmdebstrap/hooks/maybe-merged-usr");
+        if merged_usr.exists() {
+            command.arg("--hook-directory").arg(merged_usr);
+        }
+        for pattern in &distribution.exclude {
+            command.arg(format!("--dpkgopt=path-exclude={pattern}"));
+        }
+        for pattern in &distribution.keep {
+            command.arg(format!("--dpkgopt=path-include={pattern}"));
+        }
+        if let Some(keyring) = &distribution.keyring {
+            ensure!(keyring.exists(), "distribution.keyring {} is missing on this host", keyring.display());
+            command.arg("--keyring").arg(keyring);
+        }
+        if !distribution.sources.is_empty() {
+            let list = self.scratch.join("recipe.list");
+            write(&list, &(distribution.sources.join("\n") + "\n"))?;
+            let copy = format!("cp {} \"$1\"/etc/apt/sources.list.d/recipe.list", shell_quoted(&list));
+            command.arg(format!("--setup-hook={copy}"));
+        }
+        // Together with INITRD=No: initramfs-tools comes with the kernel, but its minutes of work would be in vain.
+        command.arg(format!("--essential-hook={NO_INITRAMFS}"));
+        let dates = format!("sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}", shell_quoted(self.dates));
+        command.arg(format!("--customize-hook={dates}"));
+        command.arg(&distribution.suite).arg(&tarball);
+        command.args(self.sources.iter().map(Source::line));
+        command.env("TMPDIR", self.scratch).env("INITRD", "No").env("SOURCE_DATE_EPOCH", "1");
+        step::run("bootstrap", &mut command)?;
+        Ok(tarball)
+    }
+
+    /// debootstrap only makes the minimal tree: apt in it solves the dependencies of the recipe's packages better.
+    fn debootstrap(&self) -> Result<PathBuf> {
+        let distribution = self.distribution;
+        let tree = self.scratch.join("tree");
+        let mut command = private_mounts("debootstrap");
+        command.arg("--variant=minbase");
+        if !distribution.components.is_empty() {
+            command.arg(format!("--components={}", distribution.components.join(",")));
+        }
+        if let Some(keyring) = &distribution.keyring {
+            ensure!(keyring.exists(), "distribution.keyring {} is missing on this host", keyring.display());
+            command.arg(format!("--keyring={}", keyring.display()));
+        }
+        command.arg(&distribution.suite).arg(&tree);
+        let main = self.sources.iter().find(|source| source.release == distribution.suite);
+        command.args(main.map(|source| source.uri.as_str()));
+        step::run("bootstrap", &mut command)?;
+
+        let mut list: Vec<String> = self.sources.iter().map(Source::line).collect();
+        if !list.is_empty() {
+            write(&tree.join("etc/apt/sources.list"), &(list.join("\n") + "\n"))?;
+        }
+        list.clone_from(&distribution.sources);
+        write(&tree.join("etc/apt/sources.list.d/recipe.list"), &(list.join("\n") + "\n"))?;
+        let lines = |key: &str, patterns: &[String]| -> String {
+            patterns.iter().map(|pattern| format!("{key}={pattern}\n")).collect()
+        };
+        let dpkg = lines("path-exclude", &distribution.exclude) + &lines("path-include", &distribution.keep);
+        write(&tree.join("etc/dpkg/dpkg.cfg.d/99mmdebstrap"), &format!("force-unsafe-io\nforce-confold\n{dpkg}"))?;
+        let apt: String = mirror::apt_options().iter().map(|option| format!("{option};\n")).collect();
+        write(&tree.join("etc/apt/apt.conf.d/99mmdebstrap"), &format!("{apt}APT::Install-Recommends \"false\";\n"))?;
+        step::run("bootstrap", Command::new("sh").args(["-ec", NO_INITRAMFS, "sh"]).arg(&tree))?;
+        let container = Container::probe(&tree);
+        let install = "apt-get update && apt-get -y dist-upgrade && apt-get -y install \"$@\"";
+        let mut command = container.command(&tree, 1);
+        command.args(["/bin/sh", "-ec", install, "sh"]).args(&distribution.packages);
+        step::run("bootstrap", &mut command)?;
+        let dates = format!(
+            "sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}; rm -rf \"$1\"/var/cache/apt/archives/*.deb",
+            shell_quoted(self.dates)
+        );
+        step::run("bootstrap", Command::new("sh").args(["-ec", &dates, "sh"]).arg(&tree))?;
+        let tarball = self.scratch.join("tree.tar");
+        let mut tar = Command::new("tar");
+        tar.args(["--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"]);
+        step::run("bootstrap", tar.arg(&tarball).arg("--directory").arg(&tree).arg("."))?;
+        Ok(tarball)
+    }
+}
+
+const NO_INITRAMFS: &str = "mkdir -p \"$1\"/etc/initramfs-tools && \
+     echo update_initramfs=no > \"$1\"/etc/initramfs-tools/update-initramfs.conf";
+
+/// Unpacks the tarball as it was packed.
+///
+/// # Errors
+/// tar's own.
+pub fn unpack(tarball: &Path, tree: &Path) -> Result<()> {
+    remove_tree(tree)?;
+    fs::create_dir_all(tree).with_context(|| format!("create {}", tree.display()))?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
+    step::run("unpack", tar.arg("--file").arg(tarball).arg("--directory").arg(tree))
+}
+
+/// A command whose mounts vanish with it.
+fn private_mounts(program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", program]);
+    command
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+fn shell_quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// The newest `Date:` of the archive's index files.
+fn newest_date(text: &str) -> Result<u64> {
+    let dates = text.lines().filter_map(parse_date);
+    dates.max().context("the archive's index files carry no date; set `timestamp` in the recipe")
+}
+
+/// `Sat, 06 Sep 2025 10:09:31 UTC`, the only form that archives use.
+fn parse_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let mut words = text.split_ascii_whitespace().skip(1);
+    let day: u64 = words.next()?.parse().ok()?;
+    let month = words.next()?;
+    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
+    let year: u64 = words.next()?.parse().ok()?;
+    let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    if year < 1970 || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970-03-01 with the year starting in March, so that the leap day comes last.
+    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
+    Some((days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{newest_date, parse_date, shell_quoted};
+
+    #[test]
+    fn dates_of_release_files_are_read() {
+        assert_eq!(parse_date("Thu, 01 Jan 1970 00:00:00 UTC"), Some(0));
+        assert_eq!(parse_date("Sat, 06 Sep 2025 10:09:31 UTC"), Some(1_757_153_371));
+        assert_eq!(parse_date("Thu, 29 Feb 2024 23:59:59 UTC"), Some(1_709_251_199));
+        assert_eq!(parse_date("tomorrow"), None);
+    }
+
+    #[test]
+    fn the_newest_date_counts() {
+        let text = "Thu, 01 Jan 1970 00:00:00 UTC\nThu, 01 Jan 1970 00:01:00 UTC\nrubbish\n";
+        assert_eq!(newest_date(text).unwrap(), 60);
+        assert!(newest_date("").unwrap_err().to_string().contains("timestamp"));
+    }
+
+    #[test]
+    fn paths_are_quoted_for_the_shell() {
+        assert_eq!(shell_quoted(std::path::Path::new("/a b'c")), r"'/a b'\''c'");
+    }
+}

@@ -1,0 +1,90 @@
+//! Running programs inside the tree that becomes the system.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use crate::step;
+
+/// How programs run inside a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    /// systemd-nspawn: own mounts, processes and devices; the host's network.
+    Nspawn,
+    /// chroot in a mount and process namespace of its own, where nspawn cannot start (most containers of CI services).
+    Chroot,
+}
+
+/// Mounts for the chroot. They live in a private namespace that ends with the last process, so an interrupted build
+/// leaves none behind.
+const CHROOT: &str = "set -e; tree=$1; shift
+mount -t proc proc \"$tree/proc\"
+mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
+mount --rbind /dev \"$tree/dev\"
+mount -t tmpfs tmpfs \"$tree/run\"
+mount -t tmpfs tmpfs \"$tree/tmp\"
+exec chroot \"$tree\" \"$@\"";
+
+impl Container {
+    /// Takes nspawn if it can run `true` in this tree.
+    pub fn probe(tree: &Path) -> Self {
+        let mut trial = Self::Nspawn.command(tree, 0);
+        match step::output(trial.arg("/bin/true")) {
+            Ok(_) => Self::Nspawn,
+            Err(error) => {
+                log::debug!("systemd-nspawn cannot start here, chroot is used: {error:#}");
+                Self::Chroot
+            }
+        }
+    }
+
+    /// A command to which the program inside and its arguments are still to be added. The environment is the same
+    /// on every host: the result must not depend on who builds.
+    pub fn command(self, tree: &Path, timestamp: u64) -> Command {
+        let words = self.prefix(tree, timestamp);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
+    /// The words of [`Container::command`], for those who start it themselves.
+    pub fn prefix(self, tree: &Path, timestamp: u64) -> Vec<OsString> {
+        let mut words: Vec<OsString> = match self {
+            Self::Nspawn => {
+                // --register=no --keep-unit: works without systemd on the host, too. The name of the container would
+                // become its host name, and with it a part of what some packages generate.
+                let options = "systemd-nspawn --quiet --register=no --keep-unit --settings=no --as-pid2 --console=pipe \
+                    --resolv-conf=off --timezone=off --link-journal=no --machine=reflash-build --directory";
+                options.split_ascii_whitespace().map(OsString::from).chain([tree.into(), "--".into()]).collect()
+            }
+            Self::Chroot => {
+                let options = "unshare --mount --pid --fork --kill-child --propagation private --uts sh -c";
+                let options = options.split_ascii_whitespace().map(OsString::from);
+                options.chain([CHROOT.into(), "sh".into(), tree.into()]).collect()
+            }
+        };
+        words.extend(["/usr/bin/env", "-i"].map(OsString::from));
+        words.extend(environment(timestamp).into_iter().map(OsString::from));
+        words
+    }
+}
+
+fn environment(timestamp: u64) -> Vec<String> {
+    let mut variables: Vec<String> = [
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME=/root",
+        "LC_ALL=C.UTF-8",
+        "DEBIAN_FRONTEND=noninteractive",
+        // initramfs-tools builds nothing then: the system's initramfs is ours.
+        "INITRD=No",
+        // Bytecode would carry the time of this build.
+        "PYTHONDONTWRITEBYTECODE=1",
+    ]
+    .map(str::to_owned)
+    .into();
+    variables.push(format!("SOURCE_DATE_EPOCH={timestamp}"));
+    for name in ["http_proxy", "https_proxy", "no_proxy"] {
+        variables.extend(std::env::var(name).ok().map(|value| format!("{name}={value}")));
+    }
+    variables
+}

@@ -1,0 +1,315 @@
+//! What a recipe adds to the bootstrapped tree: files, commands, a playbook; and what every image of ours has.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::container::Container;
+use crate::recipe::{Ansible, FileEntry, Recipe};
+use crate::step;
+
+/// A path inside the tree.
+pub fn inside(tree: &Path, path: &Path) -> PathBuf {
+    tree.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Puts the recipe's files into the tree. `directory` is where the recipe lies.
+///
+/// # Errors
+/// With the path at fault.
+pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
+    recipe.files.iter().try_for_each(|file| {
+        let content = match (&file.source, &file.text) {
+            (Some(source), _) => {
+                let source = directory.join(source);
+                fs::read(&source).with_context(|| format!("read {}", source.display()))?
+            }
+            (None, text) => text.clone().unwrap_or_default().into_bytes(),
+        };
+        let (user, group) = owner(tree, file)?;
+        put(tree, &file.path, &content, file.mode_bits()?)?;
+        chown(inside(tree, &file.path), Some(user), Some(group))
+            .with_context(|| format!("change the owner of {}", file.path.display()))
+    })
+}
+
+/// Writes one file of root's, replacing what is there, a symbolic link too.
+///
+/// # Errors
+/// With the path.
+pub fn put(tree: &Path, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let target = resolve_parent(tree, path)?;
+    if target.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+        fs::remove_file(&target).with_context(|| format!("replace {}", target.display()))?;
+    }
+    fs::write(&target, content).with_context(|| format!("write {}", target.display()))?;
+    fs::set_permissions(&target, Permissions::from_mode(mode)).with_context(|| format!("chmod {}", target.display()))
+}
+
+/// Creates the parent directories. `/bin` and the like are relative links in a merged-/usr tree and may be followed;
+/// an absolute link would lead out of the tree, onto the host.
+fn resolve_parent(tree: &Path, path: &Path) -> Result<PathBuf> {
+    let target = inside(tree, path);
+    let parent = target.parent().context("a path without parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    let real = parent.canonicalize().with_context(|| format!("resolve {}", parent.display()))?;
+    let root = tree.canonicalize().with_context(|| format!("resolve {}", tree.display()))?;
+    ensure!(real.starts_with(root), "{} leads out of the image through a symbolic link", path.display());
+    Ok(real.join(target.file_name().context("a path without name")?))
+}
+
+fn owner(tree: &Path, file: &FileEntry) -> Result<(u32, u32)> {
+    let (user, group) = file.owner.split_once(':').context("an owner without ':'")?;
+    let find = |database: &str, name: &str| -> Result<u32> {
+        if let Ok(number) = name.parse() {
+            return Ok(number);
+        }
+        let text = fs::read_to_string(tree.join(database)).with_context(|| format!("read {database} of the image"))?;
+        id_of(&text, name).with_context(|| {
+            format!(
+                "{name:?}, owner of {}, is not in /{database}; files come before commands, so give a number",
+                file.path.display()
+            )
+        })
+    };
+    Ok((find("etc/passwd", user)?, find("etc/group", group)?))
+}
+
+/// Both `passwd` and `group` have the name first and the number third.
+fn id_of(database: &str, name: &str) -> Option<u32> {
+    let mut lines = database.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
+}
+
+/// The agent's binary, the unit that calls `reflash good`, names in os-release, and keys for a secure shell server.
+///
+/// # Errors
+/// With the path.
+pub fn place_own(recipe: &Recipe, agent: &Path, tree: &Path) -> Result<()> {
+    let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
+    put(tree, Path::new("/usr/bin/reflash"), &binary, 0o755)?;
+    unit(tree, "reflash-good.service", include_str!("units/reflash-good.service"), "multi-user.target")?;
+    if inside(tree, Path::new("/usr/sbin/sshd")).exists() {
+        let text = include_str!("units/reflash-ssh-keys.service");
+        unit(tree, "reflash-ssh-keys.service", text, "multi-user.target")?;
+    }
+    let path = inside(tree, Path::new("/usr/lib/os-release"));
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    fs::write(&path, os_release(&text, recipe)).with_context(|| format!("write {}", path.display()))
+}
+
+/// A unit of ours and the link that enables it, both in /usr: /etc belongs to the machine's owner.
+fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
+    let directory = Path::new("/usr/lib/systemd/system");
+    put(tree, &directory.join(name), text.as_bytes(), 0o644)?;
+    let wants = inside(tree, &directory.join(format!("{target}.wants")));
+    fs::create_dir_all(&wants).with_context(|| format!("create {}", wants.display()))?;
+    let link = wants.join(name);
+    if link.symlink_metadata().is_err() {
+        symlink(format!("../{name}"), &link).with_context(|| format!("link {}", link.display()))?;
+    }
+    Ok(())
+}
+
+/// systemd takes the default host name from here; a file /etc/hostname would win over the name from the hardware.
+fn os_release(text: &str, recipe: &Recipe) -> String {
+    let ours = ["IMAGE_ID", "IMAGE_VERSION", "DEFAULT_HOSTNAME"];
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| !ours.iter().any(|key| line.split('=').next() == Some(key)))
+        .map(str::to_owned)
+        .collect();
+    for (key, value) in ours.iter().zip([&recipe.name, &recipe.version, &recipe.hostname]) {
+        // os-release wants identifiers in lower case.
+        let value = if *key == "IMAGE_ID" { value.to_ascii_lowercase() } else { value.clone() };
+        lines.push(format!("{key}={value}"));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Runs commands and playbook in the tree. Each line is a step of its own, so a failure names the line.
+///
+/// # Errors
+/// The first command that fails, with its output.
+pub fn run(recipe: &Recipe, directory: &Path, tree: &Path, timestamp: u64) -> Result<()> {
+    if recipe.commands.is_empty() && recipe.ansible.is_none() {
+        return Ok(());
+    }
+    let container = Container::probe(tree);
+    let _temporary = Temporary::put(tree)?;
+    for line in &recipe.commands {
+        step::step(&format!("command: {}", shortened(line)), || {
+            let mut command = container.command(tree, timestamp);
+            step::run("command", command.args(["/bin/sh", "-ec", line]))
+        })?;
+    }
+    let Some(ansible) = &recipe.ansible else { return Ok(()) };
+    step::step(&format!("playbook: {}", ansible.playbook.display()), || {
+        playbook(ansible, directory, tree, container, timestamp)
+    })
+}
+
+fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Container, timestamp: u64) -> Result<()> {
+    let python = inside(tree, Path::new("/usr/bin/python3"));
+    ensure!(python.exists(), "the image has no python3, which ansible needs; add it to distribution.packages");
+    let playbook = directory.join(&ansible.playbook);
+    ensure!(playbook.is_file(), "playbook {} is missing", playbook.display());
+    let prefix: Vec<String> = container
+        .prefix(tree, timestamp)
+        .into_iter()
+        .map(|word| word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8")))
+        .collect::<Result<_>>()?;
+    // ansible-core has no connection into a directory tree; the collection that has one is a hundred times its size.
+    let plugins = tempfile::tempdir().context("create a directory for the connection plugin")?;
+    let plugin = plugins.path().join("reflash_tree.py");
+    fs::write(&plugin, include_str!("ansible_connection.py")).context("write the connection plugin")?;
+    let mut command = Command::new("ansible-playbook");
+    command.args(["--inventory", "image,", "--connection", "reflash_tree"]);
+    for variables in &ansible.extra_vars {
+        command.args(["--extra-vars", variables]);
+    }
+    command.arg(playbook.canonicalize().with_context(|| format!("resolve {}", playbook.display()))?);
+    command
+        .env("ANSIBLE_CONNECTION_PLUGINS", plugins.path())
+        .env("ANSIBLE_PYTHON_INTERPRETER", "/usr/bin/python3")
+        .env("ANSIBLE_REMOTE_TEMP", "/var/tmp/reflash-ansible")
+        .env("ANSIBLE_NOCOWS", "1")
+        .env("LC_ALL", "C.UTF-8")
+        .env("REFLASH_TREE", tree)
+        .env("REFLASH_CONTAINER", serde_json::to_string(&prefix)?)
+        .current_dir(directory);
+    let result = step::run("playbook", &mut command);
+    super::bootstrap::remove_tree(&tree.join("var/tmp/reflash-ansible"))?;
+    result
+}
+
+fn shortened(line: &str) -> String {
+    let first = line.trim().lines().next().unwrap_or_default();
+    if first.chars().count() <= 60 && first.len() == line.trim().len() {
+        return first.to_owned();
+    }
+    first.chars().take(60).collect::<String>() + "…"
+}
+
+/// Files that commands need while they run and that must not stay: name servers of the host, and a policy that no
+/// service is started by its package.
+struct Temporary {
+    placed: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Temporary {
+    fn put(tree: &Path) -> Result<Self> {
+        let mut this = Self { placed: Vec::new() };
+        let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
+        this.place(tree, "/etc/resolv.conf", &resolver, 0o644)?;
+        this.place(tree, "/usr/sbin/policy-rc.d", b"#!/bin/sh\nexit 101\n", 0o755)?;
+        Ok(this)
+    }
+
+    fn place(&mut self, tree: &Path, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        let target = inside(tree, Path::new(path));
+        if target.symlink_metadata().is_err() {
+            put(tree, Path::new(path), content, mode)?;
+            self.placed.push((target, content.to_vec()));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        for (path, content) in &self.placed {
+            // A command may have put its own there, which stays.
+            let ours = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+                && fs::read(path).is_ok_and(|found| found == *content);
+            if ours && let Err(error) = fs::remove_file(path) {
+                log::warn!("cannot delete {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// The one kernel of the tree: its version and its image.
+///
+/// # Errors
+/// There is none, or more than one.
+pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
+    let modules = tree.join("usr/lib/modules");
+    let mut versions: Vec<String> = fs::read_dir(&modules)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("modules.dep").exists() || entry.path().join("kernel").is_dir())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    versions.sort();
+    let version = match versions.as_slice() {
+        [one] => one.clone(),
+        [] => bail!("the image has no kernel; add one to distribution.packages, such as linux-image-amd64"),
+        several => bail!("the image has {} kernels ({}); it boots only one", several.len(), several.join(", ")),
+    };
+    let candidates = [modules.join(&version).join("vmlinuz"), tree.join("boot").join(format!("vmlinuz-{version}"))];
+    let image = candidates.into_iter().find(|path| path.is_file());
+    let image =
+        image.with_context(|| format!("the image has modules of kernel {version}, but no /boot/vmlinuz-{version}"))?;
+    Ok((version, image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{id_of, kernel, os_release, put, shortened};
+    use crate::recipe::Recipe;
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn identifiers_come_from_the_image() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nrobot:x:1000:1001::/home/robot:/bin/sh\n";
+        assert_eq!((id_of(passwd, "robot"), id_of(passwd, "rob")), (Some(1000), None));
+    }
+
+    #[test]
+    fn os_release_gets_the_names_once() {
+        let text = "name = 'Demo'\nversion = '2'\nhostname = 'h'\n[distribution]\nsuite = 's'\npackages = []\n\
+                    [ostree]\nbranch = 'b'\n";
+        let recipe = Recipe::parse(text).unwrap();
+        let once = os_release("ID=debian\nIMAGE_VERSION=1\n", &recipe);
+        assert_eq!(once, "ID=debian\nIMAGE_ID=demo\nIMAGE_VERSION=2\nDEFAULT_HOSTNAME=h\n");
+        assert_eq!(os_release(&once, &recipe), once);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_out_of_the_tree() {
+        let tree = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), tree.path().join("etc")).unwrap();
+        let error = put(tree.path(), Path::new("/etc/x"), b"x", 0o644).unwrap_err();
+        assert!(error.to_string().contains("leads out"), "{error}");
+        fs::create_dir_all(tree.path().join("usr/bin")).unwrap();
+        std::os::unix::fs::symlink("usr/bin", tree.path().join("bin")).unwrap();
+        put(tree.path(), Path::new("/bin/tool"), b"x", 0o755).unwrap();
+        assert!(tree.path().join("usr/bin/tool").is_file());
+    }
+
+    #[test]
+    fn one_kernel_is_demanded() {
+        let tree = tempfile::tempdir().unwrap();
+        assert!(kernel(tree.path()).unwrap_err().to_string().contains("no kernel"));
+        fs::create_dir_all(tree.path().join("usr/lib/modules/6.1/kernel")).unwrap();
+        assert!(kernel(tree.path()).unwrap_err().to_string().contains("vmlinuz-6.1"));
+        fs::create_dir_all(tree.path().join("boot")).unwrap();
+        fs::write(tree.path().join("boot/vmlinuz-6.1"), "x").unwrap();
+        assert_eq!(kernel(tree.path()).unwrap().0, "6.1");
+        fs::create_dir_all(tree.path().join("usr/lib/modules/6.2/kernel")).unwrap();
+        assert!(kernel(tree.path()).unwrap_err().to_string().contains("6.1, 6.2"));
+    }
+
+    #[test]
+    fn long_commands_are_shortened_for_the_step() {
+        assert_eq!(shortened("true"), "true");
+        assert!(shortened("set -e\ntrue").ends_with('…'));
+    }
+}

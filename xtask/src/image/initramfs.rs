@@ -1,0 +1,89 @@
+//! The system's own initramfs: the agent as `/init` in the role `system`, drivers of disks, and two programs of the
+//! image with their libraries: OSTree's own way into a deployment, and the check of the data partition.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::files::inside;
+use crate::initramfs::{self, Content, Entry, Missing};
+use crate::kernel::Kernel;
+use crate::paths::Paths;
+use crate::step;
+
+/// Groups of `initramfs/modules.toml` that lead to a disk and a screen; built-in network cards, because a host name
+/// may be made from their address. USB ones wait for the system itself.
+const GROUPS: &[&str] = &["filesystems", "virtio", "ata", "nvme", "mmc", "usb", "intel", "realtek", "console"];
+
+/// The programs, where distributions put them.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("/usr/lib/ostree/ostree-prepare-root", &["/usr/lib/ostree/ostree-prepare-root"], "ostree-boot"),
+    ("/usr/sbin/e2fsck", &["/usr/sbin/e2fsck", "/sbin/e2fsck"], "e2fsprogs"),
+];
+
+/// Builds the initramfs for the kernel in `tree` and writes it to `out`.
+///
+/// # Errors
+/// A program is missing in the image, with the package it is in.
+pub fn build(paths: &Paths, agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<()> {
+    let mut files: BTreeMap<String, Entry> = BTreeMap::new();
+    for (path, places, package) in PROGRAMS {
+        let found = places.iter().find(|place| inside(tree, Path::new(place)).is_file());
+        let found =
+            found.with_context(|| format!("the image has no {path}; add {package} to distribution.packages"))?;
+        files.insert((*path).to_owned(), read(tree, found, path)?);
+        for library in libraries(tree, found)? {
+            let entry = read(tree, &library, &library)?;
+            files.insert(library, entry);
+        }
+    }
+    let content = Content {
+        role: "system",
+        init: agent,
+        kernel,
+        modules: initramfs::modules_of_groups(paths, GROUPS)?,
+        // A kernel for virtual machines lacks what only real ones need.
+        missing: Missing::Allow,
+        files: files.into_values().collect(),
+    };
+    initramfs::build(&content, out)
+}
+
+fn read(tree: &Path, path: &str, name: &str) -> Result<Entry> {
+    let source = inside(tree, Path::new(path));
+    let content = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+    Ok(Entry::file(name, content, 0o755))
+}
+
+/// The libraries a program is linked with, as the image's own loader finds them.
+fn libraries(tree: &Path, program: &str) -> Result<Vec<String>> {
+    let loader = "/lib64/ld-linux-x86-64.so.2";
+    let list = step::output(Command::new("chroot").arg(tree).args([loader, "--list", program]))?;
+    let found = parse(&list);
+    ensure!(!found.is_empty(), "{loader} lists no libraries of {program}:\n{list}");
+    Ok(found)
+}
+
+/// Lines are `name => /path (address)`, `/path (address)` for the loader, `name (address)` for the kernel's own.
+fn parse(list: &str) -> Vec<String> {
+    let paths = list.lines().filter_map(|line| {
+        let path = line.split("=>").last()?.split_whitespace().next()?;
+        path.starts_with('/').then(|| path.to_owned())
+    });
+    paths.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn the_loaders_list_is_read() {
+        let list = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f01)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f02)\n";
+        assert_eq!(parse(list), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+}

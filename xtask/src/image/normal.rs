@@ -1,0 +1,250 @@
+//! Makes the tree the same whoever builds it, when and where. Each rule is there because it was seen to leak.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use walkdir::WalkDir;
+
+use super::bootstrap::remove_file;
+use super::files::inside;
+use crate::recipe::Distribution;
+
+/// Removed whole: what the build needed or left behind.
+const REMOVED: &[&str] = &[
+    // Configuration of the bootstrap: the host's proxy, no fsync.
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    // Every machine makes its own.
+    "var/lib/dbus/machine-id",
+    "var/lib/systemd/random-seed",
+    "var/lib/systemd/credential.secret",
+    // Backups of the files beside them, from whichever package came last.
+    "etc/passwd-",
+    "etc/group-",
+    "etc/shadow-",
+    "etc/gshadow-",
+    "etc/subuid-",
+    "etc/subgid-",
+    "var/lib/dpkg/status-old",
+    "var/lib/dpkg/diversions-old",
+    "var/lib/dpkg/statoverride-old",
+    // Lock files, empty but with the times of the build.
+    "etc/.pwd.lock",
+    "var/lib/dpkg/lock",
+    "var/lib/dpkg/lock-frontend",
+    "var/lib/dpkg/triggers/Lock",
+];
+
+/// Emptied: caches and logs of the build. Index files of the archive change without any package changing.
+const EMPTIED: &[&str] = &[
+    "dev",
+    "run",
+    "tmp",
+    "var/tmp",
+    "var/log",
+    "var/cache",
+    "var/backups",
+    "var/lib/apt/lists",
+    "var/lib/dpkg/updates",
+    "proc",
+    "sys",
+];
+
+/// Removes what the bootstrap tool copied from the host. Called before the recipe's own files are placed.
+///
+/// # Errors
+/// With the path.
+pub fn forget_host(tree: &Path) -> Result<()> {
+    ["etc/hostname", "etc/resolv.conf"].iter().try_for_each(|path| remove_file(&tree.join(path)))
+}
+
+/// The whole pass, after commands and playbook.
+///
+/// # Errors
+/// With the path.
+pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Result<()> {
+    for path in REMOVED {
+        remove_file(&tree.join(path))?;
+    }
+    for path in EMPTIED {
+        empty(&tree.join(path))?;
+    }
+    // Empty, not missing and not "uninitialized": systemd writes a new one into the overlay at the first boot and
+    // keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
+    fs::write(tree.join("etc/machine-id"), "").context("empty etc/machine-id")?;
+    let keys = fs::read_dir(tree.join("etc/ssh")).into_iter().flatten().flatten();
+    for entry in keys.filter(|entry| entry.file_name().to_string_lossy().starts_with("ssh_host_")) {
+        remove_file(&entry.path())?;
+    }
+    for database in ["etc/shadow", "etc/gshadow"] {
+        let path = tree.join(database);
+        if let Ok(text) = fs::read_to_string(&path)
+            && database == "etc/shadow"
+        {
+            fs::write(&path, with_change_date(&text, timestamp / 86_400))
+                .with_context(|| format!("write {database}"))?;
+        }
+    }
+    exclude(tree, distribution)?;
+    bytecode(tree)
+}
+
+/// Deletes files below, and directories too, except those of /var: packages count on theirs.
+fn empty(path: &Path) -> Result<()> {
+    let keeps_directories = path.components().any(|part| part.as_os_str() == "var");
+    for entry in fs::read_dir(path).into_iter().flatten() {
+        let entry = entry.with_context(|| format!("read {}", path.display()))?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() && keeps_directories {
+            empty(&path)?;
+        } else if kind.is_dir() {
+            fs::remove_dir_all(&path).with_context(|| format!("delete {}", path.display()))?;
+        } else {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The date of the last password change is the day of the build; with 0 in it every login would ask for a new one.
+fn with_change_date(shadow: &str, day: u64) -> String {
+    let day = day.max(1).to_string();
+    let mut out = String::with_capacity(shadow.len());
+    for line in shadow.lines() {
+        let mut fields: Vec<&str> = line.split(':').collect();
+        if let Some(changed) = fields.get_mut(2).filter(|changed| !changed.is_empty()) {
+            *changed = &day;
+        }
+        out.push_str(&fields.join(":"));
+        out.push('\n');
+    }
+    out
+}
+
+/// dpkg left most of it out; what commands made, and debootstrap unpacked, goes now.
+fn exclude(tree: &Path, distribution: &Distribution) -> Result<()> {
+    if distribution.exclude.is_empty() {
+        return Ok(());
+    }
+    let matches =
+        |patterns: &[String], path: &str| patterns.iter().any(|pattern| glob(pattern.as_bytes(), path.as_bytes()));
+    for entry in WalkDir::new(tree).contents_first(true) {
+        let entry = entry.context("look for excluded paths")?;
+        let path = entry.path();
+        let Some(name) = path.strip_prefix(tree).ok().and_then(Path::to_str) else { continue };
+        let name = format!("/{name}");
+        if !matches(&distribution.exclude, &name) || matches(&distribution.keep, &name) {
+            continue;
+        }
+        if entry.file_type().is_dir() {
+            // Only when nothing kept is left in it.
+            let _ = fs::remove_dir(path);
+        } else {
+            remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// As dpkg does: `*` and `?` match slashes too.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.first(), text.first()) {
+        (None, None) => true,
+        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
+        (Some(b'?'), Some(_)) => glob(&pattern[1..], &text[1..]),
+        (Some(one), Some(other)) if one == other => glob(&pattern[1..], &text[1..]),
+        _ => false,
+    }
+}
+
+/// Python bytecode holds the time of its source, and OSTree forgets times: every start of a program would compile
+/// again, into nowhere because /usr is read-only. Unchecked bytecode (PEP 552) has no time and is always used.
+fn bytecode(tree: &Path) -> Result<()> {
+    for top in ["usr/lib", "usr/local/lib", "usr/share", "opt"] {
+        let files = WalkDir::new(inside(tree, Path::new(top))).into_iter().filter_map(Result::ok);
+        for entry in files.filter(|entry| entry.file_type().is_file()) {
+            if entry.path().extension().is_some_and(|extension| extension == "pyc") {
+                let path = entry.path();
+                let mut content = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+                if unchecked(&mut content) {
+                    let mode = entry.metadata()?.permissions().mode();
+                    fs::write(path, content).with_context(|| format!("write {}", path.display()))?;
+                    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Header of a .pyc: magic (4), flags (4), then time and size of the source, or its hash if bit 0 of flags is set;
+/// bit 1 asks for the hash to be checked.
+fn unchecked(content: &mut [u8]) -> bool {
+    let Some(header) = content.get_mut(4..16) else { return false };
+    // Python 2 has no flags: its header is 8 bytes, and the time lies where the flags would be.
+    if header[..4] != [0; 4] {
+        return false;
+    }
+    header.copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{empty, exclude, glob, unchecked, with_change_date};
+    use crate::recipe::Recipe;
+    use std::fs;
+
+    #[test]
+    fn patterns_match_as_in_dpkg() {
+        assert!(glob(b"/usr/share/doc/*", b"/usr/share/doc/a/b"));
+        assert!(glob(b"/usr/*/x?", b"/usr/a/b/xy"));
+        assert!(!glob(b"/usr/share/doc/*", b"/usr/share/docs"));
+    }
+
+    #[test]
+    fn excluded_paths_go_and_kept_ones_stay() {
+        let tree = tempfile::tempdir().unwrap();
+        let doc = tree.path().join("usr/share/doc");
+        fs::create_dir_all(doc.join("a/examples")).unwrap();
+        fs::create_dir_all(doc.join("b")).unwrap();
+        for file in ["a/copyright", "a/examples/x", "b/changelog"] {
+            fs::write(doc.join(file), "").unwrap();
+        }
+        let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\nexclude=['/usr/share/doc/*']\n\
+                    keep=['/usr/share/doc/*/copyright']\n[ostree]\nbranch='b'\n";
+        exclude(tree.path(), &Recipe::parse(text).unwrap().distribution).unwrap();
+        assert!(doc.join("a/copyright").exists() && !doc.join("a/examples").exists() && !doc.join("b").exists());
+    }
+
+    #[test]
+    fn the_change_date_is_that_of_the_image() {
+        let text = "root:*:19000:0:99999:7:::\nlocked:!::::::\n";
+        assert_eq!(with_change_date(text, 5), "root:*:5:0:99999:7:::\nlocked:!::::::\n");
+        assert!(with_change_date(text, 0).starts_with("root:*:1:"));
+    }
+
+    #[test]
+    fn bytecode_loses_its_time() {
+        let mut timed = *b"\xa7\r\r\n\0\0\0\0TIMEsizeCODE";
+        assert!(unchecked(&mut timed));
+        assert_eq!(&timed[4..], b"\x01\0\0\0\0\0\0\0\0\0\0\0CODE");
+        assert!(!unchecked(&mut timed), "done already");
+        assert!(!unchecked(&mut [0; 8]));
+    }
+
+    #[test]
+    fn var_keeps_its_directories() {
+        let tree = tempfile::tempdir().unwrap();
+        for directory in ["var/log/apt", "run/lock"] {
+            fs::create_dir_all(tree.path().join(directory)).unwrap();
+            fs::write(tree.path().join(directory).join("x"), "").unwrap();
+        }
+        empty(&tree.path().join("var/log")).unwrap();
+        empty(&tree.path().join("run")).unwrap();
+        assert!(tree.path().join("var/log/apt").is_dir() && !tree.path().join("var/log/apt/x").exists());
+        assert!(tree.path().join("run").is_dir() && !tree.path().join("run/lock").exists());
+    }
+}

@@ -1,0 +1,350 @@
+//! A recipe: the TOML file a system image is built from. Pure: text in, checked [`Recipe`] out.
+//!
+//! `xtask/recipes/robot.toml` shows every key with its meaning.
+
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Everything that decides what is in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Short name; becomes `IMAGE_ID` in os-release.
+    pub name: String,
+    /// Version; becomes `IMAGE_VERSION` in os-release and the version of the OSTree commit.
+    pub version: String,
+    /// Host name of a machine that got none from its hardware. An administrator's `hostnamectl` wins over both.
+    #[serde(default = "default_hostname")]
+    pub hostname: String,
+    /// Seconds since 1970 that the commit carries. Default: `SOURCE_DATE_EPOCH`, else the date of the package archive.
+    pub timestamp: Option<u64>,
+    /// Shell lines, run in order inside the new system after packages and files.
+    #[serde(default)]
+    pub commands: Vec<String>,
+    /// `[distribution]`
+    pub distribution: Distribution,
+    /// `[[files]]`
+    #[serde(default)]
+    pub files: Vec<FileEntry>,
+    /// `[ansible]`
+    pub ansible: Option<Ansible>,
+    /// `[ostree]`
+    pub ostree: Ostree,
+    /// `[boot]`
+    #[serde(default)]
+    pub boot: Boot,
+    /// `[image]`
+    #[serde(default)]
+    pub image: ImageSettings,
+}
+
+/// `[distribution]`: where the packages come from and which ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distribution {
+    /// Debian or Ubuntu code name, such as `bookworm` or `noble`.
+    pub suite: String,
+    /// URL of the archive. Default: what the host's own apt uses for this suite, else the bootstrap tool's default.
+    pub mirror: Option<String>,
+    /// Key ring that signs the archive, on the host. Needed for a distribution that is not the host's.
+    pub keyring: Option<PathBuf>,
+    /// Archive components. Default: those the host's apt uses with the mirror, or `main`.
+    #[serde(default)]
+    pub components: Vec<String>,
+    /// The tool that makes the first tree.
+    #[serde(default)]
+    pub bootstrap: BootstrapTool,
+    /// More lines for `sources.list`, used while packages are installed.
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// Packages beside the minimal system; the kernel is one of them. Recommended packages are not pulled in.
+    pub packages: Vec<String>,
+    /// Paths not to install, as in dpkg's `path-exclude`: `*` matches any text, slashes too.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Exceptions from `exclude`.
+    #[serde(default)]
+    pub keep: Vec<String>,
+}
+
+/// What makes the first tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootstrapTool {
+    /// Twice as fast, and solves dependencies with apt.
+    #[default]
+    Mmdebstrap,
+    /// For a host without mmdebstrap, or a suite it does not know.
+    Debootstrap,
+}
+
+/// `[[files]]`: one file put into the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Absolute path in the image.
+    pub path: PathBuf,
+    /// A file on the host, relative to the recipe.
+    pub source: Option<PathBuf>,
+    /// The content itself.
+    pub text: Option<String>,
+    /// Octal mode. Default `0644`.
+    #[serde(default = "default_mode")]
+    pub mode: String,
+    /// `user:group`, names of the image or numbers. Default `root:root`.
+    #[serde(default = "default_owner")]
+    pub owner: String,
+}
+
+/// `[ansible]`: a playbook run at build time against the new system, which needs `python3` among its packages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ansible {
+    /// The playbook, relative to the recipe. Its directory is where roles and files are looked for.
+    pub playbook: PathBuf,
+    /// Extra variables, as `ansible-playbook --extra-vars` takes them.
+    #[serde(default)]
+    pub extra_vars: Vec<String>,
+}
+
+/// `[ostree]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ostree {
+    /// Branch of the commit, such as `demo/amd64/stable`.
+    pub branch: String,
+}
+
+/// `[boot]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// Kernel arguments, beside those that reflash needs.
+    #[serde(default)]
+    pub kernel_arguments: Vec<String>,
+}
+
+/// `[image]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSettings {
+    /// Size in MiB. Default `"auto"`: what the content needs and a small margin; nothing is ever added to the image.
+    #[serde(default)]
+    pub size_mib: Size,
+}
+
+/// Size of the image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "SizeText", into = "SizeText")]
+pub enum Size {
+    /// What the content needs.
+    #[default]
+    Auto,
+    /// Exactly so many MiB.
+    Mib(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Number(u32),
+    Word(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(text: SizeText) -> Result<Self, String> {
+        match text {
+            SizeText::Number(0) => Err("size_mib is 0; give the MiB of the image, or \"auto\"".into()),
+            SizeText::Number(mib) => Ok(Self::Mib(mib)),
+            SizeText::Word(word) if word == "auto" => Ok(Self::Auto),
+            SizeText::Word(word) => Err(format!("size_mib is {word:?}; expected a number of MiB or \"auto\"")),
+        }
+    }
+}
+
+impl From<Size> for SizeText {
+    fn from(size: Size) -> Self {
+        match size {
+            Size::Auto => Self::Word("auto".into()),
+            Size::Mib(mib) => Self::Number(mib),
+        }
+    }
+}
+
+fn default_hostname() -> String {
+    "robot".into()
+}
+
+fn default_mode() -> String {
+    "0644".into()
+}
+
+fn default_owner() -> String {
+    "root:root".into()
+}
+
+impl FileEntry {
+    /// The permission bits.
+    ///
+    /// # Errors
+    /// Not an octal number up to 7777.
+    pub fn mode_bits(&self) -> Result<u32> {
+        let bits = u32::from_str_radix(&self.mode, 8).ok().filter(|bits| *bits <= 0o7777);
+        bits.with_context(|| format!("mode {:?} of {} is not octal, such as 0644", self.mode, self.path.display()))
+    }
+}
+
+impl Recipe {
+    /// Reads and checks one recipe.
+    ///
+    /// # Errors
+    /// With the file's name, and the line where the text itself is at fault.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read recipe {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("recipe {}", path.display()))
+    }
+
+    /// Parses and checks the text of a recipe.
+    ///
+    /// # Errors
+    /// Unknown keys by name and line; values that cannot work by key.
+    pub fn parse(text: &str) -> Result<Self> {
+        let recipe: Self = toml::from_str(text)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    fn check(&self) -> Result<()> {
+        // Both become directory names and unquoted os-release values.
+        word("name", &self.name, "-_.")?;
+        word("version", &self.version, "-_.+~")?;
+        word("hostname", &self.hostname, "-")?;
+        ensure!(self.hostname.len() <= 64, "hostname is longer than 64 characters");
+        word("distribution.suite", &self.distribution.suite, "-_.")?;
+        word("ostree.branch", &self.ostree.branch, "-_./")?;
+        for component in &self.distribution.components {
+            word("distribution.components", component, "-_./")?;
+        }
+        for package in &self.distribution.packages {
+            // Version pins and architectures belong to apt: name=1.2-3, name:arm64, name/suite.
+            word("distribution.packages", package, "-_.+:=~/")?;
+        }
+        for pattern in self.distribution.exclude.iter().chain(&self.distribution.keep) {
+            ensure!(pattern.starts_with('/'), "distribution.exclude and keep: {pattern:?} does not start with /");
+        }
+        for argument in &self.boot.kernel_arguments {
+            // The arguments travel through a GRUB script inside double quotes.
+            let unsafe_for_grub = |c: char| c.is_whitespace() || c.is_control() || "\"'$\\`".contains(c);
+            ensure!(
+                !argument.is_empty() && !argument.contains(unsafe_for_grub),
+                "boot.kernel_arguments: {argument:?} has characters that GRUB would read as its own; one argument per entry"
+            );
+        }
+        self.files.iter().try_for_each(check_file)
+    }
+}
+
+fn check_file(file: &FileEntry) -> Result<()> {
+    let path = file.path.display();
+    let plain = file.path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    ensure!(file.path.is_absolute() && plain, "files: path {path} is not an absolute path without '..'");
+    ensure!(file.path != Path::new("/"), "files: path / is a directory");
+    match (&file.source, &file.text) {
+        (Some(_), None) | (None, Some(_)) => {}
+        (None, None) => bail!("files: {path} has neither source nor text"),
+        (Some(_), Some(_)) => bail!("files: {path} has both source and text; keep one"),
+    }
+    ensure!(
+        file.owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty()),
+        "files: owner {:?} of {path} is not user:group",
+        file.owner
+    );
+    file.mode_bits().map(|_| ())
+}
+
+fn word(key: &str, value: &str, also: &str) -> Result<()> {
+    let good = value.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c));
+    ensure!(good, "{key} = {value:?} is not valid: expected letters, digits and any of {also}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BootstrapTool, Recipe, Size};
+    use crate::paths::Paths;
+
+    const MINIMAL: &str = "name = 'x'\nversion = '1'\n[distribution]\nsuite = 'bookworm'\npackages = ['systemd']\n\
+                           [ostree]\nbranch = 'x/y'\n";
+
+    fn message(text: &str) -> String {
+        format!("{:#}", Recipe::parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let recipe = Recipe::parse(MINIMAL).unwrap();
+        assert_eq!(recipe.distribution.bootstrap, BootstrapTool::Mmdebstrap);
+        assert_eq!((recipe.image.size_mib, recipe.hostname.as_str()), (Size::Auto, "robot"));
+        assert!(recipe.distribution.mirror.is_none() && recipe.ansible.is_none());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_name_and_line() {
+        let text = message(&MINIMAL.replace("packages", "mirorr = 'x'\npackages"));
+        assert!(text.contains("mirorr") && text.contains("line 5"), "{text}");
+        let text = message(&format!("{MINIMAL}[image]\nsize = 3\n"));
+        assert!(text.contains("size") && text.contains("line 9"), "{text}");
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (from, to, key) in [
+            ("name = 'x'", "name = 'a b'", "name"),
+            ("version = '1'", "version = '1;2'", "version"),
+            ("'bookworm'", "'../x'", "distribution.suite"),
+            ("['systemd']", "['a b']", "distribution.packages"),
+            ("'x/y'", "''", "ostree.branch"),
+            ("version = '1'", "version = '1'\nhostname='a.b'", "hostname"),
+            ("packages = ", "exclude = ['usr/x']\npackages = ", "distribution.exclude"),
+        ] {
+            let text = message(&MINIMAL.replace(from, to));
+            assert!(text.contains(key), "{from}: {text}");
+        }
+        for (more, said) in [
+            ("[boot]\nkernel_arguments = ['a b']", "boot.kernel_arguments"),
+            ("[boot]\nkernel_arguments = ['a=$b']", "boot.kernel_arguments"),
+            ("[image]\nsize_mib = 0", "size_mib is 0"),
+            ("[image]\nsize_mib = 'big'", "\"big\""),
+            ("[[files]]\npath = '/a'", "neither source nor text"),
+            ("[[files]]\npath = '/a'\ntext = ''\nsource = 'b'", "both source and text"),
+            ("[[files]]\npath = 'a'\ntext = ''", "absolute"),
+            ("[[files]]\npath = '/a/../b'\ntext = ''", "absolute"),
+            ("[[files]]\npath = '/a'\ntext = ''\nmode = '9'", "octal"),
+            ("[[files]]\npath = '/a'\ntext = ''\nowner = 'root'", "user:group"),
+        ] {
+            let text = message(&format!("{MINIMAL}{more}\n"));
+            assert!(text.contains(said), "{more}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_recipes_of_the_checkout_are_valid() {
+        let directory = Paths::of_checkout().root.join("xtask/recipes");
+        let recipes: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            // The partition layout lies beside the recipes.
+            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .filter(|path| !path.ends_with("layout.toml"))
+            .collect();
+        assert!(recipes.len() >= 2, "{recipes:?}");
+        for path in recipes {
+            Recipe::load(&path).unwrap();
+        }
+    }
+}

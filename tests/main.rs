@@ -1,1 +1,14 @@
-//! Stories that need more than one module: one file per story.
+//! Stories that need more than one module, one file each. Those that need root or a virtual machine are ignored by
+//! plain `cargo test` and run by `cargo xtask test`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod block;
+mod fetch;
+mod isolated;
+mod net;
+mod recovery;
+mod release;
+mod support;
+mod tidy;
+mod vm;

@@ -1,4 +1,18 @@
 //! Builds everything reflash ships, and runs it in virtual machines.
 
+pub mod agent;
+pub mod demo;
+pub mod disk;
+pub mod grub;
+pub mod host;
+pub mod image;
+pub mod initramfs;
+pub mod kernel;
+pub mod keygen;
 pub mod paths;
+pub mod recipe;
+pub mod release;
+pub mod serve;
 pub mod step;
+pub mod test;
+pub mod vm;

@@ -1,2 +1,237 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: every command of the builder.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use reflash::manifest::TrustedKeys;
+use xtask::paths::Paths;
+use xtask::step::produced;
+use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, release, serve, test};
+
+/// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Install missing packages without asking (as with CI=true).
+    #[arg(long, global = true)]
+    yes: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything and show a virtual robot reflash itself, from GRUB to the login prompt.
+    Demo,
+    /// Run every test: style, unit tests, stories, and boots in virtual machines.
+    Test {
+        /// Also what takes long: large matrices and soaks.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Build the agent: one static binary.
+    Agent,
+    /// Build the recovery kernel and initramfs around the agent.
+    Initramfs {
+        /// Public keys to build in, for machines started without a recovery partition.
+        #[arg(long = "key", value_name = "FILE.pub")]
+        keys: Vec<PathBuf>,
+    },
+    /// Build a system image from a recipe.
+    Image(ImageArgs),
+    /// Make GRUB's images.
+    Grub,
+    /// Make a key pair to sign releases with.
+    Keygen {
+        /// Where reflash.key and reflash.pub go. Keep the directory: robots trust these keys.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Protect the secret key with the password in REFLASH_KEY_PASSWORD.
+        #[arg(long)]
+        password: bool,
+    },
+    /// Sign and publish an image as a release tree of static files, or check one.
+    Release(ReleaseArgs),
+    /// Serve a release tree over HTTP.
+    Serve {
+        /// The tree.
+        #[arg(long, default_value = "target/dist/release", value_name = "DIR")]
+        dir: PathBuf,
+        /// Address and port.
+        #[arg(long, default_value = "0.0.0.0:8080")]
+        listen: SocketAddr,
+    },
+    /// Assemble a bootable disk image with an empty system partition.
+    Disk(DiskArgs),
+}
+
+#[derive(Args)]
+struct ImageArgs {
+    /// The recipe; xtask/recipes/robot.toml is a commented example.
+    recipe: PathBuf,
+    /// Where the image goes; a description is put beside it, with the extension json.
+    #[arg(long, default_value = "target/dist/system.img")]
+    out: PathBuf,
+    /// Build everything again, also what has not changed.
+    #[arg(long)]
+    fresh: bool,
+}
+
+#[derive(Args)]
+struct ReleaseArgs {
+    /// Root of the release tree.
+    #[arg(long, default_value = "target/dist/release", value_name = "DIR")]
+    out: PathBuf,
+    /// Channel to publish in.
+    #[arg(long, default_value = "stable")]
+    channel: String,
+    /// Only check the published release: signature, every object, the image's digest. Needs --public.
+    #[arg(long, requires = "public")]
+    check: bool,
+    /// Public key to check with.
+    #[arg(long, value_name = "FILE.pub")]
+    public: Option<PathBuf>,
+    /// Secret key to sign with; its password, if it has one, is taken from REFLASH_KEY_PASSWORD or asked for.
+    #[arg(long, value_name = "FILE.key", required_unless_present = "check")]
+    key: Option<PathBuf>,
+    /// Product the release is for.
+    #[arg(long, required_unless_present = "check")]
+    product: Option<String>,
+    /// Hardware it fits (DMI product name): exact, or a prefix with *; repeat for several.
+    #[arg(long, required_unless_present = "check")]
+    hardware: Vec<String>,
+    /// Image of the system partition, as `cargo xtask image` made it.
+    #[arg(long, default_value = "target/dist/system.img")]
+    image: PathBuf,
+    /// Version for people; default: the image's.
+    #[arg(long)]
+    version: Option<String>,
+    /// Serial; default: the next after the published one.
+    #[arg(long)]
+    serial: Option<u64>,
+    /// Partition layout to ship with the release.
+    #[arg(long, value_name = "FILE.toml")]
+    layout: Option<PathBuf>,
+    /// Bytes of a frame: a power of two from 16384 to 4194304.
+    #[arg(long, default_value_t = release::DEFAULT_FRAME_BYTES)]
+    frame_bytes: u32,
+    /// zstd level, 1 to 22.
+    #[arg(long, default_value_t = release::DEFAULT_LEVEL)]
+    level: i32,
+}
+
+#[derive(Args)]
+struct DiskArgs {
+    /// Configuration for the recovery partition.
+    #[arg(long, value_name = "reflash.toml")]
+    config: PathBuf,
+    /// Public keys for the recovery partition.
+    #[arg(long = "key", value_name = "FILE.pub", required = true)]
+    keys: Vec<PathBuf>,
+    /// Further files for the recovery partition, such as the CA that the configuration names.
+    #[arg(long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Partition layout.
+    #[arg(long, default_value = "xtask/recipes/layout.toml")]
+    layout: PathBuf,
+    /// Size of the disk, MiB.
+    #[arg(long, default_value_t = disk::DEFAULT_BYTES / 1024 / 1024)]
+    size_mib: u64,
+    /// Where the disk goes.
+    #[arg(long, default_value = "target/dist/disk.img")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let paths = Paths::of_checkout();
+    let yes = cli.yes;
+    match cli.command {
+        Command::Demo => demo::run(&paths, yes),
+        Command::Test { full } => test::run(&paths, full, yes),
+        Command::Agent => agent::build(&paths, yes).map(drop),
+        Command::Initramfs { keys } => initramfs::recovery(&paths, &keys, yes).map(drop),
+        Command::Image(args) => {
+            let options = image::Options { fresh: args.fresh, assume_yes: yes };
+            image::build(&paths, &args.recipe, &args.out, &options).map(drop)
+        }
+        Command::Grub => grub::build(&paths, yes).map(drop),
+        Command::Keygen { out, password } => {
+            let password = password
+                .then(|| std::env::var("REFLASH_KEY_PASSWORD").context("--password needs REFLASH_KEY_PASSWORD"))
+                .transpose()?;
+            let files = keygen::generate(&out, password)?;
+            produced("secret key, for `cargo xtask release --key`", &files.secret);
+            produced("public key, for robots", &files.public);
+            Ok(())
+        }
+        Command::Release(args) => run_release(args),
+        Command::Serve { dir, listen } => serve::run(&dir, listen),
+        Command::Disk(args) => {
+            host::ensure_installed(&[host::Need::Disk], yes)?;
+            let layout = disk::read_layout(&args.layout)?;
+            let config =
+                std::fs::read_to_string(&args.config).with_context(|| format!("read {}", args.config.display()))?;
+            let parts = disk::Parts {
+                layout: &layout,
+                disk_bytes: args.size_mib * 1024 * 1024,
+                grub: &grub::build(&paths, yes)?,
+                recovery: &initramfs::recovery(&paths, &args.keys, yes)?,
+                config,
+                keys: args.keys,
+                files: args.files,
+                environment: disk::environment_without_system(),
+            };
+            disk::build(&paths, &parts, &args.out, yes)
+        }
+    }
+}
+
+fn run_release(args: ReleaseArgs) -> Result<()> {
+    if let (true, Some(public)) = (args.check, &args.public) {
+        let mut keys = TrustedKeys::default();
+        let text = std::fs::read_to_string(public).with_context(|| format!("read {}", public.display()))?;
+        keys.add(&public.display().to_string(), &text)?;
+        let manifest = release::check::check(&args.out, &args.channel, &keys)?;
+        eprintln!("  release {} (serial {}) is complete and every byte of it right", manifest.version, manifest.serial);
+        return Ok(());
+    }
+    let described = image::Description::beside(&args.image).ok();
+    let version = args.version.or_else(|| described.as_ref().map(|image| image.version.clone()));
+    let spec = release::Spec {
+        product: args.product.unwrap_or_default(),
+        hardware: args.hardware,
+        channel: args.channel,
+        version: version.context("give --version; the image has no description beside it that names one")?,
+        serial: args.serial,
+        image: args.image,
+        ostree: described.map(|image| (image.ostree_commit, image.ostree_ref)),
+        files: Vec::new(),
+        layout: args.layout.as_deref().map(disk::read_layout).transpose()?,
+        frame_bytes: args.frame_bytes,
+        level: args.level,
+        created_unix_s: None,
+    };
+    let key = keygen::load_secret(&args.key.context("--key is missing")?)?;
+    let released = release::build(&spec, &key, &args.out)?;
+    let manifest = &released.manifest;
+    let mib = released.packed_bytes as f64 / 1048576.0;
+    produced(
+        &format!("release {} (serial {}), {mib:.1} MiB to download", manifest.version, manifest.serial),
+        &released.path,
+    );
+    Ok(())
+}

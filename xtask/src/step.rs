@@ -52,6 +52,8 @@ pub fn produced(what: &str, path: &std::path::Path) {
 pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let (log, path) = log_file(name)?;
     let status = command
+        .env("LC_ALL", "C.UTF-8")
+        .env_remove("LANGUAGE")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -72,6 +74,8 @@ pub fn run(name: &str, command: &mut Command) -> Result<()> {
 /// # Errors
 /// When the tool cannot be started or fails: its command line and its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
+    // What tools print is read by programs here, whatever language the person prefers.
+    command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {
         bail!("{} ended with {}:\n{}", line_of(command), out.status, String::from_utf8_lossy(&out.stderr).trim_end());

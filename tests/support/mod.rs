@@ -1,0 +1,252 @@
+//! What the stories share: a small signed release, a target in memory that can be made to fail.
+
+pub mod server;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use reflash::fetch::Source;
+use reflash::journal::Journal;
+use reflash::manifest::TrustedKeys;
+use reflash::recovery::{self, Machine, RecoveryError, Report};
+use reflash::state::State;
+use reflash::target::BlockTarget;
+use xtask::keygen;
+use xtask::release::{self, Released, Spec};
+
+/// A release tree with its keys, in a directory of its own.
+pub struct Fixture {
+    /// Keeps the directory.
+    pub dir: tempfile::TempDir,
+    /// The image that was released.
+    pub image: Vec<u8>,
+    /// What was released.
+    pub released: Released,
+    /// The key it was signed with.
+    pub keys: TrustedKeys,
+}
+
+/// An image of `blocks` blocks of 4 KiB: a superblock, pseudo-random content, zeros, repeats.
+pub fn sample_image(blocks: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut image = Vec::with_capacity(blocks * 4096);
+    for block in 0..blocks {
+        let kind = block / 16 % 4;
+        let mut content = vec![0_u8; 4096];
+        if kind != 1 || block == 0 {
+            for byte in content.iter_mut().take(if kind == 2 { 100 } else { 4096 }) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                *byte = (state >> 32) as u8;
+            }
+        }
+        image.extend_from_slice(&content);
+    }
+    image
+}
+
+impl Fixture {
+    /// Releases an image of 300 blocks with frames of 16 KiB.
+    pub fn new() -> Self {
+        Self::with(sample_image(300, 1), |_| {})
+    }
+
+    /// Releases `image` after `change`.
+    pub fn with(image: Vec<u8>, change: impl FnOnce(&mut Spec)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        keygen::generate(&dir.path().join("keys"), None).unwrap();
+        let (released, keys) = publish(dir.path(), &image, change);
+        Self { dir, image, released, keys }
+    }
+
+    /// Publishes another image in the same tree with the same key.
+    pub fn publish(&mut self, image: Vec<u8>, change: impl FnOnce(&mut Spec)) {
+        (self.released, self.keys) = publish(self.dir.path(), &image, change);
+        self.image = image;
+    }
+
+    /// Root of the release tree.
+    pub fn tree(&self) -> PathBuf {
+        self.dir.path().join("release")
+    }
+
+    /// All objects of the tree, largest last.
+    pub fn objects(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.tree().join("objects")).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort_by_key(|path| path.metadata().unwrap().len());
+        paths
+    }
+
+    /// The object that is the chunk index.
+    pub fn index_path(&self) -> PathBuf {
+        let digest = self.released.manifest.images[0].index.blake3;
+        self.tree().join(reflash::manifest::object_path(&digest))
+    }
+
+    /// The (first) pack.
+    pub fn pack_path(&self) -> PathBuf {
+        let index = reflash::index::Index::decode(&std::fs::read(self.index_path()).unwrap()).unwrap();
+        self.tree().join(reflash::manifest::object_path(&index.packs()[0].digest))
+    }
+
+    /// Runs a recovery of `target` from `source`.
+    pub fn recover(
+        &self,
+        source: &dyn Source,
+        target: &dyn BlockTarget,
+        state: Option<&State>,
+    ) -> Result<Report, RecoveryError> {
+        self.recover_as(source, target, state, |_| {})
+    }
+
+    /// The same for a machine that differs.
+    pub fn recover_as(
+        &self,
+        source: &dyn Source,
+        target: &dyn BlockTarget,
+        state: Option<&State>,
+        change: impl FnOnce(&mut Machine<'_>),
+    ) -> Result<Report, RecoveryError> {
+        let journal = Journal::new(None, false);
+        let mut machine = Machine {
+            product: "demo".into(),
+            hardware: "unit-a".into(),
+            channel: "stable".into(),
+            tries: 3,
+            allow_older: false,
+            keys: &self.keys,
+            source,
+            target,
+            state,
+            journal: &journal,
+            learn_time: &|_| {},
+        };
+        change(&mut machine);
+        recovery::run(&machine)
+    }
+}
+
+fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Released, TrustedKeys) {
+    let image_path = dir.join("system.img");
+    std::fs::write(&image_path, image).unwrap();
+    let files = keygen::KeyFiles::within(&dir.join("keys"));
+    let mut spec = Spec {
+        product: "demo".into(),
+        hardware: vec!["unit-a".into()],
+        channel: "stable".into(),
+        version: "1".into(),
+        serial: None,
+        image: image_path,
+        ostree: None,
+        files: Vec::new(),
+        layout: None,
+        frame_bytes: 16 * 1024,
+        level: 3,
+        created_unix_s: Some(1_700_000_000),
+    };
+    change(&mut spec);
+    let key = keygen::load_secret(&files.secret).unwrap();
+    let released = release::build(&spec, &key, &dir.join("release")).unwrap();
+    let mut keys = TrustedKeys::default();
+    keys.add("test", &std::fs::read_to_string(&files.public).unwrap()).unwrap();
+    (released, keys)
+}
+
+/// A target in memory that counts what is written and fails as told.
+pub struct MemoryTarget {
+    data: Mutex<Vec<u8>>,
+    /// Every write and flush in order, `None` for a flush.
+    pub log: Mutex<Vec<Option<Range<u64>>>>,
+    faults: Mutex<Faults>,
+}
+
+/// What goes wrong with a target.
+#[derive(Default)]
+pub struct Faults {
+    /// The write with this number, from 0, and all later ones fail.
+    pub fail_writes_from: Option<usize>,
+    /// Writes that reach these blocks of 4 KiB flip a bit there, so many times.
+    pub corrupt: Vec<(u64, u32)>,
+    /// Blocks that cannot be read until they are written.
+    pub unreadable: BTreeSet<u64>,
+}
+
+impl MemoryTarget {
+    /// A target of this content.
+    pub fn new(content: Vec<u8>) -> Self {
+        Self { data: Mutex::new(content), log: Mutex::default(), faults: Mutex::default() }
+    }
+
+    /// The same with faults.
+    pub fn faulty(content: Vec<u8>, faults: Faults) -> Self {
+        Self { faults: Mutex::new(faults), ..Self::new(content) }
+    }
+
+    /// What it holds.
+    pub fn content(&self) -> Vec<u8> {
+        self.data.lock().unwrap().clone()
+    }
+
+    /// Ranges written, without flushes.
+    pub fn writes(&self) -> Vec<Range<u64>> {
+        self.log.lock().unwrap().iter().flatten().cloned().collect()
+    }
+}
+
+impl BlockTarget for MemoryTarget {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.data.lock().unwrap().len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let blocks = offset / 4096..(offset + buffer.len() as u64).div_ceil(4096);
+        if self.faults.lock().unwrap().unreadable.range(blocks).next().is_some() {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        let data = self.data.lock().unwrap();
+        let from = data.get(offset as usize..offset as usize + buffer.len());
+        buffer.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
+        assert!(offset.is_multiple_of(4096) && content.len().is_multiple_of(4096), "{offset} {}", content.len());
+        let mut faults = self.faults.lock().unwrap();
+        let mut log = self.log.lock().unwrap();
+        let number = log.iter().flatten().count();
+        if faults.fail_writes_from.is_some_and(|from| number >= from) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        log.push(Some(offset..offset + content.len() as u64));
+        let mut data = self.data.lock().unwrap();
+        data[offset as usize..offset as usize + content.len()].copy_from_slice(content);
+        for block in offset / 4096..(offset + content.len() as u64) / 4096 {
+            faults.unreadable.remove(&block);
+            for (wrong, times) in &mut faults.corrupt {
+                if *wrong == block && *times > 0 {
+                    *times -= 1;
+                    data[block as usize * 4096 + 17] ^= 4;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.write_at(range.start, &vec![0; (range.end - range.start) as usize])
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.log.lock().unwrap().push(None);
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! The shipped binary as a command line, on the release of the demonstration.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use xtask::demo;
+use xtask::paths::Paths;
+
+/// What the agent may take at most, whatever the image.
+const MAX_RESIDENT_KIB: u64 = 128 * 1024;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    paths: Paths,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap(), paths: Paths::of_checkout() };
+        std::fs::create_dir(bench.state()).unwrap();
+        let target = std::fs::File::create(bench.target()).unwrap();
+        target.set_len(320 << 20).unwrap();
+        bench
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn target(&self) -> PathBuf {
+        self.dir.path().join("target")
+    }
+
+    /// The command with the options that stand for a robot.
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(self.paths.dist().join("reflash"));
+        command
+            .arg(verb)
+            .arg("--state")
+            .arg(self.state())
+            .arg("--keys")
+            .arg(self.paths.work().join("keys"))
+            .arg("--json");
+        if matches!(verb, "flash" | "verify") {
+            command.arg("--target").arg(self.target());
+        }
+        if verb == "flash" {
+            command.args(["--product", demo::PRODUCT, "--hardware", demo::HARDWARE]);
+        }
+        command
+    }
+
+    fn run(&self, verb: &str, more: &[&str]) -> Output {
+        self.command(verb).args(more).output().unwrap()
+    }
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// Runs to the end and returns the highest resident memory, KiB.
+fn peak_resident_kib(command: &mut Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = Path::new("/proc").join(child.id().to_string()).join("status");
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0");
+        peak = peak.max(line.split_whitespace().next().unwrap().parse().unwrap());
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return peak;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+#[ignore = "needs the built agent and release: cargo xtask test"]
+fn a_file_is_flashed_verified_damaged_and_repaired_within_bounded_memory() {
+    let bench = Bench::new();
+    let (server, url) = demo::serve_to_guests(&bench.paths.dist().join("release")).unwrap();
+    let url = url.replace("10.0.2.2", &server.address.ip().to_string());
+    let estimate = json(&bench.run("flash", &["--url", &url, "--dry-run"]));
+    let download = estimate["totals"]["download_bytes"].as_u64().unwrap();
+    assert!(download > 0 && estimate["totals"]["right_bytes"].as_u64().unwrap() < 320 << 20);
+
+    let peak = peak_resident_kib(bench.command("flash").args(["--url", &url]));
+    eprintln!("peak resident memory of a first flash: {:.1} MiB", peak as f64 / 1024.0);
+    assert!(peak > 0 && peak <= MAX_RESIDENT_KIB, "{peak} KiB");
+    let bodies = server.counters.body_bytes.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(bodies >= download && bodies < download + (8 << 20), "{bodies} bytes for {download}");
+
+    let verified = bench.run("verify", &["--sha256"]);
+    assert_eq!(verified.status.code(), Some(0));
+    assert_eq!(json(&verified)["sha256"], json(&verified)["manifest_sha256"]);
+    assert_eq!(json(&bench.run("status", &[]))["installed"]["version"], estimate["version"]);
+
+    let file = std::fs::File::options().read(true).write(true).open(bench.target()).unwrap();
+    let mut block = [0; 4096];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut block, 40 << 20).unwrap();
+    block[7] ^= 1;
+    std::os::unix::fs::FileExt::write_all_at(&file, &block, 40 << 20).unwrap();
+    file.sync_all().unwrap();
+    let damaged = bench.run("verify", &[]);
+    assert_eq!(damaged.status.code(), Some(1));
+    let range = &json(&damaged)["damaged_byte_ranges"][0];
+    assert!(range[0].as_u64().unwrap() <= 40 << 20 && range[1].as_u64().unwrap() > 40 << 20);
+
+    let repaired = bench.run("flash", &["--url", &url]);
+    assert!(json(&repaired)["totals"]["write_bytes"].as_u64().unwrap() <= 256 << 10);
+    assert_eq!(bench.run("verify", &[]).status.code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs the built agent and release: cargo xtask test"]
+fn verbs_change_the_environment_and_exit_codes_say_what_happened() {
+    let bench = Bench::new();
+    assert_eq!(bench.run("status", &[]).status.code(), Some(1));
+    assert!(bench.run("request", &[]).status.success());
+    assert_eq!(json(&bench.run("env", &[]))["next_entry"], "recovery");
+    assert_eq!(json(&bench.run("good", &[]))["tries"], "3");
+    let env = json(&bench.run("env", &["unset", "next_entry"]));
+    assert_eq!(
+        (env["reflash_tries"].as_str(), env["reflash_boot_ok"].as_str(), env.get("next_entry")),
+        (Some("3"), Some("1"), None)
+    );
+    // Nobody listens there: it may pass. A directory that is no release: it will not.
+    assert_eq!(bench.run("flash", &["--bogus"]).status.code(), Some(2));
+    let nothing = format!("file://{}", bench.dir.path().display());
+    let failed = bench.run("flash", &["--url", &nothing]);
+    assert_eq!(failed.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("manifest.json"));
+}

@@ -1,0 +1,63 @@
+//! `cargo xtask test`: everything CI runs, in the order in which it fails fastest.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::host::{Need, ensure_installed, is_root};
+use crate::paths::Paths;
+use crate::step::human;
+
+/// Runs all tests.
+///
+/// # Errors
+/// The first part that fails.
+pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
+    ensure!(is_root(), "the tests make network namespaces, loop devices and virtual machines: run this as root");
+    let started = Instant::now();
+    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Vm, Need::Test], assume_yes)?;
+    part(paths, "style", &["fmt", "--all", "--check"], full)?;
+    part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], full)?;
+    part(
+        paths,
+        "unit tests and stories",
+        &["test", "--workspace", "--locked", "--", "--include-ignored", "--skip", "vm::"],
+        full,
+    )?;
+    crate::demo::build_all(paths, assume_yes)?;
+    // One machine at a time: two cores emulate one well, and a slow boot is not a failure to look into.
+    let vm = [
+        "test",
+        "--package",
+        "xtask",
+        "--locked",
+        "--test",
+        "stories",
+        "vm::",
+        "--",
+        "--include-ignored",
+        "--test-threads",
+        "1",
+    ];
+    part(paths, "virtual machines", &vm, full)?;
+    eprintln!("everything passed in {}", human(started.elapsed()));
+    Ok(())
+}
+
+/// Runs one cargo command with its output shown: it is what a person wants to see of a test.
+fn part(paths: &Paths, name: &str, arguments: &[&str], full: bool) -> Result<()> {
+    eprintln!("== {name}: cargo {}", arguments.join(" "));
+    let started = Instant::now();
+    let mut command = Command::new("cargo");
+    command.current_dir(&paths.root).args(arguments);
+    if full {
+        command.env("REFLASH_FULL", "1");
+    }
+    let status = command.status().with_context(|| format!("start cargo for {name}"))?;
+    if !status.success() {
+        bail!("{name} failed after {}", human(started.elapsed()));
+    }
+    eprintln!("== {name}: passed in {}", human(started.elapsed()));
+    Ok(())
+}

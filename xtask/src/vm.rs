@@ -1,0 +1,326 @@
+//! Virtual machines: QEMU with a serial console that a program can read and type into.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Paths;
+
+/// Firmware a machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// OVMF, without a saved variable store: as after a dead CMOS battery.
+    Uefi,
+}
+
+/// How a disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-blk.
+    Virtio,
+    /// SATA.
+    Ahci,
+    /// NVMe.
+    Nvme,
+    /// USB mass storage.
+    Usb,
+}
+
+/// A machine to start.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Names its log.
+    pub name: String,
+    /// Disk image, raw.
+    pub disk: PathBuf,
+    /// How it is attached.
+    pub bus: Bus,
+    /// Firmware.
+    pub firmware: Firmware,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// What the hardware clock says, as QEMU's `-rtc base=`; `None` is the true time.
+    pub rtc: Option<String>,
+    /// Serial number of the product, for the host name.
+    pub serial_number: String,
+    /// Further arguments for QEMU.
+    pub extra: Vec<String>,
+}
+
+impl Machine {
+    /// A robot with 512 MiB, the smallest that is supported.
+    #[must_use]
+    pub fn robot(name: &str, disk: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            disk: disk.to_owned(),
+            bus: Bus::Virtio,
+            firmware: Firmware::Bios,
+            memory_mib: 512,
+            rtc: None,
+            serial_number: "DEMO0001".to_owned(),
+            extra: Vec::new(),
+        }
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start(&self) -> Result<Running> {
+        let logs = Paths::of_checkout().work().join("logs");
+        std::fs::create_dir_all(&logs)?;
+        let log_path = logs.join(format!("{}.serial.log", self.name));
+        let log = File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
+        let errors = File::create(logs.join(format!("{}.qemu.log", self.name)))?;
+        // Below /tmp, since a socket's path is limited to 108 bytes wherever the checkout is.
+        let sockets = tempfile::Builder::new().prefix("reflash-vm").tempdir().context("make a directory")?;
+        let monitor = sockets.path().join("monitor");
+        let mut child = self
+            .command()
+            .args(["-monitor", &format!("unix:{},server,nowait", monitor.display())])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("start qemu-system-x86_64")?;
+        let input = child.stdin.take().context("QEMU has no input")?;
+        let mut output = child.stdout.take().context("QEMU has no output")?;
+        let screen = Arc::new(Screen::default());
+        let shared = Arc::clone(&screen);
+        std::thread::spawn(move || shared.read_all(&mut output, log));
+        Ok(Running { child, input, screen, log_path, monitor, _sockets: sockets, name: self.name.clone() })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
+        command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            &format!("{}M", self.memory_mib),
+        ]);
+        command.args(["-display", "none", "-serial", "stdio"]);
+        command.args(["-drive", &disk]);
+        match self.bus {
+            Bus::Virtio => command.args(["-device", "virtio-blk-pci,drive=disk"]),
+            Bus::Ahci => command.args(["-device", "ahci,id=ahci", "-device", "ide-hd,drive=disk,bus=ahci.0"]),
+            Bus::Nvme => command.args(["-device", "nvme,drive=disk,serial=disk0"]),
+            Bus::Usb => command.args(["-device", "qemu-xhci", "-device", "usb-storage,drive=disk"]),
+        };
+        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+        command.args(["-smbios", &format!("type=1,product=reflash demo,serial={}", self.serial_number)]);
+        if self.firmware == Firmware::Uefi {
+            command.args(["-bios", "/usr/share/ovmf/OVMF.fd"]);
+        }
+        if let Some(rtc) = &self.rtc {
+            command.args(["-rtc", &format!("base={rtc},clock=vm")]);
+        }
+        command.args(&self.extra);
+        command
+    }
+}
+
+/// A running machine. It is switched off, as by pulling the plug, when this is dropped.
+pub struct Running {
+    child: Child,
+    input: ChildStdin,
+    screen: Arc<Screen>,
+    name: String,
+    monitor: PathBuf,
+    _sockets: tempfile::TempDir,
+    /// Everything its serial line said.
+    pub log_path: PathBuf,
+}
+
+/// What the serial line has said and nobody has waited for yet.
+#[derive(Default)]
+struct Screen {
+    state: Mutex<ScreenState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct ScreenState {
+    unread: VecDeque<u8>,
+    closed: bool,
+}
+
+impl Screen {
+    fn read_all(&self, output: &mut impl Read, mut log: File) {
+        let mut buffer = [0; 4096];
+        let mut filter = EscapeFilter::default();
+        loop {
+            let len = output.read(&mut buffer).unwrap_or(0);
+            // The log is for people who look after a failure; a full disk must not stop the machine.
+            let _ = log.write_all(&buffer[..len]);
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.unread.extend(buffer[..len].iter().filter(|byte| filter.passes(**byte)));
+            state.closed |= len == 0;
+            self.changed.notify_all();
+            if len == 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// Takes terminal control sequences out, so that text is found however GRUB's menu paints it.
+#[derive(Default)]
+struct EscapeFilter {
+    inside: bool,
+    bracket: bool,
+}
+
+impl EscapeFilter {
+    fn passes(&mut self, byte: u8) -> bool {
+        match (self.inside, byte) {
+            (false, 0x1b) => (self.inside, self.bracket) = (true, false),
+            (false, _) => return byte != b'\r',
+            (true, b'[') if !self.bracket => self.bracket = true,
+            // Intermediate bytes, as in the choice of a character set.
+            (true, 0x20..=0x2f) => {}
+            // ECMA-48: a control sequence ends with a byte from 0x40 to 0x7e; other escapes have one byte.
+            (true, 0x40..=0x7e) => self.inside = false,
+            (true, _) => self.inside = self.bracket,
+        }
+        false
+    }
+}
+
+impl Running {
+    /// Types text on the serial line.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
+        self.input.write_all(text.as_bytes()).and_then(|()| self.input.flush()).context("type on the serial line")
+    }
+
+    /// Waits until one of `patterns` was said after what was waited for before; tells which, and what came with it.
+    ///
+    /// # Errors
+    /// When the time is over or the machine ended: the last lines it said.
+    pub fn wait_for_any(&self, patterns: &[&str], timeout: Duration) -> Result<(usize, String)> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.screen.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let text = String::from_utf8_lossy(state.unread.make_contiguous()).into_owned();
+            let first =
+                (0..patterns.len()).filter_map(|n| text.find(patterns[n]).map(|at| (at + patterns[n].len(), n))).min();
+            if let Some((end, pattern)) = first {
+                let taken = text[..end].to_owned();
+                // Lossy text may be longer than its bytes: drop what the kept tail leaves.
+                let rest = text.as_bytes()[end..].to_vec();
+                state.unread = rest.into();
+                return Ok((pattern, taken));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.closed || left.is_zero() {
+                let why = if state.closed { "ended" } else { "was silent about it" };
+                let tail: Vec<&str> = text.lines().rev().take(25).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                bail!(
+                    "the machine {:?} {why} while waiting {} s for {patterns:?}; its last lines ({}):\n    {}",
+                    self.name,
+                    timeout.as_secs(),
+                    self.log_path.display(),
+                    tail.join("\n    ")
+                );
+            }
+            state = self.screen.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for one pattern.
+    ///
+    /// # Errors
+    /// As [`wait_for_any`](Self::wait_for_any).
+    pub fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<String> {
+        self.wait_for_any(&[pattern], timeout).map(|(_, text)| text)
+    }
+
+    /// Presses the power button: the system shuts down in its own order.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn press_power_button(&self) -> Result<()> {
+        let mut monitor = UnixStream::connect(&self.monitor).context("connect to QEMU's monitor")?;
+        monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
+        // The monitor forgets a command whose sender is gone before it was carried out: wait for both prompts.
+        wait_for_prompt(&mut monitor)?;
+        monitor.write_all(b"system_powerdown\n").context("press the power button")?;
+        wait_for_prompt(&mut monitor)
+    }
+
+    /// Waits until the machine has switched itself off.
+    ///
+    /// # Errors
+    /// When it still runs after the time.
+    pub fn wait_for_end(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() >= deadline {
+                bail!("the machine {:?} still runs after {} s", self.name, timeout.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Process ID of QEMU.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Pulls the plug.
+    pub fn cut_power(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait_for_prompt(monitor: &mut UnixStream) -> Result<()> {
+    let mut said = Vec::new();
+    let mut buffer = [0; 4096];
+    while !said.ends_with(b"\n(qemu) ") {
+        let len = monitor.read(&mut buffer).context("wait for QEMU's monitor")?;
+        anyhow::ensure!(len > 0, "QEMU's monitor hung up");
+        said.extend_from_slice(&buffer[..len]);
+    }
+    Ok(())
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cut_power();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EscapeFilter;
+
+    #[test]
+    fn menus_become_plain_text() {
+        let mut filter = EscapeFilter::default();
+        let painted = b"\x1b[0m\x1b[30;47m*Start\x1b[5;3H\x1b(B the\r\n system";
+        let text: Vec<u8> = painted.iter().copied().filter(|byte| filter.passes(*byte)).collect();
+        assert_eq!(String::from_utf8(text).unwrap(), "*Start the\n system");
+    }
+}

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use crate::boot;
 use crate::bootenv::BootEnvError;
+use crate::chain::chain;
 use crate::clock::{self, ClockPolicy};
 use crate::config::{BootArgs, Config, ConfigError, Layer};
 use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
-use crate::journal::{Journal, Phase, chain};
+use crate::journal::{Journal, Phase};
 use crate::manifest::{ManifestError, TrustedKeys};
 use crate::recovery::{self, Machine, RecoveryError};
 use crate::state::State;

@@ -32,6 +32,12 @@ pub fn block_hash(block: &[u8]) -> BlockHash {
     xxhash_rust::xxh3::xxh3_64(block)
 }
 
+/// Lower-case hex, as digests are written everywhere.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Whether every byte is zero.
 #[must_use]
 pub fn is_zero(content: &[u8]) -> bool {

@@ -242,12 +242,6 @@ impl Sinks {
     }
 }
 
-/// The whole chain of an error, outermost first, as one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Journal, Phase};

@@ -27,6 +27,7 @@
 //! | [`hostname`] | a template and the hardware to a host name | none |
 //! | [`bootcode`] | GRUB's BIOS images fitted to a disk | none |
 //! | [`progress`] | rate and time left | none |
+//! | [`mod@chain`] | how an error is told | none |
 //! | [`digest`] | what names and checks content | none |
 //! | [`sys`] | the only home of nix and `unsafe` | all |
 //! | [`config`] | configuration files and kernel command line | none |
@@ -35,6 +36,7 @@ pub mod agent;
 pub mod boot;
 pub mod bootcode;
 pub mod bootenv;
+pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;

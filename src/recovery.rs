@@ -7,10 +7,11 @@ use serde_json::json;
 
 use crate::boot::{self, CommitError, Committed};
 use crate::bootenv::{BootEnvError, Recovering};
+use crate::chain::chain;
 use crate::digest::Digest;
 use crate::fetch::{FetchError, Source};
 use crate::index::{Index, IndexError};
-use crate::journal::{Journal, Phase, chain};
+use crate::journal::{Journal, Phase};
 use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE, TrustedKeys};
 use crate::plan::{Plan, Survey, Totals};
 use crate::progress::bytes;

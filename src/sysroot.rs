@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::chain::chain;
 use crate::config::{ConfigError, Layer};
 use crate::hostname::{self, HostnameError};
-use crate::journal::chain;
 use crate::sys::block::disks::Layout;
 use crate::sys::block::{self, FindError, Which};
 use crate::sys::dmi;

@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::{hardware_name, read_keys, retry_sentence};
+use crate::chain::chain;
 use crate::cli::{Command, Common, EnvAction, Flash, Verify};
 use crate::config::{Config, Layer};
+use crate::digest;
 use crate::fetch::{self, Clock, Options, Patience};
 use crate::grubenv::names;
-use crate::journal::{Journal, chain};
+use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
 use crate::progress::bytes;
 use crate::recovery::{self, Machine};
@@ -190,7 +192,7 @@ fn sha256_of(target: &dyn BlockTarget, size_bytes: u64) -> Result<String, Failur
         sha256.update(&buffer[..len]);
         offset += len as u64;
     }
-    Ok(sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest::hex(&sha256.finalize()))
 }
 
 fn run_status(common: &Common) -> Result<u8, Failure> {

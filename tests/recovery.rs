@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use reflash::bootenv::Loaded;
+use reflash::chain::chain;
 use reflash::fetch::Source;
-use reflash::journal::chain;
 use reflash::recovery::RecoveryError;
 use reflash::state::State;
 use reflash::write::WriteError;

@@ -7,7 +7,7 @@ const LAYERS: &[&str] = &[
     "main", "verbs", "agent", "sysroot", "cli", "recovery", "boot", "verify", "write", "state", "bootenv", "fetch",
     "clock", "target", "journal", "plan", "manifest", "index", "layout", "grubenv", "hostname", "bootcode", "progress",
     "digest", "sys", // Pure data that even the system calls take their settings from.
-    "config",
+    "chain", "config",
 ];
 
 /// No I/O in these, so that they are tested without root and shared with the builder.

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use minisign::SecretKey;
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::digest::{BLOCK_SIZE_BYTES, BlockHash, Digest, block_hash, is_zero};
+use reflash::digest::{BLOCK_SIZE_BYTES, BlockHash, Digest, block_hash, hex, is_zero};
 use reflash::index::{Builder, FrameContent, Index, StoredNo};
 use reflash::layout::Layout;
 use reflash::manifest::{self, Manifest};
@@ -202,7 +202,7 @@ fn pack_image(spec: &Spec, objects: &Objects) -> Result<PackedImage> {
     let described = manifest::Image {
         name: manifest::SYSTEM_IMAGE.to_owned(),
         size_bytes,
-        sha256: sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex(&sha256.finalize()),
         index: objects.put(&index.encode())?,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::disks::{Disk, Layout, Which, disks};
+use crate::chain::chain;
 
 /// How often the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
@@ -114,8 +115,4 @@ pub fn wait_for_disk_by_partuuid(
         }
         std::thread::sleep(POLL);
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use crate::chain::chain;
 use crate::config::Network;
 
 use super::super::modules::Loader;
@@ -212,8 +213,4 @@ fn no_link(network: &Network, wanted: &[Link]) -> String {
     }
     let names: Vec<&str> = wanted.iter().map(|link| link.name.as_str()).collect();
     format!("network: no link on {}; is the cable plugged in?", names.join(", "))
-}
-
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

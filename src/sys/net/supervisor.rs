@@ -11,8 +11,9 @@ use crate::config::Network;
 use super::dhcp::{self, DhcpError};
 use super::link::links;
 use super::rtnl::Rtnl;
-use super::search::{Settings, chain, search};
+use super::search::{Settings, search};
 use super::{NetError, Options, Tell, Up};
+use crate::chain::chain;
 
 /// How often the link in use is looked at.
 const LOOK: Duration = Duration::from_millis(500);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
-use reflash::digest::Digest;
+use reflash::digest::{Digest, hex};
 use reflash::index::{FrameContent, Index};
 use reflash::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
 use sha2::{Digest as _, Sha256};
@@ -74,5 +74,5 @@ fn check_image(root: &Path, index: &Index) -> Result<String> {
             .collect::<Result<_>>()?;
         contents.iter().for_each(|content| sha256.update(content));
     }
-    Ok(sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&sha256.finalize()))
 }

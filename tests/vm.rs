@@ -2,6 +2,7 @@
 //! `cargo xtask test` builds what they need and runs them one after the other.
 
 mod by_hand;
+mod fallback;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,7 @@ use reflash::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk::{self, Parts};
 use xtask::paths::Paths;
+use xtask::release::Spec;
 use xtask::vm::{Machine, Running};
 use xtask::{grub, initramfs};
 
@@ -30,10 +32,13 @@ fn small_release() -> Fixture {
     let image = dir.path().join("image");
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(&image).arg("16m").status();
     assert!(made.unwrap().success());
-    Fixture::with(std::fs::read(image).unwrap(), |spec| {
-        spec.product = demo::PRODUCT.into();
-        spec.hardware = vec![demo::HARDWARE.into()];
-    })
+    Fixture::with(std::fs::read(image).unwrap(), for_demo_robots)
+}
+
+/// Makes a release fit the demonstration's robots.
+fn for_demo_robots(spec: &mut Spec) {
+    spec.product = demo::PRODUCT.into();
+    spec.hardware = vec![demo::HARDWARE.into()];
 }
 
 /// A robot's disk for that release, with this configuration, files and boot environment.

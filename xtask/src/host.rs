@@ -40,7 +40,8 @@ impl Need {
             }
             Self::Ansible => &["ansible-core"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
-            Self::Vm => &["qemu-system-x86", "ovmf"],
+            // busybox: the tiny system of xtask/src/tiny.rs.
+            Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Test => {
                 &["minisign", "cpio", "dnsmasq-base", "iproute2", "gdisk", "fdisk", "e2fsprogs", "util-linux", "git"]
             }

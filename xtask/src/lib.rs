@@ -15,4 +15,5 @@ pub mod release;
 pub mod serve;
 pub mod step;
 pub mod test;
+pub mod tiny;
 pub mod vm;

@@ -8,25 +8,23 @@ use crate::manifest::Authentic;
 use crate::state::State;
 use crate::verify::Verified;
 
-/// The verified system is recorded as installed and GRUB will start it.
+/// GRUB will start the verified system.
 #[derive(Debug)]
-pub struct Committed(());
-
-/// Why a verified system could not be made bootable.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The record of what is installed.
-    #[error("cannot record the release as installed")]
-    Record(#[source] io::Error),
-    /// The boot environment.
-    #[error("the system is verified, but cannot be made bootable")]
-    Environment(#[source] BootEnvError),
+pub struct Committed {
+    /// Why the release could not be recorded as installed. The system starts all the same: without the record a later
+    /// recovery asks the network where it could have compared.
+    pub unrecorded: Option<io::Error>,
 }
+
+/// A verified system could not be made bootable.
+#[derive(Debug, thiserror::Error)]
+#[error("the system is verified, but cannot be made bootable")]
+pub struct CommitError(#[from] BootEnvError);
 
 /// Records the release, then gives the system its tries; a cut between the two repeats only the cheap comparison.
 ///
 /// # Errors
-/// [`CommitError`]; the machine stays in recovery.
+/// [`CommitError`]; the next boot comes back to recovery.
 pub fn commit(
     _proof: Verified,
     permit: Recovering,
@@ -35,9 +33,7 @@ pub fn commit(
     index: &Index,
     tries: u8,
 ) -> Result<Committed, CommitError> {
-    if let Some(state) = state {
-        state.record_installed(manifest, index).map_err(CommitError::Record)?;
-    }
-    permit.finish(tries).map_err(CommitError::Environment)?;
-    Ok(Committed(()))
+    let unrecorded = state.and_then(|state| state.record_installed(manifest, index).err());
+    permit.finish(tries)?;
+    Ok(Committed { unrecorded })
 }

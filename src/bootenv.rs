@@ -9,7 +9,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::grubenv::{GrubEnv, GrubEnvError, SIZE_BYTES, names};
+use crate::arbiter::Recoveries;
+use crate::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
 
 /// The environment file of one machine.
 #[derive(Debug, Clone)]
@@ -51,7 +52,25 @@ pub enum BootEnvError {
 
 /// Proof that the next boot goes to recovery: nothing of /system is changed without it.
 #[derive(Debug)]
-pub struct Recovering(Option<BootEnv>);
+pub struct Recovering {
+    env: Option<BootEnv>,
+    /// What the environment is to say once the recovery has come to its end.
+    then: Recoveries,
+    /// Variables of others that had to go, because the block was full.
+    pub dropped: Vec<String>,
+}
+
+/// The variables after some changes, whose names are names.
+fn with(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
+    let mut env = env.clone();
+    for (name, value) in changes {
+        match value {
+            Some(value) => drop(env.set(name, value)),
+            None => drop(env.unset(name)),
+        }
+    }
+    env
+}
 
 impl BootEnv {
     /// The environment in `path`, usually `grubenv` on the state partition.
@@ -110,27 +129,73 @@ impl BootEnv {
     /// # Errors
     /// As [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
     pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
-        let mut env = self.load_or_empty()?;
-        for (name, value) in changes {
-            match value {
-                Some(value) => {
-                    env.set(name, value).map_err(|source| BootEnvError::Content { path: self.path.clone(), source })?;
-                }
-                None => {
-                    env.unset(name);
-                }
-            }
+        let env = self.load_or_empty()?;
+        if let Some((name, _)) = changes.iter().find(|(name, _)| !grubenv::is_name(name)) {
+            let source = GrubEnvError::Name { name: (*name).to_owned() };
+            return Err(BootEnvError::Content { path: self.path.clone(), source });
         }
-        self.save(&env)
+        self.save(&with(&env, changes))
     }
 
     /// Makes sure that the next boot goes to recovery until [`Recovering::finish`].
     ///
+    /// `begun` is what the loop brake counts from now on; `then` what it counts once this recovery has come to its end.
+    ///
     /// # Errors
     /// As [`update`](Self::update).
-    pub fn begin_recovering(&self) -> Result<Recovering, BootEnvError> {
-        self.update(&[(names::RECOVERING, Some("1")), (names::TRIES, Some("0"))])?;
-        Ok(Recovering(Some(self.clone())))
+    pub fn begin_recovering(&self, begun: Recoveries, then: Recoveries) -> Result<Recovering, BootEnvError> {
+        let mut env = self.load_or_empty()?;
+        let mut dropped = Vec::new();
+        // Also what `finish` will write must fit: to find out then would be too late.
+        let longest = Recoveries { serial: u64::MAX, count: u32::MAX }.to_string();
+        let at_most =
+            names::OURS.map(|name| (name, if name == names::RECOVERIES { longest.as_str() } else { "recovery" }));
+        while with(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
+            // What others keep there must not keep a machine from recovering.
+            match env.drop_last_foreign() {
+                Some(name) => dropped.push(name),
+                None => break,
+            }
+        }
+        let begun = begun.to_string();
+        self.save(&with(
+            &env,
+            &[(names::RECOVERING, Some("1")), (names::TRIES, Some("0")), (names::RECOVERIES, Some(&begun))],
+        ))?;
+        Ok(Recovering { env: Some(self.clone()), then, dropped })
+    }
+
+    /// Writes the variables, as far as they can be read, to a new file with blocks of its own: the old ones may be what
+    /// GRUB cannot read or write. Where there is no room for a second file, the old one is written in place.
+    ///
+    /// GRUB does not replay a journal, so the new file counts for it once the file system was unmounted; before that it
+    /// sees the old one, and comes here again.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn renew(&self) -> Result<(), BootEnvError> {
+        let env = self.load_or_empty()?;
+        let new = self.path.with_added_extension("new");
+        let content = |source| BootEnvError::Content { path: self.path.clone(), source };
+        let block = env.encode().map_err(content)?;
+        let _ = std::fs::remove_file(&new);
+        let beside = Self::new(&new);
+        let renewed = beside.create(&block).and_then(|()| {
+            std::fs::rename(&new, &self.path)?;
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        });
+        match renewed {
+            Ok(()) => Ok(()),
+            Err(_) => self.save(&env),
+        }
+    }
+
+    /// What the loop brake counts.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn recoveries(&self) -> Result<Recoveries, BootEnvError> {
+        Ok(Recoveries::parse(self.load_or_empty()?.get(names::RECOVERIES)))
     }
 
     fn overwrite(&self, file: &File, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
@@ -159,19 +224,20 @@ impl Recovering {
     /// For a target that no boot environment of ours starts: a disk image, a disk on a bench.
     #[must_use]
     pub fn without_environment() -> Self {
-        Self(None)
+        Self { env: None, then: Recoveries::default(), dropped: Vec::new() }
     }
 
     /// Gives the new system its tries. The caller has verified what it will start.
     pub(crate) fn finish(self, tries: u8) -> Result<(), BootEnvError> {
-        let Some(env) = self.0 else { return Ok(()) };
-        let tries = tries.to_string();
+        let Some(env) = self.env else { return Ok(()) };
+        let (tries, recoveries) = (tries.to_string(), self.then.to_string());
         env.update(&[
             (names::RECOVERING, None),
             (names::NEXT_ENTRY, None),
             (names::BOOT_OK, Some("0")),
             (names::MAX_TRIES, Some(&tries)),
             (names::TRIES, Some(&tries)),
+            (names::RECOVERIES, Some(&recoveries)),
         ])
     }
 }
@@ -179,6 +245,10 @@ impl Recovering {
 #[cfg(test)]
 mod tests {
     use super::{BootEnv, Loaded};
+    use crate::arbiter::Recoveries;
+
+    const BEGUN: Recoveries = Recoveries { serial: 7, count: 0 };
+    const THEN: Recoveries = Recoveries { serial: 7, count: 1 };
     use std::os::unix::fs::MetadataExt;
 
     #[test]
@@ -191,14 +261,20 @@ mod tests {
         std::fs::write(&path, foreign).unwrap();
         let inode = std::fs::metadata(&path).unwrap().ino();
         let env = BootEnv::new(&path);
-        env.begin_recovering().unwrap().finish(3).unwrap();
+        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
         let after = std::fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.len()), (inode, 512));
         let Loaded::Good(read) = env.load().unwrap() else { panic!("lost") };
         let pairs: Vec<_> = read.iter().collect();
         assert_eq!(
             pairs,
-            [("saved_entry", "0"), ("reflash_tries", "3"), ("reflash_boot_ok", "0"), ("reflash_max_tries", "3")]
+            [
+                ("saved_entry", "0"),
+                ("reflash_tries", "3"),
+                ("reflash_recoveries", "7:1"),
+                ("reflash_boot_ok", "0"),
+                ("reflash_max_tries", "3")
+            ]
         );
     }
 
@@ -207,9 +283,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
-        let _permit = env.begin_recovering().unwrap();
+        let _permit = env.begin_recovering(BEGUN, THEN).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
+    }
+
+    #[test]
+    fn a_full_environment_gives_way_to_a_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&[("reflash_max_tries", Some("5")), ("mine", Some(&"x".repeat(440)))]).unwrap();
+        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        let read = env.load_or_empty().unwrap();
+        assert_eq!((read.get("mine"), read.get("reflash_tries")), (None, Some("3")));
+        // Room for the beginning but not for the end: that must not be found out when it is too late.
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&[("mine", Some(&"x".repeat(400)))]).unwrap();
+        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+    }
+
+    #[test]
+    fn a_renewed_environment_lies_elsewhere_and_keeps_what_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        let env = BootEnv::new(&path);
+        env.renew().unwrap();
+        env.update(&[("kept", Some("1"))]).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        env.renew().unwrap();
+        assert_ne!(std::fs::metadata(&path).unwrap().ino(), inode);
+        assert_eq!(env.load_or_empty().unwrap().get("kept"), Some("1"));
+        std::fs::write(&path, [0; 512]).unwrap();
+        env.renew().unwrap();
+        assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum Command {
     Verify(Verify),
     /// What is installed and how the last boots went.
     Status(Common),
+    /// Tell the configured server how the last recoveries went.
+    Report(Common),
     /// This boot is good.
     Good(Common),
     /// Recover at the next boot.
@@ -91,6 +93,7 @@ As PID 1 of the recovery initramfs it does so by itself. By hand:
   reflash flash [--target DEV]    download, verify, write, read back
   reflash verify [--target DEV]   compare the system with the installed release
   reflash status                  what is installed, how the last boots went
+  reflash report                  tell report.url how the last recoveries went
   reflash good                    this boot is good: give the system its tries back
   reflash request                 recover at the next boot
   reflash env [list|set NAME=VALUE|unset NAME]
@@ -133,7 +136,18 @@ Works on the running system too. Exit code 0: every byte is right; 1: it is dama
   --sha256        print the SHA-256 of the image on it, to compare with the manifest
 ";
 
-const STATUS: &str = "reflash status - what is installed and how the last boots went\n\n";
+const STATUS: &str = "\
+reflash status - what is installed and how the last recoveries went
+
+Shows the black box: reason, outcome, quantities and errors of the last recoveries.
+
+";
+const REPORT: &str = "\
+reflash report - post what the black box holds to report.url, as JSON
+
+Only recoveries that were not reported before. The system's image runs it once it has a network.
+
+";
 const GOOD: &str = "\
 reflash good - call this boot good
 
@@ -188,6 +202,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
         "flash" => parse_flash(parser),
         "verify" => parse_verify(parser),
         "status" => parse_plain(parser, help!(STATUS), Command::Status),
+        "report" => parse_plain(parser, help!(REPORT), Command::Report),
         "good" => parse_plain(parser, help!(GOOD), Command::Good),
         "request" => parse_plain(parser, help!(REQUEST), Command::Request),
         "env" => parse_env(parser),
@@ -312,7 +327,7 @@ mod tests {
 
     #[test]
     fn every_verb_has_help_with_the_common_options() {
-        for verb in ["flash", "verify", "status", "good", "request", "env"] {
+        for verb in ["flash", "verify", "status", "report", "good", "request", "env"] {
             let Command::Help(text) = of(&format!("{verb} --help")).unwrap() else { panic!("{verb}") };
             assert!(text.starts_with(&format!("reflash {verb} - ")) && text.contains("--state DIR"), "{text}");
         }

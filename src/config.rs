@@ -4,10 +4,13 @@
 //! the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each layer is first a [`Layer`] in
 //! which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the whole.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod network;
+
 use std::time::Duration;
 
 use serde::Deserialize;
+
+pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
 
 /// One configuration file as written. Every key may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -21,6 +24,8 @@ pub struct Layer {
     pub network: NetworkLayer,
     /// `[boot]`
     pub boot: BootLayer,
+    /// `[report]`
+    pub report: ReportLayer,
 }
 
 /// `[release]`: where releases come from.
@@ -31,6 +36,9 @@ pub struct ReleaseLayer {
     pub urls: Option<Vec<String>>,
     /// The channel: the directory below the base URL that holds `manifest.json`.
     pub channel: Option<String>,
+    /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began by
+    /// itself. Default 15; 0 to 3600.
+    pub spread_s: Option<u64>,
 }
 
 /// `[machine]`: which releases fit.
@@ -45,36 +53,26 @@ pub struct MachineLayer {
     pub hostname: Option<String>,
 }
 
-/// `[network]`: without any key, DHCP on every interface that has a link.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkLayer {
-    /// Only this interface: a name (`enp1s0`) or a MAC address.
-    pub interface: Option<String>,
-    /// Static address with prefix length, such as `192.0.2.7/24`; switches DHCP off.
-    pub address: Option<String>,
-    /// Default gateway; only with `address`.
-    pub gateway: Option<Ipv4Addr>,
-    /// Name servers; with DHCP they replace the ones of the lease.
-    pub dns: Option<Vec<IpAddr>>,
-    /// 802.1Q VLAN ID, 1 to 4094.
-    pub vlan: Option<u16>,
-    /// `http://[user:password@]host:port` of a proxy for all requests.
-    pub proxy: Option<String>,
-    /// PEM file with the only CA roots to trust for HTTPS. Default: the bundled Mozilla roots.
-    pub ca_file: Option<String>,
-    /// Seconds to establish a connection, TLS included. Default 15.
-    pub connect_timeout_s: Option<u64>,
-    /// Seconds without one byte before a transfer is cut and resumed. Default 30.
-    pub stall_timeout_s: Option<u64>,
-}
-
 /// `[boot]`: what happens after the write.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootLayer {
     /// Boots the new system may try before GRUB falls back to recovery, 1 to 9. Default 3.
     pub tries: Option<u8>,
+    /// Automatic recoveries to one release without a good boot between them, before the agent gives that release up
+    /// and waits for another, 1 to 9. Default 3.
+    pub recoveries: Option<u32>,
+    /// Seconds an intact system waits in recovery for a release that cannot be had, before it is started again, 1 to
+    /// 86400. Default 600.
+    pub offline_s: Option<u64>,
+}
+
+/// `[report]`: who is told how recoveries went.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReportLayer {
+    /// URL that takes the record of the last attempts as JSON, by POST.
+    pub url: Option<String>,
 }
 
 /// The checked configuration.
@@ -94,47 +92,14 @@ pub struct Config {
     pub network: Network,
     /// Boots the new system may try, 1 to 9.
     pub boot_tries: u8,
-}
-
-/// The checked network settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// Only this interface, by name or MAC address.
-    pub interface: Option<InterfaceSelector>,
-    /// Static address; `None` means DHCP.
-    pub address: Option<StaticAddress>,
-    /// Name servers that replace those of the lease.
-    pub dns: Vec<IpAddr>,
-    /// 802.1Q VLAN ID.
-    pub vlan: Option<u16>,
-    /// Proxy for all requests.
-    pub proxy: Option<String>,
-    /// PEM file with the only CA roots to trust.
-    pub ca_file: Option<String>,
-    /// Time to establish a connection.
-    pub connect_timeout: Duration,
-    /// Time without one byte before a transfer is cut and resumed.
-    pub stall_timeout: Duration,
-}
-
-/// How one interface is named in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InterfaceSelector {
-    /// Kernel name.
-    Name(String),
-    /// Hardware address.
-    Mac([u8; 6]),
-}
-
-/// Address, prefix length and gateway of a statically configured interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StaticAddress {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Prefix length, 0 to 32.
-    pub prefix_len: u8,
-    /// Default gateway.
-    pub gateway: Option<Ipv4Addr>,
+    /// Automatic recoveries to one release without a good boot between them, 1 to 9.
+    pub recoveries: u32,
+    /// How long an intact system waits for a release that cannot be had.
+    pub offline: Duration,
+    /// Over how long a fleet spreads its first requests.
+    pub spread: Duration,
+    /// Who is told how recoveries went.
+    pub report_url: Option<String>,
 }
 
 /// Why a configuration cannot be used.
@@ -185,7 +150,7 @@ pub struct BootArgs {
 
 const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
-     reflash.vlan, reflash.proxy, reflash.system, reflash.data";
+     reflash.vlan, reflash.proxy, reflash.report, reflash.system, reflash.data";
 
 impl Layer {
     /// Parses one configuration file; `origin` names it in errors.
@@ -203,24 +168,20 @@ impl Layer {
             release: ReleaseLayer {
                 urls: later.release.urls.or(self.release.urls),
                 channel: later.release.channel.or(self.release.channel),
+                spread_s: later.release.spread_s.or(self.release.spread_s),
             },
             machine: MachineLayer {
                 product: later.machine.product.or(self.machine.product),
                 hardware: later.machine.hardware.or(self.machine.hardware),
                 hostname: later.machine.hostname.or(self.machine.hostname),
             },
-            network: NetworkLayer {
-                interface: later.network.interface.or(self.network.interface),
-                address: later.network.address.or(self.network.address),
-                gateway: later.network.gateway.or(self.network.gateway),
-                dns: later.network.dns.or(self.network.dns),
-                vlan: later.network.vlan.or(self.network.vlan),
-                proxy: later.network.proxy.or(self.network.proxy),
-                ca_file: later.network.ca_file.or(self.network.ca_file),
-                connect_timeout_s: later.network.connect_timeout_s.or(self.network.connect_timeout_s),
-                stall_timeout_s: later.network.stall_timeout_s.or(self.network.stall_timeout_s),
+            network: self.network.overridden_by(later.network),
+            boot: BootLayer {
+                tries: later.boot.tries.or(self.boot.tries),
+                recoveries: later.boot.recoveries.or(self.boot.recoveries),
+                offline_s: later.boot.offline_s.or(self.boot.offline_s),
             },
-            boot: BootLayer { tries: later.boot.tries.or(self.boot.tries) },
+            report: ReportLayer { url: later.report.url.or(self.report.url) },
         }
     }
 
@@ -260,6 +221,7 @@ impl Layer {
                 }
                 "vlan" => layer.network.vlan = Some(parsed("reflash.vlan", value, "a VLAN ID from 1 to 4094")?),
                 "proxy" => layer.network.proxy = Some(text()),
+                "report" => layer.report.url = Some(text()),
                 _ => return Err(ConfigError::UnknownArgument { argument: argument.to_owned() }),
             }
         }
@@ -286,6 +248,18 @@ impl Config {
         if !(1..=9).contains(&boot_tries) {
             return Err(value_error("boot.tries", &boot_tries.to_string(), "a number from 1 to 9"));
         }
+        let recoveries = layer.boot.recoveries.unwrap_or(3);
+        if !(1..=9).contains(&recoveries) {
+            return Err(value_error("boot.recoveries", &recoveries.to_string(), "a number from 1 to 9"));
+        }
+        let offline_s = layer.boot.offline_s.unwrap_or(600);
+        if !(1..=86_400).contains(&offline_s) {
+            return Err(value_error("boot.offline_s", &offline_s.to_string(), "seconds from 1 to 86400"));
+        }
+        let spread_s = layer.release.spread_s.unwrap_or(15);
+        if spread_s > 3600 {
+            return Err(value_error("release.spread_s", &spread_s.to_string(), "seconds from 0 to 3600"));
+        }
         Ok(Self {
             urls,
             channel,
@@ -294,38 +268,10 @@ impl Config {
             hostname: layer.machine.hostname,
             network: Network::resolve(layer.network)?,
             boot_tries,
-        })
-    }
-}
-
-impl Network {
-    /// Checks the `[network]` section alone, for callers that need no release.
-    ///
-    /// # Errors
-    /// [`ConfigError::Value`] with the key at fault.
-    pub fn resolve(layer: NetworkLayer) -> Result<Self, ConfigError> {
-        let interface = layer.interface.map(|text| match parse_mac(&text) {
-            Some(mac) => InterfaceSelector::Mac(mac),
-            None => InterfaceSelector::Name(text),
-        });
-        let address = layer.address.map(|text| static_address(&text, layer.gateway)).transpose()?;
-        if let (None, Some(gateway)) = (&address, layer.gateway) {
-            return Err(value_error("network.gateway", &gateway.to_string(), "network.address beside it"));
-        }
-        if let Some(vlan) = layer.vlan
-            && !(1..=4094).contains(&vlan)
-        {
-            return Err(value_error("network.vlan", &vlan.to_string(), "a VLAN ID from 1 to 4094"));
-        }
-        Ok(Self {
-            interface,
-            address,
-            dns: layer.dns.unwrap_or_default(),
-            vlan: layer.vlan,
-            proxy: layer.proxy.map(checked_proxy).transpose()?,
-            ca_file: layer.ca_file,
-            connect_timeout: seconds("network.connect_timeout_s", layer.connect_timeout_s, 15)?,
-            stall_timeout: seconds("network.stall_timeout_s", layer.stall_timeout_s, 30)?,
+            recoveries,
+            offline: Duration::from_secs(offline_s),
+            spread: Duration::from_secs(spread_s),
+            report_url: layer.report.url.map(checked_report_url).transpose()?,
         })
     }
 }
@@ -355,11 +301,11 @@ fn checked_url(url: String) -> Result<String, ConfigError> {
     Ok(url.trim_end_matches('/').to_owned())
 }
 
-fn checked_proxy(url: String) -> Result<String, ConfigError> {
-    if !url.starts_with("http://") {
-        return Err(value_error("network.proxy", &url, "http://[user:password@]host:port"));
+fn checked_report_url(url: String) -> Result<String, ConfigError> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Ok(url);
     }
-    Ok(url)
+    Err(value_error("report.url", &url, "http://… or https://…"))
 }
 
 /// Whether the text can be one directory name of a URL without escaping.
@@ -367,25 +313,6 @@ pub fn is_path_segment(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('.')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
-    }
-    parts.next().is_none().then_some(mac)
-}
-
-fn static_address(text: &str, gateway: Option<Ipv4Addr>) -> Result<StaticAddress, ConfigError> {
-    let error = || value_error("network.address", text, "ADDRESS/PREFIX such as 192.0.2.7/24");
-    let (address, prefix) = text.split_once('/').ok_or_else(error)?;
-    let prefix_len: u8 = prefix.parse().map_err(|_| error())?;
-    if prefix_len > 32 {
-        return Err(error());
-    }
-    Ok(StaticAddress { address: address.parse().map_err(|_| error())?, prefix_len, gateway })
 }
 
 #[cfg(test)]
@@ -439,6 +366,10 @@ mod tests {
             ("[release]\nurls=['ftp://a']\n[machine]\nproduct='x'", "release.urls"),
             ("[release]\nurls=['http://a']\nchannel='../x'\n[machine]\nproduct='x'", "release.channel"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\ntries=0", "boot.tries"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\nrecoveries=0", "boot.recoveries"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\noffline_s=0", "boot.offline_s"),
+            ("[release]\nurls=['http://a']\nspread_s=9999\n[machine]\nproduct='x'", "release.spread_s"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[report]\nurl='mailto:a'", "report.url"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\nvlan=4095", "network.vlan"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\naddress='192.0.2.1'", "network.address"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\ngateway='192.0.2.1'", "network.gateway"),

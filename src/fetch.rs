@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use backoff::backoff;
+pub use backoff::{backoff, poll_pause, start_offset};
 pub use directory::Directory;
 pub use error::{FetchError, Kind, chain};
 pub use http::Http;
@@ -131,4 +131,12 @@ pub fn open(base: &str, options: &Options) -> Result<Box<dyn Source>, FetchError
 pub fn open_all(bases: &[String], options: &Options, patience: Patience) -> Result<Mirrors, FetchError> {
     let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
     Ok(Mirrors::new(sources, patience))
+}
+
+/// Posts a JSON document. The answer's body is of no interest.
+///
+/// # Errors
+/// What the transfer met, or [`Kind::Refused`] with the status.
+pub fn post_json(url: &str, document: &str, options: &Options) -> Result<(), FetchError> {
+    Http::new(url, options)?.post_json(document)
 }

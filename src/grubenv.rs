@@ -22,8 +22,12 @@ pub mod names {
     pub const BOOT_OK: &str = "reflash_boot_ok";
     /// `1` from before the first changed byte of /system until it is verified.
     pub const RECOVERING: &str = "reflash_recovering";
+    /// Automatic recoveries to one release since the last good boot, `SERIAL:COUNT`.
+    pub const RECOVERIES: &str = "reflash_recoveries";
     /// One-shot: the entry GRUB starts next time; GRUB clears it first.
     pub const NEXT_ENTRY: &str = "next_entry";
+    /// All of the above. Whatever else is in the block belongs to somebody else.
+    pub const OURS: [&str; 6] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, NEXT_ENTRY];
 }
 
 /// The variables of an environment block, in file order.
@@ -130,6 +134,12 @@ impl GrubEnv {
         before != self.variables.len()
     }
 
+    /// Removes the last variable that is not ours, to make room; its name.
+    pub fn drop_last_foreign(&mut self) -> Option<String> {
+        let last = self.variables.iter().rposition(|(name, _)| !names::OURS.contains(&name.as_str()))?;
+        Some(self.variables.remove(last).0)
+    }
+
     /// All variables in file order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
@@ -166,7 +176,8 @@ fn unescape(line: &[u8]) -> Vec<u8> {
     out
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether GRUB's script language can name it.
+pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|first: char| first.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')

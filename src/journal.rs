@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::progress::Meter;
 
 /// Phases of a recovery, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Mounts, modules, disk.
@@ -46,6 +46,49 @@ const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
 /// Takes every text line beside the console.
 pub type TextSink = Box<dyn Fn(&str) + Send>;
 
+/// What kind of thing was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// A phase begins.
+    Begin,
+    /// A phase ended well.
+    End,
+    /// A phase failed.
+    Failed,
+    /// A sentence.
+    Note,
+    /// Something went wrong.
+    Warning,
+}
+
+/// One thing that was told, for whoever keeps a record of his own.
+#[derive(Debug, Serialize)]
+pub struct Told<'a> {
+    unix_s: u64,
+    /// The phase that is going on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// What kind of thing.
+    pub event: Event,
+    /// The sentence.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub text: &'a str,
+    /// How long a phase took.
+    #[serde(rename = "duration_ms", skip_serializing_if = "Option::is_none", serialize_with = "as_millis")]
+    pub duration: Option<Duration>,
+    /// The quantities behind a sentence.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub data: &'a Value,
+}
+
+fn as_millis<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.unwrap_or_default().as_millis() as u64)
+}
+
+/// Is told everything.
+pub type Witness = Box<dyn Fn(&Told<'_>) + Send>;
+
 /// Where the lines go.
 pub struct Journal {
     sinks: Mutex<Sinks>,
@@ -58,6 +101,7 @@ struct Sinks {
     bar_shown: bool,
     events: EventSink,
     extra: Option<TextSink>,
+    witness: Option<Witness>,
     phase: Option<Phase>,
 }
 
@@ -68,20 +112,6 @@ enum EventSink {
 }
 
 const MAX_KEPT: usize = 1000;
-
-#[derive(Serialize)]
-struct Event<'a> {
-    unix_s: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phase: Option<Phase>,
-    event: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    text: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    data: Value,
-}
 
 impl Journal {
     /// A journal that speaks to `console`, which `is_terminal` or not. `None` keeps the console silent.
@@ -94,6 +124,7 @@ impl Journal {
                 bar_shown: false,
                 events: EventSink::Kept(Vec::new()),
                 extra: None,
+                witness: None,
                 phase: None,
             }),
         }
@@ -102,6 +133,11 @@ impl Journal {
     /// Sends every text line to `sink` too: the kernel log.
     pub fn also_to(&self, sink: TextSink) {
         self.lock().extra = Some(sink);
+    }
+
+    /// Tells `witness` everything from now on.
+    pub fn also_tell(&self, witness: Witness) {
+        self.lock().witness = Some(witness);
     }
 
     /// Writes the JSON lines kept so far, and all later ones, to `sink`. A sink that fails is given up: the log is
@@ -126,15 +162,15 @@ impl Journal {
             let mut sinks = self.lock();
             sinks.phase = Some(phase);
             sinks.text(&format!("[{}/{PHASES}] {}: {sentence}", phase as usize + 1, phase.name()));
-            sinks.event("begin", sentence, None, Value::Null);
+            sinks.event(Event::Begin, sentence, None, &Value::Null);
         }
         let result = work();
         let duration = started.elapsed();
         let mut sinks = self.lock();
         let how = if result.is_ok() { "done" } else { "failed" };
         sinks.text(&format!("      {} {how} in {:.1} s", phase.name(), duration.as_secs_f32()));
-        let event = if result.is_ok() { "end" } else { "failed" };
-        sinks.event(event, "", Some(duration), Value::Null);
+        let event = if result.is_ok() { Event::End } else { Event::Failed };
+        sinks.event(event, "", Some(duration), &Value::Null);
         sinks.phase = None;
         result
     }
@@ -148,14 +184,14 @@ impl Journal {
     pub fn data(&self, text: &str, data: Value) {
         let mut sinks = self.lock();
         sinks.text(&format!("      {text}"));
-        sinks.event("note", text, None, data);
+        sinks.event(Event::Note, text, None, &data);
     }
 
     /// Something went wrong that is being dealt with.
     pub fn warn(&self, text: &str) {
         let mut sinks = self.lock();
         sinks.text(&format!("  !   {text}"));
-        sinks.event("warning", text, None, Value::Null);
+        sinks.event(Event::Warning, text, None, &Value::Null);
     }
 
     /// Runs `work` with a counter of bytes, and shows bar, rate and time left while it runs.
@@ -192,7 +228,9 @@ impl Journal {
 }
 
 impl Phase {
-    fn name(self) -> &'static str {
+    /// As on the console.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Init => "init",
             Self::Config => "config",
@@ -225,13 +263,13 @@ impl Sinks {
         let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
     }
 
-    fn event(&mut self, event: &str, text: &str, duration: Option<Duration>, data: Value) {
+    fn event(&mut self, event: Event, text: &str, duration: Option<Duration>, data: &Value) {
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let duration_ms = duration.map(|duration| duration.as_millis() as u64);
-        let Ok(json) = serde_json::to_string(&Event { unix_s, phase: self.phase, event, text, duration_ms, data })
-        else {
-            return;
-        };
+        let told = Told { unix_s, phase: self.phase, event, text, duration, data };
+        if let Some(witness) = &self.witness {
+            witness(&told);
+        }
+        let Ok(json) = serde_json::to_string(&told) else { return };
         match &mut self.events {
             EventSink::Kept(lines) if lines.len() < MAX_KEPT => lines.push(json + "\n"),
             EventSink::Kept(_) => {}

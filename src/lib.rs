@@ -13,7 +13,9 @@
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
 //! | [`verify`] | read-back past the page cache | target |
 //! | [`write`] | a plan is fetched, decoded, checked and written | source, target |
+//! | [`report`] | tells a server how recoveries went | network |
 //! | [`state`] | the state partition: what is installed, event log | state partition |
+//! | [`blackbox`] | the record of the last attempts | one file |
 //! | [`bootenv`] | the GRUB environment on disk, changed in place | one file |
 //! | [`fetch`] | sources: HTTP mirrors, directories; retry and resume | network |
 //! | [`clock`] | what time it may be, for a machine with a dead RTC | none |
@@ -23,6 +25,7 @@
 //! | [`manifest`] | signature, format, fit of a release | none |
 //! | [`index`] | the chunk index: encode, decode | none |
 //! | [`layout`] | partition layout: sizes to places | none |
+//! | [`arbiter`] | what recovery does first, and when it stops trying | none |
 //! | [`grubenv`] | the block GRUB and we talk through | none |
 //! | [`hostname`] | a template and the hardware to a host name | none |
 //! | [`bootcode`] | GRUB's BIOS images fitted to a disk | none |
@@ -33,6 +36,8 @@
 //! | [`config`] | configuration files and kernel command line | none |
 
 pub mod agent;
+pub mod arbiter;
+pub mod blackbox;
 pub mod boot;
 pub mod bootcode;
 pub mod bootenv;
@@ -51,6 +56,7 @@ pub mod manifest;
 pub mod plan;
 pub mod progress;
 pub mod recovery;
+pub mod report;
 pub mod state;
 pub mod sys;
 pub mod sysroot;

@@ -40,7 +40,8 @@ pub struct Plan {
 }
 
 /// Quantities of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Totals {
     /// Size of the image.
     pub image_bytes: u64,

@@ -1,24 +1,29 @@
 //! Makes a target equal to the release: manifest, plan, write, verify, commit. The same for PID 1 and by hand.
 
+mod error;
+
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
 use serde_json::json;
 
-use crate::boot::{self, CommitError, Committed};
-use crate::bootenv::{BootEnvError, Recovering};
+use crate::arbiter::Recoveries;
+use crate::boot::{self, Committed};
+use crate::bootenv::Recovering;
 use crate::chain::chain;
 use crate::digest::Digest;
-use crate::fetch::{FetchError, Source};
-use crate::index::{Index, IndexError};
+use crate::fetch::Source;
+use crate::index::Index;
 use crate::journal::{Journal, Phase};
 use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE, TrustedKeys};
 use crate::plan::{Plan, Survey, Totals};
 use crate::progress::bytes;
-use crate::state::State;
+use crate::state::{Installed, State};
 use crate::target::BlockTarget;
 use crate::verify::{Reading, Verified};
-use crate::write::{self, WriteError};
+use crate::write;
+pub use error::RecoveryError;
 
 /// How often frames that read back wrong are written again before the disk is called broken.
 const REWRITES: u32 = 2;
@@ -27,6 +32,7 @@ const REWRITES: u32 = 2;
 const MAX_SIGNATURE_BYTES: u64 = 4096;
 
 /// The machine a release is to fit, and what the recovery works with.
+#[derive(Clone)]
 pub struct Machine<'a> {
     /// Product the release must be for.
     pub product: String,
@@ -38,6 +44,10 @@ pub struct Machine<'a> {
     pub tries: u8,
     /// A person asked for it: an older release than the installed one is accepted.
     pub allow_older: bool,
+    /// Somebody asked for it, so that it does not count as an automatic recovery.
+    pub asked_for: bool,
+    /// Automatic recoveries before this one.
+    pub recoveries: Recoveries,
     /// Keys one of which must have signed.
     pub keys: &'a TrustedKeys,
     /// Where the release comes from.
@@ -65,69 +75,6 @@ pub struct Report {
     pub committed: Committed,
 }
 
-/// Why a recovery did not finish.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoveryError {
-    /// A file of the release.
-    #[error("cannot download the {what}")]
-    Fetch {
-        /// `manifest`, `signature` or `chunk index`.
-        what: &'static str,
-        /// Why.
-        source: FetchError,
-    },
-    /// The manifest is refused.
-    #[error("the release is refused")]
-    Manifest(#[from] ManifestError),
-    /// The index is authentic and unusable.
-    #[error("the chunk index of the release is refused")]
-    Index(#[from] IndexError),
-    /// Index and manifest differ.
-    #[error(
-        "the chunk index describes {index_bytes} bytes and the manifest {manifest_bytes}: the release was built wrong"
-    )]
-    SizesDiffer {
-        /// In the index.
-        index_bytes: u64,
-        /// In the manifest.
-        manifest_bytes: u64,
-    },
-    /// Download or disk.
-    #[error("the system could not be written")]
-    Write(#[from] WriteError),
-    /// The disk does not keep what is written.
-    #[error("{target} reads back wrong after {REWRITES} rewrites at {ranges}; the disk is failing, replace it")]
-    ReadBack {
-        /// Device.
-        target: String,
-        /// Ranges, for people.
-        ranges: String,
-    },
-    /// The boot environment before the write.
-    #[error("nothing was written, since the boot environment could not be prepared")]
-    Prepare(#[source] BootEnvError),
-    /// The boot environment after it.
-    #[error("the last step failed")]
-    Commit(#[from] CommitError),
-}
-
-impl RecoveryError {
-    /// Whether trying again later, with nobody doing anything here, can help.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Fetch { source, .. } => source.is_retryable(),
-            Self::Write(error) => error.is_retryable(),
-            Self::Manifest(_)
-            | Self::Index(_)
-            | Self::SizesDiffer { .. }
-            | Self::ReadBack { .. }
-            | Self::Prepare(_)
-            | Self::Commit(_) => false,
-        }
-    }
-}
-
 /// A manifest that is signed, fits this machine and does not go back.
 #[derive(Debug)]
 pub struct Release {
@@ -141,31 +88,77 @@ pub struct Release {
 /// # Errors
 /// [`RecoveryError`]; [`RecoveryError::is_retryable`] says whether to try again.
 pub fn run(machine: &Machine<'_>) -> Result<Report, RecoveryError> {
+    install(machine, || fetch_release(machine))
+}
+
+/// The same for the release that is recorded as installed, whatever is offered now: its objects may still be there.
+///
+/// # Errors
+/// As [`run`].
+pub fn repair(machine: &Machine<'_>, installed: Installed) -> Result<Report, RecoveryError> {
+    let Installed { signed, manifest, .. } = installed;
+    install(machine, || Ok(Release { signed, manifest }))
+}
+
+/// The same for a release that was fetched before.
+///
+/// # Errors
+/// As [`run`].
+pub fn install_release(machine: &Machine<'_>, release: Release) -> Result<Report, RecoveryError> {
+    install(machine, || Ok(release))
+}
+
+/// Starts an intact system once more: a fresh environment for what is recorded as installed.
+///
+/// # Errors
+/// The environment cannot be written.
+pub fn start_again(machine: &Machine<'_>, proof: Verified, installed: &Installed) -> Result<Report, RecoveryError> {
+    let Installed { signed, manifest, index } = installed;
+    let data = json!({ "version": manifest.version, "serial": manifest.serial });
+    machine.journal.data(&format!("{} (serial {}) is intact", manifest.version, manifest.serial), data);
+    commit(machine, proof, None, signed, manifest, index, Totals::nothing_to_do(index))
+}
+
+/// Compares the partition with a release.
+///
+/// # Errors
+/// What differs; `machine.journal` has been told.
+pub fn compare(machine: &Machine<'_>, installed: &Installed) -> Result<Verified, Survey> {
+    let version = &installed.manifest.version;
+    let sentence = format!("compare {} with the installed release {version}", machine.target.name());
+    let mut found = Err(Survey::nothing_right(&installed.index));
+    let _: Result<(), Infallible> = machine.journal.phase(Phase::Plan, &sentence, || {
+        found = read(machine, &installed.index);
+        if let Err(survey) = &found {
+            tell_damage(machine.journal, &installed.index, survey);
+        }
+        Ok(())
+    });
+    found
+}
+
+fn install(
+    machine: &Machine<'_>,
+    release: impl FnOnce() -> Result<Release, RecoveryError>,
+) -> Result<Report, RecoveryError> {
     let journal = machine.journal;
     let (release, index) = journal.phase(Phase::Manifest, &machine.source.describe(), || {
-        let release = fetch_release(machine)?;
+        let release = release()?;
         let index = fetch_index(machine, &release)?;
         write::check_size(&index, machine.target)?;
         Ok::<_, RecoveryError>((release, index))
     })?;
+    let Release { signed, manifest } = &release;
     let mut survey =
         journal.phase(Phase::Plan, &format!("compare {} with the release", machine.target.name()), || {
             Ok::<_, RecoveryError>(read(machine, &index))
         })?;
     let mut totals = None;
     let mut permit = None;
+    let done = |totals: Option<Totals>| totals.unwrap_or_else(|| Totals::nothing_to_do(&index));
     for _ in 0..=REWRITES {
         let known = match survey {
-            Ok(proof) => {
-                return commit(
-                    machine,
-                    proof,
-                    permit,
-                    &release,
-                    &index,
-                    totals.unwrap_or_else(|| Totals::nothing_to_do(&index)),
-                );
-            }
+            Ok(proof) => return commit(machine, proof, permit, signed, manifest, &index, done(totals)),
             Err(known) => known,
         };
         let plan = Plan::new(&index, &known);
@@ -173,14 +166,12 @@ pub fn run(machine: &Machine<'_>) -> Result<Report, RecoveryError> {
         totals.get_or_insert(plan.totals);
         let permit = match &permit {
             Some(permit) => permit,
-            None => permit.insert(prepare(machine)?),
+            None => permit.insert(prepare(machine, manifest.serial)?),
         };
         survey = write_and_read_back(machine, &index, known, &plan, permit)?;
     }
     match survey {
-        Ok(proof) => {
-            commit(machine, proof, permit, &release, &index, totals.unwrap_or_else(|| Totals::nothing_to_do(&index)))
-        }
+        Ok(proof) => commit(machine, proof, permit, signed, manifest, &index, done(totals)),
         Err(survey) => Err(RecoveryError::ReadBack {
             target: machine.target.name().to_owned(),
             ranges: ranges_for_people(&survey.damaged_ranges(&index)),
@@ -298,11 +289,16 @@ fn announce(journal: &Journal, totals: &Totals) {
     );
 }
 
-fn prepare(machine: &Machine<'_>) -> Result<Recovering, RecoveryError> {
-    match machine.state {
-        Some(state) => state.boot_env().begin_recovering().map_err(RecoveryError::Prepare),
-        None => Ok(Recovering::without_environment()),
+fn prepare(machine: &Machine<'_>, serial: u64) -> Result<Recovering, RecoveryError> {
+    let Some(state) = machine.state else { return Ok(Recovering::without_environment()) };
+    let begun = machine.recoveries.towards(serial, machine.asked_for);
+    let then = if machine.asked_for { begun } else { begun.one_more() };
+    let permit = state.boot_env().begin_recovering(begun, then).map_err(RecoveryError::Prepare)?;
+    if !permit.dropped.is_empty() {
+        let dropped = permit.dropped.join(", ");
+        machine.journal.warn(&format!("the boot environment is full; removed from it, as not ours: {dropped}"));
     }
+    Ok(permit)
 }
 
 fn write_and_read_back(
@@ -342,16 +338,30 @@ fn commit(
     machine: &Machine<'_>,
     proof: Verified,
     permit: Option<Recovering>,
-    release: &Release,
+    signed: &Authentic,
+    manifest: &Manifest,
     index: &Index,
     totals: Totals,
 ) -> Result<Report, RecoveryError> {
-    let Manifest { version, serial, .. } = release.manifest.clone();
+    let Manifest { version, serial, .. } = manifest;
     let committed = machine.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
-        let permit = permit.map_or_else(|| prepare(machine), Ok)?;
-        boot::commit(proof, permit, machine.state, &release.signed, index, machine.tries).map_err(RecoveryError::from)
+        let permit = permit.map_or_else(|| prepare(machine, *serial), Ok)?;
+        let committed = boot::commit(proof, permit, machine.state, signed, index, machine.tries)?;
+        if let Some(error) = &committed.unrecorded {
+            machine.journal.warn(&format!("{version} starts, but cannot be recorded as installed: {error}"));
+        }
+        Ok::<_, RecoveryError>(committed)
     })?;
-    Ok(Report { version, serial, totals, committed })
+    Ok(Report { version: version.clone(), serial: *serial, totals, committed })
+}
+
+fn tell_damage(journal: &Journal, index: &Index, survey: &Survey) {
+    let ranges = survey.damaged_ranges(index);
+    let named: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start, range.end]).collect();
+    journal.data(
+        &format!("it differs from the installed release at {}", ranges_for_people(&ranges)),
+        json!({ "damaged_byte_ranges": named }),
+    );
 }
 
 /// At most five ranges as sectors of 512 bytes, the unit of kernel messages and disk tools.

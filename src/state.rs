@@ -47,6 +47,12 @@ impl State {
         self.root.join("events.jsonl")
     }
 
+    /// Path of the black box.
+    #[must_use]
+    pub fn blackbox_path(&self) -> PathBuf {
+        self.root.join("blackbox")
+    }
+
     /// Opens the event log for appending.
     ///
     /// # Errors
@@ -86,17 +92,39 @@ impl State {
     }
 
     /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit
-    /// its manifest, which counts as none.
+    /// its manifest, which counts as none. On a full partition the logs make room.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's. The record then counts as none, and the serial floor stays where it was.
     pub fn record_installed(&self, signed: &Authentic, index: &Index) -> io::Result<()> {
         let directory = self.root.join("installed");
-        fs::create_dir_all(&directory)?;
-        replace(&directory.join("system.idx"), &index.encode())?;
-        replace(&directory.join("manifest.json.minisig"), signed.signature().as_bytes())?;
-        replace(&directory.join("manifest.json"), signed.bytes())?;
-        File::open(&directory)?.sync_all()
+        let record = || {
+            fs::create_dir_all(&directory)?;
+            replace(&directory.join("system.idx"), &index.encode())?;
+            replace(&directory.join("manifest.json.minisig"), signed.signature().as_bytes())?;
+            replace(&directory.join("manifest.json"), signed.bytes())?;
+            File::open(&directory)?.sync_all()
+        };
+        let Err(error) = record() else { return Ok(()) };
+        // An index of what was there before would call the new system damaged.
+        let _ = fs::remove_file(directory.join("system.idx"));
+        if error.kind() != io::ErrorKind::StorageFull {
+            return Err(error);
+        }
+        self.make_room();
+        record().inspect_err(|_| {
+            let _ = fs::remove_file(directory.join("system.idx"));
+        })
+    }
+
+    /// Gives up what is only nice to have. Best effort: what follows says whether it was enough.
+    fn make_room(&self) {
+        for name in ["system.idx.new", "manifest.json.new", "manifest.json.minisig.new"] {
+            let _ = fs::remove_file(self.root.join("installed").join(name));
+        }
+        let _ = fs::remove_file(self.root.join("events.1.jsonl"));
+        // Shortened, not removed: somebody has it open, and would go on filling a file without a name.
+        let _ = OpenOptions::new().write(true).open(self.events_path()).and_then(|file| file.set_len(0));
     }
 }
 

@@ -1,8 +1,11 @@
 //! The verbs by hand: in recovery, on the live system, or on a bench.
 
+mod mounted;
+mod status;
+
 use std::fs;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,6 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::{hardware_name, read_keys, retry_sentence};
+use crate::arbiter::Recoveries;
+use crate::blackbox::{BlackBox, Marks};
 use crate::chain::chain;
 use crate::cli::{Command, Common, EnvAction, Flash, Verify};
 use crate::config::{Config, Layer};
@@ -20,10 +25,11 @@ use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
 use crate::progress::bytes;
 use crate::recovery::{self, Machine};
-use crate::state::State;
-use crate::sys::{self, block::AlignedBuf, block::Which, mount::Mount};
+use crate::report;
+use crate::sys::block::AlignedBuf;
 use crate::target::{BlockTarget, DeviceTarget};
 use crate::verify::Reading;
+use mounted::MountedState;
 
 /// Exit code: the command line could not be understood.
 pub const USAGE: u8 = 2;
@@ -36,8 +42,6 @@ const FAILED: u8 = 4;
 
 /// Where configuration and keys of this system lie.
 const ETC: &str = "/etc/reflash";
-/// Where partitions are mounted while a verb needs them.
-const MOUNTS: &str = "/run/reflash";
 
 /// Attempts of a transfer by hand; PID 1 tries for ever, a person can repeat the command.
 const HAND_ROUNDS: u32 = 5;
@@ -72,7 +76,8 @@ pub fn run(command: Command) -> ExitCode {
         }
         Command::Flash(flash) => run_flash(&flash),
         Command::Verify(verify) => run_verify(&verify),
-        Command::Status(common) => run_status(&common),
+        Command::Status(common) => status::run(&common),
+        Command::Report(common) => run_report(&common),
         Command::Good(common) => run_good(&common),
         Command::Request(common) => run_request(&common),
         Command::Env(common, action) => run_env(&common, &action),
@@ -92,7 +97,7 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
         (None, Some(_)) => None,
         _ => Some(MountedState::open(&flash.common)?),
     };
-    let config = flash_config(flash, machine_state.as_ref())?;
+    let config = machine_config(&flash.common, machine_state.as_ref(), flash_layer(flash))?;
     let keys = keys(&flash.common, machine_state.as_ref())?;
     let target_path = match (&flash.target, &machine_state) {
         (Some(path), _) => path.clone(),
@@ -112,6 +117,8 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
         channel: config.channel.clone(),
         tries: config.boot_tries,
         allow_older: flash.allow_older,
+        asked_for: true,
+        recoveries: Recoveries::default(),
         keys: &keys,
         source: &mirrors,
         target: &target,
@@ -195,52 +202,41 @@ fn sha256_of(target: &dyn BlockTarget, size_bytes: u64) -> Result<String, Failur
     Ok(digest::hex(&sha256.finalize()))
 }
 
-fn run_status(common: &Common) -> Result<u8, Failure> {
-    let mounted = MountedState::open(common)?;
-    let keys = keys(common, Some(&mounted))?;
-    let installed = mounted.state.installed_manifest(&keys).map(|(_, manifest)| manifest);
-    let env = mounted.state.boot_env().load_or_empty()?;
-    let variables: serde_json::Map<String, Value> =
-        env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
-    let events = last_lines(&mounted.state.events_path(), 20);
-    let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
-    let answer = json!({
-        "installed": installed.as_ref().map(|manifest| json!({
-            "version": manifest.version, "serial": manifest.serial, "product": manifest.product,
-            "channel": manifest.channel, "created_unix_s": manifest.created_unix_s,
-            "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
-        })),
-        "boot_environment": variables,
-        "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
-    });
-    say(common.json, &answer, || {
-        let what = installed.as_ref().map_or_else(
-            || "no release is recorded as installed".to_owned(),
-            |manifest| {
-                format!(
-                    "{} {} (serial {}), channel {}",
-                    manifest.product, manifest.version, manifest.serial, manifest.channel
-                )
-            },
-        );
-        let tries = env.get(names::TRIES).unwrap_or("unknown");
-        let good =
-            if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
-        format!(
-            "{what}\nthis boot {good}; tries left before recovery: {tries}\nlast events:\n  {}",
-            events.join("\n  ")
-        )
-    });
-    Ok(if installed.is_some() { 0 } else { NO })
-}
-
 fn run_good(common: &Common) -> Result<u8, Failure> {
     let mounted = MountedState::open(common)?;
     let boot_env = mounted.state.boot_env();
     let env = boot_env.load_or_empty()?;
     let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
-    boot_env.update(&[(names::TRIES, Some(&tries)), (names::BOOT_OK, Some("1"))])?;
+    boot_env.update(&[(names::TRIES, Some(&tries)), (names::BOOT_OK, Some("1")), (names::RECOVERIES, None)])?;
+    if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
+        let (marks, last) = (open.marks(), open.next_id() - 1);
+        // Only after a recovery: a write at every boot would wear the disk for nothing.
+        if marks.good_through != last {
+            open.mark(Marks { good_through: last, ..marks })?;
+        }
+    }
     say(common.json, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"));
+    Ok(0)
+}
+
+fn run_report(common: &Common) -> Result<u8, Failure> {
+    let mounted = MountedState::open(common)?;
+    let config = machine_config(common, Some(&mounted), Layer::default())?;
+    let Some(url) = config.report_url else {
+        say(common.json, &json!({ "reported": false }), || "report.url is not configured; nobody is told".to_owned());
+        return Ok(0);
+    };
+    let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
+    let Some(pending) = report::Pending::of(&open, &config.product) else {
+        say(common.json, &json!({ "reported": false }), || "everything was reported before".to_owned());
+        return Ok(0);
+    };
+    let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+    pending
+        .post(&url, &options)
+        .map_err(|error| Failure { code: if error.is_retryable() { LATER } else { FAILED }, text: chain(&error) })?;
+    pending.mark(&mut open);
+    say(common.json, &json!({ "reported": true }), || format!("reported to {}", fetch::redacted(&url)));
     Ok(0)
 }
 
@@ -272,31 +268,30 @@ fn say(as_json: bool, answer: &Value, text: impl FnOnce() -> String) {
     if as_json { println!("{answer}") } else { println!("{}", text()) }
 }
 
-fn last_lines(path: &Path, count: usize) -> Vec<String> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+/// The options of `flash` as a layer over the machine's configuration.
+fn flash_layer(flash: &Flash) -> Layer {
+    let mut over = Layer::default();
+    over.release.urls = Some(flash.urls.clone()).filter(|urls| !urls.is_empty());
+    over.release.channel.clone_from(&flash.channel);
+    over.machine.product.clone_from(&flash.product);
+    over.machine.hardware.clone_from(&flash.hardware);
+    over
 }
 
 /// Configuration of the machine, with the command line over it.
-fn flash_config(flash: &Flash, mounted: Option<&MountedState>) -> Result<Config, Failure> {
+fn machine_config(common: &Common, mounted: Option<&MountedState>, over: Layer) -> Result<Config, Failure> {
     let mut layer = Layer::default();
-    let files = match &flash.common.config {
+    let files = match &common.config {
         Some(path) => vec![path.clone()],
         None => directories(mounted).iter().map(|directory| directory.join("reflash.toml")).collect(),
     };
     for path in files {
         match fs::read_to_string(&path) {
             Ok(text) => layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && flash.common.config.is_none() => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && common.config.is_none() => {}
             Err(error) => return failure(format!("cannot read {}: {error}", path.display())),
         }
     }
-    let mut over = Layer::default();
-    over.release.urls = Some(flash.urls.clone()).filter(|urls| !urls.is_empty());
-    over.release.channel.clone_from(&flash.channel);
-    over.machine.product.clone_from(&flash.product);
-    over.machine.hardware.clone_from(&flash.hardware);
     Ok(Config::resolve(layer.overridden_by(over))?)
 }
 
@@ -318,71 +313,4 @@ fn keys(common: &Common, mounted: Option<&MountedState>) -> Result<TrustedKeys, 
 fn directories(mounted: Option<&MountedState>) -> Vec<PathBuf> {
     let recovery = mounted.and_then(|mounted| mounted.recovery.clone());
     std::iter::once(PathBuf::from(ETC)).chain(recovery).collect()
-}
-
-/// The state partition, and the recovery partition for reading, mounted only while a verb needs them: GRUB reads and
-/// writes the blocks of the former, so nothing else should keep it busy.
-struct MountedState {
-    state: State,
-    system: Option<PathBuf>,
-    recovery: Option<PathBuf>,
-    mounted: Vec<PathBuf>,
-}
-
-impl MountedState {
-    fn open(common: &Common) -> Result<Self, Failure> {
-        if let Some(directory) = &common.state {
-            return Ok(Self { state: State::new(directory), system: None, recovery: None, mounted: Vec::new() });
-        }
-        let line = fs::read_to_string("/proc/cmdline")?;
-        let value = |key: &str| line.split_ascii_whitespace().find_map(|argument| argument.strip_prefix(key));
-        let Some(partuuid) = value("reflash.system=").or_else(|| value("reflash.recovery=")) else {
-            return failure(
-                "this machine was not started by reflash's GRUB (no reflash.system= on the kernel command line); \
-                 give the mounted state partition with --state DIR",
-            );
-        };
-        let found = sys::block::find_disk_by_partuuid(partuuid, Which::Physical)?;
-        let partition = |name: &str| found.layout.named(name).and_then(|partition| partition.node.clone());
-        let Some(state) = partition("state") else {
-            return failure(format!("{} has no partition named \"state\"", found.disk));
-        };
-        let directory = |name: &str| Path::new(MOUNTS).join(name);
-        let mut this = Self {
-            state: State::new(&directory("state")),
-            system: partition("system"),
-            recovery: None,
-            mounted: Vec::new(),
-        };
-        this.mount(&Mount::device(&state, "ext4").data_only(), directory("state"))?;
-        if let Some(recovery) = partition("recovery") {
-            this.mount(&Mount::device(recovery, "ext4").read_only().data_only(), directory("recovery"))?;
-            this.recovery = Some(directory("recovery"));
-        }
-        Ok(this)
-    }
-
-    fn mount(&mut self, what: &Mount, at: PathBuf) -> Result<(), Failure> {
-        fs::create_dir_all(&at)?;
-        what.on(&at)?;
-        self.mounted.push(at);
-        Ok(())
-    }
-
-    fn system_partition(&self) -> Result<PathBuf, Failure> {
-        match &self.system {
-            Some(path) => Ok(path.clone()),
-            None => failure("which partition holds the system is not known here; give it with --target"),
-        }
-    }
-}
-
-impl Drop for MountedState {
-    fn drop(&mut self) {
-        for directory in self.mounted.iter().rev() {
-            if let Err(error) = sys::mount::unmount(directory) {
-                eprintln!("reflash: {}", chain(&error));
-            }
-        }
-    }
 }

@@ -11,7 +11,7 @@ use super::error::{FetchError, Kind};
 use super::url;
 
 /// A server that asks for more patience than this is treated like one that is down.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// An answer with its final URL, redirects followed.
 pub(super) struct Answer {
@@ -139,7 +139,7 @@ mod tests {
             retry_after(&headers)
         };
         assert_eq!(of("7"), Some(Duration::from_secs(7)));
-        assert_eq!(of("86400"), Some(Duration::from_secs(120)));
+        assert_eq!(of("86400"), Some(Duration::from_secs(600)));
         assert_eq!(of("Wed, 21 Oct 2026 07:28:00 GMT"), None);
     }
 }

@@ -4,13 +4,36 @@ use std::time::Duration;
 
 const FIRST_MS: u64 = 1_000;
 const CAP_MS: u64 = 60_000;
+/// A release that replaces a broken one is in a hurry at first.
+const FIRST_POLL: Duration = Duration::from_secs(30);
+/// Then a fleet of 10,000 parked machines asks about 18 times a second.
+const POLL_CAP: Duration = Duration::from_secs(900);
 
 /// The pause before round `attempt + 1`: doubling from 1 s to 60 s, of which a quarter is fixed, so that it never
 /// becomes a hot loop, and the rest is random, so that a fleet that lost its server together does not return together.
 pub fn backoff(attempt: u32, seed: u64) -> Duration {
     let whole = FIRST_MS.checked_shl(attempt.min(16)).map_or(CAP_MS, |ms| ms.min(CAP_MS));
+    jittered(Duration::from_millis(whole), seed ^ u64::from(attempt))
+}
+
+/// The pause before a parked machine asks again whether there is another release: doubling from 30 s to 15 min, with
+/// the same share of chance at the cap as before it, so that a fleet that parked together never asks in step.
+pub fn poll_pause(polls: u32, seed: u64) -> Duration {
+    let whole = FIRST_POLL.saturating_mul(1 << polls.min(16)).min(POLL_CAP);
+    jittered(whole, seed ^ u64::from(polls))
+}
+
+/// A machine's place within `span`, the same at every start: how a fleet that falls into recovery together does not
+/// arrive at the server together.
+pub fn start_offset(span: Duration, hardware_id: u64) -> Duration {
+    let span_ms = span.as_millis() as u64;
+    Duration::from_millis(mixed(hardware_id) % (span_ms + 1))
+}
+
+fn jittered(whole: Duration, seed: u64) -> Duration {
+    let whole = whole.as_millis() as u64;
     let fixed = whole / 4;
-    Duration::from_millis(fixed + mixed(seed ^ u64::from(attempt)) % (whole - fixed + 1))
+    Duration::from_millis(fixed + mixed(seed) % (whole - fixed + 1))
 }
 
 /// One step of splitmix64: enough to spread machines, and no secret depends on it.
@@ -25,7 +48,7 @@ fn mixed(seed: u64) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use super::backoff;
+    use super::{backoff, poll_pause, start_offset};
 
     #[test]
     fn it_doubles_to_a_cap_and_never_gets_hot() {
@@ -37,6 +60,32 @@ mod tests {
             }
         }
         assert!(backoff(u32::MAX, 7) <= Duration::from_secs(60));
+    }
+
+    #[test]
+    fn polls_keep_their_jitter_at_the_cap() {
+        let cap = Duration::from_secs(900);
+        let late: Vec<Duration> = (0..1000).map(|seed| poll_pause(200, seed * 7919)).collect();
+        assert!(late.iter().all(|wait| *wait >= cap / 4 && *wait <= cap));
+        let (early, rest) = (late.iter().min().unwrap(), late.iter().max().unwrap());
+        assert!(*early < cap / 3 && *rest > cap * 9 / 10);
+        assert!(poll_pause(0, 7) <= Duration::from_secs(30));
+        // One machine differs from poll to poll as well.
+        let pauses: std::collections::BTreeSet<_> = (100..110).map(|poll| poll_pause(poll, 7)).collect();
+        assert!(pauses.len() > 5);
+    }
+
+    #[test]
+    fn a_fleet_starts_spread_and_each_machine_at_its_own_place() {
+        let span = Duration::from_secs(15);
+        let offsets: Vec<Duration> = (0..1000).map(|id| start_offset(span, id)).collect();
+        assert!(offsets.iter().all(|offset| *offset <= span));
+        for second in 0..15 {
+            let within = offsets.iter().filter(|offset| offset.as_secs() == second).count();
+            assert!((30..120).contains(&within), "{within} machines in second {second}");
+        }
+        assert_eq!(start_offset(span, 5), start_offset(span, 5));
+        assert_eq!(start_offset(Duration::ZERO, 5), Duration::ZERO);
     }
 
     #[test]

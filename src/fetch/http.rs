@@ -81,6 +81,13 @@ impl Http {
         Ok(format!("{}/{path}", self.base))
     }
 
+    /// Posts a JSON document to the base URL itself.
+    pub(super) fn post_json(&self, document: &str) -> Result<(), FetchError> {
+        let request = self.agent.post(&self.base).header("Content-Type", "application/json");
+        let response = request.send(document).map_err(|error| self.no_answer(&self.base, error))?;
+        sorted_out(self.base.clone(), response).map(drop)
+    }
+
     /// Says which proxy was in the way, as it is the proxy that could not be reached and not the host in the URL.
     fn no_answer(&self, url: &str, error: ureq::Error) -> FetchError {
         let error = classified(url, error);

@@ -27,6 +27,9 @@ pub enum Patience {
     Rounds(u32),
     /// Until it works or fails in a way that cannot pass.
     Forever,
+    /// The same, but small objects only until this instant: what comes before the first write may be given up, a
+    /// transfer that has begun may not.
+    Until(Instant),
 }
 
 /// One failed attempt that will be followed by another, for the console.
@@ -134,6 +137,7 @@ impl Mirrors {
     fn insist<T>(
         &self,
         path: &str,
+        patience: Patience,
         mut attempt: impl FnMut(&dyn Source) -> (u64, Result<T, FetchError>),
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
@@ -168,7 +172,12 @@ impl Mirrors {
             }
             let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
             round = round.saturating_add(1);
-            if !hope || matches!(self.patience, Patience::Rounds(most) if round >= most) {
+            let enough = match patience {
+                Patience::Rounds(most) => round >= most,
+                Patience::Until(end) => Instant::now() + wait > end,
+                Patience::Forever => false,
+            };
+            if !hope || enough {
                 return Err(tally.into_error(path));
             }
             let mut again = self.memory().order(path, self.sources.len(), Instant::now());
@@ -231,13 +240,17 @@ impl Source for Mirrors {
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let path = wanted.first().map_or("", |(path, _)| path);
-        self.insist(path, |source| (0, source.get_checked(wanted, check)))
+        self.insist(path, self.patience, |source| (0, source.get_checked(wanted, check)))
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
         let Range { start, end } = range;
         let mut at = start;
-        self.insist(path, |source| {
+        let patience = match self.patience {
+            Patience::Until(_) => Patience::Forever,
+            patience => patience,
+        };
+        self.insist(path, patience, |source| {
             let rest = at..end;
             let mut counting = |bytes: &[u8]| match sink(bytes) {
                 Ok(()) => {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use reflash::arbiter::Recoveries;
 use reflash::fetch::Source;
 use reflash::journal::Journal;
 use reflash::manifest::TrustedKeys;
@@ -119,6 +120,8 @@ impl Fixture {
             channel: "stable".into(),
             tries: 3,
             allow_older: false,
+            asked_for: false,
+            recoveries: Recoveries::default(),
             keys: &self.keys,
             source,
             target,

@@ -12,7 +12,7 @@ use crate::support::Fixture;
 
 /// A signed release of a tiny system, its server and a robot's disk that follows it.
 pub struct Robot {
-    pub fixture: Fixture,
+    _fixture: Fixture,
     pub disk: PathBuf,
     _server: Server,
 }
@@ -33,7 +33,7 @@ impl Robot {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
         let disk = super::disk(&fixture, demo::robot_config(&url), Vec::new(), disk::environment_without_system());
-        Self { fixture, disk, _server: server }
+        Self { _fixture: fixture, disk, _server: server }
     }
 
     pub fn machine(&self, name: &str) -> Machine {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{self, Type};
+use reflash::blackbox;
 use reflash::bootcode;
 use reflash::grubenv::{GrubEnv, names};
 use reflash::layout::{Layout, Placed, Role};
@@ -79,8 +80,8 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
                 Role::BiosBoot => write_boot_code(&disk, parts.grub, partition)?,
                 Role::System => continue,
                 Role::Esp => make_esp(parts.grub, partition.size_bytes, &image)?,
-                Role::State => make_state(parts, partition.size_bytes, scratch.path(), &image)?,
-                Role::Recovery => make_recovery(parts, partition.size_bytes, scratch.path(), &image)?,
+                Role::State => make_state(&parts.environment, partition.size_bytes, scratch.path(), &image)?,
+                Role::Recovery => make_recovery(parts, &placed, partition.size_bytes, scratch.path(), &image)?,
                 Role::Data => make_ext4("data", partition.size_bytes, None, &image)?,
             }
             if image.exists() {
@@ -144,20 +145,31 @@ fn make_esp(grub: &Images, size_bytes: u64, image: &Path) -> Result<()> {
     run("mcopy", Command::new("mcopy").arg("-i").arg(image).arg(&grub.efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
 }
 
-fn make_state(parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
+fn make_state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("state.tree");
     std::fs::create_dir_all(tree.join("installed"))?;
     let mut env = GrubEnv::default();
-    for (name, value) in &parts.environment {
+    for (name, value) in environment {
         env.set(name, value)?;
     }
     std::fs::write(tree.join("grubenv"), env.encode()?)?;
+    // Not zeros, which mke2fs would leave out: the black box must have its blocks before the partition is full.
+    std::fs::write(tree.join("blackbox"), vec![0xff; blackbox::SIZE_BYTES as usize])?;
     make_ext4("state", size_bytes, Some(&tree), image)
 }
 
-fn make_recovery(parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
+/// Compresses an image that the agent makes a destroyed partition from.
+fn compress(image: &Path, out: &Path) -> Result<()> {
+    let mut encoder = zstd::stream::write::Encoder::new(File::create(out)?, 0)?;
+    encoder.include_checksum(true)?;
+    std::io::copy(&mut File::open(image)?, &mut encoder)?;
+    encoder.finish()?;
+    Ok(())
+}
+
+fn make_recovery(parts: &Parts<'_>, placed: &[Placed], size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
-    for directory in ["grub", "boot", "keys"] {
+    for directory in ["grub", "boot", "keys", "templates"] {
         std::fs::create_dir_all(tree.join(directory))?;
     }
     let copy = |from: &Path, to: &str| {
@@ -175,6 +187,11 @@ fn make_recovery(parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Pat
         copy(file, &name.to_string_lossy())?;
     }
     std::fs::write(tree.join("reflash.toml"), &parts.config)?;
+    for state in placed.iter().filter(|partition| partition.partition.role == Role::State) {
+        let empty = scratch.join("state.template");
+        make_state(&environment_without_system(), state.size_bytes, scratch, &empty)?;
+        compress(&empty, &tree.join("templates/state.ext4.zst"))?;
+    }
     make_ext4("recovery", size_bytes, Some(&tree), image)
 }
 

@@ -1,0 +1,159 @@
+//! Follows the journal and writes what matters of it into the black box.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::{Attempt, BlackBox, Outcome, PhaseRecord};
+use crate::journal::{Event, Told};
+
+/// A network that is down warns every few seconds for hours: that must not wear out the disk.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
+/// Errors and ranges that are kept of one attempt.
+const MAX_ERRORS: usize = 6;
+const MAX_RANGES: usize = 16;
+/// Bytes of one error: a chain of a fetch from several mirrors can be long.
+const MAX_ERROR_BYTES: usize = 500;
+
+/// The attempt that is going on. Clones write to the same one.
+#[derive(Clone)]
+pub struct Recorder(Arc<Mutex<Current>>);
+
+struct Current {
+    open: BlackBox,
+    attempt: Attempt,
+    written: Option<Instant>,
+}
+
+impl Recorder {
+    /// Begins an attempt, for `reason`, in an opened black box.
+    #[must_use]
+    pub fn begin(open: BlackBox, reason: &str, asked_for: bool) -> Self {
+        let attempt = Attempt {
+            id: open.next_id(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            reason: reason.to_owned(),
+            asked_for,
+            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ..Attempt::default()
+        };
+        let this = Self(Arc::new(Mutex::new(Current { open, attempt, written: None })));
+        this.lock().write();
+        this
+    }
+
+    /// Takes what the journal told.
+    pub fn witness(&self, told: &Told<'_>) {
+        let mut current = self.lock();
+        let Current { attempt, .. } = &mut *current;
+        match (told.event, told.phase) {
+            (Event::Begin, Some(phase)) => {
+                attempt.phases.push(PhaseRecord { phase, duration_ms: None, failed: false });
+            }
+            (Event::End | Event::Failed, Some(phase)) => {
+                let running = attempt.phases.iter_mut().rev().find(|known| known.phase == phase);
+                if let Some(running) = running {
+                    running.duration_ms = told.duration.map(|duration| duration.as_millis() as u64);
+                    running.failed = told.event == Event::Failed;
+                }
+            }
+            (Event::Warning, _) => {
+                let end = told.text.floor_char_boundary(MAX_ERROR_BYTES);
+                attempt.errors.push(told.text[..end].to_owned());
+                let keep_from = attempt.errors.len().saturating_sub(MAX_ERRORS);
+                attempt.errors.drain(..keep_from);
+                if current.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS) {
+                    return;
+                }
+            }
+            (Event::Note, _) => {
+                note(attempt, told.data);
+                return;
+            }
+            _ => return,
+        }
+        current.write();
+    }
+
+    /// Writes down how the attempt ended; a parked one may end again.
+    pub fn finish(&self, outcome: Outcome) {
+        let mut current = self.lock();
+        current.attempt.outcome = Some(outcome);
+        current.write();
+    }
+
+    /// Serial of the release this attempt is about, once it is known.
+    #[must_use]
+    pub fn serial(&self) -> Option<u64> {
+        self.lock().attempt.serial
+    }
+
+    /// Works with the black box.
+    pub fn with<T>(&self, work: impl FnOnce(&mut BlackBox) -> T) -> T {
+        work(&mut self.lock().open)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        // A thread that panicked while recording must not keep the others from it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Current {
+    fn write(&mut self) {
+        self.written = Some(Instant::now());
+        // A black box that cannot be written is no reason to stop; the console tells the story too.
+        let _ = self.open.record(&self.attempt);
+    }
+}
+
+/// The quantities behind a note: which release, how much, what was damaged.
+fn note(attempt: &mut Attempt, data: &serde_json::Value) {
+    if let (Some(version), Some(serial)) = (data["version"].as_str(), data["serial"].as_u64()) {
+        (attempt.version, attempt.serial) = (Some(version.to_owned()), Some(serial));
+    }
+    if attempt.totals.is_none() && data["image_bytes"].is_u64() {
+        attempt.totals = serde_json::from_value(data.clone()).ok();
+    }
+    if let Ok(mut ranges) = serde_json::from_value::<Vec<[u64; 2]>>(data["damaged_byte_ranges"].clone()) {
+        ranges.truncate(MAX_RANGES);
+        attempt.damaged_byte_ranges = ranges;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Recorder;
+    use crate::blackbox::{BlackBox, Outcome};
+    use crate::journal::{Journal, Phase};
+    use crate::plan::Totals;
+    use serde_json::json;
+
+    #[test]
+    fn an_attempt_is_known_as_far_as_it_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let journal = Journal::new(None, false);
+        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false);
+        let witness = recorder.clone();
+        journal.also_tell(Box::new(move |told| witness.witness(told)));
+        let _: Result<(), ()> = journal.phase(Phase::Manifest, "", || {
+            journal.data("release", json!({ "version": "2.0", "serial": 9 }));
+            Ok(())
+        });
+        let _: Result<(), ()> = journal.phase(Phase::Write, "", || {
+            journal.data("plan", json!(Totals { image_bytes: 5, ..Totals::default() }));
+            journal.warn("first: second");
+            // Power is cut here.
+            let read = BlackBox::open(&path).unwrap();
+            let last = read.attempts().last().unwrap();
+            assert_eq!((last.version.as_deref(), last.serial, last.outcome), (Some("2.0"), Some(9), None));
+            assert_eq!((last.phases.len(), last.phases[0].failed, last.phases[1].duration_ms), (2, false, None));
+            Err(())
+        });
+        recorder.finish(Outcome::Failed);
+        let read = BlackBox::open(&path).unwrap();
+        let last = read.attempts().last().unwrap();
+        assert!(last.phases[1].failed && last.errors == ["first: second"] && last.totals.unwrap().image_bytes == 5);
+        assert_eq!(read.failures_in_a_row(), 1);
+    }
+}

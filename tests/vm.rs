@@ -114,10 +114,8 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     robot.cut_power();
     drop(server);
     // Zero the block of grubenv where it lies, as a dying sector would.
-    let block = format!("{}?offset={}", disk.display(), disk::partition_range(&disk, "state").unwrap().start);
-    let found = Command::new("debugfs").args(["-R", "blocks /grubenv", &block]).output().unwrap();
-    let number: u64 = String::from_utf8_lossy(&found.stdout).trim().parse().unwrap();
-    let offset = disk::partition_range(&disk, "state").unwrap().start + number * block_size(&block);
+    let start = disk::partition_range(&disk, "state").unwrap().start;
+    let offset = start + first_block(&format!("{}?offset={start}", disk.display()), "/grubenv");
     let file = std::fs::File::options().write(true).open(&disk).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0; 512], offset).unwrap();
     let robot = Machine::robot("env-lost-2", &disk).start().unwrap();
@@ -128,6 +126,14 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     drop(robot);
     let env = demo::read_environment(&disk).unwrap();
     assert!(env.get(names::TRIES).is_some() && env.get(names::RECOVERING).is_none());
+}
+
+/// Where the first block of a file lies in its file system, bytes, for a device as debugfs takes it.
+fn first_block(device: &str, path: &str) -> u64 {
+    let found = Command::new("debugfs").args(["-R", &format!("blocks {path}"), device]).output().unwrap();
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    let number: u64 = text.split_whitespace().next().unwrap_or_else(|| panic!("no {path}")).parse().unwrap();
+    number * block_size(device)
 }
 
 fn block_size(device: &str) -> u64 {

@@ -1,20 +1,28 @@
 //! A system that does not come up ends in recovery by itself, each way with its own reason, and is up again at the end.
+//!
+//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use xtask::demo::{self, FLASH_TIMEOUT};
+use reflash::grubenv::names;
+use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
 use xtask::serve::Server;
 use xtask::tiny::{self, Behaviour};
-use xtask::vm::{Machine, Running};
+use xtask::vm::{Firmware, Machine, Running};
 
 use crate::support::Fixture;
 
-/// A signed release of a tiny system, its server and a robot's disk that follows it.
+/// A signed release of a tiny system, its server, and the disk of a robot that follows it.
 pub struct Robot {
-    _fixture: Fixture,
-    pub disk: PathBuf,
-    _server: Server,
+    fixture: Fixture,
+    disk: PathBuf,
+    server: Option<Server>,
+    firmware: Firmware,
+    starts: u32,
 }
 
 /// The image of a tiny system.
@@ -29,32 +37,227 @@ pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
 
 impl Robot {
     /// A robot with an empty system partition, and a release of a tiny system to recover from.
-    pub fn new(behaviour: Behaviour) -> Self {
+    fn new(behaviour: Behaviour, firmware: Firmware) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
-        let disk = super::disk(&fixture, demo::robot_config(&url), Vec::new(), disk::environment_without_system());
-        Self { _fixture: fixture, disk, _server: server }
+        // No place in a fleet to wait for, and little patience: the stories are long enough.
+        let config =
+            format!("{}[boot]\noffline_s = 20\n", demo::robot_config(&url)).replace("]\n\n", "]\nspread_s = 0\n\n");
+        let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
+        Self { fixture, disk, server: Some(server), firmware, starts: 0 }
     }
 
-    pub fn machine(&self, name: &str) -> Machine {
-        Machine::robot(name, &self.disk)
+    /// Publishes another release in place of the first.
+    fn publish(&mut self, version: &str, behaviour: Behaviour) {
+        self.fixture.publish(tiny_image(version, behaviour), |spec| {
+            super::for_demo_robots(spec);
+            spec.version = version.into();
+        });
+    }
+
+    /// Switches it on.
+    fn start(&mut self, name: &str) -> Running {
+        self.starts += 1;
+        let mut machine = Machine::robot(&format!("{name}-{}", self.starts), &self.disk);
+        machine.firmware = self.firmware;
+        machine.extra = ["-device", "i6300esb", "-watchdog-action", "reset"].map(str::to_owned).to_vec();
+        machine.start().unwrap()
+    }
+
+    fn offset(&self, partition: &str) -> u64 {
+        disk::partition_range(&self.disk, partition).unwrap().start
+    }
+
+    fn write(&self, offset: u64, content: &[u8]) {
+        File::options().write(true).open(&self.disk).unwrap().write_all_at(content, offset).unwrap();
+    }
+
+    /// Spoils the beginning of a file of the system partition, where it lies.
+    fn spoil(&self, path: &str) {
+        let start = self.offset("system");
+        let block = super::first_block(&format!("{}?offset={start}", self.disk.display()), path);
+        self.write(start + block, &[0xdb; 8192]);
     }
 }
 
-/// Waits for texts in this order.
-pub fn expect(robot: &Running, texts: &[&str]) {
-    for text in texts {
-        robot.wait_for(text, FLASH_TIMEOUT).unwrap();
-    }
+/// Waits for texts in this order; what came with the last one.
+fn expect(robot: &Running, texts: &[&str]) -> String {
+    texts.iter().fold(String::new(), |_, text| robot.wait_for(text, FLASH_TIMEOUT).unwrap())
+}
+
+/// What the tiny system's shell answers.
+fn ask(robot: &mut Running, command: &str) -> String {
+    robot.type_text(&format!("{command}; echo 'exi't-$?\n")).unwrap();
+    robot.wait_for("exit-", BOOT_TIMEOUT).unwrap() + &robot.wait_for("\n", BOOT_TIMEOUT).unwrap()
+}
+
+fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
+    let mut robot = Robot::new(Behaviour::Good, firmware);
+    let mut vm = robot.start(name);
+    expect(&vm, &["reason: tries", "starting it", "tiny system 1 is up"]);
+
+    // The kernel cannot be read: recovery without a key, and the report names what was damaged.
+    vm.cut_power();
+    robot.spoil("/boot/vmlinuz");
+    vm = robot.start(name);
+    let told = expect(&vm, &["Recovery, reason: system-unreadable", "differs from the installed release at sectors"]);
+    assert!(!told.contains("network:"), "{told}");
+    expect(&vm, &["starting it", "tiny system 1 is up"]);
+
+    // The file system is destroyed.
+    vm.cut_power();
+    robot.write(robot.offset("system"), &[0; 64 * 1024]);
+    vm = robot.start(name);
+    expect(&vm, &["Recovery, reason: system-unreadable", "starting it", "tiny system 1 is up"]);
+
+    // The state partition is destroyed: nothing is known any more, and it comes back all the same.
+    vm.cut_power();
+    robot.write(robot.offset("state"), &[0xdb; 4 << 20]);
+    vm = robot.start(name);
+    expect(&vm, &["reason: env-lost", "made anew", "starting it", "tiny system 1 is up"]);
+    let status = ask(&mut vm, "reflash status");
+    assert!(status.contains("reason env-lost: installed 1 (serial 1)"), "{status}");
+    assert!(status.contains("a good boot followed"), "{status}");
+
+    // The running system asks; nobody answers, so that it gets its machine back.
+    robot.server = None;
+    ask(&mut vm, "reflash request");
+    vm.type_text("reboot -f\n").unwrap();
+    expect(&vm, &["reason: requested", "asking http://", "no release is to be had", "tiny system 1 is up"]);
+    let status = ask(&mut vm, "reflash status");
+    assert!(status.contains("reason requested: started the intact system"), "{status}");
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_tiny_system_is_installed_and_starts() {
-    let robot = Robot::new(Behaviour::Good);
-    let mut vm = robot.machine("tiny").start().unwrap();
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn from_blank_through_every_kind_of_damage_on_bios() {
+    from_blank_through_every_kind_of_damage(Firmware::Bios, "damage-bios");
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn from_blank_through_every_kind_of_damage_on_uefi() {
+    from_blank_through_every_kind_of_damage(Firmware::Uefi, "damage-uefi");
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one() {
+    let mut robot = Robot::new(Behaviour::NeverGood, Firmware::Bios);
+    // One more would be parked.
+    let mut vm = robot.start("bad-release");
     expect(&vm, &["reason: tries", "starting it"]);
-    expect(&vm, &["Start the system", "tiny system 1 is up"]);
+    for _ in 1..3 {
+        for _ in 0..3 {
+            expect(&vm, &["does not call itself good"]);
+        }
+        expect(&vm, &["reason: tries", "starting it"]);
+    }
+    for _ in 0..3 {
+        expect(&vm, &["does not call itself good"]);
+    }
+    expect(&vm, &["reason: tries", "parked: release 1 was recovered to 3 times", "still parked"]);
+    // A restart is not a way around it, a person is.
     vm.cut_power();
-    assert_eq!(demo::read_environment(&robot.disk).unwrap().get("reflash_tries"), Some("3"));
+    let mut vm = robot.start("bad-release");
+    expect(&vm, &["reason: tries", "parked: release 1"]);
+    vm.cut_power();
+    let mut vm = robot.start("bad-release");
+    vm.wait_for("Recover/Reflash", BOOT_TIMEOUT).unwrap();
+    vm.type_text("r").unwrap();
+    expect(&vm, &["reason: menu", "1 is installed", "does not call itself good"]);
+    vm.cut_power();
+    // Parked again it finds the better release by itself.
+    set_environment(&robot, &[(names::TRIES, "0"), (names::RECOVERIES, "1:3")]);
+    let vm = robot.start("bad-release");
+    expect(&vm, &["parked: release 1", "still parked"]);
+    robot.publish("2", Behaviour::Good);
+    expect(&vm, &["2 is installed", "tiny system 2 is up"]);
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn panics_and_hangs_end_in_recovery_and_a_better_release() {
+    let mut robot = Robot::new(Behaviour::Panic, Firmware::Bios);
+    let vm = robot.start("panic");
+    expect(&vm, &["reason: tries", "starting it"]);
+    for _ in 0..3 {
+        expect(&vm, &["tiny system 1 panics"]);
+    }
+    robot.publish("2", Behaviour::Hang);
+    expect(&vm, &["reason: tries", "2 is installed"]);
+    for _ in 0..3 {
+        expect(&vm, &["tiny system 2 hangs"]);
+    }
+    robot.publish("3", Behaviour::Good);
+    expect(&vm, &["reason: tries", "3 is installed", "tiny system 3 is up"]);
+}
+
+/// Overwrites the environment's block where it lies, keeping what it held.
+fn set_environment(robot: &Robot, changes: &[(&str, &str)]) {
+    let mut env = demo::read_environment(&robot.disk).unwrap();
+    for (name, value) in changes {
+        env.set(name, value).unwrap();
+    }
+    write_environment(&robot.disk, &env.encode().unwrap());
+}
+
+fn write_environment(disk: &Path, block: &[u8]) {
+    let start = disk::partition_range(disk, "state").unwrap().start;
+    let offset = start + super::first_block(&format!("{}?offset={start}", disk.display()), "/grubenv");
+    File::options().write(true).open(disk).unwrap().write_all_at(block, offset).unwrap();
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn no_environment_bricks_or_wipes() {
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios);
+    let mut vm = robot.start("environment");
+    expect(&vm, &["tiny system 1 is up"]);
+    vm.cut_power();
+    // From here on there is no server: the answers must be cheap.
+    robot.server = None;
+    let header = b"# GRUB Environment Block\n";
+    let mut unknown = [b'#'; 512];
+    unknown[..header.len() + 24].copy_from_slice(&[&header[..], b"x=1\nroot=hd9\nprefix=/no\n"].concat());
+    let mut cut = [0; 512];
+    cut[..header.len() + 14].copy_from_slice(&[&header[..], b"reflash_tries="].concat());
+    let noise: Vec<u8> = (0..512_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let full = format!("{}reflash_tries=0\nfiller={}\n", String::from_utf8_lossy(header), "x".repeat(463));
+    for (name, block, reason) in [
+        ("zeros", &[0; 512][..], "env-lost"),
+        ("noise", &noise, "env-lost"),
+        ("cut", &cut, "env-lost"),
+        ("unknown", &unknown, "env-lost"),
+        ("full", full.as_bytes(), "tries"),
+    ] {
+        assert_eq!(block.len(), 512, "{name}");
+        write_environment(&robot.disk, block);
+        let mut vm = robot.start("environment");
+        let recovery = format!("Recovery, reason: {reason}");
+        expect(&vm, &[&recovery, "is intact: starting it", "tiny system 1 is up"]);
+        vm.cut_power();
+        let env = demo::read_environment(&robot.disk).unwrap();
+        assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")), "{name}");
+    }
+    demo::check_system(&robot.disk, &robot.fixture.dir.path().join("system.img")).unwrap();
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn a_full_state_partition_keeps_nobody_from_recovering() {
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios);
+    // Filled to the last block before anything was installed.
+    let start = robot.offset("state");
+    let filler = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(filler.path(), vec![0x55; 64 << 20]).unwrap();
+    let device = format!("{}?offset={start}", robot.disk.display());
+    let request = format!("write {} filler", filler.path().display());
+    assert!(Command::new("debugfs").args(["-w", "-R", &request, &device]).status().unwrap().success());
+    let mut vm = robot.start("full-state");
+    expect(&vm, &["reason: tries", "starting it", "tiny system 1 is up"]);
+    let status = ask(&mut vm, "reflash status; df /run; ls /");
+    assert!(status.contains("installed 1 (serial 1)"), "{status}");
+    vm.cut_power();
+    demo::check_system(&robot.disk, &robot.fixture.dir.path().join("system.img")).unwrap();
 }

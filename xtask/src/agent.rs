@@ -101,11 +101,15 @@ fn has_target(cargo: &str) -> bool {
     std::fs::read_dir(library).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Flags both ways share: no path of this machine in the binary.
+/// Flags both ways share: no path of this machine in the binary, and no tables for unwinding (`agent.ld` says why).
 fn common_flags(paths: &Paths) -> Vec<String> {
     let home = std::env::var("CARGO_HOME")
         .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned())));
-    vec![format!("--remap-path-prefix={home}=/cargo"), format!("--remap-path-prefix={}=/reflash", paths.root.display())]
+    vec![
+        format!("--remap-path-prefix={home}=/cargo"),
+        format!("--remap-path-prefix={}=/reflash", paths.root.display()),
+        format!("-Clink-arg=-Wl,-T,{}", paths.root.join("xtask/src/agent.ld").display()),
+    ]
 }
 
 /// Flags as cargo takes them whatever characters a path has.
@@ -116,6 +120,8 @@ fn encoded(flags: &[String]) -> String {
 fn with_target(paths: &Paths) -> Command {
     let mut flags = common_flags(paths);
     flags.push("-Ctarget-feature=+crt-static".to_owned());
+    // The relocations of a static program that can be loaded anywhere, packed: a thirtieth of the room.
+    flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
     let mut command = Command::new("cargo");
     command.env("CARGO_ENCODED_RUSTFLAGS", encoded(&flags));
     command

@@ -169,6 +169,7 @@ impl Build<'_> {
             include_str!("image/ostree.rs"),
             include_str!("image/tree.rs"),
             include_str!("image/units/reflash-good.service"),
+            include_str!("image/units/reflash-report.service"),
             include_str!("image/units/reflash-ssh-keys.service"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),

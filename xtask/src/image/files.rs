@@ -92,6 +92,7 @@ pub fn place_own(recipe: &Recipe, agent: &Path, tree: &Path) -> Result<()> {
     let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
     put(tree, Path::new("/usr/bin/reflash"), &binary, 0o755)?;
     unit(tree, "reflash-good.service", include_str!("units/reflash-good.service"), "multi-user.target")?;
+    unit(tree, "reflash-report.service", include_str!("units/reflash-report.service"), "multi-user.target")?;
     if inside(tree, Path::new("/usr/sbin/sshd")).exists() {
         let text = include_str!("units/reflash-ssh-keys.service");
         unit(tree, "reflash-ssh-keys.service", text, "multi-user.target")?;

@@ -139,7 +139,7 @@ fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
 fn start_over(journal: &Journal, why: &str) -> ! {
     journal.warn(&format!("recovery cannot go on: {why}"));
     journal.note(&format!("restarting in {} minutes; ctrl-alt-del restarts at once", START_OVER.as_secs() / 60));
-    std::thread::sleep(START_OVER);
+    obtain::rest(journal, START_OVER);
     restart(journal)
 }
 

@@ -26,6 +26,8 @@ pub struct Layer {
     pub boot: BootLayer,
     /// `[report]`
     pub report: ReportLayer,
+    /// `[watchdog]`
+    pub watchdog: WatchdogLayer,
 }
 
 /// `[release]`: where releases come from.
@@ -75,6 +77,16 @@ pub struct ReportLayer {
     pub url: Option<String>,
 }
 
+/// `[watchdog]`: when a machine on which nothing moves is reset.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchdogLayer {
+    /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer fed;
+    /// it resets the machine a minute later. A network that never comes up is no progress either. 0 leaves the watchdog
+    /// alone; else 30 to 86400. Default 900.
+    pub stall_s: Option<u64>,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -100,6 +112,8 @@ pub struct Config {
     pub spread: Duration,
     /// Who is told how recoveries went.
     pub report_url: Option<String>,
+    /// Time without progress until the watchdog is no longer fed; `None` leaves it alone.
+    pub stall: Option<Duration>,
 }
 
 /// Why a configuration cannot be used.
@@ -182,6 +196,7 @@ impl Layer {
                 offline_s: later.boot.offline_s.or(self.boot.offline_s),
             },
             report: ReportLayer { url: later.report.url.or(self.report.url) },
+            watchdog: WatchdogLayer { stall_s: later.watchdog.stall_s.or(self.watchdog.stall_s) },
         }
     }
 
@@ -260,6 +275,10 @@ impl Config {
         if spread_s > 3600 {
             return Err(value_error("release.spread_s", &spread_s.to_string(), "seconds from 0 to 3600"));
         }
+        let stall_s = layer.watchdog.stall_s.unwrap_or(900);
+        if stall_s != 0 && !(30..=86_400).contains(&stall_s) {
+            return Err(value_error("watchdog.stall_s", &stall_s.to_string(), "0, or seconds from 30 to 86400"));
+        }
         Ok(Self {
             urls,
             channel,
@@ -271,6 +290,7 @@ impl Config {
             recoveries,
             offline: Duration::from_secs(offline_s),
             spread: Duration::from_secs(spread_s),
+            stall: (stall_s > 0).then(|| Duration::from_secs(stall_s)),
             report_url: layer.report.url.map(checked_report_url).transpose()?,
         })
     }
@@ -369,6 +389,7 @@ mod tests {
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\nrecoveries=0", "boot.recoveries"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[boot]\noffline_s=0", "boot.offline_s"),
             ("[release]\nurls=['http://a']\nspread_s=9999\n[machine]\nproduct='x'", "release.spread_s"),
+            ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[watchdog]\nstall_s=5", "watchdog.stall_s"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[report]\nurl='mailto:a'", "report.url"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\nvlan=4095", "network.vlan"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\naddress='192.0.2.1'", "network.address"),

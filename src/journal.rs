@@ -92,6 +92,8 @@ pub type Witness = Box<dyn Fn(&Told<'_>) + Send>;
 /// Where the lines go.
 pub struct Journal {
     sinks: Mutex<Sinks>,
+    /// Moves whenever something was achieved.
+    pulse: AtomicU64,
 }
 
 struct Sinks {
@@ -127,7 +129,19 @@ impl Journal {
                 witness: None,
                 phase: None,
             }),
+            pulse: AtomicU64::new(0),
         }
+    }
+
+    /// A number that moves with progress: phases, bytes, and whatever [`progressed`](Self::progressed) reports.
+    #[must_use]
+    pub fn pulse(&self) -> u64 {
+        self.pulse.load(Ordering::Relaxed)
+    }
+
+    /// Something was achieved that is neither a phase nor a byte.
+    pub fn progressed(&self) {
+        self.pulse.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Sends every text line to `sink` too: the kernel log.
@@ -158,6 +172,7 @@ impl Journal {
     /// What `work` returns.
     pub fn phase<T, E>(&self, phase: Phase, sentence: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let started = Instant::now();
+        self.progressed();
         {
             let mut sinks = self.lock();
             sinks.phase = Some(phase);
@@ -165,6 +180,9 @@ impl Journal {
             sinks.event(Event::Begin, sentence, None, &Value::Null);
         }
         let result = work();
+        if result.is_ok() {
+            self.progressed();
+        }
         let duration = started.elapsed();
         let mut sinks = self.lock();
         let how = if result.is_ok() { "done" } else { "failed" };
@@ -211,13 +229,21 @@ impl Journal {
         let started = Instant::now();
         let mut meter = Meter::new(total_bytes);
         let interval = if self.lock().is_terminal { REDRAW_INTERVAL } else { LINE_INTERVAL };
-        while stopped.recv_timeout(interval) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            meter.update(started.elapsed(), done.load(Ordering::Relaxed));
+        let mut seen = 0;
+        let mut look = || {
+            let now = done.load(Ordering::Relaxed);
+            if now != seen {
+                seen = now;
+                self.progressed();
+            }
+            meter.update(started.elapsed(), now);
             self.lock().bar(&meter.line());
+        };
+        while stopped.recv_timeout(interval) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            look();
         }
         if started.elapsed() >= interval {
-            meter.update(started.elapsed(), done.load(Ordering::Relaxed));
-            self.lock().bar(&meter.line());
+            look();
         }
     }
 

@@ -9,6 +9,7 @@
 //! | [`agent`] | PID 1 of recovery: the whole story | all of the below |
 //! | [`sysroot`] | PID 1 of the system: its file systems, then systemd | all of the below |
 //! | [`cli`] | arguments to a command | none |
+//! | [`watchdog`] | resets a machine on which nothing moves | the hardware's watchdog |
 //! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
 //! | [`verify`] | read-back past the page cache | target |
@@ -63,4 +64,5 @@ pub mod sysroot;
 pub mod target;
 pub mod verbs;
 pub mod verify;
+pub mod watchdog;
 pub mod write;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the agent from the story down to the syscalls: a module may use those behind it, never those before.
 const LAYERS: &[&str] = &[
-    "main", "verbs", "agent", "sysroot", "cli", "recovery", "boot", "verify", "write", "report", "state", "blackbox",
-    "bootenv", "fetch", "clock", "target", "journal", "plan", "manifest", "index", "layout", "arbiter", "grubenv",
-    "hostname", "bootcode", "progress", "digest",
+    "main", "verbs", "agent", "sysroot", "cli", "watchdog", "recovery", "boot", "verify", "write", "report", "state",
+    "blackbox", "bootenv", "fetch", "clock", "target", "journal", "plan", "manifest", "index", "layout", "arbiter",
+    "grubenv", "hostname", "bootcode", "progress", "digest",
     "sys", // Pure data that even the system calls take their settings from.
     "chain", "config",
 ];

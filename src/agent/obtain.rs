@@ -20,6 +20,9 @@ use crate::sys::{dmi, net};
 /// How long the last report may hold up the restart.
 const REPORT_WAIT: Duration = Duration::from_secs(15);
 
+/// Well below the shortest `watchdog.stall_s`.
+const REST_STEP: Duration = Duration::from_secs(10);
+
 /// What is said about a transfer that is repeated.
 pub(crate) fn retry_sentence(retry: &fetch::Retry<'_>) -> String {
     let wait = retry.wait.as_secs();
@@ -167,7 +170,12 @@ fn obtain(
         let pause = pause.max(error.asked_to_wait().unwrap_or_default());
         let pause = end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())));
         journal.note(&format!("trying again in {} s", pause.as_secs()));
-        std::thread::sleep(pause);
+        // A server that is down is a standstill, a release that has to be replaced by its makers is not.
+        if refused {
+            rest(journal, pause)
+        } else {
+            std::thread::sleep(pause)
+        }
         attempt = attempt.saturating_add(1);
     }
 }
@@ -254,9 +262,18 @@ fn wait_for_another(
             journal.warn(&format!("still parked: {answer}; asking again in {} s", pause.as_secs()));
             told = answer;
         }
-        std::thread::sleep(pause);
+        rest(journal, pause);
     }
     Ok(Outcome::StartOver("asked 4 billion times for another release".to_owned()))
+}
+
+/// Sleeps on purpose: the watchdog is fed meanwhile, since a reset would only repeat the wait.
+pub(super) fn rest(journal: &Journal, pause: Duration) {
+    let end = Instant::now() + pause;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        journal.progressed();
+        std::thread::sleep(left.min(REST_STEP));
+    }
 }
 
 /// The same at every start of this machine, and another for every other.

@@ -21,6 +21,7 @@ use crate::state::{Installed, State};
 use crate::sys::{self, block::AlignedBuf, block::Which};
 use crate::target::{BlockTarget, DeviceTarget};
 use crate::verify::Verified;
+use crate::watchdog;
 
 /// Where the recovery partition is mounted, read-only.
 const RECOVERY: &str = "/recovery";
@@ -78,6 +79,9 @@ impl Setup {
             journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
             Ok::<_, SetupError>((config, keys, hardware))
         })?;
+        if let Some(limit) = config.stall {
+            watchdog::start(journal, limit);
+        }
         let recoveries = count_recoveries(&state, recorder.as_ref());
         if reason.blames_environment()
             && let Err(error) = state.boot_env().renew()

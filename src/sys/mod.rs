@@ -11,6 +11,7 @@
 //! | [`dmi`] | who this machine is |
 //! | [`clock`] | the system clock |
 //! | [`net`] | links, addresses, DHCP |
+//! | [`watchdog`] | the hardware watchdog |
 
 pub mod block;
 pub mod clock;
@@ -21,3 +22,4 @@ pub mod modules;
 pub mod mount;
 pub mod net;
 pub mod power;
+pub mod watchdog;

@@ -171,6 +171,7 @@ impl Build<'_> {
             include_str!("image/units/reflash-good.service"),
             include_str!("image/units/reflash-report.service"),
             include_str!("image/units/reflash-ssh-keys.service"),
+            include_str!("image/units/watchdog.conf"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),
             include_str!("initramfs/modules.rs"),

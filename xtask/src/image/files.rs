@@ -91,6 +91,8 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
 pub fn place_own(recipe: &Recipe, agent: &Path, tree: &Path) -> Result<()> {
     let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
     put(tree, Path::new("/usr/bin/reflash"), &binary, 0o755)?;
+    let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
+    put(tree, watchdog, include_bytes!("units/watchdog.conf"), 0o644)?;
     unit(tree, "reflash-good.service", include_str!("units/reflash-good.service"), "multi-user.target")?;
     unit(tree, "reflash-report.service", include_str!("units/reflash-report.service"), "multi-user.target")?;
     if inside(tree, Path::new("/usr/sbin/sshd")).exists() {

@@ -14,9 +14,10 @@ use crate::kernel::Kernel;
 use crate::paths::Paths;
 use crate::step;
 
-/// Groups of `initramfs/modules.toml` that lead to a disk and a screen; built-in network cards, because a host name
+/// Groups of `initramfs/modules.toml` that lead to a disk, a screen and a watchdog, which systemd then finds at once; built-in network cards, because a host name
 /// may be made from their address. USB ones wait for the system itself.
-const GROUPS: &[&str] = &["filesystems", "virtio", "ata", "nvme", "mmc", "usb", "intel", "realtek", "console"];
+const GROUPS: &[&str] =
+    &["filesystems", "virtio", "ata", "nvme", "mmc", "usb", "intel", "realtek", "console", "watchdog"];
 
 /// The programs, where distributions put them.
 const PROGRAMS: &[(&str, &[&str], &str)] = &[

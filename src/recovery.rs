@@ -173,7 +173,7 @@ fn install(
     match survey {
         Ok(proof) => commit(machine, proof, permit, signed, manifest, &index, done(totals)),
         Err(survey) => Err(RecoveryError::ReadBack {
-            target: machine.target.name().to_owned(),
+            target: machine.target.identity(),
             ranges: ranges_for_people(&survey.damaged_ranges(&index)),
         }),
     }

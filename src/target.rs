@@ -13,6 +13,11 @@ pub trait BlockTarget: Sync {
     /// Device or file, for people.
     fn name(&self) -> &str;
 
+    /// Which piece of hardware that is, for whoever has to replace it.
+    fn identity(&self) -> String {
+        self.name().to_owned()
+    }
+
     /// Size, bytes.
     fn size_bytes(&self) -> u64;
 
@@ -46,6 +51,7 @@ pub trait BlockTarget: Sync {
 pub struct DeviceTarget {
     device: Device,
     name: String,
+    disk: Option<String>,
 }
 
 impl DeviceTarget {
@@ -65,9 +71,15 @@ impl DeviceTarget {
         Self::with(path, Access::Read)
     }
 
+    /// Adds what is known of the disk it is on.
+    #[must_use]
+    pub fn on_disk(self, disk: &str) -> Self {
+        Self { disk: Some(disk.to_owned()), ..self }
+    }
+
     fn with(path: &Path, access: Access) -> Result<Self, BlockError> {
         let device = Device::open(path, access, Caching::Direct)?;
-        let target = Self { device, name: path.display().to_string() };
+        let target = Self { device, name: path.display().to_string(), disk: None };
         if target.device.caching() == Caching::Buffered {
             // A file system without direct I/O: what was cached before must not be taken for what is stored.
             target.device.drop_cache()?;
@@ -79,6 +91,13 @@ impl DeviceTarget {
 impl BlockTarget for DeviceTarget {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn identity(&self) -> String {
+        match &self.disk {
+            Some(disk) => format!("{} of the disk {disk}", self.name),
+            None => self.name.clone(),
+        }
     }
 
     fn size_bytes(&self) -> u64 {

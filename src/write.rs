@@ -190,6 +190,6 @@ impl Writer<'_> {
     }
 
     fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> WriteError {
-        WriteError::Target { doing, target: self.target.name().to_owned(), offset, source }
+        WriteError::Target { doing, target: self.target.identity(), offset, source }
     }
 }

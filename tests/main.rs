@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod block;
+mod environment;
 mod fetch;
 mod isolated;
 mod net;

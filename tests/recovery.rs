@@ -110,6 +110,113 @@ fn an_unreadable_block_is_healed_by_writing_it() {
 }
 
 #[test]
+fn a_device_that_fails_ends_the_recovery_and_claims_nothing() {
+    let fixture = Fixture::new();
+    // EIO, ENODEV of a device that is gone, ENOSPC of a thin one.
+    for errno in [5, 19, 28] {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::new(dir.path());
+        let faults = Faults { fail_writes_from: Some(4), errno, ..Faults::default() };
+        let target = MemoryTarget::faulty(vec![0; fixture.image.len()], faults);
+        let error = fixture.recover(&source(&fixture), &target, Some(&state)).unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains("memory at byte") && text.contains("sector"), "{text}");
+        assert!(text.contains(&std::io::Error::from_raw_os_error(errno).to_string()), "{text}");
+        assert!(!error.is_retryable() && !error.is_of_the_release());
+        assert!(state.installed(&fixture.keys).is_none());
+        assert_eq!(state.boot_env().load_or_empty().unwrap().get("reflash_recovering"), Some("1"));
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test"]
+fn a_file_system_that_fills_up_ends_the_recovery_whether_it_holds_the_target_or_the_state() {
+    let fixture = Fixture::new();
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |name: &str, kib: usize| {
+        let at = dir.path().join(name);
+        std::fs::create_dir(&at).unwrap();
+        let mut command = std::process::Command::new("mount");
+        let made = command.args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"]).arg(&at).status().unwrap();
+        assert!(made.success());
+        at
+    };
+    let small = mount("small", 512);
+    // Half of the image fits; the write in the middle is a short one.
+    let file = small.join("target");
+    std::fs::File::create(&file).unwrap().set_len(fixture.image.len() as u64).unwrap();
+    let target = reflash::target::DeviceTarget::open(&file).unwrap();
+    let error = fixture.recover(&source(&fixture), &target, None).unwrap_err();
+    assert!(chain(&error).contains("No space left"), "{}", chain(&error));
+    drop(target);
+
+    // The record does not fit, the environment was there before: it starts, and says what is missing.
+    let full = mount("full", 16);
+    let state = State::new(&full);
+    state.boot_env().update(&[("reflash_tries", Some("0"))]).unwrap();
+    let _ = std::fs::write(full.join("filler"), vec![1; 64 * 1024]);
+    let report = fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
+    assert!(report.committed.unrecorded.is_some() && state.installed(&fixture.keys).is_none());
+    assert_eq!(state.boot_env().load_or_empty().unwrap().get("reflash_tries"), Some("3"));
+    for at in [small, full] {
+        std::process::Command::new("umount").arg(at).status().unwrap();
+    }
+}
+
+#[test]
+fn a_full_state_partition_gives_up_its_logs_for_the_record() {
+    let fixture = Fixture::new();
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::new(dir.path());
+    std::fs::write(state.events_path(), "old").unwrap();
+    fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
+    assert!(state.installed(&fixture.keys).is_some());
+    // A record that cannot be written for another reason must not leave the index of what was there before.
+    std::fs::remove_dir_all(dir.path().join("installed")).unwrap();
+    std::fs::write(dir.path().join("installed"), "a file").unwrap();
+    let report = fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
+    assert!(report.committed.unrecorded.is_some() && state.installed(&fixture.keys).is_none());
+}
+
+#[test]
+fn automatic_recoveries_are_counted_by_release_and_wishes_begin_anew() {
+    let mut fixture = Fixture::new();
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::new(dir.path());
+    let recover = |fixture: &Fixture, asked_for: bool| {
+        let recoveries = state.boot_env().recoveries().unwrap();
+        let change = |machine: &mut reflash::recovery::Machine<'_>| {
+            (machine.asked_for, machine.recoveries) = (asked_for, recoveries);
+        };
+        fixture.recover_as(&source(fixture), &blank(fixture), Some(&state), change).unwrap();
+        state.boot_env().recoveries().unwrap().to_string()
+    };
+    assert_eq!((recover(&fixture, false), recover(&fixture, false)), ("1:1".into(), "1:2".into()));
+    assert_eq!((recover(&fixture, true), recover(&fixture, false)), ("1:0".into(), "1:1".into()));
+    fixture.publish(sample_image(300, 9), |_| {});
+    assert_eq!(recover(&fixture, false), "2:1");
+}
+
+#[test]
+fn what_is_installed_is_repaired_from_its_own_objects_whatever_is_offered() {
+    let fixture = Fixture::new();
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::new(dir.path());
+    fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
+    std::fs::remove_file(fixture.tree().join("stable/manifest.json")).unwrap();
+    let mut damaged = fixture.image.clone();
+    damaged[70_000] ^= 1;
+    let target = MemoryTarget::new(damaged);
+    let journal = reflash::journal::Journal::new(None, false);
+    let source = source(&fixture);
+    let machine = fixture.machine(&source, &target, Some(&state), &journal);
+    let installed = state.installed(&fixture.keys).unwrap();
+    assert!(reflash::recovery::compare(&machine, &installed).is_err());
+    reflash::recovery::repair(&machine, installed).unwrap();
+    assert!(target.content() == fixture.image);
+}
+
+#[test]
 fn the_boot_environment_says_recovering_exactly_while_it_is_true() {
     let fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();

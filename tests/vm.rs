@@ -2,6 +2,7 @@
 //! `cargo xtask test` builds what they need and runs them one after the other.
 
 mod by_hand;
+mod cuts;
 mod fallback;
 
 use std::path::{Path, PathBuf};
@@ -114,10 +115,7 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     robot.cut_power();
     drop(server);
     // Zero the block of grubenv where it lies, as a dying sector would.
-    let start = disk::partition_range(&disk, "state").unwrap().start;
-    let offset = start + first_block(&format!("{}?offset={start}", disk.display()), "/grubenv");
-    let file = std::fs::File::options().write(true).open(&disk).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 512], offset).unwrap();
+    disk::write_environment(&disk, &[0; 512]).unwrap();
     let robot = Machine::robot("env-lost-2", &disk).start().unwrap();
     robot.wait_for("reason: env-lost", BOOT_TIMEOUT).unwrap();
     let screen = robot.wait_for("is intact: starting it", BOOT_TIMEOUT).unwrap();
@@ -126,21 +124,6 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     drop(robot);
     let env = demo::read_environment(&disk).unwrap();
     assert!(env.get(names::TRIES).is_some() && env.get(names::RECOVERING).is_none());
-}
-
-/// Where the first block of a file lies in its file system, bytes, for a device as debugfs takes it.
-fn first_block(device: &str, path: &str) -> u64 {
-    let found = Command::new("debugfs").args(["-R", &format!("blocks {path}"), device]).output().unwrap();
-    let text = String::from_utf8_lossy(&found.stdout).into_owned();
-    let number: u64 = text.split_whitespace().next().unwrap_or_else(|| panic!("no {path}")).parse().unwrap();
-    number * block_size(device)
-}
-
-fn block_size(device: &str) -> u64 {
-    let stats = Command::new("debugfs").args(["-R", "stats", device]).output().unwrap();
-    let text = String::from_utf8_lossy(&stats.stdout).into_owned();
-    let line = text.lines().find(|line| line.starts_with("Block size:")).unwrap().to_owned();
-    line.split_whitespace().last().unwrap().parse().unwrap()
 }
 
 #[test]

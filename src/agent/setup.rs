@@ -221,7 +221,7 @@ fn open_disk(args: &BootArgs, journal: &Journal) -> Result<(State, DeviceTarget)
     journal.note(&format!("disk {disk}"));
     sys::mount::Mount::device(partition("recovery")?, "ext4").read_only().on(RECOVERY)?;
     mount_state(&partition("state")?, journal)?;
-    Ok((State::new(Path::new(STATE)), DeviceTarget::open(&partition("system")?)?))
+    Ok((State::new(Path::new(STATE)), DeviceTarget::open(&partition("system")?)?.on_disk(&disk)))
 }
 
 /// Mounts the state partition; one that was destroyed is made anew. Nothing on it is a person's: what is installed is

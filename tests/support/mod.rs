@@ -114,7 +114,20 @@ impl Fixture {
         change: impl FnOnce(&mut Machine<'_>),
     ) -> Result<Report, RecoveryError> {
         let journal = Journal::new(None, false);
-        let mut machine = Machine {
+        let mut machine = self.machine(source, target, state, &journal);
+        change(&mut machine);
+        recovery::run(&machine)
+    }
+
+    /// A machine that the release fits.
+    pub fn machine<'a>(
+        &'a self,
+        source: &'a dyn Source,
+        target: &'a dyn BlockTarget,
+        state: Option<&'a State>,
+        journal: &'a Journal,
+    ) -> Machine<'a> {
+        Machine {
             product: "demo".into(),
             hardware: "unit-a".into(),
             channel: "stable".into(),
@@ -126,11 +139,9 @@ impl Fixture {
             source,
             target,
             state,
-            journal: &journal,
+            journal,
             learn_time: &|_| {},
-        };
-        change(&mut machine);
-        recovery::run(&machine)
+        }
     }
 }
 
@@ -173,6 +184,8 @@ pub struct MemoryTarget {
 pub struct Faults {
     /// The write with this number, from 0, and all later ones fail.
     pub fail_writes_from: Option<usize>,
+    /// With this error; 0 is EIO.
+    pub errno: i32,
     /// Writes that reach these blocks of 4 KiB flip a bit there, so many times.
     pub corrupt: Vec<(u64, u32)>,
     /// Blocks that cannot be read until they are written.
@@ -227,7 +240,7 @@ impl BlockTarget for MemoryTarget {
         let mut log = self.log.lock().unwrap();
         let number = log.iter().flatten().count();
         if faults.fail_writes_from.is_some_and(|from| number >= from) {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(if faults.errno == 0 { 5 } else { faults.errno }));
         }
         log.push(Some(offset..offset + content.len() as u64));
         let mut data = self.data.lock().unwrap();

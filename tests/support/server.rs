@@ -28,6 +28,8 @@ pub struct Request {
     pub line: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// As long as its Content-Length says.
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -124,9 +126,13 @@ fn serve(
 ) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     while let Some((line, headers)) = head(&mut stream)? {
+        let length =
+            headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, value)| value.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        stream.read_exact(&mut body)?;
         let request = {
             let mut requests = requests.lock().unwrap();
-            let request = Request { number: requests.len(), connection, line, headers };
+            let request = Request { number: requests.len(), connection, line, headers, body };
             requests.push(request.clone());
             request
         };
@@ -252,9 +258,11 @@ fn forward(
     let mut to_client = client.try_clone()?;
     let mut client = BufReader::new(client);
     while let Some((line, headers)) = head(&mut client)? {
+        // Only requests without a body go through proxies here.
+        let body = Vec::new();
         let request = {
             let mut requests = requests.lock().unwrap();
-            let request = Request { number: requests.len(), connection, line, headers };
+            let request = Request { number: requests.len(), connection, line, headers, body };
             requests.push(request.clone());
             request
         };

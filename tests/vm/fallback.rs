@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use reflash::grubenv::names;
@@ -19,7 +19,7 @@ use crate::support::Fixture;
 /// A signed release of a tiny system, its server, and the disk of a robot that follows it.
 pub struct Robot {
     fixture: Fixture,
-    disk: PathBuf,
+    pub disk: PathBuf,
     server: Option<Server>,
     firmware: Firmware,
     starts: u32,
@@ -37,7 +37,7 @@ pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
 
 impl Robot {
     /// A robot with an empty system partition, and a release of a tiny system to recover from.
-    fn new(behaviour: Behaviour, firmware: Firmware, tries: u8) -> Self {
+    pub fn new(behaviour: Behaviour, firmware: Firmware, tries: u8) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
         // No place in a fleet to wait for, and little patience: the stories are long enough.
@@ -48,7 +48,7 @@ impl Robot {
     }
 
     /// Publishes another release in place of the first.
-    fn publish(&mut self, version: &str, behaviour: Behaviour) {
+    pub fn publish(&mut self, version: &str, behaviour: Behaviour) {
         self.fixture.publish(tiny_image(version, behaviour), |spec| {
             super::for_demo_robots(spec);
             spec.version = version.into();
@@ -56,12 +56,17 @@ impl Robot {
     }
 
     /// Switches it on.
-    fn start(&mut self, name: &str) -> Running {
+    pub fn start(&mut self, name: &str) -> Running {
         self.starts += 1;
         let mut machine = Machine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
         machine.extra = ["-device", "i6300esb", "-watchdog-action", "reset"].map(str::to_owned).to_vec();
         machine.start().unwrap()
+    }
+
+    /// The image that was published last.
+    pub fn image(&self) -> PathBuf {
+        self.fixture.dir.path().join("system.img")
     }
 
     fn offset(&self, partition: &str) -> u64 {
@@ -74,9 +79,7 @@ impl Robot {
 
     /// Spoils the beginning of a file of the system partition, where it lies.
     fn spoil(&self, path: &str) {
-        let start = self.offset("system");
-        let block = super::first_block(&format!("{}?offset={start}", self.disk.display()), path);
-        self.write(start + block, &[0xdb; 8192]);
+        self.write(disk::file_offset(&self.disk, "system", path).unwrap(), &[0xdb; 8192]);
     }
 }
 
@@ -162,7 +165,7 @@ fn a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one
     expect(&vm, &["reason: menu", "1 is installed", "does not call itself good"]);
     vm.cut_power();
     // Parked again it finds the better release by itself.
-    set_environment(&robot, &[(names::TRIES, "0"), (names::RECOVERIES, "1:2")]);
+    disk::change_environment(&robot.disk, &[(names::TRIES, "0"), (names::RECOVERIES, "1:2")]).unwrap();
     let vm = robot.start("bad-release");
     expect(&vm, &["parked: release 1", "still parked"]);
     robot.publish("2", Behaviour::Good);
@@ -179,21 +182,6 @@ fn panics_and_hangs_end_in_recovery_and_a_better_release() {
     expect(&vm, &["reason: tries", "2 is installed", "tiny system 2 hangs"]);
     robot.publish("3", Behaviour::Good);
     expect(&vm, &["reason: tries", "3 is installed", "tiny system 3 is up"]);
-}
-
-/// Overwrites the environment's block where it lies, keeping what it held.
-fn set_environment(robot: &Robot, changes: &[(&str, &str)]) {
-    let mut env = demo::read_environment(&robot.disk).unwrap();
-    for (name, value) in changes {
-        env.set(name, value).unwrap();
-    }
-    write_environment(&robot.disk, &env.encode().unwrap());
-}
-
-fn write_environment(disk: &Path, block: &[u8]) {
-    let start = disk::partition_range(disk, "state").unwrap().start;
-    let offset = start + super::first_block(&format!("{}?offset={start}", disk.display()), "/grubenv");
-    File::options().write(true).open(disk).unwrap().write_all_at(block, offset).unwrap();
 }
 
 #[test]
@@ -219,8 +207,7 @@ fn no_environment_bricks_or_wipes() {
         ("unknown", &unknown, "env-lost"),
         ("full", full.as_bytes(), "tries"),
     ] {
-        assert_eq!(block.len(), 512, "{name}");
-        write_environment(&robot.disk, block);
+        disk::write_environment(&robot.disk, block.try_into().unwrap()).unwrap();
         let mut vm = robot.start("environment");
         let recovery = format!("Recovery, reason: {reason}");
         expect(&vm, &[&recovery, "is intact: starting it", "tiny system 1 is up"]);
@@ -228,7 +215,7 @@ fn no_environment_bricks_or_wipes() {
         let env = demo::read_environment(&robot.disk).unwrap();
         assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")), "{name}");
     }
-    demo::check_system(&robot.disk, &robot.fixture.dir.path().join("system.img")).unwrap();
+    demo::check_system(&robot.disk, &robot.image()).unwrap();
 }
 
 #[test]
@@ -247,5 +234,5 @@ fn a_full_state_partition_keeps_nobody_from_recovering() {
     let status = ask(&mut vm, "reflash status; df /run; ls /");
     assert!(status.contains("installed 1 (serial 1)"), "{status}");
     vm.cut_power();
-    demo::check_system(&robot.disk, &robot.fixture.dir.path().join("system.img")).unwrap();
+    demo::check_system(&robot.disk, &robot.image()).unwrap();
 }

@@ -20,7 +20,7 @@ use crate::grub::Images;
 use crate::host::{Need, ensure_installed};
 use crate::initramfs::Recovery;
 use crate::paths::Paths;
-use crate::step::{produced, run, step};
+use crate::step::{output, produced, run, step};
 
 const SECTOR_BYTES: u64 = 512;
 
@@ -232,4 +232,45 @@ pub fn partition_range(disk: &Path, name: &str) -> Result<std::ops::Range<u64>> 
     let found = table.partitions().values().find(|partition| partition.name == name);
     let found = found.with_context(|| format!("{} has no partition {name:?}", disk.display()))?;
     Ok(found.first_lba * SECTOR_BYTES..(found.last_lba + 1) * SECTOR_BYTES)
+}
+
+/// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching anything
+/// else.
+///
+/// # Errors
+/// When there is no environment, or the variables do not fit.
+pub fn change_environment(disk: &Path, changes: &[(&str, &str)]) -> Result<()> {
+    let mut env = crate::demo::read_environment(disk)?;
+    for (name, value) in changes {
+        env.set(name, value)?;
+    }
+    write_environment(disk, &env.encode()?)
+}
+
+/// Overwrites the block of the boot environment where it lies: what a disk or a foreign program might do.
+///
+/// # Errors
+/// When there is no such file.
+pub fn write_environment(disk: &Path, block: &[u8; reflash::grubenv::SIZE_BYTES]) -> Result<()> {
+    let offset = file_offset(disk, "state", "/grubenv")?;
+    Ok(File::options().write(true).open(disk)?.write_all_at(block, offset)?)
+}
+
+/// Where the first block of a file lies on a disk, bytes.
+///
+/// # Errors
+/// When there is no such partition or file.
+pub fn file_offset(disk: &Path, partition: &str, path: &str) -> Result<u64> {
+    let start = partition_range(disk, partition)?.start;
+    let device = format!("{}?offset={start}", disk.display());
+    let ask = |request: &str| output(Command::new("debugfs").args(["-R", request, &device]));
+    let blocks = ask(&format!("blocks {path}"))?;
+    let block: u64 = blocks
+        .split_whitespace()
+        .next()
+        .and_then(|block| block.parse().ok())
+        .with_context(|| format!("find {path}"))?;
+    let stats = ask("stats")?;
+    let size = stats.lines().find_map(|line| line.strip_prefix("Block size:")).context("find the block size")?;
+    Ok(start + block * size.trim().parse::<u64>()?)
 }

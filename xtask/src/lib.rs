@@ -10,6 +10,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod keygen;
 pub mod paths;
+pub mod powercut;
 pub mod recipe;
 pub mod release;
 pub mod serve;

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use reflash::manifest::TrustedKeys;
 use xtask::paths::Paths;
 use xtask::step::produced;
-use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, release, serve, test};
+use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, powercut, release, serve, test};
 
 /// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Put together every state that a power cut during a recovery can leave, and show that each ends well.
+    PowerCut(PowerCutArgs),
     /// Build the agent: one static binary.
     Agent,
     /// Build the recovery kernel and initramfs around the agent.
@@ -66,6 +68,24 @@ enum Command {
     },
     /// Assemble a bootable disk image with an empty system partition.
     Disk(DiskArgs),
+}
+
+#[derive(Args)]
+struct PowerCutArgs {
+    /// Seed of everything random; the same seed gives the same states for the same recording.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// States of each recording that are really booted.
+    #[arg(long, default_value_t = 1)]
+    boots: usize,
+    /// Only this state, which is written out as a disk image: RECORDING:NUMBER, as a failure names it.
+    #[arg(long, value_name = "N:N", value_parser = state_number)]
+    state: Option<(usize, u64)>,
+}
+
+fn state_number(text: &str) -> Result<(usize, u64), String> {
+    let numbers = text.split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    numbers.ok_or_else(|| "expected RECORDING:NUMBER, such as 1:4711".to_owned())
 }
 
 #[derive(Args)]
@@ -162,6 +182,9 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo => demo::run(&paths, yes),
         Command::Test { full } => test::run(&paths, full, yes),
+        Command::PowerCut(PowerCutArgs { seed, boots, state }) => {
+            powercut::run(&paths, &powercut::Options { seed, boots, state }, yes)
+        }
         Command::Agent => agent::build(&paths, yes).map(drop),
         Command::Initramfs { keys } => initramfs::recovery(&paths, &keys, yes).map(drop),
         Command::Image(args) => {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::paths::Paths;
 
@@ -52,6 +53,8 @@ pub struct Machine {
     pub rtc: Option<String>,
     /// Serial number of the product, for the host name.
     pub serial_number: String,
+    /// Where QEMU logs every write and flush of the disk, in dm-log-writes' format.
+    pub write_log: Option<PathBuf>,
     /// Further arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -68,6 +71,7 @@ impl Machine {
             memory_mib: 512,
             rtc: None,
             serial_number: "DEMO0001".to_owned(),
+            write_log: None,
             extra: Vec::new(),
         }
     }
@@ -103,7 +107,6 @@ impl Machine {
 
     fn command(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
-        let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
         command.args([
             "-accel",
             "tcg,thread=multi",
@@ -115,7 +118,20 @@ impl Machine {
             &format!("{}M", self.memory_mib),
         ]);
         command.args(["-display", "none", "-serial", "stdio"]);
-        command.args(["-drive", &disk]);
+        match &self.write_log {
+            None => {
+                let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
+                command.args(["-drive", &disk]);
+            }
+            Some(log) => {
+                let file = |path: &Path| json!({ "driver": "file", "filename": path });
+                let disk = json!({
+                    "driver": "blklogwrites", "node-name": "disk", "log-super-update-interval": 1,
+                    "file": file(&self.disk), "log": file(log),
+                });
+                command.args(["-blockdev", &disk.to_string()]);
+            }
+        }
         match self.bus {
             Bus::Virtio => command.args(["-device", "virtio-blk-pci,drive=disk"]),
             Bus::Ahci => command.args(["-device", "ahci,id=ahci", "-device", "ide-hd,drive=disk,bus=ahci.0"]),

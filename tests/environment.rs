@@ -1,0 +1,87 @@
+//! The boot environment, the black box and the reports, each with the other side it talks to.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use reflash::blackbox::{Attempt, BlackBox, Outcome};
+use reflash::bootenv::{BootEnv, Loaded};
+use reflash::fetch::{Clock, Options};
+use reflash::report::Pending;
+
+use crate::support::server::{Server, status};
+
+fn editenv(path: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("grub-editenv").arg(path).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs grub-editenv: cargo xtask test"]
+fn grub_editenv_and_we_read_what_the_other_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grubenv");
+    let env = BootEnv::new(&path);
+    let odd = "a\\b c=d # ä";
+    editenv(&path, &["create"]);
+    editenv(&path, &["set", "reflash_tries=2", &format!("odd={odd}"), "empty="]);
+    let Loaded::Good(read) = env.load().unwrap() else { panic!("grub-editenv's file is not read") };
+    assert_eq!((read.get("reflash_tries"), read.get("odd"), read.get("empty")), (Some("2"), Some(odd), Some("")));
+
+    env.update(&[("reflash_tries", Some("1")), ("next_entry", Some("recovery")), ("empty", None)]).unwrap();
+    let listed = editenv(&path, &["list"]);
+    assert_eq!(listed, format!("reflash_tries=1\nodd={odd}\nnext_entry=recovery\n"));
+    // It goes on with our block of 512 bytes as with its own of 1024.
+    editenv(&path, &["unset", "odd"]);
+    editenv(&path, &["set", "reflash_tries=9"]);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 512);
+    assert_eq!(env.load_or_empty().unwrap().get("reflash_tries"), Some("9"));
+
+    // Both find the same end of the room.
+    let room = 512 - env.load_or_empty().unwrap().encode().unwrap().iter().position(|byte| *byte == b'#').unwrap();
+    assert!(room > 0);
+    let mut fill = 400;
+    while env.update(&[("fill", Some(&"x".repeat(fill)))]).is_ok() {
+        fill += 1;
+    }
+    let too_long = format!("fill={}", "x".repeat(fill));
+    let refused = Command::new("grub-editenv").arg(&path).args(["set", &too_long]).output().unwrap();
+    assert!(!refused.status.success());
+    editenv(&path, &["set", &format!("fill={}", "x".repeat(fill - 1))]);
+}
+
+#[test]
+fn what_was_not_reported_is_posted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut open = BlackBox::open(&dir.path().join("blackbox")).unwrap();
+    let options = || Options {
+        proxy: None,
+        ca_file: None,
+        connect_timeout: std::time::Duration::from_secs(5),
+        stall_timeout: std::time::Duration::from_secs(5),
+        clock: Arc::new(Clock::fixed()),
+    };
+    assert!(Pending::of(&open, "demo").is_none());
+    let attempt = |id, outcome| Attempt { id, outcome, reason: "tries".into(), ..Attempt::default() };
+    open.record(&attempt(1, None)).unwrap();
+    open.record(&attempt(2, Some(Outcome::Failed))).unwrap();
+    open.record(&attempt(3, None)).unwrap();
+
+    let refusing = Server::start(|_| status("500 Internal Server Error"));
+    let pending = Pending::of(&open, "demo").unwrap();
+    assert!(pending.post(&refusing.url(), &options()).is_err());
+
+    let server = Server::start(|_| status("204 No Content"));
+    let pending = Pending::of(&open, "demo").unwrap();
+    pending.post(&server.url(), &options()).unwrap();
+    pending.mark(&mut open);
+    let requests = server.requests();
+    assert!(requests[0].line.starts_with("POST /release "), "{}", requests[0].line);
+    let document: serde_json::Value = serde_json::from_slice(&requests[0].body).unwrap();
+    // The third is still going on.
+    let ids: Vec<_> = document["attempts"].as_array().unwrap().iter().map(|attempt| attempt["id"].as_u64()).collect();
+    assert_eq!((ids, &document["machine"]["product"]), (vec![Some(1), Some(2)], &"demo".into()));
+    assert_eq!(document["attempts"][1]["outcome"], "failed");
+    assert!(Pending::of(&BlackBox::open(&dir.path().join("blackbox")).unwrap(), "demo").is_none());
+}

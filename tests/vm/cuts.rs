@@ -1,0 +1,105 @@
+//! Real power cuts: a robot that updates itself is switched off at random instants, and switched on again until its
+//! system is up.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reflash::grubenv::names;
+use xtask::demo::{self, FLASH_TIMEOUT};
+use xtask::disk;
+use xtask::tiny::Behaviour;
+use xtask::vm::{Firmware, Machine};
+
+use super::fallback::{Robot, tiny_image};
+
+/// Restarts after which a robot counts as lost. Each of them may be cut again once.
+const MAX_RESTARTS: u32 = 4;
+
+/// Digest of a whole partition.
+fn digest(disk: &Path, partition: &str) -> blake3::Hash {
+    let range = disk::partition_range(disk, partition).unwrap();
+    let mut content = vec![0; (range.end - range.start) as usize];
+    File::open(disk).unwrap().read_exact_at(&mut content, range.start).unwrap();
+    blake3::hash(&content)
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() {
+    let cuts = if std::env::var_os("REFLASH_FULL").is_some() { 20 } else { 2 };
+    let seed = std::env::var("REFLASH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| std::process::id().into());
+    eprintln!("seed {seed} (REFLASH_SEED repeats it), {cuts} cuts");
+    let mut random = seed;
+    let mut up_to = |end: Duration| {
+        // Numerical Recipes' linear congruential generator: instants need no better.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        end.mul_f64((random >> 40) as f64 / (1_u64 << 24) as f64)
+    };
+
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let old = tiny_image("1", Behaviour::Good);
+    let mut vm = robot.start("cuts");
+    vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    vm.cut_power();
+    let user_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(user_file.path(), &old[..3 << 20]).unwrap();
+    let data = disk::partition_range(&robot.disk, "data").unwrap().start;
+    let (request, device) =
+        (format!("write {} map", user_file.path().display()), format!("{}?offset={data}", robot.disk.display()));
+    assert!(Command::new("debugfs").args(["-w", "-R", &request, &device]).status().unwrap().success());
+    let before = digest(&robot.disk, "data");
+    robot.publish("2", Behaviour::Good);
+    disk::change_environment(&robot.disk, &[(names::NEXT_ENTRY, "recovery")]).unwrap();
+    let start = robot.disk.with_extension("start");
+    copy(&robot.disk, &start);
+
+    let began = Instant::now();
+    let mut vm = robot.start("cuts");
+    vm.wait_for("tiny system 2 is up", FLASH_TIMEOUT).unwrap();
+    let uncut = began.elapsed();
+    vm.cut_power();
+    let new = std::fs::read(robot.image()).unwrap();
+
+    let mut ended_on_new = 0;
+    for cut in 1..=cuts {
+        copy(&start, &robot.disk);
+        let mut told = Vec::new();
+        for restart in 0..=MAX_RESTARTS {
+            let mut vm = Machine::robot(&format!("cuts-{cut}-{restart}"), &robot.disk).start().unwrap();
+            // The first start is always cut, the second one every other time: a cut while it recovers from a cut.
+            let after = up_to(uncut);
+            if restart == 0 || restart == 1 && cut % 2 == 0 {
+                std::thread::sleep(after);
+                vm.cut_power();
+                told.push(format!("{:.1} s", after.as_secs_f32()));
+                continue;
+            }
+            if vm.wait_for(" is up", FLASH_TIMEOUT).is_ok() {
+                vm.cut_power();
+                break;
+            }
+            assert!(restart < MAX_RESTARTS, "cut {cut} after {}: the system does not come up", told.join(", "));
+        }
+        let range = disk::partition_range(&robot.disk, "system").unwrap();
+        let mut system = vec![0; new.len()];
+        File::open(&robot.disk).unwrap().read_exact_at(&mut system, range.start).unwrap();
+        assert!(system == new || system == old, "cut {cut}: neither the old nor the new system");
+        ended_on_new += u32::from(system == new);
+        assert_eq!(digest(&robot.disk, "data"), before, "cut {cut}: the data partition changed");
+        let env = demo::read_environment(&robot.disk).unwrap();
+        assert_eq!((env.get(names::BOOT_OK), env.get(names::RECOVERING)), (Some("1"), None), "cut {cut}");
+        eprintln!("cut {cut} of {cuts} after {}: up on {}", told.join(", "), if system == new { "2" } else { "1" });
+    }
+    eprintln!(
+        "{cuts} cuts over {:.0} s: {ended_on_new} ended on the new system, the others on the old",
+        uncut.as_secs_f32()
+    );
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("--sparse=always").args([from, to]).status().unwrap().success());
+}

@@ -1,0 +1,330 @@
+//! `cargo xtask power-cut`: what would a power cut leave, at any instant of a recovery, and does the machine come back?
+//!
+//! A virtual robot with the real GRUB, kernel and agent recovers while QEMU logs every write and flush of its whole
+//! disk. Then every state that a cut could have left is put together from that log and judged.
+
+mod disk;
+mod explore;
+mod grub;
+mod judge;
+mod log;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use reflash::grubenv::names;
+use reflash::index::Index;
+use reflash::layout::{Role, Size};
+use reflash::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
+
+use crate::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
+use crate::disk::{self as robot_disk, Parts};
+use crate::host::{Need, ensure_installed, is_root};
+use crate::keygen::{self, KeyFiles};
+use crate::paths::Paths;
+use crate::release::{self, Spec};
+use crate::serve::Server;
+use crate::step::{human, run as run_tool, step};
+use crate::tiny::{self, Behaviour};
+use crate::vm::Machine;
+use crate::{agent, grub as grub_images, initramfs};
+
+use disk::{Disk, Region};
+use explore::{Counts, Random, explore};
+use judge::{Judge, Release};
+use log::Entry;
+
+/// Small, so that each of thousands of states is mounted in milliseconds.
+const STATE_MIB: u64 = 16;
+/// `boot.recoveries` where nothing else is configured.
+const BUDGET: u32 = 3;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Of everything random.
+    pub seed: u64,
+    /// States that are really booted, of each recording.
+    pub boots: usize,
+    /// Only this state of this recording, written to a disk image to look at.
+    pub state: Option<(usize, u64)>,
+}
+
+/// The recordings, in order: each begins where the one before ended.
+const RECORDINGS: [&str; 3] = ["first flash", "update", "repair"];
+
+/// Records, explores, and boots a sample.
+///
+/// # Errors
+/// The first state that does not end well.
+pub fn run(paths: &Paths, options: &Options, assume_yes: bool) -> Result<()> {
+    ensure!(is_root(), "states are mounted to look into them: run this as root");
+    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Disk, Need::Vm], assume_yes)?;
+    let started = Instant::now();
+    let mut lab = Lab::new(paths, assume_yes)?;
+    let mut counts = Counts::default();
+    for (number, name) in RECORDINGS.iter().enumerate() {
+        let recording = step(&format!("record the {name}"), || lab.record(number))?;
+        if options.state.is_some_and(|(wanted, _)| wanted != number) {
+            continue;
+        }
+        eprintln!("{name}: {} writes, {} flushes", recording.writes(), recording.flushes());
+        let found = step(&format!("judge every state of the {name}"), || recording.explore(&lab, options))?;
+        counts.prefixes += found.prefixes;
+        counts.reordered += found.reordered;
+        counts.torn += found.torn;
+        step("the same log without its flushes must not pass", || recording.must_fail_without_flushes(&lab, options))?;
+        step(&format!("boot {} states", options.boots), || recording.boot_sample(&lab, options))?;
+    }
+    let Counts { prefixes, reordered, torn } = counts;
+    eprintln!(
+        "seed {}; {prefixes} prefixes, {reordered} reorderings, {torn} torn; {}",
+        options.seed,
+        human(started.elapsed())
+    );
+    println!("{} states", counts.total());
+    Ok(())
+}
+
+/// Two releases, and a robot that follows them.
+struct Lab {
+    paths: Paths,
+    directory: PathBuf,
+    keys: KeyFiles,
+    trusted: TrustedKeys,
+    /// Serves for as long as the robot is needed.
+    _server: Server,
+    images: Vec<PathBuf>,
+    releases: Vec<Release>,
+}
+
+impl Lab {
+    fn new(paths: &Paths, assume_yes: bool) -> Result<Self> {
+        let directory = paths.work().join("power-cut");
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir_all(directory.join("release"))?;
+        keygen::generate(&directory.join("keys"), None)?;
+        let keys = KeyFiles::within(&directory.join("keys"));
+        let mut trusted = TrustedKeys::default();
+        trusted.add("power-cut", &std::fs::read_to_string(&keys.public)?)?;
+        let agent = agent::build(paths, assume_yes)?;
+        let (server, url) = demo::serve_to_guests(&directory.join("release"))?;
+        let mut images = Vec::new();
+        for version in ["1", "2"] {
+            let image = directory.join(format!("system-{version}.img"));
+            let spec = tiny::Spec { version, behaviour: Behaviour::Good, image_mib: tiny::MIN_MIB, padding_mib: 2 };
+            step(&format!("make the system of release {version}"), || tiny::build(paths, &spec, &agent, &image))?;
+            images.push(image);
+        }
+        let lab =
+            Self { paths: paths.clone(), directory, keys, trusted, _server: server, images, releases: Vec::new() };
+        lab.make_disk(&url, assume_yes)?;
+        Ok(lab)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.directory.join("disk.img")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.directory.join("release")
+    }
+
+    fn make_disk(&self, url: &str, assume_yes: bool) -> Result<()> {
+        let mut layout = robot_disk::read_layout(&self.paths.root.join("xtask/recipes/layout.toml"))?;
+        for partition in layout.partitions.iter_mut().filter(|partition| partition.role == Role::State) {
+            partition.size = Size::Mib(STATE_MIB);
+        }
+        let config = demo::robot_config(url).replace("[machine]", "spread_s = 0\n[machine]");
+        let parts = Parts {
+            layout: &layout,
+            disk_bytes: robot_disk::DEFAULT_BYTES,
+            grub: &grub_images::build(&self.paths, assume_yes)?,
+            recovery: &initramfs::recovery(&self.paths, &[], assume_yes)?,
+            config,
+            keys: vec![self.keys.public.clone()],
+            files: Vec::new(),
+            environment: robot_disk::environment_without_system(),
+        };
+        robot_disk::build(&self.paths, &parts, &self.disk(), assume_yes)
+    }
+
+    /// Publishes release `number + 1`.
+    fn publish(&self, number: usize) -> Result<Release> {
+        let spec = Spec {
+            product: demo::PRODUCT.to_owned(),
+            hardware: vec![demo::HARDWARE.to_owned()],
+            channel: "stable".to_owned(),
+            version: (number + 1).to_string(),
+            serial: None,
+            image: self.images[number].clone(),
+            ostree: None,
+            files: Vec::new(),
+            layout: None,
+            frame_bytes: release::DEFAULT_FRAME_BYTES,
+            level: 1,
+            created_unix_s: None,
+        };
+        let released = release::build(&spec, &keygen::load_secret(&self.keys.secret)?, &self.tree())?;
+        let index = released.manifest.image(SYSTEM_IMAGE)?.index;
+        let index = std::fs::read(self.tree().join(manifest::object_path(&index.blake3)))?;
+        let image = std::fs::read(&self.images[number])?;
+        Ok(Release { serial: released.manifest.serial, index: Index::decode(&index)?, image })
+    }
+
+    /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes.
+    fn record(&mut self, number: usize) -> Result<Recording> {
+        let disk = self.disk();
+        match number {
+            0 => {
+                let first = self.publish(0)?;
+                self.releases.push(first);
+            }
+            1 => {
+                let second = self.publish(1)?;
+                self.releases.push(second);
+                robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
+            }
+            _ => {
+                // What GRUB cannot read leads to recovery; the frames with it, and some more, are damaged.
+                let start = robot_disk::partition_range(&disk, "system")?.start;
+                let file = File::options().write(true).open(&disk)?;
+                for mib in [0, 3, 9, 15] {
+                    file.write_all_at(&[0xdb; 256 * 1024], start + mib * 1024 * 1024)?;
+                }
+            }
+        }
+        let image_bytes = self.releases[0].image.len() as u64;
+        let base = Disk { state: region(&disk, "state", u64::MAX)?, system: region(&disk, "system", image_bytes)? };
+        let log = self.directory.join(format!("log-{number}"));
+        File::create(&log)?;
+        let mut machine = Machine::robot(&format!("power-cut-record-{number}"), &disk);
+        machine.write_log = Some(log.clone());
+        let mut robot = machine.start()?;
+        robot.wait_for("is up", FLASH_TIMEOUT)?;
+        robot.cut_power();
+        let entries = log::read(&log)?;
+        let (old, new) = [(None, 0), (Some(0), 1), (Some(1), 1)][number];
+        Ok(Recording { number, base, entries, old, new })
+    }
+}
+
+/// A part of a disk image.
+fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
+    let range = robot_disk::partition_range(disk, partition)?;
+    let mut content = vec![0; (range.end - range.start).min(at_most_bytes) as usize];
+    File::open(disk)?.read_exact_at(&mut content, range.start)?;
+    Ok(Region::new(range.start, content))
+}
+
+/// What a robot wrote from power-on until its system was up.
+struct Recording {
+    number: usize,
+    base: Disk,
+    entries: Vec<Entry>,
+    old: Option<usize>,
+    new: usize,
+}
+
+impl Recording {
+    fn writes(&self) -> usize {
+        self.entries.len() - self.flushes()
+    }
+
+    fn flushes(&self) -> usize {
+        self.entries.iter().filter(|entry| **entry == Entry::Flush).count()
+    }
+
+    fn judge<'a>(&self, lab: &'a Lab) -> Result<Judge<'a>> {
+        let old = self.old.map(|number| &lab.releases[number]);
+        Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET)
+    }
+
+    fn explore(&self, lab: &Lab, options: &Options) -> Result<Counts> {
+        let mut judge = self.judge(lab)?;
+        let wanted = options.state.map(|(_, state)| state);
+        let counts = explore(&self.entries, &mut self.base.clone(), options.seed, |disk, kind, state| {
+            if wanted.is_some_and(|wanted| wanted != state) {
+                return Ok(());
+            }
+            if wanted.is_some() {
+                let path = lab.directory.join("state.img");
+                self.write_out(lab, disk, &path)?;
+                eprintln!("  state {state} ({kind:?}) is in {}", path.display());
+            }
+            judge.judge(disk).with_context(|| {
+                format!(
+                    "state {state} ({kind:?}) of the {}; look at it with --seed {} --state {}:{state}",
+                    RECORDINGS[self.number], options.seed, self.number
+                )
+            })
+        })?;
+        let mut endings: Vec<_> = judge.endings.iter().collect();
+        endings.sort();
+        for (ending, count) in endings {
+            eprintln!("  {count:6} {ending}");
+        }
+        eprintln!("  {:6} of them really recovered by the agent's own code", judge.recovered);
+        Ok(counts)
+    }
+
+    /// A judge who finds nothing wrong with a disk that ignores flushes would find nothing at all.
+    fn must_fail_without_flushes(&self, lab: &Lab, options: &Options) -> Result<()> {
+        let without: Vec<Entry> = self.entries.iter().filter(|entry| **entry != Entry::Flush).cloned().collect();
+        let mut judge = self.judge(lab)?;
+        match explore(&without, &mut self.base.clone(), options.seed, |disk, _, _| judge.judge(disk)) {
+            Err(_) => Ok(()),
+            Ok(counts) => {
+                bail!("{} states of a disk that ignores flushes all end well: the judge is blind", counts.total())
+            }
+        }
+    }
+
+    /// Starts real machines from states drawn at random, until their systems are up.
+    fn boot_sample(&self, lab: &Lab, options: &Options) -> Result<()> {
+        let mut total = 0;
+        explore(&self.entries, &mut self.base.clone(), options.seed, |_, _, state| {
+            total = state;
+            Ok(())
+        })?;
+        let mut random = Random(options.seed);
+        let drawn: Vec<u64> = (0..options.boots).map(|_| 1 + random.below(total as usize) as u64).collect();
+        let mut states: HashMap<u64, PathBuf> = HashMap::new();
+        explore(&self.entries, &mut self.base.clone(), options.seed, |disk, _, state| {
+            if drawn.contains(&state) {
+                let path = lab.directory.join(format!("boot-{}-{state}.img", self.number));
+                self.write_out(lab, disk, &path)?;
+                states.insert(state, path);
+            }
+            Ok(())
+        })?;
+        for (state, path) in states {
+            let name = format!("power-cut-{}-{state}", self.number);
+            let mut robot = Machine::robot(&name, &path).start()?;
+            let up = robot.wait_for("is up", FLASH_TIMEOUT + BOOT_TIMEOUT);
+            robot.cut_power();
+            up.with_context(|| format!("boot state {state} of the {}", RECORDINGS[self.number]))?;
+            let system = region(&path, "system", lab.releases[0].image.len() as u64)?;
+            let known = [self.old, Some(self.new)].into_iter().flatten();
+            let same = known.into_iter().any(|number| lab.releases[number].image == system.content);
+            ensure!(same, "state {state}: the system that is up is neither the old nor the new one");
+            std::fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// A whole disk in this state.
+    fn write_out(&self, lab: &Lab, disk: &Disk, path: &Path) -> Result<()> {
+        run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
+        let file = File::options().write(true).open(path)?;
+        for region in [&disk.state, &disk.system] {
+            file.write_all_at(&region.content, region.start)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! The two regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with
+//! a fingerprint that follows.
+
+use anyhow::{Result, bail};
+use reflash::digest::block_hash;
+
+/// Bytes of a block of the fingerprint: the blocks of the index, so that frames can be looked up by it.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// One region.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// First byte on the disk.
+    pub start: u64,
+    /// What it holds; whole blocks.
+    pub content: Vec<u8>,
+    /// Hash of each block.
+    pub blocks: Vec<u64>,
+    /// Of the whole.
+    pub fingerprint: u64,
+}
+
+/// The disk, as far as it may change.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The state partition.
+    pub state: Region,
+    /// The image's part of the system partition.
+    pub system: Region,
+}
+
+/// What was there before a write.
+pub struct Undo {
+    offset: u64,
+    before: Vec<u8>,
+}
+
+impl Region {
+    /// A region with its content.
+    #[must_use]
+    pub fn new(start: u64, content: Vec<u8>) -> Self {
+        let blocks: Vec<u64> = content.chunks(BLOCK_BYTES).map(block_hash).collect();
+        let fingerprint = (0..).zip(&blocks).fold(0, |sum, (number, hash)| sum ^ mixed(number, *hash));
+        Self { start, content, blocks, fingerprint }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.content.len() as u64
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let from = (offset - self.start) as usize;
+        self.content[from..from + data.len()].copy_from_slice(data);
+        for block in from / BLOCK_BYTES..(from + data.len()).div_ceil(BLOCK_BYTES) {
+            let content = &self.content[block * BLOCK_BYTES..((block + 1) * BLOCK_BYTES).min(self.content.len())];
+            let hash = block_hash(content);
+            self.fingerprint ^= mixed(block as u64, self.blocks[block]) ^ mixed(block as u64, hash);
+            self.blocks[block] = hash;
+        }
+    }
+}
+
+/// A block's part of a fingerprint: depends on where it lies.
+fn mixed(number: u64, hash: u64) -> u64 {
+    block_hash(&[number.to_le_bytes(), hash.to_le_bytes()].concat())
+}
+
+impl Disk {
+    /// Writes, wherever that is; a write to anywhere else is what must never happen.
+    ///
+    /// # Errors
+    /// The write touches something that a recovery may not touch.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Undo> {
+        let end = offset + data.len() as u64;
+        for region in [&mut self.state, &mut self.system] {
+            if offset >= region.start && end <= region.end() {
+                let from = (offset - region.start) as usize;
+                let before = region.content[from..from + data.len()].to_vec();
+                region.write(offset, data);
+                return Ok(Undo { offset, before });
+            }
+        }
+        bail!("bytes {offset} to {end} of the disk were written, which are neither state nor the image of the system")
+    }
+
+    /// Takes a write back. Several are taken back in reverse order.
+    pub fn undo(&mut self, undo: &Undo) {
+        for region in [&mut self.state, &mut self.system] {
+            if undo.offset >= region.start && undo.offset < region.end() {
+                region.write(undo.offset, &undo.before);
+            }
+        }
+    }
+
+    /// Tells states apart.
+    #[must_use]
+    pub fn fingerprint(&self) -> (u64, u64) {
+        (self.state.fingerprint, self.system.fingerprint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Disk, Region};
+
+    #[test]
+    fn what_is_taken_back_leaves_no_trace() {
+        let disk = Disk { state: Region::new(4096, vec![1; 8192]), system: Region::new(65536, vec![2; 8192]) };
+        let mut changed = disk.clone();
+        let first = changed.write(4096 + 512, &[9; 512]).unwrap();
+        let second = changed.write(4096, &[8; 8192]).unwrap();
+        let third = changed.write(65536 + 4096, &[7; 4096]).unwrap();
+        assert_ne!(changed.fingerprint(), disk.fingerprint());
+        assert_eq!(Region::new(4096, changed.state.content.clone()).fingerprint, changed.state.fingerprint);
+        for undo in [third, second, first] {
+            changed.undo(&undo);
+        }
+        assert_eq!(changed.fingerprint(), disk.fingerprint());
+        assert!(changed.state.content == disk.state.content && changed.system.blocks == disk.system.blocks);
+        assert!(changed.write(0, &[0; 512]).is_err() && changed.write(65536 + 8000, &[0; 512]).is_err());
+    }
+}

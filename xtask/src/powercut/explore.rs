@@ -1,0 +1,244 @@
+//! Every state a cut can leave: each prefix of what was written, and within what was not flushed yet, losses,
+//! reorderings and torn writes.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+
+use super::disk::{Disk, Undo};
+use super::log::{Entry, SECTOR_BYTES};
+
+/// How a state came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything up to a write survived.
+    Prefix,
+    /// Of the unflushed writes only some survived.
+    Reordered,
+    /// A write of several sectors survived in part, or a sector became unreadable.
+    Torn,
+}
+
+/// How many there were of which kind, each state counted once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Prefixes.
+    pub prefixes: u64,
+    /// Reorderings.
+    pub reordered: u64,
+    /// Torn writes.
+    pub torn: u64,
+}
+
+impl Counts {
+    /// All.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.prefixes + self.reordered + self.torn
+    }
+}
+
+/// Small, seeded, and the same everywhere: a state found today is found again tomorrow. splitmix64.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// Below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % end.max(1) as u64) as usize
+    }
+}
+
+/// Random subsets tried of each epoch, beside the systematic ones: some, and more the more was in flight.
+const SUBSETS_PER_EPOCH: usize = 8;
+const SUBSETS_PER_WRITE: usize = 32;
+
+/// A write that is in flight: offset, data, and whether it is on the medium when it is done.
+type Write<'a> = (u64, &'a [u8], bool);
+
+/// Walks through all states of a recording. `visit` gets the number of each distinct one, from 1.
+///
+/// # Errors
+/// The first that `visit` refuses, or a write to where none may go.
+pub fn explore(
+    entries: &[Entry],
+    disk: &mut Disk,
+    seed: u64,
+    mut visit: impl FnMut(&Disk, Kind, u64) -> Result<()>,
+) -> Result<Counts> {
+    let mut walk = Walk { random: Random(seed), seen: HashSet::new(), counts: Counts::default(), visit: &mut visit };
+    walk.state(disk, Kind::Prefix)?;
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|entry| *entry == Entry::Flush).unwrap_or(rest.len());
+        let epoch: Vec<Write<'_>> = rest[..end].iter().filter_map(write).collect();
+        walk.epoch(disk, &epoch)?;
+        rest = rest.get(end + 1..).unwrap_or_default();
+    }
+    Ok(walk.counts)
+}
+
+fn write(entry: &Entry) -> Option<Write<'_>> {
+    match entry {
+        Entry::Write { offset, data, durable } => Some((*offset, data, *durable)),
+        Entry::Flush => None,
+    }
+}
+
+struct Walk<'v> {
+    random: Random,
+    seen: HashSet<(u64, u64)>,
+    counts: Counts,
+    visit: &'v mut dyn FnMut(&Disk, Kind, u64) -> Result<()>,
+}
+
+impl Walk<'_> {
+    fn state(&mut self, disk: &Disk, kind: Kind) -> Result<()> {
+        if !self.seen.insert(disk.fingerprint()) {
+            return Ok(());
+        }
+        match kind {
+            Kind::Prefix => self.counts.prefixes += 1,
+            Kind::Reordered => self.counts.reordered += 1,
+            Kind::Torn => self.counts.torn += 1,
+        }
+        (self.visit)(disk, kind, self.counts.total())
+    }
+
+    /// The states while these writes are in flight; then they are all on the medium.
+    fn epoch(&mut self, disk: &mut Disk, writes: &[Write<'_>]) -> Result<()> {
+        for subset in self.subsets(writes) {
+            let undo = subset.iter().map(|n| disk.write(writes[*n].0, writes[*n].1)).collect::<Result<Vec<_>>>()?;
+            self.state(disk, Kind::Reordered)?;
+            take_back(disk, &undo);
+        }
+        for (offset, data, _) in writes {
+            self.torn(disk, *offset, data)?;
+            disk.write(*offset, data)?;
+            self.state(disk, Kind::Prefix)?;
+        }
+        Ok(())
+    }
+
+    /// Which of the writes survive, in the order in which they were issued.
+    fn subsets(&mut self, writes: &[Write<'_>]) -> Vec<Vec<usize>> {
+        let count = writes.len();
+        let mut subsets = Vec::new();
+        for one in 0..count {
+            subsets.push(vec![one]);
+            subsets.push((0..count).filter(|n| *n != one).collect());
+        }
+        for _ in 0..if count > 2 { SUBSETS_PER_EPOCH + SUBSETS_PER_WRITE * count } else { 0 } {
+            // Up to a cut somewhere, each with its own chance: nearly all, half, hardly any.
+            let (issued, chance) = (1 + self.random.below(count), 1 + self.random.below(9));
+            subsets.push((0..issued).filter(|_| self.random.below(10) < chance).collect());
+        }
+        // Whoever waited for the medium by itself has survived once anything later was issued.
+        for subset in &mut subsets {
+            let last = subset.last().copied().unwrap_or_default();
+            let durable = (0..last).filter(|n| writes[*n].2 && !subset.contains(n)).collect::<Vec<_>>();
+            subset.extend(durable);
+            subset.sort_unstable();
+        }
+        subsets
+    }
+
+    /// The write that was going on: some of its sectors, or, as a dying disk leaves it, one that holds garbage.
+    fn torn(&mut self, disk: &mut Disk, offset: u64, data: &[u8]) -> Result<()> {
+        let sector = SECTOR_BYTES as usize;
+        let sectors = data.len() / sector;
+        let mut states: Vec<Vec<(usize, Vec<u8>)>> = Vec::new();
+        let part = |n: usize| data[n * sector..(n + 1) * sector].to_vec();
+        if sectors > 1 {
+            let cut = 1 + self.random.below(sectors - 1);
+            states.push((0..cut).map(|n| (n, part(n))).collect());
+            states.push((cut..sectors).map(|n| (n, part(n))).collect());
+            states.push((0..sectors).filter(|_| self.random.below(2) == 0).map(|n| (n, part(n))).collect());
+        } else if offset < disk.system.start {
+            // The sector of grubenv is one of these.
+            let noise: Vec<u8> = (0..sector).map(|_| self.random.below(256) as u8).collect();
+            let half = [&data[..sector / 2], &noise[sector / 2..]].concat();
+            states.extend([vec![(0, vec![0; sector])], vec![(0, noise)], vec![(0, half)]]);
+        }
+        for state in states {
+            let undo = state
+                .iter()
+                .map(|(n, content)| disk.write(offset + (n * sector) as u64, content))
+                .collect::<Result<Vec<_>>>()?;
+            self.state(disk, Kind::Torn)?;
+            take_back(disk, &undo);
+        }
+        Ok(())
+    }
+}
+
+fn take_back(disk: &mut Disk, undo: &[Undo]) {
+    undo.iter().rev().for_each(|undo| disk.undo(undo));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::{Disk, Region};
+    use super::{Entry, explore};
+
+    fn disk() -> Disk {
+        Disk { state: Region::new(0, vec![0; 8192]), system: Region::new(8192, vec![0; 8192]) }
+    }
+
+    fn write(block: u64, value: u8) -> Entry {
+        Entry::Write { offset: block * 4096, data: vec![value; 4096], durable: false }
+    }
+
+    /// Values of the first bytes of all four blocks, of all states.
+    fn states(entries: &[Entry]) -> Vec<[u8; 4]> {
+        let mut found = Vec::new();
+        let first = |disk: &Disk| {
+            let (state, system) = (&disk.state.content, &disk.system.content);
+            [state[0], state[4096], system[0], system[4096]]
+        };
+        explore(entries, &mut disk(), 7, |disk, _, _| {
+            found.push(first(disk));
+            Ok(())
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn what_was_flushed_is_never_lost_and_what_was_not_may_be() {
+        let entries = [write(0, 1), Entry::Flush, write(1, 2), write(2, 3), write(3, 4), Entry::Flush, write(0, 5)];
+        let found = states(&entries);
+        for expected in [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 3, 0], [1, 0, 3, 4], [1, 2, 3, 4], [5, 2, 3, 4]] {
+            assert!(found.contains(&expected), "{expected:?}");
+        }
+        // Nothing of a later epoch without all of the one before, torn blocks apart.
+        assert!(found.iter().all(|state| state[0] != 0 || state[1..] == [0, 0, 0]));
+        assert!(found.iter().all(|state| state[0] != 5 || state[1..] == [2, 3, 4]));
+    }
+
+    #[test]
+    fn the_same_seed_finds_the_same_states_each_once() {
+        let entries: Vec<Entry> = (0..4).cycle().take(20).zip(1..).map(|(block, value)| write(block, value)).collect();
+        let run = |seed| {
+            let mut found = Vec::new();
+            explore(&entries, &mut disk(), seed, |disk, kind, number| {
+                found.push((disk.fingerprint(), kind, number));
+                Ok(())
+            })
+            .unwrap();
+            found
+        };
+        assert_eq!(run(3), run(3));
+        let numbers: Vec<u64> = run(4).iter().map(|(_, _, number)| *number).collect();
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_write_to_anywhere_else_is_an_error() {
+        assert!(explore(&[write(4, 1)], &mut disk(), 1, |_, _, _| Ok(())).is_err());
+    }
+}

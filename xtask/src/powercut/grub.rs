@@ -1,0 +1,61 @@
+//! What `grub/grub.cfg` does with an environment when nobody presses a key. Pure; `grub/README.md` has the same rules in
+//! words, and `tests/vm/fallback.rs` shows them to the real GRUB.
+
+use reflash::arbiter::Reason;
+use reflash::grubenv::{GrubEnv, names};
+
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The system, after its tries were counted down.
+    System,
+    /// Recovery.
+    Recovery(Reason),
+}
+
+/// Chooses, by the bytes of `grubenv`; `None` when GRUB cannot read the file.
+#[must_use]
+pub fn choose(block: Option<&[u8]>) -> Choice {
+    let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
+    // To GRUB a variable that is empty and one that is not there are the same.
+    let value = |name| env.get(name).filter(|value| !value.is_empty());
+    if value(names::NEXT_ENTRY) == Some("recovery") {
+        return Choice::Recovery(Reason::Requested);
+    }
+    if value(names::RECOVERING) == Some("1") {
+        return Choice::Recovery(Reason::Recovering);
+    }
+    match value(names::TRIES) {
+        None => Choice::Recovery(Reason::EnvLost),
+        Some(tries) if tries.len() == 1 && ("1"..="9").contains(&tries) => Choice::System,
+        Some(_) => Choice::Recovery(Reason::Tries),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Choice, choose};
+    use reflash::arbiter::Reason;
+
+    #[test]
+    fn the_rules_of_the_boot_script() {
+        let of = |variables: &str| choose(Some(format!("# GRUB Environment Block\n{variables}").as_bytes()));
+        for (variables, expected) in [
+            ("reflash_tries=3\n", Choice::System),
+            ("reflash_tries=9\nreflash_recovering=\n", Choice::System),
+            ("reflash_tries=0\n", Choice::Recovery(Reason::Tries)),
+            ("reflash_tries=10\n", Choice::Recovery(Reason::Tries)),
+            ("reflash_tries=x\n", Choice::Recovery(Reason::Tries)),
+            ("reflash_tries=3\nreflash_recovering=1\n", Choice::Recovery(Reason::Recovering)),
+            ("reflash_tries=3\nnext_entry=recovery\n", Choice::Recovery(Reason::Requested)),
+            ("reflash_tries=3\nnext_entry=other\n", Choice::System),
+            ("reflash_tries=\n", Choice::Recovery(Reason::EnvLost)),
+            ("reflash_tries=3", Choice::Recovery(Reason::EnvLost)),
+        ] {
+            assert_eq!(of(variables), expected, "{variables:?}");
+        }
+        for lost in [None, Some(&[0; 512][..]), Some(b"")] {
+            assert_eq!(choose(lost), Choice::Recovery(Reason::EnvLost));
+        }
+    }
+}

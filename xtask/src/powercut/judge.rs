@@ -1,0 +1,326 @@
+//! Whether a state that a cut left ends well: what GRUB then starts, what the agent finds, decides and plans, and, for
+//! a sample, what its recovery really makes of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail, ensure};
+use reflash::arbiter::{self, First, Reason, Recoveries, Situation, System};
+use reflash::chain::chain;
+use reflash::digest::block_hash;
+use reflash::fetch::Directory;
+use reflash::grubenv::names;
+use reflash::index::{FrameNo, Index};
+use reflash::journal::Journal;
+use reflash::manifest::TrustedKeys;
+use reflash::plan::{Plan, Survey};
+use reflash::recovery::{self, Machine};
+use reflash::state::State;
+use reflash::target::BlockTarget;
+
+use super::disk::{BLOCK_BYTES, Disk, Region};
+use super::grub::{Choice, choose};
+use crate::demo;
+use crate::step::output;
+
+/// Of the states that lead to a download, every so many-th is really recovered.
+const RECOVER_EVERY: u64 = 48;
+
+/// A release as the judge knows it.
+pub struct Release {
+    /// Its serial.
+    pub serial: u64,
+    /// Its index.
+    pub index: Index,
+    /// Its image.
+    pub image: Vec<u8>,
+}
+
+/// What there is to compare with.
+pub struct Judge<'a> {
+    /// The release that was installed before, if any.
+    pub old: Option<&'a Release>,
+    /// The release that is offered.
+    pub new: &'a Release,
+    /// Its tree.
+    pub tree: PathBuf,
+    /// Keys it is signed with.
+    pub keys: &'a TrustedKeys,
+    /// How often one release may be recovered to.
+    pub budget: u32,
+    scratch: Scratch,
+    environments: HashMap<u64, Option<Vec<u8>>>,
+    agents: HashMap<u64, Found>,
+    frames: HashMap<(u64, FrameNo, u64), bool>,
+    fetches: u64,
+    /// States that were really recovered.
+    pub recovered: u64,
+    /// How states went on, by what GRUB started and why.
+    pub endings: HashMap<String, u64>,
+}
+
+/// What the agent finds on the state partition.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    /// It did not mount: it is made anew, empty.
+    lost: bool,
+    installed: Option<u64>,
+    recoveries: Recoveries,
+}
+
+impl<'a> Judge<'a> {
+    /// A judge who works in a directory of its own.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn new(
+        old: Option<&'a Release>,
+        new: &'a Release,
+        tree: PathBuf,
+        keys: &'a TrustedKeys,
+        budget: u32,
+    ) -> Result<Self> {
+        Ok(Self {
+            old,
+            new,
+            tree,
+            keys,
+            budget,
+            scratch: Scratch::new()?,
+            environments: HashMap::new(),
+            agents: HashMap::new(),
+            frames: HashMap::new(),
+            fetches: 0,
+            recovered: 0,
+            endings: HashMap::new(),
+        })
+    }
+
+    /// Judges one state.
+    ///
+    /// # Errors
+    /// It does not end well: why.
+    pub fn judge(&mut self, disk: &Disk) -> Result<()> {
+        let choice = choose(self.environment(&disk.state)?.as_deref());
+        let how = match choice {
+            Choice::System if !has_superblock(&disk.system) => self.recovery(disk, Reason::SystemUnreadable)?,
+            Choice::System => {
+                let whole = |release: &Release| disk.system.content == release.image;
+                let old = self.old.is_some_and(whole);
+                ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
+                format!("the {} system starts", if old { "old" } else { "new" })
+            }
+            Choice::Recovery(reason) => self.recovery(disk, reason)?,
+        };
+        *self.endings.entry(how).or_default() += 1;
+        Ok(())
+    }
+
+    fn recovery(&mut self, disk: &Disk, reason: Reason) -> Result<String> {
+        let found = self.agent(&disk.state)?;
+        let installed =
+            [self.old, Some(self.new)].into_iter().flatten().find(|release| Some(release.serial) == found.installed);
+        let system = match installed {
+            Some(release) if self.survey(&release.index, release.serial, &disk.system).all_right() => System::Intact,
+            Some(_) => System::Damaged,
+            None => System::Unknown,
+        };
+        let situation = Situation { reason, system, recoveries: found.recoveries, budget: self.budget };
+        let first = arbiter::decide(&situation);
+        match first {
+            First::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
+            First::Start => {}
+            First::Fetch { .. } => {
+                let new = self.new;
+                let survey = self.survey(&new.index, new.serial, &disk.system);
+                check_plan(&new.index, &survey)?;
+                self.fetches += 1;
+                if self.fetches % RECOVER_EVERY == 1 {
+                    self.recover(disk, found.recoveries)?;
+                    self.recovered += 1;
+                }
+            }
+        }
+        let state = if found.lost { ", state made anew" } else { "" };
+        Ok(format!("recovery ({reason:?}{state}): {}", if first == First::Start { "started" } else { "fetched" }))
+    }
+
+    /// The block GRUB reads: through the metadata as they lie on the disk, since GRUB replays no journal.
+    fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
+        if let Some(known) = self.environments.get(&state.fingerprint) {
+            return Ok(known.clone());
+        }
+        self.scratch.write(&state.content)?;
+        let read = Command::new("debugfs").args(["-R", "cat /grubenv"]).arg(&self.scratch.file).output();
+        let block = Some(read.context("start debugfs")?.stdout).filter(|block| !block.is_empty());
+        self.environments.insert(state.fingerprint, block.clone());
+        Ok(block)
+    }
+
+    /// What the agent finds once the kernel has mounted the partition, and replayed its journal.
+    fn agent(&mut self, state: &Region) -> Result<Found> {
+        if let Some(known) = self.agents.get(&state.fingerprint) {
+            return Ok(known.clone());
+        }
+        self.scratch.write(&state.content)?;
+        let found = match self.scratch.mount() {
+            Err(_) => Found { lost: true, ..Found::default() },
+            Ok(mounted) => {
+                let state = State::new(&mounted.0);
+                Found {
+                    lost: false,
+                    installed: state.installed(self.keys).map(|installed| installed.manifest.serial),
+                    recoveries: state.boot_env().recoveries().unwrap_or_default(),
+                }
+            }
+        };
+        self.agents.insert(state.fingerprint, found.clone());
+        Ok(found)
+    }
+
+    /// Which frames of an image are right, looked up by their blocks: most were seen before.
+    fn survey(&mut self, index: &Index, serial: u64, system: &Region) -> Survey {
+        let per_frame = index.frame_bytes() as usize / BLOCK_BYTES;
+        let right = (0..index.frame_count()).map(|frame| {
+            let blocks = &system.blocks[frame as usize * per_frame..];
+            let blocks = &blocks[..per_frame.min(blocks.len())];
+            let key = block_hash(&blocks.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<_>>());
+            *self.frames.entry((serial, frame, key)).or_insert_with(|| {
+                let range = index.frame_range(frame);
+                index.matches(frame, &system.content[range.start as usize..range.end as usize])
+            })
+        });
+        let right = right.collect();
+        Survey::new(index, right)
+    }
+
+    /// Runs the agent's own recovery from this very state.
+    fn recover(&mut self, disk: &Disk, recoveries: Recoveries) -> Result<()> {
+        self.scratch.write(&disk.state.content)?;
+        // One that does not mount is made anew by the agent; any empty directory stands for it.
+        let fresh = tempfile::tempdir()?;
+        let mounted = self.scratch.mount().ok();
+        let state = State::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
+        let target = Memory(Mutex::new(disk.system.content.clone()));
+        let journal = Journal::new(None, false);
+        let report = recovery::run(&Machine {
+            product: demo::PRODUCT.to_owned(),
+            hardware: demo::HARDWARE.to_owned(),
+            channel: "stable".to_owned(),
+            tries: 3,
+            allow_older: false,
+            asked_for: false,
+            recoveries,
+            keys: self.keys,
+            source: &Directory::new(self.tree.clone()),
+            target: &target,
+            state: Some(&state),
+            journal: &journal,
+            learn_time: &|_| {},
+        });
+        let report = report.map_err(|error| anyhow::anyhow!("the recovery fails: {}", chain(&error)))?;
+        ensure!(
+            *target.0.lock().unwrap_or_else(|error| error.into_inner()) == self.new.image,
+            "the recovery left another image"
+        );
+        let env = state.boot_env().load_or_empty()?;
+        let ended = env.get(names::TRIES) == Some("3") && env.get(names::RECOVERING).is_none();
+        ensure!(ended, "the recovery to {} left the environment {:?}", report.version, env.iter().collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+/// GRUB finds an ext4 file system by its magic number (Linux' Documentation/filesystems/ext4/super.rst: 0xEF53 at offset
+/// 0x38 of the superblock, which lies at 1024); without it no kernel can be read.
+fn has_superblock(system: &Region) -> bool {
+    system.content[1024 + 0x38..][..2] == [0x53, 0xef]
+}
+
+/// The plan must touch every wrong frame and no other.
+fn check_plan(index: &Index, survey: &Survey) -> Result<()> {
+    let plan = Plan::new(index, survey);
+    let fetched =
+        plan.requests.iter().flat_map(|request| &request.stored).flat_map(|stored| plan.destinations(*stored));
+    let touched: BTreeSet<FrameNo> = plan.zero.iter().copied().chain(fetched).collect();
+    let wrong: BTreeSet<FrameNo> = (0..index.frame_count()).filter(|frame| !survey.is_right(*frame)).collect();
+    ensure!(touched == wrong, "the plan touches {} frames and {} are wrong", touched.len(), wrong.len());
+    Ok(())
+}
+
+/// A file in memory that is mounted as the state partition, over and over.
+struct Scratch {
+    _directory: tempfile::TempDir,
+    file: PathBuf,
+    mount_point: PathBuf,
+}
+
+struct Mounted(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
+        let (file, mount_point) = (directory.path().join("state"), directory.path().join("mount"));
+        fs::create_dir(&mount_point)?;
+        Ok(Self { _directory: directory, file, mount_point })
+    }
+
+    fn write(&self, content: &[u8]) -> Result<()> {
+        let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
+        file.set_len(content.len() as u64)?;
+        Ok(file.write_all_at(content, 0)?)
+    }
+
+    fn mount(&self) -> Result<Mounted> {
+        output(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&self.file).arg(&self.mount_point))?;
+        Ok(Mounted(self.mount_point.clone()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// The system partition in memory.
+struct Memory(Mutex<Vec<u8>>);
+
+impl Memory {
+    fn with<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(|error| error.into_inner()))
+    }
+}
+
+impl BlockTarget for Memory {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.with(|content| content.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.with(|content| buffer.copy_from_slice(&content[offset as usize..][..buffer.len()]));
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, new: &[u8]) -> std::io::Result<()> {
+        self.with(|content| content[offset as usize..][..new.len()].copy_from_slice(new));
+        Ok(())
+    }
+
+    fn zero(&self, range: std::ops::Range<u64>) -> std::io::Result<()> {
+        self.with(|content| content[range.start as usize..range.end as usize].fill(0));
+        Ok(())
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

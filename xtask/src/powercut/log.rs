@@ -1,0 +1,91 @@
+//! The log of QEMU's `blklogwrites` block driver: everything a machine wrote to its disk, in order.
+//!
+//! The format is dm-log-writes' (Linux' Documentation/admin-guide/device-mapper/log-writes.rst, QEMU's
+//! block/blklogwrites.c): a superblock sector, then per entry a sector with its head, and the data.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// Sectors of the log and of the disk, bytes.
+pub const SECTOR_BYTES: u64 = 512;
+
+const MAGIC: u64 = 0x006a_7366_7773_6872;
+const FLUSH: u64 = 1;
+const FUA: u64 = 2;
+const DISCARD: u64 = 4;
+
+/// One thing the machine did to its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// Wrote. `durable` when the write waited for the medium by itself (FUA).
+    Write {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// What.
+        data: Vec<u8>,
+        /// With FUA.
+        durable: bool,
+    },
+    /// Everything written before is on the medium.
+    Flush,
+}
+
+/// Reads a log whose machine may have been switched off in the middle of an entry.
+///
+/// # Errors
+/// It is no such log. A discard is refused: what it leaves is not known.
+pub fn read(path: &Path) -> Result<Vec<Entry>> {
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    parse(&bytes).with_context(|| format!("read {}", path.display()))
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
+    let sector = SECTOR_BYTES as usize;
+    ensure!(bytes.len() >= sector && number(bytes, 0) == MAGIC, "not a log of writes");
+    let mut entries = Vec::new();
+    let mut rest = &bytes[sector..];
+    while rest.len() >= sector {
+        let (first, sectors, flags) = (number(rest, 0), number(rest, 8), number(rest, 16));
+        let len = usize::try_from(sectors * SECTOR_BYTES)?;
+        ensure!(flags & DISCARD == 0, "the machine discarded {len} bytes");
+        let Some(data) = rest.get(sector..sector + len) else { break };
+        // A request may ask for a flush before its data.
+        if flags & FLUSH != 0 {
+            entries.push(Entry::Flush);
+        }
+        if len > 0 {
+            let (offset, durable) = (first * SECTOR_BYTES, flags & FUA != 0);
+            entries.push(Entry::Write { offset, data: data.to_vec(), durable });
+        }
+        rest = &rest[sector + len..];
+    }
+    Ok(entries)
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DISCARD, Entry, FLUSH, FUA, MAGIC, parse};
+
+    fn head(numbers: [u64; 3]) -> Vec<u8> {
+        let mut sector: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        sector.resize(512, 0);
+        sector
+    }
+
+    #[test]
+    fn entries_come_in_order_and_a_cut_one_is_left_out() {
+        let write = |data: u8| Entry::Write { offset: 4 * 512, data: vec![data; 512], durable: data == 2 };
+        let mut log = head([MAGIC, 1, 3]);
+        log.extend([head([4, 1, 0]), vec![1; 512], head([0, 0, FLUSH]), head([4, 1, FUA]), vec![2; 512]].concat());
+        assert_eq!(parse(&log).unwrap(), [write(1), Entry::Flush, write(2)]);
+        log.truncate(log.len() - 1);
+        assert_eq!(parse(&log).unwrap(), [write(1), Entry::Flush]);
+        assert!(parse(&[head([MAGIC, 1, 1]), head([0, 8, DISCARD])].concat()).is_err());
+        assert!(parse(&[0; 512]).is_err());
+    }
+}

@@ -28,11 +28,30 @@ pub enum Command {
     Env(Common, EnvAction),
 }
 
+impl Command {
+    /// The options that every verb has.
+    #[must_use]
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Help(_) | Self::Version => None,
+            Self::Flash(flash) => Some(&flash.common),
+            Self::Verify(verify) => Some(&verify.common),
+            Self::Status(common)
+            | Self::Report(common)
+            | Self::Good(common)
+            | Self::Request(common)
+            | Self::Env(common, _) => Some(common),
+        }
+    }
+}
+
 /// Options of every verb.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Common {
     /// Print JSON.
     pub json: bool,
+    /// Say on stderr what the libraries do.
+    pub verbose: bool,
     /// A mounted state partition, instead of the one on this machine's disk.
     pub state: Option<PathBuf>,
     /// Configuration file.
@@ -108,6 +127,7 @@ Exit codes: 0 done; 1 the answer is no (verify: damaged; status: nothing install
 
 const COMMON: &str = "\
   --json          print the answer as JSON
+  --verbose, -v   tell on stderr every request and what the libraries say
   --state DIR     a mounted state partition (default: the one on this machine's disk)
   --config FILE   configuration (default /etc/reflash/reflash.toml)
   --keys DIR      minisign public keys (default /etc/reflash/keys)
@@ -224,6 +244,7 @@ fn owned(arg: Option<Arg<'_>>) -> Option<String> {
 fn common_option(common: &mut Common, parser: &mut Parser, name: &str) -> Result<(), lexopt::Error> {
     match name {
         "--json" => common.json = true,
+        "--verbose" | "-v" => common.verbose = true,
         "--state" => common.state = Some(parser.value()?.into()),
         "--config" => common.config = Some(parser.value()?.into()),
         "--keys" => common.keys = Some(parser.value()?.into()),
@@ -318,6 +339,7 @@ mod tests {
         };
         assert_eq!((flash.urls.len(), flash.allow_older, flash.common.json, flash.dry_run), (2, true, true, false));
         assert!(matches!(of("verify --sha256").unwrap(), Command::Verify(v) if v.sha256));
+        assert!(of("status -v").unwrap().common().unwrap().verbose);
         assert!(matches!(of("good --state /s").unwrap(), Command::Good(c) if c.state == Some("/s".into())));
         assert!(
             matches!(of("env set a=b=c").unwrap(), Command::Env(_, EnvAction::Set(n, v)) if n == "a" && v == "b=c")

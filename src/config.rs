@@ -160,9 +160,11 @@ pub struct BootArgs {
     pub recovery_partuuid: Option<String>,
     /// `reflash.force`: a person asked at the machine, so an older release is allowed.
     pub force: bool,
+    /// `reflash.verbose`: libraries may say everything in the kernel log.
+    pub verbose: bool,
 }
 
-const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.url, reflash.channel, \
+const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.verbose, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
      reflash.vlan, reflash.proxy, reflash.report, reflash.system, reflash.data";
 
@@ -216,6 +218,7 @@ impl Layer {
                 "reason" => boot.reason = Some(text()),
                 "recovery" => boot.recovery_partuuid = Some(value.to_ascii_lowercase()),
                 "force" => boot.force = true,
+                "verbose" => boot.verbose = true,
                 // For the system's own initramfs; here they only must not be refused.
                 "system" | "data" => {}
                 "url" => layer.release.urls = Some(value.split(',').map(str::to_owned).collect()),
@@ -364,7 +367,7 @@ mod tests {
     fn the_command_line_overrides_the_file() {
         let line = "quiet root=x reflash.url=https://b.example,https://c.example reflash.reason=tries \
                     reflash.recovery=ABCD reflash.interface=52:54:00:12:34:56 reflash.address=192.0.2.7/24 \
-                    reflash.gateway=192.0.2.1";
+                    reflash.gateway=192.0.2.1 reflash.verbose";
         let (over, boot) = Layer::from_kernel_command_line(line).unwrap();
         let config = Config::resolve(Layer::parse("test", MINIMAL).unwrap().overridden_by(over)).unwrap();
         assert_eq!(config.urls, ["https://b.example", "https://c.example"]);
@@ -374,7 +377,12 @@ mod tests {
         assert_eq!((address.prefix_len, address.gateway), (24, Some([192, 0, 2, 1].into())));
         assert_eq!(
             boot,
-            BootArgs { reason: Some("tries".into()), recovery_partuuid: Some("abcd".into()), force: false }
+            BootArgs {
+                reason: Some("tries".into()),
+                recovery_partuuid: Some("abcd".into()),
+                force: false,
+                verbose: true
+            }
         );
     }
 

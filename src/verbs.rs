@@ -65,6 +65,10 @@ fn failure<T>(text: impl Into<String>) -> Result<T, Failure> {
 /// Carries out a command and says how it went.
 #[must_use]
 pub fn run(command: Command) -> ExitCode {
+    if command.common().is_some_and(|common| common.verbose) {
+        // Fails only where a logger is set already, and nobody else sets one.
+        let _ = simple_logger::SimpleLogger::new().with_level(log::LevelFilter::Debug).init();
+    }
     let result = match command {
         Command::Help(text) => {
             print!("{text}");

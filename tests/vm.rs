@@ -180,10 +180,18 @@ fn the_demonstration_left_a_system_that_verifies_itself_and_asks_for_recovery() 
     robot.wait_for("asking http://10.0.2.2", BOOT_TIMEOUT).unwrap();
     robot.cut_power();
     // One-shot: the next start is the system's, with everything the machine owned.
-    let mut robot = Machine::robot("after-request", &paths.dist().join("disk.img")).start().unwrap();
+    let mut machine = Machine::robot("after-request", &paths.dist().join("disk.img"));
+    machine.add_watchdog();
+    let mut robot = machine.start().unwrap();
     log_in(&mut robot);
     let kept = answer(&mut robot, "cat /etc/kept /var/kept; cmp /etc/machine-id /var/id && echo same-id");
     assert!(kept.matches("kept\n").count() == 2 && kept.contains("\nsame-id"), "{kept}");
+    // A system that hangs: its PID 1 stops, and with it the food of the watchdog it armed.
+    let armed = answer(&mut robot, "cat /sys/class/watchdog/watchdog0/state /sys/class/watchdog/watchdog0/timeout");
+    assert!(armed.contains("\nactive\n30\n"), "{armed}");
+    robot.type_text("kill -SEGV 1\n").unwrap();
+    robot.wait_for("Start the system", BOOT_TIMEOUT).unwrap();
+    robot.wait_for("robot-demo0001 login:", BOOT_TIMEOUT).unwrap();
 }
 
 fn log_in(robot: &mut Running) {

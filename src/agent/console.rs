@@ -22,6 +22,35 @@ pub(super) fn open_journal() -> Journal {
     journal
 }
 
+/// Sends what the libraries say (HTTP, TLS) and our own debugging to the kernel log: warnings always, everything when
+/// `verbose`. The console stays with the journal.
+pub(super) fn log_libraries(verbose: bool) {
+    let Ok(kmsg) = sys::kmsg::Kmsg::open() else { return };
+    if log::set_boxed_logger(Box::new(KernelLog(kmsg))).is_ok() {
+        log::set_max_level(if verbose { log::LevelFilter::Debug } else { log::LevelFilter::Warn });
+    }
+}
+
+struct KernelLog(sys::kmsg::Kmsg);
+
+impl log::Log for KernelLog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let level = match record.level() {
+            log::Level::Error | log::Level::Warn => sys::kmsg::Level::Warning,
+            _ => sys::kmsg::Level::Info,
+        };
+        if self.enabled(record.metadata()) {
+            let _ = self.0.write(level, &format!("{}: {}", record.target(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 /// Writes to all consoles; one that fails does not keep the others silent.
 struct Consoles(Vec<fs::File>);
 

@@ -58,6 +58,7 @@ impl Setup {
     pub(super) fn new(journal: &Arc<Journal>) -> Result<Self, SetupError> {
         let command_line = read("/proc/cmdline")?;
         let (over, args) = Layer::from_kernel_command_line(&command_line)?;
+        super::console::log_libraries(args.verbose);
         let reason = Reason::parse(args.reason.as_deref());
         let word = args.reason.clone().unwrap_or_else(|| "not given".to_owned());
         let sentence = format!("reflash {}, reason: {word} ({})", env!("CARGO_PKG_VERSION"), reason.sentence());
@@ -194,7 +195,9 @@ fn load_modules(journal: &Arc<Journal>) -> Result<sys::modules::Coldplug, SetupE
     let teller = Arc::clone(journal);
     let coldplug = sys::modules::Coldplug::start(Arc::clone(&loader), move |loaded| tell_modules(&teller, loaded))
         .map_err(|source| SetupError::Read { path: "kernel device events".to_owned(), source })?;
-    tell_modules(journal, &loader.load_for_present_devices());
+    // Beside the story: the disk is waited for by itself, and a robot whose answer is cheap needs no more than that.
+    let teller = Arc::clone(journal);
+    std::thread::spawn(move || tell_modules(&teller, &loader.load_for_present_devices()));
     Ok(coldplug)
 }
 

@@ -107,6 +107,7 @@ impl Http {
                 request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
             }
             let response = request.call().map_err(|error| self.no_answer(&url, error))?;
+            log::debug!("GET {} {range:?}: {}", url::redacted(&url), response.status());
             if !is_redirect(response.status()) {
                 return sorted_out(url, response);
             }

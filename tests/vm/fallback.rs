@@ -1,11 +1,15 @@
 //! A system that does not come up ends in recovery by itself, each way with its own reason, and is up again at the end.
 //!
-//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones.
+//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones. Stories named
+//! `full_` take minutes each: only `cargo xtask test --full` runs them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use reflash::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
@@ -15,6 +19,7 @@ use xtask::tiny::{self, Behaviour};
 use xtask::vm::{Firmware, Machine, Running};
 
 use crate::support::Fixture;
+use crate::support::server::{Act, Server as StubbornServer, object, status};
 
 /// A signed release of a tiny system, its server, and the disk of a robot that follows it.
 pub struct Robot {
@@ -60,7 +65,7 @@ impl Robot {
         self.starts += 1;
         let mut machine = Machine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
-        machine.extra = ["-device", "i6300esb", "-watchdog-action", "reset"].map(str::to_owned).to_vec();
+        machine.add_watchdog();
         machine.start().unwrap()
     }
 
@@ -139,13 +144,13 @@ fn from_blank_through_every_kind_of_damage_on_bios() {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn from_blank_through_every_kind_of_damage_on_uefi() {
+fn full_from_blank_through_every_kind_of_damage_on_uefi() {
     from_blank_through_every_kind_of_damage(Firmware::Uefi, "damage-uefi");
 }
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one() {
+fn full_a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one() {
     let mut robot = Robot::new(Behaviour::NeverGood, Firmware::Bios, 2);
     let mut vm = robot.start("bad-release");
     expect(&vm, &["reason: tries", "starting it"]);
@@ -174,7 +179,7 @@ fn a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn panics_and_hangs_end_in_recovery_and_a_better_release() {
+fn full_panics_and_hangs_end_in_recovery_and_a_better_release() {
     let mut robot = Robot::new(Behaviour::Panic, Firmware::Bios, 1);
     let vm = robot.start("panic");
     expect(&vm, &["reason: tries", "starting it", "tiny system 1 panics"]);
@@ -186,7 +191,7 @@ fn panics_and_hangs_end_in_recovery_and_a_better_release() {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn no_environment_bricks_or_wipes() {
+fn full_no_environment_bricks_or_wipes() {
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
     let mut vm = robot.start("environment");
     expect(&vm, &["tiny system 1 is up"]);
@@ -235,4 +240,39 @@ fn a_full_state_partition_keeps_nobody_from_recovering() {
     assert!(status.contains("installed 1 (serial 1)"), "{status}");
     vm.cut_power();
     demo::check_system(&robot.disk, &robot.image()).unwrap();
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_download_that_stands_still_is_ended_by_the_watchdog() {
+    let fixture = Fixture::with(tiny_image("1", Behaviour::Good), super::for_demo_robots);
+    let (tree, stalled) = (fixture.tree(), Arc::new(AtomicBool::new(true)));
+    let stalls = Arc::clone(&stalled);
+    let server = StubbornServer::start(move |request| {
+        let path = request.target().trim_start_matches("/release/").to_owned();
+        let Ok(content) = std::fs::read(tree.join(&path)) else { return status("404 Not Found") };
+        if stalls.load(Ordering::SeqCst) && request.range().is_some() {
+            // The head of an answer, and then not one byte more, for longer than anybody waits.
+            let length = format!("Content-Length: {}", content.len());
+            return vec![
+                Act::Send(format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\n").into()),
+                Act::Wait(Duration::from_secs(900)),
+            ];
+        }
+        object(request, &content)
+    });
+    let url = format!("http://10.0.2.2:{}/release", server.address.port());
+    let config =
+        demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]") + "[watchdog]\nstall_s = 30\n";
+    let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
+    let mut machine = Machine::robot("stalled", &disk);
+    machine.add_watchdog();
+    let robot = machine.start().unwrap();
+    expect(&robot, &["resets the machine 60 s after 30 s without progress", "[6/8] write", "no progress for 3"]);
+    let silent = Instant::now();
+    expect(&robot, &["Recover/Reflash"]);
+    let reset_after = silent.elapsed();
+    assert!(reset_after > Duration::from_secs(30) && reset_after < Duration::from_secs(120), "{reset_after:?}");
+    stalled.store(false, Ordering::SeqCst);
+    expect(&robot, &["Recovery, reason: recovering", "the last restart was the watchdog's", "tiny system 1 is up"]);
 }

@@ -76,6 +76,11 @@ impl Machine {
         }
     }
 
+    /// Gives it a hardware watchdog that resets it.
+    pub fn add_watchdog(&mut self) {
+        self.extra.extend(["-device", "i6300esb", "-watchdog-action", "reset"].map(str::to_owned));
+    }
+
     /// Starts it.
     ///
     /// # Errors

@@ -13,18 +13,14 @@ const KERNEL_EVENTS: u32 = 1;
 /// Room for a burst, such as a hub with all its devices; an event has a few hundred bytes.
 const RECEIVE_BUFFER: u32 = 1024 * 1024;
 
-/// The listener for new devices.
+/// The listener for new devices. Its thread lives as long as the process.
 #[derive(Debug)]
-pub struct Coldplug {
-    /// What was loaded for the devices that were there.
-    pub present: Loaded,
-}
+pub struct Coldplug(());
 
 impl Coldplug {
-    /// Starts listening, loads the drivers of present devices, and goes on with later ones in a thread that lives as
-    /// long as the process. `on_loaded` is told of every later round that did something.
-    ///
-    /// Listening starts before sysfs is read, so no device falls in between.
+    /// Starts listening, and loads the drivers of devices that appear from now on, in a thread. `on_loaded` is told of
+    /// every round that did something. The devices that are there already are the caller's: after this call, so that
+    /// none falls in between.
     ///
     /// # Errors
     /// The kernel refused the socket or the thread.
@@ -33,7 +29,6 @@ impl Coldplug {
         // A small buffer only means more rounds through sysfs, so a refusal is no reason to go without.
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER);
         socket.bind(&SocketAddr::new(0, KERNEL_EVENTS))?;
-        let present = loader.load_for_present_devices();
         std::thread::Builder::new().name("coldplug".into()).spawn(move || {
             loop {
                 let loaded = match socket.recv_from_full() {
@@ -54,7 +49,7 @@ impl Coldplug {
                 }
             }
         })?;
-        Ok(Self { present })
+        Ok(Self(()))
     }
 }
 

@@ -32,7 +32,7 @@ impl Container {
         match step::output(trial.arg("/bin/true")) {
             Ok(_) => Self::Nspawn,
             Err(error) => {
-                log::debug!("systemd-nspawn cannot start here, chroot is used: {error:#}");
+                eprintln!("  systemd-nspawn cannot start here, chroot is used: {error:#}");
                 Self::Chroot
             }
         }

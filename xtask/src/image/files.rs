@@ -229,7 +229,7 @@ impl Drop for Temporary {
             let ours = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
                 && fs::read(path).is_ok_and(|found| found == *content);
             if ours && let Err(error) = fs::remove_file(path) {
-                log::warn!("cannot delete {}: {error}", path.display());
+                eprintln!("  cannot delete {}: {error}", path.display());
             }
         }
     }

@@ -55,7 +55,7 @@ impl Random {
 
 /// Random subsets tried of each epoch, beside the systematic ones: some, and more the more was in flight.
 const SUBSETS_PER_EPOCH: usize = 8;
-const SUBSETS_PER_WRITE: usize = 32;
+const SUBSETS_PER_WRITE: usize = 48;
 
 /// A write that is in flight: offset, data, and whether it is on the medium when it is done.
 type Write<'a> = (u64, &'a [u8], bool);

@@ -13,7 +13,7 @@ use xtask::disk;
 use xtask::tiny::Behaviour;
 use xtask::vm::{Firmware, Machine};
 
-use super::fallback::{Robot, tiny_image};
+use super::fallback::Robot;
 
 /// Restarts after which a robot counts as lost. Each of them may be cut again once.
 const MAX_RESTARTS: u32 = 4;
@@ -41,7 +41,7 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
     };
 
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
-    let old = tiny_image("1", Behaviour::Good);
+    let old = std::fs::read(robot.image()).unwrap();
     let mut vm = robot.start("cuts");
     vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     vm.cut_power();

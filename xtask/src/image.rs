@@ -9,7 +9,7 @@ mod ext4;
 mod files;
 mod fragment;
 mod initramfs;
-mod mirror;
+pub mod mirror;
 mod normal;
 mod ostree;
 mod stamp;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::image::mirror;
 use crate::paths::Paths;
 use crate::step::{output, run, step};
 
@@ -12,6 +13,9 @@ use crate::step::{output, run, step};
 pub const SUITE: &str = "bookworm";
 /// The generic kernel: the cloud variant has no AHCI, MMC, USB, nor real network cards.
 pub const PACKAGE: &str = "linux-image-amd64";
+
+/// The key of Debian's archive, whatever the host is.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
@@ -22,15 +26,6 @@ pub struct Kernel {
     pub vmlinuz: PathBuf,
     /// `lib/modules/RELEASE`, with depmod's tables.
     pub modules: PathBuf,
-}
-
-/// The mirror this machine's own apt uses for a suite, if it does.
-#[must_use]
-pub fn host_mirror(suite: &str) -> Option<String> {
-    let format = "$(CODENAME) $(REPO_URI)";
-    let list =
-        output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"])).ok()?;
-    list.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == suite).map(|(_, uri)| uri.to_owned())
 }
 
 /// The mirror that debootstrap would take for a suite: on a host of another distribution, apt knows none.
@@ -106,19 +101,17 @@ impl Apt {
         for directory in ["lists/partial", "cache/archives/partial", "etc"] {
             std::fs::create_dir_all(root.join(directory))?;
         }
-        let mirror = match std::env::var("REFLASH_MIRROR") {
-            Ok(mirror) => mirror,
-            Err(_) => host_mirror(SUITE).or_else(|| default_mirror(SUITE)).with_context(|| {
-                format!("no mirror of {SUITE} is known here; name one with REFLASH_MIRROR=http://...")
-            })?,
-        };
-        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let mut sources = format!("deb [signed-by={keyring}] {mirror} {SUITE} main\n");
-        // A robot's last resort should have the kernel's security fixes too, where this machine knows their archive.
-        let security = format!("{SUITE}-security");
-        if let Some(mirror) = host_mirror(&security) {
-            sources += &format!("deb [signed-by={keyring}] {mirror} {security} main\n");
+        // With its updates: a robot's last resort should have the kernel's security fixes too.
+        let mut lines: Vec<String> = mirror::of_host(SUITE)
+            .into_iter()
+            .map(|source| format!("deb [signed-by={KEYRING}] {} {} main\n", source.uri, source.release))
+            .collect();
+        let named = std::env::var("REFLASH_MIRROR").ok();
+        if let Some(mirror) = named.or_else(|| lines.is_empty().then(|| default_mirror(SUITE)).flatten()) {
+            lines = vec![format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n")];
         }
+        ensure!(!lines.is_empty(), "no mirror of {SUITE} is known here; name one with REFLASH_MIRROR=http://...");
+        let sources = lines.concat();
         std::fs::write(root.join("etc/sources.list"), sources)?;
         std::fs::write(root.join("status"), "")?;
         let apt = Self { root };

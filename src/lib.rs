@@ -34,6 +34,7 @@
 //! | [`mod@chain`] | how an error is told | none |
 //! | [`digest`] | what names and checks content | none |
 //! | [`sys`] | the only home of nix and `unsafe` | all |
+//! | [`placeholder`] | what vendors ship where an identity should be | none |
 //! | [`config`] | configuration files and kernel command line | none |
 
 pub mod agent;
@@ -54,6 +55,7 @@ pub mod index;
 pub mod journal;
 pub mod layout;
 pub mod manifest;
+pub mod placeholder;
 pub mod plan;
 pub mod progress;
 pub mod recovery;

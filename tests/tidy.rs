@@ -4,17 +4,56 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the agent from the story down to the syscalls: a module may use those behind it, never those before.
 const LAYERS: &[&str] = &[
-    "main", "verbs", "agent", "sysroot", "cli", "watchdog", "recovery", "boot", "verify", "write", "report", "state",
-    "blackbox", "bootenv", "fetch", "clock", "target", "journal", "plan", "manifest", "index", "layout", "arbiter",
-    "grubenv", "hostname", "bootcode", "progress", "digest",
+    "main",
+    "verbs",
+    "agent",
+    "sysroot",
+    "cli",
+    "watchdog",
+    "recovery",
+    "boot",
+    "verify",
+    "write",
+    "report",
+    "state",
+    "blackbox",
+    "bootenv",
+    "fetch",
+    "clock",
+    "target",
+    "journal",
+    "plan",
+    "manifest",
+    "index",
+    "layout",
+    "arbiter",
+    "grubenv",
+    "hostname",
+    "bootcode",
+    "progress",
+    "digest",
     "sys", // Pure data that even the system calls take their settings from.
-    "chain", "config",
+    "chain",
+    "placeholder",
+    "config",
 ];
 
 /// No I/O in these, so that they are tested without root and shared with the builder.
 const PURE: &[&str] = &[
-    "cli", "config", "plan", "manifest", "index", "layout", "arbiter", "grubenv", "hostname", "bootcode", "progress",
-    "digest", "clock",
+    "cli",
+    "config",
+    "plan",
+    "manifest",
+    "index",
+    "layout",
+    "arbiter",
+    "grubenv",
+    "hostname",
+    "bootcode",
+    "progress",
+    "digest",
+    "clock",
+    "placeholder",
 ];
 
 /// Lines of a file without its tests. A file beyond holds two stories.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::placeholder::{is_placeholder, is_placeholder_address, is_placeholder_uuid};
+
 /// What the firmware says about the machine. Texts that vendors forget to fill in count as missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -24,6 +26,22 @@ pub struct Identity {
     pub mac: Option<String>,
 }
 
+impl Identity {
+    /// The value of a key of a host name template (`crate::hostname::KEYS`), if the hardware has it.
+    pub fn value(&self, key: &str) -> Option<String> {
+        match key {
+            "serial" => &self.product_serial,
+            "board-serial" => &self.board_serial,
+            "uuid" => &self.product_uuid,
+            "mac" => &self.mac,
+            "product" => &self.product_name,
+            "vendor" => &self.vendor,
+            _ => &None,
+        }
+        .clone()
+    }
+}
+
 /// Reads the identity of this machine. Serial numbers and the UUID are only visible to root.
 pub fn identity() -> Identity {
     identity_below(Path::new("/"))
@@ -36,7 +54,9 @@ fn identity_below(root: &Path) -> Identity {
         vendor: dmi("sys_vendor"),
         product_name: dmi("product_name").or_else(|| tree("model")),
         product_serial: dmi("product_serial").or_else(|| tree("serial-number")),
-        product_uuid: dmi("product_uuid").map(|uuid| uuid.to_ascii_lowercase()),
+        product_uuid: dmi("product_uuid")
+            .map(|uuid| uuid.to_ascii_lowercase())
+            .filter(|uuid| !is_placeholder_uuid(uuid)),
         board_vendor: dmi("board_vendor"),
         board_name: dmi("board_name"),
         board_serial: dmi("board_serial"),
@@ -44,31 +64,11 @@ fn identity_below(root: &Path) -> Identity {
     }
 }
 
-/// The texts of real machines whose vendor did not bother. A fleet of "To be filled by O.E.M." has one host name.
-const PLACEHOLDERS: [&str; 14] = [
-    "to be filled by o.e.m.",
-    "to be filled by oem",
-    "default string",
-    "system serial number",
-    "system product name",
-    "system manufacturer",
-    "base board serial number",
-    "not specified",
-    "not applicable",
-    "none",
-    "n/a",
-    "o.e.m.",
-    "03000200-0400-0500-0006-000700080009",
-    "0123456789",
-];
-
 fn filled_in(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     // Device tree texts end with a zero.
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-    let lower = text.to_ascii_lowercase();
-    let empty = lower.chars().all(|c| matches!(c, '0' | 'f' | 'x' | '.' | '-' | ' '));
-    (!empty && !PLACEHOLDERS.contains(&lower.as_str())).then(|| text.to_owned())
+    (!is_placeholder(text)).then(|| text.to_owned())
 }
 
 /// Of the cards that are hardware the one the kernel found first, one on USB only if there is no other: adapters are
@@ -79,8 +79,11 @@ fn first_mac(class: &Path) -> Option<String> {
         let Ok(device) = entry.path().join("device").canonicalize() else { continue };
         let on_usb = device.to_string_lossy().contains("/usb");
         let index: u32 = fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok()?;
-        let mac = fs::read_to_string(entry.path().join("address")).unwrap_or_default().trim().to_owned();
-        if mac.len() == 17 && mac != "00:00:00:00:00:00" {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default().trim().to_owned();
+        let mac = read("address");
+        // Linux: NET_ADDR_PERM is 0. Anything else was made up at this boot, or set by somebody.
+        let permanent = matches!(read("addr_assign_type").as_str(), "" | "0");
+        if permanent && !is_placeholder_address(&mac) {
             cards.push((on_usb, index, mac));
         }
     }
@@ -128,6 +131,8 @@ mod tests {
     fn the_first_card_that_is_not_usb_gives_the_mac() {
         let root = tempfile::tempdir().unwrap();
         for (name, index, mac, device) in [
+            // A card without an address of its own gets another at every boot.
+            ("eth2", "0", "52:54:00:00:00:09", "sys/devices/pci/09"),
             ("eth1", "3", "52:54:00:00:00:03", "sys/devices/pci/03"),
             ("eth0", "2", "52:54:00:00:00:02", "sys/devices/pci/02"),
             ("usb0", "1", "52:54:00:00:00:01", "sys/devices/pci/usb1/1-1"),
@@ -138,6 +143,7 @@ mod tests {
             let link = root.path().join(format!("sys/class/net/{name}/device"));
             std::os::unix::fs::symlink(root.path().join(device), link).unwrap();
         }
+        put(root.path(), "sys/class/net/eth2/addr_assign_type", "1");
         put(root.path(), "sys/class/net/lo/ifindex", "1");
         assert_eq!(identity_below(root.path()).mac.as_deref(), Some("52:54:00:00:00:02"));
     }

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use crate::arbiter::Recoveries;
 use crate::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
 
+/// What a disk that cannot read or write a sector answers (Linux' include/uapi/asm-generic/errno-base.h).
+const EIO: i32 = 5;
+
 /// The environment file of one machine.
 #[derive(Debug, Clone)]
 pub struct BootEnv {
@@ -91,6 +94,10 @@ impl BootEnv {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Loaded::Lost("there is no grubenv file".to_owned()));
             }
+            // GRUB cannot read it either; `save` then takes another place.
+            Err(error) if error.raw_os_error() == Some(EIO) => {
+                return Ok(Loaded::Lost("its sector cannot be read".to_owned()));
+            }
             Err(source) => return Err(self.io("read", source)),
         }
         Ok(match GrubEnv::parse(&content) {
@@ -110,7 +117,8 @@ impl BootEnv {
         })
     }
 
-    /// Overwrites the block and returns when it is on the medium.
+    /// Overwrites the block and returns when it is on the medium. Where the disk refuses that, the block is written to
+    /// another place, as [`renew`](Self::renew) does.
     ///
     /// # Errors
     /// [`BootEnvError::Content`] when the variables do not fit (nothing is written), [`BootEnvError::Io`] otherwise.
@@ -121,6 +129,8 @@ impl BootEnv {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(&block),
             Err(error) => Err(error),
         }
+        // A bad sector cannot be overwritten in part of its block: the kernel reads the rest of the block first.
+        .or_else(|error| if error.raw_os_error() == Some(EIO) { self.elsewhere(&block) } else { Err(error) })
         .map_err(|source| self.io("write", source))
     }
 
@@ -175,16 +185,8 @@ impl BootEnv {
     /// As [`save`](Self::save).
     pub fn renew(&self) -> Result<(), BootEnvError> {
         let env = self.load_or_empty()?;
-        let new = self.path.with_added_extension("new");
         let content = |source| BootEnvError::Content { path: self.path.clone(), source };
-        let block = env.encode().map_err(content)?;
-        let _ = std::fs::remove_file(&new);
-        let beside = Self::new(&new);
-        let renewed = beside.create(&block).and_then(|()| {
-            std::fs::rename(&new, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
-        });
-        match renewed {
+        match self.elsewhere(&env.encode().map_err(content)?) {
             Ok(()) => Ok(()),
             Err(_) => self.save(&env),
         }
@@ -212,6 +214,14 @@ impl BootEnv {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&self.path)?;
         file.write_all(block)?;
         file.sync_all()?;
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+
+    fn elsewhere(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
+        let new = self.path.with_added_extension("new");
+        let _ = std::fs::remove_file(&new);
+        Self::new(&new).create(block)?;
+        std::fs::rename(&new, &self.path)?;
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
     }
 
@@ -317,6 +327,23 @@ mod tests {
         std::fs::write(&path, [0; 512]).unwrap();
         env.renew().unwrap();
         assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
+    }
+
+    #[test]
+    fn an_environment_on_a_bad_sector_counts_as_lost_and_is_written_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        // The first byte of a process's memory opens, and answers every read and write with EIO.
+        let bad = || std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        let env = BootEnv::new(&path);
+        bad();
+        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        env.renew().unwrap();
+        assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
+        std::fs::remove_file(&path).unwrap();
+        bad();
+        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        assert_eq!(env.load_or_empty().unwrap().get("reflash_tries"), Some("3"));
     }
 
     #[test]

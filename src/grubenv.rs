@@ -62,26 +62,17 @@ pub enum GrubEnvError {
 }
 
 impl GrubEnv {
-    /// Reads a block as GRUB does: what is before a cut or damaged line counts, lines without `=` are skipped. Of a
-    /// name that stands twice the last counts, as it would after GRUB's `load_env`.
+    /// Reads a block as GRUB does, names that its script language cannot name apart. Of a name that stands twice the
+    /// last counts, as it would after GRUB's `load_env`.
     ///
     /// # Errors
     /// [`GrubEnvError::NoSignature`].
     pub fn parse(block: &[u8]) -> Result<Self, GrubEnvError> {
-        let body = block.strip_prefix(SIGNATURE).ok_or(GrubEnvError::NoSignature { size_bytes: block.len() })?;
         let mut env = Self::default();
-        let mut rest = body;
-        while let Some((line, after)) = split_line(rest) {
-            rest = after;
-            if line.starts_with(b"#") {
-                continue;
-            }
-            let unescaped = unescape(line);
-            let text = String::from_utf8_lossy(&unescaped);
-            if let Some((name, value)) = text.split_once('=')
-                && is_name(name)
-            {
-                env.replace(name, value);
+        for (name, value) in Assignments::of(block)? {
+            let name = String::from_utf8_lossy(name);
+            if is_name(&name) {
+                env.replace(&name, &String::from_utf8_lossy(&value));
             }
         }
         Ok(env)
@@ -153,8 +144,50 @@ impl GrubEnv {
     }
 }
 
-/// The line up to an unescaped line feed, and what follows it. A last line without line feed is not a line: a cut
-/// write must not yield half a value.
+/// Names and values as `grub_envblk_iterate` finds them, also in a damaged block: a name goes on until `=`, over line
+/// feeds too; a value ends at a line feed that no backslash precedes, and without one it is none, so that a cut write
+/// does not yield half a value; a zero byte ends both, since they are C strings.
+#[derive(Debug, Clone)]
+pub struct Assignments<'b> {
+    rest: &'b [u8],
+}
+
+impl<'b> Assignments<'b> {
+    /// Those of a block.
+    ///
+    /// # Errors
+    /// [`GrubEnvError::NoSignature`].
+    pub fn of(block: &'b [u8]) -> Result<Self, GrubEnvError> {
+        let rest = block.strip_prefix(SIGNATURE).ok_or(GrubEnvError::NoSignature { size_bytes: block.len() })?;
+        Ok(Self { rest })
+    }
+}
+
+impl<'b> Iterator for Assignments<'b> {
+    type Item = (&'b [u8], Vec<u8>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let is_comment = *self.rest.first()? == b'#';
+            let name_len = if is_comment { 0 } else { self.rest.iter().position(|byte| *byte == b'=')? };
+            let value_at = if is_comment { 0 } else { name_len + 1 };
+            let (value, after) = split_line(&self.rest[value_at..])?;
+            let name = &self.rest[..name_len];
+            self.rest = after;
+            if !is_comment {
+                let mut value = unescape(value);
+                value.truncate(c_string_len(&value));
+                return Some((&name[..c_string_len(name)], value));
+            }
+        }
+    }
+}
+
+fn c_string_len(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())
+}
+
+/// What is before an unescaped line feed, and what follows it.
 fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut escaped = false;
     for (position, byte) in text.iter().enumerate() {
@@ -212,6 +245,16 @@ mod tests {
         assert_eq!(GrubEnv::parse(cut).unwrap(), env(&[("a", "1"), ("b", "2")]));
         let noise = b"# GRUB Environment Block\n\n===\n9a=1\nno equals\na=1\na=2\n# comment=1\n\xff\xfe=3\n";
         assert_eq!(GrubEnv::parse(noise).unwrap(), env(&[("a", "2")]));
+        // What grub-editenv lists of these.
+        for (damaged, read) in [
+            (&b"no equals\na=1\nb=2\n"[..], [("b", "2")]),
+            (b"b=3\0junk\n", [("b", "3")]),
+            (b"b\0c=1\n", [("b", "1")]),
+            (b"b=1\nc=x\\\n", [("b", "1")]),
+            (b"#c\\\na=1\nb=2\n", [("b", "2")]),
+        ] {
+            assert_eq!(GrubEnv::parse(&[super::SIGNATURE, damaged].concat()).unwrap(), env(&read));
+        }
     }
 
     #[test]

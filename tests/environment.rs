@@ -7,7 +7,10 @@ use std::sync::Arc;
 use reflash::blackbox::{Attempt, BlackBox, Outcome};
 use reflash::bootenv::{BootEnv, Loaded};
 use reflash::fetch::{Clock, Options};
+use reflash::grubenv::Assignments;
 use reflash::report::Pending;
+
+use xtask::powercut::explore::Random;
 
 use crate::support::server::{Server, status};
 
@@ -49,6 +52,43 @@ fn grub_editenv_and_we_read_what_the_other_writes() {
     let refused = Command::new("grub-editenv").arg(&path).args(["set", &too_long]).output().unwrap();
     assert!(!refused.status.success());
     editenv(&path, &["set", &format!("fill={}", "x".repeat(fill - 1))]);
+}
+
+#[test]
+#[ignore = "needs grub-editenv: cargo xtask test"]
+fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grubenv");
+    let of = |text: &str| {
+        let mut block = format!("# GRUB Environment Block\n{text}").into_bytes();
+        block.resize(512, b'#');
+        block
+    };
+    let before = of("reflash_tries=3\nreflash_max_tries=3\nreflash_boot_ok=1\nodd=a\\\\b\\\nc\n");
+    let after = of("reflash_max_tries=3\nodd=a\\\\b\\\nc\nreflash_recovering=1\nreflash_tries=0\n");
+    let mut random = Random(1);
+    for round in 0..400 {
+        let mut block = before.clone();
+        // A write that was torn within the sector, and bytes that matter put where they hurt.
+        let cut = random.below(513);
+        match round % 4 {
+            0 => block[..cut].copy_from_slice(&after[..cut]),
+            1 => block[cut..].copy_from_slice(&after[cut..]),
+            2 => block[cut..].fill(0),
+            _ => {}
+        }
+        for _ in 0..random.below(5) {
+            let at = 25 + random.below(120);
+            block[at] = b"\0\n\\=#a\xff"[random.below(7)];
+        }
+        std::fs::write(&path, &block).unwrap();
+        let listed = Command::new("grub-editenv").arg(&path).arg("list").output().unwrap();
+        let ours: Vec<u8> = match Assignments::of(&block) {
+            Ok(found) => found.flat_map(|(name, value)| [name, b"=", &value, b"\n"].concat()).collect(),
+            Err(_) => Vec::new(),
+        };
+        assert_eq!(ours.escape_ascii().to_string(), listed.stdout.escape_ascii().to_string(), "round {round}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Real power cuts: a robot that updates itself is switched off at random instants, and switched on again until its
-//! system is up.
+//! system is up. Of what it had written and not flushed a random part is lost with the power.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use reflash::grubenv::names;
 use xtask::demo::{self, FLASH_TIMEOUT};
 use xtask::disk;
+use xtask::powercut::{Lost, lose_unflushed};
 use xtask::tiny::Behaviour;
 use xtask::vm::{Firmware, Machine};
 
@@ -56,6 +57,7 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
     disk::change_environment(&robot.disk, &[(names::NEXT_ENTRY, "recovery")]).unwrap();
     let start = robot.disk.with_extension("start");
     copy(&robot.disk, &start);
+    let (before_cut, log) = (robot.disk.with_extension("before"), robot.disk.with_extension("log"));
 
     let began = Instant::now();
     let mut vm = robot.start("cuts");
@@ -69,15 +71,23 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
         copy(&start, &robot.disk);
         let mut told = Vec::new();
         for restart in 0..=MAX_RESTARTS {
-            let mut vm = Machine::robot(&format!("cuts-{cut}-{restart}"), &robot.disk).start().unwrap();
+            let mut machine = Machine::robot(&format!("cuts-{cut}-{restart}"), &robot.disk);
             // The first start is always cut, the second one every other time: a cut while it recovers from a cut.
             let after = up_to(uncut);
             if restart == 0 || restart == 1 && cut % 2 == 0 {
+                copy(&robot.disk, &before_cut);
+                File::create(&log).unwrap();
+                machine.write_log = Some(log.clone());
+                let mut vm = machine.start().unwrap();
                 std::thread::sleep(after);
                 vm.cut_power();
-                told.push(format!("{:.1} s", after.as_secs_f32()));
+                std::fs::rename(&before_cut, &robot.disk).unwrap();
+                let seed = seed.wrapping_add(u64::from(cut * (MAX_RESTARTS + 1) + restart));
+                let Lost { in_flight, lost } = lose_unflushed(&robot.disk, &log, seed).unwrap();
+                told.push(format!("{:.1} s ({lost} of {in_flight} writes lost)", after.as_secs_f32()));
                 continue;
             }
+            let mut vm = machine.start().unwrap();
             if vm.wait_for(" is up", FLASH_TIMEOUT).is_ok() {
                 vm.cut_power();
                 break;
@@ -98,6 +108,25 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
         "{cuts} cuts over {:.0} s: {ended_on_new} ended on the new system, the others on the old",
         uncut.as_secs_f32()
     );
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn an_environment_whose_sector_died_is_written_elsewhere() {
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut vm = robot.start("bad-sector");
+    vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    vm.cut_power();
+    let mut machine = Machine::robot("bad-sector-read", &robot.disk);
+    machine.bad_sector = Some(disk::file_offset(&robot.disk, "state", "/grubenv").unwrap() / 512);
+    let mut vm = machine.start().unwrap();
+    for text in ["Recovery, reason: env-lost", "is intact: starting it", "tiny system 1 is up"] {
+        vm.wait_for(text, FLASH_TIMEOUT).unwrap();
+    }
+    vm.cut_power();
+    assert_ne!(Some(disk::file_offset(&robot.disk, "state", "/grubenv").unwrap() / 512), machine.bad_sector);
+    let env = demo::read_environment(&robot.disk).unwrap();
+    assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")));
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -4,10 +4,11 @@
 //! disk. Then every state that a cut could have left is put together from that log and judged.
 
 mod disk;
-mod explore;
+pub mod explore;
 mod grub;
 mod judge;
 mod log;
+mod lose;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -35,12 +36,15 @@ use crate::vm::Machine;
 use crate::{agent, grub as grub_images, initramfs};
 
 use disk::{Disk, Region};
-use explore::{Counts, Random, explore};
+use explore::{Counts, Kind, Random, explore};
 use judge::{Judge, Release};
 use log::Entry;
+pub use lose::{Lost, lose_unflushed};
 
 /// Small, so that each of thousands of states is mounted in milliseconds.
 const STATE_MIB: u64 = 16;
+/// What the first flash alone has to yield, and all recordings together at the least.
+const MANY_STATES: [usize; 2] = [12_000, 10_000];
 /// `boot.recoveries` where nothing else is configured.
 const BUDGET: u32 = 3;
 
@@ -84,6 +88,10 @@ pub fn run(paths: &Paths, options: &Options, assume_yes: bool) -> Result<()> {
         }
     }
     let Counts { prefixes, reordered, torn } = counts;
+    if options.state.is_none() {
+        let (found, wanted) = (counts.total(), MANY_STATES[1]);
+        ensure!(found >= wanted as u64, "only {found} states were found, {wanted} are needed to be sure of anything");
+    }
     eprintln!(
         "seed {}; {prefixes} prefixes, {reordered} reorderings, {torn} torn; {}",
         options.seed,
@@ -212,7 +220,9 @@ impl Lab {
         robot.cut_power();
         let entries = log::read(&log)?;
         let (old, new) = [(None, 0), (Some(0), 1), (Some(1), 1)][number];
-        Ok(Recording { number, base, entries, old, new })
+        let states = if number == 0 { MANY_STATES[0] } else { 0 };
+        let subsets = explore::subsets_per_write(&entries, states);
+        Ok(Recording { number, base, entries, subsets, old, new })
     }
 }
 
@@ -229,6 +239,8 @@ struct Recording {
     number: usize,
     base: Disk,
     entries: Vec<Entry>,
+    /// Random subsets tried for each write in flight.
+    subsets: usize,
     old: Option<usize>,
     new: usize,
 }
@@ -250,22 +262,23 @@ impl Recording {
     fn explore(&self, lab: &Lab, options: &Options) -> Result<Counts> {
         let mut judge = self.judge(lab)?;
         let wanted = options.state.map(|(_, state)| state);
-        let counts = explore(&self.entries, &mut self.base.clone(), options.seed, |disk, kind, state| {
-            if wanted.is_some_and(|wanted| wanted != state) {
-                return Ok(());
-            }
-            if wanted.is_some() {
-                let path = lab.directory.join("state.img");
-                self.write_out(lab, disk, &path)?;
-                eprintln!("  state {state} ({kind:?}) is in {}", path.display());
-            }
-            judge.judge(disk).with_context(|| {
-                format!(
-                    "state {state} ({kind:?}) of the {}; look at it with --seed {} --state {}:{state}",
-                    RECORDINGS[self.number], options.seed, self.number
-                )
-            })
-        })?;
+        let counts =
+            explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |disk, kind, state| {
+                if wanted.is_some_and(|wanted| wanted != state) {
+                    return Ok(());
+                }
+                if wanted.is_some() {
+                    let path = lab.directory.join("state.img");
+                    self.write_out(lab, disk, &path)?;
+                    eprintln!("  state {state} ({kind:?}) is in {}", path.display());
+                }
+                judge.judge(disk, kind).with_context(|| {
+                    format!(
+                        "state {state} ({kind:?}) of the {}; look at it with --seed {} --state {}:{state}",
+                        RECORDINGS[self.number], options.seed, self.number
+                    )
+                })
+            })?;
         let mut endings: Vec<_> = judge.endings.iter().collect();
         endings.sort();
         for (ending, count) in endings {
@@ -279,8 +292,16 @@ impl Recording {
     fn must_fail_without_flushes(&self, lab: &Lab, options: &Options) -> Result<()> {
         let without: Vec<Entry> = self.entries.iter().filter(|entry| **entry != Entry::Flush).cloned().collect();
         let mut judge = self.judge(lab)?;
-        match explore(&without, &mut self.base.clone(), options.seed, |disk, _, _| judge.judge(disk)) {
-            Err(_) => Ok(()),
+        // Torn, so that not even a state partition that does not mount is held against it: what has to be found is a
+        // system that would start half-written.
+        let judged = explore(&without, &mut self.base.clone(), options.seed, self.subsets, |disk, _, _| {
+            judge.judge(disk, Kind::Torn)
+        });
+        match judged {
+            Err(error) => {
+                eprintln!("  found: {error:#}");
+                Ok(())
+            }
             Ok(counts) => {
                 bail!("{} states of a disk that ignores flushes all end well: the judge is blind", counts.total())
             }
@@ -290,14 +311,14 @@ impl Recording {
     /// Starts real machines from states drawn at random, until their systems are up.
     fn boot_sample(&self, lab: &Lab, options: &Options) -> Result<()> {
         let mut total = 0;
-        explore(&self.entries, &mut self.base.clone(), options.seed, |_, _, state| {
+        explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |_, _, state| {
             total = state;
             Ok(())
         })?;
         let mut random = Random(options.seed);
         let drawn: Vec<u64> = (0..options.boots).map(|_| 1 + random.below(total as usize) as u64).collect();
         let mut states: HashMap<u64, PathBuf> = HashMap::new();
-        explore(&self.entries, &mut self.base.clone(), options.seed, |disk, _, state| {
+        explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |disk, _, state| {
             if drawn.contains(&state) {
                 let path = lab.directory.join(format!("boot-{}-{state}.img", self.number));
                 self.write_out(lab, disk, &path)?;

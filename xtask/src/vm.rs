@@ -55,6 +55,8 @@ pub struct Machine {
     pub serial_number: String,
     /// Where QEMU logs every write and flush of the disk, in dm-log-writes' format.
     pub write_log: Option<PathBuf>,
+    /// A sector of the disk, in units of 512 bytes, that cannot be read.
+    pub bad_sector: Option<u64>,
     /// Further arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -72,6 +74,7 @@ impl Machine {
             rtc: None,
             serial_number: "DEMO0001".to_owned(),
             write_log: None,
+            bad_sector: None,
             extra: Vec::new(),
         }
     }
@@ -110,6 +113,24 @@ impl Machine {
         Ok(Running { child, input, screen, log_path, monitor, _sockets: sockets, name: self.name.clone() })
     }
 
+    /// The disk, and what lies between it and the machine. The host's own disk is never waited for.
+    fn block_device(&self) -> serde_json::Value {
+        let file =
+            |path: &Path| json!({ "driver": "file", "filename": path, "cache": { "direct": false, "no-flush": true } });
+        let mut disk = file(&self.disk);
+        if let Some(sector) = self.bad_sector {
+            let error = json!({ "event": "read_aio", "iotype": "read", "sector": sector, "errno": 5, "once": false });
+            disk = json!({ "driver": "blkdebug", "image": disk, "inject-error": [error] });
+        }
+        // blkdebug hears of reads from the format above it.
+        disk = json!({ "driver": "raw", "file": disk });
+        if let Some(log) = &self.write_log {
+            disk = json!({ "driver": "blklogwrites", "log-super-update-interval": 1, "file": disk, "log": file(log) });
+        }
+        disk["node-name"] = "disk".into();
+        disk
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.args([
@@ -123,19 +144,11 @@ impl Machine {
             &format!("{}M", self.memory_mib),
         ]);
         command.args(["-display", "none", "-serial", "stdio"]);
-        match &self.write_log {
-            None => {
-                let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
-                command.args(["-drive", &disk]);
-            }
-            Some(log) => {
-                let file = |path: &Path| json!({ "driver": "file", "filename": path });
-                let disk = json!({
-                    "driver": "blklogwrites", "node-name": "disk", "log-super-update-interval": 1,
-                    "file": file(&self.disk), "log": file(log),
-                });
-                command.args(["-blockdev", &disk.to_string()]);
-            }
+        if self.write_log.is_none() && self.bad_sector.is_none() {
+            let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
+            command.args(["-drive", &disk]);
+        } else {
+            command.args(["-blockdev", &self.block_device().to_string()]);
         }
         match self.bus {
             Bus::Virtio => command.args(["-device", "virtio-blk-pci,drive=disk"]),

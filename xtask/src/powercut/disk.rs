@@ -83,6 +83,14 @@ impl Disk {
         bail!("bytes {offset} to {end} of the disk were written, which are neither state nor the image of the system")
     }
 
+    /// What lies there; nothing where no recovery may write.
+    #[must_use]
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut regions = [&self.state, &self.system].into_iter();
+        let holder = regions.find(|region| offset >= region.start && offset + len as u64 <= region.end());
+        holder.map_or_else(Vec::new, |region| region.content[(offset - region.start) as usize..][..len].to_vec())
+    }
+
     /// Takes a write back. Several are taken back in reverse order.
     pub fn undo(&mut self, undo: &Undo) {
         for region in [&mut self.state, &mut self.system] {

@@ -55,10 +55,23 @@ impl Random {
 
 /// Random subsets tried of each epoch, beside the systematic ones: some, and more the more was in flight.
 const SUBSETS_PER_EPOCH: usize = 8;
-const SUBSETS_PER_WRITE: usize = 48;
+/// For each write in flight, unless a caller wants more.
+pub const SUBSETS_PER_WRITE: usize = 48;
+/// Epochs with fewer writes run out of different subsets.
+const MANY_WRITES: usize = 12;
+/// Places at which a write of the environment is torn within its sector, beside the garbage.
+const TEARS: usize = 12;
 
 /// A write that is in flight: offset, data, and whether it is on the medium when it is done.
 type Write<'a> = (u64, &'a [u8], bool);
+
+/// Subsets per write that make a recording yield about `states` different states.
+#[must_use]
+pub fn subsets_per_write(entries: &[Entry], states: usize) -> usize {
+    let epochs = entries.split(|entry| *entry == Entry::Flush).map(<[Entry]>::len);
+    let in_flight: usize = epochs.filter(|writes| *writes >= MANY_WRITES).sum();
+    states.div_ceil(in_flight.max(1)).max(SUBSETS_PER_WRITE)
+}
 
 /// Walks through all states of a recording. `visit` gets the number of each distinct one, from 1.
 ///
@@ -68,9 +81,16 @@ pub fn explore(
     entries: &[Entry],
     disk: &mut Disk,
     seed: u64,
+    subsets_per_write: usize,
     mut visit: impl FnMut(&Disk, Kind, u64) -> Result<()>,
 ) -> Result<Counts> {
-    let mut walk = Walk { random: Random(seed), seen: HashSet::new(), counts: Counts::default(), visit: &mut visit };
+    let mut walk = Walk {
+        random: Random(seed),
+        subsets_per_write,
+        seen: HashSet::new(),
+        counts: Counts::default(),
+        visit: &mut visit,
+    };
     walk.state(disk, Kind::Prefix)?;
     let mut rest = entries;
     while !rest.is_empty() {
@@ -91,6 +111,7 @@ fn write(entry: &Entry) -> Option<Write<'_>> {
 
 struct Walk<'v> {
     random: Random,
+    subsets_per_write: usize,
     seen: HashSet<(u64, u64)>,
     counts: Counts,
     visit: &'v mut dyn FnMut(&Disk, Kind, u64) -> Result<()>,
@@ -132,7 +153,7 @@ impl Walk<'_> {
             subsets.push(vec![one]);
             subsets.push((0..count).filter(|n| *n != one).collect());
         }
-        for _ in 0..if count > 2 { SUBSETS_PER_EPOCH + SUBSETS_PER_WRITE * count } else { 0 } {
+        for _ in 0..if count > 2 { SUBSETS_PER_EPOCH + self.subsets_per_write * count } else { 0 } {
             // Up to a cut somewhere, each with its own chance: nearly all, half, hardly any.
             let (issued, chance) = (1 + self.random.below(count), 1 + self.random.below(9));
             subsets.push((0..issued).filter(|_| self.random.below(10) < chance).collect());
@@ -147,7 +168,8 @@ impl Walk<'_> {
         subsets
     }
 
-    /// The write that was going on: some of its sectors, or, as a dying disk leaves it, one that holds garbage.
+    /// The write that was going on: some of its sectors; of the boot environment also some bytes of its sector, or
+    /// garbage, as a dying disk leaves it.
     fn torn(&mut self, disk: &mut Disk, offset: u64, data: &[u8]) -> Result<()> {
         let sector = SECTOR_BYTES as usize;
         let sectors = data.len() / sector;
@@ -158,11 +180,12 @@ impl Walk<'_> {
             states.push((0..cut).map(|n| (n, part(n))).collect());
             states.push((cut..sectors).map(|n| (n, part(n))).collect());
             states.push((0..sectors).filter(|_| self.random.below(2) == 0).map(|n| (n, part(n))).collect());
-        } else if offset < disk.system.start {
-            // The sector of grubenv is one of these.
-            let noise: Vec<u8> = (0..sector).map(|_| self.random.below(256) as u8).collect();
-            let half = [&data[..sector / 2], &noise[sector / 2..]].concat();
-            states.extend([vec![(0, vec![0; sector])], vec![(0, noise)], vec![(0, half)]]);
+        }
+        for n in 0..sectors {
+            let (new, old) = (part(n), disk.read(offset + (n * sector) as u64, sector));
+            if old.len() == sector && [&new, &old].into_iter().any(|content| content.starts_with(ENVIRONMENT)) {
+                states.extend(self.torn_sector(&old, &new).into_iter().map(|content| vec![(n, content)]));
+            }
         }
         for state in states {
             let undo = state
@@ -174,7 +197,25 @@ impl Walk<'_> {
         }
         Ok(())
     }
+
+    /// What may be in a sector that was being written.
+    fn torn_sector(&mut self, old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
+        let len = new.len();
+        let noise: Vec<u8> = (0..len).map(|_| self.random.below(256) as u8).collect();
+        let joined = |first: &[u8], second: &[u8], at: usize| [&first[..at], &second[at..]].concat();
+        let mut states = vec![vec![0; len], vec![0xff; len], joined(new, &noise, len / 2), noise];
+        // Only cuts between bytes that differ tell one tear from another.
+        let differ: Vec<usize> = (0..len).filter(|n| old[*n] != new[*n]).collect();
+        for _ in 0..TEARS.min(differ.len()) {
+            let at = differ[self.random.below(differ.len())];
+            states.extend([joined(new, old, at), joined(old, new, at), joined(new, &vec![0; len], at)]);
+        }
+        states
+    }
 }
+
+/// How GRUB's environment block begins.
+const ENVIRONMENT: &[u8] = b"# GRUB Environment Block\n";
 
 fn take_back(disk: &mut Disk, undo: &[Undo]) {
     undo.iter().rev().for_each(|undo| disk.undo(undo));
@@ -183,7 +224,7 @@ fn take_back(disk: &mut Disk, undo: &[Undo]) {
 #[cfg(test)]
 mod tests {
     use super::super::disk::{Disk, Region};
-    use super::{Entry, explore};
+    use super::{ENVIRONMENT, Entry, SUBSETS_PER_WRITE, explore, subsets_per_write};
 
     fn disk() -> Disk {
         Disk { state: Region::new(0, vec![0; 8192]), system: Region::new(8192, vec![0; 8192]) }
@@ -200,7 +241,7 @@ mod tests {
             let (state, system) = (&disk.state.content, &disk.system.content);
             [state[0], state[4096], system[0], system[4096]]
         };
-        explore(entries, &mut disk(), 7, |disk, _, _| {
+        explore(entries, &mut disk(), 7, SUBSETS_PER_WRITE, |disk, _, _| {
             found.push(first(disk));
             Ok(())
         })
@@ -225,7 +266,7 @@ mod tests {
         let entries: Vec<Entry> = (0..4).cycle().take(20).zip(1..).map(|(block, value)| write(block, value)).collect();
         let run = |seed| {
             let mut found = Vec::new();
-            explore(&entries, &mut disk(), seed, |disk, kind, number| {
+            explore(&entries, &mut disk(), seed, SUBSETS_PER_WRITE, |disk, kind, number| {
                 found.push((disk.fingerprint(), kind, number));
                 Ok(())
             })
@@ -239,6 +280,32 @@ mod tests {
 
     #[test]
     fn a_write_to_anywhere_else_is_an_error() {
-        assert!(explore(&[write(4, 1)], &mut disk(), 1, |_, _, _| Ok(())).is_err());
+        assert!(explore(&[write(4, 1)], &mut disk(), 1, SUBSETS_PER_WRITE, |_, _, _| Ok(())).is_err());
+    }
+
+    #[test]
+    fn an_environment_is_torn_within_its_sector() {
+        let block = |value: u8| {
+            let mut data = [ENVIRONMENT, &[value; 40][..]].concat();
+            data.resize(512, b'#');
+            Entry::Write { offset: 4096, data, durable: false }
+        };
+        let mut found = Vec::new();
+        explore(&[block(b'a'), Entry::Flush, block(b'b')], &mut disk(), 1, SUBSETS_PER_WRITE, |disk, _, _| {
+            found.push(disk.state.content[4096..4096 + 512].to_vec());
+            Ok(())
+        })
+        .unwrap();
+        let has = |text: &[u8]| found.iter().any(|sector| sector.windows(text.len()).any(|part| part == text));
+        assert!(has(b"ab") && has(b"ba") && has(&[0xff; 512]), "{} states", found.len());
+    }
+
+    #[test]
+    fn a_recording_yields_as_many_states_as_are_wanted() {
+        let blocks = |count: u64| (0..count).map(|block| write(block % 4, block as u8)).collect::<Vec<_>>();
+        let entries = [blocks(3), vec![Entry::Flush], blocks(100)].concat();
+        assert_eq!(subsets_per_write(&entries, 10_000), 100);
+        assert_eq!(subsets_per_write(&entries, 100), SUBSETS_PER_WRITE);
+        assert_eq!(subsets_per_write(&blocks(3), 100), 100);
     }
 }

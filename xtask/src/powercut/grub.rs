@@ -7,8 +7,8 @@ use reflash::grubenv::{GrubEnv, names};
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// The system, after its tries were counted down.
-    System,
+    /// The system, with so many tries, this one included.
+    System(u8),
     /// Recovery.
     Recovery(Reason),
 }
@@ -27,8 +27,10 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     }
     match value(names::TRIES) {
         None => Choice::Recovery(Reason::EnvLost),
-        Some(tries) if tries.len() == 1 && ("1"..="9").contains(&tries) => Choice::System,
-        Some(_) => Choice::Recovery(Reason::Tries),
+        Some(tries) => match tries.as_bytes() {
+            [digit @ b'1'..=b'9'] => Choice::System(digit - b'0'),
+            _ => Choice::Recovery(Reason::Tries),
+        },
     }
 }
 
@@ -41,14 +43,14 @@ mod tests {
     fn the_rules_of_the_boot_script() {
         let of = |variables: &str| choose(Some(format!("# GRUB Environment Block\n{variables}").as_bytes()));
         for (variables, expected) in [
-            ("reflash_tries=3\n", Choice::System),
-            ("reflash_tries=9\nreflash_recovering=\n", Choice::System),
+            ("reflash_tries=3\n", Choice::System(3)),
+            ("reflash_tries=9\nreflash_recovering=\n", Choice::System(9)),
             ("reflash_tries=0\n", Choice::Recovery(Reason::Tries)),
             ("reflash_tries=10\n", Choice::Recovery(Reason::Tries)),
             ("reflash_tries=x\n", Choice::Recovery(Reason::Tries)),
             ("reflash_tries=3\nreflash_recovering=1\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=3\nnext_entry=recovery\n", Choice::Recovery(Reason::Requested)),
-            ("reflash_tries=3\nnext_entry=other\n", Choice::System),
+            ("reflash_tries=3\nnext_entry=other\n", Choice::System(3)),
             ("reflash_tries=\n", Choice::Recovery(Reason::EnvLost)),
             ("reflash_tries=3", Choice::Recovery(Reason::EnvLost)),
         ] {

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::arbiter::{self, First, Reason, Recoveries, Situation, System};
+use reflash::blackbox::BlackBox;
 use reflash::chain::chain;
 use reflash::digest::block_hash;
 use reflash::fetch::Directory;
@@ -23,12 +24,16 @@ use reflash::state::State;
 use reflash::target::BlockTarget;
 
 use super::disk::{BLOCK_BYTES, Disk, Region};
+use super::explore::Kind;
 use super::grub::{Choice, choose};
 use crate::demo;
 use crate::step::output;
 
 /// Of the states that lead to a download, every so many-th is really recovered.
 const RECOVER_EVERY: u64 = 48;
+
+/// `boot.tries` where nothing else is configured.
+const TRIES: u8 = 3;
 
 /// A release as the judge knows it.
 pub struct Release {
@@ -104,24 +109,29 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// It does not end well: why.
-    pub fn judge(&mut self, disk: &Disk) -> Result<()> {
+    pub fn judge(&mut self, disk: &Disk, kind: Kind) -> Result<()> {
         let choice = choose(self.environment(&disk.state)?.as_deref());
+        let found = self.agent(&disk.state)?;
+        // ext4's journal answers for whole sectors that come late or never, not for a superblock of two halves.
+        ensure!(!found.lost || kind == Kind::Torn, "the state partition does not mount, and nothing was torn");
         let how = match choice {
-            Choice::System if !has_superblock(&disk.system) => self.recovery(disk, Reason::SystemUnreadable)?,
-            Choice::System => {
+            Choice::System(_) if !has_superblock(&disk.system) => {
+                self.recovery(disk, &found, Reason::SystemUnreadable)?
+            }
+            Choice::System(tries) => {
+                ensure!(tries <= TRIES, "GRUB starts the system {tries} times, and {TRIES} were given");
                 let whole = |release: &Release| disk.system.content == release.image;
                 let old = self.old.is_some_and(whole);
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
                 format!("the {} system starts", if old { "old" } else { "new" })
             }
-            Choice::Recovery(reason) => self.recovery(disk, reason)?,
+            Choice::Recovery(reason) => self.recovery(disk, &found, reason)?,
         };
         *self.endings.entry(how).or_default() += 1;
         Ok(())
     }
 
-    fn recovery(&mut self, disk: &Disk, reason: Reason) -> Result<String> {
-        let found = self.agent(&disk.state)?;
+    fn recovery(&mut self, disk: &Disk, found: &Found, reason: Reason) -> Result<String> {
         let installed =
             [self.old, Some(self.new)].into_iter().flatten().find(|release| Some(release.serial) == found.installed);
         let system = match installed {
@@ -149,14 +159,16 @@ impl<'a> Judge<'a> {
         Ok(format!("recovery ({reason:?}{state}): {}", if first == First::Start { "started" } else { "fetched" }))
     }
 
-    /// The block GRUB reads: through the metadata as they lie on the disk, since GRUB replays no journal.
+    /// The block GRUB reads, by GRUB's own file system code: it replays no journal and checks no checksum.
     fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
         if let Some(known) = self.environments.get(&state.fingerprint) {
             return Ok(known.clone());
         }
         self.scratch.write(&state.content)?;
-        let read = Command::new("debugfs").args(["-R", "cat /grubenv"]).arg(&self.scratch.file).output();
-        let block = Some(read.context("start debugfs")?.stdout).filter(|block| !block.is_empty());
+        let read = Command::new("grub-fstest").arg(&self.scratch.file).args(["cat", "/grubenv"]).output();
+        let read = read.context("start grub-fstest")?;
+        let code = read.status.code().context("GRUB's file system code crashes on the state partition")?;
+        let block = Some(read.stdout).filter(|_| code == 0);
         self.environments.insert(state.fingerprint, block.clone());
         Ok(block)
     }
@@ -171,10 +183,16 @@ impl<'a> Judge<'a> {
             Err(_) => Found { lost: true, ..Found::default() },
             Ok(mounted) => {
                 let state = State::new(&mounted.0);
+                // As the agent counts: both witnesses, the higher one is believed.
+                let environment = state.boot_env().recoveries().context("the agent cannot read its environment")?;
+                let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
                 Found {
                     lost: false,
                     installed: state.installed(self.keys).map(|installed| installed.manifest.serial),
-                    recoveries: state.boot_env().recoveries().unwrap_or_default(),
+                    recoveries: [environment, recorded.recoveries()]
+                        .into_iter()
+                        .max_by_key(|known| known.count)
+                        .unwrap_or_default(),
                 }
             }
         };
@@ -211,7 +229,7 @@ impl<'a> Judge<'a> {
             product: demo::PRODUCT.to_owned(),
             hardware: demo::HARDWARE.to_owned(),
             channel: "stable".to_owned(),
-            tries: 3,
+            tries: TRIES,
             allow_older: false,
             asked_for: false,
             recoveries,
@@ -228,7 +246,8 @@ impl<'a> Judge<'a> {
             "the recovery left another image"
         );
         let env = state.boot_env().load_or_empty()?;
-        let ended = env.get(names::TRIES) == Some("3") && env.get(names::RECOVERING).is_none();
+        let ended = env.get(names::TRIES).is_some_and(|tries| tries == TRIES.to_string())
+            && env.get(names::RECOVERING).is_none();
         ensure!(ended, "the recovery to {} left the environment {:?}", report.version, env.iter().collect::<Vec<_>>());
         Ok(())
     }

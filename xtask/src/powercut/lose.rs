@@ -1,0 +1,84 @@
+//! Takes from a disk what a power cut takes: some of what had been written and not flushed.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::explore::Random;
+use super::log::{self, Entry, SECTOR_BYTES};
+
+/// What a cut took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// Writes that were not flushed yet.
+    pub in_flight: usize,
+    /// Those of them that are not on the disk, or not whole.
+    pub lost: usize,
+}
+
+/// Brings `disk`, an image as it was when its machine was started, to where the machine may have left it when its power
+/// was cut: with everything that was flushed, and of the rest what a seeded chance leaves, the last write in sectors.
+///
+/// Killing QEMU alone loses nothing: what it wrote stays in the host's memory.
+///
+/// # Errors
+/// The log cannot be read, or the disk cannot be written.
+pub fn lose_unflushed(disk: &Path, log: &Path, seed: u64) -> Result<Lost> {
+    let entries = log::read(log)?;
+    let file = File::options().write(true).open(disk).with_context(|| format!("open {}", disk.display()))?;
+    let mut lost = Lost { in_flight: 0, lost: 0 };
+    for (offset, data) in surviving(&entries, &mut Random(seed), &mut lost) {
+        file.write_all_at(data, offset).with_context(|| format!("write to {}", disk.display()))?;
+    }
+    Ok(lost)
+}
+
+fn surviving<'e>(entries: &'e [Entry], random: &mut Random, lost: &mut Lost) -> Vec<(u64, &'e [u8])> {
+    let flushed = entries.iter().rposition(|entry| *entry == Entry::Flush).unwrap_or_default();
+    // Nearly all, half, hardly any.
+    let chance = random.below(11);
+    let mut survivors = Vec::new();
+    for (number, entry) in entries.iter().enumerate() {
+        let Entry::Write { offset, data, durable } = entry else { continue };
+        if number < flushed || *durable {
+            survivors.push((*offset, data.as_slice()));
+            continue;
+        }
+        lost.in_flight += 1;
+        if number + 1 == entries.len() {
+            let sectors = (*offset..).step_by(SECTOR_BYTES as usize).zip(data.chunks(SECTOR_BYTES as usize));
+            let before = survivors.len();
+            survivors.extend(sectors.filter(|_| random.below(10) < chance));
+            lost.lost += usize::from(survivors.len() - before < data.len() / SECTOR_BYTES as usize);
+        } else if random.below(10) < chance {
+            survivors.push((*offset, data.as_slice()));
+        } else {
+            lost.lost += 1;
+        }
+    }
+    survivors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Lost, Random, surviving};
+
+    #[test]
+    fn only_what_was_not_flushed_can_be_lost() {
+        let write = |offset, durable| Entry::Write { offset, data: vec![1; 1024], durable };
+        let entries = [write(0, false), Entry::Flush, write(1024, true), write(2048, false), write(4096, false)];
+        let mut seen = Vec::new();
+        for seed in 0..200 {
+            let mut lost = Lost { in_flight: 0, lost: 0 };
+            let offsets: Vec<u64> =
+                surviving(&entries, &mut Random(seed), &mut lost).iter().map(|write| write.0).collect();
+            assert_eq!((&offsets[..2], lost.in_flight), (&[0, 1024][..], 2));
+            seen.push((offsets[2..].to_vec(), lost.lost));
+        }
+        for expected in [(vec![], 2), (vec![2048], 1), (vec![2048, 4096, 4608], 0), (vec![4608], 2)] {
+            assert!(seen.contains(&expected), "{expected:?}");
+        }
+    }
+}

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::arbiter::{self, First, Situation};
 use crate::blackbox::Outcome as Recorded;
+use crate::bootenv::BootEnvError;
 use crate::chain::chain;
 use crate::config::ConfigError;
 use crate::fetch::FetchError;
@@ -64,6 +65,8 @@ enum SetupError {
     Open(#[from] sys::block::BlockError),
     #[error("the disk {disk} has no partition named {name:?}")]
     Partition { disk: String, name: &'static str },
+    #[error("the boot environment cannot be used")]
+    Environment(#[from] BootEnvError),
     #[error("the state partition {} cannot be made anew from the recovery partition", .path.display())]
     State { path: PathBuf, source: std::io::Error },
     #[error("GRUB did not say which recovery partition it started from (reflash.recovery= is missing)")]

@@ -122,7 +122,7 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     assert!(!screen.contains("network:"), "{screen}");
     robot.wait_for("Start the system", BOOT_TIMEOUT).unwrap();
     drop(robot);
-    let env = demo::read_environment(&disk).unwrap();
+    let env = disk::read_environment(&disk).unwrap();
     assert!(env.get(names::TRIES).is_some() && env.get(names::RECOVERING).is_none());
 }
 
@@ -144,7 +144,7 @@ fn a_refused_release_is_named_on_the_screen_and_writes_nothing() {
     let file = std::fs::File::open(&disk).unwrap();
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut system, range.start).unwrap();
     assert!(system.iter().all(|byte| *byte == 0));
-    assert!(demo::read_environment(&disk).unwrap().get(names::RECOVERING).is_none());
+    assert!(disk::read_environment(&disk).unwrap().get(names::RECOVERING).is_none());
 }
 
 #[test]

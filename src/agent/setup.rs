@@ -230,16 +230,25 @@ fn open_disk(args: &BootArgs, journal: &Journal) -> Result<(State, DeviceTarget)
 /// Mounts the state partition; one that was destroyed is made anew. Nothing on it is a person's: what is installed is
 /// found out again by comparison with the release, and an empty environment leads back here.
 fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
-    let mount = || sys::mount::Mount::device(partition, "ext4").data_only().on(STATE);
-    if mount().is_ok() {
+    if open_state(partition).is_ok() {
         return Ok(());
     }
     std::thread::sleep(MOUNT_AGAIN);
-    let Err(error) = mount() else { return Ok(()) };
+    let Err(error) = open_state(partition) else { return Ok(()) };
     journal.warn(&format!("the state partition is lost: {}", chain(&error)));
     make_state(partition).map_err(|source| SetupError::State { path: partition.to_owned(), source })?;
     journal.warn("the state partition was made anew; what is installed is not known any more");
-    Ok(mount()?)
+    open_state(partition)
+}
+
+/// Mounts it, and asks for what the next boot depends on: a file system can mount whose inode of grubenv is lost, which
+/// could be neither read nor replaced.
+fn open_state(partition: &Path) -> Result<(), SetupError> {
+    sys::mount::Mount::device(partition, "ext4").data_only().on(STATE)?;
+    State::new(Path::new(STATE)).boot_env().load().map(drop).or_else(|error| {
+        sys::mount::unmount(STATE)?;
+        Err(error.into())
+    })
 }
 
 fn make_state(partition: &Path) -> std::io::Result<()> {

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reflash::grubenv::names;
-use xtask::demo::{self, FLASH_TIMEOUT};
+use xtask::demo::FLASH_TIMEOUT;
 use xtask::disk;
 use xtask::powercut::{Lost, lose_unflushed};
 use xtask::tiny::Behaviour;
@@ -100,7 +100,7 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
         assert!(system == new || system == old, "cut {cut}: neither the old nor the new system");
         ended_on_new += u32::from(system == new);
         assert_eq!(digest(&robot.disk, "data"), before, "cut {cut}: the data partition changed");
-        let env = demo::read_environment(&robot.disk).unwrap();
+        let env = disk::read_environment(&robot.disk).unwrap();
         assert_eq!((env.get(names::BOOT_OK), env.get(names::RECOVERING)), (Some("1"), None), "cut {cut}");
         eprintln!("cut {cut} of {cuts} after {}: up on {}", told.join(", "), if system == new { "2" } else { "1" });
     }
@@ -125,7 +125,7 @@ fn an_environment_whose_sector_died_is_written_elsewhere() {
     }
     vm.cut_power();
     assert_ne!(Some(disk::file_offset(&robot.disk, "state", "/grubenv").unwrap() / 512), machine.bad_sector);
-    let env = demo::read_environment(&robot.disk).unwrap();
+    let env = disk::read_environment(&robot.disk).unwrap();
     assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")));
 }
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use reflash::grubenv::{GrubEnv, names};
+use anyhow::{Result, bail, ensure};
+use reflash::grubenv::names;
 
 use crate::grub::{self, Images};
 use crate::host::{Need, ensure_installed};
@@ -266,19 +266,8 @@ pub fn check_system(disk: &Path, image: &Path) -> Result<()> {
     }
 }
 
-/// Reads the boot environment off a disk that no machine uses.
-///
-/// # Errors
-/// When there is none.
-pub fn read_environment(disk: &Path) -> Result<GrubEnv> {
-    let range = disk::partition_range(disk, "state")?;
-    let device = format!("{}?offset={}", disk.display(), range.start);
-    let read = Command::new("debugfs").args(["-R", "cat /grubenv", &device]).output().context("start debugfs")?;
-    GrubEnv::parse(&read.stdout).context("read the boot environment off the disk")
-}
-
 fn check_environment(disk: &Path) -> Result<()> {
-    let env = read_environment(disk)?;
+    let env = disk::read_environment(disk)?;
     let is = |name, value| env.get(name) == Some(value);
     ensure!(
         is(names::TRIES, "3") && is(names::BOOT_OK, "1") && env.get(names::RECOVERING).is_none(),

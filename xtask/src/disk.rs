@@ -16,7 +16,7 @@ use reflash::bootcode;
 use reflash::grubenv::{GrubEnv, names};
 use reflash::layout::{Layout, Placed, Role};
 
-use crate::grub::Images;
+use crate::grub::{self, Images};
 use crate::host::{Need, ensure_installed};
 use crate::initramfs::Recovery;
 use crate::paths::Paths;
@@ -228,10 +228,28 @@ fn copy_sparse(from: &Path, disk: &mut File, offset_bytes: u64) -> Result<()> {
 /// # Errors
 /// When the disk has no partition of that name.
 pub fn partition_range(disk: &Path, name: &str) -> Result<std::ops::Range<u64>> {
-    let table = gpt::GptConfig::new().writable(false).open(disk).with_context(|| format!("open {}", disk.display()))?;
-    let found = table.partitions().values().find(|partition| partition.name == name);
-    let found = found.with_context(|| format!("{} has no partition {name:?}", disk.display()))?;
+    let (_, found) = partition(disk, name)?;
     Ok(found.first_lba * SECTOR_BYTES..(found.last_lba + 1) * SECTOR_BYTES)
+}
+
+/// A partition and its number in the table.
+fn partition(disk: &Path, name: &str) -> Result<(u32, gpt::partition::Partition)> {
+    let mut table =
+        gpt::GptConfig::new().writable(false).open(disk).with_context(|| format!("open {}", disk.display()))?;
+    let found = table.take_partitions().into_iter().find(|(_, partition)| partition.name == name);
+    found.with_context(|| format!("{} has no partition {name:?}", disk.display()))
+}
+
+/// Reads the boot environment off a disk that no machine uses, as GRUB does: a disk whose power was cut has a journal
+/// that was not replayed, and checksums that do not hold.
+///
+/// # Errors
+/// When there is none.
+pub fn read_environment(disk: &Path) -> Result<GrubEnv> {
+    let (number, _) = partition(disk, "state")?;
+    let block = grub::read_file(disk, &format!("(loop0,gpt{number})/grubenv"))?;
+    let block = block.context("the state partition has no boot environment")?;
+    GrubEnv::parse(&block).context("read the boot environment off the disk")
 }
 
 /// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching anything
@@ -240,7 +258,7 @@ pub fn partition_range(disk: &Path, name: &str) -> Result<std::ops::Range<u64>> 
 /// # Errors
 /// When there is no environment, or the variables do not fit.
 pub fn change_environment(disk: &Path, changes: &[(&str, &str)]) -> Result<()> {
-    let mut env = crate::demo::read_environment(disk)?;
+    let mut env = read_environment(disk)?;
     for (name, value) in changes {
         env.set(name, value)?;
     }
@@ -263,7 +281,8 @@ pub fn write_environment(disk: &Path, block: &[u8; reflash::grubenv::SIZE_BYTES]
 pub fn file_offset(disk: &Path, partition: &str, path: &str) -> Result<u64> {
     let start = partition_range(disk, partition)?.start;
     let device = format!("{}?offset={start}", disk.display());
-    let ask = |request: &str| output(Command::new("debugfs").args(["-R", request, &device]));
+    // Without the bitmaps, whose checksums do not hold while the journal is not replayed.
+    let ask = |request: &str| output(Command::new("debugfs").args(["-c", "-R", request, &device]));
     let blocks = ask(&format!("blocks {path}"))?;
     let block: u64 = blocks
         .split_whitespace()

@@ -62,3 +62,14 @@ fn mkimage(format: &str, own: &[&str], out: &Path) -> Result<()> {
     run(&format!("grub-mkimage-{format}"), command.args(MODULES.split_whitespace()).args(own))?;
     Ok(std::fs::rename(new, out)?)
 }
+
+/// Reads a file by GRUB's own file system code: it replays no journal and checks no checksum. `path` may name a
+/// partition of the disk image, as in `(loop0,gpt3)/grubenv`. `None`: GRUB cannot read it.
+///
+/// # Errors
+/// When that code crashes.
+pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
+    let read = Command::new("grub-fstest").arg(image).args(["cat", path]).output().context("start grub-fstest")?;
+    let code = read.status.code().with_context(|| format!("GRUB crashes on {path} of {}", image.display()))?;
+    Ok(Some(read.stdout).filter(|_| code == 0))
+}

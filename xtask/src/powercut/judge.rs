@@ -165,10 +165,7 @@ impl<'a> Judge<'a> {
             return Ok(known.clone());
         }
         self.scratch.write(&state.content)?;
-        let read = Command::new("grub-fstest").arg(&self.scratch.file).args(["cat", "/grubenv"]).output();
-        let read = read.context("start grub-fstest")?;
-        let code = read.status.code().context("GRUB's file system code crashes on the state partition")?;
-        let block = Some(read.stdout).filter(|_| code == 0);
+        let block = crate::grub::read_file(&self.scratch.file, "/grubenv")?;
         self.environments.insert(state.fingerprint, block.clone());
         Ok(block)
     }

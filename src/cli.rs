@@ -14,6 +14,8 @@ pub enum Command {
     Version,
     /// Make a target equal to a release.
     Flash(Flash),
+    /// Make a robot's disk of a disk.
+    Provision(Provision),
     /// Compare a target with what is installed.
     Verify(Verify),
     /// What is installed and how the last boots went.
@@ -22,8 +24,8 @@ pub enum Command {
     Report(Common),
     /// This boot is good.
     Good(Common),
-    /// Recover at the next boot.
-    Request(Common),
+    /// Recover at the next boot, or offer a factory reset there.
+    Request(Common, Wish),
     /// Show or change the boot environment.
     Env(Common, EnvAction),
 }
@@ -35,11 +37,12 @@ impl Command {
         match self {
             Self::Help(_) | Self::Version => None,
             Self::Flash(flash) => Some(&flash.common),
+            Self::Provision(provision) => Some(&provision.release.common),
             Self::Verify(verify) => Some(&verify.common),
             Self::Status(common)
             | Self::Report(common)
             | Self::Good(common)
-            | Self::Request(common)
+            | Self::Request(common, _)
             | Self::Env(common, _) => Some(common),
         }
     }
@@ -81,6 +84,21 @@ pub struct Flash {
     pub dry_run: bool,
 }
 
+/// `reflash provision`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provision {
+    /// Which release; its target is not used.
+    pub release: Flash,
+    /// Block device or file that becomes the disk.
+    pub disk: Option<PathBuf>,
+    /// `yes` or the serial number of a disk that is not blank.
+    pub arm: Option<String>,
+    /// The machine the disk is for is started by UEFI; default: as this one.
+    pub uefi: Option<bool>,
+    /// Logical block size that a file stands for, bytes.
+    pub block_bytes: Option<u32>,
+}
+
 /// `reflash verify`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verify {
@@ -90,6 +108,15 @@ pub struct Verify {
     pub target: Option<PathBuf>,
     /// Compute the SHA-256 of the whole image too.
     pub sha256: bool,
+}
+
+/// What `reflash request` wishes for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Install the release again.
+    Reflash,
+    /// Delete the data, after somebody at the console confirmed it twice.
+    FactoryReset,
 }
 
 /// What `reflash env` does.
@@ -110,11 +137,13 @@ reflash - makes the system partition equal to a signed release
 As PID 1 of the recovery initramfs it does so by itself. By hand:
 
   reflash flash [--target DEV]    download, verify, write, read back
+  reflash provision --disk DEV    make a robot's disk of a whole disk: table, boot code, system
   reflash verify [--target DEV]   compare the system with the installed release
   reflash status                  what is installed, how the last boots went
   reflash report                  tell report.url how the last recoveries went
   reflash good                    this boot is good: give the system its tries back
   reflash request                 recover at the next boot
+  reflash request factory-reset   at the next boot ask at the console to delete all data
   reflash env [list|set NAME=VALUE|unset NAME]
                                   the GRUB environment on the state partition
   reflash --version
@@ -147,6 +176,22 @@ system that is running, use `reflash request` and reboot.
   --dry-run       compare, say what would be downloaded and written, change nothing
 ";
 
+const PROVISION: &str = "\
+reflash provision - make a robot's disk of a whole disk
+
+Table, boot code and file systems as the release says, then its system. The disk starts only
+once everything on it was verified; what ends early may be repeated. Needs root.
+
+  --disk DEV      whole disk, or a file that stands for one
+  --config FILE   reflash.toml of the new machine; --keys DIR: its trusted keys
+  --arm WORD      erase a disk that is not blank: yes, or its serial number
+  --firmware bios|uefi    what will start it (default: what started this machine)
+  --block-bytes N logical block size that a file stands for: 512 or 4096
+  --url URL  --channel NAME  --product NAME  --hardware NAME
+                  as for flash
+  --dry-run       say what would be done, write nothing
+";
+
 const VERIFY: &str = "\
 reflash verify - compare a target with the release recorded as installed
 
@@ -174,7 +219,16 @@ reflash good - call this boot good
 Gives the system its full number of tries back. The system's image runs it once it is up.
 
 ";
-const REQUEST: &str = "reflash request - start recovery, once, at the next boot\n\n";
+const REQUEST: &str = "\
+reflash request [reflash|factory-reset] - start recovery, once, at the next boot
+
+reflash        install the offered release again; the data stays (the default)
+factory-reset  ask twice at the console, then make the data partition anew; the system stays
+
+To erase everything, start the machine from a boot medium (cargo xtask media) or use
+`reflash provision`: from its own disk a machine cannot do that and survive a power cut.
+
+";
 const ENV: &str = "\
 reflash env - the GRUB environment on the state partition
 
@@ -220,11 +274,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
     };
     match verb.as_str() {
         "flash" => parse_flash(parser),
+        "provision" => parse_provision(parser),
         "verify" => parse_verify(parser),
         "status" => parse_plain(parser, help!(STATUS), Command::Status),
         "report" => parse_plain(parser, help!(REPORT), Command::Report),
         "good" => parse_plain(parser, help!(GOOD), Command::Good),
-        "request" => parse_plain(parser, help!(REQUEST), Command::Request),
+        "request" => parse_request(parser),
         "env" => parse_env(parser),
         "help" => Ok(Command::Help(HELP)),
         other => Err(format!("{other:?} is not a verb; see reflash --help").into()),
@@ -259,16 +314,48 @@ fn parse_flash(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match arg.as_str() {
             "--help" | "-h" => return Ok(Command::Help(help!(FLASH))),
             "--target" => flash.target = Some(parser.value()?.into()),
-            "--url" => flash.urls.push(parser.value()?.string()?),
-            "--channel" => flash.channel = Some(parser.value()?.string()?),
-            "--product" => flash.product = Some(parser.value()?.string()?),
-            "--hardware" => flash.hardware = Some(parser.value()?.string()?),
             "--allow-older" => flash.allow_older = true,
-            "--dry-run" => flash.dry_run = true,
-            other => common_option(&mut flash.common, &mut parser, other)?,
+            other => release_option(&mut flash, &mut parser, other)?,
         }
     }
     Ok(Command::Flash(flash))
+}
+
+/// Takes an option that says which release, or what every verb has.
+fn release_option(flash: &mut Flash, parser: &mut Parser, name: &str) -> Result<(), lexopt::Error> {
+    match name {
+        "--url" => flash.urls.push(parser.value()?.string()?),
+        "--channel" => flash.channel = Some(parser.value()?.string()?),
+        "--product" => flash.product = Some(parser.value()?.string()?),
+        "--hardware" => flash.hardware = Some(parser.value()?.string()?),
+        "--dry-run" => flash.dry_run = true,
+        other => common_option(&mut flash.common, parser, other)?,
+    }
+    Ok(())
+}
+
+fn parse_provision(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut provision = Provision::default();
+    while let Some(arg) = owned(parser.next()?) {
+        match arg.as_str() {
+            "--help" | "-h" => return Ok(Command::Help(help!(PROVISION))),
+            "--disk" => provision.disk = Some(parser.value()?.into()),
+            "--arm" => provision.arm = Some(parser.value()?.string()?),
+            "--firmware" => {
+                provision.uefi = Some(match parser.value()?.string()?.as_str() {
+                    "bios" => false,
+                    "uefi" => true,
+                    other => return Err(format!("{other:?} is not a firmware: bios or uefi").into()),
+                });
+            }
+            "--block-bytes" => provision.block_bytes = Some(parser.value()?.parse()?),
+            other => release_option(&mut provision.release, &mut parser, other)?,
+        }
+    }
+    if provision.disk.is_none() {
+        return Err("--disk is missing".into());
+    }
+    Ok(Command::Provision(provision))
 }
 
 fn parse_verify(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -297,6 +384,20 @@ fn parse_plain(
         }
     }
     Ok(command(common))
+}
+
+fn parse_request(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut common = Common::default();
+    let mut wish = Wish::Reflash;
+    while let Some(arg) = owned(parser.next()?) {
+        match arg.as_str() {
+            "--help" | "-h" => return Ok(Command::Help(help!(REQUEST))),
+            "reflash" => wish = Wish::Reflash,
+            "factory-reset" => wish = Wish::FactoryReset,
+            other => common_option(&mut common, &mut parser, other)?,
+        }
+    }
+    Ok(Command::Request(common, wish))
 }
 
 fn parse_env(mut parser: Parser) -> Result<Command, lexopt::Error> {

@@ -4,12 +4,15 @@
 //! the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each layer is first a [`Layer`] in
 //! which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the whole.
 
+mod disk;
 mod network;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::media::MediaId;
+pub use disk::DiskSelector;
 pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
 
 /// One configuration file as written. Every key may be missing.
@@ -28,6 +31,8 @@ pub struct Layer {
     pub report: ReportLayer,
     /// `[watchdog]`
     pub watchdog: WatchdogLayer,
+    /// `[provision]`
+    pub provision: ProvisionLayer,
 }
 
 /// `[release]`: where releases come from.
@@ -87,6 +92,14 @@ pub struct WatchdogLayer {
     pub stall_s: Option<u64>,
 }
 
+/// `[provision]`: how a disk becomes a robot's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProvisionLayer {
+    /// Which disk. Default: the only one that is not removable, not in use and not the boot medium.
+    pub disk: Option<DiskSelector>,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -112,6 +125,8 @@ pub struct Config {
     pub spread: Duration,
     /// Who is told how recoveries went.
     pub report_url: Option<String>,
+    /// Which disk provisioning takes.
+    pub disk: DiskSelector,
     /// Time without progress until the watchdog is no longer fed; `None` leaves it alone.
     pub stall: Option<Duration>,
 }
@@ -160,11 +175,31 @@ pub struct BootArgs {
     pub recovery_partuuid: Option<String>,
     /// `reflash.force`: a person asked at the machine, so an older release is allowed.
     pub force: bool,
+    /// `reflash.action=`: what to do, other than recover the disk GRUB started from.
+    pub action: Option<Action>,
+    /// `reflash.media=ID`: the boot medium the agent was started from.
+    pub media: Option<MediaId>,
+    /// `reflash.arm=yes` or `=SERIAL`: a disk that is not blank may be erased; any that is chosen, or only this one.
+    pub arm: Option<String>,
+    /// `reflash.dry-run`: say what provisioning would do, and write nothing.
+    pub dry_run: bool,
     /// `reflash.verbose`: libraries may say everything in the kernel log.
     pub verbose: bool,
 }
 
-const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.verbose, reflash.url, reflash.channel, \
+/// What a boot medium or a network boot asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Make a machine of a blank disk, or of one that may be erased: everything on it is new.
+    Provision,
+    /// Install the release again on the machine's disk; its data stays.
+    Reflash,
+    /// Delete the data of the machine, after a person confirmed it twice; its system stays.
+    FactoryReset,
+}
+
+const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.action, reflash.media, \
+     reflash.arm, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
      reflash.vlan, reflash.proxy, reflash.report, reflash.system, reflash.data";
 
@@ -199,6 +234,7 @@ impl Layer {
             },
             report: ReportLayer { url: later.report.url.or(self.report.url) },
             watchdog: WatchdogLayer { stall_s: later.watchdog.stall_s.or(self.watchdog.stall_s) },
+            provision: ProvisionLayer { disk: later.provision.disk.or(self.provision.disk) },
         }
     }
 
@@ -219,6 +255,22 @@ impl Layer {
                 "recovery" => boot.recovery_partuuid = Some(value.to_ascii_lowercase()),
                 "force" => boot.force = true,
                 "verbose" => boot.verbose = true,
+                "action" => {
+                    let action = match value {
+                        "provision" => Action::Provision,
+                        "reflash" => Action::Reflash,
+                        "factory-reset" => Action::FactoryReset,
+                        _ => return Err(value_error("reflash.action", value, "provision, reflash or factory-reset")),
+                    };
+                    boot.action = Some(action);
+                }
+                "media" => boot.media = Some(parsed("reflash.media", value, "the ID of a boot medium")?),
+                "arm" if value.is_empty() => {
+                    return Err(value_error("reflash.arm", value, "yes, or the serial number of a disk"));
+                }
+                "arm" => boot.arm = Some(text()),
+                "dry-run" => boot.dry_run = true,
+                "disk" => layer.provision.disk = Some(DiskSelector::parse(value)?),
                 // For the system's own initramfs; here they only must not be refused.
                 "system" | "data" => {}
                 "url" => layer.release.urls = Some(value.split(',').map(str::to_owned).collect()),
@@ -294,6 +346,7 @@ impl Config {
             offline: Duration::from_secs(offline_s),
             spread: Duration::from_secs(spread_s),
             stall: (stall_s > 0).then(|| Duration::from_secs(stall_s)),
+            disk: layer.provision.disk.unwrap_or_default(),
             report_url: layer.report.url.map(checked_report_url).transpose()?,
         })
     }
@@ -340,12 +393,30 @@ pub fn is_path_segment(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootArgs, Config, InterfaceSelector, Layer};
+    use super::{Action, BootArgs, Config, InterfaceSelector, Layer};
 
     const MINIMAL: &str = "[release]\nurls = ['http://a.example/r/']\n[machine]\nproduct = 'demo'\n";
 
     fn chain(error: &dyn std::error::Error) -> String {
         std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
+    #[test]
+    fn what_a_medium_asks_for_is_read_and_nothing_is_guessed() {
+        let of = |line: &str| Layer::from_kernel_command_line(line).map(|(_, boot)| boot);
+        let id = crate::media::MediaId::new([7; 16]);
+        let boot =
+            of(&format!("quiet reflash.action=provision reflash.media={id} reflash.arm=S1 reflash.dry-run")).unwrap();
+        assert_eq!((boot.action, boot.media), (Some(Action::Provision), Some(id)));
+        assert_eq!((boot.arm.as_deref(), boot.dry_run), (Some("S1"), true));
+        let reset = of("reflash.action=factory-reset").unwrap();
+        assert_eq!((reset.action, reset.arm, reset.dry_run), (Some(Action::FactoryReset), None, false));
+        assert_eq!(of("").unwrap().action, None);
+        for wrong in ["reflash.action=wipe", "reflash.action=", "reflash.media=REFLASH", "reflash.arm", "reflash.arm="]
+        {
+            let error = of(wrong).unwrap_err().to_string();
+            assert!(error.contains("expected"), "{wrong}: {error}");
+        }
     }
 
     #[test]
@@ -380,8 +451,8 @@ mod tests {
             BootArgs {
                 reason: Some("tries".into()),
                 recovery_partuuid: Some("abcd".into()),
-                force: false,
-                verbose: true
+                verbose: true,
+                ..BootArgs::default()
             }
         );
     }

@@ -1,5 +1,7 @@
 //! The partition layout as data: what a product's disk looks like, and where each partition then lies. Pure.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Partitions begin and end on this boundary, bytes: a multiple of every erase block and sector size in use.
@@ -31,6 +33,27 @@ pub enum Role {
     System,
     /// `/var` and the changes to `/etc`.
     Data,
+}
+
+impl Role {
+    /// As in layouts, and as the partition is named on a GPT.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BiosBoot => "biosboot",
+            Self::Esp => "esp",
+            Self::State => "state",
+            Self::Recovery => "recovery",
+            Self::System => "system",
+            Self::Data => "data",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Size of a partition: `"64MiB"`, `"2GiB"`, `"30%"` of the disk, or `"rest"`.

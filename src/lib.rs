@@ -11,6 +11,8 @@
 //! | [`cli`] | arguments to a command | none |
 //! | [`watchdog`] | resets a machine on which nothing moves | the hardware's watchdog |
 //! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
+//! | [`provision`] | a disk gets table, boot code and partitions | disks |
+//! | [`reset`] | the data of a new machine, after a person's word | data and state partition |
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
 //! | [`verify`] | read-back past the page cache | target |
 //! | [`write`] | a plan is fetched, decoded, checked and written | source, target |
@@ -36,6 +38,7 @@
 //! | [`sys`] | the only home of nix and `unsafe` | all |
 //! | [`placeholder`] | what vendors ship where an identity should be | none |
 //! | [`config`] | configuration files and kernel command line | none |
+//! | [`media`] | boot media: how one is told from another | none |
 
 pub mod agent;
 pub mod arbiter;
@@ -55,11 +58,14 @@ pub mod index;
 pub mod journal;
 pub mod layout;
 pub mod manifest;
+pub mod media;
 pub mod placeholder;
 pub mod plan;
 pub mod progress;
+pub mod provision;
 pub mod recovery;
 pub mod report;
+pub mod reset;
 pub mod state;
 pub mod sys;
 pub mod sysroot;

@@ -285,6 +285,17 @@ impl Manifest {
         found.ok_or_else(|| self.invalid(format!("it has no image named {name:?}")))
     }
 
+    /// The file of that name.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] when the release has none.
+    pub fn file(&self, name: &str) -> Result<&File, ManifestError> {
+        let found = self.files.iter().find(|file| file.name == name);
+        found.ok_or_else(|| {
+            self.invalid(format!("it has no file named {name:?}, so no disk can be provisioned from it"))
+        })
+    }
+
     /// Checks that the release is made for this machine, channel and agent.
     ///
     /// # Errors

@@ -145,7 +145,7 @@ fn install(
     let (release, index) = journal.phase(Phase::Manifest, &machine.source.describe(), || {
         let release = release()?;
         let index = fetch_index(machine, &release)?;
-        write::check_size(&index, machine.target)?;
+        write::check_size(index.image_bytes(), machine.target)?;
         Ok::<_, RecoveryError>((release, index))
     })?;
     let Release { signed, manifest } = &release;
@@ -186,7 +186,7 @@ fn install(
 pub fn estimate(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryError> {
     let release = fetch_release(machine)?;
     let index = fetch_index(machine, &release)?;
-    write::check_size(&index, machine.target)?;
+    write::check_size(index.image_bytes(), machine.target)?;
     let known = match read(machine, &index) {
         Ok(_) => return Ok((release.manifest, Totals::nothing_to_do(&index))),
         Err(known) => known,
@@ -243,6 +243,22 @@ fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<Index, Recove
         return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
     }
     Ok(index)
+}
+
+/// A file of the release, whole and checked: they are few and small.
+///
+/// # Errors
+/// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
+pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
+    fetch_object(machine.source, "file of the release", &release.manifest.file(name)?.object)
+}
+
+/// Whether the system image fits a partition, before anything else is done.
+///
+/// # Errors
+/// It does not, or the release has none.
+pub fn check_room(release: &Release, target: &dyn BlockTarget) -> Result<(), RecoveryError> {
+    Ok(write::check_size(release.manifest.image(SYSTEM_IMAGE)?.size_bytes, target)?)
 }
 
 fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {

@@ -18,6 +18,7 @@ use crate::hostname::{self, HostnameError};
 use crate::sys::block::disks::Layout;
 use crate::sys::block::{self, FindError, Which};
 use crate::sys::dmi;
+use crate::sys::ext4;
 use crate::sys::init;
 use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::modules::{Coldplug, Loader, ModuleError};
@@ -139,6 +140,11 @@ pub enum Step {
         /// Its partition.
         device: PathBuf,
     },
+    /// Lets that grow to the size of its partition, which it does once.
+    Grow {
+        /// Its partition.
+        device: PathBuf,
+    },
     /// Makes a directory, unless it is there.
     Directory {
         /// Where.
@@ -176,6 +182,7 @@ impl fmt::Display for Step {
             Self::Deployment => f.write_str("enter the deployment"),
             Self::Check { device } => write!(f, "check the data partition, {}", device.display()),
             Self::Data { device } => write!(f, "mount the data partition, {}", device.display()),
+            Self::Grow { .. } => f.write_str("let the data file system have all of its partition"),
             Self::Directory { path, .. } => write!(f, "create {}", path.display()),
             Self::Bind { from, to } => write!(f, "bind {} to {}", from.display(), to.display()),
             Self::Overlay { over, upper, .. } => write!(f, "put {} over {}", upper.display(), over.display()),
@@ -196,6 +203,7 @@ pub fn steps(system: &Path, data: &Path) -> Vec<Step> {
         Step::Deployment,
         Step::Check { device: data.to_owned() },
         Step::Data { device: data.to_owned() },
+        Step::Grow { device: data.to_owned() },
         directory(&var, 0o755),
         // The overlay takes the permissions of its root, /etc, from here.
         directory(&overlay, 0o700),
@@ -214,6 +222,7 @@ impl Step {
             Self::Deployment => program(PREPARE_ROOT, &[ROOT], &[0])?,
             Self::Check { device } => check(device)?,
             Self::Data { device } => Mount::device(device, "ext4").no_suid().no_dev().on(DATA)?,
+            Self::Grow { device } => grow(device),
             Self::Directory { path, mode } => make_directory(path, *mode)?,
             Self::Bind { from, to } => mount::bind(from, to)?,
             // The lower directory changes with every release, which an overlay bears only without these features.
@@ -236,6 +245,16 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), SysrootError> {
     fs::DirBuilder::new().mode(mode).create(path).map_err(failed)?;
     // The umask has had its say.
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Provisioning writes a small file system into a partition of any size. Where it cannot grow, the machine works with
+/// less room.
+fn grow(device: &Path) {
+    let size = block::Device::open(device, block::Access::Read, block::Caching::Buffered).map(|it| it.size_bytes());
+    let grown = size.map_err(std::io::Error::other).and_then(|size| ext4::grow(Path::new(DATA), size));
+    if let Err(error) = grown {
+        say(&format!("the data file system keeps its size: {error}"));
+    }
 }
 
 /// e2fsck: 0 is clean, 1 corrected, 2 corrected and a reboot wanted if it was mounted (e2fsck(8)); it is not.
@@ -332,7 +351,7 @@ fn prepare() -> Result<(), SysrootError> {
 /// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps
 /// the name unless somebody wrote another into /etc/hostname.
 fn set_hostname(layout: &Layout) -> Result<Option<String>, SysrootError> {
-    let Some(device) = layout.named("recovery").and_then(|partition| partition.node.clone()) else { return Ok(None) };
+    let Some(device) = layout.of_role("recovery").and_then(|partition| partition.node.clone()) else { return Ok(None) };
     Mount::device(device, "ext4").read_only().no_load().on(RECOVERY)?;
     let path = Path::new(RECOVERY).join("reflash.toml");
     let configuration = fs::read_to_string(&path);

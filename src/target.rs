@@ -1,9 +1,10 @@
 //! What an image is written to: one narrow trait over a partition, a file, or a test's memory.
 
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
+use crate::digest::is_zero;
 use crate::sys::block::{Access, AlignedBuf, BlockError, Caching, Device};
 
 /// A block target. All offsets and lengths are multiples of 4096 bytes.
@@ -142,5 +143,93 @@ fn cause(error: BlockError) -> io::Error {
     match error {
         BlockError::Device { source, .. } | BlockError::Transfer { source, .. } => source,
         other => io::Error::other(other),
+    }
+}
+
+/// A part of a target: a partition of a disk that has no table yet.
+pub struct Window<'a> {
+    /// What it is a part of.
+    pub target: &'a dyn BlockTarget,
+    /// Which part, bytes.
+    pub range: Range<u64>,
+    /// What it is, for people.
+    pub name: String,
+}
+
+impl Window<'_> {
+    /// Where `len` bytes at `offset` lie on the whole, if they lie within this part.
+    fn within(&self, offset: u64, len: u64) -> io::Result<u64> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size_bytes() => Ok(self.range.start + offset),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+impl BlockTarget for Window<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn identity(&self) -> String {
+        format!("the {} partition of {}", self.name, self.target.identity())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.target.read_at(self.within(offset, buffer.len() as u64)?, buffer)
+    }
+
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.target.write_at(self.within(offset, content.len() as u64)?, content)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        let len = range.end - range.start;
+        let start = self.within(range.start, len)?;
+        self.target.zero(start..start + len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.target.flush()
+    }
+}
+
+/// Which side of a copy failed.
+#[derive(Debug)]
+pub enum CopyError {
+    /// What was copied.
+    Read(io::Error),
+    /// The target.
+    Write(io::Error),
+}
+
+/// Copies `content`, a multiple of 4096 bytes, to `offset` and on. Zeros in it are zeroed there. Durable only after a
+/// flush.
+///
+/// # Errors
+/// [`CopyError`].
+pub fn copy_blocks(mut content: impl Read, target: &dyn BlockTarget, mut offset: u64) -> Result<(), CopyError> {
+    const STEP_BYTES: usize = 1024 * 1024;
+    let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
+    loop {
+        let mut len = 0;
+        while len < STEP_BYTES {
+            match content.read(&mut buffer[len..]).map_err(CopyError::Read)? {
+                0 => break,
+                more => len += more,
+            }
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let end = offset + len as u64;
+        let written =
+            if is_zero(&buffer[..len]) { target.zero(offset..end) } else { target.write_at(offset, &buffer[..len]) };
+        written.map_err(CopyError::Write)?;
+        offset = end;
     }
 }

@@ -1,6 +1,7 @@
 //! The verbs by hand: in recovery, on the live system, or on a bench.
 
 mod mounted;
+mod provision;
 mod status;
 
 use std::fs;
@@ -16,10 +17,10 @@ use crate::agent::{hardware_name, read_keys, retry_sentence};
 use crate::arbiter::Recoveries;
 use crate::blackbox::{BlackBox, Marks};
 use crate::chain::chain;
-use crate::cli::{Command, Common, EnvAction, Flash, Verify};
+use crate::cli::{Command, Common, EnvAction, Flash, Verify, Wish};
 use crate::config::{Config, Layer};
 use crate::digest;
-use crate::fetch::{self, Clock, Options, Patience};
+use crate::fetch::{self, Clock, Mirrors, Options, Patience};
 use crate::grubenv::names;
 use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
@@ -79,11 +80,12 @@ pub fn run(command: Command) -> ExitCode {
             Ok(0)
         }
         Command::Flash(flash) => run_flash(&flash),
+        Command::Provision(provision) => provision::run(&provision),
         Command::Verify(verify) => run_verify(&verify),
         Command::Status(common) => status::run(&common),
         Command::Report(common) => run_report(&common),
         Command::Good(common) => run_good(&common),
-        Command::Request(common) => run_request(&common),
+        Command::Request(common, wish) => run_request(&common, wish),
         Command::Env(common, action) => run_env(&common, &action),
     };
     match result {
@@ -95,14 +97,56 @@ pub fn run(command: Command) -> ExitCode {
     }
 }
 
+/// What a verb that takes a release works with, except the target.
+struct Bench {
+    config: Config,
+    keys: TrustedKeys,
+    mirrors: Mirrors,
+    journal: Arc<Journal>,
+}
+
+fn bench(flash: &Flash) -> Result<Bench, Failure> {
+    bench_of(flash, None)
+}
+
+fn bench_of(flash: &Flash, mounted: Option<&MountedState>) -> Result<Bench, Failure> {
+    let config = machine_config(&flash.common, mounted, flash_layer(flash))?;
+    let keys = keys(&flash.common, mounted)?;
+    let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+    let journal = Arc::new(Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal()));
+    let teller = Arc::clone(&journal);
+    let mirrors = fetch::open_all(&config.urls, &options, Patience::Rounds(HAND_ROUNDS))?
+        .on_retry(move |retry| teller.warn(&retry_sentence(retry)));
+    Ok(Bench { config, keys, mirrors, journal })
+}
+
+impl Bench {
+    fn machine<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> Machine<'a> {
+        Machine {
+            product: self.config.product.clone(),
+            hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
+            channel: self.config.channel.clone(),
+            tries: self.config.boot_tries,
+            allow_older,
+            asked_for: true,
+            recoveries: Recoveries::default(),
+            keys: &self.keys,
+            source: &self.mirrors,
+            target,
+            state: None,
+            journal: &self.journal,
+            learn_time: &|_| {},
+        }
+    }
+}
+
 fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     let machine_state = match (&flash.common.state, &flash.target) {
         // An image file or a disk on a bench has no state of this machine.
         (None, Some(_)) => None,
         _ => Some(MountedState::open(&flash.common)?),
     };
-    let config = machine_config(&flash.common, machine_state.as_ref(), flash_layer(flash))?;
-    let keys = keys(&flash.common, machine_state.as_ref())?;
+    let bench = bench_of(flash, machine_state.as_ref())?;
     let target_path = match (&flash.target, &machine_state) {
         (Some(path), _) => path.clone(),
         (None, Some(state)) => state.system_partition()?,
@@ -110,26 +154,8 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     };
     let target =
         if flash.dry_run { DeviceTarget::open_read_only(&target_path)? } else { DeviceTarget::open(&target_path)? };
-    let options = Options::new(&config.network, Arc::new(Clock::fixed()));
-    let journal = Arc::new(Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal()));
-    let teller = Arc::clone(&journal);
-    let mirrors = fetch::open_all(&config.urls, &options, Patience::Rounds(HAND_ROUNDS))?
-        .on_retry(move |retry| teller.warn(&retry_sentence(retry)));
-    let machine = Machine {
-        product: config.product.clone(),
-        hardware: config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
-        channel: config.channel.clone(),
-        tries: config.boot_tries,
-        allow_older: flash.allow_older,
-        asked_for: true,
-        recoveries: Recoveries::default(),
-        keys: &keys,
-        source: &mirrors,
-        target: &target,
-        state: machine_state.as_ref().map(|mounted| &mounted.state),
-        journal: &journal,
-        learn_time: &|_| {},
-    };
+    let state = machine_state.as_ref().map(|mounted| &mounted.state);
+    let machine = Machine { state, ..bench.machine(&target, flash.allow_older) };
     let failed = |error: recovery::RecoveryError| Failure {
         code: if error.is_retryable() { LATER } else { FAILED },
         text: chain(&error),
@@ -244,10 +270,14 @@ fn run_report(common: &Common) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn run_request(common: &Common) -> Result<u8, Failure> {
+fn run_request(common: &Common, wish: Wish) -> Result<u8, Failure> {
+    let (entry, sentence) = match wish {
+        Wish::Reflash => ("recovery", "the next boot goes to recovery"),
+        Wish::FactoryReset => ("factory-reset", "the next boot asks at the console whether to delete all data"),
+    };
     let mounted = MountedState::open(common)?;
-    mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some("recovery"))])?;
-    say(common.json, &json!({ "next_entry": "recovery" }), || "the next boot goes to recovery".to_owned());
+    mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some(entry))])?;
+    say(common.json, &json!({ "next_entry": entry }), || sentence.to_owned());
     Ok(0)
 }
 

@@ -86,8 +86,8 @@ impl WriteError {
 ///
 /// # Errors
 /// [`WriteError::TooLarge`] with both sizes.
-pub fn check_size(index: &Index, target: &dyn BlockTarget) -> Result<(), WriteError> {
-    let (image_bytes, target_bytes) = (index.image_bytes(), target.size_bytes());
+pub fn check_size(image_bytes: u64, target: &dyn BlockTarget) -> Result<(), WriteError> {
+    let target_bytes = target.size_bytes();
     if image_bytes > target_bytes {
         return Err(WriteError::TooLarge { image_bytes, target: target.name().to_owned(), target_bytes });
     }
@@ -108,7 +108,7 @@ pub fn apply<'i>(
     _permit: &Recovering,
     done_bytes: &AtomicU64,
 ) -> Result<Written<'i>, WriteError> {
-    check_size(index, target)?;
+    check_size(index.image_bytes(), target)?;
     if plan.is_empty() {
         return Ok(Written { index, before: survey, bytes: 0 });
     }

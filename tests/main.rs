@@ -8,6 +8,7 @@ mod environment;
 mod fetch;
 mod isolated;
 mod net;
+mod provision;
 mod recovery;
 mod release;
 mod support;

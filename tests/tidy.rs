@@ -10,7 +10,9 @@ const LAYERS: &[&str] = &[
     "sysroot",
     "cli",
     "watchdog",
+    "provision",
     "recovery",
+    "reset",
     "boot",
     "verify",
     "write",
@@ -36,6 +38,7 @@ const LAYERS: &[&str] = &[
     "chain",
     "placeholder",
     "config",
+    "media",
 ];
 
 /// No I/O in these, so that they are tested without root and shared with the builder.
@@ -54,6 +57,7 @@ const PURE: &[&str] = &[
     "digest",
     "clock",
     "placeholder",
+    "media",
 ];
 
 /// Lines of a file without its tests. A file beyond holds two stories.

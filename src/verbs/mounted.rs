@@ -10,7 +10,7 @@ use crate::state::State;
 use crate::sys::{self, block::Which, mount::Mount};
 
 /// Where partitions are mounted while a verb needs them.
-const MOUNTS: &str = "/run/reflash";
+pub(super) const MOUNTS: &str = "/run/reflash";
 
 /// The state partition, and the recovery partition for reading, mounted only while a verb needs them: GRUB reads and
 /// writes the blocks of the former, so nothing else should keep it busy.
@@ -35,9 +35,9 @@ impl MountedState {
             );
         };
         let found = sys::block::find_disk_by_partuuid(partuuid, Which::Physical)?;
-        let partition = |name: &str| found.layout.named(name).and_then(|partition| partition.node.clone());
+        let partition = |name: &str| found.layout.of_role(name).and_then(|partition| partition.node.clone());
         let Some(state) = partition("state") else {
-            return failure(format!("{} has no partition named \"state\"", found.disk));
+            return failure(format!("{} has no state partition", found.disk));
         };
         let directory = |name: &str| Path::new(MOUNTS).join(name);
         let mut this = Self {

@@ -1,5 +1,6 @@
 //! What the stories share: a small signed release, a target in memory that can be made to fail.
 
+pub mod attached;
 pub mod server;
 
 use std::collections::BTreeSet;

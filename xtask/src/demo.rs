@@ -16,6 +16,7 @@ use crate::host::{Need, ensure_installed};
 use crate::image;
 use crate::initramfs::{self, Recovery};
 use crate::keygen::{self, KeyFiles};
+use crate::kit;
 use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::{self, Server};
@@ -70,12 +71,20 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
     let recipe = paths.root.join("xtask/recipes/demo.toml");
     let description = image::build(paths, &recipe, &image, &image::Options { fresh: false, assume_yes })?;
     let release = paths.dist().join("release");
-    publish(paths, &image, &description, &keys, &release)?;
+    let kit = kit::files(paths, &grub, &recovery)?;
+    publish(paths, &image, &description, kit, &keys, &release)?;
     Ok(Built { grub, recovery, keys, image, description, release })
 }
 
 /// Releases the image, unless this very image is published already.
-fn publish(paths: &Paths, image: &Path, description: &image::Description, keys: &KeyFiles, tree: &Path) -> Result<()> {
+fn publish(
+    paths: &Paths,
+    image: &Path,
+    description: &image::Description,
+    kit: Vec<(String, PathBuf)>,
+    keys: &KeyFiles,
+    tree: &Path,
+) -> Result<()> {
     let mut trusted = reflash::manifest::TrustedKeys::default();
     trusted.add("demo", &std::fs::read_to_string(&keys.public)?)?;
     let published = release::check::check(tree, "stable", &trusted);
@@ -95,7 +104,7 @@ fn publish(paths: &Paths, image: &Path, description: &image::Description, keys: 
         serial: None,
         image: image.to_owned(),
         ostree: Some((description.ostree_commit.clone(), description.ostree_ref.clone())),
-        files: Vec::new(),
+        files: kit,
         layout: Some(disk::read_layout(&paths.root.join("xtask/recipes/layout.toml"))?),
         frame_bytes: release::DEFAULT_FRAME_BYTES,
         level: release::DEFAULT_LEVEL,

@@ -1,26 +1,23 @@
 //! `cargo xtask disk`: a bootable disk image, put together without mounting anything: table, boot code, EFI system
 //! partition, state, recovery, an empty system partition, and data.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use gpt::disk::LogicalBlockSize;
-use gpt::mbr::ProtectiveMBR;
-use gpt::partition_types::{self, Type};
-use reflash::blackbox;
-use reflash::bootcode;
 use reflash::grubenv::{GrubEnv, names};
-use reflash::layout::{Layout, Placed, Role};
+use reflash::layout::{Layout, Placed, Role, Table};
+use reflash::provision::{Frame, Geometry, kit};
 
+use crate::filesystem;
 use crate::grub::{self, Images};
 use crate::host::{Need, ensure_installed};
 use crate::initramfs::Recovery;
 use crate::paths::Paths;
-use crate::step::{output, produced, run, step};
+use crate::step::{output, produced, step};
 
 const SECTOR_BYTES: u64 = 512;
 
@@ -58,7 +55,7 @@ pub fn environment_without_system() -> Vec<(&'static str, &'static str)> {
 /// # Errors
 /// When it is not one; unknown keys are refused by name.
 pub fn read_layout(path: &Path) -> Result<Layout> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("read {}", path.display()))
 }
 
@@ -72,24 +69,26 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
     step("assemble the disk", || {
         let new = out.with_added_extension("new");
         let scratch = tempfile::Builder::new().prefix("disk").tempdir_in(work(paths)?)?;
-        write_table(&new, parts.disk_bytes, &placed)?;
+        write_frame(&new, parts, &placed)?;
         let mut disk = File::options().read(true).write(true).open(&new)?;
         for partition in &placed {
             let image = scratch.path().join(&partition.partition.name);
             match partition.partition.role {
-                Role::BiosBoot => write_boot_code(&disk, parts.grub, partition)?,
-                Role::System => continue,
-                Role::Esp => make_esp(parts.grub, partition.size_bytes, &image)?,
-                Role::State => make_state(&parts.environment, partition.size_bytes, scratch.path(), &image)?,
-                Role::Recovery => make_recovery(parts, &placed, partition.size_bytes, scratch.path(), &image)?,
-                Role::Data => make_ext4("data", partition.size_bytes, None, &image)?,
+                Role::BiosBoot | Role::System => continue,
+                Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, SECTOR_BYTES, &image)?,
+                Role::State => {
+                    filesystem::state(&parts.environment, partition.size_bytes, scratch.path(), &[], &image)?
+                }
+                Role::Recovery => make_recovery(paths, parts, partition.size_bytes, scratch.path(), &image)?,
+                Role::Data => filesystem::ext4("data", partition.size_bytes, None, &[], &image)?,
             }
             if image.exists() {
-                copy_sparse(&image, &mut disk, partition.offset_bytes)?;
+                let image = File::open(&image).with_context(|| format!("open {}", image.display()))?;
+                copy_sparse(image, &mut disk, partition.offset_bytes)?;
             }
         }
         disk.sync_all()?;
-        Ok(std::fs::rename(&new, out)?)
+        Ok(fs::rename(&new, out)?)
     })?;
     produced("disk", out);
     Ok(())
@@ -97,83 +96,28 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
 
 fn work(paths: &Paths) -> Result<PathBuf> {
     let work = paths.work();
-    std::fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
+    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     Ok(work)
 }
 
-fn write_table(path: &Path, disk_bytes: u64, placed: &[Placed]) -> Result<()> {
-    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+/// Table and boot code, by the code that provisions robots.
+fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> {
+    let (table, disk_bytes) = (parts.layout.table, parts.disk_bytes);
+    let core = if table == Table::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
+    let geometry = Geometry { table, placed, disk_bytes, block_bytes: SECTOR_BYTES as u32 };
+    let frame = Frame::new(geometry, reflash::sys::random::bytes()?, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
+    let mut file = File::create(path)?;
     file.set_len(disk_bytes)?;
-    // The protective entry counts the sectors behind the MBR; more than 32 bits are written as the largest number.
-    let sectors = u32::try_from(disk_bytes / SECTOR_BYTES - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(sectors).overwrite_lba0(&mut file).context("write the protective MBR")?;
-    let config = gpt::GptConfig::new().writable(true).logical_block_size(LogicalBlockSize::Lb512);
-    let mut table = config.create_from_device(file, None).context("make a GPT")?;
-    for partition in placed {
-        let (first, length) = (partition.offset_bytes / SECTOR_BYTES, partition.size_bytes / SECTOR_BYTES);
-        let name = &partition.partition.name;
-        table
-            .add_partition_at(name, partition.number, first, length, type_of(partition.partition.role), 0)
-            .with_context(|| format!("add partition {name:?}"))?;
-    }
-    table.write().context("write the GPT")?;
-    Ok(())
+    frame.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))
 }
 
-fn type_of(role: Role) -> Type {
-    match role {
-        Role::BiosBoot => partition_types::BIOS,
-        Role::Esp => partition_types::EFI,
-        Role::State | Role::Recovery | Role::System | Role::Data => partition_types::LINUX_FS,
-    }
-}
-
-fn write_boot_code(disk: &File, grub: &Images, partition: &Placed) -> Result<()> {
-    let lba = partition.offset_bytes / SECTOR_BYTES;
-    let mut present = [0; bootcode::SECTOR_BYTES];
-    disk.read_exact_at(&mut present, 0)?;
-    let first = bootcode::first_sector(&std::fs::read(&grub.boot)?, &present, lba)?;
-    let core = bootcode::core_image(&std::fs::read(&grub.core)?, lba, partition.size_bytes)?;
-    disk.write_all_at(&core, partition.offset_bytes)?;
-    Ok(disk.write_all_at(&first, 0)?)
-}
-
-fn make_esp(grub: &Images, size_bytes: u64, image: &Path) -> Result<()> {
-    File::create(image)?.set_len(size_bytes)?;
-    run("mkfs.vfat", Command::new("mkfs.vfat").args(["-F", "32", "-n", "ESP"]).arg(image))?;
-    run("mmd", Command::new("mmd").arg("-i").arg(image).args(["::/EFI", "::/EFI/BOOT"]))?;
-    run("mcopy", Command::new("mcopy").arg("-i").arg(image).arg(&grub.efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
-}
-
-fn make_state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
-    let tree = scratch.join("state.tree");
-    std::fs::create_dir_all(tree.join("installed"))?;
-    let mut env = GrubEnv::default();
-    for (name, value) in environment {
-        env.set(name, value)?;
-    }
-    std::fs::write(tree.join("grubenv"), env.encode()?)?;
-    // Not zeros, which mke2fs would leave out: the black box must have its blocks before the partition is full.
-    std::fs::write(tree.join("blackbox"), vec![0xff; blackbox::SIZE_BYTES as usize])?;
-    make_ext4("state", size_bytes, Some(&tree), image)
-}
-
-/// Compresses an image that the agent makes a destroyed partition from.
-fn compress(image: &Path, out: &Path) -> Result<()> {
-    let mut encoder = zstd::stream::write::Encoder::new(File::create(out)?, 0)?;
-    encoder.include_checksum(true)?;
-    std::io::copy(&mut File::open(image)?, &mut encoder)?;
-    encoder.finish()?;
-    Ok(())
-}
-
-fn make_recovery(parts: &Parts<'_>, placed: &[Placed], size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
+fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
     for directory in ["grub", "boot", "keys", "templates"] {
-        std::fs::create_dir_all(tree.join(directory))?;
+        fs::create_dir_all(tree.join(directory))?;
     }
     let copy = |from: &Path, to: &str| {
-        std::fs::copy(from, tree.join(to)).with_context(|| format!("copy {}", from.display())).map(drop)
+        fs::copy(from, tree.join(to)).with_context(|| format!("copy {}", from.display())).map(drop)
     };
     copy(&parts.grub.config, "grub/grub.cfg")?;
     copy(&parts.recovery.vmlinuz, "boot/vmlinuz")?;
@@ -186,28 +130,17 @@ fn make_recovery(parts: &Parts<'_>, placed: &[Placed], size_bytes: u64, scratch:
         let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
         copy(file, &name.to_string_lossy())?;
     }
-    std::fs::write(tree.join("reflash.toml"), &parts.config)?;
-    for state in placed.iter().filter(|partition| partition.partition.role == Role::State) {
-        let empty = scratch.join("state.template");
-        make_state(&environment_without_system(), state.size_bytes, scratch, &empty)?;
-        compress(&empty, &tree.join("templates/state.ext4.zst"))?;
+    fs::write(tree.join("reflash.toml"), &parts.config)?;
+    let templates = scratch.join("kit");
+    crate::kit::make_templates(paths, parts.grub, &templates)?;
+    for name in [kit::names::STATE, kit::names::DATA] {
+        copy(&templates.join(name), name)?;
     }
-    make_ext4("recovery", size_bytes, Some(&tree), image)
-}
-
-/// GRUB 2.06 reads and writes ext4 with its usual features, but not a file whose content lies in its inode.
-fn make_ext4(label: &str, size_bytes: u64, tree: Option<&Path>, image: &Path) -> Result<()> {
-    let mut command = Command::new("mke2fs");
-    command.args(["-q", "-t", "ext4", "-O", "^inline_data", "-E", "root_owner=0:0", "-L", label]);
-    if let Some(tree) = tree {
-        command.arg("-d").arg(tree);
-    }
-    run(&format!("mke2fs-{label}"), command.arg(image).arg(format!("{}k", size_bytes / 1024)))
+    filesystem::ext4("recovery", size_bytes, Some(&tree), &[], image)
 }
 
 /// Copies what is not zero, so that the disk image stays sparse.
-fn copy_sparse(from: &Path, disk: &mut File, offset_bytes: u64) -> Result<()> {
-    let mut source = File::open(from).with_context(|| format!("open {}", from.display()))?;
+fn copy_sparse(mut source: impl Read, disk: &mut File, offset_bytes: u64) -> Result<()> {
     let mut buffer = vec![0; 1024 * 1024];
     let mut position = offset_bytes;
     loop {

@@ -11,6 +11,8 @@ use crate::step::{produced, run, step};
 
 /// Where GRUB finds its script, relative to the disk it was loaded from: the recovery partition.
 const PREFIX: &str = "(,gpt4)/grub";
+/// The same on MBR disks.
+const PREFIX_MBR: &str = "(,msdos2)/grub";
 
 /// Everything `grub/grub.cfg` uses, and what a person needs at GRUB's prompt. Nothing is loaded from a disk later.
 const MODULES: &str = "part_gpt part_msdos ext2 fat search search_label search_fs_uuid search_fs_file normal configfile \
@@ -23,6 +25,8 @@ pub struct Images {
     pub boot: PathBuf,
     /// What it loads, from the BIOS boot partition.
     pub core: PathBuf,
+    /// The same for MBR disks, whose recovery partition has another number.
+    pub core_mbr: PathBuf,
     /// The whole of GRUB for UEFI machines.
     pub efi: PathBuf,
     /// The script.
@@ -40,6 +44,7 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
     let images = Images {
         boot: dist.join("boot.img"),
         core: dist.join("core.img"),
+        core_mbr: dist.join("core-mbr.img"),
         efi: dist.join("BOOTX64.EFI"),
         config: dist.join("grub.cfg"),
     };
@@ -48,18 +53,29 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
         run("grub-script-check", Command::new("grub-script-check").arg(&source))?;
         std::fs::copy(&source, &images.config).with_context(|| format!("copy {}", source.display()))?;
         std::fs::copy("/usr/lib/grub/i386-pc/boot.img", &images.boot).context("copy GRUB's boot.img")?;
-        mkimage("i386-pc", &["biosdisk"], &images.core)?;
-        mkimage("x86_64-efi", &["efi_gop", "efifwsetup"], &images.efi)
+        grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX], &images.core)?;
+        grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX_MBR], &images.core_mbr)?;
+        grub_mkimage("x86_64-efi", "efi_gop efifwsetup", &["-p", PREFIX], &images.efi)
     })?;
     produced("GRUB", &dist);
     Ok(images)
 }
 
-fn mkimage(format: &str, own: &[&str], out: &Path) -> Result<()> {
+/// A GRUB whose first commands are those of the file `config`, for media that have no fixed place.
+///
+/// # Errors
+/// When GRUB's tools are missing or fail.
+pub fn mkimage_with_config(format: &str, own: &str, config: &Path, out: &Path) -> Result<()> {
+    let config = config.to_str().context("the path of GRUB's first commands is not text")?;
+    grub_mkimage(format, own, &["-p", "/boot/grub", "-c", config], out)
+}
+
+fn grub_mkimage(format: &str, own: &str, prefix: &[&str], out: &Path) -> Result<()> {
     let new = out.with_added_extension("new");
     let mut command = Command::new("grub-mkimage");
-    command.args(["-O", format, "-d", &format!("/usr/lib/grub/{format}"), "-p", PREFIX, "-o"]).arg(&new);
-    run(&format!("grub-mkimage-{format}"), command.args(MODULES.split_whitespace()).args(own))?;
+    command.args(["-O", format, "-d", &format!("/usr/lib/grub/{format}")]).args(prefix).arg("-o").arg(&new);
+    let modules = MODULES.split_whitespace().chain(own.split_whitespace());
+    run(&format!("grub-mkimage-{format}"), command.args(modules))?;
     Ok(std::fs::rename(new, out)?)
 }
 

@@ -23,6 +23,8 @@ pub enum Need {
     Ansible,
     /// Boot images and file systems of a disk.
     Disk,
+    /// Boot media.
+    Media,
     /// Virtual machines.
     Vm,
     /// Tools the tests compare with, and servers for network namespaces.
@@ -40,6 +42,7 @@ impl Need {
             }
             Self::Ansible => &["ansible-core"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
+            Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
             // busybox: the tiny system of xtask/src/tiny.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Test => {

@@ -3,12 +3,15 @@
 pub mod agent;
 pub mod demo;
 pub mod disk;
+pub mod filesystem;
 pub mod grub;
 pub mod host;
 pub mod image;
 pub mod initramfs;
 pub mod kernel;
 pub mod keygen;
+pub mod kit;
+pub mod media;
 pub mod paths;
 pub mod powercut;
 pub mod recipe;

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use reflash::manifest::TrustedKeys;
 use xtask::paths::Paths;
 use xtask::step::produced;
-use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, powercut, release, serve, test};
+use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, kit, media, powercut, release, serve, test};
 
 /// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
 #[derive(Parser)]
@@ -68,6 +68,39 @@ enum Command {
     },
     /// Assemble a bootable disk image with an empty system partition.
     Disk(DiskArgs),
+    /// Make a boot medium for USB and optical drives, BIOS and UEFI: provisions machines, or repairs them.
+    Media(MediaArgs),
+}
+
+#[derive(Args)]
+struct MediaArgs {
+    /// Where the image goes. Write it to a stick with: dd if=FILE of=/dev/sdX bs=4M conv=fsync
+    #[arg(long, default_value = "target/dist/media.iso", value_name = "FILE")]
+    out: PathBuf,
+    /// Configuration, for the medium and the recovery partition it makes.
+    #[arg(long, value_name = "reflash.toml")]
+    config: Option<PathBuf>,
+    /// Public keys to trust; repeat for several.
+    #[arg(long = "key", value_name = "FILE.pub", required = true)]
+    keys: Vec<PathBuf>,
+    /// Put this release tree on the medium: machines are then provisioned without a network.
+    #[arg(long, value_name = "DIR")]
+    release: Option<PathBuf>,
+    /// Channel to take from it.
+    #[arg(long, default_value = "stable", requires = "release")]
+    channel: String,
+    /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
+    #[arg(long, value_name = "FILE.txt")]
+    assets: Option<PathBuf>,
+    /// Let the medium erase disks that are not blank, with nobody asked: any, or only the one with this serial number.
+    #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
+    arm: Option<String>,
+    /// Seconds until the first entry of the menu starts by itself.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    timeout_s: u32,
+    /// Start nothing by itself: wait in the menu for a person.
+    #[arg(long, conflicts_with = "timeout_s")]
+    wait: bool,
 }
 
 #[derive(Args)]
@@ -201,8 +234,22 @@ fn run(cli: Cli) -> Result<()> {
             produced("public key, for robots", &files.public);
             Ok(())
         }
-        Command::Release(args) => run_release(args),
+        Command::Release(args) => run_release(args, &paths, yes),
         Command::Serve { dir, listen } => serve::run(&dir, listen),
+        Command::Media(args) => {
+            let read =
+                |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+            let parts = media::Parts {
+                recovery: &initramfs::recovery(&paths, &args.keys, yes)?,
+                config: args.config.as_ref().map(read).transpose()?,
+                keys: &args.keys,
+                assets: args.assets.as_ref().map(read).transpose()?,
+                release: args.release.as_deref().map(|release| (release, args.channel.as_str())),
+                arm: args.arm.as_deref(),
+                timeout_s: (!args.wait).then_some(args.timeout_s),
+            };
+            media::build(&paths, &parts, &args.out, yes).map(drop)
+        }
         Command::Disk(args) => {
             host::ensure_installed(&[host::Need::Disk], yes)?;
             let layout = disk::read_layout(&args.layout)?;
@@ -223,7 +270,7 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn run_release(args: ReleaseArgs) -> Result<()> {
+fn run_release(args: ReleaseArgs, paths: &Paths, yes: bool) -> Result<()> {
     if let (true, Some(public)) = (args.check, &args.public) {
         let mut keys = TrustedKeys::default();
         let text = std::fs::read_to_string(public).with_context(|| format!("read {}", public.display()))?;
@@ -234,6 +281,11 @@ fn run_release(args: ReleaseArgs) -> Result<()> {
     }
     let described = image::Description::beside(&args.image).ok();
     let version = args.version.or_else(|| described.as_ref().map(|image| image.version.clone()));
+    // Whoever says how a disk is laid out wants disks to be provisioned from this release.
+    let files = match &args.layout {
+        Some(_) => kit::files(paths, &grub::build(paths, yes)?, &initramfs::recovery(paths, &[], yes)?)?,
+        None => Vec::new(),
+    };
     let spec = release::Spec {
         product: args.product.unwrap_or_default(),
         hardware: args.hardware,
@@ -242,7 +294,7 @@ fn run_release(args: ReleaseArgs) -> Result<()> {
         serial: args.serial,
         image: args.image,
         ostree: described.map(|image| (image.ostree_commit, image.ostree_ref)),
-        files: Vec::new(),
+        files,
         layout: args.layout.as_deref().map(disk::read_layout).transpose()?,
         frame_bytes: args.frame_bytes,
         level: args.level,

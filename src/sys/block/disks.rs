@@ -10,6 +10,9 @@ use super::table::{self, Entry, Scheme, TableError};
 
 const CLASS: &str = "/sys/class/block";
 
+/// Roles of the four primaries of a machine with an MBR, in table order; `grub/grub.cfg` counts on it too.
+pub const MBR_ROLES: [&str; 4] = ["state", "recovery", "system", "data"];
+
 /// Which kinds of disk to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -108,6 +111,15 @@ impl Layout {
         found.next().filter(|_| found.next().is_none())
     }
 
+    /// The partition with this role: on GPT the one of that name, on MBR, which has no names, the one with the number
+    /// that reflash gives the role there.
+    pub fn of_role(&self, role: &str) -> Option<&Partition> {
+        match self.scheme {
+            Scheme::Gpt => self.named(role),
+            Scheme::Mbr => (1..).zip(MBR_ROLES).find(|(_, one)| *one == role).and_then(|(at, _)| self.number(at)),
+        }
+    }
+
     /// The partition with this PARTUUID.
     pub fn partuuid(&self, partuuid: &str) -> Option<&Partition> {
         self.partitions.iter().find(|partition| partition.entry.partuuid.eq_ignore_ascii_case(partuuid))
@@ -126,6 +138,13 @@ impl fmt::Display for Disk {
 }
 
 impl Disk {
+    /// Where it is attached, as sysfs has it: every bus and port on the way. Stays the same as long as the disk stays in
+    /// its slot. `None` when it went away.
+    pub fn bus_path(&self) -> Option<String> {
+        let real = Path::new(CLASS).join(&self.name).canonicalize().ok()?;
+        Some(real.to_string_lossy().into_owned())
+    }
+
     /// Reads the partition table; `None` for a disk without one.
     ///
     /// # Errors
@@ -253,7 +272,29 @@ fn scsi_serial(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Transport, is_no_disk, transport};
+    use super::{Entry, Layout, Partition, Scheme, Transport, is_no_disk, transport};
+
+    #[test]
+    fn roles_are_names_on_gpt_and_numbers_on_mbr() {
+        let layout = |scheme, names: [Option<&str>; 4]| {
+            let entry = |(number, name): (u32, Option<&str>)| Entry {
+                number,
+                name: name.map(str::to_owned),
+                partuuid: number.to_string(),
+                first_lba: 0,
+                size_bytes: 0,
+            };
+            let partitions = (1..).zip(names).map(|each| Partition { entry: entry(each), node: None }).collect();
+            Layout { scheme, damaged_copy: false, partitions }
+        };
+        let number = |layout: &Layout, role| layout.of_role(role).map(|found| found.entry.number);
+        let gpt = layout(Scheme::Gpt, [Some("esp"), Some("data"), Some("state"), Some("data")]);
+        assert_eq!((number(&gpt, "state"), number(&gpt, "system"), number(&gpt, "data")), (Some(3), None, None));
+        let mut mbr = layout(Scheme::Mbr, [None; 4]);
+        assert_eq!((number(&mbr, "state"), number(&mbr, "data"), number(&mbr, "esp")), (Some(1), Some(4), None));
+        mbr.partitions.remove(2);
+        assert_eq!((number(&mbr, "system"), number(&mbr, "recovery")), (None, Some(2)));
+    }
 
     #[test]
     fn names_and_paths_of_real_disks() {

@@ -48,7 +48,8 @@ pub enum FindError {
     List(#[source] io::Error),
 }
 
-fn listed(title: &str, disks: &[String]) -> String {
+/// A list for the end of a message, each on a line of its own.
+pub(crate) fn listed(title: &str, disks: &[String]) -> String {
     if disks.is_empty() {
         return format!(". {title}: none; is the driver's module in the initramfs?");
     }

@@ -38,6 +38,20 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
     Ok(manifest)
 }
 
+/// Every object a release consists of: what must be copied with its manifest.
+///
+/// # Errors
+/// When an index cannot be read.
+pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
+    let mut found: Vec<Digest> = manifest.files.iter().map(|file| file.object.blake3).collect();
+    for image in &manifest.images {
+        let index = Index::decode(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        found.push(image.index.blake3);
+        found.extend(index.packs().iter().map(|pack| pack.digest));
+    }
+    Ok(found)
+}
+
 fn object(root: &Path, object: &Object) -> Result<Vec<u8>> {
     let path = root.join(object_path(&object.blake3));
     let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;

@@ -1,0 +1,280 @@
+//! Disks of every kind become robots' disks, on loop devices and sparse files, and other tools agree.
+#![allow(clippy::unwrap_used)] // clippy sees tests only in functions with #[test], not in their helpers.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reflash::chain::chain;
+use reflash::fetch::Directory;
+use reflash::journal::Journal;
+use reflash::layout::{Layout, Role, Table};
+use reflash::provision::{self, Candidate, Content, Firmware, InstallError, Preflight, Site};
+use reflash::recovery::Machine;
+use reflash::target::{BlockTarget, DeviceTarget};
+use xtask::initramfs::Recovery;
+use xtask::paths::Paths;
+use xtask::{disk, grub, kit};
+
+use crate::isolated::{isolated, run};
+use crate::support::attached::{Attached, make_foreign, told};
+use crate::support::{Fixture, sample_image};
+
+const GIB: u64 = 1 << 30;
+
+/// A release that disks can be provisioned from. Its recovery starts nowhere.
+fn release(table: Table) -> Fixture {
+    let paths = Paths::of_checkout();
+    let dir = tempfile::tempdir().unwrap();
+    let recovery = Recovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
+    std::fs::write(&recovery.vmlinuz, sample_image(50, 3)).unwrap();
+    std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
+    let name = if table == Table::Gpt { "layout.toml" } else { "layout-mbr.toml" };
+    let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
+    let files = kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery).unwrap();
+    Fixture::with(sample_image(300, 7), |spec| (spec.files, spec.layout) = (files, Some(layout)))
+}
+
+/// A sparse file, attached as a disk with partitions where the kernel has to see it.
+struct Disk {
+    file: tempfile::NamedTempFile,
+    block_bytes: u32,
+}
+
+impl Disk {
+    fn new(size_bytes: u64, block_bytes: u32) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size_bytes).unwrap();
+        Self { file, block_bytes }
+    }
+
+    fn attach(&self) -> Attached {
+        Attached::new(self.file.path(), self.block_bytes)
+    }
+
+    fn candidate(&self) -> Candidate {
+        Candidate::of_file(self.file.path(), self.block_bytes).unwrap()
+    }
+
+    fn written_blocks(&self) -> u64 {
+        self.file.as_file().metadata().unwrap().blocks()
+    }
+}
+
+/// The whole way, as the verb and PID 1 go it.
+fn provision(
+    fixture: &Fixture,
+    candidate: Candidate,
+    firmware: Firmware,
+    arm: Option<&str>,
+    wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
+) -> Result<Vec<reflash::layout::Placed>, InstallError> {
+    let journal = Journal::new(None, false);
+    let source = Directory::from_url(&format!("file://{}", fixture.tree().display())).unwrap();
+    let target = wrap(DeviceTarget::open(&candidate.disk.path).unwrap());
+    let machine: Machine<'_> = fixture.machine(&source, &*target, None, &journal);
+    let (release, preflight) = provision::prepare(&machine, candidate, firmware)?;
+    let armed = preflight.arm(arm)?;
+    let site = Site {
+        config: "[release]\nurls = ['http://x.example']\n".to_owned(),
+        keys: vec![("a.pub".to_owned(), "key".to_owned())],
+        asset: Some("left-arm".to_owned()),
+        medium: None,
+    };
+    let mounts = tempfile::tempdir().unwrap();
+    provision::install(armed, &machine, release, &site, mounts.path()).map(|(_, provisioned)| provisioned.partitions)
+}
+
+fn as_it_is(target: DeviceTarget) -> Box<dyn BlockTarget> {
+    Box::new(target)
+}
+
+/// What tools that know nothing of reflash say about it; the UUIDs on it.
+fn check(disk: &Disk, layout: &Layout) -> Vec<String> {
+    let device = disk.attach();
+    device.assert_sound(layout);
+    let mut identities = Vec::new();
+    for (number, partition) in (1..).zip(&layout.partitions) {
+        let (_, identity) = told("blkid", &["-p", "-o", "export", &device.node(number)]);
+        let ours = |line: &&str| line.starts_with("PART_ENTRY_UUID=") || line.starts_with("UUID=");
+        // FAT's serial number is that of the template; nothing is found by it.
+        identities.extend(identity.lines().filter(ours).filter(|_| partition.role != Role::Esp).map(str::to_owned));
+    }
+    identities
+}
+
+/// Mounts a partition and says what is in it.
+fn read_files(disk: &Disk, number: u32, paths: &[&str]) -> Vec<Option<Vec<u8>>> {
+    let device = disk.attach();
+    let at = tempfile::tempdir().unwrap();
+    run("mount", &["-o", "ro", &device.node(number), at.path().to_str().unwrap()]);
+    let found = paths.iter().map(|path| std::fs::read(at.path().join(path)).ok()).collect();
+    run("umount", &[at.path().to_str().unwrap()]);
+    found
+}
+
+#[test]
+#[ignore = "needs root"]
+fn disks_of_every_kind_and_size_get_what_the_layout_says() {
+    isolated("provision::disks_of_every_kind_and_size_get_what_the_layout_says", || {
+        for (table, firmware, block_bytes, size_bytes) in [
+            (Table::Gpt, Firmware::Bios, 512, 4 * GIB),
+            (Table::Gpt, Firmware::Uefi, 512, 3 * 1024 * GIB),
+            (Table::Gpt, Firmware::Uefi, 4096, 16 * GIB),
+            (Table::Mbr, Firmware::Bios, 512, 4 * GIB),
+        ] {
+            let fixture = release(table);
+            let layout = fixture.released.manifest.layout.clone().unwrap();
+            let mut identities = Vec::new();
+            for foreign in [false, true] {
+                let disk = Disk::new(size_bytes, block_bytes);
+                if foreign {
+                    make_foreign(disk.file.path(), disk.block_bytes);
+                    let error = provision(&fixture, disk.candidate(), firmware, None, as_it_is).unwrap_err();
+                    assert!(chain(&error).contains("reflash.arm=yes"), "{}", chain(&error));
+                }
+                let arm = foreign.then_some("yes");
+                let placed = provision(&fixture, disk.candidate(), firmware, arm, as_it_is).unwrap();
+                let end = placed.last().unwrap();
+                assert!(size_bytes - (end.offset_bytes + end.size_bytes) <= 2 << 20, "the rest is used");
+                identities.extend(check(&disk, &layout));
+                let number = |role| placed.iter().find(|place| place.partition.role == role).unwrap().number;
+                let recovery = ["boot/vmlinuz", "keys/a.pub", "reflash.toml", "asset", "templates/data.ext4.zst"];
+                let found = read_files(&disk, number(Role::Recovery), &recovery);
+                assert!(found.iter().all(Option::is_some), "{table:?}: {found:?}");
+                assert_eq!(found[0].as_deref(), Some(&sample_image(50, 3)[..]));
+                let state = read_files(&disk, number(Role::State), &["grubenv", "installed/manifest.json"]);
+                let env = reflash::grubenv::GrubEnv::parse(state[0].as_ref().unwrap()).unwrap();
+                assert_eq!((env.get("reflash_tries"), env.get("reflash_recovering")), (Some("3"), None));
+                let system = placed.iter().find(|place| place.partition.role == Role::System).unwrap();
+                let mut content = vec![0; fixture.image.len()];
+                disk.file.as_file().read_exact_at(&mut content, system.offset_bytes).unwrap();
+                assert!(content == fixture.image);
+            }
+            let all = identities.len();
+            identities.sort();
+            identities.dedup();
+            assert!(all >= 2 * 2 * 3 && identities.len() == all, "two machines share an identity: {identities:?}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
+    isolated("provision::what_must_not_be_provisioned_is_refused_before_the_first_write", || {
+        let gpt = release(Table::Gpt);
+        let mbr = release(Table::Mbr);
+        for (fixture, size_bytes, block_bytes, firmware, said) in [
+            (&gpt, GIB, 512, Firmware::Bios, "the layout needs 1156 MiB"),
+            (&gpt, 4 * GIB, 4096, Firmware::Bios, "blocks of 4096 bytes"),
+            (&mbr, 3 * 1024 * GIB, 512, Firmware::Bios, "2 TiB"),
+            (&mbr, 4 * GIB, 512, Firmware::Uefi, "UEFI"),
+        ] {
+            let disk = Disk::new(size_bytes, block_bytes);
+            let error = provision(fixture, disk.candidate(), firmware, Some("yes"), as_it_is).unwrap_err();
+            assert!(chain(&error).contains(said), "{}", chain(&error));
+            assert_eq!(disk.written_blocks(), 0);
+        }
+        // A word that names another disk.
+        let disk = Disk::new(4 * GIB, 512);
+        let error = provision(&gpt, disk.candidate(), Firmware::Bios, Some("S123"), as_it_is).unwrap_err();
+        assert!(chain(&error).contains("S123"), "{}", chain(&error));
+        assert_eq!(disk.written_blocks(), 0);
+        // A release for robots that have their disk.
+        let plain = Fixture::new();
+        let error = provision(&plain, disk.candidate(), Firmware::Bios, None, as_it_is).unwrap_err();
+        assert!(chain(&error).contains("no partition layout"), "{}", chain(&error));
+    });
+}
+
+/// A disk that answers no write from a given one on, as when its power was cut there.
+struct CutTarget {
+    inner: DeviceTarget,
+    writes_left: AtomicU64,
+}
+
+impl CutTarget {
+    fn count(&self) -> io::Result<()> {
+        let left = self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map(drop).map_err(|_| io::Error::other("the power was cut"))
+    }
+}
+
+impl BlockTarget for CutTarget {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.count()?;
+        self.inner.write_at(offset, content)
+    }
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.count()?;
+        self.inner.zero(range)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
+    isolated("provision::a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one", || {
+        let fixture = release(Table::Gpt);
+        let layout = fixture.released.manifest.layout.clone().unwrap();
+        let mut finished = false;
+        for writes in (0..6).chain((6..400).step_by(23)).chain([u64::MAX]) {
+            let disk = Disk::new(4 * GIB, 512);
+            make_foreign(disk.file.path(), disk.block_bytes);
+            let cut = |inner| Box::new(CutTarget { inner, writes_left: writes.into() }) as Box<dyn BlockTarget>;
+            let result = provision(&fixture, disk.candidate(), Firmware::Bios, Some("yes"), cut);
+            let after = disk.candidate();
+            finished = result.is_ok();
+            match (&result, &after.content) {
+                (Ok(_), Content::Table(table)) => assert_eq!(table.partitions.len(), layout.partitions.len()),
+                // The old owner's, whole, or nobody's: it then needs no arming.
+                (Err(_), Content::Table(table)) => assert!(writes < 2 && table.partitions.len() == 2, "{writes}"),
+                (Err(_), Content::Interrupted) => {
+                    let mut first = [0; 512];
+                    disk.file.as_file().read_exact_at(&mut first, 0).unwrap();
+                    assert!(first.iter().all(|byte| *byte == 0), "{writes}");
+                    provision(&fixture, after, Firmware::Bios, None, as_it_is).unwrap();
+                    check(&disk, &layout);
+                }
+                (result, content) => panic!("after {writes} writes: {result:?}, {content:?}"),
+            }
+        }
+        assert!(finished);
+    });
+}
+
+#[test]
+fn the_plan_tells_what_will_be_destroyed_and_what_comes() {
+    let disk = Disk::new(4 * GIB, 512);
+    let layout = disk::read_layout(&Paths::of_checkout().root.join("xtask/recipes/layout.toml")).unwrap();
+    let plan = Preflight::new(disk.candidate(), &layout, Firmware::Bios).unwrap().to_string();
+    for part in ["4.3 GB", "Nothing of value will be destroyed", "GPT", "state", "64 MiB", "data"] {
+        assert!(plan.contains(part), "{plan}");
+    }
+    file_with(&disk, b"precious");
+    let candidate = disk.candidate();
+    assert_eq!(candidate.content, Content::Foreign("no partition table, but it is not blank".to_owned()));
+    let plan = Preflight::new(candidate, &layout, Firmware::Bios).unwrap();
+    assert!(plan.to_string().contains("ALL OF THIS WILL BE DESTROYED"), "{plan}");
+    assert!(plan.arm(None).is_err());
+}
+
+fn file_with(disk: &Disk, content: &[u8]) {
+    File::options().write(true).open(Path::new(disk.file.path())).unwrap().write_all_at(content, 5000).unwrap();
+}

@@ -2,7 +2,10 @@
 //! is decided first, what is fetched, and what follows from how it ended.
 
 mod console;
+mod medium;
 mod obtain;
+mod provisioning;
+mod reset;
 mod setup;
 
 use std::fs;
@@ -14,11 +17,14 @@ use crate::arbiter::{self, First, Situation};
 use crate::blackbox::Outcome as Recorded;
 use crate::bootenv::BootEnvError;
 use crate::chain::chain;
-use crate::config::ConfigError;
+use crate::config::{Action, BootArgs, ConfigError, Layer};
 use crate::fetch::FetchError;
+use crate::hostname::HostnameError;
 use crate::journal::Journal;
 use crate::manifest::ManifestError;
+use crate::provision::{ChooseError, InstallError};
 use crate::recovery::{self, RecoveryError};
+use crate::reset::ResetError;
 use crate::sys;
 use setup::{Compared, Setup};
 
@@ -69,6 +75,25 @@ enum SetupError {
     Environment(#[from] BootEnvError),
     #[error("the state partition {} cannot be made anew from the recovery partition", .path.display())]
     State { path: PathBuf, source: std::io::Error },
+    #[error("the boot medium {id} is not found; is it still plugged in?")]
+    Medium { id: crate::media::MediaId },
+    #[error(
+        "{} disks of this machine have the partitions of a robot, so it is not clear which one is meant{}",
+        .found, sys::block::find::listed("Disks present", .disks)
+    )]
+    Robot { found: usize, disks: Vec<String> },
+    #[error("the disks cannot be listed")]
+    Disks(#[source] std::io::Error),
+    #[error("which disk to provision is not clear")]
+    Choose(#[from] ChooseError),
+    #[error("this machine is not provisioned")]
+    Install(#[from] InstallError),
+    #[error("neither the boot medium nor the initramfs has a reflash.toml for the new disk; nothing was written")]
+    NoSiteConfig,
+    #[error("the factory reset is not done")]
+    Reset(#[from] ResetError),
+    #[error("the list of names on the boot medium cannot be used")]
+    Asset(#[from] HostnameError),
     #[error("GRUB did not say which recovery partition it started from (reflash.recovery= is missing)")]
     NoRecoveryPartition,
     #[error("the configuration cannot be used")]
@@ -117,7 +142,21 @@ pub fn run() -> ! {
 }
 
 fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
-    let setup = Setup::new(journal)?;
+    let command_line = setup::read("/proc/cmdline")?;
+    let (over, args) = Layer::from_kernel_command_line(&command_line)?;
+    console::log_libraries(args.verbose);
+    match args.action {
+        Some(Action::Provision) => provisioning::run(&args, over, journal),
+        Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, journal)?, journal),
+        Some(Action::Reflash) | None => reflash(args, over, journal),
+    }
+}
+
+fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+    let setup = Setup::new(args, over, journal)?;
+    if let Some(confirmed) = crate::reset::pending(&setup.state.boot_env())? {
+        return reset::renew(&setup, confirmed, journal);
+    }
     let mirrors = setup.open_mirrors(journal)?;
     let machine = setup.machine(&mirrors, journal);
     // Somebody who asks for a release waits for nothing but that.

@@ -4,6 +4,9 @@
 mod by_hand;
 mod cuts;
 mod fallback;
+mod media;
+mod provision;
+mod reset;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,8 @@
 //! Where PID 1 speaks: every console the kernel has, and the kernel log.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::sync::mpsc::{Receiver, channel};
 
 use crate::journal::Journal;
 use crate::sys;
@@ -20,6 +21,22 @@ pub(super) fn open_journal() -> Journal {
         }));
     }
     journal
+}
+
+/// What people type, from whichever console they stand at, line by line.
+pub(super) fn lines() -> Receiver<String> {
+    let (sender, typed) = channel();
+    for path in sys::init::consoles() {
+        let Ok(console) = fs::File::open(path) else { continue };
+        let sender = sender.clone();
+        // Ends with the machine: nothing else reads the consoles.
+        std::thread::spawn(move || {
+            for line in BufReader::new(console).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+    }
+    typed
 }
 
 /// Sends what the libraries say (HTTP, TLS) and our own debugging to the kernel log: warnings always, everything when

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::setup::{Compared, Setup};
+use super::setup::{Compared, Setup, is_at_hand};
 use super::{Outcome, READING_TIME, SetupError};
 use crate::arbiter::{First, Recoveries};
 use crate::blackbox::Outcome as Recorded;
@@ -49,6 +49,10 @@ pub(super) fn run(
              release with a higher serial. \"Recover/Reflash\" in the boot menu writes this one again"
         ));
         setup.finish(Recorded::Parked);
+    }
+    if is_at_hand(&setup.config) {
+        journal.note("the release is at hand: no network is needed");
+        return obtain(setup, mirrors, machine, None);
     }
     let network = loop {
         match bring_up_network(setup, journal, or_start.then_some(end)) {

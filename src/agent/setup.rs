@@ -1,25 +1,24 @@
 //! The machine as far as it must be known before the network: drivers, disk, state, configuration.
 
 use std::fs;
-use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::medium::{self, Medium};
 use super::{SHUTDOWN_GRACE, SetupError};
 use crate::arbiter::{Reason, Recoveries, System};
 use crate::blackbox::{BlackBox, Outcome, Recorder};
 use crate::chain::chain;
 use crate::clock::{self, ClockPolicy};
 use crate::config::{BootArgs, Config, Layer};
-use crate::digest::is_zero;
 use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
 use crate::journal::{Journal, Phase};
 use crate::manifest::{ManifestError, TrustedKeys};
 use crate::recovery::{self, Machine};
 use crate::state::{Installed, State};
-use crate::sys::{self, block::AlignedBuf, block::Which};
-use crate::target::{BlockTarget, DeviceTarget};
+use crate::sys::{self, block::Which};
+use crate::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::verify::Verified;
 use crate::watchdog;
 
@@ -28,9 +27,11 @@ const RECOVERY: &str = "/recovery";
 /// Where the state partition is mounted.
 const STATE: &str = "/state";
 /// Configuration and keys that travel in the initramfs, below those of the recovery partition.
-const BUILT_IN: &str = "/etc/reflash";
+pub(super) const BUILT_IN: &str = "/etc/reflash";
 /// An empty state partition, for one that was destroyed.
 const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
+/// An empty data partition, for a factory reset.
+pub(super) const DATA_TEMPLATE: &str = "/recovery/templates/data.ext4.zst";
 
 /// USB disks take up to 20 s to spin up and answer; a disk that takes longer is not there.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -45,6 +46,10 @@ pub(super) struct Setup {
     pub keys: TrustedKeys,
     pub state: State,
     pub target: DeviceTarget,
+    /// The data partition.
+    pub data: PathBuf,
+    /// The disk, for people.
+    pub disk: String,
     pub hardware: String,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
@@ -55,27 +60,29 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(journal: &Arc<Journal>) -> Result<Self, SetupError> {
-        let command_line = read("/proc/cmdline")?;
-        let (over, args) = Layer::from_kernel_command_line(&command_line)?;
-        super::console::log_libraries(args.verbose);
-        let reason = Reason::parse(args.reason.as_deref());
-        let word = args.reason.clone().unwrap_or_else(|| "not given".to_owned());
+    pub(super) fn new(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Self, SetupError> {
+        // Only a person starts a machine from a medium.
+        let given = args.reason.clone().or_else(|| args.media.map(|_| "menu".to_owned()));
+        let reason = Reason::parse(given.as_deref());
+        let word = given.unwrap_or_else(|| "not given".to_owned());
         let sentence = format!("reflash {}, reason: {word} ({})", env!("CARGO_PKG_VERSION"), reason.sentence());
-        let (coldplug, state, target, recorder) = journal.phase(Phase::Init, &sentence, || {
-            let teller = Arc::clone(journal);
-            let signals = sys::init::start_signal_thread(SHUTDOWN_GRACE, move |text| teller.warn(text));
-            if let Err(error) = signals {
-                journal.warn(&format!("ctrl-alt-del will not work: {error}"));
-            }
-            let coldplug = load_modules(journal)?;
-            let (state, target) = open_disk(&args, journal)?;
-            let recorder = open_records(&state, &word, reason, journal);
-            Ok::<_, SetupError>((coldplug, state, target, recorder))
+        let (coldplug, medium, robot, recorder) = journal.phase(Phase::Init, &sentence, || {
+            take_signals(journal);
+            let coldplug = load_modules(if args.media.is_some() { &["isofs"] } else { &[] }, journal)?;
+            let medium = args.media.map(|id| Medium::open(id, journal)).transpose()?;
+            let robot = open_disk(&args, medium.as_ref(), journal)?;
+            let recorder = open_records(&robot.state, &word, reason, journal);
+            Ok::<_, SetupError>((coldplug, medium, robot, recorder))
         })?;
+        let OpenDisk { state, target, data, disk } = robot;
         let (config, keys, hardware) = journal.phase(Phase::Config, "read configuration and keys", || {
-            let config = Config::resolve(read_layers()?.overridden_by(over))?;
-            let keys = read_keys(&[format!("{RECOVERY}/keys"), format!("{BUILT_IN}/keys")])?;
+            let mut layer = read_layers()?;
+            let mut directories = vec![format!("{RECOVERY}/keys"), format!("{BUILT_IN}/keys")];
+            if let Some(medium) = &medium {
+                medium.contribute(&mut layer, &mut directories)?;
+            }
+            let config = Config::resolve(layer.overridden_by(over))?;
+            let keys = read_keys(&directories)?;
             let hardware = config.hardware.clone().or_else(hardware_name).unwrap_or_default();
             journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
             Ok::<_, SetupError>((config, keys, hardware))
@@ -90,7 +97,20 @@ impl Setup {
             // Also told when it matters: before the first write.
             journal.warn(&chain(&error));
         }
-        Ok(Self { args, reason, config, keys, state, target, hardware, recoveries, recorder, _coldplug: coldplug })
+        Ok(Self {
+            args,
+            reason,
+            config,
+            keys,
+            state,
+            target,
+            data,
+            disk,
+            hardware,
+            recoveries,
+            recorder,
+            _coldplug: coldplug,
+        })
     }
 }
 
@@ -115,20 +135,10 @@ impl Compared {
 }
 
 impl Setup {
-    /// Sets a clock that cannot be right, and opens the sources. Nothing is connected yet.
+    /// As [`open_mirrors`], with what is known of this machine.
     pub(super) fn open_mirrors(&self, journal: &Arc<Journal>) -> Result<Mirrors, FetchError> {
         let last_manifest = self.state.installed_manifest(&self.keys).map(|(_, manifest)| manifest.created_unix_s);
-        let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
-        if let clock::Start::SetTo(seconds) = policy.start(unix_now()) {
-            let now = unix_now();
-            journal.warn(&format!("the hardware clock says {now} s since 1970, which is past; set to {seconds}"));
-            set_clock(seconds);
-        }
-        let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
-        let teller = Arc::clone(journal);
-        let options = Options::new(&self.config.network, clock);
-        let mirrors = fetch::open_all(&self.config.urls, &options, Patience::Forever)?;
-        Ok(mirrors.on_retry(move |retry| teller.warn(&super::retry_sentence(retry))))
+        open_mirrors(&self.config, last_manifest, journal)
     }
 
     pub(super) fn machine<'a>(&'a self, mirrors: &'a Mirrors, journal: &'a Journal) -> Machine<'a> {
@@ -169,6 +179,31 @@ impl Setup {
     }
 }
 
+/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and opens the sources.
+/// Nothing is connected yet.
+pub(super) fn open_mirrors(
+    config: &Config,
+    last_manifest: Option<u64>,
+    journal: &Arc<Journal>,
+) -> Result<Mirrors, FetchError> {
+    let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
+    if let clock::Start::SetTo(seconds) = policy.start(unix_now()) {
+        let now = unix_now();
+        journal.warn(&format!("the hardware clock says {now} s since 1970, which is past; set to {seconds}"));
+        set_clock(seconds);
+    }
+    let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
+    let teller = Arc::clone(journal);
+    let options = Options::new(&config.network, clock);
+    let mirrors = fetch::open_all(&config.urls, &options, Patience::Forever)?;
+    Ok(mirrors.on_retry(move |retry| teller.warn(&super::retry_sentence(retry))))
+}
+
+/// Whether no server is needed.
+pub(super) fn is_at_hand(config: &Config) -> bool {
+    config.urls.iter().all(|url| url.starts_with("file:"))
+}
+
 fn unix_now() -> u64 {
     sys::clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -179,16 +214,26 @@ fn set_clock(unix_s: u64) {
 }
 
 /// An authentic manifest was not made in the future.
-fn learn_time(created_unix_s: u64) {
+pub(super) fn learn_time(created_unix_s: u64) {
     if unix_now() < created_unix_s {
         set_clock(created_unix_s);
     }
 }
 
-fn load_modules(journal: &Arc<Journal>) -> Result<sys::modules::Coldplug, SetupError> {
+/// Ctrl-alt-del and a program's wish to end shut down in order.
+pub(super) fn take_signals(journal: &Arc<Journal>) {
+    let teller = Arc::clone(journal);
+    let signals = sys::init::start_signal_thread(SHUTDOWN_GRACE, move |text| teller.warn(text));
+    if let Err(error) = signals {
+        journal.warn(&format!("ctrl-alt-del will not work: {error}"));
+    }
+}
+
+/// Loads what no device asks for (`more` beside what is always needed) and what the devices do.
+pub(super) fn load_modules(more: &[&str], journal: &Arc<Journal>) -> Result<sys::modules::Coldplug, SetupError> {
     let loader = Arc::new(sys::modules::Loader::for_running_kernel()?);
     // Named by no device: file systems, and raw sockets for DHCP.
-    for name in ["ext4", "af_packet"] {
+    for name in ["ext4", "af_packet"].iter().chain(more) {
         loader.load(name)?;
     }
     // Started before the walk, so that a device which appears meanwhile is not missed.
@@ -210,21 +255,38 @@ fn tell_modules(journal: &Journal, loaded: &sys::modules::Loaded) {
     }
 }
 
-/// Finds the disk GRUB started from, mounts its recovery and state partitions, and opens its system partition.
-fn open_disk(args: &BootArgs, journal: &Journal) -> Result<(State, DeviceTarget), SetupError> {
-    let partuuid = args.recovery_partuuid.as_deref().ok_or(SetupError::NoRecoveryPartition)?;
-    let found = sys::block::wait_for_disk_by_partuuid(partuuid, Which::Physical, DISK_WAIT, || {
+/// A robot's disk, ready to be recovered.
+struct OpenDisk {
+    state: State,
+    target: DeviceTarget,
+    data: PathBuf,
+    disk: String,
+}
+
+/// Finds the disk GRUB started from, or the one robot's disk when that was a medium; mounts its recovery and state partitions, and opens its system partition.
+fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Result<OpenDisk, SetupError> {
+    let partuuid = match (&args.recovery_partuuid, medium) {
+        (Some(partuuid), _) => partuuid.clone(),
+        (None, Some(_)) => medium::robot_partuuid(DISK_WAIT)?,
+        (None, None) => return Err(SetupError::NoRecoveryPartition),
+    };
+    let found = sys::block::wait_for_disk_by_partuuid(&partuuid, Which::Physical, DISK_WAIT, || {
         journal.note("waiting for the disk");
     })?;
     let disk = found.disk.to_string();
     let partition = |name: &'static str| {
-        let node = found.layout.named(name).and_then(|partition| partition.node.clone());
+        let node = found.layout.of_role(name).and_then(|partition| partition.node.clone());
         node.ok_or_else(|| SetupError::Partition { disk: disk.clone(), name })
     };
     journal.note(&format!("disk {disk}"));
-    sys::mount::Mount::device(partition("recovery")?, "ext4").read_only().on(RECOVERY)?;
+    match sys::mount::Mount::device(partition("recovery")?, "ext4").read_only().on(RECOVERY) {
+        // The medium has all that is needed.
+        Err(error) if medium.is_some() => journal.warn(&format!("goes on without it: {}", chain(&error))),
+        result => result?,
+    }
     mount_state(&partition("state")?, journal)?;
-    Ok((State::new(Path::new(STATE)), DeviceTarget::open(&partition("system")?)?.on_disk(&disk)))
+    let target = DeviceTarget::open(&partition("system")?)?.on_disk(&disk);
+    Ok(OpenDisk { state: State::new(Path::new(STATE)), target, data: partition("data")?, disk })
 }
 
 /// Mounts the state partition; one that was destroyed is made anew. Nothing on it is a person's: what is installed is
@@ -252,29 +314,10 @@ fn open_state(partition: &Path) -> Result<(), SetupError> {
 }
 
 fn make_state(partition: &Path) -> std::io::Result<()> {
-    const STEP_BYTES: usize = 1024 * 1024;
     let target = DeviceTarget::open(partition).map_err(std::io::Error::other)?;
-    let mut template = zstd::stream::read::Decoder::new(fs::File::open(STATE_TEMPLATE)?)?;
-    let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
-    let mut offset = 0;
-    loop {
-        let mut len = 0;
-        while len < STEP_BYTES {
-            match template.read(&mut buffer[len..])? {
-                0 => break,
-                more => len += more,
-            }
-        }
-        if len == 0 {
-            return target.flush();
-        }
-        if is_zero(&buffer[..len]) {
-            target.zero(offset..offset + len as u64)?;
-        } else {
-            target.write_at(offset, &buffer[..len])?;
-        }
-        offset += len as u64;
-    }
+    let template = zstd::stream::read::Decoder::new(fs::File::open(STATE_TEMPLATE)?)?;
+    copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;
+    target.flush()
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.
@@ -338,6 +381,6 @@ pub(crate) fn hardware_name() -> Option<String> {
     sys::dmi::identity().product_name
 }
 
-fn read(path: &str) -> Result<String, SetupError> {
+pub(super) fn read(path: &str) -> Result<String, SetupError> {
     fs::read_to_string(path).map_err(|source| SetupError::Read { path: path.to_owned(), source })
 }

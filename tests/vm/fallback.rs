@@ -231,7 +231,7 @@ fn full_no_environment_bricks_or_wipes() {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn a_full_state_partition_keeps_nobody_from_recovering() {
+fn full_a_state_partition_without_room_keeps_nobody_from_recovering() {
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
     // Filled to the last block before anything was installed.
     let start = robot.offset("state");

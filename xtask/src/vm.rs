@@ -34,6 +34,8 @@ pub enum Bus {
     Nvme,
     /// USB mass storage.
     Usb,
+    /// An SD card in an SDHCI slot, which to Linux is what an eMMC is.
+    Sd,
 }
 
 /// A machine to start.
@@ -45,6 +47,8 @@ pub struct Machine {
     pub disk: PathBuf,
     /// How it is attached.
     pub bus: Bus,
+    /// Its logical blocks, bytes: 512 or 4096.
+    pub block_bytes: u32,
     /// Firmware.
     pub firmware: Firmware,
     /// Memory, MiB.
@@ -69,6 +73,7 @@ impl Machine {
             name: name.to_owned(),
             disk: disk.to_owned(),
             bus: Bus::Virtio,
+            block_bytes: 512,
             firmware: Firmware::Bios,
             memory_mib: 512,
             rtc: None,
@@ -150,12 +155,24 @@ impl Machine {
         } else {
             command.args(["-blockdev", &self.block_device().to_string()]);
         }
-        match self.bus {
-            Bus::Virtio => command.args(["-device", "virtio-blk-pci,drive=disk"]),
-            Bus::Ahci => command.args(["-device", "ahci,id=ahci", "-device", "ide-hd,drive=disk,bus=ahci.0"]),
-            Bus::Nvme => command.args(["-device", "nvme,drive=disk,serial=disk0"]),
-            Bus::Usb => command.args(["-device", "qemu-xhci", "-device", "usb-storage,drive=disk"]),
+        let (controller, device) = match self.bus {
+            Bus::Virtio => (None, "virtio-blk-pci"),
+            Bus::Ahci => (Some("ahci,id=ahci"), "ide-hd,bus=ahci.0"),
+            Bus::Nvme => (None, "nvme"),
+            Bus::Usb => (Some("qemu-xhci,id=xhci"), "usb-storage,bus=xhci.0"),
+            Bus::Sd => (Some("sdhci-pci"), "sd-card"),
         };
+        if let Some(controller) = controller {
+            command.args(["-device", controller]);
+        }
+        let mut device = format!("{device},drive=disk");
+        if self.bus != Bus::Sd {
+            device += ",serial=disk0";
+        }
+        if self.block_bytes != 512 {
+            device += &format!(",logical_block_size={0},physical_block_size={0}", self.block_bytes);
+        }
+        command.args(["-device", &device]);
         command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
         command.args(["-smbios", &format!("type=1,product=reflash demo,serial={}", self.serial_number)]);
         if self.firmware == Firmware::Uefi {

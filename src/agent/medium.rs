@@ -1,0 +1,123 @@
+//! The boot medium the agent was started from: what it brings along, and which disk it was brought to.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::SetupError;
+use crate::config::Layer;
+use crate::hostname;
+use crate::journal::Journal;
+use crate::media::{self, MediaId};
+use crate::sys;
+use crate::sys::block::{Transport, Which};
+
+/// Where the medium is mounted.
+const MOUNTED: &str = "/medium";
+/// Optical drives take up to 20 s to recognise a disc, USB sticks a few seconds.
+const WAIT: Duration = Duration::from_secs(45);
+/// How often the disks are looked at while waiting for a robot's.
+const POLL: Duration = Duration::from_millis(500);
+/// A disk that answers first need not be the only one: looked at until nothing has changed for as long as a slow disk
+/// controller takes to bring up its second port.
+const SETTLE: Duration = Duration::from_secs(4);
+/// The partitions by which a robot's disk is recognised.
+const PARTITIONS: [&str; 4] = ["state", "recovery", "system", "data"];
+
+/// The mounted medium.
+pub(super) struct Medium {
+    directory: PathBuf,
+}
+
+impl Medium {
+    /// Finds it by its ID and mounts it, read-only as its file system is.
+    pub(super) fn open(id: MediaId, journal: &Journal) -> Result<Self, SetupError> {
+        let waiting = || journal.note("waiting for the boot medium");
+        let node = sys::block::wait_for_medium(&id, WAIT, waiting).ok_or(SetupError::Medium { id })?;
+        sys::mount::Mount::device(&node, "iso9660").read_only().data_only().on(MOUNTED)?;
+        journal.note(&format!("started from the boot medium {id} in {}", node.display()));
+        Ok(Self { directory: Path::new(MOUNTED).join(media::DIRECTORY) })
+    }
+
+    /// Adds what the medium brings: its configuration counts before the disk's, its release instead of those of servers,
+    /// so that no network is needed, and its keys are trusted as those of the disk are.
+    pub(super) fn contribute(&self, layer: &mut Layer, keys: &mut Vec<String>) -> Result<(), SetupError> {
+        if let Some(text) = self.read(media::CONFIG)? {
+            let own = Layer::parse(&self.directory.join(media::CONFIG).display().to_string(), &text)?;
+            *layer = std::mem::take(layer).overridden_by(own);
+        }
+        self.offer_release(layer);
+        keys.push(self.directory.join(media::KEYS).display().to_string());
+        Ok(())
+    }
+
+    /// The release it carries, if it does, instead of those of servers.
+    pub(super) fn offer_release(&self, layer: &mut Layer) {
+        let release = self.directory.join(media::RELEASE);
+        if release.is_dir() {
+            layer.release.urls = Some(vec![format!("file://{}", release.display())]);
+        }
+    }
+
+    /// The name this machine has in the medium's list.
+    pub(super) fn asset(&self) -> Result<Option<String>, SetupError> {
+        let Some(list) = self.read(media::ASSETS)? else { return Ok(None) };
+        let machine = sys::dmi::identity();
+        Ok(hostname::asset(&list, |key| machine.value(key))?)
+    }
+
+    /// Where all of it lies.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, SetupError> {
+        let path = self.directory.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SetupError::Read { path: path.display().to_string(), source }),
+        }
+    }
+}
+
+/// The recovery partition of the only disk that has all partitions of a robot.
+///
+/// Waits until there is one, and until no other has joined it for some time: with several, nobody can know which is meant.
+pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
+    let started = Instant::now();
+    let mut before = Vec::new();
+    let mut since = started;
+    loop {
+        let mut found = Vec::new();
+        let mut seen = Vec::new();
+        let disks = sys::block::disks(Which::Physical)
+            .map_err(|source| SetupError::Read { path: "/sys/class/block".to_owned(), source })?;
+        for disk in disks {
+            let Ok(Some(layout)) = disk.layout() else {
+                seen.push(disk.to_string());
+                continue;
+            };
+            // Sticks with a robot's disk on them exist: they are copies.
+            let ours = disk.transport != Transport::Usb || !disk.removable;
+            let whole = PARTITIONS.iter().all(|name| layout.named(name).is_some());
+            if let (true, true, Some(recovery)) = (ours, whole, layout.named("recovery")) {
+                found.push(recovery.entry.partuuid.clone());
+                seen.push(format!("{disk}: a robot's"));
+            } else {
+                seen.push(disk.to_string());
+            }
+        }
+        if seen != before {
+            (before, since) = (seen.clone(), Instant::now());
+        }
+        let settled = since.elapsed() >= SETTLE;
+        match (found.len(), found.pop()) {
+            (1, Some(partuuid)) if settled => return Ok(partuuid),
+            (0, _) if started.elapsed() >= timeout => return Err(SetupError::Robot { found: 0, disks: seen }),
+            (found @ 2.., _) => return Err(SetupError::Robot { found, disks: seen }),
+            _ => std::thread::sleep(POLL),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Factory provisioning: a machine with a disk of zeros, or with somebody else's, becomes a robot.
+
+use std::fs::File;
+use std::path::Path;
+
+use reflash::layout::{Layout, Table};
+use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
+use xtask::paths::Paths;
+use xtask::tiny::Behaviour;
+use xtask::vm::{Bus, Firmware, Machine};
+use xtask::{disk, grub, kit};
+
+use super::fallback::tiny_image;
+use super::media::{Drive, assert_untouched, blank_disk, medium_for, recovery};
+use crate::support::Fixture;
+use crate::support::attached::{Attached, make_foreign};
+
+/// One kind of machine.
+struct Kind {
+    name: &'static str,
+    table: Table,
+    firmware: Firmware,
+    bus: Bus,
+    block_bytes: u32,
+    drive: Drive,
+    /// The disk is not blank.
+    foreign: bool,
+    /// The release comes from a server.
+    online: bool,
+}
+
+fn layout(table: Table) -> Layout {
+    let name = if table == Table::Gpt { "layout.toml" } else { "layout-mbr.toml" };
+    disk::read_layout(&Paths::of_checkout().root.join("xtask/recipes").join(name)).unwrap()
+}
+
+/// A release of a tiny system that disks can be provisioned from.
+fn release(table: Table) -> Fixture {
+    let paths = Paths::of_checkout();
+    let files = kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery()).unwrap();
+    Fixture::with(tiny_image("1", Behaviour::Good), |spec| {
+        super::for_demo_robots(spec);
+        spec.files = files;
+        spec.layout = Some(layout(table));
+    })
+}
+
+/// From the medium to the system on the machine's own disk, and what other tools say about that disk.
+fn provision(kind: &Kind) {
+    let name = |stage: &str| format!("provision-{}-{stage}", kind.name);
+    let fixture = release(kind.table);
+    let server = demo::serve_to_guests(&fixture.tree()).unwrap();
+    let url = kind.online.then_some(server.1.as_str());
+    let arm = kind.foreign.then_some("yes");
+    // Two disks are present: the larger one is meant.
+    let (medium, id) = medium_for(&fixture, arm, url, "[provision.disk]\nmin_gb = 4\n");
+    let disk = blank_disk(&fixture, "disk.img");
+    if kind.foreign {
+        make_foreign(&disk, kind.block_bytes);
+    }
+    let bystander = fixture.dir.path().join("bystander.img");
+    File::create(&bystander).unwrap().set_len(3 << 30).unwrap();
+    let machine = |stage: &str, with_medium: bool| {
+        let mut machine = Machine::robot(&name(stage), &disk);
+        (machine.firmware, machine.bus, machine.block_bytes) = (kind.firmware, kind.bus, kind.block_bytes);
+        if with_medium {
+            machine.extra = kind.drive.arguments(&medium);
+        }
+        let bystander = format!("file={},if=virtio,format=raw", bystander.display());
+        machine.extra.extend(["-drive".to_owned(), bystander]);
+        machine
+    };
+    let mut robot = machine("medium", true).start().unwrap();
+    robot.wait_for(&format!("started from the boot medium {id}"), BOOT_TIMEOUT).unwrap();
+    let told = robot.wait_for("provisioned with 1 ", FLASH_TIMEOUT).unwrap();
+    assert_eq!(told.contains("no network is needed"), !kind.online, "{told}");
+    // The medium is still there, and does no harm.
+    robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    robot.type_text("reflash status; echo 'don'e\n").unwrap();
+    let told = robot.wait_for("done", BOOT_TIMEOUT).unwrap();
+    assert!(told.contains("demo-robot 1 (serial 1)"), "{told}");
+    robot.cut_power();
+    assert_untouched(&bystander);
+    check_disk(kind, &disk);
+    if kind.bus != Bus::Sd {
+        // SeaBIOS and OVMF start no SD card: there the medium's menu does.
+        let robot = machine("own", false).start().unwrap();
+        robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    }
+}
+
+/// What tools that know nothing of reflash say.
+fn check_disk(kind: &Kind, disk: &Path) {
+    let device = Attached::new(disk, kind.block_bytes);
+    device.assert_sound(&layout(kind.table));
+    // No signature of the old owner shows through.
+    let (_, signatures) = device.told("wipefs", &["--noheadings"]);
+    let wanted = if kind.table == Table::Gpt { 3 } else { 1 };
+    assert_eq!(signatures.lines().count(), wanted, "{signatures}");
+}
+
+const BLANK_BIOS: Kind = Kind {
+    name: "gpt-bios",
+    table: Table::Gpt,
+    firmware: Firmware::Bios,
+    bus: Bus::Virtio,
+    block_bytes: 512,
+    drive: Drive::Stick,
+    foreign: false,
+    online: false,
+};
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn a_blank_disk_is_provisioned_from_a_stick_without_a_network() {
+    provision(&BLANK_BIOS);
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn a_foreign_disk_is_provisioned_by_uefi_from_a_disc_and_a_server() {
+    provision(&Kind {
+        name: "gpt-uefi-4k",
+        firmware: Firmware::Uefi,
+        bus: Bus::Nvme,
+        block_bytes: 4096,
+        drive: Drive::Optical,
+        foreign: true,
+        online: true,
+        ..BLANK_BIOS
+    });
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_machines_of_every_kind_are_provisioned() {
+    let kind = |name, table, firmware, bus, block_bytes| Kind { name, table, firmware, bus, block_bytes, ..BLANK_BIOS };
+    for (at, one) in [
+        kind("bios-ahci", Table::Gpt, Firmware::Bios, Bus::Ahci, 512),
+        kind("bios-nvme", Table::Gpt, Firmware::Bios, Bus::Nvme, 512),
+        kind("bios-usb", Table::Gpt, Firmware::Bios, Bus::Usb, 512),
+        kind("uefi-virtio", Table::Gpt, Firmware::Uefi, Bus::Virtio, 512),
+        kind("uefi-ahci", Table::Gpt, Firmware::Uefi, Bus::Ahci, 512),
+        kind("uefi-usb", Table::Gpt, Firmware::Uefi, Bus::Usb, 512),
+        kind("uefi-virtio-4k", Table::Gpt, Firmware::Uefi, Bus::Virtio, 4096),
+        kind("uefi-sd", Table::Gpt, Firmware::Uefi, Bus::Sd, 512),
+        kind("mbr-virtio", Table::Mbr, Firmware::Bios, Bus::Virtio, 512),
+        kind("mbr-ahci", Table::Mbr, Firmware::Bios, Bus::Ahci, 512),
+        kind("mbr-nvme", Table::Mbr, Firmware::Bios, Bus::Nvme, 512),
+        kind("mbr-usb", Table::Mbr, Firmware::Bios, Bus::Usb, 512),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Every combination of the rest once in four.
+        let drive = if at % 2 == 0 { Drive::Stick } else { Drive::Optical };
+        let one = Kind { drive, foreign: at / 2 % 2 == 0, online: at % 3 == 0, ..one };
+        eprintln!("machine {}: {drive:?}, foreign {}, online {}", one.name, one.foreign, one.online);
+        provision(&one);
+    }
+}

@@ -1,0 +1,233 @@
+//! `cargo xtask media`: a boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
+//! UEFI: an ISO 9660 file system with GRUB in the boot record of each way.
+//!
+//! | way | how it starts |
+//! |---|---|
+//! | USB, BIOS | the MBR (GRUB's `boot_hybrid.img`) loads the same image as the next line |
+//! | optical, BIOS | El Torito: `cdboot.img` and GRUB's core, one file |
+//! | USB, UEFI | the EFI system partition of the GPT, a FAT image behind the file system |
+//! | optical, UEFI | El Torito's second entry, the same FAT image |
+//!
+//! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the same
+//! bytes, and two media that differ are never mistaken for one another. Labels are for people only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use reflash::config::Layer;
+use reflash::hostname;
+use reflash::manifest::{TrustedKeys, manifest_path, object_path};
+use reflash::media::{self, MediaId};
+
+use crate::grub;
+use crate::host::{Need, ensure_installed};
+use crate::initramfs::Recovery;
+use crate::paths::Paths;
+use crate::release::check;
+use crate::step::{produced, run, step};
+
+/// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
+const EPOCH: &str = "315532800";
+/// The same as xorriso wants it, with hundredths.
+const EPOCH_DATE: &str = "1980010100000000";
+
+/// Size of the FAT image, KiB: that of a 2.88 MB floppy disk, which mformat knows how to lay out and all firmware reads.
+/// GRUB needs 1 MB of it.
+const ESP_KIB: u32 = 2880;
+
+/// GRUB's file systems on a medium, in addition to those of a disk.
+const MODULES: &str = "iso9660 chain";
+
+/// What a medium is made of.
+pub struct Parts<'a> {
+    /// Recovery kernel and initramfs.
+    pub recovery: &'a Recovery,
+    /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
+    pub config: Option<String>,
+    /// Public keys, for both.
+    pub keys: &'a [PathBuf],
+    /// Names of machines, as [`hostname::asset`] reads them.
+    pub assets: Option<String>,
+    /// A release tree and the channel to take from it, for provisioning without a network.
+    pub release: Option<(&'a Path, &'a str)>,
+    /// Disks that are not blank may be erased without a person: any, or the one with this serial number.
+    pub arm: Option<&'a str>,
+    /// Seconds until the menu starts its first entry by itself; `None` waits for ever.
+    pub timeout_s: Option<u32>,
+}
+
+/// Writes the medium to `out`.
+///
+/// # Errors
+/// When a part is missing or wrong in itself (a configuration that cannot be read, a release that the medium's keys
+/// refuse), or a tool fails.
+pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> Result<MediaId> {
+    ensure_installed(&[Need::Disk, Need::Media], assume_yes)?;
+    check_texts(parts)?;
+    fs::create_dir_all(paths.work())?;
+    let scratch = tempfile::Builder::new().prefix("media").tempdir_in(paths.work())?;
+    let tree = scratch.path().join("tree");
+    let id = step("assemble the boot medium", || {
+        collect(paths, parts, &tree)?;
+        let id = MediaId::new(digest_of(&tree, parts)?);
+        write(&tree.join("boot/grub/medium.cfg"), settings(&id, parts))?;
+        write(&tree.join(id.marker()), format!("{id}\n"))?;
+        let search = scratch.path().join("early.cfg");
+        write(
+            &search,
+            format!(
+                "search --no-floppy --file --set=root /{}\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n",
+                id.marker()
+            ),
+        )?;
+        let esp = scratch.path().join("esp.img");
+        make_bios(&search, scratch.path(), &tree.join("boot/grub/eltorito.img"))?;
+        make_esp(&search, scratch.path(), &id, &esp)?;
+        make_iso(&id, &esp, &tree, out)?;
+        Ok(id)
+    })?;
+    let mib = out.metadata()?.len() as f64 / 1048576.0;
+    produced(&format!("boot medium {id}, {mib:.1} MiB"), out);
+    Ok(id)
+}
+
+/// What a machine would stumble over is found out here.
+fn check_texts(parts: &Parts<'_>) -> Result<()> {
+    if let Some(config) = &parts.config {
+        Layer::parse("the configuration", config)?;
+    }
+    if let Some(assets) = &parts.assets {
+        hostname::asset(assets, |_| None)?;
+    }
+    if let Some(arm) = parts.arm {
+        let plain = arm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        ensure!(plain && !arm.is_empty(), "--arm {arm:?}: a serial number has letters, digits, '-', '_' and '.'");
+    }
+    Ok(())
+}
+
+/// Puts everything but GRUB's own files below `tree`.
+fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
+    let own = tree.join(media::DIRECTORY);
+    for directory in [tree.join("boot/grub"), own.join("keys")] {
+        fs::create_dir_all(directory)?;
+    }
+    copy(&parts.recovery.vmlinuz, &tree.join("boot/vmlinuz"))?;
+    copy(&parts.recovery.initramfs, &tree.join("boot/initramfs.img"))?;
+    let menu = paths.root.join("grub/media.cfg");
+    run("grub-script-check-media", Command::new("grub-script-check").arg(&menu))?;
+    copy(&menu, &tree.join("boot/grub/grub.cfg"))?;
+    let mut keys = TrustedKeys::default();
+    for key in parts.keys {
+        let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
+        let text = fs::read_to_string(key).with_context(|| format!("read {}", key.display()))?;
+        keys.add(&name.to_string_lossy(), &text)?;
+        write(&own.join("keys").join(name), text)?;
+    }
+    if let Some(config) = &parts.config {
+        write(&own.join(media::CONFIG), config)?;
+    }
+    if let Some(assets) = &parts.assets {
+        write(&own.join(media::ASSETS), assets)?;
+    }
+    if let Some((release, channel)) = parts.release {
+        copy_release(release, channel, &keys, &own.join(media::RELEASE))?;
+    }
+    Ok(())
+}
+
+/// Copies one channel's release, after a check with the keys that will check it again on the machine.
+fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
+    let manifest = check::check(from, channel, keys).context("the release for the medium")?;
+    let path = manifest_path(channel);
+    let signature = format!("{path}.minisig");
+    let objects = check::objects(from, &manifest)?;
+    for path in objects.iter().map(object_path).chain([path, signature]) {
+        let target = to.join(&path);
+        fs::create_dir_all(target.parent().context("an object lies in a directory")?)?;
+        copy(&from.join(&path), &target)?;
+    }
+    Ok(())
+}
+
+/// Digest of all that makes this medium what it is.
+fn digest_of(tree: &Path, parts: &Parts<'_>) -> Result<[u8; 16]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |name: &str, content: &[u8]| {
+        for part in [name.as_bytes(), content] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+    };
+    add("settings", format!("{:?} {:?}", parts.arm, parts.timeout_s).as_bytes());
+    for entry in walkdir::WalkDir::new(tree).sort_by_file_name() {
+        let entry = entry?;
+        if entry.file_type().is_file() {
+            let name = entry.path().strip_prefix(tree)?.to_string_lossy().into_owned();
+            add(&name, &fs::read(entry.path())?);
+        }
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    Ok(id)
+}
+
+/// What the menu needs to know of this medium.
+fn settings(id: &MediaId, parts: &Parts<'_>) -> String {
+    let armed = parts.arm.map_or_else(String::new, |arm| format!("reflash.arm={arm}"));
+    let timeout = parts.timeout_s.map_or(-1, i64::from);
+    format!("set media_id={id}\nset armed=\"{armed}\"\nset timeout={timeout}\n")
+}
+
+fn make_bios(search: &Path, scratch: &Path, out: &Path) -> Result<()> {
+    let core = scratch.join("core.img");
+    grub::mkimage_with_config("i386-pc", &format!("biosdisk {MODULES}"), search, &core)?;
+    // Starts from an optical drive; what follows it is found by the boot information table.
+    let mut image = fs::read("/usr/lib/grub/i386-pc/cdboot.img").context("read GRUB's cdboot.img")?;
+    image.extend(fs::read(&core)?);
+    write(out, image)
+}
+
+fn make_esp(search: &Path, scratch: &Path, id: &MediaId, out: &Path) -> Result<()> {
+    let efi = scratch.join("BOOTX64.EFI");
+    grub::mkimage_with_config("x86_64-efi", &format!("efi_gop efifwsetup {MODULES}"), search, &efi)?;
+    let tool = |name: &str| {
+        let mut command = Command::new(name);
+        command.env("SOURCE_DATE_EPOCH", EPOCH).env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(out);
+        command
+    };
+    let _ = fs::remove_file(out);
+    let serial = &id.to_string()[..8];
+    run("mformat-media", tool("mformat").args(["-C", "-f", &ESP_KIB.to_string(), "-N", serial, "::"]))?;
+    run("mmd-media", tool("mmd").args(["::/EFI", "::/EFI/BOOT"]))?;
+    run("mcopy-media", tool("mcopy").arg(&efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
+}
+
+fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
+    let new = out.with_added_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut command = Command::new("xorriso");
+    // With it xorriso takes the time for all else, and makes the table's identifiers from the modification date.
+    command.env("SOURCE_DATE_EPOCH", EPOCH).args(["-as", "mkisofs", "-r", "-iso-level", "3", "-V", media::LABEL]);
+    command.args(["-volset", &id.volume_set(), &format!("--modification-date={EPOCH_DATE}")]);
+    command.args(["--set_all_file_dates", EPOCH_DATE]);
+    // The file system begins at a partition too, so that partition editors do not take the stick for unformatted.
+    command.args(["-partition_offset", "16", "--grub2-mbr", "/usr/lib/grub/i386-pc/boot_hybrid.img"]);
+    // Some BIOSes start no disk without an active partition.
+    command.args(["--mbr-force-bootable", "-append_partition", "2", "0xef"]).arg(esp).arg("-appended_part_as_gpt");
+    command.args(["-c", "boot/boot.cat", "-b", "boot/grub/eltorito.img"]);
+    command.args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info"]);
+    command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
+    run("xorriso", command.arg("-o").arg(&new).arg(tree))?;
+    fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display())).map(drop)
+}
+
+fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("write {}", path.display()))
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::progress::Meter;
+use crate::progress::{Gauge, Meter};
 
 /// Phases of a recovery, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub enum Event {
     Note,
     /// Something went wrong.
     Warning,
+    /// Bytes are moving. Not logged: only witnesses are told, twice a second.
+    Progress,
 }
 
 /// One thing that was told, for whoever keeps a record of his own.
@@ -80,6 +82,9 @@ pub struct Told<'a> {
     /// The quantities behind a sentence.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub data: &'a Value,
+    /// How far a phase is, with [`Event::Progress`].
+    #[serde(skip)]
+    pub gauge: Option<Gauge>,
 }
 
 fn as_millis<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -103,7 +108,7 @@ struct Sinks {
     bar_shown: bool,
     events: EventSink,
     extra: Option<TextSink>,
-    witness: Option<Witness>,
+    witnesses: Vec<Witness>,
     phase: Option<Phase>,
 }
 
@@ -126,7 +131,7 @@ impl Journal {
                 bar_shown: false,
                 events: EventSink::Kept(Vec::new()),
                 extra: None,
-                witness: None,
+                witnesses: Vec::new(),
                 phase: None,
             }),
             pulse: AtomicU64::new(0),
@@ -149,9 +154,9 @@ impl Journal {
         self.lock().extra = Some(sink);
     }
 
-    /// Tells `witness` everything from now on.
+    /// Tells `witness` everything from now on. Who tells waits for it meanwhile, so it must be quick.
     pub fn also_tell(&self, witness: Witness) {
-        self.lock().witness = Some(witness);
+        self.lock().witnesses.push(witness);
     }
 
     /// Writes the JSON lines kept so far, and all later ones, to `sink`. A sink that fails is given up: the log is
@@ -229,21 +234,24 @@ impl Journal {
         let started = Instant::now();
         let mut meter = Meter::new(total_bytes);
         let interval = if self.lock().is_terminal { REDRAW_INTERVAL } else { LINE_INTERVAL };
-        let mut seen = 0;
-        let mut look = || {
-            let now = done.load(Ordering::Relaxed);
+        let (mut seen, mut drawn) = (0, Duration::ZERO);
+        loop {
+            let over = stopped.recv_timeout(REDRAW_INTERVAL) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+            let (elapsed, now) = (started.elapsed(), done.load(Ordering::Relaxed));
             if now != seen {
                 seen = now;
                 self.progressed();
             }
-            meter.update(started.elapsed(), now);
-            self.lock().bar(&meter.line());
-        };
-        while stopped.recv_timeout(interval) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            look();
-        }
-        if started.elapsed() >= interval {
-            look();
+            meter.update(elapsed, now);
+            let mut sinks = self.lock();
+            sinks.witness(Event::Progress, "", None, &Value::Null, Some(meter.gauge()));
+            if elapsed - drawn >= interval || over && elapsed >= interval {
+                sinks.bar(&meter.line());
+                drawn = elapsed;
+            }
+            if over {
+                return;
+            }
         }
     }
 
@@ -289,12 +297,22 @@ impl Sinks {
         let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
     }
 
-    fn event(&mut self, event: Event, text: &str, duration: Option<Duration>, data: &Value) {
+    fn witness<'a>(
+        &self,
+        event: Event,
+        text: &'a str,
+        duration: Option<Duration>,
+        data: &'a Value,
+        gauge: Option<Gauge>,
+    ) -> Told<'a> {
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let told = Told { unix_s, phase: self.phase, event, text, duration, data };
-        if let Some(witness) = &self.witness {
-            witness(&told);
-        }
+        let told = Told { unix_s, phase: self.phase, event, text, duration, data, gauge };
+        self.witnesses.iter().for_each(|witness| witness(&told));
+        told
+    }
+
+    fn event(&mut self, event: Event, text: &str, duration: Option<Duration>, data: &Value) {
+        let told = self.witness(event, text, duration, data, None);
         let Ok(json) = serde_json::to_string(&told) else { return };
         match &mut self.events {
             EventSink::Kept(lines) if lines.len() < MAX_KEPT => lines.push(json + "\n"),
@@ -348,6 +366,29 @@ mod tests {
         let kinds: Vec<_> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["begin", "note", "failed", "warning"]);
         assert_eq!((lines[0]["phase"].as_str(), lines[3].get("phase")), (Some("plan"), None));
+    }
+
+    #[test]
+    fn every_witness_is_told_how_far_it_is_and_the_log_is_not() {
+        let events = Shared::default();
+        let journal = Journal::new(None, false);
+        journal.open_events(Box::new(events.clone()));
+        let seen = [Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new()))];
+        for seen in seen.clone() {
+            journal.also_tell(Box::new(move |told| {
+                if let Some(gauge) = told.gauge {
+                    seen.lock().unwrap().push((told.phase, gauge.done_bytes, gauge.total_bytes));
+                }
+            }));
+        }
+        let _: Result<(), ()> = journal.phase(Phase::Write, "", || {
+            journal.with_progress(100, |done| done.store(60, std::sync::atomic::Ordering::Relaxed));
+            Ok(())
+        });
+        for seen in seen {
+            assert_eq!(*seen.lock().unwrap(), [(Some(Phase::Write), 60, 100)]);
+        }
+        assert_eq!(events.text().lines().count(), 2);
     }
 
     #[test]

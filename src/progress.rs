@@ -15,6 +15,17 @@ pub struct Meter {
     rate: Option<f64>,
 }
 
+/// What a meter shows at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gauge {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes to do.
+    pub total_bytes: u64,
+    /// Smoothed rate, once known.
+    pub bytes_per_s: Option<u64>,
+}
+
 impl Meter {
     /// A meter that starts now, at time zero.
     #[must_use]
@@ -46,6 +57,13 @@ impl Meter {
     pub fn time_left(&self) -> Option<Duration> {
         let rate = self.rate.filter(|rate| *rate >= 1.0)?;
         Duration::try_from_secs_f64((self.total_bytes - self.done_bytes) as f64 / rate).ok()
+    }
+
+    /// The quantities behind [`line`](Self::line).
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        let bytes_per_s = self.rate.map(|rate| rate as u64);
+        Gauge { done_bytes: self.done_bytes, total_bytes: self.total_bytes, bytes_per_s }
     }
 
     /// One line of at most 79 columns: bar, share, amount, rate, time left.

@@ -74,11 +74,11 @@ pub struct BootLayer {
     pub offline_s: Option<u64>,
 }
 
-/// `[report]`: who is told how recoveries went.
+/// `[report]`: who is told how recoveries go and went.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReportLayer {
-    /// URL that takes the record of the last attempts as JSON, by POST.
+    /// URL that takes, as JSON by POST, what the agent is doing and the record of its last attempts.
     pub url: Option<String>,
 }
 

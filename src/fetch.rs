@@ -132,11 +132,3 @@ pub fn open_all(bases: &[String], options: &Options, patience: Patience) -> Resu
     let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
     Ok(Mirrors::new(sources, patience))
 }
-
-/// Posts a JSON document. The answer's body is of no interest.
-///
-/// # Errors
-/// What the transfer met, or [`Kind::Refused`] with the status.
-pub fn post_json(url: &str, document: &str, options: &Options) -> Result<(), FetchError> {
-    Http::new(url, options)?.post_json(document)
-}

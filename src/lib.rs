@@ -16,7 +16,7 @@
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
 //! | [`verify`] | read-back past the page cache | target |
 //! | [`write`] | a plan is fetched, decoded, checked and written | source, target |
-//! | [`report`] | tells a server how recoveries went | network |
+//! | [`report`] | tells a server how recoveries go and went | network |
 //! | [`state`] | the state partition: what is installed, event log | state partition |
 //! | [`blackbox`] | the record of the last attempts | one file |
 //! | [`bootenv`] | the GRUB environment on disk, changed in place | one file |

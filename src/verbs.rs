@@ -26,7 +26,7 @@ use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
 use crate::progress::bytes;
 use crate::recovery::{self, Machine};
-use crate::report;
+use crate::report::{self, Ending, Poster};
 use crate::sys::block::AlignedBuf;
 use crate::target::{BlockTarget, DeviceTarget};
 use crate::verify::Reading;
@@ -176,7 +176,21 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
         });
         return Ok(0);
     }
-    let report = recovery::run(&machine).map_err(failed)?;
+    let poster = machine_state.as_ref().and_then(|mounted| {
+        let who = this_machine(&config, mounted);
+        Poster::start(who, config.report_url.as_deref()?, &options, &journal)
+            .inspect_err(|error| journal.warn(&chain(error)))
+            .ok()
+    });
+    let result = recovery::run(&machine);
+    if let Some(poster) = poster {
+        poster.close(match &result {
+            Ok(_) => Ending::Installed,
+            Err(error) if error.is_of_the_release() => Ending::Refused,
+            Err(_) => Ending::Failed,
+        });
+    }
+    let report = result.map_err(failed)?;
     let answer = json!({ "version": report.version, "serial": report.serial, "totals": report.totals });
     say(flash.common.json, &answer, || format!("{} holds {}, verified", target.name(), report.version));
     Ok(0)
@@ -252,21 +266,22 @@ fn run_good(common: &Common) -> Result<u8, Failure> {
 fn run_report(common: &Common) -> Result<u8, Failure> {
     let mounted = MountedState::open(common)?;
     let config = machine_config(common, Some(&mounted), Layer::default())?;
-    let Some(url) = config.report_url else {
+    let Some(url) = &config.report_url else {
         say(common.json, &json!({ "reported": false }), || "report.url is not configured; nobody is told".to_owned());
         return Ok(0);
     };
     let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
-    let Some(pending) = report::Pending::of(&open, &config.product) else {
+    let who = this_machine(&config, &mounted);
+    let Some(pending) = report::Pending::of(&open, &who) else {
         say(common.json, &json!({ "reported": false }), || "everything was reported before".to_owned());
         return Ok(0);
     };
     let options = Options::new(&config.network, Arc::new(Clock::fixed()));
     pending
-        .post(&url, &options)
+        .post(url, &options)
         .map_err(|error| Failure { code: if error.is_retryable() { LATER } else { FAILED }, text: chain(&error) })?;
     pending.mark(&mut open);
-    say(common.json, &json!({ "reported": true }), || format!("reported to {}", fetch::redacted(&url)));
+    say(common.json, &json!({ "reported": true }), || format!("reported to {}", fetch::redacted(url)));
     Ok(0)
 }
 
@@ -327,6 +342,12 @@ fn machine_config(common: &Common, mounted: Option<&MountedState>, over: Layer) 
         }
     }
     Ok(Config::resolve(layer.overridden_by(over))?)
+}
+
+/// Who is reported: a machine whose state is at hand. An image file or a disk on a bench is nobody yet.
+fn this_machine(config: &Config, mounted: &MountedState) -> report::Machine {
+    let asset = mounted.recovery.as_ref().and_then(|recovery| fs::read_to_string(recovery.join("asset")).ok());
+    report::Machine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
 }
 
 fn keys(common: &Common, mounted: Option<&MountedState>) -> Result<TrustedKeys, Failure> {

@@ -8,7 +8,7 @@ use reflash::blackbox::{Attempt, BlackBox, Outcome};
 use reflash::bootenv::{BootEnv, Loaded};
 use reflash::fetch::{Clock, Options};
 use reflash::grubenv::Assignments;
-use reflash::report::Pending;
+use reflash::report::{Machine, Pending};
 
 use xtask::powercut::explore::Random;
 
@@ -102,18 +102,19 @@ fn what_was_not_reported_is_posted_once() {
         stall_timeout: std::time::Duration::from_secs(5),
         clock: Arc::new(Clock::fixed()),
     };
-    assert!(Pending::of(&open, "demo").is_none());
+    let who = Machine::this("demo", None, None);
+    assert!(Pending::of(&open, &who).is_none());
     let attempt = |id, outcome| Attempt { id, outcome, reason: "tries".into(), ..Attempt::default() };
     open.record(&attempt(1, None)).unwrap();
     open.record(&attempt(2, Some(Outcome::Failed))).unwrap();
     open.record(&attempt(3, None)).unwrap();
 
     let refusing = Server::start(|_| status("500 Internal Server Error"));
-    let pending = Pending::of(&open, "demo").unwrap();
+    let pending = Pending::of(&open, &who).unwrap();
     assert!(pending.post(&refusing.url(), &options()).is_err());
 
     let server = Server::start(|_| status("204 No Content"));
-    let pending = Pending::of(&open, "demo").unwrap();
+    let pending = Pending::of(&open, &who).unwrap();
     pending.post(&server.url(), &options()).unwrap();
     pending.mark(&mut open);
     let requests = server.requests();
@@ -123,5 +124,5 @@ fn what_was_not_reported_is_posted_once() {
     let ids: Vec<_> = document["attempts"].as_array().unwrap().iter().map(|attempt| attempt["id"].as_u64()).collect();
     assert_eq!((ids, &document["machine"]["product"]), (vec![Some(1), Some(2)], &"demo".into()));
     assert_eq!(document["attempts"][1]["outcome"], "failed");
-    assert!(Pending::of(&BlackBox::open(&dir.path().join("blackbox")).unwrap(), "demo").is_none());
+    assert!(Pending::of(&BlackBox::open(&dir.path().join("blackbox")).unwrap(), &who).is_none());
 }

@@ -14,8 +14,8 @@ use crate::digest::block_hash;
 use crate::fetch::{self, Mirrors, Options, Patience};
 use crate::journal::{Journal, Phase};
 use crate::recovery::{self, Machine, RecoveryError};
-use crate::report;
-use crate::sys::{dmi, net};
+use crate::report::{self, Ending, Poster, hardware_id};
+use crate::sys::net;
 
 /// How long the last report may hold up the restart.
 const REPORT_WAIT: Duration = Duration::from_secs(15);
@@ -68,6 +68,7 @@ pub(super) fn run(
     };
     // What happened before is told while this attempt goes on.
     let _ = report_attempts(setup, journal);
+    tell_progress(setup, journal, first);
     let outcome = match first {
         First::Park => wait_for_another(setup, mirrors, machine, setup.recoveries.serial),
         _ => {
@@ -75,7 +76,11 @@ pub(super) fn run(
             obtain(setup, mirrors, machine, or_start.then_some(end))
         }
     };
-    if let Some(reported) = report_attempts(setup, journal) {
+    let reported = report_attempts(setup, journal);
+    if let Some(poster) = setup.poster.get() {
+        poster.close(Ending::Failed);
+    }
+    if let Some(reported) = reported {
         let _ = reported.recv_timeout(REPORT_WAIT);
     }
     drop(network);
@@ -85,7 +90,8 @@ pub(super) fn run(
 /// Posts what is in the black box and was not reported, in a thread of its own: the receiver hears when that is over.
 fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>> {
     let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
-    let pending = recorder.with(|open| report::Pending::of(open, &setup.config.product))?;
+    let who = setup.who();
+    let pending = recorder.with(|open| report::Pending::of(open, &who))?;
     let options = Options::new(&setup.config.network, Arc::new(fetch::Clock::fixed()));
     let (done, over) = channel();
     let teller = Arc::clone(journal);
@@ -97,6 +103,21 @@ fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>
         let _ = done.send(());
     });
     Some(over)
+}
+
+/// From here on `report.url` is told what this machine is doing.
+fn tell_progress(setup: &Setup, journal: &Journal, first: First) {
+    let Some(url) = &setup.config.report_url else { return };
+    let options = Options::new(&setup.config.network, Arc::new(fetch::Clock::fixed()));
+    match Poster::start(setup.who(), url, &options, journal) {
+        Ok(poster) => {
+            if first == First::Park {
+                poster.settle(Ending::Failed);
+            }
+            let _ = setup.poster.set(poster);
+        }
+        Err(error) => journal.warn(&chain(&error)),
+    }
 }
 
 /// Brings the network up, by `end` if there is one.
@@ -156,6 +177,9 @@ fn obtain(
             return give_up(setup, &mirrors, machine, &error);
         }
         let refused = error.is_of_the_release();
+        if let Some(poster) = setup.poster.get().filter(|_| refused) {
+            poster.settle(Ending::Refused);
+        }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = end
             && (Instant::now() >= until || refused && setup.reason.is_asked_for())
@@ -278,12 +302,6 @@ pub(super) fn rest(journal: &Journal, pause: Duration) {
         journal.progressed();
         std::thread::sleep(left.min(REST_STEP));
     }
-}
-
-/// The same at every start of this machine, and another for every other.
-fn hardware_id() -> u64 {
-    let identity = dmi::identity();
-    block_hash(format!("{:?} {:?} {:?}", identity.product_serial, identity.product_uuid, identity.mac).as_bytes())
 }
 
 /// Differs between machines and moments.

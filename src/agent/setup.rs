@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::medium::{self, Medium};
@@ -16,6 +16,7 @@ use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
 use crate::journal::{Journal, Phase};
 use crate::manifest::{ManifestError, TrustedKeys};
 use crate::recovery::{self, Machine};
+use crate::report::{self, Poster};
 use crate::state::{Installed, State};
 use crate::sys::{self, block::Which};
 use crate::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
@@ -55,6 +56,8 @@ pub(super) struct Setup {
     pub recoveries: Recoveries,
     /// The black box, if it can be written.
     pub recorder: Option<Recorder>,
+    /// Tells what goes on, from the network on.
+    pub poster: OnceLock<Poster>,
     /// Keeps loading drivers for what is plugged in later.
     _coldplug: sys::modules::Coldplug,
 }
@@ -97,6 +100,7 @@ impl Setup {
             // Also told when it matters: before the first write.
             journal.warn(&chain(&error));
         }
+        let poster = OnceLock::new();
         Ok(Self {
             args,
             reason,
@@ -109,6 +113,7 @@ impl Setup {
             hardware,
             recoveries,
             recorder,
+            poster,
             _coldplug: coldplug,
         })
     }
@@ -171,8 +176,20 @@ impl Setup {
         }
     }
 
-    /// Tells the records how this attempt ends.
+    /// Who this machine is, for whoever is told. Not known before the network is up: the driver of the card that is part
+    /// of it is loaded beside the story.
+    pub(super) fn who(&self) -> report::Machine {
+        // Written at provisioning; most machines have none.
+        let asset = fs::read_to_string(format!("{RECOVERY}/asset")).ok();
+        let template = self.config.hostname.as_deref();
+        report::Machine::this(&self.config.product, template, asset.as_deref().map(str::trim))
+    }
+
+    /// Tells the records, and whoever listens, how this attempt ends.
     pub(super) fn finish(&self, outcome: Outcome) {
+        if let Some(poster) = self.poster.get() {
+            poster.settle(outcome.into());
+        }
         if let Some(recorder) = &self.recorder {
             recorder.finish(outcome);
         }

@@ -81,8 +81,11 @@ impl Http {
         Ok(format!("{}/{path}", self.base))
     }
 
-    /// Posts a JSON document to the base URL itself.
-    pub(super) fn post_json(&self, document: &str) -> Result<(), FetchError> {
+    /// Posts a JSON document to the base URL itself. The answer's body is of no interest.
+    ///
+    /// # Errors
+    /// What the transfer met, or [`Kind::Refused`] with the status.
+    pub fn post_json(&self, document: &str) -> Result<(), FetchError> {
         let request = self.agent.post(&self.base).header("Content-Type", "application/json");
         let response = request.send(document).map_err(|error| self.no_answer(&self.base, error))?;
         sorted_out(self.base.clone(), response).map(drop)

@@ -17,6 +17,7 @@ pub mod powercut;
 pub mod recipe;
 pub mod release;
 pub mod serve;
+pub mod station;
 pub mod step;
 pub mod test;
 pub mod tiny;

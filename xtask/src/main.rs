@@ -65,6 +65,9 @@ enum Command {
         /// Address and port.
         #[arg(long, default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
+        /// Take what machines post at /report, and show it at /station (docs/station.md).
+        #[arg(long)]
+        station: bool,
     },
     /// Assemble a bootable disk image with an empty system partition.
     Disk(DiskArgs),
@@ -235,7 +238,7 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Release(args) => run_release(args, &paths, yes),
-        Command::Serve { dir, listen } => serve::run(&dir, listen),
+        Command::Serve { dir, listen, station } => serve::run(&dir, listen, station),
         Command::Media(args) => {
             let read =
                 |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));

@@ -14,6 +14,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use tower_http::services::ServeDir;
 
+use crate::station::Station;
+
 /// Objects are named by their digest and never change.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 /// The manifest and its signature change with every release.
@@ -45,18 +47,38 @@ impl Drop for Server {
     }
 }
 
+/// How a tree is served.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Print each request for a file.
+    pub log: bool,
+    /// Also take the posts of machines at `/report`, and show them at `/station`.
+    pub station: bool,
+}
+
 /// Serves the tree `root` on `listen` (port 0 takes a free one) in the background. `log` prints each request.
 ///
 /// # Errors
 /// When the address is taken or the tree is not there.
 pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
+    start_with(root, listen, Options { log, station: false })
+}
+
+/// The same with all options.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(root: &Path, listen: SocketAddr, options: Options) -> Result<Server> {
     anyhow::ensure!(root.is_dir(), "{} is not a directory; make a release first: cargo xtask release", root.display());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let counters = Arc::new(Counters::default());
-    let shared = Shared { counters: Arc::clone(&counters), log };
-    let app = Router::new()
+    let shared = Shared { counters: Arc::clone(&counters), log: options.log };
+    let mut app = Router::new()
         .fallback_service(ServeDir::new(root).append_index_html_on_directories(false))
         .layer(middleware::from_fn_with_state(shared, headers_and_count));
+    if options.station {
+        app = app.merge(Arc::new(Station::default()).routes());
+    }
     let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
@@ -65,7 +87,7 @@ pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
         tokio::net::TcpListener::from_std(listener)?
     };
     runtime.spawn(async move {
-        if let Err(error) = axum::serve(listener, app).await {
+        if let Err(error) = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await {
             eprintln!("server on {address}: {error}");
         }
     });
@@ -76,9 +98,15 @@ pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
 ///
 /// # Errors
 /// As [`start`].
-pub fn run(root: &Path, listen: SocketAddr) -> Result<()> {
-    let server = start(root, listen, true)?;
+pub fn run(root: &Path, listen: SocketAddr, station: bool) -> Result<()> {
+    let server = start_with(root, listen, Options { log: true, station })?;
     eprintln!("  serving {} on http://{}/", root.display(), server.address);
+    if station {
+        eprintln!(
+            "  machines whose report.url is http://{}/report are shown on http://{}/station",
+            server.address, server.address
+        );
+    }
     loop {
         std::thread::park();
     }

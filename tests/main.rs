@@ -11,6 +11,7 @@ mod net;
 mod provision;
 mod recovery;
 mod release;
+mod station;
 mod support;
 mod tidy;
 mod vm;

@@ -27,7 +27,7 @@ pub enum Need {
     Media,
     /// Virtual machines.
     Vm,
-    /// Tools the tests compare with, and servers for network namespaces.
+    /// Tools the tests compare with, servers for network namespaces, and a browser for the station page.
     Test,
 }
 
@@ -45,9 +45,18 @@ impl Need {
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
             // busybox: the tiny system of xtask/src/tiny.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
-            Self::Test => {
-                &["minisign", "cpio", "dnsmasq-base", "iproute2", "gdisk", "fdisk", "e2fsprogs", "util-linux", "git"]
-            }
+            Self::Test => &[
+                "minisign",
+                "cpio",
+                "dnsmasq-base",
+                "iproute2",
+                "gdisk",
+                "fdisk",
+                "e2fsprogs",
+                "util-linux",
+                "git",
+                "chromium",
+            ],
         }
     }
 }

@@ -14,8 +14,10 @@ use reflash::target::DeviceTarget;
 use serde_json::{Value, json};
 use xtask::serve;
 
-use crate::support::Fixture;
 use crate::support::server::{Act, Request, Server, answer, status};
+use crate::support::{Fixture, sample_image};
+
+mod cache;
 
 fn options() -> Options {
     Options {

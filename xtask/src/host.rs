@@ -27,7 +27,7 @@ pub enum Need {
     Media,
     /// Virtual machines.
     Vm,
-    /// Tools the tests compare with, servers for network namespaces, and a browser for the station page.
+    /// Tools the tests compare with, servers for network namespaces, a cache, and a browser for the station page.
     Test,
 }
 
@@ -55,6 +55,7 @@ impl Need {
                 "e2fsprogs",
                 "util-linux",
                 "git",
+                "nginx-light",
                 "chromium",
             ],
         }

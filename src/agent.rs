@@ -88,8 +88,8 @@ enum SetupError {
     Choose(#[from] ChooseError),
     #[error("this machine is not provisioned")]
     Install(#[from] InstallError),
-    #[error("neither the boot medium nor the initramfs has a reflash.toml for the new disk; nothing was written")]
-    NoSiteConfig,
+    #[error("the reflash.toml that the new disk would get is not complete; nothing was written")]
+    SiteConfig(#[source] ConfigError),
     #[error("the factory reset is not done")]
     Reset(#[from] ResetError),
     #[error("the list of names on the boot medium cannot be used")]

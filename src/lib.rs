@@ -51,6 +51,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod digest;
+pub mod efi;
 pub mod fetch;
 pub mod grubenv;
 pub mod hostname;

@@ -177,8 +177,9 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
         return Ok(0);
     }
     let poster = machine_state.as_ref().and_then(|mounted| {
-        let who = this_machine(&config, mounted);
-        Poster::start(who, config.report_url.as_deref()?, &options, &journal)
+        let Bench { config, journal, .. } = &bench;
+        let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+        Poster::start(this_machine(config, mounted), config.report_url.as_deref()?, &options, journal)
             .inspect_err(|error| journal.warn(&chain(error)))
             .ok()
     });

@@ -30,7 +30,7 @@ fn options() -> Options {
 }
 
 /// Serves the tree, and a station beside it.
-fn serve(fixture: &Fixture) -> serve::Server {
+pub fn serve(fixture: &Fixture) -> serve::Server {
     let options = serve::Options { log: false, station: true };
     serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap()
 }
@@ -82,7 +82,7 @@ fn known(server: &serve::Server) -> Vec<Value> {
 }
 
 /// Status and body of one request.
-fn http(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+pub fn http(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, String) {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     let head =

@@ -32,6 +32,7 @@ const LAYERS: &[&str] = &[
     "grubenv",
     "hostname",
     "bootcode",
+    "efi",
     "progress",
     "digest",
     "sys", // Pure data that even the system calls take their settings from.
@@ -53,6 +54,7 @@ const PURE: &[&str] = &[
     "grubenv",
     "hostname",
     "bootcode",
+    "efi",
     "progress",
     "digest",
     "clock",

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::SetupError;
 use crate::config::Layer;
-use crate::hostname;
 use crate::journal::Journal;
 use crate::media::{self, MediaId};
 use crate::sys;
@@ -58,13 +57,6 @@ impl Medium {
         if release.is_dir() {
             layer.release.urls = Some(vec![format!("file://{}", release.display())]);
         }
-    }
-
-    /// The name this machine has in the medium's list.
-    pub(super) fn asset(&self) -> Result<Option<String>, SetupError> {
-        let Some(list) = self.read(media::ASSETS)? else { return Ok(None) };
-        let machine = sys::dmi::identity();
-        Ok(hostname::asset(&list, |key| machine.value(key))?)
     }
 
     /// Where all of it lies.

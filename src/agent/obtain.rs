@@ -72,7 +72,9 @@ pub(super) fn run(
     let outcome = match first {
         First::Park => wait_for_another(setup, mirrors, machine, setup.recoveries.serial),
         _ => {
-            spread_out(setup, journal);
+            if !setup.reason.is_asked_for() {
+                spread_out(setup.config.spread, journal);
+            }
             obtain(setup, mirrors, machine, or_start.then_some(end))
         }
     };
@@ -143,11 +145,8 @@ fn bring_up_network(setup: &Setup, journal: &Arc<Journal>, end: Option<Instant>)
 }
 
 /// A fleet that fell into recovery together must not arrive at the server together.
-fn spread_out(setup: &Setup, journal: &Journal) {
-    if setup.reason.is_asked_for() {
-        return;
-    }
-    let offset = fetch::start_offset(setup.config.spread, hardware_id());
+pub(super) fn spread_out(over: Duration, journal: &Journal) {
+    let offset = fetch::start_offset(over, hardware_id());
     if offset >= Duration::from_secs(1) {
         journal.note(&format!("asking in {} s, this machine's place in the fleet", offset.as_secs()));
     }

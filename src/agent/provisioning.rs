@@ -11,12 +11,21 @@ use super::{Outcome, SetupError, obtain};
 use crate::arbiter::Recoveries;
 use crate::chain::chain;
 use crate::config::{BootArgs, Config, Layer};
+use crate::efi;
+use crate::fetch;
+use crate::hostname;
 use crate::journal::{Journal, Phase};
+use crate::layout::Role;
 use crate::manifest::TrustedKeys;
-use crate::provision::{self, Candidate, Firmware, InstallError, Site};
+use crate::media;
+use crate::provision::{self, Candidate, Firmware, InstallError, Provisioned, Site};
 use crate::recovery::Machine;
-use crate::sys::{self, block::Which, net};
+use crate::report::{self, Ending};
+use crate::sys::block::{Access, Caching, Device, Which, table};
+use crate::sys::efivars::EfiVars;
+use crate::sys::{self, net};
 use crate::target::DeviceTarget;
+use crate::watchdog;
 
 /// Where the new file systems are mounted while they are filled.
 const MOUNTS: &str = "/new";
@@ -26,72 +35,83 @@ const DISK_WAIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(4);
 const POLL: Duration = Duration::from_millis(500);
 
+/// What the machine is told from outside the disk it will get.
+struct Told {
+    config: Config,
+    keys: TrustedKeys,
+    hardware: String,
+    site: Site,
+    /// Names of machines; see [`hostname::asset`].
+    assets: Option<String>,
+}
+
 /// Provisions, or says why not. Whatever goes wrong before the disk is armed has written nothing.
 pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
-    let started = Instant::now();
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
         setup::take_signals(journal);
-        let coldplug = setup::load_modules(&["isofs", "loop"], journal)?;
+        let coldplug = setup::load_modules(&["isofs", "loop", "efivarfs"], journal)?;
         let medium = args.media.map(|id| Medium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
-    let mut site = Site { medium: args.media, ..Site::default() };
-    let (config, keys, hardware) = journal.phase(Phase::Config, "read configuration and keys", || {
-        let directories = [medium.as_ref().map(Medium::directory), Some(Path::new(BUILT_IN))];
-        let (layer, keys) = collect(directories.into_iter().flatten(), &mut site)?;
-        let mut layer = layer.overridden_by(over);
-        if let Some(medium) = &medium {
-            medium.offer_release(&mut layer);
-            site.asset = medium.asset()?;
-        }
-        let config = Config::resolve(layer)?;
-        let hardware = config.hardware.clone().or_else(setup::hardware_name).unwrap_or_default();
-        journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
-        Ok::<_, SetupError>((config, keys, hardware))
-    })?;
-    let selector = config.disk.clone();
+    let told = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
+    let config = &told.config;
+    if let Some(limit) = config.stall {
+        watchdog::start(journal, limit);
+    }
     let candidate = choose(journal, || {
         let medium = args.media.iter().flat_map(sys::block::media).collect::<Vec<_>>();
         let disks = provision::survey(Which::Physical).map_err(SetupError::Disks)?;
-        Ok(provision::choose(&selector, &disks, &medium)?)
+        Ok(provision::choose(&config.disk, &disks, &medium)?)
     })?;
     // Told before the network is there: whoever watches may already see that it is the wrong one.
     journal.note(&format!("chosen: {}", candidate.disk));
-    let network = if setup::is_at_hand(&config) {
+    if setup::is_at_hand(config) {
         journal.note("the release is at hand: no network is needed");
-        None
-    } else {
-        let options = net::Options::default();
-        let teller = Arc::clone(journal);
-        Some(journal.phase(Phase::Network, "bring up the network", || {
-            net::bring_up_with(&config.network, options, move |text: &str| teller.note(text))
-        })?)
-    };
-    let mirrors = setup::open_mirrors(&config, None, journal)?;
-    let machine = |target| Machine {
-        product: config.product.clone(),
-        hardware: hardware.clone(),
-        channel: config.channel.clone(),
-        tries: config.boot_tries,
+        return write(&told, args, candidate, journal);
+    }
+    let teller = Arc::clone(journal);
+    let network = journal.phase(Phase::Network, "bring up the network", || {
+        net::bring_up_with(&config.network, net::Options::default(), move |text: &str| teller.note(text))
+    })?;
+    let poster = config.report_url.as_ref().and_then(|url| {
+        let asset = told.asset().ok().flatten();
+        let who = report::Machine::this(&config.product, config.hostname.as_deref(), asset.as_deref());
+        let options = fetch::Options::new(&config.network, Arc::new(fetch::Clock::fixed()));
+        report::Poster::start(who, url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
+    });
+    // Twenty machines are switched on together.
+    obtain::spread_out(config.spread, journal);
+    let outcome = write(&told, args, candidate, journal);
+    if let Some(poster) = poster {
+        poster.close(if outcome.is_ok() { Ending::Provisioned } else { Ending::Failed });
+    }
+    drop(network);
+    outcome
+}
+
+/// From the release to the disk that starts.
+fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+    let started = Instant::now();
+    let mirrors = setup::open_mirrors(&told.config, None, journal)?;
+    let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
+    let target =
+        if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);
+    let machine = Machine {
+        product: told.config.product.clone(),
+        hardware: told.hardware.clone(),
+        channel: told.config.channel.clone(),
+        tries: told.config.boot_tries,
         allow_older: true,
         asked_for: true,
         recoveries: Recoveries::default(),
-        keys: &keys,
+        keys: &told.keys,
         source: &mirrors,
-        target,
+        target: &target,
         state: None,
         journal,
         learn_time: &setup::learn_time,
     };
-    let disk = candidate.disk.to_string();
-    let target = if args.dry_run {
-        DeviceTarget::open_read_only(&candidate.disk.path)?
-    } else {
-        DeviceTarget::open(&candidate.disk.path)?
-    }
-    .on_disk(&disk);
-    let machine = machine(&target);
     let (release, preflight) = journal.phase(Phase::Manifest, "what is to be done", || {
         provision::prepare(&machine, candidate, Firmware::of_this_machine())
     })?;
@@ -101,11 +121,23 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
         return Ok(Outcome::Reboot("restarting".to_owned()));
     }
     let armed = preflight.arm(args.arm.as_deref()).map_err(InstallError::from)?;
-    let (report, _) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
-    drop(network);
-    setup_firmware(journal);
+    let site = Site { asset: told.asset()?, medium: args.media, ..told.site.clone() };
+    let (report, provisioned) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
+    if let Some(note) = tell_firmware(&path, &provisioned) {
+        journal.note(&note);
+    }
     let seconds = started.elapsed().as_secs();
     Ok(Outcome::Reboot(format!("provisioned with {} after {seconds} s: starting it", report.version)))
+}
+
+impl Told {
+    /// What this machine is called in the list. Asked late: the driver of its network card, whose address may be in the
+    /// list, is loaded beside the story.
+    fn asset(&self) -> Result<Option<String>, SetupError> {
+        let Some(list) = &self.assets else { return Ok(None) };
+        let machine = sys::dmi::identity();
+        Ok(hostname::asset(list, |key| machine.value(key))?)
+    }
 }
 
 /// Waits until a disk fits and no other has joined for some time: the first that answers need not be the only one.
@@ -133,41 +165,70 @@ fn choose(journal: &Journal, look: impl Fn() -> Result<Candidate, SetupError>) -
     }
 }
 
-/// Configuration and keys of the first directory that has a configuration, and all keys. They go to the new disk as
-/// they are.
-fn collect<'a>(
-    directories: impl Iterator<Item = &'a Path>,
-    site: &mut Site,
-) -> Result<(Layer, TrustedKeys), SetupError> {
+/// Configuration and keys of the medium and of the initramfs. What is found first goes to the new disk as it is, and all
+/// keys do.
+fn collect(medium: Option<Medium>, over: Layer, journal: &Journal) -> Result<Told, SetupError> {
+    let mut site = Site::default();
+    let mut assets = None;
     let mut merged = Layer::default();
-    let mut names = Vec::new();
-    for directory in directories {
-        let path = directory.join("reflash.toml");
+    let mut key_directories = Vec::new();
+    let directories = [medium.as_ref().map(Medium::directory), Some(Path::new(BUILT_IN))];
+    for directory in directories.into_iter().flatten() {
+        let path = directory.join(media::CONFIG);
         if let Ok(text) = fs::read_to_string(&path) {
             let layer = Layer::parse(&path.display().to_string(), &text)?;
-            // What comes first counts more.
-            merged = layer.overridden_by(std::mem::take(&mut merged));
+            merged = layer.overridden_by(merged);
             if site.config.is_empty() {
                 site.config = text;
             }
         }
-        let keys = directory.join("keys");
+        assets = assets.or_else(|| fs::read_to_string(directory.join(media::ASSETS)).ok());
+        let keys = directory.join(media::KEYS);
         for entry in fs::read_dir(&keys).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
+            let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
             if name.ends_with(".pub") && site.keys.iter().all(|(known, _)| *known != name) {
-                let text = fs::read_to_string(entry.path())
-                    .map_err(|source| SetupError::Read { path: entry.path().display().to_string(), source })?;
-                site.keys.push((name, text));
+                site.keys.push((name, setup::read(&path.display().to_string())?));
             }
         }
-        names.push(keys.display().to_string());
+        key_directories.push(keys.display().to_string());
     }
-    if site.config.is_empty() {
-        return Err(SetupError::NoSiteConfig);
+    // A disk that could not recover by itself later is not worth making.
+    Config::resolve(Layer::parse("the configuration for the new disk", &site.config)?)
+        .map_err(SetupError::SiteConfig)?;
+    let mut layer = merged.overridden_by(over);
+    if let Some(medium) = &medium {
+        medium.offer_release(&mut layer);
     }
-    Ok((merged, setup::read_keys(&names)?))
+    let config = Config::resolve(layer)?;
+    let keys = setup::read_keys(&key_directories)?;
+    let hardware = config.hardware.clone().or_else(setup::hardware_name).unwrap_or_default();
+    journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
+    Ok(Told { config, keys, hardware, site, assets })
 }
 
 /// Where the firmware keeps a list of what to start, the new disk is put first on it. The fallback path of its EFI
-/// system partition is enough without.
-fn setup_firmware(_journal: &Journal) {}
+/// system partition is enough without, so that every failure is only noted.
+fn tell_firmware(disk: &Path, provisioned: &Provisioned) -> Option<String> {
+    let variables = EfiVars::open()?;
+    let esp = provisioned.partitions.iter().find(|place| place.partition.role == Role::Esp)?;
+    let device = Device::open(disk, Access::Read, Caching::Buffered).ok()?;
+    let block_bytes = u64::from(device.logical_block_size());
+    let table = table::read(&mut device.as_file(), device.logical_block_size()).ok()??;
+    let entry = table.partitions.into_iter().find(|entry| entry.number == esp.number)?;
+    let option = efi::load_option(&efi::Partition {
+        number: entry.number,
+        first_lba: entry.first_lba,
+        blocks: entry.size_bytes / block_bytes,
+        partuuid: entry.partuuid,
+    })?;
+    let name = |number: u16| format!("Boot{number:04X}");
+    // The entry of an earlier provisioning is taken over: the firmware's memory is small.
+    let number = (0..u16::MAX).find(|number| variables.get(&name(*number)).is_none_or(|old| efi::is_ours(&old)))?;
+    let order = variables.get("BootOrder").unwrap_or_default();
+    let set =
+        variables.set(&name(number), &option).and_then(|()| variables.set("BootOrder", &efi::first_in(&order, number)));
+    Some(match set {
+        Ok(()) => format!("the firmware starts this disk first ({})", name(number)),
+        Err(error) => format!("the firmware's boot list stays as it is ({error}); it finds the disk by the usual path"),
+    })
+}

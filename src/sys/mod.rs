@@ -5,6 +5,7 @@
 //! | [`init`] | PID 1: first mounts, console, signals, orphans, panic |
 //! | [`power`] | reboot, power off, sync that cannot hang |
 //! | [`kmsg`] | lines into the kernel log |
+//! | [`efivars`] | variables of UEFI firmware |
 //! | [`ext4`] | identity and growth of a mounted file system |
 //! | [`loopback`] | a part of a disk as a device of its own |
 //! | [`mount`] | mounts, `switch_root` |
@@ -19,6 +20,7 @@
 pub mod block;
 pub mod clock;
 pub mod dmi;
+pub mod efivars;
 pub mod ext4;
 pub mod init;
 pub mod kmsg;

@@ -133,6 +133,38 @@ fn a_foreign_disk_is_provisioned_by_uefi_from_a_disc_and_a_server() {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_blank_disk_is_provisioned_by_network_boot_and_the_station_sees_it() {
+    let fixture = release(Table::Gpt);
+    let server = crate::station::serve(&fixture);
+    let url = format!("http://10.0.2.2:{}", server.address.port());
+    let out = fixture.dir.path().join("netboot");
+    let config = format!("{}\n[report]\nurl = \"{url}/report\"\n", demo::robot_config(&url));
+    let parts = xtask::media::Parts {
+        recovery: &recovery(),
+        config: Some(config.replace("{serial}", "{asset}")),
+        keys: &[fixture.dir.path().join("keys/reflash.pub")],
+        assets: Some("DEMO0001 left-arm\n".into()),
+        release: None,
+        arm: None,
+        timeout_s: None,
+    };
+    xtask::media::netboot::build(&parts, &out).unwrap();
+    let disk = blank_disk(&fixture, "disk.img");
+    let mut machine = Machine::robot("provision-netboot", &disk);
+    machine.netboot = Some(out);
+    let mut robot = machine.start().unwrap();
+    robot.wait_for("provisioned with 1 ", FLASH_TIMEOUT).unwrap();
+    robot.cut_power();
+    let (_, station) = crate::station::http(server.address, "GET", "/station.json", b"");
+    assert!(station.contains("robot-left-arm") && station.contains("provisioned"), "{station}");
+    machine.netboot = None;
+    machine.name += "-own";
+    let robot = machine.start().unwrap();
+    robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
 fn full_machines_of_every_kind_are_provisioned() {
     let kind = |name, table, firmware, bus, block_bytes| Kind { name, table, firmware, bus, block_bytes, ..BLANK_BIOS };
     for (at, one) in [

@@ -1,6 +1,6 @@
 //! `cargo xtask initramfs`, and the archive builder that the system's own initramfs uses too.
 
-mod archive;
+pub mod archive;
 mod modules;
 
 use std::path::{Path, PathBuf};

@@ -101,6 +101,9 @@ struct MediaArgs {
     /// Seconds until the first entry of the menu starts by itself.
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     timeout_s: u32,
+    /// Write the files for network boot (PXE, iPXE) into this directory, instead of a medium.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "release", "timeout_s", "wait"])]
+    netboot: Option<PathBuf>,
     /// Start nothing by itself: wait in the menu for a person.
     #[arg(long, conflicts_with = "timeout_s")]
     wait: bool,
@@ -251,7 +254,10 @@ fn run(cli: Cli) -> Result<()> {
                 arm: args.arm.as_deref(),
                 timeout_s: (!args.wait).then_some(args.timeout_s),
             };
-            media::build(&paths, &parts, &args.out, yes).map(drop)
+            match &args.netboot {
+                Some(out) => media::netboot::build(&parts, out),
+                None => media::build(&paths, &parts, &args.out, yes).map(drop),
+            }
         }
         Command::Disk(args) => {
             host::ensure_installed(&[host::Need::Disk], yes)?;

@@ -11,6 +11,8 @@
 //! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the same
 //! bytes, and two media that differ are never mistaken for one another. Labels are for people only.
 
+pub mod netboot;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

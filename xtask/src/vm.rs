@@ -61,6 +61,8 @@ pub struct Machine {
     pub write_log: Option<PathBuf>,
     /// A sector of the disk, in units of 512 bytes, that cannot be read.
     pub bad_sector: Option<u64>,
+    /// A directory to start from by network boot, with `boot.ipxe` in it.
+    pub netboot: Option<PathBuf>,
     /// Further arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -80,6 +82,7 @@ impl Machine {
             serial_number: "DEMO0001".to_owned(),
             write_log: None,
             bad_sector: None,
+            netboot: None,
             extra: Vec::new(),
         }
     }
@@ -173,7 +176,10 @@ impl Machine {
             device += &format!(",logical_block_size={0},physical_block_size={0}", self.block_bytes);
         }
         command.args(["-device", &device]);
-        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+        let tftp = self.netboot.as_ref().map(|root| format!(",tftp={},bootfile=boot.ipxe", root.display()));
+        command.args(["-netdev", &format!("user,id=net{}", tftp.as_deref().unwrap_or_default())]);
+        let first = if tftp.is_some() { ",bootindex=0" } else { "" };
+        command.args(["-device", &format!("virtio-net-pci,netdev=net{first}")]);
         command.args(["-smbios", &format!("type=1,product=reflash demo,serial={}", self.serial_number)]);
         if self.firmware == Firmware::Uefi {
             command.args(["-bios", "/usr/share/ovmf/OVMF.fd"]);

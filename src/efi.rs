@@ -1,0 +1,117 @@
+//! An entry for the boot list of UEFI firmware. Pure: works on bytes.
+//!
+//! Formats: UEFI specification 2.10, 3.1.3 (load options), 10.3.5.1 (hard drive), 10.3.5.4 (file path).
+
+/// What people see in the firmware's menu, and by which an entry is known as ours.
+pub const DESCRIPTION: &str = "reflash";
+/// Where GRUB lies: the path that firmware tries without an entry too.
+const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
+/// `LOAD_OPTION_ACTIVE`.
+const ACTIVE: u32 = 1;
+/// The end of a device path.
+const END: [u8; 4] = [0x7f, 0xff, 4, 0];
+
+/// An EFI system partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Number in the table, from 1.
+    pub number: u32,
+    /// First block, in logical blocks of the disk.
+    pub first_lba: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// PARTUUID, as text.
+    pub partuuid: String,
+}
+
+/// The content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is no GUID.
+#[must_use]
+pub fn load_option(partition: &Partition) -> Option<Vec<u8>> {
+    let mut drive = vec![4, 1, 42, 0];
+    drive.extend(partition.number.to_le_bytes());
+    drive.extend(partition.first_lba.to_le_bytes());
+    drive.extend(partition.blocks.to_le_bytes());
+    drive.extend(guid(&partition.partuuid)?);
+    // GPT, and a GUID for a signature.
+    drive.extend([2, 2]);
+    let name = utf16(LOADER);
+    let mut path = vec![4, 4];
+    path.extend(u16::try_from(name.len() + 4).ok()?.to_le_bytes());
+    path.extend(name);
+    let list = [&drive[..], &path, &END].concat();
+    let mut option = ACTIVE.to_le_bytes().to_vec();
+    option.extend(u16::try_from(list.len()).ok()?.to_le_bytes());
+    option.extend(utf16(DESCRIPTION));
+    option.extend(list);
+    Some(option)
+}
+
+/// Whether the content of a `Boot####` variable is an entry of ours.
+#[must_use]
+pub fn is_ours(option: &[u8]) -> bool {
+    option.get(6..).is_some_and(|rest| rest.starts_with(&utf16(DESCRIPTION)))
+}
+
+/// `BootOrder` with this entry first.
+#[must_use]
+pub fn first_in(order: &[u8], entry: u16) -> Vec<u8> {
+    let others = order.chunks_exact(2).filter(|other| *other != entry.to_le_bytes()).flatten();
+    entry.to_le_bytes().into_iter().chain(others.copied()).collect()
+}
+
+fn utf16(text: &str) -> Vec<u8> {
+    text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
+}
+
+/// The bytes of a GUID, whose first three fields are little-endian.
+fn guid(text: &str) -> Option<Vec<u8>> {
+    let fields: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = fields.iter().map(|field| field.len()).collect();
+    if lengths != [8, 4, 4, 4, 12] {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(16);
+    for (at, field) in fields.iter().enumerate() {
+        let mut part = (0..field.len()).step_by(2).map(|at| u8::from_str_radix(field.get(at..at + 2)?, 16).ok());
+        let mut part = part.by_ref().collect::<Option<Vec<u8>>>()?;
+        if at < 3 {
+            part.reverse();
+        }
+        bytes.extend(part);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Partition, first_in, is_ours, load_option};
+
+    #[test]
+    fn an_entry_is_laid_out_as_efibootmgr_does() {
+        let partuuid = "00112233-4455-6677-8899-aabbccddeeff".to_owned();
+        let esp = Partition { number: 2, first_lba: 4096, blocks: 131_072, partuuid };
+        let option = load_option(&esp).unwrap();
+        // Attributes, length of the path list, "reflash" and its end.
+        assert_eq!(option[..6], [1, 0, 0, 0, 42 + 48 + 4, 0]);
+        assert!(is_ours(&option) && option[6..22] == *b"r\0e\0f\0l\0a\0s\0h\0\0\0");
+        let drive = &option[22..64];
+        assert_eq!(drive[..4], [4, 1, 42, 0]);
+        assert_eq!((&drive[4..8], &drive[8..16]), (&[2, 0, 0, 0][..], &4096_u64.to_le_bytes()[..]));
+        assert_eq!(drive[16..24], 131_072_u64.to_le_bytes());
+        assert_eq!(drive[24..32], [0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66]);
+        assert_eq!(drive[32..], [0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, 2, 2]);
+        assert_eq!(option[64..68], [4, 4, 48, 0]);
+        assert!(option.ends_with(&[0, 0, 0x7f, 0xff, 4, 0]));
+        for wrong in ["", "00112233-01", "00112233-4455-6677-8899-aabbccddeefg", "00112233-4455-6677-8899-ääbbccddee"]
+        {
+            assert_eq!(load_option(&Partition { partuuid: wrong.to_owned(), ..esp.clone() }), None, "{wrong}");
+        }
+        assert!(!is_ours(b"") && !is_ours(&[0; 40]));
+    }
+
+    #[test]
+    fn the_entry_comes_first_and_is_there_once() {
+        assert_eq!(first_in(&[1, 0, 2, 0, 3, 0], 2), [2, 0, 1, 0, 3, 0]);
+        assert_eq!(first_in(&[], 7), [7, 0]);
+    }
+}

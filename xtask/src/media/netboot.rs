@@ -1,0 +1,73 @@
+//! `cargo xtask media --netboot`: what a TFTP or HTTP server needs so that machines start the agent from the network.
+//!
+//! Configuration and keys travel in an archive of their own, which the boot loader hands to the kernel behind the
+//! initramfs: the kernel unpacks one over the other.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use reflash::media;
+
+use super::{Parts, check_texts, copy, write};
+use crate::initramfs::archive::{Entry, cpio};
+use crate::step::{produced, step};
+
+/// Directory of the initramfs for what a place adds to it.
+const SITE: &str = "/etc/reflash";
+
+/// Writes the files into the directory `out`.
+///
+/// # Errors
+/// When the configuration is missing or wrong, or a file cannot be written.
+pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
+    check_texts(parts)?;
+    let config = parts.config.as_ref().context("a network boot has nowhere else to get it from: give --config")?;
+    ensure!(parts.release.is_none(), "a network boot carries no release; its machines get it from release.urls");
+    step("collect what a network boot needs", || {
+        fs::create_dir_all(out.join("pxelinux.cfg"))?;
+        copy(&parts.recovery.vmlinuz, &out.join("vmlinuz"))?;
+        copy(&parts.recovery.initramfs, &out.join("initramfs.img"))?;
+        let file = |name: &str, content: Vec<u8>| Entry::file(&format!("{SITE}/{name}"), content, 0o644);
+        let mut entries = vec![Entry::directory("/etc"), Entry::directory(SITE)];
+        entries.push(file(media::CONFIG, config.clone().into_bytes()));
+        entries.push(Entry::directory(&format!("{SITE}/{}", media::KEYS)));
+        for key in parts.keys {
+            let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
+            let content = fs::read(key).with_context(|| format!("read {}", key.display()))?;
+            entries.push(file(&format!("{}/{name}", media::KEYS), content));
+        }
+        if let Some(assets) = &parts.assets {
+            entries.push(file(media::ASSETS, assets.clone().into_bytes()));
+        }
+        write(&out.join("site.cpio"), cpio(entries)?)?;
+        let arguments = arguments(parts.arm);
+        write(&out.join("boot.ipxe"), ipxe(&arguments))?;
+        write(&out.join("pxelinux.cfg/default"), pxelinux(&arguments))
+    })?;
+    produced("files for network boot", out);
+    Ok(())
+}
+
+fn arguments(arm: Option<&str>) -> String {
+    let arm = arm.map_or_else(String::new, |arm| format!(" reflash.arm={arm}"));
+    format!("console=tty0 console=ttyS0,115200 quiet panic=30 reflash.action=provision{arm}")
+}
+
+/// `initrd=` is for the kernel's own loader under UEFI, and means nothing under a BIOS.
+fn ipxe(arguments: &str) -> String {
+    format!(
+        "#!ipxe\n\
+         # Start machines with this once: afterwards they start from their own disk.\n\
+         kernel vmlinuz initrd=initramfs.img initrd=site.cpio {arguments}\n\
+         initrd initramfs.img\n\
+         initrd site.cpio\n\
+         boot\n"
+    )
+}
+
+fn pxelinux(arguments: &str) -> String {
+    format!(
+        "DEFAULT provision\nLABEL provision\n  KERNEL vmlinuz\n  INITRD initramfs.img,site.cpio\n  APPEND {arguments}\n"
+    )
+}

@@ -50,7 +50,10 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
         setup::take_signals(journal);
-        let coldplug = setup::load_modules(&["isofs", "loop", "efivarfs"], journal)?;
+        // Without UEFI the kernel refuses it.
+        let efi = (Firmware::of_this_machine() == Firmware::Uefi).then_some("efivarfs");
+        let modules: Vec<&str> = ["isofs", "loop"].into_iter().chain(efi).collect();
+        let coldplug = setup::load_modules(&modules, journal)?;
         let medium = args.media.map(|id| Medium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;

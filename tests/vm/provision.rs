@@ -168,6 +168,10 @@ fn full_a_blank_disk_is_provisioned_by_network_boot_and_the_station_sees_it() {
 fn full_machines_of_every_kind_are_provisioned() {
     let kind = |name, table, firmware, bus, block_bytes| Kind { name, table, firmware, bus, block_bytes, ..BLANK_BIOS };
     for (at, one) in [
+        kind("mbr-virtio", Table::Mbr, Firmware::Bios, Bus::Virtio, 512),
+        kind("mbr-ahci", Table::Mbr, Firmware::Bios, Bus::Ahci, 512),
+        kind("mbr-nvme", Table::Mbr, Firmware::Bios, Bus::Nvme, 512),
+        kind("mbr-usb", Table::Mbr, Firmware::Bios, Bus::Usb, 512),
         kind("bios-ahci", Table::Gpt, Firmware::Bios, Bus::Ahci, 512),
         kind("bios-nvme", Table::Gpt, Firmware::Bios, Bus::Nvme, 512),
         kind("bios-usb", Table::Gpt, Firmware::Bios, Bus::Usb, 512),
@@ -176,10 +180,6 @@ fn full_machines_of_every_kind_are_provisioned() {
         kind("uefi-usb", Table::Gpt, Firmware::Uefi, Bus::Usb, 512),
         kind("uefi-virtio-4k", Table::Gpt, Firmware::Uefi, Bus::Virtio, 4096),
         kind("uefi-sd", Table::Gpt, Firmware::Uefi, Bus::Sd, 512),
-        kind("mbr-virtio", Table::Mbr, Firmware::Bios, Bus::Virtio, 512),
-        kind("mbr-ahci", Table::Mbr, Firmware::Bios, Bus::Ahci, 512),
-        kind("mbr-nvme", Table::Mbr, Firmware::Bios, Bus::Nvme, 512),
-        kind("mbr-usb", Table::Mbr, Firmware::Bios, Bus::Usb, 512),
     ]
     .into_iter()
     .enumerate()

@@ -17,7 +17,8 @@ use crate::step::human;
 pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
     ensure!(is_root(), "the tests make network namespaces, loop devices and virtual machines: run this as root");
     let started = Instant::now();
-    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Vm, Need::Test], assume_yes)?;
+    let needs = [Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Vm, Need::Test];
+    ensure_installed(&needs, assume_yes)?;
     part(paths, "style", &["fmt", "--all", "--check"], full)?;
     part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], full)?;
     part(

@@ -170,7 +170,8 @@ impl Machine {
         }
         let mut device = format!("{device},drive=disk");
         if self.bus != Bus::Sd {
-            device += ",serial=disk0";
+            // Before every other disk, behind what it may be started from besides.
+            device += ",serial=disk0,bootindex=1";
         }
         if self.block_bytes != 512 {
             device += &format!(",logical_block_size={0},physical_block_size={0}", self.block_bytes);

@@ -1,5 +1,7 @@
 //! The command line: arguments to a [`Command`]. Pure; [`crate::verbs`] carries the commands out.
 
+mod help;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -130,136 +132,6 @@ pub enum EnvAction {
     Unset(String),
 }
 
-/// Overview.
-pub const HELP: &str = "\
-reflash - makes the system partition equal to a signed release
-
-As PID 1 of the recovery initramfs it does so by itself. By hand:
-
-  reflash flash [--target DEV]    download, verify, write, read back
-  reflash provision --disk DEV    make a robot's disk of a whole disk: table, boot code, system
-  reflash verify [--target DEV]   compare the system with the installed release
-  reflash status                  what is installed, how the last boots went
-  reflash report                  tell report.url how the last recoveries went
-  reflash good                    this boot is good: give the system its tries back
-  reflash request                 recover at the next boot
-  reflash request factory-reset   at the next boot ask at the console to delete all data
-  reflash env [list|set NAME=VALUE|unset NAME]
-                                  the GRUB environment on the state partition
-  reflash --version
-
-`reflash VERB --help` shows the options of a verb.
-
-Exit codes: 0 done; 1 the answer is no (verify: damaged; status: nothing installed);
-2 wrong usage; 3 failed, trying again later can help; 4 failed.
-";
-
-const COMMON: &str = "\
-  --json          print the answer as JSON
-  --verbose, -v   tell on stderr every request and what the libraries say
-  --state DIR     a mounted state partition (default: the one on this machine's disk)
-  --config FILE   configuration (default /etc/reflash/reflash.toml)
-  --keys DIR      minisign public keys (default /etc/reflash/keys)
-";
-
-const FLASH: &str = "\
-reflash flash - make a target equal to the release of the configured channel
-
-Only what differs is downloaded and written. The target must not be mounted; to reflash the
-system that is running, use `reflash request` and reboot.
-
-  --target DEV    block device or image file (default: the system partition)
-  --url URL       base URL of the release tree; repeat for mirrors, tried in order
-  --channel NAME  --product NAME  --hardware NAME
-                  instead of the configuration's (hardware: instead of DMI's)
-  --allow-older   accept an older release than the installed one
-  --dry-run       compare, say what would be downloaded and written, change nothing
-";
-
-const PROVISION: &str = "\
-reflash provision - make a robot's disk of a whole disk
-
-Table, boot code and file systems as the release says, then its system. The disk starts only
-once everything on it was verified; what ends early may be repeated. Needs root.
-
-  --disk DEV      whole disk, or a file that stands for one
-  --config FILE   reflash.toml of the new machine; --keys DIR: its trusted keys
-  --arm WORD      erase a disk that is not blank: yes, or its serial number
-  --firmware bios|uefi    what will start it (default: what started this machine)
-  --block-bytes N logical block size that a file stands for: 512 or 4096
-  --url URL  --channel NAME  --product NAME  --hardware NAME
-                  as for flash
-  --dry-run       say what would be done, write nothing
-";
-
-const VERIFY: &str = "\
-reflash verify - compare a target with the release recorded as installed
-
-Works on the running system too. Exit code 0: every byte is right; 1: it is damaged.
-
-  --target DEV    block device or image file (default: the system partition)
-  --sha256        print the SHA-256 of the image on it, to compare with the manifest
-";
-
-const STATUS: &str = "\
-reflash status - what is installed and how the last recoveries went
-
-Shows the black box: reason, outcome, quantities and errors of the last recoveries.
-
-";
-const REPORT: &str = "\
-reflash report - post what the black box holds to report.url, as JSON
-
-Only recoveries that were not reported before. The system's image runs it once it has a network.
-
-";
-const GOOD: &str = "\
-reflash good - call this boot good
-
-Gives the system its full number of tries back. The system's image runs it once it is up.
-
-";
-const REQUEST: &str = "\
-reflash request [reflash|factory-reset] - start recovery, once, at the next boot
-
-reflash        install the offered release again; the data stays (the default)
-factory-reset  ask twice at the console, then make the data partition anew; the system stays
-
-To erase everything, start the machine from a boot medium (cargo xtask media) or use
-`reflash provision`: from its own disk a machine cannot do that and survive a power cut.
-
-";
-const ENV: &str = "\
-reflash env - the GRUB environment on the state partition
-
-  reflash env list | set NAME=VALUE | unset NAME
-
-Changes are made in place and flushed. grub/README.md documents the variables.
-
-";
-
-/// A verb's own text and the common options, joined at compile time.
-macro_rules! help {
-    ($own:ident) => {{
-        const BYTES: [u8; $own.len() + COMMON.len()] = join($own, COMMON);
-        match std::str::from_utf8(&BYTES) {
-            Ok(text) => text,
-            Err(_) => HELP,
-        }
-    }};
-}
-
-const fn join<const N: usize>(first: &str, second: &str) -> [u8; N] {
-    let mut out = [0; N];
-    let mut position = 0;
-    while position < N {
-        out[position] =
-            if position < first.len() { first.as_bytes()[position] } else { second.as_bytes()[position - first.len()] };
-        position += 1;
-    }
-    out
-}
-
 /// Reads the arguments after the program's name.
 ///
 /// # Errors
@@ -267,7 +139,7 @@ const fn join<const N: usize>(first: &str, second: &str) -> [u8; N] {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     let mut parser = Parser::from_args(args);
     let verb = match parser.next()? {
-        None | Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Help(HELP)),
+        None | Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Help(help::HELP)),
         Some(Arg::Short('V') | Arg::Long("version")) => return Ok(Command::Version),
         Some(Arg::Value(verb)) => verb.string()?,
         Some(other) => return Err(other.unexpected()),
@@ -276,12 +148,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt
         "flash" => parse_flash(parser),
         "provision" => parse_provision(parser),
         "verify" => parse_verify(parser),
-        "status" => parse_plain(parser, help!(STATUS), Command::Status),
-        "report" => parse_plain(parser, help!(REPORT), Command::Report),
-        "good" => parse_plain(parser, help!(GOOD), Command::Good),
+        "status" => parse_plain(parser, help::STATUS_HELP, Command::Status),
+        "report" => parse_plain(parser, help::REPORT_HELP, Command::Report),
+        "good" => parse_plain(parser, help::GOOD_HELP, Command::Good),
         "request" => parse_request(parser),
         "env" => parse_env(parser),
-        "help" => Ok(Command::Help(HELP)),
+        "help" => Ok(Command::Help(help::HELP)),
         other => Err(format!("{other:?} is not a verb; see reflash --help").into()),
     }
 }
@@ -312,7 +184,7 @@ fn parse_flash(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut flash = Flash::default();
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
-            "--help" | "-h" => return Ok(Command::Help(help!(FLASH))),
+            "--help" | "-h" => return Ok(Command::Help(help::FLASH_HELP)),
             "--target" => flash.target = Some(parser.value()?.into()),
             "--allow-older" => flash.allow_older = true,
             other => release_option(&mut flash, &mut parser, other)?,
@@ -338,7 +210,7 @@ fn parse_provision(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut provision = Provision::default();
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
-            "--help" | "-h" => return Ok(Command::Help(help!(PROVISION))),
+            "--help" | "-h" => return Ok(Command::Help(help::PROVISION_HELP)),
             "--disk" => provision.disk = Some(parser.value()?.into()),
             "--arm" => provision.arm = Some(parser.value()?.string()?),
             "--firmware" => {
@@ -362,7 +234,7 @@ fn parse_verify(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut verify = Verify::default();
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
-            "--help" | "-h" => return Ok(Command::Help(help!(VERIFY))),
+            "--help" | "-h" => return Ok(Command::Help(help::VERIFY_HELP)),
             "--target" => verify.target = Some(parser.value()?.into()),
             "--sha256" => verify.sha256 = true,
             other => common_option(&mut verify.common, &mut parser, other)?,
@@ -391,7 +263,7 @@ fn parse_request(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut wish = Wish::Reflash;
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
-            "--help" | "-h" => return Ok(Command::Help(help!(REQUEST))),
+            "--help" | "-h" => return Ok(Command::Help(help::REQUEST_HELP)),
             "reflash" => wish = Wish::Reflash,
             "factory-reset" => wish = Wish::FactoryReset,
             other => common_option(&mut common, &mut parser, other)?,
@@ -405,7 +277,7 @@ fn parse_env(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut words = Vec::new();
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
-            "--help" | "-h" => return Ok(Command::Help(help!(ENV))),
+            "--help" | "-h" => return Ok(Command::Help(help::ENV_HELP)),
             other if other.starts_with('-') => common_option(&mut common, &mut parser, other)?,
             word => words.push(word.to_owned()),
         }
@@ -450,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_verb_has_help_with_the_common_options() {
-        for verb in ["flash", "verify", "status", "report", "good", "request", "env"] {
+        for verb in ["flash", "provision", "verify", "status", "report", "good", "request", "env"] {
             let Command::Help(text) = of(&format!("{verb} --help")).unwrap() else { panic!("{verb}") };
             assert!(text.starts_with(&format!("reflash {verb} - ")) && text.contains("--state DIR"), "{text}");
         }

@@ -1,9 +1,12 @@
-//! What makes a disk start, made in memory: the table, with GRUB's boot code where the BIOS looks for it. Pure.
+//! What makes a disk start, made in memory: the table, with GRUB's boot code where the BIOS looks for it.
+
+use std::io;
 
 use super::table::{self, Edges, TableError};
 use super::{MARKER_BYTES, MARKER_OFFSET_BYTES};
 use crate::bootcode::{self, BootCodeError, SECTOR_BYTES};
 use crate::layout::{Placed, Role, Table};
+use crate::sys::random;
 
 /// Where core.img lies on MBR disks: right behind the first sector.
 const GAP_LBA: u64 = 1;
@@ -33,6 +36,9 @@ pub struct Frame {
 /// Why there is no frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
+    /// No random bytes for identities.
+    #[error("cannot get random bytes for the identity of the disk")]
+    Random(#[source] io::Error),
     /// The table.
     #[error("the partition table cannot be made")]
     Table(#[from] TableError),
@@ -42,18 +48,15 @@ pub enum FrameError {
 }
 
 impl Frame {
-    /// Makes it, with GUIDs of its own or, on MBR disks, `mbr_id`. GRUB's BIOS images go onto it wherever a BIOS could
-    /// start it.
+    /// Makes it, with identities that no other disk has. GRUB's BIOS images go onto it wherever a BIOS could start it.
     ///
     /// # Errors
     /// [`FrameError`].
-    pub fn new(
-        geometry: Geometry<'_>,
-        mbr_id: [u8; 4],
-        boot_image: &[u8],
-        core_image: &[u8],
-    ) -> Result<Self, FrameError> {
+    pub fn new(geometry: Geometry<'_>, boot_image: &[u8], core_image: &[u8]) -> Result<Self, FrameError> {
         let Geometry { table, placed, disk_bytes, block_bytes } = geometry;
+        let mut mbr_id: [u8; 4] = random::bytes().map_err(FrameError::Random)?;
+        // Zero says that there is none.
+        mbr_id[0] |= 1;
         let edges = table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
         let mut frame = Self { edges, core: None };
         let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);

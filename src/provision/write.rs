@@ -10,7 +10,6 @@ use crate::boot::Committed;
 use crate::bootcode::SECTOR_BYTES;
 use crate::journal::Journal;
 use crate::layout::{Placed, Role};
-use crate::sys;
 use crate::sys::block::AlignedBuf;
 use crate::target::{BlockTarget, CopyError, copy_blocks};
 
@@ -72,9 +71,6 @@ pub enum ProvisionError {
     /// Table or boot code cannot be made. Nothing was written.
     #[error("nothing was written")]
     Frame(#[source] FrameError),
-    /// No random bytes for identities. Nothing was written.
-    #[error("cannot get random bytes for the identity of the disk")]
-    Random(#[source] io::Error),
     /// An image is damaged, which its digest should have told.
     #[error("cannot unpack the file system for {role}")]
     Unpack {
@@ -192,11 +188,8 @@ fn place_of<'a>(plan: &'a Preflight, image: &Image) -> Result<&'a Placed, Provis
 fn make_frame(plan: &Preflight, parts: &Parts) -> Result<Frame, ProvisionError> {
     let disk = &plan.candidate.disk;
     let (disk_bytes, block_bytes) = (disk.size_bytes, disk.logical_block_size);
-    let mut mbr_id: [u8; 4] = sys::random::bytes().map_err(ProvisionError::Random)?;
-    // Zero says that there is none.
-    mbr_id[0] |= 1;
     let geometry = Geometry { table: plan.table, placed: &plan.placed, disk_bytes, block_bytes };
-    Frame::new(geometry, mbr_id, &parts.boot_image, &parts.core_image).map_err(ProvisionError::Frame)
+    Frame::new(geometry, &parts.boot_image, &parts.core_image).map_err(ProvisionError::Frame)
 }
 
 fn marker() -> Vec<u8> {

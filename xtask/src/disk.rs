@@ -105,7 +105,7 @@ fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> 
     let (table, disk_bytes) = (parts.layout.table, parts.disk_bytes);
     let core = if table == Table::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
     let geometry = Geometry { table, placed, disk_bytes, block_bytes: SECTOR_BYTES as u32 };
-    let frame = Frame::new(geometry, reflash::sys::random::bytes()?, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
+    let frame = Frame::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
     let mut file = File::create(path)?;
     file.set_len(disk_bytes)?;
     frame.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))

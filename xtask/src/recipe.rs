@@ -338,9 +338,11 @@ mod tests {
         let recipes: Vec<_> = std::fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            // The partition layout lies beside the recipes.
-            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-            .filter(|path| !path.ends_with("layout.toml"))
+            // Partition layouts lie beside the recipes.
+            .filter(|path| {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                name.ends_with(".toml") && !name.starts_with("layout")
+            })
             .collect();
         assert!(recipes.len() >= 2, "{recipes:?}");
         for path in recipes {

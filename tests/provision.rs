@@ -32,9 +32,11 @@ fn release(table: Table) -> Fixture {
     let recovery = Recovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
     std::fs::write(&recovery.vmlinuz, sample_image(50, 3)).unwrap();
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
+    // Stories run beside each other.
+    let grub = grub::build_in(&dir.path().join("grub"), &paths, true).unwrap();
     let name = if table == Table::Gpt { "layout.toml" } else { "layout-mbr.toml" };
     let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
-    let files = kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery).unwrap();
+    let files = kit::files(&paths, &grub, &recovery, &dir.path().join("kit")).unwrap();
     Fixture::with(sample_image(300, 7), |spec| (spec.files, spec.layout) = (files, Some(layout)))
 }
 
@@ -172,7 +174,7 @@ fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
             (&gpt, GIB, 512, Firmware::Bios, "the layout needs 1156 MiB"),
             (&gpt, 4 * GIB, 4096, Firmware::Bios, "blocks of 4096 bytes"),
             (&mbr, 3 * 1024 * GIB, 512, Firmware::Bios, "2 TiB"),
-            (&mbr, 4 * GIB, 512, Firmware::Uefi, "UEFI"),
+            (&mbr, 4 * GIB, 512, Firmware::Uefi, "with a BIOS"),
         ] {
             let disk = Disk::new(size_bytes, block_bytes);
             let error = provision(fixture, disk.candidate(), firmware, Some("yes"), as_it_is).unwrap_err();

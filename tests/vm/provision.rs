@@ -37,7 +37,8 @@ fn layout(table: Table) -> Layout {
 /// A release of a tiny system that disks can be provisioned from.
 fn release(table: Table) -> Fixture {
     let paths = Paths::of_checkout();
-    let files = kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery()).unwrap();
+    let files =
+        kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery(), &paths.dist().join("kit")).unwrap();
     Fixture::with(tiny_image("1", Behaviour::Good), |spec| {
         super::for_demo_robots(spec);
         spec.files = files;

@@ -71,7 +71,7 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
     let recipe = paths.root.join("xtask/recipes/demo.toml");
     let description = image::build(paths, &recipe, &image, &image::Options { fresh: false, assume_yes })?;
     let release = paths.dist().join("release");
-    let kit = kit::files(paths, &grub, &recovery)?;
+    let kit = kit::files(paths, &grub, &recovery, &paths.dist().join("kit"))?;
     publish(paths, &image, &description, kit, &keys, &release)?;
     Ok(Built { grub, recovery, keys, image, description, release })
 }

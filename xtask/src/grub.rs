@@ -38,9 +38,16 @@ pub struct Images {
 /// # Errors
 /// When GRUB's tools are missing or fail.
 pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
+    build_in(&paths.dist().join("grub"), paths, assume_yes)
+}
+
+/// The same in another directory.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_in(dist: &Path, paths: &Paths, assume_yes: bool) -> Result<Images> {
     ensure_installed(&[Need::Disk], assume_yes)?;
-    let dist = paths.dist().join("grub");
-    std::fs::create_dir_all(&dist)?;
+    std::fs::create_dir_all(dist)?;
     let images = Images {
         boot: dist.join("boot.img"),
         core: dist.join("core.img"),
@@ -57,7 +64,7 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
         grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX_MBR], &images.core_mbr)?;
         grub_mkimage("x86_64-efi", "efi_gop efifwsetup", &["-p", PREFIX], &images.efi)
     })?;
-    produced("GRUB", &dist);
+    produced("GRUB", dist);
     Ok(images)
 }
 

@@ -25,13 +25,12 @@ const DATA_BYTES: u64 = 64 * MIB;
 /// Identities that every new disk replaces by its own, so that the same templates are the same bytes.
 const UUID: &str = "7265666c-6173-4000-8000-";
 
-/// The files, as a release lists them.
+/// The files, as a release lists them; what has to be made is made below `out`.
 ///
 /// # Errors
 /// When a tool is missing or fails.
-pub fn files(paths: &Paths, grub: &Images, recovery: &Recovery) -> Result<Vec<(String, PathBuf)>> {
-    let templates = paths.dist().join("kit");
-    make_templates(paths, grub, &templates)?;
+pub fn files(paths: &Paths, grub: &Images, recovery: &Recovery, out: &Path) -> Result<Vec<(String, PathBuf)>> {
+    make_templates(paths, grub, out)?;
     let built = [
         (names::BOOT_IMAGE, &grub.boot),
         (names::CORE_GPT, &grub.core),
@@ -42,7 +41,7 @@ pub fn files(paths: &Paths, grub: &Images, recovery: &Recovery) -> Result<Vec<(S
     ];
     let made = [names::ESP_512, names::ESP_4096, names::STATE, names::RECOVERY, names::DATA];
     let built = built.into_iter().map(|(name, path)| (name.to_owned(), path.clone()));
-    Ok(built.chain(made.into_iter().map(|name| (name.to_owned(), templates.join(name)))).collect())
+    Ok(built.chain(made.into_iter().map(|name| (name.to_owned(), out.join(name)))).collect())
 }
 
 /// Makes the templates, below `out`.

@@ -292,7 +292,10 @@ fn run_release(args: ReleaseArgs, paths: &Paths, yes: bool) -> Result<()> {
     let version = args.version.or_else(|| described.as_ref().map(|image| image.version.clone()));
     // Whoever says how a disk is laid out wants disks to be provisioned from this release.
     let files = match &args.layout {
-        Some(_) => kit::files(paths, &grub::build(paths, yes)?, &initramfs::recovery(paths, &[], yes)?)?,
+        Some(_) => {
+            let recovery = initramfs::recovery(paths, &[], yes)?;
+            kit::files(paths, &grub::build(paths, yes)?, &recovery, &paths.dist().join("kit"))?
+        }
         None => Vec::new(),
     };
     let spec = release::Spec {

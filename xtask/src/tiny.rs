@@ -116,13 +116,14 @@ fn script(spec: &Spec<'_>) -> String {
          mount -t proc proc /proc\n\
          mount -t sysfs sys /sys\n\
          exec </dev/ttyS0 >/dev/ttyS0 2>&1\n\
-         for round in 1 2; do\n\
+         modprobe crc32c-generic; modprobe ext4\n\
+         for round in 1 2 3 4 5 6 7 8; do\n\
          find /sys/devices -name modalias -exec cat {{}} + | sort -u | while read -r alias; do\n\
          modprobe -q \"$alias\" 2>/dev/null\n\
          done\n\
          sleep 0.3\n\
+         [ $round = 1 ] || ! reflash env >/dev/null 2>&1 || break\n\
          done\n\
-         modprobe crc32c-generic; modprobe ext4\n\
          {then}"
     )
 }

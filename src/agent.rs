@@ -18,7 +18,7 @@ use crate::blackbox::Outcome as Recorded;
 use crate::bootenv::BootEnvError;
 use crate::chain::chain;
 use crate::config::{Action, BootArgs, ConfigError, Layer};
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, Patience};
 use crate::hostname::HostnameError;
 use crate::journal::Journal;
 use crate::manifest::ManifestError;
@@ -40,6 +40,10 @@ const READING_TIME: Duration = Duration::from_secs(20);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Time until a machine that cannot go on is restarted: long enough to read, short enough at night.
 const START_OVER: Duration = Duration::from_secs(600);
+
+/// How often every server is asked for another recovery in vain: the next one comes with the next release. A transfer
+/// that comes forward begins to count anew.
+const RENEWAL_ROUNDS: u32 = 3;
 
 /// What PID 1 is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +162,8 @@ fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcom
         return reset::renew(&setup, confirmed, journal);
     }
     let mirrors = setup.open_mirrors(journal)?;
-    let machine = setup.machine(&mirrors, journal);
+    let hasty = mirrors.clone().with_patience(Patience::Rounds(RENEWAL_ROUNDS));
+    let machine = setup.machine(&mirrors, &hasty, journal);
     // Somebody who asks for a release waits for nothing but that.
     let compared = if setup.reason.is_asked_for() { Compared::NoRecord } else { setup.compare(&machine) };
     let situation = Situation {

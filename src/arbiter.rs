@@ -19,6 +19,8 @@ pub enum Reason {
     Tries,
     /// GRUB cannot read the system's kernel, initramfs or boot entry.
     SystemUnreadable,
+    /// The loader cannot read a boot script of either slot.
+    ScriptLost,
     /// None, or one this agent does not know.
     Unknown,
 }
@@ -35,6 +37,7 @@ impl Reason {
             Some("env-unwritable") => Self::EnvUnwritable,
             Some("tries") => Self::Tries,
             Some("system-unreadable") => Self::SystemUnreadable,
+            Some("script-lost") => Self::ScriptLost,
             _ => Self::Unknown,
         }
     }
@@ -50,6 +53,7 @@ impl Reason {
             Self::EnvUnwritable => "GRUB could not write the boot environment",
             Self::Tries => "the system was started as often as it may be and never called a boot good",
             Self::SystemUnreadable => "GRUB could not read the system's kernel",
+            Self::ScriptLost => "GRUB could not read its boot script in either slot",
             Self::Unknown => "GRUB gave no reason that is known here",
         }
     }
@@ -161,7 +165,8 @@ pub fn decide(situation: &Situation) -> First {
         return First::Park;
     }
     match situation.reason {
-        Reason::Tries | Reason::Unknown => First::Fetch { or_start },
+        // Only a release brings a boot script back; without one every start comes here.
+        Reason::Tries | Reason::ScriptLost | Reason::Unknown => First::Fetch { or_start },
         _ if situation.system == System::Intact => First::Start,
         _ => First::Fetch { or_start: false },
     }
@@ -171,8 +176,17 @@ pub fn decide(situation: &Situation) -> First {
 mod tests {
     use super::{First, Reason, Recoveries, Situation, System, decide};
 
-    const ALL: [&str; 8] =
-        ["menu", "requested", "recovering", "env-lost", "env-unwritable", "tries", "system-unreadable", "new-word"];
+    const ALL: [&str; 9] = [
+        "menu",
+        "requested",
+        "recovering",
+        "env-lost",
+        "env-unwritable",
+        "tries",
+        "system-unreadable",
+        "script-lost",
+        "new-word",
+    ];
 
     fn situation(reason: &str, system: System, count: u32) -> Situation {
         let recoveries = Recoveries { serial: 7, count };
@@ -183,7 +197,7 @@ mod tests {
     fn an_intact_system_is_started_without_the_network_unless_it_failed_by_itself_or_somebody_wants_another() {
         for reason in ALL {
             let expected = match reason {
-                "menu" | "requested" | "tries" | "new-word" => First::Fetch { or_start: true },
+                "menu" | "requested" | "tries" | "script-lost" | "new-word" => First::Fetch { or_start: true },
                 _ => First::Start,
             };
             assert_eq!(decide(&situation(reason, System::Intact, 2)), expected, "{reason}");
@@ -194,7 +208,7 @@ mod tests {
     fn a_damaged_system_is_never_started_and_an_unknown_one_only_where_it_can_be_compared_later() {
         for reason in ALL {
             assert_eq!(decide(&situation(reason, System::Damaged, 0)), First::Fetch { or_start: false }, "{reason}");
-            let later = matches!(reason, "menu" | "requested" | "tries" | "new-word");
+            let later = matches!(reason, "menu" | "requested" | "tries" | "script-lost" | "new-word");
             assert_eq!(decide(&situation(reason, System::Unknown, 0)), First::Fetch { or_start: later }, "{reason}");
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use crate::bootenv::{BootEnvError, Recovering};
 use crate::index::Index;
 use crate::manifest::Authentic;
+use crate::slots::Slot;
 use crate::state::State;
 use crate::verify::Verified;
 
@@ -21,7 +22,8 @@ pub struct Committed {
 #[error("the system is verified, but cannot be made bootable")]
 pub struct CommitError(#[from] BootEnvError);
 
-/// Records the release, then gives the system its tries; a cut between the two repeats only the cheap comparison.
+/// Records the release, lets `renew` bring the recovery up to date, then gives the system its tries and points GRUB at the
+/// slot that `renew` proved to be whole; a cut before that last write repeats only the cheap comparisons.
 ///
 /// # Errors
 /// [`CommitError`]; the next boot comes back to recovery.
@@ -32,8 +34,9 @@ pub fn commit(
     manifest: &Authentic,
     index: &Index,
     tries: u8,
+    renew: impl FnOnce() -> Option<Slot>,
 ) -> Result<Committed, CommitError> {
     let unrecorded = state.and_then(|state| state.record_installed(manifest, index).err());
-    permit.finish(tries)?;
+    permit.finish(tries, renew().map(Slot::name))?;
     Ok(Committed { unrecorded })
 }

@@ -150,10 +150,17 @@ impl BootEnv {
     /// Makes sure that the next boot goes to recovery until [`Recovering::finish`].
     ///
     /// `begun` is what the loop brake counts from now on; `then` what it counts once this recovery has come to its end.
+    /// `slot` is what this recovery was started from, if that is known: GRUB is pointed at what works, so that the other
+    /// one is free.
     ///
     /// # Errors
     /// As [`update`](Self::update).
-    pub fn begin_recovering(&self, begun: Recoveries, then: Recoveries) -> Result<Recovering, BootEnvError> {
+    pub fn begin_recovering(
+        &self,
+        begun: Recoveries,
+        then: Recoveries,
+        slot: Option<&str>,
+    ) -> Result<Recovering, BootEnvError> {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
         // Also what `finish` will write must fit: to find out then would be too late.
@@ -168,10 +175,10 @@ impl BootEnv {
             }
         }
         let begun = begun.to_string();
-        self.save(&with(
-            &env,
-            &[(names::RECOVERING, Some("1")), (names::TRIES, Some("0")), (names::RECOVERIES, Some(&begun))],
-        ))?;
+        let mut changes =
+            vec![(names::RECOVERING, Some("1")), (names::TRIES, Some("0")), (names::RECOVERIES, Some(&*begun))];
+        changes.extend(slot.map(|slot| (names::SLOT, Some(slot))));
+        self.save(&with(&env, &changes))?;
         Ok(Recovering { env: Some(self.clone()), then, dropped })
     }
 
@@ -237,18 +244,21 @@ impl Recovering {
         Self { env: None, then: Recoveries::default(), dropped: Vec::new() }
     }
 
-    /// Gives the new system its tries. The caller has verified what it will start.
-    pub(crate) fn finish(self, tries: u8) -> Result<(), BootEnvError> {
+    /// Gives the new system its tries, and points GRUB at `slot` for the next recovery, unless that is to stay where it
+    /// is, in one write. The caller has verified what both will start.
+    pub(crate) fn finish(self, tries: u8, slot: Option<&str>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
         let (tries, recoveries) = (tries.to_string(), self.then.to_string());
-        env.update(&[
+        let mut changes = vec![
             (names::RECOVERING, None),
             (names::NEXT_ENTRY, None),
             (names::BOOT_OK, Some("0")),
-            (names::MAX_TRIES, Some(&tries)),
-            (names::TRIES, Some(&tries)),
+            (names::MAX_TRIES, Some(&*tries)),
+            (names::TRIES, Some(&*tries)),
             (names::RECOVERIES, Some(&recoveries)),
-        ])
+        ];
+        changes.extend(slot.map(|slot| (names::SLOT, Some(slot))));
+        env.update(&changes)
     }
 }
 
@@ -271,7 +281,7 @@ mod tests {
         std::fs::write(&path, foreign).unwrap();
         let inode = std::fs::metadata(&path).unwrap().ino();
         let env = BootEnv::new(&path);
-        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
         let after = std::fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.len()), (inode, 512));
         let Loaded::Good(read) = env.load().unwrap() else { panic!("lost") };
@@ -293,9 +303,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
-        let _permit = env.begin_recovering(BEGUN, THEN).unwrap();
+        let _permit = env.begin_recovering(BEGUN, THEN, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
+    }
+
+    #[test]
+    fn the_slot_is_switched_with_the_end_and_kept_where_nothing_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        let slot = || env.load_or_empty().unwrap().get("reflash_slot").map(str::to_owned);
+        let permit = env.begin_recovering(BEGUN, THEN, Some("a")).unwrap();
+        assert_eq!(slot().as_deref(), Some("a"));
+        permit.finish(3, Some("b")).unwrap();
+        assert_eq!(slot().as_deref(), Some("b"));
+        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        assert_eq!(slot().as_deref(), Some("b"));
     }
 
     #[test]
@@ -303,14 +326,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("reflash_max_tries", Some("5")), ("mine", Some(&"x".repeat(440)))]).unwrap();
-        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("mine"), read.get("reflash_tries")), (None, Some("3")));
         // Room for the beginning but not for the end: that must not be found out when it is too late.
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("mine", Some(&"x".repeat(400)))]).unwrap();
-        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
     }
 
     #[test]
@@ -342,7 +365,7 @@ mod tests {
         assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
         std::fs::remove_file(&path).unwrap();
         bad();
-        env.begin_recovering(BEGUN, THEN).unwrap().finish(3).unwrap();
+        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
         assert_eq!(env.load_or_empty().unwrap().get("reflash_tries"), Some("3"));
     }
 

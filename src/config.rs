@@ -173,6 +173,8 @@ pub struct BootArgs {
     pub reason: Option<String>,
     /// `reflash.recovery=PARTUUID`: the recovery partition GRUB booted from. It identifies the disk.
     pub recovery_partuuid: Option<String>,
+    /// `reflash.slot=`: the slot of the recovery partition that kernel and initramfs were loaded from.
+    pub slot: Option<String>,
     /// `reflash.force`: a person asked at the machine, so an older release is allowed.
     pub force: bool,
     /// `reflash.action=`: what to do, other than recover the disk GRUB started from.
@@ -198,7 +200,7 @@ pub enum Action {
     FactoryReset,
 }
 
-const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.force, reflash.action, reflash.media, \
+const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.slot, reflash.force, reflash.action, reflash.media, \
      reflash.arm, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
      reflash.vlan, reflash.proxy, reflash.report, reflash.system, reflash.data";
@@ -253,6 +255,7 @@ impl Layer {
             match key {
                 "reason" => boot.reason = Some(text()),
                 "recovery" => boot.recovery_partuuid = Some(value.to_ascii_lowercase()),
+                "slot" => boot.slot = Some(text()),
                 "force" => boot.force = true,
                 "verbose" => boot.verbose = true,
                 "action" => {
@@ -438,7 +441,7 @@ mod tests {
     fn the_command_line_overrides_the_file() {
         let line = "quiet root=x reflash.url=https://b.example,https://c.example reflash.reason=tries \
                     reflash.recovery=ABCD reflash.interface=52:54:00:12:34:56 reflash.address=192.0.2.7/24 \
-                    reflash.gateway=192.0.2.1 reflash.verbose";
+                    reflash.gateway=192.0.2.1 reflash.slot=b reflash.verbose";
         let (over, boot) = Layer::from_kernel_command_line(line).unwrap();
         let config = Config::resolve(Layer::parse("test", MINIMAL).unwrap().overridden_by(over)).unwrap();
         assert_eq!(config.urls, ["https://b.example", "https://c.example"]);
@@ -451,6 +454,7 @@ mod tests {
             BootArgs {
                 reason: Some("tries".into()),
                 recovery_partuuid: Some("abcd".into()),
+                slot: Some("b".into()),
                 verbose: true,
                 ..BootArgs::default()
             }

@@ -26,10 +26,12 @@ pub mod names {
     pub const RECOVERIES: &str = "reflash_recoveries";
     /// `1`: a person confirmed a factory reset, which is not done yet.
     pub const RESET: &str = "reflash_reset";
+    /// The slot of the recovery partition that GRUB takes: `a` or `b`.
+    pub const SLOT: &str = "reflash_slot";
     /// One-shot: the entry GRUB starts next time; GRUB clears it first.
     pub const NEXT_ENTRY: &str = "next_entry";
     /// All of the above. Whatever else is in the block belongs to somebody else.
-    pub const OURS: [&str; 7] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, NEXT_ENTRY];
+    pub const OURS: [&str; 8] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, NEXT_ENTRY];
 }
 
 /// The variables of an environment block, in file order.

@@ -27,6 +27,7 @@
 //! | [`plan`] | index x what is on the partition: what to fetch, to zero | none |
 //! | [`manifest`] | signature, format, fit of a release | none |
 //! | [`index`] | the chunk index: encode, decode | none |
+//! | [`slots`] | which slot of the recovery partition GRUB is to take, which may be written | none |
 //! | [`layout`] | partition layout: sizes to places | none |
 //! | [`arbiter`] | what recovery does first, and when it stops trying | none |
 //! | [`grubenv`] | the block GRUB and we talk through | none |
@@ -67,6 +68,7 @@ pub mod provision;
 pub mod recovery;
 pub mod report;
 pub mod reset;
+pub mod slots;
 pub mod state;
 pub mod sys;
 pub mod sysroot;

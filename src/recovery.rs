@@ -1,6 +1,8 @@
 //! Makes a target equal to the release: manifest, plan, write, verify, commit. The same for PID 1 and by hand.
 
 mod error;
+mod partition;
+mod renew;
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -14,16 +16,21 @@ use crate::bootenv::Recovering;
 use crate::chain::chain;
 use crate::digest::Digest;
 use crate::fetch::Source;
+use crate::grubenv::names;
 use crate::index::Index;
 use crate::journal::{Journal, Phase};
 use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE, TrustedKeys};
 use crate::plan::{Plan, Survey, Totals};
 use crate::progress::bytes;
+use crate::slots::Slot;
 use crate::state::{Installed, State};
 use crate::target::BlockTarget;
 use crate::verify::{Reading, Verified};
 use crate::write;
 pub use error::RecoveryError;
+pub use partition::Partition;
+use renew::Reach;
+pub use renew::{Medium, RenewError, Renewal};
 
 /// How often frames that read back wrong are written again before the disk is called broken.
 const REWRITES: u32 = 2;
@@ -56,6 +63,8 @@ pub struct Machine<'a> {
     pub target: &'a dyn BlockTarget,
     /// The state partition, where there is one.
     pub state: Option<&'a State>,
+    /// The recovery partition, where this is a machine whose recovery is to be renewed.
+    pub renewal: Option<Renewal<'a>>,
     /// Where it is told.
     pub journal: &'a Journal,
     /// Takes the creation time of every authentic manifest, for a clock that may be behind.
@@ -113,10 +122,10 @@ pub fn install_release(machine: &Machine<'_>, release: Release) -> Result<Report
 /// # Errors
 /// The environment cannot be written.
 pub fn start_again(machine: &Machine<'_>, proof: Verified, installed: &Installed) -> Result<Report, RecoveryError> {
-    let Installed { signed, manifest, index } = installed;
+    let manifest = &installed.manifest;
     let data = json!({ "version": manifest.version, "serial": manifest.serial });
     machine.journal.data(&format!("{} (serial {}) is intact", manifest.version, manifest.serial), data);
-    commit(machine, proof, None, signed, manifest, index, Totals::nothing_to_do(index))
+    commit(machine, proof, None, installed, Reach::Disk, Totals::nothing_to_do(&installed.index))
 }
 
 /// Compares the partition with a release.
@@ -148,33 +157,35 @@ fn install(
         write::check_size(index.image_bytes(), machine.target)?;
         Ok::<_, RecoveryError>((release, index))
     })?;
-    let Release { signed, manifest } = &release;
+    let Release { signed, manifest } = release;
+    let offered = Installed { signed, manifest, index };
+    let index = &offered.index;
     let mut survey =
         journal.phase(Phase::Plan, &format!("compare {} with the release", machine.target.name()), || {
-            Ok::<_, RecoveryError>(read(machine, &index))
+            Ok::<_, RecoveryError>(read(machine, index))
         })?;
     let mut totals = None;
     let mut permit = None;
-    let done = |totals: Option<Totals>| totals.unwrap_or_else(|| Totals::nothing_to_do(&index));
+    let done = |totals: Option<Totals>| totals.unwrap_or_else(|| Totals::nothing_to_do(index));
     for _ in 0..=REWRITES {
         let known = match survey {
-            Ok(proof) => return commit(machine, proof, permit, signed, manifest, &index, done(totals)),
+            Ok(proof) => return commit(machine, proof, permit, &offered, Reach::Source, done(totals)),
             Err(known) => known,
         };
-        let plan = Plan::new(&index, &known);
+        let plan = Plan::new(index, &known);
         announce(journal, &plan.totals);
         totals.get_or_insert(plan.totals);
         let permit = match &permit {
             Some(permit) => permit,
-            None => permit.insert(prepare(machine, manifest.serial)?),
+            None => permit.insert(prepare(machine, offered.manifest.serial)?),
         };
-        survey = write_and_read_back(machine, &index, known, &plan, permit)?;
+        survey = write_and_read_back(machine, index, known, &plan, permit)?;
     }
     match survey {
-        Ok(proof) => commit(machine, proof, permit, signed, manifest, &index, done(totals)),
+        Ok(proof) => commit(machine, proof, permit, &offered, Reach::Source, done(totals)),
         Err(survey) => Err(RecoveryError::ReadBack {
             target: machine.target.identity(),
-            ranges: ranges_for_people(&survey.damaged_ranges(&index)),
+            ranges: ranges_for_people(&survey.damaged_ranges(index)),
         }),
     }
 }
@@ -309,7 +320,9 @@ fn prepare(machine: &Machine<'_>, serial: u64) -> Result<Recovering, RecoveryErr
     let Some(state) = machine.state else { return Ok(Recovering::without_environment()) };
     let begun = machine.recoveries.towards(serial, machine.asked_for);
     let then = if machine.asked_for { begun } else { begun.one_more() };
-    let permit = state.boot_env().begin_recovering(begun, then).map_err(RecoveryError::Prepare)?;
+    let booted = machine.renewal.and_then(|renewal| renewal.booted);
+    let permit =
+        state.boot_env().begin_recovering(begun, then, booted.map(Slot::name)).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {
         let dropped = permit.dropped.join(", ");
         machine.journal.warn(&format!("the boot environment is full; removed from it, as not ours: {dropped}"));
@@ -354,21 +367,29 @@ fn commit(
     machine: &Machine<'_>,
     proof: Verified,
     permit: Option<Recovering>,
-    signed: &Authentic,
-    manifest: &Manifest,
-    index: &Index,
+    installed: &Installed,
+    reach: Reach,
     totals: Totals,
 ) -> Result<Report, RecoveryError> {
+    let Installed { signed, manifest, index } = installed;
     let Manifest { version, serial, .. } = manifest;
     let committed = machine.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
         let permit = permit.map_or_else(|| prepare(machine, *serial), Ok)?;
-        let committed = boot::commit(proof, permit, machine.state, signed, index, machine.tries)?;
+        let renew = || renew(machine, manifest, reach);
+        let committed = boot::commit(proof, permit, machine.state, signed, index, machine.tries, renew)?;
         if let Some(error) = &committed.unrecorded {
             machine.journal.warn(&format!("{version} starts, but cannot be recorded as installed: {error}"));
         }
         Ok::<_, RecoveryError>(committed)
     })?;
     Ok(Report { version: version.clone(), serial: *serial, totals, committed })
+}
+
+/// Brings the recovery up to date; what the pointer is to name afterwards.
+fn renew(machine: &Machine<'_>, manifest: &Manifest, reach: Reach) -> Option<Slot> {
+    let (renewal, state) = (machine.renewal?, machine.state?);
+    let named = state.boot_env().load_or_empty().ok()?;
+    renew::renew(renewal, manifest, Slot::parse(named.get(names::SLOT)), reach, machine.journal)
 }
 
 fn tell_damage(journal: &Journal, index: &Index, survey: &Survey) {

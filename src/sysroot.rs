@@ -47,7 +47,7 @@ const READING_TIME: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum SysrootError {
     /// GRUB did not say which partition.
-    #[error("the kernel argument {name}=PARTUUID is missing; GRUB passes it from grub.cfg")]
+    #[error("the kernel argument {name}=PARTUUID is missing; GRUB passes it from its boot script")]
     Argument {
         /// The argument.
         name: &'static str,

@@ -135,6 +135,7 @@ impl Bench {
             target,
             state: None,
             journal: &self.journal,
+            renewal: None,
             learn_time: &|_| {},
         }
     }

@@ -11,6 +11,7 @@ mod net;
 mod provision;
 mod recovery;
 mod release;
+mod slots;
 mod station;
 mod support;
 mod tidy;

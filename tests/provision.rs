@@ -144,7 +144,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 assert!(size_bytes - (end.offset_bytes + end.size_bytes) <= 2 << 20, "the rest is used");
                 identities.extend(check(&disk, &layout));
                 let number = |role| placed.iter().find(|place| place.partition.role == role).unwrap().number;
-                let recovery = ["boot/vmlinuz", "keys/a.pub", "reflash.toml", "asset", "templates/data.ext4.zst"];
+                let recovery = ["slots/a/vmlinuz", "keys/a.pub", "reflash.toml", "asset", "templates/data.ext4.zst"];
                 let found = read_files(&disk, number(Role::Recovery), &recovery);
                 assert!(found.iter().all(Option::is_some), "{table:?}: {found:?}");
                 assert_eq!(found[0].as_deref(), Some(&sample_image(50, 3)[..]));

@@ -7,6 +7,7 @@ mod fallback;
 mod media;
 mod provision;
 mod reset;
+mod slots;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -113,6 +113,7 @@ fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journ
         target: &target,
         state: None,
         journal,
+        renewal: None,
         learn_time: &setup::learn_time,
     };
     let (release, preflight) = journal.phase(Phase::Manifest, "what is to be done", || {

@@ -15,8 +15,9 @@ use crate::config::{BootArgs, Config, Layer};
 use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
 use crate::journal::{Journal, Phase};
 use crate::manifest::{ManifestError, TrustedKeys};
-use crate::recovery::{self, Machine};
+use crate::recovery::{self, Machine, Partition, Renewal};
 use crate::report::{self, Poster};
+use crate::slots::Slot;
 use crate::state::{Installed, State};
 use crate::sys::{self, block::Which};
 use crate::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
@@ -47,6 +48,8 @@ pub(super) struct Setup {
     pub keys: TrustedKeys,
     pub state: State,
     pub target: DeviceTarget,
+    /// The recovery partition.
+    pub recovery: Partition,
     /// The data partition.
     pub data: PathBuf,
     /// The disk, for people.
@@ -77,7 +80,7 @@ impl Setup {
             let recorder = open_records(&robot.state, &word, reason, journal);
             Ok::<_, SetupError>((coldplug, medium, robot, recorder))
         })?;
-        let OpenDisk { state, target, data, disk } = robot;
+        let OpenDisk { recovery, state, target, data, disk } = robot;
         let (config, keys, hardware) = journal.phase(Phase::Config, "read configuration and keys", || {
             let mut layer = read_layers()?;
             let mut directories = vec![format!("{RECOVERY}/keys"), format!("{BUILT_IN}/keys")];
@@ -108,6 +111,7 @@ impl Setup {
             keys,
             state,
             target,
+            recovery,
             data,
             disk,
             hardware,
@@ -146,7 +150,9 @@ impl Setup {
         open_mirrors(&self.config, last_manifest, journal)
     }
 
-    pub(super) fn machine<'a>(&'a self, mirrors: &'a Mirrors, journal: &'a Journal) -> Machine<'a> {
+    /// `hasty` gives up by itself: for what may be had later.
+    pub(super) fn machine<'a>(&'a self, mirrors: &'a Mirrors, hasty: &'a Mirrors, journal: &'a Journal) -> Machine<'a> {
+        let booted = Slot::parse(self.args.slot.as_deref());
         Machine {
             product: self.config.product.clone(),
             hardware: self.hardware.clone(),
@@ -159,6 +165,7 @@ impl Setup {
             source: mirrors,
             target: &self.target,
             state: Some(&self.state),
+            renewal: Some(Renewal { medium: &self.recovery, source: hasty, booted }),
             journal,
             learn_time: &learn_time,
         }
@@ -274,13 +281,15 @@ fn tell_modules(journal: &Journal, loaded: &sys::modules::Loaded) {
 
 /// A robot's disk, ready to be recovered.
 struct OpenDisk {
+    recovery: Partition,
     state: State,
     target: DeviceTarget,
     data: PathBuf,
     disk: String,
 }
 
-/// Finds the disk GRUB started from, or the one robot's disk when that was a medium; mounts its recovery and state partitions, and opens its system partition.
+/// Finds the disk GRUB started from, or the one robot's disk when that was a medium; mounts its recovery and state
+/// partitions, and opens its system partition.
 fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Result<OpenDisk, SetupError> {
     let partuuid = match (&args.recovery_partuuid, medium) {
         (Some(partuuid), _) => partuuid.clone(),
@@ -295,15 +304,22 @@ fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Res
         let node = found.layout.of_role(name).and_then(|partition| partition.node.clone());
         node.ok_or_else(|| SetupError::Partition { disk: disk.clone(), name })
     };
-    journal.note(&format!("disk {disk}"));
-    match sys::mount::Mount::device(partition("recovery")?, "ext4").read_only().on(RECOVERY) {
+    let slot = args.slot.as_ref().map(|slot| format!(", recovery slot {slot}"));
+    journal.note(&format!("disk {disk}{}", slot.unwrap_or_default()));
+    let recovery = partition("recovery")?;
+    match sys::mount::Mount::device(&recovery, "ext4").read_only().on(RECOVERY) {
         // The medium has all that is needed.
         Err(error) if medium.is_some() => journal.warn(&format!("goes on without it: {}", chain(&error))),
         result => result?,
     }
     mount_state(&partition("state")?, journal)?;
-    let target = DeviceTarget::open(&partition("system")?)?.on_disk(&disk);
-    Ok(OpenDisk { state: State::new(Path::new(STATE)), target, data: partition("data")?, disk })
+    Ok(OpenDisk {
+        recovery: Partition::mounted(&recovery, Path::new(RECOVERY)),
+        state: State::new(Path::new(STATE)),
+        target: DeviceTarget::open(&partition("system")?)?.on_disk(&disk),
+        data: partition("data")?,
+        disk,
+    })
 }
 
 /// Mounts the state partition; one that was destroyed is made anew. Nothing on it is a person's: what is installed is

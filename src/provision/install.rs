@@ -11,6 +11,7 @@ use super::write::{ProvisionError, Provisioned, begin};
 use crate::layout::{Placed, Role};
 use crate::media::MediaId;
 use crate::recovery::{self, Machine, RecoveryError, Release, Report};
+use crate::slots::Slot;
 use crate::state::State;
 use crate::sys;
 use crate::sys::loopback::Loop;
@@ -158,6 +159,9 @@ fn fill_recovery(root: &Path, kit: &Kit, site: &Site) -> Result<(), InstallError
     for (path, content) in &kit.recovery {
         write(&root.join(path), content)?;
     }
+    // The folder of the other slot too: what is read for a slot in use is not changed when that is made.
+    let other = root.join(Slot::B.folder());
+    fs::create_dir_all(&other).map_err(|source| InstallError::File { path: other, source })?;
     write(&root.join("reflash.toml"), site.config.as_bytes())?;
     for (name, content) in &site.keys {
         write(&root.join("keys").join(name), content.as_bytes())?;

@@ -3,6 +3,7 @@
 use super::preflight::Preflight;
 use super::write::{Image, Parts};
 use crate::layout::{Role, Table};
+use crate::slots::{self, Slot};
 
 /// Names of those files in the manifest.
 pub mod names {
@@ -12,12 +13,8 @@ pub mod names {
     pub const CORE_GPT: &str = "grub/core.img";
     /// The same for MBR disks.
     pub const CORE_MBR: &str = "grub/core-mbr.img";
-    /// The recovery kernel.
-    pub const KERNEL: &str = "recovery/vmlinuz";
-    /// The recovery initramfs.
-    pub const INITRAMFS: &str = "recovery/initramfs.img";
-    /// The boot script.
-    pub const BOOT_SCRIPT: &str = "recovery/grub.cfg";
+    /// GRUB's loader, the script that finds that of a slot.
+    pub const LOADER: &str = "grub/grub.cfg";
     /// An EFI system partition for disks with blocks of 512 bytes, as a zstd frame, like all below.
     pub const ESP_512: &str = "templates/esp-512.zst";
     /// The same for blocks of 4096 bytes.
@@ -35,7 +32,7 @@ pub struct Kit {
     /// For the disk as a whole.
     pub(super) parts: Parts,
     /// For the recovery partition: path there, content.
-    pub(super) recovery: Vec<(&'static str, Vec<u8>)>,
+    pub(super) recovery: Vec<(String, Vec<u8>)>,
 }
 
 impl Kit {
@@ -59,14 +56,14 @@ impl Kit {
             images.push(Image { role: place.partition.role, compressed: file(name)? });
         }
         let template = |role| images.iter().find(|image| image.role == role).map(|image| image.compressed.clone());
-        let mut recovery = vec![
-            ("grub/grub.cfg", file(names::BOOT_SCRIPT)?),
-            ("boot/vmlinuz", file(names::KERNEL)?),
-            ("boot/initramfs.img", file(names::INITRAMFS)?),
-        ];
+        let mut recovery = vec![(names::LOADER.to_owned(), file(names::LOADER)?)];
+        for name in slots::FILES {
+            let content = file(&format!("{}/{name}", slots::RELEASE_FOLDER))?;
+            recovery.push((format!("{}/{name}", Slot::A.folder()), content));
+        }
         // What a destroyed state partition and a factory reset are made from.
-        recovery.extend(template(Role::State).map(|content| (names::STATE, content)));
-        recovery.extend(template(Role::Data).map(|content| (names::DATA, content)));
+        recovery.extend(template(Role::State).map(|content| (names::STATE.to_owned(), content)));
+        recovery.extend(template(Role::Data).map(|content| (names::DATA.to_owned(), content)));
         let parts = Parts {
             boot_image: file(names::BOOT_IMAGE)?,
             core_image: file(if mbr { names::CORE_MBR } else { names::CORE_GPT })?,

@@ -52,8 +52,10 @@ pub(super) fn run(common: &Common) -> Result<u8, Failure> {
             if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
         let told: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| tell(attempt, marks)).collect();
         let told = if told.is_empty() { "none is recorded".to_owned() } else { told.join("\n") };
+        let slot = env.get(names::SLOT).unwrap_or("unknown");
         format!(
-            "{what}\nthis boot {good}; tries left before recovery: {tries}\nrecoveries, the last one first:\n{told}"
+            "{what}\nthis boot {good}; tries left before recovery: {tries}; recovery slot: {slot}\n\
+             recoveries, the last one first:\n{told}"
         )
     });
     Ok(if installed.is_some() { 0 } else { NO })

@@ -141,6 +141,7 @@ impl Fixture {
             target,
             state,
             journal,
+            renewal: None,
             learn_time: &|_| {},
         }
     }

@@ -60,6 +60,15 @@ impl Robot {
         });
     }
 
+    /// Publishes a good release that also carries these files.
+    pub fn publish_with(&mut self, version: &str, files: Vec<(String, PathBuf)>) {
+        self.fixture.publish(tiny_image(version, Behaviour::Good), |spec| {
+            super::for_demo_robots(spec);
+            spec.version = version.into();
+            spec.files = files;
+        });
+    }
+
     /// Switches it on.
     pub fn start(&mut self, name: &str) -> Running {
         self.starts += 1;
@@ -84,17 +93,22 @@ impl Robot {
 
     /// Spoils the beginning of a file of the system partition, where it lies.
     fn spoil(&self, path: &str) {
-        self.write(disk::file_offset(&self.disk, "system", path).unwrap(), &[0xdb; 8192]);
+        self.spoil_on("system", path);
+    }
+
+    /// The same on any partition.
+    pub fn spoil_on(&self, partition: &str, path: &str) {
+        self.write(disk::file_offset(&self.disk, partition, path).unwrap(), &[0xdb; 8192]);
     }
 }
 
 /// Waits for texts in this order; what came with the last one.
-fn expect(robot: &Running, texts: &[&str]) -> String {
+pub fn expect(robot: &Running, texts: &[&str]) -> String {
     texts.iter().fold(String::new(), |_, text| robot.wait_for(text, FLASH_TIMEOUT).unwrap())
 }
 
 /// What the tiny system's shell answers.
-fn ask(robot: &mut Running, command: &str) -> String {
+pub fn ask(robot: &mut Running, command: &str) -> String {
     robot.type_text(&format!("{command}; echo 'exi't-$?\n")).unwrap();
     robot.wait_for("exit-", BOOT_TIMEOUT).unwrap() + &robot.wait_for("\n", BOOT_TIMEOUT).unwrap()
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use reflash::digest::Digest;
 use reflash::grubenv::names;
 
 use crate::grub::{self, Images};
@@ -76,12 +77,12 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
     Ok(Built { grub, recovery, keys, image, description, release })
 }
 
-/// Releases the image, unless this very image is published already.
+/// Releases the image and these files, unless these very ones are published already.
 fn publish(
     paths: &Paths,
     image: &Path,
     description: &image::Description,
-    kit: Vec<(String, PathBuf)>,
+    files: Vec<(String, PathBuf)>,
     keys: &KeyFiles,
     tree: &Path,
 ) -> Result<()> {
@@ -91,6 +92,11 @@ fn publish(
     let same = published.is_ok_and(|manifest| {
         manifest.images.iter().any(|known| known.ostree_commit.as_deref() == Some(&description.ostree_commit))
             && sha256(image).is_ok_and(|sum| manifest.images[0].sha256 == sum)
+            && manifest.files.len() == files.len()
+            && manifest.files.iter().zip(&files).all(|(known, (name, path))| {
+                known.name == *name
+                    && std::fs::read(path).is_ok_and(|content| Digest::of(&content) == known.object.blake3)
+            })
     });
     if same {
         step::unchanged("release");
@@ -104,7 +110,7 @@ fn publish(
         serial: None,
         image: image.to_owned(),
         ostree: Some((description.ostree_commit.clone(), description.ostree_ref.clone())),
-        files: kit,
+        files,
         layout: Some(disk::read_layout(&paths.root.join("xtask/recipes/layout.toml"))?),
         frame_bytes: release::DEFAULT_FRAME_BYTES,
         level: release::DEFAULT_LEVEL,

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use reflash::grubenv::{GrubEnv, names};
 use reflash::layout::{Layout, Placed, Role, Table};
 use reflash::provision::{Frame, Geometry, kit};
+use reflash::slots::{self, Slot};
 
 use crate::filesystem;
 use crate::grub::{self, Images};
@@ -113,15 +114,18 @@ fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> 
 
 fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
-    for directory in ["grub", "boot", "keys", "templates"] {
+    let slot = Slot::A.folder();
+    // The folder of the other one too: what is read for a slot in use is not changed when another is made.
+    for directory in ["grub", "keys", "templates", &slot, &Slot::B.folder()] {
         fs::create_dir_all(tree.join(directory))?;
     }
     let copy = |from: &Path, to: &str| {
         fs::copy(from, tree.join(to)).with_context(|| format!("copy {}", from.display())).map(drop)
     };
-    copy(&parts.grub.config, "grub/grub.cfg")?;
-    copy(&parts.recovery.vmlinuz, "boot/vmlinuz")?;
-    copy(&parts.recovery.initramfs, "boot/initramfs.img")?;
+    copy(&parts.grub.loader, "grub/grub.cfg")?;
+    for (name, from) in slot_files(parts.grub, parts.recovery) {
+        copy(from, &format!("{slot}/{name}"))?;
+    }
     for key in &parts.keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
         copy(key, &format!("keys/{}", name.to_string_lossy()))?;
@@ -137,6 +141,22 @@ fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Pa
         copy(&templates.join(name), name)?;
     }
     filesystem::ext4("recovery", size_bytes, Some(&tree), &[], image)
+}
+
+/// The files of a slot of the recovery partition, by the names that they have there.
+fn slot_files<'a>(grub: &'a Images, recovery: &'a Recovery) -> [(&'static str, &'a Path); slots::FILES.len()] {
+    slots::FILES.map(|name| match name {
+        "grub.cfg" => (name, &*grub.script),
+        "vmlinuz" => (name, &*recovery.vmlinuz),
+        _ => (name, &*recovery.initramfs),
+    })
+}
+
+/// The same as files of a release, with which robots renew their recovery.
+#[must_use]
+pub fn recovery_files(grub: &Images, recovery: &Recovery) -> Vec<(String, PathBuf)> {
+    let named = |(name, from): (&str, &Path)| (format!("{}/{name}", slots::RELEASE_FOLDER), from.to_owned());
+    slot_files(grub, recovery).map(named).into()
 }
 
 /// Copies what is not zero, so that the disk image stays sparse.

@@ -9,12 +9,12 @@ use crate::host::{Need, ensure_installed};
 use crate::paths::Paths;
 use crate::step::{produced, run, step};
 
-/// Where GRUB finds its script, relative to the disk it was loaded from: the recovery partition.
+/// Where GRUB finds its loader of boot scripts, relative to the disk it was loaded from: the recovery partition.
 const PREFIX: &str = "(,gpt4)/grub";
 /// The same on MBR disks.
 const PREFIX_MBR: &str = "(,msdos2)/grub";
 
-/// Everything `grub/grub.cfg` uses, and what a person needs at GRUB's prompt. Nothing is loaded from a disk later.
+/// Everything the scripts in `grub/` use, and what a person needs at GRUB's prompt. Nothing is loaded from a disk later.
 const MODULES: &str = "part_gpt part_msdos ext2 fat search search_label search_fs_uuid search_fs_file normal configfile \
     echo test loadenv serial terminal linux minicmd reboot halt sleep cat ls probe regexp smbios true all_video boot";
 
@@ -29,8 +29,10 @@ pub struct Images {
     pub core_mbr: PathBuf,
     /// The whole of GRUB for UEFI machines.
     pub efi: PathBuf,
-    /// The script.
-    pub config: PathBuf,
+    /// The loader of boot scripts, written once.
+    pub loader: PathBuf,
+    /// The boot script of a slot, which releases renew.
+    pub script: PathBuf,
 }
 
 /// Makes the images.
@@ -53,12 +55,15 @@ pub fn build_in(dist: &Path, paths: &Paths, assume_yes: bool) -> Result<Images> 
         core: dist.join("core.img"),
         core_mbr: dist.join("core-mbr.img"),
         efi: dist.join("BOOTX64.EFI"),
-        config: dist.join("grub.cfg"),
+        loader: dist.join("grub.cfg"),
+        script: dist.join("slot.cfg"),
     };
     step("make GRUB's images", || {
-        let source = paths.root.join("grub/grub.cfg");
-        run("grub-script-check", Command::new("grub-script-check").arg(&source))?;
-        std::fs::copy(&source, &images.config).with_context(|| format!("copy {}", source.display()))?;
+        for (name, to) in [("grub.cfg", &images.loader), ("slot.cfg", &images.script)] {
+            let source = paths.root.join("grub").join(name);
+            run("grub-script-check", Command::new("grub-script-check").arg(&source))?;
+            std::fs::copy(&source, to).with_context(|| format!("copy {}", source.display()))?;
+        }
         std::fs::copy("/usr/lib/grub/i386-pc/boot.img", &images.boot).context("copy GRUB's boot.img")?;
         grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX], &images.core)?;
         grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX_MBR], &images.core_mbr)?;

@@ -35,13 +35,12 @@ pub fn files(paths: &Paths, grub: &Images, recovery: &Recovery, out: &Path) -> R
         (names::BOOT_IMAGE, &grub.boot),
         (names::CORE_GPT, &grub.core),
         (names::CORE_MBR, &grub.core_mbr),
-        (names::BOOT_SCRIPT, &grub.config),
-        (names::KERNEL, &recovery.vmlinuz),
-        (names::INITRAMFS, &recovery.initramfs),
+        (names::LOADER, &grub.loader),
     ];
     let made = [names::ESP_512, names::ESP_4096, names::STATE, names::RECOVERY, names::DATA];
     let built = built.into_iter().map(|(name, path)| (name.to_owned(), path.clone()));
-    Ok(built.chain(made.into_iter().map(|name| (name.to_owned(), out.join(name)))).collect())
+    let recovery = crate::disk::recovery_files(grub, recovery);
+    Ok(built.chain(recovery).chain(made.into_iter().map(|name| (name.to_owned(), out.join(name)))).collect())
 }
 
 /// Makes the templates, below `out`.

@@ -171,6 +171,12 @@ struct ReleaseArgs {
     /// Serial; default: the next after the published one.
     #[arg(long)]
     serial: Option<u64>,
+    /// Also renew the recovery of the robots that install it: its kernel, initramfs and boot script.
+    #[arg(long)]
+    recovery: bool,
+    /// Public key for the initramfs of that recovery; repeat for several.
+    #[arg(long = "recovery-key", value_name = "FILE.pub", requires = "recovery")]
+    recovery_keys: Vec<PathBuf>,
     /// Partition layout to ship with the release.
     #[arg(long, value_name = "FILE.toml")]
     layout: Option<PathBuf>,
@@ -291,12 +297,15 @@ fn run_release(args: ReleaseArgs, paths: &Paths, yes: bool) -> Result<()> {
     let described = image::Description::beside(&args.image).ok();
     let version = args.version.or_else(|| described.as_ref().map(|image| image.version.clone()));
     // Whoever says how a disk is laid out wants disks to be provisioned from this release.
-    let files = match &args.layout {
-        Some(_) => {
-            let recovery = initramfs::recovery(paths, &[], yes)?;
-            kit::files(paths, &grub::build(paths, yes)?, &recovery, &paths.dist().join("kit"))?
+    let files = if args.layout.is_some() || args.recovery {
+        let recovery = initramfs::recovery(paths, &args.recovery_keys, yes)?;
+        let grub = grub::build(paths, yes)?;
+        match &args.layout {
+            Some(_) => kit::files(paths, &grub, &recovery, &paths.dist().join("kit"))?,
+            None => disk::recovery_files(&grub, &recovery),
         }
-        None => Vec::new(),
+    } else {
+        Vec::new()
     };
     let spec = release::Spec {
         product: args.product.unwrap_or_default(),

@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use reflash::digest::Digest;
 use reflash::grubenv::names;
 use reflash::index::Index;
 use reflash::layout::{Role, Size};
@@ -25,6 +26,7 @@ use reflash::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
 
 use crate::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use crate::disk::{self as robot_disk, Parts};
+use crate::grub::Images;
 use crate::host::{Need, ensure_installed, is_root};
 use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
@@ -43,6 +45,8 @@ pub use lose::{Lost, lose_unflushed};
 
 /// Small, so that each of thousands of states is mounted in milliseconds.
 const STATE_MIB: u64 = 16;
+/// Room for two recoveries of 24 MiB at the most, and no more: it is held in memory several times.
+const RECOVERY_MIB: u64 = 64;
 /// What the first flash alone has to yield, and all recordings together at the least.
 const MANY_STATES: [usize; 2] = [12_000, 10_000];
 /// `boot.recoveries` where nothing else is configured.
@@ -111,6 +115,12 @@ struct Lab {
     _server: Server,
     images: Vec<PathBuf>,
     releases: Vec<Release>,
+    grub: Images,
+    recovery: initramfs::Recovery,
+    /// What slots may hold: what the robot was made with, and what the second release carries.
+    recoveries: [judge::Recovery; 2],
+    /// The latter, as files of a release.
+    carried: Vec<(String, PathBuf)>,
 }
 
 impl Lab {
@@ -131,8 +141,29 @@ impl Lab {
             step(&format!("make the system of release {version}"), || tiny::build(paths, &spec, &agent, &image))?;
             images.push(image);
         }
-        let lab =
-            Self { paths: paths.clone(), directory, keys, trusted, _server: server, images, releases: Vec::new() };
+        let grub = grub_images::build(paths, assume_yes)?;
+        let recovery = initramfs::recovery(paths, &[], assume_yes)?;
+        let provisioned = robot_disk::recovery_files(&grub, &recovery);
+        let another = initramfs::Recovery { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
+        // Zeros behind an archive are padding to the kernel.
+        let mut initramfs = std::fs::read(&recovery.initramfs)?;
+        initramfs.extend([0; 4096]);
+        std::fs::write(&another.initramfs, initramfs)?;
+        let carried = robot_disk::recovery_files(&grub, &another);
+        let recoveries = [digests(&provisioned)?, digests(&carried)?];
+        let lab = Self {
+            paths: paths.clone(),
+            directory,
+            keys,
+            trusted,
+            _server: server,
+            images,
+            releases: Vec::new(),
+            grub,
+            recovery,
+            recoveries,
+            carried,
+        };
         lab.make_disk(&url, assume_yes)?;
         Ok(lab)
     }
@@ -147,15 +178,19 @@ impl Lab {
 
     fn make_disk(&self, url: &str, assume_yes: bool) -> Result<()> {
         let mut layout = robot_disk::read_layout(&self.paths.root.join("xtask/recipes/layout.toml"))?;
-        for partition in layout.partitions.iter_mut().filter(|partition| partition.role == Role::State) {
-            partition.size = Size::Mib(STATE_MIB);
+        for partition in &mut layout.partitions {
+            match partition.role {
+                Role::State => partition.size = Size::Mib(STATE_MIB),
+                Role::Recovery => partition.size = Size::Mib(RECOVERY_MIB),
+                _ => {}
+            }
         }
         let config = demo::robot_config(url).replace("[machine]", "spread_s = 0\n[machine]");
         let parts = Parts {
             layout: &layout,
             disk_bytes: robot_disk::DEFAULT_BYTES,
-            grub: &grub_images::build(&self.paths, assume_yes)?,
-            recovery: &initramfs::recovery(&self.paths, &[], assume_yes)?,
+            grub: &self.grub,
+            recovery: &self.recovery,
             config,
             keys: vec![self.keys.public.clone()],
             files: Vec::new(),
@@ -174,7 +209,7 @@ impl Lab {
             serial: None,
             image: self.images[number].clone(),
             ostree: None,
-            files: Vec::new(),
+            files: if number == 0 { Vec::new() } else { self.carried.clone() },
             layout: None,
             frame_bytes: release::DEFAULT_FRAME_BYTES,
             level: 1,
@@ -210,7 +245,11 @@ impl Lab {
             }
         }
         let image_bytes = self.releases[0].image.len() as u64;
-        let base = Disk { state: region(&disk, "state", u64::MAX)?, system: region(&disk, "system", image_bytes)? };
+        let base = Disk {
+            state: region(&disk, "state", u64::MAX)?,
+            system: region(&disk, "system", image_bytes)?,
+            recovery: region(&disk, "recovery", u64::MAX)?,
+        };
         let log = self.directory.join(format!("log-{number}"));
         File::create(&log)?;
         let mut machine = Machine::robot(&format!("power-cut-record-{number}"), &disk);
@@ -224,6 +263,11 @@ impl Lab {
         let subsets = explore::subsets_per_write(&entries, states);
         Ok(Recording { number, base, entries, subsets, old, new })
     }
+}
+
+fn digests(files: &[(String, PathBuf)]) -> Result<judge::Recovery> {
+    let digests = files.iter().map(|(_, path)| Ok(Digest::of(&std::fs::read(path)?))).collect::<Result<Vec<_>>>()?;
+    digests.try_into().map_err(|_| anyhow::anyhow!("a recovery has as many files as a slot"))
 }
 
 /// A part of a disk image.
@@ -256,7 +300,7 @@ impl Recording {
 
     fn judge<'a>(&self, lab: &'a Lab) -> Result<Judge<'a>> {
         let old = self.old.map(|number| &lab.releases[number]);
-        Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET)
+        Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET, &lab.recoveries)
     }
 
     fn explore(&self, lab: &Lab, options: &Options) -> Result<Counts> {
@@ -345,7 +389,7 @@ impl Recording {
     fn write_out(&self, lab: &Lab, disk: &Disk, path: &Path) -> Result<()> {
         run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
         let file = File::options().write(true).open(path)?;
-        for region in [&disk.state, &disk.system] {
+        for region in [&disk.state, &disk.system, &disk.recovery] {
             file.write_all_at(&region.content, region.start)?;
         }
         Ok(())

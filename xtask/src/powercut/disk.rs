@@ -1,4 +1,4 @@
-//! The two regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with
+//! The regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with
 //! a fingerprint that follows.
 
 use anyhow::{Result, bail};
@@ -27,6 +27,8 @@ pub struct Disk {
     pub state: Region,
     /// The image's part of the system partition.
     pub system: Region,
+    /// The recovery partition, which renews itself.
+    pub recovery: Region,
 }
 
 /// What was there before a write.
@@ -72,7 +74,7 @@ impl Disk {
     /// The write touches something that a recovery may not touch.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Undo> {
         let end = offset + data.len() as u64;
-        for region in [&mut self.state, &mut self.system] {
+        for region in [&mut self.state, &mut self.system, &mut self.recovery] {
             if offset >= region.start && end <= region.end() {
                 let from = (offset - region.start) as usize;
                 let before = region.content[from..from + data.len()].to_vec();
@@ -80,20 +82,22 @@ impl Disk {
                 return Ok(Undo { offset, before });
             }
         }
-        bail!("bytes {offset} to {end} of the disk were written, which are neither state nor the image of the system")
+        bail!(
+            "bytes {offset} to {end} of the disk were written, which are neither state nor recovery nor the image of the system"
+        )
     }
 
     /// What lies there; nothing where no recovery may write.
     #[must_use]
     pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
-        let mut regions = [&self.state, &self.system].into_iter();
+        let mut regions = [&self.state, &self.system, &self.recovery].into_iter();
         let holder = regions.find(|region| offset >= region.start && offset + len as u64 <= region.end());
         holder.map_or_else(Vec::new, |region| region.content[(offset - region.start) as usize..][..len].to_vec())
     }
 
     /// Takes a write back. Several are taken back in reverse order.
     pub fn undo(&mut self, undo: &Undo) {
-        for region in [&mut self.state, &mut self.system] {
+        for region in [&mut self.state, &mut self.system, &mut self.recovery] {
             if undo.offset >= region.start && undo.offset < region.end() {
                 region.write(undo.offset, &undo.before);
             }
@@ -102,8 +106,8 @@ impl Disk {
 
     /// Tells states apart.
     #[must_use]
-    pub fn fingerprint(&self) -> (u64, u64) {
-        (self.state.fingerprint, self.system.fingerprint)
+    pub fn fingerprint(&self) -> [u64; 3] {
+        [&self.state, &self.system, &self.recovery].map(|region| region.fingerprint)
     }
 }
 
@@ -113,7 +117,11 @@ mod tests {
 
     #[test]
     fn what_is_taken_back_leaves_no_trace() {
-        let disk = Disk { state: Region::new(4096, vec![1; 8192]), system: Region::new(65536, vec![2; 8192]) };
+        let disk = Disk {
+            state: Region::new(4096, vec![1; 8192]),
+            system: Region::new(65536, vec![2; 8192]),
+            recovery: Region::new(32768, vec![3; 8192]),
+        };
         let mut changed = disk.clone();
         let first = changed.write(4096 + 512, &[9; 512]).unwrap();
         let second = changed.write(4096, &[8; 8192]).unwrap();

@@ -112,7 +112,7 @@ fn write(entry: &Entry) -> Option<Write<'_>> {
 struct Walk<'v> {
     random: Random,
     subsets_per_write: usize,
-    seen: HashSet<(u64, u64)>,
+    seen: HashSet<[u64; 3]>,
     counts: Counts,
     visit: &'v mut dyn FnMut(&Disk, Kind, u64) -> Result<()>,
 }
@@ -227,7 +227,8 @@ mod tests {
     use super::{ENVIRONMENT, Entry, SUBSETS_PER_WRITE, explore, subsets_per_write};
 
     fn disk() -> Disk {
-        Disk { state: Region::new(0, vec![0; 8192]), system: Region::new(8192, vec![0; 8192]) }
+        let region = |start| Region::new(start, vec![0; 8192]);
+        Disk { state: region(0), system: region(8192), recovery: region(1 << 20) }
     }
 
     fn write(block: u64, value: u8) -> Entry {

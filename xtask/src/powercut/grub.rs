@@ -1,8 +1,9 @@
-//! What `grub/grub.cfg` does with an environment when nobody presses a key. Pure; `grub/README.md` has the same rules in
+//! What the scripts in `grub/` do with an environment when nobody presses a key. Pure; `grub/README.md` has the same rules in
 //! words, and `tests/vm/fallback.rs` shows them to the real GRUB.
 
 use reflash::arbiter::Reason;
 use reflash::grubenv::{GrubEnv, names};
+use reflash::slots::Slot;
 
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +35,39 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     }
 }
 
+/// The slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
+#[must_use]
+pub fn choose_slot(block: Option<&[u8]>, has_script: impl Fn(Slot) -> bool) -> Slot {
+    let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
+    let first = Slot::parse(env.get(names::SLOT)).unwrap_or(Slot::A);
+    if has_script(first) { first } else { first.other() }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Choice, choose};
+    use super::{Choice, choose, choose_slot};
     use reflash::arbiter::Reason;
+    use reflash::slots::Slot;
+
+    #[test]
+    fn the_rules_of_the_loader() {
+        let of = |variables: &str, there: [bool; 2]| {
+            let block = format!("# GRUB Environment Block\n{variables}");
+            choose_slot(Some(block.as_bytes()), |slot| there[usize::from(slot == Slot::B)])
+        };
+        for (variables, named) in [
+            ("reflash_slot=b\n", Slot::B),
+            ("reflash_slot=a\n", Slot::A),
+            ("reflash_slot=\n", Slot::A),
+            ("reflash_slot=c\n", Slot::A),
+            ("", Slot::A),
+        ] {
+            assert_eq!(of(variables, [true, true]), named, "{variables:?}");
+            assert_eq!(of(variables, [true, false]), Slot::A, "{variables:?}");
+            assert_eq!(of(variables, [false, true]), Slot::B, "{variables:?}");
+        }
+        assert_eq!(choose_slot(None, |slot| slot == Slot::B), Slot::B);
+    }
 
     #[test]
     fn the_rules_of_the_boot_script() {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::arbiter::{self, First, Reason, Recoveries, Situation, System};
 use reflash::blackbox::BlackBox;
 use reflash::chain::chain;
-use reflash::digest::block_hash;
+use reflash::digest::{Digest, block_hash};
 use reflash::fetch::Directory;
 use reflash::grubenv::names;
 use reflash::index::{FrameNo, Index};
@@ -20,12 +20,13 @@ use reflash::journal::Journal;
 use reflash::manifest::TrustedKeys;
 use reflash::plan::{Plan, Survey};
 use reflash::recovery::{self, Machine};
+use reflash::slots::{FILES, Slot};
 use reflash::state::State;
 use reflash::target::BlockTarget;
 
 use super::disk::{BLOCK_BYTES, Disk, Region};
 use super::explore::Kind;
-use super::grub::{Choice, choose};
+use super::grub::{Choice, choose, choose_slot};
 use crate::demo;
 use crate::step::output;
 
@@ -45,6 +46,9 @@ pub struct Release {
     pub image: Vec<u8>,
 }
 
+/// Digests of a recovery's files, in the order of [`FILES`].
+pub type Recovery = [Digest; FILES.len()];
+
 /// What there is to compare with.
 pub struct Judge<'a> {
     /// The release that was installed before, if any.
@@ -57,10 +61,14 @@ pub struct Judge<'a> {
     pub keys: &'a TrustedKeys,
     /// How often one release may be recovered to.
     pub budget: u32,
+    /// Every recovery that may be in a slot.
+    pub recoveries: &'a [Recovery],
     scratch: Scratch,
+    recovery_scratch: Scratch,
     environments: HashMap<u64, Option<Vec<u8>>>,
     agents: HashMap<u64, Found>,
     frames: HashMap<(u64, FrameNo, u64), bool>,
+    slots: HashMap<u64, [[Option<Digest>; FILES.len()]; 2]>,
     fetches: u64,
     /// States that were really recovered.
     pub recovered: u64,
@@ -88,6 +96,7 @@ impl<'a> Judge<'a> {
         tree: PathBuf,
         keys: &'a TrustedKeys,
         budget: u32,
+        recoveries: &'a [Recovery],
     ) -> Result<Self> {
         Ok(Self {
             old,
@@ -95,10 +104,13 @@ impl<'a> Judge<'a> {
             tree,
             keys,
             budget,
+            recoveries,
             scratch: Scratch::new()?,
+            recovery_scratch: Scratch::new()?,
             environments: HashMap::new(),
             agents: HashMap::new(),
             frames: HashMap::new(),
+            slots: HashMap::new(),
             fetches: 0,
             recovered: 0,
             endings: HashMap::new(),
@@ -110,7 +122,9 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// It does not end well: why.
     pub fn judge(&mut self, disk: &Disk, kind: Kind) -> Result<()> {
-        let choice = choose(self.environment(&disk.state)?.as_deref());
+        let environment = self.environment(&disk.state)?;
+        let choice = choose(environment.as_deref());
+        self.judge_slot(disk, environment.as_deref(), kind)?;
         let found = self.agent(&disk.state)?;
         // ext4's journal answers for whole sectors that come late or never, not for a superblock of two halves.
         ensure!(!found.lost || kind == Kind::Torn, "the state partition does not mount, and nothing was torn");
@@ -129,6 +143,44 @@ impl<'a> Judge<'a> {
         };
         *self.endings.entry(how).or_default() += 1;
         Ok(())
+    }
+
+    /// Whatever is started now, the next recovery must come up: the slot that the loader begins with holds all of one
+    /// recovery, as GRUB reads it.
+    fn judge_slot(&mut self, disk: &Disk, environment: Option<&[u8]>, kind: Kind) -> Result<()> {
+        let slots = self.slots(&disk.recovery)?;
+        let files = |slot| &slots[usize::from(slot == Slot::B)];
+        // FILES has the script last.
+        let has_script = |slot| files(slot).last().is_some_and(Option::is_some);
+        let slot = choose_slot(environment, has_script);
+        let whole = |slot| self.recoveries.iter().any(|known| files(slot).iter().eq(known.map(Some).iter()));
+        // Garbage in a sector may hit the inodes of both; then the loader needs the other one.
+        ensure!(
+            whole(slot) || kind == Kind::Torn && whole(slot.other()),
+            "the loader begins with slot {slot}, which is not whole ({})",
+            if whole(slot.other()) { "the other one is" } else { "neither is the other one" }
+        );
+        let other = if whole(slot.other()) { "" } else { ", the other one is not whole" };
+        *self.endings.entry(format!("the loader begins with slot {slot}{other}")).or_default() += 1;
+        Ok(())
+    }
+
+    /// Digests of the files of both slots, by GRUB's own file system code; `None` for what it cannot read.
+    fn slots(&mut self, recovery: &Region) -> Result<[[Option<Digest>; FILES.len()]; 2]> {
+        if let Some(known) = self.slots.get(&recovery.fingerprint) {
+            return Ok(*known);
+        }
+        self.recovery_scratch.write(&recovery.content)?;
+        let mut found = [[None; FILES.len()]; 2];
+        for (slot, found) in [Slot::A, Slot::B].into_iter().zip(&mut found) {
+            for (name, found) in FILES.iter().zip(found) {
+                let content =
+                    crate::grub::read_file(&self.recovery_scratch.file, &format!("/{}/{name}", slot.folder()))?;
+                *found = content.map(|content| Digest::of(&content));
+            }
+        }
+        self.slots.insert(recovery.fingerprint, found);
+        Ok(found)
     }
 
     fn recovery(&mut self, disk: &Disk, found: &Found, reason: Reason) -> Result<String> {
@@ -235,6 +287,7 @@ impl<'a> Judge<'a> {
             target: &target,
             state: Some(&state),
             journal: &journal,
+            renewal: None,
             learn_time: &|_| {},
         });
         let report = report.map_err(|error| anyhow::anyhow!("the recovery fails: {}", chain(&error)))?;
@@ -338,5 +391,73 @@ impl BlockTarget for Memory {
 
     fn flush(&self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use reflash::digest::Digest;
+    use reflash::index::{Builder, FrameContent};
+    use reflash::manifest::TrustedKeys;
+    use reflash::slots::{FILES, Slot};
+
+    use super::{Judge, Kind, Recovery, Region, Release};
+    use crate::powercut::disk::Disk;
+
+    fn content(version: &str, name: &str) -> Vec<u8> {
+        format!("{name} of {version} ").repeat(1000).into_bytes()
+    }
+
+    /// A recovery partition whose slots hold these files of a version, or fewer.
+    fn partition(slots: [(&str, usize); 2]) -> Region {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+        for (slot, (version, count)) in [Slot::A, Slot::B].into_iter().zip(slots) {
+            let folder = tree.join(slot.folder());
+            std::fs::create_dir_all(&folder).unwrap();
+            for name in FILES.iter().rev().take(count) {
+                std::fs::write(folder.join(name), content(version, name)).unwrap();
+            }
+        }
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs.args(["-q", "-t", "ext4", "-O", "^inline_data", "-d"]).arg(&tree).arg(&image).arg("4m");
+        assert!(mke2fs.status().unwrap().success());
+        Region::new(1 << 30, std::fs::read(image).unwrap())
+    }
+
+    #[test]
+    #[ignore = "needs mke2fs and grub-fstest: cargo xtask test"]
+    fn a_pointer_to_half_a_slot_is_found() {
+        let mut builder = Builder::new(16384, 16384).unwrap();
+        builder.push_frame(FrameContent::Zero);
+        let new = Release { serial: 1, index: builder.finish().unwrap(), image: vec![0; 16384] };
+        let known: [Recovery; 2] = ["1", "2"].map(|version| FILES.map(|name| Digest::of(&content(version, name))));
+        let keys = TrustedKeys::default();
+        let mut judge = Judge::new(None, &new, "/nonexistent".into(), &keys, 3, &known).unwrap();
+        let mut ends_well = |slots, variables: &str, kind| {
+            let empty = || Region::new(0, Vec::new());
+            let disk = Disk { state: empty(), system: empty(), recovery: partition(slots) };
+            let block = format!("# GRUB Environment Block\n{variables}");
+            judge.judge_slot(&disk, Some(block.as_bytes()), kind).is_ok()
+        };
+        let (to_a, to_b) = ("reflash_slot=a\n", "reflash_slot=b\n");
+        for (slots, variables, expected) in [
+            ([("1", 3), ("2", 3)], to_b, true),
+            ([("1", 3), ("2", 3)], "", true),
+            // Being written, and pointed at too early.
+            ([("1", 3), ("2", 2)], to_a, true),
+            ([("1", 3), ("2", 2)], to_b, false),
+            ([("1", 3), ("of nobody", 3)], to_b, false),
+            // Without a script the loader passes it over.
+            ([("1", 3), ("2", 0)], to_b, true),
+            ([("1", 0), ("2", 3)], "", true),
+            ([("1", 0), ("2", 0)], to_a, false),
+        ] {
+            assert_eq!(ends_well(slots, variables, Kind::Prefix), expected, "{slots:?} {variables:?}");
+        }
+        assert!(ends_well([("1", 3), ("2", 2)], to_b, Kind::Torn));
+        assert!(!ends_well([("1", 2), ("2", 2)], to_b, Kind::Torn));
     }
 }

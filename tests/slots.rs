@@ -1,0 +1,352 @@
+//! The recovery renews itself: a recovery through the library, with a directory for the recovery partition that fails as
+//! told, and a real ext4 on a loop device.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use reflash::chain::chain;
+use reflash::fetch::{Directory, Mirrors, Patience, Source};
+use reflash::journal::Journal;
+use reflash::recovery::{self, Medium, Partition, RecoveryError, Renewal, Report};
+use reflash::slots::{FILES, Slot};
+use reflash::state::State;
+use reflash::sys::mount::{self, Mount};
+use xtask::paths::Paths;
+
+use crate::isolated::{isolated, run};
+use crate::support::{Fixture, MemoryTarget, sample_image};
+
+/// The files of a recovery, each telling releases apart; longer than a step of the transfer.
+fn recovery_of(version: &str) -> [(&'static str, Vec<u8>); 3] {
+    FILES
+        .map(|name| (name, format!("{name} of {version}\n").repeat(if name == "vmlinuz" { 20_000 } else { 50 }).into()))
+}
+
+/// A partition whose calls are counted, and fail from one on: what was done before is what a cut would leave.
+struct Failing {
+    inner: Partition,
+    left: Mutex<usize>,
+    /// Half of the last write takes place.
+    torn: bool,
+}
+
+impl Failing {
+    fn take(&self) -> io::Result<()> {
+        let mut left = self.left.lock().unwrap();
+        *left = left.checked_sub(1).ok_or_else(|| io::Error::from_raw_os_error(28))?;
+        Ok(())
+    }
+}
+
+impl Medium for Failing {
+    fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
+        self.inner.open(slot, file)
+    }
+
+    fn clear(&self, slot: Slot) -> io::Result<()> {
+        self.take()?;
+        self.inner.clear(slot)
+    }
+
+    fn write(&self, slot: Slot, file: &str, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.take().inspect_err(|_| {
+            if self.torn {
+                self.inner.write(slot, file, offset, &content[..content.len() / 2]).unwrap();
+            }
+        })?;
+        self.inner.write(slot, file, offset, content)
+    }
+
+    fn sync(&self, slot: Slot, file: &str) -> io::Result<()> {
+        self.take()?;
+        self.inner.sync(slot, file)
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        self.take()?;
+        self.inner.settle()
+    }
+}
+
+/// A robot whose recovery partition has slot a of version 1, and a release with the recovery of version 2.
+struct Robot {
+    fixture: Fixture,
+    recovery: tempfile::TempDir,
+    state: tempfile::TempDir,
+    target: MemoryTarget,
+}
+
+impl Robot {
+    fn new() -> Self {
+        let mut fixture = Fixture::new();
+        let target = MemoryTarget::new(fixture.image.clone());
+        publish(&mut fixture, "2");
+        let recovery = tempfile::tempdir().unwrap();
+        fill(recovery.path(), Slot::A, "1");
+        Self { fixture, recovery, state: tempfile::tempdir().unwrap(), target }
+    }
+
+    fn state(&self) -> State {
+        State::new(self.state.path())
+    }
+
+    fn recover(&self, medium: &dyn Medium, source: &dyn Source, booted: Slot) -> Result<Report, RecoveryError> {
+        let (state, journal) = (self.state(), Journal::new(None, false));
+        let mut machine = self.fixture.machine(source, &self.target, Some(&state), &journal);
+        machine.renewal = Some(Renewal { medium, source, booted: Some(booted) });
+        recovery::run(&machine)
+    }
+
+    /// Recovers as it should be.
+    fn recover_from(&self, booted: Slot) {
+        self.recover(&Partition::directory(self.recovery.path()), &self.source(), booted).unwrap();
+    }
+
+    fn source(&self) -> Directory {
+        Directory::new(self.fixture.tree())
+    }
+
+    fn named(&self) -> Option<Slot> {
+        Slot::parse(self.state().boot_env().load_or_empty().unwrap().get("reflash_slot"))
+    }
+
+    fn holds(&self, slot: Slot, version: &str) -> bool {
+        let folder = self.recovery.path().join(slot.folder());
+        recovery_of(version).iter().all(|(name, content)| fs::read(folder.join(name)).is_ok_and(|it| it == *content))
+    }
+}
+
+/// A release of the same image with the recovery of `version`.
+fn publish(fixture: &mut Fixture, version: &str) {
+    let folder = fixture.dir.path().join("recovery");
+    fs::create_dir_all(&folder).unwrap();
+    let files = recovery_of(version).map(|(name, content)| {
+        fs::write(folder.join(name), content).unwrap();
+        (format!("recovery/{name}"), folder.join(name))
+    });
+    fixture.publish(sample_image(300, 1), |spec| spec.files = files.into());
+}
+
+fn fill(root: &Path, slot: Slot, version: &str) {
+    fs::create_dir_all(root.join(slot.folder())).unwrap();
+    for (name, content) in recovery_of(version) {
+        fs::write(root.join(slot.folder()).join(name), content).unwrap();
+    }
+}
+
+#[test]
+fn the_free_slot_is_written_and_becomes_the_one_to_start() {
+    let mut robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::A, "1") && robot.holds(Slot::B, "2"));
+    assert_eq!(robot.named(), Some(Slot::B));
+    // The same release costs nothing, from whichever slot it is installed.
+    for name in fs::read_dir(robot.recovery.path().join("slots/b")).unwrap() {
+        fs::File::options()
+            .write(true)
+            .open(name.unwrap().path())
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+    }
+    for booted in [Slot::B, Slot::A] {
+        robot.recover_from(booted);
+        assert_eq!(robot.named(), Some(Slot::B));
+    }
+    for name in FILES {
+        let written = fs::metadata(robot.recovery.path().join("slots/b").join(name)).unwrap();
+        assert_eq!(written.modified().unwrap(), std::time::UNIX_EPOCH, "{name}");
+    }
+    // The next one goes to the other slot.
+    publish(&mut robot.fixture, "3");
+    robot.recover_from(Slot::B);
+    assert!(robot.holds(Slot::A, "3") && robot.holds(Slot::B, "2"));
+    assert_eq!(robot.named(), Some(Slot::A));
+}
+
+#[test]
+fn a_release_without_a_recovery_changes_nothing() {
+    let mut robot = Robot::new();
+    robot.fixture.publish(sample_image(300, 1), |_| {});
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::A, "1") && !robot.recovery.path().join("slots/b").exists());
+    assert_eq!(robot.named(), Some(Slot::A));
+    // Nor does one with half of one, and the system is installed all the same.
+    let file = robot.fixture.dir.path().join("recovery/vmlinuz");
+    robot.fixture.publish(sample_image(300, 1), |spec| spec.files = vec![("recovery/vmlinuz".into(), file)]);
+    robot.recover_from(Slot::A);
+    assert_eq!((robot.named(), robot.recovery.path().join("slots/b").exists()), (Some(Slot::A), false));
+}
+
+#[test]
+fn a_cut_or_error_at_every_step_leaves_the_slot_in_use_and_the_pointer() {
+    let mut steps = 0;
+    loop {
+        for torn in [false, true] {
+            let robot = Robot::new();
+            let inner = Partition::directory(robot.recovery.path());
+            let failing = Failing { inner, left: Mutex::new(steps), torn };
+            // The system is installed whatever becomes of the recovery.
+            let report = robot.recover(&failing, &robot.source(), Slot::A).unwrap();
+            assert_eq!(report.serial, 2);
+            assert!(robot.holds(Slot::A, "1"), "step {steps}");
+            let env = robot.state().boot_env().load_or_empty().unwrap();
+            assert_eq!(env.get("reflash_tries"), Some("3"));
+            if *failing.left.lock().unwrap() > 0 {
+                assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B) && steps > 8, "{steps}");
+                return;
+            }
+            // All of it may be there when the last step succeeds as the last one allowed.
+            assert!(robot.named() == Some(Slot::A) || robot.holds(Slot::B, "2"), "step {steps}");
+            // The next recovery mends what was left.
+            robot.recover_from(Slot::A);
+            assert!(robot.holds(Slot::A, "1") && robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+        }
+        steps += 1;
+    }
+}
+
+#[test]
+fn what_the_medium_does_not_keep_is_never_pointed_at() {
+    /// Has lost a bit of everything when it is read again.
+    struct Forgetful(Partition);
+    impl Medium for Forgetful {
+        fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
+            let mut content = Vec::new();
+            self.0.open(slot, file)?.read_to_end(&mut content)?;
+            content[0] ^= 1;
+            Ok(Box::new(io::Cursor::new(content)))
+        }
+        fn clear(&self, slot: Slot) -> io::Result<()> {
+            self.0.clear(slot)
+        }
+        fn write(&self, slot: Slot, file: &str, offset: u64, content: &[u8]) -> io::Result<()> {
+            self.0.write(slot, file, offset, content)
+        }
+        fn sync(&self, slot: Slot, file: &str) -> io::Result<()> {
+            self.0.sync(slot, file)
+        }
+        fn settle(&self) -> io::Result<()> {
+            self.0.settle()
+        }
+    }
+    let robot = Robot::new();
+    let medium = Forgetful(Partition::directory(robot.recovery.path()));
+    robot.recover(&medium, &robot.source(), Slot::A).unwrap();
+    assert!(robot.holds(Slot::A, "1") && robot.named() == Some(Slot::A));
+}
+
+#[test]
+fn damaged_and_missing_objects_leave_the_recovery_as_it_is() {
+    let robot = Robot::new();
+    let object = robot.fixture.released.manifest.files.iter().find(|file| file.name == "recovery/vmlinuz").unwrap();
+    let path = robot.fixture.tree().join(reflash::manifest::object_path(&object.object.blake3));
+    let good = fs::read(&path).unwrap();
+    let mirrors = || Mirrors::new(vec![Box::new(robot.source())], Patience::Rounds(3)).pause_with(|_| ());
+    let medium = Partition::directory(robot.recovery.path());
+    let mut damaged = good.clone();
+    damaged[good.len() / 2] ^= 1;
+    for bad in [Some(damaged), Some(good[..good.len() / 2].to_vec()), None] {
+        match bad {
+            Some(bad) => fs::write(&path, bad).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        robot.recover(&medium, &mirrors(), Slot::A).unwrap();
+        assert!(robot.holds(Slot::A, "1") && robot.named() == Some(Slot::A));
+        // The script is written last: the loader does not take the slot for whole.
+        assert!(!robot.recovery.path().join("slots/b/grub.cfg").exists());
+    }
+    fs::write(&path, good).unwrap();
+    robot.recover(&medium, &mirrors(), Slot::A).unwrap();
+    assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+}
+
+#[test]
+fn a_lost_environment_finds_its_slot_again_without_the_source() {
+    let robot = Robot::new();
+    robot.recover_from(Slot::A);
+    fs::write(robot.state.path().join("grubenv"), [0; 512]).unwrap();
+    // GRUB took the first slot; the system is intact and started again.
+    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let medium = Partition::directory(robot.recovery.path());
+    let start = || {
+        let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
+        machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
+        let installed = state.installed(&robot.fixture.keys).unwrap();
+        let proof = recovery::compare(&machine, &installed).unwrap();
+        recovery::start_again(&machine, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    };
+    start();
+    assert_eq!(robot.named(), Some(Slot::B));
+    // A slot that was spoiled meanwhile is not the one.
+    fs::write(robot.recovery.path().join("slots/b/vmlinuz"), "spoiled").unwrap();
+    start();
+    assert_eq!(robot.named(), Some(Slot::A));
+    // And is written anew when there is a source again.
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+}
+
+#[test]
+#[ignore = "needs root and grub-fstest: cargo xtask test"]
+fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
+    isolated("slots::grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at", || {
+        let robot = Robot::new();
+        let image = robot.fixture.dir.path().join("recovery.img");
+        let text = image.to_str().unwrap();
+        let tree = robot.recovery.path().to_str().unwrap();
+        run("mke2fs", &["-q", "-t", "ext4", "-O", "^inline_data", "-d", tree, text, "32m"]);
+        let attached = Command::new("losetup").args(["--find", "--show", text]).output().unwrap();
+        let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
+        let root = Path::new("/run/recovery");
+        Mount::device(&device, "ext4").read_only().on(root).unwrap();
+        let medium = Partition::mounted(Path::new(&device), root);
+        robot.recover(&medium, &robot.source(), Slot::A).unwrap();
+        assert_eq!(robot.named(), Some(Slot::B));
+        assert!(fs::write(root.join("x"), "x").is_err(), "left open for writing");
+        // Still mounted: what GRUB would see if the power were cut now.
+        for (slot, version) in [(Slot::A, "1"), (Slot::B, "2")] {
+            for (name, content) in recovery_of(version) {
+                let seen = xtask::grub::read_file(&image, &format!("/{}/{name}", slot.folder())).unwrap();
+                assert!(seen.as_deref() == Some(&content[..]), "{slot} {name}");
+            }
+        }
+        // Somebody has a file open: the partition cannot be settled, and nothing is pointed at what is not.
+        let busy = fs::File::open(root.join("slots/b/vmlinuz")).unwrap();
+        let mut robot = robot;
+        publish(&mut robot.fixture, "3");
+        robot.recover(&medium, &robot.source(), Slot::B).unwrap();
+        assert_eq!(robot.named(), Some(Slot::B));
+        assert!(fs::write(root.join("x"), "x").is_err(), "left open for writing");
+        drop(busy);
+        robot.recover(&medium, &robot.source(), Slot::B).unwrap();
+        assert_eq!(robot.named(), Some(Slot::A));
+        mount::unmount(root).unwrap();
+        // A partition without room.
+        let filler = tempfile::NamedTempFile::new().unwrap();
+        fs::write(filler.path(), vec![0x55; 40 << 20]).unwrap();
+        let fill = format!("write {} filler", filler.path().display());
+        run("debugfs", &["-w", "-R", &fill, &device]);
+        Mount::device(&device, "ext4").read_only().on(root).unwrap();
+        publish(&mut robot.fixture, "4-is-longer");
+        robot.recover(&medium, &robot.source(), Slot::A).unwrap();
+        assert_eq!(robot.named(), Some(Slot::A));
+        mount::unmount(root).unwrap();
+        for (name, content) in recovery_of("3") {
+            let seen = xtask::grub::read_file(&image, &format!("/slots/a/{name}")).unwrap();
+            assert!(seen.as_deref() == Some(&content[..]), "{name}");
+        }
+        run("losetup", &["--detach", &device]);
+    });
+}
+
+#[test]
+#[ignore = "needs grub-script-check: cargo xtask test"]
+fn grub_takes_the_scripts_for_scripts() {
+    for name in ["grub.cfg", "slot.cfg"] {
+        run("grub-script-check", &[Paths::of_checkout().root.join("grub").join(name).to_str().unwrap()]);
+    }
+}

@@ -52,7 +52,7 @@ fn request(vm: &mut Running) {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_its_fall() {
+fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_its_fall() {
     let folder = tempfile::tempdir().unwrap();
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
     let mut vm = robot.start("slots");

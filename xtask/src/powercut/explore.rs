@@ -56,7 +56,7 @@ impl Random {
 /// Random subsets tried of each epoch, beside the systematic ones: some, and more the more was in flight.
 const SUBSETS_PER_EPOCH: usize = 8;
 /// For each write in flight, unless a caller wants more.
-pub const SUBSETS_PER_WRITE: usize = 48;
+pub const SUBSETS_PER_WRITE: usize = 36;
 /// Epochs with fewer writes run out of different subsets.
 const MANY_WRITES: usize = 12;
 /// Places at which a write of the environment is torn within its sector, beside the garbage.

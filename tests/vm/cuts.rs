@@ -16,6 +16,8 @@ use xtask::vm::{Firmware, Machine};
 
 use super::fallback::Robot;
 
+/// Cuts over one update, each followed by restarts until the system is up.
+const CUTS: u32 = 20;
 /// Restarts after which a robot counts as lost. Each of them may be cut again once.
 const MAX_RESTARTS: u32 = 4;
 
@@ -29,11 +31,10 @@ fn digest(disk: &Path, partition: &str) -> blake3::Hash {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() {
-    let cuts = if std::env::var_os("REFLASH_FULL").is_some() { 20 } else { 2 };
+fn full_power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() {
     let seed = std::env::var("REFLASH_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| std::process::id().into());
-    eprintln!("seed {seed} (REFLASH_SEED repeats it), {cuts} cuts");
+    eprintln!("seed {seed} (REFLASH_SEED repeats it), {CUTS} cuts");
     let mut random = seed;
     let mut up_to = |end: Duration| {
         // Numerical Recipes' linear congruential generator: instants need no better.
@@ -67,7 +68,7 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
     let new = std::fs::read(robot.image()).unwrap();
 
     let mut ended_on_new = 0;
-    for cut in 1..=cuts {
+    for cut in 1..=CUTS {
         copy(&start, &robot.disk);
         let mut told = Vec::new();
         for restart in 0..=MAX_RESTARTS {
@@ -102,10 +103,10 @@ fn power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_data() 
         assert_eq!(digest(&robot.disk, "data"), before, "cut {cut}: the data partition changed");
         let env = disk::read_environment(&robot.disk).unwrap();
         assert_eq!((env.get(names::BOOT_OK), env.get(names::RECOVERING)), (Some("1"), None), "cut {cut}");
-        eprintln!("cut {cut} of {cuts} after {}: up on {}", told.join(", "), if system == new { "2" } else { "1" });
+        eprintln!("cut {cut} of {CUTS} after {}: up on {}", told.join(", "), if system == new { "2" } else { "1" });
     }
     eprintln!(
-        "{cuts} cuts over {:.0} s: {ended_on_new} ended on the new system, the others on the old",
+        "{CUTS} cuts over {:.0} s: {ended_on_new} ended on the new system, the others on the old",
         uncut.as_secs_f32()
     );
 }

@@ -140,8 +140,14 @@ fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("reason env-lost: installed 1 (serial 1)"), "{status}");
     assert!(status.contains("a good boot followed"), "{status}");
+}
 
-    // The running system asks; nobody answers, so that it gets its machine back.
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_request_that_nobody_answers_gives_the_machine_back() {
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut vm = robot.start("unanswered");
+    expect(&vm, &["starting it", "tiny system 1 is up"]);
     robot.server = None;
     ask(&mut vm, "reflash request");
     vm.type_text("reboot -f\n").unwrap();

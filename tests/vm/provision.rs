@@ -119,7 +119,7 @@ fn a_blank_disk_is_provisioned_from_a_stick_without_a_network() {
 
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
-fn a_foreign_disk_is_provisioned_by_uefi_from_a_disc_and_a_server() {
+fn full_a_foreign_disk_is_provisioned_by_uefi_from_a_disc_and_a_server() {
     provision(&Kind {
         name: "gpt-uefi-4k",
         firmware: Firmware::Uefi,
@@ -191,4 +191,40 @@ fn full_machines_of_every_kind_are_provisioned() {
         eprintln!("machine {}: {drive:?}, foreign {}, online {}", one.name, one.foreign, one.online);
         provision(&one);
     }
+}
+
+#[test]
+#[ignore = "needs virtual machines and the release of the demonstration: cargo xtask test"]
+fn full_a_whole_system_fills_its_data_partition_and_knows_its_name() {
+    let paths = Paths::of_checkout();
+    let dir = tempfile::tempdir().unwrap();
+    let (medium, disk) = (dir.path().join("media.iso"), dir.path().join("disk.img"));
+    let tree = paths.dist().join("release");
+    let parts = xtask::media::Parts {
+        recovery: &recovery(),
+        config: Some(demo::robot_config("http://10.0.2.2:1").replace("{serial}", "{asset}")),
+        keys: &[paths.work().join("keys/reflash.pub")],
+        assets: Some("# by serial number\nDEMO0001 left-arm\nDEMO0002 right-arm\n".into()),
+        release: Some((&tree, "stable")),
+        arm: None,
+        timeout_s: Some(3),
+    };
+    xtask::media::build(&paths, &parts, &medium, true).unwrap();
+    File::create(&disk).unwrap().set_len(2200 << 30).unwrap();
+    let mut machine = Machine::robot("provision-whole", &disk);
+    machine.memory_mib = 1024;
+    machine.extra = Drive::Stick.arguments(&medium);
+    let mut robot = machine.start().unwrap();
+    robot.wait_for("provisioned with 1.0.0 ", FLASH_TIMEOUT).unwrap();
+    robot.wait_for("robot-left-arm login:", FLASH_TIMEOUT).unwrap();
+    robot.type_text("root\n").unwrap();
+    robot.wait_for("# ", BOOT_TIMEOUT).unwrap();
+    robot
+        .type_text("df --output=size -BG /var | tail -n1; cat /etc/machine-id; reflash verify; echo 'don'e\n")
+        .unwrap();
+    let told = robot.wait_for("done\r\n", BOOT_TIMEOUT).unwrap();
+    let gib = told.lines().find_map(|line| line.trim().strip_suffix('G')?.parse::<u64>().ok());
+    // Of 2200 GiB ext4 keeps some for inodes.
+    assert!(gib.is_some_and(|gib| gib > 2000), "{told}");
+    assert!(told.contains("equals release 1.0.0"), "{told}");
 }

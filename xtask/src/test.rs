@@ -19,13 +19,12 @@ pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
     let started = Instant::now();
     let needs = [Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Vm, Need::Test];
     ensure_installed(&needs, assume_yes)?;
-    part(paths, "style", &["fmt", "--all", "--check"], full)?;
-    part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], full)?;
+    part(paths, "style", &["fmt", "--all", "--check"])?;
+    part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     part(
         paths,
         "unit tests and stories",
         &["test", "--workspace", "--locked", "--", "--include-ignored", "--skip", "vm::"],
-        full,
     )?;
     crate::demo::build_all(paths, assume_yes)?;
     powercut::run(paths, &powercut_options(full), assume_yes)?;
@@ -35,7 +34,7 @@ pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
     if !full {
         vm.extend(["--skip", "::full_"]);
     }
-    part(paths, "virtual machines", &vm, full)?;
+    part(paths, "virtual machines", &vm)?;
     eprintln!("everything passed in {}", human(started.elapsed()));
     Ok(())
 }
@@ -46,14 +45,11 @@ fn powercut_options(full: bool) -> powercut::Options {
 }
 
 /// Runs one cargo command with its output shown: it is what a person wants to see of a test.
-fn part(paths: &Paths, name: &str, arguments: &[&str], full: bool) -> Result<()> {
+fn part(paths: &Paths, name: &str, arguments: &[&str]) -> Result<()> {
     eprintln!("== {name}: cargo {}", arguments.join(" "));
     let started = Instant::now();
     let mut command = Command::new("cargo");
     command.current_dir(&paths.root).args(arguments);
-    if full {
-        command.env("REFLASH_FULL", "1");
-    }
     let status = command.status().with_context(|| format!("start cargo for {name}"))?;
     if !status.success() {
         bail!("{name} failed after {}", human(started.elapsed()));

@@ -69,9 +69,9 @@ pub enum Refused {
 /// A disk with something on it, and no leave to erase it. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={} on the kernel command line",
+    "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={word} on the kernel command line, or --arm {word} by hand",
     .given.as_ref().map(|given| format!(" (armed is {given:?})")).unwrap_or_default(),
-    .serial.as_deref().unwrap_or("yes")
+    word = .serial.as_deref().unwrap_or("yes")
 )]
 pub struct NotArmed {
     /// The disk.

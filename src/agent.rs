@@ -2,10 +2,12 @@
 //! is decided first, what is fetched, and what follows from how it ended.
 
 mod console;
+mod files;
 mod medium;
 mod obtain;
 mod provisioning;
 mod reset;
+mod settle;
 mod setup;
 
 use std::fs;
@@ -28,8 +30,9 @@ use crate::reset::ResetError;
 use crate::sys;
 use setup::{Compared, Setup};
 
+pub(crate) use files::{key_files, read_keys};
 pub(crate) use obtain::retry_sentence;
-pub(crate) use setup::{hardware_name, read_keys};
+pub(crate) use setup::hardware_name;
 
 /// File in the initramfs that says which job PID 1 has.
 const ROLE_FILE: &str = "/etc/reflash/role";
@@ -146,7 +149,7 @@ pub fn run() -> ! {
 }
 
 fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
-    let command_line = setup::read("/proc/cmdline")?;
+    let command_line = files::read("/proc/cmdline")?;
     let (over, args) = Layer::from_kernel_command_line(&command_line)?;
     console::log_libraries(args.verbose);
     match args.action {

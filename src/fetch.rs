@@ -101,6 +101,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The options of a configuration, for a program that takes the system's clock as it is.
+    pub fn with_clock_as_it_is(network: &config::Network) -> Self {
+        Self::new(network, Arc::new(Clock::fixed()))
+    }
+
     /// The options of a configuration.
     pub fn new(network: &config::Network, clock: Arc<Clock>) -> Self {
         Self {

@@ -10,8 +10,8 @@
 //! | [`sysroot`] | PID 1 of the system: its file systems, then systemd | all of the below |
 //! | [`cli`] | arguments to a command | none |
 //! | [`watchdog`] | resets a machine on which nothing moves | the hardware's watchdog |
-//! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
 //! | [`provision`] | a disk gets table, boot code and partitions | disks |
+//! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
 //! | [`reset`] | the data of a new machine, after a person's word | data and state partition |
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
 //! | [`verify`] | read-back past the page cache | target |
@@ -33,6 +33,7 @@
 //! | [`grubenv`] | the block GRUB and we talk through | none |
 //! | [`hostname`] | a template and the hardware to a host name | none |
 //! | [`bootcode`] | GRUB's BIOS images fitted to a disk | none |
+//! | [`efi`] | an entry for the boot list of UEFI firmware | none |
 //! | [`progress`] | rate and time left | none |
 //! | [`mod@chain`] | how an error is told | none |
 //! | [`digest`] | what names and checks content | none |

@@ -20,7 +20,7 @@ use crate::chain::chain;
 use crate::cli::{Command, Common, EnvAction, Flash, Verify, Wish};
 use crate::config::{Config, Layer};
 use crate::digest;
-use crate::fetch::{self, Clock, Mirrors, Options, Patience};
+use crate::fetch::{self, Mirrors, Options, Patience};
 use crate::grubenv::names;
 use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
@@ -112,7 +112,7 @@ fn bench(flash: &Flash) -> Result<Bench, Failure> {
 fn bench_of(flash: &Flash, mounted: Option<&MountedState>) -> Result<Bench, Failure> {
     let config = machine_config(&flash.common, mounted, flash_layer(flash))?;
     let keys = keys(&flash.common, mounted)?;
-    let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+    let options = Options::with_clock_as_it_is(&config.network);
     let journal = Arc::new(Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal()));
     let teller = Arc::clone(&journal);
     let mirrors = fetch::open_all(&config.urls, &options, Patience::Rounds(HAND_ROUNDS))?
@@ -179,7 +179,7 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     }
     let poster = machine_state.as_ref().and_then(|mounted| {
         let Bench { config, journal, .. } = &bench;
-        let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+        let options = Options::with_clock_as_it_is(&config.network);
         Poster::start(this_machine(config, mounted), config.report_url.as_deref()?, &options, journal)
             .inspect_err(|error| journal.warn(&chain(error)))
             .ok()
@@ -278,7 +278,7 @@ fn run_report(common: &Common) -> Result<u8, Failure> {
         say(common.json, &json!({ "reported": false }), || "everything was reported before".to_owned());
         return Ok(0);
     };
-    let options = Options::new(&config.network, Arc::new(Clock::fixed()));
+    let options = Options::with_clock_as_it_is(&config.network);
     pending
         .post(url, &options)
         .map_err(|error| Failure { code: if error.is_retryable() { LATER } else { FAILED }, text: chain(&error) })?;

@@ -1,28 +1,21 @@
 //! The boot medium the agent was started from: what it brings along, and which disk it was brought to.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::SetupError;
+use super::files::read_if_there;
+use super::settle::{POLL, Settling};
 use crate::config::Layer;
 use crate::journal::Journal;
 use crate::media::{self, MediaId};
 use crate::sys;
-use crate::sys::block::{Transport, Which};
+use crate::sys::block::{MBR_ROLES, Transport, Which};
 
 /// Where the medium is mounted.
 const MOUNTED: &str = "/medium";
 /// Optical drives take up to 20 s to recognise a disc, USB sticks a few seconds.
 const WAIT: Duration = Duration::from_secs(45);
-/// How often the disks are looked at while waiting for a robot's.
-const POLL: Duration = Duration::from_millis(500);
-/// A disk that answers first need not be the only one: looked at until nothing has changed for as long as a slow disk
-/// controller takes to bring up its second port.
-const SETTLE: Duration = Duration::from_secs(4);
-/// The partitions by which a robot's disk is recognised.
-const PARTITIONS: [&str; 4] = ["state", "recovery", "system", "data"];
 
 /// The mounted medium.
 pub(super) struct Medium {
@@ -42,8 +35,9 @@ impl Medium {
     /// Adds what the medium brings: its configuration counts before the disk's, its release instead of those of servers,
     /// so that no network is needed, and its keys are trusted as those of the disk are.
     pub(super) fn contribute(&self, layer: &mut Layer, keys: &mut Vec<String>) -> Result<(), SetupError> {
-        if let Some(text) = self.read(media::CONFIG)? {
-            let own = Layer::parse(&self.directory.join(media::CONFIG).display().to_string(), &text)?;
+        let path = self.directory.join(media::CONFIG);
+        if let Some(text) = read_if_there(&path)? {
+            let own = Layer::parse(&path.display().to_string(), &text)?;
             *layer = std::mem::take(layer).overridden_by(own);
         }
         self.offer_release(layer);
@@ -63,15 +57,6 @@ impl Medium {
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
-
-    fn read(&self, name: &str) -> Result<Option<String>, SetupError> {
-        let path = self.directory.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(SetupError::Read { path: path.display().to_string(), source }),
-        }
-    }
 }
 
 /// The recovery partition of the only disk that has all partitions of a robot.
@@ -79,8 +64,7 @@ impl Medium {
 /// Waits until there is one, and until no other has joined it for some time: with several, nobody can know which is meant.
 pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
     let started = Instant::now();
-    let mut before = Vec::new();
-    let mut since = started;
+    let mut settling = Settling::new();
     loop {
         let mut found = Vec::new();
         let mut seen = Vec::new();
@@ -93,7 +77,8 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
             };
             // Sticks with a robot's disk on them exist: they are copies.
             let ours = disk.transport != Transport::Usb || !disk.removable;
-            let whole = PARTITIONS.iter().all(|name| layout.named(name).is_some());
+            // By their names, which an MBR does not have: four primaries alone are not a robot's.
+            let whole = MBR_ROLES.iter().all(|name| layout.named(name).is_some());
             if let (true, true, Some(recovery)) = (ours, whole, layout.named("recovery")) {
                 found.push(recovery.entry.partuuid.clone());
                 seen.push(format!("{disk}: a robot's"));
@@ -101,12 +86,9 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
                 seen.push(disk.to_string());
             }
         }
-        if seen != before {
-            (before, since) = (seen.clone(), Instant::now());
-        }
-        let settled = since.elapsed() >= SETTLE;
+        settling.look(seen.clone());
         match (found.len(), found.pop()) {
-            (1, Some(partuuid)) if settled => return Ok(partuuid),
+            (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
             (0, _) if started.elapsed() >= timeout => return Err(SetupError::Robot { found: 0, disks: seen }),
             (found @ 2.., _) => return Err(SetupError::Robot { found, disks: seen }),
             _ => std::thread::sleep(POLL),

@@ -94,7 +94,7 @@ fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>
     let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
     let who = setup.who();
     let pending = recorder.with(|open| report::Pending::of(open, &who))?;
-    let options = Options::new(&setup.config.network, Arc::new(fetch::Clock::fixed()));
+    let options = Options::with_clock_as_it_is(&setup.config.network);
     let (done, over) = channel();
     let teller = Arc::clone(journal);
     std::thread::spawn(move || {
@@ -110,7 +110,7 @@ fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>
 /// From here on `report.url` is told what this machine is doing.
 fn tell_progress(setup: &Setup, journal: &Journal, first: First) {
     let Some(url) = &setup.config.report_url else { return };
-    let options = Options::new(&setup.config.network, Arc::new(fetch::Clock::fixed()));
+    let options = Options::with_clock_as_it_is(&setup.config.network);
     match Poster::start(setup.who(), url, &options, journal) {
         Ok(poster) => {
             if first == First::Park {

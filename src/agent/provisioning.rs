@@ -1,11 +1,12 @@
 //! PID 1 started from a medium or by network boot: a disk becomes a robot's.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::files::{key_files, read_if_there};
 use super::medium::Medium;
+use super::settle::{POLL, Settling};
 use super::setup::{self, BUILT_IN};
 use super::{Outcome, SetupError, obtain};
 use crate::arbiter::Recoveries;
@@ -31,9 +32,6 @@ use crate::watchdog;
 const MOUNTS: &str = "/new";
 /// How long disks are waited for when there is none that fits.
 const DISK_WAIT: Duration = Duration::from_secs(30);
-/// Nothing new has appeared for as long as a slow controller takes to bring up its next port.
-const SETTLE: Duration = Duration::from_secs(4);
-const POLL: Duration = Duration::from_millis(500);
 
 /// What the machine is told from outside the disk it will get.
 struct Told {
@@ -80,7 +78,7 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
     let poster = config.report_url.as_ref().and_then(|url| {
         let asset = told.asset().ok().flatten();
         let who = report::Machine::this(&config.product, config.hostname.as_deref(), asset.as_deref());
-        let options = fetch::Options::new(&config.network, Arc::new(fetch::Clock::fixed()));
+        let options = fetch::Options::with_clock_as_it_is(&config.network);
         report::Poster::start(who, url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
     });
     // Twenty machines are switched on together.
@@ -147,23 +145,19 @@ impl Told {
 /// Waits until a disk fits and no other has joined for some time: the first that answers need not be the only one.
 fn choose(journal: &Journal, look: impl Fn() -> Result<Candidate, SetupError>) -> Result<Candidate, SetupError> {
     let started = Instant::now();
-    let (mut before, mut since) = (String::new(), started);
+    let mut settling = Settling::new();
     loop {
         let found = look();
         let told = match &found {
             Ok(candidate) => candidate.disk.to_string(),
             Err(error) => chain(error),
         };
-        if told != before {
-            if !before.is_empty() {
-                journal.note("another disk appeared");
-            }
-            (before, since) = (told, Instant::now());
+        if settling.look(vec![told]) {
+            journal.note("another disk appeared");
         }
-        let settled = since.elapsed() >= SETTLE && started.elapsed() >= SETTLE;
         match found {
-            Ok(candidate) if settled => return Ok(candidate),
-            Err(error) if settled && started.elapsed() >= DISK_WAIT => return Err(error),
+            Ok(candidate) if settling.is_over() => return Ok(candidate),
+            Err(error) if settling.is_over() && started.elapsed() >= DISK_WAIT => return Err(error),
             _ => std::thread::sleep(POLL),
         }
     }
@@ -175,26 +169,27 @@ fn collect(medium: Option<Medium>, over: Layer, journal: &Journal) -> Result<Tol
     let mut site = Site::default();
     let mut assets = None;
     let mut merged = Layer::default();
-    let mut key_directories = Vec::new();
+    let mut keys = TrustedKeys::default();
     let directories = [medium.as_ref().map(Medium::directory), Some(Path::new(BUILT_IN))];
     for directory in directories.into_iter().flatten() {
         let path = directory.join(media::CONFIG);
-        if let Ok(text) = fs::read_to_string(&path) {
+        if let Some(text) = read_if_there(&path)? {
             let layer = Layer::parse(&path.display().to_string(), &text)?;
             merged = layer.overridden_by(merged);
             if site.config.is_empty() {
                 site.config = text;
             }
         }
-        assets = assets.or_else(|| fs::read_to_string(directory.join(media::ASSETS)).ok());
-        let keys = directory.join(media::KEYS);
-        for entry in fs::read_dir(&keys).into_iter().flatten().flatten() {
-            let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-            if name.ends_with(".pub") && site.keys.iter().all(|(known, _)| *known != name) {
-                site.keys.push((name, setup::read(&path.display().to_string())?));
+        if assets.is_none() {
+            assets = read_if_there(&directory.join(media::ASSETS))?;
+        }
+        for (path, text) in key_files(&directory.join(media::KEYS)) {
+            keys.add(&path.display().to_string(), &text)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if site.keys.iter().all(|(known, _)| *known != name) {
+                site.keys.push((name, text));
             }
         }
-        key_directories.push(keys.display().to_string());
     }
     // A disk that could not recover by itself later is not worth making.
     Config::resolve(Layer::parse("the configuration for the new disk", &site.config)?)
@@ -204,7 +199,6 @@ fn collect(medium: Option<Medium>, over: Layer, journal: &Journal) -> Result<Tol
         medium.offer_release(&mut layer);
     }
     let config = Config::resolve(layer)?;
-    let keys = setup::read_keys(&key_directories)?;
     let hardware = config.hardware.clone().or_else(setup::hardware_name).unwrap_or_default();
     journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
     Ok(Told { config, keys, hardware, site, assets })

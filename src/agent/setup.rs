@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::files::{read_if_there, read_keys};
 use super::medium::{self, Medium};
 use super::{SHUTDOWN_GRACE, SetupError};
 use crate::arbiter::{Reason, Recoveries, System};
@@ -14,7 +15,7 @@ use crate::clock::{self, ClockPolicy};
 use crate::config::{BootArgs, Config, Layer};
 use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
 use crate::journal::{Journal, Phase};
-use crate::manifest::{ManifestError, TrustedKeys};
+use crate::manifest::TrustedKeys;
 use crate::recovery::{self, Machine, Partition, Renewal};
 use crate::report::{self, Poster};
 use crate::slots::Slot;
@@ -384,36 +385,14 @@ fn count_recoveries(state: &State, recorder: Option<&Recorder>) -> Recoveries {
 fn read_layers() -> Result<Layer, SetupError> {
     let mut merged = Layer::default();
     for path in [format!("{BUILT_IN}/reflash.toml"), format!("{RECOVERY}/reflash.toml")] {
-        match fs::read_to_string(&path) {
-            Ok(text) => merged = merged.overridden_by(Layer::parse(&path, &text)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(SetupError::Read { path, source }),
+        if let Some(text) = read_if_there(Path::new(&path))? {
+            merged = merged.overridden_by(Layer::parse(&path, &text)?);
         }
     }
     Ok(merged)
 }
 
-/// Reads `*.pub` of every directory that is there. One unreadable key is refused rather than skipped: a robot that
-/// trusts fewer keys than its maker believes is found out when it is too late.
-pub(crate) fn read_keys(directories: &[String]) -> Result<TrustedKeys, ManifestError> {
-    let mut keys = TrustedKeys::default();
-    for directory in directories {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-        paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "pub")) {
-            let name = path.display().to_string();
-            keys.add(&name, &fs::read_to_string(path).unwrap_or_default())?;
-        }
-    }
-    Ok(keys)
-}
-
 /// The DMI product name, or the device tree's model.
 pub(crate) fn hardware_name() -> Option<String> {
     sys::dmi::identity().product_name
-}
-
-pub(super) fn read(path: &str) -> Result<String, SetupError> {
-    fs::read_to_string(path).map_err(|source| SetupError::Read { path: path.to_owned(), source })
 }

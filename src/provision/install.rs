@@ -125,16 +125,15 @@ pub fn install(
     let unfinished = begin(armed, disk, &kit.parts, journal)?;
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
-        place.map(|place| Mounted::new(&path, &place, block_size, mounts)).transpose()
-    };
-    for role in [Role::State, Role::Recovery, Role::Data] {
-        if let Some(one) = mounted(role)? {
-            // Nothing is ever found by it. Two disks in one machine are still told apart.
-            if let Err(error) = sys::ext4::new_uuid(&one.directory) {
-                journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
-            }
+        let one = place.map(|place| Mounted::new(&path, &place, block_size, mounts)).transpose()?;
+        // Nothing is ever found by it. Two disks in one machine are still told apart.
+        if let Some(Err(error)) = one.as_ref().map(|one| sys::ext4::new_uuid(&one.directory)) {
+            journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
         }
-    }
+        Ok::<_, InstallError>(one)
+    };
+    // Nothing goes into it.
+    drop(mounted(Role::Data)?);
     if let Some(recovery) = mounted(Role::Recovery)? {
         fill_recovery(&recovery.directory, &kit, site)?;
     }

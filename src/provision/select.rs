@@ -8,6 +8,7 @@ use super::{EDGE_BYTES, MARKER, MARKER_BYTES, MARKER_OFFSET_BYTES};
 use crate::chain::chain;
 use crate::config::DiskSelector;
 use crate::digest::is_zero;
+use crate::sys::block::find::listed;
 use crate::sys::block::table::{self, Table};
 use crate::sys::block::{Access, Caching, Device, Disk, Transport, Which, disks, in_use};
 use crate::sys::modules::glob;
@@ -42,12 +43,12 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
     /// None fits.
-    #[error("no disk can be provisioned, so nothing was written{}", listed(.0))]
+    #[error("no disk can be provisioned, so nothing was written{}", listed("Disks present", .0))]
     None(Vec<String>),
     /// More than one fits.
     #[error(
         "{count} disks fit, so none was touched; choose one by its serial number, model, size or path{}",
-        listed(.disks)
+        listed("Disks present", .disks)
     )]
     Several {
         /// How many.
@@ -55,13 +56,6 @@ pub enum ChooseError {
         /// Every disk, with what excludes it.
         disks: Vec<String>,
     },
-}
-
-fn listed(disks: &[String]) -> String {
-    if disks.is_empty() {
-        return ". Disks present: none; is the driver's module in the initramfs?".to_owned();
-    }
-    disks.iter().fold(". Disks present:".to_owned(), |text, disk| format!("{text}\n  {disk}"))
 }
 
 /// Every disk of this machine, read and not written.

@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::mounted::MOUNTS;
 use super::{FAILED, Failure, LATER, bench, failure, say};
+use crate::agent::key_files;
 use crate::chain::chain;
-use crate::cli::Provision;
+use crate::cli::{Common, Provision};
 use crate::config::DiskSelector;
 use crate::provision::{self, Candidate, Firmware, InstallError, Site};
 use crate::sys::block::{Which, disks};
@@ -23,7 +24,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
     // By hand it was named, so it may be removable. In use it must not be.
     let named = DiskSelector { removable: true, ..DiskSelector::default() };
     let candidate = provision::choose(&named, &[candidate], &[])?;
-    let site = Site { config: std::fs::read_to_string(config_path)?, keys: keys(&release.common)?, ..Site::default() };
+    let site = Site { config: std::fs::read_to_string(config_path)?, keys: keys(&release.common), ..Site::default() };
     let firmware = match provision.uefi {
         Some(true) => Firmware::Uefi,
         Some(false) => Firmware::Bios,
@@ -67,18 +68,12 @@ fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<Candidate, Failure
     }
 }
 
-/// The public keys that the new machine trusts.
-fn keys(common: &crate::cli::Common) -> Result<Vec<(String, String)>, Failure> {
-    let directory = common.keys.clone().unwrap_or_else(|| PathBuf::from(super::ETC).join("keys"));
-    let mut keys = Vec::new();
-    for entry in std::fs::read_dir(&directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "pub") {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            keys.push((name, std::fs::read_to_string(&path)?));
-        }
-    }
-    Ok(keys)
+/// The public keys that the new machine trusts: those that are checked with here.
+fn keys(common: &Common) -> Vec<(String, String)> {
+    let directory = common.keys.clone().unwrap_or_else(|| Path::new(super::ETC).join("keys"));
+    let named =
+        |(path, text): (PathBuf, String)| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text);
+    key_files(&directory).into_iter().map(named).collect()
 }
 
 fn failed(error: InstallError) -> Failure {

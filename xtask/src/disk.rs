@@ -136,8 +136,9 @@ fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Pa
     }
     fs::write(tree.join("reflash.toml"), &parts.config)?;
     let templates = scratch.join("kit");
-    crate::kit::make_templates(paths, parts.grub, &templates)?;
-    for name in [kit::names::STATE, kit::names::DATA] {
+    let needed = [kit::names::STATE, kit::names::DATA];
+    crate::kit::make_templates(paths, parts.grub, &needed, &templates)?;
+    for name in needed {
         copy(&templates.join(name), name)?;
     }
     filesystem::ext4("recovery", size_bytes, Some(&tree), &[], image)

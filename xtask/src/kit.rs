@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use reflash::provision::kit::names;
 
 use crate::disk::environment_without_system;
@@ -30,56 +30,51 @@ const UUID: &str = "7265666c-6173-4000-8000-";
 /// # Errors
 /// When a tool is missing or fails.
 pub fn files(paths: &Paths, grub: &Images, recovery: &Recovery, out: &Path) -> Result<Vec<(String, PathBuf)>> {
-    make_templates(paths, grub, out)?;
+    let made = [names::ESP_512, names::ESP_4096, names::STATE, names::RECOVERY, names::DATA];
+    make_templates(paths, grub, &made, out)?;
     let built = [
         (names::BOOT_IMAGE, &grub.boot),
         (names::CORE_GPT, &grub.core),
         (names::CORE_MBR, &grub.core_mbr),
         (names::LOADER, &grub.loader),
     ];
-    let made = [names::ESP_512, names::ESP_4096, names::STATE, names::RECOVERY, names::DATA];
     let built = built.into_iter().map(|(name, path)| (name.to_owned(), path.clone()));
     let recovery = crate::disk::recovery_files(grub, recovery);
     Ok(built.chain(recovery).chain(made.into_iter().map(|name| (name.to_owned(), out.join(name)))).collect())
 }
 
-/// Makes the templates, below `out`.
+/// Makes the templates of these names, below `out`.
 ///
 /// # Errors
-/// When a tool is missing or fails.
-pub fn make_templates(paths: &Paths, grub: &Images, out: &Path) -> Result<()> {
+/// When a tool is missing or fails, or a name is that of no template.
+pub fn make_templates(paths: &Paths, grub: &Images, wanted: &[&str], out: &Path) -> Result<()> {
     fs::create_dir_all(paths.work())?;
     let scratch = tempfile::Builder::new().prefix("kit").tempdir_in(paths.work())?;
     fs::create_dir_all(out.join("templates"))?;
-    let image = scratch.path().join("image");
-    let finish = |name: &str| {
-        compress(&image, &out.join(name))?;
-        fs::remove_file(&image).context("remove an image")
-    };
-    // Nothing else draws lots: the seed of directories, the UUID.
-    let identity = |digit: char| {
-        let uuid = format!("{UUID}{}", digit.to_string().repeat(12));
-        [String::from("-U"), uuid.clone(), String::from("-E"), format!("hash_seed={uuid}")]
-    };
     step("make the file systems of blank disks", || {
-        for (name, block_bytes) in [(names::ESP_512, 512), (names::ESP_4096, 4096)] {
-            filesystem::esp(grub, ESP_BYTES, block_bytes, &image)?;
-            finish(name)?;
+        for (number, &name) in wanted.iter().enumerate() {
+            let image = scratch.path().join(number.to_string());
+            make_image(grub, name, scratch.path(), &image)?;
+            compress(&image, &out.join(name))?;
         }
-        let arguments = identity('1');
-        let more: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        filesystem::state(&environment_without_system(), STATE_BYTES, scratch.path(), &more, &image)?;
-        finish(names::STATE)?;
-        let arguments = identity('2');
-        let more: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        filesystem::ext4("recovery", RECOVERY_BYTES, None, &more, &image)?;
-        finish(names::RECOVERY)?;
-        // The journal does not grow with it.
-        let arguments = identity('3');
-        let more: Vec<&str> = arguments.iter().map(String::as_str).chain(["-J", "size=16"]).collect();
-        filesystem::ext4("data", DATA_BYTES, None, &more, &image)?;
-        finish(names::DATA)
+        Ok(())
     })
+}
+
+fn make_image(grub: &Images, name: &str, scratch: &Path, image: &Path) -> Result<()> {
+    // Nothing else draws lots: the UUID, the seed of directories.
+    let uuid = format!("{UUID}{}", &blake3::hash(name.as_bytes()).to_hex()[..12]);
+    let seed = format!("hash_seed={uuid}");
+    let identity = ["-U", &uuid, "-E", &seed];
+    match name {
+        names::ESP_512 => filesystem::esp(grub, ESP_BYTES, 512, image),
+        names::ESP_4096 => filesystem::esp(grub, ESP_BYTES, 4096, image),
+        names::STATE => filesystem::state(&environment_without_system(), STATE_BYTES, scratch, &identity, image),
+        names::RECOVERY => filesystem::ext4("recovery", RECOVERY_BYTES, None, &identity, image),
+        // The journal does not grow with it.
+        names::DATA => filesystem::ext4("data", DATA_BYTES, None, &[&identity[..], &["-J", "size=16"]].concat(), image),
+        _ => bail!("{name:?} is the name of no template"),
+    }
 }
 
 /// One zstd frame that says how large its content is.

@@ -1,0 +1,34 @@
+//! Waiting until no further disk appears: the first that answers need not be the only one.
+
+use std::time::{Duration, Instant};
+
+/// How often the disks are looked at.
+pub(super) const POLL: Duration = Duration::from_millis(500);
+/// As long as a slow disk controller takes to bring up its second port.
+const SETTLE: Duration = Duration::from_secs(4);
+
+/// What was seen of the disks, and since when.
+pub(super) struct Settling {
+    seen: Vec<String>,
+    since: Instant,
+}
+
+impl Settling {
+    pub(super) fn new() -> Self {
+        Self { seen: Vec::new(), since: Instant::now() }
+    }
+
+    /// Takes what is seen now; whether an earlier look saw something else.
+    pub(super) fn look(&mut self, seen: Vec<String>) -> bool {
+        if seen == self.seen {
+            return false;
+        }
+        self.since = Instant::now();
+        !std::mem::replace(&mut self.seen, seen).is_empty()
+    }
+
+    /// Whether nothing has changed for long enough.
+    pub(super) fn is_over(&self) -> bool {
+        self.since.elapsed() >= SETTLE
+    }
+}

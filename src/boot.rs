@@ -3,7 +3,6 @@
 use std::io;
 
 use crate::bootenv::{BootEnvError, Recovering};
-use crate::index::Index;
 use crate::manifest::Authentic;
 use crate::slots::Slot;
 use crate::state::State;
@@ -32,11 +31,11 @@ pub fn commit(
     permit: Recovering,
     state: Option<&State>,
     manifest: &Authentic,
-    index: &Index,
+    index_object: &[u8],
     tries: u8,
     renew: impl FnOnce() -> Option<Slot>,
 ) -> Result<Committed, CommitError> {
-    let unrecorded = state.and_then(|state| state.record_installed(manifest, index).err());
+    let unrecorded = state.and_then(|state| state.record_installed(manifest, index_object).err());
     permit.finish(tries, renew().map(Slot::name))?;
     Ok(Committed { unrecorded })
 }

@@ -84,6 +84,8 @@ pub struct Flash {
     pub allow_older: bool,
     /// Compare and say what would be done.
     pub dry_run: bool,
+    /// Leave out the read-back; only for a target that is not this machine's system.
+    pub no_read_back: bool,
 }
 
 /// `reflash provision`.
@@ -187,8 +189,12 @@ fn parse_flash(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "--help" | "-h" => return Ok(Command::Help(help::FLASH_HELP)),
             "--target" => flash.target = Some(parser.value()?.into()),
             "--allow-older" => flash.allow_older = true,
+            "--no-read-back" => flash.no_read_back = true,
             other => release_option(&mut flash, &mut parser, other)?,
         }
+    }
+    if flash.no_read_back && (flash.target.is_none() || flash.common.state.is_some()) {
+        return Err("--no-read-back is for a --target of its own: a robot starts nothing that was not read back".into());
     }
     Ok(Command::Flash(flash))
 }
@@ -310,6 +316,7 @@ mod tests {
         else {
             panic!("not flash")
         };
+        assert!(of("flash --no-read-back").is_err() && of("flash --no-read-back --target /dev/x").is_ok());
         assert_eq!((flash.urls.len(), flash.allow_older, flash.common.json, flash.dry_run), (2, true, true, false));
         assert!(matches!(of("verify --sha256").unwrap(), Command::Verify(v) if v.sha256));
         assert!(of("status -v").unwrap().common().unwrap().verbose);

@@ -1,27 +1,28 @@
 //! The chunk index of an image: which frames it is made of and where each is stored. Pure.
 //!
 //! An image is cut into frames of one fixed size (the last may be shorter). A frame that is all zero is not stored.
-//! Every other distinct frame is stored once, as an independent zstd frame, back to back with its neighbours in a
-//! pack. Beside the BLAKE3 digest of each stored frame stand the XXH3-64 hashes of its 4 KiB blocks, so that an
-//! agent can look for its blocks anywhere in the old partition.
+//! Every other distinct frame is stored once, as an independent zstd frame, in a pack. Neighbours lie back to back,
+//! and a pack may be one of an earlier release. What an agent needs to look for blocks on the old partition is an
+//! object of its own, [`crate::hints`]: who compares only, or writes a blank disk, never downloads it.
 //!
-//! All numbers little endian. Sections follow each other without padding:
+//! The object is one zstd frame around the following. All numbers little endian. Sections follow each other without
+//! padding:
 //!
 //! | section | entries | entry |
 //! |---|---|---|
-//! | header | 1 | 8 bytes `RFLASHIX`; u32 version 1; u32 frame size; u64 image size; u32 block size 4096; u32 frames; u32 stored frames; u32 extents; u32 packs; u32 0 |
+//! | header | 1 | 8 bytes `RFLASHIX`; u32 version 2; u32 frame size; u64 image size; u32 block size 4096; u32 frames; u32 stored frames; u32 extents; u32 packs; u32 0 |
 //! | packs | packs | 32 bytes BLAKE3 of the pack; u64 its size |
 //! | extents | extents | u32 first stored frame; u32 pack; u64 offset: from here stored frames lie back to back |
 //! | frames | frames | u32 stored frame, or 0xffffffff for all zero |
 //! | lengths | stored frames | u32 compressed length |
 //! | digests | stored frames | 32 bytes BLAKE3 of the content |
-//! | blocks | stored frames x frame size / 4096 | u64 XXH3-64 of the block, 0 beyond a short last frame |
 
 mod builder;
 
+use std::io::{self, Read};
 use std::ops::Range;
 
-use crate::digest::{BLOCK_SIZE_BYTES, BlockHash, Digest};
+use crate::digest::{BLOCK_SIZE_BYTES, Digest};
 
 pub use builder::Builder;
 
@@ -31,9 +32,13 @@ pub const MIN_FRAME_BYTES: u32 = 16 * 1024;
 pub const MAX_FRAME_BYTES: u32 = 4 * 1024 * 1024;
 
 const MAGIC: &[u8; 8] = b"RFLASHIX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 48;
 const ZERO_FRAME: u32 = u32::MAX;
+
+/// More frames than this make an index that a machine with little memory cannot hold beside its work: about 15 MB.
+/// The releasing side picks the frame size by it; it allows images of up to 1 TiB.
+pub const MAX_FRAMES: u64 = 256 * 1024;
 
 /// Position of a frame in the image, from 0.
 pub type FrameNo = u32;
@@ -86,7 +91,6 @@ pub struct Index {
     packs: Vec<Pack>,
     frames: Vec<u32>,
     digests: Vec<Digest>,
-    blocks: Vec<BlockHash>,
     extents: Vec<Extent>,
     lengths: Vec<u32>,
     /// Offset of each stored frame in its pack; derived.
@@ -96,7 +100,7 @@ pub struct Index {
 }
 
 /// Why bytes are not an index.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// Other content.
     #[error("not a chunk index: the first bytes are not RFLASHIX")]
@@ -115,40 +119,38 @@ pub enum IndexError {
     /// Numbers that contradict each other.
     #[error("the chunk index contradicts itself: {0}")]
     Inconsistent(String),
+    /// Not a zstd frame.
+    #[error("the chunk index cannot be decompressed")]
+    Compressed(#[source] io::Error),
 }
 
 impl Index {
+    /// Reads the object of an index.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
+        let mut content = zstd::stream::read::Decoder::new(object).map_err(IndexError::Compressed)?;
+        let mut bytes = Vec::new();
+        content.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        // The header says how much may come: no more is decompressed than it asks for, and one byte to see the excess.
+        let expected = Header::read(&bytes)?.expected_bytes();
+        content.take(expected - bytes.len() as u64 + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        Self::decode(&bytes)
+    }
+
     /// Reads an index whose digest has been checked; every number is checked nevertheless.
     ///
     /// # Errors
     /// [`IndexError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
-        let mut reader = Reader(bytes);
-        if bytes.len() < HEADER_BYTES || reader.array::<8>() != *MAGIC {
-            return Err(IndexError::Magic);
-        }
-        let version = reader.u32();
-        if version != VERSION {
-            return Err(IndexError::Version(version));
-        }
-        let frame_bytes = reader.u32();
-        let image_bytes = reader.u64();
-        let block_bytes = reader.u32();
-        let [frames, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
-        if block_bytes as usize != BLOCK_SIZE_BYTES || reserved != 0 {
-            return inconsistent("block size is not 4096, or the reserved field is not 0");
-        }
-        check_sizes(image_bytes, frame_bytes)?;
-        let blocks_per_frame = u64::from(frame_bytes) / BLOCK_SIZE_BYTES as u64;
-        // At most 2^32 * (8 KiB + …): no overflow in 64 bits, and compared before anything is allocated.
-        let expected = HEADER_BYTES as u64
-            + u64::from(packs) * 40
-            + u64::from(extents) * 16
-            + u64::from(frames) * 4
-            + u64::from(stored) * (36 + 8 * blocks_per_frame);
+        let header = Header::read(bytes)?;
+        let expected = header.expected_bytes();
         if bytes.len() as u64 != expected {
             return Err(IndexError::Size { found: bytes.len(), expected });
         }
+        let Header { frame_bytes, image_bytes, frames, stored, extents, packs } = header;
+        let mut reader = Reader(&bytes[HEADER_BYTES..]);
         let index = Self {
             frame_bytes,
             image_bytes,
@@ -159,14 +161,13 @@ impl Index {
             frames: (0..frames).map(|_| reader.u32()).collect(),
             lengths: (0..stored).map(|_| reader.u32()).collect(),
             digests: (0..stored).map(|_| Digest(reader.array())).collect(),
-            blocks: (0..u64::from(stored) * blocks_per_frame).map(|_| reader.u64()).collect(),
             offsets: Vec::new(),
             pack_of: Vec::new(),
         };
         index.checked()
     }
 
-    /// The bytes of the index; the same index gives the same bytes.
+    /// The bytes of the index before compression; the same index gives the same bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -191,7 +192,6 @@ impl Index {
         u32s(&mut out, &self.frames);
         u32s(&mut out, &self.lengths);
         self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
-        self.blocks.iter().for_each(|block| out.extend_from_slice(&block.to_le_bytes()));
         out
     }
 
@@ -257,13 +257,6 @@ impl Index {
         }
     }
 
-    /// Hashes of the 4 KiB blocks of a stored frame; 0 beyond a short last frame.
-    #[must_use]
-    pub fn blocks(&self, stored: StoredNo) -> &[BlockHash] {
-        let per_frame = self.blocks_per_frame();
-        &self.blocks[stored as usize * per_frame..][..per_frame]
-    }
-
     /// Whether content is what the frame must hold: the one check that decides over every write and read-back.
     #[must_use]
     pub fn matches(&self, frame: FrameNo, content: &[u8]) -> bool {
@@ -273,10 +266,6 @@ impl Index {
                 FrameContent::Zero => crate::digest::is_zero(content),
                 FrameContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
             }
-    }
-
-    fn blocks_per_frame(&self) -> usize {
-        self.frame_bytes as usize / BLOCK_SIZE_BYTES
     }
 
     fn checked(mut self) -> Result<Self, IndexError> {
@@ -352,14 +341,55 @@ fn check_sizes(image_bytes: u64, frame_bytes: u32) -> Result<(), IndexError> {
     if image_bytes == 0 || !image_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
         return inconsistent(&format!("image size {image_bytes} is not a multiple of 4096"));
     }
-    if image_bytes / u64::from(frame_bytes) >= u64::from(ZERO_FRAME) {
-        return inconsistent(&format!("an image of {image_bytes} bytes has too many frames of {frame_bytes}"));
+    if image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
+        return inconsistent(&format!(
+            "an image of {image_bytes} bytes has more than {MAX_FRAMES} frames of {frame_bytes} bytes; release it with \
+             larger frames"
+        ));
     }
     Ok(())
 }
 
 fn inconsistent<T>(text: &str) -> Result<T, IndexError> {
     Err(IndexError::Inconsistent(text.to_owned()))
+}
+
+/// The first 48 bytes.
+struct Header {
+    frame_bytes: u32,
+    image_bytes: u64,
+    frames: u32,
+    stored: u32,
+    extents: u32,
+    packs: u32,
+}
+
+impl Header {
+    fn read(bytes: &[u8]) -> Result<Self, IndexError> {
+        let mut reader = Reader(bytes);
+        if bytes.len() < HEADER_BYTES || reader.array::<8>() != *MAGIC {
+            return Err(IndexError::Magic);
+        }
+        let version = reader.u32();
+        if version != VERSION {
+            return Err(IndexError::Version(version));
+        }
+        let frame_bytes = reader.u32();
+        let image_bytes = reader.u64();
+        let block_bytes = reader.u32();
+        let [frames, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
+        if block_bytes as usize != BLOCK_SIZE_BYTES || reserved != 0 {
+            return inconsistent("block size is not 4096, or the reserved field is not 0");
+        }
+        check_sizes(image_bytes, frame_bytes)?;
+        Ok(Self { frame_bytes, image_bytes, frames, stored, extents, packs })
+    }
+
+    /// At most 2^32 x 96: no overflow in 64 bits.
+    fn expected_bytes(&self) -> u64 {
+        let entries = [(self.packs, 40), (self.extents, 16), (self.frames, 4), (self.stored, 36)];
+        HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
+    }
 }
 
 /// Reads numbers off bytes whose total length has been checked.
@@ -384,7 +414,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::{Builder, FrameContent, Index, IndexError, MIN_FRAME_BYTES, Pack};
-    use crate::digest::{Digest, block_hash};
+    use crate::digest::Digest;
 
     /// Frames A, zero, B, A and a short C; A and B in one pack, C in another.
     fn sample() -> Index {
@@ -392,8 +422,7 @@ mod tests {
         let mut builder = Builder::new(4 * frame as u64 + 4096, MIN_FRAME_BYTES).unwrap();
         let mut store = |fill: u8, len: usize, compressed: u32| {
             let content = vec![fill; len];
-            let blocks: Vec<_> = content.chunks(4096).map(block_hash).collect();
-            builder.store(Digest::of(&content), &blocks, compressed)
+            builder.store(Digest::of(&content), compressed)
         };
         let (a, b, c) = (store(1, frame, 100), store(2, frame, 50), store(3, 4096, 70));
         for content in [Some(a), None, Some(b), Some(a), Some(c)] {
@@ -412,7 +441,8 @@ mod tests {
         assert_eq!((decoded.frame_count(), decoded.stored_count(), decoded.packs().len()), (5, 3, 2));
         assert_eq!((decoded.location(1).pack, decoded.location(1).range), (0, 100..150));
         assert_eq!((decoded.location(2).pack, decoded.location(2).range), (1, 930..1000));
-        assert_eq!(decoded.blocks(2)[1..], [0, 0, 0]);
+        let object = zstd::bulk::compress(&index.encode(), 3).unwrap();
+        assert_eq!(Index::from_object(&object).unwrap(), index);
     }
 
     #[test]
@@ -449,5 +479,20 @@ mod tests {
         let mut bytes = sample().encode();
         bytes[28..44].fill(0xff);
         assert!(matches!(Index::decode(&bytes), Err(IndexError::Size { .. })));
+        let object = zstd::bulk::compress(&bytes, 3).unwrap();
+        assert!(matches!(Index::from_object(&object), Err(IndexError::Size { .. })));
+    }
+
+    #[test]
+    fn an_object_that_swells_is_read_no_further_than_its_header_asks_for() {
+        let mut bytes = sample().encode();
+        bytes.resize(64 << 20, 0);
+        let object = zstd::bulk::compress(&bytes, 3).unwrap();
+        match Index::from_object(&object) {
+            Err(IndexError::Size { found, expected }) => assert_eq!(found as u64, expected + 1),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(Index::from_object(&sample().encode()), Err(IndexError::Compressed(_))));
+        assert!(matches!(Index::from_object(&object[..40]), Err(IndexError::Compressed(_) | IndexError::Magic)));
     }
 }

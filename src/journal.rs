@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::progress::{Gauge, Meter};
+use crate::progress::{Bytes, Done, Gauge, Meter};
 
 /// Phases of a recovery, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,26 +218,26 @@ impl Journal {
     }
 
     /// Runs `work` with a counter of bytes, and shows bar, rate and time left while it runs.
-    pub fn with_progress<T>(&self, total_bytes: u64, work: impl FnOnce(&AtomicU64) -> T) -> T {
-        let done = AtomicU64::new(0);
+    pub fn with_progress<T>(&self, total: Bytes, work: impl FnOnce(&Done) -> T) -> T {
+        let done = Done::default();
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
             let counter = &done;
-            scope.spawn(move || self.show_progress(total_bytes, counter, &stopped));
+            scope.spawn(move || self.show_progress(total, counter, &stopped));
             let result = work(&done);
             drop(stop);
             result
         })
     }
 
-    fn show_progress(&self, total_bytes: u64, done: &AtomicU64, stopped: &std::sync::mpsc::Receiver<()>) {
+    fn show_progress(&self, total: Bytes, done: &Done, stopped: &std::sync::mpsc::Receiver<()>) {
         let started = Instant::now();
-        let mut meter = Meter::new(total_bytes);
+        let mut meter = Meter::new(total);
         let interval = if self.lock().is_terminal { REDRAW_INTERVAL } else { LINE_INTERVAL };
-        let (mut seen, mut drawn) = (0, Duration::ZERO);
+        let (mut seen, mut drawn) = (Bytes::default(), Duration::ZERO);
         loop {
             let over = stopped.recv_timeout(REDRAW_INTERVAL) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
-            let (elapsed, now) = (started.elapsed(), done.load(Ordering::Relaxed));
+            let (elapsed, now) = (started.elapsed(), done.so_far());
             if now != seen {
                 seen = now;
                 self.progressed();
@@ -327,6 +327,7 @@ impl Sinks {
 #[cfg(test)]
 mod tests {
     use super::{Journal, Phase};
+    use crate::progress::Bytes;
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 
@@ -382,7 +383,7 @@ mod tests {
             }));
         }
         let _: Result<(), ()> = journal.phase(Phase::Write, "", || {
-            journal.with_progress(100, |done| done.store(60, std::sync::atomic::Ordering::Relaxed));
+            journal.with_progress(Bytes::of_disk(100), |done| done.disk(60));
             Ok(())
         });
         for seen in seen {
@@ -395,8 +396,8 @@ mod tests {
     fn a_bar_is_ended_before_other_text() {
         let console = Shared::default();
         let journal = Journal::new(Some(Box::new(console.clone())), true);
-        journal.with_progress(100, |done| {
-            done.store(50, std::sync::atomic::Ordering::Relaxed);
+        journal.with_progress(Bytes::of_disk(100), |done| {
+            done.disk(50);
             std::thread::sleep(std::time::Duration::from_millis(700));
         });
         journal.note("next");

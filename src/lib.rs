@@ -14,8 +14,9 @@
 //! | [`recovery`] | manifest, plan, write, verify, commit, in order | through the modules below |
 //! | [`reset`] | the data of a new machine, after a person's word | data and state partition |
 //! | [`boot`] | a verified system becomes the one to boot | state partition |
-//! | [`verify`] | read-back past the page cache | target |
-//! | [`write`] | a plan is fetched, decoded, checked and written | source, target |
+//! | [`verify`] | the proof that all was read back and is right | target |
+//! | [`write`] | a plan is carried out: moved, fetched, decoded, checked, written | source, target |
+//! | [`readback`] | what the medium holds, past the page cache, compared with an index | target |
 //! | [`report`] | tells a server how recoveries go and went | network |
 //! | [`state`] | the state partition: what is installed, event log | state partition |
 //! | [`blackbox`] | the record of the last attempts | one file |
@@ -24,7 +25,8 @@
 //! | [`clock`] | what time it may be, for a machine with a dead RTC | none |
 //! | [`target`] | what is written to | target |
 //! | [`journal`] | tells people and programs what is going on | console, event log |
-//! | [`plan`] | index x what is on the partition: what to fetch, to zero | none |
+//! | [`plan`] | index x what is on the partition: what to move, to fetch, to zero | none |
+//! | [`hints`] | short hashes of blocks, to find them on a partition | none |
 //! | [`manifest`] | signature, format, fit of a release | none |
 //! | [`index`] | the chunk index: encode, decode | none |
 //! | [`slots`] | which slot of the recovery partition GRUB is to take, which may be written | none |
@@ -56,6 +58,7 @@ pub mod digest;
 pub mod efi;
 pub mod fetch;
 pub mod grubenv;
+pub mod hints;
 pub mod hostname;
 pub mod index;
 pub mod journal;
@@ -66,6 +69,7 @@ pub mod placeholder;
 pub mod plan;
 pub mod progress;
 pub mod provision;
+pub mod readback;
 pub mod recovery;
 pub mod report;
 pub mod reset;

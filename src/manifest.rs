@@ -59,6 +59,9 @@ pub struct Image {
     pub sha256: String,
     /// The chunk index, an object.
     pub index: Object,
+    /// Where its content may be found on an old partition, an object. Without it nothing is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hints: Option<Object>,
     /// OSTree commit the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,

@@ -2,41 +2,39 @@
 
 mod error;
 mod partition;
+mod release;
 mod renew;
 
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 
 use serde_json::json;
 
 use crate::arbiter::Recoveries;
 use crate::boot::{self, Committed};
 use crate::bootenv::Recovering;
-use crate::chain::chain;
-use crate::digest::Digest;
 use crate::fetch::Source;
 use crate::grubenv::names;
 use crate::index::Index;
 use crate::journal::{Journal, Phase};
-use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE, TrustedKeys};
-use crate::plan::{Plan, Survey, Totals};
-use crate::progress::bytes;
+use crate::manifest::{Manifest, SYSTEM_IMAGE, TrustedKeys};
+use crate::plan::{Blocks, Found, Plan, Survey, Totals};
+use crate::progress::{Bytes, bytes};
+use crate::readback::Reading;
 use crate::slots::Slot;
 use crate::state::{Installed, State};
 use crate::target::BlockTarget;
-use crate::verify::{Reading, Verified};
-use crate::write;
+use crate::verify::{self, Verified};
+use crate::write::{self, Work, Written};
 pub use error::RecoveryError;
 pub use partition::Partition;
+pub use release::{Release, fetch_file, fetch_release};
+use release::{fetch_hints, fetch_index};
 use renew::Reach;
 pub use renew::{Medium, RenewError, Renewal};
 
 /// How often frames that read back wrong are written again before the disk is called broken.
 const REWRITES: u32 = 2;
-
-/// A minisign signature is 4 lines, about 350 bytes.
-const MAX_SIGNATURE_BYTES: u64 = 4096;
 
 /// The machine a release is to fit, and what the recovery works with.
 #[derive(Clone)]
@@ -82,14 +80,6 @@ pub struct Report {
     pub totals: Totals,
     /// The proof.
     pub committed: Committed,
-}
-
-/// A manifest that is signed, fits this machine and does not go back.
-#[derive(Debug)]
-pub struct Release {
-    signed: Authentic,
-    /// What it says.
-    pub manifest: Manifest,
 }
 
 /// Runs the phases from manifest to commit.
@@ -151,43 +141,31 @@ fn install(
     release: impl FnOnce() -> Result<Release, RecoveryError>,
 ) -> Result<Report, RecoveryError> {
     let journal = machine.journal;
-    let (release, index) = journal.phase(Phase::Manifest, &machine.source.describe(), || {
-        let release = release()?;
-        let index = fetch_index(machine, &release)?;
-        write::check_size(index.image_bytes(), machine.target)?;
-        Ok::<_, RecoveryError>((release, index))
-    })?;
-    let Release { signed, manifest } = release;
-    let offered = Installed { signed, manifest, index };
+    let offered = obtain(machine, release)?;
     let index = &offered.index;
-    let mut survey =
-        journal.phase(Phase::Plan, &format!("compare {} with the release", machine.target.name()), || {
-            Ok::<_, RecoveryError>(read(machine, index))
-        })?;
-    let mut totals = None;
-    let mut permit = None;
-    let done = |totals: Option<Totals>| totals.unwrap_or_else(|| Totals::nothing_to_do(index));
+    let mut plan = match look(machine, &offered)? {
+        Looked::Equal(proof) => {
+            return commit(machine, proof, None, &offered, Reach::Source, Totals::nothing_to_do(index));
+        }
+        Looked::Differs(survey, plan) => (survey, plan),
+    };
+    let totals = plan.1.totals;
+    announce(journal, &totals);
+    let permit = prepare(machine, offered.manifest.serial)?;
     for _ in 0..=REWRITES {
-        let known = match survey {
-            Ok(proof) => return commit(machine, proof, permit, &offered, Reach::Source, done(totals)),
-            Err(known) => known,
-        };
-        let plan = Plan::new(index, &known);
-        announce(journal, &plan.totals);
-        totals.get_or_insert(plan.totals);
-        let permit = match &permit {
-            Some(permit) => permit,
-            None => permit.insert(prepare(machine, offered.manifest.serial)?),
-        };
-        survey = write_and_read_back(machine, index, known, &plan, permit)?;
+        let (survey, todo) = &plan;
+        match write_and_read_back(machine, index, survey, todo, &permit)? {
+            Ok(proof) => return commit(machine, proof, Some(permit), &offered, Reach::Source, totals),
+            Err(survey) => {
+                let again = Plan::new(index, &survey, None);
+                plan = (survey, again);
+            }
+        }
     }
-    match survey {
-        Ok(proof) => commit(machine, proof, permit, &offered, Reach::Source, done(totals)),
-        Err(survey) => Err(RecoveryError::ReadBack {
-            target: machine.target.identity(),
-            ranges: ranges_for_people(&survey.damaged_ranges(index)),
-        }),
-    }
+    Err(RecoveryError::ReadBack {
+        target: machine.target.identity(),
+        ranges: ranges_for_people(&plan.0.damaged_ranges(index)),
+    })
 }
 
 /// Says what [`run`] would do, without changing anything.
@@ -195,73 +173,82 @@ fn install(
 /// # Errors
 /// As [`run`], up to the plan.
 pub fn estimate(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryError> {
-    let release = fetch_release(machine)?;
-    let index = fetch_index(machine, &release)?;
-    write::check_size(index.image_bytes(), machine.target)?;
-    let known = match read(machine, &index) {
-        Ok(_) => return Ok((release.manifest, Totals::nothing_to_do(&index))),
-        Err(known) => known,
+    let offered = obtain(machine, || fetch_release(machine))?;
+    let totals = match look(machine, &offered)? {
+        Looked::Equal(_) => Totals::nothing_to_do(&offered.index),
+        Looked::Differs(_, plan) => plan.totals,
     };
-    Ok((release.manifest, Plan::new(&index, &known).totals))
+    Ok((offered.manifest, totals))
 }
 
-/// Downloads the manifest and checks signature, format, fit and serial.
+/// Writes the release without reading it back, so that nothing is proven and nothing made bootable: for image files and
+/// disks on a bench.
 ///
 /// # Errors
-/// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
-pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
-    if machine.keys.is_empty() {
-        // No copy of the release can be good: do not ask for one again and again.
-        return Err(ManifestError::NoKeys.into());
-    }
-    let path = manifest::manifest_path(&machine.channel);
-    let signature_path = format!("{path}.minisig");
-    let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
-    let mut signed = None;
-    let authenticate = |files: &[Vec<u8>]| match machine.keys.authenticate(files[0].clone(), &text(&files[1])) {
-        Ok(authentic) => {
-            signed = Some(authentic);
-            Ok(())
+/// As [`run`].
+pub fn write_only(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryError> {
+    let offered = obtain(machine, || fetch_release(machine))?;
+    let (survey, plan) = match look(machine, &offered)? {
+        Looked::Equal(_) => {
+            let totals = Totals::nothing_to_do(&offered.index);
+            return Ok((offered.manifest, totals));
         }
-        Err(error) => Err(chain(&error)),
+        Looked::Differs(survey, plan) => (survey, plan),
     };
-    let signed = get_checked(machine.source, "manifest", &wanted, authenticate).map(|_| signed)?;
-    let signed = signed.ok_or(ManifestError::NoKeys)?;
-    let manifest = Manifest::parse(&signed)?;
-    (machine.learn_time)(manifest.created_unix_s);
-    manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
-    let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
-    if !machine.allow_older {
-        manifest.check_serial(installed.map(|(_, installed)| installed.serial))?;
-    }
-    machine.journal.data(
-        &format!("release {} (serial {}), signed by {}", manifest.version, manifest.serial, signed.key_name()),
-        json!({ "version": manifest.version, "serial": manifest.serial }),
-    );
-    Ok(Release { signed, manifest })
+    announce(machine.journal, &plan.totals);
+    write(machine, &offered.index, &survey, &plan, &Recovering::without_environment(), false)?;
+    Ok((offered.manifest, plan.totals))
 }
 
-fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<Index, RecoveryError> {
-    let image = release.manifest.image(SYSTEM_IMAGE)?;
-    let installed = machine.state.and_then(|state| state.installed(machine.keys));
-    let same = installed
-        .filter(|installed| installed.manifest.image(SYSTEM_IMAGE).is_ok_and(|known| known.index == image.index));
-    let index = match same {
-        Some(installed) => installed.index,
-        None => Index::decode(&fetch_object(machine.source, "chunk index", &image.index)?)?,
-    };
-    if index.image_bytes() != image.size_bytes {
-        return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
-    }
-    Ok(index)
+/// The release and its index, fit for this machine and this partition.
+fn obtain(
+    machine: &Machine<'_>,
+    release: impl FnOnce() -> Result<Release, RecoveryError>,
+) -> Result<Installed, RecoveryError> {
+    machine.journal.phase(Phase::Manifest, &machine.source.describe(), || {
+        let release = release()?;
+        let (index, index_object) = fetch_index(machine, &release)?;
+        write::check_size(index.image_bytes(), machine.target)?;
+        let Release { signed, manifest } = release;
+        Ok(Installed { signed, manifest, index, index_object })
+    })
 }
 
-/// A file of the release, whole and checked: they are few and small.
-///
-/// # Errors
-/// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
-pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
-    fetch_object(machine.source, "file of the release", &release.manifest.file(name)?.object)
+/// What the partition is, compared with a release.
+enum Looked {
+    Equal(Verified),
+    Differs(Survey, Plan),
+}
+
+fn look(machine: &Machine<'_>, offered: &Installed) -> Result<Looked, RecoveryError> {
+    let Machine { journal, target, .. } = machine;
+    let index = &offered.index;
+    journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
+        // What an older and larger image left behind it may be of use.
+        let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
+        let before = installed.and_then(|(_, manifest)| Some(manifest.image(SYSTEM_IMAGE).ok()?.size_bytes));
+        let search_bytes = index.image_bytes().max(before.unwrap_or_default());
+        let (reading, blocks) = journal
+            .with_progress(Bytes::of_disk(search_bytes), |done| Reading::searching(index, search_bytes, *target, done));
+        report_read_errors(machine, &reading);
+        match Verified::from_reading(reading) {
+            Ok(proof) => Ok(Looked::Equal(proof)),
+            Err(survey) => {
+                let plan = plan(machine, offered, &survey, blocks)?;
+                Ok(Looked::Differs(survey, plan))
+            }
+        }
+    })
+}
+
+/// The plan, with moves where the partition holds anything.
+fn plan(machine: &Machine<'_>, offered: &Installed, survey: &Survey, blocks: Blocks) -> Result<Plan, RecoveryError> {
+    let index = &offered.index;
+    let Some(hints) = fetch_hints(machine, offered, &blocks)? else {
+        return Ok(Plan::new(index, survey, None));
+    };
+    let blocks = blocks.completed(index, &hints, survey);
+    Ok(Plan::new(index, survey, Some(Found { hints: &hints, blocks: &blocks })))
 }
 
 /// Whether the system image fits a partition, before anything else is done.
@@ -272,48 +259,15 @@ pub fn check_room(release: &Release, target: &dyn BlockTarget) -> Result<(), Rec
     Ok(write::check_size(release.manifest.image(SYSTEM_IMAGE)?.size_bytes, target)?)
 }
 
-fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
-    let path = manifest::object_path(&object.blake3);
-    let check = |files: &[Vec<u8>]| {
-        let (found, len) = (Digest::of(&files[0]), files[0].len());
-        if found == object.blake3 {
-            return Ok(());
-        }
-        Err(format!("{len} bytes with digest {found}, expected {} bytes with {}", object.size_bytes, object.blake3))
-    };
-    get_checked(source, what, &[(&path, object.size_bytes)], check).map(|mut files| files.remove(0))
-}
-
-fn get_checked(
-    source: &dyn Source,
-    what: &'static str,
-    wanted: &[(&str, u64)],
-    mut check: impl FnMut(&[Vec<u8>]) -> Result<(), String>,
-) -> Result<Vec<Vec<u8>>, RecoveryError> {
-    source.get_checked(wanted, &mut check).map_err(|source| RecoveryError::Fetch { what, source })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 fn read(machine: &Machine<'_>, index: &Index) -> Result<Verified, Survey> {
-    let reading = machine.journal.with_progress(index.image_bytes(), |done| Reading::of(index, machine.target, done));
+    let total = Bytes::of_disk(index.image_bytes());
+    let reading = machine.journal.with_progress(total, |done| Reading::of(index, machine.target, done));
     report_read_errors(machine, &reading);
-    reading.into_verified()
+    Verified::from_reading(reading)
 }
 
 fn announce(journal: &Journal, totals: &Totals) {
-    journal.data(
-        &format!(
-            "{} are right already; to download {}, to write {}, to zero {}",
-            bytes(totals.right_bytes),
-            bytes(totals.download_bytes),
-            bytes(totals.write_bytes),
-            bytes(totals.zero_bytes)
-        ),
-        json!(totals),
-    );
+    journal.data(&totals.to_string(), json!(totals));
 }
 
 fn prepare(machine: &Machine<'_>, serial: u64) -> Result<Recovering, RecoveryError> {
@@ -333,26 +287,39 @@ fn prepare(machine: &Machine<'_>, serial: u64) -> Result<Recovering, RecoveryErr
 fn write_and_read_back(
     machine: &Machine<'_>,
     index: &Index,
-    known: Survey,
+    survey: &Survey,
     plan: &Plan,
     permit: &Recovering,
 ) -> Result<Result<Verified, Survey>, RecoveryError> {
-    let journal = machine.journal;
-    let target = machine.target;
-    let to_write = plan.totals.write_bytes + plan.totals.zero_bytes;
-    let written = journal.phase(Phase::Write, &format!("write {} to {}", bytes(to_write), target.name()), || {
-        journal.with_progress(to_write, |done: &AtomicU64| {
-            write::apply(index, known, plan, machine.source, target, permit, done)
-        })
-    })?;
+    let Machine { journal, target, .. } = machine;
+    let written = write(machine, index, survey, plan, permit, true)?;
     journal.phase(Phase::Verify, &format!("read {} back", target.name()), || {
-        let reading = journal.with_progress(written.bytes, |done| Reading::back(written, target, done));
+        let owed = Bytes::of_disk(written.read_back.owed_bytes());
+        let reading = journal.with_progress(owed, |done| verify::read_back(written, *target, done));
         report_read_errors(machine, &reading);
         let ranges = reading.damaged_ranges();
         if !ranges.is_empty() {
             journal.warn(&format!("read back wrong: {}", ranges_for_people(&ranges)));
         }
-        Ok(reading.into_verified())
+        Ok(Verified::from_reading(reading))
+    })
+}
+
+fn write<'i>(
+    machine: &Machine<'_>,
+    index: &'i Index,
+    survey: &Survey,
+    plan: &Plan,
+    permit: &Recovering,
+    read_behind: bool,
+) -> Result<Written<'i>, RecoveryError> {
+    let Machine { journal, target, source, .. } = *machine;
+    let sentence = format!("write {} to {}", bytes(plan.totals.changed_bytes()), target.name());
+    journal.phase(Phase::Write, &sentence, || {
+        journal.with_progress(write::expected_work(plan, read_behind), |done| {
+            let work = Work { plan, source, target, done, read_behind };
+            Ok(write::apply(index, survey, work, permit)?)
+        })
     })
 }
 
@@ -371,12 +338,12 @@ fn commit(
     reach: Reach,
     totals: Totals,
 ) -> Result<Report, RecoveryError> {
-    let Installed { signed, manifest, index } = installed;
+    let Installed { signed, manifest, index_object, .. } = installed;
     let Manifest { version, serial, .. } = manifest;
     let committed = machine.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
         let permit = permit.map_or_else(|| prepare(machine, *serial), Ok)?;
         let renew = || renew(machine, manifest, reach);
-        let committed = boot::commit(proof, permit, machine.state, signed, index, machine.tries, renew)?;
+        let committed = boot::commit(proof, permit, machine.state, signed, index_object, machine.tries, renew)?;
         if let Some(error) = &committed.unrecorded {
             machine.journal.warn(&format!("{version} starts, but cannot be recorded as installed: {error}"));
         }

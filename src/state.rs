@@ -26,6 +26,8 @@ pub struct Installed {
     pub manifest: Manifest,
     /// Index of the system image.
     pub index: Index,
+    /// The object it was read from, to be recorded as it is: its digest is in the manifest.
+    pub index_object: Vec<u8>,
 }
 
 impl State {
@@ -83,12 +85,12 @@ impl State {
     #[must_use]
     pub fn installed(&self, keys: &TrustedKeys) -> Option<Installed> {
         let (signed, manifest) = self.installed_manifest(keys)?;
-        let bytes = fs::read(self.root.join("installed/system.idx")).ok()?;
+        let object = fs::read(self.root.join("installed/system.idx")).ok()?;
         let named = manifest.image(crate::manifest::SYSTEM_IMAGE).ok()?.index;
-        if crate::digest::Digest::of(&bytes) != named.blake3 {
+        if crate::digest::Digest::of(&object) != named.blake3 {
             return None;
         }
-        Some(Installed { index: Index::decode(&bytes).ok()?, signed, manifest })
+        Some(Installed { index: Index::from_object(&object).ok()?, index_object: object, signed, manifest })
     }
 
     /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit
@@ -96,11 +98,11 @@ impl State {
     ///
     /// # Errors
     /// The file system's. The record then counts as none, and the serial floor stays where it was.
-    pub fn record_installed(&self, signed: &Authentic, index: &Index) -> io::Result<()> {
+    pub fn record_installed(&self, signed: &Authentic, index_object: &[u8]) -> io::Result<()> {
         let directory = self.root.join("installed");
         let record = || {
             fs::create_dir_all(&directory)?;
-            replace(&directory.join("system.idx"), &index.encode())?;
+            replace(&directory.join("system.idx"), index_object)?;
             replace(&directory.join("manifest.json.minisig"), signed.signature().as_bytes())?;
             replace(&directory.join("manifest.json"), signed.bytes())?;
             File::open(&directory)?.sync_all()

@@ -24,12 +24,12 @@ use crate::fetch::{self, Mirrors, Options, Patience};
 use crate::grubenv::names;
 use crate::journal::Journal;
 use crate::manifest::{SYSTEM_IMAGE, TrustedKeys};
-use crate::progress::bytes;
+use crate::progress::Bytes;
+use crate::readback::Reading;
 use crate::recovery::{self, Machine};
 use crate::report::{self, Ending, Poster};
 use crate::sys::block::AlignedBuf;
 use crate::target::{BlockTarget, DeviceTarget};
-use crate::verify::Reading;
 use mounted::MountedState;
 
 /// Exit code: the command line could not be understood.
@@ -164,16 +164,14 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     if flash.dry_run {
         let (release, totals) = recovery::estimate(&machine).map_err(failed)?;
         let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
+        say(flash.common.json, &answer, || format!("{} on {}: {totals}", release.version, target.name()));
+        return Ok(0);
+    }
+    if flash.no_read_back {
+        let (release, totals) = recovery::write_only(&machine).map_err(failed)?;
+        let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
         say(flash.common.json, &answer, || {
-            format!(
-                "{} on {}: {} right already; to download {}, to write {}, to zero {}",
-                release.version,
-                target.name(),
-                bytes(totals.right_bytes),
-                bytes(totals.download_bytes),
-                bytes(totals.write_bytes),
-                bytes(totals.zero_bytes)
-            )
+            format!("{} was written to {}, not read back", release.version, target.name())
         });
         return Ok(0);
     }
@@ -211,7 +209,8 @@ fn run_verify(verify: &Verify) -> Result<u8, Failure> {
     let target = DeviceTarget::open_read_only(&path)?;
     let journal = Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal());
     let size_bytes = installed.index.image_bytes();
-    let reading = journal.with_progress(size_bytes, |done| Reading::of(&installed.index, &target, done));
+    let reading =
+        journal.with_progress(Bytes::of_disk(size_bytes), |done| Reading::of(&installed.index, &target, done));
     let damaged: Vec<[u64; 2]> = reading.damaged_ranges().iter().map(|range| [range.start, range.end]).collect();
     let sha256 = if verify.sha256 { Some(sha256_of(&target, size_bytes)?) } else { None };
     let intact = damaged.is_empty();

@@ -1,30 +1,51 @@
-//! Carries out a plan: fetch, decode, check, write. What comes out is [`Written`], not yet proven by read-back.
+//! Carries out a plan: move, fetch, decode, check, write. What comes out is [`Written`], not yet proven by read-back.
 //!
 //! Frame 0 holds the superblock. It is blanked before anything else changes and written last, after a flush, so
 //! that a half-written system never looks like one, whoever looks.
 
+mod behind;
+mod moving;
 mod pipeline;
+mod splitter;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::bootenv::Recovering;
 use crate::digest::{BLOCK_SIZE_BYTES, Digest, is_zero};
 use crate::fetch::{FetchError, Source};
-use crate::index::{FrameContent, Index};
-use crate::plan::{Plan, Survey, coalesce};
+use crate::index::{FrameContent, FrameNo, Index, StoredNo};
+use crate::plan::{Plan, Survey};
+use crate::progress::{Bytes, Done};
+use crate::readback::ReadBack;
 use crate::sys::block::AlignedBuf;
 use crate::target::BlockTarget;
-use pipeline::{Decoded, fetch_again, pipeline};
+use behind::Behind;
 
 /// The plan was carried out and flushed. Only [`crate::verify`] can make more of it.
 #[derive(Debug)]
 pub struct Written<'i> {
-    pub(crate) index: &'i Index,
-    /// What was known to be right before, and what was written now: the frames to read back.
-    pub(crate) before: Survey,
+    /// What was written, and what of it was read back already.
+    pub(crate) read_back: ReadBack<'i>,
     /// Bytes written, for the report.
     pub bytes: u64,
+}
+
+/// What a plan is carried out with.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Where content comes from.
+    pub source: &'a dyn Source,
+    /// Where it goes.
+    pub target: &'a dyn BlockTarget,
+    /// Counts what is done.
+    pub done: &'a Done,
+    /// Read back behind the writer, while the rest is written.
+    pub read_behind: bool,
 }
 
 /// Why a plan could not be carried out.
@@ -94,102 +115,239 @@ pub fn check_size(image_bytes: u64, target: &dyn BlockTarget) -> Result<(), Writ
     Ok(())
 }
 
-/// Makes the target equal to the image as far as the plan goes, and flushes it. `done_bytes` counts what was
-/// written and zeroed. The permit proves that a cut from here on leads back into recovery.
+/// What [`apply`] is going to count.
+#[must_use]
+pub fn expected_work(plan: &Plan, read_behind: bool) -> Bytes {
+    let changed = plan.totals.changed_bytes();
+    let behind = if read_behind { changed - changed % behind::STEP_BYTES } else { 0 };
+    Bytes { disk: plan.totals.move_bytes + changed + behind, network: plan.totals.download_bytes }
+}
+
+/// Makes the target equal to the image as far as the plan goes, and flushes it. The permit proves that a cut from here
+/// on leads back into recovery.
 ///
 /// # Errors
 /// [`WriteError`]; the target then holds some of the frames and no superblock, and running again goes on from there.
 pub fn apply<'i>(
     index: &'i Index,
-    survey: Survey,
-    plan: &Plan,
-    source: &dyn Source,
-    target: &dyn BlockTarget,
+    survey: &Survey,
+    work: Work<'_>,
     _permit: &Recovering,
-    done_bytes: &AtomicU64,
 ) -> Result<Written<'i>, WriteError> {
-    check_size(index.image_bytes(), target)?;
-    if plan.is_empty() {
-        return Ok(Written { index, before: survey, bytes: 0 });
+    check_size(index.image_bytes(), work.target)?;
+    if work.plan.is_empty() {
+        return Ok(Written { read_back: ReadBack::of_nothing(index, survey), bytes: 0 });
     }
-    let mut writer = Writer { index, plan, target, done_bytes, head: None };
-    writer.withhold_head(&survey)?;
-    for frame in &plan.zero {
-        if *frame != 0 {
-            let range = index.frame_range(*frame);
-            target.zero(range.clone()).map_err(|source| writer.error("zero", range.start, source))?;
-            done_bytes.fetch_add(range.end - range.start, Ordering::Relaxed);
-        }
+    let read_back = ReadBack::new(index, survey);
+    let writer = Writer::new(index, work);
+    writer.withhold_head(survey)?;
+    writer.run(&read_back);
+    if let Some(failure) = writer.take_failure() {
+        return Err(failure);
     }
-    let damaged = pipeline(index, &plan.requests, source, &mut writer)?;
-    for request in coalesce(index, &damaged) {
-        fetch_again(index, &request, source, &mut writer)?;
-    }
+    pipeline::fetch_again(&writer)?;
     writer.finish()?;
-    Ok(Written { index, before: survey, bytes: plan.totals.write_bytes + plan.totals.zero_bytes })
+    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes() })
 }
 
-/// Puts checked frames where they belong and keeps the head back.
+/// Puts checked frames where they belong and keeps the head back. Shared by all threads.
 struct Writer<'a> {
     index: &'a Index,
-    plan: &'a Plan,
-    target: &'a dyn BlockTarget,
-    done_bytes: &'a AtomicU64,
-    head: Option<AlignedBuf>,
+    work: Work<'a>,
+    /// Frame 0 of the image, once it is there.
+    head: Mutex<Option<AlignedBuf>>,
+    /// How many batches of moves have been read.
+    gate: Gate,
+    behind: Behind,
+    /// Stored frames that were not what they should be, with the frame that wants them; they are fetched once more.
+    damaged: Mutex<Vec<(StoredNo, FrameNo)>>,
+    stop: AtomicBool,
+    failure: Mutex<Option<WriteError>>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(index: &'a Index, work: Work<'a>) -> Self {
+        Self {
+            index,
+            work,
+            head: Mutex::default(),
+            gate: Gate::default(),
+            behind: Behind::default(),
+            damaged: Mutex::default(),
+            stop: AtomicBool::new(false),
+            failure: Mutex::default(),
+        }
+    }
+
     /// Takes the superblock off the medium before anything else changes. A head that is right already is kept in
     /// memory and put back at the end.
-    fn withhold_head(&mut self, survey: &Survey) -> Result<(), WriteError> {
+    fn withhold_head(&self, survey: &Survey) -> Result<(), WriteError> {
+        let target = self.work.target;
         let range = self.index.frame_range(0);
         let mut head = AlignedBuf::zeroed((range.end - range.start) as usize);
-        match self.target.read_at(0, &mut head[..]) {
-            Ok(()) if survey.is_right(0) => self.head = Some(head),
+        match target.read_at(0, &mut head[..]) {
+            Ok(()) if survey.is_right(0) => *lock(&self.head) = Some(head),
             // Already blank: a run that was cut. Do not write the block again on every attempt.
             Ok(()) if is_zero(&head[..BLOCK_SIZE_BYTES]) => return Ok(()),
             // Unreadable, and about to be written: that is how a disk heals a bad sector.
             _ => {}
         }
         let blank = AlignedBuf::zeroed(BLOCK_SIZE_BYTES);
-        self.target.write_at(0, &blank[..]).map_err(|source| self.error("blank the superblock of", 0, source))?;
-        self.target.flush().map_err(|source| self.error("flush", 0, source))
+        target.write_at(0, &blank[..]).map_err(|source| self.error("blank the superblock of", 0, source))?;
+        target.flush().map_err(|source| self.error("flush", 0, source))
     }
 
-    fn write(&mut self, frame: &Decoded) -> Result<(), WriteError> {
-        for destination in self.plan.destinations(frame.stored) {
-            let range = self.index.frame_range(destination);
-            let content = &frame.content[..frame.len];
-            if destination == 0 {
-                let mut head = AlignedBuf::zeroed(frame.len);
-                head.copy_from_slice(content);
-                self.head = Some(head);
-            } else {
-                self.put(range.start, content)?;
+    /// Everything but the head, on several threads. A failure is left for [`take_failure`](Self::take_failure).
+    fn run(&self, read_back: &ReadBack<'_>) {
+        std::thread::scope(|scope| {
+            if self.work.read_behind {
+                scope.spawn(|| self.behind.run(self, read_back));
+            }
+            std::thread::scope(|scope| {
+                moving::spawn(self, scope);
+                pipeline::spawn(self, scope);
+                self.zero();
+            });
+            self.behind.end();
+        });
+    }
+
+    /// Zeroes what has to be, in long ranges, once nothing there is needed any more.
+    fn zero(&self) {
+        let mut ranges: Vec<std::ops::Range<FrameNo>> = Vec::new();
+        for frame in self.work.plan.zero.iter().copied().filter(|frame| *frame != 0) {
+            match ranges.last_mut() {
+                Some(last) if last.end == frame => last.end += 1,
+                _ => ranges.push(frame..frame + 1),
             }
         }
+        for frames in ranges {
+            let free_after = frames.clone().map(|frame| self.work.plan.moves.free_after(frame)).max();
+            self.gate.wait(free_after.unwrap_or_default());
+            if self.is_stopped() {
+                return;
+            }
+            let range = self.index.frame_range(frames.start).start..self.index.frame_range(frames.end - 1).end;
+            match self.work.target.zero(range.clone()) {
+                Ok(()) => self.wrote(frames, range.end - range.start),
+                Err(source) => return self.fail(self.error("zero", range.start, source)),
+            }
+        }
+    }
+
+    /// Writes checked frames, neighbours together. Each comes with its place in `content`, a multiple of 4096 bytes.
+    fn write(&self, frames: &mut [(FrameNo, usize)], content: &[u8]) -> Result<(), WriteError> {
+        frames.sort_unstable();
+        let length = |frame: FrameNo| {
+            let range = self.index.frame_range(frame);
+            (range.end - range.start) as usize
+        };
+        let mut rest: &[(FrameNo, usize)] = frames;
+        while let Some((&(first, from), more)) = rest.split_first() {
+            if first == 0 {
+                let mut head = AlignedBuf::zeroed(length(0));
+                head.copy_from_slice(&content[from..from + length(0)]);
+                *lock(&self.head) = Some(head);
+                rest = more;
+                continue;
+            }
+            let (mut end, mut next) = (from + length(first), first + 1);
+            rest = more;
+            while let Some((&(frame, from), more)) = rest.split_first()
+                && (frame, from) == (next, end)
+            {
+                (end, next, rest) = (end + length(frame), next + 1, more);
+            }
+            let offset = self.index.frame_range(first).start;
+            self.put(offset, &content[from..end])?;
+            self.wrote(first..next, (end - from) as u64);
+        }
         Ok(())
+    }
+
+    fn wrote(&self, frames: std::ops::Range<FrameNo>, bytes: u64) {
+        self.work.done.disk(bytes);
+        if self.work.read_behind {
+            self.behind.wrote(frames, bytes);
+        }
     }
 
     /// Flush, head, flush.
-    fn finish(&mut self) -> Result<(), WriteError> {
-        self.target.flush().map_err(|source| self.error("flush", 0, source))?;
-        if let Some(head) = self.head.take() {
+    fn finish(&self) -> Result<(), WriteError> {
+        let target = self.work.target;
+        target.flush().map_err(|source| self.error("flush", 0, source))?;
+        let range = self.index.frame_range(0);
+        if let Some(head) = lock(&self.head).take() {
             self.put(0, &head[..])?;
         } else if self.index.frame_content(0) == FrameContent::Zero {
-            let range = self.index.frame_range(0);
-            self.target.zero(range.clone()).map_err(|source| self.error("zero", 0, source))?;
+            target.zero(range.clone()).map_err(|source| self.error("zero", 0, source))?;
         }
-        self.target.flush().map_err(|source| self.error("flush", 0, source))
+        self.work.done.disk(range.end);
+        target.flush().map_err(|source| self.error("flush", 0, source))
     }
 
     fn put(&self, offset: u64, content: &[u8]) -> Result<(), WriteError> {
-        self.target.write_at(offset, content).map_err(|source| self.error("write to", offset, source))?;
-        self.done_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.work.target.write_at(offset, content).map_err(|source| self.error("write to", offset, source))
     }
 
     fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> WriteError {
-        WriteError::Target { doing, target: self.target.identity(), offset, source }
+        WriteError::Target { doing, target: self.work.target.identity(), offset, source }
     }
+
+    /// Ends the work of all threads. The first failure is the one that is told.
+    fn fail(&self, error: WriteError) {
+        lock(&self.failure).get_or_insert(error);
+        self.stop.store(true, Ordering::Relaxed);
+        self.gate.open();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn take_failure(&self) -> Option<WriteError> {
+        lock(&self.failure).take()
+    }
+
+    fn damaged(&self, stored: StoredNo, frame: FrameNo) {
+        lock(&self.damaged).push((stored, frame));
+    }
+}
+
+/// Holds back who would overwrite what a move still has to read.
+#[derive(Default)]
+struct Gate {
+    read: Mutex<u32>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Returns once that many batches were read.
+    fn wait(&self, batches: u32) {
+        let read = lock(&self.read);
+        drop(self.changed.wait_while(read, |read| *read < batches));
+    }
+
+    fn advance(&self, batches: u32) {
+        let mut read = lock(&self.read);
+        *read = batches.max(*read);
+        self.changed.notify_all();
+    }
+
+    fn open(&self) {
+        self.advance(u32::MAX);
+    }
+}
+
+/// A thread that panicked must not hide what the others did.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Threads that decode, or put together, each with a buffer of `bytes`: some more than cores, as they also wait for the
+/// disk, and no more than memory allows.
+fn workers(bytes: usize) -> usize {
+    const MEMORY_BYTES: usize = 16 * 1024 * 1024;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (cores + 2).min(MEMORY_BYTES / bytes).max(1)
 }

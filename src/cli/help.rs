@@ -43,7 +43,8 @@ system that is running, use `reflash request` and reboot.
   --channel NAME  --product NAME  --hardware NAME
                   instead of the configuration's (hardware: instead of DMI's)
   --allow-older   accept an older release than the installed one
-  --dry-run       compare, say what would be downloaded and written, change nothing
+  --dry-run       compare, say what would be downloaded, moved and written, change nothing
+  --no-read-back  do not read back what was written; only with --target, for files and disks on a bench
 ";
 
 const PROVISION: &str = "\

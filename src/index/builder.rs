@@ -1,7 +1,7 @@
 //! Making an index, frame by frame.
 
 use super::{Extent, FrameContent, Index, IndexError, Pack, StoredNo, ZERO_FRAME, check_sizes};
-use crate::digest::{BlockHash, Digest};
+use crate::digest::Digest;
 
 /// Collects an image's frames in order and becomes its [`Index`].
 #[derive(Debug)]
@@ -22,7 +22,6 @@ impl Builder {
             packs: Vec::new(),
             frames: Vec::new(),
             digests: Vec::new(),
-            blocks: Vec::new(),
             extents: Vec::new(),
             lengths: Vec::new(),
             offsets: Vec::new(),
@@ -31,13 +30,11 @@ impl Builder {
         Ok(Self { index: empty })
     }
 
-    /// Registers a stored frame and returns its number. `blocks` are the hashes of its 4 KiB blocks.
-    pub fn store(&mut self, digest: Digest, blocks: &[BlockHash], compressed_bytes: u32) -> StoredNo {
+    /// Registers a stored frame and returns its number.
+    pub fn store(&mut self, digest: Digest, compressed_bytes: u32) -> StoredNo {
         let number = self.index.digests.len() as StoredNo;
         self.index.digests.push(digest);
         self.index.lengths.push(compressed_bytes);
-        self.index.blocks.extend_from_slice(blocks);
-        self.index.blocks.resize(self.index.digests.len() * self.index.blocks_per_frame(), 0);
         number
     }
 

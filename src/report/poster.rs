@@ -292,7 +292,7 @@ mod tests {
         });
         progress.lock().unwrap().result = Some(Ending::Refused);
         let _: Result<(), ()> = journal.phase(Phase::Write, "write", || {
-            journal.with_progress(100, |done| done.store(60, std::sync::atomic::Ordering::Relaxed));
+            journal.with_progress(crate::progress::Bytes::of_disk(100), |done| done.disk(60));
             journal.warn(&"é".repeat(400));
             Err(())
         });

@@ -1,153 +1,142 @@
 //! Frames on their way from the network to the disk.
 //!
-//! Three kinds of threads: one fetches, one per core decodes and checks, one writes. Two bounded queues between
-//! them keep memory small whatever the image: a slow disk stops the download, a slow link stops nothing else.
+//! Several connections fetch, each its own requests; some more threads than cores decode, check and write. Between them
+//! a bounded queue keeps memory small whatever the image: a slow disk stops the download, a slow link stops nothing else.
 
-use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::Scope;
 
-use super::{WriteError, Writer};
+use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
+use super::{WriteError, Writer, lock, workers};
 use crate::digest::Digest;
-use crate::fetch::{SinkError, Source};
-use crate::index::{Index, StoredNo};
+use crate::fetch::SinkError;
+use crate::index::{FrameNo, Index, StoredNo};
 use crate::manifest::object_path;
-use crate::plan::Request;
+use crate::plan::{Request, coalesce};
 use crate::sys::block::AlignedBuf;
 
-/// Bytes of compressed and of decoded frames that may wait in each of the two queues.
+/// Requests under way at a time: one connection waits for the answer while another delivers, and a path that favours
+/// many streams is used. More would only take from others.
+const CONNECTIONS: usize = 4;
+
+/// Compressed bytes that may wait for a decoder.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
-/// One compressed frame on its way to the decoders.
-struct Compressed {
-    stored: StoredNo,
-    bytes: Vec<u8>,
-}
-
-/// One checked frame on its way to the disk.
-pub(super) struct Decoded {
-    pub(super) stored: StoredNo,
-    pub(super) content: AlignedBuf,
-    pub(super) len: usize,
-}
-
-/// Fetches, decodes and writes the frames of `requests`. Returns those that arrived with a wrong digest.
-pub(super) fn pipeline(
-    index: &Index,
-    requests: &[Request],
-    source: &dyn Source,
-    writer: &mut Writer<'_>,
-) -> Result<Vec<StoredNo>, WriteError> {
-    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(8);
-    let queue = (QUEUE_BYTES / index.frame_bytes() as usize).clamp(2, 256);
-    let (to_decode, compressed) = sync_channel::<Compressed>(queue);
-    let (to_write, decoded) = sync_channel::<Result<Decoded, WriteError>>(queue);
-    let compressed = Mutex::new(compressed);
-    let (recycle, recycled) = std::sync::mpsc::channel::<AlignedBuf>();
-    let recycled = Mutex::new(recycled);
-    let damaged = Mutex::new(Vec::new());
-    let stop = AtomicBool::new(false);
-    let outcome = std::thread::scope(|scope| {
-        let fetcher = {
-            let stop = &stop;
-            scope.spawn(move || fetch_all(index, requests, source, &to_decode, stop))
-        };
-        for _ in 0..workers {
-            let to_write = to_write.clone();
-            let (compressed, recycled, damaged) = (&compressed, &recycled, &damaged);
-            scope.spawn(move || decode_all(index, compressed, recycled, damaged, &to_write));
-        }
-        drop(to_write);
-        let mut failure = None;
-        for frame in decoded {
-            if failure.is_some() {
-                continue; // Drain, so that no thread blocks on a full queue.
-            }
-            match frame.and_then(|frame| writer.write(&frame).map(|()| frame.content)) {
-                Ok(buffer) => drop(recycle.send(buffer)),
-                Err(error) => {
-                    failure = Some(error);
-                    stop.store(true, Ordering::Relaxed);
+/// Starts the threads that fetch and write what the plan asks for.
+pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
+    let requests = &writer.work.plan.requests;
+    if requests.is_empty() {
+        return;
+    }
+    let parcel_bytes = PARCEL_BYTES.max(writer.index.frame_bytes() as usize);
+    let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
+    let (recycle, recycled) = channel::<Parcel>();
+    let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));
+    let next = Arc::new(AtomicUsize::new(0));
+    for _ in 0..CONNECTIONS.min(requests.len()) {
+        let (next, to_decode, recycled) = (next.clone(), to_decode.clone(), recycled.clone());
+        scope.spawn(move || {
+            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if writer.is_stopped() {
+                    return;
+                }
+                if let Err(error) = fetch(writer, request, &to_decode, &recycled) {
+                    return writer.fail(error);
                 }
             }
-        }
-        let fetched = fetcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        failure.map_or(fetched, Err)
-    });
-    outcome?;
-    let mut damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
-    damaged.sort_unstable();
-    Ok(damaged)
+        });
+    }
+    for _ in 0..workers(parcel_bytes) {
+        let (parcels, recycle) = (parcels.clone(), recycle.clone());
+        scope.spawn(move || {
+            if let Err(error) = decode_all(writer, parcel_bytes, &parcels, &recycle) {
+                writer.fail(error);
+            }
+        });
+    }
 }
 
-fn fetch_all(
-    index: &Index,
-    requests: &[Request],
-    source: &dyn Source,
-    to_decode: &SyncSender<Compressed>,
-    stop: &AtomicBool,
+/// Frames of a parcel.
+fn per_parcel(index: &Index) -> usize {
+    (PARCEL_BYTES / index.frame_bytes() as usize).max(1)
+}
+
+fn fetch(
+    writer: &Writer<'_>,
+    request: &Request,
+    to_decode: &SyncSender<Parcel>,
+    recycled: &Mutex<Receiver<Parcel>>,
 ) -> Result<(), WriteError> {
-    for request in requests {
-        let mut splitter = Splitter::new(index, request);
-        let mut sink = |bytes: &[u8]| {
-            if stop.load(Ordering::Relaxed) {
-                return Err(local("the writer stopped"));
-            }
-            splitter.take(bytes, |frame| to_decode.send(frame).map_err(|_| local("the decoders stopped")))
-        };
-        let result = get(index, request, source, &mut sink);
-        if stop.load(Ordering::Relaxed) {
-            return Ok(()); // The writer's own error says what happened.
+    let emptied = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
+    let mut splitter = Splitter::new(writer.index, request, per_parcel(writer.index), emptied());
+    let result = get(writer, request, &mut |bytes: &[u8]| {
+        if writer.is_stopped() {
+            return Err(local("the writer stopped"));
         }
-        result?;
+        writer.work.done.network(bytes.len() as u64);
+        splitter.take(bytes, |parcel| {
+            to_decode.send(parcel).map_err(|_| local("the decoders stopped"))?;
+            Ok(emptied())
+        })
+    });
+    // Then somebody else's error says what happened.
+    if writer.is_stopped() { Ok(()) } else { result }
+}
+
+/// Downloads frames that were damaged once more, one by one, checking each before the next byte is taken: the source then
+/// knows which copy sent wrong bytes, and asks another one.
+pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
+    let mut wanted: HashMap<StoredNo, Vec<FrameNo>> = HashMap::new();
+    for (stored, frame) in std::mem::take(&mut *lock(&writer.damaged)) {
+        wanted.entry(stored).or_default().push(frame);
+    }
+    let mut stored: Vec<StoredNo> = wanted.keys().copied().collect();
+    stored.sort_unstable();
+    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+    let mut content = AlignedBuf::zeroed(writer.index.frame_bytes() as usize);
+    for request in coalesce(writer.index, &stored) {
+        let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
+        let mut failure = None;
+        let result = get(writer, &request, &mut |bytes: &[u8]| {
+            let mut wrong = None;
+            let taken = splitter.take(bytes, |parcel| {
+                for (stored, bytes) in parcel.frames() {
+                    if decode(writer.index, &mut zstd, stored, bytes, &mut content).is_none() {
+                        let from = writer.index.location(stored).range.start;
+                        wrong = Some(from);
+                        let digest = writer.index.digest(stored);
+                        let reason = format!("the frame there has not the digest {digest}");
+                        return Err(SinkError::Wrong { from, reason });
+                    }
+                    for frame in &wanted[&stored] {
+                        if let Err(error) = writer.write(&mut [(*frame, 0)], &content) {
+                            failure = Some(error);
+                            return Err(local("the writer stopped"));
+                        }
+                    }
+                }
+                Ok(parcel.emptied())
+            });
+            if let Some(from) = wrong {
+                splitter.rewind(from);
+            }
+            taken
+        });
+        failure.map_or(result, Err)?;
     }
     Ok(())
 }
 
-/// Downloads frames that arrived damaged once more, checking each before the next byte is taken: the source then
-/// knows which copy sent wrong bytes, and asks another one.
-pub(super) fn fetch_again(
-    index: &Index,
-    request: &Request,
-    source: &dyn Source,
-    writer: &mut Writer<'_>,
-) -> Result<(), WriteError> {
-    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-    let mut splitter = Splitter::new(index, request);
-    let mut failure = None;
-    let mut sink = |bytes: &[u8]| {
-        let mut wrong = None;
-        let taken = splitter.take(bytes, |frame| {
-            let mut content = AlignedBuf::zeroed(index.frame_bytes() as usize);
-            let Some(len) = decode(index, &mut zstd, &frame, &mut content) else {
-                let from = index.location(frame.stored).range.start;
-                wrong = Some(from);
-                let digest = index.digest(frame.stored);
-                return Err(SinkError::Wrong { from, reason: format!("the frame there has not the digest {digest}") });
-            };
-            writer.write(&Decoded { stored: frame.stored, content, len }).map_err(|error| {
-                failure = Some(error);
-                local("the writer stopped")
-            })
-        });
-        if let Some(from) = wrong {
-            splitter.rewind(from);
-        }
-        taken
-    };
-    let result = get(index, request, source, &mut sink);
-    failure.map_or(result, Err)
-}
-
 fn get(
-    index: &Index,
+    writer: &Writer<'_>,
     request: &Request,
-    source: &dyn Source,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
 ) -> Result<(), WriteError> {
-    let pack = index.packs()[request.pack as usize].digest;
-    source.get_range(&object_path(&pack), request.range.clone(), sink).map_err(|source| WriteError::Fetch {
+    let pack = writer.index.packs()[request.pack as usize].digest;
+    writer.work.source.get_range(&object_path(&pack), request.range.clone(), sink).map_err(|source| WriteError::Fetch {
         pack,
         start: request.range.start,
         end: request.range.end,
@@ -164,84 +153,43 @@ fn local(text: &str) -> SinkError {
 fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,
-    frame: &Compressed,
-    content: &mut AlignedBuf,
+    stored: StoredNo,
+    bytes: &[u8],
+    content: &mut [u8],
 ) -> Option<usize> {
-    let len = zstd.decompress_to_buffer(&frame.bytes, &mut content[..]).ok()?;
-    (Digest::of(&content[..len]) == *index.digest(frame.stored)).then_some(len)
-}
-
-/// Cuts the bytes of one request into its frames, leaving out the gaps.
-struct Splitter<'a> {
-    index: &'a Index,
-    request: &'a Request,
-    /// Offset in the pack of the next byte.
-    position: u64,
-    next: usize,
-    current: Vec<u8>,
-}
-
-impl<'a> Splitter<'a> {
-    fn new(index: &'a Index, request: &'a Request) -> Self {
-        Self { index, request, position: request.range.start, next: 0, current: Vec::new() }
-    }
-
-    /// Goes back to the start of a frame of this request.
-    fn rewind(&mut self, position: u64) {
-        self.position = position;
-        self.next = self.request.stored.partition_point(|stored| self.index.location(*stored).range.start < position);
-        self.current.clear();
-    }
-
-    fn take(
-        &mut self,
-        mut bytes: &[u8],
-        mut send: impl FnMut(Compressed) -> Result<(), SinkError>,
-    ) -> Result<(), SinkError> {
-        while let Some(stored) = self.request.stored.get(self.next) {
-            let place = self.index.location(*stored).range;
-            let gap = place.start.saturating_sub(self.position).min(bytes.len() as u64);
-            bytes = &bytes[gap as usize..];
-            self.position += gap;
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            let wanted = (place.end - self.position).min(bytes.len() as u64) as usize;
-            let (head, rest) = bytes.split_at(wanted);
-            self.current.extend_from_slice(head);
-            self.position += wanted as u64;
-            bytes = rest;
-            if self.position == place.end {
-                self.next += 1;
-                send(Compressed { stored: *stored, bytes: std::mem::take(&mut self.current) })?;
-            }
-        }
-        Ok(())
-    }
+    let len = zstd.decompress_to_buffer(bytes, content).ok()?;
+    (Digest::of(&content[..len]) == *index.digest(stored)).then_some(len)
 }
 
 fn decode_all(
-    index: &Index,
-    compressed: &Mutex<Receiver<Compressed>>,
-    recycled: &Mutex<Receiver<AlignedBuf>>,
-    damaged: &Mutex<Vec<StoredNo>>,
-    to_write: &SyncSender<Result<Decoded, WriteError>>,
-) {
-    let mut zstd = match zstd::bulk::Decompressor::new() {
-        Ok(zstd) => zstd,
-        Err(error) => return drop(to_write.send(Err(WriteError::Decompressor(error)))),
-    };
+    writer: &Writer<'_>,
+    parcel_bytes: usize,
+    parcels: &Mutex<Receiver<Parcel>>,
+    recycle: &Sender<Parcel>,
+) -> Result<(), WriteError> {
+    let (index, plan) = (writer.index, writer.work.plan);
+    let frame_bytes = index.frame_bytes() as usize;
+    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+    let mut content = AlignedBuf::zeroed(parcel_bytes);
     loop {
-        let Ok(frame) = compressed.lock().unwrap_or_else(PoisonError::into_inner).recv() else { return };
-        let spare = recycled.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok();
-        let mut content = spare.unwrap_or_else(|| AlignedBuf::zeroed(index.frame_bytes() as usize));
-        match decode(index, &mut zstd, &frame, &mut content) {
-            Some(len) => {
-                if to_write.send(Ok(Decoded { stored: frame.stored, content, len })).is_err() {
-                    return;
-                }
+        let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
+        if writer.is_stopped() {
+            continue; // Drain, so that nobody blocks on a full queue.
+        }
+        let mut frames: Vec<(FrameNo, usize)> = Vec::new();
+        for (place, (stored, bytes)) in parcel.frames().enumerate() {
+            let from = place * frame_bytes;
+            let right = decode(index, &mut zstd, stored, bytes, &mut content[from..from + frame_bytes]).is_some();
+            for frame in plan.destinations(stored) {
+                if right { frames.push((frame, from)) } else { writer.damaged(stored, frame) }
             }
-            None => damaged.lock().unwrap_or_else(PoisonError::into_inner).push(frame.stored),
+        }
+        let _ = recycle.send(parcel);
+        // Moves may still have to read what lies there.
+        let free_after = frames.iter().map(|(frame, _)| plan.moves.free_after(*frame)).max();
+        writer.gate.wait(free_after.unwrap_or_default());
+        if !writer.is_stopped() {
+            writer.write(&mut frames, &content)?;
         }
     }
 }

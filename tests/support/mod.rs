@@ -92,7 +92,7 @@ impl Fixture {
 
     /// The (first) pack.
     pub fn pack_path(&self) -> PathBuf {
-        let index = reflash::index::Index::decode(&std::fs::read(self.index_path()).unwrap()).unwrap();
+        let index = reflash::index::Index::from_object(&std::fs::read(self.index_path()).unwrap()).unwrap();
         self.tree().join(reflash::manifest::object_path(&index.packs()[0].digest))
     }
 
@@ -161,7 +161,7 @@ fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Release
         ostree: None,
         files: Vec::new(),
         layout: None,
-        frame_bytes: 16 * 1024,
+        frame_bytes: Some(16 * 1024),
         level: 3,
         created_unix_s: Some(1_700_000_000),
     };

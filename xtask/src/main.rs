@@ -180,9 +180,9 @@ struct ReleaseArgs {
     /// Partition layout to ship with the release.
     #[arg(long, value_name = "FILE.toml")]
     layout: Option<PathBuf>,
-    /// Bytes of a frame: a power of two from 16384 to 4194304.
-    #[arg(long, default_value_t = release::DEFAULT_FRAME_BYTES)]
-    frame_bytes: u32,
+    /// Bytes of a frame: a power of two from 16384 to 4194304 (default: the smallest that fits the image).
+    #[arg(long)]
+    frame_bytes: Option<u32>,
     /// zstd level, 1 to 22.
     #[arg(long, default_value_t = release::DEFAULT_LEVEL)]
     level: i32,

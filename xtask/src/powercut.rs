@@ -211,7 +211,7 @@ impl Lab {
             ostree: None,
             files: if number == 0 { Vec::new() } else { self.carried.clone() },
             layout: None,
-            frame_bytes: release::DEFAULT_FRAME_BYTES,
+            frame_bytes: None,
             level: 1,
             created_unix_s: None,
         };
@@ -219,7 +219,7 @@ impl Lab {
         let index = released.manifest.image(SYSTEM_IMAGE)?.index;
         let index = std::fs::read(self.tree().join(manifest::object_path(&index.blake3)))?;
         let image = std::fs::read(&self.images[number])?;
-        Ok(Release { serial: released.manifest.serial, index: Index::decode(&index)?, image })
+        Ok(Release { serial: released.manifest.serial, index: Index::from_object(&index)?, image })
     }
 
     /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::digest::{Digest, hex};
+use reflash::hints::Hints;
 use reflash::index::{FrameContent, Index};
 use reflash::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
 use sha2::{Digest as _, Sha256};
@@ -25,7 +26,11 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
         object(root, &file.object).with_context(|| format!("file {:?}", file.name))?;
     }
     for image in &manifest.images {
-        let index = Index::decode(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        let index =
+            Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        if let Some(hints) = &image.hints {
+            Hints::decode(object(root, hints)?, &index).with_context(|| format!("image {:?}", image.name))?;
+        }
         ensure!(index.image_bytes() == image.size_bytes, "image {:?}: index and manifest differ in size", image.name);
         let sha256 = check_image(root, &index).with_context(|| format!("image {:?}", image.name))?;
         ensure!(
@@ -45,8 +50,10 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
 pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
     let mut found: Vec<Digest> = manifest.files.iter().map(|file| file.object.blake3).collect();
     for image in &manifest.images {
-        let index = Index::decode(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        let index =
+            Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
+        found.extend(image.hints.map(|hints| hints.blake3));
         found.extend(index.packs().iter().map(|pack| pack.digest));
     }
     Ok(found)

@@ -1,0 +1,136 @@
+//! The release and its parts, fetched and checked.
+
+use serde_json::json;
+
+use super::{Machine, RecoveryError};
+use crate::chain::chain;
+use crate::digest::Digest;
+use crate::fetch::Source;
+use crate::hints::{self, Hints};
+use crate::index::Index;
+use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE};
+use crate::plan::Blocks;
+use crate::progress::bytes;
+use crate::state::Installed;
+
+/// A minisign signature is 4 lines, about 350 bytes.
+const MAX_SIGNATURE_BYTES: u64 = 4096;
+
+/// A manifest that is signed, fits this machine and does not go back.
+#[derive(Debug)]
+pub struct Release {
+    pub(super) signed: Authentic,
+    /// What it says.
+    pub manifest: Manifest,
+}
+
+/// Downloads the manifest and checks signature, format, fit and serial.
+///
+/// # Errors
+/// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
+pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
+    if machine.keys.is_empty() {
+        // No copy of the release can be good: do not ask for one again and again.
+        return Err(ManifestError::NoKeys.into());
+    }
+    let path = manifest::manifest_path(&machine.channel);
+    let signature_path = format!("{path}.minisig");
+    let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
+    let mut signed = None;
+    let authenticate = |files: &[Vec<u8>]| match machine.keys.authenticate(files[0].clone(), &text(&files[1])) {
+        Ok(authentic) => {
+            signed = Some(authentic);
+            Ok(())
+        }
+        Err(error) => Err(chain(&error)),
+    };
+    let signed = get_checked(machine.source, "manifest", &wanted, authenticate).map(|_| signed)?;
+    let signed = signed.ok_or(ManifestError::NoKeys)?;
+    let manifest = Manifest::parse(&signed)?;
+    (machine.learn_time)(manifest.created_unix_s);
+    manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
+    let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
+    if !machine.allow_older {
+        manifest.check_serial(installed.map(|(_, installed)| installed.serial))?;
+    }
+    machine.journal.data(
+        &format!("release {} (serial {}), signed by {}", manifest.version, manifest.serial, signed.key_name()),
+        json!({ "version": manifest.version, "serial": manifest.serial }),
+    );
+    Ok(Release { signed, manifest })
+}
+
+pub(super) fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<(Index, Vec<u8>), RecoveryError> {
+    let image = release.manifest.image(SYSTEM_IMAGE)?;
+    let installed = machine.state.and_then(|state| state.installed(machine.keys));
+    let same = installed
+        .filter(|installed| installed.manifest.image(SYSTEM_IMAGE).is_ok_and(|known| known.index == image.index));
+    let (index, object) = match same {
+        Some(installed) => (installed.index, installed.index_object),
+        None => {
+            let object = fetch_object(machine.source, "chunk index", &image.index)?;
+            (Index::from_object(&object)?, object)
+        }
+    };
+    if index.image_bytes() != image.size_bytes {
+        return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
+    }
+    Ok((index, object))
+}
+
+/// A file of the release, whole and checked: they are few and small.
+///
+/// # Errors
+/// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
+pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
+    fetch_object(machine.source, "file of the release", &release.manifest.file(name)?.object)
+}
+
+/// The hints of the release, if they are of use. Without them more is downloaded, which is no reason to fail.
+pub(super) fn fetch_hints(
+    machine: &Machine<'_>,
+    offered: &Installed,
+    blocks: &Blocks,
+) -> Result<Option<Hints>, RecoveryError> {
+    let Some(object) = offered.manifest.image(SYSTEM_IMAGE)?.hints.as_ref().filter(|_| !blocks.is_blank()) else {
+        return Ok(None);
+    };
+    let without = |why: &(dyn std::error::Error + 'static)| {
+        machine.journal.warn(&format!("nothing can be moved, more is downloaded: {}", chain(why)));
+        Ok(None)
+    };
+    if object.size_bytes > hints::MAX_SIZE_BYTES {
+        machine.journal.warn(&format!("block hints of {} are more than fit into memory", bytes(object.size_bytes)));
+        return Ok(None);
+    }
+    match fetch_object(machine.source, "block hints", object) {
+        Ok(bytes) => Hints::decode(bytes, &offered.index).map(Some).or_else(|error| without(&error)),
+        Err(error) if error.is_retryable() => Err(error),
+        Err(error) => without(&error),
+    }
+}
+
+pub(super) fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
+    let path = manifest::object_path(&object.blake3);
+    let check = |files: &[Vec<u8>]| {
+        let (found, len) = (Digest::of(&files[0]), files[0].len());
+        if found == object.blake3 {
+            return Ok(());
+        }
+        Err(format!("{len} bytes with digest {found}, expected {} bytes with {}", object.size_bytes, object.blake3))
+    };
+    get_checked(source, what, &[(&path, object.size_bytes)], check).map(|mut files| files.remove(0))
+}
+
+fn get_checked(
+    source: &dyn Source,
+    what: &'static str,
+    wanted: &[(&str, u64)],
+    mut check: impl FnMut(&[Vec<u8>]) -> Result<(), String>,
+) -> Result<Vec<Vec<u8>>, RecoveryError> {
+    source.get_checked(wanted, &mut check).map_err(|source| RecoveryError::Fetch { what, source })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

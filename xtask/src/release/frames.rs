@@ -1,0 +1,182 @@
+//! An image becomes packs of compressed frames, an index and block hints.
+//!
+//! The image is read twice: first to know all frames, then to compress those that the release before does not have. What
+//! is new lies together in packs of its own, so that a robot that has the release before downloads it in few requests,
+//! and caches and mirrors keep what they have.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
+use reflash::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
+use reflash::hints::{Hint, Hints};
+use reflash::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, MIN_FRAME_BYTES, StoredNo};
+use reflash::manifest;
+use sha2::{Digest as _, Sha256};
+
+use super::Spec;
+use super::objects::{Objects, PackWriter};
+use super::reuse::Reusable;
+
+/// Frames hashed or compressed in parallel before they are taken in order.
+const BATCH_FRAMES: usize = 512;
+
+/// zstd level of the index object: small, and read by every robot.
+const INDEX_LEVEL: i32 = 19;
+
+/// An image in the object store.
+pub struct Packed {
+    pub described: manifest::Image,
+    /// Bytes of all frames.
+    pub packed_bytes: u64,
+    /// Bytes of those that were not there before.
+    pub new_bytes: u64,
+}
+
+/// A distinct frame of the image.
+struct Distinct {
+    digest: Digest,
+    hints: Vec<Hint>,
+    /// Where in the image it is first.
+    first: FrameNo,
+}
+
+/// The image as it was read the first time.
+struct Scan {
+    /// By frame, the position in `distinct`.
+    frames: Vec<Option<usize>>,
+    distinct: Vec<Distinct>,
+    sha256: String,
+}
+
+/// The smallest frame size with which an image keeps to the number of frames an agent can hold: small frames follow
+/// changes closely and cost little (16 KiB against 64 KiB: 2 % of the download).
+fn frame_bytes_for(image_bytes: u64) -> u32 {
+    let mut frame_bytes = MIN_FRAME_BYTES;
+    while frame_bytes < MAX_FRAME_BYTES && image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
+        frame_bytes *= 2;
+    }
+    frame_bytes
+}
+
+/// Puts the image of `spec` into the store.
+pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<Reusable>) -> Result<Packed> {
+    let path = &spec.image;
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let size_bytes = file.metadata()?.len();
+    ensure!(
+        size_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64),
+        "{} has {size_bytes} bytes, not a multiple of {BLOCK_SIZE_BYTES}",
+        path.display()
+    );
+    let frame_bytes = spec.frame_bytes.unwrap_or_else(|| frame_bytes_for(size_bytes));
+    let mut builder = Builder::new(size_bytes, frame_bytes)?;
+    let scan = scan(&file, size_bytes, frame_bytes).with_context(|| format!("read {}", path.display()))?;
+
+    // Reused frames first, in the order of their packs, then the new ones in the order of the image: long runs either way.
+    let digests: Vec<Digest> = scan.distinct.iter().map(|frame| frame.digest).collect();
+    let reused = reusable.map(|reusable| reusable.take(&digests, frame_bytes)).unwrap_or_default();
+    let mut number = vec![None; scan.distinct.len()];
+    let mut order = Vec::with_capacity(scan.distinct.len());
+    let mut old_bytes = 0;
+    let mut end = None;
+    for found in &reused {
+        let stored = builder.store(digests[found.which], found.length);
+        if end != Some((found.pack.digest, found.offset_bytes)) {
+            builder.push_extent(stored, found.pack, found.offset_bytes);
+        }
+        end = Some((found.pack.digest, found.offset_bytes + u64::from(found.length)));
+        old_bytes += u64::from(found.length);
+        number[found.which] = Some(stored);
+        order.push(found.which);
+    }
+    let mut packs = PackWriter::new(objects);
+    let new: Vec<usize> = (0..scan.distinct.len()).filter(|which| number[*which].is_none()).collect();
+    for batch in new.chunks(BATCH_FRAMES) {
+        let compress = |which: &usize| {
+            let content = read_frame(&file, scan.distinct[*which].first, frame_bytes, size_bytes)?;
+            zstd::bulk::compress(&content, spec.level).context("compress a frame")
+        };
+        let compressed: Vec<Vec<u8>> = batch.par_iter().map(compress).collect::<Result<_>>()?;
+        for (which, compressed) in batch.iter().zip(compressed) {
+            let stored = builder.store(digests[*which], u32::try_from(compressed.len())?);
+            packs.append(stored, &compressed, &mut builder)?;
+            number[*which] = Some(stored);
+            order.push(*which);
+        }
+    }
+    let new_bytes = packs.finish(&mut builder)?;
+    for frame in &scan.frames {
+        let stored: Option<StoredNo> = frame.and_then(|which| number[which]);
+        builder.push_frame(stored.map_or(FrameContent::Zero, FrameContent::Stored));
+    }
+    let index: Index = builder.finish()?;
+    let mut hints = Hints::builder(frame_bytes);
+    order.iter().for_each(|which| hints.push(&scan.distinct[*which].hints));
+    let described = manifest::Image {
+        name: manifest::SYSTEM_IMAGE.to_owned(),
+        size_bytes,
+        sha256: scan.sha256,
+        index: objects.put(&zstd::bulk::compress(&index.encode(), INDEX_LEVEL).context("compress the index")?)?,
+        hints: Some(objects.put(&hints.encode())?),
+        ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
+        ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
+    };
+    Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes })
+}
+
+fn scan(file: &File, size_bytes: u64, frame_bytes: u32) -> Result<Scan> {
+    let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
+    let mut sha256 = Sha256::new();
+    let mut known: HashMap<Digest, usize> = HashMap::new();
+    let mut scan = Scan { frames: Vec::new(), distinct: Vec::new(), sha256: String::new() };
+    let mut left = size_bytes;
+    while left > 0 {
+        let mut batch = Vec::with_capacity(BATCH_FRAMES);
+        while left > 0 && batch.len() < BATCH_FRAMES {
+            let mut content = vec![0; left.min(u64::from(frame_bytes)) as usize];
+            reader.read_exact(&mut content)?;
+            left -= content.len() as u64;
+            batch.push(content);
+        }
+        let hash = || batch.iter().for_each(|content| sha256.update(content));
+        let digest = |content: &Vec<u8>| (!is_zero(content)).then(|| (Digest::of(content), Hints::of_frame(content)));
+        let digests = || batch.par_iter().map(digest).collect::<Vec<_>>();
+        // SHA-256 cannot be split, so it has a core of its own.
+        let ((), digests) = rayon::join(hash, digests);
+        for found in digests {
+            let frame = scan.frames.len() as FrameNo;
+            let which = found.map(|(digest, hints)| {
+                *known.entry(digest).or_insert_with(|| {
+                    scan.distinct.push(Distinct { digest, hints, first: frame });
+                    scan.distinct.len() - 1
+                })
+            });
+            scan.frames.push(which);
+        }
+    }
+    scan.sha256 = hex(&sha256.finalize());
+    Ok(scan)
+}
+
+fn read_frame(file: &File, frame: FrameNo, frame_bytes: u32, size_bytes: u64) -> Result<Vec<u8>> {
+    let start = u64::from(frame) * u64::from(frame_bytes);
+    let mut content = vec![0; (size_bytes - start).min(u64::from(frame_bytes)) as usize];
+    file.read_exact_at(&mut content, start).with_context(|| format!("read frame {frame} of the image"))?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::frame_bytes_for;
+
+    #[test]
+    fn frames_grow_with_the_image() {
+        let gib = 1 << 30;
+        assert_eq!([1, gib, 4 * gib].map(frame_bytes_for), [16 << 10; 3]);
+        assert_eq!([4 * gib + 4096, 16 * gib, 1024 * gib].map(frame_bytes_for), [32 << 10, 64 << 10, 4 << 20]);
+    }
+}

@@ -15,4 +15,5 @@ mod slots;
 mod station;
 mod support;
 mod tidy;
+mod update;
 mod vm;

@@ -1,0 +1,283 @@
+//! From one release to the next: what is moved, what is downloaded, and that neither a cut nor a lie changes the end.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use reflash::chain::chain;
+use reflash::digest::Digest;
+use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
+use reflash::index::{FrameContent, Index};
+use reflash::manifest::object_path;
+use reflash::state::State;
+use reflash::target::BlockTarget;
+
+use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
+
+const BLOCK: usize = 4096;
+const FRAME: usize = 16 * 1024;
+
+/// The tree of a fixture, noting what is asked for.
+struct Noting {
+    tree: Directory,
+    ranges: Mutex<Vec<(String, Range<u64>)>>,
+    small: Mutex<Vec<String>>,
+}
+
+impl Noting {
+    fn new(fixture: &Fixture) -> Self {
+        Self { tree: Directory::new(fixture.tree()), ranges: Mutex::default(), small: Mutex::default() }
+    }
+
+    fn downloaded(&self) -> u64 {
+        self.ranges.lock().unwrap().iter().map(|(_, range)| range.end - range.start).sum()
+    }
+}
+
+impl Source for Noting {
+    fn describe(&self) -> String {
+        self.tree.describe()
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        self.small.lock().unwrap().extend(wanted.iter().map(|(path, _)| (*path).to_owned()));
+        self.tree.get_checked(wanted, check)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        self.ranges.lock().unwrap().push((path.to_owned(), range.clone()));
+        self.tree.get_range(path, range, sink)
+    }
+}
+
+/// What an image becomes when it is built again: most of it lies elsewhere, some is new, some is gone.
+fn rebuilt(old: &[u8]) -> Vec<u8> {
+    let fresh = sample_image(64, 999);
+    let mut new = old[..40 * BLOCK].to_vec();
+    new.extend_from_slice(&fresh[..13 * BLOCK]);
+    new.extend_from_slice(&old[40 * BLOCK..300 * BLOCK]);
+    new.extend_from_slice(&old[350 * BLOCK..900 * BLOCK]);
+    new.extend_from_slice(&fresh[20 * BLOCK..30 * BLOCK]);
+    new.extend_from_slice(&old[900 * BLOCK..]);
+    new[..100].fill(0x77);
+    new
+}
+
+/// A fixture of which `rebuilt` is published, and the image before.
+fn pair(blocks: usize) -> (Fixture, Vec<u8>) {
+    let mut fixture = Fixture::with(sample_image(blocks, 3), |_| ());
+    let old = fixture.image.clone();
+    fixture.publish(rebuilt(&old), |spec| spec.version = "2".into());
+    (fixture, old)
+}
+
+/// Whether the partition begins with the image.
+fn holds(target: &MemoryTarget, fixture: &Fixture) -> bool {
+    target.content()[..fixture.image.len()] == fixture.image[..]
+}
+
+fn partition(content: &[u8], bytes: usize) -> Vec<u8> {
+    let mut partition = content.to_vec();
+    partition.resize(bytes.max(content.len()), 0);
+    partition
+}
+
+#[test]
+fn a_rebuilt_image_is_put_together_from_the_old_one() {
+    let (fixture, old) = pair(4000);
+    let target = MemoryTarget::new(partition(&old, fixture.image.len()));
+    let source = Noting::new(&fixture);
+    let report = fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    let totals = report.totals;
+    assert_eq!(totals.download_bytes, source.downloaded());
+    // 23 new blocks, frame 0, and what lies in the frames around them.
+    assert!(totals.write_bytes <= (23 * BLOCK + 6 * FRAME) as u64, "{totals}");
+    assert!(totals.move_bytes > totals.write_bytes * 20, "{totals}");
+    assert_eq!(totals.right_bytes + totals.changed_bytes(), fixture.image.len() as u64);
+}
+
+#[test]
+fn new_frames_lie_together_in_a_pack_of_their_own() {
+    // A layout-stable image: what changed, changed in place.
+    let old = sample_image(4000, 3);
+    let mut changed = old.clone();
+    for at in [100, 1100, 2100, 3100] {
+        changed[at * BLOCK..(at + 1) * BLOCK].copy_from_slice(&sample_image(8, at as u64)[..BLOCK]);
+    }
+    let mut fixture = Fixture::with(old.clone(), |_| ());
+    fixture.publish(changed, |spec| spec.version = "2".into());
+    let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
+    assert_eq!(index.packs().len(), 2, "the pack of the release before is used again");
+    assert!(fixture.released.new_bytes * 100 < fixture.released.packed_bytes);
+    let source = Noting::new(&fixture);
+    let target = MemoryTarget::new(old);
+    fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    assert_eq!(source.ranges.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_pack_that_is_hardly_used_any_more_is_left_behind() {
+    let old = sample_image(2000, 3);
+    let mut fixture = Fixture::with(old.clone(), |_| ());
+    let mut new = sample_image(2000, 4);
+    new[..400 * BLOCK].copy_from_slice(&old[..400 * BLOCK]);
+    fixture.publish(new, |spec| spec.version = "2".into());
+    let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
+    assert_eq!((index.packs().len(), fixture.released.new_bytes), (1, fixture.released.packed_bytes));
+}
+
+#[test]
+fn a_cut_at_any_write_of_an_update_downloads_nothing_that_is_right_already() {
+    let (fixture, old) = pair(1200);
+    let start = partition(&old, fixture.image.len());
+    let complete = MemoryTarget::new(start.clone());
+    fixture.recover(&Noting::new(&fixture), &complete, None).unwrap();
+    let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
+    for cut in 0..complete.writes().len() {
+        let faults = Faults { fail_writes_from: Some(cut), ..Faults::default() };
+        let target = MemoryTarget::faulty(start.clone(), faults);
+        fixture.recover(&Noting::new(&fixture), &target, None).unwrap_err();
+        let left = target.content();
+        let target = MemoryTarget::new(left.clone());
+        let source = Noting::new(&fixture);
+        let report = fixture.recover(&source, &target, None).unwrap();
+        assert!(holds(&target, &fixture), "cut at write {cut}");
+        let is_right = |frame: u32| {
+            let range = index.frame_range(frame);
+            let range = range.start as usize..range.end as usize;
+            left[range.clone()] == fixture.image[range]
+        };
+        let wrong = (0..index.frame_count()).filter(|frame| !is_right(*frame)).count() * FRAME;
+        assert!(report.totals.changed_bytes() <= wrong as u64, "cut at write {cut}");
+        for (path, range) in &*source.ranges.lock().unwrap() {
+            let inside = |frame: &u32| match index.frame_content(*frame) {
+                FrameContent::Stored(stored) => {
+                    let place = index.location(stored);
+                    let pack = object_path(&index.packs()[place.pack as usize].digest);
+                    pack == *path && range.start <= place.range.start && place.range.end <= range.end
+                }
+                FrameContent::Zero => false,
+            };
+            let asked: Vec<u32> = (0..index.frame_count()).filter(inside).collect();
+            // Gaps that are cheaper taken along than asked around.
+            let needless: u64 = asked.iter().filter(|frame| is_right(**frame)).count() as u64 * FRAME as u64;
+            assert!(needless <= asked.len() as u64 * FRAME as u64 / 2 + FRAME as u64, "cut at write {cut}: {asked:?}");
+        }
+    }
+}
+
+/// A target on which one block changes after it was looked at.
+struct Changing {
+    target: MemoryTarget,
+    block: usize,
+    reads_left: AtomicUsize,
+}
+
+impl BlockTarget for Changing {
+    fn name(&self) -> &str {
+        self.target.name()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.target.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.target.read_at(offset, buffer)?;
+        let place = (self.block * BLOCK) as u64;
+        let holds = (offset..offset + buffer.len() as u64).contains(&place);
+        if holds && self.reads_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let mut content = vec![0; BLOCK];
+            self.target.read_at(place, &mut content)?;
+            content[5] ^= 1;
+            self.target.write_at(place, &content)?;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, content: &[u8]) -> std::io::Result<()> {
+        self.target.write_at(offset, content)
+    }
+
+    fn zero(&self, range: Range<u64>) -> std::io::Result<()> {
+        self.target.zero(range)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.target.flush()
+    }
+}
+
+#[test]
+fn a_hint_that_does_not_hold_costs_a_download_and_nothing_else() {
+    let (fixture, old) = pair(1200);
+    let target = MemoryTarget::new(partition(&old, fixture.image.len()));
+    let target = Changing { target, block: 645, reads_left: AtomicUsize::new(1) };
+    let source = Noting::new(&fixture);
+    let report = fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target.target, &fixture));
+    assert!(source.downloaded() > report.totals.download_bytes, "the frame was fetched beyond the plan");
+}
+
+#[test]
+fn what_cannot_be_read_is_not_moved() {
+    let (fixture, old) = pair(1200);
+    let faults = Faults { unreadable: (500..560).collect(), ..Faults::default() };
+    let target = MemoryTarget::faulty(partition(&old, fixture.image.len()), faults);
+    let report = fixture.recover(&Noting::new(&fixture), &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    assert!(report.totals.write_bytes >= 60 * BLOCK as u64 && report.totals.move_bytes > 0, "{}", report.totals);
+}
+
+#[test]
+fn hints_are_downloaded_only_where_there_is_something_to_find() {
+    let (fixture, old) = pair(1200);
+    let hints = object_path(&fixture.released.manifest.images[0].hints.unwrap().blake3);
+    let asked_for_hints = |content: Vec<u8>| {
+        let source = Noting::new(&fixture);
+        let target = MemoryTarget::new(content);
+        fixture.recover(&source, &target, None).unwrap();
+        assert!(holds(&target, &fixture));
+        let small = source.small.into_inner().unwrap();
+        small.contains(&hints)
+    };
+    let bytes = fixture.image.len();
+    assert!(!asked_for_hints(vec![0; bytes]), "a blank disk");
+    assert!(!asked_for_hints(fixture.image.clone()), "an equal one");
+    assert!(asked_for_hints(partition(&old, bytes)));
+    assert!(asked_for_hints(sample_image(bytes / BLOCK, 77)), "random content");
+}
+
+#[test]
+fn a_release_without_hints_or_with_those_of_another_one_is_installed() {
+    let (fixture, old) = pair(1200);
+    let hints = fixture.released.manifest.images[0].hints.unwrap();
+    let start = partition(&old, fixture.image.len());
+    let install = |manifest_of: &Fixture| {
+        let target = MemoryTarget::new(start.clone());
+        let report = manifest_of.recover(&Noting::new(manifest_of), &target, None);
+        report.map(|report| (report.totals.move_bytes, holds(&target, manifest_of)))
+    };
+    // Wrong bytes under the name are no hints, and no release.
+    std::fs::write(fixture.tree().join(object_path(&hints.blake3)), b"others").unwrap();
+    let error = chain(&install(&fixture).unwrap_err());
+    assert!(error.contains("block hints") && error.contains(&Digest::of(b"others").to_string()), "{error}");
+}
+
+#[test]
+fn what_a_larger_image_left_behind_is_found_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::new(dir.path());
+    let large = sample_image(3000, 5);
+    let mut fixture = Fixture::with(large.clone(), |_| ());
+    let target = MemoryTarget::new(vec![0; 3200 * BLOCK]);
+    fixture.recover(&Noting::new(&fixture), &target, Some(&state)).unwrap();
+    // The next image is smaller, and much of it lay where it ends no more.
+    let small = [&large[..200 * BLOCK], &large[2000 * BLOCK..2800 * BLOCK]].concat();
+    fixture.publish(small, |spec| spec.version = "2".into());
+    let report = fixture.recover(&Noting::new(&fixture), &target, Some(&state)).unwrap();
+    assert!(target.content()[..fixture.image.len()] == fixture.image[..]);
+    assert!(report.totals.download_bytes <= 2 * FRAME as u64, "{}", report.totals);
+}

@@ -41,9 +41,13 @@ pub fn hex(bytes: &[u8]) -> String {
 /// Whether every byte is zero.
 #[must_use]
 pub fn is_zero(content: &[u8]) -> bool {
-    // Whole words, so that the compiler vectorises the loop.
-    let (chunks, rest) = content.as_chunks::<16>();
-    chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|byte| *byte == 0)
+    // Sixty-four bytes a step: whole partitions go through here, and a loop over bytes takes longer than reading them.
+    let (chunks, rest) = content.as_chunks::<64>();
+    let is_zero = |chunk: &[u8; 64]| {
+        let (words, _) = chunk.as_chunks::<8>();
+        words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0
+    };
+    chunks.iter().all(is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 impl fmt::Display for Digest {
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn zero_is_seen_at_every_position() {
-        for len in [0, 1, 15, 16, 17, 4096] {
+        for len in [0, 1, 15, 16, 17, 63, 64, 65, 4096] {
             let mut content = vec![0; len];
             assert!(is_zero(&content));
             for position in 0..len {

@@ -1,0 +1,210 @@
+//! Where everything of an image lies: pure decisions about inode numbers and blocks.
+//!
+//! What did not change keeps its number and its blocks. What changed and is large keeps them as well, so that those of its
+//! blocks that are still the same need not even be written. What changed and is small is put together with other new
+//! things into the largest free stretches: scattered over the places of their predecessors a hundred small files would
+//! change a hundred frames of a release, each of which carries three blocks of neighbours that did not change. The
+//! places they leave become zeros, and a frame of old blocks and zeros costs no download.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+
+use super::attributes;
+use super::content::Content;
+use super::directory::{self, Page};
+use super::extents::{self, Run};
+use super::geometry::{Geometry, RESERVED_INODES, ROOT};
+use super::read::Old;
+use super::space::Space;
+use super::tree::{self, Kind, Name};
+
+/// Blocks from which on a changed file stays where it is: as many as the usual frame of a release has four times over.
+const LARGE: u64 = 16;
+
+/// Where one inode and its content lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the inode.
+    pub number: u32,
+    /// Its content.
+    pub runs: Vec<Run>,
+    /// Blocks of the tree that lists the runs.
+    pub tree_blocks: Vec<u64>,
+    /// Block of extended attributes.
+    pub attribute_block: Option<u64>,
+    /// Of a directory: the names in each block.
+    pub pages: Vec<Vec<Name>>,
+}
+
+/// The places of everything, by the indices of [`Content`].
+#[derive(Debug)]
+pub struct Layout {
+    /// One for every inode.
+    pub places: Vec<Place>,
+    /// Which blocks are used.
+    pub space: Space,
+    /// What stayed and what not.
+    pub figures: Figures,
+}
+
+/// What stayed where it was and what not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Blocks of files, links and directories.
+    pub blocks: u64,
+    /// Those whose content is the same and in the same place as before.
+    pub kept_blocks: u64,
+    /// Files that have content.
+    pub files: u64,
+    /// Pieces that they lie in, without those that holes make.
+    pub pieces: u64,
+}
+
+/// Decides all places.
+///
+/// # Errors
+/// The content does not fit.
+pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<Layout> {
+    let before = tree::continued(&old.nodes, &content.nodes);
+    let mut space = Space::new(geometry.blocks, geometry.tables());
+    let numbers = numbers(&before, old, geometry)?;
+    let mut figures = Figures::default();
+    // First everything that stays, then new things in what is left.
+    let mut wanted: Vec<Wanted> = Vec::with_capacity(content.nodes.len());
+    for (at, before) in before.iter().enumerate() {
+        let previous = before.map(|was| (&old.places[was], old.nodes[was].digest == content.nodes[at].digest));
+        let wanted_here = Wanted::new(content, at, previous, &mut space)?;
+        figures.blocks += wanted_here.blocks.len() as u64;
+        if matches!(previous, Some((_, true))) {
+            figures.kept_blocks += wanted_here.blocks.iter().filter(|(_, place)| place.is_some()).count() as u64;
+        }
+        wanted.push(wanted_here);
+    }
+    let missing: u64 = wanted.iter().map(Wanted::missing).sum();
+    ensure!(
+        missing <= space.free(),
+        "the content does not fit: {missing} blocks of 4 KiB are still to be placed, {} are free",
+        space.free()
+    );
+    let mut pool = space.pool();
+    // Directories lie together: they change together.
+    for kind in [Kind::Directory, Kind::File, Kind::Symlink] {
+        for (wanted, _) in wanted.iter_mut().zip(&content.nodes).filter(|(_, node)| node.kind == kind) {
+            let missing: Vec<&mut Option<u64>> =
+                wanted.blocks.iter_mut().map(|(_, place)| place).filter(|place| place.is_none()).collect();
+            let found = pool.take(missing.len() as u64);
+            ensure!(found.len() == missing.len(), "the content does not fit");
+            missing.into_iter().zip(found).for_each(|(place, found)| *place = Some(found));
+        }
+    }
+    let mut places = Vec::with_capacity(wanted.len());
+    for (at, wanted) in wanted.into_iter().enumerate() {
+        let mut runs = Vec::new();
+        for (logical, place) in wanted.blocks {
+            extents::push(&mut runs, logical, place.unwrap_or_default());
+        }
+        if content.nodes[at].kind == Kind::File && !runs.is_empty() {
+            figures.files += 1;
+            figures.pieces += pieces(&runs);
+        }
+        let mut tree_blocks = wanted.tree_blocks;
+        let needed = extents::tree_blocks(runs.len());
+        // Those that were kept and are not needed stay used by nobody until the image is next laid out.
+        for extra in tree_blocks.drain(needed.min(tree_blocks.len())..) {
+            space.release(extra);
+        }
+        tree_blocks.extend(pool.take((needed - tree_blocks.len()) as u64));
+        let attribute_block = match (wanted.attribute_block, wanted.needs_attribute_block) {
+            (None, true) => pool.take(1).first().copied(),
+            (kept, _) => kept,
+        };
+        ensure!(
+            tree_blocks.len() == needed && attribute_block.is_some() == wanted.needs_attribute_block,
+            "the content does not fit"
+        );
+        let pages = wanted.pages.into_iter().map(|page| page.names).collect();
+        places.push(Place { number: numbers[at], runs, tree_blocks, attribute_block, pages });
+    }
+    pool.taken().for_each(|block| {
+        space.claim(block);
+    });
+    Ok(Layout { places, space, figures })
+}
+
+/// Pieces that lie apart on the medium: a hole, or the length of one entry, does not count.
+fn pieces(runs: &[Run]) -> u64 {
+    let apart = runs.windows(2).filter(|pair| pair[0].physical + pair[0].blocks != pair[1].physical);
+    1 + apart.count() as u64
+}
+
+/// Numbers of inodes: those that stay, then the lowest free ones.
+fn numbers(before: &[Option<usize>], old: &Old, geometry: &Geometry) -> Result<Vec<u32>> {
+    let (last, mut used) = (geometry.inodes(), BTreeSet::new());
+    let mut numbers: Vec<Option<u32>> = Vec::with_capacity(before.len());
+    for (at, before) in before.iter().enumerate() {
+        let kept = before.map(|was| old.places[was].number).filter(|number| (RESERVED_INODES..=last).contains(number));
+        let number = if at == 0 { Some(ROOT) } else { kept };
+        // A damaged image may have the same one twice.
+        numbers.push(number.filter(|number| used.insert(*number)));
+    }
+    let mut free = (RESERVED_INODES + 1..=last).filter(|number| !used.contains(number));
+    let all: Option<Vec<u32>> = numbers.into_iter().map(|number| number.or_else(|| free.next())).collect();
+    all.ok_or_else(|| anyhow::anyhow!("it has {} inodes, the content needs {}", last, before.len() as u32 + RESERVED_INODES))
+}
+
+/// What one inode still needs.
+struct Wanted {
+    /// Blocks of the file, and where they lie as far as that is decided.
+    blocks: Vec<(u64, Option<u64>)>,
+    tree_blocks: Vec<u64>,
+    attribute_block: Option<u64>,
+    needs_attribute_block: bool,
+    pages: Vec<Page>,
+}
+
+impl Wanted {
+    /// `previous` is where it lay, and whether its content is the same. What stays is claimed.
+    fn new(content: &Content, at: usize, previous: Option<(&Place, bool)>, space: &mut Space) -> Result<Self> {
+        let (node, inode) = (&content.nodes[at], &content.inodes[at]);
+        let needs_attribute_block = attributes::need_block(&inode.attributes)?;
+        let mut wanted = Self {
+            blocks: inode.data.iter().flat_map(Clone::clone).map(|logical| (logical, None)).collect(),
+            tree_blocks: Vec::new(),
+            attribute_block: None,
+            needs_attribute_block,
+            pages: Vec::new(),
+        };
+        if node.kind == Kind::Directory {
+            let before = previous.map(|(place, _)| place.pages.as_slice()).unwrap_or_default();
+            wanted.pages = directory::pages(before, node.children.keys());
+            wanted.blocks = (0..wanted.pages.len() as u64).map(|logical| (logical, None)).collect();
+        }
+        let Some((place, same)) = previous else { return Ok(wanted) };
+        if same || node.kind == Kind::Directory || wanted.blocks.len() as u64 >= LARGE {
+            for (logical, found) in &mut wanted.blocks {
+                let before = match wanted.pages.get(*logical as usize) {
+                    Some(page) => page.before.map(|before| before as u64),
+                    None => Some(*logical),
+                };
+                let block = before.and_then(|before| physical(&place.runs, before));
+                *found = block.filter(|block| space.claim(*block));
+            }
+            wanted.tree_blocks = place.tree_blocks.iter().copied().filter(|block| space.claim(*block)).collect();
+        }
+        if needs_attribute_block {
+            wanted.attribute_block = place.attribute_block.filter(|block| space.claim(*block));
+        }
+        Ok(wanted)
+    }
+
+    fn missing(&self) -> u64 {
+        let blocks = self.blocks.iter().filter(|(_, place)| place.is_none()).count() as u64;
+        blocks + u64::from(self.needs_attribute_block && self.attribute_block.is_none())
+    }
+}
+
+fn physical(runs: &[Run], logical: u64) -> Option<u64> {
+    let at = runs.partition_point(|run| run.logical + run.blocks <= logical);
+    runs.get(at).filter(|run| run.logical <= logical).map(|run| run.physical + logical - run.logical)
+}

@@ -6,7 +6,7 @@
 mod bootstrap;
 pub mod compare;
 mod container;
-mod ext4;
+pub mod ext4;
 mod files;
 mod fragment;
 mod initramfs;

@@ -249,8 +249,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Agent => agent::build(&paths, yes).map(drop),
         Command::Initramfs { keys } => initramfs::recovery(&paths, &keys, yes).map(drop),
         Command::Image(args) => {
-            let options =
-                image::Options { fresh: args.fresh, assume_yes: yes, previous: args.previous.as_deref() };
+            let options = image::Options { fresh: args.fresh, assume_yes: yes, previous: args.previous.as_deref() };
             image::build(&paths, &args.recipe, &args.out, &options).map(drop)
         }
         Command::Compare(args) => {

@@ -172,7 +172,7 @@ impl fmt::Display for Report {
         for (bytes, count) in &self.frames {
             line(f, &format!("frames of {} KiB", bytes >> 10), count, *bytes)?;
         }
-        writeln!(f, "{} files have new content", self.files_changed)?;
+        writeln!(f, "{} files and directories have new content", self.files_changed)?;
         for (path, count) in &self.files {
             writeln!(f, "{:>10.2} MiB  {path}", mib(count.new, BLOCK))?;
         }
@@ -227,7 +227,8 @@ impl Owners {
     }
 }
 
-/// One path for every node: of a file with several names one outside of OSTree's repository, where it is a digest.
+/// One path for every node: of a file with several names one outside of OSTree's repository, where it is a digest; of what
+/// is in the deployment the path that it has in the running system.
 fn paths(content: &Old) -> Vec<String> {
     let mut paths = vec![String::new(); content.nodes.len()];
     let mut queue: Vec<usize> = vec![0];
@@ -244,5 +245,41 @@ fn paths(content: &Old) -> Vec<String> {
             queue.push(child);
         }
     }
-    paths
+    paths.iter().map(|path| in_system(path).to_owned()).collect()
+}
+
+/// `/usr/bin/x` for `/ostree/deploy/system/deploy/COMMIT.0/usr/bin/x`.
+fn in_system(path: &str) -> &str {
+    let deployed = path.strip_prefix("/ostree/deploy/").and_then(|rest| rest.split_once("/deploy/"));
+    deployed.and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{State, changed_bytes, in_system, states};
+    use std::fs;
+
+    #[test]
+    fn every_block_has_one_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = |name: &str, blocks: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, blocks.iter().flat_map(|byte| [*byte; 4096]).collect::<Vec<u8>>()).unwrap();
+            path
+        };
+        let (old, new) = (image("old", &[1, 2, 3, 0]), image("new", &[1, 3, 0, 4, 0, 2, 5]));
+        let expected = [State::Same, State::Moved, State::Zero, State::New, State::Same, State::Moved, State::New];
+        assert_eq!(states(&old, &new).unwrap(), expected);
+        assert_eq!(changed_bytes(&old, &new).unwrap(), 5 * 4096);
+        assert_eq!(changed_bytes(&new, &new).unwrap(), 0);
+        assert!(states(&old, &directory.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn paths_are_those_of_the_running_system() {
+        assert_eq!(in_system("/ostree/deploy/system/deploy/ab.0/usr/bin/x"), "/usr/bin/x");
+        for other in ["/ostree/deploy/system/deploy/ab.0.origin", "/boot/x", "/ostree/repo/objects/ab/cd.file"] {
+            assert_eq!(in_system(other), other);
+        }
+    }
 }

@@ -115,6 +115,7 @@ impl Repository {
         let _ = fs::remove_file(repo.join(".lock"));
         remove_tree(&repo.join("tmp"))?;
         fs::create_dir(repo.join("tmp")).context("create tmp of the repository")?;
+        one_deployment(sysroot)?;
         entry_of(sysroot)
     }
 }
@@ -130,6 +131,22 @@ pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
         let _ = Command::new("chattr").arg("-i").arg(entry.path()).output();
     }
     remove_tree(sysroot)
+}
+
+/// Every byte of an image is sent to robots: it holds one deployment, and no object that is not part of it.
+fn one_deployment(sysroot: &Path) -> Result<()> {
+    let directory = sysroot.join("ostree/deploy").join(STATEROOT).join("deploy");
+    let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
+    let deployments = entries.flatten().filter(|entry| entry.path().is_dir()).count();
+    ensure!(deployments == 1, "{} holds {deployments} deployments instead of one", directory.display());
+    let words = ["prune", "--refs-only", "--no-prune"];
+    let said = step::output(ostree(&sysroot.join("ostree/repo")).args(words))?;
+    ensure!(
+        said.contains("No unreachable objects"),
+        "the image would hold objects that nothing uses:\n{}",
+        said.trim()
+    );
+    Ok(())
 }
 
 fn entry_of(sysroot: &Path) -> Result<Entry> {

@@ -161,7 +161,10 @@ mod tests {
     fn names_stay_in_their_blocks() {
         let old: Vec<Vec<Name>> = spread(&[], &names(0..200)).into_iter().map(|page| page.names).collect();
         assert_eq!(old.len(), 4);
-        assert_eq!(spread(&old, &names(0..200)).iter().map(|page| page.before).collect::<Vec<_>>(), (0..4).map(Some).collect::<Vec<_>>());
+        assert_eq!(
+            spread(&old, &names(0..200)).iter().map(|page| page.before).collect::<Vec<_>>(),
+            (0..4).map(Some).collect::<Vec<_>>()
+        );
         // One goes, one comes: only the block with the gap changes.
         let mut changed = names(0..200);
         changed.remove(70);

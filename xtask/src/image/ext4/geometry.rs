@@ -68,7 +68,11 @@ impl Geometry {
             "its blocks have {block_bytes} bytes, inodes {inode_bytes}, descriptors {descriptor_bytes}; \
              the builder's have {BLOCK}, {INODE} and {DESCRIPTOR}"
         );
-        ensure!(u64::from(u32_at(&block, 0x20)) == GROUP, "its groups have {} blocks, not {GROUP}", u32_at(&block, 0x20));
+        ensure!(
+            u64::from(u32_at(&block, 0x20)) == GROUP,
+            "its groups have {} blocks, not {GROUP}",
+            u32_at(&block, 0x20)
+        );
         let checksum = u32_at(&block, 0x3fc);
         ensure!(bytes::checksum(!0, &block[..0x3fc]) == checksum, "the checksum of its superblock is wrong");
         let blocks = u64::from(u32_at(&block, 4)) | u64::from(u32_at(&block, 0x150)) << 32;

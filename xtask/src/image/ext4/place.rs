@@ -150,7 +150,9 @@ fn numbers(before: &[Option<usize>], old: &Old, geometry: &Geometry) -> Result<V
     }
     let mut free = (RESERVED_INODES + 1..=last).filter(|number| !used.contains(number));
     let all: Option<Vec<u32>> = numbers.into_iter().map(|number| number.or_else(|| free.next())).collect();
-    all.ok_or_else(|| anyhow::anyhow!("it has {} inodes, the content needs {}", last, before.len() as u32 + RESERVED_INODES))
+    all.ok_or_else(|| {
+        anyhow::anyhow!("it has {} inodes, the content needs {}", last, before.len() as u32 + RESERVED_INODES)
+    })
 }
 
 /// What one inode still needs.
@@ -207,4 +209,135 @@ impl Wanted {
 fn physical(runs: &[Run], logical: u64) -> Option<u64> {
     let at = runs.partition_point(|run| run.logical + run.blocks <= logical);
     runs.get(at).filter(|run| run.logical <= logical).map(|run| run.physical + logical - run.logical)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use super::{Layout, place};
+    use crate::image::ext4::content::{Content, Inode, Source};
+    use crate::image::ext4::geometry::{Geometry, Group};
+    use crate::image::ext4::read::Old;
+    use crate::image::ext4::tree::{Kind, Node};
+
+    /// Numbers that look random and are the same every time.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound
+        }
+    }
+
+    fn geometry(blocks: u64) -> Geometry {
+        let group = Group { block_bitmap: 2, inode_bitmap: 3, inode_table: 4 };
+        Geometry { blocks, inodes_per_group: 4096, features: [0; 3], uuid: [0; 16], groups: vec![group] }
+    }
+
+    fn inode(blocks: u64) -> Inode {
+        Inode {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            bytes: blocks * 4096,
+            source: Source::Bytes(Vec::new()),
+            data: Vec::from_iter((blocks > 0).then_some(0..blocks)),
+            attributes: Vec::new(),
+            parent: 0,
+        }
+    }
+
+    /// A directory of files, by name: what is in them, and their blocks.
+    fn content(files: &BTreeMap<u64, (u64, u64)>) -> Content {
+        let node = |kind, digest| Node { kind, digest, children: BTreeMap::new() };
+        let mut content = Content { nodes: vec![node(Kind::Directory, [0; 32])], inodes: vec![inode(0)] };
+        for (at, (name, (said, blocks))) in (1..).zip(files) {
+            content.nodes[0].children.insert(format!("{name:>40}").into_bytes(), at);
+            content
+                .nodes
+                .push(node(Kind::File, *blake3::hash(&[said.to_le_bytes(), blocks.to_le_bytes()].concat()).as_bytes()));
+            content.inodes.push(inode(*blocks));
+        }
+        content
+    }
+
+    fn assert_sound(layout: &Layout, content: &Content, geometry: &Geometry) {
+        let mut used: HashSet<u64> = geometry.tables().collect();
+        let mut numbers = HashSet::new();
+        for (place, inode) in layout.places.iter().zip(&content.inodes) {
+            assert!(numbers.insert(place.number));
+            let blocks: u64 = place.runs.iter().map(|run| run.blocks).sum();
+            assert_eq!(blocks * 4096, inode.bytes.max(place.pages.len() as u64 * 4096));
+            let own = place.runs.iter().flat_map(|run| run.physical..run.physical + run.blocks);
+            assert!(own.chain(place.tree_blocks.iter().copied()).all(|block| used.insert(block)), "taken twice");
+        }
+        assert!((0..geometry.blocks).all(|block| layout.space.is_used(block) == used.contains(&block)));
+    }
+
+    #[test]
+    fn many_releases_later_files_still_lie_in_one_piece() {
+        let mut random = Random(1);
+        let mut files: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for name in 0..1200 {
+            // As in an image: most are small, a few hold most of the bytes.
+            let blocks = [random.below(4), random.below(20), random.below(20), random.below(400)][name as usize % 4];
+            files.insert(name, (0, blocks));
+        }
+        let first = content(&files);
+        // The margin that an image made afresh gets.
+        let geometry = geometry(first.blocks().unwrap() * 17 / 16 + 300);
+        let mut layout = place(&first, &Old::default(), &geometry).unwrap();
+        assert_eq!((layout.figures.pieces, layout.figures.kept_blocks), (layout.figures.files, 0));
+        let mut old = Old { nodes: first.nodes, places: layout.places };
+        for release in 1..=40 {
+            for _ in 0..60 {
+                let Some((&name, &(_, blocks))) = files.iter().nth(random.below(1200) as usize) else { continue };
+                // A few percent smaller or larger, or gone and another one come.
+                let blocks = (blocks * (97 + random.below(7)) / 100).min(400);
+                files.insert(name, (release, blocks));
+            }
+            files.pop_first();
+            files.insert(release + 2000, (release, random.below(60)));
+            let next = content(&files);
+            layout = place(&next, &old, &geometry).unwrap();
+            assert_sound(&layout, &next, &geometry);
+            let figures = layout.figures;
+            assert!(figures.kept_blocks * 100 > figures.blocks * 80, "{figures:?}");
+            assert!(figures.pieces * 100 < figures.files * 120, "release {release}: {figures:?}");
+            old = Old { nodes: next.nodes, places: layout.places };
+        }
+    }
+
+    #[test]
+    fn small_changed_files_lie_together_and_large_ones_stay() {
+        let mut files: BTreeMap<u64, (u64, u64)> = (0..100).map(|name| (name, (0, 2))).collect();
+        files.insert(100, (0, 50));
+        let first = content(&files);
+        let geometry = geometry(3000);
+        let before = place(&first, &Old::default(), &geometry).unwrap().places;
+        for name in [10, 50, 90, 100] {
+            files.insert(name, (1, files[&name].1));
+        }
+        let second = content(&files);
+        let after = place(&second, &Old { nodes: first.nodes, places: before.clone() }, &geometry).unwrap().places;
+        let starts = |name: usize| (before[name + 1].runs[0].physical, after[name + 1].runs[0].physical);
+        assert_eq!(starts(100).0, starts(100).1);
+        let moved: Vec<u64> = [10, 50, 90].map(|name| starts(name).1).to_vec();
+        assert_eq!(moved, [moved[0], moved[0] + 2, moved[0] + 4]);
+        assert!((0..100).filter(|name| starts(*name).0 != starts(*name).1).eq([10, 50, 90]));
+        assert!(before.iter().zip(&after).all(|(before, after)| before.number == after.number));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_figures() {
+        let files = BTreeMap::from([(0, (0, 5000))]);
+        let error = place(&content(&files), &Old::default(), &geometry(3000)).unwrap_err().to_string();
+        assert!(error.contains("5001 blocks") && error.contains("free"), "{error}");
+        let many: BTreeMap<u64, (u64, u64)> = (0..5000).map(|name| (name, (0, 0))).collect();
+        let error = place(&content(&many), &Old::default(), &geometry(9000)).unwrap_err().to_string();
+        assert!(error.contains("4096 inodes"), "{error}");
+    }
 }

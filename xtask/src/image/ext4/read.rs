@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::bytes::{u16_at, u32_at};
+use super::bytes::{ContentDigest, u16_at, u32_at};
 use super::directory;
 use super::extents::{self, Run};
 use super::geometry::{BLOCK, Geometry, INODE, ROOT};
@@ -95,7 +95,6 @@ impl Reader<'_> {
             other => bail!("type {other:x} is not one of an image"),
         };
         let bytes = u64::from(u32_at(&inode, 4)) | u64::from(u32_at(&inode, 0x6c)) << 32;
-        ensure!(bytes <= self.geometry.blocks * BLOCK, "it claims to have {bytes} bytes");
         let in_inode = &inode[0x28..0x28 + 60];
         let has_runs = u32_at(&inode, 0x20) & super::write::EXTENTS != 0;
         let (runs, tree_blocks) =
@@ -107,8 +106,9 @@ impl Reader<'_> {
             Kind::Directory => [0; 32],
             _ if has_runs => self.digest(&runs, bytes)?,
             _ => {
-                let target = in_inode.get(..bytes as usize).context("its content is neither blocks nor a short target")?;
-                *blake3::hash(target).as_bytes()
+                let target =
+                    in_inode.get(..bytes as usize).context("its content is neither blocks nor a short target")?;
+                ContentDigest::of(target)
             }
         };
         let attributes = u64::from(u32_at(&inode, 0x68)) | u64::from(u16_at(&inode, 0x76)) << 32;
@@ -120,26 +120,19 @@ impl Reader<'_> {
     }
 
     fn digest(&self, runs: &[Run], bytes: u64) -> Result<[u8; 32]> {
-        let mut hasher = blake3::Hasher::new();
-        let (mut done, mut buffer) = (0, vec![0; (STRETCH * BLOCK).min(bytes) as usize]);
-        let end = Run { logical: bytes.div_ceil(BLOCK), physical: 0, blocks: 0 };
-        for run in runs.iter().chain([&end]) {
-            let start = (run.logical * BLOCK).min(bytes);
-            while done < start {
-                buffer.fill(0);
-                let length = (start - done).min(buffer.len() as u64);
-                hasher.update(&buffer[..length as usize]);
-                done += length;
-            }
-            let run_end = ((run.logical + run.blocks) * BLOCK).min(bytes);
-            while done < run_end {
-                let length = (run_end - done).min(buffer.len() as u64);
-                let at = run.physical * BLOCK + (done - run.logical * BLOCK);
-                self.image.read_exact_at(&mut buffer[..length as usize], at).context("read its content")?;
-                hasher.update(&buffer[..length as usize]);
-                done += length;
+        let mut digest = ContentDigest::default();
+        let mut buffer = vec![0; (STRETCH * BLOCK).min(bytes) as usize];
+        for run in runs {
+            let mut done = 0;
+            while done < run.blocks {
+                let from = (run.logical + done) * BLOCK;
+                let length = (STRETCH.min(run.blocks - done) * BLOCK).min(bytes.saturating_sub(from));
+                let stretch = &mut buffer[..length as usize];
+                self.image.read_exact_at(stretch, (run.physical + done) * BLOCK).context("read its content")?;
+                digest.update(run.logical + done, stretch);
+                done += STRETCH;
             }
         }
-        Ok(*hasher.finalize().as_bytes())
+        Ok(digest.finish(bytes))
     }
 }

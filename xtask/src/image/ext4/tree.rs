@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn files_are_continued_by_name_and_moved_ones_by_content() {
-        let found = story(&[("a", "1"), ("b", "2"), ("c", "3")], &[("a", "1"), ("b", "changed"), ("d", "3"), ("e", "new")]);
+        let found =
+            story(&[("a", "1"), ("b", "2"), ("c", "3")], &[("a", "1"), ("b", "changed"), ("d", "3"), ("e", "new")]);
         assert_eq!(found, owned(&[("a", "a"), ("b", "b"), ("c", "d")]));
     }
 
@@ -197,7 +198,10 @@ mod tests {
     #[test]
     fn of_two_names_that_shared_a_file_the_unchanged_one_keeps_it() {
         // x and y were one object of the repository; y changed, so it became another one.
-        let found = story(&[("r/o1", "1#"), ("x", "1#"), ("y", "1#")], &[("r/o1", "1#"), ("r/o2", "2#"), ("x", "1#"), ("y", "2#")]);
+        let found = story(
+            &[("r/o1", "1#"), ("x", "1#"), ("y", "1#")],
+            &[("r/o1", "1#"), ("r/o2", "2#"), ("x", "1#"), ("y", "2#")],
+        );
         assert_eq!(found, owned(&[("r", "r"), ("r/o1", "r/o1")]));
     }
 

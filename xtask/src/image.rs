@@ -344,7 +344,33 @@ impl Build<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, Layout};
+    use super::{Description, Layout, Previous};
+    use std::path::Path;
+
+    #[test]
+    fn an_image_is_not_made_from_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("system.img");
+        let read = |previous: &Path| Previous::read(previous, &image).map(|previous| previous.digest);
+        assert!(format!("{:#}", read(&image).unwrap_err()).contains("open the previous image"));
+        std::fs::write(&image, "x").unwrap();
+        let same = directory.path().join("./system.img");
+        let error = format!("{:#}", read(&same).unwrap_err());
+        assert!(error.contains("--previous and --out are both"), "{error}");
+        let other = directory.path().join("other.img");
+        std::fs::write(&other, "x").unwrap();
+        assert_eq!(read(&other).unwrap(), blake3::hash(b"x").to_hex().as_str());
+    }
+
+    #[test]
+    fn a_description_without_a_layout_is_one_of_a_first_image() {
+        let text = r#"{"name":"a","version":"1","ostree_commit":"b","ostree_ref":"c","image_bytes":1,"kernel":"d",
+            "timestamp":1,"inputs":"e"}"#;
+        assert_eq!(serde_json::from_str::<Description>(text).unwrap().layout, Layout::First);
+        let kept = Layout::Kept { previous: "ab".into(), changed_bytes: 4096 };
+        let text = serde_json::to_string(&kept).unwrap();
+        assert_eq!(text, r#"{"way":"kept","previous":"ab","changed_bytes":4096}"#);
+    }
 
     #[test]
     fn a_description_is_found_beside_its_image() {

@@ -2,7 +2,7 @@
 //! release before, with everything that did not change in the place it had there.
 //!
 //! Neither mke2fs -d nor debugfs lets anyone say where a file goes, nor a kernel that mounts the image. So mke2fs makes the
-//! empty file system, and what goes into it is placed ([`place`]) and written ([`write`]) here; e2fsck then judges it.
+//! empty file system, and what goes into it is placed ([`mod@place`]) and written ([`mod@write`]) here; e2fsck then judges it.
 //! Nothing is copied from the image before: it only says where things were. So nothing old can be left in free blocks,
 //! and the result is a function of the content and of those places, whatever was built here before. Changing a copy of
 //! the old image with debugfs was the alternative: what was deleted stays in it as bytes, directories never shrink, and
@@ -113,7 +113,8 @@ impl Job<'_> {
             Size::Mib(mib) => u64::from(mib) * MIB,
             Size::Auto => self.content.bytes_wanted()?,
         };
-        let hint = || format!("an image of {} MiB; give a larger image.size_mib, or \"auto\"", bytes / MIB);
+        let hint =
+            || format!("put the content into {} MiB (image.size_mib; \"auto\" makes it large enough)", bytes / MIB);
         let empty = self.empty(bytes, self.content.inodes_wanted()).with_context(hint)?;
         let layout = place::place(self.content, &empty.old, &empty.geometry).with_context(hint)?;
         write::write(&empty.file, &empty.geometry, self.content, &layout)?;

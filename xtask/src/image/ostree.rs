@@ -163,3 +163,37 @@ fn ostree(repo: &Path) -> Command {
     command.arg(format!("--repo={}", repo.display()));
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{STATEROOT, one_deployment, ostree};
+    use crate::step;
+    use std::fs;
+
+    #[test]
+    #[ignore = "needs ostree: cargo xtask test"]
+    fn an_image_with_more_than_one_deployment_or_unused_objects_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let deployments = at("ostree/deploy").join(STATEROOT).join("deploy");
+        fs::create_dir_all(deployments.join("a.0")).unwrap();
+        fs::create_dir_all(at("ostree/repo")).unwrap();
+        fs::create_dir(at("tree")).unwrap();
+        let repo = at("ostree/repo");
+        step::output(ostree(&repo).args(["init", "--mode=bare-user-only"])).unwrap();
+        let commit = |content: &str| {
+            fs::write(at("tree/file"), content).unwrap();
+            let tree = format!("--tree=dir={}", at("tree").display());
+            step::output(ostree(&repo).args(["commit", "--branch=x", &tree])).unwrap();
+        };
+        commit("1");
+        one_deployment(directory.path()).unwrap();
+        fs::create_dir(deployments.join("b.0")).unwrap();
+        let error = one_deployment(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("2 deployments"), "{error}");
+        fs::remove_dir(deployments.join("b.0")).unwrap();
+        step::output(ostree(&repo).args(["refs", "--delete", "x"])).unwrap();
+        let error = one_deployment(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("nothing uses"), "{error}");
+    }
+}

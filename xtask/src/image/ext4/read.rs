@@ -1,4 +1,4 @@
-//! What lies where in an image: the other half of [`super::write`].
+//! What lies where in an image: the other half of [`mod@super::write`].
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -116,17 +116,16 @@ pub fn encode(entries: &[(u32, Kind, &[u8])], seed: u32) -> Vec<u8> {
     block
 }
 
-/// The inodes and names in a block, without `.` and `..`.
+/// The inodes and names in a block by their offset, without `.` and `..`. An index of hashes, as a kernel makes it in a
+/// large directory, looks like a block without names.
 ///
 /// # Errors
-/// The block is damaged, or that of a tree of hashes.
+/// The block is damaged.
 pub fn decode(block: &[u8]) -> Result<BTreeMap<usize, (u32, Name)>> {
     let (mut found, mut at) = (BTreeMap::new(), 0);
     while at + HEADER <= block.len() {
         let bytes = usize::from(u16_at(block, at + 4));
         let end = at + HEADER + usize::from(block[at + 6]);
-        // What grew, by a kernel, into a tree of hashes has no entries in its first block beside the dots, and
-        // something else behind them.
         ensure!(bytes >= HEADER && end <= at + bytes && at + bytes <= block.len(), "a directory is damaged");
         let (inode, name) = (u32_at(block, at), &block[at + HEADER..end]);
         if inode != 0 && name != b"." && name != b".." {

@@ -95,8 +95,11 @@ impl Geometry {
             uuid,
             groups: groups.collect(),
         };
-        let sound = geometry.inodes_per_group > 0 && geometry.tables().all(|block| block < blocks);
-        ensure!(sound, "tables of its groups lie outside of it");
+        let inodes = u64::from(geometry.inodes_per_group);
+        // One bitmap block, and whole blocks of the table.
+        let sound = (1..=GROUP).contains(&inodes) && inodes * INODE % BLOCK == 0;
+        ensure!(sound, "its groups cannot have {inodes} inodes");
+        ensure!(geometry.tables().all(|block| block < blocks), "tables of its groups lie outside of it");
         Ok(geometry)
     }
 

@@ -6,6 +6,7 @@
 mod block;
 mod environment;
 mod fetch;
+mod image;
 mod isolated;
 mod net;
 mod provision;

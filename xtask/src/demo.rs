@@ -70,7 +70,8 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
     let grub = grub::build(paths, assume_yes)?;
     let image = paths.dist().join("system.img");
     let recipe = paths.root.join("xtask/recipes/demo.toml");
-    let description = image::build(paths, &recipe, &image, &image::Options { fresh: false, assume_yes })?;
+    let description =
+        image::build(paths, &recipe, &image, &image::Options { assume_yes, ..image::Options::default() })?;
     let release = paths.dist().join("release");
     let kit = kit::files(paths, &grub, &recovery, &paths.dist().join("kit"))?;
     publish(paths, &image, &description, kit, &keys, &release)?;

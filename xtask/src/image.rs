@@ -4,8 +4,9 @@
 //! bootstrapped tree is kept, since it takes longest and changes least; so is the OSTree repository.
 
 mod bootstrap;
+pub mod compare;
 mod container;
-mod ext4;
+pub mod ext4;
 mod files;
 mod fragment;
 mod initramfs;
@@ -31,7 +32,9 @@ use crate::step;
 
 /// How an image is built.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
+pub struct Options<'a> {
+    /// The image of the release before: what did not change stays where it is there.
+    pub previous: Option<&'a Path>,
     /// Also what has not changed, down to the packages.
     pub fresh: bool,
     /// Install missing packages of the host without asking.
@@ -55,8 +58,36 @@ pub struct Description {
     pub kernel: String,
     /// Seconds since 1970 that the commit carries.
     pub timestamp: u64,
+    /// How its blocks were laid out.
+    #[serde(default)]
+    pub layout: Layout,
     /// Digest of everything the image was made from: what has not changed is not built again.
     pub inputs: String,
+}
+
+/// How the blocks of an image were laid out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "way", rename_all = "lowercase")]
+pub enum Layout {
+    /// Without an image before.
+    #[default]
+    First,
+    /// What did not change lies where it was in the image before.
+    Kept {
+        /// BLAKE3 digest of the image before.
+        previous: String,
+        /// Bytes of the 4 KiB blocks that are not what they are in the image before.
+        changed_bytes: u64,
+    },
+    /// From scratch, although an image before was given.
+    Fresh {
+        /// BLAKE3 digest of the image before.
+        previous: String,
+        /// Why.
+        because: String,
+        /// Bytes of the 4 KiB blocks that are not what they are in the image before.
+        changed_bytes: u64,
+    },
 }
 
 impl Description {
@@ -87,7 +118,7 @@ impl Description {
 ///
 /// # Errors
 /// The first step that fails, with the output of its tool.
-pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options) -> Result<Description> {
+pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) -> Result<Description> {
     let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
     let recipe = Recipe::load(recipe)?;
     let mut needs = vec![Need::Image];
@@ -100,10 +131,19 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options) -> Res
     if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
+    let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
     let _lock = lock(&work)?;
     let bootstrapped = bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?;
     let timestamp = timestamp(&recipe, bootstrapped.archive_time)?;
-    let build = Build { paths, recipe: &recipe, directory: &directory, agent: &agent, work: &work, timestamp };
+    let build = Build {
+        paths,
+        recipe: &recipe,
+        directory: &directory,
+        agent: &agent,
+        work: &work,
+        timestamp,
+        previous: previous.as_ref(),
+    };
     let key = build.key(&bootstrapped.key, &bootstrapped.tarball)?;
     let name = format!("system image {} {}", recipe.name, recipe.version);
     if !options.fresh
@@ -122,6 +162,45 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options) -> Res
     step::produced(&format!("{name}, {:.1} MiB", description.image_bytes as f64 / 1_048_576.0), out);
     step::produced("description", &Description::path(out));
     Ok(description)
+}
+
+/// The image of the release before.
+struct Previous<'a> {
+    path: &'a Path,
+    /// BLAKE3, in hexadecimal.
+    digest: String,
+}
+
+impl<'a> Previous<'a> {
+    fn read(path: &'a Path, out: &Path) -> Result<Self> {
+        let same = path.canonicalize().ok().zip(out.canonicalize().ok()).is_some_and(|(one, other)| one == other);
+        ensure!(
+            !same,
+            "--previous and --out are both {}; keep the image of a release elsewhere, the next one is made from it",
+            path.display()
+        );
+        let file = File::open(path).with_context(|| format!("open the previous image {}", path.display()))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).with_context(|| format!("read the previous image {}", path.display()))?;
+        Ok(Self { path, digest: hasher.finalize().to_hex().to_string() })
+    }
+
+    /// What became of it.
+    fn layout(&self, image: &Path, fresh_because: Option<String>) -> Result<Layout> {
+        let changed_bytes = compare::changed_bytes(self.path, image)?;
+        let mib = changed_bytes as f64 / 1_048_576.0;
+        let previous = self.digest.clone();
+        Ok(match fresh_because {
+            None => {
+                eprintln!("  what did not change is where it was: {mib:.1} MiB differ from the previous image");
+                Layout::Kept { previous, changed_bytes }
+            }
+            Some(because) => {
+                eprintln!("  laid out from scratch: {because}; {mib:.1} MiB differ from the previous image");
+                Layout::Fresh { previous, because, changed_bytes }
+            }
+        })
+    }
 }
 
 /// Two builds of one recipe at a time would take each other's trees away. Held until the file is dropped.
@@ -152,6 +231,7 @@ struct Build<'a> {
     agent: &'a Path,
     work: &'a Path,
     timestamp: u64,
+    previous: Option<&'a Previous<'a>>,
 }
 
 impl Build<'_> {
@@ -162,6 +242,17 @@ impl Build<'_> {
         let own = concat!(
             include_str!("image.rs"),
             include_str!("image/ext4.rs"),
+            include_str!("image/ext4/attributes.rs"),
+            include_str!("image/ext4/bytes.rs"),
+            include_str!("image/ext4/content.rs"),
+            include_str!("image/ext4/directory.rs"),
+            include_str!("image/ext4/extents.rs"),
+            include_str!("image/ext4/geometry.rs"),
+            include_str!("image/ext4/place.rs"),
+            include_str!("image/ext4/read.rs"),
+            include_str!("image/ext4/space.rs"),
+            include_str!("image/ext4/tree.rs"),
+            include_str!("image/ext4/write.rs"),
             include_str!("image/files.rs"),
             include_str!("image/fragment.rs"),
             include_str!("image/initramfs.rs"),
@@ -182,6 +273,7 @@ impl Build<'_> {
             .with(modified.to_le_bytes())
             .with(serde_json::to_vec(self.recipe)?)
             .with(self.timestamp.to_le_bytes())
+            .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
             .with_file(self.agent)?
             .with_file(&self.paths.root.join("initramfs/modules.toml"))?;
         for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {
@@ -213,8 +305,14 @@ impl Build<'_> {
             let path = sysroot.join("boot/reflash.cfg");
             fs::write(&path, entry.script()).with_context(|| format!("write {}", path.display()))
         })?;
-        let image_bytes =
-            step::step("ext4 image", || ext4::build(&sysroot, out, recipe.image.size_mib, &recipe.ostree.branch))?;
+        let built = step::step("ext4 image", || {
+            let previous = self.previous.map(|previous| previous.path);
+            ext4::build(&sysroot, out, recipe.image.size_mib, &recipe.ostree.branch, previous)
+        })?;
+        let layout = match self.previous {
+            Some(previous) => previous.layout(out, built.fresh_because)?,
+            None => Layout::First,
+        };
         ostree::remove_sysroot(&sysroot)?;
         bootstrap::remove_tree(&tree)?;
         Ok(Description {
@@ -222,9 +320,10 @@ impl Build<'_> {
             version: recipe.version.clone(),
             ostree_commit: commit,
             ostree_ref: recipe.ostree.branch.clone(),
-            image_bytes,
+            image_bytes: built.bytes,
             kernel,
             timestamp: self.timestamp,
+            layout,
             inputs,
         })
     }
@@ -245,7 +344,33 @@ impl Build<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::Description;
+    use super::{Description, Layout, Previous};
+    use std::path::Path;
+
+    #[test]
+    fn an_image_is_not_made_from_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("system.img");
+        let read = |previous: &Path| Previous::read(previous, &image).map(|previous| previous.digest);
+        assert!(format!("{:#}", read(&image).unwrap_err()).contains("open the previous image"));
+        std::fs::write(&image, "x").unwrap();
+        let same = directory.path().join("./system.img");
+        let error = format!("{:#}", read(&same).unwrap_err());
+        assert!(error.contains("--previous and --out are both"), "{error}");
+        let other = directory.path().join("other.img");
+        std::fs::write(&other, "x").unwrap();
+        assert_eq!(read(&other).unwrap(), blake3::hash(b"x").to_hex().as_str());
+    }
+
+    #[test]
+    fn a_description_without_a_layout_is_one_of_a_first_image() {
+        let text = r#"{"name":"a","version":"1","ostree_commit":"b","ostree_ref":"c","image_bytes":1,"kernel":"d",
+            "timestamp":1,"inputs":"e"}"#;
+        assert_eq!(serde_json::from_str::<Description>(text).unwrap().layout, Layout::First);
+        let kept = Layout::Kept { previous: "ab".into(), changed_bytes: 4096 };
+        let text = serde_json::to_string(&kept).unwrap();
+        assert_eq!(text, r#"{"way":"kept","previous":"ab","changed_bytes":4096}"#);
+    }
 
     #[test]
     fn a_description_is_found_beside_its_image() {
@@ -260,6 +385,7 @@ mod tests {
             image_bytes: 7,
             kernel: "6.1".into(),
             timestamp: 1,
+            layout: Layout::Kept { previous: "ef".into(), changed_bytes: 3 },
             inputs: "cd".into(),
         };
         description.write_beside(&image).unwrap();

@@ -44,6 +44,8 @@ enum Command {
     },
     /// Build a system image from a recipe.
     Image(ImageArgs),
+    /// Say which blocks differ between two images, what they belong to, and how many of them are new.
+    Compare(CompareArgs),
     /// Make GRUB's images.
     Grub,
     /// Make a key pair to sign releases with.
@@ -134,9 +136,23 @@ struct ImageArgs {
     /// Where the image goes; a description is put beside it, with the extension json.
     #[arg(long, default_value = "target/dist/system.img")]
     out: PathBuf,
+    /// The image of the release before: what did not change stays on its blocks, so that a robot need not fetch it.
+    #[arg(long, value_name = "FILE.img")]
+    previous: Option<PathBuf>,
     /// Build everything again, also what has not changed.
     #[arg(long)]
     fresh: bool,
+}
+
+#[derive(Args)]
+struct CompareArgs {
+    /// The image that robots have.
+    old: PathBuf,
+    /// The image that they are to get.
+    new: PathBuf,
+    /// Files to list, those with most changed blocks first.
+    #[arg(long, default_value_t = 10)]
+    files: usize,
 }
 
 #[derive(Args)]
@@ -233,8 +249,12 @@ fn run(cli: Cli) -> Result<()> {
         Command::Agent => agent::build(&paths, yes).map(drop),
         Command::Initramfs { keys } => initramfs::recovery(&paths, &keys, yes).map(drop),
         Command::Image(args) => {
-            let options = image::Options { fresh: args.fresh, assume_yes: yes };
+            let options = image::Options { fresh: args.fresh, assume_yes: yes, previous: args.previous.as_deref() };
             image::build(&paths, &args.recipe, &args.out, &options).map(drop)
+        }
+        Command::Compare(args) => {
+            print!("{}", image::compare::compare(&args.old, &args.new, args.files)?);
+            Ok(())
         }
         Command::Grub => grub::build(&paths, yes).map(drop),
         Command::Keygen { out, password } => {

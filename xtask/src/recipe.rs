@@ -130,7 +130,7 @@ pub struct Boot {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSettings {
-    /// Size in MiB. Default `"auto"`: what the content needs and a small margin; nothing is ever added to the image.
+    /// Size in MiB. Default `"auto"`: what the content needs and a sixteenth, where the next image finds room.
     #[serde(default)]
     pub size_mib: Size,
 }

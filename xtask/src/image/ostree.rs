@@ -115,6 +115,7 @@ impl Repository {
         let _ = fs::remove_file(repo.join(".lock"));
         remove_tree(&repo.join("tmp"))?;
         fs::create_dir(repo.join("tmp")).context("create tmp of the repository")?;
+        one_deployment(sysroot)?;
         entry_of(sysroot)
     }
 }
@@ -132,6 +133,22 @@ pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
     remove_tree(sysroot)
 }
 
+/// Every byte of an image is sent to robots: it holds one deployment, and no object that is not part of it.
+fn one_deployment(sysroot: &Path) -> Result<()> {
+    let directory = sysroot.join("ostree/deploy").join(STATEROOT).join("deploy");
+    let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
+    let deployments = entries.flatten().filter(|entry| entry.path().is_dir()).count();
+    ensure!(deployments == 1, "{} holds {deployments} deployments instead of one", directory.display());
+    let words = ["prune", "--refs-only", "--no-prune"];
+    let said = step::output(ostree(&sysroot.join("ostree/repo")).args(words))?;
+    ensure!(
+        said.contains("No unreachable objects"),
+        "the image would hold objects that nothing uses:\n{}",
+        said.trim()
+    );
+    Ok(())
+}
+
 fn entry_of(sysroot: &Path) -> Result<Entry> {
     let directory = sysroot.join("boot/loader/entries");
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
@@ -145,4 +162,38 @@ fn ostree(repo: &Path) -> Command {
     let mut command = Command::new("ostree");
     command.arg(format!("--repo={}", repo.display()));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{STATEROOT, one_deployment, ostree};
+    use crate::step;
+    use std::fs;
+
+    #[test]
+    #[ignore = "needs ostree: cargo xtask test"]
+    fn an_image_with_more_than_one_deployment_or_unused_objects_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let deployments = at("ostree/deploy").join(STATEROOT).join("deploy");
+        fs::create_dir_all(deployments.join("a.0")).unwrap();
+        fs::create_dir_all(at("ostree/repo")).unwrap();
+        fs::create_dir(at("tree")).unwrap();
+        let repo = at("ostree/repo");
+        step::output(ostree(&repo).args(["init", "--mode=bare-user-only"])).unwrap();
+        let commit = |content: &str| {
+            fs::write(at("tree/file"), content).unwrap();
+            let tree = format!("--tree=dir={}", at("tree").display());
+            step::output(ostree(&repo).args(["commit", "--branch=x", &tree])).unwrap();
+        };
+        commit("1");
+        one_deployment(directory.path()).unwrap();
+        fs::create_dir(deployments.join("b.0")).unwrap();
+        let error = one_deployment(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("2 deployments"), "{error}");
+        fs::remove_dir(deployments.join("b.0")).unwrap();
+        step::output(ostree(&repo).args(["refs", "--delete", "x"])).unwrap();
+        let error = one_deployment(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("nothing uses"), "{error}");
+    }
 }

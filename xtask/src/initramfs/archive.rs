@@ -1,7 +1,7 @@
 //! A reproducible cpio archive in the kernel's "newc" format (Documentation/driver-api/early-userspace/
 //! buffer-format.rst): sorted, all owned by root, all from 1970, numbered from 1.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +11,10 @@ const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
+/// The bits of a mode that say which of them it is.
+const FORMAT: u32 = 0o170_000;
+/// Blocks in which robots look for what they have already.
+const BLOCK_BYTES: usize = 4096;
 
 /// One file, directory, link or device of the archive.
 #[derive(Debug, Clone)]
@@ -53,6 +57,24 @@ impl Entry {
     }
 }
 
+/// One compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and skips the
+/// zeros between them. Each begins on a block of file systems, where it is found again when another one before it got
+/// longer.
+///
+/// # Errors
+/// As [`cpio`]; or two of them have the same file.
+pub fn compressed(parts: Vec<Vec<Entry>>, level: i32) -> Result<Vec<u8>> {
+    let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
+    for part in parts {
+        for entry in part.iter().filter(|entry| entry.mode & FORMAT != DIRECTORY) {
+            ensure!(seen.insert(entry.path.clone()), "{} is in two archives of the initramfs", entry.path);
+        }
+        out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
+        out.extend(zstd::bulk::compress(&cpio(part)?, level).context("compress the initramfs")?);
+    }
+    Ok(out)
+}
+
 /// The uncompressed archive. Directories above an entry are added; of two entries with one path both must be equal.
 pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
     let mut sorted: BTreeMap<String, Entry> = BTreeMap::new();
@@ -88,7 +110,7 @@ pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, cpio};
+    use super::{Entry, compressed, cpio};
     use std::process::{Command, Stdio};
 
     #[test]
@@ -108,6 +130,20 @@ mod tests {
             rest = reader.finish().unwrap();
         }
         assert_eq!(names, ["a 40755", "a/b 40755", "a/b/c 100644", "dev 40755", "dev/console 20600"]);
+    }
+
+    #[test]
+    fn archives_that_did_not_change_keep_their_bytes_on_whole_blocks() {
+        let part = |path: &str, byte: u8, count| vec![Entry::file(path, vec![byte; count], 0o644)];
+        let of = |agent: u8| {
+            compressed(vec![part("/lib/a", 1, 9), part("/lib/b", agent, 900), part("/c", 3, 9)], 1).unwrap()
+        };
+        let (one, other) = (of(1), of(2));
+        assert!(one[..4096] == other[..4096] && one[4096..8192] != other[4096..8192] && one[8192..] == other[8192..]);
+        let unpacked = zstd::decode_all(&one[8192..]).unwrap();
+        assert_eq!(unpacked, cpio(part("/c", 3, 9)).unwrap());
+        let error = compressed(vec![part("/a", 1, 1), part("/a", 1, 1)], 1).unwrap_err().to_string();
+        assert!(error.contains("/a is in two"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,285 @@
+//! `cargo xtask compare`: what differs between two images, block by block, and what it belongs to. For engineers who want
+//! to know why an update is as large as it is.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::ext4::geometry::{BLOCK, Geometry};
+use super::ext4::read::Old;
+use super::ext4::tree::Kind;
+
+/// Sizes of a release's frames that are reported.
+const FRAMES: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
+/// Blocks read at a time.
+const STRETCH: u64 = 256;
+
+/// Bytes of all blocks of `new` that are not the same in `old`. Behind its end `old` is zeros.
+///
+/// # Errors
+/// One cannot be read.
+pub fn changed_bytes(old: &Path, new: &Path) -> Result<u64> {
+    Ok(states(old, new)?.iter().filter(|state| **state != State::Same).count() as u64 * BLOCK)
+}
+
+/// Compares two images; the report names the `files` with most changed blocks.
+///
+/// # Errors
+/// One cannot be read, or `new` is no image of the builder.
+pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
+    let states = states(old, new)?;
+    let mut report = Report { bytes: states.len() as u64 * BLOCK, ..Report::default() };
+    let owners = Owners::of(new).with_context(|| format!("read {}", new.display()))?;
+    let mut by_path: BTreeMap<&str, Count> = BTreeMap::new();
+    for (block, state) in states.iter().enumerate() {
+        let (part, path) = owners.of_block(block);
+        report.parts.entry(part).or_default().add(*state);
+        report.all.add(*state);
+        if let Some(path) = path {
+            by_path.entry(path).or_default().add(*state);
+        }
+    }
+    for bytes in FRAMES {
+        let frames = states.chunks((bytes / BLOCK) as usize);
+        let mut count = Count::default();
+        for frame in frames {
+            // The least that is said of any of its blocks is said of the frame.
+            count.add(frame.iter().copied().max().unwrap_or(State::Same));
+        }
+        report.frames.push((*bytes, count));
+    }
+    let mut list: Vec<(&str, Count)> = by_path.into_iter().filter(|(_, count)| count.new > 0).collect();
+    list.sort_by_key(|(path, count)| (std::cmp::Reverse(count.new), *path));
+    report.files_changed = list.len();
+    report.files = list.into_iter().take(files).map(|(path, count)| (path.to_owned(), count)).collect();
+    Ok(report)
+}
+
+/// What a robot with the old image must do for a block. In the order of what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Same,
+    /// It becomes zeros.
+    Zero,
+    /// It lies elsewhere in the old image.
+    Moved,
+    /// It is to be downloaded.
+    New,
+}
+
+fn states(old: &Path, new: &Path) -> Result<Vec<State>> {
+    let mut known: HashSet<[u8; 16]> = HashSet::new();
+    let mut before = Vec::new();
+    each_block(old, |block| {
+        let digest = short_digest(block);
+        known.insert(digest);
+        before.push(digest);
+    })?;
+    let (mut states, zero) = (Vec::new(), short_digest(&[0; BLOCK as usize]));
+    each_block(new, |block| {
+        let digest = short_digest(block);
+        let there = before.get(states.len()).unwrap_or(&zero);
+        states.push(match digest {
+            same if same == *there => State::Same,
+            digest if digest == zero => State::Zero,
+            digest if known.contains(&digest) => State::Moved,
+            _ => State::New,
+        });
+    })?;
+    Ok(states)
+}
+
+fn short_digest(block: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
+    short
+}
+
+fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
+    let context = || format!("read {}", image.display());
+    let file = File::open(image).with_context(context)?;
+    let bytes = file.metadata().with_context(context)?.len();
+    let mut buffer = vec![0; (STRETCH * BLOCK) as usize];
+    let mut at = 0;
+    while at < bytes {
+        let stretch = &mut buffer[..(STRETCH * BLOCK).min(bytes - at) as usize];
+        file.read_exact_at(stretch, at).with_context(context)?;
+        stretch.chunks(BLOCK as usize).for_each(&mut seen);
+        at += stretch.len() as u64;
+    }
+    Ok(())
+}
+
+/// How many blocks, or frames, are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Not what is in the old image at the same place: zeros, from elsewhere, or new.
+    pub changed: u64,
+    /// Of these, zeros now.
+    pub zero: u64,
+    /// Of these, content that the old image has elsewhere.
+    pub moved: u64,
+    /// Of these, content that the old image does not have.
+    pub new: u64,
+}
+
+impl Count {
+    fn add(&mut self, state: State) {
+        self.changed += u64::from(state != State::Same);
+        match state {
+            State::Same => {}
+            State::Zero => self.zero += 1,
+            State::Moved => self.moved += 1,
+            State::New => self.new += 1,
+        }
+    }
+}
+
+/// What [`compare`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes of the new image.
+    pub bytes: u64,
+    /// All blocks.
+    pub all: Count,
+    /// Blocks by what they are in the new image.
+    pub parts: BTreeMap<&'static str, Count>,
+    /// Frames by their size in bytes: one is new if any of its blocks is.
+    pub frames: Vec<(u64, Count)>,
+    /// Files with content that the old image does not have.
+    pub files_changed: usize,
+    /// Those with most of it.
+    pub files: Vec<(String, Count)>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |count: u64, bytes: u64| count as f64 * bytes as f64 / 1_048_576.0;
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, count: &Count, bytes: u64| {
+            let [changed, zero, moved, new] =
+                [count.changed, count.zero, count.moved, count.new].map(|count| mib(count, bytes));
+            writeln!(f, "{name:<28}{changed:>10.2}{zero:>10.2}{moved:>10.2}{new:>10.2}")
+        };
+        writeln!(f, "{:<28}{:>10}{:>10}{:>10}{:>10}", "MiB", "changed", "zero", "moved", "new")?;
+        line(f, &format!("image of {:.0} MiB", mib(1, self.bytes)), &self.all, BLOCK)?;
+        for (part, count) in self.parts.iter().filter(|(_, count)| count.changed > 0) {
+            line(f, &format!("  {part}"), count, BLOCK)?;
+        }
+        for (bytes, count) in &self.frames {
+            line(f, &format!("frames of {} KiB", bytes >> 10), count, *bytes)?;
+        }
+        writeln!(f, "{} files and directories have new content", self.files_changed)?;
+        for (path, count) in &self.files {
+            writeln!(f, "{:>10.2} MiB  {path}", mib(count.new, BLOCK))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the blocks of an image belong to.
+struct Owners {
+    parts: Vec<&'static str>,
+    /// By block, which of `paths`.
+    files: BTreeMap<u64, usize>,
+    paths: Vec<String>,
+}
+
+impl Owners {
+    fn of(image: &Path) -> Result<Self> {
+        let file = File::open(image).context("open it")?;
+        let geometry = Geometry::read(&file)?;
+        let content = Old::read(&file, &geometry)?;
+        let mut owners =
+            Self { parts: vec!["free"; geometry.blocks as usize], files: BTreeMap::new(), paths: paths(&content) };
+        geometry.tables().for_each(|block| owners.set(block, "superblocks and descriptors"));
+        for group in &geometry.groups {
+            owners.set(group.block_bitmap, "bitmaps");
+            owners.set(group.inode_bitmap, "bitmaps");
+            let table = group.inode_table..group.inode_table + geometry.inode_table_blocks();
+            table.for_each(|block| owners.set(block, "inode tables"));
+        }
+        for (at, (node, place)) in content.nodes.iter().zip(&content.places).enumerate() {
+            let part = if node.kind == Kind::Directory { "directories" } else { "content of files" };
+            for block in place.runs.iter().flat_map(|run| run.physical..run.physical + run.blocks) {
+                owners.set(block, part);
+                owners.files.insert(block, at);
+            }
+            place.tree_blocks.iter().chain(&place.attribute_block).for_each(|block| {
+                owners.set(*block, "extents and attributes");
+            });
+        }
+        Ok(owners)
+    }
+
+    fn set(&mut self, block: u64, part: &'static str) {
+        if let Some(slot) = self.parts.get_mut(block as usize) {
+            *slot = part;
+        }
+    }
+
+    fn of_block(&self, block: usize) -> (&'static str, Option<&str>) {
+        let part = self.parts.get(block).copied().unwrap_or("behind the file system");
+        (part, self.files.get(&(block as u64)).map(|file| self.paths[*file].as_str()))
+    }
+}
+
+/// One path for every node: of a file with several names one outside of OSTree's repository, where it is a digest; of what
+/// is in the deployment the path that it has in the running system.
+fn paths(content: &Old) -> Vec<String> {
+    let mut paths = vec![String::new(); content.nodes.len()];
+    let mut queue: Vec<usize> = vec![0];
+    let mut seen = BTreeSet::new();
+    while let Some(at) = queue.pop() {
+        if content.nodes[at].kind != Kind::Directory || !seen.insert(at) {
+            continue;
+        }
+        for (name, &child) in &content.nodes[at].children {
+            let path = format!("{}/{}", paths[at], String::from_utf8_lossy(name));
+            if paths[child].is_empty() || paths[child].starts_with("/ostree/repo/") {
+                paths[child] = path;
+            }
+            queue.push(child);
+        }
+    }
+    paths.iter().map(|path| in_system(path).to_owned()).collect()
+}
+
+/// `/usr/bin/x` for `/ostree/deploy/system/deploy/COMMIT.0/usr/bin/x`.
+fn in_system(path: &str) -> &str {
+    let deployed = path.strip_prefix("/ostree/deploy/").and_then(|rest| rest.split_once("/deploy/"));
+    deployed.and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{State, changed_bytes, in_system, states};
+    use std::fs;
+
+    #[test]
+    fn every_block_has_one_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = |name: &str, blocks: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, blocks.iter().flat_map(|byte| [*byte; 4096]).collect::<Vec<u8>>()).unwrap();
+            path
+        };
+        let (old, new) = (image("old", &[1, 2, 3, 0]), image("new", &[1, 3, 0, 4, 0, 2, 5]));
+        let expected = [State::Same, State::Moved, State::Zero, State::New, State::Same, State::Moved, State::New];
+        assert_eq!(states(&old, &new).unwrap(), expected);
+        assert_eq!(changed_bytes(&old, &new).unwrap(), 5 * 4096);
+        assert_eq!(changed_bytes(&new, &new).unwrap(), 0);
+        assert!(states(&old, &directory.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn paths_are_those_of_the_running_system() {
+        assert_eq!(in_system("/ostree/deploy/system/deploy/ab.0/usr/bin/x"), "/usr/bin/x");
+        for other in ["/ostree/deploy/system/deploy/ab.0.origin", "/boot/x", "/ostree/repo/objects/ab/cd.file"] {
+            assert_eq!(in_system(other), other);
+        }
+    }
+}

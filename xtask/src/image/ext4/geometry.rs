@@ -1,0 +1,183 @@
+//! The frame of an ext4 file system, read from an image: sizes, groups and where their tables lie.
+//!
+//! Offsets and meanings are those of the kernel's Documentation/filesystems/ext4.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+
+use super::bytes::{self, u16_at, u32_at};
+
+/// Bytes of a block: the size that suits every disk, and that of a page.
+pub const BLOCK: u64 = 4096;
+/// Bytes of an inode: with room for attributes of ordinary size.
+pub const INODE: u64 = 256;
+/// Blocks of a group: what one bitmap block covers.
+pub const GROUP: u64 = 8 * BLOCK;
+/// Bytes of a group's descriptor, with the feature `64bit`.
+pub const DESCRIPTOR: u64 = 64;
+/// Inodes up to this number belong to ext4 itself, but for the root; number 11 is lost+found.
+pub const RESERVED_INODES: u32 = 11;
+/// The root directory.
+pub const ROOT: u32 = 2;
+/// Where the superblock lies.
+pub const SUPERBLOCK: u64 = 1024;
+
+const MAGIC: u16 = 0xef53;
+
+/// Where the tables of a group are, in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// The bitmap of blocks.
+    pub block_bitmap: u64,
+    /// The bitmap of inodes.
+    pub inode_bitmap: u64,
+    /// The first block of the inode table.
+    pub inode_table: u64,
+}
+
+/// Sizes and tables of a file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks of the file system.
+    pub blocks: u64,
+    /// Inodes of each group.
+    pub inodes_per_group: u32,
+    /// Words of compatible, incompatible and read-only compatible features.
+    pub features: [u32; 3],
+    /// UUID: every checksum of metadata starts with it.
+    pub uuid: [u8; 16],
+    /// The groups.
+    pub groups: Vec<Group>,
+}
+
+impl Geometry {
+    /// Reads the superblock and the descriptors of the groups.
+    ///
+    /// # Errors
+    /// Not an ext4 file system, or one of another kind than the builder makes.
+    pub fn read(image: &File) -> Result<Self> {
+        let mut block = [0; 1024];
+        image.read_exact_at(&mut block, SUPERBLOCK).context("read the superblock")?;
+        ensure!(u16_at(&block, 0x38) == MAGIC, "there is no ext4 file system in it");
+        let block_bytes = 1024_u64 << u32_at(&block, 0x18).min(10);
+        let (inode_bytes, descriptor_bytes) = (u16_at(&block, 0x58), u16_at(&block, 0xfe));
+        ensure!(
+            block_bytes == BLOCK && u64::from(inode_bytes) == INODE && u64::from(descriptor_bytes) == DESCRIPTOR,
+            "its blocks have {block_bytes} bytes, inodes {inode_bytes}, descriptors {descriptor_bytes}; \
+             the builder's have {BLOCK}, {INODE} and {DESCRIPTOR}"
+        );
+        ensure!(
+            u64::from(u32_at(&block, 0x20)) == GROUP,
+            "its groups have {} blocks, not {GROUP}",
+            u32_at(&block, 0x20)
+        );
+        let checksum = u32_at(&block, 0x3fc);
+        ensure!(bytes::checksum(!0, &block[..0x3fc]) == checksum, "the checksum of its superblock is wrong");
+        let blocks = u64::from(u32_at(&block, 4)) | u64::from(u32_at(&block, 0x150)) << 32;
+        let bytes = image.metadata().context("ask for its size")?.len();
+        ensure!(blocks * BLOCK <= bytes, "its file system has {blocks} blocks, but the file only {bytes} bytes");
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&block[0x68..0x78]);
+        let mut table = vec![0; (blocks.div_ceil(GROUP) * DESCRIPTOR) as usize];
+        image.read_exact_at(&mut table, BLOCK).context("read the descriptors of its groups")?;
+        let address = |group: &[u8], low, high| u64::from(u32_at(group, low)) | u64::from(u32_at(group, high)) << 32;
+        let groups = table.chunks_exact(DESCRIPTOR as usize).map(|group| Group {
+            block_bitmap: address(group, 0, 0x20),
+            inode_bitmap: address(group, 4, 0x24),
+            inode_table: address(group, 8, 0x28),
+        });
+        let geometry = Self {
+            blocks,
+            inodes_per_group: u32_at(&block, 0x28),
+            features: [u32_at(&block, 0x5c), u32_at(&block, 0x60), u32_at(&block, 0x64)],
+            uuid,
+            groups: groups.collect(),
+        };
+        let inodes = u64::from(geometry.inodes_per_group);
+        // One bitmap block, and whole blocks of the table.
+        let sound = (1..=GROUP).contains(&inodes) && inodes * INODE % BLOCK == 0;
+        ensure!(sound, "its groups cannot have {inodes} inodes");
+        ensure!(geometry.tables().all(|block| block < blocks), "tables of its groups lie outside of it");
+        Ok(geometry)
+    }
+
+    /// What every checksum of metadata starts with.
+    #[must_use]
+    pub fn checksum_seed(&self) -> u32 {
+        bytes::checksum(!0, &self.uuid)
+    }
+
+    /// Inodes of the whole file system.
+    #[must_use]
+    pub fn inodes(&self) -> u32 {
+        self.inodes_per_group * self.groups.len() as u32
+    }
+
+    /// Blocks of a group's inode table.
+    #[must_use]
+    pub fn inode_table_blocks(&self) -> u64 {
+        u64::from(self.inodes_per_group) * INODE / BLOCK
+    }
+
+    /// Blocks of the descriptors of all groups.
+    #[must_use]
+    pub fn descriptor_blocks(&self) -> u64 {
+        (self.groups.len() as u64 * DESCRIPTOR).div_ceil(BLOCK)
+    }
+
+    /// Every block of the superblocks, descriptors, bitmaps and inode tables.
+    pub fn tables(&self) -> impl Iterator<Item = u64> + '_ {
+        self.groups.iter().enumerate().flat_map(|(number, group)| {
+            let start = number as u64 * GROUP;
+            let copies = if has_superblock(number as u64) { 1 + self.descriptor_blocks() } else { 0 };
+            let table = group.inode_table..group.inode_table.saturating_add(self.inode_table_blocks());
+            (start..start + copies).chain([group.block_bitmap, group.inode_bitmap]).chain(table)
+        })
+    }
+
+    /// Where an inode lies, in bytes.
+    #[must_use]
+    pub fn inode_at(&self, number: u32) -> u64 {
+        let (group, index) = ((number - 1) / self.inodes_per_group, (number - 1) % self.inodes_per_group);
+        self.groups[group as usize].inode_table * BLOCK + u64::from(index) * INODE
+    }
+
+    /// Whether everything that `old` has in common with this one lies in the same place.
+    ///
+    /// # Errors
+    /// What differs, for a person.
+    pub fn continues(&self, old: &Self) -> Result<()> {
+        ensure!(self.features == old.features, "the previous image has other features of ext4 than the builder gives");
+        ensure!(self.uuid == old.uuid, "the previous image has another UUID: it is of another ostree.branch");
+        ensure!(
+            self.inodes_per_group == old.inodes_per_group && self.groups.starts_with(&old.groups),
+            "the tables of the file system lie elsewhere than in the previous image"
+        );
+        Ok(())
+    }
+}
+
+/// With the feature `sparse_super` only some groups have a copy of the superblock: 0, 1, and the powers of 3, 5 and 7.
+fn has_superblock(group: u64) -> bool {
+    let power_of = |base: u64| {
+        let mut power = base;
+        while power < group {
+            power *= base;
+        }
+        power == group
+    };
+    group <= 1 || power_of(3) || power_of(5) || power_of(7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_superblock;
+
+    #[test]
+    fn superblocks_are_where_ext4_has_them() {
+        let groups: Vec<u64> = (0..100).filter(|group| has_superblock(*group)).collect();
+        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81]);
+    }
+}

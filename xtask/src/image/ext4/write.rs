@@ -1,0 +1,256 @@
+//! Content and places become an image. The file system is there already, made empty by mke2fs: superblock, descriptors and
+//! the inodes that belong to ext4 itself are left as they are, but for what counts.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+
+use super::attributes;
+use super::bytes::{checksum, put, u16_at};
+use super::content::{Content, Inode, Source};
+use super::directory;
+use super::extents;
+use super::geometry::{BLOCK, DESCRIPTOR, GROUP, Geometry, INODE, RESERVED_INODES, SUPERBLOCK};
+use super::place::{Layout, Place};
+use super::tree::Kind;
+
+/// Flag of an inode whose blocks are listed in a tree of extents.
+pub const EXTENTS: u32 = 0x80000;
+/// Flag of a group whose inode table is not leftover bytes.
+const TABLE_ZEROED: u16 = 4;
+/// Bytes of an inode in use beyond the 128 of ext2.
+const EXTRA: u16 = 32;
+/// With more subdirectories the number of links is 1, which means unknown (`dir_nlink`).
+const MOST_SUBDIRECTORIES: u32 = 65_000;
+/// Blocks written at a time.
+const STRETCH: u64 = 256;
+
+/// Every time in the image, in seconds since 1970. A constant, so that a file that did not change keeps its inode
+/// block, which a robot then need not fetch; OSTree's checkouts have no times either. 0 would mean "now" to e2fsprogs.
+pub const TIME: u32 = 1;
+
+/// Fills an empty file system.
+///
+/// # Errors
+/// Something of the content cannot be read any more, or the image not be written.
+pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &Layout) -> Result<()> {
+    let writer = Writer { image, geometry, content, layout, seed: geometry.checksum_seed() };
+    for at in 0..content.inodes.len() {
+        writer.inode(at).with_context(|| match &content.inodes[at].source {
+            Source::File(path) => format!("write {}", path.display()),
+            Source::Bytes(_) => format!("write inode {}", layout.places[at].number),
+        })?;
+    }
+    writer.groups().context("write the tables of the file system")
+}
+
+struct Writer<'a> {
+    image: &'a File,
+    geometry: &'a Geometry,
+    content: &'a Content,
+    layout: &'a Layout,
+    /// What every checksum starts with.
+    seed: u32,
+}
+
+impl Writer<'_> {
+    fn put_block(&self, place: u64, block: &[u8]) -> Result<()> {
+        self.image.write_all_at(block, place * BLOCK).with_context(|| format!("write block {place}"))
+    }
+
+    fn inode(&self, at: usize) -> Result<()> {
+        let (node, inode, place) = (&self.content.nodes[at], &self.content.inodes[at], &self.layout.places[at]);
+        // Checksums of everything that belongs to an inode start with its number and its generation, which is 0.
+        let seed = checksum(checksum(self.seed, &place.number.to_le_bytes()), &[0; 4]);
+        let mut bytes = [0; INODE as usize];
+        let size = if node.kind == Kind::Directory { place.pages.len() as u64 * BLOCK } else { inode.bytes };
+        let (tree, tree_blocks) = extents::encode(&place.runs, &place.tree_blocks, seed);
+        for (place, block) in tree_blocks {
+            self.put_block(place, &block)?;
+        }
+        let short = match &inode.source {
+            Source::Bytes(target) if node.kind == Kind::Symlink && place.runs.is_empty() => Some(target),
+            _ => None,
+        };
+        match short {
+            Some(target) => bytes[0x28..0x28 + target.len()].copy_from_slice(target),
+            None => {
+                put(&mut bytes, 0x28, tree);
+                put(&mut bytes, 0x20, EXTENTS.to_le_bytes());
+            }
+        }
+        attributes::into_inode(self.attributes(inode, place)?, &mut bytes);
+        encode(inode, size, place, &mut bytes);
+        let sum = checksum(seed, &bytes);
+        put(&mut bytes, 0x7c, (sum as u16).to_le_bytes());
+        put(&mut bytes, 0x82, ((sum >> 16) as u16).to_le_bytes());
+        self.image.write_all_at(&bytes, self.geometry.inode_at(place.number)).context("write the inode")?;
+        match node.kind {
+            Kind::Directory => self.directory(at, seed),
+            _ => self.data(inode, place),
+        }
+    }
+
+    /// Those that stay in the inode; the others are written.
+    fn attributes<'b>(&self, inode: &'b Inode, place: &Place) -> Result<&'b [attributes::Attribute]> {
+        let Some(block) = place.attribute_block else { return Ok(&inode.attributes) };
+        self.put_block(block, &attributes::into_block(&inode.attributes, block, self.seed))?;
+        Ok(&[])
+    }
+
+    fn directory(&self, at: usize, seed: u32) -> Result<()> {
+        let (node, place) = (&self.content.nodes[at], &self.layout.places[at]);
+        let number_of = |node: usize| self.layout.places[node].number;
+        let blocks = place.runs.iter().flat_map(|run| run.physical..run.physical + run.blocks);
+        for (page, (names, block)) in place.pages.iter().zip(blocks).enumerate() {
+            let mut entries: Vec<(u32, Kind, &[u8])> = Vec::with_capacity(names.len() + 2);
+            if page == 0 {
+                entries.push((place.number, Kind::Directory, b"."));
+                entries.push((number_of(self.content.inodes[at].parent), Kind::Directory, b".."));
+            }
+            for name in names {
+                let child = *node.children.get(name).context("a name got lost")?;
+                entries.push((number_of(child), self.content.nodes[child].kind, name));
+            }
+            self.put_block(block, &directory::encode(&entries, seed))?;
+        }
+        Ok(())
+    }
+
+    fn data(&self, inode: &Inode, place: &Place) -> Result<()> {
+        let mut buffer = vec![0; (STRETCH * BLOCK).min(inode.bytes) as usize];
+        let file = match &inode.source {
+            Source::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open it")?),
+            _ => None,
+        };
+        for run in &place.runs {
+            let mut done = 0;
+            while done < run.blocks {
+                let blocks = STRETCH.min(run.blocks - done);
+                let from = (run.logical + done) * BLOCK;
+                let length = (blocks * BLOCK).min(inode.bytes.saturating_sub(from));
+                let stretch = &mut buffer[..length as usize];
+                match (&file, &inode.source) {
+                    (Some(file), _) => file.read_exact_at(stretch, from).context("it changed while it was read")?,
+                    (None, Source::Bytes(target)) => stretch.copy_from_slice(target),
+                    (None, Source::File(_)) => {}
+                }
+                // The rest of a last block is a hole of the image's file: zeros.
+                self.image.write_all_at(stretch, (run.physical + done) * BLOCK).context("write it to the image")?;
+                done += blocks;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bitmaps, descriptors and superblock.
+    fn groups(&self) -> Result<()> {
+        let geometry = self.geometry;
+        let inodes_per_group = geometry.inodes_per_group as usize;
+        let mut used = vec![false; geometry.inodes() as usize];
+        let mut directories = vec![0_u32; geometry.groups.len()];
+        used[..RESERVED_INODES as usize - 1].fill(true);
+        for (place, node) in self.layout.places.iter().zip(&self.content.nodes) {
+            let index = place.number as usize - 1;
+            used[index] = true;
+            directories[index / inodes_per_group] += u32::from(node.kind == Kind::Directory);
+        }
+        let table_bytes = geometry.groups.len() as u64 * DESCRIPTOR;
+        let mut table = vec![0; table_bytes as usize];
+        self.image.read_exact_at(&mut table, BLOCK).context("read the descriptors")?;
+        let (mut free_blocks, mut free_inodes) = (0, 0);
+        for (number, (group, descriptor)) in
+            geometry.groups.iter().zip(table.chunks_exact_mut(DESCRIPTOR as usize)).enumerate()
+        {
+            let first = number as u64 * GROUP;
+            // What lies behind the end counts as used.
+            let blocks = bitmap((first..first + GROUP).map(|block| self.layout.space.is_used(block)));
+            let mine = &used[number * inodes_per_group..(number + 1) * inodes_per_group];
+            let inodes = bitmap(mine.iter().copied());
+            self.put_block(group.block_bitmap, &blocks)?;
+            self.put_block(group.inode_bitmap, &inodes)?;
+            let free = (first..first + GROUP).filter(|block| !self.layout.space.is_used(*block)).count() as u32;
+            let unused = mine.iter().filter(|used| !**used).count() as u32;
+            free_blocks += u64::from(free);
+            free_inodes += unused;
+            // Nothing is left to be initialised later, and the count of inodes never used, at 0x1c, says nothing: else
+            // it would change whenever a file is added.
+            put(descriptor, 0x12, TABLE_ZEROED.to_le_bytes());
+            let block_sum = checksum(self.seed, &blocks);
+            let inode_sum = checksum(self.seed, &inodes[..inodes_per_group / 8]);
+            for (low, high, value) in [
+                (0x0c, 0x2c, free),
+                (0x0e, 0x2e, unused),
+                (0x10, 0x30, directories[number]),
+                (0x18, 0x38, block_sum),
+                (0x1a, 0x3a, inode_sum),
+                (0x1c, 0x32, 0),
+            ] {
+                put(descriptor, low, (value as u16).to_le_bytes());
+                put(descriptor, high, ((value >> 16) as u16).to_le_bytes());
+            }
+            put(descriptor, 0x1e, [0; 2]);
+            let sum = checksum(checksum(self.seed, &(number as u32).to_le_bytes()), descriptor);
+            put(descriptor, 0x1e, (sum as u16).to_le_bytes());
+        }
+        // Copies in other groups stay as mke2fs made them: they serve a repair, which nobody will do, and e2fsck counts
+        // anew when it starts from one.
+        self.image.write_all_at(&table, BLOCK).context("write the descriptors")?;
+        let mut superblock = [0; 1024];
+        self.image.read_exact_at(&mut superblock, SUPERBLOCK).context("read the superblock")?;
+        put(&mut superblock, 0x0c, (free_blocks as u32).to_le_bytes());
+        put(&mut superblock, 0x158, ((free_blocks >> 32) as u32).to_le_bytes());
+        put(&mut superblock, 0x10, free_inodes.to_le_bytes());
+        let sum = checksum(!0, &superblock[..0x3fc]);
+        put(&mut superblock, 0x3fc, sum.to_le_bytes());
+        self.image.write_all_at(&superblock, SUPERBLOCK).context("write the superblock")
+    }
+}
+
+/// Everything of an inode but its content, its attributes and its checksum.
+fn encode(inode: &Inode, size: u64, place: &Place, bytes: &mut [u8]) {
+    let data: u64 = place.runs.iter().map(|run| run.blocks).sum();
+    let blocks = data + place.tree_blocks.len() as u64 + u64::from(place.attribute_block.is_some());
+    let sectors = blocks * (BLOCK / 512);
+    let attributes = place.attribute_block.unwrap_or_default();
+    let links = if inode.links > MOST_SUBDIRECTORIES { 1 } else { inode.links };
+    for (offset, value) in [
+        (0, inode.mode),
+        (2, inode.uid as u16),
+        (0x18, inode.gid as u16),
+        (0x1a, links as u16),
+        (0x74, (sectors >> 32) as u16),
+        (0x76, (attributes >> 32) as u16),
+        (0x78, (inode.uid >> 16) as u16),
+        (0x7a, (inode.gid >> 16) as u16),
+        (0x80, EXTRA),
+    ] {
+        put(bytes, offset, value.to_le_bytes());
+    }
+    for (offset, value) in [
+        (4, size as u32),
+        (0x6c, (size >> 32) as u32),
+        (0x1c, sectors as u32),
+        (0x68, attributes as u32),
+        // Access, change, modification, creation.
+        (8, TIME),
+        (0xc, TIME),
+        (0x10, TIME),
+        (0x90, TIME),
+    ] {
+        put(bytes, offset, value.to_le_bytes());
+    }
+    debug_assert_eq!(u16_at(bytes, 0x7c), 0, "the checksum comes last");
+}
+
+/// A block of bits; those beyond the last are ones.
+fn bitmap(bits: impl Iterator<Item = bool>) -> Vec<u8> {
+    let mut block = vec![0xff; BLOCK as usize];
+    for (at, used) in bits.enumerate() {
+        if !used {
+            block[at / 8] &= !(1 << (at % 8));
+        }
+    }
+    block
+}

@@ -27,6 +27,10 @@ pub enum Need {
     Media,
     /// Virtual machines.
     Vm,
+    /// The benchmark.
+    Bench,
+    /// What the benchmark compares with; two more come from cargo.
+    Peers,
     /// Tools the tests compare with, servers for network namespaces, a cache, and a browser for the station page.
     Test,
 }
@@ -45,6 +49,8 @@ impl Need {
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
             // busybox: the tiny system of xtask/src/tiny.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
+            Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
+            Self::Peers => &["bmap-tools", "casync", "zsync", "swupdate", "cpio", "gzip"],
             Self::Test => &[
                 "minisign",
                 "cpio",

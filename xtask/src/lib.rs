@@ -1,6 +1,7 @@
 //! Builds everything reflash ships, and runs it in virtual machines.
 
 pub mod agent;
+pub mod bench;
 pub mod demo;
 pub mod disk;
 pub mod filesystem;

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use reflash::manifest::TrustedKeys;
 use xtask::paths::Paths;
 use xtask::step::produced;
-use xtask::{agent, demo, disk, grub, host, image, initramfs, keygen, kit, media, powercut, release, serve, test};
+use xtask::{
+    agent, bench, demo, disk, grub, host, image, initramfs, keygen, kit, media, powercut, release, serve, test,
+};
 
 /// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
 #[derive(Parser)]
@@ -73,6 +75,8 @@ enum Command {
     },
     /// Assemble a bootable disk image with an empty system partition.
     Disk(DiskArgs),
+    /// Measure first flashes and updates against this machine's limits and against other tools.
+    Bench(BenchArgs),
     /// Make a boot medium for USB and optical drives, BIOS and UEFI: provisions machines, or repairs them.
     Media(MediaArgs),
 }
@@ -109,6 +113,37 @@ struct MediaArgs {
     /// Start nothing by itself: wait in the menu for a person.
     #[arg(long, conflicts_with = "timeout_s")]
     wait: bool,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// Image on the device before an update. Without it, images are built from xtask/recipes/bench.toml.
+    #[arg(long, value_name = "FILE.img")]
+    old: Option<PathBuf>,
+    /// The image after the update, laid out anew.
+    #[arg(long, value_name = "FILE.img", requires = "old")]
+    new: Option<PathBuf>,
+    /// The same, laid out over the old one (cargo xtask image --previous).
+    #[arg(long, value_name = "FILE.img", requires = "old")]
+    stable: Option<PathBuf>,
+    /// An image with many changes.
+    #[arg(long, value_name = "FILE.img", requires = "old")]
+    large: Option<PathBuf>,
+    /// Rounds; every tool takes its turn in each.
+    #[arg(long, default_value_t = 5)]
+    runs: u32,
+    /// Only these cases; repeat for several.
+    #[arg(long = "case", value_name = "NAME")]
+    cases: Vec<String>,
+    /// A small synthetic pair, one round, no peer but the yardstick.
+    #[arg(long)]
+    quick: bool,
+    /// Logical block size of the device.
+    #[arg(long, default_value_t = 512, value_name = "BYTES")]
+    sector_bytes: u32,
+    /// Draw charts into this directory.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -266,6 +301,21 @@ fn run(cli: Cli) -> Result<()> {
             produced("public key, for robots", &files.public);
             Ok(())
         }
+        Command::Bench(args) => bench::run(
+            &paths,
+            &bench::Options {
+                old: args.old,
+                new: args.new,
+                stable: args.stable,
+                large: args.large,
+                runs: if args.quick { 1 } else { args.runs },
+                cases: args.cases,
+                quick: args.quick,
+                sector_bytes: args.sector_bytes,
+                charts: args.charts,
+                assume_yes: yes,
+            },
+        ),
         Command::Release(args) => run_release(args, &paths, yes),
         Command::Serve { dir, listen, station } => serve::run(&dir, listen, station),
         Command::Media(args) => {

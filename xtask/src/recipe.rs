@@ -59,6 +59,12 @@ pub struct Distribution {
     /// More lines for `sources.list`, used while packages are installed.
     #[serde(default)]
     pub sources: Vec<String>,
+    /// Take packages from the pockets with updates too. Without it the image is the suite as it was released.
+    #[serde(default = "yes")]
+    pub updates: bool,
+    /// Packages, with apt's wildcards, that stay as the suite was released while others are updated.
+    #[serde(default)]
+    pub hold: Vec<String>,
     /// Packages beside the minimal system; the kernel is one of them. Recommended packages are not pulled in.
     pub packages: Vec<String>,
     /// Paths not to install, as in dpkg's `path-exclude`: `*` matches any text, slashes too.
@@ -67,6 +73,10 @@ pub struct Distribution {
     /// Exceptions from `exclude`.
     #[serde(default)]
     pub keep: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What makes the first tree.
@@ -232,6 +242,9 @@ impl Recipe {
         for package in &self.distribution.packages {
             // Version pins and architectures belong to apt: name=1.2-3, name:arm64, name/suite.
             word("distribution.packages", package, "-_.+:=~/")?;
+        }
+        for package in &self.distribution.hold {
+            word("distribution.hold", package, "-_.+:*?")?;
         }
         for pattern in self.distribution.exclude.iter().chain(&self.distribution.keep) {
             ensure!(pattern.starts_with('/'), "distribution.exclude and keep: {pattern:?} does not start with /");

@@ -90,6 +90,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
 fn sources(distribution: &Distribution) -> Vec<Source> {
     let Some(mirror) = &distribution.mirror else {
         let mut sources = mirror::of_host(&distribution.suite);
+        sources.retain(|source| distribution.updates || source.release == distribution.suite);
         if !distribution.components.is_empty() {
             sources.iter_mut().for_each(|source| source.components.clone_from(&distribution.components));
         }
@@ -151,6 +152,13 @@ impl Job<'_> {
             let copy = format!("cp {} \"$1\"/etc/apt/sources.list.d/recipe.list", shell_quoted(&list));
             command.arg(format!("--setup-hook={copy}"));
         }
+        if let Some(preferences) = held(distribution) {
+            let file = self.scratch.join("hold");
+            write(&file, &preferences)?;
+            let copy = format!("cp {} \"$1\"/{PREFERENCES}", shell_quoted(&file));
+            command.arg(format!("--setup-hook=mkdir -p \"$1\"/etc/apt/preferences.d && {copy}"));
+            command.arg(format!("--customize-hook=rm \"$1\"/{PREFERENCES}"));
+        }
         // Together with INITRD=No: initramfs-tools comes with the kernel, but its minutes of work would be in vain.
         command.arg(format!("--essential-hook={NO_INITRAMFS}"));
         let dates = format!("sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}", shell_quoted(self.dates));
@@ -193,6 +201,9 @@ impl Job<'_> {
         write(&tree.join("etc/dpkg/dpkg.cfg.d/99mmdebstrap"), &format!("force-unsafe-io\nforce-confold\n{dpkg}"))?;
         let apt: String = mirror::apt_options().iter().map(|option| format!("{option};\n")).collect();
         write(&tree.join("etc/apt/apt.conf.d/99mmdebstrap"), &format!("{apt}APT::Install-Recommends \"false\";\n"))?;
+        if let Some(preferences) = held(distribution) {
+            write(&tree.join(PREFERENCES), &preferences)?;
+        }
         step::run("bootstrap", Command::new("sh").args(["-ec", NO_INITRAMFS, "sh"]).arg(&tree))?;
         let container = Container::probe(&tree);
         let install = "apt-get update && apt-get -y dist-upgrade && apt-get -y install \"$@\"";
@@ -204,12 +215,22 @@ impl Job<'_> {
             shell_quoted(self.dates)
         );
         step::run("bootstrap", Command::new("sh").args(["-ec", &dates, "sh"]).arg(&tree))?;
+        remove_file(&tree.join(PREFERENCES))?;
         let tarball = self.scratch.join("tree.tar");
         let mut tar = Command::new("tar");
         tar.args(["--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"]);
         step::run("bootstrap", tar.arg(&tarball).arg("--directory").arg(&tree).arg("."))?;
         Ok(tarball)
     }
+}
+
+/// Where apt is told what to hold, while packages are installed.
+const PREFERENCES: &str = "etc/apt/preferences.d/hold";
+
+/// Preferences that keep packages at the suite's own version; a priority above 1000 wins over newer ones.
+fn held(distribution: &Distribution) -> Option<String> {
+    let Distribution { hold, suite, .. } = distribution;
+    (!hold.is_empty()).then(|| format!("Package: {}\nPin: release n={suite}\nPin-Priority: 1001\n", hold.join(" ")))
 }
 
 const NO_INITRAMFS: &str = "mkdir -p \"$1\"/etc/initramfs-tools && \

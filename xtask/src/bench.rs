@@ -1,0 +1,292 @@
+//! `cargo xtask bench`: first flashes and updates, against the machine's own limits and against peers, in one run.
+//!
+//! docs/benchmark.md tells the method. Every tool takes its turn in every round, so that a machine that slows down slows
+//! all of them, and every result is compared with the image byte for byte.
+
+mod chart;
+mod images;
+mod lab;
+mod limits;
+mod peers;
+mod report;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use reflash::index::Index;
+use reflash::manifest::{SYSTEM_IMAGE, object_path};
+
+use crate::host::{Need, ensure_installed, is_root};
+use crate::paths::Paths;
+use crate::step::{output, produced, step};
+use crate::{agent, keygen, release};
+use chart::Bar;
+use images::Images;
+use lab::{Device, Memory, Server};
+use peers::{PEERS, Peer};
+use report::{OURS, Results, Run};
+
+/// What to measure.
+#[derive(Debug)]
+pub struct Options {
+    /// Image on the device before an update; with `new` instead of the images that are built here.
+    pub old: Option<PathBuf>,
+    /// The image after it, laid out anew.
+    pub new: Option<PathBuf>,
+    /// The same content laid out over the old image.
+    pub stable: Option<PathBuf>,
+    /// An image with many changes.
+    pub large: Option<PathBuf>,
+    /// Rounds.
+    pub runs: u32,
+    /// Only these cases; empty for all.
+    pub cases: Vec<String>,
+    /// A small pair and no peer but the yardstick: does it work at all?
+    pub quick: bool,
+    /// Logical block size of the device, bytes.
+    pub sector_bytes: u32,
+    /// Where charts go.
+    pub charts: Option<PathBuf>,
+    /// Install missing packages without asking.
+    pub assume_yes: bool,
+}
+
+/// A case: what is on the device before, what shall be on it, and with which options of ours.
+struct Case {
+    name: &'static str,
+    before: Option<PathBuf>,
+    image: PathBuf,
+    /// Channel of the release, and name of the peers' files.
+    channel: &'static str,
+    options: &'static str,
+    /// Peers take part: in writing afresh, or in making use of what is there.
+    peers: bool,
+}
+
+const NO_READ_BACK: &str = "--no-read-back";
+const PRODUCT: &str = "bench";
+
+/// Measures, prints the table, and writes `bench.json`.
+///
+/// # Errors
+/// When something cannot be prepared; a tool that fails is a row of the table.
+pub fn run(paths: &Paths, options: &Options) -> Result<()> {
+    ensure!(is_root(), "loop devices need root: run this with sudo");
+    ensure_installed(&[Need::Bench], options.assume_yes)?;
+    if !options.quick {
+        ensure_installed(&[Need::Peers], options.assume_yes)?;
+    }
+    let agent = agent::build(paths, options.assume_yes)?;
+    let work = paths.work().join("bench");
+    let served = work.join(if options.quick { "served-quick" } else { "served" });
+    fs::create_dir_all(&served).with_context(|| format!("create {}", served.display()))?;
+    let path = peers::path_with_tools(&work);
+    let images = Images::find_or_build(paths, options, &work)?;
+    let cases = cases(&images, options);
+    ensure!(!cases.is_empty(), "none of the cases {:?} is known", options.cases);
+
+    let keys = work.join("keys");
+    let secret = keys.join("reflash.key");
+    if !secret.exists() {
+        keygen::generate(&keys, None)?;
+    }
+    publish(&cases, &images, &served, &secret)?;
+    let memory = Memory::mount(&work.join("memory"))?;
+    let link = memory.path().join("target");
+    let (mut found, mut missing) = (Vec::new(), BTreeMap::new());
+    let mut tools = BTreeMap::from([(
+        OURS.to_owned(),
+        output(std::process::Command::new(&agent).arg("--version"))?.trim().to_owned(),
+    )]);
+    for peer in PEERS.iter().filter(|peer| !options.quick || peer.name == peers::YARDSTICK) {
+        match peer.version(&path) {
+            Some(version) => {
+                tools.insert(peer.name.to_owned(), version);
+                found.push(*peer);
+            }
+            None => {
+                eprintln!("  {} is not installed: {}", peer.name, peer.hint);
+                missing.insert(peer.name.to_owned(), peer.hint.to_owned());
+            }
+        }
+    }
+    for case in cases.iter().filter(|case| case.peers) {
+        for peer in found.iter().filter(|peer| case.before.is_none() || peer.updates) {
+            peer.prepare(&case.image, case.channel, &served, &link, &path)?;
+        }
+    }
+    let server = Server::start(&served, &work)?;
+    let bench = Bench { options, work: &work, served: &served, memory: &memory, server: &server, path: &path };
+    // The first case is always one that the yardstick has files for.
+    let limits = step("measure the machine", || {
+        let index = bench.index("old")?;
+        let compressed = served.join("old.zst");
+        if !compressed.exists() {
+            PEERS[0].prepare(&images.old, "old", &served, &link, &path)?;
+        }
+        limits::measure(&images.old, &index, &served, &memory, &server, "old.zst")
+    })?;
+    let mut runs = Vec::new();
+    for round in 1..=options.runs {
+        for case in &cases {
+            let ours = format!(
+                "{} flash --target DEVICE --url {} --keys {} --product {PRODUCT} --hardware {PRODUCT} --channel {} {}",
+                agent.display(),
+                server.url(),
+                keys.display(),
+                case.channel,
+                case.options
+            );
+            runs.push(bench.one(case, OURS, round, |_| ours.clone())?);
+            for peer in found.iter().filter(|peer| case.peers && (case.before.is_none() || peer.updates)) {
+                runs.push(bench.one(case, peer.name, round, |url| bench.command_of(peer, case, url))?);
+            }
+        }
+    }
+    let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs };
+    println!("{}", results.table());
+    let json = paths.dist().join("bench.json");
+    fs::create_dir_all(paths.dist())?;
+    fs::write(&json, serde_json::to_string_pretty(&results.json())? + "\n")
+        .with_context(|| format!("write {}", json.display()))?;
+    produced("every run", &json);
+    if let Some(directory) = &options.charts {
+        draw(&results, directory)?;
+    }
+    Ok(())
+}
+
+struct Bench<'a> {
+    options: &'a Options,
+    work: &'a Path,
+    served: &'a Path,
+    memory: &'a Memory,
+    server: &'a Server,
+    path: &'a str,
+}
+
+impl Bench<'_> {
+    /// One run of one tool on a device prepared for it. `DEVICE` in the command stands for the device.
+    fn one(&self, case: &Case, tool: &str, round: u32, command: impl Fn(&str) -> String) -> Result<Run> {
+        let bytes = case.image.metadata()?.len();
+        let before = case.before.as_deref();
+        let larger = before.map(|before| before.metadata().map(|metadata| metadata.len())).transpose()?.unwrap_or(0);
+        let device = Device::new(self.memory, bytes.max(larger), before, self.options.sector_bytes)?;
+        let log = self.work.join(format!("{}-{}.log", case.name, tool.replace('|', "-")));
+        let command = command(&self.server.url()).replace("DEVICE", &device.node);
+        let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
+        let right = cost.is_some() && device.holds(&case.image)?;
+        match &cost {
+            Some(cost) if right => {
+                eprintln!("  {round}: {} {tool}: {:.2} s, {:.1} MB", case.name, cost.wall_s, cost.download_mb);
+            }
+            Some(_) => eprintln!("  {round}: {} {tool}: the device does not hold the image", case.name),
+            None => eprintln!("  {round}: {} {tool}: failed, see {}", case.name, log.display()),
+        }
+        Ok(Run { case: case.name.to_owned(), tool: tool.to_owned(), cost, right })
+    }
+
+    fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
+        peer.command(url, case.channel, "DEVICE", case.before.is_some(), self.memory.path(), self.served)
+    }
+
+    fn index(&self, channel: &str) -> Result<Index> {
+        let manifest = fs::read(self.served.join(channel).join("manifest.json"))?;
+        let manifest: reflash::manifest::Manifest = serde_json::from_slice(&manifest)?;
+        let object = fs::read(self.served.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
+        Ok(Index::from_object(&object)?)
+    }
+}
+
+fn cases(images: &Images, options: &Options) -> Vec<Case> {
+    let old = Some(images.old.clone());
+    let fresh =
+        |name, options, peers| Case { name, before: None, image: images.old.clone(), channel: "old", options, peers };
+    let update = |name, image: &Option<PathBuf>, channel, peers| {
+        let (before, image) = (old.clone(), image.clone()?);
+        Some(Case { name, before, image, channel, options: "", peers })
+    };
+    let over = |name, before: PathBuf| Case { before: Some(before), ..fresh(name, "", false) };
+    let all = [
+        Some(fresh("fresh", NO_READ_BACK, true)),
+        Some(fresh("fresh_readback", "", false)),
+        update("update_stable", &images.stable, "stable", true),
+        update("update_rebuilt", &images.new, "new", true),
+        update("update_large", &images.large, "large", false),
+        Some(over("unchanged", images.old.clone())),
+        Some(over("one_byte_changed", images.one_byte.clone())),
+        Some(over("random_bytes_before", images.random.clone())),
+    ];
+    let wanted = |case: &Case| options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
+    all.into_iter().flatten().filter(wanted).collect()
+}
+
+/// A channel for each image, in one tree: the later ones use the packs of `old` again, as releases do.
+fn publish(cases: &[Case], images: &Images, served: &Path, secret: &Path) -> Result<()> {
+    let key = keygen::load_secret(secret)?;
+    let mut channels: Vec<(&str, &Path)> = vec![("old", &images.old)];
+    for case in cases {
+        if !channels.iter().any(|(channel, _)| *channel == case.channel) {
+            channels.push((case.channel, &case.image));
+        }
+    }
+    for (channel, image) in channels {
+        let manifest = served.join(channel).join("manifest.json");
+        if manifest.exists() {
+            continue;
+        }
+        let mut spec = release::Spec {
+            product: PRODUCT.to_owned(),
+            hardware: vec![PRODUCT.to_owned()],
+            channel: channel.to_owned(),
+            version: channel.to_owned(),
+            serial: None,
+            image: images.old.clone(),
+            ostree: None,
+            files: Vec::new(),
+            layout: None,
+            frame_bytes: None,
+            level: release::DEFAULT_LEVEL,
+            created_unix_s: None,
+        };
+        if channel != "old" {
+            // As it is in life: the release before was in this channel.
+            release::build(&spec, &key, served)?;
+            spec.image = image.to_owned();
+        }
+        release::build(&spec, &key, served)?;
+    }
+    Ok(())
+}
+
+fn machine() -> Result<String> {
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(format!("{cores} cores of {}", model.trim_start_matches([' ', '\t', ':'])))
+}
+
+fn draw(results: &Results, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    for (file, case, title, unit) in [
+        ("fresh.svg", "fresh", "First flash of an image", "seconds"),
+        ("update.svg", "update_stable", "Small update", "seconds"),
+        ("update-download.svg", "update_stable", "Small update, download", "MB"),
+        ("rebuilt-download.svg", "update_rebuilt", "Small update of an image built anew, download", "MB"),
+    ] {
+        let rows = results.rows().into_iter().filter(|(other, _)| other == case);
+        let value =
+            |tool: &str| results.median(case, tool, |cost| if unit == "MB" { cost.download_mb } else { cost.wall_s });
+        let mut bars: Vec<Bar> =
+            rows.filter_map(|(_, tool)| Some(Bar { value: value(&tool)?, ours: tool == OURS, label: tool })).collect();
+        bars.sort_by(|one, other| one.value.total_cmp(&other.value));
+        if !bars.is_empty() {
+            let path = directory.join(file);
+            fs::write(&path, chart::bars(title, unit, &bars)).with_context(|| format!("write {}", path.display()))?;
+            produced("chart", &path);
+        }
+    }
+    Ok(())
+}

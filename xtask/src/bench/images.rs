@@ -1,0 +1,128 @@
+//! The images to measure with: given ones, ones built from a recipe, or a small synthetic pair.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::Options;
+use crate::image;
+use crate::paths::Paths;
+use crate::step::step;
+
+/// Where the images are.
+pub struct Images {
+    pub old: PathBuf,
+    pub new: Option<PathBuf>,
+    pub stable: Option<PathBuf>,
+    pub large: Option<PathBuf>,
+    /// The old one with one byte changed.
+    pub one_byte: PathBuf,
+    /// As many random bytes.
+    pub random: PathBuf,
+}
+
+const SMALL_BLOCKS: u64 = 8 * 1024;
+
+impl Images {
+    /// Takes what was given, or builds.
+    pub fn find_or_build(paths: &Paths, options: &Options, work: &Path) -> Result<Self> {
+        let (old, new, stable, large) = match (&options.old, &options.new, options.quick) {
+            (Some(old), new, _) => (old.clone(), new.clone(), options.stable.clone(), options.large.clone()),
+            (None, Some(_), _) => bail!("--new needs --old"),
+            (None, None, true) => synthetic(&work.join("quick"))?,
+            (None, None, false) => built(paths, options, &work.join("images"))?,
+        };
+        let place = if options.quick { work.join("quick") } else { work.join("images") };
+        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+        let one_byte = place.join("one-byte.img");
+        let random = place.join("random.img");
+        step("spoil copies of the image", || {
+            fs::copy(&old, &one_byte).context("copy the image")?;
+            let file = File::options().read(true).write(true).open(&one_byte)?;
+            let middle = file.metadata()?.len() / 2 + 1234;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, middle)?;
+            file.write_all_at(&[byte[0] ^ 1], middle)?;
+            let mut noise = File::open("/dev/urandom")?.take(old.metadata()?.len());
+            std::io::copy(&mut noise, &mut File::create(&random)?).context("write random bytes")?;
+            Ok(())
+        })?;
+        Ok(Self { old, new, stable, large, one_byte, random })
+    }
+
+    /// For the report: bytes of each.
+    pub fn sizes(&self) -> Result<BTreeMap<String, u64>> {
+        let named = [
+            ("old", Some(&self.old)),
+            ("new", self.new.as_ref()),
+            ("stable", self.stable.as_ref()),
+            ("large", self.large.as_ref()),
+        ];
+        let there = named.into_iter().filter_map(|(name, path)| Some((name.to_owned(), path?)));
+        there.map(|(name, path)| Ok((name, path.metadata()?.len()))).collect()
+    }
+}
+
+type Four = (PathBuf, Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
+
+/// The recipe three times: as released, with updates except the kernel's, with all of them; the second in two layouts.
+fn built(paths: &Paths, options: &Options, place: &Path) -> Result<Four> {
+    fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
+    let recipe = fs::read_to_string(paths.root.join("xtask/recipes/bench.toml")).context("read the recipe")?;
+    let old = place.join("old.img");
+    for (name, version, key, previous) in [
+        ("old", "1", "updates = false", None),
+        ("small", "2", "hold = [\"linux-image*\"]", None),
+        ("stable", "2", "hold = [\"linux-image*\"]", Some(&old)),
+        ("large", "3", "updates = true", None),
+    ] {
+        let out = place.join(format!("{name}.img"));
+        if out.exists() {
+            continue; // Delete target/work/bench to build anew.
+        }
+        let with = |found: &str, wanted: &str| format!("{found}\n{wanted}");
+        let text = recipe
+            .replace("version = \"1\"", &format!("version = \"{version}\""))
+            .replace("suite = \"bookworm\"", &with("suite = \"bookworm\"", key));
+        let file = place.join(if name == "stable" { "small.toml".to_owned() } else { format!("{name}.toml") });
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        let options =
+            image::Options { fresh: false, assume_yes: options.assume_yes, previous: previous.map(PathBuf::as_path) };
+        image::build(paths, &file, &out, &options)?;
+    }
+    Ok((old, Some(place.join("small.img")), Some(place.join("stable.img")), Some(place.join("large.img"))))
+}
+
+/// 32 MiB: random blocks, half of them compressible; in the new one some are inserted, in the stable one replaced.
+fn synthetic(place: &Path) -> Result<Four> {
+    fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
+    let block = |number: u64| {
+        let mut content = vec![0; 4096];
+        let mut reader = blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof();
+        reader.fill(&mut content[..if number.is_multiple_of(2) { 4096 } else { 700 }]);
+        content
+    };
+    let write = |name: &str, blocks: &mut dyn Iterator<Item = u64>| -> Result<PathBuf> {
+        let path = place.join(name);
+        let mut file = std::io::BufWriter::new(File::create(&path)?);
+        for number in blocks {
+            file.write_all(&block(number))?;
+        }
+        file.flush()?;
+        Ok(path)
+    };
+    let inserted = (0..100).chain(SMALL_BLOCKS..SMALL_BLOCKS + 50).chain(100..SMALL_BLOCKS - 50);
+    let replaced = (0..SMALL_BLOCKS).map(|number| if number / 50 == 40 { SMALL_BLOCKS + number } else { number });
+    let other =
+        (0..SMALL_BLOCKS).map(|number| if number < SMALL_BLOCKS / 2 { number } else { 3 * SMALL_BLOCKS + number });
+    Ok((
+        write("old.img", &mut (0..SMALL_BLOCKS))?,
+        Some(write("new.img", &mut inserted.clone())?),
+        Some(write("stable.img", &mut replaced.clone())?),
+        Some(write("large.img", &mut other.clone())?),
+    ))
+}

@@ -1,0 +1,201 @@
+//! Where runs happen: a loop device in memory, nginx on loopback, and a clock around a command.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::step::{output, run};
+
+/// What a run cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Cost {
+    pub wall_s: f64,
+    /// User and system time of the command and all its children.
+    pub cpu_s: f64,
+    /// Of the largest process.
+    pub peak_rss_mib: f64,
+    /// Bodies and headers, as nginx counted them. MB are 10^6 bytes.
+    pub download_mb: f64,
+    pub requests: u64,
+}
+
+/// nginx over one directory, with an access log of its own.
+pub struct Server {
+    process: Child,
+    address: SocketAddr,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Serves `root`; `work` takes configuration and logs.
+    pub fn start(root: &Path, work: &Path) -> Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0").context("find a free port")?.local_addr()?;
+        let log = work.join("access.log");
+        let place = work.display();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|kind| format!("{kind}_temp_path {place}/nginx-{kind};\n"))
+            .collect();
+        let config = format!(
+            "user root;\nworker_processes auto;\npid {place}/nginx.pid;\nevents {{}}\nhttp {{\n{temporary}\
+             log_format bench '$bytes_sent';\naccess_log {} bench;\nsendfile on;\ntcp_nopush on;\n\
+             keepalive_requests 100000;\nserver {{ listen {address}; root {}; }}\n}}\n",
+            log.display(),
+            root.display()
+        );
+        let path = work.join("nginx.conf");
+        fs::write(&path, config).with_context(|| format!("write {}", path.display()))?;
+        let mut command = Command::new("nginx");
+        command.args(["-e", "stderr", "-g", "daemon off;", "-c"]).arg(&path);
+        let process = command.stdin(Stdio::null()).spawn().context("start nginx")?;
+        let mut server = Self { process, address, log };
+        let until = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = server.process.try_wait()? {
+                bail!("nginx ended with {status}");
+            }
+            ensure!(Instant::now() < until, "nginx does not listen on {address}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// Base URL, without a slash at its end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn forget(&self) -> Result<()> {
+        // Shortened in place: nginx has it open for appending.
+        fs::File::options().write(true).open(&self.log)?.set_len(0).context("shorten the access log")
+    }
+
+    /// Bytes and requests since [`forget`](Self::forget).
+    fn served(&self) -> Result<(u64, u64)> {
+        // A request is logged when its answer is over, a moment after the client has it all.
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(sum(&fs::read_to_string(&self.log).context("read the access log")?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It ends its workers itself.
+        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
+        let _ = self.process.wait();
+    }
+}
+
+/// Bytes and lines of an access log.
+fn sum(log: &str) -> (u64, u64) {
+    let bytes = log.lines().filter_map(|line| line.trim().parse::<u64>().ok());
+    bytes.fold((0, 0), |(total, requests), bytes| (total + bytes, requests + 1))
+}
+
+/// A tmpfs, so that neither the host's disk nor its cache is measured.
+pub struct Memory(PathBuf);
+
+impl Memory {
+    pub fn mount(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at).with_context(|| format!("create {}", at.display()))?;
+        let mut mount = Command::new("mount");
+        run("mount", mount.args(["-t", "tmpfs", "-o", "size=90%", "reflash-bench"]).arg(at))?;
+        Ok(Self(at.to_owned()))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// A loop device over a file in memory.
+pub struct Device {
+    pub node: String,
+    file: PathBuf,
+}
+
+impl Device {
+    /// A device of `bytes` that holds the content of `before`, or nothing.
+    pub fn new(memory: &Memory, bytes: u64, before: Option<&Path>, sector_bytes: u32) -> Result<Self> {
+        let file = memory.path().join("device");
+        let _ = fs::remove_file(&file);
+        if let Some(before) = before {
+            run("copy", Command::new("cp").arg("--sparse=always").arg(before).arg(&file))?;
+        }
+        let sized = fs::File::options().create(true).truncate(false).write(true).open(&file);
+        sized.and_then(|sized| sized.set_len(bytes)).with_context(|| format!("size {}", file.display()))?;
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--sector-size", &sector_bytes.to_string()]).arg(&file);
+        let node = output(&mut losetup)?.trim().to_owned();
+        Ok(Self { node, file })
+    }
+
+    /// Whether it begins with this image.
+    pub fn holds(&self, image: &Path) -> Result<bool> {
+        // What a tool left in the cache of the device counts as written.
+        run("flush", Command::new("blockdev").arg("--flushbufs").arg(&self.node))?;
+        let bytes = image.metadata()?.len().to_string();
+        let compared = Command::new("cmp").args(["--quiet", "--bytes", &bytes]).arg(image).arg(&self.file).status();
+        Ok(compared.context("start cmp")?.success())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.node]).status();
+    }
+}
+
+/// Runs a shell command under GNU time. `None` when it fails; its output is in `log`.
+pub fn timed(command: &str, path: &str, server: &Server, work: &Path, log: &Path) -> Result<Option<Cost>> {
+    server.forget()?;
+    let times = work.join("time");
+    let output = fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let mut timed = Command::new("time");
+    timed.args(["--format", "%e %U %S %M", "--output"]).arg(&times).args(["sh", "-ec", command]).env("PATH", path);
+    let status =
+        timed.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).status().context("start time")?;
+    if !status.success() {
+        return Ok(None);
+    }
+    let (bytes, requests) = server.served()?;
+    let text = fs::read_to_string(&times)?;
+    let [wall_s, user_s, system_s, rss_kib] = times_of(&text).with_context(|| format!("read {text:?} of time"))?;
+    Ok(Some(Cost {
+        wall_s,
+        cpu_s: user_s + system_s,
+        peak_rss_mib: rss_kib / 1024.0,
+        download_mb: bytes as f64 / 1e6,
+        requests,
+    }))
+}
+
+/// The last line that `time` wrote.
+fn times_of(text: &str) -> Option<[f64; 4]> {
+    let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    numbers.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{sum, times_of};
+
+    #[test]
+    fn logs_are_summed_and_times_read() {
+        assert_eq!(sum("100\n23\n\n7\n"), (130, 3));
+        assert_eq!(sum(""), (0, 0));
+        assert_eq!(times_of("Command had a warning\n1.50 2.25 0.50 20480\n"), Some([1.5, 2.25, 0.5, 20480.0]));
+        assert_eq!(times_of("Command exited\n"), None);
+    }
+}

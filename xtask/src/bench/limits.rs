@@ -1,0 +1,142 @@
+//! What the machine itself can do, measured in the same run: nobody can be faster.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
+use reflash::index::{FrameContent, Index};
+use reflash::manifest::object_path;
+use reflash::sys::block::AlignedBuf;
+use reflash::target::{BlockTarget, DeviceTarget};
+use serde::Serialize;
+
+use super::lab::{Device, Memory, Server};
+
+/// Seconds for the whole image.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Limits {
+    /// Every frame decompressed, on all cores.
+    pub decompress_wall_s: f64,
+    /// Every frame hashed, on all cores.
+    pub hash_wall_s: f64,
+    /// Decompressing and hashing what is not zero, one core.
+    pub decompress_and_hash_cpu_s: f64,
+    /// The image's content written past the cache, 4 MiB at a time.
+    pub direct_write_wall_s: f64,
+    /// The device read past the cache.
+    pub direct_read_wall_s: f64,
+    /// The same with every frame hashed, on all cores.
+    pub read_and_hash_wall_s: f64,
+    /// The compressed image fetched over loopback and thrown away.
+    pub loopback_get_wall_s: f64,
+}
+
+const STEP_BYTES: usize = 4 * 1024 * 1024;
+
+/// Measures all of it for the image of one release.
+pub fn measure(
+    image: &Path,
+    index: &Index,
+    tree: &Path,
+    memory: &Memory,
+    server: &Server,
+    compressed: &str,
+) -> Result<Limits> {
+    let packs: Vec<Vec<u8>> = index
+        .packs()
+        .iter()
+        .map(|pack| fs::read(tree.join(object_path(&pack.digest))).context("read a pack"))
+        .collect::<Result<_>>()?;
+    let stored: Vec<u32> = (0..index.stored_count()).collect();
+    let frame_bytes = index.frame_bytes() as usize;
+    let bytes_of = |stored: u32| {
+        let place = index.location(stored);
+        &packs[place.pack as usize][place.range.start as usize..place.range.end as usize]
+    };
+    let decode = |stored: u32, zstd: &mut zstd::bulk::Decompressor<'_>, content: &mut [u8]| {
+        zstd.decompress_to_buffer(bytes_of(stored), content).map(|len| len as u64).unwrap_or_default()
+    };
+    let fresh = || (zstd::bulk::Decompressor::new(), vec![0; frame_bytes]);
+
+    let started = Instant::now();
+    let total: u64 = stored
+        .par_iter()
+        .map_init(fresh, |(zstd, content), stored| zstd.as_mut().map_or(0, |zstd| decode(*stored, zstd, content)))
+        .sum();
+    let decompress_wall_s = started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    let mut zstd = zstd::bulk::Decompressor::new()?;
+    let mut content = vec![0; frame_bytes];
+    for stored in &stored {
+        let len = decode(*stored, &mut zstd, &mut content) as usize;
+        ensure!(reflash::digest::Digest::of(&content[..len]) == *index.digest(*stored), "a pack is damaged");
+    }
+    let decompress_and_hash_cpu_s = started.elapsed().as_secs_f64();
+
+    let file = File::open(image).with_context(|| format!("open {}", image.display()))?;
+    let bytes = file.metadata()?.len();
+    let frames: Vec<u32> = (0..index.frame_count())
+        .filter(|frame| matches!(index.frame_content(*frame), FrameContent::Stored(_)))
+        .collect();
+    let content: Vec<u8> = fs::read(image)?;
+    let started = Instant::now();
+    let right = frames.par_iter().all(|frame| {
+        let range = index.frame_range(*frame);
+        index.matches(*frame, &content[range.start as usize..range.end as usize])
+    });
+    let hash_wall_s = started.elapsed().as_secs_f64();
+    ensure!(right && total > 0, "the release does not hold the image");
+    drop(content);
+
+    let device = Device::new(memory, bytes, None, 512)?;
+    let target = DeviceTarget::open(Path::new(&device.node))?;
+    let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
+    let mut direct_write_wall_s = 0.0;
+    for offset in (0..bytes).step_by(STEP_BYTES) {
+        let len = (bytes - offset).min(STEP_BYTES as u64) as usize;
+        file.read_exact_at(&mut buffer[..len], offset)?;
+        if reflash::digest::is_zero(&buffer[..len]) {
+            continue;
+        }
+        let started = Instant::now();
+        target.write_at(offset, &buffer[..len])?;
+        direct_write_wall_s += started.elapsed().as_secs_f64();
+    }
+    let started = Instant::now();
+    for offset in (0..bytes).step_by(STEP_BYTES) {
+        let len = (bytes - offset).min(STEP_BYTES as u64) as usize;
+        target.read_at(offset, &mut buffer[..len])?;
+    }
+    let direct_read_wall_s = started.elapsed().as_secs_f64();
+    let steps: Vec<u64> = (0..bytes).step_by(STEP_BYTES / 4).collect();
+    let started = Instant::now();
+    let hashed = steps.par_iter().map_init(
+        || AlignedBuf::zeroed(STEP_BYTES / 4),
+        |buffer, offset| {
+            let len = (bytes - offset).min(buffer.len() as u64) as usize;
+            let read = target.read_at(*offset, &mut buffer[..len]).is_ok();
+            let frames = buffer[..len].chunks(frame_bytes);
+            frames.map(|frame| u64::from(reflash::digest::Digest::of(frame).0[0])).sum::<u64>() + u64::from(read)
+        },
+    );
+    ensure!(hashed.sum::<u64>() > 0, "nothing was read");
+    let read_and_hash_wall_s = started.elapsed().as_secs_f64();
+
+    let get = format!("curl -sf {}/{compressed} -o /dev/null", server.url());
+    let started = Instant::now();
+    ensure!(std::process::Command::new("sh").args(["-c", &get]).status()?.success(), "curl fails");
+    let loopback_get_wall_s = started.elapsed().as_secs_f64();
+    Ok(Limits {
+        decompress_wall_s,
+        hash_wall_s,
+        decompress_and_hash_cpu_s,
+        direct_write_wall_s,
+        direct_read_wall_s,
+        read_and_hash_wall_s,
+        loopback_get_wall_s,
+    })
+}

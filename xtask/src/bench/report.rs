@@ -1,0 +1,224 @@
+//! Runs become figures: medians, ratios, a table, JSON. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::lab::Cost;
+use super::limits::Limits;
+use super::peers::YARDSTICK;
+
+/// Downloads of an update above this do not count as an update. MB of 10^6 bytes.
+const UPDATE_LIMIT_MB: f64 = 70.0;
+
+/// Our own rows.
+pub const OURS: &str = "reflash";
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    pub case: String,
+    pub tool: String,
+    /// `None`: it failed, or left something else than the image.
+    #[serde(flatten)]
+    pub cost: Option<Cost>,
+    pub right: bool,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    pub machine: String,
+    /// Tools with their versions.
+    pub tools: BTreeMap<String, String>,
+    /// Peers that are not installed, and how to get them.
+    pub missing: BTreeMap<String, String>,
+    pub images: BTreeMap<String, u64>,
+    pub limits: Limits,
+    pub runs: Vec<Run>,
+}
+
+/// The middle value, or the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(values[middle]),
+        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
+    }
+}
+
+impl Results {
+    /// The median of what right runs cost.
+    pub fn median(&self, case: &str, tool: &str, of: impl Fn(&Cost) -> f64) -> Option<f64> {
+        let runs = self.runs.iter().filter(|run| run.case == case && run.tool == tool && run.right);
+        median(runs.filter_map(|run| run.cost.as_ref().map(&of)).collect())
+    }
+
+    /// Cases and tools in the order of their first runs.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let mut rows: Vec<(String, String)> = Vec::new();
+        for run in &self.runs {
+            let row = (run.case.clone(), run.tool.clone());
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        rows.sort_by_key(|(case, _)| self.runs.iter().position(|run| run.case == *case));
+        rows
+    }
+
+    /// The quickest other tool in a case that downloads less than `limit_mb`, and its wall time.
+    pub fn best_peer(&self, case: &str, limit_mb: f64) -> Option<(String, f64)> {
+        let others = self.rows().into_iter().filter(|(other, tool)| other == case && tool != OURS);
+        let eligible = others.filter_map(|(_, tool)| {
+            let download_mb = self.median(case, &tool, |cost| cost.download_mb)?;
+            let wall_s = self.median(case, &tool, |cost| cost.wall_s)?;
+            (download_mb < limit_mb).then_some((tool, wall_s))
+        });
+        eligible.min_by(|(_, one), (_, other)| one.total_cmp(other))
+    }
+
+    fn summary(&self) -> BTreeMap<&'static str, Option<f64>> {
+        let ours = |case: &str, of: fn(&Cost) -> f64| self.median(case, OURS, of);
+        let (wall, download) = (|cost: &Cost| cost.wall_s, |cost: &Cost| cost.download_mb);
+        let ratio = |ours: Option<f64>, other: Option<f64>| Some(ours? / other?);
+        let yardstick = self.median("fresh", YARDSTICK, wall);
+        let best = self.best_peer("update_stable", UPDATE_LIMIT_MB).map(|(_, wall_s)| wall_s);
+        let rss = self.runs.iter().filter(|run| run.tool == OURS).filter_map(|run| Some(run.cost?.peak_rss_mib));
+        BTreeMap::from([
+            ("fresh_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh", wall), yardstick)),
+            ("fresh_readback_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh_readback", wall), yardstick)),
+            ("update_stable_download_mb", ours("update_stable", download)),
+            ("update_stable_requests", ours("update_stable", |cost| cost.requests as f64)),
+            ("update_rebuilt_download_mb", ours("update_rebuilt", download)),
+            ("update_large_download_mb", ours("update_large", download)),
+            ("update_wall_ratio_to_best_peer", ratio(ours("update_stable", wall), best)),
+            ("unchanged_download_mb", ours("unchanged", download)),
+            (
+                "unchanged_wall_ratio_to_read_and_hash",
+                ratio(ours("unchanged", wall), Some(self.limits.read_and_hash_wall_s)),
+            ),
+            (
+                "fresh_cpu_ratio_to_decompress_and_hash",
+                ratio(ours("fresh", |cost| cost.cpu_s), Some(self.limits.decompress_and_hash_cpu_s)),
+            ),
+            ("peak_rss_mib", rss.max_by(f64::total_cmp)),
+        ])
+    }
+
+    /// What goes into `bench.json`: the summary on top, every single run below.
+    pub fn json(&self) -> Value {
+        let mut all = json!(self);
+        for (name, value) in self.summary() {
+            all[name] = json!(value.map(|value| (value * 1000.0).round() / 1000.0));
+        }
+        all
+    }
+
+    /// The medians as Markdown.
+    pub fn table(&self) -> String {
+        let mut out = String::from(
+            "| case | tool | wall s | CPU s | peak MiB | MB | requests | wall / best other |\n|---|---|---|---|---|---|---|---|\n",
+        );
+        for (case, tool) in self.rows() {
+            let of = |of: fn(&Cost) -> f64| self.median(&case, &tool, of);
+            let Some(wall_s) = of(|cost| cost.wall_s) else {
+                let _ = writeln!(out, "| {case} | {tool} | failed | | | | | |");
+                continue;
+            };
+            let limit = if case.starts_with("update") { UPDATE_LIMIT_MB } else { f64::INFINITY };
+            let best = self.best_peer(&case, limit).filter(|_| tool == OURS);
+            let ratio = best.map(|(peer, best_s)| format!("{:.2} ({peer})", wall_s / best_s)).unwrap_or_default();
+            let value = |of: fn(&Cost) -> f64| self.median(&case, &tool, of).unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "| {case} | {tool} | {wall_s:.2} | {:.2} | {:.0} | {:.1} | {:.0} | {ratio} |",
+                value(|cost| cost.cpu_s),
+                value(|cost| cost.peak_rss_mib),
+                value(|cost| cost.download_mb),
+                value(|cost| cost.requests as f64),
+            );
+        }
+        let Limits {
+            decompress_wall_s,
+            hash_wall_s,
+            decompress_and_hash_cpu_s,
+            direct_write_wall_s,
+            direct_read_wall_s,
+            read_and_hash_wall_s,
+            loopback_get_wall_s,
+        } = self.limits;
+        let _ = writeln!(
+            out,
+            "\nThis machine's limits, in seconds: decompress on all cores {decompress_wall_s:.2}; hash on all cores \
+             {hash_wall_s:.2}; decompress and hash on one core {decompress_and_hash_cpu_s:.2}; write past the cache \
+             {direct_write_wall_s:.2}; read past the cache {direct_read_wall_s:.2}; read and hash on all cores \
+             {read_and_hash_wall_s:.2}; fetch over loopback {loopback_get_wall_s:.2}.\n"
+        );
+        for (name, value) in self.summary() {
+            let _ = writeln!(out, "{name}: {}", value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}")));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cost, Limits, Results, Run, median};
+
+    fn run(case: &str, tool: &str, wall_s: f64, download_mb: f64, right: bool) -> Run {
+        let cost = Cost { wall_s, cpu_s: 1.0, peak_rss_mib: 10.0, download_mb, requests: 3 };
+        Run { case: case.into(), tool: tool.into(), cost: Some(cost), right }
+    }
+
+    fn results(runs: Vec<Run>) -> Results {
+        let limits = Limits {
+            decompress_wall_s: 1.0,
+            hash_wall_s: 1.0,
+            decompress_and_hash_cpu_s: 2.0,
+            direct_write_wall_s: 1.0,
+            direct_read_wall_s: 1.0,
+            read_and_hash_wall_s: 1.0,
+            loopback_get_wall_s: 1.0,
+        };
+        Results {
+            machine: String::new(),
+            tools: Default::default(),
+            missing: Default::default(),
+            images: Default::default(),
+            limits,
+            runs,
+        }
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn wrong_results_and_downloads_of_everything_are_no_yardstick() {
+        let results = results(vec![
+            run("update_stable", "reflash", 2.0, 20.0, true),
+            run("update_stable", "quick but wrong", 1.0, 20.0, false),
+            run("update_stable", "whole", 1.5, 450.0, true),
+            run("update_stable", "bita", 10.0, 60.0, true),
+            run("update_stable", "casync", 8.0, 66.0, true),
+        ]);
+        let json = results.json();
+        assert_eq!(json["update_wall_ratio_to_best_peer"], 0.25);
+        assert_eq!(json["update_stable_download_mb"], 20.0);
+        assert!(json["fresh_wall_ratio_to_curl_zstd_dd"].is_null(), "what was not run has no figure");
+        assert_eq!(json["runs"].as_array().unwrap().len(), 5);
+        assert!(
+            results.table().contains("| update_stable | reflash | 2.00 |") && results.table().contains("0.25 (casync)")
+        );
+        assert!(results.table().contains("quick but wrong | failed"));
+    }
+}

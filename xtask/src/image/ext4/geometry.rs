@@ -97,7 +97,7 @@ impl Geometry {
         };
         let inodes = u64::from(geometry.inodes_per_group);
         // One bitmap block, and whole blocks of the table.
-        let sound = (1..=GROUP).contains(&inodes) && inodes * INODE % BLOCK == 0;
+        let sound = (1..=GROUP).contains(&inodes) && (inodes * INODE).is_multiple_of(BLOCK);
         ensure!(sound, "its groups cannot have {inodes} inodes");
         ensure!(geometry.tables().all(|block| block < blocks), "tables of its groups lie outside of it");
         Ok(geometry)

@@ -87,7 +87,7 @@ pub struct Report {
 /// # Errors
 /// [`RecoveryError`]; [`RecoveryError::is_retryable`] says whether to try again.
 pub fn run(machine: &Machine<'_>) -> Result<Report, RecoveryError> {
-    install(machine, || fetch_release(machine))
+    install(machine, None)
 }
 
 /// The same for the release that is recorded as installed, whatever is offered now: its objects may still be there.
@@ -96,7 +96,7 @@ pub fn run(machine: &Machine<'_>) -> Result<Report, RecoveryError> {
 /// As [`run`].
 pub fn repair(machine: &Machine<'_>, installed: Installed) -> Result<Report, RecoveryError> {
     let Installed { signed, manifest, .. } = installed;
-    install(machine, || Ok(Release { signed, manifest }))
+    install(machine, Some(Release { signed, manifest }))
 }
 
 /// The same for a release that was fetched before.
@@ -104,7 +104,7 @@ pub fn repair(machine: &Machine<'_>, installed: Installed) -> Result<Report, Rec
 /// # Errors
 /// As [`run`].
 pub fn install_release(machine: &Machine<'_>, release: Release) -> Result<Report, RecoveryError> {
-    install(machine, || Ok(release))
+    install(machine, Some(release))
 }
 
 /// Starts an intact system once more: a fresh environment for what is recorded as installed.
@@ -136,10 +136,7 @@ pub fn compare(machine: &Machine<'_>, installed: &Installed) -> Result<Verified,
     found
 }
 
-fn install(
-    machine: &Machine<'_>,
-    release: impl FnOnce() -> Result<Release, RecoveryError>,
-) -> Result<Report, RecoveryError> {
+fn install(machine: &Machine<'_>, release: Option<Release>) -> Result<Report, RecoveryError> {
     let journal = machine.journal;
     let offered = obtain(machine, release)?;
     let index = &offered.index;
@@ -173,7 +170,7 @@ fn install(
 /// # Errors
 /// As [`run`], up to the plan.
 pub fn estimate(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryError> {
-    let offered = obtain(machine, || fetch_release(machine))?;
+    let offered = obtain(machine, None)?;
     let totals = match look(machine, &offered)? {
         Looked::Equal(_) => Totals::nothing_to_do(&offered.index),
         Looked::Differs(_, plan) => plan.totals,
@@ -187,7 +184,7 @@ pub fn estimate(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryErr
 /// # Errors
 /// As [`run`].
 pub fn write_only(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryError> {
-    let offered = obtain(machine, || fetch_release(machine))?;
+    let offered = obtain(machine, None)?;
     let (survey, plan) = match look(machine, &offered)? {
         Looked::Equal(_) => {
             let totals = Totals::nothing_to_do(&offered.index);
@@ -200,13 +197,10 @@ pub fn write_only(machine: &Machine<'_>) -> Result<(Manifest, Totals), RecoveryE
     Ok((offered.manifest, plan.totals))
 }
 
-/// The release and its index, fit for this machine and this partition.
-fn obtain(
-    machine: &Machine<'_>,
-    release: impl FnOnce() -> Result<Release, RecoveryError>,
-) -> Result<Installed, RecoveryError> {
+/// The release, by default the offered one, and its index, fit for this machine and this partition.
+fn obtain(machine: &Machine<'_>, release: Option<Release>) -> Result<Installed, RecoveryError> {
     machine.journal.phase(Phase::Manifest, &machine.source.describe(), || {
-        let release = release()?;
+        let release = release.map_or_else(|| fetch_release(machine), Ok)?;
         let (index, index_object) = fetch_index(machine, &release)?;
         write::check_size(index.image_bytes(), machine.target)?;
         let Release { signed, manifest } = release;

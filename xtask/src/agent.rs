@@ -41,7 +41,9 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
             .args(["build", "--release", "--locked", "--package", "reflash", "--target", TARGET])
             .env("CARGO_TARGET_DIR", &target_dir)
             .env("SOURCE_DATE_EPOCH", build_time(paths))
-            .env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+            .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
+            // Without zstd's second decoder, which is for windows of 16 MiB and more; a frame has 4 MiB at most.
+            .env("CFLAGS_x86_64_unknown_linux_musl", "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT");
         // The xtask runs inside `cargo run`, whose own settings must not leak into this build.
         for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS", "RUSTC_WRAPPER"] {
             command.env_remove(name);

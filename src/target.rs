@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::digest::is_zero;
-use crate::sys::block::{Access, AlignedBuf, BlockError, Caching, Device};
+/// Memory as transfers past the page cache want it.
+pub use crate::sys::block::AlignedBuf;
+use crate::sys::block::{Access, BlockError, Caching, Device};
 
 /// A block target. All offsets and lengths are multiples of 4096 bytes.
 ///

@@ -30,7 +30,9 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
     // What does not depend on the speed of the machine.
     assert!(figure("update_stable_download_mb") < 0.5 && figure("update_rebuilt_download_mb") < 0.5);
     assert!(figure("unchanged_download_mb") < 0.2 && figure("peak_rss_mib") < 128.0);
-    assert!(figure("fresh_wall_ratio_to_curl_zstd_dd") > 0.0 && figure("fresh_readback_wall_ratio_to_curl_zstd_dd") > 0.0);
+    assert!(
+        figure("fresh_wall_ratio_to_curl_zstd_dd") > 0.0 && figure("fresh_readback_wall_ratio_to_curl_zstd_dd") > 0.0
+    );
     assert!(charts.path().join("fresh.svg").exists());
     assert!(bench::run(&paths, &options(512, &["no such case"])).is_err());
 }

@@ -9,8 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
 use reflash::index::{FrameContent, Index};
 use reflash::manifest::object_path;
-use reflash::sys::block::AlignedBuf;
-use reflash::target::{BlockTarget, DeviceTarget};
+use reflash::target::{AlignedBuf, BlockTarget, DeviceTarget};
 use serde::Serialize;
 
 use super::lab::{Device, Memory, Server};

@@ -80,10 +80,10 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     }
     let agent = agent::build(paths, options.assume_yes)?;
     let work = paths.work().join("bench");
-    let served = work.join(if options.quick { "served-quick" } else { "served" });
-    fs::create_dir_all(&served).with_context(|| format!("create {}", served.display()))?;
     let path = peers::path_with_tools(&work);
+    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let images = Images::find_or_build(paths, options, &work)?;
+    let served = served(&work, &images)?;
     let cases = cases(&images, options);
     ensure!(!cases.is_empty(), "none of the cases {:?} is known", options.cases);
 
@@ -223,6 +223,21 @@ fn cases(images: &Images, options: &Options) -> Vec<Case> {
     all.into_iter().flatten().filter(wanted).collect()
 }
 
+/// Where releases and the peers' files of these images go. Those of other images are removed.
+fn served(work: &Path, images: &Images) -> Result<PathBuf> {
+    let name = format!("served-{}", images.key()?);
+    for entry in fs::read_dir(work).with_context(|| format!("list {}", work.display()))? {
+        let entry = entry?;
+        let other = entry.file_name();
+        if other.to_string_lossy().starts_with("served-") && *other != *name {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+        }
+    }
+    let served = work.join(name);
+    fs::create_dir_all(&served).with_context(|| format!("create {}", served.display()))?;
+    Ok(served)
+}
+
 /// A channel for each image, in one tree: the later ones use the packs of `old` again, as releases do.
 fn publish(cases: &[Case], images: &Images, served: &Path, secret: &Path) -> Result<()> {
     let key = keygen::load_secret(secret)?;
@@ -234,16 +249,17 @@ fn publish(cases: &[Case], images: &Images, served: &Path, secret: &Path) -> Res
     }
     for (channel, image) in channels {
         let manifest = served.join(channel).join("manifest.json");
-        if manifest.exists() {
+        let done = served.join(format!("{channel}.released"));
+        if done.exists() {
             continue;
         }
-        let mut spec = release::Spec {
+        let spec = release::Spec {
             product: PRODUCT.to_owned(),
             hardware: vec![PRODUCT.to_owned()],
             channel: channel.to_owned(),
             version: channel.to_owned(),
             serial: None,
-            image: images.old.clone(),
+            image: image.to_owned(),
             ostree: None,
             files: Vec::new(),
             layout: None,
@@ -253,10 +269,11 @@ fn publish(cases: &[Case], images: &Images, served: &Path, secret: &Path) -> Res
         };
         if channel != "old" {
             // As it is in life: the release before was in this channel.
-            release::build(&spec, &key, served)?;
-            spec.image = image.to_owned();
+            fs::create_dir_all(served.join(channel))?;
+            fs::copy(served.join("old/manifest.json"), &manifest).context("put the release before into the channel")?;
         }
         release::build(&spec, &key, served)?;
+        fs::write(&done, "").with_context(|| format!("write {}", done.display()))?;
     }
     Ok(())
 }

@@ -54,6 +54,19 @@ impl Images {
         Ok(Self { old, new, stable, large, one_byte, random })
     }
 
+    /// Differs for other images.
+    pub fn key(&self) -> Result<String> {
+        let mut key = blake3::Hasher::new();
+        for path in
+            [Some(&self.old), self.new.as_ref(), self.stable.as_ref(), self.large.as_ref()].into_iter().flatten()
+        {
+            let metadata = path.metadata().with_context(|| format!("find {}", path.display()))?;
+            let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            key.update(format!("{} {} {}\n", path.display(), metadata.len(), modified.as_nanos()).as_bytes());
+        }
+        Ok(key.finalize().to_hex()[..16].to_owned())
+    }
+
     /// For the report: bytes of each.
     pub fn sizes(&self) -> Result<BTreeMap<String, u64>> {
         let named = [

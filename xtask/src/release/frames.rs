@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
 use reflash::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
 use reflash::hints::{Hint, Hints};
-use reflash::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, MIN_FRAME_BYTES, StoredNo};
+use reflash::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, StoredNo};
 use reflash::manifest;
 use sha2::{Digest as _, Sha256};
 
@@ -52,10 +52,14 @@ struct Scan {
     sha256: String,
 }
 
-/// The smallest frame size with which an image keeps to the number of frames an agent can hold: small frames follow
-/// changes closely and cost little (16 KiB against 64 KiB: 2 % of the download).
+/// Frames of an image that is not too large for them. Of a Debian image at level 12, frames of 16, 32 and 64 KiB
+/// compress to 33.7, 34.3 and 33.2 %, and one core decompresses 0.6, 0.8 and 1.0 GB/s. Small ones follow changes
+/// closely, and need a larger index: those between are the best of both.
+const FRAME_BYTES: u32 = 32 * 1024;
+
+/// The smallest frame size, from [`FRAME_BYTES`] on, with which an image keeps to the number of frames an agent can hold.
 fn frame_bytes_for(image_bytes: u64) -> u32 {
-    let mut frame_bytes = MIN_FRAME_BYTES;
+    let mut frame_bytes = FRAME_BYTES;
     while frame_bytes < MAX_FRAME_BYTES && image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
         frame_bytes *= 2;
     }
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn frames_grow_with_the_image() {
         let gib = 1 << 30;
-        assert_eq!([1, gib, 4 * gib].map(frame_bytes_for), [16 << 10; 3]);
-        assert_eq!([4 * gib + 4096, 16 * gib, 1024 * gib].map(frame_bytes_for), [32 << 10, 64 << 10, 4 << 20]);
+        assert_eq!([1, gib, 8 * gib].map(frame_bytes_for), [32 << 10; 3]);
+        assert_eq!([8 * gib + 4096, 16 * gib, 1024 * gib].map(frame_bytes_for), [64 << 10, 64 << 10, 4 << 20]);
     }
 }

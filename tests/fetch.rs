@@ -24,7 +24,7 @@ fn data(len: usize) -> Arc<Vec<u8>> {
     Arc::new((0..len).map(byte).collect())
 }
 
-fn options() -> Options {
+pub fn options() -> Options {
     Options {
         proxy: None,
         ca_file: None,

@@ -84,6 +84,8 @@ pub struct Flash {
     pub allow_older: bool,
     /// Compare and say what would be done.
     pub dry_run: bool,
+    /// The most to download, KiB per second.
+    pub max_rate_kib_s: Option<u64>,
     /// Leave out the read-back; only for a target that is not this machine's system.
     pub no_read_back: bool,
 }
@@ -207,6 +209,7 @@ fn release_option(flash: &mut Flash, parser: &mut Parser, name: &str) -> Result<
         "--product" => flash.product = Some(parser.value()?.string()?),
         "--hardware" => flash.hardware = Some(parser.value()?.string()?),
         "--dry-run" => flash.dry_run = true,
+        "--max-rate" => flash.max_rate_kib_s = Some(parser.value()?.parse()?),
         other => common_option(&mut flash.common, parser, other)?,
     }
     Ok(())

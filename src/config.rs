@@ -203,7 +203,7 @@ pub enum Action {
 const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.slot, reflash.force, reflash.action, reflash.media, \
      reflash.arm, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
-     reflash.vlan, reflash.proxy, reflash.report, reflash.system, reflash.data";
+     reflash.vlan, reflash.proxy, reflash.max-rate, reflash.report, reflash.system, reflash.data";
 
 impl Layer {
     /// Parses one configuration file; `origin` names it in errors.
@@ -294,6 +294,7 @@ impl Layer {
                 }
                 "vlan" => layer.network.vlan = Some(parsed("reflash.vlan", value, "a VLAN ID from 1 to 4094")?),
                 "proxy" => layer.network.proxy = Some(text()),
+                "max-rate" => layer.network.max_rate_kib_s = Some(parsed("reflash.max-rate", value, "KiB per second")?),
                 "report" => layer.report.url = Some(text()),
                 _ => return Err(ConfigError::UnknownArgument { argument: argument.to_owned() }),
             }
@@ -475,6 +476,10 @@ mod tests {
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[watchdog]\nstall_s=5", "watchdog.stall_s"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[report]\nurl='mailto:a'", "report.url"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\nvlan=4095", "network.vlan"),
+            (
+                "[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\nmax_rate_kib_s=15",
+                "network.max_rate_kib_s",
+            ),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\naddress='192.0.2.1'", "network.address"),
             ("[release]\nurls=['http://a']\n[machine]\nproduct='x'\n[network]\ngateway='192.0.2.1'", "network.gateway"),
         ] {

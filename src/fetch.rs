@@ -6,10 +6,12 @@
 
 mod answer;
 mod backoff;
+mod cap;
 mod classify;
 mod connect;
 mod directory;
 mod error;
+mod health;
 mod http;
 mod mirrors;
 mod pace;
@@ -30,6 +32,7 @@ pub use tls::{Clock, ReadClock, SetClock};
 pub use url::redacted;
 
 use crate::config;
+use cap::Cap;
 
 /// How a sink ends a transfer early.
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +99,22 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Time without a byte. It never limits a whole transfer: a slow link that is alive may take hours.
     pub stall_timeout: Duration,
+    /// The most that all connections made with these options and their clones take together, bytes per second; made by
+    /// [`Rate::of`].
+    pub rate: Option<Rate>,
     /// The clock certificates are checked against.
     pub clock: Arc<Clock>,
+}
+
+/// A bandwidth cap. Clones share it.
+#[derive(Clone)]
+pub struct Rate(Arc<Cap>);
+
+impl Rate {
+    /// A cap of so many bytes per second.
+    pub fn of(bytes_per_s: u64) -> Self {
+        Self(Arc::new(Cap::new(bytes_per_s)))
+    }
 }
 
 impl Options {
@@ -113,6 +130,7 @@ impl Options {
             ca_file: network.ca_file.as_ref().map(PathBuf::from),
             connect_timeout: network.connect_timeout,
             stall_timeout: network.stall_timeout,
+            rate: network.max_bytes_per_s.map(Rate::of),
             clock,
         }
     }

@@ -323,6 +323,7 @@ fn flash_layer(flash: &Flash) -> Layer {
     let mut over = Layer::default();
     over.release.urls = Some(flash.urls.clone()).filter(|urls| !urls.is_empty());
     over.release.channel.clone_from(&flash.channel);
+    over.network.max_rate_kib_s = flash.max_rate_kib_s;
     over.machine.product.clone_from(&flash.product);
     over.machine.hardware.clone_from(&flash.hardware);
     over

@@ -100,6 +100,7 @@ fn what_was_not_reported_is_posted_once() {
         ca_file: None,
         connect_timeout: std::time::Duration::from_secs(5),
         stall_timeout: std::time::Duration::from_secs(5),
+        rate: None,
         clock: Arc::new(Clock::fixed()),
     };
     let who = Machine::this("demo", None, None);

@@ -8,6 +8,7 @@ use reflash::fetch::{Clock, FetchError, Http, Kind, Mirrors, Options, Patience, 
 
 use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
 
+pub mod crowd;
 pub mod https;
 
 const PATH: &str = "objects/00ff";
@@ -23,12 +24,13 @@ fn data(len: usize) -> Arc<Vec<u8>> {
     Arc::new((0..len).map(byte).collect())
 }
 
-fn options() -> Options {
+pub fn options() -> Options {
     Options {
         proxy: None,
         ca_file: None,
         connect_timeout: Duration::from_secs(2),
         stall_timeout: STALL,
+        rate: None,
         clock: Arc::new(Clock::fixed()),
     }
 }

@@ -25,6 +25,7 @@ fn options() -> Options {
         ca_file: None,
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(30),
+        rate: None,
         clock: Arc::new(Clock::fixed()),
     }
 }

@@ -42,6 +42,7 @@ system that is running, use `reflash request` and reboot.
   --url URL       base URL of the release tree; repeat for mirrors, tried in order
   --channel NAME  --product NAME  --hardware NAME
                   instead of the configuration's (hardware: instead of DMI's)
+  --max-rate KIB  download at most so many KiB per second, all connections together
   --allow-older   accept an older release than the installed one
   --dry-run       compare, say what would be downloaded, moved and written, change nothing
   --no-read-back  do not read back what was written; only with --target, for files and disks on a bench
@@ -58,7 +59,7 @@ once everything on it was verified; what ends early may be repeated. Needs root.
   --arm WORD      erase a disk that is not blank: yes, or its serial number
   --firmware bios|uefi    what will start it (default: what started this machine)
   --block-bytes N logical block size that a file stands for: 512 or 4096
-  --url URL  --channel NAME  --product NAME  --hardware NAME
+  --url URL  --channel NAME  --product NAME  --hardware NAME  --max-rate KIB
                   as for flash
   --dry-run       say what would be done, write nothing
 ";

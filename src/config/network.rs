@@ -29,6 +29,8 @@ pub struct NetworkLayer {
     pub connect_timeout_s: Option<u64>,
     /// Seconds without one byte before a transfer is cut and resumed. Default 30.
     pub stall_timeout_s: Option<u64>,
+    /// The most to download, KiB per second, all connections together; 16 to 16777216. Default: no limit.
+    pub max_rate_kib_s: Option<u64>,
 }
 
 /// The checked network settings.
@@ -50,6 +52,8 @@ pub struct Network {
     pub connect_timeout: Duration,
     /// Time without one byte before a transfer is cut and resumed.
     pub stall_timeout: Duration,
+    /// The most to download, bytes per second, all connections together.
+    pub max_bytes_per_s: Option<u64>,
 }
 
 /// How one interface is named in the configuration.
@@ -85,6 +89,7 @@ impl NetworkLayer {
             ca_file: later.ca_file.or(self.ca_file),
             connect_timeout_s: later.connect_timeout_s.or(self.connect_timeout_s),
             stall_timeout_s: later.stall_timeout_s.or(self.stall_timeout_s),
+            max_rate_kib_s: later.max_rate_kib_s.or(self.max_rate_kib_s),
         }
     }
 }
@@ -117,8 +122,17 @@ impl Network {
             ca_file: layer.ca_file,
             connect_timeout: seconds("network.connect_timeout_s", layer.connect_timeout_s, 15)?,
             stall_timeout: seconds("network.stall_timeout_s", layer.stall_timeout_s, 30)?,
+            max_bytes_per_s: layer.max_rate_kib_s.map(checked_rate).transpose()?,
         })
     }
+}
+
+/// In bytes per second. Below the least, one connection of several could look stalled to a server.
+fn checked_rate(kib_s: u64) -> Result<u64, ConfigError> {
+    if !(16..=16 << 20).contains(&kib_s) {
+        return Err(value_error("network.max_rate_kib_s", &kib_s.to_string(), "KiB per second from 16 to 16777216"));
+    }
+    Ok(kib_s * 1024)
 }
 
 fn checked_proxy(url: String) -> Result<String, ConfigError> {

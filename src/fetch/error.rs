@@ -105,6 +105,13 @@ impl FetchError {
         self
     }
 
+    /// The same for somebody else who would have met it: kind, URL and words, those of the causes among them.
+    pub(super) fn twin(&self) -> Self {
+        let chain = self.chain();
+        let words = chain.strip_prefix(self.url()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&chain);
+        Self::new(self.kind(), self.url(), words).retry_after(self.asked_to_wait())
+    }
+
     /// With how often it was tried, when that was more than once.
     #[must_use]
     pub(super) fn given_up(mut self, attempts: u32) -> Self {

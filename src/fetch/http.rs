@@ -14,12 +14,14 @@ use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted
 use super::classify::classified;
 use super::error::{FetchError, Kind};
 use super::pace::Pace;
-use super::{Check, Options, Sink, SinkError, Source, connect, tls, url};
+use super::{Check, Options, Rate, Sink, SinkError, Source, connect, tls, url};
 
 /// Enough for a load balancer that sends to a region that sends to a bucket.
 const MAX_REDIRECTS: usize = 5;
 /// A server without range support makes us read and drop what lies before the range. More than this is not worth it.
 const MAX_SKIP: u64 = 64 << 20;
+/// Connections kept for the next request: as many as requests are made at once.
+const MAX_IDLE: usize = 4;
 /// Read at once from the connection; also what is handed to the sink at most.
 const BUFFER: usize = 64 << 10;
 
@@ -28,6 +30,7 @@ pub struct Http {
     agent: Agent,
     base: String,
     stall_timeout: Duration,
+    rate: Option<Rate>,
 }
 
 impl Http {
@@ -67,11 +70,18 @@ impl Http {
             .max_response_header_size(16 << 10)
             .input_buffer_size(BUFFER)
             .output_buffer_size(16 << 10)
-            .max_idle_connections(4)
+            // All to one host, for one request each; ureq's own limit for a host is below what the writer uses.
+            .max_idle_connections(MAX_IDLE)
+            .max_idle_connections_per_host(MAX_IDLE)
             .build();
         let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.clock))?;
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { agent: connect::agent(config, tls), base, stall_timeout: options.stall_timeout })
+        let agent = connect::agent(config, tls);
+        Ok(Self { agent, base, stall_timeout: options.stall_timeout, rate: options.rate.clone() })
+    }
+
+    fn pace(&self) -> Pace<'_> {
+        Pace::new(self.stall_timeout, self.rate.as_ref().map(|rate| &*rate.0))
     }
 
     fn url(&self, path: &str) -> Result<String, FetchError> {
@@ -131,7 +141,7 @@ impl Http {
         if let Some(size) = body.content_length().filter(|size| *size > limit_bytes) {
             return Err(too_large(size.to_string()));
         }
-        let mut pace = Pace::new(self.stall_timeout);
+        let mut pace = self.pace();
         let mut reader = body.into_reader();
         let mut bytes = Vec::new();
         let mut buffer = vec![0; BUFFER];
@@ -189,7 +199,7 @@ impl Source for Http {
         // Only then is it known where the body ends, and only a body read to its end frees the connection for reuse.
         let delimited = status == 206 && (promised.is_some() || headers.contains_key(TRANSFER_ENCODING));
         let mut reader = body.into_reader();
-        let mut pace = Pace::new(self.stall_timeout);
+        let mut pace = self.pace();
         deliver(&url, &mut reader, &mut pace, skip, wanted, sink)?;
         if delimited {
             // A failure here costs nothing but the connection: all that was asked for is delivered.
@@ -206,7 +216,7 @@ impl Source for Http {
 fn deliver(
     url: &str,
     reader: &mut dyn Read,
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
     skip: u64,
     wanted: u64,
     sink: Sink<'_>,

@@ -1,18 +1,15 @@
 //! Several copies of the release tree behind one [`Source`]: order, memory, resume, patience.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::backoff;
 use super::error::{FetchError, Kind};
+use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
 
-/// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
-/// cheapest), but long enough not to run into the connect timeout of a dead one for every range.
-const MEMORY: Duration = Duration::from_secs(60);
 /// How often one source may answer wrongly for one object before it is not asked for it again in the same call. A
 /// broken cache can heal, but a wrong copy stays wrong.
 const MAX_STRIKES: u32 = 3;
@@ -50,54 +47,19 @@ type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
 #[derive(Clone)]
 pub struct Mirrors {
     sources: Arc<[Box<dyn Source>]>,
-    memory: Arc<Mutex<Memory>>,
+    health: Arc<Health>,
     patience: Patience,
     on_retry: OnRetry,
     pause: Pause,
     seed: u64,
 }
 
-/// What went wrong lately.
-#[derive(Default)]
-struct Memory {
-    /// By source: when it last failed, whatever the object.
-    failed: HashMap<usize, Instant>,
-    /// By source and object: when it lacked the object or sent wrong bytes.
-    unfit: HashMap<(usize, String), Instant>,
-}
-
-impl Memory {
-    /// The sources in the order in which to ask for `path`: the ones without a recent failure as configured, then the
-    /// others, the oldest failure first.
-    fn order(&mut self, path: &str, count: usize, now: Instant) -> Vec<usize> {
-        let recent = |when: &mut Instant| now.saturating_duration_since(*when) < MEMORY;
-        self.failed.retain(|_, when| recent(when));
-        self.unfit.retain(|_, when| recent(when));
-        let mut order: Vec<usize> = (0..count).collect();
-        order.sort_by_key(|index| {
-            (self.unfit.get(&(*index, path.to_owned())).copied(), self.failed.get(index).copied(), *index)
-        });
-        order
-    }
-
-    fn note(&mut self, index: usize, path: &str, kind: Kind, now: Instant) {
-        match kind {
-            Kind::Missing | Kind::Protocol | Kind::Corrupt => {
-                self.unfit.insert((index, path.to_owned()), now);
-            }
-            _ => {
-                self.failed.insert(index, now);
-            }
-        }
-    }
-}
-
 impl Mirrors {
     /// Sources in order of preference. At least one, or every call fails.
     pub fn new(sources: Vec<Box<dyn Source>>, patience: Patience) -> Self {
         Self {
+            health: Arc::new(Health::new(sources.len())),
             sources: sources.into(),
-            memory: Arc::default(),
             patience,
             on_retry: Arc::new(|_| ()),
             pause: Arc::new(std::thread::sleep),
@@ -128,66 +90,81 @@ impl Mirrors {
         self
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Asks the sources until one attempt succeeds. An attempt reports how far it is, so that progress can be told
     /// from standing still.
     fn insist<T>(
         &self,
         path: &str,
         patience: Patience,
-        mut attempt: impl FnMut(&dyn Source) -> (u64, Result<T, FetchError>),
+        mut attempt: impl FnMut(&dyn Source, &Visit<'_>) -> (u64, Result<T, FetchError>),
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
         let mut round = 0;
+        let mut began = Instant::now();
         loop {
-            let mut order = self.memory().order(path, self.sources.len(), Instant::now());
-            order.retain(|index| tally.strikes[*index] < MAX_STRIKES);
+            let order = self.order(path, &tally);
             let mut hope = false;
             let mut asked_to_wait: Option<Duration> = None;
             for (place, &index) in order.iter().enumerate() {
-                let (reached, result) = attempt(&*self.sources[index]);
-                let error = match result {
-                    Ok(value) => return Ok(value),
-                    Err(error) => error,
+                let error = match self.health.enter(index, began) {
+                    Err(met_by_another) => met_by_another,
+                    Ok(visit) => {
+                        let (reached, result) = attempt(&*self.sources[index], &visit);
+                        let error = match result {
+                            Ok(value) => {
+                                visit.went_well();
+                                return Ok(value);
+                            }
+                            Err(error) if error.kind() == Kind::Local => return Err(error),
+                            Err(error) => error,
+                        };
+                        let news = visit.failed(path, &error);
+                        if let Some(&next) = order.get(place + 1).filter(|_| news) {
+                            self.tell(&error, Duration::ZERO, next);
+                        }
+                        if tally.failed(index, &error, reached) {
+                            round = 0;
+                        }
+                        error
+                    }
                 };
-                if error.kind() == Kind::Local {
-                    return Err(error);
-                }
-                self.memory().note(index, path, error.kind(), Instant::now());
-                if tally.failed(index, &error, reached) {
-                    round = 0;
-                }
                 hope |= error.is_retryable() && tally.strikes[index] < MAX_STRIKES;
                 // The pause is the shortest any source asked for; one that asked for none counts as zero.
                 let asked = error.asked_to_wait().unwrap_or_default();
                 asked_to_wait = Some(asked_to_wait.map_or(asked, |least| least.min(asked)));
-                if let Some(&next) = order.get(place + 1) {
-                    let next = self.sources[next].describe();
-                    (self.on_retry)(&Retry { error: &error, wait: Duration::ZERO, next: &next });
-                }
+                tally.latest = index;
                 tally.errors[index] = Some(error);
             }
             let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
             round = round.saturating_add(1);
+            let (until, is_new) = self.health.agree(began, wait);
             let enough = match patience {
                 Patience::Rounds(most) => round >= most,
-                Patience::Until(end) => Instant::now() + wait > end,
+                Patience::Until(end) => until > end,
                 Patience::Forever => false,
             };
             if !hope || enough {
                 return Err(tally.into_error(path));
             }
-            let mut again = self.memory().order(path, self.sources.len(), Instant::now());
-            again.retain(|index| tally.strikes[*index] < MAX_STRIKES);
-            if let (Some(&next), Some(error)) = (again.first(), tally.last()) {
-                let next = self.sources[next].describe();
-                (self.on_retry)(&Retry { error, wait, next: &next });
+            let wait = if is_new { wait } else { until.saturating_duration_since(Instant::now()) };
+            // Whoever pauses first tells it, for all.
+            if let (Some(&next), Some(error), true) = (self.order(path, &tally).first(), tally.last(), is_new) {
+                self.tell(error, wait, next);
             }
             (self.pause)(wait);
+            began = until;
         }
+    }
+
+    /// The sources to ask for `path`, in order, without those that showed to be hopeless in this call.
+    fn order(&self, path: &str, tally: &Tally) -> Vec<usize> {
+        let mut order = self.health.order(path);
+        order.retain(|index| tally.strikes[*index] < MAX_STRIKES);
+        order
+    }
+
+    fn tell(&self, error: &FetchError, wait: Duration, next: usize) {
+        (self.on_retry)(&Retry { error, wait, next: &self.sources[next].describe() });
     }
 }
 
@@ -209,7 +186,6 @@ impl Tally {
     /// Counts a failed attempt; true when it came further than any before it.
     fn failed(&mut self, index: usize, error: &FetchError, reached: u64) -> bool {
         self.attempts += 1;
-        self.latest = index;
         let progress = reached >= self.furthest + PROGRESS;
         if progress {
             self.furthest = reached;
@@ -240,7 +216,7 @@ impl Source for Mirrors {
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let path = wanted.first().map_or("", |(path, _)| path);
-        self.insist(path, self.patience, |source| (0, source.get_checked(wanted, check)))
+        self.insist(path, self.patience, |source, _| (0, source.get_checked(wanted, check)))
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
@@ -250,11 +226,15 @@ impl Source for Mirrors {
             Patience::Until(_) => Patience::Forever,
             patience => patience,
         };
-        self.insist(path, patience, |source| {
+        self.insist(path, patience, |source, visit| {
             let rest = at..end;
+            let mut first = true;
             let mut counting = |bytes: &[u8]| match sink(bytes) {
                 Ok(()) => {
                     at += bytes.len() as u64;
+                    if std::mem::take(&mut first) {
+                        visit.alive();
+                    }
                     Ok(())
                 }
                 Err(SinkError::Wrong { from, reason }) => {
@@ -277,38 +257,5 @@ impl Source for Mirrors {
             };
             (at - start, result)
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::{MEMORY, Memory};
-    use crate::fetch::Kind;
-
-    #[test]
-    fn a_source_that_failed_comes_last_for_a_while() {
-        let mut memory = Memory::default();
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(memory.order("a", 3, start), [0, 1, 2]);
-        memory.note(0, "a", Kind::Unreachable, at(1));
-        assert_eq!(memory.order("b", 3, at(2)), [1, 2, 0]);
-        memory.note(1, "a", Kind::Stalled, at(3));
-        assert_eq!(memory.order("a", 3, at(3)), [2, 0, 1]);
-        assert_eq!(memory.order("a", 3, at(1) + MEMORY), [0, 2, 1], "the first one gets its chance again");
-        assert_eq!(memory.order("a", 3, at(3) + MEMORY), [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_source_that_lacks_one_object_stays_first_for_the_others() {
-        let mut memory = Memory::default();
-        let now = Instant::now();
-        memory.note(0, "a", Kind::Missing, now);
-        memory.note(1, "b", Kind::Corrupt, now);
-        assert_eq!(memory.order("a", 2, now), [1, 0]);
-        assert_eq!(memory.order("b", 2, now), [0, 1]);
-        assert_eq!(memory.order("c", 2, now), [0, 1]);
     }
 }

@@ -52,6 +52,22 @@ pub fn sample_image(blocks: usize, seed: u64) -> Vec<u8> {
 }
 
 impl Fixture {
+    /// `reflash flash` by hand, from `urls`, with `more` options, onto a file, which is made when it is not there. Whether
+    /// it then holds the image.
+    pub fn flash_by_hand(&self, urls: &[String], file: &Path, more: &[&str]) -> bool {
+        if !file.exists() {
+            std::fs::File::create(file).unwrap().set_len(self.image.len() as u64).unwrap();
+        }
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        std::fs::write(path("machine.toml"), "[machine]\nproduct = \"demo\"\nhardware = \"unit-a\"\n").unwrap();
+        let (target, config, keys) = (file.display().to_string(), path("machine.toml"), path("keys"));
+        let mut arguments = vec!["flash", "--target", &target, "--config", &config, "--keys", &keys];
+        arguments.extend(urls.iter().flat_map(|url| ["--url", url]));
+        let command = reflash::cli::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
+        let done = format!("{:?}", reflash::verbs::run(command)) == format!("{:?}", std::process::ExitCode::SUCCESS);
+        done && std::fs::read(file).unwrap() == self.image
+    }
+
     /// Releases an image of 300 blocks with frames of 16 KiB.
     pub fn new() -> Self {
         Self::with(sample_image(300, 1), |_| {})

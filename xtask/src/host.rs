@@ -31,7 +31,7 @@ pub enum Need {
     Bench,
     /// What the benchmark compares with; two more come from cargo.
     Peers,
-    /// Tools the tests compare with, servers for network namespaces, a cache, and a browser for the station page.
+    /// Tools the tests compare with, servers for network namespaces, a cache, a store, and a browser for the station page.
     Test,
 }
 
@@ -63,6 +63,8 @@ impl Need {
                 "git",
                 "nginx-light",
                 "chromium",
+                // The store that xtask/src/tools.rs fetches.
+                "python3-pip",
             ],
         }
     }

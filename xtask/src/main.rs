@@ -10,7 +10,7 @@ use reflash::manifest::TrustedKeys;
 use xtask::paths::Paths;
 use xtask::step::produced;
 use xtask::{
-    agent, bench, demo, disk, grub, host, image, initramfs, keygen, kit, media, powercut, release, serve, test,
+    agent, bench, demo, disk, grub, host, image, initramfs, keygen, kit, media, powercut, publish, release, serve, test,
 };
 
 /// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
@@ -61,6 +61,8 @@ enum Command {
     },
     /// Sign and publish an image as a release tree of static files, or check one.
     Release(ReleaseArgs),
+    /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
+    Publish(publish::Args),
     /// Serve a release tree over HTTP.
     Serve {
         /// The tree.
@@ -317,6 +319,7 @@ fn run(cli: Cli) -> Result<()> {
             },
         ),
         Command::Release(args) => run_release(args, &paths, yes),
+        Command::Publish(args) => publish::run(args),
         Command::Serve { dir, listen, station } => serve::run(&dir, listen, station),
         Command::Media(args) => {
             let read =

@@ -1,0 +1,299 @@
+//! What is known of each source, shared by all who ask at the same time.
+//!
+//! Several connections to one server meet its troubles together, and must not answer them apart: a server that is down is
+//! asked once a round and not by everyone, a pause is agreed on, the console hears of it once. A server that says it has
+//! too much to do (429, 503) gets half as many requests at a time, and one more again for each round that goes well.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::error::{FetchError, Kind};
+
+/// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
+/// cheapest), but long enough not to run into the connect timeout of a dead one for every range.
+pub(super) const MEMORY: Duration = Duration::from_secs(60);
+/// Requests at a time that no source is asked to bear more than; in effect no limit, until one complains.
+const MOST_AT_ONCE: u32 = 16;
+
+/// The memory of all sources.
+pub(super) struct Health {
+    state: Mutex<State>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    sources: Vec<OneSource>,
+    /// By source and object: when it lacked the object or sent wrong bytes.
+    unfit: HashMap<(usize, String), Instant>,
+    /// The pause that was agreed on last: when, and until when.
+    pause: Option<(Instant, Instant)>,
+}
+
+struct OneSource {
+    /// When it last failed, whatever the object: what the order goes by.
+    failed: Option<Instant>,
+    /// The same failure, for those who would otherwise meet it themselves; gone with the next sign of life.
+    trouble: Option<Trouble>,
+    inside: u32,
+    most: u32,
+    /// Requests that went well since `most` last changed.
+    good: u32,
+}
+
+struct Trouble {
+    at: Instant,
+    error: FetchError,
+}
+
+impl State {
+    fn new(sources: usize) -> Self {
+        let fresh = || OneSource { failed: None, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 };
+        Self { sources: (0..sources).map(|_| fresh()).collect(), ..Self::default() }
+    }
+
+    /// The sources in the order in which to ask for `path`: the ones without a recent failure as configured, then the
+    /// others, the oldest failure first.
+    fn order(&mut self, path: &str, now: Instant) -> Vec<usize> {
+        let recent = |when: Instant| now.saturating_duration_since(when) < MEMORY;
+        self.unfit.retain(|_, when| recent(*when));
+        let mut order: Vec<usize> = (0..self.sources.len()).collect();
+        order.sort_by_key(|&index| {
+            let unfit = self.unfit.get(&(index, path.to_owned())).copied();
+            (unfit, self.sources[index].failed.filter(|when| recent(*when)), index)
+        });
+        order
+    }
+
+    /// The failure that somebody met since `began`, so that it need not be met again.
+    fn met_since(&self, index: usize, began: Instant) -> Option<FetchError> {
+        let trouble = self.sources[index].trouble.as_ref().filter(|trouble| trouble.at >= began)?;
+        Some(trouble.error.twin())
+    }
+
+    fn alive(&mut self, index: usize) {
+        self.sources[index].trouble = None;
+    }
+
+    fn went_well(&mut self, index: usize) {
+        self.alive(index);
+        let source = &mut self.sources[index];
+        source.good += 1;
+        if source.good >= source.most {
+            (source.most, source.good) = ((source.most + 1).min(MOST_AT_ONCE), 0);
+        }
+    }
+
+    /// Notes a failure of a request that began at `entered`. False when somebody who asked at the same time has met the
+    /// same one.
+    fn failed(&mut self, index: usize, path: &str, error: &FetchError, entered: Instant, now: Instant) -> bool {
+        let kind = error.kind();
+        if matches!(kind, Kind::Missing | Kind::Protocol | Kind::Corrupt) {
+            let before = self.unfit.insert((index, path.to_owned()), now);
+            return before.is_none_or(|before| before < entered);
+        }
+        let source = &mut self.sources[index];
+        let news = source.trouble.as_ref().is_none_or(|trouble| trouble.at < entered || trouble.error.kind() != kind);
+        match kind {
+            // Those who were refused together count once: half of four is two, and not none.
+            Kind::Refused(429 | 503) if news => (source.most, source.good) = ((source.inside / 2).max(1), 0),
+            // One is enough to see whether it is back.
+            Kind::Unreachable => (source.most, source.good) = (1, 0),
+            _ => {}
+        }
+        source.failed = Some(now);
+        source.trouble = Some(Trouble { at: now, error: error.twin() });
+        news
+    }
+
+    /// The pause after a round that began at `began` and failed: `wait`, or what is left of the pause that somebody else
+    /// has begun since. With when it ends, and whether it is a new one.
+    fn agree(&mut self, began: Instant, now: Instant, wait: Duration) -> (Instant, bool) {
+        match self.pause {
+            Some((agreed, until)) if agreed >= began && until > now => (until, false),
+            _ => {
+                self.pause = Some((now, now + wait));
+                (now + wait, true)
+            }
+        }
+    }
+}
+
+impl Health {
+    pub(super) fn new(sources: usize) -> Self {
+        Self { state: Mutex::new(State::new(sources)), left: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sources in the order in which to ask for `path`.
+    pub(super) fn order(&self, path: &str) -> Vec<usize> {
+        self.state().order(path, Instant::now())
+    }
+
+    /// Waits until one more request may be made of a source, in a round that began at `began`.
+    ///
+    /// # Errors
+    /// The failure that somebody else has met since then: there is no need to meet it too.
+    pub(super) fn enter(&self, index: usize, began: Instant) -> Result<Visit<'_>, FetchError> {
+        let mut state = self.state();
+        loop {
+            if let Some(error) = state.met_since(index, began) {
+                return Err(error);
+            }
+            if state.sources[index].inside < state.sources[index].most {
+                state.sources[index].inside += 1;
+                return Ok(Visit { health: self, index, entered: Instant::now() });
+            }
+            // Whoever is inside comes out: every transfer has timeouts.
+            state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Agrees on the pause after a failed round; see [`State::agree`].
+    pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
+        self.state().agree(began, Instant::now(), wait)
+    }
+}
+
+/// One request being made of a source.
+pub(super) struct Visit<'h> {
+    health: &'h Health,
+    index: usize,
+    entered: Instant,
+}
+
+impl Visit<'_> {
+    /// The source sends.
+    pub(super) fn alive(&self) {
+        self.health.state().alive(self.index);
+    }
+
+    /// All of it came.
+    pub(super) fn went_well(&self) {
+        self.health.state().went_well(self.index);
+    }
+
+    /// It failed; false when that is no news.
+    pub(super) fn failed(&self, path: &str, error: &FetchError) -> bool {
+        self.health.state().failed(self.index, path, error, self.entered, Instant::now())
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.health.state().sources[self.index].inside -= 1;
+        self.health.left.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{FetchError, Kind, MEMORY, MOST_AT_ONCE, State};
+
+    fn note(state: &mut State, index: usize, path: &str, kind: Kind, at: Instant) -> bool {
+        state.failed(index, path, &FetchError::new(kind, "http://a/x", "it failed"), at, at)
+    }
+
+    #[test]
+    fn a_source_that_failed_comes_last_for_a_while() {
+        let mut state = State::new(3);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(state.order("a", start), [0, 1, 2]);
+        note(&mut state, 0, "a", Kind::Unreachable, at(1));
+        assert_eq!(state.order("b", at(2)), [1, 2, 0]);
+        note(&mut state, 1, "a", Kind::Stalled, at(3));
+        assert_eq!(state.order("a", at(3)), [2, 0, 1]);
+        assert_eq!(state.order("a", at(1) + MEMORY), [0, 2, 1], "the first one gets its chance again");
+        assert_eq!(state.order("a", at(3) + MEMORY), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_source_that_lacks_one_object_stays_first_for_the_others() {
+        let mut state = State::new(2);
+        let now = Instant::now();
+        note(&mut state, 0, "a", Kind::Missing, now);
+        note(&mut state, 1, "b", Kind::Corrupt, now);
+        assert_eq!(state.order("a", now), [1, 0]);
+        assert_eq!(state.order("b", now), [0, 1]);
+        assert_eq!(state.order("c", now), [0, 1]);
+    }
+
+    #[test]
+    fn those_who_asked_together_tell_a_failure_once() {
+        let mut state = State::new(1);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let error = |kind| FetchError::new(kind, "http://a/x", "it failed");
+        assert!(state.failed(0, "a", &error(Kind::Broken), at(0), at(5)));
+        assert!(!state.failed(0, "b", &error(Kind::Broken), at(1), at(6)), "asked before it was known");
+        assert!(state.failed(0, "b", &error(Kind::Stalled), at(1), at(6)), "something else");
+        assert!(state.failed(0, "a", &error(Kind::Stalled), at(7), at(8)), "tried again");
+        assert!(state.failed(0, "a", &error(Kind::Missing), at(0), at(5)));
+        assert!(!state.failed(0, "a", &error(Kind::Missing), at(0), at(5)));
+        assert!(state.failed(0, "b", &error(Kind::Missing), at(0), at(5)), "of another object");
+    }
+
+    #[test]
+    fn a_failure_is_met_by_one_until_there_is_a_sign_of_life() {
+        let mut state = State::new(1);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let error = FetchError::new(Kind::Unreachable, "http://u:p@a/x?y", "the port is closed");
+        state.failed(0, "a", &error, at(1), at(2));
+        let met = state.met_since(0, at(1)).unwrap();
+        assert_eq!((met.kind(), met.chain()), (Kind::Unreachable, error.chain()));
+        assert!(state.met_since(0, at(3)).is_none(), "a later round asks again");
+        assert_eq!(state.sources[0].most, 1);
+        state.alive(0);
+        assert!(state.met_since(0, at(1)).is_none());
+    }
+
+    #[test]
+    fn an_overloaded_source_gets_half_as_much_and_slowly_more_again() {
+        let mut state = State::new(1);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        state.sources[0].inside = 4;
+        note(&mut state, 0, "a", Kind::Refused(503), at(1));
+        assert_eq!(state.sources[0].most, 2);
+        // Two more of the four that were under way: their refusals say the same.
+        for _ in 0..2 {
+            let error = FetchError::new(Kind::Refused(503), "http://a/x", "busy");
+            assert!(!state.failed(0, "b", &error, at(0), at(2)));
+        }
+        assert_eq!(state.sources[0].most, 2);
+        state.sources[0].inside = 2;
+        note(&mut state, 0, "a", Kind::Refused(429), at(3));
+        note(&mut state, 0, "a", Kind::Refused(429), at(4));
+        assert_eq!(state.sources[0].most, 1, "never none");
+        let mut steps = Vec::new();
+        for _ in 0..6 {
+            state.went_well(0);
+            steps.push(state.sources[0].most);
+        }
+        assert_eq!(steps, [2, 2, 3, 3, 3, 4]);
+        for _ in 0..1000 {
+            state.went_well(0);
+        }
+        assert_eq!(state.sources[0].most, MOST_AT_ONCE);
+    }
+
+    #[test]
+    fn a_pause_is_agreed_on_by_those_who_failed_in_the_same_round() {
+        let mut state = State::new(1);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(state.agree(at(0), at(2), Duration::from_secs(8)), (at(10), true));
+        assert_eq!(state.agree(at(1), at(3), Duration::from_secs(60)), (at(10), false));
+        // The next round, and one that began while the others paused.
+        assert_eq!(state.agree(at(10), at(11), Duration::from_secs(8)), (at(19), true));
+        assert_eq!(state.agree(at(12), at(13), Duration::from_secs(1)), (at(14), true));
+    }
+}

@@ -1,0 +1,201 @@
+//! Several connections at once, as the writer makes them: shared troubles, shared pauses, a shared cap.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reflash::fetch::{FetchError, Kind, Mirrors, Options, Patience, Rate, Source, open_all};
+
+use super::{PATH, STALL, data, options};
+use crate::support::server::{Act, Server, cut, object, status};
+
+const CONNECTIONS: usize = 4;
+const RANGE: u64 = 64 << 10;
+
+/// Fetches `bytes` in ranges of 64 KiB on four threads, and compares.
+fn fetch_together(source: &Mirrors, expected: &[u8]) -> Result<(), FetchError> {
+    let next = AtomicUsize::new(0);
+    let one_thread = || -> Result<(), FetchError> {
+        loop {
+            let start = next.fetch_add(1, Ordering::Relaxed) as u64 * RANGE;
+            if start >= expected.len() as u64 {
+                return Ok(());
+            }
+            let end = (start + RANGE).min(expected.len() as u64);
+            let mut got = Vec::new();
+            source.get_range(PATH, start..end, &mut |bytes| {
+                got.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            assert!(got == expected[start as usize..end as usize], "bytes {start} to {end}");
+        }
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(one_thread)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })
+}
+
+/// What the console would have been told: text and pause.
+type Told = Arc<Mutex<Vec<(String, Duration)>>>;
+
+fn telling(urls: &[String], patience: Patience) -> (Mirrors, Told) {
+    let told = Told::default();
+    let all = Arc::clone(&told);
+    let mirrors = open_all(urls, &options(), patience)
+        .unwrap()
+        .on_retry(move |retry| all.lock().unwrap().push((retry.error.chain(), retry.wait)));
+    (mirrors, told)
+}
+
+#[test]
+fn four_threads_keep_to_four_connections() {
+    let data = data(4 << 20);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| object(request, &served));
+    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(1));
+    fetch_together(&mirrors, &data).unwrap();
+    let connections: BTreeSet<usize> = server.requests().iter().map(|request| request.connection).collect();
+    assert_eq!(server.requests().len(), 64);
+    assert!(connections.len() <= CONNECTIONS, "{connections:?}");
+    assert!(told.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_server_that_is_busy_for_all_is_asked_less_and_less_and_the_console_told_once_a_round() {
+    let data = data(1 << 20);
+    let served = Arc::clone(&data);
+    let start = Instant::now();
+    let busy = Duration::from_secs(4);
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let server = Server::start(move |request| match start.elapsed() < busy {
+        true => {
+            count.fetch_add(1, Ordering::Relaxed);
+            // Long enough for all four to be inside.
+            let mut acts = status("503 Service Unavailable");
+            acts.insert(0, Act::Wait(Duration::from_millis(100)));
+            acts
+        }
+        false => object(request, &served),
+    });
+    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(20));
+    fetch_together(&mirrors, &data).unwrap();
+    let told = told.lock().unwrap();
+    // Four at first, two in the next round, then one.
+    let rounds = told.len();
+    let refused = refused.load(Ordering::Relaxed);
+    assert!((2..=8).contains(&rounds), "{told:?}");
+    assert!(refused <= 4 + 2 + rounds, "{refused} requests in {rounds} rounds: {told:?}");
+    assert!(told.iter().all(|(text, wait)| text.contains("503") && *wait >= Duration::from_millis(100)), "{told:?}");
+}
+
+#[test]
+fn a_server_that_bears_two_at_a_time_gets_two() {
+    let data = data(4 << 20);
+    let served = Arc::clone(&data);
+    let (inside, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&refused);
+    let server = Server::start(move |request| {
+        let others = inside.fetch_add(1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(20));
+        inside.fetch_sub(1, Ordering::SeqCst);
+        if others >= 2 {
+            count.fetch_add(1, Ordering::SeqCst);
+            return status("429 Too Many Requests");
+        }
+        object(request, &served)
+    });
+    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(9));
+    fetch_together(&mirrors, &data).unwrap();
+    let refused = refused.load(Ordering::SeqCst);
+    // Of 64 requests: the first ones, and where it was tried whether more would do.
+    assert!((1..=16).contains(&refused), "{refused} refused: {:?}", told.lock().unwrap());
+}
+
+#[test]
+fn a_line_that_breaks_for_all_is_told_once_and_taken_up_where_it_broke() {
+    let data = data(1 << 20);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| match request.number {
+        // All four get half of a range, and then the line breaks.
+        0..4 => {
+            let mut acts = cut(request, &served, 30_000);
+            acts.insert(acts.len() - 1, Act::Wait(Duration::from_millis(100)));
+            acts
+        }
+        _ => object(request, &served),
+    });
+    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(3));
+    fetch_together(&mirrors, &data).unwrap();
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(server.requests().len(), 16 + 4);
+}
+
+#[test]
+fn a_dead_first_mirror_costs_one_message_and_no_time_for_each_range() {
+    let data = data(2 << 20);
+    let served = Arc::clone(&data);
+    let second = Server::start(move |request| object(request, &served));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (mirrors, told) = telling(&[format!("http://{port}/release"), second.url()], Patience::Rounds(1));
+    fetch_together(&mirrors, &data).unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1, "{told:?}");
+    assert_eq!(second.requests().len(), 32);
+}
+
+#[test]
+fn all_give_up_together_when_all_sources_are_dead() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (mirrors, told) = telling(&[format!("http://{port}/release")], Patience::Rounds(3));
+    let started = Instant::now();
+    let error = fetch_together(&mirrors, &[0; 1 << 20]).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable);
+    assert!(error.chain().contains("the port is closed"), "{error}");
+    let told = told.lock().unwrap();
+    assert!((2..=3).contains(&told.len()), "{told:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+/// Fetches 4 MiB at 1 MiB/s; what came by each quarter of a second.
+fn capped(server: &Server, expected: &[u8]) -> (Duration, Vec<u64>) {
+    let rate = Some(Rate::of(1 << 20));
+    let mirrors = open_all(&[server.url()], &Options { rate, ..options() }, Patience::Rounds(1)).unwrap();
+    let started = Instant::now();
+    let came = Mutex::new(vec![0; 64]);
+    thread::scope(|scope| {
+        for part in 0..CONNECTIONS as u64 {
+            let (mirrors, came) = (&mirrors, &came);
+            scope.spawn(move || {
+                let quarter = expected.len() as u64 / CONNECTIONS as u64;
+                let mut at = part * quarter;
+                let mut sink = |bytes: &[u8]| {
+                    assert!(bytes == &expected[at as usize..at as usize + bytes.len()]);
+                    at += bytes.len() as u64;
+                    came.lock().unwrap()[(started.elapsed().as_millis() / 250) as usize] += bytes.len() as u64;
+                    Ok(())
+                };
+                mirrors.get_range(PATH, part * quarter..(part + 1) * quarter, &mut sink).unwrap();
+            });
+        }
+    });
+    (started.elapsed(), came.into_inner().unwrap())
+}
+
+#[test]
+fn a_cap_holds_for_all_connections_together_and_is_smooth() {
+    let data = data(4 << 20);
+    let served = Arc::clone(&data);
+    let server = Server::start(move |request| object(request, &served));
+    let (took, came) = capped(&server, &data);
+    // Each connection waits for longer than the stall timeout in all, which is no standstill.
+    assert!(took > STALL * 2);
+    assert!((3.8..5.0).contains(&took.as_secs_f64()), "{took:?}");
+    let seconds: Vec<u64> = came.chunks(4).map(|quarters| quarters.iter().sum()).collect();
+    assert!(seconds.iter().all(|bytes| *bytes <= (1 << 20) * 12 / 10), "{seconds:?}");
+    assert!(came[..14].iter().all(|bytes| (100_000..420_000).contains(bytes)), "{came:?}");
+    assert_eq!(server.requests().len(), CONNECTIONS);
+}

@@ -1,0 +1,228 @@
+//! Several sources within one flash: a stick first, the server for what the stick has not.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, Patience, Sink, Source};
+use reflash::index::{FrameContent, Index, StoredNo};
+use reflash::manifest::object_path;
+use reflash::target::DeviceTarget;
+
+use crate::support::server::{Server, object, status};
+use crate::support::{Fixture, sample_image};
+
+/// The server of a tree, and what it sent, by path.
+struct Origin {
+    server: Server,
+    sent: Arc<Mutex<Vec<(String, u64)>>>,
+}
+
+impl Origin {
+    fn of(tree: PathBuf) -> Self {
+        let sent = Arc::<Mutex<Vec<(String, u64)>>>::default();
+        let log = Arc::clone(&sent);
+        let server = Server::start(move |request| {
+            let path = request.target().trim_start_matches("/release/").to_owned();
+            let Ok(content) = std::fs::read(tree.join(&path)) else { return status("404 Not Found") };
+            let bytes = request.range().map_or(content.len(), |(first, last)| last + 1 - first);
+            log.lock().unwrap().push((path, bytes as u64));
+            object(request, &content)
+        });
+        Self { server, sent }
+    }
+
+    fn sent(&self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.sent.lock().unwrap())
+    }
+}
+
+/// Two releases in one tree, so that the second one has two packs; and a copy of the tree on a stick.
+struct Scene {
+    fixture: Fixture,
+    index: Index,
+    origin: Origin,
+    stick: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut fixture = Fixture::with(sample_image(1024, 7), |_| {});
+        let mut image = fixture.image.clone();
+        image[400 * 4096..500 * 4096].copy_from_slice(&sample_image(200, 99)[100 * 4096..]);
+        fixture.publish(image, |spec| spec.version = "2".into());
+        let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
+        assert_eq!(index.packs().len(), 2, "the release before, and what is new");
+        let stick = fixture.dir.path().join("stick");
+        copy(&fixture.tree(), &stick);
+        let origin = Origin::of(fixture.tree());
+        Self { fixture, index, origin, stick }
+    }
+
+    fn urls(&self) -> [String; 2] {
+        [format!("file://{}", self.stick.display()), self.origin.server.url()]
+    }
+
+    /// A first flash of a new file, from the stick and then the server; what the server sent.
+    fn flash(&self) -> Vec<(String, u64)> {
+        let file = self.fixture.dir.path().join("disk");
+        let _ = std::fs::remove_file(&file);
+        assert!(self.fixture.flash_by_hand(&self.urls(), &file, &[]));
+        self.origin.sent()
+    }
+
+    fn pack(&self, number: usize) -> String {
+        object_path(&self.index.packs()[number].digest)
+    }
+
+    /// Stored frames that the image needs of a pack, by place.
+    fn needed(&self, pack: usize) -> Vec<(StoredNo, Range<u64>)> {
+        let frames = (0..self.index.frame_count()).filter_map(|frame| match self.index.frame_content(frame) {
+            FrameContent::Stored(stored) => Some(stored),
+            FrameContent::Zero => None,
+        });
+        let mut stored: Vec<StoredNo> = frames.collect();
+        stored.sort_unstable();
+        stored.dedup();
+        let located = stored.into_iter().map(|stored| (stored, self.index.location(stored)));
+        located.filter(|(_, at)| at.pack as usize == pack).map(|(stored, at)| (stored, at.range)).collect()
+    }
+}
+
+fn copy(tree: &Path, to: &Path) {
+    for entry in walkdir::WalkDir::new(tree) {
+        let entry = entry.unwrap();
+        let there = to.join(entry.path().strip_prefix(tree).unwrap());
+        if entry.file_type().is_dir() {
+            std::fs::create_dir_all(&there).unwrap();
+        } else {
+            std::fs::copy(entry.path(), &there).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_complete_stick_leaves_the_server_alone() {
+    let scene = Scene::new();
+    assert_eq!(scene.flash(), []);
+}
+
+#[test]
+fn what_the_stick_lacks_and_only_that_comes_from_the_server() {
+    let scene = Scene::new();
+    let new = scene.pack(1);
+    std::fs::remove_file(scene.stick.join(&new)).unwrap();
+    let size = scene.index.packs()[1].size_bytes;
+    assert_eq!(scene.flash(), [(new.clone(), size)], "the new pack, whole, once");
+    // The index too: then that, and still no other.
+    let index = object_path(&scene.fixture.released.manifest.images[0].index.blake3);
+    std::fs::remove_file(scene.stick.join(&index)).unwrap();
+    let index_bytes = scene.fixture.index_path().metadata().unwrap().len();
+    assert_eq!(scene.flash(), [(index, index_bytes), (new, size)]);
+}
+
+#[test]
+fn a_pack_that_was_cut_off_on_the_stick_comes_from_the_server() {
+    let scene = Scene::new();
+    let new = scene.pack(1);
+    let size = scene.index.packs()[1].size_bytes;
+    let file = std::fs::OpenOptions::new().write(true).open(scene.stick.join(&new)).unwrap();
+    file.set_len(size - 1).unwrap();
+    assert_eq!(scene.flash(), [(new, size)]);
+}
+
+#[test]
+fn of_a_pack_with_wrong_bytes_on_the_stick_the_wrong_frame_comes_from_the_server() {
+    let scene = Scene::new();
+    let old = scene.pack(0);
+    let needed = scene.needed(0);
+    let (_, at) = &needed[needed.len() / 2];
+    let mut content = std::fs::read(scene.stick.join(&old)).unwrap();
+    content[(at.start + at.end) as usize / 2] ^= 0x10;
+    std::fs::write(scene.stick.join(&old), content).unwrap();
+    assert_eq!(scene.flash(), [(old, at.end - at.start)]);
+}
+
+#[test]
+fn a_stick_with_another_release_than_the_manifest_says_is_no_harm() {
+    // Copied while the release was being made: the new manifest, the objects of the old release.
+    let scene = Scene::new();
+    let objects = scene.stick.join("objects");
+    let keep = scene.stick.join(scene.pack(0));
+    for entry in std::fs::read_dir(&objects).unwrap() {
+        let path = entry.unwrap().path();
+        if path != keep {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let sent = scene.flash();
+    assert!(sent.iter().all(|(path, _)| *path != scene.pack(0)), "{sent:?}");
+    assert!(sent.contains(&(scene.pack(1), scene.index.packs()[1].size_bytes)), "{sent:?}");
+}
+
+/// A stick that is pulled out before the third range.
+struct Pulled {
+    stick: Directory,
+    path: PathBuf,
+    ranges: AtomicUsize,
+}
+
+impl Source for Pulled {
+    fn describe(&self) -> String {
+        self.stick.describe()
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        self.stick.get_checked(wanted, check)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        if self.ranges.fetch_add(1, Ordering::SeqCst) == 2 {
+            // What was opened before can be read to its end here, which a real stick does not allow.
+            std::fs::rename(&self.path, self.path.with_extension("gone")).unwrap();
+        }
+        self.stick.get_range(path, range, sink)
+    }
+}
+
+#[test]
+fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
+    // 24 MiB that do not compress: a pack that is read in several requests.
+    let image = sample_image(16 * 1024, 5);
+    let fixture = Fixture::with(image, |spec| spec.frame_bytes = Some(64 * 1024));
+    let stick = fixture.dir.path().join("stick");
+    copy(&fixture.tree(), &stick);
+    let origin = Origin::of(fixture.tree());
+    let pulled = Pulled { stick: Directory::new(&stick), path: stick, ranges: AtomicUsize::new(0) };
+    let server = Http::new(&origin.server.url(), &crate::fetch::options()).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&told);
+    let mirrors = Mirrors::new(vec![Box::new(pulled), Box::new(server)], Patience::Rounds(2))
+        .on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()));
+    let disk = fixture.dir.path().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(fixture.image.len() as u64).unwrap();
+    let started = Instant::now();
+    let report = fixture.recover(&mirrors, &DeviceTarget::open(&disk).unwrap(), None).unwrap();
+    assert!(std::fs::read(&disk).unwrap() == fixture.image);
+    let sent: u64 = origin.sent().iter().map(|(_, bytes)| bytes).sum();
+    let download = report.totals.download_bytes;
+    assert!(sent > 0 && sent < download * 9 / 10, "{sent} of {download}");
+    let told = told.lock().unwrap();
+    assert!((1..=2).contains(&told.len()) && told[0].contains("is not there"), "{told:?}");
+    assert!(started.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn a_cap_by_hand_holds_for_the_whole_flash() {
+    let fixture = Fixture::with(sample_image(4096, 5), |_| {});
+    let origin = Origin::of(fixture.tree());
+    let started = Instant::now();
+    let file = fixture.dir.path().join("disk");
+    assert!(fixture.flash_by_hand(&[origin.server.url()], &file, &["--max-rate", "4096"]));
+    let took = started.elapsed().as_secs_f64();
+    let bytes: u64 = origin.sent().iter().map(|(_, bytes)| bytes).sum();
+    let least = bytes as f64 / (4 << 20) as f64;
+    assert!(least > 1.0 && took > least * 0.95, "{bytes} bytes in {took} s");
+}

@@ -1,0 +1,184 @@
+//! `cargo xtask publish`: one channel of a release tree into an S3-compatible store.
+//!
+//! In an order in which robots may ask at any time: objects first, which nobody knows of yet, then signature and
+//! manifest. What is there already is not sent again, so that a publication that was cut is simply repeated.
+
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use reflash::digest::Digest;
+use reflash::manifest::{Manifest, manifest_path, object_path};
+
+use crate::release::check;
+use crate::step::step;
+pub use store::{Place, Store};
+
+/// Uploads under way at a time: a pack is up to 64 MiB and held in memory.
+const UPLOADS: usize = 4;
+/// Objects are named by their digest and never change.
+const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+/// Manifest and signature change with every release; caches ask whether they did.
+const REVALIDATE: &str = "no-cache";
+
+/// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to: s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+    to: String,
+    /// The tree.
+    #[arg(long, default_value = "target/dist/release", value_name = "DIR")]
+    dir: PathBuf,
+    /// Channel to publish.
+    #[arg(long, default_value = "stable")]
+    channel: String,
+    /// URL of the store; default: that of AWS in the region.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Region of the store; most others than AWS take any.
+    #[arg(long, default_value = "us-east-1")]
+    region: String,
+}
+
+/// Publishes as the command line says.
+///
+/// # Errors
+/// As [`publish`], and when the place or the key is missing or no such thing.
+pub fn run(args: Args) -> Result<()> {
+    let Args { to, dir, channel, endpoint, region } = args;
+    let store = Store::with_credentials_of_environment(Place::parse(&to, endpoint, region)?)?;
+    eprintln!("{}", publish(&dir, &channel, &store)?);
+    eprintln!("  for robots, if everybody may read it: urls = [\"{}\"]", store.describe());
+    Ok(())
+}
+
+/// What a publication came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Serial of the release.
+    pub serial: u64,
+    /// Objects that were sent.
+    pub sent_objects: usize,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Objects that were there.
+    pub kept_objects: usize,
+    /// False when manifest and signature were there already.
+    pub manifest_sent: bool,
+}
+
+impl std::fmt::Display for Published {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { serial, sent_objects, sent_bytes, kept_objects, manifest_sent } = self;
+        write!(f, "  serial {serial}: {sent_objects} objects sent ({sent_bytes} bytes), {kept_objects} were there")?;
+        f.write_str(if *manifest_sent { "; robots are offered it now" } else { "; it was offered already" })
+    }
+}
+
+/// Publishes `channel` of the tree `root`.
+///
+/// # Errors
+/// When the store offers a newer release, when an object of the tree is missing or damaged, or when the store refuses.
+/// Then the store offers what it offered before.
+pub fn publish(root: &Path, channel: &str, store: &Store) -> Result<Published> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let manifest_path = manifest_path(channel);
+    let signature_path = format!("{manifest_path}.minisig");
+    let json = read(&root.join(&manifest_path))?;
+    let signature = read(&root.join(&signature_path))?;
+    let manifest: Manifest = serde_json::from_slice(&json).with_context(|| format!("read {manifest_path}"))?;
+    let offered = store.get(&manifest_path)?;
+    if let Some(offered) = &offered {
+        refuse_older(&manifest, offered).with_context(|| format!("publish to {}", store.describe()))?;
+    }
+    let mut objects = check::objects(root, &manifest)?;
+    objects.sort_unstable_by_key(ToString::to_string);
+    objects.dedup();
+    let (sent_objects, sent_bytes) =
+        step(&format!("send {} objects to {}", objects.len(), store.describe()), || send_all(root, &objects, store))?;
+    let kept_objects = objects.len() - sent_objects;
+    let manifest_sent =
+        offered.as_deref() != Some(&json[..]) || store.get(&signature_path)?.as_ref() != Some(&signature);
+    if manifest_sent {
+        step("send signature and manifest", || {
+            // A robot that asks between the two sees a signature that does not fit, and asks again.
+            store.put(&signature_path, &signature, "text/plain; charset=utf-8", REVALIDATE)?;
+            store.put(&manifest_path, &json, "application/json", REVALIDATE)?;
+            let same = store.get(&manifest_path)?.as_deref() == Some(&json[..]);
+            ensure!(same, "{manifest_path} reads back differently: is somebody else publishing there?");
+            Ok(())
+        })?;
+    }
+    Ok(Published { serial: manifest.serial, sent_objects, sent_bytes, kept_objects, manifest_sent })
+}
+
+/// Robots refuse a serial below the one they have, so that an older release in the place of a newer one would only stop
+/// all updates.
+fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<()> {
+    let offered: Manifest = serde_json::from_slice(offered).context(
+        "what is there is no manifest this version can read; look at it, and delete it if it may be replaced",
+    )?;
+    ensure!(
+        offered.product == manifest.product,
+        "a release of product {:?} is there, this one is of {:?}; take another prefix",
+        offered.product,
+        manifest.product
+    );
+    ensure!(
+        offered.serial <= manifest.serial,
+        "serial {} ({}) is there, this release has {}; make it anew with a higher --serial",
+        offered.serial,
+        offered.version,
+        manifest.serial
+    );
+    Ok(())
+}
+
+/// Sends what is not there in its full size; the number of objects sent, and their bytes.
+fn send_all(root: &Path, objects: &[Digest], store: &Store) -> Result<(usize, u64)> {
+    let next = AtomicUsize::new(0);
+    let (sent, sent_bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let failure = Mutex::new(None);
+    let one = |digest: &Digest| -> Result<()> {
+        let path = object_path(digest);
+        let file = root.join(&path);
+        let size = file.metadata().with_context(|| format!("look at {}", file.display()))?.len();
+        // By size: a store takes an object whole, checked by its MD5, or not at all.
+        if store.size_of(&path)? == Some(size) {
+            return Ok(());
+        }
+        let content = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        let found = Digest::of(&content);
+        if found != *digest {
+            bail!("{} is damaged: its digest is {found}; make the release again", file.display());
+        }
+        store.put(&path, &content, "application/octet-stream", IMMUTABLE)?;
+        sent.fetch_add(1, Ordering::Relaxed);
+        sent_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
+        Ok(())
+    };
+    let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..UPLOADS {
+            scope.spawn(|| {
+                while let Some(digest) = objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if failed().is_some() {
+                        return;
+                    }
+                    if let Err(error) = one(digest) {
+                        failed().get_or_insert(error);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failed().take() {
+        return Err(error);
+    }
+    Ok((sent.into_inner(), sent_bytes.into_inner()))
+}

@@ -1,0 +1,258 @@
+//! An S3-compatible store: the three requests that publishing needs.
+//!
+//! rusty-s3 signs, ureq sends. aws-sdk-s3 would bring a hundred crates for the same, object_store sixty-five and a C
+//! library to build; both are made for programs that live in a store.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use md5::{Digest as _, Md5};
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use ureq::Agent;
+use ureq::http::StatusCode;
+
+/// How long a signature is good for: the longest upload of one object.
+const SIGNED_FOR: Duration = Duration::from_secs(3600);
+/// Attempts of one request.
+const ATTEMPTS: u32 = 5;
+/// The most that a manifest or a signature can be.
+const SMALL_BYTES: u64 = 1 << 20;
+
+/// Where in which store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the bucket.
+    pub bucket: String,
+    /// Path in the bucket, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// Base URL of the store; `None` means that of AWS in the region.
+    pub endpoint: Option<String>,
+    /// Region, which the signature names.
+    pub region: String,
+}
+
+impl Place {
+    /// Reads `s3://BUCKET/PREFIX`.
+    ///
+    /// # Errors
+    /// When it is something else, or the prefix has characters that a URL would have to escape.
+    pub fn parse(text: &str, endpoint: Option<String>, region: String) -> Result<Self> {
+        let rest = text.strip_prefix("s3://").with_context(|| format!("{text:?} is not s3://BUCKET/PREFIX"))?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_matches('/');
+        let plain = |part: &str| reflash::config::is_path_segment(part);
+        ensure!(plain(bucket), "{text:?} names no bucket: expected s3://BUCKET/PREFIX");
+        ensure!(
+            prefix.is_empty() || prefix.split('/').all(plain),
+            "the prefix {prefix:?} must consist of letters, digits, '-', '_', '.' and '/', as it becomes part of a URL"
+        );
+        Ok(Self { bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint, region })
+    }
+}
+
+/// A place, and who writes there.
+pub struct Store {
+    place: Place,
+    bucket: Bucket,
+    credentials: Credentials,
+    agent: Agent,
+}
+
+impl Store {
+    /// A store, with the credentials of the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, for temporary
+    /// ones, `AWS_SESSION_TOKEN`. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// When they are not set, or the endpoint is no URL.
+    pub fn with_credentials_of_environment(place: Place) -> Result<Self> {
+        let credentials = Credentials::from_env().context(
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set; every S3-compatible store takes its key by these names",
+        )?;
+        Self::new(place, credentials)
+    }
+
+    /// A store with the given credentials.
+    ///
+    /// # Errors
+    /// When the endpoint is no URL.
+    pub fn with_key(place: Place, id: &str, secret: &str) -> Result<Self> {
+        Self::new(place, Credentials::new(id, secret))
+    }
+
+    fn new(place: Place, credentials: Credentials) -> Result<Self> {
+        // A host for every bucket is what AWS wants; others need a name server for that.
+        let (endpoint, style) = match &place.endpoint {
+            Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
+            None => (format!("https://s3.{}.amazonaws.com", place.region), UrlStyle::VirtualHost),
+        };
+        let url = endpoint.parse().with_context(|| format!("{endpoint:?} is not a URL: expected https://HOST"))?;
+        let bucket = Bucket::new(url, style, place.bucket.clone(), place.region.clone())
+            .with_context(|| format!("{endpoint:?} cannot be the endpoint of a store"))?;
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // A redirect would be to another region, for which the signature is not good; the answer says which.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(Duration::from_secs(15)))
+            .timeout_recv_response(Some(Duration::from_secs(120)))
+            .timeout_send_body(Some(SIGNED_FOR))
+            .user_agent(concat!("reflash-xtask/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Ok(Self { place, bucket, credentials, agent: config.into() })
+    }
+
+    /// Where this is, for people, and for robots if the bucket may be read by everybody.
+    pub fn describe(&self) -> String {
+        self.bucket.object_url(&self.place.prefix).as_str().trim_end_matches('/').to_owned()
+    }
+
+    fn key(&self, path: &str) -> String {
+        if self.place.prefix.is_empty() { path.to_owned() } else { format!("{}/{path}", self.place.prefix) }
+    }
+
+    /// The size of an object; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    pub fn size_of(&self, path: &str) -> Result<Option<u64>> {
+        let key = self.key(path);
+        let (status, length, _) = self.insist(&format!("ask for the size of {key}"), || {
+            let url = self.bucket.head_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
+            let answer = self.agent.head(url.as_str()).call()?;
+            let length = answer.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
+            // An answer to HEAD has no body that could say more.
+            Ok((answer.status(), length, String::new()))
+        })?;
+        Ok(if status == StatusCode::NOT_FOUND { None } else { length })
+    }
+
+    /// A small object; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses, or the object has more than 1 MiB.
+    pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let key = self.key(path);
+        let (status, content, _) = self.insist(&format!("read {key}"), || {
+            let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
+            let answer = self.agent.get(url.as_str()).call()?;
+            let status = answer.status();
+            let content = answer.into_body().into_with_config().limit(SMALL_BYTES).read_to_vec()?;
+            let text = String::from_utf8_lossy(&content).into_owned();
+            Ok((status, content, text))
+        })?;
+        Ok((status != StatusCode::NOT_FOUND).then_some(content))
+    }
+
+    /// Stores an object, in one request that the store checks by its MD5.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    pub fn put(&self, path: &str, content: &[u8], content_type: &str, cache_control: &str) -> Result<()> {
+        let key = self.key(path);
+        let md5 = BASE64_STANDARD.encode(Md5::digest(content));
+        let headers = [("content-type", content_type), ("cache-control", cache_control), ("content-md5", &md5)];
+        let (status, ..) = self.insist(&format!("store {key}"), || {
+            let mut action = self.bucket.put_object(Some(&self.credentials), &key);
+            for (name, value) in headers {
+                action.headers_mut().insert(name, value.to_owned());
+            }
+            let mut request = self.agent.put(action.sign(SIGNED_FOR).as_str());
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let mut answer = request.send(content)?;
+            let text = answer.body_mut().read_to_string().unwrap_or_default();
+            Ok((answer.status(), (), text))
+        })?;
+        ensure!(status.is_success(), "the bucket {} is not there; make it first", self.place.bucket);
+        Ok(())
+    }
+
+    /// Repeats a request while it fails in ways that can pass. Returns what succeeded, or was not found.
+    fn insist<T>(
+        &self,
+        doing: &str,
+        request: impl Fn() -> Result<(StatusCode, T, String), ureq::Error>,
+    ) -> Result<(StatusCode, T, String)> {
+        let mut attempt = 1;
+        loop {
+            let problem = match request() {
+                Ok(answer) if answer.0.is_success() || answer.0 == StatusCode::NOT_FOUND => return Ok(answer),
+                Ok((status, _, text)) if !passes(status) => {
+                    let says = said(&text).map(|said| format!(": {said}")).unwrap_or_default();
+                    bail!("cannot {doing}: {} answers {status}{says}{}", self.describe(), advice(status));
+                }
+                Ok((status, _, text)) => anyhow!("status {status}: {}", said(&text).unwrap_or_default()),
+                Err(error) => anyhow!(error),
+            };
+            if attempt == ATTEMPTS {
+                return Err(problem.context(format!("cannot {doing} in {} in {ATTEMPTS} attempts", self.describe())));
+            }
+            std::thread::sleep(Duration::from_millis(500 << attempt));
+            attempt += 1;
+        }
+    }
+}
+
+/// Whether a refusal can pass by itself.
+fn passes(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+        || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT)
+}
+
+fn advice(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::FORBIDDEN => " (check the key, its rights to read and write there, and this machine's clock)",
+        StatusCode::MOVED_PERMANENTLY | StatusCode::TEMPORARY_REDIRECT => " (give the bucket's --region)",
+        _ => "",
+    }
+}
+
+/// Code and message of a store's error document.
+fn said(text: &str) -> Option<String> {
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once('<')?.0.trim().to_owned())
+    };
+    match (element("Code"), element("Message")) {
+        (Some(code), Some(message)) => Some(format!("{code}, {message}")),
+        (code, message) => code.or(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Place, Store, said};
+
+    fn place(text: &str, endpoint: Option<&str>) -> anyhow::Result<Place> {
+        Place::parse(text, endpoint.map(str::to_owned), "eu-west-1".into())
+    }
+
+    #[test]
+    fn places() {
+        let deep = place("s3://robots/a/b/", None).unwrap();
+        assert_eq!((deep.bucket.as_str(), deep.prefix.as_str()), ("robots", "a/b"));
+        assert_eq!(place("s3://robots", None).unwrap().prefix, "");
+        for wrong in ["robots/a", "s3://", "s3:///a", "s3://robots/a b", "s3://robots/a//b", "s3://robots/../b"] {
+            assert!(place(wrong, None).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_url_for_robots() {
+        let url = |text, endpoint| Store::with_key(place(text, endpoint).unwrap(), "id", "secret").unwrap().describe();
+        assert_eq!(url("s3://robots/a", None), "https://robots.s3.eu-west-1.amazonaws.com/a");
+        assert_eq!(url("s3://robots/a", Some("http://192.0.2.1:9000")), "http://192.0.2.1:9000/robots/a");
+        assert_eq!(url("s3://robots", Some("http://192.0.2.1:9000/")), "http://192.0.2.1:9000/robots");
+        assert!(Store::with_key(place("s3://robots", Some("example")).unwrap(), "id", "secret").is_err());
+    }
+
+    #[test]
+    fn what_a_store_says() {
+        let text = "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>There is none</Message></Error>";
+        assert_eq!(said(text).as_deref(), Some("NoSuchBucket, There is none"));
+        assert_eq!(said("<html>"), None);
+    }
+}

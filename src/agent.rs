@@ -152,6 +152,9 @@ fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
     let command_line = files::read("/proc/cmdline")?;
     let (over, args) = Layer::from_kernel_command_line(&command_line)?;
     console::log_libraries(args.verbose);
+    for argument in &args.unknown {
+        journal.warn(&format!("kernel argument {argument:?} is not known to this agent and is left out"));
+    }
     match args.action {
         Some(Action::Provision) => provisioning::run(&args, over, journal),
         Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, journal)?, journal),

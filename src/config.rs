@@ -185,6 +185,8 @@ pub struct BootArgs {
     pub arm: Option<String>,
     /// `reflash.dry-run`: say what provisioning would do, and write nothing.
     pub dry_run: bool,
+    /// `reflash.` arguments that are not known, where they may be left out.
+    pub unknown: Vec<String>,
     /// `reflash.verbose`: libraries may say everything in the kernel log.
     pub verbose: bool,
 }
@@ -242,9 +244,12 @@ impl Layer {
 
     /// Reads the `reflash.` arguments of a kernel command line. Other arguments belong to the kernel and are ignored.
     ///
+    /// Recovery must come up whatever a newer GRUB script adds, so that what it does not know is only listed in
+    /// [`BootArgs::unknown`]. What deletes data is refused instead: the argument may have been meant to restrict it.
+    ///
     /// # Errors
-    /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known, [`ConfigError::Value`] for one
-    /// whose value cannot be read.
+    /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known beside an action that deletes data,
+    /// [`ConfigError::Value`] for one whose value cannot be read.
     pub fn from_kernel_command_line(line: &str) -> Result<(Self, BootArgs), ConfigError> {
         let mut layer = Self::default();
         let mut boot = BootArgs::default();
@@ -296,8 +301,13 @@ impl Layer {
                 "proxy" => layer.network.proxy = Some(text()),
                 "max-rate" => layer.network.max_rate_kib_s = Some(parsed("reflash.max-rate", value, "KiB per second")?),
                 "report" => layer.report.url = Some(text()),
-                _ => return Err(ConfigError::UnknownArgument { argument: argument.to_owned() }),
+                _ => boot.unknown.push(argument.to_owned()),
             }
+        }
+        if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
+            && let Some(argument) = boot.unknown.pop()
+        {
+            return Err(ConfigError::UnknownArgument { argument });
         }
         Ok((layer, boot))
     }
@@ -486,6 +496,24 @@ mod tests {
             let error = Config::resolve(Layer::parse("test", text).unwrap()).unwrap_err();
             assert!(error.to_string().contains(key), "{text}: {error}");
         }
-        assert!(Layer::from_kernel_command_line("reflash.urll=x").is_err());
+    }
+
+    #[test]
+    fn an_unknown_argument_stops_what_deletes_data_but_never_a_recovery() {
+        // Before the action and behind it: the order of a command line means nothing.
+        for line in [
+            "reflash.urll=x reflash.slot=b reflash.action=ACTION",
+            "reflash.action=ACTION reflash.slot=b reflash.urll=x",
+        ] {
+            for deletes in ["provision", "factory-reset"] {
+                let error = Layer::from_kernel_command_line(&line.replace("ACTION", deletes)).unwrap_err().to_string();
+                assert!(error.contains("\"reflash.urll=x\"") && error.contains("known are"), "{error}");
+            }
+            for recovers in [line.replace("ACTION", "reflash"), line.replace("reflash.action=ACTION", "")] {
+                let (_, boot) = Layer::from_kernel_command_line(&recovers).unwrap();
+                assert_eq!((boot.unknown, boot.slot.as_deref()), (vec!["reflash.urll=x".to_owned()], Some("b")));
+            }
+        }
+        assert!(Layer::from_kernel_command_line("reflash.action=wipe").is_err(), "a known one with a wrong value");
     }
 }

@@ -17,7 +17,7 @@ use crate::step::human;
 pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
     ensure!(is_root(), "the tests make network namespaces, loop devices and virtual machines: run this as root");
     let started = Instant::now();
-    let needs = [Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Vm, Need::Test];
+    let needs = [Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Vm, Need::Bench, Need::Test];
     ensure_installed(&needs, assume_yes)?;
     part(paths, "style", &["fmt", "--all", "--check"])?;
     part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;

@@ -4,6 +4,7 @@
 //! all of them, and every result is compared with the image byte for byte.
 
 mod chart;
+mod device;
 mod images;
 mod lab;
 mod limits;
@@ -22,9 +23,11 @@ use crate::host::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
 use crate::step::{output, produced, step};
 use crate::{agent, keygen, release};
-use chart::Bar;
+use chart::{Bar, Kind};
+use device::{Before, Device, Memory};
 use images::Images;
-use lab::{Device, Memory, Server};
+use lab::Server;
+use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{OURS, Results, Run};
 
@@ -47,6 +50,8 @@ pub struct Options {
     pub quick: bool,
     /// Logical block size of the device, bytes.
     pub sector_bytes: u32,
+    /// Where the figures and every run go, as JSON.
+    pub json: PathBuf,
     /// Where charts go.
     pub charts: Option<PathBuf>,
     /// Install missing packages without asking.
@@ -56,13 +61,32 @@ pub struct Options {
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
 struct Case {
     name: &'static str,
-    before: Option<PathBuf>,
+    before: Before,
     image: PathBuf,
     /// Channel of the release, and name of the peers' files.
     channel: &'static str,
     options: &'static str,
-    /// Peers take part: in writing afresh, or in making use of what is there.
-    peers: bool,
+    peers: Peers,
+}
+
+/// Which peers take part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    None,
+    /// Those that write a device afresh.
+    Fresh,
+    /// Those that make use of what is on it.
+    Updating,
+}
+
+impl Case {
+    fn fits(&self, peer: &Peer) -> bool {
+        match self.peers {
+            Peers::None => false,
+            Peers::Fresh => peer.fresh,
+            Peers::Updating => peer.updates,
+        }
+    }
 }
 
 const NO_READ_BACK: &str = "--no-read-back";
@@ -112,24 +136,24 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             }
         }
     }
-    for case in cases.iter().filter(|case| case.peers) {
-        for peer in found.iter().filter(|peer| case.before.is_none() || peer.updates) {
+    for case in &cases {
+        for peer in found.iter().filter(|peer| case.fits(peer)) {
             peer.prepare(&case.image, case.channel, &served, &link, &path)?;
         }
     }
     let server = Server::start(&served, &work)?;
-    let bench = Bench { options, work: &work, served: &served, memory: &memory, server: &server, path: &path };
-    // The first case is always one that the yardstick has files for.
-    let limits = step("measure the machine", || {
-        let index = bench.index("old")?;
-        let compressed = served.join("old.zst");
-        if !compressed.exists() {
-            PEERS[0].prepare(&images.old, "old", &served, &link, &path)?;
-        }
-        limits::measure(&images.old, &index, &served, &memory, &server, "old.zst")
-    })?;
-    let mut runs = Vec::new();
+    let bench = Bench { options, work: &work, memory: &memory, server: &server, path: &path, served: &served };
+    if !served.join("old.zst").exists() {
+        PEERS[0].prepare(&images.old, "old", &served, &link, &path)?;
+    }
+    let index = bench.index("old")?;
+    let (mut limits, mut runs) = (Vec::new(), Vec::new());
     for round in 1..=options.runs {
+        // In every round too: what the machine can do drifts like everything else.
+        lab::warm(vec![served.join("objects"), served.join("old.zst")])?;
+        limits.push(step(&format!("{round}: measure the machine"), || {
+            limits::measure(&images.old, &index, &served, &memory, &server, "old.zst")
+        })?);
         for case in &cases {
             let ours = format!(
                 "{} flash --target DEVICE --url {} --keys {} --product {PRODUCT} --hardware {PRODUCT} --channel {} {}",
@@ -139,19 +163,24 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
                 case.channel,
                 case.options
             );
+            lab::warm(vec![served.join("objects")])?;
             runs.push(bench.one(case, OURS, round, |_| ours.clone())?);
-            for peer in found.iter().filter(|peer| case.peers && (case.before.is_none() || peer.updates)) {
+            for peer in found.iter().filter(|peer| case.fits(peer)) {
+                lab::warm(peer.files(case.channel, &served))?;
                 runs.push(bench.one(case, peer.name, round, |url| bench.command_of(peer, case, url))?);
             }
         }
     }
+    let limits = Limits::median(&limits);
     let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs };
     println!("{}", results.table());
-    let json = paths.dist().join("bench.json");
-    fs::create_dir_all(paths.dist())?;
-    fs::write(&json, serde_json::to_string_pretty(&results.json())? + "\n")
+    let json = &options.json;
+    if let Some(directory) = json.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    fs::write(json, serde_json::to_string_pretty(&results.json())? + "\n")
         .with_context(|| format!("write {}", json.display()))?;
-    produced("every run", &json);
+    produced("every run", json);
     if let Some(directory) = &options.charts {
         draw(&results, directory)?;
     }
@@ -171,9 +200,7 @@ impl Bench<'_> {
     /// One run of one tool on a device prepared for it. `DEVICE` in the command stands for the device.
     fn one(&self, case: &Case, tool: &str, round: u32, command: impl Fn(&str) -> String) -> Result<Run> {
         let bytes = case.image.metadata()?.len();
-        let before = case.before.as_deref();
-        let larger = before.map(|before| before.metadata().map(|metadata| metadata.len())).transpose()?.unwrap_or(0);
-        let device = Device::new(self.memory, bytes.max(larger), before, self.options.sector_bytes)?;
+        let device = Device::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
         let log = self.work.join(format!("{}-{}.log", case.name, tool.replace('|', "-")));
         let command = command(&self.server.url()).replace("DEVICE", &device.node);
         let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
@@ -189,7 +216,8 @@ impl Bench<'_> {
     }
 
     fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
-        peer.command(url, case.channel, "DEVICE", case.before.is_some(), self.memory.path(), self.served)
+        let seed = case.peers == Peers::Updating;
+        peer.command(url, case.channel, "DEVICE", seed, self.memory.path())
     }
 
     fn index(&self, channel: &str) -> Result<Index> {
@@ -201,23 +229,23 @@ impl Bench<'_> {
 }
 
 fn cases(images: &Images, options: &Options) -> Vec<Case> {
-    let old = Some(images.old.clone());
-    let fresh =
-        |name, options, peers| Case { name, before: None, image: images.old.clone(), channel: "old", options, peers };
+    let old = || images.old.clone();
+    let case = |name, before, options, peers| Case { name, before, image: old(), channel: "old", options, peers };
+    let over = |name, before| Some(case(name, before, "", Peers::None));
     let update = |name, image: &Option<PathBuf>, channel, peers| {
-        let (before, image) = (old.clone(), image.clone()?);
-        Some(Case { name, before, image, channel, options: "", peers })
+        let before = Before::Image(old());
+        Some(Case { image: image.clone()?, channel, ..case(name, before, "", peers) })
     };
-    let over = |name, before: PathBuf| Case { before: Some(before), ..fresh(name, "", false) };
     let all = [
-        Some(fresh("fresh", NO_READ_BACK, true)),
-        Some(fresh("fresh_readback", "", false)),
-        update("update_stable", &images.stable, "stable", true),
-        update("update_rebuilt", &images.new, "new", true),
-        update("update_large", &images.large, "large", false),
-        Some(over("unchanged", images.old.clone())),
-        Some(over("one_byte_changed", images.one_byte.clone())),
-        Some(over("random_bytes_before", images.random.clone())),
+        Some(case("fresh", Before::Zeros, NO_READ_BACK, Peers::Fresh)),
+        over("fresh_readback", Before::Zeros),
+        update("update_stable", &images.stable, "stable", Peers::Updating),
+        update("update_rebuilt", &images.new, "new", Peers::Updating),
+        update("update_large", &images.large, "large", Peers::None),
+        over("unchanged", Before::Image(old())),
+        over("one_byte_changed", Before::OneByteChanged(old())),
+        over("everything_changed", Before::EveryBlockChanged(old())),
+        over("random_bytes_before", Before::RandomBytes),
     ];
     let wanted = |case: &Case| options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
     all.into_iter().flatten().filter(wanted).collect()
@@ -296,8 +324,13 @@ fn draw(results: &Results, directory: &Path) -> Result<()> {
         let rows = results.rows().into_iter().filter(|(other, _)| other == case);
         let value =
             |tool: &str| results.median(case, tool, |cost| if unit == "MB" { cost.download_mb } else { cost.wall_s });
+        let kind = |tool: &str| if tool == OURS { Kind::Ours } else { Kind::Other };
         let mut bars: Vec<Bar> =
-            rows.filter_map(|(_, tool)| Some(Bar { value: value(&tool)?, ours: tool == OURS, label: tool })).collect();
+            rows.filter_map(|(_, tool)| Some(Bar { value: value(&tool)?, kind: kind(&tool), label: tool })).collect();
+        if unit == "seconds" && !bars.is_empty() {
+            let value = results.limits.least_s(case);
+            bars.push(Bar { label: "this machine's limit".to_owned(), value, kind: Kind::Limit });
+        }
         bars.sort_by(|one, other| one.value.total_cmp(&other.value));
         if !bars.is_empty() {
             let path = directory.join(file);

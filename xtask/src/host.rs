@@ -50,7 +50,10 @@ impl Need {
             // busybox: the tiny system of xtask/src/tiny.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
-            Self::Peers => &["bmap-tools", "casync", "zsync", "swupdate", "cpio", "gzip"],
+            // The last three: for what cargo builds.
+            Self::Peers => {
+                &["bmap-tools", "casync", "zsync", "swupdate", "cpio", "libzstd-dev", "libssl-dev", "pkg-config"]
+            }
             Self::Test => &[
                 "minisign",
                 "cpio",

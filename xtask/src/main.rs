@@ -141,6 +141,9 @@ struct BenchArgs {
     /// Logical block size of the device.
     #[arg(long, default_value_t = 512, value_name = "BYTES")]
     sector_bytes: u32,
+    /// Where the figures go, and every single run.
+    #[arg(long, default_value = "target/dist/bench.json", value_name = "FILE.json")]
+    json: PathBuf,
     /// Draw charts into this directory.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
@@ -312,6 +315,7 @@ fn run(cli: Cli) -> Result<()> {
                 cases: args.cases,
                 quick: args.quick,
                 sector_bytes: args.sector_bytes,
+                json: args.json,
                 charts: args.charts,
                 assume_yes: yes,
             },

@@ -6,8 +6,17 @@ use std::fmt::Write as _;
 pub struct Bar {
     pub label: String,
     pub value: f64,
-    /// Ours stands out.
-    pub ours: bool,
+    pub kind: Kind,
+}
+
+/// How a bar looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Stands out.
+    Ours,
+    Other,
+    /// An outline: what nobody can be faster than.
+    Limit,
 }
 
 const WIDTH: u32 = 720;
@@ -30,11 +39,15 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     for (row, bar) in (0..).zip(bars) {
         let y = TOP + row * ROW;
         let length = (f64::from(WIDTH - LABELS - 80) * bar.value / most).max(1.0);
-        let color = if bar.ours { "#2da44e" } else { "#8c959f" };
+        let look = match bar.kind {
+            Kind::Ours => "fill=\"#2da44e\"",
+            Kind::Other => "fill=\"#8c959f\"",
+            Kind::Limit => "fill=\"none\" stroke=\"#808080\" stroke-dasharray=\"3 3\"",
+        };
         let _ = writeln!(
             out,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\
-             <rect x=\"{LABELS}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" rx=\"2\" fill=\"{color}\"/>\
+             <rect x=\"{LABELS}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" rx=\"2\" {look}/>\
              <text x=\"{:.1}\" y=\"{}\">{:.1}</text>",
             LABELS - 8,
             y + 15,
@@ -54,14 +67,19 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bar, bars};
+    use super::{Bar, Kind, bars};
 
     #[test]
     fn the_longest_bar_fills_the_chart_and_text_is_escaped() {
-        let of = |label: &str, value, ours| Bar { label: label.into(), value, ours };
-        let chart = bars("a < b", "s", &[of("reflash", 1.0, true), of("curl|zstd|dd", 2.0, false)]);
+        let of = |label: &str, value, kind| Bar { label: label.into(), value, kind };
+        let chart = bars("a < b", "s", &[of("reflash", 1.0, Kind::Ours), of("curl|zstd|dd", 2.0, Kind::Other)]);
         assert!(chart.contains("width=\"480.0\"") && chart.contains("width=\"240.0\""));
         assert!(chart.contains("a &lt; b, s") && chart.starts_with("<svg ") && chart.ends_with("</svg>\n"));
-        assert_eq!(chart.matches("<text").count(), chart.matches("</text>").count());
+        // Every element is closed, every attribute quoted, and nothing else stands in angle brackets.
+        for (opened, closed) in [("<text", "</text>"), ("<rect", "/>"), ("<svg", "</svg>"), ("<title", "</title>")] {
+            assert_eq!(chart.matches(opened).count(), chart.matches(closed).count(), "{opened}");
+        }
+        assert_eq!(chart.matches('<').count(), chart.matches('>').count());
+        assert_eq!(chart.matches('"').count(), 2 * chart.matches("=\"").count());
     }
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use super::Options;
 use crate::image;
 use crate::paths::Paths;
-use crate::step::step;
 
 /// Where the images are.
 pub struct Images {
@@ -19,10 +17,6 @@ pub struct Images {
     pub new: Option<PathBuf>,
     pub stable: Option<PathBuf>,
     pub large: Option<PathBuf>,
-    /// The old one with one byte changed.
-    pub one_byte: PathBuf,
-    /// As many random bytes.
-    pub random: PathBuf,
 }
 
 const SMALL_BLOCKS: u64 = 8 * 1024;
@@ -36,22 +30,7 @@ impl Images {
             (None, None, true) => synthetic(&work.join("quick"))?,
             (None, None, false) => built(paths, options, &work.join("images"))?,
         };
-        let place = if options.quick { work.join("quick") } else { work.join("images") };
-        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
-        let one_byte = place.join("one-byte.img");
-        let random = place.join("random.img");
-        step("spoil copies of the image", || {
-            fs::copy(&old, &one_byte).context("copy the image")?;
-            let file = File::options().read(true).write(true).open(&one_byte)?;
-            let middle = file.metadata()?.len() / 2 + 1234;
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, middle)?;
-            file.write_all_at(&[byte[0] ^ 1], middle)?;
-            let mut noise = File::open("/dev/urandom")?.take(old.metadata()?.len());
-            std::io::copy(&mut noise, &mut File::create(&random)?).context("write random bytes")?;
-            Ok(())
-        })?;
-        Ok(Self { old, new, stable, large, one_byte, random })
+        Ok(Self { old, new, stable, large })
     }
 
     /// Differs for other images.

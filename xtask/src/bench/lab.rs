@@ -1,6 +1,7 @@
-//! Where runs happen: a loop device in memory, nginx on loopback, and a clock around a command.
+//! Where runs happen: nginx on loopback, and a clock around a command.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-
-use crate::step::{output, run};
+use walkdir::WalkDir;
 
 /// What a run cost.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -72,7 +72,7 @@ impl Server {
 
     fn forget(&self) -> Result<()> {
         // Shortened in place: nginx has it open for appending.
-        fs::File::options().write(true).open(&self.log)?.set_len(0).context("shorten the access log")
+        File::options().write(true).open(&self.log)?.set_len(0).context("shorten the access log")
     }
 
     /// Bytes and requests since [`forget`](Self::forget).
@@ -97,73 +97,32 @@ fn sum(log: &str) -> (u64, u64) {
     bytes.fold((0, 0), |(total, requests), bytes| (total + bytes, requests + 1))
 }
 
-/// A tmpfs, so that neither the host's disk nor its cache is measured.
-pub struct Memory(PathBuf);
-
-impl Memory {
-    pub fn mount(at: &Path) -> Result<Self> {
-        fs::create_dir_all(at).with_context(|| format!("create {}", at.display()))?;
-        let mut mount = Command::new("mount");
-        run("mount", mount.args(["-t", "tmpfs", "-o", "size=90%", "reflash-bench"]).arg(at))?;
-        Ok(Self(at.to_owned()))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
-/// A loop device over a file in memory.
-pub struct Device {
-    pub node: String,
-    file: PathBuf,
-}
-
-impl Device {
-    /// A device of `bytes` that holds the content of `before`, or nothing.
-    pub fn new(memory: &Memory, bytes: u64, before: Option<&Path>, sector_bytes: u32) -> Result<Self> {
-        let file = memory.path().join("device");
-        let _ = fs::remove_file(&file);
-        if let Some(before) = before {
-            run("copy", Command::new("cp").arg("--sparse=always").arg(before).arg(&file))?;
+/// Reads files and directories to their end, so that every tool finds what is served in the host's page cache.
+pub fn warm(paths: impl IntoIterator<Item = PathBuf>) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    for path in paths {
+        for entry in WalkDir::new(&path) {
+            let entry = entry.with_context(|| format!("read {}", path.display()))?;
+            if entry.file_type().is_file() {
+                let mut file = File::open(entry.path())?;
+                while file.read(&mut buffer)? > 0 {}
+            }
         }
-        let sized = fs::File::options().create(true).truncate(false).write(true).open(&file);
-        sized.and_then(|sized| sized.set_len(bytes)).with_context(|| format!("size {}", file.display()))?;
-        let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--sector-size", &sector_bytes.to_string()]).arg(&file);
-        let node = output(&mut losetup)?.trim().to_owned();
-        Ok(Self { node, file })
     }
-
-    /// Whether it begins with this image.
-    pub fn holds(&self, image: &Path) -> Result<bool> {
-        // What a tool left in the cache of the device counts as written.
-        run("flush", Command::new("blockdev").arg("--flushbufs").arg(&self.node))?;
-        let bytes = image.metadata()?.len().to_string();
-        let compared = Command::new("cmp").args(["--quiet", "--bytes", &bytes]).arg(image).arg(&self.file).status();
-        Ok(compared.context("start cmp")?.success())
-    }
+    Ok(())
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.node]).status();
-    }
-}
+/// Seconds after which a tool counts as hung: thirty times what the slowest ever took.
+const LONGEST_RUN_S: &str = "1800";
 
 /// Runs a shell command under GNU time. `None` when it fails; its output is in `log`.
 pub fn timed(command: &str, path: &str, server: &Server, work: &Path, log: &Path) -> Result<Option<Cost>> {
     server.forget()?;
     let times = work.join("time");
-    let output = fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let output = File::create(log).with_context(|| format!("create {}", log.display()))?;
     let mut timed = Command::new("time");
-    timed.args(["--format", "%e %U %S %M", "--output"]).arg(&times).args(["sh", "-ec", command]).env("PATH", path);
+    timed.args(["--format", "%e %U %S %M", "--output"]).arg(&times);
+    timed.args(["timeout", LONGEST_RUN_S, "sh", "-ec", command]).env("PATH", path);
     let status =
         timed.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).status().context("start time")?;
     if !status.success() {

@@ -12,7 +12,9 @@ use reflash::manifest::object_path;
 use reflash::target::{AlignedBuf, BlockTarget, DeviceTarget};
 use serde::Serialize;
 
-use super::lab::{Device, Memory, Server};
+use super::device::{Before, Device, Memory};
+use super::lab::Server;
+use super::report::median;
 
 /// Seconds for the whole image.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -21,7 +23,7 @@ pub struct Limits {
     pub decompress_wall_s: f64,
     /// Every frame hashed, on all cores.
     pub hash_wall_s: f64,
-    /// Decompressing and hashing what is not zero, one core.
+    /// Decompressing and hashing what is not zero, as CPU time of one core.
     pub decompress_and_hash_cpu_s: f64,
     /// The image's content written past the cache, 4 MiB at a time.
     pub direct_write_wall_s: f64,
@@ -31,6 +33,46 @@ pub struct Limits {
     pub read_and_hash_wall_s: f64,
     /// The compressed image fetched over loopback and thrown away.
     pub loopback_get_wall_s: f64,
+}
+
+impl Limits {
+    /// Of several measurements, each figure's median.
+    pub fn median(of: &[Self]) -> Self {
+        let median = |figure: fn(&Self) -> f64| median(of.iter().map(figure).collect()).unwrap_or_default();
+        Self {
+            decompress_wall_s: median(|limits| limits.decompress_wall_s),
+            hash_wall_s: median(|limits| limits.hash_wall_s),
+            decompress_and_hash_cpu_s: median(|limits| limits.decompress_and_hash_cpu_s),
+            direct_write_wall_s: median(|limits| limits.direct_write_wall_s),
+            direct_read_wall_s: median(|limits| limits.direct_read_wall_s),
+            read_and_hash_wall_s: median(|limits| limits.read_and_hash_wall_s),
+            loopback_get_wall_s: median(|limits| limits.loopback_get_wall_s),
+        }
+    }
+
+    /// Seconds that a tool needs at least which checks what it writes, when all that can overlap does. What is written
+    /// afresh is decompressed, hashed and written, perhaps read and hashed again; an update reads and hashes what is there.
+    pub fn least_s(&self, case: &str) -> f64 {
+        let unpack_s = self.decompress_wall_s + self.hash_wall_s;
+        let longest = |of: &[f64]| of.iter().copied().fold(0.0, f64::max);
+        match case {
+            "fresh" => longest(&[unpack_s, self.direct_write_wall_s, self.loopback_get_wall_s]),
+            "fresh_readback" | "everything_changed" | "random_bytes_before" => longest(&[
+                unpack_s + self.hash_wall_s,
+                self.direct_write_wall_s + self.direct_read_wall_s,
+                self.loopback_get_wall_s,
+            ]),
+            _ => self.read_and_hash_wall_s,
+        }
+    }
+}
+
+/// Seconds that this thread has run so far; the first number of `schedstat` is nanoseconds
+/// (Documentation/scheduler/sched-stats.rst).
+fn cpu_s() -> Result<f64> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").context("read this thread's CPU time")?;
+    let nanoseconds = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
+    Ok(nanoseconds.context("the kernel counts no CPU time")? / 1e9)
 }
 
 const STEP_BYTES: usize = 4 * 1024 * 1024;
@@ -67,14 +109,14 @@ pub fn measure(
         .sum();
     let decompress_wall_s = started.elapsed().as_secs_f64();
 
-    let started = Instant::now();
+    let started = cpu_s()?;
     let mut zstd = zstd::bulk::Decompressor::new()?;
     let mut content = vec![0; frame_bytes];
     for stored in &stored {
         let len = decode(*stored, &mut zstd, &mut content) as usize;
         ensure!(reflash::digest::Digest::of(&content[..len]) == *index.digest(*stored), "a pack is damaged");
     }
-    let decompress_and_hash_cpu_s = started.elapsed().as_secs_f64();
+    let decompress_and_hash_cpu_s = cpu_s()? - started;
 
     let file = File::open(image).with_context(|| format!("open {}", image.display()))?;
     let bytes = file.metadata()?.len();
@@ -91,7 +133,7 @@ pub fn measure(
     ensure!(right && total > 0, "the release does not hold the image");
     drop(content);
 
-    let device = Device::new(memory, bytes, None, 512)?;
+    let device = Device::new(memory, bytes, &Before::Zeros, 512)?;
     let target = DeviceTarget::open(Path::new(&device.node))?;
     let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
     let mut direct_write_wall_s = 0.0;

@@ -1,0 +1,192 @@
+//! What is written to: a loop device in memory, with the content that a case begins with.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use reflash::digest::{BLOCK_SIZE_BYTES, is_zero};
+
+use crate::step::{output, run};
+
+/// A tmpfs, so that neither the host's disk nor its cache is measured.
+pub struct Memory(PathBuf);
+
+impl Memory {
+    pub fn mount(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at).with_context(|| format!("create {}", at.display()))?;
+        // What a benchmark that was killed left behind: its device, then its memory.
+        let attached = output(
+            Command::new("losetup").args(["--noheadings", "--output", "NAME", "--associated"]).arg(at.join(DEVICE)),
+        );
+        for node in attached.unwrap_or_default().lines() {
+            let _ = Command::new("losetup").args(["--detach", node.trim()]).status();
+        }
+        while Command::new("mountpoint").arg("--quiet").arg(at).status().is_ok_and(|status| status.success()) {
+            run("umount", Command::new("umount").arg(at))?;
+        }
+        let mut mount = Command::new("mount");
+        run("mount", mount.args(["-t", "tmpfs", "-o", "size=90%", "reflash-bench"]).arg(at))?;
+        Ok(Self(at.to_owned()))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Name of the device's file in [`Memory`].
+const DEVICE: &str = "device";
+
+/// What is on the device before a run.
+#[derive(Debug, Clone)]
+pub enum Before {
+    Zeros,
+    Image(PathBuf),
+    /// The image with one byte changed.
+    OneByteChanged(PathBuf),
+    /// The image with every block changed that is not zero: none is right, and none can be used elsewhere.
+    EveryBlockChanged(PathBuf),
+    RandomBytes,
+}
+
+impl Before {
+    /// Bytes a device needs at least to hold it.
+    fn least_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Zeros | Self::RandomBytes => Ok(0),
+            Self::Image(image) | Self::OneByteChanged(image) | Self::EveryBlockChanged(image) => {
+                Ok(image.metadata().with_context(|| format!("look at {}", image.display()))?.len())
+            }
+        }
+    }
+
+    /// Puts it into `file`, a new file of `bytes`.
+    fn fill(&self, path: &Path, file: &File, bytes: u64) -> Result<()> {
+        match self {
+            Self::Zeros => Ok(()),
+            Self::RandomBytes => {
+                // The same bytes in every run.
+                let mut noise = blake3::Hasher::new().finalize_xof();
+                in_steps(bytes, |offset, buffer| {
+                    noise.fill(buffer);
+                    file.write_all_at(buffer, offset)
+                })
+            }
+            Self::Image(image) | Self::OneByteChanged(image) | Self::EveryBlockChanged(image) => {
+                run("copy", Command::new("cp").arg("--sparse=always").arg(image).arg(path))?;
+                let image_bytes = self.least_bytes()?;
+                match self {
+                    Self::OneByteChanged(_) => change_byte(file, image_bytes / 2 + 1234),
+                    Self::EveryBlockChanged(_) => in_steps(image_bytes, |offset, buffer| {
+                        file.read_exact_at(buffer, offset)?;
+                        change_blocks(buffer);
+                        file.write_all_at(buffer, offset)
+                    }),
+                    _ => Ok(()),
+                }
+            }
+        }
+        .context("prepare the device")
+    }
+}
+
+fn change_byte(file: &File, at: u64) -> Result<()> {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
+}
+
+/// Changes one byte of every block that is not zero.
+fn change_blocks(content: &mut [u8]) {
+    for block in content.chunks_mut(BLOCK_SIZE_BYTES).filter(|block| !is_zero(block)) {
+        let middle = block.len() / 2;
+        block[middle] ^= 0x55;
+    }
+}
+
+fn in_steps(bytes: u64, mut work: impl FnMut(u64, &mut [u8]) -> io::Result<()>) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    for offset in (0..bytes).step_by(buffer.len()) {
+        let len = (bytes - offset).min(buffer.len() as u64) as usize;
+        work(offset, &mut buffer[..len])?;
+    }
+    Ok(())
+}
+
+/// A loop device over a file in memory.
+pub struct Device {
+    pub node: String,
+    file: PathBuf,
+}
+
+impl Device {
+    /// A device of at least `bytes` that holds `before`.
+    pub fn new(memory: &Memory, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
+        let path = memory.path().join(DEVICE);
+        let _ = fs::remove_file(&path);
+        let bytes = bytes.max(before.least_bytes()?);
+        let file = File::options().create_new(true).read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("create {}", path.display()))?;
+        before.fill(&path, &file, bytes)?;
+        file.set_len(bytes).with_context(|| format!("size {}", path.display()))?;
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--sector-size", &sector_bytes.to_string()]).arg(&path);
+        let node = output(&mut losetup)?.trim().to_owned();
+        Ok(Self { node, file: path })
+    }
+
+    /// Whether it begins with this image.
+    pub fn holds(&self, image: &Path) -> Result<bool> {
+        // What a tool left in the cache of the device counts as written.
+        run("flush", Command::new("blockdev").arg("--flushbufs").arg(&self.node))?;
+        let bytes = image.metadata()?.len().to_string();
+        let compared = Command::new("cmp").args(["--quiet", "--bytes", &bytes]).arg(image).arg(&self.file).status();
+        Ok(compared.context("start cmp")?.success())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.node]).status();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Before, change_blocks};
+
+    #[test]
+    fn what_is_on_the_device_before_differs_as_the_case_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let content: Vec<u8> = (0..3 << 20).map(|at: u32| if at < 1 << 20 { 0 } else { (at / 7) as u8 }).collect();
+        std::fs::write(&image, &content).unwrap();
+        let filled = |before: Before| {
+            let path = dir.path().join("device");
+            let _ = std::fs::remove_file(&path);
+            let file = std::fs::File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+            before.fill(&path, &file, content.len() as u64).unwrap();
+            std::fs::read(path).unwrap()
+        };
+        let different = |found: &[u8]| found.iter().zip(&content).filter(|(one, other)| one != other).count();
+        assert_eq!(filled(Before::Image(image.clone())), content);
+        assert_eq!(different(&filled(Before::OneByteChanged(image.clone()))), 1);
+        let changed = filled(Before::EveryBlockChanged(image.clone()));
+        assert_eq!(different(&changed), (2 << 20) / 4096, "one byte of each block, none of the zero ones");
+        let noise = filled(Before::RandomBytes);
+        assert!(noise.len() == content.len() && different(&noise) > 2_900_000);
+        assert_eq!(noise, filled(Before::RandomBytes));
+        let mut zeros = vec![0; 8192];
+        change_blocks(&mut zeros);
+        assert_eq!(zeros, vec![0; 8192]);
+    }
+}

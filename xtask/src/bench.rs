@@ -10,6 +10,7 @@ mod lab;
 mod limits;
 mod peers;
 mod report;
+mod served;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +23,7 @@ use reflash::manifest::{SYSTEM_IMAGE, object_path};
 use crate::host::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
 use crate::step::{output, produced, step};
-use crate::{agent, keygen, release};
+use crate::{agent, keygen};
 use chart::{Bar, Kind};
 use device::{Before, Device, Memory};
 use images::Images;
@@ -30,6 +31,7 @@ use lab::Server;
 use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{OURS, Results, Run};
+use served::Served;
 
 /// What to measure.
 #[derive(Debug)]
@@ -107,16 +109,22 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let path = peers::path_with_tools(&work);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let images = Images::find_or_build(paths, options, &work)?;
-    let served = served(&work, &images)?;
+    let served = Served::open(work.join(if options.quick { "served-quick" } else { "served" }), &images)?;
     let cases = cases(&images, options);
-    ensure!(!cases.is_empty(), "none of the cases {:?} is known", options.cases);
+    for wanted in &options.cases {
+        let known: Vec<&str> = cases.iter().map(|case| case.name).collect();
+        ensure!(
+            known.contains(&wanted.as_str()),
+            "there is no case {wanted:?} with these images; docs/benchmark.md lists them"
+        );
+    }
 
     let keys = work.join("keys");
     let secret = keys.join("reflash.key");
     if !secret.exists() {
         keygen::generate(&keys, None)?;
     }
-    publish(&cases, &images, &served, &secret)?;
+    served.publish(cases.iter().map(|case| (case.channel, case.image.as_path())), &images.old, &secret)?;
     let memory = Memory::mount(&work.join("memory"))?;
     let link = memory.path().join("target");
     let (mut found, mut missing) = (Vec::new(), BTreeMap::new());
@@ -138,35 +146,33 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     }
     for case in &cases {
         for peer in found.iter().filter(|peer| case.fits(peer)) {
-            peer.prepare(&case.image, case.channel, &served, &link, &path)?;
+            peer.prepare(&case.image, case.channel, &served.peers, &link, &path)?;
         }
     }
-    let server = Server::start(&served, &work)?;
+    let server = Server::start(&served.root, &work)?;
     let bench = Bench { options, work: &work, memory: &memory, server: &server, path: &path, served: &served };
-    if !served.join("old.zst").exists() {
-        PEERS[0].prepare(&images.old, "old", &served, &link, &path)?;
-    }
+    PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
     let index = bench.index("old")?;
     let (mut limits, mut runs) = (Vec::new(), Vec::new());
     for round in 1..=options.runs {
         // In every round too: what the machine can do drifts like everything else.
-        lab::warm(vec![served.join("objects"), served.join("old.zst")])?;
+        lab::warm([served.releases.clone(), served.peers.join("old.zst")])?;
         limits.push(step(&format!("{round}: measure the machine"), || {
-            limits::measure(&images.old, &index, &served, &memory, &server, "old.zst")
+            limits::measure(&images.old, &index, &served.releases, &memory, &format!("{}/peers/old.zst", server.url()))
         })?);
         for case in &cases {
             let ours = format!(
-                "{} flash --target DEVICE --url {} --keys {} --product {PRODUCT} --hardware {PRODUCT} --channel {} {}",
+                "{} flash --target DEVICE --url {}/reflash --keys {} --product {PRODUCT} --hardware {PRODUCT} --channel {} {}",
                 agent.display(),
                 server.url(),
                 keys.display(),
                 case.channel,
                 case.options
             );
-            lab::warm(vec![served.join("objects")])?;
+            lab::warm([served.releases.clone()])?;
             runs.push(bench.one(case, OURS, round, |_| ours.clone())?);
             for peer in found.iter().filter(|peer| case.fits(peer)) {
-                lab::warm(peer.files(case.channel, &served))?;
+                lab::warm(peer.files(case.channel, &served.peers))?;
                 runs.push(bench.one(case, peer.name, round, |url| bench.command_of(peer, case, url))?);
             }
         }
@@ -190,7 +196,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
 struct Bench<'a> {
     options: &'a Options,
     work: &'a Path,
-    served: &'a Path,
+    served: &'a Served,
     memory: &'a Memory,
     server: &'a Server,
     path: &'a str,
@@ -202,7 +208,7 @@ impl Bench<'_> {
         let bytes = case.image.metadata()?.len();
         let device = Device::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
         let log = self.work.join(format!("{}-{}.log", case.name, tool.replace('|', "-")));
-        let command = command(&self.server.url()).replace("DEVICE", &device.node);
+        let command = command(&format!("{}/peers", self.server.url())).replace("DEVICE", &device.node);
         let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
         let right = cost.is_some() && device.holds(&case.image)?;
         match &cost {
@@ -221,9 +227,9 @@ impl Bench<'_> {
     }
 
     fn index(&self, channel: &str) -> Result<Index> {
-        let manifest = fs::read(self.served.join(channel).join("manifest.json"))?;
+        let manifest = fs::read(self.served.releases.join(channel).join("manifest.json"))?;
         let manifest: reflash::manifest::Manifest = serde_json::from_slice(&manifest)?;
-        let object = fs::read(self.served.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
+        let object = fs::read(self.served.releases.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
         Ok(Index::from_object(&object)?)
     }
 }
@@ -249,61 +255,6 @@ fn cases(images: &Images, options: &Options) -> Vec<Case> {
     ];
     let wanted = |case: &Case| options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
     all.into_iter().flatten().filter(wanted).collect()
-}
-
-/// Where releases and the peers' files of these images go. Those of other images are removed.
-fn served(work: &Path, images: &Images) -> Result<PathBuf> {
-    let name = format!("served-{}", images.key()?);
-    for entry in fs::read_dir(work).with_context(|| format!("list {}", work.display()))? {
-        let entry = entry?;
-        let other = entry.file_name();
-        if other.to_string_lossy().starts_with("served-") && *other != *name {
-            fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
-        }
-    }
-    let served = work.join(name);
-    fs::create_dir_all(&served).with_context(|| format!("create {}", served.display()))?;
-    Ok(served)
-}
-
-/// A channel for each image, in one tree: the later ones use the packs of `old` again, as releases do.
-fn publish(cases: &[Case], images: &Images, served: &Path, secret: &Path) -> Result<()> {
-    let key = keygen::load_secret(secret)?;
-    let mut channels: Vec<(&str, &Path)> = vec![("old", &images.old)];
-    for case in cases {
-        if !channels.iter().any(|(channel, _)| *channel == case.channel) {
-            channels.push((case.channel, &case.image));
-        }
-    }
-    for (channel, image) in channels {
-        let manifest = served.join(channel).join("manifest.json");
-        let done = served.join(format!("{channel}.released"));
-        if done.exists() {
-            continue;
-        }
-        let spec = release::Spec {
-            product: PRODUCT.to_owned(),
-            hardware: vec![PRODUCT.to_owned()],
-            channel: channel.to_owned(),
-            version: channel.to_owned(),
-            serial: None,
-            image: image.to_owned(),
-            ostree: None,
-            files: Vec::new(),
-            layout: None,
-            frame_bytes: None,
-            level: release::DEFAULT_LEVEL,
-            created_unix_s: None,
-        };
-        if channel != "old" {
-            // As it is in life: the release before was in this channel.
-            fs::create_dir_all(served.join(channel))?;
-            fs::copy(served.join("old/manifest.json"), &manifest).context("put the release before into the channel")?;
-        }
-        release::build(&spec, &key, served)?;
-        fs::write(&done, "").with_context(|| format!("write {}", done.display()))?;
-    }
-    Ok(())
 }
 
 fn machine() -> Result<String> {
@@ -339,4 +290,35 @@ fn draw(results: &Results, directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PEERS, Peers, cases};
+    use crate::bench::Options;
+    use crate::bench::images::Images;
+
+    #[test]
+    fn cases_that_need_an_image_are_left_out_without_it() {
+        let mut options = Options {
+            old: None,
+            new: None,
+            stable: None,
+            large: None,
+            runs: 1,
+            cases: Vec::new(),
+            quick: true,
+            sector_bytes: 512,
+            json: "bench.json".into(),
+            charts: None,
+            assume_yes: false,
+        };
+        let images = Images { old: "old".into(), new: Some("new".into()), stable: None, large: None };
+        let names = |options: &Options| cases(&images, options).iter().map(|case| case.name).collect::<Vec<_>>();
+        assert!(names(&options).contains(&"update_rebuilt") && !names(&options).contains(&"update_stable"));
+        options.cases = vec!["unchanged".into(), "fresh".into(), "no such case".into()];
+        assert_eq!(names(&options), ["fresh", "unchanged"]);
+        let fresh = &cases(&images, &options)[0];
+        assert!(fresh.peers == Peers::Fresh && PEERS.iter().filter(|peer| fresh.fits(peer)).count() == 6);
+    }
 }

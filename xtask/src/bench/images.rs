@@ -25,7 +25,12 @@ impl Images {
     /// Takes what was given, or builds.
     pub fn find_or_build(paths: &Paths, options: &Options, work: &Path) -> Result<Self> {
         let (old, new, stable, large) = match (&options.old, &options.new, options.quick) {
-            (Some(old), new, _) => (old.clone(), new.clone(), options.stable.clone(), options.large.clone()),
+            (Some(old), new, _) => {
+                // The peers' commands run elsewhere.
+                let found = |path: &PathBuf| path.canonicalize().with_context(|| format!("find {}", path.display()));
+                let other = |path: &Option<PathBuf>| path.as_ref().map(found).transpose();
+                (found(old)?, other(new)?, other(&options.stable)?, other(&options.large)?)
+            }
             (None, Some(_), _) => bail!("--new needs --old"),
             (None, None, true) => synthetic(&work.join("quick"))?,
             (None, None, false) => built(paths, options, &work.join("images"))?,
@@ -33,29 +38,26 @@ impl Images {
         Ok(Self { old, new, stable, large })
     }
 
-    /// Differs for other images.
-    pub fn key(&self) -> Result<String> {
-        let mut key = blake3::Hasher::new();
-        for path in
-            [Some(&self.old), self.new.as_ref(), self.stable.as_ref(), self.large.as_ref()].into_iter().flatten()
-        {
-            let metadata = path.metadata().with_context(|| format!("find {}", path.display()))?;
-            let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            key.update(format!("{} {} {}\n", path.display(), metadata.len(), modified.as_nanos()).as_bytes());
-        }
-        Ok(key.finalize().to_hex()[..16].to_owned())
+    fn named(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let optional = [("new", &self.new), ("stable", &self.stable), ("large", &self.large)];
+        let optional = optional.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?)));
+        std::iter::once(("old", self.old.as_path())).chain(optional)
     }
 
     /// For the report: bytes of each.
     pub fn sizes(&self) -> Result<BTreeMap<String, u64>> {
-        let named = [
-            ("old", Some(&self.old)),
-            ("new", self.new.as_ref()),
-            ("stable", self.stable.as_ref()),
-            ("large", self.large.as_ref()),
-        ];
-        let there = named.into_iter().filter_map(|(name, path)| Some((name.to_owned(), path?)));
-        there.map(|(name, path)| Ok((name, path.metadata()?.len()))).collect()
+        self.named().map(|(name, path)| Ok((name.to_owned(), path.metadata()?.len()))).collect()
+    }
+
+    /// A digest over what they hold.
+    pub fn key(&self) -> Result<String> {
+        let mut key = blake3::Hasher::new();
+        for (name, path) in self.named() {
+            let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+            let content = blake3::Hasher::new().update_reader(file).context("hash an image")?.finalize();
+            key.update(name.as_bytes()).update(content.as_bytes());
+        }
+        Ok(key.finalize().to_hex().to_string())
     }
 }
 

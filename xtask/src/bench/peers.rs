@@ -28,11 +28,14 @@ pub struct Peer {
 
 const APT: &str = "apt-get install zstd curl bmap-tools casync zsync swupdate cpio";
 
+/// Debian's does not know its own.
+const SWUPDATE_VERSION: &str = "dpkg-query --show swupdate || swupdate --version";
+
 /// All of them, the yardstick first.
 pub const PEERS: [Peer; 7] = [
     Peer { files: &[".zst"], ..fresh(YARDSTICK, "zstd", "zstd --version") },
     Peer { files: &[".zst", ".bmap"], ..fresh("bmaptool", "bmaptool", "bmaptool --version") },
-    Peer { files: &[".swu"], ..fresh("swupdate", "swupdate", "swupdate --version") },
+    Peer { files: &[".swu"], ..fresh("swupdate", "swupdate", SWUPDATE_VERSION) },
     Peer {
         files: &[".zst"],
         hint: "cargo install --locked --root target/work/bench/tools coreos-installer",
@@ -57,7 +60,7 @@ const fn fresh(name: &'static str, program: &'static str, version: &'static str)
 pub const YARDSTICK: &str = "curl|zstd|dd";
 
 impl Peer {
-    /// The first line of what it says about its version; `None` when it is not installed.
+    /// What it says about its version; `None` when it is not installed.
     pub fn version(&self, path: &str) -> Option<String> {
         let shell = |script: &str| Command::new("sh").args(["-c", script]).env("PATH", path).output().ok();
         let found = shell(&format!("command -v {}", self.program))?;
@@ -67,7 +70,8 @@ impl Peer {
         let told = shell(self.version)?;
         let text = [told.stdout, told.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        Some(text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()))?.trim().to_owned())
+        let telling = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
+        Some(telling.map_or_else(|| "version unknown".to_owned(), |line| line.trim().replace('\t', " ")))
     }
 
     /// Below `root`, what it fetches for an image.

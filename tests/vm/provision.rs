@@ -135,6 +135,16 @@ fn full_a_foreign_disk_is_provisioned_by_uefi_from_a_disc_and_a_server() {
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
 fn full_a_blank_disk_is_provisioned_by_network_boot_and_the_station_sees_it() {
+    provision_by_network(Firmware::Bios, "provision-netboot-bios");
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_blank_disk_is_provisioned_by_network_boot_under_uefi() {
+    provision_by_network(Firmware::Uefi, "provision-netboot-uefi");
+}
+
+fn provision_by_network(firmware: Firmware, name: &str) {
     let fixture = release(Table::Gpt);
     let server = crate::station::serve(&fixture);
     let url = format!("http://10.0.2.2:{}", server.address.port());
@@ -151,7 +161,8 @@ fn full_a_blank_disk_is_provisioned_by_network_boot_and_the_station_sees_it() {
     };
     xtask::media::netboot::build(&parts, &out).unwrap();
     let disk = blank_disk(&fixture, "disk.img");
-    let mut machine = Machine::robot("provision-netboot", &disk);
+    let mut machine = Machine::robot(name, &disk);
+    machine.firmware = firmware;
     machine.netboot = Some(out);
     let mut robot = machine.start().unwrap();
     robot.wait_for("provisioned with 1 ", FLASH_TIMEOUT).unwrap();
@@ -164,33 +175,44 @@ fn full_a_blank_disk_is_provisioned_by_network_boot_and_the_station_sees_it() {
     robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
 }
 
-#[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_machines_of_every_kind_are_provisioned() {
-    let kind = |name, table, firmware, bus, block_bytes| Kind { name, table, firmware, bus, block_bytes, ..BLANK_BIOS };
-    for (at, one) in [
-        kind("mbr-virtio", Table::Mbr, Firmware::Bios, Bus::Virtio, 512),
-        kind("mbr-ahci", Table::Mbr, Firmware::Bios, Bus::Ahci, 512),
-        kind("mbr-nvme", Table::Mbr, Firmware::Bios, Bus::Nvme, 512),
-        kind("mbr-usb", Table::Mbr, Firmware::Bios, Bus::Usb, 512),
-        kind("bios-ahci", Table::Gpt, Firmware::Bios, Bus::Ahci, 512),
-        kind("bios-nvme", Table::Gpt, Firmware::Bios, Bus::Nvme, 512),
-        kind("bios-usb", Table::Gpt, Firmware::Bios, Bus::Usb, 512),
-        kind("uefi-virtio", Table::Gpt, Firmware::Uefi, Bus::Virtio, 512),
-        kind("uefi-ahci", Table::Gpt, Firmware::Uefi, Bus::Ahci, 512),
-        kind("uefi-usb", Table::Gpt, Firmware::Uefi, Bus::Usb, 512),
-        kind("uefi-virtio-4k", Table::Gpt, Firmware::Uefi, Bus::Virtio, 4096),
-        kind("uefi-sd", Table::Gpt, Firmware::Uefi, Bus::Sd, 512),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        // Every combination of the rest once in four.
-        let drive = if at % 2 == 0 { Drive::Stick } else { Drive::Optical };
-        let one = Kind { drive, foreign: at / 2 % 2 == 0, online: at % 3 == 0, ..one };
-        eprintln!("machine {}: {drive:?}, foreign {}, online {}", one.name, one.foreign, one.online);
-        provision(&one);
-    }
+/// One story for each kind of machine; every combination of the rest once in twelve.
+macro_rules! provision_every_kind {
+    ($($name:ident: $table:ident, $firmware:ident, $bus:ident, $block_bytes:literal, $drive:ident, $disk:ident, $line:ident;)+) => {
+        $(
+            #[test]
+            #[ignore = "needs virtual machines: cargo xtask test"]
+            fn $name() {
+                provision(&Kind {
+                    name: stringify!($name),
+                    table: Table::$table,
+                    firmware: Firmware::$firmware,
+                    bus: Bus::$bus,
+                    block_bytes: $block_bytes,
+                    drive: Drive::$drive,
+                    foreign: stringify!($disk) == "foreign",
+                    online: stringify!($line) == "online",
+                });
+            }
+        )+
+    };
+}
+
+provision_every_kind! {
+    full_mbr_virtio: Mbr, Bios, Virtio, 512, Stick, foreign, online;
+    full_mbr_ahci: Mbr, Bios, Ahci, 512, Optical, foreign, offline;
+    full_mbr_nvme: Mbr, Bios, Nvme, 512, Stick, blank, offline;
+    full_mbr_usb: Mbr, Bios, Usb, 512, Optical, blank, online;
+    full_mbr_sd: Mbr, Bios, Sd, 512, Stick, foreign, offline;
+    full_bios_ahci: Gpt, Bios, Ahci, 512, Optical, foreign, offline;
+    full_bios_nvme: Gpt, Bios, Nvme, 512, Stick, blank, online;
+    full_bios_usb: Gpt, Bios, Usb, 512, Optical, blank, offline;
+    full_bios_sd: Gpt, Bios, Sd, 512, Stick, foreign, offline;
+    full_uefi_virtio: Gpt, Uefi, Virtio, 512, Optical, foreign, online;
+    full_uefi_ahci: Gpt, Uefi, Ahci, 512, Stick, blank, offline;
+    full_uefi_nvme: Gpt, Uefi, Nvme, 512, Optical, blank, offline;
+    full_uefi_usb: Gpt, Uefi, Usb, 512, Stick, foreign, online;
+    full_uefi_virtio_4k: Gpt, Uefi, Virtio, 4096, Optical, foreign, offline;
+    full_uefi_sd: Gpt, Uefi, Sd, 512, Stick, blank, offline;
 }
 
 #[test]

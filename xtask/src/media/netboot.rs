@@ -27,7 +27,9 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
     step("collect what a network boot needs", || {
         fs::create_dir_all(out.join("pxelinux.cfg"))?;
         copy(&parts.recovery.vmlinuz, &out.join("vmlinuz"))?;
-        copy(&parts.recovery.initramfs, &out.join("initramfs.img"))?;
+        let initramfs = &parts.recovery.initramfs;
+        let initramfs = fs::read(initramfs).with_context(|| format!("read {}", initramfs.display()))?;
+        write(&out.join("initramfs.img"), aligned(initramfs))?;
         let file = |name: &str, content: Vec<u8>| Entry::file(&format!("{SITE}/{name}"), content, 0o644);
         let mut entries = vec![Entry::directory("/etc"), Entry::directory(SITE)];
         entries.push(file(media::CONFIG, config.clone().into_bytes()));
@@ -47,6 +49,13 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
     })?;
     produced("files for network boot", out);
     Ok(())
+}
+
+/// The kernel's own loader under UEFI puts one archive right behind the other, and its unpacker takes no archive that does
+/// not begin on four bytes; zeros between them are skipped (Linux' init/initramfs.c, `unpack_to_rootfs`).
+fn aligned(mut archive: Vec<u8>) -> Vec<u8> {
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive
 }
 
 fn arguments(arm: Option<&str>) -> String {

@@ -9,6 +9,7 @@ mod provisioning;
 mod reset;
 mod settle;
 mod setup;
+mod trial;
 
 use std::fs;
 use std::path::PathBuf;
@@ -167,6 +168,7 @@ fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcom
     if let Some(confirmed) = crate::reset::pending(&setup.state.boot_env())? {
         return reset::renew(&setup, confirmed, journal);
     }
+    trial::watch(&setup, journal);
     let mirrors = setup.open_mirrors(journal)?;
     let hasty = mirrors.clone().with_patience(Patience::Rounds(RENEWAL_ROUNDS));
     let machine = setup.machine(&mirrors, &hasty, journal);

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::bootenv::{BootEnvError, Recovering};
 use crate::manifest::Authentic;
-use crate::slots::Slot;
+use crate::slots::Pointers;
 use crate::state::State;
 use crate::verify::Verified;
 
@@ -22,7 +22,7 @@ pub struct Committed {
 pub struct CommitError(#[from] BootEnvError);
 
 /// Records the release, lets `renew` bring the recovery up to date, then gives the system its tries and points GRUB at the
-/// slot that `renew` proved to be whole; a cut before that last write repeats only the cheap comparisons.
+/// slots that `renew` proved to be whole; a cut before that last write repeats only the cheap comparisons.
 ///
 /// # Errors
 /// [`CommitError`]; the next boot comes back to recovery.
@@ -33,9 +33,9 @@ pub fn commit(
     manifest: &Authentic,
     index_object: &[u8],
     tries: u8,
-    renew: impl FnOnce() -> Option<Slot>,
+    renew: impl FnOnce() -> Option<Pointers>,
 ) -> Result<Committed, CommitError> {
     let unrecorded = state.and_then(|state| state.record_installed(manifest, index_object).err());
-    permit.finish(tries, renew().map(Slot::name))?;
+    permit.finish(tries, renew())?;
     Ok(Committed { unrecorded })
 }

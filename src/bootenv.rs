@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::arbiter::Recoveries;
 use crate::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
+use crate::slots::{Pointers, Slot, Trial};
 
 /// What a disk that cannot read or write a sector answers (Linux' include/uapi/asm-generic/errno-base.h).
 const EIO: i32 = 5;
@@ -73,6 +74,15 @@ fn with(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
         }
     }
     env
+}
+
+/// What the variables say about the slots.
+fn pointers(env: &GrubEnv) -> Pointers {
+    Pointers { named: Slot::parse(env.get(names::SLOT)), trial: Trial::parse(env.get(names::TRIAL)) }
+}
+
+fn slot_changes<'a>(to: Pointers) -> [(&'a str, Option<&'a str>); 2] {
+    [(names::SLOT, to.named.map(Slot::name)), (names::TRIAL, to.trial.map(Trial::word))]
 }
 
 impl BootEnv {
@@ -150,8 +160,8 @@ impl BootEnv {
     /// Makes sure that the next boot goes to recovery until [`Recovering::finish`].
     ///
     /// `begun` is what the loop brake counts from now on; `then` what it counts once this recovery has come to its end.
-    /// `slot` is what this recovery was started from, if that is known: GRUB is pointed at what works, so that the other
-    /// one is free.
+    /// `proven` is the slot this recovery was started from, if that is known, and if the recovery has found a release: GRUB
+    /// is pointed at what works, so that the other one is free.
     ///
     /// # Errors
     /// As [`update`](Self::update).
@@ -159,7 +169,7 @@ impl BootEnv {
         &self,
         begun: Recoveries,
         then: Recoveries,
-        slot: Option<&str>,
+        proven: Option<Slot>,
     ) -> Result<Recovering, BootEnvError> {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
@@ -177,7 +187,8 @@ impl BootEnv {
         let begun = begun.to_string();
         let mut changes =
             vec![(names::RECOVERING, Some("1")), (names::TRIES, Some("0")), (names::RECOVERIES, Some(&*begun))];
-        changes.extend(slot.map(|slot| (names::SLOT, Some(slot))));
+        let slots = pointers(&env);
+        changes.extend(slot_changes(proven.map_or(slots.begun(), |slot| slots.proven(slot))));
         self.save(&with(&env, &changes))?;
         Ok(Recovering { env: Some(self.clone()), then, dropped })
     }
@@ -205,6 +216,27 @@ impl BootEnv {
     /// As [`load`](Self::load).
     pub fn recoveries(&self) -> Result<Recoveries, BootEnvError> {
         Ok(Recoveries::parse(self.load_or_empty()?.get(names::RECOVERIES)))
+    }
+
+    /// What is said about the slots of the recovery.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn slots(&self) -> Result<Pointers, BootEnvError> {
+        Ok(pointers(&self.load_or_empty()?))
+    }
+
+    /// The recovery in `booted`, if it is on trial, has shown that it works.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub fn end_trial(&self, booted: Slot) -> Result<(), BootEnvError> {
+        let slots = self.slots()?;
+        if slots.trial == Some(Trial::Tried(booted)) {
+            self.update(&slot_changes(slots.proven(booted)))
+        } else {
+            Ok(())
+        }
     }
 
     fn overwrite(&self, file: &File, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
@@ -244,9 +276,9 @@ impl Recovering {
         Self { env: None, then: Recoveries::default(), dropped: Vec::new() }
     }
 
-    /// Gives the new system its tries, and points GRUB at `slot` for the next recovery, unless that is to stay where it
+    /// Gives the new system its tries, and points GRUB at the slots of the next recovery, unless that is to stay as it
     /// is, in one write. The caller has verified what both will start.
-    pub(crate) fn finish(self, tries: u8, slot: Option<&str>) -> Result<(), BootEnvError> {
+    pub(crate) fn finish(self, tries: u8, slots: Option<Pointers>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
         let (tries, recoveries) = (tries.to_string(), self.then.to_string());
         let mut changes = vec![
@@ -257,7 +289,7 @@ impl Recovering {
             (names::TRIES, Some(&*tries)),
             (names::RECOVERIES, Some(&recoveries)),
         ];
-        changes.extend(slot.map(|slot| (names::SLOT, Some(slot))));
+        changes.extend(slots.into_iter().flat_map(slot_changes));
         env.update(&changes)
     }
 }
@@ -266,6 +298,7 @@ impl Recovering {
 mod tests {
     use super::{BootEnv, Loaded};
     use crate::arbiter::Recoveries;
+    use crate::slots::{Pointers, Ready, Slot};
 
     const BEGUN: Recoveries = Recoveries { serial: 7, count: 0 };
     const THEN: Recoveries = Recoveries { serial: 7, count: 1 };
@@ -309,16 +342,35 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_is_switched_with_the_end_and_kept_where_nothing_is_said() {
+    fn the_slots_are_switched_with_the_end_and_kept_where_nothing_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
-        let slot = || env.load_or_empty().unwrap().get("reflash_slot").map(str::to_owned);
-        let permit = env.begin_recovering(BEGUN, THEN, Some("a")).unwrap();
-        assert_eq!(slot().as_deref(), Some("a"));
-        permit.finish(3, Some("b")).unwrap();
-        assert_eq!(slot().as_deref(), Some("b"));
+        let permit = env.begin_recovering(BEGUN, THEN, Some(Slot::A)).unwrap();
+        let began = Pointers { named: Some(Slot::A), trial: None };
+        assert_eq!(env.slots().unwrap(), began);
+        let to_b = began.leading_to(Ready::Written(Slot::B), Some(Slot::A));
+        permit.finish(3, Some(to_b)).unwrap();
+        assert_eq!(env.slots().unwrap(), to_b);
+        // What runs does not know its slot, and finds nothing about the other: nobody says that it is whole any more.
         env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
-        assert_eq!(slot().as_deref(), Some("b"));
+        assert_eq!(env.slots().unwrap(), began);
+    }
+
+    #[test]
+    fn only_a_trial_that_grub_has_begun_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.end_trial(Slot::B).unwrap();
+        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        for trial in ["b", "a-tried"] {
+            env.update(&[("reflash_slot", Some("a")), ("reflash_trial", Some(trial))]).unwrap();
+            let before = env.slots().unwrap();
+            env.end_trial(Slot::B).unwrap();
+            assert_eq!(env.slots().unwrap(), before);
+        }
+        env.update(&[("reflash_trial", Some("b-tried"))]).unwrap();
+        env.end_trial(Slot::B).unwrap();
+        assert_eq!(env.slots().unwrap(), Pointers { named: Some(Slot::B), trial: None });
     }
 
     #[test]

@@ -28,10 +28,12 @@ pub mod names {
     pub const RESET: &str = "reflash_reset";
     /// The slot of the recovery partition that GRUB takes: `a` or `b`.
     pub const SLOT: &str = "reflash_slot";
+    /// A slot whose recovery is to prove itself: `a` or `b`; `a-tried` or `b-tried` once GRUB has started it.
+    pub const TRIAL: &str = "reflash_trial";
     /// One-shot: the entry GRUB starts next time; GRUB clears it first.
     pub const NEXT_ENTRY: &str = "next_entry";
     /// All of the above. Whatever else is in the block belongs to somebody else.
-    pub const OURS: [&str; 8] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, NEXT_ENTRY];
+    pub const OURS: [&str; 9] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, TRIAL, NEXT_ENTRY];
 }
 
 /// The variables of an environment block, in file order.

@@ -14,14 +14,13 @@ use crate::arbiter::Recoveries;
 use crate::boot::{self, Committed};
 use crate::bootenv::Recovering;
 use crate::fetch::Source;
-use crate::grubenv::names;
 use crate::index::Index;
 use crate::journal::{Journal, Phase};
 use crate::manifest::{Manifest, SYSTEM_IMAGE, TrustedKeys};
 use crate::plan::{Blocks, Found, Plan, Survey, Totals};
 use crate::progress::{Bytes, bytes};
 use crate::readback::Reading;
-use crate::slots::Slot;
+use crate::slots::{Pointers, Ready, Trial};
 use crate::state::{Installed, State};
 use crate::target::BlockTarget;
 use crate::verify::{self, Verified};
@@ -148,7 +147,7 @@ fn install(machine: &Machine<'_>, release: Option<Release>) -> Result<Report, Re
     };
     let totals = plan.1.totals;
     announce(journal, &totals);
-    let permit = prepare(machine, offered.manifest.serial)?;
+    let permit = prepare(machine, offered.manifest.serial, Reach::Source)?;
     for _ in 0..=REWRITES {
         let (survey, todo) = &plan;
         match write_and_read_back(machine, index, survey, todo, &permit)? {
@@ -264,13 +263,12 @@ fn announce(journal: &Journal, totals: &Totals) {
     journal.data(&totals.to_string(), json!(totals));
 }
 
-fn prepare(machine: &Machine<'_>, serial: u64) -> Result<Recovering, RecoveryError> {
+fn prepare(machine: &Machine<'_>, serial: u64, reach: Reach) -> Result<Recovering, RecoveryError> {
     let Some(state) = machine.state else { return Ok(Recovering::without_environment()) };
     let begun = machine.recoveries.towards(serial, machine.asked_for);
     let then = if machine.asked_for { begun } else { begun.one_more() };
-    let booted = machine.renewal.and_then(|renewal| renewal.booted);
-    let permit =
-        state.boot_env().begin_recovering(begun, then, booted.map(Slot::name)).map_err(RecoveryError::Prepare)?;
+    let booted = machine.renewal.and_then(|renewal| renewal.booted).filter(|_| reach == Reach::Source);
+    let permit = state.boot_env().begin_recovering(begun, then, booted).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {
         let dropped = permit.dropped.join(", ");
         machine.journal.warn(&format!("the boot environment is full; removed from it, as not ours: {dropped}"));
@@ -335,7 +333,7 @@ fn commit(
     let Installed { signed, manifest, index_object, .. } = installed;
     let Manifest { version, serial, .. } = manifest;
     let committed = machine.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
-        let permit = permit.map_or_else(|| prepare(machine, *serial), Ok)?;
+        let permit = permit.map_or_else(|| prepare(machine, *serial, reach), Ok)?;
         let renew = || renew(machine, manifest, reach);
         let committed = boot::commit(proof, permit, machine.state, signed, index_object, machine.tries, renew)?;
         if let Some(error) = &committed.unrecorded {
@@ -346,11 +344,22 @@ fn commit(
     Ok(Report { version: version.clone(), serial: *serial, totals, committed })
 }
 
-/// Brings the recovery up to date; what the pointer is to name afterwards.
-fn renew(machine: &Machine<'_>, manifest: &Manifest, reach: Reach) -> Option<Slot> {
+/// Brings the recovery up to date; what GRUB is to be told of the slots afterwards.
+fn renew(machine: &Machine<'_>, manifest: &Manifest, reach: Reach) -> Option<Pointers> {
     let (renewal, state) = (machine.renewal?, machine.state?);
-    let named = state.boot_env().load_or_empty().ok()?;
-    renew::renew(renewal, manifest, Slot::parse(named.get(names::SLOT)), reach, machine.journal)
+    let slots = state.boot_env().slots().ok()?;
+    let ready = renew::renew(renewal, manifest, slots.named, reach, machine.journal)?;
+    let (Ready::Found(slot) | Ready::Written(slot)) = ready;
+    let then = slots.leading_to(ready, renewal.booted);
+    match then.trial {
+        Some(Trial::Due(_)) => machine.journal.note(&format!("the next recovery tries slot {slot}")),
+        Some(Trial::Tried(tried)) if tried == slot => machine.journal.warn(&format!(
+            "the recovery of {} in slot {slot} did not come up when it was tried: the one before it stays",
+            manifest.version
+        )),
+        _ => {}
+    }
+    Some(then)
 }
 
 fn tell_damage(journal: &Journal, index: &Index, survey: &Survey) {

@@ -3,6 +3,9 @@
 //!
 //! GRUB replays no journal, so that no rename is atomic for it. A slot is therefore only written while neither the
 //! pointer names it nor this agent was started from it, and the pointer, one sector, is the only thing that switches.
+//!
+//! That a slot holds what it is to hold says nothing about whether it comes up on this machine. It is therefore on trial
+//! first: GRUB starts it once, and the pointer stays where it is until the agent in it has found a release.
 
 use std::fmt;
 
@@ -62,6 +65,89 @@ impl Slot {
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A slot that has not shown yet that it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// GRUB starts it for the next recovery, once.
+    Due(Slot),
+    /// GRUB has started it. Unless this agent is the one that it started, it did not come up.
+    Tried(Slot),
+}
+
+impl Trial {
+    /// Reads the variable. Anything else counts as no trial.
+    #[must_use]
+    pub fn parse(word: Option<&str>) -> Option<Self> {
+        match word?.split_once('-') {
+            None => Slot::parse(word).map(Self::Due),
+            Some((slot, "tried")) => Slot::parse(Some(slot)).map(Self::Tried),
+            Some(_) => None,
+        }
+    }
+
+    /// The variable's value.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Due(slot) => slot.name(),
+            Self::Tried(Slot::A) => "a-tried",
+            Self::Tried(Slot::B) => "b-tried",
+        }
+    }
+}
+
+/// What the boot environment says about the slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pointers {
+    /// The slot that GRUB starts.
+    pub named: Option<Slot>,
+    /// The one that it is to start once before.
+    pub trial: Option<Trial>,
+}
+
+/// A slot that was found to hold the recovery of the release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// It was there before.
+    Found(Slot),
+    /// It was written just now.
+    Written(Slot),
+}
+
+impl Pointers {
+    /// While a recovery works, no slot is due: it may be written, or be found spoiled.
+    #[must_use]
+    pub fn begun(self) -> Self {
+        Self { trial: self.trial.filter(|trial| matches!(trial, Trial::Tried(_))), ..self }
+    }
+
+    /// The agent in `booted` has found a release, so that it can recover this machine: it is the one to start, and the
+    /// other slot may be written.
+    #[must_use]
+    pub fn proven(self, booted: Slot) -> Self {
+        let other = Trial::Tried(booted.other());
+        Self { named: Some(booted), trial: self.trial.filter(|trial| *trial == other) }
+    }
+
+    /// What leads to a slot that is ready, for an agent in `booted`. One that failed its trial is left alone until it
+    /// holds something else.
+    #[must_use]
+    pub fn leading_to(self, ready: Ready, booted: Option<Slot>) -> Self {
+        let (Ready::Found(slot) | Ready::Written(slot)) = ready;
+        if self.named == Some(slot) {
+            return self.proven(slot);
+        }
+        let tried = self.trial == Some(Trial::Tried(slot));
+        match (ready, tried, booted == Some(slot)) {
+            (Ready::Found(_), true, false) => self,
+            // What was named is lost, or could not be started.
+            (Ready::Found(_), false, true) => self.proven(slot),
+            // Also one on trial that had an answer without any release: it is still to be seen whether it finds one.
+            _ => Self { trial: Some(Trial::Due(slot)), ..self },
+        }
     }
 }
 
@@ -137,7 +223,7 @@ pub fn plan(named: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Slo
 
 #[cfg(test)]
 mod tests {
-    use super::{Carried, HalfCarried, Plan, Slot, plan};
+    use super::{Carried, HalfCarried, Plan, Pointers, Ready, Slot, Trial, plan};
     use crate::digest::Digest;
     use crate::manifest::{File, Manifest, Object};
 
@@ -175,7 +261,54 @@ mod tests {
     }
 
     #[test]
+    fn a_new_recovery_is_trusted_once_it_has_found_a_release_and_not_tried_twice() {
+        let (a, b) = (Slot::A, Slot::B);
+        let old = Pointers { named: Some(a), trial: None };
+        let due = old.leading_to(Ready::Written(b), Some(a));
+        assert_eq!(due, Pointers { named: Some(a), trial: Some(Trial::Due(b)) });
+        // GRUB starts it.
+        let tried = Pointers { trial: Some(Trial::Tried(b)), ..due };
+        assert_eq!(tried.proven(b), Pointers { named: Some(b), trial: None });
+        // It only compared the system: it may be blind in the network.
+        assert_eq!(tried.leading_to(Ready::Found(b), Some(b)), due);
+        // The old one came up instead, and finds the release's recovery in the other slot.
+        assert_eq!(tried.proven(a), tried);
+        assert_eq!(tried.leading_to(Ready::Found(b), Some(a)), tried);
+        // Until the next release brings another, or takes it back.
+        assert_eq!(tried.leading_to(Ready::Written(b), Some(a)), due);
+        assert_eq!(tried.leading_to(Ready::Found(a), Some(a)), tried);
+    }
+
+    #[test]
+    fn a_slot_is_never_due_while_an_agent_may_write_it() {
+        let trials = [None, Some(Trial::Due(Slot::A)), Some(Trial::Due(Slot::B)), Some(Trial::Tried(Slot::A))];
+        for (named, trial) in BOTH.into_iter().flat_map(|named| trials.map(|trial| (named, trial))) {
+            let slots = Pointers { named, trial };
+            assert_eq!(slots.begun().named, named);
+            for began in [slots.begun(), slots.proven(Slot::A), slots.proven(Slot::B)] {
+                assert!(!matches!(began.trial, Some(Trial::Due(_))));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_pointer_comes_back_without_a_trial_of_what_runs() {
+        for booted in BOTH.into_iter().flatten() {
+            let found = Pointers::default().leading_to(Ready::Found(booted), Some(booted));
+            assert_eq!(found, Pointers { named: Some(booted), trial: None });
+            let other = Pointers::default().leading_to(Ready::Found(booted.other()), Some(booted));
+            assert_eq!(other, Pointers { named: None, trial: Some(Trial::Due(booted.other())) });
+        }
+    }
+
+    #[test]
     fn words() {
+        for trial in [Trial::Due(Slot::A), Trial::Due(Slot::B), Trial::Tried(Slot::A), Trial::Tried(Slot::B)] {
+            assert_eq!(Trial::parse(Some(trial.word())), Some(trial));
+        }
+        for word in [None, Some(""), Some("c"), Some("a-"), Some("a-tried-"), Some("-tried"), Some("c-tried")] {
+            assert_eq!(Trial::parse(word), None);
+        }
         for slot in [Slot::A, Slot::B] {
             assert_eq!(Slot::parse(Some(slot.name())), Some(slot));
             assert_ne!(slot.other(), slot);

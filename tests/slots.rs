@@ -11,7 +11,7 @@ use reflash::chain::chain;
 use reflash::fetch::{Directory, Mirrors, Patience, Source};
 use reflash::journal::Journal;
 use reflash::recovery::{self, Medium, Partition, RecoveryError, Renewal, Report};
-use reflash::slots::{FILES, Slot};
+use reflash::slots::{FILES, Pointers, Slot, Trial};
 use reflash::state::State;
 use reflash::sys::mount::{self, Mount};
 use xtask::paths::Paths;
@@ -109,8 +109,25 @@ impl Robot {
         Directory::new(self.fixture.tree())
     }
 
-    fn named(&self) -> Option<Slot> {
-        Slot::parse(self.state().boot_env().load_or_empty().unwrap().get("reflash_slot"))
+    fn slots(&self) -> Pointers {
+        self.state().boot_env().slots().unwrap()
+    }
+
+    /// Where the next recovery begins, as `grub/slot.cfg` has it.
+    fn next(&self) -> Option<Slot> {
+        match self.slots().trial {
+            Some(Trial::Due(slot)) => Some(slot),
+            _ => self.slots().named,
+        }
+    }
+
+    /// GRUB starts it; of a trial it first takes note.
+    fn start_next(&self) -> Slot {
+        let slot = self.next().unwrap_or(Slot::A);
+        if self.slots().trial == Some(Trial::Due(slot)) {
+            self.state().boot_env().update(&[("reflash_trial", Some(Trial::Tried(slot).word()))]).unwrap();
+        }
+        slot
     }
 
     fn holds(&self, slot: Slot, version: &str) -> bool {
@@ -142,7 +159,7 @@ fn the_free_slot_is_written_and_becomes_the_one_to_start() {
     let mut robot = Robot::new();
     robot.recover_from(Slot::A);
     assert!(robot.holds(Slot::A, "1") && robot.holds(Slot::B, "2"));
-    assert_eq!(robot.named(), Some(Slot::B));
+    assert_eq!(robot.next(), Some(Slot::B));
     // The same release costs nothing, from whichever slot it is installed.
     for name in fs::read_dir(robot.recovery.path().join("slots/b")).unwrap() {
         fs::File::options()
@@ -154,7 +171,7 @@ fn the_free_slot_is_written_and_becomes_the_one_to_start() {
     }
     for booted in [Slot::B, Slot::A] {
         robot.recover_from(booted);
-        assert_eq!(robot.named(), Some(Slot::B));
+        assert_eq!(robot.next(), Some(Slot::B));
     }
     for name in FILES {
         let written = fs::metadata(robot.recovery.path().join("slots/b").join(name)).unwrap();
@@ -164,7 +181,62 @@ fn the_free_slot_is_written_and_becomes_the_one_to_start() {
     publish(&mut robot.fixture, "3");
     robot.recover_from(Slot::B);
     assert!(robot.holds(Slot::A, "3") && robot.holds(Slot::B, "2"));
-    assert_eq!(robot.named(), Some(Slot::A));
+    assert_eq!(robot.next(), Some(Slot::A));
+}
+
+#[test]
+fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
+    let mut robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
+    assert_eq!(robot.start_next(), Slot::B);
+    // The release does not even fit: that is no fault of the recovery.
+    let (state, journal, source) = (robot.state(), Journal::new(None, false), robot.source());
+    let medium = Partition::directory(robot.recovery.path());
+    let mut machine = robot.fixture.machine(&source, &robot.target, Some(&state), &journal);
+    machine.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
+    machine.product = "another".into();
+    recovery::run(&machine).unwrap_err();
+    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: None });
+    // From then on it renews the other one.
+    publish(&mut robot.fixture, "3");
+    robot.recover_from(Slot::B);
+    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: Some(Trial::Due(Slot::A)) });
+}
+
+#[test]
+fn a_new_recovery_that_does_not_come_up_is_not_tried_again() {
+    let mut robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert_eq!(robot.start_next(), Slot::B);
+    // It panics, hangs, or finds no network. The same files are not started again, however often the release is installed.
+    for _ in 0..2 {
+        assert_eq!(robot.start_next(), Slot::A);
+        robot.recover_from(Slot::A);
+        assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Tried(Slot::B)) });
+    }
+    // What the next release brings is.
+    publish(&mut robot.fixture, "3");
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::B, "3"));
+    assert_eq!(robot.start_next(), Slot::B);
+    robot.recover_from(Slot::B);
+    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: None });
+}
+
+#[test]
+fn a_new_recovery_that_only_compared_the_system_is_still_on_trial() {
+    let robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert_eq!(robot.start_next(), Slot::B);
+    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let medium = Partition::directory(robot.recovery.path());
+    let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
+    machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
+    let installed = state.installed(&robot.fixture.keys).unwrap();
+    let proof = recovery::compare(&machine, &installed).unwrap();
+    recovery::start_again(&machine, proof, &installed).unwrap();
+    assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
 }
 
 #[test]
@@ -173,12 +245,12 @@ fn a_release_without_a_recovery_changes_nothing() {
     robot.fixture.publish(sample_image(300, 1), |_| {});
     robot.recover_from(Slot::A);
     assert!(robot.holds(Slot::A, "1") && !robot.recovery.path().join("slots/b").exists());
-    assert_eq!(robot.named(), Some(Slot::A));
+    assert_eq!(robot.next(), Some(Slot::A));
     // Nor does one with half of one, and the system is installed all the same.
     let file = robot.fixture.dir.path().join("recovery/vmlinuz");
     robot.fixture.publish(sample_image(300, 1), |spec| spec.files = vec![("recovery/vmlinuz".into(), file)]);
     robot.recover_from(Slot::A);
-    assert_eq!((robot.named(), robot.recovery.path().join("slots/b").exists()), (Some(Slot::A), false));
+    assert_eq!((robot.next(), robot.recovery.path().join("slots/b").exists()), (Some(Slot::A), false));
 }
 
 #[test]
@@ -196,14 +268,14 @@ fn a_cut_or_error_at_every_step_leaves_the_slot_in_use_and_the_pointer() {
             let env = robot.state().boot_env().load_or_empty().unwrap();
             assert_eq!(env.get("reflash_tries"), Some("3"));
             if *failing.left.lock().unwrap() > 0 {
-                assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B) && steps > 8, "{steps}");
+                assert!(robot.holds(Slot::B, "2") && robot.next() == Some(Slot::B) && steps > 8, "{steps}");
                 return;
             }
             // All of it may be there when the last step succeeds as the last one allowed.
-            assert!(robot.named() == Some(Slot::A) || robot.holds(Slot::B, "2"), "step {steps}");
+            assert!(robot.next() == Some(Slot::A) || robot.holds(Slot::B, "2"), "step {steps}");
             // The next recovery mends what was left.
             robot.recover_from(Slot::A);
-            assert!(robot.holds(Slot::A, "1") && robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+            assert!(robot.holds(Slot::A, "1") && robot.holds(Slot::B, "2") && robot.next() == Some(Slot::B));
         }
         steps += 1;
     }
@@ -236,7 +308,7 @@ fn what_the_medium_does_not_keep_is_never_pointed_at() {
     let robot = Robot::new();
     let medium = Forgetful(Partition::directory(robot.recovery.path()));
     robot.recover(&medium, &robot.source(), Slot::A).unwrap();
-    assert!(robot.holds(Slot::A, "1") && robot.named() == Some(Slot::A));
+    assert!(robot.holds(Slot::A, "1") && robot.next() == Some(Slot::A));
 }
 
 #[test]
@@ -255,13 +327,13 @@ fn damaged_and_missing_objects_leave_the_recovery_as_it_is() {
             None => fs::remove_file(&path).unwrap(),
         }
         robot.recover(&medium, &mirrors(), Slot::A).unwrap();
-        assert!(robot.holds(Slot::A, "1") && robot.named() == Some(Slot::A));
+        assert!(robot.holds(Slot::A, "1") && robot.next() == Some(Slot::A));
         // The script is written last: the loader does not take the slot for whole.
         assert!(!robot.recovery.path().join("slots/b/grub.cfg").exists());
     }
     fs::write(&path, good).unwrap();
     robot.recover(&medium, &mirrors(), Slot::A).unwrap();
-    assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+    assert!(robot.holds(Slot::B, "2") && robot.next() == Some(Slot::B));
 }
 
 #[test]
@@ -280,14 +352,14 @@ fn a_lost_environment_finds_its_slot_again_without_the_source() {
         recovery::start_again(&machine, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
     };
     start();
-    assert_eq!(robot.named(), Some(Slot::B));
+    assert_eq!(robot.next(), Some(Slot::B));
     // A slot that was spoiled meanwhile is not the one.
     fs::write(robot.recovery.path().join("slots/b/vmlinuz"), "spoiled").unwrap();
     start();
-    assert_eq!(robot.named(), Some(Slot::A));
+    assert_eq!(robot.start_next(), Slot::A);
     // And is written anew when there is a source again.
     robot.recover_from(Slot::A);
-    assert!(robot.holds(Slot::B, "2") && robot.named() == Some(Slot::B));
+    assert!(robot.holds(Slot::B, "2") && robot.next() == Some(Slot::B));
 }
 
 #[test]
@@ -305,7 +377,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
         Mount::device(&device, "ext4").read_only().on(root).unwrap();
         let medium = Partition::mounted(Path::new(&device), root);
         robot.recover(&medium, &robot.source(), Slot::A).unwrap();
-        assert_eq!(robot.named(), Some(Slot::B));
+        assert_eq!(robot.next(), Some(Slot::B));
         assert!(fs::write(root.join("x"), "x").is_err(), "left open for writing");
         // Still mounted: what GRUB would see if the power were cut now.
         for (slot, version) in [(Slot::A, "1"), (Slot::B, "2")] {
@@ -319,11 +391,11 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
         let mut robot = robot;
         publish(&mut robot.fixture, "3");
         robot.recover(&medium, &robot.source(), Slot::B).unwrap();
-        assert_eq!(robot.named(), Some(Slot::B));
+        assert_eq!(robot.next(), Some(Slot::B));
         assert!(fs::write(root.join("x"), "x").is_err(), "left open for writing");
         drop(busy);
         robot.recover(&medium, &robot.source(), Slot::B).unwrap();
-        assert_eq!(robot.named(), Some(Slot::A));
+        assert_eq!(robot.next(), Some(Slot::A));
         mount::unmount(root).unwrap();
         // A partition without room.
         let filler = tempfile::NamedTempFile::new().unwrap();
@@ -333,7 +405,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
         Mount::device(&device, "ext4").read_only().on(root).unwrap();
         publish(&mut robot.fixture, "4-is-longer");
         robot.recover(&medium, &robot.source(), Slot::A).unwrap();
-        assert_eq!(robot.named(), Some(Slot::A));
+        assert_eq!(robot.next(), Some(Slot::A));
         mount::unmount(root).unwrap();
         for (name, content) in recovery_of("3") {
             let seen = xtask::grub::read_file(&image, &format!("/slots/a/{name}")).unwrap();

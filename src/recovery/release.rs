@@ -48,6 +48,7 @@ pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
     let signed = signed.ok_or(ManifestError::NoKeys)?;
     let manifest = Manifest::parse(&signed)?;
     (machine.learn_time)(manifest.created_unix_s);
+    end_trial(machine);
     manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
     let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
     if !machine.allow_older {
@@ -58,6 +59,16 @@ pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
         json!({ "version": manifest.version, "serial": manifest.serial }),
     );
     Ok(Release { signed, manifest })
+}
+
+/// Disk, network, clock and keys work: a renewed recovery needs to show no more than that. Whether the release fits is not
+/// its business.
+fn end_trial(machine: &Machine<'_>) {
+    let (Some(state), Some(renewal)) = (machine.state, machine.renewal) else { return };
+    let ended = renewal.booted.map_or(Ok(()), |booted| state.boot_env().end_trial(booted));
+    if let Err(error) = ended {
+        machine.journal.warn(&format!("this recovery stays on trial: {}", chain(&error)));
+    }
 }
 
 pub(super) fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<(Index, Vec<u8>), RecoveryError> {

@@ -11,7 +11,7 @@ use crate::fetch::{FetchError, SinkError, Source};
 use crate::journal::Journal;
 use crate::manifest::{Manifest, Object, object_path};
 use crate::progress::bytes;
-use crate::slots::{Carried, HalfCarried, Plan, Slot, plan};
+use crate::slots::{Carried, HalfCarried, Plan, Ready, Slot, plan};
 
 /// Read at once.
 const READ_BYTES: usize = 256 * 1024;
@@ -102,15 +102,15 @@ pub enum Reach {
     Source,
 }
 
-/// Makes sure that a slot holds the recovery of the release, as far as that can be had; the slot GRUB is to be pointed at,
-/// read back, or `None` to leave the pointer where it is. What went wrong is told, and no error.
+/// Makes sure that a slot holds the recovery of the release, as far as that can be had; which one does, read back, or
+/// `None` to leave GRUB's pointers as they are. What went wrong is told, and no error.
 pub fn renew(
     renewal: Renewal<'_>,
     manifest: &Manifest,
     named: Option<Slot>,
     reach: Reach,
     journal: &Journal,
-) -> Option<Slot> {
+) -> Option<Ready> {
     try_renew(renewal, manifest, named, reach, journal).unwrap_or_else(|error| {
         journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
         None
@@ -123,10 +123,10 @@ fn try_renew(
     named: Option<Slot>,
     reach: Reach,
     journal: &Journal,
-) -> Result<Option<Slot>, RenewError> {
+) -> Result<Option<Ready>, RenewError> {
     let Some(carried) = Carried::by(manifest)? else { return Ok(None) };
     match plan(named, renewal.booted, |slot| holds(renewal.medium, slot, &carried)) {
-        Plan::Point(slot) => Ok(Some(slot)),
+        Plan::Point(slot) => Ok(Some(Ready::Found(slot))),
         Plan::Write(slot) if reach == Reach::Source => {
             let size_bytes: u64 = carried.files().map(|(_, object)| object.size_bytes).sum();
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
@@ -135,8 +135,7 @@ fn try_renew(
             if !holds(renewal.medium, slot, &carried) {
                 return Err(RenewError::ReadBack { slot });
             }
-            journal.note(&format!("the next recovery starts from slot {slot}"));
-            Ok(Some(slot))
+            Ok(Some(Ready::Written(slot)))
         }
         Plan::Write(_) | Plan::Leave => Ok(None),
     }

@@ -12,6 +12,7 @@ use crate::cli::Common;
 use crate::grubenv::names;
 use crate::manifest::SYSTEM_IMAGE;
 use crate::progress::bytes;
+use crate::slots::Trial;
 use crate::state::State;
 
 /// Attempts shown to a person; JSON has all that are kept.
@@ -53,8 +54,13 @@ pub(super) fn run(common: &Common) -> Result<u8, Failure> {
         let told: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| tell(attempt, marks)).collect();
         let told = if told.is_empty() { "none is recorded".to_owned() } else { told.join("\n") };
         let slot = env.get(names::SLOT).unwrap_or("unknown");
+        let trial = match Trial::parse(env.get(names::TRIAL)) {
+            Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
+            Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),
+            None => String::new(),
+        };
         format!(
-            "{what}\nthis boot {good}; tries left before recovery: {tries}; recovery slot: {slot}\n\
+            "{what}\nthis boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}\n\
              recoveries, the last one first:\n{told}"
         )
     });

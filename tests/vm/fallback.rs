@@ -69,6 +69,11 @@ impl Robot {
         });
     }
 
+    /// Takes its server away.
+    pub fn stop_serving(&mut self) {
+        self.server = None;
+    }
+
     /// Switches it on.
     pub fn start(&mut self, name: &str) -> Running {
         self.starts += 1;
@@ -148,7 +153,7 @@ fn full_a_request_that_nobody_answers_gives_the_machine_back() {
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
     let mut vm = robot.start("unanswered");
     expect(&vm, &["starting it", "tiny system 1 is up"]);
-    robot.server = None;
+    robot.stop_serving();
     ask(&mut vm, "reflash request");
     vm.type_text("reboot -f\n").unwrap();
     expect(&vm, &["reason: requested", "asking http://", "no release is to be had", "tiny system 1 is up"]);
@@ -223,7 +228,7 @@ fn full_no_environment_bricks_or_wipes() {
     expect(&vm, &["Recovery, reason: env-lost", "made anew", "tiny system 1 is up"]);
     vm.cut_power();
     // From here on there is no server: the answers must be cheap.
-    robot.server = None;
+    robot.stop_serving();
     let header = b"# GRUB Environment Block\n";
     let mut unknown = [b'#'; 512];
     unknown[..header.len() + 24].copy_from_slice(&[&header[..], b"x=1\nroot=hd9\nprefix=/no\n"].concat());

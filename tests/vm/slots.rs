@@ -2,6 +2,7 @@
 //! afterwards, one of the two starts.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use reflash::grubenv::names;
 use reflash::slots::{FILES, RELEASE_FOLDER, Slot};
@@ -12,32 +13,39 @@ use xtask::vm::{Firmware, Running};
 
 use super::fallback::{Robot, ask, expect};
 
-/// An uncompressed archive of one empty file, as the kernel takes it behind another one (Linux'
+/// An uncompressed archive of one file, as the kernel takes it, also behind another one (Linux'
 /// Documentation/driver-api/early-userspace/buffer-format.rst).
-fn archive_of(file: &str) -> Vec<u8> {
-    let entry = |name: &str, mode: u32| {
+fn archive_of(file: &str, mode: u32, content: &[u8]) -> Vec<u8> {
+    let entry = |name: &str, mode: u32, content: &[u8]| {
         let mut entry = b"070701".to_vec();
-        for field in [1, mode, 0, 0, 1, 0, 0, 0, 0, 0, 0, name.len() as u32 + 1, 0] {
+        for field in [1, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0] {
             entry.extend(format!("{field:08x}").into_bytes());
         }
         entry.extend(name.as_bytes());
-        // The name ends with a zero byte, and the entry on four bytes.
+        // The name ends with a zero byte, and it and the content on four bytes.
         entry.resize((entry.len() + 1).next_multiple_of(4), 0);
+        entry.extend(content);
+        entry.resize(entry.len().next_multiple_of(4), 0);
         entry
     };
-    [entry(file, 0o100_644), entry("TRAILER!!!", 0)].concat()
+    [entry(file, mode, content), entry("TRAILER!!!", 0, b"")].concat()
 }
 
-/// The recovery of this checkout with another initramfs.
+/// The recovery of this checkout with another initramfs, which holds a file more.
 fn another_recovery(folder: &Path) -> Vec<(String, PathBuf)> {
+    let mut initramfs = std::fs::read(Paths::of_checkout().dist().join("initramfs.img")).unwrap();
+    initramfs.resize(initramfs.len().next_multiple_of(4), 0);
+    initramfs.extend(archive_of("renewed", 0o100_644, b""));
+    recovery_with(folder, &initramfs)
+}
+
+/// The recovery of this checkout with that initramfs.
+fn recovery_with(folder: &Path, initramfs: &[u8]) -> Vec<(String, PathBuf)> {
     let dist = Paths::of_checkout().dist();
     let file = |name| match name {
         "grub.cfg" => dist.join("grub/slot.cfg"),
         "vmlinuz" => dist.join("vmlinuz"),
         _ => {
-            let mut initramfs = std::fs::read(dist.join("initramfs.img")).unwrap();
-            initramfs.resize(initramfs.len().next_multiple_of(4), 0);
-            initramfs.extend(archive_of("renewed"));
             std::fs::write(folder.join(name), initramfs).unwrap();
             folder.join(name)
         }
@@ -60,16 +68,19 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
 
     robot.publish_with("2", another_recovery(folder.path()));
     request(&mut vm);
-    expect(&vm, &["reason: requested", "recovery slot a", "the next recovery starts from slot b"]);
+    expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b"]);
     expect(&vm, &["tiny system 2 is up"]);
     let status = ask(&mut vm, "reflash status");
-    assert!(status.contains("recovery slot: b"), "{status}");
+    assert!(status.contains("recovery slot: a, once b has shown that it works: b"), "{status}");
 
     // Nothing is written a second time.
     request(&mut vm);
-    let told = expect(&vm, &["reason: requested", "recovery slot b", "2 is installed"]);
+    expect(&vm, &["reason: requested", "Trying the renewed recovery of slot b", "recovery slot b"]);
+    let told = expect(&vm, &["on trial until it has found a release", "2 is installed"]);
     assert!(!told.contains("another recovery"), "{told}");
     expect(&vm, &["tiny system 2 is up"]);
+    let status = ask(&mut vm, "reflash status");
+    assert!(status.contains("recovery slot: b\n"), "{status}");
     vm.cut_power();
 
     // Its kernel cannot be started: the other slot's is, and mends it.
@@ -77,7 +88,7 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
     disk::change_environment(&robot.disk, &[(names::NEXT_ENTRY, "recovery")]).unwrap();
     vm = robot.start("slots");
     expect(&vm, &["Recovery, reason: requested", "Trying slot a", "recovery slot a"]);
-    expect(&vm, &["the next recovery starts from slot b", "tiny system 2 is up"]);
+    expect(&vm, &["the next recovery tries slot b", "tiny system 2 is up"]);
     vm.cut_power();
 
     // The environment is lost, and with it the pointer, and the boot script it then begins with.
@@ -86,7 +97,7 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
     vm = robot.start("slots");
     expect(&vm, &["Recovery, reason: env-lost", "recovery slot b", "is intact: starting it", "tiny system 2 is up"]);
     let status = ask(&mut vm, "reflash status");
-    assert!(status.contains("recovery slot: b"), "{status}");
+    assert!(status.contains("recovery slot: b\n"), "{status}");
     vm.cut_power();
 
     // No script is left at all; a release brings one back.
@@ -94,6 +105,62 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
         robot.spoil_on("recovery", &format!("/{}/grub.cfg", slot.folder()));
     }
     vm = robot.start("slots");
-    expect(&vm, &["No boot script can be read", "recovery slot b", "the next recovery starts from slot a"]);
+    expect(&vm, &["No boot script can be read", "recovery slot b", "the next recovery tries slot a"]);
     expect(&vm, &["tiny system 2 is up"]);
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_renewed_recovery_that_panics_hangs_or_finds_no_network_gives_way_to_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut vm = robot.start("trial");
+    expect(&vm, &["reason: tries", "recovery slot a", "tiny system 1 is up"]);
+
+    // Without a program to start its kernel panics. What was asked for is done by the old one.
+    robot.publish_with("2", recovery_with(folder.path(), &archive_of("nothing", 0o100_644, b"")));
+    request(&mut vm);
+    expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 2 is up"]);
+    request(&mut vm);
+    expect(&vm, &["reason: requested", "Trying the renewed recovery of slot b", "Kernel panic"]);
+    let told = expect(&vm, &["reason: requested", "recovery slot a"]);
+    assert!(!told.contains("Trying"), "{told}");
+    expect(&vm, &["the recovery of 2 in slot b did not come up", "tiny system 2 is up"]);
+    let status = ask(&mut vm, "reflash status");
+    assert!(status.contains("recovery slot: a; b was tried and did not come up"), "{status}");
+    // Nor is it tried again.
+    request(&mut vm);
+    let told = expect(&vm, &["reason: requested", "recovery slot a", "did not come up", "tiny system 2 is up"]);
+    assert!(!told.contains("Trying"), "{told}");
+
+    // busybox as /init waits for ever: it stands for a kernel that hangs. The next release carries it.
+    let hangs = archive_of("init", 0o100_755, &busybox);
+    robot.publish_with("3", recovery_with(folder.path(), &hangs));
+    request(&mut vm);
+    expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 3 is up"]);
+    vm.cut_power();
+    // The system does not come up any more, and nobody is there but the battery.
+    disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
+    vm = robot.start("trial");
+    expect(&vm, &["reason: tries", "Trying the renewed recovery of slot b"]);
+    assert!(vm.wait_for("recovery slot", Duration::from_secs(60)).is_err(), "it does not hang");
+    vm.cut_power();
+    vm = robot.start("trial");
+    let told = expect(&vm, &["reason: tries", "recovery slot a"]);
+    assert!(!told.contains("Trying"), "{told}");
+    expect(&vm, &["the recovery of 3 in slot b did not come up", "tiny system 3 is up"]);
+
+    // It works, and the network does not.
+    robot.publish_with("4", another_recovery(folder.path()));
+    request(&mut vm);
+    expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 4 is up"]);
+    vm.cut_power();
+    robot.stop_serving();
+    // Damaged, so that it cannot be given back without a server.
+    robot.spoil_on("system", "/padding");
+    disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
+    vm = robot.start("trial");
+    expect(&vm, &["reason: tries", "Trying the renewed recovery of slot b", "recovery slot b", "on trial"]);
+    expect(&vm, &["of this recovery's trial: the one before it takes over", "reason: tries", "recovery slot a"]);
 }

@@ -3,7 +3,7 @@
 
 use reflash::arbiter::Reason;
 use reflash::grubenv::{GrubEnv, names};
-use reflash::slots::Slot;
+use reflash::slots::{Slot, Trial};
 
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +43,19 @@ pub fn choose_slot(block: Option<&[u8]>, has_script: impl Fn(Slot) -> bool) -> S
     if has_script(first) { first } else { first.other() }
 }
 
+/// The slot whose recovery its boot script, of the slot `own`, starts first.
+#[must_use]
+pub fn choose_recovery(block: Option<&[u8]>, own: Slot) -> Slot {
+    let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
+    match Trial::parse(env.get(names::TRIAL)) {
+        Some(Trial::Due(slot)) => slot,
+        _ => own,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Choice, choose, choose_slot};
+    use super::{Choice, choose, choose_recovery, choose_slot};
     use reflash::arbiter::Reason;
     use reflash::slots::Slot;
 
@@ -67,6 +77,15 @@ mod tests {
             assert_eq!(of(variables, [false, true]), Slot::B, "{variables:?}");
         }
         assert_eq!(choose_slot(None, |slot| slot == Slot::B), Slot::B);
+    }
+
+    #[test]
+    fn a_trial_goes_first_and_only_once() {
+        for (value, expected) in [("b", Slot::B), ("a", Slot::A), ("b-tried", Slot::A), ("", Slot::A), ("c", Slot::A)] {
+            let block = format!("# GRUB Environment Block\nreflash_trial={value}\n");
+            assert_eq!(choose_recovery(Some(block.as_bytes()), Slot::A), expected, "{value:?}");
+        }
+        assert_eq!(choose_recovery(None, Slot::B), Slot::B);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use reflash::target::BlockTarget;
 
 use super::disk::{BLOCK_BYTES, Disk, Region};
 use super::explore::Kind;
-use super::grub::{Choice, choose, choose_slot};
+use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use crate::demo;
 use crate::step::output;
 
@@ -146,7 +146,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Whatever is started now, the next recovery must come up: the slot that the loader begins with holds all of one
-    /// recovery, as GRUB reads it.
+    /// recovery, as GRUB reads it, and so does one that is to be tried.
     fn judge_slot(&mut self, disk: &Disk, environment: Option<&[u8]>, kind: Kind) -> Result<()> {
         let slots = self.slots(&disk.recovery)?;
         let files = |slot| &slots[usize::from(slot == Slot::B)];
@@ -160,7 +160,13 @@ impl<'a> Judge<'a> {
             "the loader begins with slot {slot}, which is not whole ({})",
             if whole(slot.other()) { "the other one is" } else { "neither is the other one" }
         );
-        let other = if whole(slot.other()) { "" } else { ", the other one is not whole" };
+        let tried = choose_recovery(environment, slot);
+        ensure!(whole(tried) || kind == Kind::Torn, "slot {tried} is to be tried, and is not whole");
+        let other = match (tried == slot, whole(slot.other())) {
+            (false, _) => ", and tries the other one",
+            (true, true) => "",
+            (true, false) => ", the other one is not whole",
+        };
         *self.endings.entry(format!("the loader begins with slot {slot}{other}")).or_default() += 1;
         Ok(())
     }
@@ -454,6 +460,9 @@ mod tests {
             ([("1", 3), ("2", 0)], to_b, true),
             ([("1", 0), ("2", 3)], "", true),
             ([("1", 0), ("2", 0)], to_a, false),
+            ([("1", 3), ("2", 3)], "reflash_slot=a\nreflash_trial=b\n", true),
+            ([("1", 3), ("2", 2)], "reflash_slot=a\nreflash_trial=b\n", false),
+            ([("1", 3), ("2", 2)], "reflash_slot=a\nreflash_trial=b-tried\n", true),
         ] {
             assert_eq!(ends_well(slots, variables, Kind::Prefix), expected, "{slots:?} {variables:?}");
         }

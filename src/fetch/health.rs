@@ -27,8 +27,8 @@ struct State {
     sources: Vec<OneSource>,
     /// By source and object: when it lacked the object or sent wrong bytes.
     unfit: HashMap<(usize, String), Instant>,
-    /// The pause that was agreed on last: when, and until when.
-    pause: Option<(Instant, Instant)>,
+    /// When the pause that was agreed on ends; gone with the next sign of life.
+    pause: Option<Instant>,
 }
 
 struct OneSource {
@@ -74,6 +74,7 @@ impl State {
 
     fn alive(&mut self, index: usize) {
         self.sources[index].trouble = None;
+        self.pause = None;
     }
 
     fn went_well(&mut self, index: usize) {
@@ -107,15 +108,12 @@ impl State {
         news
     }
 
-    /// The pause after a round that began at `began` and failed: `wait`, or what is left of the pause that somebody else
-    /// has begun since. With when it ends, and whether it is a new one.
-    fn agree(&mut self, began: Instant, now: Instant, wait: Duration) -> (Instant, bool) {
-        match self.pause {
-            Some((agreed, until)) if agreed >= began && until > now => (until, false),
-            _ => {
-                self.pause = Some((now, now + wait));
-                (now + wait, true)
-            }
+    /// The pause after a failed round: `wait`, or what is left of the pause that somebody else has begun, be it before
+    /// this round, unless a source has shown signs of life since. With when it ends, and whether it is a new one.
+    fn agree(&mut self, now: Instant, wait: Duration) -> (Instant, bool) {
+        match self.pause.filter(|until| *until > now) {
+            Some(until) => (until, false),
+            None => (*self.pause.insert(now + wait), true),
         }
     }
 }
@@ -154,8 +152,8 @@ impl Health {
     }
 
     /// Agrees on the pause after a failed round; see [`State::agree`].
-    pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
-        self.state().agree(began, Instant::now(), wait)
+    pub(super) fn agree(&self, wait: Duration) -> (Instant, bool) {
+        self.state().agree(Instant::now(), wait)
     }
 }
 
@@ -286,14 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_agreed_on_by_those_who_failed_in_the_same_round() {
+    fn a_pause_is_agreed_on_by_all_who_fail_until_it_ends_or_a_source_lives() {
         let mut state = State::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(state.agree(at(0), at(2), Duration::from_secs(8)), (at(10), true));
-        assert_eq!(state.agree(at(1), at(3), Duration::from_secs(60)), (at(10), false));
-        // The next round, and one that began while the others paused.
-        assert_eq!(state.agree(at(10), at(11), Duration::from_secs(8)), (at(19), true));
-        assert_eq!(state.agree(at(12), at(13), Duration::from_secs(1)), (at(14), true));
+        assert_eq!(state.agree(at(2), Duration::from_secs(8)), (at(10), true));
+        assert_eq!(state.agree(at(3), Duration::from_secs(60)), (at(10), false));
+        assert_eq!(state.agree(at(11), Duration::from_secs(8)), (at(19), true), "the next round");
+        state.alive(0);
+        assert_eq!(state.agree(at(13), Duration::from_secs(1)), (at(14), true), "the line was back meanwhile");
     }
 }

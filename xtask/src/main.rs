@@ -156,6 +156,9 @@ struct PowerCutArgs {
     /// Seed of everything random; the same seed gives the same states for the same recording.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// About how many states of each recording are judged; a state is found again with the same number.
+    #[arg(long, default_value_t = powercut::USUAL_STATES)]
+    states: usize,
     /// States of each recording that are really booted.
     #[arg(long, default_value_t = 1)]
     boots: usize,
@@ -283,8 +286,8 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo => demo::run(&paths, yes),
         Command::Test { full } => test::run(&paths, full, yes),
-        Command::PowerCut(PowerCutArgs { seed, boots, state }) => {
-            powercut::run(&paths, &powercut::Options { seed, boots, state }, yes)
+        Command::PowerCut(PowerCutArgs { seed, states, boots, state }) => {
+            powercut::run(&paths, &powercut::Options { seed, states, boots, state }, yes)
         }
         Command::Agent => agent::build(&paths, yes).map(drop),
         Command::Initramfs { keys } => initramfs::recovery(&paths, &keys, yes).map(drop),

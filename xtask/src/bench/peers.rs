@@ -6,7 +6,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::release::DEFAULT_LEVEL;
 use crate::step::{run, step};
 
 /// A peer: how to ask for its version, what it is good for, and how to get it.
@@ -98,7 +97,7 @@ impl Peer {
             ),
             // Built with zstd it unpacks several times as fast as with its default, brotli.
             "bita" => format!(
-                "if bita compress --help | grep -q zstd; then with='--compression zstd --compression-level {DEFAULT_LEVEL}'; fi; \
+                "if bita compress --help | grep -q zstd; then with='--compression zstd'; fi; \
                  bita compress --force-create $with -i {image} {name}.cba"
             ),
             _ => return Ok(()),

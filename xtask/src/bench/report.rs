@@ -125,19 +125,23 @@ impl Results {
             "| case | tool | wall s | CPU s | peak MiB | MB | requests | wall / least | wall / best other |\n\
              |---|---|---|---|---|---|---|---|---|\n",
         );
+        // A bar would end the cell of a table.
+        let cell = |tool: &str| tool.replace('|', "\\|");
         for (case, tool) in self.rows() {
             let of = |of: fn(&Cost) -> f64| self.median(&case, &tool, of);
             let Some(wall_s) = of(|cost| cost.wall_s) else {
-                let _ = writeln!(out, "| {case} | {tool} | failed | | | | | | |");
+                let _ = writeln!(out, "| {case} | {} | failed | | | | | | |", cell(&tool));
                 continue;
             };
             let limit = if case.starts_with("update") { UPDATE_LIMIT_MB } else { f64::INFINITY };
             let best = self.best_peer(&case, limit).filter(|_| tool == OURS);
-            let ratio = best.map(|(peer, best_s)| format!("{:.2} ({peer})", wall_s / best_s)).unwrap_or_default();
+            let ratio =
+                best.map(|(peer, best_s)| format!("{:.2} ({})", wall_s / best_s, cell(&peer))).unwrap_or_default();
             let value = |of: fn(&Cost) -> f64| self.median(&case, &tool, of).unwrap_or_default();
             let _ = writeln!(
                 out,
-                "| {case} | {tool} | {wall_s:.2} | {:.2} | {:.0} | {:.1} | {:.0} | {:.2} | {ratio} |",
+                "| {case} | {} | {wall_s:.2} | {:.2} | {:.0} | {:.1} | {:.0} | {:.2} | {ratio} |",
+                cell(&tool),
                 value(|cost| cost.cpu_s),
                 value(|cost| cost.peak_rss_mib),
                 value(|cost| cost.download_mb),
@@ -212,15 +216,19 @@ mod tests {
             run("update_stable", "whole", 1.5, 450.0, true),
             run("update_stable", "bita", 10.0, 60.0, true),
             run("update_stable", "casync", 8.0, 66.0, true),
+            run("fresh", "curl|zstd|dd", 3.0, 450.0, true),
+            run("unchanged", "a|b", 3.0, 0.0, false),
         ]);
         let json = results.json();
         assert_eq!(json["update_wall_ratio_to_best_peer"], 0.25);
         assert_eq!(json["update_stable_download_mb"], 20.0);
         assert!(json["fresh_wall_ratio_to_curl_zstd_dd"].is_null(), "what was not run has no figure");
-        assert_eq!(json["runs"].as_array().unwrap().len(), 5);
+        assert_eq!(json["runs"].as_array().unwrap().len(), 7);
         assert!(
             results.table().contains("| update_stable | reflash | 2.00 |") && results.table().contains("0.25 (casync)")
         );
         assert!(results.table().contains("quick but wrong | failed"));
+        let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+        assert!(results.table().lines().filter(|line| line.starts_with('|')).all(|line| columns(line) == 10));
     }
 }

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, ensure};
 pub const SECTOR_BYTES: u64 = 512;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
+/// A disk takes a large write apart and finishes the parts in any order: each piece of this size counts as a write.
+const PIECE_BYTES: usize = 64 * 1024;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
@@ -62,7 +64,13 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
         }
         if len > 0 {
             let (offset, durable) = (first * SECTOR_BYTES, flags & FUA != 0);
-            entries.push(Entry::Write { offset, data: data.to_vec(), durable });
+            // One that waits for the medium is there as a whole when anything later is.
+            let piece = if durable { len } else { PIECE_BYTES };
+            entries.extend(data.chunks(piece).zip((offset..).step_by(piece)).map(|(data, offset)| Entry::Write {
+                offset,
+                data: data.to_vec(),
+                durable,
+            }));
         }
         rest = &rest[sector + len..];
     }
@@ -93,6 +101,22 @@ mod tests {
         assert_eq!(parse(&log).unwrap(), [write(1), Entry::Flush]);
         assert!(parse(&[head([MAGIC, 1, 1]), head([0, 8, DISCARD])].concat()).is_err());
         assert!(parse(&[1; 512]).is_err());
+    }
+
+    #[test]
+    fn a_large_write_is_taken_apart_unless_it_waited_for_the_medium() {
+        let mut log = head([MAGIC, 1, 2]);
+        log.extend([head([8, 300, 0]), vec![1; 300 * 512], head([8, 300, FUA]), vec![2; 300 * 512]].concat());
+        let entries = parse(&log).unwrap();
+        let places = entries.iter().map(|entry| match entry {
+            Entry::Write { offset, data, durable } => (*offset, data.len(), *durable),
+            Entry::Flush => (0, 0, false),
+        });
+        let whole = (4096, 300 * 512, true);
+        assert_eq!(
+            places.collect::<Vec<_>>(),
+            [(4096, 65536, false), (4096 + 65536, 65536, false), (4096 + 131_072, 22528, false), whole]
+        );
     }
 
     #[test]

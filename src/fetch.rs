@@ -54,8 +54,26 @@ pub enum SinkError {
 /// Takes the bytes of a range in order, piece by piece.
 pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), SinkError>;
 
-/// Looks at whole small objects before they are returned; the text says why they are refused.
-pub type Check<'a> = &'a mut dyn FnMut(&[Vec<u8>]) -> Result<(), String>;
+/// Looks at whole small objects before they are returned.
+pub type Check<'a> = &'a mut dyn FnMut(&[Vec<u8>]) -> Result<(), Refusal>;
+
+/// Why a [`Check`] refuses what came, in words for the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Damaged, or signed by nobody trusted: asking again may bring what was meant.
+    Wrong(String),
+    /// Genuine, and of no use here, as a release older than the installed one: only another source can help.
+    Unsuitable(String),
+}
+
+impl Refusal {
+    fn of(self, url: &str) -> FetchError {
+        match self {
+            Self::Wrong(why) => FetchError::new(Kind::Corrupt, url, why),
+            Self::Unsuitable(why) => FetchError::new(Kind::Unsuitable, url, why),
+        }
+    }
+}
 
 /// One copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
 pub trait Source: Send + Sync {
@@ -67,7 +85,7 @@ pub trait Source: Send + Sync {
     /// may have.
     ///
     /// # Errors
-    /// [`Kind::Corrupt`] when `check` refused them, [`Kind::Protocol`] when one is too large, else what the transfer
+    /// [`Kind::Corrupt`] or [`Kind::Unsuitable`] when `check` refused them, [`Kind::Protocol`] when one is too large, else what the transfer
     /// met.
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError>;
 

@@ -4,7 +4,9 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reflash::fetch::{Clock, FetchError, Http, Kind, Mirrors, Options, Patience, SinkError, Source, open, open_all};
+use reflash::fetch::{
+    Clock, FetchError, Http, Kind, Mirrors, Options, Patience, Refusal, SinkError, Source, open, open_all,
+};
 
 use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
 
@@ -551,7 +553,11 @@ fn a_manifest_and_its_signature_come_from_the_same_mirror() {
     let whole = serving(b"version 1", b"of 1");
     let wanted = [("stable/manifest.json", 100), ("stable/manifest.json.minisig", 100)];
     let mut check = |all: &[Vec<u8>]| {
-        if all[0].last() == all[1].last() { Ok(()) } else { Err("the signature does not match".to_owned()) }
+        if all[0].last() == all[1].last() {
+            Ok(())
+        } else {
+            Err(Refusal::Wrong("the signature does not match".to_owned()))
+        }
     };
     let record = Record::default();
     let mirrors = record.mirrors(&[torn.url(), whole.url()], Patience::Rounds(1));

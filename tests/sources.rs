@@ -9,10 +9,12 @@ use std::time::Instant;
 use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, Patience, Sink, Source};
 use reflash::index::{FrameContent, Index, StoredNo};
 use reflash::manifest::object_path;
+use reflash::recovery::RecoveryError;
+use reflash::state::State;
 use reflash::target::DeviceTarget;
 
 use crate::support::server::{Server, object, status};
-use crate::support::{Fixture, sample_image};
+use crate::support::{Fixture, MemoryTarget, sample_image};
 
 /// The server of a tree, and what it sent, by path.
 struct Origin {
@@ -212,6 +214,47 @@ fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
     let told = told.lock().unwrap();
     assert!((1..=2).contains(&told.len()) && told[0].contains("is not there"), "{told:?}");
     assert!(started.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn an_old_stick_or_one_for_another_machine_does_not_hide_what_the_server_has() {
+    let mut fixture = Fixture::with(sample_image(300, 1), |spec| spec.serial = Some(4));
+    let [old, foreign] = ["old", "foreign"].map(|name| fixture.dir.path().join(name));
+    copy(&fixture.tree(), &old);
+    fixture.publish(sample_image(300, 2), |spec| {
+        (spec.serial, spec.hardware) = (Some(9), vec!["unit-b".into()]);
+    });
+    copy(&fixture.tree(), &foreign);
+    std::fs::remove_dir_all(fixture.tree()).unwrap();
+    fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(6));
+    let state = State::new(fixture.dir.path());
+    let target = MemoryTarget::new(vec![0; fixture.image.len()]);
+    fixture.recover(&Directory::new(fixture.tree()), &target, Some(&state)).unwrap();
+    fixture.publish(sample_image(300, 4), |spec| spec.serial = Some(7));
+
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let of = |paths: &[&Path]| {
+        let all = Arc::clone(&told);
+        let sources = paths.iter().map(|path| Box::new(Directory::new(*path)) as Box<dyn Source>).collect();
+        Mirrors::new(sources, Patience::Rounds(2)).on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()))
+    };
+    // Where nothing else is to be had, the reason is that of the release, at once.
+    let started = Instant::now();
+    let error = fixture.recover(&of(&[&foreign, &old]), &target, Some(&state)).unwrap_err();
+    assert!(matches!(error, RecoveryError::Manifest(_)) && started.elapsed().as_millis() < 400, "{error:?}");
+    assert!(reflash::chain::chain(&error).contains("serial 4, older than the installed 6"), "{error:?}");
+    // What is not there now may be later, and have it.
+    let error = fixture.recover(&of(&[&old, Path::new("/nowhere")]), &target, Some(&state)).unwrap_err();
+    assert!(matches!(error, RecoveryError::Fetch { .. }) && error.is_retryable(), "{error:?}");
+    told.lock().unwrap().clear();
+
+    fixture.recover(&of(&[&old, &foreign, &fixture.tree()]), &target, Some(&state)).unwrap();
+    assert!(target.content() == fixture.image);
+    let told = told.lock().unwrap();
+    assert!(told[0].contains("serial 4, older than the installed 6"), "{told:?}");
+    assert!(told[1].contains("unit-b"), "{told:?}");
+    // Objects may well be there, as packs of the release before.
+    assert!(told[2..].iter().all(|text| text.contains("/objects/")), "{told:?}");
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Source for Directory {
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let all = wanted.iter().map(|(path, limit)| self.small(path, *limit)).collect::<Result<Vec<_>, _>>()?;
         let first = wanted.first().map_or("", |(path, _)| path);
-        check(&all).map_err(|why| FetchError::new(Kind::Corrupt, &shown(&self.base.join(first)), why))?;
+        check(&all).map_err(|refusal| refusal.of(&shown(&self.base.join(first))))?;
         Ok(all)
     }
 

@@ -36,6 +36,8 @@ pub enum Kind {
     Protocol,
     /// The bytes arrived and the caller's digest or signature refused them. Asked again elsewhere, or a few times.
     Corrupt,
+    /// What arrived is genuine, and the caller has no use for it. Asked elsewhere.
+    Unsuitable,
     /// The receiving side failed (disk, memory, a limit); no other source would help.
     Local,
     /// The configuration cannot be used: base URL, proxy or CA file.
@@ -139,7 +141,7 @@ impl FetchError {
         match self.details.kind {
             Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
             Kind::Unreachable | Kind::Stalled | Kind::Broken | Kind::Protocol | Kind::Corrupt => true,
-            Kind::Missing | Kind::Tls | Kind::TlsTime { .. } | Kind::Local | Kind::Settings => false,
+            Kind::Missing | Kind::Tls | Kind::TlsTime { .. } | Kind::Unsuitable | Kind::Local | Kind::Settings => false,
         }
     }
 

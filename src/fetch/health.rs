@@ -25,7 +25,7 @@ pub(super) struct Health {
 #[derive(Default)]
 struct State {
     sources: Vec<OneSource>,
-    /// By source and object: when it lacked the object or sent wrong bytes.
+    /// By source and object: when it lacked the object, or sent wrong bytes or what is of no use.
     unfit: HashMap<(usize, String), Instant>,
     /// When the pause that was agreed on ends; gone with the next sign of life.
     pause: Option<Instant>,
@@ -90,7 +90,7 @@ impl State {
     /// same one.
     fn failed(&mut self, index: usize, path: &str, error: &FetchError, entered: Instant, now: Instant) -> bool {
         let kind = error.kind();
-        if matches!(kind, Kind::Missing | Kind::Protocol | Kind::Corrupt) {
+        if matches!(kind, Kind::Missing | Kind::Protocol | Kind::Corrupt | Kind::Unsuitable) {
             let before = self.unfit.insert((index, path.to_owned()), now);
             return before.is_none_or(|before| before < entered);
         }
@@ -108,10 +108,11 @@ impl State {
         news
     }
 
-    /// The pause after a failed round: `wait`, or what is left of the pause that somebody else has begun, be it before
-    /// this round, unless a source has shown signs of life since. With when it ends, and whether it is a new one.
-    fn agree(&mut self, now: Instant, wait: Duration) -> (Instant, bool) {
-        match self.pause.filter(|until| *until > now) {
+    /// The pause after a failed round that began at `began`: `wait`, or what is left of the pause that somebody else has
+    /// begun, be it before this round, unless a source has shown signs of life since. With when it ends, and whether it is a
+    /// new one.
+    fn agree(&mut self, began: Instant, now: Instant, wait: Duration) -> (Instant, bool) {
+        match self.pause.filter(|until| *until > now.max(began)) {
             Some(until) => (until, false),
             None => (*self.pause.insert(now + wait), true),
         }
@@ -152,8 +153,8 @@ impl Health {
     }
 
     /// Agrees on the pause after a failed round; see [`State::agree`].
-    pub(super) fn agree(&self, wait: Duration) -> (Instant, bool) {
-        self.state().agree(Instant::now(), wait)
+    pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
+        self.state().agree(began, Instant::now(), wait)
     }
 }
 
@@ -288,10 +289,11 @@ mod tests {
         let mut state = State::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(state.agree(at(2), Duration::from_secs(8)), (at(10), true));
-        assert_eq!(state.agree(at(3), Duration::from_secs(60)), (at(10), false));
-        assert_eq!(state.agree(at(11), Duration::from_secs(8)), (at(19), true), "the next round");
+        assert_eq!(state.agree(at(0), at(2), Duration::from_secs(8)), (at(10), true));
+        assert_eq!(state.agree(at(1), at(3), Duration::from_secs(60)), (at(10), false), "failed with the first one");
+        assert_eq!(state.agree(at(3), at(4), Duration::from_secs(1)), (at(10), false), "came during the pause");
+        assert_eq!(state.agree(at(10), at(11), Duration::from_secs(8)), (at(19), true), "the next round");
         state.alive(0);
-        assert_eq!(state.agree(at(13), Duration::from_secs(1)), (at(14), true), "the line was back meanwhile");
+        assert_eq!(state.agree(at(12), at(13), Duration::from_secs(1)), (at(14), true), "the line was back meanwhile");
     }
 }

@@ -163,7 +163,7 @@ impl Source for Http {
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let all = wanted.iter().map(|(path, limit)| self.small(path, *limit)).collect::<Result<Vec<_>, _>>()?;
         let first = wanted.first().map_or("", |(path, _)| path);
-        check(&all).map_err(|why| FetchError::new(Kind::Corrupt, &format!("{}/{first}", self.base), why))?;
+        check(&all).map_err(|refusal| refusal.of(&format!("{}/{first}", self.base)))?;
         Ok(all)
     }
 

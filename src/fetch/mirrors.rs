@@ -137,7 +137,7 @@ impl Mirrors {
             }
             let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
             round = round.saturating_add(1);
-            let (until, is_new) = self.health.agree(wait);
+            let (until, is_new) = self.health.agree(began, wait);
             let enough = match patience {
                 Patience::Rounds(most) => round >= most,
                 Patience::Until(end) => until > end,

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Machine, RecoveryError};
 use crate::chain::chain;
 use crate::digest::Digest;
-use crate::fetch::Source;
+use crate::fetch::{Kind, Refusal, Source};
 use crate::hints::{self, Hints};
 use crate::index::Index;
 use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE};
@@ -33,32 +33,52 @@ pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
         // No copy of the release can be good: do not ask for one again and again.
         return Err(ManifestError::NoKeys.into());
     }
+    let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
+    let installed = installed.filter(|_| !machine.allow_older).map(|(_, installed)| installed.serial);
     let path = manifest::manifest_path(&machine.channel);
     let signature_path = format!("{path}.minisig");
     let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
-    let mut signed = None;
-    let authenticate = |files: &[Vec<u8>]| match machine.keys.authenticate(files[0].clone(), &text(&files[1])) {
-        Ok(authentic) => {
-            signed = Some(authentic);
-            Ok(())
+    let (mut found, mut unsuitable) = (None, None);
+    let check = |files: &[Vec<u8>]| {
+        let signed = machine.keys.authenticate(files[0].clone(), &text(&files[1]));
+        let signed = signed.map_err(|error| Refusal::Wrong(chain(&error)))?;
+        match suitable(machine, &signed, installed) {
+            Ok(manifest) => found = Some(Release { signed, manifest }),
+            Err(error) => {
+                let refusal = Refusal::Unsuitable(chain(&error));
+                unsuitable = Some(error);
+                return Err(refusal);
+            }
         }
-        Err(error) => Err(chain(&error)),
+        Ok(())
     };
-    let signed = get_checked(machine.source, "manifest", &wanted, authenticate).map(|_| signed)?;
-    let signed = signed.ok_or(ManifestError::NoKeys)?;
-    let manifest = Manifest::parse(&signed)?;
-    (machine.learn_time)(manifest.created_unix_s);
-    end_trial(machine);
-    manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
-    let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
-    if !machine.allow_older {
-        manifest.check_serial(installed.map(|(_, installed)| installed.serial))?;
-    }
+    let answer = get_checked(machine.source, "manifest", &wanted, check);
+    let release = match (answer, found, unsuitable) {
+        (Ok(_), Some(release), _) => release,
+        // Of no source was more to be had.
+        (Err(RecoveryError::Fetch { source, .. }), _, Some(error)) if source.kind() == Kind::Unsuitable => {
+            return Err(error.into());
+        }
+        (Err(error), ..) => return Err(error),
+        (Ok(_), None, _) => return Err(ManifestError::NoKeys.into()),
+    };
+    let Release { signed, manifest } = &release;
     machine.journal.data(
         &format!("release {} (serial {}), signed by {}", manifest.version, manifest.serial, signed.key_name()),
         json!({ "version": manifest.version, "serial": manifest.serial }),
     );
-    Ok(Release { signed, manifest })
+    Ok(release)
+}
+
+/// What an authentic manifest says, if it is for this machine and does not go back behind the `installed` serial. An old stick
+/// or a mirror that lags behind must not hide what the next source has.
+fn suitable(machine: &Machine<'_>, signed: &Authentic, installed: Option<u64>) -> Result<Manifest, ManifestError> {
+    let manifest = Manifest::parse(signed)?;
+    (machine.learn_time)(manifest.created_unix_s);
+    end_trial(machine);
+    manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
+    manifest.check_serial(installed)?;
+    Ok(manifest)
 }
 
 /// Disk, network, clock and keys work: a renewed recovery needs to show no more than that. Whether the release fits is not
@@ -128,7 +148,8 @@ pub(super) fn fetch_object(source: &dyn Source, what: &'static str, object: &Obj
         if found == object.blake3 {
             return Ok(());
         }
-        Err(format!("{len} bytes with digest {found}, expected {} bytes with {}", object.size_bytes, object.blake3))
+        let expected = format!("expected {} bytes with {}", object.size_bytes, object.blake3);
+        Err(Refusal::Wrong(format!("{len} bytes with digest {found}, {expected}")))
     };
     get_checked(source, what, &[(&path, object.size_bytes)], check).map(|mut files| files.remove(0))
 }
@@ -137,7 +158,7 @@ fn get_checked(
     source: &dyn Source,
     what: &'static str,
     wanted: &[(&str, u64)],
-    mut check: impl FnMut(&[Vec<u8>]) -> Result<(), String>,
+    mut check: impl FnMut(&[Vec<u8>]) -> Result<(), Refusal>,
 ) -> Result<Vec<Vec<u8>>, RecoveryError> {
     source.get_checked(wanted, &mut check).map_err(|source| RecoveryError::Fetch { what, source })
 }

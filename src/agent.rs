@@ -9,6 +9,7 @@ mod provisioning;
 mod reset;
 mod settle;
 mod setup;
+mod stick;
 mod trial;
 
 use std::fs;

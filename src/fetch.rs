@@ -80,6 +80,11 @@ pub trait Source: Send + Sync {
     /// What the console calls it: the base URL without credentials.
     fn describe(&self) -> String;
 
+    /// Whether there is anything to ask: a stick may be plugged in later, or pulled out.
+    fn is_there(&self) -> bool {
+        true
+    }
+
     /// Fetches a few small objects, all from the same copy, so that a manifest and its signature belong together even
     /// while a mirror is being updated, and returns them once `check` accepted them. Each comes with the most bytes it
     /// may have.

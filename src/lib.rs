@@ -57,6 +57,7 @@ pub mod config;
 pub mod digest;
 pub mod efi;
 pub mod fetch;
+pub mod filesystem;
 pub mod grubenv;
 pub mod hints;
 pub mod hostname;

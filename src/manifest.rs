@@ -182,6 +182,14 @@ pub enum ManifestError {
         /// Installed serial.
         installed: u64,
     },
+    /// Not above what was recovered to before.
+    #[error("release {version}, serial {offered}, is what is offered; nothing new")]
+    NothingNew {
+        /// Version of the release.
+        version: String,
+        /// Its serial.
+        offered: u64,
+    },
     /// A value that cannot be right.
     #[error("the signed manifest of release {version} is wrong: {reason}")]
     Invalid {

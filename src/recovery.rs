@@ -27,7 +27,7 @@ use crate::verify::{self, Verified};
 use crate::write::{self, Work, Written};
 pub use error::RecoveryError;
 pub use partition::Partition;
-pub use release::{Release, fetch_file, fetch_release};
+pub use release::{Release, fetch_file, fetch_release, fetch_release_above};
 use release::{fetch_hints, fetch_index};
 use renew::Reach;
 pub use renew::{Medium, RenewError, Renewal};

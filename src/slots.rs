@@ -12,7 +12,7 @@ use std::fmt;
 use crate::manifest::{Manifest, Object};
 
 /// One of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
     /// What GRUB takes when nothing is said.
     A,

@@ -8,6 +8,7 @@ mod media;
 mod provision;
 mod reset;
 mod slots;
+mod stick;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -11,7 +11,7 @@ use crate::arbiter::{First, Recoveries};
 use crate::blackbox::Outcome as Recorded;
 use crate::chain::chain;
 use crate::digest::block_hash;
-use crate::fetch::{self, Mirrors, Options, Patience};
+use crate::fetch::{self, Mirrors, Options, Patience, Source};
 use crate::journal::{Journal, Phase};
 use crate::recovery::{self, Machine, RecoveryError};
 use crate::report::{self, Ending, Poster, hardware_id};
@@ -19,6 +19,9 @@ use crate::sys::net;
 
 /// How long the last report may hold up the restart.
 const REPORT_WAIT: Duration = Duration::from_secs(15);
+
+/// How soon a stick is noticed while the network is waited for.
+const STICK_POLL: Duration = Duration::from_secs(1);
 
 /// Well below the shortest `watchdog.stall_s`.
 const REST_STEP: Duration = Duration::from_secs(10);
@@ -56,6 +59,11 @@ pub(super) fn run(
     }
     let network = loop {
         match bring_up_network(setup, journal, or_start.then_some(end)) {
+            Err(SetupError::Network(net::NetError::Stopped)) if setup.stick.is_there() => {
+                // What the stick lacks comes from a server as soon as there is one.
+                bring_up_network_beside(setup, journal);
+                break None;
+            }
             Err(SetupError::Network(net::NetError::Stopped)) => {
                 journal.warn(&format!("no network within {} s", setup.config.offline.as_secs()));
                 if let Some(outcome) = start_instead(setup, machine)? {
@@ -63,7 +71,7 @@ pub(super) fn run(
                 }
                 or_start = false;
             }
-            result => break result?,
+            result => break Some(result?),
         }
     };
     // What happened before is told while this attempt goes on.
@@ -72,7 +80,7 @@ pub(super) fn run(
     let outcome = match first {
         First::Park => wait_for_another(setup, mirrors, machine, setup.recoveries.serial),
         _ => {
-            if !setup.reason.is_asked_for() {
+            if !setup.reason.is_asked_for() && !setup.stick.is_there() {
                 spread_out(setup.config.spread, journal);
             }
             obtain(setup, mirrors, machine, or_start.then_some(end))
@@ -122,19 +130,19 @@ fn tell_progress(setup: &Setup, journal: &Journal, first: First) {
     }
 }
 
-/// Brings the network up, by `end` if there is one.
+/// Brings the network up, by `end` if there is one, and unless a stick makes it needless.
 fn bring_up_network(setup: &Setup, journal: &Arc<Journal>, end: Option<Instant>) -> Result<net::Up, SetupError> {
     let stop = net::Stop::default();
     // Dropped when the network is up, or will never be: then nobody is stopped.
     let (up, waits) = channel::<()>();
-    if let Some(end) = end {
-        let stop = stop.clone();
-        std::thread::spawn(move || {
-            if waits.recv_timeout(end.saturating_duration_since(Instant::now())) == Err(RecvTimeoutError::Timeout) {
-                stop.stop();
+    let (stick, stopping) = (Arc::clone(&setup.stick), stop.clone());
+    std::thread::spawn(move || {
+        while waits.recv_timeout(STICK_POLL) == Err(RecvTimeoutError::Timeout) {
+            if stick.is_there() || end.is_some_and(|end| Instant::now() >= end) {
+                return stopping.stop();
             }
-        });
-    }
+        }
+    });
     let teller = Arc::clone(journal);
     let network = journal.phase(Phase::Network, "bring up the network", || {
         let options = net::Options { stop, ..net::Options::default() };
@@ -142,6 +150,19 @@ fn bring_up_network(setup: &Setup, journal: &Arc<Journal>, end: Option<Instant>)
     })?;
     drop(up);
     Ok(network)
+}
+
+/// Goes on trying to bring the network up, and says nothing more unless it succeeds.
+fn bring_up_network_beside(setup: &Setup, journal: &Arc<Journal>) {
+    let (config, teller) = (setup.config.network.clone(), Arc::clone(journal));
+    std::thread::spawn(move || {
+        if let Ok(_network) = net::bring_up_with(&config, net::Options::default(), |_: &str| {}) {
+            teller.note("the network is up");
+            loop {
+                std::thread::park();
+            }
+        }
+    });
 }
 
 /// A fleet that fell into recovery together must not arrive at the server together.
@@ -271,8 +292,8 @@ fn wait_for_another(
     let machine = &Machine { source: &once, ..machine.clone() };
     let mut told = String::new();
     for polls in 0.. {
-        let (answer, asked_to_wait) = match recovery::fetch_release(machine) {
-            Ok(release) if release.manifest.serial > floor_serial => {
+        let (answer, asked_to_wait) = match recovery::fetch_release_above(machine, Some(floor_serial)) {
+            Ok(release) => {
                 let machine = &Machine { source: mirrors, ..machine.clone() };
                 let started = Instant::now();
                 match recovery::install_release(machine, release) {
@@ -280,7 +301,6 @@ fn wait_for_another(
                     Err(error) => (chain(&error), error.asked_to_wait()),
                 }
             }
-            Ok(release) => (format!("serial {} is what is offered; nothing new", release.manifest.serial), None),
             Err(error) => (chain(&error), error.asked_to_wait()),
         };
         let pause = fetch::poll_pause(polls, jitter_seed()).max(asked_to_wait.unwrap_or_default());

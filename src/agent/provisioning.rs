@@ -94,7 +94,7 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
 /// From the release to the disk that starts.
 fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
     let started = Instant::now();
-    let mirrors = setup::open_mirrors(&told.config, None, journal)?;
+    let mirrors = setup::open_mirrors(&told.config, None, None, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

@@ -7,13 +7,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::files::{read_if_there, read_keys};
 use super::medium::{self, Medium};
+use super::stick::Stick;
 use super::{SHUTDOWN_GRACE, SetupError};
 use crate::arbiter::{Reason, Recoveries, System};
 use crate::blackbox::{BlackBox, Outcome, Recorder};
 use crate::chain::chain;
 use crate::clock::{self, ClockPolicy};
 use crate::config::{BootArgs, Config, Layer};
-use crate::fetch::{self, FetchError, Mirrors, Options, Patience};
+use crate::fetch::{self, FetchError, Mirrors, Options, Patience, Source};
 use crate::journal::{Journal, Phase};
 use crate::manifest::TrustedKeys;
 use crate::recovery::{self, Machine, Partition, Renewal};
@@ -55,6 +56,8 @@ pub(super) struct Setup {
     pub data: PathBuf,
     /// The disk, for people.
     pub disk: String,
+    /// A stick with a release, if one is plugged in.
+    pub stick: Arc<Stick>,
     pub hardware: String,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
@@ -81,7 +84,7 @@ impl Setup {
             let recorder = open_records(&robot.state, &word, reason, journal);
             Ok::<_, SetupError>((coldplug, medium, robot, recorder))
         })?;
-        let OpenDisk { recovery, state, target, data, disk } = robot;
+        let OpenDisk { recovery, state, target, data, disk, disk_name } = robot;
         let (config, keys, hardware) = journal.phase(Phase::Config, "read configuration and keys", || {
             let mut layer = read_layers()?;
             let mut directories = vec![format!("{RECOVERY}/keys"), format!("{BUILT_IN}/keys")];
@@ -105,6 +108,7 @@ impl Setup {
             journal.warn(&chain(&error));
         }
         let poster = OnceLock::new();
+        let stick = Arc::new(Stick::new(&disk_name, &config.channel, journal));
         Ok(Self {
             args,
             reason,
@@ -115,6 +119,7 @@ impl Setup {
             recovery,
             data,
             disk,
+            stick,
             hardware,
             recoveries,
             recorder,
@@ -145,10 +150,11 @@ impl Compared {
 }
 
 impl Setup {
-    /// As [`open_mirrors`], with what is known of this machine.
+    /// As [`open_mirrors`], with what is known of this machine, and with the stick that is or will be plugged in before
+    /// the rest.
     pub(super) fn open_mirrors(&self, journal: &Arc<Journal>) -> Result<Mirrors, FetchError> {
         let last_manifest = self.state.installed_manifest(&self.keys).map(|(_, manifest)| manifest.created_unix_s);
-        open_mirrors(&self.config, last_manifest, journal)
+        open_mirrors(&self.config, Some(Box::new(Arc::clone(&self.stick))), last_manifest, journal)
     }
 
     /// `hasty` gives up by itself: for what may be had later.
@@ -204,10 +210,11 @@ impl Setup {
     }
 }
 
-/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and opens the sources.
-/// Nothing is connected yet.
+/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and opens the sources:
+/// `first`, and the configured ones. Nothing is connected yet.
 pub(super) fn open_mirrors(
     config: &Config,
+    first: Option<Box<dyn Source>>,
     last_manifest: Option<u64>,
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
@@ -220,7 +227,9 @@ pub(super) fn open_mirrors(
     let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
     let teller = Arc::clone(journal);
     let options = Options::new(&config.network, clock);
-    let mirrors = fetch::open_all(&config.urls, &options, Patience::Forever)?;
+    let configured = config.urls.iter().map(|url| fetch::open(url, &options));
+    let sources = first.into_iter().map(Ok).chain(configured).collect::<Result<_, _>>()?;
+    let mirrors = Mirrors::new(sources, Patience::Forever);
     Ok(mirrors.on_retry(move |retry| teller.warn(&super::retry_sentence(retry))))
 }
 
@@ -287,6 +296,7 @@ struct OpenDisk {
     target: DeviceTarget,
     data: PathBuf,
     disk: String,
+    disk_name: String,
 }
 
 /// Finds the disk GRUB started from, or the one robot's disk when that was a medium; mounts its recovery and state
@@ -320,6 +330,7 @@ fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Res
         target: DeviceTarget::open(&partition("system")?)?.on_disk(&disk),
         data: partition("data")?,
         disk,
+        disk_name: found.disk.name,
     })
 }
 

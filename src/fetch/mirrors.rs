@@ -156,10 +156,11 @@ impl Mirrors {
         }
     }
 
-    /// The sources to ask for `path`, in order, without those that showed to be hopeless in this call.
+    /// The sources to ask for `path`, in order, without those that are not there and those that showed to be hopeless in
+    /// this call.
     fn order(&self, path: &str, tally: &Tally) -> Vec<usize> {
         let mut order = self.health.order(path);
-        order.retain(|index| tally.strikes[*index] < MAX_STRIKES);
+        order.retain(|index| tally.strikes[*index] < MAX_STRIKES && self.sources[*index].is_there());
         order
     }
 
@@ -212,6 +213,10 @@ impl Tally {
 impl Source for Mirrors {
     fn describe(&self) -> String {
         self.sources.iter().map(|source| source.describe()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn is_there(&self) -> bool {
+        self.sources.iter().any(|source| source.is_there())
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {

@@ -29,6 +29,14 @@ pub struct Release {
 /// # Errors
 /// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
 pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
+    fetch_release_above(machine, None)
+}
+
+/// As [`fetch_release`], of a release whose serial is above `floor`.
+///
+/// # Errors
+/// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
+pub fn fetch_release_above(machine: &Machine<'_>, floor: Option<u64>) -> Result<Release, RecoveryError> {
     if machine.keys.is_empty() {
         // No copy of the release can be good: do not ask for one again and again.
         return Err(ManifestError::NoKeys.into());
@@ -42,7 +50,7 @@ pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
     let check = |files: &[Vec<u8>]| {
         let signed = machine.keys.authenticate(files[0].clone(), &text(&files[1]));
         let signed = signed.map_err(|error| Refusal::Wrong(chain(&error)))?;
-        match suitable(machine, &signed, installed) {
+        match suitable(machine, &signed, installed, floor) {
             Ok(manifest) => found = Some(Release { signed, manifest }),
             Err(error) => {
                 let refusal = Refusal::Unsuitable(chain(&error));
@@ -72,12 +80,20 @@ pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
 
 /// What an authentic manifest says, if it is for this machine and does not go back behind the `installed` serial. An old stick
 /// or a mirror that lags behind must not hide what the next source has.
-fn suitable(machine: &Machine<'_>, signed: &Authentic, installed: Option<u64>) -> Result<Manifest, ManifestError> {
+fn suitable(
+    machine: &Machine<'_>,
+    signed: &Authentic,
+    installed: Option<u64>,
+    floor: Option<u64>,
+) -> Result<Manifest, ManifestError> {
     let manifest = Manifest::parse(signed)?;
     (machine.learn_time)(manifest.created_unix_s);
     end_trial(machine);
     manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
     manifest.check_serial(installed)?;
+    if floor.is_some_and(|floor| manifest.serial <= floor) {
+        return Err(ManifestError::NothingNew { version: manifest.version, offered: manifest.serial });
+    }
     Ok(manifest)
 }
 

@@ -188,6 +188,15 @@ pub fn unmount(target: impl AsRef<Path>) -> Result<(), MountError> {
     nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW).map_err(|error| MountError::new("unmount", target, error))
 }
 
+/// Takes away what is mounted there, also while something is open below it.
+///
+/// # Errors
+/// [`MountError`]; nothing is mounted there.
+pub fn detach(target: impl AsRef<Path>) -> Result<(), MountError> {
+    let (target, flags) = (target.as_ref(), MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH);
+    nix::mount::umount2(target, flags).map_err(|error| MountError::new("unmount", target, error))
+}
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {

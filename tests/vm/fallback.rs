@@ -80,7 +80,13 @@ impl Robot {
         let mut machine = Machine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
         machine.add_watchdog();
+        machine.add_usb_ports();
         machine.start().unwrap()
+    }
+
+    /// The release tree.
+    pub fn tree(&self) -> PathBuf {
+        self.fixture.tree()
     }
 
     /// The image that was published last.

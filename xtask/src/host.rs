@@ -66,6 +66,9 @@ impl Need {
                 "git",
                 "nginx-light",
                 "chromium",
+                "dosfstools",
+                "exfatprogs",
+                "mtools",
                 // The store that xtask/src/tools.rs fetches.
                 "python3-pip",
             ],

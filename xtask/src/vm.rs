@@ -92,6 +92,11 @@ impl Machine {
         self.extra.extend(["-device", "i6300esb", "-watchdog-action", "reset"].map(str::to_owned));
     }
 
+    /// Gives it USB ports for what is plugged in while it runs.
+    pub fn add_usb_ports(&mut self) {
+        self.extra.extend(["-device", "qemu-xhci,id=ports"].map(str::to_owned));
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -317,12 +322,44 @@ impl Running {
     /// # Errors
     /// When the machine is gone.
     pub fn press_power_button(&self) -> Result<()> {
+        self.tell_monitor(&["system_powerdown"])
+    }
+
+    /// Pulls the network cable.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn unplug_network(&self) -> Result<()> {
+        self.tell_monitor(&["set_link net off"])
+    }
+
+    /// Plugs a stick with this content into one of the [`Machine::add_usb_ports`].
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn plug_stick(&self, content: &Path) -> Result<()> {
+        let drive = format!("drive_add 0 if=none,id=stick,format=raw,readonly=on,file={}", content.display());
+        self.tell_monitor(&[&drive, "device_add usb-storage,id=plugged,bus=ports.0,drive=stick,removable=on"])
+    }
+
+    /// Pulls it out.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn pull_stick(&self) -> Result<()> {
+        self.tell_monitor(&["device_del plugged"])
+    }
+
+    fn tell_monitor(&self, commands: &[&str]) -> Result<()> {
         let mut monitor = UnixStream::connect(&self.monitor).context("connect to QEMU's monitor")?;
         monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
-        // The monitor forgets a command whose sender is gone before it was carried out: wait for both prompts.
+        // The monitor forgets a command whose sender is gone before it was carried out: wait for every prompt.
         wait_for_prompt(&mut monitor)?;
-        monitor.write_all(b"system_powerdown\n").context("press the power button")?;
-        wait_for_prompt(&mut monitor)
+        for command in commands {
+            monitor.write_all(format!("{command}\n").as_bytes()).with_context(|| format!("tell QEMU {command:?}"))?;
+            wait_for_prompt(&mut monitor)?;
+        }
+        Ok(())
     }
 
     /// Waits until the machine has switched itself off.

@@ -165,6 +165,13 @@ impl Disk {
         Ok(Some(Layout { scheme: table.scheme, damaged_copy: table.damaged_copy, partitions: partitions.collect() }))
     }
 
+    /// The device nodes of the whole disk and of what the kernel takes for its partitions.
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        let mut partitions = self.kernel_partitions();
+        partitions.sort();
+        std::iter::once(self.path.clone()).chain(partitions.into_iter().map(|(_, node)| node)).collect()
+    }
+
     /// Number, start, size and node of every partition the kernel has on this disk.
     fn kernel_partitions(&self) -> Vec<((u32, u64, u64), PathBuf)> {
         let directory = Path::new(CLASS).join(&self.name);

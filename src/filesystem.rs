@@ -1,0 +1,63 @@
+//! Which file system a device holds, by its magic numbers. Pure.
+
+/// Bytes from the beginning of the device that have to be looked at.
+pub const HEAD_BYTES: usize = 32 * 1024 + 2048;
+
+/// Where the signature of each is, and the name of its driver. ISO 9660 comes first: what starts from USB and disc alike has
+/// it beside a boot sector.
+///
+/// Sources: ECMA-119, 8.1.2; Linux' Documentation/filesystems/ext4/super.rst, `s_magic`; Microsoft's exFAT specification,
+/// 3.1.2; Microsoft's FAT specification, `BS_FilSysType`, which all that is made today has.
+const SIGNATURES: [(usize, &[u8], &str); 6] = [
+    (32 * 1024 + 1, b"CD001", "iso9660"),
+    (1024 + 0x38, &[0x53, 0xef], "ext4"),
+    (3, b"EXFAT   ", "exfat"),
+    (82, b"FAT32   ", "vfat"),
+    (54, b"FAT16   ", "vfat"),
+    (54, b"FAT12   ", "vfat"),
+];
+
+/// Name of the driver for what begins with `head`, of [`HEAD_BYTES`].
+#[must_use]
+pub fn kind(head: &[u8]) -> Option<&'static str> {
+    let has = |(at, signature, _): &&(usize, &[u8], &str)| {
+        head.get(*at..).is_some_and(|content| content.starts_with(signature))
+    };
+    SIGNATURES.iter().find(has).map(|(.., driver)| *driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{HEAD_BYTES, kind};
+
+    #[test]
+    fn nothing_is_found_in_nothing() {
+        for head in [vec![], vec![0; 512], vec![0; HEAD_BYTES], vec![0xff; HEAD_BYTES]] {
+            assert_eq!(kind(&head), None);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs mke2fs, mkfs.vfat and mkfs.exfat: cargo xtask test"]
+    fn what_the_usual_tools_make_is_recognised() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        for (command, expected) in [
+            ("mke2fs -q -t ext4", "ext4"),
+            ("mkfs.vfat -F 12", "vfat"),
+            ("mkfs.vfat -F 16", "vfat"),
+            ("mkfs.vfat -F 32", "vfat"),
+            ("mkfs.exfat", "exfat"),
+        ] {
+            let _ = std::fs::remove_file(&image);
+            std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+            let mut words = command.split(' ');
+            let mut make = Command::new(words.next().unwrap());
+            assert!(make.args(words).arg(&image).output().unwrap().status.success(), "{command}");
+            let head = std::fs::read(&image).unwrap()[..HEAD_BYTES].to_vec();
+            assert_eq!(kind(&head), Some(expected), "{command}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! GRUB's images, made with grub-mkimage: `cargo xtask grub`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,7 +98,59 @@ fn grub_mkimage(format: &str, own: &str, prefix: &[&str], out: &Path) -> Result<
 /// # Errors
 /// When that code crashes.
 pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
-    let read = Command::new("grub-fstest").arg(image).args(["cat", path]).output().context("start grub-fstest")?;
+    ask(image, "cat", path)
+}
+
+/// Where GRUB would read it from: ranges of bytes of the image, in the order of the file; `None` when it would find none,
+/// or an empty file.
+///
+/// # Errors
+/// When that code crashes, or says what is no list of blocks.
+pub fn file_ranges(image: &Path, path: &str) -> Result<Option<Vec<Range<u64>>>> {
+    let Some(list) = ask(image, "blocklist", path)? else { return Ok(None) };
+    let list = String::from_utf8_lossy(&list);
+    let ranges = list.trim().split(',').filter(|part| !part.is_empty()).map(|part| {
+        parse_extent(part).with_context(|| format!("GRUB says that {path} is at {list:?}, which is no list of blocks"))
+    });
+    let ranges: Vec<_> = ranges.collect::<Result<_>>()?;
+    // It says nothing of what it does not find, and calls that a success.
+    Ok(Some(ranges).filter(|ranges| !ranges.is_empty()))
+}
+
+/// `1234+8` are eight sectors of 512 bytes from number 1234 on, `1242[0-318]` the first 318 bytes of one (GRUB's
+/// grub-core/commands/blocklist.c).
+fn parse_extent(text: &str) -> Option<Range<u64>> {
+    let in_sector = text.strip_suffix(']').and_then(|text| text.split_once('['));
+    let (sector, from, to) = match in_sector {
+        Some((sector, bytes)) => {
+            let (from, to) = bytes.split_once('-')?;
+            (sector, from.parse().ok()?, to.parse().ok()?)
+        }
+        None => {
+            let (sector, count) = text.split_once('+')?;
+            (sector, 0, count.parse::<u64>().ok()? * 512)
+        }
+    };
+    let start = sector.parse::<u64>().ok()? * 512;
+    Some(start + from..start + to)
+}
+
+fn ask(image: &Path, what: &str, path: &str) -> Result<Option<Vec<u8>>> {
+    let read = Command::new("grub-fstest").arg(image).args([what, path]).output().context("start grub-fstest")?;
     let code = read.status.code().with_context(|| format!("GRUB crashes on {path} of {}", image.display()))?;
     Ok(Some(read.stdout).filter(|_| code == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_extent;
+
+    #[test]
+    fn lists_of_blocks_are_sectors_and_parts_of_one() {
+        assert_eq!(parse_extent("18544+16107"), Some(9_494_528..17_741_312));
+        assert_eq!(parse_extent("34651[0-448]"), Some(17_741_312..17_741_760));
+        for wrong in ["", "1", "1+", "+1", "1[0-", "1[0]", "1[a-2]", "(loop0)1+2"] {
+            assert_eq!(parse_extent(wrong), None, "{wrong:?}");
+        }
+    }
 }

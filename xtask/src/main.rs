@@ -156,7 +156,7 @@ struct PowerCutArgs {
     /// Seed of everything random; the same seed gives the same states for the same recording.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// About how many states of each recording are judged; a state is found again with the same number.
+    /// About how many states of the first flash are judged; a state is found again with the same number.
     #[arg(long, default_value_t = powercut::USUAL_STATES)]
     states: usize,
     /// States of each recording that are really booted.

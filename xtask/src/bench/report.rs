@@ -88,7 +88,9 @@ impl Results {
         let ratio = |ours: Option<f64>, other: Option<f64>| Some(ours? / other?);
         let yardstick = self.median("fresh", YARDSTICK, wall);
         let best = self.best_peer("update_stable", UPDATE_LIMIT_MB).map(|(_, wall_s)| wall_s);
-        let rss = self.runs.iter().filter(|run| run.tool == OURS).filter_map(|run| Some(run.cost?.peak_rss_mib));
+        // The case that needs most, and its median as everywhere.
+        let cases = self.rows().into_iter().filter(|(_, tool)| tool == OURS);
+        let rss = cases.filter_map(|(case, _)| ours(&case, |cost| cost.peak_rss_mib));
         BTreeMap::from([
             ("fresh_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh", wall), yardstick)),
             ("fresh_readback_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh_readback", wall), yardstick)),

@@ -36,11 +36,13 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
 }
 
 /// The slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
-#[must_use]
-pub fn choose_slot(block: Option<&[u8]>, has_script: impl Fn(Slot) -> bool) -> Slot {
+///
+/// # Errors
+/// What `has_script` failed with.
+pub fn choose_slot<E>(block: Option<&[u8]>, mut has_script: impl FnMut(Slot) -> Result<bool, E>) -> Result<Slot, E> {
     let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
     let first = Slot::parse(env.get(names::SLOT)).unwrap_or(Slot::A);
-    if has_script(first) { first } else { first.other() }
+    Ok(if has_script(first)? { first } else { first.other() })
 }
 
 /// The slot whose recovery its boot script, of the slot `own`, starts first.
@@ -55,6 +57,8 @@ pub fn choose_recovery(block: Option<&[u8]>, own: Slot) -> Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::{Choice, choose, choose_recovery, choose_slot};
     use reflash::arbiter::Reason;
     use reflash::slots::Slot;
@@ -63,7 +67,8 @@ mod tests {
     fn the_rules_of_the_loader() {
         let of = |variables: &str, there: [bool; 2]| {
             let block = format!("# GRUB Environment Block\n{variables}");
-            choose_slot(Some(block.as_bytes()), |slot| there[usize::from(slot == Slot::B)])
+            let has_script = |slot| Ok::<_, Infallible>(there[usize::from(slot == Slot::B)]);
+            choose_slot(Some(block.as_bytes()), has_script).unwrap()
         };
         for (variables, named) in [
             ("reflash_slot=b\n", Slot::B),
@@ -76,7 +81,7 @@ mod tests {
             assert_eq!(of(variables, [true, false]), Slot::A, "{variables:?}");
             assert_eq!(of(variables, [false, true]), Slot::B, "{variables:?}");
         }
-        assert_eq!(choose_slot(None, |slot| slot == Slot::B), Slot::B);
+        assert_eq!(choose_slot(None, |slot| Ok::<_, Infallible>(slot == Slot::B)), Ok(Slot::B));
     }
 
     #[test]

@@ -68,7 +68,9 @@ pub struct Judge<'a> {
     environments: HashMap<u64, Option<Vec<u8>>>,
     agents: HashMap<u64, Found>,
     frames: HashMap<(u64, FrameNo, u64), bool>,
-    slots: HashMap<u64, [[Option<Digest>; FILES.len()]; 2]>,
+    slots: HashMap<(u64, Slot, usize), Option<Digest>>,
+    /// Digests of what lies in blocks of these hashes.
+    contents: HashMap<u64, Digest>,
     fetches: u64,
     /// States that were really recovered.
     pub recovered: u64,
@@ -111,6 +113,7 @@ impl<'a> Judge<'a> {
             agents: HashMap::new(),
             frames: HashMap::new(),
             slots: HashMap::new(),
+            contents: HashMap::new(),
             fetches: 0,
             recovered: 0,
             endings: HashMap::new(),
@@ -148,44 +151,60 @@ impl<'a> Judge<'a> {
     /// Whatever is started now, the next recovery must come up: the slot that the loader begins with holds all of one
     /// recovery, as GRUB reads it, and so does one that is to be tried.
     fn judge_slot(&mut self, disk: &Disk, environment: Option<&[u8]>, kind: Kind) -> Result<()> {
-        let slots = self.slots(&disk.recovery)?;
-        let files = |slot| &slots[usize::from(slot == Slot::B)];
+        let recovery = &disk.recovery;
         // FILES has the script last.
-        let has_script = |slot| files(slot).last().is_some_and(Option::is_some);
-        let slot = choose_slot(environment, has_script);
-        let whole = |slot| self.recoveries.iter().any(|known| files(slot).iter().eq(known.map(Some).iter()));
+        let has_script = |slot| Ok::<_, anyhow::Error>(self.file(recovery, slot, FILES.len() - 1)?.is_some());
+        let slot = choose_slot(environment, has_script)?;
         // Garbage in a sector may hit the inodes of both; then the loader needs the other one.
-        ensure!(
-            whole(slot) || kind == Kind::Torn && whole(slot.other()),
-            "the loader begins with slot {slot}, which is not whole ({})",
-            if whole(slot.other()) { "the other one is" } else { "neither is the other one" }
-        );
+        if !self.is_whole(recovery, slot)? {
+            let other = self.is_whole(recovery, slot.other())?;
+            ensure!(
+                other && kind == Kind::Torn,
+                "the loader begins with slot {slot}, which is not whole ({})",
+                if other { "the other one is" } else { "neither is the other one" }
+            );
+        }
         let tried = choose_recovery(environment, slot);
-        ensure!(whole(tried) || kind == Kind::Torn, "slot {tried} is to be tried, and is not whole");
-        let other = match (tried == slot, whole(slot.other())) {
-            (false, _) => ", and tries the other one",
-            (true, true) => "",
-            (true, false) => ", the other one is not whole",
-        };
+        let whole = tried == slot || kind == Kind::Torn || self.is_whole(recovery, tried)?;
+        ensure!(whole, "slot {tried} is to be tried, and is not whole");
+        let other = if tried == slot { "" } else { ", and tries the other one" };
         *self.endings.entry(format!("the loader begins with slot {slot}{other}")).or_default() += 1;
         Ok(())
     }
 
-    /// Digests of the files of both slots, by GRUB's own file system code; `None` for what it cannot read.
-    fn slots(&mut self, recovery: &Region) -> Result<[[Option<Digest>; FILES.len()]; 2]> {
-        if let Some(known) = self.slots.get(&recovery.fingerprint) {
+    /// Whether the slot holds all of one recovery.
+    fn is_whole(&mut self, recovery: &Region, slot: Slot) -> Result<bool> {
+        let found = (0..FILES.len()).map(|at| self.file(recovery, slot, at)).collect::<Result<Vec<_>>>()?;
+        Ok(self.recoveries.iter().any(|known| found.iter().eq(known.map(Some).iter())))
+    }
+
+    /// Digest of the `at`-th of [`FILES`] of a slot, by GRUB's own file system code; `None` if that does not find it.
+    ///
+    /// GRUB is only asked where it lies, since reading all of it for each state takes ten times as long.
+    fn file(&mut self, recovery: &Region, slot: Slot, at: usize) -> Result<Option<Digest>> {
+        let key = (recovery.fingerprint, slot, at);
+        if let Some(known) = self.slots.get(&key) {
             return Ok(*known);
         }
-        self.recovery_scratch.write(&recovery.content)?;
-        let mut found = [[None; FILES.len()]; 2];
-        for (slot, found) in [Slot::A, Slot::B].into_iter().zip(&mut found) {
-            for (name, found) in FILES.iter().zip(found) {
-                let content =
-                    crate::grub::read_file(&self.recovery_scratch.file, &format!("/{}/{name}", slot.folder()))?;
-                *found = content.map(|content| Digest::of(&content));
-            }
-        }
-        self.slots.insert(recovery.fingerprint, found);
+        self.recovery_scratch.follow(recovery)?;
+        let path = format!("/{}/{}", slot.folder(), FILES[at]);
+        let ranges = crate::grub::file_ranges(&self.recovery_scratch.file, &path)?;
+        // A damaged inode may lead anywhere.
+        let end = recovery.content.len() as u64;
+        let found = ranges.filter(|ranges| ranges.iter().all(|range| range.end <= end)).map(|ranges| {
+            let blocks = ranges.iter().flat_map(|range| {
+                let (first, last) =
+                    (range.start as usize / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES as u64) as usize);
+                let place = [range.start, range.end];
+                place.into_iter().chain(recovery.blocks[first..last].iter().copied())
+            });
+            let key = block_hash(&blocks.flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+            *self.contents.entry(key).or_insert_with(|| {
+                let parts = ranges.iter().map(|range| &recovery.content[range.start as usize..range.end as usize]);
+                Digest::of(&parts.collect::<Vec<_>>().concat())
+            })
+        });
+        self.slots.insert(key, found);
         Ok(found)
     }
 
@@ -331,6 +350,8 @@ struct Scratch {
     _directory: tempfile::TempDir,
     file: PathBuf,
     mount_point: PathBuf,
+    /// Hashes of its blocks, where it follows a region.
+    blocks: Vec<u64>,
 }
 
 struct Mounted(PathBuf);
@@ -341,13 +362,28 @@ impl Scratch {
         let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
         let (file, mount_point) = (directory.path().join("state"), directory.path().join("mount"));
         fs::create_dir(&mount_point)?;
-        Ok(Self { _directory: directory, file, mount_point })
+        Ok(Self { _directory: directory, file, mount_point, blocks: Vec::new() })
     }
 
     fn write(&self, content: &[u8]) -> Result<()> {
         let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
         file.set_len(content.len() as u64)?;
         Ok(file.write_all_at(content, 0)?)
+    }
+
+    /// Writes what differs from what was followed last.
+    fn follow(&mut self, region: &Region) -> Result<()> {
+        let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
+        file.set_len(region.content.len() as u64)?;
+        for (number, hash) in region.blocks.iter().enumerate() {
+            if self.blocks.get(number) != Some(hash) {
+                let start = number * BLOCK_BYTES;
+                let content = &region.content[start..(start + BLOCK_BYTES).min(region.content.len())];
+                file.write_all_at(content, start as u64)?;
+            }
+        }
+        self.blocks.clone_from(&region.blocks);
+        Ok(())
     }
 
     fn mount(&self) -> Result<Mounted> {

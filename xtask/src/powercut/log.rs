@@ -12,7 +12,7 @@ pub const SECTOR_BYTES: u64 = 512;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 /// A disk takes a large write apart and finishes the parts in any order: each piece of this size counts as a write.
-const PIECE_BYTES: usize = 64 * 1024;
+const PIECE_BYTES: usize = 256 * 1024;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
@@ -83,7 +83,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DISCARD, Entry, FLUSH, FUA, MAGIC, parse};
+    use super::{DISCARD, Entry, FLUSH, FUA, MAGIC, PIECE_BYTES, parse};
 
     fn head(numbers: [u64; 3]) -> Vec<u8> {
         let mut sector: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -106,16 +106,22 @@ mod tests {
     #[test]
     fn a_large_write_is_taken_apart_unless_it_waited_for_the_medium() {
         let mut log = head([MAGIC, 1, 2]);
-        log.extend([head([8, 300, 0]), vec![1; 300 * 512], head([8, 300, FUA]), vec![2; 300 * 512]].concat());
+        let (sectors, bytes) = (1200, 1200 * 512);
+        log.extend([head([8, sectors, 0]), vec![1; bytes], head([8, sectors, FUA]), vec![2; bytes]].concat());
         let entries = parse(&log).unwrap();
         let places = entries.iter().map(|entry| match entry {
             Entry::Write { offset, data, durable } => (*offset, data.len(), *durable),
             Entry::Flush => (0, 0, false),
         });
-        let whole = (4096, 300 * 512, true);
+        let at = |piece: usize| 4096 + (piece * PIECE_BYTES) as u64;
         assert_eq!(
             places.collect::<Vec<_>>(),
-            [(4096, 65536, false), (4096 + 65536, 65536, false), (4096 + 131_072, 22528, false), whole]
+            [
+                (at(0), PIECE_BYTES, false),
+                (at(1), PIECE_BYTES, false),
+                (at(2), bytes - 2 * PIECE_BYTES, false),
+                (4096, bytes, true)
+            ]
         );
     }
 

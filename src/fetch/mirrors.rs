@@ -212,7 +212,8 @@ impl Tally {
 
 impl Source for Mirrors {
     fn describe(&self) -> String {
-        self.sources.iter().map(|source| source.describe()).collect::<Vec<_>>().join(", ")
+        let there = self.sources.iter().filter(|source| source.is_there());
+        there.map(|source| source.describe()).collect::<Vec<_>>().join(", ")
     }
 
     fn is_there(&self) -> bool {

@@ -50,7 +50,7 @@ const RECOVERY_MIB: u64 = 64;
 /// What all recordings together have to yield: the check must not pass because a recording failed to record.
 const ENOUGH_STATES: u64 = 10_000;
 /// What the first flash yields where nobody asks for more or less.
-pub const USUAL_STATES: usize = 12_000;
+pub const USUAL_STATES: usize = 20_000;
 /// `boot.recoveries` where nothing else is configured.
 const BUDGET: u32 = 3;
 

@@ -41,7 +41,7 @@ pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
 
 /// Judging takes ten milliseconds a state, booting half a minute; the stories boot after real cuts.
 fn powercut_options(full: bool) -> powercut::Options {
-    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (8_000, 0) };
+    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (11_000, 0) };
     powercut::Options { seed: 1, states, boots, state: None }
 }
 

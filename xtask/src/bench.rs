@@ -223,7 +223,7 @@ impl Bench<'_> {
 
     fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
         let seed = case.peers == Peers::Updating;
-        peer.command(url, case.channel, "DEVICE", seed, self.memory.path())
+        peer.command(url, case.channel, "DEVICE", seed, self.memory.path(), &self.served.peers)
     }
 
     fn index(&self, channel: &str) -> Result<Index> {

@@ -51,9 +51,17 @@ impl Need {
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
             // The last three: for what cargo builds.
-            Self::Peers => {
-                &["bmap-tools", "casync", "zsync", "swupdate", "cpio", "libzstd-dev", "libssl-dev", "pkg-config"]
-            }
+            Self::Peers => &[
+                "bmap-tools",
+                "casync",
+                "zsync",
+                "swupdate",
+                "cpio",
+                "openssl",
+                "libzstd-dev",
+                "libssl-dev",
+                "pkg-config",
+            ],
             Self::Test => &[
                 "minisign",
                 "cpio",

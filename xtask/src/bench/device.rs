@@ -139,7 +139,8 @@ impl Device {
         before.fill(&path, &file, bytes)?;
         file.set_len(bytes).with_context(|| format!("size {}", path.display()))?;
         let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--sector-size", &sector_bytes.to_string()]).arg(&path);
+        // With partitions, which coreos-installer looks for on what it writes to.
+        losetup.args(["--find", "--show", "--partscan", "--sector-size", &sector_bytes.to_string()]).arg(&path);
         let node = output(&mut losetup)?.trim().to_owned();
         Ok(Self { node, file: path })
     }

@@ -25,7 +25,7 @@ pub struct Peer {
     pub updates: bool,
 }
 
-const APT: &str = "apt-get install zstd curl bmap-tools casync zsync swupdate cpio";
+const APT: &str = "apt-get install zstd curl bmap-tools casync zsync swupdate cpio openssl";
 
 /// Debian's does not know its own.
 const SWUPDATE_VERSION: &str = "dpkg-query --show swupdate || swupdate --version";
@@ -109,16 +109,24 @@ impl Peer {
     }
 
     /// The command that brings the image `name` from `url` to `device`; with `seed`, making use of what is on it.
-    pub fn command(&self, url: &str, name: &str, device: &str, seed: bool, memory: &Path) -> String {
-        let memory = memory.display();
+    ///
+    /// `root` is where [`prepare`](Self::prepare) put its files.
+    pub fn command(&self, url: &str, name: &str, device: &str, seed: bool, memory: &Path, root: &Path) -> String {
+        let (memory, certificate) = (memory.display(), root.join(SWUPDATE_CERTIFICATE));
         match self.name {
             "bmaptool" => {
                 format!("bmaptool copy --bmap {url}/{name}.bmap {url}/{name}.zst {device}")
             }
-            "swupdate" => format!("ln -sfn {device} {memory}/target; swupdate -d '-u {url}/{name}.swu'"),
-            "coreos-installer" => {
-                format!("coreos-installer install --insecure --image-url {url}/{name}.zst --preserve-on-error {device}")
-            }
+            "swupdate" => format!(
+                "ln -sfn {device} {memory}/target; \
+                 swupdate -H {SWUPDATE_BOARD} -k {certificate} -d '-u {url}/{name}.swu'",
+                certificate = certificate.display()
+            ),
+            // It writes everything, and then fails where it would wait for a udevd that is not there, as in containers.
+            "coreos-installer" => format!(
+                "coreos-installer install --insecure --image-url {url}/{name}.zst --preserve-on-error {device} || \
+                 [ ! -S /run/udev/control ]"
+            ),
             // The output is a seed by itself.
             "casync" => format!(
                 "casync extract --seed-output={} --store={url}/{name}.castr {url}/{name}.caibx {device}",
@@ -133,8 +141,9 @@ impl Peer {
                 )
             }
             "bita" => {
-                let from = if seed { "--seed-output" } else { "--force-create" };
-                format!("bita clone {from} {url}/{name}.cba {device}")
+                // Its --seed-output takes a device for an empty file.
+                let from = if seed { format!("--seed {device}") } else { String::new() };
+                format!("bita clone --force-create {from} {url}/{name}.cba {device}")
             }
             _ => format!(
                 "curl -sf {url}/{name}.zst | zstd -dcq | dd of={device} bs=4M iflag=fullblock oflag=direct status=none"
@@ -143,14 +152,23 @@ impl Peer {
     }
 }
 
+/// Debian's takes only what is signed, and asks which board it is for.
+const SWUPDATE_CERTIFICATE: &str = "swupdate.pem";
+const SWUPDATE_BOARD: &str = "bench:1.0";
+
 /// An update file whose one image is streamed to the device behind `link`.
 fn swu(image: &str, name: &str, link: &Path) -> String {
     let link = link.display();
     format!(
-        "mkdir -p {name}.d; cd {name}.d; ln -f ../{name}.zst image.zst || zstd -q -f -3 -T0 {image} -o image.zst; \
-         printf '%s' 'software = {{ version = \"1\"; images: ({{ filename = \"image.zst\"; device = \"{link}\"; \
-         compressed = \"zstd\"; installed-directly = true; }}); }}' > sw-description; \
-         printf 'sw-description\\nimage.zst\\n' | cpio -o --quiet -H crc > ../{name}.swu; \
+        "[ -e {SWUPDATE_CERTIFICATE} ] || openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=bench \
+         -keyout swupdate.key -out {SWUPDATE_CERTIFICATE} 2>/dev/null; \
+         mkdir -p {name}.d; cd {name}.d; ln -f ../{name}.zst image.zst || zstd -q -f -3 -T0 {image} -o image.zst; \
+         printf '%s' \"software = {{ version = \\\"1\\\"; hardware-compatibility: [ \\\"1.0\\\" ]; images: ({{ \
+         filename = \\\"image.zst\\\"; sha256 = \\\"$(sha256sum image.zst | cut -d' ' -f1)\\\"; device = \\\"{link}\\\"; \
+         compressed = \\\"zstd\\\"; installed-directly = true; }}); }}\" > sw-description; \
+         openssl cms -sign -in sw-description -out sw-description.sig -signer ../{SWUPDATE_CERTIFICATE} \
+         -inkey ../swupdate.key -outform DER -nosmimecap -binary; \
+         printf 'sw-description\\nsw-description.sig\\nimage.zst\\n' | cpio -o --quiet -H crc > ../{name}.swu; \
          cd ..; rm -r {name}.d"
     )
 }

@@ -247,6 +247,12 @@ impl Index {
         &self.digests[stored as usize]
     }
 
+    /// Whether a stored frame can have this compressed length, bytes.
+    #[must_use]
+    pub(crate) fn is_length(&self, length: u32) -> bool {
+        length != 0 && length <= compressed_limit(self.frame_bytes)
+    }
+
     /// Where a stored frame lies.
     #[must_use]
     pub fn location(&self, stored: StoredNo) -> Location {
@@ -266,6 +272,21 @@ impl Index {
                 FrameContent::Zero => crate::digest::is_zero(content),
                 FrameContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
             }
+    }
+
+    /// The same image, where some stored frames are fetched from other places of `pack`. Not to be encoded.
+    #[must_use]
+    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredNo, Range<u64>)>) -> Self {
+        let mut other = self.clone();
+        let number = other.packs.len() as u32;
+        other.packs.push(pack);
+        for (stored, range) in places {
+            let at = stored as usize;
+            other.pack_of[at] = number;
+            other.offsets[at] = range.start;
+            other.lengths[at] = (range.end - range.start) as u32;
+        }
+        other
     }
 
     fn checked(mut self) -> Result<Self, IndexError> {
@@ -292,8 +313,8 @@ impl Index {
         {
             return inconsistent("the short last frame is shared with a full one");
         }
-        let limit = compressed_limit(self.frame_bytes);
-        if let Some(length) = self.lengths.iter().find(|length| **length == 0 || **length > limit) {
+        if let Some(length) = self.lengths.iter().find(|length| !self.is_length(**length)) {
+            let limit = compressed_limit(self.frame_bytes);
             return inconsistent(&format!("a compressed length of {length}, above the limit of {limit}"));
         }
         self.derive_locations()?;

@@ -66,6 +66,7 @@ pub mod journal;
 pub mod layout;
 pub mod manifest;
 pub mod media;
+pub mod patches;
 pub mod placeholder;
 pub mod plan;
 pub mod progress;

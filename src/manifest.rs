@@ -62,12 +62,24 @@ pub struct Image {
     /// Where its content may be found on an old partition, an object. Without it nothing is moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hints: Option<Object>,
+    /// What changed since the release before, for robots that have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches: Option<Patches>,
     /// OSTree commit the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
     /// OSTree branch of that commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_ref: Option<String>,
+}
+
+/// The two objects of [`crate::patches`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patches {
+    /// Which frames can be patched, an object.
+    pub table: Object,
+    /// The patches.
+    pub pack: Object,
 }
 
 /// A named file of the release.

@@ -9,6 +9,7 @@ use std::fmt;
 use crate::digest::BLOCK_SIZE_BYTES;
 use crate::hints::{Hint, Hints};
 use crate::index::{FrameContent, FrameNo, Index, StoredNo};
+use crate::patches::Patched;
 use crate::progress::bytes;
 
 pub use moves::{BATCH_BYTES, Batch, BlockNo, MAX_BUFFERED_BLOCKS, Moves, ZERO_SOURCE};
@@ -26,6 +27,8 @@ pub struct Plan {
     pub moves: Moves,
     /// What to fetch, in pack order.
     pub requests: Vec<Request>,
+    /// Which of it is fetched as patches, if any is.
+    pub patched: Option<Patched>,
     /// Frames that each fetched stored frame goes to: sorted by stored frame, then by frame.
     destinations: Vec<(StoredNo, FrameNo)>,
     /// Quantities, for people and for progress.
@@ -89,13 +92,20 @@ pub struct Found<'a> {
 }
 
 impl Plan {
-    /// Compares what should be with what is. Without `found` nothing is moved.
+    /// Compares what should be with what is. Without `found` nothing is moved, without `patched` nothing patched; what
+    /// can be moved costs least.
     #[must_use]
-    pub fn new(index: &Index, survey: &Survey, found: Option<Found<'_>>) -> Self {
-        Self::with_buffer(index, survey, found, MAX_BUFFERED_BLOCKS)
+    pub fn new(index: &Index, survey: &Survey, found: Option<Found<'_>>, patched: Option<Patched>) -> Self {
+        Self::with_buffer(index, survey, found, patched, MAX_BUFFERED_BLOCKS)
     }
 
-    fn with_buffer(index: &Index, survey: &Survey, found: Option<Found<'_>>, max_blocks: usize) -> Self {
+    fn with_buffer(
+        index: &Index,
+        survey: &Survey,
+        found: Option<Found<'_>>,
+        patched: Option<Patched>,
+        max_blocks: usize,
+    ) -> Self {
         let per_frame = index.frame_bytes() / BLOCK_SIZE_BYTES as u32;
         let candidates = found.map(|found| candidates(index, survey, found)).unwrap_or_default();
         let moves = moves::order(&candidates, index.frame_count(), per_frame, max_blocks);
@@ -125,9 +135,9 @@ impl Plan {
         destinations.sort_unstable();
         let mut needed: Vec<StoredNo> = destinations.iter().map(|(stored, _)| *stored).collect();
         needed.dedup();
-        let requests = coalesce(index, &needed);
+        let requests = coalesce(patched.as_ref().map_or(index, |patched| &patched.index), &needed);
         totals.download_bytes = requests.iter().map(|request| request.range.end - request.range.start).sum();
-        Self { zero, moves, requests, destinations, totals }
+        Self { zero, moves, requests, patched, destinations, totals }
     }
 
     /// Whether nothing has to be done.
@@ -171,4 +181,4 @@ fn candidates(index: &Index, survey: &Survey, found: Found<'_>) -> Candidates {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

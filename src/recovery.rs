@@ -28,7 +28,7 @@ use crate::write::{self, Work, Written};
 pub use error::RecoveryError;
 pub use partition::Partition;
 pub use release::{Release, fetch_file, fetch_release, fetch_release_above};
-use release::{fetch_hints, fetch_index};
+use release::{fetch_hints, fetch_index, fetch_patches};
 use renew::Reach;
 pub use renew::{Medium, RenewError, Renewal};
 
@@ -153,8 +153,8 @@ fn install(machine: &Machine<'_>, release: Option<Release>) -> Result<Report, Re
         match write_and_read_back(machine, index, survey, todo, &permit)? {
             Ok(proof) => return commit(machine, proof, Some(permit), &offered, Reach::Source, totals),
             Err(survey) => {
-                let again = Plan::new(index, &survey, None);
-                plan = (survey, again);
+                let again = Plan::new(index, &survey, None, None);
+                plan = (survey, Box::new(again));
             }
         }
     }
@@ -210,7 +210,7 @@ fn obtain(machine: &Machine<'_>, release: Option<Release>) -> Result<Installed, 
 /// What the partition is, compared with a release.
 enum Looked {
     Equal(Verified),
-    Differs(Survey, Plan),
+    Differs(Survey, Box<Plan>),
 }
 
 fn look(machine: &Machine<'_>, offered: &Installed) -> Result<Looked, RecoveryError> {
@@ -228,20 +228,24 @@ fn look(machine: &Machine<'_>, offered: &Installed) -> Result<Looked, RecoveryEr
             Ok(proof) => Ok(Looked::Equal(proof)),
             Err(survey) => {
                 let plan = plan(machine, offered, &survey, blocks)?;
-                Ok(Looked::Differs(survey, plan))
+                Ok(Looked::Differs(survey, Box::new(plan)))
             }
         }
     })
 }
 
-/// The plan, with moves where the partition holds anything.
+/// The plan, with patches and moves where the partition holds anything.
 fn plan(machine: &Machine<'_>, offered: &Installed, survey: &Survey, blocks: Blocks) -> Result<Plan, RecoveryError> {
     let index = &offered.index;
+    let patched = fetch_patches(machine, offered, &blocks)?.map(|patches| patches.fitting(index, survey, &blocks));
+    if patched.as_ref().is_some_and(|patched| patched.is_enough(survey)) {
+        return Ok(Plan::new(index, survey, None, patched));
+    }
     let Some(hints) = fetch_hints(machine, offered, &blocks)? else {
-        return Ok(Plan::new(index, survey, None));
+        return Ok(Plan::new(index, survey, None, patched));
     };
     let blocks = blocks.completed(index, &hints, survey);
-    Ok(Plan::new(index, survey, Some(Found { hints: &hints, blocks: &blocks })))
+    Ok(Plan::new(index, survey, Some(Found { hints: &hints, blocks: &blocks }), patched))
 }
 
 /// Whether the system image fits a partition, before anything else is done.

@@ -8,7 +8,7 @@ use reflash::chain::chain;
 use reflash::digest::Digest;
 use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
 use reflash::index::{FrameContent, Index};
-use reflash::manifest::object_path;
+use reflash::manifest::{Patches, object_path};
 use reflash::state::State;
 use reflash::target::BlockTarget;
 
@@ -115,6 +115,103 @@ fn new_frames_lie_together_in_a_pack_of_their_own() {
     fixture.recover(&source, &target, None).unwrap();
     assert!(holds(&target, &fixture));
     assert_eq!(source.ranges.lock().unwrap().len(), 1);
+}
+
+/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many frames that are.
+fn patched_pair() -> (Fixture, Vec<u8>, usize) {
+    let old = sample_image(4000, 3);
+    let mut fixture = Fixture::with(old.clone(), |_| ());
+    let mut new = old.clone();
+    let changed = (3..4000).step_by(50);
+    changed.clone().for_each(|at| new[at * BLOCK + 700..at * BLOCK + 708].fill(0x5a));
+    fixture.publish(new, |spec| spec.version = "2".into());
+    let frames: std::collections::BTreeSet<usize> = changed.map(|at| at * BLOCK / FRAME).collect();
+    (fixture, old, frames.len())
+}
+
+fn patches_of(fixture: &Fixture) -> Patches {
+    fixture.released.manifest.images[0].patches.unwrap()
+}
+
+#[test]
+fn what_changed_in_place_is_patched_and_nothing_else_is_asked_for() {
+    let (fixture, old, frames) = patched_pair();
+    let source = Noting::new(&fixture);
+    let target = MemoryTarget::new(old);
+    let report = fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    let patches = object_path(&patches_of(&fixture).pack.blake3);
+    let ranges = source.ranges.lock().unwrap();
+    // The first frame comes as it is, of all others a handful of bytes.
+    let (small, whole): (Vec<_>, Vec<_>) = ranges.iter().partition(|(path, _)| *path == patches);
+    assert_eq!((small.len(), whole.len()), (1, 1), "{ranges:?}");
+    let bytes = small[0].1.end - small[0].1.start;
+    assert!(bytes < frames as u64 * 100, "{bytes} bytes for {frames} frames");
+    assert_eq!(report.totals.write_bytes, (frames * FRAME) as u64);
+    let hints = object_path(&fixture.released.manifest.images[0].hints.unwrap().blake3);
+    assert!(!source.small.lock().unwrap().contains(&hints), "patches are enough");
+}
+
+#[test]
+fn a_patched_update_that_was_cut_goes_on_with_patches() {
+    let (fixture, old, frames) = patched_pair();
+    let complete = MemoryTarget::new(old.clone());
+    fixture.recover(&Noting::new(&fixture), &complete, None).unwrap();
+    let patches = object_path(&patches_of(&fixture).pack.blake3);
+    for cut in 0..complete.writes().len() {
+        let faults = Faults { fail_writes_from: Some(cut), ..Faults::default() };
+        let target = MemoryTarget::faulty(old.clone(), faults);
+        fixture.recover(&Noting::new(&fixture), &target, None).unwrap_err();
+        let target = MemoryTarget::new(target.content());
+        let source = Noting::new(&fixture);
+        fixture.recover(&source, &target, None).unwrap();
+        assert!(holds(&target, &fixture), "cut at write {cut}");
+        let ranges = source.ranges.lock().unwrap();
+        let whole = ranges.iter().filter(|(path, _)| *path != patches).map(|(_, range)| range.end - range.start);
+        assert!(whole.sum::<u64>() <= FRAME as u64 + 1024, "cut at write {cut} of {frames} frames: {ranges:?}");
+    }
+}
+
+#[test]
+fn a_patch_that_does_not_fit_or_is_damaged_is_replaced_by_the_whole_frame() {
+    let (fixture, old, _) = patched_pair();
+    // Another byte in one place: that frame is fetched whole, without a try.
+    let mut other = old.clone();
+    other[1153 * BLOCK + 9] ^= 1;
+    let target = MemoryTarget::new(other);
+    let source = Noting::new(&fixture);
+    let report = fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    assert_eq!(source.downloaded(), report.totals.download_bytes);
+    // It changes after it was looked at, or cannot be read any more when it is wanted.
+    let target = MemoryTarget::new(old.clone());
+    let target = Changing { target, block: 1153, reads_left: AtomicUsize::new(1) };
+    let source = Noting::new(&fixture);
+    let report = fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target.target, &fixture));
+    assert!(source.downloaded() > report.totals.download_bytes, "the frame was fetched beyond the plan");
+    // A byte of the pack is wrong.
+    let pack = fixture.tree().join(object_path(&patches_of(&fixture).pack.blake3));
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    std::fs::write(&pack, bytes).unwrap();
+    let target = MemoryTarget::new(old);
+    fixture.recover(&Noting::new(&fixture), &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+}
+
+#[test]
+fn patches_are_made_only_where_they_pay() {
+    // A rebuilt image is moved, a new one fetched, and a first release has nothing before it.
+    let (fixture, _) = pair(1200);
+    assert_eq!(fixture.released.manifest.images[0].patches, None);
+    let mut fixture = Fixture::with(sample_image(2000, 3), |_| ());
+    assert_eq!(fixture.released.manifest.images[0].patches, None);
+    fixture.publish(sample_image(2000, 4), |spec| spec.version = "2".into());
+    assert_eq!(fixture.released.manifest.images[0].patches, None);
+    let (fixture, ..) = patched_pair();
+    xtask::release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
 }
 
 #[test]

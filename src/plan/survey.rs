@@ -87,6 +87,11 @@ impl Blocks {
         self
     }
 
+    /// The hints of `count` blocks from block `from` on, if there are so many.
+    pub(crate) fn range(&self, from: usize, count: usize) -> Option<impl Iterator<Item = Hint>> {
+        Some(self.0.get(from..from + count)?.iter().copied())
+    }
+
     pub(super) fn as_slice(&self) -> &[Hint] {
         &self.0
     }

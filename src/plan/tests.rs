@@ -9,7 +9,7 @@ use crate::index::{Builder, FrameContent, Index, MIN_FRAME_BYTES, Pack};
 const PER: usize = MIN_FRAME_BYTES as usize / 4096;
 
 /// An image whose frames have these contents (`None` zero); equal numbers are equal frames of 10,000 stored bytes.
-pub(super) fn index(frames: &[Option<u32>]) -> Index {
+pub(crate) fn index(frames: &[Option<u32>]) -> Index {
     let frame_bytes = u64::from(MIN_FRAME_BYTES);
     let mut builder = Builder::new(frames.len() as u64 * frame_bytes, MIN_FRAME_BYTES).unwrap();
     let count = frames.iter().flatten().max().map_or(0, |last| last + 1);
@@ -29,7 +29,7 @@ pub(super) fn index(frames: &[Option<u32>]) -> Index {
 #[test]
 fn right_frames_cost_nothing() {
     let index = index(&[Some(0), None, Some(1), Some(0)]);
-    let plan = Plan::new(&index, &Survey::new(&index, vec![true; 4]), None);
+    let plan = Plan::new(&index, &Survey::new(&index, vec![true; 4]), None, None);
     assert!(plan.is_empty() && plan.requests.is_empty());
     assert_eq!(plan.totals.right_bytes, index.image_bytes());
 }
@@ -37,7 +37,7 @@ fn right_frames_cost_nothing() {
 #[test]
 fn a_shared_frame_is_fetched_once_and_written_where_it_is_wrong() {
     let index = index(&[Some(0), None, Some(1), Some(0), Some(0)]);
-    let plan = Plan::new(&index, &Survey::new(&index, vec![false, false, true, true, false]), None);
+    let plan = Plan::new(&index, &Survey::new(&index, vec![false, false, true, true, false]), None, None);
     assert_eq!(plan.zero, [1]);
     assert_eq!(plan.requests.len(), 1);
     assert_eq!((plan.requests[0].range.clone(), &plan.requests[0].stored[..]), (0..10_000, &[0][..]));
@@ -98,7 +98,13 @@ impl Case {
 
     fn plan(&self, max_blocks: usize) -> Plan {
         let blocks = Blocks::new(self.partition.iter().map(|block| hint(*block)).collect());
-        Plan::with_buffer(&self.index, &self.survey(), Some(Found { hints: &self.hints, blocks: &blocks }), max_blocks)
+        Plan::with_buffer(
+            &self.index,
+            &self.survey(),
+            Some(Found { hints: &self.hints, blocks: &blocks }),
+            None,
+            max_blocks,
+        )
     }
 
     /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched frames are

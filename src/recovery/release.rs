@@ -7,8 +7,9 @@ use crate::chain::chain;
 use crate::digest::Digest;
 use crate::fetch::{Kind, Refusal, Source};
 use crate::hints::{self, Hints};
-use crate::index::Index;
+use crate::index::{Index, Pack};
 use crate::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE};
+use crate::patches::{self, Patches};
 use crate::plan::Blocks;
 use crate::progress::bytes;
 use crate::state::Installed;
@@ -131,6 +132,33 @@ pub(super) fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<(I
 /// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
 pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
     fetch_object(machine.source, "file of the release", &release.manifest.file(name)?.object)
+}
+
+/// The table of the release's patches, if it has any, and there is something to patch. Without it more is downloaded,
+/// which is no reason to fail.
+pub(super) fn fetch_patches(
+    machine: &Machine<'_>,
+    offered: &Installed,
+    blocks: &Blocks,
+) -> Result<Option<Patches>, RecoveryError> {
+    let Some(patches) = offered.manifest.image(SYSTEM_IMAGE)?.patches.filter(|_| !blocks.is_blank()) else {
+        return Ok(None);
+    };
+    let without = |why: &(dyn std::error::Error + 'static)| {
+        machine.journal.warn(&format!("nothing can be patched, more is downloaded: {}", chain(why)));
+        Ok(None)
+    };
+    let manifest::Patches { table, pack } = patches;
+    if table.size_bytes > patches::MAX_TABLE_BYTES {
+        machine.journal.warn(&format!("a table of patches of {} is more than fits", bytes(table.size_bytes)));
+        return Ok(None);
+    }
+    let pack = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
+    match fetch_object(machine.source, "table of patches", &table) {
+        Ok(bytes) => Patches::from_object(&bytes, pack, &offered.index).map(Some).or_else(|error| without(&error)),
+        Err(error) if error.is_retryable() => Err(error),
+        Err(error) => without(&error),
+    }
 }
 
 /// The hints of the release, if they are of use. Without them more is downloaded, which is no reason to fail.

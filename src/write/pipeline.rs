@@ -31,6 +31,8 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if requests.is_empty() {
         return;
     }
+    let patched = writer.work.plan.patched.as_ref();
+    let places = patched.map_or(writer.index, |patched| &patched.index);
     let parcel_bytes = PARCEL_BYTES.max(writer.index.frame_bytes() as usize);
     let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
     let (recycle, recycled) = channel::<Parcel>();
@@ -43,7 +45,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
                 if writer.is_stopped() {
                     return;
                 }
-                if let Err(error) = fetch(writer, request, &to_decode, &recycled) {
+                if let Err(error) = fetch(writer, places, request, &to_decode, &recycled) {
                     return writer.fail(error);
                 }
             }
@@ -66,13 +68,14 @@ fn per_parcel(index: &Index) -> usize {
 
 fn fetch(
     writer: &Writer<'_>,
+    places: &Index,
     request: &Request,
     to_decode: &SyncSender<Parcel>,
     recycled: &Mutex<Receiver<Parcel>>,
 ) -> Result<(), WriteError> {
     let emptied = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
-    let mut splitter = Splitter::new(writer.index, request, per_parcel(writer.index), emptied());
-    let result = get(writer, request, &mut |bytes: &[u8]| {
+    let mut splitter = Splitter::new(places, request, per_parcel(places), emptied());
+    let result = get(writer, places, request, &mut |bytes: &[u8]| {
         if writer.is_stopped() {
             return Err(local("the writer stopped"));
         }
@@ -86,7 +89,7 @@ fn fetch(
     if writer.is_stopped() { Ok(()) } else { result }
 }
 
-/// Downloads frames that were damaged once more, one by one, checking each before the next byte is taken: the source then
+/// Downloads frames that were damaged, or whose patch was of no use, once more and whole, one by one, checking each before the next byte is taken: the source then
 /// knows which copy sent wrong bytes, and asks another one.
 pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     let mut wanted: HashMap<StoredNo, Vec<FrameNo>> = HashMap::new();
@@ -100,7 +103,7 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     for request in coalesce(writer.index, &stored) {
         let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
         let mut failure = None;
-        let result = get(writer, &request, &mut |bytes: &[u8]| {
+        let result = get(writer, writer.index, &request, &mut |bytes: &[u8]| {
             let mut wrong = None;
             let taken = splitter.take(bytes, |parcel| {
                 for (stored, bytes) in parcel.frames() {
@@ -132,10 +135,11 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
 
 fn get(
     writer: &Writer<'_>,
+    places: &Index,
     request: &Request,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
 ) -> Result<(), WriteError> {
-    let pack = writer.index.packs()[request.pack as usize].digest;
+    let pack = places.packs()[request.pack as usize].digest;
     writer.work.source.get_range(&object_path(&pack), request.range.clone(), sink).map_err(|source| WriteError::Fetch {
         pack,
         start: request.range.start,
@@ -170,6 +174,7 @@ fn decode_all(
     let (index, plan) = (writer.index, writer.work.plan);
     let frame_bytes = index.frame_bytes() as usize;
     let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+    let mut patcher = Patcher::new(frame_bytes)?;
     let mut content = AlignedBuf::zeroed(parcel_bytes);
     loop {
         let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
@@ -179,7 +184,12 @@ fn decode_all(
         let mut frames: Vec<(FrameNo, usize)> = Vec::new();
         for (place, (stored, bytes)) in parcel.frames().enumerate() {
             let from = place * frame_bytes;
-            let right = decode(index, &mut zstd, stored, bytes, &mut content[from..from + frame_bytes]).is_some();
+            let content = &mut content[from..from + frame_bytes];
+            let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
+            let right = match base {
+                None => decode(index, &mut zstd, stored, bytes, content).is_some(),
+                Some(base) => patcher.decode(writer, base, stored, bytes, content).is_some(),
+            };
             for frame in plan.destinations(stored) {
                 if right { frames.push((frame, from)) } else { writer.damaged(stored, frame) }
             }
@@ -191,5 +201,35 @@ fn decode_all(
         if !writer.is_stopped() {
             writer.write(&mut frames, &content)?;
         }
+    }
+}
+
+/// Decodes patches.
+struct Patcher {
+    zstd: zstd::bulk::Decompressor<'static>,
+    old: AlignedBuf,
+}
+
+impl Patcher {
+    fn new(frame_bytes: usize) -> Result<Self, WriteError> {
+        let zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+        Ok(Self { zstd, old: AlignedBuf::zeroed(frame_bytes) })
+    }
+
+    /// As [`decode`], with what is in the place of the frame `base`. What cannot be read, or is not what it was, makes a
+    /// patch that does not fit.
+    fn decode(
+        &mut self,
+        writer: &Writer<'_>,
+        base: FrameNo,
+        stored: StoredNo,
+        bytes: &[u8],
+        content: &mut [u8],
+    ) -> Option<usize> {
+        let range = writer.index.frame_range(base);
+        let old = &mut self.old[..(range.end - range.start) as usize];
+        writer.work.target.read_at(range.start, old).ok()?;
+        self.zstd.set_dictionary(old).ok()?;
+        decode(writer.index, &mut self.zstd, stored, bytes, content)
     }
 }

@@ -6,6 +6,7 @@
 pub mod check;
 mod frames;
 mod objects;
+mod patches;
 mod reuse;
 
 use std::io::Cursor;
@@ -77,7 +78,7 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     let serial = next_serial(before.as_ref(), spec.serial)?;
     let image = step("cut, hash and compress the image", || {
         let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
-        frames::pack(spec, &objects, reusable)
+        frames::pack(spec, &objects, reusable.as_ref())
     })?;
     let files = spec.files.iter().map(|(name, path)| {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;

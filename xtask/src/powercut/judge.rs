@@ -336,7 +336,7 @@ fn has_superblock(system: &Region) -> bool {
 
 /// The plan must touch every wrong frame and no other.
 fn check_plan(index: &Index, survey: &Survey) -> Result<()> {
-    let plan = Plan::new(index, survey, None);
+    let plan = Plan::new(index, survey, None, None);
     let fetched =
         plan.requests.iter().flat_map(|request| &request.stored).flat_map(|stored| plan.destinations(*stored));
     let touched: BTreeSet<FrameNo> = plan.zero.iter().copied().chain(fetched).collect();

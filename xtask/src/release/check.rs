@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::digest::{Digest, hex};
 use reflash::hints::Hints;
-use reflash::index::{FrameContent, Index};
+use reflash::index::{FrameContent, Index, Pack};
 use reflash::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
+use reflash::patches::Patches;
 use sha2::{Digest as _, Sha256};
 
 /// Checks the release of `channel` in the tree `root` against the keys.
@@ -30,6 +31,12 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
             Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
         if let Some(hints) = &image.hints {
             Hints::decode(object(root, hints)?, &index).with_context(|| format!("image {:?}", image.name))?;
+        }
+        if let Some(patches) = &image.patches {
+            object(root, &patches.pack).with_context(|| format!("image {:?}", image.name))?;
+            let pack = Pack { digest: patches.pack.blake3, size_bytes: patches.pack.size_bytes };
+            Patches::from_object(&object(root, &patches.table)?, pack, &index)
+                .with_context(|| format!("image {:?}", image.name))?;
         }
         ensure!(index.image_bytes() == image.size_bytes, "image {:?}: index and manifest differ in size", image.name);
         let sha256 = check_image(root, &index).with_context(|| format!("image {:?}", image.name))?;
@@ -54,6 +61,7 @@ pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
             Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
         found.extend(image.hints.map(|hints| hints.blake3));
+        found.extend(image.patches.iter().flat_map(|patches| [patches.table.blake3, patches.pack.blake3]));
         found.extend(index.packs().iter().map(|pack| pack.digest));
     }
     Ok(found)

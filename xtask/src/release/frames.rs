@@ -17,9 +17,9 @@ use reflash::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX
 use reflash::manifest;
 use sha2::{Digest as _, Sha256};
 
-use super::Spec;
 use super::objects::{Objects, PackWriter};
 use super::reuse::Reusable;
+use super::{Spec, patches};
 
 /// Frames hashed or compressed in parallel before they are taken in order.
 const BATCH_FRAMES: usize = 512;
@@ -67,7 +67,7 @@ fn frame_bytes_for(image_bytes: u64) -> u32 {
 }
 
 /// Puts the image of `spec` into the store.
-pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<Reusable>) -> Result<Packed> {
+pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Result<Packed> {
     let path = &spec.image;
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let size_bytes = file.metadata()?.len();
@@ -82,7 +82,7 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<Reusable>) -> Resul
 
     // Reused frames first, in the order of their packs, then the new ones in the order of the image: long runs either way.
     let digests: Vec<Digest> = scan.distinct.iter().map(|frame| frame.digest).collect();
-    let reused = reusable.map(|reusable| reusable.take(&digests, frame_bytes)).unwrap_or_default();
+    let reused = reusable.map(|before| before.take(&digests, frame_bytes)).unwrap_or_default();
     let mut number = vec![None; scan.distinct.len()];
     let mut order = Vec::with_capacity(scan.distinct.len());
     let mut old_bytes = 0;
@@ -120,12 +120,25 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<Reusable>) -> Resul
     let index: Index = builder.finish()?;
     let mut hints = Hints::builder(frame_bytes);
     order.iter().for_each(|which| hints.push(&scan.distinct[*which].hints));
+    let hints = objects.put(&hints.encode())?;
+    let patches = match reusable {
+        Some(before) => {
+            let movable = |stored: StoredNo| {
+                let blocks = &scan.distinct[order[stored as usize]].hints;
+                blocks.iter().all(|hint| *hint == Hint::NONE || before.blocks.contains(hint))
+            };
+            let content = |frame| read_frame(&file, frame, frame_bytes, size_bytes);
+            patches::make(before, &index, movable, content, hints.size_bytes, spec.level, objects)?
+        }
+        None => None,
+    };
     let described = manifest::Image {
         name: manifest::SYSTEM_IMAGE.to_owned(),
         size_bytes,
         sha256: scan.sha256,
         index: objects.put(&zstd::bulk::compress(&index.encode(), INDEX_LEVEL).context("compress the index")?)?,
-        hints: Some(objects.put(&hints.encode())?),
+        hints: Some(hints),
+        patches,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };

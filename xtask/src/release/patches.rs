@@ -1,0 +1,111 @@
+//! Patches from the release before; the format is in the agent's `patches`.
+
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
+use reflash::hints::Hints;
+use reflash::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
+use reflash::manifest;
+use reflash::patches::{Patch, Patches, fingerprint};
+
+use super::objects::Objects;
+use super::reuse::Reusable;
+
+/// zstd level of the table.
+const TABLE_LEVEL: i32 = 19;
+/// What is saved of the download, at least, percent: otherwise robots are better off without another object to fetch.
+const MIN_SAVED_PERCENT: u64 = 10;
+/// A frame as its own predecessor's patch takes about this share of what it takes alone, where little has changed.
+const GUESSED_PERCENT: u64 = 10;
+
+/// A frame that differs from what is in its place.
+struct Candidate {
+    stored: StoredNo,
+    frame: FrameNo,
+    /// It can be put together from what a robot has.
+    movable: bool,
+}
+
+/// Makes the patches from `before` to `index`, if they are worth their while.
+///
+/// What can be moved costs a robot nothing but the hints, `hints_bytes`. If the patches of all of that are smaller, they are
+/// made too, and no hints are needed; if the image was laid out anew, so that nearly everything moves, they are not.
+pub fn make(
+    before: &Reusable,
+    index: &Index,
+    movable: impl Fn(StoredNo) -> bool,
+    content: impl Fn(FrameNo) -> Result<Vec<u8>> + Sync,
+    hints_bytes: u64,
+    level: i32,
+    objects: &Objects,
+) -> Result<Option<manifest::Patches>> {
+    if before.index.frame_bytes() != index.frame_bytes() {
+        return Ok(None);
+    }
+    let (moving, mut candidates): (Vec<Candidate>, Vec<Candidate>) =
+        candidates(&before.index, index, movable).into_iter().partition(|candidate| candidate.movable);
+    let whole = |candidates: &[Candidate]| -> u64 {
+        candidates.iter().map(|one| index.location(one.stored).range).map(|range| range.end - range.start).sum()
+    };
+    let mut saved_bytes = whole(&candidates);
+    let all_bytes = saved_bytes + hints_bytes;
+    let mut made = compress(before, &candidates, &content, level)?;
+    if whole(&moving) * GUESSED_PERCENT / 100 <= hints_bytes {
+        let patches = compress(before, &moving, &content, level)?;
+        if patches.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() <= hints_bytes {
+            saved_bytes += hints_bytes;
+            candidates.extend(moving);
+            made.extend(patches);
+        }
+    }
+    saved_bytes = saved_bytes.saturating_sub(made.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+    if saved_bytes * 100 < all_bytes * MIN_SAVED_PERCENT || made.is_empty() {
+        return Ok(None);
+    }
+    made.sort_by_key(|(patch, _)| patch.stored);
+    let bytes: Vec<u8> = made.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+    let pack = objects.put(&bytes)?;
+    let described = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
+    let table = Patches::new(described, made.into_iter().map(|(patch, _)| patch).collect()).encode();
+    let table = objects.put(&zstd::bulk::compress(&table, TABLE_LEVEL).context("compress the table of patches")?)?;
+    Ok(Some(manifest::Patches { table, pack }))
+}
+
+/// One for each stored frame: where it is first, of the places where something else was before.
+fn candidates(before: &Index, index: &Index, movable: impl Fn(StoredNo) -> bool) -> Vec<Candidate> {
+    let mut taken = vec![false; index.stored_count() as usize];
+    let mut found = Vec::new();
+    // The first frame is never patched.
+    for frame in 1..index.frame_count().min(before.frame_count()) {
+        let FrameContent::Stored(stored) = index.frame_content(frame) else { continue };
+        let same = match before.frame_content(frame) {
+            FrameContent::Stored(old) => before.digest(old) == index.digest(stored),
+            FrameContent::Zero => false,
+        };
+        if !same && before.frame_range(frame) == index.frame_range(frame) && !taken[stored as usize] {
+            taken[stored as usize] = true;
+            found.push(Candidate { stored, frame, movable: movable(stored) });
+        }
+    }
+    found
+}
+
+fn compress(
+    before: &Reusable,
+    candidates: &[Candidate],
+    content: &(impl Fn(FrameNo) -> Result<Vec<u8>> + Sync),
+    level: i32,
+) -> Result<Vec<(Patch, Vec<u8>)>> {
+    let one = |candidate: &Candidate| {
+        let Candidate { stored, frame, .. } = *candidate;
+        let (old, new) = (before.frame(frame)?, content(frame)?);
+        let bytes = zstd::bulk::Compressor::with_dictionary(level, &old)
+            .and_then(|mut zstd| zstd.compress(&new))
+            .context("compress a patch")?;
+        let again =
+            zstd::bulk::Decompressor::with_dictionary(&old).and_then(|mut zstd| zstd.decompress(&bytes, new.len()));
+        ensure!(again.context("apply a patch")? == new, "the patch of frame {frame} does not make the frame");
+        let base = fingerprint(Hints::of_frame(&old).into_iter());
+        Ok((Patch { stored, frame, length: u32::try_from(bytes.len())?, base }, bytes))
+    };
+    candidates.par_iter().map(one).collect()
+}

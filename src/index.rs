@@ -18,6 +18,7 @@
 //! | digests | stored frames | 32 bytes BLAKE3 of the content |
 
 mod builder;
+mod elsewhere;
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -272,21 +273,6 @@ impl Index {
                 FrameContent::Zero => crate::digest::is_zero(content),
                 FrameContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
             }
-    }
-
-    /// The same image, where some stored frames are fetched from other places of `pack`. Not to be encoded.
-    #[must_use]
-    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredNo, Range<u64>)>) -> Self {
-        let mut other = self.clone();
-        let number = other.packs.len() as u32;
-        other.packs.push(pack);
-        for (stored, range) in places {
-            let at = stored as usize;
-            other.pack_of[at] = number;
-            other.offsets[at] = range.start;
-            other.lengths[at] = (range.end - range.start) as u32;
-        }
-        other
     }
 
     fn checked(mut self) -> Result<Self, IndexError> {

@@ -26,6 +26,7 @@
 //! | [`target`] | what is written to | target |
 //! | [`journal`] | tells people and programs what is going on | console, event log |
 //! | [`plan`] | index x what is on the partition: what to move, to fetch, to zero | none |
+//! | [`patches`] | frames as what changed since the release before | none |
 //! | [`hints`] | short hashes of blocks, to find them on a partition | none |
 //! | [`manifest`] | signature, format, fit of a release | none |
 //! | [`index`] | the chunk index: encode, decode | none |
@@ -43,6 +44,7 @@
 //! | [`placeholder`] | what vendors ship where an identity should be | none |
 //! | [`config`] | configuration files and kernel command line | none |
 //! | [`media`] | boot media: how one is told from another | none |
+//! | [`filesystem`] | which file system a device holds | none |
 
 pub mod agent;
 pub mod arbiter;

@@ -17,10 +17,9 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use crate::digest::{BLOCK_SIZE_BYTES, block_hash};
+use crate::digest::block_hash;
 use crate::hints::Hint;
 use crate::index::{FrameContent, FrameNo, Index, MAX_FRAMES, Pack, StoredNo};
-use crate::plan::{Blocks, Survey};
 
 const MAGIC: &[u8; 8] = b"RFLASHPT";
 const VERSION: u32 = 1;
@@ -140,20 +139,10 @@ impl Patches {
         Ok(Self { pack, patches })
     }
 
-    /// The patches that make wrong frames right on a partition with these blocks.
+    /// The pack they lie in.
     #[must_use]
-    pub fn fitting(&self, index: &Index, survey: &Survey, blocks: &Blocks) -> Patched {
-        let per_frame = index.frame_bytes() as usize / BLOCK_SIZE_BYTES;
-        let fits = |(patch, _): &(&Patch, Range<u64>)| {
-            let range = index.frame_range(patch.frame);
-            let count = ((range.end - range.start) as usize).div_ceil(BLOCK_SIZE_BYTES);
-            let there = blocks.range(patch.frame as usize * per_frame, count);
-            !survey.is_right(patch.frame) && there.is_some_and(|there| fingerprint(there) == patch.base)
-        };
-        let fitting: Vec<(&Patch, Range<u64>)> = self.places().filter(fits).collect();
-        let bases = fitting.iter().map(|(patch, _)| (patch.stored, patch.frame)).collect();
-        let places = fitting.into_iter().map(|(patch, place)| (patch.stored, place));
-        Patched { index: index.relocated(self.pack, places), bases }
+    pub fn pack(&self) -> Pack {
+        self.pack
     }
 
     /// Each patch with its place in the pack.
@@ -167,63 +156,29 @@ impl Patches {
     }
 }
 
-/// An index of which some frames are fetched as patches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Patched {
-    /// It, with the places of the patches.
-    pub index: Index,
-    /// Patched stored frames, ascending, and the frame whose place holds the dictionary.
-    bases: Vec<(StoredNo, FrameNo)>,
-}
-
-impl Patched {
-    /// The frame whose place holds the dictionary of a stored frame, if that is patched.
-    #[must_use]
-    pub fn base(&self, stored: StoredNo) -> Option<FrameNo> {
-        let at = self.bases.binary_search_by_key(&stored, |(stored, _)| *stored).ok()?;
-        Some(self.bases[at].1)
-    }
-
-    /// Whether nothing else is needed to make a partition right.
-    #[must_use]
-    pub fn is_enough(&self, survey: &Survey) -> bool {
-        (0..self.index.frame_count()).filter(|frame| !survey.is_right(*frame)).all(|frame| {
-            match self.index.frame_content(frame) {
-                FrameContent::Zero => true,
-                // The first frame is never patched, and always small work.
-                FrameContent::Stored(stored) => frame == 0 || self.base(stored).is_some(),
-            }
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{HEADER_BYTES, Patch, Patches, PatchesError, fingerprint};
+    use super::{HEADER_BYTES, Patch, Patches, PatchesError};
     use crate::digest::Digest;
-    use crate::hints::Hint;
-    use crate::index::{Index, MIN_FRAME_BYTES, Pack};
-    use crate::plan::tests::index;
-    use crate::plan::{Blocks, Plan, Survey};
-
-    /// Blocks of a frame.
-    const PER: usize = MIN_FRAME_BYTES as usize / 4096;
-
-    fn hint(number: u64) -> Hint {
-        Hint::from_bits(number)
-    }
+    use crate::index::{Builder, FrameContent, Index, MIN_FRAME_BYTES, Pack};
 
     fn pack(size_bytes: u64) -> Pack {
         Pack { digest: Digest::of(b"patches"), size_bytes }
     }
 
     fn patch(stored: u32, frame: u32, base: u64) -> Patch {
-        Patch { stored, frame, length: 100, base: fingerprint((0..PER as u64).map(|block| hint(base + block))) }
+        Patch { stored, frame, length: 100, base }
     }
 
-    /// Frames 1 to 4 hold the stored frames 1 to 4; frame 0 the stored frame 0.
+    /// Five frames, each with the stored frame of its number.
     fn image() -> Index {
-        index(&[Some(0), Some(1), Some(2), Some(3), Some(4)])
+        let mut builder = Builder::new(5 * u64::from(MIN_FRAME_BYTES), MIN_FRAME_BYTES).unwrap();
+        for number in 0..5_u32 {
+            builder.store(Digest::of(&number.to_le_bytes()), 10);
+            builder.push_frame(FrameContent::Stored(number));
+        }
+        builder.push_extent(0, Pack { digest: Digest::of(b"frames"), size_bytes: 50 }, 0);
+        builder.finish().unwrap()
     }
 
     fn decode(patches: &Patches, index: &Index) -> Result<Patches, PatchesError> {
@@ -264,28 +219,5 @@ mod tests {
         assert!(Patches::from_object(&longer, pack(100), &image()).is_err());
         assert!(matches!(Patches::from_object(&whole, pack(100), &image()), Err(PatchesError::Compressed(_))));
         assert_eq!(whole.len(), HEADER_BYTES + super::ENTRY_BYTES);
-    }
-
-    #[test]
-    fn only_what_is_wrong_and_was_what_it_should_have_been_is_patched() {
-        let index = image();
-        // Frame 1 is right; in the place of frame 2 is what the release before had, in that of frame 3 something else.
-        let patches = Patches::new(pack(400), vec![patch(1, 1, 10), patch(2, 2, 20), patch(3, 3, 30), patch(4, 4, 40)]);
-        let survey = Survey::new(&index, vec![true, true, false, false, true]);
-        let there = |frame: u64| (0..PER as u64).map(move |block| hint(frame * 10 + block));
-        let blocks = Blocks::new([0, 0, 2, 9, 0].into_iter().flat_map(there).collect());
-        let patched = patches.fitting(&index, &survey, &blocks);
-        assert_eq!((1..5).map(|stored| patched.base(stored)).collect::<Vec<_>>(), [None, Some(2), None, None]);
-        assert!(!patched.is_enough(&survey));
-        let plan = Plan::new(&index, &survey, None, Some(patched.clone()));
-        let asked: Vec<_> = plan.requests.iter().map(|request| (request.pack, request.range.clone())).collect();
-        assert_eq!(asked, [(0, 30_000..40_000), (1, 100..200)], "one whole, one as a patch from its own pack");
-        assert_eq!(plan.totals.download_bytes, 10_100);
-        assert_eq!(patched.index.packs()[1], pack(400));
-        // Without frame 3 patches are enough, also where the first frame is wrong; on a short partition nothing fits.
-        let survey = Survey::new(&index, vec![false, true, false, true, true]);
-        assert!(patches.fitting(&index, &survey, &blocks).is_enough(&survey));
-        let short = Blocks::new(there(2).take(3).collect());
-        assert!(!patches.fitting(&index, &survey, &short).is_enough(&survey));
     }
 }

@@ -1,6 +1,7 @@
 //! What has to happen to a partition so that it equals an image: index x what is there -> plan. Pure.
 
 mod moves;
+mod patched;
 mod requests;
 mod survey;
 
@@ -9,11 +10,11 @@ use std::fmt;
 use crate::digest::BLOCK_SIZE_BYTES;
 use crate::hints::{Hint, Hints};
 use crate::index::{FrameContent, FrameNo, Index, StoredNo};
-use crate::patches::Patched;
 use crate::progress::bytes;
 
 pub use moves::{BATCH_BYTES, Batch, BlockNo, MAX_BUFFERED_BLOCKS, Moves, ZERO_SOURCE};
 use moves::{Candidates, Places};
+pub use patched::Patched;
 pub(crate) use requests::coalesce;
 pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
 pub use survey::{Blocks, Survey};

@@ -17,7 +17,7 @@ use crate::fetch::Source;
 use crate::index::Index;
 use crate::journal::{Journal, Phase};
 use crate::manifest::{Manifest, SYSTEM_IMAGE, TrustedKeys};
-use crate::plan::{Blocks, Found, Plan, Survey, Totals};
+use crate::plan::{Blocks, Found, Patched, Plan, Survey, Totals};
 use crate::progress::{Bytes, bytes};
 use crate::readback::Reading;
 use crate::slots::{Pointers, Ready, Trial};
@@ -237,7 +237,8 @@ fn look(machine: &Machine<'_>, offered: &Installed) -> Result<Looked, RecoveryEr
 /// The plan, with patches and moves where the partition holds anything.
 fn plan(machine: &Machine<'_>, offered: &Installed, survey: &Survey, blocks: Blocks) -> Result<Plan, RecoveryError> {
     let index = &offered.index;
-    let patched = fetch_patches(machine, offered, &blocks)?.map(|patches| patches.fitting(index, survey, &blocks));
+    let patched =
+        fetch_patches(machine, offered, &blocks)?.map(|patches| Patched::new(&patches, index, survey, &blocks));
     if patched.as_ref().is_some_and(|patched| patched.is_enough(survey)) {
         return Ok(Plan::new(index, survey, None, patched));
     }

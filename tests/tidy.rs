@@ -26,6 +26,7 @@ const LAYERS: &[&str] = &[
     "target",
     "journal",
     "plan",
+    "patches",
     "hints",
     "slots",
     "manifest",
@@ -43,13 +44,16 @@ const LAYERS: &[&str] = &[
     "placeholder",
     "config",
     "media",
+    "filesystem",
 ];
 
 /// No I/O in these, so that they are tested without root and shared with the builder.
 const PURE: &[&str] = &[
     "cli",
     "config",
+    "filesystem",
     "plan",
+    "patches",
     "hints",
     "slots",
     "manifest",

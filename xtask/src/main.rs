@@ -405,8 +405,13 @@ fn run_release(args: ReleaseArgs, paths: &Paths, yes: bool) -> Result<()> {
     let released = release::build(&spec, &key, &args.out)?;
     let manifest = &released.manifest;
     let mib = released.packed_bytes as f64 / 1048576.0;
+    let patches = manifest.images.iter().filter_map(|image| image.patches).map(|patches| patches.pack.size_bytes);
+    let patched = match patches.sum::<u64>() {
+        0 => String::new(),
+        bytes => format!("; {:.1} MiB of patches for who has the release before", bytes as f64 / 1048576.0),
+    };
     produced(
-        &format!("release {} (serial {}), {mib:.1} MiB to download", manifest.version, manifest.serial),
+        &format!("release {} (serial {}), {mib:.1} MiB to download{patched}", manifest.version, manifest.serial),
         &released.path,
     );
     Ok(())

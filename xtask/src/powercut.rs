@@ -9,6 +9,7 @@ mod grub;
 mod judge;
 mod log;
 mod lose;
+mod scratch;
 
 use std::collections::HashMap;
 use std::fs::File;

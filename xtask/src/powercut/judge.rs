@@ -2,10 +2,7 @@
 //! a sample, what its recovery really makes of it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,8 +24,8 @@ use reflash::target::BlockTarget;
 use super::disk::{BLOCK_BYTES, Disk, Region};
 use super::explore::Kind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
+use super::scratch::Scratch;
 use crate::demo;
-use crate::step::output;
 
 /// Of the states that lead to a download, every so many-th is really recovered.
 const RECOVER_EVERY: u64 = 48;
@@ -343,59 +340,6 @@ fn check_plan(index: &Index, survey: &Survey) -> Result<()> {
     let wrong: BTreeSet<FrameNo> = (0..index.frame_count()).filter(|frame| !survey.is_right(*frame)).collect();
     ensure!(touched == wrong, "the plan touches {} frames and {} are wrong", touched.len(), wrong.len());
     Ok(())
-}
-
-/// A file in memory that is mounted as the state partition, over and over.
-struct Scratch {
-    _directory: tempfile::TempDir,
-    file: PathBuf,
-    mount_point: PathBuf,
-    /// Hashes of its blocks, where it follows a region.
-    blocks: Vec<u64>,
-}
-
-struct Mounted(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let memory = Path::new("/dev/shm");
-        let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
-        let (file, mount_point) = (directory.path().join("state"), directory.path().join("mount"));
-        fs::create_dir(&mount_point)?;
-        Ok(Self { _directory: directory, file, mount_point, blocks: Vec::new() })
-    }
-
-    fn write(&self, content: &[u8]) -> Result<()> {
-        let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
-        file.set_len(content.len() as u64)?;
-        Ok(file.write_all_at(content, 0)?)
-    }
-
-    /// Writes what differs from what was followed last.
-    fn follow(&mut self, region: &Region) -> Result<()> {
-        let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
-        file.set_len(region.content.len() as u64)?;
-        for (number, hash) in region.blocks.iter().enumerate() {
-            if self.blocks.get(number) != Some(hash) {
-                let start = number * BLOCK_BYTES;
-                let content = &region.content[start..(start + BLOCK_BYTES).min(region.content.len())];
-                file.write_all_at(content, start as u64)?;
-            }
-        }
-        self.blocks.clone_from(&region.blocks);
-        Ok(())
-    }
-
-    fn mount(&self) -> Result<Mounted> {
-        output(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&self.file).arg(&self.mount_point))?;
-        Ok(Mounted(self.mount_point.clone()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 /// The system partition in memory.

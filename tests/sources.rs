@@ -13,7 +13,7 @@ use reflash::recovery::RecoveryError;
 use reflash::state::State;
 use reflash::target::DeviceTarget;
 
-use crate::support::server::{Server, object, status};
+use crate::support::server::{Server, answer, object, status};
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
 /// The server of a tree, and what it sent, by path.
@@ -214,6 +214,48 @@ fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
     let told = told.lock().unwrap();
     assert!((1..=2).contains(&told.len()) && told[0].contains("is not there"), "{told:?}");
     assert!(started.elapsed().as_secs() < 60);
+}
+
+/// A stick that is there as soon as its directory is.
+struct Plugged(PathBuf);
+
+impl Source for Plugged {
+    fn describe(&self) -> String {
+        Directory::new(&self.0).describe()
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        Directory::new(&self.0).get_checked(wanted, check)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        Directory::new(&self.0).get_range(path, range, sink)
+    }
+}
+
+#[test]
+fn whoever_plugs_in_a_stick_does_not_wait_for_the_server_to_be_asked_again() {
+    let fixture = Fixture::with(sample_image(300, 1), |_| {});
+    let stick = fixture.dir.path().join("stick");
+    let busy =
+        Server::start(|_| vec![answer("503 Service Unavailable", &["Content-Length: 0", "Retry-After: 300"], b"")]);
+    let server = Http::new(&busy.url(), &crate::fetch::options()).unwrap();
+    let (tree, plugging) = (fixture.tree(), stick.clone());
+    let mirrors = Mirrors::new(vec![Box::new(Plugged(stick)), Box::new(server)], Patience::Forever).on_retry(
+        // A server that is out of breath is a reason to go and look for the stick.
+        move |retry| {
+            assert!(retry.wait.as_secs() >= 200, "{retry:?}");
+            copy(&tree, &plugging.with_extension("half"));
+            std::fs::rename(plugging.with_extension("half"), &plugging).unwrap();
+        },
+    );
+    let started = Instant::now();
+    fixture.recover(&mirrors, &MemoryTarget::new(vec![0; fixture.image.len()]), None).unwrap();
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::sys::net;
 /// How long the last report may hold up the restart.
 const REPORT_WAIT: Duration = Duration::from_secs(15);
 
-/// How soon a stick is noticed while the network is waited for.
+/// How soon a stick is noticed while something else is waited for.
 const STICK_POLL: Duration = Duration::from_secs(1);
 
 /// Well below the shortest `watchdog.stall_s`.
@@ -219,11 +219,11 @@ fn obtain(
         let pause = end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())));
         journal.note(&format!("trying again in {} s", pause.as_secs()));
         // A server that is down is a standstill, a release that has to be replaced by its makers is not.
-        if refused {
-            rest(journal, pause)
-        } else {
-            std::thread::sleep(pause)
-        }
+        pause_beside_stick(setup, pause, || {
+            if refused {
+                journal.progressed();
+            }
+        });
         attempt = attempt.saturating_add(1);
     }
 }
@@ -309,9 +309,24 @@ fn wait_for_another(
             journal.warn(&format!("still parked: {answer}; asking again in {} s", pause.as_secs()));
             told = answer;
         }
-        rest(journal, pause);
+        pause_beside_stick(setup, pause, || journal.progressed());
     }
     Ok(Outcome::StartOver("asked 4 billion times for another release".to_owned()))
+}
+
+/// Waits that long, or until somebody plugs in a stick with a release.
+fn pause_beside_stick(setup: &Setup, pause: Duration, meanwhile: impl Fn()) {
+    let end = Instant::now() + pause;
+    let mut was_there = setup.stick.is_there();
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        meanwhile();
+        std::thread::sleep(left.min(STICK_POLL));
+        let is_there = setup.stick.is_there();
+        if is_there && !was_there {
+            return;
+        }
+        was_there = is_there;
+    }
 }
 
 /// Sleeps on purpose: the watchdog is fed meanwhile, since a reset would only repeat the wait.

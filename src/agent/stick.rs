@@ -40,9 +40,17 @@ pub(super) struct Stick {
 #[derive(Default)]
 struct Slot {
     looked: Option<Instant>,
-    mounted: Option<PathBuf>,
+    mounted: Option<Place>,
     /// Looked into, and of no use.
-    others: BTreeSet<PathBuf>,
+    others: BTreeSet<Place>,
+}
+
+/// A device that may hold a release.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    node: PathBuf,
+    /// A stick that is plugged in where another was gets the same node.
+    sequence: Option<u64>,
 }
 
 impl Stick {
@@ -59,25 +67,34 @@ impl Stick {
     }
 
     fn look(&self, slot: &mut Slot) {
-        if slot.mounted.as_ref().is_some_and(|node| !node.exists() || !self.manifest.is_file()) {
+        let there = self.places();
+        if slot.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
             self.journal.warn("the stick was pulled out");
             // Whoever still reads from it gets errors, and asks the next source.
             let _ = mount::detach(MOUNTED);
             slot.mounted = None;
         }
-        slot.others.retain(|node| node.exists());
+        slot.others.retain(|place| there.contains(place));
         if slot.mounted.is_none() {
-            let nodes = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
-            let new =
-                nodes.flat_map(|disk| disk.nodes()).filter(|node| !slot.others.contains(node)).collect::<Vec<_>>();
-            slot.mounted = new.into_iter().find(|node| {
-                let found = self.open(node);
+            let new = there.into_iter().filter(|place| !slot.others.contains(place)).collect::<Vec<_>>();
+            slot.mounted = new.into_iter().find(|place| {
+                let found = self.open(&place.node);
                 if !found {
-                    slot.others.insert(node.clone());
+                    slot.others.insert(place.clone());
                 }
                 found
             });
         }
+    }
+
+    /// Every device that a release may be on.
+    fn places(&self) -> Vec<Place> {
+        let disks = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
+        let places = disks.flat_map(|disk| {
+            let sequence = disk.sequence();
+            disk.nodes().into_iter().map(move |node| Place { node, sequence })
+        });
+        places.collect()
     }
 
     /// Whether it can be taken in and out. A robot's internal disks are none of our business.

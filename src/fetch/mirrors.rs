@@ -16,6 +16,8 @@ const MAX_STRIKES: u32 = 3;
 /// A transfer that came this much further starts counting rounds anew: the line is bad, not dead. Less does not
 /// count, or a server that cuts after every byte could hold us for ever.
 const PROGRESS: u64 = 64 << 10;
+/// How soon a source that was not there is noticed during a pause.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// How long to go on when all sources fail in ways that can pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +149,12 @@ impl Mirrors {
                 return Err(tally.into_error(path));
             }
             let wait = if is_new { wait } else { until.saturating_duration_since(Instant::now()) };
+            let there = self.there();
             // Whoever pauses first tells it, for all.
             if let (Some(&next), Some(error), true) = (self.order(path, &tally).first(), tally.last(), is_new) {
                 self.tell(error, wait, next);
             }
-            (self.pause)(wait);
+            self.wait(wait, &there);
             began = until;
         }
     }
@@ -162,6 +165,26 @@ impl Mirrors {
         let mut order = self.health.order(path);
         order.retain(|index| tally.strikes[*index] < MAX_STRIKES && self.sources[*index].is_there());
         order
+    }
+
+    /// Which sources can be asked.
+    fn there(&self) -> Vec<bool> {
+        self.sources.iter().map(|source| source.is_there()).collect()
+    }
+
+    /// Waits that long, or until a source is there that was not `before`: whoever plugs in a stick is not kept waiting by
+    /// what a server did.
+    fn wait(&self, wait: Duration, before: &[bool]) {
+        if before.iter().all(|is_there| *is_there) {
+            return (self.pause)(wait);
+        }
+        let end = Instant::now() + wait;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if self.there().iter().zip(before).any(|(now, before)| *now && !before) {
+                return;
+            }
+            (self.pause)(left.min(NOTICE));
+        }
     }
 
     fn tell(&self, error: &FetchError, wait: Duration, next: usize) {

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use xtask::tiny::Behaviour;
-use xtask::vm::Firmware;
+use xtask::vm::{Firmware, Running};
 
 use super::fallback::{Robot, ask, expect};
 
@@ -25,6 +26,17 @@ fn stick_with(tree: Option<&Path>, folder: &Path, name: &str) -> PathBuf {
     image
 }
 
+fn request_reflash(vm: &mut Running) {
+    ask(vm, "reflash request");
+    vm.type_text("reboot -f\n").unwrap();
+}
+
+fn pull_stick(vm: &Running) {
+    vm.pull_stick().unwrap();
+    // QEMU takes it away when the guest has let go of it.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
 fn a_robot_without_network_takes_the_release_from_a_stick() {
@@ -34,25 +46,23 @@ fn a_robot_without_network_takes_the_release_from_a_stick() {
     expect(&vm, &["reason: tries", "tiny system 1 is up"]);
     let old = stick_with(Some(&robot.tree()), folder.path(), "old");
     robot.publish("2", Behaviour::Good);
+    request_reflash(&mut vm);
+    expect(&vm, &["reason: requested", "tiny system 2 is up"]);
+    robot.publish("3", Behaviour::Good);
     let new = stick_with(Some(&robot.tree()), folder.path(), "new");
 
     vm.unplug_network().unwrap();
-    ask(&mut vm, "reflash request");
-    vm.type_text("reboot -f\n").unwrap();
+    request_reflash(&mut vm);
+    // One with an older release is in nobody's way.
+    expect(&vm, &["reason: requested"]);
+    vm.plug_stick(&old).unwrap();
+    expect(&vm, &["older than the installed 2", "tiny system 2 is up"]);
+    pull_stick(&vm);
+
+    request_reflash(&mut vm);
     expect(&vm, &["reason: requested", "no link on"]);
     vm.plug_stick(&new).unwrap();
-    expect(&vm, &["has a release: it is asked first", "release 2 (serial 2)", "tiny system 2 is up"]);
-    vm.pull_stick().unwrap();
-
-    // One with an older release, or none, is in nobody's way; the server has the newer one.
-    drop(vm);
-    robot.publish("3", Behaviour::Good);
-    let mut vm = robot.start("stick");
-    expect(&vm, &["tiny system 2 is up"]);
-    vm.plug_stick(&old).unwrap();
-    ask(&mut vm, "reflash request");
-    vm.type_text("reboot -f\n").unwrap();
-    expect(&vm, &["reason: requested", "older than the installed 2", "tiny system 3 is up"]);
+    expect(&vm, &["has a release: it is asked first", "release 3 (serial 3)", "tiny system 3 is up"]);
 }
 
 #[test]
@@ -67,9 +77,7 @@ fn full_a_stick_helps_where_the_server_is_gone() {
     expect(&vm, &["reason: tries", "asking http://"]);
     vm.plug_stick(&empty).unwrap();
     expect(&vm, &["has no release, which would be in reflash/release/stable/manifest.json"]);
-    vm.pull_stick().unwrap();
-    // QEMU takes it away when the guest has let go of it.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    pull_stick(&vm);
     vm.plug_stick(&release).unwrap();
     expect(&vm, &["has a release: it is asked first", "tiny system 1 is up"]);
 }

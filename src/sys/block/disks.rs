@@ -145,6 +145,12 @@ impl Disk {
         Some(real.to_string_lossy().into_owned())
     }
 
+    /// Tells this disk, or medium, from the next one that gets its name: the kernel never gives a number twice
+    /// (`diskseq`, since Linux 5.15). `None` when it went away.
+    pub fn sequence(&self) -> Option<u64> {
+        number(&Path::new(CLASS).join(&self.name).join("diskseq"))
+    }
+
     /// Reads the partition table; `None` for a disk without one.
     ///
     /// # Errors

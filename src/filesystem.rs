@@ -1,4 +1,4 @@
-//! Which file system a device holds, by its magic numbers. Pure.
+//! Which file system a device holds, by its magic numbers, and its label. Pure.
 
 /// Bytes from the beginning of the device that have to be looked at.
 pub const HEAD_BYTES: usize = 32 * 1024 + 2048;
@@ -26,16 +26,24 @@ pub fn kind(head: &[u8]) -> Option<&'static str> {
     SIGNATURES.iter().find(has).map(|(.., driver)| *driver)
 }
 
+/// The label of the ext4 file system that begins with `head`: `s_volume_name`, 16 bytes.
+#[must_use]
+pub fn ext4_label(head: &[u8]) -> Option<&str> {
+    let name = head.get(1024 + 0x78..1024 + 0x88).filter(|_| kind(head) == Some("ext4"))?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    std::str::from_utf8(&name[..end]).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use super::{HEAD_BYTES, kind};
+    use super::{HEAD_BYTES, ext4_label, kind};
 
     #[test]
     fn nothing_is_found_in_nothing() {
         for head in [vec![], vec![0; 512], vec![0; HEAD_BYTES], vec![0xff; HEAD_BYTES]] {
-            assert_eq!(kind(&head), None);
+            assert_eq!((kind(&head), ext4_label(&head)), (None, None));
         }
     }
 
@@ -44,12 +52,13 @@ mod tests {
     fn what_the_usual_tools_make_is_recognised() {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image");
-        for (command, expected) in [
-            ("mke2fs -q -t ext4", "ext4"),
-            ("mkfs.vfat -F 12", "vfat"),
-            ("mkfs.vfat -F 16", "vfat"),
-            ("mkfs.vfat -F 32", "vfat"),
-            ("mkfs.exfat", "exfat"),
+        for (command, expected, label) in [
+            ("mke2fs -q -t ext4", "ext4", Some("")),
+            ("mke2fs -q -t ext4 -L sixteen-letters-", "ext4", Some("sixteen-letters-")),
+            ("mkfs.vfat -F 12", "vfat", None),
+            ("mkfs.vfat -F 16", "vfat", None),
+            ("mkfs.vfat -F 32", "vfat", None),
+            ("mkfs.exfat", "exfat", None),
         ] {
             let _ = std::fs::remove_file(&image);
             std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
@@ -57,7 +66,7 @@ mod tests {
             let mut make = Command::new(words.next().unwrap());
             assert!(make.args(words).arg(&image).output().unwrap().status.success(), "{command}");
             let head = std::fs::read(&image).unwrap()[..HEAD_BYTES].to_vec();
-            assert_eq!(kind(&head), Some(expected), "{command}");
+            assert_eq!((kind(&head), ext4_label(&head)), (Some(expected), label), "{command}");
         }
     }
 }

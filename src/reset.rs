@@ -62,6 +62,9 @@ pub fn pending(env: &BootEnv) -> Result<Option<Confirmed>, BootEnvError> {
 /// [`ResetError`].
 pub fn run(_person: Confirmed, env: &BootEnv, data: &dyn BlockTarget, template: impl Read) -> Result<(), ResetError> {
     env.update(&[(names::RESET, Some("1")), (names::RECOVERING, Some("1"))])?;
+    // The template covers its own blocks only. A drive that cannot forget the rest keeps it until the new file system needs the
+    // space, out of reach of all but who reads the raw partition; zeros over all of it would take hours on a large disk.
+    let _ = data.discard(0..data.size_bytes());
     let failed = |source| ResetError::Disk { disk: data.identity(), source };
     copy_blocks(template, data, 0).map_err(|error| match error {
         CopyError::Read(source) => ResetError::Template(source),

@@ -42,6 +42,15 @@ pub trait BlockTarget: Sync {
     /// The device's error; part of the range may have been zeroed.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
+    /// Tells the device that the range holds nothing of use: good for flash memory, and most then no longer give the old content
+    /// out. A hint, which need not be taken; what the range reads as afterwards is undefined.
+    ///
+    /// # Errors
+    /// The device's error, or that it has no use for such hints.
+    fn discard(&self, _range: Range<u64>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Returns when everything written before is on the medium, volatile caches of the device included.
     ///
     /// # Errors
@@ -130,6 +139,10 @@ impl BlockTarget for DeviceTarget {
         Ok(())
     }
 
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.device.discard(range.start, range.end - range.start).map_err(cause)
+    }
+
     fn flush(&self) -> io::Result<()> {
         match self.device.caching() {
             Caching::Direct => self.device.sync(),
@@ -193,6 +206,12 @@ impl BlockTarget for Window<'_> {
         let len = range.end - range.start;
         let start = self.within(range.start, len)?;
         self.target.zero(start..start + len)
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        let len = range.end - range.start;
+        let start = self.within(range.start, len)?;
+        self.target.discard(start..start + len)
     }
 
     fn flush(&self) -> io::Result<()> {

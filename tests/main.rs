@@ -14,6 +14,7 @@ mod provision;
 mod publish;
 mod recovery;
 mod release;
+mod reset;
 mod slots;
 mod sources;
 mod station;

@@ -49,12 +49,23 @@ fn for_demo_robots(spec: &mut Spec) {
 
 /// A robot's disk for that release, with this configuration, files and boot environment.
 fn disk(fixture: &Fixture, config: String, files: Vec<PathBuf>, environment: Vec<(&str, &str)>) -> PathBuf {
+    disk_with_blocks_of(512, fixture, config, files, environment)
+}
+
+fn disk_with_blocks_of(
+    block_bytes: u32,
+    fixture: &Fixture,
+    config: String,
+    files: Vec<PathBuf>,
+    environment: Vec<(&str, &str)>,
+) -> PathBuf {
     let paths = Paths::of_checkout();
     let key = fixture.dir.path().join("keys/reflash.pub");
     let out = fixture.dir.path().join("disk.img");
     let parts = Parts {
         layout: &disk::read_layout(&paths.root.join("xtask/recipes/layout.toml")).unwrap(),
         disk_bytes: disk::DEFAULT_BYTES,
+        block_bytes,
         grub: &grub::build(&paths, true).unwrap(),
         recovery: &initramfs::Recovery {
             vmlinuz: paths.dist().join("vmlinuz"),

@@ -1,5 +1,7 @@
 //! The boot medium the agent was started from: what it brings along, and which disk it was brought to.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,10 +9,12 @@ use super::SetupError;
 use super::files::read_if_there;
 use super::settle::{POLL, Settling};
 use crate::config::Layer;
+use crate::filesystem;
 use crate::journal::Journal;
 use crate::media::{self, MediaId};
 use crate::sys;
-use crate::sys::block::{MBR_ROLES, Transport, Which};
+use crate::sys::block::disks::Layout;
+use crate::sys::block::{MBR_ROLES, Partition, Scheme, Transport, Which};
 
 /// Where the medium is mounted.
 const MOUNTED: &str = "/medium";
@@ -77,9 +81,7 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
             };
             // Sticks with a robot's disk on them exist: they are copies.
             let ours = disk.transport != Transport::Usb || !disk.removable;
-            // By their names, which an MBR does not have: four primaries alone are not a robot's.
-            let whole = MBR_ROLES.iter().all(|name| layout.named(name).is_some());
-            if let (true, true, Some(recovery)) = (ours, whole, layout.named("recovery")) {
+            if let Some(recovery) = recovery_partition(&layout).filter(|_| ours) {
                 found.push(recovery.entry.partuuid.clone());
                 seen.push(format!("{disk}: a robot's"));
             } else {
@@ -94,4 +96,21 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
             _ => std::thread::sleep(POLL),
         }
     }
+}
+
+/// The recovery partition of a disk that has all partitions of a robot.
+fn recovery_partition(layout: &Layout) -> Option<&Partition> {
+    let whole = MBR_ROLES.iter().all(|role| layout.of_role(role).is_some());
+    // An MBR has no names, and four primaries alone are not a robot's. One of the file systems may be damaged.
+    let labels = || MBR_ROLES.into_iter().filter(|role| *role != "system" && has_label(layout, role)).count();
+    let ours = whole && (layout.scheme == Scheme::Gpt || labels() >= 2);
+    layout.of_role("recovery").filter(|_| ours)
+}
+
+/// Whether the partition with this role has a file system of that name, as reflash makes them.
+fn has_label(layout: &Layout, role: &str) -> bool {
+    let Some(node) = layout.of_role(role).and_then(|partition| partition.node.as_ref()) else { return false };
+    let mut head = vec![0; filesystem::HEAD_BYTES];
+    let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
+    read.is_ok() && filesystem::ext4_label(&head) == Some(role)
 }

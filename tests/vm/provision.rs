@@ -1,9 +1,11 @@
 //! Factory provisioning: a machine with a disk of zeros, or with somebody else's, becomes a robot.
 
 use std::fs::File;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use reflash::layout::{Layout, Table};
+use reflash::sys::block::table;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::paths::Paths;
 use xtask::tiny::Behaviour;
@@ -46,8 +48,15 @@ fn release(table: Table) -> Fixture {
     })
 }
 
+/// A robot that was blank, and what it was made with.
+struct Made {
+    fixture: Fixture,
+    medium: PathBuf,
+    disk: PathBuf,
+}
+
 /// From the medium to the system on the machine's own disk, and what other tools say about that disk.
-fn provision(kind: &Kind) {
+fn provision(kind: &Kind) -> Made {
     let name = |stage: &str| format!("provision-{}-{stage}", kind.name);
     let fixture = release(kind.table);
     let server = demo::serve_to_guests(&fixture.tree()).unwrap();
@@ -88,6 +97,7 @@ fn provision(kind: &Kind) {
         let robot = machine("own", false).start().unwrap();
         robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     }
+    Made { fixture, medium, disk }
 }
 
 /// What tools that know nothing of reflash say.
@@ -173,6 +183,44 @@ fn provision_by_network(firmware: Firmware, name: &str) {
     machine.name += "-own";
     let robot = machine.start().unwrap();
     robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+}
+
+/// Nothing on an MBR tells what a partition is for.
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_an_mbr_robot_is_repaired_from_the_medium_that_made_it() {
+    let Made { fixture, medium, disk } = provision(&Kind { name: "mbr-repair", table: Table::Mbr, ..BLANK_BIOS });
+    let file = File::options().read(true).write(true).open(&disk).unwrap();
+    let table = table::read(&mut &file, 512).unwrap().unwrap();
+    let system = table.partitions.iter().find(|entry| entry.number == 3).unwrap();
+    file.write_all_at(&[0xff; 1 << 20], system.first_lba * 512).unwrap();
+    let mut machine = Machine::robot("provision-mbr-repair", &disk);
+    machine.extra = Drive::Stick.arguments(&medium);
+    let mut robot = machine.start().unwrap();
+    robot.wait_for("Provision this machine", BOOT_TIMEOUT).unwrap();
+    robot.type_text("r").unwrap();
+    let told = robot.wait_for("starting it", FLASH_TIMEOUT).unwrap();
+    assert!(told.contains("no network is needed"), "{told}");
+    robot.cut_power();
+    let mut repaired = vec![0; fixture.image.len()];
+    file.read_exact_at(&mut repaired, system.first_lba * 512).unwrap();
+    assert!(repaired == fixture.image);
+}
+
+/// As a factory does that writes whole disks: `cargo xtask disk`.
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_disk_image_for_large_blocks_becomes_a_robot() {
+    let fixture = release(Table::Gpt);
+    let (_server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
+    let environment = disk::environment_without_system();
+    let disk = super::disk_with_blocks_of(4096, &fixture, demo::robot_config(&url), Vec::new(), environment);
+    let mut machine = Machine::robot("disk-4k", &disk);
+    (machine.firmware, machine.bus, machine.block_bytes) = (Firmware::Uefi, Bus::Nvme, 4096);
+    let mut robot = machine.start().unwrap();
+    robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    robot.cut_power();
+    Attached::new(&disk, 4096).assert_sound(&layout(Table::Gpt));
 }
 
 /// One story for each kind of machine; every combination of the rest once in twelve.

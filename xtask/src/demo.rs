@@ -152,6 +152,7 @@ pub fn robot_disk(paths: &Paths, built: &Built, config: String, out: &Path) -> R
     let parts = disk::Parts {
         layout: &layout,
         disk_bytes: disk::DEFAULT_BYTES,
+        block_bytes: 512,
         grub: &built.grub,
         recovery: &built.recovery,
         config,

@@ -20,8 +20,6 @@ use crate::initramfs::Recovery;
 use crate::paths::Paths;
 use crate::step::{output, produced, step};
 
-const SECTOR_BYTES: u64 = 512;
-
 /// Default size of the disk, bytes: what the layout of `xtask/recipes/layout.toml` needs, and some data.
 pub const DEFAULT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
@@ -31,6 +29,8 @@ pub struct Parts<'a> {
     pub layout: &'a Layout,
     /// Size of the disk, bytes.
     pub disk_bytes: u64,
+    /// Its logical blocks, bytes: 512, or 4096, which only UEFI starts from.
+    pub block_bytes: u32,
     /// GRUB.
     pub grub: &'a Images,
     /// Recovery kernel and initramfs.
@@ -76,7 +76,7 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
             let image = scratch.path().join(&partition.partition.name);
             match partition.partition.role {
                 Role::BiosBoot | Role::System => continue,
-                Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, SECTOR_BYTES, &image)?,
+                Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, parts.block_bytes.into(), &image)?,
                 Role::State => {
                     filesystem::state(&parts.environment, partition.size_bytes, scratch.path(), &[], &image)?
                 }
@@ -105,7 +105,7 @@ fn work(paths: &Paths) -> Result<PathBuf> {
 fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> {
     let (table, disk_bytes) = (parts.layout.table, parts.disk_bytes);
     let core = if table == Table::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
-    let geometry = Geometry { table, placed, disk_bytes, block_bytes: SECTOR_BYTES as u32 };
+    let geometry = Geometry { table, placed, disk_bytes, block_bytes: parts.block_bytes };
     let frame = Frame::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
     let mut file = File::create(path)?;
     file.set_len(disk_bytes)?;
@@ -177,13 +177,13 @@ fn copy_sparse(mut source: impl Read, disk: &mut File, offset_bytes: u64) -> Res
     }
 }
 
-/// Reads a partition's bytes out of a disk image: for comparison with what should be there.
+/// Reads a partition's bytes out of a disk image with blocks of 512 bytes: for comparison with what should be there.
 ///
 /// # Errors
 /// When the disk has no partition of that name.
 pub fn partition_range(disk: &Path, name: &str) -> Result<std::ops::Range<u64>> {
     let (_, found) = partition(disk, name)?;
-    Ok(found.first_lba * SECTOR_BYTES..(found.last_lba + 1) * SECTOR_BYTES)
+    Ok(found.first_lba * 512..(found.last_lba + 1) * 512)
 }
 
 /// A partition and its number in the table.

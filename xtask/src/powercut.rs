@@ -198,6 +198,7 @@ impl Lab {
         let parts = Parts {
             layout: &layout,
             disk_bytes: robot_disk::DEFAULT_BYTES,
+            block_bytes: 512,
             grub: &self.grub,
             recovery: &self.recovery,
             config,

@@ -1,0 +1,37 @@
+//! A factory reset, seen from the partition.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use reflash::bootenv::BootEnv;
+use reflash::reset;
+use reflash::target::DeviceTarget;
+
+use crate::support::sample_image;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_reset_gives_back_all_that_the_data_lay_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, grubenv) = (dir.path().join("data"), dir.path().join("grubenv"));
+    let file = File::create_new(&disk).unwrap();
+    file.write_all_at(&vec![0x55; 24 << 20], 0).unwrap();
+    file.sync_all().unwrap();
+    let old_bytes = file.metadata().unwrap().blocks() * 512;
+    assert!(old_bytes >= 24 * MIB);
+
+    let template = sample_image(512, 3);
+    let typed = ["reset", "delete"];
+    let mut words = typed.iter().map(|word| (*word).to_owned());
+    let confirmed = reset::ask(|_| {}, || words.next()).unwrap();
+    let env = BootEnv::new(&grubenv);
+    reset::run(confirmed, &env, &DeviceTarget::open(&disk).unwrap(), &template[..]).unwrap();
+
+    // A file takes a discard as leave to make a hole: so it can be seen.
+    let content = std::fs::read(&disk).unwrap();
+    assert!(content[..template.len()] == template);
+    assert!(content[template.len()..].iter().all(|byte| *byte == 0));
+    assert!(file.metadata().unwrap().blocks() * 512 < template.len() as u64 + MIB);
+    assert!(reset::pending(&env).unwrap().is_none());
+}

@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::digest::BLOCK_SIZE_BYTES;
+use crate::digest::{BLOCK_SIZE_BYTES, Digest, is_zero};
 use crate::hints::{Hint, MAX_BLOCKS};
-use crate::index::{FrameNo, Index};
+use crate::index::{FrameContent, FrameNo, Index};
 use crate::plan::{Blocks, Survey};
 use crate::progress::Done;
 use crate::sys::block::AlignedBuf;
@@ -124,8 +124,9 @@ const READERS: usize = usize::MAX;
 #[derive(Debug)]
 struct Comparison<'i> {
     index: &'i Index,
+    digest_of_zeros: Digest,
     right: Vec<AtomicBool>,
-    /// Hints of the blocks that are not right; empty when they are not wanted.
+    /// Hints of the blocks that are not right, [`Hint::NONE`] of those that are; empty when they are not wanted.
     hints: Vec<AtomicU64>,
     read_errors: Mutex<Vec<(Range<u64>, String)>>,
 }
@@ -133,7 +134,8 @@ struct Comparison<'i> {
 impl<'i> Comparison<'i> {
     fn new(index: &'i Index, before: &Survey) -> Self {
         let right = (0..index.frame_count()).map(|frame| AtomicBool::new(before.is_right(frame))).collect();
-        Self { index, right, hints: Vec::new(), read_errors: Mutex::default() }
+        let digest_of_zeros = Digest::of(&vec![0; index.frame_bytes() as usize]);
+        Self { index, digest_of_zeros, right, hints: Vec::new(), read_errors: Mutex::default() }
     }
 
     fn into_reading(self) -> Reading<'i> {
@@ -177,9 +179,14 @@ impl<'i> Comparison<'i> {
     }
 
     fn judge(&self, frame: FrameNo, content: &[u8]) {
-        let right = self.index.matches(frame, content);
+        // A blank partition is not worth hashing: what a frame of zeros has for a digest is known.
+        let blank = content.len() as u64 == u64::from(self.index.frame_bytes()) && is_zero(content);
+        let right = match self.index.frame_content(frame) {
+            FrameContent::Stored(stored) if blank => *self.index.digest(stored) == self.digest_of_zeros,
+            _ => self.index.matches(frame, content),
+        };
         self.right[frame as usize].store(right, Ordering::Relaxed);
-        if !right {
+        if !right && !blank {
             self.hash(self.index.frame_range(frame).start, content);
         }
     }

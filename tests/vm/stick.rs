@@ -44,25 +44,32 @@ fn a_robot_without_network_takes_the_release_from_a_stick() {
     let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
     let mut vm = robot.start("stick");
     expect(&vm, &["reason: tries", "tiny system 1 is up"]);
+    robot.publish("2", Behaviour::Good);
+    let release = stick_with(Some(&robot.tree()), folder.path(), "release");
+    vm.unplug_network().unwrap();
+    request_reflash(&mut vm);
+    expect(&vm, &["reason: requested", "no link on"]);
+    vm.plug_stick(&release).unwrap();
+    expect(&vm, &["has a release: it is asked first", "release 2 (serial 2)", "tiny system 2 is up"]);
+}
+
+#[test]
+#[ignore = "needs virtual machines: cargo xtask test"]
+fn full_a_stick_with_an_older_release_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut vm = robot.start("stick-old");
+    expect(&vm, &["reason: tries", "tiny system 1 is up"]);
     let old = stick_with(Some(&robot.tree()), folder.path(), "old");
     robot.publish("2", Behaviour::Good);
     request_reflash(&mut vm);
     expect(&vm, &["reason: requested", "tiny system 2 is up"]);
-    robot.publish("3", Behaviour::Good);
-    let new = stick_with(Some(&robot.tree()), folder.path(), "new");
 
     vm.unplug_network().unwrap();
     request_reflash(&mut vm);
-    // One with an older release is in nobody's way.
     expect(&vm, &["reason: requested"]);
     vm.plug_stick(&old).unwrap();
     expect(&vm, &["older than the installed 2", "tiny system 2 is up"]);
-    pull_stick(&vm);
-
-    request_reflash(&mut vm);
-    expect(&vm, &["reason: requested", "no link on"]);
-    vm.plug_stick(&new).unwrap();
-    expect(&vm, &["has a release: it is asked first", "release 3 (serial 3)", "tiny system 3 is up"]);
 }
 
 #[test]

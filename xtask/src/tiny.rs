@@ -90,7 +90,8 @@ pub fn build(paths: &Paths, spec: &Spec<'_>, agent: &Path, out: &Path) -> Result
     run("mke2fs-tiny", &mut command)
 }
 
-/// PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers of their own.
+/// PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers of their own. An SD
+/// card has no file `modalias`: its `uevent` tells.
 fn script(spec: &Spec<'_>) -> String {
     let version = spec.version;
     let then = match spec.behaviour {
@@ -118,7 +119,7 @@ fn script(spec: &Spec<'_>) -> String {
          exec </dev/ttyS0 >/dev/ttyS0 2>&1\n\
          modprobe crc32c-generic; modprobe ext4\n\
          for round in 1 2 3 4 5 6 7 8; do\n\
-         find /sys/devices -name modalias -exec cat {{}} + | sort -u | while read -r alias; do\n\
+         find /sys/devices -name uevent -exec sed -n s/^MODALIAS=//p {{}} + | sort -u | while read -r alias; do\n\
          modprobe -q \"$alias\" 2>/dev/null\n\
          done\n\
          sleep 0.3\n\

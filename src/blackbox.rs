@@ -26,7 +26,7 @@ use crate::digest::Digest;
 use crate::journal::Phase;
 use crate::plan::Totals;
 
-pub use recorder::Recorder;
+pub use recorder::{Recorder, Remembered};
 
 /// Attempts that are kept.
 pub const KEPT: u64 = 16;

@@ -181,8 +181,12 @@ pub struct BootArgs {
     pub action: Option<Action>,
     /// `reflash.media=ID`: the boot medium the agent was started from.
     pub media: Option<MediaId>,
+    /// `reflash.origin=ID`: the same for a network boot, where no medium is to be found.
+    pub origin: Option<MediaId>,
     /// `reflash.arm=yes` or `=SERIAL`: a disk that is not blank may be erased; any that is chosen, or only this one.
     pub arm: Option<String>,
+    /// `reflash.again`: also a disk that this medium made before. A person asked for it, now.
+    pub again: bool,
     /// `reflash.dry-run`: say what provisioning would do, and write nothing.
     pub dry_run: bool,
     /// `reflash.` arguments that are not known, where they may be left out.
@@ -203,7 +207,7 @@ pub enum Action {
 }
 
 const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.slot, reflash.force, reflash.action, reflash.media, \
-     reflash.arm, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
+     reflash.origin, reflash.arm, reflash.again, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
      reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
      reflash.vlan, reflash.proxy, reflash.max-rate, reflash.report, reflash.system, reflash.data";
 
@@ -273,10 +277,12 @@ impl Layer {
                     boot.action = Some(action);
                 }
                 "media" => boot.media = Some(parsed("reflash.media", value, "the ID of a boot medium")?),
+                "origin" => boot.origin = Some(parsed("reflash.origin", value, "the ID of a boot medium")?),
                 "arm" if value.is_empty() => {
                     return Err(value_error("reflash.arm", value, "yes, or the serial number of a disk"));
                 }
                 "arm" => boot.arm = Some(text()),
+                "again" => boot.again = true,
                 "dry-run" => boot.dry_run = true,
                 "disk" => layer.provision.disk = Some(DiskSelector::parse(value)?),
                 // For the system's own initramfs; here they only must not be refused.
@@ -419,10 +425,13 @@ mod tests {
     fn what_a_medium_asks_for_is_read_and_nothing_is_guessed() {
         let of = |line: &str| Layer::from_kernel_command_line(line).map(|(_, boot)| boot);
         let id = crate::media::MediaId::new([7; 16]);
-        let boot =
-            of(&format!("quiet reflash.action=provision reflash.media={id} reflash.arm=S1 reflash.dry-run")).unwrap();
+        let boot = of(&format!(
+            "quiet reflash.action=provision reflash.media={id} reflash.arm=S1 reflash.again reflash.dry-run"
+        ))
+        .unwrap();
         assert_eq!((boot.action, boot.media), (Some(Action::Provision), Some(id)));
         assert_eq!((boot.arm.as_deref(), boot.dry_run), (Some("S1"), true));
+        assert!(boot.again && boot.origin.is_none());
         let reset = of("reflash.action=factory-reset").unwrap();
         assert_eq!((reset.action, reset.arm, reset.dry_run), (Some(Action::FactoryReset), None, false));
         assert_eq!(of("").unwrap().action, None);

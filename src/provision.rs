@@ -8,18 +8,19 @@
 //! on it or an explicit word makes, out of a [`Preflight`] that was shown and whose layout fits.
 //!
 //! Order of the writes, each line durable before the next:
-//! 1. a marker, in the gap behind the table;
+//! 1. a mark, in the gap behind the table;
 //! 2. zeros over the first sector: from here on the disk is nobody's, and provisioning may begin again without a word;
 //! 3. zeros over the rest of the first and last MiB of the disk and of every partition: old tables and signatures;
 //! 4. file systems and GRUB's core.img, where the table will say they are; kernel, initramfs and configuration into them;
 //! 5. the system, downloaded, written and read back as in any recovery;
 //! 6. the table, without its first sector;
 //! 7. the first sector, which makes it a disk that boots;
-//! 8. the marker is cleared.
+//! 8. the mark says from which medium, or goes.
 
 mod frame;
 mod install;
 pub mod kit;
+mod mark;
 mod preflight;
 mod select;
 mod table;
@@ -27,7 +28,7 @@ mod write;
 
 pub use frame::{Frame, FrameError, Geometry};
 pub use install::{InstallError, Site, install, prepare};
-pub use preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
+pub use preflight::{Armed, Firmware, Leave, NotArmed, Preflight, Refused};
 pub use select::{Candidate, ChooseError, Content, choose, survey};
 pub use table::TableError;
 pub use write::{Image, Parts, ProvisionError, Provisioned, Unfinished, begin};
@@ -35,11 +36,3 @@ pub use write::{Image, Parts, ProvisionError, Provisioned, Unfinished, begin};
 /// Bytes at the start and end of a disk and of each partition that are looked at, and zeroed: signatures of partition
 /// tables, file systems, LVM and Linux RAID all lie there. (RAID 0.90 lies deepest: 64 to 128 KiB before the end.)
 const EDGE_BYTES: u64 = 1024 * 1024;
-
-/// Where the marker of an unfinished provisioning lies: the last 4 KiB before the first partition. The table takes 24 KiB
-/// at most, and core.img on MBR disks ends before.
-const MARKER_OFFSET_BYTES: u64 = EDGE_BYTES - MARKER_BYTES;
-/// Its size: whole blocks of every disk.
-const MARKER_BYTES: u64 = 4096;
-/// How it begins; the rest is zero.
-const MARKER: &[u8] = b"reflash: this disk is being provisioned\n";

@@ -12,7 +12,8 @@ use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::journal::Journal;
 use reflash::layout::{Layout, Role, Table};
-use reflash::provision::{self, Candidate, Content, Firmware, InstallError, Preflight, Site};
+use reflash::media::MediaId;
+use reflash::provision::{self, Candidate, Content, Firmware, InstallError, Leave, Preflight, Site};
 use reflash::recovery::Machine;
 use reflash::target::{BlockTarget, DeviceTarget};
 use xtask::initramfs::Recovery;
@@ -74,17 +75,28 @@ fn provision(
     arm: Option<&str>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
 ) -> Result<Vec<reflash::layout::Placed>, InstallError> {
+    provision_from(None, fixture, candidate, firmware, Leave { word: arm, by_itself: None }, wrap)
+}
+
+fn provision_from(
+    medium: Option<MediaId>,
+    fixture: &Fixture,
+    candidate: Candidate,
+    firmware: Firmware,
+    leave: Leave<'_>,
+    wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
+) -> Result<Vec<reflash::layout::Placed>, InstallError> {
     let journal = Journal::new(None, false);
     let source = Directory::from_url(&format!("file://{}", fixture.tree().display())).unwrap();
     let target = wrap(DeviceTarget::open(&candidate.disk.path).unwrap());
     let machine: Machine<'_> = fixture.machine(&source, &*target, None, &journal);
     let (release, preflight) = provision::prepare(&machine, candidate, firmware)?;
-    let armed = preflight.arm(arm)?;
+    let armed = preflight.arm(leave)?;
     let site = Site {
         config: "[release]\nurls = ['http://x.example']\n".to_owned(),
         keys: vec![("a.pub".to_owned(), "key".to_owned())],
         asset: Some("left-arm".to_owned()),
-        medium: None,
+        medium,
     };
     let mounts = tempfile::tempdir().unwrap();
     provision::install(armed, &machine, release, &site, mounts.path()).map(|(_, provisioned)| provisioned.partitions)
@@ -193,6 +205,44 @@ fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
     });
 }
 
+/// A medium that was left in its machine is started by a firmware that, this time, did not find the disk.
+#[test]
+#[ignore = "needs root"]
+fn a_medium_does_not_erase_by_itself_what_it_made() {
+    isolated("provision::a_medium_does_not_erase_by_itself_what_it_made", || {
+        for table in [Table::Gpt, Table::Mbr] {
+            let fixture = release(table);
+            let (medium, other) = (MediaId::new([1; 16]), MediaId::new([2; 16]));
+            let disk = Disk::new(4 * GIB, 512);
+            let from = |medium: MediaId, again: bool| {
+                let leave = Leave { word: Some("yes"), by_itself: Some(medium).filter(|_| !again) };
+                provision_from(Some(medium), &fixture, disk.candidate(), Firmware::Bios, leave, as_it_is)
+            };
+            from(medium, false).unwrap();
+            check(&disk, &fixture.released.manifest.layout.clone().unwrap());
+            let refused = || {
+                let written = || disk.file.path().metadata().unwrap().modified().unwrap();
+                let before = written();
+                let told = chain(&from(medium, false).unwrap_err());
+                assert!(told.contains("was provisioned from this medium before"), "{told}");
+                assert_eq!(written(), before);
+            };
+            refused();
+            from(medium, true).unwrap();
+            refused();
+            // Its table is gone, and with it what GRUB would find it by.
+            let zeros = vec![0; 40 * 512];
+            disk.file.as_file().write_all_at(&zeros, 0).unwrap();
+            disk.file.as_file().write_all_at(&zeros, 4 * GIB - zeros.len() as u64).unwrap();
+            refused();
+            from(other, false).unwrap();
+            // Somebody else's now.
+            make_foreign(disk.file.path(), disk.block_bytes);
+            from(other, false).unwrap();
+        }
+    });
+}
+
 /// A disk that answers no write from a given one on, as when its power was cut there.
 struct CutTarget {
     inner: DeviceTarget,
@@ -274,7 +324,7 @@ fn the_plan_tells_what_will_be_destroyed_and_what_comes() {
     assert_eq!(candidate.content, Content::Foreign("no partition table, but it is not blank".to_owned()));
     let plan = Preflight::new(candidate, &layout, Firmware::Bios).unwrap();
     assert!(plan.to_string().contains("ALL OF THIS WILL BE DESTROYED"), "{plan}");
-    assert!(plan.arm(None).is_err());
+    assert!(plan.arm(Leave::default()).is_err());
 }
 
 fn file_with(disk: &Disk, content: &[u8]) {

@@ -19,7 +19,7 @@ use crate::journal::{Journal, Phase};
 use crate::layout::Role;
 use crate::manifest::TrustedKeys;
 use crate::media;
-use crate::provision::{self, Candidate, Firmware, InstallError, Provisioned, Site};
+use crate::provision::{self, Candidate, Firmware, InstallError, Leave, Provisioned, Site};
 use crate::recovery::Machine;
 use crate::report::{self, Ending};
 use crate::sys::block::{Access, Caching, Device, Which, table};
@@ -122,8 +122,10 @@ fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journ
         obtain::rest(journal, super::START_OVER);
         return Ok(Outcome::Reboot("restarting".to_owned()));
     }
-    let armed = preflight.arm(args.arm.as_deref()).map_err(InstallError::from)?;
-    let site = Site { asset: told.asset()?, medium: args.media, ..told.site.clone() };
+    let medium = args.media.or(args.origin);
+    let leave = Leave { word: args.arm.as_deref(), by_itself: medium.filter(|_| !args.again) };
+    let armed = preflight.arm(leave).map_err(InstallError::from)?;
+    let site = Site { asset: told.asset()?, medium, ..told.site.clone() };
     let (report, provisioned) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
     if let Some(note) = tell_firmware(&path, &provisioned) {
         journal.note(&note);

@@ -1,10 +1,12 @@
 //! Follows the journal and writes what matters of it into the black box.
 
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Attempt, BlackBox, Outcome, PhaseRecord};
-use crate::journal::{Event, Told};
+use crate::journal::{Event, Journal, Told};
 
 /// A network that is down warns every few seconds for hours: that must not wear out the disk.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
@@ -28,14 +30,7 @@ impl Recorder {
     /// Begins an attempt, for `reason`, in an opened black box.
     #[must_use]
     pub fn begin(open: BlackBox, reason: &str, asked_for: bool) -> Self {
-        let attempt = Attempt {
-            id: open.next_id(),
-            agent: env!("CARGO_PKG_VERSION").to_owned(),
-            reason: reason.to_owned(),
-            asked_for,
-            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            ..Attempt::default()
-        };
+        let attempt = Attempt { id: open.next_id(), ..Attempt::begin(reason, asked_for) };
         let this = Self(Arc::new(Mutex::new(Current { open, attempt, written: None })));
         this.lock().write();
         this
@@ -44,34 +39,12 @@ impl Recorder {
     /// Takes what the journal told.
     pub fn witness(&self, told: &Told<'_>) {
         let mut current = self.lock();
-        let Current { attempt, .. } = &mut *current;
-        match (told.event, told.phase) {
-            (Event::Begin, Some(phase)) => {
-                attempt.phases.push(PhaseRecord { phase, duration_ms: None, failed: false });
-            }
-            (Event::End | Event::Failed, Some(phase)) => {
-                let running = attempt.phases.iter_mut().rev().find(|known| known.phase == phase);
-                if let Some(running) = running {
-                    running.duration_ms = told.duration.map(|duration| duration.as_millis() as u64);
-                    running.failed = told.event == Event::Failed;
-                }
-            }
-            (Event::Warning, _) => {
-                let end = told.text.floor_char_boundary(MAX_ERROR_BYTES);
-                attempt.errors.push(told.text[..end].to_owned());
-                let keep_from = attempt.errors.len().saturating_sub(MAX_ERRORS);
-                attempt.errors.drain(..keep_from);
-                if current.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS) {
-                    return;
-                }
-            }
-            (Event::Note, _) => {
-                note(attempt, told.data);
-                return;
-            }
-            _ => return,
+        let recently = current.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS);
+        match current.attempt.witness(told) {
+            Learned::Much => current.write(),
+            Learned::Warning if !recently => current.write(),
+            Learned::Warning | Learned::Little => (),
         }
-        current.write();
     }
 
     /// Writes down how the attempt ended; a parked one may end again.
@@ -106,23 +79,103 @@ impl Current {
     }
 }
 
-/// The quantities behind a note: which release, how much, what was damaged.
-fn note(attempt: &mut Attempt, data: &serde_json::Value) {
-    if let (Some(version), Some(serial)) = (data["version"].as_str(), data["serial"].as_u64()) {
-        (attempt.version, attempt.serial) = (Some(version.to_owned()), Some(serial));
+/// An attempt that makes the disk where its black box will lie. It is remembered until then.
+pub struct Remembered(Arc<Mutex<Attempt>>);
+
+impl Remembered {
+    /// Begins an attempt that a person asked for, for `reason`, with a release of this version and serial.
+    #[must_use]
+    pub fn begin(reason: &str, version: &str, serial: u64, journal: &Journal) -> Self {
+        let attempt =
+            Attempt { version: Some(version.to_owned()), serial: Some(serial), ..Attempt::begin(reason, true) };
+        let attempt = Arc::new(Mutex::new(attempt));
+        let witness = Arc::clone(&attempt);
+        journal.also_tell(Box::new(move |told| {
+            witness.lock().unwrap_or_else(PoisonError::into_inner).witness(told);
+        }));
+        Self(attempt)
     }
-    if attempt.totals.is_none() && data["image_bytes"].is_u64() {
-        attempt.totals = serde_json::from_value(data.clone()).ok();
+
+    /// Makes the black box at `path`, with this attempt in it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, path: &Path, outcome: Outcome) -> io::Result<()> {
+        let mut open = BlackBox::open(path)?;
+        let attempt = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        open.record(&Attempt { id: open.next_id(), outcome: Some(outcome), ..attempt })
     }
-    if let Ok(mut ranges) = serde_json::from_value::<Vec<[u64; 2]>>(data["damaged_byte_ranges"].clone()) {
-        ranges.truncate(MAX_RANGES);
-        attempt.damaged_byte_ranges = ranges;
+}
+
+/// How soon what an attempt was told belongs on the medium.
+enum Learned {
+    /// At once.
+    Much,
+    /// Not after every one.
+    Warning,
+    /// With the next.
+    Little,
+}
+
+impl Attempt {
+    /// One that begins now, and has no number yet.
+    pub(crate) fn begin(reason: &str, asked_for: bool) -> Self {
+        Self {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            reason: reason.to_owned(),
+            asked_for,
+            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ..Self::default()
+        }
+    }
+
+    /// Takes what the journal told.
+    fn witness(&mut self, told: &Told<'_>) -> Learned {
+        match (told.event, told.phase) {
+            (Event::Begin, Some(phase)) => {
+                self.phases.push(PhaseRecord { phase, duration_ms: None, failed: false });
+                Learned::Much
+            }
+            (Event::End | Event::Failed, Some(phase)) => {
+                if let Some(running) = self.phases.iter_mut().rev().find(|known| known.phase == phase) {
+                    running.duration_ms = told.duration.map(|duration| duration.as_millis() as u64);
+                    running.failed = told.event == Event::Failed;
+                }
+                Learned::Much
+            }
+            (Event::Warning, _) => {
+                let end = told.text.floor_char_boundary(MAX_ERROR_BYTES);
+                self.errors.push(told.text[..end].to_owned());
+                let keep_from = self.errors.len().saturating_sub(MAX_ERRORS);
+                self.errors.drain(..keep_from);
+                Learned::Warning
+            }
+            (Event::Note, _) => {
+                self.note(told.data);
+                Learned::Little
+            }
+            _ => Learned::Little,
+        }
+    }
+
+    /// The quantities behind a note: which release, how much, what was damaged.
+    fn note(&mut self, data: &serde_json::Value) {
+        if let (Some(version), Some(serial)) = (data["version"].as_str(), data["serial"].as_u64()) {
+            (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+        }
+        if self.totals.is_none() && data["image_bytes"].is_u64() {
+            self.totals = serde_json::from_value(data.clone()).ok();
+        }
+        if let Ok(mut ranges) = serde_json::from_value::<Vec<[u64; 2]>>(data["damaged_byte_ranges"].clone()) {
+            ranges.truncate(MAX_RANGES);
+            self.damaged_byte_ranges = ranges;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Recorder;
+    use super::{Recorder, Remembered};
     use crate::blackbox::{BlackBox, Outcome};
     use crate::journal::{Journal, Phase};
     use crate::plan::Totals;
@@ -155,5 +208,20 @@ mod tests {
         let last = read.attempts().last().unwrap();
         assert!(last.phases[1].failed && last.errors == ["first: second"] && last.totals.unwrap().image_bytes == 5);
         assert_eq!(read.failures_in_a_row(), 1);
+    }
+
+    #[test]
+    fn an_attempt_that_makes_its_disk_is_the_first_in_its_black_box() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let journal = Journal::new(None, false);
+        let attempt = Remembered::begin("provision", "2.0", 9, &journal);
+        let _: Result<(), ()> = journal.phase(Phase::Commit, "", || Ok(()));
+        assert!(!path.exists());
+        attempt.write(&path, Outcome::Installed).unwrap();
+        let read = BlackBox::open(&path).unwrap();
+        let [only] = read.attempts() else { panic!("{:?}", read.attempts()) };
+        assert_eq!((only.id, only.serial, only.outcome, only.asked_for), (1, Some(9), Some(Outcome::Installed), true));
+        assert!(only.phases[0].phase == Phase::Commit && only.phases[0].duration_ms.is_some());
     }
 }

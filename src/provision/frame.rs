@@ -2,12 +2,14 @@
 
 use std::io;
 
+use super::mark;
 use super::table::{self, Edges, TableError};
-use super::{MARKER_BYTES, MARKER_OFFSET_BYTES};
 use crate::bootcode::{self, BootCodeError, SECTOR_BYTES};
 use crate::layout::{Placed, Role, Table};
-use crate::sys::random;
+use crate::sys::{block, random};
 
+/// What the largest logical blocks have: whole ones are written.
+pub(super) const LARGEST_BLOCK_BYTES: usize = 4096;
 /// Where core.img lies on MBR disks: right behind the first sector.
 const GAP_LBA: u64 = 1;
 
@@ -62,7 +64,7 @@ impl Frame {
         let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);
         let (core_lba, place_bytes) = match (table, partition) {
             _ if block_bytes != 512 => return Ok(frame),
-            (Table::Mbr, _) => (GAP_LBA, MARKER_OFFSET_BYTES - SECTOR_BYTES as u64),
+            (Table::Mbr, _) => (GAP_LBA, mark::OFFSET_BYTES - SECTOR_BYTES as u64),
             (Table::Gpt, Some(place)) => (place.offset_bytes / SECTOR_BYTES as u64, place.size_bytes),
             (Table::Gpt, None) => return Ok(frame),
         };
@@ -74,10 +76,15 @@ impl Frame {
         if table == Table::Mbr {
             head[SECTOR_BYTES..][..core.len()].copy_from_slice(&core);
         } else {
-            core.resize(core.len().next_multiple_of(MARKER_BYTES as usize), 0);
+            core.resize(core.len().next_multiple_of(LARGEST_BLOCK_BYTES), 0);
             frame.core = Some((core_lba * SECTOR_BYTES as u64, core));
         }
         Ok(frame)
+    }
+
+    /// The table in it.
+    pub(super) fn table(&mut self, block_bytes: u32) -> Option<block::table::Table> {
+        block::table::read(&mut self.edges, block_bytes).ok().flatten()
     }
 
     /// All of it: offset on the disk, bytes, and content.

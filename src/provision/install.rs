@@ -8,6 +8,7 @@ use super::kit::Kit;
 use super::preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
 use super::select::Candidate;
 use super::write::{ProvisionError, Provisioned, begin};
+use crate::blackbox::{Outcome, Remembered};
 use crate::layout::{Placed, Role};
 use crate::media::MediaId;
 use crate::recovery::{self, Machine, RecoveryError, Release, Report};
@@ -21,6 +22,9 @@ use crate::target::Window;
 /// Directory of the recovery partition that holds the IDs of the media it was provisioned from; `grub/media.cfg` looks
 /// there.
 const PROVISIONED: &str = "provisioned";
+
+/// Why, in the black box of the new robot, beside the reasons that GRUB gives.
+const REASON: &str = "provision";
 
 /// What the place where the robot will work adds to the release: all of it goes to the recovery partition.
 #[derive(Debug, Clone, Default)]
@@ -109,6 +113,7 @@ pub fn install(
     mounts: &Path,
 ) -> Result<(Report, Provisioned), InstallError> {
     let (disk, journal) = (machine.target, machine.journal);
+    let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
     let kit = Kit::get(plan, |name| recovery::fetch_file(machine, &release, name))?;
@@ -143,6 +148,9 @@ pub fn install(
     let system = window(&system);
     let report =
         recovery::install_release(&Machine { target: &system, state: state.as_ref(), ..machine.clone() }, release)?;
+    if let Some(Err(error)) = state.as_ref().map(|state| attempt.write(&state.blackbox_path(), Outcome::Installed)) {
+        journal.warn(&format!("no black box: {error}"));
+    }
     // Unmounted before the table says that it is there.
     drop(state_mount);
     disk.flush().map_err(|source| ProvisionError::Disk {
@@ -150,7 +158,7 @@ pub fn install(
         disk: disk.identity(),
         source,
     })?;
-    let provisioned = unfinished.finish(disk, &report.committed, journal)?;
+    let provisioned = unfinished.finish(disk, site.medium, &report.committed, journal)?;
     Ok((report, provisioned))
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::select::{Candidate, Content};
 use crate::layout::{Layout, LayoutError, Placed, Role, Table};
+use crate::media::MediaId;
 use crate::sys::block::MBR_ROLES;
 
 /// A partition of an MBR begins and ends below this sector: 32 bits count them.
@@ -66,20 +67,41 @@ pub enum Refused {
     },
 }
 
+/// What was said about erasing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Leave<'a> {
+    /// `yes`, or the serial number of the disk that is meant.
+    pub word: Option<&'a str>,
+    /// The medium that provisions without having been asked to this time.
+    pub by_itself: Option<MediaId>,
+}
+
 /// A disk with something on it, and no leave to erase it. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
+pub enum NotArmed {
+    /// It was made by the medium that would erase it.
+    #[error(
+        "{disk} was provisioned from this medium before, and is not erased again by itself; take the medium out and restart, \
+         or choose \"ERASING its disk\" in its menu (reflash.again)"
+    )]
+    MadeBefore {
+        /// The disk.
+        disk: String,
+    },
+    /// Nobody said that it may be erased.
+    #[error(
     "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={word} on the kernel command line, or --arm {word} by hand",
     .given.as_ref().map(|given| format!(" (armed is {given:?})")).unwrap_or_default(),
     word = .serial.as_deref().unwrap_or("yes")
 )]
-pub struct NotArmed {
-    /// The disk.
-    pub disk: String,
-    /// Its serial number.
-    pub serial: Option<String>,
-    /// The word that was given, which is neither `yes` nor the serial number.
-    pub given: Option<String>,
+    NoLeave {
+        /// The disk.
+        disk: String,
+        /// Its serial number.
+        serial: Option<String>,
+        /// The word that was given, which is neither `yes` nor the serial number.
+        given: Option<String>,
+    },
 }
 
 impl Armed {
@@ -116,12 +138,17 @@ impl Preflight {
         &self.placed
     }
 
-    /// Leave to go on: a disk with nothing to lose needs none, every other `word` must be `yes` or its serial number.
+    /// Leave to go on: a disk with nothing to lose needs none, for every other the word must be `yes` or its serial number.
+    /// A medium gets no leave to erase by itself what it made: a firmware that did not find that disk may have started it.
     ///
     /// # Errors
     /// [`NotArmed`].
-    pub fn arm(self, word: Option<&str>) -> Result<Armed, NotArmed> {
+    pub fn arm(self, leave: Leave<'_>) -> Result<Armed, NotArmed> {
+        let Leave { word, by_itself } = leave;
         let disk = &self.candidate.disk;
+        if by_itself.is_some() && self.candidate.medium == by_itself {
+            return Err(NotArmed::MadeBefore { disk: disk.to_string() });
+        }
         // A word that names another disk stops even where none is needed: somebody meant that other one.
         let fits = match word {
             Some(word) => word == "yes" || disk.serial.as_deref() == Some(word),
@@ -130,7 +157,7 @@ impl Preflight {
         if fits {
             return Ok(Armed(self));
         }
-        Err(NotArmed { disk: disk.to_string(), serial: disk.serial.clone(), given: word.map(str::to_owned) })
+        Err(NotArmed::NoLeave { disk: disk.to_string(), serial: disk.serial.clone(), given: word.map(str::to_owned) })
     }
 }
 

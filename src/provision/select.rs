@@ -4,10 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{EDGE_BYTES, MARKER, MARKER_BYTES, MARKER_OFFSET_BYTES};
+use super::{EDGE_BYTES, mark};
 use crate::chain::chain;
 use crate::config::DiskSelector;
 use crate::digest::is_zero;
+use crate::media::MediaId;
 use crate::sys::block::find::listed;
 use crate::sys::block::table::{self, Table};
 use crate::sys::block::{Access, Caching, Device, Disk, Transport, Which, disks, in_use};
@@ -37,6 +38,8 @@ pub struct Candidate {
     pub in_use: Option<String>,
     /// What it holds.
     pub content: Content,
+    /// The medium it was provisioned from, if it still is that disk.
+    pub medium: Option<MediaId>,
 }
 
 /// Why there is not exactly one disk to provision. Nothing was written.
@@ -72,8 +75,9 @@ impl Candidate {
     pub fn of_disk(disk: Disk) -> Self {
         // A disk whose use cannot be found out counts as used.
         let in_use = in_use(&disk.path).unwrap_or_else(|error| Some(format!("its use is not known: {error}")));
-        let content = look(&disk.path, disk.logical_block_size).unwrap_or_else(Content::Foreign);
-        Self { bus_path: disk.bus_path(), in_use, content, disk }
+        let (content, medium) =
+            look(&disk.path, disk.logical_block_size).unwrap_or_else(|text| (Content::Foreign(text), None));
+        Self { bus_path: disk.bus_path(), in_use, content, medium, disk }
     }
 
     /// A file that stands for a disk with logical blocks of `logical_block_size` bytes.
@@ -93,8 +97,8 @@ impl Candidate {
             removable: false,
             read_only: false,
         };
-        let content = look(path, logical_block_size).map_err(io::Error::other)?;
-        Ok(Self { disk, bus_path: None, in_use: None, content })
+        let (content, medium) = look(path, logical_block_size).map_err(io::Error::other)?;
+        Ok(Self { disk, bus_path: None, in_use: None, content, medium })
     }
 
     /// Whether there is nothing to lose on it.
@@ -167,8 +171,8 @@ pub fn choose(
     }
 }
 
-/// What lies on the edges of a disk; an error is a sentence about it.
-fn look(path: &Path, logical_block_size: u32) -> Result<Content, String> {
+/// What lies on the edges of a disk, and the medium it was provisioned from; an error is a sentence about it.
+fn look(path: &Path, logical_block_size: u32) -> Result<(Content, Option<MediaId>), String> {
     let device = Device::open(path, Access::Read, Caching::Buffered).map_err(|error| chain(&error))?;
     let edge = EDGE_BYTES.min(device.size_bytes());
     let read = |offset| {
@@ -177,23 +181,22 @@ fn look(path: &Path, logical_block_size: u32) -> Result<Content, String> {
     };
     let (head, tail) = (read(0)?, read(device.size_bytes() - edge)?);
     if is_zero(&head) && is_zero(&tail) {
-        return Ok(Content::Blank);
+        return Ok((Content::Blank, None));
     }
-    if is_interrupted(&head) {
-        return Ok(Content::Interrupted);
+    if mark::is_unfinished(&head) {
+        return Ok((Content::Interrupted, None));
     }
-    match table::read(&mut device.as_file(), logical_block_size) {
-        Ok(Some(table)) => Ok(Content::Table(table)),
-        Ok(None) => Ok(Content::Foreign("no partition table, but it is not blank".to_owned())),
-        Err(error) => Ok(Content::Foreign(chain(&error))),
-    }
-}
-
-fn is_interrupted(head: &[u8]) -> bool {
-    let marker = head.get(MARKER_OFFSET_BYTES as usize..(MARKER_OFFSET_BYTES + MARKER_BYTES) as usize);
-    let Some((text, rest)) = marker.and_then(|marker| marker.split_at_checked(MARKER.len())) else { return false };
-    // With anything in its first sector the disk is somebody's.
-    text == MARKER && is_zero(rest) && is_zero(&head[..512])
+    Ok(match table::read(&mut device.as_file(), logical_block_size) {
+        Ok(Some(table)) => {
+            let medium = mark::medium_of(&head, Some(&table));
+            (Content::Table(table), medium)
+        }
+        Ok(None) => {
+            let text = "no partition table, but it is not blank".to_owned();
+            (Content::Foreign(text), mark::medium_of(&head, None))
+        }
+        Err(error) => (Content::Foreign(chain(&error)), mark::medium_of(&head, None)),
+    })
 }
 
 impl fmt::Display for Content {
@@ -230,7 +233,13 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        Candidate { bus_path: Some(format!("/sys/x/{name}")), disk, in_use: None, content: Content::Blank }
+        Candidate {
+            bus_path: Some(format!("/sys/x/{name}")),
+            disk,
+            in_use: None,
+            content: Content::Blank,
+            medium: None,
+        }
     }
 
     fn selector(toml: &str) -> DiskSelector {

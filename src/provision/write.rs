@@ -2,16 +2,20 @@
 
 use std::io;
 
-use super::frame::{Frame, FrameError, Geometry};
+use super::frame::{Frame, FrameError, Geometry, LARGEST_BLOCK_BYTES};
 use super::preflight::{Armed, Preflight};
 use super::table::Edges;
-use super::{EDGE_BYTES, MARKER, MARKER_BYTES, MARKER_OFFSET_BYTES};
+use super::{EDGE_BYTES, mark};
 use crate::boot::Committed;
 use crate::bootcode::SECTOR_BYTES;
 use crate::journal::Journal;
 use crate::layout::{Placed, Role};
+use crate::media::MediaId;
 use crate::sys::block::AlignedBuf;
 use crate::target::{BlockTarget, CopyError, copy_blocks};
+
+/// What is written at once with the first sector.
+const FIRST_BYTES: u64 = LARGEST_BLOCK_BYTES as u64;
 
 /// The file system of one partition.
 pub struct Image {
@@ -113,12 +117,12 @@ pub fn begin(
     let frame = make_frame(&plan, parts)?;
 
     let disk = Disk { target };
-    disk.write("mark the start", MARKER_OFFSET_BYTES, &marker())?;
+    disk.write("mark the start", mark::OFFSET_BYTES, &mark::unfinished())?;
     disk.flush()?;
-    disk.zero("erase the first sector", 0, MARKER_BYTES)?;
+    disk.zero("erase the first sector", 0, FIRST_BYTES)?;
     disk.flush()?;
     journal.note("old tables and signatures are erased");
-    disk.zero("erase the start", MARKER_BYTES, MARKER_OFFSET_BYTES - MARKER_BYTES)?;
+    disk.zero("erase the start", FIRST_BYTES, mark::OFFSET_BYTES - FIRST_BYTES)?;
     disk.zero("erase the end", frame.edges.tail_offset_bytes, frame.edges.tail.len() as u64)?;
     for place in &plan.placed {
         let edge = EDGE_BYTES.min(place.size_bytes);
@@ -144,22 +148,26 @@ impl Unfinished {
         &self.plan.placed
     }
 
-    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it.
+    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it. Then the disk is
+    /// told from which `medium` it was made.
     ///
     /// # Errors
     /// [`ProvisionError::Disk`].
     pub fn finish(
-        self,
+        mut self,
         target: &dyn BlockTarget,
+        medium: Option<MediaId>,
         _system: &Committed,
         journal: &Journal,
     ) -> Result<Provisioned, ProvisionError> {
         let disk = Disk { target };
+        let table = self.frame.table(self.plan.candidate.disk.logical_block_size);
+        let finished = medium.zip(table).map(|(medium, table)| mark::finished(medium, &table));
         journal.note("write the partition table");
         let Edges { head, tail, tail_offset_bytes, .. } = &self.frame.edges;
-        let behind = MARKER_BYTES as usize;
+        let behind = FIRST_BYTES as usize;
         disk.write("write the end", *tail_offset_bytes, tail)?;
-        disk.write("write the table", MARKER_BYTES, &head[behind..MARKER_OFFSET_BYTES as usize])?;
+        disk.write("write the table", FIRST_BYTES, &head[behind..mark::OFFSET_BYTES as usize])?;
         // What shares the first 4 KiB with the first sector is there before it, so that a torn write can lose only that.
         let mut without_first = head[..behind].to_vec();
         without_first[..SECTOR_BYTES].fill(0);
@@ -167,7 +175,10 @@ impl Unfinished {
         disk.flush()?;
         disk.write("write the first sector", 0, &head[..behind])?;
         disk.flush()?;
-        disk.zero("clear the mark", MARKER_OFFSET_BYTES, MARKER_BYTES)?;
+        match finished {
+            Some(finished) => disk.write("mark the end", mark::OFFSET_BYTES, &finished)?,
+            None => disk.zero("clear the mark", mark::OFFSET_BYTES, mark::SIZE_BYTES)?,
+        }
         disk.flush()?;
         Ok(Provisioned { partitions: self.plan.placed })
     }
@@ -190,12 +201,6 @@ fn make_frame(plan: &Preflight, parts: &Parts) -> Result<Frame, ProvisionError> 
     let (disk_bytes, block_bytes) = (disk.size_bytes, disk.logical_block_size);
     let geometry = Geometry { table: plan.table, placed: &plan.placed, disk_bytes, block_bytes };
     Frame::new(geometry, &parts.boot_image, &parts.core_image).map_err(ProvisionError::Frame)
-}
-
-fn marker() -> Vec<u8> {
-    let mut marker = MARKER.to_vec();
-    marker.resize(MARKER_BYTES as usize, 0);
-    marker
 }
 
 /// The target, with errors that say what was being done.

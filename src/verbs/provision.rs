@@ -10,7 +10,7 @@ use crate::agent::key_files;
 use crate::chain::chain;
 use crate::cli::{Common, Provision};
 use crate::config::DiskSelector;
-use crate::provision::{self, Candidate, Firmware, InstallError, Site};
+use crate::provision::{self, Candidate, Firmware, InstallError, Leave, Site};
 use crate::sys::block::{Which, disks};
 use crate::target::DeviceTarget;
 
@@ -46,7 +46,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
         say(release.common.json, &answer, || format!("{version} would be put on {disk}; nothing was written"));
         return Ok(0);
     }
-    let armed = preflight.arm(provision.arm.as_deref())?;
+    let armed = preflight.arm(Leave { word: provision.arm.as_deref(), by_itself: None })?;
     // One run on a bench must not be in the way of another.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
     let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);

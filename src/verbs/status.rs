@@ -53,7 +53,7 @@ pub(super) fn run(common: &Common) -> Result<u8, Failure> {
             if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
         let told: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| tell(attempt, marks)).collect();
         let told = if told.is_empty() { "none is recorded".to_owned() } else { told.join("\n") };
-        let slot = env.get(names::SLOT).unwrap_or("unknown");
+        let slot = env.get(names::SLOT).unwrap_or("a, by default");
         let trial = match Trial::parse(env.get(names::TRIAL)) {
             Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
             Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),

@@ -84,19 +84,27 @@ fn provision(kind: &Kind) -> Made {
     robot.wait_for(&format!("started from the boot medium {id}"), BOOT_TIMEOUT).unwrap();
     let told = robot.wait_for("provisioned with 1 ", FLASH_TIMEOUT).unwrap();
     assert_eq!(told.contains("no network is needed"), !kind.online, "{told}");
-    // The medium is still there, and does no harm.
-    robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
-    robot.type_text("reflash status; echo 'don'e\n").unwrap();
-    let told = robot.wait_for("done", BOOT_TIMEOUT).unwrap();
-    assert!(told.contains("demo-robot 1 (serial 1)"), "{told}");
+    // The medium is still there, and does no harm. OVMF sees no SD card, so that only the agent can know its own work.
+    let unseen = kind.bus == Bus::Sd && kind.firmware == Firmware::Uefi;
+    if unseen {
+        robot.wait_for("was provisioned from this medium before", FLASH_TIMEOUT).unwrap();
+    } else {
+        robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+        robot.type_text("reflash status; echo 'don'e\n").unwrap();
+        let told = robot.wait_for("done", BOOT_TIMEOUT).unwrap();
+        assert!(told.contains("demo-robot 1 (serial 1)"), "{told}");
+        assert!(told.contains("1: reason provision: installed 1 (serial 1)"), "{told}");
+    }
     robot.cut_power();
     assert_untouched(&bystander);
     check_disk(kind, &disk);
-    if kind.bus != Bus::Sd {
-        // SeaBIOS and OVMF start no SD card: there the medium's menu does.
-        let robot = machine("own", false).start().unwrap();
-        robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    let mut own = machine("own", false);
+    if kind.bus == Bus::Sd {
+        // SeaBIOS starts no SD card by itself either: its place is taken by a reader.
+        own.bus = Bus::Usb;
     }
+    let robot = own.start().unwrap();
+    robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     Made { fixture, medium, disk }
 }
 
@@ -260,7 +268,7 @@ provision_every_kind! {
     full_uefi_nvme: Gpt, Uefi, Nvme, 512, Optical, blank, offline;
     full_uefi_usb: Gpt, Uefi, Usb, 512, Stick, foreign, online;
     full_uefi_virtio_4k: Gpt, Uefi, Virtio, 4096, Optical, foreign, offline;
-    full_uefi_sd: Gpt, Uefi, Sd, 512, Stick, blank, offline;
+    full_uefi_sd: Gpt, Uefi, Sd, 512, Stick, foreign, offline;
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use reflash::media;
+use reflash::media::{self, MediaId};
 
 use super::{Parts, check_texts, copy, write};
 use crate::initramfs::archive::{Entry, cpio};
@@ -43,7 +43,7 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
             entries.push(file(media::ASSETS, assets.clone().into_bytes()));
         }
         write(&out.join("site.cpio"), cpio(entries)?)?;
-        let arguments = arguments(parts.arm);
+        let arguments = arguments(parts.arm, &origin(out, parts)?);
         write(&out.join("boot.ipxe"), ipxe(&arguments))?;
         write(&out.join("pxelinux.cfg/default"), pxelinux(&arguments))
     })?;
@@ -58,9 +58,21 @@ fn aligned(mut archive: Vec<u8>) -> Vec<u8> {
     archive
 }
 
-fn arguments(arm: Option<&str>) -> String {
+/// As a medium's, so that a disk can tell what made it.
+fn origin(out: &Path, parts: &Parts<'_>) -> Result<MediaId> {
+    let mut hasher = blake3::Hasher::new();
+    for name in ["vmlinuz", "initramfs.img", "site.cpio"] {
+        hasher.update(blake3::hash(&fs::read(out.join(name))?).as_bytes());
+    }
+    hasher.update(format!("{:?}", parts.arm).as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    Ok(MediaId::new(id))
+}
+
+fn arguments(arm: Option<&str>, origin: &MediaId) -> String {
     let arm = arm.map_or_else(String::new, |arm| format!(" reflash.arm={arm}"));
-    format!("console=tty0 console=ttyS0,115200 quiet panic=30 reflash.action=provision{arm}")
+    format!("console=tty0 console=ttyS0,115200 quiet panic=30 reflash.action=provision reflash.origin={origin}{arm}")
 }
 
 /// `initrd=` is for the kernel's own loader under UEFI, and means nothing under a BIOS.

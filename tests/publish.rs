@@ -22,10 +22,17 @@ const RIGHTS: &str = r#"{"identities": [
      "credentials": [{"accessKey": "publisher", "secretKey": "a/secret+of-the-publisher"}]},
     {"name": "anonymous", "actions": ["Read:robots"]}]}"#;
 
-/// What a store of its own needs: the loopback, and a place for its sockets, which have fixed names in /tmp.
+/// What a store of its own needs: the loopback, and a place for its sockets, which have fixed names in /tmp. A checkout may lie
+/// there too.
 fn alone() {
     run("ip", &["link", "set", "lo", "up"]);
+    let checkout = xtask::paths::Paths::of_checkout().root;
+    let (checkout, kept) = (checkout.to_str().unwrap(), "/run/checkout");
+    run("mkdir", &[kept]);
+    run("mount", &["--bind", checkout, kept]);
     run("mount", &["-t", "tmpfs", "tmpfs", "/tmp"]);
+    run("mkdir", &["-p", checkout]);
+    run("mount", &["--bind", kept, checkout]);
 }
 
 /// The store, in namespaces of its own; it ends with them.

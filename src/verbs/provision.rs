@@ -9,7 +9,7 @@ use super::{FAILED, Failure, LATER, bench, failure, say};
 use crate::agent::key_files;
 use crate::chain::chain;
 use crate::cli::{Common, Provision};
-use crate::config::DiskSelector;
+use crate::config::{Config, DiskSelector, Layer};
 use crate::provision::{self, Candidate, Firmware, InstallError, Leave, Site};
 use crate::sys::block::{Which, disks};
 use crate::target::DeviceTarget;
@@ -24,7 +24,11 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
     // By hand it was named, so it may be removable. In use it must not be.
     let named = DiskSelector { removable: true, ..DiskSelector::default() };
     let candidate = provision::choose(&named, &[candidate], &[])?;
-    let site = Site { config: std::fs::read_to_string(config_path)?, keys: keys(&release.common), ..Site::default() };
+    let config = std::fs::read_to_string(config_path).map_err(|error| unreadable(config_path, &error))?;
+    // A disk that could not recover by itself later is not worth making, whatever the options add here.
+    Config::resolve(Layer::parse(&config_path.display().to_string(), &config)?)
+        .map_err(|error| Failure { text: format!("the new machine needs more: {}", chain(&error)), code: FAILED })?;
+    let site = Site { config, keys: keys(&release.common), ..Site::default() };
     let firmware = match provision.uefi {
         Some(true) => Firmware::Uefi,
         Some(false) => Firmware::Bios,
@@ -58,7 +62,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
 }
 
 fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<Candidate, Failure> {
-    let path = path.canonicalize()?;
+    let path = path.canonicalize().map_err(|error| unreadable(path, &error))?;
     if path.is_file() {
         return Ok(Candidate::of_file(&path, block_bytes.unwrap_or(512))?);
     }
@@ -66,6 +70,10 @@ fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<Candidate, Failure
         Some(disk) => Ok(Candidate::of_disk(disk)),
         None => failure(format!("{} is not a whole disk", path.display())),
     }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure { text: format!("cannot read {}: {error}", path.display()), code: FAILED }
 }
 
 /// The public keys that the new machine trusts: those that are checked with here.

@@ -142,7 +142,10 @@ fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
 
 /// Copies one channel's release, after a check with the keys that will check it again on the machine.
 fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
-    let manifest = check::check(from, channel, keys).context("the release for the medium")?;
+    let manifest = check::check(from, channel, keys).with_context(|| {
+        let from = from.display();
+        format!("check the release of channel {channel} in {from} for the medium; cargo xtask release makes one")
+    })?;
     let path = manifest_path(channel);
     let signature = format!("{path}.minisig");
     let objects = check::objects(from, &manifest)?;

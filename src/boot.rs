@@ -1,41 +1,10 @@
-//! Lets the machine boot what was verified, and only that.
+//! The contract with GRUB and the firmware: the environment block, the recovery slots, the boot decision, and what makes
+//! a disk bootable.
 
-use std::io;
-
-use crate::bootenv::{BootEnvError, Recovering};
-use crate::manifest::Authentic;
-use crate::slots::Pointers;
-use crate::state::State;
-use crate::verify::Verified;
-
-/// GRUB will start the verified system.
-#[derive(Debug)]
-pub struct Committed {
-    /// Why the release could not be recorded as installed. The system starts all the same: without the record a later
-    /// recovery asks the network where it could have compared.
-    pub unrecorded: Option<io::Error>,
-}
-
-/// A verified system could not be made bootable.
-#[derive(Debug, thiserror::Error)]
-#[error("the system is verified, but cannot be made bootable")]
-pub struct CommitError(#[from] BootEnvError);
-
-/// Records the release, lets `renew` bring the recovery up to date, then gives the system its tries and points GRUB at the
-/// slots that `renew` proved to be whole; a cut before that last write repeats only the cheap comparisons.
-///
-/// # Errors
-/// [`CommitError`]; the next boot comes back to recovery.
-pub fn commit(
-    _proof: Verified,
-    permit: Recovering,
-    state: Option<&State>,
-    manifest: &Authentic,
-    index_object: &[u8],
-    tries: u8,
-    renew: impl FnOnce() -> Option<Pointers>,
-) -> Result<Committed, CommitError> {
-    let unrecorded = state.and_then(|state| state.record_installed(manifest, index_object).err());
-    permit.finish(tries, renew())?;
-    Ok(Committed { unrecorded })
-}
+pub mod bios;
+pub mod decide;
+pub mod efi;
+pub mod efivars;
+pub mod env;
+pub mod grubenv;
+pub mod slots;

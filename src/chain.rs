@@ -1,7 +1,39 @@
-//! How an error is told, once, with everything behind it. Pure.
+//! Formats an error and its causes. Pure.
 
-/// The whole chain of an error, outermost first, as one line.
+use std::error::Error;
+
+/// An error and all its causes on one line, outermost first, joined by `: `. A cause that only repeats the end of the text
+/// before it is left out: some libraries print their cause themselves.
 #[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chain;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn every_cause_is_named_once() {
+        let layer = |text, source: Option<Layer>| Layer { text, source: source.map(Box::new) };
+        let error = layer("a", Some(layer("b failed: c", Some(layer("c", Some(layer("d", None)))))));
+        assert_eq!(chain(&error), "a: b failed: c: d");
+        assert_eq!(chain(&layer("alone", None)), "alone");
+    }
 }

@@ -25,13 +25,13 @@ use std::time::Duration;
 
 pub use backoff::{backoff, poll_pause, start_offset};
 pub use directory::Directory;
-pub use error::{FetchError, Kind, chain};
+pub use error::{FetchError, Kind};
 pub use http::Http;
 pub use mirrors::{Mirrors, Patience, Retry};
 pub use tls::{Clock, ReadClock, SetClock};
 pub use url::redacted;
 
-use crate::config;
+use crate::machine::config;
 use cap::Cap;
 
 /// How a sink ends a transfer early.

@@ -1,25 +1,19 @@
-//! `reflash`: PID 1 of an initramfs, or the same verbs by hand.
+//! `reflash`: PID 1 of an initramfs, or the same work from a command line.
 //!
-//! In the recovery initramfs PID 1 is the recovery agent ([`reflash::agent`]: the story begins there). In the
-//! system's own initramfs it mounts the system and hands over ([`reflash::sysroot`]). Everywhere else it is a
-//! command line ([`reflash::cli`] reads it, [`reflash::verbs`] carries it out).
+//! In the recovery initramfs, PID 1 is the recovery agent ([`reflash::pid1::recovery`]: the story begins there). In the
+//! initramfs of the installed system, it mounts that system and hands over ([`reflash::pid1::system`]). Everywhere else
+//! it is a command line ([`reflash::cli`]).
 
 use std::process::ExitCode;
 
-use reflash::{agent, cli, sys, sysroot, verbs};
+use reflash::{cli, pid1, sys};
 
 fn main() -> ExitCode {
     if sys::init::is_pid1() {
-        match agent::role() {
-            agent::Role::Recovery => agent::run(),
-            agent::Role::System => sysroot::run(),
+        match pid1::role() {
+            pid1::Role::Recovery => pid1::recovery::run(),
+            pid1::Role::System => pid1::system::run(),
         }
     }
-    match cli::parse(std::env::args_os().skip(1)) {
-        Ok(command) => verbs::run(command),
-        Err(error) => {
-            eprintln!("reflash: {error}");
-            ExitCode::from(verbs::USAGE)
-        }
-    }
+    cli::main(std::env::args_os().skip(1))
 }

@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use reflash::sys::block::{
-    Access, AlignedBuf, BlockError, Caching, Device, FindError, Scheme, Which, disks, find_disk_by_partuuid, in_use,
-    wait_for_disk_by_partuuid,
-};
+use reflash::disk::{FindError, Scheme, Which, disks, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+use reflash::sys::block::{Access, AlignedBuf, BlockError, Caching, Device, in_use};
 
 use crate::isolated::{isolated, run};
 

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use reflash::blackbox::{Attempt, BlackBox, Outcome};
-use reflash::bootenv::{BootEnv, Loaded};
+use reflash::boot::env::{BootEnv, Loaded};
+use reflash::boot::grubenv::Assignments;
 use reflash::fetch::{Clock, Options};
-use reflash::grubenv::Assignments;
-use reflash::report::{Machine, Pending};
+use reflash::record::blackbox::{Attempt, BlackBox, Outcome};
+use reflash::record::report::{Machine, Pending};
 
 use xtask::powercut::explore::Random;
 

@@ -7,8 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use reflash::config::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
-use reflash::sys::net::{NetError, Options, Stop, Up, bring_up_with};
+use reflash::machine::config::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
+use reflash::net::NetError;
+use reflash::net::Options;
+use reflash::net::Stop;
+use reflash::net::Up;
+use reflash::net::bring_up_with;
 
 use crate::isolated::{isolated, run};
 

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reflash::chain::chain;
 use reflash::fetch::Directory;
-use reflash::journal::Journal;
-use reflash::layout::{Layout, Role, Table};
-use reflash::media::MediaId;
-use reflash::provision::{self, Candidate, Content, Firmware, InstallError, Leave, Preflight, Site};
-use reflash::recovery::Machine;
-use reflash::target::{BlockTarget, DeviceTarget};
+use reflash::flash::target::{BlockTarget, DeviceTarget};
+use reflash::jobs::provision::{self, Candidate, Content, Firmware, InstallError, Leave, Preflight, Site};
+use reflash::jobs::recovery::Machine;
+use reflash::machine::media::MediaId;
+use reflash::record::journal::Journal;
+use reflash::release::layout::{Layout, Role, Table};
 use xtask::initramfs::Recovery;
 use xtask::paths::Paths;
 use xtask::{disk, grub, kit};
@@ -74,7 +74,7 @@ fn provision(
     firmware: Firmware,
     arm: Option<&str>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
-) -> Result<Vec<reflash::layout::Placed>, InstallError> {
+) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
     provision_from(None, fixture, candidate, firmware, Leave { word: arm, by_itself: None }, wrap)
 }
 
@@ -85,7 +85,7 @@ fn provision_from(
     firmware: Firmware,
     leave: Leave<'_>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
-) -> Result<Vec<reflash::layout::Placed>, InstallError> {
+) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
     let journal = Journal::new(None, false);
     let source = Directory::from_url(&format!("file://{}", fixture.tree().display())).unwrap();
     let target = wrap(DeviceTarget::open(&candidate.disk.path).unwrap());
@@ -161,7 +161,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 assert!(found.iter().all(Option::is_some), "{table:?}: {found:?}");
                 assert_eq!(found[0].as_deref(), Some(&sample_image(50, 3)[..]));
                 let state = read_files(&disk, number(Role::State), &["grubenv", "installed/manifest.json"]);
-                let env = reflash::grubenv::GrubEnv::parse(state[0].as_ref().unwrap()).unwrap();
+                let env = reflash::boot::grubenv::GrubEnv::parse(state[0].as_ref().unwrap()).unwrap();
                 assert_eq!((env.get("reflash_tries"), env.get("reflash_recovering")), (Some("3"), None));
                 let system = placed.iter().find(|place| place.partition.role == Role::System).unwrap();
                 let mut content = vec![0; fixture.image.len()];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use reflash::manifest::{manifest_path, object_path};
+use reflash::release::manifest::{manifest_path, object_path};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::http::Response;
 use xtask::publish::{Place, Published, Store, publish};

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use reflash::bootenv::Loaded;
+use reflash::boot::env::Loaded;
 use reflash::chain::chain;
 use reflash::fetch::Source;
-use reflash::recovery::RecoveryError;
-use reflash::state::State;
-use reflash::write::WriteError;
+use reflash::flash::write::WriteError;
+use reflash::jobs::recovery::RecoveryError;
+use reflash::jobs::state::State;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
@@ -145,7 +145,7 @@ fn a_file_system_that_fills_up_ends_the_recovery_whether_it_holds_the_target_or_
     // Half of the image fits; the write in the middle is a short one.
     let file = small.join("target");
     std::fs::File::create(&file).unwrap().set_len(fixture.image.len() as u64).unwrap();
-    let target = reflash::target::DeviceTarget::open(&file).unwrap();
+    let target = reflash::flash::target::DeviceTarget::open(&file).unwrap();
     let error = fixture.recover(&source(&fixture), &target, None).unwrap_err();
     assert!(chain(&error).contains("No space left"), "{}", chain(&error));
     drop(target);
@@ -185,7 +185,7 @@ fn automatic_recoveries_are_counted_by_release_and_wishes_begin_anew() {
     let state = State::new(dir.path());
     let recover = |fixture: &Fixture, asked_for: bool| {
         let recoveries = state.boot_env().recoveries().unwrap();
-        let change = |machine: &mut reflash::recovery::Machine<'_>| {
+        let change = |machine: &mut reflash::jobs::recovery::Machine<'_>| {
             (machine.asked_for, machine.recoveries) = (asked_for, recoveries);
         };
         fixture.recover_as(&source(fixture), &blank(fixture), Some(&state), change).unwrap();
@@ -207,12 +207,12 @@ fn what_is_installed_is_repaired_from_its_own_objects_whatever_is_offered() {
     let mut damaged = fixture.image.clone();
     damaged[70_000] ^= 1;
     let target = MemoryTarget::new(damaged);
-    let journal = reflash::journal::Journal::new(None, false);
+    let journal = reflash::record::journal::Journal::new(None, false);
     let source = source(&fixture);
     let machine = fixture.machine(&source, &target, Some(&state), &journal);
     let installed = state.installed(&fixture.keys).unwrap();
-    assert!(reflash::recovery::compare(&machine, &installed).is_err());
-    reflash::recovery::repair(&machine, installed).unwrap();
+    assert!(reflash::jobs::recovery::compare(&machine, &installed).is_err());
+    reflash::jobs::recovery::repair(&machine, installed).unwrap();
     assert!(target.content() == fixture.image);
 }
 

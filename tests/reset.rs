@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use reflash::bootenv::BootEnv;
-use reflash::reset;
-use reflash::target::DeviceTarget;
+use reflash::boot::env::BootEnv;
+use reflash::flash::target::DeviceTarget;
+use reflash::jobs::factory_reset;
 
 use crate::support::sample_image;
 
@@ -24,14 +24,14 @@ fn a_reset_gives_back_all_that_the_data_lay_on() {
     let template = sample_image(512, 3);
     let typed = ["reset", "delete"];
     let mut words = typed.iter().map(|word| (*word).to_owned());
-    let confirmed = reset::ask(|_| {}, || words.next()).unwrap();
+    let confirmed = factory_reset::ask(|_| {}, || words.next()).unwrap();
     let env = BootEnv::new(&grubenv);
-    reset::run(confirmed, &env, &DeviceTarget::open(&disk).unwrap(), &template[..]).unwrap();
+    factory_reset::run(confirmed, &env, &DeviceTarget::open(&disk).unwrap(), &template[..]).unwrap();
 
     // A file takes a discard as leave to make a hole: so it can be seen.
     let content = std::fs::read(&disk).unwrap();
     assert!(content[..template.len()] == template);
     assert!(content[template.len()..].iter().all(|byte| *byte == 0));
     assert!(file.metadata().unwrap().blocks() * 512 < template.len() as u64 + MIB);
-    assert!(reset::pending(&env).unwrap().is_none());
+    assert!(factory_reset::pending(&env).unwrap().is_none());
 }

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
+use reflash::boot::slots::{FILES, Pointers, Slot, Trial};
 use reflash::chain::chain;
 use reflash::fetch::{Directory, Mirrors, Patience, Source};
-use reflash::journal::Journal;
-use reflash::recovery::{self, Medium, Partition, RecoveryError, Renewal, Report};
-use reflash::slots::{FILES, Pointers, Slot, Trial};
-use reflash::state::State;
+use reflash::jobs::recovery::{self, Medium, Partition, RecoveryError, Renewal, Report};
+use reflash::jobs::state::State;
+use reflash::record::journal::Journal;
 use reflash::sys::mount::{self, Mount};
 use xtask::paths::Paths;
 
@@ -315,7 +315,7 @@ fn what_the_medium_does_not_keep_is_never_pointed_at() {
 fn damaged_and_missing_objects_leave_the_recovery_as_it_is() {
     let robot = Robot::new();
     let object = robot.fixture.released.manifest.files.iter().find(|file| file.name == "recovery/vmlinuz").unwrap();
-    let path = robot.fixture.tree().join(reflash::manifest::object_path(&object.object.blake3));
+    let path = robot.fixture.tree().join(reflash::release::manifest::object_path(&object.object.blake3));
     let good = fs::read(&path).unwrap();
     let mirrors = || Mirrors::new(vec![Box::new(robot.source())], Patience::Rounds(3)).pause_with(|_| ());
     let medium = Partition::directory(robot.recovery.path());

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, Patience, Sink, Source};
-use reflash::index::{FrameContent, Index, StoredNo};
-use reflash::manifest::object_path;
-use reflash::recovery::RecoveryError;
-use reflash::state::State;
-use reflash::target::DeviceTarget;
+use reflash::flash::target::DeviceTarget;
+use reflash::jobs::recovery::RecoveryError;
+use reflash::jobs::state::State;
+use reflash::release::index::{FrameContent, Index, StoredNo};
+use reflash::release::manifest::object_path;
 
 use crate::support::server::{Server, answer, object, status};
 use crate::support::{Fixture, MemoryTarget, sample_image};

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reflash::fetch::{Clock, Http, Options, Patience, open_all};
-use reflash::journal::Journal;
-use reflash::recovery::{self, RecoveryError};
-use reflash::report::{Ending, Machine, Poster};
-use reflash::target::DeviceTarget;
+use reflash::flash::target::DeviceTarget;
+use reflash::jobs::recovery::{self, RecoveryError};
+use reflash::record::journal::Journal;
+use reflash::record::report::{Ending, Machine, Poster};
 use serde_json::{Value, json};
 use xtask::serve;
 
@@ -203,8 +203,8 @@ fn the_verb_tells_of_the_machine_it_runs_on_and_not_of_a_disk_on_a_bench() {
         std::fs::File::create(path("disk")).unwrap().set_len(fixture.image.len() as u64).unwrap();
         let (disk, config, keys) = (path("disk"), path("reflash.toml"), path("keys"));
         let arguments = ["flash", "--target", &disk, "--config", &config, "--keys", &keys, "--json"];
-        let command = reflash::cli::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
-        format!("{:?}", reflash::verbs::run(command))
+        let command = reflash::cli::args::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
+        format!("{:?}", reflash::cli::run::run(command))
     };
     let good = format!("{:?}", std::process::ExitCode::SUCCESS);
     assert_eq!(flash(&[]), good);

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reflash::chain::chain;
-use reflash::digest::Digest;
 use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
-use reflash::index::{FrameContent, Index};
-use reflash::manifest::{Patches, object_path};
-use reflash::state::State;
-use reflash::target::BlockTarget;
+use reflash::flash::target::BlockTarget;
+use reflash::jobs::state::State;
+use reflash::release::digest::Digest;
+use reflash::release::index::{FrameContent, Index};
+use reflash::release::manifest::{Patches, object_path};
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 

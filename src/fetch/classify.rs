@@ -8,7 +8,7 @@ use ureq::Timeout;
 use super::connect::LookupError;
 use super::error::{FetchError, Kind};
 use super::tls::time_disagreement;
-use crate::clock::CertificateTime;
+use crate::machine::clock::CertificateTime;
 
 /// The error of a request or of a read of its body.
 pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {

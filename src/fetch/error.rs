@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::url::redacted;
+use crate::chain::chain;
 
 /// What went wrong, and so what can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,20 +164,6 @@ impl FetchError {
         let problem = format!("none of {} sources could deliver it: {}", errors.len(), all.join("; "));
         Some(Self::new(lead.kind(), path, problem).retry_after(lead.asked_to_wait()))
     }
-}
-
-/// An error and its causes, joined with `: `. A cause that only repeats the text before it is left out.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

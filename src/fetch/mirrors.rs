@@ -1,5 +1,6 @@
 //! Several copies of the release tree behind one [`Source`]: order, memory, resume, patience.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use super::backoff::backoff;
 use super::error::{FetchError, Kind};
 use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
+use crate::chain::chain;
 
 /// How often one source may answer wrongly for one object before it is not asked for it again in the same call. A
 /// broken cache can heal, but a wrong copy stays wrong.
@@ -40,6 +42,16 @@ pub struct Retry<'a> {
     pub wait: Duration,
     /// The source asked next.
     pub next: &'a str,
+}
+
+impl fmt::Display for Retry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; asking {}", chain(self.error), self.next)?;
+        match self.wait.as_secs() {
+            0 => Ok(()),
+            seconds => write!(f, " in {seconds} s"),
+        }
+    }
 }
 
 type OnRetry = Arc<dyn Fn(&Retry<'_>) + Send + Sync>;

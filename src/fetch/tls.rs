@@ -13,7 +13,7 @@ use rustls::sign::SigningKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::error::{FetchError, Kind};
-use crate::clock::{CertificateTime, ClockPolicy, Start};
+use crate::machine::clock::{CertificateTime, ClockPolicy, Start};
 
 /// Reads a clock: seconds since 1970.
 pub type ReadClock = Box<dyn Fn() -> u64 + Send + Sync>;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use reflash::clock::ClockPolicy;
 use reflash::fetch::{Clock, FetchError, Kind, Options, open};
+use reflash::machine::clock::ClockPolicy;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{collect, data, good, options};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use reflash::layout::{Layout, Role, Table};
+use reflash::release::layout::{Layout, Role, Table};
 
 /// A loop device. It is detached when this is dropped.
 pub struct Attached(PathBuf);

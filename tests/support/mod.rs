@@ -9,13 +9,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use reflash::arbiter::Recoveries;
+use reflash::boot::decide::Recoveries;
 use reflash::fetch::Source;
-use reflash::journal::Journal;
-use reflash::manifest::TrustedKeys;
-use reflash::recovery::{self, Machine, RecoveryError, Report};
-use reflash::state::State;
-use reflash::target::BlockTarget;
+use reflash::flash::target::BlockTarget;
+use reflash::jobs::recovery::{self, Machine, RecoveryError, Report};
+use reflash::jobs::state::State;
+use reflash::record::journal::Journal;
+use reflash::release::manifest::TrustedKeys;
 use xtask::keygen;
 use xtask::release::{self, Released, Spec};
 
@@ -63,8 +63,8 @@ impl Fixture {
         let (target, config, keys) = (file.display().to_string(), path("machine.toml"), path("keys"));
         let mut arguments = vec!["flash", "--target", &target, "--config", &config, "--keys", &keys];
         arguments.extend(urls.iter().flat_map(|url| ["--url", url]));
-        let command = reflash::cli::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
-        let done = format!("{:?}", reflash::verbs::run(command)) == format!("{:?}", std::process::ExitCode::SUCCESS);
+        let command = reflash::cli::args::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
+        let done = format!("{:?}", reflash::cli::run::run(command)) == format!("{:?}", std::process::ExitCode::SUCCESS);
         done && std::fs::read(file).unwrap() == self.image
     }
 
@@ -103,13 +103,13 @@ impl Fixture {
     /// The object that is the chunk index.
     pub fn index_path(&self) -> PathBuf {
         let digest = self.released.manifest.images[0].index.blake3;
-        self.tree().join(reflash::manifest::object_path(&digest))
+        self.tree().join(reflash::release::manifest::object_path(&digest))
     }
 
     /// The (first) pack.
     pub fn pack_path(&self) -> PathBuf {
-        let index = reflash::index::Index::from_object(&std::fs::read(self.index_path()).unwrap()).unwrap();
-        self.tree().join(reflash::manifest::object_path(&index.packs()[0].digest))
+        let index = reflash::release::index::Index::from_object(&std::fs::read(self.index_path()).unwrap()).unwrap();
+        self.tree().join(reflash::release::manifest::object_path(&index.packs()[0].digest))
     }
 
     /// Runs a recovery of `target` from `source`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use reflash::grubenv::names;
+use reflash::boot::grubenv::names;
 use xtask::demo::FLASH_TIMEOUT;
 use xtask::disk;
 use xtask::powercut::{Lost, lose_unflushed};

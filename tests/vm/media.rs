@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use reflash::media::MediaId;
+use reflash::machine::media::MediaId;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
 use xtask::initramfs::Recovery;
@@ -163,6 +163,7 @@ fn the_same_inputs_make_the_same_medium() {
     assert_eq!((id, bytes == std::fs::read(&second).unwrap()), (again, true));
     let (_, armed) = medium(&fixture, Some("yes"));
     assert_ne!(id, armed);
-    let descriptor = &bytes[reflash::media::DESCRIPTOR_OFFSET_BYTES as usize..][..reflash::media::DESCRIPTOR_BYTES];
+    let descriptor = &bytes[reflash::machine::media::DESCRIPTOR_OFFSET_BYTES as usize..]
+        [..reflash::machine::media::DESCRIPTOR_BYTES];
     assert_eq!(MediaId::of_descriptor(descriptor), Some(id));
 }

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use reflash::layout::{Layout, Table};
-use reflash::sys::block::table;
+use reflash::disk::table;
+use reflash::release::layout::{Layout, Table};
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::paths::Paths;
 use xtask::tiny::Behaviour;

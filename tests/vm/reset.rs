@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use reflash::grubenv::names;
+use reflash::boot::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
 use xtask::tiny::Behaviour;

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reflash::grubenv::names;
-use reflash::slots::{FILES, RELEASE_FOLDER, Slot};
+use reflash::boot::grubenv::names;
+use reflash::boot::slots::{FILES, RELEASE_FOLDER, Slot};
 use xtask::disk;
 use xtask::paths::Paths;
 use xtask::tiny::Behaviour;

@@ -17,8 +17,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use reflash::index::Index;
-use reflash::manifest::{SYSTEM_IMAGE, object_path};
+use reflash::release::index::Index;
+use reflash::release::manifest::{SYSTEM_IMAGE, object_path};
 
 use crate::host::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
@@ -228,7 +228,7 @@ impl Bench<'_> {
 
     fn index(&self, channel: &str) -> Result<Index> {
         let manifest = fs::read(self.served.releases.join(channel).join("manifest.json"))?;
-        let manifest: reflash::manifest::Manifest = serde_json::from_slice(&manifest)?;
+        let manifest: reflash::release::manifest::Manifest = serde_json::from_slice(&manifest)?;
         let object = fs::read(self.served.releases.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
         Ok(Index::from_object(&object)?)
     }

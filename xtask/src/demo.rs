@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use reflash::digest::Digest;
-use reflash::grubenv::names;
+use reflash::boot::grubenv::names;
+use reflash::release::digest::Digest;
 
 use crate::grub::{self, Images};
 use crate::host::{Need, ensure_installed};
@@ -87,7 +87,7 @@ fn publish(
     keys: &KeyFiles,
     tree: &Path,
 ) -> Result<()> {
-    let mut trusted = reflash::manifest::TrustedKeys::default();
+    let mut trusted = reflash::release::manifest::TrustedKeys::default();
     trusted.add("demo", &std::fs::read_to_string(&keys.public)?)?;
     let published = release::check::check(tree, "stable", &trusted);
     let same = published.is_ok_and(|manifest| {

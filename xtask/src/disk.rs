@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use reflash::grubenv::{GrubEnv, names};
-use reflash::layout::{Layout, Placed, Role, Table};
-use reflash::provision::{Frame, Geometry, kit};
-use reflash::slots::{self, Slot};
+use reflash::boot::grubenv::{GrubEnv, names};
+use reflash::boot::slots::{self, Slot};
+use reflash::jobs::provision::{Frame, Geometry, bootstrap};
+use reflash::release::layout::{Layout, Placed, Role, Table};
 
 use crate::filesystem;
 use crate::grub::{self, Images};
@@ -136,7 +136,7 @@ fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Pa
     }
     fs::write(tree.join("reflash.toml"), &parts.config)?;
     let templates = scratch.join("kit");
-    let needed = [kit::names::STATE, kit::names::DATA];
+    let needed = [bootstrap::names::STATE, bootstrap::names::DATA];
     crate::kit::make_templates(paths, parts.grub, &needed, &templates)?;
     for name in needed {
         copy(&templates.join(name), name)?;
@@ -169,7 +169,7 @@ fn copy_sparse(mut source: impl Read, disk: &mut File, offset_bytes: u64) -> Res
         if len == 0 {
             return Ok(());
         }
-        if !reflash::digest::is_zero(&buffer[..len]) {
+        if !reflash::release::digest::is_zero(&buffer[..len]) {
             disk.seek(SeekFrom::Start(position))?;
             disk.write_all(&buffer[..len])?;
         }
@@ -223,7 +223,7 @@ pub fn change_environment(disk: &Path, changes: &[(&str, &str)]) -> Result<()> {
 ///
 /// # Errors
 /// When there is no such file.
-pub fn write_environment(disk: &Path, block: &[u8; reflash::grubenv::SIZE_BYTES]) -> Result<()> {
+pub fn write_environment(disk: &Path, block: &[u8; reflash::boot::grubenv::SIZE_BYTES]) -> Result<()> {
     let offset = file_offset(disk, "state", "/grubenv")?;
     Ok(File::options().write(true).open(disk)?.write_all_at(block, offset)?)
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use reflash::blackbox;
-use reflash::grubenv::GrubEnv;
+use reflash::boot::grubenv::GrubEnv;
+use reflash::record::blackbox;
 
 use crate::grub::Images;
 use crate::step::run;

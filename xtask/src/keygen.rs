@@ -80,7 +80,7 @@ mod tests {
         let secret = load_secret(&files.secret).unwrap();
         let text = std::fs::read_to_string(&files.public).unwrap();
         let signature = minisign::sign(None, &secret, &b"x"[..], None, None).unwrap().to_string();
-        let mut keys = reflash::manifest::TrustedKeys::default();
+        let mut keys = reflash::release::manifest::TrustedKeys::default();
         keys.add("test", &text).unwrap();
         assert!(keys.authenticate(b"x".to_vec(), &signature).is_ok());
         assert!(generate(dir.path(), None).is_err());

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use reflash::provision::kit::names;
+use reflash::jobs::provision::bootstrap::names;
 
 use crate::disk::environment_without_system;
 use crate::filesystem;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use reflash::manifest::TrustedKeys;
+use reflash::release::manifest::TrustedKeys;
 use xtask::paths::Paths;
 use xtask::step::produced;
 use xtask::{

@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use reflash::config::Layer;
-use reflash::hostname;
-use reflash::manifest::{TrustedKeys, manifest_path, object_path};
-use reflash::media::{self, MediaId};
+use reflash::machine::config::Layer;
+use reflash::machine::hostname;
+use reflash::machine::media::{self, MediaId};
+use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::grub;
 use crate::host::{Need, ensure_installed};

@@ -19,11 +19,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::digest::Digest;
-use reflash::grubenv::names;
-use reflash::index::Index;
-use reflash::layout::{Role, Size};
-use reflash::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
+use reflash::boot::grubenv::names;
+use reflash::release::digest::Digest;
+use reflash::release::index::Index;
+use reflash::release::layout::{Role, Size};
+use reflash::release::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
 
 use crate::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use crate::disk::{self as robot_disk, Parts};

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::digest::Digest;
-use reflash::manifest::{Manifest, manifest_path, object_path};
+use reflash::release::digest::Digest;
+use reflash::release::manifest::{Manifest, manifest_path, object_path};
 
 use crate::release::check;
 use crate::step::step;

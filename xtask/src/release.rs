@@ -15,8 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use minisign::SecretKey;
-use reflash::layout::Layout;
-use reflash::manifest::{self, Manifest};
+use reflash::release::layout::Layout;
+use reflash::release::manifest::{self, Manifest};
 
 use crate::release::objects::{Objects, write_whole};
 use crate::release::reuse::Reusable;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::super::mount;
+use crate::sys::mount;
 
 /// What uses the block device or, when it is a disk, one of its partitions: `mounted on /x`, `used by dm-0`, `swap`.
 /// `None` when nothing does; always for a plain file, which the kernel does not guard.

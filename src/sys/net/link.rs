@@ -7,8 +7,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::config::InterfaceSelector;
-
 const CLASS: &str = "/sys/class/net";
 
 /// One Ethernet link.
@@ -26,18 +24,6 @@ pub struct Link {
     pub carrier: bool,
     /// A network card, or what looks like one to a container; not a VLAN, bond, bridge or tunnel.
     pub card: bool,
-}
-
-impl Link {
-    /// Whether DHCP or the static address belongs on this link: the one selected, or any card. What is selected by
-    /// name may be anything; a MAC address names a card, because links stacked on it carry the same one.
-    pub fn is_wanted(&self, selector: Option<&InterfaceSelector>) -> bool {
-        match selector {
-            None => self.card,
-            Some(InterfaceSelector::Name(name)) => self.name == *name,
-            Some(InterfaceSelector::Mac(mac)) => self.card && self.mac == *mac,
-        }
-    }
 }
 
 /// Every Ethernet link by index, the order in which the kernel found them. The loopback link is none.
@@ -103,7 +89,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{InterfaceSelector, links_in};
+    use super::links_in;
     use std::fs;
     use std::path::Path;
 
@@ -144,14 +130,5 @@ mod tests {
                 ("eth1", false, false, true),
             ]
         );
-        let wanted = |selector: Option<InterfaceSelector>| -> Vec<&str> {
-            let wanted = links.iter().filter(|link| link.is_wanted(selector.as_ref()));
-            wanted.map(|link| link.name.as_str()).collect()
-        };
-        assert_eq!(wanted(None), ["eth0", "veth0", "eth1"]);
-        assert_eq!(wanted(Some(InterfaceSelector::Name("br0".into()))), ["br0"]);
-        let mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
-        assert_eq!(wanted(Some(InterfaceSelector::Mac(mac))), ["eth0", "veth0", "eth1"]);
-        assert_eq!(wanted(Some(InterfaceSelector::Mac([0; 6]))), [""; 0]);
     }
 }

@@ -6,9 +6,11 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket};
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
@@ -18,17 +20,17 @@ const FRAME: usize = 1514;
 
 /// The socket, and what went wrong with it: a smoltcp device cannot return errors.
 #[derive(Debug)]
-pub(super) struct PacketSocket {
+pub struct PacketSocket {
     socket: OwnedFd,
     /// The last frame sent.
-    pub(super) sent: Option<Vec<u8>>,
+    pub sent: Option<Vec<u8>>,
     /// The error after which the socket is of no more use.
-    pub(super) error: Option<io::Error>,
+    pub error: Option<io::Error>,
 }
 
 impl PacketSocket {
     /// Opens a socket on one link for frames with UDP to the port of DHCP clients. Needs `CAP_NET_RAW`.
-    pub(super) fn open(index: u32) -> io::Result<Self> {
+    pub fn open(index: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // Without a protocol it hears nothing until bind() names one: the filter is in place before the first frame.
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
@@ -36,11 +38,11 @@ impl PacketSocket {
         bind(socket.as_raw_fd(), &link_address(index)?)?;
         Ok(Self { socket, sent: None, error: None })
     }
-}
 
-impl AsFd for PacketSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// Waits for a frame, for at most `timeout`. Signals and errors of the link end it early; the next receive meets them.
+    pub fn wait(&self, timeout: Duration) {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout);
     }
 }
 
@@ -131,7 +133,7 @@ impl phy::Device for PacketSocket {
 }
 
 /// One frame from the link.
-pub(super) struct Received(Vec<u8>);
+pub struct Received(Vec<u8>);
 
 impl phy::RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
@@ -140,7 +142,7 @@ impl phy::RxToken for Received {
 }
 
 /// The permission to send one frame.
-pub(super) struct Sender<'a>(&'a mut PacketSocket);
+pub struct Sender<'a>(&'a mut PacketSocket);
 
 impl phy::TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {

@@ -29,6 +29,14 @@ pub struct RtnlError {
     pub source: io::Error,
 }
 
+impl RtnlError {
+    /// Whether the kernel lacks the module for it.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        self.source.raw_os_error() == Some(nix::libc::EOPNOTSUPP)
+    }
+}
+
 /// A connection to the kernel's routing interface.
 pub struct Rtnl {
     socket: Socket,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use reflash::digest::{BLOCK_SIZE_BYTES, is_zero};
+use reflash::release::digest::{BLOCK_SIZE_BYTES, is_zero};
 
 use crate::step::{output, run};
 

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::index::{FrameContent, Index};
-use reflash::manifest::object_path;
-use reflash::target::{AlignedBuf, BlockTarget, DeviceTarget};
+use reflash::flash::target::{AlignedBuf, BlockTarget, DeviceTarget};
+use reflash::release::index::{FrameContent, Index};
+use reflash::release::manifest::object_path;
 use serde::Serialize;
 
 use super::device::{Before, Device, Memory};
@@ -132,7 +132,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let [decompress_and_hash_cpu_s, decompress_and_hash_one_core_cpu_s] = [cores, 1].map(|threads| {
         on_threads(threads, &stored, frame_bytes, |stored, zstd, content| {
             let len = decode(stored, zstd, content) as usize;
-            reflash::digest::Digest::of(&content[..len]) == *index.digest(stored)
+            reflash::release::digest::Digest::of(&content[..len]) == *index.digest(stored)
         })
     });
     let (decompress_and_hash_cpu_s, decompress_and_hash_one_core_cpu_s) =
@@ -160,7 +160,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     for offset in (0..bytes).step_by(STEP_BYTES) {
         let len = (bytes - offset).min(STEP_BYTES as u64) as usize;
         file.read_exact_at(&mut buffer[..len], offset)?;
-        if reflash::digest::is_zero(&buffer[..len]) {
+        if reflash::release::digest::is_zero(&buffer[..len]) {
             continue;
         }
         let started = Instant::now();
@@ -181,7 +181,8 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
             let len = (bytes - offset).min(buffer.len() as u64) as usize;
             let read = target.read_at(*offset, &mut buffer[..len]).is_ok();
             let frames = buffer[..len].chunks(frame_bytes);
-            frames.map(|frame| u64::from(reflash::digest::Digest::of(frame).0[0])).sum::<u64>() + u64::from(read)
+            frames.map(|frame| u64::from(reflash::release::digest::Digest::of(frame).0[0])).sum::<u64>()
+                + u64::from(read)
         },
     );
     ensure!(hashed.sum::<u64>() > 0, "nothing was read");

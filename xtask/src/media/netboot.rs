@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use reflash::media::{self, MediaId};
+use reflash::machine::media::{self, MediaId};
 
 use super::{Parts, check_texts, copy, write};
 use crate::initramfs::archive::{Entry, cpio};

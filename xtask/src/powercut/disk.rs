@@ -2,7 +2,7 @@
 //! a fingerprint that follows.
 
 use anyhow::{Result, bail};
-use reflash::digest::block_hash;
+use reflash::release::digest::block_hash;
 
 /// Bytes of a block of the fingerprint: the blocks of the index, so that frames can be looked up by it.
 pub const BLOCK_BYTES: usize = 4096;

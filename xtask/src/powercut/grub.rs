@@ -1,9 +1,9 @@
 //! What the scripts in `grub/` do with an environment when nobody presses a key. Pure; `grub/README.md` has the same rules in
 //! words, and `tests/vm/fallback.rs` shows them to the real GRUB.
 
-use reflash::arbiter::Reason;
-use reflash::grubenv::{GrubEnv, names};
-use reflash::slots::{Slot, Trial};
+use reflash::boot::decide::Reason;
+use reflash::boot::grubenv::{GrubEnv, names};
+use reflash::boot::slots::{Slot, Trial};
 
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,8 @@ mod tests {
     use std::convert::Infallible;
 
     use super::{Choice, choose, choose_recovery, choose_slot};
-    use reflash::arbiter::Reason;
-    use reflash::slots::Slot;
+    use reflash::boot::decide::Reason;
+    use reflash::boot::slots::Slot;
 
     #[test]
     fn the_rules_of_the_loader() {

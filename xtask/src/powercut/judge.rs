@@ -6,20 +6,20 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::arbiter::{self, First, Reason, Recoveries, Situation, System};
-use reflash::blackbox::BlackBox;
+use reflash::boot::decide::{self, First, Reason, Recoveries, Situation, System};
+use reflash::boot::grubenv::names;
+use reflash::boot::slots::{FILES, Slot};
 use reflash::chain::chain;
-use reflash::digest::{Digest, block_hash};
 use reflash::fetch::Directory;
-use reflash::grubenv::names;
-use reflash::index::{FrameNo, Index};
-use reflash::journal::Journal;
-use reflash::manifest::TrustedKeys;
-use reflash::plan::{Plan, Survey};
-use reflash::recovery::{self, Machine};
-use reflash::slots::{FILES, Slot};
-use reflash::state::State;
-use reflash::target::BlockTarget;
+use reflash::flash::plan::{Plan, Survey};
+use reflash::flash::target::BlockTarget;
+use reflash::jobs::recovery::{self, Machine};
+use reflash::jobs::state::State;
+use reflash::record::blackbox::BlackBox;
+use reflash::record::journal::Journal;
+use reflash::release::digest::{Digest, block_hash};
+use reflash::release::index::{FrameNo, Index};
+use reflash::release::manifest::TrustedKeys;
 
 use super::disk::{BLOCK_BYTES, Disk, Region};
 use super::explore::Kind;
@@ -214,7 +214,7 @@ impl<'a> Judge<'a> {
             None => System::Unknown,
         };
         let situation = Situation { reason, system, recoveries: found.recoveries, budget: self.budget };
-        let first = arbiter::decide(&situation);
+        let first = decide::decide(&situation);
         match first {
             First::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
             First::Start => {}
@@ -384,10 +384,10 @@ impl BlockTarget for Memory {
 mod tests {
     use std::process::Command;
 
-    use reflash::digest::Digest;
-    use reflash::index::{Builder, FrameContent};
-    use reflash::manifest::TrustedKeys;
-    use reflash::slots::{FILES, Slot};
+    use reflash::boot::slots::{FILES, Slot};
+    use reflash::release::digest::Digest;
+    use reflash::release::index::{Builder, FrameContent};
+    use reflash::release::manifest::TrustedKeys;
 
     use super::{Judge, Kind, Recovery, Region, Release};
     use crate::powercut::disk::Disk;

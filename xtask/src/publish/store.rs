@@ -42,7 +42,7 @@ impl Place {
         let rest = text.strip_prefix("s3://").with_context(|| format!("{text:?} is not s3://BUCKET/PREFIX"))?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let prefix = prefix.trim_matches('/');
-        let plain = |part: &str| reflash::config::is_path_segment(part);
+        let plain = |part: &str| reflash::machine::config::is_path_segment(part);
         ensure!(plain(bucket), "{text:?} names no bucket: expected s3://BUCKET/PREFIX");
         ensure!(
             prefix.is_empty() || prefix.split('/').all(plain),

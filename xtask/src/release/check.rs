@@ -5,11 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
-use reflash::digest::{Digest, hex};
-use reflash::hints::Hints;
-use reflash::index::{FrameContent, Index, Pack};
-use reflash::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
-use reflash::patches::Patches;
+use reflash::release::digest::{Digest, hex};
+use reflash::release::hints::Hints;
+use reflash::release::index::{FrameContent, Index, Pack};
+use reflash::release::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
+use reflash::release::patches::Patches;
 use sha2::{Digest as _, Sha256};
 
 /// Checks the release of `channel` in the tree `root` against the keys.

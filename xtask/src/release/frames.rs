@@ -11,10 +11,10 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
-use reflash::hints::{Hint, Hints};
-use reflash::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, StoredNo};
-use reflash::manifest;
+use reflash::release::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
+use reflash::release::hints::{Hint, Hints};
+use reflash::release::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, StoredNo};
+use reflash::release::manifest;
 use sha2::{Digest as _, Sha256};
 
 use super::objects::{Objects, PackWriter};

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use reflash::digest::Digest;
-use reflash::index::{Builder, Pack, StoredNo};
-use reflash::manifest::{Object, object_path};
+use reflash::release::digest::Digest;
+use reflash::release::index::{Builder, Pack, StoredNo};
+use reflash::release::manifest::{Object, object_path};
 
 /// A pack is closed beyond this size: large enough that a cache holds few of them, small enough for one that keeps
 /// only whole objects.

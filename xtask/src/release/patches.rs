@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::hints::Hints;
-use reflash::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
-use reflash::manifest;
-use reflash::patches::{Patch, Patches, fingerprint};
+use reflash::release::hints::Hints;
+use reflash::release::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
+use reflash::release::manifest;
+use reflash::release::patches::{Patch, Patches, fingerprint};
 
 use super::objects::Objects;
 use super::reuse::Reusable;

@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use reflash::digest::Digest;
-use reflash::hints::{Hint, Hints};
-use reflash::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
-use reflash::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
+use reflash::release::digest::Digest;
+use reflash::release::hints::{Hint, Hints};
+use reflash::release::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
+use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
 
 /// A pack of which less than this share is still in use is left behind, and what is in use of it is stored anew: a first
 /// flash reads around what is not in use, and packs would never go out of use otherwise. Percent.

@@ -1,0 +1,82 @@
+//! The partitions that a verb by hand works with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::chain::chain;
+use crate::cli::args::Common;
+use crate::cli::run::{Failure, failure};
+use crate::disk::Which;
+use crate::disk::roles::Role;
+use crate::jobs::state::State;
+use crate::sys::{self, mount::Mount};
+
+/// Where partitions are mounted while a verb needs them.
+pub(super) const MOUNTS: &str = "/run/reflash";
+
+/// The state partition, and the recovery partition for reading, mounted only while a verb needs them: GRUB reads and
+/// writes the blocks of the former, so nothing else should keep it busy.
+pub(super) struct MountedState {
+    pub state: State,
+    system: Option<PathBuf>,
+    pub recovery: Option<PathBuf>,
+    mounted: Vec<PathBuf>,
+}
+
+impl MountedState {
+    pub(super) fn open(common: &Common) -> Result<Self, Failure> {
+        if let Some(directory) = &common.state {
+            return Ok(Self { state: State::new(directory), system: None, recovery: None, mounted: Vec::new() });
+        }
+        let line = fs::read_to_string("/proc/cmdline")?;
+        let value = |key: &str| line.split_ascii_whitespace().find_map(|argument| argument.strip_prefix(key));
+        let Some(partuuid) = value("reflash.system=").or_else(|| value("reflash.recovery=")) else {
+            return failure(
+                "this machine was not started by reflash's GRUB (no reflash.system= on the kernel command line); \
+                 give the mounted state partition with --state DIR",
+            );
+        };
+        let found = crate::disk::find_disk_by_partuuid(partuuid, Which::Physical)?;
+        let partition = |role| found.layout.device_of(role).map(Path::to_owned);
+        let Some(state) = partition(Role::State) else {
+            return failure(format!("{} has no state partition", found.disk));
+        };
+        let directory = |name: &str| Path::new(MOUNTS).join(name);
+        let mut this = Self {
+            state: State::new(&directory("state")),
+            system: partition(Role::System),
+            recovery: None,
+            mounted: Vec::new(),
+        };
+        this.mount(&Mount::device(&state, "ext4").data_only(), directory("state"))?;
+        if let Some(recovery) = partition(Role::Recovery) {
+            this.mount(&Mount::device(recovery, "ext4").read_only().data_only(), directory("recovery"))?;
+            this.recovery = Some(directory("recovery"));
+        }
+        Ok(this)
+    }
+
+    fn mount(&mut self, what: &Mount, at: PathBuf) -> Result<(), Failure> {
+        fs::create_dir_all(&at)?;
+        what.on(&at)?;
+        self.mounted.push(at);
+        Ok(())
+    }
+
+    pub(super) fn system_partition(&self) -> Result<PathBuf, Failure> {
+        match &self.system {
+            Some(path) => Ok(path.clone()),
+            None => failure("which partition holds the system is not known here; give it with --target"),
+        }
+    }
+}
+
+impl Drop for MountedState {
+    fn drop(&mut self) {
+        for directory in self.mounted.iter().rev() {
+            if let Err(error) = sys::mount::unmount(directory) {
+                eprintln!("reflash: {}", chain(&error));
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `reflash status`: what is installed, and how the last recoveries went.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::boot::grubenv::names;
+use crate::boot::slots::Trial;
+use crate::cli::args::Common;
+use crate::cli::mounted::MountedState;
+use crate::cli::run::{Failure, NO, keys, say};
+use crate::jobs::state::State;
+use crate::record::blackbox::{Attempt, BlackBox, Marks, Outcome};
+use crate::record::progress::bytes;
+use crate::release::manifest::SYSTEM_IMAGE;
+
+/// Attempts shown to a person; JSON has all that are kept.
+const SHOWN: usize = 5;
+
+pub(super) fn run(common: &Common) -> Result<u8, Failure> {
+    let mounted = MountedState::open(common)?;
+    let keys = keys(common, Some(&mounted))?;
+    let installed = mounted.state.installed_manifest(&keys).map(|(_, manifest)| manifest);
+    let env = mounted.state.boot_env().load_or_empty()?;
+    let variables: serde_json::Map<String, Value> =
+        env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+    let events = last_lines(&mounted.state.events_path(), 20);
+    let (attempts, marks) = read_blackbox(&mounted.state);
+    let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
+    let answer = json!({
+        "installed": installed.as_ref().map(|manifest| json!({
+            "version": manifest.version, "serial": manifest.serial, "product": manifest.product,
+            "channel": manifest.channel, "created_unix_s": manifest.created_unix_s,
+            "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
+        })),
+        "boot_environment": variables,
+        "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
+        "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
+    });
+    say(common.json, &answer, || {
+        let what = installed.as_ref().map_or_else(
+            || "no release is recorded as installed".to_owned(),
+            |manifest| {
+                format!(
+                    "{} {} (serial {}), channel {}",
+                    manifest.product, manifest.version, manifest.serial, manifest.channel
+                )
+            },
+        );
+        let tries = env.get(names::TRIES).unwrap_or("unknown");
+        let good =
+            if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
+        let told: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| tell(attempt, marks)).collect();
+        let told = if told.is_empty() { "none is recorded".to_owned() } else { told.join("\n") };
+        let slot = env.get(names::SLOT).unwrap_or("a, by default");
+        let trial = match Trial::parse(env.get(names::TRIAL)) {
+            Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
+            Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),
+            None => String::new(),
+        };
+        format!(
+            "{what}\nthis boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}\n\
+             recoveries, the last one first:\n{told}"
+        )
+    });
+    Ok(if installed.is_some() { 0 } else { NO })
+}
+
+/// The attempts in the black box; none where there is none.
+fn read_blackbox(state: &State) -> (Vec<Attempt>, Marks) {
+    let path = state.blackbox_path();
+    match BlackBox::open_read_only(&path) {
+        Ok(open) => (open.attempts().to_vec(), open.marks()),
+        Err(_) => (Vec::new(), Marks::default()),
+    }
+}
+
+/// One attempt in a few lines.
+fn tell(attempt: &Attempt, marks: Marks) -> String {
+    let outcome = match attempt.outcome {
+        Some(Outcome::Installed) => "installed",
+        Some(Outcome::Started) => "started the intact system",
+        Some(Outcome::Parked) => "parked",
+        Some(Outcome::Failed) => "gave up",
+        None => "was cut short",
+    };
+    let release = match (&attempt.version, attempt.serial) {
+        (Some(version), Some(serial)) => format!(" {version} (serial {serial})"),
+        _ => String::new(),
+    };
+    let good = if attempt.id <= marks.good_through { "; a good boot followed" } else { "" };
+    let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).sum::<u64>() / 1000;
+    let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
+    if let Some(totals) = &attempt.totals {
+        text += &format!(
+            "\n     {} downloaded, {} written",
+            bytes(totals.download_bytes),
+            bytes(totals.write_bytes + totals.zero_bytes)
+        );
+    }
+    if let (None, Some(phase)) = (attempt.outcome, attempt.phases.last()) {
+        text += &format!("\n     in phase {}", phase.phase.name());
+    }
+    for [start, end] in attempt.damaged_byte_ranges.iter().take(3) {
+        text += &format!("\n     bytes {start} to {end} were damaged");
+    }
+    for error in &attempt.errors {
+        text += &format!("\n     {error}");
+    }
+    text
+}
+
+fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+}

@@ -1,0 +1,13 @@
+//! The disks of this machine: which there are, what their partition tables say, and which partition has which role.
+
+pub mod filesystem;
+pub mod find;
+pub mod find_medium;
+pub mod list;
+pub mod roles;
+pub mod table;
+
+pub use find::{FindError, Found, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+pub use find_medium::{media, wait_for_medium};
+pub use list::{Disk, Partition, Transport, Which, disks};
+pub use table::{Scheme, Table, TableError};

@@ -1,0 +1,51 @@
+//! Finding the boot medium, on USB or in an optical drive.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::machine::media::{DESCRIPTOR_BYTES, DESCRIPTOR_OFFSET_BYTES, MediaId};
+
+/// How often the devices are looked at again while waiting: sticks take seconds to appear, drives to spin up.
+const POLL: Duration = Duration::from_millis(250);
+
+/// The device that holds the medium, once there is one. A copy of the medium is as good as the other, byte for byte.
+///
+/// `on_wait` is told once that there is something to wait for.
+pub fn wait_for_medium(id: &MediaId, timeout: Duration, on_wait: impl FnOnce()) -> Option<PathBuf> {
+    let deadline = Instant::now() + timeout;
+    let mut on_wait = Some(on_wait);
+    loop {
+        if let Some(node) = media(id).into_iter().next() {
+            return Some(node);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        if let Some(on_wait) = on_wait.take() {
+            on_wait();
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Every whole device that holds the medium; a stick's first partition holds it too, and is passed over.
+pub fn media(id: &MediaId) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
+        let node = Path::new("/dev").join(entry.file_name());
+        if !entry.path().join("partition").exists() && descriptor(&node) == Some(*id) {
+            found.push(node);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A drive without a disc, a device that does not answer: none of ours.
+fn descriptor(node: &Path) -> Option<MediaId> {
+    let mut content = vec![0; DESCRIPTOR_BYTES];
+    File::open(node).ok()?.read_exact_at(&mut content, DESCRIPTOR_OFFSET_BYTES).ok()?;
+    MediaId::of_descriptor(&content)
+}

@@ -1,0 +1,293 @@
+//! The disks of this machine, from sysfs.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::disk::table::{self, Entry, Scheme, TableError};
+use crate::sys::block::device::{Access, Caching, Device};
+
+const CLASS: &str = "/sys/class/block";
+
+/// Which kinds of disk to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Real ones.
+    Physical,
+    /// Also attached loop devices: for tests, and images looked at by hand.
+    WithLoop,
+}
+
+/// How a disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// NVMe.
+    Nvme,
+    /// USB, whatever protocol runs over it.
+    Usb,
+    /// eMMC and SD.
+    Mmc,
+    /// Virtual machine disk.
+    Virtio,
+    /// SATA or PATA.
+    Ata,
+    /// Loop device.
+    Loop,
+    /// Anything else.
+    Other,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nvme => "NVMe",
+            Self::Usb => "USB",
+            Self::Mmc => "MMC",
+            Self::Virtio => "virtio",
+            Self::Ata => "ATA",
+            Self::Loop => "loop",
+            Self::Other => "other",
+        })
+    }
+}
+
+/// One disk. [`fmt::Display`] gives a line a person can tell disks apart by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Kernel name, such as `nvme0n1`.
+    pub name: String,
+    /// Device node.
+    pub path: PathBuf,
+    /// Size.
+    pub size_bytes: u64,
+    /// Smallest addressable unit.
+    pub logical_block_size: u32,
+    /// Model as the disk reports it.
+    pub model: Option<String>,
+    /// Serial number as the disk reports it.
+    pub serial: Option<String>,
+    /// How it is attached.
+    pub transport: Transport,
+    /// The medium can be taken out; sticks and cards mostly say so, USB disks mostly do not.
+    pub removable: bool,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// One partition: what the table says, and the kernel's device for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// The table's entry.
+    pub entry: Entry,
+    /// Device node. `None` when the kernel has none at just this place: it has not scanned the disk yet, or still
+    /// uses an older table.
+    pub node: Option<PathBuf>,
+}
+
+/// A disk's table with its partitions' devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Kind of table.
+    pub scheme: Scheme,
+    /// GPT: one of the two copies is damaged.
+    pub damaged_copy: bool,
+    /// Used entries by ascending number.
+    pub partitions: Vec<Partition>,
+}
+
+impl Layout {
+    /// The partition with this number.
+    pub fn number(&self, number: u32) -> Option<&Partition> {
+        self.partitions.iter().find(|partition| partition.entry.number == number)
+    }
+
+    /// The partition with this GPT name, if exactly one has it.
+    pub fn named(&self, name: &str) -> Option<&Partition> {
+        let mut found = self.partitions.iter().filter(|partition| partition.entry.name.as_deref() == Some(name));
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// The partition with this PARTUUID.
+    pub fn partuuid(&self, partuuid: &str) -> Option<&Partition> {
+        self.partitions.iter().find(|partition| partition.entry.partuuid.eq_ignore_ascii_case(partuuid))
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gigabytes = self.size_bytes as f64 / 1e9;
+        write!(f, "{} ({gigabytes:.1} GB, {}", self.path.display(), self.transport)?;
+        for text in [&self.model, &self.serial].into_iter().flatten() {
+            write!(f, ", {text}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl Disk {
+    /// Where it is attached, as sysfs has it: every bus and port on the way. Stays the same as long as the disk stays in
+    /// its slot. `None` when it went away.
+    pub fn bus_path(&self) -> Option<String> {
+        let real = Path::new(CLASS).join(&self.name).canonicalize().ok()?;
+        Some(real.to_string_lossy().into_owned())
+    }
+
+    /// Tells this disk, or medium, from the next one that gets its name: the kernel never gives a number twice
+    /// (`diskseq`, since Linux 5.15). `None` when it went away.
+    pub fn sequence(&self) -> Option<u64> {
+        number(&Path::new(CLASS).join(&self.name).join("diskseq"))
+    }
+
+    /// Reads the partition table; `None` for a disk without one.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn layout(&self) -> Result<Option<Layout>, TableError> {
+        let device = Device::open(&self.path, Access::Read, Caching::Buffered)
+            .map_err(|error| TableError::Read(io::Error::other(error)))?;
+        let Some(table) = table::read(&mut device.as_file(), device.logical_block_size())? else { return Ok(None) };
+        let nodes = self.kernel_partitions();
+        let node_of = |entry: &Entry| {
+            let start = entry.first_lba * u64::from(table.logical_block_size);
+            nodes.iter().find(|(extent, _)| *extent == (entry.number, start, entry.size_bytes))
+        };
+        let partitions = table
+            .partitions
+            .iter()
+            .map(|entry| Partition { entry: entry.clone(), node: node_of(entry).map(|(_, node)| node.clone()) });
+        Ok(Some(Layout { scheme: table.scheme, damaged_copy: table.damaged_copy, partitions: partitions.collect() }))
+    }
+
+    /// The device nodes of the whole disk and of what the kernel takes for its partitions.
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        let mut partitions = self.kernel_partitions();
+        partitions.sort();
+        std::iter::once(self.path.clone()).chain(partitions.into_iter().map(|(_, node)| node)).collect()
+    }
+
+    /// Number, start, size and node of every partition the kernel has on this disk.
+    fn kernel_partitions(&self) -> Vec<((u32, u64, u64), PathBuf)> {
+        let directory = Path::new(CLASS).join(&self.name);
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let path = entry.path();
+                let number = u32::try_from(number(&path.join("partition"))?).ok()?;
+                // sysfs counts in 512 bytes whatever the disk does.
+                let extent = (number, number_512(&path.join("start"))?, number_512(&path.join("size"))?);
+                let node = Path::new("/dev").join(entry.file_name());
+                node.exists().then_some((extent, node))
+            })
+            .collect()
+    }
+}
+
+/// Every disk, by name. Skipped are partitions, memory disks, optical and floppy drives, the boot areas of eMMC,
+/// drives without a medium, and what is stacked on other disks (device mapper, RAID).
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn disks(which: Which) -> io::Result<Vec<Disk>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(CLASS)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let wanted = if name.starts_with("loop") { which == Which::WithLoop } else { !is_no_disk(&name) };
+        let directory = entry.path();
+        if !wanted || directory.join("partition").exists() {
+            continue;
+        }
+        found.extend(describe(name, &directory).filter(|disk| disk.size_bytes > 0));
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+fn is_no_disk(name: &str) -> bool {
+    ["ram", "zram", "sr", "fd", "dm-", "md", "mtdblock"].iter().any(|prefix| name.starts_with(prefix))
+        || (name.starts_with("mmcblk") && (name.contains("boot") || name.contains("rpmb")))
+}
+
+/// `None` when the disk went away meanwhile.
+fn describe(name: String, directory: &Path) -> Option<Disk> {
+    let real = directory.canonicalize().ok()?;
+    let path = Path::new("/dev").join(&name);
+    let text = |names: &[&str]| names.iter().find_map(|name| text(&directory.join(name)));
+    Some(Disk {
+        size_bytes: number_512(&directory.join("size"))?,
+        logical_block_size: number(&directory.join("queue/logical_block_size"))
+            .and_then(|size| u32::try_from(size).ok())
+            .unwrap_or(512),
+        model: text(&["device/model", "device/name", "loop/backing_file"]),
+        // virtio has it on the disk itself, SCSI only in a binary page.
+        serial: text(&["device/serial", "serial"]).or_else(|| scsi_serial(&directory.join("device/vpd_pg80"))),
+        transport: transport(&name, &real.to_string_lossy()),
+        removable: number(&directory.join("removable")) == Some(1),
+        read_only: number(&directory.join("ro")) == Some(1),
+        name,
+        path,
+    })
+}
+
+/// From the path of the device in sysfs, which names every bus on the way; the last one that matters wins.
+fn transport(name: &str, real: &str) -> Transport {
+    let has = |part: &str| real.contains(part);
+    if name.starts_with("loop") {
+        Transport::Loop
+    } else if has("/usb") {
+        Transport::Usb
+    } else if has("/nvme") {
+        Transport::Nvme
+    } else if has("/mmc_host/") {
+        Transport::Mmc
+    } else if has("/virtio") {
+        Transport::Virtio
+    } else if has("/ata") {
+        Transport::Ata
+    } else {
+        Transport::Other
+    }
+}
+
+fn text(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn number(path: &Path) -> Option<u64> {
+    text(path)?.parse().ok()
+}
+
+fn number_512(path: &Path) -> Option<u64> {
+    number(path)?.checked_mul(512)
+}
+
+/// Unit Serial Number page: four bytes of header, then text.
+fn scsi_serial(path: &Path) -> Option<String> {
+    let page = fs::read(path).ok()?;
+    let serial = String::from_utf8_lossy(page.get(4..)?).trim_matches([' ', '\0']).to_owned();
+    (!serial.is_empty()).then_some(serial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Transport, is_no_disk, transport};
+
+    #[test]
+    fn names_and_paths_of_real_disks() {
+        for (name, path, expected) in [
+            ("sda", "/sys/devices/pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0/block/sda", Transport::Ata),
+            ("sdb", "/sys/devices/pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host4/block/sdb", Transport::Usb),
+            ("nvme0n1", "/sys/devices/pci0000:00/0000:03:00.0/nvme/nvme0/nvme0n1", Transport::Nvme),
+            ("mmcblk0", "/sys/devices/platform/x/mmc_host/mmc0/mmc0:0001/block/mmcblk0", Transport::Mmc),
+            ("vda", "/sys/devices/pci0000:00/0000:00:04.0/virtio1/block/vda", Transport::Virtio),
+            ("loop3", "/sys/devices/virtual/block/loop3", Transport::Loop),
+        ] {
+            assert_eq!(transport(name, path), expected, "{name}");
+        }
+        assert!(is_no_disk("mmcblk0boot1") && is_no_disk("zram0") && is_no_disk("sr0") && is_no_disk("dm-0"));
+        assert!(!is_no_disk("mmcblk0") && !is_no_disk("sda") && !is_no_disk("nvme0n1"));
+    }
+}

@@ -1,0 +1,114 @@
+//! What is asked for in one request.
+
+use std::ops::Range;
+
+use crate::release::index::{Index, Location, StoredNo};
+
+/// Compressed bytes asked for in one request at most. Large enough that the round trip does not count, small enough
+/// that a broken transfer on bad Wi-Fi is resumed often and several connections have something to do.
+pub const MAX_REQUEST_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Unneeded bytes between two needed frames that are fetched rather than asked around: a round trip costs more.
+pub const MAX_GAP_BYTES: u64 = 16 * 1024;
+
+/// Wider gaps are taken along too, the narrowest first, while there are more requests than this...
+const MANY_REQUESTS: usize = 128;
+/// ... and while this share of the needed bytes is not exceeded.
+const GAPS_SHARE: u64 = 20;
+
+/// One contiguous read from a pack, and the stored frames to take out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Position of the pack in the index.
+    pub pack: u32,
+    /// Bytes of the pack.
+    pub range: Range<u64>,
+    /// Frames to decode, in ascending order of their place in the pack.
+    pub stored: Vec<StoredNo>,
+}
+
+/// Joins neighbours in a pack to requests of at most [`MAX_REQUEST_BYTES`].
+pub(crate) fn coalesce(index: &Index, needed: &[StoredNo]) -> Vec<Request> {
+    let mut by_place: Vec<StoredNo> = needed.to_vec();
+    by_place.sort_unstable_by_key(|stored| {
+        let place = index.location(*stored);
+        (place.pack, place.range.start)
+    });
+    let joined = joined(index, &by_place);
+    let mut requests: Vec<Request> = Vec::new();
+    for (position, stored) in by_place.into_iter().enumerate() {
+        let place = index.location(stored);
+        match requests.last_mut() {
+            Some(last) if joined[position - 1] && place.range.end - last.range.start <= MAX_REQUEST_BYTES => {
+                last.range.end = place.range.end;
+                last.stored.push(stored);
+            }
+            _ => requests.push(Request { pack: place.pack, range: place.range, stored: vec![stored] }),
+        }
+    }
+    requests
+}
+
+/// For each frame but the last, whether the gap to the next is taken along.
+fn joined(index: &Index, by_place: &[StoredNo]) -> Vec<bool> {
+    let places = by_place.iter().map(|stored| index.location(*stored));
+    let needed: u64 = places.clone().map(|place| place.range.end - place.range.start).sum();
+    let gap = |(one, next): (Location, Location)| {
+        (one.pack == next.pack).then(|| next.range.start.saturating_sub(one.range.end))
+    };
+    let gaps: Vec<Option<u64>> = places.clone().zip(places.skip(1)).map(gap).collect();
+    let mut joined: Vec<bool> = gaps.iter().map(|gap| gap.is_some_and(|gap| gap <= MAX_GAP_BYTES)).collect();
+    let mut wider: Vec<(u64, usize)> =
+        gaps.iter().zip(0..).filter_map(|(gap, position)| Some(((*gap)?, position))).collect();
+    wider.retain(|(gap, _)| *gap > MAX_GAP_BYTES);
+    wider.sort_unstable();
+    let spare = wider.len().saturating_sub(MANY_REQUESTS);
+    let mut budget = needed / GAPS_SHARE;
+    for (gap, position) in &wider[..spare] {
+        let Some(left) = budget.checked_sub(*gap) else { break };
+        budget = left;
+        joined[*position] = true;
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, coalesce};
+    use crate::flash::plan::tests::index;
+
+    const STORED_BYTES: u64 = 10_000;
+
+    #[test]
+    fn neighbours_join_over_small_gaps_only_and_up_to_the_bound() {
+        let count = 3000;
+        let index = index(&(0..count).map(Some).collect::<Vec<_>>());
+        // One missing frame in between is a gap of 10,000 bytes, two are more than the bound.
+        let needed: Vec<u32> = (0..count).filter(|n| ![1, 3, 4].contains(n)).collect();
+        let requests = coalesce(&index, &needed);
+        assert!(requests.iter().all(|request| request.range.end - request.range.start <= MAX_REQUEST_BYTES));
+        assert_eq!((requests[0].range.clone(), &requests[0].stored[..]), (0..30_000, &[0, 2][..]));
+        assert_eq!(requests[1].range.start, 50_000);
+        const { assert!(2 * STORED_BYTES > MAX_GAP_BYTES) };
+        let fetched: usize = requests.iter().map(|request| request.stored.len()).sum();
+        assert_eq!(fetched, needed.len());
+        for request in &requests {
+            for stored in &request.stored {
+                let place = index.location(*stored).range;
+                assert!(request.range.start <= place.start && place.end <= request.range.end);
+            }
+        }
+    }
+
+    #[test]
+    fn frames_scattered_over_a_pack_do_not_become_a_request_each() {
+        let count = 20_000;
+        let index = index(&(0..count).map(Some).collect::<Vec<_>>());
+        // 1000 runs of 17 frames with 3 between them: gaps of 30,000 bytes. One byte in twenty allows 283 of them.
+        let needed: Vec<u32> = (0..count).filter(|n| n % 20 < 17).collect();
+        let requests = coalesce(&index, &needed);
+        let asked: u64 = requests.iter().map(|request| request.range.end - request.range.start).sum();
+        let bytes = needed.len() as u64 * STORED_BYTES;
+        assert!((700..730).contains(&requests.len()) && asked <= bytes + bytes / 20, "{} {asked}", requests.len());
+    }
+}

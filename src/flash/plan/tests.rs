@@ -1,0 +1,257 @@
+use std::collections::HashMap;
+
+use super::{Blocks, Found, Plan, Survey, ZERO_SOURCE};
+use crate::release::digest::Digest;
+use crate::release::hints::{Hint, Hints};
+use crate::release::index::{Builder, FrameContent, Index, MIN_FRAME_BYTES, Pack};
+
+/// Blocks of a frame.
+const PER: usize = MIN_FRAME_BYTES as usize / 4096;
+
+/// An image whose frames have these contents (`None` zero); equal numbers are equal frames of 10,000 stored bytes.
+pub(crate) fn index(frames: &[Option<u32>]) -> Index {
+    let frame_bytes = u64::from(MIN_FRAME_BYTES);
+    let mut builder = Builder::new(frames.len() as u64 * frame_bytes, MIN_FRAME_BYTES).unwrap();
+    let count = frames.iter().flatten().max().map_or(0, |last| last + 1);
+    for number in 0..count {
+        builder.store(Digest::of(&number.to_le_bytes()), 10_000);
+    }
+    for frame in frames {
+        builder.push_frame(frame.map_or(FrameContent::Zero, FrameContent::Stored));
+    }
+    if count > 0 {
+        let pack = Pack { digest: Digest::of(b"pack"), size_bytes: u64::from(count) * 10_000 };
+        builder.push_extent(0, pack, 0);
+    }
+    builder.finish().unwrap()
+}
+
+#[test]
+fn right_frames_cost_nothing() {
+    let index = index(&[Some(0), None, Some(1), Some(0)]);
+    let plan = Plan::new(&index, &Survey::new(&index, vec![true; 4]), None, None);
+    assert!(plan.is_empty() && plan.requests.is_empty());
+    assert_eq!(plan.totals.right_bytes, index.image_bytes());
+}
+
+#[test]
+fn a_shared_frame_is_fetched_once_and_written_where_it_is_wrong() {
+    let index = index(&[Some(0), None, Some(1), Some(0), Some(0)]);
+    let plan = Plan::new(&index, &Survey::new(&index, vec![false, false, true, true, false]), None, None);
+    assert_eq!(plan.zero, [1]);
+    assert_eq!(plan.requests.len(), 1);
+    assert_eq!((plan.requests[0].range.clone(), &plan.requests[0].stored[..]), (0..10_000, &[0][..]));
+    assert_eq!(plan.destinations(0).collect::<Vec<_>>(), [0, 4]);
+    assert_eq!(plan.destinations(1).count(), 0);
+    let frame = u64::from(MIN_FRAME_BYTES);
+    let totals = plan.totals;
+    assert_eq!((totals.right_bytes, totals.zero_bytes, totals.write_bytes), (2 * frame, frame, 2 * frame));
+    assert_eq!(totals.download_bytes, 10_000);
+}
+
+#[test]
+fn damage_is_named_as_joined_ranges() {
+    let index = index(&[Some(0), Some(1), None, Some(2)]);
+    let survey = Survey::new(&index, vec![true, false, false, true]);
+    let frame = u64::from(MIN_FRAME_BYTES);
+    assert_eq!(survey.damaged_ranges(&index), vec![frame..3 * frame; 1]);
+}
+
+/// A number stands for the content of a block; 0 is zeros.
+fn hint(block: u32) -> Hint {
+    if block == 0 { Hint::NONE } else { Hint::of(&block.to_le_bytes()) }
+}
+
+/// An image of such blocks, with what the partition holds.
+struct Case {
+    index: Index,
+    image: Vec<u32>,
+    hints: Hints,
+    partition: Vec<u32>,
+}
+
+impl Case {
+    fn new(image: Vec<u32>, partition: Vec<u32>) -> Self {
+        let mut known: HashMap<&[u32], u32> = HashMap::new();
+        let mut hints = Hints::builder(MIN_FRAME_BYTES);
+        let frames: Vec<_> = image
+            .chunks(PER)
+            .map(|frame| {
+                let next = known.len() as u32;
+                let new = !known.contains_key(frame);
+                let number = *known.entry(frame).or_insert(next);
+                if new {
+                    hints.push(&frame.iter().map(|block| hint(*block)).collect::<Vec<_>>());
+                }
+                Some(number)
+            })
+            .collect();
+        Self { index: index(&frames), image, hints, partition }
+    }
+
+    fn survey(&self) -> Survey {
+        let right = self.image.chunks(PER).zip(self.partition.chunks(PER)).map(|(image, there)| image == there);
+        let mut right: Vec<bool> = right.collect();
+        right.resize(self.index.frame_count() as usize, false);
+        Survey::new(&self.index, right)
+    }
+
+    fn plan(&self, max_blocks: usize) -> Plan {
+        let blocks = Blocks::new(self.partition.iter().map(|block| hint(*block)).collect());
+        Plan::with_buffer(
+            &self.index,
+            &self.survey(),
+            Some(Found { hints: &self.hints, blocks: &blocks }),
+            None,
+            max_blocks,
+        )
+    }
+
+    /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched frames are
+    /// written as early as allowed.
+    fn carry_out(&self, plan: &Plan, ahead: usize) -> Vec<u32> {
+        let mut medium = self.partition.clone();
+        medium.resize(medium.len().max(self.image.len()), 0);
+        medium[0] = 0; // The superblock is blanked first.
+        let frame = |number: u32| number as usize * PER..(number as usize + 1) * PER;
+        let write_free = |medium: &mut Vec<u32>, read: u32| {
+            let fetched = plan.destinations.iter().map(|(_, frame)| frame);
+            for number in fetched.chain(&plan.zero).filter(|number| plan.moves.free_after(**number) <= read) {
+                medium[frame(*number)].copy_from_slice(&self.image[frame(*number)]);
+            }
+        };
+        write_free(&mut medium, 0);
+        let mut saved: HashMap<u32, (u32, u32)> = HashMap::new();
+        let mut assembled = Vec::new();
+        let mut written = 0;
+        for (number, batch) in (0..).zip(&plan.moves.batches) {
+            for (block, until) in &batch.saves {
+                saved.insert(*block, (medium[*block as usize], *until));
+            }
+            let content: Vec<u32> = batch
+                .sources
+                .iter()
+                .map(|source| match (*source, saved.get(source)) {
+                    (ZERO_SOURCE, _) => 0,
+                    (_, Some((content, _))) => *content,
+                    (source, None) => medium[source as usize],
+                })
+                .collect();
+            saved.retain(|_, (_, until)| *until > number);
+            assembled.push((batch, content));
+            write_free(&mut medium, number + 1);
+            while assembled.len() - written > ahead {
+                let (batch, content) = &assembled[written];
+                for (number, content) in batch.frames.iter().zip(content.chunks(PER)) {
+                    medium[frame(*number)].copy_from_slice(content);
+                }
+                written += 1;
+            }
+        }
+        for (batch, content) in &assembled[written..] {
+            for (number, content) in batch.frames.iter().zip(content.chunks(PER)) {
+                medium[frame(*number)].copy_from_slice(content);
+            }
+        }
+        write_free(&mut medium, u32::MAX);
+        if self.survey().is_right(0) {
+            medium[0] = self.image[0]; // It was kept in memory.
+        }
+        medium.truncate(self.image.len());
+        medium
+    }
+}
+
+/// xorshift64*, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
+    }
+}
+
+#[test]
+fn whatever_moved_where_the_result_is_the_image() {
+    let mut moved = 0;
+    for seed in 1..120u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let frames = 100 + random.below(900);
+        let image: Vec<u32> = (0..frames * PER).map(|_| random.below(frames * 3) as u32).collect();
+        // Shifted by some blocks, pieces exchanged, some lost, shorter or longer than the image.
+        let mut partition = image.clone();
+        partition.rotate_right(random.below(400));
+        for _ in 0..random.below(30) {
+            let (from, to, len) = (random.below(image.len()), random.below(image.len()), random.below(300));
+            let piece: Vec<u32> = partition[from..].iter().take(len).copied().collect();
+            partition[to..].iter_mut().zip(piece).for_each(|(block, new)| *block = new);
+        }
+        partition.resize(image.len() - 50 + random.below(300), 7);
+        let case = Case::new(image, partition);
+        for max_blocks in [0, 3, 100, 100_000] {
+            let plan = case.plan(max_blocks);
+            assert!(plan.moves.peak_blocks <= max_blocks);
+            assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), case.index.image_bytes());
+            for ahead in [0, 1, 1000] {
+                assert!(case.carry_out(&plan, ahead) == case.image, "seed {seed}, buffer {max_blocks}, ahead {ahead}");
+            }
+            moved += plan.totals.move_bytes;
+        }
+    }
+    assert!(moved > 0);
+}
+
+#[test]
+fn a_shift_needs_a_small_buffer_in_the_right_direction_and_no_download() {
+    let blocks = 100_000;
+    let image: Vec<u32> = (1..=blocks).collect();
+    for shift in [-3_isize, -1000, 3, 1000] {
+        // What came to lie beyond the partition's end is lost, and its first block.
+        let at = |position: isize| image.get(usize::try_from(position).ok()?).copied();
+        let partition: Vec<u32> = (0..image.len() as isize).map(|position| at(position - shift).unwrap_or(0)).collect();
+        let case = Case::new(image.clone(), partition);
+        let plan = case.plan(2000);
+        let lost = (shift.unsigned_abs() as u64 + 2 * PER as u64 + 1) * 4096;
+        assert!(plan.totals.write_bytes <= lost, "shift {shift}: {:?}", plan.totals);
+        assert!(plan.moves.peak_blocks <= 1000 + PER, "shift {shift}: {}", plan.moves.peak_blocks);
+        assert!(case.carry_out(&plan, 3) == case.image);
+    }
+}
+
+#[test]
+fn where_the_buffer_ends_the_rest_is_fetched() {
+    // Two halves exchanged: in either direction half of it would have to be kept.
+    let image: Vec<u32> = (1..=40_000).collect();
+    let mut partition = image.clone();
+    partition.rotate_left(20_000);
+    let case = Case::new(image, partition);
+    let all = case.plan(100_000).totals;
+    assert!(all.write_bytes <= 8 * 4096 * PER as u64, "{all:?}");
+    let some = case.plan(5_000);
+    let kept = some.totals.move_bytes / 4096;
+    assert!((20_000..=30_000).contains(&kept) && some.moves.peak_blocks == 5_000, "{kept}");
+    assert!(case.carry_out(&some, 2) == case.image);
+}
+
+#[test]
+fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
+    // Every block of the new place stands twice on the partition; one long run is one transfer.
+    let run: Vec<u32> = (1..=4 * PER as u32).collect();
+    let mut partition = vec![0; 20 * PER];
+    for (at, block) in run.iter().enumerate() {
+        partition[PER + 2 * at] = *block;
+    }
+    partition[12 * PER + 1..][..run.len()].copy_from_slice(&run);
+    partition[PER] = 999; // The run's first block is only in the long piece.
+    let mut image = vec![0; 20 * PER];
+    image[17 * PER - run.len() + PER..][..run.len()].copy_from_slice(&run);
+    let case = Case::new(image, partition);
+    let plan = case.plan(1000);
+    let sources: Vec<u32> = plan.moves.batches.iter().flat_map(|batch| batch.sources.clone()).collect();
+    let start = 12 * PER as u32 + 1;
+    let run = start..start + 4 * PER as u32;
+    assert!(sources.windows(4 * PER).any(|window| window.iter().copied().eq(run.clone())), "{sources:?}");
+}

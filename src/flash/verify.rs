@@ -1,0 +1,28 @@
+//! The only way to [`Verified`]: every frame was read back from the medium, past the page cache, and is right.
+
+use crate::flash::plan::Survey;
+use crate::flash::readback::Reading;
+use crate::flash::target::BlockTarget;
+use crate::flash::write::Written;
+use crate::record::progress::Done;
+
+/// Every byte of the image was read back from the medium and is right. Only [`crate::jobs::recovery::commit`] takes it.
+#[derive(Debug)]
+pub struct Verified(());
+
+impl Verified {
+    /// The proof, or what is wrong.
+    ///
+    /// # Errors
+    /// The survey to plan the next write with.
+    pub fn from_reading(reading: Reading<'_>) -> Result<Self, Survey> {
+        let survey = reading.into_survey();
+        if survey.all_right() { Ok(Self(())) } else { Err(survey) }
+    }
+}
+
+/// Reads back what was written and not read back behind the writer. `done` counts what was read.
+#[must_use]
+pub fn read_back<'i>(written: Written<'i>, target: &dyn BlockTarget, done: &Done) -> Reading<'i> {
+    written.read_back.finish(target, done)
+}

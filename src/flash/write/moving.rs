@@ -1,0 +1,191 @@
+//! Moves: frames put together from blocks of the partition itself.
+//!
+//! One thread reads, in the order of the plan; others check digests and write. The reader never waits for the place of a
+//! block to be safe: the plan has it save in time what a write will destroy.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
+
+use super::{Writer, lock, workers};
+use crate::flash::plan::{BATCH_BYTES, Batch, BlockNo, ZERO_SOURCE};
+use crate::release::digest::BLOCK_SIZE_BYTES;
+use crate::release::index::FrameContent;
+use crate::sys::block::AlignedBuf;
+
+/// A batch that was read.
+struct Assembled<'p> {
+    batch: &'p Batch,
+    content: AlignedBuf,
+    /// By frame of the batch: every source could be read.
+    whole: Vec<bool>,
+}
+
+/// Starts the threads that carry out the moves.
+pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
+    if writer.work.plan.moves.batches.is_empty() {
+        return writer.gate.open();
+    }
+    let bytes = (BATCH_BYTES as usize).max(writer.index.frame_bytes() as usize);
+    let (to_write, assembled) = sync_channel::<Assembled<'s>>(1);
+    let (recycle, recycled) = std::sync::mpsc::channel::<AlignedBuf>();
+    let assembled = std::sync::Arc::new(Mutex::new(assembled));
+    for _ in 0..workers(bytes).min(3) {
+        let (assembled, recycle) = (assembled.clone(), recycle.clone());
+        scope.spawn(move || {
+            while let Some(mut batch) = next(&assembled) {
+                check_and_write(writer, &mut batch);
+                let _ = recycle.send(batch.content);
+            }
+        });
+    }
+    scope.spawn(move || {
+        let mut reader = Reader::new(writer, bytes);
+        read_all(&mut reader, bytes, &to_write, &recycled);
+        writer.gate.open();
+    });
+}
+
+fn next<T>(receiver: &Mutex<Receiver<T>>) -> Option<T> {
+    lock(receiver).recv().ok()
+}
+
+fn read_all<'s>(
+    reader: &mut Reader<'s, '_>,
+    bytes: usize,
+    to_write: &SyncSender<Assembled<'s>>,
+    recycled: &Receiver<AlignedBuf>,
+) {
+    let writer = reader.writer;
+    for (number, batch) in (0..).zip(&writer.work.plan.moves.batches) {
+        if writer.is_stopped() {
+            return;
+        }
+        let content = recycled.try_recv().unwrap_or_else(|_| AlignedBuf::zeroed(bytes));
+        let assembled = reader.read(batch, number, content);
+        // Only then may somebody else overwrite what this batch has read.
+        writer.gate.advance(number + 1);
+        if to_write.send(assembled).is_err() {
+            return;
+        }
+    }
+}
+
+struct Reader<'s, 'w> {
+    writer: &'s Writer<'w>,
+    /// Blocks that this or a batch before overwrites: where in `buffer` they are, and the last batch that needs them.
+    saved: HashMap<BlockNo, (usize, u32)>,
+    /// Room for as many blocks as the plan says, and which of it is free.
+    buffer: Vec<u8>,
+    free: Vec<usize>,
+    /// For transfers of neighbours.
+    transfer: AlignedBuf,
+}
+
+impl<'s, 'w> Reader<'s, 'w> {
+    fn new(writer: &'s Writer<'w>, bytes: usize) -> Self {
+        let places = writer.work.plan.moves.peak_blocks;
+        Self {
+            writer,
+            saved: HashMap::new(),
+            buffer: vec![0; places * BLOCK_SIZE_BYTES],
+            free: (0..places).map(|place| place * BLOCK_SIZE_BYTES).collect(),
+            transfer: AlignedBuf::zeroed(bytes),
+        }
+    }
+
+    fn save(&mut self, saves: &[(BlockNo, u32)]) {
+        let most = self.transfer.len() / BLOCK_SIZE_BYTES;
+        let mut rest = saves;
+        while let Some(&(first, _)) = rest.first() {
+            let len = (first..).zip(rest).take_while(|(expected, (block, _))| expected == block).count().min(most);
+            let (run, more) = rest.split_at(len);
+            rest = more;
+            let content = &mut self.transfer[..len * BLOCK_SIZE_BYTES];
+            // What cannot be read is missing later, and the frame that wants it is fetched.
+            if self.writer.work.target.read_at(offset_of(first), content).is_err() {
+                continue;
+            }
+            for ((block, until), content) in run.iter().zip(content.chunks(BLOCK_SIZE_BYTES)) {
+                let Some(place) = self.free.pop() else { return };
+                self.buffer[place..place + BLOCK_SIZE_BYTES].copy_from_slice(content);
+                self.saved.insert(*block, (place, *until));
+            }
+        }
+    }
+
+    fn read(&mut self, batch: &'s Batch, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
+        let per_frame = self.writer.index.frame_bytes() as usize / BLOCK_SIZE_BYTES;
+        self.save(&batch.saves);
+        let mut whole = vec![true; batch.frames.len()];
+        let mut at = 0;
+        while let Some(&source) = batch.sources.get(at) {
+            let len = self.run_length(&batch.sources[at..], source);
+            let place = &mut content[at * BLOCK_SIZE_BYTES..(at + len) * BLOCK_SIZE_BYTES];
+            if !self.fill(source, place) {
+                (at..at + len).for_each(|block| whole[block / per_frame] = false);
+            }
+            at += len;
+        }
+        self.writer.work.done.disk((at * BLOCK_SIZE_BYTES) as u64);
+        let free = &mut self.free;
+        self.saved.retain(|_, (place, until)| {
+            let is_needed = *until > number;
+            if !is_needed {
+                free.push(*place);
+            }
+            is_needed
+        });
+        Assembled { batch, content, whole }
+    }
+
+    /// How many sources can be filled at once: zeros, or neighbours on the partition.
+    fn run_length(&self, sources: &[BlockNo], first: BlockNo) -> usize {
+        if first == ZERO_SOURCE {
+            return sources.iter().take_while(|source| **source == ZERO_SOURCE).count();
+        }
+        if self.saved.contains_key(&first) {
+            return 1;
+        }
+        let neighbours = (first..).zip(sources).take_while(|(expected, source)| expected == *source);
+        neighbours.take_while(|(_, source)| !self.saved.contains_key(source)).count()
+    }
+
+    fn fill(&self, source: BlockNo, place: &mut [u8]) -> bool {
+        if source == ZERO_SOURCE {
+            place.fill(0);
+        } else if let Some((saved, _)) = self.saved.get(&source) {
+            place.copy_from_slice(&self.buffer[*saved..saved + BLOCK_SIZE_BYTES]);
+        } else {
+            return self.writer.work.target.read_at(offset_of(source), place).is_ok();
+        }
+        true
+    }
+}
+
+fn offset_of(block: BlockNo) -> u64 {
+    u64::from(block) * BLOCK_SIZE_BYTES as u64
+}
+
+/// A hint that was wrong, or a block that cannot be read, costs a fetch of the frame.
+fn check_and_write(writer: &Writer<'_>, assembled: &mut Assembled<'_>) {
+    if writer.is_stopped() {
+        return;
+    }
+    let frame_bytes = writer.index.frame_bytes() as usize;
+    let mut frames = Vec::with_capacity(assembled.batch.frames.len());
+    for ((place, frame), whole) in (0..).zip(&assembled.batch.frames).zip(&assembled.whole) {
+        let from = place * frame_bytes;
+        let range = writer.index.frame_range(*frame);
+        let content = &assembled.content[from..from + (range.end - range.start) as usize];
+        if *whole && writer.index.matches(*frame, content) {
+            frames.push((*frame, from));
+        } else if let FrameContent::Stored(stored) = writer.index.frame_content(*frame) {
+            writer.damaged(stored, *frame);
+        }
+    }
+    if let Err(error) = writer.write(&mut frames, &assembled.content) {
+        writer.fail(error);
+    }
+}

@@ -1,0 +1,235 @@
+//! Frames on their way from the network to the disk.
+//!
+//! Several connections fetch, each its own requests; some more threads than cores decode, check and write. Between them
+//! a bounded queue keeps memory small whatever the image: a slow disk stops the download, a slow link stops nothing else.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::Scope;
+
+use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
+use super::{WriteError, Writer, lock, workers};
+use crate::fetch::SinkError;
+use crate::flash::plan::{Request, coalesce};
+use crate::release::digest::Digest;
+use crate::release::index::{FrameNo, Index, StoredNo};
+use crate::release::manifest::object_path;
+use crate::sys::block::AlignedBuf;
+
+/// Requests under way at a time: one connection waits for the answer while another delivers, and a path that favours
+/// many streams is used. More would only take from others.
+const CONNECTIONS: usize = 4;
+
+/// Compressed bytes that may wait for a decoder.
+const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Starts the threads that fetch and write what the plan asks for.
+pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
+    let requests = &writer.work.plan.requests;
+    if requests.is_empty() {
+        return;
+    }
+    let patched = writer.work.plan.patched.as_ref();
+    let places = patched.map_or(writer.index, |patched| &patched.index);
+    let parcel_bytes = PARCEL_BYTES.max(writer.index.frame_bytes() as usize);
+    let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
+    let (recycle, recycled) = channel::<Parcel>();
+    let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));
+    let next = Arc::new(AtomicUsize::new(0));
+    for _ in 0..CONNECTIONS.min(requests.len()) {
+        let (next, to_decode, recycled) = (next.clone(), to_decode.clone(), recycled.clone());
+        scope.spawn(move || {
+            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if writer.is_stopped() {
+                    return;
+                }
+                if let Err(error) = fetch(writer, places, request, &to_decode, &recycled) {
+                    return writer.fail(error);
+                }
+            }
+        });
+    }
+    for _ in 0..workers(parcel_bytes) {
+        let (parcels, recycle) = (parcels.clone(), recycle.clone());
+        scope.spawn(move || {
+            if let Err(error) = decode_all(writer, parcel_bytes, &parcels, &recycle) {
+                writer.fail(error);
+            }
+        });
+    }
+}
+
+/// Frames of a parcel.
+fn per_parcel(index: &Index) -> usize {
+    (PARCEL_BYTES / index.frame_bytes() as usize).max(1)
+}
+
+fn fetch(
+    writer: &Writer<'_>,
+    places: &Index,
+    request: &Request,
+    to_decode: &SyncSender<Parcel>,
+    recycled: &Mutex<Receiver<Parcel>>,
+) -> Result<(), WriteError> {
+    let emptied = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
+    let mut splitter = Splitter::new(places, request, per_parcel(places), emptied());
+    let result = get(writer, places, request, &mut |bytes: &[u8]| {
+        if writer.is_stopped() {
+            return Err(local("the writer stopped"));
+        }
+        writer.work.done.network(bytes.len() as u64);
+        splitter.take(bytes, |parcel| {
+            to_decode.send(parcel).map_err(|_| local("the decoders stopped"))?;
+            Ok(emptied())
+        })
+    });
+    // Then somebody else's error says what happened.
+    if writer.is_stopped() { Ok(()) } else { result }
+}
+
+/// Downloads frames that were damaged, or whose patch was of no use, once more and whole, one by one, checking each before the next byte is taken: the source then
+/// knows which copy sent wrong bytes, and asks another one.
+pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
+    let mut wanted: HashMap<StoredNo, Vec<FrameNo>> = HashMap::new();
+    for (stored, frame) in std::mem::take(&mut *lock(&writer.damaged)) {
+        wanted.entry(stored).or_default().push(frame);
+    }
+    let mut stored: Vec<StoredNo> = wanted.keys().copied().collect();
+    stored.sort_unstable();
+    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+    let mut content = AlignedBuf::zeroed(writer.index.frame_bytes() as usize);
+    for request in coalesce(writer.index, &stored) {
+        let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
+        let mut failure = None;
+        let result = get(writer, writer.index, &request, &mut |bytes: &[u8]| {
+            let mut wrong = None;
+            let taken = splitter.take(bytes, |parcel| {
+                for (stored, bytes) in parcel.frames() {
+                    if decode(writer.index, &mut zstd, stored, bytes, &mut content).is_none() {
+                        let from = writer.index.location(stored).range.start;
+                        wrong = Some(from);
+                        let digest = writer.index.digest(stored);
+                        let reason = format!("the frame there has not the digest {digest}");
+                        return Err(SinkError::Wrong { from, reason });
+                    }
+                    for frame in &wanted[&stored] {
+                        if let Err(error) = writer.write(&mut [(*frame, 0)], &content) {
+                            failure = Some(error);
+                            return Err(local("the writer stopped"));
+                        }
+                    }
+                }
+                Ok(parcel.emptied())
+            });
+            if let Some(from) = wrong {
+                splitter.rewind(from);
+            }
+            taken
+        });
+        failure.map_or(result, Err)?;
+    }
+    Ok(())
+}
+
+fn get(
+    writer: &Writer<'_>,
+    places: &Index,
+    request: &Request,
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
+) -> Result<(), WriteError> {
+    let pack = places.packs()[request.pack as usize].digest;
+    writer.work.source.get_range(&object_path(&pack), request.range.clone(), sink).map_err(|source| WriteError::Fetch {
+        pack,
+        start: request.range.start,
+        end: request.range.end,
+        source,
+    })
+}
+
+fn local(text: &str) -> SinkError {
+    SinkError::Local(text.into())
+}
+
+/// Decompresses a frame and checks its digest; the length of its content if it is right. Content that does not
+/// decompress was damaged on the way, the same as content with a wrong digest.
+fn decode(
+    index: &Index,
+    zstd: &mut zstd::bulk::Decompressor<'_>,
+    stored: StoredNo,
+    bytes: &[u8],
+    content: &mut [u8],
+) -> Option<usize> {
+    let len = zstd.decompress_to_buffer(bytes, content).ok()?;
+    (Digest::of(&content[..len]) == *index.digest(stored)).then_some(len)
+}
+
+fn decode_all(
+    writer: &Writer<'_>,
+    parcel_bytes: usize,
+    parcels: &Mutex<Receiver<Parcel>>,
+    recycle: &Sender<Parcel>,
+) -> Result<(), WriteError> {
+    let (index, plan) = (writer.index, writer.work.plan);
+    let frame_bytes = index.frame_bytes() as usize;
+    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+    let mut patcher = Patcher::new(frame_bytes)?;
+    let mut content = AlignedBuf::zeroed(parcel_bytes);
+    loop {
+        let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
+        if writer.is_stopped() {
+            continue; // Drain, so that nobody blocks on a full queue.
+        }
+        let mut frames: Vec<(FrameNo, usize)> = Vec::new();
+        for (place, (stored, bytes)) in parcel.frames().enumerate() {
+            let from = place * frame_bytes;
+            let content = &mut content[from..from + frame_bytes];
+            let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
+            let right = match base {
+                None => decode(index, &mut zstd, stored, bytes, content).is_some(),
+                Some(base) => patcher.decode(writer, base, stored, bytes, content).is_some(),
+            };
+            for frame in plan.destinations(stored) {
+                if right { frames.push((frame, from)) } else { writer.damaged(stored, frame) }
+            }
+        }
+        let _ = recycle.send(parcel);
+        // Moves may still have to read what lies there.
+        let free_after = frames.iter().map(|(frame, _)| plan.moves.free_after(*frame)).max();
+        writer.gate.wait(free_after.unwrap_or_default());
+        if !writer.is_stopped() {
+            writer.write(&mut frames, &content)?;
+        }
+    }
+}
+
+/// Decodes patches.
+struct Patcher {
+    zstd: zstd::bulk::Decompressor<'static>,
+    old: AlignedBuf,
+}
+
+impl Patcher {
+    fn new(frame_bytes: usize) -> Result<Self, WriteError> {
+        let zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
+        Ok(Self { zstd, old: AlignedBuf::zeroed(frame_bytes) })
+    }
+
+    /// As [`decode`], with what is in the place of the frame `base`. What cannot be read, or is not what it was, makes a
+    /// patch that does not fit.
+    fn decode(
+        &mut self,
+        writer: &Writer<'_>,
+        base: FrameNo,
+        stored: StoredNo,
+        bytes: &[u8],
+        content: &mut [u8],
+    ) -> Option<usize> {
+        let range = writer.index.frame_range(base);
+        let old = &mut self.old[..(range.end - range.start) as usize];
+        writer.work.target.read_at(range.start, old).ok()?;
+        self.zstd.set_dictionary(old).ok()?;
+        decode(writer.index, &mut self.zstd, stored, bytes, content)
+    }
+}

@@ -1,0 +1,98 @@
+//! Factory reset: the data partition becomes that of a new machine. The system stays as it is.
+//!
+//! Only a person's word begins it, given twice. From then on the boot environment remembers, so that a power cut in the
+//! middle leads back here and not to a system without its data; no error and no damage can bring that about.
+
+use std::io::{self, Read};
+
+use crate::boot::env::{BootEnv, BootEnvError};
+use crate::boot::grubenv::names;
+use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
+
+/// A person wants it.
+#[derive(Debug)]
+pub struct Confirmed(());
+
+/// Why the data partition could not be renewed. The next start goes on with it.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// The environment.
+    #[error("the factory reset cannot be noted")]
+    Environment(#[from] BootEnvError),
+    /// The template.
+    #[error("the template of the data partition cannot be read; reprovision the machine")]
+    Template(#[source] io::Error),
+    /// The disk.
+    #[error("cannot write {disk}")]
+    Disk {
+        /// The partition and its disk.
+        disk: String,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// Asks twice. `answer` gives what was typed, `None` when nobody did.
+pub fn ask(mut say: impl FnMut(&str), mut answer: impl FnMut() -> Option<String>) -> Option<Confirmed> {
+    for (question, word) in [
+        ("FACTORY RESET deletes all data of this machine. To go on type: reset", "reset"),
+        ("This cannot be undone. To delete all data now type: delete", "delete"),
+    ] {
+        say(question);
+        let given = answer()?;
+        if given.trim() != word {
+            say(&format!("{:?} is not {word:?}", given.trim()));
+            return None;
+        }
+    }
+    Some(Confirmed(()))
+}
+
+/// Whether a confirmed reset did not get to its end.
+///
+/// # Errors
+/// The environment cannot be read.
+pub fn pending(env: &BootEnv) -> Result<Option<Confirmed>, BootEnvError> {
+    Ok((env.load_or_empty()?.get(names::RESET) == Some("1")).then_some(Confirmed(())))
+}
+
+/// Renews the partition from its template.
+///
+/// # Errors
+/// [`ResetError`].
+pub fn run(_person: Confirmed, env: &BootEnv, data: &dyn BlockTarget, template: impl Read) -> Result<(), ResetError> {
+    env.update(&[(names::RESET, Some("1")), (names::RECOVERING, Some("1"))])?;
+    // The template covers its own blocks only. A drive that cannot forget the rest keeps it until the new file system needs the
+    // space, out of reach of all but who reads the raw partition; zeros over all of it would take hours on a large disk.
+    let _ = data.discard(0..data.size_bytes());
+    let failed = |source| ResetError::Disk { disk: data.identity(), source };
+    copy_blocks(template, data, 0).map_err(|error| match error {
+        CopyError::Read(source) => ResetError::Template(source),
+        CopyError::Write(source) => failed(source),
+    })?;
+    data.flush().map_err(failed)?;
+    // Tries and counts stay what they were: nothing was found out about the system.
+    Ok(env.update(&[(names::RESET, None), (names::RECOVERING, None)])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ask;
+
+    #[test]
+    fn only_both_words_in_turn_are_a_confirmation() {
+        for (typed, confirmed) in [
+            (vec!["reset", "delete"], true),
+            (vec!["reset\r\n", " delete"], true),
+            (vec!["reset", "reset"], false),
+            (vec!["delete", "delete"], false),
+            (vec!["yes", "delete"], false),
+            (vec!["", ""], false),
+            (vec!["reset"], false),
+            (vec![], false),
+        ] {
+            let mut typed_in_turn = typed.iter().map(|word| (*word).to_owned());
+            assert_eq!(ask(|_| {}, || typed_in_turn.next()).is_some(), confirmed, "{typed:?}");
+        }
+    }
+}

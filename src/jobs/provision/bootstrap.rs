@@ -1,0 +1,74 @@
+//! What a release brings along for disks that have nothing yet: boot code, recovery and file systems.
+
+use super::preflight::Preflight;
+use super::write::{Image, Parts};
+use crate::boot::slots::{self, Slot};
+use crate::release::layout::{Role, Table};
+
+/// Names of those files in the manifest.
+pub mod names {
+    /// GRUB's `boot.img`.
+    pub const BOOT_IMAGE: &str = "grub/boot.img";
+    /// GRUB's `core.img` for GPT disks.
+    pub const CORE_GPT: &str = "grub/core.img";
+    /// The same for MBR disks.
+    pub const CORE_MBR: &str = "grub/core-mbr.img";
+    /// GRUB's loader, the script that finds that of a slot.
+    pub const LOADER: &str = "grub/grub.cfg";
+    /// An EFI system partition for disks with blocks of 512 bytes, as a zstd frame, like all below.
+    pub const ESP_512: &str = "templates/esp-512.zst";
+    /// The same for blocks of 4096 bytes.
+    pub const ESP_4096: &str = "templates/esp-4096.zst";
+    /// The state partition.
+    pub const STATE: &str = "templates/state.ext4.zst";
+    /// An empty recovery partition.
+    pub const RECOVERY: &str = "templates/recovery.ext4.zst";
+    /// An empty data partition; it grows when the system first starts.
+    pub const DATA: &str = "templates/data.ext4.zst";
+}
+
+/// Everything that a disk of one plan gets out of a release.
+pub struct Kit {
+    /// For the disk as a whole.
+    pub(super) parts: Parts,
+    /// For the recovery partition: path there, content.
+    pub(super) recovery: Vec<(String, Vec<u8>)>,
+}
+
+impl Kit {
+    /// Gets what the plan needs. `file` gives a file of the release, checked against its digest.
+    ///
+    /// # Errors
+    /// What `file` met.
+    pub fn get<E>(plan: &Preflight, mut file: impl FnMut(&str) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+        let mbr = plan.table == Table::Mbr;
+        let large_blocks = plan.candidate.disk.logical_block_size == 4096;
+        let mut images = Vec::new();
+        for place in &plan.placed {
+            let name = match place.partition.role {
+                Role::BiosBoot | Role::System => continue,
+                Role::Esp if large_blocks => names::ESP_4096,
+                Role::Esp => names::ESP_512,
+                Role::State => names::STATE,
+                Role::Recovery => names::RECOVERY,
+                Role::Data => names::DATA,
+            };
+            images.push(Image { role: place.partition.role, compressed: file(name)? });
+        }
+        let template = |role| images.iter().find(|image| image.role == role).map(|image| image.compressed.clone());
+        let mut recovery = vec![(names::LOADER.to_owned(), file(names::LOADER)?)];
+        for name in slots::FILES {
+            let content = file(&format!("{}/{name}", slots::RELEASE_FOLDER))?;
+            recovery.push((format!("{}/{name}", Slot::A.folder()), content));
+        }
+        // What a destroyed state partition and a factory reset are made from.
+        recovery.extend(template(Role::State).map(|content| (names::STATE.to_owned(), content)));
+        recovery.extend(template(Role::Data).map(|content| (names::DATA.to_owned(), content)));
+        let parts = Parts {
+            boot_image: file(names::BOOT_IMAGE)?,
+            core_image: file(if mbr { names::CORE_MBR } else { names::CORE_GPT })?,
+            images,
+        };
+        Ok(Self { parts, recovery })
+    }
+}

@@ -1,0 +1,213 @@
+//! From an armed disk to a robot's: file systems with what belongs in them, the system, and the table last.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
+use super::select::Candidate;
+use super::write::{ProvisionError, Provisioned, begin};
+use crate::boot::slots::Slot;
+use crate::flash::target::Window;
+use crate::jobs::provision::bootstrap::Kit;
+use crate::jobs::recovery::{self, Machine, RecoveryError, Release, Report};
+use crate::jobs::state::State;
+use crate::machine::media::MediaId;
+use crate::record::blackbox::{Outcome, Remembered};
+use crate::release::layout::{Placed, Role};
+use crate::sys;
+use crate::sys::loopback::Loop;
+use crate::sys::mount::{Mount, MountError};
+
+/// Directory of the recovery partition that holds the IDs of the media it was provisioned from; `grub/media.cfg` looks
+/// there.
+const PROVISIONED: &str = "provisioned";
+
+/// Why, in the black box of the new robot, beside the reasons that GRUB gives.
+const REASON: &str = "provision";
+
+/// What the place where the robot will work adds to the release: all of it goes to the recovery partition.
+#[derive(Debug, Clone, Default)]
+pub struct Site {
+    /// `reflash.toml`.
+    pub config: String,
+    /// Public keys: file name, content.
+    pub keys: Vec<(String, String)>,
+    /// The name this machine has in the list on the medium.
+    pub asset: Option<String>,
+    /// The medium the machine was started from.
+    pub medium: Option<MediaId>,
+}
+
+/// Why provisioning ended early. Run it again: it begins from the start, and downloads only what is not there yet.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The release does not say how to lay out a disk. Nothing was written.
+    #[error(
+        "release {version} has no partition layout: publish it with `cargo xtask release --layout`; nothing was written"
+    )]
+    NoLayout {
+        /// Its version.
+        version: String,
+    },
+    /// The layout and the disk do not go together.
+    #[error("nothing was written")]
+    Refused(#[from] Refused),
+    /// The disk is somebody's.
+    #[error("nothing was written")]
+    NotArmed(#[from] NotArmed),
+    /// The release, or the system of the new disk.
+    #[error("the system could not be installed on the new disk")]
+    Recovery(#[from] RecoveryError),
+    /// The disk.
+    #[error("the disk could not be provisioned")]
+    Provision(#[from] ProvisionError),
+    /// A loop device.
+    #[error("the {role} partition cannot be used through a loop device; is the module loop there?")]
+    Loop {
+        /// Which partition.
+        role: Role,
+        /// Why.
+        source: io::Error,
+    },
+    /// A mount.
+    #[error("a new file system cannot be mounted")]
+    Mount(#[from] MountError),
+    /// A file on a new file system.
+    #[error("cannot write {}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What would be done to this disk, by the release that is offered. Nothing is written.
+///
+/// # Errors
+/// [`InstallError`].
+pub fn prepare(
+    machine: &Machine<'_>,
+    candidate: Candidate,
+    firmware: Firmware,
+) -> Result<(Release, Preflight), InstallError> {
+    let release = recovery::fetch_release(machine)?;
+    let Some(layout) = &release.manifest.layout else {
+        return Err(InstallError::NoLayout { version: release.manifest.version });
+    };
+    let preflight = Preflight::new(candidate, layout, firmware)?;
+    preflight.to_string().lines().for_each(|line| machine.journal.note(line));
+    Ok((release, preflight))
+}
+
+/// Does all of it. `machine.target` is the disk as a whole; `mounts` is a directory for the time being.
+///
+/// # Errors
+/// [`InstallError`]. The disk is then nobody's, and the next run needs no arming.
+pub fn install(
+    armed: Armed,
+    machine: &Machine<'_>,
+    release: Release,
+    site: &Site,
+    mounts: &Path,
+) -> Result<(Report, Provisioned), InstallError> {
+    let (disk, journal) = (machine.target, machine.journal);
+    let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
+    let plan = armed.plan();
+    let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
+    let kit = Kit::get(plan, |name| recovery::fetch_file(machine, &release, name))?;
+    let window = |place: &Placed| Window {
+        target: disk,
+        range: place.offset_bytes..place.offset_bytes + place.size_bytes,
+        name: place.partition.role.to_string(),
+    };
+    let place = |partitions: &[Placed], role| partitions.iter().find(|place| place.partition.role == role).cloned();
+    if let Some(system) = place(plan.partitions(), Role::System) {
+        recovery::check_room(&release, &window(&system))?;
+    }
+
+    let unfinished = begin(armed, disk, &kit.parts, journal)?;
+    let mounted = |role: Role| {
+        let place = place(unfinished.partitions(), role);
+        let one = place.map(|place| Mounted::new(&path, &place, block_size, mounts)).transpose()?;
+        // Nothing is ever found by it. Two disks in one machine are still told apart.
+        if let Some(Err(error)) = one.as_ref().map(|one| sys::ext4::new_uuid(&one.directory)) {
+            journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
+        }
+        Ok::<_, InstallError>(one)
+    };
+    // Nothing goes into it.
+    drop(mounted(Role::Data)?);
+    if let Some(recovery) = mounted(Role::Recovery)? {
+        fill_recovery(&recovery.directory, &kit, site)?;
+    }
+    let state_mount = mounted(Role::State)?;
+    let state = state_mount.as_ref().map(|mounted| State::new(&mounted.directory));
+    let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
+    let system = window(&system);
+    let report =
+        recovery::install_release(&Machine { target: &system, state: state.as_ref(), ..machine.clone() }, release)?;
+    if let Some(Err(error)) = state.as_ref().map(|state| attempt.write(&state.blackbox_path(), Outcome::Installed)) {
+        journal.warn(&format!("no black box: {error}"));
+    }
+    // Unmounted before the table says that it is there.
+    drop(state_mount);
+    disk.flush().map_err(|source| ProvisionError::Disk {
+        action: "flush the file systems".to_owned(),
+        disk: disk.identity(),
+        source,
+    })?;
+    let provisioned = unfinished.finish(disk, site.medium, &report.committed, journal)?;
+    Ok((report, provisioned))
+}
+
+fn fill_recovery(root: &Path, kit: &Kit, site: &Site) -> Result<(), InstallError> {
+    for (path, content) in &kit.recovery {
+        write(&root.join(path), content)?;
+    }
+    // The folder of the other slot too: what is read for a slot in use is not changed when that is made.
+    let other = root.join(Slot::B.folder());
+    fs::create_dir_all(&other).map_err(|source| InstallError::File { path: other, source })?;
+    write(&root.join("reflash.toml"), site.config.as_bytes())?;
+    for (name, content) in &site.keys {
+        write(&root.join("keys").join(name), content.as_bytes())?;
+    }
+    if let Some(asset) = &site.asset {
+        write(&root.join("asset"), format!("{asset}\n").as_bytes())?;
+    }
+    if let Some(id) = &site.medium {
+        write(&root.join(PROVISIONED).join(id.to_string()), b"")?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), InstallError> {
+    let result = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, content));
+    result.map_err(|source| InstallError::File { path: path.to_owned(), source })
+}
+
+/// A partition of an unfinished disk, mounted.
+struct Mounted {
+    directory: PathBuf,
+    _device: Loop,
+}
+
+impl Mounted {
+    fn new(disk: &Path, place: &Placed, block_size: u32, mounts: &Path) -> Result<Self, InstallError> {
+        let role = place.partition.role;
+        let range = place.offset_bytes..place.offset_bytes + place.size_bytes;
+        let device = Loop::of(disk, range, block_size).map_err(|source| InstallError::Loop { role, source })?;
+        let directory = mounts.join(role.to_string());
+        fs::create_dir_all(&directory).map_err(|source| InstallError::File { path: directory.clone(), source })?;
+        Mount::device(device.path(), "ext4").data_only().on(&directory)?;
+        Ok(Self { directory, _device: device })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What keeps it busy would be a fault of ours; the loop device then stays until the restart.
+        let _ = sys::mount::unmount(&self.directory);
+    }
+}

@@ -1,0 +1,106 @@
+//! What the last 4 KiB before the first partition say of a disk: that it is being provisioned, and later from which medium it
+//! was. Pure.
+//!
+//! Nothing else lies there: the table takes 24 KiB at most, and core.img on MBR disks ends before. No file system has to be whole
+//! to read it, so that a medium left in its machine does not erase what it made, however damaged that is.
+
+use super::EDGE_BYTES;
+use crate::disk::table::Table;
+use crate::machine::media::MediaId;
+use crate::release::digest::is_zero;
+
+/// Where it begins, bytes from the start of the disk.
+pub(super) const OFFSET_BYTES: u64 = EDGE_BYTES - SIZE_BYTES;
+/// Its size: whole blocks of every disk.
+pub(super) const SIZE_BYTES: u64 = 4096;
+
+/// All of the text while it is being provisioned.
+const UNFINISHED: &str = "reflash: this disk is being provisioned\n";
+/// How the text begins afterwards; the ID of the medium follows, a space, and the PARTUUID of the first partition.
+const FINISHED: &str = "reflash: provisioned from ";
+
+/// The mark of a disk that is being provisioned.
+pub(super) fn unfinished() -> Vec<u8> {
+    padded(UNFINISHED)
+}
+
+/// The mark of a disk with `table`, provisioned from `medium`.
+pub(super) fn finished(medium: MediaId, table: &Table) -> Vec<u8> {
+    padded(&format!("{FINISHED}{medium} {}\n", first_partition(table)))
+}
+
+/// Whether the first MiB of a disk, `head`, is that of one whose provisioning was interrupted.
+pub(super) fn is_unfinished(head: &[u8]) -> bool {
+    // With anything in its first sector the disk is somebody's.
+    text(head).is_some_and(|text| text == UNFINISHED) && is_zero(&head[..512])
+}
+
+/// The medium that a disk was provisioned from. A table that is not the one of then is somebody else's; without any, the disk
+/// may still be what it was.
+pub(super) fn medium_of(head: &[u8], table: Option<&Table>) -> Option<MediaId> {
+    let (medium, partition) = text(head)?.strip_prefix(FINISHED)?.trim_end().split_once(' ')?;
+    table.is_none_or(|table| first_partition(table) == partition).then(|| medium.parse().ok()).flatten()
+}
+
+fn first_partition(table: &Table) -> &str {
+    table.partitions.first().map_or("", |entry| &entry.partuuid)
+}
+
+fn padded(text: &str) -> Vec<u8> {
+    let mut mark = text.as_bytes().to_vec();
+    mark.resize(SIZE_BYTES as usize, 0);
+    mark
+}
+
+fn text(head: &[u8]) -> Option<&str> {
+    let mark = head.get(OFFSET_BYTES as usize..(OFFSET_BYTES + SIZE_BYTES) as usize)?;
+    let (text, rest) = mark.split_at(mark.iter().position(|byte| *byte == 0)?);
+    std::str::from_utf8(text).ok().filter(|_| is_zero(rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OFFSET_BYTES, finished, is_unfinished, medium_of, unfinished};
+    use crate::disk::table::{Entry, Scheme, Table};
+    use crate::machine::media::MediaId;
+
+    fn head(mark: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; OFFSET_BYTES as usize];
+        head.extend(mark);
+        head
+    }
+
+    fn table(partuuid: &str) -> Table {
+        let entry =
+            Entry { number: 1, name: None, partuuid: partuuid.to_owned(), first_lba: 2048, size_bytes: 1 << 20 };
+        Table { scheme: Scheme::Mbr, logical_block_size: 512, damaged_copy: false, partitions: vec![entry] }
+    }
+
+    #[test]
+    fn a_disk_knows_its_medium_until_somebody_gives_it_another_table() {
+        let medium = MediaId::new([7; 16]);
+        let head = head(&finished(medium, &table("a-01")));
+        assert_eq!(medium_of(&head, Some(&table("a-01"))), Some(medium));
+        assert_eq!(medium_of(&head, None), Some(medium));
+        assert_eq!(medium_of(&head, Some(&table("b-01"))), None);
+        assert!(!is_unfinished(&head));
+    }
+
+    #[test]
+    fn what_is_begun_is_nobodys_only_with_an_empty_first_sector() {
+        let mut head = head(&unfinished());
+        assert!(is_unfinished(&head));
+        assert_eq!(medium_of(&head, None), None);
+        head[510] = 0x55;
+        assert!(!is_unfinished(&head));
+    }
+
+    #[test]
+    fn anything_else_says_nothing() {
+        for mark in [vec![0; 4096], vec![0xff; 4096], b"reflash: provisioned from x y\n".repeat(200)[..4096].to_vec()] {
+            let head = head(&mark);
+            assert!(!is_unfinished(&head) && medium_of(&head, None).is_none());
+        }
+        assert!(!is_unfinished(&[]) && medium_of(&[0; 512], None).is_none());
+    }
+}

@@ -1,0 +1,237 @@
+//! What is about to happen to a disk: refused when it cannot be right, shown before the first write, and then armed.
+
+use std::fmt;
+use std::path::Path;
+
+use super::select::{Candidate, Content};
+use crate::disk::roles::MBR_ROLES;
+use crate::machine::media::MediaId;
+use crate::release::layout::{Layout, LayoutError, Placed, Role, Table};
+
+/// A partition of an MBR begins and ends below this sector: 32 bits count them.
+const MBR_MAX_SECTORS: u64 = 1 << 32;
+/// Numbers of the partitions on GPT disks that `grub/grub.cfg` and the prefix in core.img count on.
+const GPT_NUMBERS: [(Role, u32); 4] = [(Role::State, 3), (Role::Recovery, 4), (Role::System, 5), (Role::Data, 6)];
+
+/// What starts the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// A BIOS, or UEFI in its compatibility mode.
+    Bios,
+    /// UEFI.
+    Uefi,
+}
+
+impl Firmware {
+    /// What started this machine.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        if Path::new("/sys/firmware/efi").exists() { Self::Uefi } else { Self::Bios }
+    }
+}
+
+/// Everything that will be done to a disk, checked: the layout fits and the firmware can start it. Its
+/// [`fmt::Display`] is what a person reads before the first write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preflight {
+    pub(super) candidate: Candidate,
+    pub(super) table: Table,
+    pub(super) placed: Vec<Placed>,
+    firmware: Firmware,
+}
+
+/// Leave to erase exactly the disk of one preflight.
+///
+/// Only [`Preflight::arm`] makes it: of a disk with nothing on it, or by an explicit word.
+#[derive(Debug)]
+pub struct Armed(pub(super) Preflight);
+
+/// Why a disk cannot be laid out like this. Nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The layout is wrong or the disk too small.
+    #[error("{disk} cannot be laid out")]
+    Layout {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: LayoutError,
+    },
+    /// Table, disk and firmware do not go together.
+    #[error("{disk} cannot be provisioned: {reason}")]
+    Unfit {
+        /// The disk.
+        disk: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// What was said about erasing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Leave<'a> {
+    /// `yes`, or the serial number of the disk that is meant.
+    pub word: Option<&'a str>,
+    /// The medium that provisions without having been asked to this time.
+    pub by_itself: Option<MediaId>,
+}
+
+/// A disk with something on it, and no leave to erase it. Nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotArmed {
+    /// It was made by the medium that would erase it.
+    #[error(
+        "{disk} was provisioned from this medium before, and is not erased again by itself; take the medium out and restart, \
+         or choose \"ERASING its disk\" in its menu (reflash.again)"
+    )]
+    MadeBefore {
+        /// The disk.
+        disk: String,
+    },
+    /// Nobody said that it may be erased.
+    #[error(
+    "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={word} on the kernel command line, or --arm {word} by hand",
+    .given.as_ref().map(|given| format!(" (armed is {given:?})")).unwrap_or_default(),
+    word = .serial.as_deref().unwrap_or("yes")
+)]
+    NoLeave {
+        /// The disk.
+        disk: String,
+        /// Its serial number.
+        serial: Option<String>,
+        /// The word that was given, which is neither `yes` nor the serial number.
+        given: Option<String>,
+    },
+}
+
+impl Armed {
+    /// What will be done.
+    #[must_use]
+    pub fn plan(&self) -> &Preflight {
+        &self.0
+    }
+}
+
+impl Preflight {
+    /// Checks and places. Pure.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn new(candidate: Candidate, layout: &Layout, firmware: Firmware) -> Result<Self, Refused> {
+        let disk = candidate.disk.to_string();
+        if let Some(reason) = unfit(&candidate, layout, firmware) {
+            return Err(Refused::Unfit { disk, reason });
+        }
+        let placed = layout.place(candidate.disk.size_bytes).map_err(|source| Refused::Layout { disk, source })?;
+        Ok(Self { candidate, table: layout.table, placed, firmware })
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
+    /// Where the partitions will lie.
+    #[must_use]
+    pub fn partitions(&self) -> &[Placed] {
+        &self.placed
+    }
+
+    /// Leave to go on: a disk with nothing to lose needs none, for every other the word must be `yes` or its serial number.
+    /// A medium gets no leave to erase by itself what it made: a firmware that did not find that disk may have started it.
+    ///
+    /// # Errors
+    /// [`NotArmed`].
+    pub fn arm(self, leave: Leave<'_>) -> Result<Armed, NotArmed> {
+        let Leave { word, by_itself } = leave;
+        let disk = &self.candidate.disk;
+        if by_itself.is_some() && self.candidate.medium == by_itself {
+            return Err(NotArmed::MadeBefore { disk: disk.to_string() });
+        }
+        // A word that names another disk stops even where none is needed: somebody meant that other one.
+        let fits = match word {
+            Some(word) => word == "yes" || disk.serial.as_deref() == Some(word),
+            None => self.candidate.is_free(),
+        };
+        if fits {
+            return Ok(Armed(self));
+        }
+        Err(NotArmed::NoLeave { disk: disk.to_string(), serial: disk.serial.clone(), given: word.map(str::to_owned) })
+    }
+}
+
+fn unfit(candidate: &Candidate, layout: &Layout, firmware: Firmware) -> Option<String> {
+    let (bytes, sector) = (candidate.disk.size_bytes, candidate.disk.logical_block_size);
+    let number = |role| (1..).zip(&layout.partitions).find(|(_, each)| each.role == role).map(|(at, _)| at);
+    if !matches!(sector, 512 | 4096) {
+        return Some(format!("its logical blocks have {sector} bytes, supported are 512 and 4096"));
+    }
+    if !bytes.is_multiple_of(sector.into()) {
+        return Some(format!("its {bytes} bytes are no whole number of blocks of {sector} bytes"));
+    }
+    if firmware == Firmware::Bios && sector != 512 {
+        return Some(format!("a BIOS cannot start a disk with blocks of {sector} bytes; start the machine by UEFI"));
+    }
+    match layout.table {
+        Table::Mbr => {
+            if firmware == Firmware::Uefi {
+                return Some("the layout has an MBR, which is for machines with a BIOS; use a GPT layout".to_owned());
+            }
+            if sector != 512 {
+                return Some("an MBR is supported with blocks of 512 bytes only; use a GPT layout".to_owned());
+            }
+            if bytes / u64::from(sector) > MBR_MAX_SECTORS {
+                return Some("an MBR reaches 2 TiB and the disk is larger; use a GPT layout".to_owned());
+            }
+            if !layout.partitions.iter().map(|each| each.role).eq(MBR_ROLES) {
+                return Some(format!(
+                    "with an MBR the partitions must be {}, in this order",
+                    MBR_ROLES.map(Role::name).join(", ")
+                ));
+            }
+        }
+        Table::Gpt => {
+            let (needed, what) = match firmware {
+                Firmware::Bios => (Role::BiosBoot, "a partition with the role biosboot to start from a BIOS"),
+                Firmware::Uefi => (Role::Esp, "a partition with the role esp to start by UEFI"),
+            };
+            if number(needed).is_none() {
+                return Some(format!("the layout needs {what}"));
+            }
+            for (role, expected) in GPT_NUMBERS {
+                if number(role) != Some(expected) {
+                    return Some(format!("with a GPT the {role} partition must have the number {expected}, for GRUB"));
+                }
+            }
+            // Found by name from then on.
+            let misnamed = layout.partitions.iter().find(|each| each.name != each.role.name());
+            if let Some(each) = misnamed {
+                let (name, role) = (&each.name, each.role.name());
+                return Some(format!("the partition {name:?} must be named {role:?} like its role"));
+            }
+        }
+    }
+    None
+}
+
+impl fmt::Display for Preflight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = &self.candidate.disk;
+        writeln!(f, "Disk {disk}, blocks of {} bytes", disk.logical_block_size)?;
+        if let Some(path) = &self.candidate.bus_path {
+            writeln!(f, "  at {path}")?;
+        }
+        writeln!(f, "It holds {}", self.candidate.content)?;
+        match &self.candidate.content {
+            Content::Blank | Content::Interrupted => writeln!(f, "Nothing of value will be destroyed.")?,
+            Content::Table(_) | Content::Foreign(_) => writeln!(f, "ALL OF THIS WILL BE DESTROYED.")?,
+        }
+        let table = if self.table == Table::Gpt { "GPT" } else { "MBR" };
+        write!(f, "New: {table}, started by {}", if self.firmware == Firmware::Uefi { "UEFI" } else { "a BIOS" })?;
+        self.placed.iter().try_for_each(|place| {
+            let (name, from, size) = (&place.partition.name, place.offset_bytes >> 20, place.size_bytes >> 20);
+            write!(f, "\n    {} {name:<12} {size:>9} MiB from MiB {from}", place.number)
+        })
+    }
+}

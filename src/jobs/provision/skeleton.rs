@@ -1,0 +1,97 @@
+//! What makes a disk start, made in memory: the table, with GRUB's boot code where the BIOS looks for it.
+
+use std::io;
+
+use crate::boot::bios::{self, BootCodeError, SECTOR_BYTES};
+use crate::disk::table;
+use crate::jobs::provision::make_table::{self, Edges, TableError};
+use crate::jobs::provision::marker;
+use crate::release::layout::{Placed, Role, Table};
+use crate::sys::random;
+
+/// What the largest logical blocks have: whole ones are written.
+pub(super) const LARGEST_BLOCK_BYTES: usize = 4096;
+/// Where core.img lies on MBR disks: right behind the first sector.
+const GAP_LBA: u64 = 1;
+
+/// A disk of which a frame is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Geometry<'a> {
+    /// Kind of table.
+    pub table: Table,
+    /// The partitions.
+    pub placed: &'a [Placed],
+    /// Size of the disk, bytes.
+    pub disk_bytes: u64,
+    /// Logical block size, bytes.
+    pub block_bytes: u32,
+}
+
+/// The bytes around and between the partitions.
+#[derive(Debug)]
+pub struct Frame {
+    /// The first and the last MiB.
+    pub(super) edges: Edges,
+    /// On GPT disks core.img, whole blocks of it, and its offset, bytes.
+    pub(super) core: Option<(u64, Vec<u8>)>,
+}
+
+/// Why there is no frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// No random bytes for identities.
+    #[error("cannot get random bytes for the identity of the disk")]
+    Random(#[source] io::Error),
+    /// The table.
+    #[error("the partition table cannot be made")]
+    Table(#[from] TableError),
+    /// The boot code does not fit.
+    #[error("GRUB cannot be fitted to this disk")]
+    BootCode(#[from] BootCodeError),
+}
+
+impl Frame {
+    /// Makes it, with identities that no other disk has. GRUB's BIOS images go onto it wherever a BIOS could start it.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn new(geometry: Geometry<'_>, boot_image: &[u8], core_image: &[u8]) -> Result<Self, FrameError> {
+        let Geometry { table, placed, disk_bytes, block_bytes } = geometry;
+        let mut mbr_id: [u8; 4] = random::bytes().map_err(FrameError::Random)?;
+        // Zero says that there is none.
+        mbr_id[0] |= 1;
+        let edges = make_table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
+        let mut frame = Self { edges, core: None };
+        let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);
+        let (core_lba, place_bytes) = match (table, partition) {
+            _ if block_bytes != 512 => return Ok(frame),
+            (Table::Mbr, _) => (GAP_LBA, marker::OFFSET_BYTES - SECTOR_BYTES as u64),
+            (Table::Gpt, Some(place)) => (place.offset_bytes / SECTOR_BYTES as u64, place.size_bytes),
+            (Table::Gpt, None) => return Ok(frame),
+        };
+        let mut core = bios::core_image(core_image, core_lba, place_bytes)?;
+        let head = &mut frame.edges.head;
+        let mut present = [0; SECTOR_BYTES];
+        present.copy_from_slice(&head[..SECTOR_BYTES]);
+        head[..SECTOR_BYTES].copy_from_slice(&bios::first_sector(boot_image, &present, core_lba)?);
+        if table == Table::Mbr {
+            head[SECTOR_BYTES..][..core.len()].copy_from_slice(&core);
+        } else {
+            core.resize(core.len().next_multiple_of(LARGEST_BLOCK_BYTES), 0);
+            frame.core = Some((core_lba * SECTOR_BYTES as u64, core));
+        }
+        Ok(frame)
+    }
+
+    /// The table in it.
+    pub(super) fn table(&mut self, block_bytes: u32) -> Option<table::Table> {
+        table::read(&mut self.edges, block_bytes).ok().flatten()
+    }
+
+    /// All of it: offset on the disk, bytes, and content.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let Edges { head, tail, tail_offset_bytes, .. } = &self.edges;
+        let core = self.core.as_ref().map(|(offset, core)| (*offset, core.as_slice()));
+        [(0, head.as_slice()), (*tail_offset_bytes, tail.as_slice())].into_iter().chain(core)
+    }
+}

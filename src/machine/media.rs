@@ -1,0 +1,126 @@
+//! Boot media: how one is told from every other, and where things are on it. Pure.
+//!
+//! A medium made by `cargo xtask media` is an ISO 9660 file system whose volume set identifier is `REFLASH-` and its ID.
+//! GRUB passes the ID on as `reflash.media=`, so that the agent finds the very medium it was started from, by what is
+//! on it: a label could be that of another stick, and device names say nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Label, for people.
+pub const LABEL: &str = "REFLASH";
+/// Directory on the medium that holds all of the below.
+pub const DIRECTORY: &str = "reflash";
+/// The configuration, in [`DIRECTORY`].
+pub const CONFIG: &str = "reflash.toml";
+/// Public keys `*.pub`, in [`DIRECTORY`].
+pub const KEYS: &str = "keys";
+/// Names of machines, in [`DIRECTORY`]; see [`crate::machine::hostname::asset`].
+pub const ASSETS: &str = "assets.txt";
+/// A release tree, in [`DIRECTORY`], when the medium carries one.
+pub const RELEASE: &str = "release";
+
+/// Where the primary volume descriptor of ISO 9660 lies (ECMA-119, 6.2.1: sectors of 2048 bytes, the first 16 unused).
+pub const DESCRIPTOR_OFFSET_BYTES: u64 = 16 * 2048;
+/// Its length.
+pub const DESCRIPTOR_BYTES: usize = 2048;
+
+const VOLUME_SET: &str = "REFLASH-";
+
+/// The ID of a medium, shown as a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MediaId([u8; 16]);
+
+/// A text that is no medium's ID.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no ID of a boot medium")]
+pub struct MediaIdError(String);
+
+impl MediaId {
+    /// An ID from a digest. Version and variant are set as for UUIDs made by a scheme of one's own (RFC 9562, 5.8).
+    #[must_use]
+    pub fn new(mut digest: [u8; 16]) -> Self {
+        digest[6] = 0x80 | digest[6] & 0x0f;
+        digest[8] = 0x80 | digest[8] & 0x3f;
+        Self(digest)
+    }
+
+    /// The volume set identifier of the medium.
+    #[must_use]
+    pub fn volume_set(&self) -> String {
+        format!("{VOLUME_SET}{self}").to_ascii_uppercase()
+    }
+
+    /// A file that only this medium has, for GRUB, which cannot search for a volume set.
+    #[must_use]
+    pub fn marker(&self) -> String {
+        format!("{DIRECTORY}/{self}.id")
+    }
+
+    /// The medium whose primary volume descriptor this is, if it is one of ours.
+    #[must_use]
+    pub fn of_descriptor(descriptor: &[u8]) -> Option<Self> {
+        // ECMA-119, 8.4: type 1, "CD001", version 1; the volume set identifier has 128 characters at byte 190.
+        let head = descriptor.get(..7)?;
+        let set = descriptor.get(190..190 + 128)?;
+        if head != b"\x01CD001\x01" {
+            return None;
+        }
+        std::str::from_utf8(set).ok()?.trim_end().strip_prefix(VOLUME_SET)?.parse().ok()
+    }
+}
+
+impl fmt::Display for MediaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            if matches!(at, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for MediaId {
+    type Err = MediaIdError;
+
+    fn from_str(text: &str) -> Result<Self, MediaIdError> {
+        let wrong = || MediaIdError(text.to_owned());
+        let digits: Vec<u32> =
+            text.chars().filter(|c| *c != '-').map(|c| c.to_digit(16)).collect::<Option<_>>().ok_or_else(wrong)?;
+        let bytes: Vec<u8> =
+            digits.chunks_exact(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok()).collect();
+        let id = Self(bytes.try_into().map_err(|_| wrong())?);
+        // The dashes must be where they belong, too.
+        if text.eq_ignore_ascii_case(&id.to_string()) { Ok(id) } else { Err(wrong()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DESCRIPTOR_BYTES, MediaId};
+
+    #[test]
+    fn ids_are_uuids_and_come_back() {
+        let id = MediaId::new([0xff; 16]);
+        assert_eq!(id.to_string(), "ffffffff-ffff-8fff-bfff-ffffffffffff");
+        assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+        for text in ["", "x", "ffffffffffff8fffbfffffffffffffff", "ffffffff-ffff-8fff-bfff-fffffffffffff"] {
+            assert!(text.parse::<MediaId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_of_another_medium_is_none_of_ours() {
+        let id = MediaId::new([7; 16]);
+        let mut descriptor = vec![b' '; DESCRIPTOR_BYTES];
+        descriptor[..7].copy_from_slice(b"\x01CD001\x01");
+        assert_eq!(MediaId::of_descriptor(&descriptor), None);
+        descriptor[190..190 + id.volume_set().len()].copy_from_slice(id.volume_set().as_bytes());
+        assert_eq!(MediaId::of_descriptor(&descriptor), Some(id));
+        descriptor[0] = 2;
+        assert_eq!(MediaId::of_descriptor(&descriptor), None);
+        assert_eq!(MediaId::of_descriptor(&descriptor[..100]), None);
+    }
+}

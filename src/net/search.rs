@@ -1,0 +1,246 @@
+//! Looking for a link that gets an address: every card at once, cards that appear or get a cable later included.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use crate::chain::chain;
+use crate::machine::config::{InterfaceSelector, Network};
+
+use super::dhcp::{self, DhcpError, Lease};
+use super::{NetError, Stop, Tell};
+use crate::machine::drivers::Loader;
+use crate::sys::net::link::{Link, links};
+use crate::sys::net::rtnl::Rtnl;
+
+/// How often links are looked at. One look reads a few files of sysfs.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The silence before a person is told that no cable is plugged in: drivers take a second or two to see the other
+/// end, so at once would be noise. Doubles up to [`NAG_MAX`].
+const NAG_MIN: Duration = Duration::from_secs(5);
+const NAG_MAX: Duration = Duration::from_secs(60);
+
+/// How long a link that could not be used is left alone.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A link and the address it is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// The card whose cable matters.
+    pub(super) card: Link,
+    /// Where the address goes: the card or a VLAN on it.
+    pub(super) link: Link,
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix_len: u8,
+    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) dns: Vec<IpAddr>,
+    /// `None`: nothing to renew.
+    pub(super) lease: Option<Duration>,
+}
+
+impl Settings {
+    /// A lease, with the configuration's name servers in place of its own.
+    pub(super) fn leased(network: &Network, card: Link, link: Link, lease: Lease) -> Self {
+        let own = lease.dns.into_iter().map(IpAddr::V4).collect();
+        Self {
+            card,
+            link,
+            address: lease.address,
+            prefix_len: lease.prefix_len,
+            gateway: lease.gateway,
+            dns: if network.dns.is_empty() { own } else { network.dns.clone() },
+            lease: lease.duration,
+        }
+    }
+}
+
+/// The DHCP client of one card.
+struct Client {
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+struct Answer {
+    card: Link,
+    link: Link,
+    result: Result<Lease, DhcpError>,
+}
+
+/// Waits for the first wanted link that has a carrier and, with DHCP, a lease.
+pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tell) -> Result<Settings, NetError> {
+    let (answers, answered) = mpsc::channel::<Answer>();
+    // By index: a card that is plugged in again is a new one.
+    let mut clients: HashMap<u32, Client> = HashMap::new();
+    let mut left_alone: HashMap<u32, Instant> = HashMap::new();
+    let mut nag = Nag::new();
+    loop {
+        if stop.requested() {
+            return Err(NetError::Stopped);
+        }
+        let wanted: Vec<Link> = links()
+            .map_err(NetError::List)?
+            .into_iter()
+            .filter(|link| is_wanted(link, network.interface.as_ref()))
+            .collect();
+        left_alone.retain(|_, since| since.elapsed() < RETRY);
+        clients.retain(|index, _| wanted.iter().any(|link| link.index == *index && link.carrier));
+        for card in &wanted {
+            if left_alone.contains_key(&card.index) || clients.contains_key(&card.index) {
+                continue;
+            }
+            match ready(network, card, rtnl, tell) {
+                Ok(None) => {}
+                Ok(Some(link)) => {
+                    if let Some(address) = network.address {
+                        return Ok(Settings {
+                            card: card.clone(),
+                            link,
+                            address: address.address,
+                            prefix_len: address.prefix_len,
+                            gateway: address.gateway,
+                            dns: network.dns.clone(),
+                            lease: None,
+                        });
+                    }
+                    clients.insert(card.index, start(card.clone(), link, answers.clone(), tell)?);
+                }
+                Err(problem) => {
+                    tell(&format!("{problem}; trying again in {} s", RETRY.as_secs()));
+                    left_alone.insert(card.index, Instant::now());
+                }
+            }
+        }
+        nag.check(network, &wanted, tell);
+        match answered.recv_timeout(LOOK) {
+            Ok(Answer { card, link, result: Ok(lease) }) => {
+                return Ok(Settings::leased(network, card, link, lease));
+            }
+            Ok(Answer { result: Err(DhcpError::Stopped { .. }), .. }) => {}
+            Ok(Answer { card, result: Err(error), .. }) => {
+                // Mostly a card that was unplugged, which the next look sees.
+                clients.remove(&card.index);
+                left_alone.insert(card.index, Instant::now());
+                tell(&chain(&error));
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+    }
+}
+
+/// Whether DHCP or the static address belongs on this link: the one selected, or any card. What is selected by name may
+/// be anything; a MAC address names a card, because links stacked on it carry the same one.
+fn is_wanted(link: &Link, selector: Option<&InterfaceSelector>) -> bool {
+    match selector {
+        None => link.card,
+        Some(InterfaceSelector::Name(name)) => link.name == *name,
+        Some(InterfaceSelector::Mac(mac)) => link.card && link.mac == *mac,
+    }
+}
+
+/// Switches the card on; once it has a carrier, gives the link for the address.
+fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, tell: &Tell) -> Result<Option<Link>, String> {
+    if !card.up {
+        rtnl.set_up(&card.name, card.index).map_err(|error| chain(&error))?;
+        return Ok(None);
+    }
+    if !card.carrier {
+        return Ok(None);
+    }
+    tell(&format!("{}: link up", card.name));
+    let Some(id) = network.vlan else { return Ok(Some(card.clone())) };
+    let name = create_vlan(card, id, rtnl)?;
+    let find = || links().ok()?.into_iter().find(|link| link.name == name);
+    let vlan = find().ok_or_else(|| format!("{name} vanished after it was created"))?;
+    rtnl.set_up(&vlan.name, vlan.index).map_err(|error| chain(&error))?;
+    Ok(Some(vlan))
+}
+
+/// VLANs are a module, which nothing else asks for.
+fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> {
+    match rtnl.create_vlan(&card.name, card.index, id) {
+        Err(error) if error.is_unsupported() => {
+            let load = || Loader::for_running_kernel()?.load("8021q");
+            load().map_err(|missing| format!("{}: {}", chain(&error), chain(&missing)))?;
+            rtnl.create_vlan(&card.name, card.index, id).map_err(|error| chain(&error))
+        }
+        result => result.map_err(|error| chain(&error)),
+    }
+}
+
+fn start(card: Link, link: Link, answers: Sender<Answer>, tell: &Tell) -> Result<Client, NetError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let client = Client { stop: Arc::clone(&stop) };
+    let tell = Arc::clone(tell);
+    std::thread::Builder::new()
+        .name(format!("dhcp {}", link.name))
+        .spawn(move || {
+            tell(&format!("{}: asking for an address by DHCP", link.name));
+            let result = dhcp::obtain(&link, &|| stop.load(Ordering::SeqCst), &|text| tell(text));
+            // Nobody listens any more when another card was faster.
+            let _ = answers.send(Answer { card, link, result });
+        })
+        .map_err(NetError::Thread)?;
+    Ok(client)
+}
+
+/// Tells a person, rarely, that there is no link to use.
+struct Nag {
+    since: Instant,
+    pause: Duration,
+}
+
+impl Nag {
+    fn new() -> Self {
+        Self { since: Instant::now(), pause: NAG_MIN }
+    }
+
+    fn check(&mut self, network: &Network, wanted: &[Link], tell: &Tell) {
+        if wanted.iter().any(|link| link.carrier) {
+            *self = Self::new();
+        } else if self.since.elapsed() >= self.pause {
+            self.since = Instant::now();
+            self.pause = (self.pause * 2).min(NAG_MAX);
+            tell(&no_link(network, wanted));
+        }
+    }
+}
+
+fn no_link(network: &Network, wanted: &[Link]) -> String {
+    if wanted.is_empty() {
+        return match &network.interface {
+            Some(selector) => format!("network: waiting for the interface {selector:?} of the configuration"),
+            None => "network: no network card found; is its driver's module in the initramfs?".into(),
+        };
+    }
+    let names: Vec<&str> = wanted.iter().map(|link| link.name.as_str()).collect();
+    format!("network: no link on {}; is the cable plugged in?", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{InterfaceSelector, Link, is_wanted};
+
+    #[test]
+    fn a_name_selects_anything_and_an_address_only_cards() {
+        let mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+        let link = |index, name: &str, card| Link { name: name.into(), index, mac, up: true, carrier: true, card };
+        let links = [link(2, "eth0", true), link(4, "br0", false), link(5, "veth0", true), link(9, "eth1", true)];
+        let wanted = |selector: Option<InterfaceSelector>| -> Vec<&str> {
+            let wanted = links.iter().filter(|link| is_wanted(link, selector.as_ref()));
+            wanted.map(|link| link.name.as_str()).collect()
+        };
+        assert_eq!(wanted(None), ["eth0", "veth0", "eth1"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Name("br0".into()))), ["br0"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Mac(mac))), ["eth0", "veth0", "eth1"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Mac([0; 6]))), [""; 0]);
+    }
+}

@@ -1,0 +1,240 @@
+//! Searching, then holding: one thread that owns the network configuration for the life of the agent.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use crate::machine::config::Network;
+
+use super::dhcp::{self, DhcpError};
+use super::search::{Settings, search};
+use super::{NetError, Options, Tell, Up};
+use crate::chain::chain;
+use crate::sys::net::link::links;
+use crate::sys::net::rtnl::Rtnl;
+
+/// How often the link in use is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A link may be away this long before other cards are tried: longer than a switch takes to renegotiate, shorter than
+/// a person waits after moving a cable.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long one renewal waits for an answer, and how often it is tried at most.
+const RENEWAL: Duration = Duration::from_secs(25);
+const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(30);
+
+/// Half the lease, but not less than this: a server with a lease of seconds would keep us busy.
+const RENEW_AFTER_MIN: Duration = Duration::from_secs(5);
+
+/// The pause after the kernel refused a configuration that had worked before.
+const TROUBLE: Duration = Duration::from_secs(10);
+
+pub(super) struct Supervisor {
+    network: Network,
+    options: Options,
+    tell: Tell,
+    rtnl: Rtnl,
+}
+
+impl Supervisor {
+    pub(super) fn new(network: Network, options: Options, tell: Tell) -> Result<Self, NetError> {
+        Ok(Self { network, options, tell, rtnl: Rtnl::open()? })
+    }
+
+    /// Searches and holds for ever. `first` gets the first result; an error there ends the thread, later ones are told
+    /// and tried again.
+    pub(super) fn run(&mut self, first: &Sender<Result<Up, NetError>>) {
+        // Name servers and proxies on the machine itself are rare in an initramfs, but cost one request. It is up
+        // already outside of one, and without the right to change it what follows fails with a better message.
+        let _ = self.rtnl.set_up("lo", 1);
+        let mut told = false;
+        loop {
+            let result = search(&self.network, &self.options.stop, &mut self.rtnl, &self.tell)
+                .and_then(|settings| self.apply(&settings, None).map(|()| settings));
+            match result {
+                Ok(settings) => {
+                    if !told {
+                        told = true;
+                        // Without a receiver the caller has gone away; the network stays up all the same.
+                        let _ = first.send(Ok(up(&settings)));
+                    }
+                    self.hold(settings);
+                }
+                Err(error) if !told => {
+                    let _ = first.send(Err(error));
+                    return;
+                }
+                Err(error) => {
+                    if !self.options.stop.requested() {
+                        (self.tell)(&format!("network: {}", chain(&error)));
+                        std::thread::sleep(TROUBLE);
+                    }
+                }
+            }
+            if self.options.stop.requested() {
+                return;
+            }
+        }
+    }
+
+    /// Configures the link and the resolver; `before` is what the same link had until now.
+    fn apply(&mut self, settings: &Settings, before: Option<&Settings>) -> Result<(), NetError> {
+        let Settings { link, address, prefix_len, gateway, dns, .. } = settings;
+        let changed = before.filter(|before| (before.address, before.prefix_len) != (*address, *prefix_len));
+        if let Some(before) = changed {
+            self.rtnl.remove_address(&link.name, link.index, before.address, before.prefix_len)?;
+        }
+        self.rtnl.add_address(&link.name, link.index, *address, *prefix_len)?;
+        if let Some(gateway) = gateway {
+            let on_link = !same_subnet(*address, *gateway, *prefix_len);
+            self.rtnl.set_default_route(&link.name, link.index, *gateway, on_link)?;
+        }
+        self.write_resolver(settings)?;
+        if before.is_none() || changed.is_some() {
+            let mut text = format!("{}: address {address}/{prefix_len}", link.name);
+            match gateway {
+                Some(gateway) => _ = write!(text, ", gateway {gateway}"),
+                None => text.push_str(", no gateway"),
+            }
+            match dns.first() {
+                Some(_) => {
+                    let servers: Vec<String> = dns.iter().map(ToString::to_string).collect();
+                    _ = write!(text, ", name servers {}", servers.join(" "));
+                }
+                None => text.push_str(", no name server (URLs must have numeric addresses)"),
+            }
+            if let Some(lease) = settings.lease {
+                _ = write!(text, ", leased for {} s", lease.as_secs());
+            }
+            (self.tell)(&text);
+        }
+        Ok(())
+    }
+
+    /// Beside it and renamed over it: a resolver never reads half a file.
+    fn write_resolver(&self, settings: &Settings) -> Result<(), NetError> {
+        let path = &self.options.resolv_conf;
+        let text: String = settings.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let beside = path.with_extension("new");
+        let write = || {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            fs::write(&beside, text)?;
+            fs::rename(&beside, path)
+        };
+        write().map_err(|source| NetError::Resolver { path: path.clone(), source })
+    }
+
+    /// Keeps the lease alive and watches the cable. Returns when the network has to be searched anew.
+    fn hold(&mut self, mut settings: Settings) {
+        let mut acquired = Instant::now();
+        let mut renew_at = settings.lease.map(|lease| acquired + (lease / 2).max(RENEW_AFTER_MIN));
+        let mut lost: Option<Instant> = None;
+        while !self.options.stop.requested() {
+            std::thread::sleep(LOOK);
+            if !has_carrier(&settings) {
+                let since = *lost.get_or_insert_with(|| {
+                    (self.tell)(&format!("{}: link lost", settings.card.name));
+                    Instant::now()
+                });
+                if since.elapsed() >= GRACE {
+                    // The address must not answer on a network that it does not belong to.
+                    let Settings { link, address, prefix_len, .. } = &settings;
+                    let _ = self.rtnl.remove_address(&link.name, link.index, *address, *prefix_len);
+                    return;
+                }
+                continue;
+            }
+            if lost.take().is_some() {
+                (self.tell)(&format!("{}: link up again", settings.card.name));
+                // It may be another network now.
+                renew_at = renew_at.map(|_| Instant::now());
+            }
+            if renew_at.is_none_or(|at| Instant::now() < at) {
+                continue;
+            }
+            match self.renew(&settings) {
+                Ok(renewed) => {
+                    acquired = Instant::now();
+                    renew_at = renewed.lease.map(|lease| acquired + (lease / 2).max(RENEW_AFTER_MIN));
+                    settings = renewed;
+                }
+                Err(problem) => {
+                    let left = settings.lease.unwrap_or_default().saturating_sub(acquired.elapsed());
+                    let pause = (left / 2).max(RENEWAL_PAUSE_MIN);
+                    renew_at = Some(Instant::now() + pause);
+                    // The letter of DHCP is to stop using the address when the lease ends. A machine in recovery is
+                    // better off finishing its download while the server is away; when the server is back, it
+                    // decides.
+                    let lease = if left.is_zero() {
+                        "the lease has ended, the address is kept in use".into()
+                    } else {
+                        format!("{} s of the lease are left", left.as_secs())
+                    };
+                    (self.tell)(&format!("{problem}; {lease}, next try in {} s", pause.as_secs()));
+                }
+            }
+        }
+    }
+
+    /// Runs the exchange again and applies what it brings. The whole exchange and not a renewal by unicast: it needs
+    /// no packet socket to stay open between times, on which the kernel would run a filter for every packet of the
+    /// download, and it also finds a server that has forgotten us. Servers give a client the address it has.
+    fn renew(&mut self, settings: &Settings) -> Result<Settings, String> {
+        let name = &settings.link.name;
+        let until = Instant::now() + RENEWAL;
+        let stop = || self.options.stop.requested() || Instant::now() >= until || !has_carrier(settings);
+        let lease = dhcp::obtain(&settings.link, &stop, &|_| {}).map_err(|error| match error {
+            DhcpError::Stopped { .. } => format!("{name}: no DHCP server answers to renew the lease"),
+            other => chain(&other),
+        })?;
+        let renewed = Settings::leased(&self.network, settings.card.clone(), settings.link.clone(), lease);
+        self.apply(&renewed, Some(settings)).map_err(|error| chain(&error))?;
+        if renewed.address == settings.address
+            && let Some(lease) = renewed.lease
+        {
+            (self.tell)(&format!("{name}: lease renewed for {} s", lease.as_secs()));
+        }
+        Ok(renewed)
+    }
+}
+
+fn has_carrier(settings: &Settings) -> bool {
+    // A passing error of sysfs is not a lost cable.
+    links().map_or(true, |links| {
+        links.iter().any(|link| link.index == settings.card.index && link.carrier)
+            && links.iter().any(|link| link.index == settings.link.index)
+    })
+}
+
+fn same_subnet(one: Ipv4Addr, other: Ipv4Addr, prefix_len: u8) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0);
+    u32::from(one) & mask == u32::from(other) & mask
+}
+
+fn up(settings: &Settings) -> Up {
+    Up {
+        interface: settings.link.name.clone(),
+        address: settings.address,
+        prefix_len: settings.prefix_len,
+        gateway: settings.gateway,
+        dns: settings.dns.clone(),
+        lease_seconds: settings.lease.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same_subnet;
+
+    #[test]
+    fn subnets_of_every_length() {
+        let same = |prefix_len| same_subnet([192, 0, 2, 7].into(), [192, 0, 2, 200].into(), prefix_len);
+        assert!(same(0) && same(24));
+        assert!(!same(25) && !same(32));
+    }
+}

@@ -1,0 +1,161 @@
+//! A stick with a release that somebody plugs into a robot, at any time: it is asked before the servers, and is all that is
+//! needed where there is no network.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::chain::chain;
+use crate::disk::filesystem;
+use crate::disk::{Disk, Transport, Which, disks};
+use crate::fetch::{Check, Directory, FetchError, Sink, Source};
+use crate::machine::drivers::Loader;
+use crate::machine::media;
+use crate::record::journal::Journal;
+use crate::release::manifest::manifest_path;
+use crate::sys::mount::{self, Mount};
+
+/// Where it is mounted.
+const MOUNTED: &str = "/stick";
+/// How often it is looked whether one was plugged in or pulled out.
+const LOOK: Duration = Duration::from_secs(2);
+/// With the code pages that the kernel asks for at mount, as Debian configures it; nobody loads them for it here.
+const FAT_DRIVERS: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
+
+/// The stick that is plugged in, if one is.
+pub(super) struct Stick {
+    /// The robot's own disk, which may be a stick too.
+    robot: String,
+    release: Directory,
+    manifest: PathBuf,
+    journal: Arc<Journal>,
+    slot: Mutex<Slot>,
+}
+
+/// What is known of the devices.
+#[derive(Default)]
+struct Slot {
+    looked: Option<Instant>,
+    mounted: Option<Place>,
+    /// Looked into, and of no use.
+    others: BTreeSet<Place>,
+}
+
+/// A device that may hold a release.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    node: PathBuf,
+    /// A stick that is plugged in where another was gets the same node.
+    sequence: Option<u64>,
+}
+
+impl Stick {
+    /// One with a release for `channel`; `robot` is the name of the machine's own disk.
+    pub(super) fn new(robot: &str, channel: &str, journal: &Arc<Journal>) -> Self {
+        let tree = Path::new(MOUNTED).join(media::DIRECTORY).join(media::RELEASE);
+        Self {
+            robot: robot.to_owned(),
+            manifest: tree.join(manifest_path(channel)),
+            release: Directory::new(tree),
+            journal: Arc::clone(journal),
+            slot: Mutex::default(),
+        }
+    }
+
+    fn look(&self, slot: &mut Slot) {
+        let there = self.places();
+        if slot.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
+            self.journal.warn("the stick was pulled out");
+            // Whoever still reads from it gets errors, and asks the next source.
+            let _ = mount::detach(MOUNTED);
+            slot.mounted = None;
+        }
+        slot.others.retain(|place| there.contains(place));
+        if slot.mounted.is_none() {
+            let new = there.into_iter().filter(|place| !slot.others.contains(place)).collect::<Vec<_>>();
+            slot.mounted = new.into_iter().find(|place| {
+                let found = self.open(&place.node);
+                if !found {
+                    slot.others.insert(place.clone());
+                }
+                found
+            });
+        }
+    }
+
+    /// Every device that a release may be on.
+    fn places(&self) -> Vec<Place> {
+        let disks = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
+        let places = disks.flat_map(|disk| {
+            let sequence = disk.sequence();
+            disk.nodes().into_iter().map(move |node| Place { node, sequence })
+        });
+        places.collect()
+    }
+
+    /// Whether it can be taken in and out. A robot's internal disks are none of our business.
+    fn may_be(&self, disk: &Disk) -> bool {
+        disk.name != self.robot && (disk.removable || matches!(disk.transport, Transport::Usb | Transport::Mmc))
+    }
+
+    /// Mounts it if it has a release, which need not be a good one.
+    fn open(&self, node: &Path) -> bool {
+        let mut head = vec![0; filesystem::HEAD_BYTES];
+        let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
+        let Some(kind) = read.ok().and_then(|()| filesystem::kind(&head)) else { return false };
+        let drivers = match kind {
+            "iso9660" => &["isofs"][..],
+            "vfat" => &FAT_DRIVERS,
+            "exfat" => &["exfat"],
+            _ => &[],
+        };
+        let mounted = Loader::for_running_kernel()
+            .and_then(|loader| drivers.iter().try_for_each(|name| loader.load(name)))
+            .map_err(|error| chain(&error))
+            .and_then(|()| {
+                let device = Mount::device(node, kind).read_only().data_only();
+                // Replaying a journal would write to it.
+                let device = if kind == "ext4" { device.no_load() } else { device };
+                device.on(MOUNTED).map_err(|error| chain(&error))
+            });
+        if let Err(error) = mounted {
+            self.journal.warn(&format!("the stick in {} cannot be looked into: {error}", node.display()));
+            return false;
+        }
+        if self.manifest.is_file() {
+            self.journal.note(&format!("the stick in {} has a release: it is asked first", node.display()));
+            return true;
+        }
+        let wanted = self.manifest.strip_prefix(MOUNTED).unwrap_or(&self.manifest).display();
+        self.journal.note(&format!("the stick in {} has no release, which would be in {wanted}", node.display()));
+        let _ = mount::detach(MOUNTED);
+        false
+    }
+}
+
+impl Source for Arc<Stick> {
+    fn describe(&self) -> String {
+        self.release.describe()
+    }
+
+    fn is_there(&self) -> bool {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.look(&mut slot);
+            slot.looked = Some(Instant::now());
+        }
+        slot.mounted.is_some()
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        self.release.get_checked(wanted, check)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        self.release.get_range(path, range, sink)
+    }
+}

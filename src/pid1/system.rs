@@ -1,0 +1,464 @@
+//! The system's own initramfs: PID 1 mounts the system read-only, puts the machine's own state over it, and becomes
+//! systemd.
+//!
+//! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
+//! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::chain::chain;
+use crate::disk::{self, list::Layout, roles::Role};
+use crate::disk::{FindError, Which};
+use crate::machine::config::{ConfigError, Layer};
+use crate::machine::drivers::{Coldplug, Loader, ModuleError};
+use crate::machine::hostname::{self, HostnameError};
+use crate::machine::identity;
+use crate::sys::init;
+use crate::sys::kmsg::{Kmsg, Level};
+use crate::sys::mount::{self, Mount, MountError};
+use crate::sys::power;
+use crate::sys::{block, ext4};
+
+/// Where the system's partition is mounted; becomes `/`.
+const ROOT: &str = "/sysroot";
+/// Where the data partition is mounted until its parts are in place.
+const DATA: &str = "/data";
+/// Where the recovery partition is mounted for a moment, for its configuration.
+const RECOVERY: &str = "/recovery";
+/// What the system starts with.
+const INIT: &str = "/sbin/init";
+/// OSTree's own way from the partition's root to the deployment that `ostree=` names; from the image.
+const PREPARE_ROOT: &str = "/usr/lib/ostree/ostree-prepare-root";
+/// The check of the data partition; from the image.
+const FSCK: &str = "/usr/sbin/e2fsck";
+
+/// As in the agent: USB disks take up to 20 s to answer.
+const DISK_WAIT: Duration = Duration::from_secs(30);
+/// Time a person has to read why the system did not start. GRUB has counted this try.
+const READING_TIME: Duration = Duration::from_secs(20);
+
+/// Why the system cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SysrootError {
+    /// GRUB did not say which partition.
+    #[error("the kernel argument {name}=PARTUUID is missing; GRUB passes it from its boot script")]
+    Argument {
+        /// The argument.
+        name: &'static str,
+    },
+    /// The disk is not there, or twice.
+    #[error("the disk of the system was not found")]
+    Disk(#[from] FindError),
+    /// The disk has no such partition.
+    #[error("{disk} has no {name} partition with PARTUUID {partuuid}")]
+    Partition {
+        /// The disk.
+        disk: String,
+        /// What it is for.
+        name: &'static str,
+        /// As on the command line.
+        partuuid: String,
+    },
+    /// A module that is needed by name.
+    #[error("a kernel module cannot be used")]
+    Module(#[from] ModuleError),
+    /// A mount.
+    #[error("the file systems cannot be put together")]
+    Mount(#[from] MountError),
+    /// A file or directory.
+    #[error("cannot {action}")]
+    File {
+        /// What was tried, with the path.
+        action: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The configuration on the recovery partition.
+    #[error("the configuration cannot be used")]
+    Config(#[from] ConfigError),
+    /// The host name.
+    #[error("the host name template cannot be used")]
+    Hostname(#[from] HostnameError),
+    /// A program ended with an error.
+    #[error("{program} ended with {status}; what it said is above")]
+    Program {
+        /// The program and its arguments.
+        program: String,
+        /// How it ended.
+        status: String,
+    },
+}
+
+/// The partitions, from the kernel command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arguments {
+    /// PARTUUID of the system partition.
+    pub system: String,
+    /// PARTUUID of the data partition.
+    pub data: String,
+}
+
+impl Arguments {
+    /// Reads `reflash.system=` and `reflash.data=`. As for the kernel, the last of several counts.
+    ///
+    /// # Errors
+    /// [`SysrootError::Argument`] when one is missing or empty.
+    pub fn parse(command_line: &str) -> Result<Self, SysrootError> {
+        let find = |name: &'static str| {
+            let mut values =
+                command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            let value = values.next_back().filter(|value| !value.is_empty());
+            value.map(str::to_ascii_lowercase).ok_or(SysrootError::Argument { name })
+        };
+        Ok(Self { system: find("reflash.system")?, data: find("reflash.data")? })
+    }
+}
+
+/// One step on the way to the system's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Mounts the system so that not one bit of it changes: without replaying a journal either.
+    System {
+        /// Its partition.
+        device: PathBuf,
+    },
+    /// Turns the root of the partition into that of the deployment.
+    Deployment,
+    /// Repairs what a power cut left.
+    Check {
+        /// The data partition.
+        device: PathBuf,
+    },
+    /// Mounts the data partition.
+    Data {
+        /// Its partition.
+        device: PathBuf,
+    },
+    /// Lets that grow to the size of its partition, which it does once.
+    Grow {
+        /// Its partition.
+        device: PathBuf,
+    },
+    /// Makes a directory, unless it is there.
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// Permissions of a new one.
+        mode: u32,
+    },
+    /// Makes a directory visible at another place.
+    Bind {
+        /// What.
+        from: PathBuf,
+        /// Where.
+        to: PathBuf,
+    },
+    /// Puts changes over a directory.
+    Overlay {
+        /// The directory, as the image has it.
+        over: PathBuf,
+        /// The changes.
+        upper: PathBuf,
+        /// The overlay's own.
+        work: PathBuf,
+    },
+    /// Unmounts what is visible at other places by now.
+    Unmount {
+        /// What.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System { device } => write!(f, "mount the system, {}, read-only", device.display()),
+            Self::Deployment => f.write_str("enter the deployment"),
+            Self::Check { device } => write!(f, "check the data partition, {}", device.display()),
+            Self::Data { device } => write!(f, "mount the data partition, {}", device.display()),
+            Self::Grow { .. } => f.write_str("let the data file system have all of its partition"),
+            Self::Directory { path, .. } => write!(f, "create {}", path.display()),
+            Self::Bind { from, to } => write!(f, "bind {} to {}", from.display(), to.display()),
+            Self::Overlay { over, upper, .. } => write!(f, "put {} over {}", upper.display(), over.display()),
+            Self::Unmount { path } => write!(f, "unmount {}", path.display()),
+        }
+    }
+}
+
+/// All steps, in order.
+#[must_use]
+pub fn steps(system: &Path, data: &Path) -> Vec<Step> {
+    let (root, data_at) = (Path::new(ROOT), Path::new(DATA));
+    let (var, overlay) = (data_at.join("var"), data_at.join("etc-overlay"));
+    let (upper, work) = (overlay.join("upper"), overlay.join("work"));
+    let directory = |path: &Path, mode| Step::Directory { path: path.to_owned(), mode };
+    vec![
+        Step::System { device: system.to_owned() },
+        Step::Deployment,
+        Step::Check { device: data.to_owned() },
+        Step::Data { device: data.to_owned() },
+        Step::Grow { device: data.to_owned() },
+        directory(&var, 0o755),
+        // The overlay takes the permissions of its root, /etc, from here.
+        directory(&overlay, 0o700),
+        directory(&upper, 0o755),
+        directory(&work, 0o700),
+        Step::Bind { from: var, to: root.join("var") },
+        Step::Overlay { over: root.join("etc"), upper, work },
+        Step::Unmount { path: data_at.to_owned() },
+    ]
+}
+
+impl Step {
+    fn take(&self) -> Result<(), SysrootError> {
+        match self {
+            Self::System { device } => Mount::device(device, "ext4").read_only().no_load().on(ROOT)?,
+            Self::Deployment => program(PREPARE_ROOT, &[ROOT], &[0])?,
+            Self::Check { device } => check(device)?,
+            Self::Data { device } => Mount::device(device, "ext4").no_suid().no_dev().on(DATA)?,
+            Self::Grow { device } => grow(device),
+            Self::Directory { path, mode } => make_directory(path, *mode)?,
+            Self::Bind { from, to } => mount::bind(from, to)?,
+            // The lower directory changes with every release, which an overlay bears only without these features.
+            Self::Overlay { over, upper, work } => Mount::overlay(over, upper, work)
+                .data("redirect_dir=off")
+                .data("index=off")
+                .data("metacopy=off")
+                .on(over)?,
+            Self::Unmount { path } => mount::unmount(path)?,
+        }
+        Ok(())
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), SysrootError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let failed = |source| SysrootError::File { action: format!("create {}", path.display()), source };
+    fs::DirBuilder::new().mode(mode).create(path).map_err(failed)?;
+    // The umask has had its say.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Provisioning writes a small file system into a partition of any size. Where it cannot grow, the machine works with
+/// less room.
+fn grow(device: &Path) {
+    let size = block::Device::open(device, block::Access::Read, block::Caching::Buffered).map(|it| it.size_bytes());
+    let grown = size.map_err(std::io::Error::other).and_then(|size| ext4::grow(Path::new(DATA), size));
+    if let Err(error) = grown {
+        say(&format!("the data file system keeps its size: {error}"));
+    }
+}
+
+/// e2fsck: 0 is clean, 1 corrected, 2 corrected and a reboot wanted if it was mounted (e2fsck(8)); it is not.
+const CHECKED: &[i32] = &[0, 1, 2];
+
+/// Checks and repairs. What preening does not dare, a robot cannot ask anybody about: then every repair is made,
+/// since a data partition that does not mount is lost altogether. Pieces end up in lost+found.
+fn check(device: &Path) -> Result<(), SysrootError> {
+    let device = device.to_string_lossy();
+    match program(FSCK, &["-p", &device], CHECKED) {
+        Err(SysrootError::Program { status, .. }) => {
+            say(&format!("data partition: e2fsck -p ended with {status}; repairing all it finds"));
+            program(FSCK, &["-f", "-y", &device], CHECKED)
+        }
+        result => result,
+    }
+}
+
+fn program(path: &str, arguments: &[&str], good: &[i32]) -> Result<(), SysrootError> {
+    let line = || format!("{path} {}", arguments.join(" "));
+    let status = init::run_and_wait(Path::new(path), arguments)
+        .map_err(|source| SysrootError::File { action: format!("start {}", line()), source })?;
+    if status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(());
+    }
+    Err(SysrootError::Program { program: line(), status: status.to_string() })
+}
+
+/// Starts the system as PID 1. Never returns: systemd takes this process over, or the machine reboots.
+pub fn run() -> ! {
+    init::install_panic_hook(READING_TIME);
+    let error = start();
+    say(&format!("the system cannot be started: {}", chain(&error)));
+    say(&format!("rebooting in {} s; GRUB has counted this try", READING_TIME.as_secs()));
+    std::thread::sleep(READING_TIME);
+    loop {
+        let Err(error) = power::reboot();
+        say(&format!("the kernel refuses to reboot: {error}"));
+        std::thread::sleep(READING_TIME);
+    }
+}
+
+/// Returns only the reason why there is no way on.
+fn start() -> SysrootError {
+    match prepare() {
+        Ok(()) => match mount::switch_root(Path::new(ROOT), Path::new(INIT), &[]) {
+            Ok(never) => match never {},
+            Err(error) => error.into(),
+        },
+        Err(error) => error,
+    }
+}
+
+fn prepare() -> Result<(), SysrootError> {
+    for note in init::bring_up()? {
+        say(&note);
+    }
+    let command_line = fs::read_to_string("/proc/cmdline")
+        .map_err(|source| SysrootError::File { action: "read /proc/cmdline".into(), source })?;
+    let arguments = Arguments::parse(&command_line)?;
+    let loader = Arc::new(Loader::for_running_kernel()?);
+    // No device asks for these.
+    loader.load("ext4")?;
+    loader.load("overlay")?;
+    // Keeps looking while we wait for the disk; ends with this process's turn into systemd.
+    let coldplug = Coldplug::start(Arc::clone(&loader), |_| {});
+    if let Err(error) = &coldplug {
+        say(&format!("drivers of devices that appear late are not loaded: {error}"));
+    }
+    for failure in loader.load_for_present_devices().failures {
+        say(&chain(&failure));
+    }
+    let waiting = || say("waiting for the disk of the system");
+    let found = disk::wait_for_disk_by_partuuid(&arguments.system, Which::Physical, DISK_WAIT, waiting)?;
+    let node = |name, partuuid: &str| {
+        let partition = found.layout.partuuid(partuuid).and_then(|partition| partition.node.clone());
+        let missing = || SysrootError::Partition { disk: found.disk.to_string(), name, partuuid: partuuid.to_owned() };
+        partition.ok_or_else(missing)
+    };
+    let (system, data) = (node("system", &arguments.system)?, node("data", &arguments.data)?);
+    for step in steps(&system, &data) {
+        log(&step.to_string());
+        step.take()?;
+    }
+    // A machine without its own name still works; who needs the name sees why it is missing.
+    match set_hostname(&found.layout) {
+        Ok(Some(name)) => log(&format!("host name {name}")),
+        Ok(None) => {}
+        Err(error) => say(&format!("the host name stays that of the image: {}", chain(&error))),
+    }
+    Ok(())
+}
+
+/// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps
+/// the name unless somebody wrote another into /etc/hostname.
+fn set_hostname(layout: &Layout) -> Result<Option<String>, SysrootError> {
+    let Some(device) = layout.device_of(Role::Recovery) else { return Ok(None) };
+    Mount::device(device, "ext4").read_only().no_load().on(RECOVERY)?;
+    let path = Path::new(RECOVERY).join("reflash.toml");
+    let configuration = fs::read_to_string(&path);
+    // Written at provisioning; most machines have none.
+    let asset = fs::read_to_string(Path::new(RECOVERY).join("asset")).ok().map(|name| name.trim().to_owned());
+    mount::unmount(RECOVERY)?;
+    let file = |action: String| move |source| SysrootError::File { action, source };
+    let configuration = configuration.map_err(file(format!("read {}", path.display())))?;
+    let Some(template) = Layer::parse("reflash.toml", &configuration)?.machine.hostname else { return Ok(None) };
+    let name = hostname_of(&template, &identity::identity(), asset)?;
+    fs::write("/proc/sys/kernel/hostname", &name).map_err(file(format!("set the host name {name}")))?;
+    Ok(Some(name))
+}
+
+fn hostname_of(template: &str, machine: &identity::Identity, asset: Option<String>) -> Result<String, HostnameError> {
+    hostname::expand(template, |key| if key == "asset" { asset.clone() } else { machine.value(key) })
+}
+
+/// For the kernel log, where the system's journal finds it.
+fn log(text: &str) {
+    if let Ok(kmsg) = Kmsg::open() {
+        let _ = kmsg.write(Level::Info, text);
+    }
+}
+
+/// For a person, on every console, and for the kernel log.
+fn say(text: &str) {
+    log(text);
+    for console in init::consoles() {
+        if let Ok(mut console) = fs::OpenOptions::new().write(true).open(console) {
+            let _ = write!(console, "reflash: {text}\r\n");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arguments, Step, check, hostname_of, make_directory, program, steps};
+    use crate::machine::hostname::KEYS;
+    use crate::machine::identity::Identity;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    #[test]
+    fn partitions_come_from_the_command_line() {
+        let line = "BOOT_IMAGE=x ro reflash.system=OLD reflash.data=B-2 quiet reflash.system=A-1\n";
+        assert_eq!(Arguments::parse(line).unwrap(), Arguments { system: "a-1".into(), data: "b-2".into() });
+        for (line, name) in [("reflash.data=x", "reflash.system"), ("reflash.system=x reflash.data=", "reflash.data")] {
+            let error = Arguments::parse(line).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn data_is_checked_before_it_is_mounted_and_the_overlay_comes_over_the_deployment() {
+        let steps = steps(Path::new("/dev/vda5"), Path::new("/dev/vda6"));
+        let at = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+        let system = at(&|step| matches!(step, Step::System { device } if device == Path::new("/dev/vda5")));
+        let deployment = at(&|step| *step == Step::Deployment);
+        let check = at(&|step| matches!(step, Step::Check { device } if device == Path::new("/dev/vda6")));
+        let data = at(&|step| matches!(step, Step::Data { .. }));
+        let overlay = at(&|step| matches!(step, Step::Overlay { over, .. } if over == Path::new("/sysroot/etc")));
+        let bind = at(&|step| matches!(step, Step::Bind { to, .. } if to == Path::new("/sysroot/var")));
+        assert!(system < deployment && deployment < bind && deployment < overlay);
+        assert!(check < data && data < bind && data < overlay);
+        assert!(matches!(steps.last(), Some(Step::Unmount { .. })));
+        // An overlay wants its two directories on one file system, and both there.
+        for directory in ["upper", "work"] {
+            let path = Path::new("/data/etc-overlay").join(directory);
+            assert!(at(&|step| matches!(step, Step::Directory { path: made, .. } if *made == path)) < overlay);
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_template_has_a_source() {
+        let some = || Some("x1".to_owned());
+        let machine = Identity {
+            vendor: some(),
+            product_name: some(),
+            product_serial: some(),
+            product_uuid: Some("4c4c4544-0042-3510-8048-b4c04f4d3732".to_owned()),
+            board_vendor: None,
+            board_name: None,
+            board_serial: some(),
+            mac: Some("52:54:00:12:34:56".to_owned()),
+        };
+        for key in KEYS {
+            let name = hostname_of(&format!("r-{{{key}}}"), &machine, some());
+            assert!(name.as_ref().is_ok_and(|name| name.starts_with("r-") && name.len() > 3), "{key}: {name:?}");
+        }
+    }
+
+    #[test]
+    fn directories_get_their_mode_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        make_directory(&path, 0o711).unwrap();
+        make_directory(&path, 0o700).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o711);
+        assert!(make_directory(Path::new("/no/such/parent"), 0o700).is_err());
+    }
+
+    #[test]
+    fn failing_programs_are_named() {
+        assert!(program("/bin/true", &[], &[0]).is_ok());
+        let error = program("/bin/sh", &["-c", "exit 8"], &[0, 1]).unwrap_err().to_string();
+        assert!(error.contains("/bin/sh") && error.contains('8'), "{error}");
+        assert!(check(Path::new("/no/such/device")).is_err());
+    }
+}

@@ -1,0 +1,414 @@
+//! The black box: what the last attempts did and how far they came, on the state partition, for whoever asks later.
+//!
+//! One file of fixed size, laid out once and then overwritten in place, so that it never grows and can be written when
+//! the partition is full. Slots of 4 KiB: two for the marks, then two for each of the last [`KEPT`] attempts, written in
+//! turns. A cut in the middle of a write spoils one slot, and the other of the pair still has the state before.
+//!
+//! | slot | bytes | content |
+//! |---|---|---|
+//! | magic | 8 | `RFLASHBB` |
+//! | sequence | 8 | u64, little endian; the higher one of a pair counts |
+//! | length | 4 | u32, little endian, bytes of JSON |
+//! | digest | 32 | BLAKE3 of the JSON |
+//! | JSON | length | [`Attempt`] or [`Marks`] |
+
+mod recorder;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::record::journal::Phase;
+use crate::record::totals::Totals;
+use crate::release::digest::Digest;
+
+pub use recorder::{Recorder, Remembered};
+
+/// Attempts that are kept.
+pub const KEPT: u64 = 16;
+
+const SLOT_BYTES: usize = 4096;
+const MAGIC: &[u8; 8] = b"RFLASHBB";
+const HEADER_BYTES: usize = 52;
+const SLOTS: u64 = 2 + 2 * KEPT;
+/// Size of the file, bytes.
+pub const SIZE_BYTES: u64 = SLOTS * SLOT_BYTES as u64;
+
+/// How an attempt ended. One that has no outcome was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// A release was written, verified and made bootable.
+    Installed,
+    /// The system was intact and was started again.
+    Started,
+    /// Waits for another release.
+    Parked,
+    /// Gave up; the errors say why.
+    Failed,
+}
+
+/// One phase of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseRecord {
+    /// Which.
+    pub phase: Phase,
+    /// How long it took; `None` while it runs, and for ever if it was cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// Whether it failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
+}
+
+/// One run of the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counts up from 1.
+    pub id: u64,
+    /// Version of the agent.
+    pub agent: String,
+    /// Why GRUB started it, as in `reflash.reason=`.
+    pub reason: String,
+    /// A person or the running system asked for it.
+    pub asked_for: bool,
+    /// When it began, seconds since 1970 by the machine's clock, which may be wrong.
+    pub started_unix_s: u64,
+    /// Version of the release it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its serial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Phases in the order in which they began.
+    pub phases: Vec<PhaseRecord>,
+    /// What the first plan held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+    /// Byte ranges of the system partition that differed from the installed release, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_byte_ranges: Vec<[u64; 2]>,
+    /// What went wrong, the last few, each with its whole chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+impl Attempt {
+    /// Whether it ended, by itself or by a cut: only the last one can still be going on.
+    #[must_use]
+    pub fn is_over(&self, next_id: u64) -> bool {
+        self.outcome.is_some() || self.id + 1 < next_id
+    }
+}
+
+/// What was done about the attempts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// The last attempt that was followed by a boot that called itself good.
+    pub good_through: u64,
+    /// The last attempt that was reported.
+    pub reported_through: u64,
+}
+
+/// The opened file.
+#[derive(Debug)]
+pub struct BlackBox {
+    file: File,
+    sequence: u64,
+    attempts: Vec<Attempt>,
+    marks: Marks,
+}
+
+impl BlackBox {
+    /// Opens it, making it first where there is none, and reads what is whole.
+    ///
+    /// # Errors
+    /// The file system's. The caller goes on without one: a record is never a reason to stop a recovery.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.len() != SIZE_BYTES {
+            // Written, not merely extended: later writes must not need room.
+            file.set_len(0)?;
+            file.write_all_at(&[0; SIZE_BYTES as usize], 0)?;
+            file.sync_all()?;
+        }
+        let mut this = Self { file, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
+        this.load()?;
+        Ok(this)
+    }
+
+    /// Opens it to look at.
+    ///
+    /// # Errors
+    /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a file of another size.
+    pub fn open_read_only(path: &Path) -> io::Result<Self> {
+        let mut this = Self { file: File::open(path)?, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
+        this.load()?;
+        Ok(this)
+    }
+
+    /// The attempts that are kept, oldest first.
+    #[must_use]
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// What was done about them.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        self.marks
+    }
+
+    /// Replaces the marks, and returns when they are on the medium.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn mark(&mut self, marks: Marks) -> io::Result<()> {
+        self.marks = marks;
+        self.write(0, &serde_json::to_vec(&marks)?)
+    }
+
+    /// Number of the next attempt.
+    #[must_use]
+    pub fn next_id(&self) -> u64 {
+        self.attempts.last().map_or(1, |last| last.id + 1)
+    }
+
+    /// Writes an attempt as far as it is known, and returns when that is on the medium.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn record(&mut self, attempt: &Attempt) -> io::Result<()> {
+        match self.attempts.iter_mut().find(|known| known.id == attempt.id) {
+            Some(known) => known.clone_from(attempt),
+            None => self.attempts.push(attempt.clone()),
+        }
+        let keep_from = self.attempts.len().saturating_sub(KEPT as usize);
+        self.attempts.drain(..keep_from);
+        self.write(2 + attempt.id % KEPT * 2, &fitting(attempt)?)
+    }
+
+    /// Automatic recoveries to the release that was last recovered to, since the last good boot: the loop brake's
+    /// second witness, for when the boot environment, which is the first, is lost.
+    #[must_use]
+    pub fn recoveries(&self) -> crate::boot::decide::Recoveries {
+        let mut found = crate::boot::decide::Recoveries::default();
+        for attempt in self.attempts.iter().rev().take_while(|attempt| attempt.id > self.marks.good_through) {
+            if !matches!(attempt.outcome, Some(Outcome::Installed | Outcome::Started)) {
+                continue;
+            }
+            let serial = attempt.serial.unwrap_or_default();
+            if attempt.asked_for || (found.count > 0 && serial != found.serial) {
+                break;
+            }
+            found = crate::boot::decide::Recoveries { serial, count: found.count + 1 };
+        }
+        found
+    }
+
+    /// Attempts in a row, up to the last one, that gave up.
+    #[must_use]
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.attempts.iter().rev().take_while(|attempt| attempt.outcome == Some(Outcome::Failed)).count() as u32
+    }
+
+    /// Writes to the slot of the pair at `pair` that was not written last.
+    fn write(&mut self, pair: u64, json: &[u8]) -> io::Result<()> {
+        self.sequence += 1;
+        let mut slot = Vec::with_capacity(SLOT_BYTES);
+        slot.extend_from_slice(MAGIC);
+        slot.extend_from_slice(&self.sequence.to_le_bytes());
+        slot.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        slot.extend_from_slice(&Digest::of(json).0);
+        slot.extend_from_slice(json);
+        if slot.len() > SLOT_BYTES {
+            return Err(io::Error::other(format!(
+                "a record of {} bytes does not fit a slot of the black box",
+                json.len()
+            )));
+        }
+        slot.resize(SLOT_BYTES, 0);
+        let [first, second] = [self.read::<serde_json::Value>(pair)?, self.read(pair + 1)?];
+        let newer_first = first.map_or(0, |(sequence, _)| sequence) > second.map_or(0, |(sequence, _)| sequence);
+        let place = pair + u64::from(newer_first);
+        self.file.write_all_at(&slot, place * SLOT_BYTES as u64)?;
+        self.file.sync_data()
+    }
+
+    /// What a slot holds, if it is whole.
+    fn read<T: DeserializeOwned>(&self, slot: u64) -> io::Result<Option<(u64, T)>> {
+        let mut bytes = vec![0; SLOT_BYTES];
+        self.file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64)?;
+        Ok(decode(&bytes))
+    }
+
+    fn load(&mut self) -> io::Result<()> {
+        let mut newest = 0;
+        for slot in 0..2 {
+            if let Some((sequence, marks)) = self.read::<Marks>(slot)? {
+                self.sequence = self.sequence.max(sequence);
+                if sequence > newest {
+                    (newest, self.marks) = (sequence, marks);
+                }
+            }
+        }
+        let mut found: Vec<(u64, Attempt)> = Vec::new();
+        for slot in 2..SLOTS {
+            if let Some((sequence, attempt)) = self.read::<Attempt>(slot)? {
+                self.sequence = self.sequence.max(sequence);
+                found.push((sequence, attempt));
+            }
+        }
+        found.sort_by_key(|(sequence, attempt)| (attempt.id, *sequence));
+        for (_, attempt) in found {
+            match self.attempts.last_mut() {
+                Some(last) if last.id == attempt.id => *last = attempt,
+                _ => self.attempts.push(attempt),
+            }
+        }
+        let keep_from = self.attempts.len().saturating_sub(KEPT as usize);
+        self.attempts.drain(..keep_from);
+        Ok(())
+    }
+}
+
+fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
+    let rest = slot.strip_prefix(MAGIC)?;
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let (digest, rest) = rest.split_first_chunk::<32>()?;
+    let json = rest.get(..u32::from_le_bytes(*length) as usize)?;
+    if Digest::of(json).0 != *digest {
+        return None;
+    }
+    Some((u64::from_le_bytes(*sequence), serde_json::from_slice(json).ok()?))
+}
+
+/// The JSON of an attempt, without the oldest errors and last ranges that would not fit.
+fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
+    let mut attempt = attempt.clone();
+    loop {
+        let json = serde_json::to_vec(&attempt)?;
+        if json.len() <= SLOT_BYTES - HEADER_BYTES {
+            return Ok(json);
+        }
+        if attempt.errors.len() > 1 {
+            attempt.errors.remove(0);
+        } else if attempt.damaged_byte_ranges.pop().is_none() && attempt.phases.len() > 8 {
+            attempt.phases.remove(0);
+        } else if attempt.damaged_byte_ranges.is_empty() && attempt.phases.len() <= 8 {
+            // Nothing is left that may go; the write says so.
+            return Ok(json);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Attempt, BlackBox, KEPT, Marks, Outcome, SLOT_BYTES};
+    use std::os::unix::fs::FileExt;
+
+    fn attempt(id: u64, outcome: Option<Outcome>) -> Attempt {
+        Attempt { id, outcome, reason: "tries".into(), serial: Some(7), ..Attempt::default() }
+    }
+
+    #[test]
+    fn the_last_attempts_are_kept_in_a_file_that_does_not_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let size = || std::fs::metadata(&path).unwrap().len();
+        BlackBox::open(&path).unwrap();
+        let before = size();
+        for id in 1..=3 * KEPT {
+            let mut open = BlackBox::open(&path).unwrap();
+            assert_eq!(open.next_id(), id);
+            open.record(&attempt(id, None)).unwrap();
+            open.record(&attempt(id, Some(Outcome::Installed))).unwrap();
+        }
+        assert_eq!(size(), before);
+        let read = BlackBox::open(&path).unwrap();
+        let ids: Vec<u64> = read.attempts().iter().map(|attempt| attempt.id).collect();
+        assert_eq!(ids, (2 * KEPT + 1..=3 * KEPT).collect::<Vec<_>>());
+        assert!(read.attempts().iter().all(|attempt| attempt.outcome == Some(Outcome::Installed)));
+    }
+
+    #[test]
+    fn a_write_cut_anywhere_leaves_the_state_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let mut open = BlackBox::open(&path).unwrap();
+        open.mark(Marks { good_through: 1, reported_through: 1 }).unwrap();
+        open.record(&attempt(1, Some(Outcome::Installed))).unwrap();
+        open.record(&attempt(2, None)).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        open.record(&attempt(2, Some(Outcome::Parked))).unwrap();
+        open.mark(Marks { good_through: 2, reported_through: 2 }).unwrap();
+        let after = std::fs::read(&path).unwrap();
+        let changed: Vec<usize> = (0..after.len()).filter(|at| before[*at] != after[*at]).collect();
+        for cut in changed.iter().step_by(7) {
+            let mut torn = before.clone();
+            torn[..*cut].copy_from_slice(&after[..*cut]);
+            std::fs::write(&path, &torn).unwrap();
+            let read = BlackBox::open(&path).unwrap();
+            assert_eq!(read.attempts().len(), 2, "cut at {cut}");
+            assert_eq!(read.attempts()[0].outcome, Some(Outcome::Installed));
+            assert!(read.marks().good_through >= 1);
+        }
+    }
+
+    #[test]
+    fn garbage_is_no_record_and_does_not_stop_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        for garbage in [vec![], vec![0xff; 10], vec![0xa5; SLOT_BYTES * 34], vec![1; 1 << 20]] {
+            std::fs::write(&path, garbage).unwrap();
+            let mut open = BlackBox::open(&path).unwrap();
+            assert!(open.attempts().is_empty());
+            open.record(&attempt(1, None)).unwrap();
+            assert_eq!(BlackBox::open(&path).unwrap().attempts().len(), 1);
+        }
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"RFLASHBB\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 0).unwrap();
+        BlackBox::open(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_too_long_loses_its_oldest_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let mut long = attempt(1, None);
+        long.errors = (0..20).map(|number| format!("{number}{}", "x".repeat(400))).collect();
+        long.damaged_byte_ranges = vec![[1 << 40, 1 << 41]; 64];
+        BlackBox::open(&path).unwrap().record(&long).unwrap();
+        let read = BlackBox::open(&path).unwrap();
+        assert!(read.attempts()[0].errors.last().unwrap().starts_with("19x"));
+    }
+
+    #[test]
+    fn recoveries_are_counted_back_to_a_good_boot_or_a_wish_or_another_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = |attempts: &[Attempt], good_through| {
+            let path = dir.path().join("blackbox");
+            let _ = std::fs::remove_file(&path);
+            let mut open = BlackBox::open(&path).unwrap();
+            attempts.iter().for_each(|attempt| open.record(attempt).unwrap());
+            open.mark(Marks { good_through, reported_through: 0 }).unwrap();
+            open.recoveries().count
+        };
+        let installed = |id| attempt(id, Some(Outcome::Installed));
+        let asked = |id| Attempt { asked_for: true, ..installed(id) };
+        let other = |id| Attempt { serial: Some(6), ..installed(id) };
+        assert_eq!(count(&[installed(1), attempt(2, None), installed(3)], 0), 2);
+        assert_eq!(count(&[installed(1), installed(2), installed(3)], 2), 1);
+        assert_eq!(count(&[installed(1), asked(2), installed(3)], 0), 1);
+        assert_eq!(count(&[other(1), installed(2)], 0), 1);
+        assert_eq!(count(&[installed(1), attempt(2, Some(Outcome::Parked))], 0), 1);
+    }
+}

@@ -1,0 +1,52 @@
+//! Quantities of a plan, as people, the black box and reports get them. Pure.
+
+use std::fmt;
+
+use crate::record::progress::bytes;
+
+/// Quantities of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Size of the image.
+    pub image_bytes: u64,
+    /// Already right on the partition, zeros included.
+    pub right_bytes: u64,
+    /// To be zeroed.
+    pub zero_bytes: u64,
+    /// To be put together from blocks elsewhere on the partition.
+    pub move_bytes: u64,
+    /// To be written with fetched content.
+    pub write_bytes: u64,
+    /// To be downloaded, gaps included.
+    pub download_bytes: u64,
+}
+
+impl Totals {
+    /// Those of a partition that holds an image of this size already.
+    #[must_use]
+    pub fn nothing_to_do(image_bytes: u64) -> Self {
+        Self { image_bytes, right_bytes: image_bytes, ..Self::default() }
+    }
+
+    /// Everything that changes on the partition.
+    #[must_use]
+    pub fn changed_bytes(&self) -> u64 {
+        self.zero_bytes + self.move_bytes + self.write_bytes
+    }
+}
+
+/// As people are told before anything starts.
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} are right already; to download {}, to move {}, to write {}, to zero {}",
+            bytes(self.right_bytes),
+            bytes(self.download_bytes),
+            bytes(self.move_bytes),
+            bytes(self.write_bytes),
+            bytes(self.zero_bytes)
+        )
+    }
+}

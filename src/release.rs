@@ -1,0 +1,9 @@
+//! The published format of a release, enough to read and to make one. Pure: `docs/release-format.md` describes it for
+//! other implementations.
+
+pub mod digest;
+pub mod hints;
+pub mod index;
+pub mod layout;
+pub mod manifest;
+pub mod patches;

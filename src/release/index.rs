@@ -1,0 +1,505 @@
+//! The chunk index of an image: which frames it is made of and where each is stored. Pure.
+//!
+//! An image is cut into frames of one fixed size (the last may be shorter). A frame that is all zero is not stored.
+//! Every other distinct frame is stored once, as an independent zstd frame, in a pack. Neighbours lie back to back,
+//! and a pack may be one of an earlier release. What an agent needs to look for blocks on the old partition is an
+//! object of its own, [`crate::release::hints`]: who compares only, or writes a blank disk, never downloads it.
+//!
+//! The object is one zstd frame around the following. All numbers little endian. Sections follow each other without
+//! padding:
+//!
+//! | section | entries | entry |
+//! |---|---|---|
+//! | header | 1 | 8 bytes `RFLASHIX`; u32 version 2; u32 frame size; u64 image size; u32 block size 4096; u32 frames; u32 stored frames; u32 extents; u32 packs; u32 0 |
+//! | packs | packs | 32 bytes BLAKE3 of the pack; u64 its size |
+//! | extents | extents | u32 first stored frame; u32 pack; u64 offset: from here stored frames lie back to back |
+//! | frames | frames | u32 stored frame, or 0xffffffff for all zero |
+//! | lengths | stored frames | u32 compressed length |
+//! | digests | stored frames | 32 bytes BLAKE3 of the content |
+
+mod builder;
+mod relocate;
+
+use std::io::{self, Read};
+use std::ops::Range;
+
+use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
+
+pub use builder::Builder;
+
+/// Smallest frame size, bytes.
+pub const MIN_FRAME_BYTES: u32 = 16 * 1024;
+/// Largest frame size, bytes. Bounds the agent's memory per frame in flight.
+pub const MAX_FRAME_BYTES: u32 = 4 * 1024 * 1024;
+
+const MAGIC: &[u8; 8] = b"RFLASHIX";
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 48;
+const ZERO_FRAME: u32 = u32::MAX;
+
+/// More frames than this make an index that a machine with little memory cannot hold beside its work: about 15 MB.
+/// The releasing side picks the frame size by it; it allows images of up to 1 TiB.
+pub const MAX_FRAMES: u64 = 256 * 1024;
+
+/// Position of a frame in the image, from 0.
+pub type FrameNo = u32;
+/// Position of a stored frame in the index, from 0.
+pub type StoredNo = u32;
+
+/// A pack: an immutable object of stored frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pack {
+    /// BLAKE3 of the pack, and its name.
+    pub digest: Digest,
+    /// Size, bytes.
+    pub size_bytes: u64,
+}
+
+/// Stored frames that lie back to back in one pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first of them; they go on up to the next extent's first.
+    pub first: StoredNo,
+    /// Position of the pack in [`Index::packs`].
+    pub pack: u32,
+    /// Offset of the first in the pack, bytes.
+    pub offset_bytes: u64,
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameContent {
+    /// Only zero bytes.
+    Zero,
+    /// The content of a stored frame.
+    Stored(StoredNo),
+}
+
+/// Where a stored frame lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// Position of the pack in [`Index::packs`].
+    pub pack: u32,
+    /// Bytes of the compressed frame in the pack.
+    pub range: Range<u64>,
+}
+
+/// A decoded, consistent index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    frame_bytes: u32,
+    image_bytes: u64,
+    packs: Vec<Pack>,
+    frames: Vec<u32>,
+    digests: Vec<Digest>,
+    extents: Vec<Extent>,
+    lengths: Vec<u32>,
+    /// Offset of each stored frame in its pack; derived.
+    offsets: Vec<u64>,
+    /// Pack of each stored frame; derived.
+    pack_of: Vec<u32>,
+}
+
+/// Why bytes are not an index.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Other content.
+    #[error("not a chunk index: the first bytes are not RFLASHIX")]
+    Magic,
+    /// A later format.
+    #[error("chunk index version {0} is not known to this agent, which reads version {VERSION}")]
+    Version(u32),
+    /// Cut or too long.
+    #[error("the chunk index has {found} bytes and its header asks for {expected}")]
+    Size {
+        /// Bytes there are.
+        found: usize,
+        /// Bytes the header implies.
+        expected: u64,
+    },
+    /// Numbers that contradict each other.
+    #[error("the chunk index contradicts itself: {0}")]
+    Inconsistent(String),
+    /// Not a zstd frame.
+    #[error("the chunk index cannot be decompressed")]
+    Compressed(#[source] io::Error),
+}
+
+impl Index {
+    /// Reads the object of an index.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
+        let mut content = zstd::stream::read::Decoder::new(object).map_err(IndexError::Compressed)?;
+        let mut bytes = Vec::new();
+        content.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        // The header says how much may come: no more is decompressed than it asks for, and one byte to see the excess.
+        let expected = Header::read(&bytes)?.expected_bytes();
+        content.take(expected - bytes.len() as u64 + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        Self::decode(&bytes)
+    }
+
+    /// Reads an index whose digest has been checked; every number is checked nevertheless.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
+        let header = Header::read(bytes)?;
+        let expected = header.expected_bytes();
+        if bytes.len() as u64 != expected {
+            return Err(IndexError::Size { found: bytes.len(), expected });
+        }
+        let Header { frame_bytes, image_bytes, frames, stored, extents, packs } = header;
+        let mut reader = Reader(&bytes[HEADER_BYTES..]);
+        let index = Self {
+            frame_bytes,
+            image_bytes,
+            packs: (0..packs).map(|_| Pack { digest: Digest(reader.array()), size_bytes: reader.u64() }).collect(),
+            extents: (0..extents)
+                .map(|_| Extent { first: reader.u32(), pack: reader.u32(), offset_bytes: reader.u64() })
+                .collect(),
+            frames: (0..frames).map(|_| reader.u32()).collect(),
+            lengths: (0..stored).map(|_| reader.u32()).collect(),
+            digests: (0..stored).map(|_| Digest(reader.array())).collect(),
+            offsets: Vec::new(),
+            pack_of: Vec::new(),
+        };
+        index.checked()
+    }
+
+    /// The bytes of the index before compression; the same index gives the same bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(MAGIC);
+        let u32s = |out: &mut Vec<u8>, values: &[u32]| {
+            values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+        };
+        u32s(&mut out, &[VERSION, self.frame_bytes]);
+        out.extend_from_slice(&self.image_bytes.to_le_bytes());
+        let counts = [self.frames.len(), self.digests.len(), self.extents.len(), self.packs.len()];
+        u32s(&mut out, &[BLOCK_SIZE_BYTES as u32]);
+        u32s(&mut out, &counts.map(|count| count as u32));
+        u32s(&mut out, &[0]);
+        for pack in &self.packs {
+            out.extend_from_slice(&pack.digest.0);
+            out.extend_from_slice(&pack.size_bytes.to_le_bytes());
+        }
+        for extent in &self.extents {
+            u32s(&mut out, &[extent.first, extent.pack]);
+            out.extend_from_slice(&extent.offset_bytes.to_le_bytes());
+        }
+        u32s(&mut out, &self.frames);
+        u32s(&mut out, &self.lengths);
+        self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
+        out
+    }
+
+    /// Size of a full frame, bytes.
+    #[must_use]
+    pub fn frame_bytes(&self) -> u32 {
+        self.frame_bytes
+    }
+
+    /// Size of the image, bytes.
+    #[must_use]
+    pub fn image_bytes(&self) -> u64 {
+        self.image_bytes
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn frame_count(&self) -> FrameNo {
+        self.frames.len() as FrameNo
+    }
+
+    /// Number of stored frames.
+    #[must_use]
+    pub fn stored_count(&self) -> StoredNo {
+        self.digests.len() as StoredNo
+    }
+
+    /// The packs.
+    #[must_use]
+    pub fn packs(&self) -> &[Pack] {
+        &self.packs
+    }
+
+    /// Bytes of the image that a frame covers. `frame` must be below [`frame_count`](Self::frame_count).
+    #[must_use]
+    pub fn frame_range(&self, frame: FrameNo) -> Range<u64> {
+        let start = u64::from(frame) * u64::from(self.frame_bytes);
+        start..(start + u64::from(self.frame_bytes)).min(self.image_bytes)
+    }
+
+    /// What a frame holds.
+    #[must_use]
+    pub fn frame_content(&self, frame: FrameNo) -> FrameContent {
+        match self.frames[frame as usize] {
+            ZERO_FRAME => FrameContent::Zero,
+            stored => FrameContent::Stored(stored),
+        }
+    }
+
+    /// Digest of a stored frame's content.
+    #[must_use]
+    pub fn digest(&self, stored: StoredNo) -> &Digest {
+        &self.digests[stored as usize]
+    }
+
+    /// Whether a stored frame can have this compressed length, bytes.
+    #[must_use]
+    pub(crate) fn is_length(&self, length: u32) -> bool {
+        length != 0 && length <= compressed_limit(self.frame_bytes)
+    }
+
+    /// Where a stored frame lies.
+    #[must_use]
+    pub fn location(&self, stored: StoredNo) -> Location {
+        let offset = self.offsets[stored as usize];
+        Location {
+            pack: self.pack_of[stored as usize],
+            range: offset..offset + u64::from(self.lengths[stored as usize]),
+        }
+    }
+
+    /// Whether content is what the frame must hold: the one check that decides over every write and read-back.
+    #[must_use]
+    pub fn matches(&self, frame: FrameNo, content: &[u8]) -> bool {
+        let range = self.frame_range(frame);
+        content.len() as u64 == range.end - range.start
+            && match self.frame_content(frame) {
+                FrameContent::Zero => crate::release::digest::is_zero(content),
+                FrameContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
+            }
+    }
+
+    fn checked(mut self) -> Result<Self, IndexError> {
+        let expected_frames = self.image_bytes.div_ceil(u64::from(self.frame_bytes));
+        if self.frames.len() as u64 != expected_frames {
+            return inconsistent(&format!("{} frames, and the sizes ask for {expected_frames}", self.frames.len()));
+        }
+        let stored_count = self.digests.len() as u32;
+        let mut used = vec![false; self.digests.len()];
+        for frame in self.frames.iter().filter(|frame| **frame != ZERO_FRAME) {
+            match used.get_mut(*frame as usize) {
+                Some(used) => *used = true,
+                None => return inconsistent(&format!("stored frame {frame} of {stored_count} is named")),
+            }
+        }
+        if let Some(unused) = used.iter().position(|used| !used) {
+            return inconsistent(&format!("stored frame {unused} is in no place of the image"));
+        }
+        // A short last frame has content of its own length, so nothing else can share it.
+        if let (false, Some((last, others))) =
+            (self.image_bytes.is_multiple_of(u64::from(self.frame_bytes)), self.frames.split_last())
+            && *last != ZERO_FRAME
+            && others.contains(last)
+        {
+            return inconsistent("the short last frame is shared with a full one");
+        }
+        if let Some(length) = self.lengths.iter().find(|length| !self.is_length(**length)) {
+            let limit = compressed_limit(self.frame_bytes);
+            return inconsistent(&format!("a compressed length of {length}, above the limit of {limit}"));
+        }
+        self.derive_locations()?;
+        Ok(self)
+    }
+
+    fn derive_locations(&mut self) -> Result<(), IndexError> {
+        let stored_count = self.digests.len();
+        if self.extents.first().map_or(stored_count != 0, |extent| extent.first != 0) {
+            return inconsistent("the first extent does not begin at stored frame 0");
+        }
+        let ends = self.extents.iter().skip(1).map(|extent| extent.first as usize).chain([stored_count]);
+        for (extent, end) in self.extents.iter().zip(ends) {
+            let first = extent.first as usize;
+            let Some(pack) = self.packs.get(extent.pack as usize) else {
+                return inconsistent(&format!("pack {} of {} is named", extent.pack, self.packs.len()));
+            };
+            if first >= end || end > stored_count {
+                return inconsistent("extents are empty or out of order");
+            }
+            let mut offset = extent.offset_bytes;
+            for length in &self.lengths[first..end] {
+                self.offsets.push(offset);
+                self.pack_of.push(extent.pack);
+                offset = offset.saturating_add(u64::from(*length));
+            }
+            if offset > pack.size_bytes {
+                return inconsistent(&format!("frames end at {offset} in a pack of {} bytes", pack.size_bytes));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest compressed frame that is accepted: zstd's own bound for incompressible content, rounded up.
+#[must_use]
+pub fn compressed_limit(frame_bytes: u32) -> u32 {
+    frame_bytes + frame_bytes / 128 + 1024
+}
+
+fn check_sizes(image_bytes: u64, frame_bytes: u32) -> Result<(), IndexError> {
+    if !frame_bytes.is_power_of_two() || !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&frame_bytes) {
+        return inconsistent(&format!("frame size {frame_bytes} is not a power of two from 16 KiB to 4 MiB"));
+    }
+    if image_bytes == 0 || !image_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
+        return inconsistent(&format!("image size {image_bytes} is not a multiple of 4096"));
+    }
+    if image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
+        return inconsistent(&format!(
+            "an image of {image_bytes} bytes has more than {MAX_FRAMES} frames of {frame_bytes} bytes; release it with \
+             larger frames"
+        ));
+    }
+    Ok(())
+}
+
+fn inconsistent<T>(text: &str) -> Result<T, IndexError> {
+    Err(IndexError::Inconsistent(text.to_owned()))
+}
+
+/// The first 48 bytes.
+struct Header {
+    frame_bytes: u32,
+    image_bytes: u64,
+    frames: u32,
+    stored: u32,
+    extents: u32,
+    packs: u32,
+}
+
+impl Header {
+    fn read(bytes: &[u8]) -> Result<Self, IndexError> {
+        let mut reader = Reader(bytes);
+        if bytes.len() < HEADER_BYTES || reader.array::<8>() != *MAGIC {
+            return Err(IndexError::Magic);
+        }
+        let version = reader.u32();
+        if version != VERSION {
+            return Err(IndexError::Version(version));
+        }
+        let frame_bytes = reader.u32();
+        let image_bytes = reader.u64();
+        let block_bytes = reader.u32();
+        let [frames, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
+        if block_bytes as usize != BLOCK_SIZE_BYTES || reserved != 0 {
+            return inconsistent("block size is not 4096, or the reserved field is not 0");
+        }
+        check_sizes(image_bytes, frame_bytes)?;
+        Ok(Self { frame_bytes, image_bytes, frames, stored, extents, packs })
+    }
+
+    /// At most 2^32 x 96: no overflow in 64 bits.
+    fn expected_bytes(&self) -> u64 {
+        let entries = [(self.packs, 40), (self.extents, 16), (self.frames, 4), (self.stored, 36)];
+        HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
+    }
+}
+
+/// Reads numbers off bytes whose total length has been checked.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let (head, rest) = self.0.split_first_chunk::<N>().expect("the length was checked against the header");
+        self.0 = rest;
+        *head
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Builder, FrameContent, Index, IndexError, MIN_FRAME_BYTES, Pack};
+    use crate::release::digest::Digest;
+
+    /// Frames A, zero, B, A and a short C; A and B in one pack, C in another.
+    fn sample() -> Index {
+        let frame = MIN_FRAME_BYTES as usize;
+        let mut builder = Builder::new(4 * frame as u64 + 4096, MIN_FRAME_BYTES).unwrap();
+        let mut store = |fill: u8, len: usize, compressed: u32| {
+            let content = vec![fill; len];
+            builder.store(Digest::of(&content), compressed)
+        };
+        let (a, b, c) = (store(1, frame, 100), store(2, frame, 50), store(3, 4096, 70));
+        for content in [Some(a), None, Some(b), Some(a), Some(c)] {
+            builder.push_frame(content.map_or(FrameContent::Zero, FrameContent::Stored));
+        }
+        builder.push_extent(a, Pack { digest: Digest::of(b"p"), size_bytes: 150 }, 0);
+        builder.push_extent(c, Pack { digest: Digest::of(b"q"), size_bytes: 1000 }, 930);
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let index = sample();
+        let decoded = Index::decode(&index.encode()).unwrap();
+        assert_eq!(decoded, index);
+        assert_eq!((decoded.frame_count(), decoded.stored_count(), decoded.packs().len()), (5, 3, 2));
+        assert_eq!((decoded.location(1).pack, decoded.location(1).range), (0, 100..150));
+        assert_eq!((decoded.location(2).pack, decoded.location(2).range), (1, 930..1000));
+        let object = zstd::bulk::compress(&index.encode(), 3).unwrap();
+        assert_eq!(Index::from_object(&object).unwrap(), index);
+    }
+
+    #[test]
+    fn only_the_right_content_matches() {
+        let index = sample();
+        let frame = MIN_FRAME_BYTES as usize;
+        assert!(index.matches(0, &vec![1; frame]) && index.matches(3, &vec![1; frame]));
+        assert!(index.matches(1, &vec![0; frame]) && index.matches(4, &[3; 4096]));
+        assert!(!index.matches(1, &vec![1; frame]) && !index.matches(4, &vec![3; frame]));
+        assert!(!index.matches(0, &vec![2; frame]) && !index.matches(0, &[]));
+    }
+
+    #[test]
+    fn every_cut_and_every_changed_byte_is_refused_or_still_consistent() {
+        let bytes = sample().encode();
+        for len in 0..bytes.len() {
+            assert!(Index::decode(&bytes[..len]).is_err(), "cut to {len}");
+        }
+        assert!(matches!(Index::decode(&[&bytes[..], b"x"].concat()), Err(IndexError::Size { .. })));
+        for position in 0..bytes.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut changed = bytes.clone();
+                changed[position] ^= flip;
+                // Digests may change freely; whatever is accepted must encode to the very bytes that were read.
+                if let Ok(index) = Index::decode(&changed) {
+                    assert_eq!(index.encode(), changed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_counts_are_refused_before_allocation() {
+        let mut bytes = sample().encode();
+        bytes[28..44].fill(0xff);
+        assert!(matches!(Index::decode(&bytes), Err(IndexError::Size { .. })));
+        let object = zstd::bulk::compress(&bytes, 3).unwrap();
+        assert!(matches!(Index::from_object(&object), Err(IndexError::Size { .. })));
+    }
+
+    #[test]
+    fn an_object_that_swells_is_read_no_further_than_its_header_asks_for() {
+        let mut bytes = sample().encode();
+        bytes.resize(64 << 20, 0);
+        let object = zstd::bulk::compress(&bytes, 3).unwrap();
+        match Index::from_object(&object) {
+            Err(IndexError::Size { found, expected }) => assert_eq!(found as u64, expected + 1),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(Index::from_object(&sample().encode()), Err(IndexError::Compressed(_))));
+        assert!(matches!(Index::from_object(&object[..40]), Err(IndexError::Compressed(_) | IndexError::Magic)));
+    }
+}

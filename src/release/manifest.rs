@@ -1,0 +1,475 @@
+//! The one mutable file of a release: what it is, what it fits and the digests everything else hangs from. Pure.
+//!
+//! Order is enforced by types: bytes become [`Authentic`] by a signature of a trusted key, only `Authentic` bytes
+//! are parsed to a [`Manifest`], and only a manifest that [fits the machine](Manifest::check_fit) is acted on.
+//! `docs/release-format.md` describes the format for a second implementation.
+
+use minisign_verify::{PublicKey, Signature};
+use serde::{Deserialize, Serialize};
+
+use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
+use crate::release::layout::Layout;
+
+/// Version of the manifest format this program reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// No manifest is larger; what a server sends beyond is not read.
+pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
+
+/// Name of the image that belongs on the system partition.
+pub const SYSTEM_IMAGE: &str = "system";
+
+/// A release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Product the release is made for.
+    pub product: String,
+    /// Hardware names it fits: exact, or a prefix followed by `*`.
+    pub hardware: Vec<String>,
+    /// Channel it is published in.
+    pub channel: String,
+    /// Version for people.
+    pub version: String,
+    /// Orders the releases of a channel: higher is newer. A lower one than installed is refused.
+    pub serial: u64,
+    /// Creation time, seconds since 1970 UTC.
+    pub created_unix_s: u64,
+    /// Oldest agent version that can install it.
+    pub minimum_agent: String,
+    /// Partition images.
+    pub images: Vec<Image>,
+    /// Partition layout of the product's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Other files of the release, such as the recovery kernel.
+    #[serde(default)]
+    pub files: Vec<File>,
+}
+
+/// One partition image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Name of the partition it belongs on.
+    pub name: String,
+    /// Size of the image, bytes; a multiple of 4096.
+    pub size_bytes: u64,
+    /// SHA-256 of the whole image in hex, for people and other tools.
+    pub sha256: String,
+    /// The chunk index, an object.
+    pub index: Object,
+    /// Where its content may be found on an old partition, an object. Without it nothing is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hints: Option<Object>,
+    /// What changed since the release before, for robots that have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches: Option<Patches>,
+    /// OSTree commit the image was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ostree_commit: Option<String>,
+    /// OSTree branch of that commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ostree_ref: Option<String>,
+}
+
+/// The two objects of [`crate::release::patches`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patches {
+    /// Which frames can be patched, an object.
+    pub table: Object,
+    /// The patches.
+    pub pack: Object,
+}
+
+/// A named file of the release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Name, such as `recovery/vmlinuz`.
+    pub name: String,
+    /// The content, an object.
+    #[serde(flatten)]
+    pub object: Object,
+}
+
+/// Immutable content, stored under its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// BLAKE3 of the content.
+    pub blake3: Digest,
+    /// Size, bytes.
+    pub size_bytes: u64,
+}
+
+/// Path of an object below the base URL.
+#[must_use]
+pub fn object_path(digest: &Digest) -> String {
+    format!("objects/{digest}")
+}
+
+/// Path of a channel's manifest below the base URL. The signature's has `.minisig` after it.
+#[must_use]
+pub fn manifest_path(channel: &str) -> String {
+    format!("{channel}/manifest.json")
+}
+
+/// Keys a release may be signed with, each with the name shown to people.
+#[derive(Clone, Default)]
+pub struct TrustedKeys(Vec<(String, PublicKey)>);
+
+/// Manifest bytes that a trusted key signed.
+#[derive(Debug, Clone)]
+pub struct Authentic {
+    bytes: Vec<u8>,
+    signature: String,
+    key_name: String,
+}
+
+/// Why a manifest is not acted on.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// No key to check with.
+    #[error("no trusted key: put a minisign public key into /keys on the recovery partition")]
+    NoKeys,
+    /// A key file is not a minisign public key.
+    #[error("{name} is not a minisign public key")]
+    Key {
+        /// Name of the file.
+        name: String,
+        /// What minisign says.
+        source: minisign_verify::Error,
+    },
+    /// The signature file is not one.
+    #[error("the signature of the manifest is not in minisign's format")]
+    SignatureFormat(#[source] minisign_verify::Error),
+    /// Signed by somebody else, or changed after signing.
+    #[error("the signature of the manifest is not valid for any trusted key ({keys})")]
+    Signature {
+        /// Names of the keys tried.
+        keys: String,
+        /// What minisign says about the last one.
+        source: minisign_verify::Error,
+    },
+    /// Signed, but not JSON of the expected form.
+    #[error("the signed manifest cannot be read")]
+    Json(#[source] serde_json::Error),
+    /// A format that this program does not know.
+    #[error(
+        "manifest format {found} is not known to this agent, which reads format {FORMAT}; install a newer recovery"
+    )]
+    Format {
+        /// Format of the manifest.
+        found: u64,
+    },
+    /// Made for a later agent.
+    #[error("release {version} needs agent {needed} or later and this is {}; install a newer recovery", env!("CARGO_PKG_VERSION"))]
+    AgentTooOld {
+        /// Version of the release.
+        version: String,
+        /// Agent version that it names.
+        needed: String,
+    },
+    /// Made for something else.
+    #[error("release {version} is for {what} {offered:?} and this machine is {actual:?}")]
+    Unfit {
+        /// Version of the release.
+        version: String,
+        /// `product`, `hardware` or `channel`.
+        what: &'static str,
+        /// What the release is for.
+        offered: String,
+        /// What the machine is.
+        actual: String,
+    },
+    /// Older than what is installed.
+    #[error(
+        "release {version} has serial {offered}, older than the installed {installed}; choose \"Recover/Reflash\" at \
+         the machine (or reflash flash --allow-older) to go back on purpose"
+    )]
+    Older {
+        /// Version of the release.
+        version: String,
+        /// Its serial.
+        offered: u64,
+        /// Installed serial.
+        installed: u64,
+    },
+    /// Not above what was recovered to before.
+    #[error("release {version}, serial {offered}, is what is offered; nothing new")]
+    NothingNew {
+        /// Version of the release.
+        version: String,
+        /// Its serial.
+        offered: u64,
+    },
+    /// A value that cannot be right.
+    #[error("the signed manifest of release {version} is wrong: {reason}")]
+    Invalid {
+        /// Version of the release.
+        version: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl TrustedKeys {
+    /// Adds a minisign public key: the text of a `.pub` file, or only its base64 line.
+    ///
+    /// # Errors
+    /// [`ManifestError::Key`].
+    pub fn add(&mut self, name: &str, text: &str) -> Result<(), ManifestError> {
+        let key = PublicKey::decode(text)
+            .or_else(|_| PublicKey::from_base64(text.trim()))
+            .map_err(|source| ManifestError::Key { name: name.to_owned(), source })?;
+        self.0.push((name.to_owned(), key));
+        Ok(())
+    }
+
+    /// How many keys there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks the signature over the exact bytes. One good key is enough: keys are rotated by shipping both.
+    ///
+    /// # Errors
+    /// [`ManifestError::NoKeys`], [`ManifestError::SignatureFormat`] or [`ManifestError::Signature`].
+    pub fn authenticate(&self, bytes: Vec<u8>, signature: &str) -> Result<Authentic, ManifestError> {
+        let parsed = Signature::decode(signature).map_err(ManifestError::SignatureFormat)?;
+        let mut last = None;
+        for (name, key) in &self.0 {
+            // Only pre-hashed signatures (minisign's default since 0.8): the legacy form has no use here.
+            match key.verify(&bytes, &parsed, false) {
+                Ok(()) => {
+                    return Ok(Authentic { bytes, signature: signature.to_owned(), key_name: name.clone() });
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        let source = last.ok_or(ManifestError::NoKeys)?;
+        let keys = self.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        Err(ManifestError::Signature { keys, source })
+    }
+}
+
+impl Authentic {
+    /// The signed bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Text of the signature file.
+    #[must_use]
+    pub fn signature(&self) -> &str {
+        &self.signature
+    }
+
+    /// Name of the key that signed.
+    #[must_use]
+    pub fn key_name(&self) -> &str {
+        &self.key_name
+    }
+}
+
+impl Manifest {
+    /// Parses signed bytes. The format number is looked at first, so that a later format is named as such and not
+    /// as a parse error.
+    ///
+    /// # Errors
+    /// [`ManifestError::Format`], [`ManifestError::Json`] or [`ManifestError::Invalid`].
+    pub fn parse(signed: &Authentic) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct OnlyFormat {
+            format: u64,
+        }
+        let only: OnlyFormat = serde_json::from_slice(&signed.bytes).map_err(ManifestError::Json)?;
+        if only.format != u64::from(FORMAT) {
+            return Err(ManifestError::Format { found: only.format });
+        }
+        let manifest: Self = serde_json::from_slice(&signed.bytes).map_err(ManifestError::Json)?;
+        manifest.check_values()?;
+        Ok(manifest)
+    }
+
+    /// The image of that name.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] when the release has none.
+    pub fn image(&self, name: &str) -> Result<&Image, ManifestError> {
+        let found = self.images.iter().find(|image| image.name == name);
+        found.ok_or_else(|| self.invalid(format!("it has no image named {name:?}")))
+    }
+
+    /// The file of that name.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] when the release has none.
+    pub fn file(&self, name: &str) -> Result<&File, ManifestError> {
+        let found = self.files.iter().find(|file| file.name == name);
+        found.ok_or_else(|| {
+            self.invalid(format!("it has no file named {name:?}, so no disk can be provisioned from it"))
+        })
+    }
+
+    /// Checks that the release is made for this machine, channel and agent.
+    ///
+    /// # Errors
+    /// [`ManifestError::Unfit`] or [`ManifestError::AgentTooOld`].
+    pub fn check_fit(&self, product: &str, hardware: &str, channel: &str) -> Result<(), ManifestError> {
+        let unfit = |what, offered: &str, actual: &str| ManifestError::Unfit {
+            version: self.version.clone(),
+            what,
+            offered: offered.to_owned(),
+            actual: actual.to_owned(),
+        };
+        if self.product != product {
+            return Err(unfit("product", &self.product, product));
+        }
+        // A mirror that serves another channel's signed manifest must not move a robot from stable to testing.
+        if self.channel != channel {
+            return Err(unfit("channel", &self.channel, channel));
+        }
+        if !self.hardware.iter().any(|pattern| fits(pattern, hardware)) {
+            return Err(unfit("hardware", &self.hardware.join(", "), hardware));
+        }
+        let version = |text| parse_version(text).ok_or_else(|| self.invalid(format!("{text:?} is not a version")));
+        if version(&self.minimum_agent)? > version(env!("CARGO_PKG_VERSION"))? {
+            return Err(ManifestError::AgentTooOld {
+                version: self.version.clone(),
+                needed: self.minimum_agent.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses a release older than the installed one.
+    ///
+    /// # Errors
+    /// [`ManifestError::Older`].
+    pub fn check_serial(&self, installed: Option<u64>) -> Result<(), ManifestError> {
+        match installed {
+            Some(installed) if self.serial < installed => {
+                Err(ManifestError::Older { version: self.version.clone(), offered: self.serial, installed })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_values(&self) -> Result<(), ManifestError> {
+        for image in &self.images {
+            if image.size_bytes == 0 || !image.size_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
+                let reason = format!("image {:?} has {} bytes, not a multiple of 4096", image.name, image.size_bytes);
+                return Err(self.invalid(reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn invalid(&self, reason: String) -> ManifestError {
+        ManifestError::Invalid { version: self.version.clone(), reason }
+    }
+}
+
+fn fits(pattern: &str, hardware: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => hardware.starts_with(prefix),
+        None => pattern == hardware,
+    }
+}
+
+fn parse_version(text: &str) -> Option<[u64; 3]> {
+    let mut parts = text.split('.');
+    let mut version = [0; 3];
+    for part in &mut version {
+        *part = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Authentic, Manifest, ManifestError, TrustedKeys};
+
+    // A key and a signature over b"test" from minisign-verify's documentation.
+    const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+    const SIGNATURE: &str = "untrusted comment: signature from minisign secret key\n\
+        RUQf6LRCGA9i559r3g7V1qNyJDApGip8MfqcadIgT9CuhV3EMhHoN1mGTkUidF/z7SrlQgXdy8ofjb7bNJJylDOocrCo8KLzZwo=\n\
+        trusted comment: timestamp:1633700835\tfile:test\tprehashed\n\
+        wLMDjy9FLAuxZ3q4NlEvkgtyhrr0gtTu6KC4KBJdITbbOeAi1zBIYo0v4iTgt8jJpIidRJnp94ABQkJAgAooBQ==\n";
+
+    fn signed(json: &str) -> Authentic {
+        Authentic { bytes: json.as_bytes().to_vec(), signature: String::new(), key_name: "k".into() }
+    }
+
+    fn json(change: impl Fn(&mut serde_json::Value)) -> String {
+        let digest = "a".repeat(64);
+        let mut value = serde_json::json!({
+            "format": 1, "product": "demo", "hardware": ["unit-a", "unit-b*"], "channel": "stable",
+            "version": "1.2", "serial": 7, "created_unix_s": 1_700_000_000, "minimum_agent": "0.1.0",
+            "images": [{ "name": "system", "size_bytes": 8192, "sha256": "x",
+                         "index": { "blake3": digest, "size_bytes": 10 } }],
+            "a_later_addition": true,
+        });
+        change(&mut value);
+        value.to_string()
+    }
+
+    #[test]
+    fn only_exact_signed_bytes_are_authentic() {
+        let mut keys = TrustedKeys::default();
+        assert!(matches!(keys.authenticate(b"test".to_vec(), SIGNATURE), Err(ManifestError::NoKeys)));
+        // Another key first: one good key is enough.
+        keys.add("old", "RWSGOq2NVecA2UPNdBUZykf1CCb147pkmdtYxgb3Ti+JO/wCYvhbAb/U").unwrap();
+        let error = keys.authenticate(b"test".to_vec(), SIGNATURE).unwrap_err();
+        assert!(matches!(&error, ManifestError::Signature { keys, .. } if keys == "old"), "{error}");
+        keys.add("new", KEY).unwrap();
+        assert_eq!(keys.authenticate(b"test".to_vec(), SIGNATURE).unwrap().key_name(), "new");
+        assert!(keys.authenticate(b"tesT".to_vec(), SIGNATURE).is_err());
+        assert!(matches!(keys.authenticate(b"test".to_vec(), "no"), Err(ManifestError::SignatureFormat(_))));
+        assert!(keys.add("broken", "RWQ").is_err());
+    }
+
+    #[test]
+    fn additions_are_accepted_and_later_formats_named() {
+        let manifest = Manifest::parse(&signed(&json(|_| {}))).unwrap();
+        assert_eq!((manifest.serial, manifest.image("system").unwrap().size_bytes), (7, 8192));
+        assert!(manifest.image("data").is_err());
+        let later = json(|v| v["format"] = 2.into());
+        assert!(matches!(Manifest::parse(&signed(&later)), Err(ManifestError::Format { found: 2 })));
+        for wrong in ["", "{}", "[1]", &json(|v| v["images"][0]["size_bytes"] = 4097.into())] {
+            assert!(Manifest::parse(&signed(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_wrong_machine_is_refused_by_what_differs() {
+        let manifest = Manifest::parse(&signed(&json(|_| {}))).unwrap();
+        manifest.check_fit("demo", "unit-a", "stable").unwrap();
+        manifest.check_fit("demo", "unit-b-rev3", "stable").unwrap();
+        for (product, hardware, channel, named) in [
+            ("other", "unit-a", "stable", "product"),
+            ("demo", "unit-a2", "stable", "hardware"),
+            ("demo", "unit-a", "testing", "channel"),
+        ] {
+            let text = manifest.check_fit(product, hardware, channel).unwrap_err().to_string();
+            assert!(text.contains(named), "{text}");
+        }
+        let later = Manifest::parse(&signed(&json(|v| v["minimum_agent"] = "99.0.0".into()))).unwrap();
+        assert!(matches!(later.check_fit("demo", "unit-a", "stable"), Err(ManifestError::AgentTooOld { .. })));
+    }
+
+    #[test]
+    fn the_serial_never_goes_back() {
+        let manifest = Manifest::parse(&signed(&json(|_| {}))).unwrap();
+        assert!(manifest.check_serial(None).is_ok() && manifest.check_serial(Some(7)).is_ok());
+        assert!(matches!(manifest.check_serial(Some(8)), Err(ManifestError::Older { .. })));
+    }
+}

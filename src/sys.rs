@@ -1,0 +1,31 @@
+//! System calls: what reflash asks of the Linux kernel. The only home of `nix`, `rustix` and `unsafe`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`block`] | opens, reads and writes block devices |
+//! | [`clock`] | the system clock |
+//! | [`ext4`] | identity and growth of a mounted file system |
+//! | [`init`] | PID 1: first mounts, console, signals, orphans, panic |
+//! | [`kmsg`] | lines into the kernel log |
+//! | [`loopback`] | a part of a disk as a device of its own |
+//! | [`module`] | inserts a kernel module |
+//! | [`mount`] | mounts, `switch_root` |
+//! | [`net`] | links, raw sockets, addresses and routes |
+//! | [`power`] | reboot, power off, sync that cannot hang |
+//! | [`random`] | random bytes |
+//! | [`uevent`] | the kernel's events about devices |
+//! | [`watchdog`] | the hardware watchdog |
+
+pub mod block;
+pub mod clock;
+pub mod ext4;
+pub mod init;
+pub mod kmsg;
+pub mod loopback;
+pub mod module;
+pub mod mount;
+pub mod net;
+pub mod power;
+pub mod random;
+pub mod uevent;
+pub mod watchdog;

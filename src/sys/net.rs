@@ -1,0 +1,5 @@
+//! Network links, raw sockets and routes, as the kernel has them.
+
+pub mod link;
+pub mod packet;
+pub mod rtnl;

@@ -7,7 +7,7 @@ pub mod list;
 pub mod roles;
 pub mod table;
 
-pub use find::{FindError, Found, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+pub use find::{FindError, FoundDisk, find_disk_by_partuuid, wait_for_disk_by_partuuid};
 pub use find_medium::{media, wait_for_medium};
 pub use list::{Disk, Partition, Transport, Which, disks};
-pub use table::{Scheme, Table, TableError};
+pub use table::{ParsedTable, Scheme, TableError};

@@ -25,9 +25,9 @@ use std::time::Duration;
 
 pub use backoff::{backoff, poll_pause, start_offset};
 pub use directory::Directory;
-pub use error::{FetchError, Kind};
+pub use error::{FetchError, FetchErrorKind};
 pub use http::Http;
-pub use mirrors::{Mirrors, Patience, Retry};
+pub use mirrors::{Mirrors, Retry, RetryPolicy};
 pub use tls::{Clock, ReadClock, SetClock};
 pub use url::redacted;
 
@@ -69,8 +69,8 @@ pub enum Refusal {
 impl Refusal {
     fn of(self, url: &str) -> FetchError {
         match self {
-            Self::Wrong(why) => FetchError::new(Kind::Corrupt, url, why),
-            Self::Unsuitable(why) => FetchError::new(Kind::Unsuitable, url, why),
+            Self::Wrong(why) => FetchError::new(FetchErrorKind::Corrupt, url, why),
+            Self::Unsuitable(why) => FetchError::new(FetchErrorKind::Unsuitable, url, why),
         }
     }
 }
@@ -90,14 +90,14 @@ pub trait Source: Send + Sync {
     /// may have.
     ///
     /// # Errors
-    /// [`Kind::Corrupt`] or [`Kind::Unsuitable`] when `check` refused them, [`Kind::Protocol`] when one is too large, else what the transfer
+    /// [`FetchErrorKind::Corrupt`] or [`FetchErrorKind::Unsuitable`] when `check` refused them, [`FetchErrorKind::Protocol`] when one is too large, else what the transfer
     /// met.
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError>;
 
     /// Streams bytes `range` of an object to `sink`, in order, each exactly once except after [`SinkError::Wrong`].
     ///
     /// # Errors
-    /// [`Kind::Local`] when the sink failed, [`Kind::Corrupt`] when it refused the bytes, else what the transfer met.
+    /// [`FetchErrorKind::Local`] when the sink failed, [`FetchErrorKind::Corrupt`] when it refused the bytes, else what the transfer met.
     /// What was delivered before the error stays delivered.
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError>;
 
@@ -107,13 +107,13 @@ pub trait Source: Send + Sync {
     /// As [`Source::get_checked`].
     fn get_small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let mut all = self.get_checked(&[(path, limit_bytes)], &mut |_| Ok(()))?;
-        all.pop().ok_or_else(|| FetchError::new(Kind::Local, path, "nothing was returned"))
+        all.pop().ok_or_else(|| FetchError::new(FetchErrorKind::Local, path, "nothing was returned"))
     }
 }
 
 /// What all connections share.
 #[derive(Clone)]
-pub struct Options {
+pub struct FetchOptions {
     /// `http://[user:password@]host:port` of a proxy.
     pub proxy: Option<String>,
     /// PEM file with the only CA roots to trust; `None` means the bundled Mozilla roots.
@@ -140,7 +140,7 @@ impl Rate {
     }
 }
 
-impl Options {
+impl FetchOptions {
     /// The options of a configuration, for a program that takes the system's clock as it is.
     pub fn with_clock_as_it_is(network: &config::Network) -> Self {
         Self::new(network, Arc::new(Clock::fixed()))
@@ -162,8 +162,8 @@ impl Options {
 /// One source for one base URL: `http://`, `https://` or `file:///`.
 ///
 /// # Errors
-/// [`Kind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
-pub fn open(base: &str, options: &Options) -> Result<Box<dyn Source>, FetchError> {
+/// [`FetchErrorKind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
+pub fn open(base: &str, options: &FetchOptions) -> Result<Box<dyn Source>, FetchError> {
     if base.starts_with("file:") {
         return Ok(Box::new(Directory::from_url(base)?));
     }
@@ -174,7 +174,7 @@ pub fn open(base: &str, options: &Options) -> Result<Box<dyn Source>, FetchError
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_all(bases: &[String], options: &Options, patience: Patience) -> Result<Mirrors, FetchError> {
+pub fn open_all(bases: &[String], options: &FetchOptions, retry_policy: RetryPolicy) -> Result<Mirrors, FetchError> {
     let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Mirrors::new(sources, patience))
+    Ok(Mirrors::new(sources, retry_policy))
 }

@@ -11,8 +11,8 @@ use reflash::{cli, pid1, sys};
 fn main() -> ExitCode {
     if sys::init::is_pid1() {
         match pid1::role() {
-            pid1::Role::Recovery => pid1::recovery::run(),
-            pid1::Role::System => pid1::system::run(),
+            pid1::Job::Recovery => pid1::recovery::run(),
+            pid1::Job::System => pid1::system::run(),
         }
     }
     cli::main(std::env::args_os().skip(1))

@@ -78,14 +78,14 @@ impl Stop {
 
 /// What tests and callers by hand may want otherwise.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct NetworkOptions {
     /// Where the name servers are written.
     pub resolv_conf: PathBuf,
     /// Ends it all.
     pub stop: Stop,
 }
 
-impl Default for Options {
+impl Default for NetworkOptions {
     fn default() -> Self {
         Self { resolv_conf: "/etc/resolv.conf".into(), stop: Stop::default() }
     }
@@ -100,16 +100,16 @@ pub(crate) type Tell = Arc<dyn Fn(&str) + Send + Sync>;
 /// # Errors
 /// [`NetError`] when waiting would not help.
 pub fn bring_up(network: &Network, on_event: impl Fn(&str) + Send + Sync + 'static) -> Result<Up, NetError> {
-    bring_up_with(network, Options::default(), on_event)
+    bring_up_with(network, NetworkOptions::default(), on_event)
 }
 
 /// [`bring_up`] with other paths, and a switch to end it.
 ///
 /// # Errors
-/// [`NetError`] when waiting would not help, or [`Options::stop`] was used.
+/// [`NetError`] when waiting would not help, or [`NetworkOptions::stop`] was used.
 pub fn bring_up_with(
     network: &Network,
-    options: Options,
+    options: NetworkOptions,
     on_event: impl Fn(&str) + Send + Sync + 'static,
 ) -> Result<Up, NetError> {
     let mut supervisor = Supervisor::new(network.clone(), options, Arc::new(on_event))?;

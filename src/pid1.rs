@@ -11,7 +11,7 @@ const ROLE_FILE: &str = "/etc/reflash/role";
 
 /// The job of PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum Job {
     /// Recovery agent.
     Recovery,
     /// First step of the system's own boot.
@@ -20,9 +20,9 @@ pub enum Role {
 
 /// The job that the initramfs gives PID 1. A missing file means recovery: the initramfs is then an old one of ours.
 #[must_use]
-pub fn role() -> Role {
+pub fn role() -> Job {
     match fs::read_to_string(ROLE_FILE) {
-        Ok(role) if role.trim() == "system" => Role::System,
-        _ => Role::Recovery,
+        Ok(role) if role.trim() == "system" => Job::System,
+        _ => Job::Recovery,
     }
 }

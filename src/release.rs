@@ -2,8 +2,8 @@
 //! other implementations.
 
 pub mod digest;
-pub mod hints;
 pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod patches;
+pub mod weak_hashes;

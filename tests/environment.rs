@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use reflash::boot::env::{BootEnv, Loaded};
+use reflash::boot::env::{BootEnv, LoadedEnv};
 use reflash::boot::grubenv::Assignments;
-use reflash::fetch::{Clock, Options};
-use reflash::record::blackbox::{Attempt, BlackBox, Outcome};
-use reflash::record::report::{Machine, Pending};
+use reflash::fetch::{Clock, FetchOptions};
+use reflash::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
+use reflash::record::report::{Pending, ReportedMachine};
 
 use xtask::powercut::explore::Random;
 
@@ -29,7 +29,7 @@ fn grub_editenv_and_we_read_what_the_other_writes() {
     let odd = "a\\b c=d # ä";
     editenv(&path, &["create"]);
     editenv(&path, &["set", "reflash_tries=2", &format!("odd={odd}"), "empty="]);
-    let Loaded::Good(read) = env.load().unwrap() else { panic!("grub-editenv's file is not read") };
+    let LoadedEnv::Good(read) = env.load().unwrap() else { panic!("grub-editenv's file is not read") };
     assert_eq!((read.get("reflash_tries"), read.get("odd"), read.get("empty")), (Some("2"), Some(odd), Some("")));
 
     env.update(&[("reflash_tries", Some("1")), ("next_entry", Some("recovery")), ("empty", None)]).unwrap();
@@ -95,7 +95,7 @@ fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
 fn what_was_not_reported_is_posted_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut open = BlackBox::open(&dir.path().join("blackbox")).unwrap();
-    let options = || Options {
+    let options = || FetchOptions {
         proxy: None,
         ca_file: None,
         connect_timeout: std::time::Duration::from_secs(5),
@@ -103,11 +103,11 @@ fn what_was_not_reported_is_posted_once() {
         rate: None,
         clock: Arc::new(Clock::fixed()),
     };
-    let who = Machine::this("demo", None, None);
+    let who = ReportedMachine::this("demo", None, None);
     assert!(Pending::of(&open, &who).is_none());
     let attempt = |id, outcome| Attempt { id, outcome, reason: "tries".into(), ..Attempt::default() };
     open.record(&attempt(1, None)).unwrap();
-    open.record(&attempt(2, Some(Outcome::Failed))).unwrap();
+    open.record(&attempt(2, Some(AttemptOutcome::Failed))).unwrap();
     open.record(&attempt(3, None)).unwrap();
 
     let refusing = Server::start(|_| status("500 Internal Server Error"));

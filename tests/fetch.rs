@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reflash::fetch::{
-    Clock, FetchError, Http, Kind, Mirrors, Options, Patience, Refusal, SinkError, Source, open, open_all,
+    Clock, FetchError, FetchErrorKind, FetchOptions, Http, Mirrors, Refusal, RetryPolicy, SinkError, Source, open,
+    open_all,
 };
 
 use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
@@ -26,8 +27,8 @@ fn data(len: usize) -> Arc<Vec<u8>> {
     Arc::new((0..len).map(byte).collect())
 }
 
-pub fn options() -> Options {
-    Options {
+pub fn options() -> FetchOptions {
+    FetchOptions {
         proxy: None,
         ca_file: None,
         connect_timeout: Duration::from_secs(2),
@@ -50,9 +51,9 @@ struct Record {
 }
 
 impl Record {
-    fn mirrors(&self, urls: &[String], patience: Patience) -> Mirrors {
+    fn mirrors(&self, urls: &[String], retry_policy: RetryPolicy) -> Mirrors {
         let (pauses, retries) = (Arc::clone(&self.pauses), Arc::clone(&self.retries));
-        open_all(urls, &options(), patience)
+        open_all(urls, &options(), retry_policy)
             .unwrap()
             .pause_with(move |wait| pauses.lock().unwrap().push(wait))
             .on_retry(move |retry| retries.lock().unwrap().push((retry.error.chain(), retry.wait)))
@@ -112,7 +113,7 @@ fn a_cut_transfer_asks_only_for_the_rest() {
         _ => object(request, &served),
     });
     let record = Record::default();
-    let mirrors = record.mirrors(&[server.url()], Patience::Rounds(2));
+    let mirrors = record.mirrors(&[server.url()], RetryPolicy::Rounds(2));
     assert!(collect(&mirrors, 1_000..500_000).unwrap() == data[1_000..]);
     assert_eq!(ranges(&server), [(1_000, 499_999), (124_456, 499_999)]);
     let retries = record.retries();
@@ -128,7 +129,7 @@ fn another_mirror_delivers_the_rest() {
     let first = Server::start(move |request| cut(request, &served, 100_000));
     let second = good(&data);
     let record = Record::default();
-    let mirrors = record.mirrors(&[first.url(), second.url()], Patience::Rounds(1));
+    let mirrors = record.mirrors(&[first.url(), second.url()], RetryPolicy::Rounds(1));
     assert!(collect(&mirrors, 0..500_000).unwrap() == **data);
     assert_eq!(ranges(&second), [(100_000, 499_999)]);
     assert!(record.pauses().is_empty(), "the other mirror is asked at once");
@@ -143,8 +144,8 @@ fn progress_counts_rounds_anew_and_standing_still_does_not() {
         _ => cut(request, &served, 1),
     });
     let record = Record::default();
-    let error = collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..1_000_000).unwrap_err();
-    assert_eq!(error.kind(), Kind::Broken);
+    let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(3)), 0..1_000_000).unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Broken);
     assert!(error.to_string().contains("after 800002 of 1000000 bytes"), "{error}");
     // Eight times 100 kB, of which the last is the first of three rounds, then twice one byte.
     assert_eq!(server.requests().len(), 10);
@@ -162,7 +163,7 @@ fn a_stalled_transfer_moves_on() {
     let second = good(&data);
     let record = Record::default();
     let start = Instant::now();
-    let mirrors = record.mirrors(&[first.url(), second.url()], Patience::Rounds(1));
+    let mirrors = record.mirrors(&[first.url(), second.url()], RetryPolicy::Rounds(1));
     assert!(collect(&mirrors, 0..50_000).unwrap() == **data);
     let took = start.elapsed();
     assert!(took >= STALL && took < STALL * 3, "{took:?}");
@@ -174,7 +175,7 @@ fn a_stalled_transfer_moves_on() {
 fn a_server_that_accepts_and_says_nothing_is_a_stall() {
     let server = Server::start(|_| vec![Act::Wait(Duration::from_secs(4))]);
     let start = Instant::now();
-    assert_eq!(collect(&single(&server), 0..10).unwrap_err().kind(), Kind::Stalled);
+    assert_eq!(collect(&single(&server), 0..10).unwrap_err().kind(), FetchErrorKind::Stalled);
     assert!(start.elapsed() < STALL * 3);
 }
 
@@ -206,7 +207,7 @@ fn a_byte_now_and_then_is_no_life() {
     let server = Server::start(move |request| dripping(request, &data, 1));
     let start = Instant::now();
     let error = collect(&single(&server), 0..25_000).unwrap_err();
-    assert_eq!(error.kind(), Kind::Stalled);
+    assert_eq!(error.kind(), FetchErrorKind::Stalled);
     assert!(start.elapsed() < STALL * 2);
 }
 
@@ -214,15 +215,15 @@ fn a_byte_now_and_then_is_no_life() {
 fn a_missing_object_is_final_unless_another_mirror_has_it() {
     let empty = Server::start(|_| status("404 Not Found"));
     let record = Record::default();
-    let mirrors = record.mirrors(&[empty.url()], Patience::Forever);
+    let mirrors = record.mirrors(&[empty.url()], RetryPolicy::Forever);
     let error = collect(&mirrors, 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Missing);
+    assert_eq!(error.kind(), FetchErrorKind::Missing);
     assert_eq!(error.to_string(), format!("{}/{PATH}: not there (HTTP status 404)", empty.url()));
     assert_eq!((empty.requests().len(), record.pauses().len()), (1, 0));
 
     let data = data(10);
     let full = good(&data);
-    let mirrors = record.mirrors(&[empty.url(), full.url()], Patience::Forever);
+    let mirrors = record.mirrors(&[empty.url(), full.url()], RetryPolicy::Forever);
     assert!(collect(&mirrors, 0..10).unwrap() == **data);
     assert!(collect(&mirrors, 0..10).unwrap() == **data);
     assert_eq!(empty.requests().len(), 2, "it is not asked again for what it just lacked");
@@ -238,7 +239,7 @@ fn a_server_error_passes() {
         _ => object(request, &served),
     });
     let record = Record::default();
-    assert!(collect(&record.mirrors(&[server.url()], Patience::Rounds(2)), 0..10).unwrap() == **data);
+    assert!(collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(2)), 0..10).unwrap() == **data);
     let pauses = record.pauses();
     assert!(matches!(pauses[..], [wait] if (250..=1000).contains(&wait.as_millis())), "{pauses:?}");
     assert!(record.retries()[0].0.contains("500 Internal Server Error"));
@@ -248,8 +249,8 @@ fn a_server_error_passes() {
 fn patience_ends_after_the_rounds() {
     let server = Server::start(|_| status("502 Bad Gateway"));
     let record = Record::default();
-    let error = collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Refused(502));
+    let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(3)), 0..10).unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Refused(502));
     assert!(error.to_string().contains("given up after 3 attempts"), "{error}");
     assert_eq!((server.requests().len(), record.pauses().len()), (3, 2));
 }
@@ -267,7 +268,7 @@ fn retry_after_is_honoured_and_capped() {
         _ => object(request, &served),
     });
     let record = Record::default();
-    assert!(collect(&record.mirrors(&[server.url()], Patience::Rounds(3)), 0..10).unwrap() == **data);
+    assert!(collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(3)), 0..10).unwrap() == **data);
     assert_eq!(record.pauses(), [Duration::from_secs(7), Duration::from_secs(600)]);
 }
 
@@ -275,22 +276,22 @@ fn retry_after_is_honoured_and_capped() {
 fn a_refusal_that_cannot_pass_is_not_repeated() {
     let server = Server::start(|_| status("403 Forbidden"));
     let record = Record::default();
-    let error = collect(&record.mirrors(&[server.url()], Patience::Forever), 0..10).unwrap_err();
-    assert_eq!((error.kind(), server.requests().len()), (Kind::Refused(403), 1));
+    let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Forever), 0..10).unwrap_err();
+    assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Refused(403), 1));
 }
 
 /// What a lying answer leads to: nothing delivered, asked a few times, then an error that names the URL.
 fn refuses(lie: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static, words: &str) {
     let server = Server::start(lie);
     let record = Record::default();
-    let mirrors = record.mirrors(&[server.url()], Patience::Forever);
+    let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
     let mut delivered = 0;
     let result = mirrors.get_range(PATH, 10..20, &mut |bytes| {
         delivered += bytes.len();
         Ok(())
     });
     let error = result.unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert_eq!(error.kind(), FetchErrorKind::Protocol, "{error}");
     assert!(error.chain().contains(words) && error.chain().contains(&server.url()), "{}", error.chain());
     assert_eq!((delivered, server.requests().len(), record.pauses().len()), (0, 3, 2));
 }
@@ -332,10 +333,10 @@ fn a_longer_body_is_cut_off_and_the_server_not_believed() {
         vec![answer("206 Partial Content", &[&range, "Transfer-Encoding: chunked"], &body)]
     });
     let error = collect(&single(&server), 10..20).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
+    assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("more bytes than asked for after 10 of 10 bytes"), "{error}");
     // The mirrors have what they asked for; the digests decide.
-    let mirrors = Record::default().mirrors(&[server.url()], Patience::Rounds(1));
+    let mirrors = Record::default().mirrors(&[server.url()], RetryPolicy::Rounds(1));
     assert!(collect(&mirrors, 10..20).unwrap() == data(100)[10..20]);
 }
 
@@ -348,7 +349,7 @@ fn a_shorter_body_is_noticed_without_a_length() {
         vec![answer("206 Partial Content", &[&range, "Connection: close"], &served[first..last - 2]), Act::Close]
     });
     let error = collect(&single(&server), 10..20).unwrap_err();
-    assert_eq!(error.kind(), Kind::Broken);
+    assert_eq!(error.kind(), FetchErrorKind::Broken);
     assert!(error.to_string().contains("the answer ended after 7 of 10 bytes"), "{error}");
 }
 
@@ -365,19 +366,19 @@ fn a_server_without_ranges_is_good_enough() {
     assert!(collect(&http, 150_000..150_010).unwrap() == data[150_000..150_010]);
     let far = 65 << 20;
     let error = collect(&http, far..far + 1).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
+    assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("ignores ranges and 68157440 bytes lie before"), "{error}");
 }
 
-/// A sink that knows the digests of frames, in the simplest possible form.
-struct Frames<'a> {
+/// A sink that knows the digests of chunks, in the simplest possible form.
+struct Chunks<'a> {
     expected: &'a [u8],
     size: usize,
     buffer: Vec<u8>,
     good: Vec<u8>,
 }
 
-impl<'a> Frames<'a> {
+impl<'a> Chunks<'a> {
     fn new(expected: &'a [u8], size: usize) -> Self {
         Self { expected, size, buffer: Vec::new(), good: Vec::new() }
     }
@@ -386,18 +387,18 @@ impl<'a> Frames<'a> {
         self.buffer.extend_from_slice(bytes);
         while self.buffer.len() >= self.size {
             let at = self.good.len();
-            let frame: Vec<u8> = self.buffer.drain(..self.size).collect();
-            if frame != self.expected[at..at + self.size] {
+            let chunk: Vec<u8> = self.buffer.drain(..self.size).collect();
+            if chunk != self.expected[at..at + self.size] {
                 self.buffer.clear();
-                return Err(SinkError::Wrong { from: at as u64, reason: format!("frame {}", at / self.size) });
+                return Err(SinkError::Wrong { from: at as u64, reason: format!("chunk {}", at / self.size) });
             }
-            self.good.extend_from_slice(&frame);
+            self.good.extend_from_slice(&chunk);
         }
         Ok(())
     }
 }
 
-/// The object with one wrong byte, in frame 150 of 1000 bytes.
+/// The object with one wrong byte, in chunk 150 of 1000 bytes.
 fn damaged(data: &[u8]) -> Vec<u8> {
     let mut damaged = data.to_vec();
     damaged[150_500] ^= 1;
@@ -405,16 +406,16 @@ fn damaged(data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn wrong_bytes_come_again_from_another_mirror_from_the_wrong_frame_on() {
+fn wrong_bytes_come_again_from_another_mirror_from_the_wrong_chunk_on() {
     let data = data(300_000);
     let damaged = damaged(&data);
     let bad = Server::start(move |request| object(request, &damaged));
     let right = good(&data);
     let record = Record::default();
-    let mirrors = record.mirrors(&[bad.url(), right.url()], Patience::Rounds(1));
-    let mut frames = Frames::new(&data, 1_000);
-    mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap();
-    assert!(frames.good == **data);
+    let mirrors = record.mirrors(&[bad.url(), right.url()], RetryPolicy::Rounds(1));
+    let mut chunks = Chunks::new(&data, 1_000);
+    mirrors.get_range(PATH, 0..300_000, &mut |bytes| chunks.take(bytes)).unwrap();
+    assert!(chunks.good == **data);
     assert_eq!(ranges(&right), [(150_000, 299_999)]);
     assert!(record.retries()[0].0.contains(&bad.url()), "the liar is named: {:?}", record.retries());
     assert!(collect(&mirrors, 0..1000).unwrap() == data[..1000]);
@@ -426,11 +427,11 @@ fn a_cache_that_heals_is_asked_again() {
     let data = data(300_000);
     let (served, damaged) = (Arc::clone(&data), damaged(&data));
     let server = Server::start(move |request| object(request, if request.number < 2 { &damaged } else { &served }));
-    // Frames larger than any piece, so that the wrong one began in a piece that was taken.
-    let mut frames = Frames::new(&data, 100_000);
-    let mirrors = Record::default().mirrors(&[server.url()], Patience::Forever);
-    mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap();
-    assert!(frames.good == **data);
+    // Chunks larger than any piece, so that the wrong one began in a piece that was taken.
+    let mut chunks = Chunks::new(&data, 100_000);
+    let mirrors = Record::default().mirrors(&[server.url()], RetryPolicy::Forever);
+    mirrors.get_range(PATH, 0..300_000, &mut |bytes| chunks.take(bytes)).unwrap();
+    assert!(chunks.good == **data);
     assert_eq!(ranges(&server), [(0, 299_999), (100_000, 299_999), (100_000, 299_999)]);
 }
 
@@ -440,23 +441,23 @@ fn a_single_source_of_wrong_bytes_is_given_up() {
     let damaged = damaged(&data);
     let server = Server::start(move |request| object(request, &damaged));
     let record = Record::default();
-    let mirrors = record.mirrors(&[server.url()], Patience::Forever);
-    let mut frames = Frames::new(&data, 1_000);
-    let error = mirrors.get_range(PATH, 0..300_000, &mut |bytes| frames.take(bytes)).unwrap_err();
-    assert_eq!(error.kind(), Kind::Corrupt);
+    let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
+    let mut chunks = Chunks::new(&data, 1_000);
+    let error = mirrors.get_range(PATH, 0..300_000, &mut |bytes| chunks.take(bytes)).unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Corrupt);
     let text = error.to_string();
-    assert!(text.contains(&format!("{}/{PATH}", server.url())) && text.contains("frame 150"), "{text}");
+    assert!(text.contains(&format!("{}/{PATH}", server.url())) && text.contains("chunk 150"), "{text}");
     assert!(text.contains("given up after 3 attempts"), "{text}");
-    assert_eq!(frames.good.len(), 150_000);
+    assert_eq!(chunks.good.len(), 150_000);
 }
 
 #[test]
 fn a_failing_sink_ends_the_transfer_at_once() {
     let server = good(&data(300_000));
     let record = Record::default();
-    let mirrors = record.mirrors(&[server.url(), server.url()], Patience::Forever);
+    let mirrors = record.mirrors(&[server.url(), server.url()], RetryPolicy::Forever);
     let error = mirrors.get_range(PATH, 0..300_000, &mut |_| Err(SinkError::Local("disk full".into()))).unwrap_err();
-    assert_eq!(error.kind(), Kind::Local);
+    assert_eq!(error.kind(), FetchErrorKind::Local);
     assert!(error.chain().ends_with(": disk full"), "{}", error.chain());
     assert_eq!((server.requests().len(), record.pauses().len()), (1, 0));
 }
@@ -464,11 +465,11 @@ fn a_failing_sink_ends_the_transfer_at_once() {
 #[test]
 fn a_sink_that_wants_bytes_it_never_got_is_an_error_and_not_a_loop() {
     let server = good(&data(100));
-    let mirrors = Record::default().mirrors(&[server.url()], Patience::Forever);
+    let mirrors = Record::default().mirrors(&[server.url()], RetryPolicy::Forever);
     let error = mirrors
         .get_range(PATH, 10..20, &mut |_| Err(SinkError::Wrong { from: 5, reason: "no".to_owned() }))
         .unwrap_err();
-    assert_eq!(error.kind(), Kind::Local);
+    assert_eq!(error.kind(), FetchErrorKind::Local);
 }
 
 #[test]
@@ -478,7 +479,7 @@ fn a_dead_mirror_is_passed_over_and_remembered() {
     let live = good(&data);
     let record = Record::default();
     let urls = [format!("http://user:secret@{closed}/r"), live.url()];
-    let mirrors = record.mirrors(&urls, Patience::Rounds(1));
+    let mirrors = record.mirrors(&urls, RetryPolicy::Rounds(1));
     for _ in 0..3 {
         assert!(collect(&mirrors, 0..10).unwrap() == **data);
     }
@@ -492,9 +493,9 @@ fn a_dead_mirror_is_passed_over_and_remembered() {
 fn all_mirrors_failing_are_all_named() {
     let missing = Server::start(|_| status("404 Not Found"));
     let refusing = Server::start(|_| status("401 Unauthorized"));
-    let mirrors = Record::default().mirrors(&[missing.url(), refusing.url()], Patience::Forever);
+    let mirrors = Record::default().mirrors(&[missing.url(), refusing.url()], RetryPolicy::Forever);
     let error = collect(&mirrors, 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Refused(401));
+    assert_eq!(error.kind(), FetchErrorKind::Refused(401));
     let text = error.chain();
     assert!(text.contains(&missing.url()) && text.contains(&refusing.url()), "{text}");
 }
@@ -503,7 +504,7 @@ fn all_mirrors_failing_are_all_named() {
 fn a_name_without_address_is_unreachable_and_named() {
     let http = Http::new("http://release.invalid/r", &options()).unwrap();
     let error = collect(&http, 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Unreachable);
+    assert_eq!(error.kind(), FetchErrorKind::Unreachable);
     assert!(error.chain().contains("the name release.invalid cannot be looked up"), "{}", error.chain());
 }
 
@@ -522,7 +523,7 @@ fn redirects_are_followed_with_the_range_but_not_for_ever() {
 
     let http = Http::new(&format!("http://{}/loop", server.address), &options()).unwrap();
     let error = collect(&http, 10..20).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
+    assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("more than 5 redirects"), "{error}");
     assert_eq!(server.requests().len(), 2 + 6);
 }
@@ -531,7 +532,7 @@ fn redirects_are_followed_with_the_range_but_not_for_ever() {
 fn small_objects_have_a_limit_whatever_the_server_announces() {
     let announced = good(&data(1_000));
     let error = single(&announced).get_small("stable/manifest.json", 999).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
+    assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("1000 bytes, but at most 999 are expected"), "{error}");
     let endless = Server::start(|_| {
         let mut acts = vec![answer("200 OK", &["Connection: close"], b"")];
@@ -560,13 +561,13 @@ fn a_manifest_and_its_signature_come_from_the_same_mirror() {
         }
     };
     let record = Record::default();
-    let mirrors = record.mirrors(&[torn.url(), whole.url()], Patience::Rounds(1));
+    let mirrors = record.mirrors(&[torn.url(), whole.url()], RetryPolicy::Rounds(1));
     let all = mirrors.get_checked(&wanted, &mut check).unwrap();
     assert_eq!(all, [b"version 1".to_vec(), b"of 1".to_vec()]);
     assert!(record.retries()[0].0.contains("the signature does not match"), "{:?}", record.retries());
 
-    let error = record.mirrors(&[torn.url()], Patience::Forever).get_checked(&wanted, &mut check).unwrap_err();
-    assert_eq!(error.kind(), Kind::Corrupt);
+    let error = record.mirrors(&[torn.url()], RetryPolicy::Forever).get_checked(&wanted, &mut check).unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Corrupt);
     assert!(error.to_string().contains(&torn.url()), "{error}");
 }
 
@@ -576,7 +577,7 @@ fn a_directory_and_a_server_are_mirrors_of_each_other() {
     let server = good(&data);
     let dir = tempfile::tempdir().unwrap();
     let urls = [format!("file://{}/not-mounted", dir.path().display()), server.url()];
-    let mirrors = Record::default().mirrors(&urls, Patience::Rounds(1));
+    let mirrors = Record::default().mirrors(&urls, RetryPolicy::Rounds(1));
     assert!(collect(&mirrors, 0..100).unwrap() == **data);
 }
 
@@ -585,7 +586,7 @@ fn plain_http_goes_through_a_proxy_in_absolute_form() {
     let data = data(100_000);
     let origin = good(&data);
     let proxy = Proxy::start(origin.address);
-    let through = Options { proxy: Some(format!("http://robot:pa%20ss@{}", proxy.address)), ..options() };
+    let through = FetchOptions { proxy: Some(format!("http://robot:pa%20ss@{}", proxy.address)), ..options() };
     let source = open("http://release.invalid:8080/r", &through).unwrap();
     for range in [0..100_000, 500..600] {
         let part = &data[range.start as usize..range.end as usize];
@@ -603,17 +604,17 @@ fn plain_http_goes_through_a_proxy_in_absolute_form() {
 #[test]
 fn a_dead_proxy_is_named_without_its_password() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let through = Options { proxy: Some(format!("http://robot:secret@{closed}")), ..options() };
+    let through = FetchOptions { proxy: Some(format!("http://robot:secret@{closed}")), ..options() };
     let error = collect(&*open("http://release.invalid/r", &through).unwrap(), 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Unreachable);
+    assert_eq!(error.kind(), FetchErrorKind::Unreachable);
     let text = format!("{} {error:?}", error.chain());
     assert!(text.contains(&format!("proxy {closed}")) && !text.contains("secret"), "{text}");
 }
 
 #[test]
 fn unusable_settings_are_refused_before_anything_is_connected() {
-    let with_proxy = |proxy: &str| Options { proxy: Some(proxy.to_owned()), ..options() };
-    let with_ca = |ca: &str| Options { ca_file: Some(ca.into()), ..options() };
+    let with_proxy = |proxy: &str| FetchOptions { proxy: Some(proxy.to_owned()), ..options() };
+    let with_ca = |ca: &str| FetchOptions { ca_file: Some(ca.into()), ..options() };
     for (url, options) in [
         ("ftp://h/r", options()),
         ("http:///r", options()),
@@ -625,6 +626,6 @@ fn unusable_settings_are_refused_before_anything_is_connected() {
         ("https://h/r", with_ca("/dev/null")),
     ] {
         let Err(error) = open(url, &options) else { panic!("{url} was accepted") };
-        assert_eq!(error.kind(), Kind::Settings, "{url}");
+        assert_eq!(error.kind(), FetchErrorKind::Settings, "{url}");
     }
 }

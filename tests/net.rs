@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use reflash::machine::config::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
 use reflash::net::NetError;
-use reflash::net::Options;
+use reflash::net::NetworkOptions;
 use reflash::net::Stop;
 use reflash::net::Up;
 use reflash::net::bring_up_with;
@@ -65,7 +65,7 @@ impl World {
     fn start(&self, network: Network) -> (Receiver<Result<Up, NetError>>, Receiver<String>) {
         let (result, result_of) = channel();
         let (event, events) = channel();
-        let options = Options { resolv_conf: self.resolv_conf(), stop: self.stop.clone() };
+        let options = NetworkOptions { resolv_conf: self.resolv_conf(), stop: self.stop.clone() };
         std::thread::spawn(move || {
             let up = bring_up_with(&network, options, move |text| {
                 println!("{text}");

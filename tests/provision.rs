@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, DeviceTarget};
-use reflash::jobs::provision::{self, Candidate, Content, Firmware, InstallError, Leave, Preflight, Site};
+use reflash::jobs::provision::{
+    self, DiskCandidate, DiskContent, ErasePermission, Firmware, InstallError, Preflight, Site,
+};
 use reflash::jobs::recovery::Machine;
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
-use reflash::release::layout::{Layout, Role, Table};
+use reflash::release::layout::{Layout, Role, Scheme};
 use xtask::initramfs::Recovery;
 use xtask::paths::Paths;
 use xtask::{disk, grub, kit};
@@ -27,7 +29,7 @@ use crate::support::{Fixture, sample_image};
 const GIB: u64 = 1 << 30;
 
 /// A release that disks can be provisioned from. Its recovery starts nowhere.
-fn release(table: Table) -> Fixture {
+fn release(table: Scheme) -> Fixture {
     let paths = Paths::of_checkout();
     let dir = tempfile::tempdir().unwrap();
     let recovery = Recovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
@@ -35,7 +37,7 @@ fn release(table: Table) -> Fixture {
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
     // Stories run beside each other.
     let grub = grub::build_in(&dir.path().join("grub"), &paths, true).unwrap();
-    let name = if table == Table::Gpt { "layout.toml" } else { "layout-mbr.toml" };
+    let name = if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" };
     let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
     let files = kit::files(&paths, &grub, &recovery, &dir.path().join("kit")).unwrap();
     Fixture::with(sample_image(300, 7), |spec| (spec.files, spec.layout) = (files, Some(layout)))
@@ -58,8 +60,8 @@ impl Disk {
         Attached::new(self.file.path(), self.block_bytes)
     }
 
-    fn candidate(&self) -> Candidate {
-        Candidate::of_file(self.file.path(), self.block_bytes).unwrap()
+    fn candidate(&self) -> DiskCandidate {
+        DiskCandidate::of_file(self.file.path(), self.block_bytes).unwrap()
     }
 
     fn written_blocks(&self) -> u64 {
@@ -70,20 +72,20 @@ impl Disk {
 /// The whole way, as the verb and PID 1 go it.
 fn provision(
     fixture: &Fixture,
-    candidate: Candidate,
+    candidate: DiskCandidate,
     firmware: Firmware,
     arm: Option<&str>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
 ) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
-    provision_from(None, fixture, candidate, firmware, Leave { word: arm, by_itself: None }, wrap)
+    provision_from(None, fixture, candidate, firmware, ErasePermission { word: arm, by_itself: None }, wrap)
 }
 
 fn provision_from(
     medium: Option<MediaId>,
     fixture: &Fixture,
-    candidate: Candidate,
+    candidate: DiskCandidate,
     firmware: Firmware,
-    leave: Leave<'_>,
+    leave: ErasePermission<'_>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
 ) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
     let journal = Journal::new(None, false);
@@ -135,10 +137,10 @@ fn read_files(disk: &Disk, number: u32, paths: &[&str]) -> Vec<Option<Vec<u8>>> 
 fn disks_of_every_kind_and_size_get_what_the_layout_says() {
     isolated("provision::disks_of_every_kind_and_size_get_what_the_layout_says", || {
         for (table, firmware, block_bytes, size_bytes) in [
-            (Table::Gpt, Firmware::Bios, 512, 4 * GIB),
-            (Table::Gpt, Firmware::Uefi, 512, 3 * 1024 * GIB),
-            (Table::Gpt, Firmware::Uefi, 4096, 16 * GIB),
-            (Table::Mbr, Firmware::Bios, 512, 4 * GIB),
+            (Scheme::Gpt, Firmware::Bios, 512, 4 * GIB),
+            (Scheme::Gpt, Firmware::Uefi, 512, 3 * 1024 * GIB),
+            (Scheme::Gpt, Firmware::Uefi, 4096, 16 * GIB),
+            (Scheme::Mbr, Firmware::Bios, 512, 4 * GIB),
         ] {
             let fixture = release(table);
             let layout = fixture.released.manifest.layout.clone().unwrap();
@@ -180,8 +182,8 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
 #[ignore = "needs root"]
 fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
     isolated("provision::what_must_not_be_provisioned_is_refused_before_the_first_write", || {
-        let gpt = release(Table::Gpt);
-        let mbr = release(Table::Mbr);
+        let gpt = release(Scheme::Gpt);
+        let mbr = release(Scheme::Mbr);
         for (fixture, size_bytes, block_bytes, firmware, said) in [
             (&gpt, GIB, 512, Firmware::Bios, "the layout needs 1156 MiB"),
             (&gpt, 4 * GIB, 4096, Firmware::Bios, "blocks of 4096 bytes"),
@@ -210,12 +212,12 @@ fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
 #[ignore = "needs root"]
 fn a_medium_does_not_erase_by_itself_what_it_made() {
     isolated("provision::a_medium_does_not_erase_by_itself_what_it_made", || {
-        for table in [Table::Gpt, Table::Mbr] {
+        for table in [Scheme::Gpt, Scheme::Mbr] {
             let fixture = release(table);
             let (medium, other) = (MediaId::new([1; 16]), MediaId::new([2; 16]));
             let disk = Disk::new(4 * GIB, 512);
             let from = |medium: MediaId, again: bool| {
-                let leave = Leave { word: Some("yes"), by_itself: Some(medium).filter(|_| !again) };
+                let leave = ErasePermission { word: Some("yes"), by_itself: Some(medium).filter(|_| !again) };
                 provision_from(Some(medium), &fixture, disk.candidate(), Firmware::Bios, leave, as_it_is)
             };
             from(medium, false).unwrap();
@@ -283,7 +285,7 @@ impl BlockTarget for CutTarget {
 #[ignore = "needs root"]
 fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
     isolated("provision::a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one", || {
-        let fixture = release(Table::Gpt);
+        let fixture = release(Scheme::Gpt);
         let layout = fixture.released.manifest.layout.clone().unwrap();
         let mut finished = false;
         for writes in (0..6).chain((6..400).step_by(23)).chain([u64::MAX]) {
@@ -294,10 +296,10 @@ fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
             let after = disk.candidate();
             finished = result.is_ok();
             match (&result, &after.content) {
-                (Ok(_), Content::Table(table)) => assert_eq!(table.partitions.len(), layout.partitions.len()),
+                (Ok(_), DiskContent::Table(table)) => assert_eq!(table.partitions.len(), layout.partitions.len()),
                 // The old owner's, whole, or nobody's: it then needs no arming.
-                (Err(_), Content::Table(table)) => assert!(writes < 2 && table.partitions.len() == 2, "{writes}"),
-                (Err(_), Content::Interrupted) => {
+                (Err(_), DiskContent::Table(table)) => assert!(writes < 2 && table.partitions.len() == 2, "{writes}"),
+                (Err(_), DiskContent::Interrupted) => {
                     let mut first = [0; 512];
                     disk.file.as_file().read_exact_at(&mut first, 0).unwrap();
                     assert!(first.iter().all(|byte| *byte == 0), "{writes}");
@@ -321,10 +323,10 @@ fn the_plan_tells_what_will_be_destroyed_and_what_comes() {
     }
     file_with(&disk, b"precious");
     let candidate = disk.candidate();
-    assert_eq!(candidate.content, Content::Foreign("no partition table, but it is not blank".to_owned()));
+    assert_eq!(candidate.content, DiskContent::Foreign("no partition table, but it is not blank".to_owned()));
     let plan = Preflight::new(candidate, &layout, Firmware::Bios).unwrap();
     assert!(plan.to_string().contains("ALL OF THIS WILL BE DESTROYED"), "{plan}");
-    assert!(plan.arm(Leave::default()).is_err());
+    assert!(plan.arm(ErasePermission::default()).is_err());
 }
 
 fn file_with(disk: &Disk, content: &[u8]) {

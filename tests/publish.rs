@@ -115,7 +115,7 @@ fn copied(tree: &Path, to: &Path) -> PathBuf {
     to.to_owned()
 }
 
-/// A release of several packs would need 64 MiB each; one pack, an index, hints and a file do.
+/// A release of several packs would need 64 MiB each; one pack, an index, weak hashes and a file do.
 fn fixture() -> Fixture {
     Fixture::with(sample_image(2048, 3), |_| {})
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use reflash::boot::env::Loaded;
+use reflash::boot::env::LoadedEnv;
 use reflash::chain::chain;
 use reflash::fetch::Source;
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::RecoveryError;
-use reflash::jobs::state::State;
+use reflash::jobs::state::StatePartition;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
@@ -52,7 +52,7 @@ fn an_equal_partition_costs_no_write_and_no_download() {
 }
 
 #[test]
-fn only_damaged_frames_are_written_and_what_lies_behind_the_image_is_kept() {
+fn only_damaged_chunks_are_written_and_what_lies_behind_the_image_is_kept() {
     let fixture = Fixture::new();
     let mut content = fixture.image.clone();
     content[5 * 16 * 1024 + 1] ^= 1;
@@ -61,8 +61,8 @@ fn only_damaged_frames_are_written_and_what_lies_behind_the_image_is_kept() {
     fixture.recover(&source(&fixture), &target, None).unwrap();
     assert!(target.content()[..fixture.image.len()] == fixture.image[..]);
     assert!(target.content()[fixture.image.len()..].iter().all(|byte| *byte == 0x55));
-    let frame = |number: u64| number * 16 * 1024..(number + 1) * 16 * 1024;
-    assert_eq!(target.writes(), [0..4096, frame(5), frame(0)]);
+    let chunk = |number: u64| number * 16 * 1024..(number + 1) * 16 * 1024;
+    assert_eq!(target.writes(), [0..4096, chunk(5), chunk(0)]);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_block_that_reads_back_wrong_is_rewritten_and_then_named() {
     fixture.recover(&source(&fixture), &target, None).unwrap();
     assert!(target.content() == fixture.image);
     let error = fixture.recover(&source(&fixture), &with(99), None).unwrap_err();
-    // Block 40 lies in frame 10, bytes 163840 to 180224: sectors 320 to 351.
+    // Block 40 lies in chunk 10, bytes 163840 to 180224: sectors 320 to 351.
     assert!(chain(&error).contains("memory reads back wrong") && chain(&error).contains("sectors 320 to 351"));
     assert!(!error.is_retryable());
 }
@@ -115,7 +115,7 @@ fn a_device_that_fails_ends_the_recovery_and_claims_nothing() {
     // EIO, ENODEV of a device that is gone, ENOSPC of a thin one.
     for errno in [5, 19, 28] {
         let dir = tempfile::tempdir().unwrap();
-        let state = State::new(dir.path());
+        let state = StatePartition::new(dir.path());
         let faults = Faults { fail_writes_from: Some(4), errno, ..Faults::default() };
         let target = MemoryTarget::faulty(vec![0; fixture.image.len()], faults);
         let error = fixture.recover(&source(&fixture), &target, Some(&state)).unwrap_err();
@@ -152,7 +152,7 @@ fn a_file_system_that_fills_up_ends_the_recovery_whether_it_holds_the_target_or_
 
     // The record does not fit, the environment was there before: it starts, and says what is missing.
     let full = mount("full", 16);
-    let state = State::new(&full);
+    let state = StatePartition::new(&full);
     state.boot_env().update(&[("reflash_tries", Some("0"))]).unwrap();
     let _ = std::fs::write(full.join("filler"), vec![1; 64 * 1024]);
     let report = fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
@@ -167,7 +167,7 @@ fn a_file_system_that_fills_up_ends_the_recovery_whether_it_holds_the_target_or_
 fn a_full_state_partition_gives_up_its_logs_for_the_record() {
     let fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
+    let state = StatePartition::new(dir.path());
     std::fs::write(state.events_path(), "old").unwrap();
     fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
     assert!(state.installed(&fixture.keys).is_some());
@@ -182,11 +182,11 @@ fn a_full_state_partition_gives_up_its_logs_for_the_record() {
 fn automatic_recoveries_are_counted_by_release_and_wishes_begin_anew() {
     let mut fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
-    let recover = |fixture: &Fixture, asked_for: bool| {
+    let state = StatePartition::new(dir.path());
+    let recover = |fixture: &Fixture, requested: bool| {
         let recoveries = state.boot_env().recoveries().unwrap();
         let change = |machine: &mut reflash::jobs::recovery::Machine<'_>| {
-            (machine.asked_for, machine.recoveries) = (asked_for, recoveries);
+            (machine.requested, machine.recoveries) = (requested, recoveries);
         };
         fixture.recover_as(&source(fixture), &blank(fixture), Some(&state), change).unwrap();
         state.boot_env().recoveries().unwrap().to_string()
@@ -201,7 +201,7 @@ fn automatic_recoveries_are_counted_by_release_and_wishes_begin_anew() {
 fn what_is_installed_is_repaired_from_its_own_objects_whatever_is_offered() {
     let fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
+    let state = StatePartition::new(dir.path());
     fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
     std::fs::remove_file(fixture.tree().join("stable/manifest.json")).unwrap();
     let mut damaged = fixture.image.clone();
@@ -220,12 +220,12 @@ fn what_is_installed_is_repaired_from_its_own_objects_whatever_is_offered() {
 fn the_boot_environment_says_recovering_exactly_while_it_is_true() {
     let fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
+    let state = StatePartition::new(dir.path());
     let tries = || match state.boot_env().load().unwrap() {
-        Loaded::Good(env) => {
+        LoadedEnv::Good(env) => {
             (env.get("reflash_recovering").map(str::to_owned), env.get("reflash_tries").map(str::to_owned))
         }
-        Loaded::Lost(_) => (None, None),
+        LoadedEnv::Lost(_) => (None, None),
     };
     let faults = Faults { fail_writes_from: Some(0), ..Faults::default() };
     let target = MemoryTarget::faulty(vec![0; fixture.image.len()], faults);
@@ -242,7 +242,7 @@ fn the_boot_environment_says_recovering_exactly_while_it_is_true() {
 fn an_older_release_is_refused_unless_a_person_asks() {
     let mut fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
+    let state = StatePartition::new(dir.path());
     let target = blank(&fixture);
     fixture.publish(sample_image(300, 5), |spec| spec.serial = Some(7));
     fixture.recover(&source(&fixture), &target, Some(&state)).unwrap();

@@ -9,9 +9,9 @@ use std::sync::Mutex;
 
 use reflash::boot::slots::{FILES, Pointers, Slot, Trial};
 use reflash::chain::chain;
-use reflash::fetch::{Directory, Mirrors, Patience, Source};
-use reflash::jobs::recovery::{self, Medium, Partition, RecoveryError, Renewal, Report};
-use reflash::jobs::state::State;
+use reflash::fetch::{Directory, Mirrors, RetryPolicy, Source};
+use reflash::jobs::recovery::{self, RecoveryError, RecoveryPartition, RecoveryReport, Renewal, SlotStorage};
+use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::sys::mount::{self, Mount};
 use xtask::paths::Paths;
@@ -27,7 +27,7 @@ fn recovery_of(version: &str) -> [(&'static str, Vec<u8>); 3] {
 
 /// A partition whose calls are counted, and fail from one on: what was done before is what a cut would leave.
 struct Failing {
-    inner: Partition,
+    inner: RecoveryPartition,
     left: Mutex<usize>,
     /// Half of the last write takes place.
     torn: bool,
@@ -41,7 +41,7 @@ impl Failing {
     }
 }
 
-impl Medium for Failing {
+impl SlotStorage for Failing {
     fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
         self.inner.open(slot, file)
     }
@@ -89,11 +89,16 @@ impl Robot {
         Self { fixture, recovery, state: tempfile::tempdir().unwrap(), target }
     }
 
-    fn state(&self) -> State {
-        State::new(self.state.path())
+    fn state(&self) -> StatePartition {
+        StatePartition::new(self.state.path())
     }
 
-    fn recover(&self, medium: &dyn Medium, source: &dyn Source, booted: Slot) -> Result<Report, RecoveryError> {
+    fn recover(
+        &self,
+        medium: &dyn SlotStorage,
+        source: &dyn Source,
+        booted: Slot,
+    ) -> Result<RecoveryReport, RecoveryError> {
         let (state, journal) = (self.state(), Journal::new(None, false));
         let mut machine = self.fixture.machine(source, &self.target, Some(&state), &journal);
         machine.renewal = Some(Renewal { medium, source, booted: Some(booted) });
@@ -102,7 +107,7 @@ impl Robot {
 
     /// Recovers as it should be.
     fn recover_from(&self, booted: Slot) {
-        self.recover(&Partition::directory(self.recovery.path()), &self.source(), booted).unwrap();
+        self.recover(&RecoveryPartition::directory(self.recovery.path()), &self.source(), booted).unwrap();
     }
 
     fn source(&self) -> Directory {
@@ -192,7 +197,7 @@ fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     assert_eq!(robot.start_next(), Slot::B);
     // The release does not even fit: that is no fault of the recovery.
     let (state, journal, source) = (robot.state(), Journal::new(None, false), robot.source());
-    let medium = Partition::directory(robot.recovery.path());
+    let medium = RecoveryPartition::directory(robot.recovery.path());
     let mut machine = robot.fixture.machine(&source, &robot.target, Some(&state), &journal);
     machine.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
     machine.product = "another".into();
@@ -230,7 +235,7 @@ fn a_new_recovery_that_only_compared_the_system_is_still_on_trial() {
     robot.recover_from(Slot::A);
     assert_eq!(robot.start_next(), Slot::B);
     let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
-    let medium = Partition::directory(robot.recovery.path());
+    let medium = RecoveryPartition::directory(robot.recovery.path());
     let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
     machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
     let installed = state.installed(&robot.fixture.keys).unwrap();
@@ -259,7 +264,7 @@ fn a_cut_or_error_at_every_step_leaves_the_slot_in_use_and_the_pointer() {
     loop {
         for torn in [false, true] {
             let robot = Robot::new();
-            let inner = Partition::directory(robot.recovery.path());
+            let inner = RecoveryPartition::directory(robot.recovery.path());
             let failing = Failing { inner, left: Mutex::new(steps), torn };
             // The system is installed whatever becomes of the recovery.
             let report = robot.recover(&failing, &robot.source(), Slot::A).unwrap();
@@ -284,8 +289,8 @@ fn a_cut_or_error_at_every_step_leaves_the_slot_in_use_and_the_pointer() {
 #[test]
 fn what_the_medium_does_not_keep_is_never_pointed_at() {
     /// Has lost a bit of everything when it is read again.
-    struct Forgetful(Partition);
-    impl Medium for Forgetful {
+    struct Forgetful(RecoveryPartition);
+    impl SlotStorage for Forgetful {
         fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
             let mut content = Vec::new();
             self.0.open(slot, file)?.read_to_end(&mut content)?;
@@ -306,7 +311,7 @@ fn what_the_medium_does_not_keep_is_never_pointed_at() {
         }
     }
     let robot = Robot::new();
-    let medium = Forgetful(Partition::directory(robot.recovery.path()));
+    let medium = Forgetful(RecoveryPartition::directory(robot.recovery.path()));
     robot.recover(&medium, &robot.source(), Slot::A).unwrap();
     assert!(robot.holds(Slot::A, "1") && robot.next() == Some(Slot::A));
 }
@@ -317,8 +322,8 @@ fn damaged_and_missing_objects_leave_the_recovery_as_it_is() {
     let object = robot.fixture.released.manifest.files.iter().find(|file| file.name == "recovery/vmlinuz").unwrap();
     let path = robot.fixture.tree().join(reflash::release::manifest::object_path(&object.object.blake3));
     let good = fs::read(&path).unwrap();
-    let mirrors = || Mirrors::new(vec![Box::new(robot.source())], Patience::Rounds(3)).pause_with(|_| ());
-    let medium = Partition::directory(robot.recovery.path());
+    let mirrors = || Mirrors::new(vec![Box::new(robot.source())], RetryPolicy::Rounds(3)).pause_with(|_| ());
+    let medium = RecoveryPartition::directory(robot.recovery.path());
     let mut damaged = good.clone();
     damaged[good.len() / 2] ^= 1;
     for bad in [Some(damaged), Some(good[..good.len() / 2].to_vec()), None] {
@@ -343,7 +348,7 @@ fn a_lost_environment_finds_its_slot_again_without_the_source() {
     fs::write(robot.state.path().join("grubenv"), [0; 512]).unwrap();
     // GRUB took the first slot; the system is intact and started again.
     let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
-    let medium = Partition::directory(robot.recovery.path());
+    let medium = RecoveryPartition::directory(robot.recovery.path());
     let start = || {
         let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
         machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
@@ -375,7 +380,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
         let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
         let root = Path::new("/run/recovery");
         Mount::device(&device, "ext4").read_only().on(root).unwrap();
-        let medium = Partition::mounted(Path::new(&device), root);
+        let medium = RecoveryPartition::mounted(Path::new(&device), root);
         robot.recover(&medium, &robot.source(), Slot::A).unwrap();
         assert_eq!(robot.next(), Some(Slot::B));
         assert!(fs::write(root.join("x"), "x").is_err(), "left open for writing");

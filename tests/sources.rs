@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, Patience, Sink, Source};
+use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, RetryPolicy, Sink, Source};
 use reflash::flash::target::DeviceTarget;
 use reflash::jobs::recovery::RecoveryError;
-use reflash::jobs::state::State;
-use reflash::release::index::{FrameContent, Index, StoredNo};
+use reflash::jobs::state::StatePartition;
+use reflash::release::index::{ChunkContent, Index, StoredChunkNo};
 use reflash::release::manifest::object_path;
 
 use crate::support::server::{Server, answer, object, status};
@@ -79,13 +79,13 @@ impl Scene {
         object_path(&self.index.packs()[number].digest)
     }
 
-    /// Stored frames that the image needs of a pack, by place.
-    fn needed(&self, pack: usize) -> Vec<(StoredNo, Range<u64>)> {
-        let frames = (0..self.index.frame_count()).filter_map(|frame| match self.index.frame_content(frame) {
-            FrameContent::Stored(stored) => Some(stored),
-            FrameContent::Zero => None,
+    /// Stored chunks that the image needs of a pack, by place.
+    fn needed(&self, pack: usize) -> Vec<(StoredChunkNo, Range<u64>)> {
+        let chunks = (0..self.index.chunk_count()).filter_map(|chunk| match self.index.chunk_content(chunk) {
+            ChunkContent::Stored(stored) => Some(stored),
+            ChunkContent::Zero => None,
         });
-        let mut stored: Vec<StoredNo> = frames.collect();
+        let mut stored: Vec<StoredChunkNo> = chunks.collect();
         stored.sort_unstable();
         stored.dedup();
         let located = stored.into_iter().map(|stored| (stored, self.index.location(stored)));
@@ -136,7 +136,7 @@ fn a_pack_that_was_cut_off_on_the_stick_comes_from_the_server() {
 }
 
 #[test]
-fn of_a_pack_with_wrong_bytes_on_the_stick_the_wrong_frame_comes_from_the_server() {
+fn of_a_pack_with_wrong_bytes_on_the_stick_the_wrong_chunk_comes_from_the_server() {
     let scene = Scene::new();
     let old = scene.pack(0);
     let needed = scene.needed(0);
@@ -193,7 +193,7 @@ impl Source for Pulled {
 fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
     // 24 MiB that do not compress: a pack that is read in several requests.
     let image = sample_image(16 * 1024, 5);
-    let fixture = Fixture::with(image, |spec| spec.frame_bytes = Some(64 * 1024));
+    let fixture = Fixture::with(image, |spec| spec.chunk_bytes = Some(64 * 1024));
     let stick = fixture.dir.path().join("stick");
     copy(&fixture.tree(), &stick);
     let origin = Origin::of(fixture.tree());
@@ -201,7 +201,7 @@ fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
     let server = Http::new(&origin.server.url(), &crate::fetch::options()).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::clone(&told);
-    let mirrors = Mirrors::new(vec![Box::new(pulled), Box::new(server)], Patience::Rounds(2))
+    let mirrors = Mirrors::new(vec![Box::new(pulled), Box::new(server)], RetryPolicy::Rounds(2))
         .on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()));
     let disk = fixture.dir.path().join("disk");
     std::fs::File::create(&disk).unwrap().set_len(fixture.image.len() as u64).unwrap();
@@ -245,7 +245,7 @@ fn whoever_plugs_in_a_stick_does_not_wait_for_the_server_to_be_asked_again() {
         Server::start(|_| vec![answer("503 Service Unavailable", &["Content-Length: 0", "Retry-After: 300"], b"")]);
     let server = Http::new(&busy.url(), &crate::fetch::options()).unwrap();
     let (tree, plugging) = (fixture.tree(), stick.clone());
-    let mirrors = Mirrors::new(vec![Box::new(Plugged(stick)), Box::new(server)], Patience::Forever).on_retry(
+    let mirrors = Mirrors::new(vec![Box::new(Plugged(stick)), Box::new(server)], RetryPolicy::Forever).on_retry(
         // A server that is out of breath is a reason to go and look for the stick.
         move |retry| {
             assert!(retry.wait.as_secs() >= 200, "{retry:?}");
@@ -269,7 +269,7 @@ fn an_old_stick_or_one_for_another_machine_does_not_hide_what_the_server_has() {
     copy(&fixture.tree(), &foreign);
     std::fs::remove_dir_all(fixture.tree()).unwrap();
     fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(6));
-    let state = State::new(fixture.dir.path());
+    let state = StatePartition::new(fixture.dir.path());
     let target = MemoryTarget::new(vec![0; fixture.image.len()]);
     fixture.recover(&Directory::new(fixture.tree()), &target, Some(&state)).unwrap();
     fixture.publish(sample_image(300, 4), |spec| spec.serial = Some(7));
@@ -278,7 +278,8 @@ fn an_old_stick_or_one_for_another_machine_does_not_hide_what_the_server_has() {
     let of = |paths: &[&Path]| {
         let all = Arc::clone(&told);
         let sources = paths.iter().map(|path| Box::new(Directory::new(*path)) as Box<dyn Source>).collect();
-        Mirrors::new(sources, Patience::Rounds(2)).on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()))
+        Mirrors::new(sources, RetryPolicy::Rounds(2))
+            .on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()))
     };
     // Where nothing else is to be had, the reason is that of the release, at once.
     let started = Instant::now();

@@ -6,11 +6,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reflash::fetch::{Clock, Http, Options, Patience, open_all};
+use reflash::fetch::{Clock, FetchOptions, Http, RetryPolicy, open_all};
 use reflash::flash::target::DeviceTarget;
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
-use reflash::record::report::{Ending, Machine, Poster};
+use reflash::record::report::{Ending, Poster, ReportedMachine};
 use serde_json::{Value, json};
 use xtask::serve;
 
@@ -19,8 +19,8 @@ use crate::support::{Fixture, sample_image};
 
 mod cache;
 
-fn options() -> Options {
-    Options {
+fn options() -> FetchOptions {
+    FetchOptions {
         proxy: None,
         ca_file: None,
         connect_timeout: Duration::from_secs(5),
@@ -36,14 +36,14 @@ pub fn serve(fixture: &Fixture) -> serve::Server {
     serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap()
 }
 
-fn machine(number: usize) -> Machine {
-    Machine {
+fn machine(number: usize) -> ReportedMachine {
+    ReportedMachine {
         id: Some(format!("{number:016x}")),
         hostname: Some(format!("robot-{number}")),
         product: "demo".into(),
         hardware: Some("unit-a".into()),
         serial_number: Some(format!("S{number}")),
-        ..Machine::default()
+        ..ReportedMachine::default()
     }
 }
 
@@ -52,13 +52,13 @@ fn flash(
     fixture: &Fixture,
     urls: &[String],
     file: &Path,
-    who: Machine,
+    who: ReportedMachine,
     station: &str,
-) -> (Result<recovery::Report, RecoveryError>, Duration) {
+) -> (Result<recovery::RecoveryReport, RecoveryError>, Duration) {
     let started = Instant::now();
     std::fs::File::create(file).unwrap().set_len(fixture.image.len() as u64).unwrap();
     let target = DeviceTarget::open(file).unwrap();
-    let mirrors = open_all(urls, &options(), Patience::Rounds(3)).unwrap();
+    let mirrors = open_all(urls, &options(), RetryPolicy::Rounds(3)).unwrap();
     let journal = Journal::new(None, false);
     let poster = Poster::start(who, station, &options(), &journal).unwrap();
     let result = recovery::run(&fixture.machine(&mirrors, &target, None, &journal));

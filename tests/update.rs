@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
 use reflash::flash::target::BlockTarget;
-use reflash::jobs::state::State;
+use reflash::jobs::state::StatePartition;
 use reflash::release::digest::Digest;
-use reflash::release::index::{FrameContent, Index};
-use reflash::release::manifest::{Patches, object_path};
+use reflash::release::index::{ChunkContent, Index};
+use reflash::release::manifest::{PatchObjects, object_path};
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
 const BLOCK: usize = 4096;
-const FRAME: usize = 16 * 1024;
+const CHUNK: usize = 16 * 1024;
 
 /// The tree of a fixture, noting what is asked for.
 struct Noting {
@@ -91,14 +91,14 @@ fn a_rebuilt_image_is_put_together_from_the_old_one() {
     assert!(holds(&target, &fixture));
     let totals = report.totals;
     assert_eq!(totals.download_bytes, source.downloaded());
-    // 23 new blocks, frame 0, and what lies in the frames around them.
-    assert!(totals.write_bytes <= (23 * BLOCK + 6 * FRAME) as u64, "{totals}");
+    // 23 new blocks, chunk 0, and what lies in the chunks around them.
+    assert!(totals.write_bytes <= (23 * BLOCK + 6 * CHUNK) as u64, "{totals}");
     assert!(totals.move_bytes > totals.write_bytes * 20, "{totals}");
     assert_eq!(totals.right_bytes + totals.changed_bytes(), fixture.image.len() as u64);
 }
 
 #[test]
-fn new_frames_lie_together_in_a_pack_of_their_own() {
+fn new_chunks_lie_together_in_a_pack_of_their_own() {
     // A layout-stable image: what changed, changed in place.
     let old = sample_image(4000, 3);
     let mut changed = old.clone();
@@ -117,7 +117,7 @@ fn new_frames_lie_together_in_a_pack_of_their_own() {
     assert_eq!(source.ranges.lock().unwrap().len(), 1);
 }
 
-/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many frames that are.
+/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many chunks that are.
 fn patched_pair() -> (Fixture, Vec<u8>, usize) {
     let old = sample_image(4000, 3);
     let mut fixture = Fixture::with(old.clone(), |_| ());
@@ -125,36 +125,36 @@ fn patched_pair() -> (Fixture, Vec<u8>, usize) {
     let changed = (3..4000).step_by(50);
     changed.clone().for_each(|at| new[at * BLOCK + 700..at * BLOCK + 708].fill(0x5a));
     fixture.publish(new, |spec| spec.version = "2".into());
-    let frames: std::collections::BTreeSet<usize> = changed.map(|at| at * BLOCK / FRAME).collect();
-    (fixture, old, frames.len())
+    let chunks: std::collections::BTreeSet<usize> = changed.map(|at| at * BLOCK / CHUNK).collect();
+    (fixture, old, chunks.len())
 }
 
-fn patches_of(fixture: &Fixture) -> Patches {
+fn patches_of(fixture: &Fixture) -> PatchObjects {
     fixture.released.manifest.images[0].patches.unwrap()
 }
 
 #[test]
 fn what_changed_in_place_is_patched_and_nothing_else_is_asked_for() {
-    let (fixture, old, frames) = patched_pair();
+    let (fixture, old, chunks) = patched_pair();
     let source = Noting::new(&fixture);
     let target = MemoryTarget::new(old);
     let report = fixture.recover(&source, &target, None).unwrap();
     assert!(holds(&target, &fixture));
     let patches = object_path(&patches_of(&fixture).pack.blake3);
     let ranges = source.ranges.lock().unwrap();
-    // The first frame comes as it is, of all others a handful of bytes.
+    // The first chunk comes as it is, of all others a handful of bytes.
     let (small, whole): (Vec<_>, Vec<_>) = ranges.iter().partition(|(path, _)| *path == patches);
     assert_eq!((small.len(), whole.len()), (1, 1), "{ranges:?}");
     let bytes = small[0].1.end - small[0].1.start;
-    assert!(bytes < frames as u64 * 100, "{bytes} bytes for {frames} frames");
-    assert_eq!(report.totals.write_bytes, (frames * FRAME) as u64);
-    let hints = object_path(&fixture.released.manifest.images[0].hints.unwrap().blake3);
-    assert!(!source.small.lock().unwrap().contains(&hints), "patches are enough");
+    assert!(bytes < chunks as u64 * 100, "{bytes} bytes for {chunks} chunks");
+    assert_eq!(report.totals.write_bytes, (chunks * CHUNK) as u64);
+    let weak_hashes = object_path(&fixture.released.manifest.images[0].weak_hashes.unwrap().blake3);
+    assert!(!source.small.lock().unwrap().contains(&weak_hashes), "patches are enough");
 }
 
 #[test]
 fn a_patched_update_that_was_cut_goes_on_with_patches() {
-    let (fixture, old, frames) = patched_pair();
+    let (fixture, old, chunks) = patched_pair();
     let complete = MemoryTarget::new(old.clone());
     fixture.recover(&Noting::new(&fixture), &complete, None).unwrap();
     let patches = object_path(&patches_of(&fixture).pack.blake3);
@@ -168,14 +168,14 @@ fn a_patched_update_that_was_cut_goes_on_with_patches() {
         assert!(holds(&target, &fixture), "cut at write {cut}");
         let ranges = source.ranges.lock().unwrap();
         let whole = ranges.iter().filter(|(path, _)| *path != patches).map(|(_, range)| range.end - range.start);
-        assert!(whole.sum::<u64>() <= FRAME as u64 + 1024, "cut at write {cut} of {frames} frames: {ranges:?}");
+        assert!(whole.sum::<u64>() <= CHUNK as u64 + 1024, "cut at write {cut} of {chunks} chunks: {ranges:?}");
     }
 }
 
 #[test]
-fn a_patch_that_does_not_fit_or_is_damaged_is_replaced_by_the_whole_frame() {
+fn a_patch_that_does_not_fit_or_is_damaged_is_replaced_by_the_whole_chunk() {
     let (fixture, old, _) = patched_pair();
-    // Another byte in one place: that frame is fetched whole, without a try.
+    // Another byte in one place: that chunk is fetched whole, without a try.
     let mut other = old.clone();
     other[1153 * BLOCK + 9] ^= 1;
     let target = MemoryTarget::new(other);
@@ -189,7 +189,7 @@ fn a_patch_that_does_not_fit_or_is_damaged_is_replaced_by_the_whole_frame() {
     let source = Noting::new(&fixture);
     let report = fixture.recover(&source, &target, None).unwrap();
     assert!(holds(&target.target, &fixture));
-    assert!(source.downloaded() > report.totals.download_bytes, "the frame was fetched beyond the plan");
+    assert!(source.downloaded() > report.totals.download_bytes, "the chunk was fetched beyond the plan");
     // A byte of the pack is wrong.
     let pack = fixture.tree().join(object_path(&patches_of(&fixture).pack.blake3));
     let mut bytes = std::fs::read(&pack).unwrap();
@@ -241,26 +241,26 @@ fn a_cut_at_any_write_of_an_update_downloads_nothing_that_is_right_already() {
         let source = Noting::new(&fixture);
         let report = fixture.recover(&source, &target, None).unwrap();
         assert!(holds(&target, &fixture), "cut at write {cut}");
-        let is_right = |frame: u32| {
-            let range = index.frame_range(frame);
+        let is_right = |chunk: u32| {
+            let range = index.chunk_range(chunk);
             let range = range.start as usize..range.end as usize;
             left[range.clone()] == fixture.image[range]
         };
-        let wrong = (0..index.frame_count()).filter(|frame| !is_right(*frame)).count() * FRAME;
+        let wrong = (0..index.chunk_count()).filter(|chunk| !is_right(*chunk)).count() * CHUNK;
         assert!(report.totals.changed_bytes() <= wrong as u64, "cut at write {cut}");
         for (path, range) in &*source.ranges.lock().unwrap() {
-            let inside = |frame: &u32| match index.frame_content(*frame) {
-                FrameContent::Stored(stored) => {
+            let inside = |chunk: &u32| match index.chunk_content(*chunk) {
+                ChunkContent::Stored(stored) => {
                     let place = index.location(stored);
                     let pack = object_path(&index.packs()[place.pack as usize].digest);
                     pack == *path && range.start <= place.range.start && place.range.end <= range.end
                 }
-                FrameContent::Zero => false,
+                ChunkContent::Zero => false,
             };
-            let asked: Vec<u32> = (0..index.frame_count()).filter(inside).collect();
+            let asked: Vec<u32> = (0..index.chunk_count()).filter(inside).collect();
             // Gaps that are cheaper taken along than asked around.
-            let needless: u64 = asked.iter().filter(|frame| is_right(**frame)).count() as u64 * FRAME as u64;
-            assert!(needless <= asked.len() as u64 * FRAME as u64 / 2 + FRAME as u64, "cut at write {cut}: {asked:?}");
+            let needless: u64 = asked.iter().filter(|chunk| is_right(**chunk)).count() as u64 * CHUNK as u64;
+            assert!(needless <= asked.len() as u64 * CHUNK as u64 / 2 + CHUNK as u64, "cut at write {cut}: {asked:?}");
         }
     }
 }
@@ -308,14 +308,14 @@ impl BlockTarget for Changing {
 }
 
 #[test]
-fn a_hint_that_does_not_hold_costs_a_download_and_nothing_else() {
+fn a_weak_hash_that_does_not_hold_costs_a_download_and_nothing_else() {
     let (fixture, old) = pair(1200);
     let target = MemoryTarget::new(partition(&old, fixture.image.len()));
     let target = Changing { target, block: 645, reads_left: AtomicUsize::new(1) };
     let source = Noting::new(&fixture);
     let report = fixture.recover(&source, &target, None).unwrap();
     assert!(holds(&target.target, &fixture));
-    assert!(source.downloaded() > report.totals.download_bytes, "the frame was fetched beyond the plan");
+    assert!(source.downloaded() > report.totals.download_bytes, "the chunk was fetched beyond the plan");
 }
 
 #[test]
@@ -329,44 +329,44 @@ fn what_cannot_be_read_is_not_moved() {
 }
 
 #[test]
-fn hints_are_downloaded_only_where_there_is_something_to_find() {
+fn weak_hashes_are_downloaded_only_where_there_is_something_to_find() {
     let (fixture, old) = pair(1200);
-    let hints = object_path(&fixture.released.manifest.images[0].hints.unwrap().blake3);
-    let asked_for_hints = |content: Vec<u8>| {
+    let weak_hashes = object_path(&fixture.released.manifest.images[0].weak_hashes.unwrap().blake3);
+    let asked_for_weak_hashes = |content: Vec<u8>| {
         let source = Noting::new(&fixture);
         let target = MemoryTarget::new(content);
         fixture.recover(&source, &target, None).unwrap();
         assert!(holds(&target, &fixture));
         let small = source.small.into_inner().unwrap();
-        small.contains(&hints)
+        small.contains(&weak_hashes)
     };
     let bytes = fixture.image.len();
-    assert!(!asked_for_hints(vec![0; bytes]), "a blank disk");
-    assert!(!asked_for_hints(fixture.image.clone()), "an equal one");
-    assert!(asked_for_hints(partition(&old, bytes)));
-    assert!(asked_for_hints(sample_image(bytes / BLOCK, 77)), "random content");
+    assert!(!asked_for_weak_hashes(vec![0; bytes]), "a blank disk");
+    assert!(!asked_for_weak_hashes(fixture.image.clone()), "an equal one");
+    assert!(asked_for_weak_hashes(partition(&old, bytes)));
+    assert!(asked_for_weak_hashes(sample_image(bytes / BLOCK, 77)), "random content");
 }
 
 #[test]
 fn a_release_without_hints_or_with_those_of_another_one_is_installed() {
     let (fixture, old) = pair(1200);
-    let hints = fixture.released.manifest.images[0].hints.unwrap();
+    let weak_hashes = fixture.released.manifest.images[0].weak_hashes.unwrap();
     let start = partition(&old, fixture.image.len());
     let install = |manifest_of: &Fixture| {
         let target = MemoryTarget::new(start.clone());
         let report = manifest_of.recover(&Noting::new(manifest_of), &target, None);
         report.map(|report| (report.totals.move_bytes, holds(&target, manifest_of)))
     };
-    // Wrong bytes under the name are no hints, and no release.
-    std::fs::write(fixture.tree().join(object_path(&hints.blake3)), b"others").unwrap();
+    // Wrong bytes under the name are no weak hashes, and no release.
+    std::fs::write(fixture.tree().join(object_path(&weak_hashes.blake3)), b"others").unwrap();
     let error = chain(&install(&fixture).unwrap_err());
-    assert!(error.contains("block hints") && error.contains(&Digest::of(b"others").to_string()), "{error}");
+    assert!(error.contains("weak block hashes") && error.contains(&Digest::of(b"others").to_string()), "{error}");
 }
 
 #[test]
 fn what_a_larger_image_left_behind_is_found_too() {
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new(dir.path());
+    let state = StatePartition::new(dir.path());
     let large = sample_image(3000, 5);
     let mut fixture = Fixture::with(large.clone(), |_| ());
     let target = MemoryTarget::new(vec![0; 3200 * BLOCK]);
@@ -376,5 +376,5 @@ fn what_a_larger_image_left_behind_is_found_too() {
     fixture.publish(small, |spec| spec.version = "2".into());
     let report = fixture.recover(&Noting::new(&fixture), &target, Some(&state)).unwrap();
     assert!(target.content()[..fixture.image.len()] == fixture.image[..]);
-    assert!(report.totals.download_bytes <= 2 * FRAME as u64, "{}", report.totals);
+    assert!(report.totals.download_bytes <= 2 * CHUNK as u64, "{}", report.totals);
 }

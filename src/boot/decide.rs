@@ -60,7 +60,7 @@ impl Reason {
 
     /// Somebody wants it: it is never held back by the count of recoveries.
     #[must_use]
-    pub fn is_asked_for(self) -> bool {
+    pub fn is_requested(self) -> bool {
         matches!(self, Self::Menu | Self::Requested)
     }
 
@@ -106,8 +106,8 @@ impl Recoveries {
 
     /// The count to begin a recovery to release `serial` with: another release, or somebody's wish, begins anew.
     #[must_use]
-    pub fn towards(self, serial: u64, asked_for: bool) -> Self {
-        if asked_for || serial != self.serial { Self { serial, count: 0 } } else { self }
+    pub fn towards(self, serial: u64, requested: bool) -> Self {
+        if requested || serial != self.serial { Self { serial, count: 0 } } else { self }
     }
 
     /// After one more automatic recovery.
@@ -138,7 +138,7 @@ pub struct Situation {
 
 /// The first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum First {
+pub enum BootDecision {
     /// Give the intact system a fresh environment and start it; no network needed.
     Start,
     /// Ask for the release and make the partition equal to it.
@@ -155,26 +155,26 @@ pub enum First {
 /// An intact system whose boots all failed (`tries`) is not simply started again: the release may have been replaced
 /// by a better one, so that is asked for first.
 #[must_use]
-pub fn decide(situation: &Situation) -> First {
+pub fn decide(situation: &Situation) -> BootDecision {
     // What is not known yet is compared before it is started.
     let or_start = situation.system != System::Damaged;
-    if situation.reason.is_asked_for() {
-        return First::Fetch { or_start };
+    if situation.reason.is_requested() {
+        return BootDecision::Fetch { or_start };
     }
     if situation.recoveries.count >= situation.budget {
-        return First::Park;
+        return BootDecision::Park;
     }
     match situation.reason {
         // Only a release brings a boot script back; without one every start comes here.
-        Reason::Tries | Reason::ScriptLost | Reason::Unknown => First::Fetch { or_start },
-        _ if situation.system == System::Intact => First::Start,
-        _ => First::Fetch { or_start: false },
+        Reason::Tries | Reason::ScriptLost | Reason::Unknown => BootDecision::Fetch { or_start },
+        _ if situation.system == System::Intact => BootDecision::Start,
+        _ => BootDecision::Fetch { or_start: false },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{First, Reason, Recoveries, Situation, System, decide};
+    use super::{BootDecision, Reason, Recoveries, Situation, System, decide};
 
     const ALL: [&str; 9] = [
         "menu",
@@ -197,8 +197,8 @@ mod tests {
     fn an_intact_system_is_started_without_the_network_unless_it_failed_by_itself_or_somebody_wants_another() {
         for reason in ALL {
             let expected = match reason {
-                "menu" | "requested" | "tries" | "script-lost" | "new-word" => First::Fetch { or_start: true },
-                _ => First::Start,
+                "menu" | "requested" | "tries" | "script-lost" | "new-word" => BootDecision::Fetch { or_start: true },
+                _ => BootDecision::Start,
             };
             assert_eq!(decide(&situation(reason, System::Intact, 2)), expected, "{reason}");
         }
@@ -207,9 +207,17 @@ mod tests {
     #[test]
     fn a_damaged_system_is_never_started_and_an_unknown_one_only_where_it_can_be_compared_later() {
         for reason in ALL {
-            assert_eq!(decide(&situation(reason, System::Damaged, 0)), First::Fetch { or_start: false }, "{reason}");
+            assert_eq!(
+                decide(&situation(reason, System::Damaged, 0)),
+                BootDecision::Fetch { or_start: false },
+                "{reason}"
+            );
             let later = matches!(reason, "menu" | "requested" | "tries" | "script-lost" | "new-word");
-            assert_eq!(decide(&situation(reason, System::Unknown, 0)), First::Fetch { or_start: later }, "{reason}");
+            assert_eq!(
+                decide(&situation(reason, System::Unknown, 0)),
+                BootDecision::Fetch { or_start: later },
+                "{reason}"
+            );
         }
     }
 
@@ -217,7 +225,7 @@ mod tests {
     fn the_brake_holds_everything_but_a_persons_wish() {
         for reason in ALL {
             for system in [System::Intact, System::Damaged, System::Unknown] {
-                let held = decide(&situation(reason, system, 3)) == First::Park;
+                let held = decide(&situation(reason, system, 3)) == BootDecision::Park;
                 assert_eq!(held, !matches!(reason, "menu" | "requested"), "{reason}");
             }
         }

@@ -13,7 +13,7 @@ const END: [u8; 4] = [0x7f, 0xff, 4, 0];
 
 /// An EFI system partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Partition {
+pub struct EfiBootPartition {
     /// Number in the table, from 1.
     pub number: u32,
     /// First block, in logical blocks of the disk.
@@ -26,7 +26,7 @@ pub struct Partition {
 
 /// The content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is no GUID.
 #[must_use]
-pub fn load_option(partition: &Partition) -> Option<Vec<u8>> {
+pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     let mut drive = vec![4, 1, 42, 0];
     drive.extend(partition.number.to_le_bytes());
     drive.extend(partition.first_lba.to_le_bytes());
@@ -84,12 +84,12 @@ fn guid(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Partition, first_in, is_ours, load_option};
+    use super::{EfiBootPartition, first_in, is_ours, load_option};
 
     #[test]
     fn an_entry_is_laid_out_as_efibootmgr_does() {
         let partuuid = "00112233-4455-6677-8899-aabbccddeeff".to_owned();
-        let esp = Partition { number: 2, first_lba: 4096, blocks: 131_072, partuuid };
+        let esp = EfiBootPartition { number: 2, first_lba: 4096, blocks: 131_072, partuuid };
         let option = load_option(&esp).unwrap();
         // Attributes, length of the path list, "reflash" and its end.
         assert_eq!(option[..6], [1, 0, 0, 0, 42 + 48 + 4, 0]);
@@ -104,7 +104,7 @@ mod tests {
         assert!(option.ends_with(&[0, 0, 0x7f, 0xff, 4, 0]));
         for wrong in ["", "00112233-01", "00112233-4455-6677-8899-aabbccddeefg", "00112233-4455-6677-8899-ääbbccddee"]
         {
-            assert_eq!(load_option(&Partition { partuuid: wrong.to_owned(), ..esp.clone() }), None, "{wrong}");
+            assert_eq!(load_option(&EfiBootPartition { partuuid: wrong.to_owned(), ..esp.clone() }), None, "{wrong}");
         }
         assert!(!is_ours(b"") && !is_ours(&[0; 40]));
     }

@@ -24,7 +24,7 @@ pub struct BootEnv {
 
 /// What is known about the environment when it is read.
 #[derive(Debug)]
-pub enum Loaded {
+pub enum LoadedEnv {
     /// As it should be.
     Good(GrubEnv),
     /// Missing or damaged; a fresh one is to be written.
@@ -56,10 +56,10 @@ pub enum BootEnvError {
 
 /// Proof that the next boot goes to recovery: nothing of /system is changed without it.
 #[derive(Debug)]
-pub struct Recovering {
+pub struct WritePermit {
     env: Option<BootEnv>,
     /// What the environment is to say once the recovery has come to its end.
-    then: Recoveries,
+    recoveries_on_success: Recoveries,
     /// Variables of others that had to go, because the block was full.
     pub dropped: Vec<String>,
 }
@@ -96,23 +96,23 @@ impl BootEnv {
     ///
     /// # Errors
     /// [`BootEnvError::Io`] when the file is there and cannot be read.
-    pub fn load(&self) -> Result<Loaded, BootEnvError> {
+    pub fn load(&self) -> Result<LoadedEnv, BootEnvError> {
         let mut content = Vec::new();
         // A file that grew by a fault must not be read whole.
         match File::open(&self.path).and_then(|file| file.take(64 * 1024).read_to_end(&mut content)) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded::Lost("there is no grubenv file".to_owned()));
+                return Ok(LoadedEnv::Lost("there is no grubenv file".to_owned()));
             }
             // GRUB cannot read it either; `save` then takes another place.
             Err(error) if error.raw_os_error() == Some(EIO) => {
-                return Ok(Loaded::Lost("its sector cannot be read".to_owned()));
+                return Ok(LoadedEnv::Lost("its sector cannot be read".to_owned()));
             }
             Err(source) => return Err(self.io("read", source)),
         }
         Ok(match GrubEnv::parse(&content) {
-            Ok(env) => Loaded::Good(env),
-            Err(error) => Loaded::Lost(error.to_string()),
+            Ok(env) => LoadedEnv::Good(env),
+            Err(error) => LoadedEnv::Lost(error.to_string()),
         })
     }
 
@@ -122,8 +122,8 @@ impl BootEnv {
     /// As [`load`](Self::load).
     pub fn load_or_empty(&self) -> Result<GrubEnv, BootEnvError> {
         Ok(match self.load()? {
-            Loaded::Good(env) => env,
-            Loaded::Lost(_) => GrubEnv::default(),
+            LoadedEnv::Good(env) => env,
+            LoadedEnv::Lost(_) => GrubEnv::default(),
         })
     }
 
@@ -157,9 +157,9 @@ impl BootEnv {
         self.save(&with(&env, changes))
     }
 
-    /// Makes sure that the next boot goes to recovery until [`Recovering::finish`].
+    /// Makes sure that the next boot goes to recovery until [`WritePermit::finish`].
     ///
-    /// `begun` is what the loop brake counts from now on; `then` what it counts once this recovery has come to its end.
+    /// `recoveries_before` is what the loop brake counts from now on; `recoveries_on_success` what it counts once this recovery has come to its end.
     /// `proven` is the slot this recovery was started from, if that is known, and if the recovery has found a release: GRUB
     /// is pointed at what works, so that the other one is free.
     ///
@@ -167,10 +167,10 @@ impl BootEnv {
     /// As [`update`](Self::update).
     pub fn begin_recovering(
         &self,
-        begun: Recoveries,
-        then: Recoveries,
+        recoveries_before: Recoveries,
+        recoveries_on_success: Recoveries,
         proven: Option<Slot>,
-    ) -> Result<Recovering, BootEnvError> {
+    ) -> Result<WritePermit, BootEnvError> {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
         // Also what `finish` will write must fit: to find out then would be too late.
@@ -184,13 +184,16 @@ impl BootEnv {
                 None => break,
             }
         }
-        let begun = begun.to_string();
-        let mut changes =
-            vec![(names::RECOVERING, Some("1")), (names::TRIES, Some("0")), (names::RECOVERIES, Some(&*begun))];
+        let recoveries_before = recoveries_before.to_string();
+        let mut changes = vec![
+            (names::RECOVERING, Some("1")),
+            (names::TRIES, Some("0")),
+            (names::RECOVERIES, Some(&*recoveries_before)),
+        ];
         let slots = pointers(&env);
         changes.extend(slot_changes(proven.map_or(slots.begun(), |slot| slots.proven(slot))));
         self.save(&with(&env, &changes))?;
-        Ok(Recovering { env: Some(self.clone()), then, dropped })
+        Ok(WritePermit { env: Some(self.clone()), recoveries_on_success, dropped })
     }
 
     /// Writes the variables, as far as they can be read, to a new file with blocks of its own: the old ones may be what
@@ -269,18 +272,18 @@ impl BootEnv {
     }
 }
 
-impl Recovering {
+impl WritePermit {
     /// For a target that no boot environment of ours starts: a disk image, a disk on a bench.
     #[must_use]
     pub fn without_environment() -> Self {
-        Self { env: None, then: Recoveries::default(), dropped: Vec::new() }
+        Self { env: None, recoveries_on_success: Recoveries::default(), dropped: Vec::new() }
     }
 
     /// Gives the new system its tries, and points GRUB at the slots of the next recovery, unless that is to stay as it
     /// is, in one write. The caller has verified what both will start.
     pub(crate) fn finish(self, tries: u8, slots: Option<Pointers>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
-        let (tries, recoveries) = (tries.to_string(), self.then.to_string());
+        let (tries, recoveries) = (tries.to_string(), self.recoveries_on_success.to_string());
         let mut changes = vec![
             (names::RECOVERING, None),
             (names::NEXT_ENTRY, None),
@@ -296,7 +299,7 @@ impl Recovering {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootEnv, Loaded};
+    use super::{BootEnv, LoadedEnv};
     use crate::boot::decide::Recoveries;
     use crate::boot::slots::{Pointers, Ready, Slot};
 
@@ -317,7 +320,7 @@ mod tests {
         env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
         let after = std::fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.len()), (inode, 512));
-        let Loaded::Good(read) = env.load().unwrap() else { panic!("lost") };
+        let LoadedEnv::Good(read) = env.load().unwrap() else { panic!("lost") };
         let pairs: Vec<_> = read.iter().collect();
         assert_eq!(
             pairs,
@@ -335,7 +338,7 @@ mod tests {
     fn while_recovering_no_boot_of_the_system_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
-        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
         let _permit = env.begin_recovering(BEGUN, THEN, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
@@ -361,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.end_trial(Slot::B).unwrap();
-        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
         for trial in ["b", "a-tried"] {
             env.update(&[("reflash_slot", Some("a")), ("reflash_trial", Some(trial))]).unwrap();
             let before = env.slots().unwrap();
@@ -401,7 +404,7 @@ mod tests {
         assert_eq!(env.load_or_empty().unwrap().get("kept"), Some("1"));
         std::fs::write(&path, [0; 512]).unwrap();
         env.renew().unwrap();
-        assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Good(_)));
     }
 
     #[test]
@@ -412,9 +415,9 @@ mod tests {
         let bad = || std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
         let env = BootEnv::new(&path);
         bad();
-        assert!(matches!(env.load().unwrap(), Loaded::Lost(_)));
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
         env.renew().unwrap();
-        assert!(matches!(env.load().unwrap(), Loaded::Good(_)));
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Good(_)));
         std::fs::remove_file(&path).unwrap();
         bad();
         env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();

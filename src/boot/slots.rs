@@ -193,7 +193,7 @@ impl Carried {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
+pub enum SlotPlan {
     /// The slot holds the release's recovery already.
     Point(Slot),
     /// None does, and this one is free.
@@ -204,26 +204,26 @@ pub enum Plan {
 
 /// Decides, by what the pointer names and what this agent was started from. `holds` says whether a slot holds what it is
 /// to hold; it is asked for as few slots as needed, since that means reading them.
-pub fn plan(named: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Slot) -> bool) -> Plan {
+pub fn plan(named: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Slot) -> bool) -> SlotPlan {
     let mut asked = Vec::new();
     for slot in [named, booted, Some(Slot::A), Some(Slot::B)].into_iter().flatten() {
         if !asked.contains(&slot) {
             asked.push(slot);
             if holds(slot) {
-                return Plan::Point(slot);
+                return SlotPlan::Point(slot);
             }
         }
     }
     let in_use = |slot| named == Some(slot) || booted == Some(slot);
     match (named.or(booted), [Slot::A, Slot::B].into_iter().find(|slot| !in_use(*slot))) {
-        (Some(_), Some(free)) => Plan::Write(free),
-        _ => Plan::Leave,
+        (Some(_), Some(free)) => SlotPlan::Write(free),
+        _ => SlotPlan::Leave,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Carried, HalfCarried, Plan, Pointers, Ready, Slot, Trial, plan};
+    use super::{Carried, HalfCarried, Pointers, Ready, Slot, SlotPlan, Trial, plan};
     use crate::release::digest::Digest;
     use crate::release::manifest::{File, Manifest, Object};
 
@@ -234,11 +234,11 @@ mod tests {
         for named in BOTH {
             for booted in BOTH {
                 let plan = plan(named, booted, |_| false);
-                if let Plan::Write(slot) = plan {
+                if let SlotPlan::Write(slot) = plan {
                     assert!(named != Some(slot) && booted != Some(slot), "{named:?} {booted:?}");
                 }
                 let in_use = [Slot::A, Slot::B].map(|slot| [named, booted].contains(&Some(slot)));
-                assert_eq!(matches!(plan, Plan::Write(_)), in_use[0] != in_use[1], "{named:?} {booted:?}");
+                assert_eq!(matches!(plan, SlotPlan::Write(_)), in_use[0] != in_use[1], "{named:?} {booted:?}");
             }
         }
     }
@@ -248,14 +248,14 @@ mod tests {
         for named in BOTH {
             for booted in BOTH {
                 for holder in [Slot::A, Slot::B] {
-                    assert_eq!(plan(named, booted, |slot| slot == holder), Plan::Point(holder));
+                    assert_eq!(plan(named, booted, |slot| slot == holder), SlotPlan::Point(holder));
                 }
                 let mut asked = 0;
                 let kept = plan(named, booted, |_| {
                     asked += 1;
                     true
                 });
-                assert_eq!((kept, asked), (Plan::Point(named.or(booted).unwrap_or(Slot::A)), 1));
+                assert_eq!((kept, asked), (SlotPlan::Point(named.or(booted).unwrap_or(Slot::A)), 1));
             }
         }
     }

@@ -26,7 +26,7 @@ pub enum Command {
     /// This boot is good.
     Good(Common),
     /// Recover at the next boot, or offer a factory reset there.
-    Request(Common, Wish),
+    Request(Common, RequestedAction),
     /// Show or change the boot environment.
     Env(Common, EnvAction),
 }
@@ -117,7 +117,7 @@ pub struct Verify {
 
 /// What `reflash request` wishes for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum RequestedAction {
     /// Install the release again.
     Reflash,
     /// Delete the data, after somebody at the console confirmed it twice.
@@ -268,12 +268,12 @@ fn parse_plain(
 
 fn parse_request(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut common = Common::default();
-    let mut wish = Wish::Reflash;
+    let mut wish = RequestedAction::Reflash;
     while let Some(arg) = owned(parser.next()?) {
         match arg.as_str() {
             "--help" | "-h" => return Ok(Command::Help(help::REQUEST_HELP)),
-            "reflash" => wish = Wish::Reflash,
-            "factory-reset" => wish = Wish::FactoryReset,
+            "reflash" => wish = RequestedAction::Reflash,
+            "factory-reset" => wish = RequestedAction::FactoryReset,
             other => common_option(&mut common, &mut parser, other)?,
         }
     }

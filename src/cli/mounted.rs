@@ -8,7 +8,7 @@ use crate::cli::args::Common;
 use crate::cli::run::{Failure, failure};
 use crate::disk::Which;
 use crate::disk::roles::Role;
-use crate::jobs::state::State;
+use crate::jobs::state::StatePartition;
 use crate::sys::{self, mount::Mount};
 
 /// Where partitions are mounted while a verb needs them.
@@ -17,7 +17,7 @@ pub(super) const MOUNTS: &str = "/run/reflash";
 /// The state partition, and the recovery partition for reading, mounted only while a verb needs them: GRUB reads and
 /// writes the blocks of the former, so nothing else should keep it busy.
 pub(super) struct MountedState {
-    pub state: State,
+    pub state: StatePartition,
     system: Option<PathBuf>,
     pub recovery: Option<PathBuf>,
     mounted: Vec<PathBuf>,
@@ -26,7 +26,12 @@ pub(super) struct MountedState {
 impl MountedState {
     pub(super) fn open(common: &Common) -> Result<Self, Failure> {
         if let Some(directory) = &common.state {
-            return Ok(Self { state: State::new(directory), system: None, recovery: None, mounted: Vec::new() });
+            return Ok(Self {
+                state: StatePartition::new(directory),
+                system: None,
+                recovery: None,
+                mounted: Vec::new(),
+            });
         }
         let line = fs::read_to_string("/proc/cmdline")?;
         let value = |key: &str| line.split_ascii_whitespace().find_map(|argument| argument.strip_prefix(key));
@@ -43,7 +48,7 @@ impl MountedState {
         };
         let directory = |name: &str| Path::new(MOUNTS).join(name);
         let mut this = Self {
-            state: State::new(&directory("state")),
+            state: StatePartition::new(&directory("state")),
             system: partition(Role::System),
             recovery: None,
             mounted: Vec::new(),

@@ -11,7 +11,7 @@ use crate::cli::run::{FAILED, Failure, LATER, bench, failure, say};
 use crate::disk::{Which, disks};
 use crate::flash::target::DeviceTarget;
 use crate::jobs::keys::key_files;
-use crate::jobs::provision::{self, Candidate, Firmware, InstallError, Leave, Site};
+use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Site};
 use crate::machine::config::{Config, DiskSelector, Layer};
 
 pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
@@ -50,7 +50,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
         say(release.common.json, &answer, || format!("{version} would be put on {disk}; nothing was written"));
         return Ok(0);
     }
-    let armed = preflight.arm(Leave { word: provision.arm.as_deref(), by_itself: None })?;
+    let armed = preflight.arm(ErasePermission { word: provision.arm.as_deref(), by_itself: None })?;
     // One run on a bench must not be in the way of another.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
     let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);
@@ -61,13 +61,13 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<Candidate, Failure> {
+fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<DiskCandidate, Failure> {
     let path = path.canonicalize().map_err(|error| unreadable(path, &error))?;
     if path.is_file() {
-        return Ok(Candidate::of_file(&path, block_bytes.unwrap_or(512))?);
+        return Ok(DiskCandidate::of_file(&path, block_bytes.unwrap_or(512))?);
     }
     match disks(Which::WithLoop)?.into_iter().find(|disk| disk.path == path) {
-        Some(disk) => Ok(Candidate::of_disk(disk)),
+        Some(disk) => Ok(DiskCandidate::of_disk(disk)),
         None => failure(format!("{} is not a whole disk", path.display())),
     }
 }

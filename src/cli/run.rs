@@ -12,11 +12,11 @@ use sha2::{Digest as _, Sha256};
 use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::names;
 use crate::chain::chain;
-use crate::cli::args::{Command, Common, EnvAction, Flash, Verify, Wish};
+use crate::cli::args::{Command, Common, EnvAction, Flash, RequestedAction, Verify};
 use crate::cli::mounted::MountedState;
 use crate::cli::{provision, status};
-use crate::fetch::{self, Mirrors, Options, Patience};
-use crate::flash::readback::Reading;
+use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
+use crate::flash::readback::Scan;
 use crate::flash::target::{BlockTarget, DeviceTarget};
 use crate::jobs::keys::read_keys;
 use crate::jobs::recovery::{self, Machine};
@@ -110,10 +110,10 @@ pub(super) fn bench(flash: &Flash) -> Result<Bench, Failure> {
 pub(super) fn bench_of(flash: &Flash, mounted: Option<&MountedState>) -> Result<Bench, Failure> {
     let config = machine_config(&flash.common, mounted, flash_layer(flash))?;
     let keys = keys(&flash.common, mounted)?;
-    let options = Options::with_clock_as_it_is(&config.network);
+    let options = FetchOptions::with_clock_as_it_is(&config.network);
     let journal = Arc::new(Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal()));
     let teller = Arc::clone(&journal);
-    let mirrors = fetch::open_all(&config.urls, &options, Patience::Rounds(HAND_ROUNDS))?
+    let mirrors = fetch::open_all(&config.urls, &options, RetryPolicy::Rounds(HAND_ROUNDS))?
         .on_retry(move |retry| teller.warn(&retry.to_string()));
     Ok(Bench { config, keys, mirrors, journal })
 }
@@ -126,7 +126,7 @@ impl Bench {
             channel: self.config.channel.clone(),
             tries: self.config.boot_tries,
             allow_older,
-            asked_for: true,
+            requested: true,
             recoveries: Recoveries::default(),
             keys: &self.keys,
             source: &self.mirrors,
@@ -175,7 +175,7 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     }
     let poster = machine_state.as_ref().and_then(|mounted| {
         let Bench { config, journal, .. } = &bench;
-        let options = Options::with_clock_as_it_is(&config.network);
+        let options = FetchOptions::with_clock_as_it_is(&config.network);
         Poster::start(this_machine(config, mounted), config.report_url.as_deref()?, &options, journal)
             .inspect_err(|error| journal.warn(&chain(error)))
             .ok()
@@ -207,9 +207,8 @@ fn run_verify(verify: &Verify) -> Result<u8, Failure> {
     let target = DeviceTarget::open_read_only(&path)?;
     let journal = Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal());
     let size_bytes = installed.index.image_bytes();
-    let reading =
-        journal.with_progress(Bytes::of_disk(size_bytes), |done| Reading::of(&installed.index, &target, done));
-    let damaged: Vec<[u64; 2]> = reading.damaged_ranges().iter().map(|range| [range.start, range.end]).collect();
+    let scan = journal.with_progress(Bytes::of_disk(size_bytes), |done| Scan::of(&installed.index, &target, done));
+    let damaged: Vec<[u64; 2]> = scan.damaged_ranges().iter().map(|range| [range.start, range.end]).collect();
     let sha256 = if verify.sha256 { Some(sha256_of(&target, size_bytes)?) } else { None };
     let intact = damaged.is_empty();
     let named = installed.manifest.image(SYSTEM_IMAGE)?.sha256.clone();
@@ -275,7 +274,7 @@ fn run_report(common: &Common) -> Result<u8, Failure> {
         say(common.json, &json!({ "reported": false }), || "everything was reported before".to_owned());
         return Ok(0);
     };
-    let options = Options::with_clock_as_it_is(&config.network);
+    let options = FetchOptions::with_clock_as_it_is(&config.network);
     pending
         .post(url, &options)
         .map_err(|error| Failure { code: if error.is_retryable() { LATER } else { FAILED }, text: chain(&error) })?;
@@ -284,10 +283,12 @@ fn run_report(common: &Common) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn run_request(common: &Common, wish: Wish) -> Result<u8, Failure> {
+fn run_request(common: &Common, wish: RequestedAction) -> Result<u8, Failure> {
     let (entry, sentence) = match wish {
-        Wish::Reflash => ("recovery", "the next boot goes to recovery"),
-        Wish::FactoryReset => ("factory-reset", "the next boot asks at the console whether to delete all data"),
+        RequestedAction::Reflash => ("recovery", "the next boot goes to recovery"),
+        RequestedAction::FactoryReset => {
+            ("factory-reset", "the next boot asks at the console whether to delete all data")
+        }
     };
     let mounted = MountedState::open(common)?;
     mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some(entry))])?;
@@ -345,9 +346,9 @@ fn machine_config(common: &Common, mounted: Option<&MountedState>, over: Layer) 
 }
 
 /// Who is reported: a machine whose state is at hand. An image file or a disk on a bench is nobody yet.
-fn this_machine(config: &Config, mounted: &MountedState) -> report::Machine {
+fn this_machine(config: &Config, mounted: &MountedState) -> report::ReportedMachine {
     let asset = mounted.recovery.as_ref().and_then(|recovery| fs::read_to_string(recovery.join("asset")).ok());
-    report::Machine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
+    report::ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
 }
 
 pub(super) fn keys(common: &Common, mounted: Option<&MountedState>) -> Result<TrustedKeys, Failure> {

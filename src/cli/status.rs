@@ -10,8 +10,8 @@ use crate::boot::slots::Trial;
 use crate::cli::args::Common;
 use crate::cli::mounted::MountedState;
 use crate::cli::run::{Failure, NO, keys, say};
-use crate::jobs::state::State;
-use crate::record::blackbox::{Attempt, BlackBox, Marks, Outcome};
+use crate::jobs::state::StatePartition;
+use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
 use crate::record::progress::bytes;
 use crate::release::manifest::SYSTEM_IMAGE;
 
@@ -68,7 +68,7 @@ pub(super) fn run(common: &Common) -> Result<u8, Failure> {
 }
 
 /// The attempts in the black box; none where there is none.
-fn read_blackbox(state: &State) -> (Vec<Attempt>, Marks) {
+fn read_blackbox(state: &StatePartition) -> (Vec<Attempt>, Marks) {
     let path = state.blackbox_path();
     match BlackBox::open_read_only(&path) {
         Ok(open) => (open.attempts().to_vec(), open.marks()),
@@ -79,10 +79,10 @@ fn read_blackbox(state: &State) -> (Vec<Attempt>, Marks) {
 /// One attempt in a few lines.
 fn tell(attempt: &Attempt, marks: Marks) -> String {
     let outcome = match attempt.outcome {
-        Some(Outcome::Installed) => "installed",
-        Some(Outcome::Started) => "started the intact system",
-        Some(Outcome::Parked) => "parked",
-        Some(Outcome::Failed) => "gave up",
+        Some(AttemptOutcome::Installed) => "installed",
+        Some(AttemptOutcome::Started) => "started the intact system",
+        Some(AttemptOutcome::Parked) => "parked",
+        Some(AttemptOutcome::Failed) => "gave up",
         None => "was cut short",
     };
     let release = match (&attempt.version, attempt.serial) {

@@ -5,18 +5,18 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::chain::chain;
-use crate::disk::list::{Disk, Layout, Which, disks};
+use crate::disk::list::{Disk, PartitionTable, Which, disks};
 
 /// How often the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
 
 /// The disk that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundDisk {
     /// The disk.
     pub disk: Disk,
     /// Its partition table.
-    pub layout: Layout,
+    pub layout: PartitionTable,
     /// Number of the partition that has the PARTUUID.
     pub number: u32,
 }
@@ -66,7 +66,7 @@ pub(crate) fn listed(title: &str, disks: &[String]) -> String {
 ///
 /// # Errors
 /// [`FindError`], unless exactly one disk has it.
-pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<Found, FindError> {
+pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<FoundDisk, FindError> {
     let mut found = Vec::new();
     let mut seen = Vec::new();
     for disk in disks(which).map_err(FindError::List)? {
@@ -74,7 +74,7 @@ pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<Found, Find
             Ok(Some(layout)) => {
                 seen.push(format!("{disk}: {}, {} partitions", layout.scheme, layout.partitions.len()));
                 if let Some(number) = layout.partuuid(partuuid).map(|partition| partition.entry.number) {
-                    found.push(Found { disk, layout, number });
+                    found.push(FoundDisk { disk, layout, number });
                 }
             }
             Ok(None) => seen.push(format!("{disk}: no partition table")),
@@ -98,7 +98,7 @@ pub fn wait_for_disk_by_partuuid(
     which: Which,
     timeout: Duration,
     on_wait: impl FnOnce(),
-) -> Result<Found, FindError> {
+) -> Result<FoundDisk, FindError> {
     let deadline = Instant::now() + timeout;
     let mut on_wait = Some(on_wait);
     loop {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::table::{self, Entry, Scheme, TableError};
+use crate::disk::table::{self, Scheme, TableEntry, TableError};
 use crate::sys::block::device::{Access, Caching, Device};
 
 const CLASS: &str = "/sys/class/block";
@@ -79,7 +79,7 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// The table's entry.
-    pub entry: Entry,
+    pub entry: TableEntry,
     /// Device node. `None` when the kernel has none at just this place: it has not scanned the disk yet, or still
     /// uses an older table.
     pub node: Option<PathBuf>,
@@ -87,7 +87,7 @@ pub struct Partition {
 
 /// A disk's table with its partitions' devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct PartitionTable {
     /// Kind of table.
     pub scheme: Scheme,
     /// GPT: one of the two copies is damaged.
@@ -96,7 +96,7 @@ pub struct Layout {
     pub partitions: Vec<Partition>,
 }
 
-impl Layout {
+impl PartitionTable {
     /// The partition with this number.
     pub fn number(&self, number: u32) -> Option<&Partition> {
         self.partitions.iter().find(|partition| partition.entry.number == number)
@@ -143,12 +143,12 @@ impl Disk {
     ///
     /// # Errors
     /// [`TableError`].
-    pub fn layout(&self) -> Result<Option<Layout>, TableError> {
+    pub fn layout(&self) -> Result<Option<PartitionTable>, TableError> {
         let device = Device::open(&self.path, Access::Read, Caching::Buffered)
             .map_err(|error| TableError::Read(io::Error::other(error)))?;
         let Some(table) = table::read(&mut device.as_file(), device.logical_block_size())? else { return Ok(None) };
         let nodes = self.kernel_partitions();
-        let node_of = |entry: &Entry| {
+        let node_of = |entry: &TableEntry| {
             let start = entry.first_lba * u64::from(table.logical_block_size);
             nodes.iter().find(|(extent, _)| *extent == (entry.number, start, entry.size_bytes))
         };
@@ -156,7 +156,11 @@ impl Disk {
             .partitions
             .iter()
             .map(|entry| Partition { entry: entry.clone(), node: node_of(entry).map(|(_, node)| node.clone()) });
-        Ok(Some(Layout { scheme: table.scheme, damaged_copy: table.damaged_copy, partitions: partitions.collect() }))
+        Ok(Some(PartitionTable {
+            scheme: table.scheme,
+            damaged_copy: table.damaged_copy,
+            partitions: partitions.collect(),
+        }))
     }
 
     /// The device nodes of the whole disk and of what the kernel takes for its partitions.

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::list::{Layout, Partition};
+use super::list::{Partition, PartitionTable};
 use super::table::Scheme;
 pub use crate::release::layout::Role;
 
 /// Roles of the four primaries of a machine with an MBR, in table order; `grub/grub.cfg` counts on it too.
 pub const MBR_ROLES: [Role; 4] = [Role::State, Role::Recovery, Role::System, Role::Data];
 
-impl Layout {
+impl PartitionTable {
     /// The partition with this role: on GPT the one of that name, on MBR, which has no names, the one with the number
     /// that reflash gives the role there.
     #[must_use]
@@ -29,13 +29,13 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    use super::{Layout, Partition, Role, Scheme};
-    use crate::disk::table::Entry;
+    use super::{Partition, PartitionTable, Role, Scheme};
+    use crate::disk::table::TableEntry;
 
     #[test]
     fn roles_are_names_on_gpt_and_numbers_on_mbr() {
         let layout = |scheme, names: [Option<&str>; 4]| {
-            let entry = |(number, name): (u32, Option<&str>)| Entry {
+            let entry = |(number, name): (u32, Option<&str>)| TableEntry {
                 number,
                 name: name.map(str::to_owned),
                 partuuid: number.to_string(),
@@ -43,9 +43,9 @@ mod tests {
                 size_bytes: 0,
             };
             let partitions = (1..).zip(names).map(|each| Partition { entry: entry(each), node: None }).collect();
-            Layout { scheme, damaged_copy: false, partitions }
+            PartitionTable { scheme, damaged_copy: false, partitions }
         };
-        let number = |layout: &Layout, role| layout.of_role(role).map(|found| found.entry.number);
+        let number = |layout: &PartitionTable, role| layout.of_role(role).map(|found| found.entry.number);
         let gpt = layout(Scheme::Gpt, [Some("esp"), Some("data"), Some("state"), Some("data")]);
         assert_eq!(
             (number(&gpt, Role::State), number(&gpt, Role::System), number(&gpt, Role::Data)),

@@ -29,7 +29,7 @@ impl fmt::Display for Scheme {
 
 /// The partition table of one disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub struct ParsedTable {
     /// Its kind.
     pub scheme: Scheme,
     /// Bytes per LBA.
@@ -37,12 +37,12 @@ pub struct Table {
     /// GPT: one of the two copies is damaged; the other one was used.
     pub damaged_copy: bool,
     /// Used entries by ascending number.
-    pub partitions: Vec<Entry>,
+    pub partitions: Vec<TableEntry>,
 }
 
 /// One partition as the table has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TableEntry {
     /// Number, from 1.
     pub number: u32,
     /// GPT partition name; `None` on MBR.
@@ -80,20 +80,20 @@ pub enum TableError {
     BlockSize(u32),
 }
 
-impl Table {
+impl ParsedTable {
     /// The partition with this number.
-    pub fn number(&self, number: u32) -> Option<&Entry> {
+    pub fn number(&self, number: u32) -> Option<&TableEntry> {
         self.partitions.iter().find(|entry| entry.number == number)
     }
 
     /// The partition with this GPT name, if exactly one has it.
-    pub fn named(&self, name: &str) -> Option<&Entry> {
+    pub fn named(&self, name: &str) -> Option<&TableEntry> {
         let mut found = self.partitions.iter().filter(|entry| entry.name.as_deref() == Some(name));
         found.next().filter(|_| found.next().is_none())
     }
 
     /// The partition with this PARTUUID.
-    pub fn partuuid(&self, partuuid: &str) -> Option<&Entry> {
+    pub fn partuuid(&self, partuuid: &str) -> Option<&TableEntry> {
         self.partitions.iter().find(|entry| entry.partuuid.eq_ignore_ascii_case(partuuid))
     }
 }
@@ -105,7 +105,10 @@ impl Table {
 ///
 /// # Errors
 /// [`TableError`]: unreadable, or announced and damaged.
-pub fn read<D: Read + Seek + fmt::Debug>(disk: &mut D, logical_block_size: u32) -> Result<Option<Table>, TableError> {
+pub fn read<D: Read + Seek + fmt::Debug>(
+    disk: &mut D,
+    logical_block_size: u32,
+) -> Result<Option<ParsedTable>, TableError> {
     let block_size = match logical_block_size {
         512 => LogicalBlockSize::Lb512,
         4096 => LogicalBlockSize::Lb4096,
@@ -138,7 +141,7 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
     disk: &mut D,
     block_size: LogicalBlockSize,
     bytes: u32,
-) -> Result<Option<Table>, TableError> {
+) -> Result<Option<ParsedTable>, TableError> {
     check_headers(disk, bytes)?;
     let config = gpt::GptConfig::new().writable(false).logical_block_size(block_size);
     let primary = bytes.into()..2 * u64::from(bytes);
@@ -149,14 +152,14 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
             .open_from_device(ReadOnly { disk: &mut *disk, hidden: primary })
             .map_err(|_| TableError::Gpt(error))?,
     };
-    let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| Entry {
+    let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| TableEntry {
         number: *number,
         name: Some(entry.name.clone()),
         partuuid: entry.part_guid.hyphenated().to_string(),
         first_lba: entry.first_lba,
         size_bytes: entry.last_lba.saturating_add(1).saturating_sub(entry.first_lba).saturating_mul(bytes.into()),
     });
-    Ok(Some(Table {
+    Ok(Some(ParsedTable {
         scheme: Scheme::Gpt,
         logical_block_size: bytes,
         damaged_copy: table.primary_header().is_err() || table.backup_header().is_err(),
@@ -185,7 +188,7 @@ fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableEr
 
 /// The four primaries. Logical partitions are not looked at: reflash lays out primaries only, and the chain of
 /// extended tables on somebody's old stick is input better not followed.
-fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<Table>, TableError> {
+fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<ParsedTable>, TableError> {
     // The boot sector of a file system ends in the same signature. What it has in this place is not a table.
     if (0..4).any(|index| first[446 + 16 * index] & 0x7f != 0) {
         return Ok(None);
@@ -195,7 +198,7 @@ fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<Table>, TableError> {
     let used = header.iter().filter(|(_, entry)| entry.is_used() && entry.sectors > 0 && !entry.is_extended());
     let partitions = used.filter_map(|(number, entry)| {
         let number = u32::try_from(number).ok()?;
-        Some(Entry {
+        Some(TableEntry {
             number,
             name: None,
             partuuid: format!("{signature:08x}-{number:02x}"),
@@ -203,7 +206,7 @@ fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<Table>, TableError> {
             size_bytes: u64::from(entry.sectors) * u64::from(bytes),
         })
     });
-    Ok(Some(Table {
+    Ok(Some(ParsedTable {
         scheme: Scheme::Mbr,
         logical_block_size: bytes,
         damaged_copy: false,
@@ -248,7 +251,7 @@ impl<D> io::Write for ReadOnly<'_, D> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Scheme, Table, TableError, read};
+    use super::{ParsedTable, Scheme, TableError, read};
     use std::io::Cursor;
 
     // Tables made by other tools, and the kernel's own view of them, are in tests/block.rs.
@@ -288,7 +291,7 @@ mod tests {
         disk.into_inner()
     }
 
-    fn parse(bytes: &[u8], sector: u32) -> Result<Option<Table>, TableError> {
+    fn parse(bytes: &[u8], sector: u32) -> Result<Option<ParsedTable>, TableError> {
         read(&mut Cursor::new(bytes.to_vec()), sector)
     }
 

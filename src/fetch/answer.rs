@@ -7,10 +7,10 @@ use ureq::Body;
 use ureq::http::header::{CONTENT_ENCODING, CONTENT_RANGE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, Response, StatusCode, Uri};
 
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use super::url;
 
-/// A server that asks for more patience than this is treated like one that is down.
+/// A server that asks for more retry policy than this is treated like one that is down.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// An answer with its final URL, redirects followed.
@@ -32,25 +32,41 @@ pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<Answer
     let status = head.status.as_u16();
     match status {
         200..=299 => {}
-        404 | 410 => return Err(FetchError::new(Kind::Missing, &url, format!("not there (HTTP status {status})"))),
+        404 | 410 => {
+            return Err(FetchError::new(FetchErrorKind::Missing, &url, format!("not there (HTTP status {status})")));
+        }
         400..=599 if status != 416 => {
             let problem = format!("HTTP status {}", head.status);
-            return Err(FetchError::new(Kind::Refused(status), &url, problem).retry_after(retry_after(&head.headers)));
+            return Err(
+                FetchError::new(FetchErrorKind::Refused(status), &url, problem).retry_after(retry_after(&head.headers))
+            );
         }
-        416 => return Err(FetchError::new(Kind::Protocol, &url, "the object is shorter than it has to be (HTTP 416)")),
-        _ => return Err(FetchError::new(Kind::Protocol, &url, format!("unexpected HTTP status {}", head.status))),
+        416 => {
+            return Err(FetchError::new(
+                FetchErrorKind::Protocol,
+                &url,
+                "the object is shorter than it has to be (HTTP 416)",
+            ));
+        }
+        _ => {
+            return Err(FetchError::new(
+                FetchErrorKind::Protocol,
+                &url,
+                format!("unexpected HTTP status {}", head.status),
+            ));
+        }
     }
     let encoding = text(&head.headers, CONTENT_ENCODING).unwrap_or("identity").trim();
     if !encoding.eq_ignore_ascii_case("identity") {
         // Offsets would be offsets into something else.
         let problem = format!("the answer is encoded as {encoding:?} although that was not offered");
-        return Err(FetchError::new(Kind::Protocol, &url, problem));
+        return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
     }
     Ok(Answer { url, status, headers: head.headers, body })
 }
 
 pub(super) fn redirected(url: &str, headers: &HeaderMap) -> Result<String, FetchError> {
-    let protocol = |problem: String| FetchError::new(Kind::Protocol, url, problem);
+    let protocol = |problem: String| FetchError::new(FetchErrorKind::Protocol, url, problem);
     let location = text(headers, LOCATION).ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
     let target = url::located(url, location)
         .filter(|target| target.parse::<Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty())))
@@ -72,7 +88,7 @@ pub(super) fn check_content_range(url: &str, headers: &HeaderMap, range: &Range<
     }
     let problem =
         format!("asked for bytes {} to {}, the answer's Content-Range is {value:?}", range.start, range.end - 1);
-    Err(FetchError::new(Kind::Protocol, url, problem))
+    Err(FetchError::new(FetchErrorKind::Protocol, url, problem))
 }
 
 /// `bytes FIRST-LAST/TOTAL` as a half-open range.

@@ -6,7 +6,7 @@ use std::io;
 use ureq::Timeout;
 
 use super::connect::LookupError;
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use super::tls::time_disagreement;
 use crate::machine::clock::CertificateTime;
 
@@ -18,26 +18,26 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
     if let Some(lookup) = find::<LookupError>(&error) {
         let problem = lookup.to_string();
         let cause = lookup.source().map(ToString::to_string).unwrap_or_default();
-        return FetchError::new(Kind::Unreachable, url, problem).because(cause);
+        return FetchError::new(FetchErrorKind::Unreachable, url, problem).because(cause);
     }
     match &error {
         ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
-            FetchError::new(Kind::Unreachable, url, "no connection within the connect timeout")
+            FetchError::new(FetchErrorKind::Unreachable, url, "no connection within the connect timeout")
         }
-        ureq::Error::Timeout(_) => FetchError::new(Kind::Stalled, url, "no byte within the stall timeout"),
+        ureq::Error::Timeout(_) => FetchError::new(FetchErrorKind::Stalled, url, "no byte within the stall timeout"),
         ureq::Error::Io(cause) => from_io(url, cause.kind()).because(error),
-        ureq::Error::HostNotFound => FetchError::new(Kind::Unreachable, url, "the host name has no address"),
+        ureq::Error::HostNotFound => FetchError::new(FetchErrorKind::Unreachable, url, "the host name has no address"),
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => {
-            FetchError::new(Kind::Unreachable, url, "no connection").because(error)
+            FetchError::new(FetchErrorKind::Unreachable, url, "no connection").because(error)
         }
         ureq::Error::Tls(_) | ureq::Error::TlsRequired => {
-            FetchError::new(Kind::Tls, url, "no trusted connection").because(error)
+            FetchError::new(FetchErrorKind::Tls, url, "no trusted connection").because(error)
         }
         ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl => {
-            FetchError::new(Kind::Settings, url, "the URL cannot be used")
+            FetchError::new(FetchErrorKind::Settings, url, "the URL cannot be used")
         }
-        ureq::Error::BodyStalled => FetchError::new(Kind::Broken, url, "the connection ended"),
-        _ => FetchError::new(Kind::Protocol, url, "the answer is not HTTP").because(error),
+        ureq::Error::BodyStalled => FetchError::new(FetchErrorKind::Broken, url, "the connection ended"),
+        _ => FetchError::new(FetchErrorKind::Protocol, url, "the answer is not HTTP").because(error),
     }
 }
 
@@ -49,20 +49,24 @@ pub(super) fn classified_read(url: &str, error: io::Error) -> FetchError {
 
 fn from_io(url: &str, kind: io::ErrorKind) -> FetchError {
     match kind {
-        io::ErrorKind::ConnectionRefused => FetchError::new(Kind::Unreachable, url, "the port is closed"),
+        io::ErrorKind::ConnectionRefused => FetchError::new(FetchErrorKind::Unreachable, url, "the port is closed"),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
-            FetchError::new(Kind::Unreachable, url, "there is no route")
+            FetchError::new(FetchErrorKind::Unreachable, url, "there is no route")
         }
-        io::ErrorKind::AddrNotAvailable => FetchError::new(Kind::Unreachable, url, "no address to connect from"),
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FetchError::new(Kind::Stalled, url, "no answer"),
-        _ => FetchError::new(Kind::Broken, url, "the connection broke"),
+        io::ErrorKind::AddrNotAvailable => {
+            FetchError::new(FetchErrorKind::Unreachable, url, "no address to connect from")
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            FetchError::new(FetchErrorKind::Stalled, url, "no answer")
+        }
+        _ => FetchError::new(FetchErrorKind::Broken, url, "the connection broke"),
     }
 }
 
 fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
     let Some((now, why)) = time_disagreement(error) else {
         let problem = "no trusted connection (network.ca_file decides which authorities are trusted)";
-        return FetchError::new(Kind::Tls, url, problem).because(error.clone());
+        return FetchError::new(FetchErrorKind::Tls, url, problem).because(error.clone());
     };
     let (not_before, not_after, problem) = match why {
         CertificateTime::NotYetValid { not_before } => {
@@ -75,7 +79,7 @@ fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
         }
     };
     let problem = format!("{problem} (seconds since 1970)");
-    FetchError::new(Kind::TlsTime { now, not_before, not_after }, url, problem)
+    FetchError::new(FetchErrorKind::TlsTime { now, not_before, not_after }, url, problem)
 }
 
 /// Looks for a cause of one type through every kind of wrapping on the way: `source()` skips what is directly inside
@@ -106,7 +110,7 @@ mod tests {
     use rustls::pki_types::UnixTime;
 
     use super::{classified, classified_read};
-    use crate::fetch::Kind;
+    use crate::fetch::FetchErrorKind;
 
     fn at(seconds: u64) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn a_certificate_error_is_found_through_any_wrapping() {
         let error = || rustls::Error::from(CertificateError::NotValidYetContext { time: at(5), not_before: at(9) });
-        let expected = Kind::TlsTime { now: 5, not_before: Some(9), not_after: None };
+        let expected = FetchErrorKind::TlsTime { now: 5, not_before: Some(9), not_after: None };
         let once = io::Error::new(io::ErrorKind::InvalidData, error());
         assert_eq!(classified("u", ureq::Error::Io(once)).kind(), expected);
         let twice = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error()));
@@ -127,18 +131,18 @@ mod tests {
     #[test]
     fn timeouts_are_told_apart() {
         let connect = ureq::Error::Timeout(ureq::Timeout::Connect);
-        assert_eq!(classified("u", connect).kind(), Kind::Unreachable);
+        assert_eq!(classified("u", connect).kind(), FetchErrorKind::Unreachable);
         let read = ureq::Error::Timeout(ureq::Timeout::PerRead).into_io();
-        assert_eq!(classified_read("u", read).kind(), Kind::Stalled);
+        assert_eq!(classified_read("u", read).kind(), FetchErrorKind::Stalled);
     }
 
     #[test]
     fn closed_ports_and_broken_connections_are_told_apart() {
         for (kind, expected) in [
-            (io::ErrorKind::ConnectionRefused, Kind::Unreachable),
-            (io::ErrorKind::NetworkUnreachable, Kind::Unreachable),
-            (io::ErrorKind::ConnectionReset, Kind::Broken),
-            (io::ErrorKind::UnexpectedEof, Kind::Broken),
+            (io::ErrorKind::ConnectionRefused, FetchErrorKind::Unreachable),
+            (io::ErrorKind::NetworkUnreachable, FetchErrorKind::Unreachable),
+            (io::ErrorKind::ConnectionReset, FetchErrorKind::Broken),
+            (io::ErrorKind::UnexpectedEof, FetchErrorKind::Broken),
         ] {
             assert_eq!(classified("u", ureq::Error::Io(kind.into())).kind(), expected, "{kind:?}");
         }

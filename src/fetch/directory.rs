@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use super::http::refused_by_sink;
 use super::{Check, Sink, Source, url};
 
@@ -27,13 +27,13 @@ impl Directory {
     /// The directory of a `file:///` URL.
     ///
     /// # Errors
-    /// [`Kind::Settings`] when the URL names another host or no absolute path.
+    /// [`FetchErrorKind::Settings`] when the URL names another host or no absolute path.
     pub fn from_url(base: &str) -> Result<Self, FetchError> {
         let path = base
             .strip_prefix("file://")
             .map(|rest| rest.strip_prefix("localhost").unwrap_or(rest))
             .filter(|path| path.starts_with('/'))
-            .ok_or_else(|| FetchError::new(Kind::Settings, base, "expected file:/// and an absolute path"))?;
+            .ok_or_else(|| FetchError::new(FetchErrorKind::Settings, base, "expected file:/// and an absolute path"))?;
         Ok(Self::new(std::ffi::OsString::from_vec(url::percent_decoded(path))))
     }
 
@@ -42,23 +42,23 @@ impl Directory {
         let name = shown(&full);
         if !url::is_relative(path) {
             return Err(FetchError::new(
-                Kind::Local,
+                FetchErrorKind::Local,
                 &shown(&self.base),
                 format!("{path:?} is not a path in a release"),
             ));
         }
         let problem = |cause: std::io::Error| match cause.kind() {
             // Without the base, the medium is not there (yet); with it, the object is not on the medium.
-            ErrorKind::NotFound if self.base.is_dir() => FetchError::new(Kind::Missing, &name, "not there"),
+            ErrorKind::NotFound if self.base.is_dir() => FetchError::new(FetchErrorKind::Missing, &name, "not there"),
             ErrorKind::NotFound => {
-                FetchError::new(Kind::Unreachable, &name, format!("{} is not there", self.base.display()))
+                FetchError::new(FetchErrorKind::Unreachable, &name, format!("{} is not there", self.base.display()))
             }
-            _ => FetchError::new(Kind::Broken, &name, "cannot be read").because(cause),
+            _ => FetchError::new(FetchErrorKind::Broken, &name, "cannot be read").because(cause),
         };
         // Asked before the open, which would wait for ever on a named pipe.
         let metadata = std::fs::metadata(&full).map_err(problem)?;
         if !metadata.is_file() {
-            return Err(FetchError::new(Kind::Protocol, &name, "is not a file"));
+            return Err(FetchError::new(FetchErrorKind::Protocol, &name, "is not a file"));
         }
         let file = File::open(&full).map_err(problem)?;
         Ok((name, file, metadata.len()))
@@ -70,10 +70,10 @@ impl Directory {
         // One byte more than allowed is enough to know.
         file.take(limit_bytes.saturating_add(1))
             .read_to_end(&mut bytes)
-            .map_err(|cause| FetchError::new(Kind::Broken, &name, "cannot be read").because(cause))?;
+            .map_err(|cause| FetchError::new(FetchErrorKind::Broken, &name, "cannot be read").because(cause))?;
         if bytes.len() as u64 > limit_bytes {
             let problem = format!("more than the {limit_bytes} bytes that are expected at most");
-            return Err(FetchError::new(Kind::Protocol, &name, problem));
+            return Err(FetchError::new(FetchErrorKind::Protocol, &name, problem));
         }
         Ok(bytes)
     }
@@ -103,11 +103,11 @@ impl Source for Directory {
         let wanted = range.end - range.start;
         if size < range.end {
             let problem = format!("{size} bytes, but bytes up to {} are needed", range.end);
-            return Err(FetchError::new(Kind::Protocol, &name, problem));
+            return Err(FetchError::new(FetchErrorKind::Protocol, &name, problem));
         }
         let mut got = 0;
         let broken = |cause: std::io::Error, got| {
-            FetchError::new(Kind::Broken, &name, "cannot be read").because(cause).after(got, wanted)
+            FetchError::new(FetchErrorKind::Broken, &name, "cannot be read").because(cause).after(got, wanted)
         };
         file.seek(SeekFrom::Start(range.start)).map_err(|cause| broken(cause, got))?;
         let mut buffer = vec![0; BUFFER];
@@ -129,7 +129,7 @@ impl Source for Directory {
 #[cfg(test)]
 mod tests {
     use super::Directory;
-    use crate::fetch::{Kind, Source};
+    use crate::fetch::{FetchErrorKind, Source};
 
     fn tree() -> (tempfile::TempDir, Directory) {
         let dir = tempfile::tempdir().unwrap();
@@ -159,13 +159,13 @@ mod tests {
     fn what_is_wrong_is_told_apart() {
         let (dir, source) = tree();
         let kind = |path: &str, range| source.get_range(path, range, &mut |_| Ok(())).unwrap_err().kind();
-        assert_eq!(kind("objects/cd", 0..1), Kind::Missing);
-        assert_eq!(kind("objects/ab", 5..11), Kind::Protocol);
-        assert_eq!(kind("objects", 0..1), Kind::Protocol);
-        assert_eq!(kind("../a", 0..1), Kind::Local);
-        assert_eq!(source.get_small("objects/ab", 9).unwrap_err().kind(), Kind::Protocol);
+        assert_eq!(kind("objects/cd", 0..1), FetchErrorKind::Missing);
+        assert_eq!(kind("objects/ab", 5..11), FetchErrorKind::Protocol);
+        assert_eq!(kind("objects", 0..1), FetchErrorKind::Protocol);
+        assert_eq!(kind("../a", 0..1), FetchErrorKind::Local);
+        assert_eq!(source.get_small("objects/ab", 9).unwrap_err().kind(), FetchErrorKind::Protocol);
         std::fs::remove_dir_all(dir.path().join("a b")).unwrap();
-        assert_eq!(source.get_small("objects/ab", 9).unwrap_err().kind(), Kind::Unreachable);
+        assert_eq!(source.get_small("objects/ab", 9).unwrap_err().kind(), FetchErrorKind::Unreachable);
         for bad in ["file:relative", "file://host/x", "file://"] {
             assert!(Directory::from_url(bad).is_err(), "{bad}");
         }

@@ -8,7 +8,7 @@ use crate::chain::chain;
 
 /// What went wrong, and so what can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FetchErrorKind {
     /// The source answered and does not have it (HTTP 404 or 410, no such file). Another source may.
     Missing,
     /// The server answered with this HTTP status instead of the object. 5xx, 408, 425 and 429 can pass by themselves,
@@ -56,7 +56,7 @@ pub struct FetchError {
 /// Boxed, as a `Result` is as large as its error.
 #[derive(Debug)]
 struct Details {
-    kind: Kind,
+    kind: FetchErrorKind,
     url: String,
     problem: String,
     progress: Option<(u64, u64)>,
@@ -74,7 +74,7 @@ fn tried(attempts: u32) -> String {
 
 impl FetchError {
     /// An error about `url`, which is stripped of credentials here so that no message can leak them.
-    pub fn new(kind: Kind, url: &str, problem: impl Into<String>) -> Self {
+    pub fn new(kind: FetchErrorKind, url: &str, problem: impl Into<String>) -> Self {
         let (url, problem) = (redacted(url), problem.into());
         let details = Details { kind, url, problem, progress: None, retry_after: None, attempts: 1 };
         Self { details: Box::new(details), source: None }
@@ -109,7 +109,7 @@ impl FetchError {
     }
 
     /// The same for somebody else who would have met it: kind, URL and words, those of the causes among them.
-    pub(super) fn twin(&self) -> Self {
+    pub(super) fn clone_for_peer(&self) -> Self {
         let chain = self.chain();
         let words = chain.strip_prefix(self.url()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&chain);
         Self::new(self.kind(), self.url(), words).retry_after(self.asked_to_wait())
@@ -123,7 +123,7 @@ impl FetchError {
     }
 
     /// What went wrong.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> FetchErrorKind {
         self.details.kind
     }
 
@@ -140,9 +140,18 @@ impl FetchError {
     /// Whether asking the same source again later can help without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self.details.kind {
-            Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
-            Kind::Unreachable | Kind::Stalled | Kind::Broken | Kind::Protocol | Kind::Corrupt => true,
-            Kind::Missing | Kind::Tls | Kind::TlsTime { .. } | Kind::Unsuitable | Kind::Local | Kind::Settings => false,
+            FetchErrorKind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
+            FetchErrorKind::Unreachable
+            | FetchErrorKind::Stalled
+            | FetchErrorKind::Broken
+            | FetchErrorKind::Protocol
+            | FetchErrorKind::Corrupt => true,
+            FetchErrorKind::Missing
+            | FetchErrorKind::Tls
+            | FetchErrorKind::TlsTime { .. }
+            | FetchErrorKind::Unsuitable
+            | FetchErrorKind::Local
+            | FetchErrorKind::Settings => false,
         }
     }
 
@@ -158,7 +167,7 @@ impl FetchError {
         }
         let lead = errors.iter().find(|error| error.is_retryable()).or_else(|| {
             // "One mirror lacks it" says less than "the other one's certificate is not trusted".
-            errors.iter().find(|error| error.kind() != Kind::Missing).or(errors.first())
+            errors.iter().find(|error| error.kind() != FetchErrorKind::Missing).or(errors.first())
         })?;
         let all: Vec<String> = errors.iter().map(Self::chain).collect();
         let problem = format!("none of {} sources could deliver it: {}", errors.len(), all.join("; "));
@@ -168,13 +177,14 @@ impl FetchError {
 
 #[cfg(test)]
 mod tests {
-    use super::{FetchError, Kind};
+    use super::{FetchError, FetchErrorKind};
 
     #[test]
     fn the_message_has_url_quantities_and_cause_but_no_credentials() {
-        let error = FetchError::new(Kind::Broken, "http://user:secret@h.example/objects/ab", "the connection ended")
-            .after(123_456, 500_000)
-            .because(std::io::Error::other("reset"));
+        let error =
+            FetchError::new(FetchErrorKind::Broken, "http://user:secret@h.example/objects/ab", "the connection ended")
+                .after(123_456, 500_000)
+                .because(std::io::Error::other("reset"));
         assert_eq!(
             error.chain(),
             "http://h.example/objects/ab: the connection ended after 123456 of 500000 bytes: reset"
@@ -184,15 +194,15 @@ mod tests {
     #[test]
     fn only_what_can_pass_is_retryable() {
         for (kind, retryable) in [
-            (Kind::Missing, false),
-            (Kind::Refused(403), false),
-            (Kind::Refused(429), true),
-            (Kind::Refused(501), false),
-            (Kind::Refused(503), true),
-            (Kind::Stalled, true),
-            (Kind::Tls, false),
-            (Kind::Corrupt, true),
-            (Kind::Local, false),
+            (FetchErrorKind::Missing, false),
+            (FetchErrorKind::Refused(403), false),
+            (FetchErrorKind::Refused(429), true),
+            (FetchErrorKind::Refused(501), false),
+            (FetchErrorKind::Refused(503), true),
+            (FetchErrorKind::Stalled, true),
+            (FetchErrorKind::Tls, false),
+            (FetchErrorKind::Corrupt, true),
+            (FetchErrorKind::Local, false),
         ] {
             assert_eq!(FetchError::new(kind, "u", "p").is_retryable(), retryable, "{kind:?}");
         }
@@ -200,10 +210,12 @@ mod tests {
 
     #[test]
     fn a_summary_takes_the_kind_that_leaves_most_hope() {
-        let errors =
-            vec![FetchError::new(Kind::Missing, "http://a/x", "404"), FetchError::new(Kind::Tls, "http://b/x", "CA")];
+        let errors = vec![
+            FetchError::new(FetchErrorKind::Missing, "http://a/x", "404"),
+            FetchError::new(FetchErrorKind::Tls, "http://b/x", "CA"),
+        ];
         let error = FetchError::summary("x", errors).unwrap();
-        assert_eq!(error.kind(), Kind::Tls);
+        assert_eq!(error.kind(), FetchErrorKind::Tls);
         assert!(error.to_string().contains("http://a/x: 404; http://b/x: CA"), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 
 /// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
 /// cheapest), but long enough not to run into the connect timeout of a dead one for every range.
@@ -18,12 +18,12 @@ const MOST_AT_ONCE: u32 = 16;
 
 /// The memory of all sources.
 pub(super) struct Health {
-    state: Mutex<State>,
+    state: Mutex<SourceHealth>,
     left: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct SourceHealth {
     sources: Vec<OneSource>,
     /// By source and object: when it lacked the object, or sent wrong bytes or what is of no use.
     unfit: HashMap<(usize, String), Instant>,
@@ -47,7 +47,7 @@ struct Trouble {
     error: FetchError,
 }
 
-impl State {
+impl SourceHealth {
     fn new(sources: usize) -> Self {
         let fresh = || OneSource { failed: None, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 };
         Self { sources: (0..sources).map(|_| fresh()).collect(), ..Self::default() }
@@ -69,7 +69,7 @@ impl State {
     /// The failure that somebody met since `began`, so that it need not be met again.
     fn met_since(&self, index: usize, began: Instant) -> Option<FetchError> {
         let trouble = self.sources[index].trouble.as_ref().filter(|trouble| trouble.at >= began)?;
-        Some(trouble.error.twin())
+        Some(trouble.error.clone_for_peer())
     }
 
     fn alive(&mut self, index: usize) {
@@ -90,7 +90,10 @@ impl State {
     /// same one.
     fn failed(&mut self, index: usize, path: &str, error: &FetchError, entered: Instant, now: Instant) -> bool {
         let kind = error.kind();
-        if matches!(kind, Kind::Missing | Kind::Protocol | Kind::Corrupt | Kind::Unsuitable) {
+        if matches!(
+            kind,
+            FetchErrorKind::Missing | FetchErrorKind::Protocol | FetchErrorKind::Corrupt | FetchErrorKind::Unsuitable
+        ) {
             let before = self.unfit.insert((index, path.to_owned()), now);
             return before.is_none_or(|before| before < entered);
         }
@@ -98,13 +101,13 @@ impl State {
         let news = source.trouble.as_ref().is_none_or(|trouble| trouble.at < entered || trouble.error.kind() != kind);
         match kind {
             // Those who were refused together count once: half of four is two, and not none.
-            Kind::Refused(429 | 503) if news => (source.most, source.good) = ((source.inside / 2).max(1), 0),
+            FetchErrorKind::Refused(429 | 503) if news => (source.most, source.good) = ((source.inside / 2).max(1), 0),
             // One is enough to see whether it is back.
-            Kind::Unreachable => (source.most, source.good) = (1, 0),
+            FetchErrorKind::Unreachable => (source.most, source.good) = (1, 0),
             _ => {}
         }
         source.failed = Some(now);
-        source.trouble = Some(Trouble { at: now, error: error.twin() });
+        source.trouble = Some(Trouble { at: now, error: error.clone_for_peer() });
         news
     }
 
@@ -121,10 +124,10 @@ impl State {
 
 impl Health {
     pub(super) fn new(sources: usize) -> Self {
-        Self { state: Mutex::new(State::new(sources)), left: Condvar::new() }
+        Self { state: Mutex::new(SourceHealth::new(sources)), left: Condvar::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SourceHealth> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,7 +155,7 @@ impl Health {
         }
     }
 
-    /// Agrees on the pause after a failed round; see [`State::agree`].
+    /// Agrees on the pause after a failed round; see [`SourceHealth::agree`].
     pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
         self.state().agree(began, Instant::now(), wait)
     }
@@ -193,21 +196,21 @@ impl Drop for Visit<'_> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{FetchError, Kind, MEMORY, MOST_AT_ONCE, State};
+    use super::{FetchError, FetchErrorKind, MEMORY, MOST_AT_ONCE, SourceHealth};
 
-    fn note(state: &mut State, index: usize, path: &str, kind: Kind, at: Instant) -> bool {
+    fn note(state: &mut SourceHealth, index: usize, path: &str, kind: FetchErrorKind, at: Instant) -> bool {
         state.failed(index, path, &FetchError::new(kind, "http://a/x", "it failed"), at, at)
     }
 
     #[test]
     fn a_source_that_failed_comes_last_for_a_while() {
-        let mut state = State::new(3);
+        let mut state = SourceHealth::new(3);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(state.order("a", start), [0, 1, 2]);
-        note(&mut state, 0, "a", Kind::Unreachable, at(1));
+        note(&mut state, 0, "a", FetchErrorKind::Unreachable, at(1));
         assert_eq!(state.order("b", at(2)), [1, 2, 0]);
-        note(&mut state, 1, "a", Kind::Stalled, at(3));
+        note(&mut state, 1, "a", FetchErrorKind::Stalled, at(3));
         assert_eq!(state.order("a", at(3)), [2, 0, 1]);
         assert_eq!(state.order("a", at(1) + MEMORY), [0, 2, 1], "the first one gets its chance again");
         assert_eq!(state.order("a", at(3) + MEMORY), [0, 1, 2]);
@@ -215,10 +218,10 @@ mod tests {
 
     #[test]
     fn a_source_that_lacks_one_object_stays_first_for_the_others() {
-        let mut state = State::new(2);
+        let mut state = SourceHealth::new(2);
         let now = Instant::now();
-        note(&mut state, 0, "a", Kind::Missing, now);
-        note(&mut state, 1, "b", Kind::Corrupt, now);
+        note(&mut state, 0, "a", FetchErrorKind::Missing, now);
+        note(&mut state, 1, "b", FetchErrorKind::Corrupt, now);
         assert_eq!(state.order("a", now), [1, 0]);
         assert_eq!(state.order("b", now), [0, 1]);
         assert_eq!(state.order("c", now), [0, 1]);
@@ -226,28 +229,28 @@ mod tests {
 
     #[test]
     fn those_who_asked_together_tell_a_failure_once() {
-        let mut state = State::new(1);
+        let mut state = SourceHealth::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let error = |kind| FetchError::new(kind, "http://a/x", "it failed");
-        assert!(state.failed(0, "a", &error(Kind::Broken), at(0), at(5)));
-        assert!(!state.failed(0, "b", &error(Kind::Broken), at(1), at(6)), "asked before it was known");
-        assert!(state.failed(0, "b", &error(Kind::Stalled), at(1), at(6)), "something else");
-        assert!(state.failed(0, "a", &error(Kind::Stalled), at(7), at(8)), "tried again");
-        assert!(state.failed(0, "a", &error(Kind::Missing), at(0), at(5)));
-        assert!(!state.failed(0, "a", &error(Kind::Missing), at(0), at(5)));
-        assert!(state.failed(0, "b", &error(Kind::Missing), at(0), at(5)), "of another object");
+        assert!(state.failed(0, "a", &error(FetchErrorKind::Broken), at(0), at(5)));
+        assert!(!state.failed(0, "b", &error(FetchErrorKind::Broken), at(1), at(6)), "asked before it was known");
+        assert!(state.failed(0, "b", &error(FetchErrorKind::Stalled), at(1), at(6)), "something else");
+        assert!(state.failed(0, "a", &error(FetchErrorKind::Stalled), at(7), at(8)), "tried again");
+        assert!(state.failed(0, "a", &error(FetchErrorKind::Missing), at(0), at(5)));
+        assert!(!state.failed(0, "a", &error(FetchErrorKind::Missing), at(0), at(5)));
+        assert!(state.failed(0, "b", &error(FetchErrorKind::Missing), at(0), at(5)), "of another object");
     }
 
     #[test]
     fn a_failure_is_met_by_one_until_there_is_a_sign_of_life() {
-        let mut state = State::new(1);
+        let mut state = SourceHealth::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let error = FetchError::new(Kind::Unreachable, "http://u:p@a/x?y", "the port is closed");
+        let error = FetchError::new(FetchErrorKind::Unreachable, "http://u:p@a/x?y", "the port is closed");
         state.failed(0, "a", &error, at(1), at(2));
         let met = state.met_since(0, at(1)).unwrap();
-        assert_eq!((met.kind(), met.chain()), (Kind::Unreachable, error.chain()));
+        assert_eq!((met.kind(), met.chain()), (FetchErrorKind::Unreachable, error.chain()));
         assert!(state.met_since(0, at(3)).is_none(), "a later round asks again");
         assert_eq!(state.sources[0].most, 1);
         state.alive(0);
@@ -256,21 +259,21 @@ mod tests {
 
     #[test]
     fn an_overloaded_source_gets_half_as_much_and_slowly_more_again() {
-        let mut state = State::new(1);
+        let mut state = SourceHealth::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         state.sources[0].inside = 4;
-        note(&mut state, 0, "a", Kind::Refused(503), at(1));
+        note(&mut state, 0, "a", FetchErrorKind::Refused(503), at(1));
         assert_eq!(state.sources[0].most, 2);
         // Two more of the four that were under way: their refusals say the same.
         for _ in 0..2 {
-            let error = FetchError::new(Kind::Refused(503), "http://a/x", "busy");
+            let error = FetchError::new(FetchErrorKind::Refused(503), "http://a/x", "busy");
             assert!(!state.failed(0, "b", &error, at(0), at(2)));
         }
         assert_eq!(state.sources[0].most, 2);
         state.sources[0].inside = 2;
-        note(&mut state, 0, "a", Kind::Refused(429), at(3));
-        note(&mut state, 0, "a", Kind::Refused(429), at(4));
+        note(&mut state, 0, "a", FetchErrorKind::Refused(429), at(3));
+        note(&mut state, 0, "a", FetchErrorKind::Refused(429), at(4));
         assert_eq!(state.sources[0].most, 1, "never none");
         let mut steps = Vec::new();
         for _ in 0..6 {
@@ -286,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_agreed_on_by_all_who_fail_until_it_ends_or_a_source_lives() {
-        let mut state = State::new(1);
+        let mut state = SourceHealth::new(1);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(state.agree(at(0), at(2), Duration::from_secs(8)), (at(10), true));

@@ -12,9 +12,9 @@ use ureq::{Agent, Proxy};
 
 use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted_out};
 use super::classify::classified;
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
-use super::{Check, Options, Rate, Sink, SinkError, Source, connect, tls, url};
+use super::{Check, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
 
 /// Enough for a load balancer that sends to a region that sends to a bucket.
 const MAX_REDIRECTS: usize = 5;
@@ -37,9 +37,9 @@ impl Http {
     /// A mirror at `base`, an `http://` or `https://` URL.
     ///
     /// # Errors
-    /// [`Kind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
-    pub fn new(base: &str, options: &Options) -> Result<Self, FetchError> {
-        let settings = |problem: &str| FetchError::new(Kind::Settings, base, problem);
+    /// [`FetchErrorKind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
+    pub fn new(base: &str, options: &FetchOptions) -> Result<Self, FetchError> {
+        let settings = |problem: &str| FetchError::new(FetchErrorKind::Settings, base, problem);
         let uri: Uri = base.parse().map_err(|_| settings("this is not a URL"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(settings("this is not an http:// or https:// URL with a host"));
@@ -47,7 +47,9 @@ impl Http {
         let proxy = match &options.proxy {
             None => None,
             Some(text) => {
-                let error = || FetchError::new(Kind::Settings, text, "this is not a proxy: expected http://host:port");
+                let error = || {
+                    FetchError::new(FetchErrorKind::Settings, text, "this is not a proxy: expected http://host:port")
+                };
                 Some(Proxy::new(text).ok().filter(|_| text.starts_with("http://")).ok_or_else(error)?)
             }
         };
@@ -86,7 +88,11 @@ impl Http {
 
     fn url(&self, path: &str) -> Result<String, FetchError> {
         if !url::is_relative(path) {
-            return Err(FetchError::new(Kind::Local, &self.base, format!("{path:?} is not a path in a release")));
+            return Err(FetchError::new(
+                FetchErrorKind::Local,
+                &self.base,
+                format!("{path:?} is not a path in a release"),
+            ));
         }
         Ok(format!("{}/{path}", self.base))
     }
@@ -94,7 +100,7 @@ impl Http {
     /// Posts a JSON document to the base URL itself. The answer's body is of no interest.
     ///
     /// # Errors
-    /// What the transfer met, or [`Kind::Refused`] with the status.
+    /// What the transfer met, or [`FetchErrorKind::Refused`] with the status.
     pub fn post_json(&self, document: &str) -> Result<(), FetchError> {
         let request = self.agent.post(&self.base).header("Content-Type", "application/json");
         let response = request.send(document).map_err(|error| self.no_answer(&self.base, error))?;
@@ -105,7 +111,7 @@ impl Http {
     fn no_answer(&self, url: &str, error: ureq::Error) -> FetchError {
         let error = classified(url, error);
         match self.agent.config().proxy() {
-            Some(proxy) if error.kind() == Kind::Unreachable => {
+            Some(proxy) if error.kind() == FetchErrorKind::Unreachable => {
                 error.through(&format!("{}:{}", proxy.host(), proxy.port()))
             }
             _ => error,
@@ -126,17 +132,21 @@ impl Http {
             }
             url = redirected(&url, response.headers())?;
         }
-        Err(FetchError::new(Kind::Protocol, &url, format!("more than {MAX_REDIRECTS} redirects")))
+        Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
     fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let answer = self.request(path, None)?;
         let Answer { url, status, body, .. } = answer;
         if status != 200 {
-            return Err(FetchError::new(Kind::Protocol, &url, format!("status {status} instead of 200")));
+            return Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("status {status} instead of 200")));
         }
         let too_large = |size: String| {
-            FetchError::new(Kind::Protocol, &url, format!("{size} bytes, but at most {limit_bytes} are expected"))
+            FetchError::new(
+                FetchErrorKind::Protocol,
+                &url,
+                format!("{size} bytes, but at most {limit_bytes} are expected"),
+            )
         };
         if let Some(size) = body.content_length().filter(|size| *size > limit_bytes) {
             return Err(too_large(size.to_string()));
@@ -182,11 +192,11 @@ impl Source for Http {
             200 if range.start <= MAX_SKIP => range.start,
             200 => {
                 let problem = format!("the server ignores ranges and {} bytes lie before the wanted ones", range.start);
-                return Err(FetchError::new(Kind::Protocol, &url, problem));
+                return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
             }
             _ => {
                 let problem = format!("status {status} to a request for bytes {} to {}", range.start, range.end - 1);
-                return Err(FetchError::new(Kind::Protocol, &url, problem));
+                return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
             }
         };
         let promised = body.content_length();
@@ -194,7 +204,7 @@ impl Source for Http {
         if !right_size {
             let expected = if status == 206 { wanted } else { range.end };
             let problem = format!("{} bytes are announced where {expected} are expected", promised.unwrap_or_default());
-            return Err(FetchError::new(Kind::Protocol, &url, problem));
+            return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
         }
         // Only then is it known where the body ends, and only a body read to its end frees the connection for reuse.
         let delimited = status == 206 && (promised.is_some() || headers.contains_key(TRANSFER_ENCODING));
@@ -205,7 +215,9 @@ impl Source for Http {
             // A failure here costs nothing but the connection: all that was asked for is delivered.
             let extra = reader.read(&mut [0; 1]).unwrap_or(0);
             if extra > 0 {
-                return Err(FetchError::new(Kind::Protocol, &url, "more bytes than asked for").after(wanted, wanted));
+                return Err(
+                    FetchError::new(FetchErrorKind::Protocol, &url, "more bytes than asked for").after(wanted, wanted)
+                );
             }
         }
         Ok(())
@@ -229,7 +241,7 @@ fn deliver(
         let delivered = got.saturating_sub(skip);
         let n = pace.read(url, reader, &mut buffer[..most]).map_err(|error| error.after(delivered, wanted))?;
         if n == 0 {
-            return Err(FetchError::new(Kind::Broken, url, "the answer ended").after(delivered, wanted));
+            return Err(FetchError::new(FetchErrorKind::Broken, url, "the answer ended").after(delivered, wanted));
         }
         if got >= skip {
             sink(&buffer[..n]).map_err(|error| refused_by_sink(url, error).after(delivered, wanted))?;
@@ -243,8 +255,8 @@ fn deliver(
 pub(super) fn refused_by_sink(url: &str, error: SinkError) -> FetchError {
     match error {
         SinkError::Local(cause) => {
-            FetchError::new(Kind::Local, url, "the received bytes could not be taken").because(cause)
+            FetchError::new(FetchErrorKind::Local, url, "the received bytes could not be taken").because(cause)
         }
-        SinkError::Wrong { .. } => FetchError::new(Kind::Corrupt, url, error.to_string()),
+        SinkError::Wrong { .. } => FetchError::new(FetchErrorKind::Corrupt, url, error.to_string()),
     }
 }

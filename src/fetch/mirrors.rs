@@ -1,4 +1,4 @@
-//! Several copies of the release tree behind one [`Source`]: order, memory, resume, patience.
+//! Several copies of the release tree behind one [`Source`]: order, memory, resume, retry policy.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::backoff;
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
 use crate::chain::chain;
@@ -23,7 +23,7 @@ const NOTICE: Duration = Duration::from_secs(1);
 
 /// How long to go on when all sources fail in ways that can pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum RetryPolicy {
     /// Each source is asked this many times, with pauses between the rounds.
     Rounds(u32),
     /// Until it works or fails in a way that cannot pass.
@@ -62,7 +62,7 @@ type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
 pub struct Mirrors {
     sources: Arc<[Box<dyn Source>]>,
     health: Arc<Health>,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     on_retry: OnRetry,
     pause: Pause,
     seed: u64,
@@ -70,11 +70,11 @@ pub struct Mirrors {
 
 impl Mirrors {
     /// Sources in order of preference. At least one, or every call fails.
-    pub fn new(sources: Vec<Box<dyn Source>>, patience: Patience) -> Self {
+    pub fn new(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy) -> Self {
         Self {
             health: Arc::new(Health::new(sources.len())),
             sources: sources.into(),
-            patience,
+            retry_policy,
             on_retry: Arc::new(|_| ()),
             pause: Arc::new(std::thread::sleep),
             // The hasher's keys are random in every process, which is all that jitter needs.
@@ -82,11 +82,11 @@ impl Mirrors {
         }
     }
 
-    /// The same sources with another patience: a manifest that is only polled needs less than a transfer that has
+    /// The same sources with another retry policy: a manifest that is only polled needs less than a transfer that has
     /// begun.
     #[must_use]
-    pub fn with_patience(mut self, patience: Patience) -> Self {
-        self.patience = patience;
+    pub fn with_retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
+        self.retry_policy = retry_policy;
         self
     }
 
@@ -106,10 +106,10 @@ impl Mirrors {
 
     /// Asks the sources until one attempt succeeds. An attempt reports how far it is, so that progress can be told
     /// from standing still.
-    fn insist<T>(
+    fn retry<T>(
         &self,
         path: &str,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         mut attempt: impl FnMut(&dyn Source, &Visit<'_>) -> (u64, Result<T, FetchError>),
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
@@ -129,7 +129,7 @@ impl Mirrors {
                                 visit.went_well();
                                 return Ok(value);
                             }
-                            Err(error) if error.kind() == Kind::Local => return Err(error),
+                            Err(error) if error.kind() == FetchErrorKind::Local => return Err(error),
                             Err(error) => error,
                         };
                         let news = visit.failed(path, &error);
@@ -152,10 +152,10 @@ impl Mirrors {
             let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
             round = round.saturating_add(1);
             let (until, is_new) = self.health.agree(began, wait);
-            let enough = match patience {
-                Patience::Rounds(most) => round >= most,
-                Patience::Until(end) => until > end,
-                Patience::Forever => false,
+            let enough = match retry_policy {
+                RetryPolicy::Rounds(most) => round >= most,
+                RetryPolicy::Until(end) => until > end,
+                RetryPolicy::Forever => false,
             };
             if !hope || enough {
                 return Err(tally.into_error(path));
@@ -227,7 +227,7 @@ impl Tally {
             self.furthest = reached;
             self.strikes[index] = 0;
         }
-        if matches!(error.kind(), Kind::Protocol | Kind::Corrupt) {
+        if matches!(error.kind(), FetchErrorKind::Protocol | FetchErrorKind::Corrupt) {
             self.strikes[index] += 1;
         }
         progress
@@ -240,7 +240,7 @@ impl Tally {
     fn into_error(self, path: &str) -> FetchError {
         let attempts = self.attempts;
         FetchError::summary(path, self.errors.into_iter().flatten().collect())
-            .unwrap_or_else(|| FetchError::new(Kind::Settings, path, "there is no source to ask"))
+            .unwrap_or_else(|| FetchError::new(FetchErrorKind::Settings, path, "there is no source to ask"))
             .given_up(attempts)
     }
 }
@@ -257,17 +257,17 @@ impl Source for Mirrors {
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let path = wanted.first().map_or("", |(path, _)| path);
-        self.insist(path, self.patience, |source, _| (0, source.get_checked(wanted, check)))
+        self.retry(path, self.retry_policy, |source, _| (0, source.get_checked(wanted, check)))
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
         let Range { start, end } = range;
         let mut at = start;
-        let patience = match self.patience {
-            Patience::Until(_) => Patience::Forever,
-            patience => patience,
+        let retry_policy = match self.retry_policy {
+            RetryPolicy::Until(_) => RetryPolicy::Forever,
+            retry_policy => retry_policy,
         };
-        self.insist(path, patience, |source, visit| {
+        self.retry(path, retry_policy, |source, visit| {
             let rest = at..end;
             let mut first = true;
             let mut counting = |bytes: &[u8]| match sink(bytes) {
@@ -292,7 +292,13 @@ impl Source for Mirrors {
             let result = source.get_range(path, rest, &mut counting);
             let result = match result {
                 // All bytes are here, whatever came after them; the caller's digests are the judge of them.
-                Err(error) if at == end && error.kind() != Kind::Corrupt && error.kind() != Kind::Local => Ok(()),
+                Err(error)
+                    if at == end
+                        && error.kind() != FetchErrorKind::Corrupt
+                        && error.kind() != FetchErrorKind::Local =>
+                {
+                    Ok(())
+                }
                 Err(error) if at > start => Err(error.after(at - start, end - start)),
                 result => result,
             };

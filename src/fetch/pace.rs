@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::cap::Cap;
 use super::classify::classified_read;
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 
 /// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Slower than any link
 /// a robot has; it is here for servers that keep a connection alive with a byte now and then.
@@ -36,7 +36,7 @@ impl<'c> Pace<'c> {
             let least = MIN_RATE * self.window.as_secs();
             if self.bytes < least {
                 let problem = format!("{} bytes in {} s count as a stall", self.bytes, self.waited.as_secs());
-                return Err(FetchError::new(Kind::Stalled, url, problem));
+                return Err(FetchError::new(FetchErrorKind::Stalled, url, problem));
             }
             *self = Self::new(self.window, self.cap);
         }

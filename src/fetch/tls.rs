@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::SigningKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::error::{FetchError, Kind};
+use super::error::{FetchError, FetchErrorKind};
 use crate::machine::clock::{CertificateTime, ClockPolicy, Start};
 
 /// Reads a clock: seconds since 1970.
@@ -170,7 +170,8 @@ pub(super) fn client_config(ca_file: Option<&Path>, clock: Arc<Clock>) -> Result
             ("the bundled CA roots".to_owned(), roots)
         }
     };
-    let unusable = |error: String| FetchError::new(Kind::Settings, &name, "TLS cannot be set up").because(error);
+    let unusable =
+        |error: String| FetchError::new(FetchErrorKind::Settings, &name, "TLS cannot be set up").because(error);
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|error| unusable(error.to_string()))?;
@@ -185,7 +186,7 @@ pub(super) fn client_config(ca_file: Option<&Path>, clock: Arc<Clock>) -> Result
 
 fn roots_from(path: &Path) -> Result<RootCertStore, FetchError> {
     let name = path.display().to_string();
-    let error = |problem: &str| FetchError::new(Kind::Settings, &name, problem);
+    let error = |problem: &str| FetchError::new(FetchErrorKind::Settings, &name, problem);
     let pem = std::fs::read(path).map_err(|cause| error("the CA file cannot be read").because(cause))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -43,10 +43,10 @@ pub trait BlockTarget: Sync {
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
     /// Tells the device that the range holds nothing of use: good for flash memory, and most then no longer give the old content
-    /// out. A hint, which need not be taken; what the range reads as afterwards is undefined.
+    /// out. A hint, which the device need not take; what the range reads as afterwards is undefined.
     ///
     /// # Errors
-    /// The device's error, or that it has no use for such hints.
+    /// The device's error, or that it takes no such hints.
     fn discard(&self, _range: Range<u64>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

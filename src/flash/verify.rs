@@ -1,7 +1,7 @@
-//! The only way to [`Verified`]: every frame was read back from the medium, past the page cache, and is right.
+//! The only way to [`Verified`]: every chunk was read back from the medium, past the page cache, and is right.
 
-use crate::flash::plan::Survey;
-use crate::flash::readback::Reading;
+use crate::flash::plan::Comparison;
+use crate::flash::readback::Scan;
 use crate::flash::target::BlockTarget;
 use crate::flash::write::Written;
 use crate::record::progress::Done;
@@ -14,15 +14,15 @@ impl Verified {
     /// The proof, or what is wrong.
     ///
     /// # Errors
-    /// The survey to plan the next write with.
-    pub fn from_reading(reading: Reading<'_>) -> Result<Self, Survey> {
-        let survey = reading.into_survey();
-        if survey.all_right() { Ok(Self(())) } else { Err(survey) }
+    /// The comparison to plan the next write with.
+    pub fn from_scan(scan: Scan<'_>) -> Result<Self, Comparison> {
+        let comparison = scan.into_comparison();
+        if comparison.all_right() { Ok(Self(())) } else { Err(comparison) }
     }
 }
 
 /// Reads back what was written and not read back behind the writer. `done` counts what was read.
 #[must_use]
-pub fn read_back<'i>(written: Written<'i>, target: &dyn BlockTarget, done: &Done) -> Reading<'i> {
+pub fn read_back<'i>(written: Written<'i>, target: &dyn BlockTarget, done: &Done) -> Scan<'i> {
     written.read_back.finish(target, done)
 }

@@ -1,6 +1,6 @@
 //! Carries out a plan: move, fetch, decode, check, write. What comes out is [`Written`], not yet proven by read-back.
 //!
-//! Frame 0 holds the superblock. It is blanked before anything else changes and written last, after a flush, so
+//! Chunk 0 holds the superblock. It is blanked before anything else changes and written last, after a flush, so
 //! that a half-written system never looks like one, whoever looks.
 
 mod moving;
@@ -13,14 +13,14 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::boot::env::Recovering;
+use crate::boot::env::WritePermit;
 use crate::fetch::{FetchError, Source};
-use crate::flash::plan::{Plan, Survey};
+use crate::flash::plan::{Comparison, Plan};
 use crate::flash::readback::ReadBack;
 use crate::flash::target::BlockTarget;
 use crate::record::progress::{Bytes, Done};
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest, is_zero};
-use crate::release::index::{FrameContent, FrameNo, Index, StoredNo};
+use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::sys::block::AlignedBuf;
 use read_behind::Behind;
 
@@ -127,20 +127,20 @@ pub fn expected_work(plan: &Plan, read_behind: bool) -> Bytes {
 /// on leads back into recovery.
 ///
 /// # Errors
-/// [`WriteError`]; the target then holds some of the frames and no superblock, and running again goes on from there.
+/// [`WriteError`]; the target then holds some of the chunks and no superblock, and running again goes on from there.
 pub fn apply<'i>(
     index: &'i Index,
-    survey: &Survey,
+    comparison: &Comparison,
     work: Work<'_>,
-    _permit: &Recovering,
+    _permit: &WritePermit,
 ) -> Result<Written<'i>, WriteError> {
     check_size(index.image_bytes(), work.target)?;
     if work.plan.is_empty() {
-        return Ok(Written { read_back: ReadBack::of_nothing(index, survey), bytes: 0 });
+        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0 });
     }
-    let read_back = ReadBack::new(index, survey);
+    let read_back = ReadBack::new(index, comparison);
     let writer = Writer::new(index, work);
-    writer.withhold_head(survey)?;
+    writer.withhold_head(comparison)?;
     writer.run(&read_back);
     if let Some(failure) = writer.take_failure() {
         return Err(failure);
@@ -150,17 +150,17 @@ pub fn apply<'i>(
     Ok(Written { read_back, bytes: work.plan.totals.changed_bytes() })
 }
 
-/// Puts checked frames where they belong and keeps the head back. Shared by all threads.
+/// Puts checked chunks where they belong and keeps the head back. Shared by all threads.
 struct Writer<'a> {
     index: &'a Index,
     work: Work<'a>,
-    /// Frame 0 of the image, once it is there.
+    /// Chunk 0 of the image, once it is there.
     head: Mutex<Option<AlignedBuf>>,
     /// How many batches of moves have been read.
     gate: Gate,
     behind: Behind,
-    /// Stored frames that were not what they should be, with the frame that wants them; they are fetched once more.
-    damaged: Mutex<Vec<(StoredNo, FrameNo)>>,
+    /// Stored chunks that were not what they should be, with the chunk that wants them; they are fetched once more.
+    damaged: Mutex<Vec<(StoredChunkNo, ChunkNo)>>,
     stop: AtomicBool,
     failure: Mutex<Option<WriteError>>,
 }
@@ -181,12 +181,12 @@ impl<'a> Writer<'a> {
 
     /// Takes the superblock off the medium before anything else changes. A head that is right already is kept in
     /// memory and put back at the end.
-    fn withhold_head(&self, survey: &Survey) -> Result<(), WriteError> {
+    fn withhold_head(&self, comparison: &Comparison) -> Result<(), WriteError> {
         let target = self.work.target;
-        let range = self.index.frame_range(0);
+        let range = self.index.chunk_range(0);
         let mut head = AlignedBuf::zeroed((range.end - range.start) as usize);
         match target.read_at(0, &mut head[..]) {
-            Ok(()) if survey.is_right(0) => *lock(&self.head) = Some(head),
+            Ok(()) if comparison.is_right(0) => *lock(&self.head) = Some(head),
             // Already blank: a run that was cut. Do not write the block again on every attempt.
             Ok(()) if is_zero(&head[..BLOCK_SIZE_BYTES]) => return Ok(()),
             // Unreadable, and about to be written: that is how a disk heals a bad sector.
@@ -214,35 +214,35 @@ impl<'a> Writer<'a> {
 
     /// Zeroes what has to be, in long ranges, once nothing there is needed any more.
     fn zero(&self) {
-        let mut ranges: Vec<std::ops::Range<FrameNo>> = Vec::new();
-        for frame in self.work.plan.zero.iter().copied().filter(|frame| *frame != 0) {
+        let mut ranges: Vec<std::ops::Range<ChunkNo>> = Vec::new();
+        for chunk in self.work.plan.zero.iter().copied().filter(|chunk| *chunk != 0) {
             match ranges.last_mut() {
-                Some(last) if last.end == frame => last.end += 1,
-                _ => ranges.push(frame..frame + 1),
+                Some(last) if last.end == chunk => last.end += 1,
+                _ => ranges.push(chunk..chunk + 1),
             }
         }
-        for frames in ranges {
-            let free_after = frames.clone().map(|frame| self.work.plan.moves.free_after(frame)).max();
+        for chunks in ranges {
+            let free_after = chunks.clone().map(|chunk| self.work.plan.moves.free_after(chunk)).max();
             self.gate.wait(free_after.unwrap_or_default());
             if self.is_stopped() {
                 return;
             }
-            let range = self.index.frame_range(frames.start).start..self.index.frame_range(frames.end - 1).end;
+            let range = self.index.chunk_range(chunks.start).start..self.index.chunk_range(chunks.end - 1).end;
             match self.work.target.zero(range.clone()) {
-                Ok(()) => self.wrote(frames, range.end - range.start),
+                Ok(()) => self.wrote(chunks, range.end - range.start),
                 Err(source) => return self.fail(self.error("zero", range.start, source)),
             }
         }
     }
 
-    /// Writes checked frames, neighbours together. Each comes with its place in `content`, a multiple of 4096 bytes.
-    fn write(&self, frames: &mut [(FrameNo, usize)], content: &[u8]) -> Result<(), WriteError> {
-        frames.sort_unstable();
-        let length = |frame: FrameNo| {
-            let range = self.index.frame_range(frame);
+    /// Writes checked chunks, neighbours together. Each comes with its place in `content`, a multiple of 4096 bytes.
+    fn write(&self, chunks: &mut [(ChunkNo, usize)], content: &[u8]) -> Result<(), WriteError> {
+        chunks.sort_unstable();
+        let length = |chunk: ChunkNo| {
+            let range = self.index.chunk_range(chunk);
             (range.end - range.start) as usize
         };
-        let mut rest: &[(FrameNo, usize)] = frames;
+        let mut rest: &[(ChunkNo, usize)] = chunks;
         while let Some((&(first, from), more)) = rest.split_first() {
             if first == 0 {
                 let mut head = AlignedBuf::zeroed(length(0));
@@ -253,22 +253,22 @@ impl<'a> Writer<'a> {
             }
             let (mut end, mut next) = (from + length(first), first + 1);
             rest = more;
-            while let Some((&(frame, from), more)) = rest.split_first()
-                && (frame, from) == (next, end)
+            while let Some((&(chunk, from), more)) = rest.split_first()
+                && (chunk, from) == (next, end)
             {
-                (end, next, rest) = (end + length(frame), next + 1, more);
+                (end, next, rest) = (end + length(chunk), next + 1, more);
             }
-            let offset = self.index.frame_range(first).start;
+            let offset = self.index.chunk_range(first).start;
             self.put(offset, &content[from..end])?;
             self.wrote(first..next, (end - from) as u64);
         }
         Ok(())
     }
 
-    fn wrote(&self, frames: std::ops::Range<FrameNo>, bytes: u64) {
+    fn wrote(&self, chunks: std::ops::Range<ChunkNo>, bytes: u64) {
         self.work.done.disk(bytes);
         if self.work.read_behind {
-            self.behind.wrote(frames, bytes);
+            self.behind.wrote(chunks, bytes);
         }
     }
 
@@ -276,10 +276,10 @@ impl<'a> Writer<'a> {
     fn finish(&self) -> Result<(), WriteError> {
         let target = self.work.target;
         target.flush().map_err(|source| self.error("flush", 0, source))?;
-        let range = self.index.frame_range(0);
+        let range = self.index.chunk_range(0);
         if let Some(head) = lock(&self.head).take() {
             self.put(0, &head[..])?;
-        } else if self.index.frame_content(0) == FrameContent::Zero {
+        } else if self.index.chunk_content(0) == ChunkContent::Zero {
             target.zero(range.clone()).map_err(|source| self.error("zero", 0, source))?;
         }
         self.work.done.disk(range.end);
@@ -309,8 +309,8 @@ impl<'a> Writer<'a> {
         lock(&self.failure).take()
     }
 
-    fn damaged(&self, stored: StoredNo, frame: FrameNo) {
-        lock(&self.damaged).push((stored, frame));
+    fn damaged(&self, stored: StoredChunkNo, chunk: ChunkNo) {
+        lock(&self.damaged).push((stored, chunk));
     }
 }
 

@@ -2,7 +2,7 @@
 //! a power cut cannot turn into something that boots by half.
 //!
 //! ```text
-//! survey() -> choose() -> Preflight -> Armed -> begin() -> Unfinished -> finish() -> Provisioned
+//! survey() -> choose() -> Preflight -> Armed -> begin() -> PartiallyWritten -> finish() -> Provisioned
 //! ```
 //! Each value is the proof the next step needs: nothing is written without an [`Armed`], which only a disk with nothing
 //! on it or an explicit word makes, out of a [`Preflight`] that was shown and whose layout fits.
@@ -27,11 +27,11 @@ mod skeleton;
 mod write;
 
 pub use install::{InstallError, Site, install, prepare};
-pub use make_table::TableError;
-pub use preflight::{Armed, Firmware, Leave, NotArmed, Preflight, Refused};
-pub use select::{Candidate, ChooseError, Content, choose, survey};
-pub use skeleton::{Frame, FrameError, Geometry};
-pub use write::{Image, Parts, ProvisionError, Provisioned, Unfinished, begin};
+pub use make_table::MakeTableError;
+pub use preflight::{Armed, ErasePermission, Firmware, NotArmed, Preflight, Refused};
+pub use select::{ChooseError, DiskCandidate, DiskContent, choose, survey};
+pub use skeleton::{DiskGeometry, DiskSkeleton, SkeletonError};
+pub use write::{BootstrapParts, PartiallyWritten, ProvisionError, Provisioned, TemplateImage, begin};
 
 /// Bytes at the start and end of a disk and of each partition that are looked at, and zeroed: signatures of partition
 /// tables, file systems, LVM and Linux RAID all lie there. (RAID 0.90 lies deepest: 64 to 128 KiB before the end.)

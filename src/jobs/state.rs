@@ -13,13 +13,13 @@ const MAX_EVENTS_BYTES: u64 = 1024 * 1024;
 
 /// The mounted state partition.
 #[derive(Debug, Clone)]
-pub struct State {
+pub struct StatePartition {
     root: PathBuf,
 }
 
 /// A release that was installed and verified on this machine.
 #[derive(Debug)]
-pub struct Installed {
+pub struct InstalledRelease {
     /// The signed bytes.
     pub signed: Authentic,
     /// What they say.
@@ -30,7 +30,7 @@ pub struct Installed {
     pub index_object: Vec<u8>,
 }
 
-impl State {
+impl StatePartition {
     /// The partition mounted at `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
@@ -83,14 +83,14 @@ impl State {
 
     /// The release last installed, if its record is whole.
     #[must_use]
-    pub fn installed(&self, keys: &TrustedKeys) -> Option<Installed> {
+    pub fn installed(&self, keys: &TrustedKeys) -> Option<InstalledRelease> {
         let (signed, manifest) = self.installed_manifest(keys)?;
         let object = fs::read(self.root.join("installed/system.idx")).ok()?;
         let named = manifest.image(crate::release::manifest::SYSTEM_IMAGE).ok()?.index;
         if crate::release::digest::Digest::of(&object) != named.blake3 {
             return None;
         }
-        Some(Installed { index: Index::from_object(&object).ok()?, index_object: object, signed, manifest })
+        Some(InstalledRelease { index: Index::from_object(&object).ok()?, index_object: object, signed, manifest })
     }
 
     /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit

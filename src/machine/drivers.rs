@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::sys::module;
-use tables::{Resolution, Step, Tables};
+use tables::{LoadStep, ModuleTables, Resolution};
 
 pub use coldplug::Coldplug;
 
@@ -60,7 +60,7 @@ pub enum ModuleError {
 
 /// What a round of loading did.
 #[derive(Debug, Default)]
-pub struct Loaded {
+pub struct LoadedModules {
     /// Names of the modules loaded, in order.
     pub modules: Vec<String>,
     /// What failed. One broken driver must not keep the others away, so these are for the log.
@@ -72,7 +72,7 @@ pub struct Loaded {
 pub struct Loader {
     directory: PathBuf,
     sysfs: PathBuf,
-    tables: Tables,
+    tables: ModuleTables,
     /// Names done with: loaded, or refused for good.
     done: Mutex<HashSet<String>>,
     /// Aliases already looked up. A full table has 25,000 patterns, and hundreds of devices share few aliases.
@@ -99,7 +99,7 @@ impl Loader {
         let path = directory.join("modules.dep");
         let dep = fs::read_to_string(&path).map_err(|source| ModuleError::Read { path, source })?;
         Ok(Self {
-            tables: Tables::parse(
+            tables: ModuleTables::parse(
                 &dep,
                 &optional("modules.alias"),
                 &optional("modules.softdep"),
@@ -118,7 +118,7 @@ impl Loader {
     /// # Errors
     /// [`ModuleError`] for the module itself or one that it needs; soft dependencies may fail.
     pub fn load(&self, name: &str) -> Result<(), ModuleError> {
-        let mut loaded = Loaded::default();
+        let mut loaded = LoadedModules::default();
         match self.tables.resolve(name) {
             Resolution::Builtin => Ok(()),
             Resolution::Load(steps) => self.run(&steps, &mut loaded),
@@ -129,8 +129,8 @@ impl Loader {
     }
 
     /// Loads every module that claims the device alias. None is fine: most devices need no driver here.
-    pub fn load_for(&self, modalias: &str) -> Loaded {
-        let mut loaded = Loaded::default();
+    pub fn load_for(&self, modalias: &str) -> LoadedModules {
+        let mut loaded = LoadedModules::default();
         if !self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(modalias.to_owned()) {
             return loaded;
         }
@@ -145,8 +145,8 @@ impl Loader {
 
     /// Loads the drivers of every device in sysfs, again and again until no new device shows up: a driver of a bus
     /// brings its devices. Buses that take their time (USB) are left to [`Coldplug`].
-    pub fn load_for_present_devices(&self) -> Loaded {
-        let mut all = Loaded::default();
+    pub fn load_for_present_devices(&self) -> LoadedModules {
+        let mut all = LoadedModules::default();
         loop {
             let mut aliases = Vec::new();
             collect_aliases(&self.sysfs.join("devices"), &mut aliases);
@@ -162,7 +162,7 @@ impl Loader {
         }
     }
 
-    fn run(&self, steps: &[Step], loaded: &mut Loaded) -> Result<(), ModuleError> {
+    fn run(&self, steps: &[LoadStep], loaded: &mut LoadedModules) -> Result<(), ModuleError> {
         for step in steps {
             if self.done.lock().unwrap_or_else(PoisonError::into_inner).contains(&step.name) {
                 continue;
@@ -184,7 +184,7 @@ impl Loader {
     }
 
     /// Inserts one module; `false` when it was there.
-    fn insert(&self, step: &Step) -> Result<bool, ModuleError> {
+    fn insert(&self, step: &LoadStep) -> Result<bool, ModuleError> {
         let path = self.directory.join(&step.file);
         if path.extension().is_some_and(|extension| extension != "ko") {
             return Err(ModuleError::Compressed { path });

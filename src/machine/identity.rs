@@ -7,7 +7,7 @@ use crate::machine::placeholder::{is_placeholder, is_placeholder_address, is_pla
 
 /// What the firmware says about the machine. Texts that vendors forget to fill in count as missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Identity {
+pub struct HardwareIdentity {
     /// Maker of the product.
     pub vendor: Option<String>,
     /// Product name; a board's `model` from the device tree.
@@ -26,7 +26,7 @@ pub struct Identity {
     pub mac: Option<String>,
 }
 
-impl Identity {
+impl HardwareIdentity {
     /// The value of a key of a host name template (`crate::machine::hostname::KEYS`), if the hardware has it.
     pub fn value(&self, key: &str) -> Option<String> {
         match key {
@@ -43,14 +43,14 @@ impl Identity {
 }
 
 /// Reads the identity of this machine. Serial numbers and the UUID are only visible to root.
-pub fn identity() -> Identity {
+pub fn identity() -> HardwareIdentity {
     identity_below(Path::new("/"))
 }
 
-fn identity_below(root: &Path) -> Identity {
+fn identity_below(root: &Path) -> HardwareIdentity {
     let dmi = |name: &str| filled_in(&root.join("sys/class/dmi/id").join(name));
     let tree = |name: &str| filled_in(&root.join("proc/device-tree").join(name));
-    Identity {
+    HardwareIdentity {
         vendor: dmi("sys_vendor"),
         product_name: dmi("product_name").or_else(|| tree("model")),
         product_serial: dmi("product_serial").or_else(|| tree("serial-number")),
@@ -98,7 +98,7 @@ pub fn hardware_name() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, identity_below};
+    use super::{HardwareIdentity, identity_below};
     use std::fs;
     use std::path::Path;
 
@@ -115,10 +115,10 @@ mod tests {
         put(root.path(), "sys/class/dmi/id/product_serial", "To be filled by O.E.M.\n");
         put(root.path(), "sys/class/dmi/id/product_uuid", "4C4C4544-0042-3510-8048-B4C04F4D3732\n");
         put(root.path(), "sys/class/dmi/id/board_serial", "0000000\n");
-        let expected = Identity {
+        let expected = HardwareIdentity {
             product_name: Some("UP-CHT01".into()),
             product_uuid: Some("4c4c4544-0042-3510-8048-b4c04f4d3732".into()),
-            ..Identity::default()
+            ..HardwareIdentity::default()
         };
         assert_eq!(identity_below(root.path()), expected);
     }

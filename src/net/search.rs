@@ -69,7 +69,7 @@ impl Drop for Client {
     }
 }
 
-struct Answer {
+struct DhcpAnswer {
     card: Link,
     link: Link,
     result: Result<Lease, DhcpError>,
@@ -77,11 +77,11 @@ struct Answer {
 
 /// Waits for the first wanted link that has a carrier and, with DHCP, a lease.
 pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tell) -> Result<Settings, NetError> {
-    let (answers, answered) = mpsc::channel::<Answer>();
+    let (answers, answered) = mpsc::channel::<DhcpAnswer>();
     // By index: a card that is plugged in again is a new one.
     let mut clients: HashMap<u32, Client> = HashMap::new();
     let mut left_alone: HashMap<u32, Instant> = HashMap::new();
-    let mut nag = Nag::new();
+    let mut reminder = Reminder::new();
     loop {
         if stop.requested() {
             return Err(NetError::Stopped);
@@ -119,13 +119,13 @@ pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tel
                 }
             }
         }
-        nag.check(network, &wanted, tell);
+        reminder.check(network, &wanted, tell);
         match answered.recv_timeout(LOOK) {
-            Ok(Answer { card, link, result: Ok(lease) }) => {
+            Ok(DhcpAnswer { card, link, result: Ok(lease) }) => {
                 return Ok(Settings::leased(network, card, link, lease));
             }
-            Ok(Answer { result: Err(DhcpError::Stopped { .. }), .. }) => {}
-            Ok(Answer { card, result: Err(error), .. }) => {
+            Ok(DhcpAnswer { result: Err(DhcpError::Stopped { .. }), .. }) => {}
+            Ok(DhcpAnswer { card, result: Err(error), .. }) => {
                 // Mostly a card that was unplugged, which the next look sees.
                 clients.remove(&card.index);
                 left_alone.insert(card.index, Instant::now());
@@ -176,7 +176,7 @@ fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> 
     }
 }
 
-fn start(card: Link, link: Link, answers: Sender<Answer>, tell: &Tell) -> Result<Client, NetError> {
+fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, tell: &Tell) -> Result<Client, NetError> {
     let stop = Arc::new(AtomicBool::new(false));
     let client = Client { stop: Arc::clone(&stop) };
     let tell = Arc::clone(tell);
@@ -186,19 +186,19 @@ fn start(card: Link, link: Link, answers: Sender<Answer>, tell: &Tell) -> Result
             tell(&format!("{}: asking for an address by DHCP", link.name));
             let result = dhcp::obtain(&link, &|| stop.load(Ordering::SeqCst), &|text| tell(text));
             // Nobody listens any more when another card was faster.
-            let _ = answers.send(Answer { card, link, result });
+            let _ = answers.send(DhcpAnswer { card, link, result });
         })
         .map_err(NetError::Thread)?;
     Ok(client)
 }
 
 /// Tells a person, rarely, that there is no link to use.
-struct Nag {
+struct Reminder {
     since: Instant,
     pause: Duration,
 }
 
-impl Nag {
+impl Reminder {
     fn new() -> Self {
         Self { since: Instant::now(), pause: NAG_MIN }
     }

@@ -10,7 +10,7 @@ use crate::machine::config::Network;
 
 use super::dhcp::{self, DhcpError};
 use super::search::{Settings, search};
-use super::{NetError, Options, Tell, Up};
+use super::{NetError, NetworkOptions, Tell, Up};
 use crate::chain::chain;
 use crate::sys::net::link::links;
 use crate::sys::net::rtnl::Rtnl;
@@ -34,13 +34,13 @@ const TROUBLE: Duration = Duration::from_secs(10);
 
 pub(super) struct Supervisor {
     network: Network,
-    options: Options,
+    options: NetworkOptions,
     tell: Tell,
     rtnl: Rtnl,
 }
 
 impl Supervisor {
-    pub(super) fn new(network: Network, options: Options, tell: Tell) -> Result<Self, NetError> {
+    pub(super) fn new(network: Network, options: NetworkOptions, tell: Tell) -> Result<Self, NetError> {
         Ok(Self { network, options, tell, rtnl: Rtnl::open()? })
     }
 

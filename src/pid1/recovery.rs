@@ -17,17 +17,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::boot::decide::{self, First, Situation};
+use crate::boot::decide::{self, BootDecision, Situation};
 use crate::boot::env::BootEnvError;
 use crate::chain::chain;
 use crate::disk::roles::Role;
-use crate::fetch::{FetchError, Patience};
+use crate::fetch::{FetchError, RetryPolicy};
 use crate::jobs::factory_reset::ResetError;
 use crate::jobs::provision::{ChooseError, InstallError};
 use crate::jobs::recovery::{self, RecoveryError};
 use crate::machine::config::{Action, BootArgs, ConfigError, Layer};
 use crate::machine::hostname::HostnameError;
-use crate::record::blackbox::Outcome as Recorded;
+use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::Journal;
 use crate::release::manifest::ManifestError;
 use crate::sys;
@@ -45,7 +45,7 @@ const START_OVER: Duration = Duration::from_secs(600);
 const RENEWAL_ROUNDS: u32 = 3;
 
 /// How the story ends. A value, not an error: `run` turns it into the machine's next state.
-enum Outcome {
+enum NextState {
     /// Start what GRUB now starts.
     Reboot(String),
     /// Something basic failed. It may be back after a restart, and a person may have mended it.
@@ -117,16 +117,16 @@ pub fn run() -> ! {
         Err(error) => Err(error.into()),
     };
     match outcome {
-        Ok(Outcome::Reboot(why)) => {
+        Ok(NextState::Reboot(why)) => {
             journal.note(&why);
             restart(&journal)
         }
-        Ok(Outcome::StartOver(why)) => start_over(&journal, &why),
+        Ok(NextState::StartOver(why)) => start_over(&journal, &why),
         Err(error) => start_over(&journal, &chain(&error)),
     }
 }
 
-fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+fn recover(journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let command_line = inputs::read("/proc/cmdline")?;
     let (over, args) = Layer::from_kernel_command_line(&command_line)?;
     console::log_libraries(args.verbose);
@@ -140,17 +140,17 @@ fn recover(journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
     }
 }
 
-fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let setup = Setup::new(args, over, journal)?;
     if let Some(confirmed) = crate::jobs::factory_reset::pending(&setup.state.boot_env())? {
         return reset::renew(&setup, confirmed, journal);
     }
     trial::watch(&setup, journal);
     let mirrors = setup.open_mirrors(journal)?;
-    let hasty = mirrors.clone().with_patience(Patience::Rounds(RENEWAL_ROUNDS));
-    let machine = setup.machine(&mirrors, &hasty, journal);
+    let bounded_mirrors = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(RENEWAL_ROUNDS));
+    let machine = setup.machine(&mirrors, &bounded_mirrors, journal);
     // Somebody who asks for a release waits for nothing but that.
-    let compared = if setup.reason.is_asked_for() { Compared::NoRecord } else { setup.compare(&machine) };
+    let compared = if setup.reason.is_requested() { Compared::NoRecord } else { setup.compare(&machine) };
     let situation = Situation {
         reason: setup.reason,
         system: compared.system(),
@@ -158,10 +158,10 @@ fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcom
         budget: setup.config.recoveries,
     };
     match (decide::decide(&situation), compared) {
-        (First::Start, Compared::Intact(proof, installed)) => {
+        (BootDecision::Start, Compared::Intact(proof, installed)) => {
             let report = recovery::start_again(&machine, proof, &installed)?;
-            setup.finish(Recorded::Started);
-            Ok(Outcome::Reboot(format!("{} is intact: starting it", report.version)))
+            setup.finish(AttemptOutcome::Started);
+            Ok(NextState::Reboot(format!("{} is intact: starting it", report.version)))
         }
         (first, _) => install::run(&setup, &mirrors, &machine, journal, first),
     }

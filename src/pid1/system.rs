@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chain::chain;
-use crate::disk::{self, list::Layout, roles::Role};
+use crate::disk::{self, list::PartitionTable, roles::Role};
 use crate::disk::{FindError, Which};
 use crate::machine::config::{ConfigError, Layer};
 use crate::machine::drivers::{Coldplug, Loader, ModuleError};
@@ -122,7 +122,7 @@ impl Arguments {
 
 /// One step on the way to the system's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum BootStep {
     /// Mounts the system so that not one bit of it changes: without replaying a journal either.
     System {
         /// Its partition.
@@ -175,7 +175,7 @@ pub enum Step {
     },
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for BootStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System { device } => write!(f, "mount the system, {}, read-only", device.display()),
@@ -193,29 +193,29 @@ impl fmt::Display for Step {
 
 /// All steps, in order.
 #[must_use]
-pub fn steps(system: &Path, data: &Path) -> Vec<Step> {
+pub fn steps(system: &Path, data: &Path) -> Vec<BootStep> {
     let (root, data_at) = (Path::new(ROOT), Path::new(DATA));
     let (var, overlay) = (data_at.join("var"), data_at.join("etc-overlay"));
     let (upper, work) = (overlay.join("upper"), overlay.join("work"));
-    let directory = |path: &Path, mode| Step::Directory { path: path.to_owned(), mode };
+    let directory = |path: &Path, mode| BootStep::Directory { path: path.to_owned(), mode };
     vec![
-        Step::System { device: system.to_owned() },
-        Step::Deployment,
-        Step::Check { device: data.to_owned() },
-        Step::Data { device: data.to_owned() },
-        Step::Grow { device: data.to_owned() },
+        BootStep::System { device: system.to_owned() },
+        BootStep::Deployment,
+        BootStep::Check { device: data.to_owned() },
+        BootStep::Data { device: data.to_owned() },
+        BootStep::Grow { device: data.to_owned() },
         directory(&var, 0o755),
         // The overlay takes the permissions of its root, /etc, from here.
         directory(&overlay, 0o700),
         directory(&upper, 0o755),
         directory(&work, 0o700),
-        Step::Bind { from: var, to: root.join("var") },
-        Step::Overlay { over: root.join("etc"), upper, work },
-        Step::Unmount { path: data_at.to_owned() },
+        BootStep::Bind { from: var, to: root.join("var") },
+        BootStep::Overlay { over: root.join("etc"), upper, work },
+        BootStep::Unmount { path: data_at.to_owned() },
     ]
 }
 
-impl Step {
+impl BootStep {
     fn take(&self) -> Result<(), SysrootError> {
         match self {
             Self::System { device } => Mount::device(device, "ext4").read_only().no_load().on(ROOT)?,
@@ -350,7 +350,7 @@ fn prepare() -> Result<(), SysrootError> {
 
 /// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps
 /// the name unless somebody wrote another into /etc/hostname.
-fn set_hostname(layout: &Layout) -> Result<Option<String>, SysrootError> {
+fn set_hostname(layout: &PartitionTable) -> Result<Option<String>, SysrootError> {
     let Some(device) = layout.device_of(Role::Recovery) else { return Ok(None) };
     Mount::device(device, "ext4").read_only().no_load().on(RECOVERY)?;
     let path = Path::new(RECOVERY).join("reflash.toml");
@@ -366,7 +366,11 @@ fn set_hostname(layout: &Layout) -> Result<Option<String>, SysrootError> {
     Ok(Some(name))
 }
 
-fn hostname_of(template: &str, machine: &identity::Identity, asset: Option<String>) -> Result<String, HostnameError> {
+fn hostname_of(
+    template: &str,
+    machine: &identity::HardwareIdentity,
+    asset: Option<String>,
+) -> Result<String, HostnameError> {
     hostname::expand(template, |key| if key == "asset" { asset.clone() } else { machine.value(key) })
 }
 
@@ -389,9 +393,9 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, Step, check, hostname_of, make_directory, program, steps};
+    use super::{Arguments, BootStep, check, hostname_of, make_directory, program, steps};
     use crate::machine::hostname::KEYS;
-    use crate::machine::identity::Identity;
+    use crate::machine::identity::HardwareIdentity;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
@@ -408,27 +412,27 @@ mod tests {
     #[test]
     fn data_is_checked_before_it_is_mounted_and_the_overlay_comes_over_the_deployment() {
         let steps = steps(Path::new("/dev/vda5"), Path::new("/dev/vda6"));
-        let at = |wanted: &dyn Fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
-        let system = at(&|step| matches!(step, Step::System { device } if device == Path::new("/dev/vda5")));
-        let deployment = at(&|step| *step == Step::Deployment);
-        let check = at(&|step| matches!(step, Step::Check { device } if device == Path::new("/dev/vda6")));
-        let data = at(&|step| matches!(step, Step::Data { .. }));
-        let overlay = at(&|step| matches!(step, Step::Overlay { over, .. } if over == Path::new("/sysroot/etc")));
-        let bind = at(&|step| matches!(step, Step::Bind { to, .. } if to == Path::new("/sysroot/var")));
+        let at = |wanted: &dyn Fn(&BootStep) -> bool| steps.iter().position(wanted).unwrap();
+        let system = at(&|step| matches!(step, BootStep::System { device } if device == Path::new("/dev/vda5")));
+        let deployment = at(&|step| *step == BootStep::Deployment);
+        let check = at(&|step| matches!(step, BootStep::Check { device } if device == Path::new("/dev/vda6")));
+        let data = at(&|step| matches!(step, BootStep::Data { .. }));
+        let overlay = at(&|step| matches!(step, BootStep::Overlay { over, .. } if over == Path::new("/sysroot/etc")));
+        let bind = at(&|step| matches!(step, BootStep::Bind { to, .. } if to == Path::new("/sysroot/var")));
         assert!(system < deployment && deployment < bind && deployment < overlay);
         assert!(check < data && data < bind && data < overlay);
-        assert!(matches!(steps.last(), Some(Step::Unmount { .. })));
+        assert!(matches!(steps.last(), Some(BootStep::Unmount { .. })));
         // An overlay wants its two directories on one file system, and both there.
         for directory in ["upper", "work"] {
             let path = Path::new("/data/etc-overlay").join(directory);
-            assert!(at(&|step| matches!(step, Step::Directory { path: made, .. } if *made == path)) < overlay);
+            assert!(at(&|step| matches!(step, BootStep::Directory { path: made, .. } if *made == path)) < overlay);
         }
     }
 
     #[test]
     fn every_key_of_a_template_has_a_source() {
         let some = || Some("x1".to_owned());
-        let machine = Identity {
+        let machine = HardwareIdentity {
             vendor: some(),
             product_name: some(),
             product_serial: some(),

@@ -41,7 +41,7 @@ pub const SIZE_BYTES: u64 = SLOTS * SLOT_BYTES as u64;
 /// How an attempt ended. One that has no outcome was cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// A release was written, verified and made bootable.
     Installed,
     /// The system was intact and was started again.
@@ -75,7 +75,7 @@ pub struct Attempt {
     /// Why GRUB started it, as in `reflash.reason=`.
     pub reason: String,
     /// A person or the running system asked for it.
-    pub asked_for: bool,
+    pub requested: bool,
     /// When it began, seconds since 1970 by the machine's clock, which may be wrong.
     pub started_unix_s: u64,
     /// Version of the release it was about.
@@ -97,7 +97,7 @@ pub struct Attempt {
     pub errors: Vec<String>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<AttemptOutcome>,
 }
 
 impl Attempt {
@@ -201,11 +201,11 @@ impl BlackBox {
     pub fn recoveries(&self) -> crate::boot::decide::Recoveries {
         let mut found = crate::boot::decide::Recoveries::default();
         for attempt in self.attempts.iter().rev().take_while(|attempt| attempt.id > self.marks.good_through) {
-            if !matches!(attempt.outcome, Some(Outcome::Installed | Outcome::Started)) {
+            if !matches!(attempt.outcome, Some(AttemptOutcome::Installed | AttemptOutcome::Started)) {
                 continue;
             }
             let serial = attempt.serial.unwrap_or_default();
-            if attempt.asked_for || (found.count > 0 && serial != found.serial) {
+            if attempt.requested || (found.count > 0 && serial != found.serial) {
                 break;
             }
             found = crate::boot::decide::Recoveries { serial, count: found.count + 1 };
@@ -216,7 +216,7 @@ impl BlackBox {
     /// Attempts in a row, up to the last one, that gave up.
     #[must_use]
     pub fn failures_in_a_row(&self) -> u32 {
-        self.attempts.iter().rev().take_while(|attempt| attempt.outcome == Some(Outcome::Failed)).count() as u32
+        self.attempts.iter().rev().take_while(|attempt| attempt.outcome == Some(AttemptOutcome::Failed)).count() as u32
     }
 
     /// Writes to the slot of the pair at `pair` that was not written last.
@@ -312,10 +312,10 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attempt, BlackBox, KEPT, Marks, Outcome, SLOT_BYTES};
+    use super::{Attempt, AttemptOutcome, BlackBox, KEPT, Marks, SLOT_BYTES};
     use std::os::unix::fs::FileExt;
 
-    fn attempt(id: u64, outcome: Option<Outcome>) -> Attempt {
+    fn attempt(id: u64, outcome: Option<AttemptOutcome>) -> Attempt {
         Attempt { id, outcome, reason: "tries".into(), serial: Some(7), ..Attempt::default() }
     }
 
@@ -330,13 +330,13 @@ mod tests {
             let mut open = BlackBox::open(&path).unwrap();
             assert_eq!(open.next_id(), id);
             open.record(&attempt(id, None)).unwrap();
-            open.record(&attempt(id, Some(Outcome::Installed))).unwrap();
+            open.record(&attempt(id, Some(AttemptOutcome::Installed))).unwrap();
         }
         assert_eq!(size(), before);
         let read = BlackBox::open(&path).unwrap();
         let ids: Vec<u64> = read.attempts().iter().map(|attempt| attempt.id).collect();
         assert_eq!(ids, (2 * KEPT + 1..=3 * KEPT).collect::<Vec<_>>());
-        assert!(read.attempts().iter().all(|attempt| attempt.outcome == Some(Outcome::Installed)));
+        assert!(read.attempts().iter().all(|attempt| attempt.outcome == Some(AttemptOutcome::Installed)));
     }
 
     #[test]
@@ -345,10 +345,10 @@ mod tests {
         let path = dir.path().join("blackbox");
         let mut open = BlackBox::open(&path).unwrap();
         open.mark(Marks { good_through: 1, reported_through: 1 }).unwrap();
-        open.record(&attempt(1, Some(Outcome::Installed))).unwrap();
+        open.record(&attempt(1, Some(AttemptOutcome::Installed))).unwrap();
         open.record(&attempt(2, None)).unwrap();
         let before = std::fs::read(&path).unwrap();
-        open.record(&attempt(2, Some(Outcome::Parked))).unwrap();
+        open.record(&attempt(2, Some(AttemptOutcome::Parked))).unwrap();
         open.mark(Marks { good_through: 2, reported_through: 2 }).unwrap();
         let after = std::fs::read(&path).unwrap();
         let changed: Vec<usize> = (0..after.len()).filter(|at| before[*at] != after[*at]).collect();
@@ -358,7 +358,7 @@ mod tests {
             std::fs::write(&path, &torn).unwrap();
             let read = BlackBox::open(&path).unwrap();
             assert_eq!(read.attempts().len(), 2, "cut at {cut}");
-            assert_eq!(read.attempts()[0].outcome, Some(Outcome::Installed));
+            assert_eq!(read.attempts()[0].outcome, Some(AttemptOutcome::Installed));
             assert!(read.marks().good_through >= 1);
         }
     }
@@ -402,13 +402,13 @@ mod tests {
             open.mark(Marks { good_through, reported_through: 0 }).unwrap();
             open.recoveries().count
         };
-        let installed = |id| attempt(id, Some(Outcome::Installed));
-        let asked = |id| Attempt { asked_for: true, ..installed(id) };
+        let installed = |id| attempt(id, Some(AttemptOutcome::Installed));
+        let asked = |id| Attempt { requested: true, ..installed(id) };
         let other = |id| Attempt { serial: Some(6), ..installed(id) };
         assert_eq!(count(&[installed(1), attempt(2, None), installed(3)], 0), 2);
         assert_eq!(count(&[installed(1), installed(2), installed(3)], 2), 1);
         assert_eq!(count(&[installed(1), asked(2), installed(3)], 0), 1);
         assert_eq!(count(&[other(1), installed(2)], 0), 1);
-        assert_eq!(count(&[installed(1), attempt(2, Some(Outcome::Parked))], 0), 1);
+        assert_eq!(count(&[installed(1), attempt(2, Some(AttemptOutcome::Parked))], 0), 1);
     }
 }

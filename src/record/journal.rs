@@ -150,12 +150,12 @@ impl Journal {
     }
 
     /// Sends every text line to `sink` too: the kernel log.
-    pub fn also_to(&self, sink: TextSink) {
+    pub fn tee(&self, sink: TextSink) {
         self.lock().extra = Some(sink);
     }
 
     /// Tells `witness` everything from now on. Who tells waits for it meanwhile, so it must be quick.
-    pub fn also_tell(&self, witness: Witness) {
+    pub fn subscribe(&self, witness: Witness) {
         self.lock().witnesses.push(witness);
     }
 
@@ -376,7 +376,7 @@ mod tests {
         journal.open_events(Box::new(events.clone()));
         let seen = [Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new()))];
         for seen in seen.clone() {
-            journal.also_tell(Box::new(move |told| {
+            journal.subscribe(Box::new(move |told| {
                 if let Some(gauge) = told.gauge {
                     seen.lock().unwrap().push((told.phase, gauge.done_bytes, gauge.total_bytes));
                 }

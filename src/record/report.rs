@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::fetch::{self, FetchError, Options};
+use crate::fetch::{self, FetchError, FetchOptions};
 use crate::machine::hostname;
 use crate::machine::identity;
 use crate::record::blackbox::{Attempt, BlackBox, Marks};
@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Machine {
+pub struct ReportedMachine {
     /// The same in every post of this machine, 16 hex digits. A machine that knows nothing of its own has none.
     pub id: Option<String>,
     /// As its system is called, where a template says so.
@@ -39,7 +39,7 @@ pub struct Machine {
     pub mac: Option<String>,
 }
 
-impl Machine {
+impl ReportedMachine {
     /// This one, which has the host name that `template` gives, if there is one. `asset` is what it was called when it
     /// was provisioned.
     #[must_use]
@@ -47,7 +47,7 @@ impl Machine {
         Self::of(identity::identity(), product, template, asset)
     }
 
-    fn of(identity: identity::Identity, product: &str, template: Option<&str>, asset: Option<&str>) -> Self {
+    fn of(identity: identity::HardwareIdentity, product: &str, template: Option<&str>, asset: Option<&str>) -> Self {
         let value = |key: &str| if key == "asset" { asset.map(str::to_owned) } else { identity.value(key) };
         let known = identity.product_serial.is_some() || identity.product_uuid.is_some() || identity.mac.is_some();
         Self {
@@ -69,7 +69,7 @@ pub fn hardware_id() -> u64 {
     hash(&identity::identity())
 }
 
-fn hash(identity: &identity::Identity) -> u64 {
+fn hash(identity: &identity::HardwareIdentity) -> u64 {
     block_hash(format!("{:?} {:?} {:?}", identity.product_serial, identity.product_uuid, identity.mac).as_bytes())
 }
 
@@ -82,7 +82,7 @@ pub struct Pending {
 impl Pending {
     /// What there is to report, if anything.
     #[must_use]
-    pub fn of(open: &BlackBox, machine: &Machine) -> Option<Self> {
+    pub fn of(open: &BlackBox, machine: &ReportedMachine) -> Option<Self> {
         let reported = open.marks().reported_through;
         let new: Vec<&Attempt> =
             open.attempts().iter().filter(|attempt| attempt.id > reported && attempt.is_over(open.next_id())).collect();
@@ -94,8 +94,8 @@ impl Pending {
     ///
     /// # Errors
     /// What the transfer met. The attempts are reported with the next ones.
-    pub fn post(&self, url: &str, options: &Options) -> Result<(), FetchError> {
-        let quick = Options { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
+    pub fn post(&self, url: &str, options: &FetchOptions) -> Result<(), FetchError> {
+        let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
         fetch::Http::new(url, &quick)?.post_json(&self.document)
     }
 
@@ -107,19 +107,20 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use super::Machine;
-    use crate::machine::identity::Identity;
+    use super::ReportedMachine;
+    use crate::machine::identity::HardwareIdentity;
 
     #[test]
     fn a_machine_is_told_from_others_by_its_hardware_alone() {
-        let with = |serial: &str| Identity { product_serial: Some(serial.to_owned()), ..Identity::default() };
-        let one = Machine::of(with("A1"), "demo", Some("robot-{serial}"), None);
-        let renamed = Machine::of(with("A1"), "other", Some("{asset}"), Some("arm 3"));
+        let with =
+            |serial: &str| HardwareIdentity { product_serial: Some(serial.to_owned()), ..HardwareIdentity::default() };
+        let one = ReportedMachine::of(with("A1"), "demo", Some("robot-{serial}"), None);
+        let renamed = ReportedMachine::of(with("A1"), "other", Some("{asset}"), Some("arm 3"));
         assert_eq!((one.hostname.as_deref(), renamed.hostname.as_deref()), (Some("robot-a1"), Some("arm-3")));
         assert!(one.id == renamed.id && one.id.as_ref().unwrap().len() == 16);
-        assert_ne!(one.id, Machine::of(with("A2"), "demo", None, None).id);
+        assert_ne!(one.id, ReportedMachine::of(with("A2"), "demo", None, None).id);
         // Two machines without any identity are not one machine, and a name that cannot be made is none.
-        let nobody = Machine::of(Identity::default(), "demo", Some("robot-{serial}"), None);
+        let nobody = ReportedMachine::of(HardwareIdentity::default(), "demo", Some("robot-{serial}"), None);
         assert_eq!((nobody.id, nobody.hostname), (None, None));
     }
 }

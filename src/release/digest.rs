@@ -12,9 +12,9 @@ pub const BLOCK_SIZE_BYTES: usize = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
-/// XXH3-64 of one 4 KiB block: a hint where content may be found, never a proof of it.
+/// XXH3-64 of one 4 KiB block: a weak hash where content may be found, never a proof of it.
 ///
-/// XXH3 rather than a truncated BLAKE3: the partition is hashed once for these hints beside the full digests, and
+/// XXH3 rather than a truncated BLAKE3: the partition is hashed once for these weak hashes beside the full digests, and
 /// XXH3 costs a tenth. A collision, even one made on purpose, costs a fetch and never correctness.
 pub type BlockHash = u64;
 
@@ -26,7 +26,7 @@ impl Digest {
     }
 }
 
-/// The hint of one block.
+/// The weak hash of one block.
 #[must_use]
 pub fn block_hash(block: &[u8]) -> BlockHash {
     xxhash_rust::xxh3::xxh3_64(block)

@@ -1,21 +1,21 @@
-//! The chunk index of an image: which frames it is made of and where each is stored. Pure.
+//! The chunk index of an image: which chunks it is made of and where each is stored. Pure.
 //!
-//! An image is cut into frames of one fixed size (the last may be shorter). A frame that is all zero is not stored.
-//! Every other distinct frame is stored once, as an independent zstd frame, in a pack. Neighbours lie back to back,
+//! An image is cut into chunks of one fixed size (the last may be shorter). A chunk that is all zero is not stored.
+//! Every other distinct chunk is stored once, as an independent zstd frame, in a pack. Neighbours lie back to back,
 //! and a pack may be one of an earlier release. What an agent needs to look for blocks on the old partition is an
-//! object of its own, [`crate::release::hints`]: who compares only, or writes a blank disk, never downloads it.
+//! object of its own, [`crate::release::weak_hashes`]: who compares only, or writes a blank disk, never downloads it.
 //!
 //! The object is one zstd frame around the following. All numbers little endian. Sections follow each other without
 //! padding:
 //!
 //! | section | entries | entry |
 //! |---|---|---|
-//! | header | 1 | 8 bytes `RFLASHIX`; u32 version 2; u32 frame size; u64 image size; u32 block size 4096; u32 frames; u32 stored frames; u32 extents; u32 packs; u32 0 |
+//! | header | 1 | 8 bytes `RFLASHIX`; u32 version 2; u32 chunk size; u64 image size; u32 block size 4096; u32 chunks; u32 stored chunks; u32 extents; u32 packs; u32 0 |
 //! | packs | packs | 32 bytes BLAKE3 of the pack; u64 its size |
-//! | extents | extents | u32 first stored frame; u32 pack; u64 offset: from here stored frames lie back to back |
-//! | frames | frames | u32 stored frame, or 0xffffffff for all zero |
-//! | lengths | stored frames | u32 compressed length |
-//! | digests | stored frames | 32 bytes BLAKE3 of the content |
+//! | extents | extents | u32 first stored chunk; u32 pack; u64 offset: from here stored chunks lie back to back |
+//! | chunks | chunks | u32 stored chunk, or 0xffffffff for all zero |
+//! | lengths | stored chunks | u32 compressed length |
+//! | digests | stored chunks | 32 bytes BLAKE3 of the content |
 
 mod builder;
 mod relocate;
@@ -27,26 +27,26 @@ use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
 
 pub use builder::Builder;
 
-/// Smallest frame size, bytes.
-pub const MIN_FRAME_BYTES: u32 = 16 * 1024;
-/// Largest frame size, bytes. Bounds the agent's memory per frame in flight.
-pub const MAX_FRAME_BYTES: u32 = 4 * 1024 * 1024;
+/// Smallest chunk size, bytes.
+pub const MIN_CHUNK_BYTES: u32 = 16 * 1024;
+/// Largest chunk size, bytes. Bounds the agent's memory per chunk in flight.
+pub const MAX_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 
 const MAGIC: &[u8; 8] = b"RFLASHIX";
 const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 48;
-const ZERO_FRAME: u32 = u32::MAX;
+const ZERO_CHUNK: u32 = u32::MAX;
 
-/// More frames than this make an index that a machine with little memory cannot hold beside its work: about 15 MB.
-/// The releasing side picks the frame size by it; it allows images of up to 1 TiB.
-pub const MAX_FRAMES: u64 = 256 * 1024;
+/// More chunks than this make an index that a machine with little memory cannot hold beside its work: about 15 MB.
+/// The releasing side picks the chunk size by it; it allows images of up to 1 TiB.
+pub const MAX_CHUNKS: u64 = 256 * 1024;
 
-/// Position of a frame in the image, from 0.
-pub type FrameNo = u32;
-/// Position of a stored frame in the index, from 0.
-pub type StoredNo = u32;
+/// Position of a chunk in the image, from 0.
+pub type ChunkNo = u32;
+/// Position of a stored chunk in the index, from 0.
+pub type StoredChunkNo = u32;
 
-/// A pack: an immutable object of stored frames.
+/// A pack: an immutable object of stored chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pack {
     /// BLAKE3 of the pack, and its name.
@@ -55,48 +55,48 @@ pub struct Pack {
     pub size_bytes: u64,
 }
 
-/// Stored frames that lie back to back in one pack.
+/// Stored chunks that lie back to back in one pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// The first of them; they go on up to the next extent's first.
-    pub first: StoredNo,
+    pub first: StoredChunkNo,
     /// Position of the pack in [`Index::packs`].
     pub pack: u32,
     /// Offset of the first in the pack, bytes.
     pub offset_bytes: u64,
 }
 
-/// What a frame holds.
+/// What a chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FrameContent {
+pub enum ChunkContent {
     /// Only zero bytes.
     Zero,
-    /// The content of a stored frame.
-    Stored(StoredNo),
+    /// The content of a stored chunk.
+    Stored(StoredChunkNo),
 }
 
-/// Where a stored frame lies.
+/// Where a stored chunk lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// Position of the pack in [`Index::packs`].
     pub pack: u32,
-    /// Bytes of the compressed frame in the pack.
+    /// Bytes of the compressed chunk in the pack.
     pub range: Range<u64>,
 }
 
 /// A decoded, consistent index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
-    frame_bytes: u32,
+    chunk_bytes: u32,
     image_bytes: u64,
     packs: Vec<Pack>,
-    frames: Vec<u32>,
+    chunks: Vec<u32>,
     digests: Vec<Digest>,
     extents: Vec<Extent>,
     lengths: Vec<u32>,
-    /// Offset of each stored frame in its pack; derived.
+    /// Offset of each stored chunk in its pack; derived.
     offsets: Vec<u64>,
-    /// Pack of each stored frame; derived.
+    /// Pack of each stored chunk; derived.
     pack_of: Vec<u32>,
 }
 
@@ -150,16 +150,16 @@ impl Index {
         if bytes.len() as u64 != expected {
             return Err(IndexError::Size { found: bytes.len(), expected });
         }
-        let Header { frame_bytes, image_bytes, frames, stored, extents, packs } = header;
+        let Header { chunk_bytes, image_bytes, chunks, stored, extents, packs } = header;
         let mut reader = Reader(&bytes[HEADER_BYTES..]);
         let index = Self {
-            frame_bytes,
+            chunk_bytes,
             image_bytes,
             packs: (0..packs).map(|_| Pack { digest: Digest(reader.array()), size_bytes: reader.u64() }).collect(),
             extents: (0..extents)
                 .map(|_| Extent { first: reader.u32(), pack: reader.u32(), offset_bytes: reader.u64() })
                 .collect(),
-            frames: (0..frames).map(|_| reader.u32()).collect(),
+            chunks: (0..chunks).map(|_| reader.u32()).collect(),
             lengths: (0..stored).map(|_| reader.u32()).collect(),
             digests: (0..stored).map(|_| Digest(reader.array())).collect(),
             offsets: Vec::new(),
@@ -176,9 +176,9 @@ impl Index {
         let u32s = |out: &mut Vec<u8>, values: &[u32]| {
             values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
         };
-        u32s(&mut out, &[VERSION, self.frame_bytes]);
+        u32s(&mut out, &[VERSION, self.chunk_bytes]);
         out.extend_from_slice(&self.image_bytes.to_le_bytes());
-        let counts = [self.frames.len(), self.digests.len(), self.extents.len(), self.packs.len()];
+        let counts = [self.chunks.len(), self.digests.len(), self.extents.len(), self.packs.len()];
         u32s(&mut out, &[BLOCK_SIZE_BYTES as u32]);
         u32s(&mut out, &counts.map(|count| count as u32));
         u32s(&mut out, &[0]);
@@ -190,16 +190,16 @@ impl Index {
             u32s(&mut out, &[extent.first, extent.pack]);
             out.extend_from_slice(&extent.offset_bytes.to_le_bytes());
         }
-        u32s(&mut out, &self.frames);
+        u32s(&mut out, &self.chunks);
         u32s(&mut out, &self.lengths);
         self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
         out
     }
 
-    /// Size of a full frame, bytes.
+    /// Size of a full chunk, bytes.
     #[must_use]
-    pub fn frame_bytes(&self) -> u32 {
-        self.frame_bytes
+    pub fn chunk_bytes(&self) -> u32 {
+        self.chunk_bytes
     }
 
     /// Size of the image, bytes.
@@ -208,16 +208,16 @@ impl Index {
         self.image_bytes
     }
 
-    /// Number of frames.
+    /// Number of chunks.
     #[must_use]
-    pub fn frame_count(&self) -> FrameNo {
-        self.frames.len() as FrameNo
+    pub fn chunk_count(&self) -> ChunkNo {
+        self.chunks.len() as ChunkNo
     }
 
-    /// Number of stored frames.
+    /// Number of stored chunks.
     #[must_use]
-    pub fn stored_count(&self) -> StoredNo {
-        self.digests.len() as StoredNo
+    pub fn stored_count(&self) -> StoredChunkNo {
+        self.digests.len() as StoredChunkNo
     }
 
     /// The packs.
@@ -226,37 +226,37 @@ impl Index {
         &self.packs
     }
 
-    /// Bytes of the image that a frame covers. `frame` must be below [`frame_count`](Self::frame_count).
+    /// Bytes of the image that a chunk covers. `chunk` must be below [`chunk_count`](Self::chunk_count).
     #[must_use]
-    pub fn frame_range(&self, frame: FrameNo) -> Range<u64> {
-        let start = u64::from(frame) * u64::from(self.frame_bytes);
-        start..(start + u64::from(self.frame_bytes)).min(self.image_bytes)
+    pub fn chunk_range(&self, chunk: ChunkNo) -> Range<u64> {
+        let start = u64::from(chunk) * u64::from(self.chunk_bytes);
+        start..(start + u64::from(self.chunk_bytes)).min(self.image_bytes)
     }
 
-    /// What a frame holds.
+    /// What a chunk holds.
     #[must_use]
-    pub fn frame_content(&self, frame: FrameNo) -> FrameContent {
-        match self.frames[frame as usize] {
-            ZERO_FRAME => FrameContent::Zero,
-            stored => FrameContent::Stored(stored),
+    pub fn chunk_content(&self, chunk: ChunkNo) -> ChunkContent {
+        match self.chunks[chunk as usize] {
+            ZERO_CHUNK => ChunkContent::Zero,
+            stored => ChunkContent::Stored(stored),
         }
     }
 
-    /// Digest of a stored frame's content.
+    /// Digest of a stored chunk's content.
     #[must_use]
-    pub fn digest(&self, stored: StoredNo) -> &Digest {
+    pub fn digest(&self, stored: StoredChunkNo) -> &Digest {
         &self.digests[stored as usize]
     }
 
-    /// Whether a stored frame can have this compressed length, bytes.
+    /// Whether a stored chunk can have this compressed length, bytes.
     #[must_use]
     pub(crate) fn is_length(&self, length: u32) -> bool {
-        length != 0 && length <= compressed_limit(self.frame_bytes)
+        length != 0 && length <= compressed_limit(self.chunk_bytes)
     }
 
-    /// Where a stored frame lies.
+    /// Where a stored chunk lies.
     #[must_use]
-    pub fn location(&self, stored: StoredNo) -> Location {
+    pub fn location(&self, stored: StoredChunkNo) -> Location {
         let offset = self.offsets[stored as usize];
         Location {
             pack: self.pack_of[stored as usize],
@@ -264,43 +264,43 @@ impl Index {
         }
     }
 
-    /// Whether content is what the frame must hold: the one check that decides over every write and read-back.
+    /// Whether content is what the chunk must hold: the one check that decides over every write and read-back.
     #[must_use]
-    pub fn matches(&self, frame: FrameNo, content: &[u8]) -> bool {
-        let range = self.frame_range(frame);
+    pub fn matches(&self, chunk: ChunkNo, content: &[u8]) -> bool {
+        let range = self.chunk_range(chunk);
         content.len() as u64 == range.end - range.start
-            && match self.frame_content(frame) {
-                FrameContent::Zero => crate::release::digest::is_zero(content),
-                FrameContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
+            && match self.chunk_content(chunk) {
+                ChunkContent::Zero => crate::release::digest::is_zero(content),
+                ChunkContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
             }
     }
 
     fn checked(mut self) -> Result<Self, IndexError> {
-        let expected_frames = self.image_bytes.div_ceil(u64::from(self.frame_bytes));
-        if self.frames.len() as u64 != expected_frames {
-            return inconsistent(&format!("{} frames, and the sizes ask for {expected_frames}", self.frames.len()));
+        let expected_chunks = self.image_bytes.div_ceil(u64::from(self.chunk_bytes));
+        if self.chunks.len() as u64 != expected_chunks {
+            return inconsistent(&format!("{} chunks, and the sizes ask for {expected_chunks}", self.chunks.len()));
         }
         let stored_count = self.digests.len() as u32;
         let mut used = vec![false; self.digests.len()];
-        for frame in self.frames.iter().filter(|frame| **frame != ZERO_FRAME) {
-            match used.get_mut(*frame as usize) {
+        for chunk in self.chunks.iter().filter(|chunk| **chunk != ZERO_CHUNK) {
+            match used.get_mut(*chunk as usize) {
                 Some(used) => *used = true,
-                None => return inconsistent(&format!("stored frame {frame} of {stored_count} is named")),
+                None => return inconsistent(&format!("stored chunk {chunk} of {stored_count} is named")),
             }
         }
         if let Some(unused) = used.iter().position(|used| !used) {
-            return inconsistent(&format!("stored frame {unused} is in no place of the image"));
+            return inconsistent(&format!("stored chunk {unused} is in no place of the image"));
         }
-        // A short last frame has content of its own length, so nothing else can share it.
+        // A short last chunk has content of its own length, so nothing else can share it.
         if let (false, Some((last, others))) =
-            (self.image_bytes.is_multiple_of(u64::from(self.frame_bytes)), self.frames.split_last())
-            && *last != ZERO_FRAME
+            (self.image_bytes.is_multiple_of(u64::from(self.chunk_bytes)), self.chunks.split_last())
+            && *last != ZERO_CHUNK
             && others.contains(last)
         {
-            return inconsistent("the short last frame is shared with a full one");
+            return inconsistent("the short last chunk is shared with a full one");
         }
         if let Some(length) = self.lengths.iter().find(|length| !self.is_length(**length)) {
-            let limit = compressed_limit(self.frame_bytes);
+            let limit = compressed_limit(self.chunk_bytes);
             return inconsistent(&format!("a compressed length of {length}, above the limit of {limit}"));
         }
         self.derive_locations()?;
@@ -310,7 +310,7 @@ impl Index {
     fn derive_locations(&mut self) -> Result<(), IndexError> {
         let stored_count = self.digests.len();
         if self.extents.first().map_or(stored_count != 0, |extent| extent.first != 0) {
-            return inconsistent("the first extent does not begin at stored frame 0");
+            return inconsistent("the first extent does not begin at stored chunk 0");
         }
         let ends = self.extents.iter().skip(1).map(|extent| extent.first as usize).chain([stored_count]);
         for (extent, end) in self.extents.iter().zip(ends) {
@@ -328,30 +328,30 @@ impl Index {
                 offset = offset.saturating_add(u64::from(*length));
             }
             if offset > pack.size_bytes {
-                return inconsistent(&format!("frames end at {offset} in a pack of {} bytes", pack.size_bytes));
+                return inconsistent(&format!("chunks end at {offset} in a pack of {} bytes", pack.size_bytes));
             }
         }
         Ok(())
     }
 }
 
-/// The largest compressed frame that is accepted: zstd's own bound for incompressible content, rounded up.
+/// The largest compressed chunk that is accepted: zstd's own bound for incompressible content, rounded up.
 #[must_use]
-pub fn compressed_limit(frame_bytes: u32) -> u32 {
-    frame_bytes + frame_bytes / 128 + 1024
+pub fn compressed_limit(chunk_bytes: u32) -> u32 {
+    chunk_bytes + chunk_bytes / 128 + 1024
 }
 
-fn check_sizes(image_bytes: u64, frame_bytes: u32) -> Result<(), IndexError> {
-    if !frame_bytes.is_power_of_two() || !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&frame_bytes) {
-        return inconsistent(&format!("frame size {frame_bytes} is not a power of two from 16 KiB to 4 MiB"));
+fn check_sizes(image_bytes: u64, chunk_bytes: u32) -> Result<(), IndexError> {
+    if !chunk_bytes.is_power_of_two() || !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&chunk_bytes) {
+        return inconsistent(&format!("chunk size {chunk_bytes} is not a power of two from 16 KiB to 4 MiB"));
     }
     if image_bytes == 0 || !image_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
         return inconsistent(&format!("image size {image_bytes} is not a multiple of 4096"));
     }
-    if image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
+    if image_bytes.div_ceil(u64::from(chunk_bytes)) > MAX_CHUNKS {
         return inconsistent(&format!(
-            "an image of {image_bytes} bytes has more than {MAX_FRAMES} frames of {frame_bytes} bytes; release it with \
-             larger frames"
+            "an image of {image_bytes} bytes has more than {MAX_CHUNKS} chunks of {chunk_bytes} bytes; release it with \
+             larger chunks"
         ));
     }
     Ok(())
@@ -363,9 +363,9 @@ fn inconsistent<T>(text: &str) -> Result<T, IndexError> {
 
 /// The first 48 bytes.
 struct Header {
-    frame_bytes: u32,
+    chunk_bytes: u32,
     image_bytes: u64,
-    frames: u32,
+    chunks: u32,
     stored: u32,
     extents: u32,
     packs: u32,
@@ -381,20 +381,20 @@ impl Header {
         if version != VERSION {
             return Err(IndexError::Version(version));
         }
-        let frame_bytes = reader.u32();
+        let chunk_bytes = reader.u32();
         let image_bytes = reader.u64();
         let block_bytes = reader.u32();
-        let [frames, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
+        let [chunks, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
         if block_bytes as usize != BLOCK_SIZE_BYTES || reserved != 0 {
             return inconsistent("block size is not 4096, or the reserved field is not 0");
         }
-        check_sizes(image_bytes, frame_bytes)?;
-        Ok(Self { frame_bytes, image_bytes, frames, stored, extents, packs })
+        check_sizes(image_bytes, chunk_bytes)?;
+        Ok(Self { chunk_bytes, image_bytes, chunks, stored, extents, packs })
     }
 
     /// At most 2^32 x 96: no overflow in 64 bits.
     fn expected_bytes(&self) -> u64 {
-        let entries = [(self.packs, 40), (self.extents, 16), (self.frames, 4), (self.stored, 36)];
+        let entries = [(self.packs, 40), (self.extents, 16), (self.chunks, 4), (self.stored, 36)];
         HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
     }
 }
@@ -420,20 +420,20 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Builder, FrameContent, Index, IndexError, MIN_FRAME_BYTES, Pack};
+    use super::{Builder, ChunkContent, Index, IndexError, MIN_CHUNK_BYTES, Pack};
     use crate::release::digest::Digest;
 
-    /// Frames A, zero, B, A and a short C; A and B in one pack, C in another.
+    /// Chunks A, zero, B, A and a short C; A and B in one pack, C in another.
     fn sample() -> Index {
-        let frame = MIN_FRAME_BYTES as usize;
-        let mut builder = Builder::new(4 * frame as u64 + 4096, MIN_FRAME_BYTES).unwrap();
+        let chunk = MIN_CHUNK_BYTES as usize;
+        let mut builder = Builder::new(4 * chunk as u64 + 4096, MIN_CHUNK_BYTES).unwrap();
         let mut store = |fill: u8, len: usize, compressed: u32| {
             let content = vec![fill; len];
             builder.store(Digest::of(&content), compressed)
         };
-        let (a, b, c) = (store(1, frame, 100), store(2, frame, 50), store(3, 4096, 70));
+        let (a, b, c) = (store(1, chunk, 100), store(2, chunk, 50), store(3, 4096, 70));
         for content in [Some(a), None, Some(b), Some(a), Some(c)] {
-            builder.push_frame(content.map_or(FrameContent::Zero, FrameContent::Stored));
+            builder.push_chunk(content.map_or(ChunkContent::Zero, ChunkContent::Stored));
         }
         builder.push_extent(a, Pack { digest: Digest::of(b"p"), size_bytes: 150 }, 0);
         builder.push_extent(c, Pack { digest: Digest::of(b"q"), size_bytes: 1000 }, 930);
@@ -445,7 +445,7 @@ mod tests {
         let index = sample();
         let decoded = Index::decode(&index.encode()).unwrap();
         assert_eq!(decoded, index);
-        assert_eq!((decoded.frame_count(), decoded.stored_count(), decoded.packs().len()), (5, 3, 2));
+        assert_eq!((decoded.chunk_count(), decoded.stored_count(), decoded.packs().len()), (5, 3, 2));
         assert_eq!((decoded.location(1).pack, decoded.location(1).range), (0, 100..150));
         assert_eq!((decoded.location(2).pack, decoded.location(2).range), (1, 930..1000));
         let object = zstd::bulk::compress(&index.encode(), 3).unwrap();
@@ -455,11 +455,11 @@ mod tests {
     #[test]
     fn only_the_right_content_matches() {
         let index = sample();
-        let frame = MIN_FRAME_BYTES as usize;
-        assert!(index.matches(0, &vec![1; frame]) && index.matches(3, &vec![1; frame]));
-        assert!(index.matches(1, &vec![0; frame]) && index.matches(4, &[3; 4096]));
-        assert!(!index.matches(1, &vec![1; frame]) && !index.matches(4, &vec![3; frame]));
-        assert!(!index.matches(0, &vec![2; frame]) && !index.matches(0, &[]));
+        let chunk = MIN_CHUNK_BYTES as usize;
+        assert!(index.matches(0, &vec![1; chunk]) && index.matches(3, &vec![1; chunk]));
+        assert!(index.matches(1, &vec![0; chunk]) && index.matches(4, &[3; 4096]));
+        assert!(!index.matches(1, &vec![1; chunk]) && !index.matches(4, &vec![3; chunk]));
+        assert!(!index.matches(0, &vec![2; chunk]) && !index.matches(0, &[]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub const ALIGNMENT_BYTES: u64 = 1024 * 1024;
 /// Kind of partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Table {
+pub enum Scheme {
     /// GUID partition table.
     Gpt,
     /// MBR, at most four primary partitions.
@@ -70,7 +70,7 @@ pub enum Size {
 /// One partition of a layout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Partition {
+pub struct PartitionSpec {
     /// Name in the table: 1 to 36 ASCII letters, digits, `-` and `_`.
     pub name: String,
     /// What it is for.
@@ -84,9 +84,9 @@ pub struct Partition {
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     /// Kind of table.
-    pub table: Table,
+    pub table: Scheme,
     /// The partitions; their numbers are their positions, from 1.
-    pub partitions: Vec<Partition>,
+    pub partitions: Vec<PartitionSpec>,
 }
 
 /// Where a partition lies on a disk of known size.
@@ -95,7 +95,7 @@ pub struct Placed {
     /// Number in the table, from 1.
     pub number: u32,
     /// The partition.
-    pub partition: Partition,
+    pub partition: PartitionSpec,
     /// First byte on the disk; aligned.
     pub offset_bytes: u64,
     /// Size, bytes; a multiple of [`ALIGNMENT_BYTES`].
@@ -158,7 +158,7 @@ impl Layout {
 
     fn check(&self) -> Result<(), LayoutError> {
         let invalid = |text: String| Err(LayoutError::Invalid(text));
-        if self.table == Table::Mbr && self.partitions.len() > 4 {
+        if self.table == Scheme::Mbr && self.partitions.len() > 4 {
             return invalid(format!("{} partitions, and an MBR holds 4", self.partitions.len()));
         }
         if self.partitions.iter().filter(|p| p.size == Size::Rest).count() > 1 {

@@ -60,11 +60,11 @@ pub struct Image {
     /// The chunk index, an object.
     pub index: Object,
     /// Where its content may be found on an old partition, an object. Without it nothing is moved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hints: Option<Object>,
+    #[serde(rename = "hints", default, skip_serializing_if = "Option::is_none")]
+    pub weak_hashes: Option<Object>,
     /// What changed since the release before, for robots that have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub patches: Option<Patches>,
+    pub patches: Option<PatchObjects>,
     /// OSTree commit the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
@@ -75,8 +75,8 @@ pub struct Image {
 
 /// The two objects of [`crate::release::patches`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Patches {
-    /// Which frames can be patched, an object.
+pub struct PatchObjects {
+    /// Which chunks can be patched, an object.
     pub table: Object,
     /// The patches.
     pub pack: Object,

@@ -1,10 +1,10 @@
-//! Patches: stored frames that are compressed with what the release before has in their place as the dictionary. A robot
-//! that still holds that downloads these instead of the frames. Pure.
+//! Patches: stored chunks that are compressed with what the release before has in their place as the dictionary. A robot
+//! that still holds that downloads these instead of the chunks. Pure.
 //!
-//! Only the very place of the frame serves as dictionary, which nothing but the frame itself overwrites: no order of
+//! Only the very place of the chunk serves as dictionary, which nothing but the chunk itself overwrites: no order of
 //! writes has to be kept, and after a cut the patches of what was not written yet still fit. A wider window would save a
 //! quarter more and lose both. Whether a patch fits is seen from a hash of what is there; that it was right, as
-//! always, from the digest of what comes out. If it was not, the frame itself is fetched.
+//! always, from the digest of what comes out. If it was not, the chunk itself is fetched.
 //!
 //! Two objects. The pack has the patches back to back, each one zstd frame. The table is one zstd frame around the
 //! following, all numbers little endian:
@@ -12,14 +12,14 @@
 //! | section | entries | entry |
 //! |---|---|---|
 //! | header | 1 | 8 bytes `RFLASHPT`; u32 version 1; u32 entries E |
-//! | patches | E | u32 stored frame, ascending; u32 frame of the image that it is in; u32 compressed length; u64 XXH3-64 (seed 0) over the hints, 6 bytes each, of the blocks that are there before |
+//! | patches | E | u32 stored chunk, ascending; u32 chunk of the image that it is in; u32 compressed length; u64 XXH3-64 (seed 0) over the weak hashes, 6 bytes each, of the blocks that are there before |
 
 use std::io::{self, Read};
 use std::ops::Range;
 
 use crate::release::digest::block_hash;
-use crate::release::hints::Hint;
-use crate::release::index::{FrameContent, FrameNo, Index, MAX_FRAMES, Pack, StoredNo};
+use crate::release::index::{ChunkContent, ChunkNo, Index, MAX_CHUNKS, Pack, StoredChunkNo};
+use crate::release::weak_hashes::WeakHash;
 
 const MAGIC: &[u8; 8] = b"RFLASHPT";
 const VERSION: u32 = 1;
@@ -27,15 +27,15 @@ const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 20;
 
 /// The largest table there is, before compression; hashes do not compress.
-pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES as u64 + MAX_FRAMES * ENTRY_BYTES as u64;
+pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES as u64 + MAX_CHUNKS * ENTRY_BYTES as u64;
 
 /// One patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patch {
     /// What it makes.
-    pub stored: StoredNo,
+    pub stored: StoredChunkNo,
     /// Whose place holds the dictionary.
-    pub frame: FrameNo,
+    pub chunk: ChunkNo,
     /// Its compressed length, bytes.
     pub length: u32,
     /// [`fingerprint`] of the dictionary.
@@ -63,10 +63,10 @@ pub enum PatchesError {
     Compressed(#[source] io::Error),
 }
 
-/// Tells what lies in the place of a frame, by the hints of its blocks.
+/// Tells what lies in the place of a chunk, by the weak hashes of its blocks.
 #[must_use]
-pub fn fingerprint(hints: impl Iterator<Item = Hint>) -> u64 {
-    let bytes: Vec<u8> = hints.flat_map(|hint| hint.bits().to_le_bytes().into_iter().take(6)).collect();
+pub fn fingerprint(weak_hashes: impl Iterator<Item = WeakHash>) -> u64 {
+    let bytes: Vec<u8> = weak_hashes.flat_map(|weak_hash| weak_hash.bits().to_le_bytes().into_iter().take(6)).collect();
     block_hash(&bytes)
 }
 
@@ -85,7 +85,7 @@ impl Patches {
             out.extend_from_slice(&number.to_le_bytes());
         }
         for patch in &self.patches {
-            for number in [patch.stored, patch.frame, patch.length] {
+            for number in [patch.stored, patch.chunk, patch.length] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
             out.extend_from_slice(&patch.base.to_le_bytes());
@@ -120,18 +120,18 @@ impl Patches {
             let mut fields =
                 entry.chunks(4).map(|field| field.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
             let mut next = || fields.next().unwrap_or_default();
-            let (stored, frame, length) = (next(), next(), next());
+            let (stored, chunk, length) = (next(), next(), next());
             let base = u64::from(next()) | u64::from(next()) << 32;
             if patches.last().is_some_and(|last| last.stored >= stored) {
-                return Err(PatchesError::Unfit("its frames do not ascend"));
+                return Err(PatchesError::Unfit("its chunks do not ascend"));
             }
             // The superblock is blanked before anything else is written.
-            if frame == 0 || frame >= index.frame_count() || index.frame_content(frame) != FrameContent::Stored(stored)
+            if chunk == 0 || chunk >= index.chunk_count() || index.chunk_content(chunk) != ChunkContent::Stored(stored)
             {
-                return Err(PatchesError::Unfit("a patch is not for the frame in whose place it is used"));
+                return Err(PatchesError::Unfit("a patch is not for the chunk in whose place it is used"));
             }
             end += u64::from(length);
-            patches.push(Patch { stored, frame, length, base });
+            patches.push(Patch { stored, chunk, length, base });
         }
         if end != pack.size_bytes || patches.iter().any(|patch| !index.is_length(patch.length)) {
             return Err(PatchesError::Unfit("a length cannot be right"));
@@ -160,24 +160,24 @@ impl Patches {
 mod tests {
     use super::{HEADER_BYTES, Patch, Patches, PatchesError};
     use crate::release::digest::Digest;
-    use crate::release::index::{Builder, FrameContent, Index, MIN_FRAME_BYTES, Pack};
+    use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 
     fn pack(size_bytes: u64) -> Pack {
         Pack { digest: Digest::of(b"patches"), size_bytes }
     }
 
-    fn patch(stored: u32, frame: u32, base: u64) -> Patch {
-        Patch { stored, frame, length: 100, base }
+    fn patch(stored: u32, chunk: u32, base: u64) -> Patch {
+        Patch { stored, chunk, length: 100, base }
     }
 
-    /// Five frames, each with the stored frame of its number.
+    /// Five chunks, each with the stored chunk of its number.
     fn image() -> Index {
-        let mut builder = Builder::new(5 * u64::from(MIN_FRAME_BYTES), MIN_FRAME_BYTES).unwrap();
+        let mut builder = Builder::new(5 * u64::from(MIN_CHUNK_BYTES), MIN_CHUNK_BYTES).unwrap();
         for number in 0..5_u32 {
             builder.store(Digest::of(&number.to_le_bytes()), 10);
-            builder.push_frame(FrameContent::Stored(number));
+            builder.push_chunk(ChunkContent::Stored(number));
         }
-        builder.push_extent(0, Pack { digest: Digest::of(b"frames"), size_bytes: 50 }, 0);
+        builder.push_extent(0, Pack { digest: Digest::of(b"chunks"), size_bytes: 50 }, 0);
         builder.finish().unwrap()
     }
 

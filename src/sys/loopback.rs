@@ -14,7 +14,7 @@ use nix::libc;
 mod raw {
     use nix::{ioctl_none_bad, ioctl_write_ptr_bad};
     ioctl_none_bad!(get_free, 0x4c82);
-    ioctl_write_ptr_bad!(configure, 0x4c0a, super::Config);
+    ioctl_write_ptr_bad!(configure, 0x4c0a, super::LoopConfig);
 }
 
 /// `LO_FLAGS_AUTOCLEAR`: the device is given back when nobody uses it any more.
@@ -24,7 +24,7 @@ const ATTEMPTS: u32 = 16;
 
 /// `struct loop_config`, with `struct loop_info64` in it.
 #[repr(C)]
-struct Config {
+struct LoopConfig {
     fd: u32,
     block_size: u32,
     device: u64,
@@ -57,7 +57,7 @@ impl Loop {
         let backing = OpenOptions::new().read(true).write(true).open(backing)?;
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let descriptor = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
-        let config = Config {
+        let config = LoopConfig {
             fd: descriptor,
             block_size,
             device: 0,
@@ -80,7 +80,7 @@ impl Loop {
             let number = unsafe { raw::get_free(control.as_raw_fd()) }?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = OpenOptions::new().read(true).write(true).open(&path)?;
-            // SAFETY: the kernel reads one `struct loop_config`, which `Config` is.
+            // SAFETY: the kernel reads one `struct loop_config`, which `LoopConfig` is.
             match unsafe { raw::configure(device.as_raw_fd(), &raw const config) } {
                 Ok(_) => return Ok(Self { path, _device: device }),
                 Err(nix::errno::Errno::EBUSY) if attempt < ATTEMPTS => {}
@@ -96,4 +96,4 @@ impl Loop {
     }
 }
 
-const _: () = assert!(size_of::<Config>() == 8 + 232 + 64 && size_of::<libc::c_int>() == 4);
+const _: () = assert!(size_of::<LoopConfig>() == 8 + 232 + 64 && size_of::<libc::c_int>() == 4);

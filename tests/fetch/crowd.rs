@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reflash::fetch::{FetchError, Kind, Mirrors, Options, Patience, Rate, Source, open_all};
+use reflash::fetch::{FetchError, FetchErrorKind, FetchOptions, Mirrors, Rate, RetryPolicy, Source, open_all};
 
 use super::{PATH, STALL, data, options};
 use crate::support::server::{Act, Server, cut, object, status};
@@ -41,10 +41,10 @@ fn fetch_together(source: &Mirrors, expected: &[u8]) -> Result<(), FetchError> {
 /// What the console would have been told: text and pause.
 type Told = Arc<Mutex<Vec<(String, Duration)>>>;
 
-fn telling(urls: &[String], patience: Patience) -> (Mirrors, Told) {
+fn telling(urls: &[String], retry_policy: RetryPolicy) -> (Mirrors, Told) {
     let told = Told::default();
     let all = Arc::clone(&told);
-    let mirrors = open_all(urls, &options(), patience)
+    let mirrors = open_all(urls, &options(), retry_policy)
         .unwrap()
         .on_retry(move |retry| all.lock().unwrap().push((retry.error.chain(), retry.wait)));
     (mirrors, told)
@@ -55,7 +55,7 @@ fn four_threads_keep_to_four_connections() {
     let data = data(4 << 20);
     let served = Arc::clone(&data);
     let server = Server::start(move |request| object(request, &served));
-    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(1));
+    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
     let connections: BTreeSet<usize> = server.requests().iter().map(|request| request.connection).collect();
     assert_eq!(server.requests().len(), 64);
@@ -81,7 +81,7 @@ fn a_server_that_is_busy_for_all_is_asked_less_and_less_and_the_console_told_onc
         }
         false => object(request, &served),
     });
-    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(20));
+    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(20));
     fetch_together(&mirrors, &data).unwrap();
     let told = told.lock().unwrap();
     // Four at first, two in the next round, then one.
@@ -108,7 +108,7 @@ fn a_server_that_bears_two_at_a_time_gets_two() {
         }
         object(request, &served)
     });
-    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(9));
+    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(9));
     fetch_together(&mirrors, &data).unwrap();
     let refused = refused.load(Ordering::SeqCst);
     // Of 64 requests: the first ones, and where it was tried whether more would do.
@@ -128,7 +128,7 @@ fn a_line_that_breaks_for_all_is_told_once_and_taken_up_where_it_broke() {
         }
         _ => object(request, &served),
     });
-    let (mirrors, told) = telling(&[server.url()], Patience::Rounds(3));
+    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(3));
     fetch_together(&mirrors, &data).unwrap();
     let told = told.lock().unwrap();
     assert_eq!(told.len(), 1, "{told:?}");
@@ -141,7 +141,7 @@ fn a_dead_first_mirror_costs_one_message_and_no_time_for_each_range() {
     let served = Arc::clone(&data);
     let second = Server::start(move |request| object(request, &served));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (mirrors, told) = telling(&[format!("http://{port}/release"), second.url()], Patience::Rounds(1));
+    let (mirrors, told) = telling(&[format!("http://{port}/release"), second.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
     assert_eq!(told.lock().unwrap().len(), 1, "{told:?}");
     assert_eq!(second.requests().len(), 32);
@@ -150,10 +150,10 @@ fn a_dead_first_mirror_costs_one_message_and_no_time_for_each_range() {
 #[test]
 fn all_give_up_together_when_all_sources_are_dead() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (mirrors, told) = telling(&[format!("http://{port}/release")], Patience::Rounds(3));
+    let (mirrors, told) = telling(&[format!("http://{port}/release")], RetryPolicy::Rounds(3));
     let started = Instant::now();
     let error = fetch_together(&mirrors, &[0; 1 << 20]).unwrap_err();
-    assert_eq!(error.kind(), Kind::Unreachable);
+    assert_eq!(error.kind(), FetchErrorKind::Unreachable);
     assert!(error.chain().contains("the port is closed"), "{error}");
     let told = told.lock().unwrap();
     assert!((2..=3).contains(&told.len()), "{told:?}");
@@ -163,7 +163,7 @@ fn all_give_up_together_when_all_sources_are_dead() {
 /// Fetches 4 MiB at 1 MiB/s; what came by each quarter of a second.
 fn capped(server: &Server, expected: &[u8]) -> (Duration, Vec<u64>) {
     let rate = Some(Rate::of(1 << 20));
-    let mirrors = open_all(&[server.url()], &Options { rate, ..options() }, Patience::Rounds(1)).unwrap();
+    let mirrors = open_all(&[server.url()], &FetchOptions { rate, ..options() }, RetryPolicy::Rounds(1)).unwrap();
     let started = Instant::now();
     let came = Mutex::new(vec![0; 64]);
     thread::scope(|scope| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use reflash::fetch::{Clock, FetchError, Kind, Options, open};
+use reflash::fetch::{Clock, FetchError, FetchErrorKind, FetchOptions, open};
 use reflash::machine::clock::ClockPolicy;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -77,8 +77,8 @@ impl Authority {
         Server::start_tls(self.issue("127.0.0.1", validity), move |request| object(request, &data))
     }
 
-    fn trusted_at(&self, clock: Clock) -> Options {
-        Options { ca_file: Some(self.file.path().to_owned()), clock: Arc::new(clock), ..options() }
+    fn trusted_at(&self, clock: Clock) -> FetchOptions {
+        FetchOptions { ca_file: Some(self.file.path().to_owned()), clock: Arc::new(clock), ..options() }
     }
 }
 
@@ -114,7 +114,7 @@ impl Machine {
     }
 }
 
-fn fetched(server: &Server, options: &Options) -> Result<(), FetchError> {
+fn fetched(server: &Server, options: &FetchOptions) -> Result<(), FetchError> {
     let source = open(&server.url(), options)?;
     assert!(collect(&*source, 10..900)? == data(1_000)[10..900]);
     Ok(())
@@ -138,7 +138,7 @@ fn any_other_authority_is_refused() {
     let server = authority.server(ALWAYS);
     for options in [options(), Authority::new().trusted_at(Clock::fixed())] {
         let error = fetched(&server, &options).unwrap_err();
-        assert_eq!(error.kind(), Kind::Tls);
+        assert_eq!(error.kind(), FetchErrorKind::Tls);
         assert!(!error.is_retryable() && error.chain().contains("UnknownIssuer"), "{}", error.chain());
     }
     assert_eq!(server.requests().len(), 0, "nothing was asked on a connection that is not trusted");
@@ -149,7 +149,7 @@ fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
     let server = Server::start_tls(authority.issue(NAME, ALWAYS), |_| vec![]);
     let error = fetched(&server, &authority.trusted_at(Clock::fixed())).unwrap_err();
-    assert_eq!(error.kind(), Kind::Tls, "{}", error.chain());
+    assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn plain_http_where_tls_is_expected_is_no_trusted_connection() {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let error = collect(&*open(&url, &options()).unwrap(), 0..10).unwrap_err();
-    assert_eq!(error.kind(), Kind::Tls, "{}", error.chain());
+    assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
     server.join().unwrap();
 }
 
@@ -175,7 +175,8 @@ fn https_through_a_proxy_is_a_tunnel() {
         Server::start_tls(authority.issue(NAME, ALWAYS), move |request| object(request, &data))
     };
     let proxy = Proxy::start(origin.address);
-    let through = Options { proxy: Some(format!("http://{}", proxy.address)), ..authority.trusted_at(Clock::fixed()) };
+    let through =
+        FetchOptions { proxy: Some(format!("http://{}", proxy.address)), ..authority.trusted_at(Clock::fixed()) };
     let source = open(&format!("https://{NAME}/r"), &through).unwrap();
     assert!(collect(&*source, 0..1_000).unwrap() == **data(1_000));
     assert_eq!(proxy.requests()[0].line, format!("CONNECT {NAME}:443 HTTP/1.1"));
@@ -190,7 +191,7 @@ fn a_redirect_from_https_to_http_is_not_followed() {
     let config = authority.issue("127.0.0.1", ALWAYS);
     let server = Server::start_tls(config, move |_| vec![answer("302 Found", &["Content-Length: 0", &location], b"")]);
     let error = fetched(&server, &authority.trusted_at(Clock::fixed())).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
+    assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("from https to http://"), "{error}");
     assert_eq!(plain.requests().len(), 0);
 }
@@ -232,11 +233,11 @@ fn a_clock_nobody_may_set_is_reported_with_both_times() {
     let server = authority.server([(2027, 3, 1), (2027, 6, 1)]);
     let (now, from, to) = (unix((2001, 1, 1)), unix((2027, 3, 1)), unix((2027, 6, 1)));
     let error = fetched(&server, &authority.trusted_at(Machine::at((2001, 1, 1)).read_only())).unwrap_err();
-    assert_eq!(error.kind(), Kind::TlsTime { now, not_before: Some(from), not_after: None });
+    assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: Some(from), not_after: None });
     assert!(error.to_string().contains(&now.to_string()) && error.to_string().contains(&from.to_string()), "{error}");
     let now = unix((2090, 1, 1));
     let error = fetched(&server, &authority.trusted_at(Machine::at((2090, 1, 1)).read_only())).unwrap_err();
-    assert_eq!(error.kind(), Kind::TlsTime { now, not_before: None, not_after: Some(to) });
+    assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: None, not_after: Some(to) });
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn a_certificate_that_expired_before_the_build_is_refused_whatever_the_clock() {
     let server = authority.server([(2020, 1, 1), (2021, 1, 1)]);
     let machine = Machine::at((2027, 1, 1));
     let error = fetched(&server, &authority.trusted_at(machine.adjustable())).unwrap_err();
-    assert!(matches!(error.kind(), Kind::TlsTime { not_after: Some(_), .. }), "{error}");
+    assert!(matches!(error.kind(), FetchErrorKind::TlsTime { not_after: Some(_), .. }), "{error}");
     assert!(machine.settings().is_empty());
 }
 
@@ -255,6 +256,6 @@ fn nobody_else_can_move_the_clock() {
     let server = stranger.server([(2080, 1, 1), (2090, 1, 1)]);
     let machine = Machine::at((2001, 1, 1));
     let error = fetched(&server, &Authority::new().trusted_at(machine.adjustable())).unwrap_err();
-    assert_eq!(error.kind(), Kind::Tls, "{}", error.chain());
+    assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
     assert!(machine.settings().is_empty(), "a certificate that is not trusted says nothing about the time");
 }

@@ -77,7 +77,7 @@ impl Drop for Cache {
 
 /// 16 MiB, half of which does not compress: packs of more than one range, and of several slices.
 fn fixture() -> Fixture {
-    Fixture::with(sample_image(4096, 5), |spec| spec.frame_bytes = Some(64 * 1024))
+    Fixture::with(sample_image(4096, 5), |spec| spec.chunk_bytes = Some(64 * 1024))
 }
 
 fn origin_bytes(server: &xtask::serve::Server) -> u64 {
@@ -114,7 +114,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     let mut fixture = fixture;
     std::thread::sleep(Duration::from_secs(2));
     fixture.publish(sample_image(4096, 6), |spec| {
-        (spec.version, spec.frame_bytes) = ("2".into(), Some(64 * 1024));
+        (spec.version, spec.chunk_bytes) = ("2".into(), Some(64 * 1024));
     });
     let file = fixture.dir.path().join("disk-1");
     let report = flash(&fixture, &[cache.url()], &file, machine(1), &report).0.unwrap();

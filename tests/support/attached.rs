@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use reflash::release::layout::{Layout, Role, Table};
+use reflash::release::layout::{Layout, Role, Scheme};
 
 /// A loop device. It is detached when this is dropped.
 pub struct Attached(PathBuf);
@@ -33,11 +33,11 @@ impl Attached {
     /// Asserts that table and file systems are without fault. Journals are replayed first.
     pub fn assert_sound(&self, layout: &Layout) {
         match layout.table {
-            Table::Gpt => {
+            Scheme::Gpt => {
                 let (_, text) = self.told("sgdisk", &["-v"]);
                 assert!(text.contains("No problems found"), "{text}");
             }
-            Table::Mbr => {
+            Scheme::Mbr => {
                 let (good, text) = self.told("sfdisk", &["-V"]);
                 assert!(good && text.contains("No errors detected"), "{text}");
             }

@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use reflash::boot::decide::Recoveries;
 use reflash::fetch::Source;
 use reflash::flash::target::BlockTarget;
-use reflash::jobs::recovery::{self, Machine, RecoveryError, Report};
-use reflash::jobs::state::State;
+use reflash::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
+use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::manifest::TrustedKeys;
 use xtask::keygen;
@@ -68,7 +68,7 @@ impl Fixture {
         done && std::fs::read(file).unwrap() == self.image
     }
 
-    /// Releases an image of 300 blocks with frames of 16 KiB.
+    /// Releases an image of 300 blocks with chunks of 16 KiB.
     pub fn new() -> Self {
         Self::with(sample_image(300, 1), |_| {})
     }
@@ -117,8 +117,8 @@ impl Fixture {
         &self,
         source: &dyn Source,
         target: &dyn BlockTarget,
-        state: Option<&State>,
-    ) -> Result<Report, RecoveryError> {
+        state: Option<&StatePartition>,
+    ) -> Result<RecoveryReport, RecoveryError> {
         self.recover_as(source, target, state, |_| {})
     }
 
@@ -127,9 +127,9 @@ impl Fixture {
         &self,
         source: &dyn Source,
         target: &dyn BlockTarget,
-        state: Option<&State>,
+        state: Option<&StatePartition>,
         change: impl FnOnce(&mut Machine<'_>),
-    ) -> Result<Report, RecoveryError> {
+    ) -> Result<RecoveryReport, RecoveryError> {
         let journal = Journal::new(None, false);
         let mut machine = self.machine(source, target, state, &journal);
         change(&mut machine);
@@ -141,7 +141,7 @@ impl Fixture {
         &'a self,
         source: &'a dyn Source,
         target: &'a dyn BlockTarget,
-        state: Option<&'a State>,
+        state: Option<&'a StatePartition>,
         journal: &'a Journal,
     ) -> Machine<'a> {
         Machine {
@@ -150,7 +150,7 @@ impl Fixture {
             channel: "stable".into(),
             tries: 3,
             allow_older: false,
-            asked_for: false,
+            requested: false,
             recoveries: Recoveries::default(),
             keys: &self.keys,
             source,
@@ -177,7 +177,7 @@ fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Release
         ostree: None,
         files: Vec::new(),
         layout: None,
-        frame_bytes: Some(16 * 1024),
+        chunk_bytes: Some(16 * 1024),
         level: 3,
         created_unix_s: Some(1_700_000_000),
     };

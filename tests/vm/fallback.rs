@@ -45,7 +45,7 @@ impl Robot {
     pub fn new(behaviour: Behaviour, firmware: Firmware, tries: u8) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
-        // No place in a fleet to wait for, and little patience: the stories are long enough.
+        // No place in a fleet to wait for, and little retry policy: the stories are long enough.
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
         let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());

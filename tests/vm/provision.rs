@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use reflash::disk::table;
-use reflash::release::layout::{Layout, Table};
+use reflash::release::layout::{Layout, Scheme};
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::paths::Paths;
 use xtask::tiny::Behaviour;
@@ -20,7 +20,7 @@ use crate::support::attached::{Attached, make_foreign};
 /// One kind of machine.
 struct Kind {
     name: &'static str,
-    table: Table,
+    table: Scheme,
     firmware: Firmware,
     bus: Bus,
     block_bytes: u32,
@@ -31,13 +31,13 @@ struct Kind {
     online: bool,
 }
 
-fn layout(table: Table) -> Layout {
-    let name = if table == Table::Gpt { "layout.toml" } else { "layout-mbr.toml" };
+fn layout(table: Scheme) -> Layout {
+    let name = if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" };
     disk::read_layout(&Paths::of_checkout().root.join("xtask/recipes").join(name)).unwrap()
 }
 
 /// A release of a tiny system that disks can be provisioned from.
-fn release(table: Table) -> Fixture {
+fn release(table: Scheme) -> Fixture {
     let paths = Paths::of_checkout();
     let files =
         kit::files(&paths, &grub::build(&paths, true).unwrap(), &recovery(), &paths.dist().join("kit")).unwrap();
@@ -114,13 +114,13 @@ fn check_disk(kind: &Kind, disk: &Path) {
     device.assert_sound(&layout(kind.table));
     // No signature of the old owner shows through.
     let (_, signatures) = device.told("wipefs", &["--noheadings"]);
-    let wanted = if kind.table == Table::Gpt { 3 } else { 1 };
+    let wanted = if kind.table == Scheme::Gpt { 3 } else { 1 };
     assert_eq!(signatures.lines().count(), wanted, "{signatures}");
 }
 
 const BLANK_BIOS: Kind = Kind {
     name: "gpt-bios",
-    table: Table::Gpt,
+    table: Scheme::Gpt,
     firmware: Firmware::Bios,
     bus: Bus::Virtio,
     block_bytes: 512,
@@ -163,7 +163,7 @@ fn full_a_blank_disk_is_provisioned_by_network_boot_under_uefi() {
 }
 
 fn provision_by_network(firmware: Firmware, name: &str) {
-    let fixture = release(Table::Gpt);
+    let fixture = release(Scheme::Gpt);
     let server = crate::station::serve(&fixture);
     let url = format!("http://10.0.2.2:{}", server.address.port());
     let out = fixture.dir.path().join("netboot");
@@ -197,7 +197,7 @@ fn provision_by_network(firmware: Firmware, name: &str) {
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
 fn full_an_mbr_robot_is_repaired_from_the_medium_that_made_it() {
-    let Made { fixture, medium, disk } = provision(&Kind { name: "mbr-repair", table: Table::Mbr, ..BLANK_BIOS });
+    let Made { fixture, medium, disk } = provision(&Kind { name: "mbr-repair", table: Scheme::Mbr, ..BLANK_BIOS });
     let file = File::options().read(true).write(true).open(&disk).unwrap();
     let table = table::read(&mut &file, 512).unwrap().unwrap();
     let system = table.partitions.iter().find(|entry| entry.number == 3).unwrap();
@@ -219,7 +219,7 @@ fn full_an_mbr_robot_is_repaired_from_the_medium_that_made_it() {
 #[test]
 #[ignore = "needs virtual machines: cargo xtask test"]
 fn full_a_disk_image_for_large_blocks_becomes_a_robot() {
-    let fixture = release(Table::Gpt);
+    let fixture = release(Scheme::Gpt);
     let (_server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
     let environment = disk::environment_without_system();
     let disk = super::disk_with_blocks_of(4096, &fixture, demo::robot_config(&url), Vec::new(), environment);
@@ -228,7 +228,7 @@ fn full_a_disk_image_for_large_blocks_becomes_a_robot() {
     let mut robot = machine.start().unwrap();
     robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     robot.cut_power();
-    Attached::new(&disk, 4096).assert_sound(&layout(Table::Gpt));
+    Attached::new(&disk, 4096).assert_sound(&layout(Scheme::Gpt));
 }
 
 /// One story for each kind of machine; every combination of the rest once in twelve.
@@ -240,7 +240,7 @@ macro_rules! provision_every_kind {
             fn $name() {
                 provision(&Kind {
                     name: stringify!($name),
-                    table: Table::$table,
+                    table: Scheme::$table,
                     firmware: Firmware::$firmware,
                     bus: Bus::$bus,
                     block_bytes: $block_bytes,

@@ -139,8 +139,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
                 found.push(*peer);
             }
             None => {
-                eprintln!("  {} is not installed: {}", peer.name, peer.hint);
-                missing.insert(peer.name.to_owned(), peer.hint.to_owned());
+                eprintln!("  {} is not installed: {}", peer.name, peer.weak_hash);
+                missing.insert(peer.name.to_owned(), peer.weak_hash.to_owned());
             }
         }
     }

@@ -232,9 +232,9 @@ pub struct ReleaseArgs {
     /// Partition layout to ship with the release.
     #[arg(long, value_name = "FILE.toml")]
     pub layout: Option<PathBuf>,
-    /// Bytes of a frame: a power of two from 16384 to 4194304 (default: the smallest that fits the image).
-    #[arg(long)]
-    pub frame_bytes: Option<u32>,
+    /// Bytes of a chunk: a power of two from 16384 to 4194304 (default: the smallest that fits the image).
+    #[arg(long, alias = "frame-bytes")]
+    pub chunk_bytes: Option<u32>,
     /// zstd level, 1 to 22.
     #[arg(long, default_value_t = release::DEFAULT_LEVEL)]
     pub level: i32,

@@ -113,7 +113,7 @@ fn publish(
         ostree: Some((description.ostree_commit.clone(), description.ostree_ref.clone())),
         files,
         layout: Some(disk::read_layout(&paths.root.join("xtask/recipes/layout.toml"))?),
-        frame_bytes: None,
+        chunk_bytes: None,
         level: release::DEFAULT_LEVEL,
         created_unix_s: None,
     };

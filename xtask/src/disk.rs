@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use reflash::boot::grubenv::{GrubEnv, names};
 use reflash::boot::slots::{self, Slot};
-use reflash::jobs::provision::{Frame, Geometry, bootstrap};
-use reflash::release::layout::{Layout, Placed, Role, Table};
+use reflash::jobs::provision::{DiskGeometry, DiskSkeleton, bootstrap};
+use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
 use crate::filesystem;
 use crate::grub::{self, Images};
@@ -101,12 +101,12 @@ fn work(paths: &Paths) -> Result<PathBuf> {
     Ok(work)
 }
 
-/// Table and boot code, by the code that provisions robots.
+/// Scheme and boot code, by the code that provisions robots.
 fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> {
     let (table, disk_bytes) = (parts.layout.table, parts.disk_bytes);
-    let core = if table == Table::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
-    let geometry = Geometry { table, placed, disk_bytes, block_bytes: parts.block_bytes };
-    let frame = Frame::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
+    let core = if table == Scheme::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
+    let geometry = DiskGeometry { table, placed, disk_bytes, block_bytes: parts.block_bytes };
+    let frame = DiskSkeleton::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
     let mut file = File::create(path)?;
     file.set_len(disk_bytes)?;
     frame.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))

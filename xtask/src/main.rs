@@ -145,7 +145,7 @@ fn run_release(args: ReleaseArgs, paths: &Paths, yes: bool) -> Result<()> {
         ostree: described.map(|image| (image.ostree_commit, image.ostree_ref)),
         files,
         layout: args.layout.as_deref().map(disk::read_layout).transpose()?,
-        frame_bytes: args.frame_bytes,
+        chunk_bytes: args.chunk_bytes,
         level: args.level,
         created_unix_s: None,
     };

@@ -221,7 +221,7 @@ impl Lab {
             ostree: None,
             files: if number == 0 { Vec::new() } else { self.carried.clone() },
             layout: None,
-            frame_bytes: None,
+            chunk_bytes: None,
             level: 1,
             created_unix_s: None,
         };
@@ -247,7 +247,7 @@ impl Lab {
                 robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
             }
             _ => {
-                // What GRUB cannot read leads to recovery; the frames with it, and some more, are damaged.
+                // What GRUB cannot read leads to recovery; the chunks with it, and some more, are damaged.
                 let start = robot_disk::partition_range(&disk, "system")?.start;
                 let file = File::options().write(true).open(&disk)?;
                 for mib in [0, 3, 9, 15] {

@@ -4,7 +4,7 @@
 //! temporary name: a server may serve the tree while it is being written.
 
 pub mod check;
-mod frames;
+mod chunks;
 mod objects;
 mod patches;
 mod reuse;
@@ -43,8 +43,8 @@ pub struct Spec {
     pub files: Vec<(String, PathBuf)>,
     /// Layout of the product's disk.
     pub layout: Option<Layout>,
-    /// Frame size, bytes: a power of two from 16 KiB to 4 MiB. `None` takes what fits the size of the image.
-    pub frame_bytes: Option<u32>,
+    /// Chunk size, bytes: a power of two from 16 KiB to 4 MiB. `None` takes what fits the size of the image.
+    pub chunk_bytes: Option<u32>,
     /// zstd level, 1 to 22.
     pub level: i32,
     /// Seconds since 1970; `None` takes `SOURCE_DATE_EPOCH`, or else the clock.
@@ -78,7 +78,7 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     let serial = next_serial(before.as_ref(), spec.serial)?;
     let image = step("cut, hash and compress the image", || {
         let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
-        frames::pack(spec, &objects, reusable.as_ref())
+        chunks::pack(spec, &objects, reusable.as_ref())
     })?;
     let files = spec.files.iter().map(|(name, path)| {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;

@@ -1,53 +1,53 @@
-//! Which frames a partition can have as patches.
+//! Which chunks a partition can have as patches.
 
 use std::ops::Range;
 
-use super::{Blocks, Survey};
+use super::{Blocks, Comparison};
 use crate::release::digest::BLOCK_SIZE_BYTES;
-use crate::release::index::{FrameContent, FrameNo, Index, StoredNo};
+use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::patches::{Patch, Patches, fingerprint};
 
-/// An index of which some frames are fetched as patches.
+/// An index of which some chunks are fetched as patches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Patched {
     /// It, with the places of the patches.
     pub index: Index,
-    /// Patched stored frames, ascending, and the frame whose place holds the dictionary.
-    bases: Vec<(StoredNo, FrameNo)>,
+    /// Patched stored chunks, ascending, and the chunk whose place holds the dictionary.
+    bases: Vec<(StoredChunkNo, ChunkNo)>,
 }
 
 impl Patched {
-    /// With those patches that make wrong frames right on a partition with these blocks.
+    /// With those patches that make wrong chunks right on a partition with these blocks.
     #[must_use]
-    pub fn new(patches: &Patches, index: &Index, survey: &Survey, blocks: &Blocks) -> Self {
-        let per_frame = index.frame_bytes() as usize / BLOCK_SIZE_BYTES;
+    pub fn new(patches: &Patches, index: &Index, comparison: &Comparison, blocks: &Blocks) -> Self {
+        let per_chunk = index.chunk_bytes() as usize / BLOCK_SIZE_BYTES;
         let fits = |(patch, _): &(&Patch, Range<u64>)| {
-            let range = index.frame_range(patch.frame);
+            let range = index.chunk_range(patch.chunk);
             let count = ((range.end - range.start) as usize).div_ceil(BLOCK_SIZE_BYTES);
-            let there = blocks.range(patch.frame as usize * per_frame, count);
-            !survey.is_right(patch.frame) && there.is_some_and(|there| fingerprint(there) == patch.base)
+            let there = blocks.range(patch.chunk as usize * per_chunk, count);
+            !comparison.is_right(patch.chunk) && there.is_some_and(|there| fingerprint(there) == patch.base)
         };
         let fitting: Vec<(&Patch, Range<u64>)> = patches.places().filter(fits).collect();
-        let bases = fitting.iter().map(|(patch, _)| (patch.stored, patch.frame)).collect();
+        let bases = fitting.iter().map(|(patch, _)| (patch.stored, patch.chunk)).collect();
         let places = fitting.into_iter().map(|(patch, place)| (patch.stored, place));
         Self { index: index.relocated(patches.pack(), places), bases }
     }
 
-    /// The frame whose place holds the dictionary of a stored frame, if that is patched.
+    /// The chunk whose place holds the dictionary of a stored chunk, if that is patched.
     #[must_use]
-    pub fn base(&self, stored: StoredNo) -> Option<FrameNo> {
+    pub fn base(&self, stored: StoredChunkNo) -> Option<ChunkNo> {
         let at = self.bases.binary_search_by_key(&stored, |(stored, _)| *stored).ok()?;
         Some(self.bases[at].1)
     }
 
     /// Whether nothing else is needed to make a partition right.
     #[must_use]
-    pub fn is_enough(&self, survey: &Survey) -> bool {
-        (0..self.index.frame_count()).filter(|frame| !survey.is_right(*frame)).all(|frame| {
-            match self.index.frame_content(frame) {
-                FrameContent::Zero => true,
-                // The first frame is never patched, and always small work.
-                FrameContent::Stored(stored) => frame == 0 || self.base(stored).is_some(),
+    pub fn is_enough(&self, comparison: &Comparison) -> bool {
+        (0..self.index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).all(|chunk| {
+            match self.index.chunk_content(chunk) {
+                ChunkContent::Zero => true,
+                // The first chunk is never patched, and always small work.
+                ChunkContent::Stored(stored) => chunk == 0 || self.base(stored).is_some(),
             }
         })
     }
@@ -57,44 +57,44 @@ impl Patched {
 mod tests {
     use super::Patched;
     use crate::flash::plan::tests::index;
-    use crate::flash::plan::{Blocks, Plan, Survey};
+    use crate::flash::plan::{Blocks, Comparison, Plan};
     use crate::release::digest::Digest;
-    use crate::release::hints::Hint;
-    use crate::release::index::{MIN_FRAME_BYTES, Pack};
+    use crate::release::index::{MIN_CHUNK_BYTES, Pack};
     use crate::release::patches::{Patch, Patches, fingerprint};
+    use crate::release::weak_hashes::WeakHash;
 
-    /// Blocks of a frame.
-    const PER: u64 = MIN_FRAME_BYTES as u64 / 4096;
+    /// Blocks of a chunk.
+    const PER: u64 = MIN_CHUNK_BYTES as u64 / 4096;
 
-    /// Blocks whose hints begin with this number.
-    fn there(first: u64) -> impl Iterator<Item = Hint> {
-        (first..first + PER).map(Hint::from_bits)
+    /// Blocks whose weak hashes begin with this number.
+    fn there(first: u64) -> impl Iterator<Item = WeakHash> {
+        (first..first + PER).map(WeakHash::from_bits)
     }
 
     fn patch(number: u32) -> Patch {
-        Patch { stored: number, frame: number, length: 100, base: fingerprint(there(u64::from(number) * 10)) }
+        Patch { stored: number, chunk: number, length: 100, base: fingerprint(there(u64::from(number) * 10)) }
     }
 
     #[test]
     fn only_what_is_wrong_and_was_what_it_should_have_been_is_patched() {
         let index = index(&[Some(0), Some(1), Some(2), Some(3), Some(4)]);
-        // Frame 1 is right; in the place of frame 2 is what the release before had, in that of frame 3 something else.
+        // Chunk 1 is right; in the place of chunk 2 is what the release before had, in that of chunk 3 something else.
         let pack = Pack { digest: Digest::of(b"patches"), size_bytes: 400 };
         let patches = Patches::new(pack, (1..5).map(patch).collect());
-        let survey = Survey::new(&index, vec![true, true, false, false, true]);
+        let comparison = Comparison::new(&index, vec![true, true, false, false, true]);
         let blocks = Blocks::new([0, 0, 20, 90, 0].into_iter().flat_map(there).collect());
-        let patched = Patched::new(&patches, &index, &survey, &blocks);
+        let patched = Patched::new(&patches, &index, &comparison, &blocks);
         assert_eq!((1..5).map(|stored| patched.base(stored)).collect::<Vec<_>>(), [None, Some(2), None, None]);
-        assert!(!patched.is_enough(&survey));
-        let plan = Plan::new(&index, &survey, None, Some(patched.clone()));
+        assert!(!patched.is_enough(&comparison));
+        let plan = Plan::new(&index, &comparison, None, Some(patched.clone()));
         let asked: Vec<_> = plan.requests.iter().map(|request| (request.pack, request.range.clone())).collect();
         assert_eq!(asked, [(0, 30_000..40_000), (1, 100..200)], "one whole, one as a patch from its own pack");
         assert_eq!(plan.totals.download_bytes, 10_100);
         assert_eq!(patched.index.packs()[1], pack);
-        // Without frame 3 patches are enough, also where the first frame is wrong; on a short partition nothing fits.
-        let survey = Survey::new(&index, vec![false, true, false, true, true]);
-        assert!(Patched::new(&patches, &index, &survey, &blocks).is_enough(&survey));
+        // Without chunk 3 patches are enough, also where the first chunk is wrong; on a short partition nothing fits.
+        let comparison = Comparison::new(&index, vec![false, true, false, true, true]);
+        assert!(Patched::new(&patches, &index, &comparison, &blocks).is_enough(&comparison));
         let short = Blocks::new(there(20).take(3).collect());
-        assert!(!Patched::new(&patches, &index, &survey, &short).is_enough(&survey));
+        assert!(!Patched::new(&patches, &index, &comparison, &short).is_enough(&comparison));
     }
 }

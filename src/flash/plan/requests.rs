@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use crate::release::index::{Index, Location, StoredNo};
+use crate::release::index::{Index, Location, StoredChunkNo};
 
 /// Compressed bytes asked for in one request at most. Large enough that the round trip does not count, small enough
 /// that a broken transfer on bad Wi-Fi is resumed often and several connections have something to do.
 pub const MAX_REQUEST_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Unneeded bytes between two needed frames that are fetched rather than asked around: a round trip costs more.
+/// Unneeded bytes between two needed chunks that are fetched rather than asked around: a round trip costs more.
 pub const MAX_GAP_BYTES: u64 = 16 * 1024;
 
 /// Wider gaps are taken along too, the narrowest first, while there are more requests than this...
@@ -16,20 +16,20 @@ const MANY_REQUESTS: usize = 128;
 /// ... and while this share of the needed bytes is not exceeded.
 const GAPS_SHARE: u64 = 20;
 
-/// One contiguous read from a pack, and the stored frames to take out of it.
+/// One contiguous read from a pack, and the stored chunks to take out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Position of the pack in the index.
     pub pack: u32,
     /// Bytes of the pack.
     pub range: Range<u64>,
-    /// Frames to decode, in ascending order of their place in the pack.
-    pub stored: Vec<StoredNo>,
+    /// Chunks to decode, in ascending order of their place in the pack.
+    pub stored: Vec<StoredChunkNo>,
 }
 
 /// Joins neighbours in a pack to requests of at most [`MAX_REQUEST_BYTES`].
-pub(crate) fn coalesce(index: &Index, needed: &[StoredNo]) -> Vec<Request> {
-    let mut by_place: Vec<StoredNo> = needed.to_vec();
+pub(crate) fn coalesce(index: &Index, needed: &[StoredChunkNo]) -> Vec<Request> {
+    let mut by_place: Vec<StoredChunkNo> = needed.to_vec();
     by_place.sort_unstable_by_key(|stored| {
         let place = index.location(*stored);
         (place.pack, place.range.start)
@@ -49,8 +49,8 @@ pub(crate) fn coalesce(index: &Index, needed: &[StoredNo]) -> Vec<Request> {
     requests
 }
 
-/// For each frame but the last, whether the gap to the next is taken along.
-fn joined(index: &Index, by_place: &[StoredNo]) -> Vec<bool> {
+/// For each chunk but the last, whether the gap to the next is taken along.
+fn joined(index: &Index, by_place: &[StoredChunkNo]) -> Vec<bool> {
     let places = by_place.iter().map(|stored| index.location(*stored));
     let needed: u64 = places.clone().map(|place| place.range.end - place.range.start).sum();
     let gap = |(one, next): (Location, Location)| {
@@ -83,7 +83,7 @@ mod tests {
     fn neighbours_join_over_small_gaps_only_and_up_to_the_bound() {
         let count = 3000;
         let index = index(&(0..count).map(Some).collect::<Vec<_>>());
-        // One missing frame in between is a gap of 10,000 bytes, two are more than the bound.
+        // One missing chunk in between is a gap of 10,000 bytes, two are more than the bound.
         let needed: Vec<u32> = (0..count).filter(|n| ![1, 3, 4].contains(n)).collect();
         let requests = coalesce(&index, &needed);
         assert!(requests.iter().all(|request| request.range.end - request.range.start <= MAX_REQUEST_BYTES));
@@ -101,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn frames_scattered_over_a_pack_do_not_become_a_request_each() {
+    fn chunks_scattered_over_a_pack_do_not_become_a_request_each() {
         let count = 20_000;
         let index = index(&(0..count).map(Some).collect::<Vec<_>>());
-        // 1000 runs of 17 frames with 3 between them: gaps of 30,000 bytes. One byte in twenty allows 283 of them.
+        // 1000 runs of 17 chunks with 3 between them: gaps of 30,000 bytes. One byte in twenty allows 283 of them.
         let needed: Vec<u32> = (0..count).filter(|n| n % 20 < 17).collect();
         let requests = coalesce(&index, &needed);
         let asked: u64 = requests.iter().map(|request| request.range.end - request.range.start).sum();

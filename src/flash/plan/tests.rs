@@ -1,23 +1,23 @@
 use std::collections::HashMap;
 
-use super::{Blocks, Found, Plan, Survey, ZERO_SOURCE};
+use super::{Blocks, Comparison, FoundBlocks, Plan, ZERO_SOURCE};
 use crate::release::digest::Digest;
-use crate::release::hints::{Hint, Hints};
-use crate::release::index::{Builder, FrameContent, Index, MIN_FRAME_BYTES, Pack};
+use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
+use crate::release::weak_hashes::{WeakHash, WeakHashes};
 
-/// Blocks of a frame.
-const PER: usize = MIN_FRAME_BYTES as usize / 4096;
+/// Blocks of a chunk.
+const PER: usize = MIN_CHUNK_BYTES as usize / 4096;
 
-/// An image whose frames have these contents (`None` zero); equal numbers are equal frames of 10,000 stored bytes.
-pub(crate) fn index(frames: &[Option<u32>]) -> Index {
-    let frame_bytes = u64::from(MIN_FRAME_BYTES);
-    let mut builder = Builder::new(frames.len() as u64 * frame_bytes, MIN_FRAME_BYTES).unwrap();
-    let count = frames.iter().flatten().max().map_or(0, |last| last + 1);
+/// An image whose chunks have these contents (`None` zero); equal numbers are equal chunks of 10,000 stored bytes.
+pub(crate) fn index(chunks: &[Option<u32>]) -> Index {
+    let chunk_bytes = u64::from(MIN_CHUNK_BYTES);
+    let mut builder = Builder::new(chunks.len() as u64 * chunk_bytes, MIN_CHUNK_BYTES).unwrap();
+    let count = chunks.iter().flatten().max().map_or(0, |last| last + 1);
     for number in 0..count {
         builder.store(Digest::of(&number.to_le_bytes()), 10_000);
     }
-    for frame in frames {
-        builder.push_frame(frame.map_or(FrameContent::Zero, FrameContent::Stored));
+    for chunk in chunks {
+        builder.push_chunk(chunk.map_or(ChunkContent::Zero, ChunkContent::Stored));
     }
     if count > 0 {
         let pack = Pack { digest: Digest::of(b"pack"), size_bytes: u64::from(count) * 10_000 };
@@ -27,97 +27,97 @@ pub(crate) fn index(frames: &[Option<u32>]) -> Index {
 }
 
 #[test]
-fn right_frames_cost_nothing() {
+fn right_chunks_cost_nothing() {
     let index = index(&[Some(0), None, Some(1), Some(0)]);
-    let plan = Plan::new(&index, &Survey::new(&index, vec![true; 4]), None, None);
+    let plan = Plan::new(&index, &Comparison::new(&index, vec![true; 4]), None, None);
     assert!(plan.is_empty() && plan.requests.is_empty());
     assert_eq!(plan.totals.right_bytes, index.image_bytes());
 }
 
 #[test]
-fn a_shared_frame_is_fetched_once_and_written_where_it_is_wrong() {
+fn a_shared_chunk_is_fetched_once_and_written_where_it_is_wrong() {
     let index = index(&[Some(0), None, Some(1), Some(0), Some(0)]);
-    let plan = Plan::new(&index, &Survey::new(&index, vec![false, false, true, true, false]), None, None);
+    let plan = Plan::new(&index, &Comparison::new(&index, vec![false, false, true, true, false]), None, None);
     assert_eq!(plan.zero, [1]);
     assert_eq!(plan.requests.len(), 1);
     assert_eq!((plan.requests[0].range.clone(), &plan.requests[0].stored[..]), (0..10_000, &[0][..]));
     assert_eq!(plan.destinations(0).collect::<Vec<_>>(), [0, 4]);
     assert_eq!(plan.destinations(1).count(), 0);
-    let frame = u64::from(MIN_FRAME_BYTES);
+    let chunk = u64::from(MIN_CHUNK_BYTES);
     let totals = plan.totals;
-    assert_eq!((totals.right_bytes, totals.zero_bytes, totals.write_bytes), (2 * frame, frame, 2 * frame));
+    assert_eq!((totals.right_bytes, totals.zero_bytes, totals.write_bytes), (2 * chunk, chunk, 2 * chunk));
     assert_eq!(totals.download_bytes, 10_000);
 }
 
 #[test]
 fn damage_is_named_as_joined_ranges() {
     let index = index(&[Some(0), Some(1), None, Some(2)]);
-    let survey = Survey::new(&index, vec![true, false, false, true]);
-    let frame = u64::from(MIN_FRAME_BYTES);
-    assert_eq!(survey.damaged_ranges(&index), vec![frame..3 * frame; 1]);
+    let comparison = Comparison::new(&index, vec![true, false, false, true]);
+    let chunk = u64::from(MIN_CHUNK_BYTES);
+    assert_eq!(comparison.damaged_ranges(&index), vec![chunk..3 * chunk; 1]);
 }
 
 /// A number stands for the content of a block; 0 is zeros.
-fn hint(block: u32) -> Hint {
-    if block == 0 { Hint::NONE } else { Hint::of(&block.to_le_bytes()) }
+fn weak_hash(block: u32) -> WeakHash {
+    if block == 0 { WeakHash::NONE } else { WeakHash::of(&block.to_le_bytes()) }
 }
 
 /// An image of such blocks, with what the partition holds.
 struct Case {
     index: Index,
     image: Vec<u32>,
-    hints: Hints,
+    weak_hashes: WeakHashes,
     partition: Vec<u32>,
 }
 
 impl Case {
     fn new(image: Vec<u32>, partition: Vec<u32>) -> Self {
         let mut known: HashMap<&[u32], u32> = HashMap::new();
-        let mut hints = Hints::builder(MIN_FRAME_BYTES);
-        let frames: Vec<_> = image
+        let mut weak_hashes = WeakHashes::builder(MIN_CHUNK_BYTES);
+        let chunks: Vec<_> = image
             .chunks(PER)
-            .map(|frame| {
+            .map(|chunk| {
                 let next = known.len() as u32;
-                let new = !known.contains_key(frame);
-                let number = *known.entry(frame).or_insert(next);
+                let new = !known.contains_key(chunk);
+                let number = *known.entry(chunk).or_insert(next);
                 if new {
-                    hints.push(&frame.iter().map(|block| hint(*block)).collect::<Vec<_>>());
+                    weak_hashes.push(&chunk.iter().map(|block| weak_hash(*block)).collect::<Vec<_>>());
                 }
                 Some(number)
             })
             .collect();
-        Self { index: index(&frames), image, hints, partition }
+        Self { index: index(&chunks), image, weak_hashes, partition }
     }
 
-    fn survey(&self) -> Survey {
+    fn comparison(&self) -> Comparison {
         let right = self.image.chunks(PER).zip(self.partition.chunks(PER)).map(|(image, there)| image == there);
         let mut right: Vec<bool> = right.collect();
-        right.resize(self.index.frame_count() as usize, false);
-        Survey::new(&self.index, right)
+        right.resize(self.index.chunk_count() as usize, false);
+        Comparison::new(&self.index, right)
     }
 
     fn plan(&self, max_blocks: usize) -> Plan {
-        let blocks = Blocks::new(self.partition.iter().map(|block| hint(*block)).collect());
+        let blocks = Blocks::new(self.partition.iter().map(|block| weak_hash(*block)).collect());
         Plan::with_buffer(
             &self.index,
-            &self.survey(),
-            Some(Found { hints: &self.hints, blocks: &blocks }),
+            &self.comparison(),
+            Some(FoundBlocks { weak_hashes: &self.weak_hashes, blocks: &blocks }),
             None,
             max_blocks,
         )
     }
 
-    /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched frames are
+    /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched chunks are
     /// written as early as allowed.
     fn carry_out(&self, plan: &Plan, ahead: usize) -> Vec<u32> {
         let mut medium = self.partition.clone();
         medium.resize(medium.len().max(self.image.len()), 0);
         medium[0] = 0; // The superblock is blanked first.
-        let frame = |number: u32| number as usize * PER..(number as usize + 1) * PER;
+        let chunk = |number: u32| number as usize * PER..(number as usize + 1) * PER;
         let write_free = |medium: &mut Vec<u32>, read: u32| {
-            let fetched = plan.destinations.iter().map(|(_, frame)| frame);
+            let fetched = plan.destinations.iter().map(|(_, chunk)| chunk);
             for number in fetched.chain(&plan.zero).filter(|number| plan.moves.free_after(**number) <= read) {
-                medium[frame(*number)].copy_from_slice(&self.image[frame(*number)]);
+                medium[chunk(*number)].copy_from_slice(&self.image[chunk(*number)]);
             }
         };
         write_free(&mut medium, 0);
@@ -142,19 +142,19 @@ impl Case {
             write_free(&mut medium, number + 1);
             while assembled.len() - written > ahead {
                 let (batch, content) = &assembled[written];
-                for (number, content) in batch.frames.iter().zip(content.chunks(PER)) {
-                    medium[frame(*number)].copy_from_slice(content);
+                for (number, content) in batch.chunks.iter().zip(content.chunks(PER)) {
+                    medium[chunk(*number)].copy_from_slice(content);
                 }
                 written += 1;
             }
         }
         for (batch, content) in &assembled[written..] {
-            for (number, content) in batch.frames.iter().zip(content.chunks(PER)) {
-                medium[frame(*number)].copy_from_slice(content);
+            for (number, content) in batch.chunks.iter().zip(content.chunks(PER)) {
+                medium[chunk(*number)].copy_from_slice(content);
             }
         }
         write_free(&mut medium, u32::MAX);
-        if self.survey().is_right(0) {
+        if self.comparison().is_right(0) {
             medium[0] = self.image[0]; // It was kept in memory.
         }
         medium.truncate(self.image.len());
@@ -179,8 +179,8 @@ fn whatever_moved_where_the_result_is_the_image() {
     let mut moved = 0;
     for seed in 1..120u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let frames = 100 + random.below(900);
-        let image: Vec<u32> = (0..frames * PER).map(|_| random.below(frames * 3) as u32).collect();
+        let chunks = 100 + random.below(900);
+        let image: Vec<u32> = (0..chunks * PER).map(|_| random.below(chunks * 3) as u32).collect();
         // Shifted by some blocks, pieces exchanged, some lost, shorter or longer than the image.
         let mut partition = image.clone();
         partition.rotate_right(random.below(400));

@@ -1,4 +1,4 @@
-//! Moves: frames put together from blocks of the partition itself.
+//! Moves: chunks put together from blocks of the partition itself.
 //!
 //! One thread reads, in the order of the plan; others check digests and write. The reader never waits for the place of a
 //! block to be safe: the plan has it save in time what a write will destroy.
@@ -11,14 +11,14 @@ use std::thread::Scope;
 use super::{Writer, lock, workers};
 use crate::flash::plan::{BATCH_BYTES, Batch, BlockNo, ZERO_SOURCE};
 use crate::release::digest::BLOCK_SIZE_BYTES;
-use crate::release::index::FrameContent;
+use crate::release::index::ChunkContent;
 use crate::sys::block::AlignedBuf;
 
 /// A batch that was read.
 struct Assembled<'p> {
     batch: &'p Batch,
     content: AlignedBuf,
-    /// By frame of the batch: every source could be read.
+    /// By chunk of the batch: every source could be read.
     whole: Vec<bool>,
 }
 
@@ -27,7 +27,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if writer.work.plan.moves.batches.is_empty() {
         return writer.gate.open();
     }
-    let bytes = (BATCH_BYTES as usize).max(writer.index.frame_bytes() as usize);
+    let bytes = (BATCH_BYTES as usize).max(writer.index.chunk_bytes() as usize);
     let (to_write, assembled) = sync_channel::<Assembled<'s>>(1);
     let (recycle, recycled) = std::sync::mpsc::channel::<AlignedBuf>();
     let assembled = std::sync::Arc::new(Mutex::new(assembled));
@@ -103,7 +103,7 @@ impl<'s, 'w> Reader<'s, 'w> {
             let (run, more) = rest.split_at(len);
             rest = more;
             let content = &mut self.transfer[..len * BLOCK_SIZE_BYTES];
-            // What cannot be read is missing later, and the frame that wants it is fetched.
+            // What cannot be read is missing later, and the chunk that wants it is fetched.
             if self.writer.work.target.read_at(offset_of(first), content).is_err() {
                 continue;
             }
@@ -116,15 +116,15 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     fn read(&mut self, batch: &'s Batch, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
-        let per_frame = self.writer.index.frame_bytes() as usize / BLOCK_SIZE_BYTES;
+        let per_chunk = self.writer.index.chunk_bytes() as usize / BLOCK_SIZE_BYTES;
         self.save(&batch.saves);
-        let mut whole = vec![true; batch.frames.len()];
+        let mut whole = vec![true; batch.chunks.len()];
         let mut at = 0;
         while let Some(&source) = batch.sources.get(at) {
             let len = self.run_length(&batch.sources[at..], source);
             let place = &mut content[at * BLOCK_SIZE_BYTES..(at + len) * BLOCK_SIZE_BYTES];
             if !self.fill(source, place) {
-                (at..at + len).for_each(|block| whole[block / per_frame] = false);
+                (at..at + len).for_each(|block| whole[block / per_chunk] = false);
             }
             at += len;
         }
@@ -168,24 +168,24 @@ fn offset_of(block: BlockNo) -> u64 {
     u64::from(block) * BLOCK_SIZE_BYTES as u64
 }
 
-/// A hint that was wrong, or a block that cannot be read, costs a fetch of the frame.
+/// A weak hash that was wrong, or a block that cannot be read, costs a fetch of the chunk.
 fn check_and_write(writer: &Writer<'_>, assembled: &mut Assembled<'_>) {
     if writer.is_stopped() {
         return;
     }
-    let frame_bytes = writer.index.frame_bytes() as usize;
-    let mut frames = Vec::with_capacity(assembled.batch.frames.len());
-    for ((place, frame), whole) in (0..).zip(&assembled.batch.frames).zip(&assembled.whole) {
-        let from = place * frame_bytes;
-        let range = writer.index.frame_range(*frame);
+    let chunk_bytes = writer.index.chunk_bytes() as usize;
+    let mut chunks = Vec::with_capacity(assembled.batch.chunks.len());
+    for ((place, chunk), whole) in (0..).zip(&assembled.batch.chunks).zip(&assembled.whole) {
+        let from = place * chunk_bytes;
+        let range = writer.index.chunk_range(*chunk);
         let content = &assembled.content[from..from + (range.end - range.start) as usize];
-        if *whole && writer.index.matches(*frame, content) {
-            frames.push((*frame, from));
-        } else if let FrameContent::Stored(stored) = writer.index.frame_content(*frame) {
-            writer.damaged(stored, *frame);
+        if *whole && writer.index.matches(*chunk, content) {
+            chunks.push((*chunk, from));
+        } else if let ChunkContent::Stored(stored) = writer.index.chunk_content(*chunk) {
+            writer.damaged(stored, *chunk);
         }
     }
-    if let Err(error) = writer.write(&mut frames, &assembled.content) {
+    if let Err(error) = writer.write(&mut chunks, &assembled.content) {
         writer.fail(error);
     }
 }

@@ -1,4 +1,4 @@
-//! Frames on their way from the network to the disk.
+//! Chunks on their way from the network to the disk.
 //!
 //! Several connections fetch, each its own requests; some more threads than cores decode, check and write. Between them
 //! a bounded queue keeps memory small whatever the image: a slow disk stops the download, a slow link stops nothing else.
@@ -14,7 +14,7 @@ use super::{WriteError, Writer, lock, workers};
 use crate::fetch::SinkError;
 use crate::flash::plan::{Request, coalesce};
 use crate::release::digest::Digest;
-use crate::release::index::{FrameNo, Index, StoredNo};
+use crate::release::index::{ChunkNo, Index, StoredChunkNo};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
 
@@ -33,7 +33,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     }
     let patched = writer.work.plan.patched.as_ref();
     let places = patched.map_or(writer.index, |patched| &patched.index);
-    let parcel_bytes = PARCEL_BYTES.max(writer.index.frame_bytes() as usize);
+    let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize);
     let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
     let (recycle, recycled) = channel::<Parcel>();
     let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));
@@ -61,9 +61,9 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     }
 }
 
-/// Frames of a parcel.
+/// Chunks of a parcel.
 fn per_parcel(index: &Index) -> usize {
-    (PARCEL_BYTES / index.frame_bytes() as usize).max(1)
+    (PARCEL_BYTES / index.chunk_bytes() as usize).max(1)
 }
 
 fn fetch(
@@ -89,33 +89,33 @@ fn fetch(
     if writer.is_stopped() { Ok(()) } else { result }
 }
 
-/// Downloads frames that were damaged, or whose patch was of no use, once more and whole, one by one, checking each before the next byte is taken: the source then
+/// Downloads chunks that were damaged, or whose patch was of no use, once more and whole, one by one, checking each before the next byte is taken: the source then
 /// knows which copy sent wrong bytes, and asks another one.
 pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
-    let mut wanted: HashMap<StoredNo, Vec<FrameNo>> = HashMap::new();
-    for (stored, frame) in std::mem::take(&mut *lock(&writer.damaged)) {
-        wanted.entry(stored).or_default().push(frame);
+    let mut wanted: HashMap<StoredChunkNo, Vec<ChunkNo>> = HashMap::new();
+    for (stored, chunk) in std::mem::take(&mut *lock(&writer.damaged)) {
+        wanted.entry(stored).or_default().push(chunk);
     }
-    let mut stored: Vec<StoredNo> = wanted.keys().copied().collect();
+    let mut stored: Vec<StoredChunkNo> = wanted.keys().copied().collect();
     stored.sort_unstable();
     let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-    let mut content = AlignedBuf::zeroed(writer.index.frame_bytes() as usize);
+    let mut content = AlignedBuf::zeroed(writer.index.chunk_bytes() as usize);
     for request in coalesce(writer.index, &stored) {
         let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
         let mut failure = None;
         let result = get(writer, writer.index, &request, &mut |bytes: &[u8]| {
             let mut wrong = None;
             let taken = splitter.take(bytes, |parcel| {
-                for (stored, bytes) in parcel.frames() {
+                for (stored, bytes) in parcel.chunks() {
                     if decode(writer.index, &mut zstd, stored, bytes, &mut content).is_none() {
                         let from = writer.index.location(stored).range.start;
                         wrong = Some(from);
                         let digest = writer.index.digest(stored);
-                        let reason = format!("the frame there has not the digest {digest}");
+                        let reason = format!("the chunk there has not the digest {digest}");
                         return Err(SinkError::Wrong { from, reason });
                     }
-                    for frame in &wanted[&stored] {
-                        if let Err(error) = writer.write(&mut [(*frame, 0)], &content) {
+                    for chunk in &wanted[&stored] {
+                        if let Err(error) = writer.write(&mut [(*chunk, 0)], &content) {
                             failure = Some(error);
                             return Err(local("the writer stopped"));
                         }
@@ -152,12 +152,12 @@ fn local(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }
 
-/// Decompresses a frame and checks its digest; the length of its content if it is right. Content that does not
+/// Decompresses a chunk and checks its digest; the length of its content if it is right. Content that does not
 /// decompress was damaged on the way, the same as content with a wrong digest.
 fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,
-    stored: StoredNo,
+    stored: StoredChunkNo,
     bytes: &[u8],
     content: &mut [u8],
 ) -> Option<usize> {
@@ -172,34 +172,34 @@ fn decode_all(
     recycle: &Sender<Parcel>,
 ) -> Result<(), WriteError> {
     let (index, plan) = (writer.index, writer.work.plan);
-    let frame_bytes = index.frame_bytes() as usize;
+    let chunk_bytes = index.chunk_bytes() as usize;
     let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-    let mut patcher = Patcher::new(frame_bytes)?;
+    let mut patcher = Patcher::new(chunk_bytes)?;
     let mut content = AlignedBuf::zeroed(parcel_bytes);
     loop {
         let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
         if writer.is_stopped() {
             continue; // Drain, so that nobody blocks on a full queue.
         }
-        let mut frames: Vec<(FrameNo, usize)> = Vec::new();
-        for (place, (stored, bytes)) in parcel.frames().enumerate() {
-            let from = place * frame_bytes;
-            let content = &mut content[from..from + frame_bytes];
+        let mut chunks: Vec<(ChunkNo, usize)> = Vec::new();
+        for (place, (stored, bytes)) in parcel.chunks().enumerate() {
+            let from = place * chunk_bytes;
+            let content = &mut content[from..from + chunk_bytes];
             let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
             let right = match base {
                 None => decode(index, &mut zstd, stored, bytes, content).is_some(),
                 Some(base) => patcher.decode(writer, base, stored, bytes, content).is_some(),
             };
-            for frame in plan.destinations(stored) {
-                if right { frames.push((frame, from)) } else { writer.damaged(stored, frame) }
+            for chunk in plan.destinations(stored) {
+                if right { chunks.push((chunk, from)) } else { writer.damaged(stored, chunk) }
             }
         }
         let _ = recycle.send(parcel);
         // Moves may still have to read what lies there.
-        let free_after = frames.iter().map(|(frame, _)| plan.moves.free_after(*frame)).max();
+        let free_after = chunks.iter().map(|(chunk, _)| plan.moves.free_after(*chunk)).max();
         writer.gate.wait(free_after.unwrap_or_default());
         if !writer.is_stopped() {
-            writer.write(&mut frames, &content)?;
+            writer.write(&mut chunks, &content)?;
         }
     }
 }
@@ -211,22 +211,22 @@ struct Patcher {
 }
 
 impl Patcher {
-    fn new(frame_bytes: usize) -> Result<Self, WriteError> {
+    fn new(chunk_bytes: usize) -> Result<Self, WriteError> {
         let zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-        Ok(Self { zstd, old: AlignedBuf::zeroed(frame_bytes) })
+        Ok(Self { zstd, old: AlignedBuf::zeroed(chunk_bytes) })
     }
 
-    /// As [`decode`], with what is in the place of the frame `base`. What cannot be read, or is not what it was, makes a
+    /// As [`decode`], with what is in the place of the chunk `base`. What cannot be read, or is not what it was, makes a
     /// patch that does not fit.
     fn decode(
         &mut self,
         writer: &Writer<'_>,
-        base: FrameNo,
-        stored: StoredNo,
+        base: ChunkNo,
+        stored: StoredChunkNo,
         bytes: &[u8],
         content: &mut [u8],
     ) -> Option<usize> {
-        let range = writer.index.frame_range(base);
+        let range = writer.index.chunk_range(base);
         let old = &mut self.old[..(range.end - range.start) as usize];
         writer.work.target.read_at(range.start, old).ok()?;
         self.zstd.set_dictionary(old).ok()?;

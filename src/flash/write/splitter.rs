@@ -1,39 +1,39 @@
-//! Cuts the bytes of one request into its frames, leaving out the gaps, and collects neighbours to parcels.
+//! Cuts the bytes of one request into its chunks, leaving out the gaps, and collects neighbours to parcels.
 
 use crate::fetch::SinkError;
 use crate::flash::plan::Request;
-use crate::release::index::{Index, StoredNo};
+use crate::release::index::{Index, StoredChunkNo};
 
 /// Bytes of content that are decoded, checked and written together.
 pub(super) const PARCEL_BYTES: usize = 1024 * 1024;
 
-/// Compressed frames on their way to a decoder.
+/// Compressed chunks on their way to a decoder.
 #[derive(Default)]
 pub(super) struct Parcel {
     bytes: Vec<u8>,
-    /// Each frame and where its bytes end.
-    frames: Vec<(StoredNo, usize)>,
+    /// Each chunk and where its bytes end.
+    chunks: Vec<(StoredChunkNo, usize)>,
 }
 
 impl Parcel {
     /// An empty parcel with the memory of a used one.
     pub(super) fn emptied(mut self) -> Self {
         self.bytes.clear();
-        self.frames.clear();
+        self.chunks.clear();
         self
     }
 
-    /// The frames and their bytes.
-    pub(super) fn frames(&self) -> impl Iterator<Item = (StoredNo, &[u8])> {
-        let starts = std::iter::once(0).chain(self.frames.iter().map(|(_, end)| *end));
-        self.frames.iter().zip(starts).map(|((stored, end), start)| (*stored, &self.bytes[start..*end]))
+    /// The chunks and their bytes.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (StoredChunkNo, &[u8])> {
+        let starts = std::iter::once(0).chain(self.chunks.iter().map(|(_, end)| *end));
+        self.chunks.iter().zip(starts).map(|((stored, end), start)| (*stored, &self.bytes[start..*end]))
     }
 }
 
 pub(super) struct Splitter<'a> {
     index: &'a Index,
     request: &'a Request,
-    /// Frames of a full parcel.
+    /// Chunks of a full parcel.
     per_parcel: usize,
     /// Offset in the pack of the next byte.
     position: u64,
@@ -42,12 +42,12 @@ pub(super) struct Splitter<'a> {
 }
 
 impl<'a> Splitter<'a> {
-    /// `parcel` is an emptied one; a parcel of `per_parcel` frames is handed on.
+    /// `parcel` is an emptied one; a parcel of `per_parcel` chunks is handed on.
     pub(super) fn new(index: &'a Index, request: &'a Request, per_parcel: usize, parcel: Parcel) -> Self {
         Self { index, request, per_parcel, position: request.range.start, next: 0, parcel }
     }
 
-    /// Goes back to the start of a frame of this request.
+    /// Goes back to the start of a chunk of this request.
     pub(super) fn rewind(&mut self, position: u64) {
         self.position = position;
         self.next = self.request.stored.partition_point(|stored| self.index.location(*stored).range.start < position);
@@ -75,8 +75,8 @@ impl<'a> Splitter<'a> {
             bytes = rest;
             if self.position == place.end {
                 self.next += 1;
-                self.parcel.frames.push((*stored, self.parcel.bytes.len()));
-                if self.parcel.frames.len() == self.per_parcel || self.next == self.request.stored.len() {
+                self.parcel.chunks.push((*stored, self.parcel.bytes.len()));
+                if self.parcel.chunks.len() == self.per_parcel || self.next == self.request.stored.len() {
                     self.parcel = send(std::mem::take(&mut self.parcel))?;
                 }
             }

@@ -1,9 +1,9 @@
 //! What a release brings along for disks that have nothing yet: boot code, recovery and file systems.
 
 use super::preflight::Preflight;
-use super::write::{Image, Parts};
+use super::write::{BootstrapParts, TemplateImage};
 use crate::boot::slots::{self, Slot};
-use crate::release::layout::{Role, Table};
+use crate::release::layout::{Role, Scheme};
 
 /// Names of those files in the manifest.
 pub mod names {
@@ -28,20 +28,20 @@ pub mod names {
 }
 
 /// Everything that a disk of one plan gets out of a release.
-pub struct Kit {
+pub struct BootstrapFiles {
     /// For the disk as a whole.
-    pub(super) parts: Parts,
+    pub(super) parts: BootstrapParts,
     /// For the recovery partition: path there, content.
     pub(super) recovery: Vec<(String, Vec<u8>)>,
 }
 
-impl Kit {
+impl BootstrapFiles {
     /// Gets what the plan needs. `file` gives a file of the release, checked against its digest.
     ///
     /// # Errors
     /// What `file` met.
     pub fn get<E>(plan: &Preflight, mut file: impl FnMut(&str) -> Result<Vec<u8>, E>) -> Result<Self, E> {
-        let mbr = plan.table == Table::Mbr;
+        let mbr = plan.table == Scheme::Mbr;
         let large_blocks = plan.candidate.disk.logical_block_size == 4096;
         let mut images = Vec::new();
         for place in &plan.placed {
@@ -53,7 +53,7 @@ impl Kit {
                 Role::Recovery => names::RECOVERY,
                 Role::Data => names::DATA,
             };
-            images.push(Image { role: place.partition.role, compressed: file(name)? });
+            images.push(TemplateImage { role: place.partition.role, compressed: file(name)? });
         }
         let template = |role| images.iter().find(|image| image.role == role).map(|image| image.compressed.clone());
         let mut recovery = vec![(names::LOADER.to_owned(), file(names::LOADER)?)];
@@ -64,7 +64,7 @@ impl Kit {
         // What a destroyed state partition and a factory reset are made from.
         recovery.extend(template(Role::State).map(|content| (names::STATE.to_owned(), content)));
         recovery.extend(template(Role::Data).map(|content| (names::DATA.to_owned(), content)));
-        let parts = Parts {
+        let parts = BootstrapParts {
             boot_image: file(names::BOOT_IMAGE)?,
             core_image: file(if mbr { names::CORE_MBR } else { names::CORE_GPT })?,
             images,

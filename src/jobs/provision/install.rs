@@ -5,15 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
-use super::select::Candidate;
+use super::select::DiskCandidate;
 use super::write::{ProvisionError, Provisioned, begin};
 use crate::boot::slots::Slot;
 use crate::flash::target::Window;
-use crate::jobs::provision::bootstrap::Kit;
-use crate::jobs::recovery::{self, Machine, RecoveryError, Release, Report};
-use crate::jobs::state::State;
+use crate::jobs::provision::bootstrap::BootstrapFiles;
+use crate::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport, Release};
+use crate::jobs::state::StatePartition;
 use crate::machine::media::MediaId;
-use crate::record::blackbox::{Outcome, Remembered};
+use crate::record::blackbox::{AttemptOutcome, Remembered};
 use crate::release::layout::{Placed, Role};
 use crate::sys;
 use crate::sys::loopback::Loop;
@@ -89,7 +89,7 @@ pub enum InstallError {
 /// [`InstallError`].
 pub fn prepare(
     machine: &Machine<'_>,
-    candidate: Candidate,
+    candidate: DiskCandidate,
     firmware: Firmware,
 ) -> Result<(Release, Preflight), InstallError> {
     let release = recovery::fetch_release(machine)?;
@@ -111,12 +111,12 @@ pub fn install(
     release: Release,
     site: &Site,
     mounts: &Path,
-) -> Result<(Report, Provisioned), InstallError> {
+) -> Result<(RecoveryReport, Provisioned), InstallError> {
     let (disk, journal) = (machine.target, machine.journal);
     let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
-    let kit = Kit::get(plan, |name| recovery::fetch_file(machine, &release, name))?;
+    let kit = BootstrapFiles::get(plan, |name| recovery::fetch_file(machine, &release, name))?;
     let window = |place: &Placed| Window {
         target: disk,
         range: place.offset_bytes..place.offset_bytes + place.size_bytes,
@@ -130,7 +130,7 @@ pub fn install(
     let unfinished = begin(armed, disk, &kit.parts, journal)?;
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
-        let one = place.map(|place| Mounted::new(&path, &place, block_size, mounts)).transpose()?;
+        let one = place.map(|place| MountedPartition::new(&path, &place, block_size, mounts)).transpose()?;
         // Nothing is ever found by it. Two disks in one machine are still told apart.
         if let Some(Err(error)) = one.as_ref().map(|one| sys::ext4::new_uuid(&one.directory)) {
             journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
@@ -143,12 +143,14 @@ pub fn install(
         fill_recovery(&recovery.directory, &kit, site)?;
     }
     let state_mount = mounted(Role::State)?;
-    let state = state_mount.as_ref().map(|mounted| State::new(&mounted.directory));
+    let state = state_mount.as_ref().map(|mounted| StatePartition::new(&mounted.directory));
     let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
     let system = window(&system);
     let report =
         recovery::install_release(&Machine { target: &system, state: state.as_ref(), ..machine.clone() }, release)?;
-    if let Some(Err(error)) = state.as_ref().map(|state| attempt.write(&state.blackbox_path(), Outcome::Installed)) {
+    if let Some(Err(error)) =
+        state.as_ref().map(|state| attempt.write(&state.blackbox_path(), AttemptOutcome::Installed))
+    {
         journal.warn(&format!("no black box: {error}"));
     }
     // Unmounted before the table says that it is there.
@@ -162,7 +164,7 @@ pub fn install(
     Ok((report, provisioned))
 }
 
-fn fill_recovery(root: &Path, kit: &Kit, site: &Site) -> Result<(), InstallError> {
+fn fill_recovery(root: &Path, kit: &BootstrapFiles, site: &Site) -> Result<(), InstallError> {
     for (path, content) in &kit.recovery {
         write(&root.join(path), content)?;
     }
@@ -188,12 +190,12 @@ fn write(path: &Path, content: &[u8]) -> Result<(), InstallError> {
 }
 
 /// A partition of an unfinished disk, mounted.
-struct Mounted {
+struct MountedPartition {
     directory: PathBuf,
     _device: Loop,
 }
 
-impl Mounted {
+impl MountedPartition {
     fn new(disk: &Path, place: &Placed, block_size: u32, mounts: &Path) -> Result<Self, InstallError> {
         let role = place.partition.role;
         let range = place.offset_bytes..place.offset_bytes + place.size_bytes;
@@ -205,7 +207,7 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MountedPartition {
     fn drop(&mut self) {
         // What keeps it busy would be a fault of ours; the loop device then stays until the restart.
         let _ = sys::mount::unmount(&self.directory);

@@ -7,7 +7,7 @@ use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{self, Type};
 
 use super::EDGE_BYTES;
-use crate::release::layout::{Placed, Role, Table};
+use crate::release::layout::{Placed, Role, Scheme};
 
 /// MBR type of a Linux file system.
 const MBR_LINUX: u8 = 0x83;
@@ -16,7 +16,7 @@ const CHS_BEYOND: mbrman::CHS = mbrman::CHS { cylinder: 1023, head: 254, sector:
 
 /// A table cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub enum MakeTableError {
     /// The GPT.
     #[error("cannot make the GPT")]
     Gpt(#[source] gpt::GptError),
@@ -117,25 +117,26 @@ impl Seek for Edges {
 
 /// The table with identities of its own: a GPT draws its GUIDs anew, an MBR gets `mbr_id`.
 pub(super) fn make(
-    table: Table,
+    table: Scheme,
     placed: &[Placed],
     disk_bytes: u64,
     sector_bytes: u32,
     mbr_id: [u8; 4],
-) -> Result<Edges, TableError> {
+) -> Result<Edges, MakeTableError> {
     let mut edges = Edges::zeroed(disk_bytes);
     match table {
-        Table::Gpt => make_gpt(edges, placed, disk_bytes, sector_bytes),
-        Table::Mbr => {
+        Scheme::Gpt => make_gpt(edges, placed, disk_bytes, sector_bytes),
+        Scheme::Mbr => {
             let mut header = mbrman::MBRHeader::new(mbr_id);
             for place in placed {
                 let sectors = |bytes: u64| {
                     u32::try_from(bytes / u64::from(sector_bytes))
-                        .map_err(|_| TableError::Beyond { number: place.number })
+                        .map_err(|_| MakeTableError::Beyond { number: place.number })
                 };
                 // The sum must not wrap either.
                 sectors(place.offset_bytes + place.size_bytes - u64::from(sector_bytes))?;
-                let entry = header.get_mut(place.number as usize).ok_or(TableError::Beyond { number: place.number })?;
+                let entry =
+                    header.get_mut(place.number as usize).ok_or(MakeTableError::Beyond { number: place.number })?;
                 *entry = mbrman::MBRPartitionEntry {
                     // Some BIOSes pass over a disk without an active partition.
                     boot: if place.partition.role == Role::Recovery {
@@ -150,26 +151,28 @@ pub(super) fn make(
                     sectors: sectors(place.size_bytes)?,
                 };
             }
-            header.write_into(&mut edges).map_err(TableError::Mbr)?;
+            header.write_into(&mut edges).map_err(MakeTableError::Mbr)?;
             Ok(edges)
         }
     }
 }
 
-fn make_gpt(mut edges: Edges, placed: &[Placed], disk_bytes: u64, sector_bytes: u32) -> Result<Edges, TableError> {
+fn make_gpt(mut edges: Edges, placed: &[Placed], disk_bytes: u64, sector_bytes: u32) -> Result<Edges, MakeTableError> {
     let sector = u64::from(sector_bytes);
     // The protective entry counts the sectors behind the MBR; more than 32 bits are written as the largest number.
     let protected = u32::try_from(disk_bytes / sector - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(protected).overwrite_lba0(&mut edges).map_err(TableError::Protective)?;
+    ProtectiveMBR::with_lb_size(protected).overwrite_lba0(&mut edges).map_err(MakeTableError::Protective)?;
     let size = if sector_bytes == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 };
     let config = gpt::GptConfig::new().writable(true).logical_block_size(size);
-    let mut table = config.create_from_device(edges, None).map_err(TableError::Gpt)?;
+    let mut table = config.create_from_device(edges, None).map_err(MakeTableError::Gpt)?;
     for place in placed {
         let (first, length) = (place.offset_bytes / sector, place.size_bytes / sector);
         let kind = type_of(place.partition.role);
-        table.add_partition_at(&place.partition.name, place.number, first, length, kind, 0).map_err(TableError::Gpt)?;
+        table
+            .add_partition_at(&place.partition.name, place.number, first, length, kind, 0)
+            .map_err(MakeTableError::Gpt)?;
     }
-    table.write().map_err(TableError::Gpt)
+    table.write().map_err(MakeTableError::Gpt)
 }
 
 fn type_of(role: Role) -> Type {

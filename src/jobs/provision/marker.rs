@@ -5,7 +5,7 @@
 //! to read it, so that a medium left in its machine does not erase what it made, however damaged that is.
 
 use super::EDGE_BYTES;
-use crate::disk::table::Table;
+use crate::disk::table::ParsedTable;
 use crate::machine::media::MediaId;
 use crate::release::digest::is_zero;
 
@@ -25,7 +25,7 @@ pub(super) fn unfinished() -> Vec<u8> {
 }
 
 /// The mark of a disk with `table`, provisioned from `medium`.
-pub(super) fn finished(medium: MediaId, table: &Table) -> Vec<u8> {
+pub(super) fn finished(medium: MediaId, table: &ParsedTable) -> Vec<u8> {
     padded(&format!("{FINISHED}{medium} {}\n", first_partition(table)))
 }
 
@@ -37,12 +37,12 @@ pub(super) fn is_unfinished(head: &[u8]) -> bool {
 
 /// The medium that a disk was provisioned from. A table that is not the one of then is somebody else's; without any, the disk
 /// may still be what it was.
-pub(super) fn medium_of(head: &[u8], table: Option<&Table>) -> Option<MediaId> {
+pub(super) fn medium_of(head: &[u8], table: Option<&ParsedTable>) -> Option<MediaId> {
     let (medium, partition) = text(head)?.strip_prefix(FINISHED)?.trim_end().split_once(' ')?;
     table.is_none_or(|table| first_partition(table) == partition).then(|| medium.parse().ok()).flatten()
 }
 
-fn first_partition(table: &Table) -> &str {
+fn first_partition(table: &ParsedTable) -> &str {
     table.partitions.first().map_or("", |entry| &entry.partuuid)
 }
 
@@ -61,7 +61,7 @@ fn text(head: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::{OFFSET_BYTES, finished, is_unfinished, medium_of, unfinished};
-    use crate::disk::table::{Entry, Scheme, Table};
+    use crate::disk::table::{ParsedTable, Scheme, TableEntry};
     use crate::machine::media::MediaId;
 
     fn head(mark: &[u8]) -> Vec<u8> {
@@ -70,10 +70,10 @@ mod tests {
         head
     }
 
-    fn table(partuuid: &str) -> Table {
+    fn table(partuuid: &str) -> ParsedTable {
         let entry =
-            Entry { number: 1, name: None, partuuid: partuuid.to_owned(), first_lba: 2048, size_bytes: 1 << 20 };
-        Table { scheme: Scheme::Mbr, logical_block_size: 512, damaged_copy: false, partitions: vec![entry] }
+            TableEntry { number: 1, name: None, partuuid: partuuid.to_owned(), first_lba: 2048, size_bytes: 1 << 20 };
+        ParsedTable { scheme: Scheme::Mbr, logical_block_size: 512, damaged_copy: false, partitions: vec![entry] }
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use super::select::{Candidate, Content};
+use super::select::{DiskCandidate, DiskContent};
 use crate::disk::roles::MBR_ROLES;
 use crate::machine::media::MediaId;
-use crate::release::layout::{Layout, LayoutError, Placed, Role, Table};
+use crate::release::layout::{Layout, LayoutError, Placed, Role, Scheme};
 
 /// A partition of an MBR begins and ends below this sector: 32 bits count them.
 const MBR_MAX_SECTORS: u64 = 1 << 32;
@@ -34,13 +34,13 @@ impl Firmware {
 /// [`fmt::Display`] is what a person reads before the first write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preflight {
-    pub(super) candidate: Candidate,
-    pub(super) table: Table,
+    pub(super) candidate: DiskCandidate,
+    pub(super) table: Scheme,
     pub(super) placed: Vec<Placed>,
     firmware: Firmware,
 }
 
-/// Leave to erase exactly the disk of one preflight.
+/// ErasePermission to erase exactly the disk of one preflight.
 ///
 /// Only [`Preflight::arm`] makes it: of a disk with nothing on it, or by an explicit word.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub enum Refused {
         /// Why.
         source: LayoutError,
     },
-    /// Table, disk and firmware do not go together.
+    /// Scheme, disk and firmware do not go together.
     #[error("{disk} cannot be provisioned: {reason}")]
     Unfit {
         /// The disk.
@@ -69,7 +69,7 @@ pub enum Refused {
 
 /// What was said about erasing.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Leave<'a> {
+pub struct ErasePermission<'a> {
     /// `yes`, or the serial number of the disk that is meant.
     pub word: Option<&'a str>,
     /// The medium that provisions without having been asked to this time.
@@ -84,7 +84,7 @@ pub enum NotArmed {
         "{disk} was provisioned from this medium before, and is not erased again by itself; take the medium out and restart, \
          or choose \"ERASING its disk\" in its menu (reflash.again)"
     )]
-    MadeBefore {
+    AlreadyProvisioned {
         /// The disk.
         disk: String,
     },
@@ -117,7 +117,7 @@ impl Preflight {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn new(candidate: Candidate, layout: &Layout, firmware: Firmware) -> Result<Self, Refused> {
+    pub fn new(candidate: DiskCandidate, layout: &Layout, firmware: Firmware) -> Result<Self, Refused> {
         let disk = candidate.disk.to_string();
         if let Some(reason) = unfit(&candidate, layout, firmware) {
             return Err(Refused::Unfit { disk, reason });
@@ -128,7 +128,7 @@ impl Preflight {
 
     /// The disk.
     #[must_use]
-    pub fn candidate(&self) -> &Candidate {
+    pub fn candidate(&self) -> &DiskCandidate {
         &self.candidate
     }
 
@@ -138,16 +138,16 @@ impl Preflight {
         &self.placed
     }
 
-    /// Leave to go on: a disk with nothing to lose needs none, for every other the word must be `yes` or its serial number.
+    /// ErasePermission to go on: a disk with nothing to lose needs none, for every other the word must be `yes` or its serial number.
     /// A medium gets no leave to erase by itself what it made: a firmware that did not find that disk may have started it.
     ///
     /// # Errors
     /// [`NotArmed`].
-    pub fn arm(self, leave: Leave<'_>) -> Result<Armed, NotArmed> {
-        let Leave { word, by_itself } = leave;
+    pub fn arm(self, leave: ErasePermission<'_>) -> Result<Armed, NotArmed> {
+        let ErasePermission { word, by_itself } = leave;
         let disk = &self.candidate.disk;
         if by_itself.is_some() && self.candidate.medium == by_itself {
-            return Err(NotArmed::MadeBefore { disk: disk.to_string() });
+            return Err(NotArmed::AlreadyProvisioned { disk: disk.to_string() });
         }
         // A word that names another disk stops even where none is needed: somebody meant that other one.
         let fits = match word {
@@ -161,7 +161,7 @@ impl Preflight {
     }
 }
 
-fn unfit(candidate: &Candidate, layout: &Layout, firmware: Firmware) -> Option<String> {
+fn unfit(candidate: &DiskCandidate, layout: &Layout, firmware: Firmware) -> Option<String> {
     let (bytes, sector) = (candidate.disk.size_bytes, candidate.disk.logical_block_size);
     let number = |role| (1..).zip(&layout.partitions).find(|(_, each)| each.role == role).map(|(at, _)| at);
     if !matches!(sector, 512 | 4096) {
@@ -174,7 +174,7 @@ fn unfit(candidate: &Candidate, layout: &Layout, firmware: Firmware) -> Option<S
         return Some(format!("a BIOS cannot start a disk with blocks of {sector} bytes; start the machine by UEFI"));
     }
     match layout.table {
-        Table::Mbr => {
+        Scheme::Mbr => {
             if firmware == Firmware::Uefi {
                 return Some("the layout has an MBR, which is for machines with a BIOS; use a GPT layout".to_owned());
             }
@@ -191,7 +191,7 @@ fn unfit(candidate: &Candidate, layout: &Layout, firmware: Firmware) -> Option<S
                 ));
             }
         }
-        Table::Gpt => {
+        Scheme::Gpt => {
             let (needed, what) = match firmware {
                 Firmware::Bios => (Role::BiosBoot, "a partition with the role biosboot to start from a BIOS"),
                 Firmware::Uefi => (Role::Esp, "a partition with the role esp to start by UEFI"),
@@ -224,10 +224,10 @@ impl fmt::Display for Preflight {
         }
         writeln!(f, "It holds {}", self.candidate.content)?;
         match &self.candidate.content {
-            Content::Blank | Content::Interrupted => writeln!(f, "Nothing of value will be destroyed.")?,
-            Content::Table(_) | Content::Foreign(_) => writeln!(f, "ALL OF THIS WILL BE DESTROYED.")?,
+            DiskContent::Blank | DiskContent::Interrupted => writeln!(f, "Nothing of value will be destroyed.")?,
+            DiskContent::Table(_) | DiskContent::Foreign(_) => writeln!(f, "ALL OF THIS WILL BE DESTROYED.")?,
         }
-        let table = if self.table == Table::Gpt { "GPT" } else { "MBR" };
+        let table = if self.table == Scheme::Gpt { "GPT" } else { "MBR" };
         write!(f, "New: {table}, started by {}", if self.firmware == Firmware::Uefi { "UEFI" } else { "a BIOS" })?;
         self.placed.iter().try_for_each(|place| {
             let (name, from, size) = (&place.partition.name, place.offset_bytes >> 20, place.size_bytes >> 20);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{EDGE_BYTES, marker};
 use crate::chain::chain;
 use crate::disk::find::listed;
-use crate::disk::table::{self, Table};
+use crate::disk::table::{self, ParsedTable};
 use crate::disk::{Disk, Transport, Which, disks};
 use crate::machine::config::DiskSelector;
 use crate::machine::drivers::glob;
@@ -17,20 +17,20 @@ use crate::sys::block::{Access, Caching, Device, in_use};
 
 /// What a disk holds, as far as its edges tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum DiskContent {
     /// The first and the last MiB are zero.
     Blank,
     /// A provisioning that did not get to its end: nothing on it is worth keeping.
     Interrupted,
     /// A partition table.
-    Table(Table),
+    Table(ParsedTable),
     /// Something else, in words: a file system without a table, a damaged table, a disk that cannot be read.
     Foreign(String),
 }
 
 /// A disk that might be provisioned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub struct DiskCandidate {
     /// The disk.
     pub disk: Disk,
     /// Where it is attached; see [`Disk::bus_path`].
@@ -38,7 +38,7 @@ pub struct Candidate {
     /// What uses it, if something does.
     pub in_use: Option<String>,
     /// What it holds.
-    pub content: Content,
+    pub content: DiskContent,
     /// The medium it was provisioned from, if it still is that disk.
     pub medium: Option<MediaId>,
 }
@@ -65,19 +65,19 @@ pub enum ChooseError {
 /// Every disk of this machine, read and not written.
 ///
 /// # Errors
-/// The disks cannot be listed. One that cannot be read is listed as [`Content::Foreign`].
-pub fn survey(which: Which) -> io::Result<Vec<Candidate>> {
-    Ok(disks(which)?.into_iter().map(Candidate::of_disk).collect())
+/// The disks cannot be listed. One that cannot be read is listed as [`DiskContent::Foreign`].
+pub fn survey(which: Which) -> io::Result<Vec<DiskCandidate>> {
+    Ok(disks(which)?.into_iter().map(DiskCandidate::of_disk).collect())
 }
 
-impl Candidate {
+impl DiskCandidate {
     /// A disk of this machine.
     #[must_use]
     pub fn of_disk(disk: Disk) -> Self {
         // A disk whose use cannot be found out counts as used.
         let in_use = in_use(&disk.path).unwrap_or_else(|error| Some(format!("its use is not known: {error}")));
         let (content, medium) =
-            look(&disk.path, disk.logical_block_size).unwrap_or_else(|text| (Content::Foreign(text), None));
+            look(&disk.path, disk.logical_block_size).unwrap_or_else(|text| (DiskContent::Foreign(text), None));
         Self { bus_path: disk.bus_path(), in_use, content, medium, disk }
     }
 
@@ -105,7 +105,7 @@ impl Candidate {
     /// Whether there is nothing to lose on it.
     #[must_use]
     pub fn is_free(&self) -> bool {
-        matches!(self.content, Content::Blank | Content::Interrupted)
+        matches!(self.content, DiskContent::Blank | DiskContent::Interrupted)
     }
 
     /// What speaks against it, whatever was asked for.
@@ -125,7 +125,7 @@ impl Candidate {
 }
 
 /// What was asked for and this disk is not.
-fn differs(wanted: &DiskSelector, candidate: &Candidate) -> Option<String> {
+fn differs(wanted: &DiskSelector, candidate: &DiskCandidate) -> Option<String> {
     let disk = &candidate.disk;
     let transport = disk.transport.to_string().to_lowercase();
     let texts = [
@@ -153,9 +153,9 @@ fn differs(wanted: &DiskSelector, candidate: &Candidate) -> Option<String> {
 /// [`ChooseError`], with every disk, its identity and what excludes it.
 pub fn choose(
     selector: &DiskSelector,
-    candidates: &[Candidate],
+    candidates: &[DiskCandidate],
     boot_media: &[PathBuf],
-) -> Result<Candidate, ChooseError> {
+) -> Result<DiskCandidate, ChooseError> {
     let mut fitting = Vec::new();
     let mut told = Vec::new();
     for candidate in candidates {
@@ -173,7 +173,7 @@ pub fn choose(
 }
 
 /// What lies on the edges of a disk, and the medium it was provisioned from; an error is a sentence about it.
-fn look(path: &Path, logical_block_size: u32) -> Result<(Content, Option<MediaId>), String> {
+fn look(path: &Path, logical_block_size: u32) -> Result<(DiskContent, Option<MediaId>), String> {
     let device = Device::open(path, Access::Read, Caching::Buffered).map_err(|error| chain(&error))?;
     let edge = EDGE_BYTES.min(device.size_bytes());
     let read = |offset| {
@@ -182,25 +182,25 @@ fn look(path: &Path, logical_block_size: u32) -> Result<(Content, Option<MediaId
     };
     let (head, tail) = (read(0)?, read(device.size_bytes() - edge)?);
     if is_zero(&head) && is_zero(&tail) {
-        return Ok((Content::Blank, None));
+        return Ok((DiskContent::Blank, None));
     }
     if marker::is_unfinished(&head) {
-        return Ok((Content::Interrupted, None));
+        return Ok((DiskContent::Interrupted, None));
     }
     Ok(match table::read(&mut device.as_file(), logical_block_size) {
         Ok(Some(table)) => {
             let medium = marker::medium_of(&head, Some(&table));
-            (Content::Table(table), medium)
+            (DiskContent::Table(table), medium)
         }
         Ok(None) => {
             let text = "no partition table, but it is not blank".to_owned();
-            (Content::Foreign(text), marker::medium_of(&head, None))
+            (DiskContent::Foreign(text), marker::medium_of(&head, None))
         }
-        Err(error) => (Content::Foreign(chain(&error)), marker::medium_of(&head, None)),
+        Err(error) => (DiskContent::Foreign(chain(&error)), marker::medium_of(&head, None)),
     })
 }
 
-impl fmt::Display for Content {
+impl fmt::Display for DiskContent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blank => f.write_str("nothing (first and last MiB are zero)"),
@@ -219,10 +219,10 @@ impl fmt::Display for Content {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, ChooseError, Content, DiskSelector, choose};
+    use super::{ChooseError, DiskCandidate, DiskContent, DiskSelector, choose};
     use crate::disk::{Disk, Transport};
 
-    fn candidate(name: &str, gigabytes: u64, serial: &str) -> Candidate {
+    fn candidate(name: &str, gigabytes: u64, serial: &str) -> DiskCandidate {
         let disk = Disk {
             name: name.to_owned(),
             path: format!("/dev/{name}").into(),
@@ -234,11 +234,11 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        Candidate {
+        DiskCandidate {
             bus_path: Some(format!("/sys/x/{name}")),
             disk,
             in_use: None,
-            content: Content::Blank,
+            content: DiskContent::Blank,
             medium: None,
         }
     }

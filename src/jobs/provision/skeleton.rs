@@ -4,9 +4,9 @@ use std::io;
 
 use crate::boot::bios::{self, BootCodeError, SECTOR_BYTES};
 use crate::disk::table;
-use crate::jobs::provision::make_table::{self, Edges, TableError};
+use crate::jobs::provision::make_table::{self, Edges, MakeTableError};
 use crate::jobs::provision::marker;
-use crate::release::layout::{Placed, Role, Table};
+use crate::release::layout::{Placed, Role, Scheme};
 use crate::sys::random;
 
 /// What the largest logical blocks have: whole ones are written.
@@ -16,9 +16,9 @@ const GAP_LBA: u64 = 1;
 
 /// A disk of which a frame is made.
 #[derive(Debug, Clone, Copy)]
-pub struct Geometry<'a> {
+pub struct DiskGeometry<'a> {
     /// Kind of table.
-    pub table: Table,
+    pub table: Scheme,
     /// The partitions.
     pub placed: &'a [Placed],
     /// Size of the disk, bytes.
@@ -29,7 +29,7 @@ pub struct Geometry<'a> {
 
 /// The bytes around and between the partitions.
 #[derive(Debug)]
-pub struct Frame {
+pub struct DiskSkeleton {
     /// The first and the last MiB.
     pub(super) edges: Edges,
     /// On GPT disks core.img, whole blocks of it, and its offset, bytes.
@@ -38,26 +38,26 @@ pub struct Frame {
 
 /// Why there is no frame.
 #[derive(Debug, thiserror::Error)]
-pub enum FrameError {
+pub enum SkeletonError {
     /// No random bytes for identities.
     #[error("cannot get random bytes for the identity of the disk")]
     Random(#[source] io::Error),
     /// The table.
     #[error("the partition table cannot be made")]
-    Table(#[from] TableError),
+    Scheme(#[from] MakeTableError),
     /// The boot code does not fit.
     #[error("GRUB cannot be fitted to this disk")]
     BootCode(#[from] BootCodeError),
 }
 
-impl Frame {
+impl DiskSkeleton {
     /// Makes it, with identities that no other disk has. GRUB's BIOS images go onto it wherever a BIOS could start it.
     ///
     /// # Errors
-    /// [`FrameError`].
-    pub fn new(geometry: Geometry<'_>, boot_image: &[u8], core_image: &[u8]) -> Result<Self, FrameError> {
-        let Geometry { table, placed, disk_bytes, block_bytes } = geometry;
-        let mut mbr_id: [u8; 4] = random::bytes().map_err(FrameError::Random)?;
+    /// [`SkeletonError`].
+    pub fn new(geometry: DiskGeometry<'_>, boot_image: &[u8], core_image: &[u8]) -> Result<Self, SkeletonError> {
+        let DiskGeometry { table, placed, disk_bytes, block_bytes } = geometry;
+        let mut mbr_id: [u8; 4] = random::bytes().map_err(SkeletonError::Random)?;
         // Zero says that there is none.
         mbr_id[0] |= 1;
         let edges = make_table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
@@ -65,16 +65,16 @@ impl Frame {
         let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);
         let (core_lba, place_bytes) = match (table, partition) {
             _ if block_bytes != 512 => return Ok(frame),
-            (Table::Mbr, _) => (GAP_LBA, marker::OFFSET_BYTES - SECTOR_BYTES as u64),
-            (Table::Gpt, Some(place)) => (place.offset_bytes / SECTOR_BYTES as u64, place.size_bytes),
-            (Table::Gpt, None) => return Ok(frame),
+            (Scheme::Mbr, _) => (GAP_LBA, marker::OFFSET_BYTES - SECTOR_BYTES as u64),
+            (Scheme::Gpt, Some(place)) => (place.offset_bytes / SECTOR_BYTES as u64, place.size_bytes),
+            (Scheme::Gpt, None) => return Ok(frame),
         };
         let mut core = bios::core_image(core_image, core_lba, place_bytes)?;
         let head = &mut frame.edges.head;
         let mut present = [0; SECTOR_BYTES];
         present.copy_from_slice(&head[..SECTOR_BYTES]);
         head[..SECTOR_BYTES].copy_from_slice(&bios::first_sector(boot_image, &present, core_lba)?);
-        if table == Table::Mbr {
+        if table == Scheme::Mbr {
             head[SECTOR_BYTES..][..core.len()].copy_from_slice(&core);
         } else {
             core.resize(core.len().next_multiple_of(LARGEST_BLOCK_BYTES), 0);
@@ -84,7 +84,7 @@ impl Frame {
     }
 
     /// The table in it.
-    pub(super) fn table(&mut self, block_bytes: u32) -> Option<table::Table> {
+    pub(super) fn table(&mut self, block_bytes: u32) -> Option<table::ParsedTable> {
         table::read(&mut self.edges, block_bytes).ok().flatten()
     }
 

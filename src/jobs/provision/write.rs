@@ -7,7 +7,7 @@ use super::{EDGE_BYTES, marker};
 use crate::boot::bios::SECTOR_BYTES;
 use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
 use crate::jobs::provision::make_table::Edges;
-use crate::jobs::provision::skeleton::{Frame, FrameError, Geometry, LARGEST_BLOCK_BYTES};
+use crate::jobs::provision::skeleton::{DiskGeometry, DiskSkeleton, LARGEST_BLOCK_BYTES, SkeletonError};
 use crate::jobs::recovery::Committed;
 use crate::machine::media::MediaId;
 use crate::record::journal::Journal;
@@ -18,7 +18,7 @@ use crate::sys::block::AlignedBuf;
 const FIRST_BYTES: u64 = LARGEST_BLOCK_BYTES as u64;
 
 /// The file system of one partition.
-pub struct Image {
+pub struct TemplateImage {
     /// The partition.
     pub role: Role,
     /// zstd frame, with the size of its content in its header.
@@ -26,20 +26,20 @@ pub struct Image {
 }
 
 /// What a disk is provisioned with.
-pub struct Parts {
+pub struct BootstrapParts {
     /// GRUB's `boot.img`.
     pub boot_image: Vec<u8>,
     /// GRUB's `core.img`, made for the kind of table.
     pub core_image: Vec<u8>,
     /// File systems. A partition without one is left blank, as the system partition must be.
-    pub images: Vec<Image>,
+    pub images: Vec<TemplateImage>,
 }
 
 /// A disk that holds file systems and no table: nobody's, until it is [finished](Self::finish).
 #[derive(Debug)]
-pub struct Unfinished {
+pub struct PartiallyWritten {
     plan: Preflight,
-    frame: Frame,
+    frame: DiskSkeleton,
 }
 
 /// A disk with a table, boot code, file systems and a system, all of it durable.
@@ -64,7 +64,7 @@ pub enum ProvisionError {
     },
     /// An image and the partitions do not fit. Nothing was written.
     #[error("the file system for {role} has {size_bytes} bytes and its partition {place_bytes}; use a larger layout")]
-    Image {
+    TemplateImage {
         /// What it is for.
         role: Role,
         /// Its size.
@@ -74,7 +74,7 @@ pub enum ProvisionError {
     },
     /// Table or boot code cannot be made. Nothing was written.
     #[error("nothing was written")]
-    Frame(#[source] FrameError),
+    DiskSkeleton(#[source] SkeletonError),
     /// An image is damaged, which its digest should have told.
     #[error("cannot unpack the file system for {role}")]
     Unpack {
@@ -103,9 +103,9 @@ pub enum ProvisionError {
 pub fn begin(
     armed: Armed,
     target: &dyn BlockTarget,
-    parts: &Parts,
+    parts: &BootstrapParts,
     journal: &Journal,
-) -> Result<Unfinished, ProvisionError> {
+) -> Result<PartiallyWritten, ProvisionError> {
     let plan = armed.0;
     let planned_bytes = plan.candidate.disk.size_bytes;
     if target.size_bytes() != planned_bytes {
@@ -116,7 +116,7 @@ pub fn begin(
     let images = images.collect::<Result<Vec<_>, ProvisionError>>()?;
     let frame = make_frame(&plan, parts)?;
 
-    let disk = Disk { target };
+    let disk = DiskWriter { target };
     disk.write("mark the start", marker::OFFSET_BYTES, &marker::unfinished())?;
     disk.flush()?;
     disk.zero("erase the first sector", 0, FIRST_BYTES)?;
@@ -138,10 +138,10 @@ pub fn begin(
         disk.write("write core.img", *offset, core)?;
     }
     disk.flush()?;
-    Ok(Unfinished { plan, frame })
+    Ok(PartiallyWritten { plan, frame })
 }
 
-impl Unfinished {
+impl PartiallyWritten {
     /// Where the partitions lie.
     #[must_use]
     pub fn partitions(&self) -> &[Placed] {
@@ -160,7 +160,7 @@ impl Unfinished {
         _system: &Committed,
         journal: &Journal,
     ) -> Result<Provisioned, ProvisionError> {
-        let disk = Disk { target };
+        let disk = DiskWriter { target };
         let table = self.frame.table(self.plan.candidate.disk.logical_block_size);
         let finished = medium.zip(table).map(|(medium, table)| marker::finished(medium, &table));
         journal.note("write the partition table");
@@ -185,30 +185,30 @@ impl Unfinished {
 }
 
 /// The partition of an image, if it fits.
-fn place_of<'a>(plan: &'a Preflight, image: &Image) -> Result<&'a Placed, ProvisionError> {
+fn place_of<'a>(plan: &'a Preflight, image: &TemplateImage) -> Result<&'a Placed, ProvisionError> {
     let role = image.role;
     let size_bytes = zstd::zstd_safe::get_frame_content_size(&image.compressed).ok().flatten().unwrap_or(u64::MAX);
     let place = plan.placed.iter().find(|place| place.partition.role == role);
     let place_bytes = place.map_or(0, |place| place.size_bytes);
     match place {
         Some(place) if size_bytes <= place_bytes && size_bytes.is_multiple_of(4096) => Ok(place),
-        _ => Err(ProvisionError::Image { role, size_bytes, place_bytes }),
+        _ => Err(ProvisionError::TemplateImage { role, size_bytes, place_bytes }),
     }
 }
 
-fn make_frame(plan: &Preflight, parts: &Parts) -> Result<Frame, ProvisionError> {
+fn make_frame(plan: &Preflight, parts: &BootstrapParts) -> Result<DiskSkeleton, ProvisionError> {
     let disk = &plan.candidate.disk;
     let (disk_bytes, block_bytes) = (disk.size_bytes, disk.logical_block_size);
-    let geometry = Geometry { table: plan.table, placed: &plan.placed, disk_bytes, block_bytes };
-    Frame::new(geometry, &parts.boot_image, &parts.core_image).map_err(ProvisionError::Frame)
+    let geometry = DiskGeometry { table: plan.table, placed: &plan.placed, disk_bytes, block_bytes };
+    DiskSkeleton::new(geometry, &parts.boot_image, &parts.core_image).map_err(ProvisionError::DiskSkeleton)
 }
 
 /// The target, with errors that say what was being done.
-struct Disk<'a> {
+struct DiskWriter<'a> {
     target: &'a dyn BlockTarget,
 }
 
-impl Disk<'_> {
+impl DiskWriter<'_> {
     fn write(&self, action: &str, offset: u64, content: &[u8]) -> Result<(), ProvisionError> {
         // Transfers past the page cache want memory that is aligned.
         let mut buffer = AlignedBuf::zeroed(content.len());
@@ -225,7 +225,7 @@ impl Disk<'_> {
     }
 
     /// Unpacks an image. Zeros in it are zeroed on the disk: what lay there before must not shine through.
-    fn fill(&self, image: &Image, start: u64) -> Result<(), ProvisionError> {
+    fn fill(&self, image: &TemplateImage, start: u64) -> Result<(), ProvisionError> {
         let unpack = |source| ProvisionError::Unpack { role: image.role, source };
         let content = zstd::stream::read::Decoder::new(&image.compressed[..]).map_err(unpack)?;
         let written = copy_blocks(content, self.target, start);

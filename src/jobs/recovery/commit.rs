@@ -2,10 +2,10 @@
 
 use std::io;
 
-use crate::boot::env::{BootEnvError, Recovering};
+use crate::boot::env::{BootEnvError, WritePermit};
 use crate::boot::slots::Pointers;
 use crate::flash::verify::Verified;
-use crate::jobs::state::State;
+use crate::jobs::state::StatePartition;
 use crate::release::manifest::Authentic;
 
 /// GRUB will start the verified system.
@@ -28,8 +28,8 @@ pub struct CommitError(#[from] BootEnvError);
 /// [`CommitError`]; the next boot comes back to recovery.
 pub fn commit(
     _proof: Verified,
-    permit: Recovering,
-    state: Option<&State>,
+    permit: WritePermit,
+    state: Option<&StatePartition>,
     manifest: &Authentic,
     index_object: &[u8],
     tries: u8,

@@ -5,18 +5,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::renew::Medium;
+use super::renew::SlotStorage;
 use crate::boot::slots::{FILES, Slot};
 use crate::sys::mount::{self, Mount};
 
 /// A recovery partition.
 #[derive(Debug, Clone)]
-pub struct Partition {
+pub struct RecoveryPartition {
     root: PathBuf,
     device: Option<PathBuf>,
 }
 
-impl Partition {
+impl RecoveryPartition {
     /// The partition in `device`, mounted at `root` read-only, as it is whenever nobody renews it.
     #[must_use]
     pub fn mounted(device: &Path, root: &Path) -> Self {
@@ -34,7 +34,7 @@ impl Partition {
     }
 }
 
-impl Medium for Partition {
+impl SlotStorage for RecoveryPartition {
     fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
         Ok(Box::new(File::open(self.folder(slot).join(file))?))
     }

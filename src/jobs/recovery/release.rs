@@ -4,15 +4,15 @@ use serde_json::json;
 
 use super::{Machine, RecoveryError};
 use crate::chain::chain;
-use crate::fetch::{Kind, Refusal, Source};
+use crate::fetch::{FetchErrorKind, Refusal, Source};
 use crate::flash::plan::Blocks;
-use crate::jobs::state::Installed;
+use crate::jobs::state::InstalledRelease;
 use crate::record::progress::bytes;
 use crate::release::digest::Digest;
-use crate::release::hints::{self, Hints};
 use crate::release::index::{Index, Pack};
 use crate::release::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE};
 use crate::release::patches::{self, Patches};
+use crate::release::weak_hashes::{self, WeakHashes};
 
 /// A minisign signature is 4 lines, about 350 bytes.
 const MAX_SIGNATURE_BYTES: u64 = 4096;
@@ -65,7 +65,7 @@ pub fn fetch_release_above(machine: &Machine<'_>, floor: Option<u64>) -> Result<
     let release = match (answer, found, unsuitable) {
         (Ok(_), Some(release), _) => release,
         // Of no source was more to be had.
-        (Err(RecoveryError::Fetch { source, .. }), _, Some(error)) if source.kind() == Kind::Unsuitable => {
+        (Err(RecoveryError::Fetch { source, .. }), _, Some(error)) if source.kind() == FetchErrorKind::Unsuitable => {
             return Err(error.into());
         }
         (Err(error), ..) => return Err(error),
@@ -138,7 +138,7 @@ pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Resul
 /// which is no reason to fail.
 pub(super) fn fetch_patches(
     machine: &Machine<'_>,
-    offered: &Installed,
+    offered: &InstalledRelease,
     blocks: &Blocks,
 ) -> Result<Option<Patches>, RecoveryError> {
     let Some(patches) = offered.manifest.image(SYSTEM_IMAGE)?.patches.filter(|_| !blocks.is_blank()) else {
@@ -148,7 +148,7 @@ pub(super) fn fetch_patches(
         machine.journal.warn(&format!("nothing can be patched, more is downloaded: {}", chain(why)));
         Ok(None)
     };
-    let manifest::Patches { table, pack } = patches;
+    let manifest::PatchObjects { table, pack } = patches;
     if table.size_bytes > patches::MAX_TABLE_BYTES {
         machine.journal.warn(&format!("a table of patches of {} is more than fits", bytes(table.size_bytes)));
         return Ok(None);
@@ -161,25 +161,27 @@ pub(super) fn fetch_patches(
     }
 }
 
-/// The hints of the release, if they are of use. Without them more is downloaded, which is no reason to fail.
-pub(super) fn fetch_hints(
+/// The weak hashes of the release, if they are of use. Without them more is downloaded, which is no reason to fail.
+pub(super) fn fetch_weak_hashes(
     machine: &Machine<'_>,
-    offered: &Installed,
+    offered: &InstalledRelease,
     blocks: &Blocks,
-) -> Result<Option<Hints>, RecoveryError> {
-    let Some(object) = offered.manifest.image(SYSTEM_IMAGE)?.hints.as_ref().filter(|_| !blocks.is_blank()) else {
+) -> Result<Option<WeakHashes>, RecoveryError> {
+    let Some(object) = offered.manifest.image(SYSTEM_IMAGE)?.weak_hashes.as_ref().filter(|_| !blocks.is_blank()) else {
         return Ok(None);
     };
     let without = |why: &(dyn std::error::Error + 'static)| {
         machine.journal.warn(&format!("nothing can be moved, more is downloaded: {}", chain(why)));
         Ok(None)
     };
-    if object.size_bytes > hints::MAX_SIZE_BYTES {
-        machine.journal.warn(&format!("block hints of {} are more than fit into memory", bytes(object.size_bytes)));
+    if object.size_bytes > weak_hashes::MAX_SIZE_BYTES {
+        machine
+            .journal
+            .warn(&format!("weak block hashes of {} are more than fit into memory", bytes(object.size_bytes)));
         return Ok(None);
     }
-    match fetch_object(machine.source, "block hints", object) {
-        Ok(bytes) => Hints::decode(bytes, &offered.index).map(Some).or_else(|error| without(&error)),
+    match fetch_object(machine.source, "weak block hashes", object) {
+        Ok(bytes) => WeakHashes::decode(bytes, &offered.index).map(Some).or_else(|error| without(&error)),
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => without(&error),
     }

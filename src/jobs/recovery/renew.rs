@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 
-use crate::boot::slots::{Carried, HalfCarried, Plan, Ready, Slot, plan};
+use crate::boot::slots::{Carried, HalfCarried, Ready, Slot, SlotPlan, plan};
 use crate::chain::chain;
 use crate::fetch::{FetchError, SinkError, Source};
 use crate::record::journal::Journal;
@@ -17,7 +17,7 @@ use crate::release::manifest::{Manifest, Object, object_path};
 const READ_BYTES: usize = 256 * 1024;
 
 /// The recovery partition, as far as it is renewed.
-pub trait Medium: Sync {
+pub trait SlotStorage: Sync {
     /// Opens a file of a slot, as the medium holds it: what was cached when it was written must not be taken for it.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ pub trait Medium: Sync {
 #[derive(Clone, Copy)]
 pub struct Renewal<'a> {
     /// The recovery partition.
-    pub medium: &'a dyn Medium,
+    pub medium: &'a dyn SlotStorage,
     /// Where files come from. It must give up by itself: the system that was just verified waits for it.
     pub source: &'a dyn Source,
     /// The slot that GRUB says it started this agent from.
@@ -77,7 +77,7 @@ pub enum RenewError {
     },
     /// The recovery partition.
     #[error("cannot {doing} slot {slot} of the recovery partition")]
-    Medium {
+    SlotStorage {
         /// What was being done.
         doing: &'static str,
         /// Where.
@@ -95,11 +95,11 @@ pub enum RenewError {
 
 /// Whether files may be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum NetworkUse {
     /// Only what is on the disk: a start of the intact system needs no network.
-    Disk,
+    Forbidden,
     /// The release's source too.
-    Source,
+    Allowed,
 }
 
 /// Makes sure that a slot holds the recovery of the release, as far as that can be had; which one does, read back, or
@@ -108,10 +108,10 @@ pub fn renew(
     renewal: Renewal<'_>,
     manifest: &Manifest,
     named: Option<Slot>,
-    reach: Reach,
+    network_use: NetworkUse,
     journal: &Journal,
 ) -> Option<Ready> {
-    try_renew(renewal, manifest, named, reach, journal).unwrap_or_else(|error| {
+    try_renew(renewal, manifest, named, network_use, journal).unwrap_or_else(|error| {
         journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
         None
     })
@@ -121,13 +121,13 @@ fn try_renew(
     renewal: Renewal<'_>,
     manifest: &Manifest,
     named: Option<Slot>,
-    reach: Reach,
+    network_use: NetworkUse,
     journal: &Journal,
 ) -> Result<Option<Ready>, RenewError> {
     let Some(carried) = Carried::by(manifest)? else { return Ok(None) };
     match plan(named, renewal.booted, |slot| holds(renewal.medium, slot, &carried)) {
-        Plan::Point(slot) => Ok(Some(Ready::Found(slot))),
-        Plan::Write(slot) if reach == Reach::Source => {
+        SlotPlan::Point(slot) => Ok(Some(Ready::Found(slot))),
+        SlotPlan::Write(slot) if network_use == NetworkUse::Allowed => {
             let size_bytes: u64 = carried.files().map(|(_, object)| object.size_bytes).sum();
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
             write(renewal, slot, &carried, journal)?;
@@ -137,12 +137,12 @@ fn try_renew(
             }
             Ok(Some(Ready::Written(slot)))
         }
-        Plan::Write(_) | Plan::Leave => Ok(None),
+        SlotPlan::Write(_) | SlotPlan::Leave => Ok(None),
     }
 }
 
 /// Whether a slot holds exactly these files. One that cannot be read does not.
-fn holds(medium: &dyn Medium, slot: Slot, carried: &Carried) -> bool {
+fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &Carried) -> bool {
     carried.files().all(|(file, object)| {
         let digest = || {
             // One byte more than there should be is enough to know.
@@ -162,7 +162,7 @@ fn holds(medium: &dyn Medium, slot: Slot, carried: &Carried) -> bool {
 
 fn write(renewal: Renewal<'_>, slot: Slot, carried: &Carried, journal: &Journal) -> Result<(), RenewError> {
     let Renewal { medium, source, .. } = renewal;
-    let failed = |doing| move |source| RenewError::Medium { doing, slot, source };
+    let failed = |doing| move |source| RenewError::SlotStorage { doing, slot, source };
     let written = medium.clear(slot).map_err(failed("empty")).and_then(|()| {
         carried.files().try_for_each(|(file, object)| {
             fetch(medium, source, slot, file, object, journal)?;
@@ -176,7 +176,7 @@ fn write(renewal: Renewal<'_>, slot: Slot, carried: &Carried, journal: &Journal)
 
 /// Streams one object into its file. What turns out wrong at its end is sent again from its beginning.
 fn fetch(
-    medium: &dyn Medium,
+    medium: &dyn SlotStorage,
     source: &dyn Source,
     slot: Slot,
     file: &'static str,
@@ -208,7 +208,7 @@ fn fetch(
     };
     let fetched = source.get_range(&object_path(&object.blake3), 0..object.size_bytes, &mut sink);
     match (fetched, refused) {
-        (_, Some(source)) => Err(RenewError::Medium { doing: "write", slot, source }),
+        (_, Some(source)) => Err(RenewError::SlotStorage { doing: "write", slot, source }),
         (Err(source), None) => Err(RenewError::Fetch { file, source }),
         (Ok(()), None) => Ok(()),
     }

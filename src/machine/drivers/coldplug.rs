@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{Loaded, Loader};
+use super::{LoadedModules, Loader};
 use crate::sys::uevent::Uevents;
 
 /// The listener for new devices. Its thread lives as long as the process.
@@ -17,7 +17,7 @@ impl Coldplug {
     ///
     /// # Errors
     /// The kernel refused the socket or the thread.
-    pub fn start(loader: Arc<Loader>, on_loaded: impl Fn(&Loaded) + Send + 'static) -> io::Result<Self> {
+    pub fn start(loader: Arc<Loader>, on_loaded: impl Fn(&LoadedModules) + Send + 'static) -> io::Result<Self> {
         let events = Uevents::listen()?;
         std::thread::Builder::new().name("coldplug".into()).spawn(move || {
             loop {

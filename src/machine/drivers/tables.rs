@@ -6,7 +6,7 @@ use super::glob;
 
 /// The tables of one kernel. Names are kept with `_`, as the kernel reports them; `-` and `_` are the same.
 #[derive(Debug, Default)]
-pub struct Tables {
+pub struct ModuleTables {
     /// Name to file, relative to the directory of the tables, and the files it needs.
     modules: HashMap<String, Module>,
     aliases: Vec<(String, String)>,
@@ -28,7 +28,7 @@ struct Soft {
 
 /// One module file to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct LoadStep {
     /// Module name with `_`.
     pub name: String,
     /// File, relative to the directory of the tables.
@@ -42,14 +42,14 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
     /// Files to load, in this order.
-    Load(Vec<Step>),
+    Load(Vec<LoadStep>),
     /// Part of the kernel image.
     Builtin,
     /// Neither a module, an alias, nor built in.
     Unknown,
 }
 
-impl Tables {
+impl ModuleTables {
     /// Reads the contents of `modules.dep`, `modules.alias`, `modules.softdep` and `modules.builtin`. Lines of an
     /// unknown form are skipped: the tables come with the kernel, and a newer depmod may know more.
     pub fn parse(dep: &str, alias: &str, softdep: &str, builtin: &str) -> Self {
@@ -124,8 +124,8 @@ impl Tables {
 
 /// A depth-first walk that puts what is needed before what needs it. `seen` also ends circular soft dependencies.
 struct Walk<'a> {
-    tables: &'a Tables,
-    steps: Vec<Step>,
+    tables: &'a ModuleTables,
+    steps: Vec<LoadStep>,
     seen: HashSet<String>,
 }
 
@@ -148,7 +148,7 @@ impl Walk<'_> {
         for file in module.needs.iter().rev() {
             self.visit(&name_of(file), required);
         }
-        self.steps.push(Step { name: name.to_owned(), file: module.file.clone(), required });
+        self.steps.push(LoadStep { name: name.to_owned(), file: module.file.clone(), required });
         for other in soft.iter().flat_map(|soft| &soft.post) {
             self.visit_soft(other);
         }
@@ -177,7 +177,7 @@ fn name_of(file: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Resolution, Step, Tables};
+    use super::{LoadStep, ModuleTables, Resolution};
 
     const DEP: &str = "kernel/lib/crc16.ko:\n\
         kernel/fs/mbcache.ko:\n\
@@ -198,8 +198,8 @@ mod tests {
         softdep a pre: b\nsoftdep b post: crc16\n";
     const BUILTIN: &str = "kernel/drivers/ata/libata-core.ko\n";
 
-    fn tables() -> Tables {
-        Tables::parse(DEP, ALIAS, SOFTDEP, BUILTIN)
+    fn tables() -> ModuleTables {
+        ModuleTables::parse(DEP, ALIAS, SOFTDEP, BUILTIN)
     }
 
     fn order(name: &str) -> Vec<(String, bool)> {
@@ -234,8 +234,11 @@ mod tests {
 
     #[test]
     fn dashes_and_underscores_are_the_same() {
-        let step =
-            Step { name: "crc32c_intel".into(), file: "kernel/arch/x86/crypto/crc32c-intel.ko".into(), required: true };
+        let step = LoadStep {
+            name: "crc32c_intel".into(),
+            file: "kernel/arch/x86/crypto/crc32c-intel.ko".into(),
+            required: true,
+        };
         assert_eq!(tables().resolve("crc32c-intel"), Resolution::Load(vec![step.clone()]));
         assert_eq!(tables().resolve("crc32c_intel"), Resolution::Load(vec![step]));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::SetupError;
 use super::settle::{POLL, Settling};
 use crate::disk::filesystem;
-use crate::disk::list::Layout;
+use crate::disk::list::PartitionTable;
 use crate::disk::roles::{MBR_ROLES, Role};
 use crate::disk::{Partition, Scheme, Transport, Which};
 use crate::machine::config::Layer;
@@ -23,11 +23,11 @@ const MOUNTED: &str = "/medium";
 const WAIT: Duration = Duration::from_secs(45);
 
 /// The mounted medium.
-pub(super) struct Medium {
+pub(super) struct BootMedium {
     directory: PathBuf,
 }
 
-impl Medium {
+impl BootMedium {
     /// Finds it by its ID and mounts it, read-only as its file system is.
     pub(super) fn open(id: MediaId, journal: &Journal) -> Result<Self, SetupError> {
         let waiting = || journal.note("waiting for the boot medium");
@@ -100,7 +100,7 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
 }
 
 /// The recovery partition of a disk that has all partitions of a robot.
-fn recovery_partition(layout: &Layout) -> Option<&Partition> {
+fn recovery_partition(layout: &PartitionTable) -> Option<&Partition> {
     let whole = MBR_ROLES.iter().all(|role| layout.of_role(*role).is_some());
     // An MBR has no names, and four primaries alone are not a robot's. One of the file systems may be damaged.
     let labels = || MBR_ROLES.into_iter().filter(|role| *role != Role::System && has_label(layout, *role)).count();
@@ -109,7 +109,7 @@ fn recovery_partition(layout: &Layout) -> Option<&Partition> {
 }
 
 /// Whether the partition with this role has a file system of that name, as reflash makes them.
-fn has_label(layout: &Layout, role: Role) -> bool {
+fn has_label(layout: &PartitionTable, role: Role) -> bool {
     let Some(node) = layout.device_of(role) else { return false };
     let mut head = vec![0; filesystem::HEAD_BYTES];
     let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));

@@ -15,7 +15,7 @@ pub(super) fn open_journal() -> Journal {
         if consoles.is_empty() { Box::new(std::io::stdout()) } else { Box::new(Consoles(consoles)) };
     let journal = Journal::new(Some(console), std::io::stdout().is_terminal());
     if let Ok(kmsg) = sys::kmsg::Kmsg::open() {
-        journal.also_to(Box::new(move |line| {
+        journal.tee(Box::new(move |line| {
             // The console shows the line already; the kernel log keeps it for whoever looks later.
             let _ = kmsg.write(sys::kmsg::Level::Info, line);
         }));

@@ -6,13 +6,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::setup::{Compared, Setup, is_at_hand};
-use super::{Outcome, READING_TIME, SetupError};
-use crate::boot::decide::{First, Recoveries};
+use super::{NextState, READING_TIME, SetupError};
+use crate::boot::decide::{BootDecision, Recoveries};
 use crate::chain::chain;
-use crate::fetch::{self, Mirrors, Options, Patience, Source};
+use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Machine, RecoveryError};
 use crate::net;
-use crate::record::blackbox::Outcome as Recorded;
+use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::{self, Ending, Poster, hardware_id};
 use crate::release::digest::block_hash;
@@ -32,17 +32,17 @@ pub(super) fn run(
     mirrors: &Mirrors,
     machine: &Machine<'_>,
     journal: &Arc<Journal>,
-    first: First,
-) -> Result<Outcome, SetupError> {
-    let mut or_start = matches!(first, First::Fetch { or_start: true });
+    first: BootDecision,
+) -> Result<NextState, SetupError> {
+    let mut or_start = matches!(first, BootDecision::Fetch { or_start: true });
     let end = Instant::now() + setup.config.offline;
-    if first == First::Park {
+    if first == BootDecision::Park {
         let Recoveries { serial, count } = setup.recoveries;
         journal.warn(&format!(
             "parked: release {serial} was recovered to {count} times and no boot called itself good; waiting for a \
              release with a higher serial. \"Recover/Reflash\" in the boot menu writes this one again"
         ));
-        setup.finish(Recorded::Parked);
+        setup.finish(AttemptOutcome::Parked);
     }
     if is_at_hand(&setup.config) {
         journal.note("the release is at hand: no network is needed");
@@ -69,9 +69,9 @@ pub(super) fn run(
     let _ = report_attempts(setup, journal);
     tell_progress(setup, journal, first);
     let outcome = match first {
-        First::Park => wait_for_another(setup, mirrors, machine, setup.recoveries.serial),
+        BootDecision::Park => wait_for_another(setup, mirrors, machine, setup.recoveries.serial),
         _ => {
-            if !setup.reason.is_asked_for() && !setup.stick.is_there() {
+            if !setup.reason.is_requested() && !setup.stick.is_there() {
                 spread_out(setup.config.spread, journal);
             }
             obtain(setup, mirrors, machine, or_start.then_some(end))
@@ -93,7 +93,7 @@ fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>
     let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
     let who = setup.who();
     let pending = recorder.with(|open| report::Pending::of(open, &who))?;
-    let options = Options::with_clock_as_it_is(&setup.config.network);
+    let options = FetchOptions::with_clock_as_it_is(&setup.config.network);
     let (done, over) = channel();
     let teller = Arc::clone(journal);
     std::thread::spawn(move || {
@@ -107,12 +107,12 @@ fn report_attempts(setup: &Setup, journal: &Arc<Journal>) -> Option<Receiver<()>
 }
 
 /// From here on `report.url` is told what this machine is doing.
-fn tell_progress(setup: &Setup, journal: &Journal, first: First) {
+fn tell_progress(setup: &Setup, journal: &Journal, first: BootDecision) {
     let Some(url) = &setup.config.report_url else { return };
-    let options = Options::with_clock_as_it_is(&setup.config.network);
+    let options = FetchOptions::with_clock_as_it_is(&setup.config.network);
     match Poster::start(setup.who(), url, &options, journal) {
         Ok(poster) => {
-            if first == First::Park {
+            if first == BootDecision::Park {
                 poster.settle(Ending::Failed);
             }
             let _ = setup.poster.set(poster);
@@ -136,7 +136,7 @@ fn bring_up_network(setup: &Setup, journal: &Arc<Journal>, end: Option<Instant>)
     });
     let teller = Arc::clone(journal);
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        let options = net::Options { stop, ..net::Options::default() };
+        let options = net::NetworkOptions { stop, ..net::NetworkOptions::default() };
         net::bring_up_with(&setup.config.network, options, move |text: &str| teller.note(text))
     })?;
     drop(up);
@@ -147,7 +147,7 @@ fn bring_up_network(setup: &Setup, journal: &Arc<Journal>, end: Option<Instant>)
 fn bring_up_network_beside(setup: &Setup, journal: &Arc<Journal>) {
     let (config, teller) = (setup.config.network.clone(), Arc::clone(journal));
     std::thread::spawn(move || {
-        if let Ok(_network) = net::bring_up_with(&config, net::Options::default(), |_: &str| {}) {
+        if let Ok(_network) = net::bring_up_with(&config, net::NetworkOptions::default(), |_: &str| {}) {
             teller.note("the network is up");
             loop {
                 std::thread::park();
@@ -171,13 +171,13 @@ fn obtain(
     mirrors: &Mirrors,
     machine: &Machine<'_>,
     mut end: Option<Instant>,
-) -> Result<Outcome, SetupError> {
+) -> Result<NextState, SetupError> {
     let journal = machine.journal;
     let started = Instant::now();
     let mut attempt = 1;
     loop {
-        let patience = end.map_or(Patience::Forever, Patience::Until);
-        let mirrors = mirrors.clone().with_patience(patience);
+        let retry_policy = end.map_or(RetryPolicy::Forever, RetryPolicy::Until);
+        let mirrors = mirrors.clone().with_retry_policy(retry_policy);
         let result = recovery::run(&Machine { source: &mirrors, ..machine.clone() });
         let error = match result {
             Ok(report) => return Ok(installed(setup, &report, started)),
@@ -193,7 +193,7 @@ fn obtain(
         }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = end
-            && (Instant::now() >= until || refused && setup.reason.is_asked_for())
+            && (Instant::now() >= until || refused && setup.reason.is_requested())
         {
             if let Some(outcome) = start_instead(setup, machine)? {
                 std::thread::sleep(if refused { READING_TIME } else { Duration::ZERO });
@@ -219,22 +219,22 @@ fn obtain(
     }
 }
 
-fn installed(setup: &Setup, report: &recovery::Report, started: Instant) -> Outcome {
-    setup.finish(Recorded::Installed);
+fn installed(setup: &Setup, report: &recovery::RecoveryReport, started: Instant) -> NextState {
+    setup.finish(AttemptOutcome::Installed);
     let seconds = started.elapsed().as_secs();
-    Outcome::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))
+    NextState::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))
 }
 
 /// Starts the system as it is, if it is what is recorded as installed.
-fn start_instead(setup: &Setup, machine: &Machine<'_>) -> Result<Option<Outcome>, SetupError> {
+fn start_instead(setup: &Setup, machine: &Machine<'_>) -> Result<Option<NextState>, SetupError> {
     let Compared::Intact(proof, installed) = setup.compare(machine) else { return Ok(None) };
     let report = recovery::start_again(machine, proof, &installed)?;
-    setup.finish(Recorded::Started);
-    Ok(Some(Outcome::Reboot(format!("no release is to be had and {} is intact: starting it", report.version))))
+    setup.finish(AttemptOutcome::Started);
+    Ok(Some(NextState::Reboot(format!("no release is to be had and {} is intact: starting it", report.version))))
 }
 
 /// The release that is offered is of no use. The objects of the installed one may still be there, and be enough.
-fn repair(setup: &Setup, machine: &Machine<'_>, started: Instant) -> Option<Outcome> {
+fn repair(setup: &Setup, machine: &Machine<'_>, started: Instant) -> Option<NextState> {
     let installed = setup.state.installed(&setup.keys)?;
     machine.journal.note(&format!("repairing the installed release {} instead", installed.manifest.version));
     match recovery::repair(machine, installed) {
@@ -258,15 +258,15 @@ fn give_up(
     mirrors: &Mirrors,
     machine: &Machine<'_>,
     error: &RecoveryError,
-) -> Result<Outcome, SetupError> {
-    setup.finish(Recorded::Failed);
+) -> Result<NextState, SetupError> {
+    setup.finish(AttemptOutcome::Failed);
     let recorder = setup.recorder.as_ref();
     let failures = recorder.map_or(0, |recorder| recorder.with(|open| open.failures_in_a_row()));
     if failures <= setup.config.recoveries {
-        return Ok(Outcome::StartOver(chain(error)));
+        return Ok(NextState::StartOver(chain(error)));
     }
     machine.journal.warn(&format!("parked: this failed {failures} times in a row: {}", chain(error)));
-    setup.finish(Recorded::Parked);
+    setup.finish(AttemptOutcome::Parked);
     wait_for_another(setup, mirrors, machine, recorder.and_then(|recorder| recorder.serial()).unwrap_or_default())
 }
 
@@ -276,10 +276,10 @@ fn wait_for_another(
     mirrors: &Mirrors,
     machine: &Machine<'_>,
     floor_serial: u64,
-) -> Result<Outcome, SetupError> {
+) -> Result<NextState, SetupError> {
     let journal = machine.journal;
     // One round at a time: the pause between polls is the long one below.
-    let once = mirrors.clone().with_patience(Patience::Rounds(1));
+    let once = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(1));
     let machine = &Machine { source: &once, ..machine.clone() };
     let mut told = String::new();
     for polls in 0.. {
@@ -302,7 +302,7 @@ fn wait_for_another(
         }
         pause_beside_stick(setup, pause, || journal.progressed());
     }
-    Ok(Outcome::StartOver("asked 4 billion times for another release".to_owned()))
+    Ok(NextState::StartOver("asked 4 billion times for another release".to_owned()))
 }
 
 /// Waits that long, or until somebody plugs in a stick with a release.

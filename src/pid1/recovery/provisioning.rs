@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::settle::{POLL, Settling};
 use super::setup::{self, BUILT_IN};
-use super::{Outcome, SetupError, install};
+use super::{NextState, SetupError, install};
 use crate::boot::decide::Recoveries;
 use crate::boot::efi;
 use crate::boot::efivars::EfiVars;
@@ -16,14 +16,14 @@ use crate::disk::table;
 use crate::fetch;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::keys::key_files;
-use crate::jobs::provision::{self, Candidate, Firmware, InstallError, Leave, Provisioned, Site};
+use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Provisioned, Site};
 use crate::jobs::recovery::Machine;
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
 use crate::machine::identity::hardware_name;
 use crate::machine::media;
 use crate::net;
-use crate::pid1::recovery::boot_medium::Medium;
+use crate::pid1::recovery::boot_medium::BootMedium;
 use crate::pid1::recovery::inputs::read_if_there;
 use crate::pid1::watchdog;
 use crate::record::journal::{Journal, Phase};
@@ -38,7 +38,7 @@ const MOUNTS: &str = "/new";
 const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// What the machine is told from outside the disk it will get.
-struct Told {
+struct SiteInputs {
     config: Config,
     keys: TrustedKeys,
     hardware: String,
@@ -48,7 +48,7 @@ struct Told {
 }
 
 /// Provisions, or says why not. Whatever goes wrong before the disk is armed has written nothing.
-pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
         setup::take_signals(journal);
@@ -56,7 +56,7 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
         let efi = (Firmware::of_this_machine() == Firmware::Uefi).then_some("efivarfs");
         let modules: Vec<&str> = ["isofs", "loop"].into_iter().chain(efi).collect();
         let coldplug = setup::load_modules(&modules, journal)?;
-        let medium = args.media.map(|id| Medium::open(id, journal)).transpose()?;
+        let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
     let told = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
@@ -69,7 +69,7 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
         let disks = provision::survey(Which::Physical).map_err(SetupError::Disks)?;
         Ok(provision::choose(&config.disk, &disks, &medium)?)
     })?;
-    // Told before the network is there: whoever watches may already see that it is the wrong one.
+    // SiteInputs before the network is there: whoever watches may already see that it is the wrong one.
     journal.note(&format!("chosen: {}", candidate.disk));
     if setup::is_at_hand(config) {
         journal.note("the release is at hand: no network is needed");
@@ -77,12 +77,12 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
     }
     let teller = Arc::clone(journal);
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        net::bring_up_with(&config.network, net::Options::default(), move |text: &str| teller.note(text))
+        net::bring_up_with(&config.network, net::NetworkOptions::default(), move |text: &str| teller.note(text))
     })?;
     let poster = config.report_url.as_ref().and_then(|url| {
         let asset = told.asset().ok().flatten();
-        let who = report::Machine::this(&config.product, config.hostname.as_deref(), asset.as_deref());
-        let options = fetch::Options::with_clock_as_it_is(&config.network);
+        let who = report::ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref());
+        let options = fetch::FetchOptions::with_clock_as_it_is(&config.network);
         report::Poster::start(who, url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
     });
     // Twenty machines are switched on together.
@@ -96,7 +96,12 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
 }
 
 /// From the release to the disk that starts.
-fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+fn write(
+    told: &SiteInputs,
+    args: &BootArgs,
+    candidate: DiskCandidate,
+    journal: &Arc<Journal>,
+) -> Result<NextState, SetupError> {
     let started = Instant::now();
     let mirrors = setup::open_mirrors(&told.config, None, None, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
@@ -108,7 +113,7 @@ fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journ
         channel: told.config.channel.clone(),
         tries: told.config.boot_tries,
         allow_older: true,
-        asked_for: true,
+        requested: true,
         recoveries: Recoveries::default(),
         keys: &told.keys,
         source: &mirrors,
@@ -124,10 +129,10 @@ fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journ
     if args.dry_run {
         journal.note("asked only to say what would be done: nothing was written");
         install::rest(journal, super::START_OVER);
-        return Ok(Outcome::Reboot("restarting".to_owned()));
+        return Ok(NextState::Reboot("restarting".to_owned()));
     }
     let medium = args.media.or(args.origin);
-    let leave = Leave { word: args.arm.as_deref(), by_itself: medium.filter(|_| !args.again) };
+    let leave = ErasePermission { word: args.arm.as_deref(), by_itself: medium.filter(|_| !args.again) };
     let armed = preflight.arm(leave).map_err(InstallError::from)?;
     let site = Site { asset: told.asset()?, medium, ..told.site.clone() };
     let (report, provisioned) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
@@ -135,10 +140,10 @@ fn write(told: &Told, args: &BootArgs, candidate: Candidate, journal: &Arc<Journ
         journal.note(&note);
     }
     let seconds = started.elapsed().as_secs();
-    Ok(Outcome::Reboot(format!("provisioned with {} after {seconds} s: starting it", report.version)))
+    Ok(NextState::Reboot(format!("provisioned with {} after {seconds} s: starting it", report.version)))
 }
 
-impl Told {
+impl SiteInputs {
     /// What this machine is called in the list. Asked late: the driver of its network card, whose address may be in the
     /// list, is loaded beside the story.
     fn asset(&self) -> Result<Option<String>, SetupError> {
@@ -149,7 +154,10 @@ impl Told {
 }
 
 /// Waits until a disk fits and no other has joined for some time: the first that answers need not be the only one.
-fn choose(journal: &Journal, look: impl Fn() -> Result<Candidate, SetupError>) -> Result<Candidate, SetupError> {
+fn choose(
+    journal: &Journal,
+    look: impl Fn() -> Result<DiskCandidate, SetupError>,
+) -> Result<DiskCandidate, SetupError> {
     let started = Instant::now();
     let mut settling = Settling::new();
     loop {
@@ -171,12 +179,12 @@ fn choose(journal: &Journal, look: impl Fn() -> Result<Candidate, SetupError>) -
 
 /// Configuration and keys of the medium and of the initramfs. What is found first goes to the new disk as it is, and all
 /// keys do.
-fn collect(medium: Option<Medium>, over: Layer, journal: &Journal) -> Result<Told, SetupError> {
+fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result<SiteInputs, SetupError> {
     let mut site = Site::default();
     let mut assets = None;
     let mut merged = Layer::default();
     let mut keys = TrustedKeys::default();
-    let directories = [medium.as_ref().map(Medium::directory), Some(Path::new(BUILT_IN))];
+    let directories = [medium.as_ref().map(BootMedium::directory), Some(Path::new(BUILT_IN))];
     for directory in directories.into_iter().flatten() {
         let path = directory.join(media::CONFIG);
         if let Some(text) = read_if_there(&path)? {
@@ -207,7 +215,7 @@ fn collect(medium: Option<Medium>, over: Layer, journal: &Journal) -> Result<Tol
     let config = Config::resolve(layer)?;
     let hardware = config.hardware.clone().or_else(hardware_name).unwrap_or_default();
     journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
-    Ok(Told { config, keys, hardware, site, assets })
+    Ok(SiteInputs { config, keys, hardware, site, assets })
 }
 
 /// Where the firmware keeps a list of what to start, the new disk is put first on it. The fallback path of its EFI
@@ -219,7 +227,7 @@ fn tell_firmware(disk: &Path, provisioned: &Provisioned) -> Option<String> {
     let block_bytes = u64::from(device.logical_block_size());
     let table = table::read(&mut device.as_file(), device.logical_block_size()).ok()??;
     let entry = table.partitions.into_iter().find(|entry| entry.number == esp.number)?;
-    let option = efi::load_option(&efi::Partition {
+    let option = efi::load_option(&efi::EfiBootPartition {
         number: entry.number,
         first_lba: entry.first_lba,
         blocks: entry.size_bytes / block_bytes,

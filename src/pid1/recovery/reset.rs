@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::setup::{DATA_TEMPLATE, Setup};
-use super::{Outcome, SetupError, console};
+use super::{NextState, SetupError, console};
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
@@ -19,17 +19,17 @@ const ANSWER: Duration = Duration::from_secs(60);
 const DATA: &str = "/data";
 
 /// Asks, and does what was confirmed. Everything else starts the machine as it is.
-pub(super) fn run(setup: &Setup, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+pub(super) fn run(setup: &Setup, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let typed = console::lines();
     let confirmed = factory_reset::ask(|text| journal.warn(text), || typed.recv_timeout(ANSWER).ok());
     let Some(confirmed) = confirmed else {
-        return Ok(Outcome::Reboot("no factory reset: nothing was changed; restarting".to_owned()));
+        return Ok(NextState::Reboot("no factory reset: nothing was changed; restarting".to_owned()));
     };
     renew(setup, confirmed, journal)
 }
 
 /// Renews the data partition.
-pub(super) fn renew(setup: &Setup, confirmed: Confirmed, journal: &Arc<Journal>) -> Result<Outcome, SetupError> {
+pub(super) fn renew(setup: &Setup, confirmed: Confirmed, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let target = DeviceTarget::open(&setup.data)?.on_disk(&setup.disk);
     let template = File::open(DATA_TEMPLATE)
         .and_then(zstd::stream::read::Decoder::new)
@@ -40,7 +40,7 @@ pub(super) fn renew(setup: &Setup, confirmed: Confirmed, journal: &Arc<Journal>)
     if let Err(error) = new_identity(&setup.data) {
         journal.note(&format!("the data file system keeps the identity of its template: {}", chain(&error)));
     }
-    Ok(Outcome::Reboot("factory reset done: all data of this machine is gone; starting the system".to_owned()))
+    Ok(NextState::Reboot("factory reset done: all data of this machine is gone; starting the system".to_owned()))
 }
 
 fn new_identity(data: &Path) -> Result<(), SetupError> {

@@ -11,20 +11,20 @@ use crate::boot::slots::Slot;
 use crate::chain::chain;
 use crate::disk::Which;
 use crate::disk::roles::Role;
-use crate::fetch::{self, FetchError, Mirrors, Options, Patience, Source};
+use crate::fetch::{self, FetchError, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::flash::verify::Verified;
 use crate::jobs::keys::read_keys;
-use crate::jobs::recovery::{self, Machine, Partition, Renewal};
-use crate::jobs::state::{Installed, State};
+use crate::jobs::recovery::{self, Machine, RecoveryPartition, Renewal};
+use crate::jobs::state::{InstalledRelease, StatePartition};
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::identity::hardware_name;
-use crate::pid1::recovery::boot_medium::{self, Medium};
+use crate::pid1::recovery::boot_medium::{self, BootMedium};
 use crate::pid1::recovery::inputs::read_if_there;
-use crate::pid1::recovery::usb_release::Stick;
+use crate::pid1::recovery::usb_release::UsbRelease;
 use crate::pid1::watchdog;
-use crate::record::blackbox::{BlackBox, Outcome, Recorder};
+use crate::record::blackbox::{AttemptOutcome, BlackBox, Recorder};
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::{self, Poster};
 use crate::release::manifest::TrustedKeys;
@@ -52,16 +52,16 @@ pub(super) struct Setup {
     pub reason: Reason,
     pub config: Config,
     pub keys: TrustedKeys,
-    pub state: State,
+    pub state: StatePartition,
     pub target: DeviceTarget,
     /// The recovery partition.
-    pub recovery: Partition,
+    pub recovery: RecoveryPartition,
     /// The data partition.
     pub data: PathBuf,
     /// The disk, for people.
     pub disk: String,
     /// A stick with a release, if one is plugged in.
-    pub stick: Arc<Stick>,
+    pub stick: Arc<UsbRelease>,
     pub hardware: String,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
@@ -83,7 +83,7 @@ impl Setup {
         let (coldplug, medium, robot, recorder) = journal.phase(Phase::Init, &sentence, || {
             take_signals(journal);
             let coldplug = load_modules(if args.media.is_some() { &["isofs"] } else { &[] }, journal)?;
-            let medium = args.media.map(|id| Medium::open(id, journal)).transpose()?;
+            let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
             let robot = open_disk(&args, medium.as_ref(), journal)?;
             let recorder = open_records(&robot.state, &word, reason, journal);
             Ok::<_, SetupError>((coldplug, medium, robot, recorder))
@@ -112,7 +112,7 @@ impl Setup {
             journal.warn(&chain(&error));
         }
         let poster = OnceLock::new();
-        let stick = Arc::new(Stick::new(&disk_name, &config.channel, journal));
+        let stick = Arc::new(UsbRelease::new(&disk_name, &config.channel, journal));
         Ok(Self {
             args,
             reason,
@@ -138,7 +138,7 @@ pub(super) enum Compared {
     /// There is none, or nobody compared.
     NoRecord,
     /// Equal, with the proof.
-    Intact(Verified, Box<Installed>),
+    Intact(Verified, Box<InstalledRelease>),
     /// Not equal.
     Damaged,
 }
@@ -161,8 +161,13 @@ impl Setup {
         open_mirrors(&self.config, Some(Box::new(Arc::clone(&self.stick))), last_manifest, journal)
     }
 
-    /// `hasty` gives up by itself: for what may be had later.
-    pub(super) fn machine<'a>(&'a self, mirrors: &'a Mirrors, hasty: &'a Mirrors, journal: &'a Journal) -> Machine<'a> {
+    /// `bounded_mirrors` gives up by itself: for what may be had later.
+    pub(super) fn machine<'a>(
+        &'a self,
+        mirrors: &'a Mirrors,
+        bounded_mirrors: &'a Mirrors,
+        journal: &'a Journal,
+    ) -> Machine<'a> {
         let booted = Slot::parse(self.args.slot.as_deref());
         Machine {
             product: self.config.product.clone(),
@@ -170,13 +175,13 @@ impl Setup {
             channel: self.config.channel.clone(),
             tries: self.config.boot_tries,
             allow_older: self.args.force,
-            asked_for: self.reason.is_asked_for(),
+            requested: self.reason.is_requested(),
             recoveries: self.recoveries,
             keys: &self.keys,
             source: mirrors,
             target: &self.target,
             state: Some(&self.state),
-            renewal: Some(Renewal { medium: &self.recovery, source: hasty, booted }),
+            renewal: Some(Renewal { medium: &self.recovery, source: bounded_mirrors, booted }),
             journal,
             learn_time: &learn_time,
         }
@@ -196,15 +201,15 @@ impl Setup {
 
     /// Who this machine is, for whoever is told. Not known before the network is up: the driver of the card that is part
     /// of it is loaded beside the story.
-    pub(super) fn who(&self) -> report::Machine {
+    pub(super) fn who(&self) -> report::ReportedMachine {
         // Written at provisioning; most machines have none.
         let asset = fs::read_to_string(format!("{RECOVERY}/asset")).ok();
         let template = self.config.hostname.as_deref();
-        report::Machine::this(&self.config.product, template, asset.as_deref().map(str::trim))
+        report::ReportedMachine::this(&self.config.product, template, asset.as_deref().map(str::trim))
     }
 
     /// Tells the records, and whoever listens, how this attempt ends.
-    pub(super) fn finish(&self, outcome: Outcome) {
+    pub(super) fn finish(&self, outcome: AttemptOutcome) {
         if let Some(poster) = self.poster.get() {
             poster.settle(outcome.into());
         }
@@ -230,10 +235,10 @@ pub(super) fn open_mirrors(
     }
     let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
     let teller = Arc::clone(journal);
-    let options = Options::new(&config.network, clock);
+    let options = FetchOptions::new(&config.network, clock);
     let configured = config.urls.iter().map(|url| fetch::open(url, &options));
     let sources = first.into_iter().map(Ok).chain(configured).collect::<Result<_, _>>()?;
-    let mirrors = Mirrors::new(sources, Patience::Forever);
+    let mirrors = Mirrors::new(sources, RetryPolicy::Forever);
     Ok(mirrors.on_retry(move |retry| teller.warn(&retry.to_string())))
 }
 
@@ -288,7 +293,7 @@ pub(super) fn load_modules(
     Ok(coldplug)
 }
 
-fn tell_modules(journal: &Journal, loaded: &crate::machine::drivers::Loaded) {
+fn tell_modules(journal: &Journal, loaded: &crate::machine::drivers::LoadedModules) {
     if !loaded.modules.is_empty() {
         journal.note(&format!("drivers: {}", loaded.modules.join(" ")));
     }
@@ -299,8 +304,8 @@ fn tell_modules(journal: &Journal, loaded: &crate::machine::drivers::Loaded) {
 
 /// A robot's disk, ready to be recovered.
 struct OpenDisk {
-    recovery: Partition,
-    state: State,
+    recovery: RecoveryPartition,
+    state: StatePartition,
     target: DeviceTarget,
     data: PathBuf,
     disk: String,
@@ -309,7 +314,7 @@ struct OpenDisk {
 
 /// Finds the disk GRUB started from, or the one robot's disk when that was a medium; mounts its recovery and state
 /// partitions, and opens its system partition.
-fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Result<OpenDisk, SetupError> {
+fn open_disk(args: &BootArgs, medium: Option<&BootMedium>, journal: &Journal) -> Result<OpenDisk, SetupError> {
     let partuuid = match (&args.recovery_partuuid, medium) {
         (Some(partuuid), _) => partuuid.clone(),
         (None, Some(_)) => boot_medium::robot_partuuid(DISK_WAIT)?,
@@ -333,8 +338,8 @@ fn open_disk(args: &BootArgs, medium: Option<&Medium>, journal: &Journal) -> Res
     }
     mount_state(&partition(Role::State)?, journal)?;
     Ok(OpenDisk {
-        recovery: Partition::mounted(&recovery, Path::new(RECOVERY)),
-        state: State::new(Path::new(STATE)),
+        recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
+        state: StatePartition::new(Path::new(STATE)),
         target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&disk),
         data: partition(Role::Data)?,
         disk,
@@ -360,7 +365,7 @@ fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
 /// could be neither read nor replaced.
 fn open_state(partition: &Path) -> Result<(), SetupError> {
     sys::mount::Mount::device(partition, "ext4").data_only().on(STATE)?;
-    State::new(Path::new(STATE)).boot_env().load().map(drop).or_else(|error| {
+    StatePartition::new(Path::new(STATE)).boot_env().load().map(drop).or_else(|error| {
         sys::mount::unmount(STATE)?;
         Err(error.into())
     })
@@ -374,16 +379,16 @@ fn make_state(partition: &Path) -> std::io::Result<()> {
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.
-fn open_records(state: &State, word: &str, reason: Reason, journal: &Journal) -> Option<Recorder> {
+fn open_records(state: &StatePartition, word: &str, reason: Reason, journal: &Journal) -> Option<Recorder> {
     match state.open_events() {
         Ok(events) => journal.open_events(Box::new(events)),
         Err(error) => journal.warn(&format!("no event log: {error}")),
     }
     match BlackBox::open(&state.blackbox_path()) {
         Ok(open) => {
-            let recorder = Recorder::begin(open, word, reason.is_asked_for());
+            let recorder = Recorder::begin(open, word, reason.is_requested());
             let witness = recorder.clone();
-            journal.also_tell(Box::new(move |told| witness.witness(told)));
+            journal.subscribe(Box::new(move |told| witness.witness(told)));
             Some(recorder)
         }
         Err(error) => {
@@ -395,7 +400,7 @@ fn open_records(state: &State, word: &str, reason: Reason, journal: &Journal) ->
 
 /// What the environment says, or the black box where that is lost. The higher count is believed: to wait for another
 /// release does no harm that a person or that release cannot undo.
-fn count_recoveries(state: &State, recorder: Option<&Recorder>) -> Recoveries {
+fn count_recoveries(state: &StatePartition, recorder: Option<&Recorder>) -> Recoveries {
     let environment = state.boot_env().recoveries().unwrap_or_default();
     let recorded = recorder.map(|recorder| recorder.with(|open| open.recoveries())).unwrap_or_default();
     if recorded.count > environment.count { recorded } else { environment }

@@ -27,33 +27,33 @@ const LOOK: Duration = Duration::from_secs(2);
 const FAT_DRIVERS: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 
 /// The stick that is plugged in, if one is.
-pub(super) struct Stick {
+pub(super) struct UsbRelease {
     /// The robot's own disk, which may be a stick too.
     robot: String,
     release: Directory,
     manifest: PathBuf,
     journal: Arc<Journal>,
-    slot: Mutex<Slot>,
+    slot: Mutex<DriveState>,
 }
 
 /// What is known of the devices.
 #[derive(Default)]
-struct Slot {
+struct DriveState {
     looked: Option<Instant>,
-    mounted: Option<Place>,
+    mounted: Option<Location>,
     /// Looked into, and of no use.
-    others: BTreeSet<Place>,
+    others: BTreeSet<Location>,
 }
 
 /// A device that may hold a release.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct Location {
     node: PathBuf,
     /// A stick that is plugged in where another was gets the same node.
     sequence: Option<u64>,
 }
 
-impl Stick {
+impl UsbRelease {
     /// One with a release for `channel`; `robot` is the name of the machine's own disk.
     pub(super) fn new(robot: &str, channel: &str, journal: &Arc<Journal>) -> Self {
         let tree = Path::new(MOUNTED).join(media::DIRECTORY).join(media::RELEASE);
@@ -66,7 +66,7 @@ impl Stick {
         }
     }
 
-    fn look(&self, slot: &mut Slot) {
+    fn look(&self, slot: &mut DriveState) {
         let there = self.places();
         if slot.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
             self.journal.warn("the stick was pulled out");
@@ -88,11 +88,11 @@ impl Stick {
     }
 
     /// Every device that a release may be on.
-    fn places(&self) -> Vec<Place> {
+    fn places(&self) -> Vec<Location> {
         let disks = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
         let places = disks.flat_map(|disk| {
             let sequence = disk.sequence();
-            disk.nodes().into_iter().map(move |node| Place { node, sequence })
+            disk.nodes().into_iter().map(move |node| Location { node, sequence })
         });
         places.collect()
     }
@@ -137,7 +137,7 @@ impl Stick {
     }
 }
 
-impl Source for Arc<Stick> {
+impl Source for Arc<UsbRelease> {
     fn describe(&self) -> String {
         self.release.describe()
     }

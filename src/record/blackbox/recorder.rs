@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Attempt, BlackBox, Outcome, PhaseRecord};
+use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord};
 use crate::record::journal::{Event, Journal, Told};
 
 /// A network that is down warns every few seconds for hours: that must not wear out the disk.
@@ -29,8 +29,8 @@ struct Current {
 impl Recorder {
     /// Begins an attempt, for `reason`, in an opened black box.
     #[must_use]
-    pub fn begin(open: BlackBox, reason: &str, asked_for: bool) -> Self {
-        let attempt = Attempt { id: open.next_id(), ..Attempt::begin(reason, asked_for) };
+    pub fn begin(open: BlackBox, reason: &str, requested: bool) -> Self {
+        let attempt = Attempt { id: open.next_id(), ..Attempt::begin(reason, requested) };
         let this = Self(Arc::new(Mutex::new(Current { open, attempt, written: None })));
         this.lock().write();
         this
@@ -41,14 +41,14 @@ impl Recorder {
         let mut current = self.lock();
         let recently = current.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS);
         match current.attempt.witness(told) {
-            Learned::Much => current.write(),
-            Learned::Warning if !recently => current.write(),
-            Learned::Warning | Learned::Little => (),
+            Flush::Much => current.write(),
+            Flush::Warning if !recently => current.write(),
+            Flush::Warning | Flush::Little => (),
         }
     }
 
     /// Writes down how the attempt ended; a parked one may end again.
-    pub fn finish(&self, outcome: Outcome) {
+    pub fn finish(&self, outcome: AttemptOutcome) {
         let mut current = self.lock();
         current.attempt.outcome = Some(outcome);
         current.write();
@@ -90,7 +90,7 @@ impl Remembered {
             Attempt { version: Some(version.to_owned()), serial: Some(serial), ..Attempt::begin(reason, true) };
         let attempt = Arc::new(Mutex::new(attempt));
         let witness = Arc::clone(&attempt);
-        journal.also_tell(Box::new(move |told| {
+        journal.subscribe(Box::new(move |told| {
             witness.lock().unwrap_or_else(PoisonError::into_inner).witness(told);
         }));
         Self(attempt)
@@ -100,7 +100,7 @@ impl Remembered {
     ///
     /// # Errors
     /// The file system's.
-    pub fn write(&self, path: &Path, outcome: Outcome) -> io::Result<()> {
+    pub fn write(&self, path: &Path, outcome: AttemptOutcome) -> io::Result<()> {
         let mut open = BlackBox::open(path)?;
         let attempt = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         open.record(&Attempt { id: open.next_id(), outcome: Some(outcome), ..attempt })
@@ -108,7 +108,7 @@ impl Remembered {
 }
 
 /// How soon what an attempt was told belongs on the medium.
-enum Learned {
+enum Flush {
     /// At once.
     Much,
     /// Not after every one.
@@ -119,42 +119,42 @@ enum Learned {
 
 impl Attempt {
     /// One that begins now, and has no number yet.
-    pub(crate) fn begin(reason: &str, asked_for: bool) -> Self {
+    pub(crate) fn begin(reason: &str, requested: bool) -> Self {
         Self {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             reason: reason.to_owned(),
-            asked_for,
+            requested,
             started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             ..Self::default()
         }
     }
 
     /// Takes what the journal told.
-    fn witness(&mut self, told: &Told<'_>) -> Learned {
+    fn witness(&mut self, told: &Told<'_>) -> Flush {
         match (told.event, told.phase) {
             (Event::Begin, Some(phase)) => {
                 self.phases.push(PhaseRecord { phase, duration_ms: None, failed: false });
-                Learned::Much
+                Flush::Much
             }
             (Event::End | Event::Failed, Some(phase)) => {
                 if let Some(running) = self.phases.iter_mut().rev().find(|known| known.phase == phase) {
                     running.duration_ms = told.duration.map(|duration| duration.as_millis() as u64);
                     running.failed = told.event == Event::Failed;
                 }
-                Learned::Much
+                Flush::Much
             }
             (Event::Warning, _) => {
                 let end = told.text.floor_char_boundary(MAX_ERROR_BYTES);
                 self.errors.push(told.text[..end].to_owned());
                 let keep_from = self.errors.len().saturating_sub(MAX_ERRORS);
                 self.errors.drain(..keep_from);
-                Learned::Warning
+                Flush::Warning
             }
             (Event::Note, _) => {
                 self.note(told.data);
-                Learned::Little
+                Flush::Little
             }
-            _ => Learned::Little,
+            _ => Flush::Little,
         }
     }
 
@@ -176,7 +176,7 @@ impl Attempt {
 #[cfg(test)]
 mod tests {
     use super::{Recorder, Remembered};
-    use crate::record::blackbox::{BlackBox, Outcome};
+    use crate::record::blackbox::{AttemptOutcome, BlackBox};
     use crate::record::journal::{Journal, Phase};
     use crate::record::totals::Totals;
     use serde_json::json;
@@ -188,7 +188,7 @@ mod tests {
         let journal = Journal::new(None, false);
         let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false);
         let witness = recorder.clone();
-        journal.also_tell(Box::new(move |told| witness.witness(told)));
+        journal.subscribe(Box::new(move |told| witness.witness(told)));
         let _: Result<(), ()> = journal.phase(Phase::Manifest, "", || {
             journal.data("release", json!({ "version": "2.0", "serial": 9 }));
             Ok(())
@@ -203,7 +203,7 @@ mod tests {
             assert_eq!((last.phases.len(), last.phases[0].failed, last.phases[1].duration_ms), (2, false, None));
             Err(())
         });
-        recorder.finish(Outcome::Failed);
+        recorder.finish(AttemptOutcome::Failed);
         let read = BlackBox::open(&path).unwrap();
         let last = read.attempts().last().unwrap();
         assert!(last.phases[1].failed && last.errors == ["first: second"] && last.totals.unwrap().image_bytes == 5);
@@ -218,10 +218,13 @@ mod tests {
         let attempt = Remembered::begin("provision", "2.0", 9, &journal);
         let _: Result<(), ()> = journal.phase(Phase::Commit, "", || Ok(()));
         assert!(!path.exists());
-        attempt.write(&path, Outcome::Installed).unwrap();
+        attempt.write(&path, AttemptOutcome::Installed).unwrap();
         let read = BlackBox::open(&path).unwrap();
         let [only] = read.attempts() else { panic!("{:?}", read.attempts()) };
-        assert_eq!((only.id, only.serial, only.outcome, only.asked_for), (1, Some(9), Some(Outcome::Installed), true));
+        assert_eq!(
+            (only.id, only.serial, only.outcome, only.requested),
+            (1, Some(9), Some(AttemptOutcome::Installed), true)
+        );
         assert!(only.phases[0].phase == Phase::Commit && only.phases[0].duration_ms.is_some());
     }
 }

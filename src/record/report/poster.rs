@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Machine, hardware_id};
-use crate::fetch::{self, FetchError, Http, Options};
-use crate::record::blackbox::Outcome;
+use super::{ReportedMachine, hardware_id};
+use crate::fetch::{self, FetchError, FetchOptions, Http};
+use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::{Event, Journal, Phase, Told};
 
 /// Between two posts, while bytes move and sentences are told.
@@ -44,12 +44,12 @@ pub enum Ending {
     Provisioned,
 }
 
-impl From<Outcome> for Ending {
-    fn from(outcome: Outcome) -> Self {
+impl From<AttemptOutcome> for Ending {
+    fn from(outcome: AttemptOutcome) -> Self {
         match outcome {
-            Outcome::Installed => Self::Installed,
-            Outcome::Started => Self::Started,
-            Outcome::Parked | Outcome::Failed => Self::Failed,
+            AttemptOutcome::Installed => Self::Installed,
+            AttemptOutcome::Started => Self::Started,
+            AttemptOutcome::Parked | AttemptOutcome::Failed => Self::Failed,
         }
     }
 }
@@ -92,14 +92,14 @@ enum Stage {
     Over,
 }
 
-struct State {
+struct PosterState {
     progress: Progress,
     news: News,
     stage: Stage,
 }
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<PosterState>,
     changed: Condvar,
 }
 
@@ -111,17 +111,22 @@ impl Poster {
     ///
     /// # Errors
     /// The URL or the options cannot be used, or there can be no further thread. Nothing is connected yet.
-    pub fn start(machine: Machine, url: &str, options: &Options, journal: &Journal) -> Result<Self, FetchError> {
-        let quick = Options { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
+    pub fn start(
+        machine: ReportedMachine,
+        url: &str,
+        options: &FetchOptions,
+        journal: &Journal,
+    ) -> Result<Self, FetchError> {
+        let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
         let http = Http::new(url, &quick)?;
-        let state = State { progress: Progress::default(), news: News::Step, stage: Stage::Running };
+        let state = PosterState { progress: Progress::default(), news: News::Step, stage: Stage::Running };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let follower = Arc::clone(&shared);
         thread::Builder::new().spawn(move || post_all(&follower, &machine, &http)).map_err(|cause| {
-            FetchError::new(fetch::Kind::Local, url, "no thread for the posts of progress").because(cause)
+            FetchError::new(fetch::FetchErrorKind::Local, url, "no thread for the posts of progress").because(cause)
         })?;
         let listener = Arc::clone(&shared);
-        journal.also_tell(Box::new(move |told| listener.take(told)));
+        journal.subscribe(Box::new(move |told| listener.take(told)));
         Ok(Self(shared))
     }
 
@@ -155,7 +160,7 @@ impl Drop for Poster {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PosterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -204,7 +209,7 @@ fn pause(news: News, at_rest: bool, failures: u32, seed: u64) -> Duration {
     if failures == 0 { pause } else { fetch::backoff(failures.saturating_add(2), seed).max(INTERVAL) }
 }
 
-fn post_all(shared: &Shared, machine: &Machine, http: &Http) {
+fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http) {
     let mut sequence = 0;
     let mut failures: u32 = 0;
     let mut last: Option<Instant> = None;
@@ -281,7 +286,7 @@ mod tests {
         let progress = Arc::new(Mutex::new(Progress::default()));
         let journal = Journal::new(None, false);
         let follower = Arc::clone(&progress);
-        journal.also_tell(Box::new(move |told| {
+        journal.subscribe(Box::new(move |told| {
             follower.lock().unwrap().take(told);
         }));
         let now = || serde_json::to_value(&*progress.lock().unwrap()).unwrap();

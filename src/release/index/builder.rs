@@ -1,26 +1,26 @@
-//! Making an index, frame by frame.
+//! Making an index, chunk by chunk.
 
-use super::{Extent, FrameContent, Index, IndexError, Pack, StoredNo, ZERO_FRAME, check_sizes};
+use super::{ChunkContent, Extent, Index, IndexError, Pack, StoredChunkNo, ZERO_CHUNK, check_sizes};
 use crate::release::digest::Digest;
 
-/// Collects an image's frames in order and becomes its [`Index`].
+/// Collects an image's chunks in order and becomes its [`Index`].
 #[derive(Debug)]
 pub struct Builder {
     index: Index,
 }
 
 impl Builder {
-    /// Starts the index of an image of `image_bytes` with frames of `frame_bytes`.
+    /// Starts the index of an image of `image_bytes` with chunks of `chunk_bytes`.
     ///
     /// # Errors
     /// [`IndexError::Inconsistent`] for sizes that the format does not allow.
-    pub fn new(image_bytes: u64, frame_bytes: u32) -> Result<Self, IndexError> {
-        check_sizes(image_bytes, frame_bytes)?;
+    pub fn new(image_bytes: u64, chunk_bytes: u32) -> Result<Self, IndexError> {
+        check_sizes(image_bytes, chunk_bytes)?;
         let empty = Index {
-            frame_bytes,
+            chunk_bytes,
             image_bytes,
             packs: Vec::new(),
-            frames: Vec::new(),
+            chunks: Vec::new(),
             digests: Vec::new(),
             extents: Vec::new(),
             lengths: Vec::new(),
@@ -30,24 +30,24 @@ impl Builder {
         Ok(Self { index: empty })
     }
 
-    /// Registers a stored frame and returns its number.
-    pub fn store(&mut self, digest: Digest, compressed_bytes: u32) -> StoredNo {
-        let number = self.index.digests.len() as StoredNo;
+    /// Registers a stored chunk and returns its number.
+    pub fn store(&mut self, digest: Digest, compressed_bytes: u32) -> StoredChunkNo {
+        let number = self.index.digests.len() as StoredChunkNo;
         self.index.digests.push(digest);
         self.index.lengths.push(compressed_bytes);
         number
     }
 
-    /// Appends the next frame of the image.
-    pub fn push_frame(&mut self, content: FrameContent) {
-        self.index.frames.push(match content {
-            FrameContent::Zero => ZERO_FRAME,
-            FrameContent::Stored(number) => number,
+    /// Appends the next chunk of the image.
+    pub fn push_chunk(&mut self, content: ChunkContent) {
+        self.index.chunks.push(match content {
+            ChunkContent::Zero => ZERO_CHUNK,
+            ChunkContent::Stored(number) => number,
         });
     }
 
-    /// Says that the stored frames from `first` on lie back to back in `pack` from `offset_bytes` on.
-    pub fn push_extent(&mut self, first: StoredNo, pack: Pack, offset_bytes: u64) {
+    /// Says that the stored chunks from `first` on lie back to back in `pack` from `offset_bytes` on.
+    pub fn push_extent(&mut self, first: StoredChunkNo, pack: Pack, offset_bytes: u64) {
         let known = self.index.packs.iter().position(|other| *other == pack);
         let number = known.unwrap_or_else(|| {
             self.index.packs.push(pack);

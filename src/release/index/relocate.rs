@@ -1,13 +1,13 @@
-//! An index whose frames lie elsewhere than it says.
+//! An index whose chunks lie elsewhere than it says.
 
 use std::ops::Range;
 
-use super::{Index, Pack, StoredNo};
+use super::{Index, Pack, StoredChunkNo};
 
 impl Index {
-    /// The same image, where some stored frames are fetched from other places of `pack`. Not to be encoded.
+    /// The same image, where some stored chunks are fetched from other places of `pack`. Not to be encoded.
     #[must_use]
-    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredNo, Range<u64>)>) -> Self {
+    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredChunkNo, Range<u64>)>) -> Self {
         let mut other = self.clone();
         let number = other.packs.len() as u32;
         other.packs.push(pack);

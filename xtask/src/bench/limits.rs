@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
 use reflash::flash::target::{AlignedBuf, BlockTarget, DeviceTarget};
-use reflash::release::index::{FrameContent, Index};
+use reflash::release::index::{ChunkContent, Index};
 use reflash::release::manifest::object_path;
 use serde::Serialize;
 
@@ -20,9 +20,9 @@ use super::report::median;
 /// Seconds for the whole image.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Limits {
-    /// Every frame decompressed, on all cores.
+    /// Every chunk decompressed, on all cores.
     pub decompress_wall_s: f64,
-    /// Every frame hashed, on all cores.
+    /// Every chunk hashed, on all cores.
     pub hash_wall_s: f64,
     /// Decompressing and hashing what is not zero, on all cores, as the CPU time of all.
     pub decompress_and_hash_cpu_s: f64,
@@ -32,7 +32,7 @@ pub struct Limits {
     pub direct_write_wall_s: f64,
     /// The device read past the cache.
     pub direct_read_wall_s: f64,
-    /// The same with every frame hashed, on all cores.
+    /// The same with every chunk hashed, on all cores.
     pub read_and_hash_wall_s: f64,
     /// The compressed image fetched over loopback and thrown away.
     pub loopback_get_wall_s: f64,
@@ -83,13 +83,13 @@ fn cpu_s() -> Result<f64> {
 fn on_threads(
     threads: usize,
     stored: &[u32],
-    frame_bytes: usize,
+    chunk_bytes: usize,
     is_right: impl Fn(u32, &mut zstd::bulk::Decompressor<'_>, &mut [u8]) -> bool + Sync,
 ) -> Result<f64> {
     let next = AtomicUsize::new(0);
     let one = || {
         let started = cpu_s()?;
-        let (mut zstd, mut content) = (zstd::bulk::Decompressor::new()?, vec![0; frame_bytes]);
+        let (mut zstd, mut content) = (zstd::bulk::Decompressor::new()?, vec![0; chunk_bytes]);
         while let Some(stored) = stored.get(next.fetch_add(1, Ordering::Relaxed)) {
             ensure!(is_right(*stored, &mut zstd, &mut content), "a pack is damaged");
         }
@@ -111,7 +111,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
         .map(|pack| fs::read(tree.join(object_path(&pack.digest))).context("read a pack"))
         .collect::<Result<_>>()?;
     let stored: Vec<u32> = (0..index.stored_count()).collect();
-    let frame_bytes = index.frame_bytes() as usize;
+    let chunk_bytes = index.chunk_bytes() as usize;
     let bytes_of = |stored: u32| {
         let place = index.location(stored);
         &packs[place.pack as usize][place.range.start as usize..place.range.end as usize]
@@ -119,7 +119,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let decode = |stored: u32, zstd: &mut zstd::bulk::Decompressor<'_>, content: &mut [u8]| {
         zstd.decompress_to_buffer(bytes_of(stored), content).map(|len| len as u64).unwrap_or_default()
     };
-    let fresh = || (zstd::bulk::Decompressor::new(), vec![0; frame_bytes]);
+    let fresh = || (zstd::bulk::Decompressor::new(), vec![0; chunk_bytes]);
 
     let started = Instant::now();
     let total: u64 = stored
@@ -130,7 +130,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
 
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let [decompress_and_hash_cpu_s, decompress_and_hash_one_core_cpu_s] = [cores, 1].map(|threads| {
-        on_threads(threads, &stored, frame_bytes, |stored, zstd, content| {
+        on_threads(threads, &stored, chunk_bytes, |stored, zstd, content| {
             let len = decode(stored, zstd, content) as usize;
             reflash::release::digest::Digest::of(&content[..len]) == *index.digest(stored)
         })
@@ -140,14 +140,14 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
 
     let file = File::open(image).with_context(|| format!("open {}", image.display()))?;
     let bytes = file.metadata()?.len();
-    let frames: Vec<u32> = (0..index.frame_count())
-        .filter(|frame| matches!(index.frame_content(*frame), FrameContent::Stored(_)))
+    let chunks: Vec<u32> = (0..index.chunk_count())
+        .filter(|chunk| matches!(index.chunk_content(*chunk), ChunkContent::Stored(_)))
         .collect();
     let content: Vec<u8> = fs::read(image)?;
     let started = Instant::now();
-    let right = frames.par_iter().all(|frame| {
-        let range = index.frame_range(*frame);
-        index.matches(*frame, &content[range.start as usize..range.end as usize])
+    let right = chunks.par_iter().all(|chunk| {
+        let range = index.chunk_range(*chunk);
+        index.matches(*chunk, &content[range.start as usize..range.end as usize])
     });
     let hash_wall_s = started.elapsed().as_secs_f64();
     ensure!(right && total > 0, "the release does not hold the image");
@@ -180,8 +180,8 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
         |buffer, offset| {
             let len = (bytes - offset).min(buffer.len() as u64) as usize;
             let read = target.read_at(*offset, &mut buffer[..len]).is_ok();
-            let frames = buffer[..len].chunks(frame_bytes);
-            frames.map(|frame| u64::from(reflash::release::digest::Digest::of(frame).0[0])).sum::<u64>()
+            let chunks = buffer[..len].chunks(chunk_bytes);
+            chunks.map(|chunk| u64::from(reflash::release::digest::Digest::of(chunk).0[0])).sum::<u64>()
                 + u64::from(read)
         },
     );

@@ -16,7 +16,7 @@ pub struct Peer {
     program: &'static str,
     version: &'static str,
     /// How to install it.
-    pub hint: &'static str,
+    pub weak_hash: &'static str,
     /// Endings of what it fetches.
     files: &'static [&'static str],
     /// Writes a device afresh.
@@ -37,7 +37,7 @@ pub const PEERS: [Peer; 7] = [
     Peer { files: &[".swu"], ..fresh("swupdate", "swupdate", SWUPDATE_VERSION) },
     Peer {
         files: &[".zst"],
-        hint: "cargo install --locked --root target/work/bench/tools coreos-installer",
+        weak_hash: "cargo install --locked --root target/work/bench/tools coreos-installer",
         ..fresh("coreos-installer", "coreos-installer", "coreos-installer --version")
     },
     Peer { files: &[".caibx", ".castr"], updates: true, ..fresh("casync", "casync", "casync --version") },
@@ -46,13 +46,13 @@ pub const PEERS: [Peer; 7] = [
     Peer {
         files: &[".cba"],
         updates: true,
-        hint: "cargo install --locked --root target/work/bench/tools --features zstd-compression bita",
+        weak_hash: "cargo install --locked --root target/work/bench/tools --features zstd-compression bita",
         ..fresh("bita", "bita", "bita --version")
     },
 ];
 
 const fn fresh(name: &'static str, program: &'static str, version: &'static str) -> Peer {
-    Peer { name, program, version, hint: APT, files: &[], fresh: true, updates: false }
+    Peer { name, program, version, weak_hash: APT, files: &[], fresh: true, updates: false }
 }
 
 /// What everything is compared with.

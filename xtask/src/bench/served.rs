@@ -57,7 +57,7 @@ impl Served {
                 ostree: None,
                 files: Vec::new(),
                 layout: None,
-                frame_bytes: None,
+                chunk_bytes: None,
                 level: release::DEFAULT_LEVEL,
                 created_unix_s: None,
             };

@@ -13,8 +13,8 @@ use super::ext4::geometry::{BLOCK, Geometry};
 use super::ext4::read::Old;
 use super::ext4::tree::Kind;
 
-/// Sizes of a release's frames that are reported.
-const FRAMES: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
+/// Sizes of a release's chunks that are reported.
+const CHUNKS: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
 /// Blocks read at a time.
 const STRETCH: u64 = 256;
 
@@ -43,14 +43,14 @@ pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
             by_path.entry(path).or_default().add(*state);
         }
     }
-    for bytes in FRAMES {
-        let frames = states.chunks((bytes / BLOCK) as usize);
+    for bytes in CHUNKS {
+        let chunks = states.chunks((bytes / BLOCK) as usize);
         let mut count = Count::default();
-        for frame in frames {
-            // The least that is said of any of its blocks is said of the frame.
-            count.add(frame.iter().copied().max().unwrap_or(State::Same));
+        for chunk in chunks {
+            // The least that is said of any of its blocks is said of the chunk.
+            count.add(chunk.iter().copied().max().unwrap_or(State::Same));
         }
-        report.frames.push((*bytes, count));
+        report.chunks.push((*bytes, count));
     }
     let mut list: Vec<(&str, Count)> = by_path.into_iter().filter(|(_, count)| count.new > 0).collect();
     list.sort_by_key(|(path, count)| (std::cmp::Reverse(count.new), *path));
@@ -114,7 +114,7 @@ fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
     Ok(())
 }
 
-/// How many blocks, or frames, are in which state.
+/// How many blocks, or chunks, are in which state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     /// Not what is in the old image at the same place: zeros, from elsewhere, or new.
@@ -148,8 +148,8 @@ pub struct Report {
     pub all: Count,
     /// Blocks by what they are in the new image.
     pub parts: BTreeMap<&'static str, Count>,
-    /// Frames by their size in bytes: one is new if any of its blocks is.
-    pub frames: Vec<(u64, Count)>,
+    /// Chunks by their size in bytes: one is new if any of its blocks is.
+    pub chunks: Vec<(u64, Count)>,
     /// Files with content that the old image does not have.
     pub files_changed: usize,
     /// Those with most of it.
@@ -169,8 +169,8 @@ impl fmt::Display for Report {
         for (part, count) in self.parts.iter().filter(|(_, count)| count.changed > 0) {
             line(f, &format!("  {part}"), count, BLOCK)?;
         }
-        for (bytes, count) in &self.frames {
-            line(f, &format!("frames of {} KiB", bytes >> 10), count, *bytes)?;
+        for (bytes, count) in &self.chunks {
+            line(f, &format!("chunks of {} KiB", bytes >> 10), count, *bytes)?;
         }
         writeln!(f, "{} files and directories have new content", self.files_changed)?;
         for (path, count) in &self.files {

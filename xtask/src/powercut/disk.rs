@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use reflash::release::digest::block_hash;
 
-/// Bytes of a block of the fingerprint: the blocks of the index, so that frames can be looked up by it.
+/// Bytes of a block of the fingerprint: the blocks of the index, so that chunks can be looked up by it.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// One region.

@@ -6,19 +6,19 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::boot::decide::{self, First, Reason, Recoveries, Situation, System};
+use reflash::boot::decide::{self, BootDecision, Reason, Recoveries, Situation, System};
 use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, Slot};
 use reflash::chain::chain;
 use reflash::fetch::Directory;
-use reflash::flash::plan::{Plan, Survey};
+use reflash::flash::plan::{Comparison, Plan};
 use reflash::flash::target::BlockTarget;
 use reflash::jobs::recovery::{self, Machine};
-use reflash::jobs::state::State;
+use reflash::jobs::state::StatePartition;
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
 use reflash::release::digest::{Digest, block_hash};
-use reflash::release::index::{FrameNo, Index};
+use reflash::release::index::{ChunkNo, Index};
 use reflash::release::manifest::TrustedKeys;
 
 use super::disk::{BLOCK_BYTES, Disk, Region};
@@ -64,7 +64,7 @@ pub struct Judge<'a> {
     recovery_scratch: Scratch,
     environments: HashMap<u64, Option<Vec<u8>>>,
     agents: HashMap<u64, Found>,
-    frames: HashMap<(u64, FrameNo, u64), bool>,
+    chunks: HashMap<(u64, ChunkNo, u64), bool>,
     slots: HashMap<(u64, Slot, usize), Option<Digest>>,
     /// Digests of what lies in blocks of these hashes.
     contents: HashMap<u64, Digest>,
@@ -108,7 +108,7 @@ impl<'a> Judge<'a> {
             recovery_scratch: Scratch::new()?,
             environments: HashMap::new(),
             agents: HashMap::new(),
-            frames: HashMap::new(),
+            chunks: HashMap::new(),
             slots: HashMap::new(),
             contents: HashMap::new(),
             fetches: 0,
@@ -209,19 +209,21 @@ impl<'a> Judge<'a> {
         let installed =
             [self.old, Some(self.new)].into_iter().flatten().find(|release| Some(release.serial) == found.installed);
         let system = match installed {
-            Some(release) if self.survey(&release.index, release.serial, &disk.system).all_right() => System::Intact,
+            Some(release) if self.comparison(&release.index, release.serial, &disk.system).all_right() => {
+                System::Intact
+            }
             Some(_) => System::Damaged,
             None => System::Unknown,
         };
         let situation = Situation { reason, system, recoveries: found.recoveries, budget: self.budget };
         let first = decide::decide(&situation);
         match first {
-            First::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
-            First::Start => {}
-            First::Fetch { .. } => {
+            BootDecision::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
+            BootDecision::Start => {}
+            BootDecision::Fetch { .. } => {
                 let new = self.new;
-                let survey = self.survey(&new.index, new.serial, &disk.system);
-                check_plan(&new.index, &survey)?;
+                let comparison = self.comparison(&new.index, new.serial, &disk.system);
+                check_plan(&new.index, &comparison)?;
                 self.fetches += 1;
                 if self.fetches % RECOVER_EVERY == 1 {
                     self.recover(disk, found.recoveries)?;
@@ -230,7 +232,10 @@ impl<'a> Judge<'a> {
             }
         }
         let state = if found.lost { ", state made anew" } else { "" };
-        Ok(format!("recovery ({reason:?}{state}): {}", if first == First::Start { "started" } else { "fetched" }))
+        Ok(format!(
+            "recovery ({reason:?}{state}): {}",
+            if first == BootDecision::Start { "started" } else { "fetched" }
+        ))
     }
 
     /// The block GRUB reads, by GRUB's own file system code: it replays no journal and checks no checksum.
@@ -253,7 +258,7 @@ impl<'a> Judge<'a> {
         let found = match self.scratch.mount() {
             Err(_) => Found { lost: true, ..Found::default() },
             Ok(mounted) => {
-                let state = State::new(&mounted.0);
+                let state = StatePartition::new(&mounted.0);
                 // As the agent counts: both witnesses, the higher one is believed.
                 let environment = state.boot_env().recoveries().context("the agent cannot read its environment")?;
                 let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
@@ -271,20 +276,20 @@ impl<'a> Judge<'a> {
         Ok(found)
     }
 
-    /// Which frames of an image are right, looked up by their blocks: most were seen before.
-    fn survey(&mut self, index: &Index, serial: u64, system: &Region) -> Survey {
-        let per_frame = index.frame_bytes() as usize / BLOCK_BYTES;
-        let right = (0..index.frame_count()).map(|frame| {
-            let blocks = &system.blocks[frame as usize * per_frame..];
-            let blocks = &blocks[..per_frame.min(blocks.len())];
+    /// Which chunks of an image are right, looked up by their blocks: most were seen before.
+    fn comparison(&mut self, index: &Index, serial: u64, system: &Region) -> Comparison {
+        let per_chunk = index.chunk_bytes() as usize / BLOCK_BYTES;
+        let right = (0..index.chunk_count()).map(|chunk| {
+            let blocks = &system.blocks[chunk as usize * per_chunk..];
+            let blocks = &blocks[..per_chunk.min(blocks.len())];
             let key = block_hash(&blocks.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<_>>());
-            *self.frames.entry((serial, frame, key)).or_insert_with(|| {
-                let range = index.frame_range(frame);
-                index.matches(frame, &system.content[range.start as usize..range.end as usize])
+            *self.chunks.entry((serial, chunk, key)).or_insert_with(|| {
+                let range = index.chunk_range(chunk);
+                index.matches(chunk, &system.content[range.start as usize..range.end as usize])
             })
         });
         let right = right.collect();
-        Survey::new(index, right)
+        Comparison::new(index, right)
     }
 
     /// Runs the agent's own recovery from this very state.
@@ -293,7 +298,7 @@ impl<'a> Judge<'a> {
         // One that does not mount is made anew by the agent; any empty directory stands for it.
         let fresh = tempfile::tempdir()?;
         let mounted = self.scratch.mount().ok();
-        let state = State::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
+        let state = StatePartition::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
         let target = Memory(Mutex::new(disk.system.content.clone()));
         let journal = Journal::new(None, false);
         let report = recovery::run(&Machine {
@@ -302,7 +307,7 @@ impl<'a> Judge<'a> {
             channel: "stable".to_owned(),
             tries: TRIES,
             allow_older: false,
-            asked_for: false,
+            requested: false,
             recoveries,
             keys: self.keys,
             source: &Directory::new(self.tree.clone()),
@@ -331,14 +336,14 @@ fn has_superblock(system: &Region) -> bool {
     system.content[1024 + 0x38..][..2] == [0x53, 0xef]
 }
 
-/// The plan must touch every wrong frame and no other.
-fn check_plan(index: &Index, survey: &Survey) -> Result<()> {
-    let plan = Plan::new(index, survey, None, None);
+/// The plan must touch every wrong chunk and no other.
+fn check_plan(index: &Index, comparison: &Comparison) -> Result<()> {
+    let plan = Plan::new(index, comparison, None, None);
     let fetched =
         plan.requests.iter().flat_map(|request| &request.stored).flat_map(|stored| plan.destinations(*stored));
-    let touched: BTreeSet<FrameNo> = plan.zero.iter().copied().chain(fetched).collect();
-    let wrong: BTreeSet<FrameNo> = (0..index.frame_count()).filter(|frame| !survey.is_right(*frame)).collect();
-    ensure!(touched == wrong, "the plan touches {} frames and {} are wrong", touched.len(), wrong.len());
+    let touched: BTreeSet<ChunkNo> = plan.zero.iter().copied().chain(fetched).collect();
+    let wrong: BTreeSet<ChunkNo> = (0..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).collect();
+    ensure!(touched == wrong, "the plan touches {} chunks and {} are wrong", touched.len(), wrong.len());
     Ok(())
 }
 
@@ -386,7 +391,7 @@ mod tests {
 
     use reflash::boot::slots::{FILES, Slot};
     use reflash::release::digest::Digest;
-    use reflash::release::index::{Builder, FrameContent};
+    use reflash::release::index::{Builder, ChunkContent};
     use reflash::release::manifest::TrustedKeys;
 
     use super::{Judge, Kind, Recovery, Region, Release};
@@ -417,7 +422,7 @@ mod tests {
     #[ignore = "needs mke2fs and grub-fstest: cargo xtask test"]
     fn a_pointer_to_half_a_slot_is_found() {
         let mut builder = Builder::new(16384, 16384).unwrap();
-        builder.push_frame(FrameContent::Zero);
+        builder.push_chunk(ChunkContent::Zero);
         let new = Release { serial: 1, index: builder.finish().unwrap(), image: vec![0; 16384] };
         let known: [Recovery; 2] = ["1", "2"].map(|version| FILES.map(|name| Digest::of(&content(version, name))));
         let keys = TrustedKeys::default();

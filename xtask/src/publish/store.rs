@@ -118,7 +118,7 @@ impl Store {
     /// When the store cannot be reached or refuses.
     pub fn size_of(&self, path: &str) -> Result<Option<u64>> {
         let key = self.key(path);
-        let (status, length, _) = self.insist(&format!("ask for the size of {key}"), || {
+        let (status, length, _) = self.retry(&format!("ask for the size of {key}"), || {
             let url = self.bucket.head_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
             let answer = self.agent.head(url.as_str()).call()?;
             let length = answer.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
@@ -134,7 +134,7 @@ impl Store {
     /// When the store cannot be reached or refuses, or the object has more than 1 MiB.
     pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let key = self.key(path);
-        let (status, content, _) = self.insist(&format!("read {key}"), || {
+        let (status, content, _) = self.retry(&format!("read {key}"), || {
             let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
             let answer = self.agent.get(url.as_str()).call()?;
             let status = answer.status();
@@ -153,7 +153,7 @@ impl Store {
         let key = self.key(path);
         let md5 = BASE64_STANDARD.encode(Md5::digest(content));
         let headers = [("content-type", content_type), ("cache-control", cache_control), ("content-md5", &md5)];
-        let (status, ..) = self.insist(&format!("store {key}"), || {
+        let (status, ..) = self.retry(&format!("store {key}"), || {
             let mut action = self.bucket.put_object(Some(&self.credentials), &key);
             for (name, value) in headers {
                 action.headers_mut().insert(name, value.to_owned());
@@ -171,7 +171,7 @@ impl Store {
     }
 
     /// Repeats a request while it fails in ways that can pass. Returns what succeeded, or was not found.
-    fn insist<T>(
+    fn retry<T>(
         &self,
         doing: &str,
         request: impl Fn() -> Result<(StatusCode, T, String), ureq::Error>,

@@ -1,4 +1,4 @@
-//! `cargo xtask release --check`: reads a whole release tree as an agent would, and more: every frame and the
+//! `cargo xtask release --check`: reads a whole release tree as an agent would, and more: every chunk and the
 //! digest of the whole image.
 
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::release::digest::{Digest, hex};
-use reflash::release::hints::Hints;
-use reflash::release::index::{FrameContent, Index, Pack};
+use reflash::release::index::{ChunkContent, Index, Pack};
 use reflash::release::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
 use reflash::release::patches::Patches;
+use reflash::release::weak_hashes::WeakHashes;
 use sha2::{Digest as _, Sha256};
 
 /// Checks the release of `channel` in the tree `root` against the keys.
@@ -29,8 +29,9 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
     for image in &manifest.images {
         let index =
             Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
-        if let Some(hints) = &image.hints {
-            Hints::decode(object(root, hints)?, &index).with_context(|| format!("image {:?}", image.name))?;
+        if let Some(weak_hashes) = &image.weak_hashes {
+            WeakHashes::decode(object(root, weak_hashes)?, &index)
+                .with_context(|| format!("image {:?}", image.name))?;
         }
         if let Some(patches) = &image.patches {
             object(root, &patches.pack).with_context(|| format!("image {:?}", image.name))?;
@@ -60,7 +61,7 @@ pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
         let index =
             Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
-        found.extend(image.hints.map(|hints| hints.blake3));
+        found.extend(image.weak_hashes.map(|weak_hashes| weak_hashes.blake3));
         found.extend(image.patches.iter().flat_map(|patches| [patches.table.blake3, patches.pack.blake3]));
         found.extend(index.packs().iter().map(|pack| pack.digest));
     }
@@ -82,22 +83,22 @@ fn check_image(root: &Path, index: &Index) -> Result<String> {
         index.packs().iter().map(|pack| object(root, &Object { blake3: pack.digest, size_bytes: pack.size_bytes }));
     let packs: Vec<Vec<u8>> = packs.collect::<Result<_>>()?;
     let mut sha256 = Sha256::new();
-    let frames: Vec<u32> = (0..index.frame_count()).collect();
-    for batch in frames.chunks(256) {
+    let chunks: Vec<u32> = (0..index.chunk_count()).collect();
+    for batch in chunks.chunks(256) {
         let contents: Vec<Vec<u8>> = batch
             .into_par_iter()
-            .map(|frame| {
-                let range = index.frame_range(*frame);
+            .map(|chunk| {
+                let range = index.chunk_range(*chunk);
                 let len = (range.end - range.start) as usize;
-                let content = match index.frame_content(*frame) {
-                    FrameContent::Zero => vec![0; len],
-                    FrameContent::Stored(stored) => {
+                let content = match index.chunk_content(*chunk) {
+                    ChunkContent::Zero => vec![0; len],
+                    ChunkContent::Stored(stored) => {
                         let place = index.location(stored);
                         let bytes = &packs[place.pack as usize][place.range.start as usize..place.range.end as usize];
-                        zstd::bulk::decompress(bytes, len).with_context(|| format!("decompress frame {frame}"))?
+                        zstd::bulk::decompress(bytes, len).with_context(|| format!("decompress chunk {chunk}"))?
                     }
                 };
-                ensure!(index.matches(*frame, &content), "frame {frame} has a wrong digest");
+                ensure!(index.matches(*chunk, &content), "chunk {chunk} has a wrong digest");
                 Ok(content)
             })
             .collect::<Result<_>>()?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use reflash::release::digest::Digest;
-use reflash::release::index::{Builder, Pack, StoredNo};
+use reflash::release::index::{Builder, Pack, StoredChunkNo};
 use reflash::release::manifest::{Object, object_path};
 
 /// A pack is closed beyond this size: large enough that a cache holds few of them, small enough for one that keeps
@@ -50,11 +50,11 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     write().with_context(|| format!("write {}", path.display()))
 }
 
-/// Collects compressed frames to packs. One pack is held in memory, since its name is the digest of all of it.
+/// Collects compressed chunks to packs. One pack is held in memory, since its name is the digest of all of it.
 pub struct PackWriter<'a> {
     objects: &'a Objects,
     content: Vec<u8>,
-    first: StoredNo,
+    first: StoredChunkNo,
     total_bytes: u64,
 }
 
@@ -63,8 +63,8 @@ impl<'a> PackWriter<'a> {
         Self { objects, content: Vec::new(), first: 0, total_bytes: 0 }
     }
 
-    /// Appends the compressed content of `stored`; stored frames come in ascending order without gaps.
-    pub fn append(&mut self, stored: StoredNo, compressed: &[u8], builder: &mut Builder) -> Result<()> {
+    /// Appends the compressed content of `stored`; stored chunks come in ascending order without gaps.
+    pub fn append(&mut self, stored: StoredChunkNo, compressed: &[u8], builder: &mut Builder) -> Result<()> {
         if self.content.len() as u64 + compressed.len() as u64 > PACK_BYTES {
             self.close(builder)?;
         }

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::release::hints::Hints;
-use reflash::release::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
+use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use reflash::release::manifest;
 use reflash::release::patches::{Patch, Patches, fingerprint};
+use reflash::release::weak_hashes::WeakHashes;
 
 use super::objects::Objects;
 use super::reuse::Reusable;
@@ -14,31 +14,31 @@ use super::reuse::Reusable;
 const TABLE_LEVEL: i32 = 19;
 /// What is saved of the download, at least, percent: otherwise robots are better off without another object to fetch.
 const MIN_SAVED_PERCENT: u64 = 10;
-/// A frame as its own predecessor's patch takes about this share of what it takes alone, where little has changed.
+/// A chunk as its own predecessor's patch takes about this share of what it takes alone, where little has changed.
 const GUESSED_PERCENT: u64 = 10;
 
-/// A frame that differs from what is in its place.
+/// A chunk that differs from what is in its place.
 struct Candidate {
-    stored: StoredNo,
-    frame: FrameNo,
+    stored: StoredChunkNo,
+    chunk: ChunkNo,
     /// It can be put together from what a robot has.
     movable: bool,
 }
 
 /// Makes the patches from `before` to `index`, if they are worth their while.
 ///
-/// What can be moved costs a robot nothing but the hints, `hints_bytes`. If the patches of all of that are smaller, they are
-/// made too, and no hints are needed; if the image was laid out anew, so that nearly everything moves, they are not.
+/// What can be moved costs a robot nothing but the weak hashes, `weak_hashes_bytes`. If the patches of all of that are smaller, they are
+/// made too, and no weak hashes are needed; if the image was laid out anew, so that nearly everything moves, they are not.
 pub fn make(
     before: &Reusable,
     index: &Index,
-    movable: impl Fn(StoredNo) -> bool,
-    content: impl Fn(FrameNo) -> Result<Vec<u8>> + Sync,
-    hints_bytes: u64,
+    movable: impl Fn(StoredChunkNo) -> bool,
+    content: impl Fn(ChunkNo) -> Result<Vec<u8>> + Sync,
+    weak_hashes_bytes: u64,
     level: i32,
     objects: &Objects,
-) -> Result<Option<manifest::Patches>> {
-    if before.index.frame_bytes() != index.frame_bytes() {
+) -> Result<Option<manifest::PatchObjects>> {
+    if before.index.chunk_bytes() != index.chunk_bytes() {
         return Ok(None);
     }
     let (moving, mut candidates): (Vec<Candidate>, Vec<Candidate>) =
@@ -47,12 +47,12 @@ pub fn make(
         candidates.iter().map(|one| index.location(one.stored).range).map(|range| range.end - range.start).sum()
     };
     let mut saved_bytes = whole(&candidates);
-    let all_bytes = saved_bytes + hints_bytes;
+    let all_bytes = saved_bytes + weak_hashes_bytes;
     let mut made = compress(before, &candidates, &content, level)?;
-    if whole(&moving) * GUESSED_PERCENT / 100 <= hints_bytes {
+    if whole(&moving) * GUESSED_PERCENT / 100 <= weak_hashes_bytes {
         let patches = compress(before, &moving, &content, level)?;
-        if patches.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() <= hints_bytes {
-            saved_bytes += hints_bytes;
+        if patches.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() <= weak_hashes_bytes {
+            saved_bytes += weak_hashes_bytes;
             candidates.extend(moving);
             made.extend(patches);
         }
@@ -67,23 +67,23 @@ pub fn make(
     let described = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
     let table = Patches::new(described, made.into_iter().map(|(patch, _)| patch).collect()).encode();
     let table = objects.put(&zstd::bulk::compress(&table, TABLE_LEVEL).context("compress the table of patches")?)?;
-    Ok(Some(manifest::Patches { table, pack }))
+    Ok(Some(manifest::PatchObjects { table, pack }))
 }
 
-/// One for each stored frame: where it is first, of the places where something else was before.
-fn candidates(before: &Index, index: &Index, movable: impl Fn(StoredNo) -> bool) -> Vec<Candidate> {
+/// One for each stored chunk: where it is first, of the places where something else was before.
+fn candidates(before: &Index, index: &Index, movable: impl Fn(StoredChunkNo) -> bool) -> Vec<Candidate> {
     let mut taken = vec![false; index.stored_count() as usize];
     let mut found = Vec::new();
-    // The first frame is never patched.
-    for frame in 1..index.frame_count().min(before.frame_count()) {
-        let FrameContent::Stored(stored) = index.frame_content(frame) else { continue };
-        let same = match before.frame_content(frame) {
-            FrameContent::Stored(old) => before.digest(old) == index.digest(stored),
-            FrameContent::Zero => false,
+    // The first chunk is never patched.
+    for chunk in 1..index.chunk_count().min(before.chunk_count()) {
+        let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { continue };
+        let same = match before.chunk_content(chunk) {
+            ChunkContent::Stored(old) => before.digest(old) == index.digest(stored),
+            ChunkContent::Zero => false,
         };
-        if !same && before.frame_range(frame) == index.frame_range(frame) && !taken[stored as usize] {
+        if !same && before.chunk_range(chunk) == index.chunk_range(chunk) && !taken[stored as usize] {
             taken[stored as usize] = true;
-            found.push(Candidate { stored, frame, movable: movable(stored) });
+            found.push(Candidate { stored, chunk, movable: movable(stored) });
         }
     }
     found
@@ -92,20 +92,20 @@ fn candidates(before: &Index, index: &Index, movable: impl Fn(StoredNo) -> bool)
 fn compress(
     before: &Reusable,
     candidates: &[Candidate],
-    content: &(impl Fn(FrameNo) -> Result<Vec<u8>> + Sync),
+    content: &(impl Fn(ChunkNo) -> Result<Vec<u8>> + Sync),
     level: i32,
 ) -> Result<Vec<(Patch, Vec<u8>)>> {
     let one = |candidate: &Candidate| {
-        let Candidate { stored, frame, .. } = *candidate;
-        let (old, new) = (before.frame(frame)?, content(frame)?);
+        let Candidate { stored, chunk, .. } = *candidate;
+        let (old, new) = (before.chunk(chunk)?, content(chunk)?);
         let bytes = zstd::bulk::Compressor::with_dictionary(level, &old)
             .and_then(|mut zstd| zstd.compress(&new))
             .context("compress a patch")?;
         let again =
             zstd::bulk::Decompressor::with_dictionary(&old).and_then(|mut zstd| zstd.decompress(&bytes, new.len()));
-        ensure!(again.context("apply a patch")? == new, "the patch of frame {frame} does not make the frame");
-        let base = fingerprint(Hints::of_frame(&old).into_iter());
-        Ok((Patch { stored, frame, length: u32::try_from(bytes.len())?, base }, bytes))
+        ensure!(again.context("apply a patch")? == new, "the patch of chunk {chunk} does not make the chunk");
+        let base = fingerprint(WeakHashes::of_chunk(&old).into_iter());
+        Ok((Patch { stored, chunk, length: u32::try_from(bytes.len())?, base }, bytes))
     };
     candidates.par_iter().map(one).collect()
 }

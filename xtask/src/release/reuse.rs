@@ -1,4 +1,4 @@
-//! What a release can take over from the one before: frames in packs that servers, caches and mirrors have already.
+//! What a release can take over from the one before: chunks in packs that servers, caches and mirrors have already.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use reflash::release::digest::Digest;
-use reflash::release::hints::{Hint, Hints};
-use reflash::release::index::{FrameContent, FrameNo, Index, Pack, StoredNo};
+use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
+use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 
 /// A pack of which less than this share is still in use is left behind, and what is in use of it is stored anew: a first
 /// flash reads around what is not in use, and packs would never go out of use otherwise. Percent.
@@ -18,13 +18,13 @@ const MIN_USED_PERCENT: u64 = 50;
 /// A release whose objects are all there.
 pub struct Reusable {
     pub index: Index,
-    by_digest: HashMap<Digest, StoredNo>,
-    /// Hints of all blocks; none if it has no object of them.
-    pub blocks: HashSet<Hint>,
+    by_digest: HashMap<Digest, StoredChunkNo>,
+    /// WeakHashes of all blocks; none if it has no object of them.
+    pub blocks: HashSet<WeakHash>,
     root: PathBuf,
 }
 
-/// A frame that is there already.
+/// A chunk that is there already.
 pub struct Found {
     /// Position in the list that was asked for.
     pub which: usize,
@@ -50,31 +50,32 @@ impl Reusable {
             return None;
         }
         let by_digest = (0..index.stored_count()).map(|stored| (*index.digest(stored), stored)).collect();
-        let hints = image.hints.as_ref().and_then(read).and_then(|object| Hints::decode(object, &index).ok());
-        let of = |stored| hints.as_ref().and_then(|hints| hints.of(stored)).into_iter().flatten();
+        let weak_hashes =
+            image.weak_hashes.as_ref().and_then(read).and_then(|object| WeakHashes::decode(object, &index).ok());
+        let of = |stored| weak_hashes.as_ref().and_then(|weak_hashes| weak_hashes.of(stored)).into_iter().flatten();
         let blocks = (0..index.stored_count()).flat_map(of).collect();
         Some(Self { index, by_digest, blocks, root: root.to_owned() })
     }
 
-    /// The content of a frame of its image.
-    pub fn frame(&self, frame: FrameNo) -> Result<Vec<u8>> {
-        let range = self.index.frame_range(frame);
+    /// The content of a chunk of its image.
+    pub fn chunk(&self, chunk: ChunkNo) -> Result<Vec<u8>> {
+        let range = self.index.chunk_range(chunk);
         let length = (range.end - range.start) as usize;
-        let FrameContent::Stored(stored) = self.index.frame_content(frame) else { return Ok(vec![0; length]) };
+        let ChunkContent::Stored(stored) = self.index.chunk_content(chunk) else { return Ok(vec![0; length]) };
         let place = self.index.location(stored);
         let path = self.root.join(object_path(&self.index.packs()[place.pack as usize].digest));
         let mut bytes = vec![0; (place.range.end - place.range.start) as usize];
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut bytes, place.range.start))
             .with_context(|| format!("read {}", path.display()))?;
-        let content = zstd::bulk::decompress(&bytes, length).with_context(|| format!("decompress frame {frame}"))?;
-        ensure!(self.index.matches(frame, &content), "{} is damaged at {}", path.display(), place.range.start);
+        let content = zstd::bulk::decompress(&bytes, length).with_context(|| format!("decompress chunk {chunk}"))?;
+        ensure!(self.index.matches(chunk, &content), "{} is damaged at {}", path.display(), place.range.start);
         Ok(content)
     }
 
-    /// The wanted frames that are there, in the order of packs and places in them.
-    pub fn take(&self, wanted: &[Digest], frame_bytes: u32) -> Vec<Found> {
-        if self.index.frame_bytes() != frame_bytes {
+    /// The wanted chunks that are there, in the order of packs and places in them.
+    pub fn take(&self, wanted: &[Digest], chunk_bytes: u32) -> Vec<Found> {
+        if self.index.chunk_bytes() != chunk_bytes {
             return Vec::new();
         }
         let place = |(which, digest): (usize, &Digest)| {

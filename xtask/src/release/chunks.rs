@@ -1,6 +1,6 @@
-//! An image becomes packs of compressed frames, an index and block hints.
+//! An image becomes packs of compressed chunks, an index and weak block hashes.
 //!
-//! The image is read twice: first to know all frames, then to compress those that the release before does not have. What
+//! The image is read twice: first to know all chunks, then to compress those that the release before does not have. What
 //! is new lies together in packs of its own, so that a robot that has the release before downloads it in few requests,
 //! and caches and mirrors keep what they have.
 
@@ -12,17 +12,17 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
 use reflash::release::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
-use reflash::release::hints::{Hint, Hints};
-use reflash::release::index::{Builder, FrameContent, FrameNo, Index, MAX_FRAME_BYTES, MAX_FRAMES, StoredNo};
+use reflash::release::index::{Builder, ChunkContent, ChunkNo, Index, MAX_CHUNK_BYTES, MAX_CHUNKS, StoredChunkNo};
 use reflash::release::manifest;
+use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
 use super::objects::{Objects, PackWriter};
 use super::reuse::Reusable;
 use super::{Spec, patches};
 
-/// Frames hashed or compressed in parallel before they are taken in order.
-const BATCH_FRAMES: usize = 512;
+/// Chunks hashed or compressed in parallel before they are taken in order.
+const BATCH_CHUNKS: usize = 512;
 
 /// zstd level of the index object: small, and read by every robot.
 const INDEX_LEVEL: i32 = 19;
@@ -30,40 +30,40 @@ const INDEX_LEVEL: i32 = 19;
 /// An image in the object store.
 pub struct Packed {
     pub described: manifest::Image,
-    /// Bytes of all frames.
+    /// Bytes of all chunks.
     pub packed_bytes: u64,
     /// Bytes of those that were not there before.
     pub new_bytes: u64,
 }
 
-/// A distinct frame of the image.
+/// A distinct chunk of the image.
 struct Distinct {
     digest: Digest,
-    hints: Vec<Hint>,
+    weak_hashes: Vec<WeakHash>,
     /// Where in the image it is first.
-    first: FrameNo,
+    first: ChunkNo,
 }
 
 /// The image as it was read the first time.
 struct Scan {
-    /// By frame, the position in `distinct`.
-    frames: Vec<Option<usize>>,
+    /// By chunk, the position in `distinct`.
+    chunks: Vec<Option<usize>>,
     distinct: Vec<Distinct>,
     sha256: String,
 }
 
-/// Frames of an image that is not too large for them. Of a Debian image at level 12, frames of 16, 32 and 64 KiB
+/// Chunks of an image that is not too large for them. Of a Debian image at level 12, chunks of 16, 32 and 64 KiB
 /// compress to 33.7, 34.3 and 33.2 %, and one core decompresses 0.6, 0.8 and 1.0 GB/s. Small ones follow changes
 /// closely, and need a larger index: those between are the best of both.
-const FRAME_BYTES: u32 = 32 * 1024;
+const CHUNK_BYTES: u32 = 32 * 1024;
 
-/// The smallest frame size, from [`FRAME_BYTES`] on, with which an image keeps to the number of frames an agent can hold.
-fn frame_bytes_for(image_bytes: u64) -> u32 {
-    let mut frame_bytes = FRAME_BYTES;
-    while frame_bytes < MAX_FRAME_BYTES && image_bytes.div_ceil(u64::from(frame_bytes)) > MAX_FRAMES {
-        frame_bytes *= 2;
+/// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks an agent can hold.
+fn chunk_bytes_for(image_bytes: u64) -> u32 {
+    let mut chunk_bytes = CHUNK_BYTES;
+    while chunk_bytes < MAX_CHUNK_BYTES && image_bytes.div_ceil(u64::from(chunk_bytes)) > MAX_CHUNKS {
+        chunk_bytes *= 2;
     }
-    frame_bytes
+    chunk_bytes
 }
 
 /// Puts the image of `spec` into the store.
@@ -76,13 +76,13 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
         "{} has {size_bytes} bytes, not a multiple of {BLOCK_SIZE_BYTES}",
         path.display()
     );
-    let frame_bytes = spec.frame_bytes.unwrap_or_else(|| frame_bytes_for(size_bytes));
-    let mut builder = Builder::new(size_bytes, frame_bytes)?;
-    let scan = scan(&file, size_bytes, frame_bytes).with_context(|| format!("read {}", path.display()))?;
+    let chunk_bytes = spec.chunk_bytes.unwrap_or_else(|| chunk_bytes_for(size_bytes));
+    let mut builder = Builder::new(size_bytes, chunk_bytes)?;
+    let scan = scan(&file, size_bytes, chunk_bytes).with_context(|| format!("read {}", path.display()))?;
 
-    // Reused frames first, in the order of their packs, then the new ones in the order of the image: long runs either way.
-    let digests: Vec<Digest> = scan.distinct.iter().map(|frame| frame.digest).collect();
-    let reused = reusable.map(|before| before.take(&digests, frame_bytes)).unwrap_or_default();
+    // Reused chunks first, in the order of their packs, then the new ones in the order of the image: long runs either way.
+    let digests: Vec<Digest> = scan.distinct.iter().map(|chunk| chunk.digest).collect();
+    let reused = reusable.map(|before| before.take(&digests, chunk_bytes)).unwrap_or_default();
     let mut number = vec![None; scan.distinct.len()];
     let mut order = Vec::with_capacity(scan.distinct.len());
     let mut old_bytes = 0;
@@ -99,10 +99,10 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
     }
     let mut packs = PackWriter::new(objects);
     let new: Vec<usize> = (0..scan.distinct.len()).filter(|which| number[*which].is_none()).collect();
-    for batch in new.chunks(BATCH_FRAMES) {
+    for batch in new.chunks(BATCH_CHUNKS) {
         let compress = |which: &usize| {
-            let content = read_frame(&file, scan.distinct[*which].first, frame_bytes, size_bytes)?;
-            zstd::bulk::compress(&content, spec.level).context("compress a frame")
+            let content = read_chunk(&file, scan.distinct[*which].first, chunk_bytes, size_bytes)?;
+            zstd::bulk::compress(&content, spec.level).context("compress a chunk")
         };
         let compressed: Vec<Vec<u8>> = batch.par_iter().map(compress).collect::<Result<_>>()?;
         for (which, compressed) in batch.iter().zip(compressed) {
@@ -113,22 +113,22 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
         }
     }
     let new_bytes = packs.finish(&mut builder)?;
-    for frame in &scan.frames {
-        let stored: Option<StoredNo> = frame.and_then(|which| number[which]);
-        builder.push_frame(stored.map_or(FrameContent::Zero, FrameContent::Stored));
+    for chunk in &scan.chunks {
+        let stored: Option<StoredChunkNo> = chunk.and_then(|which| number[which]);
+        builder.push_chunk(stored.map_or(ChunkContent::Zero, ChunkContent::Stored));
     }
     let index: Index = builder.finish()?;
-    let mut hints = Hints::builder(frame_bytes);
-    order.iter().for_each(|which| hints.push(&scan.distinct[*which].hints));
-    let hints = objects.put(&hints.encode())?;
+    let mut weak_hashes = WeakHashes::builder(chunk_bytes);
+    order.iter().for_each(|which| weak_hashes.push(&scan.distinct[*which].weak_hashes));
+    let weak_hashes = objects.put(&weak_hashes.encode())?;
     let patches = match reusable {
         Some(before) => {
-            let movable = |stored: StoredNo| {
-                let blocks = &scan.distinct[order[stored as usize]].hints;
-                blocks.iter().all(|hint| *hint == Hint::NONE || before.blocks.contains(hint))
+            let movable = |stored: StoredChunkNo| {
+                let blocks = &scan.distinct[order[stored as usize]].weak_hashes;
+                blocks.iter().all(|weak_hash| *weak_hash == WeakHash::NONE || before.blocks.contains(weak_hash))
             };
-            let content = |frame| read_frame(&file, frame, frame_bytes, size_bytes);
-            patches::make(before, &index, movable, content, hints.size_bytes, spec.level, objects)?
+            let content = |chunk| read_chunk(&file, chunk, chunk_bytes, size_bytes);
+            patches::make(before, &index, movable, content, weak_hashes.size_bytes, spec.level, objects)?
         }
         None => None,
     };
@@ -137,7 +137,7 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
         size_bytes,
         sha256: scan.sha256,
         index: objects.put(&zstd::bulk::compress(&index.encode(), INDEX_LEVEL).context("compress the index")?)?,
-        hints: Some(hints),
+        weak_hashes: Some(weak_hashes),
         patches,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
@@ -145,55 +145,56 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
     Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes })
 }
 
-fn scan(file: &File, size_bytes: u64, frame_bytes: u32) -> Result<Scan> {
+fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
     let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
     let mut sha256 = Sha256::new();
     let mut known: HashMap<Digest, usize> = HashMap::new();
-    let mut scan = Scan { frames: Vec::new(), distinct: Vec::new(), sha256: String::new() };
+    let mut scan = Scan { chunks: Vec::new(), distinct: Vec::new(), sha256: String::new() };
     let mut left = size_bytes;
     while left > 0 {
-        let mut batch = Vec::with_capacity(BATCH_FRAMES);
-        while left > 0 && batch.len() < BATCH_FRAMES {
-            let mut content = vec![0; left.min(u64::from(frame_bytes)) as usize];
+        let mut batch = Vec::with_capacity(BATCH_CHUNKS);
+        while left > 0 && batch.len() < BATCH_CHUNKS {
+            let mut content = vec![0; left.min(u64::from(chunk_bytes)) as usize];
             reader.read_exact(&mut content)?;
             left -= content.len() as u64;
             batch.push(content);
         }
         let hash = || batch.iter().for_each(|content| sha256.update(content));
-        let digest = |content: &Vec<u8>| (!is_zero(content)).then(|| (Digest::of(content), Hints::of_frame(content)));
+        let digest =
+            |content: &Vec<u8>| (!is_zero(content)).then(|| (Digest::of(content), WeakHashes::of_chunk(content)));
         let digests = || batch.par_iter().map(digest).collect::<Vec<_>>();
         // SHA-256 cannot be split, so it has a core of its own.
         let ((), digests) = rayon::join(hash, digests);
         for found in digests {
-            let frame = scan.frames.len() as FrameNo;
-            let which = found.map(|(digest, hints)| {
+            let chunk = scan.chunks.len() as ChunkNo;
+            let which = found.map(|(digest, weak_hashes)| {
                 *known.entry(digest).or_insert_with(|| {
-                    scan.distinct.push(Distinct { digest, hints, first: frame });
+                    scan.distinct.push(Distinct { digest, weak_hashes, first: chunk });
                     scan.distinct.len() - 1
                 })
             });
-            scan.frames.push(which);
+            scan.chunks.push(which);
         }
     }
     scan.sha256 = hex(&sha256.finalize());
     Ok(scan)
 }
 
-fn read_frame(file: &File, frame: FrameNo, frame_bytes: u32, size_bytes: u64) -> Result<Vec<u8>> {
-    let start = u64::from(frame) * u64::from(frame_bytes);
-    let mut content = vec![0; (size_bytes - start).min(u64::from(frame_bytes)) as usize];
-    file.read_exact_at(&mut content, start).with_context(|| format!("read frame {frame} of the image"))?;
+fn read_chunk(file: &File, chunk: ChunkNo, chunk_bytes: u32, size_bytes: u64) -> Result<Vec<u8>> {
+    let start = u64::from(chunk) * u64::from(chunk_bytes);
+    let mut content = vec![0; (size_bytes - start).min(u64::from(chunk_bytes)) as usize];
+    file.read_exact_at(&mut content, start).with_context(|| format!("read chunk {chunk} of the image"))?;
     Ok(content)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::frame_bytes_for;
+    use super::chunk_bytes_for;
 
     #[test]
-    fn frames_grow_with_the_image() {
+    fn chunks_grow_with_the_image() {
         let gib = 1 << 30;
-        assert_eq!([1, gib, 8 * gib].map(frame_bytes_for), [32 << 10; 3]);
-        assert_eq!([8 * gib + 4096, 16 * gib, 1024 * gib].map(frame_bytes_for), [64 << 10, 64 << 10, 4 << 20]);
+        assert_eq!([1, gib, 8 * gib].map(chunk_bytes_for), [32 << 10; 3]);
+        assert_eq!([8 * gib + 4096, 16 * gib, 1024 * gib].map(chunk_bytes_for), [64 << 10, 64 << 10, 4 << 20]);
     }
 }

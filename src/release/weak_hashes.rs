@@ -1,0 +1,206 @@
+//! Where content may be found: short hashes of the 4 KiB blocks of an image's stored chunks. Pure.
+//!
+//! A weak hash is never a proof. A chunk that is put together from blocks found by their weak hashes is checked by its full digest
+//! like a downloaded one, so a collision, even one made on purpose, costs a fetch and never correctness.
+//!
+//! The object of its own that holds them is not compressed, as hashes cannot be. All numbers little endian:
+//!
+//! | section | entries | entry |
+//! |---|---|---|
+//! | header | 1 | 8 bytes `RFLASHBH`; u32 version 1; u32 blocks per chunk B; u32 stored chunks covered C; u32 0 |
+//! | weak hashes | C x B | the low 6 bytes of the block's XXH3-64 (seed 0), 0 beyond a short last chunk |
+//!
+//! Six bytes: of 16 million blocks looked for among as many, one is found wrongly.
+
+use crate::release::digest::{BLOCK_SIZE_BYTES, BlockHash, block_hash, is_zero};
+use crate::release::index::{Index, StoredChunkNo};
+
+const MAGIC: &[u8; 8] = b"RFLASHBH";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 24;
+const WEAK_HASH_BYTES: usize = 6;
+
+/// More blocks than these (8 GiB of content) are not covered: what is beyond is fetched when it moved. It bounds the
+/// agent's memory.
+pub const MAX_BLOCKS: usize = 2 * 1024 * 1024;
+
+/// The largest object there is.
+pub const MAX_SIZE_BYTES: u64 = (HEADER_BYTES + MAX_BLOCKS * WEAK_HASH_BYTES) as u64;
+
+/// The low 48 bits of a block's XXH3-64. 0 stands for a block of zeros, which needs no source, and for one that is not
+/// known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct WeakHash(u64);
+
+impl WeakHash {
+    /// Of a block of zeros, or of one that could not be read.
+    pub const NONE: Self = Self(0);
+
+    /// The weak hash of one block.
+    #[must_use]
+    pub fn of(block: &[u8]) -> Self {
+        if is_zero(block) { Self::NONE } else { Self::short(block_hash(block)) }
+    }
+
+    fn short(hash: BlockHash) -> Self {
+        Self(hash & ((1 << (8 * WEAK_HASH_BYTES)) - 1))
+    }
+
+    /// As a number, for a table.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// From [`bits`](Self::bits).
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self::short(bits)
+    }
+}
+
+/// The weak hashes of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeakHashes {
+    per_chunk: usize,
+    /// As in the object.
+    bytes: Vec<u8>,
+}
+
+/// Why bytes are not the weak hashes of an index.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WeakHashesError {
+    /// Other content, or a later format.
+    #[error("not weak block hashes of version {VERSION}")]
+    Magic,
+    /// Made for another index, or cut.
+    #[error("the weak block hashes do not fit the chunk index: {0}")]
+    Unfit(&'static str),
+}
+
+impl WeakHashes {
+    /// Collects the weak hashes of the stored chunks of an index, whose contents come in the order of their numbers.
+    #[must_use]
+    pub fn builder(chunk_bytes: u32) -> Self {
+        Self { per_chunk: chunk_bytes as usize / BLOCK_SIZE_BYTES, bytes: Vec::new() }
+    }
+
+    /// The weak hashes of a chunk's content, as [`push`](Self::push) takes them.
+    #[must_use]
+    pub fn of_chunk(content: &[u8]) -> Vec<WeakHash> {
+        content.chunks(BLOCK_SIZE_BYTES).map(WeakHash::of).collect()
+    }
+
+    /// Adds the next stored chunk. Beyond [`MAX_BLOCKS`] nothing is added.
+    pub fn push(&mut self, chunk: &[WeakHash]) {
+        if self.bytes.len() / WEAK_HASH_BYTES + self.per_chunk > MAX_BLOCKS {
+            return;
+        }
+        let padded = chunk.iter().copied().chain(std::iter::repeat(WeakHash::NONE)).take(self.per_chunk);
+        padded.for_each(|weak_hash| self.bytes.extend_from_slice(&weak_hash.0.to_le_bytes()[..WEAK_HASH_BYTES]));
+    }
+
+    /// The object.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let covered = self.bytes.len() / (WEAK_HASH_BYTES * self.per_chunk);
+        let mut out = MAGIC.to_vec();
+        for number in [VERSION, self.per_chunk as u32, covered as u32, 0] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.bytes);
+        out
+    }
+
+    /// Reads the object that belongs to `index`.
+    ///
+    /// # Errors
+    /// [`WeakHashesError`].
+    pub fn decode(mut object: Vec<u8>, index: &Index) -> Result<Self, WeakHashesError> {
+        let number = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(*object.get(at..)?.first_chunk::<4>()?)) };
+        if !object.starts_with(MAGIC) || number(8) != Some(VERSION) {
+            return Err(WeakHashesError::Magic);
+        }
+        let (Some(per_chunk), Some(covered), Some(0)) = (number(12), number(16), number(20)) else {
+            return Err(WeakHashesError::Unfit("the header is cut or its reserved field is not 0"));
+        };
+        let expected = u64::from(covered) * u64::from(per_chunk) * WEAK_HASH_BYTES as u64 + HEADER_BYTES as u64;
+        if per_chunk as usize != index.chunk_bytes() as usize / BLOCK_SIZE_BYTES || covered > index.stored_count() {
+            return Err(WeakHashesError::Unfit("it is of other chunks"));
+        }
+        if object.len() as u64 != expected || expected > MAX_SIZE_BYTES {
+            return Err(WeakHashesError::Unfit("its length is not what its header says"));
+        }
+        object.drain(..HEADER_BYTES);
+        Ok(Self { per_chunk: per_chunk as usize, bytes: object })
+    }
+
+    /// The weak hashes of a stored chunk, one for each 4 KiB of a full chunk; none for a chunk that is not covered.
+    pub fn of(&self, stored: StoredChunkNo) -> Option<impl Iterator<Item = WeakHash>> {
+        let start = (stored as usize).checked_mul(self.per_chunk * WEAK_HASH_BYTES)?;
+        let bytes = self.bytes.get(start..start + self.per_chunk * WEAK_HASH_BYTES)?;
+        Some(bytes.chunks(WEAK_HASH_BYTES).map(|bytes| {
+            let mut wide = [0; 8];
+            wide[..WEAK_HASH_BYTES].copy_from_slice(bytes);
+            WeakHash(u64::from_le_bytes(wide))
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_BLOCKS, WeakHash, WeakHashes, WeakHashesError};
+    use crate::release::digest::Digest;
+    use crate::release::index::{Builder, ChunkContent, Index, Pack};
+
+    const CHUNK: u32 = 16 * 1024;
+
+    fn index(stored: u32) -> Index {
+        let mut builder = Builder::new(u64::from(CHUNK) * u64::from(stored), CHUNK).unwrap();
+        for number in 0..stored {
+            builder.store(Digest::of(&number.to_le_bytes()), 10);
+            builder.push_chunk(ChunkContent::Stored(number));
+        }
+        builder.push_extent(0, Pack { digest: Digest::of(b""), size_bytes: 10 * u64::from(stored) }, 0);
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_and_a_short_chunk_is_padded() {
+        let mut weak_hashes = WeakHashes::builder(CHUNK);
+        let content = [vec![0; 4096], vec![7; 4096]].concat();
+        weak_hashes.push(&WeakHashes::of_chunk(&content));
+        weak_hashes.push(&[WeakHash::of(&[1; 4096]); 4]);
+        let decoded = WeakHashes::decode(weak_hashes.encode(), &index(2)).unwrap();
+        assert_eq!(decoded, weak_hashes);
+        let first: Vec<_> = decoded.of(0).unwrap().collect();
+        assert_eq!(first, [WeakHash::NONE, WeakHash::of(&[7; 4096]), WeakHash::NONE, WeakHash::NONE]);
+        assert!(decoded.of(2).is_none());
+        assert_eq!(WeakHash::from_bits(first[1].bits()), first[1]);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_index_is_refused() {
+        let mut weak_hashes = WeakHashes::builder(CHUNK);
+        (0..3).for_each(|fill| weak_hashes.push(&[WeakHash::of(&[fill + 1; 4096]); 4]));
+        let object = weak_hashes.encode();
+        assert!(matches!(WeakHashes::decode(object.clone(), &index(2)), Err(WeakHashesError::Unfit(_))));
+        // Covering only a part is allowed: the rest is looked for in vain.
+        assert!(WeakHashes::decode(object.clone(), &index(9)).unwrap().of(5).is_none());
+        for len in 0..object.len() {
+            assert!(WeakHashes::decode(object[..len].to_vec(), &index(3)).is_err(), "cut to {len}");
+        }
+        let mut other = object.clone();
+        other[12] ^= 1;
+        assert!(matches!(WeakHashes::decode(other, &index(3)), Err(WeakHashesError::Unfit(_))));
+        assert_eq!(WeakHashes::decode(b"something else".to_vec(), &index(3)), Err(WeakHashesError::Magic));
+    }
+
+    #[test]
+    fn no_more_than_the_bound_is_covered() {
+        let mut weak_hashes = WeakHashes::builder(4 << 20);
+        let chunk = vec![WeakHash::of(&[1; 4096]); 1024];
+        (0..MAX_BLOCKS / 1024 + 5).for_each(|_| weak_hashes.push(&chunk));
+        assert_eq!(weak_hashes.encode().len() as u64, super::MAX_SIZE_BYTES);
+    }
+}

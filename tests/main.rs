@@ -19,6 +19,5 @@ mod slots;
 mod sources;
 mod station;
 mod support;
-mod tidy;
 mod update;
 mod vm;

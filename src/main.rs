@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use reflash::{cli, pid1, sys};
 
 fn main() -> ExitCode {
-    if sys::init::is_pid1() {
+    if sys::process::is_pid1() {
         match pid1::role() {
             pid1::Job::Recovery => pid1::recovery::run(),
             pid1::Job::System => pid1::system::run(),

@@ -5,13 +5,14 @@
 //! | [`block`] | opens, reads and writes block devices |
 //! | [`clock`] | the system clock |
 //! | [`ext4`] | identity and growth of a mounted file system |
-//! | [`init`] | PID 1: first mounts, console, signals, orphans, panic |
+//! | [`init`] | PID 1: first mounts, console, signals, panic |
 //! | [`kmsg`] | lines into the kernel log |
 //! | [`loopback`] | a part of a disk as a device of its own |
 //! | [`module`] | inserts a kernel module |
 //! | [`mount`] | mounts, `switch_root` |
 //! | [`net`] | links, raw sockets, addresses and routes |
 //! | [`power`] | reboot, power off, sync that cannot hang |
+//! | [`process`] | programs that are started, orphans that are collected |
 //! | [`random`] | random bytes |
 //! | [`uevent`] | the kernel's events about devices |
 //! | [`watchdog`] | the hardware watchdog |
@@ -26,6 +27,8 @@ pub mod module;
 pub mod mount;
 pub mod net;
 pub mod power;
+pub mod process;
 pub mod random;
+mod signals;
 pub mod uevent;
 pub mod watchdog;

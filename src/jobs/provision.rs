@@ -24,13 +24,15 @@ mod marker;
 mod preflight;
 mod select;
 mod skeleton;
+mod survey;
 mod write;
 
 pub use install::{InstallError, Site, install, prepare};
 pub use make_table::MakeTableError;
 pub use preflight::{Armed, ErasePermission, Firmware, NotArmed, Preflight, Refused};
-pub use select::{ChooseError, DiskCandidate, DiskContent, choose, survey};
+pub use select::{ChooseError, DiskCandidate, DiskContent, choose};
 pub use skeleton::{DiskGeometry, DiskSkeleton, SkeletonError};
+pub use survey::survey;
 pub use write::{BootstrapParts, PartiallyWritten, ProvisionError, Provisioned, TemplateImage, begin};
 
 /// Bytes at the start and end of a disk and of each partition that are looked at, and zeroed: signatures of partition

@@ -56,12 +56,12 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 /// latest DISCOVER. The RFC goes on to 64 s; we stop at 30, which is what a switch port takes to forward at last.
 const WAITS: [u64; 4] = [4, 8, 16, 30];
 
-/// Asks for a lease on `link` until a server gives one, or `stop` says to give up. `tell` gets a sentence for each
+/// Asks for a lease on `link` until a server gives one, or `stop` says to give up. `on_event` gets a sentence for each
 /// DISCOVER after the first.
 ///
 /// # Errors
 /// [`DhcpError`]; a server that does not answer is none.
-pub fn obtain(link: &Link, stop: &dyn Fn() -> bool, tell: &dyn Fn(&str)) -> Result<Lease, DhcpError> {
+pub fn obtain(link: &Link, stop: &dyn Fn() -> bool, on_event: &dyn Fn(&str)) -> Result<Lease, DhcpError> {
     let failed = |source| DhcpError::Link { interface: link.name.clone(), source };
     let start = Instant::now();
     let now = || smoltcp::time::Instant::from_micros(i64::try_from(start.elapsed().as_micros()).unwrap_or(i64::MAX));
@@ -92,7 +92,7 @@ pub fn obtain(link: &Link, stop: &dyn Fn() -> bool, tell: &dyn Fn(&str)) -> Resu
             attempts += 1;
             if attempts > 1 {
                 let next = retries(attempts).discover_timeout.secs();
-                tell(&format!("{}: no DHCP answer yet (attempt {attempts}), next in {next} s", link.name));
+                on_event(&format!("{}: no DHCP answer yet (attempt {attempts}), next in {next} s", link.name));
             }
             client.set_retry_config(retries(attempts + 1));
         }

@@ -1,7 +1,6 @@
 //! Looking for a link that gets an address: every card at once, cards that appear or get a cable later included.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -11,7 +10,9 @@ use crate::chain::chain;
 use crate::machine::config::{InterfaceSelector, Network};
 
 use super::dhcp::{self, DhcpError, Lease};
-use super::{NetError, Stop, Tell};
+use super::error::NetError;
+use super::options::{OnEvent, Stop};
+use super::settings::Settings;
 use crate::machine::drivers::Loader;
 use crate::sys::net::link::{Link, links};
 use crate::sys::net::rtnl::Rtnl;
@@ -26,37 +27,6 @@ const NAG_MAX: Duration = Duration::from_secs(60);
 
 /// How long a link that could not be used is left alone.
 const RETRY: Duration = Duration::from_secs(10);
-
-/// A link and the address it is to have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Settings {
-    /// The card whose cable matters.
-    pub(super) card: Link,
-    /// Where the address goes: the card or a VLAN on it.
-    pub(super) link: Link,
-    pub(super) address: Ipv4Addr,
-    pub(super) prefix_len: u8,
-    pub(super) gateway: Option<Ipv4Addr>,
-    pub(super) dns: Vec<IpAddr>,
-    /// `None`: nothing to renew.
-    pub(super) lease: Option<Duration>,
-}
-
-impl Settings {
-    /// A lease, with the configuration's name servers in place of its own.
-    pub(super) fn leased(network: &Network, card: Link, link: Link, lease: Lease) -> Self {
-        let own = lease.dns.into_iter().map(IpAddr::V4).collect();
-        Self {
-            card,
-            link,
-            address: lease.address,
-            prefix_len: lease.prefix_len,
-            gateway: lease.gateway,
-            dns: if network.dns.is_empty() { own } else { network.dns.clone() },
-            lease: lease.duration,
-        }
-    }
-}
 
 /// The DHCP client of one card.
 struct Client {
@@ -76,7 +46,12 @@ struct DhcpAnswer {
 }
 
 /// Waits for the first wanted link that has a carrier and, with DHCP, a lease.
-pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tell) -> Result<Settings, NetError> {
+pub(super) fn search(
+    network: &Network,
+    stop: &Stop,
+    rtnl: &mut Rtnl,
+    on_event: &OnEvent,
+) -> Result<Settings, NetError> {
     let (answers, answered) = mpsc::channel::<DhcpAnswer>();
     // By index: a card that is plugged in again is a new one.
     let mut clients: HashMap<u32, Client> = HashMap::new();
@@ -97,7 +72,7 @@ pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tel
             if left_alone.contains_key(&card.index) || clients.contains_key(&card.index) {
                 continue;
             }
-            match ready(network, card, rtnl, tell) {
+            match ready(network, card, rtnl, on_event) {
                 Ok(None) => {}
                 Ok(Some(link)) => {
                     if let Some(address) = network.address {
@@ -111,15 +86,15 @@ pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tel
                             lease: None,
                         });
                     }
-                    clients.insert(card.index, start(card.clone(), link, answers.clone(), tell)?);
+                    clients.insert(card.index, start(card.clone(), link, answers.clone(), on_event)?);
                 }
                 Err(problem) => {
-                    tell(&format!("{problem}; trying again in {} s", RETRY.as_secs()));
+                    on_event(&format!("{problem}; trying again in {} s", RETRY.as_secs()));
                     left_alone.insert(card.index, Instant::now());
                 }
             }
         }
-        reminder.check(network, &wanted, tell);
+        reminder.check(network, &wanted, on_event);
         match answered.recv_timeout(LOOK) {
             Ok(DhcpAnswer { card, link, result: Ok(lease) }) => {
                 return Ok(Settings::leased(network, card, link, lease));
@@ -129,7 +104,7 @@ pub(super) fn search(network: &Network, stop: &Stop, rtnl: &mut Rtnl, tell: &Tel
                 // Mostly a card that was unplugged, which the next look sees.
                 clients.remove(&card.index);
                 left_alone.insert(card.index, Instant::now());
-                tell(&chain(&error));
+                on_event(&chain(&error));
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
@@ -147,7 +122,7 @@ fn is_wanted(link: &Link, selector: Option<&InterfaceSelector>) -> bool {
 }
 
 /// Switches the card on; once it has a carrier, gives the link for the address.
-fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, tell: &Tell) -> Result<Option<Link>, String> {
+fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, on_event: &OnEvent) -> Result<Option<Link>, String> {
     if !card.up {
         rtnl.set_up(&card.name, card.index).map_err(|error| chain(&error))?;
         return Ok(None);
@@ -155,7 +130,7 @@ fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, tell: &Tell) -> Result
     if !card.carrier {
         return Ok(None);
     }
-    tell(&format!("{}: link up", card.name));
+    on_event(&format!("{}: link up", card.name));
     let Some(id) = network.vlan else { return Ok(Some(card.clone())) };
     let name = create_vlan(card, id, rtnl)?;
     let find = || links().ok()?.into_iter().find(|link| link.name == name);
@@ -176,15 +151,15 @@ fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> 
     }
 }
 
-fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, tell: &Tell) -> Result<Client, NetError> {
+fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent) -> Result<Client, NetError> {
     let stop = Arc::new(AtomicBool::new(false));
     let client = Client { stop: Arc::clone(&stop) };
-    let tell = Arc::clone(tell);
+    let on_event = Arc::clone(on_event);
     std::thread::Builder::new()
         .name(format!("dhcp {}", link.name))
         .spawn(move || {
-            tell(&format!("{}: asking for an address by DHCP", link.name));
-            let result = dhcp::obtain(&link, &|| stop.load(Ordering::SeqCst), &|text| tell(text));
+            on_event(&format!("{}: asking for an address by DHCP", link.name));
+            let result = dhcp::obtain(&link, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
             // Nobody listens any more when another card was faster.
             let _ = answers.send(DhcpAnswer { card, link, result });
         })
@@ -203,13 +178,13 @@ impl Reminder {
         Self { since: Instant::now(), pause: NAG_MIN }
     }
 
-    fn check(&mut self, network: &Network, wanted: &[Link], tell: &Tell) {
+    fn check(&mut self, network: &Network, wanted: &[Link], on_event: &OnEvent) {
         if wanted.iter().any(|link| link.carrier) {
             *self = Self::new();
         } else if self.since.elapsed() >= self.pause {
             self.since = Instant::now();
             self.pause = (self.pause * 2).min(NAG_MAX);
-            tell(&no_link(network, wanted));
+            on_event(&no_link(network, wanted));
         }
     }
 }

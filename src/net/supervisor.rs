@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use crate::machine::config::Network;
 
 use super::dhcp::{self, DhcpError};
-use super::search::{Settings, search};
-use super::{NetError, NetworkOptions, Tell, Up};
+use super::error::NetError;
+use super::options::{NetworkOptions, OnEvent};
+use super::search::search;
+use super::settings::{Settings, Up};
 use crate::chain::chain;
 use crate::sys::net::link::links;
 use crate::sys::net::rtnl::Rtnl;
@@ -35,13 +37,13 @@ const TROUBLE: Duration = Duration::from_secs(10);
 pub(super) struct Supervisor {
     network: Network,
     options: NetworkOptions,
-    tell: Tell,
+    on_event: OnEvent,
     rtnl: Rtnl,
 }
 
 impl Supervisor {
-    pub(super) fn new(network: Network, options: NetworkOptions, tell: Tell) -> Result<Self, NetError> {
-        Ok(Self { network, options, tell, rtnl: Rtnl::open()? })
+    pub(super) fn new(network: Network, options: NetworkOptions, on_event: OnEvent) -> Result<Self, NetError> {
+        Ok(Self { network, options, on_event, rtnl: Rtnl::open()? })
     }
 
     /// Searches and holds for ever. `first` gets the first result; an error there ends the thread, later ones are told
@@ -52,14 +54,14 @@ impl Supervisor {
         let _ = self.rtnl.set_up("lo", 1);
         let mut told = false;
         loop {
-            let result = search(&self.network, &self.options.stop, &mut self.rtnl, &self.tell)
+            let result = search(&self.network, &self.options.stop, &mut self.rtnl, &self.on_event)
                 .and_then(|settings| self.apply(&settings, None).map(|()| settings));
             match result {
                 Ok(settings) => {
                     if !told {
                         told = true;
                         // Without a receiver the caller has gone away; the network stays up all the same.
-                        let _ = first.send(Ok(up(&settings)));
+                        let _ = first.send(Ok(settings.up()));
                     }
                     self.hold(settings);
                 }
@@ -69,7 +71,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     if !self.options.stop.requested() {
-                        (self.tell)(&format!("network: {}", chain(&error)));
+                        (self.on_event)(&format!("network: {}", chain(&error)));
                         std::thread::sleep(TROUBLE);
                     }
                 }
@@ -109,7 +111,7 @@ impl Supervisor {
             if let Some(lease) = settings.lease {
                 _ = write!(text, ", leased for {} s", lease.as_secs());
             }
-            (self.tell)(&text);
+            (self.on_event)(&text);
         }
         Ok(())
     }
@@ -138,7 +140,7 @@ impl Supervisor {
             std::thread::sleep(LOOK);
             if !has_carrier(&settings) {
                 let since = *lost.get_or_insert_with(|| {
-                    (self.tell)(&format!("{}: link lost", settings.card.name));
+                    (self.on_event)(&format!("{}: link lost", settings.card.name));
                     Instant::now()
                 });
                 if since.elapsed() >= GRACE {
@@ -150,7 +152,7 @@ impl Supervisor {
                 continue;
             }
             if lost.take().is_some() {
-                (self.tell)(&format!("{}: link up again", settings.card.name));
+                (self.on_event)(&format!("{}: link up again", settings.card.name));
                 // It may be another network now.
                 renew_at = renew_at.map(|_| Instant::now());
             }
@@ -175,7 +177,7 @@ impl Supervisor {
                     } else {
                         format!("{} s of the lease are left", left.as_secs())
                     };
-                    (self.tell)(&format!("{problem}; {lease}, next try in {} s", pause.as_secs()));
+                    (self.on_event)(&format!("{problem}; {lease}, next try in {} s", pause.as_secs()));
                 }
             }
         }
@@ -197,7 +199,7 @@ impl Supervisor {
         if renewed.address == settings.address
             && let Some(lease) = renewed.lease
         {
-            (self.tell)(&format!("{name}: lease renewed for {} s", lease.as_secs()));
+            (self.on_event)(&format!("{name}: lease renewed for {} s", lease.as_secs()));
         }
         Ok(renewed)
     }
@@ -214,17 +216,6 @@ fn has_carrier(settings: &Settings) -> bool {
 fn same_subnet(one: Ipv4Addr, other: Ipv4Addr, prefix_len: u8) -> bool {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0);
     u32::from(one) & mask == u32::from(other) & mask
-}
-
-fn up(settings: &Settings) -> Up {
-    Up {
-        interface: settings.link.name.clone(),
-        address: settings.address,
-        prefix_len: settings.prefix_len,
-        gateway: settings.gateway,
-        dns: settings.dns.clone(),
-        lease_seconds: settings.lease.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
-    }
 }
 
 #[cfg(test)]

@@ -19,11 +19,11 @@ use crate::machine::config::{ConfigError, Layer};
 use crate::machine::drivers::{Coldplug, Loader, ModuleError};
 use crate::machine::hostname::{self, HostnameError};
 use crate::machine::identity;
-use crate::sys::init;
 use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::mount::{self, Mount, MountError};
 use crate::sys::power;
 use crate::sys::{block, ext4};
+use crate::sys::{init, process};
 
 /// Where the system's partition is mounted; becomes `/`.
 const ROOT: &str = "/sysroot";
@@ -275,7 +275,7 @@ fn check(device: &Path) -> Result<(), SysrootError> {
 
 fn program(path: &str, arguments: &[&str], good: &[i32]) -> Result<(), SysrootError> {
     let line = || format!("{path} {}", arguments.join(" "));
-    let status = init::run_and_wait(Path::new(path), arguments)
+    let status = process::run_and_wait(Path::new(path), arguments)
         .map_err(|source| SysrootError::File { action: format!("start {}", line()), source })?;
     if status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());

@@ -1,35 +1,19 @@
-//! PID 1: first mounts, console, orphans, signals, and a panic that reboots.
+//! PID 1: first mounts, console, signals, and a panic that reboots.
 //!
-//! Order in `main`: [`install_panic_hook`], [`bring_up`], [`start_signal_thread`] before any other thread.
-#![allow(unsafe_code)] // pre_exec, in one place
+//! Order of the calls: [`install_panic_hook`], [`bring_up`], [`start_signal_thread`] before any other thread.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
 
 use super::kmsg::{Kmsg, Level};
 use super::mount::{Mount, MountError};
-use super::power;
-
-static SHUTDOWN: AtomicBool = AtomicBool::new(false);
-
-/// Held by the reaper while it collects orphans and by [`run_and_wait`] while a child of ours lives, so that the
-/// reaper cannot collect the child's status first. Orphans wait as zombies meanwhile, which costs nothing.
-static CHILDREN: Mutex<()> = Mutex::new(());
-
-/// Whether this process is PID 1.
-pub fn is_pid1() -> bool {
-    std::process::id() == 1
-}
+use super::process::{is_pid1, reap_orphans};
+use super::{power, signals};
 
 /// Mounts `/proc`, `/sys`, `/dev`, `/run` and, where the firmware has it, efivarfs; puts stdio on the console; quiets
 /// the kernel on the console down to errors. The result lists what went wrong but can be lived without.
@@ -99,14 +83,14 @@ pub fn consoles() -> Vec<PathBuf> {
 /// Takes over SIGTERM, SIGINT (which the kernel sends for ctrl-alt-del) and SIGCHLD. Must run before any other thread
 /// is started, because threads inherit the signal mask and a signal goes to any thread that does not block it.
 ///
-/// On SIGTERM or ctrl-alt-del [`shutdown_requested`] becomes true, `on_shutdown` gets one sentence to show, and after
-/// `grace`, the time the main thread has to leave by itself, the machine is rebooted with disks released and synced,
-/// whatever the main thread is blocked in.
+/// On SIGTERM or ctrl-alt-del `on_shutdown` gets one sentence to show, and after `grace`, the time the main thread has to
+/// end by itself, the machine is rebooted with disks released and synced, whatever the main thread is blocked in.
 ///
 /// # Errors
 /// The kernel refused the signal mask or the thread.
 pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 'static) -> io::Result<()> {
-    let signals = our_signals();
+    let signals = signals::of_pid1();
+    let mut shutting_down = false;
     signals.thread_block()?;
     if is_pid1() {
         // Off means: do not reset the machine at once, send SIGINT to PID 1.
@@ -117,7 +101,7 @@ pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 
             match signals.wait() {
                 Ok(Signal::SIGCHLD) => reap_orphans(),
                 Ok(signal) => {
-                    let first = !SHUTDOWN.swap(true, Ordering::SeqCst);
+                    let first = !std::mem::replace(&mut shutting_down, true);
                     let cause = if signal == Signal::SIGINT { "ctrl-alt-del" } else { "SIGTERM" };
                     if first {
                         on_shutdown(&format!("{cause}: rebooting"));
@@ -130,7 +114,7 @@ pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 
                             restart();
                         }
                     } else {
-                        // Somebody is impatient: no more grace.
+                        // A person does not want to wait for the grace period.
                         restart();
                     }
                 }
@@ -148,59 +132,6 @@ fn restart() {
     } else {
         std::process::exit(0);
     }
-}
-
-/// Whether SIGTERM or ctrl-alt-del arrived; loops and waits should end.
-pub fn shutdown_requested() -> bool {
-    SHUTDOWN.load(Ordering::SeqCst)
-}
-
-fn reap_orphans() {
-    let _ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
-    if !is_pid1() {
-        return;
-    }
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            break;
-        }
-    }
-}
-
-/// Runs a program to its end with stdio inherited, safe beside the reaper. The only way PID 1 may start a program:
-/// with `std::process` alone the reaper can take the child's status first, and waiting for it fails.
-///
-/// # Errors
-/// The program cannot be started. Its own failure is in the [`ExitStatus`].
-pub fn run_and_wait(program: &Path, arguments: &[&str]) -> io::Result<ExitStatus> {
-    let ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes one, sigprocmask, on a set
-    // that lives on the stack; it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(unblock_signals) };
-    let status = command.status();
-    drop(ours);
-    // Orphans that ended meanwhile have signalled already.
-    reap_orphans();
-    status
-}
-
-/// Undoes [`start_signal_thread`]'s mask in this thread, for a program that takes over: masks survive exec, and one
-/// that does not expect SIGTERM and SIGCHLD to be blocked misses them for ever.
-///
-/// # Errors
-/// None in practice; the kernel knows these signals.
-pub(super) fn unblock_signals() -> io::Result<()> {
-    our_signals().thread_unblock().map_err(Into::into)
-}
-
-fn our_signals() -> SigSet {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
-    signals
 }
 
 /// Makes a panic of PID 1 visible and harmless: prints it to the console and the kernel log, syncs, waits `delay` so
@@ -226,26 +157,4 @@ pub fn install_panic_hook(delay: Duration) {
             std::thread::sleep(Duration::from_secs(1));
         }
     }));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{our_signals, run_and_wait};
-    use std::path::Path;
-
-    #[test]
-    fn a_program_does_not_inherit_our_blocked_signals() {
-        our_signals().thread_block().unwrap();
-        // Bits 1, 14 and 16 of the mask: SIGINT, SIGTERM, SIGCHLD.
-        let script = "grep -q 'SigBlk:.*00000$' /proc/self/status";
-        assert!(run_and_wait(Path::new("/bin/sh"), &["-c", script]).unwrap().success());
-        our_signals().thread_unblock().unwrap();
-    }
-
-    #[test]
-    fn a_program_runs_and_its_status_comes_back() {
-        assert!(run_and_wait(Path::new("/bin/true"), &[]).unwrap().success());
-        assert_eq!(run_and_wait(Path::new("/bin/sh"), &["-c", "exit 3"]).unwrap().code(), Some(3));
-        assert!(run_and_wait(Path::new("/no/such/program"), &[]).is_err());
-    }
 }

@@ -285,7 +285,7 @@ pub fn switch_root(new_root: &Path, init: &Path, arguments: &[&str]) -> Result<I
     // /proc came along, and its link reaches the old root although no path does any more.
     free_initramfs(&PathBuf::from(format!("/proc/self/fd/{}", old_root.as_raw_fd())));
     drop(old_root);
-    super::init::unblock_signals().map_err(|source| failed("unblock signals before starting", source))?;
+    super::signals::unblock().map_err(|source| failed("unblock signals before starting", source))?;
     let source = Command::new(init).args(arguments).exec();
     Err(MountError::new("start", init, source))
 }

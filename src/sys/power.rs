@@ -58,7 +58,7 @@ pub fn sync_within(limit: Duration) -> bool {
 fn leave(mode: RebootMode) -> std::io::Result<Infallible> {
     // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
     // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
-    if super::init::is_pid1() {
+    if super::process::is_pid1() {
         mount::release_disks();
     }
     sync_within(SYNC_LIMIT);

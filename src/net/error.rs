@@ -1,0 +1,31 @@
+//! Errors of the network room.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::sys::net::rtnl::RtnlError;
+
+/// Why the network cannot be brought up. A missing cable or server is no error: that is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// [`Stop::stop`](super::Stop::stop) was called.
+    #[error("stopped while waiting for the network")]
+    Stopped,
+    /// sysfs cannot be read.
+    #[error("cannot list the network links")]
+    List(#[source] io::Error),
+    /// The kernel refused an address or a route.
+    #[error("cannot configure the network")]
+    Configure(#[from] RtnlError),
+    /// The name servers cannot be written down.
+    #[error("cannot write the name servers to {}", .path.display())]
+    Resolver {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel has no thread for us.
+    #[error("cannot start a thread for the network")]
+    Thread(#[source] io::Error),
+}

@@ -77,7 +77,14 @@ fn provision(
     arm: Option<&str>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
 ) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
-    provision_from(None, fixture, candidate, firmware, ErasePermission { word: arm, by_itself: None }, wrap)
+    provision_from(
+        None,
+        fixture,
+        candidate,
+        firmware,
+        ErasePermission { confirmation: arm, unattended_medium: None },
+        wrap,
+    )
 }
 
 fn provision_from(
@@ -217,7 +224,8 @@ fn a_medium_does_not_erase_by_itself_what_it_made() {
             let (medium, other) = (MediaId::new([1; 16]), MediaId::new([2; 16]));
             let disk = Disk::new(4 * GIB, 512);
             let from = |medium: MediaId, again: bool| {
-                let leave = ErasePermission { word: Some("yes"), by_itself: Some(medium).filter(|_| !again) };
+                let leave =
+                    ErasePermission { confirmation: Some("yes"), unattended_medium: Some(medium).filter(|_| !again) };
                 provision_from(Some(medium), &fixture, disk.candidate(), Firmware::Bios, leave, as_it_is)
             };
             from(medium, false).unwrap();
@@ -226,7 +234,7 @@ fn a_medium_does_not_erase_by_itself_what_it_made() {
                 let written = || disk.file.path().metadata().unwrap().modified().unwrap();
                 let before = written();
                 let told = chain(&from(medium, false).unwrap_err());
-                assert!(told.contains("was provisioned from this medium before"), "{told}");
+                assert!(told.contains("was already provisioned from this medium"), "{told}");
                 assert_eq!(written(), before);
             };
             refused();

@@ -50,7 +50,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
         say(release.common.json, &answer, || format!("{version} would be put on {disk}; nothing was written"));
         return Ok(0);
     }
-    let armed = preflight.arm(ErasePermission { word: provision.arm.as_deref(), by_itself: None })?;
+    let armed = preflight.arm(ErasePermission { confirmation: provision.arm.as_deref(), unattended_medium: None })?;
     // One run on a bench must not be in the way of another.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
     let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);

@@ -13,21 +13,21 @@ const POLL: Duration = Duration::from_millis(250);
 /// The disk that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundDisk {
-    /// The disk.
+    /// Disk that has the partition.
     pub disk: Disk,
-    /// Its partition table.
+    /// Partition table of the disk, with the devices of its partitions.
     pub layout: PartitionTable,
     /// Number of the partition that has the PARTUUID.
     pub number: u32,
 }
 
-/// Why there is not exactly one such disk.
+/// Failure to find exactly one disk with the partition.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// No disk has it.
     #[error("no disk has a partition with PARTUUID {partuuid}{}", listed("Disks present", .disks))]
     None {
-        /// What was looked for.
+        /// PARTUUID that was looked for.
         partuuid: String,
         /// Every disk, with its trouble if it has any.
         disks: Vec<String>,
@@ -38,9 +38,9 @@ pub enum FindError {
         listed("Candidates", .disks)
     )]
     Several {
-        /// What was looked for.
+        /// PARTUUID that was looked for.
         partuuid: String,
-        /// The candidates.
+        /// Every disk that has the partition.
         disks: Vec<String>,
     },
     /// Disks cannot be listed.
@@ -88,8 +88,8 @@ pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<FoundDisk, 
     found.pop().ok_or_else(|| FindError::None { partuuid: partuuid.to_owned(), disks: seen })
 }
 
-/// Like [`find_disk_by_partuuid`], but waits up to `timeout` for the disk and for the kernel's devices of all its
-/// partitions: USB disks take seconds to appear. `on_wait` is told once that there is something to wait for.
+/// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `timeout` for the disk and for the kernel's devices of all its
+/// partitions: USB disks take seconds to appear. `on_wait` is called once, when there is something to wait for.
 ///
 /// # Errors
 /// [`FindError`], at once when two disks have it, otherwise after the time.

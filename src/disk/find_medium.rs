@@ -12,7 +12,7 @@ const POLL: Duration = Duration::from_millis(250);
 
 /// The device that holds the medium, once there is one. A copy of the medium is as good as the other, byte for byte.
 ///
-/// `on_wait` is told once that there is something to wait for.
+/// `on_wait` is called once, when there is something to wait for.
 pub fn wait_for_medium(id: &MediaId, timeout: Duration, on_wait: impl FnOnce()) -> Option<PathBuf> {
     let deadline = Instant::now() + timeout;
     let mut on_wait = Some(on_wait);
@@ -43,7 +43,7 @@ pub fn media(id: &MediaId) -> Vec<PathBuf> {
     found
 }
 
-/// A drive without a disc, a device that does not answer: none of ours.
+/// Reads the ID. A drive without a disc and a device that does not answer hold no medium of ours.
 fn descriptor(node: &Path) -> Option<MediaId> {
     let mut content = vec![0; DESCRIPTOR_BYTES];
     File::open(node).ok()?.read_exact_at(&mut content, DESCRIPTOR_OFFSET_BYTES).ok()?;

@@ -10,31 +10,31 @@ use crate::sys::block::device::{Access, Caching, Device};
 
 const CLASS: &str = "/sys/class/block";
 
-/// Which kinds of disk to list.
+/// Kinds of disk to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Real ones.
+    /// Physical disks alone.
     Physical,
-    /// Also attached loop devices: for tests, and images looked at by hand.
+    /// Physical disks and attached loop devices: for tests, and for images that a person looks at.
     WithLoop,
 }
 
-/// How a disk is attached.
+/// Bus or protocol that attaches a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// NVMe.
+    /// NVMe, over PCIe.
     Nvme,
     /// USB, whatever protocol runs over it.
     Usb,
-    /// eMMC and SD.
+    /// MMC: eMMC chips and SD cards.
     Mmc,
     /// Virtual machine disk.
     Virtio,
     /// SATA or PATA.
     Ata,
-    /// Loop device.
+    /// Loop device over a file.
     Loop,
-    /// Anything else.
+    /// Any other transport.
     Other,
 }
 
@@ -52,14 +52,14 @@ impl fmt::Display for Transport {
     }
 }
 
-/// One disk. [`fmt::Display`] gives a line a person can tell disks apart by.
+/// One disk of this machine. [`fmt::Display`] gives a line by which a person can tell disks apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// Kernel name, such as `nvme0n1`.
     pub name: String,
-    /// Device node.
+    /// Device node in `/dev`.
     pub path: PathBuf,
-    /// Size.
+    /// Size of the disk, bytes.
     pub size_bytes: u64,
     /// Smallest addressable unit.
     pub logical_block_size: u32,
@@ -67,7 +67,7 @@ pub struct Disk {
     pub model: Option<String>,
     /// Serial number as the disk reports it.
     pub serial: Option<String>,
-    /// How it is attached.
+    /// Transport that attaches the disk.
     pub transport: Transport,
     /// The medium can be taken out; sticks and cards mostly say so, USB disks mostly do not.
     pub removable: bool,
@@ -80,7 +80,7 @@ pub struct Disk {
 pub struct Partition {
     /// The table's entry.
     pub entry: TableEntry,
-    /// Device node. `None` when the kernel has none at just this place: it has not scanned the disk yet, or still
+    /// Device node in `/dev`. `None` when the kernel has none at just this place: it has not scanned the disk yet, or still
     /// uses an older table.
     pub node: Option<PathBuf>,
 }
@@ -126,7 +126,7 @@ impl fmt::Display for Disk {
 }
 
 impl Disk {
-    /// Where it is attached, as sysfs has it: every bus and port on the way. Stays the same as long as the disk stays in
+    /// Path to the disk in sysfs: every bus and port on the way. Stays the same as long as the disk stays in
     /// its slot. `None` when it went away.
     pub fn bus_path(&self) -> Option<String> {
         let real = Path::new(CLASS).join(&self.name).canonicalize().ok()?;

@@ -9,28 +9,12 @@ use gpt::disk::LogicalBlockSize;
 /// The kernel reads 256 partitions of a disk at most; tools write 128 entries.
 const MAX_ENTRIES: u32 = 1024;
 
-/// Which kind of table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    /// GUID partition table.
-    Gpt,
-    /// Master boot record.
-    Mbr,
-}
-
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gpt => "GPT",
-            Self::Mbr => "MBR",
-        })
-    }
-}
+pub use crate::release::layout::Scheme;
 
 /// The partition table of one disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParsedTable {
-    /// Its kind.
+    /// Kind of the table.
     pub scheme: Scheme,
     /// Bytes per LBA.
     pub logical_block_size: u32,
@@ -47,15 +31,15 @@ pub struct TableEntry {
     pub number: u32,
     /// GPT partition name; `None` on MBR.
     pub name: Option<String>,
-    /// As in `root=PARTUUID=`, lower case: the GPT unique GUID, or `signature-number` of an MBR.
+    /// PARTUUID as in `root=PARTUUID=`, lower case: the GPT unique GUID, or `signature-number` of an MBR.
     pub partuuid: String,
-    /// First block.
+    /// First logical block (LBA) of the partition.
     pub first_lba: u64,
-    /// Size.
+    /// Size of the partition, bytes.
     pub size_bytes: u64,
 }
 
-/// Why a table cannot be used.
+/// Partition table that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The disk cannot be read.
@@ -309,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn one_damaged_gpt_copy_is_survived_and_told() {
+    fn one_damaged_gpt_copy_is_survived_and_reported() {
         let good = gpt_image(4, 512);
         let mut primary_lost = good.clone();
         primary_lost[512..1024].fill(0);

@@ -13,26 +13,26 @@ use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
 #[derive(Debug)]
 pub struct Confirmed(());
 
-/// Why the data partition could not be renewed. The next start goes on with it.
+/// Failure to renew the data partition. The next start goes on with it.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
-    /// The environment.
+    /// Boot environment that could not be read or written.
     #[error("the factory reset cannot be noted")]
     Environment(#[from] BootEnvError),
-    /// The template.
+    /// Template of the data partition that could not be read.
     #[error("the template of the data partition cannot be read; reprovision the machine")]
     Template(#[source] io::Error),
-    /// The disk.
+    /// Write that the disk refused.
     #[error("cannot write {disk}")]
     Disk {
         /// The partition and its disk.
         disk: String,
-        /// Its answer.
+        /// Error that the disk answered with.
         source: io::Error,
     },
 }
 
-/// Asks twice. `answer` gives what was typed, `None` when nobody did.
+/// Asks for confirmation twice. `answer` gives what was typed, `None` when nobody did.
 pub fn ask(mut say: impl FnMut(&str), mut answer: impl FnMut() -> Option<String>) -> Option<Confirmed> {
     for (question, word) in [
         ("FACTORY RESET deletes all data of this machine. To go on type: reset", "reset"),

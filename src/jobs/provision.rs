@@ -1,21 +1,21 @@
-//! A disk becomes a robot's: which disk, what is destroyed, and then table, boot code and file systems, in an order that
-//! a power cut cannot turn into something that boots by half.
+//! Provisioning: a whole disk becomes a robot's disk, in an order that a power cut cannot turn into something that boots
+//! half-finished.
 //!
 //! ```text
 //! survey() -> choose() -> Preflight -> Armed -> begin() -> PartiallyWritten -> finish() -> Provisioned
 //! ```
-//! Each value is the proof the next step needs: nothing is written without an [`Armed`], which only a disk with nothing
-//! on it or an explicit word makes, out of a [`Preflight`] that was shown and whose layout fits.
+//! Each value is the proof that the next step needs: nothing is written without an [`Armed`], which is made only from a
+//! [`Preflight`] that was shown and whose layout fits, for a blank disk or with an explicit confirmation.
 //!
-//! Order of the writes, each line durable before the next:
-//! 1. a mark, in the gap behind the table;
-//! 2. zeros over the first sector: from here on the disk is nobody's, and provisioning may begin again without a word;
-//! 3. zeros over the rest of the first and last MiB of the disk and of every partition: old tables and signatures;
-//! 4. file systems and GRUB's core.img, where the table will say they are; kernel, initramfs and configuration into them;
-//! 5. the system, downloaded, written and read back as in any recovery;
-//! 6. the table, without its first sector;
-//! 7. the first sector, which makes it a disk that boots;
-//! 8. the mark says from which medium, or goes.
+//! Order of the writes; each is durable before the next:
+//! 1. The provisioning marker, in the gap behind the partition table.
+//! 2. Zeros over the first sector: the disk is now marked unfinished, and provisioning may restart without arming.
+//! 3. Zeros over the rest of the first and last MiB of the disk and of every partition: old tables and signatures.
+//! 4. File systems and GRUB's core.img, where the table will say they are; kernel, initramfs and configuration into them.
+//! 5. The system, downloaded, written and read back as in any recovery.
+//! 6. The partition table without its first sector.
+//! 7. The first sector, which makes the disk bootable.
+//! 8. The marker: it names the boot medium that was used, or is removed.
 
 pub mod bootstrap;
 mod install;

@@ -6,7 +6,7 @@
 //! may move it: forward to the start of its validity, because our clock may well be behind, and once back to the
 //! floor, because the hardware clock may be ahead.
 
-/// When this program was built, in seconds since 1970. A build that sets no `SOURCE_DATE_EPOCH` gets a fixed time
+/// Time of this program's build, seconds since 1970. A build that sets no `SOURCE_DATE_EPOCH` gets a fixed time
 /// instead of the current one, so that the same source stays the same binary.
 pub const BUILD_TIME: u64 = match option_env!("SOURCE_DATE_EPOCH") {
     Some(text) => seconds(text),
@@ -32,7 +32,7 @@ const fn seconds(text: &str) -> u64 {
     value
 }
 
-/// What to do with the clock before the first request.
+/// Decision about the clock before the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// The clock cannot be right: set it to this many seconds since 1970.
@@ -41,15 +41,15 @@ pub enum Start {
     Keep,
 }
 
-/// How a certificate disagrees with the clock. Seconds since 1970.
+/// Disagreement of a certificate with the clock. Seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateTime {
-    /// It becomes valid later than now.
+    /// Certificate that becomes valid later than now.
     NotYetValid {
         /// Start of its validity.
         not_before: u64,
     },
-    /// It was valid until earlier than now.
+    /// Certificate whose validity ended before now.
     Expired {
         /// End of its validity.
         not_after: u64,
@@ -75,7 +75,7 @@ impl ClockPolicy {
         self.floor
     }
 
-    /// What to do with a hardware clock that says `rtc`.
+    /// Decides about a hardware clock that says `rtc`.
     pub fn start(&self, rtc: u64) -> Start {
         if rtc < self.floor { Start::SetTo(self.floor) } else { Start::Keep }
     }

@@ -27,7 +27,7 @@ pub enum ModuleError {
          add it to the module list of the initramfs", .directory.display()
     )]
     Unknown {
-        /// What was asked for.
+        /// Name that was asked for.
         name: String,
         /// The directory of the tables.
         directory: PathBuf,
@@ -35,35 +35,35 @@ pub enum ModuleError {
     /// The tables or the module file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of reading it.
         source: io::Error,
     },
     /// The file is compressed.
     #[error("{} is compressed; the initramfs must carry modules as plain .ko files", .path.display())]
     Compressed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// The kernel refused it.
     #[error("the kernel refuses module {name} ({}); the kernel log has the reason", .path.display())]
     Refused {
-        /// The module.
+        /// Name of the module.
         name: String,
-        /// Its file.
+        /// Path of its file.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },
 }
 
-/// What a round of loading did.
+/// Result of a round of loading.
 #[derive(Debug, Default)]
 pub struct LoadedModules {
     /// Names of the modules loaded, in order.
     pub modules: Vec<String>,
-    /// What failed. One broken driver must not keep the others away, so these are for the log.
+    /// Failures of this round. One broken driver must not keep the others away, so these are for the log.
     pub failures: Vec<ModuleError>,
 }
 

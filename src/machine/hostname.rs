@@ -13,21 +13,21 @@ pub const KEYS: &[&str] = &["asset", "serial", "board-serial", "uuid", "mac", "p
 /// Linux takes 64 characters, DNS 63 for one label.
 const MAX_CHARS: usize = 63;
 
-/// Why a template gives no host name.
+/// Template that gives no host name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostnameError {
     /// The template itself.
     #[error("host name template {template:?}: {problem}; an example is robot-{{serial|mac}}")]
     Template {
-        /// As configured.
+        /// Template as it is configured.
         template: String,
-        /// What is wrong.
+        /// Fault of the template.
         problem: String,
     },
     /// The hardware does not say.
     #[error("this machine has none of {wanted}, which host name template {template:?} asks for")]
     Nothing {
-        /// As configured.
+        /// Template as it is configured.
         template: String,
         /// The keys of the place that stays empty.
         wanted: String,
@@ -35,9 +35,9 @@ pub enum HostnameError {
     /// The asset file names this machine more than once.
     #[error("the asset file gives this machine two names, {one:?} and {other:?}; leave one of the lines")]
     TwoAssets {
-        /// The first.
+        /// First name in the list.
         one: String,
-        /// And another.
+        /// Second name in the list.
         other: String,
     },
     /// A line of the asset file.
@@ -47,7 +47,7 @@ pub enum HostnameError {
     AssetLine {
         /// Counted from 1.
         line: usize,
-        /// The line.
+        /// Text of the line.
         text: String,
     },
 }
@@ -59,7 +59,7 @@ pub enum HostnameError {
 /// longer is cut and ends with a hash of the whole, since it is mostly the end that tells machines apart.
 ///
 /// # Errors
-/// [`HostnameError`]; a machine that cannot be told apart gets no name, rather than one that others have too.
+/// [`HostnameError`]; a machine that cannot be distinguished gets no name, rather than one that others have too.
 pub fn expand(template: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, HostnameError> {
     let wrong = |problem: String| HostnameError::Template { template: template.to_owned(), problem };
     let mut name = String::new();
@@ -97,7 +97,7 @@ fn is_common(key: &str, value: &str) -> bool {
     }
 }
 
-/// What the asset file calls this machine. Each line has an identity (serial number, product UUID or hardware address;
+/// Finds the name that the asset file gives this machine. Each line has an identity (serial number, product UUID or hardware address;
 /// `*` is any machine that no other line names), white space, and the name. `#` begins a comment.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::machine::placeholder::{is_placeholder, is_placeholder_address, is_placeholder_uuid};
 
-/// What the firmware says about the machine. Texts that vendors forget to fill in count as missing.
+/// Identity of the machine as its firmware states it. Texts that vendors forget to fill in count as missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HardwareIdentity {
     /// Maker of the product.
@@ -90,7 +90,7 @@ fn first_mac(class: &Path) -> Option<String> {
     cards.into_iter().min().map(|(_, _, mac)| mac)
 }
 
-/// What the hardware calls its model: the DMI product name, or the device tree's model.
+/// Returns the hardware's name for its model: the DMI product name, or the device tree's model.
 #[must_use]
 pub fn hardware_name() -> Option<String> {
     identity().product_name

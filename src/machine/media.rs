@@ -1,4 +1,4 @@
-//! Boot media: how one is told from every other, and where things are on it. Pure.
+//! Boot media: the ID that distinguishes each, and where things are on it. Pure.
 //!
 //! A medium made by `cargo xtask media` is an ISO 9660 file system whose volume set identifier is `REFLASH-` and its ID.
 //! GRUB passes the ID on as `reflash.media=`, so that the agent finds the very medium it was started from, by what is
@@ -20,9 +20,9 @@ pub const ASSETS: &str = "assets.txt";
 /// A release tree, in [`DIRECTORY`], when the medium carries one.
 pub const RELEASE: &str = "release";
 
-/// Where the primary volume descriptor of ISO 9660 lies (ECMA-119, 6.2.1: sectors of 2048 bytes, the first 16 unused).
+/// Offset of the primary volume descriptor of ISO 9660 (ECMA-119, 6.2.1: sectors of 2048 bytes, the first 16 unused).
 pub const DESCRIPTOR_OFFSET_BYTES: u64 = 16 * 2048;
-/// Its length.
+/// Length of the primary volume descriptor.
 pub const DESCRIPTOR_BYTES: usize = 2048;
 
 const VOLUME_SET: &str = "REFLASH-";

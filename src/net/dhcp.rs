@@ -12,38 +12,38 @@ use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, Hard
 use crate::sys::net::link::Link;
 use crate::sys::net::packet::PacketSocket;
 
-/// What a server leased.
+/// Lease that a DHCP server granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Our address.
+    /// Address leased to us.
     pub address: Ipv4Addr,
-    /// Its prefix length.
+    /// Prefix length of the address.
     pub prefix_len: u8,
-    /// Default gateway.
+    /// Address of the default gateway.
     pub gateway: Option<Ipv4Addr>,
-    /// Name servers.
+    /// Addresses of the name servers.
     pub dns: Vec<Ipv4Addr>,
     /// For how long. `None`: for ever.
     pub duration: Option<Duration>,
-    /// The server.
+    /// Address of the DHCP server.
     pub server: Ipv4Addr,
 }
 
-/// Why there is no lease.
+/// Failure to get a lease.
 #[derive(Debug, thiserror::Error)]
 pub enum DhcpError {
     /// The caller's condition came true.
     #[error("DHCP on {interface} was stopped before a server answered")]
     Stopped {
-        /// The link.
+        /// Name of the link.
         interface: String,
     },
     /// The link is gone or switched off.
     #[error("cannot exchange DHCP packets on {interface}")]
     Link {
-        /// The link.
+        /// Name of the link.
         interface: String,
-        /// Why.
+        /// Error of the socket.
         source: io::Error,
     },
 }

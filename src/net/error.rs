@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use crate::sys::net::rtnl::RtnlError;
 
-/// Why the network cannot be brought up. A missing cable or server is no error: that is waited for.
+/// Failure to bring the network up. A missing cable or server is no error: that is waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// [`Stop::stop`](super::Stop::stop) was called.
     #[error("stopped while waiting for the network")]
     Stopped,
-    /// sysfs cannot be read.
+    /// Network links that cannot be listed, since sysfs cannot be read.
     #[error("cannot list the network links")]
     List(#[source] io::Error),
     /// The kernel refused an address or a route.
@@ -20,9 +20,9 @@ pub enum NetError {
     /// The name servers cannot be written down.
     #[error("cannot write the name servers to {}", .path.display())]
     Resolver {
-        /// The file.
+        /// Path of `resolv.conf`.
         path: PathBuf,
-        /// Why.
+        /// Error of writing it.
         source: io::Error,
     },
     /// The kernel has no thread for us.

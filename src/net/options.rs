@@ -19,10 +19,10 @@ impl Stop {
     }
 }
 
-/// What tests and callers by hand may want otherwise.
+/// Options for tests and for callers outside PID 1.
 #[derive(Debug, Clone)]
 pub struct NetworkOptions {
-    /// Where the name servers are written.
+    /// Path of the file that gets the name servers.
     pub resolv_conf: PathBuf,
     /// Ends it all.
     pub stop: Stop,

@@ -20,7 +20,7 @@ use crate::sys::net::rtnl::Rtnl;
 /// How often links are looked at. One look reads a few files of sysfs.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The silence before a person is told that no cable is plugged in: drivers take a second or two to see the other
+/// The wait before the first report that no cable is plugged in: drivers take a second or two to see the other
 /// end, so at once would be noise. Doubles up to [`NAG_MAX`].
 const NAG_MIN: Duration = Duration::from_secs(5);
 const NAG_MAX: Duration = Duration::from_secs(60);

@@ -12,11 +12,11 @@ use crate::sys::net::link::Link;
 pub struct Up {
     /// The link with the address: a card, or the VLAN on it.
     pub interface: String,
-    /// Our address.
+    /// Address of this machine.
     pub address: Ipv4Addr,
-    /// Its prefix length.
+    /// Prefix length of the address.
     pub prefix_len: u8,
-    /// Default gateway.
+    /// Address of the default gateway.
     pub gateway: Option<Ipv4Addr>,
     /// Name servers, as written to `resolv.conf`.
     pub dns: Vec<IpAddr>,

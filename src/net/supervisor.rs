@@ -46,26 +46,26 @@ impl Supervisor {
         Ok(Self { network, options, on_event, rtnl: Rtnl::open()? })
     }
 
-    /// Searches and holds for ever. `first` gets the first result; an error there ends the thread, later ones are told
-    /// and tried again.
+    /// Searches and holds for ever. `first` gets the first result; an error there ends the thread, later ones are
+    /// reported and tried again.
     pub(super) fn run(&mut self, first: &Sender<Result<Up, NetError>>) {
         // Name servers and proxies on the machine itself are rare in an initramfs, but cost one request. It is up
         // already outside of one, and without the right to change it what follows fails with a better message.
         let _ = self.rtnl.set_up("lo", 1);
-        let mut told = false;
+        let mut reported = false;
         loop {
             let result = search(&self.network, &self.options.stop, &mut self.rtnl, &self.on_event)
                 .and_then(|settings| self.apply(&settings, None).map(|()| settings));
             match result {
                 Ok(settings) => {
-                    if !told {
-                        told = true;
+                    if !reported {
+                        reported = true;
                         // Without a receiver the caller has gone away; the network stays up all the same.
                         let _ = first.send(Ok(settings.up()));
                     }
                     self.hold(settings);
                 }
-                Err(error) if !told => {
+                Err(error) if !reported => {
                     let _ = first.send(Err(error));
                     return;
                 }

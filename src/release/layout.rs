@@ -17,6 +17,15 @@ pub enum Scheme {
     Mbr,
 }
 
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gpt => "GPT",
+            Self::Mbr => "MBR",
+        })
+    }
+}
+
 /// What a partition is for; decides its type GUID and who may write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -8,9 +8,9 @@ use std::io::{self, Write};
 pub enum Level {
     /// 3: on the console even at quiet log levels.
     Error = 3,
-    /// 4.
+    /// Warning, level 4.
     Warning = 4,
-    /// 5.
+    /// Notice, level 5.
     Notice = 5,
     /// 6: in the log only.
     Info = 6,

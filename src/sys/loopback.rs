@@ -17,7 +17,7 @@ mod raw {
     ioctl_write_ptr_bad!(configure, 0x4c0a, super::LoopConfig);
 }
 
-/// `LO_FLAGS_AUTOCLEAR`: the device is given back when nobody uses it any more.
+/// `LO_FLAGS_AUTOCLEAR`: the kernel frees the device after its last user.
 const AUTOCLEAR: u32 = 4;
 /// Somebody else may take a free device first.
 const ATTEMPTS: u32 = 16;

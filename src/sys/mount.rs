@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, MsFlags};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {target}{}", explain(.source))]
 pub struct MountError {
-    /// What was tried, with source and type, such as `mount /dev/sda3 (ext4, ro) on`.
+    /// Action that was tried, with source and type, such as `mount /dev/sda3 (ext4, ro) on`.
     pub action: String,
     /// The mount point.
     pub target: PathBuf,
@@ -75,7 +75,7 @@ impl Mount {
             .data(format!("workdir={}", work.display()))
     }
 
-    /// `ro`.
+    /// Mounts with `ro`.
     pub fn read_only(mut self) -> Self {
         self.flags |= MsFlags::MS_RDONLY;
         self
@@ -92,13 +92,13 @@ impl Mount {
         self
     }
 
-    /// `nosuid`.
+    /// Mounts with `nosuid`.
     pub fn no_suid(mut self) -> Self {
         self.flags |= MsFlags::MS_NOSUID;
         self
     }
 
-    /// `nodev`.
+    /// Mounts with `nodev`.
     pub fn no_dev(mut self) -> Self {
         self.flags |= MsFlags::MS_NODEV;
         self
@@ -202,11 +202,11 @@ pub fn detach(target: impl AsRef<Path>) -> Result<(), MountError> {
 pub struct Mounted {
     /// Device number as `major:minor`.
     pub device: String,
-    /// Where.
+    /// Path of the mount point.
     pub target: PathBuf,
     /// File system type.
     pub kind: String,
-    /// What, such as `/dev/vda3`.
+    /// Source of the mount, such as `/dev/vda3`.
     pub source: PathBuf,
 }
 
@@ -310,7 +310,7 @@ fn delete_below(directory: &Path, device: u64) {
         if metadata.dev() != device {
             continue;
         }
-        // A file that cannot be deleted costs a little memory; there is nobody to tell.
+        // A file that cannot be deleted costs a little memory; and nobody reads a log yet.
         if metadata.is_dir() {
             delete_below(&path, device);
             let _ = fs::remove_dir(&path);

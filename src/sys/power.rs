@@ -19,7 +19,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The caller lacks `CAP_SYS_BOOT`.
 pub fn reboot() -> std::io::Result<Infallible> {
-    leave(RebootMode::RB_AUTOBOOT)
+    end(RebootMode::RB_AUTOBOOT)
 }
 
 /// Unmounts what can be unmounted, syncs and switches the machine off.
@@ -27,7 +27,7 @@ pub fn reboot() -> std::io::Result<Infallible> {
 /// # Errors
 /// The caller lacks `CAP_SYS_BOOT`.
 pub fn power_off() -> std::io::Result<Infallible> {
-    leave(RebootMode::RB_POWER_OFF)
+    end(RebootMode::RB_POWER_OFF)
 }
 
 /// Writes every dirty page and the device caches. Blocks until done, for ever if a disk hangs.
@@ -42,7 +42,7 @@ pub fn sync_within(limit: Duration) -> bool {
     let (done, wait) = mpsc::channel();
     let spawned = std::thread::Builder::new().name("sync".into()).spawn(move || {
         sync();
-        // The receiver is gone when the limit has passed: nobody is left to tell.
+        // The receiver is gone when the limit has passed: nobody waits any more.
         let _ = done.send(());
     });
     match spawned {
@@ -55,7 +55,7 @@ pub fn sync_within(limit: Duration) -> bool {
     }
 }
 
-fn leave(mode: RebootMode) -> std::io::Result<Infallible> {
+fn end(mode: RebootMode) -> std::io::Result<Infallible> {
     // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
     // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
     if super::process::is_pid1() {

@@ -58,7 +58,7 @@ impl Watchdog {
         unsafe { raw::getsupport(device.as_raw_fd(), &raw mut info) }?;
         let mut seconds = c_int::try_from(wish.as_secs()).unwrap_or(c_int::MAX);
         // SAFETY: the kernel reads and writes exactly one int at the address of `seconds`. A driver whose timeout is
-        // fixed refuses and leaves it alone; what it is then is only told, so the wish stands in for it.
+        // fixed refuses and keeps it; the driver then does not say what it is, so the requested value stands in for it.
         let _ = unsafe { raw::settimeout(device.as_raw_fd(), &raw mut seconds) };
         let mut status: c_int = 0;
         // SAFETY: the kernel writes exactly one int to the address of `status`.

@@ -87,7 +87,7 @@ fn provision(kind: &Kind) -> Made {
     // The medium is still there, and does no harm. OVMF sees no SD card, so that only the agent can know its own work.
     let unseen = kind.bus == Bus::Sd && kind.firmware == Firmware::Uefi;
     if unseen {
-        robot.wait_for("was provisioned from this medium before", FLASH_TIMEOUT).unwrap();
+        robot.wait_for("was already provisioned from this medium", FLASH_TIMEOUT).unwrap();
     } else {
         robot.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
         robot.type_text("reflash status; echo 'don'e\n").unwrap();

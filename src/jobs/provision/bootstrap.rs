@@ -7,17 +7,17 @@ use crate::release::layout::{Role, Scheme};
 
 /// Names of those files in the manifest.
 pub mod names {
-    /// GRUB's `boot.img`.
+    /// Boot sector of GRUB for BIOS, `boot.img`.
     pub const BOOT_IMAGE: &str = "grub/boot.img";
     /// GRUB's `core.img` for GPT disks.
     pub const CORE_GPT: &str = "grub/core.img";
-    /// The same for MBR disks.
+    /// GRUB's `core.img` for MBR disks.
     pub const CORE_MBR: &str = "grub/core-mbr.img";
     /// GRUB's loader, the script that finds that of a slot.
     pub const LOADER: &str = "grub/grub.cfg";
     /// An EFI system partition for disks with blocks of 512 bytes, as a zstd frame, like all below.
     pub const ESP_512: &str = "templates/esp-512.zst";
-    /// The same for blocks of 4096 bytes.
+    /// EFI system partition for disks with blocks of 4096 bytes.
     pub const ESP_4096: &str = "templates/esp-4096.zst";
     /// The state partition.
     pub const STATE: &str = "templates/state.ext4.zst";

@@ -26,10 +26,10 @@ const PROVISIONED: &str = "provisioned";
 /// Why, in the black box of the new robot, beside the reasons that GRUB gives.
 const REASON: &str = "provision";
 
-/// What the place where the robot will work adds to the release: all of it goes to the recovery partition.
+/// Files that the place where the robot will work adds to the release: all of it goes to the recovery partition.
 #[derive(Debug, Clone, Default)]
 pub struct Site {
-    /// `reflash.toml`.
+    /// Content of `reflash.toml`.
     pub config: String,
     /// Public keys: file name, content.
     pub keys: Vec<(String, String)>,
@@ -39,7 +39,7 @@ pub struct Site {
     pub medium: Option<MediaId>,
 }
 
-/// Why provisioning ended early. Run it again: it begins from the start, and downloads only what is not there yet.
+/// Failure of a provisioning. Run it again: it begins from the start, and downloads only what is not there yet.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The release does not say how to lay out a disk. Nothing was written.
@@ -47,7 +47,7 @@ pub enum InstallError {
         "release {version} has no partition layout: publish it with `cargo xtask release --layout`; nothing was written"
     )]
     NoLayout {
-        /// Its version.
+        /// Version of the release.
         version: String,
     },
     /// The layout and the disk do not go together.
@@ -59,31 +59,31 @@ pub enum InstallError {
     /// The release, or the system of the new disk.
     #[error("the system could not be installed on the new disk")]
     Recovery(#[from] RecoveryError),
-    /// The disk.
+    /// Write to the disk that failed.
     #[error("the disk could not be provisioned")]
     Provision(#[from] ProvisionError),
     /// A loop device.
     #[error("the {role} partition cannot be used through a loop device; is the module loop there?")]
     Loop {
-        /// Which partition.
+        /// Role of the partition.
         role: Role,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// A mount.
+    /// Mount that the kernel refused.
     #[error("a new file system cannot be mounted")]
     Mount(#[from] MountError),
     /// A file on a new file system.
     #[error("cannot write {}", .path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// What would be done to this disk, by the release that is offered. Nothing is written.
+/// Finds out what would be done to this disk, by the release that is offered. Nothing is written.
 ///
 /// # Errors
 /// [`InstallError`].
@@ -104,7 +104,7 @@ pub fn prepare(
 /// Does all of it. `machine.target` is the disk as a whole; `mounts` is a directory for the time being.
 ///
 /// # Errors
-/// [`InstallError`]. The disk is then nobody's, and the next run needs no arming.
+/// [`InstallError`]. The disk is then unclaimed, and the next run needs no permission.
 pub fn install(
     armed: Armed,
     machine: &Machine<'_>,
@@ -131,7 +131,7 @@ pub fn install(
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
         let one = place.map(|place| MountedPartition::new(&path, &place, block_size, mounts)).transpose()?;
-        // Nothing is ever found by it. Two disks in one machine are still told apart.
+        // Nothing is ever found by it, but it keeps two disks in one machine apart.
         if let Some(Err(error)) = one.as_ref().map(|one| sys::ext4::new_uuid(&one.directory)) {
             journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
         }

@@ -11,25 +11,25 @@ use crate::release::layout::{Placed, Role, Scheme};
 
 /// MBR type of a Linux file system.
 const MBR_LINUX: u8 = 0x83;
-/// What stands in for a cylinder, head and sector that nobody reads any more: beyond what they can count.
+/// Cylinder, head and sector of a block beyond what they can count; nothing reads them any more.
 const CHS_BEYOND: mbrman::CHS = mbrman::CHS { cylinder: 1023, head: 254, sector: 63 };
 
 /// A table cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeTableError {
-    /// The GPT.
+    /// GPT that could not be made.
     #[error("cannot make the GPT")]
     Gpt(#[source] gpt::GptError),
-    /// Its protective MBR.
+    /// Protective MBR of a GPT that could not be made.
     #[error("cannot make the protective MBR")]
     Protective(#[source] gpt::mbr::MBRError),
-    /// The MBR.
+    /// MBR that could not be made.
     #[error("cannot make the MBR")]
     Mbr(#[source] mbrman::Error),
     /// A partition does not fit into the numbers of an MBR.
     #[error("partition {number} begins or ends beyond what an MBR can say")]
     Beyond {
-        /// Its number.
+        /// Number of the partition.
         number: u32,
     },
 }

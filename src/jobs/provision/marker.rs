@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_begun_is_nobodys_only_with_an_empty_first_sector() {
+    fn a_begun_disk_is_unclaimed_only_with_an_empty_first_sector() {
         let mut head = head(&unfinished());
         assert!(is_unfinished(&head));
         assert_eq!(medium_of(&head, None), None);

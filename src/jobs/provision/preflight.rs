@@ -13,17 +13,17 @@ const MBR_MAX_SECTORS: u64 = 1 << 32;
 /// Numbers of the partitions on GPT disks that `grub/grub.cfg` and the prefix in core.img count on.
 const GPT_NUMBERS: [(Role, u32); 4] = [(Role::State, 3), (Role::Recovery, 4), (Role::System, 5), (Role::Data, 6)];
 
-/// What starts the machine.
+/// Firmware that starts the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Firmware {
     /// A BIOS, or UEFI in its compatibility mode.
     Bios,
-    /// UEFI.
+    /// UEFI firmware, from the EFI system partition.
     Uefi,
 }
 
 impl Firmware {
-    /// What started this machine.
+    /// Returns the firmware that started this machine.
     #[must_use]
     pub fn of_this_machine() -> Self {
         if Path::new("/sys/firmware/efi").exists() { Self::Uefi } else { Self::Bios }
@@ -42,70 +42,70 @@ pub struct Preflight {
 
 /// ErasePermission to erase exactly the disk of one preflight.
 ///
-/// Only [`Preflight::arm`] makes it: of a disk with nothing on it, or by an explicit word.
+/// Only [`Preflight::arm`] makes one: for a disk with nothing on it, or with an explicit confirmation.
 #[derive(Debug)]
 pub struct Armed(pub(super) Preflight);
 
-/// Why a disk cannot be laid out like this. Nothing was written.
+/// Disk that cannot take this layout. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The layout is wrong or the disk too small.
     #[error("{disk} cannot be laid out")]
     Layout {
-        /// The disk.
+        /// Name and identity of the disk.
         disk: String,
-        /// Why.
+        /// Reason given by the layout.
         source: LayoutError,
     },
-    /// Scheme, disk and firmware do not go together.
+    /// Partition table, disk and firmware do not go together.
     #[error("{disk} cannot be provisioned: {reason}")]
     Unfit {
-        /// The disk.
+        /// Name and identity of the disk.
         disk: String,
-        /// Why, and what to do.
+        /// Reason, and the way out of it.
         reason: String,
     },
 }
 
-/// What was said about erasing.
+/// Permission to erase a disk that is not blank.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ErasePermission<'a> {
     /// `yes`, or the serial number of the disk that is meant.
-    pub word: Option<&'a str>,
-    /// The medium that provisions without having been asked to this time.
-    pub by_itself: Option<MediaId>,
+    pub confirmation: Option<&'a str>,
+    /// Boot medium that provisions unattended: nobody asked for it at this start.
+    pub unattended_medium: Option<MediaId>,
 }
 
-/// A disk with something on it, and no leave to erase it. Nothing was written.
+/// Missing permission to erase a disk that is not blank. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotArmed {
-    /// It was made by the medium that would erase it.
+    /// Disk that the medium which would erase it has made.
     #[error(
-        "{disk} was provisioned from this medium before, and is not erased again by itself; take the medium out and restart, \
+        "{disk} was already provisioned from this medium, so it is not erased automatically; take the medium out and restart, \
          or choose \"ERASING its disk\" in its menu (reflash.again)"
     )]
     AlreadyProvisioned {
-        /// The disk.
+        /// Name and identity of the disk.
         disk: String,
     },
-    /// Nobody said that it may be erased.
+    /// Disk that is not blank, without permission to erase it.
     #[error(
-    "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={word} on the kernel command line, or --arm {word} by hand",
+    "{disk} is not blank, and was not armed{}; to erase it give reflash.arm={confirmation} on the kernel command line, or --arm {confirmation} by hand",
     .given.as_ref().map(|given| format!(" (armed is {given:?})")).unwrap_or_default(),
-    word = .serial.as_deref().unwrap_or("yes")
+    confirmation = .serial.as_deref().unwrap_or("yes")
 )]
-    NoLeave {
-        /// The disk.
+    NoPermission {
+        /// Name and identity of the disk.
         disk: String,
-        /// Its serial number.
+        /// Serial number of the disk.
         serial: Option<String>,
-        /// The word that was given, which is neither `yes` nor the serial number.
+        /// Confirmation that was given, which is neither `yes` nor the serial number.
         given: Option<String>,
     },
 }
 
 impl Armed {
-    /// What will be done.
+    /// Returns the checked plan.
     #[must_use]
     pub fn plan(&self) -> &Preflight {
         &self.0
@@ -126,38 +126,43 @@ impl Preflight {
         Ok(Self { candidate, table: layout.table, placed, firmware })
     }
 
-    /// The disk.
+    /// Name and identity of the disk.
     #[must_use]
     pub fn candidate(&self) -> &DiskCandidate {
         &self.candidate
     }
 
-    /// Where the partitions will lie.
+    /// Returns the places of the new partitions.
     #[must_use]
     pub fn partitions(&self) -> &[Placed] {
         &self.placed
     }
 
-    /// ErasePermission to go on: a disk with nothing to lose needs none, for every other the word must be `yes` or its serial number.
-    /// A medium gets no leave to erase by itself what it made: a firmware that did not find that disk may have started it.
+    /// Asks for permission to go on. A disk with nothing to lose needs none; for any other the confirmation must be `yes`
+    /// or its serial number. An unattended medium never gets permission to erase a disk that it made: the firmware may
+    /// have started the medium only because it did not find that disk.
     ///
     /// # Errors
     /// [`NotArmed`].
-    pub fn arm(self, leave: ErasePermission<'_>) -> Result<Armed, NotArmed> {
-        let ErasePermission { word, by_itself } = leave;
+    pub fn arm(self, permission: ErasePermission<'_>) -> Result<Armed, NotArmed> {
+        let ErasePermission { confirmation, unattended_medium } = permission;
         let disk = &self.candidate.disk;
-        if by_itself.is_some() && self.candidate.medium == by_itself {
+        if unattended_medium.is_some() && self.candidate.medium == unattended_medium {
             return Err(NotArmed::AlreadyProvisioned { disk: disk.to_string() });
         }
-        // A word that names another disk stops even where none is needed: somebody meant that other one.
-        let fits = match word {
-            Some(word) => word == "yes" || disk.serial.as_deref() == Some(word),
+        // A serial number that is not this disk's stops even where no permission is needed: another disk was meant.
+        let fits = match confirmation {
+            Some(given) => given == "yes" || disk.serial.as_deref() == Some(given),
             None => self.candidate.is_free(),
         };
         if fits {
             return Ok(Armed(self));
         }
-        Err(NotArmed::NoLeave { disk: disk.to_string(), serial: disk.serial.clone(), given: word.map(str::to_owned) })
+        Err(NotArmed::NoPermission {
+            disk: disk.to_string(),
+            serial: disk.serial.clone(),
+            given: confirmation.map(str::to_owned),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::machine::config::DiskSelector;
 use crate::machine::drivers::glob;
 use crate::machine::media::MediaId;
 
-/// What a disk holds, as far as its edges tell.
+/// Content of a disk, as far as its first and last MiB show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskContent {
     /// The first and the last MiB are zero.
@@ -26,22 +26,22 @@ pub enum DiskContent {
 /// A disk that might be provisioned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskCandidate {
-    /// The disk.
+    /// Disk and its identity.
     pub disk: Disk,
-    /// Where it is attached; see [`Disk::bus_path`].
+    /// Path of its bus and port; see [`Disk::bus_path`].
     pub bus_path: Option<String>,
-    /// What uses it, if something does.
+    /// User of the disk, such as a mount, if there is one.
     pub in_use: Option<String>,
-    /// What it holds.
+    /// Content that is there now.
     pub content: DiskContent,
     /// The medium it was provisioned from, if it still is that disk.
     pub medium: Option<MediaId>,
 }
 
-/// Why there is not exactly one disk to provision. Nothing was written.
+/// Failure to choose exactly one disk to provision. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
-    /// None fits.
+    /// No disk that fits.
     #[error("no disk can be provisioned, so nothing was written{}", listed("Disks present", .0))]
     None(Vec<String>),
     /// More than one fits.
@@ -50,7 +50,7 @@ pub enum ChooseError {
         listed("Disks present", .disks)
     )]
     Several {
-        /// How many.
+        /// Number of disks that fit.
         count: usize,
         /// Every disk, with what excludes it.
         disks: Vec<String>,
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_disk_must_fit_and_the_others_are_told_with_their_reason() {
+    fn exactly_one_disk_must_fit_and_every_other_is_listed_with_its_reason() {
         let two = [candidate("a", 100, "S1"), candidate("b", 500, "S2")];
         let error = choose(&DiskSelector::default(), &two, &[]).unwrap_err();
         assert!(matches!(error, ChooseError::Several { count: 2, .. }));

@@ -19,7 +19,7 @@ const GAP_LBA: u64 = 1;
 pub struct DiskGeometry<'a> {
     /// Kind of table.
     pub table: Scheme,
-    /// The partitions.
+    /// Places of the partitions.
     pub placed: &'a [Placed],
     /// Size of the disk, bytes.
     pub disk_bytes: u64,
@@ -36,13 +36,13 @@ pub struct DiskSkeleton {
     pub(super) core: Option<(u64, Vec<u8>)>,
 }
 
-/// Why there is no frame.
+/// Failure to make the skeleton.
 #[derive(Debug, thiserror::Error)]
 pub enum SkeletonError {
     /// No random bytes for identities.
     #[error("cannot get random bytes for the identity of the disk")]
     Random(#[source] io::Error),
-    /// The table.
+    /// Partition table that could not be made.
     #[error("the partition table cannot be made")]
     Scheme(#[from] MakeTableError),
     /// The boot code does not fit.

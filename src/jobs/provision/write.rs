@@ -19,23 +19,23 @@ const FIRST_BYTES: u64 = LARGEST_BLOCK_BYTES as u64;
 
 /// The file system of one partition.
 pub struct TemplateImage {
-    /// The partition.
+    /// Role of the partition.
     pub role: Role,
-    /// zstd frame, with the size of its content in its header.
+    /// One zstd frame, with the size of its content in its header.
     pub compressed: Vec<u8>,
 }
 
-/// What a disk is provisioned with.
+/// Content that a disk is provisioned with.
 pub struct BootstrapParts {
-    /// GRUB's `boot.img`.
+    /// Boot sector of GRUB for BIOS, `boot.img`.
     pub boot_image: Vec<u8>,
     /// GRUB's `core.img`, made for the kind of table.
     pub core_image: Vec<u8>,
-    /// File systems. A partition without one is left blank, as the system partition must be.
+    /// File systems of the partitions. A partition without one is left blank, as the system partition must be.
     pub images: Vec<TemplateImage>,
 }
 
-/// A disk that holds file systems and no table: nobody's, until it is [finished](Self::finish).
+/// A disk that holds file systems and no partition table: unclaimed until it is [finished](Self::finish).
 #[derive(Debug)]
 pub struct PartiallyWritten {
     plan: Preflight,
@@ -45,17 +45,17 @@ pub struct PartiallyWritten {
 /// A disk with a table, boot code, file systems and a system, all of it durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provisioned {
-    /// Where the partitions lie.
+    /// Places of the partitions.
     pub partitions: Vec<Placed>,
 }
 
-/// Why provisioning ended early. Run it again: it begins from the start.
+/// Failure of a provisioning. Run it again: it begins from the start.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     /// The disk is not the one of the plan. Nothing was written.
     #[error("{disk} has {size_bytes} bytes now and {planned_bytes} in the plan; nothing was written")]
     Changed {
-        /// The disk.
+        /// Write or flush that the disk refused.
         disk: String,
         /// Bytes it has.
         size_bytes: u64,
@@ -65,9 +65,9 @@ pub enum ProvisionError {
     /// An image and the partitions do not fit. Nothing was written.
     #[error("the file system for {role} has {size_bytes} bytes and its partition {place_bytes}; use a larger layout")]
     TemplateImage {
-        /// What it is for.
+        /// Role of the partition.
         role: Role,
-        /// Its size.
+        /// Size of the partition, bytes.
         size_bytes: u64,
         /// Size of the partition, 0 where there is none.
         place_bytes: u64,
@@ -75,22 +75,22 @@ pub enum ProvisionError {
     /// Table or boot code cannot be made. Nothing was written.
     #[error("nothing was written")]
     DiskSkeleton(#[source] SkeletonError),
-    /// An image is damaged, which its digest should have told.
+    /// Template that is damaged, although its digest was right.
     #[error("cannot unpack the file system for {role}")]
     Unpack {
-        /// What it is for.
+        /// Role of the partition.
         role: Role,
-        /// Why.
+        /// Error of the decompression.
         source: io::Error,
     },
-    /// The disk.
+    /// Write or flush that the disk refused.
     #[error("cannot {action} on {disk}; run provisioning again, and replace the disk if that fails too")]
     Disk {
-        /// What was being done.
+        /// Action that failed.
         action: String,
         /// The disk's identity.
         disk: String,
-        /// Its answer.
+        /// Error that the disk answered with.
         source: io::Error,
     },
 }
@@ -142,14 +142,14 @@ pub fn begin(
 }
 
 impl PartiallyWritten {
-    /// Where the partitions lie.
+    /// Places of the partitions.
     #[must_use]
     pub fn partitions(&self) -> &[Placed] {
         &self.plan.placed
     }
 
-    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it. Then the disk is
-    /// told from which `medium` it was made.
+    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it. Then the disk
+    /// records the `medium` it was made from.
     ///
     /// # Errors
     /// [`ProvisionError::Disk`].

@@ -11,7 +11,7 @@ use crate::sys::uevent::Uevents;
 pub struct Coldplug(());
 
 impl Coldplug {
-    /// Starts listening, and loads the drivers of devices that appear from now on, in a thread. `on_loaded` is told of
+    /// Starts listening, and loads the drivers of devices that appear from now on, in a thread. `on_loaded` is called after
     /// every round that did something. The devices that are there already are the caller's: after this call, so that
     /// none falls in between.
     ///

@@ -38,14 +38,14 @@ pub struct LoadStep {
     pub required: bool,
 }
 
-/// What a name stands for.
+/// Meaning of a module name or alias.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
     /// Files to load, in this order.
     Load(Vec<LoadStep>),
     /// Part of the kernel image.
     Builtin,
-    /// Neither a module, an alias, nor built in.
+    /// Unknown name: no module, no alias, not built in.
     Unknown,
 }
 
@@ -93,7 +93,7 @@ impl ModuleTables {
         names
     }
 
-    /// What loading `name`, a module or an alias of one (`fs-ext4`, `crypto-crc32c`), means.
+    /// Finds out what it takes to load `name`, a module or an alias of one (`fs-ext4`, `crypto-crc32c`), means.
     pub fn resolve(&self, name: &str) -> Resolution {
         let names = self.candidates(name);
         if names.is_empty() {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn builtin_and_unknown_are_told_apart() {
+    fn builtin_and_unknown_names_are_distinguished() {
         assert_eq!(tables().resolve("libata_core"), Resolution::Builtin);
         assert_eq!(tables().resolve("nonsense"), Resolution::Unknown);
         // Claimed by a module that the initramfs does not carry.

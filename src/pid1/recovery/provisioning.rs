@@ -132,8 +132,9 @@ fn write(
         return Ok(NextState::Reboot("restarting".to_owned()));
     }
     let medium = args.media.or(args.origin);
-    let leave = ErasePermission { word: args.arm.as_deref(), by_itself: medium.filter(|_| !args.again) };
-    let armed = preflight.arm(leave).map_err(InstallError::from)?;
+    let permission =
+        ErasePermission { confirmation: args.arm.as_deref(), unattended_medium: medium.filter(|_| !args.again) };
+    let armed = preflight.arm(permission).map_err(InstallError::from)?;
     let site = Site { asset: told.asset()?, medium, ..told.site.clone() };
     let (report, provisioned) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
     if let Some(note) = tell_firmware(&path, &provisioned) {

@@ -17,23 +17,23 @@ pub enum BlockError {
     /// Opening it or asking for its properties.
     #[error("cannot {action} {}{}", .path.display(), explain(.source))]
     Device {
-        /// What was tried.
+        /// Action that was tried.
         action: &'static str,
-        /// The device.
+        /// Path of the device.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A transfer.
+    /// Read or write that failed.
     #[error("cannot {action} {length} bytes at offset {offset} of {}{}", .path.display(), explain(.source))]
     Transfer {
-        /// What was tried.
+        /// Action that was tried.
         action: &'static str,
-        /// The device.
+        /// Path of the device.
         path: PathBuf,
-        /// Byte offset.
+        /// Offset on the device, bytes.
         offset: u64,
-        /// Bytes.
+        /// Length of the transfer, bytes.
         length: u64,
         /// The kernel's answer.
         source: io::Error,
@@ -44,13 +44,13 @@ pub enum BlockError {
         .path.display()
     )]
     Unaligned {
-        /// The device.
+        /// Path of the device.
         path: PathBuf,
-        /// Byte offset.
+        /// Offset on the device, bytes.
         offset: u64,
-        /// Bytes.
+        /// Length of the transfer, bytes.
         length: u64,
-        /// What both and the address of the buffer must be multiples of.
+        /// Alignment that offset, length and buffer address must have, bytes.
         alignment: u32,
     },
 }
@@ -65,10 +65,10 @@ fn explain(source: &io::Error) -> &'static str {
     }
 }
 
-/// What may be done with an open [`Device`].
+/// Access that an open [`Device`] allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Reads only.
+    /// Read access alone.
     Read,
     /// Reads and writes.
     Write,
@@ -77,7 +77,7 @@ pub enum Access {
     WriteExclusive,
 }
 
-/// How transfers pass the page cache.
+/// Way of transfers through or past the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caching {
     /// Through the page cache.
@@ -101,7 +101,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens `path`. A file on a file system without O_DIRECT is opened buffered instead: see [`Device::caching`].
+    /// Opens the device or file at `path`. A file on a file system without O_DIRECT is opened buffered instead: see [`Device::caching`].
     ///
     /// # Errors
     /// [`BlockError::Device`].
@@ -143,7 +143,7 @@ impl Device {
         self.is_block
     }
 
-    /// How transfers really pass the page cache.
+    /// Returns the way that transfers really take.
     pub fn caching(&self) -> Caching {
         self.caching
     }
@@ -163,7 +163,7 @@ impl Device {
         self.physical_block_size
     }
 
-    /// What offset, length and memory address of every transfer must be multiples of; 1 when buffered.
+    /// Returns the alignment of offset, length and memory address of every transfer, bytes; 1 when buffered.
     pub fn alignment(&self) -> u32 {
         match self.caching {
             Caching::Buffered => 1,

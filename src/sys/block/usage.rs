@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::mount;
 
-/// What uses the block device or, when it is a disk, one of its partitions: `mounted on /x`, `used by dm-0`, `swap`.
+/// Finds out what uses the block device or, when it is a disk, one of its partitions: `mounted on /x`, `used by dm-0`, `swap`.
 /// `None` when nothing does; always for a plain file, which the kernel does not guard.
 ///
 /// # Errors

@@ -12,13 +12,13 @@ const CLASS: &str = "/sys/class/net";
 /// One Ethernet link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Kernel name.
+    /// Name given by the kernel.
     pub name: String,
     /// Kernel index; a new one when the same card is plugged in again.
     pub index: u32,
-    /// Hardware address.
+    /// Hardware (MAC) address.
     pub mac: [u8; 6],
-    /// Switched on.
+    /// Whether the link is switched on.
     pub up: bool,
     /// A cable with something at its other end. Known only when switched on.
     pub carrier: bool,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_are_told_from_what_is_stacked_on_them() {
+    fn cards_are_distinguished_from_links_stacked_on_them() {
         let class = tempfile::tempdir().unwrap();
         let mac = ("address", "52:54:00:12:34:56");
         let on = ("flags", "0x1003");

@@ -23,7 +23,7 @@ const NAME_MAX: usize = 15;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
 pub struct RtnlError {
-    /// What was tried, with the interface.
+    /// Action that was tried, with the interface.
     pub action: String,
     /// The kernel's answer.
     pub source: io::Error,

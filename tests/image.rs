@@ -10,7 +10,7 @@ use std::process::Command;
 use xtask::image::compare;
 use xtask::image::ext4::content::Content;
 use xtask::image::ext4::geometry::{BLOCK, Geometry};
-use xtask::image::ext4::place::Place;
+use xtask::image::ext4::placed::Place;
 use xtask::image::ext4::read::Old;
 use xtask::image::ext4::tree::{Kind, Node};
 use xtask::image::ext4::{self, Built};

@@ -8,6 +8,7 @@ mod device;
 mod images;
 mod lab;
 mod limits;
+mod median;
 mod peers;
 mod report;
 mod served;
@@ -31,20 +32,20 @@ use lab::Server;
 use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{OURS, Results, Run};
-use served::Served;
+use served::{PRODUCT, Served};
 
-/// What to measure.
+/// Choice of what is measured.
 #[derive(Debug)]
 pub struct Options {
     /// Image on the device before an update; with `new` instead of the images that are built here.
     pub old: Option<PathBuf>,
     /// The image after it, laid out anew.
     pub new: Option<PathBuf>,
-    /// The same content laid out over the old image.
+    /// Image with the new content, laid out over the old image.
     pub stable: Option<PathBuf>,
     /// An image with many changes.
     pub large: Option<PathBuf>,
-    /// Rounds.
+    /// Number of rounds.
     pub runs: u32,
     /// Only these cases; empty for all.
     pub cases: Vec<String>,
@@ -52,9 +53,9 @@ pub struct Options {
     pub quick: bool,
     /// Logical block size of the device, bytes.
     pub sector_bytes: u32,
-    /// Where the figures and every run go, as JSON.
+    /// Path of the file that gets the figures and every run, as JSON.
     pub json: PathBuf,
-    /// Where charts go.
+    /// Directory that gets the charts.
     pub charts: Option<PathBuf>,
     /// Install missing packages without asking.
     pub assume_yes: bool,
@@ -92,7 +93,6 @@ impl Case {
 }
 
 const NO_READ_BACK: &str = "--no-read-back";
-const PRODUCT: &str = "bench";
 
 /// Measures, prints the table, and writes `bench.json`.
 ///
@@ -139,8 +139,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
                 found.push(*peer);
             }
             None => {
-                eprintln!("  {} is not installed: {}", peer.name, peer.weak_hash);
-                missing.insert(peer.name.to_owned(), peer.weak_hash.to_owned());
+                eprintln!("  {} is not installed: {}", peer.name, peer.install_hint);
+                missing.insert(peer.name.to_owned(), peer.install_hint.to_owned());
             }
         }
     }

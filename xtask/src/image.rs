@@ -13,6 +13,7 @@ mod initramfs;
 pub mod mirror;
 mod normal;
 mod ostree;
+mod removal;
 mod stamp;
 mod tree;
 
@@ -30,18 +31,18 @@ use crate::paths::Paths;
 use crate::recipe::Recipe;
 use crate::step;
 
-/// How an image is built.
+/// Options of building an image.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
     /// The image of the release before: what did not change stays where it is there.
     pub previous: Option<&'a Path>,
-    /// Also what has not changed, down to the packages.
+    /// Whether everything is built again, down to the packages.
     pub fresh: bool,
     /// Install missing packages of the host without asking.
     pub assume_yes: bool,
 }
 
-/// What is known about an image: a JSON file beside it.
+/// Description of an image: a JSON file beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// Name of the recipe.
@@ -58,21 +59,21 @@ pub struct Description {
     pub kernel: String,
     /// Seconds since 1970 that the commit carries.
     pub timestamp: u64,
-    /// How its blocks were laid out.
+    /// Way in which its blocks were laid out.
     #[serde(default)]
     pub layout: Layout,
     /// Digest of everything the image was made from: what has not changed is not built again.
     pub inputs: String,
 }
 
-/// How the blocks of an image were laid out.
+/// Way in which the blocks of an image were laid out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "way", rename_all = "lowercase")]
 pub enum Layout {
     /// Without an image before.
     #[default]
     First,
-    /// What did not change lies where it was in the image before.
+    /// Unchanged content lies where it was in the previous image.
     Kept {
         /// BLAKE3 digest of the image before.
         previous: String,
@@ -83,7 +84,7 @@ pub enum Layout {
     Fresh {
         /// BLAKE3 digest of the image before.
         previous: String,
-        /// Why.
+        /// Reason for it.
         because: String,
         /// Bytes of the 4 KiB blocks that are not what they are in the image before.
         changed_bytes: u64,
@@ -91,7 +92,7 @@ pub enum Layout {
 }
 
 impl Description {
-    /// Where the description of an image lies.
+    /// Returns the path of an image's description.
     #[must_use]
     pub fn path(image: &Path) -> PathBuf {
         image.with_extension("json")
@@ -156,7 +157,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) ->
         return Ok(description);
     }
     // An image without a description counts as none, so this order holds against an interruption anywhere.
-    bootstrap::remove_file(&Description::path(out))?;
+    removal::remove_file(&Description::path(out))?;
     let description = build.run(&bootstrapped.tarball, key, out)?;
     description.write_beside(out)?;
     step::produced(&format!("{name}, {:.1} MiB", description.image_bytes as f64 / 1_048_576.0), out);
@@ -314,7 +315,7 @@ impl Build<'_> {
             None => Layout::First,
         };
         ostree::remove_sysroot(&sysroot)?;
-        bootstrap::remove_tree(&tree)?;
+        removal::remove_tree(&tree)?;
         Ok(Description {
             name: recipe.name.clone(),
             version: recipe.version.clone(),

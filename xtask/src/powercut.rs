@@ -50,12 +50,12 @@ const STATE_MIB: u64 = 16;
 const RECOVERY_MIB: u64 = 64;
 /// What all recordings together have to yield: the check must not pass because a recording failed to record.
 const ENOUGH_STATES: u64 = 10_000;
-/// What the first flash yields where nobody asks for more or less.
+/// Number of states of the first flash by default.
 pub const USUAL_STATES: usize = 20_000;
 /// `boot.recoveries` where nothing else is configured.
 const BUDGET: u32 = 3;
 
-/// What is asked for.
+/// Options of an exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Of everything random.

@@ -2,17 +2,17 @@
 
 use std::fmt::Write as _;
 
-/// One bar.
+/// One bar of a chart.
 pub struct Bar {
     pub label: String,
     pub value: f64,
     pub kind: Kind,
 }
 
-/// How a bar looks.
+/// Look of a bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Stands out.
+    /// Bar that stands out.
     Ours,
     Other,
     /// An outline: what nobody can be faster than.

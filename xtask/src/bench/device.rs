@@ -46,7 +46,7 @@ impl Drop for Memory {
 /// Name of the device's file in [`Memory`].
 const DEVICE: &str = "device";
 
-/// What is on the device before a run.
+/// Content of the device before a run.
 #[derive(Debug, Clone)]
 pub enum Before {
     Zeros,

@@ -11,7 +11,7 @@ use super::Options;
 use crate::image;
 use crate::paths::Paths;
 
-/// Where the images are.
+/// Paths of the images.
 pub struct Images {
     pub old: PathBuf,
     pub new: Option<PathBuf>,

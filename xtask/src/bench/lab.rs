@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use walkdir::WalkDir;
 
-/// What a run cost.
+/// Cost of one run.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Cost {
     pub wall_s: f64,
@@ -24,7 +24,7 @@ pub struct Cost {
     pub requests: u64,
 }
 
-/// nginx over one directory, with an access log of its own.
+/// Server: nginx over one directory, with an access log of its own.
 pub struct Server {
     process: Child,
     address: SocketAddr,

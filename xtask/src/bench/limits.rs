@@ -15,7 +15,7 @@ use reflash::release::manifest::object_path;
 use serde::Serialize;
 
 use super::device::{Before, Device, Memory};
-use super::report::median;
+use super::median::median;
 
 /// Seconds for the whole image.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -26,13 +26,13 @@ pub struct Limits {
     pub hash_wall_s: f64,
     /// Decompressing and hashing what is not zero, on all cores, as the CPU time of all.
     pub decompress_and_hash_cpu_s: f64,
-    /// The same on one core while the others rest: less, where cores share their units or their clock.
+    /// CPU time of decompressing and hashing on one core while the others rest: less, where cores share their units or their clock.
     pub decompress_and_hash_one_core_cpu_s: f64,
     /// The image's content written past the cache, 4 MiB at a time.
     pub direct_write_wall_s: f64,
     /// The device read past the cache.
     pub direct_read_wall_s: f64,
-    /// The same with every chunk hashed, on all cores.
+    /// Time of reading everything with every chunk hashed, on all cores.
     pub read_and_hash_wall_s: f64,
     /// The compressed image fetched over loopback and thrown away.
     pub loopback_get_wall_s: f64,

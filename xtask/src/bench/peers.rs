@@ -15,8 +15,8 @@ pub struct Peer {
     /// Program that must be there.
     program: &'static str,
     version: &'static str,
-    /// How to install it.
-    pub weak_hash: &'static str,
+    /// Command that installs the peer.
+    pub install_hint: &'static str,
     /// Endings of what it fetches.
     files: &'static [&'static str],
     /// Writes a device afresh.
@@ -37,7 +37,7 @@ pub const PEERS: [Peer; 7] = [
     Peer { files: &[".swu"], ..fresh("swupdate", "swupdate", SWUPDATE_VERSION) },
     Peer {
         files: &[".zst"],
-        weak_hash: "cargo install --locked --root target/work/bench/tools coreos-installer",
+        install_hint: "cargo install --locked --root target/work/bench/tools coreos-installer",
         ..fresh("coreos-installer", "coreos-installer", "coreos-installer --version")
     },
     Peer { files: &[".caibx", ".castr"], updates: true, ..fresh("casync", "casync", "casync --version") },
@@ -46,20 +46,20 @@ pub const PEERS: [Peer; 7] = [
     Peer {
         files: &[".cba"],
         updates: true,
-        weak_hash: "cargo install --locked --root target/work/bench/tools --features zstd-compression bita",
+        install_hint: "cargo install --locked --root target/work/bench/tools --features zstd-compression bita",
         ..fresh("bita", "bita", "bita --version")
     },
 ];
 
 const fn fresh(name: &'static str, program: &'static str, version: &'static str) -> Peer {
-    Peer { name, program, version, weak_hash: APT, files: &[], fresh: true, updates: false }
+    Peer { name, program, version, install_hint: APT, files: &[], fresh: true, updates: false }
 }
 
-/// What everything is compared with.
+/// Name of the peer that everything is compared with.
 pub const YARDSTICK: &str = "curl|zstd|dd";
 
 impl Peer {
-    /// What it says about its version; `None` when it is not installed.
+    /// Returns what the peer says about its version; `None` when it is not installed.
     pub fn version(&self, path: &str) -> Option<String> {
         let shell = |script: &str| Command::new("sh").args(["-c", script]).env("PATH", path).output().ok();
         let found = shell(&format!("command -v {}", self.program))?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::lab::Cost;
 use super::limits::Limits;
+use super::median::median;
 use super::peers::YARDSTICK;
 
 /// Downloads of an update above this do not count as an update. MB of 10^6 bytes.
@@ -16,7 +17,7 @@ const UPDATE_LIMIT_MB: f64 = 70.0;
 /// Our own rows.
 pub const OURS: &str = "reflash";
 
-/// One run.
+/// One run of one tool.
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
     pub case: String,
@@ -38,17 +39,6 @@ pub struct Results {
     pub images: BTreeMap<String, u64>,
     pub limits: Limits,
     pub runs: Vec<Run>,
-}
-
-/// The middle value, or the mean of the two in the middle.
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(values[middle]),
-        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
-    }
 }
 
 impl Results {
@@ -116,7 +106,7 @@ impl Results {
         ])
     }
 
-    /// What goes into `bench.json`: the summary on top, every single run below.
+    /// Makes the content of `bench.json`: the summary on top, every single run below.
     pub fn json(&self) -> Value {
         let mut all = json!(self);
         for (name, value) in self.summary() {

@@ -9,9 +9,12 @@ use super::images::Images;
 use crate::step::step;
 use crate::{keygen, release};
 
+/// Product and hardware of the releases that are measured.
+pub const PRODUCT: &str = "bench";
+
 /// Releases and the peers' files: what nginx serves.
 pub struct Served {
-    /// What nginx serves.
+    /// Directory that nginx serves.
     pub root: PathBuf,
     /// One tree of releases.
     pub releases: PathBuf,
@@ -48,8 +51,8 @@ impl Served {
                 continue;
             }
             let spec = release::Spec {
-                product: super::PRODUCT.to_owned(),
-                hardware: vec![super::PRODUCT.to_owned()],
+                product: PRODUCT.to_owned(),
+                hardware: vec![PRODUCT.to_owned()],
                 channel: channel.to_owned(),
                 version: channel.to_owned(),
                 serial: None,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::container::Container;
 use super::mirror::{self, Source};
+use super::removal::{remove_file, remove_tree};
 use super::stamp::{self, Key};
 use crate::recipe::{BootstrapTool, Distribution};
 use crate::step;
@@ -17,9 +18,9 @@ use crate::step;
 pub struct Bootstrapped {
     /// The tree as a tarball.
     pub tarball: PathBuf,
-    /// What it was made from.
+    /// Key over everything that the tree was made from.
     pub key: String,
-    /// When the package archive was last changed, in seconds since 1970.
+    /// Time of the package archive's last change, seconds since 1970.
     pub archive_time: u64,
 }
 
@@ -59,32 +60,6 @@ pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> 
     }
     let archive_time = newest_date(&fs::read_to_string(&dates).with_context(|| format!("read {}", dates.display()))?)?;
     Ok(Bootstrapped { tarball, key, archive_time })
-}
-
-/// Deletes a tree of our own, if it is there.
-///
-/// # Errors
-/// Something in it cannot be deleted.
-pub fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Deletes a file of our own, if it is there.
-///
-/// # Errors
-/// It cannot be deleted.
-pub fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn sources(distribution: &Distribution) -> Vec<Source> {

@@ -114,7 +114,7 @@ fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
     Ok(())
 }
 
-/// How many blocks, or chunks, are in which state.
+/// Numbers of blocks, or chunks, in each state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     /// Not what is in the old image at the same place: zeros, from elsewhere, or new.
@@ -139,12 +139,12 @@ impl Count {
     }
 }
 
-/// What [`compare`] found.
+/// Result of [`compare`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes of the new image.
     pub bytes: u64,
-    /// All blocks.
+    /// Counts of all blocks.
     pub all: Count,
     /// Blocks by what they are in the new image.
     pub parts: BTreeMap<&'static str, Count>,
@@ -152,7 +152,7 @@ pub struct Report {
     pub chunks: Vec<(u64, Count)>,
     /// Files with content that the old image does not have.
     pub files_changed: usize,
-    /// Those with most of it.
+    /// Files with the most new content.
     pub files: Vec<(String, Count)>,
 }
 

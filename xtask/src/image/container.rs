@@ -6,12 +6,12 @@ use std::process::Command;
 
 use crate::step;
 
-/// How programs run inside a tree.
+/// Way to run programs inside a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
-    /// systemd-nspawn: own mounts, processes and devices; the host's network.
+    /// Container of systemd-nspawn: own mounts, processes and devices; the host's network.
     Nspawn,
-    /// chroot in a mount and process namespace of its own, where nspawn cannot start (most containers of CI services).
+    /// Change of root (chroot) in a mount and process namespace of its own, where nspawn cannot start (most containers of CI services).
     Chroot,
 }
 

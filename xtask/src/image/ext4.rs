@@ -11,10 +11,12 @@
 pub mod attributes;
 mod bytes;
 pub mod content;
+pub mod digest;
 pub mod directory;
 pub mod extents;
 pub mod geometry;
 pub mod place;
+pub mod placed;
 pub mod read;
 pub mod space;
 pub mod tree;
@@ -53,12 +55,12 @@ const MOST_PIECES_PERCENT: u64 = 130;
 /// An image may have so many percent of the size that it would have if it was made afresh.
 const MOST_BYTES_PERCENT: u64 = 125;
 
-/// How an image came about.
+/// Result of building an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
-    /// Its size.
+    /// Size of the image, bytes.
     pub bytes: u64,
-    /// Why nothing was kept of the image before; none if it was, or there is none.
+    /// Reason why nothing was kept of the previous image; `None` if it was kept, or there is none.
     pub fresh_because: Option<String>,
 }
 

@@ -185,7 +185,7 @@ fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Contain
         .env("REFLASH_CONTAINER", serde_json::to_string(&prefix)?)
         .current_dir(directory);
     let result = step::run("playbook", &mut command);
-    super::bootstrap::remove_tree(&tree.join("var/tmp/reflash-ansible"))?;
+    super::removal::remove_tree(&tree.join("var/tmp/reflash-ansible"))?;
     result
 }
 

@@ -3,14 +3,14 @@
 
 use anyhow::{Context, Result, ensure};
 
-/// What a boot loader needs to know.
+/// Values that a boot loader needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Kernel, from the root of the file system.
     pub linux: String,
     /// Initramfs, from the root of the file system.
     pub initrd: String,
-    /// Kernel arguments.
+    /// Arguments of the kernel.
     pub args: String,
 }
 
@@ -37,7 +37,7 @@ impl Entry {
         Ok(entry)
     }
 
-    /// The script.
+    /// Returns the script for GRUB.
     pub fn script(&self) -> String {
         format!(
             "# Sourced by GRUB from the recovery partition. Made with the image from OSTree's boot entry.\n\

@@ -17,13 +17,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// The line.
+    /// Line of `sources.list`.
     pub fn line(&self) -> String {
         format!("deb {} {} {}", self.uri, self.release, self.components.join(" "))
     }
 }
 
-/// What the host's apt uses for this suite and its updates; empty when it does not have the suite, or is no apt.
+/// Finds the sources that the host's apt uses for this suite and its updates; empty when it does not have the suite, or is no apt.
 pub fn of_host(suite: &str) -> Vec<Source> {
     let format = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
     let mut command = Command::new("apt-get");
@@ -60,7 +60,7 @@ fn parse(targets: &str, suite: &str) -> Vec<Source> {
     if has_suite { sources } else { Vec::new() }
 }
 
-/// How the host's apt reaches its archives: proxies, and the checks of an archive's date that an old mirror needs off.
+/// Returns the options by which the host's apt reaches its archives: proxies, and the checks of an archive's date that an old mirror needs off.
 pub fn apt_options() -> Vec<String> {
     let dump = step::output(Command::new("apt-config").arg("dump")).unwrap_or_default();
     options(&dump)

@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use walkdir::WalkDir;
 
-use super::bootstrap::remove_file;
 use super::files::inside;
+use super::removal::remove_file;
 use crate::recipe::Distribution;
 
 /// Removed whole: what the build needed or left behind.

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::bootstrap::remove_tree;
 use super::fragment::Entry;
+use super::removal::remove_tree;
 use crate::recipe::Recipe;
 use crate::step;
 

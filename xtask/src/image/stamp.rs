@@ -65,7 +65,7 @@ pub fn is_current(result: &Path, key: &str) -> bool {
 /// # Errors
 /// The stamp is there and cannot be deleted.
 pub fn forget(result: &Path) -> Result<()> {
-    super::bootstrap::remove_file(&stamp_of(result))
+    super::removal::remove_file(&stamp_of(result))
 }
 
 /// To be called when `result` is complete under its final name.

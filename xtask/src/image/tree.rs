@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 
-use super::bootstrap::remove_tree;
+use super::removal::remove_tree;
 
 /// Where the package database goes: part of the image, not of the machine.
 const DPKG: &str = "usr/share/reflash/dpkg";

@@ -7,12 +7,12 @@ use reflash::release::digest::block_hash;
 /// Bytes of a block of the fingerprint: the blocks of the index, so that chunks can be looked up by it.
 pub const BLOCK_BYTES: usize = 4096;
 
-/// One region.
+/// One region of the disk.
 #[derive(Debug, Clone)]
 pub struct Region {
     /// First byte on the disk.
     pub start: u64,
-    /// What it holds; whole blocks.
+    /// Content of the region; whole blocks.
     pub content: Vec<u8>,
     /// Hash of each block.
     pub blocks: Vec<u64>,
@@ -31,7 +31,7 @@ pub struct Disk {
     pub recovery: Region,
 }
 
-/// What was there before a write.
+/// Content that a write replaced.
 pub struct Undo {
     offset: u64,
     before: Vec<u8>,
@@ -87,7 +87,7 @@ impl Disk {
         )
     }
 
-    /// What lies there; nothing where no recovery may write.
+    /// Reads the content; nothing where no recovery may write.
     #[must_use]
     pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut regions = [&self.state, &self.system, &self.recovery].into_iter();

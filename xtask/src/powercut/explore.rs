@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::disk::{Disk, Undo};
 use super::log::{Entry, SECTOR_BYTES};
 
-/// How a state came about.
+/// Kind of a state, by how it came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Everything up to a write survived.
@@ -19,19 +19,19 @@ pub enum Kind {
     Torn,
 }
 
-/// How many there were of which kind, each state counted once.
+/// Number of states of each kind, each state counted once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Prefixes.
+    /// Number of prefixes.
     pub prefixes: u64,
-    /// Reorderings.
+    /// Number of reorderings.
     pub reordered: u64,
-    /// Torn writes.
+    /// Number of torn writes.
     pub torn: u64,
 }
 
 impl Counts {
-    /// All.
+    /// Returns the number of all states.
     #[must_use]
     pub fn total(self) -> u64 {
         self.prefixes + self.reordered + self.torn
@@ -43,7 +43,7 @@ impl Counts {
 pub struct Random(pub u64);
 
 impl Random {
-    /// Below `end`.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -5,12 +5,12 @@ use reflash::boot::decide::Reason;
 use reflash::boot::grubenv::{GrubEnv, names};
 use reflash::boot::slots::{Slot, Trial};
 
-/// What is started.
+/// Choice of what GRUB starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// The system, with so many tries, this one included.
     System(u8),
-    /// Recovery.
+    /// Start of a recovery.
     Recovery(Reason),
 }
 

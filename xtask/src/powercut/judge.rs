@@ -35,28 +35,28 @@ const TRIES: u8 = 3;
 
 /// A release as the judge knows it.
 pub struct Release {
-    /// Its serial.
+    /// Serial of the release.
     pub serial: u64,
-    /// Its index.
+    /// Chunk index of the release.
     pub index: Index,
-    /// Its image.
+    /// Image of the release.
     pub image: Vec<u8>,
 }
 
 /// Digests of a recovery's files, in the order of [`FILES`].
 pub type Recovery = [Digest; FILES.len()];
 
-/// What there is to compare with.
+/// Releases and limits that states are judged by.
 pub struct Judge<'a> {
     /// The release that was installed before, if any.
     pub old: Option<&'a Release>,
     /// The release that is offered.
     pub new: &'a Release,
-    /// Its tree.
+    /// Release tree on disk.
     pub tree: PathBuf,
     /// Keys it is signed with.
     pub keys: &'a TrustedKeys,
-    /// How often one release may be recovered to.
+    /// Number of automatic recoveries to one release, `boot.recoveries`.
     pub budget: u32,
     /// Every recovery that may be in a slot.
     pub recoveries: &'a [Recovery],
@@ -71,7 +71,7 @@ pub struct Judge<'a> {
     fetches: u64,
     /// States that were really recovered.
     pub recovered: u64,
-    /// How states went on, by what GRUB started and why.
+    /// Counts of how states went on, by what GRUB started and why.
     pub endings: HashMap<String, u64>,
 }
 

@@ -20,13 +20,13 @@ const DISCARD: u64 = 4;
 /// One thing the machine did to its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// Wrote. `durable` when the write waited for the medium by itself (FUA).
+    /// Write of one or more sectors. `durable` when the write waited for the medium by itself (FUA).
     Write {
         /// Byte offset on the disk.
         offset: u64,
-        /// What.
+        /// Bytes that were written.
         data: Vec<u8>,
-        /// With FUA.
+        /// Whether it was written through the cache (FUA).
         durable: bool,
     },
     /// Everything written before is on the medium.

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use super::explore::Random;
 use super::log::{self, Entry, SECTOR_BYTES};
 
-/// What a cut took.
+/// Writes that a power cut took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     /// Writes that were not flushed yet.
     pub in_flight: usize,
-    /// Those of them that are not on the disk, or not whole.
+    /// Writes that are not on the disk, or not whole.
     pub lost: usize,
 }
 

@@ -13,7 +13,7 @@ use crate::step::output;
 /// A file in memory that becomes one partition after the other.
 pub struct Scratch {
     _directory: tempfile::TempDir,
-    /// It.
+    /// Path of the file.
     pub file: PathBuf,
     mount_point: PathBuf,
     /// Hashes of its blocks, where it follows a region.

@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use super::bytes::{checksum, put};
 use super::geometry::{BLOCK, INODE};
 
-/// Where they begin in an inode: after 128 bytes of ext2 and 32 more.
+/// Offset of the attributes in an inode: after 128 bytes of ext2 and 32 more.
 pub const IN_INODE_AT: usize = 160;
 
 const MAGIC: u32 = 0xea02_0000;

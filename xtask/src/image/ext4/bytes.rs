@@ -1,65 +1,4 @@
-//! Numbers in little endian, ext4's checksum, and the digest that tells whether two files are the same.
-
-use std::ops::Range;
-
-use super::geometry::BLOCK;
-
-/// Digest of a file's content that leaves out blocks of zeros: it does not matter whether they are a hole, and a file
-/// with a huge one costs no time.
-#[derive(Debug, Default)]
-pub struct ContentDigest {
-    hasher: blake3::Hasher,
-    /// Blocks that are not zeros.
-    data: Vec<Range<u64>>,
-}
-
-impl ContentDigest {
-    /// Takes in what lies at block `first`. Only the last block of the file may be short.
-    pub fn update(&mut self, first: u64, bytes: &[u8]) {
-        let mut pending = 0..0;
-        for (number, block) in bytes.chunks(BLOCK as usize).enumerate() {
-            let (at, end) = (number * BLOCK as usize, number * BLOCK as usize + block.len());
-            if block.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            // Hashed in stretches as long as possible: that is faster.
-            if pending.end != at {
-                self.hasher.update(&bytes[pending]);
-                pending = at..at;
-            }
-            pending.end = end;
-            let number = first + number as u64;
-            match self.data.last_mut() {
-                Some(last) if last.end == number => last.end += 1,
-                _ => self.data.push(number..number + 1),
-            }
-        }
-        self.hasher.update(&bytes[pending]);
-    }
-
-    /// The digest of a whole content.
-    #[must_use]
-    pub fn of(content: &[u8]) -> [u8; 32] {
-        let mut digest = Self::default();
-        digest.update(0, content);
-        digest.finish(content.len() as u64)
-    }
-
-    /// Blocks that are not zeros.
-    #[must_use]
-    pub fn data(&self) -> &[Range<u64>] {
-        &self.data
-    }
-
-    /// The digest of a file of `bytes`.
-    #[must_use]
-    pub fn finish(mut self, bytes: u64) -> [u8; 32] {
-        for range in &self.data {
-            self.hasher.update(&range.start.to_le_bytes()).update(&range.end.to_le_bytes());
-        }
-        *self.hasher.update(&bytes.to_le_bytes()).finalize().as_bytes()
-    }
-}
+//! Numbers in little endian, and ext4's checksum.
 
 /// CRC-32C as ext4 uses it: started with `seed`, and not inverted at the end.
 #[must_use]
@@ -88,28 +27,7 @@ pub fn put<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{ContentDigest, checksum};
-
-    #[test]
-    fn zeros_count_only_for_the_size() {
-        let mut content = vec![0; 10 * 4096 + 5];
-        content[2 * 4096..4 * 4096].fill(1);
-        content[10 * 4096 + 4] = 1;
-        let mut pieces = ContentDigest::default();
-        pieces.update(1, &content[4096..3 * 4096]);
-        pieces.update(3, &content[3 * 4096..4 * 4096]);
-        pieces.update(10, &content[10 * 4096..]);
-        assert_eq!(pieces.data(), [2..4, 10..11]);
-        let digest = ContentDigest::of(&content);
-        assert_eq!(digest, pieces.finish(content.len() as u64));
-        let digest_of = |first, content: &[u8], bytes| {
-            let mut digest = ContentDigest::default();
-            digest.update(first, content);
-            digest.finish(bytes)
-        };
-        assert_ne!(digest_of(0, &content, 1 << 20), digest, "another size");
-        assert_ne!(digest_of(1, &content, content.len() as u64), digest, "another place");
-    }
+    use super::checksum;
 
     #[test]
     fn the_checksum_is_that_of_ext4() {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use walkdir::WalkDir;
 
 use super::attributes::{self, Attribute};
-use super::bytes::ContentDigest;
+use super::digest::ContentDigest;
 use super::directory;
 use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, RESERVED_INODES};
 use super::tree::{Kind, Node};
@@ -27,7 +27,7 @@ const LOST_AND_FOUND: &[u8] = b"lost+found";
 /// Bytes read at a time.
 const STRETCH: usize = 1 << 20;
 
-/// Where the bytes of an inode come from.
+/// Origin of the bytes of an inode.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A file of the host.
@@ -41,19 +41,19 @@ pub enum Source {
 pub struct Inode {
     /// Type and permissions.
     pub mode: u16,
-    /// Owner.
+    /// User ID of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group ID of the owner.
     pub gid: u32,
-    /// How many names it has.
+    /// Number of names of the inode.
     pub links: u32,
     /// Bytes of a file or target.
     pub bytes: u64,
-    /// Its content.
+    /// Content of the inode.
     pub source: Source,
     /// Blocks with content, in order; what lies between is zero. None in a directory, whose blocks are decided later.
     pub data: Vec<Range<u64>>,
-    /// Sorted.
+    /// Extended attributes, sorted.
     pub attributes: Vec<Attribute>,
     /// Of a directory: the one that it is in.
     pub parent: usize,
@@ -64,7 +64,7 @@ pub struct Inode {
 pub struct Content {
     /// Names and digests.
     pub nodes: Vec<Node>,
-    /// Everything else.
+    /// All other inodes.
     pub inodes: Vec<Inode>,
 }
 

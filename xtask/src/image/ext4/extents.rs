@@ -13,7 +13,7 @@ pub struct Run {
     pub logical: u64,
     /// Block of the medium.
     pub physical: u64,
-    /// How many.
+    /// Number of blocks.
     pub blocks: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The frame of an ext4 file system, read from an image: sizes, groups and where their tables lie.
+//! The outline of an ext4 file system, read from an image: sizes, groups and where their tables lie.
 //!
 //! Offsets and meanings are those of the kernel's Documentation/filesystems/ext4.
 
@@ -21,12 +21,15 @@ pub const DESCRIPTOR: u64 = 64;
 pub const RESERVED_INODES: u32 = 11;
 /// The root directory.
 pub const ROOT: u32 = 2;
-/// Where the superblock lies.
+/// Offset of the superblock, bytes.
 pub const SUPERBLOCK: u64 = 1024;
+
+/// Flag of an inode whose blocks are listed in a tree of extents (`EXT4_EXTENTS_FL`).
+pub const EXTENTS_FLAG: u32 = 0x80000;
 
 const MAGIC: u16 = 0xef53;
 
-/// Where the tables of a group are, in blocks.
+/// Places of a group's tables, in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group {
     /// The bitmap of blocks.
@@ -48,7 +51,7 @@ pub struct Geometry {
     pub features: [u32; 3],
     /// UUID: every checksum of metadata starts with it.
     pub uuid: [u8; 16],
-    /// The groups.
+    /// Block groups in order.
     pub groups: Vec<Group>,
 }
 
@@ -103,7 +106,7 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// What every checksum of metadata starts with.
+    /// Returns the seed of every metadata checksum.
     #[must_use]
     pub fn checksum_seed(&self) -> u32 {
         bytes::checksum(!0, &self.uuid)
@@ -137,7 +140,7 @@ impl Geometry {
         })
     }
 
-    /// Where an inode lies, in bytes.
+    /// Returns the offset of an inode, bytes.
     #[must_use]
     pub fn inode_at(&self, number: u32) -> u64 {
         let (group, index) = ((number - 1) / self.inodes_per_group, (number - 1) % self.inodes_per_group);

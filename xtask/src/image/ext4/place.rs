@@ -1,10 +1,10 @@
 //! Where everything of an image lies: pure decisions about inode numbers and blocks.
 //!
 //! What did not change keeps its number and its blocks. What changed and is large keeps them as well, so that those of its
-//! blocks that are still the same need not even be written. What changed and is smaller than a frame of a release is put
+//! blocks that are still the same need not even be written. What changed and is smaller than a chunk of a release is put
 //! together with other new things into the largest free stretches: scattered over the places of their predecessors small
-//! files would change as many frames, each of which carries blocks of neighbours that did not change. The places they
-//! leave become zeros, and a frame of old blocks and zeros costs no download.
+//! files would change as many chunks, each of which carries blocks of neighbours that did not change. The places they
+//! leave become zeros, and a chunk of old blocks and zeros costs no download.
 
 use std::collections::BTreeSet;
 
@@ -15,48 +15,34 @@ use super::content::Content;
 use super::directory::{self, Page};
 use super::extents::{self, Run};
 use super::geometry::{Geometry, RESERVED_INODES, ROOT};
+use super::placed::Place;
 use super::read::Old;
 use super::space::{Pool, Space};
-use super::tree::{self, Kind, Name};
+use super::tree::{self, Kind};
 
-/// Blocks from which on a changed file stays where it is: those of the usual frame of a release. For an update of Debian's
-/// packages 1, 4 and 16 make no difference to what is downloaded in frames of 16 KiB (28.3, 28.0, 28.0 MiB), but to what
-/// is written (26.6, 28.7, 29.9 MiB), and with a new kernel to both (173, 174, 175 and 161, 166, 189 MiB). With frames
+/// Blocks from which on a changed file stays where it is: those of the usual chunk of a release. For an update of Debian's
+/// packages 1, 4 and 16 make no difference to what is downloaded in chunks of 16 KiB (28.3, 28.0, 28.0 MiB), but to what
+/// is written (26.6, 28.7, 29.9 MiB), and with a new kernel to both (173, 174, 175 and 161, 166, 189 MiB). With chunks
 /// of 64 KiB 1 costs 5 % more to download than 4.
 const LARGE: u64 = 4;
-
-/// Where one inode and its content lie.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Number of the inode.
-    pub number: u32,
-    /// Its content.
-    pub runs: Vec<Run>,
-    /// Blocks of the tree that lists the runs.
-    pub tree_blocks: Vec<u64>,
-    /// Block of extended attributes.
-    pub attribute_block: Option<u64>,
-    /// Of a directory: the names in each block.
-    pub pages: Vec<Vec<Name>>,
-}
 
 /// The places of everything, by the indices of [`Content`].
 #[derive(Debug)]
 pub struct Layout {
     /// One for every inode.
     pub places: Vec<Place>,
-    /// Which blocks are used.
+    /// Map of used blocks.
     pub space: Space,
-    /// What stayed and what not.
+    /// Figures of what stayed in place.
     pub figures: Figures,
 }
 
-/// What stayed where it was and what not.
+/// Counts of what stayed in place and what moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Blocks of files, links and directories.
     pub blocks: u64,
-    /// Those whose content is the same and in the same place as before.
+    /// Blocks whose content is the same and in the same place as before.
     pub kept_blocks: u64,
     /// Files that have content.
     pub files: u64,

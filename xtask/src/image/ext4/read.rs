@@ -6,11 +6,12 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::bytes::{ContentDigest, u16_at, u32_at};
+use super::bytes::{u16_at, u32_at};
+use super::digest::ContentDigest;
 use super::directory;
 use super::extents::{self, Run};
-use super::geometry::{BLOCK, Geometry, INODE, ROOT};
-use super::place::Place;
+use super::geometry::{BLOCK, EXTENTS_FLAG, Geometry, INODE, ROOT};
+use super::placed::Place;
 use super::tree::{Kind, Node};
 
 /// Blocks read at a time.
@@ -96,7 +97,7 @@ impl Reader<'_> {
         };
         let bytes = u64::from(u32_at(&inode, 4)) | u64::from(u32_at(&inode, 0x6c)) << 32;
         let in_inode = &inode[0x28..0x28 + 60];
-        let has_runs = u32_at(&inode, 0x20) & super::write::EXTENTS != 0;
+        let has_runs = u32_at(&inode, 0x20) & EXTENTS_FLAG != 0;
         let (runs, tree_blocks) =
             if has_runs { extents::decode(in_inode, &mut |block| self.block(block))? } else { Default::default() };
         let inside = |run: &Run| run.physical + run.blocks <= self.geometry.blocks;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 /// A name in a directory: bytes, as the file system has them.
 pub type Name = Vec<u8>;
 
-/// What an inode is.
+/// Kind of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory.
+    /// Directory with entries.
     Directory,
     /// A regular file.
     File,
@@ -20,11 +20,11 @@ pub enum Kind {
 /// names.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// What it is.
+    /// Kind of the inode.
     pub kind: Kind,
     /// Digest of a file's content or a link's target; zeros for a directory.
     pub digest: [u8; 32],
-    /// What is in a directory, by indices into the same tree.
+    /// Entries of a directory, by indices into the same tree.
     pub children: BTreeMap<Name, usize>,
 }
 

@@ -11,12 +11,11 @@ use super::bytes::{checksum, put, u16_at};
 use super::content::{Content, Inode, Source};
 use super::directory;
 use super::extents;
-use super::geometry::{BLOCK, DESCRIPTOR, GROUP, Geometry, INODE, RESERVED_INODES, SUPERBLOCK};
-use super::place::{Layout, Place};
+use super::geometry::{BLOCK, DESCRIPTOR, EXTENTS_FLAG, GROUP, Geometry, INODE, RESERVED_INODES, SUPERBLOCK};
+use super::place::Layout;
+use super::placed::Place;
 use super::tree::Kind;
 
-/// Flag of an inode whose blocks are listed in a tree of extents.
-pub const EXTENTS: u32 = 0x80000;
 /// Flag of a group whose inode table is not leftover bytes.
 const TABLE_ZEROED: u16 = 4;
 /// Bytes of an inode in use beyond the 128 of ext2.
@@ -77,7 +76,7 @@ impl Writer<'_> {
             Some(target) => bytes[0x28..0x28 + target.len()].copy_from_slice(target),
             None => {
                 put(&mut bytes, 0x28, tree);
-                put(&mut bytes, 0x20, EXTENTS.to_le_bytes());
+                put(&mut bytes, 0x20, EXTENTS_FLAG.to_le_bytes());
             }
         }
         attributes::into_inode(self.attributes(inode, place)?, &mut bytes);

@@ -1,0 +1,19 @@
+//! The place of one inode: where it lies in an image that is there, or is to lie in the next one.
+
+use super::extents::Run;
+use super::tree::Name;
+
+/// Place of one inode and its content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the inode.
+    pub number: u32,
+    /// Blocks of its content.
+    pub runs: Vec<Run>,
+    /// Blocks of the tree that lists the runs.
+    pub tree_blocks: Vec<u64>,
+    /// Block of extended attributes.
+    pub attribute_block: Option<u64>,
+    /// Of a directory: the names in each block.
+    pub pages: Vec<Vec<Name>>,
+}

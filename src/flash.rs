@@ -1,8 +1,9 @@
-//! Makes one partition equal to an image: [`plan`] what to do, [`write`] it, [`readback`] what the medium holds, and
-//! [`verify`] that all of it is right.
+//! Makes one partition equal to an image: [`plan`] says what to do, [`write`] does it, [`readback`] reads what the medium
+//! holds, and [`verify`] proves that all of it is right.
 
 pub mod plan;
 pub mod readback;
 pub mod target;
+mod threads;
 pub mod verify;
 pub mod write;

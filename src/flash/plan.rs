@@ -1,4 +1,8 @@
-//! What has to happen to a partition so that it equals an image: index x what is there -> plan. Pure.
+//! Plans what has to happen to a partition so that it equals an image. Pure.
+//!
+//! The index says what each chunk must hold, a [`Comparison`] which chunks the partition holds already. For the others
+//! the plan chooses the cheapest way: zero them, put them together from blocks of the partition, or fetch them, as a
+//! patch where one fits.
 
 mod comparison;
 mod moves;
@@ -6,7 +10,6 @@ mod patched;
 mod requests;
 
 use crate::record::totals::Totals;
-use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::weak_hashes::{WeakHash, WeakHashes};
 
@@ -17,55 +20,53 @@ pub use patched::Patched;
 pub(crate) use requests::coalesce;
 pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
 
-/// What to do. Chunks that are right do not appear.
+/// What to do with each chunk. Chunks that are right do not appear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Chunks to fill with zeros, ascending.
     pub zero: Vec<ChunkNo>,
-    /// Chunks to put together from what is on the partition.
+    /// Chunks to put together from blocks of the partition.
     pub moves: Moves,
-    /// What to fetch, in pack order.
+    /// Requests for what has to be fetched, in pack order.
     pub requests: Vec<Request>,
-    /// Which of it is fetched as patches, if any is.
+    /// Chunks that are fetched as patches, if there are any.
     pub patched: Option<Patched>,
-    /// Chunks that each fetched stored chunk goes to: sorted by stored chunk, then by chunk.
+    /// Fetched stored chunks, each with a chunk to write it to: sorted by stored chunk, then by chunk.
     destinations: Vec<(StoredChunkNo, ChunkNo)>,
-    /// Quantities, for people and for progress.
+    /// Quantities of the plan, for people and for progress.
     pub totals: Totals,
 }
 
-/// What is known of the partition beyond the chunks that are right.
+/// Blocks that were found on the partition beside the chunks that are right.
 #[derive(Debug, Clone, Copy)]
 pub struct FoundBlocks<'a> {
-    /// What is looked for.
+    /// Weak hashes of the release: what is looked for.
     pub weak_hashes: &'a WeakHashes,
-    /// What is there.
+    /// Weak hashes of the partition: where it may be.
     pub blocks: &'a Blocks,
 }
 
+/// What a plan may use to fetch less. The default uses nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Reuse<'a> {
+    /// Blocks on the partition, to put chunks together from. Nothing is moved without them.
+    pub found: Option<FoundBlocks<'a>>,
+    /// Patches that fit the partition. Chunks are fetched whole without them.
+    pub patched: Option<Patched>,
+}
+
 impl Plan {
-    /// Compares what should be with what is. Without `found` nothing is moved, without `patched` nothing patched; what
-    /// can be moved costs least.
+    /// Plans the writing of all chunks that are not right. What can be moved is moved, since that costs least.
     #[must_use]
-    pub fn new(
-        index: &Index,
-        comparison: &Comparison,
-        found: Option<FoundBlocks<'_>>,
-        patched: Option<Patched>,
-    ) -> Self {
-        Self::with_buffer(index, comparison, found, patched, MAX_BUFFERED_BLOCKS)
+    pub fn new(index: &Index, comparison: &Comparison, reuse: Reuse<'_>) -> Self {
+        Self::with_buffer(index, comparison, reuse, MAX_BUFFERED_BLOCKS)
     }
 
-    fn with_buffer(
-        index: &Index,
-        comparison: &Comparison,
-        found: Option<FoundBlocks<'_>>,
-        patched: Option<Patched>,
-        max_blocks: usize,
-    ) -> Self {
-        let per_chunk = index.chunk_bytes() / BLOCK_SIZE_BYTES as u32;
+    /// Plans with room for `max_blocks` blocks in the buffer of the moves.
+    fn with_buffer(index: &Index, comparison: &Comparison, reuse: Reuse<'_>, max_blocks: usize) -> Self {
+        let Reuse { found, patched } = reuse;
         let candidates = found.map(|found| candidates(index, comparison, found)).unwrap_or_default();
-        let moves = moves::order(&candidates, index.chunk_count(), per_chunk, max_blocks);
+        let moves = moves::order(&candidates, index.chunk_count(), index.blocks_per_chunk(), max_blocks);
         drop(candidates);
         let mut moved = vec![false; index.chunk_count() as usize];
         moves.batches.iter().flat_map(|batch| &batch.chunks).for_each(|chunk| moved[*chunk as usize] = true);
@@ -97,23 +98,23 @@ impl Plan {
         Self { zero, moves, requests, patched, destinations, totals }
     }
 
-    /// Whether nothing has to be done.
+    /// Whether the partition is right already and nothing has to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.totals.changed_bytes() == 0
     }
 
-    /// Chunks of the image that a fetched stored chunk has to be written to.
+    /// Iterates over the chunks of the image that a fetched stored chunk has to be written to.
     pub fn destinations(&self, stored: StoredChunkNo) -> impl Iterator<Item = ChunkNo> {
         let start = self.destinations.partition_point(|(other, _)| *other < stored);
         self.destinations[start..].iter().take_while(move |(other, _)| *other == stored).map(|(_, chunk)| *chunk)
     }
 }
 
-/// Chunks whose every block is somewhere on the partition. Chunk 0 is not among them: its first block is blanked first
-/// and written last.
+/// Finds the chunks whose every block is somewhere on the partition. Chunk 0 is not among them: its first block is
+/// blanked first and written last.
 fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks<'_>) -> Candidates {
-    let per_chunk = index.chunk_bytes() / BLOCK_SIZE_BYTES as u32;
+    let per_chunk = index.blocks_per_chunk();
     let places = Places::new(found.blocks.as_slice());
     let mut candidates = Candidates::default();
     let mut next = ZERO_SOURCE;
@@ -122,7 +123,8 @@ fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks<'_>) ->
         let Some(weak_hashes) = found.weak_hashes.of(stored) else { continue };
         let start = candidates.sources.len();
         for (weak_hash, own) in weak_hashes.zip(chunk * per_chunk..) {
-            // In place costs least; after that what goes on where the block before came from, for long transfers.
+            // A block that is in its place already costs least. The next best is the one behind the last source: long
+            // runs are long transfers.
             let source =
                 if weak_hash == WeakHash::NONE { Some(ZERO_SOURCE) } else { places.find(weak_hash, &[own, next]) };
             let Some(source) = source else { break };

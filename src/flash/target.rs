@@ -1,27 +1,30 @@
-//! What an image is written to: one narrow trait over a partition, a file, or a test's memory.
+//! The target that an image is written to: one narrow trait over a partition, a file, or a test's memory.
 
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
 use crate::release::digest::is_zero;
-/// Memory as transfers past the page cache want it.
+/// A buffer aligned as transfers past the page cache need it.
 pub use crate::sys::block::AlignedBuf;
 use crate::sys::block::{Access, BlockError, Caching, Device};
 
-/// A block target. All offsets and lengths are multiples of 4096 bytes.
+/// Bytes that are copied or zeroed at a time.
+const COPY_BYTES: usize = 1024 * 1024;
+
+/// A block device, or something that can be written like one. All offsets and lengths are multiples of 4096 bytes.
 ///
-/// Methods take `&self`: readers and the writer run in parallel, on ranges that do not overlap.
+/// Methods take `&self`, because readers and the writer run in parallel, on ranges that do not overlap.
 pub trait BlockTarget: Sync {
-    /// Device or file, for people.
+    /// Returns the name of the device or file, for people.
     fn name(&self) -> &str;
 
-    /// Which piece of hardware that is, for whoever has to replace it.
+    /// Returns which piece of hardware this is, for the person who has to replace it.
     fn identity(&self) -> String {
         self.name().to_owned()
     }
 
-    /// Size, bytes.
+    /// Size of the target, bytes.
     fn size_bytes(&self) -> u64;
 
     /// Reads what the medium holds, past the page cache.
@@ -42,16 +45,19 @@ pub trait BlockTarget: Sync {
     /// The device's error; part of the range may have been zeroed.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
-    /// Tells the device that the range holds nothing of use: good for flash memory, and most then no longer give the old content
-    /// out. A hint, which the device need not take; what the range reads as afterwards is undefined.
+    /// Advises the device that the content of the range is no longer needed. Flash memory lasts longer for it, and most
+    /// devices then no longer return the old content.
+    ///
+    /// A device may ignore the advice, and what the range reads as afterwards is undefined.
     ///
     /// # Errors
-    /// The device's error, or that it takes no such hints.
+    /// The device's error, or [`io::ErrorKind::Unsupported`] where the device takes no such advice.
     fn discard(&self, _range: Range<u64>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Returns when everything written before is on the medium, volatile caches of the device included.
+    /// Flushes everything written before to the medium, volatile caches of the device included, and returns when it is
+    /// there.
     ///
     /// # Errors
     /// The device's error: nothing written since the last flush can be relied on.
@@ -67,33 +73,33 @@ pub struct DeviceTarget {
 }
 
 impl DeviceTarget {
-    /// Opens it for writing. Refused while it is mounted or otherwise in use.
+    /// Opens a device or file for writing. That is refused while it is mounted or otherwise in use.
     ///
     /// # Errors
-    /// [`BlockError`].
+    /// [`BlockError`] says why it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, BlockError> {
-        Self::with(path, Access::WriteExclusive)
+        Self::open_with(path, Access::WriteExclusive)
     }
 
-    /// Opens it for reading only; a mounted device can be read.
+    /// Opens a device or file for reading only; a mounted device can be read.
     ///
     /// # Errors
-    /// [`BlockError`].
+    /// [`BlockError`] says why it cannot be opened.
     pub fn open_read_only(path: &Path) -> Result<Self, BlockError> {
-        Self::with(path, Access::Read)
+        Self::open_with(path, Access::Read)
     }
 
-    /// Adds what is known of the disk it is on.
+    /// Adds a description of the disk that the device is on, for [`identity`](BlockTarget::identity).
     #[must_use]
     pub fn on_disk(self, disk: &str) -> Self {
         Self { disk: Some(disk.to_owned()), ..self }
     }
 
-    fn with(path: &Path, access: Access) -> Result<Self, BlockError> {
+    fn open_with(path: &Path, access: Access) -> Result<Self, BlockError> {
         let device = Device::open(path, access, Caching::Direct)?;
         let target = Self { device, name: path.display().to_string(), disk: None };
         if target.device.caching() == Caching::Buffered {
-            // A file system without direct I/O: what was cached before must not be taken for what is stored.
+            // The file system has no direct I/O. What was cached before must not be taken for what is stored.
             target.device.drop_cache()?;
         }
         Ok(target)
@@ -117,22 +123,22 @@ impl BlockTarget for DeviceTarget {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.device.read_exact_at(buffer, offset).map_err(cause)
+        self.device.read_exact_at(buffer, offset).map_err(device_error)
     }
 
     fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
-        self.device.write_all_at(content, offset).map_err(cause)
+        self.device.write_all_at(content, offset).map_err(device_error)
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         if self.device.zero_out(range.start, range.end - range.start).is_ok() {
             return Ok(());
         }
-        // File systems without hole punching, and whatever else refuses: plain zeros always work.
-        let zeros = AlignedBuf::zeroed((range.end - range.start).min(1024 * 1024) as usize);
+        // File systems without hole punching refuse, and so may devices. Plain zeros always work.
+        let zeros = AlignedBuf::zeroed(COPY_BYTES);
         let mut offset = range.start;
         while offset < range.end {
-            let len = (range.end - offset).min(zeros.len() as u64) as usize;
+            let len = usize::try_from(range.end - offset).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
             self.write_at(offset, &zeros[..len])?;
             offset += len as u64;
         }
@@ -140,40 +146,40 @@ impl BlockTarget for DeviceTarget {
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.device.discard(range.start, range.end - range.start).map_err(cause)
+        self.device.discard(range.start, range.end - range.start).map_err(device_error)
     }
 
     fn flush(&self) -> io::Result<()> {
         match self.device.caching() {
             Caching::Direct => self.device.sync(),
-            // Then the read-back that follows a flush reads the medium here too.
+            // The cache is dropped, so that the read-back that follows a flush reads the medium here too.
             Caching::Buffered => self.device.drop_cache(),
         }
-        .map_err(cause)
+        .map_err(device_error)
     }
 }
 
-/// The device's own answer; the caller's error already names device and offset.
-fn cause(error: BlockError) -> io::Error {
+/// Returns the device's own error, because the caller's error already names device and offset.
+fn device_error(error: BlockError) -> io::Error {
     match error {
         BlockError::Device { source, .. } | BlockError::Transfer { source, .. } => source,
         other => io::Error::other(other),
     }
 }
 
-/// A part of a target: a partition of a disk that has no table yet.
+/// A part of a target, such as a partition of a disk that has no table yet.
 pub struct Window<'a> {
-    /// What it is a part of.
+    /// Target that the window is a part of.
     pub target: &'a dyn BlockTarget,
-    /// Which part, bytes.
+    /// Bytes of the target that the window covers.
     pub range: Range<u64>,
-    /// What it is, for people.
+    /// Name of the window, for people.
     pub name: String,
 }
 
 impl Window<'_> {
-    /// Where `len` bytes at `offset` lie on the whole, if they lie within this part.
-    fn within(&self, offset: u64, len: u64) -> io::Result<u64> {
+    /// Returns the offset on the target of `len` bytes at `offset`, if they lie within the window.
+    fn target_offset(&self, offset: u64, len: u64) -> io::Result<u64> {
         match offset.checked_add(len) {
             Some(end) if end <= self.size_bytes() => Ok(self.range.start + offset),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -195,22 +201,22 @@ impl BlockTarget for Window<'_> {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.target.read_at(self.within(offset, buffer.len() as u64)?, buffer)
+        self.target.read_at(self.target_offset(offset, buffer.len() as u64)?, buffer)
     }
 
     fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
-        self.target.write_at(self.within(offset, content.len() as u64)?, content)
+        self.target.write_at(self.target_offset(offset, content.len() as u64)?, content)
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let len = range.end - range.start;
-        let start = self.within(range.start, len)?;
+        let start = self.target_offset(range.start, len)?;
         self.target.zero(start..start + len)
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
         let len = range.end - range.start;
-        let start = self.within(range.start, len)?;
+        let start = self.target_offset(range.start, len)?;
         self.target.discard(start..start + len)
     }
 
@@ -219,26 +225,25 @@ impl BlockTarget for Window<'_> {
     }
 }
 
-/// Which side of a copy failed.
+/// The side of a copy that failed.
 #[derive(Debug)]
 pub enum CopyError {
-    /// What was copied.
+    /// The content could not be read.
     Read(io::Error),
-    /// The target.
+    /// The target could not be written.
     Write(io::Error),
 }
 
-/// Copies `content`, a multiple of 4096 bytes, to `offset` and on. Zeros in it are zeroed there. Durable only after a
-/// flush.
+/// Copies `content`, a multiple of 4096 bytes, to the target from `offset` on. Zeros are zeroed there. The copy is
+/// durable only after a flush.
 ///
 /// # Errors
-/// [`CopyError`].
+/// [`CopyError`] says which side failed.
 pub fn copy_blocks(mut content: impl Read, target: &dyn BlockTarget, mut offset: u64) -> Result<(), CopyError> {
-    const STEP_BYTES: usize = 1024 * 1024;
-    let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
+    let mut buffer = AlignedBuf::zeroed(COPY_BYTES);
     loop {
         let mut len = 0;
-        while len < STEP_BYTES {
+        while len < COPY_BYTES {
             match content.read(&mut buffer[len..]).map_err(CopyError::Read)? {
                 0 => break,
                 more => len += more,

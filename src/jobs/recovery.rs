@@ -15,7 +15,7 @@ use crate::boot::decide::Recoveries;
 use crate::boot::env::WritePermit;
 use crate::boot::slots::{Pointers, Ready, Trial};
 use crate::fetch::Source;
-use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan};
+use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
 use crate::flash::readback::Scan;
 use crate::flash::target::BlockTarget;
 use crate::flash::verify::{self, Verified};
@@ -166,7 +166,7 @@ fn install(machine: &Machine<'_>, release: Option<Release>) -> Result<RecoveryRe
         match write_and_read_back(machine, index, comparison, todo, &permit)? {
             Ok(proof) => return commit(machine, proof, Some(permit), &offered, NetworkUse::Allowed, totals),
             Err(comparison) => {
-                let again = Plan::new(index, &comparison, None, None);
+                let again = Plan::new(index, &comparison, Reuse::default());
                 plan = (comparison, Box::new(again));
             }
         }
@@ -258,13 +258,14 @@ fn plan(
     let patched =
         fetch_patches(machine, offered, &blocks)?.map(|patches| Patched::new(&patches, index, comparison, &blocks));
     if patched.as_ref().is_some_and(|patched| patched.is_enough(comparison)) {
-        return Ok(Plan::new(index, comparison, None, patched));
+        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
     }
     let Some(weak_hashes) = fetch_weak_hashes(machine, offered, &blocks)? else {
-        return Ok(Plan::new(index, comparison, None, patched));
+        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
     };
     let blocks = blocks.completed(index, &weak_hashes, comparison);
-    Ok(Plan::new(index, comparison, Some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks }), patched))
+    let found = Some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks });
+    Ok(Plan::new(index, comparison, Reuse { found, patched }))
 }
 
 /// Whether the system image fits a partition, before anything else is done.

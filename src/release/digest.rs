@@ -1,48 +1,49 @@
-//! The digests that name and check content. Pure.
+//! Digests, which name and check content, and the weak hash of a block. Pure.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Size of a block in the index, bytes. The block size of ext4 and the page size of the machines we run on.
-pub const BLOCK_SIZE_BYTES: usize = 4096;
+/// Size of a block in the index, bytes: the block size of ext4 and the page size of the machines we run on.
+pub const BLOCK_SIZE_BYTES: usize = BLOCK_SIZE_U32 as usize;
 
-/// A full BLAKE3 digest: what trust rests on and what objects are named by. 64 lower-case hex digits as text.
+/// Size of a block as a `u32`, the type of chunk sizes and of the fields of the format.
+pub(crate) const BLOCK_SIZE_U32: u32 = 4096;
+
+/// A full BLAKE3 digest: trust rests on it, and objects are named by it. As text it has 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
-/// XXH3-64 of one 4 KiB block: a weak hash where content may be found, never a proof of it.
-///
-/// XXH3 rather than a truncated BLAKE3: the partition is hashed once for these weak hashes beside the full digests, and
-/// XXH3 costs a tenth. A collision, even one made on purpose, costs a fetch and never correctness.
-pub type BlockHash = u64;
-
 impl Digest {
-    /// Digest of `content`.
+    /// Computes the digest of `content`.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
         Self(*blake3::hash(content).as_bytes())
     }
 }
 
-/// The weak hash of one block.
+/// Computes the XXH3-64 of one 4 KiB block: it shows where content may be found, and never proves it.
+///
+/// XXH3 rather than a truncated BLAKE3: a partition is hashed once for this beside the full digests, and XXH3 costs a
+/// tenth. A collision, even one made on purpose, costs a fetch and never correctness.
 #[must_use]
-pub fn block_hash(block: &[u8]) -> BlockHash {
+pub fn block_hash(block: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(block)
 }
 
-/// Lower-case hex, as digests are written everywhere.
+/// Formats bytes as lower-case hex, as digests are written everywhere.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether every byte is zero.
+/// Whether every byte of `content` is zero.
 #[must_use]
 pub fn is_zero(content: &[u8]) -> bool {
-    // Sixty-four bytes a step, and not as a loop, which stays one where code is made small: whole partitions go through
-    // here, and a loop over bytes takes longer than reading them.
+    // Whole partitions go through here, and a loop over single bytes takes longer than reading them from the disk. So
+    // this looks at 64 bytes a step. The eight words are written out, because a loop over them is not unrolled in the
+    // agent, which is optimised for size.
     let (chunks, rest) = content.as_chunks::<64>();
     let is_zero = |chunk: &[u8; 64]| {
         let word = |at: usize| u64::from_ne_bytes(chunk.as_chunks().0[at]);
@@ -63,7 +64,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The text is not 64 lower-case hex digits.
+/// The error for text that is not 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a digest: expected 64 lower-case hex digits")]
 pub struct NotADigest(String);

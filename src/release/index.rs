@@ -3,7 +3,8 @@
 //! An image is cut into chunks of one fixed size (the last may be shorter). A chunk that is all zero is not stored.
 //! Every other distinct chunk is stored once, as an independent zstd frame, in a pack. Neighbours lie back to back,
 //! and a pack may be one of an earlier release. What an agent needs to look for blocks on the old partition is an
-//! object of its own, [`crate::release::weak_hashes`]: who compares only, or writes a blank disk, never downloads it.
+//! object of its own, [`crate::release::weak_hashes`]: an agent that only compares, or writes a blank disk, never
+//! downloads it.
 //!
 //! The object is one zstd frame around the following. All numbers little endian. Sections follow each other without
 //! padding:
@@ -18,12 +19,13 @@
 //! | digests | stored chunks | 32 bytes BLAKE3 of the content |
 
 mod builder;
+mod codec;
 mod relocate;
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 
-use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
+use crate::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, Digest, is_zero};
 
 pub use builder::Builder;
 
@@ -32,13 +34,12 @@ pub const MIN_CHUNK_BYTES: u32 = 16 * 1024;
 /// Largest chunk size, bytes. Bounds the agent's memory per chunk in flight.
 pub const MAX_CHUNK_BYTES: u32 = 4 * 1024 * 1024;
 
-const MAGIC: &[u8; 8] = b"RFLASHIX";
 const VERSION: u32 = 2;
-const HEADER_BYTES: usize = 48;
+/// In the list of chunks: a chunk of zeros, which is not stored.
 const ZERO_CHUNK: u32 = u32::MAX;
 
-/// More chunks than this make an index that a machine with little memory cannot hold beside its work: about 15 MB.
-/// The releasing side picks the chunk size by it; it allows images of up to 1 TiB.
+/// The most chunks an image may have. An index of more, about 15 MB, would be too large for a machine with little
+/// memory to hold beside its work. The releasing side picks the chunk size by it; it allows images of up to 1 TiB.
 pub const MAX_CHUNKS: u64 = 256 * 1024;
 
 /// Position of a chunk in the image, from 0.
@@ -49,7 +50,7 @@ pub type StoredChunkNo = u32;
 /// A pack: an immutable object of stored chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pack {
-    /// BLAKE3 of the pack, and its name.
+    /// BLAKE3 of the pack, which is also the pack's name.
     pub digest: Digest,
     /// Size, bytes.
     pub size_bytes: u64,
@@ -58,20 +59,20 @@ pub struct Pack {
 /// Stored chunks that lie back to back in one pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// The first of them; they go on up to the next extent's first.
+    /// First stored chunk of the extent, which goes on up to the first of the next extent.
     pub first: StoredChunkNo,
     /// Position of the pack in [`Index::packs`].
     pub pack: u32,
-    /// Offset of the first in the pack, bytes.
+    /// Offset of the first stored chunk in the pack, bytes.
     pub offset_bytes: u64,
 }
 
 /// What a chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkContent {
-    /// Only zero bytes.
+    /// The chunk holds only zero bytes.
     Zero,
-    /// The content of a stored chunk.
+    /// The chunk holds the content of this stored chunk.
     Stored(StoredChunkNo),
 }
 
@@ -94,108 +95,38 @@ pub struct Index {
     digests: Vec<Digest>,
     extents: Vec<Extent>,
     lengths: Vec<u32>,
-    /// Offset of each stored chunk in its pack; derived.
+    /// Offset of each stored chunk in its pack, derived from the extents.
     offsets: Vec<u64>,
-    /// Pack of each stored chunk; derived.
+    /// Pack of each stored chunk, derived from the extents.
     pack_of: Vec<u32>,
 }
 
 /// Why bytes are not an index.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
-    /// Other content.
+    /// The bytes are something else.
     #[error("not a chunk index: the first bytes are not RFLASHIX")]
     Magic,
-    /// A later format.
+    /// The index has a later format.
     #[error("chunk index version {0} is not known to this agent, which reads version {VERSION}")]
     Version(u32),
-    /// Cut or too long.
+    /// The bytes are cut off, or more than the header says.
     #[error("the chunk index has {found} bytes and its header asks for {expected}")]
     Size {
-        /// Bytes there are.
+        /// Number of bytes that were read.
         found: usize,
-        /// Bytes the header implies.
+        /// Number of bytes that the header asks for.
         expected: u64,
     },
-    /// Numbers that contradict each other.
+    /// Two numbers in the index contradict each other.
     #[error("the chunk index contradicts itself: {0}")]
     Inconsistent(String),
-    /// Not a zstd frame.
+    /// The object is not a zstd frame, or is damaged.
     #[error("the chunk index cannot be decompressed")]
     Compressed(#[source] io::Error),
 }
 
 impl Index {
-    /// Reads the object of an index.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
-        let mut content = zstd::stream::read::Decoder::new(object).map_err(IndexError::Compressed)?;
-        let mut bytes = Vec::new();
-        content.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
-        // The header says how much may come: no more is decompressed than it asks for, and one byte to see the excess.
-        let expected = Header::read(&bytes)?.expected_bytes();
-        content.take(expected - bytes.len() as u64 + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
-        Self::decode(&bytes)
-    }
-
-    /// Reads an index whose digest has been checked; every number is checked nevertheless.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
-        let header = Header::read(bytes)?;
-        let expected = header.expected_bytes();
-        if bytes.len() as u64 != expected {
-            return Err(IndexError::Size { found: bytes.len(), expected });
-        }
-        let Header { chunk_bytes, image_bytes, chunks, stored, extents, packs } = header;
-        let mut reader = Reader(&bytes[HEADER_BYTES..]);
-        let index = Self {
-            chunk_bytes,
-            image_bytes,
-            packs: (0..packs).map(|_| Pack { digest: Digest(reader.array()), size_bytes: reader.u64() }).collect(),
-            extents: (0..extents)
-                .map(|_| Extent { first: reader.u32(), pack: reader.u32(), offset_bytes: reader.u64() })
-                .collect(),
-            chunks: (0..chunks).map(|_| reader.u32()).collect(),
-            lengths: (0..stored).map(|_| reader.u32()).collect(),
-            digests: (0..stored).map(|_| Digest(reader.array())).collect(),
-            offsets: Vec::new(),
-            pack_of: Vec::new(),
-        };
-        index.checked()
-    }
-
-    /// The bytes of the index before compression; the same index gives the same bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend_from_slice(MAGIC);
-        let u32s = |out: &mut Vec<u8>, values: &[u32]| {
-            values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
-        };
-        u32s(&mut out, &[VERSION, self.chunk_bytes]);
-        out.extend_from_slice(&self.image_bytes.to_le_bytes());
-        let counts = [self.chunks.len(), self.digests.len(), self.extents.len(), self.packs.len()];
-        u32s(&mut out, &[BLOCK_SIZE_BYTES as u32]);
-        u32s(&mut out, &counts.map(|count| count as u32));
-        u32s(&mut out, &[0]);
-        for pack in &self.packs {
-            out.extend_from_slice(&pack.digest.0);
-            out.extend_from_slice(&pack.size_bytes.to_le_bytes());
-        }
-        for extent in &self.extents {
-            u32s(&mut out, &[extent.first, extent.pack]);
-            out.extend_from_slice(&extent.offset_bytes.to_le_bytes());
-        }
-        u32s(&mut out, &self.chunks);
-        u32s(&mut out, &self.lengths);
-        self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
-        out
-    }
-
     /// Size of a full chunk, bytes.
     #[must_use]
     pub fn chunk_bytes(&self) -> u32 {
@@ -208,19 +139,19 @@ impl Index {
         self.image_bytes
     }
 
-    /// Number of chunks.
+    /// Number of chunks in the image.
     #[must_use]
     pub fn chunk_count(&self) -> ChunkNo {
-        self.chunks.len() as ChunkNo
+        count(&self.chunks)
     }
 
     /// Number of stored chunks.
     #[must_use]
     pub fn stored_count(&self) -> StoredChunkNo {
-        self.digests.len() as StoredChunkNo
+        count(&self.digests)
     }
 
-    /// The packs.
+    /// Packs that the stored chunks lie in.
     #[must_use]
     pub fn packs(&self) -> &[Pack] {
         &self.packs
@@ -233,7 +164,21 @@ impl Index {
         start..(start + u64::from(self.chunk_bytes)).min(self.image_bytes)
     }
 
-    /// What a chunk holds.
+    /// Length of a chunk in memory, bytes: that of a full chunk but for the last one.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk has at most MAX_CHUNK_BYTES, 4 MiB")]
+    pub fn chunk_len(&self, chunk: ChunkNo) -> usize {
+        let range = self.chunk_range(chunk);
+        (range.end - range.start) as usize
+    }
+
+    /// Number of blocks of [`BLOCK_SIZE_BYTES`] in a full chunk.
+    #[must_use]
+    pub fn blocks_per_chunk(&self) -> u32 {
+        self.chunk_bytes / BLOCK_SIZE_U32
+    }
+
+    /// Returns what a chunk holds.
     #[must_use]
     pub fn chunk_content(&self, chunk: ChunkNo) -> ChunkContent {
         match self.chunks[chunk as usize] {
@@ -254,7 +199,7 @@ impl Index {
         length != 0 && length <= compressed_limit(self.chunk_bytes)
     }
 
-    /// Where a stored chunk lies.
+    /// Returns where a stored chunk lies.
     #[must_use]
     pub fn location(&self, stored: StoredChunkNo) -> Location {
         let offset = self.offsets[stored as usize];
@@ -264,23 +209,23 @@ impl Index {
         }
     }
 
-    /// Whether content is what the chunk must hold: the one check that decides over every write and read-back.
+    /// Whether `content` is what the chunk must hold: the one check that decides over every write and read-back.
     #[must_use]
     pub fn matches(&self, chunk: ChunkNo, content: &[u8]) -> bool {
-        let range = self.chunk_range(chunk);
-        content.len() as u64 == range.end - range.start
+        content.len() == self.chunk_len(chunk)
             && match self.chunk_content(chunk) {
-                ChunkContent::Zero => crate::release::digest::is_zero(content),
+                ChunkContent::Zero => is_zero(content),
                 ChunkContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
             }
     }
 
+    /// Returns the index if its numbers fit each other.
     fn checked(mut self) -> Result<Self, IndexError> {
         let expected_chunks = self.image_bytes.div_ceil(u64::from(self.chunk_bytes));
         if self.chunks.len() as u64 != expected_chunks {
             return inconsistent(&format!("{} chunks, and the sizes ask for {expected_chunks}", self.chunks.len()));
         }
-        let stored_count = self.digests.len() as u32;
+        let stored_count = self.stored_count();
         let mut used = vec![false; self.digests.len()];
         for chunk in self.chunks.iter().filter(|chunk| **chunk != ZERO_CHUNK) {
             match used.get_mut(*chunk as usize) {
@@ -307,6 +252,7 @@ impl Index {
         Ok(self)
     }
 
+    /// Lays the stored chunks of every extent out one after the other.
     fn derive_locations(&mut self) -> Result<(), IndexError> {
         let stored_count = self.digests.len();
         if self.extents.first().map_or(stored_count != 0, |extent| extent.first != 0) {
@@ -325,7 +271,10 @@ impl Index {
             for length in &self.lengths[first..end] {
                 self.offsets.push(offset);
                 self.pack_of.push(extent.pack);
-                offset = offset.saturating_add(u64::from(*length));
+                let Some(end) = offset.checked_add(u64::from(*length)) else {
+                    return inconsistent(&format!("a chunk of {length} bytes lies at offset {offset} of a pack"));
+                };
+                offset = end;
             }
             if offset > pack.size_bytes {
                 return inconsistent(&format!("chunks end at {offset} in a pack of {} bytes", pack.size_bytes));
@@ -335,7 +284,7 @@ impl Index {
     }
 }
 
-/// The largest compressed chunk that is accepted: zstd's own bound for incompressible content, rounded up.
+/// Size of the largest compressed chunk that is accepted, bytes: zstd's own bound for incompressible content, rounded up.
 #[must_use]
 pub fn compressed_limit(chunk_bytes: u32) -> u32 {
     chunk_bytes + chunk_bytes / 128 + 1024
@@ -361,61 +310,10 @@ fn inconsistent<T>(text: &str) -> Result<T, IndexError> {
     Err(IndexError::Inconsistent(text.to_owned()))
 }
 
-/// The first 48 bytes.
-struct Header {
-    chunk_bytes: u32,
-    image_bytes: u64,
-    chunks: u32,
-    stored: u32,
-    extents: u32,
-    packs: u32,
-}
-
-impl Header {
-    fn read(bytes: &[u8]) -> Result<Self, IndexError> {
-        let mut reader = Reader(bytes);
-        if bytes.len() < HEADER_BYTES || reader.array::<8>() != *MAGIC {
-            return Err(IndexError::Magic);
-        }
-        let version = reader.u32();
-        if version != VERSION {
-            return Err(IndexError::Version(version));
-        }
-        let chunk_bytes = reader.u32();
-        let image_bytes = reader.u64();
-        let block_bytes = reader.u32();
-        let [chunks, stored, extents, packs, reserved] = std::array::from_fn(|_| reader.u32());
-        if block_bytes as usize != BLOCK_SIZE_BYTES || reserved != 0 {
-            return inconsistent("block size is not 4096, or the reserved field is not 0");
-        }
-        check_sizes(image_bytes, chunk_bytes)?;
-        Ok(Self { chunk_bytes, image_bytes, chunks, stored, extents, packs })
-    }
-
-    /// At most 2^32 x 96: no overflow in 64 bits.
-    fn expected_bytes(&self) -> u64 {
-        let entries = [(self.packs, 40), (self.extents, 16), (self.chunks, 4), (self.stored, 36)];
-        HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
-    }
-}
-
-/// Reads numbers off bytes whose total length has been checked.
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        let (head, rest) = self.0.split_first_chunk::<N>().expect("the length was checked against the header");
-        self.0 = rest;
-        *head
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.array())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.array())
-    }
+/// Length of one of the lists of an index.
+#[expect(clippy::cast_possible_truncation, reason = "the header counts in u32, and more does not fit into memory")]
+fn count<T>(list: &[T]) -> u32 {
+    list.len() as u32
 }
 
 #[cfg(test)]
@@ -488,6 +386,15 @@ mod tests {
         assert!(matches!(Index::decode(&bytes), Err(IndexError::Size { .. })));
         let object = zstd::bulk::compress(&bytes, 3).unwrap();
         assert!(matches!(Index::from_object(&object), Err(IndexError::Size { .. })));
+    }
+
+    #[test]
+    fn a_place_beyond_the_largest_offset_is_refused() {
+        let mut builder = Builder::new(u64::from(MIN_CHUNK_BYTES), MIN_CHUNK_BYTES).unwrap();
+        let stored = builder.store(Digest::of(b"chunk"), 100);
+        builder.push_chunk(ChunkContent::Stored(stored));
+        builder.push_extent(stored, Pack { digest: Digest::of(b"pack"), size_bytes: u64::MAX }, u64::MAX - 50);
+        assert!(matches!(builder.finish(), Err(IndexError::Inconsistent(_))));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Patches: stored chunks that are compressed with what the release before has in their place as the dictionary. A robot
-//! that still holds that downloads these instead of the chunks. Pure.
+//! that still holds that content downloads the patches instead of the chunks. Pure.
 //!
-//! Only the very place of the chunk serves as dictionary, which nothing but the chunk itself overwrites: no order of
-//! writes has to be kept, and after a cut the patches of what was not written yet still fit. A wider window would save a
-//! quarter more and lose both. Whether a patch fits is seen from a hash of what is there; that it was right, as
-//! always, from the digest of what comes out. If it was not, the chunk itself is fetched.
+//! Only the content in the chunk's own place serves as dictionary, and nothing but the chunk itself overwrites that
+//! place. No order of writes has to be kept, and after a power cut the patches of what was not written yet still fit. A
+//! wider window would save a quarter more and lose both. A hash of what is in the place shows whether a patch fits. As
+//! always, the digest of the result proves that it did. If it did not, the chunk itself is fetched.
 //!
-//! Two objects. The pack has the patches back to back, each one zstd frame. The table is one zstd frame around the
-//! following, all numbers little endian:
+//! There are two objects. The pack has the patches back to back, each one zstd frame. The table is one zstd frame around
+//! the following, all numbers little endian:
 //!
 //! | section | entries | entry |
 //! |---|---|---|
@@ -15,30 +15,30 @@
 //! | patches | E | u32 stored chunk, ascending; u32 chunk of the image that it is in; u32 compressed length; u64 XXH3-64 (seed 0) over the weak hashes, 6 bytes each, of the blocks that are there before |
 
 use std::io::{self, Read};
-use std::ops::Range;
 
+use crate::release::cursor::Cursor;
 use crate::release::digest::block_hash;
 use crate::release::index::{ChunkContent, ChunkNo, Index, MAX_CHUNKS, Pack, StoredChunkNo};
 use crate::release::weak_hashes::WeakHash;
 
 const MAGIC: &[u8; 8] = b"RFLASHPT";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 16;
-const ENTRY_BYTES: usize = 20;
+const HEADER_BYTES: u64 = 16;
+const ENTRY_BYTES: u64 = 20;
 
-/// The largest table there is, before compression; hashes do not compress.
-pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES as u64 + MAX_CHUNKS * ENTRY_BYTES as u64;
+/// Size of the largest table, before compression; hashes do not compress.
+pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES + MAX_CHUNKS * ENTRY_BYTES;
 
-/// One patch.
+/// One patch, which makes a stored chunk from what is in the place of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patch {
-    /// What it makes.
+    /// Stored chunk that the patch makes.
     pub stored: StoredChunkNo,
-    /// Whose place holds the dictionary.
+    /// Chunk of the image whose place holds the dictionary.
     pub chunk: ChunkNo,
-    /// Its compressed length, bytes.
+    /// Compressed length of the patch, bytes.
     pub length: u32,
-    /// [`fingerprint`] of the dictionary.
+    /// The [`fingerprint`] of the dictionary.
     pub base: u64,
 }
 
@@ -52,36 +52,42 @@ pub struct Patches {
 /// Why bytes are not the table of an index's patches.
 #[derive(Debug, thiserror::Error)]
 pub enum PatchesError {
-    /// Other content, or a later format.
+    /// The bytes are something else, or a later format.
     #[error("not a table of patches of version {VERSION}")]
     Magic,
-    /// Made for another index or pack, or cut.
+    /// The table belongs to another index or pack, or is cut off.
     #[error("the table of patches does not fit: {0}")]
-    Unfit(&'static str),
-    /// Not a zstd frame.
+    Unfit(String),
+    /// The object is not a zstd frame, or is damaged.
     #[error("the table of patches cannot be decompressed")]
     Compressed(#[source] io::Error),
 }
 
-/// Tells what lies in the place of a chunk, by the weak hashes of its blocks.
+/// Identifies what is in the place of a chunk, by the weak hashes of its blocks.
 #[must_use]
 pub fn fingerprint(weak_hashes: impl Iterator<Item = WeakHash>) -> u64 {
-    let bytes: Vec<u8> = weak_hashes.flat_map(|weak_hash| weak_hash.bits().to_le_bytes().into_iter().take(6)).collect();
+    let bytes: Vec<u8> = weak_hashes.flat_map(WeakHash::to_bytes).collect();
     block_hash(&bytes)
 }
 
 impl Patches {
-    /// Patches in the order in which they lie in the pack.
+    /// Collects the patches of `pack`, in the order in which they lie there.
     #[must_use]
     pub fn new(pack: Pack, patches: Vec<Patch>) -> Self {
         Self { pack, patches }
     }
 
-    /// The content of the table.
+    /// Encodes the table, before compression.
+    ///
+    /// # Panics
+    /// When there are more than [`MAX_CHUNKS`] patches: an index has no more chunks.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        assert!(self.patches.len() as u64 <= MAX_CHUNKS, "there is at most one patch for a chunk");
+        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_CHUNKS, 262,144")]
+        let count = self.patches.len() as u32;
         let mut out = MAGIC.to_vec();
-        for number in [VERSION, self.patches.len() as u32] {
+        for number in [VERSION, count] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         for patch in &self.patches {
@@ -96,9 +102,9 @@ impl Patches {
     /// Reads the object of a table that belongs to `index` and `pack`.
     ///
     /// # Errors
-    /// [`PatchesError`].
+    /// [`PatchesError`] says why the object is refused.
     pub fn from_object(object: &[u8], pack: Pack, index: &Index) -> Result<Self, PatchesError> {
-        let limit = HEADER_BYTES as u64 + u64::from(index.stored_count()) * ENTRY_BYTES as u64;
+        let limit = HEADER_BYTES + u64::from(index.stored_count()) * ENTRY_BYTES;
         let content = zstd::stream::read::Decoder::new(object).map_err(PatchesError::Compressed)?;
         let mut bytes = Vec::new();
         content.take(limit + 1).read_to_end(&mut bytes).map_err(PatchesError::Compressed)?;
@@ -106,54 +112,69 @@ impl Patches {
     }
 
     fn decode(bytes: &[u8], pack: Pack, index: &Index) -> Result<Self, PatchesError> {
-        let number = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?)) };
-        if !bytes.starts_with(MAGIC) || number(8) != Some(VERSION) {
+        let mut cursor = Cursor::new(bytes);
+        if cursor.array() != Some(*MAGIC) || cursor.u32() != Some(VERSION) {
             return Err(PatchesError::Magic);
         }
-        let expected = number(12).map(|count| HEADER_BYTES as u64 + u64::from(count) * ENTRY_BYTES as u64);
-        if expected != Some(bytes.len() as u64) {
-            return Err(PatchesError::Unfit("its length is not what its header says"));
+        let found = bytes.len() as u64;
+        let cut = |expected| PatchesError::Unfit(format!("it has {found} bytes and its header asks for {expected}"));
+        let count = cursor.u32().ok_or_else(|| cut(HEADER_BYTES))?;
+        // At most 2^32 x 20: no overflow in 64 bits.
+        let expected = HEADER_BYTES + u64::from(count) * ENTRY_BYTES;
+        if expected != found {
+            return Err(cut(expected));
         }
-        let mut patches: Vec<Patch> = Vec::new();
-        let mut end = 0;
-        for entry in bytes[HEADER_BYTES..].chunks(ENTRY_BYTES) {
-            let mut fields =
-                entry.chunks(4).map(|field| field.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
-            let mut next = || fields.next().unwrap_or_default();
-            let (stored, chunk, length) = (next(), next(), next());
-            let base = u64::from(next()) | u64::from(next()) << 32;
-            if patches.last().is_some_and(|last| last.stored >= stored) {
-                return Err(PatchesError::Unfit("its chunks do not ascend"));
-            }
-            // The superblock is blanked before anything else is written.
-            if chunk == 0 || chunk >= index.chunk_count() || index.chunk_content(chunk) != ChunkContent::Stored(stored)
-            {
-                return Err(PatchesError::Unfit("a patch is not for the chunk in whose place it is used"));
-            }
-            end += u64::from(length);
-            patches.push(Patch { stored, chunk, length, base });
-        }
-        if end != pack.size_bytes || patches.iter().any(|patch| !index.is_length(patch.length)) {
-            return Err(PatchesError::Unfit("a length cannot be right"));
-        }
+        let patches = cursor.list(count, Patch::read).ok_or_else(|| cut(expected))?;
+        check(&patches, pack, index)?;
         Ok(Self { pack, patches })
     }
 
-    /// The pack they lie in.
+    /// The pack that the patches lie in.
     #[must_use]
     pub fn pack(&self) -> Pack {
         self.pack
     }
 
-    /// Each patch with its place in the pack.
-    pub fn places(&self) -> impl Iterator<Item = (&Patch, Range<u64>)> {
+    /// Iterates over the patches, each with its offset in the pack.
+    pub fn places(&self) -> impl Iterator<Item = (&Patch, u64)> {
         let mut end = 0;
         self.patches.iter().map(move |patch| {
-            let start = end;
+            let offset = end;
             end += u64::from(patch.length);
-            (patch, start..end)
+            (patch, offset)
         })
     }
+}
+
+impl Patch {
+    fn read(cursor: &mut Cursor<'_>) -> Option<Self> {
+        Some(Self { stored: cursor.u32()?, chunk: cursor.u32()?, length: cursor.u32()?, base: cursor.u64()? })
+    }
+}
+
+/// Checks that the patches fit their pack and the index.
+fn check(patches: &[Patch], pack: Pack, index: &Index) -> Result<(), PatchesError> {
+    if !patches.is_sorted_by(|one, next| one.stored < next.stored) {
+        return Err(PatchesError::Unfit("its chunks do not ascend".to_owned()));
+    }
+    for Patch { stored, chunk, length, .. } in patches {
+        // Chunk 0 is never patched: the superblock in it is blanked before anything else is written.
+        let is_there = *chunk < index.chunk_count() && index.chunk_content(*chunk) == ChunkContent::Stored(*stored);
+        if *chunk == 0 || !is_there {
+            let text = format!("its patch for stored chunk {stored} is not for chunk {chunk}, whose place it uses");
+            return Err(PatchesError::Unfit(text));
+        }
+        if !index.is_length(*length) {
+            return Err(PatchesError::Unfit(format!("its patch for stored chunk {stored} has {length} bytes")));
+        }
+    }
+    // At most 2^32 lengths below 2^32: no overflow in 64 bits.
+    let end: u64 = patches.iter().map(|patch| u64::from(patch.length)).sum();
+    if end != pack.size_bytes {
+        let text = format!("its patches have {end} bytes and their pack {}", pack.size_bytes);
+        return Err(PatchesError::Unfit(text));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -218,6 +239,6 @@ mod tests {
         let longer = zstd::bulk::compress(&[&whole[..], &[0; 1 << 20]].concat(), 3).unwrap();
         assert!(Patches::from_object(&longer, pack(100), &image()).is_err());
         assert!(matches!(Patches::from_object(&whole, pack(100), &image()), Err(PatchesError::Compressed(_))));
-        assert_eq!(whole.len(), HEADER_BYTES + super::ENTRY_BYTES);
+        assert_eq!(whole.len() as u64, HEADER_BYTES + super::ENTRY_BYTES);
     }
 }

@@ -1,18 +1,20 @@
-//! Where content may be found: short hashes of the 4 KiB blocks of an image's stored chunks. Pure.
+//! Short hashes of the 4 KiB blocks of an image's stored chunks: they show where content may be found. Pure.
 //!
-//! A weak hash is never a proof. A chunk that is put together from blocks found by their weak hashes is checked by its full digest
-//! like a downloaded one, so a collision, even one made on purpose, costs a fetch and never correctness.
+//! A weak hash is never a proof. A chunk that is put together from blocks found by their weak hashes is checked by its
+//! full digest, like a downloaded one. A collision, even one made on purpose, costs a fetch and never correctness.
 //!
-//! The object of its own that holds them is not compressed, as hashes cannot be. All numbers little endian:
+//! The weak hashes are an object of their own. It is not compressed, because hashes do not compress. All numbers little
+//! endian:
 //!
 //! | section | entries | entry |
 //! |---|---|---|
 //! | header | 1 | 8 bytes `RFLASHBH`; u32 version 1; u32 blocks per chunk B; u32 stored chunks covered C; u32 0 |
 //! | weak hashes | C x B | the low 6 bytes of the block's XXH3-64 (seed 0), 0 beyond a short last chunk |
 //!
-//! Six bytes: of 16 million blocks looked for among as many, one is found wrongly.
+//! Six bytes suffice: of 16 million blocks looked for among as many, one is found wrongly.
 
-use crate::release::digest::{BLOCK_SIZE_BYTES, BlockHash, block_hash, is_zero};
+use crate::release::cursor::Cursor;
+use crate::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, block_hash, is_zero};
 use crate::release::index::{Index, StoredChunkNo};
 
 const MAGIC: &[u8; 8] = b"RFLASHBH";
@@ -20,72 +22,82 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 24;
 const WEAK_HASH_BYTES: usize = 6;
 
-/// More blocks than these (8 GiB of content) are not covered: what is beyond is fetched when it moved. It bounds the
+/// The most blocks that are covered: 8 GiB of content. Content beyond it is fetched when it moved. The limit bounds the
 /// agent's memory.
 pub const MAX_BLOCKS: usize = 2 * 1024 * 1024;
 
-/// The largest object there is.
+/// Size of the largest object of weak hashes, bytes.
 pub const MAX_SIZE_BYTES: u64 = (HEADER_BYTES + MAX_BLOCKS * WEAK_HASH_BYTES) as u64;
 
-/// The low 48 bits of a block's XXH3-64. 0 stands for a block of zeros, which needs no source, and for one that is not
-/// known.
+/// The low 48 bits of a block's XXH3-64. The number 0 stands for a block of zeros, which needs no source, and for a
+/// block that is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct WeakHash(u64);
 
 impl WeakHash {
-    /// Of a block of zeros, or of one that could not be read.
+    /// Weak hash of a block of zeros, or of one that could not be read.
     pub const NONE: Self = Self(0);
 
-    /// The weak hash of one block.
+    /// Hashes one block.
     #[must_use]
     pub fn of(block: &[u8]) -> Self {
-        if is_zero(block) { Self::NONE } else { Self::short(block_hash(block)) }
+        if is_zero(block) { Self::NONE } else { Self::from_bits(block_hash(block)) }
     }
 
-    fn short(hash: BlockHash) -> Self {
-        Self(hash & ((1 << (8 * WEAK_HASH_BYTES)) - 1))
-    }
-
-    /// As a number, for a table.
+    /// Returns the weak hash as a number, for a table.
     #[must_use]
     pub fn bits(self) -> u64 {
         self.0
     }
 
-    /// From [`bits`](Self::bits).
+    /// Makes a weak hash of the low 48 bits of a number, such as [`bits`](Self::bits).
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        Self::short(bits)
+        Self(bits & ((1 << (8 * WEAK_HASH_BYTES)) - 1))
+    }
+
+    /// Returns the six bytes of the format.
+    pub(crate) fn to_bytes(self) -> [u8; WEAK_HASH_BYTES] {
+        let [b0, b1, b2, b3, b4, b5, _, _] = self.0.to_le_bytes();
+        [b0, b1, b2, b3, b4, b5]
+    }
+
+    fn from_bytes([b0, b1, b2, b3, b4, b5]: [u8; WEAK_HASH_BYTES]) -> Self {
+        Self(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, 0, 0]))
     }
 }
 
 /// The weak hashes of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeakHashes {
-    per_chunk: usize,
-    /// As in the object.
+    /// Number of weak hashes for each stored chunk.
+    per_chunk: u32,
+    /// Stored chunks that are covered, from the first on.
+    covered: u32,
+    /// The weak hashes as they are in the object.
     bytes: Vec<u8>,
 }
 
 /// Why bytes are not the weak hashes of an index.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WeakHashesError {
-    /// Other content, or a later format.
+    /// The bytes are something else, or a later format.
     #[error("not weak block hashes of version {VERSION}")]
     Magic,
-    /// Made for another index, or cut.
+    /// The weak hashes belong to another index, or are cut off.
     #[error("the weak block hashes do not fit the chunk index: {0}")]
-    Unfit(&'static str),
+    Unfit(String),
 }
 
 impl WeakHashes {
-    /// Collects the weak hashes of the stored chunks of an index, whose contents come in the order of their numbers.
+    /// Starts collecting the weak hashes of an index whose chunks have `chunk_bytes`. The contents of its stored chunks
+    /// come in the order of their numbers.
     #[must_use]
     pub fn builder(chunk_bytes: u32) -> Self {
-        Self { per_chunk: chunk_bytes as usize / BLOCK_SIZE_BYTES, bytes: Vec::new() }
+        Self { per_chunk: chunk_bytes / BLOCK_SIZE_U32, covered: 0, bytes: Vec::new() }
     }
 
-    /// The weak hashes of a chunk's content, as [`push`](Self::push) takes them.
+    /// Hashes a chunk's content, as [`push`](Self::push) takes it.
     #[must_use]
     pub fn of_chunk(content: &[u8]) -> Vec<WeakHash> {
         content.chunks(BLOCK_SIZE_BYTES).map(WeakHash::of).collect()
@@ -93,19 +105,20 @@ impl WeakHashes {
 
     /// Adds the next stored chunk. Beyond [`MAX_BLOCKS`] nothing is added.
     pub fn push(&mut self, chunk: &[WeakHash]) {
-        if self.bytes.len() / WEAK_HASH_BYTES + self.per_chunk > MAX_BLOCKS {
+        let per_chunk = self.per_chunk as usize;
+        if self.bytes.len() / WEAK_HASH_BYTES + per_chunk > MAX_BLOCKS {
             return;
         }
-        let padded = chunk.iter().copied().chain(std::iter::repeat(WeakHash::NONE)).take(self.per_chunk);
-        padded.for_each(|weak_hash| self.bytes.extend_from_slice(&weak_hash.0.to_le_bytes()[..WEAK_HASH_BYTES]));
+        let padded = chunk.iter().copied().chain(std::iter::repeat(WeakHash::NONE)).take(per_chunk);
+        self.bytes.extend(padded.flat_map(WeakHash::to_bytes));
+        self.covered += 1;
     }
 
-    /// The object.
+    /// Encodes the object.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let covered = self.bytes.len() / (WEAK_HASH_BYTES * self.per_chunk);
         let mut out = MAGIC.to_vec();
-        for number in [VERSION, self.per_chunk as u32, covered as u32, 0] {
+        for number in [VERSION, self.per_chunk, self.covered, 0] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&self.bytes);
@@ -115,35 +128,42 @@ impl WeakHashes {
     /// Reads the object that belongs to `index`.
     ///
     /// # Errors
-    /// [`WeakHashesError`].
+    /// [`WeakHashesError`] says why the object is refused.
     pub fn decode(mut object: Vec<u8>, index: &Index) -> Result<Self, WeakHashesError> {
-        let number = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(*object.get(at..)?.first_chunk::<4>()?)) };
-        if !object.starts_with(MAGIC) || number(8) != Some(VERSION) {
+        let unfit = |text: String| Err(WeakHashesError::Unfit(text));
+        let mut cursor = Cursor::new(&object);
+        if cursor.array() != Some(*MAGIC) || cursor.u32() != Some(VERSION) {
             return Err(WeakHashesError::Magic);
         }
-        let (Some(per_chunk), Some(covered), Some(0)) = (number(12), number(16), number(20)) else {
-            return Err(WeakHashesError::Unfit("the header is cut or its reserved field is not 0"));
+        let (Some(per_chunk), Some(covered), Some(0)) = (cursor.u32(), cursor.u32(), cursor.u32()) else {
+            return unfit("the header is cut off, or its reserved field is not 0".to_owned());
         };
-        let expected = u64::from(covered) * u64::from(per_chunk) * WEAK_HASH_BYTES as u64 + HEADER_BYTES as u64;
-        if per_chunk as usize != index.chunk_bytes() as usize / BLOCK_SIZE_BYTES || covered > index.stored_count() {
-            return Err(WeakHashesError::Unfit("it is of other chunks"));
+        let (blocks, stored) = (index.blocks_per_chunk(), index.stored_count());
+        if per_chunk != blocks || covered > stored {
+            return unfit(format!(
+                "it covers {covered} chunks of {per_chunk} blocks and the index has {stored} of {blocks}"
+            ));
         }
+        // The index bounds both: at most 2^18 chunks of 2^10 blocks.
+        let expected = HEADER_BYTES as u64 + u64::from(covered) * u64::from(per_chunk) * WEAK_HASH_BYTES as u64;
         if object.len() as u64 != expected || expected > MAX_SIZE_BYTES {
-            return Err(WeakHashesError::Unfit("its length is not what its header says"));
+            return unfit(format!(
+                "it has {} bytes and its header asks for {expected}, of {MAX_SIZE_BYTES} at most",
+                object.len()
+            ));
         }
         object.drain(..HEADER_BYTES);
-        Ok(Self { per_chunk: per_chunk as usize, bytes: object })
+        Ok(Self { per_chunk, covered, bytes: object })
     }
 
-    /// The weak hashes of a stored chunk, one for each 4 KiB of a full chunk; none for a chunk that is not covered.
+    /// Returns the weak hashes of a stored chunk, one for each 4 KiB of a full chunk; `None` for a chunk that is not
+    /// covered.
     pub fn of(&self, stored: StoredChunkNo) -> Option<impl Iterator<Item = WeakHash>> {
-        let start = (stored as usize).checked_mul(self.per_chunk * WEAK_HASH_BYTES)?;
-        let bytes = self.bytes.get(start..start + self.per_chunk * WEAK_HASH_BYTES)?;
-        Some(bytes.chunks(WEAK_HASH_BYTES).map(|bytes| {
-            let mut wide = [0; 8];
-            wide[..WEAK_HASH_BYTES].copy_from_slice(bytes);
-            WeakHash(u64::from_le_bytes(wide))
-        }))
+        let (hashes, _) = self.bytes.as_chunks::<WEAK_HASH_BYTES>();
+        let per_chunk = self.per_chunk as usize;
+        let start = (stored as usize).checked_mul(per_chunk)?;
+        let chunk = hashes.get(start..start.checked_add(per_chunk)?)?;
+        Some(chunk.iter().copied().map(WeakHash::from_bytes))
     }
 }
 

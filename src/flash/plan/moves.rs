@@ -4,49 +4,52 @@
 //! only what a *later* batch needs can be lost: such blocks are read into a buffer before the batch that overwrites
 //! them. The buffer is bounded; where it would overflow, the chunks that need the block are fetched instead.
 //!
-//! Scan needs nothing of writing: a batch reads only blocks that no batch before it overwrites (those come from the
+//! Reading does not depend on writing: a batch reads only blocks that no batch before it overwrites (those come from the
 //! buffer), so the reader may run ahead of the writers as far as it likes.
 
+use std::ops::Range;
+
+use crate::release::digest::BLOCK_SIZE_U32;
 use crate::release::index::ChunkNo;
 use crate::release::weak_hashes::WeakHash;
 
 /// A block of the partition, counted from its beginning in units of 4096 bytes.
 pub type BlockNo = u32;
 
-/// In place of a source: the block is all zeros.
+/// Stands in place of a source when the block is all zeros.
 pub const ZERO_SOURCE: BlockNo = u32::MAX;
 
-/// Bytes of the partition that one batch writes: large transfers, and little memory for the few in flight.
-pub const BATCH_BYTES: u64 = 2 * 1024 * 1024;
+/// Bytes of the partition that one batch writes: large transfers, and little memory for the few batches in flight.
+pub const BATCH_BYTES: u32 = 2 * 1024 * 1024;
 
-/// Blocks that may wait in the buffer: 24 MiB.
+/// The most blocks that may wait in the buffer: 24 MiB.
 pub const MAX_BUFFERED_BLOCKS: usize = 6 * 1024;
 
 /// Chunks that are put together and written together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {
-    /// What is written, ascending.
+    /// Chunks that the batch writes, ascending.
     pub chunks: Vec<ChunkNo>,
-    /// For each chunk the sources of its blocks.
+    /// Sources of the blocks of each chunk, in the order of the chunks.
     pub sources: Vec<BlockNo>,
-    /// Blocks to read into the buffer before this batch reads its sources, ascending, and the last batch that needs
-    /// them.
+    /// Blocks to read into the buffer before this batch reads its sources, ascending, each with the last batch that
+    /// needs it.
     pub saves: Vec<(BlockNo, u32)>,
 }
 
-/// All batches in order.
+/// All batches of a plan, in the order in which they are read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Moves {
-    /// The batches.
+    /// Batches in the order in which they are read.
     pub batches: Vec<Batch>,
-    /// The most blocks that wait in the buffer at a time.
+    /// The most blocks that wait in the buffer at the same time.
     pub peak_blocks: usize,
-    /// By chunk: how many batches must have been read before it may be overwritten by something that is not a move.
+    /// For each chunk, how many batches must have been read before anything but a move may overwrite it.
     free_after: Vec<u32>,
 }
 
 impl Moves {
-    /// How many batches must have been read before `chunk` may be overwritten with fetched content or zeros.
+    /// Returns how many batches must have been read before `chunk` may be overwritten with fetched content or zeros.
     #[must_use]
     pub fn free_after(&self, chunk: ChunkNo) -> u32 {
         self.free_after.get(chunk as usize).copied().unwrap_or_default()
@@ -56,56 +59,59 @@ impl Moves {
 /// Chunks that can be put together from blocks of the partition.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// Ascending.
+    /// The chunks, ascending.
     pub chunks: Vec<ChunkNo>,
-    /// `blocks_per_chunk` for each chunk.
+    /// Sources of the blocks of each chunk: `blocks_per_chunk` for every one.
     pub sources: Vec<BlockNo>,
 }
 
-/// Orders the moves of `candidates` for an image of `chunk_count` chunks. Candidates that do not appear have to be
-/// fetched.
+/// Orders the moves of `candidates` for an image of `chunk_count` chunks. Candidates that the result leaves out have to
+/// be fetched.
 pub(super) fn order(candidates: &Candidates, chunk_count: u32, blocks_per_chunk: u32, max_blocks: usize) -> Moves {
-    let one = |descending| Ordering::new(candidates, blocks_per_chunk, descending, max_blocks);
-    let (ascending, descending) = (one(false), one(true));
-    // Content that moved towards the end wants the one, content that moved towards the beginning the other.
+    let simulate = |descending| Ordering::new(candidates, blocks_per_chunk, descending, max_blocks);
+    let (ascending, descending) = (simulate(false), simulate(true));
+    // Which direction is cheaper depends on whether the content moved towards the end or towards the beginning.
     let cost = |ordering: &Ordering<'_>| (ordering.dropped_count(), ordering.peak);
     let better = if cost(&descending) < cost(&ascending) { descending } else { ascending };
-    better.finish(chunk_count)
+    better.into_moves(chunk_count)
 }
 
-/// One direction, simulated.
+/// The moves in one direction over the partition, simulated.
+///
+/// A position counts the candidates in this direction; a user of a block is a candidate that reads it.
 struct Ordering<'c> {
     candidates: &'c Candidates,
     per_chunk: u32,
     per_batch: u32,
     descending: bool,
-    /// Source block and the position in the order that reads it, sorted. Blocks of the chunk itself are left out.
+    /// Source blocks, each with the position that reads it, sorted. The blocks in a chunk's own place are left out.
     users: Vec<(BlockNo, u32)>,
-    /// By position.
+    /// For each position, whether it was dropped because the buffer was full.
     dropped: Vec<bool>,
-    /// By batch.
+    /// For each batch, the blocks to save and the last batch that needs each.
     saves: Vec<Vec<(BlockNo, u32)>>,
+    /// The most blocks in the buffer at the same time.
     peak: usize,
 }
 
 impl<'c> Ordering<'c> {
     fn new(candidates: &'c Candidates, per_chunk: u32, descending: bool, max_blocks: usize) -> Self {
-        let count = candidates.chunks.len();
-        let per_batch = (BATCH_BYTES / (u64::from(per_chunk) * 4096)).max(1) as u32;
-        let batches = count.div_ceil(per_batch as usize);
+        let count = candidates.count();
+        let per_batch = (BATCH_BYTES / (per_chunk * BLOCK_SIZE_U32)).max(1);
+        let batches = count.div_ceil(per_batch);
         let mut ordering = Self {
             candidates,
             per_chunk,
             per_batch,
             descending,
             users: Vec::new(),
-            dropped: vec![false; count],
-            saves: vec![Vec::new(); batches],
+            dropped: vec![false; count as usize],
+            saves: vec![Vec::new(); batches as usize],
             peak: 0,
         };
-        for position in 0..count as u32 {
-            let (chunk, sources) = ordering.at(position);
-            let own = chunk * per_chunk..(chunk + 1) * per_chunk;
+        for position in 0..count {
+            let (chunk, sources) = ordering.candidate(position);
+            let own = ordering.blocks_of(chunk);
             let foreign = sources.iter().filter(|source| **source != ZERO_SOURCE && !own.contains(source));
             ordering.users.extend(foreign.map(|source| (*source, position)));
         }
@@ -114,11 +120,16 @@ impl<'c> Ordering<'c> {
         ordering
     }
 
-    fn at(&self, position: u32) -> (ChunkNo, &'c [BlockNo]) {
-        let last = self.candidates.chunks.len() - 1;
-        let which = if self.descending { last - position as usize } else { position as usize };
+    /// Returns the chunk at a position and the sources of its blocks.
+    fn candidate(&self, position: u32) -> (ChunkNo, &'c [BlockNo]) {
+        let number = if self.descending { self.candidates.count() - 1 - position } else { position } as usize;
         let per_chunk = self.per_chunk as usize;
-        (self.candidates.chunks[which], &self.candidates.sources[which * per_chunk..][..per_chunk])
+        (self.candidates.chunks[number], &self.candidates.sources[number * per_chunk..][..per_chunk])
+    }
+
+    /// Returns the blocks in the place of a chunk.
+    fn blocks_of(&self, chunk: ChunkNo) -> Range<BlockNo> {
+        chunk * self.per_chunk..(chunk + 1) * self.per_chunk
     }
 
     fn batch_of(&self, position: u32) -> u32 {
@@ -129,33 +140,35 @@ impl<'c> Ordering<'c> {
         self.dropped.iter().filter(|dropped| **dropped).count()
     }
 
-    /// Where in `users` a block's users are.
-    fn users_of(&self, block: BlockNo) -> std::ops::Range<usize> {
+    /// Returns the place of a block's users in `users`.
+    fn users_of(&self, block: BlockNo) -> Range<usize> {
         let start = self.users.partition_point(|(other, _)| *other < block);
         start..start + self.users[start..].iter().take_while(|(other, _)| *other == block).count()
     }
 
-    /// The last batch that reads a block.
+    /// Returns the last batch that reads a block.
     fn last_reader(&self, block: BlockNo) -> Option<u32> {
         let users = &self.users[self.users_of(block)];
         let (_, position) = users.iter().rev().find(|(_, position)| !self.dropped[*position as usize])?;
         Some(self.batch_of(*position))
     }
 
+    /// Goes through the positions, saves each block that a chunk overwrites and a later batch reads, and drops the
+    /// later readers where the buffer is full.
     fn simulate(&mut self, max_blocks: usize) {
         let mut held = 0;
-        // By batch: blocks that are no longer needed once it is begun.
+        // For each batch, the number of blocks that are no longer needed once it has begun.
         let mut released = vec![0; self.saves.len() + 1];
-        for position in 0..self.candidates.chunks.len() as u32 {
+        for position in 0..self.candidates.count() {
             let batch = self.batch_of(position);
             if position.is_multiple_of(self.per_batch) {
                 held -= released[batch as usize];
             }
-            let (chunk, _) = self.at(position);
+            let (chunk, _) = self.candidate(position);
             if self.dropped[position as usize] {
                 continue;
             }
-            for block in chunk * self.per_chunk..(chunk + 1) * self.per_chunk {
+            for block in self.blocks_of(chunk) {
                 let Some(until) = self.last_reader(block).filter(|until| *until > batch) else { continue };
                 if held == max_blocks {
                     self.drop_later_users(block, batch);
@@ -178,7 +191,7 @@ impl<'c> Ordering<'c> {
         }
     }
 
-    fn finish(mut self, chunk_count: u32) -> Moves {
+    fn into_moves(mut self, chunk_count: u32) -> Moves {
         let mut batches: Vec<Batch> = self
             .saves
             .iter_mut()
@@ -187,12 +200,12 @@ impl<'c> Ordering<'c> {
                 Batch { saves: std::mem::take(saves), ..Batch::default() }
             })
             .collect();
-        // Ascending within a batch in either direction: then neighbours are one transfer.
-        let count = self.candidates.chunks.len() as u32;
-        for which in 0..count {
-            let position = if self.descending { count - 1 - which } else { which };
+        // Chunks ascend within a batch in either direction, so that neighbours become one transfer.
+        let count = self.candidates.count();
+        for number in 0..count {
+            let position = if self.descending { count - 1 - number } else { number };
             if !self.dropped[position as usize] {
-                let (chunk, sources) = self.at(position);
+                let (chunk, sources) = self.candidate(position);
                 let batch = &mut batches[self.batch_of(position) as usize];
                 batch.chunks.push(chunk);
                 batch.sources.extend_from_slice(sources);
@@ -209,14 +222,23 @@ impl<'c> Ordering<'c> {
     }
 }
 
-/// Where on the partition a weak hash is found: open addressing over the blocks' numbers, a quarter of what a `HashMap` of
-/// weak hashes takes.
+impl Candidates {
+    #[expect(clippy::cast_possible_truncation, reason = "an index counts its chunks in u32")]
+    fn count(&self) -> u32 {
+        self.chunks.len() as u32
+    }
+}
+
+/// A table of where on the partition each weak hash is found. It is an open-addressing table of block numbers, and takes
+/// a quarter of the memory of a `HashMap` of weak hashes.
 pub(super) struct Places<'a> {
     blocks: &'a [WeakHash],
+    /// Block numbers, and `u32::MAX` in free slots.
     slots: Vec<BlockNo>,
 }
 
 impl<'a> Places<'a> {
+    /// Builds the table. Of equal blocks the first is kept.
     pub fn new(blocks: &'a [WeakHash]) -> Self {
         let slots = vec![u32::MAX; (blocks.len() * 2).next_power_of_two()];
         let mut places = Self { blocks, slots };
@@ -230,10 +252,11 @@ impl<'a> Places<'a> {
         places
     }
 
-    /// The slot that holds a block with this weak hash, or the free one where it would be.
+    /// Returns the slot that holds a block with this weak hash, or the free slot where it would be.
     fn slot(&self, weak_hash: WeakHash) -> usize {
         // XXH3's low bits are as good as random.
         let mask = self.slots.len() - 1;
+        #[expect(clippy::cast_possible_truncation, reason = "the mask keeps only bits that a usize has")]
         let mut slot = weak_hash.bits() as usize & mask;
         while self.slots[slot] != u32::MAX && self.blocks[self.slots[slot] as usize] != weak_hash {
             slot = (slot + 1) & mask;
@@ -241,7 +264,7 @@ impl<'a> Places<'a> {
         slot
     }
 
-    /// A block with this content, if there is one: the one at `preferred`, if that is one.
+    /// Returns a block with this weak hash, if there is one, and one of `preferred` if such a block is among them.
     pub fn find(&self, weak_hash: WeakHash, preferred: &[BlockNo]) -> Option<BlockNo> {
         let is_there = |block: &&BlockNo| **block != 0 && self.blocks.get(**block as usize) == Some(&weak_hash);
         if let Some(block) = preferred.iter().find(is_there) {

@@ -1,52 +1,49 @@
-//! Which chunks a partition can have as patches.
+//! Chooses the chunks that a partition can get as patches.
 
-use std::ops::Range;
-
-use super::{Blocks, Comparison};
+use super::comparison::{Blocks, Comparison};
 use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::patches::{Patch, Patches, fingerprint};
 
-/// An index of which some chunks are fetched as patches.
+/// An index of which some chunks are fetched as patches, because the partition holds their dictionaries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Patched {
-    /// It, with the places of the patches.
+    /// Index of the image, with the places of the patches.
     pub index: Index,
     /// Patched stored chunks, ascending, and the chunk whose place holds the dictionary.
     bases: Vec<(StoredChunkNo, ChunkNo)>,
 }
 
 impl Patched {
-    /// With those patches that make wrong chunks right on a partition with these blocks.
+    /// Chooses the patches that make wrong chunks right on a partition with these blocks.
     #[must_use]
     pub fn new(patches: &Patches, index: &Index, comparison: &Comparison, blocks: &Blocks) -> Self {
-        let per_chunk = index.chunk_bytes() as usize / BLOCK_SIZE_BYTES;
-        let fits = |(patch, _): &(&Patch, Range<u64>)| {
-            let range = index.chunk_range(patch.chunk);
-            let count = ((range.end - range.start) as usize).div_ceil(BLOCK_SIZE_BYTES);
+        let per_chunk = index.blocks_per_chunk() as usize;
+        let fits = |(patch, _): &(&Patch, u64)| {
+            let count = index.chunk_len(patch.chunk).div_ceil(BLOCK_SIZE_BYTES);
             let there = blocks.range(patch.chunk as usize * per_chunk, count);
             !comparison.is_right(patch.chunk) && there.is_some_and(|there| fingerprint(there) == patch.base)
         };
-        let fitting: Vec<(&Patch, Range<u64>)> = patches.places().filter(fits).collect();
+        let fitting: Vec<(&Patch, u64)> = patches.places().filter(fits).collect();
         let bases = fitting.iter().map(|(patch, _)| (patch.stored, patch.chunk)).collect();
-        let places = fitting.into_iter().map(|(patch, place)| (patch.stored, place));
+        let places = fitting.into_iter().map(|(patch, offset)| (patch.stored, offset, patch.length));
         Self { index: index.relocated(patches.pack(), places), bases }
     }
 
-    /// The chunk whose place holds the dictionary of a stored chunk, if that is patched.
+    /// Returns the chunk whose place holds the dictionary of a stored chunk, if that stored chunk is patched.
     #[must_use]
     pub fn base(&self, stored: StoredChunkNo) -> Option<ChunkNo> {
         let at = self.bases.binary_search_by_key(&stored, |(stored, _)| *stored).ok()?;
         Some(self.bases[at].1)
     }
 
-    /// Whether nothing else is needed to make a partition right.
+    /// Whether the patches are all that a partition needs: then its blocks are not searched for moved content.
     #[must_use]
     pub fn is_enough(&self, comparison: &Comparison) -> bool {
         (0..self.index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).all(|chunk| {
             match self.index.chunk_content(chunk) {
                 ChunkContent::Zero => true,
-                // The first chunk is never patched, and always small work.
+                // The first chunk is never patched, and fetching it is always little work.
                 ChunkContent::Stored(stored) => chunk == 0 || self.base(stored).is_some(),
             }
         })
@@ -57,7 +54,7 @@ impl Patched {
 mod tests {
     use super::Patched;
     use crate::flash::plan::tests::index;
-    use crate::flash::plan::{Blocks, Comparison, Plan};
+    use crate::flash::plan::{Blocks, Comparison, Plan, Reuse};
     use crate::release::digest::Digest;
     use crate::release::index::{MIN_CHUNK_BYTES, Pack};
     use crate::release::patches::{Patch, Patches, fingerprint};
@@ -86,7 +83,7 @@ mod tests {
         let patched = Patched::new(&patches, &index, &comparison, &blocks);
         assert_eq!((1..5).map(|stored| patched.base(stored)).collect::<Vec<_>>(), [None, Some(2), None, None]);
         assert!(!patched.is_enough(&comparison));
-        let plan = Plan::new(&index, &comparison, None, Some(patched.clone()));
+        let plan = Plan::new(&index, &comparison, Reuse { patched: Some(patched.clone()), ..Reuse::default() });
         let asked: Vec<_> = plan.requests.iter().map(|request| (request.pack, request.range.clone())).collect();
         assert_eq!(asked, [(0, 30_000..40_000), (1, 100..200)], "one whole, one as a patch from its own pack");
         assert_eq!(plan.totals.download_bytes, 10_100);

@@ -1,19 +1,21 @@
-//! What is asked for in one request.
+//! Joins the chunks to download into requests.
 
 use std::ops::Range;
 
 use crate::release::index::{Index, Location, StoredChunkNo};
 
-/// Compressed bytes asked for in one request at most. Large enough that the round trip does not count, small enough
+/// The most compressed bytes in one request. It is large enough that the round trip does not count, and small enough
 /// that a broken transfer on bad Wi-Fi is resumed often and several connections have something to do.
 pub const MAX_REQUEST_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Unneeded bytes between two needed chunks that are fetched rather than asked around: a round trip costs more.
+/// The most unneeded bytes between two needed chunks that are always downloaded with them: another round trip would cost
+/// more.
 pub const MAX_GAP_BYTES: u64 = 16 * 1024;
 
-/// Wider gaps are taken along too, the narrowest first, while there are more requests than this...
+/// Wider gaps are downloaded too, the narrowest first, while there are more requests than this and
+/// [`GAPS_SHARE`] allows it.
 const MANY_REQUESTS: usize = 128;
-/// ... and while this share of the needed bytes is not exceeded.
+/// The wider gaps together have at most one byte for this many needed bytes.
 const GAPS_SHARE: u64 = 20;
 
 /// One contiguous read from a pack, and the stored chunks to take out of it.
@@ -21,13 +23,13 @@ const GAPS_SHARE: u64 = 20;
 pub struct Request {
     /// Position of the pack in the index.
     pub pack: u32,
-    /// Bytes of the pack.
+    /// Bytes of the pack to ask for.
     pub range: Range<u64>,
     /// Chunks to decode, in ascending order of their place in the pack.
     pub stored: Vec<StoredChunkNo>,
 }
 
-/// Joins neighbours in a pack to requests of at most [`MAX_REQUEST_BYTES`].
+/// Joins neighbours in a pack into requests of at most [`MAX_REQUEST_BYTES`].
 pub(crate) fn coalesce(index: &Index, needed: &[StoredChunkNo]) -> Vec<Request> {
     let mut by_place: Vec<StoredChunkNo> = needed.to_vec();
     by_place.sort_unstable_by_key(|stored| {
@@ -49,24 +51,25 @@ pub(crate) fn coalesce(index: &Index, needed: &[StoredChunkNo]) -> Vec<Request> 
     requests
 }
 
-/// For each chunk but the last, whether the gap to the next is taken along.
+/// Decides for each chunk but the last whether the gap to the next one is downloaded.
 fn joined(index: &Index, by_place: &[StoredChunkNo]) -> Vec<bool> {
     let places = by_place.iter().map(|stored| index.location(*stored));
     let needed: u64 = places.clone().map(|place| place.range.end - place.range.start).sum();
     let gap = |(one, next): (Location, Location)| {
         (one.pack == next.pack).then(|| next.range.start.saturating_sub(one.range.end))
     };
+    // `None` between two packs.
     let gaps: Vec<Option<u64>> = places.clone().zip(places.skip(1)).map(gap).collect();
     let mut joined: Vec<bool> = gaps.iter().map(|gap| gap.is_some_and(|gap| gap <= MAX_GAP_BYTES)).collect();
     let mut wider: Vec<(u64, usize)> =
         gaps.iter().zip(0..).filter_map(|(gap, position)| Some(((*gap)?, position))).collect();
     wider.retain(|(gap, _)| *gap > MAX_GAP_BYTES);
     wider.sort_unstable();
-    let spare = wider.len().saturating_sub(MANY_REQUESTS);
+    let excess = wider.len().saturating_sub(MANY_REQUESTS);
     let mut budget = needed / GAPS_SHARE;
-    for (gap, position) in &wider[..spare] {
-        let Some(left) = budget.checked_sub(*gap) else { break };
-        budget = left;
+    for (gap, position) in &wider[..excess] {
+        let Some(rest) = budget.checked_sub(*gap) else { break };
+        budget = rest;
         joined[*position] = true;
     }
     joined

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use super::{Blocks, Comparison, FoundBlocks, Plan, ZERO_SOURCE};
+use super::{Blocks, Comparison, FoundBlocks, Plan, Reuse, ZERO_SOURCE};
 use crate::release::digest::Digest;
 use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 use crate::release::weak_hashes::{WeakHash, WeakHashes};
@@ -29,7 +29,7 @@ pub(crate) fn index(chunks: &[Option<u32>]) -> Index {
 #[test]
 fn right_chunks_cost_nothing() {
     let index = index(&[Some(0), None, Some(1), Some(0)]);
-    let plan = Plan::new(&index, &Comparison::new(&index, vec![true; 4]), None, None);
+    let plan = Plan::new(&index, &Comparison::new(&index, vec![true; 4]), Reuse::default());
     assert!(plan.is_empty() && plan.requests.is_empty());
     assert_eq!(plan.totals.right_bytes, index.image_bytes());
 }
@@ -37,7 +37,7 @@ fn right_chunks_cost_nothing() {
 #[test]
 fn a_shared_chunk_is_fetched_once_and_written_where_it_is_wrong() {
     let index = index(&[Some(0), None, Some(1), Some(0), Some(0)]);
-    let plan = Plan::new(&index, &Comparison::new(&index, vec![false, false, true, true, false]), None, None);
+    let plan = Plan::new(&index, &Comparison::new(&index, vec![false, false, true, true, false]), Reuse::default());
     assert_eq!(plan.zero, [1]);
     assert_eq!(plan.requests.len(), 1);
     assert_eq!((plan.requests[0].range.clone(), &plan.requests[0].stored[..]), (0..10_000, &[0][..]));
@@ -98,13 +98,8 @@ impl Case {
 
     fn plan(&self, max_blocks: usize) -> Plan {
         let blocks = Blocks::new(self.partition.iter().map(|block| weak_hash(*block)).collect());
-        Plan::with_buffer(
-            &self.index,
-            &self.comparison(),
-            Some(FoundBlocks { weak_hashes: &self.weak_hashes, blocks: &blocks }),
-            None,
-            max_blocks,
-        )
+        let found = Some(FoundBlocks { weak_hashes: &self.weak_hashes, blocks: &blocks });
+        Plan::with_buffer(&self.index, &self.comparison(), Reuse { found, patched: None }, max_blocks)
     }
 
     /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched chunks are

@@ -1,25 +1,29 @@
-//! Moves: chunks put together from blocks of the partition itself.
+//! Carries out the moves: chunks are put together from blocks of the partition itself.
 //!
-//! One thread reads, in the order of the plan; others check digests and write. The reader never waits for the place of a
-//! block to be safe: the plan has it save in time what a write will destroy.
+//! One thread reads, in the order of the plan; others check digests and write. The reader never waits for the writers:
+//! the plan tells it which blocks to save before a write destroys them.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
-use super::{Writer, lock, workers};
+use super::writer::Writer;
 use crate::flash::plan::{BATCH_BYTES, Batch, BlockNo, ZERO_SOURCE};
+use crate::flash::threads::{self, lock};
 use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::ChunkContent;
 use crate::sys::block::AlignedBuf;
 
-/// A batch that was read.
+/// The most threads that check and write batches. Each has a batch in flight, and the threads that decode run beside them.
+const MAX_WRITERS: usize = 3;
+
+/// A batch whose sources have been read.
 struct Assembled<'p> {
     batch: &'p Batch,
     content: AlignedBuf,
-    /// By chunk of the batch: every source could be read.
-    whole: Vec<bool>,
+    /// For each chunk of the batch, whether every source could be read.
+    is_complete: Vec<bool>,
 }
 
 /// Starts the threads that carry out the moves.
@@ -27,33 +31,33 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if writer.work.plan.moves.batches.is_empty() {
         return writer.gate.open();
     }
-    let bytes = (BATCH_BYTES as usize).max(writer.index.chunk_bytes() as usize);
+    let batch_bytes = BATCH_BYTES.max(writer.index.chunk_bytes()) as usize;
     let (to_write, assembled) = sync_channel::<Assembled<'s>>(1);
-    let (recycle, recycled) = std::sync::mpsc::channel::<AlignedBuf>();
-    let assembled = std::sync::Arc::new(Mutex::new(assembled));
-    for _ in 0..workers(bytes).min(3) {
+    let (recycle, recycled) = channel::<AlignedBuf>();
+    let assembled = Arc::new(Mutex::new(assembled));
+    for _ in 0..threads::count_with_buffers(batch_bytes).min(MAX_WRITERS) {
         let (assembled, recycle) = (assembled.clone(), recycle.clone());
         scope.spawn(move || {
-            while let Some(mut batch) = next(&assembled) {
-                check_and_write(writer, &mut batch);
+            while let Some(batch) = receive(&assembled) {
+                check_and_write(writer, &batch);
                 let _ = recycle.send(batch.content);
             }
         });
     }
     scope.spawn(move || {
-        let mut reader = Reader::new(writer, bytes);
-        read_all(&mut reader, bytes, &to_write, &recycled);
+        let mut reader = Reader::new(writer, batch_bytes);
+        read_all(&mut reader, batch_bytes, &to_write, &recycled);
         writer.gate.open();
     });
 }
 
-fn next<T>(receiver: &Mutex<Receiver<T>>) -> Option<T> {
+fn receive<T>(receiver: &Mutex<Receiver<T>>) -> Option<T> {
     lock(receiver).recv().ok()
 }
 
 fn read_all<'s>(
     reader: &mut Reader<'s, '_>,
-    bytes: usize,
+    batch_bytes: usize,
     to_write: &SyncSender<Assembled<'s>>,
     recycled: &Receiver<AlignedBuf>,
 ) {
@@ -62,9 +66,9 @@ fn read_all<'s>(
         if writer.is_stopped() {
             return;
         }
-        let content = recycled.try_recv().unwrap_or_else(|_| AlignedBuf::zeroed(bytes));
+        let content = recycled.try_recv().unwrap_or_else(|_| AlignedBuf::zeroed(batch_bytes));
         let assembled = reader.read(batch, number, content);
-        // Only then may somebody else overwrite what this batch has read.
+        // Only now may other threads overwrite what this batch has read.
         writer.gate.advance(number + 1);
         if to_write.send(assembled).is_err() {
             return;
@@ -72,26 +76,28 @@ fn read_all<'s>(
     }
 }
 
+/// Reads the sources of the batches, and saves blocks that a later batch needs and an earlier one overwrites.
 struct Reader<'s, 'w> {
     writer: &'s Writer<'w>,
-    /// Blocks that this or a batch before overwrites: where in `buffer` they are, and the last batch that needs them.
+    /// Saved blocks: the offset of each in `buffer`, and the last batch that needs it.
     saved: HashMap<BlockNo, (usize, u32)>,
-    /// Room for as many blocks as the plan says, and which of it is free.
+    /// Room for as many blocks as the plan says.
     buffer: Vec<u8>,
+    /// Offsets in `buffer` that are free.
     free: Vec<usize>,
-    /// For transfers of neighbours.
+    /// Buffer for reading neighbouring blocks in one transfer.
     transfer: AlignedBuf,
 }
 
 impl<'s, 'w> Reader<'s, 'w> {
-    fn new(writer: &'s Writer<'w>, bytes: usize) -> Self {
+    fn new(writer: &'s Writer<'w>, transfer_bytes: usize) -> Self {
         let places = writer.work.plan.moves.peak_blocks;
         Self {
             writer,
             saved: HashMap::new(),
             buffer: vec![0; places * BLOCK_SIZE_BYTES],
             free: (0..places).map(|place| place * BLOCK_SIZE_BYTES).collect(),
-            transfer: AlignedBuf::zeroed(bytes),
+            transfer: AlignedBuf::zeroed(transfer_bytes),
         }
     }
 
@@ -103,7 +109,7 @@ impl<'s, 'w> Reader<'s, 'w> {
             let (run, more) = rest.split_at(len);
             rest = more;
             let content = &mut self.transfer[..len * BLOCK_SIZE_BYTES];
-            // What cannot be read is missing later, and the chunk that wants it is fetched.
+            // A block that cannot be read is missing later, and the chunk that needs it is fetched.
             if self.writer.work.target.read_at(offset_of(first), content).is_err() {
                 continue;
             }
@@ -116,19 +122,25 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     fn read(&mut self, batch: &'s Batch, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
-        let per_chunk = self.writer.index.chunk_bytes() as usize / BLOCK_SIZE_BYTES;
+        let per_chunk = self.writer.index.blocks_per_chunk() as usize;
         self.save(&batch.saves);
-        let mut whole = vec![true; batch.chunks.len()];
+        let mut is_complete = vec![true; batch.chunks.len()];
         let mut at = 0;
         while let Some(&source) = batch.sources.get(at) {
             let len = self.run_length(&batch.sources[at..], source);
             let place = &mut content[at * BLOCK_SIZE_BYTES..(at + len) * BLOCK_SIZE_BYTES];
             if !self.fill(source, place) {
-                (at..at + len).for_each(|block| whole[block / per_chunk] = false);
+                (at..at + len).for_each(|block| is_complete[block / per_chunk] = false);
             }
             at += len;
         }
         self.writer.work.done.disk((at * BLOCK_SIZE_BYTES) as u64);
+        self.release_after(number);
+        Assembled { batch, content, is_complete }
+    }
+
+    /// Frees the saved blocks that no batch behind `number` needs.
+    fn release_after(&mut self, number: u32) {
         let free = &mut self.free;
         self.saved.retain(|_, (place, until)| {
             let is_needed = *until > number;
@@ -137,10 +149,9 @@ impl<'s, 'w> Reader<'s, 'w> {
             }
             is_needed
         });
-        Assembled { batch, content, whole }
     }
 
-    /// How many sources can be filled at once: zeros, or neighbours on the partition.
+    /// Counts the sources that can be filled at once: zeros, or neighbours on the partition.
     fn run_length(&self, sources: &[BlockNo], first: BlockNo) -> usize {
         if first == ZERO_SOURCE {
             return sources.iter().take_while(|source| **source == ZERO_SOURCE).count();
@@ -152,6 +163,7 @@ impl<'s, 'w> Reader<'s, 'w> {
         neighbours.take_while(|(_, source)| !self.saved.contains_key(source)).count()
     }
 
+    /// Fills `place` from a run of sources that begins with `source`. Returns whether they could be read.
     fn fill(&self, source: BlockNo, place: &mut [u8]) -> bool {
         if source == ZERO_SOURCE {
             place.fill(0);
@@ -168,21 +180,21 @@ fn offset_of(block: BlockNo) -> u64 {
     u64::from(block) * BLOCK_SIZE_BYTES as u64
 }
 
-/// A weak hash that was wrong, or a block that cannot be read, costs a fetch of the chunk.
-fn check_and_write(writer: &Writer<'_>, assembled: &mut Assembled<'_>) {
+/// Writes the chunks whose content is right. A weak hash that was wrong, or a block that cannot be read, costs a fetch of
+/// the chunk.
+fn check_and_write(writer: &Writer<'_>, assembled: &Assembled<'_>) {
     if writer.is_stopped() {
         return;
     }
     let chunk_bytes = writer.index.chunk_bytes() as usize;
     let mut chunks = Vec::with_capacity(assembled.batch.chunks.len());
-    for ((place, chunk), whole) in (0..).zip(&assembled.batch.chunks).zip(&assembled.whole) {
+    for ((place, chunk), is_complete) in (0..).zip(&assembled.batch.chunks).zip(&assembled.is_complete) {
         let from = place * chunk_bytes;
-        let range = writer.index.chunk_range(*chunk);
-        let content = &assembled.content[from..from + (range.end - range.start) as usize];
-        if *whole && writer.index.matches(*chunk, content) {
+        let content = &assembled.content[from..from + writer.index.chunk_len(*chunk)];
+        if *is_complete && writer.index.matches(*chunk, content) {
             chunks.push((*chunk, from));
         } else if let ChunkContent::Stored(stored) = writer.index.chunk_content(*chunk) {
-            writer.damaged(stored, *chunk);
+            writer.add_damaged(stored, *chunk);
         }
     }
     if let Err(error) = writer.write(&mut chunks, &assembled.content) {

@@ -1,7 +1,8 @@
-//! Chunks on their way from the network to the disk.
+//! Carries chunks from the network to the disk.
 //!
-//! Several connections fetch, each its own requests; some more threads than cores decode, check and write. Between them
-//! a bounded queue keeps memory small whatever the image: a slow disk stops the download, a slow link stops nothing else.
+//! Several connections fetch, each a request of its own. Other threads, two more than cores, decode, check and write.
+//! A bounded queue between them keeps memory small for images of any size: a slow disk stops the download, and a slow
+//! link stops nothing else.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,17 +10,19 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
+use super::error::WriteError;
 use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
-use super::{WriteError, Writer, lock, workers};
+use super::writer::Writer;
 use crate::fetch::SinkError;
 use crate::flash::plan::{Request, coalesce};
+use crate::flash::threads::{self, lock};
 use crate::release::digest::Digest;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
 
-/// Requests under way at a time: one connection waits for the answer while another delivers, and a path that favours
-/// many streams is used. More would only take from others.
+/// Number of requests that run at the same time. One connection waits for the answer while another delivers, and some
+/// networks give more to several streams. More connections would only take bandwidth from others.
 const CONNECTIONS: usize = 4;
 
 /// Compressed bytes that may wait for a decoder.
@@ -51,7 +54,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
             }
         });
     }
-    for _ in 0..workers(parcel_bytes) {
+    for _ in 0..threads::count_with_buffers(parcel_bytes) {
         let (parcels, recycle) = (parcels.clone(), recycle.clone());
         scope.spawn(move || {
             if let Err(error) = decode_all(writer, parcel_bytes, &parcels, &recycle) {
@@ -61,8 +64,8 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     }
 }
 
-/// Chunks of a parcel.
-fn per_parcel(index: &Index) -> usize {
+/// Number of chunks in a full parcel.
+fn chunks_per_parcel(index: &Index) -> usize {
     (PARCEL_BYTES / index.chunk_bytes() as usize).max(1)
 }
 
@@ -73,27 +76,29 @@ fn fetch(
     to_decode: &SyncSender<Parcel>,
     recycled: &Mutex<Receiver<Parcel>>,
 ) -> Result<(), WriteError> {
-    let emptied = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
-    let mut splitter = Splitter::new(places, request, per_parcel(places), emptied());
-    let result = get(writer, places, request, &mut |bytes: &[u8]| {
+    let empty_parcel = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
+    let mut splitter = Splitter::new(places, request, chunks_per_parcel(places), empty_parcel());
+    let result = download(writer, places, request, &mut |bytes: &[u8]| {
         if writer.is_stopped() {
-            return Err(local("the writer stopped"));
+            return Err(local_error("the writer stopped"));
         }
         writer.work.done.network(bytes.len() as u64);
-        splitter.take(bytes, |parcel| {
-            to_decode.send(parcel).map_err(|_| local("the decoders stopped"))?;
-            Ok(emptied())
+        splitter.push(bytes, |parcel| {
+            to_decode.send(parcel).map_err(|_| local_error("the decoders stopped"))?;
+            Ok(empty_parcel())
         })
     });
-    // Then somebody else's error says what happened.
+    // When the writer stopped, another thread has already recorded the cause.
     if writer.is_stopped() { Ok(()) } else { result }
 }
 
-/// Downloads chunks that were damaged, or whose patch was of no use, once more and whole, one by one, checking each before the next byte is taken: the source then
-/// knows which copy sent wrong bytes, and asks another one.
+/// Downloads chunks once more that were damaged or whose patch did not fit, this time the whole chunks.
+///
+/// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent wrong
+/// bytes, and asks another one.
 pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     let mut wanted: HashMap<StoredChunkNo, Vec<ChunkNo>> = HashMap::new();
-    for (stored, chunk) in std::mem::take(&mut *lock(&writer.damaged)) {
+    for (stored, chunk) in writer.take_damaged() {
         wanted.entry(stored).or_default().push(chunk);
     }
     let mut stored: Vec<StoredChunkNo> = wanted.keys().copied().collect();
@@ -103,13 +108,13 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     for request in coalesce(writer.index, &stored) {
         let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
         let mut failure = None;
-        let result = get(writer, writer.index, &request, &mut |bytes: &[u8]| {
-            let mut wrong = None;
-            let taken = splitter.take(bytes, |parcel| {
+        let result = download(writer, writer.index, &request, &mut |bytes: &[u8]| {
+            let mut wrong_from = None;
+            let taken = splitter.push(bytes, |parcel| {
                 for (stored, bytes) in parcel.chunks() {
-                    if decode(writer.index, &mut zstd, stored, bytes, &mut content).is_none() {
+                    if !decode(writer.index, &mut zstd, stored, bytes, &mut content) {
                         let from = writer.index.location(stored).range.start;
-                        wrong = Some(from);
+                        wrong_from = Some(from);
                         let digest = writer.index.digest(stored);
                         let reason = format!("the chunk there has not the digest {digest}");
                         return Err(SinkError::Wrong { from, reason });
@@ -117,13 +122,13 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
                     for chunk in &wanted[&stored] {
                         if let Err(error) = writer.write(&mut [(*chunk, 0)], &content) {
                             failure = Some(error);
-                            return Err(local("the writer stopped"));
+                            return Err(local_error("the writer stopped"));
                         }
                     }
                 }
                 Ok(parcel.emptied())
             });
-            if let Some(from) = wrong {
+            if let Some(from) = wrong_from {
                 splitter.rewind(from);
             }
             taken
@@ -133,7 +138,8 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     Ok(())
 }
 
-fn get(
+/// Hands the bytes of one request to `sink` as they arrive.
+fn download(
     writer: &Writer<'_>,
     places: &Index,
     request: &Request,
@@ -148,23 +154,24 @@ fn get(
     })
 }
 
-fn local(text: &str) -> SinkError {
+/// An error on this machine, which no other source would cure.
+fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }
 
-/// Decompresses a chunk and checks its digest; the length of its content if it is right. Content that does not
-/// decompress was damaged on the way, the same as content with a wrong digest.
+/// Decompresses a chunk and returns whether its digest is right. Content that does not decompress was damaged on the way,
+/// just like content with a wrong digest.
 fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,
     stored: StoredChunkNo,
     bytes: &[u8],
     content: &mut [u8],
-) -> Option<usize> {
-    let len = zstd.decompress_to_buffer(bytes, content).ok()?;
-    (Digest::of(&content[..len]) == *index.digest(stored)).then_some(len)
+) -> bool {
+    zstd.decompress_to_buffer(bytes, content).is_ok_and(|len| Digest::of(&content[..len]) == *index.digest(stored))
 }
 
+/// Decodes and writes parcels until no connection sends any more.
 fn decode_all(
     writer: &Writer<'_>,
     parcel_bytes: usize,
@@ -179,19 +186,18 @@ fn decode_all(
     loop {
         let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
         if writer.is_stopped() {
-            continue; // Drain, so that nobody blocks on a full queue.
+            continue; // The queue is drained, so that no connection blocks on a full one.
         }
         let mut chunks: Vec<(ChunkNo, usize)> = Vec::new();
         for (place, (stored, bytes)) in parcel.chunks().enumerate() {
             let from = place * chunk_bytes;
             let content = &mut content[from..from + chunk_bytes];
-            let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
-            let right = match base {
-                None => decode(index, &mut zstd, stored, bytes, content).is_some(),
-                Some(base) => patcher.decode(writer, base, stored, bytes, content).is_some(),
+            let is_right = match plan.patched.as_ref().and_then(|patched| patched.base(stored)) {
+                None => decode(index, &mut zstd, stored, bytes, content),
+                Some(base) => patcher.decode(writer, base, stored, bytes, content),
             };
             for chunk in plan.destinations(stored) {
-                if right { chunks.push((chunk, from)) } else { writer.damaged(stored, chunk) }
+                if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
             }
         }
         let _ = recycle.send(parcel);
@@ -204,20 +210,20 @@ fn decode_all(
     }
 }
 
-/// Decodes patches.
+/// Decodes patches, each with what is in the place of a chunk as the dictionary.
 struct Patcher {
     zstd: zstd::bulk::Decompressor<'static>,
-    old: AlignedBuf,
+    dictionary: AlignedBuf,
 }
 
 impl Patcher {
     fn new(chunk_bytes: usize) -> Result<Self, WriteError> {
         let zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-        Ok(Self { zstd, old: AlignedBuf::zeroed(chunk_bytes) })
+        Ok(Self { zstd, dictionary: AlignedBuf::zeroed(chunk_bytes) })
     }
 
-    /// As [`decode`], with what is in the place of the chunk `base`. What cannot be read, or is not what it was, makes a
-    /// patch that does not fit.
+    /// Decodes as [`decode`] does, with the content in the place of the chunk `base` as dictionary. If that cannot be
+    /// read, or has changed, the patch does not fit and the result is `false`.
     fn decode(
         &mut self,
         writer: &Writer<'_>,
@@ -225,11 +231,10 @@ impl Patcher {
         stored: StoredChunkNo,
         bytes: &[u8],
         content: &mut [u8],
-    ) -> Option<usize> {
-        let range = writer.index.chunk_range(base);
-        let old = &mut self.old[..(range.end - range.start) as usize];
-        writer.work.target.read_at(range.start, old).ok()?;
-        self.zstd.set_dictionary(old).ok()?;
-        decode(writer.index, &mut self.zstd, stored, bytes, content)
+    ) -> bool {
+        let dictionary = &mut self.dictionary[..writer.index.chunk_len(base)];
+        writer.work.target.read_at(writer.index.chunk_range(base).start, dictionary).is_ok()
+            && self.zstd.set_dictionary(dictionary).is_ok()
+            && decode(writer.index, &mut self.zstd, stored, bytes, content)
     }
 }

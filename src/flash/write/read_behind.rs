@@ -1,61 +1,67 @@
-//! Scan back behind the writer: what was written is flushed and read while the rest is on its way.
+//! Reads back behind the writer: what was written is flushed and read while the rest is on its way.
 
+use std::io;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
-use super::{Writer, lock};
 use crate::flash::readback::ReadBack;
+use crate::flash::target::BlockTarget;
+use crate::flash::threads::lock;
+use crate::record::progress::Done;
 use crate::release::index::ChunkNo;
 
-/// Written bytes that are flushed and read back together. A flush makes some devices wait, so not too often; what is
-/// read without one may come from the device's own memory and prove nothing.
+/// Written bytes that are flushed and read back together. A flush makes some devices wait, so it must not come too often.
+/// Without a flush, the bytes may be read from the device's own memory and prove nothing.
 pub(super) const STEP_BYTES: u64 = 128 * 1024 * 1024;
 
-/// What was written and not read back.
+/// Chunks that were written and not read back yet.
 #[derive(Default)]
-pub(super) struct Behind {
-    state: Mutex<ReadBehindState>,
+pub(super) struct Unread {
+    queue: Mutex<Queue>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct ReadBehindState {
+struct Queue {
     chunks: Vec<Range<ChunkNo>>,
     bytes: u64,
     is_over: bool,
 }
 
-impl Behind {
-    pub(super) fn wrote(&self, chunks: Range<ChunkNo>, bytes: u64) {
-        let mut state = lock(&self.state);
-        state.chunks.push(chunks);
-        state.bytes += bytes;
-        if state.bytes >= STEP_BYTES {
+impl Unread {
+    /// Adds chunks that were written.
+    pub(super) fn push(&self, chunks: Range<ChunkNo>, bytes: u64) {
+        let mut queue = lock(&self.queue);
+        queue.chunks.push(chunks);
+        queue.bytes += bytes;
+        if queue.bytes >= STEP_BYTES {
             self.changed.notify_one();
         }
     }
 
-    /// Nothing more is written. What is left is read by all cores after the last flush.
+    /// Ends the reading because nothing more is written. The last chunks are left for all cores, after the last flush.
     pub(super) fn end(&self) {
-        lock(&self.state).is_over = true;
+        lock(&self.queue).is_over = true;
         self.changed.notify_one();
     }
 
-    pub(super) fn run(&self, writer: &Writer<'_>, read_back: &ReadBack<'_>) {
+    /// Flushes and reads back, a step at a time, until [`end`](Self::end).
+    ///
+    /// # Errors
+    /// The target could not be flushed.
+    pub(super) fn read_back(&self, read_back: &ReadBack<'_>, target: &dyn BlockTarget, done: &Done) -> io::Result<()> {
         loop {
-            let waiting = |state: &mut ReadBehindState| state.bytes < STEP_BYTES && !state.is_over;
-            let Ok(mut state) = self.changed.wait_while(lock(&self.state), waiting) else { return };
-            if state.is_over {
-                return;
+            let is_waiting = |queue: &mut Queue| queue.bytes < STEP_BYTES && !queue.is_over;
+            let Ok(mut queue) = self.changed.wait_while(lock(&self.queue), is_waiting) else { return Ok(()) };
+            if queue.is_over {
+                return Ok(());
             }
-            let mut chunks: Vec<ChunkNo> = std::mem::take(&mut state.chunks).into_iter().flatten().collect();
-            state.bytes = 0;
-            drop(state);
-            if let Err(source) = writer.work.target.flush() {
-                return writer.fail(writer.error("flush", 0, source));
-            }
+            let mut chunks: Vec<ChunkNo> = std::mem::take(&mut queue.chunks).into_iter().flatten().collect();
+            queue.bytes = 0;
+            drop(queue);
+            target.flush()?;
             chunks.sort_unstable();
-            read_back.read(writer.work.target, &chunks, writer.work.done);
+            read_back.read(target, &chunks, done);
         }
     }
 }

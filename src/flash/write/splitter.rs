@@ -1,4 +1,4 @@
-//! Cuts the bytes of one request into its chunks, leaving out the gaps, and collects neighbours to parcels.
+//! Cuts the bytes of one request into its chunks, leaves out the gaps, and collects neighbours into parcels.
 
 use crate::fetch::SinkError;
 use crate::flash::plan::Request;
@@ -11,38 +11,42 @@ pub(super) const PARCEL_BYTES: usize = 1024 * 1024;
 #[derive(Default)]
 pub(super) struct Parcel {
     bytes: Vec<u8>,
-    /// Each chunk and where its bytes end.
+    /// Stored chunks of the parcel, and where the bytes of each end.
     chunks: Vec<(StoredChunkNo, usize)>,
 }
 
 impl Parcel {
-    /// An empty parcel with the memory of a used one.
+    /// Returns an empty parcel with the memory of this one.
     pub(super) fn emptied(mut self) -> Self {
         self.bytes.clear();
         self.chunks.clear();
         self
     }
 
-    /// The chunks and their bytes.
+    /// Iterates over the stored chunks and their bytes.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (StoredChunkNo, &[u8])> {
         let starts = std::iter::once(0).chain(self.chunks.iter().map(|(_, end)| *end));
         self.chunks.iter().zip(starts).map(|((stored, end), start)| (*stored, &self.bytes[start..*end]))
     }
 }
 
+/// The state of one request while its bytes arrive.
 pub(super) struct Splitter<'a> {
     index: &'a Index,
     request: &'a Request,
-    /// Chunks of a full parcel.
+    /// Number of chunks in a full parcel.
     per_parcel: usize,
     /// Offset in the pack of the next byte.
     position: u64,
+    /// The next chunk, as a position in the request.
     next: usize,
+    /// The parcel that is being filled.
     parcel: Parcel,
 }
 
 impl<'a> Splitter<'a> {
-    /// `parcel` is an emptied one; a parcel of `per_parcel` chunks is handed on.
+    /// Starts at the beginning of `request`. Parcels of `per_parcel` chunks are handed on; `parcel` is an empty one to
+    /// start with.
     pub(super) fn new(index: &'a Index, request: &'a Request, per_parcel: usize, parcel: Parcel) -> Self {
         Self { index, request, per_parcel, position: request.range.start, next: 0, parcel }
     }
@@ -54,24 +58,21 @@ impl<'a> Splitter<'a> {
         self.parcel = std::mem::take(&mut self.parcel).emptied();
     }
 
-    /// Takes the next bytes. `send` gets full parcels, and the last one, and returns an emptied one.
-    pub(super) fn take(
+    /// Takes the next bytes of the answer. `send` gets every full parcel and the last one, and returns an empty one.
+    pub(super) fn push(
         &mut self,
         mut bytes: &[u8],
         mut send: impl FnMut(Parcel) -> Result<Parcel, SinkError>,
     ) -> Result<(), SinkError> {
         while let Some(stored) = self.request.stored.get(self.next) {
             let place = self.index.location(*stored).range;
-            let gap = place.start.saturating_sub(self.position).min(bytes.len() as u64);
-            bytes = &bytes[gap as usize..];
-            self.position += gap;
-            if bytes.is_empty() {
+            let gap = place.start.saturating_sub(self.position);
+            let (_, rest) = self.advance(bytes, gap);
+            if rest.is_empty() {
                 return Ok(());
             }
-            let wanted = (place.end - self.position).min(bytes.len() as u64) as usize;
-            let (head, rest) = bytes.split_at(wanted);
-            self.parcel.bytes.extend_from_slice(head);
-            self.position += wanted as u64;
+            let (content, rest) = self.advance(rest, place.end - self.position);
+            self.parcel.bytes.extend_from_slice(content);
             bytes = rest;
             if self.position == place.end {
                 self.next += 1;
@@ -82,5 +83,13 @@ impl<'a> Splitter<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Moves on by up to `count` bytes, and splits `bytes` there.
+    fn advance<'b>(&mut self, bytes: &'b [u8], count: u64) -> (&'b [u8], &'b [u8]) {
+        let (head, rest) =
+            usize::try_from(count).ok().and_then(|count| bytes.split_at_checked(count)).unwrap_or((bytes, &[]));
+        self.position += head.len() as u64;
+        (head, rest)
     }
 }

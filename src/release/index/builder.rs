@@ -1,6 +1,6 @@
-//! Making an index, chunk by chunk.
+//! Makes an index, chunk by chunk.
 
-use super::{ChunkContent, Extent, Index, IndexError, Pack, StoredChunkNo, ZERO_CHUNK, check_sizes};
+use super::{ChunkContent, Extent, Index, IndexError, Pack, StoredChunkNo, ZERO_CHUNK, check_sizes, count};
 use crate::release::digest::Digest;
 
 /// Collects an image's chunks in order and becomes its [`Index`].
@@ -32,7 +32,7 @@ impl Builder {
 
     /// Registers a stored chunk and returns its number.
     pub fn store(&mut self, digest: Digest, compressed_bytes: u32) -> StoredChunkNo {
-        let number = self.index.digests.len() as StoredChunkNo;
+        let number = count(&self.index.digests);
         self.index.digests.push(digest);
         self.index.lengths.push(compressed_bytes);
         number
@@ -46,20 +46,20 @@ impl Builder {
         });
     }
 
-    /// Says that the stored chunks from `first` on lie back to back in `pack` from `offset_bytes` on.
+    /// Places the stored chunks from `first` on back to back in `pack`, from `offset_bytes` on.
     pub fn push_extent(&mut self, first: StoredChunkNo, pack: Pack, offset_bytes: u64) {
-        let known = self.index.packs.iter().position(|other| *other == pack);
-        let number = known.unwrap_or_else(|| {
+        let known = (0..).zip(&self.index.packs).find(|(_, other)| **other == pack);
+        let number = known.map_or_else(|| count(&self.index.packs), |(number, _)| number);
+        if known.is_none() {
             self.index.packs.push(pack);
-            self.index.packs.len() - 1
-        });
-        self.index.extents.push(Extent { first, pack: number as u32, offset_bytes });
+        }
+        self.index.extents.push(Extent { first, pack: number, offset_bytes });
     }
 
-    /// Checks the whole.
+    /// Checks the collected chunks and returns the index.
     ///
     /// # Errors
-    /// [`IndexError::Inconsistent`], the same checks as for a decoded one.
+    /// [`IndexError::Inconsistent`] for what would be refused in a decoded index too.
     pub fn finish(self) -> Result<Index, IndexError> {
         self.index.checked()
     }

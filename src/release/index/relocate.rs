@@ -1,21 +1,22 @@
-//! An index whose chunks lie elsewhere than it says.
+//! An index whose chunks are fetched from other places than it says.
 
-use std::ops::Range;
-
-use super::{Index, Pack, StoredChunkNo};
+use super::{Index, Pack, StoredChunkNo, count};
 
 impl Index {
-    /// The same image, where some stored chunks are fetched from other places of `pack`. Not to be encoded.
+    /// Returns an index of the same image that fetches some stored chunks from other places, which lie in `pack`.
+    ///
+    /// Each place comes as the stored chunk, an offset in the pack and a compressed length. The result is not for
+    /// encoding: places do not change the extents.
     #[must_use]
-    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredChunkNo, Range<u64>)>) -> Self {
+    pub(crate) fn relocated(&self, pack: Pack, places: impl Iterator<Item = (StoredChunkNo, u64, u32)>) -> Self {
         let mut other = self.clone();
-        let number = other.packs.len() as u32;
+        let number = count(&other.packs);
         other.packs.push(pack);
-        for (stored, range) in places {
+        for (stored, offset, length) in places {
             let at = stored as usize;
             other.pack_of[at] = number;
-            other.offsets[at] = range.start;
-            other.lengths[at] = (range.end - range.start) as u32;
+            other.offsets[at] = offset;
+            other.lengths[at] = length;
         }
         other
     }

@@ -11,7 +11,7 @@ use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, Slot};
 use reflash::chain::chain;
 use reflash::fetch::Directory;
-use reflash::flash::plan::{Comparison, Plan};
+use reflash::flash::plan::{Comparison, Plan, Reuse};
 use reflash::flash::target::BlockTarget;
 use reflash::jobs::recovery::{self, Machine};
 use reflash::jobs::state::StatePartition;
@@ -338,7 +338,7 @@ fn has_superblock(system: &Region) -> bool {
 
 /// The plan must touch every wrong chunk and no other.
 fn check_plan(index: &Index, comparison: &Comparison) -> Result<()> {
-    let plan = Plan::new(index, comparison, None, None);
+    let plan = Plan::new(index, comparison, Reuse::default());
     let fetched =
         plan.requests.iter().flat_map(|request| &request.stored).flat_map(|stored| plan.destinations(*stored));
     let touched: BTreeSet<ChunkNo> = plan.zero.iter().copied().chain(fetched).collect();

@@ -1,0 +1,24 @@
+//! How many threads read, decode and write, and the lock they share state with.
+
+use std::num::NonZero;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Memory that the buffers of one kind of thread may take together.
+const MAX_BUFFERS_BYTES: usize = 16 * 1024 * 1024;
+
+/// Number of threads for one kind of work: two more than cores, because some wait for the disk while others compute, and
+/// between one and `at_most`.
+pub(super) fn count(at_most: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (cores + 2).min(at_most).max(1)
+}
+
+/// Number of threads that each have a buffer of `bytes`, as far as memory allows.
+pub(super) fn count_with_buffers(bytes: usize) -> usize {
+    count(MAX_BUFFERS_BYTES / bytes)
+}
+
+/// Locks a mutex even when a thread panicked while it held it: the results of the other threads must not be lost.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -2,16 +2,18 @@
 
 use std::error::Error;
 
-/// An error and all its causes on one line, outermost first, joined by `: `. A cause that only repeats the end of the text
-/// before it is left out: some libraries print their cause themselves.
+/// Formats an error and all its causes on one line, outermost first, joined by `: `.
+///
+/// A cause that only repeats the end of the text before it is left out, because some libraries print their cause
+/// themselves.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
         }
         next = cause.source();
     }

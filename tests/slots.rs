@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
-use reflash::boot::slots::{FILES, Pointers, Slot, Trial};
+use reflash::boot::slots::{FILES, Slot, SlotState, Trial};
 use reflash::chain::chain;
 use reflash::fetch::{Directory, Mirrors, RetryPolicy, Source};
 use reflash::jobs::recovery::{self, RecoveryError, RecoveryPartition, RecoveryReport, Renewal, SlotStorage};
@@ -114,7 +114,7 @@ impl Robot {
         Directory::new(self.fixture.tree())
     }
 
-    fn slots(&self) -> Pointers {
+    fn slots(&self) -> SlotState {
         self.state().boot_env().slots().unwrap()
     }
 
@@ -122,7 +122,7 @@ impl Robot {
     fn next(&self) -> Option<Slot> {
         match self.slots().trial {
             Some(Trial::Due(slot)) => Some(slot),
-            _ => self.slots().named,
+            _ => self.slots().active,
         }
     }
 
@@ -130,7 +130,7 @@ impl Robot {
     fn start_next(&self) -> Slot {
         let slot = self.next().unwrap_or(Slot::A);
         if self.slots().trial == Some(Trial::Due(slot)) {
-            self.state().boot_env().update(&[("reflash_trial", Some(Trial::Tried(slot).word()))]).unwrap();
+            self.state().boot_env().update(&[("reflash_trial", Some(Trial::Tried(slot).value()))]).unwrap();
         }
         slot
     }
@@ -193,7 +193,7 @@ fn the_free_slot_is_written_and_becomes_the_one_to_start() {
 fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     let mut robot = Robot::new();
     robot.recover_from(Slot::A);
-    assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
+    assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
     assert_eq!(robot.start_next(), Slot::B);
     // The release does not even fit: that is no fault of the recovery.
     let (state, journal, source) = (robot.state(), Journal::new(None, false), robot.source());
@@ -202,11 +202,11 @@ fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     machine.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
     machine.product = "another".into();
     recovery::run(&machine).unwrap_err();
-    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: None });
+    assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: None });
     // From then on it renews the other one.
     publish(&mut robot.fixture, "3");
     robot.recover_from(Slot::B);
-    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: Some(Trial::Due(Slot::A)) });
+    assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: Some(Trial::Due(Slot::A)) });
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_new_recovery_that_does_not_come_up_is_not_tried_again() {
     for _ in 0..2 {
         assert_eq!(robot.start_next(), Slot::A);
         robot.recover_from(Slot::A);
-        assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Tried(Slot::B)) });
+        assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Tried(Slot::B)) });
     }
     // What the next release brings is.
     publish(&mut robot.fixture, "3");
@@ -226,7 +226,7 @@ fn a_new_recovery_that_does_not_come_up_is_not_tried_again() {
     assert!(robot.holds(Slot::B, "3"));
     assert_eq!(robot.start_next(), Slot::B);
     robot.recover_from(Slot::B);
-    assert_eq!(robot.slots(), Pointers { named: Some(Slot::B), trial: None });
+    assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: None });
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn a_new_recovery_that_only_compared_the_system_is_still_on_trial() {
     let installed = state.installed(&robot.fixture.keys).unwrap();
     let proof = recovery::compare(&machine, &installed).unwrap();
     recovery::start_again(&machine, proof, &installed).unwrap();
-    assert_eq!(robot.slots(), Pointers { named: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
+    assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
 }
 
 #[test]

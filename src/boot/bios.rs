@@ -1,41 +1,42 @@
 //! GRUB's BIOS boot code, fitted to where it lies on a disk. Pure: works on bytes.
 //!
-//! The offsets are those of GRUB 2 (`grub-core/boot/i386/pc/boot.S`, `diskboot.S` and `include/grub/i386/pc/boot.h`):
-//! what grub-install patches. LBAs here are in sectors of 512 bytes, as the BIOS counts.
+//! The offsets are those that grub-install patches, from GRUB 2's `grub-core/boot/i386/pc/boot.S`, `diskboot.S` and
+//! `include/grub/i386/pc/boot.h`. LBAs here are in sectors of 512 bytes, as the BIOS counts.
 
 /// Size of `boot.img`, bytes: one sector.
 pub const SECTOR_BYTES: usize = 512;
 
-/// `boot.img`: LBA of `core.img` (`GRUB_BOOT_MACHINE_KERNEL_SECTOR`), u64.
+/// Offset in `boot.img` of the LBA of `core.img` (`GRUB_BOOT_MACHINE_KERNEL_SECTOR`), u64.
 const BOOT_KERNEL_SECTOR: usize = 0x5c;
-/// `boot.img`: two bytes of a jump (`GRUB_BOOT_MACHINE_DRIVE_CHECK`); replaced by two `nop` so that the drive number
-/// the BIOS hands over is believed only where it is sane.
+/// Offset in `boot.img` of two bytes of a jump (`GRUB_BOOT_MACHINE_DRIVE_CHECK`). They are replaced by two `nop`, so that
+/// the drive number from the BIOS is used only where it is plausible.
 const BOOT_DRIVE_CHECK: usize = 0x66;
-/// `boot.img`: from here to the signature lie the disk ID and the MBR's table, which belong to the disk.
+/// Bytes of the first sector that belong to the disk: its ID and the MBR's table, up to the signature.
 const DISK_OWN: std::ops::Range<usize> = 0x1b8..0x1fe;
-/// `core.img`: LBA of its own second sector, in the first block list entry at the end of its first sector, u64.
+/// Offset in `core.img` of the LBA of its own second sector, u64: the first block list entry, at the end of its first
+/// sector.
 const CORE_SECOND_SECTOR: usize = 0x1f4;
 
-/// The images do not fit each other or the place.
+/// The error for a GRUB image that is damaged or does not fit its place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BootCodeError {
-    /// Not a `boot.img`.
+    /// The file is not a `boot.img`.
     #[error("boot.img has {0} bytes, expected 512 that end in 55 aa")]
     BootImage(usize),
-    /// `core.img` is larger than its place.
+    /// The `core.img` is larger than its place.
     #[error("core.img has {image_bytes} bytes and its place {place_bytes}")]
     TooLarge {
-        /// Size of the image.
+        /// Size of the image, bytes.
         image_bytes: usize,
-        /// Size of the place.
+        /// Size of the place, bytes.
         place_bytes: u64,
     },
 }
 
-/// The disk's first sector: GRUB's code with the disk's own ID and table, loading `core.img` from `core_lba`.
+/// Makes the first sector of a disk: GRUB's code, which loads `core.img` from `core_lba`, with the disk's own ID and table.
 ///
 /// # Errors
-/// [`BootCodeError::BootImage`].
+/// [`BootCodeError::BootImage`] when `boot_image` is not GRUB's.
 pub fn first_sector(
     boot_image: &[u8],
     present: &[u8; SECTOR_BYTES],
@@ -52,10 +53,10 @@ pub fn first_sector(
     Ok(sector)
 }
 
-/// `core.img` for a place of `place_bytes` that begins at `core_lba`.
+/// Fits `core.img` to a place of `place_bytes` that begins at `core_lba`.
 ///
 /// # Errors
-/// [`BootCodeError::TooLarge`].
+/// [`BootCodeError::TooLarge`] with both sizes.
 pub fn core_image(core_image: &[u8], core_lba: u64, place_bytes: u64) -> Result<Vec<u8>, BootCodeError> {
     let image_bytes = core_image.len();
     if image_bytes as u64 > place_bytes || image_bytes < SECTOR_BYTES {

@@ -1,35 +1,37 @@
-//! What recovery does first: from why GRUB started it, what is on the disk, and how often that was tried before. Pure.
+//! Decides what recovery does first, from the reason that GRUB gave, the state of the system partition, and the number
+//! of recoveries before. Pure.
 
 use std::fmt;
 
-/// Why GRUB started recovery: `reflash.reason=`; `grub/README.md` says when it gives which.
+/// The reason why GRUB started recovery, from the kernel argument `reflash.reason=`. `grub/README.md` says when GRUB gives
+/// which reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// A person chose it in the menu.
     Menu,
     /// The running system asked for it.
     Requested,
-    /// An earlier recovery did not come to its end.
+    /// An earlier recovery did not finish.
     Recovering,
     /// The boot environment is missing or damaged.
     EnvLost,
-    /// GRUB could not count a try down.
+    /// GRUB could not write the environment to count a try down.
     EnvUnwritable,
-    /// No boot of the system called itself good.
+    /// The system used up its tries, and none of those boots was confirmed as good.
     Tries,
     /// GRUB cannot read the system's kernel, initramfs or boot entry.
     SystemUnreadable,
     /// The loader cannot read a boot script of either slot.
     ScriptLost,
-    /// None, or one this agent does not know.
+    /// GRUB gave no reason, or one that this agent does not know.
     Unknown,
 }
 
 impl Reason {
-    /// Reads the kernel argument's value.
+    /// Reads the value of the kernel argument.
     #[must_use]
-    pub fn parse(word: Option<&str>) -> Self {
-        match word {
+    pub fn parse(value: Option<&str>) -> Self {
+        match value {
             Some("menu") => Self::Menu,
             Some("requested") => Self::Requested,
             Some("recovering") => Self::Recovering,
@@ -42,9 +44,9 @@ impl Reason {
         }
     }
 
-    /// What a person reads on the screen.
+    /// Returns the reason as a person reads it on the screen.
     #[must_use]
-    pub fn sentence(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Menu => "a person chose it in the boot menu",
             Self::Requested => "the running system asked for it",
@@ -58,43 +60,45 @@ impl Reason {
         }
     }
 
-    /// Somebody wants it: it is never held back by the count of recoveries.
+    /// Whether a person or the system asked for recovery. Such a recovery is never held back by the count of recoveries.
     #[must_use]
     pub fn is_requested(self) -> bool {
         matches!(self, Self::Menu | Self::Requested)
     }
 
-    /// The environment itself is at fault: it is better written to another place of the disk.
+    /// Whether the environment itself is at fault, so that it should be written to another place of the disk.
     #[must_use]
     pub fn blames_environment(self) -> bool {
         matches!(self, Self::EnvLost | Self::EnvUnwritable)
     }
 }
 
-/// What the system partition holds, compared with the record of the installed release.
+/// State of the system partition, compared with the record of the installed release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum System {
     /// There is no record to compare with.
     Unknown,
-    /// Every byte is right.
+    /// Every byte of the system is right.
     Intact,
-    /// Something differs.
+    /// The system differs from the installed release.
     Damaged,
 }
 
-/// Automatic recoveries to one release since the last good boot: the loop brake. In the boot environment as
-/// `SERIAL:COUNT`, because there it is written together with the tries it belongs to.
+/// The loop brake: a count of the automatic recoveries to one release since the last good boot.
+///
+/// It is kept in the boot environment, as `SERIAL:COUNT`, because there it is written together with the tries it belongs
+/// to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recoveries {
     /// Serial of the release.
     pub serial: u64,
-    /// How many.
+    /// Number of automatic recoveries to it.
     pub count: u32,
 }
 
 impl Recoveries {
-    /// Reads the variable. Anything else than `SERIAL:COUNT` counts as none: the brake must not hold a machine back
-    /// because of a damaged number.
+    /// Reads the variable. Anything other than `SERIAL:COUNT` counts as no recovery: the brake must not hold a machine
+    /// back because of a damaged number.
     #[must_use]
     pub fn parse(text: Option<&str>) -> Self {
         let parsed = text.and_then(|text| {
@@ -104,13 +108,14 @@ impl Recoveries {
         parsed.unwrap_or_default()
     }
 
-    /// The count to begin a recovery to release `serial` with: another release, or somebody's wish, begins anew.
+    /// Returns the count before a recovery to release `serial`. Another release, or a recovery that was requested, begins
+    /// at zero.
     #[must_use]
     pub fn towards(self, serial: u64, requested: bool) -> Self {
         if requested || serial != self.serial { Self { serial, count: 0 } } else { self }
     }
 
-    /// After one more automatic recovery.
+    /// Returns the count after one more automatic recovery.
     #[must_use]
     pub fn one_more(self) -> Self {
         Self { count: self.count.saturating_add(1), ..self }
@@ -123,40 +128,40 @@ impl fmt::Display for Recoveries {
     }
 }
 
-/// Everything the first step depends on.
+/// Everything that the first step depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Situation {
-    /// Why recovery was started.
+    /// Reason why GRUB started recovery.
     pub reason: Reason,
-    /// What is on the disk.
+    /// State of the system partition.
     pub system: System,
-    /// What was tried before.
+    /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
-    /// `boot.recoveries`: how often one release may be recovered to.
+    /// Number of automatic recoveries that one release may have: the configuration key `boot.recoveries`.
     pub budget: u32,
 }
 
-/// The first step.
+/// The first step of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootDecision {
     /// Give the intact system a fresh environment and start it; no network needed.
     Start,
     /// Ask for the release and make the partition equal to it.
     Fetch {
-        /// When no release is to be had, the system is started as it is, if it is intact.
+        /// Whether the system is started as it is when no release can be fetched, provided that it is intact.
         or_start: bool,
     },
-    /// This release was recovered to often enough. Wait for another; do not write the same bytes again.
+    /// Wait for another release: writing the same bytes again would not help, since it was done often enough.
     Park,
 }
 
-/// Decides.
+/// Decides on the first step.
 ///
-/// An intact system whose boots all failed (`tries`) is not simply started again: the release may have been replaced
-/// by a better one, so that is asked for first.
+/// An intact system whose boots all failed (`tries`) is not simply started again. A better release may have been
+/// published since, so the agent first asks for that.
 #[must_use]
 pub fn decide(situation: &Situation) -> BootDecision {
-    // What is not known yet is compared before it is started.
+    // An unknown system is compared before it is started.
     let or_start = situation.system != System::Damaged;
     if situation.reason.is_requested() {
         return BootDecision::Fetch { or_start };
@@ -165,7 +170,7 @@ pub fn decide(situation: &Situation) -> BootDecision {
         return BootDecision::Park;
     }
     match situation.reason {
-        // Only a release brings a boot script back; without one every start comes here.
+        // Only a release can bring the boot script back, and without the script every boot ends in recovery.
         Reason::Tries | Reason::ScriptLost | Reason::Unknown => BootDecision::Fetch { or_start },
         _ if situation.system == System::Intact => BootDecision::Start,
         _ => BootDecision::Fetch { or_start: false },

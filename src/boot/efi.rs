@@ -1,30 +1,30 @@
-//! An entry for the boot list of UEFI firmware. Pure: works on bytes.
+//! Makes an entry for the boot list of UEFI firmware. Pure: works on bytes.
 //!
 //! Formats: UEFI specification 2.10, 3.1.3 (load options), 10.3.5.1 (hard drive), 10.3.5.4 (file path).
 
-/// What people see in the firmware's menu, and by which an entry is known as ours.
+/// Description of our entry: people see it in the firmware's menu, and we recognise our entry by it.
 pub const DESCRIPTION: &str = "reflash";
-/// Where GRUB lies: the path that firmware tries without an entry too.
+/// Path of GRUB on the EFI system partition. Firmware tries this path without an entry too.
 const LOADER: &str = r"\EFI\BOOT\BOOTX64.EFI";
-/// `LOAD_OPTION_ACTIVE`.
+/// The attribute `LOAD_OPTION_ACTIVE`.
 const ACTIVE: u32 = 1;
-/// The end of a device path.
+/// The node that ends a device path.
 const END: [u8; 4] = [0x7f, 0xff, 4, 0];
 
-/// An EFI system partition.
+/// The place of an EFI system partition on its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EfiBootPartition {
-    /// Number in the table, from 1.
+    /// Number of the partition in the table, from 1.
     pub number: u32,
-    /// First block, in logical blocks of the disk.
+    /// First block of the partition, in logical blocks of the disk.
     pub first_lba: u64,
-    /// Number of blocks.
+    /// Size of the partition, in logical blocks of the disk.
     pub blocks: u64,
-    /// PARTUUID, as text.
+    /// PARTUUID of the partition, as text.
     pub partuuid: String,
 }
 
-/// The content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is no GUID.
+/// Makes the content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is not a GUID.
 #[must_use]
 pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     let mut drive = vec![4, 1, 42, 0];
@@ -32,7 +32,7 @@ pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     drive.extend(partition.first_lba.to_le_bytes());
     drive.extend(partition.blocks.to_le_bytes());
     drive.extend(guid(&partition.partuuid)?);
-    // GPT, and a GUID for a signature.
+    // The table is a GPT, and the signature of the partition is a GUID.
     drive.extend([2, 2]);
     let name = utf16(LOADER);
     let mut path = vec![4, 4];
@@ -46,13 +46,13 @@ pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     Some(option)
 }
 
-/// Whether the content of a `Boot####` variable is an entry of ours.
+/// Whether the content of a `Boot####` variable is our entry.
 #[must_use]
 pub fn is_ours(option: &[u8]) -> bool {
     option.get(6..).is_some_and(|rest| rest.starts_with(&utf16(DESCRIPTION)))
 }
 
-/// `BootOrder` with this entry first.
+/// Returns the content of `BootOrder` with this entry first.
 #[must_use]
 pub fn first_in(order: &[u8], entry: u16) -> Vec<u8> {
     let others = order.chunks_exact(2).filter(|other| *other != entry.to_le_bytes()).flatten();
@@ -63,7 +63,7 @@ fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
 }
 
-/// The bytes of a GUID, whose first three fields are little-endian.
+/// Converts a GUID from text to bytes. Its first three fields are little-endian.
 fn guid(text: &str) -> Option<Vec<u8>> {
     let fields: Vec<&str> = text.split('-').collect();
     let lengths: Vec<usize> = fields.iter().map(|field| field.len()).collect();

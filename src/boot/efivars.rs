@@ -1,4 +1,4 @@
-//! Variables of UEFI firmware, through efivarfs.
+//! Reads and writes variables of UEFI firmware, through efivarfs.
 
 use std::fs;
 use std::io;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::sys::mount::Mount;
 
 const DIRECTORY: &str = "/sys/firmware/efi/efivars";
-/// `EFI_GLOBAL_VARIABLE`.
+/// The GUID `EFI_GLOBAL_VARIABLE`.
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
-/// Stored in flash memory, and there at boot and at run time. efivarfs puts it before the content.
+/// Attributes that efivarfs puts before the content: stored in flash memory, and accessible at boot and at run time.
 const ATTRIBUTES: [u8; 4] = 7_u32.to_le_bytes();
 
 /// The variables of this machine's firmware.
@@ -17,7 +17,7 @@ const ATTRIBUTES: [u8; 4] = 7_u32.to_le_bytes();
 pub struct EfiVars(PathBuf);
 
 impl EfiVars {
-    /// `None` on machines that were not started by UEFI, or whose firmware gives nothing away.
+    /// Opens the variables; `None` on machines that were not started by UEFI, or whose firmware shows no variables.
     #[must_use]
     pub fn open() -> Option<Self> {
         let directory = Path::new(DIRECTORY);
@@ -30,7 +30,7 @@ impl EfiVars {
         Some(Self(directory.to_owned()))
     }
 
-    /// Reads a global variable; `None` when there is none.
+    /// Reads a global variable; `None` when it does not exist.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
         fs::read(self.path(name)).ok()?.get(ATTRIBUTES.len()..).map(<[u8]>::to_vec)
@@ -39,9 +39,9 @@ impl EfiVars {
     /// Writes a global variable.
     ///
     /// # Errors
-    /// The firmware refuses, or its memory is full.
+    /// The firmware refuses the variable, or its memory is full.
     pub fn set(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        // In one write: each is one call of the firmware.
+        // One write, because each write is a call of the firmware of its own.
         fs::write(self.path(name), [&ATTRIBUTES[..], content].concat())
     }
 

@@ -1,8 +1,9 @@
-//! The environment block on disk: read, changed in place, made durable. The codec is [`crate::boot::grubenv`].
+//! The environment block on disk, which is read, changed in place and made durable. The codec is
+//! [`crate::boot::grubenv`].
 //!
-//! GRUB reads and writes the blocks of this file without Linux' journal, so the file is never truncated, renamed
-//! over or moved: its one block is overwritten and flushed. `grub-editenv` truncates first, and a power cut then
-//! leaves an empty file; that is why it is not used.
+//! GRUB reads and writes the blocks of this file without Linux' journal. So a change never truncates, renames or moves
+//! the file: its one block is overwritten and flushed. Only where GRUB or the disk cannot use that block, a new file takes
+//! its place. `grub-editenv` is not used, because it truncates first, and a power cut then leaves an empty file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
-use crate::boot::slots::{Pointers, Slot, Trial};
+use crate::boot::slots::{Slot, SlotState, Trial};
 
-/// What a disk that cannot read or write a sector answers (Linux' include/uapi/asm-generic/errno-base.h).
+/// The error of a disk that cannot read or write a sector (Linux' include/uapi/asm-generic/errno-base.h).
 const EIO: i32 = 5;
 
 /// The environment file of one machine.
@@ -22,50 +23,50 @@ pub struct BootEnv {
     path: PathBuf,
 }
 
-/// What is known about the environment when it is read.
+/// The environment as it was found when it was read.
 #[derive(Debug)]
 pub enum LoadedEnv {
-    /// As it should be.
+    /// The environment can be read.
     Good(GrubEnv),
-    /// Missing or damaged; a fresh one is to be written.
+    /// The environment is missing or damaged, for this reason, and has to be written anew.
     Lost(String),
 }
 
-/// Why the environment could not be read or written.
+/// The error for an environment that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BootEnvError {
     /// The file or its disk failed.
     #[error("cannot {doing} the boot environment {path}")]
     Io {
-        /// What was being done.
+        /// The operation that failed, as a verb.
         doing: &'static str,
-        /// Which file.
+        /// Path of the environment file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The variables do not fit, or a name is wrong.
     #[error("cannot change the boot environment {path}")]
     Content {
-        /// Which file.
+        /// Path of the environment file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault in the variables.
         source: GrubEnvError,
     },
 }
 
-/// Proof that the next boot goes to recovery: nothing of /system is changed without it.
+/// Proof that the next boot goes to recovery. Without it, nothing of `/system` is changed.
 #[derive(Debug)]
 pub struct WritePermit {
     env: Option<BootEnv>,
-    /// What the environment is to say once the recovery has come to its end.
+    /// Count that the loop brake has once the recovery has succeeded.
     recoveries_on_success: Recoveries,
-    /// Variables of others that had to go, because the block was full.
+    /// Variables of other programs that were removed, because the block was full.
     pub dropped: Vec<String>,
 }
 
-/// The variables after some changes, whose names are names.
-fn with(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
+/// Returns the variables after some changes. The caller has checked the names.
+fn with_changes(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
     let mut env = env.clone();
     for (name, value) in changes {
         match value {
@@ -76,35 +77,36 @@ fn with(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
     env
 }
 
-/// What the variables say about the slots.
-fn pointers(env: &GrubEnv) -> Pointers {
-    Pointers { named: Slot::parse(env.get(names::SLOT)), trial: Trial::parse(env.get(names::TRIAL)) }
+/// Reads the state of the slots from the variables.
+fn slot_state(env: &GrubEnv) -> SlotState {
+    SlotState { active: Slot::parse(env.get(names::SLOT)), trial: Trial::parse(env.get(names::TRIAL)) }
 }
 
-fn slot_changes<'a>(to: Pointers) -> [(&'a str, Option<&'a str>); 2] {
-    [(names::SLOT, to.named.map(Slot::name)), (names::TRIAL, to.trial.map(Trial::word))]
+/// Returns the changes that bring the variables of the slots into a state.
+fn slot_changes<'a>(state: SlotState) -> [(&'a str, Option<&'a str>); 2] {
+    [(names::SLOT, state.active.map(Slot::name)), (names::TRIAL, state.trial.map(Trial::value))]
 }
 
 impl BootEnv {
-    /// The environment in `path`, usually `grubenv` on the state partition.
+    /// Names the environment in `path`, usually `grubenv` on the state partition. Nothing is read yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    /// Reads the variables. Damaged content is an answer, not an error.
+    /// Reads the variables. Damaged content is not an error: it yields [`LoadedEnv::Lost`].
     ///
     /// # Errors
-    /// [`BootEnvError::Io`] when the file is there and cannot be read.
+    /// [`BootEnvError::Io`] when the file is there and cannot be read, other than for a bad sector.
     pub fn load(&self) -> Result<LoadedEnv, BootEnvError> {
         let mut content = Vec::new();
-        // A file that grew by a fault must not be read whole.
+        // The limit protects the memory from a file that has grown by some fault.
         match File::open(&self.path).and_then(|file| file.take(64 * 1024).read_to_end(&mut content)) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(LoadedEnv::Lost("there is no grubenv file".to_owned()));
             }
-            // GRUB cannot read it either; `save` then takes another place.
+            // GRUB cannot read it either. `save` will write it to another place.
             Err(error) if error.raw_os_error() == Some(EIO) => {
                 return Ok(LoadedEnv::Lost("its sector cannot be read".to_owned()));
             }
@@ -116,10 +118,10 @@ impl BootEnv {
         })
     }
 
-    /// The variables, or none where the environment is lost.
+    /// Reads the variables, and returns an empty environment where it is lost.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// The errors of [`load`](Self::load).
     pub fn load_or_empty(&self) -> Result<GrubEnv, BootEnvError> {
         Ok(match self.load()? {
             LoadedEnv::Good(env) => env,
@@ -127,8 +129,8 @@ impl BootEnv {
         })
     }
 
-    /// Overwrites the block and returns when it is on the medium. Where the disk refuses that, the block is written to
-    /// another place, as [`renew`](Self::renew) does.
+    /// Overwrites the block and returns when it is on the medium. If its sector is bad, the block is written to another
+    /// place, as [`renew`](Self::renew) does.
     ///
     /// # Errors
     /// [`BootEnvError::Content`] when the variables do not fit (nothing is written), [`BootEnvError::Io`] otherwise.
@@ -139,32 +141,33 @@ impl BootEnv {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(&block),
             Err(error) => Err(error),
         }
-        // A bad sector cannot be overwritten in part of its block: the kernel reads the rest of the block first.
-        .or_else(|error| if error.raw_os_error() == Some(EIO) { self.elsewhere(&block) } else { Err(error) })
+        // Overwriting does not heal the bad sector: the file system's block is larger than 512 bytes, and the kernel reads
+        // the rest of it first.
+        .or_else(|error| if error.raw_os_error() == Some(EIO) { self.replace_file(&block) } else { Err(error) })
         .map_err(|source| self.io("write", source))
     }
 
-    /// Loads, changes and saves.
+    /// Loads the variables, changes them and saves them. `None` removes a variable.
     ///
     /// # Errors
-    /// As [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
+    /// The errors of [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
     pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
         let env = self.load_or_empty()?;
         if let Some((name, _)) = changes.iter().find(|(name, _)| !grubenv::is_name(name)) {
             let source = GrubEnvError::Name { name: (*name).to_owned() };
             return Err(BootEnvError::Content { path: self.path.clone(), source });
         }
-        self.save(&with(&env, changes))
+        self.save(&with_changes(&env, changes))
     }
 
     /// Makes sure that the next boot goes to recovery until [`WritePermit::finish`].
     ///
-    /// `recoveries_before` is what the loop brake counts from now on; `recoveries_on_success` what it counts once this recovery has come to its end.
-    /// `proven` is the slot this recovery was started from, if that is known, and if the recovery has found a release: GRUB
-    /// is pointed at what works, so that the other one is free.
+    /// The loop brake counts `recoveries_before` from now on, and `recoveries_on_success` once this recovery has
+    /// succeeded. `proven` is the slot that this recovery was started from, if that is known and the recovery has found a
+    /// release: GRUB is pointed at that slot, which works, so that the other one is free.
     ///
     /// # Errors
-    /// As [`update`](Self::update).
+    /// The errors of [`update`](Self::update).
     pub fn begin_recovering(
         &self,
         recoveries_before: Recoveries,
@@ -173,12 +176,12 @@ impl BootEnv {
     ) -> Result<WritePermit, BootEnvError> {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
-        // Also what `finish` will write must fit: to find out then would be too late.
+        // The variables that `finish` will write must fit too: at that time an error would come too late.
         let longest = Recoveries { serial: u64::MAX, count: u32::MAX }.to_string();
         let at_most =
             names::OURS.map(|name| (name, if name == names::RECOVERIES { longest.as_str() } else { "recovery" }));
-        while with(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
-            // What others keep there must not keep a machine from recovering.
+        while with_changes(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
+            // The variables of other programs must not keep a machine from recovering.
             match env.drop_last_foreign() {
                 Some(name) => dropped.push(name),
                 None => break,
@@ -190,53 +193,54 @@ impl BootEnv {
             (names::TRIES, Some("0")),
             (names::RECOVERIES, Some(&*recoveries_before)),
         ];
-        let slots = pointers(&env);
-        changes.extend(slot_changes(proven.map_or(slots.begun(), |slot| slots.proven(slot))));
-        self.save(&with(&env, &changes))?;
+        let slots = slot_state(&env);
+        let slots = proven.map_or(slots.without_due_trial(), |slot| slots.with_proven(slot));
+        changes.extend(slot_changes(slots));
+        self.save(&with_changes(&env, &changes))?;
         Ok(WritePermit { env: Some(self.clone()), recoveries_on_success, dropped })
     }
 
-    /// Writes the variables, as far as they can be read, to a new file with blocks of its own: the old ones may be what
-    /// GRUB cannot read or write. Where there is no room for a second file, the old one is written in place.
+    /// Writes the variables, as far as they can be read, to a new file with blocks of its own, because GRUB may be unable
+    /// to read or write the old blocks. Where there is no room for a second file, the old one is written in place.
     ///
-    /// GRUB does not replay a journal, so the new file counts for it once the file system was unmounted; before that it
-    /// sees the old one, and comes here again.
+    /// GRUB does not replay a journal, so it sees the new file only after the file system was unmounted. Until then it
+    /// sees the old file and starts recovery again.
     ///
     /// # Errors
-    /// As [`save`](Self::save).
+    /// The errors of [`save`](Self::save).
     pub fn renew(&self) -> Result<(), BootEnvError> {
         let env = self.load_or_empty()?;
         let content = |source| BootEnvError::Content { path: self.path.clone(), source };
-        match self.elsewhere(&env.encode().map_err(content)?) {
+        match self.replace_file(&env.encode().map_err(content)?) {
             Ok(()) => Ok(()),
             Err(_) => self.save(&env),
         }
     }
 
-    /// What the loop brake counts.
+    /// Reads the count of the loop brake.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// The errors of [`load`](Self::load).
     pub fn recoveries(&self) -> Result<Recoveries, BootEnvError> {
         Ok(Recoveries::parse(self.load_or_empty()?.get(names::RECOVERIES)))
     }
 
-    /// What is said about the slots of the recovery.
+    /// Reads the state of the recovery slots.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn slots(&self) -> Result<Pointers, BootEnvError> {
-        Ok(pointers(&self.load_or_empty()?))
+    /// The errors of [`load`](Self::load).
+    pub fn slots(&self) -> Result<SlotState, BootEnvError> {
+        Ok(slot_state(&self.load_or_empty()?))
     }
 
-    /// The recovery in `booted`, if it is on trial, has shown that it works.
+    /// Ends the trial of the slot `booted`, if it is on trial: its recovery has shown that it works.
     ///
     /// # Errors
-    /// As [`update`](Self::update).
+    /// The errors of [`update`](Self::update).
     pub fn end_trial(&self, booted: Slot) -> Result<(), BootEnvError> {
         let slots = self.slots()?;
         if slots.trial == Some(Trial::Tried(booted)) {
-            self.update(&slot_changes(slots.proven(booted)))
+            self.update(&slot_changes(slots.with_proven(booted)))
         } else {
             Ok(())
         }
@@ -250,8 +254,8 @@ impl BootEnv {
         file.sync_all()
     }
 
-    /// Only where provisioning or a person lost the file; a crash in here leaves none, which GRUB answers with
-    /// recovery.
+    /// Creates the file, which only provisioning or a person can have lost. A crash in here leaves no file, and GRUB then
+    /// starts recovery.
     fn create(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&self.path)?;
         file.write_all(block)?;
@@ -259,7 +263,8 @@ impl BootEnv {
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
     }
 
-    fn elsewhere(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
+    /// Writes the block to a new file and renames it over the old one.
+    fn replace_file(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
         let new = self.path.with_added_extension("new");
         let _ = std::fs::remove_file(&new);
         Self::new(&new).create(block)?;
@@ -273,15 +278,15 @@ impl BootEnv {
 }
 
 impl WritePermit {
-    /// For a target that no boot environment of ours starts: a disk image, a disk on a bench.
+    /// Returns a permit for a target that no boot environment of ours starts: a disk image, or a disk on a bench.
     #[must_use]
     pub fn without_environment() -> Self {
         Self { env: None, recoveries_on_success: Recoveries::default(), dropped: Vec::new() }
     }
 
-    /// Gives the new system its tries, and points GRUB at the slots of the next recovery, unless that is to stay as it
-    /// is, in one write. The caller has verified what both will start.
-    pub(crate) fn finish(self, tries: u8, slots: Option<Pointers>) -> Result<(), BootEnvError> {
+    /// Gives the new system its tries and sets the slots of the next recovery, in one write. `None` keeps the slots as
+    /// they are. The caller has verified the system and the recovery that GRUB will start.
+    pub(crate) fn finish(self, tries: u8, slots: Option<SlotState>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
         let (tries, recoveries) = (tries.to_string(), self.recoveries_on_success.to_string());
         let mut changes = vec![
@@ -301,10 +306,10 @@ impl WritePermit {
 mod tests {
     use super::{BootEnv, LoadedEnv};
     use crate::boot::decide::Recoveries;
-    use crate::boot::slots::{Pointers, Ready, Slot};
+    use crate::boot::slots::{ReadySlot, Slot, SlotState};
 
-    const BEGUN: Recoveries = Recoveries { serial: 7, count: 0 };
-    const THEN: Recoveries = Recoveries { serial: 7, count: 1 };
+    const BEFORE: Recoveries = Recoveries { serial: 7, count: 0 };
+    const ON_SUCCESS: Recoveries = Recoveries { serial: 7, count: 1 };
     use std::os::unix::fs::MetadataExt;
 
     #[test]
@@ -317,7 +322,7 @@ mod tests {
         std::fs::write(&path, foreign).unwrap();
         let inode = std::fs::metadata(&path).unwrap().ino();
         let env = BootEnv::new(&path);
-        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
         let after = std::fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.len()), (inode, 512));
         let LoadedEnv::Good(read) = env.load().unwrap() else { panic!("lost") };
@@ -339,7 +344,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
-        let _permit = env.begin_recovering(BEGUN, THEN, None).unwrap();
+        let _permit = env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
     }
@@ -348,14 +353,14 @@ mod tests {
     fn the_slots_are_switched_with_the_end_and_kept_where_nothing_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
-        let permit = env.begin_recovering(BEGUN, THEN, Some(Slot::A)).unwrap();
-        let began = Pointers { named: Some(Slot::A), trial: None };
+        let permit = env.begin_recovering(BEFORE, ON_SUCCESS, Some(Slot::A)).unwrap();
+        let began = SlotState { active: Some(Slot::A), trial: None };
         assert_eq!(env.slots().unwrap(), began);
-        let to_b = began.leading_to(Ready::Written(Slot::B), Some(Slot::A));
+        let to_b = began.leading_to(ReadySlot::Written(Slot::B), Some(Slot::A));
         permit.finish(3, Some(to_b)).unwrap();
         assert_eq!(env.slots().unwrap(), to_b);
-        // What runs does not know its slot, and finds nothing about the other: nobody says that it is whole any more.
-        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        // This agent does not know its own slot and has not checked the other one, so the other one is no longer trusted.
+        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
         assert_eq!(env.slots().unwrap(), began);
     }
 
@@ -373,7 +378,7 @@ mod tests {
         }
         env.update(&[("reflash_trial", Some("b-tried"))]).unwrap();
         env.end_trial(Slot::B).unwrap();
-        assert_eq!(env.slots().unwrap(), Pointers { named: Some(Slot::B), trial: None });
+        assert_eq!(env.slots().unwrap(), SlotState { active: Some(Slot::B), trial: None });
     }
 
     #[test]
@@ -381,14 +386,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("reflash_max_tries", Some("5")), ("mine", Some(&"x".repeat(440)))]).unwrap();
-        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("mine"), read.get("reflash_tries")), (None, Some("3")));
         // Room for the beginning but not for the end: that must not be found out when it is too late.
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("mine", Some(&"x".repeat(400)))]).unwrap();
-        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
     }
 
     #[test]
@@ -420,7 +425,7 @@ mod tests {
         assert!(matches!(env.load().unwrap(), LoadedEnv::Good(_)));
         std::fs::remove_file(&path).unwrap();
         bad();
-        env.begin_recovering(BEGUN, THEN, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
         assert_eq!(env.load_or_empty().unwrap().get("reflash_tries"), Some("3"));
     }
 

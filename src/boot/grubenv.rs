@@ -1,38 +1,38 @@
-//! GRUB's environment block: the 512 bytes through which GRUB and this program talk. Pure.
+//! The codec of GRUB's environment block: the 512 bytes through which GRUB and this program communicate. Pure.
 //!
 //! Format, from GRUB's `grub-core/lib/envblk.c` and its manual ("Environment block"): the line
 //! `# GRUB Environment Block\n`, then `NAME=VALUE\n` lines, then `#` up to the size. In a value a backslash and a
 //! line feed are preceded by a backslash. GRUB itself accepts any size; we write one sector, so that a write is
 //! atomic on every disk.
 //!
-//! Unknown variables are kept: they belong to whoever set them.
+//! Unknown variables are kept, because they belong to the program that set them.
 
-/// Size of the block we write, bytes: one logical sector.
+/// Size of the block that we write, bytes: one logical sector.
 pub const SIZE_BYTES: usize = 512;
 
 const SIGNATURE: &[u8] = b"# GRUB Environment Block\n";
 
-/// Names of the variables both sides use. `grub/README.md` documents who writes which.
+/// Names of the variables that both sides use. `grub/README.md` documents which side writes which.
 pub mod names {
     /// Boots of the system left before GRUB falls back to recovery: one digit.
     pub const TRIES: &str = "reflash_tries";
-    /// What `reflash good` sets [`TRIES`] to: one digit.
+    /// The number that `reflash good` sets [`TRIES`] to: one digit.
     pub const MAX_TRIES: &str = "reflash_max_tries";
-    /// `1` once the running system called itself good, `0` from GRUB's start of it.
+    /// `1` once the running system has been confirmed as good, `0` from the moment when GRUB starts it.
     pub const BOOT_OK: &str = "reflash_boot_ok";
-    /// `1` from before the first changed byte of /system until it is verified.
+    /// `1` from before the first byte of `/system` is changed until the system is verified.
     pub const RECOVERING: &str = "reflash_recovering";
     /// Automatic recoveries to one release since the last good boot, `SERIAL:COUNT`.
     pub const RECOVERIES: &str = "reflash_recoveries";
-    /// `1`: a person confirmed a factory reset, which is not done yet.
+    /// `1` after a person confirmed a factory reset, until it is done.
     pub const RESET: &str = "reflash_reset";
-    /// The slot of the recovery partition that GRUB takes: `a` or `b`.
+    /// The slot of the recovery partition that GRUB starts: `a` or `b`.
     pub const SLOT: &str = "reflash_slot";
-    /// A slot whose recovery is to prove itself: `a` or `b`; `a-tried` or `b-tried` once GRUB has started it.
+    /// The slot whose recovery is on trial: `a` or `b`, and `a-tried` or `b-tried` once GRUB has started it.
     pub const TRIAL: &str = "reflash_trial";
-    /// One-shot: the entry GRUB starts next time; GRUB clears it first.
+    /// The menu entry that GRUB starts next time, once: GRUB clears the variable first.
     pub const NEXT_ENTRY: &str = "next_entry";
-    /// All of the above. Whatever else is in the block belongs to somebody else.
+    /// All names of this module. Any other variable in the block belongs to another program.
     pub const OURS: [&str; 9] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, TRIAL, NEXT_ENTRY];
 }
 
@@ -42,13 +42,13 @@ pub struct GrubEnv {
     variables: Vec<(String, String)>,
 }
 
-/// Why bytes are not an environment block, or variables do not fit into one.
+/// The error for bytes that are not an environment block, and for variables that do not fit into one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrubEnvError {
     /// The signature line is missing: empty, zeroed or foreign content.
     #[error("not a GRUB environment block: {size_bytes} bytes without the line \"# GRUB Environment Block\"")]
     NoSignature {
-        /// Size of what was read.
+        /// Size of the content that was read, bytes.
         size_bytes: usize,
     },
     /// The variables need more than the 512 bytes.
@@ -56,23 +56,23 @@ pub enum GrubEnvError {
         "the GRUB environment is full: {needed_bytes} bytes needed, {SIZE_BYTES} there; remove a variable with `reflash env unset NAME`"
     )]
     Full {
-        /// Bytes the variables and the signature need.
+        /// Size of the signature and all variables, bytes.
         needed_bytes: usize,
     },
-    /// A name that GRUB's script language cannot name.
+    /// The name is not one that GRUB's script language can use.
     #[error("{name:?} is not a variable name: expected letters, digits and '_', not starting with a digit")]
     Name {
-        /// The name.
+        /// The name that was refused.
         name: String,
     },
 }
 
 impl GrubEnv {
-    /// Reads a block as GRUB does, names that its script language cannot name apart. Of a name that stands twice the
-    /// last counts, as it would after GRUB's `load_env`.
+    /// Reads a block as GRUB does, but skips names that GRUB's script language cannot use. When a name occurs twice, the
+    /// last value counts, as it would after GRUB's `load_env`.
     ///
     /// # Errors
-    /// [`GrubEnvError::NoSignature`].
+    /// [`GrubEnvError::NoSignature`] when the bytes are not an environment block.
     pub fn parse(block: &[u8]) -> Result<Self, GrubEnvError> {
         let mut env = Self::default();
         for (name, value) in Assignments::of(block)? {
@@ -84,10 +84,10 @@ impl GrubEnv {
         Ok(env)
     }
 
-    /// The 512 bytes to write.
+    /// Encodes the variables into the 512 bytes to write.
     ///
     /// # Errors
-    /// [`GrubEnvError::Full`].
+    /// [`GrubEnvError::Full`] when they do not fit.
     pub fn encode(&self) -> Result<[u8; SIZE_BYTES], GrubEnvError> {
         let mut bytes = SIGNATURE.to_vec();
         for (name, value) in &self.variables {
@@ -106,16 +106,16 @@ impl GrubEnv {
         bytes.try_into().map_err(|_| GrubEnvError::Full { needed_bytes })
     }
 
-    /// Value of a variable.
+    /// Returns the value of a variable.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Sets a variable; whether all still fits is told by [`encode`](Self::encode).
+    /// Sets a variable. Only [`encode`](Self::encode) checks whether everything still fits.
     ///
     /// # Errors
-    /// [`GrubEnvError::Name`].
+    /// [`GrubEnvError::Name`] when GRUB's script language cannot use the name.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), GrubEnvError> {
         if !is_name(name) {
             return Err(GrubEnvError::Name { name: name.to_owned() });
@@ -124,20 +124,20 @@ impl GrubEnv {
         Ok(())
     }
 
-    /// Removes a variable; says whether it was there.
+    /// Removes a variable and returns whether it was there.
     pub fn unset(&mut self, name: &str) -> bool {
         let before = self.variables.len();
         self.variables.retain(|(known, _)| known != name);
         before != self.variables.len()
     }
 
-    /// Removes the last variable that is not ours, to make room; its name.
+    /// Removes the last variable that is not ours, to make room, and returns its name.
     pub fn drop_last_foreign(&mut self) -> Option<String> {
         let last = self.variables.iter().rposition(|(name, _)| !names::OURS.contains(&name.as_str()))?;
         Some(self.variables.remove(last).0)
     }
 
-    /// All variables in file order.
+    /// Iterates over all variables in file order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
@@ -150,19 +150,21 @@ impl GrubEnv {
     }
 }
 
-/// Names and values as `grub_envblk_iterate` finds them, also in a damaged block: a name goes on until `=`, over line
-/// feeds too; a value ends at a line feed that no backslash precedes, and without one it is none, so that a cut write
-/// does not yield half a value; a zero byte ends both, since they are C strings.
+/// Iterates over names and values as GRUB's `grub_envblk_iterate` finds them, also in a damaged block.
+///
+/// A name extends to the next `=`, even over line feeds. A value ends at a line feed that no backslash precedes. A value
+/// without such a line feed does not count, so that a write that was cut does not yield half a value. A zero byte ends
+/// names and values, since GRUB treats them as C strings.
 #[derive(Debug, Clone)]
 pub struct Assignments<'b> {
     rest: &'b [u8],
 }
 
 impl<'b> Assignments<'b> {
-    /// Those of a block.
+    /// Starts at the beginning of a block.
     ///
     /// # Errors
-    /// [`GrubEnvError::NoSignature`].
+    /// [`GrubEnvError::NoSignature`] when the bytes are not an environment block.
     pub fn of(block: &'b [u8]) -> Result<Self, GrubEnvError> {
         let rest = block.strip_prefix(SIGNATURE).ok_or(GrubEnvError::NoSignature { size_bytes: block.len() })?;
         Ok(Self { rest })
@@ -193,7 +195,7 @@ fn c_string_len(bytes: &[u8]) -> usize {
     bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len())
 }
 
-/// What is before an unescaped line feed, and what follows it.
+/// Splits text at the first unescaped line feed.
 fn split_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut escaped = false;
     for (position, byte) in text.iter().enumerate() {
@@ -215,7 +217,7 @@ fn unescape(line: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether GRUB's script language can name it.
+/// Whether GRUB's script language can use `name` as the name of a variable.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|first: char| first.is_ascii_digit())

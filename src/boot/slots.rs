@@ -1,43 +1,45 @@
-//! The two slots of the recovery partition, each a whole recovery: which one GRUB's pointer is to name, and which one may
-//! be written. Pure; `recovery/renew.rs` does it.
+//! The two slots of the recovery partition, each with a whole recovery: which one GRUB starts, and which one may be
+//! written. Pure; [`crate::jobs::recovery`] carries it out.
 //!
-//! GRUB replays no journal, so that no rename is atomic for it. A slot is therefore only written while neither the
-//! pointer names it nor this agent was started from it, and the pointer, one sector, is the only thing that switches.
+//! GRUB does not replay a journal, so no rename is atomic for it. A slot is therefore written only while GRUB's variable
+//! does not name it and this agent was not started from it. The variable, which fits in one sector, is the only thing
+//! that switches.
 //!
-//! That a slot holds what it is to hold says nothing about whether it comes up on this machine. It is therefore on trial
-//! first: GRUB starts it once, and the pointer stays where it is until the agent in it has found a release.
+//! A slot that holds the right files may still not come up on this machine. A new recovery is therefore on trial first:
+//! GRUB starts it once, and the variable keeps its value until the agent in the new slot has found a release.
 
 use std::fmt;
 
 use crate::release::manifest::{Manifest, Object};
 
-/// One of the two.
+/// One of the two slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
-    /// What GRUB takes when nothing is said.
+    /// Slot a, which GRUB starts when no variable names a slot.
     A,
-    /// The other.
+    /// Slot b, the other one.
     B,
 }
 
-/// The files of a slot, in the order they are written: the loader takes a slot for whole by its boot script.
+/// Names of the files of a slot, in the order in which they are written. The boot script is last, because the loader takes
+/// a slot that has one for complete.
 pub const FILES: [&str; 3] = ["initramfs.img", "vmlinuz", "grub.cfg"];
 
-/// What a release calls them: `recovery/vmlinuz`.
+/// Folder of the files in a release, as in `recovery/vmlinuz`.
 pub const RELEASE_FOLDER: &str = "recovery";
 
 impl Slot {
-    /// Reads the variable or the kernel argument. Anything else counts as not said.
+    /// Reads the variable or the kernel argument. Any value but `a` and `b` is treated as absent.
     #[must_use]
-    pub fn parse(word: Option<&str>) -> Option<Self> {
-        match word {
+    pub fn parse(value: Option<&str>) -> Option<Self> {
+        match value {
             Some("a") => Some(Self::A),
             Some("b") => Some(Self::B),
             _ => None,
         }
     }
 
-    /// `a` or `b`.
+    /// Returns the name of the slot, `a` or `b`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -46,7 +48,7 @@ impl Slot {
         }
     }
 
-    /// The one that is not this one.
+    /// Returns the slot that is not this one.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -55,7 +57,7 @@ impl Slot {
         }
     }
 
-    /// Its folder on the recovery partition.
+    /// Returns the folder of the slot on the recovery partition.
     #[must_use]
     pub fn folder(self) -> String {
         format!("slots/{}", self.name())
@@ -68,29 +70,29 @@ impl fmt::Display for Slot {
     }
 }
 
-/// A slot that has not shown yet that it works.
+/// The trial of a slot that has not yet shown that it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trial {
-    /// GRUB starts it for the next recovery, once.
+    /// GRUB starts the slot for the next recovery, once.
     Due(Slot),
-    /// GRUB has started it. Unless this agent is the one that it started, it did not come up.
+    /// GRUB has started the slot. If this agent was started from another slot, the trial failed.
     Tried(Slot),
 }
 
 impl Trial {
-    /// Reads the variable. Anything else counts as no trial.
+    /// Reads the variable. Any value that [`value`](Self::value) does not return is treated as no trial.
     #[must_use]
-    pub fn parse(word: Option<&str>) -> Option<Self> {
-        match word?.split_once('-') {
-            None => Slot::parse(word).map(Self::Due),
+    pub fn parse(value: Option<&str>) -> Option<Self> {
+        match value?.split_once('-') {
+            None => Slot::parse(value).map(Self::Due),
             Some((slot, "tried")) => Slot::parse(Some(slot)).map(Self::Tried),
             Some(_) => None,
         }
     }
 
-    /// The variable's value.
+    /// Returns the value of the variable.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn value(self) -> &'static str {
         match self {
             Self::Due(slot) => slot.name(),
             Self::Tried(Slot::A) => "a-tried",
@@ -99,76 +101,77 @@ impl Trial {
     }
 }
 
-/// What the boot environment says about the slots.
+/// The state of the slots, as the boot environment has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pointers {
-    /// The slot that GRUB starts.
-    pub named: Option<Slot>,
-    /// The one that it is to start once before.
+pub struct SlotState {
+    /// Slot that GRUB starts.
+    pub active: Option<Slot>,
+    /// Slot that GRUB starts once before it goes back to the active slot.
     pub trial: Option<Trial>,
 }
 
 /// A slot that was found to hold the recovery of the release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ready {
-    /// It was there before.
+pub enum ReadySlot {
+    /// The slot held the recovery before.
     Found(Slot),
-    /// It was written just now.
+    /// The recovery was written to the slot just now.
     Written(Slot),
 }
 
-impl Pointers {
-    /// While a recovery works, no slot is due: it may be written, or be found spoiled.
+impl SlotState {
+    /// Returns the state for the time of a recovery, in which no trial is due: the slot may be written, or be found
+    /// damaged.
     #[must_use]
-    pub fn begun(self) -> Self {
+    pub fn without_due_trial(self) -> Self {
         Self { trial: self.trial.filter(|trial| matches!(trial, Trial::Tried(_))), ..self }
     }
 
-    /// The agent in `booted` has found a release, so that it can recover this machine: it is the one to start, and the
-    /// other slot may be written.
+    /// Returns the state after the agent in `booted` has found a release. That slot can recover this machine, so GRUB
+    /// starts it from now on, and the other slot may be written.
     #[must_use]
-    pub fn proven(self, booted: Slot) -> Self {
+    pub fn with_proven(self, booted: Slot) -> Self {
         let other = Trial::Tried(booted.other());
-        Self { named: Some(booted), trial: self.trial.filter(|trial| *trial == other) }
+        Self { active: Some(booted), trial: self.trial.filter(|trial| *trial == other) }
     }
 
-    /// What leads to a slot that is ready, for an agent in `booted`. One that failed its trial is left alone until it
-    /// holds something else.
+    /// Returns the state that leads to a slot that is ready, for an agent in `booted`. A slot that failed its trial is
+    /// left alone until it holds something else.
     #[must_use]
-    pub fn leading_to(self, ready: Ready, booted: Option<Slot>) -> Self {
-        let (Ready::Found(slot) | Ready::Written(slot)) = ready;
-        if self.named == Some(slot) {
-            return self.proven(slot);
+    pub fn leading_to(self, ready: ReadySlot, booted: Option<Slot>) -> Self {
+        let (ReadySlot::Found(slot) | ReadySlot::Written(slot)) = ready;
+        if self.active == Some(slot) {
+            return self.with_proven(slot);
         }
-        let tried = self.trial == Some(Trial::Tried(slot));
-        match (ready, tried, booted == Some(slot)) {
-            (Ready::Found(_), true, false) => self,
-            // What was named is lost, or could not be started.
-            (Ready::Found(_), false, true) => self.proven(slot),
-            // Also one on trial that had an answer without any release: it is still to be seen whether it finds one.
+        let was_tried = self.trial == Some(Trial::Tried(slot));
+        match (ready, was_tried, booted == Some(slot)) {
+            (ReadySlot::Found(_), true, false) => self,
+            // The variable that named the active slot is lost, or that slot could not be started.
+            (ReadySlot::Found(_), false, true) => self.with_proven(slot),
+            // This includes a slot whose trial ended without a release: whether it can find one is still open.
             _ => Self { trial: Some(Trial::Due(slot)), ..self },
         }
     }
 }
 
-/// The recovery that a release carries: an object for each of [`FILES`].
+/// The recovery in a release: an object for each of [`FILES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Carried([Object; FILES.len()]);
+pub struct RecoveryFiles([Object; FILES.len()]);
 
-/// A release has some of the files and not all: half a recovery is none.
+/// The error for a release that has some of the files of a recovery and not all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the release carries no file {RELEASE_FOLDER}/{missing}, and carries others of a recovery: it was built wrong")]
-pub struct HalfCarried {
-    /// The first that is missing.
+pub struct IncompleteRecovery {
+    /// Name of the first file that is missing.
     pub missing: &'static str,
 }
 
-impl Carried {
-    /// The recovery of a release; `None` for a release without one, which changes nothing.
+impl RecoveryFiles {
+    /// Returns the recovery in a release; `None` for a release without one, which changes nothing.
     ///
     /// # Errors
-    /// [`HalfCarried`].
-    pub fn by(manifest: &Manifest) -> Result<Option<Self>, HalfCarried> {
+    /// [`IncompleteRecovery`] when only some of the files are there.
+    pub fn of(manifest: &Manifest) -> Result<Option<Self>, IncompleteRecovery> {
         let find = |name: &str| {
             let wanted = manifest.files.iter().find(|file| {
                 file.name.strip_prefix(RELEASE_FOLDER).and_then(|rest| rest.strip_prefix('/')) == Some(name)
@@ -180,50 +183,52 @@ impl Carried {
             [Some(first), Some(second), Some(third)] => Ok(Some(Self([first, second, third]))),
             found => {
                 let missing = FILES.iter().zip(found).find(|(_, object)| object.is_none());
-                Err(HalfCarried { missing: missing.map_or(FILES[0], |(name, _)| name) })
+                Err(IncompleteRecovery { missing: missing.map_or(FILES[0], |(name, _)| name) })
             }
         }
     }
 
-    /// Each file with its object, in the order they are written.
+    /// Iterates over the files, each with its object, in the order in which they are written.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Object)> {
         FILES.into_iter().zip(&self.0)
     }
 }
 
-/// What is to be done.
+/// The step that brings the recovery of the release into a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotPlan {
-    /// The slot holds the release's recovery already.
-    Point(Slot),
-    /// None does, and this one is free.
+    /// Point GRUB at this slot, which holds the recovery already.
+    PointTo(Slot),
+    /// Write the recovery to this slot, which is free.
     Write(Slot),
-    /// None does, and which one is free cannot be said.
-    Leave,
+    /// Change nothing: no slot holds the recovery, and it is not known which slot is free.
+    ChangeNothing,
 }
 
-/// Decides, by what the pointer names and what this agent was started from. `holds` says whether a slot holds what it is
-/// to hold; it is asked for as few slots as needed, since that means reading them.
-pub fn plan(named: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Slot) -> bool) -> SlotPlan {
+/// Decides on the step, by the active slot and the slot that this agent was started from.
+///
+/// `holds` says whether a slot holds the recovery of the release. It has to read the slot, so it is called for as few
+/// slots as needed.
+pub fn plan(active: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Slot) -> bool) -> SlotPlan {
     let mut asked = Vec::new();
-    for slot in [named, booted, Some(Slot::A), Some(Slot::B)].into_iter().flatten() {
+    for slot in [active, booted, Some(Slot::A), Some(Slot::B)].into_iter().flatten() {
         if !asked.contains(&slot) {
             asked.push(slot);
             if holds(slot) {
-                return SlotPlan::Point(slot);
+                return SlotPlan::PointTo(slot);
             }
         }
     }
-    let in_use = |slot| named == Some(slot) || booted == Some(slot);
-    match (named.or(booted), [Slot::A, Slot::B].into_iter().find(|slot| !in_use(*slot))) {
+    let in_use = |slot| active == Some(slot) || booted == Some(slot);
+    match (active.or(booted), [Slot::A, Slot::B].into_iter().find(|slot| !in_use(*slot))) {
         (Some(_), Some(free)) => SlotPlan::Write(free),
-        _ => SlotPlan::Leave,
+        _ => SlotPlan::ChangeNothing,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Carried, HalfCarried, Pointers, Ready, Slot, SlotPlan, Trial, plan};
+    use super::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, plan};
     use crate::release::digest::Digest;
     use crate::release::manifest::{File, Manifest, Object};
 
@@ -248,14 +253,14 @@ mod tests {
         for named in BOTH {
             for booted in BOTH {
                 for holder in [Slot::A, Slot::B] {
-                    assert_eq!(plan(named, booted, |slot| slot == holder), SlotPlan::Point(holder));
+                    assert_eq!(plan(named, booted, |slot| slot == holder), SlotPlan::PointTo(holder));
                 }
                 let mut asked = 0;
                 let kept = plan(named, booted, |_| {
                     asked += 1;
                     true
                 });
-                assert_eq!((kept, asked), (SlotPlan::Point(named.or(booted).unwrap_or(Slot::A)), 1));
+                assert_eq!((kept, asked), (SlotPlan::PointTo(named.or(booted).unwrap_or(Slot::A)), 1));
             }
         }
     }
@@ -263,29 +268,29 @@ mod tests {
     #[test]
     fn a_new_recovery_is_trusted_once_it_has_found_a_release_and_not_tried_twice() {
         let (a, b) = (Slot::A, Slot::B);
-        let old = Pointers { named: Some(a), trial: None };
-        let due = old.leading_to(Ready::Written(b), Some(a));
-        assert_eq!(due, Pointers { named: Some(a), trial: Some(Trial::Due(b)) });
+        let old = SlotState { active: Some(a), trial: None };
+        let due = old.leading_to(ReadySlot::Written(b), Some(a));
+        assert_eq!(due, SlotState { active: Some(a), trial: Some(Trial::Due(b)) });
         // GRUB starts it.
-        let tried = Pointers { trial: Some(Trial::Tried(b)), ..due };
-        assert_eq!(tried.proven(b), Pointers { named: Some(b), trial: None });
+        let tried = SlotState { trial: Some(Trial::Tried(b)), ..due };
+        assert_eq!(tried.with_proven(b), SlotState { active: Some(b), trial: None });
         // It only compared the system: it may be blind in the network.
-        assert_eq!(tried.leading_to(Ready::Found(b), Some(b)), due);
+        assert_eq!(tried.leading_to(ReadySlot::Found(b), Some(b)), due);
         // The old one came up instead, and finds the release's recovery in the other slot.
-        assert_eq!(tried.proven(a), tried);
-        assert_eq!(tried.leading_to(Ready::Found(b), Some(a)), tried);
+        assert_eq!(tried.with_proven(a), tried);
+        assert_eq!(tried.leading_to(ReadySlot::Found(b), Some(a)), tried);
         // Until the next release brings another, or takes it back.
-        assert_eq!(tried.leading_to(Ready::Written(b), Some(a)), due);
-        assert_eq!(tried.leading_to(Ready::Found(a), Some(a)), tried);
+        assert_eq!(tried.leading_to(ReadySlot::Written(b), Some(a)), due);
+        assert_eq!(tried.leading_to(ReadySlot::Found(a), Some(a)), tried);
     }
 
     #[test]
     fn a_slot_is_never_due_while_an_agent_may_write_it() {
         let trials = [None, Some(Trial::Due(Slot::A)), Some(Trial::Due(Slot::B)), Some(Trial::Tried(Slot::A))];
         for (named, trial) in BOTH.into_iter().flat_map(|named| trials.map(|trial| (named, trial))) {
-            let slots = Pointers { named, trial };
-            assert_eq!(slots.begun().named, named);
-            for began in [slots.begun(), slots.proven(Slot::A), slots.proven(Slot::B)] {
+            let slots = SlotState { active: named, trial };
+            assert_eq!(slots.without_due_trial().active, named);
+            for began in [slots.without_due_trial(), slots.with_proven(Slot::A), slots.with_proven(Slot::B)] {
                 assert!(!matches!(began.trial, Some(Trial::Due(_))));
             }
         }
@@ -294,17 +299,17 @@ mod tests {
     #[test]
     fn a_lost_pointer_comes_back_without_a_trial_of_what_runs() {
         for booted in BOTH.into_iter().flatten() {
-            let found = Pointers::default().leading_to(Ready::Found(booted), Some(booted));
-            assert_eq!(found, Pointers { named: Some(booted), trial: None });
-            let other = Pointers::default().leading_to(Ready::Found(booted.other()), Some(booted));
-            assert_eq!(other, Pointers { named: None, trial: Some(Trial::Due(booted.other())) });
+            let found = SlotState::default().leading_to(ReadySlot::Found(booted), Some(booted));
+            assert_eq!(found, SlotState { active: Some(booted), trial: None });
+            let other = SlotState::default().leading_to(ReadySlot::Found(booted.other()), Some(booted));
+            assert_eq!(other, SlotState { active: None, trial: Some(Trial::Due(booted.other())) });
         }
     }
 
     #[test]
     fn words() {
         for trial in [Trial::Due(Slot::A), Trial::Due(Slot::B), Trial::Tried(Slot::A), Trial::Tried(Slot::B)] {
-            assert_eq!(Trial::parse(Some(trial.word())), Some(trial));
+            assert_eq!(Trial::parse(Some(trial.value())), Some(trial));
         }
         for word in [None, Some(""), Some("c"), Some("a-"), Some("a-tried-"), Some("-tried"), Some("c-tried")] {
             assert_eq!(Trial::parse(word), None);
@@ -339,13 +344,13 @@ mod tests {
                 })
                 .collect(),
         };
-        assert_eq!(Carried::by(&with(&[])), Ok(None));
-        assert_eq!(Carried::by(&with(&["grub/core.img", "recoveryvmlinuz"])), Ok(None));
+        assert_eq!(RecoveryFiles::of(&with(&[])), Ok(None));
+        assert_eq!(RecoveryFiles::of(&with(&["grub/core.img", "recoveryvmlinuz"])), Ok(None));
         let whole = with(&["recovery/grub.cfg", "x", "recovery/vmlinuz", "recovery/initramfs.img"]);
-        let carried = Carried::by(&whole).unwrap().unwrap();
+        let carried = RecoveryFiles::of(&whole).unwrap().unwrap();
         let sizes: Vec<_> = carried.files().map(|(name, object)| (name, object.size_bytes)).collect();
         assert_eq!(sizes, [("initramfs.img", 4), ("vmlinuz", 3), ("grub.cfg", 1)]);
         let half = with(&["recovery/grub.cfg", "recovery/initramfs.img"]);
-        assert_eq!(Carried::by(&half), Err(HalfCarried { missing: "vmlinuz" }));
+        assert_eq!(RecoveryFiles::of(&half), Err(IncompleteRecovery { missing: "vmlinuz" }));
     }
 }

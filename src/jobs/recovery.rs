@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::boot::decide::Recoveries;
 use crate::boot::env::WritePermit;
-use crate::boot::slots::{Pointers, Ready, Trial};
+use crate::boot::slots::{ReadySlot, SlotState, Trial};
 use crate::fetch::Source;
 use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
 use crate::flash::readback::Scan;
@@ -369,11 +369,11 @@ fn commit(
 }
 
 /// Brings the recovery up to date; what GRUB is to be told of the slots afterwards.
-fn renew(machine: &Machine<'_>, manifest: &Manifest, network_use: NetworkUse) -> Option<Pointers> {
+fn renew(machine: &Machine<'_>, manifest: &Manifest, network_use: NetworkUse) -> Option<SlotState> {
     let (renewal, state) = (machine.renewal?, machine.state?);
     let slots = state.boot_env().slots().ok()?;
-    let ready = renew::renew(renewal, manifest, slots.named, network_use, machine.journal)?;
-    let (Ready::Found(slot) | Ready::Written(slot)) = ready;
+    let ready = renew::renew(renewal, manifest, slots.active, network_use, machine.journal)?;
+    let (ReadySlot::Found(slot) | ReadySlot::Written(slot)) = ready;
     let then = slots.leading_to(ready, renewal.booted);
     match then.trial {
         Some(Trial::Due(_)) => machine.journal.note(&format!("the next recovery tries slot {slot}")),

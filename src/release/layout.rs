@@ -1,19 +1,19 @@
-//! The partition layout as data: what a product's disk looks like, and where each partition then lies. Pure.
+//! The partition layout of a product's disk as data, and the place of each partition on a disk of known size. Pure.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Partitions begin and end on this boundary, bytes: a multiple of every erase block and sector size in use.
+/// Alignment of the beginning and end of every partition, bytes: a multiple of every erase block and sector size in use.
 pub const ALIGNMENT_BYTES: u64 = 1024 * 1024;
 
-/// Kind of partition table.
+/// The kind of partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
-    /// GUID partition table.
+    /// A GUID partition table.
     Gpt,
-    /// MBR, at most four primary partitions.
+    /// A master boot record with at most four primary partitions.
     Mbr,
 }
 
@@ -26,26 +26,26 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// What a partition is for; decides its type GUID and who may write it.
+/// The role of a partition, which decides its type GUID and which programs may write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// GRUB's core.img on BIOS machines with GPT.
     BiosBoot,
-    /// EFI system partition.
+    /// The EFI system partition.
     Esp,
-    /// grubenv, installed manifest and index, event log.
+    /// The boot environment, the manifest and index of the installed release, and the event log.
     State,
-    /// Kernel, initramfs, GRUB's script, configuration, keys.
+    /// The recovery: kernel, initramfs, GRUB's script, configuration and keys.
     Recovery,
-    /// The release.
+    /// The image of the release.
     System,
-    /// `/var` and the changes to `/etc`.
+    /// The robot's own data: `/var` and the changes to `/etc`.
     Data,
 }
 
 impl Role {
-    /// As in layouts, and as the partition is named on a GPT.
+    /// Returns the name of the role in layouts, which is also the partition's name on a GPT.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -68,11 +68,11 @@ impl fmt::Display for Role {
 /// Size of a partition: `"64MiB"`, `"2GiB"`, `"30%"` of the disk, or `"rest"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// Mebibytes.
+    /// A fixed size in mebibytes.
     Mib(u64),
-    /// Hundredths of the usable disk, 1 to 99.
+    /// A share of the usable disk in hundredths, 1 to 99.
     Percent(u8),
-    /// What the others leave; at most one partition.
+    /// The space that the other partitions leave free. At most one partition has this size.
     Rest,
 }
 
@@ -80,58 +80,59 @@ pub enum Size {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionSpec {
-    /// Name in the table: 1 to 36 ASCII letters, digits, `-` and `_`.
+    /// Name of the partition in the table: 1 to 36 ASCII letters, digits, `-` and `_`.
     pub name: String,
-    /// What it is for.
+    /// Role of the partition.
     pub role: Role,
-    /// How large it is.
+    /// Size of the partition.
     pub size: Size,
 }
 
-/// A layout, partitions in table order.
+/// A partition layout, with the partitions in table order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Kind of table.
+    /// Kind of partition table.
     pub table: Scheme,
     /// The partitions; their numbers are their positions, from 1.
     pub partitions: Vec<PartitionSpec>,
 }
 
-/// Where a partition lies on a disk of known size.
+/// A partition that has its place on a disk of known size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
-    /// Number in the table, from 1.
+    /// Number of the partition in the table, from 1.
     pub number: u32,
-    /// The partition.
+    /// Name, role and size as the layout has them.
     pub partition: PartitionSpec,
-    /// First byte on the disk; aligned.
+    /// Offset of the partition on the disk, bytes; a multiple of [`ALIGNMENT_BYTES`].
     pub offset_bytes: u64,
-    /// Size, bytes; a multiple of [`ALIGNMENT_BYTES`].
+    /// Size of the partition, bytes; a multiple of [`ALIGNMENT_BYTES`].
     pub size_bytes: u64,
 }
 
-/// Why a layout cannot be used.
+/// The error for a layout that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// Wrong whatever the disk.
+    /// The layout is wrong for a disk of any size.
     #[error("the layout is wrong: {0}")]
     Invalid(String),
-    /// The disk cannot hold it.
+    /// The disk is too small for the layout.
     #[error("the layout needs {needed_mib} MiB and the disk has {disk_mib} MiB; use a larger disk or a smaller layout")]
     DiskTooSmall {
-        /// Mebibytes the fixed parts, the table and at least 1 MiB for `rest` need.
+        /// Size of the fixed parts, the table and at least 1 MiB for `rest`, mebibytes.
         needed_mib: u64,
-        /// Mebibytes there are.
+        /// Size of the disk, mebibytes.
         disk_mib: u64,
     },
 }
 
 impl Layout {
-    /// Places the partitions on a disk of `disk_bytes`: the first at 1 MiB, the last MiB left for the backup table.
+    /// Places the partitions on a disk of `disk_bytes`. The first one begins at 1 MiB, and the last MiB stays free for the
+    /// backup table.
     ///
     /// # Errors
-    /// [`LayoutError`], before anything is written.
+    /// [`LayoutError`] says why the layout does not fit. Nothing is written here.
     pub fn place(&self, disk_bytes: u64) -> Result<Vec<Placed>, LayoutError> {
         self.check()?;
         let disk_mib = disk_bytes / ALIGNMENT_BYTES;
@@ -213,8 +214,8 @@ impl std::str::FromStr for Size {
     }
 }
 
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mib(mib) => write!(f, "{mib}MiB"),
             Self::Percent(percent) => write!(f, "{percent}%"),

@@ -1,7 +1,8 @@
-//! The one mutable file of a release: what it is, what it fits and the digests everything else hangs from. Pure.
+//! The manifest, the one mutable file of a release. It says what the release is and which machines it fits, and it has the
+//! digests from which everything else follows. Pure.
 //!
-//! Order is enforced by types: bytes become [`Authentic`] by a signature of a trusted key, only `Authentic` bytes
-//! are parsed to a [`Manifest`], and only a manifest that [fits the machine](Manifest::check_fit) is acted on.
+//! Types enforce the order of checks: bytes become [`Authentic`] by a signature of a trusted key, only `Authentic` bytes
+//! are parsed into a [`Manifest`], and only a manifest that [fits the machine](Manifest::check_fit) is acted on.
 //! `docs/release-format.md` describes the format for a second implementation.
 
 use minisign_verify::{PublicKey, Signature};
@@ -10,35 +11,35 @@ use serde::{Deserialize, Serialize};
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
 use crate::release::layout::Layout;
 
-/// Version of the manifest format this program reads and writes.
+/// Version of the manifest format that this program reads and writes.
 pub const FORMAT: u32 = 1;
 
-/// No manifest is larger; what a server sends beyond is not read.
+/// Size of the largest manifest, bytes. Anything that a server sends beyond it is not read.
 pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
 
 /// Name of the image that belongs on the system partition.
 pub const SYSTEM_IMAGE: &str = "system";
 
-/// A release.
+/// The description of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// Version of the manifest format, [`FORMAT`].
     pub format: u32,
-    /// Product the release is made for.
+    /// Product that the release is made for.
     pub product: String,
-    /// Hardware names it fits: exact, or a prefix followed by `*`.
+    /// Hardware names that the release fits, each exact or a prefix followed by `*`.
     pub hardware: Vec<String>,
-    /// Channel it is published in.
+    /// Channel that the release is published in.
     pub channel: String,
-    /// Version for people.
+    /// Version of the release, for people.
     pub version: String,
-    /// Orders the releases of a channel: higher is newer. A lower one than installed is refused.
+    /// Number that orders the releases of a channel: higher is newer. A lower number than the installed one is refused.
     pub serial: u64,
     /// Creation time, seconds since 1970 UTC.
     pub created_unix_s: u64,
     /// Oldest agent version that can install it.
     pub minimum_agent: String,
-    /// Partition images.
+    /// Partition images of the release.
     pub images: Vec<Image>,
     /// Partition layout of the product's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,21 +52,22 @@ pub struct Manifest {
 /// One partition image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Name of the partition it belongs on.
+    /// Name of the partition that the image belongs on.
     pub name: String,
     /// Size of the image, bytes; a multiple of 4096.
     pub size_bytes: u64,
     /// SHA-256 of the whole image in hex, for people and other tools.
     pub sha256: String,
-    /// The chunk index, an object.
+    /// Object with the chunk index of the image.
     pub index: Object,
-    /// Where its content may be found on an old partition, an object. Without it nothing is moved.
+    /// Object with the weak hashes, which show where the content may be found on an old partition. Nothing is moved
+    /// without it.
     #[serde(rename = "hints", default, skip_serializing_if = "Option::is_none")]
     pub weak_hashes: Option<Object>,
-    /// What changed since the release before, for robots that have it.
+    /// Patches against the release before, for robots that have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patches: Option<PatchObjects>,
-    /// OSTree commit the image was made from.
+    /// OSTree commit that the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
     /// OSTree branch of that commit.
@@ -76,48 +78,49 @@ pub struct Image {
 /// The two objects of [`crate::release::patches`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchObjects {
-    /// Which chunks can be patched, an object.
+    /// Object that lists the chunks which have a patch.
     pub table: Object,
-    /// The patches.
+    /// Object with the patches themselves.
     pub pack: Object,
 }
 
 /// A named file of the release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    /// Name, such as `recovery/vmlinuz`.
+    /// Name of the file, such as `recovery/vmlinuz`.
     pub name: String,
-    /// The content, an object.
+    /// Object with the content of the file.
     #[serde(flatten)]
     pub object: Object,
 }
 
-/// Immutable content, stored under its digest.
+/// A reference to immutable content, which is stored under its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
     /// BLAKE3 of the content.
     pub blake3: Digest,
-    /// Size, bytes.
+    /// Size of the content, bytes.
     pub size_bytes: u64,
 }
 
-/// Path of an object below the base URL.
+/// Returns the path of an object below the base URL.
 #[must_use]
 pub fn object_path(digest: &Digest) -> String {
     format!("objects/{digest}")
 }
 
-/// Path of a channel's manifest below the base URL. The signature's has `.minisig` after it.
+/// Returns the path of a channel's manifest below the base URL. The path of its signature is the same with `.minisig`
+/// appended.
 #[must_use]
 pub fn manifest_path(channel: &str) -> String {
     format!("{channel}/manifest.json")
 }
 
-/// Keys a release may be signed with, each with the name shown to people.
+/// The keys that a release may be signed with, each with a name for people.
 #[derive(Clone, Default)]
 pub struct TrustedKeys(Vec<(String, PublicKey)>);
 
-/// Manifest bytes that a trusted key signed.
+/// The bytes of a manifest that a trusted key signed.
 #[derive(Debug, Clone)]
 pub struct Authentic {
     bytes: Vec<u8>,
@@ -125,63 +128,63 @@ pub struct Authentic {
     key_name: String,
 }
 
-/// Why a manifest is not acted on.
+/// The reason why a manifest is not acted on.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// No key to check with.
+    /// There is no trusted key to check the signature with.
     #[error("no trusted key: put a minisign public key into /keys on the recovery partition")]
     NoKeys,
     /// A key file is not a minisign public key.
     #[error("{name} is not a minisign public key")]
     Key {
-        /// Name of the file.
+        /// Name of the key file.
         name: String,
-        /// What minisign says.
+        /// The error of the minisign library.
         source: minisign_verify::Error,
     },
-    /// The signature file is not one.
+    /// The signature file is not in minisign's format.
     #[error("the signature of the manifest is not in minisign's format")]
     SignatureFormat(#[source] minisign_verify::Error),
-    /// Signed by somebody else, or changed after signing.
+    /// The manifest was signed with another key, or changed after signing.
     #[error("the signature of the manifest is not valid for any trusted key ({keys})")]
     Signature {
-        /// Names of the keys tried.
+        /// Names of the keys that were tried.
         keys: String,
-        /// What minisign says about the last one.
+        /// The error of the minisign library for the last key.
         source: minisign_verify::Error,
     },
-    /// Signed, but not JSON of the expected form.
+    /// The manifest is signed, but is not JSON of the expected form.
     #[error("the signed manifest cannot be read")]
     Json(#[source] serde_json::Error),
-    /// A format that this program does not know.
+    /// The manifest has a format that this program does not know.
     #[error(
         "manifest format {found} is not known to this agent, which reads format {FORMAT}; install a newer recovery"
     )]
     Format {
-        /// Format of the manifest.
+        /// Format number of the manifest.
         found: u64,
     },
-    /// Made for a later agent.
+    /// The release needs a later agent.
     #[error("release {version} needs agent {needed} or later and this is {}; install a newer recovery", env!("CARGO_PKG_VERSION"))]
     AgentTooOld {
         /// Version of the release.
         version: String,
-        /// Agent version that it names.
+        /// Oldest agent version that can install it.
         needed: String,
     },
-    /// Made for something else.
+    /// The release is for another product, hardware or channel.
     #[error("release {version} is for {what} {offered:?} and this machine is {actual:?}")]
     Unfit {
         /// Version of the release.
         version: String,
-        /// `product`, `hardware` or `channel`.
+        /// Property that differs: `product`, `hardware` or `channel`.
         what: &'static str,
-        /// What the release is for.
+        /// Value in the release.
         offered: String,
-        /// What the machine is.
+        /// Value of the machine.
         actual: String,
     },
-    /// Older than what is installed.
+    /// The release is older than the installed one.
     #[error(
         "release {version} has serial {offered}, older than the installed {installed}; choose \"Recover/Reflash\" at \
          the machine (or reflash flash --allow-older) to go back on purpose"
@@ -189,25 +192,25 @@ pub enum ManifestError {
     Older {
         /// Version of the release.
         version: String,
-        /// Its serial.
+        /// Serial of the release.
         offered: u64,
-        /// Installed serial.
+        /// Serial of the installed release.
         installed: u64,
     },
-    /// Not above what was recovered to before.
+    /// The release is not newer than the one recovered to before.
     #[error("release {version}, serial {offered}, is what is offered; nothing new")]
     NothingNew {
         /// Version of the release.
         version: String,
-        /// Its serial.
+        /// Serial of the release.
         offered: u64,
     },
-    /// A value that cannot be right.
+    /// The signed manifest has a value that cannot be right.
     #[error("the signed manifest of release {version} is wrong: {reason}")]
     Invalid {
         /// Version of the release.
         version: String,
-        /// What is wrong.
+        /// The value that is wrong, and why.
         reason: String,
     },
 }
@@ -216,7 +219,7 @@ impl TrustedKeys {
     /// Adds a minisign public key: the text of a `.pub` file, or only its base64 line.
     ///
     /// # Errors
-    /// [`ManifestError::Key`].
+    /// [`ManifestError::Key`] when the text is not such a key.
     pub fn add(&mut self, name: &str, text: &str) -> Result<(), ManifestError> {
         let key = PublicKey::decode(text)
             .or_else(|_| PublicKey::from_base64(text.trim()))
@@ -225,19 +228,19 @@ impl TrustedKeys {
         Ok(())
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Checks the signature over the exact bytes. One good key is enough: keys are rotated by shipping both.
+    /// Checks the signature over the exact bytes. One key that fits is enough, because keys are rotated by shipping both.
     ///
     /// # Errors
     /// [`ManifestError::NoKeys`], [`ManifestError::SignatureFormat`] or [`ManifestError::Signature`].
@@ -245,7 +248,7 @@ impl TrustedKeys {
         let parsed = Signature::decode(signature).map_err(ManifestError::SignatureFormat)?;
         let mut last = None;
         for (name, key) in &self.0 {
-            // Only pre-hashed signatures (minisign's default since 0.8): the legacy form has no use here.
+            // Only pre-hashed signatures are accepted, minisign's default since 0.8. The legacy form has no use here.
             match key.verify(&bytes, &parsed, false) {
                 Ok(()) => {
                     return Ok(Authentic { bytes, signature: signature.to_owned(), key_name: name.clone() });
@@ -260,19 +263,19 @@ impl TrustedKeys {
 }
 
 impl Authentic {
-    /// The signed bytes.
+    /// Returns the signed bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Text of the signature file.
+    /// Returns the text of the signature file.
     #[must_use]
     pub fn signature(&self) -> &str {
         &self.signature
     }
 
-    /// Name of the key that signed.
+    /// Returns the name of the key that signed the manifest.
     #[must_use]
     pub fn key_name(&self) -> &str {
         &self.key_name
@@ -280,11 +283,34 @@ impl Authentic {
 }
 
 impl Manifest {
-    /// Parses signed bytes. The format number is looked at first, so that a later format is named as such and not
-    /// as a parse error.
+    /// Parses signed bytes. The format number is read first, so that a later format is reported as such and not as a
+    /// parse error.
     ///
     /// # Errors
     /// [`ManifestError::Format`], [`ManifestError::Json`] or [`ManifestError::Invalid`].
+    ///
+    /// # Examples
+    /// ```
+    /// use reflash::release::manifest::{Manifest, ManifestError, TrustedKeys};
+    ///
+    /// let mut keys = TrustedKeys::default();
+    /// keys.add("example", "RWTWyYCWopDr//nQ7N9i5fxfT2T1B31ELuZa2u+zYqioRRTv1uKWZlEU")?;
+    /// let json = concat!(
+    ///     r#"{"format": 1, "product": "demo", "hardware": ["unit-*"], "channel": "stable", "version": "1.2", "#,
+    ///     r#""serial": 7, "created_unix_s": 1700000000, "minimum_agent": "0.1.0", "images": []}"#
+    /// );
+    /// let signature = "untrusted comment: signature
+    /// RUTWyYCWopDr/2rwk4d4zuPzT7VfNpy7y4U+1OTTEfVbgsNlyVx737yMtQu25TvDRDbvrRpGRzwuglLnL8rW/N+Ok6d4TXmcNQE=
+    /// trusted comment: an example
+    /// tewAL/aE5Mz6opv8Le2uPGfUzqRjq5WwSvDgC7+YYxOfCnKRvAczaPYe+libUdA3HHaAcmrBdkzTQ/L8v45eDw==";
+    ///
+    /// let manifest = Manifest::parse(&keys.authenticate(json.into(), signature)?)?;
+    /// assert_eq!((manifest.version.as_str(), manifest.serial), ("1.2", 7));
+    /// manifest.check_fit("demo", "unit-a", "stable")?;
+    /// let unfit = manifest.check_fit("demo", "unit-a", "testing");
+    /// assert!(matches!(unfit, Err(ManifestError::Unfit { what: "channel", .. })));
+    /// # Ok::<(), ManifestError>(())
+    /// ```
     pub fn parse(signed: &Authentic) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct OnlyFormat {
@@ -299,19 +325,19 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The image of that name.
+    /// Returns the image with this name.
     ///
     /// # Errors
-    /// [`ManifestError::Invalid`] when the release has none.
+    /// [`ManifestError::Invalid`] when the release has no such image.
     pub fn image(&self, name: &str) -> Result<&Image, ManifestError> {
         let found = self.images.iter().find(|image| image.name == name);
         found.ok_or_else(|| self.invalid(format!("it has no image named {name:?}")))
     }
 
-    /// The file of that name.
+    /// Returns the file with this name.
     ///
     /// # Errors
-    /// [`ManifestError::Invalid`] when the release has none.
+    /// [`ManifestError::Invalid`] when the release has no such file.
     pub fn file(&self, name: &str) -> Result<&File, ManifestError> {
         let found = self.files.iter().find(|file| file.name == name);
         found.ok_or_else(|| {
@@ -333,7 +359,7 @@ impl Manifest {
         if self.product != product {
             return Err(unfit("product", &self.product, product));
         }
-        // A mirror that serves another channel's signed manifest must not move a robot from stable to testing.
+        // A mirror that serves the signed manifest of another channel must not move a robot from stable to testing.
         if self.channel != channel {
             return Err(unfit("channel", &self.channel, channel));
         }
@@ -350,10 +376,10 @@ impl Manifest {
         Ok(())
     }
 
-    /// Refuses a release older than the installed one.
+    /// Refuses a release that is older than the installed one.
     ///
     /// # Errors
-    /// [`ManifestError::Older`].
+    /// [`ManifestError::Older`] with both serials.
     pub fn check_serial(&self, installed: Option<u64>) -> Result<(), ManifestError> {
         match installed {
             Some(installed) if self.serial < installed => {

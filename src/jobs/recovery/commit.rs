@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::boot::env::{BootEnvError, WritePermit};
-use crate::boot::slots::Pointers;
+use crate::boot::slots::SlotState;
 use crate::flash::verify::Verified;
 use crate::jobs::state::StatePartition;
 use crate::release::manifest::Authentic;
@@ -33,7 +33,7 @@ pub fn commit(
     manifest: &Authentic,
     index_object: &[u8],
     tries: u8,
-    renew: impl FnOnce() -> Option<Pointers>,
+    renew: impl FnOnce() -> Option<SlotState>,
 ) -> Result<Committed, CommitError> {
     let unrecorded = state.and_then(|state| state.record_installed(manifest, index_object).err());
     permit.finish(tries, renew())?;

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 
-use crate::boot::slots::{Carried, HalfCarried, Ready, Slot, SlotPlan, plan};
+use crate::boot::slots::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, plan};
 use crate::chain::chain;
 use crate::fetch::{FetchError, SinkError, Source};
 use crate::record::journal::Journal;
@@ -66,7 +66,7 @@ pub struct Renewal<'a> {
 pub enum RenewError {
     /// The release is at fault.
     #[error(transparent)]
-    Release(#[from] HalfCarried),
+    Release(#[from] IncompleteRecovery),
     /// A file of the release.
     #[error("cannot download {file}")]
     Fetch {
@@ -110,7 +110,7 @@ pub fn renew(
     named: Option<Slot>,
     network_use: NetworkUse,
     journal: &Journal,
-) -> Option<Ready> {
+) -> Option<ReadySlot> {
     try_renew(renewal, manifest, named, network_use, journal).unwrap_or_else(|error| {
         journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
         None
@@ -123,10 +123,10 @@ fn try_renew(
     named: Option<Slot>,
     network_use: NetworkUse,
     journal: &Journal,
-) -> Result<Option<Ready>, RenewError> {
-    let Some(carried) = Carried::by(manifest)? else { return Ok(None) };
+) -> Result<Option<ReadySlot>, RenewError> {
+    let Some(carried) = RecoveryFiles::of(manifest)? else { return Ok(None) };
     match plan(named, renewal.booted, |slot| holds(renewal.medium, slot, &carried)) {
-        SlotPlan::Point(slot) => Ok(Some(Ready::Found(slot))),
+        SlotPlan::PointTo(slot) => Ok(Some(ReadySlot::Found(slot))),
         SlotPlan::Write(slot) if network_use == NetworkUse::Allowed => {
             let size_bytes: u64 = carried.files().map(|(_, object)| object.size_bytes).sum();
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
@@ -135,14 +135,14 @@ fn try_renew(
             if !holds(renewal.medium, slot, &carried) {
                 return Err(RenewError::ReadBack { slot });
             }
-            Ok(Some(Ready::Written(slot)))
+            Ok(Some(ReadySlot::Written(slot)))
         }
-        SlotPlan::Write(_) | SlotPlan::Leave => Ok(None),
+        SlotPlan::Write(_) | SlotPlan::ChangeNothing => Ok(None),
     }
 }
 
 /// Whether a slot holds exactly these files. One that cannot be read does not.
-fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &Carried) -> bool {
+fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFiles) -> bool {
     carried.files().all(|(file, object)| {
         let digest = || {
             // One byte more than there should be is enough to know.
@@ -160,7 +160,7 @@ fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &Carried) -> bool {
     })
 }
 
-fn write(renewal: Renewal<'_>, slot: Slot, carried: &Carried, journal: &Journal) -> Result<(), RenewError> {
+fn write(renewal: Renewal<'_>, slot: Slot, carried: &RecoveryFiles, journal: &Journal) -> Result<(), RenewError> {
     let Renewal { medium, source, .. } = renewal;
     let failed = |doing| move |source| RenewError::SlotStorage { doing, slot, source };
     let written = medium.clear(slot).map_err(failed("empty")).and_then(|()| {

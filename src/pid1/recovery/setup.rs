@@ -79,7 +79,7 @@ impl Setup {
         let given = args.reason.clone().or_else(|| args.media.map(|_| "menu".to_owned()));
         let reason = Reason::parse(given.as_deref());
         let word = given.unwrap_or_else(|| "not given".to_owned());
-        let sentence = format!("reflash {}, reason: {word} ({})", env!("CARGO_PKG_VERSION"), reason.sentence());
+        let sentence = format!("reflash {}, reason: {word} ({})", env!("CARGO_PKG_VERSION"), reason.description());
         let (coldplug, medium, robot, recorder) = journal.phase(Phase::Init, &sentence, || {
             take_signals(journal);
             let coldplug = load_modules(if args.media.is_some() { &["isofs"] } else { &[] }, journal)?;

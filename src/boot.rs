@@ -1,7 +1,7 @@
 //! The contract with GRUB and the firmware.
 //!
-//! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the two
-//! copies of the recovery, and [`decide`] the first step after GRUB has started recovery. [`bios`], [`efi`] and
+//! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the
+//! two copies of the recovery, and [`decide`] the first step after GRUB has started recovery. [`bios`], [`efi`] and
 //! [`efivars`] make a disk bootable.
 
 pub mod bios;

@@ -1,5 +1,5 @@
-//! Makes one partition equal to an image: [`plan`] says what to do, [`write`] does it, [`readback`] reads what the medium
-//! holds, and [`verify`] proves that all of it is right.
+//! Makes one partition equal to an image: [`plan`] says what to do, [`write`] does it, [`readback`] reads what the
+//! medium holds, and [`verify`] proves that all of it is right.
 
 pub mod plan;
 pub mod readback;

@@ -1,9 +1,9 @@
 //! The published format of a release, enough to read one and to make one. Pure: `docs/release-format.md` describes it
 //! for other implementations.
 //!
-//! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which chunks
-//! an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release is
-//! complete without them. [`layout`] is the partition layout of a disk.
+//! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
+//! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
+//! is complete without them. [`layout`] is the partition layout of a disk.
 
 mod cursor;
 pub mod digest;

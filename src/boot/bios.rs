@@ -8,8 +8,8 @@ pub const SECTOR_BYTES: usize = 512;
 
 /// Offset in `boot.img` of the LBA of `core.img` (`GRUB_BOOT_MACHINE_KERNEL_SECTOR`), u64.
 const BOOT_KERNEL_SECTOR: usize = 0x5c;
-/// Offset in `boot.img` of two bytes of a jump (`GRUB_BOOT_MACHINE_DRIVE_CHECK`). They are replaced by two `nop`, so that
-/// the drive number from the BIOS is used only where it is plausible.
+/// Offset in `boot.img` of two bytes of a jump (`GRUB_BOOT_MACHINE_DRIVE_CHECK`). They are replaced by two `nop`, so
+/// that the drive number from the BIOS is used only where it is plausible.
 const BOOT_DRIVE_CHECK: usize = 0x66;
 /// Bytes of the first sector that belong to the disk: its ID and the MBR's table, up to the signature.
 const DISK_OWN: std::ops::Range<usize> = 0x1b8..0x1fe;
@@ -33,7 +33,8 @@ pub enum BootCodeError {
     },
 }
 
-/// Makes the first sector of a disk: GRUB's code, which loads `core.img` from `core_lba`, with the disk's own ID and table.
+/// Makes the first sector of a disk: GRUB's code, which loads `core.img` from `core_lba`, with the disk's own ID and
+/// table.
 ///
 /// # Errors
 /// [`BootCodeError::BootImage`] when `boot_image` is not GRUB's.

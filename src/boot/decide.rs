@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-/// The reason why GRUB started recovery, from the kernel argument `reflash.reason=`. `grub/README.md` says when GRUB gives
-/// which reason.
+/// The reason why GRUB started recovery, from the kernel argument `reflash.reason=`. `grub/README.md` says when GRUB
+/// gives which reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// A person chose it in the menu.
@@ -60,7 +60,8 @@ impl Reason {
         }
     }
 
-    /// Whether a person or the system asked for recovery. Such a recovery is never held back by the count of recoveries.
+    /// Whether a person or the system asked for recovery. Such a recovery is never held back by the count of
+    /// recoveries.
     #[must_use]
     pub fn is_requested(self) -> bool {
         matches!(self, Self::Menu | Self::Requested)
@@ -86,8 +87,8 @@ pub enum System {
 
 /// The loop brake: a count of the automatic recoveries to one release since the last good boot.
 ///
-/// It is kept in the boot environment, as `SERIAL:COUNT`, because there it is written together with the tries it belongs
-/// to.
+/// It is kept in the boot environment, as `SERIAL:COUNT`, because there it is written together with the tries it
+/// belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recoveries {
     /// Serial of the release.
@@ -108,8 +109,8 @@ impl Recoveries {
         parsed.unwrap_or_default()
     }
 
-    /// Returns the count before a recovery to release `serial`. Another release, or a recovery that was requested, begins
-    /// at zero.
+    /// Returns the count before a recovery to release `serial`. Another release, or a recovery that was requested,
+    /// begins at zero.
     #[must_use]
     pub fn towards(self, serial: u64, requested: bool) -> Self {
         if requested || serial != self.serial { Self { serial, count: 0 } } else { self }

@@ -24,7 +24,8 @@ pub struct EfiBootPartition {
     pub partuuid: String,
 }
 
-/// Makes the content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is not a GUID.
+/// Makes the content of a `Boot####` variable that starts GRUB on this partition; `None` when the PARTUUID is not a
+/// GUID.
 #[must_use]
 pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     let mut drive = vec![4, 1, 42, 0];

@@ -2,8 +2,8 @@
 //! [`crate::boot::grubenv`].
 //!
 //! GRUB reads and writes the blocks of this file without Linux' journal. So a change never truncates, renames or moves
-//! the file: its one block is overwritten and flushed. Only where GRUB or the disk cannot use that block, a new file takes
-//! its place. `grub-editenv` is not used, because it truncates first, and a power cut then leaves an empty file.
+//! the file: its one block is overwritten and flushed. Only where GRUB or the disk cannot use that block, a new file
+//! takes its place. `grub-editenv` is not used, because it truncates first, and a power cut then leaves an empty file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -141,8 +141,8 @@ impl BootEnv {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(&block),
             Err(error) => Err(error),
         }
-        // Overwriting does not heal the bad sector: the file system's block is larger than 512 bytes, and the kernel reads
-        // the rest of it first.
+        // Overwriting does not heal the bad sector: the file system's block is larger than 512 bytes, and the kernel
+        // reads the rest of it first.
         .or_else(|error| if error.raw_os_error() == Some(EIO) { self.replace_file(&block) } else { Err(error) })
         .map_err(|source| self.io("write", source))
     }
@@ -163,8 +163,8 @@ impl BootEnv {
     /// Makes sure that the next boot goes to recovery until [`WritePermit::finish`].
     ///
     /// The loop brake counts `recoveries_before` from now on, and `recoveries_on_success` once this recovery has
-    /// succeeded. `proven` is the slot that this recovery was started from, if that is known and the recovery has found a
-    /// release: GRUB is pointed at that slot, which works, so that the other one is free.
+    /// succeeded. `proven` is the slot that this recovery was started from, if that is known and the recovery has found
+    /// a release: GRUB is pointed at that slot, which works, so that the other one is free.
     ///
     /// # Errors
     /// The errors of [`update`](Self::update).
@@ -200,8 +200,9 @@ impl BootEnv {
         Ok(WritePermit { env: Some(self.clone()), recoveries_on_success, dropped })
     }
 
-    /// Writes the variables, as far as they can be read, to a new file with blocks of its own, because GRUB may be unable
-    /// to read or write the old blocks. Where there is no room for a second file, the old one is written in place.
+    /// Writes the variables, as far as they can be read, to a new file with blocks of its own, because GRUB may be
+    /// unable to read or write the old blocks. Where there is no room for a second file, the old one is written in
+    /// place.
     ///
     /// GRUB does not replay a journal, so it sees the new file only after the file system was unmounted. Until then it
     /// sees the old file and starts recovery again.
@@ -254,8 +255,8 @@ impl BootEnv {
         file.sync_all()
     }
 
-    /// Creates the file, which only provisioning or a person can have lost. A crash in here leaves no file, and GRUB then
-    /// starts recovery.
+    /// Creates the file, which only provisioning or a person can have lost. A crash in here leaves no file, and GRUB
+    /// then starts recovery.
     fn create(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&self.path)?;
         file.write_all(block)?;
@@ -359,7 +360,8 @@ mod tests {
         let to_b = began.leading_to(ReadySlot::Written(Slot::B), Some(Slot::A));
         permit.finish(3, Some(to_b)).unwrap();
         assert_eq!(env.slots().unwrap(), to_b);
-        // This agent does not know its own slot and has not checked the other one, so the other one is no longer trusted.
+        // This agent does not know its own slot and has not checked the other one, so the other one is no longer
+        // trusted.
         env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
         assert_eq!(env.slots().unwrap(), began);
     }

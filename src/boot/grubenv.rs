@@ -68,8 +68,8 @@ pub enum GrubEnvError {
 }
 
 impl GrubEnv {
-    /// Reads a block as GRUB does, but skips names that GRUB's script language cannot use. When a name occurs twice, the
-    /// last value counts, as it would after GRUB's `load_env`.
+    /// Reads a block as GRUB does, but skips names that GRUB's script language cannot use. When a name occurs twice,
+    /// the last value counts, as it would after GRUB's `load_env`.
     ///
     /// # Errors
     /// [`GrubEnvError::NoSignature`] when the bytes are not an environment block.
@@ -152,9 +152,9 @@ impl GrubEnv {
 
 /// Iterates over names and values as GRUB's `grub_envblk_iterate` finds them, also in a damaged block.
 ///
-/// A name extends to the next `=`, even over line feeds. A value ends at a line feed that no backslash precedes. A value
-/// without such a line feed does not count, so that a write that was cut does not yield half a value. A zero byte ends
-/// names and values, since GRUB treats them as C strings.
+/// A name extends to the next `=`, even over line feeds. A value ends at a line feed that no backslash precedes. A
+/// value without such a line feed does not count, so that a write that was cut does not yield half a value. A zero byte
+/// ends names and values, since GRUB treats them as C strings.
 #[derive(Debug, Clone)]
 pub struct Assignments<'b> {
     rest: &'b [u8],

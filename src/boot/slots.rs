@@ -1,9 +1,9 @@
 //! The two slots of the recovery partition, each with a whole recovery: which one GRUB starts, and which one may be
 //! written. Pure; [`crate::jobs::recovery`] carries it out.
 //!
-//! GRUB does not replay a journal, so no rename is atomic for it. A slot is therefore written only while GRUB's variable
-//! does not name it and this agent was not started from it. The variable, which fits in one sector, is the only thing
-//! that switches.
+//! GRUB does not replay a journal, so no rename is atomic for it. A slot is therefore written only while GRUB's
+//! variable does not name it and this agent was not started from it. The variable, which fits in one sector, is the
+//! only thing that switches.
 //!
 //! A slot that holds the right files may still not come up on this machine. A new recovery is therefore on trial first:
 //! GRUB starts it once, and the variable keeps its value until the agent in the new slot has found a release.
@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::release::manifest::{Manifest, Object};
 
-/// One of the two slots.
+/// A slot of the recovery partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
     /// Slot a, which GRUB starts when no variable names a slot.
@@ -21,8 +21,8 @@ pub enum Slot {
     B,
 }
 
-/// Names of the files of a slot, in the order in which they are written. The boot script is last, because the loader takes
-/// a slot that has one for complete.
+/// Names of the files of a slot, in the order in which they are written. The boot script is last, because the loader
+/// takes a slot that has one for complete.
 pub const FILES: [&str; 3] = ["initramfs.img", "vmlinuz", "grub.cfg"];
 
 /// Folder of the files in a release, as in `recovery/vmlinuz`.

@@ -1,8 +1,8 @@
 //! Plans what has to happen to a partition so that it equals an image. Pure.
 //!
-//! The index says what each chunk must hold, a [`Comparison`] which chunks the partition holds already. For the others
-//! the plan chooses the cheapest way: zero them, put them together from blocks of the partition, or fetch them, as a
-//! patch where one fits.
+//! The index says what each chunk must hold, and a [`Comparison`] which chunks the partition holds already. For the
+//! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, or fetch them,
+//! as a patch where one fits.
 
 mod comparison;
 mod moves;
@@ -20,7 +20,7 @@ pub use patched::Patched;
 pub(crate) use requests::coalesce;
 pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
 
-/// What to do with each chunk. Chunks that are right do not appear.
+/// A plan: what to do with each chunk. Chunks that are right do not appear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Chunks to fill with zeros, ascending.
@@ -46,7 +46,7 @@ pub struct FoundBlocks<'a> {
     pub blocks: &'a Blocks,
 }
 
-/// What a plan may use to fetch less. The default uses nothing.
+/// Content that a plan may use to fetch less. The default uses none.
 #[derive(Debug, Clone, Default)]
 pub struct Reuse<'a> {
     /// Blocks on the partition, to put chunks together from. Nothing is moved without them.

@@ -41,8 +41,8 @@ impl<'i> Scan<'i> {
         comparer.into_scan()
     }
 
-    /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie behind the image,
-    /// up to `search_bytes`: they may belong elsewhere. At most [`MAX_BLOCKS`] are hashed.
+    /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie behind the
+    /// image, up to `search_bytes`: they may belong elsewhere. At most [`MAX_BLOCKS`] are hashed.
     #[must_use]
     pub fn searching(index: &'i Index, search_bytes: u64, target: &dyn BlockTarget, done: &Done) -> (Self, Blocks) {
         let search_bytes = search_bytes.max(index.image_bytes()).min(target.size_bytes());

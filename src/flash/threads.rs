@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Memory that the buffers of one kind of thread may take together.
 const MAX_BUFFERS_BYTES: usize = 16 * 1024 * 1024;
 
-/// Number of threads for one kind of work: two more than cores, because some wait for the disk while others compute, and
-/// between one and `at_most`.
+/// Number of threads for one kind of work: two more than cores, because some wait for the disk while others compute,
+/// and between one and `at_most`.
 pub(super) fn count(at_most: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     (cores + 2).min(at_most).max(1)

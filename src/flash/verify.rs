@@ -1,5 +1,5 @@
-//! The only way to [`Verified`], which proves that every chunk was read back from the medium, past the page cache, and is
-//! right.
+//! The only way to [`Verified`], which proves that every chunk was read back from the medium, past the page cache, and
+//! is right.
 
 use crate::flash::plan::Comparison;
 use crate::flash::readback::Scan;

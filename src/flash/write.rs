@@ -1,4 +1,5 @@
-//! Carries out a plan: move, fetch, decode, check, write. The result is [`Written`], which is not yet proven by read-back.
+//! Carries out a plan: move, fetch, decode, check, write. The result is [`Written`], which is not yet proven by
+//! read-back.
 //!
 //! Chunk 0 holds the superblock. It is blanked before anything else changes and written last, after a flush, so
 //! that no program can take a half-written system for a system.

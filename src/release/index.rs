@@ -52,7 +52,7 @@ pub type StoredChunkNo = u32;
 pub struct Pack {
     /// BLAKE3 of the pack, which is also the pack's name.
     pub digest: Digest,
-    /// Size, bytes.
+    /// Size of the pack, bytes.
     pub size_bytes: u64,
 }
 
@@ -67,7 +67,7 @@ pub struct Extent {
     pub offset_bytes: u64,
 }
 
-/// What a chunk holds.
+/// The content of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkContent {
     /// The chunk holds only zero bytes.
@@ -76,7 +76,7 @@ pub enum ChunkContent {
     Stored(StoredChunkNo),
 }
 
-/// Where a stored chunk lies.
+/// The place of a stored chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// Position of the pack in [`Index::packs`].
@@ -101,7 +101,7 @@ pub struct Index {
     pack_of: Vec<u32>,
 }
 
-/// Why bytes are not an index.
+/// The error for bytes that are not an index.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// The bytes are something else.
@@ -284,7 +284,8 @@ impl Index {
     }
 }
 
-/// Size of the largest compressed chunk that is accepted, bytes: zstd's own bound for incompressible content, rounded up.
+/// Size of the largest compressed chunk that is accepted, bytes: zstd's own bound for incompressible content, rounded
+/// up.
 #[must_use]
 pub fn compressed_limit(chunk_bytes: u32) -> u32 {
     chunk_bytes + chunk_bytes / 128 + 1024

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Alignment of the beginning and end of every partition, bytes: a multiple of every erase block and sector size in use.
+/// Alignment of the beginning and end of every partition, bytes: a multiple of every erase block and sector size in
+/// use.
 pub const ALIGNMENT_BYTES: u64 = 1024 * 1024;
 
 /// The kind of partition table.
@@ -128,8 +129,8 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// Places the partitions on a disk of `disk_bytes`. The first one begins at 1 MiB, and the last MiB stays free for the
-    /// backup table.
+    /// Places the partitions on a disk of `disk_bytes`. The first one begins at 1 MiB, and the last MiB stays free for
+    /// the backup table.
     ///
     /// # Errors
     /// [`LayoutError`] says why the layout does not fit. Nothing is written here.

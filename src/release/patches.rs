@@ -1,13 +1,13 @@
-//! Patches: stored chunks that are compressed with what the release before has in their place as the dictionary. A robot
-//! that still holds that content downloads the patches instead of the chunks. Pure.
+//! Patches: stored chunks that are compressed with what the release before has in their place as the dictionary. A
+//! robot that still holds that content downloads the patches instead of the chunks. Pure.
 //!
 //! Only the content in the chunk's own place serves as dictionary, and nothing but the chunk itself overwrites that
 //! place. No order of writes has to be kept, and after a power cut the patches of what was not written yet still fit. A
 //! wider window would save a quarter more and lose both. A hash of what is in the place shows whether a patch fits. As
 //! always, the digest of the result proves that it did. If it did not, the chunk itself is fetched.
 //!
-//! There are two objects. The pack has the patches back to back, each one zstd frame. The table is one zstd frame around
-//! the following, all numbers little endian:
+//! There are two objects. The pack has the patches back to back, each one zstd frame. The table is one zstd frame
+//! around the following, all numbers little endian:
 //!
 //! | section | entries | entry |
 //! |---|---|---|
@@ -49,7 +49,7 @@ pub struct Patches {
     patches: Vec<Patch>,
 }
 
-/// Why bytes are not the table of an index's patches.
+/// The error for bytes that are not the table of an index's patches.
 #[derive(Debug, thiserror::Error)]
 pub enum PatchesError {
     /// The bytes are something else, or a later format.

@@ -78,7 +78,7 @@ pub struct WeakHashes {
     bytes: Vec<u8>,
 }
 
-/// Why bytes are not the weak hashes of an index.
+/// The error for bytes that are not the weak hashes of an index.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WeakHashesError {
     /// The bytes are something else, or a later format.

@@ -4,8 +4,8 @@
 //! only what a *later* batch needs can be lost: such blocks are read into a buffer before the batch that overwrites
 //! them. The buffer is bounded; where it would overflow, the chunks that need the block are fetched instead.
 //!
-//! Reading does not depend on writing: a batch reads only blocks that no batch before it overwrites (those come from the
-//! buffer), so the reader may run ahead of the writers as far as it likes.
+//! Reading does not depend on writing: a batch reads only blocks that no batch before it overwrites (those come from
+//! the buffer), so the reader may run ahead of the writers as far as it likes.
 
 use std::ops::Range;
 
@@ -229,8 +229,8 @@ impl Candidates {
     }
 }
 
-/// A table of where on the partition each weak hash is found. It is an open-addressing table of block numbers, and takes
-/// a quarter of the memory of a `HashMap` of weak hashes.
+/// A table of where on the partition each weak hash is found. It is an open-addressing table of block numbers, and
+/// takes a quarter of the memory of a `HashMap` of weak hashes.
 pub(super) struct Places<'a> {
     blocks: &'a [WeakHash],
     /// Block numbers, and `u32::MAX` in free slots.

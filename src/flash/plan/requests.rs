@@ -8,8 +8,8 @@ use crate::release::index::{Index, Location, StoredChunkNo};
 /// that a broken transfer on bad Wi-Fi is resumed often and several connections have something to do.
 pub const MAX_REQUEST_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The most unneeded bytes between two needed chunks that are always downloaded with them: another round trip would cost
-/// more.
+/// The most unneeded bytes between two needed chunks that are always downloaded with them: another round trip would
+/// cost more.
 pub const MAX_GAP_BYTES: u64 = 16 * 1024;
 
 /// Wider gaps are downloaded too, the narrowest first, while there are more requests than this and

@@ -102,8 +102,8 @@ impl Case {
         Plan::with_buffer(&self.index, &self.comparison(), Reuse { found, patched: None }, max_blocks)
     }
 
-    /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched chunks are
-    /// written as early as allowed.
+    /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched chunks
+    /// are written as early as allowed.
     fn carry_out(&self, plan: &Plan, ahead: usize) -> Vec<u32> {
         let mut medium = self.partition.clone();
         medium.resize(medium.len().max(self.image.len()), 0);

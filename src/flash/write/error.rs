@@ -1,11 +1,11 @@
-//! Why a plan could not be carried out.
+//! The errors of a write.
 
 use std::io;
 
 use crate::fetch::FetchError;
 use crate::release::digest::Digest;
 
-/// Why a plan could not be carried out.
+/// The error for a plan that could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// No source delivers these bytes of a pack.

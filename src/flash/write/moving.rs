@@ -15,7 +15,8 @@ use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::ChunkContent;
 use crate::sys::block::AlignedBuf;
 
-/// The most threads that check and write batches. Each has a batch in flight, and the threads that decode run beside them.
+/// The most threads that check and write batches. Each has a batch in flight, and the threads that decode run beside
+/// them.
 const MAX_WRITERS: usize = 3;
 
 /// A batch whose sources have been read.
@@ -180,8 +181,8 @@ fn offset_of(block: BlockNo) -> u64 {
     u64::from(block) * BLOCK_SIZE_BYTES as u64
 }
 
-/// Writes the chunks whose content is right. A weak hash that was wrong, or a block that cannot be read, costs a fetch of
-/// the chunk.
+/// Writes the chunks whose content is right. A weak hash that was wrong, or a block that cannot be read, costs a fetch
+/// of the chunk.
 fn check_and_write(writer: &Writer<'_>, assembled: &Assembled<'_>) {
     if writer.is_stopped() {
         return;

@@ -94,8 +94,8 @@ fn fetch(
 
 /// Downloads chunks once more that were damaged or whose patch did not fit, this time the whole chunks.
 ///
-/// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent wrong
-/// bytes, and asks another one.
+/// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent
+/// wrong bytes, and asks another one.
 pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     let mut wanted: HashMap<StoredChunkNo, Vec<ChunkNo>> = HashMap::new();
     for (stored, chunk) in writer.take_damaged() {
@@ -159,8 +159,8 @@ fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }
 
-/// Decompresses a chunk and returns whether its digest is right. Content that does not decompress was damaged on the way,
-/// just like content with a wrong digest.
+/// Decompresses a chunk and returns whether its digest is right. Content that does not decompress was damaged on the
+/// way, just like content with a wrong digest.
 fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,

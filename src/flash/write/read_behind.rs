@@ -10,8 +10,8 @@ use crate::flash::threads::lock;
 use crate::record::progress::Done;
 use crate::release::index::ChunkNo;
 
-/// Written bytes that are flushed and read back together. A flush makes some devices wait, so it must not come too often.
-/// Without a flush, the bytes may be read from the device's own memory and prove nothing.
+/// Written bytes that are flushed and read back together. A flush makes some devices wait, so it must not come too
+/// often. Without a flush, the bytes may be read from the device's own memory and prove nothing.
 pub(super) const STEP_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Chunks that were written and not read back yet.

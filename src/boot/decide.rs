@@ -53,10 +53,10 @@ impl Reason {
             Self::Recovering => "the last recovery was cut short",
             Self::EnvLost => "the boot environment is missing or damaged",
             Self::EnvUnwritable => "GRUB could not write the boot environment",
-            Self::Tries => "the system was started as often as it may be and never called a boot good",
+            Self::Tries => "the system used up its tries and no boot was confirmed as good",
             Self::SystemUnreadable => "GRUB could not read the system's kernel",
             Self::ScriptLost => "GRUB could not read its boot script in either slot",
-            Self::Unknown => "GRUB gave no reason that is known here",
+            Self::Unknown => "GRUB gave no reason that this agent knows",
         }
     }
 
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_intact_system_is_started_without_the_network_unless_it_failed_by_itself_or_somebody_wants_another() {
+    fn an_intact_system_is_started_without_the_network_unless_its_boots_failed_or_recovery_was_requested() {
         for reason in ALL {
             let expected = match reason {
                 "menu" | "requested" | "tries" | "script-lost" | "new-word" => BootDecision::Fetch { or_start: true },
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_brake_holds_everything_but_a_persons_wish() {
+    fn the_brake_holds_everything_but_a_request() {
         for reason in ALL {
             for system in [System::Intact, System::Damaged, System::Unknown] {
                 let held = decide(&situation(reason, system, 3)) == BootDecision::Park;

@@ -28,7 +28,7 @@ pub struct BootEnv {
 pub enum LoadedEnv {
     /// The environment can be read.
     Good(GrubEnv),
-    /// The environment is missing or damaged, for this reason, and has to be written anew.
+    /// The environment is missing or damaged, for this reason, and a new one has to be written.
     Lost(String),
 }
 

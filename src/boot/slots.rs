@@ -1,4 +1,4 @@
-//! The two slots of the recovery partition, each with a whole recovery: which one GRUB starts, and which one may be
+//! The two slots of the recovery partition, each with a complete recovery: which one GRUB starts, and which one may be
 //! written. Pure; [`crate::jobs::recovery`] carries it out.
 //!
 //! GRUB does not replay a journal, so no rename is atomic for it. A slot is therefore written only while GRUB's
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn words() {
+    fn values_are_read_as_they_are_written() {
         for trial in [Trial::Due(Slot::A), Trial::Due(Slot::B), Trial::Tried(Slot::A), Trial::Tried(Slot::B)] {
             assert_eq!(Trial::parse(Some(trial.value())), Some(trial));
         }

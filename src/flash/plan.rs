@@ -123,7 +123,7 @@ fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks<'_>) ->
         let Some(weak_hashes) = found.weak_hashes.of(stored) else { continue };
         let start = candidates.sources.len();
         for (weak_hash, own) in weak_hashes.zip(chunk * per_chunk..) {
-            // A block that is in its place already costs least. The next best is the one behind the last source: long
+            // A block that is in its place already costs least. The next best is the one after the last source: long
             // runs are long transfers.
             let source =
                 if weak_hash == WeakHash::NONE { Some(ZERO_SOURCE) } else { places.find(weak_hash, &[own, next]) };

@@ -41,7 +41,7 @@ impl<'i> Scan<'i> {
         comparer.into_scan()
     }
 
-    /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie behind the
+    /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie after the
     /// image, up to `search_bytes`: they may belong elsewhere. At most [`MAX_BLOCKS`] are hashed.
     #[must_use]
     pub fn searching(index: &'i Index, search_bytes: u64, target: &dyn BlockTarget, done: &Done) -> (Self, Blocks) {
@@ -50,7 +50,7 @@ impl<'i> Scan<'i> {
         let mut comparer = Comparer::new(index, &Comparison::nothing_right(index));
         comparer.weak_hashes = (0..blocks).map(|_| AtomicU64::new(WeakHash::NONE.bits())).collect();
         comparer.compare_all(target, &groups(index, 0..index.chunk_count()), MAX_READERS, done);
-        comparer.hash_behind_the_image(target, done);
+        comparer.hash_after_the_image(target, done);
         let weak_hashes = std::mem::take(&mut comparer.weak_hashes).into_iter();
         let blocks = Blocks::new(weak_hashes.map(|weak_hash| WeakHash::from_bits(weak_hash.into_inner())).collect());
         (comparer.into_scan(), blocks)
@@ -197,14 +197,14 @@ impl<'i> Comparer<'i> {
         }
     }
 
-    /// Hashes the blocks that lie behind the image.
-    fn hash_behind_the_image(&self, target: &dyn BlockTarget, done: &Done) {
+    /// Hashes the blocks that lie after the image.
+    fn hash_after_the_image(&self, target: &dyn BlockTarget, done: &Done) {
         const BLOCKS: usize = READ_BYTES as usize / BLOCK_SIZE_BYTES;
-        // An image consists of whole blocks. One that is longer than what is searched leaves nothing to do.
+        // An image consists of full blocks. If it is longer than what is searched, nothing lies after it.
         let image_blocks = self.index.image_bytes() / BLOCK_SIZE_BYTES as u64;
-        let behind = usize::try_from(image_blocks).ok().and_then(|blocks| self.weak_hashes.get(blocks..));
+        let after = usize::try_from(image_blocks).ok().and_then(|blocks| self.weak_hashes.get(blocks..));
         let offsets = (self.index.image_bytes()..).step_by(READ_BYTES as usize);
-        let pieces: Vec<(u64, &[AtomicU64])> = offsets.zip(behind.unwrap_or_default().chunks(BLOCKS)).collect();
+        let pieces: Vec<(u64, &[AtomicU64])> = offsets.zip(after.unwrap_or_default().chunks(BLOCKS)).collect();
         in_parallel(&pieces, MAX_READERS, READ_BYTES as usize, |(offset, blocks), buffer| {
             let content = &mut buffer[..blocks.len() * BLOCK_SIZE_BYTES];
             // A piece that cannot be read is no source, and the image does not need it.

@@ -205,7 +205,7 @@ mod tests {
         (0..3).for_each(|fill| weak_hashes.push(&[WeakHash::of(&[fill + 1; 4096]); 4]));
         let object = weak_hashes.encode();
         assert!(matches!(WeakHashes::decode(object.clone(), &index(2)), Err(WeakHashesError::Unfit(_))));
-        // Covering only a part is allowed: the rest is looked for in vain.
+        // Covering only a part is allowed: the other chunks have no weak hashes.
         assert!(WeakHashes::decode(object.clone(), &index(9)).unwrap().of(5).is_none());
         for len in 0..object.len() {
             assert!(WeakHashes::decode(object[..len].to_vec(), &index(3)).is_err(), "cut to {len}");

@@ -60,7 +60,7 @@ impl Comparison {
 /// ```text
 /// block   0    1    2    3  | 4    5    6    7  | 8    9   10   11  | 12 ...
 /// hash    -    -    -    -  | a    b    -    c  | d    e    f    g  | h ...
-///         chunk 0, right    | chunk 1, wrong    | chunk 2, wrong    | behind the image
+///         chunk 0, right    | chunk 1, wrong    | chunk 2, wrong    | after the image
 /// ```
 ///
 /// A dash is [`WeakHash::NONE`].

@@ -15,9 +15,9 @@ pub enum WriteError {
         pack: Digest,
         /// Offset of the first byte in the pack.
         start: u64,
-        /// Offset behind the last byte.
+        /// Offset after the last byte.
         end: u64,
-        /// The error of the last source that was asked.
+        /// The error that ended the download.
         source: FetchError,
     },
     /// The image does not fit the device.

@@ -140,7 +140,7 @@ impl<'s, 'w> Reader<'s, 'w> {
         Assembled { batch, content, is_complete }
     }
 
-    /// Frees the saved blocks that no batch behind `number` needs.
+    /// Frees the saved blocks that no batch after `number` needs.
     fn release_after(&mut self, number: u32) {
         let free = &mut self.free;
         self.saved.retain(|_, (place, until)| {

@@ -92,7 +92,7 @@ fn fetch(
     if writer.is_stopped() { Ok(()) } else { result }
 }
 
-/// Downloads chunks once more that were damaged or whose patch did not fit, this time the whole chunks.
+/// Downloads the damaged chunks, and those whose patch did not fit, once more and without patches.
 ///
 /// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent
 /// wrong bytes, and asks another one.
@@ -103,39 +103,56 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     }
     let mut stored: Vec<StoredChunkNo> = wanted.keys().copied().collect();
     stored.sort_unstable();
-    let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-    let mut content = AlignedBuf::zeroed(writer.index.chunk_bytes() as usize);
+    let mut repeat = Repeat {
+        writer,
+        wanted,
+        zstd: zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?,
+        content: AlignedBuf::zeroed(writer.index.chunk_bytes() as usize),
+        failure: None,
+    };
     for request in coalesce(writer.index, &stored) {
         let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
-        let mut failure = None;
         let result = download(writer, writer.index, &request, &mut |bytes: &[u8]| {
-            let mut wrong_from = None;
-            let taken = splitter.push(bytes, |parcel| {
-                for (stored, bytes) in parcel.chunks() {
-                    if !decode(writer.index, &mut zstd, stored, bytes, &mut content) {
-                        let from = writer.index.location(stored).range.start;
-                        wrong_from = Some(from);
-                        let digest = writer.index.digest(stored);
-                        let reason = format!("the chunk there has not the digest {digest}");
-                        return Err(SinkError::Wrong { from, reason });
-                    }
-                    for chunk in &wanted[&stored] {
-                        if let Err(error) = writer.write(&mut [(*chunk, 0)], &content) {
-                            failure = Some(error);
-                            return Err(local_error("the writer stopped"));
-                        }
-                    }
-                }
-                Ok(parcel.emptied())
-            });
-            if let Some(from) = wrong_from {
-                splitter.rewind(from);
+            let pushed = splitter.push(bytes, |parcel| repeat.check_and_write(&parcel).map(|()| parcel.emptied()));
+            if let Err(SinkError::Wrong { from, .. }) = &pushed {
+                splitter.rewind(*from);
             }
-            taken
+            pushed
         });
-        failure.map_or(result, Err)?;
+        repeat.failure.take().map_or(result, Err)?;
     }
     Ok(())
+}
+
+/// The state of [`fetch_again`].
+struct Repeat<'w, 'a> {
+    writer: &'w Writer<'a>,
+    /// Stored chunks that are fetched again, each with the chunks of the image that need it.
+    wanted: HashMap<StoredChunkNo, Vec<ChunkNo>>,
+    zstd: zstd::bulk::Decompressor<'static>,
+    content: AlignedBuf,
+    /// The error of the target, which a sink cannot return.
+    failure: Option<WriteError>,
+}
+
+impl Repeat<'_, '_> {
+    fn check_and_write(&mut self, parcel: &Parcel) -> Result<(), SinkError> {
+        let index = self.writer.index;
+        for (stored, bytes) in parcel.chunks() {
+            if !decode(index, &mut self.zstd, stored, bytes, &mut self.content) {
+                let from = index.location(stored).range.start;
+                let reason = format!("the chunk there does not have the digest {}", index.digest(stored));
+                return Err(SinkError::Wrong { from, reason });
+            }
+            for chunk in &self.wanted[&stored] {
+                if let Err(error) = self.writer.write(&mut [(*chunk, 0)], &self.content) {
+                    self.failure = Some(error);
+                    return Err(local_error("the writer stopped"));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Hands the bytes of one request to `sink` as they arrive.
@@ -154,7 +171,7 @@ fn download(
     })
 }
 
-/// An error on this machine, which no other source would cure.
+/// An error on this machine: the transfer is given up, because no other source could help.
 fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }

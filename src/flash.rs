@@ -1,4 +1,4 @@
-//! Makes one partition equal to an image: [`plan`] says what to do, [`write`] does it, [`readback`] reads what the
+//! Makes one partition equal to an image: [`plan`] says what to do, [`mod@write`] does it, [`readback`] reads what the
 //! medium holds, and [`verify`] proves that all of it is right.
 
 pub mod plan;

@@ -160,7 +160,7 @@ impl BootEnv {
         self.save(&with_changes(&env, changes))
     }
 
-    /// Makes sure that the next boot goes to recovery until [`WritePermit::finish`].
+    /// Makes sure that the next boot goes to recovery until the permit is finished after a verified write.
     ///
     /// The loop brake counts `recoveries_before` from now on, and `recoveries_on_success` once this recovery has
     /// succeeded. `proven` is the slot that this recovery was started from, if that is known and the recovery has found
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn while_recovering_no_boot_of_the_system_is_left() {
+    fn while_recovering_the_system_has_no_tries() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slots_are_switched_with_the_end_and_kept_where_nothing_is_said() {
+    fn the_slots_are_switched_at_the_end_and_kept_without_a_new_state() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         let permit = env.begin_recovering(BEFORE, ON_SUCCESS, Some(Slot::A)).unwrap();

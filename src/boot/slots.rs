@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_the_release_wins_and_the_pointer_stays_where_both_do() {
+    fn the_slot_that_holds_the_release_wins_and_the_active_one_stays_where_both_do() {
         for named in BOTH {
             for booted in BOTH {
                 for holder in [Slot::A, Slot::B] {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_recovery_is_trusted_once_it_has_found_a_release_and_not_tried_twice() {
+    fn a_new_recovery_is_trusted_once_it_has_found_a_release_and_is_not_tried_twice() {
         let (a, b) = (Slot::A, Slot::B);
         let old = SlotState { active: Some(a), trial: None };
         let due = old.leading_to(ReadySlot::Written(b), Some(a));
@@ -274,12 +274,12 @@ mod tests {
         // GRUB starts it.
         let tried = SlotState { trial: Some(Trial::Tried(b)), ..due };
         assert_eq!(tried.with_proven(b), SlotState { active: Some(b), trial: None });
-        // It only compared the system: it may be blind in the network.
+        // It has only compared the system so far, and may be unable to use the network.
         assert_eq!(tried.leading_to(ReadySlot::Found(b), Some(b)), due);
-        // The old one came up instead, and finds the release's recovery in the other slot.
+        // The old recovery came up instead, and finds the release's recovery in the other slot.
         assert_eq!(tried.with_proven(a), tried);
         assert_eq!(tried.leading_to(ReadySlot::Found(b), Some(a)), tried);
-        // Until the next release brings another, or takes it back.
+        // That lasts until the next release brings another recovery, or the old one again.
         assert_eq!(tried.leading_to(ReadySlot::Written(b), Some(a)), due);
         assert_eq!(tried.leading_to(ReadySlot::Found(a), Some(a)), tried);
     }
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_pointer_comes_back_without_a_trial_of_what_runs() {
+    fn a_lost_active_slot_is_restored_without_a_trial_of_the_running_one() {
         for booted in BOTH.into_iter().flatten() {
             let found = SlotState::default().leading_to(ReadySlot::Found(booted), Some(booted));
             assert_eq!(found, SlotState { active: Some(booted), trial: None });

@@ -8,7 +8,7 @@ use crate::flash::write::Written;
 use crate::record::progress::Done;
 
 /// Proof that every byte of the image was read back from the medium and is right. Only
-/// [`crate::jobs::recovery::commit`] takes it.
+/// [`crate::jobs::recovery`] takes it, to make the system bootable.
 #[derive(Debug)]
 pub struct Verified(());
 

@@ -76,15 +76,7 @@ pub(super) fn search(
                 Ok(None) => {}
                 Ok(Some(link)) => {
                     if let Some(address) = network.address {
-                        return Ok(Settings {
-                            card: card.clone(),
-                            link,
-                            address: address.address,
-                            prefix_len: address.prefix_len,
-                            gateway: address.gateway,
-                            dns: network.dns.clone(),
-                            lease: None,
-                        });
+                        return Ok(Settings::fixed(network, card.clone(), link, &address));
                     }
                     clients.insert(card.index, start(card.clone(), link, answers.clone(), on_event)?);
                 }
@@ -159,7 +151,7 @@ fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent
         .name(format!("dhcp {}", link.name))
         .spawn(move || {
             on_event(&format!("{}: asking for an address by DHCP", link.name));
-            let result = dhcp::obtain(&link, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
+            let result = dhcp::obtain(&link, None, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
             // Nobody listens any more when another card was faster.
             let _ = answers.send(DhcpAnswer { card, link, result });
         })

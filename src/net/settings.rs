@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::dhcp::Lease;
-use crate::machine::config::Network;
+use crate::machine::config::{Network, StaticAddress};
 use crate::sys::net::link::Link;
+use crate::sys::net::rtnl::Route;
 
 /// The network as it was configured first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,36 +34,71 @@ pub(super) struct Settings {
     pub(super) link: Link,
     pub(super) address: Ipv4Addr,
     pub(super) prefix_len: u8,
-    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) routes: Vec<Route>,
     pub(super) dns: Vec<IpAddr>,
-    /// `None`: nothing to renew.
-    pub(super) lease: Option<Duration>,
+    pub(super) search: Vec<String>,
+    /// Largest packet, bytes, where the network says so.
+    pub(super) mtu: Option<u16>,
+    /// The lease, `None` for a static address: nothing to renew.
+    pub(super) lease: Option<Lease>,
 }
 
 impl Settings {
     /// A lease, with the configuration's name servers in place of its own.
     pub(super) fn leased(network: &Network, card: Link, link: Link, lease: Lease) -> Self {
-        let own = lease.dns.into_iter().map(IpAddr::V4).collect();
+        let own = lease.dns.iter().copied().map(IpAddr::V4).collect();
         Self {
             card,
             link,
             address: lease.address,
             prefix_len: lease.prefix_len,
-            gateway: lease.gateway,
+            routes: lease.routes.clone(),
             dns: if network.dns.is_empty() { own } else { network.dns.clone() },
-            lease: lease.duration,
+            search: lease.search.clone(),
+            mtu: lease.mtu,
+            lease: Some(lease),
         }
+    }
+
+    /// A static address. The configuration says nothing of routes but the gateway.
+    pub(super) fn fixed(network: &Network, card: Link, link: Link, fixed: &StaticAddress) -> Self {
+        let default = |gateway| Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) };
+        Self {
+            card,
+            link,
+            address: fixed.address,
+            prefix_len: fixed.prefix_len,
+            routes: fixed.gateway.map(default).into_iter().collect(),
+            dns: network.dns.clone(),
+            search: Vec::new(),
+            mtu: None,
+            lease: None,
+        }
+    }
+
+    pub(super) fn gateway(&self) -> Option<Ipv4Addr> {
+        self.routes.iter().find(|route| route.is_default())?.gateway
+    }
+
+    /// Time after which the lease is renewed: what the server says, if it lies within the lease, or half of the lease. Not
+    /// sooner than `least`, whatever the server says.
+    pub(super) fn renew_after(&self, least: Duration) -> Option<Duration> {
+        let lease = self.lease.as_ref()?;
+        let duration = lease.duration?;
+        let asked = lease.renew_after.filter(|after| !after.is_zero() && *after < duration);
+        Some(asked.unwrap_or(duration / 2).max(least))
     }
 
     /// The part that callers see.
     pub(super) fn up(&self) -> Up {
+        let duration = self.lease.as_ref().and_then(|lease| lease.duration);
         Up {
             interface: self.link.name.clone(),
             address: self.address,
             prefix_len: self.prefix_len,
-            gateway: self.gateway,
+            gateway: self.gateway(),
             dns: self.dns.clone(),
-            lease_seconds: self.lease.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
+            lease_seconds: duration.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
         }
     }
 }

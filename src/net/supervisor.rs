@@ -14,8 +14,8 @@ use super::options::{NetworkOptions, OnEvent};
 use super::search::search;
 use super::settings::{Settings, Up};
 use crate::chain::chain;
-use crate::sys::net::link::links;
-use crate::sys::net::rtnl::Rtnl;
+use crate::sys::net::link::{links, set_mtu};
+use crate::sys::net::rtnl::{Route, Rtnl};
 
 /// How often the link in use is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -28,8 +28,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(25);
 const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(30);
 
-/// Half the lease, but not less than this: a server with a lease of seconds would keep us busy.
-const RENEW_AFTER_MIN: Duration = Duration::from_secs(5);
+/// Least time between renewals: a server with a lease of seconds would keep us and the console busy.
+const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
 
 /// The pause after the kernel refused a configuration that had worked before.
 const TROUBLE: Duration = Duration::from_secs(10);
@@ -84,15 +84,25 @@ impl Supervisor {
 
     /// Configures the link and the resolver; `before` is what the same link had until now.
     fn apply(&mut self, settings: &Settings, before: Option<&Settings>) -> Result<(), NetError> {
-        let Settings { link, address, prefix_len, gateway, dns, .. } = settings;
+        let Settings { link, address, prefix_len, dns, .. } = settings;
+        let gateway = settings.gateway();
         let changed = before.filter(|before| (before.address, before.prefix_len) != (*address, *prefix_len));
+        self.apply_mtu(settings);
         if let Some(before) = changed {
             self.rtnl.remove_address(&link.name, link.index, before.address, before.prefix_len)?;
         }
         self.rtnl.add_address(&link.name, link.index, *address, *prefix_len)?;
-        if let Some(gateway) = gateway {
-            let on_link = !same_subnet(*address, *gateway, *prefix_len);
-            self.rtnl.set_default_route(&link.name, link.index, *gateway, on_link)?;
+        for stale in
+            before.into_iter().flat_map(|before| &before.routes).filter(|route| !settings.routes.contains(route))
+        {
+            self.rtnl.remove_route(&link.name, link.index, *stale)?;
+        }
+        // Those on the link first: the others may lead through them.
+        let (through, on_link): (Vec<&Route>, Vec<&Route>) =
+            settings.routes.iter().partition(|route| route.gateway.is_some());
+        for route in on_link.into_iter().chain(through) {
+            let outside = route.gateway.is_some_and(|gateway| !same_subnet(*address, gateway, *prefix_len));
+            self.rtnl.set_route(&link.name, link.index, *route, outside)?;
         }
         self.write_resolver(settings)?;
         if before.is_none() || changed.is_some() {
@@ -108,18 +118,32 @@ impl Supervisor {
                 }
                 None => text.push_str(", no name server (URLs must have numeric addresses)"),
             }
-            if let Some(lease) = settings.lease {
-                _ = write!(text, ", leased for {} s", lease.as_secs());
+            if let Some(duration) = settings.lease.as_ref().and_then(|lease| lease.duration) {
+                _ = write!(text, ", leased for {} s", duration.as_secs());
+            }
+            if let Some(mtu) = settings.mtu {
+                _ = write!(text, ", MTU {mtu}");
             }
             (self.on_event)(&text);
         }
         Ok(())
     }
 
+    /// A link that does not take the MTU is used as it is: small packets still pass.
+    fn apply_mtu(&self, settings: &Settings) {
+        let Some(mtu) = settings.mtu else { return };
+        if let Err(error) = set_mtu(&settings.link.name, mtu) {
+            (self.on_event)(&format!("{}: the MTU of {mtu} cannot be set: {error}", settings.link.name));
+        }
+    }
+
     /// Beside it and renamed over it: a resolver never reads half a file.
     fn write_resolver(&self, settings: &Settings) -> Result<(), NetError> {
         let path = &self.options.resolv_conf;
-        let text: String = settings.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let mut text: String = settings.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        if !settings.search.is_empty() {
+            _ = writeln!(text, "search {}", settings.search.join(" "));
+        }
         let beside = path.with_extension("new");
         let write = || {
             if let Some(directory) = path.parent() {
@@ -134,7 +158,7 @@ impl Supervisor {
     /// Keeps the lease alive and watches the cable. Returns when the network has to be searched anew.
     fn hold(&mut self, mut settings: Settings) {
         let mut acquired = Instant::now();
-        let mut renew_at = settings.lease.map(|lease| acquired + (lease / 2).max(RENEW_AFTER_MIN));
+        let mut renew_at = settings.renew_after(RENEW_AFTER_MIN).map(|after| acquired + after);
         let mut lost: Option<Instant> = None;
         while !self.options.stop.requested() {
             std::thread::sleep(LOOK);
@@ -162,11 +186,12 @@ impl Supervisor {
             match self.renew(&settings) {
                 Ok(renewed) => {
                     acquired = Instant::now();
-                    renew_at = renewed.lease.map(|lease| acquired + (lease / 2).max(RENEW_AFTER_MIN));
+                    renew_at = renewed.renew_after(RENEW_AFTER_MIN).map(|after| acquired + after);
                     settings = renewed;
                 }
                 Err(problem) => {
-                    let left = settings.lease.unwrap_or_default().saturating_sub(acquired.elapsed());
+                    let lease = settings.lease.as_ref().and_then(|lease| lease.duration).unwrap_or_default();
+                    let left = lease.saturating_sub(acquired.elapsed());
                     let pause = (left / 2).max(RENEWAL_PAUSE_MIN);
                     renew_at = Some(Instant::now() + pause);
                     // The letter of DHCP is to stop using the address when the lease ends. A machine in recovery is
@@ -183,23 +208,24 @@ impl Supervisor {
         }
     }
 
-    /// Runs the exchange again and applies what it brings. The whole exchange and not a renewal by unicast: it needs
-    /// no packet socket to stay open between times, on which the kernel would run a filter for every packet of the
-    /// download, and it also finds a server that has forgotten us. Servers give a client the address it has.
+    /// Asks to keep the address, of whichever server, and as a stranger where none knows it any more; applies the answer.
+    /// By broadcast and not by unicast: that needs no packet socket to stay open between times, on which the kernel would
+    /// run a filter for every packet of the download, and it also finds a server that has taken over.
     fn renew(&mut self, settings: &Settings) -> Result<Settings, String> {
         let name = &settings.link.name;
         let until = Instant::now() + RENEWAL;
         let stop = || self.options.stop.requested() || Instant::now() >= until || !has_carrier(settings);
-        let lease = dhcp::obtain(&settings.link, &stop, &|_| {}).map_err(|error| match error {
-            DhcpError::Stopped { .. } => format!("{name}: no DHCP server answers to renew the lease"),
-            other => chain(&other),
-        })?;
+        let lease =
+            dhcp::obtain(&settings.link, settings.lease.as_ref(), &stop, &|_| {}).map_err(|error| match error {
+                DhcpError::Stopped { .. } => format!("{name}: no DHCP server answers to renew the lease"),
+                other => chain(&other),
+            })?;
         let renewed = Settings::leased(&self.network, settings.card.clone(), settings.link.clone(), lease);
         self.apply(&renewed, Some(settings)).map_err(|error| chain(&error))?;
         if renewed.address == settings.address
-            && let Some(lease) = renewed.lease
+            && let Some(duration) = renewed.lease.as_ref().and_then(|lease| lease.duration)
         {
-            (self.on_event)(&format!("{name}: lease renewed for {} s", lease.as_secs()));
+            (self.on_event)(&format!("{name}: lease renewed for {} s", duration.as_secs()));
         }
         Ok(renewed)
     }

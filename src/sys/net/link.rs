@@ -26,6 +26,14 @@ pub struct Link {
     pub card: bool,
 }
 
+/// Sets the largest packet that a link carries, bytes. Beyond what its driver allows, the link is left as it is.
+///
+/// # Errors
+/// The driver's refusal.
+pub fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
+    fs::write(Path::new(CLASS).join(name).join("mtu"), mtu.to_string())
+}
+
 /// Every Ethernet link by index, the order in which the kernel found them. The loopback link is none.
 ///
 /// # Errors

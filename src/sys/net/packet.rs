@@ -1,48 +1,64 @@
-//! A packet socket that hears DHCP answers only, as a device for smoltcp.
-//!
-//! smoltcp has a raw socket of its own. It panics when the link is switched off or unplugged, which in PID 1 would
-//! take the machine down; it gets every frame of every download; and it has smoltcp check UDP checksums, which the
-//! kernel leaves to be filled in by the card when the sender is a container or a virtual machine on the same host.
+//! A packet socket that hears DHCP answers only.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket};
-use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
-use smoltcp::time::Instant;
 
-/// An Ethernet frame without jumbo; a DHCP client has to take 576 bytes of IP and asks for no more than this.
-const FRAME: usize = 1514;
+/// Length of an Ethernet frame without jumbo, bytes; a DHCP client asks for no more than this.
+pub const MAX_FRAME_BYTES: usize = 1514;
 
-/// The socket, and what went wrong with it: a smoltcp device cannot return errors.
+/// The socket, bound to one link.
 #[derive(Debug)]
-pub struct PacketSocket {
-    socket: OwnedFd,
-    /// The last frame sent.
-    pub sent: Option<Vec<u8>>,
-    /// The error after which the socket is of no more use.
-    pub error: Option<io::Error>,
-}
+pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
     /// Opens a socket on one link for frames with UDP to the port of DHCP clients. Needs `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the link may be gone.
     pub fn open(index: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // Without a protocol it hears nothing until bind() names one: the filter is in place before the first frame.
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
         attach(&socket, &mut dhcp_answers())?;
         bind(socket.as_raw_fd(), &link_address(index)?)?;
-        Ok(Self { socket, sent: None, error: None })
+        Ok(Self(socket))
     }
 
     /// Waits for a frame, for at most `timeout`. Signals and errors of the link end it early; the next receive meets them.
     pub fn wait(&self, timeout: Duration) {
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
-        let _ = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout);
+        // Rounded up: a wait of less than a millisecond must not become a busy loop.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout);
+    }
+
+    /// Takes the next frame into `frame` and returns its length; one that is longer is cut. `None` when there is none.
+    ///
+    /// # Errors
+    /// The link is gone or switched off.
+    pub fn receive(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        match recv(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
+            Ok(length) => Ok(Some(length)),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends a frame. A full queue loses it, as a cable may.
+    ///
+    /// # Errors
+    /// The link is gone or switched off.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
+            Ok(_) | Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -97,62 +113,4 @@ fn attach(socket: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()>
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-impl phy::Device for PacketSocket {
-    type RxToken<'a> = Received;
-    type TxToken<'a> = Sender<'a>;
-
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sender<'_>)> {
-        let mut frame = vec![0; FRAME];
-        match recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            Ok(length) => {
-                frame.truncate(length);
-                Some((Received(frame), Sender(self)))
-            }
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => None,
-            Err(error) => {
-                self.error = Some(error.into());
-                None
-            }
-        }
-    }
-
-    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
-        Some(Sender(self))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME;
-        // See the head of this file. The frame check of Ethernet has been done by the card.
-        capabilities.checksum.udp = Checksum::Tx;
-        capabilities
-    }
-}
-
-/// One frame from the link.
-pub struct Received(Vec<u8>);
-
-impl phy::RxToken for Received {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-
-/// The permission to send one frame.
-pub struct Sender<'a>(&'a mut PacketSocket);
-
-impl phy::TxToken for Sender<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
-        let mut frame = vec![0; length];
-        let result = fill(&mut frame);
-        match send(self.0.socket.as_raw_fd(), &frame, MsgFlags::empty()) {
-            // A full queue loses the frame, as a cable may; it is sent again in time.
-            Ok(_) | Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOBUFS) => self.0.sent = Some(frame),
-            Err(error) => self.0.error = Some(error.into()),
-        }
-        result
-    }
 }

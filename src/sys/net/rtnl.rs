@@ -37,6 +37,32 @@ impl RtnlError {
     }
 }
 
+/// Network that a route leads to, and the router on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Network that it leads to.
+    pub destination: Ipv4Addr,
+    /// Prefix length of the network; 0 for the default route.
+    pub prefix_len: u8,
+    /// Router to send through; `None` for a network that is on the link itself.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Route {
+    /// Whether it is the default route.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.prefix_len == 0
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.destination, self.prefix_len)?;
+        self.gateway.map_or(Ok(()), |gateway| write!(f, " through {gateway}"))
+    }
+}
+
 /// A connection to the kernel's routing interface.
 pub struct Rtnl {
     socket: Socket,
@@ -104,33 +130,30 @@ impl Rtnl {
         unless(result, &[nix::libc::EADDRNOTAVAIL, nix::libc::ENODEV])
     }
 
-    /// Makes `gateway` on the link the default route, in place of another one. `on_link` for a gateway outside the
-    /// subnet of the address, as some providers have it.
+    /// Sets a route on the link, in place of another one to the same network. `outside` for a gateway outside the subnet of
+    /// the address, as some providers have it.
     ///
     /// # Errors
     /// [`RtnlError`].
-    pub fn set_default_route(
-        &mut self,
-        on: &str,
-        index: u32,
-        gateway: Ipv4Addr,
-        on_link: bool,
-    ) -> Result<(), RtnlError> {
-        let mut route = RouteMessage::default();
-        route.header = RouteHeader {
-            address_family: AddressFamily::Inet,
-            table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Static,
-            scope: RouteScope::Universe,
-            kind: RouteType::Unicast,
-            flags: if on_link { RouteFlags::Onlink } else { RouteFlags::empty() },
-            ..RouteHeader::default()
-        };
-        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-        route.attributes.push(RouteAttribute::Oif(index));
-        self.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE, || {
-            format!("make {gateway} on {on} the default route")
+    pub fn set_route(&mut self, on: &str, index: u32, to: Route, outside: bool) -> Result<(), RtnlError> {
+        let mut message = route_message(index, to);
+        if outside {
+            message.header.flags = RouteFlags::Onlink;
+        }
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, || {
+            format!("set the route to {to} on {on}")
         })
+    }
+
+    /// Takes a route from the link. One that it does not have is fine.
+    ///
+    /// # Errors
+    /// [`RtnlError`].
+    pub fn remove_route(&mut self, on: &str, index: u32, to: Route) -> Result<(), RtnlError> {
+        let message = route_message(index, to);
+        let action = || format!("take the route to {to} from {on}");
+        let result = self.request(RouteNetlinkMessage::DelRoute(message), 0, action);
+        unless(result, &[nix::libc::ESRCH, nix::libc::ENODEV])
     }
 
     /// Creates the 802.1Q link for `id` on top of another and returns its name. One that exists is taken over.
@@ -197,6 +220,27 @@ fn unless(result: Result<(), RtnlError>, accepted: &[i32]) -> Result<(), RtnlErr
         Err(error) if error.source.raw_os_error().is_some_and(|code| accepted.contains(&code)) => Ok(()),
         other => other,
     }
+}
+
+fn route_message(index: u32, to: Route) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header = RouteHeader {
+        address_family: AddressFamily::Inet,
+        destination_prefix_length: to.prefix_len,
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Static,
+        scope: if to.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    if to.prefix_len > 0 {
+        route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.destination)));
+    }
+    if let Some(gateway) = to.gateway {
+        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    }
+    route.attributes.push(RouteAttribute::Oif(index));
+    route
 }
 
 fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {

@@ -1,0 +1,213 @@
+//! The DHCP client of one link as a state machine: frames and times in, frames and a lease out. Pure.
+//!
+//! Whatever comes in, at most one DISCOVER leaves in a second and at most one line is reported in ten. A refusal (NAK)
+//! counts only from the server that was asked, and makes the client wait longer each time: two servers on a segment that
+//! refuse each other's addresses, or one whose addresses have run out, then cost neither the network nor the console.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::message::{self, Answer, Ask, Kind, Lease, Sender};
+
+/// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
+/// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30, which
+/// is what a switch port takes to forward at last.
+const DISCOVER_WAITS_S: [u64; 4] = [4, 8, 16, 30];
+/// Waits after each REQUEST. It goes to a server that has just answered.
+const REQUEST_WAITS_S: [u64; 4] = [2, 2, 4, 4];
+/// Least time between two DISCOVERs.
+const DISCOVER_PAUSE: Duration = Duration::from_secs(1);
+/// The most that refusals make the client wait.
+const MOST_REFUSAL_PAUSE: Duration = Duration::from_secs(64);
+/// How long after the next DISCOVER the offers of a server that refused are passed over, so that another server's can come.
+const PASS_OVER: Duration = Duration::from_secs(2);
+/// Least time between two reports.
+const REPORT_PAUSE: Duration = Duration::from_secs(10);
+/// Servers whose refusal is remembered; a hostile peer may have any number of addresses.
+const MOST_REFUSERS: usize = 16;
+
+/// What the caller does next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Send this frame.
+    Send(Vec<u8>),
+    /// Wait for frames, for at most so long.
+    Wait(Duration),
+}
+
+#[derive(Debug)]
+enum State {
+    Discovering,
+    Requesting { offer: Answer, tries: usize },
+    Keeping { address: Ipv4Addr, server: Ipv4Addr, tries: usize },
+}
+
+/// The client. All times are since its beginning.
+#[derive(Debug)]
+pub(super) struct Client {
+    mac: [u8; 6],
+    /// State of a small generator for transaction numbers and jitter; no secret depends on it.
+    random: u64,
+    transaction: u32,
+    exchange_began: Duration,
+    state: State,
+    /// When the next frame is due.
+    due: Duration,
+    last_discover: Option<Duration>,
+    unanswered: usize,
+    refusals: u32,
+    /// Servers that refused, and until when their offers are passed over.
+    refusers: Vec<(Ipv4Addr, Duration)>,
+    last_report: Option<Duration>,
+    report: Option<String>,
+}
+
+impl Client {
+    /// A client for the card with this address. With `held` it first asks to keep that lease's address.
+    pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
+        let state = held.map_or(State::Discovering, |lease| State::Keeping {
+            address: lease.address,
+            server: lease.server,
+            tries: 0,
+        });
+        let mut client = Self {
+            mac,
+            random,
+            transaction: 0,
+            exchange_began: Duration::ZERO,
+            state,
+            due: Duration::ZERO,
+            last_discover: None,
+            unanswered: 0,
+            refusals: 0,
+            refusers: Vec::new(),
+            last_report: None,
+            report: None,
+        };
+        client.transaction = client.next_random() as u32;
+        client
+    }
+
+    /// The next thing to do at `now`. A frame that is given here counts as sent.
+    pub(super) fn step(&mut self, now: Duration) -> Step {
+        if now < self.due {
+            return Step::Wait(self.due - now);
+        }
+        match &mut self.state {
+            State::Requesting { offer, tries } if *tries < REQUEST_WAITS_S.len() => {
+                let ask = Ask::Select { address: offer.lease.address, server: offer.server };
+                self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
+                *tries += 1;
+                Step::Send(message::frame(self.sender(now), ask))
+            }
+            State::Keeping { address, tries, .. } if *tries < REQUEST_WAITS_S.len() => {
+                let ask = Ask::Keep { address: *address };
+                self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
+                *tries += 1;
+                Step::Send(message::frame(self.sender(now), ask))
+            }
+            State::Requesting { .. } | State::Keeping { .. } => {
+                self.begin_again(now, Duration::ZERO);
+                Step::Wait(self.due.saturating_sub(now))
+            }
+            State::Discovering => self.discover(now),
+        }
+    }
+
+    fn discover(&mut self, now: Duration) -> Step {
+        let wait_s = DISCOVER_WAITS_S[self.unanswered.min(DISCOVER_WAITS_S.len() - 1)];
+        self.unanswered += 1;
+        // A second of jitter either way (RFC 2131, 4.1): machines that lost power together do not ask in step.
+        let jitter = Duration::from_millis(self.next_random() % 2000);
+        self.due = now + Duration::from_secs(wait_s - 1) + jitter;
+        self.last_discover = Some(now);
+        if self.unanswered > 1 {
+            let attempt = self.unanswered;
+            self.say(now, format!("no DHCP answer yet (attempt {attempt}), next in {wait_s} s"));
+        }
+        Step::Send(message::frame(self.sender(now), Ask::Discover))
+    }
+
+    /// Takes a frame from the link; the lease, once a server has granted one.
+    pub(super) fn receive(&mut self, frame: &[u8], now: Duration) -> Option<Lease> {
+        let answer = message::answer(frame, self.sender(now))?;
+        match (&self.state, answer.kind) {
+            (State::Discovering, Kind::Offer) if self.last_discover.is_some() => {
+                if !self.is_passed_over(answer.server, now) {
+                    self.unanswered = 0;
+                    self.due = now;
+                    self.state = State::Requesting { offer: answer, tries: 0 };
+                }
+                None
+            }
+            // Relays and odd servers grant with another identifier than they offered with: the address decides.
+            (State::Requesting { offer, .. }, Kind::Ack) if answer.lease.address == offer.lease.address => {
+                Some(answer.lease)
+            }
+            (State::Keeping { address, .. }, Kind::Ack) if answer.lease.address == *address => Some(answer.lease),
+            (State::Requesting { offer, .. }, Kind::Nak) if answer.server == offer.server => {
+                self.refused(answer.server, now);
+                None
+            }
+            (State::Keeping { server, .. }, Kind::Nak) if answer.server == *server => {
+                self.refused(answer.server, now);
+                None
+            }
+            // Late offers, refusals of servers that were not asked, and whatever else there is.
+            _ => None,
+        }
+    }
+
+    /// A line for the console, if there is one.
+    pub(super) fn take_report(&mut self) -> Option<String> {
+        self.report.take()
+    }
+
+    fn refused(&mut self, server: Ipv4Addr, now: Duration) {
+        let pause = (DISCOVER_PAUSE * 2_u32.saturating_pow(self.refusals)).min(MOST_REFUSAL_PAUSE);
+        self.refusals += 1;
+        self.begin_again(now, pause);
+        self.refusers.retain(|(other, until)| *other != server && *until > now);
+        self.refusers.truncate(MOST_REFUSERS - 1);
+        self.refusers.push((server, self.due + PASS_OVER));
+        let wait_s = self.due.saturating_sub(now).as_secs();
+        self.say(now, format!("the DHCP server {server} refuses its own offer; asking again in {wait_s} s"));
+    }
+
+    fn is_passed_over(&self, server: Ipv4Addr, now: Duration) -> bool {
+        self.refusers.iter().any(|(refuser, until)| *refuser == server && *until > now)
+    }
+
+    /// Begins another exchange, with a number of its own: answers to the last one are too late.
+    fn begin_again(&mut self, now: Duration, pause: Duration) {
+        let earliest = self.last_discover.map_or(now, |last| last + DISCOVER_PAUSE);
+        self.state = State::Discovering;
+        self.transaction = self.next_random() as u32;
+        self.exchange_began = now;
+        self.due = (now + pause).max(earliest);
+    }
+
+    fn sender(&self, now: Duration) -> Sender {
+        let elapsed_s = u16::try_from(now.saturating_sub(self.exchange_began).as_secs()).unwrap_or(u16::MAX);
+        Sender { mac: self.mac, transaction: self.transaction, elapsed_s }
+    }
+
+    fn say(&mut self, now: Duration, text: String) {
+        if self.last_report.is_none_or(|last| now >= last + REPORT_PAUSE) {
+            self.last_report = Some(now);
+            self.report = Some(text);
+        }
+    }
+
+    /// One step of xorshift64*.
+    fn next_random(&mut self) -> u64 {
+        self.random |= 1;
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Exchanges as they happen in the field, with the clock and the frames in the hands of the test.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::super::message::tests::{Reply, options};
+use super::{Client, Lease, Step};
+
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 50);
+
+/// A segment: what happens to each frame that the client sends.
+struct Segment<'a> {
+    client: Client,
+    now: Duration,
+    discovers: Vec<Duration>,
+    reports: Vec<(Duration, String)>,
+    /// Answers to one frame, given its kind (1 DISCOVER, 3 REQUEST).
+    answers: &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>,
+}
+
+impl<'a> Segment<'a> {
+    fn new(held: Option<&Lease>, answers: &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>) -> Self {
+        Self { client: Client::new(MAC, 7, held), now: Duration::ZERO, discovers: vec![], reports: vec![], answers }
+    }
+
+    fn run(&mut self, seconds: u64) -> Option<Lease> {
+        let end = Duration::from_secs(seconds);
+        let mut steps = 0;
+        while self.now < end {
+            steps += 1;
+            assert!(steps < 10_000, "it loops without a pause at {:?}", self.now);
+            match self.client.step(self.now) {
+                Step::Wait(time) => self.now += time.max(Duration::from_millis(1)),
+                Step::Send(frame) => {
+                    let kind = options(&frame)[&53][0];
+                    if kind == 1 {
+                        self.discovers.push(self.now);
+                    }
+                    for answer in (self.answers)(kind, &frame) {
+                        if let Some(lease) = self.client.receive(&answer, self.now) {
+                            return Some(lease);
+                        }
+                    }
+                }
+            }
+            self.reports.extend(self.client.take_report().map(|text| (self.now, text)));
+        }
+        None
+    }
+
+    fn assert_calm(&self) {
+        for pair in self.discovers.windows(2) {
+            assert!(pair[1] - pair[0] >= Duration::from_secs(1), "{:?}", self.discovers);
+        }
+        for pair in self.reports.windows(2) {
+            assert!(pair[1].0 - pair[0].0 >= Duration::from_secs(10), "{:?}", self.reports);
+        }
+    }
+}
+
+fn offer(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
+    Reply::to(request, 2, server, ADDRESS).frame()
+}
+
+fn ack(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
+    Reply::to(request, 5, server, ADDRESS).frame()
+}
+
+fn nak(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
+    Reply::to(request, 6, server, Ipv4Addr::UNSPECIFIED).frame()
+}
+
+#[test]
+fn a_server_that_answers_grants_at_once() {
+    let answers = |kind, request: &[u8]| {
+        if kind == 1 {
+            return vec![offer(request, SERVER)];
+        }
+        let asked = options(request);
+        assert_eq!((&asked[&50][..], &asked[&54][..]), (&ADDRESS.octets()[..], &SERVER.octets()[..]));
+        vec![ack(request, SERVER)]
+    };
+    let mut segment = Segment::new(None, &answers);
+    let lease = segment.run(10).unwrap();
+    assert_eq!((lease.address, lease.server, segment.now), (ADDRESS, SERVER, Duration::ZERO));
+}
+
+#[test]
+fn no_answer_is_asked_for_again_with_growing_pauses() {
+    let mut segment = Segment::new(None, &|_, _| vec![]);
+    assert_eq!(segment.run(300), None);
+    segment.assert_calm();
+    assert!((8..16).contains(&segment.discovers.len()), "{:?}", segment.discovers);
+    assert!(segment.reports[0].1.contains("no DHCP answer yet"));
+}
+
+/// https://github.com/systemd/systemd/pull/2450 and https://github.com/zephyrproject-rtos/zephyr/issues/50868
+#[test]
+fn a_refusal_counts_only_from_the_server_that_was_asked() {
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER), offer(request, OTHER)],
+        _ => vec![nak(request, OTHER), ack(request, SERVER)],
+    };
+    let lease = Segment::new(None, &answers).run(10).unwrap();
+    assert_eq!(lease.server, SERVER);
+}
+
+/// https://github.com/ipxe/ipxe/pull/879
+#[test]
+fn a_server_that_refuses_its_own_offers_is_asked_ever_more_seldom() {
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER)],
+        _ => vec![nak(request, SERVER)],
+    };
+    let mut segment = Segment::new(None, &answers);
+    assert_eq!(segment.run(600), None);
+    segment.assert_calm();
+    assert!(segment.discovers.len() < 60, "{:?}", segment.discovers);
+    assert!(segment.reports.iter().any(|(_, text)| text.contains("10.9.0.1 refuses")), "{:?}", segment.reports);
+}
+
+#[test]
+fn after_a_refusal_the_other_server_gets_its_turn() {
+    // The one that refuses always answers first.
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER), offer(request, OTHER)],
+        _ if options(request)[&54] == SERVER.octets() => vec![nak(request, SERVER)],
+        _ => vec![ack(request, OTHER)],
+    };
+    let mut segment = Segment::new(None, &answers);
+    let lease = segment.run(30).unwrap();
+    assert_eq!(lease.server, OTHER);
+    assert!(segment.now < Duration::from_secs(5), "{:?}", segment.now);
+}
+
+#[test]
+fn an_offer_whose_server_then_falls_silent_is_given_up() {
+    let answers = |kind, request: &[u8]| if kind == 1 { vec![offer(request, SERVER)] } else { vec![] };
+    let mut segment = Segment::new(None, &answers);
+    assert_eq!(segment.run(120), None);
+    segment.assert_calm();
+    assert!(segment.discovers.len() > 3, "{:?}", segment.discovers);
+}
+
+#[test]
+fn a_held_address_is_asked_for_again_and_kept() {
+    let answers =
+        |kind, request: &[u8]| if kind == 1 { vec![offer(request, SERVER)] } else { vec![ack(request, SERVER)] };
+    let lease = Segment::new(None, &answers).run(10).unwrap();
+    let keep = |kind, request: &[u8]| {
+        assert_eq!(kind, 3);
+        // ciaddr has the address; a server identifier would make it a selection (RFC 2131, 4.3.2).
+        assert_eq!(request[14 + 28 + 12..][..4], ADDRESS.octets());
+        assert!(!options(request).contains_key(&54) && !options(request).contains_key(&50));
+        vec![ack(request, OTHER)]
+    };
+    let kept = Segment::new(Some(&lease), &keep).run(10).unwrap();
+    assert_eq!((kept.address, kept.server), (ADDRESS, OTHER));
+    // A server that has forgotten us is asked as a stranger.
+    let forgotten = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER)],
+        _ if options(request).contains_key(&54) => vec![ack(request, SERVER)],
+        _ => vec![],
+    };
+    assert!(Segment::new(Some(&lease), &forgotten).run(30).is_some());
+}
+
+/// The frame that ended PID 1 in the field: an offer from nowhere, then a grant that wants renewing at once.
+#[test]
+fn a_source_of_no_address_and_times_of_zero_do_no_harm() {
+    let answers = |kind, request: &[u8]| {
+        let kind = if kind == 1 { 2 } else { 5 };
+        let reply = Reply::to(request, kind, Ipv4Addr::UNSPECIFIED, ADDRESS);
+        let times = [(58, vec![0, 0, 0, 0]), (59, vec![0, 0, 0, 4]), (51, vec![0, 0, 0, 0])];
+        vec![times.into_iter().fold(reply, |reply, (code, value)| reply.with(code, &value)).frame()]
+    };
+    let lease = Segment::new(None, &answers).run(10).unwrap();
+    assert_eq!((lease.duration, lease.renew_after), (Some(Duration::ZERO), Some(Duration::ZERO)));
+}
+
+#[test]
+fn no_stream_of_answers_makes_it_fast_or_loud() {
+    // Every answer that there is, to every frame, from many servers.
+    let answers = |_, request: &[u8]| {
+        let servers = (0..40).map(|last| Ipv4Addr::new(10, 9, 1, last));
+        servers.flat_map(|server| [nak(request, server), offer(request, server), nak(request, server)]).collect()
+    };
+    let mut segment = Segment::new(None, &answers);
+    assert_eq!(segment.run(600), None);
+    segment.assert_calm();
+    assert!(segment.discovers.len() <= 600);
+}

@@ -1,0 +1,449 @@
+//! DHCPv4 messages (RFC 2131, RFC 2132) in the frames that carry them. Pure.
+//!
+//! The reader is lenient, since servers, relays and strangers on the segment send what they like: an option that makes no
+//! sense is left out and the rest is read. The crate `dhcproto` was looked at: it stops at the first malformed option,
+//! keeps only the last of several parts of one option (RFC 3396), and does not read options in the fields `sname` and
+//! `file` (option 52), so a lease could lose its routers to one odd byte.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::sys::net::rtnl::Route;
+
+/// What a message is (option 53).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Discover = 1,
+    Offer = 2,
+    Request = 3,
+    Ack = 5,
+    Nak = 6,
+}
+
+mod code {
+    pub(super) const MASK: u8 = 1;
+    pub(super) const ROUTERS: u8 = 3;
+    pub(super) const NAME_SERVERS: u8 = 6;
+    pub(super) const DOMAIN: u8 = 15;
+    pub(super) const MTU: u8 = 26;
+    pub(super) const REQUESTED_ADDRESS: u8 = 50;
+    pub(super) const LEASE_TIME: u8 = 51;
+    pub(super) const OVERLOAD: u8 = 52;
+    pub(super) const KIND: u8 = 53;
+    pub(super) const SERVER: u8 = 54;
+    pub(super) const WANTED: u8 = 55;
+    pub(super) const MAX_SIZE: u8 = 57;
+    pub(super) const RENEWAL_TIME: u8 = 58;
+    pub(super) const CLIENT_ID: u8 = 61;
+    pub(super) const SEARCH: u8 = 119;
+    /// Classless routes, RFC 3442.
+    pub(super) const ROUTES: u8 = 121;
+    pub(super) const PAD: u8 = 0;
+    pub(super) const END: u8 = 255;
+}
+
+/// Options that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
+const WANTED: [u8; 10] = [
+    code::ROUTES,
+    code::MASK,
+    code::ROUTERS,
+    code::NAME_SERVERS,
+    code::DOMAIN,
+    code::MTU,
+    code::LEASE_TIME,
+    code::RENEWAL_TIME,
+    code::SERVER,
+    code::SEARCH,
+];
+
+const COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
+/// Fixed part of a message, up to the cookie.
+const FIXED_BYTES: usize = 236;
+/// Relays of old drop shorter messages (BOOTP's size, RFC 1542, 2.1).
+const LEAST_MESSAGE_BYTES: usize = 300;
+const BOOTREPLY: u8 = 2;
+const SERVER_PORT: u16 = 67;
+const CLIENT_PORT: u16 = 68;
+/// IPv6 needs 1280; an IPv4 link below 576 could not even carry DHCP.
+const LEAST_MTU: u16 = 576;
+/// An endless lease, RFC 2131, 3.3.
+const FOR_EVER: u32 = u32::MAX;
+/// The most of a list that is taken: more is an attack or a mistake.
+const MOST_ENTRIES: usize = 64;
+
+/// One side of the exchange, as every request carries it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender {
+    /// Hardware address of the card.
+    pub(super) mac: [u8; 6],
+    /// Number of the exchange.
+    pub(super) transaction: u32,
+    /// Time since the exchange began, seconds.
+    pub(super) elapsed_s: u16,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ask {
+    /// Any offer.
+    Discover,
+    /// The address that `server` offered.
+    Select { address: Ipv4Addr, server: Ipv4Addr },
+    /// The address that is in use already, from whichever server (REBINDING).
+    Keep { address: Ipv4Addr },
+}
+
+/// An answer of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) kind: Kind,
+    /// Option 54, or the source of the packet where that is missing.
+    pub(super) server: Ipv4Addr,
+    pub(super) lease: Lease,
+}
+
+/// Lease that a DHCP server offers or grants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Address leased to us.
+    pub address: Ipv4Addr,
+    /// Prefix length of the address.
+    pub prefix_len: u8,
+    /// Routes of the lease; without any, only the subnet can be reached.
+    pub routes: Vec<Route>,
+    /// Addresses of the name servers, in the server's order.
+    pub dns: Vec<Ipv4Addr>,
+    /// Domains to search for short names, the machine's own first.
+    pub search: Vec<String>,
+    /// Largest packet that the link carries, bytes, where the server says so.
+    pub mtu: Option<u16>,
+    /// Duration of the lease; `None` for an endless one.
+    pub duration: Option<Duration>,
+    /// Time after which to renew it, T1; `None` where the server leaves it to the client.
+    pub renew_after: Option<Duration>,
+    /// Address of the DHCP server.
+    pub server: Ipv4Addr,
+}
+
+/// Makes the frame of a request: broadcast, from an address that we do not have yet.
+pub(super) fn frame(sender: Sender, ask: Ask) -> Vec<u8> {
+    let message = message(sender, ask);
+    let udp_bytes = 8 + message.len();
+    let total = u16::try_from(20 + udp_bytes).unwrap_or(u16::MAX);
+    let source = if let Ask::Keep { address } = ask { address } else { Ipv4Addr::UNSPECIFIED };
+    let mut ip = [0_u8; 20];
+    ip[0] = 0x45;
+    // Interactive traffic of the network itself, as other clients mark it.
+    ip[1] = 0x10;
+    ip[2..4].copy_from_slice(&total.to_be_bytes());
+    ip[8] = 64;
+    ip[9] = 17;
+    ip[12..16].copy_from_slice(&source.octets());
+    ip[16..20].fill(0xff);
+    let checksum = checksum(&[&ip]);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+
+    let length = u16::try_from(udp_bytes).unwrap_or(u16::MAX).to_be_bytes();
+    let mut udp = Vec::with_capacity(udp_bytes);
+    udp.extend_from_slice(&CLIENT_PORT.to_be_bytes());
+    udp.extend_from_slice(&SERVER_PORT.to_be_bytes());
+    udp.extend_from_slice(&length);
+    udp.extend_from_slice(&[0, 0]);
+    udp.extend_from_slice(&message);
+    let pseudo = [&ip[12..20], &[0, 17], &length[..]].concat();
+    // Zero would say that there is none.
+    let checksum = match self::checksum(&[&pseudo, &udp]) {
+        0 => u16::MAX,
+        sum => sum,
+    };
+    udp[6..8].copy_from_slice(&checksum.to_be_bytes());
+
+    let mut frame = Vec::with_capacity(14 + 20 + udp.len());
+    frame.extend_from_slice(&[0xff; 6]);
+    frame.extend_from_slice(&sender.mac);
+    frame.extend_from_slice(&[0x08, 0x00]);
+    frame.extend_from_slice(&ip);
+    frame.extend_from_slice(&udp);
+    frame
+}
+
+fn message(sender: Sender, ask: Ask) -> Vec<u8> {
+    let mut out = vec![0; FIXED_BYTES];
+    out[..4].copy_from_slice(&[1, 1, 6, 0]);
+    out[4..8].copy_from_slice(&sender.transaction.to_be_bytes());
+    out[8..10].copy_from_slice(&sender.elapsed_s.to_be_bytes());
+    if let Ask::Keep { address } = ask {
+        out[12..16].copy_from_slice(&address.octets());
+    }
+    out[28..34].copy_from_slice(&sender.mac);
+    out.extend_from_slice(&COOKIE);
+    let mut option = |code: u8, value: &[u8]| {
+        out.push(code);
+        out.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
+        out.extend_from_slice(value);
+    };
+    let kind = if matches!(ask, Ask::Discover) { Kind::Discover } else { Kind::Request };
+    option(code::KIND, &[kind as u8]);
+    // Ethernet and the address, as most clients send it: a server then knows us again after a reflash.
+    option(code::CLIENT_ID, &[&[1], &sender.mac[..]].concat());
+    if let Ask::Select { address, server } = ask {
+        option(code::REQUESTED_ADDRESS, &address.octets());
+        option(code::SERVER, &server.octets());
+    }
+    option(code::WANTED, &WANTED);
+    option(code::MAX_SIZE, &1500_u16.to_be_bytes());
+    out.push(code::END);
+    out.resize(out.len().max(LEAST_MESSAGE_BYTES), code::PAD);
+    out
+}
+
+/// The one's complement sum of RFC 1071 over parts of even length, the last of which may be odd.
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let mut sum: u32 = words.map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Reads the answer in a frame, if it is one to `sender`. `None` for everything else, however it is made.
+///
+/// UDP checksums are not looked at: a sender that is a container or a virtual machine on the same host leaves them to a
+/// card that the frame never meets.
+pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<Answer> {
+    let ip = frame.get(14..)?;
+    if frame.get(12..14)? != [0x08, 0x00] || ip.first()? >> 4 != 4 || *ip.get(9)? != 17 {
+        return None;
+    }
+    let header_bytes = usize::from(ip.first()? & 0xf) * 4;
+    let source = address_at(ip, 12)?;
+    let udp = ip.get(header_bytes.max(20)..)?;
+    if udp.get(2..4)? != CLIENT_PORT.to_be_bytes() {
+        return None;
+    }
+    let message = udp.get(8..)?;
+    let is_ours = message.get(..4)?[..3] == [BOOTREPLY, 1, 6]
+        && message.get(4..8)? == sender.transaction.to_be_bytes()
+        && message.get(28..34)? == sender.mac;
+    if !is_ours || message.get(FIXED_BYTES..FIXED_BYTES + 4)? != COOKIE {
+        return None;
+    }
+    let options = Options::read(message);
+    let kind = match options.first_byte(code::KIND)? {
+        2 => Kind::Offer,
+        5 => Kind::Ack,
+        6 => Kind::Nak,
+        _ => return None,
+    };
+    let server = options.address(code::SERVER).filter(|server| is_host(*server)).unwrap_or(source);
+    let address = address_at(message, 16)?;
+    // A refusal has no address; an offer without a usable one is none.
+    if kind != Kind::Nak && !is_host(address) {
+        return None;
+    }
+    Some(Answer { kind, server, lease: options.lease(address, server) })
+}
+
+/// Options by code, those in several parts put together (RFC 3396).
+struct Options(BTreeMap<u8, Vec<u8>>);
+
+impl Options {
+    fn read(message: &[u8]) -> Self {
+        let mut options = Self(BTreeMap::new());
+        options.add(message.get(FIXED_BYTES + 4..).unwrap_or_default());
+        // `file`, then `sname`, may hold more of them.
+        let overload = options.first_byte(code::OVERLOAD).unwrap_or(0);
+        for (bit, field) in [(1, 108..236), (2, 44..108)] {
+            if overload & bit != 0 {
+                options.add(message.get(field).unwrap_or_default());
+            }
+        }
+        options
+    }
+
+    /// Adds the options of one field, up to its end or the first that reaches beyond it.
+    fn add(&mut self, mut field: &[u8]) {
+        while let Some((&code, rest)) = field.split_first() {
+            match code {
+                code::END => return,
+                code::PAD => field = rest,
+                _ => {
+                    let Some((&length, rest)) = rest.split_first() else { return };
+                    let Some((value, rest)) = rest.split_at_checked(length.into()) else { return };
+                    self.0.entry(code).or_default().extend_from_slice(value);
+                    field = rest;
+                }
+            }
+        }
+    }
+
+    fn get(&self, code: u8) -> &[u8] {
+        self.0.get(&code).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn first_byte(&self, code: u8) -> Option<u8> {
+        self.get(code).first().copied()
+    }
+
+    fn address(&self, code: u8) -> Option<Ipv4Addr> {
+        address_at(self.get(code), 0)
+    }
+
+    /// Addresses of machines in a list; others are left out, and so is what is left of one.
+    fn hosts(&self, code: u8) -> Vec<Ipv4Addr> {
+        let addresses = self.get(code).chunks_exact(4).filter_map(|four| address_at(four, 0));
+        addresses.filter(|address| is_host(*address)).take(MOST_ENTRIES).collect()
+    }
+
+    fn seconds(&self, code: u8) -> Option<u32> {
+        Some(u32::from_be_bytes(self.get(code).get(..4)?.try_into().ok()?))
+    }
+
+    fn lease(&self, address: Ipv4Addr, server: Ipv4Addr) -> Lease {
+        let seconds = self.seconds(code::LEASE_TIME).filter(|seconds| *seconds != FOR_EVER);
+        let routes = self.classless_routes();
+        let default = |gateway| Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) };
+        Lease {
+            address,
+            prefix_len: self.prefix_len(address),
+            // The first router is preferred (RFC 2132, 3.5); with classless routes it must not be used (RFC 3442).
+            routes: routes
+                .unwrap_or_else(|| self.hosts(code::ROUTERS).first().copied().map(default).into_iter().collect()),
+            dns: self.hosts(code::NAME_SERVERS),
+            search: self.search(),
+            mtu: self.mtu(),
+            duration: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            renew_after: self.seconds(code::RENEWAL_TIME).map(|seconds| Duration::from_secs(seconds.into())),
+            server,
+        }
+    }
+
+    /// A mask that is missing or has holes stands for that of the address's class, as other clients take it.
+    fn prefix_len(&self, address: Ipv4Addr) -> u8 {
+        let mask = self.address(code::MASK).map(u32::from);
+        match mask {
+            Some(mask) if mask != 0 && mask.leading_ones() + mask.trailing_zeros() == 32 => mask.leading_ones() as u8,
+            _ => match address.octets()[0] {
+                0..=127 => 8,
+                128..=191 => 16,
+                _ => 24,
+            },
+        }
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        let bytes = self.get(code::MTU).get(..2)?;
+        Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU)
+    }
+
+    /// Option 121: prefix length, as many bytes of the destination as that needs, router. `None` where nothing in it makes
+    /// sense, so that the routers count.
+    fn classless_routes(&self) -> Option<Vec<Route>> {
+        let mut rest = self.get(code::ROUTES);
+        let mut routes = Vec::new();
+        while let Some((&prefix_len, after)) = rest.split_first() {
+            if prefix_len > 32 || routes.len() == MOST_ENTRIES {
+                break;
+            }
+            let Some((significant, after)) = after.split_at_checked(usize::from(prefix_len).div_ceil(8)) else { break };
+            let Some((router, after)) = after.split_at_checked(4) else { break };
+            let mut destination = [0; 4];
+            destination[..significant.len()].copy_from_slice(significant);
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
+            let destination = Ipv4Addr::from(u32::from(Ipv4Addr::from(destination)) & mask);
+            let Some(router) = address_at(router, 0) else { break };
+            // 0.0.0.0 means that the destination is on the link itself.
+            if router.is_unspecified() || is_host(router) {
+                let gateway = Some(router).filter(|router| !router.is_unspecified());
+                routes.push(Route { destination, prefix_len, gateway });
+            }
+            rest = after;
+        }
+        (!routes.is_empty()).then_some(routes)
+    }
+
+    /// The machine's domain and the search list (RFC 3397), each once.
+    fn search(&self) -> Vec<String> {
+        let domain = std::str::from_utf8(self.get(code::DOMAIN)).unwrap_or_default();
+        // Several in one option are not allowed and are seen.
+        let mut found: Vec<String> = domain
+            .split(|c: char| c.is_whitespace() || c == '\0')
+            .filter_map(|name| checked_name(name.trim_end_matches('.')))
+            .collect();
+        for name in compressed_names(self.get(code::SEARCH)) {
+            if !found.contains(&name) {
+                found.push(name);
+            }
+        }
+        // What resolvers read: six, RFC 3397 says nothing, glibc took so many for decades.
+        found.truncate(6);
+        found
+    }
+}
+
+/// Names in the compressed form of DNS (RFC 1035, 4.1.4), as far as they make sense. Pointers lead only back, so that every
+/// name ends.
+fn compressed_names(list: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut at = 0;
+    while at < list.len() && names.len() < MOST_ENTRIES {
+        let Some((name, next)) = compressed_name(list, at) else { break };
+        names.extend(checked_name(&name));
+        at = next;
+    }
+    names
+}
+
+/// One name at `at`, and where the next one begins.
+fn compressed_name(list: &[u8], mut at: usize) -> Option<(String, usize)> {
+    let mut labels: Vec<String> = Vec::new();
+    let mut next = None;
+    loop {
+        let length = *list.get(at)?;
+        match length >> 6 {
+            0 if length == 0 => return Some((labels.join("."), next.unwrap_or(at + 1))),
+            0 => {
+                let label = list.get(at + 1..at + 1 + usize::from(length))?;
+                labels.push(String::from_utf8(label.to_vec()).ok()?);
+                at += 1 + usize::from(length);
+            }
+            3 => {
+                let target = usize::from(length & 0x3f) << 8 | usize::from(*list.get(at + 1)?);
+                next.get_or_insert(at + 2);
+                if target >= at {
+                    return None;
+                }
+                at = target;
+            }
+            _ => return None,
+        }
+        if labels.len() > 127 {
+            return None;
+        }
+    }
+}
+
+/// A domain that may stand in resolv.conf: nothing in it can begin another line or word there.
+fn checked_name(name: &str) -> Option<String> {
+    let good = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|label| !label.is_empty() && label.len() <= 63)
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    good.then(|| name.to_ascii_lowercase())
+}
+
+fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+    let four: [u8; 4] = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
+    Some(four.into())
+}
+
+/// Whether an address can be that of a machine on a network.
+fn is_host(address: Ipv4Addr) -> bool {
+    let [first, ..] = address.octets();
+    (1..=223).contains(&first) && !address.is_loopback()
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -11,18 +11,20 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 50);
 
+/// Answers to one frame, given its kind (1 DISCOVER, 3 REQUEST).
+type Answers<'a> = &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>;
+
 /// A segment: what happens to each frame that the client sends.
 struct Segment<'a> {
     client: Client,
     now: Duration,
     discovers: Vec<Duration>,
     reports: Vec<(Duration, String)>,
-    /// Answers to one frame, given its kind (1 DISCOVER, 3 REQUEST).
-    answers: &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>,
+    answers: Answers<'a>,
 }
 
 impl<'a> Segment<'a> {
-    fn new(held: Option<&Lease>, answers: &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>) -> Self {
+    fn new(held: Option<&Lease>, answers: Answers<'a>) -> Self {
         Self { client: Client::new(MAC, 7, held), now: Duration::ZERO, discovers: vec![], reports: vec![], answers }
     }
 

@@ -1,6 +1,7 @@
 //! One DHCPv4 exchange on one link, for as long as it takes.
 
 mod client;
+mod domains;
 mod message;
 
 use std::hash::{BuildHasher, RandomState};

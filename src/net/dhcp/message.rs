@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::domains;
 use crate::sys::net::rtnl::Route;
 
 /// What a message is (option 53).
@@ -312,7 +313,7 @@ impl Options {
             routes: routes
                 .unwrap_or_else(|| self.hosts(code::ROUTERS).first().copied().map(default).into_iter().collect()),
             dns: self.hosts(code::NAME_SERVERS),
-            search: self.search(),
+            search: domains::search(self.get(code::DOMAIN), self.get(code::SEARCH)),
             mtu: self.mtu(),
             duration: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             renew_after: self.seconds(code::RENEWAL_TIME).map(|seconds| Duration::from_secs(seconds.into())),
@@ -363,75 +364,6 @@ impl Options {
         }
         (!routes.is_empty()).then_some(routes)
     }
-
-    /// The machine's domain and the search list (RFC 3397), each once.
-    fn search(&self) -> Vec<String> {
-        let domain = std::str::from_utf8(self.get(code::DOMAIN)).unwrap_or_default();
-        // Several in one option are not allowed and are seen.
-        let mut found: Vec<String> = domain
-            .split(|c: char| c.is_whitespace() || c == '\0')
-            .filter_map(|name| checked_name(name.trim_end_matches('.')))
-            .collect();
-        for name in compressed_names(self.get(code::SEARCH)) {
-            if !found.contains(&name) {
-                found.push(name);
-            }
-        }
-        // What resolvers read: six, RFC 3397 says nothing, glibc took so many for decades.
-        found.truncate(6);
-        found
-    }
-}
-
-/// Names in the compressed form of DNS (RFC 1035, 4.1.4), as far as they make sense. Pointers lead only back, so that every
-/// name ends.
-fn compressed_names(list: &[u8]) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut at = 0;
-    while at < list.len() && names.len() < MOST_ENTRIES {
-        let Some((name, next)) = compressed_name(list, at) else { break };
-        names.extend(checked_name(&name));
-        at = next;
-    }
-    names
-}
-
-/// One name at `at`, and where the next one begins.
-fn compressed_name(list: &[u8], mut at: usize) -> Option<(String, usize)> {
-    let mut labels: Vec<String> = Vec::new();
-    let mut next = None;
-    loop {
-        let length = *list.get(at)?;
-        match length >> 6 {
-            0 if length == 0 => return Some((labels.join("."), next.unwrap_or(at + 1))),
-            0 => {
-                let label = list.get(at + 1..at + 1 + usize::from(length))?;
-                labels.push(String::from_utf8(label.to_vec()).ok()?);
-                at += 1 + usize::from(length);
-            }
-            3 => {
-                let target = usize::from(length & 0x3f) << 8 | usize::from(*list.get(at + 1)?);
-                next.get_or_insert(at + 2);
-                if target >= at {
-                    return None;
-                }
-                at = target;
-            }
-            _ => return None,
-        }
-        if labels.len() > 127 {
-            return None;
-        }
-    }
-}
-
-/// A domain that may stand in resolv.conf: nothing in it can begin another line or word there.
-fn checked_name(name: &str) -> Option<String> {
-    let good = !name.is_empty()
-        && name.len() <= 253
-        && name.split('.').all(|label| !label.is_empty() && label.len() <= 63)
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    good.then(|| name.to_ascii_lowercase())
 }
 
 fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {

@@ -74,7 +74,9 @@ pub struct Attempt {
     pub agent: String,
     /// Why GRUB started it, as in `reflash.reason=`.
     pub reason: String,
-    /// A person or the running system asked for it.
+    /// A person or the running system asked for it. Black boxes in the field and those who take reports know the member
+    /// by the name that it had in version 0.1.0.
+    #[serde(rename = "asked_for")]
     pub requested: bool,
     /// When it began, seconds since 1970 by the machine's clock, which may be wrong.
     pub started_unix_s: u64,

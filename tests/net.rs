@@ -262,12 +262,9 @@ fn a_static_address_needs_no_server() {
         world.card("eth1", Some("10.77.0.1/24"));
         let network = Network {
             interface: Some(InterfaceSelector::Name("eth1".into())),
+            address: Some(StaticAddress { address: Ipv4Addr::new(10, 77, 0, 7), prefix_len: 24 }),
             // The gateway is outside the subnet, as with some providers.
-            address: Some(StaticAddress {
-                address: Ipv4Addr::new(10, 77, 0, 7),
-                prefix_len: 24,
-                gateway: Some(Ipv4Addr::new(10, 99, 0, 1)),
-            }),
+            gateway: Some(Ipv4Addr::new(10, 99, 0, 1)),
             dns: vec![IpAddr::from([10, 77, 0, 53])],
             ..dhcp()
         };

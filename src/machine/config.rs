@@ -1,215 +1,162 @@
-//! What the machine was told: the configuration files and the kernel command line. Pure.
+//! The configuration of a machine: its files and the kernel command line. Pure.
 //!
-//! Three layers, the later one wins key by key: `/etc/reflash/reflash.toml` of the initramfs, `reflash.toml` of
-//! the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each layer is first a [`Layer`] in
-//! which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the whole.
+//! Three layers are merged, and the later one wins key by key: `/etc/reflash/reflash.toml` of the initramfs,
+//! `reflash.toml` of the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each is first a
+//! [`Layer`], in which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the
+//! whole.
+//!
+//! A key is defined by one row: those of `[network]` and `[provision.disk]` in the modules of that name, all others
+//! below. The `keys` module explains what a row says. `docs/configuration.md` and the JSON schema beside it are made of
+//! the rows ([`reference`]).
 
+mod boot_args;
 mod disk;
+mod keys;
+mod kinds;
 mod network;
-
-use std::time::Duration;
+pub mod reference;
 
 use serde::Deserialize;
 
-use crate::machine::media::MediaId;
-pub use disk::DiskSelector;
+pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
+pub use disk::{DiskLayer, DiskSelector};
+pub use keys::{Key, Kind, Presence, Section, Shape};
+pub use kinds::is_path_segment;
 pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
+
+use disk::DiskTable;
+use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
+
+keys::keys! {
+    /// The checked configuration.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    checked Config {
+        /// The checked network settings.
+        network: NetworkLayer => Network;
+    }
+
+    /// Where releases come from.
+    ["release"] release: ReleaseLayer {
+        /// Base URLs of the same release tree, tried in order. A kernel argument holds them comma separated.
+        urls as urls: ReleaseUrls, required, argument "url";
+        /// The channel: the directory below the base URL that holds `manifest.json`.
+        channel as channel: PathSegment, default "stable", argument "channel";
+        /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began by
+        /// itself.
+        spread_s as spread: Seconds<0, 3600>, default "15";
+    }
+
+    /// Which releases fit, and what the machine is called.
+    ["machine"] machine: MachineLayer {
+        /// The product. A release made for another is refused.
+        product as product: Text, required, argument "product";
+        /// The hardware name that is compared with the manifest's list.
+        hardware as hardware: Text, optional "the DMI product name", argument "hardware";
+        /// Host name template, such as `robot-{serial}`.
+        hostname as hostname: Text, optional "the name that the system's image gives";
+    }
+
+    /// What happens after the system was written, and how often recovery is tried.
+    ["boot"] boot: BootLayer {
+        /// Boots that the new system may try before GRUB falls back to recovery.
+        tries as boot_tries: Number<u8, 1, 9>, default "3";
+        /// Automatic recoveries to one release without a good boot between them, before the agent gives that release up
+        /// and waits for another.
+        recoveries as recoveries: Number<u32, 1, 9>, default "3";
+        /// Seconds that an intact system waits in recovery for a release that cannot be had, before it is started again.
+        offline_s as offline: Seconds<1, 86_400>, default "600";
+    }
+
+    /// Where the machine posts how its recoveries go and went.
+    ["report"] report: ReportLayer {
+        /// URL that takes, as JSON by POST, what the agent is doing and the record of its last attempts.
+        url as report_url: HttpUrl, optional "nothing is posted", argument "report";
+    }
+
+    /// When a machine on which nothing moves is reset.
+    ["watchdog"] watchdog: WatchdogLayer {
+        /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer fed;
+        /// it resets the machine a minute later. A network that never comes up is no progress either. 0 leaves the
+        /// watchdog alone.
+        stall_s as stall: SecondsOrNever<30, 86_400>, default "900";
+    }
+
+    /// How a disk becomes that of a robot.
+    ["provision"] provision: ProvisionLayer {
+        /// The disk to provision, by what is known of it; a section of its own.
+        disk as disk: DiskTable, default "removable=false", argument "disk";
+    }
+}
 
 /// One configuration file as written. Every key may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Layer {
-    /// `[release]`
+    /// The section `[release]`.
     pub release: ReleaseLayer,
-    /// `[machine]`
+    /// The section `[machine]`.
     pub machine: MachineLayer,
-    /// `[network]`
+    /// The section `[network]`.
     pub network: NetworkLayer,
-    /// `[boot]`
+    /// The section `[boot]`.
     pub boot: BootLayer,
-    /// `[report]`
+    /// The section `[report]`.
     pub report: ReportLayer,
-    /// `[watchdog]`
+    /// The section `[watchdog]`.
     pub watchdog: WatchdogLayer,
-    /// `[provision]`
+    /// The section `[provision]`.
     pub provision: ProvisionLayer,
-}
-
-/// `[release]`: where releases come from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReleaseLayer {
-    /// Base URLs of the same release tree, tried in order: `http://`, `https://` or `file:///`.
-    pub urls: Option<Vec<String>>,
-    /// The channel: the directory below the base URL that holds `manifest.json`.
-    pub channel: Option<String>,
-    /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began by
-    /// itself. Default 15; 0 to 3600.
-    pub spread_s: Option<u64>,
-}
-
-/// `[machine]`: which releases fit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MachineLayer {
-    /// The product; a release made for another is refused.
-    pub product: Option<String>,
-    /// The hardware name compared with the manifest's list. Default: the DMI product name.
-    pub hardware: Option<String>,
-    /// Host name template, such as `robot-{serial}`.
-    pub hostname: Option<String>,
-}
-
-/// `[boot]`: what happens after the write.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BootLayer {
-    /// Boots the new system may try before GRUB falls back to recovery, 1 to 9. Default 3.
-    pub tries: Option<u8>,
-    /// Automatic recoveries to one release without a good boot between them, before the agent gives that release up
-    /// and waits for another, 1 to 9. Default 3.
-    pub recoveries: Option<u32>,
-    /// Seconds an intact system waits in recovery for a release that cannot be had, before it is started again, 1 to
-    /// 86400. Default 600.
-    pub offline_s: Option<u64>,
-}
-
-/// `[report]`: who is told how recoveries go and went.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReportLayer {
-    /// URL that takes, as JSON by POST, what the agent is doing and the record of its last attempts.
-    pub url: Option<String>,
-}
-
-/// `[watchdog]`: when a machine on which nothing moves is reset.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WatchdogLayer {
-    /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer fed;
-    /// it resets the machine a minute later. A network that never comes up is no progress either. 0 leaves the watchdog
-    /// alone; else 30 to 86400. Default 900.
-    pub stall_s: Option<u64>,
-}
-
-/// `[provision]`: how a disk becomes a robot's.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ProvisionLayer {
-    /// Which disk. Default: the only one that is not removable, not in use and not the boot medium.
-    pub disk: Option<DiskSelector>,
-}
-
-/// The checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// Where releases come from, in order; never empty.
-    pub urls: Vec<String>,
-    /// Directory below each URL.
-    pub channel: String,
-    /// Product that the manifest must name.
-    pub product: String,
-    /// Hardware name, when the configuration overrides DMI.
-    pub hardware: Option<String>,
-    /// Host name template.
-    pub hostname: Option<String>,
-    /// Network settings.
-    pub network: Network,
-    /// Boots the new system may try, 1 to 9.
-    pub boot_tries: u8,
-    /// Automatic recoveries to one release without a good boot between them, 1 to 9.
-    pub recoveries: u32,
-    /// How long an intact system waits for a release that cannot be had.
-    pub offline: Duration,
-    /// Over how long a fleet spreads its first requests.
-    pub spread: Duration,
-    /// Who is told how recoveries went.
-    pub report_url: Option<String>,
-    /// Which disk provisioning takes.
-    pub disk: DiskSelector,
-    /// Time without progress until the watchdog is no longer fed; `None` leaves it alone.
-    pub stall: Option<Duration>,
 }
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not TOML, a wrong type, or an unknown key; the TOML error has the line.
+    /// The text is not TOML, a value has a wrong type, or a key is unknown; the TOML error has the line.
     #[error("{origin} is not a valid configuration")]
     Toml {
-        /// File the layer came from.
+        /// The file that the layer came from.
         origin: String,
         /// Line, column and reason.
         source: Box<toml::de::Error>,
     },
-    /// An unknown `reflash.` argument.
-    #[error("kernel argument {argument:?} is not known; known are {KERNEL_KEYS}")]
+    /// A kernel argument begins with `reflash.` and is not known.
+    #[error("kernel argument {argument:?} is not known; known are {}", known_arguments().join(", "))]
     UnknownArgument {
         /// The whole argument.
         argument: String,
     },
-    /// A value out of range or of the wrong form.
+    /// A value is out of range or of the wrong form.
     #[error("{key} = {value:?} is not valid: expected {expected}")]
     Value {
-        /// Dotted key.
+        /// The key with its section, or the kernel argument.
         key: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: String,
-        /// What would be right.
-        expected: &'static str,
+        /// The values that are right.
+        expected: String,
     },
-    /// A key that has no default.
+    /// A key that has no default is not set.
     #[error("{key} is not set; set it in reflash.toml on the recovery partition")]
     Missing {
-        /// Dotted key.
+        /// The key with its section.
         key: &'static str,
     },
 }
 
-/// What GRUB tells the agent on the kernel command line, beside configuration overrides.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BootArgs {
-    /// `reflash.reason=`: why GRUB chose recovery; see `grub/README.md`.
-    pub reason: Option<String>,
-    /// `reflash.recovery=PARTUUID`: the recovery partition GRUB booted from. It identifies the disk.
-    pub recovery_partuuid: Option<String>,
-    /// `reflash.slot=`: the slot of the recovery partition that kernel and initramfs were loaded from.
-    pub slot: Option<String>,
-    /// `reflash.force`: a person asked at the machine, so an older release is allowed.
-    pub force: bool,
-    /// `reflash.action=`: what to do, other than recover the disk GRUB started from.
-    pub action: Option<Action>,
-    /// `reflash.media=ID`: the boot medium the agent was started from.
-    pub media: Option<MediaId>,
-    /// `reflash.origin=ID`: the same for a network boot, where no medium is to be found.
-    pub origin: Option<MediaId>,
-    /// `reflash.arm=yes` or `=SERIAL`: a disk that is not blank may be erased; any that is chosen, or only this one.
-    pub arm: Option<String>,
-    /// `reflash.again`: also a disk that this medium made before. A person asked for it, now.
-    pub again: bool,
-    /// `reflash.dry-run`: say what provisioning would do, and write nothing.
-    pub dry_run: bool,
-    /// `reflash.` arguments that are not known, where they may be left out.
-    pub unknown: Vec<String>,
-    /// `reflash.verbose`: libraries may say everything in the kernel log.
-    pub verbose: bool,
+/// Every section of a configuration file with its keys, in the order of the documentation.
+pub fn sections() -> impl Iterator<Item = &'static Section> {
+    let (first, rest) = Config::SECTIONS.split_at(2);
+    first.iter().chain(Network::SECTIONS).chain(rest).chain(DiskSelector::SECTIONS)
 }
 
-/// What a boot medium or a network boot asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Make a machine of a blank disk, or of one that may be erased: everything on it is new.
-    Provision,
-    /// Install the release again on the machine's disk; its data stays.
-    Reflash,
-    /// Delete the data of the machine, after a person confirmed it twice; its system stays.
-    FactoryReset,
+/// Every kernel argument that the agent takes.
+#[must_use]
+pub fn known_arguments() -> Vec<String> {
+    let boot = BootArgs::ARGUMENTS.iter().chain(SYSTEM_ARGUMENTS).map(|argument| argument.name);
+    // The keys of a disk are no arguments by themselves: they are written into that of the disk.
+    let keys = Config::SECTIONS.iter().chain(Network::SECTIONS).flat_map(|section| section.keys);
+    boot.chain(keys.filter_map(|key| key.argument)).map(|name| format!("reflash.{name}")).collect()
 }
-
-const KERNEL_KEYS: &str = "reflash.reason, reflash.recovery, reflash.slot, reflash.force, reflash.action, reflash.media, \
-     reflash.origin, reflash.arm, reflash.again, reflash.dry-run, reflash.disk, reflash.verbose, reflash.url, reflash.channel, \
-     reflash.product, reflash.hardware, reflash.interface, reflash.address, reflash.gateway, reflash.dns, \
-     reflash.vlan, reflash.proxy, reflash.max-rate, reflash.report, reflash.system, reflash.data";
 
 impl Layer {
     /// Parses one configuration file; `origin` names it in errors.
@@ -224,26 +171,25 @@ impl Layer {
     #[must_use]
     pub fn overridden_by(self, later: Self) -> Self {
         Self {
-            release: ReleaseLayer {
-                urls: later.release.urls.or(self.release.urls),
-                channel: later.release.channel.or(self.release.channel),
-                spread_s: later.release.spread_s.or(self.release.spread_s),
-            },
-            machine: MachineLayer {
-                product: later.machine.product.or(self.machine.product),
-                hardware: later.machine.hardware.or(self.machine.hardware),
-                hostname: later.machine.hostname.or(self.machine.hostname),
-            },
+            release: self.release.overridden_by(later.release),
+            machine: self.machine.overridden_by(later.machine),
             network: self.network.overridden_by(later.network),
-            boot: BootLayer {
-                tries: later.boot.tries.or(self.boot.tries),
-                recoveries: later.boot.recoveries.or(self.boot.recoveries),
-                offline_s: later.boot.offline_s.or(self.boot.offline_s),
-            },
-            report: ReportLayer { url: later.report.url.or(self.report.url) },
-            watchdog: WatchdogLayer { stall_s: later.watchdog.stall_s.or(self.watchdog.stall_s) },
-            provision: ProvisionLayer { disk: later.provision.disk.or(self.provision.disk) },
+            boot: self.boot.overridden_by(later.boot),
+            report: self.report.overridden_by(later.report),
+            watchdog: self.watchdog.overridden_by(later.watchdog),
+            provision: self.provision.overridden_by(later.provision),
         }
+    }
+
+    /// Sets the key that has this kernel argument, if there is one. Whether there is.
+    fn set(&mut self, argument: &str, text: &str) -> Result<bool, ConfigError> {
+        Ok(self.release.set(argument, text)?
+            || self.machine.set(argument, text)?
+            || self.network.set(argument, text)?
+            || self.boot.set(argument, text)?
+            || self.report.set(argument, text)?
+            || self.watchdog.set(argument, text)?
+            || self.provision.set(argument, text)?)
     }
 
     /// Reads the `reflash.` arguments of a kernel command line. Other arguments belong to the kernel and are ignored.
@@ -259,55 +205,10 @@ impl Layer {
         let mut boot = BootArgs::default();
         for argument in line.split_ascii_whitespace() {
             let Some(setting) = argument.strip_prefix("reflash.") else { continue };
-            let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
-            let text = || value.to_owned();
-            match key {
-                "reason" => boot.reason = Some(text()),
-                "recovery" => boot.recovery_partuuid = Some(value.to_ascii_lowercase()),
-                "slot" => boot.slot = Some(text()),
-                "force" => boot.force = true,
-                "verbose" => boot.verbose = true,
-                "action" => {
-                    let action = match value {
-                        "provision" => Action::Provision,
-                        "reflash" => Action::Reflash,
-                        "factory-reset" => Action::FactoryReset,
-                        _ => return Err(value_error("reflash.action", value, "provision, reflash or factory-reset")),
-                    };
-                    boot.action = Some(action);
-                }
-                "media" => boot.media = Some(parsed("reflash.media", value, "the ID of a boot medium")?),
-                "origin" => boot.origin = Some(parsed("reflash.origin", value, "the ID of a boot medium")?),
-                "arm" if value.is_empty() => {
-                    return Err(value_error("reflash.arm", value, "yes, or the serial number of a disk"));
-                }
-                "arm" => boot.arm = Some(text()),
-                "again" => boot.again = true,
-                "dry-run" => boot.dry_run = true,
-                "disk" => layer.provision.disk = Some(DiskSelector::parse(value)?),
-                // For the system's own initramfs; here they only must not be refused.
-                "system" | "data" => {}
-                "url" => layer.release.urls = Some(value.split(',').map(str::to_owned).collect()),
-                "channel" => layer.release.channel = Some(text()),
-                "product" => layer.machine.product = Some(text()),
-                "hardware" => layer.machine.hardware = Some(text()),
-                "interface" => layer.network.interface = Some(text()),
-                "address" => layer.network.address = Some(text()),
-                "gateway" => {
-                    layer.network.gateway = Some(parsed("reflash.gateway", value, "an IPv4 address")?);
-                }
-                "dns" => {
-                    let servers: Result<_, _> = value
-                        .split(',')
-                        .map(|one| parsed("reflash.dns", one, "IP addresses, comma separated"))
-                        .collect();
-                    layer.network.dns = Some(servers?);
-                }
-                "vlan" => layer.network.vlan = Some(parsed("reflash.vlan", value, "a VLAN ID from 1 to 4094")?),
-                "proxy" => layer.network.proxy = Some(text()),
-                "max-rate" => layer.network.max_rate_kib_s = Some(parsed("reflash.max-rate", value, "KiB per second")?),
-                "report" => layer.report.url = Some(text()),
-                _ => boot.unknown.push(argument.to_owned()),
+            let (name, text) = setting.split_once('=').unwrap_or((setting, ""));
+            let of_system = SYSTEM_ARGUMENTS.iter().any(|known| known.name == name);
+            if !(of_system || boot.set(name, text)? || layer.set(name, text)?) {
+                boot.unknown.push(argument.to_owned());
             }
         }
         if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
@@ -325,90 +226,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Missing`] or [`ConfigError::Value`] with the key at fault.
     pub fn resolve(layer: Layer) -> Result<Self, ConfigError> {
-        let urls = layer.release.urls.unwrap_or_default();
-        if urls.is_empty() {
-            return Err(ConfigError::Missing { key: "release.urls" });
-        }
-        let urls = urls.into_iter().map(checked_url).collect::<Result<_, _>>()?;
-        let channel = layer.release.channel.unwrap_or_else(|| "stable".to_owned());
-        if !is_path_segment(&channel) {
-            return Err(value_error("release.channel", &channel, "letters, digits, '-', '_' and '.'"));
-        }
-        let boot_tries = layer.boot.tries.unwrap_or(3);
-        if !(1..=9).contains(&boot_tries) {
-            return Err(value_error("boot.tries", &boot_tries.to_string(), "a number from 1 to 9"));
-        }
-        let recoveries = layer.boot.recoveries.unwrap_or(3);
-        if !(1..=9).contains(&recoveries) {
-            return Err(value_error("boot.recoveries", &recoveries.to_string(), "a number from 1 to 9"));
-        }
-        let offline_s = layer.boot.offline_s.unwrap_or(600);
-        if !(1..=86_400).contains(&offline_s) {
-            return Err(value_error("boot.offline_s", &offline_s.to_string(), "seconds from 1 to 86400"));
-        }
-        let spread_s = layer.release.spread_s.unwrap_or(15);
-        if spread_s > 3600 {
-            return Err(value_error("release.spread_s", &spread_s.to_string(), "seconds from 0 to 3600"));
-        }
-        let stall_s = layer.watchdog.stall_s.unwrap_or(900);
-        if stall_s != 0 && !(30..=86_400).contains(&stall_s) {
-            return Err(value_error("watchdog.stall_s", &stall_s.to_string(), "0, or seconds from 30 to 86400"));
-        }
-        Ok(Self {
-            urls,
-            channel,
-            product: layer.machine.product.ok_or(ConfigError::Missing { key: "machine.product" })?,
-            hardware: layer.machine.hardware,
-            hostname: layer.machine.hostname,
-            network: Network::resolve(layer.network)?,
-            boot_tries,
-            recoveries,
-            offline: Duration::from_secs(offline_s),
-            spread: Duration::from_secs(spread_s),
-            stall: (stall_s > 0).then(|| Duration::from_secs(stall_s)),
-            disk: layer.provision.disk.unwrap_or_default(),
-            report_url: layer.report.url.map(checked_report_url).transpose()?,
-        })
+        let Layer { release, machine, network, boot, report, watchdog, provision } = layer;
+        Self::checked(release, machine, boot, report, watchdog, provision, network)
     }
-}
-
-fn value_error(key: &'static str, value: &str, expected: &'static str) -> ConfigError {
-    ConfigError::Value { key, value: value.to_owned(), expected }
-}
-
-fn parsed<T: std::str::FromStr>(key: &'static str, value: &str, expected: &'static str) -> Result<T, ConfigError> {
-    value.parse().map_err(|_| value_error(key, value, expected))
-}
-
-fn seconds(key: &'static str, value: Option<u64>, default: u64) -> Result<Duration, ConfigError> {
-    let value = value.unwrap_or(default);
-    if !(1..=3600).contains(&value) {
-        return Err(value_error(key, &value.to_string(), "seconds from 1 to 3600"));
-    }
-    Ok(Duration::from_secs(value))
-}
-
-fn checked_url(url: String) -> Result<String, ConfigError> {
-    let known =
-        ["http://", "https://", "file:///"].iter().any(|scheme| url.starts_with(scheme) && url.len() > scheme.len());
-    if !known {
-        return Err(value_error("release.urls", &url, "http://…, https://… or file:///…"));
-    }
-    Ok(url.trim_end_matches('/').to_owned())
-}
-
-fn checked_report_url(url: String) -> Result<String, ConfigError> {
-    if url.starts_with("http://") || url.starts_with("https://") {
-        return Ok(url);
-    }
-    Err(value_error("report.url", &url, "http://… or https://…"))
-}
-
-/// Whether the text can be one directory name of a URL without escaping.
-pub fn is_path_segment(text: &str) -> bool {
-    !text.is_empty()
-        && !text.starts_with('.')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]
@@ -468,7 +288,7 @@ mod tests {
         assert_eq!(config.product, "demo");
         assert_eq!(config.network.interface, Some(InterfaceSelector::Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         let address = config.network.address.unwrap();
-        assert_eq!((address.prefix_len, address.gateway), (24, Some([192, 0, 2, 1].into())));
+        assert_eq!((address.prefix_len, config.network.gateway), (24, Some([192, 0, 2, 1].into())));
         assert_eq!(
             boot,
             BootArgs {

@@ -68,7 +68,7 @@ impl Settings {
             link,
             address: fixed.address,
             prefix_len: fixed.prefix_len,
-            routes: fixed.gateway.map(default).into_iter().collect(),
+            routes: network.gateway.map(default).into_iter().collect(),
             dns: network.dns.clone(),
             search: Vec::new(),
             mtu: None,

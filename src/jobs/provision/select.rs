@@ -172,7 +172,7 @@ mod tests {
     }
 
     fn selector(toml: &str) -> DiskSelector {
-        toml::from_str(toml).unwrap()
+        DiskSelector::resolve(toml::from_str(toml).unwrap()).unwrap()
     }
 
     #[test]

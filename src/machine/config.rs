@@ -11,6 +11,7 @@
 
 mod boot_args;
 mod disk;
+mod error;
 mod keys;
 mod kinds;
 mod network;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
 pub use disk::{DiskLayer, DiskSelector};
+pub use error::ConfigError;
 pub use keys::{Key, Kind, Presence, Section, Shape};
 pub use kinds::is_path_segment;
 pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
@@ -41,8 +43,8 @@ keys::keys! {
         urls as urls: ReleaseUrls, required, argument "url";
         /// The channel: the directory below the base URL that holds `manifest.json`.
         channel as channel: PathSegment, default "stable", argument "channel";
-        /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began by
-        /// itself.
+        /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began
+        /// by itself.
         spread_s as spread: Seconds<0, 3600>, default "15";
     }
 
@@ -63,7 +65,8 @@ keys::keys! {
         /// Automatic recoveries to one release without a good boot between them, before the agent gives that release up
         /// and waits for another.
         recoveries as recoveries: Number<u32, 1, 9>, default "3";
-        /// Seconds that an intact system waits in recovery for a release that cannot be had, before it is started again.
+        /// Seconds that an intact system waits in recovery for a release that cannot be had, before it is started
+        /// again.
         offline_s as offline: Seconds<1, 86_400>, default "600";
     }
 
@@ -75,8 +78,8 @@ keys::keys! {
 
     /// When a machine on which nothing moves is reset.
     ["watchdog"] watchdog: WatchdogLayer {
-        /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer fed;
-        /// it resets the machine a minute later. A network that never comes up is no progress either. 0 leaves the
+        /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer
+        /// fed; it resets the machine a minute later. A network that never comes up is no progress either. 0 leaves the
         /// watchdog alone.
         stall_s as stall: SecondsOrNever<30, 86_400>, default "900";
     }
@@ -106,41 +109,6 @@ pub struct Layer {
     pub watchdog: WatchdogLayer,
     /// The section `[provision]`.
     pub provision: ProvisionLayer,
-}
-
-/// Why a configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The text is not TOML, a value has a wrong type, or a key is unknown; the TOML error has the line.
-    #[error("{origin} is not a valid configuration")]
-    Toml {
-        /// The file that the layer came from.
-        origin: String,
-        /// Line, column and reason.
-        source: Box<toml::de::Error>,
-    },
-    /// A kernel argument begins with `reflash.` and is not known.
-    #[error("kernel argument {argument:?} is not known; known are {}", known_arguments().join(", "))]
-    UnknownArgument {
-        /// The whole argument.
-        argument: String,
-    },
-    /// A value is out of range or of the wrong form.
-    #[error("{key} = {value:?} is not valid: expected {expected}")]
-    Value {
-        /// The key with its section, or the kernel argument.
-        key: &'static str,
-        /// The value that was given.
-        value: String,
-        /// The values that are right.
-        expected: String,
-    },
-    /// A key that has no default is not set.
-    #[error("{key} is not set; set it in reflash.toml on the recovery partition")]
-    Missing {
-        /// The key with its section.
-        key: &'static str,
-    },
 }
 
 /// Every section of a configuration file with its keys, in the order of the documentation.
@@ -214,7 +182,7 @@ impl Layer {
         if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
             && let Some(argument) = boot.unknown.pop()
         {
-            return Err(ConfigError::UnknownArgument { argument });
+            return Err(ConfigError::UnknownArgument { argument, known: known_arguments().join(", ") });
         }
         Ok((layer, boot))
     }

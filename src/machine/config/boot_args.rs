@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::ConfigError;
+use super::error::ConfigError;
 use crate::machine::media::MediaId;
 
 /// A kernel argument that is no configuration key, as the documentation and the tests see it.
@@ -65,7 +65,8 @@ boot_arguments! {
     media: Option<MediaId> = "media" "ID", |text| value("reflash.media", text, "the ID of a boot medium");
     /// The ID of the files of a network boot that the agent was started from, where there is no medium to find.
     origin: Option<MediaId> = "origin" "ID", |text| value("reflash.origin", text, "the ID of a boot medium");
-    /// Permission to erase a disk that is not blank: `yes` for any that is chosen, or the serial number of the only one.
+    /// Permission to erase a disk that is not blank: `yes` for any that is chosen, or the serial number of the only
+    /// one.
     arm: Option<String> = "arm" "yes|SERIAL", |text| match text {
         "" => Err(wrong("reflash.arm", text, "yes, or the serial number of a disk")),
         _ => Ok(Some(text.to_owned())),
@@ -89,7 +90,7 @@ pub const SYSTEM_ARGUMENTS: &[BootArgument] = &[
     },
 ];
 
-/// What a boot medium or a network boot asks for.
+/// Action that a boot medium or a network boot asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Make a machine of a blank disk, or of one that may be erased: everything on it is new.

@@ -1,6 +1,6 @@
 //! `[provision.disk]`: which disk becomes the machine's. Pure.
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::keys::{Key, Kind, Shape, keys};
 use super::kinds::{Flag, Gigabytes, Text};
 

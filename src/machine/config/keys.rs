@@ -13,7 +13,7 @@
 
 use std::fmt::Display;
 
-use super::ConfigError;
+use super::error::ConfigError;
 
 /// A kind of value: how it is written, what it may be, and what it becomes once it is checked.
 pub trait Kind {
@@ -77,7 +77,7 @@ pub enum Shape {
     Table(&'static Section),
 }
 
-/// What applies when no layer sets a key.
+/// Consequence of a key that no layer sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     /// The configuration cannot be used without the key.
@@ -97,13 +97,13 @@ pub struct Key {
     pub argument: Option<&'static str>,
     /// The sentences that explain it.
     pub doc: &'static str,
-    /// What applies when it is not set.
+    /// Consequence when no layer sets the key.
     pub presence: Presence,
     /// The form of the value.
     pub shape: Shape,
     /// The values that are right.
     pub expected: fn() -> String,
-    /// One of them, as in a kernel argument.
+    /// A value that is right, as in a kernel argument.
     pub example: fn() -> String,
 }
 
@@ -114,7 +114,7 @@ pub struct Section {
     pub path: &'static str,
     /// The phrase that says what it is about.
     pub doc: &'static str,
-    /// Its keys, in the order of the documentation.
+    /// The keys of the section, in the order of the documentation.
     pub keys: &'static [Key],
 }
 

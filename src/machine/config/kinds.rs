@@ -6,13 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::keys::{Kind, Shape, refused};
 
 /// The pattern of [`Shape::Text`] that every text fits.
 pub(super) const ANY: &str = "";
 
-/// Any text.
+/// Text of any form.
 #[derive(Debug)]
 pub struct Text;
 
@@ -161,7 +161,7 @@ impl Kind for ProxyUrl {
     }
 }
 
-/// An IPv4 address.
+/// Address of IPv4, without a prefix length.
 #[derive(Debug)]
 pub struct Address;
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::keys::{Kind, Shape, keys, refused};
 use super::kinds::{ANY, Address, Addresses, KibPerSecond, Number, ProxyUrl, Seconds, Text};
 
@@ -38,7 +38,7 @@ keys! {
     }
 }
 
-/// How one interface is named in the configuration.
+/// Name of one interface, of either kind that the configuration takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InterfaceSelector {
     /// The name that the kernel gives it.

@@ -1,4 +1,5 @@
-//! The reference of the configuration, made of the rows that define it: `docs/configuration.md` and a JSON schema. Pure.
+//! The reference of the configuration, made of the rows that define it: `docs/configuration.md` and a JSON schema.
+//! Pure.
 
 use std::fmt::Write as _;
 

@@ -1,23 +1,67 @@
 //! The command line: `reflash COMMAND`, on a robot, in recovery, or on a bench.
+//!
+//! [`commands`] and [`options`] define what can be typed, one row each. A module of the name of each command carries it
+//! out.
 
+pub mod answer;
 pub mod args;
-mod help;
+pub mod commands;
+pub mod completion;
+mod context;
+mod env;
+mod flash;
+mod good;
+pub mod help;
+pub mod manual;
 mod mounted;
+pub mod options;
 mod provision;
-pub mod run;
+mod report;
+mod request;
 mod status;
+mod verbose;
+mod verify;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
-/// Reads the arguments and carries the command out. What it prints and the exit codes are in `reflash --help`.
+use answer::{Exit, Failure, complain, print_text};
+use args::Invocation;
+use commands::Command;
+use options::Options;
+
+/// Reads the arguments after the program's name and carries the command out. `reflash --help` documents the exit codes.
 #[must_use]
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match args::parse(arguments) {
-        Ok(command) => run::run(command),
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let invocation = match args::parse(arguments) {
+        Ok(invocation) => invocation,
         Err(error) => {
-            eprintln!("reflash: {error}");
-            ExitCode::from(run::USAGE)
+            complain(&error.to_string());
+            return Exit::Usage;
         }
+    };
+    let done = match invocation {
+        Invocation::Help(command) => print_text(&help::help(command)).map(|()| Exit::Done),
+        Invocation::Version => print_text(concat!("reflash ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| Exit::Done),
+        Invocation::Command(command, options) => carry_out(&command, &options),
+    };
+    done.unwrap_or_else(|failure| {
+        complain(&failure.text);
+        failure.exit
+    })
+}
+
+fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
+    if options.verbose {
+        verbose::log_libraries();
+    }
+    match command {
+        Command::Flash => flash::run(options),
+        Command::Provision => provision::run(options),
+        Command::Verify => verify::run(options),
+        Command::Status => status::run(options),
+        Command::Report => report::run(options),
+        Command::Good => good::run(options),
+        Command::Request(action) => request::run(options, *action),
+        Command::Env(action) => env::run(options, action),
     }
 }

@@ -15,5 +15,5 @@ fn main() -> ExitCode {
             pid1::Job::System => pid1::system::run(),
         }
     }
-    cli::main(std::env::args_os().skip(1))
+    cli::run(std::env::args_os().skip(1)).into()
 }

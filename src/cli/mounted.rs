@@ -1,20 +1,20 @@
-//! The partitions that a verb by hand works with.
+//! The partitions of this machine that a command works with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::answer::{Failure, complain, failure};
+use super::options::Options;
 use crate::chain::chain;
-use crate::cli::args::Common;
-use crate::cli::run::{Failure, failure};
 use crate::disk::Which;
 use crate::disk::roles::Role;
 use crate::jobs::state::StatePartition;
 use crate::sys::{self, mount::Mount};
 
-/// Where partitions are mounted while a verb needs them.
+/// Directory below which partitions are mounted while a command needs them.
 pub(super) const MOUNTS: &str = "/run/reflash";
 
-/// The state partition, and the recovery partition for reading, mounted only while a verb needs them: GRUB reads and
+/// The state partition, and the recovery partition for reading, mounted only while a command needs them: GRUB reads and
 /// writes the blocks of the former, so nothing else should keep it busy.
 pub(super) struct MountedState {
     pub state: StatePartition,
@@ -24,8 +24,8 @@ pub(super) struct MountedState {
 }
 
 impl MountedState {
-    pub(super) fn open(common: &Common) -> Result<Self, Failure> {
-        if let Some(directory) = &common.state {
+    pub(super) fn open(options: &Options) -> Result<Self, Failure> {
+        if let Some(directory) = &options.state {
             return Ok(Self {
                 state: StatePartition::new(directory),
                 system: None,
@@ -80,7 +80,7 @@ impl Drop for MountedState {
     fn drop(&mut self) {
         for directory in self.mounted.iter().rev() {
             if let Err(error) = sys::mount::unmount(directory) {
-                eprintln!("reflash: {}", chain(&error));
+                complain(&chain(&error));
             }
         }
     }

@@ -1,64 +1,63 @@
-//! `reflash provision`: a disk on a bench, or a file, becomes a robot's disk.
+//! `reflash provision`: a disk on a bench, or a file, becomes the disk of a robot.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::answer::{Exit, Failure, failure, print};
+use super::context::{Context, ETC};
+use super::mounted::MOUNTS;
+use super::options::Options;
 use crate::chain::chain;
-use crate::cli::args::{Common, Provision};
-use crate::cli::mounted::MOUNTS;
-use crate::cli::run::{FAILED, Failure, LATER, bench, failure, say};
 use crate::disk::{Which, disks};
 use crate::flash::target::DeviceTarget;
 use crate::jobs::keys::key_files;
 use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Site};
 use crate::machine::config::{Config, DiskSelector, Layer};
 
-pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
-    let Some(path) = &provision.disk else { return failure("no disk: give --disk DEV") };
-    let release = &provision.release;
-    let Some(config_path) = &release.common.config else {
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let Some(path) = &options.disk else { return failure("no disk: give --disk DEV") };
+    let Some(config_path) = &options.config else {
         return failure("the new machine needs a configuration: give --config FILE");
     };
-    let candidate = candidate(path, provision.block_bytes)?;
-    // By hand it was named, so it may be removable. In use it must not be.
+    let candidate = candidate(path, options.block_bytes)?;
+    // A person named the disk, so it may be removable. In use it must not be.
     let named = DiskSelector { removable: true, ..DiskSelector::default() };
     let candidate = provision::choose(&named, &[candidate], &[])?;
-    let config = std::fs::read_to_string(config_path).map_err(|error| unreadable(config_path, &error))?;
-    // A disk that could not recover by itself later is not worth making, whatever the options add here.
-    Config::resolve(Layer::parse(&config_path.display().to_string(), &config)?)
-        .map_err(|error| Failure { text: format!("the new machine needs more: {}", chain(&error)), code: FAILED })?;
-    let site = Site { config, keys: keys(&release.common), ..Site::default() };
-    let firmware = match provision.uefi {
-        Some(true) => Firmware::Uefi,
-        Some(false) => Firmware::Bios,
-        None => Firmware::of_this_machine(),
-    };
+    let site = Site { config: site_config(config_path)?, keys: site_keys(options), ..Site::default() };
+    let firmware = options.firmware.unwrap_or_else(Firmware::of_this_machine);
     let disk = candidate.disk.to_string();
-    let target = if release.dry_run {
-        DeviceTarget::open_read_only(&candidate.disk.path)?
-    } else {
-        DeviceTarget::open(&candidate.disk.path)?
-    }
-    .on_disk(&disk);
-    let bench = bench(release)?;
-    let machine = bench.machine(&target, true);
+    let device = &candidate.disk.path;
+    let target = if options.dry_run { DeviceTarget::open_read_only(device)? } else { DeviceTarget::open(device)? };
+    let target = target.on_disk(&disk);
+    let context = Context::open(options, None)?;
+    let machine = context.machine(&target, true);
     let (offered, preflight) = provision::prepare(&machine, candidate, firmware).map_err(failed)?;
     let version = offered.manifest.version.clone();
-    if release.dry_run {
+    if options.dry_run {
         let answer = json!({ "version": version, "disk": disk, "plan": preflight.to_string() });
-        say(release.common.json, &answer, || format!("{version} would be put on {disk}; nothing was written"));
-        return Ok(0);
+        print(options, &answer, || format!("{version} would be put on {disk}; nothing was written"))?;
+        return Ok(Exit::Done);
     }
-    let armed = preflight.arm(ErasePermission { confirmation: provision.arm.as_deref(), unattended_medium: None })?;
-    // One run on a bench must not be in the way of another.
+    let armed = preflight.arm(ErasePermission { confirmation: options.arm.as_deref(), unattended_medium: None })?;
+    // Several runs at a time on a bench must not be in each other's way.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
     let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);
     let _ = std::fs::remove_dir_all(&mounts);
     let (report, _) = installed?;
     let answer = json!({ "version": report.version, "serial": report.serial, "disk": disk });
-    say(release.common.json, &answer, || format!("{disk} is a robot's, with {version}, verified"));
-    Ok(0)
+    print(options, &answer, || format!("{disk} is the disk of a robot now, with {version}, verified"))?;
+    Ok(Exit::Done)
+}
+
+/// The configuration of the new machine. A disk that could not recover by itself later is not worth making, whatever
+/// the options add here, so that the file must be complete.
+fn site_config(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    match Config::resolve(Layer::parse(&path.display().to_string(), &text)?) {
+        Ok(_) => Ok(text),
+        Err(error) => failure(format!("the new machine needs more: {}", chain(&error))),
+    }
 }
 
 fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<DiskCandidate, Failure> {
@@ -73,21 +72,18 @@ fn candidate(path: &Path, block_bytes: Option<u32>) -> Result<DiskCandidate, Fai
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure { text: format!("cannot read {}: {error}", path.display()), code: FAILED }
+    Failure { text: format!("cannot read {}: {error}", path.display()), exit: Exit::Failed }
 }
 
-/// The public keys that the new machine trusts: those that are checked with here.
-fn keys(common: &Common) -> Vec<(String, String)> {
-    let directory = common.keys.clone().unwrap_or_else(|| Path::new(crate::cli::run::ETC).join("keys"));
+/// The public keys that the new machine trusts: the ones that the release is checked with here.
+fn site_keys(options: &Options) -> Vec<(String, String)> {
+    let directory = options.keys.clone().unwrap_or_else(|| Path::new(ETC).join("keys"));
     let named =
         |(path, text): (PathBuf, String)| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text);
     key_files(&directory).into_iter().map(named).collect()
 }
 
 fn failed(error: InstallError) -> Failure {
-    let code = match &error {
-        InstallError::Recovery(error) if error.is_retryable() => LATER,
-        _ => FAILED,
-    };
-    Failure { text: chain(&error), code }
+    let retryable = matches!(&error, InstallError::Recovery(error) if error.is_retryable());
+    Failure::of(&error, retryable)
 }

@@ -5,27 +5,30 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::boot::grubenv::names;
+use super::answer::{Exit, Failure, print};
+use super::context::keys;
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
-use crate::cli::args::Common;
-use crate::cli::mounted::MountedState;
-use crate::cli::run::{Failure, NO, keys, say};
 use crate::jobs::state::StatePartition;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
 use crate::record::progress::bytes;
-use crate::release::manifest::SYSTEM_IMAGE;
+use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
 
 /// Attempts shown to a person; JSON has all that are kept.
 const SHOWN: usize = 5;
+/// Lines of the event log that JSON has, the last ones.
+const EVENTS: usize = 20;
 
-pub(super) fn run(common: &Common) -> Result<u8, Failure> {
-    let mounted = MountedState::open(common)?;
-    let keys = keys(common, Some(&mounted))?;
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let mounted = MountedState::open(options)?;
+    let keys = keys(options, Some(&mounted))?;
     let installed = mounted.state.installed_manifest(&keys).map(|(_, manifest)| manifest);
     let env = mounted.state.boot_env().load_or_empty()?;
     let variables: serde_json::Map<String, Value> =
         env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
-    let events = last_lines(&mounted.state.events_path(), 20);
+    let events = last_lines(&mounted.state.events_path(), EVENTS);
     let (attempts, marks) = read_blackbox(&mounted.state);
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
     let answer = json!({
@@ -38,33 +41,42 @@ pub(super) fn run(common: &Common) -> Result<u8, Failure> {
         "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
         "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
     });
-    say(common.json, &answer, || {
-        let what = installed.as_ref().map_or_else(
-            || "no release is recorded as installed".to_owned(),
-            |manifest| {
-                format!(
-                    "{} {} (serial {}), channel {}",
-                    manifest.product, manifest.version, manifest.serial, manifest.channel
-                )
-            },
-        );
-        let tries = env.get(names::TRIES).unwrap_or("unknown");
-        let good =
-            if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
-        let told: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| tell(attempt, marks)).collect();
-        let told = if told.is_empty() { "none is recorded".to_owned() } else { told.join("\n") };
-        let slot = env.get(names::SLOT).unwrap_or("a, by default");
-        let trial = match Trial::parse(env.get(names::TRIAL)) {
-            Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
-            Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),
-            None => String::new(),
-        };
+    print(options, &answer, || {
         format!(
-            "{what}\nthis boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}\n\
-             recoveries, the last one first:\n{told}"
+            "{}\n{}\nrecoveries, the last one first:\n{}",
+            installed_line(installed.as_ref()),
+            boot_line(&env),
+            attempt_lines(&attempts, marks)
         )
-    });
-    Ok(if installed.is_some() { 0 } else { NO })
+    })?;
+    Ok(if installed.is_some() { Exit::Done } else { Exit::No })
+}
+
+fn installed_line(installed: Option<&Manifest>) -> String {
+    match installed {
+        Some(Manifest { product, version, serial, channel, .. }) => {
+            format!("{product} {version} (serial {serial}), channel {channel}")
+        }
+        None => "no release is recorded as installed".to_owned(),
+    }
+}
+
+/// How this boot stands with GRUB: its tries, and the slots of the recovery partition.
+fn boot_line(env: &GrubEnv) -> String {
+    let tries = env.get(names::TRIES).unwrap_or("unknown");
+    let good = if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
+    let slot = env.get(names::SLOT).unwrap_or("a, by default");
+    let trial = match Trial::parse(env.get(names::TRIAL)) {
+        Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
+        Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),
+        None => String::new(),
+    };
+    format!("this boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}")
+}
+
+fn attempt_lines(attempts: &[Attempt], marks: Marks) -> String {
+    let shown: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| described(attempt, marks)).collect();
+    if shown.is_empty() { "none is recorded".to_owned() } else { shown.join("\n") }
 }
 
 /// The attempts in the black box; none where there is none.
@@ -77,7 +89,7 @@ fn read_blackbox(state: &StatePartition) -> (Vec<Attempt>, Marks) {
 }
 
 /// One attempt in a few lines.
-fn tell(attempt: &Attempt, marks: Marks) -> String {
+fn described(attempt: &Attempt, marks: Marks) -> String {
     let outcome = match attempt.outcome {
         Some(AttemptOutcome::Installed) => "installed",
         Some(AttemptOutcome::Started) => "started the intact system",

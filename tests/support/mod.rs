@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use reflash::boot::decide::Recoveries;
+use reflash::cli::answer::Exit;
 use reflash::fetch::Source;
 use reflash::flash::target::BlockTarget;
 use reflash::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
@@ -63,9 +64,9 @@ impl Fixture {
         let (target, config, keys) = (file.display().to_string(), path("machine.toml"), path("keys"));
         let mut arguments = vec!["flash", "--target", &target, "--config", &config, "--keys", &keys];
         arguments.extend(urls.iter().flat_map(|url| ["--url", url]));
-        let command = reflash::cli::args::parse(arguments.iter().chain(more).map(Into::into)).unwrap();
-        let done = format!("{:?}", reflash::cli::run::run(command)) == format!("{:?}", std::process::ExitCode::SUCCESS);
-        done && std::fs::read(file).unwrap() == self.image
+        let exit = reflash::cli::run(arguments.iter().chain(more).map(Into::into));
+        assert_ne!(exit, Exit::Usage, "{arguments:?} {more:?}");
+        exit == Exit::Done && std::fs::read(file).unwrap() == self.image
     }
 
     /// Releases an image of 300 blocks with chunks of 16 KiB.

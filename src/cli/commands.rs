@@ -1,0 +1,223 @@
+//! The commands, one row each. Pure.
+
+/// Name of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandName {
+    /// `reflash flash`: make a target equal to a release.
+    Flash,
+    /// `reflash provision`: make a robot's disk of a whole disk.
+    Provision,
+    /// `reflash verify`: compare a target with the installed release.
+    Verify,
+    /// `reflash status`: show what is installed and how the last boots went.
+    Status,
+    /// `reflash report`: post the results of recent recoveries.
+    Report,
+    /// `reflash good`: record that this boot is good.
+    Good,
+    /// `reflash request`: start recovery at the next boot.
+    Request,
+    /// `reflash env`: show or change the boot environment.
+    Env,
+}
+
+/// A command with what its operands say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Make a target equal to a release.
+    Flash,
+    /// Make a robot's disk of a whole disk.
+    Provision,
+    /// Compare a target with the installed release.
+    Verify,
+    /// Show what is installed and how the last boots went.
+    Status,
+    /// Post the results of recent recoveries.
+    Report,
+    /// Record that this boot is good.
+    Good,
+    /// Start recovery at the next boot, or offer a factory reset there.
+    Request(RequestedAction),
+    /// Show or change the boot environment.
+    Env(EnvAction),
+}
+
+/// Action that `reflash request` asks the next boot for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestedAction {
+    /// Install the release again.
+    Reflash,
+    /// Delete the data, after a person at the console confirmed it twice.
+    FactoryReset,
+}
+
+/// Operation of `reflash env` on the boot environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnvAction {
+    /// Print all variables.
+    List,
+    /// Set one variable.
+    Set(String, String),
+    /// Remove one variable.
+    Unset(String),
+}
+
+/// The row of a command.
+#[derive(Debug)]
+pub struct CommandRow {
+    /// The command itself.
+    pub name: CommandName,
+    /// The word that is typed.
+    pub word: &'static str,
+    /// The operands, as a usage line shows them.
+    pub operands: &'static str,
+    /// The first words that an operand can be, each with an explanation; the completions offer them.
+    pub words: &'static [(&'static str, &'static str)],
+    /// The line in the overview.
+    pub summary: &'static str,
+    /// The paragraphs that explain it.
+    pub about: &'static [&'static str],
+    /// Reads the operands; the error names the one that is wrong.
+    pub(super) read: fn(&[&str]) -> Result<Command, String>,
+}
+
+/// Every command, in the order of the overview.
+pub static COMMANDS: &[CommandRow] = &[
+    CommandRow {
+        name: CommandName::Flash,
+        word: "flash",
+        operands: "",
+        words: &[],
+        summary: "download, verify, write and read back a release",
+        about: &[
+            "Makes a target equal to the release of the configured channel. Only what differs is downloaded and written.",
+            "The target must not be mounted. To reflash the system that is running, use `reflash request` and reboot.",
+        ],
+        read: |operands| without_operands(operands, Command::Flash),
+    },
+    CommandRow {
+        name: CommandName::Provision,
+        word: "provision",
+        operands: "",
+        words: &[],
+        summary: "make a robot's disk of a whole disk: table, boot code, system",
+        about: &[
+            "Makes partition table, boot code and file systems as the release says, then installs its system. The disk starts \
+             only once everything on it was verified, and a run that ends early may be repeated. Needs root.",
+            "The options --disk and --config must be given.",
+        ],
+        read: |operands| without_operands(operands, Command::Provision),
+    },
+    CommandRow {
+        name: CommandName::Verify,
+        word: "verify",
+        operands: "",
+        words: &[],
+        summary: "compare the system with the installed release",
+        about: &[
+            "Compares every byte of a target with the release that is recorded as installed. It works on the running system \
+             too. The exit code is 0 when every byte is right, and 1 when the target is damaged.",
+        ],
+        read: |operands| without_operands(operands, Command::Verify),
+    },
+    CommandRow {
+        name: CommandName::Status,
+        word: "status",
+        operands: "",
+        words: &[],
+        summary: "show what is installed and how the last boots went",
+        about: &[
+            "Shows the installed release and the black box: reason, outcome, quantities and errors of the last recoveries. The \
+             exit code is 1 when no release is recorded as installed.",
+        ],
+        read: |operands| without_operands(operands, Command::Status),
+    },
+    CommandRow {
+        name: CommandName::Report,
+        word: "report",
+        operands: "",
+        words: &[],
+        summary: "post the results of recent recoveries to report.url",
+        about: &[
+            "Posts, as JSON, what the black box holds of the recoveries that were not reported before. The system's image runs \
+             this command once it has a network.",
+        ],
+        read: |operands| without_operands(operands, Command::Report),
+    },
+    CommandRow {
+        name: CommandName::Good,
+        word: "good",
+        operands: "",
+        words: &[],
+        summary: "record that this boot is good, which gives the system its tries back",
+        about: &["Gives the system its full number of tries back. The system's image runs this command once it is up."],
+        read: |operands| without_operands(operands, Command::Good),
+    },
+    CommandRow {
+        name: CommandName::Request,
+        word: "request",
+        operands: "[reflash|factory-reset]",
+        words: &[
+            ("reflash", "install the offered release again; the data stays (the default)"),
+            ("factory-reset", "ask twice at the console, then make the data partition anew; the system stays"),
+        ],
+        summary: "start recovery, or offer a factory reset, at the next boot",
+        about: &[
+            "Makes the next boot, and only that one, start recovery.",
+            "To erase everything, start the machine from a boot medium (cargo xtask media) or use `reflash provision`: from its \
+             own disk a machine cannot do that and survive a power cut.",
+        ],
+        read: read_request,
+    },
+    CommandRow {
+        name: CommandName::Env,
+        word: "env",
+        operands: "[list | set NAME=VALUE | unset NAME]",
+        words: &[
+            ("list", "print all variables (the default)"),
+            ("set", "set the variable NAME to VALUE"),
+            ("unset", "remove the variable NAME"),
+        ],
+        summary: "show or change the GRUB environment on the state partition",
+        about: &["Changes are made in place and flushed. grub/README.md documents the variables."],
+        read: read_env,
+    },
+];
+
+fn without_operands(operands: &[&str], command: Command) -> Result<Command, String> {
+    match operands {
+        [] => Ok(command),
+        [first, ..] => Err(not_expected(first)),
+    }
+}
+
+/// The last of several counts, as for options.
+fn read_request(operands: &[&str]) -> Result<Command, String> {
+    let mut action = RequestedAction::Reflash;
+    for operand in operands {
+        action = match *operand {
+            "reflash" => RequestedAction::Reflash,
+            "factory-reset" => RequestedAction::FactoryReset,
+            other => return Err(not_expected(other)),
+        };
+    }
+    Ok(Command::Request(action))
+}
+
+fn read_env(operands: &[&str]) -> Result<Command, String> {
+    let action = match operands {
+        [] | ["list"] => EnvAction::List,
+        ["set", pair] => match pair.split_once('=') {
+            Some((name, value)) => EnvAction::Set(name.to_owned(), value.to_owned()),
+            None => return Err(format!("{pair:?} is not NAME=VALUE")),
+        },
+        ["unset", name] => EnvAction::Unset((*name).to_owned()),
+        _ => return Err("expected: reflash env list, set NAME=VALUE or unset NAME".to_owned()),
+    };
+    Ok(Command::Env(action))
+}
+
+/// The sentence about an argument that a command does not take.
+pub(super) fn not_expected(argument: &str) -> String {
+    format!("{argument:?} is not expected here")
+}

@@ -1,0 +1,128 @@
+//! What a command works with: configuration, trusted keys, release sources and a journal on standard error.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::answer::{Failure, failure};
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::boot::decide::Recoveries;
+use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
+use crate::flash::target::BlockTarget;
+use crate::jobs::keys::read_keys;
+use crate::jobs::recovery::Machine;
+use crate::machine::config::{Config, Layer};
+use crate::machine::identity::hardware_name;
+use crate::record::journal::Journal;
+use crate::record::report::ReportedMachine;
+use crate::release::manifest::TrustedKeys;
+
+/// Directory of this system's configuration and keys.
+pub(super) const ETC: &str = "/etc/reflash";
+
+/// Attempts of a transfer by hand. PID 1 tries for ever, but a person can repeat the command.
+const HAND_ROUNDS: u32 = 5;
+
+/// All that a command which takes a release works with, except the target.
+pub(super) struct Context {
+    pub(super) config: Config,
+    keys: TrustedKeys,
+    mirrors: Mirrors,
+    pub(super) journal: Arc<Journal>,
+}
+
+impl Context {
+    /// Reads configuration and keys, and opens the release sources.
+    pub(super) fn open(options: &Options, mounted: Option<&MountedState>) -> Result<Self, Failure> {
+        let config = config(options, mounted)?;
+        let keys = keys(options, mounted)?;
+        let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
+        let journal = Arc::new(journal());
+        let warnings = Arc::clone(&journal);
+        let mirrors = fetch::open_all(&config.urls, &fetch_options, RetryPolicy::Rounds(HAND_ROUNDS))?
+            .on_retry(move |retry| warnings.warn(&retry.to_string()));
+        Ok(Self { config, keys, mirrors, journal })
+    }
+
+    pub(super) fn machine<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> Machine<'a> {
+        Machine {
+            product: self.config.product.clone(),
+            hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
+            channel: self.config.channel.clone(),
+            tries: self.config.boot_tries,
+            allow_older,
+            requested: true,
+            recoveries: Recoveries::default(),
+            keys: &self.keys,
+            source: &self.mirrors,
+            target,
+            state: None,
+            journal: &self.journal,
+            renewal: None,
+            learn_time: &|_| {},
+        }
+    }
+}
+
+/// A journal on standard error, with a bar of progress if that is a terminal.
+pub(super) fn journal() -> Journal {
+    Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal())
+}
+
+/// The configuration of the machine, with the options of the command line over it.
+pub(super) fn config(options: &Options, mounted: Option<&MountedState>) -> Result<Config, Failure> {
+    let mut layer = Layer::default();
+    let files = match &options.config {
+        Some(path) => vec![path.clone()],
+        None => directories(mounted).iter().map(|directory| directory.join("reflash.toml")).collect(),
+    };
+    for path in files {
+        match fs::read_to_string(&path) {
+            Ok(text) => layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && options.config.is_none() => {}
+            Err(error) => return failure(format!("cannot read {}: {error}", path.display())),
+        }
+    }
+    Ok(Config::resolve(layer.overridden_by(layer_of(options)))?)
+}
+
+/// The options that stand for configuration keys. A command that does not take them leaves them unset.
+fn layer_of(options: &Options) -> Layer {
+    let mut layer = Layer::default();
+    layer.release.urls = Some(options.urls.clone()).filter(|urls| !urls.is_empty());
+    layer.release.channel.clone_from(&options.channel);
+    layer.network.max_rate_kib_s = options.max_rate_kib_s;
+    layer.machine.product.clone_from(&options.product);
+    layer.machine.hardware.clone_from(&options.hardware);
+    layer
+}
+
+/// The machine that a report is about: one whose state is at hand. An image file or a disk on a bench is no machine yet.
+pub(super) fn this_machine(config: &Config, mounted: &MountedState) -> ReportedMachine {
+    let asset = mounted.recovery.as_ref().and_then(|recovery| fs::read_to_string(recovery.join("asset")).ok());
+    ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
+}
+
+/// The keys that this machine trusts; at least one.
+pub(super) fn keys(options: &Options, mounted: Option<&MountedState>) -> Result<TrustedKeys, Failure> {
+    let looked: Vec<PathBuf> = match &options.keys {
+        Some(directory) => vec![directory.clone()],
+        None => directories(mounted).iter().map(|directory| directory.join("keys")).collect(),
+    };
+    let looked: Vec<String> = looked.iter().map(|directory| directory.display().to_string()).collect();
+    let keys = read_keys(&looked)?;
+    if keys.is_empty() {
+        let looked = looked.join(" and ");
+        return failure(format!("no trusted key in {looked}; give the directory of *.pub files with --keys"));
+    }
+    Ok(keys)
+}
+
+/// The directories of configuration and keys, later ones over earlier ones: this system's, then the recovery
+/// partition's.
+fn directories(mounted: Option<&MountedState>) -> Vec<PathBuf> {
+    let recovery = mounted.and_then(|mounted| mounted.recovery.clone());
+    std::iter::once(PathBuf::from(ETC)).chain(recovery).collect()
+}

@@ -1,0 +1,75 @@
+//! `reflash flash`: a target becomes equal to a release.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::answer::{Exit, Failure, failure, print};
+use super::context::{Context, this_machine};
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::chain::chain;
+use crate::fetch::FetchOptions;
+use crate::flash::target::{BlockTarget, DeviceTarget};
+use crate::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
+use crate::record::report::{Ending, Poster};
+
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let mounted = match (&options.state, &options.target) {
+        // An image file or a disk on a bench has no state of this machine.
+        (None, Some(_)) => None,
+        _ => Some(MountedState::open(options)?),
+    };
+    let context = Context::open(options, mounted.as_ref())?;
+    let path = target_path(options, mounted.as_ref())?;
+    let target = if options.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? };
+    let state = mounted.as_ref().map(|mounted| &mounted.state);
+    let machine = Machine { state, ..context.machine(&target, options.allow_older) };
+    let failed = |error: RecoveryError| Failure::of(&error, error.is_retryable());
+    if options.dry_run {
+        let (release, totals) = recovery::estimate(&machine).map_err(failed)?;
+        let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
+        print(options, &answer, || format!("{} on {}: {totals}", release.version, target.name()))?;
+    } else if options.no_read_back {
+        let (release, totals) = recovery::write_only(&machine).map_err(failed)?;
+        let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
+        print(options, &answer, || format!("{} was written to {}, not read back", release.version, target.name()))?;
+    } else {
+        let report = reported(&context, mounted.as_ref(), || recovery::run(&machine)).map_err(failed)?;
+        let answer = json!({ "version": report.version, "serial": report.serial, "totals": report.totals });
+        print(options, &answer, || format!("{} holds {}, verified", target.name(), report.version))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn target_path(options: &Options, mounted: Option<&MountedState>) -> Result<PathBuf, Failure> {
+    match (&options.target, mounted) {
+        (Some(path), _) => Ok(path.clone()),
+        (None, Some(mounted)) => mounted.system_partition(),
+        (None, None) => failure("no target: give --target DEV"),
+    }
+}
+
+/// Recovers, and posts meanwhile to `report.url` what happens, if that is configured and the machine is known.
+fn reported(
+    context: &Context,
+    mounted: Option<&MountedState>,
+    recover: impl FnOnce() -> Result<RecoveryReport, RecoveryError>,
+) -> Result<RecoveryReport, RecoveryError> {
+    let poster = mounted.and_then(|mounted| {
+        let Context { config, journal, .. } = context;
+        let options = FetchOptions::with_clock_as_it_is(&config.network);
+        Poster::start(this_machine(config, mounted), config.report_url.as_deref()?, &options, journal)
+            .inspect_err(|error| journal.warn(&chain(error)))
+            .ok()
+    });
+    let result = recover();
+    if let Some(poster) = poster {
+        poster.close(match &result {
+            Ok(_) => Ending::Installed,
+            Err(error) if error.is_of_the_release() => Ending::Refused,
+            Err(_) => Ending::Failed,
+        });
+    }
+    result
+}

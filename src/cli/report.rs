@@ -1,0 +1,33 @@
+//! `reflash report`: the results of recent recoveries are posted to `report.url`.
+
+use serde_json::json;
+
+use super::answer::{Exit, Failure, print};
+use super::context::{config, this_machine};
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::fetch::{self, FetchOptions};
+use crate::record::blackbox::BlackBox;
+use crate::record::report::Pending;
+
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let mounted = MountedState::open(options)?;
+    let config = config(options, Some(&mounted))?;
+    let Some(url) = &config.report_url else {
+        return nothing_to_post(options, "report.url is not configured, so nothing is posted");
+    };
+    let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
+    let Some(pending) = Pending::of(&open, &this_machine(&config, &mounted)) else {
+        return nothing_to_post(options, "every recovery was reported before");
+    };
+    let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
+    pending.post(url, &fetch_options).map_err(|error| Failure::of(&error, error.is_retryable()))?;
+    pending.mark(&mut open);
+    print(options, &json!({ "reported": true }), || format!("reported to {}", fetch::redacted(url)))?;
+    Ok(Exit::Done)
+}
+
+fn nothing_to_post(options: &Options, why: &str) -> Result<Exit, Failure> {
+    print(options, &json!({ "reported": false }), || why.to_owned())?;
+    Ok(Exit::Done)
+}

@@ -40,7 +40,7 @@ impl Exit {
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {
-            Self::Done => "done; so it is when the reader of the output closes it early",
+            Self::Done => "done, also when the reader of the output closes it early",
             Self::No => "the answer is no (verify: the target is damaged; status: no release is installed)",
             Self::Usage => "wrong usage",
             Self::Later => "failed; trying again later can help",

@@ -100,7 +100,7 @@ pub static COMMANDS: &[CommandRow] = &[
         word: "provision",
         operands: "",
         words: &[],
-        summary: "make a robot's disk of a whole disk: table, boot code, system",
+        summary: "make a whole disk that of a robot: table, boot code, system",
         about: &[
             "Makes partition table, boot code and file systems as the release says, then installs its system. The disk starts \
              only once everything on it was verified, and a run that ends early may be repeated. Needs root.",
@@ -149,7 +149,7 @@ pub static COMMANDS: &[CommandRow] = &[
         word: "good",
         operands: "",
         words: &[],
-        summary: "record that this boot is good, which gives the system its tries back",
+        summary: "record this boot as good; the system gets its tries back",
         about: &["Gives the system its full number of tries back. The system's image runs this command once it is up."],
         read: |operands| without_operands(operands, Command::Good),
     },

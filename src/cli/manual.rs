@@ -38,7 +38,7 @@ pub fn page() -> String {
     let mut page = format!(
         ".\\\" Made of the rows in src/cli/: UPDATE_DOCS=1 cargo test -p reflash --test command_line\n\
          .TH REFLASH 8 \"\" reflash \"System Administration\"\n\
-         .SH NAME\nreflash \\- {}\n.SH SYNOPSIS\n",
+         .ad l\n.nh\n.SH NAME\nreflash \\- {}\n.SH SYNOPSIS\n",
         escaped(PURPOSE)
     );
     for row in COMMANDS {
@@ -46,7 +46,7 @@ pub fn page() -> String {
     }
     let _ = write!(page, ".B reflash \\-\\-version\n.SH DESCRIPTION\n{}\n.SH COMMANDS\n", escaped(ABOUT));
     for row in COMMANDS {
-        let _ = write!(page, ".SS \"{}\"\nThe command to {}.\n", escaped(&usage(row)), escaped(row.summary));
+        let _ = write!(page, ".SS \"{}\"\n{}.\n", escaped(&usage(row)), escaped(&sentence(row.summary)));
         row.about.iter().for_each(|paragraph| page += &format!(".PP\n{}\n", escaped(paragraph)));
         for (word, doc) in row.words {
             let _ = write!(page, ".TP\n.B {}\n{}\n", escaped(word), escaped(doc));
@@ -62,17 +62,26 @@ pub fn page() -> String {
     page + TAIL
 }
 
+/// The phrase with a capital letter at its beginning.
+fn sentence(phrase: &str) -> String {
+    let mut letters = phrase.chars();
+    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
+}
+
 fn option_entry(option: &OptionRow) -> String {
     let value = option.value.map_or(String::new(), |value| format!(" \\fI{}\\fR", escaped(value)));
     let short = option.short.map_or(String::new(), |short| format!(", \\fB\\-{short}\\fR{value}"));
     format!(".TP\n\\fB\\-\\-{}\\fR{value}{short}\n{}\n", escaped(option.long), escaped(option.doc.trim()))
 }
 
-/// The text with what roff would read as its own: the backslash, the dash, which it would make a hyphen, and a dot or
-/// quote that begins a line.
+/// The text for roff: bold where it is code, and with an escape where roff would read it as its own, which are the
+/// backslash, the dash, which it would make a hyphen, and a dot or quote that begins a line.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
-    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+    let begin = if text.starts_with(['.', '\'']) { "\\&" } else { "" };
+    let parts = text.split('`').enumerate();
+    let marked = parts.map(|(index, part)| if index % 2 == 1 { format!("\\fB{part}\\fR") } else { part.to_owned() });
+    begin.to_owned() + &marked.collect::<String>()
 }
 
 #[cfg(test)]
@@ -96,5 +105,6 @@ mod tests {
     #[test]
     fn text_is_no_request_of_roff() {
         assert_eq!(escaped(".so a\\b-c"), "\\&.so a\\eb\\-c");
+        assert_eq!(escaped("use `reflash env`."), "use \\fBreflash env\\fR.");
     }
 }

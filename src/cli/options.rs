@@ -107,11 +107,11 @@ options! {
     verbose: bool = EVERY "verbose" short 'v';
     /// A mounted state partition. Default: the one on this machine's disk.
     state: Option<PathBuf> = EVERY "state" value "DIR";
-    /// Configuration file; for `provision`, that of the new machine. Default: /etc/reflash/reflash.toml, and
-    /// reflash.toml of the recovery partition over it.
+    /// Configuration file. Default: /etc/reflash/reflash.toml, and reflash.toml of the recovery partition over it. For
+    /// `provision` it must be given, and is that of the new machine.
     config: Option<PathBuf> = EVERY "config" value "FILE";
-    /// Directory of minisign public keys to trust; the disk that `provision` makes gets them too. Default:
-    /// /etc/reflash/keys and keys of the recovery partition.
+    /// Directory of minisign public keys to trust. Default: /etc/reflash/keys, and keys of the recovery partition. The
+    /// disk that `provision` makes gets them too.
     keys: Option<PathBuf> = EVERY "keys" value "DIR";
 }
 

@@ -86,7 +86,8 @@ keys::keys! {
 
     /// How a disk becomes that of a robot.
     ["provision"] provision: ProvisionLayer {
-        /// The disk to provision, by what is known of it; a section of its own.
+        /// The disk to provision, by what is known of it. There must be exactly one that fits, is not in use and is not
+        /// the boot medium.
         disk as disk: DiskTable, default "removable=false", argument "disk";
     }
 }

@@ -77,6 +77,20 @@ pub enum Shape {
     Table(&'static Section),
 }
 
+impl Shape {
+    /// The name of the form, for the documentation.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Texts(_) => "list of texts",
+            Self::Whole { .. } => "whole number",
+            Self::Flag => "flag",
+            Self::Table(_) => "section",
+        }
+    }
+}
+
 /// Consequence of a key that no layer sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {

@@ -22,7 +22,7 @@ impl Kind for Text {
     const SHAPE: Shape = Shape::Text(ANY);
 
     fn expected() -> String {
-        "text".to_owned()
+        "any text".to_owned()
     }
 
     fn example() -> String {

@@ -40,7 +40,7 @@ pub fn markdown() -> String {
     let mut page = HEAD.to_owned();
     for section in sections() {
         let _ = write!(page, "\n## `[{}]`\n\n{}\n\n", section.path, section.doc.trim());
-        page += "| key | value | default | kernel argument | meaning |\n|---|---|---|---|---|\n";
+        page += "| key | type | value | default | kernel argument | meaning |\n|---|---|---|---|---|---|\n";
         section.keys.iter().for_each(|key| page += &key_row(section, key));
     }
     page += ARGUMENTS;
@@ -51,22 +51,24 @@ pub fn markdown() -> String {
 }
 
 fn key_row(section: &Section, key: &Key) -> String {
-    let default = match key.presence {
-        Presence::Required => "must be set".to_owned(),
-        Presence::Default("") => "none".to_owned(),
-        Presence::Default(value) => format!("`{value}`"),
-        Presence::Optional(then) => then.to_owned(),
+    let default = match (key.presence, key.shape) {
+        (_, Shape::Table(_)) => "those of its keys".to_owned(),
+        (Presence::Required, _) => "must be set".to_owned(),
+        (Presence::Default(""), _) => "none".to_owned(),
+        (Presence::Default(value), _) => format!("`{value}`"),
+        (Presence::Optional(then), _) => then.to_owned(),
     };
     let argument = key.argument.map(|name| match section.path {
         "provision.disk" => format!("`reflash.disk={name}`"),
         _ => format!("`reflash.{name}`"),
     });
     let value = match key.shape {
-        Shape::Table(section) => format!("the keys of `[{}]`", section.path),
+        Shape::Table(section) => format!("`[{}]`, below", section.path),
         _ => cell((key.expected)().as_str()),
     };
     let argument = argument.unwrap_or_default();
-    format!("| `{}.{}` | {value} | {default} | {argument} | {} |\n", section.path, key.name, cell(key.doc))
+    let (path, name, kind) = (section.path, key.name, key.shape.name());
+    format!("| `{path}.{name}` | {kind} | {value} | {default} | {argument} | {} |\n", cell(key.doc))
 }
 
 fn argument_row(argument: &BootArgument) -> String {

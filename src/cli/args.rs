@@ -21,7 +21,7 @@ pub enum Invocation {
     /// Print the version.
     Version,
     /// Carry a command out.
-    Command(Command, Options),
+    Command(Command, Box<Options>),
 }
 
 /// Reads the arguments after the program's name.
@@ -66,7 +66,7 @@ fn parse_command(row: &CommandRow, mut parser: Parser) -> Result<Invocation, lex
     let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
     let command = (row.read)(&operands).map_err(|wrong| usage(row, &wrong))?;
     check(&command, &options)?;
-    Ok(Invocation::Command(command, options))
+    Ok(Invocation::Command(command, Box::new(options)))
 }
 
 fn usage(row: &CommandRow, wrong: &str) -> lexopt::Error {
@@ -99,7 +99,7 @@ mod tests {
 
     fn command(line: &str) -> (Command, Options) {
         match of(line).unwrap() {
-            Invocation::Command(command, options) => (command, options),
+            Invocation::Command(command, options) => (command, *options),
             other => panic!("{line}: {other:?}"),
         }
     }

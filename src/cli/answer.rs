@@ -1,7 +1,8 @@
 //! What a command gives back: an answer on standard output, as text or JSON, and an exit code.
 //!
-//! Nothing here panics when the output cannot be written, as `println!` does. A reader that has gone away, such as `head`,
-//! has all that it wanted, so that the exit code stays that of the answer. A full disk behind the output is a failure.
+//! Nothing here panics when the output cannot be written, as `println!` does. A reader that has gone away, such as
+//! `head`, has all that it wanted, so that the exit code stays that of the answer. A full disk behind the output is a
+//! failure.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

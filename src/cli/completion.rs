@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::commands::{COMMANDS, CommandRow};
 use super::options::{OptionRow, options_of};
 
-/// What may follow an option, by the name of its value.
+/// The form of an option's value, by its name.
 enum Value<'a> {
     /// The option takes no value.
     None,
@@ -15,7 +15,7 @@ enum Value<'a> {
     Directory,
     /// One of these words.
     Choice(Vec<&'a str>),
-    /// A text that nobody can complete.
+    /// A text that only the person at the keyboard knows.
     Text(&'a str),
 }
 

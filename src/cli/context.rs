@@ -99,7 +99,8 @@ fn layer_of(options: &Options) -> Layer {
     layer
 }
 
-/// The machine that a report is about: one whose state is at hand. An image file or a disk on a bench is no machine yet.
+/// The machine that a report is about: one whose state is at hand. An image file or a disk on a bench is no machine
+/// yet.
 pub(super) fn this_machine(config: &Config, mounted: &MountedState) -> ReportedMachine {
     let asset = mounted.recovery.as_ref().and_then(|recovery| fs::read_to_string(recovery.join("asset")).ok());
     ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))

@@ -19,14 +19,15 @@ pub struct OptionRow {
     pub value: Option<&'static str>,
     /// The sentences that explain it.
     pub doc: &'static str,
-    /// The commands that take it.
+    /// The commands that know it.
     pub commands: &'static [CommandName],
     /// Takes it, and its value from the parser, into the options.
     pub(super) take: fn(&mut Options, &mut Parser) -> Result<(), lexopt::Error>,
 }
 
 /// Makes [`Options`] and [`OPTIONS`] of rows: explanation, field, type, commands, `"long"`, and what it has of
-/// `short 'letter'` and `value "NAME"`. The type says whether a value is taken, and whether a repetition adds or replaces.
+/// `short 'letter'` and `value "NAME"`. The type says whether a value is taken, and whether a repetition adds or
+/// replaces.
 macro_rules! options {
     ($(
         $(#[doc = $doc:literal])+

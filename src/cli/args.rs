@@ -1,7 +1,8 @@
 //! The command line: arguments to an [`Invocation`]. Pure.
 //!
 //! Every command and every option is one row, in the modules [`commands`] and [`options`]. Parsing, `--help`, the
-//! manual page and the completions of shells all follow from the rows, so that a new option is one row and nothing else.
+//! manual page and the completions of shells all follow from the rows, so that a new option is one row and nothing
+//! else.
 //!
 //! [`commands`]: super::commands
 //! [`options`]: super::options

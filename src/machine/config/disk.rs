@@ -10,8 +10,8 @@ keys! {
     checked DiskSelector
 
     /// The disk to provision, by what is known of it. Everything that is given must fit, and texts may hold `*` and
-    /// `?`; without any key, every disk fits that is not removable. A later layer that has this section replaces it as a
-    /// whole. The kernel argument holds the same keys, comma separated: `reflash.disk=serial=S1*,min_gb=100`.
+    /// `?`; without any key, every disk fits that is not removable. A later layer that has this section replaces it as
+    /// a whole. The kernel argument holds the same keys, comma separated: `reflash.disk=serial=S1*,min_gb=100`.
     ["provision.disk"] disk: DiskLayer {
         /// Serial number of the disk.
         serial as serial: Text, optional "any serial number", argument "serial";

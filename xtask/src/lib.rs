@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bench;
 pub mod demo;
+pub mod deny;
 pub mod disk;
 pub mod filesystem;
 pub mod grub;

@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod keygen;
 pub mod kit;
 pub mod media;
+pub mod notices;
 pub mod paths;
 pub mod powercut;
 pub mod publish;

@@ -15,6 +15,7 @@ pub mod keygen;
 pub mod kit;
 pub mod media;
 pub mod notices;
+pub mod oldest_rust;
 pub mod paths;
 pub mod powercut;
 pub mod publish;

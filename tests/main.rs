@@ -7,6 +7,7 @@ mod bench;
 mod block;
 mod environment;
 mod fetch;
+mod hostile;
 mod image;
 mod isolated;
 mod net;

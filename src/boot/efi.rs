@@ -2,6 +2,8 @@
 //!
 //! Formats: UEFI specification 2.10, 3.1.3 (load options), 10.3.5.1 (hard drive), 10.3.5.4 (file path).
 
+use uuid::fmt::Hyphenated;
+
 /// Description of our entry: people see it in the firmware's menu, and we recognise our entry by it.
 pub const DESCRIPTION: &str = "reflash";
 /// Path of GRUB on the EFI system partition. Firmware tries this path without an entry too.
@@ -32,7 +34,8 @@ pub fn load_option(partition: &EfiBootPartition) -> Option<Vec<u8>> {
     drive.extend(partition.number.to_le_bytes());
     drive.extend(partition.first_lba.to_le_bytes());
     drive.extend(partition.blocks.to_le_bytes());
-    drive.extend(guid(&partition.partuuid)?);
+    // The first three fields of a GUID are little-endian.
+    drive.extend(partition.partuuid.parse::<Hyphenated>().ok()?.into_uuid().to_bytes_le());
     // The table is a GPT, and the signature of the partition is a GUID.
     drive.extend([2, 2]);
     let name = utf16(LOADER);
@@ -62,25 +65,6 @@ pub fn first_in(order: &[u8], entry: u16) -> Vec<u8> {
 
 fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
-}
-
-/// Converts a GUID from text to bytes. Its first three fields are little-endian.
-fn guid(text: &str) -> Option<Vec<u8>> {
-    let fields: Vec<&str> = text.split('-').collect();
-    let lengths: Vec<usize> = fields.iter().map(|field| field.len()).collect();
-    if lengths != [8, 4, 4, 4, 12] {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(16);
-    for (at, field) in fields.iter().enumerate() {
-        let mut part = (0..field.len()).step_by(2).map(|at| u8::from_str_radix(field.get(at..at + 2)?, 16).ok());
-        let mut part = part.by_ref().collect::<Option<Vec<u8>>>()?;
-        if at < 3 {
-            part.reverse();
-        }
-        bytes.extend(part);
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ impl EfiVars {
             return None;
         }
         if fs::read_dir(directory).ok()?.next().is_none() {
-            Mount::virtual_fs("efivarfs").on(directory).ok()?;
+            Mount::virtual_fs("efivarfs").data_only().on(directory).ok()?;
         }
         Some(Self(directory.to_owned()))
     }

@@ -102,13 +102,13 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
         _ => String::new(),
     };
     let good = if attempt.id <= marks.good_through { "; a good boot followed" } else { "" };
-    let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).sum::<u64>() / 1000;
+    let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).fold(0, u64::saturating_add) / 1000;
     let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
     if let Some(totals) = &attempt.totals {
         text += &format!(
             "\n     {} downloaded, {} written",
             bytes(totals.download_bytes),
-            bytes(totals.write_bytes + totals.zero_bytes)
+            bytes(totals.write_bytes.saturating_add(totals.zero_bytes))
         );
     }
     if let (None, Some(phase)) = (attempt.outcome, attempt.phases.last()) {

@@ -149,7 +149,8 @@ impl Disk {
         let Some(table) = table::read(&mut device.as_file(), device.logical_block_size())? else { return Ok(None) };
         let nodes = self.kernel_partitions();
         let node_of = |entry: &TableEntry| {
-            let start = entry.first_lba * u64::from(table.logical_block_size);
+            // A table may name any sector; the kernel has no partition where no disk reaches.
+            let start = entry.first_lba.checked_mul(u64::from(table.logical_block_size))?;
             nodes.iter().find(|(extent, _)| *extent == (entry.number, start, entry.size_bytes))
         };
         let partitions = table
@@ -277,7 +278,38 @@ fn scsi_serial(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Transport, is_no_disk, transport};
+    use super::{Disk, Transport, is_no_disk, transport};
+
+    #[test]
+    fn a_partition_beyond_any_disk_is_listed_and_has_no_device() {
+        let mut content = std::io::Cursor::new(vec![0; 1 << 20]);
+        gpt::mbr::ProtectiveMBR::with_lb_size(2047).overwrite_lba0(&mut content).unwrap();
+        let mut table = gpt::GptConfig::new().writable(true).create_from_device(content, None).unwrap();
+        let kind = gpt::partition_types::LINUX_FS;
+        table.add_partition_at("far", 1, 64, 32, kind, 0).unwrap();
+        let mut partitions = table.take_partitions();
+        let far = partitions.get_mut(&1).unwrap();
+        // Its first byte would be number 2^64.
+        (far.first_lba, far.last_lba) = (1 << 55, (1 << 55) + 31);
+        table.update_partitions(partitions).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), table.write().unwrap().into_inner()).unwrap();
+
+        let disk = Disk {
+            name: "no-such-disk".into(),
+            path: file.path().to_owned(),
+            size_bytes: 1 << 20,
+            logical_block_size: 512,
+            model: None,
+            serial: None,
+            transport: Transport::Loop,
+            removable: false,
+            read_only: false,
+        };
+        let layout = disk.layout().unwrap().unwrap();
+        let far = layout.number(1).unwrap();
+        assert_eq!((far.entry.first_lba, far.entry.size_bytes, &far.node), (1 << 55, 32 * 512, &None));
+    }
 
     #[test]
     fn names_and_paths_of_real_disks() {

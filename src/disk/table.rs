@@ -243,7 +243,7 @@ mod tests {
     fn gpt_image(mebibytes: usize, sector: u32) -> Vec<u8> {
         let mut disk = Cursor::new(vec![0; mebibytes << 20]);
         let blocks = disk.get_ref().len() as u64 / u64::from(sector) - 1;
-        let protective = gpt::mbr::ProtectiveMBR::with_lb_size(blocks as u32);
+        let protective = gpt::mbr::ProtectiveMBR::with_lb_size(u32::try_from(blocks).unwrap());
         protective.overwrite_lba0(&mut disk).unwrap();
         let size = if sector == 512 { super::LogicalBlockSize::Lb512 } else { super::LogicalBlockSize::Lb4096 };
         let config = gpt::GptConfig::new().writable(true).logical_block_size(size);
@@ -351,7 +351,7 @@ mod tests {
             for _ in 0..4 {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let at = 446 + (state >> 8) as usize % (2048 - 446);
-                disk[at] = state as u8;
+                disk[at] = state.to_le_bytes()[0];
             }
             let _ = parse(&disk, 512);
         }

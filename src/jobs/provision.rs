@@ -37,4 +37,6 @@ pub use write::{BootstrapParts, PartiallyWritten, ProvisionError, Provisioned, T
 
 /// Bytes at the start and end of a disk and of each partition that are looked at, and zeroed: signatures of partition
 /// tables, file systems, LVM and Linux RAID all lie there. (RAID 0.90 lies deepest: 64 to 128 KiB before the end.)
-const EDGE_BYTES: u64 = 1024 * 1024;
+const EDGE_LEN: usize = 1024 * 1024;
+/// [`EDGE_LEN`] as a size on the disk.
+const EDGE_BYTES: u64 = EDGE_LEN as u64;

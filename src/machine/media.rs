@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use uuid::fmt::Hyphenated;
+
 /// Label, for people.
 pub const LABEL: &str = "REFLASH";
 /// Directory on the medium that holds all of the below.
@@ -29,7 +31,7 @@ const VOLUME_SET: &str = "REFLASH-";
 
 /// The ID of a medium, shown as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MediaId([u8; 16]);
+pub struct MediaId(Hyphenated);
 
 /// A text that is no medium's ID.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,10 +41,8 @@ pub struct MediaIdError(String);
 impl MediaId {
     /// An ID from a digest. Version and variant are set as for UUIDs made by a scheme of one's own (RFC 9562, 5.8).
     #[must_use]
-    pub fn new(mut digest: [u8; 16]) -> Self {
-        digest[6] = 0x80 | digest[6] & 0x0f;
-        digest[8] = 0x80 | digest[8] & 0x3f;
-        Self(digest)
+    pub fn new(digest: [u8; 16]) -> Self {
+        Self(uuid::Builder::from_custom_bytes(digest).into_uuid().hyphenated())
     }
 
     /// The volume set identifier of the medium.
@@ -72,13 +72,7 @@ impl MediaId {
 
 impl fmt::Display for MediaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, byte) in self.0.iter().enumerate() {
-            if matches!(at, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        self.0.fmt(f)
     }
 }
 
@@ -86,14 +80,7 @@ impl FromStr for MediaId {
     type Err = MediaIdError;
 
     fn from_str(text: &str) -> Result<Self, MediaIdError> {
-        let wrong = || MediaIdError(text.to_owned());
-        let digits: Vec<u32> =
-            text.chars().filter(|c| *c != '-').map(|c| c.to_digit(16)).collect::<Option<_>>().ok_or_else(wrong)?;
-        let bytes: Vec<u8> =
-            digits.chunks_exact(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok()).collect();
-        let id = Self(bytes.try_into().map_err(|_| wrong())?);
-        // The dashes must be where they belong, too.
-        if text.eq_ignore_ascii_case(&id.to_string()) { Ok(id) } else { Err(wrong()) }
+        text.parse().map(Self).map_err(|_| MediaIdError(text.to_owned()))
     }
 }
 

@@ -35,6 +35,9 @@ const SLOT_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"RFLASHBB";
 const HEADER_BYTES: usize = 52;
 const SLOTS: u64 = 2 + 2 * KEPT;
+/// The highest number of an attempt or of a write that is believed. One that is higher was not counted up to by any
+/// machine, so its slot is damaged; believed, it would leave no number for the attempt that comes next.
+const MAX_NUMBER: u64 = u32::MAX as u64;
 /// Size of the file, bytes.
 pub const SIZE_BYTES: u64 = SLOTS * SLOT_BYTES as u64;
 
@@ -263,7 +266,7 @@ impl BlackBox {
         }
         let mut found: Vec<(u64, Attempt)> = Vec::new();
         for slot in 2..SLOTS {
-            if let Some((sequence, attempt)) = self.read::<Attempt>(slot)? {
+            if let Some((sequence, attempt)) = self.read::<Attempt>(slot)?.filter(|(_, found)| found.id <= MAX_NUMBER) {
                 self.sequence = self.sequence.max(sequence);
                 found.push((sequence, attempt));
             }
@@ -287,10 +290,12 @@ fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
     let (length, rest) = rest.split_first_chunk::<4>()?;
     let (digest, rest) = rest.split_first_chunk::<32>()?;
     let json = rest.get(..u32::from_le_bytes(*length) as usize)?;
-    if Digest::of(json).0 != *digest {
+    // The digest covers the content alone, so that the sequence is judged by itself.
+    let sequence = u64::from_le_bytes(*sequence);
+    if Digest::of(json).0 != *digest || sequence > MAX_NUMBER {
         return None;
     }
-    Some((u64::from_le_bytes(*sequence), serde_json::from_slice(json).ok()?))
+    Some((sequence, serde_json::from_slice(json).ok()?))
 }
 
 /// The JSON of an attempt, without the oldest errors and last ranges that would not fit.
@@ -379,6 +384,25 @@ mod tests {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"RFLASHBB\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 0).unwrap();
         BlackBox::open(&path).unwrap();
+    }
+
+    #[test]
+    fn numbers_that_nothing_can_follow_are_damage_and_the_next_attempt_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let file = |open: &BlackBox| open.file.try_clone().unwrap();
+        let mut open = BlackBox::open(&path).unwrap();
+        open.record(&attempt(1, None)).unwrap();
+        open.record(&attempt(u64::MAX, None)).unwrap();
+        let mut open = BlackBox::open(&path).unwrap();
+        assert_eq!((open.attempts().len(), open.next_id()), (1, 2));
+        // The sequence of the first mark; no digest covers it.
+        open.mark(Marks { good_through: 1, reported_through: 1 }).unwrap();
+        file(&open).write_all_at(&u64::MAX.to_le_bytes(), 8).unwrap();
+        let mut open = BlackBox::open(&path).unwrap();
+        assert_eq!(open.marks().good_through, 0);
+        open.record(&attempt(2, None)).unwrap();
+        assert_eq!(BlackBox::open(&path).unwrap().next_id(), 3);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 
 mod builder;
 mod codec;
+mod locations;
 mod relocate;
 
 use std::io;
@@ -250,37 +251,6 @@ impl Index {
         }
         self.derive_locations()?;
         Ok(self)
-    }
-
-    /// Lays the stored chunks of every extent out one after the other.
-    fn derive_locations(&mut self) -> Result<(), IndexError> {
-        let stored_count = self.digests.len();
-        if self.extents.first().map_or(stored_count != 0, |extent| extent.first != 0) {
-            return inconsistent("the first extent does not begin at stored chunk 0");
-        }
-        let ends = self.extents.iter().skip(1).map(|extent| extent.first as usize).chain([stored_count]);
-        for (extent, end) in self.extents.iter().zip(ends) {
-            let first = extent.first as usize;
-            let Some(pack) = self.packs.get(extent.pack as usize) else {
-                return inconsistent(&format!("pack {} of {} is named", extent.pack, self.packs.len()));
-            };
-            if first >= end || end > stored_count {
-                return inconsistent("extents are empty or out of order");
-            }
-            let mut offset = extent.offset_bytes;
-            for length in &self.lengths[first..end] {
-                self.offsets.push(offset);
-                self.pack_of.push(extent.pack);
-                let Some(end) = offset.checked_add(u64::from(*length)) else {
-                    return inconsistent(&format!("a chunk of {length} bytes lies at offset {offset} of a pack"));
-                };
-                offset = end;
-            }
-            if offset > pack.size_bytes {
-                return inconsistent(&format!("chunks end at {offset} in a pack of {} bytes", pack.size_bytes));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -17,6 +17,11 @@ pub const FORMAT: u32 = 1;
 /// Size of the largest manifest, bytes. Anything that a server sends beyond it is not read.
 pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
 
+/// The latest creation time of a release that is accepted, in seconds since 1970: the year 2232. Linux sets no clock
+/// later (`TIME_SETTOD_SEC_MAX` of include/linux/time64.h: 30 years before its nanoseconds end), and an agent sets its
+/// clock by this number.
+const MAX_CREATED_UNIX_S: u64 = (i64::MAX / 1_000_000_000) as u64 - 30 * 365 * 24 * 60 * 60;
+
 /// Name of the image that belongs on the system partition.
 pub const SYSTEM_IMAGE: &str = "system";
 
@@ -387,7 +392,16 @@ impl Manifest {
         }
     }
 
-    fn check_values(&self) -> Result<(), ManifestError> {
+    /// Checks the numbers of a manifest: what is wrong with them is refused before it is signed and after it is read.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`].
+    pub fn check_values(&self) -> Result<(), ManifestError> {
+        if self.created_unix_s > MAX_CREATED_UNIX_S {
+            let reason =
+                format!("it was made {} seconds after 1970, and no clock can be set to that", self.created_unix_s);
+            return Err(self.invalid(reason));
+        }
         for image in &self.images {
             if image.size_bytes == 0 || !image.size_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
                 let reason = format!("image {:?} has {} bytes, not a multiple of 4096", image.name, image.size_bytes);
@@ -470,6 +484,11 @@ mod tests {
         assert!(matches!(Manifest::parse(&signed(&later)), Err(ManifestError::Format { found: 2 })));
         for wrong in ["", "{}", "[1]", &json(|v| v["images"][0]["size_bytes"] = 4097.into())] {
             assert!(Manifest::parse(&signed(wrong)).is_err(), "{wrong}");
+        }
+        for (created, fits) in [(8_277_292_036_u64, true), (8_277_292_037, false), (1 << 63, false), (u64::MAX, false)]
+        {
+            let parsed = Manifest::parse(&signed(&json(|v| v["created_unix_s"] = created.into())));
+            assert_eq!(parsed.is_ok(), fits, "{created}");
         }
     }
 

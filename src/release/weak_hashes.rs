@@ -186,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn counts_whose_product_wraps_are_of_another_index() {
+        let object = include_bytes!("../../tests/hostile/weak-hashes-counts-wrap.bin").to_vec();
+        let refused = WeakHashes::decode(object, &index(5)).unwrap_err();
+        let text = "it covers 1963223906 chunks of 2420092292 blocks and the index has 5 of 4";
+        assert_eq!(refused, WeakHashesError::Unfit(text.to_owned()));
+    }
+
+    #[test]
     fn what_is_encoded_is_decoded_and_a_short_chunk_is_padded() {
         let mut weak_hashes = WeakHashes::builder(CHUNK);
         let content = [vec![0; 4096], vec![7; 4096]].concat();

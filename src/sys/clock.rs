@@ -1,7 +1,7 @@
 //! The system clock. Which time to believe is decided elsewhere; this only reads and sets.
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
@@ -11,12 +11,22 @@ pub fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// Sets the system clock. The hardware clock is left alone: a machine whose RTC is dead would lose it anyway, and
-/// one whose RTC is right must not have it overwritten by a lower bound.
+/// Sets the system clock to `unix_s` seconds since 1970. The hardware clock is left alone: a machine whose RTC is dead
+/// would lose it anyway, and one whose RTC is right must not have it overwritten by a lower bound.
 ///
 /// # Errors
-/// `time` is before 1970, or the caller lacks `CAP_SYS_TIME`.
-pub fn set(time: SystemTime) -> io::Result<()> {
-    let since = time.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
-    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since)).map_err(Into::into)
+/// The time is later than the kernel can count to, or the caller lacks `CAP_SYS_TIME`.
+pub fn set(unix_s: u64) -> io::Result<()> {
+    let seconds = i64::try_from(unix_s).map_err(io::Error::other)?;
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, 0)).map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_time_that_no_clock_shows_is_an_error_and_no_panic() {
+        for unix_s in [u64::MAX, i64::MAX as u64 + 1] {
+            assert!(super::set(unix_s).is_err(), "{unix_s}");
+        }
+    }
 }

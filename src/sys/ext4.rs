@@ -28,9 +28,7 @@ struct FsUuid {
 /// # Errors
 /// The kernel's; before Linux 6.0 it cannot do it.
 pub fn new_uuid(directory: &Path) -> io::Result<()> {
-    let mut uuid: [u8; 16] = super::random::bytes()?;
-    uuid[6] = 0x40 | uuid[6] & 0x0f;
-    uuid[8] = 0x80 | uuid[8] & 0x3f;
+    let uuid = uuid::Builder::from_random_bytes(super::random::bytes()?).into_uuid().into_bytes();
     let argument = FsUuid { len: 16, flags: 0, uuid };
     let mounted = File::open(directory)?;
     // SAFETY: the kernel reads the head and as many bytes of the UUID as it says.

@@ -15,8 +15,8 @@ use super::mount::{Mount, MountError};
 use super::process::{is_pid1, reap_orphans};
 use super::{power, signals};
 
-/// Mounts `/proc`, `/sys`, `/dev`, `/run` and, where the firmware has it, efivarfs; puts stdio on the console; quiets
-/// the kernel on the console down to errors. The result lists what went wrong but can be lived without.
+/// Mounts `/proc`, `/sys`, `/dev` and `/run`; puts stdio on the console; quiets the kernel on the console down to
+/// errors. The result lists what went wrong but can be lived without.
 ///
 /// What is mounted already stays: the kernel mounts `/dev` itself when `CONFIG_DEVTMPFS_MOUNT` covers the initramfs.
 ///
@@ -28,11 +28,6 @@ pub fn bring_up() -> Result<Vec<String>, MountError> {
     essential(Mount::virtual_fs("sysfs").data_only(), "/sys")?;
     essential(Mount::virtual_fs("devtmpfs").no_suid().data("mode=0755"), "/dev")?;
     essential(Mount::virtual_fs("tmpfs").no_suid().no_dev().data("mode=0755"), "/run")?;
-    let efivars = Path::new("/sys/firmware/efi/efivars");
-    // A module in most kernels, so this often works only after modules were loaded; see mount_efivars().
-    if efivars.exists() {
-        let _ = mount_efivars();
-    }
     if let Err(error) = stdio_on_console() {
         notes.push(format!("stdio is not on /dev/console: {error}"));
     }
@@ -54,14 +49,6 @@ fn essential(mount: Mount, target: &str) -> Result<(), MountError> {
         Err(error) if error.source.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(()),
         result => result,
     }
-}
-
-/// Mounts efivarfs; call it again after loading the module `efivarfs`.
-///
-/// # Errors
-/// [`MountError`]; also when the machine has no EFI firmware.
-pub fn mount_efivars() -> Result<(), MountError> {
-    essential(Mount::virtual_fs("efivarfs").data_only(), "/sys/firmware/efi/efivars")
 }
 
 fn stdio_on_console() -> io::Result<()> {

@@ -10,8 +10,6 @@ pub enum Level {
     Error = 3,
     /// Warning, level 4.
     Warning = 4,
-    /// Notice, level 5.
-    Notice = 5,
     /// 6: in the log only.
     Info = 6,
 }

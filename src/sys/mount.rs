@@ -163,14 +163,6 @@ pub fn remount_writable(target: &Path) -> Result<(), MountError> {
     flagged(None, target, MsFlags::MS_REMOUNT, "make writable")
 }
 
-/// Stops mount events from spreading to and from `target`; needed before `move_to` on a shared tree.
-///
-/// # Errors
-/// [`MountError`].
-pub fn make_private(target: &Path) -> Result<(), MountError> {
-    flagged(None, target, MsFlags::MS_PRIVATE | MsFlags::MS_REC, "make private")
-}
-
 fn flagged(source: Option<&Path>, target: &Path, flags: MsFlags, verb: &str) -> Result<(), MountError> {
     let none: Option<&str> = None;
     nix::mount::mount(source, target, none, flags, none).map_err(|error| {

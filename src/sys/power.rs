@@ -1,4 +1,4 @@
-//! Reboot, power off, and a sync that cannot hang for ever.
+//! Reboot, and a sync that cannot hang for ever.
 
 use std::convert::Infallible;
 use std::sync::mpsc;
@@ -19,15 +19,13 @@ const SYNC_LIMIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The caller lacks `CAP_SYS_BOOT`.
 pub fn reboot() -> std::io::Result<Infallible> {
-    end(RebootMode::RB_AUTOBOOT)
-}
-
-/// Unmounts what can be unmounted, syncs and switches the machine off.
-///
-/// # Errors
-/// The caller lacks `CAP_SYS_BOOT`.
-pub fn power_off() -> std::io::Result<Infallible> {
-    end(RebootMode::RB_POWER_OFF)
+    // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
+    // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
+    if super::process::is_pid1() {
+        mount::release_disks();
+    }
+    sync_within(SYNC_LIMIT);
+    nix_reboot(RebootMode::RB_AUTOBOOT).map_err(Into::into)
 }
 
 /// Writes every dirty page and the device caches. Blocks until done, for ever if a disk hangs.
@@ -53,14 +51,4 @@ pub fn sync_within(limit: Duration) -> bool {
             true
         }
     }
-}
-
-fn end(mode: RebootMode) -> std::io::Result<Infallible> {
-    // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
-    // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
-    if super::process::is_pid1() {
-        mount::release_disks();
-    }
-    sync_within(SYNC_LIMIT);
-    nix_reboot(mode).map_err(Into::into)
 }

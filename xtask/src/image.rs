@@ -127,6 +127,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) ->
     host::ensure_installed(&needs, options.assume_yes)?;
     ensure!(host::is_root(), "an image is built as root: its files belong to many users; run this with sudo");
     let agent = crate::agent::build(paths, options.assume_yes)?;
+    let notices = crate::notices::text(paths)?;
     let work = paths.work().join("image").join(&recipe.name);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     if let Some(parent) = out.parent() {
@@ -141,6 +142,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) ->
         recipe: &recipe,
         directory: &directory,
         agent: &agent,
+        notices: &notices,
         work: &work,
         timestamp,
         previous: previous.as_ref(),
@@ -230,6 +232,8 @@ struct Build<'a> {
     /// Where the recipe lies; its sources are relative to it.
     directory: &'a Path,
     agent: &'a Path,
+    /// Of the software in the agent.
+    notices: &'a str,
     work: &'a Path,
     timestamp: u64,
     previous: Option<&'a Previous<'a>>,
@@ -276,6 +280,7 @@ impl Build<'_> {
             .with(self.timestamp.to_le_bytes())
             .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
             .with_file(self.agent)?
+            .with(self.notices)
             .with_file(&self.paths.root.join("initramfs/modules.toml"))?;
         for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {
             key = key.with_file(&self.directory.join(source))?;
@@ -293,7 +298,7 @@ impl Build<'_> {
         step::step("unpack the bootstrapped tree", || bootstrap::unpack(tarball, &tree))?;
         normal::forget_host(&tree)?;
         files::place(recipe, self.directory, &tree)?;
-        files::place_own(recipe, self.agent, &tree)?;
+        files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;

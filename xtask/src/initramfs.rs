@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::host::{Need, ensure_installed};
 use crate::kernel::{self, Kernel};
+use crate::notices;
 use crate::paths::Paths;
 use crate::step::{produced, step, unchanged};
 
@@ -115,8 +116,10 @@ pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Rec
     let dist = paths.dist();
     let made = Recovery { vmlinuz: dist.join("vmlinuz"), initramfs: dist.join("initramfs.img") };
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-    let mut files =
-        vec![Entry::file("/etc/reflash/reflash.toml", read(&paths.root.join("initramfs/reflash.toml"))?, 0o644)];
+    let mut files = vec![
+        Entry::file("/etc/reflash/reflash.toml", read(&paths.root.join("initramfs/reflash.toml"))?, 0o644),
+        Entry::file(notices::PATH, notices::text(paths)?.into_bytes(), 0o644),
+    ];
     for key in keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
         files.push(Entry::file(&format!("/etc/reflash/keys/{name}"), read(key)?, 0o644));

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bench;
 pub mod demo;
+pub mod deny;
 pub mod disk;
 pub mod filesystem;
 pub mod grub;
@@ -13,6 +14,8 @@ pub mod kernel;
 pub mod keygen;
 pub mod kit;
 pub mod media;
+pub mod notices;
+pub mod oldest_rust;
 pub mod paths;
 pub mod powercut;
 pub mod publish;

@@ -97,6 +97,7 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
         layout: spec.layout.clone(),
         files: files.collect::<Result<_>>()?,
     };
+    manifest.check_values().context("check the manifest before it is signed")?;
     step("sign the manifest", || publish(&manifest, key, &path))?;
     Ok(Released { manifest, path, packed_bytes: image.packed_bytes, new_bytes: image.new_bytes })
 }
@@ -131,7 +132,9 @@ fn next_serial(before: Option<&Manifest>, wished: Option<u64>) -> Result<u64> {
             bail!("serial {wished} is below the published {before}: robots would refuse the release")
         }
         Some(wished) => Ok(wished),
-        None => Ok(before + 1),
+        None => before.checked_add(1).with_context(|| {
+            format!("the published serial {before} is the last there is: no release can follow it on this channel")
+        }),
     }
 }
 

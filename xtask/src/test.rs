@@ -21,6 +21,8 @@ pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
     ensure_installed(&needs, assume_yes)?;
     part(paths, "style", &["fmt", "--all", "--check"])?;
     part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    crate::oldest_rust::check(paths)?;
+    crate::deny::check(paths)?;
     part(
         paths,
         "unit tests and stories",

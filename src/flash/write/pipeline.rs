@@ -16,7 +16,6 @@ use super::writer::Writer;
 use crate::fetch::SinkError;
 use crate::flash::plan::{Request, coalesce};
 use crate::flash::threads::{self, lock};
-use crate::release::digest::Digest;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
@@ -139,12 +138,14 @@ impl Repeat<'_, '_> {
     fn check_and_write(&mut self, parcel: &Parcel) -> Result<(), SinkError> {
         let index = self.writer.index;
         for (stored, bytes) in parcel.chunks() {
-            if !decode(index, &mut self.zstd, stored, bytes, &mut self.content) {
+            let chunks = &self.wanted[&stored];
+            // All of them have the same length.
+            if !decode(index, &mut self.zstd, chunks[0], bytes, &mut self.content) {
                 let from = index.location(stored).range.start;
                 let reason = format!("the chunk there does not have the digest {}", index.digest(stored));
                 return Err(SinkError::Wrong { from, reason });
             }
-            for chunk in &self.wanted[&stored] {
+            for chunk in chunks {
                 if let Err(error) = self.writer.write(&mut [(*chunk, 0)], &self.content) {
                     self.failure = Some(error);
                     return Err(local_error("the writer stopped"));
@@ -176,16 +177,17 @@ fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }
 
-/// Decompresses a chunk and returns whether its digest is right. Content that does not decompress was damaged on the
-/// way, just like content with a wrong digest.
+/// Decompresses the content of a chunk and returns whether its length and its digest are right. Content that does not
+/// decompress was damaged on the way, just like content with a wrong digest. Content that is shorter than its chunk
+/// would be written with whatever lies behind it in `content`.
 fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,
-    stored: StoredChunkNo,
+    chunk: ChunkNo,
     bytes: &[u8],
     content: &mut [u8],
 ) -> bool {
-    zstd.decompress_to_buffer(bytes, content).is_ok_and(|len| Digest::of(&content[..len]) == *index.digest(stored))
+    zstd.decompress_to_buffer(bytes, content).is_ok_and(|len| index.matches(chunk, &content[..len]))
 }
 
 /// Decodes and writes parcels until no connection sends any more.
@@ -209,10 +211,11 @@ fn decode_all(
         for (place, (stored, bytes)) in parcel.chunks().enumerate() {
             let from = place * chunk_bytes;
             let content = &mut content[from..from + chunk_bytes];
-            let is_right = match plan.patched.as_ref().and_then(|patched| patched.base(stored)) {
-                None => decode(index, &mut zstd, stored, bytes, content),
-                Some(base) => patcher.decode(writer, base, stored, bytes, content),
-            };
+            let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
+            let is_right = plan.destinations(stored).next().is_some_and(|chunk| match base {
+                None => decode(index, &mut zstd, chunk, bytes, content),
+                Some(base) => patcher.decode(writer, base, chunk, bytes, content),
+            });
             for chunk in plan.destinations(stored) {
                 if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
             }
@@ -241,17 +244,10 @@ impl Patcher {
 
     /// Decodes as [`decode`] does, with the content in the place of the chunk `base` as dictionary. If that cannot be
     /// read, or has changed, the patch does not fit and the result is `false`.
-    fn decode(
-        &mut self,
-        writer: &Writer<'_>,
-        base: ChunkNo,
-        stored: StoredChunkNo,
-        bytes: &[u8],
-        content: &mut [u8],
-    ) -> bool {
+    fn decode(&mut self, writer: &Writer<'_>, base: ChunkNo, chunk: ChunkNo, bytes: &[u8], content: &mut [u8]) -> bool {
         let dictionary = &mut self.dictionary[..writer.index.chunk_len(base)];
         writer.work.target.read_at(writer.index.chunk_range(base).start, dictionary).is_ok()
             && self.zstd.set_dictionary(dictionary).is_ok()
-            && decode(writer.index, &mut self.zstd, stored, bytes, content)
+            && decode(writer.index, &mut self.zstd, chunk, bytes, content)
     }
 }

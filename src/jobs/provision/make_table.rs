@@ -6,7 +6,7 @@ use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{self, Type};
 
-use super::EDGE_BYTES;
+use super::{EDGE_BYTES, EDGE_LEN};
 use crate::release::layout::{Placed, Role, Scheme};
 
 /// MBR type of a Linux file system.
@@ -47,9 +47,10 @@ pub(super) struct Edges {
 impl Edges {
     /// Zeros, for a disk of at least two MiB. The tail begins at a multiple of 4096 bytes and has a MiB or a little more.
     pub(super) fn zeroed(disk_bytes: u64) -> Self {
-        let tail_offset_bytes = (disk_bytes - EDGE_BYTES) / 4096 * 4096;
-        let tail = vec![0; (disk_bytes - tail_offset_bytes) as usize];
-        Self { head: vec![0; EDGE_BYTES as usize], tail, tail_offset_bytes, position: 0 }
+        let edge_offset_bytes = disk_bytes - EDGE_BYTES;
+        let more = (edge_offset_bytes % 4096) as usize;
+        let tail = vec![0; EDGE_LEN + more];
+        Self { head: vec![0; EDGE_LEN], tail, tail_offset_bytes: edge_offset_bytes - more as u64, position: 0 }
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -60,8 +61,8 @@ impl Edges {
     fn here(&mut self) -> Option<&mut [u8]> {
         let in_tail = self.position.checked_sub(self.tail_offset_bytes);
         match in_tail {
-            Some(at) => self.tail.get_mut(at as usize..),
-            None => self.head.get_mut(self.position as usize..).filter(|rest| !rest.is_empty()),
+            Some(at) => self.tail.get_mut(usize::try_from(at).ok()?..),
+            None => self.head.get_mut(usize::try_from(self.position).ok()?..).filter(|rest| !rest.is_empty()),
         }
     }
 }

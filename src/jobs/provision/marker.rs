@@ -4,15 +4,19 @@
 //! Nothing else lies there: the table takes 24 KiB at most, and core.img on MBR disks ends before. No file system has to be whole
 //! to read it, so that a medium left in its machine does not erase what it made, however damaged that is.
 
-use super::EDGE_BYTES;
+use super::EDGE_LEN;
 use crate::disk::table::ParsedTable;
 use crate::machine::media::MediaId;
 use crate::release::digest::is_zero;
 
 /// Where it begins, bytes from the start of the disk.
-pub(super) const OFFSET_BYTES: u64 = EDGE_BYTES - SIZE_BYTES;
-/// Its size: whole blocks of every disk.
-pub(super) const SIZE_BYTES: u64 = 4096;
+pub(super) const OFFSET_BYTES: u64 = OFFSET as u64;
+/// Where it begins in the first bytes of a disk.
+pub(super) const OFFSET: usize = EDGE_LEN - SIZE;
+/// The size of the mark on the disk, bytes.
+pub(super) const SIZE_BYTES: u64 = SIZE as u64;
+/// The size of the mark in memory: whole blocks of every disk.
+const SIZE: usize = 4096;
 
 /// All of the text while it is being provisioned.
 const UNFINISHED: &str = "reflash: this disk is being provisioned\n";
@@ -48,24 +52,24 @@ fn first_partition(table: &ParsedTable) -> &str {
 
 fn padded(text: &str) -> Vec<u8> {
     let mut mark = text.as_bytes().to_vec();
-    mark.resize(SIZE_BYTES as usize, 0);
+    mark.resize(SIZE, 0);
     mark
 }
 
 fn text(head: &[u8]) -> Option<&str> {
-    let mark = head.get(OFFSET_BYTES as usize..(OFFSET_BYTES + SIZE_BYTES) as usize)?;
+    let mark = head.get(OFFSET..EDGE_LEN)?;
     let (text, rest) = mark.split_at(mark.iter().position(|byte| *byte == 0)?);
     std::str::from_utf8(text).ok().filter(|_| is_zero(rest))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{OFFSET_BYTES, finished, is_unfinished, medium_of, unfinished};
+    use super::{OFFSET, finished, is_unfinished, medium_of, unfinished};
     use crate::disk::table::{ParsedTable, Scheme, TableEntry};
     use crate::machine::media::MediaId;
 
     fn head(mark: &[u8]) -> Vec<u8> {
-        let mut head = vec![0; OFFSET_BYTES as usize];
+        let mut head = vec![0; OFFSET];
         head.extend(mark);
         head
     }

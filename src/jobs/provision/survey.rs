@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::EDGE_BYTES;
+use super::EDGE_LEN;
 use super::marker;
 use super::select::{DiskCandidate, DiskContent};
 use crate::chain::chain;
@@ -56,12 +56,12 @@ impl DiskCandidate {
 /// What lies on the edges of a disk, and the medium it was provisioned from; an error is a sentence about it.
 fn look(path: &Path, logical_block_size: u32) -> Result<(DiskContent, Option<MediaId>), String> {
     let device = Device::open(path, Access::Read, Caching::Buffered).map_err(|error| chain(&error))?;
-    let edge = EDGE_BYTES.min(device.size_bytes());
+    let edge = usize::try_from(device.size_bytes()).map_or(EDGE_LEN, |size| size.min(EDGE_LEN));
     let read = |offset| {
-        let mut content = vec![0; edge as usize];
+        let mut content = vec![0; edge];
         device.read_exact_at(&mut content, offset).map_err(|error| chain(&error)).map(|()| content)
     };
-    let (head, tail) = (read(0)?, read(device.size_bytes() - edge)?);
+    let (head, tail) = (read(0)?, read(device.size_bytes() - edge as u64)?);
     if is_zero(&head) && is_zero(&tail) {
         return Ok((DiskContent::Blank, None));
     }

@@ -165,15 +165,14 @@ impl PartiallyWritten {
         let finished = medium.zip(table).map(|(medium, table)| marker::finished(medium, &table));
         journal.note("write the partition table");
         let Edges { head, tail, tail_offset_bytes, .. } = &self.frame.edges;
-        let behind = FIRST_BYTES as usize;
         disk.write("write the end", *tail_offset_bytes, tail)?;
-        disk.write("write the table", FIRST_BYTES, &head[behind..marker::OFFSET_BYTES as usize])?;
+        disk.write("write the table", FIRST_BYTES, &head[LARGEST_BLOCK_BYTES..marker::OFFSET])?;
         // What shares the first 4 KiB with the first sector is there before it, so that a torn write can lose only that.
-        let mut without_first = head[..behind].to_vec();
+        let mut without_first = head[..LARGEST_BLOCK_BYTES].to_vec();
         without_first[..SECTOR_BYTES].fill(0);
         disk.write("write the table", 0, &without_first)?;
         disk.flush()?;
-        disk.write("write the first sector", 0, &head[..behind])?;
+        disk.write("write the first sector", 0, &head[..LARGEST_BLOCK_BYTES])?;
         disk.flush()?;
         match finished {
             Some(finished) => disk.write("mark the end", marker::OFFSET_BYTES, &finished)?,

@@ -128,7 +128,7 @@ fn try_renew(
     match plan(named, renewal.booted, |slot| holds(renewal.medium, slot, &carried)) {
         SlotPlan::PointTo(slot) => Ok(Some(ReadySlot::Found(slot))),
         SlotPlan::Write(slot) if network_use == NetworkUse::Allowed => {
-            let size_bytes: u64 = carried.files().map(|(_, object)| object.size_bytes).sum();
+            let size_bytes = carried.files().map(|(_, object)| object.size_bytes).fold(0, u64::saturating_add);
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
             write(renewal, slot, &carried, journal)?;
             // The file system was taken apart and put together again meanwhile: this is what is on the disk.

@@ -84,7 +84,7 @@ impl Client {
             last_report: None,
             report: None,
         };
-        client.transaction = client.next_random() as u32;
+        client.transaction = client.next_transaction();
         client
     }
 
@@ -182,7 +182,7 @@ impl Client {
     fn begin_again(&mut self, now: Duration, pause: Duration) {
         let earliest = self.last_discover.map_or(now, |last| last + DISCOVER_PAUSE);
         self.state = State::Discovering;
-        self.transaction = self.next_random() as u32;
+        self.transaction = self.next_transaction();
         self.exchange_began = now;
         self.due = (now + pause).max(earliest);
     }
@@ -200,6 +200,10 @@ impl Client {
     }
 
     /// One step of xorshift64*.
+    fn next_transaction(&mut self) -> u32 {
+        (self.next_random() & 0xffff_ffff) as u32
+    }
+
     fn next_random(&mut self) -> u64 {
         self.random |= 1;
         self.random ^= self.random >> 12;

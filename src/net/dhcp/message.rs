@@ -206,7 +206,8 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    let [_, _, high, low] = sum.to_be_bytes();
+    !u16::from_be_bytes([high, low])
 }
 
 /// Reads the answer in a frame, if it is one to `sender`. `None` for everything else, however it is made.
@@ -325,7 +326,9 @@ impl Options {
     fn prefix_len(&self, address: Ipv4Addr) -> u8 {
         let mask = self.address(code::MASK).map(u32::from);
         match mask {
-            Some(mask) if mask != 0 && mask.leading_ones() + mask.trailing_zeros() == 32 => mask.leading_ones() as u8,
+            Some(mask) if mask != 0 && mask.leading_ones() + mask.trailing_zeros() == 32 => {
+                u8::try_from(mask.leading_ones()).unwrap_or(32)
+            }
             _ => match address.octets()[0] {
                 0..=127 => 8,
                 128..=191 => 16,

@@ -3,9 +3,10 @@
 use std::ops::{Deref, DerefMut};
 
 /// No logical block is larger than a page on the machines Linux runs on here, so a page suits every device.
-pub const ALIGNMENT: usize = 4096;
+pub const ALIGNMENT_BYTES: u32 = 4096;
+const ALIGNMENT: usize = ALIGNMENT_BYTES as usize;
 
-/// A zeroed byte buffer of fixed length whose start is aligned to [`ALIGNMENT`].
+/// A zeroed byte buffer of fixed length whose start is aligned to [`ALIGNMENT_BYTES`].
 ///
 /// A `Vec` with some slack and an offset into it: its heap block never moves because it never grows, so this needs no
 /// allocator calls of its own.

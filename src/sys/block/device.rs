@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
-use super::aligned::ALIGNMENT;
+use super::aligned::ALIGNMENT_BYTES;
 use super::ioctl;
 
 /// Something that could not be done to a device.
@@ -169,19 +169,8 @@ impl Device {
             Caching::Buffered => 1,
             Caching::Direct if self.is_block => self.logical_block_size,
             // A file needs the block size of the device below its file system, which is a page at most.
-            Caching::Direct => ALIGNMENT as u32,
+            Caching::Direct => ALIGNMENT_BYTES,
         }
-    }
-
-    /// Whether the kernel refuses writes to it (a write-protected card). Always `false` for a file.
-    ///
-    /// # Errors
-    /// [`BlockError::Device`].
-    pub fn is_read_only(&self) -> Result<bool, BlockError> {
-        if !self.is_block {
-            return Ok(false);
-        }
-        ioctl::read_only(&self.file).map_err(|source| self.failed("ask for the write protection of", source))
     }
 
     /// Fills `buffer` from `offset` on.
@@ -247,15 +236,6 @@ impl Device {
         let result =
             if self.is_block { ioctl::zero_out(&self.file, offset, length) } else { self.punch(offset, length) };
         result.map_err(|source| self.transfer_failed("zero", offset, length, source))
-    }
-
-    /// Has the kernel read the partition table again.
-    ///
-    /// # Errors
-    /// [`BlockError::Device`] with `EBUSY` while a partition is in use.
-    pub fn reread_partition_table(&self) -> Result<(), BlockError> {
-        ioctl::reread_partition_table(&self.file)
-            .map_err(|source| self.failed("read the partition table again of", source))
     }
 
     /// The open file, for readers that want `Read + Seek`. Its position is shared.

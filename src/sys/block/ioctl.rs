@@ -10,10 +10,8 @@ use nix::libc::c_int;
 // The request numbers differ in type between C libraries (unsigned long in glibc, int in musl); nix's macros hide it.
 mod raw {
     use nix::{ioctl_none, ioctl_read, ioctl_read_bad, ioctl_write_ptr_bad, request_code_none};
-    ioctl_none!(blkrrpart, 0x12, 95);
     ioctl_none!(blkflsbuf, 0x12, 97);
     // These predate the convention that the number carries direction and size, hence "bad".
-    ioctl_read_bad!(blkroget, request_code_none!(0x12, 94), super::c_int);
     ioctl_read_bad!(blksszget, request_code_none!(0x12, 104), super::c_int);
     ioctl_read_bad!(blkpbszget, request_code_none!(0x12, 123), super::c_int);
     ioctl_write_ptr_bad!(blkdiscard, request_code_none!(0x12, 119), [u64; 2]);
@@ -48,25 +46,10 @@ pub(super) fn size_bytes(device: &File) -> io::Result<u64> {
     Ok(size as u64)
 }
 
-/// `BLKROGET`: whether the kernel refuses writes.
-pub(super) fn read_only(device: &File) -> io::Result<bool> {
-    let mut flag: c_int = 0;
-    // SAFETY: the kernel writes exactly one int to the address of `flag`.
-    unsafe { raw::blkroget(device.as_raw_fd(), &raw mut flag) }?;
-    Ok(flag != 0)
-}
-
 /// `BLKFLSBUF`: writes and forgets the page cache of the device.
 pub(super) fn drop_cache(device: &File) -> io::Result<()> {
     // SAFETY: takes no argument, so the kernel touches none of our memory.
     unsafe { raw::blkflsbuf(device.as_raw_fd()) }?;
-    Ok(())
-}
-
-/// `BLKRRPART`: has the kernel read the partition table again; `EBUSY` while a partition is in use.
-pub(super) fn reread_partition_table(device: &File) -> io::Result<()> {
-    // SAFETY: takes no argument, so the kernel touches none of our memory.
-    unsafe { raw::blkrrpart(device.as_raw_fd()) }?;
     Ok(())
 }
 

@@ -64,9 +64,9 @@ impl PacketSocket {
 
 fn link_address(index: u32) -> io::Result<LinkAddr> {
     let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
+        sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
         // Not ETH_P_ALL: that also hears what we send, and frames of VLANs whose tag has been taken off.
-        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_protocol: u16::try_from(libc::ETH_P_IP).map_err(io::Error::other)?.to_be(),
         sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -106,7 +106,7 @@ fn dhcp_answers() -> [libc::sock_filter; 9] {
 fn attach(socket: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
     let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
-    let size = size_of_val(&filter) as libc::socklen_t;
+    let size = libc::socklen_t::try_from(size_of_val(&filter)).map_err(io::Error::other)?;
     // SAFETY: `filter` and the `len` instructions it points to live across the call; the kernel copies and checks them
     // and writes to neither. The fd is open because `socket` is borrowed.
     let result = unsafe {

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::container::Container;
+use crate::notices;
 use crate::recipe::{Ansible, FileEntry, Recipe};
 use crate::step;
 
@@ -89,13 +90,14 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
 ///
 /// # Errors
 /// With the path.
-pub fn place_own(recipe: &Recipe, agent: &Path, tree: &Path) -> Result<()> {
+pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> Result<()> {
     let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
     put(tree, Path::new("/usr/bin/reflash"), &binary, 0o755)?;
     let page = Path::new("/usr/share/man/man8/reflash.8");
     put(tree, page, reflash::cli::manual::page().as_bytes(), 0o644)?;
     let completion = Path::new("/usr/share/bash-completion/completions/reflash");
     put(tree, completion, reflash::cli::completion::bash().as_bytes(), 0o644)?;
+    put(tree, Path::new(notices::PATH), notices.as_bytes(), 0o644)?;
     let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
     put(tree, watchdog, include_bytes!("units/watchdog.conf"), 0o644)?;
     unit(tree, "reflash-good.service", include_str!("units/reflash-good.service"), "multi-user.target")?;

@@ -236,7 +236,7 @@ fn no_frame_panics() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Beyond what makes it an answer to us.
             let at = MESSAGE + FIXED_BYTES + 4 + (state >> 33) as usize % (frame.len() - MESSAGE - FIXED_BYTES - 4);
-            frame[at] = (state >> 24) as u8;
+            frame[at] = state.to_le_bytes()[3];
         }
         let _ = answer(&frame, SENDER);
     }

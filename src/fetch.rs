@@ -15,6 +15,7 @@ mod health;
 mod http;
 mod mirrors;
 mod pace;
+mod tcp;
 mod tls;
 mod url;
 

@@ -5,6 +5,7 @@
 
 pub mod dhcp;
 mod error;
+pub mod names;
 mod options;
 mod search;
 mod settings;

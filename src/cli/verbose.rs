@@ -1,25 +1,32 @@
 //! `--verbose`: what the libraries log, on standard error.
 
-use std::io::Write;
+use std::io::{Write, stderr};
 
-/// Writes every record of the libraries from here on. A standard error that cannot be written is no reason to stop.
+use log::LevelFilter;
+use simple_logger::SimpleLogger;
+
+use super::answer::Exit;
+
+/// How the standard library begins to panic when `eprintln!` cannot write.
+const CANNOT_PRINT: &str = "failed printing to";
+
+/// Writes every record of the libraries from here on.
+///
+/// The logger prints with `eprintln!`, which panics where nobody reads any more. So it is not used where a first line
+/// cannot be written, since the command is worth more than its log; and where that happens later, as on a disk that fills
+/// up, the program ends with the exit code of a failure instead of an abort.
 pub(super) fn log_libraries() {
+    if writeln!(stderr(), "reflash {}: logging requests and what the libraries say", env!("CARGO_PKG_VERSION")).is_err()
+    {
+        return;
+    }
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.starts_with(CANNOT_PRINT)) {
+            std::process::exit(Exit::Failed.code().into());
+        }
+        usual(panic);
+    }));
     // Fails only where a logger is set already, which then is this one.
-    if log::set_logger(&StandardError).is_ok() {
-        log::set_max_level(log::LevelFilter::Debug);
-    }
-}
-
-struct StandardError;
-
-impl log::Log for StandardError {
-    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let _ = writeln!(std::io::stderr(), "{} [{}] {}", record.level(), record.target(), record.args());
-    }
-
-    fn flush(&self) {}
+    let _ = SimpleLogger::new().with_level(LevelFilter::Debug).init();
 }

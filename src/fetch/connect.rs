@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -15,21 +16,27 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::http::uri::Scheme;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, TcpConnector,
-    Transport, TransportAdapter,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+    TransportAdapter,
 };
 use ureq::{Agent, Error};
+
+use super::tcp::RacingConnector;
+use crate::net::names::{self, NameError};
+
+/// Room of ureq's list of addresses.
+const MOST_ADDRESSES: usize = 16;
 
 /// An agent with our connectors.
 pub(super) fn agent(config: Config, tls: Arc<ClientConfig>) -> Agent {
     let chain =
         ().chain(PlainProxyConnector)
             .chain(ConnectProxyConnector::default())
-            .chain(TcpConnector::default())
+            .chain(RacingConnector::default())
             .chain(TlsConnector { config: tls });
-    Agent::with_parts(config, chain, NamingResolver(DefaultResolver::default()))
+    Agent::with_parts(config, chain, NamingResolver)
 }
 
 /// A host name that has no address, apart from all other I/O errors.
@@ -37,19 +44,24 @@ pub(super) fn agent(config: Config, tls: Arc<ClientConfig>) -> Agent {
 #[error("the name {host} cannot be looked up")]
 pub(super) struct LookupError {
     host: String,
-    source: Error,
+    source: NameError,
 }
 
-/// The system's resolver, with errors that say which name: behind a proxy it may not be the one in the URL.
+/// Names by our own resolver, with errors that say which name: behind a proxy it may not be the one in the URL.
 #[derive(Debug)]
-struct NamingResolver(DefaultResolver);
+struct NamingResolver;
 
 impl Resolver for NamingResolver {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        self.0.resolve(uri, config, timeout).map_err(|source| {
-            let host = uri.host().unwrap_or_default().to_owned();
+    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let host = uri.host().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
+        let addresses = names::Resolver::of_system().lookup(host).map_err(|source| {
+            let host = host.to_owned();
             Error::Other(Box::new(LookupError { host, source }))
-        })
+        })?;
+        let mut resolved = self.empty();
+        addresses.into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(SocketAddr::new(address, port)));
+        Ok(resolved)
     }
 }
 
@@ -80,7 +92,7 @@ impl<In: Transport> Connector<In> for PlainProxyConnector {
             run_connector: Arc::clone(&details.run_connector),
             register_shutdown: Arc::clone(&details.register_shutdown),
         };
-        let Some(transport) = TcpConnector::default().connect(&to_proxy, None::<()>)? else { return Ok(None) };
+        let Some(transport) = RacingConnector::default().connect(&to_proxy, None::<()>)? else { return Ok(None) };
         let credentials = proxy.username().map(|user| {
             let pair = format!("{user}:{}", proxy.password().unwrap_or_default());
             format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode(pair))

@@ -1,0 +1,207 @@
+//! Names to addresses, on networks whose name servers are half broken.
+//!
+//! Every server is asked for both kinds of address at the same time, and one good answer is enough: a server that is dead,
+//! refuses one kind, knows nothing of the name or cuts its answer short only counts while no other has an address. musl's
+//! resolver, which std uses, fails as a whole when one of the two kinds fails, and takes the first server's word for a name
+//! that does not exist. `hickory-resolver` was looked at: it brings an asynchronous runtime into PID 1.
+
+mod query;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use query::{Outcome, ask};
+
+/// Port of name servers.
+const PORT: u16 = 53;
+/// Time for all answers about one name. musl and glibc give up after 5 s a round.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know better.
+const MORE: Duration = Duration::from_millis(150);
+/// Servers that are asked; resolvers of old read three.
+const MOST_SERVERS: usize = 8;
+/// Addresses that are returned. Large content networks answer with a dozen.
+const MOST_ADDRESSES: usize = 16;
+
+/// A name that has no address.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// No name server is known.
+    #[error(
+        "no name server is known, so {name} cannot be looked up; give the URL a numeric address, or network.dns a server"
+    )]
+    NoServer {
+        /// Name that was looked up.
+        name: String,
+    },
+    /// No server has an address for the name.
+    #[error("no name server has an address for {name} ({})", .answers.join(", "))]
+    None {
+        /// Name that was looked up.
+        name: String,
+        /// Each server with what it said.
+        answers: Vec<String>,
+    },
+}
+
+/// The name servers, the domains for short names, and the table of hosts of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolver {
+    servers: Vec<SocketAddr>,
+    search: Vec<String>,
+    hosts: Vec<(IpAddr, String)>,
+}
+
+impl Resolver {
+    /// Reads `/etc/resolv.conf` and `/etc/hosts` as they are now: a lease may bring other servers at any time.
+    #[must_use]
+    pub fn of_system() -> Self {
+        let read = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
+        Self::parse(&read("/etc/resolv.conf"), &read("/etc/hosts"))
+    }
+
+    /// Reads these texts; lines that make no sense are left out.
+    #[must_use]
+    pub fn parse(resolv_conf: &str, hosts: &str) -> Self {
+        let mut this = Self::default();
+        for line in resolv_conf.lines() {
+            let mut words = line.split(['#', ';']).next().unwrap_or_default().split_whitespace();
+            match words.next() {
+                Some("nameserver") => {
+                    let address = words.next().and_then(|text| text.parse::<IpAddr>().ok());
+                    this.servers.extend(address.map(|address| SocketAddr::new(address, PORT)));
+                }
+                Some("search" | "domain") => this.search = words.map(str::to_owned).collect(),
+                _ => {}
+            }
+        }
+        this.servers.truncate(MOST_SERVERS);
+        for line in hosts.lines() {
+            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+            let Some(Ok(address)) = words.next().map(str::parse::<IpAddr>) else { continue };
+            this.hosts.extend(words.map(|name| (address, name.to_ascii_lowercase())));
+        }
+        this
+    }
+
+    /// The same with other servers, such as those of a test.
+    #[must_use]
+    pub fn with_servers(self, servers: Vec<SocketAddr>) -> Self {
+        Self { servers, ..self }
+    }
+
+    /// Finds the addresses of a host, IPv6 and IPv4 in turn. A numeric address is its own.
+    ///
+    /// # Errors
+    /// [`NameError`], after at most 5 s for each domain that the name may be in.
+    pub fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
+        }
+        let lower = host.to_ascii_lowercase();
+        let listed: Vec<IpAddr> = self
+            .hosts
+            .iter()
+            .filter(|(_, name)| *name == lower.trim_end_matches('.'))
+            .map(|(address, _)| *address)
+            .collect();
+        if !listed.is_empty() {
+            return Ok(in_turn(listed));
+        }
+        if lower == "localhost" || lower.ends_with(".localhost") {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into()]);
+        }
+        if self.servers.is_empty() {
+            return Err(NameError::NoServer { name: host.to_owned() });
+        }
+        let mut answers = Vec::new();
+        for name in self.candidates(&lower) {
+            match self.ask_all(&name) {
+                Ok(addresses) => return Ok(in_turn(addresses)),
+                Err(said) => answers = said,
+            }
+        }
+        Err(NameError::None { name: host.to_owned(), answers })
+    }
+
+    /// Names to try in order: as it is first if it has a dot, and then in each domain (`ndots:1` of resolv.conf).
+    fn candidates(&self, host: &str) -> Vec<String> {
+        if let Some(absolute) = host.strip_suffix('.') {
+            return vec![absolute.to_owned()];
+        }
+        let own = host.to_owned();
+        let within = self.search.iter().map(|domain| format!("{host}.{}", domain.trim_matches('.')));
+        if host.contains('.') { std::iter::once(own).chain(within).collect() } else { within.chain([own]).collect() }
+    }
+
+    /// Asks every server at once. The addresses of all that have some, or what each said instead.
+    fn ask_all(&self, name: &str) -> Result<Vec<IpAddr>, Vec<String>> {
+        let (sender, outcomes) = channel();
+        let name: Arc<str> = name.into();
+        let until = Instant::now() + PATIENCE;
+        for &server in &self.servers {
+            let (sender, name) = (sender.clone(), Arc::clone(&name));
+            let spawned = std::thread::Builder::new().name(format!("dns {server}")).spawn({
+                let sender = sender.clone();
+                move || ask(server, &name, until, |outcome| sender.send((server, outcome)).is_ok())
+            });
+            if let Err(error) = spawned {
+                let _ = sender.send((server, Outcome::Failed(format!("no thread to ask with: {error}"))));
+            }
+        }
+        drop(sender);
+        collect(&outcomes, until)
+    }
+}
+
+/// Takes outcomes until there is nothing left to wait for.
+fn collect(outcomes: &Receiver<(SocketAddr, Outcome)>, mut until: Instant) -> Result<Vec<IpAddr>, Vec<String>> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut said = BTreeSet::new();
+    loop {
+        match outcomes.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok((_, Outcome::Addresses(found))) => {
+                if addresses.is_empty() {
+                    until = until.min(Instant::now() + MORE);
+                }
+                for address in found {
+                    if !addresses.contains(&address) {
+                        addresses.push(address);
+                    }
+                }
+            }
+            Ok((server, Outcome::Failed(text))) => {
+                said.insert(format!("{}: {text}", server.ip()));
+            }
+            // All servers are through, or the time is over.
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
+        }
+    }
+    if addresses.is_empty() { Err(said.into_iter().collect()) } else { Ok(addresses) }
+}
+
+/// One kind after the other, so that a kind that leads nowhere costs one attempt (RFC 8305, 4). IPv4 comes first: it is what
+/// recovery configures by itself.
+fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (four, six): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv4);
+    let (mut four, mut six) = (four.into_iter(), six.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let before = ordered.len();
+        ordered.extend(four.next());
+        ordered.extend(six.next());
+        if ordered.len() == before || ordered.len() >= MOST_ADDRESSES {
+            ordered.truncate(MOST_ADDRESSES);
+            return ordered;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! One name server: both kinds of address over UDP, and over TCP what did not fit.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use simple_dns::rdata::RData;
+use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
+
+/// Waits for an answer before the question is sent again: a lost packet costs a second.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Time for a connection, and for an answer over it.
+const TCP_PATIENCE: Duration = Duration::from_secs(2);
+/// Largest answer over UDP that is taken; without EDNS servers send 512 bytes.
+const MOST_UDP_BYTES: usize = 4096;
+
+/// What came of one question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Addresses, at least one.
+    Addresses(Vec<IpAddr>),
+    /// No address, and why.
+    Failed(String),
+}
+
+/// Asks one server for both kinds. `tell` gets each outcome as it comes, and says whether anybody still waits.
+pub(super) fn ask(server: SocketAddr, name: &str, until: Instant, report: impl Fn(Outcome) -> bool) {
+    if let Err(error) = ask_by_udp(server, name, until, &report) {
+        report(Outcome::Failed(error.to_string()));
+    }
+}
+
+fn ask_by_udp(server: SocketAddr, name: &str, until: Instant, report: &impl Fn(Outcome) -> bool) -> io::Result<()> {
+    let local: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // Connected: the kernel drops what comes from elsewhere, and says when nobody listens there.
+    let socket = UdpSocket::bind((local, 0))?;
+    socket.connect(server)?;
+    let random = RandomState::new().hash_one(name);
+    let kinds = [(TYPE::A, random as u16), (TYPE::AAAA, (random >> 16) as u16)];
+    let mut open: Vec<(TYPE, u16, Vec<u8>)> =
+        kinds.into_iter().map(|(kind, id)| Ok((kind, id, question(name, kind, id)?))).collect::<io::Result<_>>()?;
+    let mut buffer = [0; MOST_UDP_BYTES];
+    while !open.is_empty() {
+        for (_, _, question) in &open {
+            socket.send(question)?;
+        }
+        let again = (Instant::now() + AGAIN).min(until);
+        while !open.is_empty() {
+            let left = again.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            socket.set_read_timeout(Some(left))?;
+            let length = match socket.recv(&mut buffer) {
+                Ok(length) => length,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(at) = open.iter().position(|(kind, id, _)| is_answer(&buffer[..length], *id, name, *kind)) else {
+                continue;
+            };
+            let (kind, id, question) = open.swap_remove(at);
+            let outcome = match read(&buffer[..length], kind) {
+                // Cut short, or not to be read: TCP has room for all of it.
+                None => match ask_by_tcp(server, &question, until) {
+                    Ok(answer) if is_answer(&answer, id, name, kind) => {
+                        read(&answer, kind).unwrap_or_else(|| Outcome::Failed("its answer cannot be read".into()))
+                    }
+                    Ok(_) => Outcome::Failed("its answer over TCP is to another question".into()),
+                    Err(error) => Outcome::Failed(format!("its answer is cut short, and over TCP: {error}")),
+                },
+                Some(outcome) => outcome,
+            };
+            if !report(outcome) {
+                return Ok(());
+            }
+        }
+        if Instant::now() >= until {
+            report(Outcome::Failed("no answer".into()));
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn ask_by_tcp(server: SocketAddr, question: &[u8], until: Instant) -> io::Result<Vec<u8>> {
+    let patience = until.saturating_duration_since(Instant::now()).min(TCP_PATIENCE).max(Duration::from_millis(1));
+    let mut stream = TcpStream::connect_timeout(&server, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let length = u16::try_from(question.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), question].concat())?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+fn question(name: &str, kind: TYPE, id: u16) -> io::Result<Vec<u8>> {
+    let name = Name::new(name).map_err(|_| io::Error::other("it is not a name that can be asked for"))?;
+    let mut packet = Packet::new_query(id);
+    packet.set_flags(PacketFlag::RECURSION_DESIRED);
+    packet.questions.push(Question::new(name, QTYPE::TYPE(kind), QCLASS::CLASS(CLASS::IN), false));
+    packet.build_bytes_vec().map_err(io::Error::other)
+}
+
+/// Whether bytes answer this question. Only the head and the question are read: the rest may be cut.
+fn is_answer(bytes: &[u8], id: u16, name: &str, kind: TYPE) -> bool {
+    let answers = bytes.get(..2) == Some(&id.to_be_bytes()[..]) && bytes.get(2).is_some_and(|flags| flags & 0x80 != 0);
+    // Servers that fail may leave the question out.
+    if !answers || bytes.get(4..6) == Some(&[0, 0]) {
+        return answers;
+    }
+    let mut asked = Vec::new();
+    for label in name.split('.') {
+        asked.push(u8::try_from(label.len()).unwrap_or(u8::MAX));
+        asked.extend_from_slice(label.as_bytes());
+    }
+    asked.extend_from_slice(&[0]);
+    let Some(found) = bytes.get(12..12 + asked.len()) else { return false };
+    found.eq_ignore_ascii_case(&asked)
+        && bytes.get(12 + asked.len()..14 + asked.len()) == Some(&u16::from(kind).to_be_bytes()[..])
+}
+
+/// What an answer says; `None` when it is cut short or cannot be read.
+fn read(bytes: &[u8], kind: TYPE) -> Option<Outcome> {
+    const TRUNCATED: u8 = 0x02;
+    if bytes.get(2)? & TRUNCATED != 0 {
+        return None;
+    }
+    let packet = Packet::parse(bytes).ok()?;
+    // Every address in the answer belongs to the name, be it through an alias.
+    let addresses = packet.answers.iter().filter_map(|record| match &record.rdata {
+        RData::A(record) => Some(IpAddr::from(Ipv4Addr::from(record.address))),
+        RData::AAAA(record) => Some(IpAddr::from(Ipv6Addr::from(record.address))),
+        _ => None,
+    });
+    // Filters answer with the unspecified address for names that they do not like.
+    let addresses: Vec<IpAddr> = addresses.filter(|address| !address.is_unspecified()).collect();
+    if !addresses.is_empty() {
+        return Some(Outcome::Addresses(addresses));
+    }
+    let what = if kind == TYPE::AAAA { "IPv6" } else { "IPv4" };
+    Some(Outcome::Failed(match packet.rcode() {
+        RCODE::NoError => format!("has no {what} address"),
+        RCODE::NameError => "knows no such name".to_owned(),
+        RCODE::Refused => format!("refuses to answer for {what}"),
+        other => format!("cannot answer for {what} ({other:?})"),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, is_answer, question, read};
+    use simple_dns::TYPE;
+
+    #[test]
+    fn a_question_is_answered_only_by_its_own_answer() {
+        let question = question("images.example.com", TYPE::A, 0x1234).unwrap();
+        assert!(!is_answer(&question, 0x1234, "images.example.com", TYPE::A), "a question is no answer");
+        let mut answer = question.clone();
+        answer[2] |= 0x80;
+        assert!(is_answer(&answer, 0x1234, "images.example.com", TYPE::A));
+        assert!(is_answer(&answer, 0x1234, "IMAGES.example.com", TYPE::A));
+        assert!(!is_answer(&answer, 0x1235, "images.example.com", TYPE::A));
+        assert!(!is_answer(&answer, 0x1234, "images.example.org", TYPE::A));
+        assert!(!is_answer(&answer, 0x1234, "images.example.com", TYPE::AAAA));
+        assert_eq!(read(&answer, TYPE::A), Some(Outcome::Failed("has no IPv4 address".into())));
+        answer[2] |= 2;
+        assert_eq!(read(&answer, TYPE::A), None);
+    }
+
+    #[test]
+    fn no_bytes_panic() {
+        let mut answer = question("a.b", TYPE::A, 7).unwrap();
+        answer[2] |= 0x80;
+        // An answer that points at itself.
+        answer[7] = 1;
+        answer.extend_from_slice(&[0xc0, 0x11, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 1, 2, 3, 4]);
+        let mut state = 9_u64;
+        for _ in 0..100_000 {
+            let mut bytes = answer.clone();
+            for _ in 0..4 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let at = (state >> 33) as usize % bytes.len();
+                bytes[at] = (state >> 20) as u8;
+            }
+            let _ = (is_answer(&bytes, 7, "a.b", TYPE::A), read(&bytes, TYPE::A));
+        }
+        for length in 0..answer.len() {
+            let _ = read(&answer[..length], TYPE::A);
+        }
+    }
+}

@@ -99,10 +99,10 @@ impl Robot {
         source: &dyn Source,
         booted: Slot,
     ) -> Result<RecoveryReport, RecoveryError> {
-        let (state, journal) = (self.state(), Journal::new(None, false));
-        let mut machine = self.fixture.machine(source, &self.target, Some(&state), &journal);
-        machine.renewal = Some(Renewal { medium, source, booted: Some(booted) });
-        recovery::run(&machine)
+        let (state, journal) = (self.state(), Journal::silent());
+        let mut job = self.fixture.job(source, &self.target, Some(&state), &journal);
+        job.resources.renewal = Some(Renewal { medium, source, booted: Some(booted) });
+        recovery::run(&job, job.read_record().as_ref())
     }
 
     /// Recovers as it should be.
@@ -196,12 +196,12 @@ fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
     assert_eq!(robot.start_next(), Slot::B);
     // The release does not even fit: that is no fault of the recovery.
-    let (state, journal, source) = (robot.state(), Journal::new(None, false), robot.source());
+    let (state, journal, source) = (robot.state(), Journal::silent(), robot.source());
     let medium = RecoveryPartition::directory(robot.recovery.path());
-    let mut machine = robot.fixture.machine(&source, &robot.target, Some(&state), &journal);
-    machine.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
-    machine.product = "another".into();
-    recovery::run(&machine).unwrap_err();
+    let mut job = robot.fixture.job(&source, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
+    job.identity.product = "another".into();
+    recovery::run(&job, job.read_record().as_ref()).unwrap_err();
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: None });
     // From then on it renews the other one.
     publish(&mut robot.fixture, "3");
@@ -234,13 +234,13 @@ fn a_new_recovery_that_only_compared_the_system_is_still_on_trial() {
     let robot = Robot::new();
     robot.recover_from(Slot::A);
     assert_eq!(robot.start_next(), Slot::B);
-    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let (state, journal, nowhere) = (robot.state(), Journal::silent(), Directory::new("/nonexistent"));
     let medium = RecoveryPartition::directory(robot.recovery.path());
-    let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
-    machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
+    let mut job = robot.fixture.job(&nowhere, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
     let installed = state.installed(&robot.fixture.keys).unwrap();
-    let proof = recovery::compare(&machine, &installed).unwrap();
-    recovery::start_again(&machine, proof, &installed).unwrap();
+    let proof = recovery::compare(&job, &installed).unwrap();
+    recovery::start_again(&job, proof, &installed).unwrap();
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
 }
 
@@ -347,14 +347,14 @@ fn a_lost_environment_finds_its_slot_again_without_the_source() {
     robot.recover_from(Slot::A);
     fs::write(robot.state.path().join("grubenv"), [0; 512]).unwrap();
     // GRUB took the first slot; the system is intact and started again.
-    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let (state, journal, nowhere) = (robot.state(), Journal::silent(), Directory::new("/nonexistent"));
     let medium = RecoveryPartition::directory(robot.recovery.path());
     let start = || {
-        let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
-        machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
+        let mut job = robot.fixture.job(&nowhere, &robot.target, Some(&state), &journal);
+        job.resources.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
         let installed = state.installed(&robot.fixture.keys).unwrap();
-        let proof = recovery::compare(&machine, &installed).unwrap();
-        recovery::start_again(&machine, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let proof = recovery::compare(&job, &installed).unwrap();
+        recovery::start_again(&job, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
     };
     start();
     assert_eq!(robot.next(), Some(Slot::B));

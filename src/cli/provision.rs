@@ -42,8 +42,8 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
     }
     .on_disk(&disk);
     let bench = bench(release)?;
-    let machine = bench.machine(&target, true);
-    let (offered, preflight) = provision::prepare(&machine, candidate, firmware).map_err(failed)?;
+    let job = bench.job(&target, true);
+    let (offered, preflight) = provision::prepare(&job, candidate, firmware).map_err(failed)?;
     let version = offered.manifest.version.clone();
     if release.dry_run {
         let answer = json!({ "version": version, "disk": disk, "plan": preflight.to_string() });
@@ -53,7 +53,7 @@ pub(super) fn run(provision: &Provision) -> Result<u8, Failure> {
     let armed = preflight.arm(ErasePermission { confirmation: provision.arm.as_deref(), unattended_medium: None })?;
     // One run on a bench must not be in the way of another.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
-    let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);
+    let installed = provision::install(armed, &job, offered, &site, &mounts).map_err(failed);
     let _ = std::fs::remove_dir_all(&mounts);
     let (report, _) = installed?;
     let answer = json!({ "version": report.version, "serial": report.serial, "disk": disk });

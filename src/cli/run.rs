@@ -1,7 +1,6 @@
 //! The verbs by hand: in recovery, on the live system, or on a bench.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::names;
 use crate::chain::chain;
 use crate::cli::args::{Command, Common, EnvAction, Flash, RequestedAction, Verify};
@@ -19,7 +17,7 @@ use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
 use crate::flash::readback::Scan;
 use crate::flash::target::{BlockTarget, DeviceTarget};
 use crate::jobs::keys::read_keys;
-use crate::jobs::recovery::{self, Machine};
+use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{Config, Layer};
 use crate::machine::identity::hardware_name;
 use crate::record::blackbox::{BlackBox, Marks};
@@ -111,7 +109,7 @@ pub(super) fn bench_of(flash: &Flash, mounted: Option<&MountedState>) -> Result<
     let config = machine_config(&flash.common, mounted, flash_layer(flash))?;
     let keys = keys(&flash.common, mounted)?;
     let options = FetchOptions::with_clock_as_it_is(&config.network);
-    let journal = Arc::new(Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal()));
+    let journal = Arc::new(Journal::on_stderr());
     let teller = Arc::clone(&journal);
     let mirrors = fetch::open_all(&config.urls, &options, RetryPolicy::Rounds(HAND_ROUNDS))?
         .on_retry(move |retry| teller.warn(&retry.to_string()));
@@ -119,22 +117,16 @@ pub(super) fn bench_of(flash: &Flash, mounted: Option<&MountedState>) -> Result<
 }
 
 impl Bench {
-    pub(super) fn machine<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> Machine<'a> {
-        Machine {
-            product: self.config.product.clone(),
-            hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
-            channel: self.config.channel.clone(),
-            tries: self.config.boot_tries,
-            allow_older,
-            requested: true,
-            recoveries: Recoveries::default(),
-            keys: &self.keys,
-            source: &self.mirrors,
-            target,
-            state: None,
+    pub(super) fn job<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> RecoveryJob<'a> {
+        RecoveryJob {
+            identity: Identity {
+                product: self.config.product.clone(),
+                hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
+                channel: self.config.channel.clone(),
+            },
+            policy: Policy::requested(self.config.boot_tries, allow_older),
+            resources: Resources::new(&self.keys, &self.mirrors, target),
             journal: &self.journal,
-            renewal: None,
-            learn_time: &|_| {},
         }
     }
 }
@@ -153,20 +145,21 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
     };
     let target =
         if flash.dry_run { DeviceTarget::open_read_only(&target_path)? } else { DeviceTarget::open(&target_path)? };
-    let state = machine_state.as_ref().map(|mounted| &mounted.state);
-    let machine = Machine { state, ..bench.machine(&target, flash.allow_older) };
+    let mut job = bench.job(&target, flash.allow_older);
+    job.resources.state = machine_state.as_ref().map(|mounted| &mounted.state);
+    let record = job.read_record();
     let failed = |error: recovery::RecoveryError| Failure {
         code: if error.is_retryable() { LATER } else { FAILED },
         text: chain(&error),
     };
     if flash.dry_run {
-        let (release, totals) = recovery::estimate(&machine).map_err(failed)?;
+        let (release, totals) = recovery::estimate(&job, record.as_ref()).map_err(failed)?;
         let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
         say(flash.common.json, &answer, || format!("{} on {}: {totals}", release.version, target.name()));
         return Ok(0);
     }
     if flash.no_read_back {
-        let (release, totals) = recovery::write_only(&machine).map_err(failed)?;
+        let (release, totals) = recovery::write_only(&job, record.as_ref()).map_err(failed)?;
         let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
         say(flash.common.json, &answer, || {
             format!("{} was written to {}, not read back", release.version, target.name())
@@ -180,7 +173,7 @@ fn run_flash(flash: &Flash) -> Result<u8, Failure> {
             .inspect_err(|error| journal.warn(&chain(error)))
             .ok()
     });
-    let result = recovery::run(&machine);
+    let result = recovery::run(&job, record.as_ref());
     if let Some(poster) = poster {
         poster.close(match &result {
             Ok(_) => Ending::Installed,
@@ -205,7 +198,7 @@ fn run_verify(verify: &Verify) -> Result<u8, Failure> {
         None => mounted.system_partition()?,
     };
     let target = DeviceTarget::open_read_only(&path)?;
-    let journal = Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal());
+    let journal = Journal::on_stderr();
     let size_bytes = installed.index.image_bytes();
     let scan = journal.with_progress(Bytes::of_disk(size_bytes), |done| Scan::of(&installed.index, &target, done));
     let damaged: Vec<[u64; 2]> = scan.damaged_ranges().iter().map(|range| [range.start, range.end]).collect();

@@ -10,7 +10,7 @@ use crate::boot::slots::Trial;
 use crate::cli::args::Common;
 use crate::cli::mounted::MountedState;
 use crate::cli::run::{Failure, NO, keys, say};
-use crate::jobs::state::StatePartition;
+use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
 use crate::record::progress::bytes;
 use crate::release::manifest::SYSTEM_IMAGE;
@@ -21,7 +21,8 @@ const SHOWN: usize = 5;
 pub(super) fn run(common: &Common) -> Result<u8, Failure> {
     let mounted = MountedState::open(common)?;
     let keys = keys(common, Some(&mounted))?;
-    let installed = mounted.state.installed_manifest(&keys).map(|(_, manifest)| manifest);
+    let record = mounted.state.record(&keys);
+    let installed = record.as_ref().map(InstalledRecord::manifest);
     let env = mounted.state.boot_env().load_or_empty()?;
     let variables: serde_json::Map<String, Value> =
         env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use reflash::boot::slots::{FILES, Slot, SlotState, Trial};
 use reflash::chain::chain;
@@ -207,6 +207,33 @@ fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     publish(&mut robot.fixture, "3");
     robot.recover_from(Slot::B);
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: Some(Trial::Due(Slot::A)) });
+}
+
+#[test]
+fn a_new_recovery_is_trusted_while_another_source_is_still_asked_in_vain() {
+    let robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert_eq!(robot.start_next(), Slot::B);
+    // The first source has a release for another machine, the second one does not answer and may be asked for hours.
+    let (during, env) = (Arc::new(Mutex::new(Vec::new())), robot.state().boot_env());
+    let slots = Arc::clone(&during);
+    let sources: Vec<Box<dyn Source>> = vec![Box::new(robot.source()), Box::new(Directory::new("/nonexistent"))];
+    let mirrors = Mirrors::new(sources, RetryPolicy::Rounds(2)).pause_with(|_| ()).on_retry(move |retry| {
+        if !retry.wait.is_zero() {
+            slots.lock().unwrap().push(env.slots().unwrap());
+        }
+    });
+    let (state, journal, times) = (robot.state(), Journal::silent(), Mutex::new(Vec::new()));
+    let medium = RecoveryPartition::directory(robot.recovery.path());
+    let learn_time = |created_unix_s| times.lock().unwrap().push(created_unix_s);
+    let mut job = robot.fixture.job(&mirrors, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &mirrors, booted: Some(Slot::B) });
+    job.resources.learn_time = &learn_time;
+    job.identity.product = "another".into();
+    let error = recovery::run(&job, job.read_record().as_ref()).unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert_eq!(*during.lock().unwrap(), [SlotState { active: Some(Slot::B), trial: None }]);
+    assert_eq!(*times.lock().unwrap(), [1_700_000_000], "once, however often the source is asked");
 }
 
 #[test]

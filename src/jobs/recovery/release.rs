@@ -20,6 +20,10 @@ use crate::release::weak_hashes::{self, WeakHashes};
 /// A minisign signature is 4 lines, about 350 bytes.
 const MAX_SIGNATURE_BYTES: u64 = 4096;
 
+/// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
+/// release after the other must not keep the next source from being asked.
+const MAX_LOOKED_AT: usize = 8;
+
 /// Fetches the offered release with its index, fit for this machine and this partition.
 pub(super) fn fetch_indexed(
     job: &RecoveryJob<'_>,
@@ -43,7 +47,8 @@ pub(super) fn with_index(
 /// Downloads the manifest and checks its signature, format, fit and serial.
 ///
 /// A manifest of no use here, as that of an old USB drive or of a mirror that lags behind, must not hide what the next
-/// source has. Each is looked at once: a source that comes with it again is passed over.
+/// source has. Each is looked at once and without delay, since the other sources may be asked for hours: it shows the
+/// least that the time can be, and that this recovery works. A source that comes with it again is passed over.
 ///
 /// # Errors
 /// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
@@ -52,51 +57,69 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
         // No copy of the release can be good: do not ask for one again and again.
         return Err(ManifestError::NoKeys.into());
     }
-    let mut unsuitable = Vec::new();
+    let mut passed_over = PassedOver::default();
     loop {
-        let signed = fetch_signed(job, &mut unsuitable)?;
-        let refusal = match Manifest::parse(&signed) {
-            Ok(manifest) => {
-                (job.resources.learn_time)(manifest.created_unix_s);
-                end_trial(job);
-                match check_suitable(job, record, &manifest) {
-                    Ok(()) => return Ok(found(job, signed, manifest)),
-                    Err(refusal) => refusal,
-                }
-            }
-            Err(refusal) => refusal,
+        let Offer { release, refusal } = fetch_offer(job, record, &mut passed_over)?;
+        (job.resources.learn_time)(release.manifest.created_unix_s);
+        end_trial(job);
+        let Some(refusal) = refusal else {
+            let Manifest { version, serial, .. } = &release.manifest;
+            let signed_by = release.signed.key_name();
+            job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by });
+            return Ok(release);
         };
-        unsuitable.push((signed, refusal));
+        passed_over.looked_at.push(Digest::of(release.signed.bytes()));
+        passed_over.last = Some(refusal);
     }
 }
 
-fn found(job: &RecoveryJob<'_>, signed: Authentic, manifest: Manifest) -> Release {
-    let Manifest { version, serial, .. } = &manifest;
-    job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: signed.key_name() });
-    Release { signed, manifest }
+/// An authentic release, with the reason for which it is of no use here, if there is one.
+struct Offer {
+    release: Release,
+    refusal: Option<ManifestError>,
 }
 
-/// Downloads a manifest that a trusted key signed and that is not among the `unsuitable` ones. Where no source has
-/// another, the error is that of the last of these.
-fn fetch_signed(
+/// Releases of no use that this fetch has met.
+#[derive(Default)]
+struct PassedOver {
+    /// Digests of the manifests that were looked at, at most [`MAX_LOOKED_AT`].
+    looked_at: Vec<Digest>,
+    /// Refusal of the last one that was looked at, or cannot be read.
+    last: Option<ManifestError>,
+}
+
+impl PassedOver {
+    /// Whether a manifest of no use need not be looked at.
+    fn is_known(&self, signed: &Authentic) -> bool {
+        self.looked_at.len() >= MAX_LOOKED_AT || self.looked_at.contains(&Digest::of(signed.bytes()))
+    }
+}
+
+/// Downloads a manifest that a trusted key signed: a suitable one, or one that was not looked at yet. Where no source
+/// has either, the error is the last refusal.
+fn fetch_offer(
     job: &RecoveryJob<'_>,
-    unsuitable: &mut Vec<(Authentic, ManifestError)>,
-) -> Result<Authentic, RecoveryError> {
+    record: Option<&InstalledRecord>,
+    passed_over: &mut PassedOver,
+) -> Result<Offer, RecoveryError> {
     let Resources { keys, source, .. } = job.resources;
     let path = manifest::manifest_path(&job.identity.channel);
     let signature_path = format!("{path}.minisig");
     let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
-    let signed = fetch_checked(source, &wanted, |files| {
-        let [manifest, signature] = files else { return Err(Refusal::Wrong("a file is missing".to_owned())) };
-        let signed = keys.authenticate(manifest.clone(), &String::from_utf8_lossy(signature));
+    let offer = fetch_checked(source, &wanted, |files| {
+        let [content, signature] = files else { return Err(Refusal::Wrong("a file is missing".to_owned())) };
+        let signed = keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
         let signed = signed.map_err(|error| Refusal::Wrong(chain(&error)))?;
-        match unsuitable.iter().find(|(known, _)| known.bytes() == signed.bytes()) {
-            Some((_, refusal)) => Err(Refusal::Unsuitable(chain(refusal))),
-            None => Ok(signed),
+        let unreadable = |refusal| Refusal::Unsuitable(chain(passed_over.last.insert(refusal)));
+        let manifest = Manifest::parse(&signed).map_err(unreadable)?;
+        let refusal = check_suitable(job, record, &manifest).err();
+        match refusal {
+            Some(refusal) if passed_over.is_known(&signed) => Err(Refusal::Unsuitable(chain(&refusal))),
+            refusal => Ok(Offer { release: Release { signed, manifest }, refusal }),
         }
     });
-    signed.map_err(|source| match unsuitable.pop().filter(|_| source.kind() == FetchErrorKind::Unsuitable) {
-        Some((_, refusal)) => refusal.into(),
+    offer.map_err(|source| match passed_over.last.take().filter(|_| source.kind() == FetchErrorKind::Unsuitable) {
+        Some(refusal) => refusal.into(),
         None => RecoveryError::Fetch { what: "manifest", source },
     })
 }

@@ -6,19 +6,20 @@ pub mod watchdog;
 
 use std::fs;
 
-/// File in the initramfs that says which job PID 1 has.
+/// File in the initramfs that names the job of PID 1.
 const ROLE_FILE: &str = "/etc/reflash/role";
 
-/// The job of PID 1.
+/// Job that the initramfs gives PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// Recovery agent.
+    /// PID 1 is the recovery agent.
     Recovery,
-    /// First step of the system's own boot.
+    /// PID 1 makes the first step of the system's own boot.
     System,
 }
 
-/// The job that the initramfs gives PID 1. A missing file means recovery: the initramfs is then an old one of ours.
+/// Reads the job that the initramfs gives PID 1. A missing file means recovery, as in an initramfs from before there
+/// was this file.
 #[must_use]
 pub fn role() -> Job {
     match fs::read_to_string(ROLE_FILE) {

@@ -14,6 +14,7 @@
 //! | [`power`] | reboot, power off, sync that cannot hang |
 //! | [`process`] | programs that are started, orphans that are collected |
 //! | [`random`] | random bytes |
+//! | [`thread`] | threads with a name, locks that survive a panic |
 //! | [`uevent`] | the kernel's events about devices |
 //! | [`watchdog`] | the hardware watchdog |
 
@@ -30,5 +31,6 @@ pub mod power;
 pub mod process;
 pub mod random;
 mod signals;
+pub mod thread;
 pub mod uevent;
 pub mod watchdog;

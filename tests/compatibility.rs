@@ -475,7 +475,7 @@ fn every_variable_of_the_boot_environment_is_documented() {
 fn the_event_log_is_written_as_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("events.jsonl");
-    let journal = Journal::new(None, false);
+    let journal = Journal::silent();
     journal.open_events(Box::new(fs::File::create(&path).unwrap()));
     let _: Result<(), ()> = journal.phase(Phase::Write, "write 56 KiB to /dev/sda5", || {
         journal.warn("the system could not be written: the disk says no");

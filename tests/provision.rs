@@ -14,7 +14,6 @@ use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::jobs::provision::{
     self, DiskCandidate, DiskContent, ErasePermission, Firmware, InstallError, Preflight, Site,
 };
-use reflash::jobs::recovery::Machine;
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
 use reflash::release::layout::{Layout, Role, Scheme};
@@ -95,11 +94,11 @@ fn provision_from(
     leave: ErasePermission<'_>,
     wrap: impl FnOnce(DeviceTarget) -> Box<dyn BlockTarget>,
 ) -> Result<Vec<reflash::release::layout::Placed>, InstallError> {
-    let journal = Journal::new(None, false);
+    let journal = Journal::silent();
     let source = Directory::from_url(&format!("file://{}", fixture.tree().display())).unwrap();
     let target = wrap(DeviceTarget::open(&candidate.disk.path).unwrap());
-    let machine: Machine<'_> = fixture.machine(&source, &*target, None, &journal);
-    let (release, preflight) = provision::prepare(&machine, candidate, firmware)?;
+    let job = fixture.job(&source, &*target, None, &journal);
+    let (release, preflight) = provision::prepare(&job, candidate, firmware)?;
     let armed = preflight.arm(leave)?;
     let site = Site {
         config: "[release]\nurls = ['http://x.example']\n".to_owned(),
@@ -108,7 +107,7 @@ fn provision_from(
         medium,
     };
     let mounts = tempfile::tempdir().unwrap();
-    provision::install(armed, &machine, release, &site, mounts.path()).map(|(_, provisioned)| provisioned.partitions)
+    provision::install(armed, &job, release, &site, mounts.path()).map(|(_, provisioned)| provisioned.partitions)
 }
 
 fn as_it_is(target: DeviceTarget) -> Box<dyn BlockTarget> {

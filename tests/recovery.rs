@@ -185,8 +185,8 @@ fn automatic_recoveries_are_counted_by_release_and_wishes_begin_anew() {
     let state = StatePartition::new(dir.path());
     let recover = |fixture: &Fixture, requested: bool| {
         let recoveries = state.boot_env().recoveries().unwrap();
-        let change = |machine: &mut reflash::jobs::recovery::Machine<'_>| {
-            (machine.requested, machine.recoveries) = (requested, recoveries);
+        let change = |job: &mut reflash::jobs::recovery::RecoveryJob<'_>| {
+            (job.policy.requested, job.policy.recoveries) = (requested, recoveries);
         };
         fixture.recover_as(&source(fixture), &blank(fixture), Some(&state), change).unwrap();
         state.boot_env().recoveries().unwrap().to_string()
@@ -207,12 +207,12 @@ fn what_is_installed_is_repaired_from_its_own_objects_whatever_is_offered() {
     let mut damaged = fixture.image.clone();
     damaged[70_000] ^= 1;
     let target = MemoryTarget::new(damaged);
-    let journal = reflash::record::journal::Journal::new(None, false);
+    let journal = reflash::record::journal::Journal::silent();
     let source = source(&fixture);
-    let machine = fixture.machine(&source, &target, Some(&state), &journal);
-    let installed = state.installed(&fixture.keys).unwrap();
-    assert!(reflash::jobs::recovery::compare(&machine, &installed).is_err());
-    reflash::jobs::recovery::repair(&machine, installed).unwrap();
+    let job = fixture.job(&source, &target, Some(&state), &journal);
+    let record = state.record(&fixture.keys).unwrap();
+    assert!(reflash::jobs::recovery::compare(&job, &state.index_of(&record).unwrap()).is_err());
+    reflash::jobs::recovery::install(&job, Some(&record), record.release()).unwrap();
     assert!(target.content() == fixture.image);
 }
 
@@ -252,7 +252,7 @@ fn an_older_release_is_refused_unless_a_person_asks() {
     let error = fixture.recover(&source(&fixture), &target, Some(&state)).unwrap_err();
     assert!(chain(&error).contains("serial 6, older than the installed 7"), "{}", chain(&error));
     assert!(target.content() == newest);
-    fixture.recover_as(&source(&fixture), &target, Some(&state), |machine| machine.allow_older = true).unwrap();
+    fixture.recover_as(&source(&fixture), &target, Some(&state), |job| job.policy.allow_older = true).unwrap();
     assert!(target.content() == fixture.image);
 }
 
@@ -260,8 +260,9 @@ fn an_older_release_is_refused_unless_a_person_asks() {
 fn the_wrong_machine_is_refused_before_anything_is_written() {
     let fixture = Fixture::new();
     let target = blank(&fixture);
-    let error =
-        fixture.recover_as(&source(&fixture), &target, None, |machine| machine.hardware = "unit-z".into()).unwrap_err();
+    let error = fixture
+        .recover_as(&source(&fixture), &target, None, |job| job.identity.hardware = "unit-z".into())
+        .unwrap_err();
     assert!(chain(&error).contains("hardware \"unit-a\"") && chain(&error).contains("unit-z"), "{}", chain(&error));
     assert!(!error.is_retryable() && target.writes().is_empty());
 }

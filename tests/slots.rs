@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use reflash::boot::slots::{FILES, Slot, SlotState, Trial};
 use reflash::chain::chain;
@@ -99,10 +99,10 @@ impl Robot {
         source: &dyn Source,
         booted: Slot,
     ) -> Result<RecoveryReport, RecoveryError> {
-        let (state, journal) = (self.state(), Journal::new(None, false));
-        let mut machine = self.fixture.machine(source, &self.target, Some(&state), &journal);
-        machine.renewal = Some(Renewal { medium, source, booted: Some(booted) });
-        recovery::run(&machine)
+        let (state, journal) = (self.state(), Journal::silent());
+        let mut job = self.fixture.job(source, &self.target, Some(&state), &journal);
+        job.resources.renewal = Some(Renewal { medium, source, booted: Some(booted) });
+        recovery::run(&job, job.read_record().as_ref())
     }
 
     /// Recovers as it should be.
@@ -196,17 +196,44 @@ fn a_new_recovery_is_trusted_when_it_has_found_a_release() {
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
     assert_eq!(robot.start_next(), Slot::B);
     // The release does not even fit: that is no fault of the recovery.
-    let (state, journal, source) = (robot.state(), Journal::new(None, false), robot.source());
+    let (state, journal, source) = (robot.state(), Journal::silent(), robot.source());
     let medium = RecoveryPartition::directory(robot.recovery.path());
-    let mut machine = robot.fixture.machine(&source, &robot.target, Some(&state), &journal);
-    machine.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
-    machine.product = "another".into();
-    recovery::run(&machine).unwrap_err();
+    let mut job = robot.fixture.job(&source, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &source, booted: Some(Slot::B) });
+    job.identity.product = "another".into();
+    recovery::run(&job, job.read_record().as_ref()).unwrap_err();
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: None });
     // From then on it renews the other one.
     publish(&mut robot.fixture, "3");
     robot.recover_from(Slot::B);
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::B), trial: Some(Trial::Due(Slot::A)) });
+}
+
+#[test]
+fn a_new_recovery_is_trusted_while_another_source_is_still_asked_in_vain() {
+    let robot = Robot::new();
+    robot.recover_from(Slot::A);
+    assert_eq!(robot.start_next(), Slot::B);
+    // The first source has a release for another machine, the second one does not answer and may be asked for hours.
+    let (during, env) = (Arc::new(Mutex::new(Vec::new())), robot.state().boot_env());
+    let slots = Arc::clone(&during);
+    let sources: Vec<Box<dyn Source>> = vec![Box::new(robot.source()), Box::new(Directory::new("/nonexistent"))];
+    let mirrors = Mirrors::new(sources, RetryPolicy::Rounds(2)).pause_with(|_| ()).on_retry(move |retry| {
+        if !retry.wait.is_zero() {
+            slots.lock().unwrap().push(env.slots().unwrap());
+        }
+    });
+    let (state, journal, times) = (robot.state(), Journal::silent(), Mutex::new(Vec::new()));
+    let medium = RecoveryPartition::directory(robot.recovery.path());
+    let learn_time = |created_unix_s| times.lock().unwrap().push(created_unix_s);
+    let mut job = robot.fixture.job(&mirrors, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &mirrors, booted: Some(Slot::B) });
+    job.resources.learn_time = &learn_time;
+    job.identity.product = "another".into();
+    let error = recovery::run(&job, job.read_record().as_ref()).unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert_eq!(*during.lock().unwrap(), [SlotState { active: Some(Slot::B), trial: None }]);
+    assert_eq!(*times.lock().unwrap(), [1_700_000_000], "once, however often the source is asked");
 }
 
 #[test]
@@ -234,13 +261,13 @@ fn a_new_recovery_that_only_compared_the_system_is_still_on_trial() {
     let robot = Robot::new();
     robot.recover_from(Slot::A);
     assert_eq!(robot.start_next(), Slot::B);
-    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let (state, journal, nowhere) = (robot.state(), Journal::silent(), Directory::new("/nonexistent"));
     let medium = RecoveryPartition::directory(robot.recovery.path());
-    let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
-    machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
+    let mut job = robot.fixture.job(&nowhere, &robot.target, Some(&state), &journal);
+    job.resources.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::B) });
     let installed = state.installed(&robot.fixture.keys).unwrap();
-    let proof = recovery::compare(&machine, &installed).unwrap();
-    recovery::start_again(&machine, proof, &installed).unwrap();
+    let proof = recovery::compare(&job, &installed).unwrap();
+    recovery::start_again(&job, proof, &installed).unwrap();
     assert_eq!(robot.slots(), SlotState { active: Some(Slot::A), trial: Some(Trial::Due(Slot::B)) });
 }
 
@@ -347,14 +374,14 @@ fn a_lost_environment_finds_its_slot_again_without_the_source() {
     robot.recover_from(Slot::A);
     fs::write(robot.state.path().join("grubenv"), [0; 512]).unwrap();
     // GRUB took the first slot; the system is intact and started again.
-    let (state, journal, nowhere) = (robot.state(), Journal::new(None, false), Directory::new("/nonexistent"));
+    let (state, journal, nowhere) = (robot.state(), Journal::silent(), Directory::new("/nonexistent"));
     let medium = RecoveryPartition::directory(robot.recovery.path());
     let start = || {
-        let mut machine = robot.fixture.machine(&nowhere, &robot.target, Some(&state), &journal);
-        machine.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
+        let mut job = robot.fixture.job(&nowhere, &robot.target, Some(&state), &journal);
+        job.resources.renewal = Some(Renewal { medium: &medium, source: &nowhere, booted: Some(Slot::A) });
         let installed = state.installed(&robot.fixture.keys).unwrap();
-        let proof = recovery::compare(&machine, &installed).unwrap();
-        recovery::start_again(&machine, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let proof = recovery::compare(&job, &installed).unwrap();
+        recovery::start_again(&job, proof, &installed).unwrap_or_else(|error| panic!("{}", chain(&error)));
     };
     start();
     assert_eq!(robot.next(), Some(Slot::B));

@@ -60,9 +60,9 @@ fn flash(
     std::fs::File::create(file).unwrap().set_len(fixture.image.len() as u64).unwrap();
     let target = DeviceTarget::open(file).unwrap();
     let mirrors = open_all(urls, &options(), RetryPolicy::Rounds(3)).unwrap();
-    let journal = Journal::new(None, false);
+    let journal = Journal::silent();
     let poster = Poster::start(who, station, &options(), &journal).unwrap();
-    let result = recovery::run(&fixture.machine(&mirrors, &target, None, &journal));
+    let result = recovery::run(&fixture.job(&mirrors, &target, None, &journal), None);
     poster.close(if result.is_ok() { Ending::Installed } else { Ending::Failed });
     (result, started.elapsed())
 }

@@ -1,18 +1,16 @@
 //! What a command works with: configuration, trusted keys, release sources and a journal on standard error.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::answer::{Failure, failure};
 use super::mounted::MountedState;
 use super::options::Options;
-use crate::boot::decide::Recoveries;
 use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
 use crate::flash::target::BlockTarget;
 use crate::jobs::keys::read_keys;
-use crate::jobs::recovery::Machine;
+use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{Config, Layer};
 use crate::machine::identity::hardware_name;
 use crate::record::journal::Journal;
@@ -39,36 +37,26 @@ impl Context {
         let config = config(options, mounted)?;
         let keys = keys(options, mounted)?;
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
-        let journal = Arc::new(journal());
+        let journal = Arc::new(Journal::on_stderr());
         let warnings = Arc::clone(&journal);
         let mirrors = fetch::open_all(&config.urls, &fetch_options, RetryPolicy::Rounds(HAND_ROUNDS))?
             .on_retry(move |retry| warnings.warn(&retry.to_string()));
         Ok(Self { config, keys, mirrors, journal })
     }
 
-    pub(super) fn machine<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> Machine<'a> {
-        Machine {
-            product: self.config.product.clone(),
-            hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
-            channel: self.config.channel.clone(),
-            tries: self.config.boot_tries,
-            allow_older,
-            requested: true,
-            recoveries: Recoveries::default(),
-            keys: &self.keys,
-            source: &self.mirrors,
-            target,
-            state: None,
+    /// A recovery of `target`, as a person asks for it.
+    pub(super) fn job<'a>(&'a self, target: &'a dyn BlockTarget, allow_older: bool) -> RecoveryJob<'a> {
+        RecoveryJob {
+            identity: Identity {
+                product: self.config.product.clone(),
+                hardware: self.config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
+                channel: self.config.channel.clone(),
+            },
+            policy: Policy::requested(self.config.boot_tries, allow_older),
+            resources: Resources::new(&self.keys, &self.mirrors, target),
             journal: &self.journal,
-            renewal: None,
-            learn_time: &|_| {},
         }
     }
-}
-
-/// A journal on standard error, with a bar of progress if that is a terminal.
-pub(super) fn journal() -> Journal {
-    Journal::new(Some(Box::new(std::io::stderr())), std::io::stderr().is_terminal())
 }
 
 /// The configuration of the machine, with the options of the command line over it.

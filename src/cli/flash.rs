@@ -11,7 +11,7 @@ use super::options::Options;
 use crate::chain::chain;
 use crate::fetch::FetchOptions;
 use crate::flash::target::{BlockTarget, DeviceTarget};
-use crate::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
+use crate::jobs::recovery::{self, RecoveryError, RecoveryReport};
 use crate::record::report::{Ending, Poster};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -23,19 +23,20 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let context = Context::open(options, mounted.as_ref())?;
     let path = target_path(options, mounted.as_ref())?;
     let target = if options.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? };
-    let state = mounted.as_ref().map(|mounted| &mounted.state);
-    let machine = Machine { state, ..context.machine(&target, options.allow_older) };
+    let mut job = context.job(&target, options.allow_older);
+    job.resources.state = mounted.as_ref().map(|mounted| &mounted.state);
+    let record = job.read_record();
     let failed = |error: RecoveryError| Failure::of(&error, error.is_retryable());
     if options.dry_run {
-        let (release, totals) = recovery::estimate(&machine).map_err(failed)?;
+        let (release, totals) = recovery::estimate(&job, record.as_ref()).map_err(failed)?;
         let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
         print(options, &answer, || format!("{} on {}: {totals}", release.version, target.name()))?;
     } else if options.no_read_back {
-        let (release, totals) = recovery::write_only(&machine).map_err(failed)?;
+        let (release, totals) = recovery::write_only(&job, record.as_ref()).map_err(failed)?;
         let answer = json!({ "version": release.version, "serial": release.serial, "totals": totals });
         print(options, &answer, || format!("{} was written to {}, not read back", release.version, target.name()))?;
     } else {
-        let report = reported(&context, mounted.as_ref(), || recovery::run(&machine)).map_err(failed)?;
+        let report = reported(&context, mounted.as_ref(), || recovery::run(&job, record.as_ref())).map_err(failed)?;
         let answer = json!({ "version": report.version, "serial": report.serial, "totals": report.totals });
         print(options, &answer, || format!("{} holds {}, verified", target.name(), report.version))?;
     }

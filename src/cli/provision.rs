@@ -31,8 +31,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let target = if options.dry_run { DeviceTarget::open_read_only(device)? } else { DeviceTarget::open(device)? };
     let target = target.on_disk(&disk);
     let context = Context::open(options, None)?;
-    let machine = context.machine(&target, true);
-    let (offered, preflight) = provision::prepare(&machine, candidate, firmware).map_err(failed)?;
+    let job = context.job(&target, true);
+    let (offered, preflight) = provision::prepare(&job, candidate, firmware).map_err(failed)?;
     let version = offered.manifest.version.clone();
     if options.dry_run {
         let answer = json!({ "version": version, "disk": disk, "plan": preflight.to_string() });
@@ -42,7 +42,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let armed = preflight.arm(ErasePermission { confirmation: options.arm.as_deref(), unattended_medium: None })?;
     // Several runs at a time on a bench must not be in each other's way.
     let mounts = Path::new(MOUNTS).join(format!("new-{}", std::process::id()));
-    let installed = provision::install(armed, &machine, offered, &site, &mounts).map_err(failed);
+    let installed = provision::install(armed, &job, offered, &site, &mounts).map_err(failed);
     let _ = std::fs::remove_dir_all(&mounts);
     let (report, _) = installed?;
     let answer = json!({ "version": report.version, "serial": report.serial, "disk": disk });

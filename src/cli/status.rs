@@ -11,7 +11,7 @@ use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
-use crate::jobs::state::StatePartition;
+use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
@@ -24,7 +24,8 @@ const EVENTS: usize = 20;
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
     let keys = keys(options, Some(&mounted))?;
-    let installed = mounted.state.installed_manifest(&keys).map(|(_, manifest)| manifest);
+    let record = mounted.state.record(&keys);
+    let installed = record.as_ref().map(InstalledRecord::manifest);
     let env = mounted.state.boot_env().load_or_empty()?;
     let variables: serde_json::Map<String, Value> =
         env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
@@ -44,7 +45,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     print(options, &answer, || {
         format!(
             "{}\n{}\nrecoveries, the last one first:\n{}",
-            installed_line(installed.as_ref()),
+            installed_line(installed),
             boot_line(&env),
             attempt_lines(&attempts, marks)
         )

@@ -4,11 +4,12 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::answer::{Exit, Failure, failure, print};
-use super::context::{journal, keys};
+use super::context::keys;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::flash::readback::Scan;
 use crate::flash::target::{BlockTarget, DeviceTarget};
+use crate::record::journal::Journal;
 use crate::record::progress::Bytes;
 use crate::release::digest;
 use crate::release::manifest::SYSTEM_IMAGE;
@@ -29,7 +30,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     };
     let target = DeviceTarget::open_read_only(&path)?;
     let size_bytes = installed.index.image_bytes();
-    let scan = journal().with_progress(Bytes::of_disk(size_bytes), |done| Scan::of(&installed.index, &target, done));
+    let scan = Journal::on_stderr()
+        .with_progress(Bytes::of_disk(size_bytes), |done| Scan::of(&installed.index, &target, done));
     let damaged: Vec<[u64; 2]> = scan.damaged_ranges().iter().map(|range| [range.start, range.end]).collect();
     let sha256 = if options.sha256 { Some(sha256_of(&target, size_bytes)?) } else { None };
     let version = &installed.manifest.version;

@@ -1,14 +1,15 @@
-//! The state partition: the boot environment, what is installed, and the event log.
+//! The state partition: the boot environment, the record of the installed release, the event log and the black box.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
+use crate::release::digest::Digest;
 use crate::release::index::Index;
-use crate::release::manifest::{Authentic, Manifest, ManifestError, TrustedKeys};
+use crate::release::manifest::{Authentic, Manifest, SYSTEM_IMAGE, TrustedKeys};
 
-/// The event log is begun anew beyond this size; the one before is kept. Two of them take little of the 64 MiB.
+/// Size beyond which the event log is begun anew; the one before is kept. Two of them take little of the 64 MiB.
 const MAX_EVENTS_BYTES: u64 = 1024 * 1024;
 
 /// The mounted state partition.
@@ -17,27 +18,58 @@ pub struct StatePartition {
     root: PathBuf,
 }
 
-/// A release that was installed and verified on this machine.
-#[derive(Debug)]
-pub struct InstalledRelease {
-    /// The signed bytes.
+/// A release whose manifest a trusted key signed.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// The signed bytes of the manifest.
     pub signed: Authentic,
-    /// What they say.
+    /// Content of the manifest.
     pub manifest: Manifest,
-    /// Index of the system image.
+}
+
+/// A release with the chunk index of its system image: all that a partition is compared with.
+#[derive(Debug)]
+pub struct IndexedRelease {
+    /// The signed bytes of the manifest.
+    pub signed: Authentic,
+    /// Content of the manifest.
+    pub manifest: Manifest,
+    /// Chunk index of the system image.
     pub index: Index,
-    /// The object it was read from, to be recorded as it is: its digest is in the manifest.
+    /// The object that the index was read from. It is recorded as it is, since its digest is in the manifest.
     pub index_object: Vec<u8>,
 }
 
+/// The record of the release that was last installed and verified on this machine. Its signature was checked when it
+/// was read, so it is read once and handed on.
+///
+/// The index that belongs to it has up to 15 MB: it is read when it is needed ([`StatePartition::index_of`]), and found
+/// by the digest in the signed manifest.
+#[derive(Debug)]
+pub struct InstalledRecord(Release);
+
+impl InstalledRecord {
+    /// Manifest of the installed release.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.0.manifest
+    }
+
+    /// The installed release, to be installed again.
+    #[must_use]
+    pub fn release(&self) -> Release {
+        self.0.clone()
+    }
+}
+
 impl StatePartition {
-    /// The partition mounted at `root`.
+    /// The state partition that is mounted at `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// The boot environment.
+    /// The boot environment on this partition.
     #[must_use]
     pub fn boot_env(&self) -> BootEnv {
         BootEnv::new(&self.root.join("grubenv"))
@@ -67,30 +99,35 @@ impl StatePartition {
         OpenOptions::new().create(true).append(true).open(path)
     }
 
-    /// The serial and version last installed, from the record alone: the serial floor needs no index.
+    /// Reads the record of the installed release, if there is one.
     ///
     /// The record was verified before it was written. It is authenticated again, because a foreign or damaged state
     /// partition must not pin a robot to a serial that never existed.
     #[must_use]
-    pub fn installed_manifest(&self, keys: &TrustedKeys) -> Option<(Authentic, Manifest)> {
+    pub fn record(&self, keys: &TrustedKeys) -> Option<InstalledRecord> {
         let directory = self.root.join("installed");
         let bytes = fs::read(directory.join("manifest.json")).ok()?;
         let signature = fs::read_to_string(directory.join("manifest.json.minisig")).ok()?;
         let signed = keys.authenticate(bytes, &signature).ok()?;
-        let manifest: Result<_, ManifestError> = Manifest::parse(&signed);
-        Some((signed, manifest.ok()?))
+        let manifest = Manifest::parse(&signed).ok()?;
+        Some(InstalledRecord(Release { signed, manifest }))
     }
 
-    /// The release last installed, if its record is whole.
+    /// Completes a record with its index, unless the index is missing, damaged or that of another release.
     #[must_use]
-    pub fn installed(&self, keys: &TrustedKeys) -> Option<InstalledRelease> {
-        let (signed, manifest) = self.installed_manifest(keys)?;
-        let object = fs::read(self.root.join("installed/system.idx")).ok()?;
-        let named = manifest.image(crate::release::manifest::SYSTEM_IMAGE).ok()?.index;
-        if crate::release::digest::Digest::of(&object) != named.blake3 {
+    pub fn index_of(&self, record: &InstalledRecord) -> Option<IndexedRelease> {
+        let index_object = fs::read(self.root.join("installed/system.idx")).ok()?;
+        let Release { signed, manifest } = record.release();
+        if Digest::of(&index_object) != manifest.image(SYSTEM_IMAGE).ok()?.index.blake3 {
             return None;
         }
-        Some(InstalledRelease { index: Index::from_object(&object).ok()?, index_object: object, signed, manifest })
+        Some(IndexedRelease { index: Index::from_object(&index_object).ok()?, index_object, signed, manifest })
+    }
+
+    /// Reads the installed release, if its record is whole.
+    #[must_use]
+    pub fn installed(&self, keys: &TrustedKeys) -> Option<IndexedRelease> {
+        self.index_of(&self.record(keys)?)
     }
 
     /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit
@@ -119,13 +156,13 @@ impl StatePartition {
         })
     }
 
-    /// Gives up what is only nice to have. Best effort: what follows says whether it was enough.
+    /// Removes what is only nice to have. Best effort: the next write shows whether it was enough.
     fn make_room(&self) {
         for name in ["system.idx.new", "manifest.json.new", "manifest.json.minisig.new"] {
             let _ = fs::remove_file(self.root.join("installed").join(name));
         }
         let _ = fs::remove_file(self.root.join("events.1.jsonl"));
-        // Shortened, not removed: somebody has it open, and would go on filling a file without a name.
+        // Shortened, not removed: the journal has it open, and would go on filling a file without a name.
         let _ = OpenOptions::new().write(true).open(self.events_path()).and_then(|file| file.set_len(0));
     }
 }

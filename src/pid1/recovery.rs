@@ -1,122 +1,75 @@
-//! The recovery agent: PID 1 of the recovery initramfs. The only file that knows the whole story: what is set up, what
-//! is decided first, what is fetched, and what follows from how it ended.
+//! The recovery agent: PID 1 of the recovery initramfs. This page has the whole sequence; each step has its own file.
+//!
+//! | step | phase on the console | what it does | file |
+//! |---|---|---|---|
+//! | start | | mounts `/proc`, `/sys` and `/dev`, opens every console and the kernel log | `console` |
+//! | command line | | chooses recovery, factory reset or provisioning | `provisioning` |
+//! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
+//! | configuration | config | merges configuration, reads keys, starts the watchdog, reads the record of the installed release | `setup` |
+//! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
+//! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
+//! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
+//! | comparison | plan | compares the system with the record, unless a release was asked for | `setup` |
+//! | decision | | start the intact system, fetch a release, or park ([`decide`]) | |
+//! | network | network | brings it up, unless the release is on a USB drive or a medium; posts reports | `online` |
+//! | installation | manifest, plan, write, verify, commit | [`jobs::recovery::run`](crate::jobs::recovery::run), again until it succeeds or the disk is broken | `install` |
+//! | restart | | posts the last reports; GRUB then starts the system | `ending` |
+//!
+//! Whatever goes wrong ends in a restart, at once or after a pause: see `NextState`.
 
+mod background;
 mod boot_medium;
 mod console;
+mod drivers;
+mod ending;
+mod error;
 mod inputs;
 mod install;
-
+mod online;
 mod provisioning;
 mod reset;
+mod robot_disk;
 mod settle;
 mod setup;
+mod sources;
 mod trial;
 mod usb_release;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use crate::boot::decide::{self, BootDecision, Situation};
-use crate::boot::env::BootEnvError;
+use crate::boot::decide::{self, BootDecision, Recoveries};
 use crate::chain::chain;
-use crate::disk::roles::Role;
-use crate::fetch::{FetchError, RetryPolicy};
-use crate::jobs::factory_reset::ResetError;
-use crate::jobs::provision::{ChooseError, InstallError};
-use crate::jobs::recovery::{self, RecoveryError};
-use crate::machine::config::{Action, BootArgs, ConfigError, Layer};
-use crate::machine::hostname::HostnameError;
+use crate::fetch::{Mirrors, RetryPolicy, Source};
+use crate::jobs::factory_reset;
+use crate::jobs::recovery::{self, RecoveryJob};
+use crate::machine::config::{Action, BootArgs, Layer};
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::Journal;
-use crate::release::manifest::ManifestError;
+use crate::record::report::Ending;
 use crate::sys;
+use ending::{NextState, READING_TIME, restart, start_over};
+use error::SetupError;
+use online::Online;
 use setup::{Compared, Setup};
 
-/// Time a person has to read a panic or a final message before the machine restarts.
-const READING_TIME: Duration = Duration::from_secs(20);
-/// How long the main thread has to end by itself after ctrl-alt-del. Nothing here needs it: a cut is always safe.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// Time until a machine that cannot go on is restarted: long enough to read, short enough at night.
-const START_OVER: Duration = Duration::from_secs(600);
-
-/// How often every server is asked for another recovery in vain: the next one comes with the next release. A transfer
-/// that comes forward begins to count anew.
+/// Rounds over all mirrors before the recovery's own update is given up until the next release. A transfer that makes
+/// progress resets the count.
 const RENEWAL_ROUNDS: u32 = 3;
 
-/// How the story ends. A value, not an error: `run` turns it into the machine's next state.
-enum NextState {
-    /// Start what GRUB now starts.
-    Reboot(String),
-    /// Something basic failed. It may be back after a restart, and a person may have mended it.
-    StartOver(String),
-}
-
-/// Everything that keeps the agent from even trying a recovery.
-#[derive(Debug, thiserror::Error)]
-enum SetupError {
-    #[error("the machine could not be set up")]
-    Mount(#[from] sys::mount::MountError),
-    #[error("the kernel modules could not be used")]
-    Modules(#[from] crate::machine::drivers::ModuleError),
-    #[error("the disk to recover was not found")]
-    Disk(#[from] crate::disk::FindError),
-    #[error("the system partition cannot be opened")]
-    Open(#[from] sys::block::BlockError),
-    #[error("the disk {disk} has no partition named {:?}", .role.name())]
-    Partition { disk: String, role: Role },
-    #[error("the boot environment cannot be used")]
-    Environment(#[from] BootEnvError),
-    #[error("the state partition {} cannot be made anew from the recovery partition", .path.display())]
-    State { path: PathBuf, source: std::io::Error },
-    #[error("the boot medium {id} is not found; is it still plugged in?")]
-    Medium { id: crate::machine::media::MediaId },
-    #[error(
-        "{} disks of this machine have the partitions of a robot, so it is not clear which one is meant{}",
-        .found, crate::disk::find::listed("Disks present", .disks)
-    )]
-    Robot { found: usize, disks: Vec<String> },
-    #[error("the disks cannot be listed")]
-    Disks(#[source] std::io::Error),
-    #[error("which disk to provision is not clear")]
-    Choose(#[from] ChooseError),
-    #[error("this machine is not provisioned")]
-    Install(#[from] InstallError),
-    #[error("the reflash.toml that the new disk would get is not complete; nothing was written")]
-    SiteConfig(#[source] ConfigError),
-    #[error("the factory reset is not done")]
-    Reset(#[from] ResetError),
-    #[error("the list of names on the boot medium cannot be used")]
-    Asset(#[from] HostnameError),
-    #[error("GRUB did not say which recovery partition it started from (reflash.recovery= is missing)")]
-    NoRecoveryPartition,
-    #[error("the configuration cannot be used")]
-    Config(#[from] ConfigError),
-    #[error("cannot read {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("a trusted key cannot be used")]
-    Key(#[from] ManifestError),
-    #[error("the release servers cannot be used")]
-    Sources(#[from] FetchError),
-    #[error("the network could not be brought up")]
-    Network(#[from] crate::net::NetError),
-    #[error("the intact system could not be given a new boot environment")]
-    StartAgain(#[from] RecoveryError),
-}
-
-/// Runs the agent as PID 1. Never returns: the machine reboots.
+/// Runs the agent as PID 1. Never returns: the machine restarts.
 pub fn run() -> ! {
     sys::init::install_panic_hook(READING_TIME);
     let brought_up = sys::init::bring_up();
     let journal = Arc::new(console::open_journal());
-    let outcome = match brought_up {
+    let next = match brought_up {
         Ok(notes) => {
             notes.iter().for_each(|note| journal.warn(note));
             recover(&journal)
         }
         Err(error) => Err(error.into()),
     };
-    match outcome {
+    match next {
         Ok(NextState::Reboot(why)) => {
             journal.note(&why);
             restart(&journal)
@@ -135,50 +88,79 @@ fn recover(journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     }
     match args.action {
         Some(Action::Provision) => provisioning::run(&args, over, journal),
-        Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, journal)?, journal),
+        Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, journal)?),
         Some(Action::Reflash) | None => reflash(args, over, journal),
     }
 }
 
+/// Everything up to the decision, which needs no network.
 fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let setup = Setup::new(args, over, journal)?;
-    if let Some(confirmed) = crate::jobs::factory_reset::pending(&setup.state.boot_env())? {
-        return reset::renew(&setup, confirmed, journal);
+    if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
+        return reset::renew(&setup, confirmed);
     }
-    trial::watch(&setup, journal);
-    let mirrors = setup.open_mirrors(journal)?;
+    trial::watch(&setup);
+    let mirrors = setup.open_mirrors()?;
     let bounded_mirrors = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(RENEWAL_ROUNDS));
-    let machine = setup.machine(&mirrors, &bounded_mirrors, journal);
-    // Somebody who asks for a release waits for nothing but that.
-    let compared = if setup.reason.is_requested() { Compared::NoRecord } else { setup.compare(&machine) };
-    let situation = Situation {
-        reason: setup.reason,
-        system: compared.system(),
-        recoveries: setup.recoveries,
-        budget: setup.config.recoveries,
-    };
-    match (decide::decide(&situation), compared) {
+    let job = setup.job(&mirrors, &bounded_mirrors);
+    // A release that was asked for is not kept waiting by a comparison.
+    let compared = if setup.reason.is_requested() { Compared::Unknown } else { setup.compare(&job) };
+    let decision = decide::decide(&setup.situation(&compared));
+    match (decision, compared) {
         (BootDecision::Start, Compared::Intact(proof, installed)) => {
-            let report = recovery::start_again(&machine, proof, &installed)?;
+            let report = recovery::start_again(&job, proof, &installed)?;
             setup.finish(AttemptOutcome::Started);
             Ok(NextState::Reboot(format!("{} is intact: starting it", report.version)))
         }
-        (first, _) => install::run(&setup, &mirrors, &machine, journal, first),
+        (decision, _) => fetch(&setup, &mirrors, &job, decision),
     }
 }
 
-/// Something basic is missing: a disk that did not answer, a damaged file system, a configuration.
-fn start_over(journal: &Journal, why: &str) -> ! {
-    journal.warn(&format!("recovery cannot go on: {why}"));
-    journal.note(&format!("restarting in {} minutes; ctrl-alt-del restarts at once", START_OVER.as_secs() / 60));
-    install::rest(journal, START_OVER);
-    restart(journal)
+/// Everything from the decision on that a release be fetched, now or when there is another one.
+fn fetch(
+    setup: &Setup,
+    mirrors: &Mirrors,
+    job: &RecoveryJob<'_>,
+    decision: BootDecision,
+) -> Result<NextState, SetupError> {
+    let is_parked = decision == BootDecision::Park;
+    // From then on an intact system is started instead.
+    let may_start = matches!(decision, BootDecision::Fetch { or_start: true });
+    let mut deadline = may_start.then(|| Instant::now() + setup.config.offline);
+    if is_parked {
+        park(setup);
+    }
+    if sources::are_at_hand(&setup.config, &setup.journal) {
+        return install::until_installed(&Online::without_network(setup), mirrors, job, None);
+    }
+    let online = loop {
+        if let Some(online) = Online::bring_up(setup, deadline)? {
+            break online;
+        }
+        if let Some(next) = install::start_if_intact(setup, job)? {
+            return Ok(next);
+        }
+        deadline = None;
+    };
+    let next = if is_parked {
+        online.settle(Ending::Failed);
+        install::until_another(&online, mirrors, job, setup.recoveries.serial)
+    } else {
+        if !setup.reason.is_requested() && !setup.usb_release.is_there() {
+            sources::spread_out(setup.config.spread, &setup.journal);
+        }
+        install::until_installed(&online, mirrors, job, deadline)
+    };
+    online.close();
+    next
 }
 
-fn restart(journal: &Journal) -> ! {
-    loop {
-        let Err(error) = sys::power::reboot();
-        journal.warn(&format!("the kernel refuses to reboot: {error}"));
-        std::thread::sleep(READING_TIME);
-    }
+/// Reports and records that this machine waits for another release.
+fn park(setup: &Setup) {
+    let Recoveries { serial, count } = setup.recoveries;
+    setup.journal.warn(&format!(
+        "parked: release {serial} was recovered to {count} times and no boot called itself good; waiting for a release \
+         with a higher serial. \"Recover/Reflash\" in the boot menu writes this one again"
+    ));
+    setup.finish(AttemptOutcome::Parked);
 }

@@ -1,5 +1,5 @@
-//! The system's own initramfs: PID 1 mounts the system read-only, puts the machine's own state over it, and becomes
-//! systemd.
+//! PID 1 of the system's own initramfs: it mounts the system read-only, puts the machine's own state over it, and
+//! becomes systemd.
 //!
 //! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
@@ -25,77 +25,77 @@ use crate::sys::power;
 use crate::sys::{block, ext4};
 use crate::sys::{init, process};
 
-/// Where the system's partition is mounted; becomes `/`.
+/// Mount point of the system partition, which becomes `/`.
 const ROOT: &str = "/sysroot";
-/// Where the data partition is mounted until its parts are in place.
+/// Mount point of the data partition until its parts are in place.
 const DATA: &str = "/data";
-/// Where the recovery partition is mounted for a moment, for its configuration.
+/// Mount point of the recovery partition, which is mounted only while its configuration is read.
 const RECOVERY: &str = "/recovery";
-/// What the system starts with.
+/// Program that the system starts with.
 const INIT: &str = "/sbin/init";
-/// OSTree's own way from the partition's root to the deployment that `ostree=` names; from the image.
+/// OSTree's program in the image that goes from the partition's root to the deployment that `ostree=` names.
 const PREPARE_ROOT: &str = "/usr/lib/ostree/ostree-prepare-root";
-/// The check of the data partition; from the image.
+/// Program in the image that checks the data partition.
 const FSCK: &str = "/usr/sbin/e2fsck";
 
-/// As in the agent: USB disks take up to 20 s to answer.
+/// Time to wait for the disk, as in the agent: USB disks take up to 20 s to answer.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 /// Time a person has to read why the system did not start. GRUB has counted this try.
 const READING_TIME: Duration = Duration::from_secs(20);
 
-/// Why the system cannot be started.
+/// Error that keeps the system from being started.
 #[derive(Debug, thiserror::Error)]
 pub enum SysrootError {
-    /// GRUB did not say which partition.
+    /// GRUB did not name a partition.
     #[error("the kernel argument {name}=PARTUUID is missing; GRUB passes it from its boot script")]
     Argument {
-        /// The argument.
+        /// Name of the missing argument.
         name: &'static str,
     },
-    /// The disk is not there, or twice.
+    /// The disk is not there, or there are two of it.
     #[error("the disk of the system was not found")]
     Disk(#[from] FindError),
     /// The disk has no such partition.
     #[error("{disk} has no {name} partition with PARTUUID {partuuid}")]
     Partition {
-        /// The disk.
+        /// The disk, with its model and size.
         disk: String,
-        /// What it is for.
+        /// Name of the partition.
         name: &'static str,
-        /// As on the command line.
+        /// PARTUUID on the kernel command line.
         partuuid: String,
     },
-    /// A module that is needed by name.
+    /// A kernel module that no device asks for cannot be loaded.
     #[error("a kernel module cannot be used")]
     Module(#[from] ModuleError),
-    /// A mount.
+    /// A file system cannot be mounted.
     #[error("the file systems cannot be put together")]
     Mount(#[from] MountError),
-    /// A file or directory.
+    /// A file or directory cannot be used.
     #[error("cannot {action}")]
     File {
-        /// What was tried, with the path.
+        /// Action that was tried, as a verb with the path.
         action: String,
-        /// The kernel's answer.
+        /// Error of the system call.
         source: std::io::Error,
     },
-    /// The configuration on the recovery partition.
+    /// The configuration on the recovery partition cannot be used.
     #[error("the configuration cannot be used")]
     Config(#[from] ConfigError),
-    /// The host name.
+    /// The template of the host name cannot be used.
     #[error("the host name template cannot be used")]
     Hostname(#[from] HostnameError),
     /// A program ended with an error.
-    #[error("{program} ended with {status}; what it said is above")]
+    #[error("{program} ended with {status}; its output is above")]
     Program {
         /// The program and its arguments.
         program: String,
-        /// How it ended.
+        /// Exit status of the program.
         status: String,
     },
 }
 
-/// The partitions, from the kernel command line.
+/// Partitions that the kernel command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
     /// PARTUUID of the system partition.
@@ -105,7 +105,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Reads `reflash.system=` and `reflash.data=`. As for the kernel, the last of several counts.
+    /// Reads `reflash.system=` and `reflash.data=`. Of several the last one counts, as it does for the kernel.
     ///
     /// # Errors
     /// [`SysrootError::Argument`] when one is missing or empty.
@@ -125,52 +125,52 @@ impl Arguments {
 pub enum BootStep {
     /// Mounts the system so that not one bit of it changes: without replaying a journal either.
     System {
-        /// Its partition.
+        /// Device of the partition.
         device: PathBuf,
     },
     /// Turns the root of the partition into that of the deployment.
     Deployment,
     /// Repairs what a power cut left.
     Check {
-        /// The data partition.
+        /// Device of the data partition.
         device: PathBuf,
     },
     /// Mounts the data partition.
     Data {
-        /// Its partition.
+        /// Device of the partition.
         device: PathBuf,
     },
     /// Lets that grow to the size of its partition, which it does once.
     Grow {
-        /// Its partition.
+        /// Device of the partition.
         device: PathBuf,
     },
     /// Makes a directory, unless it is there.
     Directory {
-        /// Where.
+        /// Path of the directory.
         path: PathBuf,
         /// Permissions of a new one.
         mode: u32,
     },
     /// Makes a directory visible at another place.
     Bind {
-        /// What.
+        /// Directory that is made visible.
         from: PathBuf,
-        /// Where.
+        /// Directory at which it is made visible.
         to: PathBuf,
     },
     /// Puts changes over a directory.
     Overlay {
         /// The directory, as the image has it.
         over: PathBuf,
-        /// The changes.
+        /// Directory of the changes.
         upper: PathBuf,
-        /// The overlay's own.
+        /// Work directory of the overlay.
         work: PathBuf,
     },
     /// Unmounts what is visible at other places by now.
     Unmount {
-        /// What.
+        /// Mount point to unmount.
         path: PathBuf,
     },
 }
@@ -191,7 +191,7 @@ impl fmt::Display for BootStep {
     }
 }
 
-/// All steps, in order.
+/// Lists the steps to the system's root, in order.
 #[must_use]
 pub fn steps(system: &Path, data: &Path) -> Vec<BootStep> {
     let (root, data_at) = (Path::new(ROOT), Path::new(DATA));
@@ -243,12 +243,12 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), SysrootError> {
     }
     let failed = |source| SysrootError::File { action: format!("create {}", path.display()), source };
     fs::DirBuilder::new().mode(mode).create(path).map_err(failed)?;
-    // The umask has had its say.
+    // The umask may have taken permissions away.
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
-/// Provisioning writes a small file system into a partition of any size. Where it cannot grow, the machine works with
-/// less room.
+/// Lets the data file system fill its partition: provisioning writes a small one into a partition of any size. Where it
+/// cannot grow, the machine works with less room.
 fn grow(device: &Path) {
     let size = block::Device::open(device, block::Access::Read, block::Caching::Buffered).map(|it| it.size_bytes());
     let grown = size.map_err(std::io::Error::other).and_then(|size| ext4::grow(Path::new(DATA), size));
@@ -257,11 +257,12 @@ fn grow(device: &Path) {
     }
 }
 
-/// e2fsck: 0 is clean, 1 corrected, 2 corrected and a reboot wanted if it was mounted (e2fsck(8)); it is not.
+/// Good exit statuses of e2fsck: 0 is clean, 1 corrected, 2 corrected with a reboot wanted if the file system was
+/// mounted (e2fsck(8)), which it is not.
 const CHECKED: &[i32] = &[0, 1, 2];
 
-/// Checks and repairs. What preening does not dare, a robot cannot ask anybody about: then every repair is made,
-/// since a data partition that does not mount is lost altogether. Pieces end up in lost+found.
+/// Checks and repairs a file system. Preening leaves some repairs to a person, whom a robot cannot ask: then every
+/// repair is made, since a data partition that does not mount is lost altogether. Pieces end up in lost+found.
 fn check(device: &Path) -> Result<(), SysrootError> {
     let device = device.to_string_lossy();
     match program(FSCK, &["-p", &device], CHECKED) {
@@ -283,7 +284,7 @@ fn program(path: &str, arguments: &[&str], good: &[i32]) -> Result<(), SysrootEr
     Err(SysrootError::Program { program: line(), status: status.to_string() })
 }
 
-/// Starts the system as PID 1. Never returns: systemd takes this process over, or the machine reboots.
+/// Starts the system, as PID 1. Never returns: systemd takes this process over, or the machine reboots.
 pub fn run() -> ! {
     init::install_panic_hook(READING_TIME);
     let error = start();
@@ -297,7 +298,7 @@ pub fn run() -> ! {
     }
 }
 
-/// Returns only the reason why there is no way on.
+/// Starts systemd. Returns only an error, since otherwise this process becomes systemd.
 fn start() -> SysrootError {
     match prepare() {
         Ok(()) => match mount::switch_root(Path::new(ROOT), Path::new(INIT), &[]) {
@@ -316,10 +317,10 @@ fn prepare() -> Result<(), SysrootError> {
         .map_err(|source| SysrootError::File { action: "read /proc/cmdline".into(), source })?;
     let arguments = Arguments::parse(&command_line)?;
     let loader = Arc::new(Loader::for_running_kernel()?);
-    // No device asks for these.
+    // No device asks for these modules.
     loader.load("ext4")?;
     loader.load("overlay")?;
-    // Keeps looking while we wait for the disk; ends with this process's turn into systemd.
+    // Loads drivers while we wait for the disk; the thread ends when this process becomes systemd.
     let coldplug = Coldplug::start(Arc::clone(&loader), |_| {});
     if let Err(error) = &coldplug {
         say(&format!("drivers of devices that appear late are not loaded: {error}"));
@@ -339,7 +340,7 @@ fn prepare() -> Result<(), SysrootError> {
         log(&step.to_string());
         step.take()?;
     }
-    // A machine without its own name still works; who needs the name sees why it is missing.
+    // A machine without its own name still works; the log says why the name is missing.
     match set_hostname(&found.layout) {
         Ok(Some(name)) => log(&format!("host name {name}")),
         Ok(None) => {}
@@ -348,8 +349,8 @@ fn prepare() -> Result<(), SysrootError> {
     Ok(())
 }
 
-/// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps
-/// the name unless somebody wrote another into /etc/hostname.
+/// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps the
+/// name unless /etc/hostname has another.
 fn set_hostname(layout: &PartitionTable) -> Result<Option<String>, SysrootError> {
     let Some(device) = layout.device_of(Role::Recovery) else { return Ok(None) };
     Mount::device(device, "ext4").read_only().no_load().on(RECOVERY)?;
@@ -374,14 +375,14 @@ fn hostname_of(
     hostname::expand(template, |key| if key == "asset" { asset.clone() } else { machine.value(key) })
 }
 
-/// For the kernel log, where the system's journal finds it.
+/// Writes to the kernel log, where the system's journal finds it.
 fn log(text: &str) {
     if let Ok(kmsg) = Kmsg::open() {
         let _ = kmsg.write(Level::Info, text);
     }
 }
 
-/// For a person, on every console, and for the kernel log.
+/// Writes to every console, for a person, and to the kernel log.
 fn say(text: &str) {
     log(text);
     for console in init::consoles() {

@@ -9,51 +9,52 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::record::journal::Journal;
+use crate::sys::thread::background;
 use crate::sys::watchdog::Watchdog;
 
-/// What the hardware is set to. Long enough for firmware, GRUB and a kernel to start in after a restart.
+/// Timeout that the hardware is set to: long enough for firmware, GRUB and a kernel to start in after a restart.
 pub const HARDWARE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two looks at the pulse; well below the shortest timeout that hardware has.
+/// Pause between two looks at the pulse, well below the shortest timeout that hardware has.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Decides over food. Pure.
+/// Decision whether the watchdog is fed. Pure: the caller brings pulse and time.
 #[derive(Debug)]
 pub struct Stall {
     limit: Duration,
     pulse: u64,
     moved: Instant,
-    told: bool,
+    reported: bool,
 }
 
-/// What is to be done.
+/// Next act of the watchdog's thread.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Feed.
+    /// Something moves: feed the watchdog.
     Feed,
-    /// Nothing has moved for the limit: say so, and stop feeding.
+    /// Nothing has moved for the limit: report it, and stop feeding.
     Starve(Duration),
-    /// Go on not feeding.
+    /// Nothing moves, which was reported: go on not feeding.
     Wait,
 }
 
 impl Stall {
-    /// Nothing may stand still for longer than `limit`.
+    /// Allows a standstill of `limit`, beginning `now`.
     #[must_use]
     pub fn new(limit: Duration, pulse: u64, now: Instant) -> Self {
-        Self { limit, pulse, moved: now, told: false }
+        Self { limit, pulse, moved: now, reported: false }
     }
 
-    /// Takes the pulse.
+    /// Decides by the pulse at this moment.
     pub fn judge(&mut self, pulse: u64, now: Instant) -> Verdict {
         if pulse != self.pulse {
-            (self.pulse, self.moved, self.told) = (pulse, now, false);
+            (self.pulse, self.moved, self.reported) = (pulse, now, false);
         }
         let still = now.saturating_duration_since(self.moved);
-        match (still < self.limit, self.told) {
+        match (still < self.limit, self.reported) {
             (true, _) => Verdict::Feed,
             (false, true) => Verdict::Wait,
             (false, false) => {
-                self.told = true;
+                self.reported = true;
                 Verdict::Starve(still)
             }
         }
@@ -62,8 +63,9 @@ impl Stall {
 
 /// Arms the watchdog as soon as there is one, and feeds it by the pulse of `journal` from then on, in a thread.
 pub fn start(journal: &Arc<Journal>, limit: Duration) {
-    let journal = Arc::clone(journal);
-    let spawned = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+    let reporter = Arc::clone(journal);
+    let started = background("watchdog", move || {
+        let journal = reporter;
         let watchdog = wait_for_one(&journal);
         let (name, timeout) = (&watchdog.identity, watchdog.timeout.as_secs());
         let limit_s = limit.as_secs();
@@ -74,7 +76,7 @@ pub fn start(journal: &Arc<Journal>, limit: Duration) {
         let mut stall = Stall::new(limit, journal.pulse(), Instant::now());
         loop {
             match stall.judge(journal.pulse(), Instant::now()) {
-                // A driver that refuses food will do what it is there for.
+                // A driver that cannot be fed resets the machine, which is what it is there for.
                 Verdict::Feed => drop(watchdog.feed()),
                 Verdict::Starve(still) => journal.warn(&format!(
                     "no progress for {} s: the watchdog resets the machine in {timeout} s",
@@ -86,18 +88,20 @@ pub fn start(journal: &Arc<Journal>, limit: Duration) {
         }
     });
     // Without a thread there is no watchdog, as on a machine that has none.
-    drop(spawned);
+    if let Err(error) = started {
+        journal.warn(&format!("there is no thread for the watchdog: {error}"));
+    }
 }
 
-/// Its driver is loaded when its device is found, which may be after us.
+/// Waits for a watchdog: its driver is loaded when its device is found, which may be later than this thread starts.
 fn wait_for_one(journal: &Journal) -> Watchdog {
-    let mut told = false;
+    let mut reported = false;
     loop {
         match Watchdog::arm(HARDWARE_TIMEOUT) {
             Ok(watchdog) => return watchdog,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if !told => {
-                told = true;
+            Err(error) if !reported => {
+                reported = true;
                 journal.note(&format!("the watchdog cannot be armed: {error}"));
             }
             Err(_) => {}
@@ -121,7 +125,7 @@ mod tests {
         assert_eq!(stall.judge(1, at(119)), Verdict::Feed);
         assert_eq!(stall.judge(1, at(120)), Verdict::Starve(Duration::from_secs(60)));
         assert_eq!(stall.judge(1, at(130)), Verdict::Wait);
-        // It moves again before the hardware acted.
+        // Something moves again before the hardware acted.
         assert_eq!(stall.judge(2, at(140)), Verdict::Feed);
         assert_eq!(stall.judge(2, at(200)), Verdict::Starve(Duration::from_secs(60)));
     }

@@ -1,8 +1,9 @@
-//! The black box: what the last attempts did and how far they came, on the state partition, for whoever asks later.
+//! The black box: what the last attempts did and how far they came, kept on the state partition.
 //!
 //! One file of fixed size, laid out once and then overwritten in place, so that it never grows and can be written when
-//! the partition is full. Slots of 4 KiB: two for the marks, then two for each of the last [`KEPT`] attempts, written in
-//! turns. A cut in the middle of a write spoils one slot, and the other of the pair still has the state before.
+//! the partition is full. It consists of slots of 4 KiB: two for the marks, then two for each of the last [`KEPT`]
+//! attempts, written in turns. A power cut in the middle of a write spoils one slot, and the other of the pair still
+//! has the state before.
 //!
 //! | slot | bytes | content |
 //! |---|---|---|
@@ -22,14 +23,17 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::record::journal::Phase;
+use crate::boot::decide::Recoveries;
+use crate::record::event::Phase;
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
 
 pub use recorder::{Recorder, Remembered};
 
-/// Attempts that are kept.
-pub const KEPT: u64 = 16;
+/// Number of attempts that are kept.
+pub const KEPT: u64 = KEPT_LEN as u64;
+/// Length of a list of the attempts that are kept.
+const KEPT_LEN: usize = 16;
 
 const SLOT_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"RFLASHBB";
@@ -40,8 +44,10 @@ const SLOTS: u64 = 2 + 2 * KEPT;
 const MAX_NUMBER: u64 = u32::MAX as u64;
 /// Size of the file, bytes.
 pub const SIZE_BYTES: u64 = SLOTS * SLOT_BYTES as u64;
+/// Content of every slot when the file is made.
+const EMPTY_SLOT: [u8; SLOT_BYTES] = [0; SLOT_BYTES];
 
-/// How an attempt ended. One that has no outcome was cut short.
+/// Ending of an attempt. An attempt without an outcome was cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttemptOutcome {
@@ -49,21 +55,21 @@ pub enum AttemptOutcome {
     Installed,
     /// The system was intact and was started again.
     Started,
-    /// Waits for another release.
+    /// The agent waits for another release.
     Parked,
-    /// Gave up; the errors say why.
+    /// The agent gave up; the errors of the attempt say why.
     Failed,
 }
 
 /// One phase of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRecord {
-    /// Which.
+    /// The phase that began.
     pub phase: Phase,
-    /// How long it took; `None` while it runs, and for ever if it was cut.
+    /// Duration of the phase, milliseconds; `None` while it runs, and for ever if it was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// Whether it failed.
+    /// Whether the phase failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
 }
@@ -71,58 +77,58 @@ pub struct PhaseRecord {
 /// One run of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Counts up from 1.
+    /// Number of the attempt, from 1.
     pub id: u64,
     /// Version of the agent.
     pub agent: String,
-    /// Why GRUB started it, as in `reflash.reason=`.
+    /// Reason for which GRUB started the agent, as in `reflash.reason=`.
     pub reason: String,
     /// A person or the running system asked for it. Black boxes in the field and those who take reports know the member
     /// by the name that it had in version 0.1.0.
     #[serde(rename = "asked_for")]
     pub requested: bool,
-    /// When it began, seconds since 1970 by the machine's clock, which may be wrong.
+    /// Start of the attempt, seconds since 1970 by the machine's clock, which may be wrong.
     pub started_unix_s: u64,
-    /// Version of the release it was about.
+    /// Version of the release that the attempt was about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Its serial.
+    /// Serial of that release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
     /// Phases in the order in which they began.
     pub phases: Vec<PhaseRecord>,
-    /// What the first plan held.
+    /// Quantities of the first plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub totals: Option<Totals>,
-    /// Byte ranges of the system partition that differed from the installed release, the first few.
+    /// The first few byte ranges of the system partition that differed from the installed release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_byte_ranges: Vec<[u64; 2]>,
-    /// What went wrong, the last few, each with its whole chain.
+    /// The last few errors and warnings, each with its causes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
-    /// How it ended.
+    /// Ending of the attempt, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<AttemptOutcome>,
 }
 
 impl Attempt {
-    /// Whether it ended, by itself or by a cut: only the last one can still be going on.
+    /// Whether the attempt ended, by itself or by a power cut: only the last one can still be going on.
     #[must_use]
     pub fn is_over(&self, next_id: u64) -> bool {
         self.outcome.is_some() || self.id + 1 < next_id
     }
 }
 
-/// What was done about the attempts.
+/// Marks up to where attempts were dealt with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
-    /// The last attempt that was followed by a boot that called itself good.
+    /// Number of the last attempt that was followed by a boot that called itself good.
     pub good_through: u64,
-    /// The last attempt that was reported.
+    /// Number of the last attempt that was reported.
     pub reported_through: u64,
 }
 
-/// The opened file.
+/// The black box, opened.
 #[derive(Debug)]
 pub struct BlackBox {
     file: File,
@@ -132,16 +138,16 @@ pub struct BlackBox {
 }
 
 impl BlackBox {
-    /// Opens it, making it first where there is none, and reads what is whole.
+    /// Opens the black box, makes it first where there is none, and reads the slots that are whole.
     ///
     /// # Errors
-    /// The file system's. The caller goes on without one: a record is never a reason to stop a recovery.
+    /// The file system's. The caller goes on without a black box: a record is never a reason to stop a recovery.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         if file.metadata()?.len() != SIZE_BYTES {
             // Written, not merely extended: later writes must not need room.
             file.set_len(0)?;
-            file.write_all_at(&[0; SIZE_BYTES as usize], 0)?;
+            file.write_all_at(&EMPTY_SLOT.repeat(2 + 2 * KEPT_LEN), 0)?;
             file.sync_all()?;
         }
         let mut this = Self { file, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
@@ -149,7 +155,7 @@ impl BlackBox {
         Ok(this)
     }
 
-    /// Opens it to look at.
+    /// Opens the black box for reading only.
     ///
     /// # Errors
     /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a file of another size.
@@ -165,13 +171,13 @@ impl BlackBox {
         &self.attempts
     }
 
-    /// What was done about them.
+    /// Marks up to where the attempts were dealt with.
     #[must_use]
     pub fn marks(&self) -> Marks {
         self.marks
     }
 
-    /// Replaces the marks, and returns when they are on the medium.
+    /// Replaces the marks and returns when they are on the medium.
     ///
     /// # Errors
     /// The file system's.
@@ -180,13 +186,13 @@ impl BlackBox {
         self.write(0, &serde_json::to_vec(&marks)?)
     }
 
-    /// Number of the next attempt.
+    /// Number that the next attempt gets.
     #[must_use]
     pub fn next_id(&self) -> u64 {
         self.attempts.last().map_or(1, |last| last.id + 1)
     }
 
-    /// Writes an attempt as far as it is known, and returns when that is on the medium.
+    /// Writes an attempt as far as it is known and returns when that is on the medium.
     ///
     /// # Errors
     /// The file system's.
@@ -195,16 +201,15 @@ impl BlackBox {
             Some(known) => known.clone_from(attempt),
             None => self.attempts.push(attempt.clone()),
         }
-        let keep_from = self.attempts.len().saturating_sub(KEPT as usize);
-        self.attempts.drain(..keep_from);
+        keep_last(&mut self.attempts, KEPT_LEN);
         self.write(2 + attempt.id % KEPT * 2, &fitting(attempt)?)
     }
 
-    /// Automatic recoveries to the release that was last recovered to, since the last good boot: the loop brake's
-    /// second witness, for when the boot environment, which is the first, is lost.
+    /// Automatic recoveries, since the last good boot, to the release that was last recovered to. The boot environment
+    /// has this count for the loop brake; this one is for when the environment is lost.
     #[must_use]
-    pub fn recoveries(&self) -> crate::boot::decide::Recoveries {
-        let mut found = crate::boot::decide::Recoveries::default();
+    pub fn recoveries(&self) -> Recoveries {
+        let mut found = Recoveries::default();
         for attempt in self.attempts.iter().rev().take_while(|attempt| attempt.id > self.marks.good_through) {
             if !matches!(attempt.outcome, Some(AttemptOutcome::Installed | AttemptOutcome::Started)) {
                 continue;
@@ -213,31 +218,32 @@ impl BlackBox {
             if attempt.requested || (found.count > 0 && serial != found.serial) {
                 break;
             }
-            found = crate::boot::decide::Recoveries { serial, count: found.count + 1 };
+            found = Recoveries { serial, count: found.count + 1 };
         }
         found
     }
 
-    /// Attempts in a row, up to the last one, that gave up.
+    /// Number of attempts in a row, up to the last one, that gave up.
     #[must_use]
     pub fn failures_in_a_row(&self) -> u32 {
-        self.attempts.iter().rev().take_while(|attempt| attempt.outcome == Some(AttemptOutcome::Failed)).count() as u32
+        let failed = |attempt: &&Attempt| attempt.outcome == Some(AttemptOutcome::Failed);
+        u32::try_from(self.attempts.iter().rev().take_while(failed).count()).unwrap_or(u32::MAX)
     }
 
     /// Writes to the slot of the pair at `pair` that was not written last.
     fn write(&mut self, pair: u64, json: &[u8]) -> io::Result<()> {
+        let too_long =
+            || io::Error::other(format!("a record of {} bytes does not fit a slot of the black box", json.len()));
+        let length = u32::try_from(json.len()).map_err(|_| too_long())?;
         self.sequence += 1;
         let mut slot = Vec::with_capacity(SLOT_BYTES);
         slot.extend_from_slice(MAGIC);
         slot.extend_from_slice(&self.sequence.to_le_bytes());
-        slot.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        slot.extend_from_slice(&length.to_le_bytes());
         slot.extend_from_slice(&Digest::of(json).0);
         slot.extend_from_slice(json);
         if slot.len() > SLOT_BYTES {
-            return Err(io::Error::other(format!(
-                "a record of {} bytes does not fit a slot of the black box",
-                json.len()
-            )));
+            return Err(too_long());
         }
         slot.resize(SLOT_BYTES, 0);
         let [first, second] = [self.read::<serde_json::Value>(pair)?, self.read(pair + 1)?];
@@ -247,7 +253,7 @@ impl BlackBox {
         self.file.sync_data()
     }
 
-    /// What a slot holds, if it is whole.
+    /// Reads the content of a slot, with its sequence number, if the slot is whole.
     fn read<T: DeserializeOwned>(&self, slot: u64) -> io::Result<Option<(u64, T)>> {
         let mut bytes = vec![0; SLOT_BYTES];
         self.file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64)?;
@@ -278,8 +284,7 @@ impl BlackBox {
                 _ => self.attempts.push(attempt),
             }
         }
-        let keep_from = self.attempts.len().saturating_sub(KEPT as usize);
-        self.attempts.drain(..keep_from);
+        keep_last(&mut self.attempts, KEPT_LEN);
         Ok(())
     }
 }
@@ -289,7 +294,7 @@ fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
     let (sequence, rest) = rest.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first_chunk::<4>()?;
     let (digest, rest) = rest.split_first_chunk::<32>()?;
-    let json = rest.get(..u32::from_le_bytes(*length) as usize)?;
+    let json = rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
     // The digest covers the content alone, so that the sequence is judged by itself.
     let sequence = u64::from_le_bytes(*sequence);
     if Digest::of(json).0 != *digest || sequence > MAX_NUMBER {
@@ -298,7 +303,12 @@ fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
     Some((sequence, serde_json::from_slice(json).ok()?))
 }
 
-/// The JSON of an attempt, without the oldest errors and last ranges that would not fit.
+/// Drops the first of `items`, so that at most `most` are kept.
+fn keep_last<T>(items: &mut Vec<T>, most: usize) {
+    items.drain(..items.len().saturating_sub(most));
+}
+
+/// Formats an attempt as JSON, without the oldest errors and the last ranges where all of them would not fit.
 fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
     let mut attempt = attempt.clone();
     loop {
@@ -311,7 +321,7 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
         } else if attempt.damaged_byte_ranges.pop().is_none() && attempt.phases.len() > 8 {
             attempt.phases.remove(0);
         } else if attempt.damaged_byte_ranges.is_empty() && attempt.phases.len() <= 8 {
-            // Nothing is left that may go; the write says so.
+            // Nothing else can be left out; the write then fails and says why.
             return Ok(json);
         }
     }

@@ -1,119 +1,58 @@
-//! The one place that tells what is going on: phases with n of m and duration, notes, warnings and progress, on the
-//! console for people and as JSON lines for programs.
-//!
-//! A JSON line has `unix_s`, `phase` and `event` (`begin`, `end`, `failed`, `note`, `warning`), and `text`,
-//! `duration_ms` and `data` where they apply.
+//! The one place that reports what is going on: phases with n of m and duration, notes, warnings and progress. Each is
+//! a typed [`Event`], shown on the console for people, written as a JSON line for programs ([`super::wire`]), and
+//! handed to subscribers.
 
-use std::io::Write;
+use std::convert::Infallible;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use crate::record::event::{Entry, Event, Subscriber};
+use crate::record::progress::{Bytes, Done, Meter};
+use crate::record::wire;
+use crate::sys::thread::lock;
 
-use crate::record::progress::{Bytes, Done, Gauge, Meter};
-
-/// Phases of a recovery, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Mounts, modules, disk.
-    Init,
-    /// Configuration and keys.
-    Config,
-    /// Network and clock.
-    Network,
-    /// Release.
-    Manifest,
-    /// Comparison with what is there.
-    Plan,
-    /// Download and write.
-    Write,
-    /// Read-back.
-    Verify,
-    /// Boot environment.
-    Commit,
-}
-
-const PHASES: usize = Phase::Commit as usize + 1;
+pub use crate::record::event::Phase;
 
 /// Progress lines on something that is not a terminal come this seldom, to keep logs readable.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
-/// Redraws on a terminal. A serial console at 115200 baud spends 7 ms on a line.
+/// Time between two redraws on a terminal. A serial console at 115200 baud spends 7 ms on a line.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Takes every text line beside the console.
+/// A sink for every text line, beside the console.
 pub type TextSink = Box<dyn Fn(&str) + Send>;
 
-/// What kind of thing was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Event {
-    /// A phase begins.
-    Begin,
-    /// A phase ended well.
-    End,
-    /// A phase failed.
-    Failed,
-    /// A sentence.
-    Note,
-    /// Something went wrong.
-    Warning,
-    /// Bytes are moving. Not logged: only witnesses are told, twice a second.
-    Progress,
+/// Kind of console, by which progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// A bar that is drawn again in its own line.
+    Terminal,
+    /// A line from time to time, for a pipe or a file.
+    Lines,
 }
 
-/// One thing that was told, for whoever keeps a record of his own.
-#[derive(Debug, Serialize)]
-pub struct Told<'a> {
-    unix_s: u64,
-    /// The phase that is going on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub phase: Option<Phase>,
-    /// What kind of thing.
-    pub event: Event,
-    /// The sentence.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub text: &'a str,
-    /// How long a phase took.
-    #[serde(rename = "duration_ms", skip_serializing_if = "Option::is_none", serialize_with = "as_millis")]
-    pub duration: Option<Duration>,
-    /// The quantities behind a sentence.
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pub data: &'a Value,
-    /// How far a phase is, with [`Event::Progress`].
-    #[serde(skip)]
-    pub gauge: Option<Gauge>,
-}
-
-fn as_millis<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(duration.unwrap_or_default().as_millis() as u64)
-}
-
-/// Is told everything.
-pub type Witness = Box<dyn Fn(&Told<'_>) + Send>;
-
-/// Where the lines go.
+/// The journal of one run. Threads share it.
 pub struct Journal {
     sinks: Mutex<Sinks>,
-    /// Moves whenever something was achieved.
+    /// Grows whenever something was achieved.
     pulse: AtomicU64,
 }
 
 struct Sinks {
     console: Option<Box<dyn Write + Send>>,
-    is_terminal: bool,
+    console_kind: ConsoleKind,
     /// A progress bar stands on the last console line and must be ended before other text.
     bar_shown: bool,
     events: EventSink,
     extra: Option<TextSink>,
-    witnesses: Vec<Witness>,
+    subscribers: Vec<Subscriber>,
     phase: Option<Phase>,
 }
 
 enum EventSink {
-    /// Not known yet where to: kept, up to [`MAX_KEPT`] lines.
+    /// The partition of the log is not mounted yet: lines are kept, up to [`MAX_KEPT`].
     Kept(Vec<String>),
     Open(Box<dyn Write + Send>),
 }
@@ -121,30 +60,48 @@ enum EventSink {
 const MAX_KEPT: usize = 1000;
 
 impl Journal {
-    /// A journal that speaks to `console`, which `is_terminal` or not. `None` keeps the console silent.
+    /// A journal without a console: only its event log and subscribers get what is reported.
     #[must_use]
-    pub fn new(console: Option<Box<dyn Write + Send>>, is_terminal: bool) -> Self {
+    pub fn silent() -> Self {
+        Self::with(None, ConsoleKind::Lines)
+    }
+
+    /// A journal that writes to `console`.
+    #[must_use]
+    pub fn on_console(console: Box<dyn Write + Send>, kind: ConsoleKind) -> Self {
+        Self::with(Some(console), kind)
+    }
+
+    /// A journal that writes to standard error, for a command typed by hand.
+    #[must_use]
+    pub fn on_stderr() -> Self {
+        let stderr = std::io::stderr();
+        let kind = if stderr.is_terminal() { ConsoleKind::Terminal } else { ConsoleKind::Lines };
+        Self::on_console(Box::new(stderr), kind)
+    }
+
+    fn with(console: Option<Box<dyn Write + Send>>, console_kind: ConsoleKind) -> Self {
         Self {
             sinks: Mutex::new(Sinks {
                 console,
-                is_terminal,
+                console_kind,
                 bar_shown: false,
                 events: EventSink::Kept(Vec::new()),
                 extra: None,
-                witnesses: Vec::new(),
+                subscribers: Vec::new(),
                 phase: None,
             }),
             pulse: AtomicU64::new(0),
         }
     }
 
-    /// A number that moves with progress: phases, bytes, and whatever [`progressed`](Self::progressed) reports.
+    /// A number that grows with progress: phases, bytes, and whatever [`progressed`](Self::progressed) reports.
     #[must_use]
     pub fn pulse(&self) -> u64 {
         self.pulse.load(Ordering::Relaxed)
     }
 
-    /// Something was achieved that is neither a phase nor a byte.
+    /// Reports an achievement that is neither a phase nor a byte.
     pub fn progressed(&self) {
         self.pulse.fetch_add(1, Ordering::Relaxed);
     }
@@ -154,9 +111,9 @@ impl Journal {
         self.lock().extra = Some(sink);
     }
 
-    /// Tells `witness` everything from now on. Who tells waits for it meanwhile, so it must be quick.
-    pub fn subscribe(&self, witness: Witness) {
-        self.lock().witnesses.push(witness);
+    /// Calls `subscriber` for every event from now on.
+    pub fn subscribe(&self, subscriber: Subscriber) {
+        self.lock().subscribers.push(subscriber);
     }
 
     /// Writes the JSON lines kept so far, and all later ones, to `sink`. A sink that fails is given up: the log is
@@ -171,7 +128,7 @@ impl Journal {
         sinks.events = EventSink::Open(sink);
     }
 
-    /// Runs a phase: says its name and n of m, and at the end its duration.
+    /// Runs a phase: reports its name with n of m, and at its end how long it took.
     ///
     /// # Errors
     /// What `work` returns.
@@ -181,62 +138,74 @@ impl Journal {
         {
             let mut sinks = self.lock();
             sinks.phase = Some(phase);
-            sinks.text(&format!("[{}/{PHASES}] {}: {sentence}", phase as usize + 1, phase.name()));
-            sinks.event(Event::Begin, sentence, None, &Value::Null);
+            sinks.text(&format!("[{}/{}] {}: {sentence}", phase.number(), Phase::COUNT, phase.name()));
+            sinks.event(Event::PhaseBegan { sentence });
         }
         let result = work();
         if result.is_ok() {
             self.progressed();
         }
         let duration = started.elapsed();
+        let (how, event) = match &result {
+            Ok(_) => ("done", Event::PhaseEnded { duration }),
+            Err(_) => ("failed", Event::PhaseFailed { duration }),
+        };
         let mut sinks = self.lock();
-        let how = if result.is_ok() { "done" } else { "failed" };
         sinks.text(&format!("      {} {how} in {:.1} s", phase.name(), duration.as_secs_f32()));
-        let event = if result.is_ok() { Event::End } else { Event::Failed };
-        sinks.event(event, "", Some(duration), &Value::Null);
+        sinks.event(event);
         sinks.phase = None;
         result
     }
 
-    /// A sentence within a phase.
+    /// Runs a phase that cannot fail, as [`phase`](Self::phase) does.
+    pub fn infallible_phase<T>(&self, phase: Phase, sentence: &str, work: impl FnOnce() -> T) -> T {
+        let Ok(value) = self.phase(phase, sentence, || Ok::<T, Infallible>(work()));
+        value
+    }
+
+    /// Reports a sentence.
     pub fn note(&self, text: &str) {
-        self.data(text, Value::Null);
+        self.report(Event::Note(text));
     }
 
-    /// A sentence with the quantities behind it.
-    pub fn data(&self, text: &str, data: Value) {
-        let mut sinks = self.lock();
-        sinks.text(&format!("      {text}"));
-        sinks.event(Event::Note, text, None, &data);
-    }
-
-    /// Something went wrong that is being dealt with.
+    /// Reports something that went wrong and is being dealt with.
     pub fn warn(&self, text: &str) {
+        self.report(Event::Warning(text));
+    }
+
+    /// Reports an event that is more than a sentence. Phases and progress have functions of their own.
+    pub fn report(&self, event: Event<'_>) {
         let mut sinks = self.lock();
-        sinks.text(&format!("  !   {text}"));
-        sinks.event(Event::Warning, text, None, &Value::Null);
+        let mark = if matches!(event, Event::Warning(_)) { "  !   " } else { "      " };
+        sinks.text(&format!("{mark}{event}"));
+        sinks.event(event);
     }
 
     /// Runs `work` with a counter of bytes, and shows bar, rate and time left while it runs.
     pub fn with_progress<T>(&self, total: Bytes, work: impl FnOnce(&Done) -> T) -> T {
         let done = Done::default();
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (stop, stopped) = channel::<()>();
         std::thread::scope(|scope| {
             let counter = &done;
-            scope.spawn(move || self.show_progress(total, counter, &stopped));
+            let show = move || self.show_progress(total, counter, &stopped);
+            // Without a thread the work is done unseen.
+            drop(std::thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, show));
             let result = work(&done);
             drop(stop);
             result
         })
     }
 
-    fn show_progress(&self, total: Bytes, done: &Done, stopped: &std::sync::mpsc::Receiver<()>) {
+    fn show_progress(&self, total: Bytes, done: &Done, stopped: &Receiver<()>) {
         let started = Instant::now();
         let mut meter = Meter::new(total);
-        let interval = if self.lock().is_terminal { REDRAW_INTERVAL } else { LINE_INTERVAL };
+        let interval = match self.lock().console_kind {
+            ConsoleKind::Terminal => REDRAW_INTERVAL,
+            ConsoleKind::Lines => LINE_INTERVAL,
+        };
         let (mut seen, mut drawn) = (Bytes::default(), Duration::ZERO);
         loop {
-            let over = stopped.recv_timeout(REDRAW_INTERVAL) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+            let over = stopped.recv_timeout(REDRAW_INTERVAL) != Err(RecvTimeoutError::Timeout);
             let (elapsed, now) = (started.elapsed(), done.so_far());
             if now != seen {
                 seen = now;
@@ -244,7 +213,7 @@ impl Journal {
             }
             meter.update(elapsed, now);
             let mut sinks = self.lock();
-            sinks.witness(Event::Progress, "", None, &Value::Null, Some(meter.gauge()));
+            sinks.event(Event::Progress(meter.gauge()));
             if elapsed - drawn >= interval || over && elapsed >= interval {
                 sinks.bar(&meter.line());
                 drawn = elapsed;
@@ -256,25 +225,7 @@ impl Journal {
     }
 
     fn lock(&self) -> MutexGuard<'_, Sinks> {
-        // A thread that panicked while printing must not silence the others.
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Phase {
-    /// As on the console.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Init => "init",
-            Self::Config => "config",
-            Self::Network => "network",
-            Self::Manifest => "manifest",
-            Self::Plan => "plan",
-            Self::Write => "write",
-            Self::Verify => "verify",
-            Self::Commit => "commit",
-        }
+        lock(&self.sinks)
     }
 }
 
@@ -292,33 +243,24 @@ impl Sinks {
 
     fn bar(&mut self, line: &str) {
         let Some(console) = &mut self.console else { return };
-        let text = if self.is_terminal { format!("\r      {line:<73}") } else { format!("      {line}\n") };
-        self.bar_shown = self.is_terminal;
+        let text = match self.console_kind {
+            ConsoleKind::Terminal => format!("\r      {line:<73}"),
+            ConsoleKind::Lines => format!("      {line}\n"),
+        };
+        self.bar_shown = self.console_kind == ConsoleKind::Terminal;
         let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
     }
 
-    fn witness<'a>(
-        &self,
-        event: Event,
-        text: &'a str,
-        duration: Option<Duration>,
-        data: &'a Value,
-        gauge: Option<Gauge>,
-    ) -> Told<'a> {
+    fn event(&mut self, event: Event<'_>) {
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let told = Told { unix_s, phase: self.phase, event, text, duration, data, gauge };
-        self.witnesses.iter().for_each(|witness| witness(&told));
-        told
-    }
-
-    fn event(&mut self, event: Event, text: &str, duration: Option<Duration>, data: &Value) {
-        let told = self.witness(event, text, duration, data, None);
-        let Ok(json) = serde_json::to_string(&told) else { return };
+        let entry = Entry { unix_s, phase: self.phase, event };
+        self.subscribers.iter().for_each(|subscriber| subscriber(&entry));
+        let Some(line) = wire::log_line(&entry) else { return };
         match &mut self.events {
-            EventSink::Kept(lines) if lines.len() < MAX_KEPT => lines.push(json + "\n"),
+            EventSink::Kept(lines) if lines.len() < MAX_KEPT => lines.push(line + "\n"),
             EventSink::Kept(_) => {}
             EventSink::Open(sink) => {
-                let _ = sink.write_all((json + "\n").as_bytes()).and_then(|()| sink.flush());
+                let _ = sink.write_all((line + "\n").as_bytes()).and_then(|()| sink.flush());
             }
         }
     }
@@ -326,7 +268,8 @@ impl Sinks {
 
 #[cfg(test)]
 mod tests {
-    use super::{Journal, Phase};
+    use super::{ConsoleKind, Journal, Phase};
+    use crate::record::event::Event;
     use crate::record::progress::Bytes;
     use std::io::Write;
     use std::sync::{Arc, Mutex};
@@ -353,7 +296,7 @@ mod tests {
     #[test]
     fn events_before_the_log_is_open_are_not_lost() {
         let (console, events) = (Shared::default(), Shared::default());
-        let journal = Journal::new(Some(Box::new(console.clone())), false);
+        let journal = Journal::on_console(Box::new(console.clone()), ConsoleKind::Lines);
         let failed: Result<(), &str> = journal.phase(Phase::Plan, "compare", || {
             journal.note("half way");
             Err("no")
@@ -370,15 +313,15 @@ mod tests {
     }
 
     #[test]
-    fn every_witness_is_told_how_far_it_is_and_the_log_is_not() {
+    fn every_subscriber_gets_progress_and_the_log_does_not() {
         let events = Shared::default();
-        let journal = Journal::new(None, false);
+        let journal = Journal::silent();
         journal.open_events(Box::new(events.clone()));
         let seen = [Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new()))];
         for seen in seen.clone() {
-            journal.subscribe(Box::new(move |told| {
-                if let Some(gauge) = told.gauge {
-                    seen.lock().unwrap().push((told.phase, gauge.done_bytes, gauge.total_bytes));
+            journal.subscribe(Box::new(move |entry| {
+                if let Event::Progress(gauge) = entry.event {
+                    seen.lock().unwrap().push((entry.phase, gauge.done_bytes, gauge.total_bytes));
                 }
             }));
         }
@@ -395,7 +338,7 @@ mod tests {
     #[test]
     fn a_bar_is_ended_before_other_text() {
         let console = Shared::default();
-        let journal = Journal::new(Some(Box::new(console.clone())), true);
+        let journal = Journal::on_console(Box::new(console.clone()), ConsoleKind::Terminal);
         journal.with_progress(Bytes::of_disk(100), |done| {
             done.disk(50);
             std::thread::sleep(std::time::Duration::from_millis(700));

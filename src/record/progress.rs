@@ -1,4 +1,5 @@
-//! Rate and time left, and how they look. Pure: the caller brings the time.
+//! Progress of a piece of work: its rate, the time left, and one line that shows both. Pure: the caller brings the
+//! time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 /// Seconds over which the rate is smoothed: long enough to read, short enough to follow a link that goes bad.
 const SMOOTHING_S: f64 = 8.0;
 
-/// Counts work while it is done, for whoever shows it.
+/// A counter of work, shared by the threads that do it and the one that shows it.
 #[derive(Debug, Default)]
 pub struct Done {
     disk_bytes: AtomicU64,
@@ -14,17 +15,17 @@ pub struct Done {
 }
 
 impl Done {
-    /// Bytes went to or came from the disk.
+    /// Counts bytes that went to or came from the disk.
     pub fn disk(&self, bytes: u64) {
         self.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes came from the network.
+    /// Counts bytes that came from the network.
     pub fn network(&self, bytes: u64) {
         self.network_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Both.
+    /// Work done until now.
     #[must_use]
     pub fn so_far(&self) -> Bytes {
         Bytes { disk: self.disk_bytes.load(Ordering::Relaxed), network: self.network_bytes.load(Ordering::Relaxed) }
@@ -34,9 +35,9 @@ impl Done {
 /// An amount of work. Disk and network work at the same time and at different speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bytes {
-    /// Read from and written to the disk.
+    /// Bytes read from and written to the disk.
     pub disk: u64,
-    /// Received.
+    /// Bytes received from the network.
     pub network: u64,
 }
 
@@ -77,7 +78,7 @@ impl Lane {
         self.done_bytes = done_bytes;
     }
 
-    /// Seconds left at the present rate: endless while standing still.
+    /// Seconds left at the present rate: infinite while standing still.
     fn seconds_left(&self) -> f64 {
         match self.total_bytes - self.done_bytes {
             0 => 0.0,
@@ -86,14 +87,14 @@ impl Lane {
     }
 }
 
-/// What a meter shows at one moment.
+/// Reading of a meter at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gauge {
     /// Bytes done, of disk and network together.
     pub done_bytes: u64,
     /// Bytes to do.
     pub total_bytes: u64,
-    /// Smoothed rate of what takes longer, once known.
+    /// Smoothed rate of disk or network, whichever takes longer, once known.
     pub bytes_per_s: Option<u64>,
 }
 
@@ -104,7 +105,7 @@ impl Meter {
         Self { disk: Lane::new(total.disk), network: Lane::new(total.network), last_at: Duration::ZERO }
     }
 
-    /// Takes the state at `elapsed` since the start. Call it about once a second.
+    /// Updates the meter with the work done at `elapsed` since the start. Call it about once a second.
     pub fn update(&mut self, elapsed: Duration, done: Bytes) {
         let seconds = elapsed.saturating_sub(self.last_at).as_secs_f64();
         if seconds > 0.0 {
@@ -114,7 +115,7 @@ impl Meter {
         }
     }
 
-    /// What takes longer. Each waits for the other at times, so the sum of both would never settle.
+    /// The lane that takes longer. Each waits for the other at times, so the sum of both would never settle.
     fn slower(&self) -> &Lane {
         if self.network.seconds_left() > self.disk.seconds_left() { &self.network } else { &self.disk }
     }
@@ -127,26 +128,27 @@ impl Meter {
         Duration::try_from_secs_f64(lane.seconds_left()).ok()
     }
 
-    /// The quantities behind [`line`](Self::line).
+    /// Quantities behind [`line`](Self::line).
     #[must_use]
     pub fn gauge(&self) -> Gauge {
         Gauge {
             done_bytes: self.disk.done_bytes.saturating_add(self.network.done_bytes),
             total_bytes: self.disk.total_bytes.saturating_add(self.network.total_bytes),
-            bytes_per_s: self.slower().rate.map(|rate| rate as u64),
+            bytes_per_s: self.slower().rate.map(whole),
         }
     }
 
-    /// One line of at most 79 columns: bar, share, amount or what takes longer, rate, time left.
+    /// Formats one line of at most 79 columns: bar, share, amount or what takes longer, rate, time left.
     #[must_use]
     pub fn line(&self) -> String {
-        const WIDTH: u64 = 24;
+        const WIDTH: u8 = 24;
         let Gauge { done_bytes, total_bytes, bytes_per_s } = self.gauge();
         let total = total_bytes.max(1);
         // In 128 bits: the product of two sizes does not fit into 64.
-        let filled = (u128::from(done_bytes) * u128::from(WIDTH) / u128::from(total)) as usize;
+        let filled = u128::from(done_bytes) * u128::from(WIDTH) / u128::from(total);
+        let filled = usize::try_from(filled).unwrap_or_default().min(usize::from(WIDTH));
         let percent = u128::from(done_bytes) * 100 / u128::from(total);
-        let bar = "#".repeat(filled) + &".".repeat(WIDTH as usize - filled);
+        let bar = "#".repeat(filled) + &".".repeat(usize::from(WIDTH) - filled);
         let amount = match (self.network.total_bytes, std::ptr::eq(self.slower(), &raw const self.network)) {
             (0, _) => format!(" of {} ", bytes(total_bytes)),
             (_, true) => "  network".to_owned(),
@@ -158,7 +160,13 @@ impl Meter {
     }
 }
 
-/// A quantity of bytes for people, in binary units.
+/// A rate in whole bytes per second. Rates are finite and not negative.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast from floating point saturates")]
+fn whole(rate: f64) -> u64 {
+    rate as u64
+}
+
+/// Formats a quantity of bytes for people, in binary units.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -174,7 +182,7 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// `m:ss`, or `h:mm:ss`.
+/// Formats a duration as `m:ss`, or as `h:mm:ss` from one hour on.
 #[must_use]
 pub fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();

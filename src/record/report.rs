@@ -1,47 +1,27 @@
-//! Tells a server who this machine is, what it is doing ([`Poster`]) and how its last attempts went ([`Pending`]), once
-//! there is a network. Best effort: nothing waits long for it, and nothing is lost by it, since the black box keeps
-//! what was not reported.
+//! Reports to a server: who this machine is, what it is doing ([`Poster`]), and how its last attempts went
+//! ([`Pending`]). Best effort, once there is a network: nothing waits long for it, and nothing is lost by it, since the
+//! black box keeps what was not reported.
 
 mod poster;
 
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::json;
-
-use crate::fetch::{self, FetchError, FetchOptions};
+use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions};
 use crate::machine::hostname;
 use crate::machine::identity;
 use crate::record::blackbox::{Attempt, BlackBox, Marks};
+use crate::record::wire;
 use crate::release::digest::{block_hash, hex};
 
-pub use poster::{Ending, Poster};
+pub use crate::record::wire::{Ending, ReportedMachine};
+pub use poster::Poster;
 
-/// Whoever is to be told has this long to answer.
+/// Time that the server has for a connection, and again for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who tells.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct ReportedMachine {
-    /// The same in every post of this machine, 16 hex digits. A machine that knows nothing of its own has none.
-    pub id: Option<String>,
-    /// As its system is called, where a template says so.
-    pub hostname: Option<String>,
-    /// Product it is configured for.
-    pub product: String,
-    /// Product name of its hardware.
-    pub hardware: Option<String>,
-    /// Serial number of its hardware.
-    pub serial_number: Option<String>,
-    /// UUID of its hardware.
-    pub uuid: Option<String>,
-    /// Hardware address of its first network card.
-    pub mac: Option<String>,
-}
-
 impl ReportedMachine {
-    /// This one, which has the host name that `template` gives, if there is one. `asset` is what it was called when it
-    /// was provisioned.
+    /// Identity of this machine. `template` gives its host name, if there is one; `asset` is the name that the machine
+    /// got when it was provisioned.
     #[must_use]
     pub fn this(product: &str, template: Option<&str>, asset: Option<&str>) -> Self {
         Self::of(identity::identity(), product, template, asset)
@@ -52,7 +32,7 @@ impl ReportedMachine {
         let known = identity.product_serial.is_some() || identity.product_uuid.is_some() || identity.mac.is_some();
         Self {
             id: known.then(|| hex(&hash(&identity).to_be_bytes())),
-            // The system says what is wrong with a template that gives none.
+            // What is wrong with a template that gives no name is reported by the system at its start.
             hostname: template.and_then(|template| hostname::expand(template, value).ok()),
             product: product.to_owned(),
             hardware: identity.product_name,
@@ -63,7 +43,7 @@ impl ReportedMachine {
     }
 }
 
-/// The same at every start of this machine, and another for every other.
+/// Hash of this machine's hardware identity: equal at every start, and different for every other machine.
 #[must_use]
 pub fn hardware_id() -> u64 {
     hash(&identity::identity())
@@ -75,31 +55,36 @@ fn hash(identity: &identity::HardwareIdentity) -> u64 {
 
 /// Attempts that ended and were not reported yet.
 pub struct Pending {
+    /// Number of the last of them.
     through: u64,
-    document: String,
+    machine: ReportedMachine,
+    attempts: Vec<Attempt>,
 }
 
 impl Pending {
-    /// What there is to report, if anything.
+    /// Collects what there is to report, if anything.
     #[must_use]
     pub fn of(open: &BlackBox, machine: &ReportedMachine) -> Option<Self> {
         let reported = open.marks().reported_through;
-        let new: Vec<&Attempt> =
-            open.attempts().iter().filter(|attempt| attempt.id > reported && attempt.is_over(open.next_id())).collect();
-        let through = new.last()?.id;
-        Some(Self { through, document: json!({ "machine": machine, "attempts": new }).to_string() })
+        let is_new = |attempt: &&Attempt| attempt.id > reported && attempt.is_over(open.next_id());
+        let attempts: Vec<Attempt> = open.attempts().iter().filter(is_new).cloned().collect();
+        Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts })
     }
 
-    /// Posts it.
+    /// Posts the attempts.
     ///
     /// # Errors
     /// What the transfer met. The attempts are reported with the next ones.
     pub fn post(&self, url: &str, options: &FetchOptions) -> Result<(), FetchError> {
         let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
-        fetch::Http::new(url, &quick)?.post_json(&self.document)
+        let document = wire::attempts_post(&self.machine, &self.attempts).map_err(|cause| {
+            FetchError::new(FetchErrorKind::Local, url, "the report cannot be formatted").because(cause)
+        })?;
+        fetch::Http::new(url, &quick)?.post_json(&document)
     }
 
-    /// Remembers that it was posted. A mark that is lost repeats a report; the attempts have numbers.
+    /// Records that the attempts were posted. A mark that is lost repeats a report, which the numbers of the attempts
+    /// show.
     pub fn mark(&self, open: &mut BlackBox) {
         let _ = open.mark(Marks { reported_through: self.through, ..open.marks() });
     }
@@ -111,7 +96,7 @@ mod tests {
     use crate::machine::identity::HardwareIdentity;
 
     #[test]
-    fn a_machine_is_told_from_others_by_its_hardware_alone() {
+    fn a_machine_is_identified_by_its_hardware_alone() {
         let with =
             |serial: &str| HardwareIdentity { product_serial: Some(serial.to_owned()), ..HardwareIdentity::default() };
         let one = ReportedMachine::of(with("A1"), "demo", Some("robot-{serial}"), None);
@@ -119,8 +104,8 @@ mod tests {
         assert_eq!((one.hostname.as_deref(), renamed.hostname.as_deref()), (Some("robot-a1"), Some("arm-3")));
         assert!(one.id == renamed.id && one.id.as_ref().unwrap().len() == 16);
         assert_ne!(one.id, ReportedMachine::of(with("A2"), "demo", None, None).id);
-        // Two machines without any identity are not one machine, and a name that cannot be made is none.
-        let nobody = ReportedMachine::of(HardwareIdentity::default(), "demo", Some("robot-{serial}"), None);
-        assert_eq!((nobody.id, nobody.hostname), (None, None));
+        // Two machines without any identity are not one machine, and a template without its value gives no name.
+        let unknown = ReportedMachine::of(HardwareIdentity::default(), "demo", Some("robot-{serial}"), None);
+        assert_eq!((unknown.id, unknown.hostname), (None, None));
     }
 }

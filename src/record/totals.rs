@@ -1,4 +1,4 @@
-//! Quantities of a plan, as people, the black box and reports get them. Pure.
+//! Quantities of a plan, as the console, the black box and reports show them. Pure.
 
 use std::fmt;
 
@@ -8,35 +8,35 @@ use crate::record::progress::bytes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Size of the image.
+    /// Size of the image, bytes.
     pub image_bytes: u64,
-    /// Already right on the partition, zeros included.
+    /// Bytes that are right on the partition already, zeros included.
     pub right_bytes: u64,
-    /// To be zeroed.
+    /// Bytes to fill with zeros.
     pub zero_bytes: u64,
-    /// To be put together from blocks elsewhere on the partition.
+    /// Bytes to assemble from blocks found elsewhere on the partition.
     pub move_bytes: u64,
-    /// To be written with fetched content.
+    /// Bytes to write with fetched content.
     pub write_bytes: u64,
-    /// To be downloaded, gaps included.
+    /// Bytes to download, the gaps between coalesced ranges included.
     pub download_bytes: u64,
 }
 
 impl Totals {
-    /// Those of a partition that holds an image of this size already.
+    /// Totals of a partition that holds an image of this size already.
     #[must_use]
     pub fn nothing_to_do(image_bytes: u64) -> Self {
         Self { image_bytes, right_bytes: image_bytes, ..Self::default() }
     }
 
-    /// Everything that changes on the partition.
+    /// Bytes that change on the partition.
     #[must_use]
     pub fn changed_bytes(&self) -> u64 {
         self.zero_bytes + self.move_bytes + self.write_bytes
     }
 }
 
-/// As people are told before anything starts.
+/// The sentence that the console shows before anything is written.
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -9,11 +9,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use reflash::boot::decide::Recoveries;
 use reflash::cli::answer::Exit;
 use reflash::fetch::Source;
 use reflash::flash::target::BlockTarget;
-use reflash::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
+use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob, RecoveryReport, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::manifest::TrustedKeys;
@@ -123,43 +122,33 @@ impl Fixture {
         self.recover_as(source, target, state, |_| {})
     }
 
-    /// The same for a machine that differs.
+    /// Runs a recovery after `change` of what [`job`](Self::job) gives.
     pub fn recover_as(
         &self,
         source: &dyn Source,
         target: &dyn BlockTarget,
         state: Option<&StatePartition>,
-        change: impl FnOnce(&mut Machine<'_>),
+        change: impl FnOnce(&mut RecoveryJob<'_>),
     ) -> Result<RecoveryReport, RecoveryError> {
-        let journal = Journal::new(None, false);
-        let mut machine = self.machine(source, target, state, &journal);
-        change(&mut machine);
-        recovery::run(&machine)
+        let journal = Journal::silent();
+        let mut job = self.job(source, target, state, &journal);
+        change(&mut job);
+        recovery::run(&job, job.read_record().as_ref())
     }
 
-    /// A machine that the release fits.
-    pub fn machine<'a>(
+    /// The recovery of a machine that the release fits.
+    pub fn job<'a>(
         &'a self,
         source: &'a dyn Source,
         target: &'a dyn BlockTarget,
         state: Option<&'a StatePartition>,
         journal: &'a Journal,
-    ) -> Machine<'a> {
-        Machine {
-            product: "demo".into(),
-            hardware: "unit-a".into(),
-            channel: "stable".into(),
-            tries: 3,
-            allow_older: false,
-            requested: false,
-            recoveries: Recoveries::default(),
-            keys: &self.keys,
-            source,
-            target,
-            state,
+    ) -> RecoveryJob<'a> {
+        RecoveryJob {
+            identity: Identity { product: "demo".into(), hardware: "unit-a".into(), channel: "stable".into() },
+            policy: Policy::default(),
+            resources: Resources { state, ..Resources::new(&self.keys, source, target) },
             journal,
-            renewal: None,
-            learn_time: &|_| {},
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The station page of `cargo xtask serve --station`: takes what machines post to `report.url`, and shows the last state
-//! of each. `docs/station.md` has the format. Machines are not trusted: everything is bounded, and only shown as text.
+//! The station page of `cargo xtask serve --station`: takes what machines post to `report.url`, and shows the last
+//! state of each. The format is that of `reflash::record::wire`, which `docs/station.md` describes. Machines are not
+//! trusted: everything is bounded, and only shown as text.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,19 +13,20 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use serde::{Deserialize, Serialize};
+use reflash::record::wire::{Open, Post, ReportedAttempt, ReportedMachine, ReportedProgress};
+use serde::Serialize;
 
 const PAGE: &str = include_str!("station.html");
-/// Bytes of one post: 16 attempts of at most 4044 bytes each (a slot of the black box), and who it is.
+/// Most bytes of one post: 16 attempts of at most 4044 bytes each (a slot of the black box), and the machine.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// Machines that are remembered: more than a bench holds, in less than 3 MiB.
+/// Most machines that are remembered: more than a bench holds, in less than 3 MiB.
 const MAX_MACHINES: usize = 500;
-/// Characters of one text.
+/// Most characters of one text.
 const MAX_CHARS: usize = 300;
-/// A machine that was not heard for so long gives way to a new one.
+/// Time after which a machine that posted nothing gives way to a new one.
 const SILENT: Duration = Duration::from_secs(30);
 
-/// Nothing from elsewhere, should a text ever become more than a text.
+/// Content policy of the page: nothing comes from elsewhere, should a text ever become more than a text.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'";
 
@@ -34,75 +36,22 @@ pub struct Station {
     machines: Mutex<BTreeMap<String, Entry>>,
 }
 
-struct Entry {
-    seen: Instant,
-    address: String,
-    machine: Machine,
-    progress: Option<Progress>,
-    last_attempt: Option<Attempt>,
-}
-
-#[derive(Deserialize)]
-struct Post {
-    machine: Machine,
-    progress: Option<Progress>,
-    #[serde(default)]
-    attempts: Vec<Attempt>,
-}
-
-/// Who posts.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-struct Machine {
-    id: Option<Text>,
-    hostname: Option<Text>,
-    product: Option<Text>,
-    hardware: Option<Text>,
-    serial_number: Option<Text>,
-    mac: Option<Text>,
-}
-
-#[derive(Debug, Clone, Deserialize, Serialize)]
-struct Progress {
-    phase: Option<Text>,
-    phase_number: Option<u8>,
-    done_bytes: Option<u64>,
-    total_bytes: Option<u64>,
-    bytes_per_s: Option<u64>,
-    message: Option<Text>,
-    version: Option<Text>,
-    result: Option<Text>,
-}
-
-/// What is shown of an attempt that ended before.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-struct Attempt {
-    reason: Option<Text>,
-    outcome: Option<Text>,
-    version: Option<Text>,
-}
-
-/// A text that was cut, and has no control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(from = "String")]
-struct Text(String);
-
-impl From<String> for Text {
-    fn from(text: String) -> Self {
-        Self(text.chars().take(MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect())
-    }
-}
-
-/// One line of `/station.json`.
+/// One machine. Its members are those of `/station.json`.
 #[derive(Serialize)]
-struct Row<'a> {
-    address: &'a str,
-    seen_ms_ago: u64,
-    machine: &'a Machine,
-    progress: &'a Option<Progress>,
-    last_attempt: &'a Option<Attempt>,
+struct Entry {
+    address: String,
+    #[serde(rename = "seen_ms_ago", serialize_with = "ms_ago")]
+    seen: Instant,
+    machine: ReportedMachine,
+    progress: Option<ReportedProgress>,
+    last_attempt: Option<ReportedAttempt>,
 }
 
-/// Why a post is not taken.
+fn ms_ago<S: serde::Serializer>(seen: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(seen.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A post that is not taken.
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     Malformed(String),
@@ -110,7 +59,7 @@ enum Refusal {
 }
 
 impl Station {
-    /// Its paths: `/report` for machines, `/station` for people, `/station.json` for the page.
+    /// Paths of the station: `/report` for machines, `/station` for people, `/station.json` for the page.
     pub fn routes(self: Arc<Self>) -> Router {
         Router::new()
             .route("/report", post(report).layer(DefaultBodyLimit::max(MAX_BODY_BYTES)))
@@ -119,19 +68,20 @@ impl Station {
             .with_state(self)
     }
 
-    /// What `/station.json` says.
+    /// Content of `/station.json`.
     #[must_use]
     pub fn json(&self) -> String {
         let machines = self.lock();
-        let rows: Vec<Row<'_>> = machines.values().map(Entry::row).collect();
-        serde_json::json!({ "machines": rows }).to_string()
+        serde_json::json!({ "machines": machines.values().collect::<Vec<_>>() }).to_string()
     }
 
     fn take(&self, from: SocketAddr, body: &[u8]) -> Result<(), Refusal> {
         let post: Post = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        let Post { machine, progress, mut attempts } = post;
+        let machine = bounded_machine(machine);
         let address = from.ip().to_canonical().to_string();
         // A machine without any identity is known by its address.
-        let key = post.machine.id.as_ref().map_or_else(|| address.clone(), |id| id.0.clone());
+        let key = machine.id.clone().unwrap_or_else(|| address.clone());
         let mut machines = self.lock();
         if !machines.contains_key(&key) && machines.len() >= MAX_MACHINES {
             let oldest = machines.iter().min_by_key(|(_, entry)| entry.seen);
@@ -141,14 +91,14 @@ impl Station {
         let entry = machines.entry(key).or_insert_with(|| Entry {
             seen: Instant::now(),
             address: String::new(),
-            machine: Machine::default(),
+            machine: ReportedMachine::default(),
             progress: None,
             last_attempt: None,
         });
-        (entry.seen, entry.address, entry.machine) = (Instant::now(), address, post.machine);
+        (entry.seen, entry.address, entry.machine) = (Instant::now(), address, machine);
         // A report of attempts says nothing about the one that is going on, and the other way round.
-        entry.progress = post.progress.or(entry.progress.take());
-        entry.last_attempt = post.attempts.into_iter().next_back().or(entry.last_attempt.take());
+        entry.progress = progress.map(bounded_progress).or(entry.progress.take());
+        entry.last_attempt = attempts.pop().map(bounded_attempt).or(entry.last_attempt.take());
         Ok(())
     }
 
@@ -157,15 +107,45 @@ impl Station {
     }
 }
 
-impl Entry {
-    fn row(&self) -> Row<'_> {
-        Row {
-            address: &self.address,
-            seen_ms_ago: self.seen.elapsed().as_millis() as u64,
-            machine: &self.machine,
-            progress: &self.progress,
-            last_attempt: &self.last_attempt,
-        }
+/// Cuts a text, and takes control characters out of it.
+fn bounded(text: String) -> String {
+    text.chars().take(MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn bounded_value<T>(value: Open<T>) -> Open<T> {
+    match value {
+        Open::Unknown(text) => Open::Unknown(bounded(text)),
+        known => known,
+    }
+}
+
+fn bounded_machine(machine: ReportedMachine) -> ReportedMachine {
+    ReportedMachine {
+        id: machine.id.map(bounded),
+        hostname: machine.hostname.map(bounded),
+        product: bounded(machine.product),
+        hardware: machine.hardware.map(bounded),
+        serial_number: machine.serial_number.map(bounded),
+        uuid: machine.uuid.map(bounded),
+        mac: machine.mac.map(bounded),
+    }
+}
+
+fn bounded_progress(progress: ReportedProgress) -> ReportedProgress {
+    ReportedProgress {
+        phase: progress.phase.map(bounded_value),
+        message: bounded(progress.message),
+        version: progress.version.map(bounded),
+        result: progress.result.map(bounded_value),
+        ..progress
+    }
+}
+
+fn bounded_attempt(attempt: ReportedAttempt) -> ReportedAttempt {
+    ReportedAttempt {
+        reason: attempt.reason.map(bounded),
+        outcome: attempt.outcome.map(bounded_value),
+        version: attempt.version.map(bounded),
     }
 }
 
@@ -241,7 +221,7 @@ mod tests {
         let one_more = json!({ "machine": { "id": "one more" } });
         assert_eq!(take(&station, &one_more), Err(Refusal::Full));
         take(&station, &json!({ "machine": { "id": "7" } })).unwrap();
-        // The one that is silent for longest gives way.
+        // The machine that is silent for longest gives way.
         let Some(long_ago) = Instant::now().checked_sub(SILENT * 2) else { return };
         station.lock().get_mut("7").unwrap().seen = long_ago;
         take(&station, &one_more).unwrap();

@@ -10,8 +10,8 @@ use super::write::{ProvisionError, Provisioned, begin};
 use crate::boot::slots::Slot;
 use crate::flash::target::Window;
 use crate::jobs::provision::bootstrap::BootstrapFiles;
-use crate::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport, Release};
-use crate::jobs::state::StatePartition;
+use crate::jobs::recovery::{self, RecoveryError, RecoveryJob, RecoveryReport, Resources};
+use crate::jobs::state::{Release, StatePartition};
 use crate::machine::media::MediaId;
 use crate::record::blackbox::{AttemptOutcome, Remembered};
 use crate::release::layout::{Placed, Role};
@@ -88,35 +88,35 @@ pub enum InstallError {
 /// # Errors
 /// [`InstallError`].
 pub fn prepare(
-    machine: &Machine<'_>,
+    job: &RecoveryJob<'_>,
     candidate: DiskCandidate,
     firmware: Firmware,
 ) -> Result<(Release, Preflight), InstallError> {
-    let release = recovery::fetch_release(machine)?;
+    let release = recovery::fetch_release(job, None)?;
     let Some(layout) = &release.manifest.layout else {
         return Err(InstallError::NoLayout { version: release.manifest.version });
     };
     let preflight = Preflight::new(candidate, layout, firmware)?;
-    preflight.to_string().lines().for_each(|line| machine.journal.note(line));
+    preflight.to_string().lines().for_each(|line| job.journal.note(line));
     Ok((release, preflight))
 }
 
-/// Does all of it. `machine.target` is the disk as a whole; `mounts` is a directory for the time being.
+/// Does all of it. The target of `job` is the disk as a whole; `mounts` is a directory for the time being.
 ///
 /// # Errors
 /// [`InstallError`]. The disk is then unclaimed, and the next run needs no permission.
 pub fn install(
     armed: Armed,
-    machine: &Machine<'_>,
+    job: &RecoveryJob<'_>,
     release: Release,
     site: &Site,
     mounts: &Path,
 ) -> Result<(RecoveryReport, Provisioned), InstallError> {
-    let (disk, journal) = (machine.target, machine.journal);
+    let (disk, journal) = (job.resources.target, job.journal);
     let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
-    let kit = BootstrapFiles::get(plan, |name| recovery::fetch_file(machine, &release, name))?;
+    let kit = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
     let window = |place: &Placed| Window {
         target: disk,
         range: place.offset_bytes..place.offset_bytes + place.size_bytes,
@@ -146,8 +146,9 @@ pub fn install(
     let state = state_mount.as_ref().map(|mounted| StatePartition::new(&mounted.directory));
     let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
     let system = window(&system);
-    let report =
-        recovery::install_release(&Machine { target: &system, state: state.as_ref(), ..machine.clone() }, release)?;
+    let resources = Resources { target: &system, state: state.as_ref(), ..job.resources };
+    // The new state partition has no record of an installed release.
+    let report = recovery::install(&RecoveryJob { resources, ..job.clone() }, None, release)?;
     if let Some(Err(error)) =
         state.as_ref().map(|state| attempt.write(&state.blackbox_path(), AttemptOutcome::Installed))
     {

@@ -1,41 +1,68 @@
-//! Lets the machine boot what was verified, and only that.
+//! The boot environment before the first write and after the proof: only what was verified can be committed.
 
 use std::io;
 
-use crate::boot::env::{BootEnvError, WritePermit};
+use crate::boot::env::WritePermit;
 use crate::boot::slots::SlotState;
 use crate::flash::verify::Verified;
-use crate::jobs::state::StatePartition;
-use crate::release::manifest::Authentic;
+use crate::jobs::recovery::error::{CommitError, RecoveryError};
+use crate::jobs::recovery::job::RecoveryJob;
+use crate::jobs::recovery::renew::NetworkUse;
+use crate::jobs::state::{IndexedRelease, StatePartition};
 
-/// GRUB will start the verified system.
+/// Makes sure that every boot from now on leads back into recovery, until the release with this serial is committed.
+pub(super) fn permit(
+    job: &RecoveryJob<'_>,
+    serial: u64,
+    network_use: NetworkUse,
+) -> Result<WritePermit, RecoveryError> {
+    let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
+    let before = job.policy.recoveries.towards(serial, job.policy.requested);
+    let on_success = if job.policy.requested { before } else { before.one_more() };
+    // Only a recovery that found a release has proven its slot.
+    let proven = job.resources.renewal.and_then(|renewal| renewal.booted);
+    let proven = proven.filter(|_| network_use == NetworkUse::Allowed);
+    let permit = state.boot_env().begin_recovering(before, on_success, proven).map_err(RecoveryError::Prepare)?;
+    if !permit.dropped.is_empty() {
+        let dropped = permit.dropped.join(", ");
+        job.journal.warn(&format!("the boot environment is full; removed from it, as not ours: {dropped}"));
+    }
+    Ok(permit)
+}
+
+/// A verified release whose record was written, or could not be.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    unrecorded: Option<io::Error>,
+}
+
+/// Proof that GRUB will start the verified system.
 #[derive(Debug)]
 pub struct Committed {
-    /// Why the release could not be recorded as installed. The system starts all the same: without the record a later
-    /// recovery asks the network where it could have compared.
+    /// Error because of which the release could not be recorded as installed. The system starts all the same: without
+    /// the record a later recovery asks the network where it could have compared.
     pub unrecorded: Option<io::Error>,
 }
 
-/// A verified system could not be made bootable.
-#[derive(Debug, thiserror::Error)]
-#[error("the system is verified, but cannot be made bootable")]
-pub struct CommitError(#[from] BootEnvError);
+/// Records the verified release as the installed one.
+pub(super) fn record(_proof: Verified, state: Option<&StatePartition>, release: &IndexedRelease) -> Recorded {
+    let recorded = state.map_or(Ok(()), |state| state.record_installed(&release.signed, &release.index_object));
+    Recorded { unrecorded: recorded.err() }
+}
 
-/// Records the release, lets `renew` bring the recovery up to date, then gives the system its tries and points GRUB at the
-/// slots that `renew` proved to be whole; a cut before that last write repeats only the cheap comparisons.
-///
-/// # Errors
-/// [`CommitError`]; the next boot comes back to recovery.
-pub fn commit(
-    _proof: Verified,
-    permit: WritePermit,
-    state: Option<&StatePartition>,
-    manifest: &Authentic,
-    index_object: &[u8],
-    tries: u8,
-    renew: impl FnOnce() -> Option<SlotState>,
-) -> Result<Committed, CommitError> {
-    let unrecorded = state.and_then(|state| state.record_installed(manifest, index_object).err());
-    permit.finish(tries, renew())?;
-    Ok(Committed { unrecorded })
+impl Recorded {
+    /// Gives the system its tries, and points GRUB at `slots` for the next recovery unless they are to stay as they
+    /// are.
+    ///
+    /// # Errors
+    /// [`CommitError`]; the next boot comes back to recovery.
+    pub(super) fn finish(
+        self,
+        permit: WritePermit,
+        tries: u8,
+        slots: Option<SlotState>,
+    ) -> Result<Committed, CommitError> {
+        permit.finish(tries, slots)?;
+        Ok(Committed { unrecorded: self.unrecorded })
+    }
 }

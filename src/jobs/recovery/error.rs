@@ -1,63 +1,69 @@
-//! Why a recovery did not finish, and what can be expected of trying again.
+//! Errors of a recovery, and whether trying again can help.
 
 use std::time::Duration;
 
-use super::REWRITES;
 use crate::boot::env::BootEnvError;
 use crate::fetch::FetchError;
 use crate::flash::write::WriteError;
-use crate::jobs::recovery::commit::CommitError;
 use crate::release::index::IndexError;
 use crate::release::manifest::ManifestError;
 
-/// Why a recovery did not finish.
+/// How often chunks that read back wrong are written again before the disk is called broken.
+pub(super) const REWRITES: u32 = 2;
+
+/// A verified system could not be made bootable.
+#[derive(Debug, thiserror::Error)]
+#[error("the system is verified, but cannot be made bootable")]
+pub struct CommitError(#[from] BootEnvError);
+
+/// Error that ended a recovery before its commit.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
-    /// A file of the release.
+    /// A file of the release cannot be downloaded.
     #[error("cannot download the {what}")]
     Fetch {
-        /// `manifest`, `signature` or `chunk index`.
+        /// Kind of file, as `manifest` or `chunk index`.
         what: &'static str,
-        /// Why.
+        /// Error of the transfer.
         source: FetchError,
     },
-    /// The manifest is refused.
+    /// The manifest is authentic and not acted on.
     #[error("the release is refused")]
     Manifest(#[from] ManifestError),
-    /// The index is authentic and unusable.
+    /// The chunk index is authentic and unusable.
     #[error("the chunk index of the release is refused")]
     Index(#[from] IndexError),
-    /// Index and manifest differ.
+    /// Chunk index and manifest disagree about the size of the image.
     #[error(
         "the chunk index describes {index_bytes} bytes and the manifest {manifest_bytes}: the release was built wrong"
     )]
     SizesDiffer {
-        /// In the index.
+        /// Size of the image in the index, bytes.
         index_bytes: u64,
-        /// In the manifest.
+        /// Size of the image in the manifest, bytes.
         manifest_bytes: u64,
     },
-    /// Download or disk.
+    /// A download failed, or the disk did.
     #[error("the system could not be written")]
     Write(#[from] WriteError),
-    /// The disk does not keep what is written.
+    /// The disk does not keep what is written to it.
     #[error("{target} reads back wrong after {REWRITES} rewrites at {ranges}; the disk is failing, replace it")]
     ReadBack {
-        /// Device.
+        /// The device, with its model and serial number.
         target: String,
-        /// Ranges, for people.
+        /// Damaged ranges, for people.
         ranges: String,
     },
-    /// The boot environment before the write.
+    /// The boot environment cannot be written before the first write.
     #[error("nothing was written, since the boot environment could not be prepared")]
     Prepare(#[source] BootEnvError),
-    /// The boot environment after it.
+    /// The boot environment cannot be written after the proof.
     #[error("the last step failed")]
     Commit(#[from] CommitError),
 }
 
 impl RecoveryError {
-    /// Whether another release than the one that is offered can help: the disk is not at fault, the network neither.
+    /// Whether another release than the offered one can help, since neither the disk nor the network is at fault.
     #[must_use]
     pub fn is_of_the_release(&self) -> bool {
         match self {
@@ -69,7 +75,7 @@ impl RecoveryError {
         }
     }
 
-    /// The pause that a server asked for.
+    /// Pause that a server asked for.
     #[must_use]
     pub fn asked_to_wait(&self) -> Option<Duration> {
         match self {
@@ -78,7 +84,7 @@ impl RecoveryError {
         }
     }
 
-    /// Whether trying again later, with nobody doing anything here, can help.
+    /// Whether trying again later can help without anything being changed on this machine.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {

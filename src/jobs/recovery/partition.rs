@@ -1,15 +1,61 @@
-//! The slots on the mounted recovery partition, or in a directory that stands for it.
+//! The recovery partition and its two slots: what a renewal needs of it, the mounted partition, and a directory that
+//! stands for it in tests.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::renew::SlotStorage;
 use crate::boot::slots::{FILES, Slot};
+use crate::fetch::Source;
 use crate::sys::mount::{self, Mount};
 
-/// A recovery partition.
+/// Storage of the two slots on the recovery partition, as far as renewal needs it.
+pub trait SlotStorage: Sync {
+    /// Opens a file of a slot as the medium holds it, past what was cached when it was written.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>>;
+
+    /// Makes the partition writable and removes the files of a slot, the last one first.
+    ///
+    /// # Errors
+    /// The file system's; some files may be gone.
+    fn clear(&self, slot: Slot) -> io::Result<()>;
+
+    /// Writes at an offset of a file, which is made if it is missing. A write at offset 0 empties the file first.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn write(&self, slot: Slot, file: &str, offset: u64, content: &[u8]) -> io::Result<()>;
+
+    /// Flushes a file and its name, and returns when both are on the medium.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn sync(&self, slot: Slot, file: &str) -> io::Result<()>;
+
+    /// Makes the partition read-only again, and returns when GRUB, which replays no journal, sees what was written.
+    /// From then on nothing is read from a cache.
+    ///
+    /// # Errors
+    /// The file system's. GRUB must not be pointed at the slot that was written.
+    fn settle(&self) -> io::Result<()>;
+}
+
+/// Resources of a renewal.
+#[derive(Clone, Copy)]
+pub struct Renewal<'a> {
+    /// The recovery partition.
+    pub medium: &'a dyn SlotStorage,
+    /// Source of the files. It must give up by itself: the system that was just verified waits for it.
+    pub source: &'a dyn Source,
+    /// The slot that GRUB says it started this agent from.
+    pub booted: Option<Slot>,
+}
+
+/// The recovery partition of this machine.
 #[derive(Debug, Clone)]
 pub struct RecoveryPartition {
     root: PathBuf,
@@ -17,13 +63,13 @@ pub struct RecoveryPartition {
 }
 
 impl RecoveryPartition {
-    /// The partition in `device`, mounted at `root` read-only, as it is whenever nobody renews it.
+    /// The partition in `device`, mounted read-only at `root`, as it is except during a renewal.
     #[must_use]
     pub fn mounted(device: &Path, root: &Path) -> Self {
         Self { root: root.to_owned(), device: Some(device.to_owned()) }
     }
 
-    /// A directory, for a test.
+    /// A directory in place of the partition, for a test.
     #[must_use]
     pub fn directory(root: &Path) -> Self {
         Self { root: root.to_owned(), device: None }

@@ -1,12 +1,15 @@
 //! The release and its parts, fetched and checked.
 
-use serde_json::json;
-
-use super::{Machine, RecoveryError};
+use super::error::RecoveryError;
+use super::job::{RecoveryJob, Resources};
 use crate::chain::chain;
-use crate::fetch::{FetchErrorKind, Refusal, Source};
+use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source};
 use crate::flash::plan::Blocks;
-use crate::jobs::state::InstalledRelease;
+use crate::flash::target::BlockTarget;
+use crate::flash::write;
+use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
+use crate::record::event::Event;
+use crate::record::journal::Phase;
 use crate::record::progress::bytes;
 use crate::release::digest::Digest;
 use crate::release::index::{Index, Pack};
@@ -17,198 +20,253 @@ use crate::release::weak_hashes::{self, WeakHashes};
 /// A minisign signature is 4 lines, about 350 bytes.
 const MAX_SIGNATURE_BYTES: u64 = 4096;
 
-/// A manifest that is signed, fits this machine and does not go back.
-#[derive(Debug)]
-pub struct Release {
-    pub(super) signed: Authentic,
-    /// What it says.
-    pub manifest: Manifest,
+/// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
+/// release after the other must not keep the next source from being asked.
+const MAX_LOOKED_AT: usize = 8;
+
+/// Fetches the offered release with its index, fit for this machine and this partition.
+pub(super) fn fetch_indexed(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+) -> Result<IndexedRelease, RecoveryError> {
+    job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || {
+        let release = fetch_release(job, record)?;
+        add_index(job, record, release)
+    })
 }
 
-/// Downloads the manifest and checks signature, format, fit and serial.
+/// Completes a release with its index, fit for this partition.
+pub(super) fn with_index(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: Release,
+) -> Result<IndexedRelease, RecoveryError> {
+    job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || add_index(job, record, release))
+}
+
+/// Downloads the manifest and checks its signature, format, fit and serial.
+///
+/// A manifest of no use here, as that of an old USB drive or of a mirror that lags behind, must not hide what the next
+/// source has. Each is looked at once and without delay, since the other sources may be asked for hours: it shows the
+/// least that the time can be, and that this recovery works. A source that comes with it again is passed over.
 ///
 /// # Errors
 /// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
-pub fn fetch_release(machine: &Machine<'_>) -> Result<Release, RecoveryError> {
-    fetch_release_above(machine, None)
-}
-
-/// As [`fetch_release`], of a release whose serial is above `floor`.
-///
-/// # Errors
-/// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
-pub fn fetch_release_above(machine: &Machine<'_>, floor: Option<u64>) -> Result<Release, RecoveryError> {
-    if machine.keys.is_empty() {
+pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<Release, RecoveryError> {
+    if job.resources.keys.is_empty() {
         // No copy of the release can be good: do not ask for one again and again.
         return Err(ManifestError::NoKeys.into());
     }
-    let installed = machine.state.and_then(|state| state.installed_manifest(machine.keys));
-    let installed = installed.filter(|_| !machine.allow_older).map(|(_, installed)| installed.serial);
-    let path = manifest::manifest_path(&machine.channel);
+    let mut passed_over = PassedOver::default();
+    loop {
+        let Offer { release, refusal } = fetch_offer(job, record, &mut passed_over)?;
+        (job.resources.learn_time)(release.manifest.created_unix_s);
+        end_trial(job);
+        let Some(refusal) = refusal else {
+            let Manifest { version, serial, .. } = &release.manifest;
+            let signed_by = release.signed.key_name();
+            job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by });
+            return Ok(release);
+        };
+        passed_over.looked_at.push(Digest::of(release.signed.bytes()));
+        passed_over.last = Some(refusal);
+    }
+}
+
+/// An authentic release, with the reason for which it is of no use here, if there is one.
+struct Offer {
+    release: Release,
+    refusal: Option<ManifestError>,
+}
+
+/// Releases of no use that this fetch has met.
+#[derive(Default)]
+struct PassedOver {
+    /// Digests of the manifests that were looked at, at most [`MAX_LOOKED_AT`].
+    looked_at: Vec<Digest>,
+    /// Refusal of the last one that was looked at, or cannot be read.
+    last: Option<ManifestError>,
+}
+
+impl PassedOver {
+    /// Whether a manifest of no use need not be looked at.
+    fn is_known(&self, signed: &Authentic) -> bool {
+        self.looked_at.len() >= MAX_LOOKED_AT || self.looked_at.contains(&Digest::of(signed.bytes()))
+    }
+}
+
+/// Downloads a manifest that a trusted key signed: a suitable one, or one that was not looked at yet. Where no source
+/// has either, the error is the last refusal.
+fn fetch_offer(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    passed_over: &mut PassedOver,
+) -> Result<Offer, RecoveryError> {
+    let Resources { keys, source, .. } = job.resources;
+    let path = manifest::manifest_path(&job.identity.channel);
     let signature_path = format!("{path}.minisig");
     let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
-    let (mut found, mut unsuitable) = (None, None);
-    let check = |files: &[Vec<u8>]| {
-        let signed = machine.keys.authenticate(files[0].clone(), &text(&files[1]));
+    let offer = fetch_checked(source, &wanted, |files| {
+        let [content, signature] = files else { return Err(Refusal::Wrong("a file is missing".to_owned())) };
+        let signed = keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
         let signed = signed.map_err(|error| Refusal::Wrong(chain(&error)))?;
-        match suitable(machine, &signed, installed, floor) {
-            Ok(manifest) => found = Some(Release { signed, manifest }),
-            Err(error) => {
-                let refusal = Refusal::Unsuitable(chain(&error));
-                unsuitable = Some(error);
-                return Err(refusal);
-            }
+        let unreadable = |refusal| Refusal::Unsuitable(chain(passed_over.last.insert(refusal)));
+        let manifest = Manifest::parse(&signed).map_err(unreadable)?;
+        let refusal = check_suitable(job, record, &manifest).err();
+        match refusal {
+            Some(refusal) if passed_over.is_known(&signed) => Err(Refusal::Unsuitable(chain(&refusal))),
+            refusal => Ok(Offer { release: Release { signed, manifest }, refusal }),
         }
-        Ok(())
-    };
-    let answer = get_checked(machine.source, "manifest", &wanted, check);
-    let release = match (answer, found, unsuitable) {
-        (Ok(_), Some(release), _) => release,
-        // Of no source was more to be had.
-        (Err(RecoveryError::Fetch { source, .. }), _, Some(error)) if source.kind() == FetchErrorKind::Unsuitable => {
-            return Err(error.into());
-        }
-        (Err(error), ..) => return Err(error),
-        (Ok(_), None, _) => return Err(ManifestError::NoKeys.into()),
-    };
-    let Release { signed, manifest } = &release;
-    machine.journal.data(
-        &format!("release {} (serial {}), signed by {}", manifest.version, manifest.serial, signed.key_name()),
-        json!({ "version": manifest.version, "serial": manifest.serial }),
-    );
-    Ok(release)
+    });
+    offer.map_err(|source| match passed_over.last.take().filter(|_| source.kind() == FetchErrorKind::Unsuitable) {
+        Some(refusal) => refusal.into(),
+        None => RecoveryError::Fetch { what: "manifest", source },
+    })
 }
 
-/// What an authentic manifest says, if it is for this machine and does not go back behind the `installed` serial. An old stick
-/// or a mirror that lags behind must not hide what the next source has.
-fn suitable(
-    machine: &Machine<'_>,
-    signed: &Authentic,
-    installed: Option<u64>,
-    floor: Option<u64>,
-) -> Result<Manifest, ManifestError> {
-    let manifest = Manifest::parse(signed)?;
-    (machine.learn_time)(manifest.created_unix_s);
-    end_trial(machine);
-    manifest.check_fit(&machine.product, &machine.hardware, &machine.channel)?;
+/// Fetches small files, all of them from one source, and returns what `check` makes of them.
+fn fetch_checked<T>(
+    source: &dyn Source,
+    wanted: &[(&str, u64)],
+    mut check: impl FnMut(&[Vec<u8>]) -> Result<T, Refusal>,
+) -> Result<T, FetchError> {
+    let mut value = None;
+    source.get_checked(wanted, &mut |files| check(files).map(|checked| value = Some(checked)))?;
+    let path = wanted.first().map_or("", |(path, _)| path);
+    value.ok_or_else(|| FetchError::new(FetchErrorKind::Local, path, "the source returned files that were not checked"))
+}
+
+/// Refuses a release that is not for this machine or goes back behind the installed one.
+fn check_suitable(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    manifest: &Manifest,
+) -> Result<(), ManifestError> {
+    let installed = record.filter(|_| !job.policy.allow_older).map(|record| record.manifest().serial);
+    manifest.check_fit(&job.identity.product, &job.identity.hardware, &job.identity.channel)?;
     manifest.check_serial(installed)?;
-    if floor.is_some_and(|floor| manifest.serial <= floor) {
-        return Err(ManifestError::NothingNew { version: manifest.version, offered: manifest.serial });
+    if job.policy.above.is_some_and(|above| manifest.serial <= above) {
+        return Err(ManifestError::NothingNew { version: manifest.version.clone(), offered: manifest.serial });
     }
-    Ok(manifest)
+    Ok(())
 }
 
-/// Disk, network, clock and keys work: a renewed recovery needs to show no more than that. Whether the release fits is not
-/// its business.
-fn end_trial(machine: &Machine<'_>) {
-    let (Some(state), Some(renewal)) = (machine.state, machine.renewal) else { return };
+/// Ends the trial of a renewed recovery: its disk, network, clock and keys work, which is all that it has to show.
+/// Whether the release fits says nothing about the recovery.
+fn end_trial(job: &RecoveryJob<'_>) {
+    let (Some(state), Some(renewal)) = (job.resources.state, job.resources.renewal) else { return };
     let ended = renewal.booted.map_or(Ok(()), |booted| state.boot_env().end_trial(booted));
     if let Err(error) = ended {
-        machine.journal.warn(&format!("this recovery stays on trial: {}", chain(&error)));
+        job.journal.warn(&format!("this recovery stays on trial: {}", chain(&error)));
     }
 }
 
-pub(super) fn fetch_index(machine: &Machine<'_>, release: &Release) -> Result<(Index, Vec<u8>), RecoveryError> {
-    let image = release.manifest.image(SYSTEM_IMAGE)?;
-    let installed = machine.state.and_then(|state| state.installed(machine.keys));
-    let same = installed
-        .filter(|installed| installed.manifest.image(SYSTEM_IMAGE).is_ok_and(|known| known.index == image.index));
-    let (index, object) = match same {
+/// Completes a release with its index: the recorded one where it is the same, else a downloaded one.
+fn add_index(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: Release,
+) -> Result<IndexedRelease, RecoveryError> {
+    let Release { signed, manifest } = release;
+    let image = manifest.image(SYSTEM_IMAGE)?;
+    let same = |record: &&InstalledRecord| {
+        record.manifest().image(SYSTEM_IMAGE).is_ok_and(|installed| installed.index == image.index)
+    };
+    let recorded = record.filter(same).zip(job.resources.state).and_then(|(record, state)| state.index_of(record));
+    let (index, index_object) = match recorded {
         Some(installed) => (installed.index, installed.index_object),
         None => {
-            let object = fetch_object(machine.source, "chunk index", &image.index)?;
+            let object = fetch_object(job.resources.source, "chunk index", &image.index)?;
             (Index::from_object(&object)?, object)
         }
     };
     if index.image_bytes() != image.size_bytes {
         return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
     }
-    Ok((index, object))
+    write::check_size(index.image_bytes(), job.resources.target)?;
+    Ok(IndexedRelease { signed, manifest, index, index_object })
 }
 
-/// A file of the release, whole and checked: they are few and small.
+/// Checks that the system image fits a partition, before anything else is done.
+///
+/// # Errors
+/// The image is too large, or the release has none.
+pub fn check_room(release: &Release, target: &dyn BlockTarget) -> Result<(), RecoveryError> {
+    Ok(write::check_size(release.manifest.image(SYSTEM_IMAGE)?.size_bytes, target)?)
+}
+
+/// Downloads a file of the release as a whole and checks it: these files are few and small.
 ///
 /// # Errors
 /// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
-pub fn fetch_file(machine: &Machine<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
-    fetch_object(machine.source, "file of the release", &release.manifest.file(name)?.object)
+pub fn fetch_file(job: &RecoveryJob<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
+    fetch_object(job.resources.source, "file of the release", &release.manifest.file(name)?.object)
 }
 
-/// The table of the release's patches, if it has any, and there is something to patch. Without it more is downloaded,
-/// which is no reason to fail.
+/// Downloads the table of the release's patches, if it has any and there is something to patch. Without it more is
+/// downloaded, which is no reason to fail.
 pub(super) fn fetch_patches(
-    machine: &Machine<'_>,
-    offered: &InstalledRelease,
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
     blocks: &Blocks,
 ) -> Result<Option<Patches>, RecoveryError> {
-    let Some(patches) = offered.manifest.image(SYSTEM_IMAGE)?.patches.filter(|_| !blocks.is_blank()) else {
+    let Some(patches) = release.manifest.image(SYSTEM_IMAGE)?.patches.filter(|_| !blocks.is_blank()) else {
         return Ok(None);
     };
     let without = |why: &(dyn std::error::Error + 'static)| {
-        machine.journal.warn(&format!("nothing can be patched, more is downloaded: {}", chain(why)));
+        job.journal.warn(&format!("nothing can be patched, more is downloaded: {}", chain(why)));
         Ok(None)
     };
     let manifest::PatchObjects { table, pack } = patches;
     if table.size_bytes > patches::MAX_TABLE_BYTES {
-        machine.journal.warn(&format!("a table of patches of {} is more than fits", bytes(table.size_bytes)));
+        job.journal.warn(&format!("a table of patches of {} is more than fits", bytes(table.size_bytes)));
         return Ok(None);
     }
     let pack = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
-    match fetch_object(machine.source, "table of patches", &table) {
-        Ok(bytes) => Patches::from_object(&bytes, pack, &offered.index).map(Some).or_else(|error| without(&error)),
+    match fetch_object(job.resources.source, "table of patches", &table) {
+        Ok(bytes) => Patches::from_object(&bytes, pack, &release.index).map(Some).or_else(|error| without(&error)),
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => without(&error),
     }
 }
 
-/// The weak hashes of the release, if they are of use. Without them more is downloaded, which is no reason to fail.
+/// Downloads the weak hashes of the release, if they are of use. Without them more is downloaded, which is no reason to
+/// fail.
 pub(super) fn fetch_weak_hashes(
-    machine: &Machine<'_>,
-    offered: &InstalledRelease,
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
     blocks: &Blocks,
 ) -> Result<Option<WeakHashes>, RecoveryError> {
-    let Some(object) = offered.manifest.image(SYSTEM_IMAGE)?.weak_hashes.as_ref().filter(|_| !blocks.is_blank()) else {
+    let Some(object) = release.manifest.image(SYSTEM_IMAGE)?.weak_hashes.as_ref().filter(|_| !blocks.is_blank()) else {
         return Ok(None);
     };
     let without = |why: &(dyn std::error::Error + 'static)| {
-        machine.journal.warn(&format!("nothing can be moved, more is downloaded: {}", chain(why)));
+        job.journal.warn(&format!("nothing can be moved, more is downloaded: {}", chain(why)));
         Ok(None)
     };
     if object.size_bytes > weak_hashes::MAX_SIZE_BYTES {
-        machine
-            .journal
-            .warn(&format!("weak block hashes of {} are more than fit into memory", bytes(object.size_bytes)));
+        job.journal.warn(&format!("weak block hashes of {} are more than fit into memory", bytes(object.size_bytes)));
         return Ok(None);
     }
-    match fetch_object(machine.source, "weak block hashes", object) {
-        Ok(bytes) => WeakHashes::decode(bytes, &offered.index).map(Some).or_else(|error| without(&error)),
+    match fetch_object(job.resources.source, "weak block hashes", object) {
+        Ok(bytes) => WeakHashes::decode(bytes, &release.index).map(Some).or_else(|error| without(&error)),
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => without(&error),
     }
 }
 
-pub(super) fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
+/// Downloads an object and checks its digest.
+fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
     let path = manifest::object_path(&object.blake3);
-    let check = |files: &[Vec<u8>]| {
-        let (found, len) = (Digest::of(&files[0]), files[0].len());
+    let mut check = |files: &[Vec<u8>]| {
+        let (found, len) = files.first().map_or((Digest::of(b""), 0), |file| (Digest::of(file), file.len()));
         if found == object.blake3 {
             return Ok(());
         }
         let expected = format!("expected {} bytes with {}", object.size_bytes, object.blake3);
         Err(Refusal::Wrong(format!("{len} bytes with digest {found}, {expected}")))
     };
-    get_checked(source, what, &[(&path, object.size_bytes)], check).map(|mut files| files.remove(0))
-}
-
-fn get_checked(
-    source: &dyn Source,
-    what: &'static str,
-    wanted: &[(&str, u64)],
-    mut check: impl FnMut(&[Vec<u8>]) -> Result<(), Refusal>,
-) -> Result<Vec<Vec<u8>>, RecoveryError> {
-    source.get_checked(wanted, &mut check).map_err(|source| RecoveryError::Fetch { what, source })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    // What the source returns is taken, not a copy of what was checked: an index or weak hashes may have many MiB.
+    let files = source.get_checked(&[(&path, object.size_bytes)], &mut check);
+    files.map(|mut files| files.pop().unwrap_or_default()).map_err(|source| RecoveryError::Fetch { what, source })
 }

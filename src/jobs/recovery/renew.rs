@@ -1,122 +1,87 @@
-//! The recovery renews itself: what the release carries for the recovery partition is brought into the slot that nobody
-//! uses, and proven to be there, before anything points at it.
+//! The recovery renews itself: what the release carries for the recovery partition is brought into the slot that is not
+//! in use, and proven to be there, before anything points at it.
 //!
 //! Nothing in here can fail a recovery. Whatever goes wrong leaves the slots in use as they are, byte for byte.
 
 use std::io::{self, Read};
 
-use crate::boot::slots::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, plan};
+use crate::boot::slots::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, plan};
 use crate::chain::chain;
 use crate::fetch::{FetchError, SinkError, Source};
+use crate::jobs::recovery::job::RecoveryJob;
+use crate::jobs::recovery::partition::{Renewal, SlotStorage};
 use crate::record::journal::Journal;
 use crate::record::progress::bytes;
 use crate::release::digest::Digest;
 use crate::release::manifest::{Manifest, Object, object_path};
 
-/// Read at once.
+/// Bytes that are read at once.
 const READ_BYTES: usize = 256 * 1024;
 
-/// The recovery partition, as far as it is renewed.
-pub trait SlotStorage: Sync {
-    /// Opens a file of a slot, as the medium holds it: what was cached when it was written must not be taken for it.
-    ///
-    /// # Errors
-    /// The file system's.
-    fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>>;
-
-    /// Makes the partition writable, and removes the files of a slot, the last of them first.
-    ///
-    /// # Errors
-    /// The file system's; some files may be gone.
-    fn clear(&self, slot: Slot) -> io::Result<()>;
-
-    /// Writes at an offset of a file, which is made if it is missing; at offset 0 it is emptied first.
-    ///
-    /// # Errors
-    /// The file system's.
-    fn write(&self, slot: Slot, file: &str, offset: u64, content: &[u8]) -> io::Result<()>;
-
-    /// Returns when a file is on the medium, with its name.
-    ///
-    /// # Errors
-    /// The file system's.
-    fn sync(&self, slot: Slot, file: &str) -> io::Result<()>;
-
-    /// Returns when GRUB, which replays no journal, sees what was written; from then on nothing is read from a cache and
-    /// nothing can be written.
-    ///
-    /// # Errors
-    /// Nobody may be pointed at what was written.
-    fn settle(&self) -> io::Result<()>;
-}
-
-/// What a renewal works with.
-#[derive(Clone, Copy)]
-pub struct Renewal<'a> {
-    /// The recovery partition.
-    pub medium: &'a dyn SlotStorage,
-    /// Where files come from. It must give up by itself: the system that was just verified waits for it.
-    pub source: &'a dyn Source,
-    /// The slot that GRUB says it started this agent from.
-    pub booted: Option<Slot>,
-}
-
-/// Why the recovery stays the one it was.
+/// Reason for which the recovery stays as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum RenewError {
-    /// The release is at fault.
+pub(super) enum RenewError {
+    /// The release carries some of the files of a recovery and lacks others.
     #[error(transparent)]
     Release(#[from] IncompleteRecovery),
-    /// A file of the release.
+    /// A file of the release cannot be downloaded.
     #[error("cannot download {file}")]
     Fetch {
-        /// Its name in the slot.
+        /// Name of the file in the slot.
         file: &'static str,
-        /// Why.
+        /// Error of the transfer.
         source: FetchError,
     },
-    /// The recovery partition.
+    /// The recovery partition cannot be read or written.
     #[error("cannot {doing} slot {slot} of the recovery partition")]
     SlotStorage {
-        /// What was being done.
+        /// What was being done, as a verb.
         doing: &'static str,
-        /// Where.
+        /// The slot that was being written.
         slot: Slot,
-        /// What the file system says.
+        /// Error of the file system.
         source: io::Error,
     },
     /// The disk does not keep what is written.
     #[error("slot {slot} of the recovery partition reads back wrong")]
     ReadBack {
-        /// Where.
+        /// The slot that was written.
         slot: Slot,
     },
 }
 
-/// Whether files may be fetched.
+/// Whether a step may use the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkUse {
-    /// Only what is on the disk: a start of the intact system needs no network.
+pub(super) enum NetworkUse {
+    /// Only what is on the disk is used: a start of the intact system needs no network.
     Forbidden,
-    /// The release's source too.
+    /// Files may be fetched from the source of the release.
     Allowed,
 }
 
-/// Makes sure that a slot holds the recovery of the release, as far as that can be had; which one does, read back, or
-/// `None` to leave GRUB's pointers as they are. What went wrong is told, and no error.
-pub fn renew(
-    renewal: Renewal<'_>,
-    manifest: &Manifest,
-    named: Option<Slot>,
-    network_use: NetworkUse,
-    journal: &Journal,
-) -> Option<ReadySlot> {
-    try_renew(renewal, manifest, named, network_use, journal).unwrap_or_else(|error| {
-        journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
+/// Brings the recovery up to date with the release, as far as that is possible. Returns what GRUB's pointers have to
+/// say of the slots afterwards, or `None` to keep them as they are. What goes wrong is a warning, and not an error.
+pub(super) fn renew(job: &RecoveryJob<'_>, manifest: &Manifest, network_use: NetworkUse) -> Option<SlotState> {
+    let (renewal, state) = (job.resources.renewal?, job.resources.state?);
+    let slots = state.boot_env().slots().ok()?;
+    let ready = try_renew(renewal, manifest, slots.active, network_use, job.journal).unwrap_or_else(|error| {
+        job.journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
         None
-    })
+    })?;
+    let (ReadySlot::Found(slot) | ReadySlot::Written(slot)) = ready;
+    let pointers = slots.leading_to(ready, renewal.booted);
+    match pointers.trial {
+        Some(Trial::Due(_)) => job.journal.note(&format!("the next recovery tries slot {slot}")),
+        Some(Trial::Tried(tried)) if tried == slot => job.journal.warn(&format!(
+            "the recovery of {} in slot {slot} did not come up when it was tried: the one before it stays",
+            manifest.version
+        )),
+        _ => {}
+    }
+    Some(pointers)
 }
 
+/// Makes sure that a slot holds the recovery of the release, read back; returns that slot, if there is one.
 fn try_renew(
     renewal: Renewal<'_>,
     manifest: &Manifest,
@@ -131,7 +96,7 @@ fn try_renew(
             let size_bytes = carried.files().map(|(_, object)| object.size_bytes).fold(0, u64::saturating_add);
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
             write(renewal, slot, &carried, journal)?;
-            // The file system was taken apart and put together again meanwhile: this is what is on the disk.
+            // The file system was unmounted and mounted again meanwhile, so this reads what is on the disk.
             if !holds(renewal.medium, slot, &carried) {
                 return Err(RenewError::ReadBack { slot });
             }
@@ -141,7 +106,7 @@ fn try_renew(
     }
 }
 
-/// Whether a slot holds exactly these files. One that cannot be read does not.
+/// Whether a slot holds exactly these files. A slot that cannot be read does not.
 fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFiles) -> bool {
     carried.files().all(|(file, object)| {
         let digest = || {
@@ -169,12 +134,12 @@ fn write(renewal: Renewal<'_>, slot: Slot, carried: &RecoveryFiles, journal: &Jo
             medium.sync(slot, file).map_err(failed("write"))
         })
     });
-    // Also after an error: the partition is not left open for writing.
+    // The partition is made read-only after an error too.
     let settled = medium.settle().map_err(failed("close"));
     written.and(settled)
 }
 
-/// Streams one object into its file. What turns out wrong at its end is sent again from its beginning.
+/// Streams one object into its file. An object that turns out wrong at its end is sent again from its beginning.
 fn fetch(
     medium: &dyn SlotStorage,
     source: &dyn Source,
@@ -188,9 +153,9 @@ fn fetch(
     let mut refused = None;
     let mut sink = |content: &[u8]| {
         if let Err(error) = medium.write(slot, file, at, content) {
-            let told = io::Error::new(error.kind(), error.to_string());
+            let copy = io::Error::new(error.kind(), error.to_string());
             refused = Some(error);
-            return Err(SinkError::Local(Box::new(told)));
+            return Err(SinkError::Local(Box::new(copy)));
         }
         hasher.update(content);
         at += content.len() as u64;

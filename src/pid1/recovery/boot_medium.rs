@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::SetupError;
+use super::error::SetupError;
+use super::inputs::read_if_there;
 use super::settle::{POLL, Settling};
 use crate::disk::filesystem;
 use crate::disk::list::PartitionTable;
@@ -13,22 +14,21 @@ use crate::disk::roles::{MBR_ROLES, Role};
 use crate::disk::{Partition, Scheme, Transport, Which};
 use crate::machine::config::Layer;
 use crate::machine::media::{self, MediaId};
-use crate::pid1::recovery::inputs::read_if_there;
 use crate::record::journal::Journal;
 use crate::sys;
 
-/// Where the medium is mounted.
+/// Mount point of the medium.
 const MOUNTED: &str = "/medium";
-/// Optical drives take up to 20 s to recognise a disc, USB sticks a few seconds.
+/// Time to wait for the medium: optical drives take up to 20 s to recognise a disc, USB drives a few seconds.
 const WAIT: Duration = Duration::from_secs(45);
 
-/// The mounted medium.
+/// The boot medium, mounted.
 pub(super) struct BootMedium {
     directory: PathBuf,
 }
 
 impl BootMedium {
-    /// Finds it by its ID and mounts it, read-only as its file system is.
+    /// Finds the medium by its ID and mounts it, read-only as its file system is.
     pub(super) fn open(id: MediaId, journal: &Journal) -> Result<Self, SetupError> {
         let waiting = || journal.note("waiting for the boot medium");
         let node = crate::disk::wait_for_medium(&id, WAIT, waiting).ok_or(SetupError::Medium { id })?;
@@ -37,8 +37,8 @@ impl BootMedium {
         Ok(Self { directory: Path::new(MOUNTED).join(media::DIRECTORY) })
     }
 
-    /// Adds what the medium brings: its configuration counts before the disk's, its release instead of those of servers,
-    /// so that no network is needed, and its keys are trusted as those of the disk are.
+    /// Adds what the medium brings. Its configuration counts before the disk's. Its release is used instead of those of
+    /// servers, so that no network is needed. Its keys are trusted as those of the disk are.
     pub(super) fn contribute(&self, layer: &mut Layer, keys: &mut Vec<String>) -> Result<(), SetupError> {
         let path = self.directory.join(media::CONFIG);
         if let Some(text) = read_if_there(&path)? {
@@ -50,7 +50,7 @@ impl BootMedium {
         Ok(())
     }
 
-    /// The release it carries, if it does, instead of those of servers.
+    /// Names the release on the medium, if there is one, as the only source.
     pub(super) fn offer_release(&self, layer: &mut Layer) {
         let release = self.directory.join(media::RELEASE);
         if release.is_dir() {
@@ -58,15 +58,15 @@ impl BootMedium {
         }
     }
 
-    /// Where all of it lies.
+    /// Directory of all that the medium brings.
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 }
 
-/// The recovery partition of the only disk that has all partitions of a robot.
+/// PARTUUID of the recovery partition of the only disk that has all partitions of a robot.
 ///
-/// Waits until there is one, and until no other has joined it for some time: with several, nobody can know which is meant.
+/// Waits until there is one, and until no other has joined it for some time: of several it is not clear which is meant.
 pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
     let started = Instant::now();
     let mut settling = Settling::new();
@@ -80,7 +80,7 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
                 seen.push(disk.to_string());
                 continue;
             };
-            // Sticks with a robot's disk on them exist: they are copies.
+            // USB drives with a robot's disk on them exist: they are copies.
             let ours = disk.transport != Transport::Usb || !disk.removable;
             if let Some(recovery) = recovery_partition(&layout).filter(|_| ours) {
                 found.push(recovery.entry.partuuid.clone());
@@ -89,7 +89,7 @@ pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
                 seen.push(disk.to_string());
             }
         }
-        settling.look(seen.clone());
+        settling.update(seen.clone());
         match (found.len(), found.pop()) {
             (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
             (0, _) if started.elapsed() >= timeout => return Err(SetupError::Robot { found: 0, disks: seen }),

@@ -1,36 +1,38 @@
-//! Where PID 1 speaks: every console the kernel has, and the kernel log.
+//! Output and input of PID 1: every console that the kernel has, and the kernel log.
 
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, channel};
 
-use crate::record::journal::Journal;
+use super::background::background;
+use crate::record::journal::{ConsoleKind, Journal};
 use crate::sys;
 
-/// A journal that speaks to every console the kernel has, and to the kernel log.
+/// Opens a journal that writes to every console that the kernel has, and to the kernel log.
 pub(super) fn open_journal() -> Journal {
     let consoles: Vec<_> =
         sys::init::consoles().iter().filter_map(|path| fs::OpenOptions::new().write(true).open(path).ok()).collect();
     let console: Box<dyn Write + Send> =
         if consoles.is_empty() { Box::new(std::io::stdout()) } else { Box::new(Consoles(consoles)) };
-    let journal = Journal::new(Some(console), std::io::stdout().is_terminal());
+    let kind = if std::io::stdout().is_terminal() { ConsoleKind::Terminal } else { ConsoleKind::Lines };
+    let journal = Journal::on_console(console, kind);
     if let Ok(kmsg) = sys::kmsg::Kmsg::open() {
         journal.tee(Box::new(move |line| {
-            // The console shows the line already; the kernel log keeps it for whoever looks later.
+            // The console shows the line already; the kernel log keeps it for later.
             let _ = kmsg.write(sys::kmsg::Level::Info, line);
         }));
     }
     journal
 }
 
-/// What people type, from whichever console they stand at, line by line.
-pub(super) fn lines() -> Receiver<String> {
+/// Reads what is typed on any console, line by line.
+pub(super) fn lines(journal: &Journal) -> Receiver<String> {
     let (sender, typed) = channel();
     for path in sys::init::consoles() {
         let Ok(console) = fs::File::open(path) else { continue };
         let sender = sender.clone();
         // Ends with the machine: nothing else reads the consoles.
-        std::thread::spawn(move || {
+        background(journal, "console", move || {
             for line in BufReader::new(console).lines().map_while(Result::ok) {
                 let _ = sender.send(line);
             }
@@ -39,8 +41,8 @@ pub(super) fn lines() -> Receiver<String> {
     typed
 }
 
-/// Sends what the libraries say (HTTP, TLS) and our own debugging to the kernel log: warnings always, everything when
-/// `verbose`. The console stays with the journal.
+/// Sends the messages of libraries (HTTP, TLS) and of our own debugging to the kernel log: warnings always, everything
+/// when `verbose`. The console belongs to the journal alone.
 pub(super) fn log_libraries(verbose: bool) {
     let Ok(kmsg) = sys::kmsg::Kmsg::open() else { return };
     if log::set_boxed_logger(Box::new(KernelLog(kmsg))).is_ok() {
@@ -68,7 +70,7 @@ impl log::Log for KernelLog {
     fn flush(&self) {}
 }
 
-/// Writes to all consoles; one that fails does not keep the others silent.
+/// A writer to all consoles; one that fails does not keep the others silent.
 struct Consoles(Vec<fs::File>);
 
 impl Write for Consoles {

@@ -1,66 +1,67 @@
-//! PID 1 started from a medium or by network boot: a disk becomes a robot's.
+//! Provisioning of a disk by PID 1, started from a boot medium or over the network.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::boot_medium::BootMedium;
+use super::drivers::{load_modules, take_signals};
+use super::ending::{NextState, START_OVER, rest};
+use super::error::SetupError;
+use super::inputs::read_if_there;
+use super::online::start_poster;
 use super::settle::{POLL, Settling};
-use super::setup::{self, BUILT_IN};
-use super::{NextState, SetupError, install};
-use crate::boot::decide::Recoveries;
+use super::setup::{BUILT_IN, identity_of, report_identity};
+use super::sources;
 use crate::boot::efi;
 use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::Which;
 use crate::disk::table;
-use crate::fetch;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::keys::key_files;
 use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Provisioned, Site};
-use crate::jobs::recovery::Machine;
+use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
-use crate::machine::identity::hardware_name;
 use crate::machine::media;
 use crate::net;
-use crate::pid1::recovery::boot_medium::BootMedium;
-use crate::pid1::recovery::inputs::read_if_there;
 use crate::pid1::watchdog;
 use crate::record::journal::{Journal, Phase};
-use crate::record::report::{self, Ending};
+use crate::record::report::{Ending, ReportedMachine};
 use crate::release::layout::Role;
 use crate::release::manifest::TrustedKeys;
 use crate::sys::block::{Access, Caching, Device};
 
-/// Where the new file systems are mounted while they are filled.
+/// Directory of mount points for the new file systems, while they are filled.
 const MOUNTS: &str = "/new";
-/// How long disks are waited for when there is none that fits.
+/// Time to wait for a disk when there is none that fits.
 const DISK_WAIT: Duration = Duration::from_secs(30);
 
-/// What the machine is told from outside the disk it will get.
+/// Inputs from the boot medium and the initramfs.
 struct SiteInputs {
     config: Config,
     keys: TrustedKeys,
-    hardware: String,
+    identity: Identity,
     site: Site,
-    /// Names of machines; see [`hostname::asset`].
+    /// List of machine names; see [`hostname::asset`].
     assets: Option<String>,
 }
 
-/// Provisions, or says why not. Whatever goes wrong before the disk is armed has written nothing.
+/// Provisions a disk. Whatever goes wrong before the disk is armed has written nothing.
 pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
-        setup::take_signals(journal);
-        // Without UEFI the kernel refuses it.
+        take_signals(journal);
+        // Without UEFI the kernel refuses to load this module.
         let efi = (Firmware::of_this_machine() == Firmware::Uefi).then_some("efivarfs");
         let modules: Vec<&str> = ["isofs", "loop"].into_iter().chain(efi).collect();
-        let coldplug = setup::load_modules(&modules, journal)?;
+        let coldplug = load_modules(&modules, journal)?;
         let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
-    let told = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
-    let config = &told.config;
+    let inputs = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
+    let config = &inputs.config;
     if let Some(limit) = config.stall {
         watchdog::start(journal, limit);
     }
@@ -69,75 +70,63 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
         let disks = provision::survey(Which::Physical).map_err(SetupError::Disks)?;
         Ok(provision::choose(&config.disk, &disks, &medium)?)
     })?;
-    // SiteInputs before the network is there: whoever watches may already see that it is the wrong one.
+    // Reported before the network is there: a person who watches may already see that it is the wrong one.
     journal.note(&format!("chosen: {}", candidate.disk));
-    if setup::is_at_hand(config) {
-        journal.note("the release is at hand: no network is needed");
-        return write(&told, args, candidate, journal);
+    if sources::are_at_hand(config, journal) {
+        return write(&inputs, args, candidate, journal);
     }
-    let teller = Arc::clone(journal);
+    let reporter = Arc::clone(journal);
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        net::bring_up_with(&config.network, net::NetworkOptions::default(), move |text: &str| teller.note(text))
+        net::bring_up_with(&config.network, net::NetworkOptions::default(), move |text: &str| reporter.note(text))
     })?;
-    let poster = config.report_url.as_ref().and_then(|url| {
-        let asset = told.asset().ok().flatten();
-        let who = report::ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref());
-        let options = fetch::FetchOptions::with_clock_as_it_is(&config.network);
-        report::Poster::start(who, url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
-    });
+    let machine = || {
+        let asset = inputs.asset().ok().flatten();
+        ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref())
+    };
+    let poster = start_poster(config, machine, journal);
     // Twenty machines are switched on together.
-    install::spread_out(config.spread, journal);
-    let outcome = write(&told, args, candidate, journal);
+    sources::spread_out(config.spread, journal);
+    let next = write(&inputs, args, candidate, journal);
     if let Some(poster) = poster {
-        poster.close(if outcome.is_ok() { Ending::Provisioned } else { Ending::Failed });
+        poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
     }
     drop(network);
-    outcome
+    next
 }
 
-/// From the release to the disk that starts.
+/// Fetches the release, and writes the disk that starts with it.
 fn write(
-    told: &SiteInputs,
+    inputs: &SiteInputs,
     args: &BootArgs,
     candidate: DiskCandidate,
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
-    let mirrors = setup::open_mirrors(&told.config, None, None, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, None, None, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);
-    let machine = Machine {
-        product: told.config.product.clone(),
-        hardware: told.hardware.clone(),
-        channel: told.config.channel.clone(),
-        tries: told.config.boot_tries,
-        allow_older: true,
-        requested: true,
-        recoveries: Recoveries::default(),
-        keys: &told.keys,
-        source: &mirrors,
-        target: &target,
-        state: None,
+    let job = RecoveryJob {
+        identity: inputs.identity.clone(),
+        policy: Policy::requested(inputs.config.boot_tries, true),
+        resources: Resources { learn_time: &sources::learn_time, ..Resources::new(&inputs.keys, &mirrors, &target) },
         journal,
-        renewal: None,
-        learn_time: &setup::learn_time,
     };
     let (release, preflight) = journal.phase(Phase::Manifest, "what is to be done", || {
-        provision::prepare(&machine, candidate, Firmware::of_this_machine())
+        provision::prepare(&job, candidate, Firmware::of_this_machine())
     })?;
     if args.dry_run {
         journal.note("asked only to say what would be done: nothing was written");
-        install::rest(journal, super::START_OVER);
+        rest(journal, START_OVER);
         return Ok(NextState::Reboot("restarting".to_owned()));
     }
     let medium = args.media.or(args.origin);
     let permission =
         ErasePermission { confirmation: args.arm.as_deref(), unattended_medium: medium.filter(|_| !args.again) };
     let armed = preflight.arm(permission).map_err(InstallError::from)?;
-    let site = Site { asset: told.asset()?, medium, ..told.site.clone() };
-    let (report, provisioned) = provision::install(armed, &machine, release, &site, Path::new(MOUNTS))?;
-    if let Some(note) = tell_firmware(&path, &provisioned) {
+    let site = Site { asset: inputs.asset()?, medium, ..inputs.site.clone() };
+    let (report, provisioned) = provision::install(armed, &job, release, &site, Path::new(MOUNTS))?;
+    if let Some(note) = put_first_in_firmware(&path, &provisioned) {
         journal.note(&note);
     }
     let seconds = started.elapsed().as_secs();
@@ -145,8 +134,8 @@ fn write(
 }
 
 impl SiteInputs {
-    /// What this machine is called in the list. Asked late: the driver of its network card, whose address may be in the
-    /// list, is loaded beside the story.
+    /// Name of this machine in the list. Asked late: the driver of its network card, whose address may be in the list,
+    /// is loaded in the background.
     fn asset(&self) -> Result<Option<String>, SetupError> {
         let Some(list) = &self.assets else { return Ok(None) };
         let machine = crate::machine::identity::identity();
@@ -163,11 +152,11 @@ fn choose(
     let mut settling = Settling::new();
     loop {
         let found = look();
-        let told = match &found {
+        let seen = match &found {
             Ok(candidate) => candidate.disk.to_string(),
             Err(error) => chain(error),
         };
-        if settling.look(vec![told]) {
+        if settling.update(vec![seen]) {
             journal.note("another disk appeared");
         }
         match found {
@@ -178,8 +167,8 @@ fn choose(
     }
 }
 
-/// Configuration and keys of the medium and of the initramfs. What is found first goes to the new disk as it is, and all
-/// keys do.
+/// Collects configuration and keys of the medium and of the initramfs. The first configuration that is found goes to
+/// the new disk as it is, and so do all keys.
 fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result<SiteInputs, SetupError> {
     let mut site = Site::default();
     let mut assets = None;
@@ -214,14 +203,14 @@ fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result
         medium.offer_release(&mut layer);
     }
     let config = Config::resolve(layer)?;
-    let hardware = config.hardware.clone().or_else(hardware_name).unwrap_or_default();
-    journal.note(&format!("product {}, hardware {hardware:?}, {} trusted keys", config.product, keys.len()));
-    Ok(SiteInputs { config, keys, hardware, site, assets })
+    let identity = identity_of(&config);
+    report_identity(&identity, &keys, journal);
+    Ok(SiteInputs { config, keys, identity, site, assets })
 }
 
-/// Where the firmware keeps a list of what to start, the new disk is put first on it. The fallback path of its EFI
-/// system partition is enough without, so that every failure is only noted.
-fn tell_firmware(disk: &Path, provisioned: &Provisioned) -> Option<String> {
+/// Puts the new disk first on the firmware's list of what to start, where there is such a list. Without it the fallback
+/// path of the disk's EFI system partition is enough, so that every failure is only noted.
+fn put_first_in_firmware(disk: &Path, provisioned: &Provisioned) -> Option<String> {
     let variables = EfiVars::open()?;
     let esp = provisioned.partitions.iter().find(|place| place.partition.role == Role::Esp)?;
     let device = Device::open(disk, Access::Read, Caching::Buffered).ok()?;

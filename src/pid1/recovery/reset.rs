@@ -2,42 +2,45 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::setup::{DATA_TEMPLATE, Setup};
-use super::{NextState, SetupError, console};
+use super::console;
+use super::ending::NextState;
+use super::error::SetupError;
+use super::setup::Setup;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
-use crate::record::journal::Journal;
 use crate::sys;
 
-/// How long each answer is waited for. Nobody there: the machine goes back to work.
+/// Time to answer each question. Without an answer the machine goes back to work.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Where the new file system is mounted to get its identity.
+/// Template of an empty data partition.
+const DATA_TEMPLATE: &str = "/recovery/templates/data.ext4.zst";
+/// Mount point of the new file system, while it gets its identity.
 const DATA: &str = "/data";
 
-/// Asks, and does what was confirmed. Everything else starts the machine as it is.
-pub(super) fn run(setup: &Setup, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
-    let typed = console::lines();
-    let confirmed = factory_reset::ask(|text| journal.warn(text), || typed.recv_timeout(ANSWER).ok());
+/// Asks at the console, and does what was confirmed. Any other answer restarts the machine as it is.
+pub(super) fn run(setup: &Setup) -> Result<NextState, SetupError> {
+    let typed = console::lines(&setup.journal);
+    let confirmed = factory_reset::ask(|text| setup.journal.warn(text), || typed.recv_timeout(ANSWER).ok());
     let Some(confirmed) = confirmed else {
         return Ok(NextState::Reboot("no factory reset: nothing was changed; restarting".to_owned()));
     };
-    renew(setup, confirmed, journal)
+    renew(setup, confirmed)
 }
 
-/// Renews the data partition.
-pub(super) fn renew(setup: &Setup, confirmed: Confirmed, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
-    let target = DeviceTarget::open(&setup.data)?.on_disk(&setup.disk);
+/// Makes the data partition anew.
+pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, SetupError> {
+    let (disk, journal) = (&setup.disk, &setup.journal);
+    let target = DeviceTarget::open(&disk.data)?.on_disk(&disk.description);
     let template = File::open(DATA_TEMPLATE)
         .and_then(zstd::stream::read::Decoder::new)
         .map_err(|source| SetupError::Read { path: DATA_TEMPLATE.to_owned(), source })?;
     journal.warn("factory reset: the data partition is being made anew");
-    factory_reset::run(confirmed, &setup.state.boot_env(), &target, template)?;
+    factory_reset::run(confirmed, &disk.state.boot_env(), &target, template)?;
     drop(target);
-    if let Err(error) = new_identity(&setup.data) {
+    if let Err(error) = new_identity(&disk.data) {
         journal.note(&format!("the data file system keeps the identity of its template: {}", chain(&error)));
     }
     Ok(NextState::Reboot("factory reset done: all data of this machine is gone; starting the system".to_owned()))

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// How often the disks are looked at.
+/// Pause between two looks at the disks.
 pub(super) const POLL: Duration = Duration::from_millis(500);
-/// As long as a slow disk controller takes to bring up its second port.
+/// Time that a slow disk controller takes to bring up its second port.
 const SETTLE: Duration = Duration::from_secs(4);
 
-/// What was seen of the disks, and since when.
+/// The disks that were seen last, and since when.
 pub(super) struct Settling {
     seen: Vec<String>,
     since: Instant,
@@ -18,8 +18,8 @@ impl Settling {
         Self { seen: Vec::new(), since: Instant::now() }
     }
 
-    /// Takes what is seen now; whether an earlier look saw something else.
-    pub(super) fn look(&mut self, seen: Vec<String>) -> bool {
+    /// Takes what is seen now. Returns whether an earlier look saw something else.
+    pub(super) fn update(&mut self, seen: Vec<String>) -> bool {
         if seen == self.seen {
             return false;
         }

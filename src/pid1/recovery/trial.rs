@@ -1,29 +1,30 @@
-//! A renewed recovery that came up is not trusted yet: it may have no driver for the network. One that finds no release for
-//! long gives way to the one before it.
+//! The trial of a renewed recovery. A recovery that came up is not trusted yet: it may have no driver for the network.
+//! One that finds no release for long gives way to the one before it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::restart;
+use super::background::background;
+use super::ending::restart;
 use super::setup::Setup;
 use crate::boot::env::BootEnv;
 use crate::boot::slots::{Slot, Trial};
-use crate::record::journal::Journal;
 
-/// Beside `boot.offline_s`, after which a machine with an intact system stops waiting by itself: time to hash a large
-/// system partition on a slow disk, and for a network that is slow to come up.
+/// Time beyond `boot.offline_s`, after which a machine with an intact system stops waiting by itself: enough to hash a
+/// large system partition on a slow disk, and for a network that is slow to come up.
 const GRACE: Duration = Duration::from_secs(300);
 
-/// Restarts the machine if this recovery is on trial and the time is over; GRUB then starts the other slot.
-pub(super) fn watch(setup: &Setup, journal: &Arc<Journal>) {
+/// Restarts the machine if this recovery is on trial and the time is over; GRUB then starts the other slot. The trial
+/// ends with the first authentic manifest.
+pub(super) fn watch(setup: &Setup) {
     let Some(booted) = Slot::parse(setup.args.slot.as_deref()) else { return };
-    let env = setup.state.boot_env();
+    let env = setup.disk.state.boot_env();
     if !is_on_trial(&env, booted) {
         return;
     }
-    journal.note("this recovery is new, and on trial until it has found a release");
-    let (limit, journal) = (setup.config.offline + GRACE, Arc::clone(journal));
-    std::thread::spawn(move || {
+    setup.journal.note("this recovery is new, and on trial until it has found a release");
+    let (limit, journal) = (setup.config.offline + GRACE, Arc::clone(&setup.journal));
+    background(&setup.journal, "trial", move || {
         std::thread::sleep(limit);
         // Only the environment knows whether the trial is over, and that is what GRUB goes by.
         if is_on_trial(&env, booted) {

@@ -1,12 +1,12 @@
-//! A stick with a release that somebody plugs into a robot, at any time: it is asked before the servers, and is all that is
-//! needed where there is no network.
+//! A USB drive with a release, which may be plugged into a robot at any time: it is asked before the servers, and is
+//! all that is needed where there is no network.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::chain::chain;
@@ -18,30 +18,31 @@ use crate::machine::media;
 use crate::record::journal::Journal;
 use crate::release::manifest::manifest_path;
 use crate::sys::mount::{self, Mount};
+use crate::sys::thread::lock;
 
-/// Where it is mounted.
+/// Mount point of the USB drive.
 const MOUNTED: &str = "/stick";
-/// How often it is looked whether one was plugged in or pulled out.
+/// Pause between two looks whether a USB drive was plugged in or pulled out.
 const LOOK: Duration = Duration::from_secs(2);
-/// With the code pages that the kernel asks for at mount, as Debian configures it; nobody loads them for it here.
+/// Drivers for FAT, with the code pages that Debian's kernel asks for at mount: no program loads them for it here.
 const FAT_DRIVERS: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 
-/// The stick that is plugged in, if one is.
+/// The USB drive that is plugged in, if one is.
 pub(super) struct UsbRelease {
-    /// The robot's own disk, which may be a stick too.
+    /// Kernel name of the robot's own disk, which may be a USB drive too.
     robot: String,
     release: Directory,
     manifest: PathBuf,
     journal: Arc<Journal>,
-    slot: Mutex<DriveState>,
+    state: Mutex<DriveState>,
 }
 
-/// What is known of the devices.
+/// State of the devices at the last look.
 #[derive(Default)]
 struct DriveState {
     looked: Option<Instant>,
     mounted: Option<Location>,
-    /// Looked into, and of no use.
+    /// Devices that have no release.
     others: BTreeSet<Location>,
 }
 
@@ -49,12 +50,12 @@ struct DriveState {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Location {
     node: PathBuf,
-    /// A stick that is plugged in where another was gets the same node.
+    /// Number that the kernel gives each disk: a drive that is plugged in where another was gets the same node.
     sequence: Option<u64>,
 }
 
 impl UsbRelease {
-    /// One with a release for `channel`; `robot` is the name of the machine's own disk.
+    /// The USB drive with a release for `channel`; `robot` is the kernel name of the machine's own disk.
     pub(super) fn new(robot: &str, channel: &str, journal: &Arc<Journal>) -> Self {
         let tree = Path::new(MOUNTED).join(media::DIRECTORY).join(media::RELEASE);
         Self {
@@ -62,32 +63,32 @@ impl UsbRelease {
             manifest: tree.join(manifest_path(channel)),
             release: Directory::new(tree),
             journal: Arc::clone(journal),
-            slot: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
-    fn look(&self, slot: &mut DriveState) {
+    fn look(&self, state: &mut DriveState) {
         let there = self.places();
-        if slot.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
-            self.journal.warn("the stick was pulled out");
-            // Whoever still reads from it gets errors, and asks the next source.
+        if state.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
+            self.journal.warn("the USB drive was pulled out");
+            // A transfer that still reads from it gets errors, and asks the next source.
             let _ = mount::detach(MOUNTED);
-            slot.mounted = None;
+            state.mounted = None;
         }
-        slot.others.retain(|place| there.contains(place));
-        if slot.mounted.is_none() {
-            let new = there.into_iter().filter(|place| !slot.others.contains(place)).collect::<Vec<_>>();
-            slot.mounted = new.into_iter().find(|place| {
+        state.others.retain(|place| there.contains(place));
+        if state.mounted.is_none() {
+            let new = there.into_iter().filter(|place| !state.others.contains(place)).collect::<Vec<_>>();
+            state.mounted = new.into_iter().find(|place| {
                 let found = self.open(&place.node);
                 if !found {
-                    slot.others.insert(place.clone());
+                    state.others.insert(place.clone());
                 }
                 found
             });
         }
     }
 
-    /// Every device that a release may be on.
+    /// Lists the devices that may hold a release.
     fn places(&self) -> Vec<Location> {
         let disks = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
         let places = disks.flat_map(|disk| {
@@ -97,12 +98,12 @@ impl UsbRelease {
         places.collect()
     }
 
-    /// Whether it can be taken in and out. A robot's internal disks are none of our business.
+    /// Whether the disk is removable; a robot's internal disks are never searched.
     fn may_be(&self, disk: &Disk) -> bool {
         disk.name != self.robot && (disk.removable || matches!(disk.transport, Transport::Usb | Transport::Mmc))
     }
 
-    /// Mounts it if it has a release, which need not be a good one.
+    /// Mounts the device if it has a release, which need not be a good one. Returns whether it has.
     fn open(&self, node: &Path) -> bool {
         let mut head = vec![0; filesystem::HEAD_BYTES];
         let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
@@ -123,15 +124,15 @@ impl UsbRelease {
                 device.on(MOUNTED).map_err(|error| chain(&error))
             });
         if let Err(error) = mounted {
-            self.journal.warn(&format!("the stick in {} cannot be looked into: {error}", node.display()));
+            self.journal.warn(&format!("the USB drive in {} cannot be looked into: {error}", node.display()));
             return false;
         }
         if self.manifest.is_file() {
-            self.journal.note(&format!("the stick in {} has a release: it is asked first", node.display()));
+            self.journal.note(&format!("the USB drive in {} has a release: it is asked first", node.display()));
             return true;
         }
         let wanted = self.manifest.strip_prefix(MOUNTED).unwrap_or(&self.manifest).display();
-        self.journal.note(&format!("the stick in {} has no release, which would be in {wanted}", node.display()));
+        self.journal.note(&format!("the USB drive in {} has no release, which would be in {wanted}", node.display()));
         let _ = mount::detach(MOUNTED);
         false
     }
@@ -143,12 +144,12 @@ impl Source for Arc<UsbRelease> {
     }
 
     fn is_there(&self) -> bool {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            self.look(&mut slot);
-            slot.looked = Some(Instant::now());
+        let mut state = lock(&self.state);
+        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.look(&mut state);
+            state.looked = Some(Instant::now());
         }
-        slot.mounted.is_some()
+        state.mounted.is_some()
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {

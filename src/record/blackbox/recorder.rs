@@ -1,22 +1,26 @@
-//! Follows the journal and writes what matters of it into the black box.
+//! A subscriber of the journal that writes what matters of it into the black box.
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord};
-use crate::record::journal::{Event, Journal, Told};
+use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord, keep_last};
+use crate::record::event::{Entry, Event, Phase, cut};
+use crate::record::journal::Journal;
+use crate::record::wire::millis;
+use crate::sys::thread::lock;
 
 /// A network that is down warns every few seconds for hours: that must not wear out the disk.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
-/// Errors and ranges that are kept of one attempt.
+/// Errors that are kept of one attempt, the last ones.
 const MAX_ERRORS: usize = 6;
+/// Damaged ranges that are kept of one attempt, the first ones.
 const MAX_RANGES: usize = 16;
-/// Bytes of one error: a chain of a fetch from several mirrors can be long.
+/// Bytes that are kept of one error: the chain of a fetch from several mirrors can be long.
 const MAX_ERROR_BYTES: usize = 500;
 
-/// The attempt that is going on. Clones write to the same one.
+/// Recorder of the attempt that is going on. Clones write to the same attempt.
 #[derive(Clone)]
 pub struct Recorder(Arc<Mutex<Current>>);
 
@@ -27,59 +31,54 @@ struct Current {
 }
 
 impl Recorder {
-    /// Begins an attempt, for `reason`, in an opened black box.
+    /// Begins an attempt for `reason` in an opened black box, and follows `journal` from now on.
     #[must_use]
-    pub fn begin(open: BlackBox, reason: &str, requested: bool) -> Self {
+    pub fn begin(open: BlackBox, reason: &str, requested: bool, journal: &Journal) -> Self {
         let attempt = Attempt { id: open.next_id(), ..Attempt::begin(reason, requested) };
-        let this = Self(Arc::new(Mutex::new(Current { open, attempt, written: None })));
-        this.lock().write();
-        this
+        let current = Arc::new(Mutex::new(Current { open, attempt, written: None }));
+        lock(&current).write();
+        let subscriber = Arc::clone(&current);
+        journal.subscribe(Box::new(move |entry| lock(&subscriber).take(entry)));
+        Self(current)
     }
 
-    /// Takes what the journal told.
-    pub fn witness(&self, told: &Told<'_>) {
-        let mut current = self.lock();
-        let recently = current.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS);
-        match current.attempt.witness(told) {
-            Flush::Much => current.write(),
-            Flush::Warning if !recently => current.write(),
-            Flush::Warning | Flush::Little => (),
-        }
-    }
-
-    /// Writes down how the attempt ended; a parked one may end again.
+    /// Records how the attempt ended; a parked one may end again.
     pub fn finish(&self, outcome: AttemptOutcome) {
-        let mut current = self.lock();
+        let mut current = lock(&self.0);
         current.attempt.outcome = Some(outcome);
         current.write();
     }
 
-    /// Serial of the release this attempt is about, once it is known.
+    /// Serial of the release that this attempt is about, once it is known.
     #[must_use]
     pub fn serial(&self) -> Option<u64> {
-        self.lock().attempt.serial
+        lock(&self.0).attempt.serial
     }
 
-    /// Works with the black box.
+    /// Works with the opened black box.
     pub fn with<T>(&self, work: impl FnOnce(&mut BlackBox) -> T) -> T {
-        work(&mut self.lock().open)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Current> {
-        // A thread that panicked while recording must not keep the others from it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        work(&mut lock(&self.0).open)
     }
 }
 
 impl Current {
+    fn take(&mut self, entry: &Entry<'_>) {
+        let recently = self.written.is_some_and(|written| written.elapsed() < BETWEEN_WARNINGS);
+        match self.attempt.take(entry) {
+            Flush::Now => self.write(),
+            Flush::Throttled if !recently => self.write(),
+            Flush::Throttled | Flush::Deferred => (),
+        }
+    }
+
     fn write(&mut self) {
         self.written = Some(Instant::now());
-        // A black box that cannot be written is no reason to stop; the console tells the story too.
+        // A black box that cannot be written is no reason to stop; the console shows the same.
         let _ = self.open.record(&self.attempt);
     }
 }
 
-/// An attempt that makes the disk where its black box will lie. It is remembered until then.
+/// An attempt that makes the disk on which its black box will lie, and is kept in memory until then.
 pub struct Remembered(Arc<Mutex<Attempt>>);
 
 impl Remembered {
@@ -89,9 +88,10 @@ impl Remembered {
         let attempt =
             Attempt { version: Some(version.to_owned()), serial: Some(serial), ..Attempt::begin(reason, true) };
         let attempt = Arc::new(Mutex::new(attempt));
-        let witness = Arc::clone(&attempt);
-        journal.subscribe(Box::new(move |told| {
-            witness.lock().unwrap_or_else(PoisonError::into_inner).witness(told);
+        let subscriber = Arc::clone(&attempt);
+        journal.subscribe(Box::new(move |entry| {
+            // There is no medium yet to flush to.
+            let _ = lock(&subscriber).take(entry);
         }));
         Self(attempt)
     }
@@ -102,24 +102,24 @@ impl Remembered {
     /// The file system's.
     pub fn write(&self, path: &Path, outcome: AttemptOutcome) -> io::Result<()> {
         let mut open = BlackBox::open(path)?;
-        let attempt = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let attempt = lock(&self.0).clone();
         open.record(&Attempt { id: open.next_id(), outcome: Some(outcome), ..attempt })
     }
 }
 
-/// How soon what an attempt was told belongs on the medium.
+/// When a change of an attempt is written to the medium.
 enum Flush {
     /// At once.
-    Much,
-    /// Not after every one.
-    Warning,
-    /// With the next.
-    Little,
+    Now,
+    /// At once, unless something was written within [`BETWEEN_WARNINGS`].
+    Throttled,
+    /// Together with the next change.
+    Deferred,
 }
 
 impl Attempt {
-    /// One that begins now, and has no number yet.
-    pub(crate) fn begin(reason: &str, requested: bool) -> Self {
+    /// An attempt that begins now and has no number yet.
+    fn begin(reason: &str, requested: bool) -> Self {
         Self {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             reason: reason.to_owned(),
@@ -129,46 +129,44 @@ impl Attempt {
         }
     }
 
-    /// Takes what the journal told.
-    fn witness(&mut self, told: &Told<'_>) -> Flush {
-        match (told.event, told.phase) {
-            (Event::Begin, Some(phase)) => {
-                self.phases.push(PhaseRecord { phase, duration_ms: None, failed: false });
-                Flush::Much
+    /// Takes what matters of an event.
+    fn take(&mut self, entry: &Entry<'_>) -> Flush {
+        match entry.event {
+            Event::PhaseBegan { .. } => {
+                let began = |phase| PhaseRecord { phase, duration_ms: None, failed: false };
+                self.phases.extend(entry.phase.map(began));
+                return Flush::Now;
             }
-            (Event::End | Event::Failed, Some(phase)) => {
-                if let Some(running) = self.phases.iter_mut().rev().find(|known| known.phase == phase) {
-                    running.duration_ms = told.duration.map(|duration| duration.as_millis() as u64);
-                    running.failed = told.event == Event::Failed;
-                }
-                Flush::Much
+            Event::PhaseEnded { duration } => {
+                self.phase_over(entry.phase, duration, false);
+                return Flush::Now;
             }
-            (Event::Warning, _) => {
-                let end = told.text.floor_char_boundary(MAX_ERROR_BYTES);
-                self.errors.push(told.text[..end].to_owned());
-                let keep_from = self.errors.len().saturating_sub(MAX_ERRORS);
-                self.errors.drain(..keep_from);
-                Flush::Warning
+            Event::PhaseFailed { duration } => {
+                self.phase_over(entry.phase, duration, true);
+                return Flush::Now;
             }
-            (Event::Note, _) => {
-                self.note(told.data);
-                Flush::Little
+            Event::Warning(text) => {
+                self.errors.push(cut(text, MAX_ERROR_BYTES).to_owned());
+                keep_last(&mut self.errors, MAX_ERRORS);
+                return Flush::Throttled;
             }
-            _ => Flush::Little,
+            Event::ReleaseFound { version, serial, .. } | Event::SystemIntact { version, serial } => {
+                (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+            }
+            // Later plans only write again what read back wrong.
+            Event::Planned(totals) => drop(self.totals.get_or_insert(totals)),
+            Event::Damaged(ranges) => {
+                let first = ranges.iter().take(MAX_RANGES);
+                self.damaged_byte_ranges = first.map(|range| [range.start, range.end]).collect();
+            }
+            Event::Note(_) | Event::Progress(_) => (),
         }
+        Flush::Deferred
     }
 
-    /// The quantities behind a note: which release, how much, what was damaged.
-    fn note(&mut self, data: &serde_json::Value) {
-        if let (Some(version), Some(serial)) = (data["version"].as_str(), data["serial"].as_u64()) {
-            (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
-        }
-        if self.totals.is_none() && data["image_bytes"].is_u64() {
-            self.totals = serde_json::from_value(data.clone()).ok();
-        }
-        if let Ok(mut ranges) = serde_json::from_value::<Vec<[u64; 2]>>(data["damaged_byte_ranges"].clone()) {
-            ranges.truncate(MAX_RANGES);
-            self.damaged_byte_ranges = ranges;
+    fn phase_over(&mut self, phase: Option<Phase>, duration: Duration, failed: bool) {
+        if let Some(running) = self.phases.iter_mut().rev().find(|known| Some(known.phase) == phase) {
+            (running.duration_ms, running.failed) = (Some(millis(duration)), failed);
         }
     }
 }
@@ -177,24 +175,22 @@ impl Attempt {
 mod tests {
     use super::{Recorder, Remembered};
     use crate::record::blackbox::{AttemptOutcome, BlackBox};
+    use crate::record::event::Event;
     use crate::record::journal::{Journal, Phase};
     use crate::record::totals::Totals;
-    use serde_json::json;
 
     #[test]
     fn an_attempt_is_known_as_far_as_it_came() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blackbox");
-        let journal = Journal::new(None, false);
-        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false);
-        let witness = recorder.clone();
-        journal.subscribe(Box::new(move |told| witness.witness(told)));
+        let journal = Journal::silent();
+        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false, &journal);
         let _: Result<(), ()> = journal.phase(Phase::Manifest, "", || {
-            journal.data("release", json!({ "version": "2.0", "serial": 9 }));
+            journal.report(Event::ReleaseFound { version: "2.0", serial: 9, signed_by: "a.pub" });
             Ok(())
         });
         let _: Result<(), ()> = journal.phase(Phase::Write, "", || {
-            journal.data("plan", json!(Totals { image_bytes: 5, ..Totals::default() }));
+            journal.report(Event::Planned(Totals { image_bytes: 5, ..Totals::default() }));
             journal.warn("first: second");
             // Power is cut here.
             let read = BlackBox::open(&path).unwrap();
@@ -214,7 +210,7 @@ mod tests {
     fn an_attempt_that_makes_its_disk_is_the_first_in_its_black_box() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blackbox");
-        let journal = Journal::new(None, false);
+        let journal = Journal::silent();
         let attempt = Remembered::begin("provision", "2.0", 9, &journal);
         let _: Result<(), ()> = journal.phase(Phase::Commit, "", || Ok(()));
         assert!(!path.exists());

@@ -1,81 +1,32 @@
-//! Posts what the machine is doing while it does it. A thread of its own follows the journal; between two posts only the
-//! newest state is kept, so a server that is slow or away costs the recovery nothing.
+//! A subscriber of the journal that posts what the machine is doing while it does it. A thread of its own posts;
+//! between two posts only the newest state is kept, so a server that is slow or away costs the recovery nothing.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::json;
+use super::{Ending, ReportedMachine, hardware_id};
+use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions, Http};
+use crate::record::event::{Entry, Event, cut};
+use crate::record::journal::Journal;
+use crate::record::wire::{self, Open, ReportedProgress};
+use crate::sys::thread::{background, lock};
 
-use super::{ReportedMachine, hardware_id};
-use crate::fetch::{self, FetchError, FetchOptions, Http};
-use crate::record::blackbox::AttemptOutcome;
-use crate::record::journal::{Event, Journal, Phase, Told};
-
-/// Between two posts, while bytes move and sentences are told.
+/// Pause between two posts while bytes move and sentences are reported.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Between two posts when a phase or the ending changed: phases that take no time are told together.
+/// Pause between two posts when a phase or the result changed: phases that take no time are posted together.
 const COALESCE: Duration = Duration::from_secs(1);
-/// Between two posts when nothing happens. Half of what makes a reader call a machine silent (30 s).
+/// Pause between two posts when nothing happens: half of the 30 s after which a reader calls a machine silent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// The same for one that waits for people: it may do so for days, and with a whole fleet.
+/// Pause when nothing happens on a machine that waits for people: it may do so for days, and with a whole fleet.
 const HEARTBEAT_AT_REST: Duration = Duration::from_secs(60);
-/// For a connection, and again for an answer. A station is near, and the next post is newer anyway.
+/// Time for a connection, and again for an answer. A station is near, and the next post is newer anyway.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the last post may hold up the restart.
 const LAST_WAIT: Duration = Duration::from_secs(3);
-/// Bytes of a sentence: the chain of a fetch from several mirrors can be long.
+/// Most bytes of a sentence: the chain of a fetch from several mirrors can be long.
 const MAX_MESSAGE_BYTES: usize = 300;
 
-/// How it ended, as far as can be said now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Ending {
-    /// A release was written, verified and made bootable.
-    Installed,
-    /// The system was intact and was started again.
-    Started,
-    /// No release that is offered is for this machine. It may still be asking.
-    Refused,
-    /// It did not work. The machine may be waiting for another release.
-    Failed,
-    /// A blank machine was made a robot.
-    Provisioned,
-}
-
-impl From<AttemptOutcome> for Ending {
-    fn from(outcome: AttemptOutcome) -> Self {
-        match outcome {
-            AttemptOutcome::Installed => Self::Installed,
-            AttemptOutcome::Started => Self::Started,
-            AttemptOutcome::Parked | AttemptOutcome::Failed => Self::Failed,
-        }
-    }
-}
-
-/// What is posted beside the machine.
-#[derive(Debug, Clone, Default, Serialize)]
-struct Progress {
-    /// The phase that is going on, or was the last.
-    phase: Option<Phase>,
-    /// Its number, from 1.
-    phase_number: Option<u8>,
-    done_bytes: Option<u64>,
-    total_bytes: Option<u64>,
-    bytes_per_s: Option<u64>,
-    /// The last sentence.
-    message: String,
-    /// Version of the release, once known.
-    version: Option<String>,
-    /// Counts the posts of this run from 1; those that got lost leave gaps.
-    sequence: u64,
-    /// Seconds since the kernel started.
-    uptime_s: u64,
-    result: Option<Ending>,
-}
-
-/// How urgent what was not posted yet is.
+/// Urgency of what was not posted yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum News {
     None,
@@ -86,14 +37,14 @@ enum News {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Running,
-    /// One more post, at once.
+    /// One more post is due, at once.
     Closing,
-    /// No more.
+    /// There are no more posts.
     Over,
 }
 
 struct PosterState {
-    progress: Progress,
+    progress: ReportedProgress,
     news: News,
     stage: Stage,
 }
@@ -103,7 +54,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// Posts until it is closed. Dropped without that, it stops at once.
+/// Handle of the posting thread, which posts until it is closed. Dropped without that, it stops at once.
 pub struct Poster(Arc<Shared>);
 
 impl Poster {
@@ -119,32 +70,33 @@ impl Poster {
     ) -> Result<Self, FetchError> {
         let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
         let http = Http::new(url, &quick)?;
-        let state = PosterState { progress: Progress::default(), news: News::Step, stage: Stage::Running };
+        let state = PosterState { progress: ReportedProgress::default(), news: News::Step, stage: Stage::Running };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let follower = Arc::clone(&shared);
-        thread::Builder::new().spawn(move || post_all(&follower, &machine, &http)).map_err(|cause| {
-            FetchError::new(fetch::FetchErrorKind::Local, url, "no thread for the posts of progress").because(cause)
+        background("poster", move || post_all(&follower, &machine, &http)).map_err(|cause| {
+            FetchError::new(FetchErrorKind::Local, url, "no thread for the posts of progress").because(cause)
         })?;
-        let listener = Arc::clone(&shared);
-        journal.subscribe(Box::new(move |told| listener.take(told)));
+        let subscriber = Arc::clone(&shared);
+        journal.subscribe(Box::new(move |entry| subscriber.take(entry)));
         Ok(Self(shared))
     }
 
-    /// Says how it ended, as far as is known now. The next phase takes it back.
+    /// Posts a result, as far as it is known now. The next phase takes it back.
     pub fn settle(&self, ending: Ending) {
         let mut state = self.0.lock();
-        state.progress.result = Some(ending);
+        state.progress.result = Some(Open::Known(ending));
         state.news = News::Step;
         self.0.changed.notify_all();
     }
 
-    /// Says how it ended if nobody did ([`settle`](Self::settle)), and waits until that is posted, for 3 s at most.
+    /// Waits until the result is posted, for 3 s at most: `unless_settled`, if there is none yet
+    /// ([`settle`](Self::settle)).
     pub fn close(&self, unless_settled: Ending) {
         let mut state = self.0.lock();
         if state.stage != Stage::Running {
             return;
         }
-        state.progress.result.get_or_insert(unless_settled);
+        state.progress.result.get_or_insert(Open::Known(unless_settled));
         state.stage = Stage::Closing;
         self.0.changed.notify_all();
         let waited = self.0.changed.wait_timeout_while(state, LAST_WAIT, |state| state.stage != Stage::Over);
@@ -161,43 +113,44 @@ impl Drop for Poster {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, PosterState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    fn take(&self, told: &Told<'_>) {
+    fn take(&self, entry: &Entry<'_>) {
         let mut state = self.lock();
-        let news = state.progress.take(told);
+        let news = take(&mut state.progress, entry);
         state.news = state.news.max(news);
         self.changed.notify_all();
     }
 }
 
-impl Progress {
-    fn take(&mut self, told: &Told<'_>) -> News {
-        if let Some(gauge) = told.gauge {
-            (self.done_bytes, self.total_bytes) = (Some(gauge.done_bytes), Some(gauge.total_bytes));
-            self.bytes_per_s = gauge.bytes_per_s;
-            return News::Quantity;
+/// Takes what matters of an event, and returns how soon it is to be posted.
+fn take(progress: &mut ReportedProgress, entry: &Entry<'_>) -> News {
+    if let Event::Progress(gauge) = entry.event {
+        (progress.done_bytes, progress.total_bytes) = (Some(gauge.done_bytes), Some(gauge.total_bytes));
+        progress.bytes_per_s = gauge.bytes_per_s;
+        return News::Quantity;
+    }
+    let sentence = entry.event.to_string();
+    if !sentence.is_empty() {
+        cut(&sentence, MAX_MESSAGE_BYTES).clone_into(&mut progress.message);
+    }
+    match (entry.event, entry.phase) {
+        (Event::PhaseBegan { .. }, Some(phase)) => {
+            (progress.phase, progress.phase_number) = (Some(Open::Known(phase)), Some(phase.number()));
+            (progress.done_bytes, progress.total_bytes, progress.bytes_per_s) = (None, None, None);
+            progress.result = None;
+            News::Step
         }
-        if let Some(version) = told.data["version"].as_str() {
-            self.version = Some(version[..version.floor_char_boundary(MAX_MESSAGE_BYTES)].to_owned());
+        (Event::ReleaseFound { version, .. } | Event::SystemIntact { version, .. }, _) => {
+            progress.version = Some(cut(version, MAX_MESSAGE_BYTES).to_owned());
+            News::Quantity
         }
-        if !told.text.is_empty() {
-            self.message = told.text[..told.text.floor_char_boundary(MAX_MESSAGE_BYTES)].to_owned();
-        }
-        match (told.event, told.phase) {
-            (Event::Begin, Some(phase)) => {
-                (self.phase, self.phase_number) = (Some(phase), Some(phase as u8 + 1));
-                (self.done_bytes, self.total_bytes, self.bytes_per_s) = (None, None, None);
-                self.result = None;
-                News::Step
-            }
-            _ => News::Quantity,
-        }
+        _ => News::Quantity,
     }
 }
 
-/// The pause after a post, until one with such news may follow. `None` as news means that there is none.
+/// The pause after a post until one with such news may follow.
 fn pause(news: News, at_rest: bool, failures: u32, seed: u64) -> Duration {
     let pause = match news {
         News::Step => COALESCE,
@@ -205,7 +158,7 @@ fn pause(news: News, at_rest: bool, failures: u32, seed: u64) -> Duration {
         News::None if at_rest => HEARTBEAT_AT_REST,
         News::None => HEARTBEAT,
     };
-    // A station that is away is not asked more often because there is more to tell.
+    // A station that is away is not asked more often because there is more to report.
     if failures == 0 { pause } else { fetch::backoff(failures.saturating_add(2), seed).max(INTERVAL) }
 }
 
@@ -215,15 +168,15 @@ fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http) {
     let mut last: Option<Instant> = None;
     while let Some((progress, is_last)) = shared.next(last, failures) {
         sequence += 1;
-        let progress = Progress { sequence, uptime_s: uptime_s(), ..progress };
-        let document = json!({ "machine": machine, "progress": progress }).to_string();
-        match http.post_json(&document) {
-            Ok(()) => failures = 0,
-            Err(error) => {
-                // Not for the journal, which would be the next thing to post.
+        let progress = ReportedProgress { sequence, uptime_s: uptime_s(), ..progress };
+        match wire::progress_post(machine, &progress).map(|document| http.post_json(&document)) {
+            Ok(Ok(())) => failures = 0,
+            Ok(Err(error)) => {
+                // Not reported to the journal, which would be the next thing to post.
                 log::debug!("progress was not taken: {error}");
                 failures = failures.saturating_add(1);
             }
+            Err(error) => log::debug!("progress cannot be formatted: {error}"),
         }
         last = Some(Instant::now());
         if is_last {
@@ -235,8 +188,9 @@ fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http) {
 }
 
 impl Shared {
-    /// Waits until something is to be posted; says whether it is the last. `last` is when the last post was over.
-    fn next(&self, last: Option<Instant>, failures: u32) -> Option<(Progress, bool)> {
+    /// Waits until something is to be posted, and returns it with whether it is the last post. `last` is when the post
+    /// before was over.
+    fn next(&self, last: Option<Instant>, failures: u32) -> Option<(ReportedProgress, bool)> {
         let seed = hardware_id();
         let mut state = self.lock();
         while state.stage == Stage::Running {
@@ -263,7 +217,8 @@ fn uptime_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ending, News, Progress, pause};
+    use super::{Ending, News, Open, ReportedProgress, pause, take};
+    use crate::record::event::Event;
     use crate::record::journal::{Journal, Phase};
     use serde_json::json;
     use std::sync::{Arc, Mutex};
@@ -283,19 +238,19 @@ mod tests {
 
     #[test]
     fn the_journal_gives_phase_quantities_version_and_sentence() {
-        let progress = Arc::new(Mutex::new(Progress::default()));
-        let journal = Journal::new(None, false);
+        let progress = Arc::new(Mutex::new(ReportedProgress::default()));
+        let journal = Journal::silent();
         let follower = Arc::clone(&progress);
-        journal.subscribe(Box::new(move |told| {
-            follower.lock().unwrap().take(told);
+        journal.subscribe(Box::new(move |entry| {
+            take(&mut follower.lock().unwrap(), entry);
         }));
         let now = || serde_json::to_value(&*progress.lock().unwrap()).unwrap();
         let _: Result<(), ()> = journal.phase(Phase::Manifest, "http://a", || {
             assert_eq!((&now()["phase_number"], &now()["message"]), (&json!(4), &json!("http://a")));
-            journal.data("release", json!({ "version": "2.0" }));
+            journal.report(Event::ReleaseFound { version: "2.0", serial: 9, signed_by: "a.pub" });
             Ok(())
         });
-        progress.lock().unwrap().result = Some(Ending::Refused);
+        progress.lock().unwrap().result = Some(Open::Known(Ending::Refused));
         let _: Result<(), ()> = journal.phase(Phase::Write, "write", || {
             journal.with_progress(crate::record::progress::Bytes::of_disk(100), |done| done.disk(60));
             journal.warn(&"é".repeat(400));

@@ -13,7 +13,7 @@ use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
 use reflash::flash::target::BlockTarget;
-use reflash::jobs::recovery::{self, Machine};
+use reflash::jobs::recovery::{self, Identity, Policy, RecoveryJob, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
@@ -300,23 +300,18 @@ impl<'a> Judge<'a> {
         let mounted = self.scratch.mount().ok();
         let state = StatePartition::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
         let target = Memory(Mutex::new(disk.system.content.clone()));
-        let journal = Journal::new(None, false);
-        let report = recovery::run(&Machine {
-            product: demo::PRODUCT.to_owned(),
-            hardware: demo::HARDWARE.to_owned(),
-            channel: "stable".to_owned(),
-            tries: TRIES,
-            allow_older: false,
-            requested: false,
-            recoveries,
-            keys: self.keys,
-            source: &Directory::new(self.tree.clone()),
-            target: &target,
-            state: Some(&state),
+        let (source, journal) = (Directory::new(self.tree.clone()), Journal::silent());
+        let job = RecoveryJob {
+            identity: Identity {
+                product: demo::PRODUCT.to_owned(),
+                hardware: demo::HARDWARE.to_owned(),
+                channel: "stable".to_owned(),
+            },
+            policy: Policy { tries: TRIES, recoveries, ..Policy::default() },
+            resources: Resources { state: Some(&state), ..Resources::new(self.keys, &source, &target) },
             journal: &journal,
-            renewal: None,
-            learn_time: &|_| {},
-        });
+        };
+        let report = recovery::run(&job, job.read_record().as_ref());
         let report = report.map_err(|error| anyhow::anyhow!("the recovery fails: {}", chain(&error)))?;
         ensure!(
             *target.0.lock().unwrap_or_else(|error| error.into_inner()) == self.new.image,

@@ -1,0 +1,113 @@
+//! What a recovery works with: which machine it is, what was decided beforehand, and the resources it uses.
+
+use crate::boot::decide::Recoveries;
+use crate::fetch::Source;
+use crate::flash::target::BlockTarget;
+use crate::jobs::recovery::partition::Renewal;
+use crate::jobs::state::{InstalledRecord, StatePartition};
+use crate::record::journal::Journal;
+use crate::release::manifest::TrustedKeys;
+
+/// Tries of the new system, unless `boot.tries` says otherwise.
+const DEFAULT_TRIES: u8 = 3;
+
+/// Identity of the machine, which the release must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Product that the release must be for.
+    pub product: String,
+    /// Hardware name that the release must list.
+    pub hardware: String,
+    /// Channel that the machine follows.
+    pub channel: String,
+}
+
+/// Decisions that were made before the recovery began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Boots that the new system may try.
+    pub tries: u8,
+    /// Whether an older release than the installed one is accepted, as a person may ask for.
+    pub allow_older: bool,
+    /// Whether a person or the running system asked for this recovery, so that it does not count as an automatic one.
+    pub requested: bool,
+    /// Automatic recoveries before this one.
+    pub recoveries: Recoveries,
+    /// Only a release with a higher serial than this one is wanted. A parked machine waits for it.
+    pub above: Option<u64>,
+}
+
+impl Default for Policy {
+    /// The policy of an automatic recovery that is the first one.
+    fn default() -> Self {
+        Self {
+            tries: DEFAULT_TRIES,
+            allow_older: false,
+            requested: false,
+            recoveries: Recoveries::default(),
+            above: None,
+        }
+    }
+}
+
+impl Policy {
+    /// The policy of what a person does by hand.
+    #[must_use]
+    pub fn requested(tries: u8, allow_older: bool) -> Self {
+        Self { tries, allow_older, requested: true, ..Self::default() }
+    }
+}
+
+/// Resources that a recovery uses.
+#[derive(Clone, Copy)]
+pub struct Resources<'a> {
+    /// Keys of which one must have signed the release.
+    pub keys: &'a TrustedKeys,
+    /// Source of the release.
+    pub source: &'a dyn Source,
+    /// The system partition.
+    pub target: &'a dyn BlockTarget,
+    /// The state partition, where there is one.
+    pub state: Option<&'a StatePartition>,
+    /// The recovery partition, on a machine whose recovery is to be renewed.
+    pub renewal: Option<Renewal<'a>>,
+    /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
+    pub learn_time: &'a dyn Fn(u64),
+}
+
+impl<'a> Resources<'a> {
+    /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
+    pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
+        Self { keys, source, target, state: None, renewal: None, learn_time: &|_| {} }
+    }
+}
+
+/// A recovery to be carried out.
+#[derive(Clone)]
+pub struct RecoveryJob<'a> {
+    /// Identity of the machine.
+    pub identity: Identity,
+    /// Decisions that were made beforehand.
+    pub policy: Policy,
+    /// Resources that are used.
+    pub resources: Resources<'a>,
+    /// Journal that the recovery reports to.
+    pub journal: &'a Journal,
+}
+
+impl<'a> RecoveryJob<'a> {
+    /// A copy of this recovery with another source of the release.
+    #[must_use]
+    pub fn with_source<'b>(&self, source: &'b dyn Source) -> RecoveryJob<'b>
+    where
+        'a: 'b,
+    {
+        RecoveryJob { resources: Resources { source, ..self.resources }, ..self.clone() }
+    }
+
+    /// Reads the record of the installed release from the state partition, if there are both.
+    #[must_use]
+    pub fn read_record(&self) -> Option<InstalledRecord> {
+        self.resources.state.and_then(|state| state.record(self.resources.keys))
+    }
+}

@@ -1,0 +1,88 @@
+//! Writes what differs and reads it back, until it is right or the disk has to be called broken.
+
+use crate::boot::env::WritePermit;
+use crate::flash::plan::{Comparison, Plan, Reuse};
+use crate::flash::verify::{self, Verified};
+use crate::flash::write::{self, Work, Written};
+use crate::jobs::recovery::error::{REWRITES, RecoveryError};
+use crate::jobs::recovery::job::RecoveryJob;
+use crate::jobs::recovery::survey::{Survey, report_read_errors};
+use crate::record::event::ranges_for_people;
+use crate::record::journal::Phase;
+use crate::record::progress::{Bytes, bytes};
+use crate::release::index::Index;
+
+/// Whether the writer is followed by a reader that checks what is on the medium.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReadBehind {
+    Yes,
+    No,
+}
+
+/// Carries out the plan of a survey, and writes again what reads back wrong.
+pub(super) fn until_verified(
+    job: &RecoveryJob<'_>,
+    index: &Index,
+    survey: Survey,
+    permit: &WritePermit,
+) -> Result<Verified, RecoveryError> {
+    let (mut comparison, mut plan) = match survey {
+        Survey::Equal(verified) => return Ok(verified),
+        Survey::Differs(comparison, plan) => (comparison, *plan),
+    };
+    for _ in 0..=REWRITES {
+        let written = write(job, index, &comparison, &plan, permit, ReadBehind::Yes)?;
+        match read_back(job, written) {
+            Ok(verified) => return Ok(verified),
+            Err(still_wrong) => comparison = still_wrong,
+        }
+        plan = Plan::new(index, &comparison, Reuse::default());
+    }
+    Err(RecoveryError::ReadBack {
+        target: job.resources.target.identity(),
+        ranges: ranges_for_people(&comparison.damaged_ranges(index)),
+    })
+}
+
+/// Carries out a plan without reading back what was written, where no boot environment of ours will start it.
+pub(super) fn unproven(
+    job: &RecoveryJob<'_>,
+    index: &Index,
+    comparison: &Comparison,
+    plan: &Plan,
+) -> Result<(), RecoveryError> {
+    write(job, index, comparison, plan, &WritePermit::without_environment(), ReadBehind::No).map(drop)
+}
+
+fn write<'i>(
+    job: &RecoveryJob<'_>,
+    index: &'i Index,
+    comparison: &Comparison,
+    plan: &Plan,
+    permit: &WritePermit,
+    read_behind: ReadBehind,
+) -> Result<Written<'i>, RecoveryError> {
+    let (source, target) = (job.resources.source, job.resources.target);
+    let read_behind = read_behind == ReadBehind::Yes;
+    let sentence = format!("write {} to {}", bytes(plan.totals.changed_bytes()), target.name());
+    job.journal.phase(Phase::Write, &sentence, || {
+        job.journal.with_progress(write::expected_work(plan, read_behind), |done| {
+            let work = Work { plan, source, target, done, read_behind };
+            Ok(write::apply(index, comparison, work, permit)?)
+        })
+    })
+}
+
+fn read_back(job: &RecoveryJob<'_>, written: Written<'_>) -> Result<Verified, Comparison> {
+    let target = job.resources.target;
+    job.journal.infallible_phase(Phase::Verify, &format!("read {} back", target.name()), || {
+        let pending = Bytes::of_disk(written.read_back.pending_bytes());
+        let scan = job.journal.with_progress(pending, |done| verify::read_back(written, target, done));
+        report_read_errors(job, &scan);
+        let ranges = scan.damaged_ranges();
+        if !ranges.is_empty() {
+            job.journal.warn(&format!("read back wrong: {}", ranges_for_people(&ranges)));
+        }
+        Verified::from_scan(scan)
+    })
+}

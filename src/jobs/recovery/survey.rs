@@ -1,0 +1,102 @@
+//! What the partition holds, compared with a release, and the plan that follows from it.
+
+use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
+use crate::flash::readback::Scan;
+use crate::flash::verify::Verified;
+use crate::jobs::recovery::error::RecoveryError;
+use crate::jobs::recovery::job::RecoveryJob;
+use crate::jobs::recovery::release::{fetch_patches, fetch_weak_hashes};
+use crate::jobs::state::{IndexedRelease, InstalledRecord};
+use crate::record::event::Event;
+use crate::record::journal::{Journal, Phase};
+use crate::record::progress::Bytes;
+use crate::record::totals::Totals;
+use crate::release::index::Index;
+use crate::release::manifest::SYSTEM_IMAGE;
+
+/// State of the partition before anything is written.
+pub(super) enum Survey {
+    /// Every byte is right already.
+    Equal(Verified),
+    /// Some bytes differ; the plan says what to do about them.
+    Differs(Comparison, Box<Plan>),
+}
+
+impl Survey {
+    /// Quantities of the plan.
+    pub(super) fn totals(&self, release: &IndexedRelease) -> Totals {
+        match self {
+            Self::Equal(_) => Totals::nothing_to_do(release.index.image_bytes()),
+            Self::Differs(_, plan) => plan.totals,
+        }
+    }
+
+    /// Reports the quantities of a plan that is about to be carried out.
+    pub(super) fn announce(&self, journal: &Journal) {
+        if let Self::Differs(_, plan) = self {
+            journal.report(Event::Planned(plan.totals));
+        }
+    }
+}
+
+/// Compares the partition with a release, and plans how to make it equal.
+pub(super) fn survey(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: &IndexedRelease,
+) -> Result<Survey, RecoveryError> {
+    let (index, target) = (&release.index, job.resources.target);
+    job.journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
+        // An older and larger image may have left blocks behind the new one that can be used again.
+        let before = record.and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.size_bytes));
+        let search_bytes = index.image_bytes().max(before.unwrap_or_default());
+        let total = Bytes::of_disk(search_bytes);
+        let (scan, blocks) =
+            job.journal.with_progress(total, |done| Scan::searching(index, search_bytes, target, done));
+        report_read_errors(job, &scan);
+        Ok(match Verified::from_scan(scan) {
+            Ok(verified) => Survey::Equal(verified),
+            Err(comparison) => {
+                let plan = plan(job, release, &comparison, blocks)?;
+                Survey::Differs(comparison, Box::new(plan))
+            }
+        })
+    })
+}
+
+/// Compares the partition with an index, and plans nothing.
+pub(super) fn compare(job: &RecoveryJob<'_>, index: &Index) -> Result<Verified, Comparison> {
+    let total = Bytes::of_disk(index.image_bytes());
+    let scan = job.journal.with_progress(total, |done| Scan::of(index, job.resources.target, done));
+    report_read_errors(job, &scan);
+    Verified::from_scan(scan)
+}
+
+/// Plans with deltas and in-place copies, where the partition holds anything.
+fn plan(
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
+    comparison: &Comparison,
+    blocks: Blocks,
+) -> Result<Plan, RecoveryError> {
+    let index = &release.index;
+    let patched =
+        fetch_patches(job, release, &blocks)?.map(|patches| Patched::new(&patches, index, comparison, &blocks));
+    if patched.as_ref().is_some_and(|patched| patched.is_enough(comparison)) {
+        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
+    }
+    let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else {
+        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
+    };
+    let blocks = blocks.completed(index, &weak_hashes, comparison);
+    let found = Some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks });
+    Ok(Plan::new(index, comparison, Reuse { found, patched }))
+}
+
+/// Warns of the first ten ranges that the device could not read.
+pub(super) fn report_read_errors(job: &RecoveryJob<'_>, scan: &Scan<'_>) {
+    let name = job.resources.target.name();
+    for (range, error) in scan.read_errors.iter().take(10) {
+        job.journal.warn(&format!("cannot read bytes {} to {} of {name}: {error}", range.start, range.end));
+    }
+}

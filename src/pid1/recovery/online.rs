@@ -1,0 +1,147 @@
+//! The robot from the network on: its connection, and the reports that it posts.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use super::background::background;
+use super::error::SetupError;
+use super::setup::Setup;
+use crate::chain::chain;
+use crate::fetch::{FetchOptions, Source};
+use crate::machine::config::Config;
+use crate::net::{self, NetError, NetworkOptions, Stop};
+use crate::record::blackbox::AttemptOutcome;
+use crate::record::journal::{Journal, Phase};
+use crate::record::report::{Ending, Pending, Poster, ReportedMachine};
+
+/// How long the last report may hold up the restart.
+const REPORT_WAIT: Duration = Duration::from_secs(15);
+/// How soon a USB drive is noticed while something else is waited for.
+pub(super) const USB_POLL: Duration = Duration::from_secs(1);
+
+/// The robot from the network on.
+pub(super) struct Online<'a> {
+    pub setup: &'a Setup,
+    /// Posts what the machine is doing to `report.url`, if that is set.
+    poster: Option<Poster>,
+    /// Keeps the network up; `None` where a USB drive or a medium makes it unnecessary.
+    _network: Option<net::Up>,
+}
+
+impl<'a> Online<'a> {
+    /// The robot whose release is at hand: without a network, and without reports.
+    pub(super) fn without_network(setup: &'a Setup) -> Self {
+        Self { setup, poster: None, _network: None }
+    }
+
+    /// Brings the network up, unless a USB drive with a release makes it unnecessary. `None` if there is neither by the
+    /// `deadline`.
+    pub(super) fn bring_up(setup: &'a Setup, deadline: Option<Instant>) -> Result<Option<Self>, SetupError> {
+        let network = match bring_up_network(setup, deadline) {
+            Err(NetError::Stopped) if setup.usb_release.is_there() => {
+                // What the USB drive lacks comes from a server as soon as there is one.
+                bring_up_network_later(setup);
+                None
+            }
+            Err(NetError::Stopped) => {
+                setup.journal.warn(&format!("no network within {} s", setup.config.offline.as_secs()));
+                return Ok(None);
+            }
+            result => Some(result?),
+        };
+        // Earlier attempts are reported in the background, while this one goes on.
+        let _ = report_attempts(setup);
+        let poster = start_poster(&setup.config, || setup.reported_machine(), &setup.journal);
+        Ok(Some(Self { setup, poster, _network: network }))
+    }
+
+    /// Posts a result, as far as it is known now.
+    pub(super) fn settle(&self, ending: Ending) {
+        if let Some(poster) = &self.poster {
+            poster.settle(ending);
+        }
+    }
+
+    /// Posts and records how this attempt ends.
+    pub(super) fn finish(&self, outcome: AttemptOutcome) {
+        self.settle(outcome.into());
+        self.setup.finish(outcome);
+    }
+
+    /// Posts the last reports before the restart, and takes the network down.
+    pub(super) fn close(self) {
+        let reported = report_attempts(self.setup);
+        if let Some(poster) = &self.poster {
+            poster.close(Ending::Failed);
+        }
+        if let Some(reported) = reported {
+            let _ = reported.recv_timeout(REPORT_WAIT);
+        }
+    }
+}
+
+/// Posts what this machine is doing to `report.url` from now on, if that is set.
+pub(super) fn start_poster(
+    config: &Config,
+    machine: impl FnOnce() -> ReportedMachine,
+    journal: &Journal,
+) -> Option<Poster> {
+    let url = config.report_url.as_ref()?;
+    let options = FetchOptions::with_clock_as_it_is(&config.network);
+    Poster::start(machine(), url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
+}
+
+/// Posts the attempts of the black box that were not reported yet, in the background. The receiver hears when that is
+/// over.
+fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
+    let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
+    let machine = setup.reported_machine();
+    let pending = recorder.with(|open| Pending::of(open, &machine))?;
+    let options = FetchOptions::with_clock_as_it_is(&setup.config.network);
+    let (done, over) = channel();
+    let journal = Arc::clone(&setup.journal);
+    background(&setup.journal, "report", move || {
+        match pending.post(&url, &options) {
+            Ok(()) => recorder.with(|open| pending.mark(open)),
+            Err(error) => journal.note(&format!("the report was not taken: {}", chain(&error))),
+        }
+        let _ = done.send(());
+    });
+    Some(over)
+}
+
+/// Brings the network up, by the `deadline` if there is one, and unless a USB drive makes it unnecessary.
+fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up, NetError> {
+    let stop = Stop::default();
+    // The sender is dropped when the network is up, or will never be: the watching thread then ends.
+    let (watched, watch) = channel::<()>();
+    let (usb_release, stopping) = (Arc::clone(&setup.usb_release), stop.clone());
+    background(&setup.journal, "network-wait", move || {
+        while watch.recv_timeout(USB_POLL) == Err(RecvTimeoutError::Timeout) {
+            if usb_release.is_there() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return stopping.stop();
+            }
+        }
+    });
+    let journal = Arc::clone(&setup.journal);
+    let network = setup.journal.phase(Phase::Network, "bring up the network", || {
+        let options = NetworkOptions { stop, ..NetworkOptions::default() };
+        net::bring_up_with(&setup.config.network, options, move |text: &str| journal.note(text))
+    });
+    drop(watched);
+    network
+}
+
+/// Goes on trying to bring the network up in the background, and reports only when it succeeds.
+fn bring_up_network_later(setup: &Setup) {
+    let (config, journal) = (setup.config.network.clone(), Arc::clone(&setup.journal));
+    background(&setup.journal, "network-later", move || {
+        if let Ok(_network) = net::bring_up_with(&config, NetworkOptions::default(), |_: &str| {}) {
+            journal.note("the network is up");
+            loop {
+                std::thread::park();
+            }
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! The robot's disk: found, its recovery and state partitions mounted, its system partition opened.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::boot_medium::{self, BootMedium};
+use super::error::SetupError;
+use crate::chain::chain;
+use crate::disk::roles::Role;
+use crate::disk::{Which, wait_for_disk_by_partuuid};
+use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::jobs::recovery::RecoveryPartition;
+use crate::jobs::state::StatePartition;
+use crate::machine::config::BootArgs;
+use crate::record::journal::Journal;
+use crate::sys::mount::{self, Mount};
+
+/// Mount point of the recovery partition, which is read-only.
+pub(super) const RECOVERY: &str = "/recovery";
+/// Mount point of the state partition.
+const STATE: &str = "/state";
+/// Template of an empty state partition, for one that was destroyed.
+const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
+
+/// USB disks take up to 20 s to spin up and answer; a disk that takes longer is not there.
+const DISK_WAIT: Duration = Duration::from_secs(30);
+/// A file system that does not mount is tried again once after this, in case its disk was still waking up.
+const MOUNT_AGAIN: Duration = Duration::from_secs(2);
+
+/// The disk of this robot, ready to be recovered.
+pub(super) struct RobotDisk {
+    /// The recovery partition, mounted.
+    pub recovery: RecoveryPartition,
+    /// The state partition, mounted.
+    pub state: StatePartition,
+    /// The system partition.
+    pub target: DeviceTarget,
+    /// Device of the data partition.
+    pub data: PathBuf,
+    /// The disk with its model and size, for people.
+    pub description: String,
+    /// Kernel name of the disk.
+    pub name: String,
+}
+
+impl RobotDisk {
+    /// Finds the disk that GRUB started from, or the only disk of a robot when GRUB was on a boot medium.
+    pub(super) fn open(args: &BootArgs, medium: Option<&BootMedium>, journal: &Journal) -> Result<Self, SetupError> {
+        let partuuid = match (&args.recovery_partuuid, medium) {
+            (Some(partuuid), _) => partuuid.clone(),
+            (None, Some(_)) => boot_medium::robot_partuuid(DISK_WAIT)?,
+            (None, None) => return Err(SetupError::NoRecoveryPartition),
+        };
+        let waiting = || journal.note("waiting for the disk");
+        let found = wait_for_disk_by_partuuid(&partuuid, Which::Physical, DISK_WAIT, waiting)?;
+        let description = found.disk.to_string();
+        let partition = |role: Role| {
+            let node = found.layout.device_of(role).map(Path::to_owned);
+            node.ok_or_else(|| SetupError::Partition { disk: description.clone(), role })
+        };
+        let slot = args.slot.as_ref().map(|slot| format!(", recovery slot {slot}"));
+        journal.note(&format!("disk {description}{}", slot.unwrap_or_default()));
+        let recovery = partition(Role::Recovery)?;
+        match Mount::device(&recovery, "ext4").read_only().on(RECOVERY) {
+            // The medium has all that is needed.
+            Err(error) if medium.is_some() => journal.warn(&format!("goes on without it: {}", chain(&error))),
+            result => result?,
+        }
+        mount_state(&partition(Role::State)?, journal)?;
+        Ok(Self {
+            recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
+            state: StatePartition::new(Path::new(STATE)),
+            target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&description),
+            data: partition(Role::Data)?,
+            description,
+            name: found.disk.name,
+        })
+    }
+}
+
+/// Mounts the state partition; a destroyed one is made anew. It holds nothing of a person's: what is installed is found
+/// out again by comparison with the release, and an empty environment leads back here.
+fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
+    if open_state(partition).is_ok() {
+        return Ok(());
+    }
+    std::thread::sleep(MOUNT_AGAIN);
+    let Err(error) = open_state(partition) else { return Ok(()) };
+    journal.warn(&format!("the state partition is lost: {}", chain(&error)));
+    make_state(partition).map_err(|source| SetupError::State { path: partition.to_owned(), source })?;
+    journal.warn("the state partition was made anew; what is installed is not known any more");
+    open_state(partition)
+}
+
+/// Mounts the state partition and reads what the next boot depends on: a file system can mount whose inode of grubenv
+/// is lost, which could be neither read nor replaced.
+fn open_state(partition: &Path) -> Result<(), SetupError> {
+    Mount::device(partition, "ext4").data_only().on(STATE)?;
+    StatePartition::new(Path::new(STATE)).boot_env().load().map(drop).or_else(|error| {
+        mount::unmount(STATE)?;
+        Err(error.into())
+    })
+}
+
+fn make_state(partition: &Path) -> std::io::Result<()> {
+    let target = DeviceTarget::open(partition).map_err(std::io::Error::other)?;
+    let template = zstd::stream::read::Decoder::new(fs::File::open(STATE_TEMPLATE)?)?;
+    copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;
+    target.flush()
+}

@@ -1,0 +1,68 @@
+//! The sources of the release, and the clock that their certificates are checked against.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::fetch::{self, FetchError, FetchOptions, Mirrors, RetryPolicy, Source};
+use crate::machine::clock::{self, ClockPolicy};
+use crate::machine::config::Config;
+use crate::record::journal::Journal;
+use crate::record::report::hardware_id;
+use crate::sys;
+
+/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and opens the sources:
+/// `first`, and the configured ones. Nothing is connected yet.
+pub(super) fn open_mirrors(
+    config: &Config,
+    first: Option<Box<dyn Source>>,
+    last_manifest: Option<u64>,
+    journal: &Arc<Journal>,
+) -> Result<Mirrors, FetchError> {
+    let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
+    if let clock::Start::SetTo(seconds) = policy.start(unix_now()) {
+        let now = unix_now();
+        journal.warn(&format!("the hardware clock says {now} s since 1970, which is past; set to {seconds}"));
+        set_clock(seconds);
+    }
+    let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
+    let options = FetchOptions::new(&config.network, clock);
+    let configured = config.urls.iter().map(|url| fetch::open(url, &options));
+    let sources = first.into_iter().map(Ok).chain(configured).collect::<Result<_, _>>()?;
+    let warner = Arc::clone(journal);
+    Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| warner.warn(&retry.to_string())))
+}
+
+/// Whether all configured sources are on this machine, so that no network is needed. Reports it if so.
+pub(super) fn are_at_hand(config: &Config, journal: &Journal) -> bool {
+    let at_hand = config.urls.iter().all(|url| url.starts_with("file:"));
+    if at_hand {
+        journal.note("the release is at hand: no network is needed");
+    }
+    at_hand
+}
+
+/// Waits for this machine's place in the fleet: machines that fell into recovery together must not arrive at the server
+/// together.
+pub(super) fn spread_out(over: Duration, journal: &Journal) {
+    let offset = fetch::start_offset(over, hardware_id());
+    if offset >= Duration::from_secs(1) {
+        journal.note(&format!("asking in {} s, this machine's place in the fleet", offset.as_secs()));
+    }
+    std::thread::sleep(offset);
+}
+
+/// Sets a clock that is behind the creation of an authentic manifest, which was not made in the future.
+pub(super) fn learn_time(created_unix_s: u64) {
+    if unix_now() < created_unix_s {
+        set_clock(created_unix_s);
+    }
+}
+
+fn unix_now() -> u64 {
+    sys::clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn set_clock(unix_s: u64) {
+    // A clock that cannot be set leaves certificates to fail with their own message.
+    let _ = sys::clock::set(unix_s);
+}

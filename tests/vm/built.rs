@@ -78,8 +78,8 @@ pub fn copy_of_installed_disk(out: &Path) {
     copy_sparse(&kept, out);
 }
 
-/// The name has a digest of everything that decides what the demonstration leaves on the disk. The address of its server
-/// is a new one every time and does not count.
+/// The name has a digest of everything that decides what the demonstration leaves on the disk. The address of its
+/// server is a new one every time and does not count.
 fn path_of_installed_disk() -> PathBuf {
     let (built, paths) = (demonstration_release(), Paths::of_checkout());
     let mut inputs = blake3::Hasher::new();

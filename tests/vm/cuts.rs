@@ -1,5 +1,5 @@
-//! Power cuts in virtual machines: a robot that updates itself is switched off at random instants, and switched on again
-//! until its system is up. Of the writes that were not flushed a random part is lost with the power.
+//! Power cuts in virtual machines: a robot that updates itself is switched off at random instants, and switched on
+//! again until its system is up. Of the writes that were not flushed a random part is lost with the power.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

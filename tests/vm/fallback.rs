@@ -1,5 +1,5 @@
-//! A robot whose system does not come up recovers by itself: each kind of damage has its own reason, and the system is up
-//! at the end.
+//! A robot whose system does not come up recovers by itself: each kind of damage has its own reason, and the system is
+//! up at the end.
 //!
 //! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones. Tests named `full_`
 //! take minutes each: only `cargo xtask test --full` runs them.

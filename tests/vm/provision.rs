@@ -84,8 +84,8 @@ fn provision(kind: &Kind) -> Made {
     robot.wait_for(&format!("started from the boot medium {id}"), BOOT_TIMEOUT).unwrap();
     let shown = robot.wait_for("provisioned with 1 ", FLASH_TIMEOUT).unwrap();
     assert_eq!(shown.contains("no network is needed"), !kind.online, "{shown}");
-    // The medium is still there and does no harm. OVMF sees no SD card: then the medium starts again, and the agent has to
-    // recognise the disk that it provisioned.
+    // The medium is still there and does no harm. OVMF sees no SD card: then the medium starts again, and the agent has
+    // to recognise the disk that it provisioned.
     let unseen = kind.bus == DiskBus::Sd && kind.firmware == GuestFirmware::Uefi;
     if unseen {
         robot.wait_for("was already provisioned from this medium", FLASH_TIMEOUT).unwrap();

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: everything from nothing, and a virtual robot that reflashes itself.
+//! `cargo xtask demo`: builds everything from nothing and shows a virtual robot that reflashes itself.
 
 use std::fs::File;
 use std::io::Read;
@@ -27,15 +27,15 @@ use crate::{disk, step};
 
 /// The product of the demonstration.
 pub const PRODUCT: &str = "demo-robot";
-/// What QEMU's firmware says the machine is.
+/// The hardware name of the demonstration's robots, which QEMU's firmware reports.
 pub const HARDWARE: &str = "reflash demo";
 
 /// Address of this machine as a guest of QEMU's user network sees it (QEMU's documentation, "user mode network").
 const HOST_SEEN_BY_GUEST: &str = "10.0.2.2";
 
-/// Under emulation on a loaded machine; more than three times what was ever seen.
+/// Time for a boot under emulation on a loaded machine: more than three times the longest that was seen.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
-/// Download, write and read-back under emulation.
+/// Time for a download, a write or a read-back under emulation.
 pub const FLASH_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The phases of a recovery, with the time that each may take under emulation.
@@ -60,7 +60,7 @@ const REPEATED: (&str, u64) = ("3 minutes", 1_500_000_000);
 pub struct RobotParts {
     /// The agent, statically linked.
     pub agent: PathBuf,
-    /// GRUB's images.
+    /// The images of GRUB.
     pub grub: Images,
     /// Recovery kernel and initramfs.
     pub recovery: Recovery,
@@ -164,7 +164,7 @@ fn sha256(path: &Path) -> Result<String> {
     Ok(sum.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
-/// A server of the release on a free port of this machine, and the URL robots reach it under.
+/// Starts a server of the release on a free port of this machine. Returns it and the URL that robots reach it under.
 ///
 /// # Errors
 /// When the tree is not there.
@@ -174,7 +174,7 @@ pub fn serve_to_guests(tree: &Path) -> Result<(Server, String)> {
     Ok((server, url))
 }
 
-/// Configuration of a robot that follows `url`.
+/// The configuration of a robot that follows the releases at `url`.
 #[must_use]
 pub fn robot_config(url: &str) -> String {
     format!("[release]\nurls = [\"{url}\"]\n\n[machine]\nproduct = \"{PRODUCT}\"\nhostname = \"robot-{{serial}}\"\n")

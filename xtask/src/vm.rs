@@ -22,7 +22,7 @@ const PROCESSORS: [&str; 4] = ["-cpu", "max", "-smp", "2"];
 /// The firmware that a virtual machine starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestFirmware {
-    /// SeaBIOS.
+    /// SeaBIOS, as on a BIOS machine.
     Bios,
     /// OVMF, without a saved variable store: as after a dead CMOS battery.
     Uefi,

@@ -1,7 +1,7 @@
 //! Which accelerator virtual machines use: KVM where a probe boot shows that it runs a guest, otherwise emulation.
 //!
-//! The presence of `/dev/kvm` proves nothing. Inside another virtual machine it may exist and yet make QEMU abort, or run
-//! a guest that never gets anywhere. So a guest is started, and has to show that it ran.
+//! The presence of `/dev/kvm` proves nothing. Inside another virtual machine it may exist and yet make QEMU abort, or
+//! start a guest that hangs. So a guest is started, and has to show that it ran.
 
 use std::fs::File;
 use std::path::Path;
@@ -18,8 +18,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Size of a boot sector, bytes.
 const SECTOR_BYTES: usize = 512;
 
-/// The machine code of the probe, which the firmware runs in real mode. QEMU's device for debug exits ends QEMU with the
-/// status `value << 1 | 1` when a guest writes to it. A text on the serial line would need a thread that reads it.
+/// The machine code of the probe, which the firmware runs in real mode. QEMU's device for debug exits ends QEMU with
+/// the status `value << 1 | 1` when a guest writes to it. A text on the serial line would need a thread that reads it.
 pub const PROBE_CODE: &[u8] = &[
     0xb0, 0x10, // mov al, 0x10
     0xe6, 0xf4, // out 0xf4, al
@@ -69,7 +69,8 @@ impl Accelerator {
     /// guest ends QEMU as [`PROBE_CODE`] does. QEMU does not outlive the call.
     ///
     /// # Errors
-    /// When QEMU cannot be started, ends in another way (with the first line of its messages), or still runs after `deadline`.
+    /// When QEMU cannot be started, ends in another way (with the first line of its messages), or still runs after
+    /// `deadline`.
     pub fn probe(self, code: &[u8], deadline: Duration) -> Result<()> {
         if self == Self::Kvm {
             ensure!(Path::new("/dev/kvm").exists(), "there is no /dev/kvm");

@@ -53,7 +53,7 @@ const PHASES: [(&str, Duration); 8] = [
 /// Duration and room (bytes) of a demonstration that builds everything, measured with two cores under emulation.
 const FIRST: (&str, u64) = ("10 minutes", 3_500_000_000);
 /// Duration and room (bytes) of one that builds the disk only, measured in the same way.
-const REPEATED: (&str, u64) = ("3 minutes", 1_500_000_000);
+const REPEATED: (&str, u64) = ("2 minutes", 1_500_000_000);
 
 /// The parts that every robot's disk is made of, whatever system it runs.
 #[derive(Debug, Clone)]
@@ -298,7 +298,8 @@ fn choose_recovery(robot: &mut RunningMachine) -> Result<()> {
 /// next phase, the wait between two phases would count for the earlier one.
 fn watch_recovery(robot: &RunningMachine) -> Result<()> {
     let until = |text: &str, timeout| match robot.wait_for_any(&[text, "recovery cannot go on"], timeout)? {
-        (0, _) => Ok(()),
+        // To the end of the line, so that all of it is shown above the end of the step.
+        (0, _) => robot.wait_for("\n", timeout).map(drop),
         (_, text) => bail!("the agent parked:\n{text}"),
     };
     watched("the recovery starts", || until("[1/8] init", BOOT_TIMEOUT))?;

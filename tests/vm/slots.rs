@@ -105,8 +105,8 @@ fn full_the_next_recovery_is_that_of_the_release_and_the_other_slot_starts_when_
     expect(&vm, &["the next recovery tries slot b", "tiny system 2 is up"]);
     vm.cut_power();
 
-    // The environment is lost, and with it the choice of the slot. The boot script of slot a, which is tried first then,
-    // is lost too.
+    // The environment is lost, and with it the choice of the slot. So is the boot script of slot a, which is then tried
+    // first.
     robot.spoil_on("recovery", &format!("/{}/grub.cfg", Slot::A.folder()));
     disk::write_environment(&robot.disk, &[0; 512]).unwrap();
     vm = robot.start("slots");

@@ -71,7 +71,7 @@ pub struct RobotParts {
 /// The parts of a robot, and the release of the demonstration's system.
 #[derive(Debug, Clone)]
 pub struct BuiltDemo {
-    /// What the disk is made of.
+    /// The parts of the disk.
     pub parts: RobotParts,
     /// The system image.
     pub image: PathBuf,

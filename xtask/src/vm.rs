@@ -12,12 +12,10 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::paths::Paths;
+use accelerator::PROCESSORS;
 
 pub use accelerator::{Accelerator, PROBE_CODE};
 pub use running::RunningMachine;
-
-/// QEMU's arguments for the processors of every virtual machine, the one of the probe included.
-const PROCESSORS: [&str; 4] = ["-cpu", "max", "-smp", "2"];
 
 /// The firmware that a virtual machine starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +48,11 @@ pub struct VirtualMachine {
     pub name: String,
     /// Path of the disk image, raw.
     pub disk: PathBuf,
-    /// How the disk is attached.
+    /// The bus that the disk is attached to.
     pub bus: DiskBus,
     /// Size of the disk's logical blocks, bytes: 512 or 4096.
     pub block_bytes: u32,
-    /// What the machine starts with.
+    /// The firmware that the machine starts with.
     pub firmware: GuestFirmware,
     /// Size of the memory, MiB.
     pub memory_mib: u32,

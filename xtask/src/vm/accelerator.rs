@@ -15,6 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 /// machine whose KVM is slower than that is emulated, which takes longer and works all the same.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
+/// QEMU's arguments for the processors of every virtual machine, the one of the probe included.
+pub(super) const PROCESSORS: [&str; 4] = ["-cpu", "max", "-smp", "2"];
+
 /// Size of a boot sector, bytes.
 const SECTOR_BYTES: usize = 512;
 
@@ -30,7 +33,7 @@ pub const PROBE_CODE: &[u8] = &[
 /// The status that [`PROBE_CODE`] ends QEMU with; QEMU's own failures have the status 1 or a signal.
 const PROBE_STATUS: i32 = 0x10 << 1 | 1;
 
-/// What executes the instructions of a guest.
+/// The means by which the instructions of a guest are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     /// The processor, through Linux' KVM.
@@ -82,7 +85,7 @@ impl Accelerator {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", self.argument()])
-            .args(super::PROCESSORS)
+            .args(PROCESSORS)
             .args(["-m", "64M", "-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
             .args(["-drive", &format!("file={},if=ide,format=raw", disk.display())])

@@ -1,6 +1,9 @@
-//! Stories in virtual machines: the real GRUB, the real recovery kernel and initramfs, the real agent as PID 1.
-//! `cargo xtask test` builds what they need and runs them one after the other.
+//! Tests in virtual machines: the real GRUB, the real recovery kernel and initramfs, the real agent as PID 1.
+//! Each test builds what it needs when nothing has built it before (`built.rs`). `cargo xtask test` runs them one after
+//! the other.
 
+mod accelerator;
+mod built;
 mod by_hand;
 mod cuts;
 mod fallback;
@@ -8,7 +11,7 @@ mod media;
 mod provision;
 mod reset;
 mod slots;
-mod stick;
+mod usb_drive;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,8 +22,7 @@ use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk::{self, Parts};
 use xtask::paths::Paths;
 use xtask::release::Spec;
-use xtask::vm::{Machine, Running};
-use xtask::{grub, initramfs};
+use xtask::vm::{RunningMachine, VirtualMachine};
 
 use crate::fetch::https::Authority;
 use crate::support::Fixture;
@@ -32,7 +34,7 @@ fn small_release() -> Fixture {
     let tree = dir.path().join("tree");
     std::fs::create_dir_all(tree.join("etc")).unwrap();
     for number in 0..20_u32 {
-        let content: Vec<u8> = (0..40_000_u32).map(|n| (n.wrapping_mul(number + 7) >> 5) as u8).collect();
+        let content: Vec<u8> = (0..40_000_u32).map(|n| (n.wrapping_mul(number + 7) >> 5).to_le_bytes()[0]).collect();
         std::fs::write(tree.join(format!("etc/file{number}")), content).unwrap();
     }
     let image = dir.path().join("image");
@@ -41,13 +43,13 @@ fn small_release() -> Fixture {
     Fixture::with(std::fs::read(image).unwrap(), for_demo_robots)
 }
 
-/// Makes a release fit the demonstration's robots.
+/// Makes a release fit the robots of the demonstration.
 fn for_demo_robots(spec: &mut Spec) {
     spec.product = demo::PRODUCT.into();
     spec.hardware = vec![demo::HARDWARE.into()];
 }
 
-/// A robot's disk for that release, with this configuration, files and boot environment.
+/// The disk of a robot for that release, with this configuration, files and boot environment.
 fn disk(fixture: &Fixture, config: String, files: Vec<PathBuf>, environment: Vec<(&str, &str)>) -> PathBuf {
     disk_with_blocks_of(512, fixture, config, files, environment)
 }
@@ -59,18 +61,15 @@ fn disk_with_blocks_of(
     files: Vec<PathBuf>,
     environment: Vec<(&str, &str)>,
 ) -> PathBuf {
-    let paths = Paths::of_checkout();
+    let (paths, robot) = (Paths::of_checkout(), built::robot_parts());
     let key = fixture.dir.path().join("keys/reflash.pub");
     let out = fixture.dir.path().join("disk.img");
     let parts = Parts {
         layout: &disk::read_layout(&paths.root.join("xtask/recipes/layout.toml")).unwrap(),
         disk_bytes: disk::DEFAULT_BYTES,
         block_bytes,
-        grub: &grub::build(&paths, true).unwrap(),
-        recovery: &initramfs::Recovery {
-            vmlinuz: paths.dist().join("vmlinuz"),
-            initramfs: paths.dist().join("initramfs.img"),
-        },
+        grub: &robot.grub,
+        recovery: &robot.recovery,
         config,
         keys: vec![key],
         files,
@@ -90,7 +89,7 @@ fn a_robot_with_a_dead_clock_battery_recovers_over_https_by_itself() {
     let fixture = small_release();
     let authority = Authority::new();
     let tree = fixture.tree();
-    // Valid from well after the time that the agent's build is from: only the certificate can tell the time.
+    // Valid from well after the build time of the agent: only the certificate shows what time it is.
     let validity = [(2027, 6, 1), (2027, 9, 1)];
     let server = Server::start_tls(authority.issue("10.0.2.2", validity), move |request| {
         let path = request.target().trim_start_matches("/release/").to_owned();
@@ -106,7 +105,7 @@ fn a_robot_with_a_dead_clock_battery_recovers_over_https_by_itself() {
         ca.file_name().unwrap().to_string_lossy()
     );
     let disk = disk(&fixture, config, vec![ca], disk::environment_without_system());
-    let mut machine = Machine::robot("https-2001", &disk);
+    let mut machine = VirtualMachine::robot("https-2001", &disk);
     machine.rtc = Some("2001-01-01T00:00:00".into());
     let mut robot = machine.start().unwrap();
     // No key is pressed: the environment has no tries left.
@@ -125,14 +124,14 @@ fn a_lost_environment_with_an_intact_system_needs_no_network() {
     let fixture = small_release();
     let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
     let disk = disk(&fixture, demo::robot_config(&url), Vec::new(), disk::environment_without_system());
-    let mut robot = Machine::robot("env-lost-1", &disk).start().unwrap();
+    let mut robot = VirtualMachine::robot("env-lost-1", &disk).start().unwrap();
     robot.wait_for("starting it", FLASH_TIMEOUT).unwrap();
     robot.wait_for("Start the system", BOOT_TIMEOUT).unwrap();
     robot.cut_power();
     drop(server);
-    // Zero the block of grubenv where it lies, as a dying sector would.
+    // The block of grubenv is zeroed where it lies, as a dying sector would be.
     disk::write_environment(&disk, &[0; 512]).unwrap();
-    let robot = Machine::robot("env-lost-2", &disk).start().unwrap();
+    let robot = VirtualMachine::robot("env-lost-2", &disk).start().unwrap();
     robot.wait_for("reason: env-lost", BOOT_TIMEOUT).unwrap();
     let screen = robot.wait_for("is intact: starting it", BOOT_TIMEOUT).unwrap();
     assert!(!screen.contains("network:"), "{screen}");
@@ -151,7 +150,7 @@ fn a_refused_release_is_named_on_the_screen_and_writes_nothing() {
     });
     let (_server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
     let disk = disk(&fixture, demo::robot_config(&url), Vec::new(), disk::environment_without_system());
-    let mut robot = Machine::robot("refused", &disk).start().unwrap();
+    let mut robot = VirtualMachine::robot("refused", &disk).start().unwrap();
     robot.wait_for("another machine", FLASH_TIMEOUT).unwrap();
     robot.wait_for("trying again in", Duration::from_secs(20)).unwrap();
     robot.cut_power();
@@ -165,19 +164,20 @@ fn a_refused_release_is_named_on_the_screen_and_writes_nothing() {
 
 #[test]
 #[ignore = "needs a virtual machine: cargo xtask test"]
-fn the_demonstration() {
-    demo::run(&Paths::of_checkout(), true).unwrap();
+fn the_demonstration_reflashes_a_robot_whose_system_partition_is_empty() {
+    built::run_demonstration();
 }
 
-/// On the disk that the demonstration left: the test harness runs stories in the order of their names.
 #[test]
-#[ignore = "needs a virtual machine and the disk of the demonstration: cargo xtask test"]
-fn the_demonstration_left_a_system_that_verifies_itself_and_asks_for_recovery() {
-    let paths = Paths::of_checkout();
+#[ignore = "needs a virtual machine: cargo xtask test"]
+fn an_installed_system_verifies_itself_requests_recovery_keeps_its_data_and_is_reset_when_it_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk.img");
+    built::copy_of_installed_disk(&disk);
     // No key is pressed, and there is no server any more.
-    let mut robot = Machine::robot("after-demo", &paths.dist().join("disk.img")).start().unwrap();
+    let mut robot = VirtualMachine::robot("installed", &disk).start().unwrap();
     log_in(&mut robot);
-    let answer = |robot: &mut Running, command: &str| -> String {
+    let answer = |robot: &mut RunningMachine, command: &str| -> String {
         // Quoted so that neither the terminal's echo nor the shell's looks like the answer.
         robot.type_text(&format!("{command}; echo 'exi't-$?\n")).unwrap();
         robot.wait_for("exit-", BOOT_TIMEOUT).unwrap() + &robot.wait_for("\n", BOOT_TIMEOUT).unwrap()
@@ -192,17 +192,17 @@ fn the_demonstration_left_a_system_that_verifies_itself_and_asks_for_recovery() 
     answer(&mut robot, "reflash request");
     robot.type_text("reboot\n").unwrap();
     robot.wait_for("reason: requested", BOOT_TIMEOUT).unwrap();
-    // The server is gone, so recovery keeps asking, and says whom.
+    // The server is gone, so the recovery keeps asking, and names the server.
     robot.wait_for("asking http://10.0.2.2", BOOT_TIMEOUT).unwrap();
     robot.cut_power();
-    // One-shot: the next start is the system's, with everything the machine owned.
-    let mut machine = Machine::robot("after-request", &paths.dist().join("disk.img"));
+    // The request was for one start: the next one is the system's, with all the data of the machine.
+    let mut machine = VirtualMachine::robot("after-request", &disk);
     machine.add_watchdog();
     let mut robot = machine.start().unwrap();
     log_in(&mut robot);
     let kept = answer(&mut robot, "cat /etc/kept /var/kept; cmp /etc/machine-id /var/id && echo same-id");
     assert!(kept.matches("kept\n").count() == 2 && kept.contains("\nsame-id"), "{kept}");
-    // A system that hangs: its PID 1 stops, and with it the food of the watchdog it armed.
+    // The system hangs: PID 1 stops, and no longer feeds the watchdog that it armed.
     let armed = answer(&mut robot, "cat /sys/class/watchdog/watchdog0/state /sys/class/watchdog/watchdog0/timeout");
     assert!(armed.contains("\nactive\n30\n"), "{armed}");
     robot.type_text("kill -SEGV 1\n").unwrap();
@@ -210,7 +210,7 @@ fn the_demonstration_left_a_system_that_verifies_itself_and_asks_for_recovery() 
     robot.wait_for("robot-demo0001 login:", BOOT_TIMEOUT).unwrap();
 }
 
-fn log_in(robot: &mut Running) {
+fn log_in(robot: &mut RunningMachine) {
     robot.wait_for("robot-demo0001 login:", BOOT_TIMEOUT).unwrap();
     robot.type_text("root\n").unwrap();
     robot.wait_for("root@robot-demo0001", BOOT_TIMEOUT).unwrap();

@@ -1,13 +1,14 @@
-//! The shipped binary as a command line, on the release of the demonstration.
+//! The shipped binary as a command line, on the release of the demonstration: no virtual machine takes part.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use xtask::demo;
-use xtask::paths::Paths;
 
-/// What the agent may take at most, whatever the image.
+use super::built::{demonstration_release, robot_parts};
+
+/// Memory that the agent may take at most, whatever the image.
 const MAX_RESIDENT_KIB: u64 = 128 * 1024;
 
 /// By how much the target is larger than the image, as partitions are.
@@ -15,16 +16,15 @@ const PARTITION_EXCESS_BYTES: u64 = 20 << 20;
 
 struct Bench {
     dir: tempfile::TempDir,
-    paths: Paths,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap(), paths: Paths::of_checkout() };
+    /// A bench with a target for an image of this size.
+    fn new(image_bytes: u64) -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(bench.state()).unwrap();
-        let image = std::fs::metadata(bench.paths.dist().join("system.img")).unwrap();
         let target = std::fs::File::create(bench.target()).unwrap();
-        target.set_len(image.len() + PARTITION_EXCESS_BYTES).unwrap();
+        target.set_len(image_bytes + PARTITION_EXCESS_BYTES).unwrap();
         bench
     }
 
@@ -36,15 +36,16 @@ impl Bench {
         self.dir.path().join("target")
     }
 
-    /// The command with the options that stand for a robot.
+    /// The command, with options in place of what it would find on a robot.
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(self.paths.dist().join("reflash"));
+        let parts = robot_parts();
+        let mut command = Command::new(&parts.agent);
         command
             .arg(verb)
             .arg("--state")
             .arg(self.state())
             .arg("--keys")
-            .arg(self.paths.work().join("keys"))
+            .arg(parts.keys.public.parent().unwrap())
             .arg("--json");
         if matches!(verb, "flash" | "verify") {
             command.arg("--target").arg(self.target());
@@ -84,10 +85,11 @@ fn peak_resident_kib(command: &mut Command) -> u64 {
 }
 
 #[test]
-#[ignore = "needs the built agent and release: cargo xtask test"]
+#[ignore = "needs root: cargo xtask test"]
 fn a_file_is_flashed_verified_damaged_and_repaired_within_bounded_memory() {
-    let bench = Bench::new();
-    let (server, url) = demo::serve_to_guests(&bench.paths.dist().join("release")).unwrap();
+    let built = demonstration_release();
+    let bench = Bench::new(built.description.image_bytes);
+    let (server, url) = demo::serve_to_guests(&built.release).unwrap();
     let url = url.replace("10.0.2.2", &server.address.ip().to_string());
     let estimate = json(&bench.run("flash", &["--url", &url, "--dry-run"]));
     let download = estimate["totals"]["download_bytes"].as_u64().unwrap();
@@ -121,9 +123,9 @@ fn a_file_is_flashed_verified_damaged_and_repaired_within_bounded_memory() {
 }
 
 #[test]
-#[ignore = "needs the built agent and release: cargo xtask test"]
-fn verbs_change_the_environment_and_exit_codes_say_what_happened() {
-    let bench = Bench::new();
+#[ignore = "needs root: cargo xtask test"]
+fn commands_change_the_environment_and_exit_codes_say_what_happened() {
+    let bench = Bench::new(0);
     assert_eq!(bench.run("status", &[]).status.code(), Some(1));
     assert!(bench.run("request", &[]).status.success());
     assert_eq!(json(&bench.run("env", &[]))["next_entry"], "recovery");
@@ -133,7 +135,7 @@ fn verbs_change_the_environment_and_exit_codes_say_what_happened() {
         (env["reflash_tries"].as_str(), env["reflash_boot_ok"].as_str(), env.get("next_entry")),
         (Some("3"), Some("1"), None)
     );
-    // Nobody listens there: it may pass. A directory that is no release: it will not.
+    // An unknown option, and a source that has no release, are different failures.
     assert_eq!(bench.run("flash", &["--bogus"]).status.code(), Some(2));
     let nothing = format!("file://{}", bench.dir.path().display());
     let failed = bench.run("flash", &["--url", &nothing]);

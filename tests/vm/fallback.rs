@@ -1,7 +1,8 @@
-//! A system that does not come up ends in recovery by itself, each way with its own reason, and is up again at the end.
+//! A robot whose system does not come up recovers by itself: each kind of damage has its own reason, and the system is
+//! up at the end.
 //!
-//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones. Stories named
-//! `full_` take minutes each: only `cargo xtask test --full` runs them.
+//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones. Tests named `full_`
+//! take minutes each: only `cargo xtask test --full` runs them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,19 +15,20 @@ use std::time::{Duration, Instant};
 use reflash::boot::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
+use xtask::paths::Paths;
 use xtask::serve::Server;
 use xtask::tiny::{self, Behaviour};
-use xtask::vm::{Firmware, Machine, Running};
+use xtask::vm::{GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
 use crate::support::server::{Act, Server as StubbornServer, object, status};
 
-/// A signed release of a tiny system, its server, and the disk of a robot that follows it.
+/// A robot with a disk, a signed release of a tiny system that it follows, and a server of that release.
 pub struct Robot {
     fixture: Fixture,
     pub disk: PathBuf,
     server: Option<Server>,
-    firmware: Firmware,
+    firmware: GuestFirmware,
     starts: u32,
 }
 
@@ -34,18 +36,18 @@ pub struct Robot {
 pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("image");
-    let paths = xtask::paths::Paths::of_checkout();
+    let paths = Paths::of_checkout();
     let spec = tiny::Spec { version, behaviour, image_mib: tiny::MIN_MIB, padding_mib: 2 };
-    tiny::build(&paths, &spec, &paths.dist().join("reflash"), &out).unwrap();
+    tiny::build(&paths, &spec, &super::built::robot_parts().agent, &out).unwrap();
     std::fs::read(out).unwrap()
 }
 
 impl Robot {
     /// A robot with an empty system partition, and a release of a tiny system to recover from.
-    pub fn new(behaviour: Behaviour, firmware: Firmware, tries: u8) -> Self {
+    pub fn new(behaviour: Behaviour, firmware: GuestFirmware, tries: u8) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
-        // No place in a fleet to wait for, and little retry policy: the stories are long enough.
+        // The robot does not wait for its place in a fleet and gives up early, because the tests are long enough.
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
         let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
@@ -69,15 +71,15 @@ impl Robot {
         });
     }
 
-    /// Takes its server away.
+    /// Takes the robot's server away.
     pub fn stop_serving(&mut self) {
         self.server = None;
     }
 
-    /// Switches it on.
-    pub fn start(&mut self, name: &str) -> Running {
+    /// Switches the robot on.
+    pub fn start(&mut self, name: &str) -> RunningMachine {
         self.starts += 1;
-        let mut machine = Machine::robot(&format!("{name}-{}", self.starts), &self.disk);
+        let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
         machine.add_watchdog();
         machine.add_usb_ports();
@@ -107,24 +109,24 @@ impl Robot {
         self.spoil_on("system", path);
     }
 
-    /// The same on any partition.
+    /// Spoils the beginning of a file of any partition, where it lies.
     pub fn spoil_on(&self, partition: &str, path: &str) {
         self.write(disk::file_offset(&self.disk, partition, path).unwrap(), &[0xdb; 8192]);
     }
 }
 
-/// Waits for texts in this order; what came with the last one.
-pub fn expect(robot: &Running, texts: &[&str]) -> String {
+/// Waits for texts in this order. Returns the text before the last one, with it.
+pub fn expect(robot: &RunningMachine, texts: &[&str]) -> String {
     texts.iter().fold(String::new(), |_, text| robot.wait_for(text, FLASH_TIMEOUT).unwrap())
 }
 
-/// What the tiny system's shell answers.
-pub fn ask(robot: &mut Running, command: &str) -> String {
+/// Runs a command in the shell of the tiny system. Returns what it prints.
+pub fn ask(robot: &mut RunningMachine, command: &str) -> String {
     robot.type_text(&format!("{command}; echo 'exi't-$?\n")).unwrap();
     robot.wait_for("exit-", BOOT_TIMEOUT).unwrap() + &robot.wait_for("\n", BOOT_TIMEOUT).unwrap()
 }
 
-fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
+fn recover_from_every_kind_of_damage(firmware: GuestFirmware, name: &str) {
     let mut robot = Robot::new(Behaviour::Good, firmware, 3);
     let mut vm = robot.start(name);
     expect(&vm, &["reason: tries", "starting it", "tiny system 1 is up"]);
@@ -133,8 +135,8 @@ fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
     vm.cut_power();
     robot.spoil("/boot/vmlinuz");
     vm = robot.start(name);
-    let told = expect(&vm, &["Recovery, reason: system-unreadable", "differs from the installed release at sectors"]);
-    assert!(!told.contains("network:"), "{told}");
+    let shown = expect(&vm, &["Recovery, reason: system-unreadable", "differs from the installed release at sectors"]);
+    assert!(!shown.contains("network:"), "{shown}");
     expect(&vm, &["starting it", "tiny system 1 is up"]);
 
     // The file system is destroyed.
@@ -143,7 +145,7 @@ fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
     vm = robot.start(name);
     expect(&vm, &["Recovery, reason: system-unreadable", "starting it", "tiny system 1 is up"]);
 
-    // The state partition is destroyed: nothing is known any more, and it comes back all the same.
+    // The state partition is destroyed: nothing is known any more, and the robot comes back all the same.
     vm.cut_power();
     robot.write(robot.offset("state"), &[0xdb; 4 << 20]);
     vm = robot.start(name);
@@ -154,9 +156,9 @@ fn from_blank_through_every_kind_of_damage(firmware: Firmware, name: &str) {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_a_request_that_nobody_answers_gives_the_machine_back() {
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_request_without_an_answer_starts_the_intact_system_again() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("unanswered");
     expect(&vm, &["starting it", "tiny system 1 is up"]);
     robot.stop_serving();
@@ -168,21 +170,21 @@ fn full_a_request_that_nobody_answers_gives_the_machine_back() {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn from_blank_through_every_kind_of_damage_on_bios() {
-    from_blank_through_every_kind_of_damage(Firmware::Bios, "damage-bios");
+#[ignore = "needs a virtual machine: cargo xtask test"]
+fn a_blank_robot_is_recovered_and_comes_back_from_every_kind_of_damage_on_bios() {
+    recover_from_every_kind_of_damage(GuestFirmware::Bios, "damage-bios");
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_from_blank_through_every_kind_of_damage_on_uefi() {
-    from_blank_through_every_kind_of_damage(Firmware::Uefi, "damage-uefi");
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_blank_robot_is_recovered_and_comes_back_from_every_kind_of_damage_on_uefi() {
+    recover_from_every_kind_of_damage(GuestFirmware::Uefi, "damage-uefi");
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_better_one() {
-    let mut robot = Robot::new(Behaviour::NeverGood, Firmware::Bios, 2);
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_bad_release_is_tried_as_often_as_configured_and_then_the_robot_waits_for_a_better_one() {
+    let mut robot = Robot::new(Behaviour::NeverGood, GuestFirmware::Bios, 2);
     let mut vm = robot.start("bad-release");
     expect(&vm, &["reason: tries", "starting it"]);
     let twice = ["does not call itself good", "does not call itself good"];
@@ -190,7 +192,7 @@ fn full_a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_bette
     expect(&vm, &["reason: tries", "is installed"]);
     expect(&vm, &twice);
     expect(&vm, &["reason: tries", "parked: release 1 was recovered to 2 times", "still parked"]);
-    // A restart is not a way around it, a person is.
+    // A restart does not get around this; a person who chooses recovery in the menu does.
     vm.cut_power();
     let mut vm = robot.start("bad-release");
     expect(&vm, &["reason: tries", "parked: release 1"]);
@@ -200,7 +202,7 @@ fn full_a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_bette
     vm.type_text("r").unwrap();
     expect(&vm, &["reason: menu", "1 is installed", "does not call itself good"]);
     vm.cut_power();
-    // Parked again it finds the better release by itself.
+    // A robot that is parked again finds the better release by itself.
     disk::change_environment(&robot.disk, &[(names::TRIES, "0"), (names::RECOVERIES, "1:2")]).unwrap();
     let vm = robot.start("bad-release");
     expect(&vm, &["parked: release 1", "still parked"]);
@@ -209,9 +211,9 @@ fn full_a_bad_release_is_tried_as_often_as_configured_and_then_waits_for_a_bette
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
+#[ignore = "takes long: cargo xtask test --full"]
 fn full_panics_and_hangs_end_in_recovery_and_a_better_release() {
-    let mut robot = Robot::new(Behaviour::Panic, Firmware::Bios, 1);
+    let mut robot = Robot::new(Behaviour::Panic, GuestFirmware::Bios, 1);
     let vm = robot.start("panic");
     expect(&vm, &["reason: tries", "starting it", "tiny system 1 panics"]);
     robot.publish("2", Behaviour::Hang);
@@ -221,26 +223,26 @@ fn full_panics_and_hangs_end_in_recovery_and_a_better_release() {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_no_environment_bricks_or_wipes() {
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_no_damaged_environment_stops_a_robot_or_erases_its_system() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("environment");
     expect(&vm, &["tiny system 1 is up"]);
     vm.cut_power();
-    // The directory names an inode that is none: the file can be neither read nor replaced.
+    // The directory names an inode that is not in use: the file can be neither read nor replaced.
     let device = format!("{}?offset={}", robot.disk.display(), robot.offset("state"));
     assert!(Command::new("debugfs").args(["-w", "-R", "clri /grubenv", &device]).status().unwrap().success());
     vm = robot.start("environment");
     expect(&vm, &["Recovery, reason: env-lost", "made anew", "tiny system 1 is up"]);
     vm.cut_power();
-    // From here on there is no server: the answers must be cheap.
+    // From here on there is no server: the robot has to recover without a download.
     robot.stop_serving();
     let header = b"# GRUB Environment Block\n";
     let mut unknown = [b'#'; 512];
     unknown[..header.len() + 24].copy_from_slice(&[&header[..], b"x=1\nroot=hd9\nprefix=/no\n"].concat());
     let mut cut = [0; 512];
     cut[..header.len() + 14].copy_from_slice(&[&header[..], b"reflash_tries="].concat());
-    let noise: Vec<u8> = (0..512_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..512_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
     let full = format!("{}reflash_tries=0\nfiller={}\n", String::from_utf8_lossy(header), "x".repeat(463));
     for (name, block, reason) in [
         ("zeros", &[0; 512][..], "env-lost"),
@@ -261,10 +263,10 @@ fn full_no_environment_bricks_or_wipes() {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_a_state_partition_without_room_keeps_nobody_from_recovering() {
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
-    // Filled to the last block before anything was installed.
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_robot_whose_state_partition_is_full_recovers() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
+    // The partition is filled to the last block before anything is installed.
     let start = robot.offset("state");
     let filler = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(filler.path(), vec![0x55; 64 << 20]).unwrap();
@@ -280,8 +282,8 @@ fn full_a_state_partition_without_room_keeps_nobody_from_recovering() {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_a_download_that_stands_still_is_ended_by_the_watchdog() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_stalled_download_is_ended_by_the_watchdog() {
     let fixture = Fixture::with(tiny_image("1", Behaviour::Good), super::for_demo_robots);
     let (tree, stalled) = (fixture.tree(), Arc::new(AtomicBool::new(true)));
     let stalls = Arc::clone(&stalled);
@@ -289,7 +291,7 @@ fn full_a_download_that_stands_still_is_ended_by_the_watchdog() {
         let path = request.target().trim_start_matches("/release/").to_owned();
         let Ok(content) = std::fs::read(tree.join(&path)) else { return status("404 Not Found") };
         if stalls.load(Ordering::SeqCst) && request.range().is_some() {
-            // The head of an answer, and then not one byte more, for longer than anybody waits.
+            // The head of a response, and then not one byte more, for longer than any time limit.
             let length = format!("Content-Length: {}", content.len());
             return vec![
                 Act::Send(format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\n").into()),
@@ -302,7 +304,7 @@ fn full_a_download_that_stands_still_is_ended_by_the_watchdog() {
     let config =
         demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]") + "[watchdog]\nstall_s = 30\n";
     let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
-    let mut machine = Machine::robot("stalled", &disk);
+    let mut machine = VirtualMachine::robot("stalled", &disk);
     machine.add_watchdog();
     let robot = machine.start().unwrap();
     expect(&robot, &["resets the machine 60 s after 30 s without progress", "[6/8] write", "no progress for 3"]);

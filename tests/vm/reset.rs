@@ -1,4 +1,4 @@
-//! Factory reset: asked twice, and never the outcome of anything else.
+//! Factory reset: it is confirmed twice, and nothing else deletes the data.
 
 use std::process::Command;
 
@@ -6,11 +6,11 @@ use reflash::boot::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
 use xtask::tiny::Behaviour;
-use xtask::vm::Firmware;
+use xtask::vm::GuestFirmware;
 
 use super::fallback::Robot;
 
-/// What debugfs says about the data partition.
+/// Runs debugfs on the data partition. Returns what it prints.
 fn data(robot: &Robot, options: &[&str], request: &str) -> String {
     let start = disk::partition_range(&robot.disk, "data").unwrap().start;
     let device = format!("{}?offset={start}", robot.disk.display());
@@ -19,9 +19,9 @@ fn data(robot: &Robot, options: &[&str], request: &str) -> String {
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_the_data_goes_only_after_two_words_and_then_even_across_a_power_cut() {
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_data_is_deleted_only_after_two_confirmations_and_then_even_across_a_power_cut() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("reset");
     vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     vm.cut_power();
@@ -65,7 +65,7 @@ fn full_the_data_goes_only_after_two_words_and_then_even_across_a_power_cut() {
     assert!(!has_data(&robot));
     demo::check_system(&robot.disk, &robot.image()).unwrap();
 
-    // A confirmed reset that was cut goes on by itself.
+    // A confirmed reset that a power cut interrupted goes on by itself.
     data(&robot, &["-w"], &format!("write {} precious", precious.path().display()));
     disk::change_environment(&robot.disk, &[(names::RESET, "1"), (names::RECOVERING, "1")]).unwrap();
     let mut vm = robot.start("reset");

@@ -1,5 +1,5 @@
-//! The recovery renews itself: the slot is written by one recovery and started by the next, and whatever is spoiled
-//! afterwards, one of the two starts.
+//! The recovery renews itself: one recovery writes the other slot, the next start tries it, and one of the two starts
+//! whatever is spoiled afterwards.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, RELEASE_FOLDER, Slot};
 use xtask::disk;
-use xtask::paths::Paths;
 use xtask::tiny::Behaviour;
-use xtask::vm::{Firmware, Running};
+use xtask::vm::{GuestFirmware, RunningMachine};
 
+use super::built::robot_parts;
 use super::fallback::{Robot, ask, expect};
 
 /// An uncompressed archive of one file, as the kernel takes it, also behind another one (Linux'
@@ -18,7 +18,21 @@ use super::fallback::{Robot, ask, expect};
 fn archive_of(file: &str, mode: u32, content: &[u8]) -> Vec<u8> {
     let entry = |name: &str, mode: u32, content: &[u8]| {
         let mut entry = b"070701".to_vec();
-        for field in [1, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0] {
+        for field in [
+            1,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            u32::try_from(content.len()).unwrap(),
+            0,
+            0,
+            0,
+            0,
+            u32::try_from(name.len()).unwrap() + 1,
+            0,
+        ] {
             entry.extend(format!("{field:08x}").into_bytes());
         }
         entry.extend(name.as_bytes());
@@ -31,20 +45,20 @@ fn archive_of(file: &str, mode: u32, content: &[u8]) -> Vec<u8> {
     [entry(file, mode, content), entry("TRAILER!!!", 0, b"")].concat()
 }
 
-/// The recovery of this checkout with another initramfs, which holds a file more.
+/// The recovery of this checkout with another initramfs, which has one more file. Its files are written to `folder`.
 fn another_recovery(folder: &Path) -> Vec<(String, PathBuf)> {
-    let mut initramfs = std::fs::read(Paths::of_checkout().dist().join("initramfs.img")).unwrap();
+    let mut initramfs = std::fs::read(&robot_parts().recovery.initramfs).unwrap();
     initramfs.resize(initramfs.len().next_multiple_of(4), 0);
     initramfs.extend(archive_of("renewed", 0o100_644, b""));
     recovery_with(folder, &initramfs)
 }
 
-/// The recovery of this checkout with that initramfs.
+/// The recovery of this checkout with the given initramfs.
 fn recovery_with(folder: &Path, initramfs: &[u8]) -> Vec<(String, PathBuf)> {
-    let dist = Paths::of_checkout().dist();
+    let parts = robot_parts();
     let file = |name| match name {
-        "grub.cfg" => dist.join("grub/slot.cfg"),
-        "vmlinuz" => dist.join("vmlinuz"),
+        "grub.cfg" => parts.grub.script.clone(),
+        "vmlinuz" => parts.recovery.vmlinuz.clone(),
         _ => {
             std::fs::write(folder.join(name), initramfs).unwrap();
             folder.join(name)
@@ -53,16 +67,16 @@ fn recovery_with(folder: &Path, initramfs: &[u8]) -> Vec<(String, PathBuf)> {
     FILES.map(|name| (format!("{RELEASE_FOLDER}/{name}"), file(name))).into()
 }
 
-fn request(vm: &mut Running) {
+fn request(vm: &mut RunningMachine) {
     ask(vm, "reflash request");
     vm.type_text("reboot -f\n").unwrap();
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
-fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_its_fall() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_next_recovery_is_that_of_the_release_and_the_other_slot_starts_when_it_fails() {
     let folder = tempfile::tempdir().unwrap();
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("slots");
     expect(&vm, &["reason: tries", "recovery slot a", "tiny system 1 is up"]);
 
@@ -73,17 +87,17 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("recovery slot: a, once b has shown that it works: b"), "{status}");
 
-    // Nothing is written a second time.
+    // The second request does not write the slot again.
     request(&mut vm);
     expect(&vm, &["reason: requested", "Trying the renewed recovery of slot b", "recovery slot b"]);
-    let told = expect(&vm, &["on trial until it has found a release", "2 is installed"]);
-    assert!(!told.contains("another recovery"), "{told}");
+    let shown = expect(&vm, &["on trial until it has found a release", "2 is installed"]);
+    assert!(!shown.contains("another recovery"), "{shown}");
     expect(&vm, &["tiny system 2 is up"]);
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("recovery slot: b\n"), "{status}");
     vm.cut_power();
 
-    // Its kernel cannot be started: the other slot's is, and mends it.
+    // The kernel of slot b cannot be started: the recovery of slot a is, and repairs slot b.
     robot.spoil_on("recovery", &format!("/{}/vmlinuz", Slot::B.folder()));
     disk::change_environment(&robot.disk, &[(names::NEXT_ENTRY, "recovery")]).unwrap();
     vm = robot.start("slots");
@@ -91,7 +105,8 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
     expect(&vm, &["the next recovery tries slot b", "tiny system 2 is up"]);
     vm.cut_power();
 
-    // The environment is lost, and with it the pointer, and the boot script it then begins with.
+    // The environment is lost, and with it the choice of the slot. So is the boot script of slot a, which is then tried
+    // first.
     robot.spoil_on("recovery", &format!("/{}/grub.cfg", Slot::A.folder()));
     disk::write_environment(&robot.disk, &[0; 512]).unwrap();
     vm = robot.start("slots");
@@ -100,7 +115,7 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
     assert!(status.contains("recovery slot: b\n"), "{status}");
     vm.cut_power();
 
-    // No script is left at all; a release brings one back.
+    // No slot has a boot script any more; a release brings one back.
     for slot in [Slot::A, Slot::B] {
         robot.spoil_on("recovery", &format!("/{}/grub.cfg", slot.folder()));
     }
@@ -110,29 +125,29 @@ fn full_the_next_recovery_is_the_one_of_the_release_and_the_other_slot_catches_i
 }
 
 #[test]
-#[ignore = "needs virtual machines: cargo xtask test"]
+#[ignore = "takes long: cargo xtask test --full"]
 fn full_a_renewed_recovery_that_panics_hangs_or_finds_no_network_gives_way_to_the_one_before() {
     let folder = tempfile::tempdir().unwrap();
     let busybox = std::fs::read("/bin/busybox").unwrap();
-    let mut robot = Robot::new(Behaviour::Good, Firmware::Bios, 3);
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("trial");
     expect(&vm, &["reason: tries", "recovery slot a", "tiny system 1 is up"]);
 
-    // Without a program to start its kernel panics. What was asked for is done by the old one.
+    // Its kernel panics, because it has no program to start. The recovery before it does what was requested.
     robot.publish_with("2", recovery_with(folder.path(), &archive_of("nothing", 0o100_644, b"")));
     request(&mut vm);
     expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 2 is up"]);
     request(&mut vm);
     expect(&vm, &["reason: requested", "Trying the renewed recovery of slot b", "Kernel panic"]);
-    let told = expect(&vm, &["reason: requested", "recovery slot a"]);
-    assert!(!told.contains("Trying"), "{told}");
+    let shown = expect(&vm, &["reason: requested", "recovery slot a"]);
+    assert!(!shown.contains("Trying"), "{shown}");
     expect(&vm, &["the recovery of 2 in slot b did not come up", "tiny system 2 is up"]);
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("recovery slot: a; b was tried and did not come up"), "{status}");
-    // Nor is it tried again.
+    // The new recovery is not tried again.
     request(&mut vm);
-    let told = expect(&vm, &["reason: requested", "recovery slot a", "did not come up", "tiny system 2 is up"]);
-    assert!(!told.contains("Trying"), "{told}");
+    let shown = expect(&vm, &["reason: requested", "recovery slot a", "did not come up", "tiny system 2 is up"]);
+    assert!(!shown.contains("Trying"), "{shown}");
 
     // busybox as /init waits for ever: it stands for a kernel that hangs. The next release carries it.
     let hangs = archive_of("init", 0o100_755, &busybox);
@@ -140,18 +155,18 @@ fn full_a_renewed_recovery_that_panics_hangs_or_finds_no_network_gives_way_to_th
     request(&mut vm);
     expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 3 is up"]);
     vm.cut_power();
-    // The system does not come up any more, and nobody is there but the battery.
+    // The system does not come up any more, and no watchdog or person ends the hang: only a power cut does.
     disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
     vm = robot.start("trial");
     expect(&vm, &["reason: tries", "Trying the renewed recovery of slot b"]);
     assert!(vm.wait_for("recovery slot", Duration::from_secs(60)).is_err(), "it does not hang");
     vm.cut_power();
     vm = robot.start("trial");
-    let told = expect(&vm, &["reason: tries", "recovery slot a"]);
-    assert!(!told.contains("Trying"), "{told}");
+    let shown = expect(&vm, &["reason: tries", "recovery slot a"]);
+    assert!(!shown.contains("Trying"), "{shown}");
     expect(&vm, &["the recovery of 3 in slot b did not come up", "tiny system 3 is up"]);
 
-    // It works, and the network does not.
+    // The recovery of release 4 works, and the network does not.
     robot.publish_with("4", another_recovery(folder.path()));
     request(&mut vm);
     expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 4 is up"]);

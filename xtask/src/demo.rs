@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: everything from nothing, and a virtual robot that reflashes itself.
+//! `cargo xtask demo`: builds everything from nothing and shows a virtual robot that reflashes itself.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::grubenv::names;
 use reflash::release::digest::Digest;
 
@@ -22,45 +22,71 @@ use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::{self, Server};
 use crate::step::{human, output, produced, step};
-use crate::vm::{Machine, Running};
+use crate::vm::{RunningMachine, VirtualMachine};
 use crate::{disk, step};
 
 /// The product of the demonstration.
 pub const PRODUCT: &str = "demo-robot";
-/// What QEMU's firmware says the machine is.
+/// The hardware name of the demonstration's robots, which QEMU's firmware reports.
 pub const HARDWARE: &str = "reflash demo";
 
 /// Address of this machine as a guest of QEMU's user network sees it (QEMU's documentation, "user mode network").
 const HOST_SEEN_BY_GUEST: &str = "10.0.2.2";
 
-/// Under emulation on a loaded machine; more than three times what was ever seen.
+/// Time for a boot under emulation on a loaded machine: more than three times the longest that was seen.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
-/// Download, write and read-back under emulation.
+/// Time for a download, a write or a read-back under emulation.
 pub const FLASH_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Everything that `target/dist/` holds, without a disk.
+/// The phases of a recovery, with the time that each may take under emulation.
+const PHASES: [(&str, Duration); 8] = [
+    ("init", BOOT_TIMEOUT),
+    ("config", BOOT_TIMEOUT),
+    ("network", BOOT_TIMEOUT),
+    ("manifest", BOOT_TIMEOUT),
+    ("plan", FLASH_TIMEOUT),
+    ("write", FLASH_TIMEOUT),
+    ("verify", FLASH_TIMEOUT),
+    ("commit", FLASH_TIMEOUT),
+];
+
+/// Duration and room (bytes) of a demonstration that builds everything, measured with two cores under emulation.
+const FIRST: (&str, u64) = ("10 minutes", 3_500_000_000);
+/// Duration and room (bytes) of one that builds the disk only, measured in the same way.
+const REPEATED: (&str, u64) = ("2 minutes", 1_500_000_000);
+
+/// The parts that every robot's disk is made of, whatever system it runs.
 #[derive(Debug, Clone)]
-pub struct Built {
-    /// GRUB.
+pub struct RobotParts {
+    /// The agent, statically linked.
+    pub agent: PathBuf,
+    /// The images of GRUB.
     pub grub: Images,
     /// Recovery kernel and initramfs.
     pub recovery: Recovery,
-    /// The key pair releases are signed with.
+    /// The key pair that releases are signed with.
     pub keys: KeyFiles,
+}
+
+/// The parts of a robot, and the release of the demonstration's system.
+#[derive(Debug, Clone)]
+pub struct BuiltDemo {
+    /// The parts of the disk.
+    pub parts: RobotParts,
     /// The system image.
     pub image: PathBuf,
-    /// Its description.
+    /// Description of the system image.
     pub description: image::Description,
     /// The release tree.
     pub release: PathBuf,
 }
 
-/// Builds everything but the disk. What has not changed is not built again.
+/// Builds the parts of every robot. What has not changed is not built again.
 ///
 /// # Errors
 /// The first part that fails.
-pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
-    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Vm], assume_yes)?;
+pub fn build_robot_parts(paths: &Paths, assume_yes: bool) -> Result<RobotParts> {
+    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Disk, Need::Vm], assume_yes)?;
     let keys_directory = paths.work().join("keys");
     let keys = KeyFiles::within(&keys_directory);
     if !keys.secret.exists() {
@@ -68,17 +94,28 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<Built> {
     }
     let recovery = initramfs::recovery(paths, std::slice::from_ref(&keys.public), assume_yes)?;
     let grub = grub::build(paths, assume_yes)?;
+    Ok(RobotParts { agent: paths.dist().join("reflash"), grub, recovery, keys })
+}
+
+/// Builds everything but the disk. What has not changed is not built again.
+///
+/// # Errors
+/// The first part that fails.
+pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<BuiltDemo> {
+    // All packages are asked for at once, at the beginning.
+    ensure_installed(&[Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Vm], assume_yes)?;
+    let parts = build_robot_parts(paths, assume_yes)?;
     let image = paths.dist().join("system.img");
     let recipe = paths.root.join("xtask/recipes/demo.toml");
     let description =
         image::build(paths, &recipe, &image, &image::Options { assume_yes, ..image::Options::default() })?;
     let release = paths.dist().join("release");
-    let kit = kit::files(paths, &grub, &recovery, &paths.dist().join("kit"))?;
-    publish(paths, &image, &description, kit, &keys, &release)?;
-    Ok(Built { grub, recovery, keys, image, description, release })
+    let kit = kit::files(paths, &parts.grub, &parts.recovery, &paths.dist().join("kit"))?;
+    publish(paths, &image, &description, kit, &parts.keys, &release)?;
+    Ok(BuiltDemo { parts, image, description, release })
 }
 
-/// Releases the image and these files, unless these very ones are published already.
+/// Releases the image and these files, unless exactly these are published already.
 fn publish(
     paths: &Paths,
     image: &Path,
@@ -127,7 +164,7 @@ fn sha256(path: &Path) -> Result<String> {
     Ok(sum.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
-/// A server of the release on a free port of this machine, and the URL robots reach it under.
+/// Starts a server of the release on a free port of this machine. Returns it and the URL that robots reach it under.
 ///
 /// # Errors
 /// When the tree is not there.
@@ -137,7 +174,7 @@ pub fn serve_to_guests(tree: &Path) -> Result<(Server, String)> {
     Ok((server, url))
 }
 
-/// Configuration of a robot that follows `url`.
+/// The configuration of a robot that follows the releases at `url`.
 #[must_use]
 pub fn robot_config(url: &str) -> String {
     format!("[release]\nurls = [\"{url}\"]\n\n[machine]\nproduct = \"{PRODUCT}\"\nhostname = \"robot-{{serial}}\"\n")
@@ -147,44 +184,38 @@ pub fn robot_config(url: &str) -> String {
 ///
 /// # Errors
 /// As [`disk::build`].
-pub fn robot_disk(paths: &Paths, built: &Built, config: String, out: &Path) -> Result<()> {
+pub fn robot_disk(paths: &Paths, robot: &RobotParts, config: String, out: &Path) -> Result<()> {
     let layout = disk::read_layout(&paths.root.join("xtask/recipes/layout.toml"))?;
     let parts = disk::Parts {
         layout: &layout,
         disk_bytes: disk::DEFAULT_BYTES,
         block_bytes: 512,
-        grub: &built.grub,
-        recovery: &built.recovery,
+        grub: &robot.grub,
+        recovery: &robot.recovery,
         config,
-        keys: vec![built.keys.public.clone()],
+        keys: vec![robot.keys.public.clone()],
         files: Vec::new(),
         environment: disk::environment_without_system(),
     };
     disk::build(paths, &parts, out, true)
 }
 
-/// The whole demonstration.
+/// Runs the whole demonstration.
 ///
 /// # Errors
-/// The first thing that does not happen.
+/// When there is too little room, and the first step that does not happen.
 pub fn run(paths: &Paths, assume_yes: bool) -> Result<()> {
     let started = Instant::now();
+    announce(paths)?;
     eprintln!("Building");
     let built = build_all(paths, assume_yes)?;
     let (server, url) = serve_to_guests(&built.release)?;
     let disk = paths.dist().join("disk.img");
-    robot_disk(paths, &built, robot_config(&url), &disk)?;
-    eprintln!("Starting a virtual robot with an empty system partition");
-    let mut robot = Machine::robot("demo", &disk).start()?;
-    choose_recovery(&mut robot)?;
-    watch_recovery(&robot)?;
-    watch_first_boot(&robot, &built.description.version, "robot-demo0001")?;
-    step("shut the robot down", || {
-        robot.press_power_button()?;
-        robot.wait_for_end(BOOT_TIMEOUT)
-    })?;
-    let log = robot.log_path.clone();
-    drop(robot);
+    robot_disk(paths, &built.parts, robot_config(&url), &disk)?;
+    eprintln!("Starting a virtual robot with an empty system partition; lines after a | are its screen");
+    let mut machine = VirtualMachine::robot("demo", &disk);
+    machine.show_screen = true;
+    let log = watch(&mut machine.start()?, &built.description.version)?;
     step("compare the system partition with the image", || check_system(&disk, &built.image))?;
     check_environment(&disk)?;
     let requests = server.counters.requests.load(std::sync::atomic::Ordering::Relaxed);
@@ -201,38 +232,80 @@ pub fn run(paths: &Paths, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
+/// Says what the demonstration takes, and refuses to begin what would end with a full disk.
+fn announce(paths: &Paths) -> Result<()> {
+    let built_before = paths.dist().join("system.img").exists();
+    let (time, room_bytes) = if built_before { REPEATED } else { FIRST };
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let target = paths.root.join("target");
+    eprintln!(
+        "This takes about {time}, and up to {:.1} GB of room in {}; what was built before and has not changed is used \
+         again",
+        gb(room_bytes),
+        target.display()
+    );
+    let free_bytes = free_bytes(&paths.root)?;
+    ensure!(
+        free_bytes >= room_bytes,
+        "the demonstration needs {:.1} GB of room in {}, and {:.1} GB are free; delete something there, or move the \
+         checkout to a larger file system",
+        gb(room_bytes),
+        target.display(),
+        gb(free_bytes)
+    );
+    Ok(())
+}
+
+/// Bytes that this user may still write to the file system of `directory`.
+fn free_bytes(directory: &Path) -> Result<u64> {
+    let table = output(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(directory))?;
+    let free = table.lines().nth(1).and_then(|line| line.trim().parse().ok());
+    free.with_context(|| format!("df does not say how much room {} has: {table:?}", directory.display()))
+}
+
+/// Follows a robot from its first menu to a good boot, and switches it off in its own order. Returns the path of the
+/// serial console's log.
+fn watch(robot: &mut RunningMachine, version: &str) -> Result<PathBuf> {
+    choose_recovery(robot)?;
+    watch_recovery(robot)?;
+    watch_first_boot(robot, version, "robot-demo0001")?;
+    watched("shut the robot down", || {
+        robot.press_power_button()?;
+        robot.wait_for_end(BOOT_TIMEOUT)
+    })?;
+    Ok(robot.log_path.clone())
+}
+
+/// Runs a step during which the robot shows its screen: the name stands above those lines, the duration below them.
+fn watched<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("  {name} ...");
+    let started = Instant::now();
+    let result = work();
+    let how = if result.is_ok() { "done in" } else { "FAILED after" };
+    eprintln!("  {name}: {how} {}", human(started.elapsed()));
+    result.with_context(|| name.to_owned())
+}
+
 /// Picks "Recover/Reflash" in GRUB's menu, as a technician would.
-///
-/// # Errors
-/// When the menu does not appear.
-pub fn choose_recovery(robot: &mut Running) -> Result<()> {
-    step("GRUB shows its menu; choose \"Recover/Reflash\"", || {
+fn choose_recovery(robot: &mut RunningMachine) -> Result<()> {
+    watched("GRUB shows its menu; choose \"Recover/Reflash\"", || {
         robot.wait_for("Recover/Reflash", BOOT_TIMEOUT)?;
         robot.type_text("r")
     })
 }
 
-/// Follows a recovery to its reboot.
-///
-/// # Errors
-/// When a phase does not come.
-pub fn watch_recovery(robot: &Running) -> Result<()> {
-    for (phase, timeout) in [
-        ("[1/8] init", BOOT_TIMEOUT),
-        ("[2/8] config", BOOT_TIMEOUT),
-        ("[3/8] network", BOOT_TIMEOUT),
-        ("[4/8] manifest", BOOT_TIMEOUT),
-        ("[5/8] plan", BOOT_TIMEOUT),
-        ("[6/8] write", FLASH_TIMEOUT),
-        ("[7/8] verify", FLASH_TIMEOUT),
-        ("[8/8] commit", FLASH_TIMEOUT),
-        ("starting it", FLASH_TIMEOUT),
-    ] {
-        step(&format!("recovery: {phase}"), || {
-            match robot.wait_for_any(&[phase, "recovery cannot go on"], timeout)? {
-                (0, _) => Ok(()),
-                (_, text) => bail!("the agent parked:\n{text}"),
-            }
+/// Follows a recovery to the restart. A step ends where the robot says that its phase ended: with the beginning of the
+/// next phase, the wait between two phases would count for the earlier one.
+fn watch_recovery(robot: &RunningMachine) -> Result<()> {
+    let until = |text: &str, timeout| match robot.wait_for_any(&[text, "recovery cannot go on"], timeout)? {
+        // To the end of the line, so that all of it is shown above the end of the step.
+        (0, _) => robot.wait_for("\n", timeout).map(drop),
+        (_, text) => bail!("the agent parked:\n{text}"),
+    };
+    watched("the recovery starts", || until("[1/8] init", BOOT_TIMEOUT))?;
+    for (number, (phase, timeout)) in (1..).zip(PHASES) {
+        watched(&format!("recovery [{number}/{}] {phase}", PHASES.len()), || {
+            until(&format!("{phase} done in"), timeout)
         })?;
     }
     Ok(())
@@ -240,23 +313,25 @@ pub fn watch_recovery(robot: &Running) -> Result<()> {
 
 /// Follows the first boot of a new system to its login prompt, under the name its hardware stands for, and
 /// `reflash good`.
-///
-/// # Errors
-/// When it does not come up.
-pub fn watch_first_boot(robot: &Running, version: &str, name: &str) -> Result<()> {
-    step("the new system starts", || robot.wait_for("Start the system", BOOT_TIMEOUT))?;
-    // The two come in either order.
+fn watch_first_boot(robot: &RunningMachine, version: &str, name: &str) -> Result<()> {
+    watched("the robot restarts", || {
+        robot.wait_for("starting it", BOOT_TIMEOUT)?;
+        robot.wait_for("Start the system", BOOT_TIMEOUT)
+    })?;
     let login = &format!("{name} login:");
-    let good = "Finished reflash-good.service";
-    let screen = step("it calls its boot good and shows its login prompt", || {
-        let (first, before) = robot.wait_for_any(&[good, login], BOOT_TIMEOUT)?;
-        let after = robot.wait_for(if first == 0 { login } else { good }, BOOT_TIMEOUT)?;
-        Ok(before + &after)
+    let screen = watched("the new system calls its boot good and shows its login prompt", || {
+        // In either order. The login program hangs the console up when it takes it over, and a line that is written at
+        // that moment is lost: either the command's or the unit's line proves the good boot.
+        let (mut screen, mut is_good, mut has_prompt) = (String::new(), false, false);
+        while !(is_good && has_prompt) {
+            let patterns = [login, "this boot is good", "Finished reflash-good.service"];
+            let (pattern, text) = robot.wait_for_any(&patterns, BOOT_TIMEOUT)?;
+            screen += &text;
+            if pattern == 0 { has_prompt = true } else { is_good = true }
+        }
+        Ok(screen)
     })?;
     ensure!(screen.contains(version), "the system did not print its version {version} before its login prompt");
-    for line in screen.lines().filter(|line| line.contains(version) || line.contains(login)) {
-        eprintln!("  | {}", line.trim());
-    }
     Ok(())
 }
 

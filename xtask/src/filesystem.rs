@@ -66,5 +66,25 @@ pub fn ext4(label: &str, size_bytes: u64, tree: Option<&Path>, more: &[&str], im
     if let Some(tree) = tree {
         command.arg("-d").arg(tree);
     }
-    run(&format!("mke2fs-{label}"), command.arg(image).arg(format!("{}k", size_bytes / 1024)))
+    run(&format!("mke2fs-{label}"), command.arg(image).arg(format!("{}k", size_bytes / 1024)))?;
+    tree.map_or(Ok(()), |tree| set_times(label, tree, image))
+}
+
+/// Sets the times of everything that mke2fs copied from `tree`: it takes them from the files, and the time of a file's
+/// last change cannot be chosen there.
+fn set_times(label: &str, tree: &Path, image: &Path) -> Result<()> {
+    let mut requests = String::new();
+    for entry in walkdir::WalkDir::new(tree).min_depth(1).sort_by_file_name() {
+        let entry = entry?;
+        let path = entry.path().strip_prefix(tree)?.display();
+        for field in ["atime", "ctime", "mtime"] {
+            requests += &format!("set_inode_field \"/{path}\" {field} @{TIME}\n");
+        }
+    }
+    let list = image.with_added_extension("times");
+    fs::write(&list, requests)?;
+    let mut command = Command::new("debugfs");
+    // debugfs stamps the superblock when it closes it.
+    command.env("E2FSPROGS_FAKE_TIME", TIME).args(["-w", "-f"]).arg(&list).arg(image);
+    run(&format!("debugfs-{label}"), &mut command)
 }

@@ -35,7 +35,7 @@ use crate::release::{self, Spec};
 use crate::serve::Server;
 use crate::step::{human, run as run_tool, step};
 use crate::tiny::{self, Behaviour};
-use crate::vm::Machine;
+use crate::vm::VirtualMachine;
 use crate::{agent, grub as grub_images, initramfs};
 
 use disk::{Disk, Region};
@@ -263,7 +263,7 @@ impl Lab {
         };
         let log = self.directory.join(format!("log-{number}"));
         File::create(&log)?;
-        let mut machine = Machine::robot(&format!("power-cut-record-{number}"), &disk);
+        let mut machine = VirtualMachine::robot(&format!("power-cut-record-{number}"), &disk);
         machine.write_log = Some(log.clone());
         let mut robot = machine.start()?;
         robot.wait_for("is up", FLASH_TIMEOUT)?;
@@ -384,7 +384,7 @@ impl Recording {
         })?;
         for (state, path) in states {
             let name = format!("power-cut-{}-{state}", self.number);
-            let mut robot = Machine::robot(&name, &path).start()?;
+            let mut robot = VirtualMachine::robot(&name, &path).start()?;
             let up = robot.wait_for("is up", FLASH_TIMEOUT + BOOT_TIMEOUT);
             robot.cut_power();
             up.with_context(|| format!("boot state {state} of the {}", RECORDINGS[self.number]))?;

@@ -1,13 +1,13 @@
-//! Which file system a device holds, by its magic numbers, and its label. Pure.
+//! Recognition of the file system that a device holds, by magic numbers, and of its label. Pure.
 
 /// Bytes from the beginning of the device that have to be looked at.
 pub const HEAD_BYTES: usize = 32 * 1024 + 2048;
 
-/// Where the signature of each is, and the name of its driver. ISO 9660 comes first: what starts from USB and disc alike has
-/// it beside a boot sector.
+/// Signatures of file systems: offset, bytes, and name of the driver. ISO 9660 comes first: a medium that starts from
+/// USB and disc alike has it beside a boot sector.
 ///
-/// Sources: ECMA-119, 8.1.2; Linux' Documentation/filesystems/ext4/super.rst, `s_magic`; Microsoft's exFAT specification,
-/// 3.1.2; Microsoft's FAT specification, `BS_FilSysType`, which all that is made today has.
+/// Sources: ECMA-119, 8.1.2; Linux' Documentation/filesystems/ext4/super.rst, `s_magic`; Microsoft's exFAT
+/// specification, 3.1.2; Microsoft's FAT specification, `BS_FilSysType`, which every file system made today has.
 const SIGNATURES: [(usize, &[u8], &str); 6] = [
     (32 * 1024 + 1, b"CD001", "iso9660"),
     (1024 + 0x38, &[0x53, 0xef], "ext4"),
@@ -26,7 +26,7 @@ pub fn kind(head: &[u8]) -> Option<&'static str> {
     SIGNATURES.iter().find(has).map(|(.., driver)| *driver)
 }
 
-/// The label of the ext4 file system that begins with `head`: `s_volume_name`, 16 bytes.
+/// Returns the label of the ext4 file system that begins with `head`: `s_volume_name`, 16 bytes.
 #[must_use]
 pub fn ext4_label(head: &[u8]) -> Option<&str> {
     let name = head.get(1024 + 0x78..1024 + 0x88).filter(|_| kind(head) == Some("ext4"))?;
@@ -41,7 +41,7 @@ mod tests {
     use super::{HEAD_BYTES, ext4_label, kind};
 
     #[test]
-    fn nothing_is_found_in_nothing() {
+    fn an_empty_or_short_device_has_no_file_system() {
         for head in [vec![], vec![0; 512], vec![0; HEAD_BYTES], vec![0xff; HEAD_BYTES]] {
             assert_eq!((kind(&head), ext4_label(&head)), (None, None));
         }

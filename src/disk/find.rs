@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::chain::chain;
 use crate::disk::list::{Disk, PartitionTable, Which, disks};
 
-/// How often the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
+/// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
 
 /// The disk that was looked for.
@@ -24,15 +24,15 @@ pub struct FoundDisk {
 /// Failure to find exactly one disk with the partition.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// No disk has it.
+    /// No disk has the partition.
     #[error("no disk has a partition with PARTUUID {partuuid}{}", listed("Disks present", .disks))]
     None {
         /// PARTUUID that was looked for.
         partuuid: String,
-        /// Every disk, with its trouble if it has any.
+        /// Every disk, with the error of reading it if there was one.
         disks: Vec<String>,
     },
-    /// More than one has it: a copy of the disk is attached.
+    /// More than one disk has the partition: a copy of the disk is attached.
     #[error(
         "more than one disk has a partition with PARTUUID {partuuid}, so none is touched; detach all but one{}",
         listed("Candidates", .disks)
@@ -48,7 +48,7 @@ pub enum FindError {
     List(#[source] io::Error),
 }
 
-/// A list for the end of a message, each on a line of its own.
+/// Makes a list for the end of a message, with each item on a line of its own.
 pub(crate) fn listed(title: &str, disks: &[String]) -> String {
     if disks.is_empty() {
         return format!(". {title}: none; is the driver's module in the initramfs?");
@@ -62,10 +62,10 @@ pub(crate) fn listed(title: &str, disks: &[String]) -> String {
 
 /// Finds the only disk with this partition UUID.
 ///
-/// Disks that cannot be read do not stand in the way; their trouble is in the list of [`FindError::None`].
+/// Disks that cannot be read do not stand in the way; their errors are in the list of [`FindError::None`].
 ///
 /// # Errors
-/// [`FindError`], unless exactly one disk has it.
+/// [`FindError`], unless exactly one disk has the partition.
 pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<FoundDisk, FindError> {
     let mut found = Vec::new();
     let mut seen = Vec::new();
@@ -88,11 +88,12 @@ pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<FoundDisk, 
     found.pop().ok_or_else(|| FindError::None { partuuid: partuuid.to_owned(), disks: seen })
 }
 
-/// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `timeout` for the disk and for the kernel's devices of all its
-/// partitions: USB disks take seconds to appear. `on_wait` is called once, when there is something to wait for.
+/// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `timeout` for the disk and for the kernel's devices
+/// of all its partitions: USB disks take seconds to appear. `on_wait` is called once, when there is something to wait
+/// for.
 ///
 /// # Errors
-/// [`FindError`], at once when two disks have it, otherwise after the time.
+/// [`FindError`], at once when two disks have the partition, otherwise after the time.
 pub fn wait_for_disk_by_partuuid(
     partuuid: &str,
     which: Which,

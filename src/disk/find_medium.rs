@@ -1,4 +1,4 @@
-//! Finding the boot medium, on USB or in an optical drive.
+//! Search for the boot medium, on USB or in an optical drive.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::machine::media::{DESCRIPTOR_BYTES, DESCRIPTOR_OFFSET_BYTES, MediaId};
 
-/// How often the devices are looked at again while waiting: sticks take seconds to appear, drives to spin up.
+/// Interval at which the devices are looked at again while waiting: USB drives take seconds to appear, optical drives
+/// to spin up.
 const POLL: Duration = Duration::from_millis(250);
 
-/// The device that holds the medium, once there is one. A copy of the medium is as good as the other, byte for byte.
+/// Waits for a device that holds the medium, and returns it. A copy of the medium is as good as the original, byte for
+/// byte.
 ///
 /// `on_wait` is called once, when there is something to wait for.
 pub fn wait_for_medium(id: &MediaId, timeout: Duration, on_wait: impl FnOnce()) -> Option<PathBuf> {
@@ -30,7 +32,7 @@ pub fn wait_for_medium(id: &MediaId, timeout: Duration, on_wait: impl FnOnce()) 
     }
 }
 
-/// Every whole device that holds the medium; a stick's first partition holds it too, and is passed over.
+/// Lists every whole device that holds the medium; the first partition of a USB drive holds it too, and is passed over.
 pub fn media(id: &MediaId) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
@@ -43,7 +45,7 @@ pub fn media(id: &MediaId) -> Vec<PathBuf> {
     found
 }
 
-/// Reads the ID. A drive without a disc and a device that does not answer hold no medium of ours.
+/// Reads the ID. A drive without a disc and a device that does not answer hold no boot medium.
 fn descriptor(node: &Path) -> Option<MediaId> {
     let mut content = vec![0; DESCRIPTOR_BYTES];
     File::open(node).ok()?.read_exact_at(&mut content, DESCRIPTOR_OFFSET_BYTES).ok()?;

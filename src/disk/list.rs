@@ -15,7 +15,7 @@ const CLASS: &str = "/sys/class/block";
 pub enum Which {
     /// Physical disks alone.
     Physical,
-    /// Physical disks and attached loop devices: for tests, and for images that a person looks at.
+    /// Physical disks and attached loop devices: for tests, and for images that a person inspects.
     WithLoop,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// One disk of this machine. [`fmt::Display`] gives a line by which a person can tell disks apart.
+/// One disk of this machine. [`fmt::Display`] gives a line by which a person can distinguish disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// Kernel name, such as `nvme0n1`.
@@ -69,9 +69,9 @@ pub struct Disk {
     pub serial: Option<String>,
     /// Transport that attaches the disk.
     pub transport: Transport,
-    /// The medium can be taken out; sticks and cards mostly say so, USB disks mostly do not.
+    /// Whether the medium can be taken out; USB drives and cards mostly say so, USB disks mostly do not.
     pub removable: bool,
-    /// Writes are refused.
+    /// Whether writes are refused.
     pub read_only: bool,
 }
 
@@ -80,8 +80,8 @@ pub struct Disk {
 pub struct Partition {
     /// The table's entry.
     pub entry: TableEntry,
-    /// Device node in `/dev`. `None` when the kernel has none at just this place: it has not scanned the disk yet, or still
-    /// uses an older table.
+    /// Device node in `/dev`. `None` when the kernel has none at just this place: it has not scanned the disk yet, or
+    /// still uses an older table.
     pub node: Option<PathBuf>,
 }
 
@@ -90,7 +90,7 @@ pub struct Partition {
 pub struct PartitionTable {
     /// Kind of table.
     pub scheme: Scheme,
-    /// GPT: one of the two copies is damaged.
+    /// Whether one of the two copies of a GPT is damaged.
     pub damaged_copy: bool,
     /// Used entries by ascending number.
     pub partitions: Vec<Partition>,
@@ -126,15 +126,15 @@ impl fmt::Display for Disk {
 }
 
 impl Disk {
-    /// Path to the disk in sysfs: every bus and port on the way. Stays the same as long as the disk stays in
-    /// its slot. `None` when it went away.
+    /// Returns the path to the disk in sysfs: every bus and port on the way. The path stays the same as long as the
+    /// disk stays in its slot. `None` when the disk went away.
     pub fn bus_path(&self) -> Option<String> {
         let real = Path::new(CLASS).join(&self.name).canonicalize().ok()?;
         Some(real.to_string_lossy().into_owned())
     }
 
-    /// Tells this disk, or medium, from the next one that gets its name: the kernel never gives a number twice
-    /// (`diskseq`, since Linux 5.15). `None` when it went away.
+    /// Returns a number that distinguishes this disk, or medium, from the next one that gets its name: the kernel never
+    /// gives a number twice (`diskseq`, since Linux 5.15). `None` when the disk went away.
     pub fn sequence(&self) -> Option<u64> {
         number(&Path::new(CLASS).join(&self.name).join("diskseq"))
     }
@@ -188,8 +188,8 @@ impl Disk {
     }
 }
 
-/// Every disk, by name. Skipped are partitions, memory disks, optical and floppy drives, the boot areas of eMMC,
-/// drives without a medium, and what is stacked on other disks (device mapper, RAID).
+/// Lists every disk, by name. Partitions, memory disks, optical and floppy drives, the boot areas of eMMC, drives
+/// without a medium, and devices that are stacked on disks (device mapper, RAID) are left out.
 ///
 /// # Errors
 /// sysfs cannot be read.
@@ -225,7 +225,7 @@ fn describe(name: String, directory: &Path) -> Option<Disk> {
             .and_then(|size| u32::try_from(size).ok())
             .unwrap_or(512),
         model: text(&["device/model", "device/name", "loop/backing_file"]),
-        // virtio has it on the disk itself, SCSI only in a binary page.
+        // virtio has the serial number on the disk itself, SCSI only in a binary page.
         serial: text(&["device/serial", "serial"]).or_else(|| scsi_serial(&directory.join("device/vpd_pg80"))),
         transport: transport(&name, &real.to_string_lossy()),
         removable: number(&directory.join("removable")) == Some(1),
@@ -235,7 +235,8 @@ fn describe(name: String, directory: &Path) -> Option<Disk> {
     })
 }
 
-/// From the path of the device in sysfs, which names every bus on the way; the last one that matters wins.
+/// Derives the transport from the path of the device in sysfs, which names every bus on the way; the last one that
+/// matters wins.
 fn transport(name: &str, real: &str) -> Transport {
     let has = |part: &str| real.contains(part);
     if name.starts_with("loop") {
@@ -289,7 +290,7 @@ mod tests {
         table.add_partition_at("far", 1, 64, 32, kind, 0).unwrap();
         let mut partitions = table.take_partitions();
         let far = partitions.get_mut(&1).unwrap();
-        // Its first byte would be number 2^64.
+        // The first byte of this partition would be number 2^64.
         (far.first_lba, far.last_lba) = (1 << 55, (1 << 55) + 31);
         table.update_partitions(partitions).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();

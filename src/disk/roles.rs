@@ -1,4 +1,4 @@
-//! Which partition of a disk has which role. Pure.
+//! Roles of the partitions of a disk. Pure.
 
 use std::path::Path;
 

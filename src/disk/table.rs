@@ -51,15 +51,15 @@ pub enum TableError {
     /// The MBR is broken.
     #[error("the MBR partition table is damaged")]
     Mbr(#[source] mbrman::Error),
-    /// A GPT of a shape that nothing makes.
+    /// The GPT has a shape that no tool makes.
     #[error("the GPT announces {entries} entries of {entry_bytes} bytes; supported are {MAX_ENTRIES} of 128")]
     Shape {
         /// Number of entries.
         entries: u32,
-        /// Bytes of each.
+        /// Bytes of each entry.
         entry_bytes: u32,
     },
-    /// Blocks of a size that neither table knows.
+    /// The blocks have a size that neither kind of table knows.
     #[error("logical blocks of {0} bytes are not supported, only 512 and 4096")]
     BlockSize(u32),
 }
@@ -84,8 +84,8 @@ impl ParsedTable {
 
 /// Reads the partition table; `None` for a disk without one.
 ///
-/// Like the kernel, a GPT counts only under a protective MBR: an MBR made later by a tool that forgot the GPT is what
-/// the disk is.
+/// As in the kernel, a GPT counts only under a protective MBR: an MBR that was made later, by a tool that forgot the
+/// GPT, is the table of the disk.
 ///
 /// # Errors
 /// [`TableError`]: unreadable, or announced and damaged.
@@ -98,7 +98,7 @@ pub fn read<D: Read + Seek + fmt::Debug>(
         4096 => LogicalBlockSize::Lb4096,
         other => return Err(TableError::BlockSize(other)),
     };
-    // A whole page: a device with 4096-byte blocks opened past the cache reads nothing smaller.
+    // A whole page is read: a device with 4096-byte blocks opened past the cache reads nothing smaller.
     let mut first = vec![0; logical_block_size as usize];
     disk.seek(SeekFrom::Start(0)).map_err(TableError::Read)?;
     match disk.read_exact(&mut first) {
@@ -116,7 +116,7 @@ pub fn read<D: Read + Seek + fmt::Debug>(
     }
 }
 
-/// One of the four entries has the type 0xEE. Where it starts is not checked: several tools get that wrong.
+/// Whether one of the four entries has the type 0xEE. Its start is not checked: several tools get that wrong.
 fn is_protective(first_sector: &[u8]) -> bool {
     (0..4).any(|index| first_sector[446 + 16 * index + 4] == 0xee)
 }
@@ -170,10 +170,10 @@ fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableEr
     Ok(())
 }
 
-/// The four primaries. Logical partitions are not looked at: reflash lays out primaries only, and the chain of
-/// extended tables on somebody's old stick is input better not followed.
+/// Reads the four primary partitions. Logical partitions are not read: reflash lays out primary ones only, and the
+/// chain of extended tables on an unknown old USB drive is input better not followed.
 fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<ParsedTable>, TableError> {
-    // The boot sector of a file system ends in the same signature. What it has in this place is not a table.
+    // The boot sector of a file system ends in the same signature, and has something else than a table in this place.
     if (0..4).any(|index| first[446 + 16 * index] & 0x7f != 0) {
         return Ok(None);
     }
@@ -198,7 +198,8 @@ fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<ParsedTable>, TableError>
     }))
 }
 
-/// The gpt crate asks for a device that can be written even where it only reads. What is hidden reads as zeros.
+/// Reader for the gpt crate, which asks for a device that can be written even where it only reads. Hidden bytes read as
+/// zeros.
 #[derive(Debug)]
 struct ReadOnly<'a, D> {
     disk: &'a mut D,
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_none() {
+    fn a_disk_without_a_table_has_none() {
         assert_eq!(parse(&[0; 1 << 16], 512).unwrap(), None);
         assert_eq!(parse(&[0; 100], 512).unwrap(), None);
         // A FAT boot sector: code and text where a table would be.

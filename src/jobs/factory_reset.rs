@@ -1,7 +1,8 @@
 //! Factory reset: the data partition becomes that of a new machine. The system stays as it is.
 //!
-//! Only a person's word begins it, given twice. From then on the boot environment remembers, so that a power cut in the
-//! middle leads back here and not to a system without its data; no error and no damage can bring that about.
+//! Only a person begins it, and has to confirm twice; no error and no damage can start it. From then on the boot
+//! environment has a note of it, so that a power cut in the middle leads back here and not to a system without its
+//! data.
 
 use std::io::{self, Read};
 
@@ -9,11 +10,11 @@ use crate::boot::env::{BootEnv, BootEnvError};
 use crate::boot::grubenv::names;
 use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
 
-/// A person wants it.
+/// Evidence that a person confirmed the reset.
 #[derive(Debug)]
 pub struct Confirmed(());
 
-/// Failure to renew the data partition. The next start goes on with it.
+/// Failure to renew the data partition. The next start continues the reset.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// Boot environment that could not be read or written.
@@ -32,7 +33,7 @@ pub enum ResetError {
     },
 }
 
-/// Asks for confirmation twice. `answer` gives what was typed, `None` when nobody did.
+/// Asks for confirmation twice. `answer` returns the typed text, and `None` when nothing was typed.
 pub fn ask(mut say: impl FnMut(&str), mut answer: impl FnMut() -> Option<String>) -> Option<Confirmed> {
     for (question, word) in [
         ("FACTORY RESET deletes all data of this machine. To go on type: reset", "reset"),
@@ -48,7 +49,7 @@ pub fn ask(mut say: impl FnMut(&str), mut answer: impl FnMut() -> Option<String>
     Some(Confirmed(()))
 }
 
-/// Whether a confirmed reset did not get to its end.
+/// Whether a confirmed reset was interrupted.
 ///
 /// # Errors
 /// The environment cannot be read.
@@ -62,8 +63,9 @@ pub fn pending(env: &BootEnv) -> Result<Option<Confirmed>, BootEnvError> {
 /// [`ResetError`].
 pub fn run(_person: Confirmed, env: &BootEnv, data: &dyn BlockTarget, template: impl Read) -> Result<(), ResetError> {
     env.update(&[(names::RESET, Some("1")), (names::RECOVERING, Some("1"))])?;
-    // The template covers its own blocks only. A drive that cannot forget the rest keeps it until the new file system needs the
-    // space, out of reach of all but who reads the raw partition; zeros over all of it would take hours on a large disk.
+    // The template covers its own blocks only. A drive that cannot discard the rest keeps it until the new file system
+    // needs the space, and only a reader of the raw partition can see it; writing zeros over all of it would take hours
+    // on a large disk.
     let _ = data.discard(0..data.size_bytes());
     let failed = |source| ResetError::Disk { disk: data.identity(), source };
     copy_blocks(template, data, 0).map_err(|error| match error {
@@ -71,7 +73,7 @@ pub fn run(_person: Confirmed, env: &BootEnv, data: &dyn BlockTarget, template: 
         CopyError::Write(source) => failed(source),
     })?;
     data.flush().map_err(failed)?;
-    // Tries and counts stay what they were: nothing was found out about the system.
+    // Tries and counts stay as they were: nothing was learned about the system.
     Ok(env.update(&[(names::RESET, None), (names::RECOVERING, None)])?)
 }
 
@@ -80,7 +82,7 @@ mod tests {
     use super::ask;
 
     #[test]
-    fn only_both_words_in_turn_are_a_confirmation() {
+    fn only_both_answers_in_turn_are_a_confirmation() {
         for (typed, confirmed) in [
             (vec!["reset", "delete"], true),
             (vec!["reset\r\n", " delete"], true),

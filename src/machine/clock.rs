@@ -1,10 +1,10 @@
-//! What time it is, for a machine whose clock battery is dead. Pure: nothing here reads or sets a clock.
+//! Clock policy for a machine whose clock battery is dead. Pure: nothing here reads or sets a clock.
 //!
 //! Trust never rests on the clock: manifests are signed and carry a serial. Time only has to be good enough for TLS
-//! certificates, and all that is known for sure is that it is not earlier than the build of this program and than the
-//! newest manifest ever seen. So the clock starts at the latest of those, and a certificate from a trusted authority
-//! may move it: forward to the start of its validity, because our clock may well be behind, and once back to the
-//! floor, because the hardware clock may be ahead.
+//! certificates, and all that is certain is that it is not earlier than the build of this program and the newest
+//! manifest ever seen. So the clock starts at the latest of those, and a certificate from a trusted authority may move
+//! it: forward to the start of its validity, because our clock may well be behind, and once back to the floor, because
+//! the hardware clock may be ahead.
 
 /// Time of this program's build, seconds since 1970. A build that sets no `SOURCE_DATE_EPOCH` gets a fixed time
 /// instead of the current one, so that the same source stays the same binary.
@@ -13,11 +13,12 @@ pub const BUILD_TIME: u64 = match option_env!("SOURCE_DATE_EPOCH") {
     None => 1_793_491_200, // 2026-11-01
 };
 
-/// Moves are bounded so that contradicting servers cannot keep the clock jumping: a chain of three certificates may
-/// need three, then the same again after the fall back to the floor.
+/// Largest number of moves, so that contradicting servers cannot keep the clock jumping: a chain of three certificates
+/// may need three, and three more after the fall back to the floor.
 const MAX_MOVES: u32 = 8;
 
-/// Added to the start of validity, as the certificates of the next mirrors were often issued moments later.
+/// Seconds added to the start of validity, because the certificates of the next mirrors were often issued moments
+/// later.
 const MARGIN_S: u64 = 60;
 
 const fn seconds(text: &str) -> u64 {
@@ -56,7 +57,7 @@ pub enum CertificateTime {
     },
 }
 
-/// The policy and what it has used up so far.
+/// Clock policy, with the moves that it has used up so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClockPolicy {
     floor: u64,
@@ -70,18 +71,19 @@ impl ClockPolicy {
         Self { floor: build_time.max(last_manifest.unwrap_or(0)), moves_left: MAX_MOVES, fell_back: false }
     }
 
-    /// The earliest time that can be now.
+    /// Returns the earliest time that it can be now.
     pub fn floor(&self) -> u64 {
         self.floor
     }
 
-    /// Decides about a hardware clock that says `rtc`.
+    /// Decides about a hardware clock that shows `rtc`.
     pub fn start(&self, rtc: u64) -> Start {
         if rtc < self.floor { Start::SetTo(self.floor) } else { Start::Keep }
     }
 
-    /// The time to try instead of `now`, when a certificate is not valid at `now`; `None` when the certificate has to
-    /// be refused. The caller must know the certificate to be trusted in all other respects before it moves a clock.
+    /// Returns the time to try instead of `now`, when a certificate is not valid at `now`; `None` when the certificate
+    /// has to be refused. The caller must know that the certificate is trusted in all other respects before it moves a
+    /// clock.
     pub fn on_certificate_error(&mut self, now: u64, error: CertificateTime) -> Option<u64> {
         let target = match error {
             CertificateTime::NotYetValid { not_before } => {
@@ -144,7 +146,7 @@ mod tests {
         let mut policy = ClockPolicy::new(BUILD, None);
         let expired = CertificateTime::Expired { not_after: BUILD - 1 };
         assert_eq!(policy.on_certificate_error(BUILD + 2000, expired), None);
-        // The refusal used nothing up.
+        // The refusal used up no move.
         let other = CertificateTime::Expired { not_after: BUILD + 1 };
         assert_eq!(policy.on_certificate_error(BUILD + 2000, other), Some(BUILD));
     }

@@ -1,6 +1,7 @@
-//! Kernel modules without kmod: by name, by alias, for the hardware present, and for hardware that appears later.
+//! Loading of kernel modules without kmod: by name, by alias, for the hardware present, and for hardware that appears
+//! later.
 //!
-//! The kernel cannot call modprobe in the recovery initramfs, so nothing is loaded behind our back: file systems and
+//! The kernel cannot call modprobe in the recovery initramfs, so nothing is loaded on demand: file systems and
 //! protocols are loaded by name before they are used, drivers by the `modalias` of their device.
 
 mod coldplug;
@@ -18,10 +19,10 @@ use tables::{LoadStep, ModuleTables, Resolution};
 
 pub use coldplug::Coldplug;
 
-/// A module that could not be loaded.
+/// Failure to load a module.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
-    /// Not in the tables and not built in.
+    /// The module is neither in the tables nor built in.
     #[error(
         "kernel module {name} is neither built into the kernel nor listed in {}; \
          add it to the module list of the initramfs", .directory.display()
@@ -112,8 +113,8 @@ impl Loader {
         })
     }
 
-    /// Loads a module with all it needs, by its name or an alias such as `fs-ext4`. Built in or loaded already is
-    /// success.
+    /// Loads a module with all that it needs, by its name or an alias such as `fs-ext4`. A module that is built in or
+    /// loaded already is a success.
     ///
     /// # Errors
     /// [`ModuleError`] for the module itself or one that it needs; soft dependencies may fail.
@@ -128,7 +129,7 @@ impl Loader {
         }
     }
 
-    /// Loads every module that claims the device alias. None is fine: most devices need no driver here.
+    /// Loads every module that claims the device alias. There may be none: most devices need no driver here.
     pub fn load_for(&self, modalias: &str) -> LoadedModules {
         let mut loaded = LoadedModules::default();
         if !self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(modalias.to_owned()) {
@@ -194,7 +195,8 @@ impl Loader {
     }
 }
 
-/// Every distinct `modalias` below `directory`. Symbolic links are not followed: in sysfs they lead in circles.
+/// Collects every distinct `modalias` below `directory`. Symbolic links are not followed: in sysfs they lead in
+/// circles.
 fn collect_aliases(directory: &Path, aliases: &mut Vec<String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(kind) = entry.file_type() else { continue };

@@ -1,8 +1,8 @@
 //! The host name of a machine, from what its hardware says and a template. Pure.
 //!
 //! `robot-{serial|mac}` means: `robot-`, then the serial number of the product or, on a machine without one, the
-//! hardware address of its first network card. The image is the same for the whole fleet; this is what tells robots
-//! apart. `asset` is what a person wrote down for this machine in the asset file of the boot medium (see [`asset`]).
+//! hardware address of its first network card. The image is the same for the whole fleet; the host name distinguishes
+//! robots. `asset` is the name that a person gave this machine in the asset file of the boot medium (see [`asset`]).
 
 use crate::machine::placeholder::{is_placeholder, is_placeholder_address, is_placeholder_uuid};
 use crate::release::digest::{block_hash, hex};
@@ -10,7 +10,7 @@ use crate::release::digest::{block_hash, hex};
 /// The keys of a template.
 pub const KEYS: &[&str] = &["asset", "serial", "board-serial", "uuid", "mac", "product", "vendor"];
 
-/// Linux takes 64 characters, DNS 63 for one label.
+/// Largest length of a name: Linux takes 64 characters, DNS 63 for one label.
 const MAX_CHARS: usize = 63;
 
 /// Template that gives no host name.
@@ -24,15 +24,15 @@ pub enum HostnameError {
         /// Fault of the template.
         problem: String,
     },
-    /// The hardware does not say.
+    /// Hardware that has none of the values.
     #[error("this machine has none of {wanted}, which host name template {template:?} asks for")]
     Nothing {
         /// Template as it is configured.
         template: String,
-        /// The keys of the place that stays empty.
+        /// Keys of the placeholder that stays empty.
         wanted: String,
     },
-    /// The asset file names this machine more than once.
+    /// Asset file that gives this machine two names.
     #[error("the asset file gives this machine two names, {one:?} and {other:?}; leave one of the lines")]
     TwoAssets {
         /// First name in the list.
@@ -40,12 +40,12 @@ pub enum HostnameError {
         /// Second name in the list.
         other: String,
     },
-    /// A line of the asset file.
+    /// Line of the asset file that is not valid.
     #[error(
         "line {line} of the asset file, {text:?}, is not valid: expected a serial number, UUID or hardware address (or *), a space, and a name of letters and digits"
     )]
     AssetLine {
-        /// Counted from 1.
+        /// Number of the line, from 1.
         line: usize,
         /// Text of the line.
         text: String,
@@ -54,9 +54,10 @@ pub enum HostnameError {
 
 /// Fills in a template. `lookup` gives the value of a key of [`KEYS`], if the machine has it.
 ///
-/// Of alternatives the first counts that the machine has and that is no text a vendor ships in every machine. The result
-/// is a valid DNS label (RFC 1123): lower case, every run of other characters a single dash, at most 63 long; what is
-/// longer is cut and ends with a hash of the whole, since it is mostly the end that tells machines apart.
+/// Of several alternatives, the first counts that the machine has and that is not a text which a vendor ships in every
+/// machine. The result is a valid DNS label (RFC 1123): lower case, every run of other characters a single dash, at
+/// most 63 long; what is longer is cut and ends with a hash of the whole, since it is mostly the end that distinguishes
+/// machines.
 ///
 /// # Errors
 /// [`HostnameError`]; a machine that cannot be distinguished gets no name, rather than one that others have too.
@@ -88,7 +89,7 @@ pub fn expand(template: &str, lookup: impl Fn(&str) -> Option<String>) -> Result
     if name.is_empty() { Err(wrong("it gives no letter or digit".into())) } else { Ok(name) }
 }
 
-/// Whether other machines have this value too.
+/// Whether other machines are likely to have this value too.
 fn is_common(key: &str, value: &str) -> bool {
     match key {
         "uuid" => is_placeholder_uuid(value),
@@ -97,11 +98,12 @@ fn is_common(key: &str, value: &str) -> bool {
     }
 }
 
-/// Finds the name that the asset file gives this machine. Each line has an identity (serial number, product UUID or hardware address;
-/// `*` is any machine that no other line names), white space, and the name. `#` begins a comment.
+/// Finds the name that the asset file gives this machine. Each line has an identity (serial number, product UUID or
+/// hardware address; `*` is any machine that no other line names), white space, and the name. `#` begins a comment.
 ///
 /// # Errors
-/// [`HostnameError`], also for lines about other machines: a typing error must not wait for the machine it is about.
+/// [`HostnameError`], also for lines about other machines: a typing error must be found before the machine it concerns
+/// starts.
 pub fn asset(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Option<String>, HostnameError> {
     let identities: Vec<String> = ["serial", "board-serial", "uuid", "mac"].into_iter().filter_map(lookup).collect();
     let mut own: Option<String> = None;
@@ -214,13 +216,13 @@ mod tests {
         assert_eq!(of("other arm-3\n\n"), Ok(None));
         assert!(of("* a\n* b").unwrap_err().contains("two names"));
         assert!(of("AB_12/34 a\n52:54:00:12:34:56 b").unwrap_err().contains("two names"));
-        // Also about machines that are not this one.
+        // Lines about other machines are checked too.
         assert!(of("fine arm-1\nlonely\n").unwrap_err().contains("line 2"));
         assert!(of("fine ///").unwrap_err().contains("line 1"));
     }
 
     #[test]
-    fn what_gives_no_name_says_why() {
+    fn a_template_that_gives_no_name_is_refused_with_the_reason() {
         for (template, said) in [
             ("{serail}", "serail"),
             ("{serial", "not closed"),

@@ -1,4 +1,4 @@
-//! Who this machine is: DMI, or the device tree on boards without it, and the first network card.
+//! Identity of this machine: DMI, or the device tree on boards without it, and the first network card.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub struct HardwareIdentity {
 }
 
 impl HardwareIdentity {
-    /// The value of a key of a host name template (`crate::machine::hostname::KEYS`), if the hardware has it.
+    /// Returns the value of a key of a host name template (`crate::machine::hostname::KEYS`), if the hardware has it.
     pub fn value(&self, key: &str) -> Option<String> {
         match key {
             "serial" => &self.product_serial,
@@ -71,8 +71,8 @@ fn filled_in(path: &Path) -> Option<String> {
     (!is_placeholder(text)).then(|| text.to_owned())
 }
 
-/// Of the cards that are hardware the one the kernel found first, one on USB only if there is no other: adapters are
-/// passed from robot to robot.
+/// Returns the address of the network card that the kernel found first, and of one on USB only if there is no other:
+/// USB adapters are passed from robot to robot.
 fn first_mac(class: &Path) -> Option<String> {
     let mut cards = Vec::new();
     for entry in fs::read_dir(class).ok()?.flatten() {
@@ -81,7 +81,8 @@ fn first_mac(class: &Path) -> Option<String> {
         let index: u32 = fs::read_to_string(entry.path().join("ifindex")).ok()?.trim().parse().ok()?;
         let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default().trim().to_owned();
         let mac = read("address");
-        // Linux: NET_ADDR_PERM is 0. Anything else was made up at this boot, or set by somebody.
+        // The value of NET_ADDR_PERM in Linux is 0. With any other, the address was made up at this boot, or set by a
+        // program.
         let permanent = matches!(read("addr_assign_type").as_str(), "" | "0");
         if permanent && !is_placeholder_address(&mac) {
             cards.push((on_usb, index, mac));

@@ -1,15 +1,15 @@
-//! Boot media: the ID that distinguishes each, and where things are on it. Pure.
+//! Boot media: the ID that distinguishes each, and the places of files on it. Pure.
 //!
-//! A medium made by `cargo xtask media` is an ISO 9660 file system whose volume set identifier is `REFLASH-` and its ID.
-//! GRUB passes the ID on as `reflash.media=`, so that the agent finds the very medium it was started from, by what is
-//! on it: a label could be that of another stick, and device names say nothing.
+//! A medium made by `cargo xtask media` is an ISO 9660 file system whose volume set identifier is `REFLASH-` and its
+//! ID. GRUB passes the ID on as `reflash.media=`, so that the agent finds the very medium it was started from, by its
+//! content: a label could be that of another USB drive, and device names identify nothing.
 
 use std::fmt;
 use std::str::FromStr;
 
 use uuid::fmt::Hyphenated;
 
-/// Label, for people.
+/// Label of the medium, for people.
 pub const LABEL: &str = "REFLASH";
 /// Directory on the medium that holds all of the below.
 pub const DIRECTORY: &str = "reflash";
@@ -33,9 +33,9 @@ const VOLUME_SET: &str = "REFLASH-";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MediaId(Hyphenated);
 
-/// A text that is no medium's ID.
+/// Text that is not the ID of a medium.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no ID of a boot medium")]
+#[error("{0:?} is not the ID of a boot medium")]
 pub struct MediaIdError(String);
 
 impl MediaId {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_of_another_medium_is_none_of_ours() {
+    fn a_descriptor_of_another_medium_has_no_id() {
         let id = MediaId::new([7; 16]);
         let mut descriptor = vec![b' '; DESCRIPTOR_BYTES];
         descriptor[..7].copy_from_slice(b"\x01CD001\x01");

@@ -2,9 +2,9 @@
 //!
 //! A fleet of "To be filled by O.E.M." has one host name. The list follows what real boards report: AMI's and Insyde's
 //! defaults, boards whose maker never ran the tool that fills in DMI, and network cards without their EEPROM. A text
-//! that is wrongly taken for one of them costs nothing but the use of the next source.
+//! that is wrongly taken for a placeholder costs nothing but the use of the next source.
 
-/// Compared without case, spaces and punctuation.
+/// Texts that are placeholders, compared without case, spaces and punctuation.
 const TEXTS: &[&str] = &[
     "asdf",
     "assettag",
@@ -75,7 +75,7 @@ const ADDRESSES: &[&str] = &[
     "88:88:88:88:87:88",
 ];
 
-/// A run of digits that counts up is typed by a person, at this length and beyond.
+/// Length from which on a run of digits that counts up is taken for one that a person typed.
 const COUNTED_DIGITS: usize = 5;
 
 /// Whether a serial number, a name or an asset tag is one that other machines have too.
@@ -101,7 +101,8 @@ pub fn is_placeholder_uuid(text: &str) -> bool {
     !valid || repeats(&plain, 2) || plain.ends_with("00000000000000000000") || UUIDS.contains(&lower.as_str())
 }
 
-/// Whether a hardware address, as `aa:bb:cc:dd:ee:ff`, is one that other machines have too, or none of a card.
+/// Whether a hardware address, as `aa:bb:cc:dd:ee:ff`, is one that other machines have too, or cannot be that of a
+/// card.
 #[must_use]
 pub fn is_placeholder_address(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
@@ -111,13 +112,13 @@ pub fn is_placeholder_address(text: &str) -> bool {
     !valid || octets.iter().all(|octet| *octet == octets[0]) || ADDRESSES.contains(&lower.as_str())
 }
 
-/// Whether the text is empty or its first `width` bytes over and over.
+/// Whether the text is empty or repeats its first `width` bytes.
 fn repeats(text: &str, width: usize) -> bool {
     let bytes = text.as_bytes();
     bytes.iter().zip(bytes.iter().cycle().skip(width)).take(bytes.len().saturating_sub(width)).all(|(a, b)| a == b)
 }
 
-/// `123456789`, `0123456789abcdef`, `12345678901234567`.
+/// Whether the digits count up, as in `123456789`, `0123456789abcdef` and `12345678901234567`.
 fn counts_up(text: &str) -> bool {
     let values: Vec<u32> = text.chars().filter_map(|c| c.to_digit(36)).collect();
     let steps = |pair: &[u32]| pair[1] == pair[0] + 1 || (pair[0] == 9 && pair[1] == 0);
@@ -129,7 +130,7 @@ mod tests {
     use super::{is_placeholder, is_placeholder_address, is_placeholder_uuid};
 
     #[test]
-    fn what_vendors_forgot_to_fill_in_is_no_identity() {
+    fn texts_that_vendors_forgot_to_fill_in_are_not_an_identity() {
         for text in [
             "To be filled by O.E.M.",
             "To Be Filled By O.E.M",
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn uuids_that_many_boards_have_are_no_identity() {
+    fn uuids_that_many_boards_have_are_not_an_identity() {
         for text in [
             "00000000-0000-0000-0000-000000000000",
             "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_many_cards_have_are_no_identity() {
+    fn addresses_that_many_cards_have_are_not_an_identity() {
         for text in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "88:88:88:88:87:88", "01:80:c2:00:00:0e", "00:11:22", ""]
         {
             assert!(is_placeholder_address(text), "{text}");

@@ -32,15 +32,15 @@ pub enum DhcpError {
     },
 }
 
-/// How often the stop condition is looked at.
+/// Interval at which the stop condition is checked.
 const STOP_CHECK: Duration = Duration::from_millis(200);
-/// Frames that are taken at a time. More than a quiet network ever has: then it is a flood, of which the kernel may drop
-/// what comes during [`FLOOD_PAUSE`].
+/// Number of frames that are taken at a time, more than a quiet network ever has. Beyond it there is a flood, of which
+/// the kernel may drop what comes during [`FLOOD_PAUSE`].
 const MOST_FRAMES: usize = 64;
 const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 
 /// Asks for a lease on `link` until a server grants one, or `stop` says to give up. With `held`, it first asks to keep
-/// that lease's address. `on_event` gets a sentence now and then about what keeps it waiting.
+/// that lease's address. `on_event` gets a sentence now and then about the reason for the wait.
 ///
 /// # Errors
 /// [`DhcpError`]; a server that does not answer is no error.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::sys::net::rtnl::RtnlError;
 
-/// Failure to bring the network up. A missing cable or server is no error: that is waited for.
+/// Failure to bring the network up. A missing cable or server is not an error: it is waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// [`Stop::stop`](super::Stop::stop) was called.
@@ -17,7 +17,7 @@ pub enum NetError {
     /// The kernel refused an address or a route.
     #[error("cannot configure the network")]
     Configure(#[from] RtnlError),
-    /// The name servers cannot be written down.
+    /// The list of name servers cannot be written.
     #[error("cannot write the name servers to {}", .path.display())]
     Resolver {
         /// Path of `resolv.conf`.
@@ -25,7 +25,7 @@ pub enum NetError {
         /// Error of writing it.
         source: io::Error,
     },
-    /// The kernel has no thread for us.
+    /// The kernel refused another thread.
     #[error("cannot start a thread for the network")]
     Thread(#[source] io::Error),
 }

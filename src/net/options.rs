@@ -1,4 +1,4 @@
-//! What callers of the network room may choose, and how they end it.
+//! Options of the network room, and the switch that ends it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Ends everything within a second. Addresses stay.
+    /// Ends the search and the thread within a second. Addresses stay.
     pub fn stop(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -24,7 +24,7 @@ impl Stop {
 pub struct NetworkOptions {
     /// Path of the file that gets the name servers.
     pub resolv_conf: PathBuf,
-    /// Ends it all.
+    /// Switch that ends the network room.
     pub stop: Stop,
 }
 
@@ -34,5 +34,5 @@ impl Default for NetworkOptions {
     }
 }
 
-/// Gets the first events and later ones: `eth0: link up`.
+/// Callback for the first events and later ones, such as `eth0: link up`.
 pub(crate) type OnEvent = Arc<dyn Fn(&str) + Send + Sync>;

@@ -1,4 +1,4 @@
-//! Looking for a link that gets an address: every card at once, cards that appear or get a cable later included.
+//! Search for a link that gets an address: on every card at once, including cards that appear or get a cable later.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::machine::drivers::Loader;
 use crate::sys::net::link::{Link, links};
 use crate::sys::net::rtnl::Rtnl;
 
-/// How often links are looked at. One look reads a few files of sysfs.
+/// Interval at which links are looked at. One look reads a few files of sysfs.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The wait before the first report that no cable is plugged in: drivers take a second or two to see the other
-/// end, so at once would be noise. Doubles up to [`NAG_MAX`].
+/// Wait before the first report that no cable is plugged in: drivers take a second or two to see the other end, so an
+/// earlier report would be noise. The wait doubles up to [`NAG_MAX`].
 const NAG_MIN: Duration = Duration::from_secs(5);
 const NAG_MAX: Duration = Duration::from_secs(60);
 
-/// How long a link that could not be used is left alone.
+/// Pause before a link that could not be used is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The DHCP client of one card.
@@ -53,7 +53,7 @@ pub(super) fn search(
     on_event: &OnEvent,
 ) -> Result<Settings, NetError> {
     let (answers, answered) = mpsc::channel::<DhcpAnswer>();
-    // By index: a card that is plugged in again is a new one.
+    // Cards are kept by index: one that is plugged in again is a new card.
     let mut clients: HashMap<u32, Client> = HashMap::new();
     let mut left_alone: HashMap<u32, Instant> = HashMap::new();
     let mut reminder = Reminder::new();
@@ -93,7 +93,7 @@ pub(super) fn search(
             }
             Ok(DhcpAnswer { result: Err(DhcpError::Stopped { .. }), .. }) => {}
             Ok(DhcpAnswer { card, result: Err(error), .. }) => {
-                // Mostly a card that was unplugged, which the next look sees.
+                // This is mostly a card that was unplugged, which the next look sees.
                 clients.remove(&card.index);
                 left_alone.insert(card.index, Instant::now());
                 on_event(&chain(&error));
@@ -103,8 +103,8 @@ pub(super) fn search(
     }
 }
 
-/// Whether DHCP or the static address belongs on this link: the one selected, or any card. What is selected by name may
-/// be anything; a MAC address names a card, because links stacked on it carry the same one.
+/// Whether DHCP or the static address belongs on this link: the one selected, or any card. A name may select any kind
+/// of link; a MAC address selects a card, because links stacked on it carry the same address.
 fn is_wanted(link: &Link, selector: Option<&InterfaceSelector>) -> bool {
     match selector {
         None => link.card,
@@ -113,7 +113,7 @@ fn is_wanted(link: &Link, selector: Option<&InterfaceSelector>) -> bool {
     }
 }
 
-/// Switches the card on; once it has a carrier, gives the link for the address.
+/// Switches the card on and, once it has a carrier, returns the link for the address.
 fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, on_event: &OnEvent) -> Result<Option<Link>, String> {
     if !card.up {
         rtnl.set_up(&card.name, card.index).map_err(|error| chain(&error))?;
@@ -131,7 +131,7 @@ fn ready(network: &Network, card: &Link, rtnl: &mut Rtnl, on_event: &OnEvent) ->
     Ok(Some(vlan))
 }
 
-/// VLANs are a module, which nothing else asks for.
+/// Creates the VLAN, and loads the module for VLANs, which nothing else asks for.
 fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> {
     match rtnl.create_vlan(&card.name, card.index, id) {
         Err(error) if error.is_unsupported() => {
@@ -152,14 +152,14 @@ fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent
         .spawn(move || {
             on_event(&format!("{}: asking for an address by DHCP", link.name));
             let result = dhcp::obtain(&link, None, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
-            // Nobody listens any more when another card was faster.
+            // The receiver is gone when another card was faster.
             let _ = answers.send(DhcpAnswer { card, link, result });
         })
         .map_err(NetError::Thread)?;
     Ok(client)
 }
 
-/// Tells a person, rarely, that there is no link to use.
+/// Reports at growing intervals that there is no link to use.
 struct Reminder {
     since: Instant,
     pause: Duration,

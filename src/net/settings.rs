@@ -8,7 +8,7 @@ use crate::machine::config::{Network, StaticAddress};
 use crate::sys::net::link::Link;
 use crate::sys::net::rtnl::Route;
 
-/// The network as it was configured first.
+/// Network as it was first configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Up {
     /// The link with the address: a card, or the VLAN on it.
@@ -30,21 +30,21 @@ pub struct Up {
 pub(super) struct Settings {
     /// The card whose cable matters.
     pub(super) card: Link,
-    /// Where the address goes: the card or a VLAN on it.
+    /// Link that gets the address: the card or a VLAN on it.
     pub(super) link: Link,
     pub(super) address: Ipv4Addr,
     pub(super) prefix_len: u8,
     pub(super) routes: Vec<Route>,
     pub(super) dns: Vec<IpAddr>,
     pub(super) search: Vec<String>,
-    /// Largest packet, bytes, where the network says so.
+    /// Largest packet, bytes, where the network gives one.
     pub(super) mtu: Option<u16>,
-    /// The lease, `None` for a static address: nothing to renew.
+    /// Lease to renew; `None` for a static address.
     pub(super) lease: Option<Lease>,
 }
 
 impl Settings {
-    /// A lease, with the configuration's name servers in place of its own.
+    /// Makes the settings of a lease, with the configuration's name servers in place of those of the lease.
     pub(super) fn leased(network: &Network, card: Link, link: Link, lease: Lease) -> Self {
         let own = lease.dns.iter().copied().map(IpAddr::V4).collect();
         Self {
@@ -60,7 +60,7 @@ impl Settings {
         }
     }
 
-    /// A static address. The configuration says nothing of routes but the gateway.
+    /// Makes the settings of a static address. The gateway is the only route in the configuration.
     pub(super) fn fixed(network: &Network, card: Link, link: Link, fixed: &StaticAddress) -> Self {
         let default = |gateway| Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) };
         Self {
@@ -80,8 +80,8 @@ impl Settings {
         self.routes.iter().find(|route| route.is_default())?.gateway
     }
 
-    /// Time after which the lease is renewed: what the server says, if it lies within the lease, or half of the lease. Not
-    /// sooner than `least`, whatever the server says.
+    /// Returns the time after which the lease is renewed: the server's value, if it lies within the lease, or half of
+    /// the lease, and never less than `least`.
     pub(super) fn renew_after(&self, least: Duration) -> Option<Duration> {
         let lease = self.lease.as_ref()?;
         let duration = lease.duration?;
@@ -89,7 +89,7 @@ impl Settings {
         Some(asked.unwrap_or(duration / 2).max(least))
     }
 
-    /// The part that callers see.
+    /// Returns the part that callers see.
     pub(super) fn up(&self) -> Up {
         let duration = self.lease.as_ref().and_then(|lease| lease.duration);
         Up {

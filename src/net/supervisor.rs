@@ -1,4 +1,5 @@
-//! Searching, then holding: one thread that owns the network configuration for the life of the agent.
+//! Supervisor of the network: one thread that searches for a network, then keeps it, and owns the configuration for the
+//! life of the agent.
 
 use std::fmt::Write;
 use std::fs;
@@ -17,21 +18,22 @@ use crate::chain::chain;
 use crate::sys::net::link::{links, set_mtu};
 use crate::sys::net::rtnl::{Route, Rtnl};
 
-/// How often the link in use is looked at.
+/// Interval at which the link in use is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// A link may be away this long before other cards are tried: longer than a switch takes to renegotiate, shorter than
-/// a person waits after moving a cable.
+/// Time that a link may be away before other cards are tried: longer than a switch takes to renegotiate, shorter than a
+/// person waits after moving a cable.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long one renewal waits for an answer, and how often it is tried at most.
+/// Time that one renewal waits for an answer.
 const RENEWAL: Duration = Duration::from_secs(25);
+/// Least pause between two attempts to renew.
 const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(30);
 
 /// Least time between renewals: a server with a lease of seconds would keep us and the console busy.
 const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
 
-/// The pause after the kernel refused a configuration that had worked before.
+/// Pause after the kernel refused a configuration that had worked before.
 const TROUBLE: Duration = Duration::from_secs(10);
 
 pub(super) struct Supervisor {
@@ -46,11 +48,12 @@ impl Supervisor {
         Ok(Self { network, options, on_event, rtnl: Rtnl::open()? })
     }
 
-    /// Searches and holds for ever. `first` gets the first result; an error there ends the thread, later ones are
-    /// reported and tried again.
+    /// Searches for a network and keeps it, for ever. `first` gets the first result; a first error ends the thread,
+    /// while later errors are reported and the search is tried again.
     pub(super) fn run(&mut self, first: &Sender<Result<Up, NetError>>) {
-        // Name servers and proxies on the machine itself are rare in an initramfs, but cost one request. It is up
-        // already outside of one, and without the right to change it what follows fails with a better message.
+        // Loopback is switched on for name servers and proxies on the machine itself, which are rare in an initramfs,
+        // but cost only one request. Outside of an initramfs it is up already, and without the right to change it the
+        // next step fails with a better message.
         let _ = self.rtnl.set_up("lo", 1);
         let mut reported = false;
         loop {
@@ -60,7 +63,7 @@ impl Supervisor {
                 Ok(settings) => {
                     if !reported {
                         reported = true;
-                        // Without a receiver the caller has gone away; the network stays up all the same.
+                        // The caller may have gone away; the network stays up nevertheless.
                         let _ = first.send(Ok(settings.up()));
                     }
                     self.hold(settings);
@@ -97,7 +100,7 @@ impl Supervisor {
         {
             self.rtnl.remove_route(&link.name, link.index, *stale)?;
         }
-        // Those on the link first: the others may lead through them.
+        // Routes on the link come first: the others may lead through them.
         let (through, on_link): (Vec<&Route>, Vec<&Route>) =
             settings.routes.iter().partition(|route| route.gateway.is_some());
         for route in on_link.into_iter().chain(through) {
@@ -129,7 +132,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A link that does not take the MTU is used as it is: small packets still pass.
+    /// Sets the MTU. A link that does not take it is used as it is: small packets still pass.
     fn apply_mtu(&self, settings: &Settings) {
         let Some(mtu) = settings.mtu else { return };
         if let Err(error) = set_mtu(&settings.link.name, mtu) {
@@ -137,7 +140,7 @@ impl Supervisor {
         }
     }
 
-    /// Beside it and renamed over it: a resolver never reads half a file.
+    /// Writes the file under another name and renames it, so that a resolver never reads half a file.
     fn write_resolver(&self, settings: &Settings) -> Result<(), NetError> {
         let path = &self.options.resolv_conf;
         let mut text: String = settings.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
@@ -177,7 +180,7 @@ impl Supervisor {
             }
             if lost.take().is_some() {
                 (self.on_event)(&format!("{}: link up again", settings.card.name));
-                // It may be another network now.
+                // The cable may lead to another network now.
                 renew_at = renew_at.map(|_| Instant::now());
             }
             if renew_at.is_none_or(|at| Instant::now() < at) {
@@ -194,9 +197,9 @@ impl Supervisor {
                     let left = lease.saturating_sub(acquired.elapsed());
                     let pause = (left / 2).max(RENEWAL_PAUSE_MIN);
                     renew_at = Some(Instant::now() + pause);
-                    // The letter of DHCP is to stop using the address when the lease ends. A machine in recovery is
-                    // better off finishing its download while the server is away; when the server is back, it
-                    // decides.
+                    // By its specification, DHCP requires a client to stop using the address when the lease ends. A
+                    // machine in recovery is better off finishing its download while the server is away; when the
+                    // server is back, it decides.
                     let lease = if left.is_zero() {
                         "the lease has ended, the address is kept in use".into()
                     } else {
@@ -208,9 +211,9 @@ impl Supervisor {
         }
     }
 
-    /// Asks to keep the address, of whichever server, and as a stranger where none knows it any more; applies the answer.
-    /// By broadcast and not by unicast: that needs no packet socket to stay open between times, on which the kernel would
-    /// run a filter for every packet of the download, and it also finds a server that has taken over.
+    /// Asks any server to keep the address, and for a new one where no server knows the address any more; applies the
+    /// answer. The request is a broadcast and not unicast: no packet socket has to stay open in between, on which the
+    /// kernel would run a filter for every packet of the download, and a server that has taken over is found too.
     fn renew(&mut self, settings: &Settings) -> Result<Settings, String> {
         let name = &settings.link.name;
         let until = Instant::now() + RENEWAL;

@@ -1,4 +1,4 @@
-//! Block devices: opening, reading, writing, and whether something else uses them.
+//! Block devices: opening, reading and writing them, and finding out whether something else uses them.
 
 pub mod aligned;
 pub mod device;

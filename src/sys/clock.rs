@@ -1,4 +1,4 @@
-//! The system clock. Which time to believe is decided elsewhere; this only reads and sets.
+//! The system clock. Another room decides which time to believe; this only reads and sets it.
 
 use std::io;
 use std::time::SystemTime;

@@ -1,4 +1,5 @@
-//! What the kernel does to a mounted ext4 file system: give it an identity, let it grow. No tool is needed for either.
+//! Requests to the kernel about a mounted ext4 file system: give it an identity, let it grow. No tool is needed for
+//! either.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::path::Path;
 mod raw {
     use nix::{ioctl_write_ptr, ioctl_write_ptr_bad, request_code_write};
     ioctl_write_ptr!(resize_fs, b'f', 16, u64);
-    // Its size counts the head of the structure alone.
+    // The size in the number is that of the structure's head alone.
     ioctl_write_ptr_bad!(set_uuid, request_code_write!(b'f', 44, 8), super::FsUuid);
 }
 
@@ -26,7 +27,7 @@ struct FsUuid {
 /// `metadata_csum_seed`.
 ///
 /// # Errors
-/// The kernel's; before Linux 6.0 it cannot do it.
+/// The kernel's error; before Linux 6.0 the kernel cannot change the UUID.
 pub fn new_uuid(directory: &Path) -> io::Result<()> {
     let uuid = uuid::Builder::from_random_bytes(super::random::bytes()?).into_uuid().into_bytes();
     let argument = FsUuid { len: 16, flags: 0, uuid };
@@ -40,7 +41,7 @@ pub fn new_uuid(directory: &Path) -> io::Result<()> {
 /// already stays as it is.
 ///
 /// # Errors
-/// The kernel's: a damaged file system does not grow, nor does any without `CAP_SYS_RESOURCE`.
+/// The kernel's error: a damaged file system does not grow, and none grows without `CAP_SYS_RESOURCE`.
 pub fn grow(directory: &Path, size_bytes: u64) -> io::Result<()> {
     let block_size = nix::sys::statvfs::statvfs(directory)?.fragment_size();
     let blocks = size_bytes / block_size;

@@ -18,7 +18,8 @@ use super::{power, signals};
 /// Mounts `/proc`, `/sys`, `/dev` and `/run`; puts stdio on the console; quiets the kernel on the console down to
 /// errors. The result lists what went wrong but can be lived without.
 ///
-/// What is mounted already stays: the kernel mounts `/dev` itself when `CONFIG_DEVTMPFS_MOUNT` covers the initramfs.
+/// A file system that is mounted already stays: the kernel mounts `/dev` itself when `CONFIG_DEVTMPFS_MOUNT` covers the
+/// initramfs.
 ///
 /// # Errors
 /// [`MountError`] for one of the four mounts, without which nothing works.
@@ -37,8 +38,8 @@ pub fn bring_up() -> Result<Vec<String>, MountError> {
     if !chatty && let Err(error) = fs::write("/proc/sys/kernel/printk", "4") {
         notes.push(format!("kernel messages stay on the console: {error}"));
     }
-    // By default the kernel drops all but ten lines in five seconds from user space: a burst of progress would hide
-    // the line that matters. Refused when the command line sets it, which is somebody's decision.
+    // By default the kernel drops all but ten lines in five seconds from user space: a burst of progress would hide the
+    // line that matters. The kernel refuses this when the command line sets the limit, which is a person's decision.
     // The kernel insists on the newline here.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
     Ok(notes)
@@ -59,9 +60,9 @@ fn stdio_on_console() -> io::Result<()> {
     Ok(())
 }
 
-/// The devices behind `/dev/console`, the preferred one last in the kernel's list first here. `/dev/console` writes
-/// to that one only: with a screen and a serial line both configured, a person sees the agent on all only if it
-/// writes to each.
+/// Returns the devices behind `/dev/console`. The preferred one, which is last in the kernel's list, comes first here.
+/// `/dev/console` writes to that one only: with a screen and a serial line both configured, a person sees the agent on
+/// all only if it writes to each.
 pub fn consoles() -> Vec<PathBuf> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
     active.split_ascii_whitespace().rev().map(|name| Path::new("/dev").join(name)).collect()
@@ -70,8 +71,8 @@ pub fn consoles() -> Vec<PathBuf> {
 /// Takes over SIGTERM, SIGINT (which the kernel sends for ctrl-alt-del) and SIGCHLD. Must run before any other thread
 /// is started, because threads inherit the signal mask and a signal goes to any thread that does not block it.
 ///
-/// On SIGTERM or ctrl-alt-del `on_shutdown` gets one sentence to show, and after `grace`, the time the main thread has to
-/// end by itself, the machine is rebooted with disks released and synced, whatever the main thread is blocked in.
+/// On SIGTERM or ctrl-alt-del `on_shutdown` gets one sentence to show, and after `grace`, the time the main thread has
+/// to end by itself, the machine is rebooted with disks released and synced, whatever the main thread is blocked in.
 ///
 /// # Errors
 /// The kernel refused the signal mask or the thread.

@@ -6,11 +6,11 @@ use std::io::{self, Write};
 /// Kernel log level of a line, as in syslog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// 3: on the console even at quiet log levels.
+    /// Error, level 3: on the console even at quiet log levels.
     Error = 3,
     /// Warning, level 4.
     Warning = 4,
-    /// 6: in the log only.
+    /// Information, level 6: in the log only.
     Info = 6,
 }
 

@@ -19,7 +19,7 @@ mod raw {
 
 /// `LO_FLAGS_AUTOCLEAR`: the kernel frees the device after its last user.
 const AUTOCLEAR: u32 = 4;
-/// Somebody else may take a free device first.
+/// Number of attempts: another program may take a free device first.
 const ATTEMPTS: u32 = 16;
 
 /// `struct loop_config`, with `struct loop_info64` in it.

@@ -24,7 +24,7 @@ pub struct MountError {
     pub source: io::Error,
 }
 
-/// mount(2) says little; these are the causes that matter in recovery.
+/// Explains an error of mount(2), which says little, by the causes that matter in recovery.
 fn explain(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(nix::libc::ENODEV) => " (the kernel has no such file system; is its module in the initramfs?)",
@@ -302,7 +302,7 @@ fn delete_below(directory: &Path, device: u64) {
         if metadata.dev() != device {
             continue;
         }
-        // A file that cannot be deleted costs a little memory; and nobody reads a log yet.
+        // A file that cannot be deleted costs a little memory, and there is no log yet in which to report it.
         if metadata.is_dir() {
             delete_below(&path, device);
             let _ = fs::remove_dir(&path);

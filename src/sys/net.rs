@@ -1,4 +1,4 @@
-//! Network links, raw sockets and routes, as the kernel has them.
+//! Network links, packet sockets and routes, as the kernel has them.
 
 pub mod link;
 pub mod packet;

@@ -8,13 +8,14 @@ use nix::sys::reboot::{RebootMode, reboot as nix_reboot};
 
 use super::mount;
 
-/// How long the last sync may take. A disk that has died in the middle of a command answers after the kernel's own
-/// time-outs, which are minutes: the machine is better off rebooting. Large caches of slow eMMC drain well within it.
+/// Time that the last sync may take. A disk that has died in the middle of a command answers after the kernel's own
+/// time-outs, which are minutes: the machine is better off rebooting. Large caches of slow eMMC drain well within this
+/// time.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
 /// Unmounts what can be unmounted, syncs and restarts the machine.
 ///
-/// Only the error is ever returned; as PID 1 there is none unless the kernel lacks the call.
+/// Only an error is ever returned, which PID 1 can meet only if the kernel lacks the call.
 ///
 /// # Errors
 /// The caller lacks `CAP_SYS_BOOT`.
@@ -40,12 +41,12 @@ pub fn sync_within(limit: Duration) -> bool {
     let (done, wait) = mpsc::channel();
     let spawned = std::thread::Builder::new().name("sync".into()).spawn(move || {
         sync();
-        // The receiver is gone when the limit has passed: nobody waits any more.
+        // The receiver is gone when the limit has passed.
         let _ = done.send(());
     });
     match spawned {
         Ok(_) => wait.recv_timeout(limit).is_ok(),
-        // No thread to be had (no memory): a sync that may hang beats none.
+        // Without memory for a thread, a sync that may hang is better than none.
         Err(_) => {
             sync();
             true

@@ -26,7 +26,8 @@ impl Uevents {
     /// The kernel refused the socket.
     pub fn listen() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_KOBJECT_UEVENT)?;
-        // A small buffer only means more events lost, which the caller makes up for: a refusal is no reason to go without.
+        // A small buffer only means more events lost, which the caller makes up for: a refusal is no reason to go
+        // without.
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
         socket.bind(&SocketAddr::new(0, KERNEL_EVENTS))?;
         Ok(Self(socket))

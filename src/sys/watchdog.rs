@@ -38,7 +38,7 @@ pub struct Watchdog {
     device: File,
     /// Driver, for people.
     pub identity: String,
-    /// Time without food after which it resets the machine; what the hardware made of the wish.
+    /// Time without feeding after which the watchdog resets the machine, as the hardware rounded it.
     pub timeout: Duration,
     /// The machine was last reset by it.
     pub caused_last_reset: bool,
@@ -48,8 +48,8 @@ impl Watchdog {
     /// Opens and thereby arms the machine's watchdog, with a timeout as near to `wish` as the hardware can.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] when the machine has none (yet), [`io::ErrorKind::ResourceBusy`] when somebody else
-    /// feeds it.
+    /// [`io::ErrorKind::NotFound`] when the machine has none (yet), [`io::ErrorKind::ResourceBusy`] when another
+    /// program feeds it.
     pub fn arm(wish: Duration) -> io::Result<Self> {
         let device = open("/dev/watchdog0").or_else(|_| open("/dev/watchdog"))?;
         let mut info = Info::default();
@@ -75,7 +75,7 @@ impl Watchdog {
     /// Gives the machine another [`timeout`](Self::timeout).
     ///
     /// # Errors
-    /// The driver's.
+    /// The driver's error.
     pub fn feed(&self) -> io::Result<()> {
         let mut unused: c_int = 0;
         // SAFETY: the kernel takes no argument here; the declared int is never touched.

@@ -1,11 +1,12 @@
-//! What a release brings along for disks that have nothing yet: boot code, recovery and file systems.
+//! Bootstrap files: what a release brings along for disks that have nothing yet, namely boot code, recovery and file
+//! systems.
 
 use super::preflight::Preflight;
 use super::write::{BootstrapParts, TemplateImage};
 use crate::boot::slots::{self, Slot};
 use crate::release::layout::{Role, Scheme};
 
-/// Names of those files in the manifest.
+/// Names of the bootstrap files in the manifest.
 pub mod names {
     /// Boot sector of GRUB for BIOS, `boot.img`.
     pub const BOOT_IMAGE: &str = "grub/boot.img";
@@ -13,7 +14,7 @@ pub mod names {
     pub const CORE_GPT: &str = "grub/core.img";
     /// GRUB's `core.img` for MBR disks.
     pub const CORE_MBR: &str = "grub/core-mbr.img";
-    /// GRUB's loader, the script that finds that of a slot.
+    /// GRUB's loader, the script that finds the script of a slot.
     pub const LOADER: &str = "grub/grub.cfg";
     /// An EFI system partition for disks with blocks of 512 bytes, as a zstd frame, like all below.
     pub const ESP_512: &str = "templates/esp-512.zst";
@@ -29,17 +30,17 @@ pub mod names {
 
 /// Everything that a disk of one plan gets out of a release.
 pub struct BootstrapFiles {
-    /// For the disk as a whole.
+    /// Content for the disk as a whole.
     pub(super) parts: BootstrapParts,
-    /// For the recovery partition: path there, content.
+    /// Files for the recovery partition: path there and content.
     pub(super) recovery: Vec<(String, Vec<u8>)>,
 }
 
 impl BootstrapFiles {
-    /// Gets what the plan needs. `file` gives a file of the release, checked against its digest.
+    /// Gets the files that the plan needs. `file` returns a file of the release, checked against its digest.
     ///
     /// # Errors
-    /// What `file` met.
+    /// The error of `file`.
     pub fn get<E>(plan: &Preflight, mut file: impl FnMut(&str) -> Result<Vec<u8>, E>) -> Result<Self, E> {
         let mbr = plan.table == Scheme::Mbr;
         let large_blocks = plan.candidate.disk.logical_block_size == 4096;
@@ -61,7 +62,7 @@ impl BootstrapFiles {
             let content = file(&format!("{}/{name}", slots::RELEASE_FOLDER))?;
             recovery.push((format!("{}/{name}", Slot::A.folder()), content));
         }
-        // What a destroyed state partition and a factory reset are made from.
+        // A destroyed state partition and a factory reset are made from these.
         recovery.extend(template(Role::State).map(|content| (names::STATE.to_owned(), content)));
         recovery.extend(template(Role::Data).map(|content| (names::DATA.to_owned(), content)));
         let parts = BootstrapParts {

@@ -1,4 +1,4 @@
-//! From an armed disk to a robot's: file systems with what belongs in them, the system, and the table last.
+//! Installation on an armed disk: file systems with their content, the system, and the table last.
 
 use std::fs;
 use std::io;
@@ -23,15 +23,15 @@ use crate::sys::mount::{Mount, MountError};
 /// there.
 const PROVISIONED: &str = "provisioned";
 
-/// Why, in the black box of the new robot, beside the reasons that GRUB gives.
+/// Reason in the black box of the new robot, beside the reasons that GRUB gives.
 const REASON: &str = "provision";
 
-/// Files that the place where the robot will work adds to the release: all of it goes to the recovery partition.
+/// Files that the site where the robot will work adds to the release: all of them go to the recovery partition.
 #[derive(Debug, Clone, Default)]
 pub struct Site {
     /// Content of `reflash.toml`.
     pub config: String,
-    /// Public keys: file name, content.
+    /// Public keys: file name and content.
     pub keys: Vec<(String, String)>,
     /// The name this machine has in the list on the medium.
     pub asset: Option<String>,
@@ -53,16 +53,16 @@ pub enum InstallError {
     /// The layout and the disk do not go together.
     #[error("nothing was written")]
     Refused(#[from] Refused),
-    /// The disk is somebody's.
+    /// The disk is not blank, and erasing it was not permitted.
     #[error("nothing was written")]
     NotArmed(#[from] NotArmed),
-    /// The release, or the system of the new disk.
+    /// Release that could not be fetched, or system that could not be written.
     #[error("the system could not be installed on the new disk")]
     Recovery(#[from] RecoveryError),
     /// Write to the disk that failed.
     #[error("the disk could not be provisioned")]
     Provision(#[from] ProvisionError),
-    /// A loop device.
+    /// Loop device that could not be made.
     #[error("the {role} partition cannot be used through a loop device; is the module loop there?")]
     Loop {
         /// Role of the partition.
@@ -73,7 +73,7 @@ pub enum InstallError {
     /// Mount that the kernel refused.
     #[error("a new file system cannot be mounted")]
     Mount(#[from] MountError),
-    /// A file on a new file system.
+    /// File that could not be written to a new file system.
     #[error("cannot write {}", .path.display())]
     File {
         /// Path of the file.
@@ -83,7 +83,7 @@ pub enum InstallError {
     },
 }
 
-/// Finds out what would be done to this disk, by the release that is offered. Nothing is written.
+/// Finds out what would be done to this disk with the release that is offered. Nothing is written.
 ///
 /// # Errors
 /// [`InstallError`].
@@ -131,7 +131,7 @@ pub fn install(
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
         let one = place.map(|place| MountedPartition::new(&path, &place, block_size, mounts)).transpose()?;
-        // Nothing is ever found by it, but it keeps two disks in one machine apart.
+        // Nothing is ever found by this UUID, but it distinguishes two disks in one machine.
         if let Some(Err(error)) = one.as_ref().map(|one| sys::ext4::new_uuid(&one.directory)) {
             journal.note(&format!("the {role} file system keeps the identity of its template: {error}"));
         }
@@ -169,7 +169,7 @@ fn fill_recovery(root: &Path, kit: &BootstrapFiles, site: &Site) -> Result<(), I
     for (path, content) in &kit.recovery {
         write(&root.join(path), content)?;
     }
-    // The folder of the other slot too: what is read for a slot in use is not changed when that is made.
+    // The folder of the other slot is made too: then making it later does not change what is read for a slot in use.
     let other = root.join(Slot::B.folder());
     fs::create_dir_all(&other).map_err(|source| InstallError::File { path: other, source })?;
     write(&root.join("reflash.toml"), site.config.as_bytes())?;
@@ -210,7 +210,7 @@ impl MountedPartition {
 
 impl Drop for MountedPartition {
     fn drop(&mut self) {
-        // What keeps it busy would be a fault of ours; the loop device then stays until the restart.
+        // Only a bug could keep the file system busy; the loop device then stays until the restart.
         let _ = sys::mount::unmount(&self.directory);
     }
 }

@@ -1,4 +1,4 @@
-//! A partition table made in memory: the first and the last MiB of the disk it is for. Pure.
+//! Making of a partition table in memory: the first and the last MiB of the disk that it is for. Pure.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -11,10 +11,10 @@ use crate::release::layout::{Placed, Role, Scheme};
 
 /// MBR type of a Linux file system.
 const MBR_LINUX: u8 = 0x83;
-/// Cylinder, head and sector of a block beyond what they can count; nothing reads them any more.
+/// Cylinder, head and sector of a block beyond what these can count; no software reads them any more.
 const CHS_BEYOND: mbrman::CHS = mbrman::CHS { cylinder: 1023, head: 254, sector: 63 };
 
-/// A table cannot be made.
+/// Failure to make a partition table.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeTableError {
     /// GPT that could not be made.
@@ -39,13 +39,14 @@ pub enum MakeTableError {
 pub(super) struct Edges {
     pub head: Vec<u8>,
     pub tail: Vec<u8>,
-    /// Where `tail` begins on the disk.
+    /// Offset at which `tail` begins on the disk.
     pub tail_offset_bytes: u64,
     position: u64,
 }
 
 impl Edges {
-    /// Zeros, for a disk of at least two MiB. The tail begins at a multiple of 4096 bytes and has a MiB or a little more.
+    /// Makes edges of zeros, for a disk of at least two MiB. The tail begins at a multiple of 4096 bytes and has a MiB
+    /// or a little more.
     pub(super) fn zeroed(disk_bytes: u64) -> Self {
         let edge_offset_bytes = disk_bytes - EDGE_BYTES;
         let more = (edge_offset_bytes % 4096) as usize;
@@ -57,7 +58,7 @@ impl Edges {
         self.tail_offset_bytes + self.tail.len() as u64
     }
 
-    /// The bytes at the position up to the end of the edge it is on; `None` between the edges.
+    /// Returns the bytes from the position to the end of its edge; `None` between the edges.
     fn here(&mut self) -> Option<&mut [u8]> {
         let in_tail = self.position.checked_sub(self.tail_offset_bytes);
         match in_tail {
@@ -116,7 +117,7 @@ impl Seek for Edges {
     }
 }
 
-/// The table with identities of its own: a GPT draws its GUIDs anew, an MBR gets `mbr_id`.
+/// Makes the table with new identities: the GUIDs of a GPT are drawn at random, an MBR gets `mbr_id`.
 pub(super) fn make(
     table: Scheme,
     placed: &[Placed],

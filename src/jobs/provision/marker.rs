@@ -1,46 +1,47 @@
-//! What the last 4 KiB before the first partition say of a disk: that it is being provisioned, and later from which medium it
-//! was. Pure.
+//! The provisioning marker in the last 4 KiB before the first partition: it says that a disk is being provisioned, and
+//! later from which medium it was. Pure.
 //!
-//! Nothing else lies there: the table takes 24 KiB at most, and core.img on MBR disks ends before. No file system has to be whole
-//! to read it, so that a medium left in its machine does not erase what it made, however damaged that is.
+//! Nothing else lies there: the table takes 24 KiB at most, and core.img on MBR disks ends before. No file system has
+//! to be intact for the marker to be read, so that a medium left in its machine does not erase what it made, however
+//! damaged that is.
 
 use super::EDGE_LEN;
 use crate::disk::table::ParsedTable;
 use crate::machine::media::MediaId;
 use crate::release::digest::is_zero;
 
-/// Where it begins, bytes from the start of the disk.
+/// Offset of the marker from the start of the disk, bytes.
 pub(super) const OFFSET_BYTES: u64 = OFFSET as u64;
-/// Where it begins in the first bytes of a disk.
+/// Offset of the marker in the first bytes of a disk.
 pub(super) const OFFSET: usize = EDGE_LEN - SIZE;
-/// The size of the mark on the disk, bytes.
+/// Size of the marker on the disk, bytes.
 pub(super) const SIZE_BYTES: u64 = SIZE as u64;
-/// The size of the mark in memory: whole blocks of every disk.
+/// Size of the marker in memory: whole blocks of every disk.
 const SIZE: usize = 4096;
 
-/// All of the text while it is being provisioned.
+/// Whole text while the disk is being provisioned.
 const UNFINISHED: &str = "reflash: this disk is being provisioned\n";
-/// How the text begins afterwards; the ID of the medium follows, a space, and the PARTUUID of the first partition.
+/// Beginning of the text afterwards; the ID of the medium follows, a space, and the PARTUUID of the first partition.
 const FINISHED: &str = "reflash: provisioned from ";
 
-/// The mark of a disk that is being provisioned.
+/// Returns the marker of a disk that is being provisioned.
 pub(super) fn unfinished() -> Vec<u8> {
     padded(UNFINISHED)
 }
 
-/// The mark of a disk with `table`, provisioned from `medium`.
+/// Returns the marker of a disk with `table`, provisioned from `medium`.
 pub(super) fn finished(medium: MediaId, table: &ParsedTable) -> Vec<u8> {
     padded(&format!("{FINISHED}{medium} {}\n", first_partition(table)))
 }
 
-/// Whether the first MiB of a disk, `head`, is that of one whose provisioning was interrupted.
+/// Whether `head`, the first MiB of a disk, shows that provisioning it was interrupted.
 pub(super) fn is_unfinished(head: &[u8]) -> bool {
-    // With anything in its first sector the disk is somebody's.
+    // A disk with anything in its first sector is in use, whatever the marker says.
     text(head).is_some_and(|text| text == UNFINISHED) && is_zero(&head[..512])
 }
 
-/// The medium that a disk was provisioned from. A table that is not the one of then is somebody else's; without any, the disk
-/// may still be what it was.
+/// Returns the medium that a disk was provisioned from; `None` when the disk has got another table since then. A disk
+/// without any table may still be what it was.
 pub(super) fn medium_of(head: &[u8], table: Option<&ParsedTable>) -> Option<MediaId> {
     let (medium, partition) = text(head)?.strip_prefix(FINISHED)?.trim_end().split_once(' ')?;
     table.is_none_or(|table| first_partition(table) == partition).then(|| medium.parse().ok()).flatten()
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_knows_its_medium_until_somebody_gives_it_another_table() {
+    fn a_disk_knows_its_medium_until_it_gets_another_table() {
         let medium = MediaId::new([7; 16]);
         let head = head(&finished(medium, &table("a-01")));
         assert_eq!(medium_of(&head, Some(&table("a-01"))), Some(medium));
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_says_nothing() {
+    fn anything_else_is_not_a_marker() {
         for mark in [vec![0; 4096], vec![0xff; 4096], b"reflash: provisioned from x y\n".repeat(200)[..4096].to_vec()] {
             let head = head(&mark);
             assert!(!is_unfinished(&head) && medium_of(&head, None).is_none());

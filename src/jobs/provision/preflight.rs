@@ -1,4 +1,5 @@
-//! What is about to happen to a disk: refused when it cannot be right, shown before the first write, and then armed.
+//! Preflight: the plan of what is about to happen to a disk, which is refused when it cannot be right, shown before the
+//! first write, and then armed.
 
 use std::fmt;
 use std::path::Path;
@@ -8,7 +9,7 @@ use crate::disk::roles::MBR_ROLES;
 use crate::machine::media::MediaId;
 use crate::release::layout::{Layout, LayoutError, Placed, Role, Scheme};
 
-/// A partition of an MBR begins and ends below this sector: 32 bits count them.
+/// Sector below which a partition of an MBR begins and ends: 32 bits count them.
 const MBR_MAX_SECTORS: u64 = 1 << 32;
 /// Numbers of the partitions on GPT disks that `grub/grub.cfg` and the prefix in core.img count on.
 const GPT_NUMBERS: [(Role, u32); 4] = [(Role::State, 3), (Role::Recovery, 4), (Role::System, 5), (Role::Data, 6)];
@@ -40,9 +41,9 @@ pub struct Preflight {
     firmware: Firmware,
 }
 
-/// ErasePermission to erase exactly the disk of one preflight.
+/// Permission to erase exactly the disk of one preflight.
 ///
-/// Only [`Preflight::arm`] makes one: for a disk with nothing on it, or with an explicit confirmation.
+/// Only [`Preflight::arm`] gives it: for a disk with nothing on it, or with an explicit confirmation.
 #[derive(Debug)]
 pub struct Armed(pub(super) Preflight);
 
@@ -72,7 +73,7 @@ pub enum Refused {
 pub struct ErasePermission<'a> {
     /// `yes`, or the serial number of the disk that is meant.
     pub confirmation: Option<&'a str>,
-    /// Boot medium that provisions unattended: nobody asked for it at this start.
+    /// Boot medium that provisions unattended: no person asked for it at this start.
     pub unattended_medium: Option<MediaId>,
 }
 
@@ -113,7 +114,7 @@ impl Armed {
 }
 
 impl Preflight {
-    /// Checks and places. Pure.
+    /// Checks the layout, and decides where each partition goes. Pure.
     ///
     /// # Errors
     /// [`Refused`].
@@ -138,9 +139,9 @@ impl Preflight {
         &self.placed
     }
 
-    /// Asks for permission to go on. A disk with nothing to lose needs none; for any other the confirmation must be `yes`
-    /// or its serial number. An unattended medium never gets permission to erase a disk that it made: the firmware may
-    /// have started the medium only because it did not find that disk.
+    /// Asks for permission to go on. A disk with nothing to lose needs none; for any other the confirmation must be
+    /// `yes` or its serial number. An unattended medium never gets permission to erase a disk that it made: the
+    /// firmware may have started the medium only because it did not find that disk.
     ///
     /// # Errors
     /// [`NotArmed`].
@@ -173,7 +174,7 @@ fn unfit(candidate: &DiskCandidate, layout: &Layout, firmware: Firmware) -> Opti
         return Some(format!("its logical blocks have {sector} bytes, supported are 512 and 4096"));
     }
     if !bytes.is_multiple_of(sector.into()) {
-        return Some(format!("its {bytes} bytes are no whole number of blocks of {sector} bytes"));
+        return Some(format!("its {bytes} bytes are not a whole number of blocks of {sector} bytes"));
     }
     if firmware == Firmware::Bios && sector != 512 {
         return Some(format!("a BIOS cannot start a disk with blocks of {sector} bytes; start the machine by UEFI"));
@@ -209,7 +210,7 @@ fn unfit(candidate: &DiskCandidate, layout: &Layout, firmware: Firmware) -> Opti
                     return Some(format!("with a GPT the {role} partition must have the number {expected}, for GRUB"));
                 }
             }
-            // Found by name from then on.
+            // Partitions are found by name from then on.
             let misnamed = layout.partitions.iter().find(|each| each.name != each.role.name());
             if let Some(each) = misnamed {
                 let (name, role) = (&each.name, each.role.name());

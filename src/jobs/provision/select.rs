@@ -1,4 +1,4 @@
-//! Which disk is provisioned: every disk with what speaks for and against it, and the one that was asked for. Pure.
+//! Choice of the disk to provision, among all disks and their reasons for and against. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,11 +15,11 @@ use crate::machine::media::MediaId;
 pub enum DiskContent {
     /// The first and the last MiB are zero.
     Blank,
-    /// A provisioning that did not get to its end: nothing on it is worth keeping.
+    /// A provisioning that was interrupted: nothing on the disk is worth keeping.
     Interrupted,
     /// A partition table.
     Table(ParsedTable),
-    /// Something else, in words: a file system without a table, a damaged table, a disk that cannot be read.
+    /// Something else, described in words: a file system without a table, a damaged table, a disk that cannot be read.
     Foreign(String),
 }
 
@@ -34,17 +34,17 @@ pub struct DiskCandidate {
     pub in_use: Option<String>,
     /// Content that is there now.
     pub content: DiskContent,
-    /// The medium it was provisioned from, if it still is that disk.
+    /// Medium that the disk was provisioned from, if it still has that table.
     pub medium: Option<MediaId>,
 }
 
 /// Failure to choose exactly one disk to provision. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
-    /// No disk that fits.
+    /// No disk fits the request.
     #[error("no disk can be provisioned, so nothing was written{}", listed("Disks present", .0))]
     None(Vec<String>),
-    /// More than one fits.
+    /// More than one disk fits.
     #[error(
         "{count} disks fit, so none was touched; choose one by its serial number, model, size or path{}",
         listed("Disks present", .disks)
@@ -58,13 +58,13 @@ pub enum ChooseError {
 }
 
 impl DiskCandidate {
-    /// Whether there is nothing to lose on it.
+    /// Whether the disk holds nothing that could be lost.
     #[must_use]
     pub fn is_free(&self) -> bool {
         matches!(self.content, DiskContent::Blank | DiskContent::Interrupted)
     }
 
-    /// What speaks against it, whatever was asked for.
+    /// Returns the reason against this disk that no request can override.
     fn excluded(&self, media: &[PathBuf], removable: bool) -> Option<String> {
         if media.contains(&self.disk.path) {
             return Some("the machine was started from it".to_owned());
@@ -80,7 +80,7 @@ impl DiskCandidate {
     }
 }
 
-/// What was asked for and this disk is not.
+/// Returns the part of the request that this disk does not meet.
 fn differs(wanted: &DiskSelector, candidate: &DiskCandidate) -> Option<String> {
     let disk = &candidate.disk;
     let transport = disk.transport.to_string().to_lowercase();

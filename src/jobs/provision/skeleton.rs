@@ -1,4 +1,5 @@
-//! What makes a disk start, made in memory: the table, with GRUB's boot code where the BIOS looks for it.
+//! The disk skeleton, which makes a disk start and is made in memory: the table, with GRUB's boot code where the BIOS
+//! looks for it.
 
 use std::io;
 
@@ -9,12 +10,12 @@ use crate::jobs::provision::marker;
 use crate::release::layout::{Placed, Role, Scheme};
 use crate::sys::random;
 
-/// What the largest logical blocks have: whole ones are written.
+/// Bytes of the largest logical blocks: whole ones are written.
 pub(super) const LARGEST_BLOCK_BYTES: usize = 4096;
-/// Where core.img lies on MBR disks: right behind the first sector.
+/// First block of core.img on MBR disks: right behind the first sector.
 const GAP_LBA: u64 = 1;
 
-/// A disk of which a frame is made.
+/// Disk for which a skeleton is made.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskGeometry<'a> {
     /// Kind of table.
@@ -32,7 +33,7 @@ pub struct DiskGeometry<'a> {
 pub struct DiskSkeleton {
     /// The first and the last MiB.
     pub(super) edges: Edges,
-    /// On GPT disks core.img, whole blocks of it, and its offset, bytes.
+    /// On GPT disks, core.img in whole blocks, with its offset, bytes.
     pub(super) core: Option<(u64, Vec<u8>)>,
 }
 
@@ -51,14 +52,15 @@ pub enum SkeletonError {
 }
 
 impl DiskSkeleton {
-    /// Makes it, with identities that no other disk has. GRUB's BIOS images go onto it wherever a BIOS could start it.
+    /// Makes the skeleton, with identities that no other disk has. GRUB's BIOS images go onto every disk that a BIOS
+    /// could start.
     ///
     /// # Errors
     /// [`SkeletonError`].
     pub fn new(geometry: DiskGeometry<'_>, boot_image: &[u8], core_image: &[u8]) -> Result<Self, SkeletonError> {
         let DiskGeometry { table, placed, disk_bytes, block_bytes } = geometry;
         let mut mbr_id: [u8; 4] = random::bytes().map_err(SkeletonError::Random)?;
-        // Zero says that there is none.
+        // Zero means that there is no identity.
         mbr_id[0] |= 1;
         let edges = make_table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
         let mut frame = Self { edges, core: None };
@@ -83,12 +85,12 @@ impl DiskSkeleton {
         Ok(frame)
     }
 
-    /// The table in it.
+    /// Parses the table in the skeleton.
     pub(super) fn table(&mut self, block_bytes: u32) -> Option<table::ParsedTable> {
         table::read(&mut self.edges, block_bytes).ok().flatten()
     }
 
-    /// All of it: offset on the disk, bytes, and content.
+    /// Lists all of it: offset on the disk in bytes, and content.
     pub fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let Edges { head, tail, tail_offset_bytes, .. } = &self.edges;
         let core = self.core.as_ref().map(|(offset, core)| (*offset, core.as_slice()));

@@ -21,20 +21,20 @@ pub fn survey(which: Which) -> io::Result<Vec<DiskCandidate>> {
 }
 
 impl DiskCandidate {
-    /// A disk of this machine.
+    /// Surveys one disk of this machine.
     #[must_use]
     pub fn of_disk(disk: Disk) -> Self {
-        // A disk whose use cannot be found out counts as used.
+        // A disk whose use cannot be determined counts as used.
         let in_use = in_use(&disk.path).unwrap_or_else(|error| Some(format!("its use is not known: {error}")));
         let (content, medium) =
             look(&disk.path, disk.logical_block_size).unwrap_or_else(|text| (DiskContent::Foreign(text), None));
         Self { bus_path: disk.bus_path(), in_use, content, medium, disk }
     }
 
-    /// A file that stands for a disk with logical blocks of `logical_block_size` bytes.
+    /// Surveys a file that stands for a disk with logical blocks of `logical_block_size` bytes.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub fn of_file(path: &Path, logical_block_size: u32) -> io::Result<Self> {
         let size_bytes = path.metadata()?.len();
         let disk = Disk {
@@ -53,7 +53,8 @@ impl DiskCandidate {
     }
 }
 
-/// What lies on the edges of a disk, and the medium it was provisioned from; an error is a sentence about it.
+/// Reads what lies on the edges of a disk, and the medium it was provisioned from; the error is a sentence for a
+/// person.
 fn look(path: &Path, logical_block_size: u32) -> Result<(DiskContent, Option<MediaId>), String> {
     let device = Device::open(path, Access::Read, Caching::Buffered).map_err(|error| chain(&error))?;
     let edge = usize::try_from(device.size_bytes()).map_or(EDGE_LEN, |size| size.min(EDGE_LEN));

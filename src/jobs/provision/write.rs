@@ -1,4 +1,4 @@
-//! Writing what was armed, in the order that the head of [`super`] gives.
+//! Writing to an armed disk, in the order that the head of [`super`] gives.
 
 use std::io;
 
@@ -14,14 +14,14 @@ use crate::record::journal::Journal;
 use crate::release::layout::{Placed, Role};
 use crate::sys::block::AlignedBuf;
 
-/// What is written at once with the first sector.
+/// Bytes that are written in one go with the first sector.
 const FIRST_BYTES: u64 = LARGEST_BLOCK_BYTES as u64;
 
-/// The file system of one partition.
+/// File system of one partition.
 pub struct TemplateImage {
     /// Role of the partition.
     pub role: Role,
-    /// One zstd frame, with the size of its content in its header.
+    /// Content as one zstd frame, with the size of the content in its header.
     pub compressed: Vec<u8>,
 }
 
@@ -35,21 +35,21 @@ pub struct BootstrapParts {
     pub images: Vec<TemplateImage>,
 }
 
-/// A disk that holds file systems and no partition table: unclaimed until it is [finished](Self::finish).
+/// Disk that holds file systems and no partition table: it is unclaimed until it is [finished](Self::finish).
 #[derive(Debug)]
 pub struct PartiallyWritten {
     plan: Preflight,
     frame: DiskSkeleton,
 }
 
-/// A disk with a table, boot code, file systems and a system, all of it durable.
+/// Disk with a table, boot code, file systems and a system, all of it durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provisioned {
     /// Places of the partitions.
     pub partitions: Vec<Placed>,
 }
 
-/// Failure of a provisioning. Run it again: it begins from the start.
+/// Failure of a provisioning. A second run begins from the start.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     /// The disk is not the one of the plan. Nothing was written.
@@ -57,9 +57,9 @@ pub enum ProvisionError {
     Changed {
         /// Write or flush that the disk refused.
         disk: String,
-        /// Bytes it has.
+        /// Bytes that the disk has.
         size_bytes: u64,
-        /// Bytes it had.
+        /// Bytes that it had in the plan.
         planned_bytes: u64,
     },
     /// An image and the partitions do not fit. Nothing was written.
@@ -69,7 +69,7 @@ pub enum ProvisionError {
         role: Role,
         /// Size of the partition, bytes.
         size_bytes: u64,
-        /// Size of the partition, 0 where there is none.
+        /// Size of the partition, 0 where the partition is missing.
         place_bytes: u64,
     },
     /// Table or boot code cannot be made. Nothing was written.
@@ -96,7 +96,7 @@ pub enum ProvisionError {
 }
 
 /// Erases the disk of `armed` through `target`, which must be that disk as a whole, and writes file systems and
-/// core.img. All of it is durable afterwards, and no partition table tells of it.
+/// core.img. All of it is durable afterwards, and no partition table shows it yet.
 ///
 /// # Errors
 /// [`ProvisionError`].
@@ -148,8 +148,8 @@ impl PartiallyWritten {
         &self.plan.placed
     }
 
-    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it. Then the disk
-    /// records the `medium` it was made from.
+    /// Writes the table and, last, what makes the disk start. Only for a disk with a verified system on it. Then the
+    /// disk records the `medium` it was made from.
     ///
     /// # Errors
     /// [`ProvisionError::Disk`].
@@ -167,7 +167,8 @@ impl PartiallyWritten {
         let Edges { head, tail, tail_offset_bytes, .. } = &self.frame.edges;
         disk.write("write the end", *tail_offset_bytes, tail)?;
         disk.write("write the table", FIRST_BYTES, &head[LARGEST_BLOCK_BYTES..marker::OFFSET])?;
-        // What shares the first 4 KiB with the first sector is there before it, so that a torn write can lose only that.
+        // The rest of the first 4 KiB is written before the first sector, so that a torn write can lose only that
+        // sector.
         let mut without_first = head[..LARGEST_BLOCK_BYTES].to_vec();
         without_first[..SECTOR_BYTES].fill(0);
         disk.write("write the table", 0, &without_first)?;
@@ -183,7 +184,7 @@ impl PartiallyWritten {
     }
 }
 
-/// The partition of an image, if it fits.
+/// Returns the partition of an image, if the image fits into it.
 fn place_of<'a>(plan: &'a Preflight, image: &TemplateImage) -> Result<&'a Placed, ProvisionError> {
     let role = image.role;
     let size_bytes = zstd::zstd_safe::get_frame_content_size(&image.compressed).ok().flatten().unwrap_or(u64::MAX);
@@ -202,14 +203,14 @@ fn make_frame(plan: &Preflight, parts: &BootstrapParts) -> Result<DiskSkeleton, 
     DiskSkeleton::new(geometry, &parts.boot_image, &parts.core_image).map_err(ProvisionError::DiskSkeleton)
 }
 
-/// The target, with errors that say what was being done.
+/// Target whose errors say what was being done.
 struct DiskWriter<'a> {
     target: &'a dyn BlockTarget,
 }
 
 impl DiskWriter<'_> {
     fn write(&self, action: &str, offset: u64, content: &[u8]) -> Result<(), ProvisionError> {
-        // Transfers past the page cache want memory that is aligned.
+        // Transfers past the page cache need aligned memory.
         let mut buffer = AlignedBuf::zeroed(content.len());
         buffer.copy_from_slice(content);
         self.target.write_at(offset, &buffer).map_err(|source| self.failed(action, source))
@@ -223,7 +224,7 @@ impl DiskWriter<'_> {
         self.target.flush().map_err(|source| self.failed("flush the writes", source))
     }
 
-    /// Unpacks an image. Zeros in it are zeroed on the disk: what lay there before must not shine through.
+    /// Unpacks an image. Zeros in it are zeroed on the disk: content that lay there before must not remain.
     fn fill(&self, image: &TemplateImage, start: u64) -> Result<(), ProvisionError> {
         let unpack = |source| ProvisionError::Unpack { role: image.role, source };
         let content = zstd::stream::read::Decoder::new(&image.compressed[..]).map_err(unpack)?;

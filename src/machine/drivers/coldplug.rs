@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::{LoadedModules, Loader};
 use crate::sys::uevent::Uevents;
 
-/// The listener for new devices. Its thread lives as long as the process.
+/// Listener for new devices, whose thread lives as long as the process.
 #[derive(Debug)]
 pub struct Coldplug(());
 
 impl Coldplug {
-    /// Starts listening, and loads the drivers of devices that appear from now on, in a thread. `on_loaded` is called after
-    /// every round that did something. The devices that are there already are the caller's: after this call, so that
-    /// none falls in between.
+    /// Starts listening, and loads the drivers of devices that appear from now on, in a thread. `on_loaded` is called
+    /// after every round that did something. The caller loads the drivers of devices that are there already, after this
+    /// call, so that none is missed in between.
     ///
     /// # Errors
     /// The kernel refused the socket or the thread.
@@ -26,7 +26,7 @@ impl Coldplug {
                         Some(alias) => loader.load_for(alias),
                         None => continue,
                     },
-                    // Events were lost. What they were about is in sysfs.
+                    // Events were lost. The devices they were about are in sysfs.
                     Err(_) => {
                         std::thread::sleep(std::time::Duration::from_millis(100));
                         loader.load_for_present_devices()
@@ -41,7 +41,8 @@ impl Coldplug {
     }
 }
 
-/// The alias of a device that was added. The message is `add@/devices/...` and then `KEY=value`, each ended by a zero.
+/// Returns the alias of a device that was added. The message is `add@/devices/...` and then `KEY=value`, each ended by
+/// a zero byte.
 fn added_alias(message: &[u8]) -> Option<&str> {
     let mut fields = message.split(|byte| *byte == 0);
     if !fields.next()?.starts_with(b"add@") {

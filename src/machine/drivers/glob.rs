@@ -27,7 +27,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// Matches one byte against the pattern element at `at`; the position after the element, if it matches.
+/// Matches one byte against the pattern element at `at`, and returns the position after the element if it matches.
 fn one(pattern: &[u8], at: usize, byte: u8) -> Option<usize> {
     match *pattern.get(at)? {
         b'?' => Some(at + 1),
@@ -41,7 +41,8 @@ fn one(pattern: &[u8], at: usize, byte: u8) -> Option<usize> {
     }
 }
 
-/// Reads a set after its opening bracket: whether `byte` is in it, and the position after the closing bracket.
+/// Reads a set after its opening bracket, and returns whether `byte` is in it, and the position after the closing
+/// bracket.
 fn set(pattern: &[u8], mut at: usize, byte: u8) -> Option<(bool, usize)> {
     let negated = matches!(pattern.get(at), Some(b'!' | b'^'));
     if negated {
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn many_stars_take_no_exponential_time() {
+    fn many_stars_do_not_take_exponential_time() {
         let text = "a".repeat(5000);
         assert!(!matches(&format!("{}b", "*a".repeat(40)), &text));
     }

@@ -1,4 +1,4 @@
-//! The text tables that depmod writes, and what follows from them: which modules, in which order. Pure.
+//! Text tables that depmod writes, and what follows from them: which modules to load, in which order. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,8 +33,8 @@ pub struct LoadStep {
     pub name: String,
     /// File, relative to the directory of the tables.
     pub file: String,
-    /// Whether the wanted module fails without it. A soft dependency may fail, such as an accelerated checksum on a
-    /// processor that cannot do it.
+    /// Whether the wanted module fails without this one. A soft dependency may fail, such as an accelerated checksum on
+    /// a processor without it.
     pub required: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct LoadStep {
 pub enum Resolution {
     /// Files to load, in this order.
     Load(Vec<LoadStep>),
-    /// Part of the kernel image.
+    /// Module that is part of the kernel image.
     Builtin,
     /// Unknown name: no module, no alias, not built in.
     Unknown,
@@ -82,7 +82,7 @@ impl ModuleTables {
         tables
     }
 
-    /// The modules that claim `alias`, such as the `modalias` of a device, in the order of the table.
+    /// Returns the modules that claim `alias`, such as the `modalias` of a device, in the order of the table.
     pub fn claimed_by(&self, alias: &str) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for (pattern, name) in &self.aliases {
@@ -107,13 +107,13 @@ impl ModuleTables {
         Resolution::Load(walk.steps)
     }
 
-    /// The modules behind a module name or an alias. A module of that name hides aliases, as modprobe has it.
+    /// Returns the modules behind a module name or an alias. A module of that name hides aliases, as in modprobe.
     fn candidates(&self, name: &str) -> Vec<String> {
         let module = normal(name);
         if self.modules.contains_key(&module) {
             return vec![module];
         }
-        // Aliases are matched in both spellings: modprobe takes `-` for `_` in what it is asked for.
+        // Aliases are matched in both spellings: modprobe reads `-` as `_` in the requested name.
         let mut found = self.claimed_by(name);
         if found.is_empty() {
             found = self.claimed_by(&module);
@@ -122,7 +122,7 @@ impl ModuleTables {
     }
 }
 
-/// A depth-first walk that puts what is needed before what needs it. `seen` also ends circular soft dependencies.
+/// Walks depth first, so that a module comes after those that it needs. `seen` also ends circular soft dependencies.
 struct Walk<'a> {
     tables: &'a ModuleTables,
     steps: Vec<LoadStep>,
@@ -132,7 +132,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn visit(&mut self, name: &str, required: bool) {
         if !self.seen.insert(name.to_owned()) {
-            // Needed after all: what was first met as a soft dependency must not be allowed to fail.
+            // The module is needed after all: one that was first met as a soft dependency must not be allowed to fail.
             if required && let Some(step) = self.steps.iter_mut().find(|step| step.name == name) {
                 step.required = true;
             }
@@ -144,7 +144,7 @@ impl Walk<'_> {
         for other in soft.iter().flat_map(|soft| &soft.pre) {
             self.visit_soft(other);
         }
-        // The last in the list has the fewest needs itself: depmod writes them in the reverse order of loading.
+        // The last module in the list has the fewest dependencies: depmod writes them in the reverse order of loading.
         for file in module.needs.iter().rev() {
             self.visit(&name_of(file), required);
         }
@@ -169,7 +169,7 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// `kernel/fs/ext4/ext4.ko.xz` is the module `ext4`.
+/// Returns the module name of a file: `ext4` for `kernel/fs/ext4/ext4.ko.xz`.
 fn name_of(file: &str) -> String {
     let base = file.rsplit('/').next().unwrap_or(file);
     normal(base.split_once(".ko").map_or(base, |(name, _)| name))

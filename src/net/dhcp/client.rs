@@ -1,8 +1,9 @@
 //! The DHCP client of one link as a state machine: frames and times in, frames and a lease out. Pure.
 //!
-//! Whatever comes in, at most one DISCOVER leaves in a second and at most one line is reported in ten. A refusal (NAK)
-//! counts only from the server that was asked, and makes the client wait longer each time: two servers on a segment that
-//! refuse each other's addresses, or one whose addresses have run out, then cost neither the network nor the console.
+//! At most one DISCOVER is sent in a second and at most one line is reported in ten seconds, whatever comes in. A
+//! refusal (NAK) counts only from the server that was asked, and makes the client wait longer each time: two servers on
+//! a segment that refuse each other's addresses, or one whose addresses have run out, then cost neither the network nor
+//! the console.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,23 +11,24 @@ use std::time::Duration;
 use super::message::{self, Answer, Ask, Kind, Lease, Sender};
 
 /// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
-/// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30, which
-/// is what a switch port takes to forward at last.
+/// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30,
+/// which is what a switch port takes to forward at last.
 const DISCOVER_WAITS_S: [u64; 4] = [4, 8, 16, 30];
 /// Waits after each REQUEST. It goes to a server that has just answered.
 const REQUEST_WAITS_S: [u64; 4] = [2, 2, 4, 4];
 /// Least time between two DISCOVERs.
 const DISCOVER_PAUSE: Duration = Duration::from_secs(1);
-/// The most that refusals make the client wait.
+/// Longest time that refusals make the client wait.
 const MOST_REFUSAL_PAUSE: Duration = Duration::from_secs(64);
-/// How long after the next DISCOVER the offers of a server that refused are passed over, so that another server's can come.
+/// Time after the next DISCOVER in which the offers of a server that refused are passed over, so that another server's
+/// can arrive.
 const PASS_OVER: Duration = Duration::from_secs(2);
 /// Least time between two reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Servers whose refusal is remembered; a hostile peer may have any number of addresses.
 const MOST_REFUSERS: usize = 16;
 
-/// What the caller does next.
+/// Next thing for the caller to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Send this frame.
@@ -42,7 +44,7 @@ enum State {
     Keeping { address: Ipv4Addr, server: Ipv4Addr, tries: usize },
 }
 
-/// The client. All times are since its beginning.
+/// DHCP client of one card. All times count from its creation.
 #[derive(Debug)]
 pub(super) struct Client {
     mac: [u8; 6],
@@ -51,19 +53,19 @@ pub(super) struct Client {
     transaction: u32,
     exchange_began: Duration,
     state: State,
-    /// When the next frame is due.
+    /// Time at which the next frame is due.
     due: Duration,
     last_discover: Option<Duration>,
     unanswered: usize,
     refusals: u32,
-    /// Servers that refused, and until when their offers are passed over.
+    /// Servers that refused, with the time until which their offers are passed over.
     refusers: Vec<(Ipv4Addr, Duration)>,
     last_report: Option<Duration>,
     report: Option<String>,
 }
 
 impl Client {
-    /// A client for the card with this address. With `held` it first asks to keep that lease's address.
+    /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address.
     pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
         let state = held.map_or(State::Discovering, |lease| State::Keeping {
             address: lease.address,
@@ -88,7 +90,7 @@ impl Client {
         client
     }
 
-    /// The next thing to do at `now`. A frame that is given here counts as sent.
+    /// Returns the next thing to do at `now`. A frame that is returned counts as sent.
     pub(super) fn step(&mut self, now: Duration) -> Step {
         if now < self.due {
             return Step::Wait(self.due - now);
@@ -128,7 +130,7 @@ impl Client {
         Step::Send(message::frame(self.sender(now), Ask::Discover))
     }
 
-    /// Takes a frame from the link; the lease, once a server has granted one.
+    /// Takes a frame from the link, and returns the lease once a server has granted one.
     pub(super) fn receive(&mut self, frame: &[u8], now: Duration) -> Option<Lease> {
         let answer = message::answer(frame, self.sender(now))?;
         match (&self.state, answer.kind) {
@@ -153,12 +155,12 @@ impl Client {
                 self.refused(answer.server, now);
                 None
             }
-            // Late offers, refusals of servers that were not asked, and whatever else there is.
+            // These are late offers, refusals of servers that were not asked, and anything else.
             _ => None,
         }
     }
 
-    /// A line for the console, if there is one.
+    /// Returns a line for the console, if there is one.
     pub(super) fn take_report(&mut self) -> Option<String> {
         self.report.take()
     }
@@ -199,7 +201,7 @@ impl Client {
         }
     }
 
-    /// One step of xorshift64*.
+    /// Takes one step of xorshift64*.
     fn next_transaction(&mut self) -> u32 {
         (self.next_random() & 0xffff_ffff) as u32
     }

@@ -22,8 +22,8 @@ pub(super) fn search(domain: &[u8], list: &[u8]) -> Vec<String> {
     found
 }
 
-/// Names in the compressed form of DNS (RFC 1035, 4.1.4), as far as they make sense. Pointers lead only back, so that every
-/// name ends.
+/// Names in the compressed form of DNS (RFC 1035, 4.1.4), as far as they make sense. Pointers lead only back, so that
+/// every name ends.
 fn compressed_names(list: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     let mut at = 0;

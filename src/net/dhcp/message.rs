@@ -1,9 +1,9 @@
 //! DHCPv4 messages (RFC 2131, RFC 2132) in the frames that carry them. Pure.
 //!
-//! The reader is lenient, since servers, relays and strangers on the segment send what they like: an option that makes no
-//! sense is left out and the rest is read. The crate `dhcproto` was looked at: it stops at the first malformed option,
-//! keeps only the last of several parts of one option (RFC 3396), and does not read options in the fields `sname` and
-//! `file` (option 52), so a lease could lose its routers to one odd byte.
+//! The reader is lenient, since servers, relays and strangers on the segment send what they like: an option that makes
+//! no sense is left out and the rest is read. The crate `dhcproto` was looked at: it stops at the first malformed
+//! option, keeps only the last of several parts of one option (RFC 3396), and does not read options in the fields
+//! `sname` and `file` (option 52), so a lease could lose its routers to one odd byte.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::domains;
 use crate::sys::net::rtnl::Route;
 
-/// What a message is (option 53).
+/// Kind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Discover = 1,
@@ -61,19 +61,19 @@ const WANTED: [u8; 10] = [
 const COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
 /// Fixed part of a message, up to the cookie.
 const FIXED_BYTES: usize = 236;
-/// Relays of old drop shorter messages (BOOTP's size, RFC 1542, 2.1).
+/// Least length of a message: old relays drop shorter ones (BOOTP's size, RFC 1542, 2.1).
 const LEAST_MESSAGE_BYTES: usize = 300;
 const BOOTREPLY: u8 = 2;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
-/// IPv6 needs 1280; an IPv4 link below 576 could not even carry DHCP.
+/// Least MTU that is believed: an IPv4 link below 576 could not even carry DHCP (IPv6 needs 1280).
 const LEAST_MTU: u16 = 576;
-/// An endless lease, RFC 2131, 3.3.
+/// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
-/// The most of a list that is taken: more is an attack or a mistake.
+/// Largest number of items of a list that is taken: more is an attack or a mistake.
 const MOST_ENTRIES: usize = 64;
 
-/// One side of the exchange, as every request carries it.
+/// Identity of the client in one exchange, as every request carries it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sender {
     /// Hardware address of the card.
@@ -84,7 +84,7 @@ pub(super) struct Sender {
     pub(super) elapsed_s: u16,
 }
 
-/// What a request asks for.
+/// Subject of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ask {
     /// Any offer.
@@ -95,7 +95,7 @@ pub(super) enum Ask {
     Keep { address: Ipv4Addr },
 }
 
-/// An answer of a server.
+/// Answer of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) kind: Kind,
@@ -127,7 +127,7 @@ pub struct Lease {
     pub server: Ipv4Addr,
 }
 
-/// Makes the frame of a request: broadcast, from an address that we do not have yet.
+/// Makes the frame of a request: a broadcast, from an address that this machine does not have yet.
 pub(super) fn frame(sender: Sender, ask: Ask) -> Vec<u8> {
     let message = message(sender, ask);
     let udp_bytes = 8 + message.len();
@@ -153,7 +153,7 @@ pub(super) fn frame(sender: Sender, ask: Ask) -> Vec<u8> {
     udp.extend_from_slice(&[0, 0]);
     udp.extend_from_slice(&message);
     let pseudo = [&ip[12..20], &[0, 17], &length[..]].concat();
-    // Zero would say that there is none.
+    // Zero would mean that there is no checksum.
     let checksum = match self::checksum(&[&pseudo, &udp]) {
         0 => u16::MAX,
         sum => sum,
@@ -241,7 +241,7 @@ pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<Answer> {
     };
     let server = options.address(code::SERVER).filter(|server| is_host(*server)).unwrap_or(source);
     let address = address_at(message, 16)?;
-    // A refusal has no address; an offer without a usable one is none.
+    // A refusal has no address; an offer without a usable address is left out.
     if kind != Kind::Nak && !is_host(address) {
         return None;
     }
@@ -342,8 +342,8 @@ impl Options {
         Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU)
     }
 
-    /// Option 121: prefix length, as many bytes of the destination as that needs, router. `None` where nothing in it makes
-    /// sense, so that the routers count.
+    /// Option 121: prefix length, as many bytes of the destination as that needs, router. `None` where nothing in it
+    /// makes sense, so that the routers count.
     fn classless_routes(&self) -> Option<Vec<Route>> {
         let mut rest = self.get(code::ROUTES);
         let mut routes = Vec::new();

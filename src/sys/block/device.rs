@@ -11,10 +11,10 @@ use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use super::aligned::ALIGNMENT_BYTES;
 use super::ioctl;
 
-/// Something that could not be done to a device.
+/// Failure of an operation on a device.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// Opening it or asking for its properties.
+    /// Failure to open a device, or to ask for its properties or change them.
     #[error("cannot {action} {}{}", .path.display(), explain(.source))]
     Device {
         /// Action that was tried.
@@ -38,7 +38,7 @@ pub enum BlockError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A transfer that the device cannot do; a mistake of the caller.
+    /// Transfer that is not aligned as the device needs it: a mistake of the caller.
     #[error(
         "transfer of {length} bytes at offset {offset} of {} is not aligned to {alignment} bytes, in memory or on disk",
         .path.display()
@@ -80,9 +80,10 @@ pub enum Access {
 /// Way of transfers through or past the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caching {
-    /// Through the page cache.
+    /// Transfers through the page cache.
     Buffered,
-    /// Past it (`O_DIRECT`): what is read comes from the device. Transfers must be aligned to [`Device::alignment`].
+    /// Transfers past the page cache (`O_DIRECT`): what is read comes from the device. Transfers must be aligned to
+    /// [`Device::alignment`].
     Direct,
 }
 
@@ -101,7 +102,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens the device or file at `path`. A file on a file system without O_DIRECT is opened buffered instead: see [`Device::caching`].
+    /// Opens the device or file at `path`. A file on a file system without O_DIRECT is opened buffered instead: see
+    /// [`Device::caching`].
     ///
     /// # Errors
     /// [`BlockError::Device`].
@@ -148,7 +150,7 @@ impl Device {
         self.caching
     }
 
-    /// Size when it was opened.
+    /// Size of the device when it was opened, bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -204,7 +206,7 @@ impl Device {
     }
 
     /// Makes the next buffered read come from the device: writes dirty pages back and forgets clean ones. For a file
-    /// this is a request that the kernel may turn down for pages somebody has mapped.
+    /// this is a request that the kernel may turn down for pages that a process has mapped.
     ///
     /// # Errors
     /// [`BlockError::Device`]; the flush of a device needs `CAP_SYS_ADMIN`.
@@ -218,7 +220,7 @@ impl Device {
         }
     }
 
-    /// Tells the device that a range holds nothing. What it reads as afterwards is undefined.
+    /// Marks a range as unused (discards it). What it reads as afterwards is undefined.
     ///
     /// # Errors
     /// [`BlockError::Transfer`], with `EOPNOTSUPP` from devices that cannot; then nothing has changed.

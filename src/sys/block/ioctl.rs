@@ -53,7 +53,7 @@ pub(super) fn drop_cache(device: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// `BLKDISCARD`: tells the device that the range is unused. What it reads as afterwards is undefined.
+/// `BLKDISCARD`: marks the range as unused. What the device then reads as is undefined.
 pub(super) fn discard(device: &File, offset: u64, length: u64) -> io::Result<()> {
     let range = [offset, length];
     // SAFETY: the kernel reads two u64 from `range`, which lives across the call, and writes nothing.

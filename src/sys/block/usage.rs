@@ -1,4 +1,4 @@
-//! Whether something else uses a disk or partition.
+//! Use of a disk or partition by something else.
 
 use std::fs;
 use std::io;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::mount;
 
-/// Finds out what uses the block device or, when it is a disk, one of its partitions: `mounted on /x`, `used by dm-0`, `swap`.
-/// `None` when nothing does; always for a plain file, which the kernel does not guard.
+/// Finds out what uses the block device or, when it is a disk, one of its partitions: `mounted on /x`, `used by dm-0`,
+/// `swap`. `None` when nothing does; always for a plain file, which the kernel does not guard.
 ///
 /// # Errors
 /// `path`, `/proc` or `/sys` cannot be read.

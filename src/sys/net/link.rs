@@ -20,9 +20,10 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Whether the link is switched on.
     pub up: bool,
-    /// A cable with something at its other end. Known only when switched on.
+    /// Whether there is a cable with something at its other end, which is known only when the link is switched on.
     pub carrier: bool,
-    /// A network card, or what looks like one to a container; not a VLAN, bond, bridge or tunnel.
+    /// Whether the link is a network card, or what looks like one to a container, and not a VLAN, bond, bridge or
+    /// tunnel.
     pub card: bool,
 }
 
@@ -34,7 +35,7 @@ pub fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
     fs::write(Path::new(CLASS).join(name).join("mtu"), mtu.to_string())
 }
 
-/// Every Ethernet link by index, the order in which the kernel found them. The loopback link is none.
+/// Lists every Ethernet link by index, the order in which the kernel found them. The loopback link is not one of them.
 ///
 /// # Errors
 /// sysfs cannot be read.
@@ -70,7 +71,8 @@ fn read(directory: &Path) -> Option<Link> {
     })
 }
 
-/// Software links say what they are, except for the ends of veth pairs, which are the cards of containers.
+/// Whether the link is a network card. Software links name their kind, except for the ends of veth pairs, which are the
+/// cards of containers.
 fn is_card(directory: &Path) -> bool {
     if directory.join("device").exists() {
         return true;

@@ -31,14 +31,16 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Waits for a frame, for at most `timeout`. Signals and errors of the link end it early; the next receive meets them.
+    /// Waits for a frame, for at most `timeout`. Signals and errors of the link end it early; the next receive meets
+    /// them.
     pub fn wait(&self, timeout: Duration) {
         // Rounded up: a wait of less than a millisecond must not become a busy loop.
         let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
         let _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout);
     }
 
-    /// Takes the next frame into `frame` and returns its length; one that is longer is cut. `None` when there is none.
+    /// Takes the next frame into `frame` and returns its length; a longer frame is cut. `None` when no frame is
+    /// waiting.
     ///
     /// # Errors
     /// The link is gone or switched off.

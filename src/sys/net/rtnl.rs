@@ -76,7 +76,7 @@ impl std::fmt::Debug for Rtnl {
 }
 
 impl Rtnl {
-    /// Opens the connection.
+    /// Opens the connection to the kernel.
     ///
     /// # Errors
     /// The kernel refused the socket.
@@ -119,7 +119,7 @@ impl Rtnl {
         })
     }
 
-    /// Takes an address from a link. One that it does not have is fine.
+    /// Takes an address from a link. An address that the link does not have is not an error.
     ///
     /// # Errors
     /// [`RtnlError`].
@@ -130,8 +130,8 @@ impl Rtnl {
         unless(result, &[nix::libc::EADDRNOTAVAIL, nix::libc::ENODEV])
     }
 
-    /// Sets a route on the link, in place of another one to the same network. `outside` for a gateway outside the subnet of
-    /// the address, as some providers have it.
+    /// Sets a route on the link, in place of another one to the same network. `outside` is for a gateway outside the
+    /// subnet of the address, as some providers have it.
     ///
     /// # Errors
     /// [`RtnlError`].
@@ -145,7 +145,7 @@ impl Rtnl {
         })
     }
 
-    /// Takes a route from the link. One that it does not have is fine.
+    /// Takes a route from the link. A route that the link does not have is not an error.
     ///
     /// # Errors
     /// [`RtnlError`].
@@ -192,7 +192,7 @@ impl Rtnl {
         loop {
             let (answer, _) = self.socket.recv_from_full()?;
             // Only acknowledgements are asked for, so one datagram holds one message.
-            let answer = NetlinkMessage::<Anything>::deserialize(&answer).map_err(io::Error::other)?;
+            let answer = NetlinkMessage::<UndecodedBody>::deserialize(&answer).map_err(io::Error::other)?;
             if answer.header.sequence_number != self.sequence {
                 continue;
             }
@@ -203,11 +203,11 @@ impl Rtnl {
     }
 }
 
-/// What an answer carries beside its header is not looked at. Decoding it would bring the decoders of every message
-/// the kernel knows into the binary, a tenth of its size.
-struct Anything;
+/// Body of an answer, which is not decoded. Decoding it would bring the decoders of every message that the kernel knows
+/// into the binary, a tenth of its size.
+struct UndecodedBody;
 
-impl NetlinkDeserializable for Anything {
+impl NetlinkDeserializable for UndecodedBody {
     type Error = Infallible;
 
     fn deserialize(_header: &NetlinkHeader, _payload: &[u8]) -> Result<Self, Infallible> {

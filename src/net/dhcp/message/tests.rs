@@ -147,7 +147,8 @@ fn classless_routes_replace_the_routers() {
             route([10, 1, 2, 128], 25, Some([192, 168, 4, 6])),
         ]
     );
-    // One that is cut short keeps what came before it; one that makes no sense at all leaves the routers.
+    // An option that is cut short keeps the routes before the cut; one that makes no sense at all leaves the routers in
+    // force.
     let cut = self::lease(&reply(5).with(121, &routes[..16]));
     assert_eq!(cut.routes.len(), 2);
     let senseless = self::lease(&reply(5).with(3, &[192, 168, 4, 1]).with(121, &[77, 1, 2]));

@@ -11,8 +11,8 @@ use reflash::fetch::{
 
 use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
 
-pub mod crowd;
-pub mod https;
+mod crowd;
+mod https;
 
 const PATH: &str = "objects/00ff";
 const STALL: Duration = Duration::from_secs(1);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use xtask::release::check::check;
+use reflash_release::check::check;
 
 use crate::support::{Fixture, sample_image};
 

@@ -211,7 +211,7 @@ fn patches_are_made_only_where_they_pay() {
     fixture.publish(sample_image(2000, 4), |spec| spec.version = "2".into());
     assert_eq!(fixture.released.manifest.images[0].patches, None);
     let (fixture, ..) = patched_pair();
-    xtask::release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
+    reflash_release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
 }
 
 #[test]

@@ -22,9 +22,9 @@ use xtask::release::Spec;
 use xtask::vm::{Machine, Running};
 use xtask::{grub, initramfs};
 
-use crate::fetch::https::Authority;
 use crate::support::Fixture;
 use crate::support::server::{Server, object, status};
+use crate::support::tls::Authority;
 
 /// A release of a small ext4 image with a few files, for robots of the demonstration's kind.
 fn small_release() -> Fixture {

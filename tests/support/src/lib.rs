@@ -1,7 +1,12 @@
-//! What the stories share: a small signed release, a target in memory that can be made to fail.
+//! What the tests share: a small signed release, a target in memory that can be made to fail.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::new_without_default, reason = "making keys, files and directories is no default")]
 
 pub mod attached;
+pub mod isolated;
 pub mod server;
+pub mod tls;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,8 +21,7 @@ use reflash::jobs::recovery::{self, Machine, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::manifest::TrustedKeys;
-use xtask::keygen;
-use xtask::release::{self, Released, Spec};
+use reflash_release::{self as release, Released, Spec, keygen};
 
 /// A release tree with its keys, in a directory of its own.
 pub struct Fixture {

@@ -5,9 +5,11 @@
 
 pub mod check;
 mod chunks;
+pub mod keygen;
 mod objects;
 mod patches;
 mod reuse;
+pub mod step;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,8 @@ use minisign::SecretKey;
 use reflash::release::layout::Layout;
 use reflash::release::manifest::{self, Manifest};
 
-use crate::release::objects::{Objects, write_whole};
-use crate::release::reuse::Reusable;
+use crate::objects::{Objects, write_whole};
+use crate::reuse::Reusable;
 use crate::step::step;
 
 /// What a release is made of.

@@ -1,0 +1,17 @@
+//! Tests of the agent that need more than one of its modules; one module a subject.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod block;
+mod environment;
+mod fetch;
+mod net;
+mod properties;
+mod recovery;
+mod reset;
+mod slots;
+mod sources;
+mod update;
+
+use reflash_test_support as support;
+use support::isolated;

@@ -1,0 +1,14 @@
+//! Tests of the builder and of what it ships; one module a subject.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod bench;
+mod image;
+mod provision;
+mod publish;
+mod release;
+mod station;
+mod vm;
+
+use reflash_test_support as support;
+use support::isolated;

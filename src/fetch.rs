@@ -8,6 +8,7 @@ mod answer;
 mod backoff;
 mod cap;
 mod classify;
+mod clock;
 mod connect;
 mod directory;
 mod error;
@@ -24,11 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use backoff::{backoff, poll_pause, start_offset};
+pub use clock::{Clock, SystemClock};
 pub use directory::Directory;
 pub use error::{FetchError, FetchErrorKind};
 pub use http::Http;
 pub use mirrors::{Mirrors, Retry, RetryPolicy};
-pub use tls::{Clock, ReadClock, SetClock};
+pub use tls::{CertificateClock, ReadClock, SetClock};
 pub use url::redacted;
 
 use crate::machine::config;
@@ -125,8 +127,10 @@ pub struct FetchOptions {
     /// The most that all connections made with these options and their clones take together, bytes per second; made by
     /// [`Rate::of`].
     pub rate: Option<Rate>,
-    /// The clock certificates are checked against.
-    pub clock: Arc<Clock>,
+    /// The clock that certificates are checked against.
+    pub certificate_clock: Arc<CertificateClock>,
+    /// The clock that pauses and stalls are measured by.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A bandwidth cap. Clones share it.
@@ -134,26 +138,28 @@ pub struct FetchOptions {
 pub struct Rate(Arc<Cap>);
 
 impl Rate {
-    /// A cap of so many bytes per second.
-    pub fn of(bytes_per_s: u64) -> Self {
-        Self(Arc::new(Cap::new(bytes_per_s)))
+    /// A cap of so many bytes per second, by this clock.
+    pub fn of(bytes_per_s: u64, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Cap::new(bytes_per_s, clock)))
     }
 }
 
 impl FetchOptions {
     /// The options of a configuration, for a program that takes the system's clock as it is.
     pub fn with_clock_as_it_is(network: &config::Network) -> Self {
-        Self::new(network, Arc::new(Clock::fixed()))
+        Self::new(network, Arc::new(CertificateClock::fixed()))
     }
 
     /// The options of a configuration.
-    pub fn new(network: &config::Network, clock: Arc<Clock>) -> Self {
+    pub fn new(network: &config::Network, certificate_clock: Arc<CertificateClock>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         Self {
             proxy: network.proxy.clone(),
             ca_file: network.ca_file.as_ref().map(PathBuf::from),
             connect_timeout: network.connect_timeout,
             stall_timeout: network.stall_timeout,
-            rate: network.max_bytes_per_s.map(Rate::of),
+            rate: network.max_bytes_per_s.map(|bytes_per_s| Rate::of(bytes_per_s, Arc::clone(&clock))),
+            certificate_clock,
             clock,
         }
     }
@@ -176,5 +182,5 @@ pub fn open(base: &str, options: &FetchOptions) -> Result<Box<dyn Source>, Fetch
 /// As [`open`].
 pub fn open_all(bases: &[String], options: &FetchOptions, retry_policy: RetryPolicy) -> Result<Mirrors, FetchError> {
     let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Mirrors::new(sources, retry_policy))
+    Ok(Mirrors::with_clock(sources, retry_policy, Arc::clone(&options.clock)))
 }

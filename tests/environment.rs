@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use reflash::boot::env::{BootEnv, LoadedEnv};
 use reflash::boot::grubenv::Assignments;
-use reflash::fetch::{Clock, FetchOptions};
+use reflash::fetch::{CertificateClock, FetchOptions, SystemClock};
 use reflash::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use reflash::record::report::{Pending, ReportedMachine};
 
@@ -102,7 +102,8 @@ fn what_was_not_reported_is_posted_once() {
         connect_timeout: std::time::Duration::from_secs(5),
         stall_timeout: std::time::Duration::from_secs(5),
         rate: None,
-        clock: Arc::new(Clock::fixed()),
+        certificate_clock: Arc::new(CertificateClock::fixed()),
+        clock: Arc::new(SystemClock),
     };
     let who = ReportedMachine::this("demo", None, None);
     assert!(Pending::of(&open, &who).is_none());

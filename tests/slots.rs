@@ -16,6 +16,7 @@ use reflash::record::journal::Journal;
 use reflash::sys::mount::{self, Mount};
 
 use crate::isolated::{isolated, run};
+use crate::support::clock::FakeClock;
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
 /// The files of a recovery, each telling releases apart; longer than a step of the transfer.
@@ -321,7 +322,8 @@ fn damaged_and_missing_objects_leave_the_recovery_as_it_is() {
     let object = robot.fixture.released.manifest.files.iter().find(|file| file.name == "recovery/vmlinuz").unwrap();
     let path = robot.fixture.tree().join(reflash::release::manifest::object_path(&object.object.blake3));
     let good = fs::read(&path).unwrap();
-    let mirrors = || Mirrors::new(vec![Box::new(robot.source())], RetryPolicy::Rounds(3)).pause_with(|_| ());
+    let clock = FakeClock::new();
+    let mirrors = || Mirrors::with_clock(vec![Box::new(robot.source())], RetryPolicy::Rounds(3), clock.shared());
     let medium = RecoveryPartition::directory(robot.recovery.path());
     let mut damaged = good.clone();
     damaged[good.len() / 2] ^= 1;

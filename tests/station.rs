@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reflash::fetch::{Clock, FetchOptions, Http, RetryPolicy, open_all};
+use reflash::fetch::{CertificateClock, FetchOptions, Http, RetryPolicy, SystemClock, open_all};
 use reflash::flash::target::DeviceTarget;
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
@@ -26,7 +26,8 @@ fn options() -> FetchOptions {
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(30),
         rate: None,
-        clock: Arc::new(Clock::fixed()),
+        certificate_clock: Arc::new(CertificateClock::fixed()),
+        clock: Arc::new(SystemClock),
     }
 }
 

@@ -5,9 +5,10 @@
 //! too much to do (429, 503) gets half as many requests at a time, and one more again for each round that goes well.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 
 /// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
@@ -18,6 +19,7 @@ const MOST_AT_ONCE: u32 = 16;
 
 /// The memory of all sources.
 pub(super) struct Health {
+    clock: Arc<dyn Clock>,
     state: Mutex<SourceHealth>,
     left: Condvar,
 }
@@ -123,8 +125,8 @@ impl SourceHealth {
 }
 
 impl Health {
-    pub(super) fn new(sources: usize) -> Self {
-        Self { state: Mutex::new(SourceHealth::new(sources)), left: Condvar::new() }
+    pub(super) fn new(sources: usize, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Mutex::new(SourceHealth::new(sources)), left: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, SourceHealth> {
@@ -133,7 +135,7 @@ impl Health {
 
     /// The sources in the order in which to ask for `path`.
     pub(super) fn order(&self, path: &str) -> Vec<usize> {
-        self.state().order(path, Instant::now())
+        self.state().order(path, self.clock.now())
     }
 
     /// Waits until one more request may be made of a source, in a round that began at `began`.
@@ -148,7 +150,7 @@ impl Health {
             }
             if state.sources[index].inside < state.sources[index].most {
                 state.sources[index].inside += 1;
-                return Ok(Visit { health: self, index, entered: Instant::now() });
+                return Ok(Visit { health: self, index, entered: self.clock.now() });
             }
             // Whoever is inside comes out: every transfer has timeouts.
             state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +159,7 @@ impl Health {
 
     /// Agrees on the pause after a failed round; see [`SourceHealth::agree`].
     pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
-        self.state().agree(began, Instant::now(), wait)
+        self.state().agree(began, self.clock.now(), wait)
     }
 }
 
@@ -181,7 +183,8 @@ impl Visit<'_> {
 
     /// It failed; false when that is no news.
     pub(super) fn failed(&self, path: &str, error: &FetchError) -> bool {
-        self.health.state().failed(self.index, path, error, self.entered, Instant::now())
+        let now = self.health.clock.now();
+        self.health.state().failed(self.index, path, error, self.entered, now)
     }
 }
 

@@ -14,7 +14,7 @@ use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted
 use super::classify::classified;
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
-use super::{Check, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
+use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
 
 /// Enough for a load balancer that sends to a region that sends to a bucket.
 const MAX_REDIRECTS: usize = 5;
@@ -30,6 +30,7 @@ pub struct Http {
     agent: Agent,
     base: String,
     stall_timeout: Duration,
+    clock: Arc<dyn Clock>,
     rate: Option<Rate>,
 }
 
@@ -76,14 +77,15 @@ impl Http {
             .max_idle_connections(MAX_IDLE)
             .max_idle_connections_per_host(MAX_IDLE)
             .build();
-        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.clock))?;
+        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.certificate_clock))?;
         let base = base.trim_end_matches('/').to_owned();
         let agent = connect::agent(config, tls);
-        Ok(Self { agent, base, stall_timeout: options.stall_timeout, rate: options.rate.clone() })
+        let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
+        Ok(Self { agent, base, stall_timeout: options.stall_timeout, clock, rate })
     }
 
     fn pace(&self) -> Pace<'_> {
-        Pace::new(self.stall_timeout, self.rate.as_ref().map(|rate| &*rate.0))
+        Pace::new(self.stall_timeout, &*self.clock, self.rate.as_ref().map(|rate| &*rate.0))
     }
 
     fn url(&self, path: &str) -> Result<String, FetchError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::backoff;
+use super::clock::{Clock, SystemClock};
 use super::error::{FetchError, FetchErrorKind};
 use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
@@ -55,7 +56,6 @@ impl fmt::Display for Retry<'_> {
 }
 
 type OnRetry = Arc<dyn Fn(&Retry<'_>) + Send + Sync>;
-type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// Several sources of the same tree, asked in order. Clones share what was learnt about the sources.
 #[derive(Clone)]
@@ -64,19 +64,24 @@ pub struct Mirrors {
     health: Arc<Health>,
     retry_policy: RetryPolicy,
     on_retry: OnRetry,
-    pause: Pause,
+    clock: Arc<dyn Clock>,
     seed: u64,
 }
 
 impl Mirrors {
     /// Sources in order of preference. At least one, or every call fails.
     pub fn new(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy) -> Self {
+        Self::with_clock(sources, retry_policy, Arc::new(SystemClock))
+    }
+
+    /// Sources in order of preference, with the clock that pauses and the memory of failures go by.
+    pub fn with_clock(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy, clock: Arc<dyn Clock>) -> Self {
         Self {
-            health: Arc::new(Health::new(sources.len())),
+            health: Arc::new(Health::new(sources.len(), Arc::clone(&clock))),
             sources: sources.into(),
             retry_policy,
             on_retry: Arc::new(|_| ()),
-            pause: Arc::new(std::thread::sleep),
+            clock,
             // The hasher's keys are random in every process, which is all that jitter needs.
             seed: RandomState::new().build_hasher().finish(),
         }
@@ -97,13 +102,6 @@ impl Mirrors {
         self
     }
 
-    /// Replaces sleeping, for a caller that has something to do meanwhile.
-    #[must_use]
-    pub fn pause_with(mut self, pause: impl Fn(Duration) + Send + Sync + 'static) -> Self {
-        self.pause = Arc::new(pause);
-        self
-    }
-
     /// Asks the sources until one attempt succeeds. An attempt reports how far it is, so that progress can be told
     /// from standing still.
     fn retry<T>(
@@ -114,7 +112,7 @@ impl Mirrors {
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
         let mut round = 0;
-        let mut began = Instant::now();
+        let mut began = self.clock.now();
         loop {
             let order = self.order(path, &tally);
             let mut hope = false;
@@ -160,13 +158,13 @@ impl Mirrors {
             if !hope || enough {
                 return Err(tally.into_error(path));
             }
-            let wait = if is_new { wait } else { until.saturating_duration_since(Instant::now()) };
+            let wait = if is_new { wait } else { until.saturating_duration_since(self.clock.now()) };
             let there = self.there();
             // Whoever pauses first tells it, for all.
             if let (Some(&next), Some(error), true) = (self.order(path, &tally).first(), tally.last(), is_new) {
                 self.tell(error, wait, next);
             }
-            self.wait(wait, &there);
+            self.wait_until(until, &there);
             began = until;
         }
     }
@@ -184,18 +182,17 @@ impl Mirrors {
         self.sources.iter().map(|source| source.is_there()).collect()
     }
 
-    /// Waits that long, or until a source is there that was not `before`: whoever plugs in a stick is not kept waiting by
-    /// what a server did.
-    fn wait(&self, wait: Duration, before: &[bool]) {
+    /// Waits until then, or until a source is there that was not `before`: a drive that was just plugged in does not wait
+    /// for what a server did.
+    fn wait_until(&self, end: Instant, before: &[bool]) {
         if before.iter().all(|is_there| *is_there) {
-            return (self.pause)(wait);
+            return self.clock.sleep_until(end);
         }
-        let end = Instant::now() + wait;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        while self.clock.now() < end {
             if self.there().iter().zip(before).any(|(now, before)| *now && !before) {
                 return;
             }
-            (self.pause)(left.min(NOTICE));
+            self.clock.sleep_until(end.min(self.clock.now() + NOTICE));
         }
     }
 

@@ -15,20 +15,20 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use super::error::{FetchError, FetchErrorKind};
 use crate::machine::clock::{CertificateTime, ClockPolicy, Start};
 
-/// Reads a clock: seconds since 1970.
+/// A function that reads a clock: seconds since 1970.
 pub type ReadClock = Box<dyn Fn() -> u64 + Send + Sync>;
-/// Sets a clock to seconds since 1970.
+/// A function that sets a clock to seconds since 1970.
 pub type SetClock = Box<dyn Fn(u64) + Send + Sync>;
 
 /// The machine's clock as TLS sees it, and the policy that may move it.
-pub struct Clock {
+pub struct CertificateClock {
     read: ReadClock,
     set: Option<SetClock>,
     policy: Mutex<ClockPolicy>,
 }
 
-impl Clock {
-    /// A clock that nobody may set: a certificate that disagrees with it is an error. For a running system.
+impl CertificateClock {
+    /// A clock that stays as it is: a certificate that disagrees with it is an error. For a running system.
     pub fn fixed() -> Self {
         Self { read: Box::new(system_time), set: None, policy: Mutex::new(ClockPolicy::new(0, None)) }
     }
@@ -81,7 +81,7 @@ pub fn time_disagreement(error: &rustls::Error) -> Option<(u64, CertificateTime)
 /// network could otherwise move the clock with a certificate they signed themselves.
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
-    clock: Arc<Clock>,
+    clock: Arc<CertificateClock>,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -160,7 +160,10 @@ impl KeyProvider for NoPrivateKeys {
 }
 
 /// The TLS settings for all connections: roots from `ca_file` only, or the bundled Mozilla roots.
-pub(super) fn client_config(ca_file: Option<&Path>, clock: Arc<Clock>) -> Result<Arc<ClientConfig>, FetchError> {
+pub(super) fn client_config(
+    ca_file: Option<&Path>,
+    clock: Arc<CertificateClock>,
+) -> Result<Arc<ClientConfig>, FetchError> {
     let provider = CryptoProvider { key_provider: &NoPrivateKeys, ..rustls::crypto::ring::default_provider() };
     let provider = Arc::new(provider);
     let (name, roots) = match ca_file {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use reflash::fetch::{Clock, FetchError, FetchErrorKind, FetchOptions, open};
+use reflash::fetch::{CertificateClock, FetchError, FetchErrorKind, FetchOptions, open};
 use reflash::machine::clock::ClockPolicy;
 
 use super::{collect, data, good, options};
@@ -22,8 +22,8 @@ fn server_of(authority: &Authority, validity: [Date; 2]) -> Server {
     Server::start_tls(authority.issue("127.0.0.1", validity), move |request| object(request, &data))
 }
 
-fn trusting(authority: &Authority, clock: Clock) -> FetchOptions {
-    FetchOptions { ca_file: Some(authority.file.path().to_owned()), clock: Arc::new(clock), ..options() }
+fn trusting(authority: &Authority, clock: CertificateClock) -> FetchOptions {
+    FetchOptions { ca_file: Some(authority.file.path().to_owned()), certificate_clock: Arc::new(clock), ..options() }
 }
 
 /// A machine's clock that can be set, and every setting of it.
@@ -38,19 +38,19 @@ impl Machine {
         Self { now: Arc::new(AtomicU64::new(unix(date))), set: Arc::default() }
     }
 
-    fn read_only(&self) -> Clock {
+    fn read_only(&self) -> CertificateClock {
         let now = Arc::clone(&self.now);
-        Clock::new(Box::new(move || now.load(Ordering::SeqCst)), None, ClockPolicy::new(unix(BUILT), None))
+        CertificateClock::new(Box::new(move || now.load(Ordering::SeqCst)), None, ClockPolicy::new(unix(BUILT), None))
     }
 
-    fn adjustable(&self) -> Clock {
+    fn adjustable(&self) -> CertificateClock {
         let (read, write) = (Arc::clone(&self.now), self.clone());
         let set = move |seconds| {
             write.now.store(seconds, Ordering::SeqCst);
             write.set.lock().unwrap().push(seconds);
         };
         let policy = ClockPolicy::new(unix(BUILT), None);
-        Clock::new(Box::new(move || read.load(Ordering::SeqCst)), Some(Box::new(set)), policy)
+        CertificateClock::new(Box::new(move || read.load(Ordering::SeqCst)), Some(Box::new(set)), policy)
     }
 
     fn settings(&self) -> Vec<u64> {
@@ -68,7 +68,7 @@ fn fetched(server: &Server, options: &FetchOptions) -> Result<(), FetchError> {
 fn a_private_authority_is_trusted_and_the_connection_kept() {
     let authority = Authority::new();
     let server = server_of(&authority, ALWAYS);
-    let source = open(&server.url(), &trusting(&authority, Clock::fixed())).unwrap();
+    let source = open(&server.url(), &trusting(&authority, CertificateClock::fixed())).unwrap();
     for _ in 0..3 {
         assert!(collect(&*source, 10..900).unwrap() == data(1_000)[10..900]);
     }
@@ -80,7 +80,7 @@ fn a_private_authority_is_trusted_and_the_connection_kept() {
 fn any_other_authority_is_refused() {
     let authority = Authority::new();
     let server = server_of(&authority, ALWAYS);
-    for options in [options(), trusting(&Authority::new(), Clock::fixed())] {
+    for options in [options(), trusting(&Authority::new(), CertificateClock::fixed())] {
         let error = fetched(&server, &options).unwrap_err();
         assert_eq!(error.kind(), FetchErrorKind::Tls);
         assert!(!error.is_retryable() && error.chain().contains("UnknownIssuer"), "{}", error.chain());
@@ -92,7 +92,7 @@ fn any_other_authority_is_refused() {
 fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
     let server = Server::start_tls(authority.issue(NAME, ALWAYS), |_| vec![]);
-    let error = fetched(&server, &trusting(&authority, Clock::fixed())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
 }
 
@@ -119,8 +119,10 @@ fn https_through_a_proxy_is_a_tunnel() {
         Server::start_tls(authority.issue(NAME, ALWAYS), move |request| object(request, &data))
     };
     let proxy = Proxy::start(origin.address);
-    let through =
-        FetchOptions { proxy: Some(format!("http://{}", proxy.address)), ..trusting(&authority, Clock::fixed()) };
+    let through = FetchOptions {
+        proxy: Some(format!("http://{}", proxy.address)),
+        ..trusting(&authority, CertificateClock::fixed())
+    };
     let source = open(&format!("https://{NAME}/r"), &through).unwrap();
     assert!(collect(&*source, 0..1_000).unwrap() == **data(1_000));
     assert_eq!(proxy.requests()[0].line, format!("CONNECT {NAME}:443 HTTP/1.1"));
@@ -134,7 +136,7 @@ fn a_redirect_from_https_to_http_is_not_followed() {
     let location = format!("Location: {}/objects/00ff", plain.url());
     let config = authority.issue("127.0.0.1", ALWAYS);
     let server = Server::start_tls(config, move |_| vec![answer("302 Found", &["Content-Length: 0", &location], b"")]);
-    let error = fetched(&server, &trusting(&authority, Clock::fixed())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("from https to http://"), "{error}");
     assert_eq!(plain.requests().len(), 0);

@@ -4,6 +4,7 @@
 #![allow(clippy::new_without_default, reason = "making keys, files and directories is no default")]
 
 pub mod attached;
+pub mod clock;
 pub mod isolated;
 pub mod server;
 pub mod tls;

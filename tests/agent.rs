@@ -1,6 +1,7 @@
 //! Tests of the agent that need more than one of its modules; one module a subject.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
 
 mod block;
 mod environment;

@@ -313,6 +313,6 @@ fn a_cap_by_hand_holds_for_the_whole_flash() {
     assert!(fixture.flash_by_hand(&[origin.server.url()], &file, &["--max-rate", "4096"]));
     let took = started.elapsed().as_secs_f64();
     let bytes: u64 = origin.sent().iter().map(|(_, bytes)| bytes).sum();
-    let least = bytes as f64 / (4 << 20) as f64;
+    let least = bytes as f64 / f64::from(4 << 20);
     assert!(least > 1.0 && took > least * 0.95, "{bytes} bytes in {took} s");
 }

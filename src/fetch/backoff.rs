@@ -26,14 +26,17 @@ pub fn poll_pause(polls: u32, seed: u64) -> Duration {
 /// A machine's place within `span`, the same at every start: how a fleet that falls into recovery together does not
 /// arrive at the server together.
 pub fn start_offset(span: Duration, hardware_id: u64) -> Duration {
-    let span_ms = span.as_millis() as u64;
-    Duration::from_millis(mixed(hardware_id) % (span_ms + 1))
+    Duration::from_millis(mixed(hardware_id) % whole_ms(span).saturating_add(1))
 }
 
 fn jittered(whole: Duration, seed: u64) -> Duration {
-    let whole = whole.as_millis() as u64;
+    let whole = whole_ms(whole);
     let fixed = whole / 4;
     Duration::from_millis(fixed + mixed(seed) % (whole - fixed + 1))
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One step of splitmix64: enough to spread machines, and no secret depends on it.

@@ -82,7 +82,7 @@ impl Case {
         let chunks: Vec<_> = image
             .chunks(PER)
             .map(|chunk| {
-                let next = known.len() as u32;
+                let next = u32::try_from(known.len()).unwrap();
                 let new = !known.contains_key(chunk);
                 let number = *known.entry(chunk).or_insert(next);
                 if new {
@@ -166,7 +166,7 @@ impl Case {
 /// over others, shorter or longer than the image.
 fn moved() -> impl Strategy<Value = (Vec<u32>, Vec<u32>)> {
     let image = (1..1000_usize).prop_flat_map(|chunks| {
-        let blocks = u32::try_from(chunks).unwrap_or_default() * 3;
+        let blocks = u32::try_from(chunks).unwrap() * 3;
         collection::vec(0..blocks, chunks * PER)
     });
     let copies = collection::vec((any::<sample::Index>(), any::<sample::Index>(), 0..300_usize), 0..30);
@@ -209,15 +209,15 @@ fn whatever_moved_where_the_result_is_the_image() {
 
 #[test]
 fn a_shift_needs_a_small_buffer_in_the_right_direction_and_no_download() {
-    let blocks = 100_000;
+    let blocks = 100_000_u32;
     let image: Vec<u32> = (1..=blocks).collect();
-    for shift in [-3_isize, -1000, 3, 1000] {
+    for shift in [-3_i32, -1000, 3, 1000] {
         // What came to lie beyond the partition's end is lost, and its first block.
-        let at = |position: isize| image.get(usize::try_from(position).ok()?).copied();
-        let partition: Vec<u32> = (0..image.len() as isize).map(|position| at(position - shift).unwrap_or(0)).collect();
+        let at = |position: i32| image.get(usize::try_from(position).ok()?).copied();
+        let partition: Vec<u32> = (0..blocks.cast_signed()).map(|position| at(position - shift).unwrap_or(0)).collect();
         let case = Case::new(image.clone(), partition);
         let plan = case.plan(2000);
-        let lost = (shift.unsigned_abs() as u64 + 2 * PER as u64 + 1) * 4096;
+        let lost = (u64::from(shift.unsigned_abs()) + 2 * PER as u64 + 1) * 4096;
         assert!(plan.totals.write_bytes <= lost, "shift {shift}: {:?}", plan.totals);
         assert!(plan.moves.peak_blocks <= 1000 + PER, "shift {shift}: {}", plan.moves.peak_blocks);
         assert!(case.carry_out(&plan, 3) == case.image);
@@ -242,7 +242,7 @@ fn where_the_buffer_ends_the_rest_is_fetched() {
 #[test]
 fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
     // Every block of the new place stands twice on the partition; one long run is one transfer.
-    let run: Vec<u32> = (1..=4 * PER as u32).collect();
+    let run: Vec<u32> = (1..).take(4 * PER).collect();
     let mut partition = vec![0; 20 * PER];
     for (at, block) in run.iter().enumerate() {
         partition[PER + 2 * at] = *block;
@@ -254,7 +254,7 @@ fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
     let case = Case::new(image, partition);
     let plan = case.plan(1000);
     let sources: Vec<u32> = plan.moves.batches.iter().flat_map(|batch| batch.sources.clone()).collect();
-    let start = 12 * PER as u32 + 1;
-    let run = start..start + 4 * PER as u32;
+    let start = u32::try_from(12 * PER + 1).unwrap();
+    let run = (start..).take(4 * PER);
     assert!(sources.windows(4 * PER).any(|window| window.iter().copied().eq(run.clone())), "{sources:?}");
 }

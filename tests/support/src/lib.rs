@@ -1,6 +1,7 @@
 //! What the tests share: a small signed release, a target in memory that can be made to fail.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
 #![allow(clippy::new_without_default, reason = "making keys, files and directories is no default")]
 
 pub mod attached;

@@ -154,7 +154,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
     while left > 0 {
         let mut batch = Vec::with_capacity(BATCH_CHUNKS);
         while left > 0 && batch.len() < BATCH_CHUNKS {
-            let mut content = vec![0; left.min(u64::from(chunk_bytes)) as usize];
+            let mut content = vec![0; usize::try_from(left.min(u64::from(chunk_bytes)))?];
             reader.read_exact(&mut content)?;
             left -= content.len() as u64;
             batch.push(content);
@@ -166,7 +166,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
         // SHA-256 cannot be split, so it has a core of its own.
         let ((), digests) = rayon::join(hash, digests);
         for found in digests {
-            let chunk = scan.chunks.len() as ChunkNo;
+            let chunk = ChunkNo::try_from(scan.chunks.len())?;
             let which = found.map(|(digest, weak_hashes)| {
                 *known.entry(digest).or_insert_with(|| {
                     scan.distinct.push(Distinct { digest, weak_hashes, first: chunk });
@@ -182,7 +182,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
 
 fn read_chunk(file: &File, chunk: ChunkNo, chunk_bytes: u32, size_bytes: u64) -> Result<Vec<u8>> {
     let start = u64::from(chunk) * u64::from(chunk_bytes);
-    let mut content = vec![0; (size_bytes - start).min(u64::from(chunk_bytes)) as usize];
+    let mut content = vec![0; usize::try_from((size_bytes - start).min(u64::from(chunk_bytes)))?];
     file.read_exact_at(&mut content, start).with_context(|| format!("read chunk {chunk} of the image"))?;
     Ok(content)
 }

@@ -60,11 +60,11 @@ impl Reusable {
     /// The content of a chunk of its image.
     pub fn chunk(&self, chunk: ChunkNo) -> Result<Vec<u8>> {
         let range = self.index.chunk_range(chunk);
-        let length = (range.end - range.start) as usize;
+        let length = usize::try_from(range.end - range.start)?;
         let ChunkContent::Stored(stored) = self.index.chunk_content(chunk) else { return Ok(vec![0; length]) };
         let place = self.index.location(stored);
         let path = self.root.join(object_path(&self.index.packs()[place.pack as usize].digest));
-        let mut bytes = vec![0; (place.range.end - place.range.start) as usize];
+        let mut bytes = vec![0; usize::try_from(place.range.end - place.range.start)?];
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut bytes, place.range.start))
             .with_context(|| format!("read {}", path.display()))?;
@@ -94,7 +94,8 @@ impl Reusable {
             which,
             pack: self.index.packs()[pack as usize],
             offset_bytes: range.start,
-            length: (range.end - range.start) as u32,
+            // The index gives the length as 32 bits.
+            length: u32::try_from(range.end - range.start).unwrap_or(u32::MAX),
         })
         .collect()
     }

@@ -23,7 +23,7 @@ fn editenv(path: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-#[ignore = "needs grub-editenv: cargo xtask test"]
+#[ignore = "needs root: to install grub-editenv; cargo xtask test --tier root"]
 fn grub_editenv_and_we_read_what_the_other_writes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("grubenv");
@@ -57,7 +57,7 @@ fn grub_editenv_and_we_read_what_the_other_writes() {
 }
 
 #[test]
-#[ignore = "needs grub-editenv: cargo xtask test"]
+#[ignore = "needs root: to install grub-editenv; cargo xtask test --tier root"]
 fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("grubenv");

@@ -140,7 +140,7 @@ fn read_files(disk: &Disk, number: u32, paths: &[&str]) -> Vec<Option<Vec<u8>>> 
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn disks_of_every_kind_and_size_get_what_the_layout_says() {
     isolated("provision::disks_of_every_kind_and_size_get_what_the_layout_says", || {
         for (table, firmware, block_bytes, size_bytes) in [
@@ -186,7 +186,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
     isolated("provision::what_must_not_be_provisioned_is_refused_before_the_first_write", || {
         let gpt = release(Scheme::Gpt);
@@ -216,7 +216,7 @@ fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
 
 /// A medium that was left in its machine is started by a firmware that, this time, did not find the disk.
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_medium_does_not_erase_by_itself_what_it_made() {
     isolated("provision::a_medium_does_not_erase_by_itself_what_it_made", || {
         for table in [Scheme::Gpt, Scheme::Mbr] {
@@ -290,7 +290,7 @@ impl BlockTarget for CutTarget {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
     isolated("provision::a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one", || {
         let fixture = release(Scheme::Gpt);

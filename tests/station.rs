@@ -280,7 +280,7 @@ fn row<'a>(dom: &'a str, text: &str) -> &'a str {
 }
 
 #[test]
-#[ignore = "needs chromium: cargo xtask test"]
+#[ignore = "needs root: to install chromium; cargo xtask test --tier root"]
 fn a_browser_shows_the_machines_and_shows_what_they_say_as_text() {
     let fixture = Fixture::new();
     let server = serve(&fixture);
@@ -313,7 +313,7 @@ fn a_browser_shows_the_machines_and_shows_what_they_say_as_text() {
 }
 
 #[test]
-#[ignore = "needs chromium: cargo xtask test"]
+#[ignore = "needs root: to install chromium; cargo xtask test --tier root"]
 fn a_browser_says_since_when_a_machine_is_silent() {
     let page = std::fs::read(xtask::paths::Paths::of_checkout().root.join("xtask/src/station.html")).unwrap();
     let row_of = |name: &str, seen_ms_ago: u64, result: Value| {

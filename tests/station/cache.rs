@@ -91,7 +91,7 @@ fn release_bytes(tree: &Path) -> u64 {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     let fixture = fixture();
     let server = serve(&fixture);
@@ -129,7 +129,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn twenty_machines_at_once_cost_the_origin_one_download() {
     const MACHINES: usize = 20;
     let fixture = fixture();
@@ -153,7 +153,7 @@ fn twenty_machines_at_once_cost_the_origin_one_download() {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn a_cache_that_went_bad_is_found_out_and_the_server_asked_instead() {
     let fixture = fixture();
     let server = serve(&fixture);
@@ -176,7 +176,7 @@ fn a_cache_that_went_bad_is_found_out_and_the_server_asked_instead() {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn a_small_range_of_a_large_pack_costs_a_slice() {
     let data = sample_image(2048, 3);
     let len = data.len();

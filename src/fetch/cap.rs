@@ -1,13 +1,13 @@
-//! A bandwidth cap that all connections share, so that a fleet on one uplink, or a robot on a metered one, leaves room for
-//! others.
+//! A bandwidth cap that all connections share, so that a fleet on one uplink, or a robot on a metered one, leaves room
+//! for others.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 
-/// What may be had at once after a time without traffic. Short: a whole second's worth would be a burst on the line, and
-/// a cap is there for what else is on it.
+/// The time whose worth of bytes may be had at once after a time without traffic. It is short: a whole second's worth
+/// would be a burst on the line, and a cap protects what else is on it.
 const BURST: Duration = Duration::from_millis(50);
 /// One piece is this share of a second's worth, so that four connections that wait for each other stay smooth.
 const PIECES_PER_S: u64 = 50;
@@ -27,17 +27,17 @@ impl Cap {
     }
 
     /// The most that should be read at once. What is not read stays in the receive window, which makes the server slow
-    /// down: the kernel opens it only as far as a program reads. Shrinking the socket's buffer instead would cost the full
-    /// rate of a long path once it is not the cap that limits.
+    /// down: the kernel opens it only as far as a program reads. Shrinking the socket's buffer instead would cost the
+    /// full rate of a long path once it is not the cap that limits.
     pub(super) fn piece_bytes(&self) -> usize {
         self.piece_bytes
     }
 
-    /// Pays for what was read: returns when the next piece may be.
+    /// Pays for what was read: returns when the next piece may be read.
     pub(super) fn pay(&self, bytes: usize) {
         let now = self.clock.now().saturating_duration_since(self.started);
         let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes as u64, now);
-        // Not under the lock: each connection waits for its own place in the queue.
+        // The lock is free by now: each connection waits for its own place in the queue.
         self.clock.sleep_until(self.started + now + wait);
     }
 }
@@ -45,7 +45,7 @@ impl Cap {
 /// A token bucket without a clock: all times are since one start.
 struct Bucket {
     bytes_per_s: u64,
-    /// When everything taken so far is paid for.
+    /// The time at which everything taken so far is paid for.
     paid_at: Duration,
 }
 
@@ -54,7 +54,7 @@ impl Bucket {
         Self { bytes_per_s: bytes_per_s.max(1), paid_at: Duration::ZERO }
     }
 
-    /// Takes `bytes` and says how long to wait until they are paid for.
+    /// Takes `bytes` and returns how long to wait until they are paid for.
     fn take(&mut self, bytes: u64, now: Duration) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));

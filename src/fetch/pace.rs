@@ -1,4 +1,4 @@
-//! Telling a slow connection from one that only pretends to be alive, and keeping to a cap.
+//! Distinguishes a slow connection from one that only pretends to be alive, and keeps to a cap.
 
 use std::io::Read;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use super::classify::classified_read;
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 
-/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Slower than any link
-/// a robot has; it is here for servers that keep a connection alive with a byte now and then.
+/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a robot
+/// has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
 const MIN_RATE: u64 = 256;
 
-/// Reads with an eye on the rate. Only the time spent waiting for the server counts, not what the sink takes to write,
-/// and not what the cap asks for.
+/// A reader that measures the rate. Only the time spent waiting for the server counts, not the time that the sink takes
+/// to write, and not the pauses that the cap asks for.
 pub(super) struct Pace<'c> {
     window: Duration,
     clock: &'c dyn Clock,

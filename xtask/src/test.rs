@@ -1,9 +1,9 @@
 //! `cargo xtask test`: the tests in tiers by what they need, in the order in which they fail fastest.
 //!
-//! A test that needs more than cargo is ignored, for a reason that begins with the name of its tier: "needs root" (also
-//! for tools that apt installs), "needs a virtual machine" or "takes long". The test harness selects by name and not by
-//! reason, so that the tests of the last two are in the module `vm` and begin with `full_`; a test below holds reasons and
-//! names together.
+//! A test that needs more than cargo is ignored, for a reason that begins with its tier: "needs root" (also for tools
+//! that apt installs), "needs a virtual machine" or "takes long". The test harness selects by name and not by reason.
+//! Tests of virtual machines are therefore in the module `vm`, and the names of those that take long begin with `full_`;
+//! a test below compares reasons and names.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -30,8 +30,8 @@ pub enum Tier {
     Full,
 }
 
-/// What a tier holds and about how many minutes it takes: two cores, nothing of the workspace compiled, and QEMU without
-/// KVM.
+/// The content of each tier and about how many minutes it takes: two cores, nothing of the workspace compiled, and QEMU
+/// without KVM.
 const TIERS: [(Tier, &str, u32); 4] = [
     (Tier::Unit, "style, lints, and the tests that need nothing but cargo", 4),
     (Tier::Root, "the tests that need root and installed tools", 6),
@@ -152,7 +152,7 @@ fn powercut_options(full: bool) -> powercut::Options {
     powercut::Options { seed: 1, states, boots, state: None }
 }
 
-/// Runs the tests of the tiers that have `pattern` in their names, and nothing else. A tier without such a test asks for
+/// Runs the tests of the tiers that have `pattern` in their names, and nothing else. A tier without such a test needs
 /// nothing.
 fn run_only(paths: &Paths, tiers: &[Tier], pattern: &str, assume_yes: bool) -> Result<()> {
     let ignored = names(paths, &["--ignored"])?;

@@ -1,4 +1,4 @@
-//! A long step has a name, shows that it is alive and ends with its duration.
+//! Long steps: each has a name, shows that it is alive and ends with its duration.
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! The recovery renews itself: a recovery through the library, with a directory for the recovery partition that fails as
-//! told, and a real ext4 on a loop device.
+//! The recovery renews itself: a recovery through the library, with a directory for the recovery partition that fails
+//! as told, and a real ext4 on a loop device.
 
 use std::fs;
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ use crate::isolated::{isolated, run};
 use crate::support::clock::FakeClock;
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
-/// The files of a recovery, each telling releases apart; longer than a step of the transfer.
+/// The files of a recovery, each different in every release; longer than a step of the transfer.
 fn recovery_of(version: &str) -> [(&'static str, Vec<u8>); 3] {
     FILES
         .map(|name| (name, format!("{name} of {version}\n").repeat(if name == "vmlinuz" { 20_000 } else { 50 }).into()))
@@ -214,7 +214,8 @@ fn a_new_recovery_that_does_not_come_up_is_not_tried_again() {
     let mut robot = Robot::new();
     robot.recover_from(Slot::A);
     assert_eq!(robot.start_next(), Slot::B);
-    // It panics, hangs, or finds no network. The same files are not started again, however often the release is installed.
+    // It panics, hangs, or finds no network. The same files are not started again, however often the release is
+    // installed.
     for _ in 0..2 {
         assert_eq!(robot.start_next(), Slot::A);
         robot.recover_from(Slot::A);
@@ -399,7 +400,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
                 assert!(seen == content, "{slot} {name}");
             }
         }
-        // Somebody has a file open: the partition cannot be settled, and nothing is pointed at what is not.
+        // A file is open: the partition cannot be settled, and nothing is pointed at what is not.
         let busy = fs::File::open(root.join("slots/b/vmlinuz")).unwrap();
         let mut robot = robot;
         publish(&mut robot.fixture, "3");

@@ -48,7 +48,7 @@ fn machine(number: usize) -> ReportedMachine {
     }
 }
 
-/// Makes a file the release, as machine `who`, which tells `station`. Says how long it took until all was told.
+/// Makes a file the release, as machine `who`, which reports to `station`; also how long it took until all was reported.
 fn flash(
     fixture: &Fixture,
     urls: &[String],

@@ -117,7 +117,8 @@ fn new_chunks_lie_together_in_a_pack_of_their_own() {
     assert_eq!(source.ranges.lock().unwrap().len(), 1);
 }
 
-/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many chunks that are.
+/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many chunks that
+/// are.
 fn patched_pair() -> (Fixture, Vec<u8>, usize) {
     let old = sample_image(4000, 3);
     let mut fixture = Fixture::with(old.clone(), |_| ());

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 
-/// The time for which a source that failed is asked after the others. It is short, as the first one is first for a reason
-/// (nearest, cheapest), but long enough not to run into the connect timeout of a dead one for every range.
+/// The time for which a source that failed is asked after the others. It is short, as the first one is first for a
+/// reason (nearest, cheapest), but long enough not to run into the connect timeout of a dead one for every range.
 pub(super) const MEMORY: Duration = Duration::from_secs(60);
 /// The most requests that are made of a source at a time; in effect no limit, until the source complains.
 const MOST_AT_ONCE: u32 = 16;
@@ -114,9 +114,9 @@ impl SourceHealth {
         news
     }
 
-    /// The pause after a failed round that began at `began`: `wait`, or what is left of the pause that another request has
-    /// begun, be it before this round, unless a source has shown signs of life since. Returns the end of the pause, and
-    /// whether the pause is a new one.
+    /// The pause after a failed round that began at `began`: `wait`, or what is left of the pause that another request
+    /// has begun, be it before this round, unless a source has shown signs of life since. Returns the end of the pause,
+    /// and whether the pause is a new one.
     fn agree(&mut self, began: Instant, now: Instant, wait: Duration) -> (Instant, bool) {
         match self.pause.filter(|until| *until > now.max(began)) {
             Some(until) => (until, false),

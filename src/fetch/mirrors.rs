@@ -29,8 +29,8 @@ pub enum RetryPolicy {
     Rounds(u32),
     /// Sources are asked until one works or all fail in ways that cannot pass.
     Forever,
-    /// Small objects are asked for until this instant, and ranges as with [`RetryPolicy::Forever`]: what comes before the
-    /// first write may be given up, a transfer that has begun may not.
+    /// Small objects are asked for until this instant, and ranges as with [`RetryPolicy::Forever`]: what comes before
+    /// the first write may be given up, a transfer that has begun may not.
     Until(Instant),
 }
 

@@ -8,8 +8,8 @@ use super::classify::classified_read;
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 
-/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a robot
-/// has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
+/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a
+/// robot has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
 const MIN_RATE: u64 = 256;
 
 /// A reader that measures the rate. Only the time spent waiting for the server counts, not the time that the sink takes

@@ -44,8 +44,8 @@ impl CertificateClock {
         Self { read, set, policy: Mutex::new(policy) }
     }
 
-    /// Brings a clock that cannot be right to the floor of the policy, before the first request. A clock that stays as it
-    /// is is left alone.
+    /// Brings a clock that cannot be right to the floor of the policy, before the first request. A fixed
+    /// clock is left alone.
     pub fn start(&self) {
         let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(set), Start::SetTo(seconds)) = (&self.set, policy.start((self.read)())) {
@@ -76,9 +76,9 @@ pub fn time_disagreement(error: &rustls::Error) -> Option<(u64, CertificateTime)
     }
 }
 
-/// The usual verification, repeated at the times that the clock policy proposes. The clock itself is moved only once the
-/// chain was found good in all other respects: webpki looks at the dates before the signatures, so that any machine on
-/// the network could otherwise move the clock with a certificate that it signed itself.
+/// The usual verification, repeated at the times that the clock policy proposes. The clock itself is moved only once
+/// the chain was found good in all other respects: webpki looks at the dates before the signatures, so that any machine
+/// on the network could otherwise move the clock with a certificate that it signed itself.
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
     clock: Arc<CertificateClock>,
@@ -149,7 +149,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A provider without keys: no client certificate is ever shown. The code that signs with every kind of private key is a hundredth of the agent.
+/// A provider without keys: no client certificate is ever shown. The code that signs with every kind of private key is
+/// a hundredth of the agent.
 #[derive(Debug)]
 struct NoPrivateKeys;
 

@@ -39,16 +39,16 @@ fn fetch_together(source: &Mirrors, expected: &[u8]) -> Result<(), FetchError> {
     })
 }
 
-/// What the console would have been told: text and pause.
-type Told = Arc<Mutex<Vec<(String, Duration)>>>;
+/// The retries that the console would have shown: text and pause.
+type Retries = Arc<Mutex<Vec<(String, Duration)>>>;
 
-fn telling(urls: &[String], retry_policy: RetryPolicy) -> (Mirrors, Told) {
-    let told = Told::default();
-    let all = Arc::clone(&told);
+fn recording(urls: &[String], retry_policy: RetryPolicy) -> (Mirrors, Retries) {
+    let retries = Retries::default();
+    let all = Arc::clone(&retries);
     let mirrors = open_all(urls, &options(), retry_policy)
         .unwrap()
         .on_retry(move |retry| all.lock().unwrap().push((retry.error.chain(), retry.wait)));
-    (mirrors, told)
+    (mirrors, retries)
 }
 
 #[test]
@@ -56,12 +56,12 @@ fn four_threads_keep_to_four_connections() {
     let data = data(4 << 20);
     let served = Arc::clone(&data);
     let server = Server::start(move |request| object(request, &served));
-    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(1));
+    let (mirrors, retries) = recording(&[server.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
     let connections: BTreeSet<usize> = server.requests().iter().map(|request| request.connection).collect();
     assert_eq!(server.requests().len(), 64);
     assert!(connections.len() <= CONNECTIONS, "{connections:?}");
-    assert!(told.lock().unwrap().is_empty());
+    assert!(retries.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -79,12 +79,15 @@ fn a_server_that_is_busy_for_all_is_asked_less_and_less_and_the_console_hears_of
         }
         false => object(request, &served),
     });
-    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(20));
+    let (mirrors, retries) = recording(&[server.url()], RetryPolicy::Rounds(20));
     fetch_together(&mirrors, &data).unwrap();
-    let told = told.lock().unwrap();
+    let retries = retries.lock().unwrap();
     // More where not all four were inside at once; with four requests in each round it would be two.
-    assert!((3..=REFUSED).contains(&told.len()), "{told:?}");
-    assert!(told.iter().all(|(text, wait)| text.contains("503") && *wait >= Duration::from_millis(100)), "{told:?}");
+    assert!((3..=REFUSED).contains(&retries.len()), "{retries:?}");
+    assert!(
+        retries.iter().all(|(text, wait)| text.contains("503") && *wait >= Duration::from_millis(100)),
+        "{retries:?}"
+    );
 }
 
 #[test]
@@ -103,15 +106,15 @@ fn a_server_that_bears_two_at_a_time_gets_two() {
         }
         object(request, &served)
     });
-    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(9));
+    let (mirrors, retries) = recording(&[server.url()], RetryPolicy::Rounds(9));
     fetch_together(&mirrors, &data).unwrap();
     let refused = refused.load(Ordering::SeqCst);
     // Of 64 requests: the first ones, and where it was tried whether more would do.
-    assert!((1..=16).contains(&refused), "{refused} refused: {:?}", told.lock().unwrap());
+    assert!((1..=16).contains(&refused), "{refused} refused: {:?}", retries.lock().unwrap());
 }
 
 #[test]
-fn a_line_that_breaks_for_all_is_told_once_and_taken_up_where_it_broke() {
+fn a_line_that_breaks_for_all_is_reported_once_and_taken_up_where_it_broke() {
     let data = data(1 << 20);
     let served = Arc::clone(&data);
     let server = Server::start(move |request| match request.number {
@@ -123,10 +126,10 @@ fn a_line_that_breaks_for_all_is_told_once_and_taken_up_where_it_broke() {
         }
         _ => object(request, &served),
     });
-    let (mirrors, told) = telling(&[server.url()], RetryPolicy::Rounds(3));
+    let (mirrors, retries) = recording(&[server.url()], RetryPolicy::Rounds(3));
     fetch_together(&mirrors, &data).unwrap();
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), 1, "{told:?}");
+    let retries = retries.lock().unwrap();
+    assert_eq!(retries.len(), 1, "{retries:?}");
     assert_eq!(server.requests().len(), 16 + 4);
 }
 
@@ -136,21 +139,21 @@ fn a_dead_first_mirror_costs_one_message_and_no_time_for_each_range() {
     let served = Arc::clone(&data);
     let second = Server::start(move |request| object(request, &served));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (mirrors, told) = telling(&[format!("http://{port}/release"), second.url()], RetryPolicy::Rounds(1));
+    let (mirrors, retries) = recording(&[format!("http://{port}/release"), second.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
-    assert_eq!(told.lock().unwrap().len(), 1, "{told:?}");
+    assert_eq!(retries.lock().unwrap().len(), 1, "{retries:?}");
     assert_eq!(second.requests().len(), 32);
 }
 
 #[test]
 fn all_give_up_together_when_all_sources_are_dead() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (mirrors, told) = telling(&[format!("http://{port}/release")], RetryPolicy::Rounds(3));
+    let (mirrors, retries) = recording(&[format!("http://{port}/release")], RetryPolicy::Rounds(3));
     let error = fetch_together(&mirrors, &[0; 1 << 20]).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Unreachable);
     assert!(error.chain().contains("the port is closed"), "{error}");
-    let told = told.lock().unwrap();
-    assert!((2..=3).contains(&told.len()), "{told:?}");
+    let retries = retries.lock().unwrap();
+    assert!((2..=3).contains(&retries.len()), "{retries:?}");
 }
 
 /// Fetches 4 MiB at 1 MiB/s on four connections; how long it took, and what came by each quarter of a second.

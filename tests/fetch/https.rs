@@ -174,7 +174,7 @@ fn a_clock_from_the_future_falls_back_to_the_build_and_forward_again() {
 }
 
 #[test]
-fn a_clock_nobody_may_set_is_reported_with_both_times() {
+fn a_clock_that_must_not_be_set_is_reported_with_both_times() {
     let authority = Authority::new();
     let server = server_of(&authority, [(2027, 3, 1), (2027, 6, 1)]);
     let (now, from, to) = (unix((2001, 1, 1)), unix((2027, 3, 1)), unix((2027, 6, 1)));
@@ -197,7 +197,7 @@ fn a_certificate_that_expired_before_the_build_is_refused_whatever_the_clock() {
 }
 
 #[test]
-fn nobody_else_can_move_the_clock() {
+fn an_untrusted_authority_cannot_move_the_clock() {
     let stranger = Authority::new();
     let server = server_of(&stranger, [(2080, 1, 1), (2090, 1, 1)]);
     let machine = Machine::at((2001, 1, 1));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Fixture, base, flash, holds_image, known, machine, sample_image, serve};
 use crate::support::server::{Server, object};
 
-/// `nobody` of Debian, and of most others.
+/// The user `nobody` of Debian, and of most others.
 const NOBODY: &str = "65534";
 
 /// nginx as an unprivileged process, below a directory of its own.
@@ -75,6 +75,12 @@ impl Drop for Cache {
     }
 }
 
+/// Waits until the cache asks whether the manifest is still the same: `proxy_cache_valid` of docs/nginx-cache.conf is 1
+/// s, and nginx counts whole seconds. A longer wait does no harm.
+fn until_the_manifest_is_stale() {
+    std::thread::sleep(Duration::from_secs(2));
+}
+
 /// 16 MiB, half of which does not compress: packs of more than one range, and of several slices.
 fn fixture() -> Fixture {
     Fixture::with(sample_image(4096, 5), |spec| spec.chunk_bytes = Some(64 * 1024))
@@ -102,8 +108,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert!(holds_image(&disk(1), &fixture));
     let (first, whole) = (origin_bytes(&server), release_bytes(&fixture.tree()));
     assert!(first >= whole * 9 / 10 && first <= whole * 11 / 10, "{first} of {whole} bytes");
-    // Long enough for the cache to ask whether the manifest is still the same.
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     let requests = || server.counters.requests.load(Ordering::Relaxed);
     let before = requests();
     flash(&fixture, &[cache.url()], &disk(2), machine(2), &report).0.unwrap();
@@ -112,7 +117,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert_eq!((requests() - before, origin_bytes(&server) - first), (2, 0));
     // Another release is seen at once, although the old manifest is in the cache.
     let mut fixture = fixture;
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     fixture.publish(sample_image(4096, 6), |spec| {
         (spec.version, spec.chunk_bytes) = ("2".into(), Some(64 * 1024));
     });
@@ -122,7 +127,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert_eq!(cache.errors(), "");
     // The origin goes away, with the station; what is in the cache is complete.
     drop(server);
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     let file = fixture.dir.path().join("disk-3");
     flash(&fixture, &[cache.url()], &file, machine(3), "http://127.0.0.1:9").0.unwrap();
     assert!(holds_image(&file, &fixture));

@@ -2,8 +2,8 @@
 //!
 //! A test that needs more than cargo is ignored, for a reason that begins with its tier: "needs root" (also for tools
 //! that apt installs), "needs a virtual machine" or "takes long". The test harness selects by name and not by reason.
-//! Tests of virtual machines are therefore in the module `vm`, and the names of those that take long begin with `full_`;
-//! a test below compares reasons and names.
+//! Tests of virtual machines are therefore in the module `vm`, and the names of those that take long begin with
+//! `full_`; a test below compares reasons and names.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};

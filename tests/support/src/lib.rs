@@ -58,8 +58,8 @@ pub fn sample_image(blocks: usize, seed: u64) -> Vec<u8> {
 }
 
 impl Fixture {
-    /// `reflash flash` by hand, from `urls`, with `more` options, onto a file, which is made when it is not there. Whether
-    /// it then holds the image.
+    /// `reflash flash` by hand, from `urls`, with `more` options, onto a file, which is made when it is not there.
+    /// Whether it then holds the image.
     pub fn flash_by_hand(&self, urls: &[String], file: &Path, more: &[&str]) -> bool {
         if !file.exists() {
             std::fs::File::create(file).unwrap().set_len(self.image.len() as u64).unwrap();
@@ -128,7 +128,7 @@ impl Fixture {
         self.recover_as(source, target, state, |_| {})
     }
 
-    /// The same for a machine that differs.
+    /// Runs a recovery for a machine that differs.
     pub fn recover_as(
         &self,
         source: &dyn Source,
@@ -195,7 +195,7 @@ fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Release
     (released, keys)
 }
 
-/// A target in memory that counts what is written and fails as told.
+/// A target in memory that counts what is written and fails where a test wants it.
 pub struct MemoryTarget {
     data: Mutex<Vec<u8>>,
     /// Every write and flush in order, `None` for a flush.
@@ -222,7 +222,7 @@ impl MemoryTarget {
         Self { data: Mutex::new(content), log: Mutex::default(), faults: Mutex::default() }
     }
 
-    /// The same with faults.
+    /// A target of this content with faults.
     pub fn faulty(content: Vec<u8>, faults: Faults) -> Self {
         Self { faults: Mutex::new(faults), ..Self::new(content) }
     }

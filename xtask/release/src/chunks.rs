@@ -58,8 +58,8 @@ struct Scan {
 /// closely, and need a larger index: those between are the best of both.
 const CHUNK_BYTES: u32 = 32 * 1024;
 
-/// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks that an agent can
-/// hold.
+/// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks that an agent
+/// can hold.
 fn chunk_bytes_for(image_bytes: u64) -> u32 {
     let mut chunk_bytes = CHUNK_BYTES;
     while chunk_bytes < MAX_CHUNK_BYTES && image_bytes.div_ceil(u64::from(chunk_bytes)) > MAX_CHUNKS {

@@ -28,8 +28,8 @@ struct Candidate {
 
 /// Makes the patches from `before` to `index`, if they are worth their while.
 ///
-/// Chunks that can be moved cost a robot nothing but the weak hashes, `weak_hashes_bytes`. If the patches of all of them
-/// are smaller, they are made too, and no weak hashes are needed; if the image was laid out anew, so that nearly
+/// Chunks that can be moved cost a robot nothing but the weak hashes, `weak_hashes_bytes`. If the patches of all of
+/// them are smaller, they are made too, and no weak hashes are needed; if the image was laid out anew, so that nearly
 /// everything moves, they are not.
 pub fn make(
     before: &Reusable,

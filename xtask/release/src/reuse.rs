@@ -11,8 +11,8 @@ use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo}
 use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 
-/// A pack of which less than this share is still in use, percent, is left behind, and its chunks in use are stored anew:
-/// a first flash reads around what is not in use, and packs would never go out of use otherwise.
+/// A pack of which less than this share is still in use, percent, is left behind, and its chunks in use are stored
+/// anew: a first flash reads around what is not in use, and packs would never go out of use otherwise.
 const MIN_USED_PERCENT: u64 = 50;
 
 /// A release whose objects are all there.

@@ -200,21 +200,32 @@ fn belongs(tier: Tier, name: &str) -> bool {
 
 /// The names of all tests of the workspace, or of the ignored ones.
 fn names(paths: &Paths, which: &[&str]) -> Result<BTreeSet<String>> {
-    let mut command = Command::new("cargo");
-    command.current_dir(&paths.root).args(["test", "--workspace", "--tests", "--locked", "--quiet", "--", "--list"]);
-    let listed = command.args(which).stderr(Stdio::inherit()).output().context("start cargo to list the tests")?;
+    let mut command = cargo(paths);
+    command.args(["test", "--workspace", "--tests", "--locked", "--quiet", "--", "--list"]).args(which);
+    let listed = command.stderr(Stdio::inherit()).output().context("start cargo to list the tests")?;
     ensure!(listed.status.success(), "the tests cannot be listed: cargo ended with {}", listed.status);
     let text = String::from_utf8_lossy(&listed.stdout);
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// Cargo as a person would start it in the checkout.
+fn cargo(paths: &Paths) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(&paths.root);
+    // The `cargo run` that started this program describes its package in these variables. The build script of ring reads
+    // them too: with other values, ring and all that depends on it would be compiled now, and again by the next cargo.
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Runs one cargo command with its output shown: it is what a person wants to see of a test.
 fn part(paths: &Paths, name: &str, arguments: &[&str]) -> Result<()> {
     eprintln!("== {name}: cargo {}", arguments.join(" "));
     let started = Instant::now();
-    let mut command = Command::new("cargo");
-    command.current_dir(&paths.root).args(arguments);
-    let status = command.status().with_context(|| format!("start cargo for {name}"))?;
+    let status = cargo(paths).args(arguments).status().with_context(|| format!("start cargo for {name}"))?;
     if !status.success() {
         bail!("{name} failed after {}", human(started.elapsed()));
     }

@@ -233,8 +233,8 @@ impl Robot {
         Some(own)
     }
 
-    /// The agent in `booted` does about the slots what it does once it has found the release of this version; with `cut`,
-    /// the power is cut while it writes a slot. Returns the slot that it wrote to, if any.
+    /// The agent in `booted` does about the slots what it does once it has found the release of this version; with
+    /// `cut`, the power is cut while it writes a slot. Returns the slot that it wrote to, if any.
     fn recover(&mut self, booted: Slot, version: usize, cut: bool) -> Option<Slot> {
         self.env = self.env.with_proven(booted);
         let slots = self.slots;

@@ -48,7 +48,8 @@ fn machine(number: usize) -> ReportedMachine {
     }
 }
 
-/// Makes a file the release, as machine `who`, which reports to `station`; also how long it took until all was reported.
+/// Makes a file the release, as machine `who`, which reports to `station`; also how long it took until all was
+/// reported.
 fn flash(
     fixture: &Fixture,
     urls: &[String],

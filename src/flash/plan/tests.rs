@@ -162,8 +162,8 @@ impl Case {
     }
 }
 
-/// An image of blocks, some of them zeros and some of them equal, and a partition with much of it: shifted, pieces copied
-/// over others, shorter or longer than the image.
+/// An image of blocks, some of them zeros and some of them equal, and a partition with much of it: shifted, pieces
+/// copied over others, shorter or longer than the image.
 fn moved() -> impl Strategy<Value = (Vec<u32>, Vec<u32>)> {
     let image = (1..1000_usize).prop_flat_map(|chunks| {
         let blocks = u32::try_from(chunks).unwrap() * 3;

@@ -1,13 +1,14 @@
 //! Where bytes come from: mirrors over HTTP, or a directory. Nothing here is trusted; callers check every byte.
 //!
-//! A [`Source`] is one copy of the release tree. [`Mirrors`] is several copies behind the same trait, with everything
-//! that makes a bad network usable: order and memory, resume in the middle, back-off, and other copies when bytes turn
-//! out wrong. Ranges stream through a sink in bounded memory; nothing here ever holds more than a buffer of a pack.
+//! A [`Source`] is one copy of the release tree. [`Mirrors`] are several copies behind the same trait, with everything
+//! that makes a bad network usable: an order that remembers failures, resume in the middle, back-off, and other copies
+//! when bytes turn out wrong. Ranges stream through a sink in bounded memory: at most a buffer of a pack is held.
 
 mod answer;
 mod backoff;
 mod cap;
 mod classify;
+mod clock;
 mod connect;
 mod directory;
 mod error;
@@ -25,17 +26,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use backoff::{backoff, poll_pause, start_offset};
+pub use clock::{Clock, SystemClock};
 pub use directory::Directory;
 pub use error::{FetchError, FetchErrorKind};
 pub use http::Http;
 pub use mirrors::{Mirrors, Retry, RetryPolicy};
-pub use tls::{Clock, ReadClock, SetClock};
+pub use tls::{CertificateClock, ReadClock, SetClock};
 pub use url::redacted;
 
 use crate::machine::config;
 use cap::Cap;
 
-/// How a sink ends a transfer early.
+/// A sink's reason to end a transfer early.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The receiving side failed. The transfer is given up.
@@ -47,23 +49,24 @@ pub enum SinkError {
     Wrong {
         /// Offset in the object, inside the requested range and not behind what was delivered.
         from: u64,
-        /// What was expected and found, for the message.
+        /// The expected and the found content, for the message.
         reason: String,
     },
 }
 
-/// Takes the bytes of a range in order, piece by piece.
+/// A receiver of the bytes of a range, in order, piece by piece.
 pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), SinkError>;
 
-/// Looks at whole small objects before they are returned.
+/// A judge of whole small objects before they are returned.
 pub type Check<'a> = &'a mut dyn FnMut(&[Vec<u8>]) -> Result<(), Refusal>;
 
-/// Why a [`Check`] refuses what came, in words for the message.
+/// A [`Check`]'s reason to refuse what came, with words for the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// Damaged, or signed by nobody trusted: asking again may bring what was meant.
+    /// The content is damaged, or not signed with a trusted key: asking again may bring what was meant.
     Wrong(String),
-    /// Genuine, and of no use here, as a release older than the installed one: only another source can help.
+    /// The content is genuine and of no use here, as a release older than the installed one: only another source can
+    /// help.
     Unsuitable(String),
 }
 
@@ -76,33 +79,33 @@ impl Refusal {
     }
 }
 
-/// One copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
+/// A copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
 pub trait Source: Send + Sync {
-    /// What the console calls it: the base URL without credentials.
+    /// The name of the source on the console: the base URL without credentials.
     fn describe(&self) -> String;
 
-    /// Whether there is anything to ask: a stick may be plugged in later, or pulled out.
+    /// Whether the source can be asked now: a USB drive may be plugged in later, or pulled out.
     fn is_there(&self) -> bool {
         true
     }
 
-    /// Fetches a few small objects, all from the same copy, so that a manifest and its signature belong together even
-    /// while a mirror is being updated, and returns them once `check` accepted them. Each comes with the most bytes it
-    /// may have.
+    /// Fetches a few small objects, all from the same copy, and returns them once `check` accepted them: a manifest and
+    /// its signature belong together even while a mirror is being updated. Each path comes with the most bytes that the
+    /// object may have.
     ///
     /// # Errors
-    /// [`FetchErrorKind::Corrupt`] or [`FetchErrorKind::Unsuitable`] when `check` refused them, [`FetchErrorKind::Protocol`] when one is too large, else what the transfer
-    /// met.
+    /// [`FetchErrorKind::Corrupt`] or [`FetchErrorKind::Unsuitable`] when `check` refused the objects,
+    /// [`FetchErrorKind::Protocol`] when one is too large, else the error of the transfer.
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError>;
 
     /// Streams bytes `range` of an object to `sink`, in order, each exactly once except after [`SinkError::Wrong`].
     ///
     /// # Errors
-    /// [`FetchErrorKind::Local`] when the sink failed, [`FetchErrorKind::Corrupt`] when it refused the bytes, else what the transfer met.
-    /// What was delivered before the error stays delivered.
+    /// [`FetchErrorKind::Local`] when the sink failed, [`FetchErrorKind::Corrupt`] when it refused the bytes, else the
+    /// error of the transfer. What was delivered before the error stays delivered.
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError>;
 
-    /// One small object that the caller checks later, or not at all.
+    /// Fetches one small object that the caller checks later, or not at all.
     ///
     /// # Errors
     /// As [`Source::get_checked`].
@@ -112,55 +115,58 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// What all connections share.
+/// Settings that all connections share.
 #[derive(Clone)]
 pub struct FetchOptions {
-    /// `http://[user:password@]host:port` of a proxy.
+    /// The URL of a proxy, `http://[user:password@]host:port`.
     pub proxy: Option<String>,
-    /// PEM file with the only CA roots to trust; `None` means the bundled Mozilla roots.
+    /// A PEM file with the only CA roots to trust; `None` means the bundled Mozilla roots.
     pub ca_file: Option<PathBuf>,
-    /// Time to establish a connection, TLS included, and again the time to look up a name.
+    /// The time to establish a connection, TLS included, and again the time to look up a name.
     pub connect_timeout: Duration,
-    /// Time without a byte. It never limits a whole transfer: a slow link that is alive may take hours.
+    /// The longest time without a byte. It never limits a whole transfer: a slow link that is alive may take hours.
     pub stall_timeout: Duration,
-    /// The most that all connections made with these options and their clones take together, bytes per second; made by
-    /// [`Rate::of`].
+    /// The most bytes per second that all connections made with these options and their clones take together.
     pub rate: Option<Rate>,
-    /// The clock certificates are checked against.
-    pub clock: Arc<Clock>,
+    /// The clock that certificates are checked against.
+    pub certificate_clock: Arc<CertificateClock>,
+    /// The clock that pauses and stalls are measured by.
+    pub clock: Arc<dyn Clock>,
 }
 
-/// A bandwidth cap. Clones share it.
+/// A bandwidth cap, which clones share.
 #[derive(Clone)]
 pub struct Rate(Arc<Cap>);
 
 impl Rate {
-    /// A cap of so many bytes per second.
-    pub fn of(bytes_per_s: u64) -> Self {
-        Self(Arc::new(Cap::new(bytes_per_s)))
+    /// A cap of so many bytes per second, by this clock.
+    pub fn of(bytes_per_s: u64, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Cap::new(bytes_per_s, clock)))
     }
 }
 
 impl FetchOptions {
     /// The options of a configuration, for a program that takes the system's clock as it is.
     pub fn with_clock_as_it_is(network: &config::Network) -> Self {
-        Self::new(network, Arc::new(Clock::fixed()))
+        Self::new(network, Arc::new(CertificateClock::fixed()))
     }
 
     /// The options of a configuration.
-    pub fn new(network: &config::Network, clock: Arc<Clock>) -> Self {
+    pub fn new(network: &config::Network, certificate_clock: Arc<CertificateClock>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         Self {
             proxy: network.proxy.clone(),
             ca_file: network.ca_file.as_ref().map(PathBuf::from),
             connect_timeout: network.connect_timeout,
             stall_timeout: network.stall_timeout,
-            rate: network.max_bytes_per_s.map(Rate::of),
+            rate: network.max_bytes_per_s.map(|bytes_per_s| Rate::of(bytes_per_s, Arc::clone(&clock))),
+            certificate_clock,
             clock,
         }
     }
 }
 
-/// One source for one base URL: `http://`, `https://` or `file:///`.
+/// Opens the source of one base URL: `http://`, `https://` or `file:///`.
 ///
 /// # Errors
 /// [`FetchErrorKind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
@@ -171,11 +177,11 @@ pub fn open(base: &str, options: &FetchOptions) -> Result<Box<dyn Source>, Fetch
     Ok(Box::new(Http::new(base, options)?))
 }
 
-/// All base URLs of a configuration, in order.
+/// Opens the sources of all base URLs of a configuration, in order.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_all(bases: &[String], options: &FetchOptions, retry_policy: RetryPolicy) -> Result<Mirrors, FetchError> {
     let sources = bases.iter().map(|base| open(base, options)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Mirrors::new(sources, retry_policy))
+    Ok(Mirrors::with_clock(sources, retry_policy, Arc::clone(&options.clock)))
 }

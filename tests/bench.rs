@@ -4,7 +4,7 @@ use xtask::bench::{self, Options};
 use xtask::paths::Paths;
 
 #[test]
-#[ignore = "needs root; run by cargo xtask test"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn every_case_ends_with_the_image_and_the_figures_are_written() {
     let paths = Paths::of_checkout();
     let charts = tempfile::tempdir().unwrap();

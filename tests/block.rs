@@ -75,7 +75,7 @@ fn kernel_partuuid(node: &Path) -> String {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn tables_of_every_kind_agree_with_other_tools_and_the_kernel() {
     isolated("block::tables_of_every_kind_agree_with_other_tools_and_the_kernel", || {
         let mbr = "label: dos\nlabel-id: 0x0eadBEEF\nstart=2048, size=2048, type=83\nsize=4096, type=c\n";
@@ -105,7 +105,7 @@ fn tables_of_every_kind_agree_with_other_tools_and_the_kernel() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn exactly_one_disk_must_have_the_partition() {
     isolated("block::exactly_one_disk_must_have_the_partition", || {
         // Loop devices are shared with everything that runs on this machine, so the number must be new.
@@ -141,7 +141,7 @@ fn exactly_one_disk_must_have_the_partition() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_block_device_is_written_past_the_cache_and_read_back() {
     isolated("block::a_block_device_is_written_past_the_cache_and_read_back", || {
         for sector in [512, 4096] {
@@ -166,7 +166,7 @@ fn a_block_device_is_written_past_the_cache_and_read_back() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn what_is_in_use_is_known() {
     isolated("block::what_is_in_use_is_known", || {
         let one = Loop::with_table(64, 512, "label: gpt\nstart=2048, size=65536, name=state\n");

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use reflash::boot::env::{BootEnv, LoadedEnv};
 use reflash::boot::grubenv::Assignments;
-use reflash::fetch::{Clock, FetchOptions};
+use reflash::fetch::{CertificateClock, FetchOptions, SystemClock};
 use reflash::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use reflash::record::report::{Pending, ReportedMachine};
 
-use xtask::powercut::explore::Random;
+use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
+use proptest::{collection, sample};
 
+use crate::properties::config;
 use crate::support::server::{Server, status};
 
 fn editenv(path: &Path, arguments: &[&str]) -> String {
@@ -21,7 +23,7 @@ fn editenv(path: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-#[ignore = "needs grub-editenv: cargo xtask test"]
+#[ignore = "needs root: to install grub-editenv; cargo xtask test --tier root"]
 fn grub_editenv_and_we_read_what_the_other_writes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("grubenv");
@@ -55,7 +57,7 @@ fn grub_editenv_and_we_read_what_the_other_writes() {
 }
 
 #[test]
-#[ignore = "needs grub-editenv: cargo xtask test"]
+#[ignore = "needs root: to install grub-editenv; cargo xtask test --tier root"]
 fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("grubenv");
@@ -66,20 +68,19 @@ fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
     };
     let before = of("reflash_tries=3\nreflash_max_tries=3\nreflash_boot_ok=1\nodd=a\\\\b\\\nc\n");
     let after = of("reflash_max_tries=3\nodd=a\\\\b\\\nc\nreflash_recovering=1\nreflash_tries=0\n");
-    let mut random = Random(1);
-    for round in 0..400 {
+    let overwritten = || collection::vec((25..145_usize, sample::select(b"\0\n\\=#a\xff".to_vec())), 0..5);
+    let config = ProptestConfig { cases: 400, ..config() };
+    // A write that was torn within the sector, and bytes that matter put where they hurt.
+    proptest!(config, |(damage in 0..4, cut in 0..=512_usize, bytes in overwritten())| {
         let mut block = before.clone();
-        // A write that was torn within the sector, and bytes that matter put where they hurt.
-        let cut = random.below(513);
-        match round % 4 {
+        match damage {
             0 => block[..cut].copy_from_slice(&after[..cut]),
             1 => block[cut..].copy_from_slice(&after[cut..]),
             2 => block[cut..].fill(0),
             _ => {}
         }
-        for _ in 0..random.below(5) {
-            let at = 25 + random.below(120);
-            block[at] = b"\0\n\\=#a\xff"[random.below(7)];
+        for (at, byte) in bytes {
+            block[at] = byte;
         }
         std::fs::write(&path, &block).unwrap();
         let listed = Command::new("grub-editenv").arg(&path).arg("list").output().unwrap();
@@ -87,8 +88,8 @@ fn grub_reads_the_same_from_a_damaged_block_as_we_do() {
             Ok(found) => found.flat_map(|(name, value)| [name, b"=", &value, b"\n"].concat()).collect(),
             Err(_) => Vec::new(),
         };
-        assert_eq!(ours.escape_ascii().to_string(), listed.stdout.escape_ascii().to_string(), "round {round}");
-    }
+        prop_assert_eq!(ours.escape_ascii().to_string(), listed.stdout.escape_ascii().to_string());
+    });
 }
 
 #[test]
@@ -101,7 +102,8 @@ fn what_was_not_reported_is_posted_once() {
         connect_timeout: std::time::Duration::from_secs(5),
         stall_timeout: std::time::Duration::from_secs(5),
         rate: None,
-        clock: Arc::new(Clock::fixed()),
+        certificate_clock: Arc::new(CertificateClock::fixed()),
+        clock: Arc::new(SystemClock),
     };
     let who = ReportedMachine::this("demo", None, None);
     assert!(Pending::of(&open, &who).is_none());

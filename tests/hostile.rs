@@ -10,8 +10,8 @@ use reflash::release::digest::Digest;
 use reflash::release::index::{Builder, ChunkContent, MIN_CHUNK_BYTES, Pack};
 use reflash::release::manifest::object_path;
 
-use xtask::keygen::{self, KeyFiles};
-use xtask::release::{self, Spec};
+use reflash_release::keygen::{self, KeyFiles};
+use reflash_release::{self as release, Spec};
 
 use crate::support::MemoryTarget;
 

@@ -386,7 +386,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn the_kernel_sees_in_an_image_what_was_in_the_tree() {
     let at = tempfile::tempdir().unwrap();
     let path = |name: &str| at.path().join(name);

@@ -123,7 +123,7 @@ fn reached_by_server(address: Ipv4Addr) {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_lease_is_obtained_and_the_machine_is_configured() {
     isolated("net::a_lease_is_obtained_and_the_machine_is_configured", || {
         let mut world = World::new();
@@ -149,7 +149,7 @@ fn a_lease_is_obtained_and_the_machine_is_configured() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_server_that_appears_later_is_found() {
     isolated("net::a_server_that_appears_later_is_found", || {
         let mut world = World::new();
@@ -164,7 +164,7 @@ fn a_server_that_appears_later_is_found() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn of_two_cards_the_one_with_a_server_wins() {
     isolated("net::of_two_cards_the_one_with_a_server_wins", || {
         let mut world = World::new();
@@ -183,7 +183,7 @@ fn of_two_cards_the_one_with_a_server_wins() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_card_and_a_cable_that_come_later_join() {
     isolated("net::a_card_and_a_cable_that_come_later_join", || {
         let mut world = World::new();
@@ -200,7 +200,7 @@ fn a_card_and_a_cable_that_come_later_join() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_card_unplugged_during_dhcp_is_no_accident() {
     isolated("net::a_card_unplugged_during_dhcp_is_no_accident", || {
         let mut world = World::new();
@@ -216,7 +216,7 @@ fn a_card_unplugged_during_dhcp_is_no_accident() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_lease_is_renewed_and_a_new_address_is_taken_over() {
     isolated("net::a_lease_is_renewed_and_a_new_address_is_taken_over", || {
         let mut world = World::new();
@@ -254,7 +254,7 @@ fn a_lease_is_renewed_and_a_new_address_is_taken_over() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_static_address_needs_no_server() {
     isolated("net::a_static_address_needs_no_server", || {
         let world = World::new();
@@ -278,7 +278,7 @@ fn a_static_address_needs_no_server() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn dhcp_runs_on_the_vlan() {
     isolated("net::dhcp_runs_on_the_vlan", || {
         let mut world = World::new();
@@ -302,7 +302,7 @@ fn dhcp_runs_on_the_vlan() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn stopping_ends_the_wait() {
     isolated("net::stopping_ends_the_wait", || {
         let world = World::new();

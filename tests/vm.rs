@@ -24,9 +24,9 @@ use xtask::paths::Paths;
 use xtask::release::Spec;
 use xtask::vm::{RunningMachine, VirtualMachine};
 
-use crate::fetch::https::Authority;
 use crate::support::Fixture;
 use crate::support::server::{Server, object, status};
+use crate::support::tls::Authority;
 
 /// A release of a small ext4 image with a few files, for robots of the demonstration's kind.
 fn small_release() -> Fixture {

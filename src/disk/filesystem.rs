@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs mke2fs, mkfs.vfat and mkfs.exfat: cargo xtask test"]
+    #[ignore = "needs root: to install mke2fs, mkfs.vfat and mkfs.exfat; cargo xtask test --tier root"]
     fn what_the_usual_tools_make_is_recognised() {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image");

@@ -1,4 +1,4 @@
-//! What the head of an HTTP answer says, and whether it may be believed.
+//! The head of an HTTP answer, and whether it may be believed.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, HeaderName, Response, StatusCode, Uri};
 use super::error::{FetchError, FetchErrorKind};
 use super::url;
 
-/// A server that asks for more retry policy than this is treated like one that is down.
+/// The longest pause that a server may ask for: one that asks for more is treated like one that is down.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// An answer with its final URL, redirects followed.
@@ -21,12 +21,12 @@ pub(super) struct Answer {
     pub body: Body,
 }
 
-/// Whether the answer sends us elsewhere.
+/// Whether the answer sends the client elsewhere.
 pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Sorts out the answers that are no objects.
+/// Turns the answers that carry no object into errors.
 pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<Answer, FetchError> {
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
@@ -58,7 +58,7 @@ pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<Answer
     }
     let encoding = text(&head.headers, CONTENT_ENCODING).unwrap_or("identity").trim();
     if !encoding.eq_ignore_ascii_case("identity") {
-        // Offsets would be offsets into something else.
+        // Offsets would then count bytes of the encoding.
         let problem = format!("the answer is encoded as {encoding:?} although that was not offered");
         return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
     }

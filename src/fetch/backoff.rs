@@ -1,12 +1,12 @@
-//! How long to wait between rounds. Pure.
+//! The pauses between rounds. Pure.
 
 use std::time::Duration;
 
 const FIRST_MS: u64 = 1_000;
 const CAP_MS: u64 = 60_000;
-/// A release that replaces a broken one is in a hurry at first.
+/// A release that replaces a broken one may come soon, so that the first questions are close together.
 const FIRST_POLL: Duration = Duration::from_secs(30);
-/// Then a fleet of 10,000 parked machines asks about 18 times a second.
+/// At this pause a fleet of 10,000 parked machines asks about 18 times a second.
 const POLL_CAP: Duration = Duration::from_secs(900);
 
 /// The pause before round `attempt + 1`: doubling from 1 s to 60 s, of which a quarter is fixed, so that it never
@@ -23,17 +23,20 @@ pub fn poll_pause(polls: u32, seed: u64) -> Duration {
     jittered(whole, seed ^ u64::from(polls))
 }
 
-/// A machine's place within `span`, the same at every start: how a fleet that falls into recovery together does not
+/// A machine's place within `span`, the same at every start, so that a fleet that falls into recovery together does not
 /// arrive at the server together.
 pub fn start_offset(span: Duration, hardware_id: u64) -> Duration {
-    let span_ms = span.as_millis() as u64;
-    Duration::from_millis(mixed(hardware_id) % (span_ms + 1))
+    Duration::from_millis(mixed(hardware_id) % whole_ms(span).saturating_add(1))
 }
 
 fn jittered(whole: Duration, seed: u64) -> Duration {
-    let whole = whole.as_millis() as u64;
+    let whole = whole_ms(whole);
     let fixed = whole / 4;
     Duration::from_millis(fixed + mixed(seed) % (whole - fixed + 1))
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One step of splitmix64: enough to spread machines, and no secret depends on it.

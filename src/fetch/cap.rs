@@ -1,48 +1,51 @@
-//! A bandwidth cap that all connections share, so that a fleet on one uplink, or a robot on a metered one, leaves room for
-//! others.
+//! A bandwidth cap that all connections share, so that a fleet on one uplink, or a robot on a metered one, leaves room
+//! for others.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What may be had at once after a time without traffic. Short: a whole second's worth would be a burst on the line, and
-/// a cap is there for what else is on it.
+use super::clock::Clock;
+
+/// The time whose worth of bytes may be had at once after a time without traffic. It is short: a whole second's worth
+/// would be a burst on the line, and a cap protects what else is on it.
 const BURST: Duration = Duration::from_millis(50);
 /// One piece is this share of a second's worth, so that four connections that wait for each other stay smooth.
 const PIECES_PER_S: u64 = 50;
 
 /// A token bucket with a clock.
 pub(super) struct Cap {
+    clock: Arc<dyn Clock>,
     started: Instant,
     bucket: Mutex<Bucket>,
     piece_bytes: usize,
 }
 
 impl Cap {
-    pub(super) fn new(bytes_per_s: u64) -> Self {
+    pub(super) fn new(bytes_per_s: u64, clock: Arc<dyn Clock>) -> Self {
         let piece_bytes = usize::try_from(bytes_per_s / PIECES_PER_S).unwrap_or(usize::MAX).max(512);
-        Self { started: Instant::now(), bucket: Mutex::new(Bucket::new(bytes_per_s)), piece_bytes }
+        Self { started: clock.now(), clock, bucket: Mutex::new(Bucket::new(bytes_per_s)), piece_bytes }
     }
 
     /// The most that should be read at once. What is not read stays in the receive window, which makes the server slow
-    /// down: the kernel opens it only as far as a program reads. Shrinking the socket's buffer instead would cost the full
-    /// rate of a long path once it is not the cap that limits.
+    /// down: the kernel opens it only as far as a program reads. Shrinking the socket's buffer instead would cost the
+    /// full rate of a long path once it is not the cap that limits.
     pub(super) fn piece_bytes(&self) -> usize {
         self.piece_bytes
     }
 
-    /// Pays for what was read: returns when the next piece may be.
+    /// Pays for what was read: returns when the next piece may be read.
     pub(super) fn pay(&self, bytes: usize) {
-        let now = self.started.elapsed();
+        let now = self.clock.now().saturating_duration_since(self.started);
         let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes as u64, now);
-        // Not under the lock: each connection waits for its own place in the queue.
-        std::thread::sleep(wait);
+        // The lock is free by now: each connection waits for its own place in the queue.
+        self.clock.sleep_until(self.started + now + wait);
     }
 }
 
-/// The same without a clock: all times are since one start.
+/// A token bucket without a clock: all times are since one start.
 struct Bucket {
     bytes_per_s: u64,
-    /// When everything taken so far is paid for.
+    /// The time at which everything taken so far is paid for.
     paid_at: Duration,
 }
 
@@ -51,7 +54,7 @@ impl Bucket {
         Self { bytes_per_s: bytes_per_s.max(1), paid_at: Duration::ZERO }
     }
 
-    /// Takes `bytes` and says how long to wait until they are paid for.
+    /// Takes `bytes` and returns how long to wait until they are paid for.
     fn take(&mut self, bytes: u64, now: Duration) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
@@ -62,9 +65,11 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::{BURST, Bucket, Cap};
+    use crate::fetch::SystemClock;
 
     const MIB: u64 = 1 << 20;
 
@@ -108,7 +113,7 @@ mod tests {
     fn extremes_do_not_overflow() {
         assert!(Bucket::new(1).take(u64::MAX, Duration::ZERO) > Duration::from_secs(1));
         assert_eq!(Bucket::new(u64::MAX).take(MIB, Duration::from_secs(1)), Duration::ZERO);
-        assert_eq!(Cap::new(16 * 1024).piece_bytes(), 512);
-        assert_eq!(Cap::new(50 * MIB).piece_bytes() as u64, MIB);
+        let piece_bytes = |bytes_per_s| Cap::new(bytes_per_s, Arc::new(SystemClock)).piece_bytes();
+        assert_eq!((piece_bytes(16 * 1024), piece_bytes(50 * MIB)), (512, 1 << 20));
     }
 }

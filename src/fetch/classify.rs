@@ -1,4 +1,4 @@
-//! From what ureq, rustls and the kernel report to a [`FetchError`].
+//! Classifies what ureq, rustls and the kernel report as a [`FetchError`].
 
 use std::error::Error;
 use std::io;

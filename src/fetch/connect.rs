@@ -1,7 +1,7 @@
-//! How a connection comes about: name lookup, proxy, TCP, TLS. The parts of ureq that we replace.
+//! The steps to a connection: name lookup, proxy, TCP, TLS. These are the parts of ureq that are replaced.
 //!
 //! ureq's own TLS connector is not used because the certificate check has to talk to the clock policy, and that needs
-//! a verifier of ours. ureq tunnels everything through a proxy with CONNECT; common proxies refuse that for any port
+//! a verifier of its own. ureq tunnels everything through a proxy with CONNECT; common proxies refuse that for any port
 //! but 443, and cannot cache it, so plain `http://` goes through a proxy in absolute form instead.
 
 use std::fmt;
@@ -120,7 +120,7 @@ impl Transport for AbsoluteForm {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        // We send GET only, so there is never a body, and the buffer holds many times the longest head: every
+        // Only GET is sent, so there is never a body, and the buffer holds many times the longest head: every
         // transmission is one whole request head.
         let output = self.inner.buffers().output();
         let rewritten = absolute(&output[..amount], &self.origin, &self.credentials)
@@ -153,7 +153,7 @@ impl fmt::Debug for AbsoluteForm {
     }
 }
 
-/// Wraps `https` connections in TLS, with our own settings.
+/// Wraps `https` connections in TLS, with the settings of [`super::tls`].
 struct TlsConnector {
     config: Arc<ClientConfig>,
 }

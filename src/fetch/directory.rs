@@ -1,4 +1,4 @@
-//! A release tree in a directory: a USB stick, a mounted share, the recovery partition itself.
+//! A release tree in a directory: a USB drive, a mounted share, the recovery partition itself.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -10,10 +10,10 @@ use super::error::{FetchError, FetchErrorKind};
 use super::http::refused_by_sink;
 use super::{Check, Sink, Source, url};
 
-/// Read at once, and handed to the sink at most.
+/// The most bytes that are read at once and handed to the sink.
 const BUFFER: usize = 64 << 10;
 
-/// One base directory.
+/// A source that is a directory.
 pub struct Directory {
     base: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! Why a transfer failed, in terms the caller can act on.
+//! The errors of transfers, by what the caller can do about them.
 
 use std::error::Error;
 use std::time::Duration;
@@ -6,38 +6,41 @@ use std::time::Duration;
 use super::url::redacted;
 use crate::chain::chain;
 
-/// What went wrong, and so what can help.
+/// The kind of a failure, which decides what can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchErrorKind {
-    /// The source answered and does not have it (HTTP 404 or 410, no such file). Another source may.
+    /// The source answered and does not have the object (HTTP 404 or 410, no such file). Another source may have it.
     Missing,
     /// The server answered with this HTTP status instead of the object. 5xx, 408, 425 and 429 can pass by themselves,
-    /// the others need somebody to change something.
+    /// the others need a person to change something.
     Refused(u16),
-    /// No connection: no route, no answer, no such host, port closed, directory not mounted. Can pass.
+    /// No connection came about: no route, no answer, no such host, port closed, directory not mounted. This can pass.
     Unreachable,
-    /// Connected, but no byte, or next to none, for the whole stall timeout. Can pass; the transfer is resumed.
+    /// The connection brought no byte, or next to none, for the whole stall timeout. This can pass; the transfer is
+    /// resumed.
     Stalled,
-    /// The connection ended, or the medium failed, before the last byte. Can pass; the transfer is resumed.
+    /// The connection ended, or the medium failed, before the last byte. This can pass; the transfer is
+    /// resumed.
     Broken,
-    /// No trusted TLS connection: unknown CA, wrong name, no common protocol. Trying again does not help.
+    /// No trusted TLS connection came about: unknown CA, wrong name, no common protocol. Trying again does not help.
     Tls,
     /// The certificate is not valid at what this machine takes for the time, and the clock may not or cannot be moved
-    /// any further. All are seconds since 1970.
+    /// any further. All times are seconds since 1970.
     TlsTime {
         /// The machine's time.
         now: u64,
-        /// Start of validity, when that is what is violated.
+        /// The start of validity, when the machine's time is before it.
         not_before: Option<u64>,
-        /// End of validity, when that is what is violated.
+        /// The end of validity, when the machine's time is after it.
         not_after: Option<u64>,
     },
     /// The server answered against HTTP or against the request: other range, other length, compressed, redirect loop.
-    /// A broken proxy or cache can heal, so it is asked again, but only a few times.
+    /// A broken proxy or cache can heal, so the source is asked again, but only a few times.
     Protocol,
-    /// The bytes arrived and the caller's digest or signature refused them. Asked again elsewhere, or a few times.
+    /// The bytes arrived and the caller's digest or signature refused them. Another source is asked, or the same one a
+    /// few times.
     Corrupt,
-    /// What arrived is genuine, and the caller has no use for it. Asked elsewhere.
+    /// The content is genuine, and the caller has no use for it. Another source is asked.
     Unsuitable,
     /// The receiving side failed (disk, memory, a limit); no other source would help.
     Local,
@@ -45,7 +48,7 @@ pub enum FetchErrorKind {
     Settings,
 }
 
-/// A transfer that failed. `Display` has the URL, without credentials, and the quantities; causes are in the chain.
+/// The error of a transfer. `Display` has the URL, without credentials, and the quantities; causes are in the chain.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {}{}{}", .details.url, .details.problem, after(.details.progress), tried(.details.attempts))]
 pub struct FetchError {
@@ -53,7 +56,7 @@ pub struct FetchError {
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// Boxed, as a `Result` is as large as its error.
+/// The content of an error, boxed because a `Result` is as large as its error.
 #[derive(Debug)]
 struct Details {
     kind: FetchErrorKind,
@@ -73,56 +76,56 @@ fn tried(attempts: u32) -> String {
 }
 
 impl FetchError {
-    /// An error about `url`, which is stripped of credentials here so that no message can leak them.
+    /// Makes an error about `url`, which is stripped of credentials here so that no message can leak them.
     pub fn new(kind: FetchErrorKind, url: &str, problem: impl Into<String>) -> Self {
         let (url, problem) = (redacted(url), problem.into());
         let details = Details { kind, url, problem, progress: None, retry_after: None, attempts: 1 };
         Self { details: Box::new(details), source: None }
     }
 
-    /// With the cause that belongs to a lower layer.
+    /// Adds the cause that belongs to a lower layer.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// With how far the transfer had come. Without effect for a transfer that never started.
+    /// Adds how far the transfer had come.
     #[must_use]
     pub fn after(mut self, got: u64, wanted: u64) -> Self {
         self.details.progress = Some((got, wanted));
         self
     }
 
-    /// With the pause the server asked for.
+    /// Adds the pause that the server asked for.
     #[must_use]
     pub(super) fn retry_after(mut self, wait: Option<Duration>) -> Self {
         self.details.retry_after = wait;
         self
     }
 
-    /// With the proxy the connection was to go through.
+    /// Adds the proxy that the connection was to go through.
     #[must_use]
     pub(super) fn through(mut self, proxy: &str) -> Self {
         self.details.problem = format!("{} (through proxy {proxy})", self.details.problem);
         self
     }
 
-    /// The same for somebody else who would have met it: kind, URL and words, those of the causes among them.
+    /// A copy for a concurrent request that would have met the same failure; the causes are flattened into its text.
     pub(super) fn clone_for_peer(&self) -> Self {
         let chain = self.chain();
         let words = chain.strip_prefix(self.url()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&chain);
         Self::new(self.kind(), self.url(), words).retry_after(self.asked_to_wait())
     }
 
-    /// With how often it was tried, when that was more than once.
+    /// Adds the number of attempts, when there was more than one.
     #[must_use]
     pub(super) fn given_up(mut self, attempts: u32) -> Self {
         self.details.attempts = attempts;
         self
     }
 
-    /// What went wrong.
+    /// The kind of the failure.
     pub fn kind(&self) -> FetchErrorKind {
         self.details.kind
     }
@@ -137,7 +140,7 @@ impl FetchError {
         self.details.retry_after
     }
 
-    /// Whether asking the same source again later can help without anybody changing anything.
+    /// Whether asking the same source again later can help although nothing is changed.
     pub fn is_retryable(&self) -> bool {
         match self.details.kind {
             FetchErrorKind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
@@ -160,7 +163,7 @@ impl FetchError {
         chain(self)
     }
 
-    /// One error for several sources: the kind that leaves most hope, and every source's own words.
+    /// Joins the errors of several sources: the kind that leaves most hope, and the text of every source.
     pub(super) fn summary(path: &str, mut errors: Vec<Self>) -> Option<Self> {
         if errors.len() < 2 {
             return errors.pop();

@@ -1,23 +1,26 @@
-//! What is known of each source, shared by all who ask at the same time.
+//! The health of each source, shared by all requests under way.
 //!
-//! Several connections to one server meet its troubles together, and must not answer them apart: a server that is down is
-//! asked once a round and not by everyone, a pause is agreed on, the console hears of it once. A server that says it has
-//! too much to do (429, 503) gets half as many requests at a time, and one more again for each round that goes well.
+//! Several connections to one server meet its troubles together, and must not answer them apart: a server that is down
+//! is asked once a round and not by every connection, a pause is agreed on, and the console reports it once. A server
+//! that says it has too much to do (429, 503) gets half as many requests at a time, and one more again for each round
+//! that goes well.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 
-/// For how long a source that failed is asked after the others. Short, as the first one is first for a reason (nearest,
-/// cheapest), but long enough not to run into the connect timeout of a dead one for every range.
+/// The time for which a source that failed is asked after the others. It is short, as the first one is first for a
+/// reason (nearest, cheapest), but long enough not to run into the connect timeout of a dead one for every range.
 pub(super) const MEMORY: Duration = Duration::from_secs(60);
-/// Requests at a time that no source is asked to bear more than; in effect no limit, until one complains.
+/// The most requests that are made of a source at a time; in effect no limit, until the source complains.
 const MOST_AT_ONCE: u32 = 16;
 
 /// The memory of all sources.
 pub(super) struct Health {
+    clock: Arc<dyn Clock>,
     state: Mutex<SourceHealth>,
     left: Condvar,
 }
@@ -25,16 +28,16 @@ pub(super) struct Health {
 #[derive(Default)]
 struct SourceHealth {
     sources: Vec<OneSource>,
-    /// By source and object: when it lacked the object, or sent wrong bytes or what is of no use.
+    /// By source and object: the time at which the source lacked the object, or sent wrong or useless bytes.
     unfit: HashMap<(usize, String), Instant>,
-    /// When the pause that was agreed on ends; gone with the next sign of life.
+    /// The end of the pause that was agreed on; gone with the next sign of life.
     pause: Option<Instant>,
 }
 
 struct OneSource {
-    /// When it last failed, whatever the object: what the order goes by.
+    /// The time of the last failure, whatever the object: the order goes by it.
     failed: Option<Instant>,
-    /// The same failure, for those who would otherwise meet it themselves; gone with the next sign of life.
+    /// The last failure, for the requests that would otherwise meet it themselves; gone with the next sign of life.
     trouble: Option<Trouble>,
     inside: u32,
     most: u32,
@@ -66,7 +69,7 @@ impl SourceHealth {
         order
     }
 
-    /// The failure that somebody met since `began`, so that it need not be met again.
+    /// The failure that another request met since `began`, so that it need not be met again.
     fn met_since(&self, index: usize, began: Instant) -> Option<FetchError> {
         let trouble = self.sources[index].trouble.as_ref().filter(|trouble| trouble.at >= began)?;
         Some(trouble.error.clone_for_peer())
@@ -86,7 +89,7 @@ impl SourceHealth {
         }
     }
 
-    /// Notes a failure of a request that began at `entered`. False when somebody who asked at the same time has met the
+    /// Notes a failure of a request that began at `entered`. False when a request made at the same time has met the
     /// same one.
     fn failed(&mut self, index: usize, path: &str, error: &FetchError, entered: Instant, now: Instant) -> bool {
         let kind = error.kind();
@@ -100,9 +103,9 @@ impl SourceHealth {
         let source = &mut self.sources[index];
         let news = source.trouble.as_ref().is_none_or(|trouble| trouble.at < entered || trouble.error.kind() != kind);
         match kind {
-            // Those who were refused together count once: half of four is two, and not none.
+            // Requests that were refused together count once: half of four is two, and not none.
             FetchErrorKind::Refused(429 | 503) if news => (source.most, source.good) = ((source.inside / 2).max(1), 0),
-            // One is enough to see whether it is back.
+            // One request is enough to see whether the source is back.
             FetchErrorKind::Unreachable => (source.most, source.good) = (1, 0),
             _ => {}
         }
@@ -111,9 +114,9 @@ impl SourceHealth {
         news
     }
 
-    /// The pause after a failed round that began at `began`: `wait`, or what is left of the pause that somebody else has
-    /// begun, be it before this round, unless a source has shown signs of life since. With when it ends, and whether it is a
-    /// new one.
+    /// The pause after a failed round that began at `began`: `wait`, or what is left of the pause that another request
+    /// has begun, be it before this round, unless a source has shown signs of life since. Returns the end of the pause,
+    /// and whether the pause is a new one.
     fn agree(&mut self, began: Instant, now: Instant, wait: Duration) -> (Instant, bool) {
         match self.pause.filter(|until| *until > now.max(began)) {
             Some(until) => (until, false),
@@ -123,8 +126,8 @@ impl SourceHealth {
 }
 
 impl Health {
-    pub(super) fn new(sources: usize) -> Self {
-        Self { state: Mutex::new(SourceHealth::new(sources)), left: Condvar::new() }
+    pub(super) fn new(sources: usize, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Mutex::new(SourceHealth::new(sources)), left: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, SourceHealth> {
@@ -133,13 +136,13 @@ impl Health {
 
     /// The sources in the order in which to ask for `path`.
     pub(super) fn order(&self, path: &str) -> Vec<usize> {
-        self.state().order(path, Instant::now())
+        self.state().order(path, self.clock.now())
     }
 
     /// Waits until one more request may be made of a source, in a round that began at `began`.
     ///
     /// # Errors
-    /// The failure that somebody else has met since then: there is no need to meet it too.
+    /// The failure that another request has met since then: there is no need to meet it too.
     pub(super) fn enter(&self, index: usize, began: Instant) -> Result<Visit<'_>, FetchError> {
         let mut state = self.state();
         loop {
@@ -148,16 +151,16 @@ impl Health {
             }
             if state.sources[index].inside < state.sources[index].most {
                 state.sources[index].inside += 1;
-                return Ok(Visit { health: self, index, entered: Instant::now() });
+                return Ok(Visit { health: self, index, entered: self.clock.now() });
             }
-            // Whoever is inside comes out: every transfer has timeouts.
+            // A place always becomes free: every transfer has timeouts.
             state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// Agrees on the pause after a failed round; see [`SourceHealth::agree`].
     pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
-        self.state().agree(began, Instant::now(), wait)
+        self.state().agree(began, self.clock.now(), wait)
     }
 }
 
@@ -169,19 +172,20 @@ pub(super) struct Visit<'h> {
 }
 
 impl Visit<'_> {
-    /// The source sends.
+    /// Notes that the source sends bytes.
     pub(super) fn alive(&self) {
         self.health.state().alive(self.index);
     }
 
-    /// All of it came.
+    /// Notes that the whole answer came.
     pub(super) fn went_well(&self) {
         self.health.state().went_well(self.index);
     }
 
-    /// It failed; false when that is no news.
+    /// Notes a failure; false when it is known already.
     pub(super) fn failed(&self, path: &str, error: &FetchError) -> bool {
-        self.health.state().failed(self.index, path, error, self.entered, Instant::now())
+        let now = self.health.clock.now();
+        self.health.state().failed(self.index, path, error, self.entered, now)
     }
 }
 

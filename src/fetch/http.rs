@@ -14,27 +14,28 @@ use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted
 use super::classify::classified;
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
-use super::{Check, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
+use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
 
-/// Enough for a load balancer that sends to a region that sends to a bucket.
+/// The most redirects of one request: enough for a load balancer that sends to a region that sends to a bucket.
 const MAX_REDIRECTS: usize = 5;
-/// A server without range support makes us read and drop what lies before the range. More than this is not worth it.
+/// The most bytes that are read and dropped before a range, of a server without range support.
 const MAX_SKIP: u64 = 64 << 20;
-/// Connections kept for the next request: as many as requests are made at once.
+/// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
-/// Read at once from the connection; also what is handed to the sink at most.
+/// The most bytes that are read at once from the connection and handed to the sink.
 const BUFFER: usize = 64 << 10;
 
-/// One base URL. Connections are kept alive and shared by all requests, from any thread.
+/// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
     agent: Agent,
     base: String,
     stall_timeout: Duration,
+    clock: Arc<dyn Clock>,
     rate: Option<Rate>,
 }
 
 impl Http {
-    /// A mirror at `base`, an `http://` or `https://` URL.
+    /// Makes the source at `base`, an `http://` or `https://` URL.
     ///
     /// # Errors
     /// [`FetchErrorKind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
@@ -58,7 +59,7 @@ impl Http {
             // Redirects are followed here, where leaving https can be refused.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // Explicit, as ureq would otherwise look into the environment.
+            // Set explicitly, as ureq would otherwise look into the environment.
             .proxy(proxy)
             .user_agent(concat!("reflash/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
@@ -68,7 +69,7 @@ impl Http {
             .timeout_recv_response(Some(options.stall_timeout))
             // Per read, not for the body: a slow link that is alive must be able to finish.
             .timeout_per_read(Some(options.stall_timeout))
-            // Well below the input buffer, so that an endless head is told from a broken connection.
+            // Well below the input buffer, so that an endless head is distinguished from a broken connection.
             .max_response_header_size(16 << 10)
             .input_buffer_size(BUFFER)
             .output_buffer_size(16 << 10)
@@ -76,14 +77,15 @@ impl Http {
             .max_idle_connections(MAX_IDLE)
             .max_idle_connections_per_host(MAX_IDLE)
             .build();
-        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.clock))?;
+        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.certificate_clock))?;
         let base = base.trim_end_matches('/').to_owned();
         let agent = connect::agent(config, tls);
-        Ok(Self { agent, base, stall_timeout: options.stall_timeout, rate: options.rate.clone() })
+        let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
+        Ok(Self { agent, base, stall_timeout: options.stall_timeout, clock, rate })
     }
 
     fn pace(&self) -> Pace<'_> {
-        Pace::new(self.stall_timeout, self.rate.as_ref().map(|rate| &*rate.0))
+        Pace::new(self.stall_timeout, &*self.clock, self.rate.as_ref().map(|rate| &*rate.0))
     }
 
     fn url(&self, path: &str) -> Result<String, FetchError> {
@@ -100,7 +102,7 @@ impl Http {
     /// Posts a JSON document to the base URL itself. The answer's body is of no interest.
     ///
     /// # Errors
-    /// What the transfer met, or [`FetchErrorKind::Refused`] with the status.
+    /// The error of the transfer, or [`FetchErrorKind::Refused`] with the status.
     pub fn post_json(&self, document: &str) -> Result<(), FetchError> {
         let request = self.agent.post(&self.base).header("Content-Type", "application/json");
         let response = request.send(document).map_err(|error| self.no_answer(&self.base, error))?;
@@ -251,7 +253,7 @@ fn deliver(
     Ok(())
 }
 
-/// What a sink's refusal means for a transfer.
+/// The error of a transfer whose sink refused the bytes.
 pub(super) fn refused_by_sink(url: &str, error: SinkError) -> FetchError {
     match error {
         SinkError::Local(cause) => {

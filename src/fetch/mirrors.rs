@@ -1,4 +1,4 @@
-//! Several copies of the release tree behind one [`Source`]: order, memory, resume, retry policy.
+//! Several copies of the release tree behind one [`Source`]: their order, the memory of failures, resume and retry.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -7,40 +7,41 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::backoff;
+use super::clock::{Clock, SystemClock};
 use super::error::{FetchError, FetchErrorKind};
 use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
 use crate::chain::chain;
 
-/// How often one source may answer wrongly for one object before it is not asked for it again in the same call. A
-/// broken cache can heal, but a wrong copy stays wrong.
+/// The wrong answers of one source for one object after which it is not asked for it again in the same call. A broken
+/// cache can heal, but a wrong copy stays wrong.
 const MAX_STRIKES: u32 = 3;
-/// A transfer that came this much further starts counting rounds anew: the line is bad, not dead. Less does not
-/// count, or a server that cuts after every byte could hold us for ever.
+/// The bytes by which a transfer must come further to start counting rounds anew: the line is then bad, not dead. Less
+/// does not count, or a server that cuts after every byte could hold the agent for ever.
 const PROGRESS: u64 = 64 << 10;
-/// How soon a source that was not there is noticed during a pause.
+/// The time after which a source that was not there is noticed during a pause.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// How long to go on when all sources fail in ways that can pass.
+/// The limit of retrying while all sources fail in ways that can pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryPolicy {
-    /// Each source is asked this many times, with pauses between the rounds.
+    /// Each source is asked this many times, with a pause after each round but the last.
     Rounds(u32),
-    /// Until it works or fails in a way that cannot pass.
+    /// Sources are asked until one works or all fail in ways that cannot pass.
     Forever,
-    /// The same, but small objects only until this instant: what comes before the first write may be given up, a
-    /// transfer that has begun may not.
+    /// Small objects are asked for until this instant, and ranges as with [`RetryPolicy::Forever`]: what comes before
+    /// the first write may be given up, a transfer that has begun may not.
     Until(Instant),
 }
 
-/// One failed attempt that will be followed by another, for the console.
+/// A failed attempt that will be followed by another, for the console.
 #[derive(Debug)]
 pub struct Retry<'a> {
-    /// Why it failed.
+    /// The error of the attempt.
     pub error: &'a FetchError,
     /// The pause before the next attempt; zero when another source is asked at once.
     pub wait: Duration,
-    /// The source asked next.
+    /// The source that is asked next.
     pub next: &'a str,
 }
 
@@ -55,7 +56,6 @@ impl fmt::Display for Retry<'_> {
 }
 
 type OnRetry = Arc<dyn Fn(&Retry<'_>) + Send + Sync>;
-type Pause = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// Several sources of the same tree, asked in order. Clones share what was learnt about the sources.
 #[derive(Clone)]
@@ -64,47 +64,44 @@ pub struct Mirrors {
     health: Arc<Health>,
     retry_policy: RetryPolicy,
     on_retry: OnRetry,
-    pause: Pause,
+    clock: Arc<dyn Clock>,
     seed: u64,
 }
 
 impl Mirrors {
-    /// Sources in order of preference. At least one, or every call fails.
+    /// Makes mirrors of sources in order of preference: at least one, or every call fails.
     pub fn new(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy) -> Self {
+        Self::with_clock(sources, retry_policy, Arc::new(SystemClock))
+    }
+
+    /// Makes mirrors whose pauses and memory of failures go by the given clock.
+    pub fn with_clock(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy, clock: Arc<dyn Clock>) -> Self {
         Self {
-            health: Arc::new(Health::new(sources.len())),
+            health: Arc::new(Health::new(sources.len(), Arc::clone(&clock))),
             sources: sources.into(),
             retry_policy,
             on_retry: Arc::new(|_| ()),
-            pause: Arc::new(std::thread::sleep),
+            clock,
             // The hasher's keys are random in every process, which is all that jitter needs.
             seed: RandomState::new().build_hasher().finish(),
         }
     }
 
-    /// The same sources with another retry policy: a manifest that is only polled needs less than a transfer that has
-    /// begun.
+    /// Sets another retry policy: a manifest that is only polled needs less than a transfer that has begun.
     #[must_use]
     pub fn with_retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
         self.retry_policy = retry_policy;
         self
     }
 
-    /// Called after each failed attempt that is followed by another.
+    /// Sets the subscriber of failed attempts that are followed by another.
     #[must_use]
-    pub fn on_retry(mut self, tell: impl Fn(&Retry<'_>) + Send + Sync + 'static) -> Self {
-        self.on_retry = Arc::new(tell);
+    pub fn on_retry(mut self, subscriber: impl Fn(&Retry<'_>) + Send + Sync + 'static) -> Self {
+        self.on_retry = Arc::new(subscriber);
         self
     }
 
-    /// Replaces sleeping, for a caller that has something to do meanwhile.
-    #[must_use]
-    pub fn pause_with(mut self, pause: impl Fn(Duration) + Send + Sync + 'static) -> Self {
-        self.pause = Arc::new(pause);
-        self
-    }
-
-    /// Asks the sources until one attempt succeeds. An attempt reports how far it is, so that progress can be told
+    /// Asks the sources until one attempt succeeds. An attempt returns how far it came, which distinguishes progress
     /// from standing still.
     fn retry<T>(
         &self,
@@ -114,7 +111,7 @@ impl Mirrors {
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
         let mut round = 0;
-        let mut began = Instant::now();
+        let mut began = self.clock.now();
         loop {
             let order = self.order(path, &tally);
             let mut hope = false;
@@ -134,7 +131,7 @@ impl Mirrors {
                         };
                         let news = visit.failed(path, &error);
                         if let Some(&next) = order.get(place + 1).filter(|_| news) {
-                            self.tell(&error, Duration::ZERO, next);
+                            self.report(&error, Duration::ZERO, next);
                         }
                         if tally.failed(index, &error, reached) {
                             round = 0;
@@ -160,51 +157,50 @@ impl Mirrors {
             if !hope || enough {
                 return Err(tally.into_error(path));
             }
-            let wait = if is_new { wait } else { until.saturating_duration_since(Instant::now()) };
+            let wait = if is_new { wait } else { until.saturating_duration_since(self.clock.now()) };
             let there = self.there();
-            // Whoever pauses first tells it, for all.
+            // Only the first call to begin the shared pause reports it.
             if let (Some(&next), Some(error), true) = (self.order(path, &tally).first(), tally.last(), is_new) {
-                self.tell(error, wait, next);
+                self.report(error, wait, next);
             }
-            self.wait(wait, &there);
+            self.wait_until(until, &there);
             began = until;
         }
     }
 
-    /// The sources to ask for `path`, in order, without those that are not there and those that showed to be hopeless in
-    /// this call.
+    /// The sources to ask for `path`, in order, without those that are not there and those that showed to be hopeless
+    /// in this call.
     fn order(&self, path: &str, tally: &Tally) -> Vec<usize> {
         let mut order = self.health.order(path);
         order.retain(|index| tally.strikes[*index] < MAX_STRIKES && self.sources[*index].is_there());
         order
     }
 
-    /// Which sources can be asked.
+    /// Whether each source can be asked now.
     fn there(&self) -> Vec<bool> {
         self.sources.iter().map(|source| source.is_there()).collect()
     }
 
-    /// Waits that long, or until a source is there that was not `before`: whoever plugs in a stick is not kept waiting by
-    /// what a server did.
-    fn wait(&self, wait: Duration, before: &[bool]) {
+    /// Waits until `end`, or until a source is there that was not `before`: a drive that was just plugged in does not
+    /// wait because of a server.
+    fn wait_until(&self, end: Instant, before: &[bool]) {
         if before.iter().all(|is_there| *is_there) {
-            return (self.pause)(wait);
+            return self.clock.sleep_until(end);
         }
-        let end = Instant::now() + wait;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        while self.clock.now() < end {
             if self.there().iter().zip(before).any(|(now, before)| *now && !before) {
                 return;
             }
-            (self.pause)(left.min(NOTICE));
+            self.clock.sleep_until(end.min(self.clock.now() + NOTICE));
         }
     }
 
-    fn tell(&self, error: &FetchError, wait: Duration, next: usize) {
+    fn report(&self, error: &FetchError, wait: Duration, next: usize) {
         (self.on_retry)(&Retry { error, wait, next: &self.sources[next].describe() });
     }
 }
 
-/// What one call has met so far.
+/// The failures that one call has met so far.
 struct Tally {
     errors: Vec<Option<FetchError>>,
     strikes: Vec<u32>,

@@ -1,4 +1,4 @@
-//! TLS: which roots are trusted, and what happens when a certificate disagrees with the clock.
+//! TLS: the trusted roots, and certificates that disagree with the clock.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,25 +15,25 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use super::error::{FetchError, FetchErrorKind};
 use crate::machine::clock::{CertificateTime, ClockPolicy, Start};
 
-/// Reads a clock: seconds since 1970.
+/// A function that reads a clock: seconds since 1970.
 pub type ReadClock = Box<dyn Fn() -> u64 + Send + Sync>;
-/// Sets a clock to seconds since 1970.
+/// A function that sets a clock to seconds since 1970.
 pub type SetClock = Box<dyn Fn(u64) + Send + Sync>;
 
 /// The machine's clock as TLS sees it, and the policy that may move it.
-pub struct Clock {
+pub struct CertificateClock {
     read: ReadClock,
     set: Option<SetClock>,
     policy: Mutex<ClockPolicy>,
 }
 
-impl Clock {
-    /// A clock that nobody may set: a certificate that disagrees with it is an error. For a running system.
+impl CertificateClock {
+    /// A clock that stays as it is, for a running system: a certificate that disagrees with it is an error.
     pub fn fixed() -> Self {
         Self { read: Box::new(system_time), set: None, policy: Mutex::new(ClockPolicy::new(0, None)) }
     }
 
-    /// The system's clock, moved through `set` where the policy says so. For the recovery system, where nothing else
+    /// The system's clock, moved through `set` where the policy says so, for the recovery system, where nothing else
     /// keeps time.
     pub fn adjustable(policy: ClockPolicy, set: SetClock) -> Self {
         Self::new(Box::new(system_time), Some(set), policy)
@@ -44,8 +44,8 @@ impl Clock {
         Self { read, set, policy: Mutex::new(policy) }
     }
 
-    /// Brings a clock that cannot be right to the floor of the policy, before the first request. Without effect when
-    /// nobody may set the clock.
+    /// Brings a clock that cannot be right to the floor of the policy, before the first request. A fixed
+    /// clock is left alone.
     pub fn start(&self) {
         let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(set), Start::SetTo(seconds)) = (&self.set, policy.start((self.read)())) {
@@ -63,7 +63,7 @@ fn system_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// How a certificate error disagrees with the clock, if that is what it is about.
+/// The disagreement with the clock that a certificate error is about, if it is about one.
 pub fn time_disagreement(error: &rustls::Error) -> Option<(u64, CertificateTime)> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
@@ -76,12 +76,12 @@ pub fn time_disagreement(error: &rustls::Error) -> Option<(u64, CertificateTime)
     }
 }
 
-/// The usual verification, repeated at the times the clock policy proposes. The clock itself is moved only once the
-/// chain was found good in all other respects: webpki looks at the dates before the signatures, so anybody on the
-/// network could otherwise move the clock with a certificate they signed themselves.
+/// The usual verification, repeated at the times that the clock policy proposes. The clock itself is moved only once
+/// the chain was found good in all other respects: webpki looks at the dates before the signatures, so that any machine
+/// on the network could otherwise move the clock with a certificate that it signed itself.
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
-    clock: Arc<Clock>,
+    clock: Arc<CertificateClock>,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -103,7 +103,7 @@ impl ServerCertVerifier for Verifier {
         let now = self.clock.now();
         let mut result = verify(now);
         let Some(set) = &self.clock.set else { return result };
-        // Held throughout: two connections at once must not both spend moves on the same discovery.
+        // The lock is held throughout: two connections at once must not both spend moves on the same discovery.
         let mut policy = self.clock.policy.lock().unwrap_or_else(PoisonError::into_inner);
         let mut trial = policy.clone();
         let mut at = now.as_secs();
@@ -149,7 +149,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// No client certificate is ever shown. The code that signs with every kind of private key is a hundredth of the agent.
+/// A provider without keys: no client certificate is ever shown. The code that signs with every kind of private key is
+/// a hundredth of the agent.
 #[derive(Debug)]
 struct NoPrivateKeys;
 
@@ -160,7 +161,10 @@ impl KeyProvider for NoPrivateKeys {
 }
 
 /// The TLS settings for all connections: roots from `ca_file` only, or the bundled Mozilla roots.
-pub(super) fn client_config(ca_file: Option<&Path>, clock: Arc<Clock>) -> Result<Arc<ClientConfig>, FetchError> {
+pub(super) fn client_config(
+    ca_file: Option<&Path>,
+    clock: Arc<CertificateClock>,
+) -> Result<Arc<ClientConfig>, FetchError> {
     let provider = CryptoProvider { key_provider: &NoPrivateKeys, ..rustls::crypto::ring::default_provider() };
     let provider = Arc::new(provider);
     let (name, roots) = match ca_file {

@@ -1,6 +1,7 @@
 //! Text work on URLs. Pure.
 
-/// The URL as it may be shown: no `user:password@`, no query, which may hold the signature of an object store.
+/// The URL as it may be shown: without `user:password@`, and without a query, which may hold the signature of an object
+/// store.
 pub fn redacted(url: &str) -> String {
     let (plain, query) = url.split_once('?').map_or((url, ""), |(plain, _)| (plain, "?..."));
     let Some((scheme, rest)) = plain.split_once("://") else { return format!("{plain}{query}") };

@@ -5,81 +5,25 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use reflash::fetch::{Clock, FetchError, FetchErrorKind, FetchOptions, open};
+use reflash::fetch::{CertificateClock, FetchError, FetchErrorKind, FetchOptions, open};
 use reflash::machine::clock::ClockPolicy;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{collect, data, good, options};
 use crate::support::server::{Proxy, Server, answer, object};
+use crate::support::tls::{ALWAYS, Authority, Date, unix};
 
 const NAME: &str = "release.invalid";
 /// What the tests' clock policy takes for the build time.
 const BUILT: Date = (2026, 11, 1);
 
-pub type Date = (i32, u8, u8);
-
-/// Long enough for any test.
-const ALWAYS: [Date; 2] = [(2000, 1, 1), (2100, 1, 1)];
-
-fn unix((year, month, day): Date) -> u64 {
-    u64::try_from(date_time_ymd(year, month, day).unix_timestamp()).unwrap()
+/// A good server with such a certificate.
+fn server_of(authority: &Authority, validity: [Date; 2]) -> Server {
+    let data = data(1_000);
+    Server::start_tls(authority.issue("127.0.0.1", validity), move |request| object(request, &data))
 }
 
-fn valid(params: &mut CertificateParams, [from, to]: [Date; 2]) {
-    params.not_before = date_time_ymd(from.0, from.1, from.2);
-    params.not_after = date_time_ymd(to.0, to.1, to.2);
-}
-
-/// A certificate authority, and its certificate as a file for `ca_file`.
-pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// Its certificate, for `ca_file`.
-    pub file: tempfile::NamedTempFile,
-}
-
-impl Authority {
-    pub fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        // Authorities differ by name, as they do in the world.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("authority {}", COUNT.fetch_add(1, Ordering::SeqCst));
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        valid(&mut params, ALWAYS);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), certificate.pem()).unwrap();
-        Self { issuer: Issuer::new(params, key), file }
-    }
-
-    /// TLS settings of a server whose certificate is valid in that time.
-    pub fn issue(&self, name: &str, validity: [Date; 2]) -> Arc<rustls::ServerConfig> {
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        valid(&mut params, validity);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        Arc::new(config)
-    }
-
-    /// A good server with such a certificate.
-    fn server(&self, validity: [Date; 2]) -> Server {
-        let data = data(1_000);
-        Server::start_tls(self.issue("127.0.0.1", validity), move |request| object(request, &data))
-    }
-
-    fn trusted_at(&self, clock: Clock) -> FetchOptions {
-        FetchOptions { ca_file: Some(self.file.path().to_owned()), clock: Arc::new(clock), ..options() }
-    }
+fn trusting(authority: &Authority, clock: CertificateClock) -> FetchOptions {
+    FetchOptions { ca_file: Some(authority.file.path().to_owned()), certificate_clock: Arc::new(clock), ..options() }
 }
 
 /// A machine's clock that can be set, and every setting of it.
@@ -94,19 +38,19 @@ impl Machine {
         Self { now: Arc::new(AtomicU64::new(unix(date))), set: Arc::default() }
     }
 
-    fn read_only(&self) -> Clock {
+    fn read_only(&self) -> CertificateClock {
         let now = Arc::clone(&self.now);
-        Clock::new(Box::new(move || now.load(Ordering::SeqCst)), None, ClockPolicy::new(unix(BUILT), None))
+        CertificateClock::new(Box::new(move || now.load(Ordering::SeqCst)), None, ClockPolicy::new(unix(BUILT), None))
     }
 
-    fn adjustable(&self) -> Clock {
+    fn adjustable(&self) -> CertificateClock {
         let (read, write) = (Arc::clone(&self.now), self.clone());
         let set = move |seconds| {
             write.now.store(seconds, Ordering::SeqCst);
             write.set.lock().unwrap().push(seconds);
         };
         let policy = ClockPolicy::new(unix(BUILT), None);
-        Clock::new(Box::new(move || read.load(Ordering::SeqCst)), Some(Box::new(set)), policy)
+        CertificateClock::new(Box::new(move || read.load(Ordering::SeqCst)), Some(Box::new(set)), policy)
     }
 
     fn settings(&self) -> Vec<u64> {
@@ -123,8 +67,8 @@ fn fetched(server: &Server, options: &FetchOptions) -> Result<(), FetchError> {
 #[test]
 fn a_private_authority_is_trusted_and_the_connection_kept() {
     let authority = Authority::new();
-    let server = authority.server(ALWAYS);
-    let source = open(&server.url(), &authority.trusted_at(Clock::fixed())).unwrap();
+    let server = server_of(&authority, ALWAYS);
+    let source = open(&server.url(), &trusting(&authority, CertificateClock::fixed())).unwrap();
     for _ in 0..3 {
         assert!(collect(&*source, 10..900).unwrap() == data(1_000)[10..900]);
     }
@@ -135,8 +79,8 @@ fn a_private_authority_is_trusted_and_the_connection_kept() {
 #[test]
 fn any_other_authority_is_refused() {
     let authority = Authority::new();
-    let server = authority.server(ALWAYS);
-    for options in [options(), Authority::new().trusted_at(Clock::fixed())] {
+    let server = server_of(&authority, ALWAYS);
+    for options in [options(), trusting(&Authority::new(), CertificateClock::fixed())] {
         let error = fetched(&server, &options).unwrap_err();
         assert_eq!(error.kind(), FetchErrorKind::Tls);
         assert!(!error.is_retryable() && error.chain().contains("UnknownIssuer"), "{}", error.chain());
@@ -148,7 +92,7 @@ fn any_other_authority_is_refused() {
 fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
     let server = Server::start_tls(authority.issue(NAME, ALWAYS), |_| vec![]);
-    let error = fetched(&server, &authority.trusted_at(Clock::fixed())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
 }
 
@@ -175,8 +119,10 @@ fn https_through_a_proxy_is_a_tunnel() {
         Server::start_tls(authority.issue(NAME, ALWAYS), move |request| object(request, &data))
     };
     let proxy = Proxy::start(origin.address);
-    let through =
-        FetchOptions { proxy: Some(format!("http://{}", proxy.address)), ..authority.trusted_at(Clock::fixed()) };
+    let through = FetchOptions {
+        proxy: Some(format!("http://{}", proxy.address)),
+        ..trusting(&authority, CertificateClock::fixed())
+    };
     let source = open(&format!("https://{NAME}/r"), &through).unwrap();
     assert!(collect(&*source, 0..1_000).unwrap() == **data(1_000));
     assert_eq!(proxy.requests()[0].line, format!("CONNECT {NAME}:443 HTTP/1.1"));
@@ -190,7 +136,7 @@ fn a_redirect_from_https_to_http_is_not_followed() {
     let location = format!("Location: {}/objects/00ff", plain.url());
     let config = authority.issue("127.0.0.1", ALWAYS);
     let server = Server::start_tls(config, move |_| vec![answer("302 Found", &["Content-Length: 0", &location], b"")]);
-    let error = fetched(&server, &authority.trusted_at(Clock::fixed())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("from https to http://"), "{error}");
     assert_eq!(plain.requests().len(), 0);
@@ -199,12 +145,12 @@ fn a_redirect_from_https_to_http_is_not_followed() {
 #[test]
 fn a_clock_from_2001_moves_forward_to_the_certificate() {
     let authority = Authority::new();
-    let server = authority.server([(2027, 3, 1), (2027, 6, 1)]);
+    let server = server_of(&authority, [(2027, 3, 1), (2027, 6, 1)]);
     let machine = Machine::at((2001, 1, 1));
-    fetched(&server, &authority.trusted_at(machine.adjustable())).unwrap();
+    fetched(&server, &trusting(&authority, machine.adjustable())).unwrap();
     assert_eq!(machine.settings(), [unix((2027, 3, 1)) + 60]);
     // The clock is right enough now: another connection moves nothing.
-    fetched(&server, &authority.trusted_at(machine.adjustable())).unwrap();
+    fetched(&server, &trusting(&authority, machine.adjustable())).unwrap();
     assert_eq!(machine.settings().len(), 1);
 }
 
@@ -221,41 +167,41 @@ fn a_clock_from_2001_starts_at_the_build() {
 #[test]
 fn a_clock_from_the_future_falls_back_to_the_build_and_forward_again() {
     let authority = Authority::new();
-    let server = authority.server([(2027, 3, 1), (2027, 6, 1)]);
+    let server = server_of(&authority, [(2027, 3, 1), (2027, 6, 1)]);
     let machine = Machine::at((2090, 1, 1));
-    fetched(&server, &authority.trusted_at(machine.adjustable())).unwrap();
+    fetched(&server, &trusting(&authority, machine.adjustable())).unwrap();
     assert_eq!(machine.settings(), [unix((2027, 3, 1)) + 60], "the clock is set once, to where it all fits");
 }
 
 #[test]
-fn a_clock_nobody_may_set_is_reported_with_both_times() {
+fn a_clock_that_must_not_be_set_is_reported_with_both_times() {
     let authority = Authority::new();
-    let server = authority.server([(2027, 3, 1), (2027, 6, 1)]);
+    let server = server_of(&authority, [(2027, 3, 1), (2027, 6, 1)]);
     let (now, from, to) = (unix((2001, 1, 1)), unix((2027, 3, 1)), unix((2027, 6, 1)));
-    let error = fetched(&server, &authority.trusted_at(Machine::at((2001, 1, 1)).read_only())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, Machine::at((2001, 1, 1)).read_only())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: Some(from), not_after: None });
     assert!(error.to_string().contains(&now.to_string()) && error.to_string().contains(&from.to_string()), "{error}");
     let now = unix((2090, 1, 1));
-    let error = fetched(&server, &authority.trusted_at(Machine::at((2090, 1, 1)).read_only())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, Machine::at((2090, 1, 1)).read_only())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: None, not_after: Some(to) });
 }
 
 #[test]
 fn a_certificate_that_expired_before_the_build_is_refused_whatever_the_clock() {
     let authority = Authority::new();
-    let server = authority.server([(2020, 1, 1), (2021, 1, 1)]);
+    let server = server_of(&authority, [(2020, 1, 1), (2021, 1, 1)]);
     let machine = Machine::at((2027, 1, 1));
-    let error = fetched(&server, &authority.trusted_at(machine.adjustable())).unwrap_err();
+    let error = fetched(&server, &trusting(&authority, machine.adjustable())).unwrap_err();
     assert!(matches!(error.kind(), FetchErrorKind::TlsTime { not_after: Some(_), .. }), "{error}");
     assert!(machine.settings().is_empty());
 }
 
 #[test]
-fn nobody_else_can_move_the_clock() {
+fn an_untrusted_authority_cannot_move_the_clock() {
     let stranger = Authority::new();
-    let server = stranger.server([(2080, 1, 1), (2090, 1, 1)]);
+    let server = server_of(&stranger, [(2080, 1, 1), (2090, 1, 1)]);
     let machine = Machine::at((2001, 1, 1));
-    let error = fetched(&server, &Authority::new().trusted_at(machine.adjustable())).unwrap_err();
+    let error = fetched(&server, &trusting(&Authority::new(), machine.adjustable())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
     assert!(machine.settings().is_empty(), "a certificate that is not trusted says nothing about the time");
 }

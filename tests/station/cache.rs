@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Fixture, base, flash, holds_image, known, machine, sample_image, serve};
 use crate::support::server::{Server, object};
 
-/// `nobody` of Debian, and of most others.
+/// The user `nobody` of Debian, and of most others.
 const NOBODY: &str = "65534";
 
 /// nginx as an unprivileged process, below a directory of its own.
@@ -75,6 +75,12 @@ impl Drop for Cache {
     }
 }
 
+/// Waits until the cache asks whether the manifest is still the same: `proxy_cache_valid` of docs/nginx-cache.conf is 1
+/// s, and nginx counts whole seconds. A longer wait does no harm.
+fn until_the_manifest_is_stale() {
+    std::thread::sleep(Duration::from_secs(2));
+}
+
 /// 16 MiB, half of which does not compress: packs of more than one range, and of several slices.
 fn fixture() -> Fixture {
     Fixture::with(sample_image(4096, 5), |spec| spec.chunk_bytes = Some(64 * 1024))
@@ -91,7 +97,7 @@ fn release_bytes(tree: &Path) -> u64 {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     let fixture = fixture();
     let server = serve(&fixture);
@@ -102,8 +108,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert!(holds_image(&disk(1), &fixture));
     let (first, whole) = (origin_bytes(&server), release_bytes(&fixture.tree()));
     assert!(first >= whole * 9 / 10 && first <= whole * 11 / 10, "{first} of {whole} bytes");
-    // Long enough for the cache to ask whether the manifest is still the same.
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     let requests = || server.counters.requests.load(Ordering::Relaxed);
     let before = requests();
     flash(&fixture, &[cache.url()], &disk(2), machine(2), &report).0.unwrap();
@@ -112,7 +117,7 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert_eq!((requests() - before, origin_bytes(&server) - first), (2, 0));
     // Another release is seen at once, although the old manifest is in the cache.
     let mut fixture = fixture;
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     fixture.publish(sample_image(4096, 6), |spec| {
         (spec.version, spec.chunk_bytes) = ("2".into(), Some(64 * 1024));
     });
@@ -122,14 +127,14 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     assert_eq!(cache.errors(), "");
     // The origin goes away, with the station; what is in the cache is complete.
     drop(server);
-    std::thread::sleep(Duration::from_secs(2));
+    until_the_manifest_is_stale();
     let file = fixture.dir.path().join("disk-3");
     flash(&fixture, &[cache.url()], &file, machine(3), "http://127.0.0.1:9").0.unwrap();
     assert!(holds_image(&file, &fixture));
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn twenty_machines_at_once_cost_the_origin_one_download() {
     const MACHINES: usize = 20;
     let fixture = fixture();
@@ -153,7 +158,7 @@ fn twenty_machines_at_once_cost_the_origin_one_download() {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn a_cache_that_went_bad_is_found_out_and_the_server_asked_instead() {
     let fixture = fixture();
     let server = serve(&fixture);
@@ -176,7 +181,7 @@ fn a_cache_that_went_bad_is_found_out_and_the_server_asked_instead() {
 }
 
 #[test]
-#[ignore = "needs nginx: cargo xtask test"]
+#[ignore = "needs root: to install nginx; cargo xtask test --tier root"]
 fn a_small_range_of_a_large_pack_costs_a_slice() {
     let data = sample_image(2048, 3);
     let len = data.len();

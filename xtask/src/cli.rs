@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use xtask::test::Tier;
 use xtask::{disk, powercut, publish, release};
 
 /// Builds everything reflash ships, into target/dist/, and runs it in virtual machines.
@@ -21,11 +22,17 @@ pub struct Cli {
 pub enum Command {
     /// Build everything and show a virtual robot reflash itself, from GRUB to the login prompt.
     Demo,
-    /// Run every test: style, unit tests, stories, and boots in virtual machines.
+    /// Run the tests: style, unit tests, tests with root, and boots in virtual machines.
     Test {
-        /// Also what takes long: large matrices and soaks.
+        /// Tier to run; repeat for several. Without it, all but the full tier.
+        #[arg(long = "tier", value_name = "TIER")]
+        tiers: Vec<Tier>,
+        /// Run everything, also what takes long (as --tier full).
         #[arg(long)]
         full: bool,
+        /// Run only tests that have this in their names, and nothing else of the tiers.
+        #[arg(long, value_name = "PATTERN")]
+        only: Option<String>,
     },
     /// Put together every state that a power cut during a recovery can leave, and show that each ends well.
     PowerCut(PowerCutArgs),

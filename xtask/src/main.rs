@@ -32,7 +32,12 @@ fn run(cli: Cli) -> Result<()> {
     let yes = cli.yes;
     match cli.command {
         Command::Demo => demo::run(&paths, yes),
-        Command::Test { full } => test::run(&paths, full, yes),
+        Command::Test { mut tiers, full, only } => {
+            if full {
+                tiers.push(test::Tier::Full);
+            }
+            test::run(&paths, &test::Options { tiers, only, assume_yes: yes })
+        }
         Command::PowerCut(PowerCutArgs { seed, states, boots, state }) => {
             powercut::run(&paths, &powercut::Options { seed, states, boots, state }, yes)
         }

@@ -2,38 +2,17 @@
 //! of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
 use std::fs::File;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+pub use reflash_release::step::step;
 
 use crate::paths::Paths;
 
 /// Lines of a failing tool's output that are shown.
 const SHOWN_LINES: usize = 40;
-
-/// Runs one named step and prints how long it took.
-///
-/// # Errors
-/// Whatever `work` returns, with the step's name in front.
-pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let started = Instant::now();
-    if std::io::stderr().is_terminal() {
-        eprint!("  {name} ...\r");
-        let _ = std::io::stderr().flush();
-    } else {
-        eprintln!("  {name} ...");
-    }
-    let result = work();
-    let seconds = started.elapsed().as_secs_f32();
-    match &result {
-        Ok(_) => eprintln!("  {name}: done in {seconds:.1} s"),
-        Err(_) => eprintln!("  {name}: FAILED after {seconds:.1} s"),
-    }
-    result.with_context(|| name.to_owned())
-}
 
 /// Says that a step had nothing to do.
 pub fn unchanged(name: &str) {

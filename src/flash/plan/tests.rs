@@ -1,4 +1,9 @@
+use std::cell::Cell;
 use std::collections::HashMap;
+
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, proptest};
+use proptest::test_runner::RngSeed;
+use proptest::{collection, sample};
 
 use super::{Blocks, Comparison, FoundBlocks, Plan, Reuse, ZERO_SOURCE};
 use crate::release::digest::Digest;
@@ -77,7 +82,7 @@ impl Case {
         let chunks: Vec<_> = image
             .chunks(PER)
             .map(|chunk| {
-                let next = known.len() as u32;
+                let next = u32::try_from(known.len()).unwrap();
                 let new = !known.contains_key(chunk);
                 let number = *known.entry(chunk).or_insert(next);
                 if new {
@@ -157,59 +162,62 @@ impl Case {
     }
 }
 
-/// xorshift64*, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
-    }
+/// An image of blocks, some of them zeros and some of them equal, and a partition with much of it: shifted, pieces
+/// copied over others, shorter or longer than the image.
+fn moved() -> impl Strategy<Value = (Vec<u32>, Vec<u32>)> {
+    let image = (1..1000_usize).prop_flat_map(|chunks| {
+        let blocks = u32::try_from(chunks).unwrap() * 3;
+        collection::vec(0..blocks, chunks * PER)
+    });
+    let copies = collection::vec((any::<sample::Index>(), any::<sample::Index>(), 0..300_usize), 0..30);
+    (image, 0..400_usize, copies, -50..250_isize).prop_map(|(image, shift, copies, longer)| {
+        let mut partition = image.clone();
+        partition.rotate_right(shift % image.len());
+        for (from, to, len) in copies {
+            let piece: Vec<u32> = partition[from.index(image.len())..].iter().take(len).copied().collect();
+            partition[to.index(image.len())..].iter_mut().zip(piece).for_each(|(block, new)| *block = new);
+        }
+        partition.resize(image.len().saturating_add_signed(longer).max(1), 7);
+        (image, partition)
+    })
 }
 
 #[test]
 fn whatever_moved_where_the_result_is_the_image() {
-    let mut moved = 0;
-    for seed in 1..120u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let chunks = 100 + random.below(900);
-        let image: Vec<u32> = (0..chunks * PER).map(|_| random.below(chunks * 3) as u32).collect();
-        // Shifted by some blocks, pieces exchanged, some lost, shorter or longer than the image.
-        let mut partition = image.clone();
-        partition.rotate_right(random.below(400));
-        for _ in 0..random.below(30) {
-            let (from, to, len) = (random.below(image.len()), random.below(image.len()), random.below(300));
-            let piece: Vec<u32> = partition[from..].iter().take(len).copied().collect();
-            partition[to..].iter_mut().zip(piece).for_each(|(block, new)| *block = new);
-        }
-        partition.resize(image.len() - 50 + random.below(300), 7);
+    let moved_bytes = Cell::new(0);
+    // The same cases in every run.
+    let config = ProptestConfig {
+        cases: 120,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |((image, partition) in moved())| {
         let case = Case::new(image, partition);
         for max_blocks in [0, 3, 100, 100_000] {
             let plan = case.plan(max_blocks);
-            assert!(plan.moves.peak_blocks <= max_blocks);
-            assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), case.index.image_bytes());
+            prop_assert!(plan.moves.peak_blocks <= max_blocks);
+            prop_assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), case.index.image_bytes());
             for ahead in [0, 1, 1000] {
-                assert!(case.carry_out(&plan, ahead) == case.image, "seed {seed}, buffer {max_blocks}, ahead {ahead}");
+                prop_assert!(case.carry_out(&plan, ahead) == case.image, "buffer {}, ahead {}", max_blocks, ahead);
             }
-            moved += plan.totals.move_bytes;
+            moved_bytes.set(moved_bytes.get() + plan.totals.move_bytes);
         }
-    }
-    assert!(moved > 0);
+    });
+    assert!(moved_bytes.get() > 0);
 }
 
 #[test]
 fn a_shift_needs_a_small_buffer_in_the_right_direction_and_no_download() {
-    let blocks = 100_000;
+    let blocks = 100_000_u32;
     let image: Vec<u32> = (1..=blocks).collect();
-    for shift in [-3_isize, -1000, 3, 1000] {
+    for shift in [-3_i32, -1000, 3, 1000] {
         // What came to lie beyond the partition's end is lost, and its first block.
-        let at = |position: isize| image.get(usize::try_from(position).ok()?).copied();
-        let partition: Vec<u32> = (0..image.len() as isize).map(|position| at(position - shift).unwrap_or(0)).collect();
+        let at = |position: i32| image.get(usize::try_from(position).ok()?).copied();
+        let partition: Vec<u32> = (0..blocks.cast_signed()).map(|position| at(position - shift).unwrap_or(0)).collect();
         let case = Case::new(image.clone(), partition);
         let plan = case.plan(2000);
-        let lost = (shift.unsigned_abs() as u64 + 2 * PER as u64 + 1) * 4096;
+        let lost = (u64::from(shift.unsigned_abs()) + 2 * PER as u64 + 1) * 4096;
         assert!(plan.totals.write_bytes <= lost, "shift {shift}: {:?}", plan.totals);
         assert!(plan.moves.peak_blocks <= 1000 + PER, "shift {shift}: {}", plan.moves.peak_blocks);
         assert!(case.carry_out(&plan, 3) == case.image);
@@ -234,7 +242,7 @@ fn where_the_buffer_ends_the_rest_is_fetched() {
 #[test]
 fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
     // Every block of the new place stands twice on the partition; one long run is one transfer.
-    let run: Vec<u32> = (1..=4 * PER as u32).collect();
+    let run: Vec<u32> = (1..).take(4 * PER).collect();
     let mut partition = vec![0; 20 * PER];
     for (at, block) in run.iter().enumerate() {
         partition[PER + 2 * at] = *block;
@@ -246,7 +254,7 @@ fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
     let case = Case::new(image, partition);
     let plan = case.plan(1000);
     let sources: Vec<u32> = plan.moves.batches.iter().flat_map(|batch| batch.sources.clone()).collect();
-    let start = 12 * PER as u32 + 1;
-    let run = start..start + 4 * PER as u32;
+    let start = u32::try_from(12 * PER + 1).unwrap();
+    let run = (start..).take(4 * PER);
     assert!(sources.windows(4 * PER).any(|window| window.iter().copied().eq(run.clone())), "{sources:?}");
 }

@@ -24,7 +24,7 @@ pub(super) fn open_mirrors(
         journal.warn(&format!("the hardware clock says {now} s since 1970, which is past; set to {seconds}"));
         set_clock(seconds);
     }
-    let clock = Arc::new(fetch::Clock::adjustable(policy, Box::new(set_clock)));
+    let clock = Arc::new(fetch::CertificateClock::adjustable(policy, Box::new(set_clock)));
     let options = FetchOptions::new(&config.network, clock);
     let configured = config.urls.iter().map(|url| fetch::open(url, &options));
     let sources = first.into_iter().map(Ok).chain(configured).collect::<Result<_, _>>()?;

@@ -171,7 +171,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    #[ignore = "needs ostree: cargo xtask test"]
+    #[ignore = "needs root: to install ostree; cargo xtask test --tier root"]
     fn an_image_with_more_than_one_deployment_or_unused_objects_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs the cpio tool: cargo xtask test"]
+    #[ignore = "needs root: to install cpio; cargo xtask test --tier root"]
     fn the_cpio_tool_lists_the_archive() {
         let archive =
             cpio(vec![Entry::file("/etc/x", b"hello".to_vec(), 0o600), Entry::symlink("/l", "etc/x")]).unwrap();

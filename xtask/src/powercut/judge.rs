@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs mke2fs and grub-fstest: cargo xtask test"]
+    #[ignore = "needs root: to install mke2fs and grub-fstest; cargo xtask test --tier root"]
     fn a_pointer_to_half_a_slot_is_found() {
         let mut builder = Builder::new(16384, 16384).unwrap();
         builder.push_chunk(ChunkContent::Zero);

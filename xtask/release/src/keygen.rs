@@ -11,7 +11,7 @@ use minisign::{KeyPair, SecretKey, SecretKeyBox};
 /// The two files of a key pair.
 #[derive(Debug, Clone)]
 pub struct KeyFiles {
-    /// The secret key: whoever has it can publish releases.
+    /// The secret key, which is enough to publish releases.
     pub secret: PathBuf,
     /// The public key, for the recovery partition.
     pub public: PathBuf,

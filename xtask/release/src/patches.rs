@@ -7,12 +7,13 @@ use reflash::release::manifest;
 use reflash::release::patches::{Patch, Patches, fingerprint};
 use reflash::release::weak_hashes::WeakHashes;
 
-use super::objects::Objects;
-use super::reuse::Reusable;
+use crate::objects::Objects;
+use crate::reuse::Reusable;
 
 /// zstd level of the table.
 const TABLE_LEVEL: i32 = 19;
-/// What is saved of the download, at least, percent: otherwise robots are better off without another object to fetch.
+/// The least share of the download that patches must save, percent: otherwise robots are better off without another
+/// object to fetch.
 const MIN_SAVED_PERCENT: u64 = 10;
 /// A chunk as its own predecessor's patch takes about this share of what it takes alone, where little has changed.
 const GUESSED_PERCENT: u64 = 10;
@@ -21,14 +22,15 @@ const GUESSED_PERCENT: u64 = 10;
 struct Candidate {
     stored: StoredChunkNo,
     chunk: ChunkNo,
-    /// It can be put together from what a robot has.
+    /// Whether the chunk can be put together from what a robot has.
     movable: bool,
 }
 
 /// Makes the patches from `before` to `index`, if they are worth their while.
 ///
-/// What can be moved costs a robot nothing but the weak hashes, `weak_hashes_bytes`. If the patches of all of that are smaller, they are
-/// made too, and no weak hashes are needed; if the image was laid out anew, so that nearly everything moves, they are not.
+/// Chunks that can be moved cost a robot nothing but the weak hashes, `weak_hashes_bytes`. If the patches of all of
+/// them are smaller, they are made too, and no weak hashes are needed; if the image was laid out anew, so that nearly
+/// everything moves, they are not.
 pub fn make(
     before: &Reusable,
     index: &Index,
@@ -70,7 +72,7 @@ pub fn make(
     Ok(Some(manifest::PatchObjects { table, pack }))
 }
 
-/// One for each stored chunk: where it is first, of the places where something else was before.
+/// One candidate for each stored chunk: the first of its places where something else was before.
 fn candidates(before: &Index, index: &Index, movable: impl Fn(StoredChunkNo) -> bool) -> Vec<Candidate> {
     let mut taken = vec![false; index.stored_count() as usize];
     let mut found = Vec::new();

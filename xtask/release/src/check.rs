@@ -89,12 +89,13 @@ fn check_image(root: &Path, index: &Index) -> Result<String> {
             .into_par_iter()
             .map(|chunk| {
                 let range = index.chunk_range(*chunk);
-                let len = (range.end - range.start) as usize;
+                let len = usize::try_from(range.end - range.start)?;
                 let content = match index.chunk_content(*chunk) {
                     ChunkContent::Zero => vec![0; len],
                     ChunkContent::Stored(stored) => {
                         let place = index.location(stored);
-                        let bytes = &packs[place.pack as usize][place.range.start as usize..place.range.end as usize];
+                        let range = usize::try_from(place.range.start)?..usize::try_from(place.range.end)?;
+                        let bytes = &packs[place.pack as usize][range];
                         zstd::bulk::decompress(bytes, len).with_context(|| format!("decompress chunk {chunk}"))?
                     }
                 };

@@ -1,13 +1,16 @@
-//! `cargo xtask release`: a system image becomes a signed release tree of static files.
+//! The release builder: a system image becomes a signed release tree of static files.
 //!
 //! The tree is described in `docs/release-format.md`. Objects are written first and the manifest last, each under a
 //! temporary name: a server may serve the tree while it is being written.
 
 pub mod check;
 mod chunks;
+pub mod keygen;
 mod objects;
 mod patches;
 mod reuse;
+mod spec;
+pub mod step;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -15,55 +18,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use minisign::SecretKey;
-use reflash::release::layout::Layout;
 use reflash::release::manifest::{self, Manifest};
 
-use crate::release::objects::{Objects, write_whole};
-use crate::release::reuse::Reusable;
+use crate::objects::{Objects, write_whole};
+use crate::reuse::Reusable;
+pub use crate::spec::{DEFAULT_LEVEL, Spec};
 use crate::step::step;
 
-/// What a release is made of.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// Product it is for.
-    pub product: String,
-    /// Hardware names, exact or prefix with `*`.
-    pub hardware: Vec<String>,
-    /// Channel to publish in.
-    pub channel: String,
-    /// Version for people.
-    pub version: String,
-    /// Serial; `None` takes the next after the channel's present one.
-    pub serial: Option<u64>,
-    /// Image of the system partition.
-    pub image: PathBuf,
-    /// OSTree commit and branch in the image.
-    pub ostree: Option<(String, String)>,
-    /// Further files: name in the release, path here.
-    pub files: Vec<(String, PathBuf)>,
-    /// Layout of the product's disk.
-    pub layout: Option<Layout>,
-    /// Chunk size, bytes: a power of two from 16 KiB to 4 MiB. `None` takes what fits the size of the image.
-    pub chunk_bytes: Option<u32>,
-    /// zstd level, 1 to 22.
-    pub level: i32,
-    /// Seconds since 1970; `None` takes `SOURCE_DATE_EPOCH`, or else the clock.
-    pub created_unix_s: Option<u64>,
-}
-
-/// Default zstd level: a release is compressed once and downloaded by a fleet.
-pub const DEFAULT_LEVEL: i32 = 12;
-
-/// What was released.
+/// The result of a release.
 #[derive(Debug)]
 pub struct Released {
-    /// The manifest.
+    /// The manifest that was published.
     pub manifest: Manifest,
-    /// Path of the manifest.
+    /// The path of the manifest in the tree.
     pub path: PathBuf,
-    /// Bytes a first flash downloads for the system image.
+    /// The bytes that a first flash downloads for the system image.
     pub packed_bytes: u64,
-    /// Of these, bytes that the release before did not have.
+    /// The part of these bytes that the release before did not have.
     pub new_bytes: u64,
 }
 
@@ -115,7 +86,7 @@ fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> {
     write_whole(path, &json)
 }
 
-/// What the channel offers so far.
+/// The manifest that the channel offers so far.
 fn published(path: &Path) -> Result<Option<Manifest>> {
     match std::fs::read(path) {
         Ok(json) => Ok(Some(serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))?)),

@@ -75,7 +75,7 @@ pub fn told(program: &str, arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
-/// Makes a disk image somebody else's: a table with partitions, and signatures of what else disks are used for, where a
+/// Makes a disk image one of another system: a table with partitions, and signatures of other uses of disks, where a
 /// robot's partitions will begin.
 pub fn make_foreign(file: &Path, block_bytes: u32) {
     use std::os::unix::fs::FileExt;

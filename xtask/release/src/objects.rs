@@ -38,7 +38,7 @@ impl Objects {
     }
 }
 
-/// Writes a file so that nobody ever sees half of it.
+/// Writes a file so that no reader ever sees half of it.
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_added_extension("new");
     let write = || {

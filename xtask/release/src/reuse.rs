@@ -1,4 +1,4 @@
-//! What a release can take over from the one before: chunks in packs that servers, caches and mirrors have already.
+//! The chunks that a release takes over from the one before, in packs that servers, caches and mirrors have already.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -11,33 +11,33 @@ use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo}
 use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 
-/// A pack of which less than this share is still in use is left behind, and what is in use of it is stored anew: a first
-/// flash reads around what is not in use, and packs would never go out of use otherwise. Percent.
+/// A pack of which less than this share is still in use, percent, is left behind, and its chunks in use are stored
+/// anew: a first flash reads around what is not in use, and packs would never go out of use otherwise.
 const MIN_USED_PERCENT: u64 = 50;
 
 /// A release whose objects are all there.
 pub struct Reusable {
     pub index: Index,
     by_digest: HashMap<Digest, StoredChunkNo>,
-    /// WeakHashes of all blocks; none if it has no object of them.
+    /// The weak hashes of all blocks; none if the release has no object of them.
     pub blocks: HashSet<WeakHash>,
     root: PathBuf,
 }
 
 /// A chunk that is there already.
 pub struct Found {
-    /// Position in the list that was asked for.
+    /// The position in the list that was asked for.
     pub which: usize,
-    /// The pack it is in.
+    /// The pack that holds the chunk.
     pub pack: Pack,
-    /// Where, bytes.
+    /// The offset of the chunk in the pack, bytes.
     pub offset_bytes: u64,
-    /// Compressed length, bytes.
+    /// The compressed length, bytes.
     pub length: u32,
 }
 
 impl Reusable {
-    /// Those of `release` in the tree `root`; none when its objects are no longer there.
+    /// Opens `release` in the tree `root`; `None` when its objects are no longer there.
     pub fn of(release: &Manifest, root: &Path) -> Option<Self> {
         let image = release.image(SYSTEM_IMAGE).ok()?;
         let read = |object: &Object| std::fs::read(root.join(object_path(&object.blake3))).ok();
@@ -57,14 +57,14 @@ impl Reusable {
         Some(Self { index, by_digest, blocks, root: root.to_owned() })
     }
 
-    /// The content of a chunk of its image.
+    /// Reads the content of a chunk of the image.
     pub fn chunk(&self, chunk: ChunkNo) -> Result<Vec<u8>> {
         let range = self.index.chunk_range(chunk);
-        let length = (range.end - range.start) as usize;
+        let length = usize::try_from(range.end - range.start)?;
         let ChunkContent::Stored(stored) = self.index.chunk_content(chunk) else { return Ok(vec![0; length]) };
         let place = self.index.location(stored);
         let path = self.root.join(object_path(&self.index.packs()[place.pack as usize].digest));
-        let mut bytes = vec![0; (place.range.end - place.range.start) as usize];
+        let mut bytes = vec![0; usize::try_from(place.range.end - place.range.start)?];
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut bytes, place.range.start))
             .with_context(|| format!("read {}", path.display()))?;
@@ -94,7 +94,8 @@ impl Reusable {
             which,
             pack: self.index.packs()[pack as usize],
             offset_bytes: range.start,
-            length: (range.end - range.start) as u32,
+            // The index gives the length as 32 bits.
+            length: u32::try_from(range.end - range.start).unwrap_or(u32::MAX),
         })
         .collect()
     }

@@ -1,7 +1,14 @@
-//! What the stories share: a small signed release, a target in memory that can be made to fail.
+//! What the tests share: a small signed release, a target in memory that can be made to fail.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
+#![allow(clippy::new_without_default, reason = "making keys, files and directories is no default")]
 
 pub mod attached;
+pub mod clock;
+pub mod isolated;
 pub mod server;
+pub mod tls;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,8 +23,7 @@ use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::manifest::TrustedKeys;
-use xtask::keygen;
-use xtask::release::{self, Released, Spec};
+use reflash_release::{self as release, Released, Spec, keygen};
 
 /// A release tree with its keys, in a directory of its own.
 pub struct Fixture {
@@ -52,8 +58,8 @@ pub fn sample_image(blocks: usize, seed: u64) -> Vec<u8> {
 }
 
 impl Fixture {
-    /// `reflash flash` by hand, from `urls`, with `more` options, onto a file, which is made when it is not there. Whether
-    /// it then holds the image.
+    /// `reflash flash` by hand, from `urls`, with `more` options, onto a file, which is made when it is not there.
+    /// Whether it then holds the image.
     pub fn flash_by_hand(&self, urls: &[String], file: &Path, more: &[&str]) -> bool {
         if !file.exists() {
             std::fs::File::create(file).unwrap().set_len(self.image.len() as u64).unwrap();
@@ -179,7 +185,7 @@ fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Release
     (released, keys)
 }
 
-/// A target in memory that counts what is written and fails as told.
+/// A target in memory that counts what is written and fails where a test wants it.
 pub struct MemoryTarget {
     data: Mutex<Vec<u8>>,
     /// Every write and flush in order, `None` for a flush.
@@ -206,7 +212,7 @@ impl MemoryTarget {
         Self { data: Mutex::new(content), log: Mutex::default(), faults: Mutex::default() }
     }
 
-    /// The same with faults.
+    /// A target of this content with faults.
     pub fn faulty(content: Vec<u8>, faults: Faults) -> Self {
         Self { faults: Mutex::new(faults), ..Self::new(content) }
     }

@@ -1,4 +1,4 @@
-//! Servers that do as they are told, which is mostly wrong, and a small forwarding proxy.
+//! Servers that answer what a test wants, which is mostly wrong, and a small forwarding proxy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -33,10 +33,12 @@ pub struct Request {
 }
 
 impl Request {
+    /// The value of a header, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// The path that was asked for, as it was sent.
     pub fn target(&self) -> &str {
         self.line.split(' ').nth(1).unwrap_or("")
     }
@@ -50,6 +52,7 @@ impl Request {
 
 /// Runs until dropped. Every connection has its own thread.
 pub struct Server {
+    /// The address that the server listens on.
     pub address: SocketAddr,
     scheme: &'static str,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -57,10 +60,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts a server that gives these answers.
     pub fn start(answer: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static) -> Self {
         Self::run("http", answer, |stream| Ok(Box::new(stream)))
     }
 
+    /// Starts a server that speaks TLS and gives these answers.
     pub fn start_tls(
         config: Arc<rustls::ServerConfig>,
         answer: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static,
@@ -89,7 +94,7 @@ impl Server {
                 let (requests, shared) = (Arc::clone(&requests), Arc::clone(&shared));
                 thread::spawn(move || {
                     let Ok(stream) = stream.and_then(&shared.1) else { return };
-                    // Clients that hang up in the middle are part of most stories.
+                    // Clients that hang up in the middle are part of most tests.
                     let _ = serve(connection, stream, &requests, &shared.0);
                 });
             }
@@ -215,12 +220,14 @@ pub fn cut(request: &Request, data: &[u8], bytes: usize) -> Vec<Act> {
 
 /// A forwarding proxy that sends every host to the same origin, as if it were the only one with a name server.
 pub struct Proxy {
+    /// The address that the proxy listens on.
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Proxy {
+    /// Starts a proxy in front of `origin`.
     pub fn start(origin: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Self { address: listener.local_addr().unwrap(), requests: Arc::default(), stop: Arc::default() };
@@ -237,6 +244,7 @@ impl Proxy {
         proxy
     }
 
+    /// Every request so far.
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }

@@ -1,8 +1,8 @@
 //! An image becomes packs of compressed chunks, an index and weak block hashes.
 //!
-//! The image is read twice: first to know all chunks, then to compress those that the release before does not have. What
-//! is new lies together in packs of its own, so that a robot that has the release before downloads it in few requests,
-//! and caches and mirrors keep what they have.
+//! The image is read twice: first to know all chunks, then to compress those that the release before does not have.
+//! New chunks lie together in packs of their own, so that a robot that has the release before downloads them in few
+//! requests, and caches and mirrors keep what they have.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,9 +17,10 @@ use reflash::release::manifest;
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
-use super::objects::{Objects, PackWriter};
-use super::reuse::Reusable;
-use super::{Spec, patches};
+use crate::objects::{Objects, PackWriter};
+use crate::patches;
+use crate::reuse::Reusable;
+use crate::spec::Spec;
 
 /// Chunks hashed or compressed in parallel before they are taken in order.
 const BATCH_CHUNKS: usize = 512;
@@ -40,7 +41,7 @@ pub struct Packed {
 struct Distinct {
     digest: Digest,
     weak_hashes: Vec<WeakHash>,
-    /// Where in the image it is first.
+    /// The first place of the chunk in the image.
     first: ChunkNo,
 }
 
@@ -57,7 +58,8 @@ struct Scan {
 /// closely, and need a larger index: those between are the best of both.
 const CHUNK_BYTES: u32 = 32 * 1024;
 
-/// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks an agent can hold.
+/// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks that an agent
+/// can hold.
 fn chunk_bytes_for(image_bytes: u64) -> u32 {
     let mut chunk_bytes = CHUNK_BYTES;
     while chunk_bytes < MAX_CHUNK_BYTES && image_bytes.div_ceil(u64::from(chunk_bytes)) > MAX_CHUNKS {
@@ -80,7 +82,8 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
     let mut builder = Builder::new(size_bytes, chunk_bytes)?;
     let scan = scan(&file, size_bytes, chunk_bytes).with_context(|| format!("read {}", path.display()))?;
 
-    // Reused chunks first, in the order of their packs, then the new ones in the order of the image: long runs either way.
+    // Reused chunks come first, in the order of their packs, then the new ones in the order of the image: both are long
+    // runs.
     let digests: Vec<Digest> = scan.distinct.iter().map(|chunk| chunk.digest).collect();
     let reused = reusable.map(|before| before.take(&digests, chunk_bytes)).unwrap_or_default();
     let mut number = vec![None; scan.distinct.len()];
@@ -154,7 +157,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
     while left > 0 {
         let mut batch = Vec::with_capacity(BATCH_CHUNKS);
         while left > 0 && batch.len() < BATCH_CHUNKS {
-            let mut content = vec![0; left.min(u64::from(chunk_bytes)) as usize];
+            let mut content = vec![0; usize::try_from(left.min(u64::from(chunk_bytes)))?];
             reader.read_exact(&mut content)?;
             left -= content.len() as u64;
             batch.push(content);
@@ -166,7 +169,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
         // SHA-256 cannot be split, so it has a core of its own.
         let ((), digests) = rayon::join(hash, digests);
         for found in digests {
-            let chunk = scan.chunks.len() as ChunkNo;
+            let chunk = ChunkNo::try_from(scan.chunks.len())?;
             let which = found.map(|(digest, weak_hashes)| {
                 *known.entry(digest).or_insert_with(|| {
                     scan.distinct.push(Distinct { digest, weak_hashes, first: chunk });
@@ -182,7 +185,7 @@ fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
 
 fn read_chunk(file: &File, chunk: ChunkNo, chunk_bytes: u32, size_bytes: u64) -> Result<Vec<u8>> {
     let start = u64::from(chunk) * u64::from(chunk_bytes);
-    let mut content = vec![0; (size_bytes - start).min(u64::from(chunk_bytes)) as usize];
+    let mut content = vec![0; usize::try_from((size_bytes - start).min(u64::from(chunk_bytes)))?];
     file.read_exact_at(&mut content, start).with_context(|| format!("read chunk {chunk} of the image"))?;
     Ok(content)
 }

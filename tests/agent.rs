@@ -1,0 +1,19 @@
+//! Tests of the agent that need more than one of its modules; one module a subject.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
+
+mod block;
+mod environment;
+mod fetch;
+mod hostile;
+mod net;
+mod properties;
+mod recovery;
+mod reset;
+mod slots;
+mod sources;
+mod update;
+
+use reflash_test_support as support;
+use support::isolated;

@@ -1,0 +1,15 @@
+//! Tests of the builder and of what it ships; one module a subject.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
+
+mod bench;
+mod image;
+mod provision;
+mod publish;
+mod release;
+mod station;
+mod vm;
+
+use reflash_test_support as support;
+use support::isolated;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::image::mirror;
+use crate::mirror;
 use crate::paths::Paths;
 use crate::step::{output, run, step};
 

@@ -1,4 +1,4 @@
-//! `cargo xtask media`: a boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
+//! A boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
 //! UEFI: an ISO 9660 file system with GRUB in the boot record of each way.
 //!
 //! | way | how it starts |
@@ -23,29 +23,66 @@ use reflash::machine::hostname;
 use reflash::machine::media::{self, MediaId};
 use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
-use crate::grub;
-use crate::host::{Need, ensure_installed};
-use crate::initramfs::Recovery;
-use crate::paths::Paths;
+use crate::host_packages::{Need, ensure_installed};
+use crate::initramfs::{self, RecoveryFiles};
+use crate::invocation::program;
+use crate::paths::{Paths, create_parent};
 use crate::release::check;
-use crate::step::{produced, run, step};
+use crate::step::{mib, produced, run as run_tool, step};
+use crate::{embedded, grub};
 
 /// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
 const EPOCH: &str = "315532800";
-/// The same as xorriso wants it, with hundredths.
+/// That time stamp as xorriso wants it, with hundredths.
 const EPOCH_DATE: &str = "1980010100000000";
 
-/// Size of the FAT image, KiB: that of a 2.88 MB floppy disk, which mformat knows how to lay out and all firmware reads.
-/// GRUB needs 1 MB of it.
+/// Size of the FAT image, KiB: that of a 2.88 MB floppy disk, which mformat knows how to lay out and all firmware
+/// reads. GRUB needs 1 MB of it.
 const ESP_KIB: u32 = 2880;
 
 /// GRUB's file systems on a medium, in addition to those of a disk.
 const MODULES: &str = "iso9660 chain";
 
-/// What a medium is made of.
-pub struct Parts<'a> {
+/// Options of `media`.
+#[derive(Debug, clap::Args)]
+pub struct MediaArgs {
+    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a stick with: dd if=FILE
+    /// of=/dev/sdX bs=4M conv=fsync
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Configuration, for the medium and the recovery partition it makes.
+    #[arg(long, value_name = "reflash.toml")]
+    config: Option<PathBuf>,
+    /// Public keys to trust; repeat for several.
+    #[arg(long = "key", value_name = "FILE.pub", required = true)]
+    keys: Vec<PathBuf>,
+    /// Put this release tree on the medium: machines are then provisioned without a network.
+    #[arg(long, value_name = "DIR")]
+    release: Option<PathBuf>,
+    /// Channel to take from it.
+    #[arg(long, default_value = "stable", requires = "release")]
+    channel: String,
+    /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
+    #[arg(long, value_name = "FILE.txt")]
+    assets: Option<PathBuf>,
+    /// Let the medium erase disks that are not blank, with nobody asked: any, or only the one with this serial number.
+    #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
+    arm: Option<String>,
+    /// Seconds until the first entry of the menu starts by itself.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    timeout_s: u32,
+    /// Write the files for network boot (PXE, iPXE) into this directory, instead of a medium.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "release", "timeout_s", "wait"])]
+    netboot: Option<PathBuf>,
+    /// Start nothing by itself: wait in the menu for a person.
+    #[arg(long, conflicts_with = "timeout_s")]
+    wait: bool,
+}
+
+/// Everything a medium is made of.
+pub struct MediaParts<'a> {
     /// Recovery kernel and initramfs.
-    pub recovery: &'a Recovery,
+    pub recovery: &'a RecoveryFiles,
     /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
     pub config: Option<String>,
     /// Public keys, for both.
@@ -60,19 +97,43 @@ pub struct Parts<'a> {
     pub timeout_s: Option<u32>,
 }
 
+/// Makes a medium, or the files for network boot, as the command line says.
+///
+/// # Errors
+/// When a file cannot be read, or a part cannot be built.
+pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let parts = MediaParts {
+        recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
+        config: args.config.as_ref().map(read).transpose()?,
+        keys: &args.keys,
+        assets: args.assets.as_ref().map(read).transpose()?,
+        release: args.release.as_deref().map(|release| (release, args.channel.as_str())),
+        arm: args.arm.as_deref(),
+        timeout_s: (!args.wait).then_some(args.timeout_s),
+    };
+    match &args.netboot {
+        Some(out) => netboot::build(&parts, out),
+        None => {
+            let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
+            build(paths, &parts, &out, assume_yes).map(drop)
+        }
+    }
+}
+
 /// Writes the medium to `out`.
 ///
 /// # Errors
 /// When a part is missing or wrong in itself (a configuration that cannot be read, a release that the medium's keys
 /// refuse), or a tool fails.
-pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> Result<MediaId> {
+pub fn build(paths: &Paths, parts: &MediaParts<'_>, out: &Path, assume_yes: bool) -> Result<MediaId> {
     ensure_installed(&[Need::Disk, Need::Media], assume_yes)?;
     check_texts(parts)?;
-    fs::create_dir_all(paths.work())?;
-    let scratch = tempfile::Builder::new().prefix("media").tempdir_in(paths.work())?;
+    create_parent(out)?;
+    let scratch = paths.scratch("media")?;
     let tree = scratch.path().join("tree");
     let id = step("assemble the boot medium", || {
-        collect(paths, parts, &tree)?;
+        collect(parts, &tree)?;
         let id = MediaId::new(digest_of(&tree, parts)?);
         write(&tree.join("boot/grub/medium.cfg"), settings(&id, parts))?;
         write(&tree.join(id.marker()), format!("{id}\n"))?;
@@ -90,13 +151,13 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
         make_iso(&id, &esp, &tree, out)?;
         Ok(id)
     })?;
-    let mib = out.metadata()?.len() as f64 / 1048576.0;
-    produced(&format!("boot medium {id}, {mib:.1} MiB"), out);
+    let size = out.metadata().with_context(|| format!("read the size of {}", out.display()))?.len();
+    produced(&format!("boot medium {id}, {}", mib(size)), out);
     Ok(id)
 }
 
-/// What a machine would stumble over is found out here.
-fn check_texts(parts: &Parts<'_>) -> Result<()> {
+/// Checks the texts that machines will read, so that a mistake is found here and not on a machine.
+fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
     if let Some(config) = &parts.config {
         Layer::parse("the configuration", config)?;
     }
@@ -111,16 +172,14 @@ fn check_texts(parts: &Parts<'_>) -> Result<()> {
 }
 
 /// Puts everything but GRUB's own files below `tree`.
-fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
+fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
     let own = tree.join(media::DIRECTORY);
     for directory in [tree.join("boot/grub"), own.join("keys")] {
         fs::create_dir_all(directory)?;
     }
     copy(&parts.recovery.vmlinuz, &tree.join("boot/vmlinuz"))?;
     copy(&parts.recovery.initramfs, &tree.join("boot/initramfs.img"))?;
-    let menu = paths.root.join("grub/media.cfg");
-    run("grub-script-check-media", Command::new("grub-script-check").arg(&menu))?;
-    copy(&menu, &tree.join("boot/grub/grub.cfg"))?;
+    grub::write_script(embedded::GRUB_MEDIA_MENU, &tree.join("boot/grub/grub.cfg"))?;
     let mut keys = TrustedKeys::default();
     for key in parts.keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
@@ -144,7 +203,7 @@ fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
 fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
     let manifest = check::check(from, channel, keys).with_context(|| {
         let from = from.display();
-        format!("check the release of channel {channel} in {from} for the medium; cargo xtask release makes one")
+        format!("check the release of channel {channel} in {from} for the medium; `{} release` makes one", program())
     })?;
     let path = manifest_path(channel);
     let signature = format!("{path}.minisig");
@@ -158,7 +217,7 @@ fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Re
 }
 
 /// Digest of all that makes this medium what it is.
-fn digest_of(tree: &Path, parts: &Parts<'_>) -> Result<[u8; 16]> {
+fn digest_of(tree: &Path, parts: &MediaParts<'_>) -> Result<[u8; 16]> {
     let mut hasher = blake3::Hasher::new();
     let mut add = |name: &str, content: &[u8]| {
         for part in [name.as_bytes(), content] {
@@ -180,7 +239,7 @@ fn digest_of(tree: &Path, parts: &Parts<'_>) -> Result<[u8; 16]> {
 }
 
 /// What the menu needs to know of this medium.
-fn settings(id: &MediaId, parts: &Parts<'_>) -> String {
+fn settings(id: &MediaId, parts: &MediaParts<'_>) -> String {
     let armed = parts.arm.map_or_else(String::new, |arm| format!("reflash.arm={arm}"));
     let timeout = parts.timeout_s.map_or(-1, i64::from);
     format!("set media_id={id}\nset armed=\"{armed}\"\nset timeout={timeout}\n")
@@ -205,9 +264,9 @@ fn make_esp(search: &Path, scratch: &Path, id: &MediaId, out: &Path) -> Result<(
     };
     let _ = fs::remove_file(out);
     let serial = &id.to_string()[..8];
-    run("mformat-media", tool("mformat").args(["-C", "-f", &ESP_KIB.to_string(), "-N", serial, "::"]))?;
-    run("mmd-media", tool("mmd").args(["::/EFI", "::/EFI/BOOT"]))?;
-    run("mcopy-media", tool("mcopy").arg(&efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
+    run_tool("mformat-media", tool("mformat").args(["-C", "-f", &ESP_KIB.to_string(), "-N", serial, "::"]))?;
+    run_tool("mmd-media", tool("mmd").args(["::/EFI", "::/EFI/BOOT"]))?;
+    run_tool("mcopy-media", tool("mcopy").arg(&efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
 }
 
 fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
@@ -225,7 +284,7 @@ fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
     command.args(["-c", "boot/boot.cat", "-b", "boot/grub/eltorito.img"]);
     command.args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info"]);
     command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
-    run("xorriso", command.arg("-o").arg(&new).arg(tree))?;
+    run_tool("xorriso", command.arg("-o").arg(&new).arg(tree))?;
     fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
 }
 

@@ -142,13 +142,13 @@ pub struct Boot {
 pub struct ImageSettings {
     /// Size in MiB. Default `"auto"`: what the content needs and a sixteenth, where the next image finds room.
     #[serde(default)]
-    pub size_mib: Size,
+    pub size_mib: ImageSize,
 }
 
 /// Size of the image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SizeText", into = "SizeText")]
-pub enum Size {
+pub enum ImageSize {
     /// What the content needs.
     #[default]
     Auto,
@@ -163,7 +163,7 @@ enum SizeText {
     Word(String),
 }
 
-impl TryFrom<SizeText> for Size {
+impl TryFrom<SizeText> for ImageSize {
     type Error = String;
 
     fn try_from(text: SizeText) -> Result<Self, String> {
@@ -176,11 +176,11 @@ impl TryFrom<SizeText> for Size {
     }
 }
 
-impl From<Size> for SizeText {
-    fn from(size: Size) -> Self {
+impl From<ImageSize> for SizeText {
+    fn from(size: ImageSize) -> Self {
         match size {
-            Size::Auto => Self::Word("auto".into()),
-            Size::Mib(mib) => Self::Number(mib),
+            ImageSize::Auto => Self::Word("auto".into()),
+            ImageSize::Mib(mib) => Self::Number(mib),
         }
     }
 }
@@ -288,7 +288,7 @@ fn word(key: &str, value: &str, also: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootstrapTool, Recipe, Size};
+    use super::{BootstrapTool, ImageSize, Recipe};
     use crate::paths::Paths;
 
     const MINIMAL: &str = "name = 'x'\nversion = '1'\n[distribution]\nsuite = 'bookworm'\npackages = ['systemd']\n\
@@ -302,7 +302,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let recipe = Recipe::parse(MINIMAL).unwrap();
         assert_eq!(recipe.distribution.bootstrap, BootstrapTool::Mmdebstrap);
-        assert_eq!((recipe.image.size_mib, recipe.hostname.as_str()), (Size::Auto, "robot"));
+        assert_eq!((recipe.image.size_mib, recipe.hostname.as_str()), (ImageSize::Auto, "robot"));
         assert!(recipe.distribution.mirror.is_none() && recipe.ansible.is_none());
     }
 

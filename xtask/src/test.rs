@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::host::{Need, ensure_installed, is_root};
+use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
 use crate::powercut;
 use crate::step::human;
@@ -42,9 +42,9 @@ pub fn run(paths: &Paths, full: bool, assume_yes: bool) -> Result<()> {
 }
 
 /// Judging takes ten milliseconds a state, booting half a minute; the stories boot after real cuts.
-fn powercut_options(full: bool) -> powercut::Options {
+fn powercut_options(full: bool) -> powercut::PowerCutArgs {
     let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (11_000, 0) };
-    powercut::Options { seed: 1, states, boots, state: None }
+    powercut::PowerCutArgs { seed: 1, states, boots, state: None }
 }
 
 /// Runs one cargo command with its output shown: it is what a person wants to see of a test.

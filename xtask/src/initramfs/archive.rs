@@ -18,7 +18,7 @@ const BLOCK_BYTES: usize = 4096;
 
 /// One file, directory, link or device of the archive.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct ArchiveEntry {
     /// Absolute path.
     pub path: String,
     /// File type and permissions.
@@ -29,7 +29,7 @@ pub struct Entry {
     device: (u32, u32),
 }
 
-impl Entry {
+impl ArchiveEntry {
     /// A file.
     #[must_use]
     pub fn file(path: &str, content: Vec<u8>, permissions: u32) -> Self {
@@ -63,7 +63,7 @@ impl Entry {
 ///
 /// # Errors
 /// As [`cpio`]; or two of them have the same file.
-pub fn compressed(parts: Vec<Vec<Entry>>, level: i32) -> Result<Vec<u8>> {
+pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for part in parts {
         for entry in part.iter().filter(|entry| entry.mode & FORMAT != DIRECTORY) {
@@ -76,13 +76,13 @@ pub fn compressed(parts: Vec<Vec<Entry>>, level: i32) -> Result<Vec<u8>> {
 }
 
 /// The uncompressed archive. Directories above an entry are added; of two entries with one path both must be equal.
-pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
-    let mut sorted: BTreeMap<String, Entry> = BTreeMap::new();
+pub fn cpio(entries: Vec<ArchiveEntry>) -> Result<Vec<u8>> {
+    let mut sorted: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for entry in entries {
         ensure!(entry.path.starts_with('/') && !entry.path.ends_with('/'), "{:?} is not an absolute path", entry.path);
         for (end, _) in entry.path.match_indices('/').skip(1) {
             let parent = &entry.path[..end];
-            sorted.entry(parent.to_owned()).or_insert_with(|| Entry::directory(parent));
+            sorted.entry(parent.to_owned()).or_insert_with(|| ArchiveEntry::directory(parent));
         }
         if let Some(other) = sorted.get(&entry.path) {
             let same = other.mode == entry.mode && other.content == entry.content;
@@ -110,12 +110,16 @@ pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, compressed, cpio};
+    use super::{ArchiveEntry, compressed, cpio};
     use std::process::{Command, Stdio};
 
     #[test]
     fn the_order_of_entries_does_not_matter_and_parents_come_first() {
-        let entries = vec![Entry::file("/a/b/c", b"x".to_vec(), 0o644), Entry::console(), Entry::directory("/a")];
+        let entries = vec![
+            ArchiveEntry::file("/a/b/c", b"x".to_vec(), 0o644),
+            ArchiveEntry::console(),
+            ArchiveEntry::directory("/a"),
+        ];
         let mut reversed = entries.clone();
         reversed.reverse();
         let archive = cpio(entries).unwrap();
@@ -134,7 +138,7 @@ mod tests {
 
     #[test]
     fn archives_that_did_not_change_keep_their_bytes_on_whole_blocks() {
-        let part = |path: &str, byte: u8, count| vec![Entry::file(path, vec![byte; count], 0o644)];
+        let part = |path: &str, byte: u8, count| vec![ArchiveEntry::file(path, vec![byte; count], 0o644)];
         let of = |agent: u8| {
             compressed(vec![part("/lib/a", 1, 9), part("/lib/b", agent, 900), part("/c", 3, 9)], 1).unwrap()
         };
@@ -148,8 +152,9 @@ mod tests {
 
     #[test]
     fn conflicts_and_relative_paths_are_refused() {
-        assert!(cpio(vec![Entry::file("a", Vec::new(), 0o644)]).is_err());
-        let twice = vec![Entry::file("/a", b"1".to_vec(), 0o644), Entry::file("/a", b"2".to_vec(), 0o644)];
+        assert!(cpio(vec![ArchiveEntry::file("a", Vec::new(), 0o644)]).is_err());
+        let twice =
+            vec![ArchiveEntry::file("/a", b"1".to_vec(), 0o644), ArchiveEntry::file("/a", b"2".to_vec(), 0o644)];
         assert!(cpio(twice).unwrap_err().to_string().contains("twice"));
     }
 
@@ -157,7 +162,8 @@ mod tests {
     #[ignore = "needs the cpio tool: cargo xtask test"]
     fn the_cpio_tool_lists_the_archive() {
         let archive =
-            cpio(vec![Entry::file("/etc/x", b"hello".to_vec(), 0o600), Entry::symlink("/l", "etc/x")]).unwrap();
+            cpio(vec![ArchiveEntry::file("/etc/x", b"hello".to_vec(), 0o600), ArchiveEntry::symlink("/l", "etc/x")])
+                .unwrap();
         let mut child = Command::new("cpio").arg("-itv").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), &archive).unwrap();
         let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();

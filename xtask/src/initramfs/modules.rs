@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::initramfs::archive::Entry;
+use crate::initramfs::archive::ArchiveEntry;
 use crate::kernel::Kernel;
 
 /// What a declared module means that the kernel neither has nor has built in.
@@ -31,7 +31,7 @@ struct Tables {
 }
 
 /// Files of the modules and restricted tables, as archive entries.
-pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Vec<Entry>> {
+pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Vec<ArchiveEntry>> {
     let read = |name: &str| {
         let path = kernel.modules.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
@@ -46,7 +46,7 @@ pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Ve
         let path = kernel.modules.join(file);
         let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let (file, content) = plain(file, content)?;
-        entries.push(Entry::file(&format!("{base}/{file}"), content, 0o644));
+        entries.push(ArchiveEntry::file(&format!("{base}/{file}"), content, 0o644));
     }
     for (name, text) in [
         ("modules.dep", tables.dep_of(&chosen)),
@@ -54,7 +54,7 @@ pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Ve
         ("modules.softdep", tables.soft_of(&chosen)),
         ("modules.builtin", builtin),
     ] {
-        entries.push(Entry::file(&format!("{base}/{name}"), text.into_bytes(), 0o644));
+        entries.push(ArchiveEntry::file(&format!("{base}/{name}"), text.into_bytes(), 0o644));
     }
     Ok(entries)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask media --netboot`: what a TFTP or HTTP server needs so that machines start the agent from the network.
+//! Network boot: what a TFTP or HTTP server needs so that machines start the agent from the network.
 //!
 //! Configuration and keys travel in an archive of their own, which the boot loader hands to the kernel behind the
 //! initramfs: the kernel unpacks one over the other.
@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use reflash::machine::media::{self, MediaId};
 
-use super::{Parts, check_texts, copy, write};
-use crate::initramfs::archive::{Entry, cpio};
+use super::{MediaParts, check_texts, copy, write};
+use crate::initramfs::archive::{ArchiveEntry, cpio};
 use crate::step::{produced, step};
 
 /// Directory of the initramfs for what a place adds to it.
@@ -20,7 +20,7 @@ const SITE: &str = "/etc/reflash";
 ///
 /// # Errors
 /// When the configuration is missing or wrong, or a file cannot be written.
-pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
+pub fn build(parts: &MediaParts<'_>, out: &Path) -> Result<()> {
     check_texts(parts)?;
     let config = parts.config.as_ref().context("a network boot has nowhere else to get it from: give --config")?;
     ensure!(parts.release.is_none(), "a network boot carries no release; its machines get it from release.urls");
@@ -30,10 +30,10 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
         let initramfs = &parts.recovery.initramfs;
         let initramfs = fs::read(initramfs).with_context(|| format!("read {}", initramfs.display()))?;
         write(&out.join("initramfs.img"), aligned(initramfs))?;
-        let file = |name: &str, content: Vec<u8>| Entry::file(&format!("{SITE}/{name}"), content, 0o644);
-        let mut entries = vec![Entry::directory("/etc"), Entry::directory(SITE)];
+        let file = |name: &str, content: Vec<u8>| ArchiveEntry::file(&format!("{SITE}/{name}"), content, 0o644);
+        let mut entries = vec![ArchiveEntry::directory("/etc"), ArchiveEntry::directory(SITE)];
         entries.push(file(media::CONFIG, config.clone().into_bytes()));
-        entries.push(Entry::directory(&format!("{SITE}/{}", media::KEYS)));
+        entries.push(ArchiveEntry::directory(&format!("{SITE}/{}", media::KEYS)));
         for key in parts.keys {
             let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
             let content = fs::read(key).with_context(|| format!("read {}", key.display()))?;
@@ -59,7 +59,7 @@ fn aligned(mut archive: Vec<u8>) -> Vec<u8> {
 }
 
 /// As a medium's, so that a disk can tell what made it.
-fn origin(out: &Path, parts: &Parts<'_>) -> Result<MediaId> {
+fn origin(out: &Path, parts: &MediaParts<'_>) -> Result<MediaId> {
     let mut hasher = blake3::Hasher::new();
     for name in ["vmlinuz", "initramfs.img", "site.cpio"] {
         hasher.update(blake3::hash(&fs::read(out.join(name))?).as_bytes());

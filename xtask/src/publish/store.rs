@@ -22,7 +22,7 @@ const SMALL_BYTES: u64 = 1 << 20;
 
 /// Where in which store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StoreLocation {
     /// Name of the bucket.
     pub bucket: String,
     /// Path in the bucket, without slashes at its ends; may be empty.
@@ -33,7 +33,7 @@ pub struct Place {
     pub region: String,
 }
 
-impl Place {
+impl StoreLocation {
     /// Reads `s3://BUCKET/PREFIX`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Place {
 
 /// A place, and who writes there.
 pub struct Store {
-    place: Place,
+    place: StoreLocation,
     bucket: Bucket,
     credentials: Credentials,
     agent: Agent,
@@ -66,7 +66,7 @@ impl Store {
     ///
     /// # Errors
     /// When they are not set, or the endpoint is no URL.
-    pub fn with_credentials_of_environment(place: Place) -> Result<Self> {
+    pub fn with_credentials_of_environment(place: StoreLocation) -> Result<Self> {
         let credentials = Credentials::from_env().context(
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set; every S3-compatible store takes its key by these names",
         )?;
@@ -77,11 +77,11 @@ impl Store {
     ///
     /// # Errors
     /// When the endpoint is no URL.
-    pub fn with_key(place: Place, id: &str, secret: &str) -> Result<Self> {
+    pub fn with_key(place: StoreLocation, id: &str, secret: &str) -> Result<Self> {
         Self::new(place, Credentials::new(id, secret))
     }
 
-    fn new(place: Place, credentials: Credentials) -> Result<Self> {
+    fn new(place: StoreLocation, credentials: Credentials) -> Result<Self> {
         // A host for every bucket is what AWS wants; others need a name server for that.
         let (endpoint, style) = match &place.endpoint {
             Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
@@ -224,10 +224,10 @@ fn said(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Store, said};
+    use super::{Store, StoreLocation, said};
 
-    fn place(text: &str, endpoint: Option<&str>) -> anyhow::Result<Place> {
-        Place::parse(text, endpoint.map(str::to_owned), "eu-west-1".into())
+    fn place(text: &str, endpoint: Option<&str>) -> anyhow::Result<StoreLocation> {
+        StoreLocation::parse(text, endpoint.map(str::to_owned), "eu-west-1".into())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::initramfs::{self, Content, Entry, Missing};
+use crate::initramfs::{self, ArchiveEntry, InitramfsContent, Missing};
 use crate::kernel;
 use crate::paths::Paths;
 use crate::step::run;
@@ -28,7 +28,7 @@ pub enum Behaviour {
 
 /// A system to make.
 #[derive(Debug, Clone)]
-pub struct Spec<'a> {
+pub struct TestSystem<'a> {
     /// Its version, in what it prints.
     pub version: &'a str,
     /// How it behaves.
@@ -52,22 +52,22 @@ const UUID: &str = "7459de1a-0000-4000-8000-000000000001";
 ///
 /// # Errors
 /// When a part is missing or a tool fails.
-pub fn build(paths: &Paths, spec: &Spec<'_>, agent: &Path, out: &Path) -> Result<()> {
+pub fn build(paths: &Paths, spec: &TestSystem<'_>, agent: &Path, out: &Path) -> Result<()> {
     let scratch = tempfile::tempdir().context("make a directory")?;
     let kernel = kernel::fetch(paths)?;
     let tree = scratch.path().join("tree");
     fs::create_dir_all(tree.join("boot"))?;
     let init = scratch.path().join("init");
     fs::write(&init, script(spec))?;
-    let program = |from: &Path, to: &str| -> Result<Entry> {
+    let program = |from: &Path, to: &str| -> Result<ArchiveEntry> {
         let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
-        Ok(Entry::file(to, content, 0o755))
+        Ok(ArchiveEntry::file(to, content, 0o755))
     };
-    let content = Content {
+    let content = InitramfsContent {
         role: "system",
         init: &init,
         kernel: &kernel,
-        modules: initramfs::modules_of_groups(paths, GROUPS)?,
+        modules: initramfs::modules_of_groups(GROUPS)?,
         missing: Missing::Refuse,
         files: vec![program(Path::new("/bin/busybox"), "/bin/busybox")?, program(agent, "/bin/reflash")?],
     };
@@ -92,7 +92,7 @@ pub fn build(paths: &Paths, spec: &Spec<'_>, agent: &Path, out: &Path) -> Result
 
 /// PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers of their own. An SD
 /// card has no file `modalias`: its `uevent` tells.
-fn script(spec: &Spec<'_>) -> String {
+fn script(spec: &TestSystem<'_>) -> String {
     let version = spec.version;
     let then = match spec.behaviour {
         Behaviour::Good => format!(

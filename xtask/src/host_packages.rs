@@ -47,7 +47,7 @@ impl Need {
             Self::Ansible => &["ansible-core"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
-            // busybox: the tiny system of xtask/src/tiny.rs.
+            // busybox: the tiny system of xtask/src/test_system.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
             // The last three: for what cargo builds.
@@ -77,7 +77,7 @@ impl Need {
                 "dosfstools",
                 "exfatprogs",
                 "mtools",
-                // The store that xtask/src/tools.rs fetches.
+                // The store that xtask/src/test_tools.rs fetches.
                 "python3-pip",
             ],
         }

@@ -9,6 +9,7 @@ mod environment;
 mod fetch;
 mod hostile;
 mod image;
+mod installed;
 mod isolated;
 mod net;
 mod provision;

@@ -1,7 +1,7 @@
 //! The benchmark: first flashes and updates, against the machine's own limits and against peers, in one run.
 //!
-//! docs/benchmark.md tells the method. Every tool takes its turn in every round, so that a machine that slows down slows
-//! all of them, and every result is compared with the image byte for byte.
+//! docs/benchmark.md describes the method. Every tool takes its turn in every round, so that a machine that slows down
+//! slows all of them, and every result is compared with the image byte for byte.
 
 mod chart;
 mod device;
@@ -61,7 +61,7 @@ pub struct BenchArgs {
     /// Logical block size of the device.
     #[arg(long, default_value_t = 512, value_name = "BYTES")]
     pub sector_bytes: u32,
-    /// Where the figures go, and every single run. Default: bench.json, where everything built goes.
+    /// File for the figures and every single run. Default: bench.json, where everything built goes.
     #[arg(long, value_name = "FILE.json")]
     pub json: Option<PathBuf>,
     /// Draw charts into this directory.

@@ -1,4 +1,5 @@
-//! The bootstrap files of a release: what a blank disk is made from. Boot code, recovery, and file systems to begin with.
+//! The bootstrap files of a release, from which a blank disk is made: boot code, recovery, and file systems to begin
+//! with.
 
 use std::path::{Path, PathBuf};
 

@@ -22,7 +22,7 @@ use crate::{embedded, filesystem, templates};
 
 pub use crate::filesystem::environment_without_system;
 
-/// Default size of the disk, bytes: what the layout of `xtask/recipes/layout.toml` needs, and some data.
+/// Default size of the disk, bytes: room for the layout in `xtask/recipes/layout.toml`, and for some data.
 pub const DEFAULT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Options of `disk`.
@@ -158,7 +158,7 @@ fn write_skeleton(path: &Path, parts: &DiskParts<'_>, placed: &[Placed]) -> Resu
 fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
     let slot = Slot::A.folder();
-    // The folder of the other slot too: otherwise making it would change the directory that is read for the slot in use.
+    // The folder of the other slot too: made later, it would change the directory that is read for the slot in use.
     for directory in ["grub", "keys", "templates", &slot, &Slot::B.folder()] {
         fs::create_dir_all(tree.join(directory))?;
     }

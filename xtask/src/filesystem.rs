@@ -54,7 +54,7 @@ pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more
     }
     fs::write(tree.join("grubenv"), env.encode()?)?;
     // Not zeros, which mke2fs would leave out: the black box must have its blocks before the partition is full.
-    fs::write(tree.join("blackbox"), vec![0xff; blackbox::SIZE_BYTES as usize])?;
+    fs::write(tree.join("blackbox"), vec![0xff; usize::try_from(blackbox::SIZE_BYTES)?])?;
     ext4("state", size_bytes, Some(&tree), more, image)
 }
 

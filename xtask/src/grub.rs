@@ -110,11 +110,11 @@ pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
     ask(image, "cat", path)
 }
 
-/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None`: GRUB finds
-/// no such file, or an empty one.
+/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means that
+/// GRUB finds no such file, or an empty one.
 ///
 /// # Errors
-/// When that code crashes, or says what is no list of blocks.
+/// When that code crashes, or prints something else than a list of blocks.
 pub fn file_ranges(image: &Path, path: &str) -> Result<Option<Vec<Range<u64>>>> {
     let Some(list) = ask(image, "blocklist", path)? else { return Ok(None) };
     let list = String::from_utf8_lossy(&list);
@@ -122,7 +122,7 @@ pub fn file_ranges(image: &Path, path: &str) -> Result<Option<Vec<Range<u64>>>> 
         parse_extent(part).with_context(|| format!("GRUB says that {path} is at {list:?}, which is no list of blocks"))
     });
     let ranges: Vec<_> = ranges.collect::<Result<_>>()?;
-    // It says nothing of what it does not find, and calls that a success.
+    // grub-fstest prints nothing for a file that it does not find, and ends with success.
     Ok(Some(ranges).filter(|ranges| !ranges.is_empty()))
 }
 

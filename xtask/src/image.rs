@@ -241,8 +241,8 @@ fn lock(work: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// A fixed date makes the image reproducible. `SOURCE_DATE_EPOCH`, which is for every tool, wins over the recipe; without
-/// either, the state of the package archive decides.
+/// Returns the date that makes the image reproducible. `SOURCE_DATE_EPOCH`, which is for every tool, wins over the
+/// recipe; without either, the state of the package archive decides.
 fn timestamp(recipe: &Recipe, archive_time: u64) -> Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")),

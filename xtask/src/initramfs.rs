@@ -118,8 +118,9 @@ pub struct RecoveryFiles {
 /// # Errors
 /// When a part cannot be built, or both are larger than a recovery partition should need.
 pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<RecoveryFiles> {
-    ensure_installed(&[Need::Initramfs], assume_yes)?;
+    // First, so that no package is installed where there is no agent.
     let agent = agent::obtain(paths, assume_yes)?;
+    ensure_installed(&[Need::Initramfs], assume_yes)?;
     let kernel = kernel::fetch(paths)?;
     let dist = paths.dist();
     create_dir(&dist)?;

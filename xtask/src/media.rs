@@ -8,8 +8,8 @@
 //! | USB, UEFI | the EFI system partition of the GPT, a FAT image behind the file system |
 //! | optical, UEFI | El Torito's second entry, the same FAT image |
 //!
-//! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the same
-//! bytes, and two media that differ are never mistaken for one another. Labels are for people only.
+//! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the
+//! same bytes, and two media that differ are never mistaken for one another. Labels are for people only.
 
 pub mod netboot;
 
@@ -238,7 +238,7 @@ fn digest_of(tree: &Path, parts: &MediaParts<'_>) -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// What the menu needs to know of this medium.
+/// Variables with which the menu fits this medium.
 fn settings(id: &MediaId, parts: &MediaParts<'_>) -> String {
     let armed = parts.arm.map_or_else(String::new, |arm| format!("reflash.arm={arm}"));
     let timeout = parts.timeout_s.map_or(-1, i64::from);
@@ -248,7 +248,7 @@ fn settings(id: &MediaId, parts: &MediaParts<'_>) -> String {
 fn make_bios(search: &Path, scratch: &Path, out: &Path) -> Result<()> {
     let core = scratch.join("core.img");
     grub::mkimage_with_config("i386-pc", &format!("biosdisk {MODULES}"), search, &core)?;
-    // Starts from an optical drive; what follows it is found by the boot information table.
+    // This starts from an optical drive, and finds what follows it by the boot information table.
     let mut image = fs::read("/usr/lib/grub/i386-pc/cdboot.img").context("read GRUB's cdboot.img")?;
     image.extend(fs::read(&core)?);
     write(out, image)
@@ -273,11 +273,13 @@ fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
     let new = out.with_added_extension("new");
     let _ = fs::remove_file(&new);
     let mut command = Command::new("xorriso");
-    // With it xorriso takes the time for all else, and makes the table's identifiers from the modification date.
+    // With this variable xorriso takes the time for all else, and makes the table's identifiers from the modification
+    // date.
     command.env("SOURCE_DATE_EPOCH", EPOCH).args(["-as", "mkisofs", "-r", "-iso-level", "3", "-V", media::LABEL]);
     command.args(["-volset", &id.volume_set(), &format!("--modification-date={EPOCH_DATE}")]);
     command.args(["--set_all_file_dates", EPOCH_DATE]);
-    // The file system begins at a partition too, so that partition editors do not take the stick for unformatted.
+    // The file system begins at a partition too, so that
+    // partition editors do not take the drive for an unformatted one.
     command.args(["-partition_offset", "16", "--grub2-mbr", "/usr/lib/grub/i386-pc/boot_hybrid.img"]);
     // Some BIOSes start no disk without an active partition.
     command.args(["--mbr-force-bootable", "-append_partition", "2", "0xef"]).arg(esp).arg("-appended_part_as_gpt");

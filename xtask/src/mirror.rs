@@ -1,5 +1,5 @@
 //! Where packages come from when a recipe names no mirror: the same place as the host's own, so that a proxy cache,
-//! a company mirror or a cloud's mirror is used without a word in the recipe.
+//! a company mirror or a cloud's mirror is used although the recipe names none.
 
 use std::process::Command;
 
@@ -23,7 +23,8 @@ impl AptSource {
     }
 }
 
-/// Finds the sources that the host's apt uses for this suite and its updates; empty when it does not have the suite, or is no apt.
+/// Finds the sources that the host's apt uses for this suite and its updates. There are none when apt does not have the
+/// suite, or the host has no apt.
 pub fn of_host(suite: &str) -> Vec<AptSource> {
     let format = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
     let mut command = Command::new("apt-get");
@@ -60,7 +61,8 @@ fn parse(targets: &str, suite: &str) -> Vec<AptSource> {
     if has_suite { sources } else { Vec::new() }
 }
 
-/// Returns the options by which the host's apt reaches its archives: proxies, and the checks of an archive's date that an old mirror needs off.
+/// Returns the options by which the host's apt reaches its archives: proxies, and the checks of an archive's date that
+/// an old mirror needs off.
 pub fn apt_options() -> Vec<String> {
     let dump = step::output(Command::new("apt-config").arg("dump")).unwrap_or_default();
     options(&dump)

@@ -226,8 +226,8 @@ impl Lab {
         Ok(ReleaseUnderTest { serial: released.manifest.serial, index: Index::from_object(&index)?, image })
     }
 
-    /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes; the first one for about so many
-    /// states.
+    /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes; the first one for about so
+    /// many states.
     fn record(&mut self, number: usize, states: usize) -> Result<Recording> {
         let disk = self.disk();
         match number {

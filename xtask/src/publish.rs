@@ -65,11 +65,11 @@ pub struct Published {
     pub serial: u64,
     /// Objects that were sent.
     pub sent_objects: usize,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub sent_bytes: u64,
-    /// Objects that were there.
+    /// Objects that the store had already.
     pub kept_objects: usize,
-    /// False when manifest and signature were there already.
+    /// Whether manifest and signature were sent; false when the store had them already.
     pub manifest_sent: bool,
 }
 

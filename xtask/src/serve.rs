@@ -66,9 +66,9 @@ pub struct ServeArgs {
 /// Options of a server.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ServeOptions {
-    /// Print each request for a file.
+    /// Whether each request for a file is printed.
     pub log: bool,
-    /// Also take the posts of machines at `/report`, and show them at `/station`.
+    /// Whether the posts of machines are taken at `/report` and shown at `/station`.
     pub station: bool,
 }
 

@@ -1,4 +1,4 @@
-//! A tiny system for tests: the recovery kernel, and an initramfs of busybox and the agent. It starts in seconds where
+//! A small system for tests: the recovery kernel, and an initramfs of busybox and the agent. It starts in seconds where
 //! Debian takes half a minute under emulation, so that a test can afford dozens of boots. GRUB, the boot environment,
 //! the release and the recovery are the real ones; only what runs afterwards is small, and fails as a test wants it to.
 
@@ -13,7 +13,7 @@ use crate::kernel;
 use crate::paths::Paths;
 use crate::step::run;
 
-/// What the system does once its kernel runs.
+/// Behaviour of the system once its kernel runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// Calls its boot good, says `tiny system VERSION is up`, and opens a shell on the serial line.
@@ -26,12 +26,12 @@ pub enum Behaviour {
     Hang,
 }
 
-/// A system to make.
+/// Specification of a test system.
 #[derive(Debug, Clone)]
 pub struct TestSystem<'a> {
-    /// Its version, in what it prints.
+    /// Version that the system prints.
     pub version: &'a str,
-    /// How it behaves.
+    /// Behaviour once the kernel runs.
     pub behaviour: Behaviour,
     /// Size of the image, MiB; at least [`MIN_MIB`].
     pub image_mib: u32,
@@ -90,8 +90,8 @@ pub fn build(paths: &Paths, spec: &TestSystem<'_>, agent: &Path, out: &Path) -> 
     run("mke2fs-tiny", &mut command)
 }
 
-/// PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers of their own. An SD
-/// card has no file `modalias`: its `uevent` tells.
+/// Script that runs as PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers
+/// of their own. An SD card has no file `modalias`: its alias is in `uevent`.
 fn script(spec: &TestSystem<'_>) -> String {
     let version = spec.version;
     let then = match spec.behaviour {

@@ -11,7 +11,7 @@ const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
-/// The bits of a mode that say which of them it is.
+/// Bits of a mode that hold the file type.
 const FORMAT: u32 = 0o170_000;
 /// Blocks in which robots look for what they have already.
 const BLOCK_BYTES: usize = 4096;
@@ -19,7 +19,7 @@ const BLOCK_BYTES: usize = 4096;
 /// One file, directory, link or device of the archive.
 #[derive(Debug, Clone)]
 pub struct ArchiveEntry {
-    /// Absolute path.
+    /// Absolute path in the initramfs.
     pub path: String,
     /// File type and permissions.
     mode: u32,
@@ -30,26 +30,26 @@ pub struct ArchiveEntry {
 }
 
 impl ArchiveEntry {
-    /// A file.
+    /// Makes the entry of a file.
     #[must_use]
     pub fn file(path: &str, content: Vec<u8>, permissions: u32) -> Self {
         Self { path: path.to_owned(), mode: FILE | permissions, content, device: (0, 0) }
     }
 
-    /// A directory.
+    /// Makes the entry of a directory.
     #[must_use]
     pub fn directory(path: &str) -> Self {
         Self { path: path.to_owned(), mode: DIRECTORY | 0o755, content: Vec::new(), device: (0, 0) }
     }
 
-    /// A symbolic link.
+    /// Makes the entry of a symbolic link.
     #[must_use]
     pub fn symlink(path: &str, target: &str) -> Self {
         Self { path: path.to_owned(), mode: SYMLINK | 0o777, content: target.as_bytes().to_vec(), device: (0, 0) }
     }
 
-    /// `/dev/console`, character device 5:1 (Documentation/admin-guide/devices.txt): without it the kernel starts
-    /// PID 1 with no standard input and output, and the first lines are lost.
+    /// Makes the entry of `/dev/console`, character device 5:1 (Documentation/admin-guide/devices.txt): without it the
+    /// kernel starts PID 1 with no standard input and output, and the first lines are lost.
     #[must_use]
     pub fn console() -> Self {
         let path = "/dev/console".to_owned();
@@ -57,12 +57,12 @@ impl ArchiveEntry {
     }
 }
 
-/// One compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and skips the
-/// zeros between them. Each begins on a block of file systems, where it is found again when another one before it got
+/// Makes one compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and skips
+/// the zeros between them. Each begins on a block of file systems, where robots find it again when an archive before it got
 /// longer.
 ///
 /// # Errors
-/// As [`cpio`]; or two of them have the same file.
+/// When two of them have the same file, and those of [`cpio`].
 pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for part in parts {
@@ -75,7 +75,7 @@ pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> 
     Ok(out)
 }
 
-/// The uncompressed archive. Directories above an entry are added; of two entries with one path both must be equal.
+/// Makes the uncompressed archive. Directories above an entry are added; two entries with one path must be equal.
 pub fn cpio(entries: Vec<ArchiveEntry>) -> Result<Vec<u8>> {
     let mut sorted: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for entry in entries {

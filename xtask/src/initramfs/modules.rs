@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use crate::initramfs::archive::ArchiveEntry;
 use crate::kernel::Kernel;
 
-/// What a declared module means that the kernel neither has nor has built in.
+/// Treatment of a declared module that the kernel neither has nor has built in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// An error: the list is wrong.
+    /// Refuse it as an error: the list is wrong.
     Refuse,
-    /// Left out: a kernel for virtual machines lacks what only real ones need.
+    /// Leave it out: a kernel for virtual machines lacks what only real ones need.
     Allow,
 }
 
@@ -30,7 +30,7 @@ struct Tables {
     builtin: BTreeSet<String>,
 }
 
-/// Files of the modules and restricted tables, as archive entries.
+/// Returns the files of the modules, and tables restricted to them, as archive entries.
 pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Vec<ArchiveEntry>> {
     let read = |name: &str| {
         let path = kernel.modules.join(name);
@@ -122,7 +122,7 @@ impl Tables {
             }
             open.extend(self.files[&name].1.iter().map(|file| name_of(file)));
             for soft in self.soft.get(&name).into_iter().flatten() {
-                // A soft dependency that is not there is none, by definition.
+                // By definition, a soft dependency need not be there.
                 open.extend(self.modules_for(soft));
             }
         }

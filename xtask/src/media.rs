@@ -65,7 +65,7 @@ pub struct MediaArgs {
     /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
     #[arg(long, value_name = "FILE.txt")]
     assets: Option<PathBuf>,
-    /// Let the medium erase disks that are not blank, with nobody asked: any, or only the one with this serial number.
+    /// Let the medium erase disks that are not blank, without asking a person: any, or only the one with this serial number.
     #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
     arm: Option<String>,
     /// Seconds until the first entry of the menu starts by itself.

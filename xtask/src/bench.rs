@@ -3,6 +3,7 @@
 //! docs/benchmark.md describes the method. Every tool takes its turn in every round, so that a machine that slows down
 //! slows all of them, and every result is compared with the image byte for byte.
 
+mod args;
 mod chart;
 mod device;
 mod images;
@@ -25,6 +26,7 @@ use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
 use crate::{agent, keygen};
+pub use args::BenchArgs;
 use chart::{Bar, BarKind};
 use device::{Before, LoopDevice, Memory};
 use images::BenchImages;
@@ -33,41 +35,6 @@ use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{BenchRun, OURS, Results};
 use served::{PRODUCT, Served};
-
-/// Options of `bench`: what is measured.
-#[derive(Debug, clap::Args)]
-pub struct BenchArgs {
-    /// Image on the device before an update. Without it, images are built from xtask/recipes/bench.toml.
-    #[arg(long, value_name = "FILE.img")]
-    pub old: Option<PathBuf>,
-    /// The image after the update, laid out anew.
-    #[arg(long, value_name = "FILE.img", requires = "old")]
-    pub new: Option<PathBuf>,
-    /// The image after the update, laid out over the old one (image --previous).
-    #[arg(long, value_name = "FILE.img", requires = "old")]
-    pub stable: Option<PathBuf>,
-    /// An image with many changes.
-    #[arg(long, value_name = "FILE.img", requires = "old")]
-    pub large: Option<PathBuf>,
-    /// Rounds; every tool takes its turn in each.
-    #[arg(long, default_value_t = 5)]
-    pub runs: u32,
-    /// Only these cases; repeat for several.
-    #[arg(long = "case", value_name = "NAME")]
-    pub cases: Vec<String>,
-    /// A small synthetic pair, one round, no peer but the yardstick.
-    #[arg(long)]
-    pub quick: bool,
-    /// Logical block size of the device.
-    #[arg(long, default_value_t = 512, value_name = "BYTES")]
-    pub sector_bytes: u32,
-    /// File for the figures and every single run. Default: bench.json, where everything built goes.
-    #[arg(long, value_name = "FILE.json")]
-    pub json: Option<PathBuf>,
-    /// Draw charts into this directory.
-    #[arg(long, value_name = "DIR")]
-    pub charts: Option<PathBuf>,
-}
 
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
 struct Case {

@@ -12,24 +12,26 @@
 //! same bytes, and two media that differ are never mistaken for one another. Labels are for people only.
 
 pub mod netboot;
+mod parts;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use reflash::machine::config::Layer;
-use reflash::machine::hostname;
+use anyhow::{Context, Result};
 use reflash::machine::media::{self, MediaId};
 use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::host_packages::{Need, ensure_installed};
-use crate::initramfs::{self, RecoveryFiles};
+use crate::initramfs;
 use crate::invocation::program;
 use crate::paths::{Paths, create_parent};
 use crate::release::check;
 use crate::step::{mib, produced, run as run_tool, step};
 use crate::{embedded, grub};
+
+pub use parts::MediaParts;
+use parts::{check_texts, copy, write};
 
 /// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
 const EPOCH: &str = "315532800";
@@ -65,7 +67,8 @@ pub struct MediaArgs {
     /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
     #[arg(long, value_name = "FILE.txt")]
     assets: Option<PathBuf>,
-    /// Let the medium erase disks that are not blank, without asking a person: any, or only the one with this serial number.
+    /// Let the medium erase disks that are not blank, without asking a person: any, or only the one with this serial
+    /// number.
     #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
     arm: Option<String>,
     /// Seconds until the first entry of the menu starts by itself.
@@ -77,24 +80,6 @@ pub struct MediaArgs {
     /// Start nothing by itself: wait in the menu for a person.
     #[arg(long, conflicts_with = "timeout_s")]
     wait: bool,
-}
-
-/// Everything a medium is made of.
-pub struct MediaParts<'a> {
-    /// Recovery kernel and initramfs.
-    pub recovery: &'a RecoveryFiles,
-    /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
-    pub config: Option<String>,
-    /// Public keys, for both.
-    pub keys: &'a [PathBuf],
-    /// Names of machines, as [`hostname::asset`] reads them.
-    pub assets: Option<String>,
-    /// A release tree and the channel to take from it, for provisioning without a network.
-    pub release: Option<(&'a Path, &'a str)>,
-    /// Disks that are not blank may be erased without a person: any, or the one with this serial number.
-    pub arm: Option<&'a str>,
-    /// Seconds until the menu starts its first entry by itself; `None` waits for ever.
-    pub timeout_s: Option<u32>,
 }
 
 /// Makes a medium, or the files for network boot, as the command line says.
@@ -154,21 +139,6 @@ pub fn build(paths: &Paths, parts: &MediaParts<'_>, out: &Path, assume_yes: bool
     let size = out.metadata().with_context(|| format!("read the size of {}", out.display()))?.len();
     produced(&format!("boot medium {id}, {}", mib(size)), out);
     Ok(id)
-}
-
-/// Checks the texts that machines will read, so that a mistake is found here and not on a machine.
-fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
-    if let Some(config) = &parts.config {
-        Layer::parse("the configuration", config)?;
-    }
-    if let Some(assets) = &parts.assets {
-        hostname::asset(assets, |_| None)?;
-    }
-    if let Some(arm) = parts.arm {
-        let plain = arm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        ensure!(plain && !arm.is_empty(), "--arm {arm:?}: a serial number has letters, digits, '-', '_' and '.'");
-    }
-    Ok(())
 }
 
 /// Puts everything but GRUB's own files below `tree`.
@@ -288,12 +258,4 @@ fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
     command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
     run_tool("xorriso", command.arg("-o").arg(&new).arg(tree))?;
     fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display())).map(drop)
-}
-
-fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, content).with_context(|| format!("write {}", path.display()))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::BenchArgs;
+use super::args::BenchArgs;
 use crate::image;
 use crate::paths::Paths;
 

@@ -57,9 +57,9 @@ impl ArchiveEntry {
     }
 }
 
-/// Makes one compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and skips
-/// the zeros between them. Each begins on a block of file systems, where robots find it again when an archive before it got
-/// longer.
+/// Makes one compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and
+/// skips the zeros between them. Each begins on a block of file systems, where robots find it again when an archive
+/// before it got longer.
 ///
 /// # Errors
 /// When two of them have the same file, and those of [`cpio`].

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use reflash::machine::media::{self, MediaId};
 
-use super::{MediaParts, check_texts, copy, write};
+use super::parts::{MediaParts, check_texts, copy, write};
 use crate::initramfs::archive::{ArchiveEntry, cpio};
 use crate::step::{produced, step};
 

@@ -1,6 +1,6 @@
 //! The benchmark itself, on its small pair: real nginx, real loop devices, the real agent.
 
-use xtask::bench::{self, Options};
+use xtask::bench::{self, BenchArgs};
 use xtask::paths::Paths;
 
 #[test]
@@ -10,7 +10,7 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
     let charts = tempfile::tempdir().unwrap();
     // Not over the figures of a real run.
     let json = charts.path().join("bench.json");
-    let options = |sector_bytes, cases: &[&str]| Options {
+    let options = |sector_bytes, cases: &[&str]| BenchArgs {
         old: None,
         new: None,
         stable: None,
@@ -19,12 +19,11 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
         cases: cases.iter().map(|case| (*case).to_owned()).collect(),
         quick: true,
         sector_bytes,
-        json: json.clone(),
+        json: Some(json.clone()),
         charts: Some(charts.path().to_owned()),
-        assume_yes: false,
     };
-    bench::run(&paths, &options(4096, &["update_rebuilt", "fresh_readback"])).unwrap();
-    bench::run(&paths, &options(512, &[])).unwrap();
+    bench::run(&paths, &options(4096, &["update_rebuilt", "fresh_readback"]), false).unwrap();
+    bench::run(&paths, &options(512, &[]), false).unwrap();
     let json = std::fs::read_to_string(&json).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let runs = json["runs"].as_array().unwrap();
@@ -37,5 +36,5 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
         figure("fresh_wall_ratio_to_curl_zstd_dd") > 0.0 && figure("fresh_readback_wall_ratio_to_curl_zstd_dd") > 0.0
     );
     assert!(charts.path().join("fresh.svg").exists());
-    assert!(bench::run(&paths, &options(512, &["no such case"])).is_err());
+    assert!(bench::run(&paths, &options(512, &["no such case"]), false).is_err());
 }

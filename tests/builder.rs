@@ -5,6 +5,7 @@
 
 mod bench;
 mod image;
+mod installed;
 mod provision;
 mod publish;
 mod release;

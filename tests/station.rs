@@ -34,7 +34,7 @@ fn options() -> FetchOptions {
 
 /// Serves the tree, and a station beside it.
 pub fn serve(fixture: &Fixture) -> serve::Server {
-    let options = serve::Options { log: false, station: true };
+    let options = serve::ServeOptions { log: false, station: true };
     serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap()
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use reflash::boot::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
-use xtask::disk::{self, Parts};
+use xtask::disk::{self, DiskParts};
 use xtask::paths::Paths;
 use xtask::release::Spec;
 use xtask::vm::{RunningMachine, VirtualMachine};
@@ -64,7 +64,7 @@ fn disk_with_blocks_of(
     let (paths, robot) = (Paths::of_checkout(), built::robot_parts());
     let key = fixture.dir.path().join("keys/reflash.pub");
     let out = fixture.dir.path().join("disk.img");
-    let parts = Parts {
+    let parts = DiskParts {
         layout: &disk::read_layout(&paths.root.join("xtask/recipes/layout.toml")).unwrap(),
         disk_bytes: disk::DEFAULT_BYTES,
         block_bytes,

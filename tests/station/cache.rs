@@ -38,7 +38,7 @@ impl Cache {
             config = config.replace(there, &here);
         }
         std::fs::write(dir.path().join("nginx.conf"), config).unwrap();
-        let mut command = if xtask::host::is_root() {
+        let mut command = if xtask::host_packages::is_root() {
             let owned = Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(dir.path()).status();
             assert!(owned.unwrap().success());
             let mut command = Command::new("setpriv");

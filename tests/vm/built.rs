@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use reflash::release::manifest::manifest_path;
+use xtask::bootstrap_files;
 use xtask::demo::{self, BuiltDemo, RobotParts};
-use xtask::host::{Need, ensure_installed};
-use xtask::kit;
+use xtask::host_packages::{Need, ensure_installed};
 use xtask::paths::Paths;
 
 /// The agent, GRUB, the recovery and a key pair.
@@ -34,7 +34,7 @@ pub fn bootstrap_files() -> &'static [(String, PathBuf)] {
         let parts = robot_parts();
         let _guard = lock();
         let paths = Paths::of_checkout();
-        kit::files(&paths, &parts.grub, &parts.recovery, &paths.dist().join("kit")).unwrap()
+        bootstrap_files::files(&paths, &parts.grub, &parts.recovery, &paths.dist().join("kit")).unwrap()
     });
     &FILES
 }

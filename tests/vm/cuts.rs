@@ -11,7 +11,7 @@ use reflash::boot::grubenv::names;
 use xtask::demo::FLASH_TIMEOUT;
 use xtask::disk;
 use xtask::powercut::{Lost, lose_unflushed};
-use xtask::tiny::Behaviour;
+use xtask::test_system::Behaviour;
 use xtask::vm::{GuestFirmware, VirtualMachine};
 
 use super::built::copy_sparse;

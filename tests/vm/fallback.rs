@@ -1,7 +1,7 @@
 //! A robot whose system does not come up recovers by itself: each kind of damage has its own reason, and the system is
 //! up at the end.
 //!
-//! The system is the tiny one of `xtask/src/tiny.rs`; GRUB, recovery and release are the real ones. Tests named `full_`
+//! The system is the tiny one of `xtask/src/test_system.rs`; GRUB, recovery and release are the real ones. Tests named `full_`
 //! take minutes each: only `cargo xtask test --full` runs them.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
 use xtask::paths::Paths;
 use xtask::serve::Server;
-use xtask::tiny::{self, Behaviour};
+use xtask::test_system::{self, Behaviour};
 use xtask::vm::{GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
@@ -37,8 +37,8 @@ pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("image");
     let paths = Paths::of_checkout();
-    let spec = tiny::Spec { version, behaviour, image_mib: tiny::MIN_MIB, padding_mib: 2 };
-    tiny::build(&paths, &spec, &super::built::robot_parts().agent, &out).unwrap();
+    let spec = test_system::TestSystem { version, behaviour, image_mib: test_system::MIN_MIB, padding_mib: 2 };
+    test_system::build(&paths, &spec, &super::built::robot_parts().agent, &out).unwrap();
     std::fs::read(out).unwrap()
 }
 

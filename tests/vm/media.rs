@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use reflash::machine::media::{self as media_format, MediaId};
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
-use xtask::media::{self, Parts};
+use xtask::media::{self, MediaParts};
 use xtask::paths::Paths;
 use xtask::vm::{GuestFirmware, VirtualMachine};
 
@@ -41,7 +41,7 @@ pub fn medium(fixture: &Fixture, arm: Option<&str>) -> (PathBuf, MediaId) {
 pub fn medium_for(fixture: &Fixture, arm: Option<&str>, url: Option<&str>, more: &str) -> (PathBuf, MediaId) {
     let out = fixture.dir.path().join("media.iso");
     let tree = fixture.tree();
-    let parts = Parts {
+    let parts = MediaParts {
         recovery: &built::robot_parts().recovery,
         config: Some(format!(
             "[release]\nurls = [\"{}\"]\nspread_s = 0\n\n\

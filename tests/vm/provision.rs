@@ -9,9 +9,9 @@ use reflash::disk::table;
 use reflash::release::layout::{Layout, Scheme};
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::paths::Paths;
-use xtask::tiny::Behaviour;
+use xtask::test_system::Behaviour;
 use xtask::vm::{DiskBus, GuestFirmware, VirtualMachine};
-use xtask::{disk, kit};
+use xtask::{bootstrap_files, disk};
 
 use super::built::{bootstrap_files, demonstration_release, install_disk_tools, robot_parts};
 use super::fallback::tiny_image;
@@ -127,7 +127,7 @@ fn the_same_inputs_make_the_same_file_systems_of_blank_disks() {
     let directory = tempfile::tempdir().unwrap();
     let make = |name: &str| -> Vec<Vec<u8>> {
         let out = directory.path().join(name);
-        let files = kit::files(&Paths::of_checkout(), &parts.grub, &parts.recovery, &out).unwrap();
+        let files = bootstrap_files::files(&Paths::of_checkout(), &parts.grub, &parts.recovery, &out).unwrap();
         files.iter().map(|(_, path)| std::fs::read(path).unwrap()).collect()
     };
     let first = make("first");
@@ -186,7 +186,7 @@ fn provision_by_network(firmware: GuestFirmware, name: &str) {
     let url = format!("http://10.0.2.2:{}", server.address.port());
     let out = fixture.dir.path().join("netboot");
     let config = format!("{}\n[report]\nurl = \"{url}/report\"\n", demo::robot_config(&url));
-    let parts = xtask::media::Parts {
+    let parts = xtask::media::MediaParts {
         recovery: &robot_parts().recovery,
         config: Some(config.replace("{serial}", "{asset}")),
         keys: &[fixture.dir.path().join("keys/reflash.pub")],
@@ -296,7 +296,7 @@ fn full_a_whole_system_fills_its_data_partition_and_knows_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let (medium, disk) = (dir.path().join("media.iso"), dir.path().join("disk.img"));
     let built = demonstration_release();
-    let parts = xtask::media::Parts {
+    let parts = xtask::media::MediaParts {
         recovery: &robot_parts().recovery,
         config: Some(demo::robot_config("http://10.0.2.2:1").replace("{serial}", "{asset}")),
         keys: std::slice::from_ref(&built.parts.keys.public),

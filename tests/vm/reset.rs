@@ -5,7 +5,7 @@ use std::process::Command;
 use reflash::boot::grubenv::names;
 use xtask::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
 use xtask::disk;
-use xtask::tiny::Behaviour;
+use xtask::test_system::Behaviour;
 use xtask::vm::GuestFirmware;
 
 use super::fallback::Robot;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, RELEASE_FOLDER, Slot};
 use xtask::disk;
-use xtask::tiny::Behaviour;
+use xtask::test_system::Behaviour;
 use xtask::vm::{GuestFirmware, RunningMachine};
 
 use super::built::robot_parts;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use xtask::tiny::Behaviour;
+use xtask::test_system::Behaviour;
 use xtask::vm::{GuestFirmware, RunningMachine};
 
 use super::built::install_disk_tools;

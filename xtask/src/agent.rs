@@ -1,12 +1,16 @@
-//! `cargo xtask agent`: the static musl binary, on a machine with rustup's target and on one without.
+//! The agent, one static musl binary: where what is built gets it from, and how it is built from a checkout, on a
+//! machine with rustup's target and on one without.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::host::{Need, ensure_installed};
-use crate::paths::Paths;
+use crate::embedded;
+use crate::host_packages::{Need, ensure_installed};
+use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, run, step};
 
 /// The target the agent is built for.
@@ -24,7 +28,32 @@ enum Toolchain {
     BuildStd,
 }
 
-/// Builds the agent and returns its path.
+/// Returns the path of the agent for what is built: the one that a person gave; in a checkout, the one that is built
+/// from it; otherwise the one that the builder was installed with.
+///
+/// # Errors
+/// When it cannot be built, when it is no static binary, or when there is none.
+pub fn obtain(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
+    if let Some(given) = paths.given_agent() {
+        let binary = std::fs::read(given).with_context(|| format!("read the agent {}", given.display()))?;
+        check_static(&binary).with_context(|| format!("check the agent {}", given.display()))?;
+        return Ok(given.to_owned());
+    }
+    if paths.in_checkout() {
+        return build(paths, assume_yes);
+    }
+    let binary = embedded::agent().context(
+        "there is no agent: name one with --agent FILE or REFLASH_AGENT=FILE (a checkout of reflash makes it with \
+         `cargo xtask agent`), or install a builder that has one inside with `cargo xtask install`",
+    )?;
+    check_static(binary).context("check the agent inside this program")?;
+    let out = paths.dist().join("reflash");
+    write_if_changed(binary, &out)?;
+    produced("agent, from inside this program", &out);
+    Ok(out)
+}
+
+/// Builds the agent from the checkout and returns its path.
 ///
 /// # Errors
 /// When no toolchain can build it, or the result is not static or too large.
@@ -43,9 +72,9 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
             .env("CARGO_TARGET_DIR", &target_dir)
             .env("SOURCE_DATE_EPOCH", build_time(paths))
             .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
-            // Without zstd's second decoder, which is for windows of 16 MiB and more; a frame has 4 MiB at most.
+            // Without zstd's second decoder, which is for windows of 16 MiB and more; a chunk has 4 MiB at most.
             .env("CFLAGS_x86_64_unknown_linux_musl", "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT");
-        // The xtask runs inside `cargo run`, whose own settings must not leak into this build.
+        // `cargo xtask` runs inside `cargo run`, whose own settings must not leak into this build.
         for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS", "RUSTC_WRAPPER"] {
             command.env_remove(name);
         }
@@ -65,15 +94,22 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
     let size = binary.len() as u64;
     ensure!(size <= MAX_BYTES, "the agent has {size} bytes, more than {MAX_BYTES}");
     let out = paths.dist().join("reflash");
-    std::fs::create_dir_all(paths.dist())?;
-    // Copied only when it differs, so that what is built from it is not built again.
-    if std::fs::read(&out).ok().as_deref() != Some(&binary[..]) {
-        let new = out.with_added_extension("new");
-        std::fs::copy(&built, &new)?;
-        std::fs::rename(new, &out)?;
-    }
+    write_if_changed(&binary, &out)?;
     produced(&format!("agent, static, {:.2} MiB", size as f64 / 1048576.0), &out);
     Ok(out)
+}
+
+/// Writes a program only when it differs, so that what is built from it is not built again.
+fn write_if_changed(binary: &[u8], out: &Path) -> Result<()> {
+    if std::fs::read(out).ok().as_deref() == Some(binary) {
+        return Ok(());
+    }
+    create_parent(out)?;
+    let new = out.with_added_extension("new");
+    let written = std::fs::write(&new, binary)
+        .and_then(|()| std::fs::set_permissions(&new, Permissions::from_mode(0o755)))
+        .and_then(|()| std::fs::rename(&new, out));
+    written.with_context(|| format!("write {}", out.display()))
 }
 
 /// The time the agent takes for the earliest possible one: `SOURCE_DATE_EPOCH`, or that of the last commit, so that

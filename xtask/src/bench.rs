@@ -1,8 +1,9 @@
-//! `cargo xtask bench`: first flashes and updates, against the machine's own limits and against peers, in one run.
+//! The benchmark: first flashes and updates, against the machine's own limits and against peers, in one run.
 //!
-//! docs/benchmark.md tells the method. Every tool takes its turn in every round, so that a machine that slows down slows
-//! all of them, and every result is compared with the image byte for byte.
+//! docs/benchmark.md describes the method. Every tool takes its turn in every round, so that a machine that slows down
+//! slows all of them, and every result is compared with the image byte for byte.
 
+mod args;
 mod chart;
 mod device;
 mod images;
@@ -21,45 +22,19 @@ use anyhow::{Context, Result, ensure};
 use reflash::release::index::Index;
 use reflash::release::manifest::{SYSTEM_IMAGE, object_path};
 
-use crate::host::{Need, ensure_installed, is_root};
-use crate::paths::Paths;
+use crate::host_packages::{Need, ensure_installed, is_root};
+use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
 use crate::{agent, keygen};
-use chart::{Bar, Kind};
-use device::{Before, Device, Memory};
-use images::Images;
-use lab::Server;
+pub use args::BenchArgs;
+use chart::{Bar, BarKind};
+use device::{Before, LoopDevice, Memory};
+use images::BenchImages;
+use lab::Nginx;
 use limits::Limits;
 use peers::{PEERS, Peer};
-use report::{OURS, Results, Run};
+use report::{BenchRun, OURS, Results};
 use served::{PRODUCT, Served};
-
-/// Choice of what is measured.
-#[derive(Debug)]
-pub struct Options {
-    /// Image on the device before an update; with `new` instead of the images that are built here.
-    pub old: Option<PathBuf>,
-    /// The image after it, laid out anew.
-    pub new: Option<PathBuf>,
-    /// Image with the new content, laid out over the old image.
-    pub stable: Option<PathBuf>,
-    /// An image with many changes.
-    pub large: Option<PathBuf>,
-    /// Number of rounds.
-    pub runs: u32,
-    /// Only these cases; empty for all.
-    pub cases: Vec<String>,
-    /// A small pair and no peer but the yardstick: does it work at all?
-    pub quick: bool,
-    /// Logical block size of the device, bytes.
-    pub sector_bytes: u32,
-    /// Path of the file that gets the figures and every run, as JSON.
-    pub json: PathBuf,
-    /// Directory that gets the charts.
-    pub charts: Option<PathBuf>,
-    /// Install missing packages without asking.
-    pub assume_yes: bool,
-}
 
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
 struct Case {
@@ -98,17 +73,17 @@ const NO_READ_BACK: &str = "--no-read-back";
 ///
 /// # Errors
 /// When something cannot be prepared; a tool that fails is a row of the table.
-pub fn run(paths: &Paths, options: &Options) -> Result<()> {
+pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     ensure!(is_root(), "loop devices need root: run this with sudo");
-    ensure_installed(&[Need::Bench], options.assume_yes)?;
+    ensure_installed(&[Need::Bench], assume_yes)?;
     if !options.quick {
-        ensure_installed(&[Need::Peers], options.assume_yes)?;
+        ensure_installed(&[Need::Peers], assume_yes)?;
     }
-    let agent = agent::build(paths, options.assume_yes)?;
+    let agent = agent::obtain(paths, assume_yes)?;
     let work = paths.work().join("bench");
     let path = peers::path_with_tools(&work);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-    let images = Images::find_or_build(paths, options, &work)?;
+    let images = BenchImages::find_or_build(paths, options, assume_yes, &work)?;
     let served = Served::open(work.join(if options.quick { "served-quick" } else { "served" }), &images)?;
     let cases = cases(&images, options);
     for wanted in &options.cases {
@@ -149,12 +124,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             peer.prepare(&case.image, case.channel, &served.peers, &link, &path)?;
         }
     }
-    let server = Server::start(&served.root, &work)?;
+    let server = Nginx::start(&served.root, &work)?;
     let bench = Bench { options, work: &work, memory: &memory, server: &server, path: &path, served: &served };
     PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
     let index = bench.index("old")?;
     let (mut limits, mut runs) = (Vec::new(), Vec::new());
-    for round in 1..=options.runs {
+    for round in 1..=if options.quick { 1 } else { options.runs } {
         // In every round too: what the machine can do drifts like everything else.
         lab::warm([served.releases.clone(), served.peers.join("old.zst")])?;
         limits.push(step(&format!("{round}: measure the machine"), || {
@@ -180,10 +155,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let limits = Limits::median(&limits);
     let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs };
     println!("{}", results.table());
-    let json = &options.json;
-    if let Some(directory) = json.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    }
+    let json = &options.json.clone().unwrap_or_else(|| paths.dist().join("bench.json"));
+    create_parent(json)?;
     fs::write(json, serde_json::to_string_pretty(&results.json())? + "\n")
         .with_context(|| format!("write {}", json.display()))?;
     produced("every run", json);
@@ -194,19 +167,19 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
 }
 
 struct Bench<'a> {
-    options: &'a Options,
+    options: &'a BenchArgs,
     work: &'a Path,
     served: &'a Served,
     memory: &'a Memory,
-    server: &'a Server,
+    server: &'a Nginx,
     path: &'a str,
 }
 
 impl Bench<'_> {
     /// One run of one tool on a device prepared for it. `DEVICE` in the command stands for the device.
-    fn one(&self, case: &Case, tool: &str, round: u32, command: impl Fn(&str) -> String) -> Result<Run> {
+    fn one(&self, case: &Case, tool: &str, round: u32, command: impl Fn(&str) -> String) -> Result<BenchRun> {
         let bytes = case.image.metadata()?.len();
-        let device = Device::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
+        let device = LoopDevice::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
         let log = self.work.join(format!("{}-{}.log", case.name, tool.replace('|', "-")));
         let command = command(&format!("{}/peers", self.server.url())).replace("DEVICE", &device.node);
         let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
@@ -218,7 +191,7 @@ impl Bench<'_> {
             Some(_) => eprintln!("  {round}: {} {tool}: the device does not hold the image", case.name),
             None => eprintln!("  {round}: {} {tool}: failed, see {}", case.name, log.display()),
         }
-        Ok(Run { case: case.name.to_owned(), tool: tool.to_owned(), cost, right })
+        Ok(BenchRun { case: case.name.to_owned(), tool: tool.to_owned(), cost, right })
     }
 
     fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
@@ -234,7 +207,7 @@ impl Bench<'_> {
     }
 }
 
-fn cases(images: &Images, options: &Options) -> Vec<Case> {
+fn cases(images: &BenchImages, options: &BenchArgs) -> Vec<Case> {
     let old = || images.old.clone();
     let case = |name, before, options, peers| Case { name, before, image: old(), channel: "old", options, peers };
     let over = |name, before| Some(case(name, before, "", Peers::None));
@@ -275,12 +248,12 @@ fn draw(results: &Results, directory: &Path) -> Result<()> {
         let rows = results.rows().into_iter().filter(|(other, _)| other == case);
         let value =
             |tool: &str| results.median(case, tool, |cost| if unit == "MB" { cost.download_mb } else { cost.wall_s });
-        let kind = |tool: &str| if tool == OURS { Kind::Ours } else { Kind::Other };
+        let kind = |tool: &str| if tool == OURS { BarKind::Ours } else { BarKind::Other };
         let mut bars: Vec<Bar> =
             rows.filter_map(|(_, tool)| Some(Bar { value: value(&tool)?, kind: kind(&tool), label: tool })).collect();
         if unit == "seconds" && !bars.is_empty() {
             let value = results.limits.least_s(case);
-            bars.push(Bar { label: "this machine's limit".to_owned(), value, kind: Kind::Limit });
+            bars.push(Bar { label: "this machine's limit".to_owned(), value, kind: BarKind::Limit });
         }
         bars.sort_by(|one, other| one.value.total_cmp(&other.value));
         if !bars.is_empty() {
@@ -295,12 +268,12 @@ fn draw(results: &Results, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{PEERS, Peers, cases};
-    use crate::bench::Options;
-    use crate::bench::images::Images;
+    use crate::bench::BenchArgs;
+    use crate::bench::images::BenchImages;
 
     #[test]
     fn cases_that_need_an_image_are_left_out_without_it() {
-        let mut options = Options {
+        let mut options = BenchArgs {
             old: None,
             new: None,
             stable: None,
@@ -309,12 +282,11 @@ mod tests {
             cases: Vec::new(),
             quick: true,
             sector_bytes: 512,
-            json: "bench.json".into(),
+            json: None,
             charts: None,
-            assume_yes: false,
         };
-        let images = Images { old: "old".into(), new: Some("new".into()), stable: None, large: None };
-        let names = |options: &Options| cases(&images, options).iter().map(|case| case.name).collect::<Vec<_>>();
+        let images = BenchImages { old: "old".into(), new: Some("new".into()), stable: None, large: None };
+        let names = |options: &BenchArgs| cases(&images, options).iter().map(|case| case.name).collect::<Vec<_>>();
         assert!(names(&options).contains(&"update_rebuilt") && !names(&options).contains(&"update_stable"));
         options.cases = vec!["unchanged".into(), "fresh".into(), "no such case".into()];
         assert_eq!(names(&options), ["fresh", "unchanged"]);

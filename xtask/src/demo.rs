@@ -12,12 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::grubenv::names;
 use reflash::release::digest::Digest;
 
-use crate::grub::{self, Images};
-use crate::host::{Need, ensure_installed};
+use crate::bootstrap_files;
+use crate::grub::{self, GrubImages};
+use crate::host_packages::{Need, ensure_installed};
 use crate::image;
-use crate::initramfs::{self, Recovery};
+use crate::initramfs::{self, RecoveryFiles};
 use crate::keygen::{self, KeyFiles};
-use crate::kit;
 use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::{self, Server};
@@ -61,9 +61,9 @@ pub struct RobotParts {
     /// The agent, statically linked.
     pub agent: PathBuf,
     /// The images of GRUB.
-    pub grub: Images,
+    pub grub: GrubImages,
     /// Recovery kernel and initramfs.
-    pub recovery: Recovery,
+    pub recovery: RecoveryFiles,
     /// The key pair that releases are signed with.
     pub keys: KeyFiles,
 }
@@ -108,9 +108,9 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<BuiltDemo> {
     let image = paths.dist().join("system.img");
     let recipe = paths.root.join("xtask/recipes/demo.toml");
     let description =
-        image::build(paths, &recipe, &image, &image::Options { assume_yes, ..image::Options::default() })?;
+        image::build(paths, &recipe, &image, &image::ImageOptions { assume_yes, ..image::ImageOptions::default() })?;
     let release = paths.dist().join("release");
-    let kit = kit::files(paths, &parts.grub, &parts.recovery, &paths.dist().join("kit"))?;
+    let kit = bootstrap_files::files(paths, &parts.grub, &parts.recovery, &paths.dist().join("kit"))?;
     publish(paths, &image, &description, kit, &parts.keys, &release)?;
     Ok(BuiltDemo { parts, image, description, release })
 }
@@ -186,7 +186,7 @@ pub fn robot_config(url: &str) -> String {
 /// As [`disk::build`].
 pub fn robot_disk(paths: &Paths, robot: &RobotParts, config: String, out: &Path) -> Result<()> {
     let layout = disk::read_layout(&paths.root.join("xtask/recipes/layout.toml"))?;
-    let parts = disk::Parts {
+    let parts = disk::DiskParts {
         layout: &layout,
         disk_bytes: disk::DEFAULT_BYTES,
         block_bytes: 512,

@@ -1,4 +1,4 @@
-//! `cargo xtask disk`: a bootable disk image, put together without mounting anything: table, boot code, EFI system
+//! A bootable disk image, put together without mounting anything: table, boot code, EFI system
 //! partition, state, recovery, an empty system partition, and data.
 
 use std::fs::{self, File};
@@ -8,33 +8,61 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use reflash::boot::grubenv::{GrubEnv, names};
+use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::{self, Slot};
 use reflash::jobs::provision::{DiskGeometry, DiskSkeleton, bootstrap};
 use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
-use crate::filesystem;
-use crate::grub::{self, Images};
-use crate::host::{Need, ensure_installed};
-use crate::initramfs::Recovery;
-use crate::paths::Paths;
+use crate::grub::{self, GrubImages};
+use crate::host_packages::{Need, ensure_installed};
+use crate::initramfs::{self, RecoveryFiles};
+use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
+use crate::{embedded, filesystem, templates};
 
-/// Default size of the disk, bytes: what the layout of `xtask/recipes/layout.toml` needs, and some data.
+pub use crate::filesystem::environment_without_system;
+
+/// Default size of the disk, bytes: room for the layout in `xtask/recipes/layout.toml`, and for some data.
 pub const DEFAULT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
-/// What a disk is made of.
-pub struct Parts<'a> {
-    /// Where each partition lies.
+/// Options of `disk`.
+#[derive(Debug, clap::Args)]
+pub struct DiskArgs {
+    /// Configuration for the recovery partition.
+    #[arg(long, value_name = "reflash.toml")]
+    config: PathBuf,
+    /// Public keys for the recovery partition.
+    #[arg(long = "key", value_name = "FILE.pub", required = true)]
+    keys: Vec<PathBuf>,
+    /// Further files for the recovery partition, such as the CA that the configuration names.
+    #[arg(long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Partition layout. Default: that of a GPT disk, which `examples` writes as layout.toml.
+    #[arg(long, value_name = "FILE.toml")]
+    layout: Option<PathBuf>,
+    /// Size of the disk, MiB.
+    #[arg(long, default_value_t = DEFAULT_BYTES / 1024 / 1024)]
+    size_mib: u64,
+    /// Logical block size of the disk it is for: 512, or 4096, which only UEFI starts from.
+    #[arg(long, default_value_t = 512, value_name = "BYTES")]
+    sector_bytes: u32,
+    /// Where the disk goes. Default: disk.img, where everything built goes.
+    #[arg(long, value_name = "FILE.img")]
+    out: Option<PathBuf>,
+}
+
+/// Everything a disk is made of.
+pub struct DiskParts<'a> {
+    /// Places of the partitions.
     pub layout: &'a Layout,
     /// Size of the disk, bytes.
     pub disk_bytes: u64,
-    /// Its logical blocks, bytes: 512, or 4096, which only UEFI starts from.
+    /// Logical blocks of the disk, bytes: 512, or 4096, which only UEFI starts from.
     pub block_bytes: u32,
-    /// GRUB.
-    pub grub: &'a Images,
+    /// GRUB's images and scripts.
+    pub grub: &'a GrubImages,
     /// Recovery kernel and initramfs.
-    pub recovery: &'a Recovery,
+    pub recovery: &'a RecoveryFiles,
     /// `reflash.toml` of the recovery partition.
     pub config: String,
     /// Public keys for the recovery partition.
@@ -43,12 +71,6 @@ pub struct Parts<'a> {
     pub files: Vec<PathBuf>,
     /// Variables of the first boot environment.
     pub environment: Vec<(&'a str, &'a str)>,
-}
-
-/// The environment of a disk whose system partition is still empty: no tries, so GRUB goes to recovery.
-#[must_use]
-pub fn environment_without_system() -> Vec<(&'static str, &'static str)> {
-    vec![(names::TRIES, "0"), (names::MAX_TRIES, "3"), (names::BOOT_OK, "0")]
 }
 
 /// Reads a layout file.
@@ -60,17 +82,44 @@ pub fn read_layout(path: &Path) -> Result<Layout> {
     toml::from_str(&text).with_context(|| format!("read {}", path.display()))
 }
 
+/// Assembles a disk as the command line says, with GRUB and the recovery.
+///
+/// # Errors
+/// When a file cannot be read, or a part cannot be built.
+pub fn run(args: DiskArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    ensure_installed(&[Need::Disk], assume_yes)?;
+    let layout = match &args.layout {
+        Some(path) => read_layout(path)?,
+        None => toml::from_str(embedded::LAYOUT).context("read the layout of a GPT disk")?,
+    };
+    let config = fs::read_to_string(&args.config).with_context(|| format!("read {}", args.config.display()))?;
+    let size = args.size_mib.checked_mul(1024 * 1024);
+    let parts = DiskParts {
+        layout: &layout,
+        disk_bytes: size.with_context(|| format!("--size-mib {}: no disk is that large", args.size_mib))?,
+        block_bytes: args.sector_bytes,
+        grub: &grub::build(paths, assume_yes)?,
+        recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
+        config,
+        keys: args.keys,
+        files: args.files,
+        environment: environment_without_system(),
+    };
+    build(paths, &parts, &args.out.unwrap_or_else(|| paths.dist().join("disk.img")), assume_yes)
+}
+
 /// Assembles the disk at `out`, sparse.
 ///
 /// # Errors
 /// When the layout does not fit, or a tool fails.
-pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> Result<()> {
+pub fn build(paths: &Paths, parts: &DiskParts<'_>, out: &Path, assume_yes: bool) -> Result<()> {
     ensure_installed(&[Need::Disk], assume_yes)?;
     let placed = parts.layout.place(parts.disk_bytes)?;
     step("assemble the disk", || {
         let new = out.with_added_extension("new");
-        let scratch = tempfile::Builder::new().prefix("disk").tempdir_in(work(paths)?)?;
-        write_frame(&new, parts, &placed)?;
+        let scratch = paths.scratch("disk")?;
+        create_parent(out)?;
+        write_skeleton(&new, parts, &placed)?;
         let mut disk = File::options().read(true).write(true).open(&new)?;
         for partition in &placed {
             let image = scratch.path().join(&partition.partition.name);
@@ -95,27 +144,21 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
     Ok(())
 }
 
-fn work(paths: &Paths) -> Result<PathBuf> {
-    let work = paths.work();
-    fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-    Ok(work)
-}
-
-/// Scheme and boot code, by the code that provisions robots.
-fn write_frame(path: &Path, parts: &Parts<'_>, placed: &[Placed]) -> Result<()> {
+/// Writes partition table and boot code, by the code that provisions robots.
+fn write_skeleton(path: &Path, parts: &DiskParts<'_>, placed: &[Placed]) -> Result<()> {
     let (table, disk_bytes) = (parts.layout.table, parts.disk_bytes);
     let core = if table == Scheme::Mbr { &parts.grub.core_mbr } else { &parts.grub.core };
     let geometry = DiskGeometry { table, placed, disk_bytes, block_bytes: parts.block_bytes };
-    let frame = DiskSkeleton::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
-    let mut file = File::create(path)?;
-    file.set_len(disk_bytes)?;
-    frame.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))
+    let skeleton = DiskSkeleton::new(geometry, &fs::read(&parts.grub.boot)?, &fs::read(core)?)?;
+    let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    file.set_len(disk_bytes).with_context(|| format!("make {} {disk_bytes} bytes long", path.display()))?;
+    skeleton.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))
 }
 
-fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
+fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
     let slot = Slot::A.folder();
-    // The folder of the other one too: what is read for a slot in use is not changed when another is made.
+    // The folder of the other slot too: made later, it would change the directory that is read for the slot in use.
     for directory in ["grub", "keys", "templates", &slot, &Slot::B.folder()] {
         fs::create_dir_all(tree.join(directory))?;
     }
@@ -135,17 +178,17 @@ fn make_recovery(paths: &Paths, parts: &Parts<'_>, size_bytes: u64, scratch: &Pa
         copy(file, &name.to_string_lossy())?;
     }
     fs::write(tree.join("reflash.toml"), &parts.config)?;
-    let templates = scratch.join("kit");
+    let made = scratch.join("templates");
     let needed = [bootstrap::names::STATE, bootstrap::names::DATA];
-    crate::kit::make_templates(paths, parts.grub, &needed, &templates)?;
+    templates::make(paths, parts.grub, &needed, &made)?;
     for name in needed {
-        copy(&templates.join(name), name)?;
+        copy(&made.join(name), name)?;
     }
     filesystem::ext4("recovery", size_bytes, Some(&tree), &[], image)
 }
 
 /// The files of a slot of the recovery partition, by the names that they have there.
-fn slot_files<'a>(grub: &'a Images, recovery: &'a Recovery) -> [(&'static str, &'a Path); slots::FILES.len()] {
+fn slot_files<'a>(grub: &'a GrubImages, recovery: &'a RecoveryFiles) -> [(&'static str, &'a Path); slots::FILES.len()] {
     slots::FILES.map(|name| match name {
         "grub.cfg" => (name, &*grub.script),
         "vmlinuz" => (name, &*recovery.vmlinuz),
@@ -153,9 +196,9 @@ fn slot_files<'a>(grub: &'a Images, recovery: &'a Recovery) -> [(&'static str, &
     })
 }
 
-/// The same as files of a release, with which robots renew their recovery.
+/// Returns the files of a slot as files of a release, with which robots renew their recovery.
 #[must_use]
-pub fn recovery_files(grub: &Images, recovery: &Recovery) -> Vec<(String, PathBuf)> {
+pub fn recovery_files(grub: &GrubImages, recovery: &RecoveryFiles) -> Vec<(String, PathBuf)> {
     let named = |(name, from): (&str, &Path)| (format!("{}/{name}", slots::RELEASE_FOLDER), from.to_owned());
     slot_files(grub, recovery).map(named).into()
 }
@@ -186,7 +229,7 @@ pub fn partition_range(disk: &Path, name: &str) -> Result<std::ops::Range<u64>> 
     Ok(found.first_lba * 512..(found.last_lba + 1) * 512)
 }
 
-/// A partition and its number in the table.
+/// Returns a partition and its number in the table.
 fn partition(disk: &Path, name: &str) -> Result<(u32, gpt::partition::Partition)> {
     let mut table =
         gpt::GptConfig::new().writable(false).open(disk).with_context(|| format!("open {}", disk.display()))?;
@@ -219,7 +262,7 @@ pub fn change_environment(disk: &Path, changes: &[(&str, &str)]) -> Result<()> {
     write_environment(disk, &env.encode()?)
 }
 
-/// Overwrites the block of the boot environment where it lies: what a disk or a foreign program might do.
+/// Overwrites the block of the boot environment in place, as a failing disk or a foreign program might.
 ///
 /// # Errors
 /// When there is no such file.
@@ -228,7 +271,7 @@ pub fn write_environment(disk: &Path, block: &[u8; reflash::boot::grubenv::SIZE_
     Ok(File::options().write(true).open(disk)?.write_all_at(block, offset)?)
 }
 
-/// Where the first block of a file lies on a disk, bytes.
+/// Returns where the first block of a file lies on a disk, bytes.
 ///
 /// # Errors
 /// When there is no such partition or file.

@@ -5,20 +5,27 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use reflash::boot::grubenv::GrubEnv;
+use reflash::boot::grubenv::{GrubEnv, names};
 use reflash::record::blackbox;
 
-use crate::grub::Images;
+use crate::grub::GrubImages;
 use crate::step::run;
 
 /// Time of everything in them, seconds since 1970: the same inputs give the same bytes.
 const TIME: &str = "1700000000";
 
-/// An EFI system partition with GRUB on the path that firmware falls back to, for logical blocks of `block_bytes`.
+/// Returns the boot environment of a disk whose system partition is still empty: no tries, so GRUB goes to recovery.
+#[must_use]
+pub fn environment_without_system() -> Vec<(&'static str, &'static str)> {
+    vec![(names::TRIES, "0"), (names::MAX_TRIES, "3"), (names::BOOT_OK, "0")]
+}
+
+/// Makes an EFI system partition with GRUB on the path that firmware falls back to, for logical blocks of
+/// `block_bytes`.
 ///
 /// # Errors
 /// When a tool is missing or fails.
-pub fn esp(grub: &Images, size_bytes: u64, block_bytes: u64, image: &Path) -> Result<()> {
+pub fn esp(grub: &GrubImages, size_bytes: u64, block_bytes: u64, image: &Path) -> Result<()> {
     File::create(image)?.set_len(size_bytes)?;
     // FAT32 has at least 65525 clusters: with blocks of 4096 bytes a quarter of a GiB.
     let kind: &[&str] = if block_bytes == 512 { &["-F", "32"] } else { &["-F", "16", "-s", "1"] };
@@ -34,7 +41,7 @@ pub fn esp(grub: &Images, size_bytes: u64, block_bytes: u64, image: &Path) -> Re
     run("mcopy", tool("mcopy").arg(&grub.efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
 }
 
-/// A state partition with this boot environment and an empty black box.
+/// Makes a state partition with this boot environment and an empty black box.
 ///
 /// # Errors
 /// When the variables do not fit, or a tool fails.
@@ -47,14 +54,14 @@ pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more
     }
     fs::write(tree.join("grubenv"), env.encode()?)?;
     // Not zeros, which mke2fs would leave out: the black box must have its blocks before the partition is full.
-    fs::write(tree.join("blackbox"), vec![0xff; blackbox::SIZE_BYTES as usize])?;
+    fs::write(tree.join("blackbox"), vec![0xff; usize::try_from(blackbox::SIZE_BYTES)?])?;
     ext4("state", size_bytes, Some(&tree), more, image)
 }
 
-/// An ext4 file system with the content of `tree`; `more` are arguments for mke2fs.
+/// Makes an ext4 file system with the content of `tree`; `more` are arguments for mke2fs.
 ///
-/// GRUB 2.06 reads and writes ext4 with its usual features, but not a file whose content lies in its inode. With the seed
-/// of its checksums stored a file system can be given another UUID. Blocks of 4096 bytes suit every disk.
+/// GRUB 2.06 reads and writes ext4 with its usual features, but not a file whose content lies in its inode. With the
+/// seed of its checksums stored a file system can be given another UUID. Blocks of 4096 bytes suit every disk.
 ///
 /// # Errors
 /// When mke2fs is missing or fails.

@@ -1,4 +1,4 @@
-//! GRUB's images, made with grub-mkimage: `cargo xtask grub`.
+//! GRUB's images, made with grub-mkimage.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -6,27 +6,29 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::host::{Need, ensure_installed};
-use crate::paths::Paths;
+use crate::embedded;
+use crate::host_packages::{Need, ensure_installed};
+use crate::paths::{Paths, create_dir};
 use crate::step::{produced, run, step};
 
 /// Where GRUB finds its loader of boot scripts, relative to the disk it was loaded from: the recovery partition.
 const PREFIX: &str = "(,gpt4)/grub";
-/// The same on MBR disks.
+/// Prefix on MBR disks, whose recovery partition has another number.
 const PREFIX_MBR: &str = "(,msdos2)/grub";
 
-/// Everything the scripts in `grub/` use, and what a person needs at GRUB's prompt. Nothing is loaded from a disk later.
+/// Modules of everything that the scripts in `grub/` use, and of what a person needs at GRUB's prompt. No module is
+/// loaded from a disk later.
 const MODULES: &str = "part_gpt part_msdos ext2 fat search search_label search_fs_uuid search_fs_file normal configfile \
     echo test loadenv serial terminal linux minicmd reboot halt sleep cat ls probe regexp smbios true all_video boot";
 
-/// The images of `target/dist/grub/`.
+/// GRUB's images and scripts, by their paths.
 #[derive(Debug, Clone)]
-pub struct Images {
+pub struct GrubImages {
     /// First sector for BIOS machines; patched when it is installed.
     pub boot: PathBuf,
-    /// What it loads, from the BIOS boot partition.
+    /// Core image that the first sector loads, from the BIOS boot partition.
     pub core: PathBuf,
-    /// The same for MBR disks, whose recovery partition has another number.
+    /// Core image for MBR disks, whose recovery partition has another number.
     pub core_mbr: PathBuf,
     /// The whole of GRUB for UEFI machines.
     pub efi: PathBuf,
@@ -40,18 +42,18 @@ pub struct Images {
 ///
 /// # Errors
 /// When GRUB's tools are missing or fail.
-pub fn build(paths: &Paths, assume_yes: bool) -> Result<Images> {
-    build_in(&paths.dist().join("grub"), paths, assume_yes)
+pub fn build(paths: &Paths, assume_yes: bool) -> Result<GrubImages> {
+    build_in(&paths.dist().join("grub"), assume_yes)
 }
 
-/// The same in another directory.
+/// Makes the images in the directory `dist`.
 ///
 /// # Errors
-/// As [`build`].
-pub fn build_in(dist: &Path, paths: &Paths, assume_yes: bool) -> Result<Images> {
+/// When GRUB's tools are missing or fail.
+pub fn build_in(dist: &Path, assume_yes: bool) -> Result<GrubImages> {
     ensure_installed(&[Need::Disk], assume_yes)?;
-    std::fs::create_dir_all(dist)?;
-    let images = Images {
+    create_dir(dist)?;
+    let images = GrubImages {
         boot: dist.join("boot.img"),
         core: dist.join("core.img"),
         core_mbr: dist.join("core-mbr.img"),
@@ -60,11 +62,8 @@ pub fn build_in(dist: &Path, paths: &Paths, assume_yes: bool) -> Result<Images> 
         script: dist.join("slot.cfg"),
     };
     step("make GRUB's images", || {
-        for (name, to) in [("grub.cfg", &images.loader), ("slot.cfg", &images.script)] {
-            let source = paths.root.join("grub").join(name);
-            run("grub-script-check", Command::new("grub-script-check").arg(&source))?;
-            std::fs::copy(&source, to).with_context(|| format!("copy {}", source.display()))?;
-        }
+        write_script(embedded::GRUB_LOADER, &images.loader)?;
+        write_script(embedded::GRUB_SLOT_SCRIPT, &images.script)?;
         std::fs::copy("/usr/lib/grub/i386-pc/boot.img", &images.boot).context("copy GRUB's boot.img")?;
         grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX], &images.core)?;
         grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX_MBR], &images.core_mbr)?;
@@ -74,7 +73,17 @@ pub fn build_in(dist: &Path, paths: &Paths, assume_yes: bool) -> Result<Images> 
     Ok(images)
 }
 
-/// A GRUB whose first commands are those of the file `config`, for media that have no fixed place.
+/// Writes a script, checked by GRUB's own parser.
+///
+/// # Errors
+/// When the script cannot be written, or is none that GRUB reads.
+pub fn write_script(text: &str, to: &Path) -> Result<()> {
+    std::fs::write(to, text).with_context(|| format!("write {}", to.display()))?;
+    run("grub-script-check", Command::new("grub-script-check").arg(to))
+}
+
+/// Makes a GRUB whose first commands are those of the file `config`, for media that have no fixed place on a
+/// disk.
 ///
 /// # Errors
 /// When GRUB's tools are missing or fail.
@@ -101,11 +110,11 @@ pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
     ask(image, "cat", path)
 }
 
-/// Where GRUB would read it from: ranges of bytes of the image, in the order of the file; `None` when it would find none,
-/// or an empty file.
+/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means that
+/// GRUB finds no such file, or an empty one.
 ///
 /// # Errors
-/// When that code crashes, or says what is no list of blocks.
+/// When that code crashes, or prints something else than a list of blocks.
 pub fn file_ranges(image: &Path, path: &str) -> Result<Option<Vec<Range<u64>>>> {
     let Some(list) = ask(image, "blocklist", path)? else { return Ok(None) };
     let list = String::from_utf8_lossy(&list);
@@ -113,7 +122,7 @@ pub fn file_ranges(image: &Path, path: &str) -> Result<Option<Vec<Range<u64>>>> 
         parse_extent(part).with_context(|| format!("GRUB says that {path} is at {list:?}, which is no list of blocks"))
     });
     let ranges: Vec<_> = ranges.collect::<Result<_>>()?;
-    // It says nothing of what it does not find, and calls that a success.
+    // grub-fstest prints nothing for a file that it does not find, and ends with success.
     Ok(Some(ranges).filter(|ranges| !ranges.is_empty()))
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: a recipe becomes the image of a system partition.
+//! A recipe becomes the image of a system partition.
 //!
 //! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
 //! bootstrapped tree is kept, since it takes longest and changes least; so is the OSTree repository.
@@ -10,7 +10,6 @@ pub mod ext4;
 mod files;
 mod fragment;
 mod initramfs;
-pub mod mirror;
 mod normal;
 mod ostree;
 mod removal;
@@ -25,16 +24,43 @@ use serde::{Deserialize, Serialize};
 
 use self::ostree::Repository;
 use self::stamp::Key;
-use crate::host::{self, Need};
+use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
-use crate::paths::Paths;
+use crate::paths::{Paths, create_parent};
 use crate::recipe::Recipe;
-use crate::step;
+use crate::{agent, embedded, notices, step};
+
+/// Options of `image`.
+#[derive(Debug, clap::Args)]
+pub struct ImageArgs {
+    /// The recipe; `examples` writes a commented one.
+    recipe: PathBuf,
+    /// Where the image goes; a description is put beside it, with the extension json. Default: system.img, where
+    /// everything built goes.
+    #[arg(long, value_name = "FILE.img")]
+    out: Option<PathBuf>,
+    /// The image of the release before: what did not change stays on its blocks, so that a robot need not fetch it.
+    #[arg(long, value_name = "FILE.img")]
+    previous: Option<PathBuf>,
+    /// Build everything again, also what has not changed.
+    #[arg(long)]
+    fresh: bool,
+}
+
+/// Builds an image as the command line says.
+///
+/// # Errors
+/// The first step that fails, with the output of its tool.
+pub fn run(args: &ImageArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let options = ImageOptions { previous: args.previous.as_deref(), fresh: args.fresh, assume_yes };
+    let out = args.out.clone().unwrap_or_else(|| paths.dist().join("system.img"));
+    build(paths, &args.recipe, &out, &options).map(drop)
+}
 
 /// Options of building an image.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options<'a> {
-    /// The image of the release before: what did not change stays where it is there.
+pub struct ImageOptions<'a> {
+    /// Image of the release before: what did not change stays where it is there.
     pub previous: Option<&'a Path>,
     /// Whether everything is built again, down to the packages.
     pub fresh: bool,
@@ -61,7 +87,7 @@ pub struct Description {
     pub timestamp: u64,
     /// Way in which its blocks were laid out.
     #[serde(default)]
-    pub layout: Layout,
+    pub layout: LayoutOrigin,
     /// Digest of everything the image was made from: what has not changed is not built again.
     pub inputs: String,
 }
@@ -69,8 +95,8 @@ pub struct Description {
 /// Way in which the blocks of an image were laid out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "way", rename_all = "lowercase")]
-pub enum Layout {
-    /// Without an image before.
+pub enum LayoutOrigin {
+    /// Laid out without an image before.
     #[default]
     First,
     /// Unchanged content lies where it was in the previous image.
@@ -80,7 +106,7 @@ pub enum Layout {
         /// Bytes of the 4 KiB blocks that are not what they are in the image before.
         changed_bytes: u64,
     },
-    /// From scratch, although an image before was given.
+    /// Laid out from scratch, although an image before was given.
     Fresh {
         /// BLAKE3 digest of the image before.
         previous: String,
@@ -101,7 +127,7 @@ impl Description {
     /// Reads the description beside an image.
     ///
     /// # Errors
-    /// There is none, or it is none.
+    /// When there is none, or the file beside the image is no description.
     pub fn beside(image: &Path) -> Result<Self> {
         let path = Self::path(image);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -119,20 +145,18 @@ impl Description {
 ///
 /// # Errors
 /// The first step that fails, with the output of its tool.
-pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) -> Result<Description> {
+pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_>) -> Result<Description> {
     let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
     let recipe = Recipe::load(recipe)?;
     let mut needs = vec![Need::Image];
     needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
-    host::ensure_installed(&needs, options.assume_yes)?;
-    ensure!(host::is_root(), "an image is built as root: its files belong to many users; run this with sudo");
-    let agent = crate::agent::build(paths, options.assume_yes)?;
-    let notices = crate::notices::text(paths)?;
+    host_packages::ensure_installed(&needs, options.assume_yes)?;
+    ensure!(host_packages::is_root(), "an image is built as root: its files belong to many users; run this with sudo");
+    let agent = agent::obtain(paths, options.assume_yes)?;
+    let notices = notices::of_agent(paths)?;
     let work = paths.work().join("image").join(&recipe.name);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-    if let Some(parent) = out.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    }
+    create_parent(out)?;
     let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
     let _lock = lock(&work)?;
     let bootstrapped = bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?;
@@ -162,7 +186,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &Options<'_>) ->
     removal::remove_file(&Description::path(out))?;
     let description = build.run(&bootstrapped.tarball, key, out)?;
     description.write_beside(out)?;
-    step::produced(&format!("{name}, {:.1} MiB", description.image_bytes as f64 / 1_048_576.0), out);
+    step::produced(&format!("{name}, {}", step::mib(description.image_bytes)), out);
     step::produced("description", &Description::path(out));
     Ok(description)
 }
@@ -188,19 +212,19 @@ impl<'a> Previous<'a> {
         Ok(Self { path, digest: hasher.finalize().to_hex().to_string() })
     }
 
-    /// What became of it.
-    fn layout(&self, image: &Path, fresh_because: Option<String>) -> Result<Layout> {
+    /// Reports and returns what became of the previous image's layout.
+    fn layout(&self, image: &Path, fresh_because: Option<String>) -> Result<LayoutOrigin> {
         let changed_bytes = compare::changed_bytes(self.path, image)?;
-        let mib = changed_bytes as f64 / 1_048_576.0;
+        let mib = step::mib(changed_bytes);
         let previous = self.digest.clone();
         Ok(match fresh_because {
             None => {
-                eprintln!("  what did not change is where it was: {mib:.1} MiB differ from the previous image");
-                Layout::Kept { previous, changed_bytes }
+                eprintln!("  what did not change is where it was: {mib} differ from the previous image");
+                LayoutOrigin::Kept { previous, changed_bytes }
             }
             Some(because) => {
-                eprintln!("  laid out from scratch: {because}; {mib:.1} MiB differ from the previous image");
-                Layout::Fresh { previous, because, changed_bytes }
+                eprintln!("  laid out from scratch: {because}; {mib} differ from the previous image");
+                LayoutOrigin::Fresh { previous, because, changed_bytes }
             }
         })
     }
@@ -217,8 +241,8 @@ fn lock(work: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// A fixed date makes the image reproducible. Who gives one to every tool wins over the recipe; without either, the
-/// state of the package archive decides.
+/// Returns the date that makes the image reproducible. `SOURCE_DATE_EPOCH`, which is for every tool, wins over the
+/// recipe; without either, the state of the package archive decides.
 fn timestamp(recipe: &Recipe, archive_time: u64) -> Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")),
@@ -229,7 +253,7 @@ fn timestamp(recipe: &Recipe, archive_time: u64) -> Result<u64> {
 struct Build<'a> {
     paths: &'a Paths,
     recipe: &'a Recipe,
-    /// Where the recipe lies; its sources are relative to it.
+    /// Directory of the recipe, to which its sources are relative.
     directory: &'a Path,
     agent: &'a Path,
     /// Of the software in the agent.
@@ -240,7 +264,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// Of everything that the image is made from, this program's own way of making it included.
+    /// Key of everything that the image is made from, this program's own way of making it included.
     fn key(&self, bootstrap: &str, tarball: &Path) -> Result<String> {
         let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
         let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -250,10 +274,12 @@ impl Build<'_> {
             include_str!("image/ext4/attributes.rs"),
             include_str!("image/ext4/bytes.rs"),
             include_str!("image/ext4/content.rs"),
+            include_str!("image/ext4/digest.rs"),
             include_str!("image/ext4/directory.rs"),
             include_str!("image/ext4/extents.rs"),
             include_str!("image/ext4/geometry.rs"),
             include_str!("image/ext4/place.rs"),
+            include_str!("image/ext4/placed.rs"),
             include_str!("image/ext4/read.rs"),
             include_str!("image/ext4/space.rs"),
             include_str!("image/ext4/tree.rs"),
@@ -264,10 +290,6 @@ impl Build<'_> {
             include_str!("image/normal.rs"),
             include_str!("image/ostree.rs"),
             include_str!("image/tree.rs"),
-            include_str!("image/units/reflash-good.service"),
-            include_str!("image/units/reflash-report.service"),
-            include_str!("image/units/reflash-ssh-keys.service"),
-            include_str!("image/units/watchdog.conf"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),
             include_str!("initramfs/modules.rs"),
@@ -280,8 +302,16 @@ impl Build<'_> {
             .with(self.timestamp.to_le_bytes())
             .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
             .with_file(self.agent)?
-            .with(self.notices)
-            .with_file(&self.paths.root.join("initramfs/modules.toml"))?;
+            .with(self.notices);
+        for own in [
+            embedded::MODULES,
+            embedded::WATCHDOG_SETTINGS,
+            embedded::GOOD_UNIT,
+            embedded::REPORT_UNIT,
+            embedded::SSH_KEYS_UNIT,
+        ] {
+            key = key.with(own);
+        }
         for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {
             key = key.with_file(&self.directory.join(source))?;
         }
@@ -317,7 +347,7 @@ impl Build<'_> {
         })?;
         let layout = match self.previous {
             Some(previous) => previous.layout(out, built.fresh_because)?,
-            None => Layout::First,
+            None => LayoutOrigin::First,
         };
         ostree::remove_sysroot(&sysroot)?;
         removal::remove_tree(&tree)?;
@@ -343,14 +373,14 @@ impl Build<'_> {
             fs::rename(&image, &vmlinuz).with_context(|| format!("move {}", image.display()))?;
         }
         let kernel = Kernel { release: release.clone(), vmlinuz, modules: modules.clone() };
-        initramfs::build(self.paths, self.agent, &kernel, tree, &modules.join("initramfs.img"))?;
+        initramfs::build(self.agent, &kernel, tree, &modules.join("initramfs.img"))?;
         Ok(release)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, Layout, Previous};
+    use super::{Description, LayoutOrigin, Previous};
     use std::path::Path;
 
     #[test]
@@ -372,8 +402,8 @@ mod tests {
     fn a_description_without_a_layout_is_one_of_a_first_image() {
         let text = r#"{"name":"a","version":"1","ostree_commit":"b","ostree_ref":"c","image_bytes":1,"kernel":"d",
             "timestamp":1,"inputs":"e"}"#;
-        assert_eq!(serde_json::from_str::<Description>(text).unwrap().layout, Layout::First);
-        let kept = Layout::Kept { previous: "ab".into(), changed_bytes: 4096 };
+        assert_eq!(serde_json::from_str::<Description>(text).unwrap().layout, LayoutOrigin::First);
+        let kept = LayoutOrigin::Kept { previous: "ab".into(), changed_bytes: 4096 };
         let text = serde_json::to_string(&kept).unwrap();
         assert_eq!(text, r#"{"way":"kept","previous":"ab","changed_bytes":4096}"#);
     }
@@ -391,7 +421,7 @@ mod tests {
             image_bytes: 7,
             kernel: "6.1".into(),
             timestamp: 1,
-            layout: Layout::Kept { previous: "ef".into(), changed_bytes: 3 },
+            layout: LayoutOrigin::Kept { previous: "ef".into(), changed_bytes: 3 },
             inputs: "cd".into(),
         };
         description.write_beside(&image).unwrap();

@@ -1,21 +1,23 @@
-//! `cargo xtask initramfs`, and the archive builder that the system's own initramfs uses too.
+//! The recovery initramfs, and the archive builder that the system's own initramfs uses too.
 
 pub mod archive;
 mod modules;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
-use crate::host::{Need, ensure_installed};
+use crate::agent;
+use crate::embedded;
+use crate::host_packages::{Need, ensure_installed};
 use crate::kernel::{self, Kernel};
 use crate::notices;
-use crate::paths::Paths;
-use crate::step::{produced, step, unchanged};
+use crate::paths::{Paths, create_dir};
+use crate::step::{mib, produced, step, unchanged};
 
-pub use archive::Entry;
+pub use archive::ArchiveEntry;
 pub use modules::Missing;
 
 /// Kernel and initramfs together: what a small recovery partition holds twice, and a slow link once.
@@ -24,9 +26,17 @@ const MAX_BYTES: u64 = 24 * 1024 * 1024;
 /// zstd at its best: the archive is built once and read by every boot.
 const LEVEL: i32 = 19;
 
-/// What goes into an initramfs.
-pub struct Content<'a> {
-    /// Which job PID 1 has: `recovery` or `system`.
+/// Options of `initramfs`.
+#[derive(Debug, clap::Args)]
+pub struct InitramfsArgs {
+    /// Public keys to build in, for machines started without a recovery partition.
+    #[arg(long = "key", value_name = "FILE.pub")]
+    pub keys: Vec<PathBuf>,
+}
+
+/// Content of an initramfs.
+pub struct InitramfsContent<'a> {
+    /// Job that PID 1 has: `recovery` or `system`.
     pub role: &'a str,
     /// The static binary that becomes `/init`.
     pub init: &'a Path,
@@ -34,10 +44,10 @@ pub struct Content<'a> {
     pub kernel: &'a Kernel,
     /// Modules by name; dependencies come along.
     pub modules: Vec<String>,
-    /// What a module means that the kernel does not have.
+    /// Meaning of a module that the kernel does not have.
     pub missing: Missing,
     /// Further files, with their absolute paths.
-    pub files: Vec<Entry>,
+    pub files: Vec<ArchiveEntry>,
 }
 
 /// The module groups of `initramfs/modules.toml`.
@@ -47,20 +57,20 @@ struct ModuleList {
     groups: BTreeMap<String, Vec<String>>,
 }
 
-/// Names of all modules in `initramfs/modules.toml`.
+/// Returns the names of all modules in `initramfs/modules.toml`.
 ///
 /// # Errors
 /// When the file is not what it should be.
-pub fn declared_modules(paths: &Paths) -> Result<Vec<String>> {
-    Ok(module_list(paths)?.groups.into_values().flatten().collect())
+pub fn declared_modules() -> Result<Vec<String>> {
+    Ok(module_list()?.groups.into_values().flatten().collect())
 }
 
-/// Names of the modules of some groups in `initramfs/modules.toml`.
+/// Returns the names of the modules of some groups in `initramfs/modules.toml`.
 ///
 /// # Errors
 /// When the file is not what it should be, or has no such group.
-pub fn modules_of_groups(paths: &Paths, groups: &[&str]) -> Result<Vec<String>> {
-    let mut list = module_list(paths)?;
+pub fn modules_of_groups(groups: &[&str]) -> Result<Vec<String>> {
+    let mut list = module_list()?;
     let mut names = Vec::new();
     for group in groups {
         let found = list.groups.remove(*group);
@@ -69,24 +79,23 @@ pub fn modules_of_groups(paths: &Paths, groups: &[&str]) -> Result<Vec<String>> 
     Ok(names)
 }
 
-fn module_list(paths: &Paths) -> Result<ModuleList> {
-    let path = paths.root.join("initramfs/modules.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("read {}", path.display()))
+fn module_list() -> Result<ModuleList> {
+    toml::from_str(embedded::MODULES).context("read initramfs/modules.toml")
 }
 
-/// Writes the compressed archives to `out`. The same content gives the same bytes. One archive for the modules, which change
-/// with the kernel only, one for programs, one for the agent: compressed as a whole, 5 MiB of a system's image would be new
-/// bytes whenever a library or the agent changes.
+/// Writes the compressed archives to `out`. The same content gives the same bytes.
+///
+/// There is one archive for the modules, which change with the kernel only, one for programs, and one for the agent:
+/// compressed as a whole, 5 MiB of a system's image would be new bytes whenever a library or the agent changes.
 ///
 /// # Errors
 /// When a module is not known or a file cannot be read.
-pub fn build(content: &Content<'_>, out: &Path) -> Result<()> {
-    let mut entries = vec![Entry::file("/init", std::fs::read(content.init).context("read the agent")?, 0o755)];
-    entries.push(Entry::file("/etc/reflash/role", format!("{}\n", content.role).into_bytes(), 0o644));
-    entries.push(Entry::console());
+pub fn build(content: &InitramfsContent<'_>, out: &Path) -> Result<()> {
+    let mut entries = vec![ArchiveEntry::file("/init", std::fs::read(content.init).context("read the agent")?, 0o755)];
+    entries.push(ArchiveEntry::file("/etc/reflash/role", format!("{}\n", content.role).into_bytes(), 0o644));
+    entries.push(ArchiveEntry::console());
     for directory in ["/proc", "/sys", "/dev", "/run", "/etc", "/tmp", "/recovery", "/state", "/sysroot"] {
-        entries.push(Entry::directory(directory));
+        entries.push(ArchiveEntry::directory(directory));
     }
     let modules = modules::entries(content.kernel, &content.modules, content.missing)?;
     let compressed = archive::compressed(vec![modules, content.files.clone(), entries], LEVEL)?;
@@ -95,44 +104,46 @@ pub fn build(content: &Content<'_>, out: &Path) -> Result<()> {
     std::fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
 }
 
-/// What `cargo xtask initramfs` made.
+/// Kernel and initramfs of a recovery.
 #[derive(Debug, Clone)]
-pub struct Recovery {
-    /// The kernel.
+pub struct RecoveryFiles {
+    /// Path of the kernel.
     pub vmlinuz: PathBuf,
-    /// The initramfs.
+    /// Path of the initramfs.
     pub initramfs: PathBuf,
 }
 
-/// Builds the recovery kernel and initramfs around the agent in `target/dist/reflash`, with the public keys of
-/// `keys` built in.
+/// Builds the recovery kernel and initramfs around the agent, with the public keys of `keys` built in.
 ///
 /// # Errors
 /// When a part cannot be built, or both are larger than a recovery partition should need.
-pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Recovery> {
+pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<RecoveryFiles> {
+    // First, so that no package is installed where there is no agent.
+    let agent = agent::obtain(paths, assume_yes)?;
     ensure_installed(&[Need::Initramfs], assume_yes)?;
-    let agent = crate::agent::build(paths, assume_yes)?;
     let kernel = kernel::fetch(paths)?;
     let dist = paths.dist();
-    let made = Recovery { vmlinuz: dist.join("vmlinuz"), initramfs: dist.join("initramfs.img") };
+    create_dir(&dist)?;
+    let made = RecoveryFiles { vmlinuz: dist.join("vmlinuz"), initramfs: dist.join("initramfs.img") };
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let config = embedded::RECOVERY_CONFIG.as_bytes().to_vec();
     let mut files = vec![
-        Entry::file("/etc/reflash/reflash.toml", read(&paths.root.join("initramfs/reflash.toml"))?, 0o644),
-        Entry::file(notices::PATH, notices::text(paths)?.into_bytes(), 0o644),
+        ArchiveEntry::file("/etc/reflash/reflash.toml", config, 0o644),
+        ArchiveEntry::file(notices::PATH, notices::of_agent(paths)?.into_bytes(), 0o644),
     ];
     for key in keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
-        files.push(Entry::file(&format!("/etc/reflash/keys/{name}"), read(key)?, 0o644));
+        files.push(ArchiveEntry::file(&format!("/etc/reflash/keys/{name}"), read(key)?, 0o644));
     }
-    let content = Content {
+    let content = InitramfsContent {
         role: "recovery",
         init: &agent,
         kernel: &kernel,
-        modules: declared_modules(paths)?,
+        modules: declared_modules()?,
         missing: Missing::Refuse,
         files,
     };
-    let inputs = inputs_digest(&content, paths)?;
+    let inputs = inputs_digest(&content)?;
     let stamp = paths.work().join("initramfs.inputs");
     if made.initramfs.is_file()
         && made.vmlinuz.is_file()
@@ -152,14 +163,13 @@ pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Rec
         vmlinuz + initramfs <= MAX_BYTES,
         "kernel ({vmlinuz} bytes) and initramfs ({initramfs} bytes) are larger than {MAX_BYTES} bytes together"
     );
-    let mib = |bytes: u64| bytes as f64 / 1048576.0;
-    produced(&format!("recovery kernel {}, {:.1} MiB", kernel.release, mib(vmlinuz)), &made.vmlinuz);
-    produced(&format!("recovery initramfs, {:.1} MiB", mib(initramfs)), &made.initramfs);
+    produced(&format!("recovery kernel {}, {}", kernel.release, mib(vmlinuz)), &made.vmlinuz);
+    produced(&format!("recovery initramfs, {}", mib(initramfs)), &made.initramfs);
     Ok(made)
 }
 
-/// Digest of everything the archive depends on, to tell whether it must be built again.
-fn inputs_digest(content: &Content<'_>, paths: &Paths) -> Result<String> {
+/// Digest of everything the archive depends on: it decides whether the archive must be built again.
+fn inputs_digest(content: &InitramfsContent<'_>) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for own in
         [include_str!("initramfs.rs"), include_str!("initramfs/archive.rs"), include_str!("initramfs/modules.rs")]
@@ -168,7 +178,7 @@ fn inputs_digest(content: &Content<'_>, paths: &Paths) -> Result<String> {
     }
     hasher.update(&std::fs::read(content.init)?);
     hasher.update(content.kernel.release.as_bytes());
-    hasher.update(&std::fs::read(paths.root.join("initramfs/modules.toml"))?);
+    hasher.update(embedded::MODULES.as_bytes());
     for file in &content.files {
         hasher.update(file.path.as_bytes());
         hasher.update(&file.content);

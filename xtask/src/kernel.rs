@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::image::mirror;
+use crate::mirror;
 use crate::paths::Paths;
 use crate::step::{output, run, step};
 
@@ -20,15 +20,15 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// `uname -r`.
+    /// Release of the kernel, as `uname -r` prints it.
     pub release: String,
-    /// The bootable image.
+    /// Path of the bootable image.
     pub vmlinuz: PathBuf,
-    /// `lib/modules/RELEASE`, with depmod's tables.
+    /// Directory `lib/modules/RELEASE`, with depmod's tables.
     pub modules: PathBuf,
 }
 
-/// The mirror that debootstrap would take for a suite: on a host of another distribution, apt knows none.
+/// Returns the mirror that debootstrap would take for a suite: on a host of another distribution, apt knows none.
 #[must_use]
 pub fn default_mirror(suite: &str) -> Option<String> {
     let script = std::fs::read_to_string(Path::new("/usr/share/debootstrap/scripts").join(suite)).ok()?;
@@ -130,7 +130,7 @@ impl Apt {
             ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
             ("APT::Architecture", "amd64".to_owned()),
             ("APT::Architectures", "amd64".to_owned()),
-            // root writes below the checkout, where the sandbox user of apt may not.
+            // root writes below the work directory, where the sandbox user of apt may not.
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             command.arg("-o").arg(format!("{key}={value}"));

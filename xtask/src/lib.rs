@@ -1,18 +1,26 @@
-//! Builds everything reflash ships, and runs it in virtual machines.
+//! Everything that reflash ships is built here, and run in virtual machines.
+//!
+//! The library is one program with a command per file: `reflash-build`, which `cargo xtask` runs in a checkout.
 
 pub mod agent;
 pub mod bench;
+pub mod bootstrap_files;
+pub mod cli;
 pub mod demo;
 pub mod deny;
 pub mod disk;
+pub mod embedded;
+pub mod examples;
 pub mod filesystem;
 pub mod grub;
-pub mod host;
+pub mod host_packages;
 pub mod image;
 pub mod initramfs;
+pub mod install;
+pub mod invocation;
 pub mod kernel;
-pub mod kit;
 pub mod media;
+pub mod mirror;
 pub mod notices;
 pub mod oldest_rust;
 pub mod paths;
@@ -22,9 +30,10 @@ pub mod recipe;
 pub mod serve;
 pub mod station;
 pub mod step;
+pub mod templates;
 pub mod test;
-pub mod tiny;
-pub mod tools;
+pub mod test_system;
+pub mod test_tools;
 pub mod vm;
 
 pub use reflash_release::{self as release, keygen};

@@ -1,4 +1,4 @@
-//! `cargo xtask media`: a boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
+//! A boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
 //! UEFI: an ISO 9660 file system with GRUB in the boot record of each way.
 //!
 //! | way | how it starts |
@@ -8,56 +8,102 @@
 //! | USB, UEFI | the EFI system partition of the GPT, a FAT image behind the file system |
 //! | optical, UEFI | El Torito's second entry, the same FAT image |
 //!
-//! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the same
-//! bytes, and two media that differ are never mistaken for one another. Labels are for people only.
+//! GRUB and the agent know their medium by its ID, which is a digest of all that is on it: the same inputs give the
+//! same bytes, and two media that differ are never mistaken for one another. Labels are for people only.
 
 pub mod netboot;
+mod parts;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use reflash::machine::config::Layer;
-use reflash::machine::hostname;
+use anyhow::{Context, Result};
 use reflash::machine::media::{self, MediaId};
 use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
-use crate::grub;
-use crate::host::{Need, ensure_installed};
-use crate::initramfs::Recovery;
-use crate::paths::Paths;
+use crate::host_packages::{Need, ensure_installed};
+use crate::initramfs;
+use crate::invocation::program;
+use crate::paths::{Paths, create_parent};
 use crate::release::check;
-use crate::step::{produced, run, step};
+use crate::step::{mib, produced, run as run_tool, step};
+use crate::{embedded, grub};
+
+pub use parts::MediaParts;
+use parts::{check_texts, copy, write};
 
 /// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
 const EPOCH: &str = "315532800";
-/// The same as xorriso wants it, with hundredths.
+/// That time stamp as xorriso wants it, with hundredths.
 const EPOCH_DATE: &str = "1980010100000000";
 
-/// Size of the FAT image, KiB: that of a 2.88 MB floppy disk, which mformat knows how to lay out and all firmware reads.
-/// GRUB needs 1 MB of it.
+/// Size of the FAT image, KiB: that of a 2.88 MB floppy disk, which mformat knows how to lay out and all firmware
+/// reads. GRUB needs 1 MB of it.
 const ESP_KIB: u32 = 2880;
 
 /// GRUB's file systems on a medium, in addition to those of a disk.
 const MODULES: &str = "iso9660 chain";
 
-/// What a medium is made of.
-pub struct Parts<'a> {
-    /// Recovery kernel and initramfs.
-    pub recovery: &'a Recovery,
-    /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
-    pub config: Option<String>,
-    /// Public keys, for both.
-    pub keys: &'a [PathBuf],
-    /// Names of machines, as [`hostname::asset`] reads them.
-    pub assets: Option<String>,
-    /// A release tree and the channel to take from it, for provisioning without a network.
-    pub release: Option<(&'a Path, &'a str)>,
-    /// Disks that are not blank may be erased without a person: any, or the one with this serial number.
-    pub arm: Option<&'a str>,
-    /// Seconds until the menu starts its first entry by itself; `None` waits for ever.
-    pub timeout_s: Option<u32>,
+/// Options of `media`.
+#[derive(Debug, clap::Args)]
+pub struct MediaArgs {
+    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a stick with: dd if=FILE
+    /// of=/dev/sdX bs=4M conv=fsync
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Configuration, for the medium and the recovery partition it makes.
+    #[arg(long, value_name = "reflash.toml")]
+    config: Option<PathBuf>,
+    /// Public keys to trust; repeat for several.
+    #[arg(long = "key", value_name = "FILE.pub", required = true)]
+    keys: Vec<PathBuf>,
+    /// Put this release tree on the medium: machines are then provisioned without a network.
+    #[arg(long, value_name = "DIR")]
+    release: Option<PathBuf>,
+    /// Channel to take from it.
+    #[arg(long, default_value = "stable", requires = "release")]
+    channel: String,
+    /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
+    #[arg(long, value_name = "FILE.txt")]
+    assets: Option<PathBuf>,
+    /// Let the medium erase disks that are not blank, without asking a person: any, or only the one with this serial
+    /// number.
+    #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
+    arm: Option<String>,
+    /// Seconds until the first entry of the menu starts by itself.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    timeout_s: u32,
+    /// Write the files for network boot (PXE, iPXE) into this directory, instead of a medium.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "release", "timeout_s", "wait"])]
+    netboot: Option<PathBuf>,
+    /// Start nothing by itself: wait in the menu for a person.
+    #[arg(long, conflicts_with = "timeout_s")]
+    wait: bool,
+}
+
+/// Makes a medium, or the files for network boot, as the command line says.
+///
+/// # Errors
+/// When a file cannot be read, or a part cannot be built.
+pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let parts = MediaParts {
+        recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
+        config: args.config.as_ref().map(read).transpose()?,
+        keys: &args.keys,
+        assets: args.assets.as_ref().map(read).transpose()?,
+        release: args.release.as_deref().map(|release| (release, args.channel.as_str())),
+        arm: args.arm.as_deref(),
+        timeout_s: (!args.wait).then_some(args.timeout_s),
+    };
+    match &args.netboot {
+        Some(out) => netboot::build(&parts, out),
+        None => {
+            let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
+            build(paths, &parts, &out, assume_yes).map(drop)
+        }
+    }
 }
 
 /// Writes the medium to `out`.
@@ -65,14 +111,14 @@ pub struct Parts<'a> {
 /// # Errors
 /// When a part is missing or wrong in itself (a configuration that cannot be read, a release that the medium's keys
 /// refuse), or a tool fails.
-pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> Result<MediaId> {
+pub fn build(paths: &Paths, parts: &MediaParts<'_>, out: &Path, assume_yes: bool) -> Result<MediaId> {
     ensure_installed(&[Need::Disk, Need::Media], assume_yes)?;
     check_texts(parts)?;
-    fs::create_dir_all(paths.work())?;
-    let scratch = tempfile::Builder::new().prefix("media").tempdir_in(paths.work())?;
+    create_parent(out)?;
+    let scratch = paths.scratch("media")?;
     let tree = scratch.path().join("tree");
     let id = step("assemble the boot medium", || {
-        collect(paths, parts, &tree)?;
+        collect(parts, &tree)?;
         let id = MediaId::new(digest_of(&tree, parts)?);
         write(&tree.join("boot/grub/medium.cfg"), settings(&id, parts))?;
         write(&tree.join(id.marker()), format!("{id}\n"))?;
@@ -90,37 +136,20 @@ pub fn build(paths: &Paths, parts: &Parts<'_>, out: &Path, assume_yes: bool) -> 
         make_iso(&id, &esp, &tree, out)?;
         Ok(id)
     })?;
-    let mib = out.metadata()?.len() as f64 / 1048576.0;
-    produced(&format!("boot medium {id}, {mib:.1} MiB"), out);
+    let size = out.metadata().with_context(|| format!("read the size of {}", out.display()))?.len();
+    produced(&format!("boot medium {id}, {}", mib(size)), out);
     Ok(id)
 }
 
-/// What a machine would stumble over is found out here.
-fn check_texts(parts: &Parts<'_>) -> Result<()> {
-    if let Some(config) = &parts.config {
-        Layer::parse("the configuration", config)?;
-    }
-    if let Some(assets) = &parts.assets {
-        hostname::asset(assets, |_| None)?;
-    }
-    if let Some(arm) = parts.arm {
-        let plain = arm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        ensure!(plain && !arm.is_empty(), "--arm {arm:?}: a serial number has letters, digits, '-', '_' and '.'");
-    }
-    Ok(())
-}
-
 /// Puts everything but GRUB's own files below `tree`.
-fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
+fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
     let own = tree.join(media::DIRECTORY);
     for directory in [tree.join("boot/grub"), own.join("keys")] {
         fs::create_dir_all(directory)?;
     }
     copy(&parts.recovery.vmlinuz, &tree.join("boot/vmlinuz"))?;
     copy(&parts.recovery.initramfs, &tree.join("boot/initramfs.img"))?;
-    let menu = paths.root.join("grub/media.cfg");
-    run("grub-script-check-media", Command::new("grub-script-check").arg(&menu))?;
-    copy(&menu, &tree.join("boot/grub/grub.cfg"))?;
+    grub::write_script(embedded::GRUB_MEDIA_MENU, &tree.join("boot/grub/grub.cfg"))?;
     let mut keys = TrustedKeys::default();
     for key in parts.keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
@@ -144,7 +173,7 @@ fn collect(paths: &Paths, parts: &Parts<'_>, tree: &Path) -> Result<()> {
 fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
     let manifest = check::check(from, channel, keys).with_context(|| {
         let from = from.display();
-        format!("check the release of channel {channel} in {from} for the medium; cargo xtask release makes one")
+        format!("check the release of channel {channel} in {from} for the medium; `{} release` makes one", program())
     })?;
     let path = manifest_path(channel);
     let signature = format!("{path}.minisig");
@@ -158,7 +187,7 @@ fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Re
 }
 
 /// Digest of all that makes this medium what it is.
-fn digest_of(tree: &Path, parts: &Parts<'_>) -> Result<[u8; 16]> {
+fn digest_of(tree: &Path, parts: &MediaParts<'_>) -> Result<[u8; 16]> {
     let mut hasher = blake3::Hasher::new();
     let mut add = |name: &str, content: &[u8]| {
         for part in [name.as_bytes(), content] {
@@ -179,8 +208,8 @@ fn digest_of(tree: &Path, parts: &Parts<'_>) -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// What the menu needs to know of this medium.
-fn settings(id: &MediaId, parts: &Parts<'_>) -> String {
+/// Variables with which the menu fits this medium.
+fn settings(id: &MediaId, parts: &MediaParts<'_>) -> String {
     let armed = parts.arm.map_or_else(String::new, |arm| format!("reflash.arm={arm}"));
     let timeout = parts.timeout_s.map_or(-1, i64::from);
     format!("set media_id={id}\nset armed=\"{armed}\"\nset timeout={timeout}\n")
@@ -189,7 +218,7 @@ fn settings(id: &MediaId, parts: &Parts<'_>) -> String {
 fn make_bios(search: &Path, scratch: &Path, out: &Path) -> Result<()> {
     let core = scratch.join("core.img");
     grub::mkimage_with_config("i386-pc", &format!("biosdisk {MODULES}"), search, &core)?;
-    // Starts from an optical drive; what follows it is found by the boot information table.
+    // This starts from an optical drive, and finds what follows it by the boot information table.
     let mut image = fs::read("/usr/lib/grub/i386-pc/cdboot.img").context("read GRUB's cdboot.img")?;
     image.extend(fs::read(&core)?);
     write(out, image)
@@ -205,34 +234,28 @@ fn make_esp(search: &Path, scratch: &Path, id: &MediaId, out: &Path) -> Result<(
     };
     let _ = fs::remove_file(out);
     let serial = &id.to_string()[..8];
-    run("mformat-media", tool("mformat").args(["-C", "-f", &ESP_KIB.to_string(), "-N", serial, "::"]))?;
-    run("mmd-media", tool("mmd").args(["::/EFI", "::/EFI/BOOT"]))?;
-    run("mcopy-media", tool("mcopy").arg(&efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
+    run_tool("mformat-media", tool("mformat").args(["-C", "-f", &ESP_KIB.to_string(), "-N", serial, "::"]))?;
+    run_tool("mmd-media", tool("mmd").args(["::/EFI", "::/EFI/BOOT"]))?;
+    run_tool("mcopy-media", tool("mcopy").arg(&efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
 }
 
 fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
     let new = out.with_added_extension("new");
     let _ = fs::remove_file(&new);
     let mut command = Command::new("xorriso");
-    // With it xorriso takes the time for all else, and makes the table's identifiers from the modification date.
+    // With this variable xorriso takes the time for all else, and makes the table's identifiers from the modification
+    // date.
     command.env("SOURCE_DATE_EPOCH", EPOCH).args(["-as", "mkisofs", "-r", "-iso-level", "3", "-V", media::LABEL]);
     command.args(["-volset", &id.volume_set(), &format!("--modification-date={EPOCH_DATE}")]);
     command.args(["--set_all_file_dates", EPOCH_DATE]);
-    // The file system begins at a partition too, so that partition editors do not take the stick for unformatted.
+    // The file system begins at a partition too, so that
+    // partition editors do not take the drive for an unformatted one.
     command.args(["-partition_offset", "16", "--grub2-mbr", "/usr/lib/grub/i386-pc/boot_hybrid.img"]);
     // Some BIOSes start no disk without an active partition.
     command.args(["--mbr-force-bootable", "-append_partition", "2", "0xef"]).arg(esp).arg("-appended_part_as_gpt");
     command.args(["-c", "boot/boot.cat", "-b", "boot/grub/eltorito.img"]);
     command.args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "--grub2-boot-info"]);
     command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
-    run("xorriso", command.arg("-o").arg(&new).arg(tree))?;
+    run_tool("xorriso", command.arg("-o").arg(&new).arg(tree))?;
     fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display())).map(drop)
-}
-
-fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, content).with_context(|| format!("write {}", path.display()))
 }

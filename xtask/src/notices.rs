@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::agent::TARGET;
+use crate::embedded;
 use crate::paths::Paths;
-use crate::step::output;
+use crate::step::{output, produced};
 
 /// Path of the notices in the recovery initramfs and in a system image.
 pub const PATH: &str = "/usr/share/doc/reflash/THIRD-PARTY";
@@ -38,6 +39,42 @@ struct Package {
 #[derive(Debug, Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
+}
+
+/// Returns the notices of the agent that [`crate::agent::obtain`] takes: those beside an agent that a person gave; in a
+/// checkout, those of its sources; otherwise those that the builder was installed with.
+///
+/// # Errors
+/// When there are none: an agent is not shipped without them.
+pub fn of_agent(paths: &Paths) -> Result<String> {
+    if let Some(agent) = paths.given_agent() {
+        let path = beside(agent);
+        return std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "read {}, the notices of the software in that agent; copy it from where the agent was built",
+                path.display()
+            )
+        });
+    }
+    if paths.in_checkout() {
+        return text(paths);
+    }
+    embedded::notices().map(str::to_owned).context("this builder has no agent inside, and no notices of one")
+}
+
+/// Writes the notices of the checkout's agent beside it, with which it can be taken elsewhere.
+///
+/// # Errors
+/// When they cannot be collected or written.
+pub fn write_beside(agent: &Path, paths: &Paths) -> Result<()> {
+    let path = beside(agent);
+    std::fs::write(&path, text(paths)?).with_context(|| format!("write {}", path.display()))?;
+    produced("notices of the software in it", &path);
+    Ok(())
+}
+
+fn beside(agent: &Path) -> PathBuf {
+    agent.with_added_extension("THIRD-PARTY")
 }
 
 /// The notices of the agent: every crate with its licence, then every licence text once.

@@ -1,8 +1,9 @@
-//! `cargo xtask power-cut`: what would a power cut leave, at any instant of a recovery, and does the machine come back?
+//! The power-cut explorer: what would a power cut leave, at any instant of a recovery, and does the machine come back?
 //!
 //! A virtual robot with the real GRUB, kernel and agent recovers while QEMU logs every write and flush of its whole
 //! disk. Then every state that a cut could have left is put together from that log and judged.
 
+mod args;
 mod disk;
 pub mod explore;
 mod grub;
@@ -26,22 +27,23 @@ use reflash::release::layout::{Role, Size};
 use reflash::release::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
 
 use crate::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
-use crate::disk::{self as robot_disk, Parts};
-use crate::grub::Images;
-use crate::host::{Need, ensure_installed, is_root};
+use crate::disk::{self as robot_disk, DiskParts};
+use crate::grub::GrubImages;
+use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::Server;
 use crate::step::{human, run as run_tool, step};
-use crate::tiny::{self, Behaviour};
+use crate::test_system::{self, Behaviour};
 use crate::vm::VirtualMachine;
 use crate::{agent, grub as grub_images, initramfs};
 
-use disk::{Disk, Region};
-use explore::{Counts, Kind, Random, explore};
-use judge::{Judge, Release};
-use log::Entry;
+pub use args::{PowerCutArgs, USUAL_STATES};
+use disk::{Region, RobotDisk};
+use explore::{Counts, Random, StateKind, explore};
+use judge::{Judge, ReleaseUnderTest};
+use log::LogEntry;
 pub use lose::{Lost, lose_unflushed};
 
 /// Small, so that each of thousands of states is mounted in milliseconds.
@@ -50,23 +52,8 @@ const STATE_MIB: u64 = 16;
 const RECOVERY_MIB: u64 = 64;
 /// What all recordings together have to yield: the check must not pass because a recording failed to record.
 const ENOUGH_STATES: u64 = 10_000;
-/// Number of states of the first flash by default.
-pub const USUAL_STATES: usize = 20_000;
 /// `boot.recoveries` where nothing else is configured.
 const BUDGET: u32 = 3;
-
-/// Options of an exploration.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Of everything random.
-    pub seed: u64,
-    /// About how many states the first flash yields.
-    pub states: usize,
-    /// States that are really booted, of each recording.
-    pub boots: usize,
-    /// Only this state of this recording, written to a disk image to look at.
-    pub state: Option<(usize, u64)>,
-}
 
 /// The recordings, in order: each begins where the one before ended.
 const RECORDINGS: [&str; 3] = ["first flash", "update", "repair"];
@@ -75,7 +62,7 @@ const RECORDINGS: [&str; 3] = ["first flash", "update", "repair"];
 ///
 /// # Errors
 /// The first state that does not end well.
-pub fn run(paths: &Paths, options: &Options, assume_yes: bool) -> Result<()> {
+pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()> {
     ensure!(is_root(), "states are mounted to look into them: run this as root");
     ensure_installed(&[Need::Agent, Need::Initramfs, Need::Disk, Need::Vm], assume_yes)?;
     let started = Instant::now();
@@ -123,11 +110,11 @@ struct Lab {
     /// Serves for as long as the robot is needed.
     _server: Server,
     images: Vec<PathBuf>,
-    releases: Vec<Release>,
-    grub: Images,
-    recovery: initramfs::Recovery,
+    releases: Vec<ReleaseUnderTest>,
+    grub: GrubImages,
+    recovery: initramfs::RecoveryFiles,
     /// What slots may hold: what the robot was made with, and what the second release carries.
-    recoveries: [judge::Recovery; 2],
+    recoveries: [judge::SlotFiles; 2],
     /// The latter, as files of a release.
     carried: Vec<(String, PathBuf)>,
 }
@@ -141,19 +128,26 @@ impl Lab {
         let keys = KeyFiles::within(&directory.join("keys"));
         let mut trusted = TrustedKeys::default();
         trusted.add("power-cut", &std::fs::read_to_string(&keys.public)?)?;
-        let agent = agent::build(paths, assume_yes)?;
+        let agent = agent::obtain(paths, assume_yes)?;
         let (server, url) = demo::serve_to_guests(&directory.join("release"))?;
         let mut images = Vec::new();
         for version in ["1", "2"] {
             let image = directory.join(format!("system-{version}.img"));
-            let spec = tiny::Spec { version, behaviour: Behaviour::Good, image_mib: tiny::MIN_MIB, padding_mib: 2 };
-            step(&format!("make the system of release {version}"), || tiny::build(paths, &spec, &agent, &image))?;
+            let spec = test_system::TestSystem {
+                version,
+                behaviour: Behaviour::Good,
+                image_mib: test_system::MIN_MIB,
+                padding_mib: 2,
+            };
+            step(&format!("make the system of release {version}"), || {
+                test_system::build(paths, &spec, &agent, &image)
+            })?;
             images.push(image);
         }
         let grub = grub_images::build(paths, assume_yes)?;
         let recovery = initramfs::recovery(paths, &[], assume_yes)?;
         let provisioned = robot_disk::recovery_files(&grub, &recovery);
-        let another = initramfs::Recovery { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
+        let another = initramfs::RecoveryFiles { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
         // Zeros behind an archive are padding to the kernel.
         let mut initramfs = std::fs::read(&recovery.initramfs)?;
         initramfs.extend([0; 4096]);
@@ -195,7 +189,7 @@ impl Lab {
             }
         }
         let config = demo::robot_config(url).replace("[machine]", "spread_s = 0\n[machine]");
-        let parts = Parts {
+        let parts = DiskParts {
             layout: &layout,
             disk_bytes: robot_disk::DEFAULT_BYTES,
             block_bytes: 512,
@@ -210,7 +204,7 @@ impl Lab {
     }
 
     /// Publishes release `number + 1`.
-    fn publish(&self, number: usize) -> Result<Release> {
+    fn publish(&self, number: usize) -> Result<ReleaseUnderTest> {
         let spec = Spec {
             product: demo::PRODUCT.to_owned(),
             hardware: vec![demo::HARDWARE.to_owned()],
@@ -229,11 +223,11 @@ impl Lab {
         let index = released.manifest.image(SYSTEM_IMAGE)?.index;
         let index = std::fs::read(self.tree().join(manifest::object_path(&index.blake3)))?;
         let image = std::fs::read(&self.images[number])?;
-        Ok(Release { serial: released.manifest.serial, index: Index::from_object(&index)?, image })
+        Ok(ReleaseUnderTest { serial: released.manifest.serial, index: Index::from_object(&index)?, image })
     }
 
-    /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes; the first one for about so many
-    /// states.
+    /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes; the first one for about so
+    /// many states.
     fn record(&mut self, number: usize, states: usize) -> Result<Recording> {
         let disk = self.disk();
         match number {
@@ -256,7 +250,7 @@ impl Lab {
             }
         }
         let image_bytes = self.releases[0].image.len() as u64;
-        let base = Disk {
+        let base = RobotDisk {
             state: region(&disk, "state", u64::MAX)?,
             system: region(&disk, "system", image_bytes)?,
             recovery: region(&disk, "recovery", u64::MAX)?,
@@ -277,7 +271,7 @@ impl Lab {
     }
 }
 
-fn digests(files: &[(String, PathBuf)]) -> Result<judge::Recovery> {
+fn digests(files: &[(String, PathBuf)]) -> Result<judge::SlotFiles> {
     let digests = files.iter().map(|(_, path)| Ok(Digest::of(&std::fs::read(path)?))).collect::<Result<Vec<_>>>()?;
     digests.try_into().map_err(|_| anyhow::anyhow!("a recovery has as many files as a slot"))
 }
@@ -293,8 +287,8 @@ fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
 /// What a robot wrote from power-on until its system was up.
 struct Recording {
     number: usize,
-    base: Disk,
-    entries: Vec<Entry>,
+    base: RobotDisk,
+    entries: Vec<LogEntry>,
     /// Random subsets tried for each write in flight.
     subsets: usize,
     old: Option<usize>,
@@ -307,7 +301,7 @@ impl Recording {
     }
 
     fn flushes(&self) -> usize {
-        self.entries.iter().filter(|entry| **entry == Entry::Flush).count()
+        self.entries.iter().filter(|entry| **entry == LogEntry::Flush).count()
     }
 
     fn judge<'a>(&self, lab: &'a Lab) -> Result<Judge<'a>> {
@@ -315,7 +309,7 @@ impl Recording {
         Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET, &lab.recoveries)
     }
 
-    fn explore(&self, lab: &Lab, options: &Options) -> Result<Counts> {
+    fn explore(&self, lab: &Lab, options: &PowerCutArgs) -> Result<Counts> {
         let mut judge = self.judge(lab)?;
         let wanted = options.state.map(|(_, state)| state);
         let counts =
@@ -345,13 +339,13 @@ impl Recording {
     }
 
     /// A judge who finds nothing wrong with a disk that ignores flushes would find nothing at all.
-    fn must_fail_without_flushes(&self, lab: &Lab, options: &Options) -> Result<()> {
-        let without: Vec<Entry> = self.entries.iter().filter(|entry| **entry != Entry::Flush).cloned().collect();
+    fn must_fail_without_flushes(&self, lab: &Lab, options: &PowerCutArgs) -> Result<()> {
+        let without: Vec<LogEntry> = self.entries.iter().filter(|entry| **entry != LogEntry::Flush).cloned().collect();
         let mut judge = self.judge(lab)?;
         // Torn, so that not even a state partition that does not mount is held against it: what has to be found is a
         // system that would start half-written.
         let judged = explore(&without, &mut self.base.clone(), options.seed, self.subsets, |disk, _, _| {
-            judge.judge(disk, Kind::Torn)
+            judge.judge(disk, StateKind::Torn)
         });
         match judged {
             Err(error) => {
@@ -365,7 +359,7 @@ impl Recording {
     }
 
     /// Starts real machines from states drawn at random, until their systems are up.
-    fn boot_sample(&self, lab: &Lab, options: &Options) -> Result<()> {
+    fn boot_sample(&self, lab: &Lab, options: &PowerCutArgs) -> Result<()> {
         let mut total = 0;
         explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |_, _, state| {
             total = state;
@@ -398,7 +392,7 @@ impl Recording {
     }
 
     /// A whole disk in this state.
-    fn write_out(&self, lab: &Lab, disk: &Disk, path: &Path) -> Result<()> {
+    fn write_out(&self, lab: &Lab, disk: &RobotDisk, path: &Path) -> Result<()> {
         run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
         let file = File::options().write(true).open(path)?;
         for region in [&disk.state, &disk.system, &disk.recovery] {

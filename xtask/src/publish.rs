@@ -1,7 +1,7 @@
-//! `cargo xtask publish`: one channel of a release tree into an S3-compatible store.
+//! Publishing: one channel of a release tree goes into an S3-compatible store.
 //!
-//! In an order in which robots may ask at any time: objects first, which nobody knows of yet, then signature and
-//! manifest. What is there already is not sent again, so that a publication that was cut is simply repeated.
+//! The order lets robots ask at any time: first the objects, which no manifest names yet, then signature and manifest.
+//! What is there already is not sent again, so that a publication that was cut is simply repeated.
 
 mod store;
 
@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::release::digest::Digest;
 use reflash::release::manifest::{Manifest, manifest_path, object_path};
 
+use crate::paths::Paths;
 use crate::release::check;
 use crate::step::step;
-pub use store::{Place, Store};
+pub use store::{Store, StoreLocation};
 
 /// Uploads under way at a time: a pack is up to 64 MiB and held in memory.
 const UPLOADS: usize = 4;
@@ -26,13 +27,13 @@ const REVALIDATE: &str = "no-cache";
 
 /// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct PublishArgs {
     /// Where to: s3://BUCKET/PREFIX.
     #[arg(long, value_name = "s3://BUCKET/PREFIX")]
     to: String,
-    /// The tree.
-    #[arg(long, default_value = "target/dist/release", value_name = "DIR")]
-    dir: PathBuf,
+    /// The tree. Default: release, where everything built goes.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Channel to publish.
     #[arg(long, default_value = "stable")]
     channel: String,
@@ -47,27 +48,28 @@ pub struct Args {
 /// Publishes as the command line says.
 ///
 /// # Errors
-/// As [`publish`], and when the place or the key is missing or no such thing.
-pub fn run(args: Args) -> Result<()> {
-    let Args { to, dir, channel, endpoint, region } = args;
-    let store = Store::with_credentials_of_environment(Place::parse(&to, endpoint, region)?)?;
+/// As [`publish`], and when the location or the key is missing or malformed.
+pub fn run(args: PublishArgs, paths: &Paths) -> Result<()> {
+    let PublishArgs { to, dir, channel, endpoint, region } = args;
+    let dir = dir.unwrap_or_else(|| paths.dist().join("release"));
+    let store = Store::with_credentials_of_environment(StoreLocation::parse(&to, endpoint, region)?)?;
     eprintln!("{}", publish(&dir, &channel, &store)?);
     eprintln!("  for robots, if everybody may read it: urls = [\"{}\"]", store.describe());
     Ok(())
 }
 
-/// What a publication came to.
+/// Result of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
     /// Serial of the release.
     pub serial: u64,
     /// Objects that were sent.
     pub sent_objects: usize,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub sent_bytes: u64,
-    /// Objects that were there.
+    /// Objects that the store had already.
     pub kept_objects: usize,
-    /// False when manifest and signature were there already.
+    /// Whether manifest and signature were sent; false when the store had them already.
     pub manifest_sent: bool,
 }
 

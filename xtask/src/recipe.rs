@@ -23,24 +23,24 @@ pub struct Recipe {
     /// Shell lines, run in order inside the new system after packages and files.
     #[serde(default)]
     pub commands: Vec<String>,
-    /// `[distribution]`
+    /// Section `[distribution]` of the recipe.
     pub distribution: Distribution,
-    /// `[[files]]`
+    /// Section `[[files]]` of the recipe.
     #[serde(default)]
     pub files: Vec<FileEntry>,
-    /// `[ansible]`
+    /// Section `[ansible]` of the recipe.
     pub ansible: Option<Ansible>,
-    /// `[ostree]`
+    /// Section `[ostree]` of the recipe.
     pub ostree: Ostree,
-    /// `[boot]`
+    /// Section `[boot]` of the recipe.
     #[serde(default)]
     pub boot: Boot,
-    /// `[image]`
+    /// Section `[image]` of the recipe.
     #[serde(default)]
     pub image: ImageSettings,
 }
 
-/// `[distribution]`: where the packages come from and which ones.
+/// Section `[distribution]` of a recipe: where the packages come from and which ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distribution {
@@ -50,10 +50,10 @@ pub struct Distribution {
     pub mirror: Option<String>,
     /// Key ring that signs the archive, on the host. Needed for a distribution that is not the host's.
     pub keyring: Option<PathBuf>,
-    /// Archive components. Default: those the host's apt uses with the mirror, or `main`.
+    /// Components of the archive. Default: those the host's apt uses with the mirror, or `main`.
     #[serde(default)]
     pub components: Vec<String>,
-    /// The tool that makes the first tree.
+    /// Tool that makes the first tree.
     #[serde(default)]
     pub bootstrap: BootstrapTool,
     /// More lines for `sources.list`, used while packages are installed.
@@ -79,7 +79,7 @@ fn yes() -> bool {
     true
 }
 
-/// What makes the first tree.
+/// Tool that makes the first tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootstrapTool {
@@ -90,7 +90,7 @@ pub enum BootstrapTool {
     Debootstrap,
 }
 
-/// `[[files]]`: one file put into the image.
+/// Section `[[files]]` of a recipe: one file put into the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
@@ -100,7 +100,7 @@ pub struct FileEntry {
     pub source: Option<PathBuf>,
     /// The content itself.
     pub text: Option<String>,
-    /// Octal mode. Default `0644`.
+    /// Permissions as an octal number. Default `0644`.
     #[serde(default = "default_mode")]
     pub mode: String,
     /// `user:group`, names of the image or numbers. Default `root:root`.
@@ -108,7 +108,8 @@ pub struct FileEntry {
     pub owner: String,
 }
 
-/// `[ansible]`: a playbook run at build time against the new system, which needs `python3` among its packages.
+/// Section `[ansible]` of a recipe: a playbook run at build time against the new system, which needs `python3` among
+/// its packages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ansible {
@@ -119,7 +120,7 @@ pub struct Ansible {
     pub extra_vars: Vec<String>,
 }
 
-/// `[ostree]`
+/// Section `[ostree]` of a recipe: where the commit goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ostree {
@@ -127,7 +128,7 @@ pub struct Ostree {
     pub branch: String,
 }
 
-/// `[boot]`
+/// Section `[boot]` of a recipe: how the system is started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Boot {
@@ -136,20 +137,20 @@ pub struct Boot {
     pub kernel_arguments: Vec<String>,
 }
 
-/// `[image]`
+/// Section `[image]` of a recipe: the image itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSettings {
     /// Size in MiB. Default `"auto"`: what the content needs and a sixteenth, where the next image finds room.
     #[serde(default)]
-    pub size_mib: Size,
+    pub size_mib: ImageSize,
 }
 
 /// Size of the image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SizeText", into = "SizeText")]
-pub enum Size {
-    /// What the content needs.
+pub enum ImageSize {
+    /// Size that the content needs, and a sixteenth more.
     #[default]
     Auto,
     /// Exactly so many MiB.
@@ -163,7 +164,7 @@ enum SizeText {
     Word(String),
 }
 
-impl TryFrom<SizeText> for Size {
+impl TryFrom<SizeText> for ImageSize {
     type Error = String;
 
     fn try_from(text: SizeText) -> Result<Self, String> {
@@ -176,11 +177,11 @@ impl TryFrom<SizeText> for Size {
     }
 }
 
-impl From<Size> for SizeText {
-    fn from(size: Size) -> Self {
+impl From<ImageSize> for SizeText {
+    fn from(size: ImageSize) -> Self {
         match size {
-            Size::Auto => Self::Word("auto".into()),
-            Size::Mib(mib) => Self::Number(mib),
+            ImageSize::Auto => Self::Word("auto".into()),
+            ImageSize::Mib(mib) => Self::Number(mib),
         }
     }
 }
@@ -288,7 +289,7 @@ fn word(key: &str, value: &str, also: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootstrapTool, Recipe, Size};
+    use super::{BootstrapTool, ImageSize, Recipe};
     use crate::paths::Paths;
 
     const MINIMAL: &str = "name = 'x'\nversion = '1'\n[distribution]\nsuite = 'bookworm'\npackages = ['systemd']\n\
@@ -302,7 +303,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let recipe = Recipe::parse(MINIMAL).unwrap();
         assert_eq!(recipe.distribution.bootstrap, BootstrapTool::Mmdebstrap);
-        assert_eq!((recipe.image.size_mib, recipe.hostname.as_str()), (Size::Auto, "robot"));
+        assert_eq!((recipe.image.size_mib, recipe.hostname.as_str()), (ImageSize::Auto, "robot"));
         assert!(recipe.distribution.mirror.is_none() && recipe.ansible.is_none());
     }
 

@@ -1,8 +1,8 @@
-//! `cargo xtask serve`: a release tree over HTTP, for the bench, the demo and the tests. Production can use any
+//! A release tree over HTTP, for the bench, the demo and the tests. Production can use any
 //! static server; this one is axum's, with range requests and the cache headers that `docs/release-format.md` asks for.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +14,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use tower_http::services::ServeDir;
 
+use crate::invocation::program;
+use crate::paths::Paths;
 use crate::station::Station;
 
 /// Objects are named by their digest and never change.
@@ -21,20 +23,20 @@ const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=3153600
 /// The manifest and its signature change with every release.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// What a server has answered so far.
+/// Counters of what a server has answered so far.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Requests.
+    /// Number of requests.
     pub requests: AtomicU64,
-    /// Bytes of bodies as announced.
+    /// Bytes of response bodies as announced.
     pub body_bytes: AtomicU64,
 }
 
 /// A running server; it stops when this is dropped.
 pub struct Server {
-    /// Address it listens on.
+    /// Address the server listens on.
     pub address: SocketAddr,
-    /// What it has answered.
+    /// Counters of what the server has answered.
     pub counters: Arc<Counters>,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -47,12 +49,26 @@ impl Drop for Server {
     }
 }
 
-/// How a tree is served.
+/// Options of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// The tree. Default: release, where everything built goes.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Address and port.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Take what machines post at /report, and show it at /station (docs/station.md).
+    #[arg(long)]
+    station: bool,
+}
+
+/// Options of a server.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    /// Print each request for a file.
+pub struct ServeOptions {
+    /// Whether each request for a file is printed.
     pub log: bool,
-    /// Also take the posts of machines at `/report`, and show them at `/station`.
+    /// Whether the posts of machines are taken at `/report` and shown at `/station`.
     pub station: bool,
 }
 
@@ -61,15 +77,16 @@ pub struct Options {
 /// # Errors
 /// When the address is taken or the tree is not there.
 pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
-    start_with(root, listen, Options { log, station: false })
+    start_with(root, listen, ServeOptions { log, station: false })
 }
 
-/// The same with all options.
+/// Serves the tree `root` on `listen` in the background, with all options.
 ///
 /// # Errors
-/// As [`start`].
-pub fn start_with(root: &Path, listen: SocketAddr, options: Options) -> Result<Server> {
-    anyhow::ensure!(root.is_dir(), "{} is not a directory; make a release first: cargo xtask release", root.display());
+/// When the address is taken or the tree is not there.
+pub fn start_with(root: &Path, listen: SocketAddr, options: ServeOptions) -> Result<Server> {
+    let tree = root.display();
+    anyhow::ensure!(root.is_dir(), "{tree} is not a directory; make a release first: {} release", program());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let counters = Arc::new(Counters::default());
     let shared = Shared { counters: Arc::clone(&counters), log: options.log };
@@ -94,14 +111,15 @@ pub fn start_with(root: &Path, listen: SocketAddr, options: Options) -> Result<S
     Ok(Server { address, counters, runtime: Some(runtime) })
 }
 
-/// Serves until interrupted.
+/// Serves as the command line says, until interrupted.
 ///
 /// # Errors
-/// As [`start`].
-pub fn run(root: &Path, listen: SocketAddr, station: bool) -> Result<()> {
-    let server = start_with(root, listen, Options { log: true, station })?;
+/// When the address is taken or the tree is not there.
+pub fn run(args: ServeArgs, paths: &Paths) -> Result<()> {
+    let root = args.dir.unwrap_or_else(|| paths.dist().join("release"));
+    let server = start_with(&root, args.listen, ServeOptions { log: true, station: args.station })?;
     eprintln!("  serving {} on http://{}/", root.display(), server.address);
-    if station {
+    if args.station {
         eprintln!(
             "  machines whose report.url is http://{}/report are shown on http://{}/station",
             server.address, server.address

@@ -1,4 +1,4 @@
-//! The station page of `cargo xtask serve --station`: takes what machines post to `report.url`, and shows the last
+//! The station page of `serve --station`: it takes what machines post to `report.url`, and shows the last
 //! state of each. The format is that of `reflash::record::wire`, which `docs/station.md` describes. Machines are not
 //! trusted: everything is bounded, and only shown as text.
 

@@ -1,30 +1,44 @@
-//! How the builder talks: every long step has a name, shows that it is alive and ends with its duration; the output
-//! of a tool goes to a log and is shown, with the step's name, only when the tool fails.
+//! How the builder shows what it does: every long step has a name, shows that it is alive and ends with its duration;
+//! the output of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 pub use reflash_release::step::step;
 
-use crate::paths::Paths;
+use crate::paths::{Paths, create_dir};
 
 /// Lines of a failing tool's output that are shown.
 const SHOWN_LINES: usize = 40;
 
-/// Says that a step had nothing to do.
+/// Directory of the logs, once a command has said where its work goes. It belongs to the process: tools are run from
+/// everywhere, and a parameter on the way to each would say the same thing a hundred times.
+static LOGS: OnceLock<PathBuf> = OnceLock::new();
+
+/// Puts the logs of tools below the work directory of the command that is carried out.
+pub fn log_below(paths: &Paths) {
+    LOGS.get_or_init(|| logs_of(paths));
+}
+
+fn logs_of(paths: &Paths) -> PathBuf {
+    paths.work().join("logs")
+}
+
+/// Reports that a step had nothing to do.
 pub fn unchanged(name: &str) {
     eprintln!("  {name}: unchanged");
 }
 
-/// Says where a result is.
+/// Reports where a result is.
 pub fn produced(what: &str, path: &std::path::Path) {
     eprintln!("  {what}: {}", path.display());
 }
 
-/// Runs a tool to its end with its output in `target/work/logs/NAME.log`.
+/// Runs a tool to its end with its output in `logs/NAME.log` of the work directory.
 ///
 /// # Errors
 /// When the tool cannot be started or fails: its command line and the end of its output.
@@ -62,15 +76,22 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// Seconds with one decimal, for people.
+/// Formats a size in MiB with one decimal, for people.
+#[must_use]
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+}
+
+/// Formats a duration in seconds with one decimal, for people.
 #[must_use]
 pub fn human(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f32())
 }
 
 fn log_file(name: &str) -> Result<(File, PathBuf)> {
-    let directory = Paths::of_checkout().work().join("logs");
-    std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    // Tests call parts of the builder without a command line; they run in a checkout.
+    let directory = LOGS.get_or_init(|| logs_of(&Paths::of_checkout()));
+    create_dir(directory)?;
     let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = directory.join(format!("{safe}.log"));
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;

@@ -10,9 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
-use crate::host::{Need, ensure_installed, is_root};
+use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
 use crate::powercut;
 use crate::step::human;
@@ -44,29 +44,34 @@ const TIERS: [(Tier, &str, u32); 4] = [
 const REASONS: [&str; 3] = ["needs root: ", "needs a virtual machine: ", "takes long: "];
 
 /// The choice of tests.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// The tiers to run; none means all but the full one.
-    pub tiers: Vec<Tier>,
-    /// A part of the names of the only tests to run.
-    pub only: Option<String>,
-    /// Whether missing packages are installed without a question.
-    pub assume_yes: bool,
+#[derive(Debug, Clone, Default, Args)]
+pub struct TestArgs {
+    /// Tier to run; repeat for several. Without it, all but the full tier.
+    #[arg(long = "tier", value_name = "TIER")]
+    tiers: Vec<Tier>,
+    /// Run everything, also what takes long (as --tier full).
+    #[arg(long)]
+    full: bool,
+    /// Run only tests that have this in their names, and nothing else of the tiers.
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
 }
 
 /// Runs the chosen tests.
 ///
 /// # Errors
 /// The first part that fails.
-pub fn run(paths: &Paths, options: &Options) -> Result<()> {
+pub fn run(paths: &Paths, args: TestArgs, assume_yes: bool) -> Result<()> {
     let started = Instant::now();
-    let tiers = parts_of(&options.tiers);
-    match &options.only {
-        Some(pattern) => run_only(paths, &tiers, pattern, options.assume_yes)?,
+    let mut wanted = args.tiers;
+    wanted.extend(args.full.then_some(Tier::Full));
+    let tiers = parts_of(&wanted);
+    match &args.only {
+        Some(pattern) => run_only(paths, &tiers, pattern, assume_yes)?,
         None => {
-            prepare(&tiers, options.assume_yes)?;
+            prepare(&tiers, assume_yes)?;
             for tier in &tiers {
-                timed(*tier, || run_tier(paths, *tier, options.assume_yes))?;
+                timed(*tier, || run_tier(paths, *tier, assume_yes))?;
             }
         }
     }
@@ -149,9 +154,9 @@ const BOOTS: [&str; 9] =
     ["test", "--package", "xtask", "--locked", "--test", "builder", "--", "--include-ignored", "--test-threads=1"];
 
 /// Judging takes ten milliseconds a state, booting half a minute; the tests in virtual machines boot after real cuts.
-fn powercut_options(full: bool) -> powercut::Options {
+fn powercut_options(full: bool) -> powercut::PowerCutArgs {
     let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (11_000, 0) };
-    powercut::Options { seed: 1, states, boots, state: None }
+    powercut::PowerCutArgs { seed: 1, states, boots, state: None }
 }
 
 /// Runs the tests of the tiers that have `pattern` in their names, and nothing else. A tier without such a test needs

@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 pub struct Bar {
     pub label: String,
     pub value: f64,
-    pub kind: Kind,
+    pub kind: BarKind,
 }
 
 /// Look of a bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum BarKind {
     /// Bar that stands out.
     Ours,
     Other,
@@ -40,9 +40,9 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
         let y = TOP + row * ROW;
         let length = (f64::from(WIDTH - LABELS - 80) * bar.value / most).max(1.0);
         let look = match bar.kind {
-            Kind::Ours => "fill=\"#2da44e\"",
-            Kind::Other => "fill=\"#8c959f\"",
-            Kind::Limit => "fill=\"none\" stroke=\"#808080\" stroke-dasharray=\"3 3\"",
+            BarKind::Ours => "fill=\"#2da44e\"",
+            BarKind::Other => "fill=\"#8c959f\"",
+            BarKind::Limit => "fill=\"none\" stroke=\"#808080\" stroke-dasharray=\"3 3\"",
         };
         let _ = writeln!(
             out,
@@ -67,12 +67,12 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bar, Kind, bars};
+    use super::{Bar, BarKind, bars};
 
     #[test]
     fn the_longest_bar_fills_the_chart_and_text_is_escaped() {
         let of = |label: &str, value, kind| Bar { label: label.into(), value, kind };
-        let chart = bars("a < b", "s", &[of("reflash", 1.0, Kind::Ours), of("curl|zstd|dd", 2.0, Kind::Other)]);
+        let chart = bars("a < b", "s", &[of("reflash", 1.0, BarKind::Ours), of("curl|zstd|dd", 2.0, BarKind::Other)]);
         assert!(chart.contains("width=\"480.0\"") && chart.contains("width=\"240.0\""));
         assert!(chart.contains("a &lt; b, s") && chart.starts_with("<svg ") && chart.ends_with("</svg>\n"));
         // Every element is closed, every attribute quoted, and nothing else stands in angle brackets.

@@ -123,12 +123,12 @@ fn in_steps(bytes: u64, mut work: impl FnMut(u64, &mut [u8]) -> io::Result<()>) 
 }
 
 /// A loop device over a file in memory.
-pub struct Device {
+pub struct LoopDevice {
     pub node: String,
     file: PathBuf,
 }
 
-impl Device {
+impl LoopDevice {
     /// A device of at least `bytes` that holds `before`.
     pub fn new(memory: &Memory, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
         let path = memory.path().join(DEVICE);
@@ -155,7 +155,7 @@ impl Device {
     }
 }
 
-impl Drop for Device {
+impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.node]).status();
     }

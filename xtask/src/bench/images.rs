@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::Options;
+use super::args::BenchArgs;
 use crate::image;
 use crate::paths::Paths;
 
 /// Paths of the images.
-pub struct Images {
+pub struct BenchImages {
     pub old: PathBuf,
     pub new: Option<PathBuf>,
     pub stable: Option<PathBuf>,
@@ -21,9 +21,9 @@ pub struct Images {
 
 const SMALL_BLOCKS: u64 = 8 * 1024;
 
-impl Images {
+impl BenchImages {
     /// Takes what was given, or builds.
-    pub fn find_or_build(paths: &Paths, options: &Options, work: &Path) -> Result<Self> {
+    pub fn find_or_build(paths: &Paths, options: &BenchArgs, assume_yes: bool, work: &Path) -> Result<Self> {
         let (old, new, stable, large) = match (&options.old, &options.new, options.quick) {
             (Some(old), new, _) => {
                 // The peers' commands run elsewhere.
@@ -33,7 +33,7 @@ impl Images {
             }
             (None, Some(_), _) => bail!("--new needs --old"),
             (None, None, true) => synthetic(&work.join("quick"))?,
-            (None, None, false) => built(paths, options, &work.join("images"))?,
+            (None, None, false) => built(paths, assume_yes, &work.join("images"))?,
         };
         Ok(Self { old, new, stable, large })
     }
@@ -64,7 +64,7 @@ impl Images {
 type Four = (PathBuf, Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
 
 /// The recipe three times: as released, with updates except the kernel's, with all of them; the second in two layouts.
-fn built(paths: &Paths, options: &Options, place: &Path) -> Result<Four> {
+fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
     fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
     let recipe = fs::read_to_string(paths.root.join("xtask/recipes/bench.toml")).context("read the recipe")?;
     let old = place.join("old.img");
@@ -84,8 +84,7 @@ fn built(paths: &Paths, options: &Options, place: &Path) -> Result<Four> {
             .replace("suite = \"bookworm\"", &with("suite = \"bookworm\"", key));
         let file = place.join(if name == "stable" { "small.toml".to_owned() } else { format!("{name}.toml") });
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-        let options =
-            image::Options { fresh: false, assume_yes: options.assume_yes, previous: previous.map(PathBuf::as_path) };
+        let options = image::ImageOptions { fresh: false, assume_yes, previous: previous.map(PathBuf::as_path) };
         image::build(paths, &file, &out, &options)?;
     }
     Ok((old, Some(place.join("small.img")), Some(place.join("stable.img")), Some(place.join("large.img"))))

@@ -25,13 +25,13 @@ pub struct Cost {
 }
 
 /// Server: nginx over one directory, with an access log of its own.
-pub struct Server {
+pub struct Nginx {
     process: Child,
     address: SocketAddr,
     log: PathBuf,
 }
 
-impl Server {
+impl Nginx {
     /// Serves `root`; `work` takes configuration and logs.
     pub fn start(root: &Path, work: &Path) -> Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0").context("find a free port")?.local_addr()?;
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for Nginx {
     fn drop(&mut self) {
         // It ends its workers itself.
         let _ = Command::new("kill").arg(self.process.id().to_string()).status();
@@ -116,7 +116,7 @@ pub fn warm(paths: impl IntoIterator<Item = PathBuf>) -> Result<()> {
 const LONGEST_RUN_S: &str = "1800";
 
 /// Runs a shell command under GNU time. `None` when it fails; its output is in `log`.
-pub fn timed(command: &str, path: &str, server: &Server, work: &Path, log: &Path) -> Result<Option<Cost>> {
+pub fn timed(command: &str, path: &str, server: &Nginx, work: &Path, log: &Path) -> Result<Option<Cost>> {
     server.forget()?;
     let times = work.join("time");
     let output = File::create(log).with_context(|| format!("create {}", log.display()))?;

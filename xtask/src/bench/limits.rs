@@ -14,7 +14,7 @@ use reflash::release::index::{ChunkContent, Index};
 use reflash::release::manifest::object_path;
 use serde::Serialize;
 
-use super::device::{Before, Device, Memory};
+use super::device::{Before, LoopDevice, Memory};
 use super::median::median;
 
 /// Seconds for the whole image.
@@ -153,7 +153,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     ensure!(right && total > 0, "the release does not hold the image");
     drop(content);
 
-    let device = Device::new(memory, bytes, &Before::Zeros, 512)?;
+    let device = LoopDevice::new(memory, bytes, &Before::Zeros, 512)?;
     let target = DeviceTarget::open(Path::new(&device.node))?;
     let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
     let mut direct_write_wall_s = 0.0;

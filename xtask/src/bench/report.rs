@@ -19,7 +19,7 @@ pub const OURS: &str = "reflash";
 
 /// One run of one tool.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub struct BenchRun {
     pub case: String,
     pub tool: String,
     /// `None`: it failed, or left something else than the image.
@@ -38,7 +38,7 @@ pub struct Results {
     pub missing: BTreeMap<String, String>,
     pub images: BTreeMap<String, u64>,
     pub limits: Limits,
-    pub runs: Vec<Run>,
+    pub runs: Vec<BenchRun>,
 }
 
 impl Results {
@@ -171,14 +171,14 @@ impl Results {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cost, Limits, Results, Run, median};
+    use super::{BenchRun, Cost, Limits, Results, median};
 
-    fn run(case: &str, tool: &str, wall_s: f64, download_mb: f64, right: bool) -> Run {
+    fn run(case: &str, tool: &str, wall_s: f64, download_mb: f64, right: bool) -> BenchRun {
         let cost = Cost { wall_s, cpu_s: 1.0, peak_rss_mib: 10.0, download_mb, requests: 3 };
-        Run { case: case.into(), tool: tool.into(), cost: Some(cost), right }
+        BenchRun { case: case.into(), tool: tool.into(), cost: Some(cost), right }
     }
 
-    fn results(runs: Vec<Run>) -> Results {
+    fn results(runs: Vec<BenchRun>) -> Results {
         let limits = Limits {
             decompress_wall_s: 1.0,
             hash_wall_s: 1.0,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::images::Images;
+use super::images::BenchImages;
 use crate::step::step;
 use crate::{keygen, release};
 
@@ -25,7 +25,7 @@ pub struct Served {
 impl Served {
     /// They take long to make, so those of the same images are kept, and no others; releases only as long as this
     /// program, which makes them, is the same.
-    pub fn open(root: PathBuf, images: &Images) -> Result<Self> {
+    pub fn open(root: PathBuf, images: &BenchImages) -> Result<Self> {
         let key = step("hash the images", || images.key())?;
         let builder = std::env::current_exe().and_then(File::open).context("open this program")?;
         let builder = blake3::Hasher::new().update_reader(builder)?.finalize();

@@ -7,9 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::container::Container;
-use super::mirror::{self, Source};
 use super::removal::{remove_file, remove_tree};
 use super::stamp::{self, Key};
+use crate::mirror::{self, AptSource};
 use crate::recipe::{BootstrapTool, Distribution};
 use crate::step;
 
@@ -31,7 +31,7 @@ pub struct Bootstrapped {
 /// The bootstrap tool's own, with its output.
 pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> Result<Bootstrapped> {
     let sources = sources(distribution);
-    let lines: Vec<String> = sources.iter().map(Source::line).collect();
+    let lines: Vec<String> = sources.iter().map(AptSource::line).collect();
     let key = Key::default()
         .with(include_str!("bootstrap.rs"))
         .with(serde_json::to_vec(distribution)?)
@@ -62,7 +62,7 @@ pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> 
     Ok(Bootstrapped { tarball, key, archive_time })
 }
 
-fn sources(distribution: &Distribution) -> Vec<Source> {
+fn sources(distribution: &Distribution) -> Vec<AptSource> {
     let Some(mirror) = &distribution.mirror else {
         let mut sources = mirror::of_host(&distribution.suite);
         sources.retain(|source| distribution.updates || source.release == distribution.suite);
@@ -75,12 +75,12 @@ fn sources(distribution: &Distribution) -> Vec<Source> {
         [] => vec!["main".to_owned()],
         given => given.to_vec(),
     };
-    vec![Source { uri: mirror.clone(), release: distribution.suite.clone(), components }]
+    vec![AptSource { uri: mirror.clone(), release: distribution.suite.clone(), components }]
 }
 
 struct Job<'a> {
     distribution: &'a Distribution,
-    sources: &'a [Source],
+    sources: &'a [AptSource],
     /// Where the tool may put what it likes.
     scratch: &'a Path,
     /// Where the dates of the archive's index files go.
@@ -139,7 +139,7 @@ impl Job<'_> {
         let dates = format!("sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}", shell_quoted(self.dates));
         command.arg(format!("--customize-hook={dates}"));
         command.arg(&distribution.suite).arg(&tarball);
-        command.args(self.sources.iter().map(Source::line));
+        command.args(self.sources.iter().map(AptSource::line));
         command.env("TMPDIR", self.scratch).env("INITRD", "No").env("SOURCE_DATE_EPOCH", "1");
         step::run("bootstrap", &mut command)?;
         Ok(tarball)
@@ -163,7 +163,7 @@ impl Job<'_> {
         command.args(main.map(|source| source.uri.as_str()));
         step::run("bootstrap", &mut command)?;
 
-        let mut list: Vec<String> = self.sources.iter().map(Source::line).collect();
+        let mut list: Vec<String> = self.sources.iter().map(AptSource::line).collect();
         if !list.is_empty() {
             write(&tree.join("etc/apt/sources.list"), &(list.join("\n") + "\n"))?;
         }

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::ext4::geometry::{BLOCK, Geometry};
 use super::ext4::read::Old;
-use super::ext4::tree::Kind;
+use super::ext4::tree::NodeKind;
 
 /// Sizes of a release's chunks that are reported.
 const CHUNKS: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
@@ -24,6 +24,27 @@ const STRETCH: u64 = 256;
 /// One cannot be read.
 pub fn changed_bytes(old: &Path, new: &Path) -> Result<u64> {
     Ok(states(old, new)?.iter().filter(|state| **state != State::Same).count() as u64 * BLOCK)
+}
+
+/// Options of `compare`.
+#[derive(Debug, clap::Args)]
+pub struct CompareArgs {
+    /// The image that robots have.
+    old: PathBuf,
+    /// The image that they are to get.
+    new: PathBuf,
+    /// Files to list, those with most changed blocks first.
+    #[arg(long, default_value_t = 10)]
+    files: usize,
+}
+
+/// Compares two images as the command line says, and prints the report.
+///
+/// # Errors
+/// When an image cannot be read, or the new one was not made by the builder.
+pub fn run(args: &CompareArgs) -> Result<()> {
+    print!("{}", compare(&args.old, &args.new, args.files)?);
+    Ok(())
 }
 
 /// Compares two images; the report names the `files` with most changed blocks.
@@ -203,7 +224,7 @@ impl Owners {
             table.for_each(|block| owners.set(block, "inode tables"));
         }
         for (at, (node, place)) in content.nodes.iter().zip(&content.places).enumerate() {
-            let part = if node.kind == Kind::Directory { "directories" } else { "content of files" };
+            let part = if node.kind == NodeKind::Directory { "directories" } else { "content of files" };
             for block in place.runs.iter().flat_map(|run| run.physical..run.physical + run.blocks) {
                 owners.set(block, part);
                 owners.files.insert(block, at);
@@ -234,7 +255,7 @@ fn paths(content: &Old) -> Vec<String> {
     let mut queue: Vec<usize> = vec![0];
     let mut seen = BTreeSet::new();
     while let Some(at) = queue.pop() {
-        if content.nodes[at].kind != Kind::Directory || !seen.insert(at) {
+        if content.nodes[at].kind != NodeKind::Directory || !seen.insert(at) {
             continue;
         }
         for (name, &child) in &content.nodes[at].children {

@@ -31,9 +31,9 @@ use anyhow::{Context, Result, ensure};
 
 use self::content::Content;
 use self::geometry::{BLOCK, Geometry, INODE};
-use self::place::Layout;
+use self::place::BlockPlan;
 use self::read::Old;
-use crate::recipe::Size;
+use crate::recipe::ImageSize;
 use crate::step;
 
 const MIB: u64 = 1 << 20;
@@ -57,7 +57,7 @@ const MOST_BYTES_PERCENT: u64 = 125;
 
 /// Result of building an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Built {
+pub struct BuiltImage {
     /// Size of the image, bytes.
     pub bytes: u64,
     /// Reason why nothing was kept of the previous image; `None` if it was kept, or there is none.
@@ -69,7 +69,7 @@ pub struct Built {
 ///
 /// # Errors
 /// The content does not fit, has types that an image cannot have, or a tool failed.
-pub fn build(tree: &Path, image: &Path, size: Size, uuid_of: &str, previous: Option<&Path>) -> Result<Built> {
+pub fn build(tree: &Path, image: &Path, size: ImageSize, uuid_of: &str, previous: Option<&Path>) -> Result<BuiltImage> {
     let content = Content::read(tree)?;
     let temporary = image.with_added_extension("tmp");
     let job = Job { content: &content, image: &temporary, size, uuid: &uuid(uuid_of) };
@@ -88,7 +88,7 @@ pub fn build(tree: &Path, image: &Path, size: Size, uuid_of: &str, previous: Opt
 struct Job<'a> {
     content: &'a Content,
     image: &'a Path,
-    size: Size,
+    size: ImageSize,
     uuid: &'a str,
 }
 
@@ -100,46 +100,46 @@ struct Empty {
 }
 
 impl Job<'_> {
-    fn run(&self, previous: Option<&Path>) -> Result<Built> {
+    fn run(&self, previous: Option<&Path>) -> Result<BuiltImage> {
         let mut fresh_because = None;
         if let Some(previous) = previous {
             match self.keep(previous) {
                 Ok((empty, layout, bytes)) => {
                     write::write(&empty.file, &empty.geometry, self.content, &layout)?;
-                    return Ok(Built { bytes, fresh_because: None });
+                    return Ok(BuiltImage { bytes, fresh_because: None });
                 }
                 Err(reason) => fresh_because = Some(format!("{reason:#}")),
             }
         }
         let bytes = match self.size {
-            Size::Mib(mib) => u64::from(mib) * MIB,
-            Size::Auto => self.content.bytes_wanted()?,
+            ImageSize::Mib(mib) => u64::from(mib) * MIB,
+            ImageSize::Auto => self.content.bytes_wanted()?,
         };
         let hint =
             || format!("put the content into {} MiB (image.size_mib; \"auto\" makes it large enough)", bytes / MIB);
         let empty = self.empty(bytes, self.content.inodes_wanted()).with_context(hint)?;
         let layout = place::place(self.content, &empty.old, &empty.geometry).with_context(hint)?;
         write::write(&empty.file, &empty.geometry, self.content, &layout)?;
-        Ok(Built { bytes, fresh_because })
+        Ok(BuiltImage { bytes, fresh_because })
     }
 
     /// The layout that keeps what is in `previous`, in the size that it has, or in a larger one if it must be.
     ///
     /// # Errors
     /// Why it is better not kept.
-    fn keep(&self, previous: &Path) -> Result<(Empty, Layout, u64)> {
+    fn keep(&self, previous: &Path) -> Result<(Empty, BlockPlan, u64)> {
         let file = File::open(previous).with_context(|| format!("open {}", previous.display()))?;
         let before = file.metadata().context("ask for the size of the previous image")?.len();
         let geometry = Geometry::read(&file).context("the previous image")?;
         let old = Old::read(&file, &geometry).context("the previous image is damaged")?;
         let wanted = self.content.bytes_wanted()?;
         let sizes = match self.size {
-            Size::Mib(mib) => {
+            ImageSize::Mib(mib) => {
                 let bytes = u64::from(mib) * MIB;
                 ensure!(bytes >= before, "image.size_mib asks for {mib} MiB, the previous image has {}", before / MIB);
                 vec![bytes]
             }
-            Size::Auto => {
+            ImageSize::Auto => {
                 ensure!(
                     before * 100 <= wanted * MOST_BYTES_PERCENT,
                     "the previous image has {} MiB, the content needs {}",
@@ -159,7 +159,7 @@ impl Job<'_> {
         result
     }
 
-    fn keep_in(&self, bytes: u64, before: &Geometry, old: &Old) -> Result<(Empty, Layout, u64)> {
+    fn keep_in(&self, bytes: u64, before: &Geometry, old: &Old) -> Result<(Empty, BlockPlan, u64)> {
         let groups = (bytes / BLOCK).div_ceil(geometry::GROUP);
         let empty = self.empty(bytes, u64::from(before.inodes_per_group) * groups)?;
         empty.geometry.continues(before)?;
@@ -222,7 +222,7 @@ fn uuid(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{build, uuid};
-    use crate::recipe::Size;
+    use crate::recipe::ImageSize;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
@@ -256,7 +256,7 @@ mod tests {
             fill(&tree);
             let image = directory.path().join(format!("{name}.img"));
             // build() ends with e2fsck, which counts links and blocks.
-            build(&tree, &image, Size::Auto, "branch", None).unwrap();
+            build(&tree, &image, ImageSize::Auto, "branch", None).unwrap();
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2 * images.len() + 2, "nothing else is left");
             images.push(image);
         }
@@ -279,7 +279,7 @@ mod tests {
         fs::create_dir(&tree).unwrap();
         fs::write(tree.join("big"), vec![1; 4 << 20]).unwrap();
         let image = directory.path().join("x.img");
-        let error = build(&tree, &image, Size::Mib(2), "branch", None).unwrap_err();
+        let error = build(&tree, &image, ImageSize::Mib(2), "branch", None).unwrap_err();
         assert!(format!("{error:#}").contains("size_mib"), "{error:#}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::container::Container;
+use crate::embedded;
 use crate::notices;
 use crate::recipe::{Ansible, FileEntry, Recipe};
 use crate::step;
@@ -99,12 +100,11 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     put(tree, completion, reflash::cli::completion::bash().as_bytes(), 0o644)?;
     put(tree, Path::new(notices::PATH), notices.as_bytes(), 0o644)?;
     let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
-    put(tree, watchdog, include_bytes!("units/watchdog.conf"), 0o644)?;
-    unit(tree, "reflash-good.service", include_str!("units/reflash-good.service"), "multi-user.target")?;
-    unit(tree, "reflash-report.service", include_str!("units/reflash-report.service"), "multi-user.target")?;
+    put(tree, watchdog, embedded::WATCHDOG_SETTINGS.as_bytes(), 0o644)?;
+    unit(tree, "reflash-good.service", embedded::GOOD_UNIT, "multi-user.target")?;
+    unit(tree, "reflash-report.service", embedded::REPORT_UNIT, "multi-user.target")?;
     if inside(tree, Path::new("/usr/sbin/sshd")).exists() {
-        let text = include_str!("units/reflash-ssh-keys.service");
-        unit(tree, "reflash-ssh-keys.service", text, "multi-user.target")?;
+        unit(tree, "reflash-ssh-keys.service", embedded::SSH_KEYS_UNIT, "multi-user.target")?;
     }
     let path = inside(tree, Path::new("/usr/lib/os-release"));
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -175,7 +175,7 @@ fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Contain
     // ansible-core has no connection into a directory tree; the collection that has one is a hundred times its size.
     let plugins = tempfile::tempdir().context("create a directory for the connection plugin")?;
     let plugin = plugins.path().join("reflash_tree.py");
-    fs::write(&plugin, include_str!("ansible_connection.py")).context("write the connection plugin")?;
+    fs::write(&plugin, embedded::ANSIBLE_CONNECTION).context("write the connection plugin")?;
     let mut command = Command::new("ansible-playbook");
     command.args(["--inventory", "image,", "--connection", "reflash_tree"]);
     for variables in &ansible.extra_vars {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 /// Values that a boot loader needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct BootEntry {
     /// Kernel, from the root of the file system.
     pub linux: String,
     /// Initramfs, from the root of the file system.
@@ -14,7 +14,7 @@ pub struct Entry {
     pub args: String,
 }
 
-impl Entry {
+impl BootEntry {
     /// Reads one entry. Its paths start at /boot, as if that were a partition of its own.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::Entry;
+    use super::BootEntry;
 
     const BLS: &str = "title Debian GNU/Linux 12 (bookworm) 1.0 (ostree:0)\nversion 1\noptions systemd.gpt_auto=0 \
         ostree=/ostree/boot.1/system/abc/0\nlinux /ostree/system-abc/vmlinuz-6.1\n\
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn an_entry_becomes_a_script() {
-        let entry = Entry::parse(BLS).unwrap();
+        let entry = BootEntry::parse(BLS).unwrap();
         assert_eq!(entry.linux, "/boot/ostree/system-abc/vmlinuz-6.1");
         let script = entry.script();
         assert!(script.contains("set system_initrd=\"/boot/ostree/system-abc/initramfs-6.1.img\"\n"), "{script}");
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn a_bad_entry_is_refused() {
-        assert!(Entry::parse(&BLS.replace("initrd", "inird")).unwrap_err().to_string().contains("initrd"));
-        assert!(Entry::parse(&BLS.replace("ostree=", "o=")).is_err());
-        assert!(Entry::parse(&BLS.replace("gpt_auto=0", "gpt_auto=$x")).is_err());
+        assert!(BootEntry::parse(&BLS.replace("initrd", "inird")).unwrap_err().to_string().contains("initrd"));
+        assert!(BootEntry::parse(&BLS.replace("ostree=", "o=")).is_err());
+        assert!(BootEntry::parse(&BLS.replace("gpt_auto=0", "gpt_auto=$x")).is_err());
     }
 }

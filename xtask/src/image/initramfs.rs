@@ -9,9 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::files::inside;
-use crate::initramfs::{self, Content, Entry, Missing};
+use crate::initramfs::{self, ArchiveEntry, InitramfsContent, Missing};
 use crate::kernel::Kernel;
-use crate::paths::Paths;
 use crate::step;
 
 /// Groups of `initramfs/modules.toml` that lead to a disk, a screen and a watchdog, which systemd then finds at once; built-in network cards, because a host name
@@ -29,8 +28,8 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 ///
 /// # Errors
 /// A program is missing in the image, with the package it is in.
-pub fn build(paths: &Paths, agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<()> {
-    let mut files: BTreeMap<String, Entry> = BTreeMap::new();
+pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<()> {
+    let mut files: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for (path, places, package) in PROGRAMS {
         let found = places.iter().find(|place| inside(tree, Path::new(place)).is_file());
         let found =
@@ -41,11 +40,11 @@ pub fn build(paths: &Paths, agent: &Path, kernel: &Kernel, tree: &Path, out: &Pa
             files.insert(library, entry);
         }
     }
-    let content = Content {
+    let content = InitramfsContent {
         role: "system",
         init: agent,
         kernel,
-        modules: initramfs::modules_of_groups(paths, GROUPS)?,
+        modules: initramfs::modules_of_groups(GROUPS)?,
         // A kernel for virtual machines lacks what only real ones need.
         missing: Missing::Allow,
         files: files.into_values().collect(),
@@ -53,10 +52,10 @@ pub fn build(paths: &Paths, agent: &Path, kernel: &Kernel, tree: &Path, out: &Pa
     initramfs::build(&content, out)
 }
 
-fn read(tree: &Path, path: &str, name: &str) -> Result<Entry> {
+fn read(tree: &Path, path: &str, name: &str) -> Result<ArchiveEntry> {
     let source = inside(tree, Path::new(path));
     let content = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
-    Ok(Entry::file(name, content, 0o755))
+    Ok(ArchiveEntry::file(name, content, 0o755))
 }
 
 /// The libraries a program is linked with, as the image's own loader finds them.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::fragment::Entry;
+use super::fragment::BootEntry;
 use super::removal::remove_tree;
 use crate::recipe::Recipe;
 use crate::step;
@@ -71,7 +71,7 @@ impl Repository {
     ///
     /// # Errors
     /// ostree's own, or an unexpected boot entry.
-    pub fn deploy(&self, commit: &str, recipe: &Recipe, sysroot: &Path) -> Result<Entry> {
+    pub fn deploy(&self, commit: &str, recipe: &Recipe, sysroot: &Path) -> Result<BootEntry> {
         let branch = &recipe.ostree.branch;
         remove_sysroot(sysroot)?;
         fs::create_dir_all(sysroot).with_context(|| format!("create {}", sysroot.display()))?;
@@ -149,13 +149,13 @@ fn one_deployment(sysroot: &Path) -> Result<()> {
     Ok(())
 }
 
-fn entry_of(sysroot: &Path) -> Result<Entry> {
+fn entry_of(sysroot: &Path) -> Result<BootEntry> {
     let directory = sysroot.join("boot/loader/entries");
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     let [file] = files.as_slice() else { anyhow::bail!("{} boot entries instead of one", files.len()) };
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    Entry::parse(&text).with_context(|| format!("boot entry {}", file.display()))
+    BootEntry::parse(&text).with_context(|| format!("boot entry {}", file.display()))
 }
 
 fn ostree(repo: &Path) -> Command {

@@ -11,15 +11,15 @@ const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
-/// The bits of a mode that say which of them it is.
+/// Bits of a mode that hold the file type.
 const FORMAT: u32 = 0o170_000;
 /// Blocks in which robots look for what they have already.
 const BLOCK_BYTES: usize = 4096;
 
 /// One file, directory, link or device of the archive.
 #[derive(Debug, Clone)]
-pub struct Entry {
-    /// Absolute path.
+pub struct ArchiveEntry {
+    /// Absolute path in the initramfs.
     pub path: String,
     /// File type and permissions.
     mode: u32,
@@ -29,27 +29,27 @@ pub struct Entry {
     device: (u32, u32),
 }
 
-impl Entry {
-    /// A file.
+impl ArchiveEntry {
+    /// Makes the entry of a file.
     #[must_use]
     pub fn file(path: &str, content: Vec<u8>, permissions: u32) -> Self {
         Self { path: path.to_owned(), mode: FILE | permissions, content, device: (0, 0) }
     }
 
-    /// A directory.
+    /// Makes the entry of a directory.
     #[must_use]
     pub fn directory(path: &str) -> Self {
         Self { path: path.to_owned(), mode: DIRECTORY | 0o755, content: Vec::new(), device: (0, 0) }
     }
 
-    /// A symbolic link.
+    /// Makes the entry of a symbolic link.
     #[must_use]
     pub fn symlink(path: &str, target: &str) -> Self {
         Self { path: path.to_owned(), mode: SYMLINK | 0o777, content: target.as_bytes().to_vec(), device: (0, 0) }
     }
 
-    /// `/dev/console`, character device 5:1 (Documentation/admin-guide/devices.txt): without it the kernel starts
-    /// PID 1 with no standard input and output, and the first lines are lost.
+    /// Makes the entry of `/dev/console`, character device 5:1 (Documentation/admin-guide/devices.txt): without it the
+    /// kernel starts PID 1 with no standard input and output, and the first lines are lost.
     #[must_use]
     pub fn console() -> Self {
         let path = "/dev/console".to_owned();
@@ -57,13 +57,13 @@ impl Entry {
     }
 }
 
-/// One compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and skips the
-/// zeros between them. Each begins on a block of file systems, where it is found again when another one before it got
-/// longer.
+/// Makes one compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and
+/// skips the zeros between them. Each begins on a block of file systems, where robots find it again when an archive
+/// before it got longer.
 ///
 /// # Errors
-/// As [`cpio`]; or two of them have the same file.
-pub fn compressed(parts: Vec<Vec<Entry>>, level: i32) -> Result<Vec<u8>> {
+/// When two of them have the same file, and those of [`cpio`].
+pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for part in parts {
         for entry in part.iter().filter(|entry| entry.mode & FORMAT != DIRECTORY) {
@@ -75,14 +75,14 @@ pub fn compressed(parts: Vec<Vec<Entry>>, level: i32) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The uncompressed archive. Directories above an entry are added; of two entries with one path both must be equal.
-pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
-    let mut sorted: BTreeMap<String, Entry> = BTreeMap::new();
+/// Makes the uncompressed archive. Directories above an entry are added; two entries with one path must be equal.
+pub fn cpio(entries: Vec<ArchiveEntry>) -> Result<Vec<u8>> {
+    let mut sorted: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for entry in entries {
         ensure!(entry.path.starts_with('/') && !entry.path.ends_with('/'), "{:?} is not an absolute path", entry.path);
         for (end, _) in entry.path.match_indices('/').skip(1) {
             let parent = &entry.path[..end];
-            sorted.entry(parent.to_owned()).or_insert_with(|| Entry::directory(parent));
+            sorted.entry(parent.to_owned()).or_insert_with(|| ArchiveEntry::directory(parent));
         }
         if let Some(other) = sorted.get(&entry.path) {
             let same = other.mode == entry.mode && other.content == entry.content;
@@ -110,12 +110,16 @@ pub fn cpio(entries: Vec<Entry>) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, compressed, cpio};
+    use super::{ArchiveEntry, compressed, cpio};
     use std::process::{Command, Stdio};
 
     #[test]
     fn the_order_of_entries_does_not_matter_and_parents_come_first() {
-        let entries = vec![Entry::file("/a/b/c", b"x".to_vec(), 0o644), Entry::console(), Entry::directory("/a")];
+        let entries = vec![
+            ArchiveEntry::file("/a/b/c", b"x".to_vec(), 0o644),
+            ArchiveEntry::console(),
+            ArchiveEntry::directory("/a"),
+        ];
         let mut reversed = entries.clone();
         reversed.reverse();
         let archive = cpio(entries).unwrap();
@@ -134,7 +138,7 @@ mod tests {
 
     #[test]
     fn archives_that_did_not_change_keep_their_bytes_on_whole_blocks() {
-        let part = |path: &str, byte: u8, count| vec![Entry::file(path, vec![byte; count], 0o644)];
+        let part = |path: &str, byte: u8, count| vec![ArchiveEntry::file(path, vec![byte; count], 0o644)];
         let of = |agent: u8| {
             compressed(vec![part("/lib/a", 1, 9), part("/lib/b", agent, 900), part("/c", 3, 9)], 1).unwrap()
         };
@@ -148,8 +152,9 @@ mod tests {
 
     #[test]
     fn conflicts_and_relative_paths_are_refused() {
-        assert!(cpio(vec![Entry::file("a", Vec::new(), 0o644)]).is_err());
-        let twice = vec![Entry::file("/a", b"1".to_vec(), 0o644), Entry::file("/a", b"2".to_vec(), 0o644)];
+        assert!(cpio(vec![ArchiveEntry::file("a", Vec::new(), 0o644)]).is_err());
+        let twice =
+            vec![ArchiveEntry::file("/a", b"1".to_vec(), 0o644), ArchiveEntry::file("/a", b"2".to_vec(), 0o644)];
         assert!(cpio(twice).unwrap_err().to_string().contains("twice"));
     }
 
@@ -157,7 +162,8 @@ mod tests {
     #[ignore = "needs root: to install cpio; cargo xtask test --tier root"]
     fn the_cpio_tool_lists_the_archive() {
         let archive =
-            cpio(vec![Entry::file("/etc/x", b"hello".to_vec(), 0o600), Entry::symlink("/l", "etc/x")]).unwrap();
+            cpio(vec![ArchiveEntry::file("/etc/x", b"hello".to_vec(), 0o600), ArchiveEntry::symlink("/l", "etc/x")])
+                .unwrap();
         let mut child = Command::new("cpio").arg("-itv").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), &archive).unwrap();
         let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::initramfs::archive::Entry;
+use crate::initramfs::archive::ArchiveEntry;
 use crate::kernel::Kernel;
 
-/// What a declared module means that the kernel neither has nor has built in.
+/// Treatment of a declared module that the kernel neither has nor has built in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// An error: the list is wrong.
+    /// Refuse it as an error: the list is wrong.
     Refuse,
-    /// Left out: a kernel for virtual machines lacks what only real ones need.
+    /// Leave it out: a kernel for virtual machines lacks what only real ones need.
     Allow,
 }
 
@@ -30,8 +30,8 @@ struct Tables {
     builtin: BTreeSet<String>,
 }
 
-/// Files of the modules and restricted tables, as archive entries.
-pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Vec<Entry>> {
+/// Returns the files of the modules, and tables restricted to them, as archive entries.
+pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Vec<ArchiveEntry>> {
     let read = |name: &str| {
         let path = kernel.modules.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
@@ -46,7 +46,7 @@ pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Ve
         let path = kernel.modules.join(file);
         let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let (file, content) = plain(file, content)?;
-        entries.push(Entry::file(&format!("{base}/{file}"), content, 0o644));
+        entries.push(ArchiveEntry::file(&format!("{base}/{file}"), content, 0o644));
     }
     for (name, text) in [
         ("modules.dep", tables.dep_of(&chosen)),
@@ -54,7 +54,7 @@ pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Ve
         ("modules.softdep", tables.soft_of(&chosen)),
         ("modules.builtin", builtin),
     ] {
-        entries.push(Entry::file(&format!("{base}/{name}"), text.into_bytes(), 0o644));
+        entries.push(ArchiveEntry::file(&format!("{base}/{name}"), text.into_bytes(), 0o644));
     }
     Ok(entries)
 }
@@ -122,7 +122,7 @@ impl Tables {
             }
             open.extend(self.files[&name].1.iter().map(|file| name_of(file)));
             for soft in self.soft.get(&name).into_iter().flatten() {
-                // A soft dependency that is not there is none, by definition.
+                // By definition, a soft dependency need not be there.
                 open.extend(self.modules_for(soft));
             }
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask media --netboot`: what a TFTP or HTTP server needs so that machines start the agent from the network.
+//! Network boot: what a TFTP or HTTP server needs so that machines start the agent from the network.
 //!
 //! Configuration and keys travel in an archive of their own, which the boot loader hands to the kernel behind the
 //! initramfs: the kernel unpacks one over the other.
@@ -9,20 +9,23 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use reflash::machine::media::{self, MediaId};
 
-use super::{Parts, check_texts, copy, write};
-use crate::initramfs::archive::{Entry, cpio};
+use super::parts::{MediaParts, check_texts, copy, write};
+use crate::initramfs::archive::{ArchiveEntry, cpio};
 use crate::step::{produced, step};
 
-/// Directory of the initramfs for what a place adds to it.
+/// Directory of the initramfs for what a site adds to it.
 const SITE: &str = "/etc/reflash";
 
 /// Writes the files into the directory `out`.
 ///
 /// # Errors
 /// When the configuration is missing or wrong, or a file cannot be written.
-pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
+pub fn build(parts: &MediaParts<'_>, out: &Path) -> Result<()> {
     check_texts(parts)?;
-    let config = parts.config.as_ref().context("a network boot has nowhere else to get it from: give --config")?;
+    let config = parts
+        .config
+        .as_ref()
+        .context("a network boot has no other source of the configuration: give --config reflash.toml")?;
     ensure!(parts.release.is_none(), "a network boot carries no release; its machines get it from release.urls");
     step("collect what a network boot needs", || {
         fs::create_dir_all(out.join("pxelinux.cfg"))?;
@@ -30,10 +33,10 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
         let initramfs = &parts.recovery.initramfs;
         let initramfs = fs::read(initramfs).with_context(|| format!("read {}", initramfs.display()))?;
         write(&out.join("initramfs.img"), aligned(initramfs))?;
-        let file = |name: &str, content: Vec<u8>| Entry::file(&format!("{SITE}/{name}"), content, 0o644);
-        let mut entries = vec![Entry::directory("/etc"), Entry::directory(SITE)];
+        let file = |name: &str, content: Vec<u8>| ArchiveEntry::file(&format!("{SITE}/{name}"), content, 0o644);
+        let mut entries = vec![ArchiveEntry::directory("/etc"), ArchiveEntry::directory(SITE)];
         entries.push(file(media::CONFIG, config.clone().into_bytes()));
-        entries.push(Entry::directory(&format!("{SITE}/{}", media::KEYS)));
+        entries.push(ArchiveEntry::directory(&format!("{SITE}/{}", media::KEYS)));
         for key in parts.keys {
             let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
             let content = fs::read(key).with_context(|| format!("read {}", key.display()))?;
@@ -51,15 +54,16 @@ pub fn build(parts: &Parts<'_>, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's own loader under UEFI puts one archive right behind the other, and its unpacker takes no archive that does
-/// not begin on four bytes; zeros between them are skipped (Linux' init/initramfs.c, `unpack_to_rootfs`).
+/// Pads an archive to a multiple of four bytes. The kernel's own loader under UEFI puts one archive right behind the
+/// other, and its unpacker takes no archive that does not begin on four bytes; zeros between them are skipped (Linux'
+/// init/initramfs.c, `unpack_to_rootfs`).
 fn aligned(mut archive: Vec<u8>) -> Vec<u8> {
     archive.resize(archive.len().next_multiple_of(4), 0);
     archive
 }
 
-/// As a medium's, so that a disk can tell what made it.
-fn origin(out: &Path, parts: &Parts<'_>) -> Result<MediaId> {
+/// Identity of these files, made like that of a medium, so that a disk can name what made it.
+fn origin(out: &Path, parts: &MediaParts<'_>) -> Result<MediaId> {
     let mut hasher = blake3::Hasher::new();
     for name in ["vmlinuz", "initramfs.img", "site.cpio"] {
         hasher.update(blake3::hash(&fs::read(out.join(name))?).as_bytes());
@@ -75,7 +79,7 @@ fn arguments(arm: Option<&str>, origin: &MediaId) -> String {
     format!("console=tty0 console=ttyS0,115200 quiet panic=30 reflash.action=provision reflash.origin={origin}{arm}")
 }
 
-/// `initrd=` is for the kernel's own loader under UEFI, and means nothing under a BIOS.
+/// Script for iPXE. Its `initrd=` is for the kernel's own loader under UEFI, and means nothing under a BIOS.
 fn ipxe(arguments: &str) -> String {
     format!(
         "#!ipxe\n\

@@ -22,7 +22,7 @@ pub struct Region {
 
 /// The disk, as far as it may change.
 #[derive(Debug, Clone)]
-pub struct Disk {
+pub struct RobotDisk {
     /// The state partition.
     pub state: Region,
     /// The image's part of the system partition.
@@ -67,7 +67,7 @@ fn mixed(number: u64, hash: u64) -> u64 {
     block_hash(&[number.to_le_bytes(), hash.to_le_bytes()].concat())
 }
 
-impl Disk {
+impl RobotDisk {
     /// Writes, wherever that is; a write to anywhere else is what must never happen.
     ///
     /// # Errors
@@ -113,11 +113,11 @@ impl Disk {
 
 #[cfg(test)]
 mod tests {
-    use super::{Disk, Region};
+    use super::{Region, RobotDisk};
 
     #[test]
     fn what_is_taken_back_leaves_no_trace() {
-        let disk = Disk {
+        let disk = RobotDisk {
             state: Region::new(4096, vec![1; 8192]),
             system: Region::new(65536, vec![2; 8192]),
             recovery: Region::new(32768, vec![3; 8192]),

@@ -5,12 +5,12 @@ use std::collections::HashSet;
 
 use anyhow::Result;
 
-use super::disk::{Disk, Undo};
-use super::log::{Entry, SECTOR_BYTES};
+use super::disk::{RobotDisk, Undo};
+use super::log::{LogEntry, SECTOR_BYTES};
 
 /// Kind of a state, by how it came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum StateKind {
     /// Everything up to a write survived.
     Prefix,
     /// Of the unflushed writes only some survived.
@@ -67,8 +67,8 @@ type Write<'a> = (u64, &'a [u8], bool);
 
 /// Subsets per write that make a recording yield about `states` different states.
 #[must_use]
-pub fn subsets_per_write(entries: &[Entry], states: usize) -> usize {
-    let epochs = entries.split(|entry| *entry == Entry::Flush).map(<[Entry]>::len);
+pub fn subsets_per_write(entries: &[LogEntry], states: usize) -> usize {
+    let epochs = entries.split(|entry| *entry == LogEntry::Flush).map(<[LogEntry]>::len);
     let in_flight: usize = epochs.filter(|writes| *writes >= MANY_WRITES).sum();
     states.div_ceil(in_flight.max(1)).max(SUBSETS_PER_WRITE)
 }
@@ -78,11 +78,11 @@ pub fn subsets_per_write(entries: &[Entry], states: usize) -> usize {
 /// # Errors
 /// The first that `visit` refuses, or a write to where none may go.
 pub fn explore(
-    entries: &[Entry],
-    disk: &mut Disk,
+    entries: &[LogEntry],
+    disk: &mut RobotDisk,
     seed: u64,
     subsets_per_write: usize,
-    mut visit: impl FnMut(&Disk, Kind, u64) -> Result<()>,
+    mut visit: impl FnMut(&RobotDisk, StateKind, u64) -> Result<()>,
 ) -> Result<Counts> {
     let mut walk = Walk {
         random: Random(seed),
@@ -91,10 +91,10 @@ pub fn explore(
         counts: Counts::default(),
         visit: &mut visit,
     };
-    walk.state(disk, Kind::Prefix)?;
+    walk.state(disk, StateKind::Prefix)?;
     let mut rest = entries;
     while !rest.is_empty() {
-        let end = rest.iter().position(|entry| *entry == Entry::Flush).unwrap_or(rest.len());
+        let end = rest.iter().position(|entry| *entry == LogEntry::Flush).unwrap_or(rest.len());
         let epoch: Vec<Write<'_>> = rest[..end].iter().filter_map(write).collect();
         walk.epoch(disk, &epoch)?;
         rest = rest.get(end + 1..).unwrap_or_default();
@@ -102,10 +102,10 @@ pub fn explore(
     Ok(walk.counts)
 }
 
-fn write(entry: &Entry) -> Option<Write<'_>> {
+fn write(entry: &LogEntry) -> Option<Write<'_>> {
     match entry {
-        Entry::Write { offset, data, durable } => Some((*offset, data, *durable)),
-        Entry::Flush => None,
+        LogEntry::Write { offset, data, durable } => Some((*offset, data, *durable)),
+        LogEntry::Flush => None,
     }
 }
 
@@ -114,33 +114,33 @@ struct Walk<'v> {
     subsets_per_write: usize,
     seen: HashSet<[u64; 3]>,
     counts: Counts,
-    visit: &'v mut dyn FnMut(&Disk, Kind, u64) -> Result<()>,
+    visit: &'v mut dyn FnMut(&RobotDisk, StateKind, u64) -> Result<()>,
 }
 
 impl Walk<'_> {
-    fn state(&mut self, disk: &Disk, kind: Kind) -> Result<()> {
+    fn state(&mut self, disk: &RobotDisk, kind: StateKind) -> Result<()> {
         if !self.seen.insert(disk.fingerprint()) {
             return Ok(());
         }
         match kind {
-            Kind::Prefix => self.counts.prefixes += 1,
-            Kind::Reordered => self.counts.reordered += 1,
-            Kind::Torn => self.counts.torn += 1,
+            StateKind::Prefix => self.counts.prefixes += 1,
+            StateKind::Reordered => self.counts.reordered += 1,
+            StateKind::Torn => self.counts.torn += 1,
         }
         (self.visit)(disk, kind, self.counts.total())
     }
 
     /// The states while these writes are in flight; then they are all on the medium.
-    fn epoch(&mut self, disk: &mut Disk, writes: &[Write<'_>]) -> Result<()> {
+    fn epoch(&mut self, disk: &mut RobotDisk, writes: &[Write<'_>]) -> Result<()> {
         for subset in self.subsets(writes) {
             let undo = subset.iter().map(|n| disk.write(writes[*n].0, writes[*n].1)).collect::<Result<Vec<_>>>()?;
-            self.state(disk, Kind::Reordered)?;
+            self.state(disk, StateKind::Reordered)?;
             take_back(disk, &undo);
         }
         for (offset, data, _) in writes {
             self.torn(disk, *offset, data)?;
             disk.write(*offset, data)?;
-            self.state(disk, Kind::Prefix)?;
+            self.state(disk, StateKind::Prefix)?;
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Walk<'_> {
 
     /// The write that was going on: some of its sectors; of the boot environment also some bytes of its sector, or
     /// garbage, as a dying disk leaves it.
-    fn torn(&mut self, disk: &mut Disk, offset: u64, data: &[u8]) -> Result<()> {
+    fn torn(&mut self, disk: &mut RobotDisk, offset: u64, data: &[u8]) -> Result<()> {
         let sector = SECTOR_BYTES as usize;
         let sectors = data.len() / sector;
         let mut states: Vec<Vec<(usize, Vec<u8>)>> = Vec::new();
@@ -192,7 +192,7 @@ impl Walk<'_> {
                 .iter()
                 .map(|(n, content)| disk.write(offset + (n * sector) as u64, content))
                 .collect::<Result<Vec<_>>>()?;
-            self.state(disk, Kind::Torn)?;
+            self.state(disk, StateKind::Torn)?;
             take_back(disk, &undo);
         }
         Ok(())
@@ -217,28 +217,28 @@ impl Walk<'_> {
 /// How GRUB's environment block begins.
 const ENVIRONMENT: &[u8] = b"# GRUB Environment Block\n";
 
-fn take_back(disk: &mut Disk, undo: &[Undo]) {
+fn take_back(disk: &mut RobotDisk, undo: &[Undo]) {
     undo.iter().rev().for_each(|undo| disk.undo(undo));
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::disk::{Disk, Region};
-    use super::{ENVIRONMENT, Entry, SUBSETS_PER_WRITE, explore, subsets_per_write};
+    use super::super::disk::{Region, RobotDisk};
+    use super::{ENVIRONMENT, LogEntry, SUBSETS_PER_WRITE, explore, subsets_per_write};
 
-    fn disk() -> Disk {
+    fn disk() -> RobotDisk {
         let region = |start| Region::new(start, vec![0; 8192]);
-        Disk { state: region(0), system: region(8192), recovery: region(1 << 20) }
+        RobotDisk { state: region(0), system: region(8192), recovery: region(1 << 20) }
     }
 
-    fn write(block: u64, value: u8) -> Entry {
-        Entry::Write { offset: block * 4096, data: vec![value; 4096], durable: false }
+    fn write(block: u64, value: u8) -> LogEntry {
+        LogEntry::Write { offset: block * 4096, data: vec![value; 4096], durable: false }
     }
 
     /// Values of the first bytes of all four blocks, of all states.
-    fn states(entries: &[Entry]) -> Vec<[u8; 4]> {
+    fn states(entries: &[LogEntry]) -> Vec<[u8; 4]> {
         let mut found = Vec::new();
-        let first = |disk: &Disk| {
+        let first = |disk: &RobotDisk| {
             let (state, system) = (&disk.state.content, &disk.system.content);
             [state[0], state[4096], system[0], system[4096]]
         };
@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn what_was_flushed_is_never_lost_and_what_was_not_may_be() {
-        let entries = [write(0, 1), Entry::Flush, write(1, 2), write(2, 3), write(3, 4), Entry::Flush, write(0, 5)];
+        let entries =
+            [write(0, 1), LogEntry::Flush, write(1, 2), write(2, 3), write(3, 4), LogEntry::Flush, write(0, 5)];
         let found = states(&entries);
         for expected in [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 3, 0], [1, 0, 3, 4], [1, 2, 3, 4], [5, 2, 3, 4]] {
             assert!(found.contains(&expected), "{expected:?}");
@@ -264,7 +265,8 @@ mod tests {
 
     #[test]
     fn the_same_seed_finds_the_same_states_each_once() {
-        let entries: Vec<Entry> = (0..4).cycle().take(20).zip(1..).map(|(block, value)| write(block, value)).collect();
+        let entries: Vec<LogEntry> =
+            (0..4).cycle().take(20).zip(1..).map(|(block, value)| write(block, value)).collect();
         let run = |seed| {
             let mut found = Vec::new();
             explore(&entries, &mut disk(), seed, SUBSETS_PER_WRITE, |disk, kind, number| {
@@ -289,10 +291,10 @@ mod tests {
         let block = |value: u8| {
             let mut data = [ENVIRONMENT, &[value; 40][..]].concat();
             data.resize(512, b'#');
-            Entry::Write { offset: 4096, data, durable: false }
+            LogEntry::Write { offset: 4096, data, durable: false }
         };
         let mut found = Vec::new();
-        explore(&[block(b'a'), Entry::Flush, block(b'b')], &mut disk(), 1, SUBSETS_PER_WRITE, |disk, _, _| {
+        explore(&[block(b'a'), LogEntry::Flush, block(b'b')], &mut disk(), 1, SUBSETS_PER_WRITE, |disk, _, _| {
             found.push(disk.state.content[4096..4096 + 512].to_vec());
             Ok(())
         })
@@ -304,7 +306,7 @@ mod tests {
     #[test]
     fn a_recording_yields_as_many_states_as_are_wanted() {
         let blocks = |count: u64| (0..count).map(|block| write(block % 4, block as u8)).collect::<Vec<_>>();
-        let entries = [blocks(3), vec![Entry::Flush], blocks(100)].concat();
+        let entries = [blocks(3), vec![LogEntry::Flush], blocks(100)].concat();
         assert_eq!(subsets_per_write(&entries, 10_000), 100);
         assert_eq!(subsets_per_write(&entries, 100), SUBSETS_PER_WRITE, "few are wanted");
         assert_eq!(subsets_per_write(&blocks(3), 100), 100);

@@ -21,8 +21,8 @@ use reflash::release::digest::{Digest, block_hash};
 use reflash::release::index::{ChunkNo, Index};
 use reflash::release::manifest::TrustedKeys;
 
-use super::disk::{BLOCK_BYTES, Disk, Region};
-use super::explore::Kind;
+use super::disk::{BLOCK_BYTES, Region, RobotDisk};
+use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use super::scratch::Scratch;
 use crate::demo;
@@ -34,7 +34,7 @@ const RECOVER_EVERY: u64 = 48;
 const TRIES: u8 = 3;
 
 /// A release as the judge knows it.
-pub struct Release {
+pub struct ReleaseUnderTest {
     /// Serial of the release.
     pub serial: u64,
     /// Chunk index of the release.
@@ -44,14 +44,14 @@ pub struct Release {
 }
 
 /// Digests of a recovery's files, in the order of [`FILES`].
-pub type Recovery = [Digest; FILES.len()];
+pub type SlotFiles = [Digest; FILES.len()];
 
 /// Releases and limits that states are judged by.
 pub struct Judge<'a> {
     /// The release that was installed before, if any.
-    pub old: Option<&'a Release>,
+    pub old: Option<&'a ReleaseUnderTest>,
     /// The release that is offered.
-    pub new: &'a Release,
+    pub new: &'a ReleaseUnderTest,
     /// Release tree on disk.
     pub tree: PathBuf,
     /// Keys it is signed with.
@@ -59,7 +59,7 @@ pub struct Judge<'a> {
     /// Number of automatic recoveries to one release, `boot.recoveries`.
     pub budget: u32,
     /// Every recovery that may be in a slot.
-    pub recoveries: &'a [Recovery],
+    pub recoveries: &'a [SlotFiles],
     scratch: Scratch,
     recovery_scratch: Scratch,
     environments: HashMap<u64, Option<Vec<u8>>>,
@@ -90,12 +90,12 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// When there is no room for it.
     pub fn new(
-        old: Option<&'a Release>,
-        new: &'a Release,
+        old: Option<&'a ReleaseUnderTest>,
+        new: &'a ReleaseUnderTest,
         tree: PathBuf,
         keys: &'a TrustedKeys,
         budget: u32,
-        recoveries: &'a [Recovery],
+        recoveries: &'a [SlotFiles],
     ) -> Result<Self> {
         Ok(Self {
             old,
@@ -121,20 +121,20 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// It does not end well: why.
-    pub fn judge(&mut self, disk: &Disk, kind: Kind) -> Result<()> {
+    pub fn judge(&mut self, disk: &RobotDisk, kind: StateKind) -> Result<()> {
         let environment = self.environment(&disk.state)?;
         let choice = choose(environment.as_deref());
         self.judge_slot(disk, environment.as_deref(), kind)?;
         let found = self.agent(&disk.state)?;
         // ext4's journal answers for whole sectors that come late or never, not for a superblock of two halves.
-        ensure!(!found.lost || kind == Kind::Torn, "the state partition does not mount, and nothing was torn");
+        ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
         let how = match choice {
             Choice::System(_) if !has_superblock(&disk.system) => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
             }
             Choice::System(tries) => {
                 ensure!(tries <= TRIES, "GRUB starts the system {tries} times, and {TRIES} were given");
-                let whole = |release: &Release| disk.system.content == release.image;
+                let whole = |release: &ReleaseUnderTest| disk.system.content == release.image;
                 let old = self.old.is_some_and(whole);
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
                 format!("the {} system starts", if old { "old" } else { "new" })
@@ -147,7 +147,7 @@ impl<'a> Judge<'a> {
 
     /// Whatever is started now, the next recovery must come up: the slot that the loader begins with holds all of one
     /// recovery, as GRUB reads it, and so does one that is to be tried.
-    fn judge_slot(&mut self, disk: &Disk, environment: Option<&[u8]>, kind: Kind) -> Result<()> {
+    fn judge_slot(&mut self, disk: &RobotDisk, environment: Option<&[u8]>, kind: StateKind) -> Result<()> {
         let recovery = &disk.recovery;
         // FILES has the script last.
         let has_script = |slot| Ok::<_, anyhow::Error>(self.file(recovery, slot, FILES.len() - 1)?.is_some());
@@ -156,13 +156,13 @@ impl<'a> Judge<'a> {
         if !self.is_whole(recovery, slot)? {
             let other = self.is_whole(recovery, slot.other())?;
             ensure!(
-                other && kind == Kind::Torn,
+                other && kind == StateKind::Torn,
                 "the loader begins with slot {slot}, which is not whole ({})",
                 if other { "the other one is" } else { "neither is the other one" }
             );
         }
         let tried = choose_recovery(environment, slot);
-        let whole = tried == slot || kind == Kind::Torn || self.is_whole(recovery, tried)?;
+        let whole = tried == slot || kind == StateKind::Torn || self.is_whole(recovery, tried)?;
         ensure!(whole, "slot {tried} is to be tried, and is not whole");
         let other = if tried == slot { "" } else { ", and tries the other one" };
         *self.endings.entry(format!("the loader begins with slot {slot}{other}")).or_default() += 1;
@@ -205,7 +205,7 @@ impl<'a> Judge<'a> {
         Ok(found)
     }
 
-    fn recovery(&mut self, disk: &Disk, found: &Found, reason: Reason) -> Result<String> {
+    fn recovery(&mut self, disk: &RobotDisk, found: &Found, reason: Reason) -> Result<String> {
         let installed =
             [self.old, Some(self.new)].into_iter().flatten().find(|release| Some(release.serial) == found.installed);
         let system = match installed {
@@ -293,7 +293,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Runs the agent's own recovery from this very state.
-    fn recover(&mut self, disk: &Disk, recoveries: Recoveries) -> Result<()> {
+    fn recover(&mut self, disk: &RobotDisk, recoveries: Recoveries) -> Result<()> {
         self.scratch.write(&disk.state.content)?;
         // One that does not mount is made anew by the agent; any empty directory stands for it.
         let fresh = tempfile::tempdir()?;
@@ -389,8 +389,8 @@ mod tests {
     use reflash::release::index::{Builder, ChunkContent};
     use reflash::release::manifest::TrustedKeys;
 
-    use super::{Judge, Kind, Recovery, Region, Release};
-    use crate::powercut::disk::Disk;
+    use super::{Judge, Region, ReleaseUnderTest, SlotFiles, StateKind};
+    use crate::powercut::disk::RobotDisk;
 
     fn content(version: &str, name: &str) -> Vec<u8> {
         format!("{name} of {version} ").repeat(1000).into_bytes()
@@ -418,13 +418,13 @@ mod tests {
     fn a_pointer_to_half_a_slot_is_found() {
         let mut builder = Builder::new(16384, 16384).unwrap();
         builder.push_chunk(ChunkContent::Zero);
-        let new = Release { serial: 1, index: builder.finish().unwrap(), image: vec![0; 16384] };
-        let known: [Recovery; 2] = ["1", "2"].map(|version| FILES.map(|name| Digest::of(&content(version, name))));
+        let new = ReleaseUnderTest { serial: 1, index: builder.finish().unwrap(), image: vec![0; 16384] };
+        let known: [SlotFiles; 2] = ["1", "2"].map(|version| FILES.map(|name| Digest::of(&content(version, name))));
         let keys = TrustedKeys::default();
         let mut judge = Judge::new(None, &new, "/nonexistent".into(), &keys, 3, &known).unwrap();
         let mut ends_well = |slots, variables: &str, kind| {
             let empty = || Region::new(0, Vec::new());
-            let disk = Disk { state: empty(), system: empty(), recovery: partition(slots) };
+            let disk = RobotDisk { state: empty(), system: empty(), recovery: partition(slots) };
             let block = format!("# GRUB Environment Block\n{variables}");
             judge.judge_slot(&disk, Some(block.as_bytes()), kind).is_ok()
         };
@@ -444,9 +444,9 @@ mod tests {
             ([("1", 3), ("2", 2)], "reflash_slot=a\nreflash_trial=b\n", false),
             ([("1", 3), ("2", 2)], "reflash_slot=a\nreflash_trial=b-tried\n", true),
         ] {
-            assert_eq!(ends_well(slots, variables, Kind::Prefix), expected, "{slots:?} {variables:?}");
+            assert_eq!(ends_well(slots, variables, StateKind::Prefix), expected, "{slots:?} {variables:?}");
         }
-        assert!(ends_well([("1", 3), ("2", 2)], to_b, Kind::Torn));
-        assert!(!ends_well([("1", 2), ("2", 2)], to_b, Kind::Torn));
+        assert!(ends_well([("1", 3), ("2", 2)], to_b, StateKind::Torn));
+        assert!(!ends_well([("1", 2), ("2", 2)], to_b, StateKind::Torn));
     }
 }

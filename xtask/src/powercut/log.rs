@@ -19,7 +19,7 @@ const DISCARD: u64 = 4;
 
 /// One thing the machine did to its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
+pub enum LogEntry {
     /// Write of one or more sectors. `durable` when the write waited for the medium by itself (FUA).
     Write {
         /// Byte offset on the disk.
@@ -37,12 +37,12 @@ pub enum Entry {
 ///
 /// # Errors
 /// It is no such log. A discard is refused: what it leaves is not known.
-pub fn read(path: &Path) -> Result<Vec<Entry>> {
+pub fn read(path: &Path) -> Result<Vec<LogEntry>> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     parse(&bytes).with_context(|| format!("read {}", path.display()))
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
+fn parse(bytes: &[u8]) -> Result<Vec<LogEntry>> {
     let sector = SECTOR_BYTES as usize;
     // QEMU writes the superblock with the first flush; until then there are zeros, or no bytes at all.
     ensure!(bytes.len() < sector || [0, MAGIC].contains(&number(bytes, 0)), "not a log of writes");
@@ -60,13 +60,13 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
         let Some(data) = rest.get(sector..sector + len) else { break };
         // A request may ask for a flush before its data.
         if flags & FLUSH != 0 {
-            entries.push(Entry::Flush);
+            entries.push(LogEntry::Flush);
         }
         if len > 0 {
             let (offset, durable) = (first * SECTOR_BYTES, flags & FUA != 0);
             // One that waits for the medium is there as a whole when anything later is.
             let piece = if durable { len } else { PIECE_BYTES };
-            entries.extend(data.chunks(piece).zip((offset..).step_by(piece)).map(|(data, offset)| Entry::Write {
+            entries.extend(data.chunks(piece).zip((offset..).step_by(piece)).map(|(data, offset)| LogEntry::Write {
                 offset,
                 data: data.to_vec(),
                 durable,
@@ -83,7 +83,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DISCARD, Entry, FLUSH, FUA, MAGIC, PIECE_BYTES, parse};
+    use super::{DISCARD, FLUSH, FUA, LogEntry, MAGIC, PIECE_BYTES, parse};
 
     fn head(numbers: [u64; 3]) -> Vec<u8> {
         let mut sector: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -93,12 +93,12 @@ mod tests {
 
     #[test]
     fn entries_come_in_order_and_a_cut_one_is_left_out() {
-        let write = |data: u8| Entry::Write { offset: 4 * 512, data: vec![data; 512], durable: data == 2 };
+        let write = |data: u8| LogEntry::Write { offset: 4 * 512, data: vec![data; 512], durable: data == 2 };
         let mut log = head([MAGIC, 1, 3]);
         log.extend([head([4, 1, 0]), vec![1; 512], head([0, 0, FLUSH]), head([4, 1, FUA]), vec![2; 512]].concat());
-        assert_eq!(parse(&log).unwrap(), [write(1), Entry::Flush, write(2)]);
+        assert_eq!(parse(&log).unwrap(), [write(1), LogEntry::Flush, write(2)]);
         log.truncate(log.len() - 1);
-        assert_eq!(parse(&log).unwrap(), [write(1), Entry::Flush]);
+        assert_eq!(parse(&log).unwrap(), [write(1), LogEntry::Flush]);
         assert!(parse(&[head([MAGIC, 1, 1]), head([0, 8, DISCARD])].concat()).is_err());
         assert!(parse(&[1; 512]).is_err());
     }
@@ -110,8 +110,8 @@ mod tests {
         log.extend([head([8, sectors, 0]), vec![1; bytes], head([8, sectors, FUA]), vec![2; bytes]].concat());
         let entries = parse(&log).unwrap();
         let places = entries.iter().map(|entry| match entry {
-            Entry::Write { offset, data, durable } => (*offset, data.len(), *durable),
-            Entry::Flush => (0, 0, false),
+            LogEntry::Write { offset, data, durable } => (*offset, data.len(), *durable),
+            LogEntry::Flush => (0, 0, false),
         });
         let at = |piece: usize| 4096 + (piece * PIECE_BYTES) as u64;
         assert_eq!(
@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn a_log_without_superblock_or_with_a_hole_is_read_up_to_the_hole() {
         let log = [head([0; 3]), head([4, 1, 0]), vec![1; 512], head([0; 3]), vec![7; 512], head([0, 0, FLUSH])];
-        assert_eq!(parse(&log.concat()).unwrap(), [Entry::Write { offset: 2048, data: vec![1; 512], durable: false }]);
+        assert_eq!(
+            parse(&log.concat()).unwrap(),
+            [LogEntry::Write { offset: 2048, data: vec![1; 512], durable: false }]
+        );
         assert_eq!(parse(b"").unwrap(), []);
     }
 }

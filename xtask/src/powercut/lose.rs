@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::explore::Random;
-use super::log::{self, Entry, SECTOR_BYTES};
+use super::log::{self, LogEntry, SECTOR_BYTES};
 
 /// Writes that a power cut took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,13 +35,13 @@ pub fn lose_unflushed(disk: &Path, log: &Path, seed: u64) -> Result<Lost> {
     Ok(lost)
 }
 
-fn surviving<'e>(entries: &'e [Entry], random: &mut Random, lost: &mut Lost) -> Vec<(u64, &'e [u8])> {
-    let flushed = entries.iter().rposition(|entry| *entry == Entry::Flush).unwrap_or_default();
+fn surviving<'e>(entries: &'e [LogEntry], random: &mut Random, lost: &mut Lost) -> Vec<(u64, &'e [u8])> {
+    let flushed = entries.iter().rposition(|entry| *entry == LogEntry::Flush).unwrap_or_default();
     // Nearly all, half, hardly any.
     let chance = random.below(11);
     let mut survivors = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
-        let Entry::Write { offset, data, durable } = entry else { continue };
+        let LogEntry::Write { offset, data, durable } = entry else { continue };
         if number < flushed || *durable {
             survivors.push((*offset, data.as_slice()));
             continue;
@@ -63,12 +63,12 @@ fn surviving<'e>(entries: &'e [Entry], random: &mut Random, lost: &mut Lost) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, Lost, Random, surviving};
+    use super::{LogEntry, Lost, Random, surviving};
 
     #[test]
     fn only_what_was_not_flushed_can_be_lost() {
-        let write = |offset, durable| Entry::Write { offset, data: vec![1; 1024], durable };
-        let entries = [write(0, false), Entry::Flush, write(1024, true), write(2048, false), write(4096, false)];
+        let write = |offset, durable| LogEntry::Write { offset, data: vec![1; 1024], durable };
+        let entries = [write(0, false), LogEntry::Flush, write(1024, true), write(2048, false), write(4096, false)];
         let mut seen = Vec::new();
         for seed in 0..200 {
             let mut lost = Lost { in_flight: 0, lost: 0 };

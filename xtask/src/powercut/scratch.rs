@@ -21,7 +21,7 @@ pub struct Scratch {
 }
 
 /// Mounted until it is dropped.
-pub struct Mounted(pub PathBuf);
+pub struct MountedImage(pub PathBuf);
 
 impl Scratch {
     /// In the host's memory, where it has some to write to.
@@ -68,13 +68,13 @@ impl Scratch {
     ///
     /// # Errors
     /// What mount says.
-    pub fn mount(&self) -> Result<Mounted> {
+    pub fn mount(&self) -> Result<MountedImage> {
         output(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&self.file).arg(&self.mount_point))?;
-        Ok(Mounted(self.mount_point.clone()))
+        Ok(MountedImage(self.mount_point.clone()))
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MountedImage {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }

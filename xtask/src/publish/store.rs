@@ -13,28 +13,28 @@ use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::Agent;
 use ureq::http::StatusCode;
 
-/// How long a signature is good for: the longest upload of one object.
+/// Time for which a signature is good: the longest upload of one object.
 const SIGNED_FOR: Duration = Duration::from_secs(3600);
 /// Attempts of one request.
 const ATTEMPTS: u32 = 5;
 /// The most that a manifest or a signature can be.
 const SMALL_BYTES: u64 = 1 << 20;
 
-/// Where in which store.
+/// Location of a release tree in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StoreLocation {
     /// Name of the bucket.
     pub bucket: String,
     /// Path in the bucket, without slashes at its ends; may be empty.
     pub prefix: String,
-    /// Base URL of the store; `None` means that of AWS in the region.
+    /// Base URL of the store; `None` means the one of AWS in the region.
     pub endpoint: Option<String>,
     /// Region, which the signature names.
     pub region: String,
 }
 
-impl Place {
-    /// Reads `s3://BUCKET/PREFIX`.
+impl StoreLocation {
+    /// Parses the text `s3://BUCKET/PREFIX`.
     ///
     /// # Errors
     /// When it is something else, or the prefix has characters that a URL would have to escape.
@@ -52,36 +52,36 @@ impl Place {
     }
 }
 
-/// A place, and who writes there.
+/// Connection to a location, with the key that may write there.
 pub struct Store {
-    place: Place,
+    place: StoreLocation,
     bucket: Bucket,
     credentials: Credentials,
     agent: Agent,
 }
 
 impl Store {
-    /// A store, with the credentials of the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, for temporary
-    /// ones, `AWS_SESSION_TOKEN`. Nothing is connected yet.
+    /// Prepares a store with the credentials of the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, for
+    /// temporary ones, `AWS_SESSION_TOKEN`. No connection is made yet.
     ///
     /// # Errors
     /// When they are not set, or the endpoint is no URL.
-    pub fn with_credentials_of_environment(place: Place) -> Result<Self> {
+    pub fn with_credentials_of_environment(place: StoreLocation) -> Result<Self> {
         let credentials = Credentials::from_env().context(
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set; every S3-compatible store takes its key by these names",
         )?;
         Self::new(place, credentials)
     }
 
-    /// A store with the given credentials.
+    /// Prepares a store with the given credentials.
     ///
     /// # Errors
     /// When the endpoint is no URL.
-    pub fn with_key(place: Place, id: &str, secret: &str) -> Result<Self> {
+    pub fn with_key(place: StoreLocation, id: &str, secret: &str) -> Result<Self> {
         Self::new(place, Credentials::new(id, secret))
     }
 
-    fn new(place: Place, credentials: Credentials) -> Result<Self> {
+    fn new(place: StoreLocation, credentials: Credentials) -> Result<Self> {
         // A host for every bucket is what AWS wants; others need a name server for that.
         let (endpoint, style) = match &place.endpoint {
             Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
@@ -103,7 +103,7 @@ impl Store {
         Ok(Self { place, bucket, credentials, agent: config.into() })
     }
 
-    /// Where this is, for people, and for robots if the bucket may be read by everybody.
+    /// Returns the URL of the location, for people, and for robots if everybody may read the bucket.
     pub fn describe(&self) -> String {
         self.bucket.object_url(&self.place.prefix).as_str().trim_end_matches('/').to_owned()
     }
@@ -112,7 +112,7 @@ impl Store {
         if self.place.prefix.is_empty() { path.to_owned() } else { format!("{}/{path}", self.place.prefix) }
     }
 
-    /// The size of an object; `None` when it is not there.
+    /// Returns the size of an object; `None` when the object is not there.
     ///
     /// # Errors
     /// When the store cannot be reached or refuses.
@@ -128,7 +128,7 @@ impl Store {
         Ok(if status == StatusCode::NOT_FOUND { None } else { length })
     }
 
-    /// A small object; `None` when it is not there.
+    /// Returns the content of a small object; `None` when the object is not there.
     ///
     /// # Errors
     /// When the store cannot be reached or refuses, or the object has more than 1 MiB.
@@ -224,10 +224,10 @@ fn said(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Store, said};
+    use super::{Store, StoreLocation, said};
 
-    fn place(text: &str, endpoint: Option<&str>) -> anyhow::Result<Place> {
-        Place::parse(text, endpoint.map(str::to_owned), "eu-west-1".into())
+    fn place(text: &str, endpoint: Option<&str>) -> anyhow::Result<StoreLocation> {
+        StoreLocation::parse(text, endpoint.map(str::to_owned), "eu-west-1".into())
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::attributes::{self, Attribute};
 use super::digest::ContentDigest;
 use super::directory;
 use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, RESERVED_INODES};
-use super::tree::{Kind, Node};
+use super::tree::{Node, NodeKind};
 
 /// Zero blocks in a row from which on a file gets a hole: fewer are cheaper written than described.
 const HOLE: u64 = 16;
@@ -29,7 +29,7 @@ const STRETCH: usize = 1 << 20;
 
 /// Origin of the bytes of an inode.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum ContentSource {
     /// A file of the host.
     File(PathBuf),
     /// The target of a link, or nothing.
@@ -50,7 +50,7 @@ pub struct Inode {
     /// Bytes of a file or target.
     pub bytes: u64,
     /// Content of the inode.
-    pub source: Source,
+    pub source: ContentSource,
     /// Blocks with content, in order; what lies between is zero. None in a directory, whose blocks are decided later.
     pub data: Vec<Range<u64>>,
     /// Extended attributes, sorted.
@@ -122,8 +122,8 @@ impl Content {
             return Ok(());
         }
         root.children.insert(LOST_AND_FOUND.to_vec(), at);
-        self.nodes.push(Node { kind: Kind::Directory, digest: [0; 32], children: Default::default() });
-        let source = Source::Bytes(Vec::new());
+        self.nodes.push(Node { kind: NodeKind::Directory, digest: [0; 32], children: Default::default() });
+        let source = ContentSource::Bytes(Vec::new());
         let (data, attributes) = (Vec::new(), Vec::new());
         let mode = 0o40_700;
         self.inodes.push(Inode { mode, uid: 0, gid: 0, links: 2, bytes: 0, source, data, attributes, parent: 0 });
@@ -135,18 +135,18 @@ impl Content {
         let mut bytes = metadata.len();
         let (kind, source, digest, data) = if metadata.is_dir() {
             bytes = 0;
-            (Kind::Directory, Source::Bytes(Vec::new()), [0; 32], Vec::new())
+            (NodeKind::Directory, ContentSource::Bytes(Vec::new()), [0; 32], Vec::new())
         } else if metadata.is_symlink() {
             let target = fs::read_link(path)?.into_os_string().into_vec();
             bytes = target.len() as u64;
             ensure!(bytes < BLOCK, "its target has {bytes} bytes");
             let blocks = u64::from(target.len() > SHORT_TARGET);
             let digest = ContentDigest::of(&target);
-            (Kind::Symlink, Source::Bytes(target), digest, Vec::from_iter((blocks > 0).then_some(0..blocks)))
+            (NodeKind::Symlink, ContentSource::Bytes(target), digest, Vec::from_iter((blocks > 0).then_some(0..blocks)))
         } else if metadata.is_file() {
             let mut file = File::open(path)?;
             let (digest, data) = scan(&mut file, bytes)?;
-            (Kind::File, Source::File(path.to_owned()), digest, data)
+            (NodeKind::File, ContentSource::File(path.to_owned()), digest, data)
         } else {
             bail!("it is a device, a socket or a pipe; an image has none");
         };
@@ -156,7 +156,7 @@ impl Content {
             uid: metadata.uid(),
             gid: metadata.gid(),
             // A directory has a name, and one in itself.
-            links: if kind == Kind::Directory { 2 } else { 0 },
+            links: if kind == NodeKind::Directory { 2 } else { 0 },
             bytes,
             source,
             data,
@@ -175,7 +175,7 @@ impl Content {
         for (node, inode) in self.nodes.iter().zip(&self.inodes) {
             blocks += inode.data.iter().map(|range| range.end - range.start).sum::<u64>();
             blocks += u64::from(attributes::need_block(&inode.attributes)?);
-            if node.kind == Kind::Directory {
+            if node.kind == NodeKind::Directory {
                 blocks += directory::pages(&[], node.children.keys()).len() as u64;
             }
         }

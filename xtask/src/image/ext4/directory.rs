@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::bytes::{checksum, put, u16_at, u32_at};
 use super::geometry::BLOCK;
-use super::tree::{Kind, Name};
+use super::tree::{Name, NodeKind};
 
 /// Bytes of an entry before its name.
 const HEADER: usize = 8;
@@ -88,7 +88,7 @@ fn entry_bytes(name: usize) -> usize {
 
 /// The bytes of a block: `entries` are inode, kind and name; `seed` is what the directory's checksums start with.
 #[must_use]
-pub fn encode(entries: &[(u32, Kind, &[u8])], seed: u32) -> Vec<u8> {
+pub fn encode(entries: &[(u32, NodeKind, &[u8])], seed: u32) -> Vec<u8> {
     let mut block = vec![0; BLOCK as usize];
     let mut at = 0;
     for (number, (inode, kind, name)) in entries.iter().enumerate() {
@@ -99,9 +99,9 @@ pub fn encode(entries: &[(u32, Kind, &[u8])], seed: u32) -> Vec<u8> {
         put(&mut block, at + 4, (bytes as u16).to_le_bytes());
         block[at + 6] = name.len() as u8;
         block[at + 7] = match kind {
-            Kind::File => 1,
-            Kind::Directory => 2,
-            Kind::Symlink => 7,
+            NodeKind::File => 1,
+            NodeKind::Directory => 2,
+            NodeKind::Symlink => 7,
         };
         block[at + HEADER..at + HEADER + name.len()].copy_from_slice(name);
         at += bytes;
@@ -139,7 +139,7 @@ pub fn decode(block: &[u8]) -> Result<BTreeMap<usize, (u32, Name)>> {
 #[cfg(test)]
 mod tests {
     use super::{Page, decode, encode, pages};
-    use crate::image::ext4::tree::{Kind, Name};
+    use crate::image::ext4::tree::{Name, NodeKind};
 
     fn names(numbers: std::ops::Range<u32>) -> Vec<Name> {
         numbers.map(|number| format!("{number:0>60}").into_bytes()).collect()
@@ -184,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_block_is_read_as_it_was_written() {
-        let entries = [(2, Kind::Directory, &b"."[..]), (2, Kind::Directory, b".."), (12, Kind::File, b"a b\n\"c\"")];
+        let entries =
+            [(2, NodeKind::Directory, &b"."[..]), (2, NodeKind::Directory, b".."), (12, NodeKind::File, b"a b\n\"c\"")];
         let read = decode(&encode(&entries, 1)).unwrap();
         assert_eq!(read.into_values().collect::<Vec<_>>(), [(12, b"a b\n\"c\"".to_vec())]);
         assert!(decode(&encode(&[], 1)).unwrap().is_empty());

@@ -8,7 +8,7 @@ use super::geometry::BLOCK;
 
 /// Blocks that follow each other both in the file and on the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub struct BlockRun {
     /// Block of the file.
     pub logical: u64,
     /// Block of the medium.
@@ -29,7 +29,7 @@ const LONGEST: u64 = 32768;
 const DEEPEST: u16 = 5;
 
 /// Adds one block, to the last run if it follows it.
-pub fn push(runs: &mut Vec<Run>, logical: u64, physical: u64) {
+pub fn push(runs: &mut Vec<BlockRun>, logical: u64, physical: u64) {
     match runs.last_mut() {
         Some(last)
             if last.logical + last.blocks == logical
@@ -38,7 +38,7 @@ pub fn push(runs: &mut Vec<Run>, logical: u64, physical: u64) {
         {
             last.blocks += 1;
         }
-        _ => runs.push(Run { logical, physical, blocks: 1 }),
+        _ => runs.push(BlockRun { logical, physical, blocks: 1 }),
     }
 }
 
@@ -56,7 +56,7 @@ pub fn tree_blocks(runs: usize) -> usize {
 /// The tree: the 60 bytes in the inode, and the content of the blocks at `places`, of which there are as many as
 /// [`tree_blocks`] says. `seed` is what the inode's checksums start with.
 #[must_use]
-pub fn encode(runs: &[Run], places: &[u64], seed: u32) -> ([u8; 60], Vec<(u64, Vec<u8>)>) {
+pub fn encode(runs: &[BlockRun], places: &[u64], seed: u32) -> ([u8; 60], Vec<(u64, Vec<u8>)>) {
     let mut level: Vec<[u8; ENTRY]> = runs.iter().map(leaf).collect();
     let mut firsts: Vec<u64> = runs.iter().map(|run| run.logical).collect();
     let (mut depth, mut places, mut blocks) = (0, places.iter(), Vec::new());
@@ -90,7 +90,7 @@ fn node(entries: &[[u8; ENTRY]], max: usize, depth: u16, bytes: usize) -> Vec<u8
     node
 }
 
-fn leaf(run: &Run) -> [u8; ENTRY] {
+fn leaf(run: &BlockRun) -> [u8; ENTRY] {
     let mut entry = [0; ENTRY];
     put(&mut entry, 0, (run.logical as u32).to_le_bytes());
     put(&mut entry, 4, (run.blocks as u16).to_le_bytes());
@@ -111,7 +111,7 @@ fn index(logical: u64, place: u64) -> [u8; ENTRY] {
 ///
 /// # Errors
 /// It is none, or a block cannot be read.
-pub fn decode(root: &[u8], load: &mut dyn FnMut(u64) -> Result<Vec<u8>>) -> Result<(Vec<Run>, Vec<u64>)> {
+pub fn decode(root: &[u8], load: &mut dyn FnMut(u64) -> Result<Vec<u8>>) -> Result<(Vec<BlockRun>, Vec<u64>)> {
     let (mut runs, mut places) = (Vec::new(), Vec::new());
     walk(root, DEEPEST, load, &mut runs, &mut places)?;
     Ok((runs, places))
@@ -121,7 +121,7 @@ fn walk(
     node: &[u8],
     deepest: u16,
     load: &mut dyn FnMut(u64) -> Result<Vec<u8>>,
-    runs: &mut Vec<Run>,
+    runs: &mut Vec<BlockRun>,
     places: &mut Vec<u64>,
 ) -> Result<()> {
     let (entries, depth) = (usize::from(u16_at(node, 2)), u16_at(node, 6));
@@ -132,7 +132,7 @@ fn walk(
         if depth == 0 {
             let (blocks, high) = (u64::from(u16_at(entry, 4)), u64::from(u16_at(entry, 6)));
             ensure!(blocks > 0 && blocks <= LONGEST, "an extent is not initialised");
-            runs.push(Run { logical, physical: u64::from(u32_at(entry, 8)) | high << 32, blocks });
+            runs.push(BlockRun { logical, physical: u64::from(u32_at(entry, 8)) | high << 32, blocks });
         } else {
             let place = u64::from(u32_at(entry, 4)) | u64::from(u16_at(entry, 8)) << 32;
             places.push(place);
@@ -145,14 +145,14 @@ fn walk(
 
 #[cfg(test)]
 mod tests {
-    use super::{Run, decode, encode, push, tree_blocks};
+    use super::{BlockRun, decode, encode, push, tree_blocks};
     use std::collections::HashMap;
 
     #[test]
     fn a_tree_of_any_size_is_read_as_it_was_written() {
         for count in [0, 1, 4, 5, 340, 341, 1360, 1361, 120_000] {
-            let runs: Vec<Run> =
-                (0..count).map(|at| Run { logical: at * 3, physical: (1 << 33) + at * 7, blocks: 2 }).collect();
+            let runs: Vec<BlockRun> =
+                (0..count).map(|at| BlockRun { logical: at * 3, physical: (1 << 33) + at * 7, blocks: 2 }).collect();
             let places: Vec<u64> = (0..tree_blocks(runs.len()) as u64).map(|at| 1000 + at).collect();
             let (root, blocks) = encode(&runs, &places, 7);
             assert_eq!(blocks.len(), places.len(), "{count}");
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_damaged_tree_is_refused() {
-        let (mut root, _) = encode(&[Run { logical: 0, physical: 9, blocks: 1 }], &[], 0);
+        let (mut root, _) = encode(&[BlockRun { logical: 0, physical: 9, blocks: 1 }], &[], 0);
         let mut none = |_| anyhow::bail!("nothing to load");
         assert!(decode(&root, &mut none).is_ok());
         root[2] = 5;

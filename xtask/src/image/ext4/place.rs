@@ -13,12 +13,12 @@ use anyhow::{Context, Result, ensure};
 use super::attributes;
 use super::content::Content;
 use super::directory::{self, Page};
-use super::extents::{self, Run};
+use super::extents::{self, BlockRun};
 use super::geometry::{Geometry, RESERVED_INODES, ROOT};
-use super::placed::Place;
+use super::placed::InodePlace;
 use super::read::Old;
 use super::space::{Pool, Space};
-use super::tree::{self, Kind};
+use super::tree::{self, NodeKind};
 
 /// Blocks from which on a changed file stays where it is: those of the usual chunk of a release. For an update of Debian's
 /// packages 1, 4 and 16 make no difference to what is downloaded in chunks of 16 KiB (28.3, 28.0, 28.0 MiB), but to what
@@ -28,9 +28,9 @@ const LARGE: u64 = 4;
 
 /// The places of everything, by the indices of [`Content`].
 #[derive(Debug)]
-pub struct Layout {
+pub struct BlockPlan {
     /// One for every inode.
-    pub places: Vec<Place>,
+    pub places: Vec<InodePlace>,
     /// Map of used blocks.
     pub space: Space,
     /// Figures of what stayed in place.
@@ -54,7 +54,7 @@ pub struct Figures {
 ///
 /// # Errors
 /// The content does not fit.
-pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<Layout> {
+pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<BlockPlan> {
     let before = tree::continued(&old.nodes, &content.nodes);
     let numbers = numbers(&before, old, geometry)?;
     // First everything that stays, then new things in what is left.
@@ -77,7 +77,7 @@ pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<Layout
     );
     let mut pool = space.pool();
     // Directories lie together: they change together.
-    for kind in [Kind::Directory, Kind::File, Kind::Symlink] {
+    for kind in [NodeKind::Directory, NodeKind::File, NodeKind::Symlink] {
         for (one, _) in wanted.iter_mut().zip(&content.nodes).filter(|(_, node)| node.kind == kind) {
             one.fill(&mut pool)?;
         }
@@ -85,7 +85,7 @@ pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<Layout
     let mut places = Vec::with_capacity(wanted.len());
     for ((one, node), number) in wanted.into_iter().zip(&content.nodes).zip(numbers) {
         let place = one.into_place(number, &mut pool, &mut space)?;
-        if node.kind == Kind::File && !place.runs.is_empty() {
+        if node.kind == NodeKind::File && !place.runs.is_empty() {
             figures.files += 1;
             figures.pieces += pieces(&place.runs);
         }
@@ -94,11 +94,11 @@ pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<Layout
     pool.taken().for_each(|block| {
         space.claim(block);
     });
-    Ok(Layout { places, space, figures })
+    Ok(BlockPlan { places, space, figures })
 }
 
 /// Pieces that lie apart on the medium: a hole, or the length of one entry, does not count.
-fn pieces(runs: &[Run]) -> u64 {
+fn pieces(runs: &[BlockRun]) -> u64 {
     let apart = runs.windows(2).filter(|pair| pair[0].physical + pair[0].blocks != pair[1].physical);
     1 + apart.count() as u64
 }
@@ -132,7 +132,7 @@ struct Wanted {
 
 impl Wanted {
     /// `previous` is where it lay, and whether its content is the same. What stays is claimed.
-    fn new(content: &Content, at: usize, previous: Option<(&Place, bool)>, space: &mut Space) -> Result<Self> {
+    fn new(content: &Content, at: usize, previous: Option<(&InodePlace, bool)>, space: &mut Space) -> Result<Self> {
         let (node, inode) = (&content.nodes[at], &content.inodes[at]);
         let needs_attribute_block = attributes::need_block(&inode.attributes)?;
         let mut wanted = Self {
@@ -142,13 +142,13 @@ impl Wanted {
             needs_attribute_block,
             pages: Vec::new(),
         };
-        if node.kind == Kind::Directory {
+        if node.kind == NodeKind::Directory {
             let before = previous.map(|(place, _)| place.pages.as_slice()).unwrap_or_default();
             wanted.pages = directory::pages(before, node.children.keys());
             wanted.blocks = (0..wanted.pages.len() as u64).map(|logical| (logical, None)).collect();
         }
         let Some((place, same)) = previous else { return Ok(wanted) };
-        if same || node.kind == Kind::Directory || wanted.blocks.len() as u64 >= LARGE {
+        if same || node.kind == NodeKind::Directory || wanted.blocks.len() as u64 >= LARGE {
             for (logical, found) in &mut wanted.blocks {
                 let before = match wanted.pages.get(*logical as usize) {
                     Some(page) => page.before.map(|before| before as u64),
@@ -181,7 +181,7 @@ impl Wanted {
     }
 
     /// Takes what else it needs. All its content has a place.
-    fn into_place(self, number: u32, pool: &mut Pool, space: &mut Space) -> Result<Place> {
+    fn into_place(self, number: u32, pool: &mut Pool, space: &mut Space) -> Result<InodePlace> {
         let mut runs = Vec::new();
         for (logical, place) in self.blocks {
             extents::push(&mut runs, logical, place.context("a block has no place")?);
@@ -198,11 +198,11 @@ impl Wanted {
         let complete = tree_blocks.len() == needed && attribute_block.is_some() == self.needs_attribute_block;
         ensure!(complete, "the content does not fit");
         let pages = self.pages.into_iter().map(|page| page.names).collect();
-        Ok(Place { number, runs, tree_blocks, attribute_block, pages })
+        Ok(InodePlace { number, runs, tree_blocks, attribute_block, pages })
     }
 }
 
-fn physical(runs: &[Run], logical: u64) -> Option<u64> {
+fn physical(runs: &[BlockRun], logical: u64) -> Option<u64> {
     let at = runs.partition_point(|run| run.logical + run.blocks <= logical);
     runs.get(at).filter(|run| run.logical <= logical).map(|run| run.physical + logical - run.logical)
 }
@@ -211,11 +211,11 @@ fn physical(runs: &[Run], logical: u64) -> Option<u64> {
 mod tests {
     use std::collections::{BTreeMap, HashSet};
 
-    use super::{Layout, place};
-    use crate::image::ext4::content::{Content, Inode, Source};
+    use super::{BlockPlan, place};
+    use crate::image::ext4::content::{Content, ContentSource, Inode};
     use crate::image::ext4::geometry::{Geometry, Group};
     use crate::image::ext4::read::Old;
-    use crate::image::ext4::tree::{Kind, Node};
+    use crate::image::ext4::tree::{Node, NodeKind};
 
     /// Numbers that look random and are the same every time.
     struct Random(u64);
@@ -239,7 +239,7 @@ mod tests {
             gid: 0,
             links: 1,
             bytes: blocks * 4096,
-            source: Source::Bytes(Vec::new()),
+            source: ContentSource::Bytes(Vec::new()),
             data: Vec::from_iter((blocks > 0).then_some(0..blocks)),
             attributes: Vec::new(),
             parent: 0,
@@ -249,18 +249,19 @@ mod tests {
     /// A directory of files, by name: what is in them, and their blocks.
     fn content(files: &BTreeMap<u64, (u64, u64)>) -> Content {
         let node = |kind, digest| Node { kind, digest, children: BTreeMap::new() };
-        let mut content = Content { nodes: vec![node(Kind::Directory, [0; 32])], inodes: vec![inode(0)] };
+        let mut content = Content { nodes: vec![node(NodeKind::Directory, [0; 32])], inodes: vec![inode(0)] };
         for (at, (name, (said, blocks))) in (1..).zip(files) {
             content.nodes[0].children.insert(format!("{name:>40}").into_bytes(), at);
-            content
-                .nodes
-                .push(node(Kind::File, *blake3::hash(&[said.to_le_bytes(), blocks.to_le_bytes()].concat()).as_bytes()));
+            content.nodes.push(node(
+                NodeKind::File,
+                *blake3::hash(&[said.to_le_bytes(), blocks.to_le_bytes()].concat()).as_bytes(),
+            ));
             content.inodes.push(inode(*blocks));
         }
         content
     }
 
-    fn assert_sound(layout: &Layout, content: &Content, geometry: &Geometry) {
+    fn assert_sound(layout: &BlockPlan, content: &Content, geometry: &Geometry) {
         let mut used: HashSet<u64> = geometry.tables().collect();
         let mut numbers = HashSet::new();
         for (place, inode) in layout.places.iter().zip(&content.inodes) {

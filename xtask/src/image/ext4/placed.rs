@@ -1,15 +1,15 @@
 //! The place of one inode: where it lies in an image that is there, or is to lie in the next one.
 
-use super::extents::Run;
+use super::extents::BlockRun;
 use super::tree::Name;
 
 /// Place of one inode and its content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct InodePlace {
     /// Number of the inode.
     pub number: u32,
     /// Blocks of its content.
-    pub runs: Vec<Run>,
+    pub runs: Vec<BlockRun>,
     /// Blocks of the tree that lists the runs.
     pub tree_blocks: Vec<u64>,
     /// Block of extended attributes.

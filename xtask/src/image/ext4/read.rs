@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::bytes::{u16_at, u32_at};
 use super::digest::ContentDigest;
 use super::directory;
-use super::extents::{self, Run};
+use super::extents::{self, BlockRun};
 use super::geometry::{BLOCK, EXTENTS_FLAG, Geometry, INODE, ROOT};
-use super::placed::Place;
-use super::tree::{Kind, Node};
+use super::placed::InodePlace;
+use super::tree::{Node, NodeKind};
 
 /// Blocks read at a time.
 const STRETCH: u64 = 256;
@@ -23,7 +23,7 @@ pub struct Old {
     /// Names and digests.
     pub nodes: Vec<Node>,
     /// Numbers and blocks.
-    pub places: Vec<Place>,
+    pub places: Vec<InodePlace>,
 }
 
 impl Old {
@@ -36,7 +36,7 @@ impl Old {
         reader.add(ROOT)?;
         let mut at = 0;
         while at < reader.old.nodes.len() {
-            if reader.old.nodes[at].kind == Kind::Directory {
+            if reader.old.nodes[at].kind == NodeKind::Directory {
                 reader.descend(at).with_context(|| format!("directory with inode {}", reader.old.places[at].number))?;
             }
             at += 1;
@@ -71,7 +71,10 @@ impl Reader<'_> {
             for (number, name) in entries.into_values() {
                 let child = match self.known.get(&number) {
                     Some(&child) => {
-                        ensure!(self.old.nodes[child].kind != Kind::Directory, "inode {number} is in two directories");
+                        ensure!(
+                            self.old.nodes[child].kind != NodeKind::Directory,
+                            "inode {number} is in two directories"
+                        );
                         child
                     }
                     None => self.add(number).with_context(|| format!("inode {number}"))?,
@@ -90,9 +93,9 @@ impl Reader<'_> {
         let mut inode = [0; INODE as usize];
         self.image.read_exact_at(&mut inode, self.geometry.inode_at(number)).context("read the inode")?;
         let kind = match u16_at(&inode, 0) & 0xf000 {
-            0x4000 => Kind::Directory,
-            0x8000 => Kind::File,
-            0xa000 => Kind::Symlink,
+            0x4000 => NodeKind::Directory,
+            0x8000 => NodeKind::File,
+            0xa000 => NodeKind::Symlink,
             other => bail!("type {other:x} is not one of an image"),
         };
         let bytes = u64::from(u32_at(&inode, 4)) | u64::from(u32_at(&inode, 0x6c)) << 32;
@@ -100,11 +103,11 @@ impl Reader<'_> {
         let has_runs = u32_at(&inode, 0x20) & EXTENTS_FLAG != 0;
         let (runs, tree_blocks) =
             if has_runs { extents::decode(in_inode, &mut |block| self.block(block))? } else { Default::default() };
-        let inside = |run: &Run| run.physical + run.blocks <= self.geometry.blocks;
+        let inside = |run: &BlockRun| run.physical + run.blocks <= self.geometry.blocks;
         let ordered = runs.windows(2).all(|pair| pair[0].logical + pair[0].blocks <= pair[1].logical);
         ensure!(ordered && runs.iter().all(inside), "its extents are damaged");
         let digest = match kind {
-            Kind::Directory => [0; 32],
+            NodeKind::Directory => [0; 32],
             _ if has_runs => self.digest(&runs, bytes)?,
             _ => {
                 let target =
@@ -116,11 +119,11 @@ impl Reader<'_> {
         let attribute_block = (attributes != 0).then_some(attributes);
         self.known.insert(number, self.old.nodes.len());
         self.old.nodes.push(Node { kind, digest, children: Default::default() });
-        self.old.places.push(Place { number, runs, tree_blocks, attribute_block, pages: Vec::new() });
+        self.old.places.push(InodePlace { number, runs, tree_blocks, attribute_block, pages: Vec::new() });
         Ok(self.old.nodes.len() - 1)
     }
 
-    fn digest(&self, runs: &[Run], bytes: u64) -> Result<[u8; 32]> {
+    fn digest(&self, runs: &[BlockRun], bytes: u64) -> Result<[u8; 32]> {
         let mut digest = ContentDigest::default();
         let mut buffer = vec![0; (STRETCH * BLOCK).min(bytes) as usize];
         for run in runs {

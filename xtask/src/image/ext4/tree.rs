@@ -7,7 +7,7 @@ pub type Name = Vec<u8>;
 
 /// Kind of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum NodeKind {
     /// Directory with entries.
     Directory,
     /// A regular file.
@@ -21,7 +21,7 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Kind of the inode.
-    pub kind: Kind,
+    pub kind: NodeKind,
     /// Digest of a file's content or a link's target; zeros for a directory.
     pub digest: [u8; 32],
     /// Entries of a directory, by indices into the same tree.
@@ -75,18 +75,18 @@ impl Found<'_> {
             for (name, &child) in &new[is].children {
                 let kind = new[child].kind;
                 match old[was].children.get(name) {
-                    Some(&before) if old[before].kind == kind && kind == Kind::Directory => {
+                    Some(&before) if old[before].kind == kind && kind == NodeKind::Directory => {
                         self.take(before, child);
                         queue.push((before, child));
                     }
                     Some(&before) if old[before].kind == kind => pairs.push((before, child)),
-                    _ if kind == Kind::Directory => appeared.push(child),
+                    _ if kind == NodeKind::Directory => appeared.push(child),
                     _ => {}
                 }
             }
             let gone = old[was].children.iter().filter(|(name, child)| {
-                let still = new[is].children.get(*name).is_some_and(|&now| new[now].kind == Kind::Directory);
-                old[**child].kind == Kind::Directory && !still
+                let still = new[is].children.get(*name).is_some_and(|&now| new[now].kind == NodeKind::Directory);
+                old[**child].kind == NodeKind::Directory && !still
             });
             let mut gone: Vec<usize> = gone.map(|(_, child)| *child).collect();
             for child in appeared {
@@ -105,13 +105,13 @@ impl Found<'_> {
     fn moved(&mut self) {
         let mut by_digest: HashMap<[u8; 32], Vec<usize>> = HashMap::new();
         for (at, node) in self.old.iter().enumerate().rev() {
-            if node.kind != Kind::Directory && !self.taken[at] {
+            if node.kind != NodeKind::Directory && !self.taken[at] {
                 by_digest.entry(node.digest).or_default().push(at);
             }
         }
         for at in 0..self.new.len() {
             let node = &self.new[at];
-            if node.kind == Kind::Directory || self.of_new[at].is_some() {
+            if node.kind == NodeKind::Directory || self.of_new[at].is_some() {
                 continue;
             }
             let same = by_digest.get_mut(&node.digest).and_then(Vec::pop);
@@ -129,12 +129,12 @@ fn shared_names(one: &Node, other: &Node) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Node, continued};
+    use super::{Node, NodeKind, continued};
 
     /// A tree from paths with contents; the same content number means the same inode where `#` follows it.
     fn tree(paths: &[(&str, &str)]) -> (Vec<Node>, Vec<String>) {
         let node = |kind| Node { kind, digest: [0; 32], children: Default::default() };
-        let (mut nodes, mut names) = (vec![node(Kind::Directory)], vec![String::new()]);
+        let (mut nodes, mut names) = (vec![node(NodeKind::Directory)], vec![String::new()]);
         let mut linked = std::collections::HashMap::new();
         for (path, content) in paths {
             let mut at = 0;
@@ -144,7 +144,7 @@ mod tests {
                 let known = nodes[at].children.get(part.as_bytes()).copied();
                 let link = (last && content.ends_with('#')).then(|| linked.get(content).copied()).flatten();
                 let next = known.or(link).unwrap_or_else(|| {
-                    let mut new = node(if last { Kind::File } else { Kind::Directory });
+                    let mut new = node(if last { NodeKind::File } else { NodeKind::Directory });
                     if last {
                         new.digest = *blake3::hash(content.as_bytes()).as_bytes();
                         linked.insert(*content, nodes.len());

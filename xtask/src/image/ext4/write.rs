@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 
 use super::attributes;
 use super::bytes::{checksum, put, u16_at};
-use super::content::{Content, Inode, Source};
+use super::content::{Content, ContentSource, Inode};
 use super::directory;
 use super::extents;
 use super::geometry::{BLOCK, DESCRIPTOR, EXTENTS_FLAG, GROUP, Geometry, INODE, RESERVED_INODES, SUPERBLOCK};
-use super::place::Layout;
-use super::placed::Place;
-use super::tree::Kind;
+use super::place::BlockPlan;
+use super::placed::InodePlace;
+use super::tree::NodeKind;
 
 /// Flag of a group whose inode table is not leftover bytes.
 const TABLE_ZEROED: u16 = 4;
@@ -33,12 +33,12 @@ pub const TIME: u32 = 1;
 ///
 /// # Errors
 /// Something of the content cannot be read any more, or the image not be written.
-pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &Layout) -> Result<()> {
+pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &BlockPlan) -> Result<()> {
     let writer = Writer { image, geometry, content, layout, seed: geometry.checksum_seed() };
     for at in 0..content.inodes.len() {
         writer.inode(at).with_context(|| match &content.inodes[at].source {
-            Source::File(path) => format!("write {}", path.display()),
-            Source::Bytes(_) => format!("write inode {}", layout.places[at].number),
+            ContentSource::File(path) => format!("write {}", path.display()),
+            ContentSource::Bytes(_) => format!("write inode {}", layout.places[at].number),
         })?;
     }
     writer.groups().context("write the tables of the file system")
@@ -48,7 +48,7 @@ struct Writer<'a> {
     image: &'a File,
     geometry: &'a Geometry,
     content: &'a Content,
-    layout: &'a Layout,
+    layout: &'a BlockPlan,
     /// What every checksum starts with.
     seed: u32,
 }
@@ -63,13 +63,13 @@ impl Writer<'_> {
         // Checksums of everything that belongs to an inode start with its number and its generation, which is 0.
         let seed = checksum(checksum(self.seed, &place.number.to_le_bytes()), &[0; 4]);
         let mut bytes = [0; INODE as usize];
-        let size = if node.kind == Kind::Directory { place.pages.len() as u64 * BLOCK } else { inode.bytes };
+        let size = if node.kind == NodeKind::Directory { place.pages.len() as u64 * BLOCK } else { inode.bytes };
         let (tree, tree_blocks) = extents::encode(&place.runs, &place.tree_blocks, seed);
         for (place, block) in tree_blocks {
             self.put_block(place, &block)?;
         }
         let short = match &inode.source {
-            Source::Bytes(target) if node.kind == Kind::Symlink && place.runs.is_empty() => Some(target),
+            ContentSource::Bytes(target) if node.kind == NodeKind::Symlink && place.runs.is_empty() => Some(target),
             _ => None,
         };
         match short {
@@ -86,13 +86,13 @@ impl Writer<'_> {
         put(&mut bytes, 0x82, ((sum >> 16) as u16).to_le_bytes());
         self.image.write_all_at(&bytes, self.geometry.inode_at(place.number)).context("write the inode")?;
         match node.kind {
-            Kind::Directory => self.directory(at, seed),
+            NodeKind::Directory => self.directory(at, seed),
             _ => self.data(inode, place),
         }
     }
 
     /// Those that stay in the inode; the others are written.
-    fn attributes<'b>(&self, inode: &'b Inode, place: &Place) -> Result<&'b [attributes::Attribute]> {
+    fn attributes<'b>(&self, inode: &'b Inode, place: &InodePlace) -> Result<&'b [attributes::Attribute]> {
         let Some(block) = place.attribute_block else { return Ok(&inode.attributes) };
         self.put_block(block, &attributes::into_block(&inode.attributes, block, self.seed))?;
         Ok(&[])
@@ -103,10 +103,10 @@ impl Writer<'_> {
         let number_of = |node: usize| self.layout.places[node].number;
         let blocks = place.runs.iter().flat_map(|run| run.physical..run.physical + run.blocks);
         for (page, (names, block)) in place.pages.iter().zip(blocks).enumerate() {
-            let mut entries: Vec<(u32, Kind, &[u8])> = Vec::with_capacity(names.len() + 2);
+            let mut entries: Vec<(u32, NodeKind, &[u8])> = Vec::with_capacity(names.len() + 2);
             if page == 0 {
-                entries.push((place.number, Kind::Directory, b"."));
-                entries.push((number_of(self.content.inodes[at].parent), Kind::Directory, b".."));
+                entries.push((place.number, NodeKind::Directory, b"."));
+                entries.push((number_of(self.content.inodes[at].parent), NodeKind::Directory, b".."));
             }
             for name in names {
                 let child = *node.children.get(name).context("a name got lost")?;
@@ -117,10 +117,10 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn data(&self, inode: &Inode, place: &Place) -> Result<()> {
+    fn data(&self, inode: &Inode, place: &InodePlace) -> Result<()> {
         let mut buffer = vec![0; (STRETCH * BLOCK).min(inode.bytes) as usize];
         let file = match &inode.source {
-            Source::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open it")?),
+            ContentSource::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open it")?),
             _ => None,
         };
         for run in &place.runs {
@@ -132,8 +132,8 @@ impl Writer<'_> {
                 let stretch = &mut buffer[..length as usize];
                 match (&file, &inode.source) {
                     (Some(file), _) => file.read_exact_at(stretch, from).context("it changed while it was read")?,
-                    (None, Source::Bytes(target)) => stretch.copy_from_slice(target),
-                    (None, Source::File(_)) => {}
+                    (None, ContentSource::Bytes(target)) => stretch.copy_from_slice(target),
+                    (None, ContentSource::File(_)) => {}
                 }
                 // The rest of a last block is a hole of the image's file: zeros.
                 self.image.write_all_at(stretch, (run.physical + done) * BLOCK).context("write it to the image")?;
@@ -153,7 +153,7 @@ impl Writer<'_> {
         for (place, node) in self.layout.places.iter().zip(&self.content.nodes) {
             let index = place.number as usize - 1;
             used[index] = true;
-            directories[index / inodes_per_group] += u32::from(node.kind == Kind::Directory);
+            directories[index / inodes_per_group] += u32::from(node.kind == NodeKind::Directory);
         }
         let table_bytes = geometry.groups.len() as u64 * DESCRIPTOR;
         let mut table = vec![0; table_bytes as usize];
@@ -208,7 +208,7 @@ impl Writer<'_> {
 }
 
 /// Everything of an inode but its content, its attributes and its checksum.
-fn encode(inode: &Inode, size: u64, place: &Place, bytes: &mut [u8]) {
+fn encode(inode: &Inode, size: u64, place: &InodePlace, bytes: &mut [u8]) {
     let data: u64 = place.runs.iter().map(|run| run.blocks).sum();
     let blocks = data + place.tree_blocks.len() as u64 + u64::from(place.attribute_block.is_some());
     let sectors = blocks * (BLOCK / 512);

@@ -1,4 +1,4 @@
-//! A tiny system for tests: the recovery kernel, and an initramfs of busybox and the agent. It starts in seconds where
+//! A small system for tests: the recovery kernel, and an initramfs of busybox and the agent. It starts in seconds where
 //! Debian takes half a minute under emulation, so that a test can afford dozens of boots. GRUB, the boot environment,
 //! the release and the recovery are the real ones; only what runs afterwards is small, and fails as a test wants it to.
 
@@ -8,12 +8,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::initramfs::{self, Content, Entry, Missing};
+use crate::initramfs::{self, ArchiveEntry, InitramfsContent, Missing};
 use crate::kernel;
 use crate::paths::Paths;
 use crate::step::run;
 
-/// What the system does once its kernel runs.
+/// Behaviour of the system once its kernel runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// Calls its boot good, says `tiny system VERSION is up`, and opens a shell on the serial line.
@@ -26,12 +26,12 @@ pub enum Behaviour {
     Hang,
 }
 
-/// A system to make.
+/// Specification of a test system.
 #[derive(Debug, Clone)]
-pub struct Spec<'a> {
-    /// Its version, in what it prints.
+pub struct TestSystem<'a> {
+    /// Version that the system prints.
     pub version: &'a str,
-    /// How it behaves.
+    /// Behaviour once the kernel runs.
     pub behaviour: Behaviour,
     /// Size of the image, MiB; at least [`MIN_MIB`].
     pub image_mib: u32,
@@ -52,22 +52,22 @@ const UUID: &str = "7459de1a-0000-4000-8000-000000000001";
 ///
 /// # Errors
 /// When a part is missing or a tool fails.
-pub fn build(paths: &Paths, spec: &Spec<'_>, agent: &Path, out: &Path) -> Result<()> {
+pub fn build(paths: &Paths, spec: &TestSystem<'_>, agent: &Path, out: &Path) -> Result<()> {
     let scratch = tempfile::tempdir().context("make a directory")?;
     let kernel = kernel::fetch(paths)?;
     let tree = scratch.path().join("tree");
     fs::create_dir_all(tree.join("boot"))?;
     let init = scratch.path().join("init");
     fs::write(&init, script(spec))?;
-    let program = |from: &Path, to: &str| -> Result<Entry> {
+    let program = |from: &Path, to: &str| -> Result<ArchiveEntry> {
         let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
-        Ok(Entry::file(to, content, 0o755))
+        Ok(ArchiveEntry::file(to, content, 0o755))
     };
-    let content = Content {
+    let content = InitramfsContent {
         role: "system",
         init: &init,
         kernel: &kernel,
-        modules: initramfs::modules_of_groups(paths, GROUPS)?,
+        modules: initramfs::modules_of_groups(GROUPS)?,
         missing: Missing::Refuse,
         files: vec![program(Path::new("/bin/busybox"), "/bin/busybox")?, program(agent, "/bin/reflash")?],
     };
@@ -90,9 +90,9 @@ pub fn build(paths: &Paths, spec: &Spec<'_>, agent: &Path, out: &Path) -> Result
     run("mke2fs-tiny", &mut command)
 }
 
-/// PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers of their own. An SD
-/// card has no file `modalias`: its `uevent` tells.
-fn script(spec: &Spec<'_>) -> String {
+/// Script that runs as PID 1. Drivers are loaded twice over, since a controller's driver brings up devices with drivers
+/// of their own. An SD card has no file `modalias`: its alias is in `uevent`.
+fn script(spec: &TestSystem<'_>) -> String {
     let version = spec.version;
     let then = match spec.behaviour {
         Behaviour::Good => format!(

@@ -1,4 +1,5 @@
-//! What a command needs on this machine, and installing what is missing: listed first, asked for on a terminal.
+//! Packages that a command needs on this machine. Missing ones are listed, and installed once a person at the terminal
+//! agrees.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
@@ -8,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::step::{run, step};
 
-/// Debian and Ubuntu packages, by what they are needed for.
+/// Reasons for which Debian and Ubuntu packages are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// C code of the agent (ring, zstd) for musl.
@@ -17,21 +18,22 @@ pub enum Need {
     AgentWithoutRustup,
     /// Kernel tables of the initramfs.
     Initramfs,
-    /// System images.
+    /// Building of system images.
     Image,
-    /// Playbooks of a recipe.
+    /// Playbooks of a recipe, run by Ansible.
     Ansible,
     /// Boot images and file systems of a disk.
     Disk,
-    /// Boot media.
+    /// Building of boot media.
     Media,
-    /// Virtual machines.
+    /// Running of virtual machines.
     Vm,
-    /// The benchmark.
+    /// Measurements of the benchmark.
     Bench,
-    /// What the benchmark compares with; two more come from cargo.
+    /// Tools that the benchmark compares with; two more come from cargo.
     Peers,
-    /// Tools the tests compare with, servers for network namespaces, a cache, a store, and a browser for the station page.
+    /// Tools that the tests compare with, servers for network namespaces, a cache, a store, and a browser for the
+    /// station page.
     Test,
 }
 
@@ -47,10 +49,10 @@ impl Need {
             Self::Ansible => &["ansible-core"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
-            // busybox: the tiny system of xtask/src/tiny.rs.
+            // busybox is for the test system of xtask/src/test_system.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
             Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
-            // The last three: for what cargo builds.
+            // The last three are for the tools that cargo builds.
             Self::Peers => &[
                 "bmap-tools",
                 "casync",
@@ -77,7 +79,7 @@ impl Need {
                 "dosfstools",
                 "exfatprogs",
                 "mtools",
-                // The store that xtask/src/tools.rs fetches.
+                // pip is for the store that xtask/src/test_tools.rs fetches.
                 "python3-pip",
             ],
         }
@@ -87,7 +89,7 @@ impl Need {
 /// Makes sure that the packages for `needs` are installed.
 ///
 /// # Errors
-/// When something is missing and may not be installed: the command that would install it.
+/// When something is missing and may not be installed; the error gives the command that would install it.
 pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
     let wanted: BTreeSet<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
     let missing: Vec<&str> = wanted.into_iter().filter(|package| !is_installed(package)).collect();

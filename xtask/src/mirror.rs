@@ -1,5 +1,5 @@
 //! Where packages come from when a recipe names no mirror: the same place as the host's own, so that a proxy cache,
-//! a company mirror or a cloud's mirror is used without a word in the recipe.
+//! a company mirror or a cloud's mirror is used although the recipe names none.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use crate::step;
 
 /// One line of `sources.list`, without options.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct AptSource {
     /// URL of the archive.
     pub uri: String,
     /// Suite or pocket, such as `bookworm-updates`.
@@ -16,23 +16,24 @@ pub struct Source {
     pub components: Vec<String>,
 }
 
-impl Source {
+impl AptSource {
     /// Line of `sources.list`.
     pub fn line(&self) -> String {
         format!("deb {} {} {}", self.uri, self.release, self.components.join(" "))
     }
 }
 
-/// Finds the sources that the host's apt uses for this suite and its updates; empty when it does not have the suite, or is no apt.
-pub fn of_host(suite: &str) -> Vec<Source> {
+/// Finds the sources that the host's apt uses for this suite and its updates. There are none when apt does not have the
+/// suite, or the host has no apt.
+pub fn of_host(suite: &str) -> Vec<AptSource> {
     let format = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", format, "Created-By: Packages"]);
     parse(&step::output(&mut command).unwrap_or_default(), suite)
 }
 
-fn parse(targets: &str, suite: &str) -> Vec<Source> {
-    let mut sources: Vec<Source> = Vec::new();
+fn parse(targets: &str, suite: &str) -> Vec<AptSource> {
+    let mut sources: Vec<AptSource> = Vec::new();
     for line in targets.lines() {
         let mut fields = line.split('|');
         let (Some(uri), Some(release), Some(component)) = (fields.next(), fields.next(), fields.next()) else {
@@ -47,7 +48,7 @@ fn parse(targets: &str, suite: &str) -> Vec<Source> {
         match sources.iter_mut().find(|source| source.uri == uri && source.release == release) {
             Some(source) if source.components.iter().any(|known| known == component) => {}
             Some(source) => source.components.push(component.to_owned()),
-            None => sources.push(Source {
+            None => sources.push(AptSource {
                 uri: uri.to_owned(),
                 release: release.to_owned(),
                 components: vec![component.to_owned()],
@@ -60,7 +61,8 @@ fn parse(targets: &str, suite: &str) -> Vec<Source> {
     if has_suite { sources } else { Vec::new() }
 }
 
-/// Returns the options by which the host's apt reaches its archives: proxies, and the checks of an archive's date that an old mirror needs off.
+/// Returns the options by which the host's apt reaches its archives: proxies, and the checks of an archive's date that
+/// an old mirror needs off.
 pub fn apt_options() -> Vec<String> {
     let dump = step::output(Command::new("apt-config").arg("dump")).unwrap_or_default();
     options(&dump)
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_suite_and_its_updates_are_taken_over() {
-        let lines: Vec<String> = parse(TARGETS, "bookworm").iter().map(super::Source::line).collect();
+        let lines: Vec<String> = parse(TARGETS, "bookworm").iter().map(super::AptSource::line).collect();
         assert_eq!(
             lines,
             [

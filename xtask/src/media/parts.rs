@@ -1,0 +1,53 @@
+//! The parts of a boot medium and of a network boot, checked before a machine reads them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use reflash::machine::config::Layer;
+use reflash::machine::hostname;
+
+use crate::initramfs::RecoveryFiles;
+
+/// Everything a medium is made of.
+pub struct MediaParts<'a> {
+    /// Recovery kernel and initramfs.
+    pub recovery: &'a RecoveryFiles,
+    /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
+    pub config: Option<String>,
+    /// Public keys, for both.
+    pub keys: &'a [PathBuf],
+    /// Names of machines, as [`hostname::asset`] reads them.
+    pub assets: Option<String>,
+    /// A release tree and the channel to take from it, for provisioning without a network.
+    pub release: Option<(&'a Path, &'a str)>,
+    /// Disks that are not blank may be erased without a person: any, or the one with this serial number.
+    pub arm: Option<&'a str>,
+    /// Seconds until the menu starts its first entry by itself; `None` waits for ever.
+    pub timeout_s: Option<u32>,
+}
+
+/// Checks the texts that machines will read, so that a mistake is found here and not on a machine.
+pub fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
+    if let Some(config) = &parts.config {
+        Layer::parse("the configuration", config)?;
+    }
+    if let Some(assets) = &parts.assets {
+        hostname::asset(assets, |_| None)?;
+    }
+    if let Some(arm) = parts.arm {
+        let plain = arm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        ensure!(plain && !arm.is_empty(), "--arm {arm:?}: a serial number has letters, digits, '-', '_' and '.'");
+    }
+    Ok(())
+}
+
+/// Copies a file, with both names in the error.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display())).map(drop)
+}
+
+/// Writes a file, with its name in the error.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("write {}", path.display()))
+}

@@ -1,4 +1,4 @@
-//! A Debian kernel without installing it: downloaded through an apt of its own state, and unpacked.
+//! A Debian kernel that is not installed: it is downloaded through an apt with its own state, and unpacked.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,10 +11,10 @@ use crate::step::{output, run, step};
 
 /// Suite the recovery kernel is from.
 pub const SUITE: &str = "bookworm";
-/// The generic kernel: the cloud variant has no AHCI, MMC, USB, nor real network cards.
+/// Package of the generic kernel: the cloud variant has no drivers for AHCI, MMC, USB and real network cards.
 pub const PACKAGE: &str = "linux-image-amd64";
 
-/// The key of Debian's archive, whatever the host is.
+/// Key of Debian's archive, whatever distribution the host has.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An unpacked kernel.
@@ -35,7 +35,8 @@ pub fn default_mirror(suite: &str) -> Option<String> {
     script.lines().find_map(|line| line.trim().strip_prefix("default_mirror ").map(|mirror| mirror.trim().to_owned()))
 }
 
-/// Downloads and unpacks the kernel that the meta package of the suite names. What is there already is used.
+/// Downloads and unpacks the kernel that the meta package of the suite names. A kernel that was unpacked before is
+/// used.
 ///
 /// # Errors
 /// When no mirror is known, or a download fails.
@@ -84,13 +85,13 @@ fn unpacked(base: &Path, release: &str) -> Result<Kernel> {
     };
     ensure!(
         kernel.vmlinuz.is_file() && kernel.modules.join("modules.dep").is_file(),
-        "{} is not whole",
+        "the unpacked kernel {} is incomplete",
         root.display()
     );
     Ok(kernel)
 }
 
-/// apt with its own lists, so that the host may be another distribution and nothing on it changes.
+/// Runs apt with its own lists, so that the host may be another distribution and nothing on it changes.
 struct Apt {
     root: PathBuf,
 }
@@ -101,7 +102,7 @@ impl Apt {
         for directory in ["lists/partial", "cache/archives/partial", "etc"] {
             std::fs::create_dir_all(root.join(directory))?;
         }
-        // With its updates: a robot's last resort should have the kernel's security fixes too.
+        // The suite's updates are used too: a robot's last resort should have the kernel's security fixes.
         let mut lines: Vec<String> = mirror::of_host(SUITE)
             .into_iter()
             .map(|source| format!("deb [signed-by={KEYRING}] {} {} main\n", source.uri, source.release))

@@ -46,22 +46,24 @@ use judge::{Judge, ReleaseUnderTest};
 use log::LogEntry;
 pub use lose::{Lost, lose_unflushed};
 
-/// Small, so that each of thousands of states is mounted in milliseconds.
+/// Size of the state partition: small, so that each of thousands of states is mounted in milliseconds.
 const STATE_MIB: u64 = 16;
-/// Room for two recoveries of 24 MiB at the most, and no more: it is held in memory several times.
+/// Size of the recovery partition: room for two recoveries of at most 24 MiB each, and no more, because the partition
+/// is held in memory several times.
 const RECOVERY_MIB: u64 = 64;
-/// What all recordings together have to yield: the check must not pass because a recording failed to record.
+/// Number of states that all recordings together have to yield: the check must not pass because a recording failed to
+/// record.
 const ENOUGH_STATES: u64 = 10_000;
-/// `boot.recoveries` where nothing else is configured.
+/// Value of `boot.recoveries` where nothing else is configured.
 const BUDGET: u32 = 3;
 
-/// The recordings, in order: each begins where the one before ended.
+/// Names of the recordings, in order: each begins where the one before ended.
 const RECORDINGS: [&str; 3] = ["first flash", "update", "repair"];
 
 /// Records, explores, and boots a sample.
 ///
 /// # Errors
-/// The first state that does not end well.
+/// Fails at the first state that does not end well.
 pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()> {
     ensure!(is_root(), "states are mounted to look into them: run this as root");
     ensure_installed(&[Need::Agent, Need::Initramfs, Need::Disk, Need::Vm], assume_yes)?;
@@ -88,7 +90,7 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
         let found = counts.total();
         ensure!(
             found >= ENOUGH_STATES,
-            "only {found} states were found, {ENOUGH_STATES} are needed to be sure of anything"
+            "only {found} states were found, and {ENOUGH_STATES} are needed for a meaningful result"
         );
     }
     eprintln!(
@@ -101,21 +103,22 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
     Ok(())
 }
 
-/// Two releases, and a robot that follows them.
+/// Two releases, and a robot that recovers to them.
 struct Lab {
     paths: Paths,
     directory: PathBuf,
     keys: KeyFiles,
     trusted: TrustedKeys,
-    /// Serves for as long as the robot is needed.
+    /// Server of the releases, for as long as the robot is needed.
     _server: Server,
     images: Vec<PathBuf>,
     releases: Vec<ReleaseUnderTest>,
     grub: GrubImages,
     recovery: initramfs::RecoveryFiles,
-    /// What slots may hold: what the robot was made with, and what the second release carries.
+    /// Recoveries that slots may hold: the one that the robot was made with, and the one that the second release
+    /// carries.
     recoveries: [judge::SlotFiles; 2],
-    /// The latter, as files of a release.
+    /// Recovery of the second release, as files of a release.
     carried: Vec<(String, PathBuf)>,
 }
 
@@ -148,7 +151,7 @@ impl Lab {
         let recovery = initramfs::recovery(paths, &[], assume_yes)?;
         let provisioned = robot_disk::recovery_files(&grub, &recovery);
         let another = initramfs::RecoveryFiles { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
-        // Zeros behind an archive are padding to the kernel.
+        // To the kernel, zeros behind an archive are padding.
         let mut initramfs = std::fs::read(&recovery.initramfs)?;
         initramfs.extend([0; 4096]);
         std::fs::write(&another.initramfs, initramfs)?;
@@ -241,7 +244,7 @@ impl Lab {
                 robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
             }
             _ => {
-                // What GRUB cannot read leads to recovery; the chunks with it, and some more, are damaged.
+                // A system that GRUB cannot read leads to recovery: the superblock's chunk and some others are damaged.
                 let start = robot_disk::partition_range(&disk, "system")?.start;
                 let file = File::options().write(true).open(&disk)?;
                 for mib in [0, 3, 9, 15] {
@@ -264,7 +267,7 @@ impl Lab {
         robot.cut_power();
         let entries = log::read(&log)?;
         let (old, new) = [(None, 0), (Some(0), 1), (Some(1), 1)][number];
-        // Where a recovery is renewed, GRUB is asked for each state, which takes ten times as long.
+        // Where a recovery is renewed, GRUB's code reads each state, which takes ten times as long.
         let states = if number == 0 { states } else { 0 };
         let subsets = explore::subsets_per_write(&entries, states);
         Ok(Recording { number, base, entries, subsets, old, new })
@@ -273,10 +276,10 @@ impl Lab {
 
 fn digests(files: &[(String, PathBuf)]) -> Result<judge::SlotFiles> {
     let digests = files.iter().map(|(_, path)| Ok(Digest::of(&std::fs::read(path)?))).collect::<Result<Vec<_>>>()?;
-    digests.try_into().map_err(|_| anyhow::anyhow!("a recovery has as many files as a slot"))
+    digests.try_into().map_err(|_| anyhow::anyhow!("a recovery must have as many files as a slot"))
 }
 
-/// A part of a disk image.
+/// Reads one partition of a disk image, or the beginning of it.
 fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
     let range = robot_disk::partition_range(disk, partition)?;
     let mut content = vec![0; (range.end - range.start).min(at_most_bytes) as usize];
@@ -284,12 +287,12 @@ fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
     Ok(Region::new(range.start, content))
 }
 
-/// What a robot wrote from power-on until its system was up.
+/// Recording of what a robot wrote from power-on until its system was up.
 struct Recording {
     number: usize,
     base: RobotDisk,
     entries: Vec<LogEntry>,
-    /// Random subsets tried for each write in flight.
+    /// Number of random subsets tried for each write in flight.
     subsets: usize,
     old: Option<usize>,
     new: usize,
@@ -338,18 +341,18 @@ impl Recording {
         Ok(counts)
     }
 
-    /// A judge who finds nothing wrong with a disk that ignores flushes would find nothing at all.
+    /// Checks that the judge refuses a disk that ignores flushes: a judge that accepts it would accept everything.
     fn must_fail_without_flushes(&self, lab: &Lab, options: &PowerCutArgs) -> Result<()> {
         let without: Vec<LogEntry> = self.entries.iter().filter(|entry| **entry != LogEntry::Flush).cloned().collect();
         let mut judge = self.judge(lab)?;
-        // Torn, so that not even a state partition that does not mount is held against it: what has to be found is a
-        // system that would start half-written.
+        // The states are judged as torn, so that a state partition that does not mount is no fault either: the fault to
+        // be found is a system that would start half-written.
         let judged = explore(&without, &mut self.base.clone(), options.seed, self.subsets, |disk, _, _| {
             judge.judge(disk, StateKind::Torn)
         });
         match judged {
             Err(error) => {
-                eprintln!("  found: {error:#}");
+                eprintln!("  the judge refuses it, as it must: {error:#}");
                 Ok(())
             }
             Ok(counts) => {
@@ -391,7 +394,7 @@ impl Recording {
         Ok(())
     }
 
-    /// A whole disk in this state.
+    /// Writes a whole disk in this state to `path`.
     fn write_out(&self, lab: &Lab, disk: &RobotDisk, path: &Path) -> Result<()> {
         run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
         let file = File::options().write(true).open(path)?;

@@ -1,4 +1,4 @@
-//! A recipe: the TOML file a system image is built from. Pure: text in, checked [`Recipe`] out.
+//! A recipe: the TOML file that a system image is built from. Pure: text in, checked [`Recipe`] out.
 //!
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
@@ -15,7 +15,7 @@ pub struct Recipe {
     pub name: String,
     /// Version; becomes `IMAGE_VERSION` in os-release and the version of the OSTree commit.
     pub version: String,
-    /// Host name of a machine that got none from its hardware. An administrator's `hostnamectl` wins over both.
+    /// Host name of a machine that gets none from its hardware. A name set with `hostnamectl` wins over both.
     #[serde(default = "default_hostname")]
     pub hostname: String,
     /// Seconds since 1970 that the commit carries. Default: `SOURCE_DATE_EPOCH`, else the date of the package archive.
@@ -59,7 +59,7 @@ pub struct Distribution {
     /// More lines for `sources.list`, used while packages are installed.
     #[serde(default)]
     pub sources: Vec<String>,
-    /// Take packages from the pockets with updates too. Without it the image is the suite as it was released.
+    /// Whether packages come from the pockets with updates too. If not, the image is the suite as it was released.
     #[serde(default = "yes")]
     pub updates: bool,
     /// Packages, with apt's wildcards, that stay as the suite was released while others are updated.
@@ -70,7 +70,7 @@ pub struct Distribution {
     /// Paths not to install, as in dpkg's `path-exclude`: `*` matches any text, slashes too.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// Exceptions from `exclude`.
+    /// Exceptions from `exclude`, in the same form.
     #[serde(default)]
     pub keep: Vec<String>,
 }
@@ -83,10 +83,10 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootstrapTool {
-    /// Twice as fast, and solves dependencies with apt.
+    /// mmdebstrap, which is twice as fast, and solves dependencies with apt.
     #[default]
     Mmdebstrap,
-    /// For a host without mmdebstrap, or a suite it does not know.
+    /// debootstrap, for a host without mmdebstrap, or a suite that mmdebstrap does not know.
     Debootstrap,
 }
 
@@ -96,9 +96,9 @@ pub enum BootstrapTool {
 pub struct FileEntry {
     /// Absolute path in the image.
     pub path: PathBuf,
-    /// A file on the host, relative to the recipe.
+    /// Path of a file on the host, relative to the recipe.
     pub source: Option<PathBuf>,
-    /// The content itself.
+    /// Content given in the recipe itself.
     pub text: Option<String>,
     /// Permissions as an octal number. Default `0644`.
     #[serde(default = "default_mode")]
@@ -199,10 +199,10 @@ fn default_owner() -> String {
 }
 
 impl FileEntry {
-    /// The permission bits.
+    /// Returns the permission bits.
     ///
     /// # Errors
-    /// Not an octal number up to 7777.
+    /// Fails when the mode is not an octal number up to 7777.
     pub fn mode_bits(&self) -> Result<u32> {
         let bits = u32::from_str_radix(&self.mode, 8).ok().filter(|bits| *bits <= 0o7777);
         bits.with_context(|| format!("mode {:?} of {} is not octal, such as 0644", self.mode, self.path.display()))
@@ -213,7 +213,7 @@ impl Recipe {
     /// Reads and checks one recipe.
     ///
     /// # Errors
-    /// With the file's name, and the line where the text itself is at fault.
+    /// Fails with the file's name, and with the line where the text itself is at fault.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read recipe {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("recipe {}", path.display()))
@@ -222,7 +222,7 @@ impl Recipe {
     /// Parses and checks the text of a recipe.
     ///
     /// # Errors
-    /// Unknown keys by name and line; values that cannot work by key.
+    /// Fails with the name and line of an unknown key, or the key of a value that cannot work.
     pub fn parse(text: &str) -> Result<Self> {
         let recipe: Self = toml::from_str(text)?;
         recipe.check()?;
@@ -230,7 +230,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<()> {
-        // Both become directory names and unquoted os-release values.
+        // The name and the version become directory names and unquoted values of os-release.
         word("name", &self.name, "-_.")?;
         word("version", &self.version, "-_.+~")?;
         word("hostname", &self.hostname, "-")?;

@@ -12,7 +12,7 @@ pub use reflash_release::step::step;
 
 use crate::paths::{Paths, create_dir};
 
-/// Lines of a failing tool's output that are shown.
+/// Number of lines that are shown of a failing tool's output.
 const SHOWN_LINES: usize = 40;
 
 /// Directory of the logs, once a command has said where its work goes. It belongs to the process: tools are run from
@@ -41,7 +41,7 @@ pub fn produced(what: &str, path: &std::path::Path) {
 /// Runs a tool to its end with its output in `logs/NAME.log` of the work directory.
 ///
 /// # Errors
-/// When the tool cannot be started or fails: its command line and the end of its output.
+/// Fails when the tool cannot be started or fails, with the command line and the end of the output.
 pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let (log, path) = log_file(name)?;
     let status = command

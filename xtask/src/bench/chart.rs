@@ -1,4 +1,4 @@
-//! Bars as SVG, readable on light and on dark pages. Pure.
+//! Charts of bars as SVG, readable on light and on dark pages. Pure.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ pub enum BarKind {
     /// Bar that stands out.
     Ours,
     Other,
-    /// An outline: what nobody can be faster than.
+    /// Outline of a limit of the machine, which no tool can beat.
     Limit,
 }
 
@@ -24,7 +24,7 @@ const LABELS: u32 = 160;
 const ROW: u32 = 26;
 const TOP: u32 = 40;
 
-/// A chart of horizontal bars; shorter is better.
+/// Draws a chart of horizontal bars; shorter is better.
 pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     let height = TOP + ROW * bars.len() as u32 + 10;
     let most = bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);

@@ -1,4 +1,4 @@
-//! What is written to: a loop device in memory, with the content that a case begins with.
+//! Device that is written to: a loop device in memory, with the content that a case begins with.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,13 +11,13 @@ use reflash::release::digest::{BLOCK_SIZE_BYTES, is_zero};
 
 use crate::step::{output, run};
 
-/// A tmpfs, so that neither the host's disk nor its cache is measured.
+/// File system in memory (tmpfs), so that neither the host's disk nor its cache is measured.
 pub struct Memory(PathBuf);
 
 impl Memory {
     pub fn mount(at: &Path) -> Result<Self> {
         fs::create_dir_all(at).with_context(|| format!("create {}", at.display()))?;
-        // What a benchmark that was killed left behind: its device, then its memory.
+        // A benchmark that was killed leaves its device behind, and then its memory.
         let attached = output(
             Command::new("losetup").args(["--noheadings", "--output", "NAME", "--associated"]).arg(at.join(DEVICE)),
         );
@@ -43,7 +43,7 @@ impl Drop for Memory {
     }
 }
 
-/// Name of the device's file in [`Memory`].
+/// Name of the device's backing file in [`Memory`].
 const DEVICE: &str = "device";
 
 /// Content of the device before a run.
@@ -53,13 +53,13 @@ pub enum Before {
     Image(PathBuf),
     /// The image with one byte changed.
     OneByteChanged(PathBuf),
-    /// The image with every block changed that is not zero: none is right, and none can be used elsewhere.
+    /// The image with every block changed that is not zero: none is right, and none can be reused elsewhere.
     EveryBlockChanged(PathBuf),
     RandomBytes,
 }
 
 impl Before {
-    /// Bytes a device needs at least to hold it.
+    /// Returns the number of bytes that a device needs at least.
     fn least_bytes(&self) -> Result<u64> {
         match self {
             Self::Zeros | Self::RandomBytes => Ok(0),
@@ -69,12 +69,12 @@ impl Before {
         }
     }
 
-    /// Puts it into `file`, a new file of `bytes`.
+    /// Puts this content into `file`, a new file of `bytes`.
     fn fill(&self, path: &Path, file: &File, bytes: u64) -> Result<()> {
         match self {
             Self::Zeros => Ok(()),
             Self::RandomBytes => {
-                // The same bytes in every run.
+                // The bytes are the same in every run.
                 let mut noise = blake3::Hasher::new().finalize_xof();
                 in_steps(bytes, |offset, buffer| {
                     noise.fill(buffer);
@@ -122,14 +122,14 @@ fn in_steps(bytes: u64, mut work: impl FnMut(u64, &mut [u8]) -> io::Result<()>) 
     Ok(())
 }
 
-/// A loop device over a file in memory.
+/// Loop device over a file in memory.
 pub struct LoopDevice {
     pub node: String,
     file: PathBuf,
 }
 
 impl LoopDevice {
-    /// A device of at least `bytes` that holds `before`.
+    /// Makes a device of at least `bytes` that holds `before`.
     pub fn new(memory: &Memory, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
         let path = memory.path().join(DEVICE);
         let _ = fs::remove_file(&path);
@@ -139,15 +139,15 @@ impl LoopDevice {
         before.fill(&path, &file, bytes)?;
         file.set_len(bytes).with_context(|| format!("size {}", path.display()))?;
         let mut losetup = Command::new("losetup");
-        // With partitions, which coreos-installer looks for on what it writes to.
+        // The kernel scans for partitions, because coreos-installer looks for them on the device that it writes to.
         losetup.args(["--find", "--show", "--partscan", "--sector-size", &sector_bytes.to_string()]).arg(&path);
         let node = output(&mut losetup)?.trim().to_owned();
         Ok(Self { node, file: path })
     }
 
-    /// Whether it begins with this image.
+    /// Whether the device begins with this image.
     pub fn holds(&self, image: &Path) -> Result<bool> {
-        // What a tool left in the cache of the device counts as written.
+        // Content that a tool left in the cache of the device counts as written.
         run("flush", Command::new("blockdev").arg("--flushbufs").arg(&self.node))?;
         let bytes = image.metadata()?.len().to_string();
         let compared = Command::new("cmp").args(["--quiet", "--bytes", &bytes]).arg(image).arg(&self.file).status();
@@ -166,7 +166,7 @@ mod tests {
     use super::{Before, change_blocks};
 
     #[test]
-    fn what_is_on_the_device_before_differs_as_the_case_says() {
+    fn the_content_before_a_run_differs_from_the_image_as_the_case_says() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         let content: Vec<u8> = (0..3 << 20).map(|at: u32| if at < 1 << 20 { 0 } else { (at / 7) as u8 }).collect();

@@ -1,4 +1,4 @@
-//! The images to measure with: given ones, ones built from a recipe, or a small synthetic pair.
+//! Images to measure with: given ones, ones built from a recipe, or small synthetic ones.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,11 +22,11 @@ pub struct BenchImages {
 const SMALL_BLOCKS: u64 = 8 * 1024;
 
 impl BenchImages {
-    /// Takes what was given, or builds.
+    /// Takes the images that were given, or builds them.
     pub fn find_or_build(paths: &Paths, options: &BenchArgs, assume_yes: bool, work: &Path) -> Result<Self> {
         let (old, new, stable, large) = match (&options.old, &options.new, options.quick) {
             (Some(old), new, _) => {
-                // The peers' commands run elsewhere.
+                // The paths are made absolute, because the peers' commands run in another directory.
                 let found = |path: &PathBuf| path.canonicalize().with_context(|| format!("find {}", path.display()));
                 let other = |path: &Option<PathBuf>| path.as_ref().map(found).transpose();
                 (found(old)?, other(new)?, other(&options.stable)?, other(&options.large)?)
@@ -44,12 +44,12 @@ impl BenchImages {
         std::iter::once(("old", self.old.as_path())).chain(optional)
     }
 
-    /// For the report: bytes of each.
+    /// Returns the size of each image for the report, bytes.
     pub fn sizes(&self) -> Result<BTreeMap<String, u64>> {
         self.named().map(|(name, path)| Ok((name.to_owned(), path.metadata()?.len()))).collect()
     }
 
-    /// A digest over what they hold.
+    /// Returns a digest over the content of all images.
     pub fn key(&self) -> Result<String> {
         let mut key = blake3::Hasher::new();
         for (name, path) in self.named() {
@@ -63,7 +63,8 @@ impl BenchImages {
 
 type Four = (PathBuf, Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
 
-/// The recipe three times: as released, with updates except the kernel's, with all of them; the second in two layouts.
+/// Builds the recipe three times: as released, with updates except the kernel's, and with all updates; the second in
+/// two layouts.
 fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
     fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
     let recipe = fs::read_to_string(paths.root.join("xtask/recipes/bench.toml")).context("read the recipe")?;
@@ -90,7 +91,8 @@ fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
     Ok((old, Some(place.join("small.img")), Some(place.join("stable.img")), Some(place.join("large.img"))))
 }
 
-/// 32 MiB: random blocks, half of them compressible; in the new one some are inserted, in the stable one replaced.
+/// Makes images of 32 MiB: random blocks, half of them compressible; in the new image some are inserted, in the stable
+/// one some are replaced, and in the large one half.
 fn synthetic(place: &Path) -> Result<Four> {
     fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
     let block = |number: u64| {

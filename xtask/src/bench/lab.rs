@@ -1,4 +1,4 @@
-//! Where runs happen: nginx on loopback, and a clock around a command.
+//! Laboratory in which runs happen: nginx on loopback, and a clock around a command.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -17,9 +17,9 @@ pub struct Cost {
     pub wall_s: f64,
     /// User and system time of the command and all its children.
     pub cpu_s: f64,
-    /// Of the largest process.
+    /// Peak memory of the largest process, MiB.
     pub peak_rss_mib: f64,
-    /// Bodies and headers, as nginx counted them. MB are 10^6 bytes.
+    /// Bodies and headers that were downloaded, as nginx counted them, in MB of 10^6 bytes.
     pub download_mb: f64,
     pub requests: u64,
 }
@@ -59,7 +59,7 @@ impl Nginx {
             if let Some(status) = server.process.try_wait()? {
                 bail!("nginx ended with {status}");
             }
-            ensure!(Instant::now() < until, "nginx does not listen on {address}");
+            ensure!(Instant::now() < until, "nginx does not listen on {address} after 10 s");
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(server)
@@ -71,13 +71,13 @@ impl Nginx {
     }
 
     fn forget(&self) -> Result<()> {
-        // Shortened in place: nginx has it open for appending.
+        // The log is truncated in place, because nginx has it open for appending.
         File::options().write(true).open(&self.log)?.set_len(0).context("shorten the access log")
     }
 
-    /// Bytes and requests since [`forget`](Self::forget).
+    /// Counts bytes and requests since [`forget`](Self::forget).
     fn served(&self) -> Result<(u64, u64)> {
-        // A request is logged when its answer is over, a moment after the client has it all.
+        // nginx logs a request when its answer is over, a moment after the client has all of it.
         std::thread::sleep(Duration::from_millis(100));
         Ok(sum(&fs::read_to_string(&self.log).context("read the access log")?))
     }
@@ -85,19 +85,19 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // It ends its workers itself.
+        // nginx ends its workers itself.
         let _ = Command::new("kill").arg(self.process.id().to_string()).status();
         let _ = self.process.wait();
     }
 }
 
-/// Bytes and lines of an access log.
+/// Returns the bytes and requests of an access log.
 fn sum(log: &str) -> (u64, u64) {
     let bytes = log.lines().filter_map(|line| line.trim().parse::<u64>().ok());
     bytes.fold((0, 0), |(total, requests), bytes| (total + bytes, requests + 1))
 }
 
-/// Reads files and directories to their end, so that every tool finds what is served in the host's page cache.
+/// Reads files and directories to their end, so that every tool finds the served files in the host's page cache.
 pub fn warm(paths: impl IntoIterator<Item = PathBuf>) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     for path in paths {
@@ -112,10 +112,10 @@ pub fn warm(paths: impl IntoIterator<Item = PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Seconds after which a tool counts as hung: thirty times what the slowest ever took.
+/// Seconds after which a tool counts as hung: thirty times the longest run ever seen.
 const LONGEST_RUN_S: &str = "1800";
 
-/// Runs a shell command under GNU time. `None` when it fails; its output is in `log`.
+/// Runs a shell command under GNU time. The result is `None` when the command fails; the output is in `log`.
 pub fn timed(command: &str, path: &str, server: &Nginx, work: &Path, log: &Path) -> Result<Option<Cost>> {
     server.forget()?;
     let times = work.join("time");
@@ -140,7 +140,7 @@ pub fn timed(command: &str, path: &str, server: &Nginx, work: &Path, log: &Path)
     }))
 }
 
-/// The last line that `time` wrote.
+/// Parses the last line that `time` wrote.
 fn times_of(text: &str) -> Option<[f64; 4]> {
     let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     numbers.try_into().ok()

@@ -1,4 +1,4 @@
-//! What the machine itself can do, measured in the same run: nobody can be faster.
+//! Limits of the machine itself, measured in the same run: no tool can be faster.
 
 use std::fs::{self, File};
 use std::num::NonZero;
@@ -17,29 +17,30 @@ use serde::Serialize;
 use super::device::{Before, LoopDevice, Memory};
 use super::median::median;
 
-/// Seconds for the whole image.
+/// Limits of the machine, in seconds for the whole image.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Limits {
-    /// Every chunk decompressed, on all cores.
+    /// Time of decompressing every chunk, on all cores.
     pub decompress_wall_s: f64,
-    /// Every chunk hashed, on all cores.
+    /// Time of hashing every chunk, on all cores.
     pub hash_wall_s: f64,
-    /// Decompressing and hashing what is not zero, on all cores, as the CPU time of all.
+    /// CPU time of all threads for decompressing and hashing what is not zero, on all cores.
     pub decompress_and_hash_cpu_s: f64,
-    /// CPU time of decompressing and hashing on one core while the others rest: less, where cores share their units or their clock.
+    /// CPU time of decompressing and hashing on one core while the others are idle: less, where cores share execution
+    /// units or their clock.
     pub decompress_and_hash_one_core_cpu_s: f64,
-    /// The image's content written past the cache, 4 MiB at a time.
+    /// Time of writing the image's content past the cache, 4 MiB at a time.
     pub direct_write_wall_s: f64,
-    /// The device read past the cache.
+    /// Time of reading the device past the cache.
     pub direct_read_wall_s: f64,
-    /// Time of reading everything with every chunk hashed, on all cores.
+    /// Time of reading everything and hashing every chunk, on all cores.
     pub read_and_hash_wall_s: f64,
-    /// The compressed image fetched over loopback and thrown away.
+    /// Time of fetching the compressed image over loopback and discarding it.
     pub loopback_get_wall_s: f64,
 }
 
 impl Limits {
-    /// Of several measurements, each figure's median.
+    /// Returns the median of each figure over several measurements.
     pub fn median(of: &[Self]) -> Self {
         let median = |figure: fn(&Self) -> f64| median(of.iter().map(figure).collect()).unwrap_or_default();
         Self {
@@ -54,8 +55,9 @@ impl Limits {
         }
     }
 
-    /// Seconds that a tool needs at least which checks what it writes, when all that can overlap does. What is written
-    /// afresh is decompressed, hashed and written, perhaps read and hashed again; an update reads and hashes what is there.
+    /// Returns the least time in seconds of a tool that checks what it writes, when everything that can overlap does. A
+    /// fresh image is decompressed, hashed and written, perhaps read and hashed again; an update reads and hashes what
+    /// is there.
     pub fn least_s(&self, case: &str) -> f64 {
         let unpack_s = self.decompress_wall_s + self.hash_wall_s;
         let longest = |of: &[f64]| of.iter().copied().fold(0.0, f64::max);
@@ -71,15 +73,15 @@ impl Limits {
     }
 }
 
-/// Seconds that this thread has run so far; the first number of `schedstat` is nanoseconds
-/// (Documentation/scheduler/sched-stats.rst).
+/// Returns the seconds that this thread has run so far; the first number of `schedstat` is nanoseconds (Linux'
+/// Documentation/scheduler/sched-stats.rst).
 fn cpu_s() -> Result<f64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").context("read this thread's CPU time")?;
     let nanoseconds = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
-    Ok(nanoseconds.context("the kernel counts no CPU time")? / 1e9)
+    Ok(nanoseconds.context("the kernel counts no CPU time in /proc/thread-self/schedstat")? / 1e9)
 }
 
-/// CPU seconds of all threads together, for work that must be right.
+/// Returns the CPU seconds of all threads together for work whose results are checked.
 fn on_threads(
     threads: usize,
     stored: &[u32],
@@ -103,7 +105,7 @@ fn on_threads(
 
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// Measures all of it for the image of one release.
+/// Measures all limits for the image of one release.
 pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compressed_url: &str) -> Result<Limits> {
     let packs: Vec<Vec<u8>> = index
         .packs()
@@ -190,7 +192,10 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
 
     let get = format!("curl -sf {compressed_url} -o /dev/null");
     let started = Instant::now();
-    ensure!(std::process::Command::new("sh").args(["-c", &get]).status()?.success(), "curl fails");
+    ensure!(
+        std::process::Command::new("sh").args(["-c", &get]).status()?.success(),
+        "curl cannot fetch {compressed_url}"
+    );
     let loopback_get_wall_s = started.elapsed().as_secs_f64();
     Ok(Limits {
         decompress_wall_s,

@@ -1,6 +1,6 @@
-//! The median of several runs. Pure.
+//! Median of the figures of several runs. Pure.
 
-/// Returns the middle value, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two in the middle; `None` of no values.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

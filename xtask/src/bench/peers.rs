@@ -1,4 +1,4 @@
-//! What others offer for the same work, each used as its documentation says.
+//! Peers: other tools for the same work, each used as its documentation says.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::step::{run, step};
 
-/// A peer: how to ask for its version, what it is good for, and how to get it.
+/// Peer: how to ask for its version, what it can do, and how to get it.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     pub name: &'static str,
@@ -17,20 +17,20 @@ pub struct Peer {
     version: &'static str,
     /// Command that installs the peer.
     pub install_hint: &'static str,
-    /// Endings of what it fetches.
+    /// Endings of the files that the peer fetches.
     files: &'static [&'static str],
-    /// Writes a device afresh.
+    /// Whether the peer writes a device afresh.
     pub fresh: bool,
-    /// Makes use of what is on the device.
+    /// Whether the peer makes use of what is on the device.
     pub updates: bool,
 }
 
 const APT: &str = "apt-get install zstd curl bmap-tools casync zsync swupdate cpio openssl";
 
-/// Debian's does not know its own.
+/// Command for the version of swupdate: Debian's build does not know its own.
 const SWUPDATE_VERSION: &str = "dpkg-query --show swupdate || swupdate --version";
 
-/// All of them, the yardstick first.
+/// All peers, the yardstick first.
 pub const PEERS: [Peer; 7] = [
     Peer { files: &[".zst"], ..fresh(YARDSTICK, "zstd", "zstd --version") },
     Peer { files: &[".zst", ".bmap"], ..fresh("bmaptool", "bmaptool", "bmaptool --version") },
@@ -41,7 +41,7 @@ pub const PEERS: [Peer; 7] = [
         ..fresh("coreos-installer", "coreos-installer", "coreos-installer --version")
     },
     Peer { files: &[".caibx", ".castr"], updates: true, ..fresh("casync", "casync", "casync --version") },
-    // Afresh it is curl.
+    // It does not write afresh, since there it does the same as curl.
     Peer { files: &[".zsync", ".raw"], updates: true, fresh: false, ..fresh("zsync", "zsync", "zsync -V") },
     Peer {
         files: &[".cba"],
@@ -59,26 +59,26 @@ const fn fresh(name: &'static str, program: &'static str, version: &'static str)
 pub const YARDSTICK: &str = "curl|zstd|dd";
 
 impl Peer {
-    /// Returns what the peer says about its version; `None` when it is not installed.
+    /// Returns the line in which the peer names its version; `None` when it is not installed.
     pub fn version(&self, path: &str) -> Option<String> {
         let shell = |script: &str| Command::new("sh").args(["-c", script]).env("PATH", path).output().ok();
         let found = shell(&format!("command -v {}", self.program))?;
         if !found.status.success() {
             return None;
         }
-        let told = shell(self.version)?;
-        let text = [told.stdout, told.stderr].concat();
+        let output = shell(self.version)?;
+        let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        let telling = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
-        Some(telling.map_or_else(|| "version unknown".to_owned(), |line| line.trim().replace('\t', " ")))
+        let numbered = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
+        Some(numbered.map_or_else(|| "version unknown".to_owned(), |line| line.trim().replace('\t', " ")))
     }
 
-    /// Below `root`, what it fetches for an image.
+    /// Lists the files below `root` that the peer fetches for an image.
     pub fn files(&self, name: &str, root: &Path) -> Vec<PathBuf> {
         self.files.iter().map(|ending| root.join(format!("{name}{ending}"))).collect()
     }
 
-    /// Makes what it serves for an image, below `root`, once.
+    /// Makes the peer's files for an image, below `root`, once.
     pub fn prepare(&self, image: &Path, name: &str, root: &Path, link: &Path, path: &str) -> Result<()> {
         let done = root.join(format!("{name}.{}.done", self.program));
         if done.exists() {
@@ -95,7 +95,7 @@ impl Peer {
             "zsync" => format!(
                 "ln -f {image} {name}.raw || cp {image} {name}.raw; zsyncmake -u {name}.raw -o {name}.zsync {name}.raw"
             ),
-            // Built with zstd it unpacks several times as fast as with its default, brotli.
+            // A bita with zstd unpacks several times as fast as with its default, brotli.
             "bita" => format!(
                 "if bita compress --help | grep -q zstd; then with='--compression zstd'; fi; \
                  bita compress --force-create $with -i {image} {name}.cba"
@@ -108,9 +108,10 @@ impl Peer {
         fs::write(&done, "").with_context(|| format!("write {}", done.display()))
     }
 
-    /// The command that brings the image `name` from `url` to `device`; with `seed`, making use of what is on it.
+    /// Returns the command that brings the image `name` from `url` to `device`; with `seed`, it makes use of what is on
+    /// the device.
     ///
-    /// `root` is where [`prepare`](Self::prepare) put its files.
+    /// `root` is the directory in which [`prepare`](Self::prepare) put the peer's files.
     pub fn command(&self, url: &str, name: &str, device: &str, seed: bool, memory: &Path, root: &Path) -> String {
         let (memory, certificate) = (memory.display(), root.join(SWUPDATE_CERTIFICATE));
         match self.name {
@@ -122,17 +123,18 @@ impl Peer {
                  swupdate -H {SWUPDATE_BOARD} -k {certificate} -d '-u {url}/{name}.swu'",
                 certificate = certificate.display()
             ),
-            // It writes everything, and then fails where it would wait for a udevd that is not there, as in containers.
+            // coreos-installer writes everything, and then fails where it would wait for a udevd that is not there, as
+            // in containers.
             "coreos-installer" => format!(
                 "coreos-installer install --insecure --image-url {url}/{name}.zst --preserve-on-error {device} || \
                  [ ! -S /run/udev/control ]"
             ),
-            // The output is a seed by itself.
+            // casync takes the output for a seed by itself.
             "casync" => format!(
                 "casync extract --seed-output={} --store={url}/{name}.castr {url}/{name}.caibx {device}",
                 if seed { "yes" } else { "no" }
             ),
-            // It only writes files.
+            // zsync only writes files.
             "zsync" => {
                 let from = if seed { format!("-i {device}") } else { String::new() };
                 format!(
@@ -141,7 +143,7 @@ impl Peer {
                 )
             }
             "bita" => {
-                // Its --seed-output takes a device for an empty file.
+                // bita's --seed-output takes a device for an empty file.
                 let from = if seed { format!("--seed {device}") } else { String::new() };
                 format!("bita clone --force-create {from} {url}/{name}.cba {device}")
             }
@@ -152,11 +154,11 @@ impl Peer {
     }
 }
 
-/// Debian's takes only what is signed, and asks which board it is for.
+/// Certificate of the update files: Debian's swupdate takes only signed ones, and asks which board they are for.
 const SWUPDATE_CERTIFICATE: &str = "swupdate.pem";
 const SWUPDATE_BOARD: &str = "bench:1.0";
 
-/// An update file whose one image is streamed to the device behind `link`.
+/// Returns the script that makes an update file, whose only image is streamed to the device behind `link`.
 fn swu(image: &str, name: &str, link: &Path) -> String {
     let link = link.display();
     format!(
@@ -173,7 +175,7 @@ fn swu(image: &str, name: &str, link: &Path) -> String {
     )
 }
 
-/// Programs installed for the benchmark alone come first.
+/// Returns a PATH in which programs that were installed for the benchmark alone come first.
 pub fn path_with_tools(work: &Path) -> String {
     let mut paths: Vec<PathBuf> = vec![work.join("tools/bin")];
     paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));

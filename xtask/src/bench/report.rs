@@ -1,4 +1,4 @@
-//! Runs become figures: medians, ratios, a table, JSON. Pure.
+//! Report: runs become figures, namely medians, ratios, a table and JSON. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,10 +11,10 @@ use super::limits::Limits;
 use super::median::median;
 use super::peers::YARDSTICK;
 
-/// Downloads of an update above this do not count as an update. MB of 10^6 bytes.
+/// Largest download that counts as an update, in MB of 10^6 bytes.
 const UPDATE_LIMIT_MB: f64 = 70.0;
 
-/// Our own rows.
+/// Name of reflash in the rows.
 pub const OURS: &str = "reflash";
 
 /// One run of one tool.
@@ -22,13 +22,13 @@ pub const OURS: &str = "reflash";
 pub struct BenchRun {
     pub case: String,
     pub tool: String,
-    /// `None`: it failed, or left something else than the image.
+    /// Cost of the run; `None` if the tool failed.
     #[serde(flatten)]
     pub cost: Option<Cost>,
     pub right: bool,
 }
 
-/// Everything that was measured.
+/// Results of all measurements.
 #[derive(Debug, Serialize)]
 pub struct Results {
     pub machine: String,
@@ -42,13 +42,13 @@ pub struct Results {
 }
 
 impl Results {
-    /// The median of what right runs cost.
+    /// Returns the median cost of the runs that left the right image.
     pub fn median(&self, case: &str, tool: &str, of: impl Fn(&Cost) -> f64) -> Option<f64> {
         let runs = self.runs.iter().filter(|run| run.case == case && run.tool == tool && run.right);
         median(runs.filter_map(|run| run.cost.as_ref().map(&of)).collect())
     }
 
-    /// Cases and tools in the order of their first runs.
+    /// Lists cases and tools in the order of their first runs.
     pub fn rows(&self) -> Vec<(String, String)> {
         let mut rows: Vec<(String, String)> = Vec::new();
         for run in &self.runs {
@@ -61,7 +61,7 @@ impl Results {
         rows
     }
 
-    /// The quickest other tool in a case that downloads less than `limit_mb`, and its wall time.
+    /// Finds the quickest other tool in a case that downloads less than `limit_mb`, and its wall time.
     pub fn best_peer(&self, case: &str, limit_mb: f64) -> Option<(String, f64)> {
         let others = self.rows().into_iter().filter(|(other, tool)| other == case && tool != OURS);
         let eligible = others.filter_map(|(_, tool)| {
@@ -78,7 +78,7 @@ impl Results {
         let ratio = |ours: Option<f64>, other: Option<f64>| Some(ours? / other?);
         let yardstick = self.median("fresh", YARDSTICK, wall);
         let best = self.best_peer("update_stable", UPDATE_LIMIT_MB).map(|(_, wall_s)| wall_s);
-        // The case that needs most, and its median as everywhere.
+        // The peak is that of the case that needs most, by its median.
         let cases = self.rows().into_iter().filter(|(_, tool)| tool == OURS);
         let rss = cases.filter_map(|(case, _)| ours(&case, |cost| cost.peak_rss_mib));
         BTreeMap::from([
@@ -106,7 +106,7 @@ impl Results {
         ])
     }
 
-    /// Makes the content of `bench.json`: the summary on top, every single run below.
+    /// Makes the content of `bench.json`: the summary first, then every single run.
     pub fn json(&self) -> Value {
         let mut all = json!(self);
         for (name, value) in self.summary() {
@@ -115,13 +115,13 @@ impl Results {
         all
     }
 
-    /// The medians as Markdown.
+    /// Makes a table of the medians in Markdown.
     pub fn table(&self) -> String {
         let mut out = String::from(
             "| case | tool | wall s | CPU s | peak MiB | MB | requests | wall / least | wall / best other |\n\
              |---|---|---|---|---|---|---|---|---|\n",
         );
-        // A bar would end the cell of a table.
+        // A vertical bar would end the cell of a table.
         let cell = |tool: &str| tool.replace('|', "\\|");
         for (case, tool) in self.rows() {
             let of = |of: fn(&Cost) -> f64| self.median(&case, &tool, of);

@@ -1,4 +1,4 @@
-//! What nginx serves: releases in one tree, and the files of the peers.
+//! Files that nginx serves: releases in one tree, and the files of the peers.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{keygen, release};
 /// Product and hardware of the releases that are measured.
 pub const PRODUCT: &str = "bench";
 
-/// Releases and the peers' files: what nginx serves.
+/// Directories that nginx serves: releases and the peers' files.
 pub struct Served {
     /// Directory that nginx serves.
     pub root: PathBuf,
@@ -23,8 +23,8 @@ pub struct Served {
 }
 
 impl Served {
-    /// They take long to make, so those of the same images are kept, and no others; releases only as long as this
-    /// program, which makes them, is the same.
+    /// Opens the directories. Files take long to make, so those of the same images are kept, and no others; releases
+    /// are kept only as long as this program, which makes them, is the same.
     pub fn open(root: PathBuf, images: &BenchImages) -> Result<Self> {
         let key = step("hash the images", || images.key())?;
         let builder = std::env::current_exe().and_then(File::open).context("open this program")?;
@@ -35,7 +35,7 @@ impl Served {
         Ok(Self { root, releases, peers })
     }
 
-    /// A channel for each image, in one tree: the later ones use the packs of `old` again, as releases do.
+    /// Publishes a channel for each image, in one tree: the later ones use the packs of `old` again, as releases do.
     pub fn publish<'a>(
         &self,
         images: impl Iterator<Item = (&'static str, &'a Path)>,
@@ -43,7 +43,7 @@ impl Served {
         secret: &Path,
     ) -> Result<()> {
         let key = keygen::load_secret(secret)?;
-        // Each is made once, `old` before the others.
+        // Each release is made once, `old` before the others.
         for (channel, image) in std::iter::once(("old", old)).chain(images) {
             let manifest = self.releases.join(channel).join("manifest.json");
             let done = self.releases.join(format!("{channel}.released"));
@@ -65,7 +65,7 @@ impl Served {
                 created_unix_s: None,
             };
             if channel != "old" {
-                // As it is in life: the release before was in this channel.
+                // A real channel holds the release before, from which a new release knows what to reuse.
                 fs::create_dir_all(self.releases.join(channel))?;
                 fs::copy(self.releases.join("old/manifest.json"), &manifest)
                     .context("put the release before into the channel")?;
@@ -77,7 +77,7 @@ impl Served {
     }
 }
 
-/// Empties a directory of what was made from anything else.
+/// Empties a directory whose content was made from anything else.
 fn keep_only(directory: &Path, key: &str) -> Result<()> {
     let stamp = directory.join("made-from");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == key) {
@@ -98,7 +98,7 @@ mod tests {
     use super::keep_only;
 
     #[test]
-    fn what_was_made_from_other_images_is_not_served() {
+    fn files_made_from_other_images_are_not_served() {
         let dir = tempfile::tempdir().unwrap();
         let served = dir.path().join("served");
         keep_only(&served, "one").unwrap();

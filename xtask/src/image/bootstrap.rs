@@ -13,10 +13,10 @@ use crate::mirror::{self, AptSource};
 use crate::recipe::{BootstrapTool, Distribution};
 use crate::step;
 
-/// A bootstrapped tree.
+/// Tree that a bootstrap tool made.
 #[derive(Debug)]
 pub struct Bootstrapped {
-    /// The tree as a tarball.
+    /// Tarball of the tree.
     pub tarball: PathBuf,
     /// Key over everything that the tree was made from.
     pub key: String,
@@ -24,11 +24,11 @@ pub struct Bootstrapped {
     pub archive_time: u64,
 }
 
-/// Makes the tree, unless the one in `directory` was made from the same. Packages that changed in the archive
-/// meanwhile are no reason to make it again: `fresh` is.
+/// Makes the tree, unless the one in `directory` was made from the same inputs. Packages that changed in the archive
+/// meanwhile are no reason to make it again; `fresh` demands it.
 ///
 /// # Errors
-/// The bootstrap tool's own, with its output.
+/// Fails with the output of the bootstrap tool.
 pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> Result<Bootstrapped> {
     let sources = sources(distribution);
     let lines: Vec<String> = sources.iter().map(AptSource::line).collect();
@@ -81,9 +81,9 @@ fn sources(distribution: &Distribution) -> Vec<AptSource> {
 struct Job<'a> {
     distribution: &'a Distribution,
     sources: &'a [AptSource],
-    /// Where the tool may put what it likes.
+    /// Directory for the tool's temporary files.
     scratch: &'a Path,
-    /// Where the dates of the archive's index files go.
+    /// File that gets the dates of the archive's index files.
     dates: &'a Path,
 }
 
@@ -102,11 +102,11 @@ impl Job<'_> {
         for option in mirror::apt_options() {
             command.arg(format!("--aptopt={option}"));
         }
-        // The tree is thrown away when the power fails, so syncing every file of it is a waste.
+        // A tree is thrown away when the power fails, so syncing every file of it is a waste.
         command.arg("--dpkgopt=force-unsafe-io");
-        // Keeps the setting of NO_INITRAMFS.
+        // dpkg then keeps the setting of NO_INITRAMFS.
         command.arg("--dpkgopt=force-confold");
-        // Without it Debian 12 pulls in a tool that merges /usr of old installations, and 50 MB of perl with it.
+        // Without this hook Debian 12 pulls in a tool that merges /usr of old installations, and 50 MB of perl with it.
         let merged_usr = Path::new("/usr/share/mmdebstrap/hooks/maybe-merged-usr");
         if merged_usr.exists() {
             command.arg("--hook-directory").arg(merged_usr);
@@ -134,7 +134,8 @@ impl Job<'_> {
             command.arg(format!("--setup-hook=mkdir -p \"$1\"/etc/apt/preferences.d && {copy}"));
             command.arg(format!("--customize-hook=rm \"$1\"/{PREFERENCES}"));
         }
-        // Together with INITRD=No: initramfs-tools comes with the kernel, but its minutes of work would be in vain.
+        // Both this and INITRD=No are needed: initramfs-tools comes with the kernel, and minutes of its work would be
+        // in vain.
         command.arg(format!("--essential-hook={NO_INITRAMFS}"));
         let dates = format!("sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}", shell_quoted(self.dates));
         command.arg(format!("--customize-hook={dates}"));
@@ -145,7 +146,8 @@ impl Job<'_> {
         Ok(tarball)
     }
 
-    /// debootstrap only makes the minimal tree: apt in it solves the dependencies of the recipe's packages better.
+    /// Makes the tree with debootstrap. That only makes the minimal tree: apt in it solves the dependencies of the
+    /// recipe's packages better.
     fn debootstrap(&self) -> Result<PathBuf> {
         let distribution = self.distribution;
         let tree = self.scratch.join("tree");
@@ -199,10 +201,10 @@ impl Job<'_> {
     }
 }
 
-/// Where apt is told what to hold, while packages are installed.
+/// File of apt's preferences, which holds packages back while others are installed.
 const PREFERENCES: &str = "etc/apt/preferences.d/hold";
 
-/// Preferences that keep packages at the suite's own version; a priority above 1000 wins over newer ones.
+/// Returns preferences that keep packages at the suite's own version; a priority above 1000 wins over newer versions.
 fn held(distribution: &Distribution) -> Option<String> {
     let Distribution { hold, suite, .. } = distribution;
     (!hold.is_empty()).then(|| format!("Package: {}\nPin: release n={suite}\nPin-Priority: 1001\n", hold.join(" ")))
@@ -214,7 +216,7 @@ const NO_INITRAMFS: &str = "mkdir -p \"$1\"/etc/initramfs-tools && \
 /// Unpacks the tarball as it was packed.
 ///
 /// # Errors
-/// tar's own.
+/// Fails with the output of tar.
 pub fn unpack(tarball: &Path, tree: &Path) -> Result<()> {
     remove_tree(tree)?;
     fs::create_dir_all(tree).with_context(|| format!("create {}", tree.display()))?;
@@ -223,7 +225,7 @@ pub fn unpack(tarball: &Path, tree: &Path) -> Result<()> {
     step::run("unpack", tar.arg("--file").arg(tarball).arg("--directory").arg(tree))
 }
 
-/// A command whose mounts vanish with it.
+/// Makes a command whose mounts vanish with it.
 fn private_mounts(program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", program]);
@@ -241,13 +243,13 @@ fn shell_quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// The newest `Date:` of the archive's index files.
+/// Returns the newest `Date:` of the archive's index files.
 fn newest_date(text: &str) -> Result<u64> {
     let dates = text.lines().filter_map(parse_date);
     dates.max().context("the archive's index files carry no date; set `timestamp` in the recipe")
 }
 
-/// `Sat, 06 Sep 2025 10:09:31 UTC`, the only form that archives use.
+/// Parses a date such as `Sat, 06 Sep 2025 10:09:31 UTC`, the only form that archives use.
 fn parse_date(text: &str) -> Option<u64> {
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut words = text.split_ascii_whitespace().skip(1);
@@ -260,7 +262,8 @@ fn parse_date(text: &str) -> Option<u64> {
     if year < 1970 || !(1..=31).contains(&day) {
         return None;
     }
-    // Days since 1970-03-01 with the year starting in March, so that the leap day comes last.
+    // The year starts in March, so that the leap day comes last. (153 * m + 2) / 5 are the days before month m of such
+    // a year, and 719468 the days between 0000-03-01 and 1970-01-01.
     let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
     Some((days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second)

@@ -1,4 +1,4 @@
-//! `cargo xtask compare`: what differs between two images, block by block, and what it belongs to. For engineers who want
+//! Comparison of two images, block by block: what differs, and to which files it belongs. It is for engineers who want
 //! to know why an update is as large as it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -13,15 +13,15 @@ use super::ext4::geometry::{BLOCK, Geometry};
 use super::ext4::read::Old;
 use super::ext4::tree::NodeKind;
 
-/// Sizes of a release's chunks that are reported.
+/// Chunk sizes of a release that are reported, bytes.
 const CHUNKS: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
 /// Blocks read at a time.
 const STRETCH: u64 = 256;
 
-/// Bytes of all blocks of `new` that are not the same in `old`. Behind its end `old` is zeros.
+/// Returns the number of bytes in blocks of `new` that differ from `old`. Behind its end `old` counts as zeros.
 ///
 /// # Errors
-/// One cannot be read.
+/// Fails when an image cannot be read.
 pub fn changed_bytes(old: &Path, new: &Path) -> Result<u64> {
     Ok(states(old, new)?.iter().filter(|state| **state != State::Same).count() as u64 * BLOCK)
 }
@@ -50,7 +50,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
 /// Compares two images; the report names the `files` with most changed blocks.
 ///
 /// # Errors
-/// One cannot be read, or `new` is no image of the builder.
+/// Fails when an image cannot be read, or `new` was not made by the builder.
 pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
     let states = states(old, new)?;
     let mut report = Report { bytes: states.len() as u64 * BLOCK, ..Report::default() };
@@ -68,7 +68,7 @@ pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
         let chunks = states.chunks((bytes / BLOCK) as usize);
         let mut count = Count::default();
         for chunk in chunks {
-            // The least that is said of any of its blocks is said of the chunk.
+            // A chunk is in the most expensive state of its blocks.
             count.add(chunk.iter().copied().max().unwrap_or(State::Same));
         }
         report.chunks.push((*bytes, count));
@@ -80,15 +80,15 @@ pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
     Ok(report)
 }
 
-/// What a robot with the old image must do for a block. In the order of what it costs.
+/// State of a block for a robot with the old image, in the order of what the block costs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Same,
-    /// It becomes zeros.
+    /// The block becomes zeros.
     Zero,
-    /// It lies elsewhere in the old image.
+    /// The content lies elsewhere in the old image.
     Moved,
-    /// It is to be downloaded.
+    /// The content has to be downloaded.
     New,
 }
 
@@ -138,13 +138,13 @@ fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
 /// Numbers of blocks, or chunks, in each state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Not what is in the old image at the same place: zeros, from elsewhere, or new.
+    /// Number with other content than the old image has at the same place: zeros, moved or new.
     pub changed: u64,
-    /// Of these, zeros now.
+    /// Number of the changed ones that are zeros now.
     pub zero: u64,
-    /// Of these, content that the old image has elsewhere.
+    /// Number of the changed ones whose content the old image has elsewhere.
     pub moved: u64,
-    /// Of these, content that the old image does not have.
+    /// Number of the changed ones whose content the old image does not have.
     pub new: u64,
 }
 
@@ -201,10 +201,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// What the blocks of an image belong to.
+/// Owners of the blocks of an image.
 struct Owners {
     parts: Vec<&'static str>,
-    /// By block, which of `paths`.
+    /// Index into `paths`, by block.
     files: BTreeMap<u64, usize>,
     paths: Vec<String>,
 }
@@ -248,8 +248,8 @@ impl Owners {
     }
 }
 
-/// One path for every node: of a file with several names one outside of OSTree's repository, where it is a digest; of what
-/// is in the deployment the path that it has in the running system.
+/// Returns one path for every node. A file with several names gets one outside of OSTree's repository, where the name
+/// is a digest; a file of the deployment gets the path that it has in the running system.
 fn paths(content: &Old) -> Vec<String> {
     let mut paths = vec![String::new(); content.nodes.len()];
     let mut queue: Vec<usize> = vec![0];
@@ -269,7 +269,7 @@ fn paths(content: &Old) -> Vec<String> {
     paths.iter().map(|path| in_system(path).to_owned()).collect()
 }
 
-/// `/usr/bin/x` for `/ostree/deploy/system/deploy/COMMIT.0/usr/bin/x`.
+/// Returns the path in the running system: `/usr/bin/x` for `/ostree/deploy/system/deploy/COMMIT.0/usr/bin/x`.
 fn in_system(path: &str) -> &str {
     let deployed = path.strip_prefix("/ostree/deploy/").and_then(|rest| rest.split_once("/deploy/"));
     deployed.and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or(path)

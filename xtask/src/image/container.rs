@@ -1,4 +1,4 @@
-//! Running programs inside the tree that becomes the system.
+//! Containers, which run programs inside the tree that becomes the system.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,12 +11,13 @@ use crate::step;
 pub enum Container {
     /// Container of systemd-nspawn: own mounts, processes and devices; the host's network.
     Nspawn,
-    /// Change of root (chroot) in a mount and process namespace of its own, where nspawn cannot start (most containers of CI services).
+    /// Change of root (chroot) in a mount and process namespace of its own, where nspawn cannot start (most containers
+    /// of CI services).
     Chroot,
 }
 
-/// Mounts for the chroot. They live in a private namespace that ends with the last process, so an interrupted build
-/// leaves none behind.
+/// Script that mounts what the chroot needs. The mounts live in a private namespace that ends with the last process, so
+/// an interrupted build leaves none behind.
 const CHROOT: &str = "set -e; tree=$1; shift
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
@@ -26,20 +27,20 @@ mount -t tmpfs tmpfs \"$tree/tmp\"
 exec chroot \"$tree\" \"$@\"";
 
 impl Container {
-    /// Takes nspawn if it can run `true` in this tree.
+    /// Chooses nspawn if it can run `true` in this tree.
     pub fn probe(tree: &Path) -> Self {
         let mut trial = Self::Nspawn.command(tree, 0);
         match step::output(trial.arg("/bin/true")) {
             Ok(_) => Self::Nspawn,
             Err(error) => {
-                eprintln!("  systemd-nspawn cannot start here, chroot is used: {error:#}");
+                eprintln!("  systemd-nspawn cannot start here, so chroot is used: {error:#}");
                 Self::Chroot
             }
         }
     }
 
-    /// A command to which the program inside and its arguments are still to be added. The environment is the same
-    /// on every host: the result must not depend on who builds.
+    /// Makes a command to which the program inside and its arguments are still to be added. The environment is the same
+    /// on every host: the result must not depend on the machine that builds.
     pub fn command(self, tree: &Path, timestamp: u64) -> Command {
         let words = self.prefix(tree, timestamp);
         let mut command = Command::new(&words[0]);
@@ -47,12 +48,12 @@ impl Container {
         command
     }
 
-    /// The words of [`Container::command`], for those who start it themselves.
+    /// Returns the words of [`Container::command`], for callers that start it themselves.
     pub fn prefix(self, tree: &Path, timestamp: u64) -> Vec<OsString> {
         let mut words: Vec<OsString> = match self {
             Self::Nspawn => {
-                // --register=no --keep-unit: works without systemd on the host, too. The name of the container would
-                // become its host name, and with it a part of what some packages generate.
+                // --register=no and --keep-unit let it work without systemd on the host, too. The name of the container
+                // becomes its host name, and with it a part of what some packages generate.
                 let options = "systemd-nspawn --quiet --register=no --keep-unit --settings=no --as-pid2 --console=pipe \
                     --resolv-conf=off --timezone=off --link-journal=no --machine=reflash-build --directory";
                 options.split_ascii_whitespace().map(OsString::from).chain([tree.into(), "--".into()]).collect()
@@ -75,7 +76,7 @@ fn environment(timestamp: u64) -> Vec<String> {
         "HOME=/root",
         "LC_ALL=C.UTF-8",
         "DEBIAN_FRONTEND=noninteractive",
-        // initramfs-tools builds nothing then: the system's initramfs is ours.
+        // With this initramfs-tools builds nothing: the system's initramfs is ours.
         "INITRD=No",
         // Bytecode would carry the time of this build.
         "PYTHONDONTWRITEBYTECODE=1",

@@ -1,12 +1,12 @@
-//! A directory becomes an ext4 image: the same bytes for the same content, on every host, and, given the image of the
+//! Makes an ext4 image of a directory: the same bytes for the same content, on every host, and, given the image of the
 //! release before, with everything that did not change in the place it had there.
 //!
-//! Neither mke2fs -d nor debugfs lets anyone say where a file goes, nor a kernel that mounts the image. So mke2fs makes the
-//! empty file system, and what goes into it is placed ([`mod@place`]) and written ([`mod@write`]) here; e2fsck then judges it.
-//! Nothing is copied from the image before: it only says where things were. So nothing old can be left in free blocks,
-//! and the result is a function of the content and of those places, whatever was built here before. Changing a copy of
-//! the old image with debugfs was the alternative: what was deleted stays in it as bytes, directories never shrink, and
-//! a file cannot keep those of its blocks that did not change.
+//! Neither mke2fs -d nor debugfs lets a caller choose where a file goes, nor does a kernel that mounts the image. So
+//! mke2fs makes the empty file system, and the content is placed ([`mod@place`]) and written ([`mod@write`]) here;
+//! e2fsck then judges the result. Nothing is copied from the image before: it only shows where things were. So nothing
+//! old can be left in free blocks, and the result is a function of the content and of those places, whatever was built
+//! here before. The alternative was to change a copy of the old image with debugfs: bytes that were deleted stay in it,
+//! directories never shrink, and a file cannot keep those of its blocks that did not change.
 
 pub mod attributes;
 mod bytes;
@@ -38,21 +38,22 @@ use crate::step;
 
 const MIB: u64 = 1 << 20;
 
-/// Only features that GRUB 2.06 reads, named one by one: the default differs between versions and distributions.
-/// No journal: nothing is ever written. No `metadata_csum_seed`, `orphan_file`, `inline_data`: GRUB. No `flex_bg`: it
-/// puts the tables of many groups together, and an image that grows by a group would move all of them.
+/// Features of the file system: only those that GRUB 2.06 reads, named one by one because the default differs between
+/// versions and distributions. There is no journal, since nothing is ever written. `metadata_csum_seed`, `orphan_file`
+/// and `inline_data` are left out because GRUB does not read them. `flex_bg` is left out because it puts the tables of
+/// many groups together, and an image that grows by a group would move all of them.
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,sparse_super,large_file,huge_file,\
                         dir_nlink,extra_isize,metadata_csum";
 
-/// Of a hundred blocks of content so many have to stay, else everything is laid out anew: there is little to gain then,
-/// and it is the occasion to put in order what earlier images left scattered. Not half of them: a new kernel and four
-/// months of Debian's updates leave 46 of a hundred, and a robot then writes a hundred MiB less of 350.
+/// Percentage of the content's blocks that have to stay in place, or everything is laid out anew: with fewer there is
+/// little to gain, and a new layout puts in order what earlier images left scattered. Half would be too many: a new
+/// kernel and four months of Debian's updates leave 46 of a hundred, and a robot then writes a hundred MiB less of 350.
 const LEAST_KEPT_PERCENT: u64 = 25;
 
-/// Pieces that a hundred files may lie in.
+/// Largest number of pieces that a hundred files may lie in.
 const MOST_PIECES_PERCENT: u64 = 130;
 
-/// An image may have so many percent of the size that it would have if it was made afresh.
+/// Largest size of an image, in percent of the size that it would have if it was made afresh.
 const MOST_BYTES_PERCENT: u64 = 125;
 
 /// Result of building an image.
@@ -64,17 +65,18 @@ pub struct BuiltImage {
     pub fresh_because: Option<String>,
 }
 
-/// Writes `tree` as an image of `size` to `image`, whose name it gets only when complete. `uuid_of` decides the UUID
-/// of the file system. What is in the image `previous` too stays where it is there, unless that does not pay.
+/// Writes `tree` as an image of `size` to `image`, a name that the file gets only when it is complete. `uuid_of`
+/// decides the UUID of the file system. What the image `previous` has too stays in its place there, unless that does
+/// not pay.
 ///
 /// # Errors
-/// The content does not fit, has types that an image cannot have, or a tool failed.
+/// Fails when the content does not fit or has types that an image cannot have, or when a tool failed.
 pub fn build(tree: &Path, image: &Path, size: ImageSize, uuid_of: &str, previous: Option<&Path>) -> Result<BuiltImage> {
     let content = Content::read(tree)?;
     let temporary = image.with_added_extension("tmp");
     let job = Job { content: &content, image: &temporary, size, uuid: &uuid(uuid_of) };
     let result = job.run(previous).and_then(|built| {
-        // Nobody will ever repair it: what is wrong must be seen now.
+        // An image is never repaired, so a fault must be seen now.
         step::run("e2fsck", tool("e2fsck").args(["-f", "-n"]).arg(&temporary))?;
         fs::rename(&temporary, image).with_context(|| format!("rename {}", temporary.display()))?;
         Ok(built)
@@ -92,7 +94,7 @@ struct Job<'a> {
     uuid: &'a str,
 }
 
-/// A file system without content.
+/// File system that has no content yet.
 struct Empty {
     file: File,
     geometry: Geometry,
@@ -123,10 +125,11 @@ impl Job<'_> {
         Ok(BuiltImage { bytes, fresh_because })
     }
 
-    /// The layout that keeps what is in `previous`, in the size that it has, or in a larger one if it must be.
+    /// Makes the layout that keeps the places of `previous`, in the size that `previous` has, or in a larger one if it
+    /// must be.
     ///
     /// # Errors
-    /// Why it is better not kept.
+    /// Fails with the reason why the old places are better not kept.
     fn keep(&self, previous: &Path) -> Result<(Empty, BlockPlan, u64)> {
         let file = File::open(previous).with_context(|| format!("open {}", previous.display()))?;
         let before = file.metadata().context("ask for the size of the previous image")?.len();
@@ -168,7 +171,7 @@ impl Job<'_> {
         let figures = layout.figures;
         ensure!(
             figures.kept_blocks * 100 >= figures.blocks * LEAST_KEPT_PERCENT,
-            "of {} blocks only {} would stay where they were",
+            "only {1} of {0} blocks would stay where they were",
             figures.blocks,
             figures.kept_blocks
         );
@@ -181,7 +184,8 @@ impl Job<'_> {
         Ok((empty, layout, bytes))
     }
 
-    /// Makes an empty file system. Its own few blocks are taken off again: they are written with the content.
+    /// Makes an empty file system. The few blocks of its directories are cleared again: they are written with the
+    /// content.
     fn empty(&self, bytes: u64, inodes: u64) -> Result<Empty> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(self.image);
         let file = file.with_context(|| format!("create {}", self.image.display()))?;
@@ -209,9 +213,9 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// A UUID from a name, by BLAKE3 instead of the SHA-1 of version 5: hence version 8, "custom" (RFC 9562).
-/// From the branch, not the commit: checksums of all metadata blocks start with it, so a UUID of its own for every
-/// release would change every block of them. Nothing finds this file system by its UUID.
+/// Makes a UUID from a name, by BLAKE3 instead of the SHA-1 of version 5: hence version 8, "custom" (RFC 9562). The
+/// name is that of the branch, not the commit: the checksums of all metadata blocks start with the UUID, so another one
+/// for every release would change every such block. Nothing finds this file system by its UUID.
 fn uuid(name: &str) -> String {
     let digest = blake3::hash(format!("reflash system image {name}").as_bytes());
     let mut bytes = [0; 16];
@@ -238,7 +242,7 @@ mod tests {
         fs::write(tree.join("a \"quoted\" name"), "hello").unwrap();
         fs::set_permissions(tree.join("a \"quoted\" name"), fs::Permissions::from_mode(0o4750)).unwrap();
         symlink("x".repeat(100), tree.join("long")).unwrap();
-        // Far more than fit into one block, links among them.
+        // These are far more names than fit into one block, and links are among them.
         for number in 0..400 {
             fs::hard_link(tree.join("a \"quoted\" name"), tree.join(format!("many/{number:0>40}"))).unwrap();
         }
@@ -255,7 +259,7 @@ mod tests {
             let tree = directory.path().join(name);
             fill(&tree);
             let image = directory.path().join(format!("{name}.img"));
-            // build() ends with e2fsck, which counts links and blocks.
+            // The build ends with e2fsck, which counts links and blocks.
             build(&tree, &image, ImageSize::Auto, "branch", None).unwrap();
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2 * images.len() + 2, "nothing else is left");
             images.push(image);

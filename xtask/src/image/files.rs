@@ -1,4 +1,4 @@
-//! What a recipe adds to the bootstrapped tree: files, commands, a playbook; and what every image of ours has.
+//! Additions to the bootstrapped tree: the recipe's files, commands and playbook, and what every image gets.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -13,15 +13,15 @@ use crate::notices;
 use crate::recipe::{Ansible, FileEntry, Recipe};
 use crate::step;
 
-/// A path inside the tree.
+/// Returns the place of `path` inside the tree.
 pub fn inside(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Puts the recipe's files into the tree. `directory` is where the recipe lies.
+/// Puts the recipe's files into the tree. `directory` is the one that the recipe lies in.
 ///
 /// # Errors
-/// With the path at fault.
+/// Fails with the path at fault.
 pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
     recipe.files.iter().try_for_each(|file| {
         let content = match (&file.source, &file.text) {
@@ -38,10 +38,10 @@ pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
     })
 }
 
-/// Writes one file of root's, replacing what is there, a symbolic link too.
+/// Writes one file that belongs to root, in place of what is there, even of a symbolic link.
 ///
 /// # Errors
-/// With the path.
+/// Fails with the path.
 pub fn put(tree: &Path, path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let target = resolve_parent(tree, path)?;
     if target.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
@@ -51,20 +51,20 @@ pub fn put(tree: &Path, path: &Path, content: &[u8], mode: u32) -> Result<()> {
     fs::set_permissions(&target, Permissions::from_mode(mode)).with_context(|| format!("chmod {}", target.display()))
 }
 
-/// Creates the parent directories. `/bin` and the like are relative links in a merged-/usr tree and may be followed;
-/// an absolute link would lead out of the tree, onto the host.
+/// Creates the parent directories, and returns the path with its links resolved. `/bin` and the like are relative links
+/// in a merged-/usr tree and may be followed; an absolute link would lead out of the tree, onto the host.
 fn resolve_parent(tree: &Path, path: &Path) -> Result<PathBuf> {
     let target = inside(tree, path);
-    let parent = target.parent().context("a path without parent")?;
+    let parent = target.parent().context("the path has no parent directory")?;
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     let real = parent.canonicalize().with_context(|| format!("resolve {}", parent.display()))?;
     let root = tree.canonicalize().with_context(|| format!("resolve {}", tree.display()))?;
     ensure!(real.starts_with(root), "{} leads out of the image through a symbolic link", path.display());
-    Ok(real.join(target.file_name().context("a path without name")?))
+    Ok(real.join(target.file_name().context("the path has no file name")?))
 }
 
 fn owner(tree: &Path, file: &FileEntry) -> Result<(u32, u32)> {
-    let (user, group) = file.owner.split_once(':').context("an owner without ':'")?;
+    let (user, group) = file.owner.split_once(':').context("the owner has no ':' in it")?;
     let find = |database: &str, name: &str| -> Result<u32> {
         if let Ok(number) = name.parse() {
             return Ok(number);
@@ -80,7 +80,7 @@ fn owner(tree: &Path, file: &FileEntry) -> Result<(u32, u32)> {
     Ok((find("etc/passwd", user)?, find("etc/group", group)?))
 }
 
-/// Both `passwd` and `group` have the name first and the number third.
+/// Finds the number of a name. Both `passwd` and `group` have the name first and the number third.
 fn id_of(database: &str, name: &str) -> Option<u32> {
     let mut lines = database.lines().map(|line| line.split(':'));
     lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
@@ -90,7 +90,7 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
 /// keys for a secure shell server.
 ///
 /// # Errors
-/// With the path.
+/// Fails with the path.
 pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> Result<()> {
     let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
     put(tree, Path::new("/usr/bin/reflash"), &binary, 0o755)?;
@@ -111,7 +111,7 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     fs::write(&path, os_release(&text, recipe)).with_context(|| format!("write {}", path.display()))
 }
 
-/// A unit of ours and the link that enables it, both in /usr: /etc belongs to the machine's owner.
+/// Puts in a unit and the link that enables it, both in /usr: /etc belongs to the machine's owner.
 fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
     let directory = Path::new("/usr/lib/systemd/system");
     put(tree, &directory.join(name), text.as_bytes(), 0o644)?;
@@ -124,7 +124,8 @@ fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
     Ok(())
 }
 
-/// systemd takes the default host name from here; a file /etc/hostname would win over the name from the hardware.
+/// Adds the recipe's names to os-release. systemd takes the default host name from there; a file /etc/hostname would
+/// win over the name from the hardware.
 fn os_release(text: &str, recipe: &Recipe) -> String {
     let ours = ["IMAGE_ID", "IMAGE_VERSION", "DEFAULT_HOSTNAME"];
     let mut lines: Vec<String> = text
@@ -140,10 +141,10 @@ fn os_release(text: &str, recipe: &Recipe) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Runs commands and playbook in the tree. Each line is a step of its own, so a failure names the line.
+/// Runs the commands and the playbook in the tree. Each line is a step of its own, so a failure names the line.
 ///
 /// # Errors
-/// The first command that fails, with its output.
+/// Fails at the first command that fails, with its output.
 pub fn run(recipe: &Recipe, directory: &Path, tree: &Path, timestamp: u64) -> Result<()> {
     if recipe.commands.is_empty() && recipe.ansible.is_none() {
         return Ok(());
@@ -172,7 +173,8 @@ fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Contain
         .into_iter()
         .map(|word| word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8")))
         .collect::<Result<_>>()?;
-    // ansible-core has no connection into a directory tree; the collection that has one is a hundred times its size.
+    // ansible-core has no connection plugin for a directory tree; the collection that has one is a hundred times its
+    // size.
     let plugins = tempfile::tempdir().context("create a directory for the connection plugin")?;
     let plugin = plugins.path().join("reflash_tree.py");
     fs::write(&plugin, embedded::ANSIBLE_CONNECTION).context("write the connection plugin")?;
@@ -204,8 +206,8 @@ fn shortened(line: &str) -> String {
     first.chars().take(60).collect::<String>() + "…"
 }
 
-/// Files that commands need while they run and that must not stay: name servers of the host, and a policy that no
-/// service is started by its package.
+/// Files that commands need while they run and that must not stay: the name servers of the host, and a policy that
+/// keeps packages from starting their services.
 struct Temporary {
     placed: Vec<(PathBuf, Vec<u8>)>,
 }
@@ -232,7 +234,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         for (path, content) in &self.placed {
-            // A command may have put its own there, which stays.
+            // A command may have put another file there, which stays.
             let ours = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
                 && fs::read(path).is_ok_and(|found| found == *content);
             if ours && let Err(error) = fs::remove_file(path) {
@@ -242,10 +244,10 @@ impl Drop for Temporary {
     }
 }
 
-/// The one kernel of the tree: its version and its image.
+/// Finds the only kernel of the tree: its version and its image.
 ///
 /// # Errors
-/// There is none, or more than one.
+/// Fails when there is no kernel, or more than one.
 pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
     let modules = tree.join("usr/lib/modules");
     let mut versions: Vec<String> = fs::read_dir(&modules)

@@ -1,5 +1,5 @@
-//! The GRUB fragment: GRUB 2.06 cannot read the Boot Loader Specification entries that OSTree writes, so their one
-//! entry is translated at build time. Pure.
+//! The GRUB fragment: GRUB 2.06 cannot read the Boot Loader Specification entries that OSTree writes, so the only entry
+//! is translated at build time. Pure.
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,10 +15,10 @@ pub struct BootEntry {
 }
 
 impl BootEntry {
-    /// Reads one entry. Its paths start at /boot, as if that were a partition of its own.
+    /// Parses one entry. The paths in it start at /boot, as if that were a partition of its own.
     ///
     /// # Errors
-    /// A line is missing, or something in it that GRUB's script language would not take literally.
+    /// Fails when a line is missing, or when it holds something that GRUB's script language would not take literally.
     pub fn parse(text: &str) -> Result<Self> {
         let value = |key: &str| {
             let mut lines = text.lines().filter_map(|line| line.split_once(char::is_whitespace));

@@ -1,5 +1,5 @@
 //! The system's own initramfs: the agent as `/init` in the role `system`, drivers of disks, and two programs of the
-//! image with their libraries: OSTree's own way into a deployment, and the check of the data partition.
+//! image with their libraries: the one by which OSTree enters a deployment, and the check of the data partition.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,12 +13,13 @@ use crate::initramfs::{self, ArchiveEntry, InitramfsContent, Missing};
 use crate::kernel::Kernel;
 use crate::step;
 
-/// Groups of `initramfs/modules.toml` that lead to a disk, a screen and a watchdog, which systemd then finds at once; built-in network cards, because a host name
-/// may be made from their address. USB ones wait for the system itself.
+/// Groups of `initramfs/modules.toml` that lead to a disk, a screen and a watchdog, which systemd then finds at once.
+/// Built-in network cards are among them because a host name may be made from their address; those on USB wait for the
+/// system itself.
 const GROUPS: &[&str] =
     &["filesystems", "virtio", "ata", "nvme", "mmc", "usb", "intel", "realtek", "console", "watchdog"];
 
-/// The programs, where distributions put them.
+/// Programs: the path in the initramfs, the paths where distributions put them, and the package.
 const PROGRAMS: &[(&str, &[&str], &str)] = &[
     ("/usr/lib/ostree/ostree-prepare-root", &["/usr/lib/ostree/ostree-prepare-root"], "ostree-boot"),
     ("/usr/sbin/e2fsck", &["/usr/sbin/e2fsck", "/sbin/e2fsck"], "e2fsprogs"),
@@ -27,7 +28,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 /// Builds the initramfs for the kernel in `tree` and writes it to `out`.
 ///
 /// # Errors
-/// A program is missing in the image, with the package it is in.
+/// Fails when a program is missing in the image, and names the package that has it.
 pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<()> {
     let mut files: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for (path, places, package) in PROGRAMS {
@@ -45,7 +46,7 @@ pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<(
         init: agent,
         kernel,
         modules: initramfs::modules_of_groups(GROUPS)?,
-        // A kernel for virtual machines lacks what only real ones need.
+        // A kernel for virtual machines lacks the drivers that only real machines need.
         missing: Missing::Allow,
         files: files.into_values().collect(),
     };
@@ -58,7 +59,7 @@ fn read(tree: &Path, path: &str, name: &str) -> Result<ArchiveEntry> {
     Ok(ArchiveEntry::file(name, content, 0o755))
 }
 
-/// The libraries a program is linked with, as the image's own loader finds them.
+/// Lists the libraries that a program is linked with, as the image's own loader finds them.
 fn libraries(tree: &Path, program: &str) -> Result<Vec<String>> {
     let loader = "/lib64/ld-linux-x86-64.so.2";
     let list = step::output(Command::new("chroot").arg(tree).args([loader, "--list", program]))?;
@@ -67,7 +68,8 @@ fn libraries(tree: &Path, program: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Lines are `name => /path (address)`, `/path (address)` for the loader, `name (address)` for the kernel's own.
+/// Parses the loader's list. Lines are `name => /path (address)` for libraries, `/path (address)` for the loader and
+/// `name (address)` for the kernel's vDSO.
 fn parse(list: &str) -> Vec<String> {
     let paths = list.lines().filter_map(|line| {
         let path = line.split("=>").last()?.split_whitespace().next()?;

@@ -1,4 +1,5 @@
-//! Makes the tree the same whoever builds it, when and where. Each rule is there because it was seen to leak.
+//! Makes the tree the same on every machine, at any time and in any place. Each rule is there because a difference was
+//! seen.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,16 +12,16 @@ use super::files::inside;
 use super::removal::remove_file;
 use crate::recipe::Distribution;
 
-/// Removed whole: what the build needed or left behind.
+/// Files that are removed: the build needed them or left them behind.
 const REMOVED: &[&str] = &[
-    // Configuration of the bootstrap: the host's proxy, no fsync.
+    // These hold the configuration of the bootstrap: the host's proxy, no fsync.
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-    // Every machine makes its own.
+    // Every machine makes these for itself.
     "var/lib/dbus/machine-id",
     "var/lib/systemd/random-seed",
     "var/lib/systemd/credential.secret",
-    // Backups of the files beside them, from whichever package came last.
+    // These are backups of the files beside them, as they were before the last package.
     "etc/passwd-",
     "etc/group-",
     "etc/shadow-",
@@ -30,14 +31,15 @@ const REMOVED: &[&str] = &[
     "var/lib/dpkg/status-old",
     "var/lib/dpkg/diversions-old",
     "var/lib/dpkg/statoverride-old",
-    // Lock files, empty but with the times of the build.
+    // These lock files are empty, but have the times of the build.
     "etc/.pwd.lock",
     "var/lib/dpkg/lock",
     "var/lib/dpkg/lock-frontend",
     "var/lib/dpkg/triggers/Lock",
 ];
 
-/// Emptied: caches and logs of the build. Index files of the archive change without any package changing.
+/// Directories that are emptied: caches and logs of the build. Index files of the archive change without any package
+/// changing.
 const EMPTIED: &[&str] = &[
     "dev",
     "run",
@@ -55,15 +57,15 @@ const EMPTIED: &[&str] = &[
 /// Removes what the bootstrap tool copied from the host. Called before the recipe's own files are placed.
 ///
 /// # Errors
-/// With the path.
+/// Fails with the path.
 pub fn forget_host(tree: &Path) -> Result<()> {
     ["etc/hostname", "etc/resolv.conf"].iter().try_for_each(|path| remove_file(&tree.join(path)))
 }
 
-/// The whole pass, after commands and playbook.
+/// Makes the whole pass, after commands and playbook.
 ///
 /// # Errors
-/// With the path.
+/// Fails with the path.
 pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Result<()> {
     for path in REMOVED {
         remove_file(&tree.join(path))?;
@@ -71,8 +73,8 @@ pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Re
     for path in EMPTIED {
         empty(&tree.join(path))?;
     }
-    // Empty, not missing and not "uninitialized": systemd writes a new one into the overlay at the first boot and
-    // keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
+    // The file is empty, not missing and not "uninitialized": systemd then writes a new ID into the overlay at the
+    // first boot and keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
     fs::write(tree.join("etc/machine-id"), "").context("empty etc/machine-id")?;
     let keys = fs::read_dir(tree.join("etc/ssh")).into_iter().flatten().flatten();
     for entry in keys.filter(|entry| entry.file_name().to_string_lossy().starts_with("ssh_host_")) {
@@ -91,7 +93,7 @@ pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Re
     bytecode(tree)
 }
 
-/// Deletes files below, and directories too, except those of /var: packages count on theirs.
+/// Deletes the files below `path`, and the directories too except in /var: packages rely on theirs.
 fn empty(path: &Path) -> Result<()> {
     let keeps_directories = path.components().any(|part| part.as_os_str() == "var");
     for entry in fs::read_dir(path).into_iter().flatten() {
@@ -108,7 +110,8 @@ fn empty(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The date of the last password change is the day of the build; with 0 in it every login would ask for a new one.
+/// Replaces the date of the last password change, which is the day of the build. It must not be 0: every login would
+/// ask for a new password.
 fn with_change_date(shadow: &str, day: u64) -> String {
     let day = day.max(1).to_string();
     let mut out = String::with_capacity(shadow.len());
@@ -123,7 +126,7 @@ fn with_change_date(shadow: &str, day: u64) -> String {
     out
 }
 
-/// dpkg left most of it out; what commands made, and debootstrap unpacked, goes now.
+/// Deletes excluded paths. dpkg left most of them out; those that commands made, or debootstrap unpacked, go now.
 fn exclude(tree: &Path, distribution: &Distribution) -> Result<()> {
     if distribution.exclude.is_empty() {
         return Ok(());
@@ -139,7 +142,7 @@ fn exclude(tree: &Path, distribution: &Distribution) -> Result<()> {
             continue;
         }
         if entry.file_type().is_dir() {
-            // Only when nothing kept is left in it.
+            // This succeeds only when nothing that is kept lies in it.
             let _ = fs::remove_dir(path);
         } else {
             remove_file(path)?;
@@ -148,7 +151,7 @@ fn exclude(tree: &Path, distribution: &Distribution) -> Result<()> {
     Ok(())
 }
 
-/// As dpkg does: `*` and `?` match slashes too.
+/// Matches a pattern as dpkg does: `*` and `?` match slashes too.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.first(), text.first()) {
         (None, None) => true,
@@ -159,8 +162,9 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Python bytecode holds the time of its source, and OSTree forgets times: every start of a program would compile
-/// again, into nowhere because /usr is read-only. Unchecked bytecode (PEP 552) has no time and is always used.
+/// Turns Python bytecode into unchecked bytecode (PEP 552), which has no time and is always used. Other bytecode holds
+/// the time of its source, and OSTree forgets times: every start of a program would compile again, without keeping the
+/// result because /usr is read-only.
 fn bytecode(tree: &Path) -> Result<()> {
     for top in ["usr/lib", "usr/local/lib", "usr/share", "opt"] {
         let files = WalkDir::new(inside(tree, Path::new(top))).into_iter().filter_map(Result::ok);
@@ -179,8 +183,8 @@ fn bytecode(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Header of a .pyc: magic (4), flags (4), then time and size of the source, or its hash if bit 0 of flags is set;
-/// bit 1 asks for the hash to be checked.
+/// Changes the header of a .pyc. It has magic (4 bytes), flags (4 bytes), then time and size of the source, or the hash
+/// of the source if bit 0 of flags is set; bit 1 asks for the hash to be checked.
 fn unchecked(content: &mut [u8]) -> bool {
     let Some(header) = content.get_mut(4..16) else { return false };
     // Python 2 has no flags: its header is 8 bytes, and the time lies where the flags would be.

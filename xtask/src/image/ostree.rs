@@ -12,32 +12,32 @@ use super::removal::remove_tree;
 use crate::recipe::Recipe;
 use crate::step;
 
-/// Name of the only operating system in an image. Not the recipe's: it is part of paths, and a machine may be
-/// reflashed from one recipe to another.
+/// Name of the only operating system in an image. It is not the recipe's name: it is part of paths, and a machine may
+/// be reflashed from one recipe to another.
 const STATEROOT: &str = "system";
 
-/// Kernel arguments every image needs: the ESP is none of the system's business, and the system and data partitions
-/// are mounted before systemd starts.
+/// Kernel arguments that every image needs. systemd must not look for partitions by itself (`systemd.gpt_auto`): the
+/// system does not use the ESP, and the system and data partitions are mounted before systemd starts.
 const ARGUMENTS: &[&str] = &["ro", "systemd.gpt_auto=0"];
 
-/// The repository of all builds. Files are kept as they are (mode `bare`), not compressed for serving over HTTP:
-/// what is served are releases, and a commit takes a third of the time, a deployment none.
+/// Repository of all builds. Files are kept as they are (mode `bare`), not compressed for serving over HTTP: releases
+/// are what is served, and without compression a commit takes a third of the time and a deployment none.
 #[derive(Debug)]
 pub struct Repository(PathBuf);
 
 impl Repository {
-    /// Opens the repository, which is made if it is missing.
+    /// Opens the repository, and creates it if it is missing.
     ///
     /// # Errors
-    /// ostree's own.
+    /// Fails with the output of ostree.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.join("config").exists() {
-            // Under another name first: an interrupted init must not look like a repository.
+            // The repository is created under another name first: an interrupted init must not look like a repository.
             let temporary = path.with_added_extension("tmp");
             remove_tree(&temporary)?;
             fs::create_dir_all(&temporary).with_context(|| format!("create {}", temporary.display()))?;
             step::output(ostree(&temporary).args(["init", "--mode=bare"]))?;
-            // Content of a build can be made again, so it need not be on the disk before the next step.
+            // The content of a build can be made again, so it need not be on the disk before the next step.
             step::output(ostree(&temporary).args(["config", "set", "core.fsync", "false"]))?;
             fs::rename(&temporary, path).with_context(|| format!("rename {}", temporary.display()))?;
         }
@@ -47,7 +47,7 @@ impl Repository {
     /// Commits the tree and returns the digest of the commit: the same for the same tree, version and timestamp.
     ///
     /// # Errors
-    /// ostree's own.
+    /// Fails with the output of ostree.
     pub fn commit(&self, tree: &Path, recipe: &Recipe, timestamp: u64) -> Result<String> {
         let branch = &recipe.ostree.branch;
         let mut command = ostree(&self.0);
@@ -62,7 +62,7 @@ impl Repository {
             .env("SOURCE_DATE_EPOCH", timestamp.to_string());
         let commit = step::output(&mut command)?.trim().to_owned();
         ensure!(commit.len() == 64, "ostree commit printed {commit:?} instead of a digest");
-        // Only now, so that an interrupted build leaves the branch where it was.
+        // The branch moves only now, so that an interrupted build leaves it where it was.
         step::output(ostree(&self.0).args(["refs", "--force", "--create", branch, &commit]))?;
         Ok(commit)
     }
@@ -70,48 +70,49 @@ impl Repository {
     /// Deploys a commit into an empty sysroot and returns its boot entry.
     ///
     /// # Errors
-    /// ostree's own, or an unexpected boot entry.
+    /// Fails with the output of ostree, or when the boot entry is not as expected.
     pub fn deploy(&self, commit: &str, recipe: &Recipe, sysroot: &Path) -> Result<BootEntry> {
         let branch = &recipe.ostree.branch;
         remove_sysroot(sysroot)?;
         fs::create_dir_all(sysroot).with_context(|| format!("create {}", sysroot.display()))?;
-        // The root of the file system, which only the initramfs sees.
+        // This directory becomes the root of the file system, which only the initramfs sees.
         fs::set_permissions(sysroot, fs::Permissions::from_mode(0o755))?;
         let admin = |words: &[&str]| {
             let mut command = Command::new("ostree");
             command.arg("admin").arg(format!("--sysroot={}", sysroot.display())).args(words);
-            // Else the root of the deployment is immutable, and neither can be deleted here nor matters there: its
-            // file system is mounted read-only.
+            // Without this the root of the deployment would be immutable, and could not be deleted here. A robot does
+            // not need the flag: its file system is mounted read-only.
             command.env("OSTREE_SYSROOT_DEBUG", "mutable-deployments");
             command
         };
-        let sysroot_text = sysroot.to_str().context("the path of the checkout is not UTF-8")?;
+        let sysroot_text = sysroot.to_str().context("the path of the work directory is not UTF-8")?;
         step::output(Command::new("ostree").args(["admin", "init-fs", "--modern", sysroot_text]))?;
         let repo = sysroot.join("ostree/repo");
         for (key, value) in [
-            // Else ostree looks for the boot loader of this host.
+            // Without this ostree looks for the boot loader of this host.
             ("sysroot.bootloader", "none"),
-            // Asks for a remount of /sysroot in the running system; ours is read-only from the start.
+            // This would ask for a remount of /sysroot in the running system; ours is read-only from the start.
             ("sysroot.readonly", "false"),
             ("core.fsync", "false"),
         ] {
             step::output(ostree(&repo).args(["config", "set", key, value]))?;
         }
         step::output(&mut admin(&["os-init", STATEROOT]))?;
-        let kept = self.0.to_str().context("the path of the checkout is not UTF-8")?;
+        let kept = self.0.to_str().context("the path of the work directory is not UTF-8")?;
         step::output(ostree(&repo).args(["pull-local", kept, commit]))?;
         step::output(ostree(&repo).args(["refs", "--create", branch, commit]))?;
         let os = format!("--os={STATEROOT}");
         let mut words = vec!["deploy", os.as_str()];
         let recipe_arguments = recipe.boot.kernel_arguments.iter().map(String::as_str);
-        // --karg-append: --karg replaces an earlier argument of the same name, such as a first console=.
+        // The option is --karg-append because --karg replaces an earlier argument of the same name, such as a first
+        // console=.
         let arguments: Vec<String> =
             ARGUMENTS.iter().copied().chain(recipe_arguments).map(|one| format!("--karg-append={one}")).collect();
         words.extend(arguments.iter().map(String::as_str));
         words.push(branch);
         step::run("ostree deploy", &mut admin(&words))?;
         step::output(ostree(&repo).args(["config", "unset", "core.fsync"]))?;
-        // Leftovers of the tool: a lock, and a directory named after this boot of this host.
+        // The tool leaves a lock behind, and a directory named after this boot of this host.
         let _ = fs::remove_file(repo.join(".lock"));
         remove_tree(&repo.join("tmp"))?;
         fs::create_dir(repo.join("tmp")).context("create tmp of the repository")?;
@@ -120,31 +121,31 @@ impl Repository {
     }
 }
 
-/// Deletes a sysroot, also one whose deployments are immutable.
+/// Deletes a sysroot, even one whose deployments are immutable.
 ///
 /// # Errors
-/// Something in it cannot be deleted.
+/// Fails when something in it cannot be deleted.
 pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
     let deployments = sysroot.join("ostree/deploy").join(STATEROOT).join("deploy");
     for entry in fs::read_dir(deployments).into_iter().flatten().flatten() {
-        // Fails where there is no such flag, which is fine.
+        // chattr fails on file systems without this flag, and nothing needs to be done there.
         let _ = Command::new("chattr").arg("-i").arg(entry.path()).output();
     }
     remove_tree(sysroot)
 }
 
-/// Every byte of an image is sent to robots: it holds one deployment, and no object that is not part of it.
+/// Checks that the image holds one deployment, and no object that is not part of it: every byte is sent to robots.
 fn one_deployment(sysroot: &Path) -> Result<()> {
     let directory = sysroot.join("ostree/deploy").join(STATEROOT).join("deploy");
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
     let deployments = entries.flatten().filter(|entry| entry.path().is_dir()).count();
     ensure!(deployments == 1, "{} holds {deployments} deployments instead of one", directory.display());
     let words = ["prune", "--refs-only", "--no-prune"];
-    let said = step::output(ostree(&sysroot.join("ostree/repo")).args(words))?;
+    let report = step::output(ostree(&sysroot.join("ostree/repo")).args(words))?;
     ensure!(
-        said.contains("No unreachable objects"),
+        report.contains("No unreachable objects"),
         "the image would hold objects that nothing uses:\n{}",
-        said.trim()
+        report.trim()
     );
     Ok(())
 }
@@ -153,7 +154,9 @@ fn entry_of(sysroot: &Path) -> Result<BootEntry> {
     let directory = sysroot.join("boot/loader/entries");
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    let [file] = files.as_slice() else { anyhow::bail!("{} boot entries instead of one", files.len()) };
+    let [file] = files.as_slice() else {
+        anyhow::bail!("{} holds {} boot entries instead of one", directory.display(), files.len())
+    };
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     BootEntry::parse(&text).with_context(|| format!("boot entry {}", file.display()))
 }

@@ -1,14 +1,14 @@
-//! Deleting what need not be there.
+//! Deletion of trees and files that need not be there.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Deletes a tree of our own, if it is there.
+/// Deletes a tree that the builder made, if it is there.
 ///
 /// # Errors
-/// Something in it cannot be deleted.
+/// Fails when something in it cannot be deleted.
 pub fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -18,10 +18,10 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Deletes a file of our own, if it is there.
+/// Deletes a file that the builder made, if it is there.
 ///
 /// # Errors
-/// It cannot be deleted.
+/// Fails when the file cannot be deleted.
 pub fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,11 +1,12 @@
-//! What has not changed is not built again: a result is current when the key of all that went into it lies beside it.
+//! Stamps of results, so that what has not changed is not built again: a result is current when the key of all that
+//! went into it lies beside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// A digest over everything that decides a result, in order.
+/// Digest over everything that decides a result, in order.
 #[derive(Debug, Default)]
 pub struct Key(blake3::Hasher);
 
@@ -21,7 +22,7 @@ impl Key {
     /// Adds the content of a file.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn with_file(self, path: &Path) -> Result<Self> {
         let content = fs::read(path).with_context(|| format!("read {}", path.display()))?;
         Ok(self.with(content))
@@ -30,7 +31,7 @@ impl Key {
     /// Adds the names, modes and contents of everything below a directory.
     ///
     /// # Errors
-    /// Something cannot be read.
+    /// Fails when something in it cannot be read.
     pub fn with_tree(mut self, directory: &Path) -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         for entry in walkdir::WalkDir::new(directory).sort_by_file_name() {
@@ -45,7 +46,7 @@ impl Key {
         Ok(self)
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn finish(&self) -> String {
         self.0.finalize().to_hex().to_string()
     }
@@ -55,23 +56,23 @@ fn stamp_of(result: &Path) -> PathBuf {
     result.with_added_extension("key")
 }
 
-/// Whether `result` is there and was made from just this.
+/// Whether `result` is there and was made from exactly what `key` stands for.
 pub fn is_current(result: &Path, key: &str) -> bool {
     result.exists() && fs::read_to_string(stamp_of(result)).is_ok_and(|stored| stored == key)
 }
 
-/// To be called before `result` is changed: from now on it counts as missing.
+/// Deletes the stamp of `result`, which from now on counts as missing. Call this before `result` is changed.
 ///
 /// # Errors
-/// The stamp is there and cannot be deleted.
+/// Fails when the stamp is there and cannot be deleted.
 pub fn forget(result: &Path) -> Result<()> {
     super::removal::remove_file(&stamp_of(result))
 }
 
-/// To be called when `result` is complete under its final name.
+/// Writes the stamp of `result`. Call this when `result` is complete under its final name.
 ///
 /// # Errors
-/// The stamp cannot be written.
+/// Fails when the stamp cannot be written.
 pub fn remember(result: &Path, key: &str) -> Result<()> {
     let stamp = stamp_of(result);
     fs::write(&stamp, key).with_context(|| format!("write {}", stamp.display()))
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_input_and_its_border_counts() {
+    fn every_input_and_the_border_between_inputs_count() {
         let key = |parts: &[&str]| parts.iter().fold(Key::default(), |key, part| key.with(part)).finish();
         assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
         assert_eq!(key(&["ab", "c"]), key(&["ab", "c"]));

@@ -1,4 +1,5 @@
-//! A Debian tree becomes an OSTree tree: everything the image owns below /usr, everything the machine owns elsewhere.
+//! Conversion of a Debian tree to an OSTree tree: everything that the image owns goes below /usr, everything that the
+//! machine owns elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -10,11 +11,11 @@ use walkdir::WalkDir;
 
 use super::removal::remove_tree;
 
-/// Where the package database goes: part of the image, not of the machine.
+/// Place of the package database, which is part of the image, not of the machine.
 const DPKG: &str = "usr/share/reflash/dpkg";
 
-/// Links in the root. /opt belongs to the image, unlike in OSTree's own examples: large frameworks of robots live
-/// there and would otherwise be copied to the data partition, where no update reaches them.
+/// Links in the root directory. /opt belongs to the image, unlike in OSTree's own examples: large frameworks of robots
+/// live there and would otherwise be copied to the data partition, where no update reaches them.
 const LINKS: &[(&str, &str)] = &[
     ("home", "var/home"),
     ("root", "var/roothome"),
@@ -25,12 +26,12 @@ const LINKS: &[(&str, &str)] = &[
     ("ostree", "sysroot/ostree"),
 ];
 
-/// Converts the tree in place. Kernel and initramfs must be in `usr/lib/modules/VERSION` already.
+/// Converts the tree in place. The kernel and the initramfs must be in `usr/lib/modules/VERSION` already.
 ///
 /// # Errors
-/// With the path.
+/// Fails with the path.
 pub fn convert(tree: &Path) -> Result<()> {
-    // The kernel's place is /usr/lib/modules; OSTree fills /boot itself.
+    // The kernel lies in /usr/lib/modules; OSTree fills /boot itself.
     for name in ["boot", "media"] {
         remove_tree(&tree.join(name))?;
     }
@@ -85,7 +86,7 @@ fn create(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode)).with_context(|| format!("chmod {}", path.display()))
 }
 
-/// The root is read-only, so /tmp has to be a file system of its own. Debian 12 ships the unit as an example only.
+/// Makes /tmp a file system in memory, because the root is read-only. Debian 12 ships the unit only as an example.
 fn tmp_in_memory(tree: &Path) -> Result<()> {
     let units = tree.join("usr/lib/systemd/system");
     let unit = units.join("tmp.mount");
@@ -104,7 +105,8 @@ fn tmp_in_memory(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// tmpfiles.d of the packages makes /home and the like, and complains at every boot about the link that is there.
+/// Changes paths in the packages' tmpfiles.d where [`LINKS`] apply: systemd-tmpfiles would make /home and the like, and
+/// complain at every boot about the link that is there.
 fn follow_links(tree: &Path) -> Result<()> {
     let files = fs::read_dir(tree.join("usr/lib/tmpfiles.d")).into_iter().flatten().flatten();
     for path in files.map(|entry| entry.path()).filter(|path| path.is_file()) {
@@ -117,7 +119,7 @@ fn follow_links(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The line with the path that one of [`LINKS`] leads to.
+/// Returns the line with the path that one of [`LINKS`] leads to.
 fn followed(line: &str) -> String {
     let path = line.split_ascii_whitespace().nth(1).filter(|_| !line.starts_with('#')).unwrap_or_default();
     for (name, target) in LINKS {
@@ -129,8 +131,8 @@ fn followed(line: &str) -> String {
     line.to_owned()
 }
 
-/// Empties /var: on the machine it is a directory of the data partition, which the first boot finds empty. What
-/// packages put there is made again by systemd-tmpfiles, from a list written here.
+/// Empties /var: on the machine it is a directory of the data partition, which the first boot finds empty.
+/// systemd-tmpfiles makes again what packages put there, from a list that is written here.
 fn var_to_tmpfiles(tree: &Path) -> Result<()> {
     let var = tree.join("var");
     let factory = tree.join("usr/share/factory");
@@ -161,14 +163,15 @@ fn var_to_tmpfiles(tree: &Path) -> Result<()> {
     }
     let text =
         "# Made by the image builder from what the packages have in /var.\n".to_owned() + &lines.join("\n") + "\n";
-    // A name that sorts last: the packages' own lines win.
+    // This name sorts last, so that the packages' own lines win.
     let path = tree.join("usr/lib/tmpfiles.d/zz-reflash-var.conf");
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     remove_tree(&var)?;
     create(&var, 0o755)
 }
 
-/// Paths that a package's own tmpfiles.d makes: a second line for one is a warning at every boot.
+/// Returns the paths that a package's own tmpfiles.d makes: a second line for one of them would be a warning at every
+/// boot.
 fn known_to_tmpfiles(tree: &Path) -> BTreeSet<String> {
     let directories: [PathBuf; 2] = [tree.join("usr/lib/tmpfiles.d"), tree.join("usr/etc/tmpfiles.d")];
     let files = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
@@ -176,7 +179,7 @@ fn known_to_tmpfiles(tree: &Path) -> BTreeSet<String> {
     texts.flat_map(|text| text.lines().filter_map(made_by).collect::<Vec<_>>()).collect()
 }
 
-/// The path a line of tmpfiles.d makes; none for lines that only change or delete.
+/// Returns the path that a line of tmpfiles.d makes; `None` for lines that only change or delete.
 fn made_by(line: &str) -> Option<String> {
     let mut words = line.split_ascii_whitespace();
     let kind = words.next()?;
@@ -184,7 +187,7 @@ fn made_by(line: &str) -> Option<String> {
     makes.then(|| words.next()).flatten().map(|path| path.trim_end_matches('/').to_owned())
 }
 
-/// tmpfiles.d splits at white space, reads `%` as a specifier and C escapes.
+/// Escapes a path for tmpfiles.d, which splits at white space, and reads `%` as a specifier and C escapes.
 fn escaped(path: &str) -> String {
     path.replace('\\', "\\\\").replace(' ', "\\x20").replace('\t', "\\x09").replace('%', "%%")
 }
@@ -196,7 +199,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn lines_that_make_a_path_are_told_from_those_that_change_it() {
+    fn lines_that_make_a_path_are_distinguished_from_those_that_change_it() {
         assert_eq!(made_by("d /var/log 0755 - - -").as_deref(), Some("/var/log"));
         assert_eq!(made_by("L+ /var/x/ - - - - y").as_deref(), Some("/var/x"));
         assert_eq!(made_by("z /var/log/journal 2755 - - -"), None);

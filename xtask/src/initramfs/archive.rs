@@ -13,7 +13,7 @@ const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 /// Bits of a mode that hold the file type.
 const FORMAT: u32 = 0o170_000;
-/// Blocks in which robots look for what they have already.
+/// Bytes of a block, the unit in which robots look for content that they have already.
 const BLOCK_BYTES: usize = 4096;
 
 /// One file, directory, link or device of the archive.

@@ -1,4 +1,5 @@
-//! Which module files an initramfs needs: the declared names and what they depend on, from the kernel's own tables.
+//! Choice of the module files that an initramfs needs: the declared names and what they depend on, from the kernel's
+//! own tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +18,7 @@ pub enum Missing {
     Allow,
 }
 
-/// The text tables of `/lib/modules/VERSION`.
+/// Text tables of `/lib/modules/VERSION`.
 #[derive(Debug, Default)]
 struct Tables {
     /// File of each module by name, and the files it needs.
@@ -59,8 +60,8 @@ pub fn entries(kernel: &Kernel, names: &[String], missing: Missing) -> Result<Ve
     Ok(entries)
 }
 
-/// Distributions compress modules differently. In the archive they lie plain: it is compressed as a whole, which is
-/// smaller, and the agent needs no decompressors.
+/// Decompresses a module; distributions compress them differently. In the archive they lie plain: it is compressed as a
+/// whole, which is smaller, and the agent needs no decompressors.
 fn plain(file: &str, content: Vec<u8>) -> Result<(String, Vec<u8>)> {
     match Path::new(file).extension().and_then(|extension| extension.to_str()) {
         Some("ko") => Ok((file.to_owned(), content)),
@@ -74,7 +75,7 @@ fn plain(file: &str, content: Vec<u8>) -> Result<(String, Vec<u8>)> {
             let out = std::process::Command::new("xz").args(["-dc"]).arg(path.path()).output().context("start xz")?;
             Ok((file.trim_end_matches(".xz").to_owned(), out.stdout))
         }
-        _ => bail!("{file} is compressed in a way that is not known here"),
+        _ => bail!("{file} is compressed in an unknown way; .zst and .xz are supported"),
     }
 }
 
@@ -88,7 +89,7 @@ impl Tables {
         for line in softdep.lines().filter_map(|line| line.strip_prefix("softdep ")) {
             let mut words = line.split_whitespace();
             let Some(name) = words.next() else { continue };
-            // "pre:" and "post:" differ in order only, and both have to be there.
+            // The modules behind "pre:" and "post:" differ only in order, and both have to be there.
             let needs = words.filter(|word| !word.ends_with(':')).map(str::to_owned);
             tables.soft.entry(normal(name)).or_default().extend(needs);
         }
@@ -129,7 +130,7 @@ impl Tables {
         Ok(chosen)
     }
 
-    /// The module of that name, or all that have the name as an alias (`crypto-crc32c`).
+    /// Finds the module of that name, or all that have the name as an alias (`crypto-crc32c`).
     fn modules_for(&self, name: &str) -> Vec<String> {
         let normal = normal(name);
         if self.files.contains_key(&normal) {
@@ -163,7 +164,8 @@ fn uncompressed(file: &str) -> String {
     file.trim_end_matches(".zst").trim_end_matches(".xz").to_owned()
 }
 
-/// `kernel/fs/ext4/ext4.ko.xz` to `ext4`. The kernel takes `-` and `_` in names for the same.
+/// Returns the module name of a file: `ext4` for `kernel/fs/ext4/ext4.ko.xz`. To the kernel `-` and `_` in names are
+/// the same.
 fn name_of(file: &str) -> String {
     let base = file.rsplit('/').next().unwrap_or(file);
     normal(base.split(".ko").next().unwrap_or(base))

@@ -16,7 +16,7 @@ use crate::step::{produced, step};
 /// Directory of the initramfs for what a site adds to it.
 const SITE: &str = "/etc/reflash";
 
-/// Writes the files into the directory `out`.
+/// Writes the files for network boot into the directory `out`.
 ///
 /// # Errors
 /// When the configuration is missing or wrong, or a file cannot be written.
@@ -26,7 +26,7 @@ pub fn build(parts: &MediaParts<'_>, out: &Path) -> Result<()> {
         .config
         .as_ref()
         .context("a network boot has no other source of the configuration: give --config reflash.toml")?;
-    ensure!(parts.release.is_none(), "a network boot carries no release; its machines get it from release.urls");
+    ensure!(parts.release.is_none(), "a network boot carries no release: its machines fetch one from release.urls");
     step("collect what a network boot needs", || {
         fs::create_dir_all(out.join("pxelinux.cfg"))?;
         copy(&parts.recovery.vmlinuz, &out.join("vmlinuz"))?;
@@ -38,7 +38,7 @@ pub fn build(parts: &MediaParts<'_>, out: &Path) -> Result<()> {
         entries.push(file(media::CONFIG, config.clone().into_bytes()));
         entries.push(ArchiveEntry::directory(&format!("{SITE}/{}", media::KEYS)));
         for key in parts.keys {
-            let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
+            let name = key.file_name().with_context(|| format!("{} is not a file", key.display()))?.to_string_lossy();
             let content = fs::read(key).with_context(|| format!("read {}", key.display()))?;
             entries.push(file(&format!("{}/{name}", media::KEYS), content));
         }

@@ -1,10 +1,11 @@
-//! The regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with
-//! a fingerprint that follows.
+//! Regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with a
+//! fingerprint that follows each change.
 
 use anyhow::{Result, bail};
 use reflash::release::digest::block_hash;
 
-/// Bytes of a block of the fingerprint: the blocks of the index, so that chunks can be looked up by it.
+/// Bytes of a block of the fingerprint. They are the blocks of the index, so that chunks can be looked up by their
+/// hashes.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// One region of the disk.
@@ -16,18 +17,18 @@ pub struct Region {
     pub content: Vec<u8>,
     /// Hash of each block.
     pub blocks: Vec<u64>,
-    /// Of the whole.
+    /// Fingerprint of the whole region.
     pub fingerprint: u64,
 }
 
-/// The disk, as far as it may change.
+/// Disk of a robot, as far as it may change.
 #[derive(Debug, Clone)]
 pub struct RobotDisk {
     /// The state partition.
     pub state: Region,
     /// The image's part of the system partition.
     pub system: Region,
-    /// The recovery partition, which renews itself.
+    /// The recovery partition, which a recovery renews.
     pub recovery: Region,
 }
 
@@ -38,7 +39,7 @@ pub struct Undo {
 }
 
 impl Region {
-    /// A region with its content.
+    /// Makes a region with its content.
     #[must_use]
     pub fn new(start: u64, content: Vec<u8>) -> Self {
         let blocks: Vec<u64> = content.chunks(BLOCK_BYTES).map(block_hash).collect();
@@ -62,16 +63,16 @@ impl Region {
     }
 }
 
-/// A block's part of a fingerprint: depends on where it lies.
+/// Returns a block's part of a fingerprint, which depends on where the block lies.
 fn mixed(number: u64, hash: u64) -> u64 {
     block_hash(&[number.to_le_bytes(), hash.to_le_bytes()].concat())
 }
 
 impl RobotDisk {
-    /// Writes, wherever that is; a write to anywhere else is what must never happen.
+    /// Writes to the region at `offset`; a write to anywhere else must never happen.
     ///
     /// # Errors
-    /// The write touches something that a recovery may not touch.
+    /// Fails when the write touches something that a recovery may not touch.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Undo> {
         let end = offset + data.len() as u64;
         for region in [&mut self.state, &mut self.system, &mut self.recovery] {
@@ -95,7 +96,7 @@ impl RobotDisk {
         holder.map_or_else(Vec::new, |region| region.content[(offset - region.start) as usize..][..len].to_vec())
     }
 
-    /// Takes a write back. Several are taken back in reverse order.
+    /// Takes a write back. Several writes must be taken back in reverse order.
     pub fn undo(&mut self, undo: &Undo) {
         for region in [&mut self.state, &mut self.system, &mut self.recovery] {
             if undo.offset >= region.start && undo.offset < region.end() {
@@ -104,7 +105,7 @@ impl RobotDisk {
         }
     }
 
-    /// Tells states apart.
+    /// Returns what distinguishes this state of the disk from others.
     #[must_use]
     pub fn fingerprint(&self) -> [u64; 3] {
         [&self.state, &self.system, &self.recovery].map(|region| region.fingerprint)

@@ -1,5 +1,5 @@
-//! Every state a cut can leave: each prefix of what was written, and within what was not flushed yet, losses,
-//! reorderings and torn writes.
+//! Explorer of every state that a cut can leave: each prefix of what was written, and within what was not flushed yet,
+//! losses, reorderings and torn writes.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use super::log::{LogEntry, SECTOR_BYTES};
 pub enum StateKind {
     /// Everything up to a write survived.
     Prefix,
-    /// Of the unflushed writes only some survived.
+    /// Only some of the unflushed writes survived.
     Reordered,
     /// A write of several sectors survived in part, or a sector became unreadable.
     Torn,
@@ -38,7 +38,7 @@ impl Counts {
     }
 }
 
-/// Small, seeded, and the same everywhere: a state found today is found again tomorrow. splitmix64.
+/// Random numbers (splitmix64) that are seeded and the same everywhere: a state found today is found again tomorrow.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
 
@@ -53,19 +53,19 @@ impl Random {
     }
 }
 
-/// Random subsets tried of each epoch, beside the systematic ones: some, and more the more was in flight.
+/// Number of random subsets tried of each epoch, beside the systematic ones and those for each write.
 const SUBSETS_PER_EPOCH: usize = 8;
-/// For each write in flight, however few states a caller wants.
+/// Least number of random subsets tried for each write in flight, however few states a caller wants.
 pub const SUBSETS_PER_WRITE: usize = 8;
-/// Epochs with fewer writes run out of different subsets.
+/// Number of writes from which on an epoch does not run out of different subsets.
 const MANY_WRITES: usize = 12;
-/// Places at which a write of the environment is torn within its sector, beside the garbage.
+/// Number of places at which a write of the environment is torn within its sector, beside the garbage.
 const TEARS: usize = 12;
 
-/// A write that is in flight: offset, data, and whether it is on the medium when it is done.
+/// Write that is in flight: offset, data, and whether it is on the medium when it is done.
 type Write<'a> = (u64, &'a [u8], bool);
 
-/// Subsets per write that make a recording yield about `states` different states.
+/// Returns the number of subsets per write that makes a recording yield about `states` different states.
 #[must_use]
 pub fn subsets_per_write(entries: &[LogEntry], states: usize) -> usize {
     let epochs = entries.split(|entry| *entry == LogEntry::Flush).map(<[LogEntry]>::len);
@@ -73,10 +73,10 @@ pub fn subsets_per_write(entries: &[LogEntry], states: usize) -> usize {
     states.div_ceil(in_flight.max(1)).max(SUBSETS_PER_WRITE)
 }
 
-/// Walks through all states of a recording. `visit` gets the number of each distinct one, from 1.
+/// Walks through all states of a recording. `visit` gets each distinct state with its number, from 1.
 ///
 /// # Errors
-/// The first that `visit` refuses, or a write to where none may go.
+/// Fails at the first state that `visit` refuses, or at a write to where none may go.
 pub fn explore(
     entries: &[LogEntry],
     disk: &mut RobotDisk,
@@ -130,7 +130,7 @@ impl Walk<'_> {
         (self.visit)(disk, kind, self.counts.total())
     }
 
-    /// The states while these writes are in flight; then they are all on the medium.
+    /// Visits the states while these writes are in flight; afterwards they are all on the medium.
     fn epoch(&mut self, disk: &mut RobotDisk, writes: &[Write<'_>]) -> Result<()> {
         for subset in self.subsets(writes) {
             let undo = subset.iter().map(|n| disk.write(writes[*n].0, writes[*n].1)).collect::<Result<Vec<_>>>()?;
@@ -145,7 +145,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Which of the writes survive, in the order in which they were issued.
+    /// Chooses which of the writes survive, in the order in which they were issued.
     fn subsets(&mut self, writes: &[Write<'_>]) -> Vec<Vec<usize>> {
         let count = writes.len();
         let mut subsets = Vec::new();
@@ -154,11 +154,12 @@ impl Walk<'_> {
             subsets.push((0..count).filter(|n| *n != one).collect());
         }
         for _ in 0..if count > 2 { SUBSETS_PER_EPOCH + self.subsets_per_write * count } else { 0 } {
-            // Up to a cut somewhere, each with its own chance: nearly all, half, hardly any.
+            // Writes are issued up to a cut somewhere, and each survives with a chance that differs between subsets:
+            // nearly all, half, hardly any.
             let (issued, chance) = (1 + self.random.below(count), 1 + self.random.below(9));
             subsets.push((0..issued).filter(|_| self.random.below(10) < chance).collect());
         }
-        // Whoever waited for the medium by itself has survived once anything later was issued.
+        // A write that waited for the medium by itself (FUA) has survived once anything later was issued.
         for subset in &mut subsets {
             let last = subset.last().copied().unwrap_or_default();
             let durable = (0..last).filter(|n| writes[*n].2 && !subset.contains(n)).collect::<Vec<_>>();
@@ -168,8 +169,8 @@ impl Walk<'_> {
         subsets
     }
 
-    /// The write that was going on: some of its sectors; of the boot environment also some bytes of its sector, or
-    /// garbage, as a dying disk leaves it.
+    /// Visits the states of a write that was going on: some sectors of it; of the boot environment also some bytes of a
+    /// sector, or garbage, as a dying disk leaves it.
     fn torn(&mut self, disk: &mut RobotDisk, offset: u64, data: &[u8]) -> Result<()> {
         let sector = SECTOR_BYTES as usize;
         let sectors = data.len() / sector;
@@ -198,13 +199,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What may be in a sector that was being written.
+    /// Returns what may be in a sector that was being written.
     fn torn_sector(&mut self, old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
         let len = new.len();
         let noise: Vec<u8> = (0..len).map(|_| self.random.below(256) as u8).collect();
         let joined = |first: &[u8], second: &[u8], at: usize| [&first[..at], &second[at..]].concat();
         let mut states = vec![vec![0; len], vec![0xff; len], joined(new, &noise, len / 2), noise];
-        // Only cuts between bytes that differ tell one tear from another.
+        // Only cuts between bytes that differ make different tears.
         let differ: Vec<usize> = (0..len).filter(|n| old[*n] != new[*n]).collect();
         for _ in 0..TEARS.min(differ.len()) {
             let at = differ[self.random.below(differ.len())];
@@ -214,7 +215,7 @@ impl Walk<'_> {
     }
 }
 
-/// How GRUB's environment block begins.
+/// Beginning of GRUB's environment block.
 const ENVIRONMENT: &[u8] = b"# GRUB Environment Block\n";
 
 fn take_back(disk: &mut RobotDisk, undo: &[Undo]) {
@@ -235,7 +236,7 @@ mod tests {
         LogEntry::Write { offset: block * 4096, data: vec![value; 4096], durable: false }
     }
 
-    /// Values of the first bytes of all four blocks, of all states.
+    /// Collects the first bytes of all four blocks, of all states.
     fn states(entries: &[LogEntry]) -> Vec<[u8; 4]> {
         let mut found = Vec::new();
         let first = |disk: &RobotDisk| {
@@ -258,7 +259,7 @@ mod tests {
         for expected in [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 3, 0], [1, 0, 3, 4], [1, 2, 3, 4], [5, 2, 3, 4]] {
             assert!(found.contains(&expected), "{expected:?}");
         }
-        // Nothing of a later epoch without all of the one before, torn blocks apart.
+        // Nothing of a later epoch may be there without all of the epoch before, except for torn blocks.
         assert!(found.iter().all(|state| state[0] != 0 || state[1..] == [0, 0, 0]));
         assert!(found.iter().all(|state| state[0] != 5 || state[1..] == [2, 3, 4]));
     }

@@ -1,5 +1,5 @@
-//! What the scripts in `grub/` do with an environment when nobody presses a key. Pure; `grub/README.md` has the same rules in
-//! words, and `tests/vm/fallback.rs` shows them to the real GRUB.
+//! Model of what the scripts in `grub/` do with an environment when no key is pressed. Pure; `grub/README.md` has the
+//! same rules in prose, and `tests/vm/fallback.rs` tests the real GRUB by them.
 
 use reflash::boot::decide::Reason;
 use reflash::boot::grubenv::{GrubEnv, names};
@@ -8,13 +8,13 @@ use reflash::boot::slots::{Slot, Trial};
 /// Choice of what GRUB starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// The system, with so many tries, this one included.
+    /// Start of the system, with so many tries, this one included.
     System(u8),
     /// Start of a recovery.
     Recovery(Reason),
 }
 
-/// Chooses, by the bytes of `grubenv`; `None` when GRUB cannot read the file.
+/// Chooses what to start by the bytes of `grubenv`; `None` stands for a file that GRUB cannot read.
 #[must_use]
 pub fn choose(block: Option<&[u8]>) -> Choice {
     let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
@@ -35,17 +35,17 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     }
 }
 
-/// The slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
+/// Chooses the slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
 ///
 /// # Errors
-/// What `has_script` failed with.
+/// Fails as `has_script` does.
 pub fn choose_slot<E>(block: Option<&[u8]>, mut has_script: impl FnMut(Slot) -> Result<bool, E>) -> Result<Slot, E> {
     let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
     let first = Slot::parse(env.get(names::SLOT)).unwrap_or(Slot::A);
     Ok(if has_script(first)? { first } else { first.other() })
 }
 
-/// The slot whose recovery its boot script, of the slot `own`, starts first.
+/// Chooses the slot whose recovery the boot script of the slot `own` starts first.
 #[must_use]
 pub fn choose_recovery(block: Option<&[u8]>, own: Slot) -> Slot {
     let env = block.and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Whether a state that a cut left ends well: what GRUB then starts, what the agent finds, decides and plans, and, for
-//! a sample, what its recovery really makes of it.
+//! Judge of whether a state that a cut left ends well: what GRUB then starts, what the agent finds, decides and plans,
+//! and, for a sample, what the agent's recovery really makes of the disk.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -27,13 +27,13 @@ use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use super::scratch::Scratch;
 use crate::demo;
 
-/// Of the states that lead to a download, every so many-th is really recovered.
+/// Interval at which the states that lead to a download are really recovered.
 const RECOVER_EVERY: u64 = 48;
 
-/// `boot.tries` where nothing else is configured.
+/// Value of `boot.tries` where nothing else is configured.
 const TRIES: u8 = 3;
 
-/// A release as the judge knows it.
+/// Release as the judge knows it.
 pub struct ReleaseUnderTest {
     /// Serial of the release.
     pub serial: u64,
@@ -54,7 +54,7 @@ pub struct Judge<'a> {
     pub new: &'a ReleaseUnderTest,
     /// Release tree on disk.
     pub tree: PathBuf,
-    /// Keys it is signed with.
+    /// Keys that the releases are signed with.
     pub keys: &'a TrustedKeys,
     /// Number of automatic recoveries to one release, `boot.recoveries`.
     pub budget: u32,
@@ -66,7 +66,7 @@ pub struct Judge<'a> {
     agents: HashMap<u64, Found>,
     chunks: HashMap<(u64, ChunkNo, u64), bool>,
     slots: HashMap<(u64, Slot, usize), Option<Digest>>,
-    /// Digests of what lies in blocks of these hashes.
+    /// Digests of file contents, by the hash of the blocks that hold them.
     contents: HashMap<u64, Digest>,
     fetches: u64,
     /// States that were really recovered.
@@ -75,20 +75,20 @@ pub struct Judge<'a> {
     pub endings: HashMap<String, u64>,
 }
 
-/// What the agent finds on the state partition.
+/// Findings of the agent on the state partition.
 #[derive(Debug, Clone, Default)]
 struct Found {
-    /// It did not mount: it is made anew, empty.
+    /// Whether the partition did not mount; the agent then makes it anew, empty.
     lost: bool,
     installed: Option<u64>,
     recoveries: Recoveries,
 }
 
 impl<'a> Judge<'a> {
-    /// A judge who works in a directory of its own.
+    /// Makes a judge that works in a directory of its own.
     ///
     /// # Errors
-    /// When there is no room for it.
+    /// Fails when there is no room for the directory.
     pub fn new(
         old: Option<&'a ReleaseUnderTest>,
         new: &'a ReleaseUnderTest,
@@ -120,20 +120,21 @@ impl<'a> Judge<'a> {
     /// Judges one state.
     ///
     /// # Errors
-    /// It does not end well: why.
+    /// Fails with the reason why the state does not end well.
     pub fn judge(&mut self, disk: &RobotDisk, kind: StateKind) -> Result<()> {
         let environment = self.environment(&disk.state)?;
         let choice = choose(environment.as_deref());
         self.judge_slot(disk, environment.as_deref(), kind)?;
         let found = self.agent(&disk.state)?;
-        // ext4's journal answers for whole sectors that come late or never, not for a superblock of two halves.
+        // ext4's journal protects against whole sectors that come late or never, not against a superblock of two
+        // halves.
         ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
         let how = match choice {
             Choice::System(_) if !has_superblock(&disk.system) => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
             }
             Choice::System(tries) => {
-                ensure!(tries <= TRIES, "GRUB starts the system {tries} times, and {TRIES} were given");
+                ensure!(tries <= TRIES, "GRUB starts the system {tries} times, although only {TRIES} tries were given");
                 let whole = |release: &ReleaseUnderTest| disk.system.content == release.image;
                 let old = self.old.is_some_and(whole);
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
@@ -145,25 +146,25 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// Whatever is started now, the next recovery must come up: the slot that the loader begins with holds all of one
-    /// recovery, as GRUB reads it, and so does one that is to be tried.
+    /// Judges the slots. In every case the next recovery must come up: the slot that the loader begins with must hold
+    /// all of one recovery, as GRUB reads it, and so must a slot that is to be tried.
     fn judge_slot(&mut self, disk: &RobotDisk, environment: Option<&[u8]>, kind: StateKind) -> Result<()> {
         let recovery = &disk.recovery;
-        // FILES has the script last.
+        // The script is the last of FILES.
         let has_script = |slot| Ok::<_, anyhow::Error>(self.file(recovery, slot, FILES.len() - 1)?.is_some());
         let slot = choose_slot(environment, has_script)?;
-        // Garbage in a sector may hit the inodes of both; then the loader needs the other one.
+        // Garbage in a sector may hit the inodes of both slots; then the loader needs the other one.
         if !self.is_whole(recovery, slot)? {
             let other = self.is_whole(recovery, slot.other())?;
             ensure!(
                 other && kind == StateKind::Torn,
-                "the loader begins with slot {slot}, which is not whole ({})",
-                if other { "the other one is" } else { "neither is the other one" }
+                "the loader begins with slot {slot}, which is incomplete ({})",
+                if other { "the other one is complete" } else { "so is the other one" }
             );
         }
         let tried = choose_recovery(environment, slot);
         let whole = tried == slot || kind == StateKind::Torn || self.is_whole(recovery, tried)?;
-        ensure!(whole, "slot {tried} is to be tried, and is not whole");
+        ensure!(whole, "slot {tried} is to be tried, and is incomplete");
         let other = if tried == slot { "" } else { ", and tries the other one" };
         *self.endings.entry(format!("the loader begins with slot {slot}{other}")).or_default() += 1;
         Ok(())
@@ -175,9 +176,10 @@ impl<'a> Judge<'a> {
         Ok(self.recoveries.iter().any(|known| found.iter().eq(known.map(Some).iter())))
     }
 
-    /// Digest of the `at`-th of [`FILES`] of a slot, by GRUB's own file system code; `None` if that does not find it.
+    /// Returns the digest of the `at`-th of [`FILES`] of a slot, by GRUB's own file system code; `None` if that code
+    /// does not find the file.
     ///
-    /// GRUB is only asked where it lies, since reading all of it for each state takes ten times as long.
+    /// GRUB's code only finds out where the file lies, since reading all of it for each state takes ten times as long.
     fn file(&mut self, recovery: &Region, slot: Slot, at: usize) -> Result<Option<Digest>> {
         let key = (recovery.fingerprint, slot, at);
         if let Some(known) = self.slots.get(&key) {
@@ -238,7 +240,7 @@ impl<'a> Judge<'a> {
         ))
     }
 
-    /// The block GRUB reads, by GRUB's own file system code: it replays no journal and checks no checksum.
+    /// Reads the environment block by GRUB's own file system code, which replays no journal and checks no checksum.
     fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
         if let Some(known) = self.environments.get(&state.fingerprint) {
             return Ok(known.clone());
@@ -249,7 +251,7 @@ impl<'a> Judge<'a> {
         Ok(block)
     }
 
-    /// What the agent finds once the kernel has mounted the partition, and replayed its journal.
+    /// Returns what the agent finds once the kernel has mounted the partition, and replayed the journal.
     fn agent(&mut self, state: &Region) -> Result<Found> {
         if let Some(known) = self.agents.get(&state.fingerprint) {
             return Ok(known.clone());
@@ -259,7 +261,7 @@ impl<'a> Judge<'a> {
             Err(_) => Found { lost: true, ..Found::default() },
             Ok(mounted) => {
                 let state = StatePartition::new(&mounted.0);
-                // As the agent counts: both witnesses, the higher one is believed.
+                // This counts as the agent does: of the environment and the black box, the higher count is believed.
                 let environment = state.boot_env().recoveries().context("the agent cannot read its environment")?;
                 let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
                 Found {
@@ -276,7 +278,7 @@ impl<'a> Judge<'a> {
         Ok(found)
     }
 
-    /// Which chunks of an image are right, looked up by their blocks: most were seen before.
+    /// Compares the chunks of an image, which are looked up by their blocks: most were seen before.
     fn comparison(&mut self, index: &Index, serial: u64, system: &Region) -> Comparison {
         let per_chunk = index.chunk_bytes() as usize / BLOCK_BYTES;
         let right = (0..index.chunk_count()).map(|chunk| {
@@ -295,7 +297,7 @@ impl<'a> Judge<'a> {
     /// Runs the agent's own recovery from this very state.
     fn recover(&mut self, disk: &RobotDisk, recoveries: Recoveries) -> Result<()> {
         self.scratch.write(&disk.state.content)?;
-        // One that does not mount is made anew by the agent; any empty directory stands for it.
+        // The agent makes a partition anew that does not mount; an empty directory stands for it.
         let fresh = tempfile::tempdir()?;
         let mounted = self.scratch.mount().ok();
         let state = StatePartition::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
@@ -325,13 +327,14 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// GRUB finds an ext4 file system by its magic number (Linux' Documentation/filesystems/ext4/super.rst: 0xEF53 at offset
-/// 0x38 of the superblock, which lies at 1024); without it no kernel can be read.
+/// Whether GRUB finds an ext4 file system, which it does by the magic number (Linux'
+/// Documentation/filesystems/ext4/super.rst: 0xEF53 at offset 0x38 of the superblock, which lies at 1024); without it
+/// no kernel can be read.
 fn has_superblock(system: &Region) -> bool {
     system.content[1024 + 0x38..][..2] == [0x53, 0xef]
 }
 
-/// The plan must touch every wrong chunk and no other.
+/// Checks that the plan touches every wrong chunk and no other.
 fn check_plan(index: &Index, comparison: &Comparison) -> Result<()> {
     let plan = Plan::new(index, comparison, Reuse::default());
     let fetched =
@@ -396,7 +399,7 @@ mod tests {
         format!("{name} of {version} ").repeat(1000).into_bytes()
     }
 
-    /// A recovery partition whose slots hold these files of a version, or fewer.
+    /// Makes a recovery partition whose slots hold so many files of a version.
     fn partition(slots: [(&str, usize); 2]) -> Region {
         let dir = tempfile::tempdir().unwrap();
         let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
@@ -432,11 +435,11 @@ mod tests {
         for (slots, variables, expected) in [
             ([("1", 3), ("2", 3)], to_b, true),
             ([("1", 3), ("2", 3)], "", true),
-            // Being written, and pointed at too early.
+            // The slot is being written, and the environment points to it too early.
             ([("1", 3), ("2", 2)], to_a, true),
             ([("1", 3), ("2", 2)], to_b, false),
             ([("1", 3), ("of nobody", 3)], to_b, false),
-            // Without a script the loader passes it over.
+            // The loader skips a slot without a script.
             ([("1", 3), ("2", 0)], to_b, true),
             ([("1", 0), ("2", 3)], "", true),
             ([("1", 0), ("2", 0)], to_a, false),

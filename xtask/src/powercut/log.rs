@@ -1,7 +1,7 @@
-//! The log of QEMU's `blklogwrites` block driver: everything a machine wrote to its disk, in order.
+//! Log of QEMU's `blklogwrites` block driver: everything that a machine wrote to its disk, in order.
 //!
-//! The format is dm-log-writes' (Linux' Documentation/admin-guide/device-mapper/log-writes.rst, QEMU's
-//! block/blklogwrites.c): a superblock sector, then per entry a sector with its head, and the data.
+//! The format is that of dm-log-writes (Linux' Documentation/admin-guide/device-mapper/log-writes.rst, QEMU's
+//! block/blklogwrites.c): a superblock sector, then for each entry a sector with a header, and the data.
 
 use std::path::Path;
 
@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 pub const SECTOR_BYTES: u64 = 512;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
-/// A disk takes a large write apart and finishes the parts in any order: each piece of this size counts as a write.
+/// Size of the pieces that each count as a write, bytes: a disk takes a large write apart and finishes the parts in any
+/// order.
 const PIECE_BYTES: usize = 256 * 1024;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 
-/// One thing the machine did to its disk.
+/// Entry of the log: a write or a flush.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogEntry {
     /// Write of one or more sectors. `durable` when the write waited for the medium by itself (FUA).
@@ -36,7 +37,7 @@ pub enum LogEntry {
 /// Reads a log whose machine may have been switched off in the middle of an entry.
 ///
 /// # Errors
-/// It is no such log. A discard is refused: what it leaves is not known.
+/// Fails when the file is not such a log. A discard is refused, because what it leaves is not known.
 pub fn read(path: &Path) -> Result<Vec<LogEntry>> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     parse(&bytes).with_context(|| format!("read {}", path.display()))
@@ -45,26 +46,29 @@ pub fn read(path: &Path) -> Result<Vec<LogEntry>> {
 fn parse(bytes: &[u8]) -> Result<Vec<LogEntry>> {
     let sector = SECTOR_BYTES as usize;
     // QEMU writes the superblock with the first flush; until then there are zeros, or no bytes at all.
-    ensure!(bytes.len() < sector || [0, MAGIC].contains(&number(bytes, 0)), "not a log of writes");
+    ensure!(bytes.len() < sector || [0, MAGIC].contains(&number(bytes, 0)), "this is not a log of blklogwrites");
     let mut entries = Vec::new();
     let mut rest = bytes.get(sector..).unwrap_or_default();
     while rest.len() >= sector {
         let (first, sectors, flags) = (number(rest, 0), number(rest, 8), number(rest, 16));
         let len = usize::try_from(sectors * SECTOR_BYTES)?;
         if len == 0 && flags == 0 {
-            // The place of an entry that was being written when QEMU was killed, with later ones behind it. It is all
-            // the same to have been cut before them.
+            // This entry was being written when QEMU was killed, and later ones may lie behind it. A log that ends
+            // before them is just as valid.
             break;
         }
-        ensure!(flags & DISCARD == 0, "the machine discarded {len} bytes");
+        ensure!(
+            flags & DISCARD == 0,
+            "the machine discarded {len} bytes, and what that leaves on the disk is not known"
+        );
         let Some(data) = rest.get(sector..sector + len) else { break };
-        // A request may ask for a flush before its data.
+        // A request may ask for a flush before the data.
         if flags & FLUSH != 0 {
             entries.push(LogEntry::Flush);
         }
         if len > 0 {
             let (offset, durable) = (first * SECTOR_BYTES, flags & FUA != 0);
-            // One that waits for the medium is there as a whole when anything later is.
+            // A write that waits for the medium is there as a whole when anything later is.
             let piece = if durable { len } else { PIECE_BYTES };
             entries.extend(data.chunks(piece).zip((offset..).step_by(piece)).map(|(data, offset)| LogEntry::Write {
                 offset,

@@ -1,4 +1,4 @@
-//! Takes from a disk what a power cut takes: some of what had been written and not flushed.
+//! Loss of what a power cut takes from a disk: some of what had been written and not flushed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,13 +18,14 @@ pub struct Lost {
     pub lost: usize,
 }
 
-/// Brings `disk`, an image as it was when its machine was started, to where the machine may have left it when its power
-/// was cut: with everything that was flushed, and of the rest what a seeded chance leaves, the last write in sectors.
+/// Brings `disk`, an image as it was when its machine was started, to a state that a power cut may have left: with
+/// everything that was flushed, and a random part of the rest by `seed`, in which the last write survives sector by
+/// sector.
 ///
 /// Killing QEMU alone loses nothing: what it wrote stays in the host's memory.
 ///
 /// # Errors
-/// The log cannot be read, or the disk cannot be written.
+/// Fails when the log cannot be read, or the disk cannot be written.
 pub fn lose_unflushed(disk: &Path, log: &Path, seed: u64) -> Result<Lost> {
     let entries = log::read(log)?;
     let file = File::options().write(true).open(disk).with_context(|| format!("open {}", disk.display()))?;
@@ -37,7 +38,7 @@ pub fn lose_unflushed(disk: &Path, log: &Path, seed: u64) -> Result<Lost> {
 
 fn surviving<'e>(entries: &'e [LogEntry], random: &mut Random, lost: &mut Lost) -> Vec<(u64, &'e [u8])> {
     let flushed = entries.iter().rposition(|entry| *entry == LogEntry::Flush).unwrap_or_default();
-    // Nearly all, half, hardly any.
+    // The chance of survival is the same for all writes of a cut: nearly all of them, half, or hardly any survive.
     let chance = random.below(11);
     let mut survivors = Vec::new();
     for (number, entry) in entries.iter().enumerate() {

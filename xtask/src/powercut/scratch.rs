@@ -1,4 +1,4 @@
-//! Partitions as files that are looked into: mounted, or read by GRUB's code.
+//! Scratch files that stand for partitions, and are mounted or read by GRUB's code.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,24 +10,24 @@ use anyhow::Result;
 use super::disk::{BLOCK_BYTES, Region};
 use crate::step::output;
 
-/// A file in memory that becomes one partition after the other.
+/// File in memory that becomes one partition after the other.
 pub struct Scratch {
     _directory: tempfile::TempDir,
     /// Path of the file.
     pub file: PathBuf,
     mount_point: PathBuf,
-    /// Hashes of its blocks, where it follows a region.
+    /// Hashes of the file's blocks, if it follows a region.
     blocks: Vec<u64>,
 }
 
-/// Mounted until it is dropped.
+/// Mounted file system, which is unmounted when this is dropped.
 pub struct MountedImage(pub PathBuf);
 
 impl Scratch {
-    /// In the host's memory, where it has some to write to.
+    /// Makes a file in `/dev/shm`, which is memory, or in the directory for temporary files on a host without it.
     ///
     /// # Errors
-    /// When there is no room for it.
+    /// Fails when there is no room for the file.
     pub fn new() -> Result<Self> {
         let memory = Path::new("/dev/shm");
         let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
@@ -36,20 +36,20 @@ impl Scratch {
         Ok(Self { _directory: directory, file, mount_point, blocks: Vec::new() })
     }
 
-    /// Makes it this content.
+    /// Gives the file this content.
     ///
     /// # Errors
-    /// When there is no room for it.
+    /// Fails when there is no room for the file.
     pub fn write(&self, content: &[u8]) -> Result<()> {
         let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
         file.set_len(content.len() as u64)?;
         Ok(file.write_all_at(content, 0)?)
     }
 
-    /// Writes what differs from what was followed last.
+    /// Gives the file the content of `region`, and writes only what differs from the region that was followed last.
     ///
     /// # Errors
-    /// When there is no room for it.
+    /// Fails when there is no room for the file.
     pub fn follow(&mut self, region: &Region) -> Result<()> {
         let file = File::options().create(true).truncate(false).write(true).open(&self.file)?;
         file.set_len(region.content.len() as u64)?;
@@ -64,10 +64,10 @@ impl Scratch {
         Ok(())
     }
 
-    /// Mounts it, as the kernel of a robot would.
+    /// Mounts the file, as the kernel of a robot would.
     ///
     /// # Errors
-    /// What mount says.
+    /// Fails with the output of mount.
     pub fn mount(&self) -> Result<MountedImage> {
         output(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&self.file).arg(&self.mount_point))?;
         Ok(MountedImage(self.mount_point.clone()))

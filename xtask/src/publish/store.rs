@@ -1,7 +1,7 @@
 //! An S3-compatible store: the three requests that publishing needs.
 //!
-//! rusty-s3 signs, ureq sends. aws-sdk-s3 would bring a hundred crates for the same, object_store sixty-five and a C
-//! library to build; both are made for programs that live in a store.
+//! rusty-s3 signs, and ureq sends. aws-sdk-s3 would bring a hundred crates for this, object_store sixty-five and a C
+//! library to build; both are made for programs that work in a store all the time.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use ureq::http::StatusCode;
 
 /// Time for which a signature is good: the longest upload of one object.
 const SIGNED_FOR: Duration = Duration::from_secs(3600);
-/// Attempts of one request.
+/// Number of attempts of one request.
 const ATTEMPTS: u32 = 5;
-/// The most that a manifest or a signature can be.
+/// Largest size of a manifest or a signature, bytes.
 const SMALL_BYTES: u64 = 1 << 20;
 
 /// Location of a release tree in a store.
@@ -82,7 +82,7 @@ impl Store {
     }
 
     fn new(place: StoreLocation, credentials: Credentials) -> Result<Self> {
-        // A host for every bucket is what AWS wants; others need a name server for that.
+        // AWS wants a host name for every bucket; other stores would need a name server for that.
         let (endpoint, style) = match &place.endpoint {
             Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
             None => (format!("https://s3.{}.amazonaws.com", place.region), UrlStyle::VirtualHost),
@@ -92,7 +92,7 @@ impl Store {
             .with_context(|| format!("{endpoint:?} cannot be the endpoint of a store"))?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // A redirect would be to another region, for which the signature is not good; the answer says which.
+            // A redirect leads to another region, for which the signature is not valid; the answer names that region.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(Duration::from_secs(15)))
@@ -122,7 +122,7 @@ impl Store {
             let url = self.bucket.head_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
             let answer = self.agent.head(url.as_str()).call()?;
             let length = answer.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
-            // An answer to HEAD has no body that could say more.
+            // An answer to HEAD has no body that could give a reason.
             Ok((answer.status(), length, String::new()))
         })?;
         Ok(if status == StatusCode::NOT_FOUND { None } else { length })
@@ -166,11 +166,12 @@ impl Store {
             let text = answer.body_mut().read_to_string().unwrap_or_default();
             Ok((answer.status(), (), text))
         })?;
-        ensure!(status.is_success(), "the bucket {} is not there; make it first", self.place.bucket);
+        ensure!(status.is_success(), "the bucket {} does not exist; create it first", self.place.bucket);
         Ok(())
     }
 
-    /// Repeats a request while it fails in ways that can pass. Returns what succeeded, or was not found.
+    /// Repeats a request while it fails in ways that can pass. Returns an answer that succeeded, or that nothing was
+    /// found.
     fn retry<T>(
         &self,
         doing: &str,
@@ -196,7 +197,7 @@ impl Store {
     }
 }
 
-/// Whether a refusal can pass by itself.
+/// Whether a refusal can end by itself.
 fn passes(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT)
@@ -210,7 +211,7 @@ fn advice(status: StatusCode) -> &'static str {
     }
 }
 
-/// Code and message of a store's error document.
+/// Returns code and message of a store's error document.
 fn said(text: &str) -> Option<String> {
     let element = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn places() {
+    fn locations_are_parsed_or_refused() {
         let deep = place("s3://robots/a/b/", None).unwrap();
         assert_eq!((deep.bucket.as_str(), deep.prefix.as_str()), ("robots", "a/b"));
         assert_eq!(place("s3://robots", None).unwrap().prefix, "");
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_for_robots() {
+    fn the_url_for_robots_depends_on_the_endpoint() {
         let url = |text, endpoint| Store::with_key(place(text, endpoint).unwrap(), "id", "secret").unwrap().describe();
         assert_eq!(url("s3://robots/a", None), "https://robots.s3.eu-west-1.amazonaws.com/a");
         assert_eq!(url("s3://robots/a", Some("http://192.0.2.1:9000")), "http://192.0.2.1:9000/robots/a");
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_store_says() {
+    fn the_error_document_of_a_store_is_read() {
         let text = "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>There is none</Message></Error>";
         assert_eq!(said(text).as_deref(), Some("NoSuchBucket, There is none"));
         assert_eq!(said("<html>"), None);

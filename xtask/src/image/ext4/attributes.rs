@@ -11,15 +11,15 @@ pub const IN_INODE_AT: usize = 160;
 const MAGIC: u32 = 0xea02_0000;
 const BLOCK_HEADER: usize = 32;
 const ENTRY: usize = 16;
-/// Four zero bytes end the list.
+/// Bytes of the end of the list, which are zeros.
 const END: usize = 4;
 
-/// One attribute as the medium has it.
+/// One attribute, in the form that the medium has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attribute {
     /// Number that stands for the first part of the name.
     index: u8,
-    /// Length of the rest: the kernel expects them sorted by it.
+    /// Length of the rest of the name: the kernel expects attributes sorted by it.
     length: usize,
     /// The rest of the name.
     name: Vec<u8>,
@@ -27,10 +27,10 @@ pub struct Attribute {
 }
 
 impl Attribute {
-    /// From what the kernel says about a file.
+    /// Makes an attribute from the name and value that the kernel gives.
     ///
     /// # Errors
-    /// A name of no known kind, or an access control list that is none.
+    /// Fails when the name is of no known kind, or when an access control list is damaged.
     pub fn new(name: &str, value: Vec<u8>) -> Result<Self> {
         let kinds: [(&str, u8); 6] = [
             ("system.posix_acl_access", 2),
@@ -65,12 +65,13 @@ impl Attribute {
     }
 }
 
-/// ext4 leaves out the number of a user where there is none: version 1 of the list, the kernel's interface has version 2.
+/// Converts an access control list from version 2, that of the kernel's interface, to version 1, that of ext4, which
+/// leaves out the number of a user or group where an entry names none.
 fn short_list(list: &[u8]) -> Result<Vec<u8>> {
     ensure!(list.starts_with(&2_u32.to_le_bytes()) && list.len() % 8 == 4, "an access control list is damaged");
     let mut short = 1_u32.to_le_bytes().to_vec();
     for entry in list[4..].chunks_exact(8) {
-        // 2: a user, 8: a group.
+        // Tag 2 names a user, tag 8 a group.
         let named = matches!(u16::from_le_bytes([entry[0], entry[1]]), 2 | 8);
         short.extend(&entry[..if named { 8 } else { 4 }]);
     }
@@ -80,7 +81,7 @@ fn short_list(list: &[u8]) -> Result<Vec<u8>> {
 /// Whether attributes need a block of their own.
 ///
 /// # Errors
-/// They do not even fit into a block.
+/// Fails when the attributes do not even fit into a block.
 pub fn need_block(attributes: &[Attribute]) -> Result<bool> {
     let bytes: usize = attributes.iter().map(|one| one.entry_bytes() + one.value_bytes()).sum::<usize>() + END;
     let room = BLOCK as usize - BLOCK_HEADER;
@@ -88,7 +89,7 @@ pub fn need_block(attributes: &[Attribute]) -> Result<bool> {
     Ok(bytes > INODE as usize - IN_INODE_AT - 4)
 }
 
-/// Writes them into what is left of an inode. `attributes` are sorted.
+/// Writes sorted attributes into what is left of an inode.
 pub fn into_inode(attributes: &[Attribute], inode: &mut [u8]) {
     if !attributes.is_empty() {
         put(inode, IN_INODE_AT, MAGIC.to_le_bytes());
@@ -96,7 +97,7 @@ pub fn into_inode(attributes: &[Attribute], inode: &mut [u8]) {
     }
 }
 
-/// The bytes of a block of them at `place`. `seed` is what all checksums start with.
+/// Returns the bytes of a block of attributes that lies at `place`. All checksums start with `seed`.
 #[must_use]
 pub fn into_block(attributes: &[Attribute], place: u64, seed: u32) -> Vec<u8> {
     let mut block = vec![0; BLOCK as usize];
@@ -111,7 +112,7 @@ pub fn into_block(attributes: &[Attribute], place: u64, seed: u32) -> Vec<u8> {
     block
 }
 
-/// Entries from `at` upwards, values from the end downwards.
+/// Writes entries from `at` upwards, and values from the end downwards.
 fn entries(attributes: &[Attribute], area: &mut [u8], mut at: usize) {
     let mut end = area.len();
     for one in attributes {

@@ -1,19 +1,19 @@
 //! Numbers in little endian, and ext4's checksum.
 
-/// CRC-32C as ext4 uses it: started with `seed`, and not inverted at the end.
+/// Computes CRC-32C as ext4 uses it: started with `seed`, and not inverted at the end.
 #[must_use]
 pub fn checksum(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
-/// The number at `offset`; zero where the bytes end before.
+/// Returns the number at `offset`; zero where the bytes end before.
 #[must_use]
 pub fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     let two = bytes.get(offset..offset + 2).and_then(|two| two.try_into().ok());
     two.map(u16::from_le_bytes).unwrap_or_default()
 }
 
-/// The number at `offset`; zero where the bytes end before.
+/// Returns the number at `offset`; zero where the bytes end before.
 #[must_use]
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     let four = bytes.get(offset..offset + 4).and_then(|four| four.try_into().ok());

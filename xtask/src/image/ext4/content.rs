@@ -1,4 +1,4 @@
-//! What goes into an image: a directory of the host, read once.
+//! Content of an image: a directory of the host, read once.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -17,9 +17,9 @@ use super::directory;
 use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, RESERVED_INODES};
 use super::tree::{Node, NodeKind};
 
-/// Zero blocks in a row from which on a file gets a hole: fewer are cheaper written than described.
+/// Smallest number of zero blocks in a row that becomes a hole: fewer are cheaper to write than to describe.
 const HOLE: u64 = 16;
-/// Names of one file that ext4 can count.
+/// Largest number of names of one file that ext4 can count.
 const MOST_LINKS: u32 = 65_000;
 /// Bytes of a link's target that fit into its inode.
 const SHORT_TARGET: usize = 59;
@@ -36,7 +36,7 @@ pub enum ContentSource {
     Bytes(Vec<u8>),
 }
 
-/// An inode of the image to be.
+/// Inode of the image to be made.
 #[derive(Debug, Clone)]
 pub struct Inode {
     /// Type and permissions.
@@ -51,11 +51,12 @@ pub struct Inode {
     pub bytes: u64,
     /// Content of the inode.
     pub source: ContentSource,
-    /// Blocks with content, in order; what lies between is zero. None in a directory, whose blocks are decided later.
+    /// Blocks with content, in order; the blocks between them are zero. A directory has none here, since its blocks are
+    /// decided later.
     pub data: Vec<Range<u64>>,
     /// Extended attributes, sorted.
     pub attributes: Vec<Attribute>,
-    /// Of a directory: the one that it is in.
+    /// Index of the directory that holds this one; meaningful for directories only.
     pub parent: usize,
 }
 
@@ -72,11 +73,11 @@ impl Content {
     /// Reads a directory of the host.
     ///
     /// # Errors
-    /// Something in it cannot be read, or is not for an image.
+    /// Fails when something in the directory cannot be read, or cannot be in an image.
     pub fn read(tree: &Path) -> Result<Self> {
         let mut content = Self { nodes: Vec::new(), inodes: Vec::new() };
         let mut linked: HashMap<(u64, u64), usize> = HashMap::new();
-        // Directories that lead to the entry at hand.
+        // These are the directories that lead to the entry at hand.
         let mut parents: Vec<usize> = Vec::new();
         for entry in WalkDir::new(tree).sort_by_file_name() {
             let entry = entry.with_context(|| format!("read {}", tree.display()))?;
@@ -114,10 +115,10 @@ impl Content {
         Ok(content)
     }
 
-    /// mke2fs makes it, and e2fsck misses it where it is not.
+    /// Adds the directory lost+found: mke2fs makes it, and e2fsck complains where it is missing.
     fn add_lost_and_found(&mut self) -> Result<()> {
         let at = self.nodes.len();
-        let root = self.nodes.first_mut().context("there is nothing")?;
+        let root = self.nodes.first_mut().context("the tree has no root directory")?;
         if root.children.contains_key(LOST_AND_FOUND) {
             return Ok(());
         }
@@ -139,7 +140,11 @@ impl Content {
         } else if metadata.is_symlink() {
             let target = fs::read_link(path)?.into_os_string().into_vec();
             bytes = target.len() as u64;
-            ensure!(bytes < BLOCK, "its target has {bytes} bytes");
+            ensure!(
+                bytes < BLOCK,
+                "the target of the symbolic link has {bytes} bytes, and ext4 takes at most {}",
+                BLOCK - 1
+            );
             let blocks = u64::from(target.len() > SHORT_TARGET);
             let digest = ContentDigest::of(&target);
             (NodeKind::Symlink, ContentSource::Bytes(target), digest, Vec::from_iter((blocks > 0).then_some(0..blocks)))
@@ -148,14 +153,14 @@ impl Content {
             let (digest, data) = scan(&mut file, bytes)?;
             (NodeKind::File, ContentSource::File(path.to_owned()), digest, data)
         } else {
-            bail!("it is a device, a socket or a pipe; an image has none");
+            bail!("it is a device, a socket or a pipe, which an image cannot hold; delete it from the tree");
         };
         self.nodes.push(Node { kind, digest, children: Default::default() });
         self.inodes.push(Inode {
             mode: metadata.mode() as u16,
             uid: metadata.uid(),
             gid: metadata.gid(),
-            // A directory has a name, and one in itself.
+            // A directory has one name in its parent and one in itself.
             links: if kind == NodeKind::Directory { 2 } else { 0 },
             bytes,
             source,
@@ -166,10 +171,10 @@ impl Content {
         Ok(self.nodes.len() - 1)
     }
 
-    /// Blocks of files, links, directories and attributes, in an image that is made afresh.
+    /// Counts the blocks of files, links, directories and attributes, in an image that is made afresh.
     ///
     /// # Errors
-    /// The attributes of something do not fit anywhere.
+    /// Fails when the attributes of an inode do not fit into a block.
     pub fn blocks(&self) -> Result<u64> {
         let mut blocks = 0;
         for (node, inode) in self.nodes.iter().zip(&self.inodes) {
@@ -182,38 +187,39 @@ impl Content {
         Ok(blocks)
     }
 
-    /// Inodes of an image that is made afresh: with an eighth to spare, so that releases to come find room for theirs;
-    /// an inode that is not used is zeros.
+    /// Returns the number of inodes of an image that is made afresh: with an eighth to spare, so that releases to come
+    /// find room for more; an inode that is not used is zeros.
     #[must_use]
     pub fn inodes_wanted(&self) -> u64 {
         let used = self.inodes.len() as u64 + u64::from(RESERVED_INODES);
         used + used / 8 + 64
     }
 
-    /// Bytes of an image that is made afresh: what the content and the tables need, and a sixteenth to spare, so that
-    /// releases to come find room beside what they keep. What is not used is zeros, and costs nothing to send.
+    /// Returns the size of an image that is made afresh, bytes: what the content and the tables need, and a sixteenth
+    /// to spare, so that releases to come find room beside what they keep. Unused blocks are zeros, and cost nothing to
+    /// send.
     ///
     /// # Errors
-    /// The attributes of something do not fit anywhere.
+    /// Fails when the attributes of an inode do not fit into a block.
     pub fn bytes_wanted(&self) -> Result<u64> {
         let mut blocks = self.blocks()? + self.inodes_wanted() * INODE / BLOCK;
         blocks += blocks / 16;
         let groups = blocks.div_ceil(GROUP) + 1;
-        // Two bitmaps a group, a backup of superblock and descriptors in some, inode tables rounded up to blocks; then
-        // lost+found and trees of extents.
+        // Each group has two bitmaps, some have a backup of superblock and descriptors, and inode tables are rounded up
+        // to blocks; the 256 are for lost+found and trees of extents.
         blocks += groups * (4 + (groups * DESCRIPTOR).div_ceil(BLOCK)) + 256;
         Ok((blocks * BLOCK).next_multiple_of(1 << 20))
     }
 }
 
-/// Digest of a file, and which of its blocks are not part of a hole.
+/// Returns the digest of a file, and the blocks of it that are not part of a hole.
 fn scan(file: &mut File, bytes: u64) -> Result<([u8; 32], Vec<Range<u64>>)> {
     let mut digest = ContentDigest::default();
     let mut buffer = vec![0; STRETCH.min(bytes.next_multiple_of(BLOCK) as usize)];
     let mut done = 0;
     while done < bytes {
         let stretch = &mut buffer[..STRETCH.min((bytes - done) as usize)];
-        file.read_exact(stretch).context("it became shorter while it was read")?;
+        file.read_exact(stretch).context("the file became shorter while it was read")?;
         digest.update(done / BLOCK, stretch);
         done += stretch.len() as u64;
     }
@@ -229,13 +235,13 @@ fn scan(file: &mut File, bytes: u64) -> Result<([u8; 32], Vec<Range<u64>>)> {
 
 fn attributes_of(path: &Path) -> Result<Vec<Attribute>> {
     let mut attributes = Vec::new();
-    for name in xattr::list(path).context("list its attributes")? {
+    for name in xattr::list(path).context("list the extended attributes")? {
         let name = name.into_string().ok().context("an attribute's name is not UTF-8")?;
-        // What the host's security module says about its own files is not part of the image.
+        // Labels of the host's security module are not part of the image.
         if name == "security.selinux" || name.starts_with("security.ima") || name.starts_with("security.evm") {
             continue;
         }
-        let value = xattr::get(path, &name).with_context(|| format!("read its attribute {name}"))?;
+        let value = xattr::get(path, &name).with_context(|| format!("read the extended attribute {name}"))?;
         attributes.push(Attribute::new(&name, value.unwrap_or_default())?);
     }
     attributes.sort();
@@ -269,7 +275,7 @@ mod tests {
         std::os::unix::fs::symlink("y".repeat(60), directory.path().join("long")).unwrap();
         let content = Content::read(directory.path()).unwrap();
         let links: Vec<u32> = content.inodes.iter().map(|inode| inode.links).collect();
-        // The root, b, d, long: in the order of their names; then lost+found.
+        // The indices are the root, b, d and long in the order of their names, then lost+found.
         assert_eq!(links, [4, 2, 2, 1, 2]);
         assert_eq!(content.nodes[2].children[&b"a"[..]], 1);
         assert_eq!(content.inodes[2].parent, 0);

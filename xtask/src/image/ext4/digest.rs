@@ -1,20 +1,20 @@
-//! The digest that shows whether two files have the same content.
+//! Digest that shows whether two files have the same content.
 
 use std::ops::Range;
 
 use super::geometry::BLOCK;
 
 /// Digest of a file's content that leaves out blocks of zeros: it does not matter whether they are a hole, and a file
-/// with a huge one costs no time.
+/// with a huge hole costs no time.
 #[derive(Debug, Default)]
 pub struct ContentDigest {
     hasher: blake3::Hasher,
-    /// Blocks that are not zeros.
+    /// Ranges of blocks that are not zeros.
     data: Vec<Range<u64>>,
 }
 
 impl ContentDigest {
-    /// Takes in what lies at block `first`. Only the last block of the file may be short.
+    /// Adds the content that lies at block `first`. Only the last block of the file may be short.
     pub fn update(&mut self, first: u64, bytes: &[u8]) {
         let mut pending = 0..0;
         for (number, block) in bytes.chunks(BLOCK as usize).enumerate() {
@@ -22,7 +22,7 @@ impl ContentDigest {
             if block.iter().all(|byte| *byte == 0) {
                 continue;
             }
-            // Hashed in stretches as long as possible: that is faster.
+            // Stretches are hashed as long as possible, which is faster.
             if pending.end != at {
                 self.hasher.update(&bytes[pending]);
                 pending = at..at;
@@ -37,7 +37,7 @@ impl ContentDigest {
         self.hasher.update(&bytes[pending]);
     }
 
-    /// The digest of a whole content.
+    /// Returns the digest of a whole content.
     #[must_use]
     pub fn of(content: &[u8]) -> [u8; 32] {
         let mut digest = Self::default();
@@ -45,13 +45,13 @@ impl ContentDigest {
         digest.finish(content.len() as u64)
     }
 
-    /// Blocks that are not zeros.
+    /// Ranges of blocks that are not zeros.
     #[must_use]
     pub fn data(&self) -> &[Range<u64>] {
         &self.data
     }
 
-    /// The digest of a file of `bytes`.
+    /// Returns the digest of a file of `bytes`.
     #[must_use]
     pub fn finish(mut self, bytes: u64) -> [u8; 32] {
         for range in &self.data {

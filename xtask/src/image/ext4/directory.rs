@@ -1,7 +1,8 @@
-//! Blocks of a directory: which name lies in which of them, and their bytes.
+//! Blocks of a directory: which name lies in which block, and how a block is encoded.
 //!
-//! Names stay in the block they were in, new ones go where there is room: another order would change every block. No tree
-//! of hashes: the kernel searches a linear directory fast enough for what images have, and GRUB reads it too.
+//! Names stay in the block they were in, and new ones go where there is room: another order would change every block.
+//! There is no tree of hashes: the kernel searches a linear directory fast enough for what images have, and GRUB reads
+//! it too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,24 +14,24 @@ use super::tree::{Name, NodeKind};
 
 /// Bytes of an entry before its name.
 const HEADER: usize = 8;
-/// The checksum looks like an entry without a name.
+/// Bytes of the checksum at the end of a block, which looks like an entry without a name.
 const TAIL: usize = 12;
 const TAIL_TYPE: u8 = 0xde;
-/// Bytes for entries in a block.
+/// Bytes of a block that entries can use.
 const ROOM: usize = BLOCK as usize - TAIL;
-/// `.` and `..`, in the first block.
+/// Bytes of `.` and `..`, which lie in the first block.
 const DOTS: usize = 24;
 
-/// A block of a directory.
+/// Page of a directory: the names that share one block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// The block that these names were in before.
+    /// Number of the block that these names were in before.
     pub before: Option<usize>,
     /// Names in their order, without `.` and `..`.
     pub names: Vec<Name>,
 }
 
-/// Spreads `names` over blocks, starting from those of the directory before. At least one block.
+/// Spreads `names` over blocks, starting from those of the directory before. The result has at least one block.
 #[must_use]
 pub fn pages<'a>(before: &[Vec<Name>], names: impl Iterator<Item = &'a Name>) -> Vec<Page> {
     let mut missing: BTreeSet<&Name> = names.collect();
@@ -38,13 +39,13 @@ pub fn pages<'a>(before: &[Vec<Name>], names: impl Iterator<Item = &'a Name>) ->
     for (at, old) in before.iter().enumerate() {
         let mut page = Page { before: Some(at), names: Vec::new() };
         for name in old {
-            // What another builder, or a fault, crammed in does not fit any more.
+            // A block of another builder, or a damaged one, may hold more names than fit here.
             let fits = used(pages.len(), &page) + entry_bytes(name.len()) <= ROOM;
             if fits && missing.remove(name) {
                 page.names.push(name.clone());
             }
         }
-        // The first one has the dots, so it stays.
+        // The first block has the dots, so it stays.
         if at == 0 || !page.names.is_empty() {
             pages.push(page);
         }
@@ -59,7 +60,7 @@ pub fn pages<'a>(before: &[Vec<Name>], names: impl Iterator<Item = &'a Name>) ->
     order.sort_by_key(|at| !changed(&pages[*at]));
     let mut first = 0;
     for name in missing {
-        // Blocks that have no room even for a short name are not looked at again.
+        // Blocks without room even for a short name are not searched again.
         while order.get(first).is_some_and(|at| free[*at] < entry_bytes(1)) {
             first += 1;
         }
@@ -81,18 +82,18 @@ fn used(at: usize, page: &Page) -> usize {
     names + if at == 0 { DOTS } else { 0 }
 }
 
-/// Rounded up to four.
+/// Returns the bytes of an entry with a name of so many bytes, rounded up to four.
 fn entry_bytes(name: usize) -> usize {
     HEADER + name.next_multiple_of(4)
 }
 
-/// The bytes of a block: `entries` are inode, kind and name; `seed` is what the directory's checksums start with.
+/// Encodes a block: `entries` are inode, kind and name; the directory's checksums start with `seed`.
 #[must_use]
 pub fn encode(entries: &[(u32, NodeKind, &[u8])], seed: u32) -> Vec<u8> {
     let mut block = vec![0; BLOCK as usize];
     let mut at = 0;
     for (number, (inode, kind, name)) in entries.iter().enumerate() {
-        // The last one reaches to the end.
+        // The last entry reaches to the end.
         let last = number + 1 == entries.len();
         let bytes = if last { ROOM - at } else { entry_bytes(name.len()) };
         put(&mut block, at, inode.to_le_bytes());
@@ -116,11 +117,11 @@ pub fn encode(entries: &[(u32, NodeKind, &[u8])], seed: u32) -> Vec<u8> {
     block
 }
 
-/// The inodes and names in a block by their offset, without `.` and `..`. An index of hashes, as a kernel makes it in a
-/// large directory, looks like a block without names.
+/// Decodes the inodes and names in a block, by their offset, without `.` and `..`. An index of hashes, as a kernel
+/// makes it in a large directory, looks like a block without names.
 ///
 /// # Errors
-/// The block is damaged.
+/// Fails when the block is damaged.
 pub fn decode(block: &[u8]) -> Result<BTreeMap<usize, (u32, Name)>> {
     let (mut found, mut at) = (BTreeMap::new(), 0);
     while at + HEADER <= block.len() {
@@ -164,7 +165,7 @@ mod tests {
             spread(&old, &names(0..200)).iter().map(|page| page.before).collect::<Vec<_>>(),
             (0..4).map(Some).collect::<Vec<_>>()
         );
-        // One goes, one comes: only the block with the gap changes.
+        // One name goes and one comes: only the block with the gap changes.
         let mut changed = names(0..200);
         changed.remove(70);
         changed.push(vec![b'x'; 50]);

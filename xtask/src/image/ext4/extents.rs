@@ -1,5 +1,5 @@
-//! Where the blocks of an inode lie, and how ext4 writes that down: runs of blocks, four of them in the inode itself, more
-//! in a tree of blocks.
+//! Extents: where the blocks of an inode lie, and how ext4 encodes that. Up to four runs of blocks are in the inode
+//! itself, more in a tree of blocks.
 
 use anyhow::{Result, ensure};
 
@@ -20,15 +20,15 @@ pub struct BlockRun {
 const MAGIC: u16 = 0xf30a;
 const HEADER: usize = 12;
 const ENTRY: usize = 12;
-/// Entries that fit into an inode, and into a block with its checksum.
+/// Entries that fit into an inode.
 const IN_INODE: usize = 4;
 const IN_BLOCK: usize = (BLOCK as usize - HEADER) / ENTRY;
-/// Blocks that one entry describes at most; larger numbers mean blocks that are not initialised.
+/// Largest number of blocks that one entry describes; larger numbers mean blocks that are not initialised.
 const LONGEST: u64 = 32768;
-/// More levels than any file needs: a damaged image must not keep the reader busy.
+/// Largest number of levels, more than any file needs: a damaged image must not keep the reader busy.
 const DEEPEST: u16 = 5;
 
-/// Adds one block, to the last run if it follows it.
+/// Adds one block, to the last run if the block follows that run.
 pub fn push(runs: &mut Vec<BlockRun>, logical: u64, physical: u64) {
     match runs.last_mut() {
         Some(last)
@@ -42,7 +42,7 @@ pub fn push(runs: &mut Vec<BlockRun>, logical: u64, physical: u64) {
     }
 }
 
-/// Blocks that the tree of so many runs needs beside the inode.
+/// Returns the number of blocks that the tree of so many runs needs beside the inode.
 #[must_use]
 pub fn tree_blocks(runs: usize) -> usize {
     let (mut level, mut total) = (runs, 0);
@@ -53,8 +53,8 @@ pub fn tree_blocks(runs: usize) -> usize {
     total
 }
 
-/// The tree: the 60 bytes in the inode, and the content of the blocks at `places`, of which there are as many as
-/// [`tree_blocks`] says. `seed` is what the inode's checksums start with.
+/// Encodes a tree: the 60 bytes in the inode, and the content of the blocks at `places`, of which there are as many as
+/// [`tree_blocks`] says. The inode's checksums start with `seed`.
 #[must_use]
 pub fn encode(runs: &[BlockRun], places: &[u64], seed: u32) -> ([u8; 60], Vec<(u64, Vec<u8>)>) {
     let mut level: Vec<[u8; ENTRY]> = runs.iter().map(leaf).collect();
@@ -107,10 +107,10 @@ fn index(logical: u64, place: u64) -> [u8; ENTRY] {
     entry
 }
 
-/// Reads a tree: its runs, and the blocks that it takes itself. `load` reads a block.
+/// Decodes a tree into its runs, and the blocks that the tree itself takes. `load` reads a block.
 ///
 /// # Errors
-/// It is none, or a block cannot be read.
+/// Fails when the tree is damaged, or a block cannot be read.
 pub fn decode(root: &[u8], load: &mut dyn FnMut(u64) -> Result<Vec<u8>>) -> Result<(Vec<BlockRun>, Vec<u64>)> {
     let (mut runs, mut places) = (Vec::new(), Vec::new());
     walk(root, DEEPEST, load, &mut runs, &mut places)?;
@@ -136,7 +136,7 @@ fn walk(
         } else {
             let place = u64::from(u32_at(entry, 4)) | u64::from(u16_at(entry, 8)) << 32;
             places.push(place);
-            // A level always leads to the one below, so this ends.
+            // Every level leads to the one below, so this ends.
             walk(&load(place)?, depth - 1, load, runs, places)?;
         }
     }

@@ -1,4 +1,4 @@
-//! The outline of an ext4 file system, read from an image: sizes, groups and where their tables lie.
+//! Geometry of an ext4 file system, read from an image: sizes, groups and where their tables lie.
 //!
 //! Offsets and meanings are those of the kernel's Documentation/filesystems/ext4.
 
@@ -9,15 +9,15 @@ use anyhow::{Context, Result, ensure};
 
 use super::bytes::{self, u16_at, u32_at};
 
-/// Bytes of a block: the size that suits every disk, and that of a page.
+/// Bytes of a block: a size that suits every disk, and that of a page.
 pub const BLOCK: u64 = 4096;
-/// Bytes of an inode: with room for attributes of ordinary size.
+/// Bytes of an inode, with room for attributes of ordinary size.
 pub const INODE: u64 = 256;
 /// Blocks of a group: what one bitmap block covers.
 pub const GROUP: u64 = 8 * BLOCK;
 /// Bytes of a group's descriptor, with the feature `64bit`.
 pub const DESCRIPTOR: u64 = 64;
-/// Inodes up to this number belong to ext4 itself, but for the root; number 11 is lost+found.
+/// Inodes up to this number belong to ext4 itself, except for the root; number 11 is lost+found.
 pub const RESERVED_INODES: u32 = 11;
 /// The root directory.
 pub const ROOT: u32 = 2;
@@ -29,7 +29,7 @@ pub const EXTENTS_FLAG: u32 = 0x80000;
 
 const MAGIC: u16 = 0xef53;
 
-/// Places of a group's tables, in blocks.
+/// Block group: the places of its tables, in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group {
     /// The bitmap of blocks.
@@ -59,32 +59,35 @@ impl Geometry {
     /// Reads the superblock and the descriptors of the groups.
     ///
     /// # Errors
-    /// Not an ext4 file system, or one of another kind than the builder makes.
+    /// Fails when the image has no ext4 file system, or one of another kind than the builder makes.
     pub fn read(image: &File) -> Result<Self> {
         let mut block = [0; 1024];
         image.read_exact_at(&mut block, SUPERBLOCK).context("read the superblock")?;
-        ensure!(u16_at(&block, 0x38) == MAGIC, "there is no ext4 file system in it");
+        ensure!(u16_at(&block, 0x38) == MAGIC, "the image has no ext4 file system");
         let block_bytes = 1024_u64 << u32_at(&block, 0x18).min(10);
         let (inode_bytes, descriptor_bytes) = (u16_at(&block, 0x58), u16_at(&block, 0xfe));
         ensure!(
             block_bytes == BLOCK && u64::from(inode_bytes) == INODE && u64::from(descriptor_bytes) == DESCRIPTOR,
-            "its blocks have {block_bytes} bytes, inodes {inode_bytes}, descriptors {descriptor_bytes}; \
-             the builder's have {BLOCK}, {INODE} and {DESCRIPTOR}"
+            "the file system has blocks of {block_bytes} bytes, inodes of {inode_bytes}, descriptors of {descriptor_bytes}; \
+             the builder makes them of {BLOCK}, {INODE} and {DESCRIPTOR}"
         );
         ensure!(
             u64::from(u32_at(&block, 0x20)) == GROUP,
-            "its groups have {} blocks, not {GROUP}",
+            "the groups of the file system have {} blocks, not {GROUP}",
             u32_at(&block, 0x20)
         );
         let checksum = u32_at(&block, 0x3fc);
-        ensure!(bytes::checksum(!0, &block[..0x3fc]) == checksum, "the checksum of its superblock is wrong");
+        ensure!(bytes::checksum(!0, &block[..0x3fc]) == checksum, "the checksum of the superblock is wrong");
         let blocks = u64::from(u32_at(&block, 4)) | u64::from(u32_at(&block, 0x150)) << 32;
-        let bytes = image.metadata().context("ask for its size")?.len();
-        ensure!(blocks * BLOCK <= bytes, "its file system has {blocks} blocks, but the file only {bytes} bytes");
+        let bytes = image.metadata().context("ask for the size of the image")?.len();
+        ensure!(
+            blocks * BLOCK <= bytes,
+            "the file system has {blocks} blocks of {BLOCK} bytes, but the file only {bytes} bytes"
+        );
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&block[0x68..0x78]);
         let mut table = vec![0; (blocks.div_ceil(GROUP) * DESCRIPTOR) as usize];
-        image.read_exact_at(&mut table, BLOCK).context("read the descriptors of its groups")?;
+        image.read_exact_at(&mut table, BLOCK).context("read the descriptors of the groups")?;
         let address = |group: &[u8], low, high| u64::from(u32_at(group, low)) | u64::from(u32_at(group, high)) << 32;
         let groups = table.chunks_exact(DESCRIPTOR as usize).map(|group| Group {
             block_bitmap: address(group, 0, 0x20),
@@ -99,10 +102,10 @@ impl Geometry {
             groups: groups.collect(),
         };
         let inodes = u64::from(geometry.inodes_per_group);
-        // One bitmap block, and whole blocks of the table.
+        // One bitmap block must cover them, and the table must fill whole blocks.
         let sound = (1..=GROUP).contains(&inodes) && (inodes * INODE).is_multiple_of(BLOCK);
-        ensure!(sound, "its groups cannot have {inodes} inodes");
-        ensure!(geometry.tables().all(|block| block < blocks), "tables of its groups lie outside of it");
+        ensure!(sound, "the groups of the file system cannot have {inodes} inodes");
+        ensure!(geometry.tables().all(|block| block < blocks), "tables of the groups lie outside of the file system");
         Ok(geometry)
     }
 
@@ -112,25 +115,25 @@ impl Geometry {
         bytes::checksum(!0, &self.uuid)
     }
 
-    /// Inodes of the whole file system.
+    /// Returns the number of inodes of the whole file system.
     #[must_use]
     pub fn inodes(&self) -> u32 {
         self.inodes_per_group * self.groups.len() as u32
     }
 
-    /// Blocks of a group's inode table.
+    /// Returns the number of blocks of a group's inode table.
     #[must_use]
     pub fn inode_table_blocks(&self) -> u64 {
         u64::from(self.inodes_per_group) * INODE / BLOCK
     }
 
-    /// Blocks of the descriptors of all groups.
+    /// Returns the number of blocks of the descriptors of all groups.
     #[must_use]
     pub fn descriptor_blocks(&self) -> u64 {
         (self.groups.len() as u64 * DESCRIPTOR).div_ceil(BLOCK)
     }
 
-    /// Every block of the superblocks, descriptors, bitmaps and inode tables.
+    /// Lists every block of the superblocks, descriptors, bitmaps and inode tables.
     pub fn tables(&self) -> impl Iterator<Item = u64> + '_ {
         self.groups.iter().enumerate().flat_map(|(number, group)| {
             let start = number as u64 * GROUP;
@@ -147,13 +150,13 @@ impl Geometry {
         self.groups[group as usize].inode_table * BLOCK + u64::from(index) * INODE
     }
 
-    /// Whether everything that `old` has in common with this one lies in the same place.
+    /// Checks that everything that `old` has in common with this file system lies in the same place.
     ///
     /// # Errors
-    /// What differs, for a person.
+    /// Fails with the difference, for a person.
     pub fn continues(&self, old: &Self) -> Result<()> {
-        ensure!(self.features == old.features, "the previous image has other features of ext4 than the builder gives");
-        ensure!(self.uuid == old.uuid, "the previous image has another UUID: it is of another ostree.branch");
+        ensure!(self.features == old.features, "the previous image has other ext4 features than the builder uses");
+        ensure!(self.uuid == old.uuid, "the previous image has another UUID: it belongs to another ostree.branch");
         ensure!(
             self.inodes_per_group == old.inodes_per_group && self.groups.starts_with(&old.groups),
             "the tables of the file system lie elsewhere than in the previous image"
@@ -162,7 +165,8 @@ impl Geometry {
     }
 }
 
-/// With the feature `sparse_super` only some groups have a copy of the superblock: 0, 1, and the powers of 3, 5 and 7.
+/// Whether a group has a copy of the superblock. With the feature `sparse_super` only some have: 0, 1, and the powers
+/// of 3, 5 and 7.
 fn has_superblock(group: u64) -> bool {
     let power_of = |base: u64| {
         let mut power = base;

@@ -1,10 +1,10 @@
-//! Where everything of an image lies: pure decisions about inode numbers and blocks.
+//! Placement of everything in an image: pure decisions about inode numbers and blocks.
 //!
-//! What did not change keeps its number and its blocks. What changed and is large keeps them as well, so that those of its
-//! blocks that are still the same need not even be written. What changed and is smaller than a chunk of a release is put
-//! together with other new things into the largest free stretches: scattered over the places of their predecessors small
-//! files would change as many chunks, each of which carries blocks of neighbours that did not change. The places they
-//! leave become zeros, and a chunk of old blocks and zeros costs no download.
+//! A file that did not change keeps its number and its blocks. A large one that changed keeps them as well, so that
+//! those of its blocks that are still the same need not even be written. One that changed and is smaller than a chunk
+//! of a release is put together with other new files into the largest free stretches: scattered over the places of
+//! their predecessors, small files would change as many chunks, each of which carries blocks of neighbours that did not
+//! change. The places that they leave become zeros, and a chunk of old blocks and zeros costs no download.
 
 use std::collections::BTreeSet;
 
@@ -20,16 +20,16 @@ use super::read::Old;
 use super::space::{Pool, Space};
 use super::tree::{self, NodeKind};
 
-/// Blocks from which on a changed file stays where it is: those of the usual chunk of a release. For an update of Debian's
-/// packages 1, 4 and 16 make no difference to what is downloaded in chunks of 16 KiB (28.3, 28.0, 28.0 MiB), but to what
-/// is written (26.6, 28.7, 29.9 MiB), and with a new kernel to both (173, 174, 175 and 161, 166, 189 MiB). With chunks
-/// of 64 KiB 1 costs 5 % more to download than 4.
+/// Smallest number of blocks with which a changed file stays where it is: those of the usual chunk of a release. For an
+/// update of Debian's packages, 1, 4 and 16 make no difference to the download in chunks of 16 KiB (28.3, 28.0, 28.0
+/// MiB), but they do to what is written (26.6, 28.7, 29.9 MiB), and with a new kernel to both (173, 174, 175 and 161,
+/// 166, 189 MiB). With chunks of 64 KiB, 1 costs 5 % more to download than 4.
 const LARGE: u64 = 4;
 
-/// The places of everything, by the indices of [`Content`].
+/// Layout of an image: the place of everything, by the indices of [`Content`].
 #[derive(Debug)]
 pub struct BlockPlan {
-    /// One for every inode.
+    /// Place of every inode.
     pub places: Vec<InodePlace>,
     /// Map of used blocks.
     pub space: Space,
@@ -46,18 +46,18 @@ pub struct Figures {
     pub kept_blocks: u64,
     /// Files that have content.
     pub files: u64,
-    /// Pieces that they lie in, without those that holes make.
+    /// Pieces that these files lie in, without those that holes make.
     pub pieces: u64,
 }
 
-/// Decides all places.
+/// Decides on all places.
 ///
 /// # Errors
-/// The content does not fit.
+/// Fails when the content does not fit.
 pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<BlockPlan> {
     let before = tree::continued(&old.nodes, &content.nodes);
     let numbers = numbers(&before, old, geometry)?;
-    // First everything that stays, then new things in what is left.
+    // Everything that stays is placed first, then new things in what is left.
     let mut space = Space::new(geometry.blocks, geometry.tables());
     let (mut wanted, mut figures) = (Vec::with_capacity(before.len()), Figures::default());
     for (at, before) in before.iter().enumerate() {
@@ -76,7 +76,7 @@ pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<BlockP
         space.free()
     );
     let mut pool = space.pool();
-    // Directories lie together: they change together.
+    // Directories lie together because they change together.
     for kind in [NodeKind::Directory, NodeKind::File, NodeKind::Symlink] {
         for (one, _) in wanted.iter_mut().zip(&content.nodes).filter(|(_, node)| node.kind == kind) {
             one.fill(&mut pool)?;
@@ -97,30 +97,34 @@ pub fn place(content: &Content, old: &Old, geometry: &Geometry) -> Result<BlockP
     Ok(BlockPlan { places, space, figures })
 }
 
-/// Pieces that lie apart on the medium: a hole, or the length of one entry, does not count.
+/// Counts the pieces that lie apart on the medium: a hole, or the limited length of one entry, does not count.
 fn pieces(runs: &[BlockRun]) -> u64 {
     let apart = runs.windows(2).filter(|pair| pair[0].physical + pair[0].blocks != pair[1].physical);
     1 + apart.count() as u64
 }
 
-/// Numbers of inodes: those that stay, then the lowest free ones.
+/// Assigns numbers to inodes: those that stay, then the lowest free ones.
 fn numbers(before: &[Option<usize>], old: &Old, geometry: &Geometry) -> Result<Vec<u32>> {
     let (last, mut used) = (geometry.inodes(), BTreeSet::new());
     let mut numbers: Vec<Option<u32>> = Vec::with_capacity(before.len());
     for (at, before) in before.iter().enumerate() {
         let kept = before.map(|was| old.places[was].number).filter(|number| (RESERVED_INODES..=last).contains(number));
         let number = if at == 0 { Some(ROOT) } else { kept };
-        // A damaged image may have the same one twice.
+        // A damaged image may have the same number twice.
         numbers.push(number.filter(|number| used.insert(*number)));
     }
     let mut free = (RESERVED_INODES + 1..=last).filter(|number| !used.contains(number));
     let all: Option<Vec<u32>> = numbers.into_iter().map(|number| number.or_else(|| free.next())).collect();
     all.ok_or_else(|| {
-        anyhow::anyhow!("it has {} inodes, the content needs {}", last, before.len() as u32 + RESERVED_INODES)
+        anyhow::anyhow!(
+            "the file system has {} inodes, the content needs {}",
+            last,
+            before.len() as u32 + RESERVED_INODES
+        )
     })
 }
 
-/// What one inode still needs.
+/// Needs of one inode that have no place yet.
 struct Wanted {
     /// Blocks of the file, and where they lie as far as that is decided.
     blocks: Vec<(u64, Option<u64>)>,
@@ -131,7 +135,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// `previous` is where it lay, and whether its content is the same. What stays is claimed.
+    /// Starts from where the inode lay before, and whether its content is the same (`previous`). Blocks that stay are
+    /// claimed.
     fn new(content: &Content, at: usize, previous: Option<(&InodePlace, bool)>, space: &mut Space) -> Result<Self> {
         let (node, inode) = (&content.nodes[at], &content.inodes[at]);
         let needs_attribute_block = attributes::need_block(&inode.attributes)?;
@@ -165,12 +170,12 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// Blocks of content that have no place yet.
+    /// Counts the blocks of content that have no place yet.
     fn missing(&self) -> u64 {
         self.blocks.iter().filter(|(_, place)| place.is_none()).count() as u64
     }
 
-    /// Takes places for them.
+    /// Takes places for the missing blocks.
     fn fill(&mut self, pool: &mut Pool) -> Result<()> {
         let found = pool.take(self.missing());
         let missing: Vec<&mut Option<u64>> =
@@ -180,7 +185,7 @@ impl Wanted {
         Ok(())
     }
 
-    /// Takes what else it needs. All its content has a place.
+    /// Takes blocks for extents and attributes. All content has a place already.
     fn into_place(self, number: u32, pool: &mut Pool, space: &mut Space) -> Result<InodePlace> {
         let mut runs = Vec::new();
         for (logical, place) in self.blocks {
@@ -246,7 +251,7 @@ mod tests {
         }
     }
 
-    /// A directory of files, by name: what is in them, and their blocks.
+    /// Makes a directory of files by name, each with a number for its content and a number of blocks.
     fn content(files: &BTreeMap<u64, (u64, u64)>) -> Content {
         let node = |kind, digest| Node { kind, digest, children: BTreeMap::new() };
         let mut content = Content { nodes: vec![node(NodeKind::Directory, [0; 32])], inodes: vec![inode(0)] };
@@ -279,12 +284,12 @@ mod tests {
         let mut random = Random(1);
         let mut files: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for name in 0..1200 {
-            // As in an image: most are small, a few hold most of the bytes.
+            // Sizes are as in an image: most files are small, a few hold most of the bytes.
             let blocks = [random.below(4), random.below(20), random.below(20), random.below(400)][name as usize % 4];
             files.insert(name, (0, blocks));
         }
         let first = content(&files);
-        // The margin that an image made afresh gets.
+        // This is the margin that an image made afresh gets.
         let geometry = geometry(first.blocks().unwrap() * 17 / 16 + 300);
         let mut layout = place(&first, &Old::default(), &geometry).unwrap();
         assert_eq!((layout.figures.pieces, layout.figures.kept_blocks), (layout.figures.files, 0));
@@ -292,7 +297,7 @@ mod tests {
         for release in 1..=40 {
             for _ in 0..60 {
                 let Some((&name, &(_, blocks))) = files.iter().nth(random.below(1200) as usize) else { continue };
-                // A few percent smaller or larger, or gone and another one come.
+                // A file becomes a few percent smaller or larger, or another one takes its place.
                 let blocks = (blocks * (97 + random.below(7)) / 100).min(400);
                 files.insert(name, (release, blocks));
             }
@@ -329,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_said_with_figures() {
+    fn content_that_does_not_fit_is_refused_with_figures() {
         let files = BTreeMap::from([(0, (0, 5000))]);
         let error = place(&content(&files), &Old::default(), &geometry(3000)).unwrap_err().to_string();
         assert!(error.contains("5001 blocks") && error.contains("free"), "{error}");

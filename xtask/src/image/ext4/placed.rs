@@ -1,4 +1,4 @@
-//! The place of one inode: where it lies in an image that is there, or is to lie in the next one.
+//! Place of one inode: where it lies in an existing image, or is to lie in the next one.
 
 use super::extents::BlockRun;
 use super::tree::Name;
@@ -8,12 +8,12 @@ use super::tree::Name;
 pub struct InodePlace {
     /// Number of the inode.
     pub number: u32,
-    /// Blocks of its content.
+    /// Blocks of the content.
     pub runs: Vec<BlockRun>,
     /// Blocks of the tree that lists the runs.
     pub tree_blocks: Vec<u64>,
     /// Block of extended attributes.
     pub attribute_block: Option<u64>,
-    /// Of a directory: the names in each block.
+    /// Names in each block of a directory.
     pub pages: Vec<Vec<Name>>,
 }

@@ -1,4 +1,4 @@
-//! What lies where in an image: the other half of [`mod@super::write`].
+//! Reader of an image, which finds out what lies where: the other half of [`mod@super::write`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,7 +17,7 @@ use super::tree::{Node, NodeKind};
 /// Blocks read at a time.
 const STRETCH: u64 = 256;
 
-/// The content of an image: `places` belong to the `nodes` with the same index.
+/// Content of an existing image: `places` belong to the `nodes` with the same index.
 #[derive(Debug, Default)]
 pub struct Old {
     /// Names and digests.
@@ -27,10 +27,10 @@ pub struct Old {
 }
 
 impl Old {
-    /// Reads an image. The file may come from anywhere: whatever is wrong with it ends in an error.
+    /// Reads an image. The file may come from anywhere: any fault in it ends in an error.
     ///
     /// # Errors
-    /// It is damaged, or has what the builder never makes.
+    /// Fails when the image is damaged, or has something that the builder never makes.
     pub fn read(image: &File, geometry: &Geometry) -> Result<Self> {
         let mut reader = Reader { image, geometry, old: Self::default(), known: HashMap::new() };
         reader.add(ROOT)?;
@@ -49,7 +49,7 @@ struct Reader<'a> {
     image: &'a File,
     geometry: &'a Geometry,
     old: Old,
-    /// Where an inode is in `old`.
+    /// Index into `old` by inode number.
     known: HashMap<u32, usize>,
 }
 
@@ -89,14 +89,18 @@ impl Reader<'_> {
     }
 
     fn add(&mut self, number: u32) -> Result<usize> {
-        ensure!((1..=self.geometry.inodes()).contains(&number), "there are only {} inodes", self.geometry.inodes());
+        ensure!(
+            (1..=self.geometry.inodes()).contains(&number),
+            "the file system has only {} inodes",
+            self.geometry.inodes()
+        );
         let mut inode = [0; INODE as usize];
         self.image.read_exact_at(&mut inode, self.geometry.inode_at(number)).context("read the inode")?;
         let kind = match u16_at(&inode, 0) & 0xf000 {
             0x4000 => NodeKind::Directory,
             0x8000 => NodeKind::File,
             0xa000 => NodeKind::Symlink,
-            other => bail!("type {other:x} is not one of an image"),
+            other => bail!("an image of the builder has no inodes of type {other:x}"),
         };
         let bytes = u64::from(u32_at(&inode, 4)) | u64::from(u32_at(&inode, 0x6c)) << 32;
         let in_inode = &inode[0x28..0x28 + 60];
@@ -105,13 +109,14 @@ impl Reader<'_> {
             if has_runs { extents::decode(in_inode, &mut |block| self.block(block))? } else { Default::default() };
         let inside = |run: &BlockRun| run.physical + run.blocks <= self.geometry.blocks;
         let ordered = runs.windows(2).all(|pair| pair[0].logical + pair[0].blocks <= pair[1].logical);
-        ensure!(ordered && runs.iter().all(inside), "its extents are damaged");
+        ensure!(ordered && runs.iter().all(inside), "the extents are damaged");
         let digest = match kind {
             NodeKind::Directory => [0; 32],
             _ if has_runs => self.digest(&runs, bytes)?,
             _ => {
-                let target =
-                    in_inode.get(..bytes as usize).context("its content is neither blocks nor a short target")?;
+                let target = in_inode
+                    .get(..bytes as usize)
+                    .context("the content is neither in blocks nor the short target of a link")?;
                 ContentDigest::of(target)
             }
         };
@@ -132,7 +137,7 @@ impl Reader<'_> {
                 let from = (run.logical + done) * BLOCK;
                 let length = (STRETCH.min(run.blocks - done) * BLOCK).min(bytes.saturating_sub(from));
                 let stretch = &mut buffer[..length as usize];
-                self.image.read_exact_at(stretch, (run.physical + done) * BLOCK).context("read its content")?;
+                self.image.read_exact_at(stretch, (run.physical + done) * BLOCK).context("read the content")?;
                 digest.update(run.logical + done, stretch);
                 done += STRETCH;
             }

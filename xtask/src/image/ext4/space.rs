@@ -1,10 +1,10 @@
-//! Which blocks are used, and which free ones are taken next.
+//! Use of blocks: which are taken, and which free ones are taken next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// From this length on free stretches are filled from the beginning of the image; only when there are none left come
-/// smaller ones, the largest first. 4 MiB.
+/// Length from which on free stretches are filled from the beginning of the image, in blocks: 4 MiB. Shorter stretches,
+/// the longest first, are used only when no such stretch is left.
 const LONG: u64 = 1024;
 
 /// The blocks of an image.
@@ -15,7 +15,7 @@ pub struct Space {
 }
 
 impl Space {
-    /// All free, but those of `tables`.
+    /// Makes a map in which all blocks but those of `tables` are free.
     #[must_use]
     pub fn new(blocks: u64, tables: impl Iterator<Item = u64>) -> Self {
         let mut space = Self { used: vec![false; blocks as usize], free: blocks };
@@ -25,7 +25,7 @@ impl Space {
         space
     }
 
-    /// Takes a block. False if it is taken already, or not there.
+    /// Takes a block. The result is false if the block is taken already, or does not exist.
     pub fn claim(&mut self, block: u64) -> bool {
         match self.used.get_mut(block as usize) {
             Some(used) if !*used => {
@@ -45,19 +45,19 @@ impl Space {
         }
     }
 
-    /// Blocks that are free.
+    /// Returns the number of free blocks.
     #[must_use]
     pub fn free(&self) -> u64 {
         self.free
     }
 
-    /// Whether a block is used; those behind the end are.
+    /// Whether a block is used; blocks behind the end count as used.
     #[must_use]
     pub fn is_used(&self, block: u64) -> bool {
         self.used.get(block as usize).copied().unwrap_or(true)
     }
 
-    /// The free stretches, to take from.
+    /// Returns the free stretches, from which blocks can be taken.
     #[must_use]
     pub fn pool(&self) -> Pool {
         let mut pool = Pool::default();
@@ -81,7 +81,7 @@ impl Space {
 pub struct Pool {
     by_start: BTreeMap<u64, u64>,
     by_length: BTreeSet<(u64, std::cmp::Reverse<u64>)>,
-    /// The one that is being filled: small files one behind the other.
+    /// Stretch that is being filled: small files lie one behind the other.
     current: Range<u64>,
     taken: Vec<Range<u64>>,
 }
@@ -94,7 +94,8 @@ impl Pool {
         }
     }
 
-    /// The next blocks, in one piece where there is one of that length. Fewer than `count` when the image is full.
+    /// Takes the next blocks, in one piece where there is one of that length, and fewer than `count` when the image is
+    /// full.
     pub fn take(&mut self, count: u64) -> Vec<u64> {
         let mut blocks = Vec::with_capacity(count as usize);
         while (blocks.len() as u64) < count {
@@ -113,7 +114,7 @@ impl Pool {
         blocks
     }
 
-    /// Everything that was taken.
+    /// Lists every block that was taken.
     pub fn taken(self) -> impl Iterator<Item = u64> {
         self.taken.into_iter().flatten()
     }
@@ -147,13 +148,13 @@ mod tests {
 
     #[test]
     fn small_things_lie_one_behind_the_other_in_the_first_long_stretch() {
-        // A hole of 3 blocks, then a long stretch.
+        // The image has a hole of 3 blocks, then a long stretch.
         let space = Space::new(5000, [0, 4].into_iter());
         let mut pool = space.pool();
         assert_eq!(pool.take(2), [5, 6]);
         assert_eq!(pool.take(1), [7]);
         assert_eq!(pool.take(4992).len(), 4992);
-        // Only now the hole.
+        // The hole is taken only now.
         assert_eq!(pool.take(2), [1, 2]);
         assert_eq!(pool.take(2), [3], "full");
         assert_eq!(pool.taken().count(), 4998);

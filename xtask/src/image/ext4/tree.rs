@@ -1,8 +1,8 @@
-//! A tree of names, and which of its files were in another tree too. Pure.
+//! Tree of names, and which of its files were in another tree too. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// A name in a directory: bytes, as the file system has them.
+/// Name in a directory: bytes, as the file system has them.
 pub type Name = Vec<u8>;
 
 /// Kind of an inode.
@@ -16,8 +16,8 @@ pub enum NodeKind {
     Symlink,
 }
 
-/// An inode by what people see of it. The root is the first of a tree; a hard-linked file is one node with several
-/// names.
+/// Node of a tree: an inode with its kind, content and entries. The root is the first node; a hard-linked file is one
+/// node with several names.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Kind of the inode.
@@ -28,11 +28,11 @@ pub struct Node {
     pub children: BTreeMap<Name, usize>,
 }
 
-/// For every node of `new` the node of `old` that it continues: the same content under the same name, else the same
-/// content anywhere (a file that moved), else the same name (a file that changed). No node is continued twice.
+/// Finds for every node of `new` the node of `old` that it continues: the same content under the same name, else the
+/// same content anywhere (a file that moved), else the same name (a file that changed). No node is continued twice.
 ///
-/// Directories are followed by name. One that got another name is recognised by what is in it: the deployment's directory
-/// is named after the commit, that of the kernel's modules after its version, and neither may count as new.
+/// Directories are followed by name. One that got another name is recognised by its entries: the deployment's directory
+/// is named after the commit, and the directory of the kernel's modules after the version; neither may count as new.
 #[must_use]
 pub fn continued(old: &[Node], new: &[Node]) -> Vec<Option<usize>> {
     let mut found = Found { old, new, of_new: vec![None; new.len()], taken: vec![false; old.len()] };
@@ -91,7 +91,7 @@ impl Found<'_> {
             let mut gone: Vec<usize> = gone.map(|(_, child)| *child).collect();
             for child in appeared {
                 let alike = |before: usize| shared_names(&old[before], &new[child]);
-                // The first of those that share most.
+                // Of the directories that share most names, the first is taken.
                 let best = (0..gone.len()).max_by_key(|&at| (alike(gone[at]), std::cmp::Reverse(at)));
                 if let Some(at) = best.filter(|&at| alike(gone[at]) > 0) {
                     let before = gone.remove(at);
@@ -115,7 +115,7 @@ impl Found<'_> {
                 continue;
             }
             let same = by_digest.get_mut(&node.digest).and_then(Vec::pop);
-            // A digest is of bytes: a link may lead to what a file says.
+            // A digest is of bytes alone: the target of a link may be the content of a file.
             if let Some(was) = same.filter(|&was| self.old[was].kind == node.kind) {
                 self.take(was, at);
             }
@@ -131,7 +131,7 @@ fn shared_names(one: &Node, other: &Node) -> usize {
 mod tests {
     use super::{Node, NodeKind, continued};
 
-    /// A tree from paths with contents; the same content number means the same inode where `#` follows it.
+    /// Makes a tree from paths with contents; where `#` follows a content, the same content means the same inode.
     fn tree(paths: &[(&str, &str)]) -> (Vec<Node>, Vec<String>) {
         let node = |kind| Node { kind, digest: [0; 32], children: Default::default() };
         let (mut nodes, mut names) = (vec![node(NodeKind::Directory)], vec![String::new()]);
@@ -160,7 +160,7 @@ mod tests {
         (nodes, names)
     }
 
-    fn story(old: &[(&str, &str)], new: &[(&str, &str)]) -> Vec<(String, String)> {
+    fn continuations(old: &[(&str, &str)], new: &[(&str, &str)]) -> Vec<(String, String)> {
         let ((old, was), (new, is)) = (tree(old), tree(new));
         let found = continued(&old, &new);
         let pairs = found.iter().zip(is).skip(1).filter_map(|(before, name)| Some((was[(*before)?].clone(), name)));
@@ -173,14 +173,16 @@ mod tests {
 
     #[test]
     fn files_are_continued_by_name_and_moved_ones_by_content() {
-        let found =
-            story(&[("a", "1"), ("b", "2"), ("c", "3")], &[("a", "1"), ("b", "changed"), ("d", "3"), ("e", "new")]);
+        let found = continuations(
+            &[("a", "1"), ("b", "2"), ("c", "3")],
+            &[("a", "1"), ("b", "changed"), ("d", "3"), ("e", "new")],
+        );
         assert_eq!(found, owned(&[("a", "a"), ("b", "b"), ("c", "d")]));
     }
 
     #[test]
     fn a_directory_that_got_another_name_is_recognised_by_what_is_in_it() {
-        let found = story(
+        let found = continuations(
             &[("deploy/AAA.0/usr/x", "1"), ("deploy/AAA.0/etc/y", "2"), ("deploy/other/z", "3")],
             &[("deploy/BBB.0/usr/x", "1"), ("deploy/BBB.0/etc/y", "changed"), ("deploy/new/q", "4")],
         );
@@ -198,7 +200,7 @@ mod tests {
     #[test]
     fn of_two_names_that_shared_a_file_the_unchanged_one_keeps_it() {
         // x and y were one object of the repository; y changed, so it became another one.
-        let found = story(
+        let found = continuations(
             &[("r/o1", "1#"), ("x", "1#"), ("y", "1#")],
             &[("r/o1", "1#"), ("r/o2", "2#"), ("x", "1#"), ("y", "2#")],
         );
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn no_file_is_continued_twice() {
-        let found = story(&[("a", "1")], &[("a", "1"), ("b", "1")]);
+        let found = continuations(&[("a", "1")], &[("a", "1"), ("b", "1")]);
         assert_eq!(found, owned(&[("a", "a")]));
         assert!(continued(&[], &tree(&[("a", "1")]).0).iter().all(Option::is_none));
     }

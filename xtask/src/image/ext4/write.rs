@@ -1,5 +1,5 @@
-//! Content and places become an image. The file system is there already, made empty by mke2fs: superblock, descriptors and
-//! the inodes that belong to ext4 itself are left as they are, but for what counts.
+//! Writer that makes an image of content and places. The file system exists already, made empty by mke2fs: superblock,
+//! descriptors and the inodes that belong to ext4 itself stay as they are, except for their counts.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,23 +16,23 @@ use super::place::BlockPlan;
 use super::placed::InodePlace;
 use super::tree::NodeKind;
 
-/// Flag of a group whose inode table is not leftover bytes.
+/// Flag of a group whose inode table is initialised (`EXT4_BG_INODE_ZEROED`).
 const TABLE_ZEROED: u16 = 4;
 /// Bytes of an inode in use beyond the 128 of ext2.
 const EXTRA: u16 = 32;
-/// With more subdirectories the number of links is 1, which means unknown (`dir_nlink`).
+/// Largest number of links of a directory; with more the number is 1, which means unknown (`dir_nlink`).
 const MOST_SUBDIRECTORIES: u32 = 65_000;
 /// Blocks written at a time.
 const STRETCH: u64 = 256;
 
-/// Every time in the image, in seconds since 1970. A constant, so that a file that did not change keeps its inode
+/// Every time in the image, in seconds since 1970. It is constant so that a file that did not change keeps its inode
 /// block, which a robot then need not fetch; OSTree's checkouts have no times either. 0 would mean "now" to e2fsprogs.
 pub const TIME: u32 = 1;
 
 /// Fills an empty file system.
 ///
 /// # Errors
-/// Something of the content cannot be read any more, or the image not be written.
+/// Fails when content cannot be read any more, or the image cannot be written.
 pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &BlockPlan) -> Result<()> {
     let writer = Writer { image, geometry, content, layout, seed: geometry.checksum_seed() };
     for at in 0..content.inodes.len() {
@@ -49,7 +49,7 @@ struct Writer<'a> {
     geometry: &'a Geometry,
     content: &'a Content,
     layout: &'a BlockPlan,
-    /// What every checksum starts with.
+    /// Seed that every checksum starts with.
     seed: u32,
 }
 
@@ -91,7 +91,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Those that stay in the inode; the others are written.
+    /// Returns the attributes that stay in the inode; those that need a block are written.
     fn attributes<'b>(&self, inode: &'b Inode, place: &InodePlace) -> Result<&'b [attributes::Attribute]> {
         let Some(block) = place.attribute_block else { return Ok(&inode.attributes) };
         self.put_block(block, &attributes::into_block(&inode.attributes, block, self.seed))?;
@@ -109,7 +109,8 @@ impl Writer<'_> {
                 entries.push((number_of(self.content.inodes[at].parent), NodeKind::Directory, b".."));
             }
             for name in names {
-                let child = *node.children.get(name).context("a name got lost")?;
+                let child =
+                    *node.children.get(name).context("a directory block has a name that the tree does not have")?;
                 entries.push((number_of(child), self.content.nodes[child].kind, name));
             }
             self.put_block(block, &directory::encode(&entries, seed))?;
@@ -120,7 +121,7 @@ impl Writer<'_> {
     fn data(&self, inode: &Inode, place: &InodePlace) -> Result<()> {
         let mut buffer = vec![0; (STRETCH * BLOCK).min(inode.bytes) as usize];
         let file = match &inode.source {
-            ContentSource::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open it")?),
+            ContentSource::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open the file")?),
             _ => None,
         };
         for run in &place.runs {
@@ -131,19 +132,23 @@ impl Writer<'_> {
                 let length = (blocks * BLOCK).min(inode.bytes.saturating_sub(from));
                 let stretch = &mut buffer[..length as usize];
                 match (&file, &inode.source) {
-                    (Some(file), _) => file.read_exact_at(stretch, from).context("it changed while it was read")?,
+                    (Some(file), _) => {
+                        file.read_exact_at(stretch, from).context("the file changed while it was read")?
+                    }
                     (None, ContentSource::Bytes(target)) => stretch.copy_from_slice(target),
                     (None, ContentSource::File(_)) => {}
                 }
-                // The rest of a last block is a hole of the image's file: zeros.
-                self.image.write_all_at(stretch, (run.physical + done) * BLOCK).context("write it to the image")?;
+                // The rest of a last block is a hole in the image file, which reads as zeros.
+                self.image
+                    .write_all_at(stretch, (run.physical + done) * BLOCK)
+                    .context("write the content to the image")?;
                 done += blocks;
             }
         }
         Ok(())
     }
 
-    /// Bitmaps, descriptors and superblock.
+    /// Writes bitmaps, descriptors and superblock.
     fn groups(&self) -> Result<()> {
         let geometry = self.geometry;
         let inodes_per_group = geometry.inodes_per_group as usize;
@@ -163,7 +168,7 @@ impl Writer<'_> {
             geometry.groups.iter().zip(table.chunks_exact_mut(DESCRIPTOR as usize)).enumerate()
         {
             let first = number as u64 * GROUP;
-            // What lies behind the end counts as used.
+            // Blocks behind the end count as used.
             let blocks = bitmap((first..first + GROUP).map(|block| self.layout.space.is_used(block)));
             let mine = &used[number * inodes_per_group..(number + 1) * inodes_per_group];
             let inodes = bitmap(mine.iter().copied());
@@ -173,7 +178,7 @@ impl Writer<'_> {
             let unused = mine.iter().filter(|used| !**used).count() as u32;
             free_blocks += u64::from(free);
             free_inodes += unused;
-            // Nothing is left to be initialised later, and the count of inodes never used, at 0x1c, says nothing: else
+            // Nothing is left to be initialised later, and the count of inodes never used, at 0x1c, stays 0: otherwise
             // it would change whenever a file is added.
             put(descriptor, 0x12, TABLE_ZEROED.to_le_bytes());
             let block_sum = checksum(self.seed, &blocks);
@@ -193,8 +198,8 @@ impl Writer<'_> {
             let sum = checksum(checksum(self.seed, &(number as u32).to_le_bytes()), descriptor);
             put(descriptor, 0x1e, (sum as u16).to_le_bytes());
         }
-        // Copies in other groups stay as mke2fs made them: they serve a repair, which nobody will do, and e2fsck counts
-        // anew when it starts from one.
+        // Copies in other groups stay as mke2fs made them: they serve a repair, which never happens to an image, and
+        // e2fsck counts anew when it starts from one.
         self.image.write_all_at(&table, BLOCK).context("write the descriptors")?;
         let mut superblock = [0; 1024];
         self.image.read_exact_at(&mut superblock, SUPERBLOCK).context("read the superblock")?;
@@ -207,7 +212,7 @@ impl Writer<'_> {
     }
 }
 
-/// Everything of an inode but its content, its attributes and its checksum.
+/// Encodes everything of an inode but its content, its attributes and its checksum.
 fn encode(inode: &Inode, size: u64, place: &InodePlace, bytes: &mut [u8]) {
     let data: u64 = place.runs.iter().map(|run| run.blocks).sum();
     let blocks = data + place.tree_blocks.len() as u64 + u64::from(place.attribute_block.is_some());
@@ -232,7 +237,7 @@ fn encode(inode: &Inode, size: u64, place: &InodePlace, bytes: &mut [u8]) {
         (0x6c, (size >> 32) as u32),
         (0x1c, sectors as u32),
         (0x68, attributes as u32),
-        // Access, change, modification, creation.
+        // These are the times of access, change, modification and creation.
         (8, TIME),
         (0xc, TIME),
         (0x10, TIME),
@@ -243,7 +248,7 @@ fn encode(inode: &Inode, size: u64, place: &InodePlace, bytes: &mut [u8]) {
     debug_assert_eq!(u16_at(bytes, 0x7c), 0, "the checksum comes last");
 }
 
-/// A block of bits; those beyond the last are ones.
+/// Makes a block of bits; those beyond the last are ones.
 fn bitmap(bits: impl Iterator<Item = bool>) -> Vec<u8> {
     let mut block = vec![0xff; BLOCK as usize];
     for (at, used) in bits.enumerate() {

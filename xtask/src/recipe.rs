@@ -83,10 +83,10 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootstrapTool {
-    /// mmdebstrap, which is twice as fast, and solves dependencies with apt.
+    /// Tool mmdebstrap, which is twice as fast, and solves dependencies with apt.
     #[default]
     Mmdebstrap,
-    /// debootstrap, for a host without mmdebstrap, or a suite that mmdebstrap does not know.
+    /// Tool debootstrap, for a host without mmdebstrap, or a suite that mmdebstrap does not know.
     Debootstrap,
 }
 

@@ -67,7 +67,7 @@ pub fn run(name: &str, command: &mut Command) -> Result<()> {
 /// # Errors
 /// When the tool cannot be started or fails: its command line and its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
-    // What tools print is read by programs here, whatever language the person prefers.
+    // The builder parses what tools print, so their language must not depend on the person's.
     command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {

@@ -61,7 +61,8 @@ const MOST_BYTES_PERCENT: u64 = 125;
 pub struct BuiltImage {
     /// Size of the image, bytes.
     pub bytes: u64,
-    /// Reason why nothing was kept of the previous image; `None` if it was kept, or there is none.
+    /// Reason why the places of the previous image were not kept; `None` if they were, or if there is no previous
+    /// image.
     pub fresh_because: Option<String>,
 }
 

@@ -438,7 +438,7 @@ mod tests {
             // The slot is being written, and the environment points to it too early.
             ([("1", 3), ("2", 2)], to_a, true),
             ([("1", 3), ("2", 2)], to_b, false),
-            ([("1", 3), ("of nobody", 3)], to_b, false),
+            ([("1", 3), ("unknown", 3)], to_b, false),
             // The loader skips a slot without a script.
             ([("1", 3), ("2", 0)], to_b, true),
             ([("1", 0), ("2", 3)], "", true),

@@ -166,7 +166,7 @@ impl Store {
             let text = answer.body_mut().read_to_string().unwrap_or_default();
             Ok((answer.status(), (), text))
         })?;
-        ensure!(status.is_success(), "the bucket {} does not exist; create it first", self.place.bucket);
+        ensure!(status.is_success(), "the bucket {} is not there; create it first", self.place.bucket);
         Ok(())
     }
 

@@ -22,6 +22,7 @@ const HEADER: usize = 12;
 const ENTRY: usize = 12;
 /// Entries that fit into an inode.
 const IN_INODE: usize = 4;
+/// Entries that fit into a block beside the checksum.
 const IN_BLOCK: usize = (BLOCK as usize - HEADER) / ENTRY;
 /// Largest number of blocks that one entry describes; larger numbers mean blocks that are not initialised.
 const LONGEST: u64 = 32768;

@@ -28,6 +28,7 @@ pub mod powercut;
 pub mod publish;
 pub mod recipe;
 pub mod serve;
+pub mod size;
 pub mod station;
 pub mod step;
 pub mod templates;

@@ -34,6 +34,7 @@ use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::Server;
+use crate::size::to_usize;
 use crate::step::{human, run as run_tool, step};
 use crate::test_system::{self, Behaviour};
 use crate::vm::VirtualMachine;
@@ -282,7 +283,7 @@ fn digests(files: &[(String, PathBuf)]) -> Result<judge::SlotFiles> {
 /// Reads one partition of a disk image, or the beginning of it.
 fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
     let range = robot_disk::partition_range(disk, partition)?;
-    let mut content = vec![0; (range.end - range.start).min(at_most_bytes) as usize];
+    let mut content = vec![0; to_usize((range.end - range.start).min(at_most_bytes))];
     File::open(disk)?.read_exact_at(&mut content, range.start)?;
     Ok(Region::new(range.start, content))
 }
@@ -369,7 +370,7 @@ impl Recording {
             Ok(())
         })?;
         let mut random = Random(options.seed);
-        let drawn: Vec<u64> = (0..options.boots).map(|_| 1 + random.below(total as usize) as u64).collect();
+        let drawn: Vec<u64> = (0..options.boots).map(|_| 1 + random.below(to_usize(total)) as u64).collect();
         let mut states: HashMap<u64, PathBuf> = HashMap::new();
         explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |disk, _, state| {
             if drawn.contains(&state) {

@@ -26,7 +26,7 @@ const TOP: u32 = 40;
 
 /// Draws a chart of horizontal bars; shorter is better.
 pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
-    let height = TOP + ROW * bars.len() as u32 + 10;
+    let height = TOP + bars.iter().map(|_| ROW).sum::<u32>() + 10;
     let most = bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
     // Greys in the middle are readable on white and on black.
     let mut out = format!(

@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use reflash::release::digest::{BLOCK_SIZE_BYTES, is_zero};
 
+use crate::size::to_usize;
 use crate::step::{output, run};
 
 /// File system in memory (tmpfs), so that neither the host's disk nor its cache is measured.
@@ -116,7 +117,7 @@ fn change_blocks(content: &mut [u8]) {
 fn in_steps(bytes: u64, mut work: impl FnMut(u64, &mut [u8]) -> io::Result<()>) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     for offset in (0..bytes).step_by(buffer.len()) {
-        let len = (bytes - offset).min(buffer.len() as u64) as usize;
+        let len = to_usize((bytes - offset).min(buffer.len() as u64));
         work(offset, &mut buffer[..len])?;
     }
     Ok(())
@@ -169,7 +170,8 @@ mod tests {
     fn the_content_before_a_run_differs_from_the_image_as_the_case_says() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        let content: Vec<u8> = (0..3 << 20).map(|at: u32| if at < 1 << 20 { 0 } else { (at / 7) as u8 }).collect();
+        let content: Vec<u8> =
+            (0..3 << 20).map(|at: u32| if at < 1 << 20 { 0 } else { (at / 7).to_le_bytes()[0] }).collect();
         std::fs::write(&image, &content).unwrap();
         let filled = |before: Before| {
             let path = dir.path().join("device");

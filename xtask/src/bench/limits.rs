@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::device::{Before, LoopDevice, Memory};
 use super::median::median;
+use crate::size::{to_range, to_usize};
 
 /// Limits of the machine, in seconds for the whole image.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -116,7 +117,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let chunk_bytes = index.chunk_bytes() as usize;
     let bytes_of = |stored: u32| {
         let place = index.location(stored);
-        &packs[place.pack as usize][place.range.start as usize..place.range.end as usize]
+        &packs[place.pack as usize][to_range(&place.range)]
     };
     let decode = |stored: u32, zstd: &mut zstd::bulk::Decompressor<'_>, content: &mut [u8]| {
         zstd.decompress_to_buffer(bytes_of(stored), content).map(|len| len as u64).unwrap_or_default()
@@ -133,7 +134,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let [decompress_and_hash_cpu_s, decompress_and_hash_one_core_cpu_s] = [cores, 1].map(|threads| {
         on_threads(threads, &stored, chunk_bytes, |stored, zstd, content| {
-            let len = decode(stored, zstd, content) as usize;
+            let len = to_usize(decode(stored, zstd, content));
             reflash::release::digest::Digest::of(&content[..len]) == *index.digest(stored)
         })
     });
@@ -149,7 +150,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let started = Instant::now();
     let right = chunks.par_iter().all(|chunk| {
         let range = index.chunk_range(*chunk);
-        index.matches(*chunk, &content[range.start as usize..range.end as usize])
+        index.matches(*chunk, &content[to_range(&range)])
     });
     let hash_wall_s = started.elapsed().as_secs_f64();
     ensure!(right && total > 0, "the release does not hold the image");
@@ -160,7 +161,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let mut buffer = AlignedBuf::zeroed(STEP_BYTES);
     let mut direct_write_wall_s = 0.0;
     for offset in (0..bytes).step_by(STEP_BYTES) {
-        let len = (bytes - offset).min(STEP_BYTES as u64) as usize;
+        let len = to_usize((bytes - offset).min(STEP_BYTES as u64));
         file.read_exact_at(&mut buffer[..len], offset)?;
         if reflash::release::digest::is_zero(&buffer[..len]) {
             continue;
@@ -171,7 +172,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     }
     let started = Instant::now();
     for offset in (0..bytes).step_by(STEP_BYTES) {
-        let len = (bytes - offset).min(STEP_BYTES as u64) as usize;
+        let len = to_usize((bytes - offset).min(STEP_BYTES as u64));
         target.read_at(offset, &mut buffer[..len])?;
     }
     let direct_read_wall_s = started.elapsed().as_secs_f64();
@@ -180,7 +181,7 @@ pub fn measure(image: &Path, index: &Index, tree: &Path, memory: &Memory, compre
     let hashed = steps.par_iter().map_init(
         || AlignedBuf::zeroed(STEP_BYTES / 4),
         |buffer, offset| {
-            let len = (bytes - offset).min(buffer.len() as u64) as usize;
+            let len = to_usize((bytes - offset).min(buffer.len() as u64));
             let read = target.read_at(*offset, &mut buffer[..len]).is_ok();
             let chunks = buffer[..len].chunks(chunk_bytes);
             chunks.map(|chunk| u64::from(reflash::release::digest::Digest::of(chunk).0[0])).sum::<u64>()

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use super::ext4::geometry::{BLOCK, Geometry};
 use super::ext4::read::Old;
 use super::ext4::tree::NodeKind;
+use crate::size::to_usize;
 
 /// Chunk sizes of a release that are reported, bytes.
 const CHUNKS: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
@@ -65,7 +66,7 @@ pub fn compare(old: &Path, new: &Path, files: usize) -> Result<Report> {
         }
     }
     for bytes in CHUNKS {
-        let chunks = states.chunks((bytes / BLOCK) as usize);
+        let chunks = states.chunks(to_usize(bytes / BLOCK));
         let mut count = Count::default();
         for chunk in chunks {
             // A chunk is in the most expensive state of its blocks.
@@ -100,7 +101,7 @@ fn states(old: &Path, new: &Path) -> Result<Vec<State>> {
         known.insert(digest);
         before.push(digest);
     })?;
-    let (mut states, zero) = (Vec::new(), short_digest(&[0; BLOCK as usize]));
+    let (mut states, zero) = (Vec::new(), short_digest(&[0; to_usize(BLOCK)]));
     each_block(new, |block| {
         let digest = short_digest(block);
         let there = before.get(states.len()).unwrap_or(&zero);
@@ -124,12 +125,12 @@ fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
     let context = || format!("read {}", image.display());
     let file = File::open(image).with_context(context)?;
     let bytes = file.metadata().with_context(context)?.len();
-    let mut buffer = vec![0; (STRETCH * BLOCK) as usize];
+    let mut buffer = vec![0; to_usize(STRETCH * BLOCK)];
     let mut at = 0;
     while at < bytes {
-        let stretch = &mut buffer[..(STRETCH * BLOCK).min(bytes - at) as usize];
+        let stretch = &mut buffer[..to_usize((STRETCH * BLOCK).min(bytes - at))];
         file.read_exact_at(stretch, at).with_context(context)?;
-        stretch.chunks(BLOCK as usize).for_each(&mut seen);
+        stretch.chunks(to_usize(BLOCK)).for_each(&mut seen);
         at += stretch.len() as u64;
     }
     Ok(())
@@ -215,7 +216,7 @@ impl Owners {
         let geometry = Geometry::read(&file)?;
         let content = Old::read(&file, &geometry)?;
         let mut owners =
-            Self { parts: vec!["free"; geometry.blocks as usize], files: BTreeMap::new(), paths: paths(&content) };
+            Self { parts: vec!["free"; to_usize(geometry.blocks)], files: BTreeMap::new(), paths: paths(&content) };
         geometry.tables().for_each(|block| owners.set(block, "superblocks and descriptors"));
         for group in &geometry.groups {
             owners.set(group.block_bitmap, "bitmaps");
@@ -237,7 +238,7 @@ impl Owners {
     }
 
     fn set(&mut self, block: u64, part: &'static str) {
-        if let Some(slot) = self.parts.get_mut(block as usize) {
+        if let Some(slot) = self.parts.get_mut(to_usize(block)) {
             *slot = part;
         }
     }

@@ -34,6 +34,7 @@ use self::geometry::{BLOCK, Geometry, INODE};
 use self::place::BlockPlan;
 use self::read::Old;
 use crate::recipe::ImageSize;
+use crate::size::to_usize;
 use crate::step;
 
 const MIB: u64 = 1 << 20;
@@ -200,7 +201,7 @@ impl Job<'_> {
         let geometry = Geometry::read(&file).context("the empty file system")?;
         let old = Old::read(&file, &geometry).context("the empty file system")?;
         for run in old.places.iter().flat_map(|place| &place.runs) {
-            let zeros = vec![0; (run.blocks * BLOCK) as usize];
+            let zeros = vec![0; to_usize(run.blocks * BLOCK)];
             file.write_all_at(&zeros, run.physical * BLOCK).context("empty the root directory")?;
         }
         Ok(Empty { file, geometry, old })

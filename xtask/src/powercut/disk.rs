@@ -1,6 +1,7 @@
 //! Regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with a
 //! fingerprint that follows each change.
 
+use crate::size::to_usize;
 use anyhow::{Result, bail};
 use reflash::release::digest::block_hash;
 
@@ -52,7 +53,7 @@ impl Region {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let from = (offset - self.start) as usize;
+        let from = to_usize(offset - self.start);
         self.content[from..from + data.len()].copy_from_slice(data);
         for block in from / BLOCK_BYTES..(from + data.len()).div_ceil(BLOCK_BYTES) {
             let content = &self.content[block * BLOCK_BYTES..((block + 1) * BLOCK_BYTES).min(self.content.len())];
@@ -77,7 +78,7 @@ impl RobotDisk {
         let end = offset + data.len() as u64;
         for region in [&mut self.state, &mut self.system, &mut self.recovery] {
             if offset >= region.start && end <= region.end() {
-                let from = (offset - region.start) as usize;
+                let from = to_usize(offset - region.start);
                 let before = region.content[from..from + data.len()].to_vec();
                 region.write(offset, data);
                 return Ok(Undo { offset, before });
@@ -93,7 +94,7 @@ impl RobotDisk {
     pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut regions = [&self.state, &self.system, &self.recovery].into_iter();
         let holder = regions.find(|region| offset >= region.start && offset + len as u64 <= region.end());
-        holder.map_or_else(Vec::new, |region| region.content[(offset - region.start) as usize..][..len].to_vec())
+        holder.map_or_else(Vec::new, |region| region.content[to_usize(offset - region.start)..][..len].to_vec())
     }
 
     /// Takes a write back. Several writes must be taken back in reverse order.

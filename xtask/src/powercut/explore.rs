@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::disk::{RobotDisk, Undo};
 use super::log::{LogEntry, SECTOR_BYTES};
+use crate::size::to_usize;
 
 /// Kind of a state, by how it came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Random {
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % end.max(1) as u64) as usize
+        to_usize((z ^ (z >> 31)) % end.max(1) as u64)
     }
 }
 
@@ -172,7 +173,7 @@ impl Walk<'_> {
     /// Visits the states of a write that was going on: some sectors of it; of the boot environment also some bytes of a
     /// sector, or garbage, as a dying disk leaves it.
     fn torn(&mut self, disk: &mut RobotDisk, offset: u64, data: &[u8]) -> Result<()> {
-        let sector = SECTOR_BYTES as usize;
+        let sector = to_usize(SECTOR_BYTES);
         let sectors = data.len() / sector;
         let mut states: Vec<Vec<(usize, Vec<u8>)>> = Vec::new();
         let part = |n: usize| data[n * sector..(n + 1) * sector].to_vec();
@@ -202,7 +203,7 @@ impl Walk<'_> {
     /// Returns what may be in a sector that was being written.
     fn torn_sector(&mut self, old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
         let len = new.len();
-        let noise: Vec<u8> = (0..len).map(|_| self.random.below(256) as u8).collect();
+        let noise: Vec<u8> = (0..len).map(|_| self.random.below(256).to_le_bytes()[0]).collect();
         let joined = |first: &[u8], second: &[u8], at: usize| [&first[..at], &second[at..]].concat();
         let mut states = vec![vec![0; len], vec![0xff; len], joined(new, &noise, len / 2), noise];
         // Only cuts between bytes that differ make different tears.
@@ -306,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_recording_yields_as_many_states_as_are_wanted() {
-        let blocks = |count: u64| (0..count).map(|block| write(block % 4, block as u8)).collect::<Vec<_>>();
+        let blocks = |count: u64| (0..count).map(|block| write(block % 4, block.to_le_bytes()[0])).collect::<Vec<_>>();
         let entries = [blocks(3), vec![LogEntry::Flush], blocks(100)].concat();
         assert_eq!(subsets_per_write(&entries, 10_000), 100);
         assert_eq!(subsets_per_write(&entries, 100), SUBSETS_PER_WRITE, "few are wanted");

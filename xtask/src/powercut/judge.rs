@@ -26,6 +26,7 @@ use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use super::scratch::Scratch;
 use crate::demo;
+use crate::size::{to_range, to_usize};
 
 /// Interval at which the states that lead to a download are really recovered.
 const RECOVER_EVERY: u64 = 48;
@@ -192,14 +193,13 @@ impl<'a> Judge<'a> {
         let end = recovery.content.len() as u64;
         let found = ranges.filter(|ranges| ranges.iter().all(|range| range.end <= end)).map(|ranges| {
             let blocks = ranges.iter().flat_map(|range| {
-                let (first, last) =
-                    (range.start as usize / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES as u64) as usize);
+                let (first, last) = (to_usize(range.start) / BLOCK_BYTES, to_usize(range.end).div_ceil(BLOCK_BYTES));
                 let place = [range.start, range.end];
                 place.into_iter().chain(recovery.blocks[first..last].iter().copied())
             });
             let key = block_hash(&blocks.flat_map(u64::to_le_bytes).collect::<Vec<_>>());
             *self.contents.entry(key).or_insert_with(|| {
-                let parts = ranges.iter().map(|range| &recovery.content[range.start as usize..range.end as usize]);
+                let parts = ranges.iter().map(|range| &recovery.content[to_range(range)]);
                 Digest::of(&parts.collect::<Vec<_>>().concat())
             })
         });
@@ -287,7 +287,7 @@ impl<'a> Judge<'a> {
             let key = block_hash(&blocks.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<_>>());
             *self.chunks.entry((serial, chunk, key)).or_insert_with(|| {
                 let range = index.chunk_range(chunk);
-                index.matches(chunk, &system.content[range.start as usize..range.end as usize])
+                index.matches(chunk, &system.content[to_range(&range)])
             })
         });
         let right = right.collect();
@@ -364,17 +364,17 @@ impl BlockTarget for Memory {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.with(|content| buffer.copy_from_slice(&content[offset as usize..][..buffer.len()]));
+        self.with(|content| buffer.copy_from_slice(&content[to_usize(offset)..][..buffer.len()]));
         Ok(())
     }
 
     fn write_at(&self, offset: u64, new: &[u8]) -> std::io::Result<()> {
-        self.with(|content| content[offset as usize..][..new.len()].copy_from_slice(new));
+        self.with(|content| content[to_usize(offset)..][..new.len()].copy_from_slice(new));
         Ok(())
     }
 
     fn zero(&self, range: std::ops::Range<u64>) -> std::io::Result<()> {
-        self.with(|content| content[range.start as usize..range.end as usize].fill(0));
+        self.with(|content| content[to_range(&range)].fill(0));
         Ok(())
     }
 

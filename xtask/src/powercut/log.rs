@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::size::to_usize;
+
 /// Sectors of the log and of the disk, bytes.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -44,7 +46,7 @@ pub fn read(path: &Path) -> Result<Vec<LogEntry>> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<LogEntry>> {
-    let sector = SECTOR_BYTES as usize;
+    let sector = to_usize(SECTOR_BYTES);
     // QEMU writes the superblock with the first flush; until then there are zeros, or no bytes at all.
     ensure!(bytes.len() < sector || [0, MAGIC].contains(&number(bytes, 0)), "this is not a log of blklogwrites");
     let mut entries = Vec::new();

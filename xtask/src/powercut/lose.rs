@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::explore::Random;
 use super::log::{self, LogEntry, SECTOR_BYTES};
+use crate::size::to_usize;
 
 /// Writes that a power cut took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +50,10 @@ fn surviving<'e>(entries: &'e [LogEntry], random: &mut Random, lost: &mut Lost) 
         }
         lost.in_flight += 1;
         if number + 1 == entries.len() {
-            let sectors = (*offset..).step_by(SECTOR_BYTES as usize).zip(data.chunks(SECTOR_BYTES as usize));
+            let sectors = (*offset..).step_by(to_usize(SECTOR_BYTES)).zip(data.chunks(to_usize(SECTOR_BYTES)));
             let before = survivors.len();
             survivors.extend(sectors.filter(|_| random.below(10) < chance));
-            lost.lost += usize::from(survivors.len() - before < data.len() / SECTOR_BYTES as usize);
+            lost.lost += usize::from(survivors.len() - before < data.len() / to_usize(SECTOR_BYTES));
         } else if random.below(10) < chance {
             survivors.push((*offset, data.as_slice()));
         } else {

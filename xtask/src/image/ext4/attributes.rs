@@ -4,6 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::bytes::{checksum, put};
 use super::geometry::{BLOCK, INODE};
+use crate::size::to_usize;
 
 /// Offset of the attributes in an inode: after 128 bytes of ext2 and 32 more.
 pub const IN_INODE_AT: usize = 160;
@@ -84,9 +85,9 @@ fn short_list(list: &[u8]) -> Result<Vec<u8>> {
 /// Fails when the attributes do not even fit into a block.
 pub fn need_block(attributes: &[Attribute]) -> Result<bool> {
     let bytes: usize = attributes.iter().map(|one| one.entry_bytes() + one.value_bytes()).sum::<usize>() + END;
-    let room = BLOCK as usize - BLOCK_HEADER;
+    let room = to_usize(BLOCK) - BLOCK_HEADER;
     ensure!(bytes <= room, "its attributes have {bytes} bytes; ext4 has room for {room}");
-    Ok(bytes > INODE as usize - IN_INODE_AT - 4)
+    Ok(bytes > to_usize(INODE) - IN_INODE_AT - 4)
 }
 
 /// Writes sorted attributes into what is left of an inode.
@@ -100,7 +101,7 @@ pub fn into_inode(attributes: &[Attribute], inode: &mut [u8]) {
 /// Returns the bytes of a block of attributes that lies at `place`. All checksums start with `seed`.
 #[must_use]
 pub fn into_block(attributes: &[Attribute], place: u64, seed: u32) -> Vec<u8> {
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = vec![0; to_usize(BLOCK)];
     for (offset, value) in [(0, MAGIC), (4, 1), (8, 1)] {
         put(&mut block, offset, value.to_le_bytes());
     }
@@ -113,6 +114,10 @@ pub fn into_block(attributes: &[Attribute], place: u64, seed: u32) -> Vec<u8> {
 }
 
 /// Writes entries from `at` upwards, and values from the end downwards.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "names have at most 255 bytes, and values lie in an area of at most one block"
+)]
 fn entries(attributes: &[Attribute], area: &mut [u8], mut at: usize) {
     let mut end = area.len();
     for one in attributes {

@@ -16,11 +16,14 @@ use super::digest::ContentDigest;
 use super::directory;
 use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, RESERVED_INODES};
 use super::tree::{Node, NodeKind};
+use crate::size::to_usize;
 
 /// Smallest number of zero blocks in a row that becomes a hole: fewer are cheaper to write than to describe.
 const HOLE: u64 = 16;
 /// Largest number of names of one file that ext4 can count.
 const MOST_LINKS: u32 = 65_000;
+/// Largest size of a file, bytes: ext4 numbers the blocks of a file with 32 bits.
+const MOST_BYTES: u64 = u32::MAX as u64 * BLOCK;
 /// Bytes of a link's target that fit into its inode.
 const SHORT_TARGET: usize = 59;
 const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -149,6 +152,7 @@ impl Content {
             let digest = ContentDigest::of(&target);
             (NodeKind::Symlink, ContentSource::Bytes(target), digest, Vec::from_iter((blocks > 0).then_some(0..blocks)))
         } else if metadata.is_file() {
+            ensure!(bytes <= MOST_BYTES, "the file has {bytes} bytes, and ext4 takes at most {MOST_BYTES}");
             let mut file = File::open(path)?;
             let (digest, data) = scan(&mut file, bytes)?;
             (NodeKind::File, ContentSource::File(path.to_owned()), digest, data)
@@ -157,7 +161,7 @@ impl Content {
         };
         self.nodes.push(Node { kind, digest, children: Default::default() });
         self.inodes.push(Inode {
-            mode: metadata.mode() as u16,
+            mode: u16::try_from(metadata.mode()).context("the mode has more than 16 bits")?,
             uid: metadata.uid(),
             gid: metadata.gid(),
             // A directory has one name in its parent and one in itself.
@@ -215,10 +219,10 @@ impl Content {
 /// Returns the digest of a file, and the blocks of it that are not part of a hole.
 fn scan(file: &mut File, bytes: u64) -> Result<([u8; 32], Vec<Range<u64>>)> {
     let mut digest = ContentDigest::default();
-    let mut buffer = vec![0; STRETCH.min(bytes.next_multiple_of(BLOCK) as usize)];
+    let mut buffer = vec![0; STRETCH.min(to_usize(bytes.next_multiple_of(BLOCK)))];
     let mut done = 0;
     while done < bytes {
-        let stretch = &mut buffer[..STRETCH.min((bytes - done) as usize)];
+        let stretch = &mut buffer[..STRETCH.min(to_usize(bytes - done))];
         file.read_exact(stretch).context("the file became shorter while it was read")?;
         digest.update(done / BLOCK, stretch);
         done += stretch.len() as u64;
@@ -251,6 +255,7 @@ fn attributes_of(path: &Path) -> Result<Vec<Attribute>> {
 #[cfg(test)]
 mod tests {
     use super::{Content, HOLE, scan};
+    use crate::size::to_usize;
     use std::fs::{self, File};
 
     #[test]
@@ -259,7 +264,7 @@ mod tests {
         let path = directory.path().join("x");
         let mut bytes = vec![0; 4096 * 100];
         bytes[4096 * 3] = 1;
-        bytes[4096 * (3 + HOLE as usize)] = 1;
+        bytes[4096 * (3 + to_usize(HOLE))] = 1;
         bytes[4096 * 90] = 1;
         fs::write(&path, &bytes).unwrap();
         let (_, data) = scan(&mut File::open(&path).unwrap(), bytes.len() as u64).unwrap();

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::geometry::BLOCK;
+use crate::size::to_usize;
 
 /// Digest of a file's content that leaves out blocks of zeros: it does not matter whether they are a hole, and a file
 /// with a huge hole costs no time.
@@ -17,8 +18,8 @@ impl ContentDigest {
     /// Adds the content that lies at block `first`. Only the last block of the file may be short.
     pub fn update(&mut self, first: u64, bytes: &[u8]) {
         let mut pending = 0..0;
-        for (number, block) in bytes.chunks(BLOCK as usize).enumerate() {
-            let (at, end) = (number * BLOCK as usize, number * BLOCK as usize + block.len());
+        for (number, block) in bytes.chunks(to_usize(BLOCK)).enumerate() {
+            let (at, end) = (number * to_usize(BLOCK), number * to_usize(BLOCK) + block.len());
             if block.iter().all(|byte| *byte == 0) {
                 continue;
             }

@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use super::bytes::{checksum, put, u16_at, u32_at};
 use super::geometry::BLOCK;
 use super::tree::{Name, NodeKind};
+use crate::size::to_usize;
 
 /// Bytes of an entry before its name.
 const HEADER: usize = 8;
@@ -18,7 +19,7 @@ const HEADER: usize = 8;
 const TAIL: usize = 12;
 const TAIL_TYPE: u8 = 0xde;
 /// Bytes of a block that entries can use.
-const ROOM: usize = BLOCK as usize - TAIL;
+const ROOM: usize = to_usize(BLOCK) - TAIL;
 /// Bytes of `.` and `..`, which lie in the first block.
 const DOTS: usize = 24;
 
@@ -89,8 +90,12 @@ fn entry_bytes(name: usize) -> usize {
 
 /// Encodes a block: `entries` are inode, kind and name; the directory's checksums start with `seed`.
 #[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an entry lies in a block of 4096 bytes, and no file system of Linux has names of more than 255 bytes"
+)]
 pub fn encode(entries: &[(u32, NodeKind, &[u8])], seed: u32) -> Vec<u8> {
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = vec![0; to_usize(BLOCK)];
     let mut at = 0;
     for (number, (inode, kind, name)) in entries.iter().enumerate() {
         // The last entry reaches to the end.

@@ -3,8 +3,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::bytes::{checksum, put, u16_at, u32_at};
+use super::bytes::{checksum, halves_64, put, split_48, u16_at, u32_at};
 use super::geometry::BLOCK;
+use crate::size::to_usize;
 
 /// Blocks that follow each other both in the file and on the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ const ENTRY: usize = 12;
 /// Entries that fit into an inode.
 const IN_INODE: usize = 4;
 /// Entries that fit into a block beside the checksum.
-const IN_BLOCK: usize = (BLOCK as usize - HEADER) / ENTRY;
+const IN_BLOCK: usize = (to_usize(BLOCK) - HEADER) / ENTRY;
 /// Largest number of blocks that one entry describes; larger numbers mean blocks that are not initialised.
 const LONGEST: u64 = 32768;
 /// Largest number of levels, more than any file needs: a damaged image must not keep the reader busy.
@@ -65,7 +66,7 @@ pub fn encode(runs: &[BlockRun], places: &[u64], seed: u32) -> ([u8; 60], Vec<(u
         let (mut above, mut above_firsts) = (Vec::new(), Vec::new());
         for (entries, starts) in level.chunks(IN_BLOCK).zip(firsts.chunks(IN_BLOCK)) {
             let Some(&place) = places.next() else { break };
-            let mut block = node(entries, IN_BLOCK, depth, BLOCK as usize);
+            let mut block = node(entries, IN_BLOCK, depth, to_usize(BLOCK));
             let tail = HEADER + IN_BLOCK * ENTRY;
             let sum = checksum(seed, &block[..tail]);
             put(&mut block, tail, sum.to_le_bytes());
@@ -80,6 +81,7 @@ pub fn encode(runs: &[BlockRun], places: &[u64], seed: u32) -> ([u8; 60], Vec<(u
     (root, blocks)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a node has at most IN_BLOCK entries, which are 340")]
 fn node(entries: &[[u8; ENTRY]], max: usize, depth: u16, bytes: usize) -> Vec<u8> {
     let mut node = vec![0; bytes];
     for (offset, value) in [(0, MAGIC), (2, entries.len() as u16), (4, max as u16), (6, depth)] {
@@ -91,21 +93,30 @@ fn node(entries: &[[u8; ENTRY]], max: usize, depth: u16, bytes: usize) -> Vec<u8
     node
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a run has at most LONGEST blocks")]
 fn leaf(run: &BlockRun) -> [u8; ENTRY] {
     let mut entry = [0; ENTRY];
-    put(&mut entry, 0, (run.logical as u32).to_le_bytes());
+    let (physical, physical_high) = split_48(run.physical);
+    put(&mut entry, 0, number_in_file(run.logical));
     put(&mut entry, 4, (run.blocks as u16).to_le_bytes());
-    put(&mut entry, 6, ((run.physical >> 32) as u16).to_le_bytes());
-    put(&mut entry, 8, (run.physical as u32).to_le_bytes());
+    put(&mut entry, 6, physical_high);
+    put(&mut entry, 8, physical);
     entry
 }
 
 fn index(logical: u64, place: u64) -> [u8; ENTRY] {
     let mut entry = [0; ENTRY];
-    put(&mut entry, 0, (logical as u32).to_le_bytes());
-    put(&mut entry, 4, (place as u32).to_le_bytes());
-    put(&mut entry, 8, ((place >> 32) as u16).to_le_bytes());
+    let (place, place_high) = split_48(place);
+    put(&mut entry, 0, number_in_file(logical));
+    put(&mut entry, 4, place);
+    put(&mut entry, 8, place_high);
     entry
+}
+
+/// Encodes the number of a block in its file, which has 32 bits: no larger file gets into an image.
+fn number_in_file(logical: u64) -> [u8; 4] {
+    let [number, _] = halves_64(logical);
+    number
 }
 
 /// Decodes a tree into its runs, and the blocks that the tree itself takes. `load` reads a block.

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use super::bytes::{self, u16_at, u32_at};
+use crate::size::to_usize;
 
 /// Bytes of a block: a size that suits every disk, and that of a page.
 pub const BLOCK: u64 = 4096;
@@ -86,10 +87,10 @@ impl Geometry {
         );
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&block[0x68..0x78]);
-        let mut table = vec![0; (blocks.div_ceil(GROUP) * DESCRIPTOR) as usize];
+        let mut table = vec![0; to_usize(blocks.div_ceil(GROUP) * DESCRIPTOR)];
         image.read_exact_at(&mut table, BLOCK).context("read the descriptors of the groups")?;
         let address = |group: &[u8], low, high| u64::from(u32_at(group, low)) | u64::from(u32_at(group, high)) << 32;
-        let groups = table.chunks_exact(DESCRIPTOR as usize).map(|group| Group {
+        let groups = table.chunks_exact(to_usize(DESCRIPTOR)).map(|group| Group {
             block_bitmap: address(group, 0, 0x20),
             inode_bitmap: address(group, 4, 0x24),
             inode_table: address(group, 8, 0x28),
@@ -105,6 +106,11 @@ impl Geometry {
         // One bitmap block must cover them, and the table must fill whole blocks.
         let sound = (1..=GROUP).contains(&inodes) && (inodes * INODE).is_multiple_of(BLOCK);
         ensure!(sound, "the groups of the file system cannot have {inodes} inodes");
+        let all_inodes = inodes * geometry.groups.len() as u64;
+        ensure!(
+            u32::try_from(all_inodes).is_ok(),
+            "the file system has {all_inodes} inodes, more than ext4 can number"
+        );
         ensure!(geometry.tables().all(|block| block < blocks), "tables of the groups lie outside of the file system");
         Ok(geometry)
     }
@@ -117,6 +123,7 @@ impl Geometry {
 
     /// Returns the number of inodes of the whole file system.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the product was checked when the geometry was read")]
     pub fn inodes(&self) -> u32 {
         self.inodes_per_group * self.groups.len() as u32
     }

@@ -19,6 +19,7 @@ use super::placed::InodePlace;
 use super::read::Old;
 use super::space::{Pool, Space};
 use super::tree::{self, NodeKind};
+use crate::size::to_usize;
 
 /// Smallest number of blocks with which a changed file stays where it is: those of the usual chunk of a release. For an
 /// update of Debian's packages, 1, 4 and 16 make no difference to the download in chunks of 16 KiB (28.3, 28.0, 28.0
@@ -119,7 +120,7 @@ fn numbers(before: &[Option<usize>], old: &Old, geometry: &Geometry) -> Result<V
         anyhow::anyhow!(
             "the file system has {} inodes, the content needs {}",
             last,
-            before.len() as u32 + RESERVED_INODES
+            before.len() + RESERVED_INODES as usize
         )
     })
 }
@@ -155,7 +156,7 @@ impl Wanted {
         let Some((place, same)) = previous else { return Ok(wanted) };
         if same || node.kind == NodeKind::Directory || wanted.blocks.len() as u64 >= LARGE {
             for (logical, found) in &mut wanted.blocks {
-                let before = match wanted.pages.get(*logical as usize) {
+                let before = match wanted.pages.get(to_usize(*logical)) {
                     Some(page) => page.before.map(|before| before as u64),
                     None => Some(*logical),
                 };
@@ -221,6 +222,7 @@ mod tests {
     use crate::image::ext4::geometry::{Geometry, Group};
     use crate::image::ext4::read::Old;
     use crate::image::ext4::tree::{Node, NodeKind};
+    use crate::size::to_usize;
 
     /// Numbers that look random and are the same every time.
     struct Random(u64);
@@ -285,7 +287,7 @@ mod tests {
         let mut files: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for name in 0..1200 {
             // Sizes are as in an image: most files are small, a few hold most of the bytes.
-            let blocks = [random.below(4), random.below(20), random.below(20), random.below(400)][name as usize % 4];
+            let blocks = [random.below(4), random.below(20), random.below(20), random.below(400)][to_usize(name % 4)];
             files.insert(name, (0, blocks));
         }
         let first = content(&files);
@@ -296,7 +298,7 @@ mod tests {
         let mut old = Old { nodes: first.nodes, places: layout.places };
         for release in 1..=40 {
             for _ in 0..60 {
-                let Some((&name, &(_, blocks))) = files.iter().nth(random.below(1200) as usize) else { continue };
+                let Some((&name, &(_, blocks))) = files.iter().nth(to_usize(random.below(1200))) else { continue };
                 // A file becomes a few percent smaller or larger, or another one takes its place.
                 let blocks = (blocks * (97 + random.below(7)) / 100).min(400);
                 files.insert(name, (release, blocks));

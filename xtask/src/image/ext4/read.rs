@@ -13,6 +13,7 @@ use super::extents::{self, BlockRun};
 use super::geometry::{BLOCK, EXTENTS_FLAG, Geometry, INODE, ROOT};
 use super::placed::InodePlace;
 use super::tree::{Node, NodeKind};
+use crate::size::to_usize;
 
 /// Blocks read at a time.
 const STRETCH: u64 = 256;
@@ -56,7 +57,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn block(&self, number: u64) -> Result<Vec<u8>> {
         ensure!(number < self.geometry.blocks, "block {number} is outside of the file system");
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = vec![0; to_usize(BLOCK)];
         self.image.read_exact_at(&mut block, number * BLOCK).with_context(|| format!("read block {number}"))?;
         Ok(block)
     }
@@ -94,7 +95,7 @@ impl Reader<'_> {
             "the file system has only {} inodes",
             self.geometry.inodes()
         );
-        let mut inode = [0; INODE as usize];
+        let mut inode = [0; to_usize(INODE)];
         self.image.read_exact_at(&mut inode, self.geometry.inode_at(number)).context("read the inode")?;
         let kind = match u16_at(&inode, 0) & 0xf000 {
             0x4000 => NodeKind::Directory,
@@ -115,7 +116,7 @@ impl Reader<'_> {
             _ if has_runs => self.digest(&runs, bytes)?,
             _ => {
                 let target = in_inode
-                    .get(..bytes as usize)
+                    .get(..to_usize(bytes))
                     .context("the content is neither in blocks nor the short target of a link")?;
                 ContentDigest::of(target)
             }
@@ -130,13 +131,13 @@ impl Reader<'_> {
 
     fn digest(&self, runs: &[BlockRun], bytes: u64) -> Result<[u8; 32]> {
         let mut digest = ContentDigest::default();
-        let mut buffer = vec![0; (STRETCH * BLOCK).min(bytes) as usize];
+        let mut buffer = vec![0; to_usize((STRETCH * BLOCK).min(bytes))];
         for run in runs {
             let mut done = 0;
             while done < run.blocks {
                 let from = (run.logical + done) * BLOCK;
                 let length = (STRETCH.min(run.blocks - done) * BLOCK).min(bytes.saturating_sub(from));
-                let stretch = &mut buffer[..length as usize];
+                let stretch = &mut buffer[..to_usize(length)];
                 self.image.read_exact_at(stretch, (run.physical + done) * BLOCK).context("read the content")?;
                 digest.update(run.logical + done, stretch);
                 done += STRETCH;

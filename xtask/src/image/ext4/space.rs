@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::size::to_usize;
+
 /// Length from which on free stretches are filled from the beginning of the image, in blocks: 4 MiB. Shorter stretches,
 /// the longest first, are used only when no such stretch is left.
 const LONG: u64 = 1024;
@@ -18,7 +20,7 @@ impl Space {
     /// Makes a map in which all blocks but those of `tables` are free.
     #[must_use]
     pub fn new(blocks: u64, tables: impl Iterator<Item = u64>) -> Self {
-        let mut space = Self { used: vec![false; blocks as usize], free: blocks };
+        let mut space = Self { used: vec![false; to_usize(blocks)], free: blocks };
         tables.for_each(|block| {
             space.claim(block);
         });
@@ -27,7 +29,7 @@ impl Space {
 
     /// Takes a block. The result is false if the block is taken already, or does not exist.
     pub fn claim(&mut self, block: u64) -> bool {
-        match self.used.get_mut(block as usize) {
+        match self.used.get_mut(to_usize(block)) {
             Some(used) if !*used => {
                 *used = true;
                 self.free -= 1;
@@ -39,7 +41,7 @@ impl Space {
 
     /// Gives a block back.
     pub fn release(&mut self, block: u64) {
-        if let Some(used) = self.used.get_mut(block as usize).filter(|used| **used) {
+        if let Some(used) = self.used.get_mut(to_usize(block)).filter(|used| **used) {
             *used = false;
             self.free += 1;
         }
@@ -54,7 +56,7 @@ impl Space {
     /// Whether a block is used; blocks behind the end count as used.
     #[must_use]
     pub fn is_used(&self, block: u64) -> bool {
-        self.used.get(block as usize).copied().unwrap_or(true)
+        self.used.get(to_usize(block)).copied().unwrap_or(true)
     }
 
     /// Returns the free stretches, from which blocks can be taken.
@@ -97,7 +99,7 @@ impl Pool {
     /// Takes the next blocks, in one piece where there is one of that length, and fewer than `count` when the image is
     /// full.
     pub fn take(&mut self, count: u64) -> Vec<u64> {
-        let mut blocks = Vec::with_capacity(count as usize);
+        let mut blocks = Vec::with_capacity(to_usize(count));
         while (blocks.len() as u64) < count {
             let missing = count - blocks.len() as u64;
             if self.current.end - self.current.start < missing {

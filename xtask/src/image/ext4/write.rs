@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 use super::attributes;
-use super::bytes::{checksum, put, u16_at};
+use super::bytes::{checksum, halves, halves_64, put, split_48, u16_at};
 use super::content::{Content, ContentSource, Inode};
 use super::directory;
 use super::extents;
@@ -15,6 +15,7 @@ use super::geometry::{BLOCK, DESCRIPTOR, EXTENTS_FLAG, GROUP, Geometry, INODE, R
 use super::place::BlockPlan;
 use super::placed::InodePlace;
 use super::tree::NodeKind;
+use crate::size::to_usize;
 
 /// Flag of a group whose inode table is initialised (`EXT4_BG_INODE_ZEROED`).
 const TABLE_ZEROED: u16 = 4;
@@ -62,7 +63,7 @@ impl Writer<'_> {
         let (node, inode, place) = (&self.content.nodes[at], &self.content.inodes[at], &self.layout.places[at]);
         // Checksums of everything that belongs to an inode start with its number and its generation, which is 0.
         let seed = checksum(checksum(self.seed, &place.number.to_le_bytes()), &[0; 4]);
-        let mut bytes = [0; INODE as usize];
+        let mut bytes = [0; to_usize(INODE)];
         let size = if node.kind == NodeKind::Directory { place.pages.len() as u64 * BLOCK } else { inode.bytes };
         let (tree, tree_blocks) = extents::encode(&place.runs, &place.tree_blocks, seed);
         for (place, block) in tree_blocks {
@@ -82,8 +83,9 @@ impl Writer<'_> {
         attributes::into_inode(self.attributes(inode, place)?, &mut bytes);
         encode(inode, size, place, &mut bytes);
         let sum = checksum(seed, &bytes);
-        put(&mut bytes, 0x7c, (sum as u16).to_le_bytes());
-        put(&mut bytes, 0x82, ((sum >> 16) as u16).to_le_bytes());
+        let [sum, sum_high] = halves(sum);
+        put(&mut bytes, 0x7c, sum);
+        put(&mut bytes, 0x82, sum_high);
         self.image.write_all_at(&bytes, self.geometry.inode_at(place.number)).context("write the inode")?;
         match node.kind {
             NodeKind::Directory => self.directory(at, seed),
@@ -119,7 +121,7 @@ impl Writer<'_> {
     }
 
     fn data(&self, inode: &Inode, place: &InodePlace) -> Result<()> {
-        let mut buffer = vec![0; (STRETCH * BLOCK).min(inode.bytes) as usize];
+        let mut buffer = vec![0; to_usize((STRETCH * BLOCK).min(inode.bytes))];
         let file = match &inode.source {
             ContentSource::File(path) if !place.runs.is_empty() => Some(File::open(path).context("open the file")?),
             _ => None,
@@ -130,7 +132,7 @@ impl Writer<'_> {
                 let blocks = STRETCH.min(run.blocks - done);
                 let from = (run.logical + done) * BLOCK;
                 let length = (blocks * BLOCK).min(inode.bytes.saturating_sub(from));
-                let stretch = &mut buffer[..length as usize];
+                let stretch = &mut buffer[..to_usize(length)];
                 match (&file, &inode.source) {
                     (Some(file), _) => {
                         file.read_exact_at(stretch, from).context("the file changed while it was read")?
@@ -161,21 +163,20 @@ impl Writer<'_> {
             directories[index / inodes_per_group] += u32::from(node.kind == NodeKind::Directory);
         }
         let table_bytes = geometry.groups.len() as u64 * DESCRIPTOR;
-        let mut table = vec![0; table_bytes as usize];
+        let mut table = vec![0; to_usize(table_bytes)];
         self.image.read_exact_at(&mut table, BLOCK).context("read the descriptors")?;
         let (mut free_blocks, mut free_inodes) = (0, 0);
-        for (number, (group, descriptor)) in
-            geometry.groups.iter().zip(table.chunks_exact_mut(DESCRIPTOR as usize)).enumerate()
-        {
-            let first = number as u64 * GROUP;
+        let descriptors = table.chunks_exact_mut(to_usize(DESCRIPTOR));
+        for ((number, group), descriptor) in (0_u32..).zip(&geometry.groups).zip(descriptors) {
+            let (at, first) = (number as usize, u64::from(number) * GROUP);
             // Blocks behind the end count as used.
             let blocks = bitmap((first..first + GROUP).map(|block| self.layout.space.is_used(block)));
-            let mine = &used[number * inodes_per_group..(number + 1) * inodes_per_group];
+            let mine = &used[at * inodes_per_group..(at + 1) * inodes_per_group];
             let inodes = bitmap(mine.iter().copied());
             self.put_block(group.block_bitmap, &blocks)?;
             self.put_block(group.inode_bitmap, &inodes)?;
-            let free = (first..first + GROUP).filter(|block| !self.layout.space.is_used(*block)).count() as u32;
-            let unused = mine.iter().filter(|used| !**used).count() as u32;
+            let free = (first..first + GROUP).map(|block| u32::from(!self.layout.space.is_used(block))).sum::<u32>();
+            let unused = mine.iter().map(|used| u32::from(!used)).sum::<u32>();
             free_blocks += u64::from(free);
             free_inodes += unused;
             // Nothing is left to be initialised later, and the count of inodes never used, at 0x1c, stays 0: otherwise
@@ -186,25 +187,28 @@ impl Writer<'_> {
             for (low, high, value) in [
                 (0x0c, 0x2c, free),
                 (0x0e, 0x2e, unused),
-                (0x10, 0x30, directories[number]),
+                (0x10, 0x30, directories[at]),
                 (0x18, 0x38, block_sum),
                 (0x1a, 0x3a, inode_sum),
                 (0x1c, 0x32, 0),
             ] {
-                put(descriptor, low, (value as u16).to_le_bytes());
-                put(descriptor, high, ((value >> 16) as u16).to_le_bytes());
+                let [value, value_high] = halves(value);
+                put(descriptor, low, value);
+                put(descriptor, high, value_high);
             }
             put(descriptor, 0x1e, [0; 2]);
-            let sum = checksum(checksum(self.seed, &(number as u32).to_le_bytes()), descriptor);
-            put(descriptor, 0x1e, (sum as u16).to_le_bytes());
+            let sum = checksum(checksum(self.seed, &number.to_le_bytes()), descriptor);
+            let [sum, _] = halves(sum);
+            put(descriptor, 0x1e, sum);
         }
         // Copies in other groups stay as mke2fs made them: they serve a repair, which never happens to an image, and
         // e2fsck counts anew when it starts from one.
         self.image.write_all_at(&table, BLOCK).context("write the descriptors")?;
         let mut superblock = [0; 1024];
         self.image.read_exact_at(&mut superblock, SUPERBLOCK).context("read the superblock")?;
-        put(&mut superblock, 0x0c, (free_blocks as u32).to_le_bytes());
-        put(&mut superblock, 0x158, ((free_blocks >> 32) as u32).to_le_bytes());
+        let [free_blocks, free_blocks_high] = halves_64(free_blocks);
+        put(&mut superblock, 0x0c, free_blocks);
+        put(&mut superblock, 0x158, free_blocks_high);
         put(&mut superblock, 0x10, free_inodes.to_le_bytes());
         let sum = checksum(!0, &superblock[..0x3fc]);
         put(&mut superblock, 0x3fc, sum.to_le_bytes());
@@ -219,38 +223,41 @@ fn encode(inode: &Inode, size: u64, place: &InodePlace, bytes: &mut [u8]) {
     let sectors = blocks * (BLOCK / 512);
     let attributes = place.attribute_block.unwrap_or_default();
     let links = if inode.links > MOST_SUBDIRECTORIES { 1 } else { inode.links };
+    let ([uid, uid_high], [gid, gid_high]) = (halves(inode.uid), halves(inode.gid));
+    let ([links, _], [size, size_high]) = (halves(links), halves_64(size));
+    let ((sectors, sectors_high), (attributes, attributes_high)) = (split_48(sectors), split_48(attributes));
     for (offset, value) in [
-        (0, inode.mode),
-        (2, inode.uid as u16),
-        (0x18, inode.gid as u16),
-        (0x1a, links as u16),
-        (0x74, (sectors >> 32) as u16),
-        (0x76, (attributes >> 32) as u16),
-        (0x78, (inode.uid >> 16) as u16),
-        (0x7a, (inode.gid >> 16) as u16),
-        (0x80, EXTRA),
+        (0, inode.mode.to_le_bytes()),
+        (2, uid),
+        (0x18, gid),
+        (0x1a, links),
+        (0x74, sectors_high),
+        (0x76, attributes_high),
+        (0x78, uid_high),
+        (0x7a, gid_high),
+        (0x80, EXTRA.to_le_bytes()),
     ] {
-        put(bytes, offset, value.to_le_bytes());
+        put(bytes, offset, value);
     }
     for (offset, value) in [
-        (4, size as u32),
-        (0x6c, (size >> 32) as u32),
-        (0x1c, sectors as u32),
-        (0x68, attributes as u32),
+        (4, size),
+        (0x6c, size_high),
+        (0x1c, sectors),
+        (0x68, attributes),
         // These are the times of access, change, modification and creation.
-        (8, TIME),
-        (0xc, TIME),
-        (0x10, TIME),
-        (0x90, TIME),
+        (8, TIME.to_le_bytes()),
+        (0xc, TIME.to_le_bytes()),
+        (0x10, TIME.to_le_bytes()),
+        (0x90, TIME.to_le_bytes()),
     ] {
-        put(bytes, offset, value.to_le_bytes());
+        put(bytes, offset, value);
     }
     debug_assert_eq!(u16_at(bytes, 0x7c), 0, "the checksum comes last");
 }
 
 /// Makes a block of bits; those beyond the last are ones.
 fn bitmap(bits: impl Iterator<Item = bool>) -> Vec<u8> {
-    let mut block = vec![0xff; BLOCK as usize];
+    let mut block = vec![0xff; to_usize(BLOCK)];
     for (at, used) in bits.enumerate() {
         if !used {
             block[at / 8] &= !(1 << (at % 8));

@@ -62,7 +62,7 @@ impl ArchiveEntry {
 /// before it got longer.
 ///
 /// # Errors
-/// When two of them have the same file, and those of [`cpio`].
+/// Fails when two of them have the same file, and as [`cpio`] does.
 pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for part in parts {

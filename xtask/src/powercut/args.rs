@@ -1,6 +1,6 @@
 //! Options of the power-cut explorer.
 
-/// About how many states the first flash yields where nobody asks for more or less.
+/// Approximate number of states of the first flash by default.
 pub const USUAL_STATES: usize = 20_000;
 
 /// Options of `power-cut`.

@@ -170,8 +170,8 @@ impl Store {
         Ok(())
     }
 
-    /// Repeats a request while it fails in ways that can pass. Returns an answer that succeeded, or that nothing was
-    /// found.
+    /// Repeats a request while it fails in ways that can pass. Returns the answer of a success, or of an object that is
+    /// not there.
     fn retry<T>(
         &self,
         doing: &str,

@@ -69,7 +69,8 @@ impl Geometry {
         let (inode_bytes, descriptor_bytes) = (u16_at(&block, 0x58), u16_at(&block, 0xfe));
         ensure!(
             block_bytes == BLOCK && u64::from(inode_bytes) == INODE && u64::from(descriptor_bytes) == DESCRIPTOR,
-            "the file system has blocks of {block_bytes} bytes, inodes of {inode_bytes}, descriptors of {descriptor_bytes}; \
+            "the file system has blocks of {block_bytes} bytes, inodes of {inode_bytes} and descriptors of \
+             {descriptor_bytes}; \
              the builder makes them of {BLOCK}, {INODE} and {DESCRIPTOR}"
         );
         ensure!(

@@ -34,7 +34,7 @@ pub enum Tier {
 /// without KVM.
 const TIERS: [(Tier, &str, u32); 4] = [
     (Tier::Unit, "style, lints, and the tests that need nothing but cargo", 4),
-    (Tier::Root, "the tests that need root and installed tools", 6),
+    (Tier::Root, "checks of the dependencies, and the tests that need root and installed tools", 10),
     (Tier::Vm, "everything that is shipped, states after power cuts, and boots in virtual machines", 25),
     (Tier::Full, "more states after power cuts, and all boots in virtual machines", 120),
 ];
@@ -127,15 +127,15 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
         Tier::Unit => {
             part(paths, "style", &["fmt", "--all", "--check"])?;
             part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-            crate::oldest_rust::check(paths)?;
-            crate::deny::check(paths)?;
             part(paths, "tests", &["test", "--workspace", "--locked"])
         }
-        Tier::Root => part(
-            paths,
-            "tests with root",
-            &["test", "--workspace", "--tests", "--locked", "--", "--ignored", "--skip", "vm::"],
-        ),
+        Tier::Root => {
+            // Both may first install or build what they check with.
+            crate::oldest_rust::check(paths)?;
+            crate::deny::check(paths)?;
+            let tests = ["test", "--workspace", "--tests", "--locked", "--", "--ignored", "--skip", "vm::"];
+            part(paths, "tests with root", &tests)
+        }
         Tier::Vm | Tier::Full => {
             let full = tier == Tier::Full;
             crate::demo::build_all(paths, assume_yes)?;

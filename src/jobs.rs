@@ -1,5 +1,5 @@
-//! What reflash does to a machine: [`recovery`] of its system, [`provision`]ing of a blank disk, [`factory_reset`] of its
-//! data. Each is the same for PID 1 and for a command typed by hand.
+//! What reflash does to a machine: [`recovery`] of its system, [`provision`]ing of a blank disk, [`factory_reset`] of
+//! its data. Each is the same for PID 1 and for a command typed by hand.
 
 pub mod factory_reset;
 pub mod keys;

@@ -13,8 +13,8 @@ const CANNOT_PRINT: &str = "failed printing to";
 /// Writes every record of the libraries from here on.
 ///
 /// The logger prints with `eprintln!`, which panics where nobody reads any more. So it is not used where a first line
-/// cannot be written, since the command is worth more than its log; and where that happens later, as on a disk that fills
-/// up, the program ends with the exit code of a failure instead of an abort.
+/// cannot be written, since the command is worth more than its log; and where that happens later, as on a disk that
+/// fills up, the program ends with the exit code of a failure instead of an abort.
 pub(super) fn log_libraries() {
     if writeln!(stderr(), "reflash {}: logging requests and what the libraries say", env!("CARGO_PKG_VERSION")).is_err()
     {

@@ -1,7 +1,7 @@
 //! Connections to whichever address of a host answers first (Happy Eyeballs, RFC 8305).
 //!
-//! ureq tries one address after the other and halves the time for each: of twelve addresses whose first eight lead nowhere,
-//! the ninth would get less than a round trip.
+//! ureq tries one address after the other and halves the time for each: of twelve addresses whose first eight lead
+//! nowhere, the ninth would get less than a round trip.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -198,7 +198,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
         let (_full, dead) = silent();
-        // https://github.com/algesten/ureq/issues/1150: as large content networks answer, the first eight leading nowhere.
+        // https://github.com/algesten/ureq/issues/1150: as large content networks answer, the first eight leading
+        // nowhere.
         let mut addresses = vec![dead; 8];
         addresses.extend([refusing(), good]);
         let began = Instant::now();

@@ -1,5 +1,5 @@
-//! Provisioning: a whole disk becomes a robot's disk, in an order that a power cut cannot turn into something that boots
-//! half-finished.
+//! Provisioning: a whole disk becomes a robot's disk, in an order that a power cut cannot turn into something that
+//! boots half-finished.
 //!
 //! ```text
 //! survey() -> choose() -> Preflight -> Armed -> begin() -> PartiallyWritten -> finish() -> Provisioned
@@ -11,7 +11,8 @@
 //! 1. The provisioning marker, in the gap behind the partition table.
 //! 2. Zeros over the first sector: the disk is now marked unfinished, and provisioning may restart without arming.
 //! 3. Zeros over the rest of the first and last MiB of the disk and of every partition: old tables and signatures.
-//! 4. File systems and GRUB's core.img, where the table will say they are; kernel, initramfs and configuration into them.
+//! 4. File systems and GRUB's core.img, where the table will say they are; kernel, initramfs and configuration into
+//!    them.
 //! 5. The system, downloaded, written and read back as in any recovery.
 //! 6. The partition table without its first sector.
 //! 7. The first sector, which makes the disk bootable.

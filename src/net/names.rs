@@ -1,9 +1,10 @@
 //! Names to addresses, on networks whose name servers are half broken.
 //!
-//! Every server is asked for both kinds of address at the same time, and one good answer is enough: a server that is dead,
-//! refuses one kind, knows nothing of the name or cuts its answer short only counts while no other has an address. musl's
-//! resolver, which std uses, fails as a whole when one of the two kinds fails, and takes the first server's word for a name
-//! that does not exist. `hickory-resolver` was looked at: it brings an asynchronous runtime into PID 1.
+//! Every server is asked for both kinds of address at the same time, and one good answer is enough: a server that is
+//! dead, refuses one kind, knows nothing of the name or cuts its answer short only counts while no other has an
+//! address. musl's resolver, which std uses, fails as a whole when one of the two kinds fails, and takes the first
+//! server's word for a name that does not exist. `hickory-resolver` was looked at: it brings an asynchronous runtime
+//! into PID 1.
 
 mod query;
 
@@ -21,7 +22,8 @@ use query::{Outcome, ask};
 const PORT: u16 = 53;
 /// Time for all answers about one name. musl and glibc give up after 5 s a round.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know better.
+/// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know
+/// better.
 const MORE: Duration = Duration::from_millis(150);
 /// Servers that are asked; resolvers of old read three.
 const MOST_SERVERS: usize = 8;
@@ -89,7 +91,7 @@ impl Resolver {
         this
     }
 
-    /// The same with other servers, such as those of a test.
+    /// Replaces the name servers, as by those of a test.
     #[must_use]
     pub fn with_servers(self, servers: Vec<SocketAddr>) -> Self {
         Self { servers, ..self }
@@ -186,8 +188,8 @@ fn collect(outcomes: &Receiver<(SocketAddr, Outcome)>, mut until: Instant) -> Re
     if addresses.is_empty() { Err(said.into_iter().collect()) } else { Ok(addresses) }
 }
 
-/// One kind after the other, so that a kind that leads nowhere costs one attempt (RFC 8305, 4). IPv4 comes first: it is what
-/// recovery configures by itself.
+/// One kind after the other, so that a kind that leads nowhere costs one attempt (RFC 8305, 4). IPv4 comes first: it is
+/// what recovery configures by itself.
 fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (four, six): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv4);
     let (mut four, mut six) = (four.into_iter(), six.into_iter());

@@ -1,8 +1,8 @@
 //! A robot whose system does not come up recovers by itself: each kind of damage has its own reason, and the system is
 //! up at the end.
 //!
-//! The system is the tiny one of `xtask/src/test_system.rs`; GRUB, recovery and release are the real ones. Tests named `full_`
-//! take minutes each: only `cargo xtask test --full` runs them.
+//! The system is the tiny one of `xtask/src/test_system.rs`; GRUB, recovery and release are the real ones. Tests named
+//! `full_` take minutes each: only `cargo xtask test --full` runs them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -24,7 +24,8 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
-/// Asks one server for both kinds. `tell` gets each outcome as it comes, and says whether anybody still waits.
+/// Asks one server for both kinds. `report` gets each outcome as it comes, and says whether
+/// anybody still waits.
 pub(super) fn ask(server: SocketAddr, name: &str, until: Instant, report: impl Fn(Outcome) -> bool) {
     if let Err(error) = ask_by_udp(server, name, until, &report) {
         report(Outcome::Failed(error.to_string()));
@@ -37,7 +38,8 @@ fn ask_by_udp(server: SocketAddr, name: &str, until: Instant, report: &impl Fn(O
     let socket = UdpSocket::bind((local, 0))?;
     socket.connect(server)?;
     let random = RandomState::new().hash_one(name);
-    let kinds = [(TYPE::A, random as u16), (TYPE::AAAA, (random >> 16) as u16)];
+    let [a, b, c, d, ..] = random.to_le_bytes();
+    let kinds = [(TYPE::A, u16::from_le_bytes([a, b])), (TYPE::AAAA, u16::from_le_bytes([c, d]))];
     let mut open: Vec<(TYPE, u16, Vec<u8>)> =
         kinds.into_iter().map(|(kind, id)| Ok((kind, id, question(name, kind, id)?))).collect::<io::Result<_>>()?;
     let mut buffer = [0; MOST_UDP_BYTES];
@@ -65,17 +67,9 @@ fn ask_by_udp(server: SocketAddr, name: &str, until: Instant, report: &impl Fn(O
                 continue;
             };
             let (kind, id, question) = open.swap_remove(at);
-            let outcome = match read(&buffer[..length], kind) {
-                // Cut short, or not to be read: TCP has room for all of it.
-                None => match ask_by_tcp(server, &question, until) {
-                    Ok(answer) if is_answer(&answer, id, name, kind) => {
-                        read(&answer, kind).unwrap_or_else(|| Outcome::Failed("its answer cannot be read".into()))
-                    }
-                    Ok(_) => Outcome::Failed("its answer over TCP is to another question".into()),
-                    Err(error) => Outcome::Failed(format!("its answer is cut short, and over TCP: {error}")),
-                },
-                Some(outcome) => outcome,
-            };
+            // Cut short, or not to be read: TCP has room for all of it.
+            let outcome = read(&buffer[..length], kind)
+                .unwrap_or_else(|| over_tcp(server, &Sent { name, kind, id, bytes: &question }, until));
             if !report(outcome) {
                 return Ok(());
             }
@@ -86,6 +80,25 @@ fn ask_by_udp(server: SocketAddr, name: &str, until: Instant, report: &impl Fn(O
         }
     }
     Ok(())
+}
+
+/// A question as it was sent.
+struct Sent<'a> {
+    name: &'a str,
+    kind: TYPE,
+    id: u16,
+    bytes: &'a [u8],
+}
+
+/// Asks once more over TCP, whose answers have room for everything.
+fn over_tcp(server: SocketAddr, question: &Sent<'_>, until: Instant) -> Outcome {
+    match ask_by_tcp(server, question.bytes, until) {
+        Ok(answer) if is_answer(&answer, question.id, question.name, question.kind) => {
+            read(&answer, question.kind).unwrap_or_else(|| Outcome::Failed("its answer cannot be read".into()))
+        }
+        Ok(_) => Outcome::Failed("its answer over TCP is to another question".into()),
+        Err(error) => Outcome::Failed(format!("its answer is cut short, and over TCP: {error}")),
+    }
 }
 
 fn ask_by_tcp(server: SocketAddr, question: &[u8], until: Instant) -> io::Result<Vec<u8>> {
@@ -188,8 +201,9 @@ mod tests {
             let mut bytes = answer.clone();
             for _ in 0..4 {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let at = (state >> 33) as usize % bytes.len();
-                bytes[at] = (state >> 20) as u8;
+                let [value, at, ..] = state.to_be_bytes();
+                let at = usize::from(at) % bytes.len();
+                bytes[at] = value;
             }
             let _ = (is_answer(&bytes, 7, "a.b", TYPE::A), read(&bytes, TYPE::A));
         }

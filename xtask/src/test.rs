@@ -292,9 +292,11 @@ mod tests {
                 for (reason, name) in ignored(&std::fs::read_to_string(&path).unwrap()) {
                     seen += 1;
                     let tier = REASONS.iter().position(|known| reason.starts_with(known));
-                    let fits = boots || tier == Some(0);
+                    let fits = if boots { tier.is_some() } else { tier == Some(0) };
                     assert!(fits, "{}: {name} is ignored with the reason {reason:?}", path.display());
-                    assert!(tier != Some(2) || name.starts_with("full_"), "{}: {name}", path.display());
+                    // A macro gets its names elsewhere: they begin with `full_` too, or every run would take long.
+                    let named = name.starts_with("full_") || name.starts_with('$');
+                    assert!(tier != Some(2) || named, "{}: {name}", path.display());
                 }
             }
         }

@@ -10,11 +10,11 @@
 //! | entry | [`pid1`] | what PID 1 does: the recovery agent, and the first step of the system's boot | |
 //! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table` |
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image | `plan` |
-//! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `progress`, `totals` |
+//! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `bios`, `efi` |
 //! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `filesystem`, `roles` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
-//! | services | [`net`] | network cards, addresses, DHCP | |
+//! | services | [`net`] | network cards, addresses, DHCP, names | |
 //! | facts | [`machine`] | what this machine is: configuration, identity, host name, drivers | `config`, `hostname`, `placeholder`, `clock`, `media`, `drivers::glob`, `drivers::tables` |
 //! | facts | [`release`] | the published format | all |
 //! | system calls | [`sys`] | the only home of `nix`, `rustix` and `unsafe` | |

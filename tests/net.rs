@@ -41,13 +41,18 @@ impl World {
     }
 
     fn dhcp_server(&mut self, on: &str, first: &str, last: &str) {
+        self.dhcp_server_with(on, first, last, &["3,10.77.0.1", "6,10.77.0.53,10.77.0.54"]);
+    }
+
+    /// A server that gives these options to whoever asks.
+    fn dhcp_server_with(&mut self, on: &str, first: &str, last: &str, options: &[&str]) {
         let leases = self.directory.path().join(format!("leases-{}", self.servers.len()));
         let server = Command::new("ip")
             .args(["netns", "exec", "server", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"])
             .args(["--user=root", "--pid-file=", "--bind-interfaces", "--except-interface=lo", "--dhcp-authoritative"])
             .arg(format!("--interface={on}"))
             .arg(format!("--dhcp-range={first},{last},255.255.255.0,1000"))
-            .args(["--dhcp-option=3,10.77.0.1", "--dhcp-option=6,10.77.0.53,10.77.0.54"])
+            .args(options.iter().map(|option| format!("--dhcp-option={option}")))
             .arg(format!("--dhcp-leasefile={}", leases.display()))
             .stderr(Stdio::null())
             .spawn()
@@ -145,6 +150,54 @@ fn a_lease_is_obtained_and_the_machine_is_configured() {
         wait_for(&events, "leased for 1000 s", 1);
         // Nothing listens to packets between exchanges.
         assert_eq!(read(Path::new("/proc/net/packet")).lines().count(), 1);
+    });
+}
+
+/// Reports: https://github.com/systemd/systemd/issues/440 (routers), https://github.com/maxnet/berryboot/issues/224 (MTU),
+/// https://github.com/coreos/bugs/issues/84 (search list).
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn of_several_routers_the_first_is_used_and_mtu_and_domains_are_taken() {
+    isolated("net::of_several_routers_the_first_is_used_and_mtu_and_domains_are_taken", || {
+        let mut world = World::new();
+        world.card("eth0", Some("10.77.0.1/24"));
+        let options = [
+            "3,10.77.0.1,10.77.0.2",
+            "6,10.77.0.53,10.77.0.54,10.77.0.55,10.77.0.56",
+            "15,own.example",
+            "26,1400",
+            "option:domain-search,lab.example,own.example,example",
+        ];
+        world.dhcp_server_with("s-eth0", "10.77.0.50", "10.77.0.60", &options);
+        let (up, events) = world.start(dhcp());
+        let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        assert_eq!((up.gateway, up.dns.len()), (Some(Ipv4Addr::new(10, 77, 0, 1)), 4));
+        assert!(output("ip", &["route"]).starts_with("default via 10.77.0.1 dev eth0"));
+        assert_eq!(read(Path::new("/sys/class/net/eth0/mtu")).trim(), "1400");
+        let resolv_conf = read(&world.resolv_conf());
+        assert!(resolv_conf.ends_with("nameserver 10.77.0.56\nsearch own.example lab.example example\n"), "{resolv_conf}");
+        wait_for(&events, "MTU 1400", 1);
+    });
+}
+
+/// Report: https://github.com/ipxe/ipxe/issues/1556.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn classless_routes_are_set_in_place_of_the_router() {
+    isolated("net::classless_routes_are_set_in_place_of_the_router", || {
+        let mut world = World::new();
+        world.card("eth0", Some("10.77.0.1/24"));
+        // The default route leads through a router outside the subnet, which another route makes reachable.
+        let routes = "121,192.0.2.1/32,0.0.0.0,0.0.0.0/0,192.0.2.1,198.51.100.0/24,10.77.0.7";
+        world.dhcp_server_with("s-eth0", "10.77.0.50", "10.77.0.60", &["3,10.77.0.1", routes]);
+        let (up, _events) = world.start(dhcp());
+        let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        assert_eq!(up.gateway, Some(Ipv4Addr::new(192, 0, 2, 1)));
+        let routes = output("ip", &["route"]);
+        for route in ["default via 192.0.2.1 dev eth0", "192.0.2.1 dev eth0", "198.51.100.0/24 via 10.77.0.7 dev eth0"] {
+            assert!(routes.contains(route), "{routes}");
+        }
+        assert!(!routes.contains("via 10.77.0.1"), "{routes}");
     });
 }
 

@@ -18,8 +18,7 @@ const VERSION: &str = "0.20.2";
 pub fn check(paths: &Paths) -> Result<()> {
     let program = program(paths)?;
     let mut checks = vec!["licenses", "sources", "bans"];
-    let databases = cargo_home()?.join("advisory-dbs");
-    if std::fs::read_dir(&databases).is_ok_and(|mut entries| entries.next().is_some()) {
+    if has_database(&cargo_home()?.join("advisory-dbs")) {
         checks.push("advisories");
     } else {
         eprintln!("  advisories are not checked: `{} fetch db` fetches their database", program.display());
@@ -32,6 +31,12 @@ pub fn check(paths: &Paths) -> Result<()> {
         bail!("the dependencies are not what deny.toml allows; {} says above which and why", program.display());
     }
     Ok(())
+}
+
+/// Whether a database was fetched. An interrupted fetch leaves the directory with a lock, or an empty repository.
+fn has_database(databases: &Path) -> bool {
+    let entries = std::fs::read_dir(databases).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.join(".git/FETCH_HEAD").is_file())
 }
 
 /// cargo-deny, built below `target/work/tools` when it is not there.
@@ -64,4 +69,21 @@ fn cargo_home() -> Result<PathBuf> {
     }
     let home = std::env::home_dir().context("neither CARGO_HOME nor HOME is set")?;
     Ok(home.join(".cargo"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_database;
+
+    #[test]
+    fn only_a_database_that_was_fetched_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!has_database(&directory.path().join("missing")) && !has_database(directory.path()));
+        std::fs::write(directory.path().join("db.lock"), "").unwrap();
+        let repository = directory.path().join("advisory-db-3157b0e258782691/.git");
+        std::fs::create_dir_all(&repository).unwrap();
+        assert!(!has_database(directory.path()));
+        std::fs::write(repository.join("FETCH_HEAD"), "").unwrap();
+        assert!(has_database(directory.path()));
+    }
 }

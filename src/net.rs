@@ -1,4 +1,4 @@
-//! The network: links, addresses, DHCP.
+//! The network: links, addresses, DHCP, names.
 //!
 //! [`bring_up`] is all that the agent needs. It tries every card at the same time and takes the first that gets an
 //! address; a thread then keeps the lease alive and starts over when the cable moves to another card.

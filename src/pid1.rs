@@ -9,9 +9,9 @@ use std::fs;
 /// File in the initramfs that names the job of PID 1.
 const ROLE_FILE: &str = "/etc/reflash/role";
 
-/// Job that the initramfs gives PID 1.
+/// Pid1Role that the initramfs gives PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Job {
+pub enum Pid1Role {
     /// PID 1 is the recovery agent.
     Recovery,
     /// PID 1 makes the first step of the system's own boot.
@@ -21,9 +21,9 @@ pub enum Job {
 /// Reads the job that the initramfs gives PID 1. A missing file means recovery, as in an initramfs from before there
 /// was this file.
 #[must_use]
-pub fn role() -> Job {
+pub fn role() -> Pid1Role {
     match fs::read_to_string(ROLE_FILE) {
-        Ok(role) if role.trim() == "system" => Job::System,
-        _ => Job::Recovery,
+        Ok(role) if role.trim() == "system" => Pid1Role::System,
+        _ => Pid1Role::Recovery,
     }
 }

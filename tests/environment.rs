@@ -14,7 +14,7 @@ use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 use proptest::{collection, sample};
 
 use crate::properties::config;
-use crate::support::server::{Server, status};
+use crate::support::server::{TestServer, status};
 
 fn editenv(path: &Path, arguments: &[&str]) -> String {
     let output = Command::new("grub-editenv").arg(path).args(arguments).output().unwrap();
@@ -112,11 +112,11 @@ fn what_was_not_reported_is_posted_once() {
     open.record(&attempt(2, Some(AttemptOutcome::Failed))).unwrap();
     open.record(&attempt(3, None)).unwrap();
 
-    let refusing = Server::start(|_| status("500 Internal Server Error"));
+    let refusing = TestServer::start(|_| status("500 Internal TestServer Error"));
     let pending = Pending::of(&open, &who).unwrap();
     assert!(pending.post(&refusing.url(), &options()).is_err());
 
-    let server = Server::start(|_| status("204 No Content"));
+    let server = TestServer::start(|_| status("204 No Content"));
     let pending = Pending::of(&open, &who).unwrap();
     pending.post(&server.url(), &options()).unwrap();
     pending.mark(&mut open);

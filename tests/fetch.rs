@@ -10,7 +10,7 @@ use reflash::fetch::{
 };
 
 use crate::support::clock::FakeClock;
-use crate::support::server::{Act, Proxy, Request, Server, answer, cut, object, status};
+use crate::support::server::{Act, Proxy, TestRequest, TestServer, answer, cut, object, status};
 
 mod crowd;
 mod https;
@@ -40,9 +40,9 @@ pub fn options() -> FetchOptions {
     }
 }
 
-fn good(data: &Arc<Vec<u8>>) -> Server {
+fn good(data: &Arc<Vec<u8>>) -> TestServer {
     let data = Arc::clone(data);
-    Server::start(move |request| object(request, &data))
+    TestServer::start(move |request| object(request, &data))
 }
 
 /// Mirrors that do not sleep, and what they would have slept and said.
@@ -73,7 +73,7 @@ impl Record {
     }
 }
 
-fn single(server: &Server) -> Http {
+fn single(server: &TestServer) -> Http {
     Http::new(&server.url(), &options()).unwrap()
 }
 
@@ -86,7 +86,7 @@ fn collect(source: &dyn Source, range: std::ops::Range<u64>) -> Result<Vec<u8>, 
     Ok(got)
 }
 
-fn ranges(server: &Server) -> Vec<(usize, usize)> {
+fn ranges(server: &TestServer) -> Vec<(usize, usize)> {
     server.requests().iter().map(|request| request.range().unwrap()).collect()
 }
 
@@ -113,7 +113,7 @@ fn a_good_server_is_asked_for_exactly_the_range_on_one_connection() {
 fn a_cut_transfer_asks_only_for_the_rest() {
     let data = data(500_000);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| match request.number {
+    let server = TestServer::start(move |request| match request.number {
         0 => cut(request, &served, 123_456),
         _ => object(request, &served),
     });
@@ -131,7 +131,7 @@ fn a_cut_transfer_asks_only_for_the_rest() {
 fn another_mirror_delivers_the_rest() {
     let data = data(500_000);
     let served = Arc::clone(&data);
-    let first = Server::start(move |request| cut(request, &served, 100_000));
+    let first = TestServer::start(move |request| cut(request, &served, 100_000));
     let second = good(&data);
     let record = Record::new();
     let mirrors = record.mirrors(&[first.url(), second.url()], RetryPolicy::Rounds(1));
@@ -144,7 +144,7 @@ fn another_mirror_delivers_the_rest() {
 fn progress_counts_rounds_anew_and_standing_still_does_not() {
     let data = data(1_000_000);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| match request.range().unwrap().0 {
+    let server = TestServer::start(move |request| match request.range().unwrap().0 {
         ..800_000 => cut(request, &served, 100_000),
         _ => cut(request, &served, 1),
     });
@@ -160,7 +160,7 @@ fn progress_counts_rounds_anew_and_standing_still_does_not() {
 fn a_stalled_transfer_moves_on() {
     let data = data(50_000);
     let served = Arc::clone(&data);
-    let first = Server::start(move |request| {
+    let first = TestServer::start(move |request| {
         let mut acts = cut(request, &served, 20_000);
         acts.insert(1, Act::Wait(Duration::from_secs(4)));
         acts
@@ -177,12 +177,12 @@ fn a_stalled_transfer_moves_on() {
 #[test]
 fn a_server_that_accepts_and_says_nothing_is_a_stall() {
     // After its silence it hangs up, which is no stall.
-    let server = Server::start(|_| vec![Act::Wait(Duration::from_secs(4)), Act::Close]);
+    let server = TestServer::start(|_| vec![Act::Wait(Duration::from_secs(4)), Act::Close]);
     assert_eq!(collect(&single(&server), 0..10).unwrap_err().kind(), FetchErrorKind::Stalled);
 }
 
 /// Answers with 25 pieces of the object, 0.1 s apart.
-fn dripping(request: &Request, data: &[u8], piece: usize) -> Vec<Act> {
+fn dripping(request: &TestRequest, data: &[u8], piece: usize) -> Vec<Act> {
     let mut acts = cut(request, data, 0);
     acts.pop();
     for part in data.chunks(piece).take(25) {
@@ -196,7 +196,7 @@ fn dripping(request: &Request, data: &[u8], piece: usize) -> Vec<Act> {
 fn a_slow_transfer_that_is_alive_may_take_longer_than_any_timeout() {
     let data = data(25_000);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| dripping(request, &served, 1_000));
+    let server = TestServer::start(move |request| dripping(request, &served, 1_000));
     // 25 pauses of the server are more than twice the timeout.
     assert!(collect(&single(&server), 0..25_000).unwrap() == **data);
     assert_eq!(server.requests().len(), 1);
@@ -205,7 +205,7 @@ fn a_slow_transfer_that_is_alive_may_take_longer_than_any_timeout() {
 #[test]
 fn a_byte_now_and_then_is_no_life() {
     let data = data(25_000);
-    let server = Server::start(move |request| dripping(request, &data, 1));
+    let server = TestServer::start(move |request| dripping(request, &data, 1));
     let error = collect(&single(&server), 0..25_000).unwrap_err();
     // Had it been waited for to its end, the transfer would have been cut.
     assert_eq!(error.kind(), FetchErrorKind::Stalled);
@@ -213,7 +213,7 @@ fn a_byte_now_and_then_is_no_life() {
 
 #[test]
 fn a_missing_object_is_final_unless_another_mirror_has_it() {
-    let empty = Server::start(|_| status("404 Not Found"));
+    let empty = TestServer::start(|_| status("404 Not Found"));
     let record = Record::new();
     let mirrors = record.mirrors(&[empty.url()], RetryPolicy::Forever);
     let error = collect(&mirrors, 0..10).unwrap_err();
@@ -234,20 +234,20 @@ fn a_missing_object_is_final_unless_another_mirror_has_it() {
 fn a_server_error_passes() {
     let data = data(10);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| match request.number {
-        0 => status("500 Internal Server Error"),
+    let server = TestServer::start(move |request| match request.number {
+        0 => status("500 Internal TestServer Error"),
         _ => object(request, &served),
     });
     let record = Record::new();
     assert!(collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(2)), 0..10).unwrap() == **data);
     let pauses = record.pauses();
     assert!(matches!(pauses[..], [wait] if (250..=1000).contains(&wait.as_millis())), "{pauses:?}");
-    assert!(record.retries()[0].0.contains("500 Internal Server Error"));
+    assert!(record.retries()[0].0.contains("500 Internal TestServer Error"));
 }
 
 #[test]
 fn patience_ends_after_the_rounds() {
-    let server = Server::start(|_| status("502 Bad Gateway"));
+    let server = TestServer::start(|_| status("502 Bad Gateway"));
     let record = Record::new();
     let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(3)), 0..10).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Refused(502));
@@ -262,7 +262,7 @@ fn retry_after_is_honoured_and_capped() {
     let busy = |seconds: &str| {
         vec![answer("503 Service Unavailable", &["Content-Length: 0", &format!("Retry-After: {seconds}")], b"")]
     };
-    let server = Server::start(move |request| match request.number {
+    let server = TestServer::start(move |request| match request.number {
         0 => busy("7"),
         1 => busy("86400"),
         _ => object(request, &served),
@@ -274,15 +274,15 @@ fn retry_after_is_honoured_and_capped() {
 
 #[test]
 fn a_refusal_that_cannot_pass_is_not_repeated() {
-    let server = Server::start(|_| status("403 Forbidden"));
+    let server = TestServer::start(|_| status("403 Forbidden"));
     let record = Record::new();
     let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Forever), 0..10).unwrap_err();
     assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Refused(403), 1));
 }
 
 /// What a lying answer leads to: nothing delivered, asked a few times, then an error that names the URL.
-fn refuses(lie: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static, words: &str) {
-    let server = Server::start(lie);
+fn refuses(lie: impl Fn(&TestRequest) -> Vec<Act> + Send + Sync + 'static, words: &str) {
+    let server = TestServer::start(lie);
     let record = Record::new();
     let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
     let mut delivered = 0;
@@ -302,7 +302,7 @@ fn lying_heads_deliver_nothing() {
         let headers: Vec<String> = [format!("Content-Range: {range}"), more.to_owned()].into();
         let headers: Vec<&str> = headers.iter().map(String::as_str).filter(|line| !line.is_empty()).collect();
         let head = answer("206 Partial Content", &headers, b"0123456789");
-        move |_: &Request| match &head {
+        move |_: &TestRequest| match &head {
             Act::Send(bytes) => vec![Act::Send(bytes.clone()), Act::Close],
             _ => vec![],
         }
@@ -324,7 +324,7 @@ fn lying_heads_deliver_nothing() {
 #[test]
 fn a_longer_body_is_cut_off_and_the_server_not_believed() {
     let served = data(100);
-    let server = Server::start(move |request| {
+    let server = TestServer::start(move |request| {
         let (first, last) = request.range().unwrap();
         let range = format!("Content-Range: bytes {first}-{last}/100");
         let mut body = format!("{:x}\r\n", last + 1 - first + 5).into_bytes();
@@ -343,7 +343,7 @@ fn a_longer_body_is_cut_off_and_the_server_not_believed() {
 #[test]
 fn a_shorter_body_is_noticed_without_a_length() {
     let served = data(100);
-    let server = Server::start(move |request| {
+    let server = TestServer::start(move |request| {
         let (first, last) = request.range().unwrap();
         let range = format!("Content-Range: bytes {first}-{last}/100");
         vec![answer("206 Partial Content", &[&range, "Connection: close"], &served[first..last - 2]), Act::Close]
@@ -357,7 +357,7 @@ fn a_shorter_body_is_noticed_without_a_length() {
 fn a_server_without_ranges_is_good_enough() {
     let data = data(200_000);
     let served = Arc::clone(&data);
-    let server = Server::start(move |_| {
+    let server = TestServer::start(move |_| {
         vec![answer("200 OK", &[&format!("Content-Length: {}", served.len())], &served), Act::Close]
     });
     let http = single(&server);
@@ -409,7 +409,7 @@ fn damaged(data: &[u8]) -> Vec<u8> {
 fn wrong_bytes_come_again_from_another_mirror_from_the_wrong_chunk_on() {
     let data = data(300_000);
     let damaged = damaged(&data);
-    let bad = Server::start(move |request| object(request, &damaged));
+    let bad = TestServer::start(move |request| object(request, &damaged));
     let right = good(&data);
     let record = Record::new();
     let mirrors = record.mirrors(&[bad.url(), right.url()], RetryPolicy::Rounds(1));
@@ -426,7 +426,7 @@ fn wrong_bytes_come_again_from_another_mirror_from_the_wrong_chunk_on() {
 fn a_cache_that_heals_is_asked_again() {
     let data = data(300_000);
     let (served, damaged) = (Arc::clone(&data), damaged(&data));
-    let server = Server::start(move |request| object(request, if request.number < 2 { &damaged } else { &served }));
+    let server = TestServer::start(move |request| object(request, if request.number < 2 { &damaged } else { &served }));
     // Chunks larger than any piece, so that the wrong one began in a piece that was taken.
     let mut chunks = Chunks::new(&data, 100_000);
     let mirrors = Record::new().mirrors(&[server.url()], RetryPolicy::Forever);
@@ -439,7 +439,7 @@ fn a_cache_that_heals_is_asked_again() {
 fn a_single_source_of_wrong_bytes_is_given_up() {
     let data = data(300_000);
     let damaged = damaged(&data);
-    let server = Server::start(move |request| object(request, &damaged));
+    let server = TestServer::start(move |request| object(request, &damaged));
     let record = Record::new();
     let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
     let mut chunks = Chunks::new(&data, 1_000);
@@ -491,8 +491,8 @@ fn a_dead_mirror_is_passed_over_and_remembered() {
 
 #[test]
 fn all_mirrors_failing_are_all_named() {
-    let missing = Server::start(|_| status("404 Not Found"));
-    let refusing = Server::start(|_| status("401 Unauthorized"));
+    let missing = TestServer::start(|_| status("404 Not Found"));
+    let refusing = TestServer::start(|_| status("401 Unauthorized"));
     let mirrors = Record::new().mirrors(&[missing.url(), refusing.url()], RetryPolicy::Forever);
     let error = collect(&mirrors, 0..10).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Refused(401));
@@ -513,7 +513,7 @@ fn redirects_are_followed_with_the_range_but_not_for_ever() {
     let data = data(100);
     let served = Arc::clone(&data);
     let to = |location: &str| vec![answer("302 Found", &["Content-Length: 0", &format!("Location: {location}")], b"")];
-    let server = Server::start(move |request| match request.target() {
+    let server = TestServer::start(move |request| match request.target() {
         "/release/objects/00ff" => to("/elsewhere/00ff?signature=secret"),
         "/elsewhere/00ff?signature=secret" => object(request, &served),
         _ => to(request.target()),
@@ -534,7 +534,7 @@ fn small_objects_have_a_limit_whatever_the_server_announces() {
     let error = single(&announced).get_small("stable/manifest.json", 999).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("1000 bytes, but at most 999 are expected"), "{error}");
-    let endless = Server::start(|_| {
+    let endless = TestServer::start(|_| {
         let mut acts = vec![answer("200 OK", &["Connection: close"], b"")];
         acts.extend((0..1_000).map(|_| Act::Send(vec![0; 100_000])));
         acts
@@ -546,7 +546,7 @@ fn small_objects_have_a_limit_whatever_the_server_announces() {
 #[test]
 fn a_manifest_and_its_signature_come_from_the_same_mirror() {
     let serving = |manifest: &'static [u8], signature: &'static [u8]| {
-        Server::start(move |request| {
+        TestServer::start(move |request| {
             object(request, if request.target().ends_with(".minisig") { signature } else { manifest })
         })
     };

@@ -175,7 +175,10 @@ fn of_several_routers_the_first_is_used_and_mtu_and_domains_are_taken() {
         assert!(output("ip", &["route"]).starts_with("default via 10.77.0.1 dev eth0"));
         assert_eq!(read(Path::new("/sys/class/net/eth0/mtu")).trim(), "1400");
         let resolv_conf = read(&world.resolv_conf());
-        assert!(resolv_conf.ends_with("nameserver 10.77.0.56\nsearch own.example lab.example example\n"), "{resolv_conf}");
+        assert!(
+            resolv_conf.ends_with("nameserver 10.77.0.56\nsearch own.example lab.example example\n"),
+            "{resolv_conf}"
+        );
         wait_for(&events, "MTU 1400", 1);
     });
 }
@@ -194,7 +197,8 @@ fn classless_routes_are_set_in_place_of_the_router() {
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
         assert_eq!(up.gateway, Some(Ipv4Addr::new(192, 0, 2, 1)));
         let routes = output("ip", &["route"]);
-        for route in ["default via 192.0.2.1 dev eth0", "192.0.2.1 dev eth0", "198.51.100.0/24 via 10.77.0.7 dev eth0"] {
+        for route in ["default via 192.0.2.1 dev eth0", "192.0.2.1 dev eth0", "198.51.100.0/24 via 10.77.0.7 dev eth0"]
+        {
             assert!(routes.contains(route), "{routes}");
         }
         assert!(!routes.contains("via 10.77.0.1"), "{routes}");

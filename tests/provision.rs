@@ -17,7 +17,7 @@ use reflash::jobs::provision::{
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
 use reflash::release::layout::{Layout, Role, Scheme};
-use xtask::initramfs::RecoveryFiles;
+use xtask::initramfs::BuiltRecovery;
 use xtask::paths::Paths;
 use xtask::{bootstrap_files, disk, grub};
 
@@ -31,7 +31,7 @@ const GIB: u64 = 1 << 30;
 fn release(table: Scheme) -> Fixture {
     let paths = Paths::of_checkout();
     let dir = tempfile::tempdir().unwrap();
-    let recovery = RecoveryFiles { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
+    let recovery = BuiltRecovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
     std::fs::write(&recovery.vmlinuz, sample_image(50, 3)).unwrap();
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
     // Tests run beside each other.

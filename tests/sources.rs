@@ -14,12 +14,12 @@ use reflash::release::index::{ChunkContent, Index, StoredChunkNo};
 use reflash::release::manifest::object_path;
 
 use crate::support::clock::FakeClock;
-use crate::support::server::{Server, answer, object, status};
+use crate::support::server::{TestServer, answer, object, status};
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
 /// The server of a tree, and what it sent, by path.
 struct Origin {
-    server: Server,
+    server: TestServer,
     sent: Arc<Mutex<Vec<(String, u64)>>>,
 }
 
@@ -27,7 +27,7 @@ impl Origin {
     fn of(tree: PathBuf) -> Self {
         let sent = Arc::<Mutex<Vec<(String, u64)>>>::default();
         let log = Arc::clone(&sent);
-        let server = Server::start(move |request| {
+        let server = TestServer::start(move |request| {
             let path = request.target().trim_start_matches("/release/").to_owned();
             let Ok(content) = std::fs::read(tree.join(&path)) else { return status("404 Not Found") };
             let bytes = request.range().map_or(content.len(), |(first, last)| last + 1 - first);
@@ -243,7 +243,7 @@ fn a_usb_drive_that_is_plugged_in_ends_the_wait_for_the_server() {
     let fixture = Fixture::with(sample_image(300, 1), |_| {});
     let drive = fixture.dir.path().join("drive");
     let busy =
-        Server::start(|_| vec![answer("503 Service Unavailable", &["Content-Length: 0", "Retry-After: 300"], b"")]);
+        TestServer::start(|_| vec![answer("503 Service Unavailable", &["Content-Length: 0", "Retry-After: 300"], b"")]);
     let server = Http::new(&busy.url(), &crate::fetch::options()).unwrap();
     let (tree, plugging) = (fixture.tree(), drive.clone());
     let clock = FakeClock::new();

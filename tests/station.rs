@@ -15,7 +15,7 @@ use reflash::record::report::{Ending, Poster, ReportedMachine};
 use serde_json::{Value, json};
 use xtask::serve;
 
-use crate::support::server::{Act, Request, Server, answer, status};
+use crate::support::server::{Act, TestRequest, TestServer, answer, status};
 use crate::support::{Fixture, sample_image};
 
 mod cache;
@@ -101,7 +101,7 @@ pub fn http(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16,
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-fn posts(station: &Server) -> Vec<Value> {
+fn posts(station: &TestServer) -> Vec<Value> {
     station.requests().iter().map(|request| serde_json::from_slice(&request.body).unwrap()).collect()
 }
 
@@ -133,7 +133,7 @@ fn posts_come_at_phases_and_at_most_once_a_second() {
     let pack = std::fs::read(fixture.pack_path()).unwrap();
     let pack_name = fixture.pack_path().file_name().unwrap().to_str().unwrap().to_owned();
     // The download takes 3 s, everything else no time.
-    let mirror = Server::start(move |request: &Request| {
+    let mirror = TestServer::start(move |request: &TestRequest| {
         let path = request.target().trim_start_matches("/release/");
         if path.ends_with(&pack_name) {
             let mut acts = vec![Act::Wait(Duration::from_secs(3))];
@@ -144,7 +144,7 @@ fn posts_come_at_phases_and_at_most_once_a_second() {
     });
     let arrivals = Arc::new(Mutex::new(Vec::new()));
     let times = Arc::clone(&arrivals);
-    let station = Server::start(move |_| {
+    let station = TestServer::start(move |_| {
         times.lock().unwrap().push(Instant::now());
         status("204 No Content")
     });
@@ -174,9 +174,9 @@ fn a_station_that_is_down_slow_or_broken_changes_nothing() {
     let fixture = Fixture::new();
     let server = serve(&fixture);
     let file = fixture.dir.path().join("disk");
-    let broken = Server::start(|_| status("500 Internal Server Error"));
-    let lying = Server::start(|_| vec![Act::Send(b"HTTP/1.1 2\xff\xff what?\r\n\r\n".to_vec()), Act::Close]);
-    let slow = Server::start(|_| vec![Act::Wait(Duration::from_secs(20)), answer("200 OK", &[], b"")]);
+    let broken = TestServer::start(|_| status("500 Internal TestServer Error"));
+    let lying = TestServer::start(|_| vec![Act::Send(b"HTTP/1.1 2\xff\xff what?\r\n\r\n".to_vec()), Act::Close]);
+    let slow = TestServer::start(|_| vec![Act::Wait(Duration::from_secs(20)), answer("200 OK", &[], b"")]);
     for station in ["http://127.0.0.1:9/report".to_owned(), broken.url(), lying.url(), slow.url()] {
         let (result, took) = flash(&fixture, &[base(&server)], &file, machine(1), &station);
         result.unwrap();
@@ -326,7 +326,7 @@ fn a_browser_says_since_when_a_machine_is_silent() {
         row_of("restarted", 90_000, json!("installed")),
     ];
     let list = json!({ "machines": rows }).to_string();
-    let server = Server::start(move |request| {
+    let server = TestServer::start(move |request| {
         let (kind, body) = match request.target() {
             "/station.json" => ("Content-Type: application/json", list.as_bytes()),
             _ => ("Content-Type: text/html", page.as_slice()),

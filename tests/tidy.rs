@@ -455,6 +455,35 @@ impl<'ast> Visit<'ast> for Documented<'_> {
     }
 }
 
+/// Names that types of several modules may share: each is only ever read beside the name of its module, or of its
+/// trait.
+const SHARED_NAMES: &[&str] = &["Err", "Error", "Out"];
+
+#[test]
+fn no_public_type_name_means_two_things() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for source in ["src", "xtask/src", "xtask/release/src", "tests/support/src"].into_iter().flat_map(sources) {
+        for item in &source.syntax.items {
+            let (visible, name) = match item {
+                syn::Item::Struct(it) => (&it.vis, &it.ident),
+                syn::Item::Enum(it) => (&it.vis, &it.ident),
+                syn::Item::Trait(it) => (&it.vis, &it.ident),
+                syn::Item::Type(it) => (&it.vis, &it.ident),
+                _ => continue,
+            };
+            if !matches!(visible, syn::Visibility::Inherited) && !SHARED_NAMES.contains(&name.to_string().as_str()) {
+                places.entry(name.to_string()).or_default().push(source.path.display().to_string());
+            }
+        }
+    }
+    let twice: Vec<String> = places
+        .into_iter()
+        .filter(|(_, places)| places.len() > 1)
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    assert!(twice.is_empty(), "{}", twice.join("\n"));
+}
+
 #[test]
 fn the_first_line_of_a_public_item_stands_alone() {
     let mut wrong = Vec::new();

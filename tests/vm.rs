@@ -25,7 +25,7 @@ use xtask::release::Spec;
 use xtask::vm::{RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
-use crate::support::server::{Server, object, status};
+use crate::support::server::{TestServer, object, status};
 use crate::support::tls::Authority;
 
 /// A release of a small ext4 image with a few files, for robots of the demonstration's kind.
@@ -91,7 +91,7 @@ fn a_robot_with_a_dead_clock_battery_recovers_over_https_by_itself() {
     let tree = fixture.tree();
     // Valid from well after the build time of the agent: only the certificate shows what time it is.
     let validity = [(2027, 6, 1), (2027, 9, 1)];
-    let server = Server::start_tls(authority.issue("10.0.2.2", validity), move |request| {
+    let server = TestServer::start_tls(authority.issue("10.0.2.2", validity), move |request| {
         let path = request.target().trim_start_matches("/release/").to_owned();
         match std::fs::read(tree.join(path)) {
             Ok(content) => object(request, &content),

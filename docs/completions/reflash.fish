@@ -1,7 +1,7 @@
 # Made of the rows in src/cli/: UPDATE_DOCS=1 cargo test -p reflash --test command_line
 complete -c reflash -f
 complete -c reflash -n __fish_use_subcommand -a flash -d 'download, verify, write and read back a release'
-complete -c reflash -n __fish_use_subcommand -a provision -d 'make a whole disk that of a robot: table, boot code, system'
+complete -c reflash -n __fish_use_subcommand -a provision -d 'turn a whole disk into a robot\'s disk: partition table, boot code, system'
 complete -c reflash -n __fish_use_subcommand -a verify -d 'compare the system with the installed release'
 complete -c reflash -n __fish_use_subcommand -a status -d 'show what is installed and how the last boots went'
 complete -c reflash -n __fish_use_subcommand -a report -d 'post the results of recent recoveries to report.url'
@@ -62,7 +62,7 @@ complete -c reflash -n '__fish_seen_subcommand_from good' -l state -x -a '(__fis
 complete -c reflash -n '__fish_seen_subcommand_from good' -l config -r -F -d 'Configuration file'
 complete -c reflash -n '__fish_seen_subcommand_from good' -l keys -x -a '(__fish_complete_directories)' -d 'Directory of minisign public keys to trust'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a reflash -d 'install the offered release again; the data stays (the default)'
-complete -c reflash -n '__fish_seen_subcommand_from request' -a factory-reset -d 'ask twice at the console, then make the data partition anew; the system stays'
+complete -c reflash -n '__fish_seen_subcommand_from request' -a factory-reset -d 'ask twice at the console, then recreate the data partition; the system is kept'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l json -d 'Print the answer as JSON'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l verbose -s v -d 'Write every request, and what the libraries log, to standard error'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l state -x -a '(__fish_complete_directories)' -d 'A mounted state partition'

@@ -77,7 +77,10 @@ fn usage(row: &CommandRow, wrong: &str) -> lexopt::Error {
 /// Refuses options that contradict each other, and the lack of one that a command cannot do without.
 fn check(command: &Command, options: &Options) -> Result<(), lexopt::Error> {
     if options.no_read_back && (options.target.is_none() || options.state.is_some()) {
-        return Err("--no-read-back is for a --target of its own: a robot starts nothing that was not read back".into());
+        return Err(
+            "--no-read-back needs --target and excludes --state: a robot never starts a system that was not read back"
+                .into(),
+        );
     }
     if *command == Command::Provision && options.disk.is_none() {
         return Err("--disk is missing".into());

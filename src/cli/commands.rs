@@ -100,7 +100,7 @@ pub static COMMANDS: &[CommandRow] = &[
         word: "provision",
         operands: "",
         words: &[],
-        summary: "make a whole disk that of a robot: table, boot code, system",
+        summary: "turn a whole disk into a robot's disk: partition table, boot code, system",
         about: &[
             "Makes partition table, boot code and file systems as the release says, then installs its system. The disk starts \
              only once everything on it was verified, and a run that ends early may be repeated. Needs root.",
@@ -159,7 +159,7 @@ pub static COMMANDS: &[CommandRow] = &[
         operands: "[reflash|factory-reset]",
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
-            ("factory-reset", "ask twice at the console, then make the data partition anew; the system stays"),
+            ("factory-reset", "ask twice at the console, then recreate the data partition; the system is kept"),
         ],
         summary: "start recovery, or offer a factory reset, at the next boot",
         about: &[

@@ -13,8 +13,8 @@ const EXPLANATION: usize = 22;
 pub(super) const PURPOSE: &str = "makes the system partition equal to a signed release";
 
 /// Explanation of the program's two ways of working.
-pub(super) const ABOUT: &str = "As PID 1 of the recovery initramfs, reflash does so by itself. By hand, it carries out one of \
-    these commands.";
+pub(super) const ABOUT: &str = "As PID 1 of the recovery initramfs, reflash runs unattended. On a command line, it runs one of the \
+     commands below.";
 
 /// The overview, or the help of a command.
 #[must_use]

@@ -13,7 +13,7 @@ const TAIL: &str = r#".SH FILES
 Configuration of this machine.
 .TP
 .I reflash.toml
-The same file on the recovery partition, whose keys count more.
+Configuration on the recovery partition; its keys override those above.
 .TP
 .IR /etc/reflash/keys/*.pub ", " keys/*.pub
 Trusted minisign public keys, of this system and of the recovery partition.

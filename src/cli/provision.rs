@@ -46,7 +46,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let _ = std::fs::remove_dir_all(&mounts);
     let (report, _) = installed?;
     let answer = json!({ "version": report.version, "serial": report.serial, "disk": disk });
-    print(options, &answer, || format!("{disk} is the disk of a robot now, with {version}, verified"))?;
+    print(options, &answer, || format!("{disk} is provisioned with {version}, verified"))?;
     Ok(Exit::Done)
 }
 
@@ -56,7 +56,7 @@ fn site_config(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
     match Config::resolve(Layer::parse(&path.display().to_string(), &text)?) {
         Ok(_) => Ok(text),
-        Err(error) => failure(format!("the new machine needs more: {}", chain(&error))),
+        Err(error) => failure(format!("the configuration of the new machine is incomplete: {}", chain(&error))),
     }
 }
 

@@ -68,8 +68,8 @@ fn boot_line(env: &GrubEnv) -> String {
     let good = if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
     let slot = env.get(names::SLOT).unwrap_or("a, by default");
     let trial = match Trial::parse(env.get(names::TRIAL)) {
-        Some(Trial::Due(slot)) => format!(", once {slot} has shown that it works: {slot}"),
-        Some(Trial::Tried(slot)) => format!("; {slot} was tried and did not come up"),
+        Some(Trial::Due(slot)) => format!("; slot {slot} is on trial and replaces it once it has found a release"),
+        Some(Trial::Tried(slot)) => format!("; the trial of slot {slot} failed or is still running"),
         None => String::new(),
     };
     format!("this boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}")
@@ -80,7 +80,7 @@ fn attempt_lines(attempts: &[Attempt], marks: Marks) -> String {
     if shown.is_empty() { "none is recorded".to_owned() } else { shown.join("\n") }
 }
 
-/// The attempts in the black box; none where there is none.
+/// Reads the attempts of the black box; an unreadable box counts as empty.
 fn read_blackbox(state: &StatePartition) -> (Vec<Attempt>, Marks) {
     let path = state.blackbox_path();
     match BlackBox::open_read_only(&path) {

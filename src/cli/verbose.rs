@@ -16,8 +16,7 @@ const CANNOT_PRINT: &str = "failed printing to";
 /// cannot be written, since the command is worth more than its log; and where that happens later, as on a disk that
 /// fills up, the program ends with the exit code of a failure instead of an abort.
 pub(super) fn log_libraries() {
-    if writeln!(stderr(), "reflash {}: logging requests and what the libraries say", env!("CARGO_PKG_VERSION")).is_err()
-    {
+    if writeln!(stderr(), "reflash {}: logging requests and library messages", env!("CARGO_PKG_VERSION")).is_err() {
         return;
     }
     let usual = std::panic::take_hook();

@@ -14,7 +14,7 @@ use super::url;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// An answer with its final URL, redirects followed.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub url: String,
     pub status: u16,
     pub headers: HeaderMap,
@@ -27,7 +27,7 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
 }
 
 /// Turns the answers that carry no object into errors.
-pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<Answer, FetchError> {
+pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<HttpAnswer, FetchError> {
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
     match status {
@@ -62,7 +62,7 @@ pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<Answer
         let problem = format!("the answer is encoded as {encoding:?} although that was not offered");
         return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
     }
-    Ok(Answer { url, status, headers: head.headers, body })
+    Ok(HttpAnswer { url, status, headers: head.headers, body })
 }
 
 pub(super) fn redirected(url: &str, headers: &HeaderMap) -> Result<String, FetchError> {

@@ -10,7 +10,7 @@ use ureq::http::Uri;
 use ureq::http::header::TRANSFER_ENCODING;
 use ureq::{Agent, Proxy};
 
-use super::answer::{Answer, check_content_range, is_redirect, redirected, sorted_out};
+use super::answer::{HttpAnswer, check_content_range, is_redirect, redirected, sorted_out};
 use super::classify::classified;
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
@@ -120,7 +120,7 @@ impl Http {
         }
     }
 
-    fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<Answer, FetchError> {
+    fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {
         let mut url = self.url(path)?;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.agent.get(&url);
@@ -139,7 +139,7 @@ impl Http {
 
     fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let answer = self.request(path, None)?;
-        let Answer { url, status, body, .. } = answer;
+        let HttpAnswer { url, status, body, .. } = answer;
         if status != 200 {
             return Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("status {status} instead of 200")));
         }
@@ -183,7 +183,7 @@ impl Source for Http {
         if range.is_empty() {
             return Ok(());
         }
-        let Answer { url, status, headers, body } = self.request(path, Some(&range))?;
+        let HttpAnswer { url, status, headers, body } = self.request(path, Some(&range))?;
         let wanted = range.end - range.start;
         let skip = match status {
             206 => {

@@ -13,7 +13,7 @@ use super::health::{Health, Visit};
 use super::{Check, Sink, SinkError, Source};
 use crate::chain::chain;
 
-/// The wrong answers of one source for one object after which it is not asked for it again in the same call. A broken
+/// Wrong answers after which a call stops asking a source for that object. A broken
 /// cache can heal, but a wrong copy stays wrong.
 const MAX_STRIKES: u32 = 3;
 /// The bytes by which a transfer must come further to start counting rounds anew: the line is then bad, not dead. Less

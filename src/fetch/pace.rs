@@ -62,9 +62,9 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(1);
 
     /// A clock that moves only when it is moved or waited for.
-    struct FakeClock(Mutex<Instant>);
+    struct TestClock(Mutex<Instant>);
 
-    impl FakeClock {
+    impl TestClock {
         fn new() -> Arc<Self> {
             Arc::new(Self(Mutex::new(Instant::now())))
         }
@@ -74,7 +74,7 @@ mod tests {
         }
     }
 
-    impl Clock for FakeClock {
+    impl Clock for TestClock {
         fn now(&self) -> Instant {
             *self.0.lock().unwrap()
         }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     /// A connection on which every read takes this long and brings this many bytes.
-    struct Slow<'c>(&'c FakeClock, Duration, usize);
+    struct Slow<'c>(&'c TestClock, Duration, usize);
 
     impl Read for Slow<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_byte_now_and_then_is_a_stall() {
-        let clock = FakeClock::new();
+        let clock = TestClock::new();
         let mut pace = Pace::new(WINDOW, &*clock, None);
         let mut connection = Slow(&clock, Duration::from_millis(100), 1);
         assert_eq!(read(&mut pace, &mut connection, 9, Duration::ZERO).unwrap(), 9);
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_slow_connection_goes_on_for_any_time_and_stalls_when_it_slows_down() {
-        let clock = FakeClock::new();
+        let clock = TestClock::new();
         let mut pace = Pace::new(WINDOW, &*clock, None);
         let slow = Duration::from_millis(100);
         assert_eq!(read(&mut pace, &mut Slow(&clock, slow, 26), 36_000, Duration::ZERO).unwrap(), 26 * 36_000);
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_the_receiving_side_takes_is_no_stall() {
-        let clock = FakeClock::new();
+        let clock = TestClock::new();
         let mut pace = Pace::new(WINDOW, &*clock, None);
         let mut connection = Slow(&clock, Duration::from_millis(1), 1);
         assert_eq!(read(&mut pace, &mut connection, 900, Duration::from_secs(60)).unwrap(), 900);
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_a_cap_asks_for_is_no_stall() {
-        let clock = FakeClock::new();
+        let clock = TestClock::new();
         let cap = Cap::new(10, Arc::clone(&clock) as Arc<dyn Clock>);
         let mut pace = Pace::new(WINDOW, &*clock, Some(&cap));
         let start = clock.now();
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_late_end_of_a_short_object_is_no_stall() {
-        let clock = FakeClock::new();
+        let clock = TestClock::new();
         let mut pace = Pace::new(WINDOW, &*clock, None);
         assert_eq!(read(&mut pace, &mut Slow(&clock, WINDOW * 3, 0), 1, Duration::ZERO).unwrap(), 0);
     }

@@ -243,7 +243,7 @@ fn in_parallel<T: Sync>(
     }
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(work_off_jobs);
+            threads::spawn(scope, "compare", work_off_jobs);
         }
     });
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope};
 
 /// Memory that the buffers of one kind of thread may take together.
 const MAX_BUFFERS_BYTES: usize = 16 * 1024 * 1024;
@@ -16,6 +17,16 @@ pub(super) fn count(at_most: usize) -> usize {
 /// Number of threads that each have a buffer of `bytes`, as far as memory allows.
 pub(super) fn count_with_buffers(bytes: usize) -> usize {
     count(MAX_BUFFERS_BYTES / bytes)
+}
+
+/// Starts a thread of `scope` with a name, which `/proc/PID/task/TID/comm` shows as far as 15 bytes.
+///
+/// # Panics
+/// The kernel has no thread to give. The work of these threads cannot be left out, and PID 1 restarts.
+pub(super) fn spawn<'scope>(scope: &'scope Scope<'scope, '_>, name: &str, work: impl FnOnce() + Send + 'scope) {
+    if let Err(error) = Builder::new().name(name.to_owned()).spawn_scoped(scope, work) {
+        panic!("cannot start the thread {name}: {error}");
+    }
 }
 
 /// Locks a mutex even when a thread panicked while it held it: the results of the other threads must not be lost.

@@ -28,6 +28,7 @@ use crate::boot::env::WritePermit;
 use crate::flash::plan::{Comparison, Plan};
 use crate::flash::readback::ReadBack;
 use crate::flash::target::BlockTarget;
+use crate::flash::threads;
 use crate::record::progress::Bytes;
 use crate::release::index::Index;
 
@@ -96,7 +97,7 @@ fn write_all_but_the_head(writer: &Writer<'_>, read_back: &ReadBack<'_>) {
     let Work { target, done, read_behind, .. } = writer.work;
     std::thread::scope(|scope| {
         if read_behind {
-            scope.spawn(|| {
+            threads::spawn(scope, "read-behind", || {
                 if let Err(source) = writer.unread.read_back(read_back, target, done) {
                     writer.fail(writer.error("flush", 0, source));
                 }

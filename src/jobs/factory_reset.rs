@@ -18,7 +18,7 @@ pub struct Confirmed(());
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// Boot environment that could not be read or written.
-    #[error("the factory reset cannot be noted")]
+    #[error("cannot record the confirmed factory reset in the boot environment")]
     Environment(#[from] BootEnvError),
     /// Template of the data partition that could not be read.
     #[error("the template of the data partition cannot be read; reprovision the machine")]

@@ -1,5 +1,5 @@
-//! Makes a partition equal to a release, for PID 1 and for a command typed by hand: release, survey, permit, write and
-//! read-back, commit.
+//! Makes a partition equal to a release, for PID 1 and for a command typed by hand: release, comparison and plan,
+//! permit, write and read-back, commit.
 //!
 //! Each step takes what only the step before can make: nothing is written without a [`WritePermit`], and only what was
 //! [`Verified`] is committed.
@@ -8,10 +8,10 @@ mod commit;
 mod error;
 mod job;
 mod partition;
+mod planning;
 mod release;
 mod renew;
 mod rewrite;
-mod survey;
 
 use crate::boot::env::WritePermit;
 use crate::flash::plan::Comparison;
@@ -25,9 +25,9 @@ pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
 pub use job::{Identity, Policy, RecoveryJob, Resources};
 pub use partition::{RecoveryPartition, Renewal, SlotStorage};
+use planning::Planned;
 pub use release::{check_room, fetch_file, fetch_release};
 use renew::NetworkUse;
-use survey::Survey;
 
 /// Report of a finished recovery.
 #[derive(Debug)]
@@ -70,11 +70,11 @@ fn make_equal(
     record: Option<&InstalledRecord>,
     release: &IndexedRelease,
 ) -> Result<RecoveryReport, RecoveryError> {
-    let survey = survey::survey(job, record, release)?;
-    let totals = survey.totals(release);
-    survey.announce(job.journal);
+    let planned = planning::compare_and_plan(job, record, release)?;
+    let totals = planned.totals(release);
+    planned.announce(job.journal);
     let permit = commit::permit(job, release.manifest.serial, NetworkUse::Allowed)?;
-    let verified = rewrite::until_verified(job, &release.index, survey, &permit)?;
+    let verified = rewrite::until_verified(job, &release.index, planned, &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))
 }
@@ -87,7 +87,7 @@ pub fn compare(job: &RecoveryJob<'_>, installed: &IndexedRelease) -> Result<Veri
     let version = &installed.manifest.version;
     let sentence = format!("compare {} with the installed release {version}", job.resources.target.name());
     job.journal.infallible_phase(Phase::Plan, &sentence, || {
-        survey::compare(job, &installed.index).inspect_err(|comparison| {
+        planning::compare(job, &installed.index).inspect_err(|comparison| {
             job.journal.report(Event::Damaged(&comparison.damaged_ranges(&installed.index)));
         })
     })
@@ -115,7 +115,7 @@ pub fn start_again(
 /// As [`run`], up to the plan.
 pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<(Manifest, Totals), RecoveryError> {
     let release = release::fetch_indexed(job, record)?;
-    let totals = survey::survey(job, record, &release)?.totals(&release);
+    let totals = planning::compare_and_plan(job, record, &release)?.totals(&release);
     Ok((release.manifest, totals))
 }
 
@@ -129,10 +129,10 @@ pub fn write_only(
     record: Option<&InstalledRecord>,
 ) -> Result<(Manifest, Totals), RecoveryError> {
     let release = release::fetch_indexed(job, record)?;
-    let survey = survey::survey(job, record, &release)?;
-    let totals = survey.totals(&release);
-    survey.announce(job.journal);
-    if let Survey::Differs(comparison, plan) = survey {
+    let planned = planning::compare_and_plan(job, record, &release)?;
+    let totals = planned.totals(&release);
+    planned.announce(job.journal);
+    if let Planned::Differs(comparison, plan) = planned {
         rewrite::unproven(job, &release.index, &comparison, &plan)?;
     }
     Ok((release.manifest, totals))

@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
 pub use disk::{DiskLayer, DiskSelector};
 pub use error::ConfigError;
-pub use keys::{Key, Kind, Presence, Section, Shape};
+pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::net::link::Link;
 use crate::sys::net::packet::{MAX_FRAME_BYTES, PacketSocket};
-use client::{Client, Step};
+use client::{ClientStep, DhcpClient};
 pub use message::Lease;
 
 /// Failure to get a lease.
@@ -53,15 +53,15 @@ pub fn obtain(
     let failed = |source| DhcpError::Link { interface: link.name.clone(), source };
     let began = Instant::now();
     let socket = PacketSocket::open(link.index).map_err(failed)?;
-    let mut client = Client::new(link.mac, random(), held);
+    let mut client = DhcpClient::new(link.mac, random(), held);
     let mut frame = [0; MAX_FRAME_BYTES];
     loop {
         if stop() {
             return Err(DhcpError::Stopped { interface: link.name.clone() });
         }
         match client.step(began.elapsed()) {
-            Step::Send(frame) => socket.send(&frame).map_err(failed)?,
-            Step::Wait(time) => socket.wait(time.min(STOP_CHECK)),
+            ClientStep::Send(frame) => socket.send(&frame).map_err(failed)?,
+            ClientStep::Wait(time) => socket.wait(time.min(STOP_CHECK)),
         }
         let mut taken = 0;
         while taken < MOST_FRAMES {

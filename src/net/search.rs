@@ -29,11 +29,11 @@ const NAG_MAX: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The DHCP client of one card.
-struct Client {
+struct RunningClient {
     stop: Arc<AtomicBool>,
 }
 
-impl Drop for Client {
+impl Drop for RunningClient {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
     }
@@ -54,7 +54,7 @@ pub(super) fn search(
 ) -> Result<Settings, NetError> {
     let (answers, answered) = mpsc::channel::<DhcpAnswer>();
     // Cards are kept by index: one that is plugged in again is a new card.
-    let mut clients: HashMap<u32, Client> = HashMap::new();
+    let mut clients: HashMap<u32, RunningClient> = HashMap::new();
     let mut left_alone: HashMap<u32, Instant> = HashMap::new();
     let mut reminder = Reminder::new();
     loop {
@@ -143,9 +143,9 @@ fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> 
     }
 }
 
-fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent) -> Result<Client, NetError> {
+fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent) -> Result<RunningClient, NetError> {
     let stop = Arc::new(AtomicBool::new(false));
-    let client = Client { stop: Arc::clone(&stop) };
+    let client = RunningClient { stop: Arc::clone(&stop) };
     let on_event = Arc::clone(on_event);
     std::thread::Builder::new()
         .name(format!("dhcp {}", link.name))

@@ -93,7 +93,7 @@ fn recover(journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     }
 }
 
-/// Everything up to the decision, which needs no network.
+/// Runs everything up to the decision, which needs no network.
 fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let setup = Setup::new(args, over, journal)?;
     if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
@@ -116,7 +116,7 @@ fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextSt
     }
 }
 
-/// Everything from the decision on that a release be fetched, now or when there is another one.
+/// Runs when the decision is to fetch a release, now or, parked, once a newer one is published.
 fn fetch(
     setup: &Setup,
     mirrors: &Mirrors,
@@ -159,7 +159,7 @@ fn fetch(
 fn park(setup: &Setup) {
     let Recoveries { serial, count } = setup.recoveries;
     setup.journal.warn(&format!(
-        "parked: release {serial} was recovered to {count} times and no boot called itself good; waiting for a release \
+        "parked: release {serial} was installed {count} times without a good boot; waiting for a release \
          with a higher serial. \"Recover/Reflash\" in the boot menu writes this one again"
     ));
     setup.finish(AttemptOutcome::Parked);

@@ -71,7 +71,7 @@ pub fn start(journal: &Arc<Journal>, limit: Duration) {
         let limit_s = limit.as_secs();
         journal.note(&format!("watchdog {name}: resets the machine {timeout} s after {limit_s} s without progress"));
         if watchdog.caused_last_reset {
-            journal.warn("the last restart was the watchdog's: something had stood still");
+            journal.warn("the watchdog caused the last restart: there had been no progress");
         }
         let mut stall = Stall::new(limit, journal.pulse(), Instant::now());
         loop {

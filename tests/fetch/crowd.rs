@@ -10,7 +10,7 @@ use reflash::fetch::{Clock, FetchError, FetchErrorKind, FetchOptions, Mirrors, R
 
 use super::{PATH, STALL, data, options};
 use crate::support::clock::FakeClock;
-use crate::support::server::{Act, Server, cut, object, status};
+use crate::support::server::{Act, TestServer, cut, object, status};
 
 const CONNECTIONS: usize = 4;
 const RANGE: u64 = 64 << 10;
@@ -55,7 +55,7 @@ fn recording(urls: &[String], retry_policy: RetryPolicy) -> (Mirrors, Retries) {
 fn four_threads_keep_to_four_connections() {
     let data = data(4 << 20);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| object(request, &served));
+    let server = TestServer::start(move |request| object(request, &served));
     let (mirrors, retries) = recording(&[server.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
     let connections: BTreeSet<usize> = server.requests().iter().map(|request| request.connection).collect();
@@ -70,7 +70,7 @@ fn a_server_that_is_busy_for_all_is_asked_less_and_less_and_the_console_hears_of
     let served = Arc::clone(&data);
     // Four requests at first, two in the next round, then one.
     const REFUSED: usize = 4 + 2 + 1;
-    let server = Server::start(move |request| match request.number < REFUSED {
+    let server = TestServer::start(move |request| match request.number < REFUSED {
         true => {
             // Long enough for all four to be inside.
             let mut acts = status("503 Service Unavailable");
@@ -96,7 +96,7 @@ fn a_server_that_bears_two_at_a_time_gets_two() {
     let served = Arc::clone(&data);
     let (inside, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&refused);
-    let server = Server::start(move |request| {
+    let server = TestServer::start(move |request| {
         let others = inside.fetch_add(1, Ordering::SeqCst);
         thread::sleep(Duration::from_millis(20));
         inside.fetch_sub(1, Ordering::SeqCst);
@@ -117,7 +117,7 @@ fn a_server_that_bears_two_at_a_time_gets_two() {
 fn a_line_that_breaks_for_all_is_reported_once_and_taken_up_where_it_broke() {
     let data = data(1 << 20);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| match request.number {
+    let server = TestServer::start(move |request| match request.number {
         // All four get half of a range, and then the line breaks.
         0..4 => {
             let mut acts = cut(request, &served, 30_000);
@@ -137,7 +137,7 @@ fn a_line_that_breaks_for_all_is_reported_once_and_taken_up_where_it_broke() {
 fn a_dead_first_mirror_costs_one_message_and_no_time_for_each_range() {
     let data = data(2 << 20);
     let served = Arc::clone(&data);
-    let second = Server::start(move |request| object(request, &served));
+    let second = TestServer::start(move |request| object(request, &served));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (mirrors, retries) = recording(&[format!("http://{port}/release"), second.url()], RetryPolicy::Rounds(1));
     fetch_together(&mirrors, &data).unwrap();
@@ -157,7 +157,7 @@ fn all_give_up_together_when_all_sources_are_dead() {
 }
 
 /// Fetches 4 MiB at 1 MiB/s on four connections; how long it took, and what came by each quarter of a second.
-fn capped(server: &Server, expected: &[u8]) -> (Duration, Vec<u64>) {
+fn capped(server: &TestServer, expected: &[u8]) -> (Duration, Vec<u64>) {
     let clock = FakeClock::new();
     let options = FetchOptions { rate: Some(Rate::of(1 << 20, clock.shared())), clock: clock.shared(), ..options() };
     let mirrors = open_all(&[server.url()], &options, RetryPolicy::Rounds(1)).unwrap();
@@ -187,7 +187,7 @@ fn capped(server: &Server, expected: &[u8]) -> (Duration, Vec<u64>) {
 fn a_cap_holds_for_all_connections_together_and_is_smooth() {
     let data = data(4 << 20);
     let served = Arc::clone(&data);
-    let server = Server::start(move |request| object(request, &served));
+    let server = TestServer::start(move |request| object(request, &served));
     let (took, came) = capped(&server, &data);
     // Each connection waits for longer than the stall timeout in all, which is no standstill.
     assert!(took > STALL * 2);

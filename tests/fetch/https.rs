@@ -9,7 +9,7 @@ use reflash::fetch::{CertificateClock, FetchError, FetchErrorKind, FetchOptions,
 use reflash::machine::clock::ClockPolicy;
 
 use super::{collect, data, good, options};
-use crate::support::server::{Proxy, Server, answer, object};
+use crate::support::server::{Proxy, TestServer, answer, object};
 use crate::support::tls::{ALWAYS, Authority, Date, unix};
 
 const NAME: &str = "release.invalid";
@@ -17,9 +17,9 @@ const NAME: &str = "release.invalid";
 const BUILT: Date = (2026, 11, 1);
 
 /// A good server with such a certificate.
-fn server_of(authority: &Authority, validity: [Date; 2]) -> Server {
+fn server_of(authority: &Authority, validity: [Date; 2]) -> TestServer {
     let data = data(1_000);
-    Server::start_tls(authority.issue("127.0.0.1", validity), move |request| object(request, &data))
+    TestServer::start_tls(authority.issue("127.0.0.1", validity), move |request| object(request, &data))
 }
 
 fn trusting(authority: &Authority, clock: CertificateClock) -> FetchOptions {
@@ -58,7 +58,7 @@ impl Machine {
     }
 }
 
-fn fetched(server: &Server, options: &FetchOptions) -> Result<(), FetchError> {
+fn fetched(server: &TestServer, options: &FetchOptions) -> Result<(), FetchError> {
     let source = open(&server.url(), options)?;
     assert!(collect(&*source, 10..900)? == data(1_000)[10..900]);
     Ok(())
@@ -91,7 +91,7 @@ fn any_other_authority_is_refused() {
 #[test]
 fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
-    let server = Server::start_tls(authority.issue(NAME, ALWAYS), |_| vec![]);
+    let server = TestServer::start_tls(authority.issue(NAME, ALWAYS), |_| vec![]);
     let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{}", error.chain());
 }
@@ -116,7 +116,7 @@ fn https_through_a_proxy_is_a_tunnel() {
     let authority = Authority::new();
     let origin = {
         let data = data(1_000);
-        Server::start_tls(authority.issue(NAME, ALWAYS), move |request| object(request, &data))
+        TestServer::start_tls(authority.issue(NAME, ALWAYS), move |request| object(request, &data))
     };
     let proxy = Proxy::start(origin.address);
     let through = FetchOptions {
@@ -135,7 +135,8 @@ fn a_redirect_from_https_to_http_is_not_followed() {
     let authority = Authority::new();
     let location = format!("Location: {}/objects/00ff", plain.url());
     let config = authority.issue("127.0.0.1", ALWAYS);
-    let server = Server::start_tls(config, move |_| vec![answer("302 Found", &["Content-Length: 0", &location], b"")]);
+    let server =
+        TestServer::start_tls(config, move |_| vec![answer("302 Found", &["Content-Length: 0", &location], b"")]);
     let error = fetched(&server, &trusting(&authority, CertificateClock::fixed())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Protocol);
     assert!(error.to_string().contains("from https to http://"), "{error}");

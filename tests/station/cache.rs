@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Fixture, base, flash, holds_image, known, machine, sample_image, serve};
-use crate::support::server::{Server, object};
+use crate::support::server::{TestServer, object};
 
 /// The user `nobody` of Debian, and of most others.
 const NOBODY: &str = "65534";
@@ -185,7 +185,7 @@ fn a_cache_that_went_bad_is_found_out_and_the_server_asked_instead() {
 fn a_small_range_of_a_large_pack_costs_a_slice() {
     let data = sample_image(2048, 3);
     let len = data.len();
-    let origin = Server::start(move |request| object(request, &data));
+    let origin = TestServer::start(move |request| object(request, &data));
     let cache = Cache::start(origin.address);
     let get = |range: std::ops::Range<u64>| {
         let source = reflash::fetch::Http::new(&cache.url(), &super::options()).unwrap();

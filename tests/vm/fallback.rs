@@ -21,7 +21,7 @@ use xtask::test_system::{self, Behaviour};
 use xtask::vm::{GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
-use crate::support::server::{Act, Server as StubbornServer, object, status};
+use crate::support::server::{Act, TestServer, object, status};
 
 /// A robot with a disk, a signed release of a tiny system that it follows, and a server of that release.
 pub struct Robot {
@@ -164,7 +164,7 @@ fn full_a_request_without_an_answer_starts_the_intact_system_again() {
     robot.stop_serving();
     ask(&mut vm, "reflash request");
     vm.type_text("reboot -f\n").unwrap();
-    expect(&vm, &["reason: requested", "asking http://", "no release is to be had", "tiny system 1 is up"]);
+    expect(&vm, &["reason: requested", "asking http://", "no release is available", "tiny system 1 is up"]);
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("reason requested: started the intact system"), "{status}");
 }
@@ -191,7 +191,7 @@ fn full_a_bad_release_is_tried_as_often_as_configured_and_then_the_robot_waits_f
     expect(&vm, &twice);
     expect(&vm, &["reason: tries", "is installed"]);
     expect(&vm, &twice);
-    expect(&vm, &["reason: tries", "parked: release 1 was recovered to 2 times", "still parked"]);
+    expect(&vm, &["reason: tries", "parked: release 1 was installed 2 times", "still parked"]);
     // A restart does not get around this; a person who chooses recovery in the menu does.
     vm.cut_power();
     let mut vm = robot.start("bad-release");
@@ -287,7 +287,7 @@ fn full_a_stalled_download_is_ended_by_the_watchdog() {
     let fixture = Fixture::with(tiny_image("1", Behaviour::Good), super::for_demo_robots);
     let (tree, stalled) = (fixture.tree(), Arc::new(AtomicBool::new(true)));
     let stalls = Arc::clone(&stalled);
-    let server = StubbornServer::start(move |request| {
+    let server = TestServer::start(move |request| {
         let path = request.target().trim_start_matches("/release/").to_owned();
         let Ok(content) = std::fs::read(tree.join(&path)) else { return status("404 Not Found") };
         if stalls.load(Ordering::SeqCst) && request.range().is_some() {

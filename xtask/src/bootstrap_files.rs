@@ -8,7 +8,7 @@ use reflash::jobs::provision::bootstrap::names;
 
 use crate::disk;
 use crate::grub::GrubImages;
-use crate::initramfs::RecoveryFiles;
+use crate::initramfs::BuiltRecovery;
 use crate::paths::Paths;
 use crate::templates;
 
@@ -17,7 +17,7 @@ use crate::templates;
 ///
 /// # Errors
 /// When a tool is missing or fails.
-pub fn files(paths: &Paths, grub: &GrubImages, recovery: &RecoveryFiles, out: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub fn files(paths: &Paths, grub: &GrubImages, recovery: &BuiltRecovery, out: &Path) -> Result<Vec<(String, PathBuf)>> {
     let made = [names::ESP_512, names::ESP_4096, names::STATE, names::RECOVERY, names::DATA];
     templates::make(paths, grub, &made, out)?;
     let built = [

@@ -16,7 +16,7 @@ use crate::bootstrap_files;
 use crate::grub::{self, GrubImages};
 use crate::host_packages::{Need, ensure_installed};
 use crate::image;
-use crate::initramfs::{self, RecoveryFiles};
+use crate::initramfs::{self, BuiltRecovery};
 use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
 use crate::release::{self, Spec};
@@ -63,7 +63,7 @@ pub struct RobotParts {
     /// The images of GRUB.
     pub grub: GrubImages,
     /// Recovery kernel and initramfs.
-    pub recovery: RecoveryFiles,
+    pub recovery: BuiltRecovery,
     /// The key pair that releases are signed with.
     pub keys: KeyFiles,
 }

@@ -15,7 +15,7 @@ use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
 use crate::grub::{self, GrubImages};
 use crate::host_packages::{Need, ensure_installed};
-use crate::initramfs::{self, RecoveryFiles};
+use crate::initramfs::{self, BuiltRecovery};
 use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
 use crate::{embedded, filesystem, templates};
@@ -62,7 +62,7 @@ pub struct DiskParts<'a> {
     /// GRUB's images and scripts.
     pub grub: &'a GrubImages,
     /// Recovery kernel and initramfs.
-    pub recovery: &'a RecoveryFiles,
+    pub recovery: &'a BuiltRecovery,
     /// `reflash.toml` of the recovery partition.
     pub config: String,
     /// Public keys for the recovery partition.
@@ -188,7 +188,7 @@ fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch:
 }
 
 /// The files of a slot of the recovery partition, by the names that they have there.
-fn slot_files<'a>(grub: &'a GrubImages, recovery: &'a RecoveryFiles) -> [(&'static str, &'a Path); slots::FILES.len()] {
+fn slot_files<'a>(grub: &'a GrubImages, recovery: &'a BuiltRecovery) -> [(&'static str, &'a Path); slots::FILES.len()] {
     slots::FILES.map(|name| match name {
         "grub.cfg" => (name, &*grub.script),
         "vmlinuz" => (name, &*recovery.vmlinuz),
@@ -198,7 +198,7 @@ fn slot_files<'a>(grub: &'a GrubImages, recovery: &'a RecoveryFiles) -> [(&'stat
 
 /// Returns the files of a slot as files of a release, with which robots renew their recovery.
 #[must_use]
-pub fn recovery_files(grub: &GrubImages, recovery: &RecoveryFiles) -> Vec<(String, PathBuf)> {
+pub fn recovery_files(grub: &GrubImages, recovery: &BuiltRecovery) -> Vec<(String, PathBuf)> {
     let named = |(name, from): (&str, &Path)| (format!("{}/{name}", slots::RELEASE_FOLDER), from.to_owned());
     slot_files(grub, recovery).map(named).into()
 }

@@ -23,7 +23,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::ostree::Repository;
-use self::stamp::Key;
+use self::stamp::InputDigest;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent};
@@ -230,7 +230,7 @@ impl<'a> Previous<'a> {
     }
 }
 
-/// Two builds of one recipe at a time would take each other's trees away. Held until the file is dropped.
+/// Locks the recipe until the file is dropped: two builds at once would delete each other's trees.
 fn lock(work: &Path) -> Result<File> {
     let path = work.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -264,7 +264,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// Key of everything that the image is made from, this program's own way of making it included.
+    /// InputDigest of everything that the image is made from, this program's own way of making it included.
     fn key(&self, bootstrap: &str, tarball: &Path) -> Result<String> {
         let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
         let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -294,7 +294,7 @@ impl Build<'_> {
             include_str!("initramfs/archive.rs"),
             include_str!("initramfs/modules.rs"),
         );
-        let mut key = Key::default()
+        let mut key = InputDigest::default()
             .with(own)
             .with(bootstrap)
             .with(modified.to_le_bytes())

@@ -106,7 +106,7 @@ pub fn build(content: &InitramfsContent<'_>, out: &Path) -> Result<()> {
 
 /// Kernel and initramfs of a recovery.
 #[derive(Debug, Clone)]
-pub struct RecoveryFiles {
+pub struct BuiltRecovery {
     /// Path of the kernel.
     pub vmlinuz: PathBuf,
     /// Path of the initramfs.
@@ -117,14 +117,14 @@ pub struct RecoveryFiles {
 ///
 /// # Errors
 /// When a part cannot be built, or both are larger than a recovery partition should need.
-pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<RecoveryFiles> {
+pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<BuiltRecovery> {
     // First, so that no package is installed where there is no agent.
     let agent = agent::obtain(paths, assume_yes)?;
     ensure_installed(&[Need::Initramfs], assume_yes)?;
     let kernel = kernel::fetch(paths)?;
     let dist = paths.dist();
     create_dir(&dist)?;
-    let made = RecoveryFiles { vmlinuz: dist.join("vmlinuz"), initramfs: dist.join("initramfs.img") };
+    let made = BuiltRecovery { vmlinuz: dist.join("vmlinuz"), initramfs: dist.join("initramfs.img") };
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
     let config = embedded::RECOVERY_CONFIG.as_bytes().to_vec();
     let mut files = vec![

@@ -14,7 +14,7 @@ const CLAIMED: &str = env!("CARGO_PKG_RUST_VERSION");
 /// with a newer one, rustup's copy of the older is used, if this machine has it.
 ///
 /// # Errors
-/// The compiler's, or there is none.
+/// Rust [`CLAIMED`] does not compile the workspace.
 pub fn check(paths: &Paths) -> Result<()> {
     if is_claimed(&output(Command::new("rustc").arg("--version").current_dir(&paths.root))?) {
         return Ok(());

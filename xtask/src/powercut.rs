@@ -41,7 +41,7 @@ use crate::vm::VirtualMachine;
 use crate::{agent, grub as grub_images, initramfs};
 
 pub use args::{PowerCutArgs, USUAL_STATES};
-use disk::{Region, RobotDisk};
+use disk::{DiskState, Region};
 use explore::{Counts, Random, StateKind, explore};
 use judge::{Judge, ReleaseUnderTest};
 use log::LogEntry;
@@ -115,7 +115,7 @@ struct Lab {
     images: Vec<PathBuf>,
     releases: Vec<ReleaseUnderTest>,
     grub: GrubImages,
-    recovery: initramfs::RecoveryFiles,
+    recovery: initramfs::BuiltRecovery,
     /// Recoveries that slots may hold: the one that the robot was made with, and the one that the second release
     /// carries.
     recoveries: [judge::SlotFiles; 2],
@@ -151,7 +151,7 @@ impl Lab {
         let grub = grub_images::build(paths, assume_yes)?;
         let recovery = initramfs::recovery(paths, &[], assume_yes)?;
         let provisioned = robot_disk::recovery_files(&grub, &recovery);
-        let another = initramfs::RecoveryFiles { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
+        let another = initramfs::BuiltRecovery { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
         // To the kernel, zeros behind an archive are padding.
         let mut initramfs = std::fs::read(&recovery.initramfs)?;
         initramfs.extend([0; 4096]);
@@ -254,7 +254,7 @@ impl Lab {
             }
         }
         let image_bytes = self.releases[0].image.len() as u64;
-        let base = RobotDisk {
+        let base = DiskState {
             state: region(&disk, "state", u64::MAX)?,
             system: region(&disk, "system", image_bytes)?,
             recovery: region(&disk, "recovery", u64::MAX)?,
@@ -291,7 +291,7 @@ fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
 /// Recording of what a robot wrote from power-on until its system was up.
 struct Recording {
     number: usize,
-    base: RobotDisk,
+    base: DiskState,
     entries: Vec<LogEntry>,
     /// Number of random subsets tried for each write in flight.
     subsets: usize,
@@ -396,7 +396,7 @@ impl Recording {
     }
 
     /// Writes a whole disk in this state to `path`.
-    fn write_out(&self, lab: &Lab, disk: &RobotDisk, path: &Path) -> Result<()> {
+    fn write_out(&self, lab: &Lab, disk: &DiskState, path: &Path) -> Result<()> {
         run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
         let file = File::options().write(true).open(path)?;
         for region in [&disk.state, &disk.system, &disk.recovery] {

@@ -33,12 +33,12 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
 /// The last state of every machine.
 #[derive(Default)]
 pub struct Station {
-    machines: Mutex<BTreeMap<String, Entry>>,
+    machines: Mutex<BTreeMap<String, StationEntry>>,
 }
 
 /// One machine. Its members are those of `/station.json`.
 #[derive(Serialize)]
-struct Entry {
+struct StationEntry {
     address: String,
     #[serde(rename = "seen_ms_ago", serialize_with = "ms_ago")]
     seen: Instant,
@@ -53,7 +53,7 @@ fn ms_ago<S: serde::Serializer>(seen: &Instant, serializer: S) -> Result<S::Ok, 
 
 /// A post that is not taken.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum PostRefusal {
     Malformed(String),
     Full,
 }
@@ -75,8 +75,8 @@ impl Station {
         serde_json::json!({ "machines": machines.values().collect::<Vec<_>>() }).to_string()
     }
 
-    fn take(&self, from: SocketAddr, body: &[u8]) -> Result<(), Refusal> {
-        let post: Post = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+    fn take(&self, from: SocketAddr, body: &[u8]) -> Result<(), PostRefusal> {
+        let post: Post = serde_json::from_slice(body).map_err(|error| PostRefusal::Malformed(error.to_string()))?;
         let Post { machine, progress, mut attempts } = post;
         let machine = bounded_machine(machine);
         let address = from.ip().to_canonical().to_string();
@@ -86,9 +86,9 @@ impl Station {
         if !machines.contains_key(&key) && machines.len() >= MAX_MACHINES {
             let oldest = machines.iter().min_by_key(|(_, entry)| entry.seen);
             let silent = oldest.filter(|(_, entry)| entry.seen.elapsed() > SILENT).map(|(key, _)| key.clone());
-            machines.remove(&silent.ok_or(Refusal::Full)?);
+            machines.remove(&silent.ok_or(PostRefusal::Full)?);
         }
-        let entry = machines.entry(key).or_insert_with(|| Entry {
+        let entry = machines.entry(key).or_insert_with(|| StationEntry {
             seen: Instant::now(),
             address: String::new(),
             machine: ReportedMachine::default(),
@@ -102,7 +102,7 @@ impl Station {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, StationEntry>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,8 +156,8 @@ async fn report(
 ) -> (StatusCode, String) {
     match station.take(from, &body) {
         Ok(()) => (StatusCode::NO_CONTENT, String::new()),
-        Err(Refusal::Malformed(why)) => (StatusCode::BAD_REQUEST, format!("not a post of a machine: {why}\n")),
-        Err(Refusal::Full) => {
+        Err(PostRefusal::Malformed(why)) => (StatusCode::BAD_REQUEST, format!("not a post of a machine: {why}\n")),
+        Err(PostRefusal::Full) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{MAX_MACHINES} machines are known and none is silent\n"))
         }
     }
@@ -177,12 +177,12 @@ async fn list(State(station): State<Arc<Station>>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_CHARS, MAX_MACHINES, Refusal, SILENT, Station};
+    use super::{MAX_CHARS, MAX_MACHINES, PostRefusal, SILENT, Station};
     use serde_json::{Value, json};
     use std::net::SocketAddr;
     use std::time::Instant;
 
-    fn take(station: &Station, post: &Value) -> Result<(), Refusal> {
+    fn take(station: &Station, post: &Value) -> Result<(), PostRefusal> {
         station.take(SocketAddr::from(([192, 0, 2, 7], 1)), post.to_string().as_bytes())
     }
 
@@ -219,7 +219,7 @@ mod tests {
             take(&station, &json!({ "machine": { "id": number.to_string() } })).unwrap();
         }
         let one_more = json!({ "machine": { "id": "one more" } });
-        assert_eq!(take(&station, &one_more), Err(Refusal::Full));
+        assert_eq!(take(&station, &one_more), Err(PostRefusal::Full));
         take(&station, &json!({ "machine": { "id": "7" } })).unwrap();
         // The machine that is silent for longest gives way.
         let Some(long_ago) = Instant::now().checked_sub(SILENT * 2) else { return };
@@ -232,7 +232,7 @@ mod tests {
     fn what_is_no_post_is_refused() {
         let station = Station::default();
         for wrong in [json!([]), json!({ "progress": {} }), json!({ "machine": { "id": 7 } }), json!("\u{0}")] {
-            assert!(matches!(take(&station, &wrong), Err(Refusal::Malformed(_))), "{wrong}");
+            assert!(matches!(take(&station, &wrong), Err(PostRefusal::Malformed(_))), "{wrong}");
         }
         assert!(machines(&station).is_empty());
     }

@@ -38,14 +38,14 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     let assembled = Arc::new(Mutex::new(assembled));
     for _ in 0..threads::count_with_buffers(batch_bytes).min(MAX_WRITERS) {
         let (assembled, recycle) = (assembled.clone(), recycle.clone());
-        scope.spawn(move || {
+        threads::spawn(scope, "move-write", move || {
             while let Some(batch) = receive(&assembled) {
                 check_and_write(writer, &batch);
                 let _ = recycle.send(batch.content);
             }
         });
     }
-    scope.spawn(move || {
+    threads::spawn(scope, "move-read", move || {
         let mut reader = Reader::new(writer, batch_bytes);
         read_all(&mut reader, batch_bytes, &to_write, &recycled);
         writer.gate.open();

@@ -42,7 +42,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     let next = Arc::new(AtomicUsize::new(0));
     for _ in 0..CONNECTIONS.min(requests.len()) {
         let (next, to_decode, recycled) = (next.clone(), to_decode.clone(), recycled.clone());
-        scope.spawn(move || {
+        threads::spawn(scope, "fetch", move || {
             while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if writer.is_stopped() {
                     return;
@@ -55,7 +55,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     }
     for _ in 0..threads::count_with_buffers(parcel_bytes) {
         let (parcels, recycle) = (parcels.clone(), recycle.clone());
-        scope.spawn(move || {
+        threads::spawn(scope, "decode", move || {
             if let Err(error) = decode_all(writer, parcel_bytes, &parcels, &recycle) {
                 writer.fail(error);
             }

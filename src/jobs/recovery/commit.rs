@@ -25,7 +25,7 @@ pub(super) fn permit(
     let permit = state.boot_env().begin_recovering(before, on_success, proven).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {
         let dropped = permit.dropped.join(", ");
-        job.journal.warn(&format!("the boot environment is full; removed from it, as not ours: {dropped}"));
+        job.journal.warn(&format!("the boot environment was full; removed variables of other programs: {dropped}"));
     }
     Ok(permit)
 }

@@ -6,7 +6,7 @@ use crate::flash::verify::{self, Verified};
 use crate::flash::write::{self, Work, Written};
 use crate::jobs::recovery::error::{REWRITES, RecoveryError};
 use crate::jobs::recovery::job::RecoveryJob;
-use crate::jobs::recovery::survey::{Survey, report_read_errors};
+use crate::jobs::recovery::planning::{Planned, report_read_errors};
 use crate::record::event::ranges_for_people;
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, bytes};
@@ -19,16 +19,16 @@ enum ReadBehind {
     No,
 }
 
-/// Carries out the plan of a survey, and writes again what reads back wrong.
+/// Carries out the plan, and writes again what reads back wrong.
 pub(super) fn until_verified(
     job: &RecoveryJob<'_>,
     index: &Index,
-    survey: Survey,
+    planned: Planned,
     permit: &WritePermit,
 ) -> Result<Verified, RecoveryError> {
-    let (mut comparison, mut plan) = match survey {
-        Survey::Equal(verified) => return Ok(verified),
-        Survey::Differs(comparison, plan) => (comparison, *plan),
+    let (mut comparison, mut plan) = match planned {
+        Planned::Equal(verified) => return Ok(verified),
+        Planned::Differs(comparison, plan) => (comparison, *plan),
     };
     for _ in 0..=REWRITES {
         let written = write(job, index, &comparison, &plan, permit, ReadBehind::Yes)?;

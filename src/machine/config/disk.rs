@@ -1,7 +1,7 @@
 //! `[provision.disk]`: which disk becomes the machine's. Pure.
 
 use super::error::ConfigError;
-use super::keys::{Key, Kind, Shape, keys};
+use super::keys::{ConfigKey, Shape, ValueKind, keys};
 use super::kinds::{Flag, Gigabytes, Text};
 
 keys! {
@@ -44,13 +44,13 @@ impl DiskSelector {
 #[derive(Debug)]
 pub struct DiskTable;
 
-impl Kind for DiskTable {
+impl ValueKind for DiskTable {
     type Written = DiskLayer;
     type Checked = DiskSelector;
     const SHAPE: Shape = Shape::Table(&DiskSelector::SECTIONS[0]);
 
     fn expected() -> String {
-        let form = |key: &Key| match key.shape {
+        let form = |key: &ConfigKey| match key.shape {
             Shape::Flag => key.name.to_owned(),
             _ => format!("{}=", key.name),
         };
@@ -77,7 +77,7 @@ impl Kind for DiskTable {
 
 #[cfg(test)]
 mod tests {
-    use super::{DiskLayer, DiskSelector, DiskTable, Kind};
+    use super::{DiskLayer, DiskSelector, DiskTable, ValueKind};
 
     #[test]
     fn a_selector_reads_the_same_from_a_file_and_from_an_argument() {

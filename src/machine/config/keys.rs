@@ -16,7 +16,7 @@ use std::fmt::Display;
 use super::error::ConfigError;
 
 /// A kind of value: how it is written, what it may be, and what it becomes once it is checked.
-pub trait Kind {
+pub trait ValueKind {
     /// The type in a configuration file.
     type Written;
     /// The type in the checked configuration.
@@ -30,7 +30,7 @@ pub trait Kind {
     /// A value that is right, as in a kernel argument.
     fn example() -> String;
 
-    /// Reads the value from the text of a kernel argument, without the checks that [`Kind::check`] does.
+    /// Reads the value from the text of a kernel argument, without the checks that [`ValueKind::check`] does.
     fn from_text(text: &str) -> Option<Self::Written>;
 
     /// Checks a value; `key` names it in the error.
@@ -46,12 +46,12 @@ pub trait Kind {
 }
 
 /// The error for a value that a kind does not take.
-pub(super) fn refused<K: Kind + ?Sized>(key: &'static str, value: &dyn Display) -> ConfigError {
+pub(super) fn refused<K: ValueKind + ?Sized>(key: &'static str, value: &dyn Display) -> ConfigError {
     ConfigError::Value { key, value: value.to_string(), expected: K::expected() }
 }
 
 /// Reads a value from text: that of a kernel argument, or a default.
-pub(super) fn read<K: Kind>(key: &'static str, text: &str) -> Result<K::Written, ConfigError> {
+pub(super) fn read<K: ValueKind>(key: &'static str, text: &str) -> Result<K::Written, ConfigError> {
     K::from_text(text).ok_or_else(|| refused::<K>(key, &text))
 }
 
@@ -104,7 +104,7 @@ pub enum Presence {
 
 /// A configuration key as the documentation, the JSON schema and the tests see it.
 #[derive(Debug, Clone, Copy)]
-pub struct Key {
+pub struct ConfigKey {
     /// The name below its section.
     pub name: &'static str,
     /// The kernel argument that sets it, without the prefix `reflash.`.
@@ -129,7 +129,7 @@ pub struct Section {
     /// The phrase that says what it is about.
     pub doc: &'static str,
     /// The keys of the section, in the order of the documentation.
-    pub keys: &'static [Key],
+    pub keys: &'static [ConfigKey],
 }
 
 /// Makes of rows, one for each key: a layer struct for each section, and one struct of checked values.
@@ -154,7 +154,7 @@ macro_rules! keys {
             pub struct $layer {
                 $(
                     $(#[doc = $doc])+
-                    pub $key: Option<<$kind as $crate::machine::config::keys::Kind>::Written>,
+                    pub $key: Option<<$kind as $crate::machine::config::keys::ValueKind>::Written>,
                 )+
             }
 
@@ -198,14 +198,14 @@ macro_rules! keys {
                 $crate::machine::config::keys::Section {
                     path: $path,
                     doc: concat!($($section_doc),+),
-                    keys: &[$($crate::machine::config::keys::Key {
+                    keys: &[$($crate::machine::config::keys::ConfigKey {
                         name: stringify!($key),
                         argument: $crate::machine::config::keys::keys!(@argument $($argument)?),
                         doc: concat!($($doc),+),
                         presence: $crate::machine::config::keys::keys!(@presence $presence $($absent)?),
-                        shape: <$kind as $crate::machine::config::keys::Kind>::SHAPE,
-                        expected: <$kind as $crate::machine::config::keys::Kind>::expected,
-                        example: <$kind as $crate::machine::config::keys::Kind>::example,
+                        shape: <$kind as $crate::machine::config::keys::ValueKind>::SHAPE,
+                        expected: <$kind as $crate::machine::config::keys::ValueKind>::expected,
+                        example: <$kind as $crate::machine::config::keys::ValueKind>::example,
                     },)+],
                 },
             )+];
@@ -227,8 +227,8 @@ macro_rules! keys {
         }
     };
 
-    (@type optional $kind:ty) => { Option<<$kind as $crate::machine::config::keys::Kind>::Checked> };
-    (@type $set:ident $kind:ty) => { <$kind as $crate::machine::config::keys::Kind>::Checked };
+    (@type optional $kind:ty) => { Option<<$kind as $crate::machine::config::keys::ValueKind>::Checked> };
+    (@type $set:ident $kind:ty) => { <$kind as $crate::machine::config::keys::ValueKind>::Checked };
 
     (@argument) => { None };
     (@argument $argument:literal) => { Some($argument) };
@@ -239,8 +239,8 @@ macro_rules! keys {
 
     (@value required $kind:ty, $written:expr, $key:expr) => {
         match $written {
-            Some(written) if !<$kind as $crate::machine::config::keys::Kind>::is_absent(&written) => {
-                <$kind as $crate::machine::config::keys::Kind>::check($key, written)?
+            Some(written) if !<$kind as $crate::machine::config::keys::ValueKind>::is_absent(&written) => {
+                <$kind as $crate::machine::config::keys::ValueKind>::check($key, written)?
             }
             _ => return Err($crate::machine::config::ConfigError::Missing { key: $key }),
         }
@@ -250,10 +250,10 @@ macro_rules! keys {
             Some(written) => written,
             None => $crate::machine::config::keys::read::<$kind>($key, $default)?,
         };
-        <$kind as $crate::machine::config::keys::Kind>::check($key, written)?
+        <$kind as $crate::machine::config::keys::ValueKind>::check($key, written)?
     }};
     (@value optional $kind:ty, $written:expr, $key:expr, $then:literal) => {
-        $written.map(|written| <$kind as $crate::machine::config::keys::Kind>::check($key, written)).transpose()?
+        $written.map(|written| <$kind as $crate::machine::config::keys::ValueKind>::check($key, written)).transpose()?
     };
 }
 pub(super) use keys;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::keys::{Kind, Shape, refused};
+use super::keys::{Shape, ValueKind, refused};
 
 /// The pattern of [`Shape::Text`] that every text fits.
 pub(super) const ANY: &str = "";
@@ -16,7 +16,7 @@ pub(super) const ANY: &str = "";
 #[derive(Debug)]
 pub struct Text;
 
-impl Kind for Text {
+impl ValueKind for Text {
     type Written = String;
     type Checked = String;
     const SHAPE: Shape = Shape::Text(ANY);
@@ -42,7 +42,7 @@ impl Kind for Text {
 #[derive(Debug)]
 pub struct PathSegment;
 
-impl Kind for PathSegment {
+impl ValueKind for PathSegment {
     type Written = String;
     type Checked = String;
     const SHAPE: Shape = Shape::Text("^[A-Za-z0-9_-][A-Za-z0-9._-]*$");
@@ -76,7 +76,7 @@ pub fn is_path_segment(text: &str) -> bool {
 #[derive(Debug)]
 pub struct ReleaseUrls;
 
-impl Kind for ReleaseUrls {
+impl ValueKind for ReleaseUrls {
     type Written = Vec<String>;
     type Checked = Vec<String>;
     const SHAPE: Shape = Shape::Texts("^(https?://|file:///).");
@@ -112,7 +112,7 @@ impl Kind for ReleaseUrls {
 #[derive(Debug)]
 pub struct HttpUrl;
 
-impl Kind for HttpUrl {
+impl ValueKind for HttpUrl {
     type Written = String;
     type Checked = String;
     const SHAPE: Shape = Shape::Text("^https?://");
@@ -139,7 +139,7 @@ impl Kind for HttpUrl {
 #[derive(Debug)]
 pub struct ProxyUrl;
 
-impl Kind for ProxyUrl {
+impl ValueKind for ProxyUrl {
     type Written = String;
     type Checked = String;
     const SHAPE: Shape = Shape::Text("^http://");
@@ -165,7 +165,7 @@ impl Kind for ProxyUrl {
 #[derive(Debug)]
 pub struct Address;
 
-impl Kind for Address {
+impl ValueKind for Address {
     type Written = Ipv4Addr;
     type Checked = Ipv4Addr;
     const SHAPE: Shape = Shape::Text("^[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+$");
@@ -191,7 +191,7 @@ impl Kind for Address {
 #[derive(Debug)]
 pub struct Addresses;
 
-impl Kind for Addresses {
+impl ValueKind for Addresses {
     type Written = Vec<IpAddr>;
     type Checked = Vec<IpAddr>;
     const SHAPE: Shape = Shape::Texts("^[0-9a-fA-F.:]+$");
@@ -218,7 +218,7 @@ impl Kind for Addresses {
 #[derive(Debug)]
 pub struct Flag;
 
-impl Kind for Flag {
+impl ValueKind for Flag {
     type Written = bool;
     type Checked = bool;
     const SHAPE: Shape = Shape::Flag;
@@ -245,7 +245,7 @@ impl Kind for Flag {
 }
 
 /// Checks that a number lies between two others.
-fn within<K: Kind, T: Into<u64> + Copy + Display>(
+fn within<K: ValueKind, T: Into<u64> + Copy + Display>(
     key: &'static str,
     value: T,
     min: u64,
@@ -258,7 +258,7 @@ fn within<K: Kind, T: Into<u64> + Copy + Display>(
 #[derive(Debug)]
 pub struct Number<T, const MIN: u64, const MAX: u64>(PhantomData<T>);
 
-impl<T: FromStr + Into<u64> + Copy + Display, const MIN: u64, const MAX: u64> Kind for Number<T, MIN, MAX> {
+impl<T: FromStr + Into<u64> + Copy + Display, const MIN: u64, const MAX: u64> ValueKind for Number<T, MIN, MAX> {
     type Written = T;
     type Checked = T;
     const SHAPE: Shape = Shape::Whole { min: MIN, max: MAX, or_zero: false };
@@ -284,7 +284,7 @@ impl<T: FromStr + Into<u64> + Copy + Display, const MIN: u64, const MAX: u64> Ki
 #[derive(Debug)]
 pub struct Gigabytes;
 
-impl Kind for Gigabytes {
+impl ValueKind for Gigabytes {
     type Written = u64;
     type Checked = u64;
     const SHAPE: Shape = Shape::Whole { min: 0, max: u64::MAX, or_zero: false };
@@ -310,7 +310,7 @@ impl Kind for Gigabytes {
 #[derive(Debug)]
 pub struct Seconds<const MIN: u64, const MAX: u64>;
 
-impl<const MIN: u64, const MAX: u64> Kind for Seconds<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> ValueKind for Seconds<MIN, MAX> {
     type Written = u64;
     type Checked = Duration;
     const SHAPE: Shape = Shape::Whole { min: MIN, max: MAX, or_zero: false };
@@ -336,7 +336,7 @@ impl<const MIN: u64, const MAX: u64> Kind for Seconds<MIN, MAX> {
 #[derive(Debug)]
 pub struct SecondsOrNever<const MIN: u64, const MAX: u64>;
 
-impl<const MIN: u64, const MAX: u64> Kind for SecondsOrNever<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> ValueKind for SecondsOrNever<MIN, MAX> {
     type Written = u64;
     type Checked = Option<Duration>;
     const SHAPE: Shape = Shape::Whole { min: MIN, max: MAX, or_zero: true };
@@ -365,7 +365,7 @@ impl<const MIN: u64, const MAX: u64> Kind for SecondsOrNever<MIN, MAX> {
 #[derive(Debug)]
 pub struct KibPerSecond<const MIN: u64, const MAX: u64>;
 
-impl<const MIN: u64, const MAX: u64> Kind for KibPerSecond<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> ValueKind for KibPerSecond<MIN, MAX> {
     type Written = u64;
     type Checked = u64;
     const SHAPE: Shape = Shape::Whole { min: MIN, max: MAX, or_zero: false };

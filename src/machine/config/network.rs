@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::error::ConfigError;
-use super::keys::{Kind, Shape, keys, refused};
+use super::keys::{Shape, ValueKind, keys, refused};
 use super::kinds::{ANY, Address, Addresses, KibPerSecond, Number, ProxyUrl, Seconds, Text};
 
 keys! {
@@ -78,7 +78,7 @@ impl Network {
 #[derive(Debug)]
 pub struct Interface;
 
-impl Kind for Interface {
+impl ValueKind for Interface {
     type Written = String;
     type Checked = InterfaceSelector;
     const SHAPE: Shape = Shape::Text(ANY);
@@ -116,7 +116,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 #[derive(Debug)]
 pub struct AddressWithPrefix;
 
-impl Kind for AddressWithPrefix {
+impl ValueKind for AddressWithPrefix {
     type Written = String;
     type Checked = StaticAddress;
     const SHAPE: Shape = Shape::Text("^[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+/[0-9]+$");

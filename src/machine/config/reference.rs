@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::{BootArgs, BootArgument, Key, Presence, SYSTEM_ARGUMENTS, Section, Shape, sections};
+use super::{BootArgs, BootArgument, ConfigKey, Presence, SYSTEM_ARGUMENTS, Section, Shape, sections};
 
 const HEAD: &str = "\
 # Configuration
@@ -50,7 +50,7 @@ pub fn markdown() -> String {
     page
 }
 
-fn key_row(section: &Section, key: &Key) -> String {
+fn key_row(section: &Section, key: &ConfigKey) -> String {
     let default = match (key.presence, key.shape) {
         (_, Shape::Table(_)) => "those of its keys".to_owned(),
         (Presence::Required, _) => "must be set".to_owned(),
@@ -107,7 +107,7 @@ fn table(section: &Section) -> Value {
     })
 }
 
-fn property(section: &Section, key: &Key) -> Value {
+fn property(section: &Section, key: &ConfigKey) -> Value {
     let text = |pattern: &str| match pattern {
         "" => json!({ "type": "string" }),
         pattern => json!({ "type": "string", "pattern": pattern }),
@@ -156,15 +156,15 @@ fn as_json(shape: Shape, text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, Section, Shape, json_schema, markdown};
+    use super::{ConfigKey, Section, Shape, json_schema, markdown};
     use crate::machine::config::{BootArgs, Config, Layer, Presence, SYSTEM_ARGUMENTS, known_arguments, sections};
 
-    fn keys() -> impl Iterator<Item = (&'static Section, &'static Key)> {
+    fn keys() -> impl Iterator<Item = (&'static Section, &'static ConfigKey)> {
         sections().flat_map(|section| section.keys.iter().map(move |key| (section, key)))
     }
 
     /// A file that sets one key to its example.
-    fn file_with(section: &Section, key: &Key) -> String {
+    fn file_with(section: &Section, key: &ConfigKey) -> String {
         let example = (key.example)();
         let value = match key.shape {
             Shape::Table(_) => "{ serial = 'S1*', min_gb = 100, removable = true }".to_owned(),

@@ -8,7 +8,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::message::{self, Answer, Ask, Kind, Lease, Sender};
+use super::message::{self, Ask, Lease, MessageKind, Sender, ServerAnswer};
 
 /// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
 /// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30,
@@ -30,7 +30,7 @@ const MOST_REFUSERS: usize = 16;
 
 /// Next thing for the caller to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ClientStep {
     /// Send this frame.
     Send(Vec<u8>),
     /// Wait for frames, for at most so long.
@@ -40,13 +40,13 @@ pub(super) enum Step {
 #[derive(Debug)]
 enum State {
     Discovering,
-    Requesting { offer: Answer, tries: usize },
+    Requesting { offer: ServerAnswer, tries: usize },
     Keeping { address: Ipv4Addr, server: Ipv4Addr, tries: usize },
 }
 
 /// DHCP client of one card. All times count from its creation.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct DhcpClient {
     mac: [u8; 6],
     /// State of a small generator for transaction numbers and jitter; no secret depends on it.
     random: u64,
@@ -64,7 +64,7 @@ pub(super) struct Client {
     report: Option<String>,
 }
 
-impl Client {
+impl DhcpClient {
     /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address.
     pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
         let state = held.map_or(State::Discovering, |lease| State::Keeping {
@@ -91,32 +91,32 @@ impl Client {
     }
 
     /// Returns the next thing to do at `now`. A frame that is returned counts as sent.
-    pub(super) fn step(&mut self, now: Duration) -> Step {
+    pub(super) fn step(&mut self, now: Duration) -> ClientStep {
         if now < self.due {
-            return Step::Wait(self.due - now);
+            return ClientStep::Wait(self.due - now);
         }
         match &mut self.state {
             State::Requesting { offer, tries } if *tries < REQUEST_WAITS_S.len() => {
                 let ask = Ask::Select { address: offer.lease.address, server: offer.server };
                 self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
                 *tries += 1;
-                Step::Send(message::frame(self.sender(now), ask))
+                ClientStep::Send(message::frame(self.sender(now), ask))
             }
             State::Keeping { address, tries, .. } if *tries < REQUEST_WAITS_S.len() => {
                 let ask = Ask::Keep { address: *address };
                 self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
                 *tries += 1;
-                Step::Send(message::frame(self.sender(now), ask))
+                ClientStep::Send(message::frame(self.sender(now), ask))
             }
             State::Requesting { .. } | State::Keeping { .. } => {
                 self.begin_again(now, Duration::ZERO);
-                Step::Wait(self.due.saturating_sub(now))
+                ClientStep::Wait(self.due.saturating_sub(now))
             }
             State::Discovering => self.discover(now),
         }
     }
 
-    fn discover(&mut self, now: Duration) -> Step {
+    fn discover(&mut self, now: Duration) -> ClientStep {
         let wait_s = DISCOVER_WAITS_S[self.unanswered.min(DISCOVER_WAITS_S.len() - 1)];
         self.unanswered += 1;
         // A second of jitter either way (RFC 2131, 4.1): machines that lost power together do not ask in step.
@@ -127,14 +127,14 @@ impl Client {
             let attempt = self.unanswered;
             self.say(now, format!("no DHCP answer yet (attempt {attempt}), next in {wait_s} s"));
         }
-        Step::Send(message::frame(self.sender(now), Ask::Discover))
+        ClientStep::Send(message::frame(self.sender(now), Ask::Discover))
     }
 
     /// Takes a frame from the link, and returns the lease once a server has granted one.
     pub(super) fn receive(&mut self, frame: &[u8], now: Duration) -> Option<Lease> {
         let answer = message::answer(frame, self.sender(now))?;
         match (&self.state, answer.kind) {
-            (State::Discovering, Kind::Offer) if self.last_discover.is_some() => {
+            (State::Discovering, MessageKind::Offer) if self.last_discover.is_some() => {
                 if !self.is_passed_over(answer.server, now) {
                     self.unanswered = 0;
                     self.due = now;
@@ -143,15 +143,17 @@ impl Client {
                 None
             }
             // Relays and odd servers grant with another identifier than they offered with: the address decides.
-            (State::Requesting { offer, .. }, Kind::Ack) if answer.lease.address == offer.lease.address => {
+            (State::Requesting { offer, .. }, MessageKind::Ack) if answer.lease.address == offer.lease.address => {
                 Some(answer.lease)
             }
-            (State::Keeping { address, .. }, Kind::Ack) if answer.lease.address == *address => Some(answer.lease),
-            (State::Requesting { offer, .. }, Kind::Nak) if answer.server == offer.server => {
+            (State::Keeping { address, .. }, MessageKind::Ack) if answer.lease.address == *address => {
+                Some(answer.lease)
+            }
+            (State::Requesting { offer, .. }, MessageKind::Nak) if answer.server == offer.server => {
                 self.refused(answer.server, now);
                 None
             }
-            (State::Keeping { server, .. }, Kind::Nak) if answer.server == *server => {
+            (State::Keeping { server, .. }, MessageKind::Nak) if answer.server == *server => {
                 self.refused(answer.server, now);
                 None
             }

@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::domains;
 use crate::sys::net::rtnl::Route;
 
-/// Kind of a message (option 53).
+/// MessageKind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     Discover = 1,
     Offer = 2,
     Request = 3,
@@ -44,7 +44,7 @@ mod code {
     pub(super) const END: u8 = 255;
 }
 
-/// Options that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
+/// DhcpOptions that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
 const WANTED: [u8; 10] = [
     code::ROUTES,
     code::MASK,
@@ -95,10 +95,10 @@ pub(super) enum Ask {
     Keep { address: Ipv4Addr },
 }
 
-/// Answer of a server.
+/// ServerAnswer of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) kind: Kind,
+pub(super) struct ServerAnswer {
+    pub(super) kind: MessageKind,
     /// Option 54, or the source of the packet where that is missing.
     pub(super) server: Ipv4Addr,
     pub(super) lease: Lease,
@@ -184,7 +184,7 @@ fn message(sender: Sender, ask: Ask) -> Vec<u8> {
         out.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(value);
     };
-    let kind = if matches!(ask, Ask::Discover) { Kind::Discover } else { Kind::Request };
+    let kind = if matches!(ask, Ask::Discover) { MessageKind::Discover } else { MessageKind::Request };
     option(code::KIND, &[kind as u8]);
     // Ethernet and the address, as most clients send it: a server then knows us again after a reflash.
     option(code::CLIENT_ID, &[&[1], &sender.mac[..]].concat());
@@ -214,7 +214,7 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 ///
 /// UDP checksums are not looked at: a sender that is a container or a virtual machine on the same host leaves them to a
 /// card that the frame never meets.
-pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<Answer> {
+pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<ServerAnswer> {
     let ip = frame.get(14..)?;
     if frame.get(12..14)? != [0x08, 0x00] || ip.first()? >> 4 != 4 || *ip.get(9)? != 17 {
         return None;
@@ -232,26 +232,26 @@ pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<Answer> {
     if !is_ours || message.get(FIXED_BYTES..FIXED_BYTES + 4)? != COOKIE {
         return None;
     }
-    let options = Options::read(message);
+    let options = DhcpOptions::read(message);
     let kind = match options.first_byte(code::KIND)? {
-        2 => Kind::Offer,
-        5 => Kind::Ack,
-        6 => Kind::Nak,
+        2 => MessageKind::Offer,
+        5 => MessageKind::Ack,
+        6 => MessageKind::Nak,
         _ => return None,
     };
     let server = options.address(code::SERVER).filter(|server| is_host(*server)).unwrap_or(source);
     let address = address_at(message, 16)?;
     // A refusal has no address; an offer without a usable address is left out.
-    if kind != Kind::Nak && !is_host(address) {
+    if kind != MessageKind::Nak && !is_host(address) {
         return None;
     }
-    Some(Answer { kind, server, lease: options.lease(address, server) })
+    Some(ServerAnswer { kind, server, lease: options.lease(address, server) })
 }
 
-/// Options by code, those in several parts put together (RFC 3396).
-struct Options(BTreeMap<u8, Vec<u8>>);
+/// DhcpOptions by code, those in several parts put together (RFC 3396).
+struct DhcpOptions(BTreeMap<u8, Vec<u8>>);
 
-impl Options {
+impl DhcpOptions {
     fn read(message: &[u8]) -> Self {
         let mut options = Self(BTreeMap::new());
         options.add(message.get(FIXED_BYTES + 4..).unwrap_or_default());

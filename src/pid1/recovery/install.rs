@@ -105,7 +105,7 @@ pub(super) fn start_if_intact(setup: &Setup, job: &RecoveryJob<'_>) -> Result<Op
     let Compared::Intact(proof, installed) = setup.compare(job) else { return Ok(None) };
     let report = recovery::start_again(job, proof, &installed)?;
     setup.finish(AttemptOutcome::Started);
-    Ok(Some(NextState::Reboot(format!("no release is to be had and {} is intact: starting it", report.version))))
+    Ok(Some(NextState::Reboot(format!("no release is available and {} is intact: starting it", report.version))))
 }
 
 fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {

@@ -104,7 +104,7 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
     background(&setup.journal, "report", move || {
         match pending.post(&url, &options) {
             Ok(()) => recorder.with(|open| pending.mark(open)),
-            Err(error) => journal.note(&format!("the report was not taken: {}", chain(&error))),
+            Err(error) => journal.note(&format!("the server did not accept the report: {}", chain(&error))),
         }
         let _ = done.send(());
     });

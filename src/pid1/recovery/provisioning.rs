@@ -112,11 +112,11 @@ fn write(
         resources: Resources { learn_time: &sources::learn_time, ..Resources::new(&inputs.keys, &mirrors, &target) },
         journal,
     };
-    let (release, preflight) = journal.phase(Phase::Manifest, "what is to be done", || {
+    let (release, preflight) = journal.phase(Phase::Manifest, "fetch the release and plan the new disk", || {
         provision::prepare(&job, candidate, Firmware::of_this_machine())
     })?;
     if args.dry_run {
-        journal.note("asked only to say what would be done: nothing was written");
+        journal.note("dry run: nothing was written");
         rest(journal, START_OVER);
         return Ok(NextState::Reboot("restarting".to_owned()));
     }

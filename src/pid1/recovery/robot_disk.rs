@@ -64,7 +64,9 @@ impl RobotDisk {
         let recovery = partition(Role::Recovery)?;
         match Mount::device(&recovery, "ext4").read_only().on(RECOVERY) {
             // The medium has all that is needed.
-            Err(error) if medium.is_some() => journal.warn(&format!("goes on without it: {}", chain(&error))),
+            Err(error) if medium.is_some() => {
+                journal.warn(&format!("continuing without the robot's recovery partition: {}", chain(&error)))
+            }
             result => result?,
         }
         mount_state(&partition(Role::State)?, journal)?;
@@ -89,7 +91,7 @@ fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
     let Err(error) = open_state(partition) else { return Ok(()) };
     journal.warn(&format!("the state partition is lost: {}", chain(&error)));
     make_state(partition).map_err(|source| SetupError::State { path: partition.to_owned(), source })?;
-    journal.warn("the state partition was made anew; what is installed is not known any more");
+    journal.warn("the state partition was recreated; there is no record of the installed release any more");
     open_state(partition)
 }
 

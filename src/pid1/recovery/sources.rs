@@ -21,7 +21,9 @@ pub(super) fn open_mirrors(
     let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
     if let clock::Start::SetTo(seconds) = policy.start(unix_now()) {
         let now = unix_now();
-        journal.warn(&format!("the hardware clock says {now} s since 1970, which is past; set to {seconds}"));
+        journal.warn(&format!(
+            "the hardware clock ({now} s since 1970) is behind the earliest possible time; set to {seconds}"
+        ));
         set_clock(seconds);
     }
     let clock = Arc::new(fetch::CertificateClock::adjustable(policy, Box::new(set_clock)));
@@ -36,7 +38,7 @@ pub(super) fn open_mirrors(
 pub(super) fn are_at_hand(config: &Config, journal: &Journal) -> bool {
     let at_hand = config.urls.iter().all(|url| url.starts_with("file:"));
     if at_hand {
-        journal.note("the release is at hand: no network is needed");
+        journal.note("all release sources are local: no network is needed");
     }
     at_hand
 }

@@ -41,14 +41,14 @@ pub(super) struct UsbRelease {
 #[derive(Default)]
 struct DriveState {
     looked: Option<Instant>,
-    mounted: Option<Location>,
+    mounted: Option<DrivePlace>,
     /// Devices that have no release.
-    others: BTreeSet<Location>,
+    others: BTreeSet<DrivePlace>,
 }
 
 /// A device that may hold a release.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Location {
+struct DrivePlace {
     node: PathBuf,
     /// Number that the kernel gives each disk: a drive that is plugged in where another was gets the same node.
     sequence: Option<u64>,
@@ -89,11 +89,11 @@ impl UsbRelease {
     }
 
     /// Lists the devices that may hold a release.
-    fn places(&self) -> Vec<Location> {
+    fn places(&self) -> Vec<DrivePlace> {
         let disks = disks(Which::Physical).unwrap_or_default().into_iter().filter(|disk| self.may_be(disk));
         let places = disks.flat_map(|disk| {
             let sequence = disk.sequence();
-            disk.nodes().into_iter().map(move |node| Location { node, sequence })
+            disk.nodes().into_iter().map(move |node| DrivePlace { node, sequence })
         });
         places.collect()
     }

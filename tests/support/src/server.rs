@@ -19,7 +19,7 @@ pub enum Act {
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct TestRequest {
     /// Counts the requests of this server from 0.
     pub number: usize,
     /// Counts the connections of this server from 0.
@@ -32,7 +32,7 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
-impl Request {
+impl TestRequest {
     /// The value of a header, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -51,24 +51,24 @@ impl Request {
 }
 
 /// Runs until dropped. Every connection has its own thread.
-pub struct Server {
+pub struct TestServer {
     /// The address that the server listens on.
     pub address: SocketAddr,
     scheme: &'static str,
-    requests: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<TestRequest>>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Server {
+impl TestServer {
     /// Starts a server that gives these answers.
-    pub fn start(answer: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&TestRequest) -> Vec<Act> + Send + Sync + 'static) -> Self {
         Self::run("http", answer, |stream| Ok(Box::new(stream)))
     }
 
     /// Starts a server that speaks TLS and gives these answers.
     pub fn start_tls(
         config: Arc<rustls::ServerConfig>,
-        answer: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static,
+        answer: impl Fn(&TestRequest) -> Vec<Act> + Send + Sync + 'static,
     ) -> Self {
         Self::run("https", answer, move |stream| {
             let connection = rustls::ServerConnection::new(Arc::clone(&config)).map_err(std::io::Error::other)?;
@@ -78,7 +78,7 @@ impl Server {
 
     fn run(
         scheme: &'static str,
-        answer: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static,
+        answer: impl Fn(&TestRequest) -> Vec<Act> + Send + Sync + 'static,
         wrap: impl Fn(TcpStream) -> std::io::Result<Box<dyn Stream>> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -108,12 +108,12 @@ impl Server {
     }
 
     /// Every request so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<TestRequest> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-impl Drop for Server {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         let _ = TcpStream::connect(self.address);
@@ -126,8 +126,8 @@ impl<T: Read + Write + Send> Stream for T {}
 fn serve(
     connection: usize,
     stream: Box<dyn Stream>,
-    requests: &Mutex<Vec<Request>>,
-    answer: &dyn Fn(&Request) -> Vec<Act>,
+    requests: &Mutex<Vec<TestRequest>>,
+    answer: &dyn Fn(&TestRequest) -> Vec<Act>,
 ) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     while let Some((line, headers)) = head(&mut stream)? {
@@ -137,7 +137,7 @@ fn serve(
         stream.read_exact(&mut body)?;
         let request = {
             let mut requests = requests.lock().unwrap();
-            let request = Request { number: requests.len(), connection, line, headers, body };
+            let request = TestRequest { number: requests.len(), connection, line, headers, body };
             requests.push(request.clone());
             request
         };
@@ -194,7 +194,7 @@ pub fn status(status: &str) -> Vec<Act> {
 }
 
 /// What a good server answers: the range asked for, or all.
-pub fn object(request: &Request, data: &[u8]) -> Vec<Act> {
+pub fn object(request: &TestRequest, data: &[u8]) -> Vec<Act> {
     match request.range() {
         Some((first, last)) if last < data.len() => {
             let part = &data[first..=last];
@@ -208,7 +208,7 @@ pub fn object(request: &Request, data: &[u8]) -> Vec<Act> {
 }
 
 /// A good answer that ends after `bytes` bytes of the body.
-pub fn cut(request: &Request, data: &[u8], bytes: usize) -> Vec<Act> {
+pub fn cut(request: &TestRequest, data: &[u8], bytes: usize) -> Vec<Act> {
     let mut acts = object(request, data);
     if let [Act::Send(whole)] = acts.as_mut_slice() {
         let body = whole.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
@@ -222,7 +222,7 @@ pub fn cut(request: &Request, data: &[u8], bytes: usize) -> Vec<Act> {
 pub struct Proxy {
     /// The address that the proxy listens on.
     pub address: SocketAddr,
-    requests: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<TestRequest>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -245,7 +245,7 @@ impl Proxy {
     }
 
     /// Every request so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<TestRequest> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -261,7 +261,7 @@ fn forward(
     connection: usize,
     client: TcpStream,
     origin: SocketAddr,
-    requests: &Mutex<Vec<Request>>,
+    requests: &Mutex<Vec<TestRequest>>,
 ) -> std::io::Result<()> {
     let mut to_client = client.try_clone()?;
     let mut client = BufReader::new(client);
@@ -270,7 +270,7 @@ fn forward(
         let body = Vec::new();
         let request = {
             let mut requests = requests.lock().unwrap();
-            let request = Request { number: requests.len(), connection, line, headers, body };
+            let request = TestRequest { number: requests.len(), connection, line, headers, body };
             requests.push(request.clone());
             request
         };
@@ -287,7 +287,8 @@ fn forward(
         }
         let Some((host, path)) = request.target().strip_prefix("http://").and_then(|rest| rest.split_once('/')) else {
             // What a proxy does with a request that is not for it.
-            return to_client.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            return to_client
+                .write_all(b"HTTP/1.1 400 Bad TestRequest\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         };
         let mut upstream = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
         for (name, value) in request.headers.iter().filter(|(name, _)| name != "host" && !name.starts_with("proxy-")) {

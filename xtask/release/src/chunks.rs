@@ -46,7 +46,7 @@ struct Distinct {
 }
 
 /// The image as it was read the first time.
-struct Scan {
+struct ImageScan {
     /// By chunk, the position in `distinct`.
     chunks: Vec<Option<usize>>,
     distinct: Vec<Distinct>,
@@ -148,11 +148,11 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
     Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes })
 }
 
-fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<Scan> {
+fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<ImageScan> {
     let mut reader = std::io::BufReader::with_capacity(1 << 20, file);
     let mut sha256 = Sha256::new();
     let mut known: HashMap<Digest, usize> = HashMap::new();
-    let mut scan = Scan { chunks: Vec::new(), distinct: Vec::new(), sha256: String::new() };
+    let mut scan = ImageScan { chunks: Vec::new(), distinct: Vec::new(), sha256: String::new() };
     let mut left = size_bytes;
     while left > 0 {
         let mut batch = Vec::with_capacity(BATCH_CHUNKS);

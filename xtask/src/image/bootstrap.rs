@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::container::Container;
 use super::removal::{remove_file, remove_tree};
-use super::stamp::{self, Key};
+use super::stamp::{self, InputDigest};
 use crate::mirror::{self, AptSource};
 use crate::recipe::{BootstrapTool, Distribution};
 use crate::step;
@@ -18,7 +18,7 @@ use crate::step;
 pub struct Bootstrapped {
     /// Tarball of the tree.
     pub tarball: PathBuf,
-    /// Key over everything that the tree was made from.
+    /// InputDigest over everything that the tree was made from.
     pub key: String,
     /// Time of the package archive's last change, seconds since 1970.
     pub archive_time: u64,
@@ -32,7 +32,7 @@ pub struct Bootstrapped {
 pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> Result<Bootstrapped> {
     let sources = sources(distribution);
     let lines: Vec<String> = sources.iter().map(AptSource::line).collect();
-    let key = Key::default()
+    let key = InputDigest::default()
         .with(include_str!("bootstrap.rs"))
         .with(serde_json::to_vec(distribution)?)
         .with(lines.join("\n"))

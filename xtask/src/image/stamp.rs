@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 
 /// Digest over everything that decides a result, in order.
 #[derive(Debug, Default)]
-pub struct Key(blake3::Hasher);
+pub struct InputDigest(blake3::Hasher);
 
-impl Key {
+impl InputDigest {
     /// Adds one input. The length goes in too, so that inputs cannot run into each other.
     #[must_use]
     pub fn with(mut self, input: impl AsRef<[u8]>) -> Self {
@@ -80,7 +80,7 @@ pub fn remember(result: &Path, key: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, forget, is_current, remember};
+    use super::{InputDigest, forget, is_current, remember};
 
     #[test]
     fn a_result_is_current_only_with_its_own_key() {
@@ -97,11 +97,11 @@ mod tests {
 
     #[test]
     fn every_input_and_the_border_between_inputs_count() {
-        let key = |parts: &[&str]| parts.iter().fold(Key::default(), |key, part| key.with(part)).finish();
+        let key = |parts: &[&str]| parts.iter().fold(InputDigest::default(), |key, part| key.with(part)).finish();
         assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
         assert_eq!(key(&["ab", "c"]), key(&["ab", "c"]));
         let directory = tempfile::tempdir().unwrap();
-        let tree = |at: &std::path::Path| Key::default().with_tree(at).unwrap().finish();
+        let tree = |at: &std::path::Path| InputDigest::default().with_tree(at).unwrap().finish();
         std::fs::write(directory.path().join("a"), "1").unwrap();
         let before = tree(directory.path());
         std::fs::rename(directory.path().join("a"), directory.path().join("b")).unwrap();

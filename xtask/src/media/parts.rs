@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use reflash::machine::config::Layer;
 use reflash::machine::hostname;
 
-use crate::initramfs::RecoveryFiles;
+use crate::initramfs::BuiltRecovery;
 
 /// Everything a medium is made of.
 pub struct MediaParts<'a> {
     /// Recovery kernel and initramfs.
-    pub recovery: &'a RecoveryFiles,
+    pub recovery: &'a BuiltRecovery,
     /// `reflash.toml`, for the agent on the medium and for the recovery partition it makes.
     pub config: Option<String>,
     /// Public keys, for both.

@@ -24,7 +24,7 @@ pub struct Region {
 
 /// Disk of a robot, as far as it may change.
 #[derive(Debug, Clone)]
-pub struct RobotDisk {
+pub struct DiskState {
     /// The state partition.
     pub state: Region,
     /// The image's part of the system partition.
@@ -69,7 +69,7 @@ fn mixed(number: u64, hash: u64) -> u64 {
     block_hash(&[number.to_le_bytes(), hash.to_le_bytes()].concat())
 }
 
-impl RobotDisk {
+impl DiskState {
     /// Writes to the region at `offset`; a write to anywhere else must never happen.
     ///
     /// # Errors
@@ -115,11 +115,11 @@ impl RobotDisk {
 
 #[cfg(test)]
 mod tests {
-    use super::{Region, RobotDisk};
+    use super::{DiskState, Region};
 
     #[test]
     fn what_is_taken_back_leaves_no_trace() {
-        let disk = RobotDisk {
+        let disk = DiskState {
             state: Region::new(4096, vec![1; 8192]),
             system: Region::new(65536, vec![2; 8192]),
             recovery: Region::new(32768, vec![3; 8192]),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use anyhow::Result;
 
-use super::disk::{RobotDisk, Undo};
+use super::disk::{DiskState, Undo};
 use super::log::{LogEntry, SECTOR_BYTES};
 use crate::size::to_usize;
 
@@ -80,10 +80,10 @@ pub fn subsets_per_write(entries: &[LogEntry], states: usize) -> usize {
 /// Fails at the first state that `visit` refuses, or at a write to where none may go.
 pub fn explore(
     entries: &[LogEntry],
-    disk: &mut RobotDisk,
+    disk: &mut DiskState,
     seed: u64,
     subsets_per_write: usize,
-    mut visit: impl FnMut(&RobotDisk, StateKind, u64) -> Result<()>,
+    mut visit: impl FnMut(&DiskState, StateKind, u64) -> Result<()>,
 ) -> Result<Counts> {
     let mut walk = Walk {
         random: Random(seed),
@@ -115,11 +115,11 @@ struct Walk<'v> {
     subsets_per_write: usize,
     seen: HashSet<[u64; 3]>,
     counts: Counts,
-    visit: &'v mut dyn FnMut(&RobotDisk, StateKind, u64) -> Result<()>,
+    visit: &'v mut dyn FnMut(&DiskState, StateKind, u64) -> Result<()>,
 }
 
 impl Walk<'_> {
-    fn state(&mut self, disk: &RobotDisk, kind: StateKind) -> Result<()> {
+    fn state(&mut self, disk: &DiskState, kind: StateKind) -> Result<()> {
         if !self.seen.insert(disk.fingerprint()) {
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl Walk<'_> {
     }
 
     /// Visits the states while these writes are in flight; afterwards they are all on the medium.
-    fn epoch(&mut self, disk: &mut RobotDisk, writes: &[Write<'_>]) -> Result<()> {
+    fn epoch(&mut self, disk: &mut DiskState, writes: &[Write<'_>]) -> Result<()> {
         for subset in self.subsets(writes) {
             let undo = subset.iter().map(|n| disk.write(writes[*n].0, writes[*n].1)).collect::<Result<Vec<_>>>()?;
             self.state(disk, StateKind::Reordered)?;
@@ -172,7 +172,7 @@ impl Walk<'_> {
 
     /// Visits the states of a write that was going on: some sectors of it; of the boot environment also some bytes of a
     /// sector, or garbage, as a dying disk leaves it.
-    fn torn(&mut self, disk: &mut RobotDisk, offset: u64, data: &[u8]) -> Result<()> {
+    fn torn(&mut self, disk: &mut DiskState, offset: u64, data: &[u8]) -> Result<()> {
         let sector = to_usize(SECTOR_BYTES);
         let sectors = data.len() / sector;
         let mut states: Vec<Vec<(usize, Vec<u8>)>> = Vec::new();
@@ -219,18 +219,18 @@ impl Walk<'_> {
 /// Beginning of GRUB's environment block.
 const ENVIRONMENT: &[u8] = b"# GRUB Environment Block\n";
 
-fn take_back(disk: &mut RobotDisk, undo: &[Undo]) {
+fn take_back(disk: &mut DiskState, undo: &[Undo]) {
     undo.iter().rev().for_each(|undo| disk.undo(undo));
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::disk::{Region, RobotDisk};
+    use super::super::disk::{DiskState, Region};
     use super::{ENVIRONMENT, LogEntry, SUBSETS_PER_WRITE, explore, subsets_per_write};
 
-    fn disk() -> RobotDisk {
+    fn disk() -> DiskState {
         let region = |start| Region::new(start, vec![0; 8192]);
-        RobotDisk { state: region(0), system: region(8192), recovery: region(1 << 20) }
+        DiskState { state: region(0), system: region(8192), recovery: region(1 << 20) }
     }
 
     fn write(block: u64, value: u8) -> LogEntry {
@@ -240,7 +240,7 @@ mod tests {
     /// Collects the first bytes of all four blocks, of all states.
     fn states(entries: &[LogEntry]) -> Vec<[u8; 4]> {
         let mut found = Vec::new();
-        let first = |disk: &RobotDisk| {
+        let first = |disk: &DiskState| {
             let (state, system) = (&disk.state.content, &disk.system.content);
             [state[0], state[4096], system[0], system[4096]]
         };

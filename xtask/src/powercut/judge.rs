@@ -21,7 +21,7 @@ use reflash::release::digest::{Digest, block_hash};
 use reflash::release::index::{ChunkNo, Index};
 use reflash::release::manifest::TrustedKeys;
 
-use super::disk::{BLOCK_BYTES, Region, RobotDisk};
+use super::disk::{BLOCK_BYTES, DiskState, Region};
 use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use super::scratch::Scratch;
@@ -122,7 +122,7 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// Fails with the reason why the state does not end well.
-    pub fn judge(&mut self, disk: &RobotDisk, kind: StateKind) -> Result<()> {
+    pub fn judge(&mut self, disk: &DiskState, kind: StateKind) -> Result<()> {
         let environment = self.environment(&disk.state)?;
         let choice = choose(environment.as_deref());
         self.judge_slot(disk, environment.as_deref(), kind)?;
@@ -149,7 +149,7 @@ impl<'a> Judge<'a> {
 
     /// Judges the slots. In every case the next recovery must come up: the slot that the loader begins with must hold
     /// all of one recovery, as GRUB reads it, and so must a slot that is to be tried.
-    fn judge_slot(&mut self, disk: &RobotDisk, environment: Option<&[u8]>, kind: StateKind) -> Result<()> {
+    fn judge_slot(&mut self, disk: &DiskState, environment: Option<&[u8]>, kind: StateKind) -> Result<()> {
         let recovery = &disk.recovery;
         // The script is the last of FILES.
         let has_script = |slot| Ok::<_, anyhow::Error>(self.file(recovery, slot, FILES.len() - 1)?.is_some());
@@ -207,7 +207,7 @@ impl<'a> Judge<'a> {
         Ok(found)
     }
 
-    fn recovery(&mut self, disk: &RobotDisk, found: &Found, reason: Reason) -> Result<String> {
+    fn recovery(&mut self, disk: &DiskState, found: &Found, reason: Reason) -> Result<String> {
         let installed =
             [self.old, Some(self.new)].into_iter().flatten().find(|release| Some(release.serial) == found.installed);
         let system = match installed {
@@ -295,7 +295,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Runs the agent's own recovery from this very state.
-    fn recover(&mut self, disk: &RobotDisk, recoveries: Recoveries) -> Result<()> {
+    fn recover(&mut self, disk: &DiskState, recoveries: Recoveries) -> Result<()> {
         self.scratch.write(&disk.state.content)?;
         // The agent makes a partition anew that does not mount; an empty directory stands for it.
         let fresh = tempfile::tempdir()?;
@@ -393,7 +393,7 @@ mod tests {
     use reflash::release::manifest::TrustedKeys;
 
     use super::{Judge, Region, ReleaseUnderTest, SlotFiles, StateKind};
-    use crate::powercut::disk::RobotDisk;
+    use crate::powercut::disk::DiskState;
 
     fn content(version: &str, name: &str) -> Vec<u8> {
         format!("{name} of {version} ").repeat(1000).into_bytes()
@@ -427,7 +427,7 @@ mod tests {
         let mut judge = Judge::new(None, &new, "/nonexistent".into(), &keys, 3, &known).unwrap();
         let mut ends_well = |slots, variables: &str, kind| {
             let empty = || Region::new(0, Vec::new());
-            let disk = RobotDisk { state: empty(), system: empty(), recovery: partition(slots) };
+            let disk = DiskState { state: empty(), system: empty(), recovery: partition(slots) };
             let block = format!("# GRUB Environment Block\n{variables}");
             judge.judge_slot(&disk, Some(block.as_bytes()), kind).is_ok()
         };

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::super::message::tests::{Reply, options};
-use super::{Client, Lease, Step};
+use super::{ClientStep, DhcpClient, Lease};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -16,7 +16,7 @@ type Answers<'a> = &'a dyn Fn(u8, &[u8]) -> Vec<Vec<u8>>;
 
 /// A segment: what happens to each frame that the client sends.
 struct Segment<'a> {
-    client: Client,
+    client: DhcpClient,
     now: Duration,
     discovers: Vec<Duration>,
     reports: Vec<(Duration, String)>,
@@ -25,7 +25,7 @@ struct Segment<'a> {
 
 impl<'a> Segment<'a> {
     fn new(held: Option<&Lease>, answers: Answers<'a>) -> Self {
-        Self { client: Client::new(MAC, 7, held), now: Duration::ZERO, discovers: vec![], reports: vec![], answers }
+        Self { client: DhcpClient::new(MAC, 7, held), now: Duration::ZERO, discovers: vec![], reports: vec![], answers }
     }
 
     fn run(&mut self, seconds: u64) -> Option<Lease> {
@@ -35,8 +35,8 @@ impl<'a> Segment<'a> {
             steps += 1;
             assert!(steps < 10_000, "it loops without a pause at {:?}", self.now);
             match self.client.step(self.now) {
-                Step::Wait(time) => self.now += time.max(Duration::from_millis(1)),
-                Step::Send(frame) => {
+                ClientStep::Wait(time) => self.now += time.max(Duration::from_millis(1)),
+                ClientStep::Send(frame) => {
                     let kind = options(&frame)[&53][0];
                     if kind == 1 {
                         self.discovers.push(self.now);

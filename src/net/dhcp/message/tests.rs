@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{Answer, Ask, COOKIE, FIXED_BYTES, Kind, Lease, Route, Sender, answer, checksum, frame};
+use super::{Ask, COOKIE, FIXED_BYTES, Lease, MessageKind, Route, Sender, ServerAnswer, answer, checksum, frame};
 
 const SENDER: Sender = Sender { mac: [2, 0, 0, 0, 0, 7], transaction: 0xdead_beef, elapsed_s: 3 };
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 4, 1);
@@ -15,7 +15,7 @@ const MESSAGE: usize = 14 + 20 + 8;
 
 /// Options of a frame that the client sent.
 pub(in super::super) fn options(frame: &[u8]) -> BTreeMap<u8, Vec<u8>> {
-    super::Options::read(&frame[MESSAGE..]).0
+    super::DhcpOptions::read(&frame[MESSAGE..]).0
 }
 
 /// The answer of a server, to be bent.
@@ -102,8 +102,8 @@ fn everything_that_a_server_says_is_read() {
         .with(119, b"\x03eng\x05apple\x03com\0\x09marketing\xc0\x04");
     assert_eq!(
         answer(&reply.frame(), SENDER).unwrap(),
-        Answer {
-            kind: Kind::Offer,
+        ServerAnswer {
+            kind: MessageKind::Offer,
             server: SERVER,
             lease: Lease {
                 address: ADDRESS,

@@ -1,4 +1,5 @@
-//! Writer that makes an image of content and places. The file system exists already, made empty by mke2fs: superblock,
+//! ImageWriter that makes an image of content and places. The file system exists already, made empty by mke2fs:
+//! superblock,
 //! descriptors and the inodes that belong to ext4 itself stay as they are, except for their counts.
 
 use std::fs::File;
@@ -35,7 +36,7 @@ pub const TIME: u32 = 1;
 /// # Errors
 /// Fails when content cannot be read any more, or the image cannot be written.
 pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &BlockPlan) -> Result<()> {
-    let writer = Writer { image, geometry, content, layout, seed: geometry.checksum_seed() };
+    let writer = ImageWriter { image, geometry, content, layout, seed: geometry.checksum_seed() };
     for at in 0..content.inodes.len() {
         writer.inode(at).with_context(|| match &content.inodes[at].source {
             ContentSource::File(path) => format!("write {}", path.display()),
@@ -45,7 +46,7 @@ pub fn write(image: &File, geometry: &Geometry, content: &Content, layout: &Bloc
     writer.groups().context("write the tables of the file system")
 }
 
-struct Writer<'a> {
+struct ImageWriter<'a> {
     image: &'a File,
     geometry: &'a Geometry,
     content: &'a Content,
@@ -54,7 +55,7 @@ struct Writer<'a> {
     seed: u32,
 }
 
-impl Writer<'_> {
+impl ImageWriter<'_> {
     fn put_block(&self, place: u64, block: &[u8]) -> Result<()> {
         self.image.write_all_at(block, place * BLOCK).with_context(|| format!("write block {place}"))
     }

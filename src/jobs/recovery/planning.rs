@@ -15,14 +15,14 @@ use crate::release::index::Index;
 use crate::release::manifest::SYSTEM_IMAGE;
 
 /// State of the partition before anything is written.
-pub(super) enum Survey {
+pub(super) enum Planned {
     /// Every byte is right already.
     Equal(Verified),
     /// Some bytes differ; the plan says what to do about them.
     Differs(Comparison, Box<Plan>),
 }
 
-impl Survey {
+impl Planned {
     /// Quantities of the plan.
     pub(super) fn totals(&self, release: &IndexedRelease) -> Totals {
         match self {
@@ -40,11 +40,11 @@ impl Survey {
 }
 
 /// Compares the partition with a release, and plans how to make it equal.
-pub(super) fn survey(
+pub(super) fn compare_and_plan(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
     release: &IndexedRelease,
-) -> Result<Survey, RecoveryError> {
+) -> Result<Planned, RecoveryError> {
     let (index, target) = (&release.index, job.resources.target);
     job.journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
         // An older and larger image may have left blocks behind the new one that can be used again.
@@ -55,10 +55,10 @@ pub(super) fn survey(
             job.journal.with_progress(total, |done| Scan::searching(index, search_bytes, target, done));
         report_read_errors(job, &scan);
         Ok(match Verified::from_scan(scan) {
-            Ok(verified) => Survey::Equal(verified),
+            Ok(verified) => Planned::Equal(verified),
             Err(comparison) => {
                 let plan = plan(job, release, &comparison, blocks)?;
-                Survey::Differs(comparison, Box::new(plan))
+                Planned::Differs(comparison, Box::new(plan))
             }
         })
     })

@@ -1,7 +1,7 @@
 # Made of the rows in src/cli/: UPDATE_DOCS=1 cargo test -p reflash --test command_line
 complete -c reflash -f
 complete -c reflash -n __fish_use_subcommand -a flash -d 'download, verify, write and read back a release'
-complete -c reflash -n __fish_use_subcommand -a provision -d 'turn a whole disk into a robot\'s disk: table, boot code, system'
+complete -c reflash -n __fish_use_subcommand -a provision -d 'turn a whole disk into a robot\'s disk'
 complete -c reflash -n __fish_use_subcommand -a verify -d 'compare the system with the installed release'
 complete -c reflash -n __fish_use_subcommand -a status -d 'show what is installed and how the last boots went'
 complete -c reflash -n __fish_use_subcommand -a report -d 'post the results of recent recoveries to report.url'

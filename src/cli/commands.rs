@@ -100,7 +100,7 @@ pub static COMMANDS: &[CommandRow] = &[
         word: "provision",
         operands: "",
         words: &[],
-        summary: "turn a whole disk into a robot's disk: table, boot code, system",
+        summary: "turn a whole disk into a robot's disk",
         about: &[
             "Makes partition table, boot code and file systems as the release says, then installs its system. The disk starts \
              only once everything on it was verified, and a run that ends early may be repeated. Needs root.",

@@ -340,7 +340,7 @@ fn files_are_of_readable_size() {
 }
 
 #[test]
-fn comments_are_no_wider_than_code() {
+fn comments_and_documents_are_no_wider_than_code() {
     let mut wide = Vec::new();
     for source in ["src", "xtask/src", "xtask/release/src", "tests"].into_iter().flat_map(sources) {
         for (number, line) in (1..).zip(source.text.lines()) {
@@ -351,7 +351,23 @@ fn comments_are_no_wider_than_code() {
             }
         }
     }
+    for document in documents() {
+        for (number, line) in (1..).zip(std::fs::read_to_string(&document).unwrap().lines()) {
+            // Tables, code and addresses cannot be wrapped.
+            let free = line.starts_with('|') || line.starts_with("    ") || line.contains("://");
+            if !free && line.chars().count() > MAX_COLUMNS {
+                wide.push(format!("{}:{number}", document.display()));
+            }
+        }
+    }
     assert!(wide.is_empty(), "wider than {MAX_COLUMNS} columns:\n{}", wide.join("\n"));
+}
+
+/// The texts that people write. `docs/configuration.md` is generated.
+fn documents() -> Vec<PathBuf> {
+    let output = std::process::Command::new("git").args(["ls-files", "*.md"]).current_dir(root()).output().unwrap();
+    let files = String::from_utf8(output.stdout).unwrap();
+    files.lines().filter(|file| !file.ends_with("configuration.md")).map(|file| root().join(file)).collect()
 }
 
 /// Openings that only make sense to somebody who reads the item above, and nouns without a statement.

@@ -152,7 +152,7 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
 }
 
 /// Refuses headers that the gpt crate trusts too much: it asserts the size of an entry, and a panic of PID 1 over a
-/// strange USB stick would reboot the machine each time.
+/// strange USB drive would reboot the machine each time.
 fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableError> {
     let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
     for offset in [u64::from(bytes), end.saturating_sub(bytes.into())] {

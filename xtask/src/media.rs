@@ -1,4 +1,4 @@
-//! A boot medium. One image that starts from a USB stick and from an optical drive, on BIOS and on
+//! A boot medium. One image that starts from a USB drive and from an optical drive, on BIOS and on
 //! UEFI: an ISO 9660 file system with GRUB in the boot record of each way.
 //!
 //! | way | how it starts |
@@ -48,7 +48,7 @@ const MODULES: &str = "iso9660 chain";
 /// Options of `media`.
 #[derive(Debug, clap::Args)]
 pub struct MediaArgs {
-    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a stick with: dd if=FILE
+    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a USB drive with: dd if=FILE
     /// of=/dev/sdX bs=4M conv=fsync
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,

@@ -116,7 +116,7 @@ pub fn install(
     let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
-    let kit = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
+    let bootstrap_files = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
     let window = |place: &Placed| Window {
         target: disk,
         range: place.offset_bytes..place.offset_bytes + place.size_bytes,
@@ -127,7 +127,7 @@ pub fn install(
         recovery::check_room(&release, &window(&system))?;
     }
 
-    let unfinished = begin(armed, disk, &kit.parts, journal)?;
+    let unfinished = begin(armed, disk, &bootstrap_files.parts, journal)?;
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
         let one = place.map(|place| MountedPartition::new(&path, &place, block_size, mounts)).transpose()?;
@@ -140,7 +140,7 @@ pub fn install(
     // Nothing goes into it.
     drop(mounted(Role::Data)?);
     if let Some(recovery) = mounted(Role::Recovery)? {
-        fill_recovery(&recovery.directory, &kit, site)?;
+        fill_recovery(&recovery.directory, &bootstrap_files, site)?;
     }
     let state_mount = mounted(Role::State)?;
     let state = state_mount.as_ref().map(|mounted| StatePartition::new(&mounted.directory));
@@ -165,8 +165,8 @@ pub fn install(
     Ok((report, provisioned))
 }
 
-fn fill_recovery(root: &Path, kit: &BootstrapFiles, site: &Site) -> Result<(), InstallError> {
-    for (path, content) in &kit.recovery {
+fn fill_recovery(root: &Path, bootstrap_files: &BootstrapFiles, site: &Site) -> Result<(), InstallError> {
+    for (path, content) in &bootstrap_files.recovery {
         write(&root.join(path), content)?;
     }
     // The folder of the other slot is made too: then making it later does not change what is read for a slot in use.

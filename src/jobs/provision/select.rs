@@ -208,12 +208,12 @@ mod tests {
     fn what_must_not_be_touched_never_fits_even_when_it_is_named() {
         let mut used = candidate("a", 100, "S");
         used.in_use = Some("/dev/a1 is mounted on /".to_owned());
-        let mut stick = candidate("b", 100, "S");
-        stick.disk.removable = true;
+        let mut usb_drive = candidate("b", 100, "S");
+        usb_drive.disk.removable = true;
         let mut locked = candidate("c", 100, "S");
         locked.disk.read_only = true;
         let medium = candidate("d", 100, "S");
-        let all = [used, stick, locked, medium.clone()];
+        let all = [used, usb_drive, locked, medium.clone()];
         let error =
             choose(&selector("serial = 'S'"), &all, std::slice::from_ref(&medium.disk.path)).unwrap_err().to_string();
         for reason in ["mounted on /", "removable", "write-protected", "started from it"] {

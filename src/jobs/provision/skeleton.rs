@@ -63,16 +63,16 @@ impl DiskSkeleton {
         // Zero means that there is no identity.
         mbr_id[0] |= 1;
         let edges = make_table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
-        let mut frame = Self { edges, core: None };
+        let mut skeleton = Self { edges, core: None };
         let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);
         let (core_lba, place_bytes) = match (table, partition) {
-            _ if block_bytes != 512 => return Ok(frame),
+            _ if block_bytes != 512 => return Ok(skeleton),
             (Scheme::Mbr, _) => (GAP_LBA, marker::OFFSET_BYTES - SECTOR_BYTES as u64),
             (Scheme::Gpt, Some(place)) => (place.offset_bytes / SECTOR_BYTES as u64, place.size_bytes),
-            (Scheme::Gpt, None) => return Ok(frame),
+            (Scheme::Gpt, None) => return Ok(skeleton),
         };
         let mut core = bios::core_image(core_image, core_lba, place_bytes)?;
-        let head = &mut frame.edges.head;
+        let head = &mut skeleton.edges.head;
         let mut present = [0; SECTOR_BYTES];
         present.copy_from_slice(&head[..SECTOR_BYTES]);
         head[..SECTOR_BYTES].copy_from_slice(&bios::first_sector(boot_image, &present, core_lba)?);
@@ -80,9 +80,9 @@ impl DiskSkeleton {
             head[SECTOR_BYTES..][..core.len()].copy_from_slice(&core);
         } else {
             core.resize(core.len().next_multiple_of(LARGEST_BLOCK_BYTES), 0);
-            frame.core = Some((core_lba * SECTOR_BYTES as u64, core));
+            skeleton.core = Some((core_lba * SECTOR_BYTES as u64, core));
         }
-        Ok(frame)
+        Ok(skeleton)
     }
 
     /// Parses the table in the skeleton.

@@ -39,7 +39,7 @@ pub struct BootstrapParts {
 #[derive(Debug)]
 pub struct PartiallyWritten {
     plan: Preflight,
-    frame: DiskSkeleton,
+    skeleton: DiskSkeleton,
 }
 
 /// Disk with a table, boot code, file systems and a system, all of it durable.
@@ -114,7 +114,7 @@ pub fn begin(
     }
     let images = parts.images.iter().map(|image| Ok((image, place_of(&plan, image)?)));
     let images = images.collect::<Result<Vec<_>, ProvisionError>>()?;
-    let frame = make_frame(&plan, parts)?;
+    let skeleton = make_skeleton(&plan, parts)?;
 
     let disk = DiskWriter { target };
     disk.write("mark the start", marker::OFFSET_BYTES, &marker::unfinished())?;
@@ -123,7 +123,7 @@ pub fn begin(
     disk.flush()?;
     journal.note("old tables and signatures are erased");
     disk.zero("erase the start", FIRST_BYTES, marker::OFFSET_BYTES - FIRST_BYTES)?;
-    disk.zero("erase the end", frame.edges.tail_offset_bytes, frame.edges.tail.len() as u64)?;
+    disk.zero("erase the end", skeleton.edges.tail_offset_bytes, skeleton.edges.tail.len() as u64)?;
     for place in &plan.placed {
         let edge = EDGE_BYTES.min(place.size_bytes);
         disk.zero("erase a partition", place.offset_bytes, edge)?;
@@ -134,11 +134,11 @@ pub fn begin(
         journal.note(&format!("write the {} file system", image.role));
         disk.fill(image, place.offset_bytes)?;
     }
-    if let Some((offset, core)) = &frame.core {
+    if let Some((offset, core)) = &skeleton.core {
         disk.write("write core.img", *offset, core)?;
     }
     disk.flush()?;
-    Ok(PartiallyWritten { plan, frame })
+    Ok(PartiallyWritten { plan, skeleton })
 }
 
 impl PartiallyWritten {
@@ -161,10 +161,10 @@ impl PartiallyWritten {
         journal: &Journal,
     ) -> Result<Provisioned, ProvisionError> {
         let disk = DiskWriter { target };
-        let table = self.frame.table(self.plan.candidate.disk.logical_block_size);
+        let table = self.skeleton.table(self.plan.candidate.disk.logical_block_size);
         let finished = medium.zip(table).map(|(medium, table)| marker::finished(medium, &table));
         journal.note("write the partition table");
-        let Edges { head, tail, tail_offset_bytes, .. } = &self.frame.edges;
+        let Edges { head, tail, tail_offset_bytes, .. } = &self.skeleton.edges;
         disk.write("write the end", *tail_offset_bytes, tail)?;
         disk.write("write the table", FIRST_BYTES, &head[LARGEST_BLOCK_BYTES..marker::OFFSET])?;
         // The rest of the first 4 KiB is written before the first sector, so that a torn write can lose only that
@@ -196,7 +196,7 @@ fn place_of<'a>(plan: &'a Preflight, image: &TemplateImage) -> Result<&'a Placed
     }
 }
 
-fn make_frame(plan: &Preflight, parts: &BootstrapParts) -> Result<DiskSkeleton, ProvisionError> {
+fn make_skeleton(plan: &Preflight, parts: &BootstrapParts) -> Result<DiskSkeleton, ProvisionError> {
     let disk = &plan.candidate.disk;
     let (disk_bytes, block_bytes) = (disk.size_bytes, disk.logical_block_size);
     let geometry = DiskGeometry { table: plan.table, placed: &plan.placed, disk_bytes, block_bytes };

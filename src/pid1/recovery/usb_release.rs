@@ -21,7 +21,7 @@ use crate::sys::mount::{self, Mount};
 use crate::sys::thread::lock;
 
 /// Mount point of the USB drive.
-const MOUNTED: &str = "/stick";
+const MOUNTED: &str = "/usb";
 /// Pause between two looks whether a USB drive was plugged in or pulled out.
 const LOOK: Duration = Duration::from_secs(2);
 /// Drivers for FAT, with the code pages that Debian's kernel asks for at mount: no program loads them for it here.

@@ -25,6 +25,10 @@ use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
 use crate::step::step;
 
+/// Version of the oldest agent that can install what is released here. It is raised when a release would be wrong for
+/// agents that do not know all of its members.
+const MINIMUM_AGENT: &str = "0.1.0";
+
 /// The result of a release.
 #[derive(Debug)]
 pub struct Released {
@@ -63,7 +67,7 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
         version: spec.version.clone(),
         serial,
         created_unix_s: created(spec)?,
-        minimum_agent: "0.1.0".to_owned(),
+        minimum_agent: MINIMUM_AGENT.to_owned(),
         images: vec![image.described],
         layout: spec.layout.clone(),
         files: files.collect::<Result<_>>()?,

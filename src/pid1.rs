@@ -9,7 +9,7 @@ use std::fs;
 /// File in the initramfs that names the job of PID 1.
 const ROLE_FILE: &str = "/etc/reflash/role";
 
-/// Pid1Role that the initramfs gives PID 1.
+/// Role that the initramfs gives PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pid1Role {
     /// PID 1 is the recovery agent.

@@ -112,7 +112,7 @@ fn what_was_not_reported_is_posted_once() {
     open.record(&attempt(2, Some(AttemptOutcome::Failed))).unwrap();
     open.record(&attempt(3, None)).unwrap();
 
-    let refusing = TestServer::start(|_| status("500 Internal TestServer Error"));
+    let refusing = TestServer::start(|_| status("500 Internal Server Error"));
     let pending = Pending::of(&open, &who).unwrap();
     assert!(pending.post(&refusing.url(), &options()).is_err());
 

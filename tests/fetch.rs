@@ -235,14 +235,14 @@ fn a_server_error_passes() {
     let data = data(10);
     let served = Arc::clone(&data);
     let server = TestServer::start(move |request| match request.number {
-        0 => status("500 Internal TestServer Error"),
+        0 => status("500 Internal Server Error"),
         _ => object(request, &served),
     });
     let record = Record::new();
     assert!(collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(2)), 0..10).unwrap() == **data);
     let pauses = record.pauses();
     assert!(matches!(pauses[..], [wait] if (250..=1000).contains(&wait.as_millis())), "{pauses:?}");
-    assert!(record.retries()[0].0.contains("500 Internal TestServer Error"));
+    assert!(record.retries()[0].0.contains("500 Internal Server Error"));
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn a_station_that_is_down_slow_or_broken_changes_nothing() {
     let fixture = Fixture::new();
     let server = serve(&fixture);
     let file = fixture.dir.path().join("disk");
-    let broken = TestServer::start(|_| status("500 Internal TestServer Error"));
+    let broken = TestServer::start(|_| status("500 Internal Server Error"));
     let lying = TestServer::start(|_| vec![Act::Send(b"HTTP/1.1 2\xff\xff what?\r\n\r\n".to_vec()), Act::Close]);
     let slow = TestServer::start(|_| vec![Act::Wait(Duration::from_secs(20)), answer("200 OK", &[], b"")]);
     for station in ["http://127.0.0.1:9/report".to_owned(), broken.url(), lying.url(), slow.url()] {

@@ -33,6 +33,12 @@ const MOST_ADDRESSES: usize = 16;
 /// A name that has no address.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
+    /// The text cannot be a name.
+    #[error("{name:?} is not a host name: labels of 1 to 63 bytes, 253 in all")]
+    Invalid {
+        /// Text that was looked up.
+        name: String,
+    },
     /// No name server is known.
     #[error(
         "no name server is known, so {name} cannot be looked up; give the URL a numeric address, or network.dns a server"
@@ -119,6 +125,9 @@ impl Resolver {
         if lower == "localhost" || lower.ends_with(".localhost") {
             return Ok(vec![Ipv4Addr::LOCALHOST.into()]);
         }
+        if !is_host_name(&lower) {
+            return Err(NameError::Invalid { name: host.to_owned() });
+        }
         if self.servers.is_empty() {
             return Err(NameError::NoServer { name: host.to_owned() });
         }
@@ -186,6 +195,12 @@ fn collect(outcomes: &Receiver<(SocketAddr, Outcome)>, mut until: Instant) -> Re
         }
     }
     if addresses.is_empty() { Err(said.into_iter().collect()) } else { Ok(addresses) }
+}
+
+/// Whether name servers can be asked for it (RFC 1035, 2.3.4). A dot at the end says that no domain is to be added.
+fn is_host_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()))
 }
 
 /// One kind after the other, so that a kind that leads nowhere costs one attempt (RFC 8305, 4). IPv4 comes first: it is

@@ -264,7 +264,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// InputDigest of everything that the image is made from, this program's own way of making it included.
+    /// Digest of everything that the image is made from, this program's own way of making it included.
     fn key(&self, bootstrap: &str, tarball: &Path) -> Result<String> {
         let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
         let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();

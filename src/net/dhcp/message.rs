@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::domains;
 use crate::sys::net::rtnl::Route;
 
-/// MessageKind of a message (option 53).
+/// Kind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKind {
     Discover = 1,
@@ -44,7 +44,7 @@ mod code {
     pub(super) const END: u8 = 255;
 }
 
-/// DhcpOptions that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
+/// Options that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
 const WANTED: [u8; 10] = [
     code::ROUTES,
     code::MASK,
@@ -95,7 +95,7 @@ pub(super) enum Ask {
     Keep { address: Ipv4Addr },
 }
 
-/// ServerAnswer of a server.
+/// Answer of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ServerAnswer {
     pub(super) kind: MessageKind,
@@ -248,7 +248,7 @@ pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<ServerAnswer> {
     Some(ServerAnswer { kind, server, lease: options.lease(address, server) })
 }
 
-/// DhcpOptions by code, those in several parts put together (RFC 3396).
+/// Options by code, those in several parts put together (RFC 3396).
 struct DhcpOptions(BTreeMap<u8, Vec<u8>>);
 
 impl DhcpOptions {

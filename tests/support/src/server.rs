@@ -287,8 +287,7 @@ fn forward(
         }
         let Some((host, path)) = request.target().strip_prefix("http://").and_then(|rest| rest.split_once('/')) else {
             // What a proxy does with a request that is not for it.
-            return to_client
-                .write_all(b"HTTP/1.1 400 Bad TestRequest\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            return to_client.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         };
         let mut upstream = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
         for (name, value) in request.headers.iter().filter(|(name, _)| name != "host" && !name.starts_with("proxy-")) {

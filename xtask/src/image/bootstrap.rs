@@ -18,7 +18,7 @@ use crate::step;
 pub struct Bootstrapped {
     /// Tarball of the tree.
     pub tarball: PathBuf,
-    /// InputDigest over everything that the tree was made from.
+    /// Digest over everything that the tree was made from.
     pub key: String,
     /// Time of the package archive's last change, seconds since 1970.
     pub archive_time: u64,

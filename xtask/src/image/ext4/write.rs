@@ -1,4 +1,4 @@
-//! ImageWriter that makes an image of content and places. The file system exists already, made empty by mke2fs:
+//! Writer that makes an image of content and places. The file system exists already, made empty by mke2fs:
 //! superblock,
 //! descriptors and the inodes that belong to ext4 itself stay as they are, except for their counts.
 

@@ -149,7 +149,7 @@ fn recover_from_every_kind_of_damage(firmware: GuestFirmware, name: &str) {
     vm.cut_power();
     robot.write(robot.offset("state"), &[0xdb; 4 << 20]);
     vm = robot.start(name);
-    expect(&vm, &["reason: env-lost", "made anew", "starting it", "tiny system 1 is up"]);
+    expect(&vm, &["reason: env-lost", "was recreated", "starting it", "tiny system 1 is up"]);
     let status = ask(&mut vm, "reflash status");
     assert!(status.contains("reason env-lost: installed 1 (serial 1)"), "{status}");
     assert!(status.contains("a good boot followed"), "{status}");
@@ -233,7 +233,7 @@ fn full_no_damaged_environment_stops_a_robot_or_erases_its_system() {
     let device = format!("{}?offset={}", robot.disk.display(), robot.offset("state"));
     assert!(Command::new("debugfs").args(["-w", "-R", "clri /grubenv", &device]).status().unwrap().success());
     vm = robot.start("environment");
-    expect(&vm, &["Recovery, reason: env-lost", "made anew", "tiny system 1 is up"]);
+    expect(&vm, &["Recovery, reason: env-lost", "was recreated", "tiny system 1 is up"]);
     vm.cut_power();
     // From here on there is no server: the robot has to recover without a download.
     robot.stop_serving();
@@ -313,5 +313,5 @@ fn full_a_stalled_download_is_ended_by_the_watchdog() {
     let reset_after = silent.elapsed();
     assert!(reset_after > Duration::from_secs(30) && reset_after < Duration::from_secs(120), "{reset_after:?}");
     stalled.store(false, Ordering::SeqCst);
-    expect(&robot, &["Recovery, reason: recovering", "the last restart was the watchdog's", "tiny system 1 is up"]);
+    expect(&robot, &["Recovery, reason: recovering", "the watchdog caused the last restart", "tiny system 1 is up"]);
 }

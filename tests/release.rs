@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use reflash_release::MAX_SERIAL;
 use reflash_release::check::check;
 
 use crate::support::{Fixture, sample_image};
@@ -42,10 +43,16 @@ fn the_serial_grows_by_itself_and_never_goes_back() {
     assert_eq!(fixture.released.manifest.serial, 2);
     fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(10));
     assert_eq!(fixture.released.manifest.serial, 10);
-    let back = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(9));
-    }));
-    assert!(back.is_err());
+    // Neither back nor to where hardly a number is left.
+    for wished in [9, MAX_SERIAL + 1, u64::MAX] {
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(wished));
+        }));
+        assert!(refused.is_err(), "{wished}");
+        assert_eq!(fixture.released.manifest.serial, 10);
+    }
+    fixture.publish(sample_image(300, 3), |spec| spec.serial = Some(MAX_SERIAL));
+    assert_eq!(fixture.released.manifest.serial, MAX_SERIAL);
 }
 
 #[test]

@@ -20,6 +20,11 @@ use anyhow::{Context, Result, bail};
 use minisign::SecretKey;
 use reflash::release::manifest::{self, Manifest};
 
+/// The highest serial that is signed: 2^53 - 1, the largest whole number that every reader of JSON keeps exactly
+/// (RFC 7493, section 2.2). A robot never goes below a serial it installed, so that a slip of the hand up to the end
+/// of `u64` would leave no number for the release after it.
+pub const MAX_SERIAL: u64 = (1 << 53) - 1;
+
 use crate::objects::{Objects, write_whole};
 use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
@@ -45,7 +50,8 @@ pub struct Released {
 /// Writes the release into the tree `out` and signs it.
 ///
 /// # Errors
-/// When the image or a file cannot be read, a value is out of range, or the serial does not grow.
+/// When the image or a file cannot be read, a value is out of range, or the serial goes back or is above
+/// [`MAX_SERIAL`].
 pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     let objects = Objects::open(out)?;
     let path = out.join(manifest::manifest_path(&spec.channel));
@@ -99,12 +105,16 @@ fn published(path: &Path) -> Result<Option<Manifest>> {
     }
 }
 
-/// The serial after the one published, or the wished one if it does not go back.
+/// The serial after the one published, or the wished one if it does not go back and leaves room for others.
 fn next_serial(before: Option<&Manifest>, wished: Option<u64>) -> Result<u64> {
     let before = before.map_or(0, |manifest| manifest.serial);
     match wished {
         Some(wished) if wished < before => {
             bail!("serial {wished} is below the published {before}: robots would refuse the release")
+        }
+        // A channel that is above the limit already must still be able to go on.
+        Some(wished) if wished > MAX_SERIAL.max(before.saturating_add(1)) => {
+            bail!("serial {wished} is above {MAX_SERIAL}: hardly a release could follow it; choose a lower one")
         }
         Some(wished) => Ok(wished),
         None => before.checked_add(1).with_context(|| {

@@ -83,7 +83,7 @@ impl Geometry {
         let blocks = u64::from(u32_at(&block, 4)) | u64::from(u32_at(&block, 0x150)) << 32;
         let bytes = image.metadata().context("ask for the size of the image")?.len();
         ensure!(
-            blocks * BLOCK <= bytes,
+            blocks.checked_mul(BLOCK).is_some_and(|needed| needed <= bytes),
             "the file system has {blocks} blocks of {BLOCK} bytes, but the file only {bytes} bytes"
         );
         let mut uuid = [0; 16];
@@ -188,7 +188,32 @@ fn has_superblock(group: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_superblock;
+    use std::os::unix::fs::FileExt;
+
+    use super::{Geometry, MAGIC, bytes, has_superblock};
+
+    /// The checksum of a superblock can be right and its numbers wrong: a previous image comes from wherever a person
+    /// kept it.
+    #[test]
+    fn a_file_system_that_says_it_is_larger_than_the_file_is_refused() {
+        for blocks in [2, 1 << 52, u64::MAX] {
+            let mut block = [0; 1024];
+            let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+            put(0x04, &blocks.to_le_bytes()[..4]);
+            put(0x18, &2_u32.to_le_bytes());
+            put(0x20, &0x8000_u32.to_le_bytes());
+            put(0x38, &MAGIC.to_le_bytes());
+            put(0x58, &256_u16.to_le_bytes());
+            put(0xfe, &64_u16.to_le_bytes());
+            put(0x150, &blocks.to_le_bytes()[4..]);
+            let checksum = bytes::checksum(!0, &block[..0x3fc]);
+            block[0x3fc..].copy_from_slice(&checksum.to_le_bytes());
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&block, 1024).unwrap();
+            let text = Geometry::read(&file).unwrap_err().to_string();
+            assert!(text.contains(&format!("{blocks} blocks")), "{text}");
+        }
+    }
 
     #[test]
     fn superblocks_are_where_ext4_has_them() {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use crate::machine::config::Network;
+use crate::sys::thread::background;
 pub use error::NetError;
 pub use options::{NetworkOptions, Stop};
 pub use settings::Up;
@@ -40,10 +41,7 @@ pub fn bring_up_with(
 ) -> Result<Up, NetError> {
     let mut supervisor = Supervisor::new(network.clone(), options, Arc::new(on_event))?;
     let (first, wait) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("network".into())
-        .spawn(move || supervisor.run(&first))
-        .map_err(NetError::Thread)?;
+    background("network", move || supervisor.run(&first)).map_err(NetError::Thread)?;
     // The sender is dropped without a word only if the thread dies, which in PID 1 is a reboot.
     wait.recv().unwrap_or(Err(NetError::Stopped))
 }

@@ -15,6 +15,8 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
+use crate::sys::thread::background;
+
 /// Head start of each address over the next one. RFC 8305 has 250 ms and allows 100: eight dead addresses cost 1.6 s.
 const HEAD_START: Duration = Duration::from_millis(200);
 
@@ -65,9 +67,9 @@ fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream
         if let Some(address) = next {
             let (sender, timeout) = (sender.clone(), left().max(Duration::from_millis(1)));
             // Losers end by themselves: each connects within the time, and then closes.
-            std::thread::Builder::new()
-                .name(format!("connect {address}"))
-                .spawn(move || sender.send(TcpStream::connect_timeout(&address, timeout)))?;
+            background(&format!("connect {address}"), move || {
+                let _ = sender.send(TcpStream::connect_timeout(&address, timeout));
+            })?;
             running += 1;
         } else if running == 0 {
             return Err(last);

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use query::{Outcome, ask};
 
+use crate::sys::thread::background;
+
 /// Port of name servers.
 const PORT: u16 = 53;
 /// Time for all answers about one name. musl and glibc give up after 5 s a round.
@@ -157,10 +159,9 @@ impl Resolver {
         let name: Arc<str> = name.into();
         let until = Instant::now() + PATIENCE;
         for &server in &self.servers {
-            let (sender, name) = (sender.clone(), Arc::clone(&name));
-            let spawned = std::thread::Builder::new().name(format!("dns {server}")).spawn({
-                let sender = sender.clone();
-                move || ask(server, &name, until, |outcome| sender.send((server, outcome)).is_ok())
+            let (report, name) = (sender.clone(), Arc::clone(&name));
+            let spawned = background(&format!("dns {server}"), move || {
+                ask(server, &name, until, |outcome| report.send((server, outcome)).is_ok());
             });
             if let Err(error) = spawned {
                 let _ = sender.send((server, Outcome::Failed(format!("no thread to ask with: {error}"))));

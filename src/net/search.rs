@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::chain::chain;
 use crate::machine::config::{InterfaceSelector, Network};
+use crate::sys::thread::background;
 
 use super::dhcp::{self, DhcpError, Lease};
 use super::error::NetError;
@@ -147,15 +148,13 @@ fn start(card: Link, link: Link, answers: Sender<DhcpAnswer>, on_event: &OnEvent
     let stop = Arc::new(AtomicBool::new(false));
     let client = RunningClient { stop: Arc::clone(&stop) };
     let on_event = Arc::clone(on_event);
-    std::thread::Builder::new()
-        .name(format!("dhcp {}", link.name))
-        .spawn(move || {
-            on_event(&format!("{}: asking for an address by DHCP", link.name));
-            let result = dhcp::obtain(&link, None, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
-            // The receiver is gone when another card was faster.
-            let _ = answers.send(DhcpAnswer { card, link, result });
-        })
-        .map_err(NetError::Thread)?;
+    background(&format!("dhcp {}", link.name), move || {
+        on_event(&format!("{}: asking for an address by DHCP", link.name));
+        let result = dhcp::obtain(&link, None, &|| stop.load(Ordering::SeqCst), &|text| on_event(text));
+        // The receiver is gone when another card was faster.
+        let _ = answers.send(DhcpAnswer { card, link, result });
+    })
+    .map_err(NetError::Thread)?;
     Ok(client)
 }
 

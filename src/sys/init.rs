@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use super::kmsg::{Kmsg, Level};
 use super::mount::{Mount, MountError};
 use super::process::{is_pid1, reap_orphans};
+use super::thread::background;
 use super::{power, signals};
 
 /// Mounts `/proc`, `/sys`, `/dev` and `/run`; puts stdio on the console; quiets the kernel on the console down to
@@ -84,7 +85,7 @@ pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 
         // Off means: do not reset the machine at once, send SIGINT to PID 1.
         nix::sys::reboot::set_cad_enabled(false)?;
     }
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    background("signals", move || {
         loop {
             match signals.wait() {
                 Ok(Signal::SIGCHLD) => reap_orphans(),
@@ -94,7 +95,7 @@ pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 
                     if first {
                         on_shutdown(&format!("{cause}: rebooting"));
                         // In a thread of its own so that orphans are still collected and a second signal is heard.
-                        let spawned = std::thread::Builder::new().name("shutdown".into()).spawn(move || {
+                        let spawned = background("shutdown", move || {
                             std::thread::sleep(grace);
                             restart();
                         });

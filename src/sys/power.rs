@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::reboot::{RebootMode, reboot as nix_reboot};
 
 use super::mount;
+use super::thread::background;
 
 /// Time that the last sync may take. A disk that has died in the middle of a command answers after the kernel's own
 /// time-outs, which are minutes: the machine is better off rebooting. Large caches of slow eMMC drain well within this
@@ -39,13 +40,13 @@ pub fn sync() {
 /// Needed wherever the machine must go on: `sync(2)` waits uninterruptibly for a disk that no longer answers.
 pub fn sync_within(limit: Duration) -> bool {
     let (done, wait) = mpsc::channel();
-    let spawned = std::thread::Builder::new().name("sync".into()).spawn(move || {
+    let spawned = background("sync", move || {
         sync();
         // The receiver is gone when the limit has passed.
         let _ = done.send(());
     });
     match spawned {
-        Ok(_) => wait.recv_timeout(limit).is_ok(),
+        Ok(()) => wait.recv_timeout(limit).is_ok(),
         // Without memory for a thread, a sync that may hang is better than none.
         Err(_) => {
             sync();

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::{LoadedModules, Loader};
+use crate::sys::thread::background;
 use crate::sys::uevent::Uevents;
 
 /// Listener for new devices, whose thread lives as long as the process.
@@ -19,7 +20,7 @@ impl Coldplug {
     /// The kernel refused the socket or the thread.
     pub fn start(loader: Arc<Loader>, on_loaded: impl Fn(&LoadedModules) + Send + 'static) -> io::Result<Self> {
         let events = Uevents::listen()?;
-        std::thread::Builder::new().name("coldplug".into()).spawn(move || {
+        background("coldplug", move || {
             loop {
                 let loaded = match events.next() {
                     Ok(message) => match added_alias(&message) {

@@ -8,7 +8,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::message::{self, Ask, Lease, MessageKind, Sender, ServerAnswer};
+use super::message::{self, Ask, Lease, MessageKind, Sender};
 
 /// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
 /// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30,
@@ -40,8 +40,13 @@ pub(super) enum ClientStep {
 #[derive(Debug)]
 enum State {
     Discovering,
-    Requesting { offer: ServerAnswer, tries: usize },
-    Keeping { address: Ipv4Addr, server: Ipv4Addr, tries: usize },
+    /// A server was asked for an address: one that it offered, or one that is held.
+    Requesting {
+        ask: Ask,
+        address: Ipv4Addr,
+        server: Ipv4Addr,
+        tries: usize,
+    },
 }
 
 /// DHCP client of one card. All times count from its creation.
@@ -67,7 +72,8 @@ pub(super) struct DhcpClient {
 impl DhcpClient {
     /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address.
     pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
-        let state = held.map_or(State::Discovering, |lease| State::Keeping {
+        let state = held.map_or(State::Discovering, |lease| State::Requesting {
+            ask: Ask::Keep { address: lease.address },
             address: lease.address,
             server: lease.server,
             tries: 0,
@@ -96,19 +102,13 @@ impl DhcpClient {
             return ClientStep::Wait(self.due - now);
         }
         match &mut self.state {
-            State::Requesting { offer, tries } if *tries < REQUEST_WAITS_S.len() => {
-                let ask = Ask::Select { address: offer.lease.address, server: offer.server };
+            State::Requesting { ask, tries, .. } if *tries < REQUEST_WAITS_S.len() => {
+                let ask = *ask;
                 self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
                 *tries += 1;
                 ClientStep::Send(message::frame(self.sender(now), ask))
             }
-            State::Keeping { address, tries, .. } if *tries < REQUEST_WAITS_S.len() => {
-                let ask = Ask::Keep { address: *address };
-                self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
-                *tries += 1;
-                ClientStep::Send(message::frame(self.sender(now), ask))
-            }
-            State::Requesting { .. } | State::Keeping { .. } => {
+            State::Requesting { .. } => {
                 self.begin_again(now, Duration::ZERO);
                 ClientStep::Wait(self.due.saturating_sub(now))
             }
@@ -138,22 +138,16 @@ impl DhcpClient {
                 if !self.is_passed_over(answer.server, now) {
                     self.unanswered = 0;
                     self.due = now;
-                    self.state = State::Requesting { offer: answer, tries: 0 };
+                    let (address, server) = (answer.lease.address, answer.server);
+                    self.state = State::Requesting { ask: Ask::Select { address, server }, address, server, tries: 0 };
                 }
                 None
             }
             // Relays and odd servers grant with another identifier than they offered with: the address decides.
-            (State::Requesting { offer, .. }, MessageKind::Ack) if answer.lease.address == offer.lease.address => {
+            (State::Requesting { address, .. }, MessageKind::Ack) if answer.lease.address == *address => {
                 Some(answer.lease)
             }
-            (State::Keeping { address, .. }, MessageKind::Ack) if answer.lease.address == *address => {
-                Some(answer.lease)
-            }
-            (State::Requesting { offer, .. }, MessageKind::Nak) if answer.server == offer.server => {
-                self.refused(answer.server, now);
-                None
-            }
-            (State::Keeping { server, .. }, MessageKind::Nak) if answer.server == *server => {
+            (State::Requesting { server, .. }, MessageKind::Nak) if answer.server == *server => {
                 self.refused(answer.server, now);
                 None
             }
@@ -203,11 +197,11 @@ impl DhcpClient {
         }
     }
 
-    /// Takes one step of xorshift64*.
     fn next_transaction(&mut self) -> u32 {
         (self.next_random() & 0xffff_ffff) as u32
     }
 
+    /// Takes one step of xorshift64*.
     fn next_random(&mut self) -> u64 {
         self.random |= 1;
         self.random ^= self.random >> 12;

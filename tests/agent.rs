@@ -6,6 +6,7 @@
 mod block;
 mod environment;
 mod fetch;
+mod field;
 mod hostile;
 mod net;
 mod properties;

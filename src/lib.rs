@@ -7,7 +7,7 @@
 //! | layer | room | what it holds | pure modules |
 //! |---|---|---|---|
 //! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `options`, `help`, `manual`, `completion` |
-//! | entry | [`pid1`] | what PID 1 does: the recovery agent, and the first step of the system's boot | |
+//! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link` |
 //! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table` |
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image | `plan` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |

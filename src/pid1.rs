@@ -1,8 +1,14 @@
-//! What PID 1 does: the recovery agent ([`recovery`]), or the first step of the installed system's boot ([`system`]).
+//! What PID 1 does: it supervises the recovery ([`supervisor`]), whose work is done by a process of its own
+//! ([`recovery`]), or it makes the first step of the installed system's boot ([`system`]).
 
+mod background;
+mod console;
+pub mod link;
 pub mod recovery;
+pub mod supervisor;
 pub mod system;
 pub mod watchdog;
+pub mod worker;
 
 use std::fs;
 
@@ -12,7 +18,7 @@ const ROLE_FILE: &str = "/etc/reflash/role";
 /// Role that the initramfs gives PID 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pid1Role {
-    /// PID 1 is the recovery agent.
+    /// PID 1 supervises the recovery agent.
     Recovery,
     /// PID 1 makes the first step of the system's own boot.
     System,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`block`] | opens, reads and writes block devices |
 //! | [`clock`] | the system clock |
+//! | [`confine`] | fewer rights, less memory, mounts of its own |
 //! | [`ext4`] | identity and growth of a mounted file system |
 //! | [`init`] | PID 1: first mounts, console, signals, panic |
 //! | [`kmsg`] | lines into the kernel log |
@@ -12,7 +13,7 @@
 //! | [`mount`] | mounts, `switch_root` |
 //! | [`net`] | links, raw sockets, addresses and routes |
 //! | [`power`] | reboot, power off, sync that cannot hang |
-//! | [`process`] | programs that are started, orphans that are collected |
+//! | [`process`] | programs that are started, and how they end |
 //! | [`random`] | random bytes |
 //! | [`thread`] | threads with a name, locks that survive a panic |
 //! | [`uevent`] | the kernel's events about devices |
@@ -20,6 +21,7 @@
 
 pub mod block;
 pub mod clock;
+pub mod confine;
 pub mod ext4;
 pub mod init;
 pub mod kmsg;

@@ -6,6 +6,7 @@ mod accelerator;
 mod built;
 mod by_hand;
 mod cuts;
+mod deaths;
 mod fallback;
 mod media;
 mod provision;

@@ -163,6 +163,18 @@ impl Loader {
         }
     }
 
+    /// Has the kernel look again for a driver of every device that has none. A driver whose process was killed while it
+    /// bound a device stays loaded and leaves the device alone for ever, since nothing asks it again.
+    pub fn bind_present_devices(&self) {
+        let mut devices = Vec::new();
+        collect_devices(&self.sysfs.join("devices"), &mut devices);
+        for device in devices.iter().filter(|device| !device.join("driver").exists()) {
+            let Some(name) = device.file_name() else { continue };
+            // Refused where no driver wants it, which most devices are used to.
+            let _ = fs::write(device.join("subsystem/drivers_probe"), name.as_encoded_bytes());
+        }
+    }
+
     fn run(&self, steps: &[LoadStep], loaded: &mut LoadedModules) -> Result<(), ModuleError> {
         for step in steps {
             if self.done.lock().unwrap_or_else(PoisonError::into_inner).contains(&step.name) {
@@ -195,20 +207,27 @@ impl Loader {
     }
 }
 
-/// Collects every distinct `modalias` below `directory`. Symbolic links are not followed: in sysfs they lead in
-/// circles.
+/// Collects every distinct `modalias` below `directory`.
 fn collect_aliases(directory: &Path, aliases: &mut Vec<String>) {
+    let mut devices = Vec::new();
+    collect_devices(directory, &mut devices);
+    for alias in devices.iter().filter_map(|device| fs::read_to_string(device.join("modalias")).ok()) {
+        let alias = alias.trim().to_owned();
+        if !alias.is_empty() && !aliases.contains(&alias) {
+            aliases.push(alias);
+        }
+    }
+}
+
+/// Collects the directories below `directory` of devices that a driver may be for: they have a `modalias`. Symbolic
+/// links are not followed: in sysfs they lead in circles.
+fn collect_devices(directory: &Path, devices: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() {
-            collect_aliases(&entry.path(), aliases);
-        } else if entry.file_name() == "modalias"
-            && let Ok(alias) = fs::read_to_string(entry.path())
-        {
-            let alias = alias.trim().to_owned();
-            if !alias.is_empty() && !aliases.contains(&alias) {
-                aliases.push(alias);
-            }
+            collect_devices(&entry.path(), devices);
+        } else if entry.file_name() == "modalias" {
+            devices.push(directory.to_owned());
         }
     }
 }
@@ -231,6 +250,26 @@ mod tests {
         collect_aliases(sysfs.path(), &mut aliases);
         aliases.sort();
         assert_eq!(aliases, ["pci:v1", "virtio:d1"]);
+    }
+
+    #[test]
+    fn devices_without_a_driver_are_offered_again() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let bus = sysfs.path().join("bus/virtio");
+        fs::create_dir_all(&bus).unwrap();
+        for (name, bound) in [("virtio0", true), ("virtio1", false)] {
+            let device = sysfs.path().join("devices").join(name);
+            fs::create_dir_all(&device).unwrap();
+            fs::write(device.join("modalias"), "virtio:d1\n").unwrap();
+            std::os::unix::fs::symlink(&bus, device.join("subsystem")).unwrap();
+            if bound {
+                std::os::unix::fs::symlink(&bus, device.join("driver")).unwrap();
+            }
+        }
+        let modules = tempfile::tempdir().unwrap();
+        fs::write(modules.path().join("modules.dep"), "").unwrap();
+        Loader::open(modules.path(), sysfs.path()).unwrap().bind_present_devices();
+        assert_eq!(fs::read_to_string(bus.join("drivers_probe")).unwrap(), "virtio1");
     }
 
     #[test]

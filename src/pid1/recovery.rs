@@ -1,8 +1,9 @@
-//! The recovery agent: PID 1 of the recovery initramfs. This page has the whole sequence; each step has its own file.
+//! The recovery agent: the process that PID 1 of the recovery initramfs supervises. This page has the whole sequence;
+//! each step has its own file.
 //!
 //! | step | phase on the console | what it does | file |
 //! |---|---|---|---|
-//! | start | | mounts `/proc`, `/sys` and `/dev`, opens every console and the kernel log | `console` |
+//! | start | | gives up rights, opens every console and the kernel log | [`worker`], `console` |
 //! | command line | | chooses recovery, factory reset or provisioning | `provisioning` |
 //! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
 //! | configuration | config | merges configuration, reads keys, starts the watchdog, reads the record of the installed release | `setup` |
@@ -15,11 +16,10 @@
 //! | installation | manifest, plan, write, verify, commit | [`jobs::recovery::run`](crate::jobs::recovery::run), again until it succeeds or the disk is broken | `install` |
 //! | restart | | posts the last reports; GRUB then starts the system | `ending` |
 //!
-//! Whatever goes wrong ends in a restart, at once or after a pause: see `NextState`.
+//! Whatever goes wrong ends in a restart of the machine, at once or after a pause: see `NextState`. Whatever ends this
+//! process, PID 1 starts it again, and it goes on where it was: to be killed is no more than a power cut.
 
-mod background;
 mod boot_medium;
-mod console;
 mod drivers;
 mod ending;
 mod error;
@@ -36,8 +36,9 @@ mod trial;
 mod usb_release;
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use super::link::{Handover, WorkPart};
+use super::{console, worker};
 use crate::boot::decide::{self, BootDecision, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{Mirrors, RetryPolicy, Source};
@@ -47,39 +48,33 @@ use crate::machine::config::{Action, BootArgs, Layer};
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::Journal;
 use crate::record::report::Ending;
-use crate::sys;
-use ending::{NextState, READING_TIME, restart, start_over};
+use ending::{NextState, start_over};
 use error::SetupError;
 use online::Online;
 use setup::{Compared, Setup};
+use sources::SupervisedSource;
 
 /// Rounds over all mirrors before the recovery's own update is given up until the next release. A transfer that makes
 /// progress resets the count.
 const RENEWAL_ROUNDS: u32 = 3;
 
-/// Runs the agent as PID 1. Never returns: the machine restarts.
-pub fn run() -> ! {
-    sys::init::install_panic_hook(READING_TIME);
-    let brought_up = sys::init::bring_up();
+/// Runs the agent in the process that PID 1 started for it. Never returns: PID 1 restarts the machine.
+pub fn run(handover: &Handover) -> ! {
+    let problems = worker::begin();
     let journal = Arc::new(console::open_journal());
-    let next = match brought_up {
-        Ok(notes) => {
-            notes.iter().for_each(|note| journal.warn(note));
-            recover(&journal)
-        }
-        Err(error) => Err(error.into()),
-    };
-    match next {
+    worker::stay_in_touch(&journal);
+    problems.iter().for_each(|problem| journal.warn(&format!("this process has more rights than it needs: {problem}")));
+    match recover(handover, &journal) {
         Ok(NextState::Reboot(why)) => {
             journal.note(&why);
-            restart(&journal)
+            worker::restart()
         }
         Ok(NextState::StartOver(why)) => start_over(&journal, &why),
         Err(error) => start_over(&journal, &chain(&error)),
     }
 }
 
-fn recover(journal: &Arc<Journal>) -> Result<NextState, SetupError> {
+fn recover(handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let command_line = inputs::read("/proc/cmdline")?;
     let (over, args) = Layer::from_kernel_command_line(&command_line)?;
     console::log_libraries(args.verbose);
@@ -87,22 +82,23 @@ fn recover(journal: &Arc<Journal>) -> Result<NextState, SetupError> {
         journal.warn(&format!("kernel argument {argument:?} is not known to this agent and is left out"));
     }
     match args.action {
-        Some(Action::Provision) => provisioning::run(&args, over, journal),
-        Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, journal)?),
-        Some(Action::Reflash) | None => reflash(args, over, journal),
+        Some(Action::Provision) => provisioning::run(&args, over, handover, journal),
+        Some(Action::FactoryReset) => reset::run(&Setup::new(args, over, handover, journal)?),
+        Some(Action::Reflash) | None => reflash(args, over, handover, journal),
     }
 }
 
 /// Runs everything up to the decision, which needs no network.
-fn reflash(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
-    let setup = Setup::new(args, over, journal)?;
+fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
+    let setup = Setup::new(args, over, handover, journal)?;
     if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
         return reset::renew(&setup, confirmed);
     }
     trial::watch(&setup);
     let mirrors = setup.open_mirrors()?;
     let bounded_mirrors = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(RENEWAL_ROUNDS));
-    let job = setup.job(&mirrors, &bounded_mirrors);
+    let for_renewal = SupervisedSource::new(WorkPart::Renewal, Box::new(bounded_mirrors));
+    let job = setup.job(&mirrors, &for_renewal);
     // A release that was asked for is not kept waiting by a comparison.
     let compared = if setup.reason.is_requested() { Compared::Unknown } else { setup.compare(&job) };
     let decision = decide::decide(&setup.situation(&compared));
@@ -126,7 +122,7 @@ fn fetch(
     let is_parked = decision == BootDecision::Park;
     // From then on an intact system is started instead.
     let may_start = matches!(decision, BootDecision::Fetch { or_start: true });
-    let mut deadline = may_start.then(|| Instant::now() + setup.config.offline);
+    let mut deadline = may_start.then(|| setup.began + setup.config.offline);
     if is_parked {
         park(setup);
     }

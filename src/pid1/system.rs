@@ -1,5 +1,6 @@
 //! PID 1 of the system's own initramfs: it mounts the system read-only, puts the machine's own state over it, and
-//! becomes systemd.
+//! becomes systemd. A worker does all of that but the last step, since every disk and USB drive that is plugged in is
+//! looked at on the way: PID 1 outlives whatever one of them holds.
 //!
 //! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
@@ -19,11 +20,16 @@ use crate::machine::config::{ConfigError, Layer};
 use crate::machine::drivers::{Coldplug, Loader, ModuleError};
 use crate::machine::hostname::{self, HostnameError};
 use crate::machine::identity;
+use crate::pid1::link::{Handover, WORKER};
+use crate::pid1::supervisor::deaths::{Deaths, WorkerLife};
+use crate::pid1::supervisor::each_report;
+use crate::pid1::worker;
+use crate::sys::init;
 use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::mount::{self, Mount, MountError};
 use crate::sys::power;
+use crate::sys::process::{self, ProcessEnding};
 use crate::sys::{block, ext4};
-use crate::sys::{init, process};
 
 /// Mount point of the system partition, which becomes `/`.
 const ROOT: &str = "/sysroot";
@@ -40,6 +46,13 @@ const FSCK: &str = "/usr/sbin/e2fsck";
 
 /// Time to wait for the disk, as in the agent: USB disks take up to 20 s to answer.
 const DISK_WAIT: Duration = Duration::from_secs(30);
+/// Processes that may die before the system counts as one that does not start: enough to leave out a part of which two
+/// die, and one more of chance.
+const MAX_WORKERS: u32 = 4;
+/// Exit code of the process that put the file systems together.
+const PREPARED: i32 = 0;
+/// Exit code of the process that could not, and has said why.
+const FAILED: i32 = 3;
 /// Time a person has to read why the system did not start. GRUB has counted this try.
 const READING_TIME: Duration = Duration::from_secs(20);
 
@@ -85,6 +98,9 @@ pub enum SysrootError {
     /// The template of the host name cannot be used.
     #[error("the host name template cannot be used")]
     Hostname(#[from] HostnameError),
+    /// The process that puts the file systems together failed or died.
+    #[error("its file systems were not put together; the reason is above")]
+    Worker,
     /// A program ended with an error.
     #[error("{program} ended with {status}; its output is above")]
     Program {
@@ -300,7 +316,7 @@ pub fn run() -> ! {
 
 /// Starts systemd. Returns only an error, since otherwise this process becomes systemd.
 fn start() -> SysrootError {
-    match prepare() {
+    match have_prepared() {
         Ok(()) => match mount::switch_root(Path::new(ROOT), Path::new(INIT), &[]) {
             Ok(never) => match never {},
             Err(error) => error.into(),
@@ -309,10 +325,46 @@ fn start() -> SysrootError {
     }
 }
 
-fn prepare() -> Result<(), SysrootError> {
+/// Has a worker put the file systems together, and another one if it dies.
+fn have_prepared() -> Result<(), SysrootError> {
     for note in init::bring_up()? {
         say(&note);
     }
+    let mut deaths = Deaths::default();
+    let mut died = None;
+    for _ in 0..MAX_WORKERS {
+        let handover = Handover { died: died.take(), left_out: deaths.left_out().to_vec(), ..Handover::default() };
+        let mut life = WorkerLife::default();
+        let started = process::start_self(WORKER, &serde_json::to_string(&handover).unwrap_or_default())
+            .map_err(|source| SysrootError::File { action: "start a process".into(), source })?;
+        each_report(started.output, |report| life.take(report));
+        let ending = process::wait_for(started.pid);
+        if let ProcessEnding::Exited(PREPARED | FAILED) = ending {
+            return if ending == ProcessEnding::Exited(PREPARED) { Ok(()) } else { Err(SysrootError::Worker) };
+        }
+        let obituary = life.obituary(&ending);
+        say(&format!("the process that mounts the system died, {obituary}"));
+        let _ = deaths.add(&life, &ending, Duration::ZERO);
+        died = Some(obituary);
+        // A check of the data partition that it left behind must not meet a second one, and what it had mounted is in
+        // the way of the next one.
+        process::wait_for_all();
+        mount::release_disks();
+    }
+    Err(SysrootError::Worker)
+}
+
+/// Puts the file systems together, in the process that PID 1 started for it. Never returns.
+pub fn work(handover: &Handover) -> ! {
+    worker::report_panics();
+    if let Err(error) = prepare(handover) {
+        say(&chain(&error));
+        std::process::exit(FAILED);
+    }
+    std::process::exit(PREPARED)
+}
+
+fn prepare(handover: &Handover) -> Result<(), SysrootError> {
     let command_line = fs::read_to_string("/proc/cmdline")
         .map_err(|source| SysrootError::File { action: "read /proc/cmdline".into(), source })?;
     let arguments = Arguments::parse(&command_line)?;
@@ -327,6 +379,9 @@ fn prepare() -> Result<(), SysrootError> {
     }
     for failure in loader.load_for_present_devices().failures {
         say(&chain(&failure));
+    }
+    if handover.died.is_some() {
+        loader.bind_present_devices();
     }
     let waiting = || say("waiting for the disk of the system");
     let found = disk::wait_for_disk_by_partuuid(&arguments.system, Which::Physical, DISK_WAIT, waiting)?;

@@ -61,24 +61,29 @@ impl Stall {
     }
 }
 
-/// Arms the watchdog as soon as there is one, and feeds it by the pulse of `journal` from then on, in a thread.
-pub fn start(journal: &Arc<Journal>, limit: Duration) {
+/// Arms the watchdog as soon as there is one, and feeds it by the pulse of `journal` from then on, in a thread. What is
+/// worth keeping goes to `on_warning` too.
+pub fn start(journal: &Arc<Journal>, limit: Duration, on_warning: impl Fn(&str) + Send + 'static) {
     let reporter = Arc::clone(journal);
     let started = background("watchdog", move || {
         let journal = reporter;
+        let warn = |text: &str| {
+            journal.warn(text);
+            on_warning(text);
+        };
         let watchdog = wait_for_one(&journal);
         let (name, timeout) = (&watchdog.identity, watchdog.timeout.as_secs());
         let limit_s = limit.as_secs();
         journal.note(&format!("watchdog {name}: resets the machine {timeout} s after {limit_s} s without progress"));
         if watchdog.caused_last_reset {
-            journal.warn("the watchdog caused the last restart: there had been no progress");
+            warn("the watchdog caused the last restart: there had been no progress");
         }
         let mut stall = Stall::new(limit, journal.pulse(), Instant::now());
         loop {
             match stall.judge(journal.pulse(), Instant::now()) {
                 // A driver that cannot be fed resets the machine, which is what it is there for.
                 Verdict::Feed => drop(watchdog.feed()),
-                Verdict::Starve(still) => journal.warn(&format!(
+                Verdict::Starve(still) => warn(&format!(
                     "no progress for {} s: the watchdog resets the machine in {timeout} s",
                     still.as_secs()
                 )),

@@ -150,7 +150,7 @@ pub fn ranges_for_people(ranges: &[Range<u64>]) -> String {
 }
 
 /// The start of `text`, at most `limit_bytes` long and cut between characters.
-pub(super) fn cut(text: &str, limit_bytes: usize) -> &str {
+pub(crate) fn cut(text: &str, limit_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(limit_bytes)]
 }
 

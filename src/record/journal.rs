@@ -173,6 +173,11 @@ impl Journal {
         self.report(Event::Warning(text));
     }
 
+    /// Records an event that the console shows already: for the event log and the subscribers.
+    pub fn record(&self, event: Event<'_>) {
+        self.lock().event(event);
+    }
+
     /// Reports an event that is more than a sentence. Phases and progress have functions of their own.
     pub fn report(&self, event: Event<'_>) {
         let mut sinks = self.lock();

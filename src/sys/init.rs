@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::kmsg::{Kmsg, Level};
 use super::mount::{Mount, MountError};
-use super::process::{is_pid1, reap_orphans};
+use super::process::is_pid1;
 use super::thread::background;
 use super::{power, signals};
 
@@ -69,57 +69,52 @@ pub fn consoles() -> Vec<PathBuf> {
     active.split_ascii_whitespace().rev().map(|name| Path::new("/dev").join(name)).collect()
 }
 
-/// Takes over SIGTERM, SIGINT (which the kernel sends for ctrl-alt-del) and SIGCHLD. Must run before any other thread
-/// is started, because threads inherit the signal mask and a signal goes to any thread that does not block it.
+/// Takes over SIGTERM and SIGINT, which the kernel sends for ctrl-alt-del. Must run before any other thread is started,
+/// because threads inherit the signal mask and a signal goes to any thread that does not block it.
 ///
-/// On SIGTERM or ctrl-alt-del `on_shutdown` gets one sentence to show, and after `grace`, the time the main thread has
-/// to end by itself, the machine is rebooted with disks released and synced, whatever the main thread is blocked in.
+/// At the first of them `on_shutdown` gets one sentence to show and makes the machine ready; then, or at a second one,
+/// since a person does not want to wait, the machine is rebooted with disks released and synced, whatever the main
+/// thread is blocked in.
 ///
 /// # Errors
 /// The kernel refused the signal mask or the thread.
-pub fn start_signal_thread(grace: Duration, on_shutdown: impl Fn(&str) + Send + 'static) -> io::Result<()> {
+pub fn start_signal_thread(on_shutdown: impl FnOnce(&str) + Send + 'static) -> io::Result<()> {
     let signals = signals::of_pid1();
-    let mut shutting_down = false;
     signals.thread_block()?;
     if is_pid1() {
         // Off means: do not reset the machine at once, send SIGINT to PID 1.
         nix::sys::reboot::set_cad_enabled(false)?;
     }
+    let mut on_shutdown = Some(on_shutdown);
     background("signals", move || {
         loop {
-            match signals.wait() {
-                Ok(Signal::SIGCHLD) => reap_orphans(),
-                Ok(signal) => {
-                    let first = !std::mem::replace(&mut shutting_down, true);
-                    let cause = if signal == Signal::SIGINT { "ctrl-alt-del" } else { "SIGTERM" };
-                    if first {
-                        on_shutdown(&format!("{cause}: rebooting"));
-                        // In a thread of its own so that orphans are still collected and a second signal is heard.
-                        let spawned = background("shutdown", move || {
-                            std::thread::sleep(grace);
-                            restart();
-                        });
-                        if spawned.is_err() {
-                            restart();
-                        }
-                    } else {
-                        // A person does not want to wait for the grace period.
-                        restart();
-                    }
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            let Ok(signal) = signals.wait() else {
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            let Some(first) = on_shutdown.take() else { restart() };
+            let cause = if signal == Signal::SIGINT { "ctrl-alt-del" } else { "SIGTERM" };
+            // In a thread of its own, so that a second signal is heard.
+            let spawned = background("shutdown", move || {
+                first(&format!("{cause}: rebooting"));
+                restart();
+            });
+            if spawned.is_err() {
+                restart();
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
-fn restart() {
-    if is_pid1() {
+/// Restarts the machine, or ends this process where it is not PID 1. Tries again for as long as the kernel refuses.
+fn restart() -> ! {
+    loop {
+        if !is_pid1() {
+            std::process::exit(0);
+        }
         let Err(error) = power::reboot();
         eprintln!("reflash: the kernel refuses to reboot: {error}");
-    } else {
-        std::process::exit(0);
+        std::thread::sleep(Duration::from_secs(1));
     }
 }
 

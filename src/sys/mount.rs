@@ -241,7 +241,7 @@ fn unescape(text: &str) -> PathBuf {
 
 /// Unmounts every file system that lies on a block device, the latest first; what is busy becomes read-only. The last
 /// thing before a reboot: problems are passed over because nothing can be done about them any more.
-pub(super) fn release_disks() {
+pub fn release_disks() {
     for mount in mounted().unwrap_or_default().iter().rev() {
         if mount.source.starts_with("/dev") && mount.target != Path::new("/") && unmount(&mount.target).is_err() {
             let _ = remount_read_only(&mount.target);

@@ -14,6 +14,12 @@ use super::thread::background;
 /// time.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
+/// Unmounts what can be unmounted, and syncs: GRUB does not replay journals, so file systems must be left clean.
+pub fn release() {
+    mount::release_disks();
+    sync_within(SYNC_LIMIT);
+}
+
 /// Unmounts what can be unmounted, syncs and restarts the machine.
 ///
 /// Only an error is ever returned, which PID 1 can meet only if the kernel lacks the call.
@@ -21,8 +27,8 @@ const SYNC_LIMIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The caller lacks `CAP_SYS_BOOT`.
 pub fn reboot() -> std::io::Result<Infallible> {
-    // reboot(2) neither syncs nor unmounts. GRUB does not replay journals, so file systems must be left clean.
-    // Only PID 1 may unmount: by hand on a live system, its service manager owns the mounts.
+    // reboot(2) neither syncs nor unmounts. Only PID 1 may unmount: by hand on a live system, its service manager owns
+    // the mounts.
     if super::process::is_pid1() {
         mount::release_disks();
     }

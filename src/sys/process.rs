@@ -1,19 +1,18 @@
-//! Processes: whether this one is PID 1, programs that it starts, and orphans that it collects.
+//! Processes: whether this one is PID 1, programs that it starts, and how they end.
 #![allow(unsafe_code)] // pre_exec, in one place
 
+use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use super::signals;
-
-/// Held by the reaper while it collects orphans and by [`run_and_wait`] while a child of ours lives, so that the
-/// reaper cannot collect the child's status first. Orphans wait as zombies meanwhile, which costs nothing.
-static CHILDREN: Mutex<()> = Mutex::new(());
 
 /// Whether this process is PID 1.
 #[must_use]
@@ -21,36 +20,100 @@ pub fn is_pid1() -> bool {
     std::process::id() == 1
 }
 
-/// Collects the status of every orphan that has ended. Does nothing in a process that is not PID 1.
-pub(super) fn reap_orphans() {
-    let _ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
-    if !is_pid1() {
-        return;
-    }
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            break;
+/// Whether PID 1 started this process, or the process that did is gone.
+#[must_use]
+pub fn is_child_of_pid1() -> bool {
+    std::os::unix::process::parent_id() == 1
+}
+
+/// Ending of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessEnding {
+    /// The process ended by itself with this exit code.
+    Exited(i32),
+    /// A signal ended it. The name is the signal's, as `SIGSEGV`.
+    Killed(&'static str),
+}
+
+impl fmt::Display for ProcessEnding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "{signal}"),
         }
     }
 }
 
-/// Runs a program to its end with stdio inherited, safe beside the reaper. The only way PID 1 may start a program:
-/// with `std::process` alone the reaper can take the child's status first, and waiting for it fails.
+/// This program, started once more by PID 1 for the work that PID 1 itself must not be ended by.
+#[derive(Debug)]
+pub struct StartedWorker {
+    /// Number of the process.
+    pub pid: u32,
+    /// Pipe to its standard input.
+    pub input: ChildStdin,
+    /// Pipe from its standard output.
+    pub output: ChildStdout,
+}
+
+/// Starts this program once more, under the name `name` (its argument 0) and with one argument.
+///
+/// # Errors
+/// The kernel has no memory or no room for another process.
+pub fn start_self(name: &str, argument: &str) -> io::Result<StartedWorker> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(name).arg(argument).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes one, sigprocmask, on a set
+    // that lives on the stack; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(signals::unblock) };
+    let mut child = command.spawn()?;
+    let pipes = child.stdin.take().zip(child.stdout.take());
+    let (input, output) = pipes.ok_or_else(|| io::Error::other("the pipes of the process are missing"))?;
+    Ok(StartedWorker { pid: child.id(), input, output })
+}
+
+/// Waits until the child `pid` has ended. Orphans that end meanwhile are collected, as is the duty of PID 1.
+pub fn wait_for(pid: u32) -> ProcessEnding {
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(ended, code)) if is(ended, pid) => return ProcessEnding::Exited(code),
+            Ok(WaitStatus::Signaled(ended, signal, _)) if is(ended, pid) => {
+                return ProcessEnding::Killed(signal.as_str());
+            }
+            // No child at all: the status was lost, which does not happen while nothing else waits.
+            Err(nix::errno::Errno::ECHILD) => return ProcessEnding::Exited(-1),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Waits until no child is left: not even programs that a worker started and left behind.
+pub fn wait_for_all() {
+    while !matches!(waitpid(None, None), Err(nix::errno::Errno::ECHILD)) {}
+}
+
+fn is(ended: Pid, pid: u32) -> bool {
+    u32::try_from(ended.as_raw()).is_ok_and(|ended| ended == pid)
+}
+
+/// Ends the child `pid` at once. One that has ended already stays ended.
+pub fn end(pid: u32) {
+    // Number 0 would mean every process of the group.
+    if let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Runs a program to its end, with all that it prints on our standard error: our standard output may be the pipe to
+/// PID 1.
 ///
 /// # Errors
 /// The program cannot be started. Its own failure is in the [`ExitStatus`].
 pub fn run_and_wait(program: &Path, arguments: &[&str]) -> io::Result<ExitStatus> {
-    let ours = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes one, sigprocmask, on a set
-    // that lives on the stack; it neither allocates nor takes a lock.
+    command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    // SAFETY: as in start_self.
     unsafe { command.pre_exec(signals::unblock) };
-    let status = command.status();
-    drop(ours);
-    // Orphans that ended meanwhile have signalled already.
-    reap_orphans();
-    status
+    command.status()
 }
 
 #[cfg(test)]
@@ -61,7 +124,7 @@ mod tests {
     #[test]
     fn a_program_does_not_inherit_our_blocked_signals() {
         signals::of_pid1().thread_block().unwrap();
-        // Bits 1, 14 and 16 of the mask: SIGINT, SIGTERM, SIGCHLD.
+        // Bits 1 and 14 of the mask: SIGINT, SIGTERM.
         let script = "grep -q 'SigBlk:.*00000$' /proc/self/status";
         assert!(run_and_wait(Path::new("/bin/sh"), &["-c", script]).unwrap().success());
         signals::of_pid1().thread_unblock().unwrap();

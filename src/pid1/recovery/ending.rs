@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::pid1::worker::restart;
 use crate::record::journal::Journal;
-use crate::sys::power;
 
-/// Time a person has to read a panic or a final message before the machine restarts.
+/// Time a person has to read a final message before the machine restarts.
 pub(super) const READING_TIME: Duration = Duration::from_secs(20);
 /// Time until a machine that cannot go on is restarted: long enough to read, short enough at night.
 pub(super) const START_OVER: Duration = Duration::from_secs(600);
@@ -26,16 +26,7 @@ pub(super) fn start_over(journal: &Journal, why: &str) -> ! {
     journal.warn(&format!("recovery cannot go on: {why}"));
     journal.note(&format!("restarting in {} minutes; ctrl-alt-del restarts at once", START_OVER.as_secs() / 60));
     rest(journal, START_OVER);
-    restart(journal)
-}
-
-/// Restarts the machine.
-pub(super) fn restart(journal: &Journal) -> ! {
-    loop {
-        let Err(error) = power::reboot();
-        journal.warn(&format!("the kernel refuses to reboot: {error}"));
-        std::thread::sleep(READING_TIME);
-    }
+    restart()
 }
 
 /// Sleeps on purpose: the watchdog is fed meanwhile, since a reset would only repeat the wait.

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::background::background;
 use super::error::SetupError;
 use super::setup::Setup;
 use crate::chain::chain;
 use crate::fetch::{FetchOptions, Source};
 use crate::machine::config::Config;
 use crate::net::{self, NetError, NetworkOptions, Stop};
+use crate::pid1::background::background;
+use crate::pid1::link::WorkPart;
+use crate::pid1::worker::within;
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::{Ending, Pending, Poster, ReportedMachine};
@@ -52,7 +54,9 @@ impl<'a> Online<'a> {
         };
         // Earlier attempts are reported in the background, while this one goes on.
         let _ = report_attempts(setup);
-        let poster = start_poster(&setup.config, || setup.reported_machine(), &setup.journal);
+        let reports = !setup.handover.leaves_out(&WorkPart::Reports);
+        let poster =
+            reports.then(|| start_poster(&setup.config, || setup.reported_machine(), &setup.journal)).flatten();
         Ok(Some(Self { setup, poster, _network: network }))
     }
 
@@ -95,6 +99,9 @@ pub(super) fn start_poster(
 /// Posts the attempts of the black box that were not reported yet, in the background. The receiver hears when that is
 /// over.
 fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
+    if setup.handover.leaves_out(&WorkPart::Reports) {
+        return None;
+    }
     let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
     let machine = setup.reported_machine();
     let pending = recorder.with(|open| Pending::of(open, &machine))?;
@@ -102,7 +109,7 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
     let (done, over) = channel();
     let journal = Arc::clone(&setup.journal);
     background(&setup.journal, "report", move || {
-        match pending.post(&url, &options) {
+        match within(&WorkPart::Reports, || pending.post(&url, &options)) {
             Ok(()) => recorder.with(|open| pending.mark(open)),
             Err(error) => journal.note(&format!("the server did not accept the report: {}", chain(&error))),
         }

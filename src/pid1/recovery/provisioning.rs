@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::boot_medium::BootMedium;
-use super::drivers::{load_modules, take_signals};
+use super::drivers::load_modules;
 use super::ending::{NextState, START_OVER, rest};
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::online::start_poster;
 use super::settle::{POLL, Settling};
-use super::setup::{BUILT_IN, identity_of, report_identity};
+use super::setup::{BUILT_IN, identity_of, report_deaths, report_identity};
 use super::sources;
 use crate::boot::efi;
 use crate::boot::efivars::EfiVars;
@@ -26,7 +26,8 @@ use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
 use crate::machine::media;
 use crate::net;
-use crate::pid1::watchdog;
+use crate::pid1::link::{Handover, WorkPart};
+use crate::pid1::worker;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::{Ending, ReportedMachine};
 use crate::release::layout::Role;
@@ -49,21 +50,26 @@ struct SiteInputs {
 }
 
 /// Provisions a disk. Whatever goes wrong before the disk is armed has written nothing.
-pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
+pub(super) fn run(
+    args: &BootArgs,
+    over: Layer,
+    handover: &Handover,
+    journal: &Arc<Journal>,
+) -> Result<NextState, SetupError> {
+    report_deaths(handover, journal);
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
-        take_signals(journal);
         // Without UEFI the kernel refuses to load this module.
         let efi = (Firmware::of_this_machine() == Firmware::Uefi).then_some("efivarfs");
         let modules: Vec<&str> = ["isofs", "loop"].into_iter().chain(efi).collect();
-        let coldplug = load_modules(&modules, journal)?;
+        let coldplug = load_modules(&modules, handover, journal)?;
         let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
     let inputs = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
     let config = &inputs.config;
     if let Some(limit) = config.stall {
-        watchdog::start(journal, limit);
+        worker::ask_for_watchdog(limit);
     }
     let candidate = choose(journal, || {
         let medium = args.media.iter().flat_map(crate::disk::media).collect::<Vec<_>>();
@@ -73,7 +79,7 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
     // Reported before the network is there: a person who watches may already see that it is the wrong one.
     journal.note(&format!("chosen: {}", candidate.disk));
     if sources::are_at_hand(config, journal) {
-        return write(&inputs, args, candidate, journal);
+        return write(&inputs, args, candidate, handover, journal);
     }
     let reporter = Arc::clone(journal);
     let network = journal.phase(Phase::Network, "bring up the network", || {
@@ -83,10 +89,10 @@ pub(super) fn run(args: &BootArgs, over: Layer, journal: &Arc<Journal>) -> Resul
         let asset = inputs.asset().ok().flatten();
         ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref())
     };
-    let poster = start_poster(config, machine, journal);
+    let poster = (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, machine, journal)).flatten();
     // Twenty machines are switched on together.
     sources::spread_out(config.spread, journal);
-    let next = write(&inputs, args, candidate, journal);
+    let next = write(&inputs, args, candidate, handover, journal);
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
     }
@@ -99,10 +105,11 @@ fn write(
     inputs: &SiteInputs,
     args: &BootArgs,
     candidate: DiskCandidate,
+    handover: &Handover,
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
-    let mirrors = sources::open_mirrors(&inputs.config, None, None, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, None, None, handover, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

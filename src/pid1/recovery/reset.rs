@@ -4,13 +4,13 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use super::console;
 use super::ending::NextState;
 use super::error::SetupError;
 use super::setup::Setup;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
+use crate::pid1::console;
 use crate::sys;
 
 /// Time to answer each question. Without an answer the machine goes back to work.
@@ -22,6 +22,10 @@ const DATA: &str = "/data";
 
 /// Asks at the console, and does what was confirmed. Any other answer restarts the machine as it is.
 pub(super) fn run(setup: &Setup) -> Result<NextState, SetupError> {
+    // The process that asked may have died after the answer.
+    if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
+        return renew(setup, confirmed);
+    }
     let typed = console::lines(&setup.journal);
     let confirmed = factory_reset::ask(|text| setup.journal.warn(text), || typed.recv_timeout(ANSWER).ok());
     let Some(confirmed) = confirmed else {

@@ -13,6 +13,8 @@ use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::machine::config::BootArgs;
+use crate::pid1::link::{Handover, WorkPart};
+use crate::pid1::worker;
 use crate::record::journal::Journal;
 use crate::sys::mount::{self, Mount};
 
@@ -46,7 +48,12 @@ pub(super) struct RobotDisk {
 
 impl RobotDisk {
     /// Finds the disk that GRUB started from, or the only disk of a robot when GRUB was on a boot medium.
-    pub(super) fn open(args: &BootArgs, medium: Option<&BootMedium>, journal: &Journal) -> Result<Self, SetupError> {
+    pub(super) fn open(
+        args: &BootArgs,
+        medium: Option<&BootMedium>,
+        handover: &Handover,
+        journal: &Journal,
+    ) -> Result<Self, SetupError> {
         let partuuid = match (&args.recovery_partuuid, medium) {
             (Some(partuuid), _) => partuuid.clone(),
             (None, Some(_)) => boot_medium::robot_partuuid(DISK_WAIT)?,
@@ -69,7 +76,12 @@ impl RobotDisk {
             }
             result => result?,
         }
-        mount_state(&partition(Role::State)?, journal)?;
+        let state = partition(Role::State)?;
+        if handover.leaves_out(&WorkPart::State) {
+            renew_state(&state, journal)?;
+        } else {
+            worker::within(&WorkPart::State, || mount_state(&state, journal))?;
+        }
         Ok(Self {
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
             state: StatePartition::new(Path::new(STATE)),
@@ -90,6 +102,11 @@ fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
     std::thread::sleep(MOUNT_AGAIN);
     let Err(error) = open_state(partition) else { return Ok(()) };
     journal.warn(&format!("the state partition is lost: {}", chain(&error)));
+    renew_state(partition, journal)
+}
+
+/// Makes the state partition anew, and mounts it.
+fn renew_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
     make_state(partition).map_err(|source| SetupError::State { path: partition.to_owned(), source })?;
     journal.warn("the state partition was recreated; there is no record of the installed release any more");
     open_state(partition)

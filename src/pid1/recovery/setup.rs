@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::boot_medium::BootMedium;
-use super::drivers::{load_modules, take_signals};
+use super::drivers::load_modules;
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::robot_disk::{RECOVERY, RobotDisk};
@@ -14,7 +15,7 @@ use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};
 use crate::boot::slots::Slot;
 use crate::chain::chain;
-use crate::fetch::{FetchError, Mirrors};
+use crate::fetch::{FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
 use crate::jobs::keys::read_keys;
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
@@ -22,8 +23,10 @@ use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
 use crate::machine::identity::hardware_name;
-use crate::pid1::watchdog;
+use crate::pid1::link::{Handover, WorkPart};
+use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, BlackBox, Recorder};
+use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
@@ -50,30 +53,41 @@ pub(super) struct Setup {
     /// The black box, if it can be written.
     pub recorder: Option<Recorder>,
     pub journal: Arc<Journal>,
+    /// Beginning of this boot's recovery, before any death of the process that does it.
+    pub began: Instant,
+    /// What PID 1 handed over.
+    pub handover: Handover,
     /// Keeps loading drivers for what is plugged in later.
     _coldplug: Coldplug,
 }
 
 impl Setup {
-    pub(super) fn new(args: BootArgs, over: Layer, journal: &Arc<Journal>) -> Result<Self, SetupError> {
+    pub(super) fn new(
+        args: BootArgs,
+        over: Layer,
+        handover: &Handover,
+        journal: &Arc<Journal>,
+    ) -> Result<Self, SetupError> {
         // Only a person starts a machine from a medium.
         let given = args.reason.clone().or_else(|| args.media.map(|_| "menu".to_owned()));
         let reason = Reason::parse(given.as_deref());
         let given = given.unwrap_or_else(|| "not given".to_owned());
         let sentence = format!("reflash {}, reason: {given} ({})", env!("CARGO_PKG_VERSION"), reason.description());
         let (coldplug, medium, disk, recorder) = journal.phase(Phase::Init, &sentence, || {
-            take_signals(journal);
-            let coldplug = load_modules(if args.media.is_some() { &["isofs"] } else { &[] }, journal)?;
+            let coldplug = load_modules(if args.media.is_some() { &["isofs"] } else { &[] }, handover, journal)?;
             let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
-            let disk = RobotDisk::open(&args, medium.as_ref(), journal)?;
-            let recorder = open_records(&disk.state, &given, reason, journal);
+            let disk = RobotDisk::open(&args, medium.as_ref(), handover, journal)?;
+            let recorder = worker::within(&WorkPart::State, || {
+                open_records(&disk.state, &given, reason, handover.died.is_some(), journal)
+            });
+            report_deaths(handover, journal);
             Ok::<_, SetupError>((coldplug, medium, disk, recorder))
         })?;
         let (config, keys, identity) = journal.phase(Phase::Config, "read configuration and keys", || {
             read_configuration(medium.as_ref(), over, journal)
         })?;
         if let Some(limit) = config.stall {
-            watchdog::start(journal, limit);
+            worker::ask_for_watchdog(limit);
         }
         let recoveries = count_recoveries(&disk.state, recorder.as_ref());
         if reason.blames_environment()
@@ -82,8 +96,9 @@ impl Setup {
             // Reported again before the first write, where it becomes fatal.
             journal.warn(&chain(&error));
         }
-        let record = disk.state.record(&keys);
-        let usb_release = Arc::new(UsbRelease::new(&disk.name, &config.channel, journal));
+        let record = worker::within(&WorkPart::State, || disk.state.record(&keys));
+        let usb_release =
+            Arc::new(UsbRelease::new(&disk.name, &config.channel, !handover.leaves_out(&WorkPart::UsbDrives), journal));
         Ok(Self {
             args,
             reason,
@@ -96,6 +111,8 @@ impl Setup {
             recoveries,
             recorder,
             journal: Arc::clone(journal),
+            began: Instant::now().checked_sub(handover.age()).unwrap_or_else(Instant::now),
+            handover: handover.clone(),
             _coldplug: coldplug,
         })
     }
@@ -104,12 +121,13 @@ impl Setup {
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
         let last_manifest = self.record.as_ref().map(|record| record.manifest().created_unix_s);
         let first = Box::new(Arc::clone(&self.usb_release));
-        sources::open_mirrors(&self.config, Some(first), last_manifest, &self.journal)
+        sources::open_mirrors(&self.config, Some(first), last_manifest, &self.handover, &self.journal)
     }
 
-    /// The recovery of this robot. `bounded_mirrors` gives up by itself: for what may be had later.
-    pub(super) fn job<'a>(&'a self, mirrors: &'a Mirrors, bounded_mirrors: &'a Mirrors) -> RecoveryJob<'a> {
+    /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.
+    pub(super) fn job<'a>(&'a self, mirrors: &'a Mirrors, for_renewal: &'a dyn Source) -> RecoveryJob<'a> {
         let booted = Slot::parse(self.args.slot.as_deref());
+        let renewal = Renewal { medium: &self.disk.recovery, source: for_renewal, booted };
         RecoveryJob {
             identity: self.identity.clone(),
             policy: Policy {
@@ -121,7 +139,7 @@ impl Setup {
             },
             resources: Resources {
                 state: Some(&self.disk.state),
-                renewal: Some(Renewal { medium: &self.disk.recovery, source: bounded_mirrors, booted }),
+                renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &learn_time,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)
             },
@@ -140,7 +158,10 @@ impl Setup {
             self.journal.note("no record of an installed release to compare with");
             return Compared::Unknown;
         };
-        match recovery::compare(job, &installed) {
+        if self.handover.leaves_out(&WorkPart::Comparison) {
+            return Compared::Unknown;
+        }
+        match worker::within(&WorkPart::Comparison, || recovery::compare(job, &installed)) {
             Ok(proof) => Compared::Intact(proof, Box::new(installed)),
             Err(_) => Compared::Damaged,
         }
@@ -194,17 +215,33 @@ impl Compared {
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.
-fn open_records(state: &StatePartition, given: &str, reason: Reason, journal: &Journal) -> Option<Recorder> {
+fn open_records(
+    state: &StatePartition,
+    given: &str,
+    reason: Reason,
+    resumed: bool,
+    journal: &Journal,
+) -> Option<Recorder> {
     match state.open_events() {
         Ok(events) => journal.open_events(Box::new(events)),
         Err(error) => journal.warn(&format!("no event log: {error}")),
     }
     match BlackBox::open(&state.blackbox_path()) {
-        Ok(open) => Some(Recorder::begin(open, given, reason.is_requested(), journal)),
+        Ok(open) => Some(Recorder::begin(open, given, reason.is_requested(), resumed, journal)),
         Err(error) => {
             journal.warn(&format!("no black box: {error}"));
             None
         }
+    }
+}
+
+/// Records how the process before this one ended, which PID 1 has shown, and reports what is left out for that reason.
+pub(super) fn report_deaths(handover: &Handover, journal: &Journal) {
+    if let Some(died) = &handover.died {
+        journal.record(Event::Warning(&format!("the process before this one died: {died}")));
+    }
+    for part in &handover.left_out {
+        journal.warn(&format!("left out, since the recovery died of it before: {part}"));
     }
 }
 

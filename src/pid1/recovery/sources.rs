@@ -1,11 +1,14 @@
 //! The sources of the release, and the clock that their certificates are checked against.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::fetch::{self, FetchError, FetchOptions, Mirrors, RetryPolicy, Source};
+use crate::fetch::{self, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source};
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::Config;
+use crate::pid1::link::{Handover, WorkPart};
+use crate::pid1::worker::within;
 use crate::record::journal::Journal;
 use crate::record::report::hardware_id;
 use crate::sys;
@@ -16,6 +19,7 @@ pub(super) fn open_mirrors(
     config: &Config,
     first: Option<Box<dyn Source>>,
     last_manifest: Option<u64>,
+    handover: &Handover,
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
     let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
@@ -29,9 +33,50 @@ pub(super) fn open_mirrors(
     let clock = Arc::new(fetch::CertificateClock::adjustable(policy, Box::new(set_clock)));
     let options = FetchOptions::new(&config.network, clock);
     let configured = config.urls.iter().map(|url| fetch::open(url, &options));
-    let sources = first.into_iter().map(Ok).chain(configured).collect::<Result<_, _>>()?;
+    let configured = supervised(configured.collect::<Result<_, _>>()?, handover);
+    let sources = first.into_iter().chain(configured).collect();
     let warner = Arc::clone(journal);
     Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| warner.warn(&retry.to_string())))
+}
+
+/// Wraps the sources, so that one of which this process dies twice is left out of the next. When that would leave none,
+/// all of them are used: a machine without a source has nothing better to do.
+fn supervised(sources: Vec<Box<dyn Source>>, handover: &Handover) -> Vec<Box<dyn Source>> {
+    let part = |source: &dyn Source| WorkPart::Source(source.describe());
+    let all_left_out = sources.iter().all(|source| handover.leaves_out(&part(&**source)));
+    let used = sources.into_iter().filter(|source| all_left_out || !handover.leaves_out(&part(&**source)));
+    used.map(|source| Box::new(SupervisedSource::new(part(&*source), source)) as Box<dyn Source>).collect()
+}
+
+/// A source of which PID 1 knows that it is being asked.
+pub(super) struct SupervisedSource {
+    part: WorkPart,
+    source: Box<dyn Source>,
+}
+
+impl SupervisedSource {
+    /// The `source`, which is blamed as that part if this process dies of it.
+    pub(super) fn new(part: WorkPart, source: Box<dyn Source>) -> Self {
+        Self { part, source }
+    }
+}
+
+impl Source for SupervisedSource {
+    fn describe(&self) -> String {
+        self.source.describe()
+    }
+
+    fn is_there(&self) -> bool {
+        self.source.is_there()
+    }
+
+    fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
+        within(&self.part, || self.source.get_checked(wanted, check))
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        within(&self.part, || self.source.get_range(path, range, sink))
+    }
 }
 
 /// Whether all configured sources are on this machine, so that no network is needed. Reports it if so.

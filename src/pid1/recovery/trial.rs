@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::background::background;
-use super::ending::restart;
 use super::setup::Setup;
 use crate::boot::env::BootEnv;
 use crate::boot::slots::{Slot, Trial};
+use crate::pid1::background::background;
+use crate::pid1::worker::restart;
 
 /// Time beyond `boot.offline_s`, after which a machine with an intact system stops waiting by itself: enough to hash a
 /// large system partition on a slow disk, and for a network that is slow to come up.
@@ -23,15 +23,15 @@ pub(super) fn watch(setup: &Setup) {
         return;
     }
     setup.journal.note("this recovery is new, and on trial until it has found a release");
-    let (limit, journal) = (setup.config.offline + GRACE, Arc::clone(&setup.journal));
+    let (limit, age, journal) = (setup.config.offline + GRACE, setup.began.elapsed(), Arc::clone(&setup.journal));
     background(&setup.journal, "trial", move || {
-        std::thread::sleep(limit);
+        std::thread::sleep(limit.saturating_sub(age));
         // Only the environment knows whether the trial is over, and that is what GRUB goes by.
         if is_on_trial(&env, booted) {
             let seconds = limit.as_secs();
             journal
                 .warn(&format!("no release within {seconds} s of this recovery's trial: the one before it takes over"));
-            restart(&journal);
+            restart();
         }
     });
 }

@@ -15,6 +15,8 @@ use crate::disk::{Disk, Transport, Which, disks};
 use crate::fetch::{Check, Directory, FetchError, Sink, Source};
 use crate::machine::drivers::Loader;
 use crate::machine::media;
+use crate::pid1::link::WorkPart;
+use crate::pid1::worker;
 use crate::record::journal::Journal;
 use crate::release::manifest::manifest_path;
 use crate::sys::mount::{self, Mount};
@@ -34,6 +36,8 @@ pub(super) struct UsbRelease {
     release: Directory,
     manifest: PathBuf,
     journal: Arc<Journal>,
+    /// Whether drives are looked into.
+    wanted: bool,
     state: Mutex<DriveState>,
 }
 
@@ -55,14 +59,16 @@ struct DrivePlace {
 }
 
 impl UsbRelease {
-    /// The USB drive with a release for `channel`; `robot` is the kernel name of the machine's own disk.
-    pub(super) fn new(robot: &str, channel: &str, journal: &Arc<Journal>) -> Self {
+    /// The USB drive with a release for `channel`; `robot` is the kernel name of the machine's own disk. Without
+    /// `wanted` no drive is looked into.
+    pub(super) fn new(robot: &str, channel: &str, wanted: bool, journal: &Arc<Journal>) -> Self {
         let tree = Path::new(MOUNTED).join(media::DIRECTORY).join(media::RELEASE);
         Self {
             robot: robot.to_owned(),
             manifest: tree.join(manifest_path(channel)),
             release: Directory::new(tree),
             journal: Arc::clone(journal),
+            wanted,
             state: Mutex::default(),
         }
     }
@@ -145,8 +151,8 @@ impl Source for Arc<UsbRelease> {
 
     fn is_there(&self) -> bool {
         let mut state = lock(&self.state);
-        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            self.look(&mut state);
+        if self.wanted && state.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            worker::within(&WorkPart::UsbDrives, || self.look(&mut state));
             state.looked = Some(Instant::now());
         }
         state.mounted.is_some()

@@ -31,10 +31,15 @@ struct Current {
 }
 
 impl Recorder {
-    /// Begins an attempt for `reason` in an opened black box, and follows `journal` from now on.
+    /// Begins an attempt for `reason` in an opened black box, and follows `journal` from now on. A `resumed` one goes
+    /// on with the last attempt, whose process died: the attempts that are kept must not all be deaths.
     #[must_use]
-    pub fn begin(open: BlackBox, reason: &str, requested: bool, journal: &Journal) -> Self {
-        let attempt = Attempt { id: open.next_id(), ..Attempt::begin(reason, requested) };
+    pub fn begin(open: BlackBox, reason: &str, requested: bool, resumed: bool, journal: &Journal) -> Self {
+        let last = open.attempts().last().filter(|last| resumed && last.outcome.is_none());
+        let attempt = match last {
+            Some(last) => Attempt { phases: Vec::new(), ..last.clone() },
+            None => Attempt { id: open.next_id(), ..Attempt::begin(reason, requested) },
+        };
         let current = Arc::new(Mutex::new(Current { open, attempt, written: None }));
         lock(&current).write();
         let subscriber = Arc::clone(&current);
@@ -184,7 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blackbox");
         let journal = Journal::silent();
-        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false, &journal);
+        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "tries", false, false, &journal);
         let _: Result<(), ()> = journal.phase(Phase::Manifest, "", || {
             journal.report(Event::ReleaseFound { version: "2.0", serial: 9, signed_by: "a.pub" });
             Ok(())

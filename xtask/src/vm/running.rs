@@ -122,6 +122,16 @@ impl RunningMachine {
         self.command_monitor(&["device_del plugged"])
     }
 
+    /// Has the kernel kill every process but PID 1: a break on the serial console, and then SysRq's `i`. The kernel
+    /// must run with `sysrq_always_enabled`.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn kill_processes(&mut self) -> Result<()> {
+        self.command_monitor(&["chardev-send-break serial0"])?;
+        self.type_text("i")
+    }
+
     fn command_monitor(&self, commands: &[&str]) -> Result<()> {
         let mut monitor =
             UnixStream::connect(self.sockets.path().join("monitor")).context("connect to QEMU's monitor")?;

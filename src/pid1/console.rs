@@ -1,4 +1,4 @@
-//! Output and input of PID 1: every console that the kernel has, and the kernel log.
+//! Output and input of PID 1 and its worker: every console that the kernel has, and the kernel log.
 
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -13,8 +13,8 @@ pub(super) fn open_journal() -> Journal {
     let consoles: Vec<_> =
         sys::init::consoles().iter().filter_map(|path| fs::OpenOptions::new().write(true).open(path).ok()).collect();
     let console: Box<dyn Write + Send> =
-        if consoles.is_empty() { Box::new(std::io::stdout()) } else { Box::new(Consoles(consoles)) };
-    let kind = if std::io::stdout().is_terminal() { ConsoleKind::Terminal } else { ConsoleKind::Lines };
+        if consoles.is_empty() { Box::new(std::io::stderr()) } else { Box::new(Consoles(consoles)) };
+    let kind = if std::io::stderr().is_terminal() { ConsoleKind::Terminal } else { ConsoleKind::Lines };
     let journal = Journal::on_console(console, kind);
     if let Ok(kmsg) = sys::kmsg::Kmsg::open() {
         journal.tee(Box::new(move |line| {

@@ -8,6 +8,7 @@ mod by_hand;
 mod cuts;
 mod deaths;
 mod fallback;
+mod hostile;
 mod media;
 mod provision;
 mod reset;

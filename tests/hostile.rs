@@ -11,7 +11,7 @@ use reflash::release::index::{Builder, ChunkContent, MIN_CHUNK_BYTES, Pack};
 use reflash::release::manifest::object_path;
 
 use reflash_release::keygen::{self, KeyFiles};
-use reflash_release::{self as release, Spec};
+use reflash_release::{self as release, Allow, Spec};
 
 use crate::support::MemoryTarget;
 
@@ -36,6 +36,7 @@ fn numbers_that_end_a_channel_are_refused_before_they_are_signed() {
             chunk_bytes: Some(MIN_CHUNK_BYTES),
             level: 3,
             created_unix_s: Some(created_unix_s),
+            allow: vec![Allow::FutureDate, Allow::SerialJump],
         };
         release::build(&spec, &key, &dir.path().join("release"))
     };

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use reflash::release::manifest::{manifest_path, object_path};
+use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
+use reflash_release::Allow;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::http::Response;
 use xtask::publish::{Published, Store, StoreLocation, publish};
@@ -135,7 +136,7 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
         let objects = fixture.objects();
         let total: u64 = objects.iter().map(|path| path.metadata().unwrap().len()).sum();
         let all = objects.len();
-        let first = publish(&fixture.tree(), "stable", &store).unwrap();
+        let first = publish(&fixture.tree(), "stable", &fixture.keys, &[], &store).unwrap();
         let expected =
             Published { serial: 1, sent_objects: all, sent_bytes: total, kept_objects: 0, manifest_sent: true };
         assert_eq!(first, expected);
@@ -151,13 +152,13 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
         assert_eq!(header(&server.get("stable/manifest.json.minisig"), "cache-control"), "no-cache");
         // Again: nothing to do. Then with one object gone and one cut off: those, and no manifest.
         let nothing = Published { sent_objects: 0, sent_bytes: 0, kept_objects: all, manifest_sent: false, ..first };
-        assert_eq!(publish(&fixture.tree(), "stable", &store).unwrap(), nothing);
+        assert_eq!(publish(&fixture.tree(), "stable", &fixture.keys, &[], &store).unwrap(), nothing);
         server.delete(&name_of(&objects[0]));
         let cut = std::fs::read(&objects[1]).unwrap();
         store.put(&name_of(&objects[1]), &cut[1..], "application/octet-stream", "no-cache").unwrap();
         let lost = [&objects[0], &objects[1]].map(|path| path.metadata().unwrap().len());
         let healed = Published { sent_objects: 2, sent_bytes: lost.iter().sum(), kept_objects: all - 2, ..nothing };
-        assert_eq!(publish(&fixture.tree(), "stable", &store).unwrap(), healed);
+        assert_eq!(publish(&fixture.tree(), "stable", &fixture.keys, &[], &store).unwrap(), healed);
         // A machine, with nothing but the URL that publishing reports.
         let disk = fixture.dir.path().join("disk");
         assert_eq!(store.describe(), format!("{ENDPOINT}/robots/fleet"));
@@ -167,16 +168,48 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
         let mut image = fixture.image.clone();
         image[40 * 4096] ^= 1;
         fixture.publish(image, |spec| spec.version = "2".into());
-        let second = publish(&fixture.tree(), "stable", &store).unwrap();
+        let second = publish(&fixture.tree(), "stable", &fixture.keys, &[], &store).unwrap();
         assert_eq!((second.serial, second.manifest_sent), (2, true));
         assert!(second.sent_objects > 0 && second.sent_bytes < total / 2, "{second:?} of {total}");
         assert!(fixture.flash_by_hand(&[store.describe()], &disk, &[]));
         // An older release does not take its place.
-        let error = format!("{:#}", publish(&older, "stable", &store).unwrap_err());
+        let error = format!("{:#}", publish(&older, "stable", &fixture.keys, &[], &store).unwrap_err());
         assert!(error.contains("serial 2 (2) is there, this release has 1"), "{error}");
         let offered = server.get(&manifest_path("stable")).into_body().read_to_vec().unwrap();
         assert_eq!(offered, std::fs::read(fixture.tree().join(manifest_path("stable"))).unwrap());
     });
+}
+
+/// A wrong signature in the store would stop the updates of every robot.
+#[test]
+fn what_robots_would_refuse_is_not_sent() {
+    let mut fixture = Fixture::with(sample_image(300, 3), |_| {});
+    // Nothing listens there: the attempt to send would fail otherwise.
+    let nobody = StoreLocation::parse("s3://robots/fleet", Some("http://127.0.0.1:9".into()), "x".into()).unwrap();
+    let store = Store::with_key(nobody, ID, SECRET).unwrap();
+    let refusal = |fixture: &Fixture, keys: &TrustedKeys| {
+        format!("{:#}", publish(&fixture.tree(), "stable", keys, &[], &store).unwrap_err())
+    };
+    let text = refusal(&fixture, &Fixture::new().keys);
+    assert!(text.contains("nothing was sent") && text.contains("not valid for any trusted key"), "{text}");
+    let signature = fixture.tree().join("stable/manifest.json.minisig");
+    let good = std::fs::read_to_string(&signature).unwrap();
+    std::fs::write(&signature, good.replacen("R", "Q", 1)).unwrap();
+    assert!(refusal(&fixture, &fixture.keys).contains("nothing was sent"));
+    std::fs::write(&signature, good).unwrap();
+    for object in fixture.objects() {
+        let content = std::fs::read(&object).unwrap();
+        std::fs::write(&object, &content[1..]).unwrap();
+        let text = refusal(&fixture, &fixture.keys);
+        assert!(text.contains("nothing was sent") && text.contains("is damaged"), "{text}");
+        std::fs::write(&object, content).unwrap();
+    }
+    // Signed by a builder that let it pass.
+    fixture.publish(sample_image(300, 4), |spec| {
+        (spec.created_unix_s, spec.allow) = (Some(3_786_912_000), vec![Allow::FutureDate]);
+    });
+    let text = refusal(&fixture, &fixture.keys);
+    assert!(text.contains("nothing was sent") && text.contains("--allow future-date"), "{text}");
 }
 
 #[test]
@@ -188,7 +221,8 @@ fn what_cannot_be_published_changes_nothing_and_says_why() {
         let weed = xtask::test_tools::seaweedfs(&xtask::paths::Paths::of_checkout()).unwrap();
         let fixture = fixture();
         let server = Seaweed::start(&weed);
-        let refused = |store: &Store| format!("{:#}", publish(&fixture.tree(), "stable", store).unwrap_err());
+        let refused =
+            |store: &Store| format!("{:#}", publish(&fixture.tree(), "stable", &fixture.keys, &[], store).unwrap_err());
         let stranger = Store::with_key(place("s3://robots/fleet"), ID, "another secret").unwrap();
         let error = refused(&stranger);
         assert!(error.contains("403") && error.contains("SignatureDoesNotMatch"), "{error}");
@@ -211,7 +245,7 @@ fn what_cannot_be_published_changes_nothing_and_says_why() {
         // Mended, the same command goes on.
         content[1000] ^= 1;
         std::fs::write(&pack, &content).unwrap();
-        assert!(publish(&fixture.tree(), "stable", &server.store()).unwrap().manifest_sent);
+        assert!(publish(&fixture.tree(), "stable", &fixture.keys, &[], &server.store()).unwrap().manifest_sent);
         let index = object_path(&fixture.released.manifest.images[0].index.blake3);
         assert_eq!(server.store().size_of(&index).unwrap(), Some(fixture.index_path().metadata().unwrap().len()));
         // A store that is not there is said to be so, after some attempts.

@@ -153,6 +153,7 @@ fn publish(
         chunk_bytes: None,
         level: release::DEFAULT_LEVEL,
         created_unix_s: None,
+        allow: Vec::new(),
     };
     let released = release::build(&spec, &keygen::load_secret(&keys.secret)?, tree)?;
     produced("release", &released.path);

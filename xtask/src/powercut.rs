@@ -222,6 +222,7 @@ impl Lab {
             chunk_bytes: None,
             level: 1,
             created_unix_s: None,
+            allow: Vec::new(),
         };
         let released = release::build(&spec, &keygen::load_secret(&self.keys.secret)?, &self.tree())?;
         let index = released.manifest.image(SYSTEM_IMAGE)?.index;

@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::release::digest::Digest;
-use reflash::release::manifest::{Manifest, manifest_path, object_path};
+use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path, object_path};
 
 use crate::paths::Paths;
-use crate::release::check;
+use crate::release::{Allow, check, succession};
 use crate::step::step;
 pub use store::{Store, StoreLocation};
 
@@ -37,6 +37,13 @@ pub struct PublishArgs {
     /// Channel to publish.
     #[arg(long, default_value = "stable")]
     channel: String,
+    /// Public key that the robots trust, to check the release with.
+    #[arg(long, value_name = "FILE.pub", default_value = "keys/reflash.pub")]
+    public: PathBuf,
+    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, fewer-hardware; repeat for
+    /// several.
+    #[arg(long, value_name = "WHAT")]
+    allow: Vec<Allow>,
     /// URL of the store; default: that of AWS in the region.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -50,10 +57,15 @@ pub struct PublishArgs {
 /// # Errors
 /// As [`publish`], and when the location or the key is missing or malformed.
 pub fn run(args: PublishArgs, paths: &Paths) -> Result<()> {
-    let PublishArgs { to, dir, channel, endpoint, region } = args;
+    let PublishArgs { to, dir, channel, public, allow, endpoint, region } = args;
     let dir = dir.unwrap_or_else(|| paths.dist().join("release"));
+    let mut keys = TrustedKeys::default();
+    let text = std::fs::read_to_string(&public).with_context(|| {
+        format!("read the public key {}; give the one that robots trust with --public", public.display())
+    })?;
+    keys.add(&public.display().to_string(), &text)?;
     let store = Store::with_credentials_of_environment(StoreLocation::parse(&to, endpoint, region)?)?;
-    eprintln!("{}", publish(&dir, &channel, &store)?);
+    eprintln!("{}", publish(&dir, &channel, &keys, &allow, &store)?);
     eprintln!("  for robots, if everybody may read it: urls = [\"{}\"]", store.describe());
     Ok(())
 }
@@ -81,22 +93,26 @@ impl std::fmt::Display for Published {
     }
 }
 
-/// Publishes `channel` of the tree `root`.
+/// Publishes `channel` of the tree `root`, once all of it was checked as robots that trust `keys` would: a wrong
+/// signature or object would stop the updates of a whole fleet.
 ///
 /// # Errors
-/// When the store offers a newer release, when an object of the tree is missing or damaged, or when the store refuses.
-/// Then the store offers what it offered before.
-pub fn publish(root: &Path, channel: &str, store: &Store) -> Result<Published> {
+/// When the release is not right, when it would end the channel of the store in a way that `allow` does not name, or
+/// when the store refuses. Then the store offers what it offered before.
+pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], store: &Store) -> Result<Published> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
     let manifest_path = manifest_path(channel);
     let signature_path = format!("{manifest_path}.minisig");
     let json = read(&root.join(&manifest_path))?;
     let signature = read(&root.join(&signature_path))?;
-    let manifest: Manifest = serde_json::from_slice(&json).with_context(|| format!("read {manifest_path}"))?;
+    let manifest = step("check the signature and every object", || check::check(root, channel, keys))
+        .context("the release is not right, so nothing was sent")?;
+    succession::check(None, &manifest, allow).context("nothing was sent")?;
     let offered = store.get(&manifest_path)?;
-    if let Some(offered) = &offered {
-        refuse_older(&manifest, offered).with_context(|| format!("publish to {}", store.describe()))?;
-    }
+    let before = offered.as_deref().map(|offered| refuse_older(&manifest, offered)).transpose();
+    before
+        .and_then(|before| succession::check(before.as_ref(), &manifest, allow))
+        .with_context(|| format!("publish to {}", store.describe()))?;
     let mut objects = check::objects(root, &manifest)?;
     objects.sort_unstable_by_key(ToString::to_string);
     objects.dedup();
@@ -119,8 +135,8 @@ pub fn publish(root: &Path, channel: &str, store: &Store) -> Result<Published> {
 }
 
 /// Robots refuse a serial below the one they have, so that an older release in the place of a newer one would only stop
-/// all updates.
-fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<()> {
+/// all updates. Returns the release that is offered.
+fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<Manifest> {
     let offered: Manifest = serde_json::from_slice(offered).context(
         "what is there is no manifest this version can read; look at it, and delete it if it may be replaced",
     )?;
@@ -137,7 +153,7 @@ fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<()> {
         offered.version,
         manifest.serial
     );
-    Ok(())
+    Ok(offered)
 }
 
 /// Sends what is not there in its full size; the number of objects sent, and their bytes.

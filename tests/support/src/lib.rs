@@ -176,6 +176,7 @@ fn publish(dir: &Path, image: &[u8], change: impl FnOnce(&mut Spec)) -> (Release
         chunk_bytes: Some(16 * 1024),
         level: 3,
         created_unix_s: Some(1_700_000_000),
+        allow: Vec::new(),
     };
     change(&mut spec);
     let key = keygen::load_secret(&files.secret).unwrap();

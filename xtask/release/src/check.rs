@@ -73,7 +73,8 @@ fn object(root: &Path, object: &Object) -> Result<Vec<u8>> {
     let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let found = Digest::of(&content);
     if found != object.blake3 || content.len() as u64 != object.size_bytes {
-        bail!("{} has {} bytes with digest {found}", path.display(), content.len());
+        let len = content.len();
+        bail!("{} is damaged: it has {len} bytes with digest {found}; make the release again", path.display());
     }
     Ok(content)
 }

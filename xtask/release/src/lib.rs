@@ -11,6 +11,7 @@ mod patches;
 mod reuse;
 mod spec;
 pub mod step;
+pub mod succession;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::objects::{Objects, write_whole};
 use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
 use crate::step::step;
+pub use crate::succession::Allow;
 
 /// Version of the oldest agent that can install what is released here. It is raised when a release would be wrong for
 /// agents that do not know all of its members.
@@ -50,13 +52,28 @@ pub struct Released {
 /// Writes the release into the tree `out` and signs it.
 ///
 /// # Errors
-/// When the image or a file cannot be read, a value is out of range, or the serial goes back or is above
-/// [`MAX_SERIAL`].
+/// When the image or a file cannot be read, a value is out of range, the serial goes back or is above [`MAX_SERIAL`],
+/// or the release would end its channel in a way that [`Spec::allow`] does not name.
 pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     let objects = Objects::open(out)?;
     let path = out.join(manifest::manifest_path(&spec.channel));
     let before = published(&path)?;
-    let serial = next_serial(before.as_ref(), spec.serial)?;
+    let mut manifest = Manifest {
+        format: manifest::FORMAT,
+        product: spec.product.clone(),
+        hardware: spec.hardware.clone(),
+        channel: spec.channel.clone(),
+        version: spec.version.clone(),
+        serial: next_serial(before.as_ref(), spec.serial)?,
+        created_unix_s: created(spec)?,
+        minimum_agent: MINIMUM_AGENT.to_owned(),
+        images: Vec::new(),
+        layout: spec.layout.clone(),
+        files: Vec::new(),
+    };
+    // Before the image is compressed, which takes minutes.
+    succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
+    succession::check_key(&path.with_added_extension("minisig"), key, &spec.allow)?;
     let image = step("cut, hash and compress the image", || {
         let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
         chunks::pack(spec, &objects, reusable.as_ref())
@@ -65,19 +82,9 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         Ok(manifest::File { name: name.clone(), object: objects.put(&content)? })
     });
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        product: spec.product.clone(),
-        hardware: spec.hardware.clone(),
-        channel: spec.channel.clone(),
-        version: spec.version.clone(),
-        serial,
-        created_unix_s: created(spec)?,
-        minimum_agent: MINIMUM_AGENT.to_owned(),
-        images: vec![image.described],
-        layout: spec.layout.clone(),
-        files: files.collect::<Result<_>>()?,
-    };
+    manifest.files = files.collect::<Result<_>>()?;
+    manifest.images = vec![image.described];
+    succession::check(before.as_ref(), &manifest, &spec.allow)?;
     manifest.check_values().context("check the manifest before it is signed")?;
     step("sign the manifest", || publish(&manifest, key, &path))?;
     Ok(Released { manifest, path, packed_bytes: image.packed_bytes, new_bytes: image.new_bytes })

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use reflash::release::layout::Layout;
 
+use crate::succession::Allow;
+
 /// The default zstd level: a release is compressed once and downloaded by a fleet.
 pub const DEFAULT_LEVEL: i32 = 12;
 
@@ -34,4 +36,6 @@ pub struct Spec {
     pub level: i32,
     /// The time of the release, seconds since 1970; `None` takes `SOURCE_DATE_EPOCH`, or else the clock.
     pub created_unix_s: Option<u64>,
+    /// Mistakes, as they mostly are and robots in the field cannot undo them, that are meant here.
+    pub allow: Vec<Allow>,
 }

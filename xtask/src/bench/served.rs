@@ -63,6 +63,7 @@ impl Served {
                 chunk_bytes: None,
                 level: release::DEFAULT_LEVEL,
                 created_unix_s: None,
+                allow: Vec::new(),
             };
             if channel != "old" {
                 // A real channel holds the release before, from which a new release knows what to reuse.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use reflash::release::manifest::TrustedKeys;
 
 use crate::paths::Paths;
-use crate::release::{self, Released, Spec};
+use crate::release::{self, Allow, Released, Spec};
 use crate::step::{mib, produced};
 use crate::{bootstrap_files, disk, grub, image, initramfs, keygen};
 
@@ -59,6 +59,10 @@ pub struct ReleaseArgs {
     /// zstd level, 1 to 22.
     #[arg(long, default_value_t = release::DEFAULT_LEVEL)]
     level: i32,
+    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, other-product, fewer-hardware,
+    /// other-key; repeat for several.
+    #[arg(long, value_name = "WHAT")]
+    allow: Vec<Allow>,
 }
 
 /// Makes the release, or checks the one that is there.
@@ -86,6 +90,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         chunk_bytes: args.chunk_bytes,
         level: args.level,
         created_unix_s: None,
+        allow: args.allow,
     };
     let key = keygen::load_secret(&args.key.context("--key is missing")?)?;
     let released = release::build(&spec, &key, &out)?;

@@ -10,6 +10,12 @@ pub fn redacted(url: &str) -> String {
         None => (rest, ""),
     };
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // A password with a slash in it, which should have been escaped, ends the authority in its middle.
+    let port = host.rsplit_once(':').filter(|_| !host.ends_with(']')).map_or("", |(_, port)| port);
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        let rest = rest.rsplit_once('@').map_or("...", |(_, rest)| rest);
+        return format!("{scheme}://{rest}{query}");
+    }
     format!("{scheme}://{host}{path}{query}")
 }
 
@@ -78,6 +84,10 @@ mod tests {
             ("https://h/a?X-Signature=abc", "https://h/a?..."),
             ("https://h?token=a@b/c", "https://h?..."),
             ("https://h/a@b", "https://h/a@b"),
+            ("http://[::1]/a", "http://[::1]/a"),
+            ("http://u:p@[fe80::1]:80/a", "http://[fe80::1]:80/a"),
+            ("http://u:p/w@h:1/a", "http://h:1/a"),
+            ("http://u:password", "http://..."),
             ("stable/manifest.json", "stable/manifest.json"),
         ] {
             assert_eq!(redacted(url), shown);

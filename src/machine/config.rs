@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
 pub use disk::{DiskLayer, DiskSelector};
-pub use error::ConfigError;
+pub use error::{ConfigError, TomlProblem};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
@@ -133,7 +133,8 @@ impl Layer {
     /// # Errors
     /// [`ConfigError::Toml`] with line and key when the text is not a configuration.
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|source| ConfigError::Toml { origin: origin.to_owned(), source: Box::new(source) })
+        toml::from_str(text)
+            .map_err(|error| ConfigError::Toml { origin: origin.to_owned(), source: TomlProblem::of(text, &error) })
     }
 
     /// Takes every key that `later` sets.
@@ -177,7 +178,8 @@ impl Layer {
             let (name, text) = setting.split_once('=').unwrap_or((setting, ""));
             let of_system = SYSTEM_ARGUMENTS.iter().any(|known| known.name == name);
             if !(of_system || boot.set(name, text)? || layer.set(name, text)?) {
-                boot.unknown.push(argument.to_owned());
+                // The name alone: the value may be a URL with a password.
+                boot.unknown.push(format!("reflash.{name}"));
             }
         }
         if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
@@ -305,11 +307,11 @@ mod tests {
         ] {
             for deletes in ["provision", "factory-reset"] {
                 let error = Layer::from_kernel_command_line(&line.replace("ACTION", deletes)).unwrap_err().to_string();
-                assert!(error.contains("\"reflash.urll=x\"") && error.contains("known are"), "{error}");
+                assert!(error.contains("\"reflash.urll\"") && error.contains("known are"), "{error}");
             }
             for recovers in [line.replace("ACTION", "reflash"), line.replace("reflash.action=ACTION", "")] {
                 let (_, boot) = Layer::from_kernel_command_line(&recovers).unwrap();
-                assert_eq!((boot.unknown, boot.slot.as_deref()), (vec!["reflash.urll=x".to_owned()], Some("b")));
+                assert_eq!((boot.unknown, boot.slot.as_deref()), (vec!["reflash.urll".to_owned()], Some("b")));
             }
         }
         assert!(Layer::from_kernel_command_line("reflash.action=wipe").is_err(), "a known one with a wrong value");

@@ -23,7 +23,7 @@ macro_rules! boot_arguments {
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct BootArgs {
             $($(#[doc = $doc])+ pub $field: $type,)+
-            /// The `reflash.` arguments that this agent does not know, where they may be left out.
+            /// Names of the `reflash.` arguments that this agent does not know, where they may be left out.
             pub unknown: Vec<String>,
         }
 
@@ -119,5 +119,5 @@ fn value<T: FromStr>(key: &'static str, text: &str, expected: &str) -> Result<Op
 }
 
 fn wrong(key: &'static str, text: &str, expected: &str) -> ConfigError {
-    ConfigError::Value { key, value: text.to_owned(), expected: expected.to_owned() }
+    ConfigError::value(key, text, expected)
 }

@@ -47,7 +47,7 @@ pub trait ValueKind {
 
 /// The error for a value that a kind does not take.
 pub(super) fn refused<K: ValueKind + ?Sized>(key: &'static str, value: &dyn Display) -> ConfigError {
-    ConfigError::Value { key, value: value.to_string(), expected: K::expected() }
+    ConfigError::value(key, &value.to_string(), K::expected())
 }
 
 /// Reads a value from text: that of a kernel argument, or a default.

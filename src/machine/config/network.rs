@@ -64,11 +64,9 @@ impl Network {
     pub fn resolve(layer: NetworkLayer) -> Result<Self, ConfigError> {
         let network = Self::checked(layer)?;
         match (network.address, network.gateway) {
-            (None, Some(gateway)) => Err(ConfigError::Value {
-                key: "network.gateway",
-                value: gateway.to_string(),
-                expected: "network.address beside it".to_owned(),
-            }),
+            (None, Some(gateway)) => {
+                Err(ConfigError::value("network.gateway", &gateway.to_string(), "network.address beside it"))
+            }
             _ => Ok(network),
         }
     }

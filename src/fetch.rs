@@ -172,7 +172,7 @@ impl FetchOptions {
 /// [`FetchErrorKind::Settings`] when the URL, the proxy or the CA file cannot be used. Nothing is connected yet.
 pub fn open(base: &str, options: &FetchOptions) -> Result<Box<dyn Source>, FetchError> {
     if base.starts_with("file:") {
-        return Ok(Box::new(Directory::from_url(base)?));
+        return Ok(Box::new(Directory::from_url(base)?.with_stall_timeout(options.stall_timeout)));
     }
     Ok(Box::new(Http::new(base, options)?))
 }

@@ -1,2 +1,5 @@
 //! What the field has: networks, servers, clocks, media and releases that people reported against other projects, one
 //! file a kind. Each case names the public report that it stems from.
+
+mod files;
+mod time;

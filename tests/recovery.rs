@@ -174,6 +174,10 @@ fn a_full_state_partition_gives_up_its_logs_for_the_record() {
     // A record that cannot be written for another reason must not leave the index of what was there before.
     std::fs::remove_dir_all(dir.path().join("installed")).unwrap();
     std::fs::write(dir.path().join("installed"), "a file").unwrap();
+    // No name is left under which the file could be put aside.
+    for number in 0..10 {
+        std::fs::write(dir.path().join(format!("installed.odd{number}")), "").unwrap();
+    }
     let report = fixture.recover(&source(&fixture), &blank(&fixture), Some(&state)).unwrap();
     assert!(report.committed.unrecorded.is_some() && state.installed(&fixture.keys).is_none());
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
 use crate::boot::slots::{Slot, SlotState, Trial};
+use crate::sys::files;
 
 /// The error of a disk that cannot read or write a sector (Linux' include/uapi/asm-generic/errno-base.h).
 const EIO: i32 = 5;
@@ -101,8 +102,12 @@ impl BootEnv {
     pub fn load(&self) -> Result<LoadedEnv, BootEnvError> {
         let mut content = Vec::new();
         // The limit protects the memory from a file that has grown by some fault.
-        match File::open(&self.path).and_then(|file| file.take(64 * 1024).read_to_end(&mut content)) {
+        match files::open(&self.path).and_then(|file| file.take(64 * 1024).read_to_end(&mut content)) {
             Ok(_) => {}
+            // GRUB would follow a link, and wait for nothing; `save` puts a file in its place.
+            Err(error) if files::is_other_kind(&error) => {
+                return Ok(LoadedEnv::Lost(format!("there is no grubenv file but {error}")));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(LoadedEnv::Lost("there is no grubenv file".to_owned()));
             }
@@ -136,8 +141,11 @@ impl BootEnv {
     /// [`BootEnvError::Content`] when the variables do not fit (nothing is written), [`BootEnvError::Io`] otherwise.
     pub fn save(&self, env: &GrubEnv) -> Result<(), BootEnvError> {
         let block = env.encode().map_err(|source| BootEnvError::Content { path: self.path.clone(), source })?;
-        match OpenOptions::new().write(true).open(&self.path) {
-            Ok(file) => self.overwrite(&file, &block),
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(found) if found.is_file() => {
+                files::open_to_write(&self.path).and_then(|file| self.overwrite(&file, &block))
+            }
+            Ok(_) => files::put_aside(&self.path).and_then(|_| self.create(&block)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(&block),
             Err(error) => Err(error),
         }
@@ -268,6 +276,12 @@ impl BootEnv {
     fn replace_file(&self, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
         let new = self.path.with_added_extension("new");
         let _ = std::fs::remove_file(&new);
+        for path in [&new, &self.path] {
+            // Neither is removed, nor replaced by a rename.
+            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+                files::put_aside(path)?;
+            }
+        }
         Self::new(&new).create(block)?;
         std::fs::rename(&new, &self.path)?;
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()

@@ -1,24 +1,31 @@
 //! What a command works with: configuration, trusted keys, release sources and a journal on standard error.
 
-use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::answer::{Failure, failure};
+use super::answer::{Failure, complain, failure};
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::chain::chain;
 use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
 use crate::flash::target::BlockTarget;
-use crate::jobs::keys::read_keys;
+use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{Config, Layer};
 use crate::machine::identity::hardware_name;
 use crate::record::journal::Journal;
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
+use crate::sys::files;
 
 /// Directory of this system's configuration and keys.
 pub(super) const ETC: &str = "/etc/reflash";
+
+/// Size of the largest configuration file, bytes.
+pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Size of the longest name of a machine, bytes.
+const MAX_NAME_BYTES: u64 = 4096;
 
 /// Attempts of a transfer by hand. PID 1 tries for ever, but a person can repeat the command.
 const HAND_ROUNDS: u32 = 5;
@@ -67,9 +74,12 @@ pub(super) fn config(options: &Options, mounted: Option<&MountedState>) -> Resul
         None => directories(mounted).iter().map(|directory| directory.join("reflash.toml")).collect(),
     };
     for path in files {
-        match fs::read_to_string(&path) {
+        let text = files::read_named(&path, MAX_CONFIG_BYTES).and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+        });
+        match text {
             Ok(text) => layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && options.config.is_none() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && options.config.is_none() => {}
             Err(error) => return failure(format!("cannot read {}: {error}", path.display())),
         }
     }
@@ -90,7 +100,8 @@ fn layer_of(options: &Options) -> Layer {
 /// The machine that a report is about: one whose state is at hand. An image file or a disk on a bench is no machine
 /// yet.
 pub(super) fn this_machine(config: &Config, mounted: &MountedState) -> ReportedMachine {
-    let asset = mounted.recovery.as_ref().and_then(|recovery| fs::read_to_string(recovery.join("asset")).ok());
+    let name = |recovery: &PathBuf| files::read_text(&recovery.join("asset"), MAX_NAME_BYTES).ok();
+    let asset = mounted.recovery.as_ref().and_then(name);
     ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
 }
 
@@ -101,7 +112,8 @@ pub(super) fn keys(options: &Options, mounted: Option<&MountedState>) -> Result<
         None => directories(mounted).iter().map(|directory| directory.join("keys")).collect(),
     };
     let looked: Vec<String> = looked.iter().map(|directory| directory.display().to_string()).collect();
-    let keys = read_keys(&looked)?;
+    let MachineKeys { keys, left_out } = read_keys(&looked)?;
+    left_out.iter().for_each(|error| complain(&format!("going on with the other keys: {}", chain(error))));
     if keys.is_empty() {
         let looked = looked.join(" and ");
         return failure(format!("no trusted key in {looked}; give the directory of *.pub files with --keys"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::answer::{Exit, Failure, failure, print};
-use super::context::{Context, ETC};
+use super::context::{Context, ETC, MAX_CONFIG_BYTES};
 use super::mounted::MOUNTS;
 use super::options::Options;
 use crate::chain::chain;
@@ -14,6 +14,7 @@ use crate::flash::target::DeviceTarget;
 use crate::jobs::keys::key_files;
 use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Site};
 use crate::machine::config::{Config, DiskSelector, Layer};
+use crate::sys::files;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some(path) = &options.disk else { return failure("no disk: give --disk DEV") };
@@ -24,7 +25,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     // A person named the disk, so it may be removable. In use it must not be.
     let named = DiskSelector { removable: true, ..DiskSelector::default() };
     let candidate = provision::choose(&named, &[candidate], &[])?;
-    let site = Site { config: site_config(config_path)?, keys: site_keys(options), ..Site::default() };
+    let site = Site { config: site_config(config_path)?, keys: site_keys(options)?, ..Site::default() };
     let firmware = options.firmware.unwrap_or_else(Firmware::of_this_machine);
     let disk = candidate.disk.to_string();
     let device = &candidate.disk.path;
@@ -53,7 +54,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
 /// The configuration of the new machine. A disk that could not recover by itself later is not worth making, whatever
 /// the options add here, so that the file must be complete.
 fn site_config(path: &Path) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    let bytes = files::read_named(path, MAX_CONFIG_BYTES).map_err(|error| unreadable(path, &error))?;
+    let Ok(text) = String::from_utf8(bytes) else { return failure(format!("{} is not text", path.display())) };
     match Config::resolve(Layer::parse(&path.display().to_string(), &text)?) {
         Ok(_) => Ok(text),
         Err(error) => failure(format!("the configuration of the new machine is incomplete: {}", chain(&error))),
@@ -76,11 +78,11 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// The public keys that the new machine trusts: the ones that the release is checked with here.
-fn site_keys(options: &Options) -> Vec<(String, String)> {
+fn site_keys(options: &Options) -> Result<Vec<(String, String)>, Failure> {
     let directory = options.keys.clone().unwrap_or_else(|| Path::new(ETC).join("keys"));
     let named =
         |(path, text): (PathBuf, String)| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text);
-    key_files(&directory).into_iter().map(named).collect()
+    Ok(key_files(&directory)?.into_iter().map(named).collect())
 }
 
 fn failed(error: InstallError) -> Failure {

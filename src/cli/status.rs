@@ -1,16 +1,14 @@
 //! `reflash status`: what is installed, and how the last recoveries went.
 
-use std::fs;
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use super::answer::{Exit, Failure, print};
+use super::answer::{Exit, Failure, complain, print};
 use super::context::keys;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
+use crate::chain::chain;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
 use crate::record::progress::bytes;
@@ -20,16 +18,21 @@ use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
 const SHOWN: usize = 5;
 /// Lines of the event log that JSON has, the last ones.
 const EVENTS: usize = 20;
+/// Bytes at the end of the event log in which these lines are looked for.
+const EVENTS_BYTES: u64 = 256 * 1024;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
     let keys = keys(options, Some(&mounted))?;
-    let record = mounted.state.record(&keys);
+    let record = mounted.state.read_record(&keys).unwrap_or_else(|error| {
+        complain(&chain(&error));
+        None
+    });
     let installed = record.as_ref().map(InstalledRecord::manifest);
     let env = mounted.state.boot_env().load_or_empty()?;
     let variables: serde_json::Map<String, Value> =
         env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
-    let events = last_lines(&mounted.state.events_path(), EVENTS);
+    let events = last_lines(&mounted.state, EVENTS);
     let (attempts, marks) = read_blackbox(&mounted.state);
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
     let answer = json!({
@@ -124,8 +127,8 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     text
 }
 
-fn last_lines(path: &Path, count: usize) -> Vec<String> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn last_lines(state: &StatePartition, count: usize) -> Vec<String> {
+    let text = state.last_events(EVENTS_BYTES).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
 }

@@ -25,7 +25,8 @@ pub enum FetchErrorKind {
     /// No trusted TLS connection came about: unknown CA, wrong name, no common protocol. Trying again does not help.
     Tls,
     /// The certificate is not valid at what this machine takes for the time, and the clock may not or cannot be moved
-    /// any further. All times are seconds since 1970.
+    /// any further. This can pass: the clock may be moved once no source is good with it, or be set by something else.
+    /// All times are seconds since 1970.
     TlsTime {
         /// The machine's time.
         now: u64,
@@ -148,10 +149,10 @@ impl FetchError {
             | FetchErrorKind::Stalled
             | FetchErrorKind::Broken
             | FetchErrorKind::Protocol
-            | FetchErrorKind::Corrupt => true,
+            | FetchErrorKind::Corrupt
+            | FetchErrorKind::TlsTime { .. } => true,
             FetchErrorKind::Missing
             | FetchErrorKind::Tls
-            | FetchErrorKind::TlsTime { .. }
             | FetchErrorKind::Unsuitable
             | FetchErrorKind::Local
             | FetchErrorKind::Settings => false,

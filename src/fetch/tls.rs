@@ -1,8 +1,9 @@
 //! TLS: the trusted roots, and certificates that disagree with the clock.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,24 +14,65 @@ use rustls::sign::SigningKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::error::{FetchError, FetchErrorKind};
-use crate::machine::clock::{CertificateTime, ClockPolicy, Start};
+use crate::machine::clock::{CertificateTime, ClockPolicy, Judgement, Refusals, Start, Validity};
+use crate::sys::files;
+use crate::sys::thread::lock;
 
 /// A function that reads a clock: seconds since 1970.
 pub type ReadClock = Box<dyn Fn() -> u64 + Send + Sync>;
 /// A function that sets a clock to seconds since 1970.
 pub type SetClock = Box<dyn Fn(u64) + Send + Sync>;
 
+/// A time after every certificate: the end of the year 9999, which X.509 uses for one that never ends (RFC 5280,
+/// section 4.1.2.5).
+const AFTER_ALL_S: u64 = 253_402_300_799;
+/// Size of the largest file of CA roots, bytes: all public ones together have 250 KB.
+const MAX_CA_BYTES: u64 = 4 << 20;
+/// Certificates of a chain that are looked at for their dates: more than any chain has.
+const MAX_CHAIN: usize = 16;
+/// Names of servers that are remembered as refused: more than a configuration has.
+const MAX_REFUSED: usize = 64;
+
 /// The machine's clock as TLS sees it, and the policy that may move it.
 pub struct CertificateClock {
     read: ReadClock,
     set: Option<SetClock>,
-    policy: Mutex<ClockPolicy>,
+    state: Mutex<ClockState>,
+}
+
+/// What is decided under one lock: connections that are made at once must not decide on different times.
+struct ClockState {
+    policy: ClockPolicy,
+    /// Servers whose certificates were refused for their dates since the last one that was good.
+    refused: BTreeSet<String>,
+    first_refusal: Option<Instant>,
+}
+
+impl ClockState {
+    fn refusals(&self, server: &str) -> Refusals {
+        Refusals {
+            same_server: self.refused.contains(server),
+            since_first: self.first_refusal.map(|first| first.elapsed()).unwrap_or_default(),
+        }
+    }
+
+    fn refuse(&mut self, server: String) {
+        self.first_refusal.get_or_insert_with(Instant::now);
+        if self.refused.len() < MAX_REFUSED {
+            self.refused.insert(server);
+        }
+    }
+
+    fn accept(&mut self) {
+        self.refused.clear();
+        self.first_refusal = None;
+    }
 }
 
 impl CertificateClock {
     /// A clock that stays as it is, for a running system: a certificate that disagrees with it is an error.
     pub fn fixed() -> Self {
-        Self { read: Box::new(system_time), set: None, policy: Mutex::new(ClockPolicy::new(0, None)) }
+        Self::new(Box::new(system_time), None, ClockPolicy::new(0, None))
     }
 
     /// The system's clock, moved through `set` where the policy says so, for the recovery system, where nothing else
@@ -41,20 +83,33 @@ impl CertificateClock {
 
     /// A clock with every part given.
     pub fn new(read: ReadClock, set: Option<SetClock>, policy: ClockPolicy) -> Self {
-        Self { read, set, policy: Mutex::new(policy) }
+        let state = ClockState { policy, refused: BTreeSet::new(), first_refusal: None };
+        Self { read, set, state: Mutex::new(state) }
     }
 
-    /// Brings a clock that cannot be right to the floor of the policy, before the first request. A fixed
-    /// clock is left alone.
-    pub fn start(&self) {
-        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(set), Start::SetTo(seconds)) = (&self.set, policy.start((self.read)())) {
-            set(seconds);
+    /// Brings a clock that cannot be right to the floor of the policy, before the first request. Returns what the clock
+    /// showed and what it shows now, if it was set. A fixed clock is left alone.
+    pub fn start(&self) -> Option<(u64, u64)> {
+        let set = self.set.as_ref()?;
+        let mut state = lock(&self.state);
+        let found = (self.read)();
+        match state.policy.start(found) {
+            Start::SetTo(seconds) => {
+                set(seconds);
+                Some((found, seconds))
+            }
+            Start::Keep => None,
         }
     }
 
-    fn now(&self) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs((self.read)()))
+    /// Takes the creation time of an authentic manifest that is meant for this machine, seconds since 1970. It moves a
+    /// clock that seems to be behind, as far as the policy believes it.
+    pub fn learn(&self, created_unix_s: u64) {
+        let Some(set) = &self.set else { return };
+        let mut state = lock(&self.state);
+        if let Some(target) = state.policy.learn((self.read)(), created_unix_s) {
+            set(target);
+        }
     }
 }
 
@@ -76,12 +131,34 @@ pub fn time_disagreement(error: &rustls::Error) -> Option<(u64, CertificateTime)
     }
 }
 
-/// The usual verification, repeated at the times that the clock policy proposes. The clock itself is moved only once
-/// the chain was found good in all other respects: webpki looks at the dates before the signatures, so that any machine
-/// on the network could otherwise move the clock with a certificate that it signed itself.
+/// The usual verification, with a clock that the policy may move. It is moved only once the chain was found good in all
+/// other respects: webpki looks at the dates before the signatures, so that any machine on the network could otherwise
+/// move the clock with a certificate that it signed itself.
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
     clock: Arc<CertificateClock>,
+}
+
+type Verify<'a> = &'a dyn Fn(u64) -> Result<ServerCertVerified, rustls::Error>;
+
+/// Finds the time in which a chain is valid: webpki names the dates only of a certificate that fails, so the chain is
+/// verified before and after all of them. The dates are those of an unproven chain.
+fn validity(verify: Verify<'_>) -> Validity {
+    let mut not_before = 0;
+    for _ in 0..MAX_CHAIN {
+        match verify(not_before).as_ref().err().and_then(time_disagreement) {
+            Some((_, CertificateTime::NotYetValid { not_before: later })) if later > not_before => not_before = later,
+            _ => break,
+        }
+    }
+    let mut not_after = AFTER_ALL_S;
+    for _ in 0..MAX_CHAIN {
+        match verify(not_after).as_ref().err().and_then(time_disagreement) {
+            Some((_, CertificateTime::Expired { not_after: earlier })) if earlier < not_after => not_after = earlier,
+            _ => break,
+        }
+    }
+    Validity { not_before, not_after }
 }
 
 impl std::fmt::Debug for Verifier {
@@ -99,31 +176,36 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verify = |now| self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        let now = self.clock.now();
-        let mut result = verify(now);
-        let Some(set) = &self.clock.set else { return result };
-        // The lock is held throughout: two connections at once must not both spend moves on the same discovery.
-        let mut policy = self.clock.policy.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut trial = policy.clone();
-        let mut at = now.as_secs();
-        loop {
-            match result {
-                Ok(good) => {
-                    if at != now.as_secs() {
-                        *policy = trial;
-                        set(at);
-                    }
-                    return Ok(good);
-                }
-                Err(error) => {
-                    let moved = time_disagreement(&error).and_then(|(_, why)| trial.on_certificate_error(at, why));
-                    let Some(next) = moved else { return Err(error) };
-                    at = next;
-                    result = verify(UnixTime::since_unix_epoch(Duration::from_secs(at)));
-                }
-            }
+        let verify = |now| {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        };
+        let Some(set) = &self.clock.set else { return verify((self.clock.read)()) };
+        // The lock is held throughout, and the clock read under it: of several connections at once the first may move
+        // it, and the others must see where to.
+        let mut state = lock(&self.clock.state);
+        let now = (self.clock.read)();
+        let result = verify(now);
+        if result.as_ref().is_err_and(|error| time_disagreement(error).is_none()) {
+            return result;
         }
+        let server = server_name.to_str().into_owned();
+        let (validity, refusals) = (validity(&verify), state.refusals(&server));
+        let mut trial = state.policy.clone();
+        let good = match trial.judge(now, validity, refusals) {
+            Judgement::Valid => result?,
+            Judgement::SetTo(time) => verify(time).inspect(|_| set(time))?,
+            Judgement::Refused => {
+                // A chain that is not trusted at any time says nothing about the clock.
+                if verify(validity.not_after).is_ok() {
+                    state.refuse(server);
+                }
+                return result;
+            }
+        };
+        state.policy = trial;
+        state.accept();
+        Ok(good)
     }
 
     fn verify_tls12_signature(
@@ -191,7 +273,8 @@ pub(super) fn client_config(
 fn roots_from(path: &Path) -> Result<RootCertStore, FetchError> {
     let name = path.display().to_string();
     let error = |problem: &str| FetchError::new(FetchErrorKind::Settings, &name, problem);
-    let pem = std::fs::read(path).map_err(|cause| error("the CA file cannot be read").because(cause))?;
+    let pem =
+        files::read_named(path, MAX_CA_BYTES).map_err(|cause| error("the CA file cannot be read").because(cause))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|cause| error("the CA file is not PEM").because(cause.to_string()))?;

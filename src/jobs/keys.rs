@@ -1,33 +1,107 @@
 //! Reading of a machine's trusted keys, which are files.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::release::manifest::{ManifestError, TrustedKeys};
+use crate::sys::files;
 
-/// Reads the `*.pub` files of a directory, in the order of their names; a directory that is not there has none. A file
-/// that cannot be read has no text, which [`TrustedKeys::add`] refuses.
-pub fn key_files(directory: &Path) -> Vec<(PathBuf, String)> {
-    let entries = fs::read_dir(directory).into_iter().flatten();
-    let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+/// Size of the largest key file, bytes: a minisign key has two lines, about 120 bytes.
+const MAX_KEY_BYTES: u64 = 4096;
+/// Number of keys of one directory: each costs a verification for every manifest.
+const MAX_KEYS: usize = 64;
+/// Number of names of one directory that are looked at: a damaged one may have any number.
+const MAX_NAMES: usize = 4096;
+
+/// Failure to read the keys of a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// A directory or a file cannot be read, or is not what it should be.
+    #[error("the trusted keys in {} cannot be read", .path.display())]
+    Read {
+        /// The directory or the file.
+        path: PathBuf,
+        /// Error of the system call, or what is there instead.
+        source: io::Error,
+    },
+    /// A file is no key.
+    #[error("a trusted key cannot be used")]
+    Key(#[from] ManifestError),
+}
+
+/// Reads the `*.pub` files of a directory, in the order of their names; a directory that is not there has none. Links
+/// to files are followed, except where the file system is mounted without them, as all media are.
+///
+/// # Errors
+/// The directory or one of the files cannot be read, has no end, or there are too many of them.
+pub fn key_files(directory: &Path) -> Result<Vec<(PathBuf, String)>, KeysError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| KeysError::Read { path, source }
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(failed(directory))?,
+    };
+    let too_many = |what: &str, most: usize| {
+        let source = io::Error::new(io::ErrorKind::InvalidData, format!("more than {most} {what}"));
+        failed(directory)(source)
+    };
+    let mut paths = Vec::new();
+    for (number, entry) in entries.enumerate() {
+        if number >= MAX_NAMES {
+            return Err(too_many("names in the directory", MAX_NAMES));
+        }
+        let path = entry.map_err(failed(directory))?.path();
+        if path.extension().is_some_and(|extension| extension == "pub") {
+            paths.push(path);
+        }
+    }
+    if paths.len() > MAX_KEYS {
+        return Err(too_many("keys", MAX_KEYS));
+    }
     paths.sort();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "pub"));
     let with_text = |path: PathBuf| {
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        (path, text)
+        let text = files::read_text(&fs::canonicalize(&path).map_err(failed(&path))?, MAX_KEY_BYTES);
+        let text = text.map_err(failed(&path))?;
+        Ok((path, text))
     };
     paths.into_iter().map(with_text).collect()
 }
 
-/// Reads the trusted keys of every directory that is there. A key that cannot be read is refused rather than skipped: a
-/// robot that trusts fewer keys than its maker believes is found out when it is too late.
+/// The keys that a machine trusts.
+#[derive(Default)]
+pub struct MachineKeys {
+    /// Keys of every directory that can be read.
+    pub keys: TrustedKeys,
+    /// Failures of the directories that were left out.
+    pub left_out: Vec<KeysError>,
+}
+
+/// Reads the trusted keys of every directory that is there. A file that is no key is refused rather than skipped: a
+/// robot that trusts fewer keys than its maker believes is found out when it is too late. A directory that cannot be
+/// read is left out while another has keys: its file system is damaged, and the robot recovers without it.
 ///
 /// # Errors
-/// A file is not a minisign public key.
-pub fn read_keys(directories: &[String]) -> Result<TrustedKeys, ManifestError> {
-    let mut keys = TrustedKeys::default();
-    for (path, text) in directories.iter().flat_map(|directory| key_files(Path::new(directory))) {
-        keys.add(&path.display().to_string(), &text)?;
+/// A file is not a minisign public key, or no key at all can be read.
+pub fn read_keys(directories: &[String]) -> Result<MachineKeys, KeysError> {
+    let mut read = MachineKeys::default();
+    for directory in directories {
+        match key_files(Path::new(directory)) {
+            Ok(files) => {
+                for (path, text) in files {
+                    read.keys.add(&path.display().to_string(), &text)?;
+                }
+            }
+            Err(error) => read.left_out.push(error),
+        }
     }
-    Ok(keys)
+    match read.left_out.pop() {
+        Some(error) if read.keys.is_empty() => Err(error),
+        last => {
+            read.left_out.extend(last);
+            Ok(read)
+        }
+    }
 }

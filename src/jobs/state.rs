@@ -1,16 +1,25 @@
 //! The state partition: the boot environment, the record of the installed release, the event log and the black box.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
 use crate::release::digest::Digest;
 use crate::release::index::Index;
-use crate::release::manifest::{Authentic, Manifest, SYSTEM_IMAGE, TrustedKeys};
+use crate::release::manifest::{self, Authentic, Manifest, ManifestError, SYSTEM_IMAGE, TrustedKeys};
+use crate::sys::files;
 
 /// Size beyond which the event log is begun anew; the one before is kept. Two of them take little of the 64 MiB.
 const MAX_EVENTS_BYTES: u64 = 1024 * 1024;
+/// Size of the largest index that is read, bytes: four times that of one with the most chunks.
+const MAX_INDEX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Directory of the record of what is installed, and its files.
+const INSTALLED: &str = "installed";
+const MANIFEST: &str = "installed/manifest.json";
+const SIGNATURE: &str = "installed/manifest.json.minisig";
+const INDEX: &str = "installed/system.idx";
 
 /// The mounted state partition.
 #[derive(Debug, Clone)]
@@ -38,6 +47,22 @@ pub struct IndexedRelease {
     pub index: Index,
     /// The object that the index was read from. It is recorded as it is, since its digest is in the manifest.
     pub index_object: Vec<u8>,
+}
+
+/// Reason for which the record of what is installed does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A file of the record is not what was written there, or cannot be read.
+    #[error("{path} on the state partition does not count")]
+    File {
+        /// Path of the file on the partition.
+        path: &'static str,
+        /// Error of the system call, or what is there instead, with its size.
+        source: io::Error,
+    },
+    /// No key of today signed the record, or it cannot be understood.
+    #[error("{MANIFEST} on the state partition does not count")]
+    Manifest(#[from] ManifestError),
 }
 
 /// The record of the release that was last installed and verified on this machine. Its signature was checked when it
@@ -93,32 +118,60 @@ impl StatePartition {
     /// The file system's; the caller goes on without a log.
     pub fn open_events(&self) -> io::Result<File> {
         let path = self.events_path();
-        if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_EVENTS_BYTES) {
-            fs::rename(&path, self.root.join("events.1.jsonl"))?;
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() > MAX_EVENTS_BYTES) {
+            let before = self.root.join("events.1.jsonl");
+            fs::rename(&path, &before)
+                .or_else(|_| files::put_aside(&before).and_then(|_| fs::rename(&path, &before)))?;
         }
-        OpenOptions::new().create(true).append(true).open(path)
+        // At the end wherever that is: `make_room` empties a log that is open.
+        files::open_to_append(&path).or_else(|error| match files::is_other_kind(&error) {
+            true => files::put_aside(&path).and_then(|_| files::open_to_append(&path)),
+            false => Err(error),
+        })
     }
 
-    /// Reads the record of the installed release, if there is one.
+    /// Reads the last events, at most `at_most_bytes` of them.
+    ///
+    /// # Errors
+    /// The file system's, or what is there is no file.
+    pub fn last_events(&self, at_most_bytes: u64) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&files::read_end(&self.events_path(), at_most_bytes)?).into_owned())
+    }
+
+    /// Reads the record of the installed release, if there is one that counts.
+    #[must_use]
+    pub fn record(&self, keys: &TrustedKeys) -> Option<InstalledRecord> {
+        self.read_record(keys).ok().flatten()
+    }
+
+    /// Reads the record of the installed release; `None` where nothing is recorded.
     ///
     /// The record was verified before it was written. It is authenticated again, because a foreign or damaged state
     /// partition must not pin a robot to a serial that never existed.
-    #[must_use]
-    pub fn record(&self, keys: &TrustedKeys) -> Option<InstalledRecord> {
-        let directory = self.root.join("installed");
-        let bytes = fs::read(directory.join("manifest.json")).ok()?;
-        let signature = fs::read_to_string(directory.join("manifest.json.minisig")).ok()?;
-        let signed = keys.authenticate(bytes, &signature).ok()?;
-        let manifest = Manifest::parse(&signed).ok()?;
-        Some(InstalledRecord(Release { signed, manifest }))
+    ///
+    /// # Errors
+    /// [`RecordError`]. A recovery goes on without the record: it costs a comparison and the serial floor.
+    pub fn read_record(&self, keys: &TrustedKeys) -> Result<Option<InstalledRecord>, RecordError> {
+        let read = |path, limit_bytes| match files::read_below(&self.root, Path::new(path), limit_bytes) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some).map_err(|source| RecordError::File { path, source }),
+        };
+        let (bytes, signature) =
+            (read(MANIFEST, manifest::MAX_SIZE_BYTES)?, read(SIGNATURE, manifest::MAX_SIGNATURE_BYTES)?);
+        let Some((bytes, signature)) = bytes.zip(signature) else { return Ok(None) };
+        let signed = keys.authenticate(bytes, &String::from_utf8_lossy(&signature))?;
+        let manifest = Manifest::parse_recorded(&signed)?;
+        Ok(Some(InstalledRecord(Release { signed, manifest })))
     }
 
     /// Completes a record with its index, unless the index is missing, damaged or that of another release.
     #[must_use]
     pub fn index_of(&self, record: &InstalledRecord) -> Option<IndexedRelease> {
-        let index_object = fs::read(self.root.join("installed/system.idx")).ok()?;
         let Release { signed, manifest } = record.release();
-        if Digest::of(&index_object) != manifest.image(SYSTEM_IMAGE).ok()?.index.blake3 {
+        let expected = manifest.image(SYSTEM_IMAGE).ok()?.index;
+        let limit_bytes = expected.size_bytes.min(MAX_INDEX_BYTES);
+        let index_object = files::read_below(&self.root, Path::new(INDEX), limit_bytes).ok()?;
+        if Digest::of(&index_object) != expected.blake3 {
             return None;
         }
         Some(IndexedRelease { index: Index::from_object(&index_object).ok()?, index_object, signed, manifest })
@@ -136,40 +189,61 @@ impl StatePartition {
     /// # Errors
     /// The file system's. The record then counts as none, and the serial floor stays where it was.
     pub fn record_installed(&self, signed: &Authentic, index_object: &[u8]) -> io::Result<()> {
-        let directory = self.root.join("installed");
+        let directory = self.root.join(INSTALLED);
         let record = || {
-            fs::create_dir_all(&directory)?;
-            replace(&directory.join("system.idx"), index_object)?;
-            replace(&directory.join("manifest.json.minisig"), signed.signature().as_bytes())?;
-            replace(&directory.join("manifest.json"), signed.bytes())?;
+            make_directory(&directory)?;
+            replace(&self.root.join(INDEX), index_object)?;
+            replace(&self.root.join(SIGNATURE), signed.signature().as_bytes())?;
+            replace(&self.root.join(MANIFEST), signed.bytes())?;
             File::open(&directory)?.sync_all()
         };
         let Err(error) = record() else { return Ok(()) };
         // An index of what was there before would call the new system damaged.
-        let _ = fs::remove_file(directory.join("system.idx"));
+        let _ = fs::remove_file(self.root.join(INDEX));
         if error.kind() != io::ErrorKind::StorageFull {
             return Err(error);
         }
         self.make_room();
         record().inspect_err(|_| {
-            let _ = fs::remove_file(directory.join("system.idx"));
+            let _ = fs::remove_file(self.root.join(INDEX));
         })
     }
 
     /// Removes what is only nice to have. Best effort: the next write shows whether it was enough.
     fn make_room(&self) {
-        for name in ["system.idx.new", "manifest.json.new", "manifest.json.minisig.new"] {
-            let _ = fs::remove_file(self.root.join("installed").join(name));
+        for path in [INDEX, MANIFEST, SIGNATURE] {
+            let _ = fs::remove_file(self.root.join(path).with_added_extension("new"));
         }
         let _ = fs::remove_file(self.root.join("events.1.jsonl"));
         // Shortened, not removed: the journal has it open, and would go on filling a file without a name.
-        let _ = OpenOptions::new().write(true).open(self.events_path()).and_then(|file| file.set_len(0));
+        let _ = files::open_to_write(&self.events_path()).and_then(|file| file.set_len(0));
     }
 }
 
+/// Makes a directory, unless it is there. Whatever else is there is put aside.
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => drop(files::put_aside(path)?),
+        Err(_) => {}
+    }
+    fs::create_dir(path)
+}
+
+/// Replaces a file as a whole. A directory in its place is put aside, which a rename would not replace.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_added_extension("new");
-    let mut file = File::create(&new)?;
+    for path in [path, new.as_path()] {
+        if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+            files::put_aside(path)?;
+        }
+    }
+    // A link there would lead the write elsewhere.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::create_new(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(new, path)

@@ -15,7 +15,7 @@
 
 mod recorder;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -27,6 +27,7 @@ use crate::boot::decide::Recoveries;
 use crate::record::event::Phase;
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
+use crate::sys::files;
 
 pub use recorder::{Recorder, Remembered};
 
@@ -143,7 +144,11 @@ impl BlackBox {
     /// # Errors
     /// The file system's. The caller goes on without a black box: a record is never a reason to stop a recovery.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = files::open_to_write(path).or_else(|error| match files::is_other_kind(&error) {
+            // A link would lead the records into another file, and a pipe or a directory holds none.
+            true => files::put_aside(path).and_then(|_| files::open_to_write(path)),
+            false => Err(error),
+        })?;
         if file.metadata()?.len() != SIZE_BYTES {
             // Written, not merely extended: later writes must not need room.
             file.set_len(0)?;
@@ -160,7 +165,7 @@ impl BlackBox {
     /// # Errors
     /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a file of another size.
     pub fn open_read_only(path: &Path) -> io::Result<Self> {
-        let mut this = Self { file: File::open(path)?, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
+        let mut this = Self { file: files::open(path)?, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
         this.load()?;
         Ok(this)
     }

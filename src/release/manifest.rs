@@ -20,6 +20,9 @@ pub const FORMAT: u32 = 1;
 /// Size of the largest manifest, bytes. Anything that a server sends beyond it is not read.
 pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
 
+/// Size of the largest signature, bytes: a minisign signature has 4 lines, about 350 bytes.
+pub const MAX_SIGNATURE_BYTES: u64 = 4096;
+
 /// The latest creation time of a release that is accepted, in seconds since 1970: the year 2232. Linux sets no clock
 /// later (`TIME_SETTOD_SEC_MAX` of include/linux/time64.h: 30 years before its nanoseconds end), and an agent sets its
 /// clock by this number.
@@ -231,6 +234,17 @@ impl Manifest {
     /// # Ok::<(), ManifestError>(())
     /// ```
     pub fn parse(signed: &Authentic) -> Result<Self, ManifestError> {
+        let manifest = Self::parse_recorded(signed)?;
+        manifest.check_values()?;
+        Ok(manifest)
+    }
+
+    /// Parses the signed bytes of a release that is installed already. Its date is not judged: an older agent may have
+    /// installed a release with any, and without its record the robot would go back behind it.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_recorded(signed: &Authentic) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct OnlyFormat {
             format: u64,
@@ -240,7 +254,7 @@ impl Manifest {
             return Err(ManifestError::Format { found: only.format, known: FORMAT });
         }
         let manifest: Self = serde_json::from_slice(&signed.bytes).map_err(ManifestError::Json)?;
-        manifest.check_values()?;
+        manifest.check_images()?;
         Ok(manifest)
     }
 
@@ -318,6 +332,10 @@ impl Manifest {
                 format!("it was made {} seconds after 1970, and no clock can be set to that", self.created_unix_s);
             return Err(self.invalid(reason));
         }
+        self.check_images()
+    }
+
+    fn check_images(&self) -> Result<(), ManifestError> {
         for image in &self.images {
             if image.size_bytes == 0 || !image.size_bytes.is_multiple_of(BLOCK_SIZE_BYTES as u64) {
                 let reason = format!("image {:?} has {} bytes, not a multiple of 4096", image.name, image.size_bytes);

@@ -12,6 +12,9 @@ use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags};
 
+/// `MS_NOSYMFOLLOW` of include/uapi/linux/mount.h, which nix does not have. A kernel before 5.10 ignores it.
+const MS_NOSYMFOLLOW: nix::libc::c_ulong = 256;
+
 /// A mount, unmount or change of root that did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {target}{}", explain(.source))]
@@ -86,9 +89,9 @@ impl Mount {
         self.data("noload")
     }
 
-    /// `nosuid,nodev,noexec`: data only.
+    /// `nosuid,nodev,noexec,nosymfollow`: data only.
     pub fn data_only(mut self) -> Self {
-        self.flags |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        self.flags |= data_only();
         self
     }
 
@@ -131,6 +134,11 @@ impl Mount {
     }
 }
 
+/// Flags of a file system from which nothing is started, and whose symbolic links lead nowhere.
+fn data_only() -> MsFlags {
+    MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::from_bits_retain(MS_NOSYMFOLLOW)
+}
+
 /// Makes `source` visible at `target` too, without what is mounted below it.
 ///
 /// # Errors
@@ -155,12 +163,12 @@ pub fn remount_read_only(target: &Path) -> Result<(), MountError> {
     flagged(None, target, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, "make read-only")
 }
 
-/// Makes an existing mount writable.
+/// Makes an existing mount writable, for data only: a remount takes away every flag that it does not repeat.
 ///
 /// # Errors
 /// [`MountError`].
 pub fn remount_writable(target: &Path) -> Result<(), MountError> {
-    flagged(None, target, MsFlags::MS_REMOUNT, "make writable")
+    flagged(None, target, MsFlags::MS_REMOUNT | data_only(), "make writable")
 }
 
 fn flagged(source: Option<&Path>, target: &Path, flags: MsFlags, verb: &str) -> Result<(), MountError> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::slots::{FILES, Slot};
 use crate::fetch::Source;
+use crate::sys::files;
 use crate::sys::mount::{self, Mount};
 
 /// Storage of the two slots on the recovery partition, as far as renewal needs it.
@@ -82,7 +83,7 @@ impl RecoveryPartition {
 
 impl SlotStorage for RecoveryPartition {
     fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
-        Ok(Box::new(File::open(self.folder(slot).join(file))?))
+        Ok(Box::new(files::open_below(&self.root, &Path::new(&slot.folder()).join(file))?))
     }
 
     fn clear(&self, slot: Slot) -> io::Result<()> {
@@ -121,6 +122,6 @@ impl SlotStorage for RecoveryPartition {
             let _ = mount::remount_read_only(&self.root);
             return Err(error.source);
         }
-        Mount::device(device, "ext4").read_only().on(&self.root).map_err(|error| error.source)
+        Mount::device(device, "ext4").read_only().data_only().on(&self.root).map_err(|error| error.source)
     }
 }

@@ -17,9 +17,6 @@ use crate::release::manifest::{self, Authentic, Manifest, ManifestError, Object,
 use crate::release::patches::{self, Patches};
 use crate::release::weak_hashes::{self, WeakHashes};
 
-/// A minisign signature is 4 lines, about 350 bytes.
-const MAX_SIGNATURE_BYTES: u64 = 4096;
-
 /// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
 /// release after the other must not keep the next source from being asked.
 const MAX_LOOKED_AT: usize = 8;
@@ -47,8 +44,9 @@ pub(super) fn with_index(
 /// Downloads the manifest and checks its signature, format, fit and serial.
 ///
 /// A manifest of no use here, as that of an old USB drive or of a mirror that lags behind, must not hide what the next
-/// source has. Each is looked at once and without delay, since the other sources may be asked for hours: it shows the
-/// least that the time can be, and that this recovery works. A source that comes with it again is passed over.
+/// source has. Each is looked at once and without delay, since the other sources may be asked for hours: it shows that
+/// this recovery works and, if it is meant for this machine, the least that the time can be. A source that comes with
+/// it again is passed over.
 ///
 /// # Errors
 /// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
@@ -60,7 +58,10 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
     let mut passed_over = PassedOver::default();
     loop {
         let Offer { release, refusal } = fetch_offer(job, record, &mut passed_over)?;
-        (job.resources.learn_time)(release.manifest.created_unix_s);
+        // What is meant for another machine says nothing about the time here.
+        if check_fit(job, &release.manifest).is_ok() {
+            (job.resources.learn_time)(release.manifest.created_unix_s);
+        }
         end_trial(job);
         let Some(refusal) = refusal else {
             let Manifest { version, serial, .. } = &release.manifest;
@@ -105,7 +106,7 @@ fn fetch_offer(
     let Resources { keys, source, .. } = job.resources;
     let path = manifest::manifest_path(&job.identity.channel);
     let signature_path = format!("{path}.minisig");
-    let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), MAX_SIGNATURE_BYTES)];
+    let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), manifest::MAX_SIGNATURE_BYTES)];
     let offer = fetch_checked(source, &wanted, |files| {
         let [content, signature] = files else { return Err(Refusal::Wrong("a file is missing".to_owned())) };
         let signed = keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
@@ -143,12 +144,17 @@ fn check_suitable(
     manifest: &Manifest,
 ) -> Result<(), ManifestError> {
     let installed = record.filter(|_| !job.policy.allow_older).map(|record| record.manifest().serial);
-    manifest.check_fit(&job.identity.product, &job.identity.hardware, &job.identity.channel)?;
+    check_fit(job, manifest)?;
     manifest.check_serial(installed)?;
     if job.policy.above.is_some_and(|above| manifest.serial <= above) {
         return Err(ManifestError::NothingNew { version: manifest.version.clone(), offered: manifest.serial });
     }
     Ok(())
+}
+
+/// Refuses a release that is made for another product, hardware or channel, or for a later agent.
+fn check_fit(job: &RecoveryJob<'_>, manifest: &Manifest) -> Result<(), ManifestError> {
+    manifest.check_fit(&job.identity.product, &job.identity.hardware, &job.identity.channel)
 }
 
 /// Ends the trial of a renewed recovery: its disk, network, clock and keys work, which is all that it has to show.

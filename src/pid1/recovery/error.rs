@@ -9,6 +9,7 @@ use crate::disk::find::listed;
 use crate::disk::roles::Role;
 use crate::fetch::FetchError;
 use crate::jobs::factory_reset::ResetError;
+use crate::jobs::keys::KeysError;
 use crate::jobs::provision::{ChooseError, InstallError};
 use crate::jobs::recovery::RecoveryError;
 use crate::machine::config::ConfigError;
@@ -64,6 +65,8 @@ pub(super) enum SetupError {
     Read { path: String, source: io::Error },
     #[error("a trusted key cannot be used")]
     Key(#[from] ManifestError),
+    #[error("no release can be checked")]
+    Keys(#[from] KeysError),
     #[error("the release servers cannot be used")]
     Sources(#[from] FetchError),
     #[error("the network could not be brought up")]

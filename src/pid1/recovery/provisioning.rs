@@ -109,14 +109,16 @@ fn write(
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
-    let mirrors = sources::open_mirrors(&inputs.config, None, None, handover, journal)?;
+    let clock = sources::start_clock(None, journal);
+    let learn_time = |created| clock.learn(created);
+    let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);
     let job = RecoveryJob {
         identity: inputs.identity.clone(),
         policy: Policy::requested(inputs.config.boot_tries, true),
-        resources: Resources { learn_time: &sources::learn_time, ..Resources::new(&inputs.keys, &mirrors, &target) },
+        resources: Resources { learn_time: &learn_time, ..Resources::new(&inputs.keys, &mirrors, &target) },
         journal,
     };
     let (release, preflight) = journal.phase(Phase::Manifest, "fetch the release and plan the new disk", || {
@@ -194,7 +196,7 @@ fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result
         if assets.is_none() {
             assets = read_if_there(&directory.join(media::ASSETS))?;
         }
-        for (path, text) in key_files(&directory.join(media::KEYS)) {
+        for (path, text) in key_files(&directory.join(media::KEYS))? {
             keys.add(&path.display().to_string(), &text)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if site.keys.iter().all(|(known, _)| *known != name) {

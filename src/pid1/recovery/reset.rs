@@ -1,6 +1,5 @@
 //! Factory reset at the console.
 
-use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
 use crate::pid1::console;
-use crate::sys;
+use crate::sys::{self, files};
 
 /// Time to answer each question. Without an answer the machine goes back to work.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ pub(super) fn run(setup: &Setup) -> Result<NextState, SetupError> {
 pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, SetupError> {
     let (disk, journal) = (&setup.disk, &setup.journal);
     let target = DeviceTarget::open(&disk.data)?.on_disk(&disk.description);
-    let template = File::open(DATA_TEMPLATE)
+    let template = files::open(Path::new(DATA_TEMPLATE))
         .and_then(zstd::stream::read::Decoder::new)
         .map_err(|source| SetupError::Read { path: DATA_TEMPLATE.to_owned(), source })?;
     journal.warn("factory reset: the data partition is being made anew");

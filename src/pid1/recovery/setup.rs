@@ -1,6 +1,5 @@
 //! The robot as far as it is known before the network: drivers, disk, records, configuration, keys.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,16 +7,16 @@ use std::time::Instant;
 use super::boot_medium::BootMedium;
 use super::drivers::load_modules;
 use super::error::SetupError;
-use super::inputs::read_if_there;
+use super::inputs::{self, read_if_there};
 use super::robot_disk::{RECOVERY, RobotDisk};
-use super::sources::{self, learn_time};
+use super::sources;
 use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};
 use crate::boot::slots::Slot;
 use crate::chain::chain;
-use crate::fetch::{FetchError, Mirrors, Source};
+use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
-use crate::jobs::keys::read_keys;
+use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
@@ -46,6 +45,10 @@ pub(super) struct Setup {
     pub disk: RobotDisk,
     /// Record of the installed release, whose signature is checked here and not again.
     pub record: Option<InstalledRecord>,
+    /// Takes the creation times of manifests for the clock.
+    learn_time: Box<dyn Fn(u64) + Send + Sync>,
+    /// The clock that the certificates of servers are checked against.
+    clock: Arc<CertificateClock>,
     /// A USB drive with a release, if one is plugged in.
     pub usb_release: Arc<UsbRelease>,
     /// Automatic recoveries before this one.
@@ -96,9 +99,15 @@ impl Setup {
             // Reported again before the first write, where it becomes fatal.
             journal.warn(&chain(&error));
         }
-        let record = worker::within(&WorkPart::State, || disk.state.record(&keys));
-        let usb_release =
-            Arc::new(UsbRelease::new(&disk.name, &config.channel, !handover.leaves_out(&WorkPart::UsbDrives), journal));
+        let record = worker::within(&WorkPart::State, || disk.state.read_record(&keys)).unwrap_or_else(|error| {
+            journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
+            None
+        });
+        let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
+        let clock = sources::start_clock(last_manifest, journal);
+        let learning = Arc::clone(&clock);
+        let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
+        let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
         Ok(Self {
             args,
             reason,
@@ -107,6 +116,8 @@ impl Setup {
             identity,
             disk,
             record,
+            learn_time: Box::new(move |created| learning.learn(created)),
+            clock,
             usb_release,
             recoveries,
             recorder,
@@ -119,9 +130,8 @@ impl Setup {
 
     /// Opens the sources of the release: the USB drive that is or will be plugged in, then the configured ones.
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
-        let last_manifest = self.record.as_ref().map(|record| record.manifest().created_unix_s);
         let first = Box::new(Arc::clone(&self.usb_release));
-        sources::open_mirrors(&self.config, Some(first), last_manifest, &self.handover, &self.journal)
+        sources::open_mirrors(&self.config, Some(first), &self.clock, &self.handover, &self.journal)
     }
 
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.
@@ -140,7 +150,7 @@ impl Setup {
             resources: Resources {
                 state: Some(&self.disk.state),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
-                learn_time: &learn_time,
+                learn_time: &*self.learn_time,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)
             },
             journal: &self.journal,
@@ -180,10 +190,8 @@ impl Setup {
     /// Identity of this machine for reports. Complete only when the network is up: the driver of the card that is part
     /// of it is loaded in the background.
     pub(super) fn reported_machine(&self) -> ReportedMachine {
-        // Written at provisioning; most machines have none.
-        let asset = fs::read_to_string(format!("{RECOVERY}/asset")).ok();
-        let template = self.config.hostname.as_deref();
-        ReportedMachine::this(&self.config.product, template, asset.as_deref().map(str::trim))
+        let asset = inputs::asset(Path::new(RECOVERY));
+        ReportedMachine::this(&self.config.product, self.config.hostname.as_deref(), asset.as_deref())
     }
 
     /// Records in the black box how this attempt ended.
@@ -257,7 +265,8 @@ fn read_configuration(
         medium.contribute(&mut layer, &mut directories)?;
     }
     let config = Config::resolve(layer.overridden_by(over))?;
-    let keys = read_keys(&directories)?;
+    let MachineKeys { keys, left_out } = read_keys(&directories)?;
+    left_out.iter().for_each(|error| journal.warn(&format!("going on with the other keys: {}", chain(error))));
     let identity = identity_of(&config);
     report_identity(&identity, &keys, journal);
     Ok((config, keys, identity))

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use crate::fetch::{self, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source};
+use crate::fetch::{self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source};
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::Config;
 use crate::pid1::link::{Handover, WorkPart};
@@ -13,25 +13,26 @@ use crate::record::journal::Journal;
 use crate::record::report::hardware_id;
 use crate::sys;
 
-/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and opens the sources:
-/// `first`, and the configured ones. Nothing is connected yet.
+/// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and returns it for the
+/// certificates that are checked against it.
+pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<CertificateClock> {
+    let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
+    let clock = Arc::new(CertificateClock::adjustable(policy, Box::new(set_clock)));
+    if let Some((found, now)) = clock.start() {
+        journal.warn(&format!("the hardware clock ({found} s since 1970) cannot be right; the clock is set to {now}"));
+    }
+    clock
+}
+
+/// Opens the sources: `first`, and the configured ones. Nothing is connected yet.
 pub(super) fn open_mirrors(
     config: &Config,
     first: Option<Box<dyn Source>>,
-    last_manifest: Option<u64>,
+    clock: &Arc<CertificateClock>,
     handover: &Handover,
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
-    let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
-    if let clock::Start::SetTo(seconds) = policy.start(unix_now()) {
-        let now = unix_now();
-        journal.warn(&format!(
-            "the hardware clock ({now} s since 1970) is behind the earliest possible time; set to {seconds}"
-        ));
-        set_clock(seconds);
-    }
-    let clock = Arc::new(fetch::CertificateClock::adjustable(policy, Box::new(set_clock)));
-    let options = FetchOptions::new(&config.network, clock);
+    let options = FetchOptions::new(&config.network, Arc::clone(clock));
     let configured = config.urls.iter().map(|url| fetch::open(url, &options));
     let configured = supervised(configured.collect::<Result<_, _>>()?, handover);
     let sources = first.into_iter().chain(configured).collect();
@@ -96,17 +97,6 @@ pub(super) fn spread_out(over: Duration, journal: &Journal) {
         journal.note(&format!("asking in {} s, this machine's place in the fleet", offset.as_secs()));
     }
     std::thread::sleep(offset);
-}
-
-/// Sets a clock that is behind the creation of an authentic manifest, which was not made in the future.
-pub(super) fn learn_time(created_unix_s: u64) {
-    if unix_now() < created_unix_s {
-        set_clock(created_unix_s);
-    }
-}
-
-fn unix_now() -> u64 {
-    sys::clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn set_clock(unix_s: u64) {

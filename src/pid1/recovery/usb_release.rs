@@ -1,13 +1,16 @@
 //! A USB drive with a release, which may be plugged into a robot at any time: it is asked before the servers, and is
 //! all that is needed where there is no network.
+//!
+//! A thread looks for it, since any look may take as long as a failing drive likes: a read of its first block, a mount,
+//! a file that is looked for. The recovery asks only what the last look saw.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::chain::chain;
 use crate::disk::filesystem;
@@ -15,10 +18,12 @@ use crate::disk::{Disk, Transport, Which, disks};
 use crate::fetch::{Check, Directory, FetchError, Sink, Source};
 use crate::machine::drivers::Loader;
 use crate::machine::media;
+use crate::pid1::background::background;
 use crate::pid1::link::WorkPart;
 use crate::pid1::worker;
 use crate::record::journal::Journal;
 use crate::release::manifest::manifest_path;
+use crate::sys::files;
 use crate::sys::mount::{self, Mount};
 use crate::sys::thread::lock;
 
@@ -26,6 +31,8 @@ use crate::sys::thread::lock;
 const MOUNTED: &str = "/usb";
 /// Pause between two looks whether a USB drive was plugged in or pulled out.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long the first question waits for the first look. A drive that takes longer is noticed later.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Drivers for FAT, with the code pages that Debian's kernel asks for at mount: no program loads them for it here.
 const FAT_DRIVERS: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 
@@ -34,17 +41,17 @@ pub(super) struct UsbRelease {
     /// Kernel name of the robot's own disk, which may be a USB drive too.
     robot: String,
     release: Directory,
+    /// Path of the manifest on the drive.
     manifest: PathBuf,
     journal: Arc<Journal>,
-    /// Whether drives are looked into.
-    wanted: bool,
-    state: Mutex<DriveState>,
+    /// Whether a drive was there at the last look; `None` before the first.
+    seen: Mutex<Option<bool>>,
+    looked: Condvar,
 }
 
 /// State of the devices at the last look.
 #[derive(Default)]
 struct DriveState {
-    looked: Option<Instant>,
     mounted: Option<DrivePlace>,
     /// Devices that have no release.
     others: BTreeSet<DrivePlace>,
@@ -59,23 +66,43 @@ struct DrivePlace {
 }
 
 impl UsbRelease {
-    /// The USB drive with a release for `channel`; `robot` is the kernel name of the machine's own disk. Without
-    /// `wanted` no drive is looked into.
-    pub(super) fn new(robot: &str, channel: &str, wanted: bool, journal: &Arc<Journal>) -> Self {
-        let tree = Path::new(MOUNTED).join(media::DIRECTORY).join(media::RELEASE);
-        Self {
+    /// The USB drive with a release for `channel`, which is looked for from now on; `robot` is the kernel name of the
+    /// machine's own disk. Without `wanted` no drive is looked into.
+    pub(super) fn watch(robot: &str, channel: &str, wanted: bool, journal: &Arc<Journal>) -> Arc<Self> {
+        let tree = Path::new(media::DIRECTORY).join(media::RELEASE);
+        let this = Arc::new(Self {
             robot: robot.to_owned(),
             manifest: tree.join(manifest_path(channel)),
-            release: Directory::new(tree),
+            release: Directory::on_medium(MOUNTED, tree),
             journal: Arc::clone(journal),
-            wanted,
-            state: Mutex::default(),
+            seen: Mutex::new((!wanted).then_some(false)),
+            looked: Condvar::new(),
+        });
+        if wanted {
+            let watcher = Arc::clone(&this);
+            background(journal, "usb-drive", move || watcher.look_for_ever());
         }
+        this
+    }
+
+    fn look_for_ever(&self) {
+        let mut state = DriveState::default();
+        loop {
+            worker::within(&WorkPart::UsbDrives, || self.look(&mut state));
+            *lock(&self.seen) = Some(state.mounted.is_some());
+            self.looked.notify_all();
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Whether the file system that is mounted has a manifest, which need not be a good one.
+    fn has_manifest(&self) -> bool {
+        files::open_below(Path::new(MOUNTED), &self.manifest).is_ok()
     }
 
     fn look(&self, state: &mut DriveState) {
         let there = self.places();
-        if state.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.manifest.is_file()) {
+        if state.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.has_manifest()) {
             self.journal.warn("the USB drive was pulled out");
             // A transfer that still reads from it gets errors, and asks the next source.
             let _ = mount::detach(MOUNTED);
@@ -133,11 +160,11 @@ impl UsbRelease {
             self.journal.warn(&format!("the USB drive in {} cannot be looked into: {error}", node.display()));
             return false;
         }
-        if self.manifest.is_file() {
+        if self.has_manifest() {
             self.journal.note(&format!("the USB drive in {} has a release: it is asked first", node.display()));
             return true;
         }
-        let wanted = self.manifest.strip_prefix(MOUNTED).unwrap_or(&self.manifest).display();
+        let wanted = self.manifest.display();
         self.journal.note(&format!("the USB drive in {} has no release, which would be in {wanted}", node.display()));
         let _ = mount::detach(MOUNTED);
         false
@@ -150,12 +177,10 @@ impl Source for Arc<UsbRelease> {
     }
 
     fn is_there(&self) -> bool {
-        let mut state = lock(&self.state);
-        if self.wanted && state.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            worker::within(&WorkPart::UsbDrives, || self.look(&mut state));
-            state.looked = Some(Instant::now());
-        }
-        state.mounted.is_some()
+        let seen = lock(&self.seen);
+        let waited = self.looked.wait_timeout_while(seen, FIRST_LOOK, |seen| seen.is_none());
+        let (mut seen, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *seen.get_or_insert(false)
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {

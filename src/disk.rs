@@ -3,11 +3,15 @@
 pub mod filesystem;
 pub mod find;
 pub mod find_medium;
+pub mod identity;
 pub mod list;
+pub mod look;
 pub mod roles;
 pub mod table;
 
 pub use find::{FindError, FoundDisk, find_disk_by_partuuid, wait_for_disk_by_partuuid};
 pub use find_medium::{media, wait_for_medium};
+pub use identity::DiskIdentity;
 pub use list::{Disk, Partition, Transport, Which, disks};
+pub use look::{DiskSearch, Looked, Looks, ReadRecord, RobotRecord};
 pub use table::{ParsedTable, Scheme, TableError};

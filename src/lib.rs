@@ -12,7 +12,7 @@
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image | `plan` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `bios`, `efi` |
-//! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `filesystem`, `roles` |
+//! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `filesystem`, `roles`, `identity` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
 //! | services | [`net`] | network cards, addresses, DHCP, names | |
 //! | facts | [`machine`] | what this machine is: configuration, identity, host name, drivers | `config`, `hostname`, `placeholder`, `clock`, `media`, `drivers::glob`, `drivers::tables` |

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use reflash::disk::{FindError, Scheme, Which, disks, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+use reflash::disk::{DiskSearch, FindError, Scheme, Which, disks, find_disk_by_partuuid, wait_for_disk_by_partuuid};
 use reflash::sys::block::{Access, AlignedBuf, BlockError, Caching, Device, in_use};
 
 use crate::isolated::{isolated, run};
@@ -113,14 +113,15 @@ fn exactly_one_disk_must_have_the_partition() {
         let wanted = &format!("7b1c54e2-0001-4000-{:04x}-{:012x}", random >> 48, random & 0xffff_ffff_ffff);
         let table = &format!("{GPT}size=2048, uuid={}\n", wanted.to_uppercase());
         let other = Loop::with_table(32, 512, "label: gpt\nsize=2048\n");
-        let error = find_disk_by_partuuid(wanted, Which::WithLoop).unwrap_err();
+        let error = find_disk_by_partuuid(wanted, DiskSearch::with(Which::WithLoop, None)).unwrap_err();
         assert!(matches!(error, FindError::None { .. }));
         assert!(error.to_string().contains(&format!("{} (", other.device.display())), "{error}");
 
         let mut one = None;
         let found = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                wait_for_disk_by_partuuid(wanted, Which::WithLoop, Duration::from_secs(20), || println!("waiting"))
+                let search = DiskSearch::with(Which::WithLoop, None);
+                wait_for_disk_by_partuuid(wanted, search, Duration::from_secs(20), || println!("waiting"))
             });
             std::thread::sleep(Duration::from_secs(1));
             one = Some(Loop::with_table(32, 512, table));
@@ -132,7 +133,7 @@ fn exactly_one_disk_must_have_the_partition() {
         assert_eq!(found.layout.number(3).unwrap().node, Some(one.node(3)));
 
         let copy = Loop::with_table(32, 512, table);
-        let error = find_disk_by_partuuid(wanted, Which::WithLoop).unwrap_err();
+        let error = find_disk_by_partuuid(wanted, DiskSearch::with(Which::WithLoop, None)).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, FindError::Several { .. }));
         assert!(text.contains(one.device.to_str().unwrap()) && text.contains(copy.device.to_str().unwrap()), "{text}");

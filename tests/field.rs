@@ -2,4 +2,5 @@
 //! file a kind. Each case names the public report that it stems from.
 
 mod files;
+mod media;
 mod time;

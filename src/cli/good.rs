@@ -2,10 +2,12 @@
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, print};
+use super::answer::{Exit, Failure, complain, print};
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::boot::disk_record;
 use crate::boot::grubenv::names;
+use crate::chain::chain;
 use crate::record::blackbox::{BlackBox, Marks};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -14,6 +16,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let env = boot_env.load_or_empty()?;
     let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
     boot_env.update(&[(names::TRIES, Some(&tries)), (names::BOOT_OK, Some("1")), (names::RECOVERIES, None)])?;
+    if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
+        complain(&format!("this disk cannot be remembered: {}", chain(&error)));
+    }
     if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
         let (marks, last) = (open.marks(), open.next_id() - 1);
         // Only after a recovery: a write at every boot would wear the disk for nothing.

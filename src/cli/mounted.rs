@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::answer::{Failure, complain, failure};
 use super::options::Options;
+use crate::boot::disk_record;
 use crate::chain::chain;
-use crate::disk::Which;
 use crate::disk::roles::Role;
+use crate::disk::{DiskIdentity, DiskSearch, Which};
 use crate::jobs::state::StatePartition;
 use crate::sys::{self, mount::Mount};
 
@@ -19,6 +20,8 @@ pub(super) const MOUNTS: &str = "/run/reflash";
 pub(super) struct MountedState {
     pub state: StatePartition,
     system: Option<PathBuf>,
+    /// Identity of the disk, on a machine that was started from it.
+    pub disk: Option<DiskIdentity>,
     pub recovery: Option<PathBuf>,
     mounted: Vec<PathBuf>,
 }
@@ -29,6 +32,7 @@ impl MountedState {
             return Ok(Self {
                 state: StatePartition::new(directory),
                 system: None,
+                disk: None,
                 recovery: None,
                 mounted: Vec::new(),
             });
@@ -41,7 +45,8 @@ impl MountedState {
                  give the mounted state partition with --state DIR",
             );
         };
-        let found = crate::disk::find_disk_by_partuuid(partuuid, Which::Physical)?;
+        let found =
+            crate::disk::find_disk_by_partuuid(partuuid, DiskSearch::with(Which::Physical, Some(disk_record::read)))?;
         let partition = |role| found.layout.device_of(role).map(Path::to_owned);
         let Some(state) = partition(Role::State) else {
             return failure(format!("{} has no state partition", found.disk));
@@ -50,6 +55,7 @@ impl MountedState {
         let mut this = Self {
             state: StatePartition::new(&directory("state")),
             system: partition(Role::System),
+            disk: Some(found.disk.identity()),
             recovery: None,
             mounted: Vec::new(),
         };

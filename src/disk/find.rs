@@ -5,10 +5,22 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::chain::chain;
-use crate::disk::list::{Disk, PartitionTable, Which, disks};
+use crate::disk::identity::Agreement;
+use crate::disk::list::{Disk, PartitionTable};
+use crate::disk::look::{DiskSearch, Looked, Looks};
 
 /// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
+
+/// How long a look at one disk may take. A disk that is still waking up answers a later look.
+const LOOK: Duration = Duration::from_secs(3);
+/// How long a person, who typed a command, waits for it.
+const LOOK_BY_HAND: Duration = Duration::from_secs(20);
+/// How long to wait for a better one where the disk is attached from outside or not the one that the robot remembers:
+/// a slow disk controller takes so long to bring up its second port.
+const DOUBTFUL: Duration = Duration::from_secs(8);
+/// How long to wait for a better one where both is so, as for a copy of the robot's disk.
+const UNLIKELY: Duration = Duration::from_secs(15);
 
 /// The disk that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +31,96 @@ pub struct FoundDisk {
     pub layout: PartitionTable,
     /// Number of the partition that has the PARTUUID.
     pub number: u32,
+    /// List, for people, of the other disks that have the partition, each with the reason for which it is passed over.
+    pub passed_over: Vec<String>,
+    /// Whether this disk is the one that the robot remembers.
+    pub is_remembered: bool,
+}
+
+/// What speaks for a disk that has the partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Evidence {
+    /// The running system is mounted from it.
+    is_in_use: bool,
+    /// The kernel has a device for each of its partitions: a copy of the table alone ends before them.
+    is_complete: bool,
+    memory: Memory,
+    /// It is not attached from outside.
+    is_internal: bool,
+    /// GRUB has noted there that it starts the system now.
+    is_starting: bool,
+}
+
+/// What the robot has written on the disk about the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// Nothing, and there are no file systems of a robot either.
+    Foreign,
+    /// It is another disk: this is a copy, or the disk was moved.
+    Other,
+    /// Nothing, as on a robot that has not started since it remembers its disk.
+    Nothing,
+    /// It was attached at the same port.
+    Port,
+    /// It is this disk, attached elsewhere.
+    Moved,
+    /// It is this disk.
+    Same,
+}
+
+impl Evidence {
+    fn of(disk: &Disk, layout: &PartitionTable, looked: &Looked) -> Self {
+        let memory = match looked.record.identity.map(|remembered| disk.identity().agreement(&remembered)) {
+            Some(Agreement::Same) => Memory::Same,
+            Some(Agreement::Serial) => Memory::Moved,
+            Some(Agreement::Port) => Memory::Port,
+            Some(Agreement::Other) => Memory::Other,
+            None if looked.labels.is_empty() => Memory::Foreign,
+            None => Memory::Nothing,
+        };
+        Self {
+            is_in_use: looked.is_in_use,
+            is_complete: layout.partitions.iter().all(|partition| partition.node.is_some()),
+            memory,
+            is_internal: !disk.is_external(),
+            is_starting: looked.record.is_starting,
+        }
+    }
+
+    /// What it amounts to, the heaviest first.
+    fn weight(self) -> (bool, bool, u8, bool, bool) {
+        let memory = match (self.memory, self.is_internal) {
+            (Memory::Same, _) => 6,
+            (Memory::Moved, _) => 5,
+            (Memory::Port | Memory::Nothing, true) => 4,
+            (Memory::Other, true) => 3,
+            (Memory::Port | Memory::Nothing, false) => 2,
+            (Memory::Other, false) => 1,
+            (Memory::Foreign, _) => 0,
+        };
+        (self.is_in_use, self.is_complete, memory, self.is_internal, self.is_starting)
+    }
+
+    /// How long to wait for a better disk than this one.
+    fn doubt(self) -> Duration {
+        match (self.memory, self.is_internal) {
+            _ if self.is_in_use => Duration::ZERO,
+            (Memory::Same | Memory::Moved, _) | (Memory::Nothing | Memory::Foreign, true) => Duration::ZERO,
+            (Memory::Other | Memory::Foreign, false) => UNLIKELY,
+            _ => DOUBTFUL,
+        }
+    }
+
+    /// Why this disk is passed over.
+    fn against(self) -> &'static str {
+        match self.memory {
+            Memory::Other | Memory::Port => "a copy of another disk",
+            Memory::Foreign => "it has this partition table and no file system of a robot",
+            _ if !self.is_complete => "it ends before its partitions do",
+            _ if !self.is_internal => "it is attached from outside",
+            _ => "less speaks for it",
+        }
+    }
 }
 
 /// Failure to find exactly one disk with the partition.
@@ -60,61 +162,203 @@ pub(crate) fn listed(title: &str, disks: &[String]) -> String {
     })
 }
 
-/// Finds the only disk with this partition UUID.
+/// Finds the disk with this partition UUID. Of several, the one for which most speaks: the running system is mounted
+/// from it, it is the one that the robot remembers, it is not attached from outside.
 ///
 /// Disks that cannot be read do not stand in the way; their errors are in the list of [`FindError::None`].
 ///
 /// # Errors
-/// [`FindError`], unless exactly one disk has the partition.
-pub fn find_disk_by_partuuid(partuuid: &str, which: Which) -> Result<FoundDisk, FindError> {
+/// [`FindError`]; [`FindError::Several`] when as much speaks for another one.
+pub fn find_disk_by_partuuid(partuuid: &str, search: DiskSearch) -> Result<FoundDisk, FindError> {
+    // The running system's disk is mounted, so that nothing has to be read from the others.
+    let quick = DiskSearch { read_record: None, ..search };
+    match look(&mut Looks::default(), partuuid, LOOK_BY_HAND, quick) {
+        Err(FindError::Several { .. }) if search.read_record.is_some() => {
+            look(&mut Looks::default(), partuuid, LOOK_BY_HAND, search)
+        }
+        result => result,
+    }
+    .map(|(found, _)| found)
+}
+
+fn look(
+    looks: &mut Looks,
+    partuuid: &str,
+    limit: Duration,
+    search: DiskSearch,
+) -> Result<(FoundDisk, Evidence), FindError> {
     let mut found = Vec::new();
     let mut seen = Vec::new();
-    for disk in disks(which).map_err(FindError::List)? {
-        match disk.layout() {
+    for (disk, looked) in looks.at_all(search, limit).map_err(FindError::List)? {
+        let Some(looked) = looked else {
+            seen.push(format!("{disk}: it does not answer"));
+            continue;
+        };
+        match &looked.layout {
             Ok(Some(layout)) => {
                 seen.push(format!("{disk}: {}, {} partitions", layout.scheme, layout.partitions.len()));
                 if let Some(number) = layout.partuuid(partuuid).map(|partition| partition.entry.number) {
-                    found.push(FoundDisk { disk, layout, number });
+                    let evidence = Evidence::of(&disk, layout, &looked);
+                    let is_remembered = evidence.memory == Memory::Same;
+                    let layout = layout.clone();
+                    found.push((FoundDisk { disk, layout, number, passed_over: Vec::new(), is_remembered }, evidence));
                 }
             }
             Ok(None) => seen.push(format!("{disk}: no partition table")),
-            Err(error) => seen.push(format!("{disk}: {}", chain(&error))),
+            Err(error) => seen.push(format!("{disk}: {}", chain(error))),
         }
     }
-    if found.len() > 1 {
-        let disks = found.iter().map(|one| one.disk.to_string()).collect();
+    best_of(found, partuuid)?.ok_or_else(|| FindError::None { partuuid: partuuid.to_owned(), disks: seen })
+}
+
+/// The disk for which most speaks, which passes the others over; `None` of none.
+fn best_of(mut found: Vec<(FoundDisk, Evidence)>, partuuid: &str) -> Result<Option<(FoundDisk, Evidence)>, FindError> {
+    found.sort_by_key(|(_, evidence)| evidence.weight());
+    let Some((mut best, evidence)) = found.pop() else { return Ok(None) };
+    if found.last().is_some_and(|(_, other)| other.weight() == evidence.weight()) {
+        let disks = found.iter().map(|(one, _)| one).chain([&best]).map(|one| one.disk.to_string()).collect();
         return Err(FindError::Several { partuuid: partuuid.to_owned(), disks });
     }
-    found.pop().ok_or_else(|| FindError::None { partuuid: partuuid.to_owned(), disks: seen })
+    best.passed_over =
+        found.iter().map(|(other, evidence)| format!("{}: {}", other.disk, evidence.against())).collect();
+    Ok(Some((best, evidence)))
 }
 
 /// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `timeout` for the disk and for the kernel's devices
-/// of all its partitions: USB disks take seconds to appear. `on_wait` is called once, when there is something to wait
-/// for.
+/// of all its partitions: USB disks take seconds to appear. Where the one that is there may be a copy, a better one is
+/// waited for. `on_wait` is called once, when there is something to wait for.
 ///
 /// # Errors
-/// [`FindError`], at once when two disks have the partition, otherwise after the time.
+/// [`FindError`], at once when as much speaks for two disks, otherwise after the time.
 pub fn wait_for_disk_by_partuuid(
     partuuid: &str,
-    which: Which,
+    mut search: DiskSearch,
     timeout: Duration,
     on_wait: impl FnOnce(),
 ) -> Result<FoundDisk, FindError> {
-    let deadline = Instant::now() + timeout;
+    let started = Instant::now();
     let mut on_wait = Some(on_wait);
+    let mut looks = Looks::default();
+    let mut best: Option<(Disk, Instant)> = None;
     loop {
-        let result = find_disk_by_partuuid(partuuid, which);
-        let complete = match &result {
-            Ok(found) => found.layout.partitions.iter().all(|partition| partition.node.is_some()),
+        let result = look(&mut looks, partuuid, LOOK, search);
+        let is_final = match &result {
+            Ok((found, evidence)) => {
+                // The doubt is about this disk, from the moment at which it was the best.
+                let since = match &best {
+                    Some((disk, since)) if *disk == found.disk => *since,
+                    _ => best.insert((found.disk.clone(), Instant::now())).1,
+                };
+                evidence.is_complete && since.elapsed() >= evidence.doubt()
+            }
             Err(FindError::None { .. }) => false,
             Err(_) => true,
         };
-        if complete || Instant::now() >= deadline {
-            return result;
+        let is_late = started.elapsed() >= timeout;
+        if is_late && search.avoid_external && matches!(result, Err(FindError::None { .. })) {
+            // The robot may live on such a disk.
+            search.avoid_external = false;
+            continue;
+        }
+        if is_final || is_late {
+            return result.map(|(found, _)| found);
         }
         if let Some(on_wait) = on_wait.take() {
             on_wait();
         }
         std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DOUBTFUL, Disk, Evidence, FindError, FoundDisk, Memory, PartitionTable, UNLIKELY, best_of};
+    use crate::disk::{Scheme, Transport};
+    use std::time::Duration;
+
+    fn disk(name: &str, memory: Memory, is_internal: bool) -> (FoundDisk, Evidence) {
+        let disk = Disk {
+            name: name.into(),
+            path: format!("/dev/{name}").into(),
+            size_bytes: 1 << 30,
+            logical_block_size: 512,
+            model: None,
+            serial: None,
+            transport: if is_internal { Transport::Ata } else { Transport::Usb },
+            removable: false,
+            read_only: false,
+        };
+        let layout = PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, partitions: Vec::new() };
+        let evidence = Evidence { is_in_use: false, is_complete: true, memory, is_internal, is_starting: false };
+        (FoundDisk { disk, layout, number: 1, passed_over: Vec::new(), is_remembered: false }, evidence)
+    }
+
+    /// The name of the disk that is taken, whatever the order in which they are listed.
+    fn best(disks: &[(FoundDisk, Evidence)]) -> Option<String> {
+        let of = |disks: Vec<_>| best_of(disks, "x").map(|best| best.unwrap().0.disk.name);
+        let (one, other) = (of(disks.to_vec()), of(disks.iter().rev().cloned().collect()));
+        assert_eq!(one.as_ref().ok(), other.as_ref().ok());
+        match one {
+            Err(FindError::Several { disks, .. }) => {
+                assert_eq!(disks.len(), 2);
+                None
+            }
+            result => Some(result.unwrap()),
+        }
+    }
+
+    #[test]
+    fn the_robots_own_disk_is_taken_and_its_copy_passed_over() {
+        use Memory::{Foreign, Moved, Nothing, Other, Port, Same};
+        for (own, copy) in [
+            // Remembered, and copied whole, on the same kind of port.
+            (disk("own", Same, false), disk("copy", Other, false)),
+            (disk("own", Same, true), disk("copy", Other, true)),
+            // The copy was put where the robot's disk was.
+            (disk("own", Moved, false), disk("copy", Port, false)),
+            // Not remembered yet: the table alone was copied, or the copy is attached from outside.
+            (disk("own", Nothing, false), disk("copy", Foreign, false)),
+            (disk("own", Nothing, true), disk("copy", Nothing, false)),
+            (disk("own", Other, true), disk("copy", Foreign, false)),
+            (disk("own", Other, true), disk("copy", Nothing, false)),
+            // A robot that lives on a USB disk, beside an internal copy.
+            (disk("own", Same, false), disk("copy", Other, true)),
+        ] {
+            assert_eq!(best(&[own.clone(), copy.clone()]).as_deref(), Some("own"), "{own:?} {copy:?}");
+            let (found, _) = best_of(vec![copy, own], "x").unwrap().unwrap();
+            assert!(found.passed_over.len() == 1 && found.passed_over[0].contains("/dev/copy"));
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_counts_most_and_a_table_beyond_its_disk_least() {
+        let (mut own, copy) = (disk("own", Memory::Other, false), disk("copy", Memory::Same, true));
+        own.1.is_in_use = true;
+        assert_eq!(best(&[own, copy]).as_deref(), Some("own"));
+        let (own, mut copy) = (disk("own", Memory::Other, false), disk("copy", Memory::Same, true));
+        copy.1.is_complete = false;
+        assert_eq!(best(&[own, copy]).as_deref(), Some("own"));
+        // Not remembered, the same everywhere: GRUB has written to the one that it starts.
+        let (mut own, copy) = (disk("own", Memory::Nothing, false), disk("copy", Memory::Nothing, false));
+        assert_eq!(best(&[own.clone(), copy.clone()]), None);
+        own.1.is_starting = true;
+        assert_eq!(best(&[own, copy]).as_deref(), Some("own"));
+    }
+
+    #[test]
+    fn nothing_is_waited_for_where_nothing_is_doubtful() {
+        use Memory::{Foreign, Nothing, Other, Port, Same};
+        for (memory, is_internal, doubt) in [
+            (Same, true, Duration::ZERO),
+            (Same, false, Duration::ZERO),
+            (Nothing, true, Duration::ZERO),
+            (Nothing, false, DOUBTFUL),
+            (Port, true, DOUBTFUL),
+            (Other, true, DOUBTFUL),
+            (Other, false, UNLIKELY),
+            (Foreign, false, UNLIKELY),
+        ] {
+            assert_eq!(disk("x", memory, is_internal).1.doubt(), doubt, "{memory:?} {is_internal}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk::identity::DiskIdentity;
 use crate::disk::table::{self, Scheme, TableEntry, TableError};
 use crate::sys::block::device::{Access, Caching, Device};
 
@@ -139,7 +140,17 @@ impl Disk {
         number(&Path::new(CLASS).join(&self.name).join("diskseq"))
     }
 
-    /// Reads the partition table; `None` for a disk without one.
+    /// Returns what distinguishes this disk from a copy of its content.
+    pub fn identity(&self) -> DiskIdentity {
+        DiskIdentity::of(self.serial.as_deref(), self.bus_path().as_deref())
+    }
+
+    /// Whether the disk is attached from outside, as far as the kernel knows: it may be a stranger's.
+    pub fn is_external(&self) -> bool {
+        self.removable || self.transport == Transport::Usb
+    }
+
+    /// Reads the partition table; `None` for a disk without one. A disk that is failing may take any time.
     ///
     /// # Errors
     /// [`TableError`].

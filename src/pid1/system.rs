@@ -5,6 +5,8 @@
 //! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
 
+mod hostname;
+
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -13,14 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::boot::disk_record;
 use crate::chain::chain;
-use crate::disk::{self, list::PartitionTable, roles::Role};
-use crate::disk::{FindError, Which};
-use crate::machine::config::{ConfigError, Layer};
+use crate::disk::{self, DiskSearch, FindError, ReadRecord, Which};
 use crate::machine::drivers::{Coldplug, Loader, ModuleError};
-use crate::machine::hostname::{self, HostnameError};
-use crate::machine::identity;
-use crate::pid1::link::{Handover, WORKER};
+use crate::pid1::link::{Handover, WORKER, WorkPart};
 use crate::pid1::supervisor::deaths::{Deaths, WorkerLife};
 use crate::pid1::supervisor::each_report;
 use crate::pid1::worker;
@@ -35,8 +34,6 @@ use crate::sys::{block, ext4};
 const ROOT: &str = "/sysroot";
 /// Mount point of the data partition until its parts are in place.
 const DATA: &str = "/data";
-/// Mount point of the recovery partition, which is mounted only while its configuration is read.
-const RECOVERY: &str = "/recovery";
 /// Program that the system starts with.
 const INIT: &str = "/sbin/init";
 /// OSTree's program in the image that goes from the partition's root to the deployment that `ostree=` names.
@@ -92,12 +89,6 @@ pub enum SysrootError {
         /// Error of the system call.
         source: std::io::Error,
     },
-    /// The configuration on the recovery partition cannot be used.
-    #[error("the configuration cannot be used")]
-    Config(#[from] ConfigError),
-    /// The template of the host name cannot be used.
-    #[error("the host name template cannot be used")]
-    Hostname(#[from] HostnameError),
     /// The process that puts the file systems together failed or died.
     #[error("its file systems were not put together; the reason is above")]
     Worker,
@@ -384,7 +375,13 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         loader.bind_present_devices();
     }
     let waiting = || say("waiting for the disk of the system");
-    let found = disk::wait_for_disk_by_partuuid(&arguments.system, Which::Physical, DISK_WAIT, waiting)?;
+    let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
+    let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
+    let search = DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) };
+    let found = disk::wait_for_disk_by_partuuid(&arguments.system, search, DISK_WAIT, waiting)?;
+    for other in &found.passed_over {
+        say(&format!("not the disk of this system: {other}"));
+    }
     let node = |name, partuuid: &str| {
         let partition = found.layout.partuuid(partuuid).and_then(|partition| partition.node.clone());
         let missing = || SysrootError::Partition { disk: found.disk.to_string(), name, partuuid: partuuid.to_owned() };
@@ -396,38 +393,12 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         step.take()?;
     }
     // A machine without its own name still works; the log says why the name is missing.
-    match set_hostname(&found.layout) {
+    match hostname::set(&found.layout) {
         Ok(Some(name)) => log(&format!("host name {name}")),
         Ok(None) => {}
         Err(error) => say(&format!("the host name stays that of the image: {}", chain(&error))),
     }
     Ok(())
-}
-
-/// Names the machine by the template of the configuration in the recovery partition, if it has one. systemd keeps the
-/// name unless /etc/hostname has another.
-fn set_hostname(layout: &PartitionTable) -> Result<Option<String>, SysrootError> {
-    let Some(device) = layout.device_of(Role::Recovery) else { return Ok(None) };
-    Mount::device(device, "ext4").read_only().no_load().on(RECOVERY)?;
-    let path = Path::new(RECOVERY).join("reflash.toml");
-    let configuration = fs::read_to_string(&path);
-    // Written at provisioning; most machines have none.
-    let asset = fs::read_to_string(Path::new(RECOVERY).join("asset")).ok().map(|name| name.trim().to_owned());
-    mount::unmount(RECOVERY)?;
-    let file = |action: String| move |source| SysrootError::File { action, source };
-    let configuration = configuration.map_err(file(format!("read {}", path.display())))?;
-    let Some(template) = Layer::parse("reflash.toml", &configuration)?.machine.hostname else { return Ok(None) };
-    let name = hostname_of(&template, &identity::identity(), asset)?;
-    fs::write("/proc/sys/kernel/hostname", &name).map_err(file(format!("set the host name {name}")))?;
-    Ok(Some(name))
-}
-
-fn hostname_of(
-    template: &str,
-    machine: &identity::HardwareIdentity,
-    asset: Option<String>,
-) -> Result<String, HostnameError> {
-    hostname::expand(template, |key| if key == "asset" { asset.clone() } else { machine.value(key) })
 }
 
 /// Writes to the kernel log, where the system's journal finds it.
@@ -449,9 +420,7 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, BootStep, check, hostname_of, make_directory, program, steps};
-    use crate::machine::hostname::KEYS;
-    use crate::machine::identity::HardwareIdentity;
+    use super::{Arguments, BootStep, check, make_directory, program, steps};
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
@@ -482,25 +451,6 @@ mod tests {
         for directory in ["upper", "work"] {
             let path = Path::new("/data/etc-overlay").join(directory);
             assert!(at(&|step| matches!(step, BootStep::Directory { path: made, .. } if *made == path)) < overlay);
-        }
-    }
-
-    #[test]
-    fn every_key_of_a_template_has_a_source() {
-        let some = || Some("x1".to_owned());
-        let machine = HardwareIdentity {
-            vendor: some(),
-            product_name: some(),
-            product_serial: some(),
-            product_uuid: Some("4c4c4544-0042-3510-8048-b4c04f4d3732".to_owned()),
-            board_vendor: None,
-            board_name: None,
-            board_serial: some(),
-            mac: Some("52:54:00:12:34:56".to_owned()),
-        };
-        for key in KEYS {
-            let name = hostname_of(&format!("r-{{{key}}}"), &machine, some());
-            assert!(name.as_ref().is_ok_and(|name| name.starts_with("r-") && name.len() > 3), "{key}: {name:?}");
         }
     }
 

@@ -67,6 +67,7 @@ fn died_of(panic: &PanicHookInfo<'_>) -> WorkerReport {
 fn part_of_thread(name: &str) -> Option<WorkPart> {
     match name {
         "poster" => Some(WorkPart::Reports),
+        "look-at-disk" | "look-for-medium" => Some(WorkPart::RemovableDisks),
         _ => name.strip_prefix("dhcp ").map(|card| WorkPart::Card(card.to_owned())),
     }
 }

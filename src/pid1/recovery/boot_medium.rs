@@ -1,17 +1,14 @@
 //! The boot medium the agent was started from: what it brings along, and which disk it was brought to.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::settle::{POLL, Settling};
-use crate::disk::filesystem;
-use crate::disk::list::PartitionTable;
 use crate::disk::roles::{MBR_ROLES, Role};
-use crate::disk::{Partition, Scheme, Transport, Which};
+use crate::disk::{DiskSearch, Looked, Looks, Scheme, Transport};
 use crate::machine::config::Layer;
 use crate::machine::media::{self, MediaId};
 use crate::record::journal::Journal;
@@ -21,6 +18,8 @@ use crate::sys;
 const MOUNTED: &str = "/medium";
 /// Time to wait for the medium: optical drives take up to 20 s to recognise a disc, USB drives a few seconds.
 const WAIT: Duration = Duration::from_secs(45);
+/// How long a look at one disk may take. A disk that is still waking up answers a later look.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// The boot medium, mounted.
 pub(super) struct BootMedium {
@@ -67,51 +66,40 @@ impl BootMedium {
 /// PARTUUID of the recovery partition of the only disk that has all partitions of a robot.
 ///
 /// Waits until there is one, and until no other has joined it for some time: of several it is not clear which is meant.
-pub(super) fn robot_partuuid(timeout: Duration) -> Result<String, SetupError> {
+/// Disks with the same PARTUUID are copies of one, which the search for it tells apart.
+pub(super) fn robot_partuuid(search: DiskSearch, timeout: Duration) -> Result<String, SetupError> {
     let started = Instant::now();
     let mut settling = Settling::new();
+    let mut looks = Looks::default();
     loop {
-        let mut found = Vec::new();
-        let mut seen = Vec::new();
-        let disks = crate::disk::disks(Which::Physical)
+        let (mut own, mut removable, mut seen) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        let disks = looks
+            .at_all(search, LOOK)
             .map_err(|source| SetupError::Read { path: "/sys/class/block".to_owned(), source })?;
-        for disk in disks {
-            let Ok(Some(layout)) = disk.layout() else {
-                seen.push(disk.to_string());
-                continue;
-            };
-            // USB drives with a robot's disk on them exist: they are copies.
-            let ours = disk.transport != Transport::Usb || !disk.removable;
-            if let Some(recovery) = recovery_partition(&layout).filter(|_| ours) {
-                found.push(recovery.entry.partuuid.clone());
-                seen.push(format!("{disk}: a robot's"));
-            } else {
-                seen.push(disk.to_string());
-            }
+        for (disk, looked) in disks {
+            let partuuid = looked.as_ref().and_then(recovery_partuuid);
+            seen.push(if partuuid.is_some() { format!("{disk}: a robot's") } else { disk.to_string() });
+            // USB drives with a robot's disk on them exist: they are copies, unless there is nothing else.
+            let is_copy = disk.transport == Transport::Usb && disk.removable;
+            if is_copy { &mut removable } else { &mut own }.extend(partuuid);
         }
         settling.update(seen.clone());
-        match (found.len(), found.pop()) {
+        let is_late = started.elapsed() >= timeout;
+        let found = if own.is_empty() && is_late { removable } else { own };
+        match (found.len(), found.into_iter().next()) {
             (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
-            (0, _) if started.elapsed() >= timeout => return Err(SetupError::Robot { found: 0, disks: seen }),
+            (0, _) if is_late => return Err(SetupError::Robot { found: 0, disks: seen }),
             (found @ 2.., _) => return Err(SetupError::Robot { found, disks: seen }),
             _ => std::thread::sleep(POLL),
         }
     }
 }
 
-/// The recovery partition of a disk that has all partitions of a robot.
-fn recovery_partition(layout: &PartitionTable) -> Option<&Partition> {
+/// PARTUUID of the recovery partition of a disk that has all partitions of a robot.
+fn recovery_partuuid(looked: &Looked) -> Option<String> {
+    let layout = looked.layout.as_ref().ok()?.as_ref()?;
     let whole = MBR_ROLES.iter().all(|role| layout.of_role(*role).is_some());
     // An MBR has no names, and four primaries alone are not a robot's. One of the file systems may be damaged.
-    let labels = || MBR_ROLES.into_iter().filter(|role| *role != Role::System && has_label(layout, *role)).count();
-    let ours = whole && (layout.scheme == Scheme::Gpt || labels() >= 2);
-    layout.of_role(Role::Recovery).filter(|_| ours)
-}
-
-/// Whether the partition with this role has a file system of that name, as reflash makes them.
-fn has_label(layout: &PartitionTable, role: Role) -> bool {
-    let Some(node) = layout.device_of(role) else { return false };
-    let mut head = vec![0; filesystem::HEAD_BYTES];
-    let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
-    read.is_ok() && filesystem::ext4_label(&head) == Some(role.name())
+    let ours = whole && (layout.scheme == Scheme::Gpt || looked.labels.len() >= 2);
+    layout.of_role(Role::Recovery).filter(|_| ours).map(|recovery| recovery.entry.partuuid.clone())
 }

@@ -1,14 +1,14 @@
 //! The robot's disk: found, its recovery and state partitions mounted, its system partition opened.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::boot_medium::{self, BootMedium};
 use super::error::SetupError;
+use crate::boot::disk_record;
 use crate::chain::chain;
 use crate::disk::roles::Role;
-use crate::disk::{Which, wait_for_disk_by_partuuid};
+use crate::disk::{DiskSearch, ReadRecord, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
@@ -16,6 +16,7 @@ use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::Journal;
+use crate::sys::files;
 use crate::sys::mount::{self, Mount};
 
 /// Mount point of the recovery partition, which is read-only.
@@ -56,11 +57,16 @@ impl RobotDisk {
     ) -> Result<Self, SetupError> {
         let partuuid = match (&args.recovery_partuuid, medium) {
             (Some(partuuid), _) => partuuid.clone(),
-            (None, Some(_)) => boot_medium::robot_partuuid(DISK_WAIT)?,
+            (None, Some(_)) => boot_medium::robot_partuuid(disk_search(handover), DISK_WAIT)?,
             (None, None) => return Err(SetupError::NoRecoveryPartition),
         };
         let waiting = || journal.note("waiting for the disk");
-        let found = wait_for_disk_by_partuuid(&partuuid, Which::Physical, DISK_WAIT, waiting)?;
+        let search = disk_search(handover);
+        let look = || wait_for_disk_by_partuuid(&partuuid, search, DISK_WAIT, waiting);
+        let found = worker::within(&WorkPart::RemovableDisks, look)?;
+        for other in &found.passed_over {
+            journal.warn(&format!("not the disk of this robot: {other}"));
+        }
         let description = found.disk.to_string();
         let partition = |role: Role| {
             let node = found.layout.device_of(role).map(Path::to_owned);
@@ -69,28 +75,43 @@ impl RobotDisk {
         let slot = args.slot.as_ref().map(|slot| format!(", recovery slot {slot}"));
         journal.note(&format!("disk {description}{}", slot.unwrap_or_default()));
         let recovery = partition(Role::Recovery)?;
-        match Mount::device(&recovery, "ext4").read_only().on(RECOVERY) {
+        match Mount::device(&recovery, "ext4").read_only().data_only().on(RECOVERY) {
             // The medium has all that is needed.
             Err(error) if medium.is_some() => {
                 journal.warn(&format!("continuing without the robot's recovery partition: {}", chain(&error)))
             }
             result => result?,
         }
-        let state = partition(Role::State)?;
+        let state_partition = partition(Role::State)?;
         if handover.leaves_out(&WorkPart::State) {
-            renew_state(&state, journal)?;
+            renew_state(&state_partition, journal)?;
         } else {
-            worker::within(&WorkPart::State, || mount_state(&state, journal))?;
+            worker::within(&WorkPart::State, || mount_state(&state_partition, journal))?;
+        }
+        let state = StatePartition::new(Path::new(STATE));
+        // With another candidate, it is the running system that will know.
+        if found.passed_over.is_empty()
+            && !found.is_remembered
+            && let Err(error) = disk_record::remember(&state.boot_env(), found.disk.identity())
+        {
+            journal.warn(&format!("this disk cannot be remembered: {}", chain(&error)));
         }
         Ok(Self {
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
-            state: StatePartition::new(Path::new(STATE)),
+            state,
             target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&description),
             data: partition(Role::Data)?,
             description,
             name: found.disk.name,
         })
     }
+}
+
+/// How the disk is searched for, without what earlier workers died of.
+fn disk_search(handover: &Handover) -> DiskSearch {
+    let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
+    let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
+    DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) }
 }
 
 /// Mounts the state partition; a destroyed one is made anew. It holds nothing of a person's: what is installed is found
@@ -124,7 +145,7 @@ fn open_state(partition: &Path) -> Result<(), SetupError> {
 
 fn make_state(partition: &Path) -> std::io::Result<()> {
     let target = DeviceTarget::open(partition).map_err(std::io::Error::other)?;
-    let template = zstd::stream::read::Decoder::new(fs::File::open(STATE_TEMPLATE)?)?;
+    let template = zstd::stream::read::Decoder::new(files::open(Path::new(STATE_TEMPLATE))?)?;
     copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;
     target.flush()
 }

@@ -1,0 +1,70 @@
+//! What a robot remembers of its disk, in the boot environment: a copy of the disk has it too, and is another disk.
+
+use std::path::Path;
+
+use crate::boot::env::{BootEnv, BootEnvError, LoadedEnv};
+use crate::boot::grubenv::names;
+use crate::disk::{DiskIdentity, RobotRecord};
+use crate::sys::mount::{self, Mount};
+
+/// The variable that holds the [`DiskIdentity`]. It is only good to have, and is dropped like those of other programs
+/// when the block is full.
+pub const DISK: &str = "reflash_disk";
+
+/// Directory below which state partitions are mounted for a look.
+const MOUNTS: &str = "/run/reflash/look";
+
+/// Reads what a robot has written on this state partition, without changing it. Whatever goes wrong, nothing is
+/// remembered.
+#[must_use]
+pub fn read(state: &Path, disk: &str) -> RobotRecord {
+    let directory = Path::new(MOUNTS).join(disk);
+    if Mount::device(state, "ext4").read_only().no_load().data_only().on(&directory).is_err() {
+        return RobotRecord::default();
+    }
+    let loaded = BootEnv::new(&directory.join("grubenv")).load();
+    let _ = mount::unmount(&directory).or_else(|_| mount::detach(&directory));
+    let Ok(LoadedEnv::Good(env)) = loaded else { return RobotRecord::default() };
+    RobotRecord {
+        identity: env.get(DISK).and_then(|text| text.parse().ok()),
+        is_starting: env.get(names::BOOT_OK) == Some("0"),
+    }
+}
+
+/// Remembers the disk, unless it is remembered already or there is no environment to do so.
+///
+/// # Errors
+/// The environment cannot be written. Nothing depends on it.
+pub fn remember(env: &BootEnv, disk: DiskIdentity) -> Result<(), BootEnvError> {
+    let text = disk.to_string();
+    match env.load()? {
+        LoadedEnv::Good(found) if found.get(DISK) != Some(&text) => env.update(&[(DISK, Some(&text))]),
+        LoadedEnv::Good(_) | LoadedEnv::Lost(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DISK, remember};
+    use crate::boot::env::{BootEnv, LoadedEnv};
+    use crate::disk::DiskIdentity;
+
+    #[test]
+    fn a_disk_is_remembered_where_there_is_an_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        let (one, other) = (DiskIdentity::of(Some("1"), None), DiskIdentity::of(Some("2"), Some("/sys/x/sda")));
+        remember(&env, one).unwrap();
+        // A lost environment has its meaning, which a fresh one would take away.
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
+        env.update(&[("kept", Some("1"))]).unwrap();
+        for disk in [one, other] {
+            remember(&env, disk).unwrap();
+            let read = env.load_or_empty().unwrap();
+            assert_eq!((read.get("kept"), read.get(DISK)), (Some("1"), Some(&*disk.to_string())));
+        }
+        env.update(&[(DISK, None), ("mine", Some(&"x".repeat(460)))]).unwrap();
+        assert!(remember(&env, one).is_err());
+        assert_eq!(env.load_or_empty().unwrap().get("kept"), Some("1"));
+    }
+}

@@ -31,7 +31,7 @@ fn install_under_fire(robot: &mut RunningMachine, seed: &mut u64) -> u32 {
         assert!(began.elapsed() < FLASH_TIMEOUT * 20, "not installed after {deaths} deaths in one recovery");
         // Four of five shots hit while the process starts, finds disk and network and plans; the fifth lets it get on.
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let most_ms = if (*seed >> 40) % 5 == 0 { 9_000 } else { 1_500 };
+        let most_ms = if (*seed >> 40).is_multiple_of(5) { 9_000 } else { 1_500 };
         let pause = Duration::from_millis(100 + (*seed >> 33) % most_ms);
         match robot.wait_for_any(&[installed], pause) {
             Ok(_) => break,

@@ -18,6 +18,9 @@ const MIN_SAVED_PERCENT: u64 = 10;
 /// A chunk as its own predecessor's patch takes about this share of what it takes alone, where little has changed.
 const GUESSED_PERCENT: u64 = 10;
 
+/// First bytes of a trained dictionary (RFC 8878, section 5).
+const DICTIONARY_MAGIC: [u8; 4] = [0x37, 0xa4, 0x30, 0xec];
+
 /// A chunk that differs from what is in its place.
 struct Candidate {
     stored: StoredChunkNo,
@@ -100,6 +103,11 @@ fn compress(
     let one = |candidate: &Candidate| {
         let Candidate { stored, chunk, .. } = *candidate;
         let (old, new) = (before.chunk(chunk)?, content(chunk)?);
+        // zstd takes such content for a trained dictionary, with tables that it can find wrong and a number that the
+        // patch would ask for; a file with one may well begin a chunk.
+        if old.starts_with(&DICTIONARY_MAGIC) {
+            return Ok(None);
+        }
         let bytes = zstd::bulk::Compressor::with_dictionary(level, &old)
             .and_then(|mut zstd| zstd.compress(&new))
             .context("compress a patch")?;
@@ -107,7 +115,7 @@ fn compress(
             zstd::bulk::Decompressor::with_dictionary(&old).and_then(|mut zstd| zstd.decompress(&bytes, new.len()));
         ensure!(again.context("apply a patch")? == new, "the patch of chunk {chunk} does not make the chunk");
         let base = fingerprint(WeakHashes::of_chunk(&old).into_iter());
-        Ok((Patch { stored, chunk, length: u32::try_from(bytes.len())?, base }, bytes))
+        Ok(Some((Patch { stored, chunk, length: u32::try_from(bytes.len())?, base }, bytes)))
     };
-    candidates.par_iter().map(one).collect()
+    candidates.par_iter().filter_map(|candidate| one(candidate).transpose()).collect()
 }

@@ -3,7 +3,7 @@
 //!
 //! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
 //! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
-//! is complete without them. [`layout`] is the partition layout of a disk.
+//! is complete without them. [`layout`] is the partition layout of a disk. [`zstd_frame`] bounds what is compressed.
 
 mod cursor;
 pub mod digest;
@@ -12,3 +12,4 @@ pub mod layout;
 pub mod manifest;
 pub mod patches;
 pub mod weak_hashes;
+pub mod zstd_frame;

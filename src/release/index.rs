@@ -29,6 +29,7 @@ use std::ops::Range;
 use crate::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, Digest, is_zero};
 
 pub use builder::Builder;
+pub use codec::MAX_OBJECT_BYTES;
 
 /// Smallest chunk size, bytes.
 pub const MIN_CHUNK_BYTES: u32 = 16 * 1024;
@@ -247,10 +248,24 @@ impl Index {
         }
         if let Some(length) = self.lengths.iter().find(|length| !self.is_length(**length)) {
             let limit = compressed_limit(self.chunk_bytes);
-            return inconsistent(&format!("a compressed length of {length}, above the limit of {limit}"));
+            return inconsistent(&format!("a compressed length of {length}, which is not from 1 to {limit}"));
         }
+        self.check_nothing_is_there_twice()?;
         self.derive_locations()?;
         Ok(self)
+    }
+
+    /// Two entries for one thing can say different things about it: two sizes of a pack, two places of a content, or
+    /// one content for a full chunk and for the short last one.
+    fn check_nothing_is_there_twice(&self) -> Result<(), IndexError> {
+        let packs: Vec<&Digest> = self.packs.iter().map(|pack| &pack.digest).collect();
+        if let Some((one, other)) = first_pair(packs.len(), |number| packs[number]) {
+            return inconsistent(&format!("packs {one} and {other} have the same digest"));
+        }
+        if let Some((one, other)) = first_pair(self.digests.len(), |number| &self.digests[number]) {
+            return inconsistent(&format!("stored chunks {one} and {other} have the same digest"));
+        }
+        Ok(())
     }
 }
 
@@ -259,6 +274,15 @@ impl Index {
 #[must_use]
 pub fn compressed_limit(chunk_bytes: u32) -> u32 {
     chunk_bytes + chunk_bytes / 128 + 1024
+}
+
+/// Finds two of `count` entries with the same digest. The numbers are sorted and not the digests: an index may have
+/// 8 MiB of them.
+fn first_pair<'a>(count: usize, digest: impl Fn(usize) -> &'a Digest) -> Option<(usize, usize)> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_unstable_by_key(|number| digest(*number).0);
+    let pair = order.windows(2).find(|pair| digest(pair[0]) == digest(pair[1]))?;
+    Some((pair[0].min(pair[1]), pair[0].max(pair[1])))
 }
 
 fn check_sizes(image_bytes: u64, chunk_bytes: u32) -> Result<(), IndexError> {
@@ -354,9 +378,56 @@ mod tests {
     fn hostile_counts_are_refused_before_allocation() {
         let mut bytes = sample().encode();
         bytes[28..44].fill(0xff);
-        assert!(matches!(Index::decode(&bytes), Err(IndexError::Size { .. })));
+        assert!(matches!(Index::decode(&bytes), Err(IndexError::Inconsistent(_))));
         let object = zstd::bulk::compress(&bytes, 3).unwrap();
-        assert!(matches!(Index::from_object(&object), Err(IndexError::Size { .. })));
+        assert!(matches!(Index::from_object(&object), Err(IndexError::Inconsistent(_))));
+    }
+
+    #[test]
+    fn counts_that_cannot_all_be_right_are_refused_by_the_header_alone() {
+        // Chunks, stored chunks, extents and packs are at bytes 28 to 44: 5, 3, 2 and 2 of them.
+        for (counts, expected) in [
+            ([4, 3, 2, 2], "4 chunks, and the sizes ask for 5"),
+            ([5, 6, 2, 2], "2 packs, 2 extents and 6 stored chunks for 5 chunks"),
+            ([5, 3, 4, 2], "2 packs, 4 extents and 3 stored chunks"),
+            ([5, 3, 2, 3], "3 packs, 2 extents"),
+            ([5, 3, 2, u32::MAX], "4294967295 packs"),
+        ] {
+            // The header only, so that nothing behind it can have been read.
+            let mut header = sample().encode()[..48].to_vec();
+            let bytes: Vec<u8> = counts.iter().flat_map(|count: &u32| count.to_le_bytes()).collect();
+            header[28..44].copy_from_slice(&bytes);
+            let object = zstd::bulk::compress(&header, 3).unwrap();
+            for refused in [Index::decode(&header), Index::from_object(&object)] {
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains(expected), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_there_twice_or_for_nothing_is_refused() {
+        let refusal = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = sample().encode();
+            change(&mut bytes);
+            match Index::decode(&bytes) {
+                Err(IndexError::Inconsistent(reason)) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        // Two packs of 40 bytes, two extents of 16, five chunks of 4, three lengths of 4, three digests of 32.
+        let (packs, extents) = (48, 48 + 80);
+        let digests = extents + 32 + 20 + 12;
+        let text = refusal(&|bytes| bytes.copy_within(packs..packs + 32, packs + 40));
+        assert_eq!(text, "packs 0 and 1 have the same digest");
+        let text = refusal(&|bytes| bytes.copy_within(digests + 64..digests + 96, digests));
+        assert_eq!(text, "stored chunks 0 and 2 have the same digest");
+        // The second extent lies in the first pack too, behind the first extent.
+        let text = refusal(&|bytes| {
+            bytes[extents + 16 + 4] = 0;
+            bytes[packs + 32..packs + 40].copy_from_slice(&1000_u64.to_le_bytes());
+        });
+        assert_eq!(text, "no chunk lies in pack 1 of 2");
     }
 
     #[test]
@@ -372,7 +443,11 @@ mod tests {
     fn an_object_that_swells_is_read_no_further_than_its_header_asks_for() {
         let mut bytes = sample().encode();
         bytes.resize(64 << 20, 0);
-        let object = zstd::bulk::compress(&bytes, 3).unwrap();
+        let declared = zstd::bulk::compress(&bytes, 3).unwrap();
+        let text = crate::chain::chain(&Index::from_object(&declared).unwrap_err());
+        assert!(text.contains("has 67108864 bytes of content"), "{text}");
+        // A frame that was made piece by piece does not say how much it swells.
+        let object = zstd::stream::encode_all(&bytes[..], 3).unwrap();
         match Index::from_object(&object) {
             Err(IndexError::Size { found, expected }) => assert_eq!(found as u64, expected + 1),
             other => panic!("{other:?}"),

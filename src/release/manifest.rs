@@ -7,10 +7,13 @@
 
 mod error;
 
+use std::collections::HashMap;
+
 use minisign_verify::{PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
+use crate::release::index;
 use crate::release::layout::Layout;
 pub use error::ManifestError;
 
@@ -27,6 +30,9 @@ pub const MAX_SIGNATURE_BYTES: u64 = 4096;
 /// later (`TIME_SETTOD_SEC_MAX` of include/linux/time64.h: 30 years before its nanoseconds end), and an agent sets its
 /// clock by this number.
 const MAX_CREATED_UNIX_S: u64 = (i64::MAX / 1_000_000_000) as u64 - 30 * 365 * 24 * 60 * 60;
+
+/// Size of the largest file beside the images, bytes: that of the whole recovery partition.
+const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Name of the image that belongs on the system partition.
 pub const SYSTEM_IMAGE: &str = "system";
@@ -84,6 +90,21 @@ pub struct Image {
     /// OSTree branch of that commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_ref: Option<String>,
+}
+
+impl Image {
+    /// The objects of the image, each with its name for people and the most bytes that it may have. What may be done
+    /// without is measured where it is used.
+    fn objects(&self) -> Vec<(String, Object, u64)> {
+        let name = |what: &str| format!("{what} of image {:?}", self.name);
+        let mut objects = vec![(name("chunk index"), self.index, index::MAX_OBJECT_BYTES)];
+        objects.extend(self.weak_hashes.map(|object| (name("weak hashes"), object, u64::MAX)));
+        if let Some(PatchObjects { table, pack }) = self.patches {
+            objects.push((name("table of patches"), table, u64::MAX));
+            objects.push((name("pack of patches"), pack, u64::MAX));
+        }
+        objects
+    }
 }
 
 /// The two objects of [`crate::release::patches`].
@@ -342,6 +363,36 @@ impl Manifest {
                 return Err(self.invalid(reason));
             }
         }
+        self.check_names().and_then(|()| self.check_objects()).map_err(|reason| self.invalid(reason))
+    }
+
+    /// Two images or files of one name would leave open which of them is meant.
+    fn check_names(&self) -> Result<(), String> {
+        let images: Vec<&str> = self.images.iter().map(|image| image.name.as_str()).collect();
+        let files: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();
+        for (what, names) in [("images", images), ("files", files)] {
+            if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+                return Err(format!("two {what} have the name {:?}", twice.1));
+            }
+        }
+        Ok(())
+    }
+
+    /// An object is fetched into memory as a whole, up to the size that stands here.
+    fn check_objects(&self) -> Result<(), String> {
+        let mut sizes = HashMap::new();
+        let files = self.files.iter().map(|file| (format!("file {:?}", file.name), file.object, MAX_FILE_BYTES));
+        let images = self.images.iter().flat_map(Image::objects);
+        for (what, object, limit_bytes) in images.chain(files) {
+            let Object { blake3, size_bytes } = object;
+            if size_bytes > limit_bytes {
+                return Err(format!("the {what} has {size_bytes} bytes, and at most {limit_bytes} are allowed"));
+            }
+            let known = *sizes.entry(blake3).or_insert(size_bytes);
+            if known != size_bytes {
+                return Err(format!("object {blake3} has {known} bytes in one place and {size_bytes} in another"));
+            }
+        }
         Ok(())
     }
 
@@ -424,6 +475,26 @@ mod tests {
             let parsed = Manifest::parse(&signed(&json(|v| v["created_unix_s"] = created.into())));
             assert_eq!(parsed.is_ok(), fits, "{created}");
         }
+    }
+
+    #[test]
+    fn numbers_and_names_that_contradict_each_other_are_refused() {
+        let digest = "b".repeat(64);
+        let file = |name: &str, size_bytes: u64| serde_json::json!({ "name": name, "blake3": digest, "size_bytes": size_bytes });
+        let refusal = |change: &dyn Fn(&mut serde_json::Value)| {
+            Manifest::parse(&signed(&json(change))).map(|_| ()).unwrap_err().to_string()
+        };
+        let text = refusal(&|v| v["files"] = [file("a", 5), file("b", 6)].into());
+        assert!(text.contains("has 5 bytes in one place and 6 in another"), "{text}");
+        let text = refusal(&|v| v["files"] = [file("a", 5), file("a", 5)].into());
+        assert!(text.contains("two files have the name \"a\""), "{text}");
+        let text = refusal(&|v| v["images"] = [v["images"][0].clone(), v["images"][0].clone()].into());
+        assert!(text.contains("two images have the name \"system\""), "{text}");
+        let text = refusal(&|v| v["images"][0]["index"]["size_bytes"] = (1_u64 << 40).into());
+        assert!(text.contains("the chunk index of image \"system\" has 1099511627776 bytes"), "{text}");
+        let text = refusal(&|v| v["files"] = [file("a", 1 << 30)].into());
+        assert!(text.contains("the file \"a\" has 1073741824 bytes, and at most 268435456"), "{text}");
+        Manifest::parse(&signed(&json(|v| v["files"] = [file("a", 5), file("b", 5)].into()))).unwrap();
     }
 
     #[test]

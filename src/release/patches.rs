@@ -20,6 +20,7 @@ use crate::release::cursor::Cursor;
 use crate::release::digest::block_hash;
 use crate::release::index::{ChunkContent, ChunkNo, Index, MAX_CHUNKS, Pack, StoredChunkNo};
 use crate::release::weak_hashes::WeakHash;
+use crate::release::zstd_frame;
 
 const MAGIC: &[u8; 8] = b"RFLASHPT";
 const VERSION: u32 = 1;
@@ -105,7 +106,7 @@ impl Patches {
     /// [`PatchesError`] says why the object is refused.
     pub fn from_object(object: &[u8], pack: Pack, index: &Index) -> Result<Self, PatchesError> {
         let limit = HEADER_BYTES + u64::from(index.stored_count()) * ENTRY_BYTES;
-        let content = zstd::stream::read::Decoder::new(object).map_err(PatchesError::Compressed)?;
+        let content = zstd_frame::open(object, limit).map_err(PatchesError::Compressed)?;
         let mut bytes = Vec::new();
         content.take(limit + 1).read_to_end(&mut bytes).map_err(PatchesError::Compressed)?;
         Self::decode(&bytes, pack, index)
@@ -167,6 +168,10 @@ fn check(patches: &[Patch], pack: Pack, index: &Index) -> Result<(), PatchesErro
         if !index.is_length(*length) {
             return Err(PatchesError::Unfit(format!("its patch for stored chunk {stored} has {length} bytes")));
         }
+    }
+    if let Some(chunks) = index.packs().iter().find(|chunks| chunks.digest == pack.digest) {
+        let text = format!("its pack {} is also a pack of {} bytes of the chunk index", pack.digest, chunks.size_bytes);
+        return Err(PatchesError::Unfit(text));
     }
     // At most 2^32 lengths below 2^32: no overflow in 64 bits.
     let end: u64 = patches.iter().map(|patch| u64::from(patch.length)).sum();
@@ -231,6 +236,8 @@ mod tests {
             let patches = Patches::new(pack(size_bytes), entries);
             assert!(matches!(decode(&patches, &image()), Err(PatchesError::Unfit(_))), "{patches:?}");
         }
+        let chunks = Patches::new(image().packs()[0], vec![Patch { length: 50, ..patch(1, 1, 0) }]);
+        assert!(decode(&chunks, &image()).unwrap_err().to_string().contains("is also a pack of 50 bytes"));
         let whole = Patches::new(pack(100), vec![patch(1, 1, 0)]).encode();
         for len in 0..whole.len() {
             let cut = zstd::bulk::compress(&whole[..len], 3).unwrap();

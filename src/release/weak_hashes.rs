@@ -15,7 +15,7 @@
 
 use crate::release::cursor::Cursor;
 use crate::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, block_hash, is_zero};
-use crate::release::index::{Index, StoredChunkNo};
+use crate::release::index::{ChunkContent, Index, StoredChunkNo};
 
 const MAGIC: &[u8; 8] = b"RFLASHBH";
 const VERSION: u32 = 1;
@@ -153,7 +153,21 @@ impl WeakHashes {
             ));
         }
         object.drain(..HEADER_BYTES);
-        Ok(Self { per_chunk, covered, bytes: object })
+        let weak_hashes = Self { per_chunk, covered, bytes: object };
+        weak_hashes.check_short_chunk(index)?;
+        Ok(weak_hashes)
+    }
+
+    /// Refuses weak hashes of blocks that lie beyond the end of the image.
+    fn check_short_chunk(&self, index: &Index) -> Result<(), WeakHashesError> {
+        let last = index.chunk_count() - 1;
+        let ChunkContent::Stored(stored) = index.chunk_content(last) else { return Ok(()) };
+        let blocks = index.chunk_len(last) / BLOCK_SIZE_BYTES;
+        if self.of(stored).is_some_and(|hashes| hashes.skip(blocks).any(|hash| hash != WeakHash::NONE)) {
+            let text = format!("it has a weak hash for a block behind the last {blocks} of stored chunk {stored}");
+            return Err(WeakHashesError::Unfit(text));
+        }
+        Ok(())
     }
 
     /// Returns the weak hashes of a stored chunk, one for each 4 KiB of a full chunk; `None` for a chunk that is not
@@ -222,6 +236,23 @@ mod tests {
         other[12] ^= 1;
         assert!(matches!(WeakHashes::decode(other, &index(3)), Err(WeakHashesError::Unfit(_))));
         assert_eq!(WeakHashes::decode(b"something else".to_vec(), &index(3)), Err(WeakHashesError::Magic));
+    }
+
+    #[test]
+    fn hashes_beyond_a_short_last_chunk_are_refused() {
+        let mut builder = Builder::new(2 * 4096, CHUNK).unwrap();
+        builder.store(Digest::of(b"short"), 10);
+        builder.push_chunk(ChunkContent::Stored(0));
+        builder.push_extent(0, Pack { digest: Digest::of(b""), size_bytes: 10 }, 0);
+        let index = builder.finish().unwrap();
+        let of = |blocks: usize| {
+            let mut weak_hashes = WeakHashes::builder(CHUNK);
+            weak_hashes.push(&vec![WeakHash::of(&[1; 4096]); blocks]);
+            WeakHashes::decode(weak_hashes.encode(), &index)
+        };
+        assert!(of(2).is_ok());
+        let text = of(3).unwrap_err().to_string();
+        assert!(text.contains("a block behind the last 2 of stored chunk 0"), "{text}");
     }
 
     #[test]

@@ -2,12 +2,24 @@
 
 use std::io::Read;
 
-use super::{Extent, Index, IndexError, Pack, VERSION, check_sizes, count, inconsistent};
+use super::{Extent, Index, IndexError, MAX_CHUNKS, Pack, VERSION, check_sizes, count, inconsistent};
 use crate::release::cursor::Cursor;
 use crate::release::digest::{BLOCK_SIZE_U32, Digest};
+use crate::release::zstd_frame;
 
 const MAGIC: &[u8; 8] = b"RFLASHIX";
 const HEADER_BYTES: usize = 48;
+const PACK_BYTES: u64 = 40;
+const EXTENT_BYTES: u64 = 16;
+const CHUNK_BYTES: u64 = 4;
+const STORED_BYTES: u64 = 36;
+
+/// Size of the largest index, before compression: every chunk is stored, in an extent and a pack of its own.
+const MAX_ENCODED_BYTES: u64 =
+    HEADER_BYTES as u64 + MAX_CHUNKS * (PACK_BYTES + EXTENT_BYTES + CHUNK_BYTES + STORED_BYTES);
+
+/// Size of the largest object of an index, bytes. Digests do not compress, and zstd adds at most one byte for 256.
+pub const MAX_OBJECT_BYTES: u64 = MAX_ENCODED_BYTES + MAX_ENCODED_BYTES / 128 + 1024;
 
 impl Index {
     /// Reads the object of an index.
@@ -15,7 +27,7 @@ impl Index {
     /// # Errors
     /// [`IndexError`] says why the object is refused.
     pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
-        let mut content = zstd::stream::read::Decoder::new(object).map_err(IndexError::Compressed)?;
+        let mut content = zstd_frame::open(object, MAX_ENCODED_BYTES).map_err(IndexError::Compressed)?;
         let mut bytes = Vec::new();
         content.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
         // The header says how much may follow. No more than that is decompressed, plus one byte that shows an excess.
@@ -115,12 +127,34 @@ impl Header {
             return inconsistent("block size is not 4096, or the reserved field is not 0");
         }
         check_sizes(image_bytes, chunk_bytes)?;
-        Ok(Self { chunk_bytes, image_bytes, chunks, stored, extents, packs })
+        let header = Self { chunk_bytes, image_bytes, chunks, stored, extents, packs };
+        header.check_counts()?;
+        Ok(header)
+    }
+
+    /// Checks the counts against each other, so that what follows has a bound before any of it is decompressed.
+    fn check_counts(&self) -> Result<(), IndexError> {
+        let Self { chunks, stored, extents, packs, .. } = self;
+        let expected = self.image_bytes.div_ceil(u64::from(self.chunk_bytes));
+        if u64::from(*chunks) != expected {
+            return inconsistent(&format!("{chunks} chunks, and the sizes ask for {expected}"));
+        }
+        if stored > chunks || extents > stored || packs > extents {
+            return inconsistent(&format!(
+                "{packs} packs, {extents} extents and {stored} stored chunks for {chunks} chunks: each is in the next"
+            ));
+        }
+        Ok(())
     }
 
     /// Size of the whole index: at most 2^32 x 96 bytes, which does not overflow in 64 bits.
     fn expected_bytes(&self) -> u64 {
-        let entries = [(self.packs, 40), (self.extents, 16), (self.chunks, 4), (self.stored, 36)];
+        let entries = [
+            (self.packs, PACK_BYTES),
+            (self.extents, EXTENT_BYTES),
+            (self.chunks, CHUNK_BYTES),
+            (self.stored, STORED_BYTES),
+        ];
         HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
     }
 

@@ -30,6 +30,11 @@ impl Index {
             covered.push((extent.pack, extent.offset_bytes, offset));
         }
         covered.sort_unstable();
+        let mut named = vec![false; self.packs.len()];
+        covered.iter().for_each(|(pack, ..)| named[*pack as usize] = true);
+        if let Some(unused) = named.iter().position(|named| !named) {
+            return inconsistent(&format!("no chunk lies in pack {unused} of {}", self.packs.len()));
+        }
         for pair in covered.windows(2) {
             let ((pack, _, end), (next_pack, next_start, _)) = (pair[0], pair[1]);
             if pack == next_pack && next_start < end {

@@ -11,9 +11,13 @@
 //! | `head` | blanks the superblock and puts it back |
 //! | `moving` | puts chunks together from blocks of the partition |
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
+//! | `content` | decompresses a chunk and checks that it is what belongs in its place |
+//! | `again` | fetches once more what came wrong, or not at all |
 //! | `zeroing` | writes the chunks of zeros |
 //! | `read_behind` | reads back what was written while the rest is written |
 
+mod again;
+mod content;
 mod error;
 mod gate;
 mod head;
@@ -30,7 +34,7 @@ use crate::flash::readback::ReadBack;
 use crate::flash::target::BlockTarget;
 use crate::flash::threads;
 use crate::record::progress::Bytes;
-use crate::release::index::Index;
+use crate::release::index::{ChunkNo, Index};
 
 pub use error::WriteError;
 pub use writer::Work;
@@ -87,9 +91,28 @@ pub fn apply<'i>(
     if let Some(failure) = writer.take_failure() {
         return Err(failure);
     }
-    pipeline::fetch_again(&writer)?;
+    again::fetch_again(&writer)?;
+    check_complete(&writer, comparison)?;
     head::put_back(&writer)?;
     Ok(Written { read_back, bytes: work.plan.totals.changed_bytes() })
+}
+
+/// Makes sure that every chunk that was wrong has been written with content that has its digest. Without it a source
+/// that says "done" too early would leave a system that only the read-back finds wrong, and the blame would be the
+/// disk's.
+fn check_complete(writer: &Writer<'_>, comparison: &Comparison) -> Result<(), WriteError> {
+    let index = writer.index;
+    let is_missing = |chunk: &ChunkNo| match chunk {
+        0 => !head::is_known(writer),
+        chunk => !comparison.is_right(*chunk) && !writer.is_written(*chunk),
+    };
+    let mut missing = (0..index.chunk_count()).filter(is_missing);
+    let Some(first) = missing.next() else { return Ok(()) };
+    Err(WriteError::NotDelivered {
+        missing: missing.count() + 1,
+        chunks: index.chunk_count(),
+        offset: index.chunk_range(first).start,
+    })
 }
 
 /// Moves, fetches and zeroes on several threads. A failure is kept for [`Writer::take_failure`].

@@ -20,6 +20,35 @@ pub enum WriteError {
         /// The error that ended the download.
         source: FetchError,
     },
+    /// Every source sends other content than the index says: a chunk does not decompress, or has another length or
+    /// another digest.
+    #[error(
+        "no source has what the release says of pack {pack}, bytes {start} to {end}: the release was built wrong, or \
+         its copies are damaged; the disk is not at fault"
+    )]
+    Content {
+        /// Digest of the pack.
+        pack: Digest,
+        /// Offset of the first byte in the pack.
+        start: u64,
+        /// Offset after the last byte.
+        end: u64,
+        /// The error that ended the download.
+        source: FetchError,
+    },
+    /// Transfers ended without an error and without all the bytes.
+    #[error(
+        "{missing} of {chunks} chunks were asked for and never delivered, the first for byte {offset}; the disk is not \
+         at fault"
+    )]
+    NotDelivered {
+        /// Number of chunks that are missing.
+        missing: usize,
+        /// Number of chunks in the image.
+        chunks: u32,
+        /// Offset on the partition of the first of them, bytes.
+        offset: u64,
+    },
     /// The image does not fit the device.
     #[error(
         "the image needs {image_bytes} bytes and {target} has {target_bytes}; the release is for a larger partition"
@@ -54,7 +83,8 @@ impl WriteError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Fetch { source, .. } => source.is_retryable(),
+            Self::Fetch { source, .. } | Self::Content { source, .. } => source.is_retryable(),
+            Self::NotDelivered { .. } => true,
             Self::TooLarge { .. } | Self::Target { .. } | Self::Decompressor(_) => false,
         }
     }

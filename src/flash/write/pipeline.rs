@@ -4,19 +4,19 @@
 //! A bounded queue between them keeps memory small for images of any size: a slow disk stops the download, and a slow
 //! link stops nothing else.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
+use super::content::decode;
 use super::error::WriteError;
 use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::SinkError;
-use crate::flash::plan::{Request, coalesce};
+use crate::flash::plan::Request;
 use crate::flash::threads::{self, lock};
-use crate::release::index::{ChunkNo, Index, StoredChunkNo};
+use crate::release::index::{ChunkNo, Index};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
 
@@ -88,76 +88,19 @@ fn fetch(
         })
     });
     // When the writer stopped, another thread has already recorded the cause.
-    if writer.is_stopped() { Ok(()) } else { result }
-}
-
-/// Downloads the damaged chunks, and those whose patch did not fit, once more and without patches.
-///
-/// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent
-/// wrong bytes, and asks another one.
-pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
-    let mut wanted: HashMap<StoredChunkNo, Vec<ChunkNo>> = HashMap::new();
-    for (stored, chunk) in writer.take_damaged() {
-        wanted.entry(stored).or_default().push(chunk);
+    if writer.is_stopped() {
+        return Ok(());
     }
-    let mut stored: Vec<StoredChunkNo> = wanted.keys().copied().collect();
-    stored.sort_unstable();
-    let mut repeat = Repeat {
-        writer,
-        wanted,
-        zstd: zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?,
-        content: AlignedBuf::zeroed(writer.index.chunk_bytes() as usize),
-        failure: None,
-    };
-    for request in coalesce(writer.index, &stored) {
-        let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
-        let result = download(writer, writer.index, &request, &mut |bytes: &[u8]| {
-            let pushed = splitter.push(bytes, |parcel| repeat.check_and_write(&parcel).map(|()| parcel.emptied()));
-            if let Err(SinkError::Wrong { from, .. }) = &pushed {
-                splitter.rewind(*from);
-            }
-            pushed
-        });
-        repeat.failure.take().map_or(result, Err)?;
+    result?;
+    // A source that says "done" before the last byte has not delivered the rest.
+    for stored in splitter.undelivered() {
+        writer.work.plan.destinations(*stored).for_each(|chunk| writer.add_damaged(*stored, chunk));
     }
     Ok(())
 }
 
-/// The state of [`fetch_again`].
-struct Repeat<'w, 'a> {
-    writer: &'w Writer<'a>,
-    /// Stored chunks that are fetched again, each with the chunks of the image that need it.
-    wanted: HashMap<StoredChunkNo, Vec<ChunkNo>>,
-    zstd: zstd::bulk::Decompressor<'static>,
-    content: AlignedBuf,
-    /// The error of the target, which a sink cannot return.
-    failure: Option<WriteError>,
-}
-
-impl Repeat<'_, '_> {
-    fn check_and_write(&mut self, parcel: &Parcel) -> Result<(), SinkError> {
-        let index = self.writer.index;
-        for (stored, bytes) in parcel.chunks() {
-            let chunks = &self.wanted[&stored];
-            // All of them have the same length.
-            if !decode(index, &mut self.zstd, chunks[0], bytes, &mut self.content) {
-                let from = index.location(stored).range.start;
-                let reason = format!("the chunk there does not have the digest {}", index.digest(stored));
-                return Err(SinkError::Wrong { from, reason });
-            }
-            for chunk in chunks {
-                if let Err(error) = self.writer.write(&mut [(*chunk, 0)], &self.content) {
-                    self.failure = Some(error);
-                    return Err(local_error("the writer stopped"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Hands the bytes of one request to `sink` as they arrive.
-fn download(
+pub(super) fn download(
     writer: &Writer<'_>,
     places: &Index,
     request: &Request,
@@ -173,21 +116,8 @@ fn download(
 }
 
 /// An error on this machine: the transfer is given up, because no other source could help.
-fn local_error(text: &str) -> SinkError {
+pub(super) fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
-}
-
-/// Decompresses the content of a chunk and returns whether its length and its digest are right. Content that does not
-/// decompress was damaged on the way, just like content with a wrong digest. Content that is shorter than its chunk
-/// would be written with whatever lies behind it in `content`.
-fn decode(
-    index: &Index,
-    zstd: &mut zstd::bulk::Decompressor<'_>,
-    chunk: ChunkNo,
-    bytes: &[u8],
-    content: &mut [u8],
-) -> bool {
-    zstd.decompress_to_buffer(bytes, content).is_ok_and(|len| index.matches(chunk, &content[..len]))
 }
 
 /// Decodes and writes parcels until no connection sends any more.
@@ -213,7 +143,7 @@ fn decode_all(
             let content = &mut content[from..from + chunk_bytes];
             let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
             let is_right = plan.destinations(stored).next().is_some_and(|chunk| match base {
-                None => decode(index, &mut zstd, chunk, bytes, content),
+                None => decode(index, &mut zstd, chunk, bytes, content).is_ok(),
                 Some(base) => patcher.decode(writer, base, chunk, bytes, content),
             });
             for chunk in plan.destinations(stored) {
@@ -248,6 +178,6 @@ impl Patcher {
         let dictionary = &mut self.dictionary[..writer.index.chunk_len(base)];
         writer.work.target.read_at(writer.index.chunk_range(base).start, dictionary).is_ok()
             && self.zstd.set_dictionary(dictionary).is_ok()
-            && decode(writer.index, &mut self.zstd, chunk, bytes, content)
+            && decode(writer.index, &mut self.zstd, chunk, bytes, content).is_ok()
     }
 }

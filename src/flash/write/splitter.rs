@@ -85,6 +85,11 @@ impl<'a> Splitter<'a> {
         Ok(())
     }
 
+    /// The chunks that did not come to their ends, or came and were refused.
+    pub(super) fn undelivered(&self) -> &[StoredChunkNo] {
+        &self.request.stored[self.next..]
+    }
+
     /// Moves on by up to `count` bytes, and splits `bytes` there.
     fn advance<'b>(&mut self, bytes: &'b [u8], count: u64) -> (&'b [u8], &'b [u8]) {
         let (head, rest) =

@@ -41,7 +41,10 @@ pub(super) struct Writer<'a> {
     pub(super) gate: Gate,
     /// Chunks that were written and not read back yet.
     pub(super) unread: Unread,
-    /// Stored chunks whose content was wrong, each with a chunk that needs it. They are fetched once more.
+    /// For each chunk, whether checked content was handed to the target.
+    written: Vec<AtomicBool>,
+    /// Stored chunks whose content was wrong or did not come, each with a chunk that needs it. They are fetched once
+    /// more.
     damaged: Mutex<Vec<(StoredChunkNo, ChunkNo)>>,
     is_stopped: AtomicBool,
     failure: Mutex<Option<WriteError>>,
@@ -55,6 +58,7 @@ impl<'a> Writer<'a> {
             head: Mutex::default(),
             gate: Gate::default(),
             unread: Unread::default(),
+            written: (0..index.chunk_count()).map(|_| AtomicBool::new(false)).collect(),
             damaged: Mutex::default(),
             is_stopped: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -93,9 +97,15 @@ impl<'a> Writer<'a> {
     /// Counts chunks as written, and has them read back if that is wanted.
     pub(super) fn count_written(&self, chunks: Range<ChunkNo>, bytes: u64) {
         self.work.done.disk(bytes);
+        chunks.clone().for_each(|chunk| self.written[chunk as usize].store(true, Ordering::Relaxed));
         if self.work.read_behind {
             self.unread.push(chunks, bytes);
         }
+    }
+
+    /// Whether checked content of a chunk was handed to the target. The head is not counted here.
+    pub(super) fn is_written(&self, chunk: ChunkNo) -> bool {
+        self.written[chunk as usize].load(Ordering::Relaxed)
     }
 
     pub(super) fn error(&self, doing: &'static str, offset: u64, source: io::Error) -> WriteError {

@@ -46,7 +46,8 @@ pub enum RecoveryError {
     /// A download failed, or the disk did.
     #[error("the system could not be written")]
     Write(#[from] WriteError),
-    /// The disk does not keep what is written to it.
+    /// The disk does not keep what is written to it. Each chunk had its digest when it was written, and every chunk
+    /// that had to be written was ([`WriteError::NotDelivered`]), so that nothing but the disk is left to blame.
     #[error("{target} reads back wrong after {REWRITES} rewrites at {ranges}; the disk is failing, replace it")]
     ReadBack {
         /// The device, with its model and serial number.
@@ -69,7 +70,9 @@ impl RecoveryError {
         match self {
             Self::Manifest(_) | Self::Index(_) | Self::SizesDiffer { .. } => true,
             Self::Fetch { source, .. } => !source.is_retryable(),
-            Self::Write(WriteError::TooLarge { .. }) => true,
+            // What no source has as it is signed is no different from a release that is refused: a damaged system is
+            // better repaired with the release before than left alone until a server is mended.
+            Self::Write(WriteError::TooLarge { .. } | WriteError::Content { .. }) => true,
             Self::Write(WriteError::Fetch { source, .. }) => !source.is_retryable(),
             Self::Write(_) | Self::ReadBack { .. } | Self::Prepare(_) | Self::Commit(_) => false,
         }
@@ -79,7 +82,10 @@ impl RecoveryError {
     #[must_use]
     pub fn asked_to_wait(&self) -> Option<Duration> {
         match self {
-            Self::Fetch { source, .. } | Self::Write(WriteError::Fetch { source, .. }) => source.asked_to_wait(),
+            Self::Fetch { source, .. }
+            | Self::Write(WriteError::Fetch { source, .. } | WriteError::Content { source, .. }) => {
+                source.asked_to_wait()
+            }
             _ => None,
         }
     }

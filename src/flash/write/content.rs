@@ -1,0 +1,59 @@
+//! Decompresses a chunk and checks that it is what belongs in its place.
+
+use std::fmt;
+use std::io;
+
+use crate::release::digest::Digest;
+use crate::release::index::{ChunkContent, ChunkNo, Index};
+use crate::release::zstd_frame;
+
+/// The reason why bytes are not the chunk that they should be.
+pub(super) enum Flaw {
+    /// The bytes are not exactly one zstd frame of the right size, or do not decompress.
+    Frame(io::Error),
+    /// The content has another length than its place.
+    Length { found: usize, expected: usize },
+    /// The content has another digest.
+    Digest { found: Digest, expected: Digest },
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frame(error) => write!(f, "the chunk there cannot be decompressed: {error}"),
+            Self::Length { found, expected } => {
+                write!(f, "the chunk there has {found} bytes of content, and its place has {expected}")
+            }
+            Self::Digest { found, expected } => {
+                write!(f, "the chunk there has the digest {found}, expected {expected}")
+            }
+        }
+    }
+}
+
+/// Decompresses the content of a chunk and checks its length and its digest. Content that is shorter than its chunk
+/// would be written with whatever lies behind it in `content`.
+pub(super) fn decode(
+    index: &Index,
+    zstd: &mut zstd::bulk::Decompressor<'_>,
+    chunk: ChunkNo,
+    bytes: &[u8],
+    content: &mut [u8],
+) -> Result<(), Flaw> {
+    let expected = index.chunk_len(chunk);
+    zstd_frame::check_chunk(bytes, expected).map_err(Flaw::Frame)?;
+    let found = zstd.decompress_to_buffer(bytes, &mut content[..expected]).map_err(Flaw::Frame)?;
+    if found != expected {
+        return Err(Flaw::Length { found, expected });
+    }
+    let content = &content[..expected];
+    match index.chunk_content(chunk) {
+        _ if index.matches(chunk, content) => Ok(()),
+        ChunkContent::Stored(stored) => {
+            Err(Flaw::Digest { found: Digest::of(content), expected: *index.digest(stored) })
+        }
+        ChunkContent::Zero => {
+            Err(Flaw::Digest { found: Digest::of(content), expected: Digest::of(&vec![0; expected]) })
+        }
+    }
+}

@@ -3,4 +3,6 @@
 
 mod files;
 mod media;
+mod raw_index;
+mod releases;
 mod time;

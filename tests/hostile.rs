@@ -83,6 +83,7 @@ fn content_shorter_than_its_chunk_is_a_fault_of_the_release_and_is_not_written()
     let error = apply(&index, &comparison, work, &WritePermit::without_environment()).err().unwrap();
 
     let text = chain(&error);
-    assert!(text.contains(&pack.digest.to_string()) && text.contains("does not have the digest"), "{text}");
+    assert!(text.contains(&pack.digest.to_string()) && text.contains("the release was built wrong"), "{text}");
+    assert!(text.contains("has 4096 bytes of content, and its place has 16384"), "{text}");
     assert_eq!(target.content()[whole.len()..], vec![0x5a; whole.len()]);
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::release::digest::{Digest, hex};
-use reflash::release::index::{ChunkContent, Index, Pack};
-use reflash::release::manifest::{Manifest, Object, TrustedKeys, manifest_path, object_path};
+use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
+use reflash::release::manifest::{Image, Manifest, Object, PatchObjects, TrustedKeys, manifest_path, object_path};
 use reflash::release::patches::Patches;
-use reflash::release::weak_hashes::WeakHashes;
+use reflash::release::weak_hashes::{WeakHash, WeakHashes};
+use reflash::release::zstd_frame;
 use sha2::{Digest as _, Sha256};
 
 /// Checks the release of `channel` in the tree `root` against the keys.
@@ -27,26 +28,7 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
         object(root, &file.object).with_context(|| format!("file {:?}", file.name))?;
     }
     for image in &manifest.images {
-        let index =
-            Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
-        if let Some(weak_hashes) = &image.weak_hashes {
-            WeakHashes::decode(object(root, weak_hashes)?, &index)
-                .with_context(|| format!("image {:?}", image.name))?;
-        }
-        if let Some(patches) = &image.patches {
-            object(root, &patches.pack).with_context(|| format!("image {:?}", image.name))?;
-            let pack = Pack { digest: patches.pack.blake3, size_bytes: patches.pack.size_bytes };
-            Patches::from_object(&object(root, &patches.table)?, pack, &index)
-                .with_context(|| format!("image {:?}", image.name))?;
-        }
-        ensure!(index.image_bytes() == image.size_bytes, "image {:?}: index and manifest differ in size", image.name);
-        let sha256 = check_image(root, &index).with_context(|| format!("image {:?}", image.name))?;
-        ensure!(
-            sha256 == image.sha256,
-            "image {:?} has SHA-256 {sha256}, the manifest says {}",
-            image.name,
-            image.sha256
-        );
+        check_image(root, image).with_context(|| format!("image {:?}", image.name))?;
     }
     Ok(manifest)
 }
@@ -79,7 +61,40 @@ fn object(root: &Path, object: &Object) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-fn check_image(root: &Path, index: &Index) -> Result<String> {
+fn check_image(root: &Path, image: &Image) -> Result<()> {
+    let index = Index::from_object(&object(root, &image.index)?)?;
+    let (index_bytes, manifest_bytes) = (index.image_bytes(), image.size_bytes);
+    ensure!(
+        index_bytes == manifest_bytes,
+        "the chunk index describes {index_bytes} bytes and the manifest {manifest_bytes}"
+    );
+    let weak_hashes =
+        image.weak_hashes.as_ref().map(|described| anyhow::Ok(WeakHashes::decode(object(root, described)?, &index)?));
+    if let Some(patches) = &image.patches {
+        check_patches(root, patches, &index)?;
+    }
+    let sha256 = check_content(root, &index, weak_hashes.transpose()?.as_ref())?;
+    ensure!(sha256 == image.sha256, "its content has SHA-256 {sha256}, the manifest says {}", image.sha256);
+    Ok(())
+}
+
+/// Checks the patches as far as that is possible without the release before: the table, and that each patch is one zstd
+/// frame of the right size.
+fn check_patches(root: &Path, described: &PatchObjects, index: &Index) -> Result<()> {
+    let bytes = object(root, &described.pack)?;
+    let pack = Pack { digest: described.pack.blake3, size_bytes: described.pack.size_bytes };
+    let patches = Patches::from_object(&object(root, &described.table)?, pack, index)?;
+    for (patch, offset) in patches.places() {
+        let start = usize::try_from(offset)?;
+        let frame = &bytes[start..start + usize::try_from(patch.length)?];
+        zstd_frame::check_chunk(frame, index.chunk_len(patch.chunk))
+            .with_context(|| format!("check the patch for stored chunk {}", patch.stored))?;
+    }
+    Ok(())
+}
+
+/// Checks every chunk against the index and against its weak hashes, and returns the SHA-256 of the image.
+fn check_content(root: &Path, index: &Index, weak_hashes: Option<&WeakHashes>) -> Result<String> {
     let packs =
         index.packs().iter().map(|pack| object(root, &Object { blake3: pack.digest, size_bytes: pack.size_bytes }));
     let packs: Vec<Vec<u8>> = packs.collect::<Result<_>>()?;
@@ -88,23 +103,26 @@ fn check_image(root: &Path, index: &Index) -> Result<String> {
     for batch in chunks.chunks(256) {
         let contents: Vec<Vec<u8>> = batch
             .into_par_iter()
-            .map(|chunk| {
-                let range = index.chunk_range(*chunk);
-                let len = usize::try_from(range.end - range.start)?;
-                let content = match index.chunk_content(*chunk) {
-                    ChunkContent::Zero => vec![0; len],
-                    ChunkContent::Stored(stored) => {
-                        let place = index.location(stored);
-                        let range = usize::try_from(place.range.start)?..usize::try_from(place.range.end)?;
-                        let bytes = &packs[place.pack as usize][range];
-                        zstd::bulk::decompress(bytes, len).with_context(|| format!("decompress chunk {chunk}"))?
-                    }
-                };
-                ensure!(index.matches(*chunk, &content), "chunk {chunk} has a wrong digest");
-                Ok(content)
-            })
+            .map(|chunk| content(&packs, index, weak_hashes, *chunk).with_context(|| format!("check chunk {chunk}")))
             .collect::<Result<_>>()?;
         contents.iter().for_each(|content| sha256.update(content));
     }
     Ok(hex(&sha256.finalize()))
+}
+
+fn content(packs: &[Vec<u8>], index: &Index, weak_hashes: Option<&WeakHashes>, chunk: ChunkNo) -> Result<Vec<u8>> {
+    let len = index.chunk_len(chunk);
+    let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { return Ok(vec![0; len]) };
+    let place = index.location(stored);
+    let range = usize::try_from(place.range.start)?..usize::try_from(place.range.end)?;
+    let bytes = &packs[place.pack as usize][range];
+    zstd_frame::check_chunk(bytes, len)?;
+    let content = zstd::bulk::decompress(bytes, len).context("decompress it")?;
+    ensure!(content.len() == len, "it has {} bytes of content, and its place has {len}", content.len());
+    ensure!(index.matches(chunk, &content), "its content does not have the digest {}", index.digest(stored));
+    if let Some(signed) = weak_hashes.and_then(|weak_hashes| weak_hashes.of(stored)) {
+        let found = WeakHashes::of_chunk(&content).into_iter().chain(std::iter::repeat(WeakHash::NONE));
+        ensure!(signed.zip(found).all(|(signed, found)| signed == found), "its weak hashes are of other content");
+    }
+    Ok(content)
 }

@@ -90,7 +90,11 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     Ok(Released { manifest, path, packed_bytes: image.packed_bytes, new_bytes: image.new_bytes })
 }
 
-fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> {
+/// Signs a manifest and publishes it at `path`.
+///
+/// # Errors
+/// When the key cannot sign, or a file cannot be written.
+pub fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(manifest)?;
     json.push(b'\n');
     let comment =

@@ -98,6 +98,14 @@ impl Plan {
         Self { zero, moves, requests, patched, destinations, totals }
     }
 
+    /// Plans with little room in the buffer of the moves, for a fuzz target, whose partitions would never fill the real
+    /// one.
+    #[cfg(feature = "fuzzing")]
+    #[must_use]
+    pub fn with_small_buffer(index: &Index, comparison: &Comparison, reuse: Reuse<'_>, blocks: usize) -> Self {
+        Self::with_buffer(index, comparison, reuse, blocks)
+    }
+
     /// Whether the partition is right already and nothing has to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -2,6 +2,8 @@
 
 mod client;
 mod domains;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod message;
 
 use std::hash::{BuildHasher, RandomState};

@@ -6,6 +6,8 @@
 //! server's word for a name that does not exist. `hickory-resolver` was looked at: it brings an asynchronous runtime
 //! into PID 1.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod query;
 
 use std::collections::BTreeSet;

@@ -8,8 +8,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::paths::{Paths, PlaceArgs};
 use crate::{
-    agent, bench, demo, disk, examples, grub, image, initramfs, install, invocation, media, notices, powercut, publish,
-    serve, step, test,
+    agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices, powercut,
+    publish, serve, step, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -31,6 +31,8 @@ enum BuilderCommand {
     Demo,
     /// Run the tests: style, unit tests, tests with root, and boots in virtual machines.
     Test(test::TestArgs),
+    /// Feed made-up and mutated input to every parser that faces the outside, for as long as wanted.
+    Fuzz(fuzz::FuzzArgs),
     /// Put together every state that a power cut during a recovery can leave, and show that each ends well.
     PowerCut(powercut::PowerCutArgs),
     /// Build the agent: one static binary.
@@ -69,6 +71,7 @@ impl BuilderCommand {
         match self {
             Self::Demo => Some("demo"),
             Self::Test(_) => Some("test"),
+            Self::Fuzz(_) => Some("fuzz"),
             Self::PowerCut(_) => Some("power-cut"),
             Self::Agent => Some("agent"),
             Self::Install(_) => Some("install"),
@@ -99,6 +102,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match command {
         BuilderCommand::Demo => demo::run(paths, yes),
         BuilderCommand::Test(args) => test::run(paths, args, yes),
+        BuilderCommand::Fuzz(args) => fuzz::run(paths, &args),
         BuilderCommand::PowerCut(args) => powercut::run(paths, &args, yes),
         BuilderCommand::Agent => notices::write_beside(&agent::build(paths, yes)?, paths),
         BuilderCommand::Install(args) => install::run(&args, paths, yes),
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn commands_of_a_checkout_are_named_as_they_are_typed() {
-        for name in ["demo", "test", "power-cut", "agent", "install", "bench"] {
+        for name in ["demo", "test", "fuzz", "power-cut", "agent", "install", "bench"] {
             assert_eq!(Cli::try_parse_from(["x", name]).unwrap().command.needs_checkout(), Some(name));
         }
         for line in [&["x", "grub"][..], &["x", "keygen", "--out", "k"], &["x", "image", "r.toml"]] {

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod bench;
 pub mod bootstrap_files;
+pub mod cargo;
 pub mod cli;
 pub mod demo;
 pub mod deny;
@@ -12,6 +13,7 @@ pub mod disk;
 pub mod embedded;
 pub mod examples;
 pub mod filesystem;
+pub mod fuzz;
 pub mod grub;
 pub mod host_packages;
 pub mod image;

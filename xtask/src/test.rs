@@ -6,12 +6,13 @@
 //! `full_`; a test below compares reasons and names.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::cargo::cargo;
 use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::paths::Paths;
 use crate::powercut;
@@ -22,7 +23,7 @@ use crate::step::human;
 pub enum Tier {
     /// Style, lints, and the tests that need nothing but cargo.
     Unit,
-    /// Tests with loop devices, namespaces and tools that apt installs.
+    /// Tests with loop devices, namespaces and tools that apt installs, and a short run of the fuzz targets.
     Root,
     /// Every state that a power cut can leave, and boots in virtual machines.
     Vm,
@@ -34,7 +35,7 @@ pub enum Tier {
 /// without KVM.
 const TIERS: [(Tier, &str, u32); 4] = [
     (Tier::Unit, "style, lints, and the tests that need nothing but cargo", 4),
-    (Tier::Root, "checks of the dependencies, and the tests that need root and installed tools", 10),
+    (Tier::Root, "checks of the dependencies, the tests that need root and installed tools, and fuzz targets", 12),
     (Tier::Vm, "everything that is shipped, states after power cuts, and boots in virtual machines", 25),
     (Tier::Full, "more states after power cuts, and all boots in virtual machines", 120),
 ];
@@ -134,7 +135,8 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             crate::oldest_rust::check(paths)?;
             crate::deny::check(paths)?;
             let tests = ["test", "--workspace", "--tests", "--locked", "--", "--ignored", "--skip", "vm::"];
-            part(paths, "tests with root", &tests)
+            part(paths, "tests with root", &tests)?;
+            fuzz(paths)
         }
         Tier::Vm | Tier::Full => {
             let full = tier == Tier::Full;
@@ -147,6 +149,15 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             part(paths, "virtual machines", &[&BOOTS[..], &more].concat())
         }
     }
+}
+
+/// The short run of the fuzz targets.
+fn fuzz(paths: &Paths) -> Result<()> {
+    eprintln!("== fuzz targets: kept inputs, and what chance makes of them");
+    let started = Instant::now();
+    crate::fuzz::short(paths)?;
+    eprintln!("== fuzz targets: passed in {}", human(started.elapsed()));
+    Ok(())
 }
 
 /// One machine at a time: two cores emulate one well, and a slow boot is not a failure to look into.
@@ -213,20 +224,6 @@ fn names(paths: &Paths, which: &[&str]) -> Result<BTreeSet<String>> {
     ensure!(listed.status.success(), "the tests cannot be listed: cargo ended with {}", listed.status);
     let text = String::from_utf8_lossy(&listed.stdout);
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
-}
-
-/// Cargo as a person would start it in the checkout.
-fn cargo(paths: &Paths) -> Command {
-    let mut command = Command::new("cargo");
-    command.current_dir(&paths.root);
-    // The `cargo run` that started this program describes its package in these variables. The build script of ring
-    // reads them too: with other values, ring and all that depends on it would be compiled now, and again by the next
-    // cargo.
-    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
-        command.env_remove(name);
-    }
-    command
 }
 
 /// Runs one cargo command with its output shown: it is what a person wants to see of a test.

@@ -124,7 +124,7 @@ fn question(name: &str, kind: TYPE, id: u16) -> io::Result<Vec<u8>> {
 }
 
 /// Whether bytes answer this question. Only the head and the question are read: the rest may be cut.
-fn is_answer(bytes: &[u8], id: u16, name: &str, kind: TYPE) -> bool {
+pub(super) fn is_answer(bytes: &[u8], id: u16, name: &str, kind: TYPE) -> bool {
     let answers = bytes.get(..2) == Some(&id.to_be_bytes()[..]) && bytes.get(2).is_some_and(|flags| flags & 0x80 != 0);
     // Servers that fail may leave the question out.
     if !answers || bytes.get(4..6) == Some(&[0, 0]) {
@@ -142,7 +142,7 @@ fn is_answer(bytes: &[u8], id: u16, name: &str, kind: TYPE) -> bool {
 }
 
 /// What an answer says; `None` when it is cut short or cannot be read.
-fn read(bytes: &[u8], kind: TYPE) -> Option<Outcome> {
+pub(super) fn read(bytes: &[u8], kind: TYPE) -> Option<Outcome> {
     const TRUNCATED: u8 = 0x02;
     if bytes.get(2)? & TRUNCATED != 0 {
         return None;

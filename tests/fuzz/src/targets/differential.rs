@@ -1,0 +1,224 @@
+//! A valid index against any partition and a source that may lie: compare, plan, write, read back. What comes out is
+//! the image with nothing behind it touched, or an error that has a cause and leaves no superblock.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
+
+use arbitrary::{Arbitrary, Unstructured};
+use reflash::boot::env::WritePermit;
+use reflash::chain::chain;
+use reflash::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
+use reflash::flash::readback::Scan;
+use reflash::flash::verify::{self, Verified};
+use reflash::flash::write::{Work, apply};
+use reflash::record::progress::Done;
+use reflash::release::digest::Digest;
+use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
+use reflash::release::manifest::object_path;
+use reflash::release::patches::{Patch, Patches, fingerprint};
+use reflash::release::weak_hashes::WeakHashes;
+
+use super::memory::{Objects, Partition, block};
+
+const CHUNK: usize = MIN_CHUNK_BYTES as usize;
+const BLOCK: usize = 4096;
+/// Blocks of the largest image: ten chunks of each kind are enough for everything that can happen.
+const MOST_BLOCKS: usize = 160;
+
+#[derive(Arbitrary, Debug)]
+struct Case {
+    /// Blocks of the image.
+    image: Vec<u8>,
+    /// Blocks of the partition before, then runs of the image's blocks: from, to, count.
+    partition: Vec<u8>,
+    copies: Vec<(u8, u8, u8)>,
+    longer: u8,
+    /// For each stored chunk, whether an extent or a pack begins with it.
+    splits: Vec<u8>,
+    gap: u8,
+    /// Bits of weak hashes that are wrong.
+    wrong_hashes: Vec<(u16, u8)>,
+    with_hashes: bool,
+    /// 0: no patches; 1: patches; 2: patches of which every other one is damaged.
+    patches: u8,
+    buffer_blocks: u8,
+    lies: Vec<(u8, u8)>,
+    lies_for_ever: bool,
+    hasty: u8,
+    unreadable: u8,
+    read_behind: bool,
+}
+
+/// A release in memory.
+struct Made {
+    index: Index,
+    weak_hashes: Vec<u8>,
+    objects: HashMap<String, Vec<u8>>,
+}
+
+pub fn run(data: &[u8]) {
+    let Ok(case) = Case::arbitrary(&mut Unstructured::new(data)) else { return };
+    if case.image.is_empty() || case.image.len() > MOST_BLOCKS {
+        return;
+    }
+    let image: Vec<u8> = case.image.iter().flat_map(|number| block(*number)).collect();
+    let before = partition_before(&case, &image);
+    let mut made = make(&case, &image);
+    assert_eq!(Index::decode(&made.index.encode()).unwrap(), made.index);
+    for (place, bits) in &case.wrong_hashes {
+        if let Some(byte) = made.weak_hashes.get_mut(24 + usize::from(*place)) {
+            *byte ^= bits;
+        }
+    }
+    // Bits behind a short last chunk are a contradiction, and refused.
+    let Ok(weak_hashes) = WeakHashes::decode(made.weak_hashes.clone(), &made.index) else { return };
+
+    let unreadable = (case.unreadable > 200).then(|| u64::from(case.unreadable - 200) * BLOCK as u64);
+    let target = Partition { unreadable, ..Partition::new(before.clone()) };
+    let done = Done::default();
+    let (scan, blocks) = Scan::searching(&made.index, before.len() as u64, &target, &done);
+    let comparison = scan.into_comparison();
+    check_comparison(&made.index, &comparison, &before, &image, unreadable.is_some());
+
+    let patched = patches(&case, &mut made, &before, &image, &comparison, &blocks);
+    let blocks = blocks.completed(&made.index, &weak_hashes, &comparison);
+    let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks });
+    let room = usize::from(case.buffer_blocks % 64);
+    let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, patched }, room);
+    assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), made.index.image_bytes());
+    assert!(plan.moves.peak_blocks <= room);
+
+    let source = Objects {
+        objects: made.objects,
+        lies: case.lies,
+        lies_for_ever: case.lies_for_ever,
+        hasty: AtomicU32::new(u32::from(case.hasty)),
+        ..Objects::default()
+    };
+    let work = Work { plan: &plan, source: &source, target: &target, done: &done, read_behind: case.read_behind };
+    let result = apply(&made.index, &comparison, work, &WritePermit::without_environment());
+    let after = target.content();
+    match result {
+        Ok(written) => {
+            assert!(after[..image.len()] == image[..], "written, and the partition is not the image");
+            assert!(after[image.len()..] == before[image.len()..], "something behind the image was written");
+            if unreadable.is_none() {
+                let scan = verify::read_back(written, &target, &done);
+                assert!(Verified::from_scan(scan).is_ok(), "written, and reads back wrong");
+            }
+        }
+        Err(error) => {
+            let text = chain(&error);
+            let has_cause = case.lies_for_ever || case.hasty > 0 || unreadable.is_some() || before.len() < image.len();
+            assert!(has_cause, "failed without a cause: {text}");
+            if before.len() >= image.len() && !plan.is_empty() {
+                assert!(after[..BLOCK].iter().all(|byte| *byte == 0), "a half-written system has a superblock: {text}");
+            }
+        }
+    }
+}
+
+fn partition_before(case: &Case, image: &[u8]) -> Vec<u8> {
+    let blocks = case.image.len();
+    let own = case.partition.iter().take(blocks + 40);
+    let mut before: Vec<u8> = own.flat_map(|number| block(*number)).collect();
+    before.resize(before.len().max((blocks + usize::from(case.longer % 24)) * BLOCK), 0);
+    for (from, to, count) in &case.copies {
+        for place in 0..usize::from(*count) {
+            let from = (usize::from(*from) + place) % blocks * BLOCK;
+            let to = (usize::from(*to) + place) * BLOCK;
+            if let Some(there) = before.get_mut(to..to + BLOCK) {
+                there.copy_from_slice(&image[from..from + BLOCK]);
+            }
+        }
+    }
+    before
+}
+
+fn make(case: &Case, image: &[u8]) -> Made {
+    let mut builder = Builder::new(image.len() as u64, MIN_CHUNK_BYTES).unwrap();
+    let mut weak_hashes = WeakHashes::builder(MIN_CHUNK_BYTES);
+    let mut known: HashMap<&[u8], u32> = HashMap::new();
+    // Packs begin with bytes of no chunk, so that no two are alike.
+    let mut packs: Vec<Vec<u8>> = vec![vec![9; usize::from(case.gap)]];
+    let mut extents = vec![(0, 0, u64::from(case.gap))];
+    for content in image.chunks(CHUNK) {
+        if content.iter().all(|byte| *byte == 0) {
+            builder.push_chunk(ChunkContent::Zero);
+            continue;
+        }
+        let stored = *known.entry(content).or_insert_with(|| {
+            let bytes = zstd::bulk::compress(content, 1).unwrap();
+            let stored = builder.store(Digest::of(content), bytes.len() as u32);
+            if let Some(split) = case.splits.get(stored as usize).filter(|split| stored > 0 && *split % 3 == 0) {
+                if split % 2 == 0 {
+                    packs.push([&stored.to_le_bytes()[..], &vec![1; usize::from(*split)]].concat());
+                } else {
+                    packs.last_mut().unwrap().extend(vec![2; usize::from(*split) * 90]);
+                }
+                extents.push((stored, packs.len() - 1, packs.last().unwrap().len() as u64));
+            }
+            packs.last_mut().unwrap().extend_from_slice(&bytes);
+            weak_hashes.push(&WeakHashes::of_chunk(content));
+            stored
+        });
+        builder.push_chunk(ChunkContent::Stored(stored));
+    }
+    let mut objects = HashMap::new();
+    for (first, pack, offset_bytes) in extents.into_iter().filter(|_| !known.is_empty()) {
+        let bytes = &packs[pack];
+        let pack = Pack { digest: Digest::of(bytes), size_bytes: bytes.len() as u64 };
+        objects.insert(object_path(&pack.digest), bytes.clone());
+        builder.push_extent(first, pack, offset_bytes);
+    }
+    Made { index: builder.finish().unwrap(), weak_hashes: weak_hashes.encode(), objects }
+}
+
+fn check_comparison(index: &Index, comparison: &Comparison, before: &[u8], image: &[u8], has_unreadable: bool) {
+    for chunk in 0..index.chunk_count() {
+        let range = index.chunk_range(chunk);
+        let range = range.start as usize..range.end as usize;
+        let same = before.get(range.clone()) == Some(&image[range]);
+        assert!(same || !comparison.is_right(chunk), "chunk {chunk} is called right");
+        assert!(comparison.is_right(chunk) || !same || has_unreadable, "chunk {chunk} is called wrong");
+    }
+}
+
+/// Patches for what is really there, some of them damaged.
+fn patches(
+    case: &Case,
+    made: &mut Made,
+    before: &[u8],
+    image: &[u8],
+    comparison: &Comparison,
+    blocks: &Blocks,
+) -> Option<Patched> {
+    let kind = case.patches % 3;
+    if kind == 0 {
+        return None;
+    }
+    let (mut bytes, mut list) = (Vec::new(), Vec::<Patch>::new());
+    for chunk in 1..made.index.chunk_count() {
+        let ChunkContent::Stored(stored) = made.index.chunk_content(chunk) else { continue };
+        let range = made.index.chunk_range(chunk);
+        let range = range.start as usize..range.end as usize;
+        let Some(old) = before.get(range.clone()).filter(|_| list.last().is_none_or(|last| last.stored < stored))
+        else {
+            continue;
+        };
+        let mut zstd = zstd::bulk::Compressor::with_dictionary(3, old).unwrap();
+        let mut patch = zstd.compress(&image[range]).unwrap();
+        if kind == 2 && chunk % 2 == 0 {
+            let middle = patch.len() / 2;
+            patch[middle] ^= 0x55;
+        }
+        let base = fingerprint(WeakHashes::of_chunk(old).into_iter());
+        list.push(Patch { stored, chunk, length: patch.len() as u32, base });
+        bytes.extend_from_slice(&patch);
+    }
+    let pack = Pack { digest: Digest::of(&bytes), size_bytes: bytes.len() as u64 };
+    made.objects.insert(object_path(&pack.digest), bytes);
+    let table = zstd::bulk::compress(&Patches::new(pack, list).encode(), 3).unwrap();
+    let patches = Patches::from_object(&table, pack, &made.index).unwrap();
+    Some(Patched::new(&patches, &made.index, comparison, blocks))
+}

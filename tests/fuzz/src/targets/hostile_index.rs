@@ -1,0 +1,384 @@
+//! Signed releases whose numbers are made to contradict each other, through the whole of a recovery. What contradicts
+//! itself is refused before the first write, what is installed is what was signed, and the disk, which is honest here,
+//! is never called failing.
+
+use std::collections::HashMap;
+
+use arbitrary::{Arbitrary, Unstructured};
+use reflash::chain::chain;
+use reflash::flash::write::WriteError;
+use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob, Resources};
+use reflash::record::journal::Journal;
+use reflash::release::digest::Digest;
+use reflash::release::index::{ChunkContent, Index};
+use reflash::release::manifest::{FORMAT, Image, Manifest, Object, PatchObjects, object_path};
+use reflash::release::patches::{Patch, Patches};
+use reflash::release::weak_hashes::WeakHashes;
+
+use super::manifest::Signer;
+use super::memory::{Objects, Partition, block};
+use crate::raw_index::RawIndex;
+
+const CHUNK: usize = 16 * 1024;
+const MOST_BLOCKS: usize = 40;
+
+#[derive(Arbitrary, Debug)]
+struct Case {
+    /// Blocks of the image, and of the partition before.
+    image: Vec<u8>,
+    partition: Vec<u8>,
+    longer: u8,
+    changes: Vec<Change>,
+    /// Bytes of the encoded index that are flipped, before it is compressed and signed.
+    flips: Vec<(u16, u8)>,
+    wrapping: Wrapping,
+    weak_hashes: Option<Vec<u8>>,
+    hash_flips: Vec<(u16, u8)>,
+    patches: Vec<(u8, u8, u16, u64)>,
+    patch_bytes: Vec<u8>,
+    /// What stands in the manifest instead of the size of the image.
+    image_bytes: Option<Number>,
+}
+
+/// A number, with those that overflow as likely as small ones.
+#[derive(Arbitrary, Debug, Clone, Copy)]
+enum Number {
+    Small(u8),
+    Medium(u16),
+    NearU32(u8),
+    NearU64(u8),
+    Any(u64),
+    /// That much more or less than what is there.
+    By(i8),
+}
+
+impl Number {
+    fn of(self, old: u64) -> u64 {
+        match self {
+            Self::Small(number) => number.into(),
+            Self::Medium(number) => number.into(),
+            Self::NearU32(less) => u64::from(u32::MAX) - u64::from(less),
+            Self::NearU64(less) => u64::MAX - u64::from(less),
+            Self::Any(number) => number,
+            Self::By(difference) => old.wrapping_add_signed(difference.into()),
+        }
+    }
+}
+
+/// One change of the index. Places count round the list that they are in.
+#[derive(Arbitrary, Debug)]
+enum Change {
+    ImageBytes(Number),
+    ChunkBytes(Number),
+    Count(u8, Number),
+    PackBytes(u8, Number),
+    PackDigest(u8, u8),
+    AddPack(u8, Number),
+    ExtentFirst(u8, Number),
+    ExtentPack(u8, Number),
+    ExtentOffset(u8, Number),
+    AddExtent(u8, Number, Number, Number),
+    RemoveExtent(u8),
+    SwapExtents(u8, u8),
+    /// An extent that is cut in two, with the second part where it was: harmless.
+    SplitExtent(u8),
+    Chunk(u8, Number),
+    ZeroChunk(u8),
+    AddChunk(Number),
+    RemoveChunk(u8),
+    Length(u8, Number),
+    Digest(u8, u8),
+    AddStored(u8, Number),
+    RemoveStored(u8),
+    /// The content of a chunk becomes so many bytes, with the right digest.
+    ContentBytes(u8, u16),
+    /// A bit of what is stored is flipped.
+    PackBit(u16, u8),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Wrapping {
+    Frame,
+    Trailing(u8),
+    Twice,
+    Cut(u8),
+    Raw,
+}
+
+/// The release before it is signed.
+struct Draft {
+    index: RawIndex,
+    /// Compressed chunks.
+    stored: Vec<Vec<u8>>,
+    image: Vec<u8>,
+    pack_bits: Vec<(u16, u8)>,
+}
+
+pub fn run(data: &[u8]) {
+    let Ok(case) = Case::arbitrary(&mut Unstructured::new(data)) else { return };
+    if case.image.is_empty() || case.image.len() > MOST_BLOCKS {
+        return;
+    }
+    let mut draft = Draft::new(&case.image);
+    case.changes.iter().take(8).for_each(|change| draft.change(change));
+    let (objects, index) = sign(&case, draft);
+    let before = partition(&case);
+    for reads_back in [true, false] {
+        recover(&objects, index.as_ref(), &before, reads_back);
+    }
+}
+
+fn partition(case: &Case) -> Vec<u8> {
+    let mut before: Vec<u8> =
+        case.partition.iter().take(MOST_BLOCKS).flat_map(|number| block(number.wrapping_add(1))).collect();
+    before.resize((case.image.len() + usize::from(case.longer % 8)) * 4096, 0x5a);
+    before
+}
+
+impl Draft {
+    fn new(blocks: &[u8]) -> Self {
+        let image: Vec<u8> = blocks.iter().flat_map(|number| block(*number)).collect();
+        let mut stored: Vec<Vec<u8>> = Vec::new();
+        let mut known: HashMap<&[u8], u32> = HashMap::new();
+        let mut index = RawIndex { chunk_bytes: CHUNK as u32, image_bytes: image.len() as u64, ..RawIndex::default() };
+        for content in image.chunks(CHUNK) {
+            let number = match content.iter().all(|byte| *byte == 0) {
+                true => u32::MAX,
+                false => *known.entry(content).or_insert_with(|| {
+                    let bytes = zstd::bulk::compress(content, 1).unwrap();
+                    index.lengths.push(bytes.len() as u32);
+                    index.digests.push(Digest::of(content).0);
+                    stored.push(bytes);
+                    stored.len() as u32 - 1
+                }),
+            };
+            index.chunks.push(number);
+        }
+        if !stored.is_empty() {
+            let bytes = stored.concat();
+            index.packs.push((Digest::of(&bytes).0, bytes.len() as u64));
+            index.extents.push((0, 0, 0));
+        }
+        Self { index, stored, image, pack_bits: Vec::new() }
+    }
+
+    fn change(&mut self, change: &Change) {
+        let index = &mut self.index;
+        let u32_of = |number: &Number, old: u32| number.of(old.into()) as u32;
+        match change {
+            Change::ImageBytes(number) => index.image_bytes = number.of(index.image_bytes),
+            Change::ChunkBytes(number) => index.chunk_bytes = u32_of(number, index.chunk_bytes),
+            Change::Count(which, number) => index.counts[usize::from(which % 4)] = Some(u32_of(number, 3)),
+            Change::PackBytes(at, number) => with(&mut index.packs, *at, |pack| pack.1 = number.of(pack.1)),
+            Change::PackDigest(at, byte) => with(&mut index.packs, *at, |pack| pack.0[0] = *byte),
+            Change::AddPack(byte, number) => index.packs.push(([*byte; 32], number.of(100))),
+            Change::ExtentFirst(at, number) => {
+                with(&mut index.extents, *at, |extent| extent.0 = u32_of(number, extent.0));
+            }
+            Change::ExtentPack(at, number) => {
+                with(&mut index.extents, *at, |extent| extent.1 = u32_of(number, extent.1));
+            }
+            Change::ExtentOffset(at, number) => {
+                with(&mut index.extents, *at, |extent| extent.2 = number.of(extent.2));
+            }
+            Change::AddExtent(at, first, pack, offset) => {
+                let at = usize::from(*at) % (index.extents.len() + 1);
+                index.extents.insert(at, (u32_of(first, 1), u32_of(pack, 0), offset.of(0)));
+            }
+            Change::RemoveExtent(at) => remove(&mut index.extents, *at),
+            Change::SwapExtents(one, other) => swap(&mut index.extents, *one, *other),
+            Change::SplitExtent(at) => split(index, *at),
+            Change::Chunk(at, number) => with(&mut index.chunks, *at, |chunk| *chunk = u32_of(number, *chunk)),
+            Change::ZeroChunk(at) => with(&mut index.chunks, *at, |chunk| *chunk = u32::MAX),
+            Change::AddChunk(number) => index.chunks.push(u32_of(number, 0)),
+            Change::RemoveChunk(at) => remove(&mut index.chunks, *at),
+            Change::Length(at, number) => with(&mut index.lengths, *at, |length| *length = u32_of(number, *length)),
+            Change::Digest(at, byte) => with(&mut index.digests, *at, |digest| digest[0] = *byte),
+            Change::AddStored(byte, length) => {
+                index.lengths.push(u32_of(length, 10));
+                index.digests.push([*byte; 32]);
+            }
+            Change::RemoveStored(at) => {
+                remove(&mut index.lengths, *at);
+                remove(&mut index.digests, *at);
+            }
+            Change::ContentBytes(at, len) => self.content_bytes(*at, usize::from(*len)),
+            Change::PackBit(place, bit) => self.pack_bits.push((*place, *bit)),
+        }
+    }
+
+    fn content_bytes(&mut self, at: u8, len: usize) {
+        if self.stored.is_empty() || self.stored.len() != self.index.lengths.len() {
+            return;
+        }
+        let at = usize::from(at) % self.stored.len();
+        let content = vec![7; len];
+        self.stored[at] = zstd::bulk::compress(&content, 1).unwrap();
+        self.index.lengths[at] = self.stored[at].len() as u32;
+        self.index.digests[at] = Digest::of(&content).0;
+        let bytes = self.stored.concat();
+        if let Some(pack) = self.index.packs.first_mut() {
+            *pack = (Digest::of(&bytes).0, bytes.len() as u64);
+        }
+    }
+}
+
+fn with<T>(list: &mut [T], at: u8, change: impl FnOnce(&mut T)) {
+    let len = list.len();
+    if len > 0 {
+        change(&mut list[usize::from(at) % len]);
+    }
+}
+
+fn remove<T>(list: &mut Vec<T>, at: u8) {
+    if !list.is_empty() {
+        list.remove(usize::from(at) % list.len());
+    }
+}
+
+fn swap<T>(list: &mut [T], one: u8, other: u8) {
+    if !list.is_empty() {
+        list.swap(usize::from(one) % list.len(), usize::from(other) % list.len());
+    }
+}
+
+fn split(index: &mut RawIndex, at: u8) {
+    let at = u32::from(at);
+    let fits = (1..index.lengths.len() as u32).contains(&at) && index.extents.len() == 1;
+    if fits {
+        let before: u64 = index.lengths[..at as usize].iter().map(|length| u64::from(*length)).sum();
+        index.extents.push((at, 0, index.extents[0].2.wrapping_add(before)));
+    }
+}
+
+/// Puts the objects and the signed manifest together. Also returns the index, if it can be read.
+fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) {
+    let mut objects = HashMap::new();
+    let mut put = |bytes: Vec<u8>| {
+        let object = Object { blake3: Digest::of(&bytes), size_bytes: bytes.len() as u64 };
+        objects.insert(object_path(&object.blake3), bytes);
+        object
+    };
+    let mut encoded = draft.index.encode();
+    for (place, bits) in case.flips.iter().take(4) {
+        let place = usize::from(*place) % encoded.len();
+        encoded[place] ^= bits;
+    }
+    let index = Index::decode(&encoded).ok();
+    let frame = zstd::bulk::compress(&encoded, 1).unwrap();
+    let object = match &case.wrapping {
+        Wrapping::Frame => frame,
+        Wrapping::Trailing(byte) => [&frame[..], &[*byte]].concat(),
+        Wrapping::Twice => [&frame[..], &frame].concat(),
+        Wrapping::Cut(less) => frame[..frame.len().saturating_sub(usize::from(*less))].to_vec(),
+        Wrapping::Raw => encoded,
+    };
+    let hashes = case.weak_hashes.is_some().then(|| {
+        let mut weak_hashes = WeakHashes::builder(CHUNK as u32);
+        // As many as there are contents; the numbers of the index may have moved on.
+        draft.image.chunks(CHUNK).take(draft.index.lengths.len()).for_each(|chunk| {
+            weak_hashes.push(&WeakHashes::of_chunk(chunk));
+        });
+        let mut bytes = weak_hashes.encode();
+        for (place, bits) in &case.hash_flips {
+            let place = usize::from(*place) % bytes.len();
+            bytes[place] ^= bits;
+        }
+        bytes.extend_from_slice(case.weak_hashes.as_deref().unwrap_or_default());
+        put(bytes)
+    });
+    let patches = (!case.patches.is_empty()).then(|| {
+        let pack = put(case.patch_bytes.clone());
+        let list = case.patches.iter().map(|(stored, chunk, length, base)| Patch {
+            stored: (*stored).into(),
+            chunk: (*chunk).into(),
+            length: (*length).into(),
+            base: *base,
+        });
+        let described = reflash::release::index::Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
+        let table = Patches::new(described, list.collect()).encode();
+        PatchObjects { table: put(zstd::bulk::compress(&table, 1).unwrap()), pack }
+    });
+    let described = Image {
+        name: "system".to_owned(),
+        size_bytes: case.image_bytes.map_or(draft.index.image_bytes, |number| number.of(draft.index.image_bytes)),
+        sha256: String::new(),
+        index: put(object),
+        weak_hashes: hashes,
+        patches,
+        ostree_commit: None,
+        ostree_ref: None,
+    };
+    // The pack lies where the index looks for it, with bits flipped behind its digest.
+    for (digest, _) in &draft.index.packs {
+        let mut bytes = draft.stored.concat();
+        for (place, bit) in draft.pack_bits.iter().filter(|_| !draft.stored.is_empty()) {
+            let place = usize::from(*place) % bytes.len();
+            bytes[place] ^= 1 << (bit % 8);
+        }
+        objects.insert(object_path(&Digest(*digest)), bytes);
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        product: "demo".to_owned(),
+        hardware: vec!["unit-a".to_owned()],
+        channel: "stable".to_owned(),
+        version: "1".to_owned(),
+        serial: 1,
+        created_unix_s: 1_700_000_000,
+        minimum_agent: "0.1.0".to_owned(),
+        images: vec![described],
+        layout: None,
+        files: Vec::new(),
+    };
+    let json = serde_json::to_vec(&manifest).unwrap();
+    objects.insert("stable/manifest.json.minisig".to_owned(), Signer::get().sign(&json).into_bytes());
+    objects.insert("stable/manifest.json".to_owned(), json);
+    (objects, index)
+}
+
+fn recover(objects: &HashMap<String, Vec<u8>>, index: Option<&Index>, before: &[u8], reads_back: bool) {
+    let source = Objects { objects: objects.clone(), ..Objects::default() };
+    let target = Partition::new(before.to_vec());
+    let journal = Journal::silent();
+    let job = RecoveryJob {
+        identity: Identity { product: "demo".into(), hardware: "unit-a".into(), channel: "stable".into() },
+        policy: Policy::default(),
+        resources: Resources::new(&Signer::get().keys, &source, &target),
+        journal: &journal,
+    };
+    let result =
+        if reads_back { recovery::run(&job, None).map(drop) } else { recovery::write_only(&job, None).map(drop) };
+    let after = target.content();
+    let writes = target.writes.load(std::sync::atomic::Ordering::Relaxed);
+    match result {
+        Ok(()) => {
+            let index = index.expect("only an index that can be read is installed");
+            let image_bytes = index.image_bytes() as usize;
+            for chunk in 0..index.chunk_count() {
+                let range = index.chunk_range(chunk);
+                let content = &after[range.start as usize..range.end as usize];
+                let right = match index.chunk_content(chunk) {
+                    ChunkContent::Zero => content.iter().all(|byte| *byte == 0),
+                    ChunkContent::Stored(stored) => Digest::of(content) == *index.digest(stored),
+                };
+                assert!(right, "installed, and chunk {chunk} is not what was signed");
+            }
+            assert!(after[image_bytes..] == before[image_bytes..], "something behind the image was written");
+        }
+        Err(error) => {
+            let text = chain(&error);
+            match &error {
+                RecoveryError::ReadBack { .. } => panic!("an honest disk is called failing: {text}"),
+                RecoveryError::Write(WriteError::NotDelivered { .. }) => panic!("an honest source is blamed: {text}"),
+                RecoveryError::Write(WriteError::TooLarge { .. })
+                | RecoveryError::Manifest(_)
+                | RecoveryError::Index(_)
+                | RecoveryError::SizesDiffer { .. }
+                | RecoveryError::Fetch { .. } => assert_eq!(writes, 0, "refused, and written before: {text}"),
+                _ => assert!(after[..4096].iter().all(|byte| *byte == 0), "a superblock is left: {text}"),
+            }
+            assert!(error.is_of_the_release() || error.is_retryable(), "neither release nor source: {text}");
+        }
+    }
+}

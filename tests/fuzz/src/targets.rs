@@ -16,6 +16,7 @@ mod names;
 mod report;
 mod tables;
 mod urls;
+mod worker;
 mod zstd_frame;
 
 /// One target.
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config::run },
     Target { name: "names", run: names::run },
     Target { name: "report", run: report::run },
+    Target { name: "worker", run: worker::run },
 ];
 
 /// Finds a target.

@@ -17,8 +17,8 @@ use crate::step::{output, step};
 
 /// Instrumentation that libFuzzer reads: counters of edges, their addresses, and the operands of comparisons. There is
 /// no sanitizer of memory: what these targets reach of the agent is safe Rust, and the compiler would not instrument
-/// the C code among its dependencies. `--cfg fuzzing`, which cargo-fuzz sets, is left out: some crates weaken themselves
-/// by it, and the code should be that which is shipped.
+/// the C code among its dependencies. `--cfg fuzzing`, which cargo-fuzz sets, is left out: some crates weaken
+/// themselves by it, and the code should be that which is shipped.
 const INSTRUMENTED: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",

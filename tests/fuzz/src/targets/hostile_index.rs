@@ -121,11 +121,98 @@ pub fn run(data: &[u8]) {
     }
     let mut draft = Draft::new(&case.image);
     case.changes.iter().take(8).for_each(|change| draft.change(change));
-    let (objects, index) = sign(&case, draft);
     let before = partition(&case);
+    let expected = expectation(&case, &draft, before.len() as u64);
+    let (objects, index) = sign(&case, draft);
     for reads_back in [true, false] {
-        recover(&objects, index.as_ref(), &before, reads_back);
+        recover(&objects, index.as_ref(), &before, reads_back, expected);
     }
+}
+
+/// What must come of a release, as far as that can be said without asking the code under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Its numbers contradict each other: nothing is written.
+    Refused,
+    /// Everything in it is right.
+    Installed,
+    /// Neither is known.
+    Anything,
+}
+
+fn expectation(case: &Case, draft: &Draft, partition_bytes: u64) -> Expected {
+    let is_one_frame = matches!(case.wrapping, Wrapping::Frame | Wrapping::Cut(0));
+    let image_bytes = draft.index.image_bytes;
+    let is_same_size = case.image_bytes.is_none_or(|number| number.of(image_bytes) == image_bytes);
+    if !case.flips.is_empty() {
+        // The encoded bytes are not those of the draft.
+        return Expected::Anything;
+    }
+    if !is_one_frame || !is_same_size || !is_consistent(&draft.index) {
+        return Expected::Refused;
+    }
+    match draft.pack_bits.is_empty() && image_bytes <= partition_bytes && draft.has_right_content() {
+        true => Expected::Installed,
+        false => Expected::Anything,
+    }
+}
+
+/// Whether the numbers of an index fit each other: `docs/release-format.md` once more, in other words.
+fn is_consistent(index: &RawIndex) -> bool {
+    let RawIndex { chunk_bytes, image_bytes, packs, extents, chunks, lengths, digests, counts } = index;
+    let lens = [chunks.len(), lengths.len(), extents.len(), packs.len()];
+    let counts_fit = counts.iter().zip(lens).all(|(count, len)| count.is_none_or(|count| count as usize == len));
+    let sizes_fit = matches!(chunk_bytes.trailing_zeros(), 14..=22)
+        && chunk_bytes.is_power_of_two()
+        && *image_bytes > 0
+        && image_bytes.is_multiple_of(4096)
+        && image_bytes.div_ceil(u64::from(*chunk_bytes)) == chunks.len() as u64;
+    let is_used = |stored: usize| chunks.contains(&(stored as u32));
+    let chunks_fit = chunks.iter().all(|chunk| *chunk == u32::MAX || (*chunk as usize) < lengths.len())
+        && (0..lengths.len()).all(is_used)
+        && lengths.len() == digests.len();
+    let are_distinct = all_differ(digests.iter()) && all_differ(packs.iter().map(|(digest, _)| digest));
+    if !counts_fit || !sizes_fit || !chunks_fit || !are_distinct {
+        return false;
+    }
+    let is_short = !image_bytes.is_multiple_of(u64::from(*chunk_bytes));
+    let last = chunks[chunks.len() - 1];
+    if is_short && last != u32::MAX && chunks.iter().filter(|chunk| **chunk == last).count() > 1 {
+        return false;
+    }
+    let limit = chunk_bytes + chunk_bytes / 128 + 1024;
+    let Some(places) = places(index).filter(|_| lengths.iter().all(|length| (1..=limit).contains(length))) else {
+        return false;
+    };
+    let ends_fit = places.iter().all(|(pack, range)| range.end <= u128::from(packs[*pack].1));
+    let all_apart = places.iter().enumerate().all(|(at, (pack, range))| {
+        places[..at].iter().all(|(other, taken)| other != pack || taken.end <= range.start || range.end <= taken.start)
+    });
+    ends_fit && all_apart && (0..packs.len()).all(|pack| places.iter().any(|(named, _)| *named == pack))
+}
+
+fn all_differ<T: Ord>(list: impl Iterator<Item = T>) -> bool {
+    let list: Vec<T> = list.collect();
+    let count = list.len();
+    list.into_iter().collect::<std::collections::BTreeSet<T>>().len() == count
+}
+
+/// The pack and the bytes of each stored chunk; `None` where the extents are out of order or name no pack.
+fn places(index: &RawIndex) -> Option<Vec<(usize, std::ops::Range<u128>)>> {
+    let mut places = Vec::new();
+    for (at, (first, pack, offset)) in index.extents.iter().enumerate() {
+        let end = index.extents.get(at + 1).map_or(index.lengths.len(), |next| next.0 as usize);
+        let first = *first as usize;
+        if first != places.len() || first >= end || end > index.lengths.len() || *pack as usize >= index.packs.len() {
+            return None;
+        }
+        let mut start = u128::from(*offset);
+        for length in &index.lengths[first..end] {
+            places.push((*pack as usize, start..start + u128::from(*length)));
+            start += u128::from(*length);
+        }
+    }
+    (places.len() == index.lengths.len()).then_some(places)
 }
 
 fn partition(case: &Case) -> Vec<u8> {
@@ -205,6 +292,24 @@ impl Draft {
             Change::ContentBytes(at, len) => self.content_bytes(*at, usize::from(*len)),
             Change::PackBit(place, bit) => self.pack_bits.push((*place, *bit)),
         }
+    }
+
+    /// Whether what lies in the places of a consistent index is what its digests say, in the lengths of the places.
+    fn has_right_content(&self) -> bool {
+        let (index, bytes) = (&self.index, self.stored.concat());
+        let Some(places) = places(index) else { return false };
+        index.chunks.iter().enumerate().filter(|(_, stored)| **stored != u32::MAX).all(|(chunk, stored)| {
+            let (_, range) = &places[*stored as usize];
+            let frame = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+            let Some(frame) = frame.and_then(|(start, end)| bytes.get(start..end)) else { return false };
+            // Whole frames as they were made only: what else decompresses is not for this oracle to say.
+            let start = chunk as u64 * u64::from(index.chunk_bytes);
+            let len = (index.image_bytes - start).min(u64::from(index.chunk_bytes)) as usize;
+            self.stored.iter().any(|made| made == frame)
+                && zstd::bulk::decompress(frame, len).is_ok_and(|content| {
+                    content.len() == len && Digest::of(&content).0 == index.digests[*stored as usize]
+                })
+        })
     }
 
     fn content_bytes(&mut self, at: u8, len: usize) {
@@ -337,7 +442,13 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
     (objects, index)
 }
 
-fn recover(objects: &HashMap<String, Vec<u8>>, index: Option<&Index>, before: &[u8], reads_back: bool) {
+fn recover(
+    objects: &HashMap<String, Vec<u8>>,
+    index: Option<&Index>,
+    before: &[u8],
+    reads_back: bool,
+    expected: Expected,
+) {
     let source = Objects { objects: objects.clone(), ..Objects::default() };
     let target = Partition::new(before.to_vec());
     let journal = Journal::silent();
@@ -353,6 +464,7 @@ fn recover(objects: &HashMap<String, Vec<u8>>, index: Option<&Index>, before: &[
     let writes = target.writes.load(std::sync::atomic::Ordering::Relaxed);
     match result {
         Ok(()) => {
+            assert_ne!(expected, Expected::Refused, "a contradiction was installed");
             let index = index.expect("only an index that can be read is installed");
             let image_bytes = index.image_bytes() as usize;
             for chunk in 0..index.chunk_count() {
@@ -368,6 +480,8 @@ fn recover(objects: &HashMap<String, Vec<u8>>, index: Option<&Index>, before: &[
         }
         Err(error) => {
             let text = chain(&error);
+            assert_ne!(expected, Expected::Installed, "a good release was refused: {text}");
+            assert!(expected != Expected::Refused || writes == 0, "a contradiction was written: {text}");
             match &error {
                 RecoveryError::ReadBack { .. } => panic!("an honest disk is called failing: {text}"),
                 RecoveryError::Write(WriteError::NotDelivered { .. }) => panic!("an honest source is blamed: {text}"),

@@ -80,7 +80,7 @@ pub fn short(paths: &Paths) -> Result<()> {
     command.current_dir(&root).args(["run", "--locked", "--quiet", "--", "--seconds", &SHORT_S.to_string()]);
     command.env("CARGO_TARGET_DIR", paths.root.join("target"));
     let status = command.status().context("start cargo for the fuzz targets")?;
-    ensure!(status.success(), "a fuzz target failed; run it with the input that is named above: docs/CONTRIBUTING.md");
+    ensure!(status.success(), "a fuzz target was not built, or failed with the input above (docs/CONTRIBUTING.md)");
     Ok(())
 }
 
@@ -148,8 +148,46 @@ fn run_target(paths: &Paths, program: &Path, target: &str, args: &FuzzArgs) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
     use super::targets;
     use crate::paths::Paths;
+
+    /// The versions and the dependencies of each package of a lock file, by its name.
+    fn locked(file: &Path) -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+        let lock: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
+        let mut packages: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
+        for package in lock["package"].as_array().unwrap() {
+            let (versions, dependencies) = packages.entry(package["name"].as_str().unwrap().to_owned()).or_default();
+            versions.insert(package["version"].as_str().unwrap().to_owned());
+            let named = package.get("dependencies").and_then(|list| list.as_array()).into_iter().flatten();
+            // A name has its version behind it only where there are several.
+            dependencies.extend(named.filter_map(|name| Some(name.as_str()?.split(' ').next()?.to_owned())));
+        }
+        packages
+    }
+
+    #[test]
+    fn the_targets_are_built_with_the_dependencies_of_the_agent() {
+        let root = Paths::of_checkout().root;
+        let (ours, theirs) = (locked(&root.join("Cargo.lock")), locked(&root.join("tests/fuzz/Cargo.lock")));
+        let advice = "run `cargo update --workspace` in tests/fuzz, and `cargo update -p NAME --precise VERSION`";
+        for (name, (versions, _)) in &theirs {
+            let known = ours.get(name).map(|(versions, _)| versions);
+            assert!(
+                known.is_none_or(|known| versions.is_subset(known)),
+                "{name} {versions:?}, not {known:?}: {advice}"
+            );
+        }
+        // The tests of the agent need more than the agent.
+        let missing: Vec<_> = theirs["reflash"].1.difference(&ours["reflash"].1).collect();
+        assert!(missing.is_empty(), "{missing:?} are dependencies no more: {advice}");
+        let manifest: toml::Table = std::fs::read_to_string(root.join("Cargo.toml")).unwrap().parse().unwrap();
+        for name in manifest["dependencies"].as_table().unwrap().keys() {
+            assert!(theirs["reflash"].1.contains(name), "{name} is a new dependency: {advice}");
+        }
+    }
 
     #[test]
     fn every_target_has_a_file_and_inputs_to_begin_with() {

@@ -27,7 +27,8 @@ const INSTRUMENTED: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// Seconds that the short run gives to each of the targets: with sixteen of them, less than two minutes in all.
+/// Seconds that the short run gives to each of the targets, and four times as many to the two that run whole
+/// recoveries: a minute and a half in all.
 const SHORT_S: u64 = 4;
 /// Seconds after which libFuzzer takes one input for an endless one.
 const MOST_INPUT_S: u64 = 20;

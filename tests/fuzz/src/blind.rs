@@ -17,7 +17,7 @@ const MOST_TIME: Duration = Duration::from_secs(20);
 /// What is asked for on the command line.
 struct Arguments {
     targets: Vec<Target>,
-    /// Seconds for each target.
+    /// Time for each share of a target.
     time: Duration,
     seed: u64,
     /// Inputs that are run, instead of all others.
@@ -87,7 +87,7 @@ impl Running {
         corpus.iter().for_each(|input| self.feed(target, input));
         let mut count = corpus.len();
         let mut chance = Chance(arguments.seed);
-        while arguments.inputs.is_empty() && began.elapsed() < arguments.time {
+        while arguments.inputs.is_empty() && began.elapsed() < arguments.time * target.share {
             self.feed(target, &chance.input(&corpus));
             count += 1;
         }

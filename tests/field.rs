@@ -3,6 +3,7 @@
 
 mod files;
 mod media;
+#[path = "fuzz/src/raw_index.rs"]
 mod raw_index;
 mod releases;
 mod time;

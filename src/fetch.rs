@@ -12,13 +12,21 @@ mod clock;
 mod connect;
 mod directory;
 mod error;
+mod exchange;
 mod health;
 mod http;
 mod mirrors;
 mod pace;
+mod part;
+mod proxy;
+mod roots;
+mod speed;
+mod survey;
+mod tally;
 mod tcp;
 mod tls;
 mod url;
+mod watch;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -31,8 +39,11 @@ pub use directory::Directory;
 pub use error::{FetchError, FetchErrorKind};
 pub use http::Http;
 pub use mirrors::{Mirrors, Retry, RetryPolicy};
+
+pub use survey::Surveyed;
 pub use tls::{CertificateClock, ReadClock, SetClock};
 pub use url::redacted;
+pub use watch::SpeedWatch;
 
 use crate::machine::config;
 use cap::Cap;
@@ -87,6 +98,24 @@ pub trait Source: Send + Sync {
     /// Whether the source can be asked now: a USB drive may be plugged in later, or pulled out.
     fn is_there(&self) -> bool {
         true
+    }
+
+    /// Whether a person chose the source for this very recovery, as by plugging it in: what it has is taken when it is
+    /// the first that has anything, even if another source has something newer.
+    fn is_chosen(&self) -> bool {
+        false
+    }
+
+    /// Takes the watch over the rates of all sources, to which a source that can be slow reports what it receives.
+    fn watch_speed(&mut self, watch: SpeedWatch) {
+        drop(watch);
+    }
+
+    /// Asks every other copy than the one that delivered last for the same small objects, once and all at a time, and
+    /// waits at most this long. A source that is one copy has no other.
+    fn survey_others(&self, wanted: &[(&str, u64)], patience: Duration) -> Vec<Surveyed> {
+        let _ = (wanted, patience);
+        Vec::new()
     }
 
     /// Fetches a few small objects, all from the same copy, and returns them once `check` accepted them: a manifest and
@@ -175,6 +204,26 @@ pub fn open(base: &str, options: &FetchOptions) -> Result<Box<dyn Source>, Fetch
         return Ok(Box::new(Directory::from_url(base)?.with_stall_timeout(options.stall_timeout)));
     }
     Ok(Box::new(Http::new(base, options)?))
+}
+
+/// Opens those sources of a configuration that can be opened, in order, and returns the errors of the others: one
+/// mistake in a list of mirrors must not take all of them away.
+pub fn open_usable(bases: &[String], options: &FetchOptions) -> (Vec<Box<dyn Source>>, Vec<FetchError>) {
+    let (mut sources, mut left_out) = (Vec::new(), Vec::new());
+    for base in bases {
+        match open(base, options) {
+            Ok(source) => sources.push(source),
+            Err(error) => left_out.push(error),
+        }
+    }
+    // Plain http does without a CA file, and would hide until the first redirect that it cannot be used.
+    if let Some(ca_file) = &options.ca_file
+        && let Err(error) = tls::client_config(Some(ca_file), Arc::clone(&options.certificate_clock))
+        && left_out.iter().all(|known| known.url() != error.url())
+    {
+        left_out.push(error);
+    }
+    (sources, left_out)
 }
 
 /// Opens the sources of all base URLs of a configuration, in order.

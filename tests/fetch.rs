@@ -293,7 +293,10 @@ fn refuses(lie: impl Fn(&TestRequest) -> Vec<Act> + Send + Sync + 'static, words
     let error = result.unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Protocol, "{error}");
     assert!(error.chain().contains(words) && error.chain().contains(&server.url()), "{}", error.chain());
-    assert_eq!((delivered, server.requests().len(), record.pauses().len()), (0, 3, 2));
+    assert_eq!((delivered, record.pauses().len()), (0, 2));
+    // Where only the range is at fault, the whole object is asked for as well.
+    let ranges = server.requests().iter().filter(|request| request.range().is_some()).count();
+    assert_eq!(ranges, 3);
 }
 
 #[test]
@@ -308,10 +311,8 @@ fn lying_heads_deliver_nothing() {
         }
     };
     refuses(part("bytes 11-20/100", "Content-Length: 10"), "Content-Range is \"bytes 11-20/100\"");
-    refuses(part("bytes 10-18/100", "Content-Length: 9"), "Content-Range is \"bytes 10-18/100\"");
-    refuses(part("bytes=10-19/100", "Content-Length: 10"), "Content-Range");
-    refuses(part("bytes 10-19/100", "Content-Length: 11"), "11 bytes are announced where 10 are expected");
-    refuses(part("bytes 10-19/100", "Content-Length: 9"), "9 bytes are announced where 10 are expected");
+    refuses(part("bytes 10-14/15", "Content-Length: 5"), "the object has 15 bytes");
+    refuses(part("bytes 10-19/100", "Content-Type: multipart/byteranges; boundary=x"), "multipart/byteranges");
     refuses(part("bytes 10-19/100", "Content-Encoding: gzip"), "encoded as \"gzip\"");
     refuses(|_| vec![answer("206 Partial Content", &["Content-Length: 10"], b"0123456789")], "Content-Range is \"\"");
     refuses(|_| status("416 Range Not Satisfiable"), "shorter");

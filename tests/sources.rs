@@ -95,7 +95,7 @@ impl Scene {
     }
 }
 
-fn copy(tree: &Path, to: &Path) {
+pub fn copy(tree: &Path, to: &Path) {
     for entry in walkdir::WalkDir::new(tree) {
         let entry = entry.unwrap();
         let there = to.join(entry.path().strip_prefix(tree).unwrap());

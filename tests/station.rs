@@ -62,7 +62,7 @@ fn flash(
     std::fs::File::create(file).unwrap().set_len(fixture.image.len() as u64).unwrap();
     let target = DeviceTarget::open(file).unwrap();
     let mirrors = open_all(urls, &options(), RetryPolicy::Rounds(3)).unwrap();
-    let journal = Journal::silent();
+    let journal = Arc::new(Journal::silent());
     let poster = Poster::start(who, station, &options(), &journal).unwrap();
     let result = recovery::run(&fixture.job(&mirrors, &target, None, &journal), None);
     poster.close(if result.is_ok() { Ending::Installed } else { Ending::Failed });

@@ -8,7 +8,7 @@ use super::answer::{Failure, complain, failure};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::chain::chain;
-use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy};
+use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::flash::target::BlockTarget;
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
@@ -46,7 +46,7 @@ impl Context {
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
         let journal = Arc::new(Journal::on_stderr());
         let warnings = Arc::clone(&journal);
-        let mirrors = fetch::open_all(&config.urls, &fetch_options, RetryPolicy::Rounds(HAND_ROUNDS))?
+        let mirrors = Mirrors::new(usable(&config.urls, &fetch_options, &journal)?, RetryPolicy::Rounds(HAND_ROUNDS))
             .on_retry(move |retry| warnings.warn(&retry.to_string()));
         Ok(Self { config, keys, mirrors, journal })
     }
@@ -64,6 +64,18 @@ impl Context {
             journal: &self.journal,
         }
     }
+}
+
+/// Opens the sources that can be used, and warns of the others; at least one.
+fn usable(urls: &[String], options: &FetchOptions, journal: &Journal) -> Result<Vec<Box<dyn Source>>, Failure> {
+    let (sources, left_out) = fetch::open_usable(urls, options);
+    for error in left_out {
+        if sources.is_empty() {
+            return Err(error.into());
+        }
+        journal.warn(&format!("left out: {}", chain(&error)));
+    }
+    Ok(sources)
 }
 
 /// The configuration of the machine, with the options of the command line over it.

@@ -108,6 +108,13 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     let good = if attempt.id <= marks.good_through { "; a good boot followed" } else { "" };
     let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).fold(0, u64::saturating_add) / 1000;
     let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
+    if let Some(refused) = &attempt.refused {
+        let release = match (&refused.version, refused.serial) {
+            (Some(version), Some(serial)) => format!("release {version} (serial {serial})"),
+            _ => "the release".to_owned(),
+        };
+        text += &format!("\n     instead of {release}, which was refused: {}", refused.why);
+    }
     if let Some(totals) = &attempt.totals {
         text += &format!(
             "\n     {} downloaded, {} written",

@@ -5,8 +5,10 @@ use std::io;
 
 use ureq::Timeout;
 
-use super::connect::LookupError;
+use super::connect::{LookupError, NoTls};
 use super::error::{FetchError, FetchErrorKind};
+use super::exchange::{ClosedWhileIdle, TooManyInterim};
+use super::proxy::{NoProxy, ProxyRefusal};
 use super::tls::time_disagreement;
 use crate::machine::clock::CertificateTime;
 
@@ -19,6 +21,22 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
         let problem = lookup.to_string();
         let cause = lookup.source().map(ToString::to_string).unwrap_or_default();
         return FetchError::new(FetchErrorKind::Unreachable, url, problem).because(cause);
+    }
+    if let Some(refusal) = find::<ProxyRefusal>(&error) {
+        return FetchError::new(FetchErrorKind::Unreachable, url, refusal.to_string());
+    }
+    if let Some(no_proxy) = find::<NoProxy>(&error) {
+        return FetchError::new(FetchErrorKind::Unreachable, url, no_proxy.to_string());
+    }
+    if let Some(no_tls) = find::<NoTls>(&error) {
+        return FetchError::new(FetchErrorKind::Tls, url, "there is no way to trust a server")
+            .because(no_tls.to_string());
+    }
+    if let Some(too_many) = find::<TooManyInterim>(&error) {
+        return FetchError::new(FetchErrorKind::Protocol, url, too_many.to_string());
+    }
+    if let Some(ClosedWhileIdle(cause)) = find::<ClosedWhileIdle>(&error) {
+        return from_io(url, cause.kind()).because(cause.to_string());
     }
     match &error {
         ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
@@ -39,6 +57,16 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
         ureq::Error::BodyStalled => FetchError::new(FetchErrorKind::Broken, url, "the connection ended"),
         _ => FetchError::new(FetchErrorKind::Protocol, url, "the answer is not HTTP").because(error),
     }
+}
+
+/// Whether the request went to a kept connection that the server had closed, so that it can be sent on another one.
+pub(super) fn is_closed_while_idle(error: &ureq::Error) -> bool {
+    find::<ClosedWhileIdle>(error).is_some()
+}
+
+/// Whether the other side of a TLS connection does not speak TLS.
+pub(super) fn is_no_tls(error: &ureq::Error) -> bool {
+    matches!(find::<rustls::Error>(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
 /// The error of a read of the body, which ureq wraps once more.
@@ -65,7 +93,16 @@ fn from_io(url: &str, kind: io::ErrorKind) -> FetchError {
 
 fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
     let Some((now, why)) = time_disagreement(error) else {
-        let problem = "no trusted connection (network.ca_file decides which authorities are trusted)";
+        let problem = match error {
+            rustls::Error::InvalidMessage(_) => "no trusted connection: what answers at this port is not TLS",
+            rustls::Error::InvalidCertificate(certificate)
+                if format!("{certificate:?}").contains("CaUsedAsEndEntity") =>
+            {
+                "no trusted connection: the server's certificate is one of an authority (CA:TRUE), as `openssl req \
+                 -x509` makes it by default; give the server one made with basicConstraints=CA:FALSE"
+            }
+            _ => "no trusted connection (network.ca_file decides which authorities are trusted)",
+        };
         return FetchError::new(FetchErrorKind::Tls, url, problem).because(error.clone());
     };
     let (not_before, not_after, problem) = match why {

@@ -231,6 +231,11 @@ impl Source for Directory {
         shown(&self.tree.path_of(""))
     }
 
+    /// A server that is named beside a directory is there for what the directory lacks.
+    fn is_chosen(&self) -> bool {
+        true
+    }
+
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let all = wanted.iter().map(|(path, limit)| self.small(path, *limit)).collect::<Result<Vec<_>, _>>()?;
         let first = wanted.first().map_or("", |(path, _)| path);

@@ -22,6 +22,8 @@ pub enum FetchErrorKind {
     /// The connection ended, or the medium failed, before the last byte. This can pass; the transfer is
     /// resumed.
     Broken,
+    /// The source sends bytes, but so slowly that another source is asked for the rest.
+    Slow,
     /// No trusted TLS connection came about: unknown CA, wrong name, no common protocol. Trying again does not help.
     Tls,
     /// The certificate is not valid at what this machine takes for the time, and the clock may not or cannot be moved
@@ -66,6 +68,10 @@ struct Details {
     progress: Option<(u64, u64)>,
     retry_after: Option<Duration>,
     attempts: u32,
+    /// A server refused by a status that usually stays.
+    denied: bool,
+    /// The same server has just delivered other files, so that the refusal may be a slip.
+    doubted: bool,
 }
 
 fn after(progress: Option<(u64, u64)>) -> String {
@@ -80,7 +86,8 @@ impl FetchError {
     /// Makes an error about `url`, which is stripped of credentials here so that no message can leak them.
     pub fn new(kind: FetchErrorKind, url: &str, problem: impl Into<String>) -> Self {
         let (url, problem) = (redacted(url), problem.into());
-        let details = Details { kind, url, problem, progress: None, retry_after: None, attempts: 1 };
+        let (progress, retry_after, attempts, denied, doubted) = (None, None, 1, false, false);
+        let details = Details { kind, url, problem, progress, retry_after, attempts, denied, doubted };
         Self { details: Box::new(details), source: None }
     }
 
@@ -98,10 +105,33 @@ impl FetchError {
         self
     }
 
+    /// Adds what had come of the transfer before the part that this error is about.
+    #[must_use]
+    pub(super) fn further(mut self, before: u64, wanted: u64) -> Self {
+        let got = self.details.progress.map_or(0, |(got, _)| got);
+        self.details.progress = Some((before + got, wanted)).filter(|(got, _)| *got > 0).or(self.details.progress);
+        self
+    }
+
     /// Adds the pause that the server asked for.
     #[must_use]
     pub(super) fn retry_after(mut self, wait: Option<Duration>) -> Self {
         self.details.retry_after = wait;
+        self
+    }
+
+    /// Makes the error that of a server which refused by a status that usually stays, such as 403 or 404.
+    #[must_use]
+    pub(crate) fn denied(mut self) -> Self {
+        self.details.denied = true;
+        self
+    }
+
+    /// Casts doubt on the refusal of a server that has just delivered other files: content networks and stores refuse
+    /// single requests because of a limit, a clock, an expired redirect or a cache that filled a moment too early.
+    #[must_use]
+    pub(super) fn doubted(mut self) -> Self {
+        self.details.doubted = self.details.denied;
         self
     }
 
@@ -116,7 +146,13 @@ impl FetchError {
     pub(super) fn clone_for_peer(&self) -> Self {
         let chain = self.chain();
         let words = chain.strip_prefix(self.url()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&chain);
-        Self::new(self.kind(), self.url(), words).retry_after(self.asked_to_wait())
+        Self::new(self.kind(), self.url(), words).retry_after(self.asked_to_wait()).refused_as(self)
+    }
+
+    /// Takes over what another error says of a refusal.
+    fn refused_as(mut self, other: &Self) -> Self {
+        (self.details.denied, self.details.doubted) = (other.details.denied, other.details.doubted);
+        self
     }
 
     /// Adds the number of attempts, when there was more than one.
@@ -141,13 +177,25 @@ impl FetchError {
         self.details.retry_after
     }
 
+    /// Whether a server refused by a status that usually stays, such as 401, 403, 404, 407 or 410.
+    pub fn is_denied(&self) -> bool {
+        self.details.denied
+    }
+
+    /// Whether such a refusal may be a slip, since the same server has just delivered other files.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.details.doubted
+    }
+
     /// Whether asking the same source again later can help although nothing is changed.
     pub fn is_retryable(&self) -> bool {
         match self.details.kind {
-            FetchErrorKind::Refused(status) => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..),
+            _ if self.details.doubted => true,
+            FetchErrorKind::Refused(status) => passes(status),
             FetchErrorKind::Unreachable
             | FetchErrorKind::Stalled
             | FetchErrorKind::Broken
+            | FetchErrorKind::Slow
             | FetchErrorKind::Protocol
             | FetchErrorKind::Corrupt
             | FetchErrorKind::TlsTime { .. } => true,
@@ -175,8 +223,13 @@ impl FetchError {
         })?;
         let all: Vec<String> = errors.iter().map(Self::chain).collect();
         let problem = format!("none of {} sources could deliver it: {}", errors.len(), all.join("; "));
-        Some(Self::new(lead.kind(), path, problem).retry_after(lead.asked_to_wait()))
+        Some(Self::new(lead.kind(), path, problem).retry_after(lead.asked_to_wait()).refused_as(lead))
     }
+}
+
+/// Whether a refusal with this HTTP status can pass by itself.
+pub(super) fn passes(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 506..)
 }
 
 #[cfg(test)]
@@ -210,6 +263,17 @@ mod tests {
         ] {
             assert_eq!(FetchError::new(kind, "u", "p").is_retryable(), retryable, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_doubted_only_where_the_server_has_delivered_before() {
+        let refused = || FetchError::new(FetchErrorKind::Refused(403), "http://a/x", "403").denied();
+        assert!(!refused().is_retryable() && refused().doubted().is_retryable());
+        assert!(!FetchError::new(FetchErrorKind::Missing, "file:///x", "not there").doubted().is_retryable());
+        let other = || FetchError::new(FetchErrorKind::Missing, "http://b/x", "404").denied();
+        let summary = FetchError::summary("x", vec![other(), refused().doubted()]).unwrap();
+        assert!(summary.is_denied() && summary.is_retryable());
+        assert!(refused().doubted().clone_for_peer().is_retryable());
     }
 
     #[test]

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
+use super::speed::Speed;
 
 /// The time for which a source that failed is asked after the others. It is short, as the first one is first for a
 /// reason (nearest, cheapest), but long enough not to run into the connect timeout of a dead one for every range.
 pub(super) const MEMORY: Duration = Duration::from_secs(60);
+/// The longest time for which a source that failed again and again is asked after the others.
+const LONGEST_MEMORY: Duration = Duration::from_secs(600);
 /// The most requests that are made of a source at a time; in effect no limit, until the source complains.
 const MOST_AT_ONCE: u32 = 16;
 
@@ -37,6 +40,13 @@ struct SourceHealth {
 struct OneSource {
     /// The time of the last failure, whatever the object: the order goes by it.
     failed: Option<Instant>,
+    /// Failures since the last sign of life.
+    failures: u32,
+    /// Whether anything ever came from it.
+    served: bool,
+    /// Whether it could be asked when that was last looked at.
+    is_there: bool,
+    speed: Speed,
     /// The last failure, for the requests that would otherwise meet it themselves; gone with the next sign of life.
     trouble: Option<Trouble>,
     inside: u32,
@@ -50,9 +60,23 @@ struct Trouble {
     error: FetchError,
 }
 
+impl OneSource {
+    fn fresh() -> Self {
+        let (failed, failures, served, is_there, speed) = (None, 0, false, true, Speed::default());
+        Self { failed, failures, served, is_there, speed, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 }
+    }
+
+    /// The time of the last failure, while it is remembered: twice as long each time it fails again, so that a dead
+    /// source costs a transfer less and less.
+    fn recent_failure(&self, now: Instant) -> Option<Instant> {
+        let memory = MEMORY.saturating_mul(1 << self.failures.saturating_sub(1).min(8)).min(LONGEST_MEMORY);
+        self.failed.filter(|failed| now.saturating_duration_since(*failed) < memory)
+    }
+}
+
 impl SourceHealth {
     fn new(sources: usize) -> Self {
-        let fresh = || OneSource { failed: None, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 };
+        let fresh = OneSource::fresh;
         Self { sources: (0..sources).map(|_| fresh()).collect(), ..Self::default() }
     }
 
@@ -64,9 +88,30 @@ impl SourceHealth {
         let mut order: Vec<usize> = (0..self.sources.len()).collect();
         order.sort_by_key(|&index| {
             let unfit = self.unfit.get(&(index, path.to_owned())).copied();
-            (unfit, self.sources[index].failed.filter(|when| recent(*when)), index)
+            let source = &self.sources[index];
+            (unfit, source.recent_failure(now), source.speed.place(now), index)
         });
         order
+    }
+
+    /// Adds what a transfer of `path` received, and decides whether another source is to be asked instead: one that
+    /// is there, did not fail of late, and does not lack the object. See [`Speed::received`].
+    fn received(
+        &mut self,
+        index: usize,
+        path: &str,
+        bytes: u64,
+        waited: Duration,
+        (began, now): (Instant, Instant),
+    ) -> Option<(u64, Option<u64>)> {
+        let mut speed = std::mem::take(&mut self.sources[index].speed);
+        let others = self.sources.iter().enumerate().filter(|(other, source)| {
+            let is_fit = !self.unfit.contains_key(&(*other, path.to_owned()));
+            *other != index && source.is_there && is_fit && source.recent_failure(now).is_none()
+        });
+        let left = speed.received(bytes, waited, (began, now), others.map(|(_, source)| &source.speed));
+        self.sources[index].speed = speed;
+        left
     }
 
     /// The failure that another request met since `began`, so that it need not be met again.
@@ -76,7 +121,8 @@ impl SourceHealth {
     }
 
     fn alive(&mut self, index: usize) {
-        self.sources[index].trouble = None;
+        let source = &mut self.sources[index];
+        (source.trouble, source.failures, source.served) = (None, 0, true);
         self.pause = None;
     }
 
@@ -101,6 +147,10 @@ impl SourceHealth {
             return before.is_none_or(|before| before < entered);
         }
         let source = &mut self.sources[index];
+        if kind == FetchErrorKind::Slow {
+            // It works, and its rate puts it behind the others.
+            return true;
+        }
         let news = source.trouble.as_ref().is_none_or(|trouble| trouble.at < entered || trouble.error.kind() != kind);
         match kind {
             // Requests that were refused together count once: half of four is two, and not none.
@@ -109,6 +159,7 @@ impl SourceHealth {
             FetchErrorKind::Unreachable => (source.most, source.good) = (1, 0),
             _ => {}
         }
+        source.failures = source.failures.saturating_add(u32::from(news));
         source.failed = Some(now);
         source.trouble = Some(Trouble { at: now, error: error.clone_for_peer() });
         news
@@ -158,6 +209,37 @@ impl Health {
         }
     }
 
+    /// Notes which sources can be asked now.
+    pub(super) fn note_there(&self, there: &[bool]) {
+        self.state().sources.iter_mut().zip(there).for_each(|(source, is_there)| source.is_there = *is_there);
+    }
+
+    /// Adds what a transfer received; see [`SourceHealth::received`].
+    pub(super) fn received(
+        &self,
+        index: usize,
+        path: &str,
+        bytes: u64,
+        waited: Duration,
+        began: Instant,
+    ) -> Option<(u64, Option<u64>)> {
+        self.state().received(index, path, bytes, waited, (began, self.clock.now()))
+    }
+
+    /// Enters for a request that belongs to no round.
+    pub(super) fn enter_now(&self, index: usize) -> Result<Visit<'_>, FetchError> {
+        self.enter(index, self.clock.now())
+    }
+
+    /// Whether a source did not answer at all of late.
+    pub(super) fn is_away(&self, index: usize) -> bool {
+        let (state, now) = (self.state(), self.clock.now());
+        let source = &state.sources[index];
+        let silent =
+            |trouble: &Trouble| matches!(trouble.error.kind(), FetchErrorKind::Unreachable | FetchErrorKind::Stalled);
+        source.recent_failure(now).is_some() && source.trouble.as_ref().is_some_and(silent)
+    }
+
     /// Agrees on the pause after a failed round; see [`SourceHealth::agree`].
     pub(super) fn agree(&self, began: Instant, wait: Duration) -> (Instant, bool) {
         self.state().agree(began, self.clock.now(), wait)
@@ -175,6 +257,11 @@ impl Visit<'_> {
     /// Notes that the source sends bytes.
     pub(super) fn alive(&self) {
         self.health.state().alive(self.index);
+    }
+
+    /// Whether the source has ever delivered anything.
+    pub(super) fn has_served(&self) -> bool {
+        self.health.state().sources[self.index].served
     }
 
     /// Notes that the whole answer came.
@@ -218,6 +305,50 @@ mod tests {
         assert_eq!(state.order("a", at(3)), [2, 0, 1]);
         assert_eq!(state.order("a", at(1) + MEMORY), [0, 2, 1], "the first one gets its chance again");
         assert_eq!(state.order("a", at(3) + MEMORY), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_source_that_fails_again_and_again_is_asked_more_and_more_seldom() {
+        let mut state = SourceHealth::new(2);
+        let mut now = Instant::now();
+        let mut memory = Vec::new();
+        for _ in 0..7 {
+            note(&mut state, 0, "a", FetchErrorKind::Unreachable, now);
+            let failed = now;
+            while state.order("a", now) == [1, 0] {
+                now += Duration::from_secs(1);
+            }
+            memory.push((now - failed).as_secs());
+        }
+        assert_eq!(memory, [60, 120, 240, 480, 600, 600, 600]);
+        state.alive(0);
+        note(&mut state, 0, "a", FetchErrorKind::Unreachable, now);
+        assert_eq!(state.order("a", now + MEMORY), [0, 1]);
+    }
+
+    #[test]
+    fn a_slow_source_is_left_for_one_that_is_there_and_well_and_has_the_object() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let left = |state: &mut SourceHealth| {
+            (1..100).find(|second| state.received(0, "a", 300, Duration::from_secs(1), (start, at(*second))).is_some())
+        };
+        assert!(left(&mut SourceHealth::new(2)).is_some());
+        assert_eq!(left(&mut SourceHealth::new(1)), None);
+        let mut state = SourceHealth::new(2);
+        state.sources[1].is_there = false;
+        assert_eq!(left(&mut state), None, "it is not plugged in");
+        let mut state = SourceHealth::new(2);
+        note(&mut state, 1, "a", FetchErrorKind::Missing, at(0));
+        assert_eq!(left(&mut state), None, "it lacks the object");
+        let mut state = SourceHealth::new(2);
+        note(&mut state, 1, "b", FetchErrorKind::Unreachable, at(0));
+        let when = left(&mut state).unwrap();
+        assert!(when >= MEMORY.as_secs(), "{when}");
+        let slow = FetchError::new(FetchErrorKind::Slow, "http://a/x", "300 B/s");
+        assert!(state.failed(0, "a", &slow, at(0), at(when)));
+        assert_eq!(state.order("a", at(when)), [1, 0]);
+        assert!(state.met_since(0, at(0)).is_none(), "it is no trouble that others would meet");
     }
 
     #[test]

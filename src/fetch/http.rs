@@ -5,21 +5,29 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::http::header::TRANSFER_ENCODING;
-use ureq::{Agent, Proxy};
+use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, TRANSFER_ENCODING};
+use ureq::http::{Response, Uri};
+use ureq::{Agent, Body, Proxy};
 
-use super::answer::{HttpAnswer, check_content_range, is_redirect, redirected, sorted_out};
-use super::classify::classified;
+use super::answer::{HttpAnswer, WEB_PAGE, is_redirect, is_web_page, redirected, sorted_out};
+use super::classify::{classified, is_closed_while_idle, is_no_tls};
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
+use super::part::{self, Head, Part};
+use super::url::Base;
+use super::watch::SpeedWatch;
 use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
 
 /// The most redirects of one request: enough for a load balancer that sends to a region that sends to a bucket.
 const MAX_REDIRECTS: usize = 5;
-/// The most bytes that are read and dropped before a range, of a server without range support.
-const MAX_SKIP: u64 = 64 << 20;
+/// The most answers to one range that bring less than [`SMALL_PART`] and not its end: a server that gives a range in
+/// crumbs would otherwise cost a round trip for each of them.
+const MAX_SMALL_PARTS: u32 = 64;
+/// The bytes from which on a part of a range counts as one that is worth its request.
+const SMALL_PART: u64 = 64 << 10;
 /// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
 /// The most bytes that are read at once from the connection and handed to the sink.
@@ -28,7 +36,10 @@ const BUFFER: usize = 64 << 10;
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
     agent: Agent,
-    base: String,
+    base: Base,
+    /// The value of the Authorization header for the base.
+    authorization: Option<String>,
+    watch: Option<SpeedWatch>,
     stall_timeout: Duration,
     clock: Arc<dyn Clock>,
     rate: Option<Rate>,
@@ -44,6 +55,10 @@ impl Http {
         let uri: Uri = base.parse().map_err(|_| settings("this is not a URL"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(settings("this is not an http:// or https:// URL with a host"));
+        }
+        // What follows is for browsers alone, and http::Uri drops it without a word.
+        if base.contains('#') {
+            return Err(settings("a URL with a #fragment is no base for files; write %23 if the # is part of a name"));
         }
         let proxy = match &options.proxy {
             None => None,
@@ -69,6 +84,7 @@ impl Http {
             .timeout_recv_response(Some(options.stall_timeout))
             // Per read, not for the body: a slow link that is alive must be able to finish.
             .timeout_per_read(Some(options.stall_timeout))
+            .timeout_per_write(Some(options.stall_timeout))
             // Well below the input buffer, so that an endless head is distinguished from a broken connection.
             .max_response_header_size(16 << 10)
             .input_buffer_size(BUFFER)
@@ -77,62 +93,119 @@ impl Http {
             .max_idle_connections(MAX_IDLE)
             .max_idle_connections_per_host(MAX_IDLE)
             .build();
-        let tls = tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.certificate_clock))?;
-        let base = base.trim_end_matches('/').to_owned();
+        let tls = match tls::client_config(options.ca_file.as_deref(), Arc::clone(&options.certificate_clock)) {
+            // Only a redirect to https would need it; that then fails with this error.
+            Err(error) if uri.scheme_str() == Some("http") => Err(error),
+            result => Ok(result?),
+        };
+        let (base, credentials) = url::without_credentials(base);
+        let (base, authorization) = (Base::new(&base), credentials.map(basic));
         let agent = connect::agent(config, tls);
         let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
-        Ok(Self { agent, base, stall_timeout: options.stall_timeout, clock, rate })
+        Ok(Self { agent, base, authorization, watch: None, stall_timeout: options.stall_timeout, clock, rate })
     }
 
-    fn pace(&self) -> Pace<'_> {
-        Pace::new(self.stall_timeout, &*self.clock, self.rate.as_ref().map(|rate| &*rate.0))
+    fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
+        let watch = self.watch.as_ref().map(|watch| (watch, path));
+        Pace::new(self.stall_timeout, &*self.clock, self.rate.as_ref().map(|rate| &*rate.0), watch)
     }
 
     fn url(&self, path: &str) -> Result<String, FetchError> {
         if !url::is_relative(path) {
-            return Err(FetchError::new(
-                FetchErrorKind::Local,
-                &self.base,
-                format!("{path:?} is not a path in a release"),
-            ));
+            let problem = format!("{path:?} is not a path in a release");
+            return Err(FetchError::new(FetchErrorKind::Local, &self.base.itself(), problem));
         }
-        Ok(format!("{}/{path}", self.base))
+        Ok(self.base.join(path))
     }
 
-    /// Posts a JSON document to the base URL itself. The answer's body is of no interest.
+    /// Posts a JSON document to the base URL itself. The answer's body is of no interest. A redirect is not followed:
+    /// what a login page takes is not delivered.
     ///
     /// # Errors
     /// The error of the transfer, or [`FetchErrorKind::Refused`] with the status.
     pub fn post_json(&self, document: &str) -> Result<(), FetchError> {
-        let request = self.agent.post(&self.base).header("Content-Type", "application/json");
-        let response = request.send(document).map_err(|error| self.no_answer(&self.base, error))?;
-        sorted_out(self.base.clone(), response).map(drop)
+        let url = self.base.itself();
+        let response = self.ask(&url, || {
+            let mut request = self.agent.post(&url).header("Content-Type", "application/json");
+            if let Some(authorization) = &self.authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            request.send(document)
+        })?;
+        match self.sorted_out(url.clone(), response)?.status {
+            200..=299 => Ok(()),
+            status => Err(FetchError::new(FetchErrorKind::Refused(status), &url, format!("HTTP status {status}"))),
+        }
+    }
+
+    /// Sends a request, and sends it again when it went to a kept connection that the server had closed meanwhile. Each
+    /// failure uses up one such connection, so that a fresh one comes at last.
+    fn ask(
+        &self,
+        url: &str,
+        send: impl Fn() -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, FetchError> {
+        let mut result = send();
+        for _ in 0..=MAX_IDLE {
+            match result {
+                Err(error) if is_closed_while_idle(&error) => {
+                    log::debug!("{}: the kept connection was closed, asking on another one", url::redacted(url));
+                    result = send();
+                }
+                result => return result.map_err(|error| self.no_answer(url, error)),
+            }
+        }
+        result.map_err(|error| self.no_answer(url, error))
     }
 
     /// Says which proxy was in the way, as it is the proxy that could not be reached and not the host in the URL.
     fn no_answer(&self, url: &str, error: ureq::Error) -> FetchError {
-        let error = classified(url, error);
-        match self.agent.config().proxy() {
-            Some(proxy) if error.kind() == FetchErrorKind::Unreachable => {
-                error.through(&format!("{}:{}", proxy.host(), proxy.port()))
-            }
-            _ => error,
+        let Some(proxy) = self.proxy() else { return classified(url, error) };
+        if is_no_tls(&error) {
+            let problem = "what comes through the tunnel is not TLS, as a login or error page";
+            return FetchError::new(FetchErrorKind::Protocol, url, problem).through(&proxy);
         }
+        let error = classified(url, error);
+        if error.kind() == FetchErrorKind::Unreachable { error.through(&proxy) } else { error }
+    }
+
+    /// Host and port of the proxy, if there is one.
+    fn proxy(&self) -> Option<String> {
+        self.agent.config().proxy().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()))
+    }
+
+    /// Turns the answers that carry no object into errors, which name the proxy where it may be the one who answered:
+    /// it reads plain HTTP, and refuses in its own name.
+    fn sorted_out(&self, url: String, response: Response<Body>) -> Result<HttpAnswer, FetchError> {
+        let plain = url.starts_with("http://");
+        sorted_out(url, response).map_err(|error| match self.proxy().filter(|_| plain) {
+            Some(proxy) => error.through(&proxy),
+            None => error,
+        })
     }
 
     fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {
         let mut url = self.url(path)?;
+        let mut authorization = self.authorization.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.agent.get(&url);
-            if let Some(range) = range {
-                request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
-            }
-            let response = request.call().map_err(|error| self.no_answer(&url, error))?;
+            let response = self.ask(&url, || {
+                let mut request = self.agent.get(&url);
+                if let Some(authorization) = &authorization {
+                    request = request.header(AUTHORIZATION, authorization);
+                }
+                if let Some(range) = range {
+                    request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
+                }
+                request.call()
+            })?;
             log::debug!("GET {} {range:?}: {}", url::redacted(&url), response.status());
             if !is_redirect(response.status()) {
-                return sorted_out(url, response);
+                return self.sorted_out(url, response);
             }
-            url = redirected(&url, response.headers())?;
+            let (target, credentials) = url::without_credentials(&redirected(&url, response.headers())?);
+            // Another server does not get the credentials of this one.
+            let kept = authorization.filter(|_| url::origin(&target) == url::origin(&url));
+            (url, authorization) = (target, credentials.map(basic).or(kept));
         }
         Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("more than {MAX_REDIRECTS} redirects")))
     }
@@ -143,98 +216,129 @@ impl Http {
         if status != 200 {
             return Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("status {status} instead of 200")));
         }
-        let too_large = |size: String| {
-            FetchError::new(
-                FetchErrorKind::Protocol,
-                &url,
-                format!("{size} bytes, but at most {limit_bytes} are expected"),
-            )
-        };
-        if let Some(size) = body.content_length().filter(|size| *size > limit_bytes) {
-            return Err(too_large(size.to_string()));
-        }
-        let mut pace = self.pace();
+        let protocol = |problem: String| FetchError::new(FetchErrorKind::Protocol, &url, problem);
+        let too_large = |size: String| protocol(format!("{size} bytes, but at most {limit_bytes} are expected"));
+        let announced = body.content_length().filter(|size| *size > limit_bytes);
+        let mut pace = self.pace(path);
         let mut reader = body.into_reader();
         let mut bytes = Vec::new();
         let mut buffer = vec![0; BUFFER];
         loop {
-            match pace.read(&url, &mut reader, &mut buffer)? {
-                0 => return Ok(bytes),
-                n if bytes.len() as u64 + n as u64 > limit_bytes => return Err(too_large("more".to_owned())),
-                n => bytes.extend_from_slice(&buffer[..n]),
+            let n = pace.read(&url, &mut reader, &mut buffer)?;
+            if bytes.is_empty() && is_web_page(&buffer[..n]) {
+                return Err(protocol(WEB_PAGE.to_owned()));
+            }
+            match (n, announced) {
+                (_, Some(size)) => return Err(too_large(size.to_string())),
+                (0, None) => return Ok(bytes),
+                (n, None) if bytes.len() as u64 + n as u64 > limit_bytes => return Err(too_large("more".to_owned())),
+                (n, None) => bytes.extend_from_slice(&buffer[..n]),
             }
         }
+    }
+
+    /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
+    /// is what the server cannot do.
+    fn part_of(&self, path: &str, range: &Range<u64>) -> Result<(HttpAnswer, Part), FetchError> {
+        let answer = self.request(path, Some(range))?;
+        let useless = match part::find(&head_of(&answer), range) {
+            Ok(part) => return Ok((answer, part)),
+            Err(useless) => useless,
+        };
+        let error = FetchError::new(FetchErrorKind::Protocol, &answer.url, useless.problem);
+        if !useless.whole_may_help {
+            return Err(error);
+        }
+        drop(answer);
+        let Ok(answer) = self.request(path, None) else { return Err(error) };
+        part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| error)
+    }
+
+    /// Delivers what one answer has of a range, at least one byte of it; returns how many.
+    fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
+        let (answer, part) = self.part_of(path, range)?;
+        let HttpAnswer { url, headers, status, body } = answer;
+        let chunked = headers.get(TRANSFER_ENCODING).is_some_and(|coding| coding.as_bytes().ends_with(b"chunked"));
+        // Only then is it known where the body ends, and only a body read to its end frees the connection for reuse.
+        let delimited = part.is_last && (body.content_length().is_some() || chunked);
+        let mut reader = body.into_reader();
+        let mut pace = self.pace(path);
+        deliver(&url, &mut reader, &mut pace, status, part, sink)?;
+        // A failure here costs nothing but the connection: all that was asked for is delivered.
+        if delimited && reader.read(&mut [0; 1]).unwrap_or(0) > 0 {
+            let (problem, got) = ("more bytes than asked for", part.take_bytes);
+            return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem).after(got, got));
+        }
+        Ok(part.take_bytes)
+    }
+}
+
+/// The value of an Authorization header.
+fn basic(credentials: Vec<u8>) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(credentials))
+}
+
+fn head_of(answer: &HttpAnswer) -> Head<'_> {
+    let content_type = answer.header(CONTENT_TYPE).unwrap_or_default();
+    Head {
+        status: answer.status,
+        content_range: answer.header(CONTENT_RANGE),
+        content_length: answer.body.content_length(),
+        is_multipart: content_type.trim().to_ascii_lowercase().starts_with("multipart/"),
+        is_called_html: answer.is_called_html(),
     }
 }
 
 impl Source for Http {
     fn describe(&self) -> String {
-        url::redacted(&self.base)
+        url::redacted(&self.base.itself())
+    }
+
+    fn watch_speed(&mut self, watch: SpeedWatch) {
+        self.watch = Some(watch);
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
-        let all = wanted.iter().map(|(path, limit)| self.small(path, *limit)).collect::<Result<Vec<_>, _>>()?;
+        let mut all = Vec::new();
+        for (path, limit_bytes) in wanted {
+            let file = self.small(path, *limit_bytes);
+            // One of them is there: that another is refused can be the moment in which they are replaced.
+            all.push(file.map_err(|error| if all.is_empty() { error } else { error.doubted() })?);
+        }
         let first = wanted.first().map_or("", |(path, _)| path);
-        check(&all).map_err(|refusal| refusal.of(&format!("{}/{first}", self.base)))?;
+        check(&all).map_err(|refusal| refusal.of(&self.base.join(first)))?;
         Ok(all)
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let HttpAnswer { url, status, headers, body } = self.request(path, Some(&range))?;
         let wanted = range.end - range.start;
-        let skip = match status {
-            206 => {
-                check_content_range(&url, &headers, &range)?;
-                0
-            }
-            // No range support, or none for this object: the whole object comes.
-            200 if range.start <= MAX_SKIP => range.start,
-            200 => {
-                let problem = format!("the server ignores ranges and {} bytes lie before the wanted ones", range.start);
-                return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
-            }
-            _ => {
-                let problem = format!("status {status} to a request for bytes {} to {}", range.start, range.end - 1);
-                return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
-            }
-        };
-        let promised = body.content_length();
-        let right_size = promised.is_none_or(|size| if status == 206 { size == wanted } else { size >= range.end });
-        if !right_size {
-            let expected = if status == 206 { wanted } else { range.end };
-            let problem = format!("{} bytes are announced where {expected} are expected", promised.unwrap_or_default());
-            return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
-        }
-        // Only then is it known where the body ends, and only a body read to its end frees the connection for reuse.
-        let delimited = status == 206 && (promised.is_some() || headers.contains_key(TRANSFER_ENCODING));
-        let mut reader = body.into_reader();
-        let mut pace = self.pace();
-        deliver(&url, &mut reader, &mut pace, skip, wanted, sink)?;
-        if delimited {
-            // A failure here costs nothing but the connection: all that was asked for is delivered.
-            let extra = reader.read(&mut [0; 1]).unwrap_or(0);
-            if extra > 0 {
-                return Err(
-                    FetchError::new(FetchErrorKind::Protocol, &url, "more bytes than asked for").after(wanted, wanted)
-                );
+        let (mut at, mut small_parts) = (range.start, 0);
+        while at < range.end {
+            let got = self
+                .get_part(path, &(at..range.end), &mut *sink)
+                .map_err(|error| error.further(at - range.start, wanted))?;
+            at += got;
+            small_parts += u32::from(got < SMALL_PART);
+            if at < range.end && small_parts > MAX_SMALL_PARTS {
+                let problem = format!("the server gives the range in more than {MAX_SMALL_PARTS} small parts");
+                let error = FetchError::new(FetchErrorKind::Protocol, &self.url(path)?, problem);
+                return Err(error.after(at - range.start, wanted));
             }
         }
         Ok(())
     }
 }
 
-/// Drops `skip` bytes, then hands `wanted` bytes to the sink.
+/// Drops what lies before the wanted bytes of a body, then hands those to the sink.
 fn deliver(
     url: &str,
     reader: &mut dyn Read,
     pace: &mut Pace<'_>,
-    skip: u64,
-    wanted: u64,
+    status: u16,
+    part: Part,
     sink: Sink<'_>,
 ) -> Result<(), FetchError> {
+    let Part { skip_bytes: skip, take_bytes: wanted, .. } = part;
     let mut buffer = vec![0; BUFFER];
     let mut got = 0;
     while got < skip + wanted {
@@ -244,6 +348,10 @@ fn deliver(
         let n = pace.read(url, reader, &mut buffer[..most]).map_err(|error| error.after(delivered, wanted))?;
         if n == 0 {
             return Err(FetchError::new(FetchErrorKind::Broken, url, "the answer ended").after(delivered, wanted));
+        }
+        // Without a length, a page looks like an object that comes whole.
+        if got == 0 && status == 200 && is_web_page(&buffer[..n]) {
+            return Err(FetchError::new(FetchErrorKind::Protocol, url, WEB_PAGE));
         }
         if got >= skip {
             sink(&buffer[..n]).map_err(|error| refused_by_sink(url, error).after(delivered, wanted))?;

@@ -4,21 +4,19 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::backoff::backoff;
 use super::clock::{Clock, SystemClock};
 use super::error::{FetchError, FetchErrorKind};
 use super::health::{Health, Visit};
+use super::survey::{self, Surveyed};
+use super::tally::Tally;
+use super::watch::SpeedWatch;
 use super::{Check, Sink, SinkError, Source};
 use crate::chain::chain;
 
-/// Wrong answers after which a call stops asking a source for that object. A broken
-/// cache can heal, but a wrong copy stays wrong.
-const MAX_STRIKES: u32 = 3;
-/// The bytes by which a transfer must come further to start counting rounds anew: the line is then bad, not dead. Less
-/// does not count, or a server that cuts after every byte could hold the agent for ever.
-const PROGRESS: u64 = 64 << 10;
 /// The time after which a source that was not there is noticed during a pause.
 const NOTICE: Duration = Duration::from_secs(1);
 
@@ -66,6 +64,8 @@ pub struct Mirrors {
     on_retry: OnRetry,
     clock: Arc<dyn Clock>,
     seed: u64,
+    /// The source of the last small objects.
+    delivered: Arc<AtomicUsize>,
 }
 
 impl Mirrors {
@@ -75,10 +75,15 @@ impl Mirrors {
     }
 
     /// Makes mirrors whose pauses and memory of failures go by the given clock.
-    pub fn with_clock(sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy, clock: Arc<dyn Clock>) -> Self {
+    pub fn with_clock(mut sources: Vec<Box<dyn Source>>, retry_policy: RetryPolicy, clock: Arc<dyn Clock>) -> Self {
+        let health = Arc::new(Health::new(sources.len(), Arc::clone(&clock)));
+        for (index, source) in sources.iter_mut().enumerate() {
+            source.watch_speed(SpeedWatch::new(Arc::clone(&health), index));
+        }
         Self {
-            health: Arc::new(Health::new(sources.len(), Arc::clone(&clock))),
+            health,
             sources: sources.into(),
+            delivered: Arc::default(),
             retry_policy,
             on_retry: Arc::new(|_| ()),
             clock,
@@ -107,26 +112,27 @@ impl Mirrors {
         &self,
         path: &str,
         retry_policy: RetryPolicy,
-        mut attempt: impl FnMut(&dyn Source, &Visit<'_>) -> (u64, Result<T, FetchError>),
+        mut attempt: impl FnMut(usize, &Visit<'_>) -> (u64, Result<T, FetchError>),
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
         let mut round = 0;
         let mut began = self.clock.now();
         loop {
             let order = self.order(path, &tally);
-            let mut hope = false;
+            let (mut hope, mut slow) = (false, false);
             let mut asked_to_wait: Option<Duration> = None;
             for (place, &index) in order.iter().enumerate() {
                 let error = match self.health.enter(index, began) {
                     Err(met_by_another) => met_by_another,
                     Ok(visit) => {
-                        let (reached, result) = attempt(&*self.sources[index], &visit);
+                        let (reached, result) = attempt(index, &visit);
                         let error = match result {
                             Ok(value) => {
                                 visit.went_well();
                                 return Ok(value);
                             }
                             Err(error) if error.kind() == FetchErrorKind::Local => return Err(error),
+                            Err(error) if visit.has_served() => error.doubted(),
                             Err(error) => error,
                         };
                         let news = visit.failed(path, &error);
@@ -139,15 +145,15 @@ impl Mirrors {
                         error
                     }
                 };
-                hope |= error.is_retryable() && tally.strikes[index] < MAX_STRIKES;
+                slow |= error.kind() == FetchErrorKind::Slow;
                 // The pause is the shortest any source asked for; one that asked for none counts as zero.
                 let asked = error.asked_to_wait().unwrap_or_default();
                 asked_to_wait = Some(asked_to_wait.map_or(asked, |least| least.min(asked)));
-                tally.latest = index;
-                tally.errors[index] = Some(error);
+                hope |= tally.keep(index, error);
             }
             let wait = backoff(round, self.seed).max(asked_to_wait.unwrap_or_default());
-            round = round.saturating_add(1);
+            // A source that was left although it delivers is not worth giving up for.
+            round = round.saturating_add(u32::from(!slow));
             let (until, is_new) = self.health.agree(began, wait);
             let enough = match retry_policy {
                 RetryPolicy::Rounds(most) => round >= most,
@@ -171,8 +177,10 @@ impl Mirrors {
     /// The sources to ask for `path`, in order, without those that are not there and those that showed to be hopeless
     /// in this call.
     fn order(&self, path: &str, tally: &Tally) -> Vec<usize> {
+        let there = self.there();
+        self.health.note_there(&there);
         let mut order = self.health.order(path);
-        order.retain(|index| tally.strikes[*index] < MAX_STRIKES && self.sources[*index].is_there());
+        order.retain(|index| there[*index] && !tally.is_hopeless(*index));
         order
     }
 
@@ -200,47 +208,6 @@ impl Mirrors {
     }
 }
 
-/// The failures that one call has met so far.
-struct Tally {
-    errors: Vec<Option<FetchError>>,
-    strikes: Vec<u32>,
-    latest: usize,
-    attempts: u32,
-    furthest: u64,
-}
-
-impl Tally {
-    fn new(sources: usize) -> Self {
-        let errors = (0..sources).map(|_| None).collect();
-        Self { errors, strikes: vec![0; sources], latest: 0, attempts: 0, furthest: 0 }
-    }
-
-    /// Counts a failed attempt; true when it came further than any before it.
-    fn failed(&mut self, index: usize, error: &FetchError, reached: u64) -> bool {
-        self.attempts += 1;
-        let progress = reached >= self.furthest + PROGRESS;
-        if progress {
-            self.furthest = reached;
-            self.strikes[index] = 0;
-        }
-        if matches!(error.kind(), FetchErrorKind::Protocol | FetchErrorKind::Corrupt) {
-            self.strikes[index] += 1;
-        }
-        progress
-    }
-
-    fn last(&self) -> Option<&FetchError> {
-        self.errors.get(self.latest)?.as_ref()
-    }
-
-    fn into_error(self, path: &str) -> FetchError {
-        let attempts = self.attempts;
-        FetchError::summary(path, self.errors.into_iter().flatten().collect())
-            .unwrap_or_else(|| FetchError::new(FetchErrorKind::Settings, path, "there is no source to ask"))
-            .given_up(attempts)
-    }
-}
-
 impl Source for Mirrors {
     fn describe(&self) -> String {
         let there = self.sources.iter().filter(|source| source.is_there());
@@ -253,7 +220,24 @@ impl Source for Mirrors {
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let path = wanted.first().map_or("", |(path, _)| path);
-        self.retry(path, self.retry_policy, |source, _| (0, source.get_checked(wanted, check)))
+        self.retry(path, self.retry_policy, |index, _| {
+            let result = self.sources[index].get_checked(wanted, check);
+            if result.is_ok() {
+                self.delivered.store(index, Ordering::Relaxed);
+            }
+            (0, result)
+        })
+    }
+
+    fn survey_others(&self, wanted: &[(&str, u64)], patience: Duration) -> Vec<Surveyed> {
+        let delivered = self.delivered.load(Ordering::Relaxed);
+        if self.sources.get(delivered).is_some_and(|source| source.is_chosen()) {
+            return Vec::new();
+        }
+        let is_asked =
+            |index: &usize| *index != delivered && self.sources[*index].is_there() && !self.health.is_away(*index);
+        let asked: Vec<usize> = (0..self.sources.len()).filter(is_asked).collect();
+        survey::survey(&self.sources, &self.health, &asked, wanted, patience)
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
@@ -263,7 +247,7 @@ impl Source for Mirrors {
             RetryPolicy::Until(_) => RetryPolicy::Forever,
             retry_policy => retry_policy,
         };
-        self.retry(path, retry_policy, |source, visit| {
+        self.retry(path, retry_policy, |index, visit| {
             let rest = at..end;
             let mut first = true;
             let mut counting = |bytes: &[u8]| match sink(bytes) {
@@ -285,7 +269,7 @@ impl Source for Mirrors {
                 }
                 Err(local) => Err(local),
             };
-            let result = source.get_range(path, rest, &mut counting);
+            let result = self.sources[index].get_range(path, rest, &mut counting);
             let result = match result {
                 // All bytes are here, whatever came after them; the caller's digests are the judge of them.
                 Err(error)

@@ -1,12 +1,13 @@
 //! Distinguishes a slow connection from one that only pretends to be alive, and keeps to a cap.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cap::Cap;
 use super::classify::classified_read;
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
+use super::watch::SpeedWatch;
 
 /// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a
 /// robot has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
@@ -18,20 +19,29 @@ pub(super) struct Pace<'c> {
     window: Duration,
     clock: &'c dyn Clock,
     cap: Option<&'c Cap>,
+    /// The watch over the rates of all sources, with the path of the object.
+    watch: Option<(&'c SpeedWatch, &'c str)>,
+    began: Instant,
     waited: Duration,
     bytes: u64,
 }
 
 impl<'c> Pace<'c> {
-    pub(super) fn new(window: Duration, clock: &'c dyn Clock, cap: Option<&'c Cap>) -> Self {
-        Self { window, clock, cap, waited: Duration::ZERO, bytes: 0 }
+    pub(super) fn new(
+        window: Duration,
+        clock: &'c dyn Clock,
+        cap: Option<&'c Cap>,
+        watch: Option<(&'c SpeedWatch, &'c str)>,
+    ) -> Self {
+        Self { window, clock, cap, watch, began: clock.now(), waited: Duration::ZERO, bytes: 0 }
     }
 
     pub(super) fn read(&mut self, url: &str, reader: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, FetchError> {
         let most = self.cap.map_or(buffer.len(), |cap| cap.piece_bytes().min(buffer.len()));
         let start = self.clock.now();
         let n = reader.read(&mut buffer[..most]).map_err(|error| classified_read(url, error))?;
-        self.waited += self.clock.now().saturating_duration_since(start);
+        let waited = self.clock.now().saturating_duration_since(start);
+        self.waited += waited;
         self.bytes += n as u64;
         // The end of a short object is no stall.
         if n > 0 && self.waited >= self.window {
@@ -40,7 +50,13 @@ impl<'c> Pace<'c> {
                 let problem = format!("{} bytes in {} s count as a stall", self.bytes, self.waited.as_secs());
                 return Err(FetchError::new(FetchErrorKind::Stalled, url, problem));
             }
-            *self = Self::new(self.window, self.clock, self.cap);
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        if n > 0
+            && let Some((watch, path)) = self.watch
+            && let Some(problem) = watch.received(path, n as u64, waited, self.began)
+        {
+            return Err(FetchError::new(FetchErrorKind::Slow, url, problem));
         }
         if let Some(cap) = self.cap {
             cap.pay(n);
@@ -113,7 +129,7 @@ mod tests {
     #[test]
     fn a_byte_now_and_then_is_a_stall() {
         let clock = TestClock::new();
-        let mut pace = Pace::new(WINDOW, &*clock, None);
+        let mut pace = Pace::new(WINDOW, &*clock, None, None);
         let mut connection = Slow(&clock, Duration::from_millis(100), 1);
         assert_eq!(read(&mut pace, &mut connection, 9, Duration::ZERO).unwrap(), 9);
         let error = read(&mut pace, &mut connection, 1, Duration::ZERO).unwrap_err();
@@ -124,7 +140,7 @@ mod tests {
     #[test]
     fn a_slow_connection_goes_on_for_any_time_and_stalls_when_it_slows_down() {
         let clock = TestClock::new();
-        let mut pace = Pace::new(WINDOW, &*clock, None);
+        let mut pace = Pace::new(WINDOW, &*clock, None, None);
         let slow = Duration::from_millis(100);
         assert_eq!(read(&mut pace, &mut Slow(&clock, slow, 26), 36_000, Duration::ZERO).unwrap(), 26 * 36_000);
         let error = read(&mut pace, &mut Slow(&clock, slow, 25), 36_000, Duration::ZERO).unwrap_err();
@@ -134,7 +150,7 @@ mod tests {
     #[test]
     fn what_the_receiving_side_takes_is_no_stall() {
         let clock = TestClock::new();
-        let mut pace = Pace::new(WINDOW, &*clock, None);
+        let mut pace = Pace::new(WINDOW, &*clock, None, None);
         let mut connection = Slow(&clock, Duration::from_millis(1), 1);
         assert_eq!(read(&mut pace, &mut connection, 900, Duration::from_secs(60)).unwrap(), 900);
     }
@@ -143,7 +159,7 @@ mod tests {
     fn what_a_cap_asks_for_is_no_stall() {
         let clock = TestClock::new();
         let cap = Cap::new(10, Arc::clone(&clock) as Arc<dyn Clock>);
-        let mut pace = Pace::new(WINDOW, &*clock, Some(&cap));
+        let mut pace = Pace::new(WINDOW, &*clock, Some(&cap), None);
         let start = clock.now();
         let mut connection = Slow(&clock, Duration::from_millis(1), 10);
         assert_eq!(read(&mut pace, &mut connection, 900, Duration::ZERO).unwrap(), 9_000);
@@ -154,7 +170,7 @@ mod tests {
     #[test]
     fn the_late_end_of_a_short_object_is_no_stall() {
         let clock = TestClock::new();
-        let mut pace = Pace::new(WINDOW, &*clock, None);
+        let mut pace = Pace::new(WINDOW, &*clock, None, None);
         assert_eq!(read(&mut pace, &mut Slow(&clock, WINDOW * 3, 0), 1, Duration::ZERO).unwrap(), 0);
     }
 }

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, KeyProvider};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::SigningKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::error::{FetchError, FetchErrorKind};
+use super::roots;
 use crate::machine::clock::{CertificateTime, ClockPolicy, Judgement, Refusals, Start, Validity};
-use crate::sys::files;
 use crate::sys::thread::lock;
 
 /// A function that reads a clock: seconds since 1970.
@@ -26,8 +25,6 @@ pub type SetClock = Box<dyn Fn(u64) + Send + Sync>;
 /// A time after every certificate: the end of the year 9999, which X.509 uses for one that never ends (RFC 5280,
 /// section 4.1.2.5).
 const AFTER_ALL_S: u64 = 253_402_300_799;
-/// Size of the largest file of CA roots, bytes: all public ones together have 250 KB.
-const MAX_CA_BYTES: u64 = 4 << 20;
 /// Certificates of a chain that are looked at for their dates: more than any chain has.
 const MAX_CHAIN: usize = 16;
 /// Names of servers that are remembered as refused: more than a configuration has.
@@ -250,7 +247,7 @@ pub(super) fn client_config(
     let provider = CryptoProvider { key_provider: &NoPrivateKeys, ..rustls::crypto::ring::default_provider() };
     let provider = Arc::new(provider);
     let (name, roots) = match ca_file {
-        Some(path) => (path.display().to_string(), roots_from(path)?),
+        Some(path) => (path.display().to_string(), roots::from_file(path)?),
         None => {
             let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
             ("the bundled CA roots".to_owned(), roots)
@@ -268,20 +265,4 @@ pub(super) fn client_config(
         .with_custom_certificate_verifier(Arc::new(Verifier { inner, clock }))
         .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-fn roots_from(path: &Path) -> Result<RootCertStore, FetchError> {
-    let name = path.display().to_string();
-    let error = |problem: &str| FetchError::new(FetchErrorKind::Settings, &name, problem);
-    let pem =
-        files::read_named(path, MAX_CA_BYTES).map_err(|cause| error("the CA file cannot be read").because(cause))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|cause| error("the CA file is not PEM").because(cause.to_string()))?;
-        roots.add(certificate).map_err(|cause| error("the CA file has a certificate that is no CA").because(cause))?;
-    }
-    if roots.is_empty() {
-        return Err(error("the CA file has no certificate"));
-    }
-    Ok(roots)
 }

@@ -19,6 +19,67 @@ pub fn redacted(url: &str) -> String {
     format!("{scheme}://{host}{path}{query}")
 }
 
+/// A base URL, to which paths are appended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    /// Everything before the query, without a slash at the end.
+    plain: String,
+    /// The query with its question mark, or nothing. It goes behind every path: a token for a whole container.
+    query: String,
+}
+
+impl Base {
+    pub(super) fn new(url: &str) -> Self {
+        let at = url.find('?').unwrap_or(url.len());
+        let (plain, query) = url.split_at(at);
+        Self { plain: plain.trim_end_matches('/').to_owned(), query: query.to_owned() }
+    }
+
+    /// The URL of the base itself.
+    pub(super) fn itself(&self) -> String {
+        format!("{}{}", self.plain, self.query)
+    }
+
+    /// The URL of a path below the base.
+    pub(super) fn join(&self, path: &str) -> String {
+        format!("{}/{path}{}", self.plain, self.query)
+    }
+}
+
+/// Takes `user:password@` out of a URL: the URL without it, and the two, decoded, if they were there.
+pub(super) fn without_credentials(url: &str) -> (String, Option<Vec<u8>>) {
+    let Some((scheme, rest)) = url.split_once("://") else { return (url.to_owned(), None) };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((credentials, host)) = authority.rsplit_once('@') else { return (url.to_owned(), None) };
+    // The first colon ends the user, before anything is decoded.
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    let pair = [percent_decoded(user), percent_decoded(password)].join(&b':');
+    (format!("{scheme}://{host}{path}"), Some(pair))
+}
+
+/// Scheme, host and port of a URL without credentials, for comparison.
+pub(super) fn origin(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let scheme = scheme.to_ascii_lowercase();
+    let default_port = if scheme == "https" { ":443" } else { ":80" };
+    let authority = authority.strip_suffix(default_port).unwrap_or(&authority);
+    format!("{scheme}://{authority}")
+}
+
+/// A `Location` as servers send it, with everything that a URL cannot have escaped: spaces, and letters beyond ASCII.
+pub(super) fn escaped(location: &[u8]) -> String {
+    let mut out = String::with_capacity(location.len());
+    for &byte in location {
+        if byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 /// Whether the path can be appended to a base URL or directory and stays below it.
 pub fn is_relative(path: &str) -> bool {
     !path.is_empty()
@@ -58,7 +119,7 @@ pub fn located(base: &str, location: &str) -> Option<String> {
     Some(format!("{scheme}://{authority}{directory}{location}"))
 }
 
-/// Undoes `%20` and the like in the path of a `file:` URL.
+/// Undoes `%20` and the like.
 pub fn percent_decoded(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -74,7 +135,7 @@ pub fn percent_decoded(text: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_relative, located, percent_decoded, redacted};
+    use super::{Base, escaped, is_relative, located, origin, percent_decoded, redacted, without_credentials};
 
     #[test]
     fn credentials_and_queries_are_not_shown() {
@@ -92,6 +153,41 @@ mod tests {
         ] {
             assert_eq!(redacted(url), shown);
         }
+    }
+
+    #[test]
+    fn a_path_goes_before_the_query_of_its_base() {
+        for (base, joined) in [
+            ("http://h/r", "http://h/r/objects/ab"),
+            ("http://h/r/", "http://h/r/objects/ab"),
+            ("http://h?sig=a/b", "http://h/objects/ab?sig=a/b"),
+            ("https://h/c/?sv=1&sig=x%2F", "https://h/c/objects/ab?sv=1&sig=x%2F"),
+        ] {
+            assert_eq!(Base::new(base).join("objects/ab"), joined);
+        }
+        assert_eq!(Base::new("http://h/report?key=1").itself(), "http://h/report?key=1");
+        assert_eq!(redacted(&Base::new("http://h/c?sig=x").join("objects/ab")), "http://h/c/objects/ab?...");
+    }
+
+    #[test]
+    fn credentials_are_taken_out_and_decoded() {
+        let of = |url: &str| {
+            let (plain, pair) = without_credentials(url);
+            (plain, pair.map(|pair| String::from_utf8(pair).unwrap()))
+        };
+        for (url, plain, pair) in [
+            ("http://u:p%40ss%3Aw%2Frd@h:1/a?b@c", "http://h:1/a?b@c", Some("u:p@ss:w/rd")),
+            ("https://token@h", "https://h", Some("token:")),
+            ("https://u:a@b@h/x", "https://h/x", Some("u:a@b")),
+            ("http://h/a@b", "http://h/a@b", None),
+            ("http://h?a@b", "http://h?a@b", None),
+        ] {
+            assert_eq!(of(url), (plain.to_owned(), pair.map(str::to_owned)), "{url}");
+        }
+        assert_eq!(origin("HTTP://H.example:80/x"), origin("http://h.example?y"));
+        assert_ne!(origin("http://h/x"), origin("https://h/x"));
+        assert_ne!(origin("http://h/x"), origin("http://h:81/x"));
+        assert_eq!(escaped("/a b/ü?x=%20".as_bytes()), "/a%20b/%C3%BC?x=%20");
     }
 
     #[test]

@@ -39,7 +39,8 @@ keys::keys! {
 
     /// Where releases come from.
     ["release"] release: ReleaseLayer {
-        /// Base URLs of the same release tree, tried in order. A kernel argument holds them comma separated.
+        /// Base URLs of the same release tree, asked in order; the newest release of all of them counts. A kernel
+        /// argument holds them comma separated.
         urls as urls: ReleaseUrls, required, argument "url";
         /// The channel: the directory below the base URL that holds `manifest.json`.
         channel as channel: PathSegment, default "stable", argument "channel";

@@ -133,7 +133,7 @@ fn fetch(
         if let Some(online) = Online::bring_up(setup, deadline)? {
             break online;
         }
-        if let Some(next) = install::start_if_intact(setup, job)? {
+        if let Some(next) = install::start_if_intact(setup, job, "no release is available")? {
             return Ok(next);
         }
         deadline = None;

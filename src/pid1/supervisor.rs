@@ -32,8 +32,6 @@ const TIME_TO_END: Duration = Duration::from_secs(45);
 const TIME_TO_DIE: Duration = Duration::from_secs(3);
 /// Pause after the kernel could not start a worker.
 const NO_ROOM: Duration = Duration::from_secs(5);
-/// Starts that the kernel may refuse before the machine is restarted: two minutes' worth.
-const MAX_REFUSALS: u32 = 24;
 
 /// What the threads of PID 1 share.
 struct Shared {
@@ -76,7 +74,6 @@ fn supervise(shared: &Arc<Shared>) -> ! {
     let began = Instant::now();
     let mut deaths = Deaths::default();
     let mut died = None;
-    let mut refusals = 0;
     loop {
         let handover =
             Handover { age_ms: millis(began.elapsed()), died: died.take(), left_out: deaths.left_out().to_vec() };
@@ -89,10 +86,6 @@ fn supervise(shared: &Arc<Shared>) -> ! {
                     NO_ROOM.as_secs()
                 ));
                 shared.pause(NO_ROOM);
-                refusals += 1;
-                if refusals >= MAX_REFUSALS {
-                    shared.restart();
-                }
                 continue;
             }
         };

@@ -75,6 +75,19 @@ pub struct PhaseRecord {
     pub failed: bool,
 }
 
+/// A release that an attempt was to install, and did not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRelease {
+    /// Version of the release, if that became known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Serial of the release, if that became known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// The reason for which it was not installed.
+    pub why: String,
+}
+
 /// One run of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -96,6 +109,10 @@ pub struct Attempt {
     /// Serial of that release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
+    /// Release that was to be installed, where the attempt ended with another one: `version` and `serial` are then
+    /// those of the release that was repaired or started instead. Unknown to agents of version 0.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedRelease>,
     /// Phases in the order in which they began.
     pub phases: Vec<PhaseRecord>,
     /// Quantities of the first plan.

@@ -98,6 +98,19 @@ pub enum Event<'a> {
         /// Serial of the installed release.
         serial: u64,
     },
+    /// The release that was to be installed is given up, for now or for good. The attempt that goes on is about another
+    /// one.
+    ReleaseRefused {
+        /// The reason for which it cannot be installed.
+        why: &'a str,
+    },
+    /// The recorded release is installed again, in place of the one that was refused.
+    RepairBegan {
+        /// Version of the recorded release.
+        version: &'a str,
+        /// Serial of the recorded release.
+        serial: u64,
+    },
     /// The first plan is made.
     Planned(Totals),
     /// The partition differs from the installed release in these byte ranges.
@@ -113,6 +126,9 @@ impl fmt::Display for Event<'_> {
                 write!(f, "release {version} (serial {serial}), signed by {signed_by}")
             }
             Self::SystemIntact { version, serial } => write!(f, "{version} (serial {serial}) is intact"),
+            // Why stands in the line before.
+            Self::ReleaseRefused { .. } => f.write_str("the release is refused"),
+            Self::RepairBegan { version, .. } => write!(f, "repairing the installed release {version} instead"),
             Self::Planned(totals) => totals.fmt(f),
             Self::Damaged(ranges) => {
                 write!(f, "it differs from the installed release at {}", ranges_for_people(ranges))

@@ -43,9 +43,10 @@ pub fn log_line(entry: &Entry<'_>) -> Option<String> {
         Event::Note(_) => ("note", None, Value::Null),
         Event::Warning(_) => ("warning", None, Value::Null),
         Event::Progress(_) => return None,
-        Event::ReleaseFound { version, serial, .. } | Event::SystemIntact { version, serial } => {
-            ("note", None, json!({ "version": version, "serial": serial }))
-        }
+        Event::ReleaseRefused { .. } => ("note", None, Value::Null),
+        Event::ReleaseFound { version, serial, .. }
+        | Event::SystemIntact { version, serial }
+        | Event::RepairBegan { version, serial } => ("note", None, json!({ "version": version, "serial": serial })),
         Event::Planned(totals) => ("note", None, json!(totals)),
         Event::Damaged(ranges) => {
             let pairs: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start, range.end]).collect();
@@ -100,6 +101,8 @@ pub enum Ending {
     Installed,
     /// The system was intact and was started again.
     Started,
+    /// The release that was to be installed was refused, and the installed one was repaired instead.
+    Repaired,
     /// No release that is offered is for this machine. The agent may still be asking for another.
     Refused,
     /// The recovery failed. The machine may be waiting for another release.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::boot::env::BootEnvError;
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, FetchErrorKind};
 use crate::flash::write::WriteError;
 use crate::release::index::IndexError;
 use crate::release::manifest::ManifestError;
@@ -75,6 +75,18 @@ impl RecoveryError {
             Self::Write(WriteError::TooLarge { .. } | WriteError::Content { .. }) => true,
             Self::Write(WriteError::Fetch { source, .. }) => !source.is_retryable(),
             Self::Write(_) | Self::ReadBack { .. } | Self::Prepare(_) | Self::Commit(_) => false,
+        }
+    }
+
+    /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not
+    /// be trusted. One such answer may be a slip of the server, or of something on the way to it, and decides nothing.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } | Self::Write(WriteError::Fetch { source, .. }) => {
+                source.is_denied() || matches!(source.kind(), FetchErrorKind::Tls | FetchErrorKind::TlsTime { .. })
+            }
+            _ => false,
         }
     }
 

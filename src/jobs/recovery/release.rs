@@ -1,9 +1,11 @@
 //! The release and its parts, fetched and checked.
 
+use std::time::Duration;
+
 use super::error::RecoveryError;
-use super::job::{RecoveryJob, Resources};
+use super::job::RecoveryJob;
 use crate::chain::chain;
-use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source};
+use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source, Surveyed};
 use crate::flash::plan::Blocks;
 use crate::flash::target::BlockTarget;
 use crate::flash::write;
@@ -20,6 +22,10 @@ use crate::release::weak_hashes::{self, WeakHashes};
 /// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
 /// release after the other must not keep the next source from being asked.
 const MAX_LOOKED_AT: usize = 8;
+
+/// How long the other sources are waited for once one has a release: enough for a lookup and two requests over a
+/// satellite, and little beside the minutes that a recovery takes.
+const SURVEY_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Fetches the offered release with its index, fit for this machine and this partition.
 pub(super) fn fetch_indexed(
@@ -64,6 +70,7 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
         }
         end_trial(job);
         let Some(refusal) = refusal else {
+            let release = newest(job, record, release);
             let Manifest { version, serial, .. } = &release.manifest;
             let signed_by = release.signed.key_name();
             job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by });
@@ -72,6 +79,55 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
         passed_over.looked_at.push(Digest::of(release.signed.bytes()));
         passed_over.last = Some(refusal);
     }
+}
+
+/// Returns the release with the highest serial that any source offers, of those that suit this machine; `first` is what
+/// the first source that answered has. A mirror that lags behind must not hold back what another one has, and one that
+/// is dead must not hold up what is there. What a person plugged in, or a directory that comes first, is taken whatever
+/// the others have.
+fn newest(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, first: Release) -> Release {
+    let paths = manifest_paths(job);
+    let others = job.resources.source.survey_others(&wanted(&paths), SURVEY_PATIENCE);
+    let mut newer: Option<(String, Release)> = None;
+    for Surveyed { source, result } in others {
+        let best = newer.as_ref().map_or(&first, |(_, release)| release).manifest.serial;
+        match result.map_err(|error| chain(&error)).and_then(|files| suitable(job, record, &files)) {
+            Ok(release) if release.manifest.serial > best => newer = Some((source, release)),
+            Ok(_) => (),
+            Err(why) => job.journal.note(&format!("{source} has no newer release: {why}")),
+        }
+    }
+    let Some((source, release)) = newer else { return first };
+    let (lagging, newer) = (&first.manifest.version, &release.manifest.version);
+    job.journal.note(&format!("{source} has {newer}, and not only {lagging}"));
+    (job.resources.learn_time)(release.manifest.created_unix_s);
+    release
+}
+
+/// The release in a manifest and its signature, if it suits this machine, or why not.
+fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Vec<u8>]) -> Result<Release, String> {
+    let signed = authenticated(job, files)?;
+    let manifest = Manifest::parse(&signed).map_err(|error| chain(&error))?;
+    check_suitable(job, record, &manifest).map_err(|error| chain(&error))?;
+    Ok(Release { signed, manifest })
+}
+
+fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {
+    let [content, signature] = files else { return Err("a file is missing".to_owned()) };
+    let signed = job.resources.keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
+    signed.map_err(|error| chain(&error))
+}
+
+/// The paths of the manifest and its signature.
+fn manifest_paths(job: &RecoveryJob<'_>) -> [String; 2] {
+    let path = manifest::manifest_path(&job.identity.channel);
+    let signature_path = format!("{path}.minisig");
+    [path, signature_path]
+}
+
+/// The manifest and its signature, each with the most bytes that it may have.
+fn wanted([path, signature_path]: &[String; 2]) -> [(&str, u64); 2] {
+    [(path, manifest::MAX_SIZE_BYTES), (signature_path, manifest::MAX_SIGNATURE_BYTES)]
 }
 
 /// An authentic release, with the reason for which it is of no use here, if there is one.
@@ -103,14 +159,9 @@ fn fetch_offer(
     record: Option<&InstalledRecord>,
     passed_over: &mut PassedOver,
 ) -> Result<Offer, RecoveryError> {
-    let Resources { keys, source, .. } = job.resources;
-    let path = manifest::manifest_path(&job.identity.channel);
-    let signature_path = format!("{path}.minisig");
-    let wanted = [(path.as_str(), manifest::MAX_SIZE_BYTES), (signature_path.as_str(), manifest::MAX_SIGNATURE_BYTES)];
-    let offer = fetch_checked(source, &wanted, |files| {
-        let [content, signature] = files else { return Err(Refusal::Wrong("a file is missing".to_owned())) };
-        let signed = keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
-        let signed = signed.map_err(|error| Refusal::Wrong(chain(&error)))?;
+    let paths = manifest_paths(job);
+    let offer = fetch_checked(job.resources.source, &wanted(&paths), |files| {
+        let signed = authenticated(job, files).map_err(Refusal::Wrong)?;
         let unreadable = |refusal| Refusal::Unsuitable(chain(passed_over.last.insert(refusal)));
         let manifest = Manifest::parse(&signed).map_err(unreadable)?;
         let refusal = check_suitable(job, record, &manifest).err();

@@ -100,7 +100,9 @@ impl ValueKind for ReleaseUrls {
         if let Some(wrong) = written.iter().find(|url| !known(url)) {
             return Err(refused::<Self>(key, wrong));
         }
-        Ok(written.iter().map(|url| url.trim_end_matches('/').to_owned()).collect())
+        // A slash at the end of a query is part of it, as of a token.
+        let trimmed = |url: &String| if url.contains('?') { url.clone() } else { url.trim_end_matches('/').to_owned() };
+        Ok(written.iter().map(trimmed).collect())
     }
 
     fn is_absent(written: &Vec<String>) -> bool {

@@ -11,8 +11,15 @@ use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
 use crate::record::blackbox::AttemptOutcome;
+use crate::record::event::Event;
 use crate::record::report::{Ending, hardware_id};
 use crate::release::digest::block_hash;
+use crate::release::manifest::Manifest;
+
+/// Attempts in a row that failed because of what a server answered, by which nothing is decided yet: with
+/// the pauses between them, and those within each attempt, they take minutes. What a server refuses once may be a slip,
+/// and an update that is taken back is lost.
+const MAX_DENIALS: u32 = 4;
 
 /// Tries until the offered release is installed, or until nothing changes by trying again. From the `deadline` on, if
 /// there is one, an intact system is started instead.
@@ -24,7 +31,7 @@ pub(super) fn until_installed(
 ) -> Result<NextState, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
     let started = Instant::now();
-    let mut attempt = 1;
+    let (mut attempt, mut denials) = (1, Denials::default());
     loop {
         let mirrors = mirrors.clone().with_retry_policy(deadline.map_or(RetryPolicy::Forever, RetryPolicy::Until));
         let error = match recovery::run(&job.with_source(&mirrors), setup.record.as_ref()) {
@@ -35,15 +42,17 @@ pub(super) fn until_installed(
         if is_of_the_disk(&error) {
             return give_up(online, &mirrors, job, &error);
         }
-        let refused = error.is_of_the_release();
+        let refused = denials.make_refused(&error);
         if refused {
+            journal.report(Event::ReleaseRefused { why: &chain(&error) });
             online.settle(Ending::Refused);
         }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = deadline
             && (Instant::now() >= until || refused && setup.reason.is_requested())
         {
-            if let Some(next) = start_if_intact(setup, job)? {
+            let why = if refused { "the release is refused" } else { "no release is available" };
+            if let Some(next) = start_if_intact(setup, job, why)? {
                 online.settle(Ending::Started);
                 std::thread::sleep(if refused { READING_TIME } else { Duration::ZERO });
                 return Ok(next);
@@ -100,12 +109,17 @@ pub(super) fn until_another(
     }
 }
 
-/// Starts the system as it is, if it equals the record of the installed release.
-pub(super) fn start_if_intact(setup: &Setup, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
+/// Starts the system as it is, if it equals the record of the installed release. `why` says what keeps another one from
+/// being installed.
+pub(super) fn start_if_intact(
+    setup: &Setup,
+    job: &RecoveryJob<'_>,
+    why: &str,
+) -> Result<Option<NextState>, SetupError> {
     let Compared::Intact(proof, installed) = setup.compare(job) else { return Ok(None) };
     let report = recovery::start_again(job, proof, &installed)?;
     setup.finish(AttemptOutcome::Started);
-    Ok(Some(NextState::Reboot(format!("no release is available and {} is intact: starting it", report.version))))
+    Ok(Some(NextState::Reboot(format!("{why} and {} is intact: starting it", report.version))))
 }
 
 fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
@@ -120,13 +134,34 @@ fn repair(online: &Online<'_>, job: &RecoveryJob<'_>, started: Instant) -> Optio
     let (setup, record) = (online.setup, online.setup.record.as_ref()?);
     // Without its index there is nothing to compare with.
     setup.installed()?;
-    job.journal.note(&format!("repairing the installed release {} instead", record.manifest().version));
+    let Manifest { version, serial, .. } = record.manifest();
+    job.journal.report(Event::RepairBegan { version, serial: *serial });
     match recovery::install(job, Some(record), record.release()) {
-        Ok(report) => Some(installed(online, &report, started)),
+        Ok(_) => {
+            // The black box has what was refused beside it; the station has one word.
+            setup.finish(AttemptOutcome::Installed);
+            online.settle(Ending::Repaired);
+            let seconds = started.elapsed().as_secs();
+            Some(NextState::Reboot(format!(
+                "the release is refused, {version} is repaired after {seconds} s: starting it"
+            )))
+        }
         Err(error) => {
             job.journal.warn(&chain(&error));
             None
         }
+    }
+}
+
+/// The attempts in a row that a server refused.
+#[derive(Default)]
+struct Denials(u32);
+
+impl Denials {
+    /// Counts a failed attempt. Returns whether the release is refused by now, so that something else is to be done.
+    fn make_refused(&mut self, error: &RecoveryError) -> bool {
+        self.0 = if error.is_denied() { self.0.saturating_add(1) } else { 0 };
+        if error.is_denied() { self.0 > MAX_DENIALS } else { error.is_of_the_release() }
     }
 }
 
@@ -174,4 +209,30 @@ fn pause_unless_usb_drive(setup: &Setup, pause: Duration, meanwhile: impl Fn()) 
 fn jitter_seed() -> u64 {
     let now = crate::sys::clock::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     hardware_id() ^ block_hash(&now.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Denials, MAX_DENIALS};
+    use crate::fetch::{FetchError, FetchErrorKind};
+    use crate::jobs::recovery::RecoveryError;
+    use crate::release::manifest::ManifestError;
+
+    #[test]
+    fn a_few_refusals_of_a_server_do_not_take_an_update_back() {
+        let error = |kind| FetchError::new(kind, "http://a/x", "it failed");
+        let fetch = |source| RecoveryError::Fetch { what: "manifest", source };
+        let denied = || fetch(error(FetchErrorKind::Refused(403)).denied());
+        let mut denials = Denials::default();
+        for _ in 0..MAX_DENIALS {
+            assert!(!denials.make_refused(&denied()));
+        }
+        assert!(!denials.make_refused(&fetch(error(FetchErrorKind::Unreachable))), "the network is not the release");
+        for number in 0..MAX_DENIALS * 2 {
+            // By turns with a login page that answers in place of the server.
+            let error = if number % 2 == 0 { denied() } else { fetch(error(FetchErrorKind::Tls)) };
+            assert_eq!(denials.make_refused(&error), number >= MAX_DENIALS);
+        }
+        assert!(denials.make_refused(&ManifestError::NoKeys.into()), "what is authentic is decided at once");
+    }
 }

@@ -89,7 +89,7 @@ impl<'a> Online<'a> {
 pub(super) fn start_poster(
     config: &Config,
     machine: impl FnOnce() -> ReportedMachine,
-    journal: &Journal,
+    journal: &Arc<Journal>,
 ) -> Option<Poster> {
     let url = config.report_url.as_ref()?;
     let options = FetchOptions::with_clock_as_it_is(&config.network);

@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fetch::{self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source};
+use crate::chain::chain;
+use crate::fetch::{
+    self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source, SpeedWatch, Surveyed,
+};
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::Config;
 use crate::pid1::link::{Handover, WorkPart};
@@ -24,7 +27,10 @@ pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<
     clock
 }
 
-/// Opens the sources: `first`, and the configured ones. Nothing is connected yet.
+/// Opens the sources: `first`, and those of the configured ones that can be opened. Nothing is connected yet.
+///
+/// # Errors
+/// That of a configured source, if there is no source at all. A USB drive counts as one: it may be plugged in later.
 pub(super) fn open_mirrors(
     config: &Config,
     first: Option<Box<dyn Source>>,
@@ -33,9 +39,15 @@ pub(super) fn open_mirrors(
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
     let options = FetchOptions::new(&config.network, Arc::clone(clock));
-    let configured = config.urls.iter().map(|url| fetch::open(url, &options));
-    let configured = supervised(configured.collect::<Result<_, _>>()?, handover);
-    let sources = first.into_iter().chain(configured).collect();
+    let (configured, left_out) = fetch::open_usable(&config.urls, &options);
+    let configured = supervised(configured, handover);
+    let sources: Vec<Box<dyn Source>> = first.into_iter().chain(configured).collect();
+    for error in left_out {
+        if sources.is_empty() {
+            return Err(error);
+        }
+        journal.warn(&format!("a release server is left out: {}", chain(&error)));
+    }
     let warner = Arc::clone(journal);
     Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| warner.warn(&retry.to_string())))
 }
@@ -69,6 +81,18 @@ impl Source for SupervisedSource {
 
     fn is_there(&self) -> bool {
         self.source.is_there()
+    }
+
+    fn is_chosen(&self) -> bool {
+        self.source.is_chosen()
+    }
+
+    fn watch_speed(&mut self, watch: SpeedWatch) {
+        self.source.watch_speed(watch);
+    }
+
+    fn survey_others(&self, wanted: &[(&str, u64)], patience: Duration) -> Vec<Surveyed> {
+        within(&self.part, || self.source.survey_others(wanted, patience))
     }
 
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {

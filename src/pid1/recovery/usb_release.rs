@@ -183,6 +183,10 @@ impl Source for Arc<UsbRelease> {
         *seen.get_or_insert(false)
     }
 
+    fn is_chosen(&self) -> bool {
+        true
+    }
+
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         self.release.get_checked(wanted, check)
     }

@@ -15,9 +15,6 @@ const LIVED_WELL: Duration = Duration::from_secs(120);
 /// Deaths in a row after which the machine is restarted: with the pauses, about four minutes. A driver or a card that
 /// has hung is cured by that.
 const MAX_IN_A_ROW: u32 = 12;
-/// Parts that are kept in mind: a worker that has gone mad may name any number, and what is left out must fit into the
-/// argument of the next.
-const MAX_PARTS: usize = 16;
 /// Deaths of one part in the same way after which it is left out.
 const SAME_WAY: u32 = 2;
 /// Deaths of one part in any way after which it is left out.
@@ -35,8 +32,7 @@ impl WorkerLife {
     /// Takes a report.
     pub fn take(&mut self, report: WorkerReport) {
         match report {
-            WorkerReport::Entered(part) if self.open.len() < MAX_PARTS => self.open.push(part),
-            WorkerReport::Entered(_) => {}
+            WorkerReport::Entered(part) => self.open.push(part),
             WorkerReport::Left(part) => {
                 if let Some(at) = self.open.iter().rposition(|open| *open == part) {
                     self.open.remove(at);
@@ -100,16 +96,12 @@ impl Deaths {
     /// Takes a death after a life of `lived`.
     pub fn add(&mut self, life: &WorkerLife, ending: &ProcessEnding, lived: Duration) -> AfterDeath {
         let Some(way) = life.way(ending) else { return AfterDeath::StartAgain { pause: PAUSE_MIN } };
-        if self.of_parts.len() >= MAX_PARTS * 4 {
-            self.of_parts.clear();
-        }
         if let Some(part) = life.suspect() {
             let count = self.of_parts.entry((part.clone(), way)).or_default();
             *count += 1;
             let same = *count;
             let any: u32 = self.of_parts.iter().filter(|((one, _), _)| one == part).map(|(_, count)| count).sum();
-            if (same >= SAME_WAY || any >= ANY_WAY) && !self.left_out.contains(part) && self.left_out.len() < MAX_PARTS
-            {
+            if (same >= SAME_WAY || any >= ANY_WAY) && !self.left_out.contains(part) {
                 self.left_out.push(part.clone());
                 // The next worker does something else: it has all its chances.
                 self.in_a_row = 0;
@@ -196,18 +188,6 @@ mod tests {
             assert_eq!(next, AfterDeath::StartAgain { pause: PAUSE_MIN });
         }
         assert_eq!(deaths.left_out(), []);
-    }
-
-    #[test]
-    fn a_worker_that_names_parts_without_end_fills_no_memory() {
-        let mut deaths = Deaths::default();
-        for number in 0..1000 {
-            let mad = life((0..1000).map(|more| WorkerReport::Entered(source(&format!("{number} {more}")))));
-            for _ in 0..2 {
-                deaths.add(&mad, &ProcessEnding::Killed("SIGSEGV"), LIVED_WELL);
-            }
-        }
-        assert!(deaths.left_out().len() <= 16 && deaths.of_parts.len() <= 64);
     }
 
     #[test]

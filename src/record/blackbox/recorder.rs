@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord, keep_last};
+use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord, RefusedRelease, keep_last};
 use crate::record::event::{Entry, Event, Phase, cut};
 use crate::record::journal::Journal;
 use crate::record::wire::millis;
@@ -155,8 +155,22 @@ impl Attempt {
                 keep_last(&mut self.errors, MAX_ERRORS);
                 return Flush::Throttled;
             }
-            Event::ReleaseFound { version, serial, .. } | Event::SystemIntact { version, serial } => {
+            Event::ReleaseFound { version, serial, .. } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+                // What was refused before is no longer what becomes of the attempt.
+                self.refused = None;
+            }
+            Event::SystemIntact { version, serial } | Event::RepairBegan { version, serial } => {
+                (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+            }
+            Event::ReleaseRefused { why } => {
+                let why = cut(why, MAX_ERROR_BYTES).to_owned();
+                let (version, serial) = (self.version.take(), self.serial.take());
+                let before = self.refused.take().unwrap_or_default();
+                // Refused again, before a manifest came: it is still the same release.
+                let (version, serial) = (version.or(before.version), serial.or(before.serial));
+                self.refused = Some(RefusedRelease { version, serial, why });
+                return Flush::Now;
             }
             // Later plans only write again what read back wrong.
             Event::Planned(totals) => drop(self.totals.get_or_insert(totals)),
@@ -209,6 +223,28 @@ mod tests {
         let last = read.attempts().last().unwrap();
         assert!(last.phases[1].failed && last.errors == ["first: second"] && last.totals.unwrap().image_bytes == 5);
         assert_eq!(read.failures_in_a_row(), 1);
+    }
+
+    #[test]
+    fn a_release_that_was_refused_is_not_taken_for_what_was_installed_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let journal = Journal::silent();
+        let recorder = Recorder::begin(BlackBox::open(&path).unwrap(), "requested", true, false, &journal);
+        let found = |version, serial| journal.report(Event::ReleaseFound { version, serial, signed_by: "a.pub" });
+        found("2.0", 9);
+        journal.report(Event::ReleaseRefused { why: "HTTP status 403" });
+        journal.report(Event::ReleaseRefused { why: "HTTP status 404" });
+        journal.report(Event::RepairBegan { version: "1.0", serial: 7 });
+        recorder.finish(AttemptOutcome::Installed);
+        let last = || BlackBox::open(&path).unwrap().attempts().last().unwrap().clone();
+        let refused = last().refused.unwrap();
+        assert_eq!((last().version.as_deref(), last().serial), (Some("1.0"), Some(7)));
+        assert_eq!((refused.version.as_deref(), refused.serial), (Some("2.0"), Some(9)));
+        assert_eq!(refused.why, "HTTP status 404");
+        found("3.0", 10);
+        recorder.finish(AttemptOutcome::Installed);
+        assert_eq!((last().serial, last().refused), (Some(10), None));
     }
 
     #[test]

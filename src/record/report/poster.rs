@@ -66,14 +66,14 @@ impl Poster {
         machine: ReportedMachine,
         url: &str,
         options: &FetchOptions,
-        journal: &Journal,
+        journal: &Arc<Journal>,
     ) -> Result<Self, FetchError> {
         let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
         let http = Http::new(url, &quick)?;
         let state = PosterState { progress: ReportedProgress::default(), news: News::Step, stage: Stage::Running };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let follower = Arc::clone(&shared);
-        background("poster", move || post_all(&follower, &machine, &http)).map_err(|cause| {
+        let (follower, warned) = (Arc::clone(&shared), Arc::clone(journal));
+        background("poster", move || post_all(&follower, &machine, &http, &warned)).map_err(|cause| {
             FetchError::new(FetchErrorKind::Local, url, "no thread for the posts of progress").because(cause)
         })?;
         let subscriber = Arc::clone(&shared);
@@ -142,7 +142,12 @@ fn take(progress: &mut ReportedProgress, entry: &Entry<'_>) -> News {
             progress.result = None;
             News::Step
         }
-        (Event::ReleaseFound { version, .. } | Event::SystemIntact { version, .. }, _) => {
+        (
+            Event::ReleaseFound { version, .. }
+            | Event::SystemIntact { version, .. }
+            | Event::RepairBegan { version, .. },
+            _,
+        ) => {
             progress.version = Some(cut(version, MAX_MESSAGE_BYTES).to_owned());
             News::Quantity
         }
@@ -162,7 +167,8 @@ fn pause(news: News, at_rest: bool, failures: u32, seed: u64) -> Duration {
     if failures == 0 { pause } else { fetch::backoff(failures.saturating_add(2), seed).max(INTERVAL) }
 }
 
-fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http) {
+fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http, journal: &Journal) {
+    let mut has_warned = false;
     let mut sequence = 0;
     let mut failures: u32 = 0;
     let mut last: Option<Instant> = None;
@@ -172,9 +178,12 @@ fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http) {
         match wire::progress_post(machine, &progress).map(|document| http.post_json(&document)) {
             Ok(Ok(())) => failures = 0,
             Ok(Err(error)) => {
-                // Not reported to the journal, which would be the next thing to post.
                 log::debug!("progress was not taken: {error}");
                 failures = failures.saturating_add(1);
+                // Once: each warning is one more thing to post.
+                if !std::mem::replace(&mut has_warned, true) {
+                    journal.warn(&format!("progress cannot be posted: {}", error.chain()));
+                }
             }
             Err(error) => log::debug!("progress cannot be formatted: {error}"),
         }

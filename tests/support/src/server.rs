@@ -15,6 +15,8 @@ pub enum Act {
     Wait(Duration),
     /// The end of the connection; without it the connection stays open for the next request.
     Close,
+    /// The end of the connection by a reset, which drops what is on its way.
+    Reset,
 }
 
 /// A request as it arrived.
@@ -93,9 +95,10 @@ impl TestServer {
                 }
                 let (requests, shared) = (Arc::clone(&requests), Arc::clone(&shared));
                 thread::spawn(move || {
-                    let Ok(stream) = stream.and_then(&shared.1) else { return };
+                    let socket = stream.as_ref().ok().and_then(|stream| stream.try_clone().ok());
+                    let (Some(socket), Ok(stream)) = (socket, stream.and_then(&shared.1)) else { return };
                     // Clients that hang up in the middle are part of most tests.
-                    let _ = serve(connection, stream, &requests, &shared.0);
+                    let _ = serve(connection, stream, &socket, &requests, &shared.0);
                 });
             }
         });
@@ -126,6 +129,7 @@ impl<T: Read + Write + Send> Stream for T {}
 fn serve(
     connection: usize,
     stream: Box<dyn Stream>,
+    socket: &TcpStream,
     requests: &Mutex<Vec<TestRequest>>,
     answer: &dyn Fn(&TestRequest) -> Vec<Act>,
 ) -> std::io::Result<()> {
@@ -149,6 +153,12 @@ fn serve(
                     thread::sleep(time);
                 }
                 Act::Close => return stream.get_mut().flush(),
+                Act::Reset => {
+                    stream.get_mut().flush()?;
+                    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+                    return nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::Linger, &at_once)
+                        .map_err(std::io::Error::from);
+                }
             }
         }
         stream.get_mut().flush()?;
@@ -266,8 +276,10 @@ fn forward(
     let mut to_client = client.try_clone()?;
     let mut client = BufReader::new(client);
     while let Some((line, headers)) = head(&mut client)? {
-        // Only requests without a body go through proxies here.
-        let body = Vec::new();
+        let length =
+            headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, value)| value.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        client.read_exact(&mut body)?;
         let request = {
             let mut requests = requests.lock().unwrap();
             let request = TestRequest { number: requests.len(), connection, line, headers, body };
@@ -289,11 +301,13 @@ fn forward(
             // What a proxy does with a request that is not for it.
             return to_client.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         };
-        let mut upstream = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        let method = request.line.split(' ').next().unwrap_or_default();
+        let mut upstream = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
         for (name, value) in request.headers.iter().filter(|(name, _)| name != "host" && !name.starts_with("proxy-")) {
             upstream.push_str(&format!("{name}: {value}\r\n"));
         }
         server.write_all(format!("{upstream}\r\n").as_bytes())?;
+        server.write_all(&request.body)?;
         server.shutdown(Shutdown::Write)?;
         std::io::copy(&mut server, &mut to_client)?;
     }

@@ -6,4 +6,5 @@ mod media;
 #[path = "fuzz/src/raw_index.rs"]
 mod raw_index;
 mod releases;
+mod servers;
 mod time;

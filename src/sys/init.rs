@@ -26,8 +26,9 @@ use super::{power, signals};
 /// [`MountError`] for one of the four mounts, without which nothing works.
 pub fn bring_up() -> Result<Vec<String>, MountError> {
     let mut notes = Vec::new();
-    essential(Mount::virtual_fs("proc").data_only(), "/proc")?;
-    essential(Mount::virtual_fs("sysfs").data_only(), "/sys")?;
+    // Not data_only(): both live by their symbolic links, as /proc/self/exe.
+    essential(Mount::virtual_fs("proc").no_suid().no_dev().no_exec(), "/proc")?;
+    essential(Mount::virtual_fs("sysfs").no_suid().no_dev().no_exec(), "/sys")?;
     essential(Mount::virtual_fs("devtmpfs").no_suid().data("mode=0755"), "/dev")?;
     essential(Mount::virtual_fs("tmpfs").no_suid().no_dev().data("mode=0755"), "/run")?;
     if let Err(error) = stdio_on_console() {

@@ -95,6 +95,12 @@ impl Mount {
         self
     }
 
+    /// Mounts with `noexec`.
+    pub fn no_exec(mut self) -> Self {
+        self.flags |= MsFlags::MS_NOEXEC;
+        self
+    }
+
     /// Mounts with `nosuid`.
     pub fn no_suid(mut self) -> Self {
         self.flags |= MsFlags::MS_NOSUID;

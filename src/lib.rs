@@ -14,7 +14,7 @@
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `bios`, `efi` |
 //! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `filesystem`, `roles`, `identity` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
-//! | services | [`net`] | network cards, addresses, DHCP, names | |
+//! | services | [`net`] | network cards, addresses, DHCP, IPv6, names | `choice`, `target`, `dhcp::client`, `dhcp::domains`, `ipv6::client`, `ipv6::message` |
 //! | facts | [`machine`] | what this machine is: configuration, identity, host name, drivers | `config`, `hostname`, `placeholder`, `clock`, `media`, `drivers::glob`, `drivers::tables` |
 //! | facts | [`release`] | the published format | all |
 //! | system calls | [`sys`] | the only home of `nix`, `rustix` and `unsafe` | |

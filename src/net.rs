@@ -1,15 +1,36 @@
 //! The network: links, addresses, DHCP, names.
 //!
-//! [`bring_up`] is all that the agent needs. It tries every card at the same time and takes the first that gets an
-//! address; a thread then keeps the lease alive and starts over when the cable moves to another card.
+//! [`bring_up`] is all that the agent needs. It brings up every card that has a cable, each with its own leases and
+//! routes, and leads the default route through one that reaches a source of the release.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `supervisor` | the one thread that looks at links and news, and has everything changed |
+//! | `cables`, `settings` | which links are used, with which settings, and their way to a carrier |
+//! | `card`, `lease`, [`dhcp`], `ipv6` | one card: the threads that ask for its addresses, and what they got |
+//! | `choice` | which card the default route leads through |
+//! | `target`, `reach` | what a card has to reach, and whether it does |
+//! | `routing`, `applied` | the addresses, routes and rules that follow, and the changes to the kernel's |
+//! | `resolver_file`, [`names`] | the name servers of the machine, and names to addresses |
+//! | `console` | what is reported, however often something changes |
 
+mod applied;
+mod cables;
+mod card;
+mod choice;
+mod console;
 pub mod dhcp;
 mod error;
+mod ipv6;
+mod lease;
 pub mod names;
 mod options;
-mod search;
+mod reach;
+mod resolver_file;
+mod routing;
 mod settings;
 mod supervisor;
+mod target;
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -17,12 +38,13 @@ use std::sync::mpsc;
 use crate::machine::config::Network;
 use crate::sys::thread::background;
 pub use error::NetError;
-pub use options::{NetworkOptions, Stop};
+pub use options::{NetworkOptions, Stop, Trouble};
 pub use settings::Up;
 use supervisor::Supervisor;
 
-/// Waits until the machine has an IPv4 address, a default route and name servers, however long that takes, and keeps
-/// them from then on in a thread. `on_event` gets one sentence for whatever happens, also later and from that thread.
+/// Waits until the machine has an address, of IPv4 or IPv6, however long that takes, and keeps all its addresses,
+/// routes and name servers from then on in a thread. With several cards it waits up to ten seconds longer for one that
+/// reaches a source. `on_event` gets one sentence for whatever happens, also later and from that thread.
 ///
 /// # Errors
 /// [`NetError`] when waiting would not help.
@@ -39,7 +61,7 @@ pub fn bring_up_with(
     options: NetworkOptions,
     on_event: impl Fn(&str) + Send + Sync + 'static,
 ) -> Result<Up, NetError> {
-    let mut supervisor = Supervisor::new(network.clone(), options, Arc::new(on_event))?;
+    let mut supervisor = Supervisor::new(network, options, Arc::new(on_event))?;
     let (first, wait) = mpsc::channel();
     background("network", move || supervisor.run(&first)).map_err(NetError::Thread)?;
     // The sender is dropped without a word only if the thread dies, which in PID 1 is a reboot.

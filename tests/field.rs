@@ -1,10 +1,13 @@
 //! What the field has: networks, servers, clocks, media and releases that people reported against other projects, one
 //! file a kind. Each case names the public report that it stems from.
 
+mod cards;
 mod files;
+mod ipv6;
 mod media;
 #[path = "fuzz/src/raw_index.rs"]
 mod raw_index;
 mod releases;
 mod servers;
+mod site;
 mod time;

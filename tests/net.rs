@@ -1,7 +1,8 @@
 //! The agent's network against a real DHCP server (dnsmasq) behind veth pairs, in namespaces.
 #![allow(clippy::unwrap_used)] // clippy sees tests only in functions with #[test], not in their helpers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -11,27 +12,37 @@ use reflash::machine::config::{InterfaceSelector, Network, NetworkLayer, StaticA
 use reflash::net::NetError;
 use reflash::net::NetworkOptions;
 use reflash::net::Stop;
+use reflash::net::Trouble;
 use reflash::net::Up;
 use reflash::net::bring_up_with;
 
 use crate::isolated::{isolated, run};
 
 /// The machine and its surroundings: cards in this namespace, their other ends in the namespace `server`.
-struct World {
-    directory: tempfile::TempDir,
-    servers: Vec<Child>,
-    stop: Stop,
+pub(crate) struct World {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) servers: Vec<Child>,
+    pub(crate) stop: Stop,
+    /// URLs of the manifests of all sources.
+    pub(crate) sources: Vec<String>,
+    pub(crate) trouble: Trouble,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         run("ip", &["netns", "add", "server"]);
         run("ip", &["-n", "server", "link", "set", "lo", "up"]);
-        Self { directory: tempfile::tempdir().unwrap(), servers: Vec::new(), stop: Stop::default() }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            servers: Vec::new(),
+            stop: Stop::default(),
+            sources: Vec::new(),
+            trouble: Trouble::default(),
+        }
     }
 
     /// A card `name` whose other end is `s-name` with the address, if any.
-    fn card(&self, name: &str, server_address: Option<&str>) {
+    pub(crate) fn card(&self, name: &str, server_address: Option<&str>) {
         let other = format!("s-{name}");
         run("ip", &["link", "add", name, "type", "veth", "peer", "name", &other, "netns", "server"]);
         run("ip", &["-n", "server", "link", "set", &other, "up"]);
@@ -40,12 +51,12 @@ impl World {
         }
     }
 
-    fn dhcp_server(&mut self, on: &str, first: &str, last: &str) {
+    pub(crate) fn dhcp_server(&mut self, on: &str, first: &str, last: &str) {
         self.dhcp_server_with(on, first, last, &["3,10.77.0.1", "6,10.77.0.53,10.77.0.54"]);
     }
 
     /// A server that gives these options to whoever asks.
-    fn dhcp_server_with(&mut self, on: &str, first: &str, last: &str, options: &[&str]) {
+    pub(crate) fn dhcp_server_with(&mut self, on: &str, first: &str, last: &str, options: &[&str]) {
         let leases = self.directory.path().join(format!("leases-{}", self.servers.len()));
         let server = Command::new("ip")
             .args(["netns", "exec", "server", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"])
@@ -60,17 +71,22 @@ impl World {
         self.servers.push(server);
     }
 
-    fn stop_server(&mut self) {
+    pub(crate) fn stop_server(&mut self) {
         let mut server = self.servers.pop().unwrap();
         server.kill().unwrap();
         server.wait().unwrap();
     }
 
     /// Starts the network as the agent does; the events come from the receiver.
-    fn start(&self, network: Network) -> (Receiver<Result<Up, NetError>>, Receiver<String>) {
+    pub(crate) fn start(&self, network: Network) -> (Receiver<Result<Up, NetError>>, Receiver<String>) {
         let (result, result_of) = channel();
         let (event, events) = channel();
-        let options = NetworkOptions { resolv_conf: self.resolv_conf(), stop: self.stop.clone() };
+        let options = NetworkOptions {
+            resolv_conf: self.resolv_conf(),
+            sources: self.sources.clone(),
+            stop: self.stop.clone(),
+            trouble: self.trouble.clone(),
+        };
         std::thread::spawn(move || {
             let up = bring_up_with(&network, options, move |text| {
                 println!("{text}");
@@ -81,7 +97,7 @@ impl World {
         (result_of, events)
     }
 
-    fn resolv_conf(&self) -> std::path::PathBuf {
+    pub(crate) fn resolv_conf(&self) -> std::path::PathBuf {
         // A directory that does not exist yet, as /etc may not in an initramfs.
         self.directory.path().join("etc/resolv.conf")
     }
@@ -96,11 +112,11 @@ impl Drop for World {
     }
 }
 
-fn dhcp() -> Network {
+pub(crate) fn dhcp() -> Network {
     Network::resolve(NetworkLayer::default()).unwrap()
 }
 
-fn wait_for(events: &Receiver<String>, text: &str, seconds: u64) -> String {
+pub(crate) fn wait_for(events: &Receiver<String>, text: &str, seconds: u64) -> String {
     let until = Instant::now() + Duration::from_secs(seconds);
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -111,16 +127,16 @@ fn wait_for(events: &Receiver<String>, text: &str, seconds: u64) -> String {
     }
 }
 
-fn output(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(Command::new(program).args(arguments).output().unwrap().stdout).unwrap()
 }
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
 /// Connects to the address from the server's side.
-fn reached_by_server(address: Ipv4Addr) {
+pub(crate) fn reached_by_server(address: IpAddr) {
     let listener = std::net::TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
@@ -138,8 +154,9 @@ fn a_lease_is_obtained_and_the_machine_is_configured() {
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
 
         assert_eq!((up.interface.as_str(), up.prefix_len, up.lease_seconds), ("eth0", 24, Some(1000)));
-        assert!((50..=60).contains(&up.address.octets()[3]), "{up:?}");
-        assert_eq!(up.gateway, Some(Ipv4Addr::new(10, 77, 0, 1)));
+        let IpAddr::V4(address) = up.address else { panic!("{up:?}") };
+        assert!((50..=60).contains(&address.octets()[3]), "{up:?}");
+        assert_eq!(up.gateway, Some(IpAddr::from([10, 77, 0, 1])));
         assert_eq!(up.dns, [IpAddr::from([10, 77, 0, 53]), IpAddr::from([10, 77, 0, 54])]);
         assert_eq!(read(&world.resolv_conf()), "nameserver 10.77.0.53\nnameserver 10.77.0.54\n");
         let address = output("ip", &["-4", "address", "show", "dev", "eth0"]);
@@ -171,7 +188,7 @@ fn of_several_routers_the_first_is_used_and_mtu_and_domains_are_taken() {
         world.dhcp_server_with("s-eth0", "10.77.0.50", "10.77.0.60", &options);
         let (up, events) = world.start(dhcp());
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
-        assert_eq!((up.gateway, up.dns.len()), (Some(Ipv4Addr::new(10, 77, 0, 1)), 4));
+        assert_eq!((up.gateway, up.dns.len()), (Some(IpAddr::from([10, 77, 0, 1])), 4));
         assert!(output("ip", &["route"]).starts_with("default via 10.77.0.1 dev eth0"));
         assert_eq!(read(Path::new("/sys/class/net/eth0/mtu")).trim(), "1400");
         let resolv_conf = read(&world.resolv_conf());
@@ -195,7 +212,7 @@ fn classless_routes_are_set_in_place_of_the_router() {
         world.dhcp_server_with("s-eth0", "10.77.0.50", "10.77.0.60", &["3,10.77.0.1", routes]);
         let (up, _events) = world.start(dhcp());
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
-        assert_eq!(up.gateway, Some(Ipv4Addr::new(192, 0, 2, 1)));
+        assert_eq!(up.gateway, Some(IpAddr::from([192, 0, 2, 1])));
         let routes = output("ip", &["route"]);
         for route in ["default via 192.0.2.1 dev eth0", "192.0.2.1 dev eth0", "198.51.100.0/24 via 10.77.0.7 dev eth0"]
         {
@@ -232,9 +249,9 @@ fn of_two_cards_the_one_with_a_server_wins() {
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
         assert_eq!(up.interface, "eth1");
         wait_for(&events, "eth1: address 10.77.0.", 1);
-        // The client of the other card has ended with its socket.
+        // The other card goes on asking; the one with a lease does not listen any more.
         std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(read(Path::new("/proc/net/packet")).lines().count(), 1);
+        assert_eq!(read(Path::new("/proc/net/packet")).lines().count(), 2);
         assert!(!output("ip", &["-4", "address", "show", "dev", "eth0"]).contains("inet "));
     });
 }
@@ -306,7 +323,12 @@ fn a_lease_is_renewed_and_a_new_address_is_taken_over() {
         world.dhcp_server("s-eth1", "10.88.0.50", "10.88.0.60");
         run("ip", &["-n", "server", "link", "set", "s-eth0", "down"]);
         wait_for(&events, "eth1: address 10.88.0.", 40);
-        assert!(!output("ip", &["-4", "address", "show", "dev", "eth0"]).contains("inet "));
+        // A card whose cable stays away loses its address.
+        let until = Instant::now() + Duration::from_secs(15);
+        while output("ip", &["-4", "address", "show", "dev", "eth0"]).contains("inet ") {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(200));
+        }
     });
 }
 
@@ -319,16 +341,16 @@ fn a_static_address_needs_no_server() {
         world.card("eth1", Some("10.77.0.1/24"));
         let network = Network {
             interface: Some(InterfaceSelector::Name("eth1".into())),
-            address: Some(StaticAddress { address: Ipv4Addr::new(10, 77, 0, 7), prefix_len: 24 }),
+            address: Some(StaticAddress { address: IpAddr::from([10, 77, 0, 7]), prefix_len: 24 }),
             // The gateway is outside the subnet, as with some providers.
-            gateway: Some(Ipv4Addr::new(10, 99, 0, 1)),
+            gateway: Some(IpAddr::from([10, 99, 0, 1])),
             dns: vec![IpAddr::from([10, 77, 0, 53])],
             ..dhcp()
         };
         let (up, _events) = world.start(network);
         let up = up.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
-        assert_eq!((up.interface.as_str(), up.address, up.lease_seconds), ("eth1", [10, 77, 0, 7].into(), None));
-        assert!(output("ip", &["route"]).contains("default via 10.99.0.1 dev eth1 proto static onlink"));
+        assert_eq!((up.interface.as_str(), up.address, up.lease_seconds), ("eth1", IpAddr::from([10, 77, 0, 7]), None));
+        assert!(output("ip", &["route"]).contains("default via 10.99.0.1 dev eth1 proto static metric 50 onlink"));
         assert_eq!(read(&world.resolv_conf()), "nameserver 10.77.0.53\n");
         reached_by_server(up.address);
     });
@@ -353,7 +375,7 @@ fn dhcp_runs_on_the_vlan() {
         let (up, _events) = world.start(Network { vlan: Some(42), ..dhcp() });
         let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
         assert_eq!(up.interface, "eth0.42");
-        assert_eq!(up.address.octets()[..3], [10, 77, 0]);
+        assert!(up.address.to_string().starts_with("10.77.0."), "{up:?}");
         reached_by_server(up.address);
     });
 }
@@ -368,5 +390,29 @@ fn stopping_ends_the_wait() {
         wait_for(&events, "asking for an address", 5);
         world.stop.stop();
         assert!(matches!(up.recv_timeout(Duration::from_secs(2)).unwrap(), Err(NetError::Stopped)));
+    });
+}
+
+/// Report: https://github.com/systemd/systemd/issues/440, and the reason why sites list two routers.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn of_several_routers_one_that_is_gone_is_passed_over() {
+    isolated("net::of_several_routers_one_that_is_gone_is_passed_over", || {
+        let mut world = World::new();
+        world.card("eth0", Some("10.77.0.1/24"));
+        run("ip", &["-n", "server", "address", "add", "192.0.2.1/32", "dev", "lo"]);
+        world.dhcp_server_with("s-eth0", "10.77.0.50", "10.77.0.60", &["3,10.77.0.9,10.77.0.8,10.77.0.1"]);
+        let (up, _events) = world.start(dhcp());
+        let up = up.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        assert_eq!(up.gateway, Some(IpAddr::from([10, 77, 0, 9])));
+        // Each router that is gone costs the time that the kernel asks for it. A refusal comes from the other side.
+        let until = Instant::now() + Duration::from_secs(40);
+        let reached = || {
+            let connected = TcpStream::connect_timeout(&([192, 0, 2, 1], 9).into(), Duration::from_secs(4));
+            connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        while !reached() {
+            assert!(Instant::now() < until, "{}", output("ip", &["route"]));
+        }
     });
 }

@@ -5,13 +5,15 @@
 //! [`Layer`], in which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the
 //! whole.
 //!
-//! A key is defined by one row: those of `[network]` and `[provision.disk]` in the modules of that name, all others
-//! below. The `keys` module explains what a row says. `docs/configuration.md` and the JSON schema beside it are made of
-//! the rows ([`reference`]).
+//! A key is defined by one row: those of `[network]`, `[[network.interfaces]]` and `[provision.disk]` in the modules of
+//! that name, all others below. The `keys` module explains what a row says. `docs/configuration.md` and the JSON schema
+//! beside it are made of the rows ([`reference`]).
 
 mod boot_args;
 mod disk;
 mod error;
+mod interface_kinds;
+mod interfaces;
 mod keys;
 mod kinds;
 mod network;
@@ -22,9 +24,11 @@ use serde::Deserialize;
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
 pub use disk::{DiskLayer, DiskSelector};
 pub use error::{ConfigError, TomlProblem};
+pub use interface_kinds::{InterfaceSelector, StaticAddress};
+pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
-pub use network::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
+pub use network::{Network, NetworkLayer};
 
 use disk::DiskTable;
 use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
@@ -116,7 +120,7 @@ pub struct Layer {
 /// Every section of a configuration file with its keys, in the order of the documentation.
 pub fn sections() -> impl Iterator<Item = &'static Section> {
     let (first, rest) = Config::SECTIONS.split_at(2);
-    first.iter().chain(Network::SECTIONS).chain(rest).chain(DiskSelector::SECTIONS)
+    first.iter().chain(Network::SECTIONS).chain(InterfaceSettings::SECTIONS).chain(rest).chain(DiskSelector::SECTIONS)
 }
 
 /// Every kernel argument that the agent takes.
@@ -260,7 +264,7 @@ mod tests {
         assert_eq!(config.product, "demo");
         assert_eq!(config.network.interface, Some(InterfaceSelector::Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         let address = config.network.address.unwrap();
-        assert_eq!((address.prefix_len, config.network.gateway), (24, Some([192, 0, 2, 1].into())));
+        assert_eq!((address.prefix_len, config.network.gateway), (24, Some(std::net::IpAddr::from([192, 0, 2, 1]))));
         assert_eq!(
             boot,
             BootArgs {

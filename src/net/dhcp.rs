@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::sys::net::link::Link;
 use crate::sys::net::packet::{MAX_FRAME_BYTES, PacketSocket};
 use client::{ClientStep, DhcpClient};
+pub(super) use domains::search as search_domains;
 pub use message::Lease;
 
 /// Failure to get a lease.

@@ -9,6 +9,7 @@
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod query;
+mod server;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,11 +20,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use query::{Outcome, ask};
+pub use server::NameServer;
+use server::{PORT, server_address};
 
+use crate::sys::net::bound::on_link;
+use crate::sys::net::link::Link;
 use crate::sys::thread::background;
 
-/// Port of name servers.
-const PORT: u16 = 53;
 /// Time for all answers about one name. musl and glibc give up after 5 s a round.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know
@@ -64,7 +67,7 @@ pub enum NameError {
 /// The name servers, the domains for short names, and the table of hosts of this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolver {
-    servers: Vec<SocketAddr>,
+    servers: Vec<NameServer>,
     search: Vec<String>,
     hosts: Vec<(IpAddr, String)>,
 }
@@ -85,8 +88,8 @@ impl Resolver {
             let mut words = line.split(['#', ';']).next().unwrap_or_default().split_whitespace();
             match words.next() {
                 Some("nameserver") => {
-                    let address = words.next().and_then(|text| text.parse::<IpAddr>().ok());
-                    this.servers.extend(address.map(|address| SocketAddr::new(address, PORT)));
+                    let address = words.next().and_then(server_address);
+                    this.servers.extend(address.map(|address| NameServer { address, interface: None }));
                 }
                 Some("search" | "domain") => this.search = words.map(str::to_owned).collect(),
                 _ => {}
@@ -104,7 +107,22 @@ impl Resolver {
     /// Replaces the name servers, as by those of a test.
     #[must_use]
     pub fn with_servers(self, servers: Vec<SocketAddr>) -> Self {
+        let servers = servers.into_iter().map(|address| NameServer { address, interface: None }).collect();
         Self { servers, ..self }
+    }
+
+    /// Replaces the name servers by those of interfaces, at the usual port, and the domains for short names.
+    #[must_use]
+    pub(super) fn of_interfaces(self, servers: &[(IpAddr, &Link)], search: &[String]) -> Self {
+        let server = |(address, link): &(IpAddr, &Link)| NameServer {
+            address: match address {
+                IpAddr::V6(address) if address.is_unicast_link_local() => on_link(*address, PORT, link.index),
+                _ => SocketAddr::new(*address, PORT),
+            },
+            interface: Some(link.name.clone()),
+        };
+        let servers = servers.iter().take(MOST_SERVERS).map(server).collect();
+        Self { servers, search: search.to_vec(), ..self }
     }
 
     /// Finds the addresses of a host, IPv6 and IPv4 in turn. A numeric address is its own.
@@ -160,13 +178,14 @@ impl Resolver {
         let (sender, outcomes) = channel();
         let name: Arc<str> = name.into();
         let until = Instant::now() + PATIENCE;
-        for &server in &self.servers {
-            let (report, name) = (sender.clone(), Arc::clone(&name));
-            let spawned = background(&format!("dns {server}"), move || {
-                ask(server, &name, until, |outcome| report.send((server, outcome)).is_ok());
+        for server in &self.servers {
+            let (report, name, server) = (sender.clone(), Arc::clone(&name), server.clone());
+            let address = server.address;
+            let spawned = background(&format!("dns {address}"), move || {
+                ask(&server, &name, until, |outcome| report.send((address, outcome)).is_ok());
             });
             if let Err(error) = spawned {
-                let _ = sender.send((server, Outcome::Failed(format!("no thread to ask with: {error}"))));
+                let _ = sender.send((address, Outcome::Failed(format!("no thread to ask with: {error}"))));
             }
         }
         drop(sender);

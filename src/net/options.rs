@@ -1,4 +1,4 @@
-//! Options of the network room, and the switch that ends it.
+//! Options of the network room, and the switches that other rooms use.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,18 +19,44 @@ impl Stop {
     }
 }
 
-/// Options for tests and for callers outside PID 1.
+/// Note that a request to a source failed: another card may do better. Clones are the same note.
+#[derive(Debug, Clone, Default)]
+pub struct Trouble(Arc<AtomicBool>);
+
+impl Trouble {
+    /// Notes that a request to a source failed.
+    pub fn note(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a request failed since the last call.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+/// Options for PID 1, for tests, and for callers outside PID 1.
 #[derive(Debug, Clone)]
 pub struct NetworkOptions {
     /// Path of the file that gets the name servers.
     pub resolv_conf: PathBuf,
+    /// URLs of which one should be reached, of the manifests of all sources. Of several cards, the one that reaches one
+    /// is used; without any, the one whose network has a gateway.
+    pub sources: Vec<String>,
     /// Switch that ends the network room.
     pub stop: Stop,
+    /// Note of requests that failed.
+    pub trouble: Trouble,
 }
 
 impl Default for NetworkOptions {
     fn default() -> Self {
-        Self { resolv_conf: "/etc/resolv.conf".into(), stop: Stop::default() }
+        Self {
+            resolv_conf: "/etc/resolv.conf".into(),
+            sources: Vec::new(),
+            stop: Stop::default(),
+            trouble: Trouble::default(),
+        }
     }
 }
 

@@ -1,104 +1,89 @@
-//! The settings of a link: from a DHCP lease, or static.
+//! What callers see of the network once it is up, and which settings a link gets.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::net::IpAddr;
 
-use super::dhcp::Lease;
-use crate::machine::config::{Network, StaticAddress};
+use crate::machine::config::{InterfaceSelector, InterfaceSettings};
 use crate::sys::net::link::Link;
-use crate::sys::net::rtnl::Route;
 
-/// Network as it was first configured.
+/// Network as it was first configured: that of the card in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Up {
     /// The link with the address: a card, or the VLAN on it.
     pub interface: String,
-    /// Address of this machine.
-    pub address: Ipv4Addr,
+    /// Address of this machine, that of IPv4 if it has one.
+    pub address: IpAddr,
     /// Prefix length of the address.
     pub prefix_len: u8,
     /// Address of the default gateway.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Name servers, as written to `resolv.conf`.
     pub dns: Vec<IpAddr>,
     /// Lease time; `None` for a static address and for a lease without end.
     pub lease_seconds: Option<u32>,
 }
 
-/// A link and the address it is to have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Settings {
-    /// The card whose cable matters.
-    pub(super) card: Link,
-    /// Link that gets the address: the card or a VLAN on it.
-    pub(super) link: Link,
-    pub(super) address: Ipv4Addr,
-    pub(super) prefix_len: u8,
-    pub(super) routes: Vec<Route>,
-    pub(super) dns: Vec<IpAddr>,
-    pub(super) search: Vec<String>,
-    /// Largest packet, bytes, where the network gives one.
-    pub(super) mtu: Option<u16>,
-    /// Lease to renew; `None` for a static address.
-    pub(super) lease: Option<Lease>,
+/// Finds the settings for a link: their numbers. A link may have several, with different VLANs; settings without an
+/// interface are for every card that no others name.
+pub(super) fn settings_for(link: &Link, all: &[InterfaceSettings]) -> Vec<usize> {
+    let numbers = |wanted: &dyn Fn(&InterfaceSettings) -> bool| -> Vec<usize> {
+        all.iter().enumerate().filter(|(_, settings)| wanted(settings)).map(|(number, _)| number).collect()
+    };
+    let named = numbers(&|settings| settings.interface.as_ref().is_some_and(|selector| selects(selector, link)));
+    if named.is_empty() && link.card { numbers(&|settings| settings.interface.is_none()) } else { named }
 }
 
-impl Settings {
-    /// Makes the settings of a lease, with the configuration's name servers in place of those of the lease.
-    pub(super) fn leased(network: &Network, card: Link, link: Link, lease: Lease) -> Self {
-        let own = lease.dns.iter().copied().map(IpAddr::V4).collect();
-        Self {
+/// A name may select any kind of link; a MAC address selects a card, because links stacked on it carry the same
+/// address.
+fn selects(selector: &InterfaceSelector, link: &Link) -> bool {
+    match selector {
+        InterfaceSelector::Name(name) => link.name == *name,
+        InterfaceSelector::Mac(mac) => link.card && link.mac == *mac,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::settings_for;
+    use crate::machine::config::{InterfaceSelector, InterfaceSettings};
+    use crate::sys::net::link::Link;
+
+    const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+
+    fn links() -> [Link; 4] {
+        let link = |index, name: &str, card| Link {
+            name: name.into(),
+            index,
+            mac: MAC,
+            up: true,
+            carrier: true,
+            carrier_changes: 1,
             card,
-            link,
-            address: lease.address,
-            prefix_len: lease.prefix_len,
-            routes: lease.routes.clone(),
-            dns: if network.dns.is_empty() { own } else { network.dns.clone() },
-            search: lease.search.clone(),
-            mtu: lease.mtu,
-            lease: Some(lease),
-        }
+        };
+        [link(2, "eth0", true), link(4, "br0", false), link(5, "veth0", true), link(9, "eth1", true)]
     }
 
-    /// Makes the settings of a static address. The gateway is the only route in the configuration.
-    pub(super) fn fixed(network: &Network, card: Link, link: Link, fixed: &StaticAddress) -> Self {
-        let default = |gateway| Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) };
-        Self {
-            card,
-            link,
-            address: fixed.address,
-            prefix_len: fixed.prefix_len,
-            routes: network.gateway.map(default).into_iter().collect(),
-            dns: network.dns.clone(),
-            search: Vec::new(),
-            mtu: None,
-            lease: None,
-        }
+    fn of(selector: Option<InterfaceSelector>) -> InterfaceSettings {
+        InterfaceSettings { interface: selector, ..InterfaceSettings::default() }
     }
 
-    pub(super) fn gateway(&self) -> Option<Ipv4Addr> {
-        self.routes.iter().find(|route| route.is_default())?.gateway
+    #[test]
+    fn a_name_selects_anything_and_an_address_only_cards() {
+        let wanted = |selector| -> Vec<String> {
+            let all = [of(selector)];
+            let links = links().into_iter().filter(|link| !settings_for(link, &all).is_empty());
+            links.map(|link| link.name).collect()
+        };
+        assert_eq!(wanted(None), ["eth0", "veth0", "eth1"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Name("br0".into()))), ["br0"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Mac(MAC))), ["eth0", "veth0", "eth1"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Mac([0; 6]))), [""; 0]);
     }
 
-    /// Returns the time after which the lease is renewed: the server's value, if it lies within the lease, or half of
-    /// the lease, and never less than `least`.
-    pub(super) fn renew_after(&self, least: Duration) -> Option<Duration> {
-        let lease = self.lease.as_ref()?;
-        let duration = lease.duration?;
-        let asked = lease.renew_after.filter(|after| !after.is_zero() && *after < duration);
-        Some(asked.unwrap_or(duration / 2).max(least))
-    }
-
-    /// Returns the part that callers see.
-    pub(super) fn up(&self) -> Up {
-        let duration = self.lease.as_ref().and_then(|lease| lease.duration);
-        Up {
-            interface: self.link.name.clone(),
-            address: self.address,
-            prefix_len: self.prefix_len,
-            gateway: self.gateway(),
-            dns: self.dns.clone(),
-            lease_seconds: duration.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
-        }
+    #[test]
+    fn several_settings_may_be_for_one_card_and_one_for_the_rest() {
+        let name = |name: &str| Some(InterfaceSelector::Name(name.into()));
+        let all = [of(name("eth0")), of(None), of(name("eth0"))];
+        let numbers: Vec<Vec<usize>> = links().iter().map(|link| settings_for(link, &all)).collect();
+        assert_eq!(numbers, [vec![0, 2], vec![], vec![1], vec![1]]);
     }
 }

@@ -1,260 +1,411 @@
-//! Supervisor of the network: one thread that searches for a network, then keeps it, and owns the configuration for the
-//! life of the agent.
+//! Supervisor of the network: one thread that brings up every card with a cable, keeps them, chooses the one that the
+//! default route leads through, and owns the configuration for the life of the agent.
 
-use std::fmt::Write;
-use std::fs;
-use std::net::Ipv4Addr;
-use std::sync::mpsc::Sender;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::machine::config::Network;
-
-use super::dhcp::{self, DhcpError};
+use super::applied::Applied;
+use super::cables::{LeftAlone, RETRY, Reminder, WantedLink, ready, wanted};
+use super::card::{Card, News, NewsKind};
+use super::choice::{Candidate, CardChoice, CardKey, Look, Reach};
+use super::console::{Console, Topic};
 use super::error::NetError;
 use super::options::{NetworkOptions, OnEvent};
-use super::search::search;
-use super::settings::{Settings, Up};
+use super::reach::{self, ReachTrial, Way};
+use super::resolver_file::{self, ServerOnLink};
+use super::routing;
+use super::settings::Up;
+use super::target::{Target, targets};
 use crate::chain::chain;
-use crate::sys::net::link::{links, set_mtu};
-use crate::sys::net::rtnl::{Route, Rtnl};
+use crate::machine::config::{InterfaceSettings, Network};
+use crate::sys::net::items::NetworkItem;
+use crate::sys::net::link::{Link, ipv4_addresses, ipv6_addresses, links, received_bytes, set_mtu, switch_off_ipv6};
+use crate::sys::net::rtnl::Rtnl;
+use crate::sys::thread::background;
 
-/// Interval at which the link in use is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// Interval at which the links are looked at. One look reads a few files of sysfs.
+const LOOK: Duration = Duration::from_millis(250);
 
-/// Time that a link may be away before other cards are tried: longer than a switch takes to renegotiate, shorter than a
+/// Time that a link may be away before its addresses go: longer than a switch takes to renegotiate, shorter than a
 /// person waits after moving a cable.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Time that one renewal waits for an answer.
-const RENEWAL: Duration = Duration::from_secs(25);
-/// Least pause between two attempts to renew.
-const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(30);
+/// Time after which a card that has no address yet is reported as not used.
+const QUIET: Duration = Duration::from_secs(15);
 
-/// Least time between renewals: a server with a lease of seconds would keep us and the console busy.
-const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
-
-/// Pause after the kernel refused a configuration that had worked before.
-const TROUBLE: Duration = Duration::from_secs(10);
+/// News that are taken between two looks at the links.
+const MOST_NEWS: usize = 64;
 
 pub(super) struct Supervisor {
-    network: Network,
     options: NetworkOptions,
-    on_event: OnEvent,
+    settings: Vec<InterfaceSettings>,
+    targets: Vec<Target>,
+    console: Arc<Console>,
     rtnl: Rtnl,
+    news: (Sender<News>, Receiver<News>),
+    began: Instant,
+    cards: BTreeMap<CardKey, Card>,
+    starts: u64,
+    left_alone: LeftAlone,
+    reminder: Reminder,
+    carriers: usize,
+    choice: CardChoice,
+    applied: Applied,
+    /// Text and servers of `resolv.conf`, once it is written.
+    resolver: Option<(String, Vec<ServerOnLink>)>,
 }
 
 impl Supervisor {
-    pub(super) fn new(network: Network, options: NetworkOptions, on_event: OnEvent) -> Result<Self, NetError> {
-        Ok(Self { network, options, on_event, rtnl: Rtnl::open()? })
+    pub(super) fn new(network: &Network, options: NetworkOptions, on_event: OnEvent) -> Result<Self, NetError> {
+        let console = Arc::new(Console::new(on_event));
+        if !network.interfaces.is_empty() && network.describes_one_interface() {
+            let text = "network: the list of interfaces is left out, since keys of [network] describe the only one";
+            console.say("network", Topic::Use, text.to_owned());
+        }
+        let targets = targets(&options.sources, network.proxy.as_deref());
+        Ok(Self {
+            settings: network.all_interfaces(),
+            console,
+            rtnl: Rtnl::open()?,
+            news: channel(),
+            began: Instant::now(),
+            cards: BTreeMap::new(),
+            starts: 0,
+            left_alone: LeftAlone::default(),
+            reminder: Reminder::new(),
+            carriers: 0,
+            choice: CardChoice::new(!targets.is_empty()),
+            applied: Applied::default(),
+            resolver: None,
+            targets,
+            options,
+        })
     }
 
-    /// Searches for a network and keeps it, for ever. `first` gets the first result; a first error ends the thread,
-    /// while later errors are reported and the search is tried again.
+    /// Brings the network up and keeps it, for ever. `first` gets the first result; a first error ends the thread,
+    /// while later errors are reported and tried again.
     pub(super) fn run(&mut self, first: &Sender<Result<Up, NetError>>) {
         // Loopback is switched on for name servers and proxies on the machine itself, which are rare in an initramfs,
         // but cost only one request. Outside of an initramfs it is up already, and without the right to change it the
         // next step fails with a better message.
         let _ = self.rtnl.set_up("lo", 1);
+        // An earlier process of this boot may have been killed before it could take anything back.
+        routing::priorities().for_each(|priority| self.rtnl.remove_rules(priority));
         let mut reported = false;
-        loop {
-            let result = search(&self.network, &self.options.stop, &mut self.rtnl, &self.on_event)
-                .and_then(|settings| self.apply(&settings, None).map(|()| settings));
-            match result {
-                Ok(settings) => {
-                    if !reported {
+        while !self.options.stop.requested() {
+            let result = self.turn();
+            if !reported {
+                match result.map(|()| self.up()) {
+                    Ok(None) => {}
+                    Ok(Some(up)) => {
                         reported = true;
                         // The caller may have gone away; the network stays up nevertheless.
-                        let _ = first.send(Ok(settings.up()));
+                        let _ = first.send(Ok(up));
                     }
-                    self.hold(settings);
-                }
-                Err(error) if !reported => {
-                    let _ = first.send(Err(error));
-                    return;
-                }
-                Err(error) => {
-                    if !self.options.stop.requested() {
-                        (self.on_event)(&format!("network: {}", chain(&error)));
-                        std::thread::sleep(TROUBLE);
+                    Err(error) => {
+                        let _ = first.send(Err(error));
+                        return;
                     }
+                }
+            } else if let Err(error) = result {
+                self.console.say("network", Topic::Trouble, format!("network: {}", chain(&error)));
+            }
+            self.console.flush();
+            self.take_news();
+        }
+        if !reported {
+            let _ = first.send(Err(NetError::Stopped));
+        }
+    }
+
+    /// Looks at everything once, and changes what has to be changed.
+    fn turn(&mut self) -> Result<(), NetError> {
+        self.look_at_links()?;
+        let to_try = self.choose();
+        self.configure()?;
+        // A trial needs the card's address.
+        to_try.into_iter().for_each(|key| self.try_card(key));
+        self.write_resolver()?;
+        self.report();
+        Ok(())
+    }
+
+    /// Waits for news until the links are to be looked at again.
+    fn take_news(&mut self) {
+        let mut next = self.news.1.recv_timeout(LOOK).ok();
+        let mut taken = 0;
+        while let Some(news) = next {
+            self.take(news);
+            taken += 1;
+            next = if taken < MOST_NEWS { self.news.1.try_recv().ok() } else { None };
+        }
+    }
+
+    fn take(&mut self, news: News) {
+        let Some(card) = self.cards.get_mut(&news.key).filter(|card| card.start == news.start) else { return };
+        match news.what {
+            NewsKind::Lease(lease) => {
+                let before = card.lease.replace(*lease);
+                let lease = card.lease.as_ref();
+                let same = before.as_ref().map(|lease| (lease.address, &lease.routes, &lease.dns, lease.mtu))
+                    == lease.map(|lease| (lease.address, &lease.routes, &lease.dns, lease.mtu));
+                if let Some(duration) = lease.and_then(|lease| lease.duration).filter(|_| same) {
+                    let text = format!("{}: lease renewed for {} s", card.link.name, duration.as_secs());
+                    self.console.say(&card.link.name, Topic::Address, text);
+                }
+                if let Some(mtu) = lease.and_then(|lease| lease.mtu).filter(|_| !same)
+                    && let Err(error) = set_mtu(&card.link.name, mtu)
+                {
+                    // A link that does not take it is used as it is: small packets still pass.
+                    let text = format!("{}: the MTU of {mtu} cannot be set: {error}", card.link.name);
+                    self.console.say(&card.link.name, Topic::Trouble, text);
                 }
             }
-            if self.options.stop.requested() {
-                return;
+            NewsKind::Ipv6(network) => card.take_ipv6(*network),
+            NewsKind::Tried(trial) => {
+                self.choice.tried(news.key, trial.reach, self.began.elapsed());
+                card.trial = Some(trial);
+            }
+            NewsKind::Ended(why) => {
+                // This is mostly a card that was unplugged, which the next look sees.
+                let text = format!("{why}; trying again in {} s", RETRY.as_secs());
+                self.console.say(&card.link.name, Topic::Search, text);
+                self.left_alone.add(news.key);
+                self.cards.remove(&news.key);
             }
         }
     }
 
-    /// Configures the link and the resolver; `before` is what the same link had until now.
-    fn apply(&mut self, settings: &Settings, before: Option<&Settings>) -> Result<(), NetError> {
-        let Settings { link, address, prefix_len, dns, .. } = settings;
-        let gateway = settings.gateway();
-        let changed = before.filter(|before| (before.address, before.prefix_len) != (*address, *prefix_len));
-        self.apply_mtu(settings);
-        if let Some(before) = changed {
-            self.rtnl.remove_address(&link.name, link.index, before.address, before.prefix_len)?;
+    /// Starts cards that have got a cable, and ends those that have lost it.
+    fn look_at_links(&mut self) -> Result<(), NetError> {
+        let all = match links() {
+            Ok(all) => all,
+            // A passing error of sysfs is not a lost cable.
+            Err(_) if !self.cards.is_empty() => return Ok(()),
+            Err(error) => return Err(NetError::List(error)),
+        };
+        let wanted = wanted(&all, &self.settings);
+        self.carriers = wanted.iter().filter(|wanted| wanted.link.carrier).count();
+        self.reminder.check(&self.settings, &wanted, &self.console);
+        let exists = |index: u32| all.iter().any(|link| link.index == index);
+        self.cards.retain(|_, card| exists(card.card.index) && exists(card.link.index));
+        for wanted in wanted {
+            if self.cards.contains_key(&wanted.key) {
+                self.look_at_cable(&wanted);
+            } else if !self.left_alone.has(wanted.key) {
+                self.start(wanted)?;
+            }
         }
-        self.rtnl.add_address(&link.name, link.index, *address, *prefix_len)?;
-        for stale in
-            before.into_iter().flat_map(|before| &before.routes).filter(|route| !settings.routes.contains(route))
-        {
-            self.rtnl.remove_route(&link.name, link.index, *stale)?;
+        let usable = ipv6_addresses();
+        self.cards.values_mut().for_each(|card| card.take_usable_ipv6(&usable));
+        Ok(())
+    }
+
+    fn look_at_cable(&mut self, wanted: &WantedLink) {
+        let Some(card) = self.cards.get_mut(&wanted.key) else { return };
+        let name = &wanted.link.name;
+        if wanted.link.carrier {
+            if card.lost.is_some() || wanted.link.carrier_changes != card.card.carrier_changes {
+                card.card.carrier_changes = wanted.link.carrier_changes;
+                card.cable_is_back();
+                self.applied.forget(card.link.index);
+                self.console.say(name, Topic::Link, format!("{name}: link up again"));
+            }
+            return;
         }
-        // Routes on the link come first: the others may lead through them.
-        let (through, on_link): (Vec<&Route>, Vec<&Route>) =
-            settings.routes.iter().partition(|route| route.gateway.is_some());
-        for route in on_link.into_iter().chain(through) {
-            let outside = route.gateway.is_some_and(|gateway| !same_subnet(*address, gateway, *prefix_len));
-            self.rtnl.set_route(&link.name, link.index, *route, outside)?;
+        let since = *card.lost.get_or_insert_with(|| {
+            self.console.say(name, Topic::Link, format!("{name}: link lost"));
+            Instant::now()
+        });
+        if since.elapsed() >= GRACE {
+            // The addresses must not answer on a network that they do not belong to.
+            if let Some(card) = self.cards.remove(&wanted.key) {
+                switch_off_ipv6(&card.link.name);
+            }
         }
-        self.write_resolver(settings)?;
-        if before.is_none() || changed.is_some() {
-            let mut text = format!("{}: address {address}/{prefix_len}", link.name);
-            match gateway {
-                Some(gateway) => _ = write!(text, ", gateway {gateway}"),
-                None => text.push_str(", no gateway"),
+    }
+
+    fn start(&mut self, wanted: WantedLink) -> Result<(), NetError> {
+        let settings = self.settings[wanted.key.0].clone();
+        let WantedLink { key, link: card } = wanted;
+        match ready(&card, settings.vlan, &mut self.rtnl) {
+            Ok(None) => {}
+            Ok(Some(link)) => {
+                self.console.say(&link.name, Topic::Link, format!("{}: link up", card.name));
+                self.starts += 1;
+                let free = (0..).find(|slot| self.cards.values().all(|card| card.slot != *slot)).unwrap_or_default();
+                let numbers = (key, self.starts, free);
+                self.remove_leftovers(&link);
+                let started = Card::start(numbers, (card, link), settings, &self.news.0, &self.console)?;
+                self.cards.insert(key, started);
             }
-            match dns.first() {
-                Some(_) => {
-                    let servers: Vec<String> = dns.iter().map(ToString::to_string).collect();
-                    _ = write!(text, ", name servers {}", servers.join(" "));
-                }
-                None => text.push_str(", no name server (URLs must have numeric addresses)"),
+            Err(problem) => {
+                let text = format!("{problem}; trying again in {} s", RETRY.as_secs());
+                self.console.say(&card.name, Topic::Trouble, text);
+                self.left_alone.add(key);
             }
-            if let Some(duration) = settings.lease.as_ref().and_then(|lease| lease.duration) {
-                _ = write!(text, ", leased for {} s", duration.as_secs());
-            }
-            if let Some(mtu) = settings.mtu {
-                _ = write!(text, ", MTU {mtu}");
-            }
-            (self.on_event)(&text);
         }
         Ok(())
     }
 
-    /// Sets the MTU. A link that does not take it is used as it is: small packets still pass.
-    fn apply_mtu(&self, settings: &Settings) {
-        let Some(mtu) = settings.mtu else { return };
-        if let Err(error) = set_mtu(&settings.link.name, mtu) {
-            (self.on_event)(&format!("{}: the MTU of {mtu} cannot be set: {error}", settings.link.name));
+    /// Takes away the addresses that a link has from an earlier process of this boot, and with them the routes.
+    fn remove_leftovers(&mut self, link: &Link) {
+        if self.cards.values().any(|card| card.link.index == link.index) {
+            return;
+        }
+        for (address, prefix_len) in ipv4_addresses(&link.name) {
+            let item = NetworkItem::Address { index: link.index, address: address.into(), prefix_len };
+            // One that cannot be removed is one address more.
+            let _ = self.rtnl.remove(&link.name, item);
         }
     }
 
-    /// Writes the file under another name and renames it, so that a resolver never reads half a file.
-    fn write_resolver(&self, settings: &Settings) -> Result<(), NetError> {
-        let path = &self.options.resolv_conf;
-        let mut text: String = settings.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-        if !settings.search.is_empty() {
-            _ = writeln!(text, "search {}", settings.search.join(" "));
-        }
-        let beside = path.with_extension("new");
-        let write = || {
-            if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            fs::write(&beside, text)?;
-            fs::rename(&beside, path)
+    /// Chooses the card for the default route, and returns the cards that have to be tried for it.
+    fn choose(&mut self) -> Vec<CardKey> {
+        let candidates: Vec<Candidate> = self.cards.values().filter_map(Card::candidate).collect();
+        let in_use = self.chosen().map(|card| card.link.name.clone());
+        let look = Look {
+            now: self.began.elapsed(),
+            candidates: &candidates,
+            carriers: self.carriers,
+            received: in_use.filter(|_| self.carriers > 1).map_or(0, |name| received_bytes(&name)),
+            trouble: self.options.trouble.take(),
         };
-        write().map_err(|source| NetError::Resolver { path: path.clone(), source })
+        self.choice.look(&look)
     }
 
-    /// Keeps the lease alive and watches the cable. Returns when the network has to be searched anew.
-    fn hold(&mut self, mut settings: Settings) {
-        let mut acquired = Instant::now();
-        let mut renew_at = settings.renew_after(RENEW_AFTER_MIN).map(|after| acquired + after);
-        let mut lost: Option<Instant> = None;
-        while !self.options.stop.requested() {
-            std::thread::sleep(LOOK);
-            if !has_carrier(&settings) {
-                let since = *lost.get_or_insert_with(|| {
-                    (self.on_event)(&format!("{}: link lost", settings.card.name));
-                    Instant::now()
-                });
-                if since.elapsed() >= GRACE {
-                    // The address must not answer on a network that it does not belong to.
-                    let Settings { link, address, prefix_len, .. } = &settings;
-                    let _ = self.rtnl.remove_address(&link.name, link.index, *address, *prefix_len);
-                    return;
-                }
-                continue;
+    fn try_card(&mut self, key: CardKey) {
+        let Some(card) = self.cards.get(&key) else { return };
+        let others = self.cards.values().filter(|other| other.key != key);
+        let way = Way {
+            link: card.link.clone(),
+            servers: card.servers(),
+            search: card.search(),
+            others: others
+                .flat_map(|other| other.servers().into_iter().map(|server| (server, other.link.clone())))
+                .collect(),
+        };
+        let (news, start, targets) = (self.news.0.clone(), card.start, self.targets.clone());
+        let started = background(&format!("reach {}", card.link.name), move || {
+            let _ = news.send(News { key, start, what: NewsKind::Tried(reach::attempt(&way, &targets)) });
+        });
+        if let Err(error) = started {
+            let text = format!("no thread to try it with: {error}");
+            let trial = ReachTrial { reach: Reach::No, text, ..ReachTrial::default() };
+            let _ = self.news.0.send(News { key, start, what: NewsKind::Tried(trial) });
+        }
+    }
+
+    fn chosen(&self) -> Option<&Card> {
+        self.cards.get(&self.choice.chosen()?)
+    }
+
+    /// Cards, the one in use first.
+    fn in_order(&self) -> Vec<&Card> {
+        let chosen = self.choice.chosen();
+        let mut cards: Vec<&Card> = self.cards.values().collect();
+        cards.sort_by_key(|card| (Some(card.key) != chosen, card.slot));
+        cards
+    }
+
+    fn configure(&mut self) -> Result<(), NetError> {
+        let chosen = self.choice.chosen();
+        let links: Vec<_> = self.in_order().into_iter().map(|card| card.facts(Some(card.key) == chosen)).collect();
+        let refused = self.applied.become_equal(&routing::items(&links), &mut self.rtnl, &self.console);
+        match refused {
+            // Waiting does not help a caller that lacks the right.
+            Err(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the name servers: those of the card that reaches a source, or of all cards. The resolver asks all that it
+    /// knows at the same time, and one on an inner network may answer every question with itself.
+    fn write_resolver(&mut self) -> Result<(), NetError> {
+        let reached = self.chosen().filter(|card| {
+            let own_names = card.trial.as_ref().is_some_and(|trial| !trial.foreign_names);
+            self.choice.reach(card.key) == Reach::Yes && own_names && !card.servers().is_empty()
+        });
+        let cards = reached.map_or_else(|| self.in_order(), |card| vec![card]);
+        let mut servers: Vec<ServerOnLink> = Vec::new();
+        let mut search: Vec<String> = Vec::new();
+        for card in cards {
+            servers.extend(card.servers().into_iter().map(|server| (server, card.link.name.clone())));
+            search.extend(card.search());
+        }
+        let text = resolver_file::text(&servers, &search);
+        let written = self.resolver.as_ref().map(|(text, _)| text);
+        // An empty list is written once an address is there: until then the file may be that of an initramfs.
+        if written == Some(&text) || written.is_none() && self.chosen().is_none() {
+            return Ok(());
+        }
+        let path = &self.options.resolv_conf;
+        resolver_file::write(path, &text).map_err(|source| NetError::Resolver { path: path.clone(), source })?;
+        self.resolver = Some((text, servers));
+        Ok(())
+    }
+
+    /// Reports what has changed: addresses, and, where there are several cards, the use of each.
+    fn report(&mut self) {
+        for card in self.cards.values_mut() {
+            for line in card.news_of_addresses() {
+                self.console.say(&card.link.name, Topic::Address, line);
             }
-            if lost.take().is_some() {
-                (self.on_event)(&format!("{}: link up again", settings.card.name));
-                // The cable may lead to another network now.
-                renew_at = renew_at.map(|_| Instant::now());
-            }
-            if renew_at.is_none_or(|at| Instant::now() < at) {
-                continue;
-            }
-            match self.renew(&settings) {
-                Ok(renewed) => {
-                    acquired = Instant::now();
-                    renew_at = renewed.renew_after(RENEW_AFTER_MIN).map(|after| acquired + after);
-                    settings = renewed;
-                }
-                Err(problem) => {
-                    let lease = settings.lease.as_ref().and_then(|lease| lease.duration).unwrap_or_default();
-                    let left = lease.saturating_sub(acquired.elapsed());
-                    let pause = (left / 2).max(RENEWAL_PAUSE_MIN);
-                    renew_at = Some(Instant::now() + pause);
-                    // By its specification, DHCP requires a client to stop using the address when the lease ends. A
-                    // machine in recovery is better off finishing its download while the server is away; when the
-                    // server is back, it decides.
-                    let lease = if left.is_zero() {
-                        "the lease has ended, the address is kept in use".into()
-                    } else {
-                        format!("{} s of the lease are left", left.as_secs())
-                    };
-                    (self.on_event)(&format!("{problem}; {lease}, next try in {} s", pause.as_secs()));
-                }
+        }
+        if self.cards.len() < 2 {
+            return;
+        }
+        let settled = self.choice.is_settled(self.began.elapsed());
+        let in_use = self.chosen().map(|card| card.link.name.clone()).unwrap_or_default();
+        let chosen = self.choice.chosen();
+        for card in self.cards.values_mut() {
+            let reach = self.choice.reach(card.key);
+            let line = match () {
+                () if !settled || self.choice.is_trying(card.key) && reach == Reach::Unknown => None,
+                () if chosen == Some(card.key) => usage_of_chosen(card, reach),
+                () => usage_of_other(card, reach, &in_use),
+            };
+            if let Some(line) = line.and_then(|line| card.news_of_use(line)) {
+                self.console.say(&card.link.name, Topic::Use, format!("{}: {line}", card.link.name));
             }
         }
     }
 
-    /// Asks any server to keep the address, and for a new one where no server knows the address any more; applies the
-    /// answer. The request is a broadcast and not unicast: no packet socket has to stay open in between, on which the
-    /// kernel would run a filter for every packet of the download, and a server that has taken over is found too.
-    fn renew(&mut self, settings: &Settings) -> Result<Settings, String> {
-        let name = &settings.link.name;
-        let until = Instant::now() + RENEWAL;
-        let stop = || self.options.stop.requested() || Instant::now() >= until || !has_carrier(settings);
-        let lease =
-            dhcp::obtain(&settings.link, settings.lease.as_ref(), &stop, &|_| {}).map_err(|error| match error {
-                DhcpError::Stopped { .. } => format!("{name}: no DHCP server answers to renew the lease"),
-                other => chain(&other),
-            })?;
-        let renewed = Settings::leased(&self.network, settings.card.clone(), settings.link.clone(), lease);
-        self.apply(&renewed, Some(settings)).map_err(|error| chain(&error))?;
-        if renewed.address == settings.address
-            && let Some(duration) = renewed.lease.as_ref().and_then(|lease| lease.duration)
-        {
-            (self.on_event)(&format!("{name}: lease renewed for {} s", duration.as_secs()));
+    /// What the caller sees, once the choice is settled.
+    fn up(&self) -> Option<Up> {
+        let card = self.chosen().filter(|_| self.choice.is_settled(self.began.elapsed()))?;
+        // With one card nothing has been tried: IPv6 that leads nowhere would cost the first requests their time.
+        if card.awaits_lease() && self.choice.reach(card.key) != Reach::Yes {
+            return None;
         }
-        Ok(renewed)
+        let (_, servers) = self.resolver.as_ref()?;
+        card.up(servers.iter().map(|(server, _)| *server).collect())
     }
 }
 
-fn has_carrier(settings: &Settings) -> bool {
-    // A passing error of sysfs is not a lost cable.
-    links().map_or(true, |links| {
-        links.iter().any(|link| link.index == settings.card.index && link.carrier)
-            && links.iter().any(|link| link.index == settings.link.index)
-    })
+/// Says why the card in use is used.
+fn usage_of_chosen(card: &Card, reach: Reach) -> Option<String> {
+    let text = card.trial.as_ref().map(|trial| trial.text.as_str());
+    match (reach, text) {
+        // Another one is about to be.
+        _ if card.lost.is_some() => None,
+        (Reach::Yes, Some(text)) => Some(format!("used: {text}")),
+        (Reach::No | Reach::Doubtful, Some(text)) => Some(format!("used in want of a better one: {text}")),
+        _ => Some("used: it was the first with an address".to_owned()),
+    }
 }
 
-fn same_subnet(one: Ipv4Addr, other: Ipv4Addr, prefix_len: u8) -> bool {
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0);
-    u32::from(one) & mask == u32::from(other) & mask
-}
-
-#[cfg(test)]
-mod tests {
-    use super::same_subnet;
-
-    #[test]
-    fn subnets_of_every_length() {
-        let same = |prefix_len| same_subnet([192, 0, 2, 7].into(), [192, 0, 2, 200].into(), prefix_len);
-        assert!(same(0) && same(24));
-        assert!(!same(25) && !same(32));
+/// Says why a card is not used; `None` while it is too early to say.
+fn usage_of_other(card: &Card, reach: Reach, in_use: &str) -> Option<String> {
+    let text = card.trial.as_ref().map(|trial| trial.text.as_str());
+    match (reach, text) {
+        _ if card.candidate().is_none() && card.since.elapsed() < QUIET => None,
+        _ if card.candidate().is_none() => Some("not used: its network has given it no address".to_owned()),
+        _ if card.lost.is_some() => Some("not used: its cable is away".to_owned()),
+        (Reach::No | Reach::Doubtful, Some(text)) => Some(format!("not used: {text}")),
+        (Reach::Yes, _) => Some(format!("not used while {in_use} is; it would do as well")),
+        _ => Some(format!("not used while {in_use} is")),
     }
 }

@@ -1,5 +1,8 @@
-//! Network links, packet sockets and routes, as the kernel has them.
+//! Network links, sockets of one link, and addresses and routes, as the kernel has them.
 
+pub mod bound;
+pub mod icmp6;
+pub mod items;
 pub mod link;
 pub mod packet;
 pub mod rtnl;

@@ -75,6 +75,8 @@ pub enum Shape {
     Flag,
     /// A table with keys of its own.
     Table(&'static Section),
+    /// A list of tables, each with the same keys.
+    Tables(&'static Section),
 }
 
 impl Shape {
@@ -87,6 +89,7 @@ impl Shape {
             Self::Whole { .. } => "whole number",
             Self::Flag => "flag",
             Self::Table(_) => "section",
+            Self::Tables(_) => "list of sections",
         }
     }
 }
@@ -166,6 +169,7 @@ macro_rules! keys {
                 }
 
                 /// Sets the key that has this kernel argument, if one has it here. Whether one has.
+                #[allow(dead_code, reason = "a section whose keys have no kernel argument needs none")]
                 pub(in $crate::machine::config) fn set(
                     &mut self,
                     argument: &str,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::marker::PhantomData;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -163,28 +163,28 @@ impl ValueKind for ProxyUrl {
     }
 }
 
-/// Address of IPv4, without a prefix length.
+/// Address of either kind, without a prefix length.
 #[derive(Debug)]
 pub struct Address;
 
 impl ValueKind for Address {
-    type Written = Ipv4Addr;
-    type Checked = Ipv4Addr;
-    const SHAPE: Shape = Shape::Text("^[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+$");
+    type Written = IpAddr;
+    type Checked = IpAddr;
+    const SHAPE: Shape = Shape::Text("^[0-9a-fA-F.:]+$");
 
     fn expected() -> String {
-        "an IPv4 address".to_owned()
+        "an IP address".to_owned()
     }
 
     fn example() -> String {
         "192.0.2.1".to_owned()
     }
 
-    fn from_text(text: &str) -> Option<Ipv4Addr> {
+    fn from_text(text: &str) -> Option<IpAddr> {
         text.parse().ok()
     }
 
-    fn check(_key: &'static str, written: Ipv4Addr) -> Result<Ipv4Addr, ConfigError> {
+    fn check(_key: &'static str, written: IpAddr) -> Result<IpAddr, ConfigError> {
         Ok(written)
     }
 }

@@ -1,24 +1,27 @@
-//! `[network]`: how the machine gets an address, and how long it waits for an answer. Pure.
+//! `[network]`: how the machine gets its addresses, and how long it waits for an answer. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::error::ConfigError;
-use super::keys::{Shape, ValueKind, keys, refused};
-use super::kinds::{ANY, Address, Addresses, KibPerSecond, Number, ProxyUrl, Seconds, Text};
+use super::interface_kinds::{AddressWithPrefix, Interface, StaticAddress};
+use super::interfaces::{InterfaceSettings, InterfaceTables, check_gateways};
+use super::keys::keys;
+use super::kinds::{Address, Addresses, KibPerSecond, Number, ProxyUrl, Seconds, Text};
 
 keys! {
     /// The checked network settings.
     #[derive(Debug, Clone, PartialEq, Eq)]
     checked Network
 
-    /// How the machine gets an address, and how long it waits for an answer. Without any key, it uses DHCP on every
-    /// interface that has a link.
+    /// How the machine gets its addresses, and how long it waits for an answer. Without any key, it uses every
+    /// interface that has a link, each with DHCP and with what IPv6 routers advertise; the default route is that of the
+    /// interface through which a release source answers. Wi-Fi, 802.1X and PPPoE are not supported.
     ["network"] network: NetworkLayer {
         /// Only this interface, by its name (`enp1s0`) or its MAC address.
         interface as interface: Interface, optional "every interface that has a link", argument "interface";
-        /// Static address with prefix length, such as `192.0.2.7/24`. It switches DHCP off.
+        /// Static address with prefix length, such as `192.0.2.7/24` or `2001:db8::7/64`. It switches DHCP off.
         address as address: AddressWithPrefix, optional "DHCP", argument "address";
-        /// Default gateway. It needs `network.address`, and may lie outside of its subnet.
+        /// Default gateway. It needs `network.address`, of the same kind, and may lie outside of its subnet.
         gateway as gateway: Address, optional "that of the lease", argument "gateway";
         /// Name servers. With DHCP they replace those of the lease.
         dns as dns: Addresses, default "", argument "dns";
@@ -35,25 +38,10 @@ keys! {
         /// The most to download, all connections together. Below the least value, one connection of several could look
         /// stalled to a server.
         max_rate_kib_s as max_bytes_per_s: KibPerSecond<16, 16_777_216>, optional "no limit", argument "max-rate";
+        /// Several interfaces, each with settings of its own. Where `network.interface`, `address`, `gateway` or `vlan`
+        /// is set, the list is left out: those describe the only interface, as at a boot prompt.
+        interfaces as interfaces: InterfaceTables, default "";
     }
-}
-
-/// Name of one interface, of either kind that the configuration takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InterfaceSelector {
-    /// The name that the kernel gives it.
-    Name(String),
-    /// The hardware address.
-    Mac([u8; 6]),
-}
-
-/// Address and prefix length of a statically configured interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StaticAddress {
-    /// The address of the machine.
-    pub address: Ipv4Addr,
-    /// The length of the network's prefix, 0 to 32 bits.
-    pub prefix_len: u8,
 }
 
 impl Network {
@@ -63,79 +51,37 @@ impl Network {
     /// [`ConfigError::Value`] with the key at fault.
     pub fn resolve(layer: NetworkLayer) -> Result<Self, ConfigError> {
         let network = Self::checked(layer)?;
-        match (network.address, network.gateway) {
-            (None, Some(gateway)) => {
-                Err(ConfigError::value("network.gateway", &gateway.to_string(), "network.address beside it"))
-            }
-            _ => Ok(network),
+        let gateways: Vec<IpAddr> = network.gateway.into_iter().collect();
+        let addresses: Vec<StaticAddress> = network.address.into_iter().collect();
+        check_gateways("network.gateway", "network.address", &addresses, &gateways)?;
+        Ok(network)
+    }
+
+    /// Whether keys of `[network]` itself describe the only interface, so that the list of interfaces is left out.
+    #[must_use]
+    pub fn describes_one_interface(&self) -> bool {
+        self.interface.is_some() || self.address.is_some() || self.gateway.is_some() || self.vlan.is_some()
+    }
+
+    /// Returns the settings of every interface: those of the list, or the only ones. Name servers of the whole machine
+    /// count where an interface has none of its own.
+    #[must_use]
+    pub fn all_interfaces(&self) -> Vec<InterfaceSettings> {
+        let mut all = self.interfaces.clone();
+        if all.is_empty() || self.describes_one_interface() {
+            all = vec![InterfaceSettings {
+                interface: self.interface.clone(),
+                addresses: self.address.into_iter().collect(),
+                gateways: self.gateway.into_iter().collect(),
+                dns: Vec::new(),
+                vlan: self.vlan,
+            }];
         }
-    }
-}
-
-/// An interface, by its name or its MAC address.
-#[derive(Debug)]
-pub struct Interface;
-
-impl ValueKind for Interface {
-    type Written = String;
-    type Checked = InterfaceSelector;
-    const SHAPE: Shape = Shape::Text(ANY);
-
-    fn expected() -> String {
-        "a name or a MAC address".to_owned()
-    }
-
-    fn example() -> String {
-        "enp1s0".to_owned()
-    }
-
-    fn from_text(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    fn check(_key: &'static str, written: String) -> Result<InterfaceSelector, ConfigError> {
-        Ok(match parse_mac(&written) {
-            Some(mac) => InterfaceSelector::Mac(mac),
-            None => InterfaceSelector::Name(written),
-        })
-    }
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
-    }
-    parts.next().is_none().then_some(mac)
-}
-
-/// An IPv4 address with the length of its network's prefix.
-#[derive(Debug)]
-pub struct AddressWithPrefix;
-
-impl ValueKind for AddressWithPrefix {
-    type Written = String;
-    type Checked = StaticAddress;
-    const SHAPE: Shape = Shape::Text("^[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+/[0-9]+$");
-
-    fn expected() -> String {
-        "ADDRESS/PREFIX such as 192.0.2.7/24".to_owned()
-    }
-
-    fn example() -> String {
-        "192.0.2.7/24".to_owned()
-    }
-
-    fn from_text(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    fn check(key: &'static str, written: String) -> Result<StaticAddress, ConfigError> {
-        let parts = written.split_once('/').and_then(|(address, prefix)| {
-            let prefix_len = prefix.parse().ok().filter(|len| *len <= 32)?;
-            Some(StaticAddress { address: address.parse().ok()?, prefix_len })
-        });
-        parts.ok_or_else(|| refused::<Self>(key, &written))
+        for one in &mut all {
+            if one.dns.is_empty() {
+                one.dns.clone_from(&self.dns);
+            }
+        }
+        all
     }
 }

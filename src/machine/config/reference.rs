@@ -39,7 +39,7 @@ have been meant to restrict that action.
 pub fn markdown() -> String {
     let mut page = HEAD.to_owned();
     for section in sections() {
-        let _ = write!(page, "\n## `[{}]`\n\n{}\n\n", section.path, section.doc.trim());
+        let _ = write!(page, "\n## `{}`\n\n{}\n\n", heading(section), section.doc.trim());
         page += "| key | type | value | default | kernel argument | meaning |\n|---|---|---|---|---|---|\n";
         section.keys.iter().for_each(|key| page += &key_row(section, key));
     }
@@ -48,6 +48,15 @@ pub fn markdown() -> String {
     page += "\nThe initramfs of the installed system has its own:\n\n| argument | meaning |\n|---|---|\n";
     SYSTEM_ARGUMENTS.iter().for_each(|argument| page += &argument_row(argument));
     page
+}
+
+/// The line that begins a section in a file.
+fn heading(section: &Section) -> String {
+    let is_list = sections().flat_map(|one| one.keys).any(|key| match key.shape {
+        Shape::Tables(listed) => listed.path == section.path,
+        _ => false,
+    });
+    if is_list { format!("[[{}]]", section.path) } else { format!("[{}]", section.path) }
 }
 
 fn key_row(section: &Section, key: &ConfigKey) -> String {
@@ -63,7 +72,7 @@ fn key_row(section: &Section, key: &ConfigKey) -> String {
         _ => format!("`reflash.{name}`"),
     });
     let value = match key.shape {
-        Shape::Table(section) => format!("`[{}]`, below", section.path),
+        Shape::Table(section) | Shape::Tables(section) => format!("`{}`, below", heading(section)),
         _ => cell((key.expected)().as_str()),
     };
     let argument = argument.unwrap_or_default();
@@ -122,6 +131,9 @@ fn property(section: &Section, key: &ConfigKey) -> Value {
         }
         Shape::Flag => json!({ "type": "boolean" }),
         Shape::Table(section) => return table(section),
+        Shape::Tables(section) => {
+            return json!({ "type": "array", "items": table(section), "description": key.doc.trim() });
+        }
     };
     let mut doc = key.doc.trim().to_owned();
     if !matches!(key.shape, Shape::Flag) {
@@ -150,13 +162,13 @@ fn as_json(shape: Shape, text: &str) -> Value {
         Shape::Whole { .. } => text.parse::<u64>().map_or(Value::Null, Value::from),
         Shape::Flag => Value::from(text != "false"),
         Shape::Texts(_) => json!(text.split(',').filter(|one| !one.is_empty()).collect::<Vec<_>>()),
-        Shape::Text(_) | Shape::Table(_) => Value::from(text),
+        Shape::Text(_) | Shape::Table(_) | Shape::Tables(_) => Value::from(text),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ConfigKey, Section, Shape, json_schema, markdown};
+    use super::{ConfigKey, Section, Shape, heading, json_schema, markdown};
     use crate::machine::config::{BootArgs, Config, Layer, Presence, SYSTEM_ARGUMENTS, known_arguments, sections};
 
     fn keys() -> impl Iterator<Item = (&'static Section, &'static ConfigKey)> {
@@ -168,9 +180,12 @@ mod tests {
         let example = (key.example)();
         let value = match key.shape {
             Shape::Table(_) => "{ serial = 'S1*', min_gb = 100, removable = true }".to_owned(),
+            Shape::Tables(_) => "[{ interface = 'eth0', addresses = ['192.0.2.7/24'] }]".to_owned(),
             shape => super::as_json(shape, &example).to_string(),
         };
-        format!("[{}]\n{} = {value}\n", section.path, key.name)
+        // A gateway needs an address beside it.
+        let beside = if key.name == "gateways" { "addresses = ['192.0.2.7/24', '2001:db8::7/64']\n" } else { "" };
+        format!("{}\n{beside}{} = {value}\n", heading(section), key.name)
     }
 
     #[test]
@@ -212,7 +227,7 @@ mod tests {
         let by_default = with("").unwrap();
         for (section, key) in keys() {
             with(&file_with(section, key)).unwrap();
-            let set = |value: u64| with(&format!("[{}]\n{} = {value}\n", section.path, key.name));
+            let set = |value: u64| with(&format!("{}\n{} = {value}\n", heading(section), key.name));
             if let (Shape::Whole { .. }, Presence::Default(value)) = (key.shape, key.presence) {
                 assert_eq!(set(value.parse().unwrap()).unwrap(), by_default, "{}", key.name);
             }
@@ -259,7 +274,11 @@ mod tests {
         let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
         for (section, key) in keys() {
             assert!(page.contains(&format!("| `{}.{}` | ", section.path, key.name)), "{}", key.name);
-            let pointer = format!("/properties/{}/properties/{}", section.path.replace('.', "/properties/"), key.name);
+            let mut pointer = format!("/properties/{}", section.path.replace('.', "/properties/"));
+            if heading(section).starts_with("[[") {
+                pointer += "/items";
+            }
+            let pointer = format!("{pointer}/properties/{}", key.name);
             let property = schema.pointer(&pointer).unwrap_or_else(|| panic!("{pointer}"));
             assert!(property["description"].as_str().is_some_and(|text| text.ends_with('.')), "{pointer}");
         }

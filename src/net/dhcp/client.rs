@@ -123,7 +123,8 @@ impl DhcpClient {
         let jitter = Duration::from_millis(self.next_random() % 2000);
         self.due = now + Duration::from_secs(wait_s - 1) + jitter;
         self.last_discover = Some(now);
-        if self.unanswered > 1 {
+        // A card of an inner network may have no server for ever: its lines become rare.
+        if self.unanswered > 1 && (self.unanswered <= 4 || self.unanswered.is_power_of_two()) {
             let attempt = self.unanswered;
             self.say(now, format!("no DHCP answer yet (attempt {attempt}), next in {wait_s} s"));
         }

@@ -6,7 +6,7 @@ const MOST_NAMES: usize = 64;
 const MOST_DOMAINS: usize = 6;
 
 /// The machine's own domain (option 15) and the search list (option 119), each name once.
-pub(super) fn search(domain: &[u8], list: &[u8]) -> Vec<String> {
+pub(in crate::net) fn search(domain: &[u8], list: &[u8]) -> Vec<String> {
     let domain = std::str::from_utf8(domain).unwrap_or_default();
     // Several in one option are not allowed and are seen.
     let mut found: Vec<String> = domain

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::domains;
-use crate::sys::net::rtnl::Route;
+use crate::sys::net::items::{Route, network_of};
 
 /// Kind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,8 @@ const CLIENT_PORT: u16 = 68;
 const LEAST_MTU: u16 = 576;
 /// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
+/// Routers that are used: the others stand by.
+const MOST_ROUTERS: usize = 4;
 /// Largest number of items of a list that is taken: more is an attack or a mistake.
 const MOST_ENTRIES: usize = 64;
 
@@ -306,13 +308,14 @@ impl DhcpOptions {
     fn lease(&self, address: Ipv4Addr, server: Ipv4Addr) -> Lease {
         let seconds = self.seconds(code::LEASE_TIME).filter(|seconds| *seconds != FOR_EVER);
         let routes = self.classless_routes();
-        let default = |gateway| Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway) };
+        let default = |gateway: Ipv4Addr| Route::default_through(gateway.into());
         Lease {
             address,
             prefix_len: self.prefix_len(address),
-            // The first router is preferred (RFC 2132, 3.5); with classless routes it must not be used (RFC 3442).
+            // Routers are in order of preference (RFC 2132, 3.5); with classless routes they must not be used (RFC
+            // 3442).
             routes: routes
-                .unwrap_or_else(|| self.hosts(code::ROUTERS).first().copied().map(default).into_iter().collect()),
+                .unwrap_or_else(|| self.hosts(code::ROUTERS).into_iter().take(MOST_ROUTERS).map(default).collect()),
             dns: self.hosts(code::NAME_SERVERS),
             search: domains::search(self.get(code::DOMAIN), self.get(code::SEARCH)),
             mtu: self.mtu(),
@@ -355,12 +358,11 @@ impl DhcpOptions {
             let Some((router, after)) = after.split_at_checked(4) else { break };
             let mut destination = [0; 4];
             destination[..significant.len()].copy_from_slice(significant);
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
-            let destination = Ipv4Addr::from(u32::from(Ipv4Addr::from(destination)) & mask);
+            let destination = network_of(Ipv4Addr::from(destination).into(), prefix_len);
             let Some(router) = address_at(router, 0) else { break };
             // 0.0.0.0 means that the destination is on the link itself.
             if router.is_unspecified() || is_host(router) {
-                let gateway = Some(router).filter(|router| !router.is_unspecified());
+                let gateway = Some(router.into()).filter(|_| !router.is_unspecified());
                 routes.push(Route { destination, prefix_len, gateway });
             }
             rest = after;

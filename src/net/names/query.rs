@@ -2,11 +2,14 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
+
+use super::server::NameServer;
+use crate::sys::net::bound;
 
 /// Waits for an answer before the question is sent again: a lost packet costs a second.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -26,17 +29,16 @@ pub(super) enum Outcome {
 
 /// Asks one server for both kinds. `report` gets each outcome as it comes, and says whether
 /// anybody still waits.
-pub(super) fn ask(server: SocketAddr, name: &str, until: Instant, report: impl Fn(Outcome) -> bool) {
+pub(super) fn ask(server: &NameServer, name: &str, until: Instant, report: impl Fn(Outcome) -> bool) {
     if let Err(error) = ask_by_udp(server, name, until, &report) {
         report(Outcome::Failed(error.to_string()));
     }
 }
 
-fn ask_by_udp(server: SocketAddr, name: &str, until: Instant, report: &impl Fn(Outcome) -> bool) -> io::Result<()> {
-    let local: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+fn ask_by_udp(server: &NameServer, name: &str, until: Instant, report: &impl Fn(Outcome) -> bool) -> io::Result<()> {
     // Connected: the kernel drops what comes from elsewhere, and says when nobody listens there.
-    let socket = UdpSocket::bind((local, 0))?;
-    socket.connect(server)?;
+    let socket = bound::udp(server.interface.as_deref(), server.address)?;
+    socket.connect(server.address)?;
     let random = RandomState::new().hash_one(name);
     let [a, b, c, d, ..] = random.to_le_bytes();
     let kinds = [(TYPE::A, u16::from_le_bytes([a, b])), (TYPE::AAAA, u16::from_le_bytes([c, d]))];
@@ -91,7 +93,7 @@ struct Sent<'a> {
 }
 
 /// Asks once more over TCP, whose answers have room for everything.
-fn over_tcp(server: SocketAddr, question: &Sent<'_>, until: Instant) -> Outcome {
+fn over_tcp(server: &NameServer, question: &Sent<'_>, until: Instant) -> Outcome {
     match ask_by_tcp(server, question.bytes, until) {
         Ok(answer) if is_answer(&answer, question.id, question.name, question.kind) => {
             read(&answer, question.kind).unwrap_or_else(|| Outcome::Failed("its answer cannot be read".into()))
@@ -101,9 +103,9 @@ fn over_tcp(server: SocketAddr, question: &Sent<'_>, until: Instant) -> Outcome 
     }
 }
 
-fn ask_by_tcp(server: SocketAddr, question: &[u8], until: Instant) -> io::Result<Vec<u8>> {
+fn ask_by_tcp(server: &NameServer, question: &[u8], until: Instant) -> io::Result<Vec<u8>> {
     let patience = until.saturating_duration_since(Instant::now()).min(TCP_PATIENCE).max(Duration::from_millis(1));
-    let mut stream = TcpStream::connect_timeout(&server, patience)?;
+    let mut stream = bound::tcp(server.interface.as_deref(), server.address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let length = u16::try_from(question.len()).map_err(io::Error::other)?;

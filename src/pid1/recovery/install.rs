@@ -39,6 +39,8 @@ pub(super) fn until_installed(
             Err(error) => error,
         };
         journal.warn(&chain(&error));
+        // What answered may be something else than a source, which another card reaches.
+        setup.trouble.note();
         if is_of_the_disk(&error) {
             return give_up(online, &mirrors, job, &error);
         }

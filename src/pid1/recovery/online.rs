@@ -9,7 +9,7 @@ use super::setup::Setup;
 use crate::chain::chain;
 use crate::fetch::{FetchOptions, Source};
 use crate::machine::config::Config;
-use crate::net::{self, NetError, NetworkOptions, Stop};
+use crate::net::{self, NetError, NetworkOptions, Stop, Trouble};
 use crate::pid1::background::background;
 use crate::pid1::link::WorkPart;
 use crate::pid1::worker::within;
@@ -118,6 +118,16 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
     Some(over)
 }
 
+/// Options of the network: the sources of which one should be reached.
+pub(super) fn network_options(config: &Config, trouble: &Trouble) -> NetworkOptions {
+    let manifest = |url: &String| {
+        let (base, query) = url.split_once('?').map_or((url.as_str(), String::new()), |(b, q)| (b, format!("?{q}")));
+        format!("{}/{}/manifest.json{query}", base.trim_end_matches('/'), config.channel)
+    };
+    let sources = config.urls.iter().map(manifest).collect();
+    NetworkOptions { sources, trouble: trouble.clone(), ..NetworkOptions::default() }
+}
+
 /// Brings the network up, by the `deadline` if there is one, and unless a USB drive makes it unnecessary.
 fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up, NetError> {
     let stop = Stop::default();
@@ -133,7 +143,7 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
     });
     let journal = Arc::clone(&setup.journal);
     let network = setup.journal.phase(Phase::Network, "bring up the network", || {
-        let options = NetworkOptions { stop, ..NetworkOptions::default() };
+        let options = NetworkOptions { stop, ..network_options(&setup.config, &setup.trouble) };
         net::bring_up_with(&setup.config.network, options, move |text: &str| journal.note(text))
     });
     drop(watched);
@@ -143,8 +153,9 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
 /// Goes on trying to bring the network up in the background, and reports only when it succeeds.
 fn bring_up_network_later(setup: &Setup) {
     let (config, journal) = (setup.config.network.clone(), Arc::clone(&setup.journal));
+    let options = network_options(&setup.config, &setup.trouble);
     background(&setup.journal, "network-later", move || {
-        if let Ok(_network) = net::bring_up_with(&config, NetworkOptions::default(), |_: &str| {}) {
+        if let Ok(_network) = net::bring_up_with(&config, options, |_: &str| {}) {
             journal.note("the network is up");
             loop {
                 std::thread::park();

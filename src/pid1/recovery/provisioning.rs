@@ -9,7 +9,7 @@ use super::drivers::load_modules;
 use super::ending::{NextState, START_OVER, rest};
 use super::error::SetupError;
 use super::inputs::read_if_there;
-use super::online::start_poster;
+use super::online::{network_options, start_poster};
 use super::settle::{POLL, Settling};
 use super::setup::{BUILT_IN, identity_of, report_deaths, report_identity};
 use super::sources;
@@ -25,7 +25,7 @@ use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
 use crate::machine::media;
-use crate::net;
+use crate::net::{self, Trouble};
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::{Journal, Phase};
@@ -79,11 +79,11 @@ pub(super) fn run(
     // Reported before the network is there: a person who watches may already see that it is the wrong one.
     journal.note(&format!("chosen: {}", candidate.disk));
     if sources::are_at_hand(config, journal) {
-        return write(&inputs, args, candidate, handover, journal);
+        return write(&inputs, args, candidate, handover, &Trouble::default(), journal);
     }
-    let reporter = Arc::clone(journal);
+    let (reporter, trouble) = (Arc::clone(journal), Trouble::default());
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        net::bring_up_with(&config.network, net::NetworkOptions::default(), move |text: &str| reporter.note(text))
+        net::bring_up_with(&config.network, network_options(config, &trouble), move |text: &str| reporter.note(text))
     })?;
     let machine = || {
         let asset = inputs.asset().ok().flatten();
@@ -92,7 +92,7 @@ pub(super) fn run(
     let poster = (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, machine, journal)).flatten();
     // Twenty machines are switched on together.
     sources::spread_out(config.spread, journal);
-    let next = write(&inputs, args, candidate, handover, journal);
+    let next = write(&inputs, args, candidate, handover, &trouble, journal);
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
     }
@@ -106,12 +106,13 @@ fn write(
     args: &BootArgs,
     candidate: DiskCandidate,
     handover: &Handover,
+    trouble: &Trouble,
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
     let clock = sources::start_clock(None, journal);
     let learn_time = |created| clock.learn(created);
-    let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, trouble, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

@@ -22,6 +22,7 @@ use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
 use crate::machine::identity::hardware_name;
+use crate::net::Trouble;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, BlackBox, Recorder};
@@ -56,6 +57,8 @@ pub(super) struct Setup {
     /// The black box, if it can be written.
     pub recorder: Option<Recorder>,
     pub journal: Arc<Journal>,
+    /// Note of requests that failed, for the network: another card may do better.
+    pub trouble: Trouble,
     /// Beginning of this boot's recovery, before any death of the process that does it.
     pub began: Instant,
     /// What PID 1 handed over.
@@ -119,6 +122,7 @@ impl Setup {
             learn_time: Box::new(move |created| learning.learn(created)),
             clock,
             usb_release,
+            trouble: Trouble::default(),
             recoveries,
             recorder,
             journal: Arc::clone(journal),
@@ -131,7 +135,8 @@ impl Setup {
     /// Opens the sources of the release: the USB drive that is or will be plugged in, then the configured ones.
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
         let first = Box::new(Arc::clone(&self.usb_release));
-        sources::open_mirrors(&self.config, Some(first), &self.clock, &self.handover, &self.journal)
+        let (clock, handover, trouble) = (&self.clock, &self.handover, &self.trouble);
+        sources::open_mirrors(&self.config, Some(first), clock, handover, trouble, &self.journal)
     }
 
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.

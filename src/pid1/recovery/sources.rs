@@ -10,6 +10,7 @@ use crate::fetch::{
 };
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::Config;
+use crate::net::Trouble;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker::within;
 use crate::record::journal::Journal;
@@ -28,6 +29,7 @@ pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<
 }
 
 /// Opens the sources: `first`, and those of the configured ones that can be opened. Nothing is connected yet.
+/// Requests that fail are noted as `trouble` of the network.
 ///
 /// # Errors
 /// That of a configured source, if there is no source at all. A USB drive counts as one: it may be plugged in later.
@@ -36,6 +38,7 @@ pub(super) fn open_mirrors(
     first: Option<Box<dyn Source>>,
     clock: &Arc<CertificateClock>,
     handover: &Handover,
+    trouble: &Trouble,
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
     let options = FetchOptions::new(&config.network, Arc::clone(clock));
@@ -48,8 +51,11 @@ pub(super) fn open_mirrors(
         }
         journal.warn(&format!("a release server is left out: {}", chain(&error)));
     }
-    let warner = Arc::clone(journal);
-    Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| warner.warn(&retry.to_string())))
+    let (warner, trouble) = (Arc::clone(journal), trouble.clone());
+    Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| {
+        trouble.note();
+        warner.warn(&retry.to_string());
+    }))
 }
 
 /// Wraps the sources, so that one of which this process dies twice is left out of the next. When that would leave none,

@@ -5,7 +5,11 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::sys::socket::SockaddrStorage;
 
 const CLASS: &str = "/sys/class/net";
 
@@ -22,9 +26,22 @@ pub struct Link {
     pub up: bool,
     /// Whether there is a cable with something at its other end, which is known only when the link is switched on.
     pub carrier: bool,
+    /// Number of times that the carrier came or went: a cable may move faster than anybody looks.
+    pub carrier_changes: u64,
     /// Whether the link is a network card, or what looks like one to a container, and not a VLAN, bond, bridge or
     /// tunnel.
     pub card: bool,
+}
+
+/// Switches IPv6 off for a link, which takes away its addresses and routes.
+pub fn switch_off_ipv6(name: &str) {
+    let _ = fs::write(Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6"), "1");
+}
+
+/// Returns the kernel's index of a link, if there is one of this name.
+#[must_use]
+pub fn index(name: &str) -> Option<u32> {
+    fs::read_to_string(Path::new(CLASS).join(name).join("ifindex")).ok()?.trim().parse().ok()
 }
 
 /// Sets the largest packet that a link carries, bytes. Beyond what its driver allows, the link is left as it is.
@@ -33,6 +50,85 @@ pub struct Link {
 /// The driver's refusal.
 pub fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
     fs::write(Path::new(CLASS).join(name).join("mtu"), mtu.to_string())
+}
+
+/// Prepares a link for a machine with several: an address is answered for, and used, only on the link that has it, and
+/// packets may come in by another link than they would leave by.
+pub fn keep_addresses_apart(name: &str) {
+    // A kernel without one of these works as it did.
+    let set = |key: &str, value: &str| _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value);
+    set("arp_ignore", "1");
+    set("arp_announce", "2");
+    set("rp_filter", "2");
+}
+
+/// Switches IPv6 on for a link: the kernel makes addresses of the prefixes that routers advertise, if `autoconf` says
+/// so, and leaves the default route to us. Whether the kernel has IPv6.
+#[must_use]
+pub fn switch_on_ipv6(name: &str, autoconf: bool) -> bool {
+    let directory = Path::new("/proc/sys/net/ipv6/conf").join(name);
+    let set = |key: &str, value: &str| _ = fs::write(directory.join(key), value);
+    set("accept_ra_defrtr", "0");
+    set("accept_ra_pinfo", "1");
+    set("use_tempaddr", "0");
+    set("autoconf", if autoconf { "1" } else { "0" });
+    // Also on a machine that forwards, as one with containers does.
+    set("accept_ra", "2");
+    set("disable_ipv6", "0");
+    directory.exists()
+}
+
+/// Lists the IPv4 addresses that a link has, with the prefix lengths of their networks.
+#[must_use]
+pub fn ipv4_addresses(name: &str) -> Vec<(Ipv4Addr, u8)> {
+    let of_link = |entry: &InterfaceAddress| entry.interface_name == name;
+    let ip = |address: Option<SockaddrStorage>| Some(address?.as_sockaddr_in()?.ip());
+    let entries = getifaddrs().into_iter().flatten().filter(of_link);
+    entries
+        .filter_map(|entry| {
+            let mask = ip(entry.netmask).map(u32::from)?;
+            Some((ip(entry.address)?, u8::try_from(mask.leading_ones()).ok()?))
+        })
+        .collect()
+}
+
+/// Returns the number of bytes that came in by a link since it exists; 0 for a link that is gone.
+#[must_use]
+pub fn received_bytes(name: &str) -> u64 {
+    let text = fs::read_to_string(Path::new(CLASS).join(name).join("statistics/rx_bytes")).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// IPv6 address that a link has and that can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6OnLink {
+    /// Index of the link.
+    pub index: u32,
+    /// Address beyond the link itself.
+    pub address: Ipv6Addr,
+    /// Prefix length of its network.
+    pub prefix_len: u8,
+}
+
+/// Lists the IPv6 addresses of all links, without those that are of a link only, that are still being checked for a
+/// second owner, or that have one. The list is empty where the kernel has no IPv6.
+#[must_use]
+pub fn ipv6_addresses() -> Vec<Ipv6OnLink> {
+    let text = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    text.lines().filter_map(ipv6_address).collect()
+}
+
+/// Reads a line of `if_inet6`: address, index, prefix length, scope and flags in hexadecimal, and the name.
+fn ipv6_address(line: &str) -> Option<Ipv6OnLink> {
+    const GLOBAL: u32 = 0;
+    const DAD_FAILED: u32 = 0x08;
+    const TENTATIVE: u32 = 0x40;
+    let mut words = line.split_whitespace();
+    let address = Ipv6Addr::from(u128::from_str_radix(words.next()?, 16).ok()?);
+    let mut number = || u32::from_str_radix(words.next()?, 16).ok();
+    let (index, prefix_len, scope, flags) = (number()?, number()?, number()?, number()?);
+    let usable = scope == GLOBAL && flags & (DAD_FAILED | TENTATIVE) == 0;
+    usable.then_some(Ipv6OnLink { index, address, prefix_len: prefix_len.try_into().ok()? })
 }
 
 /// Lists every Ethernet link by index, the order in which the kernel found them. The loopback link is not one of them.
@@ -67,6 +163,7 @@ fn read(directory: &Path) -> Option<Link> {
         up: flags & IFF_UP != 0,
         // Reading it fails with EINVAL while the link is switched off.
         carrier: text("carrier").as_deref() == Some("1"),
+        carrier_changes: text("carrier_changes").and_then(|count| count.parse().ok()).unwrap_or(0),
         card: is_card(directory),
     })
 }
@@ -99,7 +196,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
-    use super::links_in;
+    use super::{ipv6_address, links_in};
     use std::fs;
     use std::path::Path;
 
@@ -110,6 +207,24 @@ mod tests {
         fs::create_dir_all(class.join(name)).unwrap();
         for (file, text) in files {
             fs::write(class.join(name).join(file), format!("{text}\n")).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_counts_once_the_kernel_has_checked_it() {
+        let read = |line| ipv6_address(line).map(|found| (found.index, found.address.to_string(), found.prefix_len));
+        let global = "20010db8000000000000000000000007 02 40 00 80     eth0";
+        assert_eq!(read(global), Some((2, "2001:db8::7".to_owned(), 64)));
+        for other in [
+            "20010db8000000000000000000000007 02 40 00 c0     eth0",
+            "20010db8000000000000000000000007 02 40 00 88     eth0",
+            "fe800000000000005054000000000001 02 40 20 80     eth0",
+            "00000000000000000000000000000001 01 80 10 80       lo",
+            "",
+            "xyz 02 40 00 80 eth0",
+            "20010db8000000000000000000000007 02 fff 00 80     eth0",
+        ] {
+            assert_eq!(read(other), None, "{other}");
         }
     }
 

@@ -2,20 +2,19 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use super::items::{NetworkItem, describe, message, rules_of_priority};
+
+/// Rules of one priority that are removed at most: one for each address of a card.
+const MOST_RULES: usize = 64;
 /// Longest interface name, without the ending zero.
 const NAME_MAX: usize = 15;
 
@@ -34,32 +33,6 @@ impl RtnlError {
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         self.source.raw_os_error() == Some(nix::libc::EOPNOTSUPP)
-    }
-}
-
-/// Network that a route leads to, and the router on the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// Network that it leads to.
-    pub destination: Ipv4Addr,
-    /// Prefix length of the network; 0 for the default route.
-    pub prefix_len: u8,
-    /// Router to send through; `None` for a network that is on the link itself.
-    pub gateway: Option<Ipv4Addr>,
-}
-
-impl Route {
-    /// Whether it is the default route.
-    #[must_use]
-    pub fn is_default(&self) -> bool {
-        self.prefix_len == 0
-    }
-}
-
-impl std::fmt::Display for Route {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.destination, self.prefix_len)?;
-        self.gateway.map_or(Ok(()), |gateway| write!(f, " through {gateway}"))
     }
 }
 
@@ -103,57 +76,45 @@ impl Rtnl {
         self.request(RouteNetlinkMessage::SetLink(link), 0, || format!("switch on {name}"))
     }
 
-    /// Gives a link an address, or confirms the one it has.
+    /// Sets an item, or confirms the one that is there.
     ///
     /// # Errors
     /// [`RtnlError`].
-    pub fn add_address(&mut self, on: &str, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), RtnlError> {
-        let mut message = address_message(index, address, prefix_len);
-        if prefix_len < 31 {
-            // The kernel does not work it out by itself when asked over netlink.
-            let broadcast = u32::from(address) | (u32::MAX >> prefix_len);
-            message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+    pub fn set(&mut self, on: &str, item: NetworkItem) -> Result<(), RtnlError> {
+        let action = || format!("set {} on {on}", describe(item));
+        match item {
+            NetworkItem::Route { beside: true, .. } => {
+                unless(self.request(message(item, true), NLM_F_CREATE | NLM_F_APPEND, action), &[nix::libc::EEXIST])
+            }
+            NetworkItem::Address { .. } | NetworkItem::Route { .. } => {
+                self.request(message(item, true), NLM_F_CREATE | NLM_F_REPLACE, action)
+            }
+            // Rules have no key: without EXCL the kernel keeps as many equal ones as it is sent.
+            NetworkItem::Rule { .. } => {
+                unless(self.request(message(item, true), NLM_F_CREATE | NLM_F_EXCL, action), &[nix::libc::EEXIST])
+            }
         }
-        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, || {
-            format!("give {on} the address {address}/{prefix_len}")
-        })
     }
 
-    /// Takes an address from a link. An address that the link does not have is not an error.
+    /// Takes an item away. One that is not there, or whose link is gone, is not an error.
     ///
     /// # Errors
     /// [`RtnlError`].
-    pub fn remove_address(&mut self, on: &str, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), RtnlError> {
-        let message = address_message(index, address, prefix_len);
-        let action = || format!("take the address {address}/{prefix_len} from {on}");
-        let result = self.request(RouteNetlinkMessage::DelAddress(message), 0, action);
-        unless(result, &[nix::libc::EADDRNOTAVAIL, nix::libc::ENODEV])
+    pub fn remove(&mut self, on: &str, item: NetworkItem) -> Result<(), RtnlError> {
+        let result = self.request(message(item, false), 0, || format!("take {} from {on}", describe(item)));
+        unless(
+            result,
+            &[nix::libc::EADDRNOTAVAIL, nix::libc::ENODEV, nix::libc::ESRCH, nix::libc::ENOENT, nix::libc::ENETUNREACH],
+        )
     }
 
-    /// Sets a route on the link, in place of another one to the same network. `outside` is for a gateway outside the
-    /// subnet of the address, as some providers have it.
-    ///
-    /// # Errors
-    /// [`RtnlError`].
-    pub fn set_route(&mut self, on: &str, index: u32, to: Route, outside: bool) -> Result<(), RtnlError> {
-        let mut message = route_message(index, to);
-        if outside {
-            message.header.flags = RouteFlags::Onlink;
+    /// Takes away every rule of this priority, of both kinds of address.
+    pub fn remove_rules(&mut self, priority: u32) {
+        for ipv6 in [false, true] {
+            // The kernel removes one at a time, and refuses when there is none left.
+            let removed = |this: &mut Self| this.exchange(rules_of_priority(priority, ipv6), 0).is_ok();
+            (0..MOST_RULES).find(|_| !removed(self));
         }
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, || {
-            format!("set the route to {to} on {on}")
-        })
-    }
-
-    /// Takes a route from the link. A route that the link does not have is not an error.
-    ///
-    /// # Errors
-    /// [`RtnlError`].
-    pub fn remove_route(&mut self, on: &str, index: u32, to: Route) -> Result<(), RtnlError> {
-        let message = route_message(index, to);
-        let action = || format!("take the route to {to} from {on}");
-        let result = self.request(RouteNetlinkMessage::DelRoute(message), 0, action);
-        unless(result, &[nix::libc::ESRCH, nix::libc::ENODEV])
     }
 
     /// Creates the 802.1Q link for `id` on top of another and returns its name. One that exists is taken over.
@@ -220,37 +181,6 @@ fn unless(result: Result<(), RtnlError>, accepted: &[i32]) -> Result<(), RtnlErr
         Err(error) if error.source.raw_os_error().is_some_and(|code| accepted.contains(&code)) => Ok(()),
         other => other,
     }
-}
-
-fn route_message(index: u32, to: Route) -> RouteMessage {
-    let mut route = RouteMessage::default();
-    route.header = RouteHeader {
-        address_family: AddressFamily::Inet,
-        destination_prefix_length: to.prefix_len,
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: RouteProtocol::Static,
-        scope: if to.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
-    if to.prefix_len > 0 {
-        route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.destination)));
-    }
-    if let Some(gateway) = to.gateway {
-        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-    }
-    route.attributes.push(RouteAttribute::Oif(index));
-    route
-}
-
-fn address_message(index: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.index = index;
-    message.header.prefix_len = prefix_len;
-    message.attributes.push(AddressAttribute::Local(IpAddr::V4(address)));
-    message.attributes.push(AddressAttribute::Address(IpAddr::V4(address)));
-    message
 }
 
 /// `eth0.5`, or a name without the parent's where that would be longer than the kernel takes.

@@ -68,7 +68,7 @@ fn lease(reply: &Reply) -> Lease {
 }
 
 fn default_through(gateway: [u8; 4]) -> Vec<Route> {
-    vec![Route { destination: Ipv4Addr::UNSPECIFIED, prefix_len: 0, gateway: Some(gateway.into()) }]
+    vec![Route::default_through(Ipv4Addr::from(gateway).into())]
 }
 
 #[test]
@@ -108,8 +108,8 @@ fn everything_that_a_server_says_is_read() {
             lease: Lease {
                 address: ADDRESS,
                 prefix_len: 22,
-                // https://github.com/systemd/systemd/issues/440: of several routers the first.
-                routes: default_through([192, 168, 4, 1]),
+                // https://github.com/systemd/systemd/issues/440: several routers, the preferred one first.
+                routes: [default_through([192, 168, 4, 1]), default_through([192, 168, 4, 2])].concat(),
                 dns: vec![[192, 168, 4, 3].into(), [9; 4].into(), [1; 4].into(), [8; 4].into(), [8, 8, 4, 4].into()],
                 // RFC 3397 has this example.
                 search: vec!["example.com".into(), "eng.apple.com".into(), "marketing.apple.com".into()],

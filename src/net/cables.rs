@@ -1,0 +1,130 @@
+//! Cards and cables: which links there are to use, and their way to a carrier.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::choice::CardKey;
+use super::console::{Console, Topic};
+use super::settings::settings_for;
+use crate::chain::chain;
+use crate::machine::config::{InterfaceSelector, InterfaceSettings};
+use crate::machine::drivers::Loader;
+use crate::sys::net::link::{Link, links, switch_on_ipv6};
+use crate::sys::net::rtnl::Rtnl;
+
+/// Wait before the first report that no cable is plugged in: drivers take a second or two to see the other end, so an
+/// earlier report would be noise. The wait doubles up to [`NAG_MAX`].
+const NAG_MIN: Duration = Duration::from_secs(5);
+const NAG_MAX: Duration = Duration::from_secs(60);
+
+/// Pause before a link that could not be used is tried again.
+pub(super) const RETRY: Duration = Duration::from_secs(10);
+
+/// Links that have settings, as they are now.
+#[derive(Debug)]
+pub(super) struct WantedLink {
+    pub(super) key: CardKey,
+    pub(super) link: Link,
+}
+
+/// Finds the wanted links among those of the machine.
+pub(super) fn wanted(all: &[Link], settings: &[InterfaceSettings]) -> Vec<WantedLink> {
+    let of = |link: &Link| {
+        let numbers = settings_for(link, settings).into_iter();
+        numbers.map(|number| WantedLink { key: (number, link.index), link: link.clone() }).collect::<Vec<_>>()
+    };
+    all.iter().flat_map(of).collect()
+}
+
+/// Links that were left alone for a while, since they could not be used.
+#[derive(Debug, Default)]
+pub(super) struct LeftAlone(HashMap<CardKey, Instant>);
+
+impl LeftAlone {
+    pub(super) fn add(&mut self, key: CardKey) {
+        self.0.insert(key, Instant::now());
+    }
+
+    pub(super) fn has(&mut self, key: CardKey) -> bool {
+        self.0.retain(|_, since| since.elapsed() < RETRY);
+        self.0.contains_key(&key)
+    }
+}
+
+/// Switches the card on and, once it has a carrier, returns the link for the addresses.
+pub(super) fn ready(card: &Link, vlan: Option<u16>, rtnl: &mut Rtnl) -> Result<Option<Link>, String> {
+    if !card.up {
+        // The kernel asks for routers as soon as the link is on: it must know by then what to make of them.
+        let _ = switch_on_ipv6(&card.name, true);
+        rtnl.set_up(&card.name, card.index).map_err(|error| chain(&error))?;
+        return Ok(None);
+    }
+    if !card.carrier {
+        return Ok(None);
+    }
+    let Some(id) = vlan else { return Ok(Some(card.clone())) };
+    let name = create_vlan(card, id, rtnl)?;
+    let find = || links().ok()?.into_iter().find(|link| link.name == name);
+    let vlan = find().ok_or_else(|| format!("{name} vanished after it was created"))?;
+    let _ = switch_on_ipv6(&vlan.name, true);
+    rtnl.set_up(&vlan.name, vlan.index).map_err(|error| chain(&error))?;
+    Ok(Some(vlan))
+}
+
+/// Creates the VLAN, and loads the module for VLANs, which nothing else asks for.
+fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> {
+    match rtnl.create_vlan(&card.name, card.index, id) {
+        Err(error) if error.is_unsupported() => {
+            let load = || Loader::for_running_kernel()?.load("8021q");
+            load().map_err(|missing| format!("{}: {}", chain(&error), chain(&missing)))?;
+            rtnl.create_vlan(&card.name, card.index, id).map_err(|error| chain(&error))
+        }
+        result => result.map_err(|error| chain(&error)),
+    }
+}
+
+/// Reports at growing intervals that there is no link to use.
+#[derive(Debug)]
+pub(super) struct Reminder {
+    since: Instant,
+    pause: Duration,
+}
+
+impl Reminder {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), pause: NAG_MIN }
+    }
+
+    pub(super) fn check(&mut self, settings: &[InterfaceSettings], wanted: &[WantedLink], console: &Arc<Console>) {
+        if wanted.iter().any(|wanted| wanted.link.carrier) {
+            *self = Self::new();
+        } else if self.since.elapsed() >= self.pause {
+            self.since = Instant::now();
+            self.pause = (self.pause * 2).min(NAG_MAX);
+            console.say("network", Topic::Link, no_link(settings, wanted));
+        }
+    }
+}
+
+fn no_link(settings: &[InterfaceSettings], wanted: &[WantedLink]) -> String {
+    if wanted.is_empty() {
+        let selectors: Vec<String> =
+            settings.iter().filter_map(|settings| settings.interface.as_ref()).map(shown).collect();
+        return if selectors.is_empty() {
+            "network: no network card found; is its driver's module in the initramfs?".into()
+        } else {
+            format!("network: waiting for the interface {} of the configuration", selectors.join(", "))
+        };
+    }
+    let mut names: Vec<&str> = wanted.iter().map(|wanted| wanted.link.name.as_str()).collect();
+    names.dedup();
+    format!("network: no link on {}; is the cable plugged in?", names.join(", "))
+}
+
+fn shown(selector: &InterfaceSelector) -> String {
+    match selector {
+        InterfaceSelector::Name(name) => name.clone(),
+        InterfaceSelector::Mac(mac) => mac.map(|byte| format!("{byte:02x}")).join(":"),
+    }
+}

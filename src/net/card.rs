@@ -1,0 +1,359 @@
+//! One card with a cable: the threads that ask for its addresses, and what they got.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use super::choice::{Candidate, CardKey};
+use super::console::{Console, Topic};
+use super::dhcp::Lease;
+use super::error::NetError;
+use super::ipv6::{self, Ipv6Network};
+use super::lease::{self, Keeper};
+use super::reach::ReachTrial;
+use super::routing::LinkFacts;
+use super::settings::Up;
+use crate::chain::chain;
+use crate::machine::config::InterfaceSettings;
+use crate::sys::net::items::Route;
+use crate::sys::net::link::{Ipv6OnLink, Link, keep_addresses_apart, switch_on_ipv6};
+use crate::sys::thread::background;
+
+/// Time that an IPv6 address alone waits for the IPv4 address of the same card.
+const LEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// News of the threads of a card. The number says which start of the card it is of.
+pub(super) struct News {
+    pub(super) key: CardKey,
+    pub(super) start: u64,
+    pub(super) what: NewsKind,
+}
+
+pub(super) enum NewsKind {
+    /// A lease was granted or renewed.
+    Lease(Box<Lease>),
+    /// What the network gives by IPv6 has changed.
+    Ipv6(Box<Ipv6Network>),
+    /// The card was tried.
+    Tried(ReachTrial),
+    /// DHCP cannot go on.
+    Ended(String),
+}
+
+/// Switches that the threads of a card look at.
+#[derive(Debug, Default)]
+struct Switches {
+    stop: AtomicBool,
+    cable_moved: AtomicBool,
+    cable_moved_for_ipv6: AtomicBool,
+}
+
+/// Card with a cable. Its threads end when it is dropped.
+#[derive(Debug)]
+pub(super) struct Card {
+    pub(super) key: CardKey,
+    pub(super) start: u64,
+    /// Number of the card, unlike that of any other at the time.
+    pub(super) slot: u32,
+    /// Card whose cable matters.
+    pub(super) card: Link,
+    /// Link that gets the addresses: the card or a VLAN on it.
+    pub(super) link: Link,
+    settings: InterfaceSettings,
+    pub(super) lease: Option<Lease>,
+    ipv6: Ipv6Network,
+    usable_ipv6: Vec<Ipv6OnLink>,
+    pub(super) trial: Option<ReachTrial>,
+    pub(super) since: Instant,
+    /// Time since which the cable is away.
+    pub(super) lost: Option<Instant>,
+    switches: Arc<Switches>,
+    said: Said,
+}
+
+/// Lines that were reported last.
+#[derive(Debug, Default)]
+struct Said {
+    ipv4: String,
+    ipv6: String,
+    usage: String,
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        self.switches.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Card {
+    /// Starts to ask for addresses on a link that has a cable.
+    pub(super) fn start(
+        (key, start, slot): (CardKey, u64, u32),
+        (card, link): (Link, Link),
+        settings: InterfaceSettings,
+        news: &Sender<News>,
+        console: &Arc<Console>,
+    ) -> Result<Self, NetError> {
+        let this = Self {
+            key,
+            start,
+            slot,
+            card,
+            link,
+            settings,
+            lease: None,
+            ipv6: Ipv6Network::default(),
+            usable_ipv6: Vec::new(),
+            trial: None,
+            since: Instant::now(),
+            lost: None,
+            switches: Arc::default(),
+            said: Said::default(),
+        };
+        keep_addresses_apart(&this.link.name);
+        let by_dhcp = this.settings.addresses.is_empty();
+        if by_dhcp {
+            this.keep_lease(news.clone(), Arc::clone(console))?;
+        }
+        if switch_on_ipv6(&this.link.name, this.makes_ipv6_addresses()) {
+            this.keep_ipv6(by_dhcp, news.clone(), Arc::clone(console))?;
+        }
+        Ok(this)
+    }
+
+    /// Whether a DHCP server may still answer: servers try an address for seconds before they offer it.
+    pub(super) fn awaits_lease(&self) -> bool {
+        self.settings.addresses.is_empty() && self.lease.is_none() && self.since.elapsed() < LEASE_PATIENCE
+    }
+
+    /// Whether the kernel makes addresses of what routers advertise.
+    fn makes_ipv6_addresses(&self) -> bool {
+        !self.settings.addresses.iter().any(|one| one.address.is_ipv6())
+    }
+
+    fn keep_lease(&self, news: Sender<News>, console: Arc<Console>) -> Result<(), NetError> {
+        let (key, start, link, switches) = (self.key, self.start, self.link.clone(), Arc::clone(&self.switches));
+        background(&format!("dhcp {}", self.link.name), move || {
+            let name = link.name.clone();
+            // The receiver is gone when the network room has ended.
+            let report = |what| _ = news.send(News { key, start, what });
+            let say = |text: &str| console.say(&name, Topic::Search, text.to_owned());
+            say(&format!("{name}: asking for an address by DHCP"));
+            let keeper = Keeper {
+                stop: &|| switches.stop.load(Ordering::SeqCst),
+                cable_moved: &|| switches.cable_moved.swap(false, Ordering::SeqCst),
+                on_lease: &|lease| report(NewsKind::Lease(Box::new(lease))),
+                on_event: &say,
+            };
+            if let Err(error) = lease::keep(&link, &keeper) {
+                report(NewsKind::Ended(chain(&error)));
+            }
+        })
+        .map_err(NetError::Thread)
+    }
+
+    fn keep_ipv6(&self, by_dhcp: bool, news: Sender<News>, console: Arc<Console>) -> Result<(), NetError> {
+        let (key, start, link, switches) = (self.key, self.start, self.link.clone(), Arc::clone(&self.switches));
+        background(&format!("ipv6 {}", self.link.name), move || {
+            let on_change = |network| _ = news.send(News { key, start, what: NewsKind::Ipv6(Box::new(network)) });
+            let say = |text: &str| console.say(&link.name, Topic::Search, text.to_owned());
+            let stop = || switches.stop.load(Ordering::SeqCst);
+            // It ends when the link is gone, which the next look at the links finds as well.
+            let cable_moved = || switches.cable_moved_for_ipv6.swap(false, Ordering::SeqCst);
+            let _ = ipv6::keep(&link, by_dhcp, &stop, &cable_moved, &on_change, &say);
+        })
+        .map_err(NetError::Thread)
+    }
+
+    /// Notes that the cable was away, so that it may lead to another network now.
+    pub(super) fn cable_is_back(&mut self) {
+        self.lost = None;
+        self.switches.cable_moved.store(true, Ordering::SeqCst);
+        self.switches.cable_moved_for_ipv6.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn take_ipv6(&mut self, network: Ipv6Network) {
+        self.ipv6 = network;
+    }
+
+    /// Takes those of the usable IPv6 addresses of this machine that are on this link.
+    pub(super) fn take_usable_ipv6(&mut self, all: &[Ipv6OnLink]) {
+        self.usable_ipv6 = all.iter().copied().filter(|one| one.index == self.link.index).collect();
+    }
+
+    /// Addresses to set.
+    fn addresses(&self) -> Vec<(IpAddr, u8)> {
+        let fixed = self.settings.addresses.iter().map(|one| (one.address, one.prefix_len));
+        let leased = self.lease.iter().map(|lease| (lease.address.into(), lease.prefix_len));
+        fixed.chain(leased).chain(self.ipv6.addresses.iter().map(|address| ((*address).into(), 128))).collect()
+    }
+
+    /// The address that the machine is known by here, that of IPv4 if it has one.
+    fn address(&self) -> Option<(IpAddr, u8)> {
+        let four = self.addresses().into_iter().find(|(address, _)| address.is_ipv4());
+        four.or_else(|| self.usable_ipv6.first().map(|one| (one.address.into(), one.prefix_len)))
+    }
+
+    fn routes(&self) -> Vec<Route> {
+        let gateways = &self.settings.gateways;
+        let mut routes: Vec<Route> = gateways.iter().copied().map(Route::default_through).collect();
+        routes.extend(self.lease.iter().flat_map(|lease| lease.routes.iter().copied()));
+        routes.extend(self.ipv6.routes.iter().copied());
+        if !gateways.iter().any(IpAddr::is_ipv6) {
+            routes.extend(self.ipv6.routers.iter().map(|router| Route::default_through((*router).into())));
+        }
+        routes
+    }
+
+    /// Default gateway, that of IPv4 if there is one.
+    fn gateway(&self, ipv4: bool) -> Option<IpAddr> {
+        let gateways = self.routes().into_iter().filter(Route::is_default).filter_map(|route| route.gateway);
+        gateways.into_iter().find(|gateway| gateway.is_ipv4() == ipv4)
+    }
+
+    /// Name servers: those of the configuration, or of the network.
+    pub(super) fn servers(&self) -> Vec<IpAddr> {
+        if !self.settings.dns.is_empty() {
+            return self.settings.dns.clone();
+        }
+        let four = self.lease.iter().flat_map(|lease| lease.dns.iter().copied().map(IpAddr::V4));
+        four.chain(self.ipv6.name_servers.iter().copied().map(IpAddr::V6)).collect()
+    }
+
+    pub(super) fn search(&self) -> Vec<String> {
+        let mut search = self.lease.as_ref().map(|lease| lease.search.clone()).unwrap_or_default();
+        for domain in &self.ipv6.search {
+            if !search.contains(domain) {
+                search.push(domain.clone());
+            }
+        }
+        search
+    }
+
+    /// The card as one to choose, once it has an address.
+    pub(super) fn candidate(&self) -> Option<Candidate> {
+        let (address, _) = self.address()?;
+        let has_gateway =
+            self.gateway(address.is_ipv4()).is_some() || !self.usable_ipv6.is_empty() && self.gateway(false).is_some();
+        let rank = u8::from(has_gateway) * 2 + u8::from(!self.servers().is_empty());
+        Some(Candidate { key: self.key, rank, carrier: self.lost.is_none() })
+    }
+
+    /// What has to be configured for the card.
+    pub(super) fn facts(&self, chosen: bool) -> LinkFacts {
+        let addresses = self.addresses();
+        let mut destinations = self.servers();
+        if let Some(trial) = self.trial.as_ref().filter(|_| chosen) {
+            destinations.splice(0..0, trial.addresses.iter().copied());
+        }
+        LinkFacts {
+            name: self.link.name.clone(),
+            index: self.link.index,
+            slot: self.slot,
+            chosen,
+            made_by_kernel: self
+                .usable_ipv6
+                .iter()
+                .map(|one| one.address)
+                .filter(|address| !addresses.iter().any(|(own, _)| own == address))
+                .collect(),
+            addresses,
+            routes: self.routes(),
+            destinations,
+        }
+    }
+
+    /// Returns the part that callers see, with the name servers that are written.
+    pub(super) fn up(&self, dns: Vec<IpAddr>) -> Option<Up> {
+        let (address, prefix_len) = self.address()?;
+        let duration = self.lease.as_ref().and_then(|lease| lease.duration);
+        Some(Up {
+            interface: self.link.name.clone(),
+            address,
+            prefix_len,
+            gateway: self.gateway(address.is_ipv4()).or_else(|| self.gateway(false)),
+            dns,
+            lease_seconds: duration.and_then(|lease| u32::try_from(lease.as_secs()).ok()),
+        })
+    }
+
+    /// Lines about addresses, if they have changed.
+    pub(super) fn news_of_addresses(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let four = self.ipv4_line().unwrap_or_default();
+        if four != self.said.ipv4 {
+            // Servers count the time down: another time alone is no news.
+            let time = self.lease.as_ref().and_then(|lease| lease.duration).filter(|_| !four.is_empty());
+            lines.push(time.map_or_else(|| four.clone(), |time| format!("{four}, leased for {} s", time.as_secs())));
+            self.said.ipv4 = four;
+        }
+        let six = self.ipv6_line().unwrap_or_default();
+        if six != self.said.ipv6 {
+            lines.push(six.clone());
+            self.said.ipv6 = six;
+        }
+        lines.retain(|line| !line.is_empty());
+        lines
+    }
+
+    /// Line about the use of the card, if it has changed.
+    pub(super) fn news_of_use(&mut self, line: String) -> Option<String> {
+        if line == self.said.usage {
+            return None;
+        }
+        self.said.usage.clone_from(&line);
+        Some(line)
+    }
+
+    fn ipv4_line(&self) -> Option<String> {
+        let addresses: Vec<String> = self
+            .addresses()
+            .iter()
+            .filter(|(address, _)| address.is_ipv4())
+            .map(|(address, prefix_len)| format!("{address}/{prefix_len}"))
+            .collect();
+        if addresses.is_empty() {
+            return None;
+        }
+        let mut text = format!("{}: address {}", self.link.name, addresses.join(" "));
+        match self.gateway(true) {
+            Some(gateway) => _ = write!(text, ", gateway {gateway}"),
+            None => text.push_str(", no gateway"),
+        }
+        let dns = self.servers();
+        if dns.is_empty() {
+            text.push_str(", no name server (URLs must have numeric addresses)");
+        } else {
+            _ = write!(text, ", name servers {}", joined(&dns));
+        }
+        if let Some(mtu) = self.lease.as_ref().and_then(|lease| lease.mtu) {
+            _ = write!(text, ", MTU {mtu}");
+        }
+        Some(text)
+    }
+
+    fn ipv6_line(&self) -> Option<String> {
+        if self.usable_ipv6.is_empty() {
+            return None;
+        }
+        let addresses: Vec<String> =
+            self.usable_ipv6.iter().map(|one| format!("{}/{}", one.address, one.prefix_len)).collect();
+        let mut text = format!("{}: IPv6 address {}", self.link.name, addresses.join(" "));
+        match self.gateway(false) {
+            Some(router) => _ = write!(text, ", router {router}"),
+            None => text.push_str(", no router"),
+        }
+        let dns: Vec<IpAddr> = self.servers().into_iter().filter(IpAddr::is_ipv6).collect();
+        if !dns.is_empty() {
+            _ = write!(text, ", name servers {}", joined(&dns));
+        }
+        Some(text)
+    }
+}
+
+fn joined(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

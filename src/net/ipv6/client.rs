@@ -1,0 +1,299 @@
+//! The DHCPv6 client of one link as a state machine: messages and times in, messages and what is given out. Pure.
+//!
+//! Waits are those of RFC 8415 with one exception: a solicitation is repeated at least every two minutes (the limit of
+//! RFC 3315), since a robot that recovers should not find a server an hour after it is back. Nothing is sent twice
+//! within a second, whatever comes in.
+
+use std::time::Duration;
+
+use super::message::{self, Dhcp6Answer, Dhcp6AnswerKind, Dhcp6Ask, Dhcp6Given, Dhcp6Sender};
+
+/// Waits after the first message of a kind, and the longest ones, seconds (RFC 8415, 7.6).
+const SOLICIT_WAITS_S: (u64, u64) = (1, 120);
+const REQUEST_WAITS_S: (u64, u64) = (1, 30);
+const RENEW_WAITS_S: (u64, u64) = (10, 600);
+/// Requests to a server that has advertised; after that others are asked.
+const MOST_REQUESTS: u32 = 10;
+/// Longest pause after refusals.
+const MOST_REFUSAL_PAUSE: Duration = Duration::from_secs(120);
+/// Time after which name servers are asked for again, and its least value (RFC 8415, 7.6).
+const REFRESH: Duration = Duration::from_secs(86_400);
+const LEAST_REFRESH: Duration = Duration::from_secs(600);
+/// Least time until a renewal: a server with a lifetime of seconds would keep us and the network busy.
+const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
+/// Unanswered messages after which the wait is reported.
+const QUIET: u32 = 4;
+
+/// What the client is to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dhcp6Need {
+    /// An address, and name servers with it.
+    Address,
+    /// Name servers only.
+    Information,
+}
+
+/// Next thing for the caller to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Dhcp6Step {
+    /// Send this message to all servers.
+    Send(Vec<u8>),
+    /// Wait for messages, for at most so long.
+    Wait(Duration),
+}
+
+#[derive(Debug)]
+enum State {
+    /// Asking whichever server there is.
+    Asking,
+    /// A server has advertised, and is asked for what it offers.
+    Requesting { server: Vec<u8>, offered: Dhcp6Given },
+    /// Something was given: at this time, by this server.
+    Bound { at: Duration, server: Vec<u8> },
+}
+
+/// DHCPv6 client of one link. All times count from a beginning that the caller chooses.
+#[derive(Debug)]
+pub(super) struct Dhcp6Client {
+    mac: [u8; 6],
+    wanted: Dhcp6Need,
+    /// State of a small generator for transaction numbers and jitter; no secret depends on it.
+    random: u64,
+    transaction: u32,
+    exchange_began: Duration,
+    state: State,
+    /// What was given last. It stays in use while the servers are away.
+    given: Option<Dhcp6Given>,
+    due: Duration,
+    wait: Duration,
+    unanswered: u32,
+    refusals: u32,
+    report: Option<String>,
+}
+
+impl Dhcp6Client {
+    /// Makes a client for the card with this address, at `now`.
+    pub(super) fn new(mac: [u8; 6], wanted: Dhcp6Need, random: u64, now: Duration) -> Self {
+        let mut client = Self {
+            mac,
+            wanted,
+            random,
+            transaction: 0,
+            exchange_began: now,
+            state: State::Asking,
+            given: None,
+            due: Duration::ZERO,
+            wait: Duration::ZERO,
+            unanswered: 0,
+            refusals: 0,
+            report: None,
+        };
+        // Machines that lost power together do not ask in step (RFC 8415, 18.2.1).
+        client.due = now + Duration::from_millis(client.next_random() % 500);
+        client.transaction = client.next_transaction();
+        client
+    }
+
+    pub(super) fn wanted(&self) -> Dhcp6Need {
+        self.wanted
+    }
+
+    /// Returns the next thing to do at `now`. A message that is returned counts as sent.
+    pub(super) fn step(&mut self, now: Duration) -> Dhcp6Step {
+        if now < self.due {
+            return Dhcp6Step::Wait(self.due - now);
+        }
+        if matches!(self.state, State::Requesting { .. }) && self.unanswered >= MOST_REQUESTS {
+            self.begin(State::Asking, now);
+        }
+        if let State::Bound { at, .. } = self.state {
+            if self.unanswered == 0 {
+                self.new_exchange(now);
+            }
+            // Without an answer until the end, whichever server there is may give another address.
+            let ended = self.given.as_ref().and_then(|given| given.duration).is_some_and(|time| now >= at + time);
+            if ended && self.wanted == Dhcp6Need::Address {
+                self.begin(State::Asking, now);
+            }
+        }
+        let held = self.given.as_ref().map(|given| given.addresses.as_slice()).unwrap_or_default();
+        let (ask, server, addresses, waits) = match &self.state {
+            _ if self.wanted == Dhcp6Need::Information => (Dhcp6Ask::Information, None, &[][..], SOLICIT_WAITS_S),
+            State::Asking => (Dhcp6Ask::Solicit, None, held, SOLICIT_WAITS_S),
+            State::Requesting { server, offered } => {
+                (Dhcp6Ask::Request, Some(server.as_slice()), offered.addresses.as_slice(), REQUEST_WAITS_S)
+            }
+            State::Bound { at, server } => {
+                let rebind = self.given.as_ref().is_some_and(|given| now >= *at + rebind_after(given));
+                let (ask, server) =
+                    if rebind { (Dhcp6Ask::Rebind, None) } else { (Dhcp6Ask::Renew, Some(server.as_slice())) };
+                (ask, server, held, RENEW_WAITS_S)
+            }
+        };
+        let message = message::message(self.sender(now), ask, server, addresses);
+        let limit = self.next_phase(now);
+        self.sent(now, waits);
+        if let Some(limit) = limit.filter(|limit| self.due > *limit) {
+            // The waits begin anew with the next kind of message.
+            self.due = limit.max(now + Duration::from_secs(1));
+            self.wait = Duration::ZERO;
+        }
+        Dhcp6Step::Send(message)
+    }
+
+    /// Time at which another kind of message has its turn: to any server at T2, for any address at the end.
+    fn next_phase(&self, now: Duration) -> Option<Duration> {
+        let (State::Bound { at, .. }, Some(given), Dhcp6Need::Address) = (&self.state, &self.given, self.wanted) else {
+            return None;
+        };
+        let end = given.duration.map(|duration| *at + duration);
+        end.map(|end| end.min(*at + rebind_after(given))).filter(|rebind| *rebind > now).or(end)
+    }
+
+    fn sent(&mut self, now: Duration, (first_s, most_s): (u64, u64)) {
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.wait =
+            if self.unanswered == 1 || self.wait.is_zero() { Duration::from_secs(first_s) } else { self.wait * 2 };
+        self.wait = self.wait.min(Duration::from_secs(most_s));
+        // A tenth either way; the first one is never shorter (RFC 8415, 15).
+        let tenth = u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX) / 10;
+        let jitter = Duration::from_millis(self.next_random() % tenth.max(1));
+        let shorter = self.unanswered > 1 && self.next_random() & 1 == 0;
+        self.due = now + if shorter { self.wait - jitter } else { self.wait + jitter };
+        if self.wanted == Dhcp6Need::Address && self.unanswered >= QUIET && self.unanswered.is_power_of_two() {
+            let attempt = self.unanswered;
+            self.report = Some(format!("no DHCPv6 answer yet (attempt {attempt}), next in {} s", self.wait.as_secs()));
+        }
+    }
+
+    /// Takes a message. Whether it changed what is given.
+    pub(super) fn receive(&mut self, bytes: &[u8], now: Duration) -> bool {
+        let Some(answer) = message::answer(bytes, self.sender(now)) else { return false };
+        // Nothing was sent in this exchange, so that nothing can answer it.
+        if self.unanswered == 0 {
+            return false;
+        }
+        match (&self.state, self.wanted, answer.kind) {
+            (_, Dhcp6Need::Information, Dhcp6AnswerKind::Reply) => self.inform(answer, now),
+            (State::Asking, Dhcp6Need::Address, Dhcp6AnswerKind::Advertise) => {
+                if answer.given.addresses.is_empty() {
+                    self.report_refusal(answer.refusal);
+                } else {
+                    let least = Duration::from_secs(1).saturating_sub(now.saturating_sub(self.exchange_began));
+                    self.begin(State::Requesting { server: answer.server, offered: answer.given }, now);
+                    // The first request follows at once, and only the first.
+                    self.due = if self.refusals == 0 { now } else { now + least };
+                }
+                false
+            }
+            (State::Requesting { server, .. }, Dhcp6Need::Address, Dhcp6AnswerKind::Reply)
+                if *server == answer.server =>
+            {
+                self.grant(answer, now)
+            }
+            (State::Bound { .. }, Dhcp6Need::Address, Dhcp6AnswerKind::Reply) => self.grant(answer, now),
+            _ => false,
+        }
+    }
+
+    fn inform(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {
+        let after = answer.given.refresh_after.unwrap_or(REFRESH).max(LEAST_REFRESH);
+        let given = Dhcp6Given { addresses: Vec::new(), ..answer.given };
+        self.bind(given, answer.server, now, Some(after))
+    }
+
+    fn grant(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {
+        if answer.given.addresses.is_empty() {
+            self.report_refusal(answer.refusal);
+            let pause = Duration::from_secs(1 << self.refusals.min(7)).min(MOST_REFUSAL_PAUSE);
+            self.refusals = self.refusals.saturating_add(1);
+            self.begin(State::Asking, now);
+            self.due = now + pause;
+            return false;
+        }
+        let after = renew_after(&answer.given);
+        self.refusals = 0;
+        self.bind(answer.given, answer.server, now, after)
+    }
+
+    fn bind(&mut self, given: Dhcp6Given, server: Vec<u8>, now: Duration, again_after: Option<Duration>) -> bool {
+        let changed = self.given.as_ref().is_none_or(|before| {
+            (&before.addresses, &before.name_servers, &before.search)
+                != (&given.addresses, &given.name_servers, &given.search)
+        });
+        self.given = Some(given);
+        self.begin(State::Bound { at: now, server }, now);
+        self.due = again_after.map_or(Duration::MAX, |after| now + after);
+        changed
+    }
+
+    /// Asks anew: the cable was away and may lead to another network now. What was given stays until there is an
+    /// answer.
+    pub(super) fn ask_again(&mut self, now: Duration) {
+        self.begin(State::Asking, now);
+        self.due = now.max(self.exchange_began + Duration::from_secs(1));
+    }
+
+    /// What the servers give at this time.
+    pub(super) fn given(&self) -> Option<&Dhcp6Given> {
+        self.given.as_ref()
+    }
+
+    /// Returns a line for the console, if there is one.
+    pub(super) fn take_report(&mut self) -> Option<String> {
+        self.report.take()
+    }
+
+    fn report_refusal(&mut self, status: Option<u16>) {
+        let why = status.map_or("it has none".to_owned(), |status| format!("status {status}"));
+        self.report = Some(format!("a DHCPv6 server gives no address: {why}"));
+    }
+
+    fn begin(&mut self, state: State, now: Duration) {
+        self.state = state;
+        self.unanswered = 0;
+        self.new_exchange(now);
+    }
+
+    fn new_exchange(&mut self, now: Duration) {
+        self.transaction = self.next_transaction();
+        self.exchange_began = now;
+    }
+
+    fn sender(&self, now: Duration) -> Dhcp6Sender {
+        let elapsed = now.saturating_sub(self.exchange_began).as_millis() / 10;
+        Dhcp6Sender {
+            mac: self.mac,
+            transaction: self.transaction,
+            elapsed_cs: u16::try_from(elapsed).unwrap_or(u16::MAX),
+        }
+    }
+
+    fn next_transaction(&mut self) -> u32 {
+        (self.next_random() & 0x00ff_ffff) as u32
+    }
+
+    /// Takes one step of xorshift64*.
+    fn next_random(&mut self) -> u64 {
+        self.random |= 1;
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+/// T1, or half of the lifetime; `None` when it lasts for ever.
+fn renew_after(given: &Dhcp6Given) -> Option<Duration> {
+    let duration = given.duration?;
+    Some(given.renew_after.filter(|time| *time < duration).unwrap_or(duration / 2).max(RENEW_AFTER_MIN))
+}
+
+/// T2, or four fifths of the lifetime.
+fn rebind_after(given: &Dhcp6Given) -> Duration {
+    let duration = given.duration.unwrap_or(Duration::MAX);
+    given.rebind_after.filter(|time| *time < duration).unwrap_or(duration / 5 * 4)
+}
+
+#[cfg(test)]
+mod tests;

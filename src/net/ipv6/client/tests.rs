@@ -1,0 +1,155 @@
+//! The DHCPv6 client against servers of every temper.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::super::message::tests::{MAC, association, from_server, no_address};
+use super::{Dhcp6Client, Dhcp6Need, Dhcp6Step};
+
+const SERVER: &[u8] = &[9, 9];
+
+/// A client with the messages that it has sent, and when.
+struct Run {
+    client: Dhcp6Client,
+    now: Duration,
+    sent: Vec<(Duration, Vec<u8>)>,
+}
+
+impl Run {
+    fn new(wanted: Dhcp6Need) -> Self {
+        Self { client: Dhcp6Client::new(MAC, wanted, 42, Duration::ZERO), now: Duration::ZERO, sent: Vec::new() }
+    }
+
+    /// Lets time pass until the next message, and returns its kind and number.
+    fn next(&mut self) -> (u8, u32) {
+        loop {
+            match self.client.step(self.now) {
+                Dhcp6Step::Send(message) => {
+                    let kind = (message[0], u32::from_be_bytes([0, message[1], message[2], message[3]]));
+                    self.sent.push((self.now, message));
+                    return kind;
+                }
+                Dhcp6Step::Wait(time) => {
+                    assert!(!time.is_zero(), "a wait of nothing is a busy loop");
+                    self.now += time;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, kind: u8, transaction: u32, options: &[(u16, Vec<u8>)]) -> bool {
+        self.client.receive(&from_server(kind, transaction, SERVER, options), self.now)
+    }
+
+    fn bound() -> Self {
+        let mut run = Self::new(Dhcp6Need::Address);
+        let (kind, number) = run.next();
+        assert_eq!(kind, 1);
+        assert!(!run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]));
+        let (kind, number) = run.next();
+        assert_eq!(kind, 3);
+        assert!(run.answer(7, number, &[association("2001:db8::7", 300, 480, 600)]));
+        run
+    }
+
+    fn addresses(&self) -> Vec<Ipv6Addr> {
+        self.client.given().map(|given| given.addresses.clone()).unwrap_or_default()
+    }
+}
+
+#[test]
+fn an_address_is_got_renewed_and_kept_while_the_servers_are_away() {
+    let mut run = Run::bound();
+    assert_eq!(run.addresses(), ["2001:db8::7".parse::<Ipv6Addr>().unwrap()]);
+    let began = run.now;
+    let (kind, number) = run.next();
+    assert_eq!((kind, run.now - began), (5, Duration::from_secs(300)));
+    assert!(!run.answer(7, number, &[association("2001:db8::7", 300, 480, 600)]), "nothing changed");
+    let began = run.now;
+    // Nothing answers: from the server, to any, to a new beginning.
+    let mut kinds = Vec::new();
+    while run.now - began < Duration::from_secs(900) {
+        kinds.push(run.next().0);
+    }
+    kinds.dedup();
+    assert_eq!(kinds, [5, 6, 1]);
+    assert_eq!(run.addresses().len(), 1, "an address of its own is better than none");
+    assert!(run.client.take_report().is_some_and(|report| report.contains("no DHCPv6 answer yet")));
+}
+
+#[test]
+fn another_address_is_taken_over() {
+    let mut run = Run::bound();
+    let (_, number) = run.next();
+    assert!(run.answer(7, number, &[association("2001:db8::8", 300, 480, 600)]));
+    assert_eq!(run.addresses(), ["2001:db8::8".parse::<Ipv6Addr>().unwrap()]);
+}
+
+#[test]
+fn silence_costs_few_messages() {
+    for wanted in [Dhcp6Need::Address, Dhcp6Need::Information] {
+        let mut run = Run::new(wanted);
+        while run.now < Duration::from_secs(3600) {
+            run.next();
+        }
+        assert!(run.sent.len() < 45, "{}", run.sent.len());
+        assert!(run.sent.windows(2).all(|pair| pair[1].0 - pair[0].0 >= Duration::from_millis(900)));
+    }
+}
+
+#[test]
+fn a_server_that_refuses_what_it_offers_makes_no_storm() {
+    let mut run = Run::new(Dhcp6Need::Address);
+    while run.now < Duration::from_secs(3600) {
+        let (kind, number) = run.next();
+        match kind {
+            1 => _ = run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]),
+            _ => _ = run.answer(7, number, &[no_address()]),
+        }
+    }
+    assert!(run.sent.len() < 100, "{}", run.sent.len());
+}
+
+#[test]
+fn lifetimes_of_seconds_make_no_storm() {
+    for (t1, t2, valid) in [(0, 0, 1), (1, 1, 1), (1, 2, 3), (u32::MAX, 1, 2), (5, 1, 2)] {
+        let mut run = Run::new(Dhcp6Need::Address);
+        while run.now < Duration::from_secs(600) {
+            let (kind, number) = run.next();
+            let answer = if kind == 1 { 2 } else { 7 };
+            run.answer(answer, number, &[association("2001:db8::7", t1, t2, valid)]);
+        }
+        assert!(run.sent.len() < 70, "{t1} {t2} {valid}: {}", run.sent.len());
+        assert!(!run.addresses().is_empty());
+    }
+}
+
+#[test]
+fn name_servers_alone_are_asked_for_and_refreshed() {
+    let mut run = Run::new(Dhcp6Need::Information);
+    let (kind, number) = run.next();
+    assert_eq!(kind, 11);
+    let server: Ipv6Addr = "2001:db8::53".parse().unwrap();
+    assert!(run.answer(7, number, &[(23, server.octets().to_vec()), (32, 1_u32.to_be_bytes().to_vec())]));
+    assert_eq!(run.client.given().unwrap().name_servers, [server]);
+    let began = run.now;
+    assert_eq!(run.next().0, 11);
+    assert!(run.now - began >= Duration::from_secs(600), "however often the server wants it");
+}
+
+#[test]
+fn answers_that_nothing_asked_for_change_nothing() {
+    let mut run = Run::new(Dhcp6Need::Address);
+    for number in 0..1000 {
+        assert!(!run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]));
+        assert!(!run.answer(7, number, &[association("2001:db8::7", 300, 480, 600)]));
+    }
+    let (kind, number) = run.next();
+    assert_eq!(kind, 1);
+    assert!(!run.answer(7, number, &[association("2001:db8::7", 300, 480, 600)]), "it was not asked for that");
+    // An advertisement by one server, a reply by another.
+    run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]);
+    let (_, number) = run.next();
+    let other = from_server(7, number, &[8], &[association("2001:db8::9", 300, 480, 600)]);
+    assert!(!run.client.receive(&other, run.now));
+}

@@ -1,0 +1,136 @@
+//! The DHCPv4 lease of one link: obtained, kept and renewed for as long as the link is used.
+
+use std::time::{Duration, Instant};
+
+use super::dhcp::{self, DhcpError, Lease};
+use crate::sys::net::link::Link;
+
+/// Interval at which the condition to stop is checked while nothing is due.
+const LOOK: Duration = Duration::from_millis(250);
+/// Time that one renewal waits for an answer.
+const RENEWAL: Duration = Duration::from_secs(25);
+/// Least pause between two attempts to renew.
+const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(30);
+/// Least time between renewals: a server with a lease of seconds would keep us and the console busy.
+const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
+/// Least time between exchanges that a cable causes: one that comes and goes all the time must not cause a storm.
+const CABLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the keeper of a lease asks and reports while it runs.
+pub(super) struct Keeper<'a> {
+    /// Whether the link is no longer used.
+    pub(super) stop: &'a dyn Fn() -> bool,
+    /// Whether the cable was away since the last call, so that it may lead to another network now.
+    pub(super) cable_moved: &'a dyn Fn() -> bool,
+    /// Gets each lease that is granted.
+    pub(super) on_lease: &'a dyn Fn(Lease),
+    /// Gets a sentence now and then.
+    pub(super) on_event: &'a dyn Fn(&str),
+}
+
+/// Obtains a lease and keeps it, until [`Keeper::stop`] says to end.
+///
+/// A renewal is a broadcast and not unicast: no packet socket has to stay open in between, on which the kernel would
+/// run a filter for every packet of the download, and a server that has taken over is found too.
+///
+/// # Errors
+/// The link is gone or switched off.
+pub(super) fn keep(link: &Link, keeper: &Keeper<'_>) -> Result<(), DhcpError> {
+    let mut lease = match dhcp::obtain(link, None, keeper.stop, keeper.on_event) {
+        Err(DhcpError::Stopped { .. }) => return Ok(()),
+        result => result?,
+    };
+    loop {
+        let acquired = Instant::now();
+        // Noted before the caller sees the lease: what moved until then is answered by it.
+        let _ = (keeper.cable_moved)();
+        (keeper.on_lease)(lease.clone());
+        lease = match renew(link, &lease, acquired, keeper)? {
+            Some(renewed) => renewed,
+            None => return Ok(()),
+        };
+    }
+}
+
+/// Waits until the lease has to be renewed, and tries until it is. `None` when the link is no longer used.
+fn renew(link: &Link, held: &Lease, acquired: Instant, keeper: &Keeper<'_>) -> Result<Option<Lease>, DhcpError> {
+    let mut renew_at = renew_after(held).map(|after| acquired + after);
+    loop {
+        if (keeper.stop)() {
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK);
+        if (keeper.cable_moved)() {
+            renew_at = Some((acquired + CABLE_PAUSE).max(Instant::now()));
+        }
+        if renew_at.is_none_or(|at| Instant::now() < at) {
+            continue;
+        }
+        let until = Instant::now() + RENEWAL;
+        let stop = || (keeper.stop)() || Instant::now() >= until;
+        match dhcp::obtain(link, Some(held), &stop, &|_| {}) {
+            Ok(renewed) => return Ok(Some(renewed)),
+            Err(DhcpError::Stopped { .. }) => {
+                let left = held.duration.map(|duration| duration.saturating_sub(acquired.elapsed()));
+                let pause = (left.unwrap_or_default() / 2).max(RENEWAL_PAUSE_MIN);
+                renew_at = Some(Instant::now() + pause);
+                if !(keeper.stop)() {
+                    (keeper.on_event)(&unanswered(link, left, pause));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// By its specification, DHCP requires a client to stop using the address when the lease ends. A machine in recovery is
+/// better off finishing its download while the server is away; when the server is back, it decides.
+fn unanswered(link: &Link, left: Option<Duration>, pause: Duration) -> String {
+    let lease = match left {
+        Some(left) if left.is_zero() => "the lease has ended, the address is kept in use".to_owned(),
+        Some(left) => format!("{} s of the lease are left", left.as_secs()),
+        None => "the lease has no end".to_owned(),
+    };
+    let (name, pause_s) = (&link.name, pause.as_secs());
+    format!("{name}: no DHCP server answers to renew the lease; {lease}, next try in {pause_s} s")
+}
+
+/// Returns the time after which the lease is renewed: the server's value, if it lies within the lease, or half of the
+/// lease, and never less than [`RENEW_AFTER_MIN`].
+fn renew_after(lease: &Lease) -> Option<Duration> {
+    let duration = lease.duration?;
+    let asked = lease.renew_after.filter(|after| !after.is_zero() && *after < duration);
+    Some(asked.unwrap_or(duration / 2).max(RENEW_AFTER_MIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::renew_after;
+    use crate::net::dhcp::Lease;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    #[test]
+    fn a_lease_is_renewed_when_its_server_says_or_at_half_of_it_and_never_all_the_time() {
+        let after = |duration: Option<u64>, asked: Option<u64>| {
+            let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+            let lease = Lease {
+                address: Ipv4Addr::new(192, 0, 2, 7),
+                prefix_len: 24,
+                routes: Vec::new(),
+                dns: Vec::new(),
+                search: Vec::new(),
+                mtu: None,
+                duration: seconds(duration),
+                renew_after: seconds(asked),
+                server: Ipv4Addr::new(192, 0, 2, 1),
+            };
+            renew_after(&lease).map(|time| time.as_secs())
+        };
+        assert_eq!(after(None, Some(60)), None);
+        assert_eq!((after(Some(1000), None), after(Some(1000), Some(300))), (Some(500), Some(300)));
+        assert_eq!((after(Some(1000), Some(0)), after(Some(1000), Some(1000))), (Some(500), Some(500)));
+        assert_eq!((after(Some(0), Some(0)), after(Some(2), Some(1))), (Some(20), Some(20)));
+        assert_eq!(after(Some(u64::from(u32::MAX) - 1), None), Some(2_147_483_647));
+    }
+}

@@ -1,0 +1,174 @@
+//! What a card has to reach: the servers of the release, or the proxy to them. Pure.
+
+use ureq::http::Uri;
+use ureq::http::uri::Scheme;
+
+/// Targets that are tried; of a long list of mirrors the first ones are enough.
+const MOST_TARGETS: usize = 4;
+
+/// Server that a card may reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Request to send once it is connected; without one, the connection is the answer.
+    pub(super) request: Option<String>,
+    /// Whether 401 is the answer of the source: the request goes without the credentials that the URL has.
+    pub(super) asks_for_password: bool,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Returns what to reach, for these URLs of manifests and this proxy. URLs that are none, or of files, are left out.
+pub(super) fn targets(sources: &[String], proxy: Option<&str>) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    let urls: Vec<&str> = proxy.map_or_else(|| sources.iter().map(String::as_str).collect(), |proxy| vec![proxy]);
+    for target in urls.into_iter().filter_map(|url| target(url, proxy.is_some())) {
+        if targets.len() < MOST_TARGETS && !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    targets
+}
+
+fn target(url: &str, is_proxy: bool) -> Option<Target> {
+    let uri: Uri = url.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let is_https = uri.scheme() == Some(&Scheme::HTTPS);
+    if !is_https && uri.scheme() != Some(&Scheme::HTTP) {
+        return None;
+    }
+    let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+    let authority = uri.authority()?.as_str();
+    let (credentials, shown) = authority.rsplit_once('@').map_or((false, authority), |(_, host)| (true, host));
+    let request = (!is_https && !is_proxy).then(|| {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: {shown}\r\nUser-Agent: reflash/{version}\r\nRange: bytes=0-0\r\n\
+             Connection: close\r\n\r\n"
+        )
+    });
+    Some(Target { host, port, request, asks_for_password: credentials })
+}
+
+/// What the beginning of an answer shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageVerdict {
+    /// It is too short to say.
+    NeedsMore,
+    /// It is that of a source: a manifest begins.
+    Source,
+    /// A web server that has no manifest here, such as that of a device or of a portal.
+    OtherPage,
+    /// It is no HTTP.
+    NotHttp,
+}
+
+/// Judges the beginning of an answer.
+pub(super) fn verdict(mut answer: &[u8], asks_for_password: bool) -> PageVerdict {
+    const PREFIX: &[u8] = b"HTTP/1.";
+    loop {
+        let compared = answer.len().min(PREFIX.len());
+        if answer[..compared] != PREFIX[..compared] {
+            return PageVerdict::NotHttp;
+        }
+        let Some(head_bytes) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
+            return PageVerdict::NeedsMore;
+        };
+        let (head, body) = (&answer[..head_bytes], &answer[head_bytes + 4..]);
+        let code = head.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse::<u16>().ok());
+        match code {
+            None => return PageVerdict::NotHttp,
+            // Interim answers come before the one that counts.
+            Some(100..=199) => answer = body,
+            Some(401) if asks_for_password => return PageVerdict::Source,
+            Some(200 | 206) => {
+                let chunked = head.to_ascii_lowercase().windows(18).any(|part| part == b"transfer-encoding:");
+                return match body.first() {
+                    None => PageVerdict::NeedsMore,
+                    // A manifest is a JSON object; pages of portals begin otherwise.
+                    Some(b'{') => PageVerdict::Source,
+                    Some(_) if chunked => PageVerdict::Source,
+                    Some(_) => PageVerdict::OtherPage,
+                };
+            }
+            Some(_) => return PageVerdict::OtherPage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PageVerdict, targets, verdict};
+
+    fn shown(sources: &[&str], proxy: Option<&str>) -> Vec<String> {
+        let sources: Vec<String> = sources.iter().map(|&url| url.to_owned()).collect();
+        targets(&sources, proxy).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn urls_give_hosts_and_ports() {
+        let sources = [
+            "http://images.example.com/r/stable/manifest.json",
+            "https://user:p%40ss@images.example.com/r/stable/manifest.json?sig=a%2Fb",
+            "http://[2001:db8::7]:8080/stable/manifest.json",
+            "file:///media/release/stable/manifest.json",
+            "http://images.example.com/r/stable/manifest.json",
+            "nonsense",
+            "http://",
+        ];
+        assert_eq!(shown(&sources, None), ["images.example.com:80", "images.example.com:443", "[2001:db8::7]:8080"]);
+        assert_eq!(shown(&sources, Some("http://user:password@proxy.example.com:3128")), ["proxy.example.com:3128"]);
+        let many: Vec<String> = (0..50).map(|number| format!("http://h{number}/")).collect();
+        assert_eq!(targets(&many, None).len(), 4);
+    }
+
+    #[test]
+    fn a_request_has_no_credentials() {
+        let urls = ["http://user:password@images.example.com/r/stable/manifest.json?a=b".to_owned()];
+        let target = &targets(&urls, None)[0];
+        let request = target.request.as_ref().unwrap();
+        assert!(request.starts_with("GET /r/stable/manifest.json?a=b HTTP/1.1\r\nHost: images.example.com\r\n"));
+        assert!(!request.contains("password") && target.asks_for_password);
+        assert_eq!(targets(&["https://a/m".to_owned()], None)[0].request, None);
+    }
+
+    #[test]
+    fn the_beginning_of_an_answer_says_what_answers() {
+        let judged = |answer: &str| verdict(answer.as_bytes(), false);
+        assert_eq!(judged("HTTP/1.1 206 Partial Content\r\nContent-Length: 1\r\n\r\n{"), PageVerdict::Source);
+        assert_eq!(judged("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{"), PageVerdict::Source);
+        assert_eq!(judged("HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\n\r\n{"), PageVerdict::Source);
+        for other in ["200 OK\r\n\r\n<html>", "404 Not Found\r\n\r\n{", "302 Found\r\nLocation: http://portal/\r\n\r\n"]
+        {
+            assert_eq!(judged(&format!("HTTP/1.1 {other}")), PageVerdict::OtherPage, "{other}");
+        }
+        for more in [
+            "",
+            "HTT",
+            "HTTP/1.1 2",
+            "HTTP/1.1 200 OK\r\nA: b\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 100 C\r\n\r\n",
+        ] {
+            assert_eq!(judged(more), PageVerdict::NeedsMore, "{more}");
+        }
+        for other in ["SSH-2.0-dropbear", "HTTP/2", "HTTP/1.1 2x0 \r\n\r\n", "HTTP/1.\r\n\r\n", "<html>"] {
+            assert_eq!(judged(other), PageVerdict::NotHttp, "{other}");
+        }
+        let password = "HTTP/1.1 401 Unauthorized\r\n\r\n";
+        assert_eq!(
+            (verdict(password.as_bytes(), true), judged(password)),
+            (PageVerdict::Source, PageVerdict::OtherPage)
+        );
+    }
+}

@@ -21,7 +21,10 @@ mod choice;
 mod console;
 pub mod dhcp;
 mod error;
+#[cfg(not(feature = "fuzzing"))]
 mod ipv6;
+#[cfg(feature = "fuzzing")]
+pub mod ipv6;
 mod lease;
 pub mod names;
 mod options;

@@ -5,6 +5,8 @@
 
 mod advert;
 mod client;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod message;
 
 use std::hash::{BuildHasher, RandomState};

@@ -41,6 +41,10 @@ pub fn switch_off_ipv6(name: &str) {
 /// Returns the kernel's index of a link, if there is one of this name.
 #[must_use]
 pub fn index(name: &str) -> Option<u32> {
+    // The name may be from a file that anything was written to.
+    if name.contains('/') {
+        return None;
+    }
     fs::read_to_string(Path::new(CLASS).join(name).join("ifindex")).ok()?.trim().parse().ok()
 }
 

@@ -10,6 +10,7 @@ mod grubenv;
 mod hostile_index;
 mod http;
 mod index;
+mod ipv6;
 mod manifest;
 mod memory;
 mod names;
@@ -28,9 +29,10 @@ pub struct Target {
     pub share: u32,
 }
 
-/// Every target. DHCPv6 and router advertisements get theirs beside `dhcp`, once there is a client for them.
+/// Every target.
 pub const TARGETS: &[Target] = &[
     Target { name: "dhcp", run: dhcp::run, share: 1 },
+    Target { name: "ipv6", run: ipv6::run, share: 1 },
     Target { name: "dns", run: dns::run, share: 1 },
     Target { name: "http", run: http::run, share: 1 },
     Target { name: "urls", run: urls::run, share: 1 },

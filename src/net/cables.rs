@@ -37,6 +37,14 @@ pub(super) fn wanted(all: &[Link], settings: &[InterfaceSettings]) -> Vec<Wanted
     all.iter().flat_map(of).collect()
 }
 
+/// Leaves out the links of these cards, unless nothing else has a carrier. A VLAN `eth0.5` is left out with its card.
+pub(super) fn without(left_out: &[String], wanted: Vec<WantedLink>) -> Vec<WantedLink> {
+    let is_left_out =
+        |link: &Link| left_out.iter().any(|name| *name == link.name || name.starts_with(&format!("{}.", link.name)));
+    let others = wanted.iter().any(|wanted| wanted.link.carrier && !is_left_out(&wanted.link));
+    wanted.into_iter().filter(|wanted| !others || !is_left_out(&wanted.link)).collect()
+}
+
 /// Links that were left alone for a while, since they could not be used.
 #[derive(Debug, Default)]
 pub(super) struct LeftAlone(HashMap<CardKey, Instant>);
@@ -126,5 +134,28 @@ fn shown(selector: &InterfaceSelector) -> String {
     match selector {
         InterfaceSelector::Name(name) => name.clone(),
         InterfaceSelector::Mac(mac) => mac.map(|byte| format!("{byte:02x}")).join(":"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Link, WantedLink, without};
+
+    #[test]
+    fn a_card_is_left_out_only_for_another_with_a_cable() {
+        let link = |index: u32, name: &str, carrier| WantedLink {
+            key: (0, index),
+            link: Link { name: name.into(), index, carrier, ..Link::default() },
+        };
+        let names = |left_out: &[&str], carrier| -> Vec<String> {
+            let left_out: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+            let links = vec![link(2, "eth0", true), link(3, "eth1", carrier)];
+            without(&left_out, links).into_iter().map(|wanted| wanted.link.name).collect()
+        };
+        assert_eq!(names(&["eth0"], true), ["eth1"]);
+        assert_eq!(names(&["eth0.5"], true), ["eth1"]);
+        assert_eq!(names(&["eth0"], false), ["eth0", "eth1"]);
+        assert_eq!(names(&["eth0", "eth1"], true), ["eth0", "eth1"]);
+        assert_eq!(names(&["eth"], true), ["eth0", "eth1"]);
     }
 }

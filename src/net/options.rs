@@ -43,6 +43,8 @@ pub struct NetworkOptions {
     /// URLs of which one should be reached, of the manifests of all sources. Of several cards, the one that reaches one
     /// is used; without any, the one whose network has a gateway.
     pub sources: Vec<String>,
+    /// Names of cards that are left out while another one has a cable.
+    pub left_out: Vec<String>,
     /// Switch that ends the network room.
     pub stop: Stop,
     /// Note of requests that failed.
@@ -54,6 +56,7 @@ impl Default for NetworkOptions {
         Self {
             resolv_conf: "/etc/resolv.conf".into(),
             sources: Vec::new(),
+            left_out: Vec::new(),
             stop: Stop::default(),
             trouble: Trouble::default(),
         }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::applied::Applied;
-use super::cables::{LeftAlone, RETRY, Reminder, WantedLink, ready, wanted};
+use super::cables::{LeftAlone, RETRY, Reminder, WantedLink, ready, wanted, without};
 use super::card::{Card, News, NewsKind};
 use super::choice::{Candidate, CardChoice, CardKey, Look, Reach};
 use super::console::{Console, Topic};
@@ -186,7 +186,7 @@ impl Supervisor {
             Err(_) if !self.cards.is_empty() => return Ok(()),
             Err(error) => return Err(NetError::List(error)),
         };
-        let wanted = wanted(&all, &self.settings);
+        let wanted = without(&self.options.left_out, wanted(&all, &self.settings));
         self.carriers = wanted.iter().filter(|wanted| wanted.link.carrier).count();
         self.reminder.check(&self.settings, &wanted, &self.console);
         let exists = |index: u32| all.iter().any(|link| link.index == index);

@@ -68,7 +68,10 @@ fn part_of_thread(name: &str) -> Option<WorkPart> {
     match name {
         "poster" => Some(WorkPart::Reports),
         "look-at-disk" | "look-for-medium" => Some(WorkPart::RemovableDisks),
-        _ => name.strip_prefix("dhcp ").map(|card| WorkPart::Card(card.to_owned())),
+        _ => {
+            let card = name.strip_prefix("dhcp ").or_else(|| name.strip_prefix("ipv6 "));
+            card.map(|card| WorkPart::Card(card.to_owned()))
+        }
     }
 }
 

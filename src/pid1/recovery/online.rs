@@ -11,7 +11,7 @@ use crate::fetch::{FetchOptions, Source};
 use crate::machine::config::Config;
 use crate::net::{self, NetError, NetworkOptions, Stop, Trouble};
 use crate::pid1::background::background;
-use crate::pid1::link::WorkPart;
+use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker::within;
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::{Journal, Phase};
@@ -119,13 +119,18 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
 }
 
 /// Options of the network: the sources of which one should be reached.
-pub(super) fn network_options(config: &Config, trouble: &Trouble) -> NetworkOptions {
+pub(super) fn network_options(config: &Config, handover: &Handover, trouble: &Trouble) -> NetworkOptions {
     let manifest = |url: &String| {
         let (base, query) = url.split_once('?').map_or((url.as_str(), String::new()), |(b, q)| (b, format!("?{q}")));
         format!("{}/{}/manifest.json{query}", base.trim_end_matches('/'), config.channel)
     };
     let sources = config.urls.iter().map(manifest).collect();
-    NetworkOptions { sources, trouble: trouble.clone(), ..NetworkOptions::default() }
+    let card = |part: &WorkPart| match part {
+        WorkPart::Card(name) => Some(name.clone()),
+        _ => None,
+    };
+    let left_out = handover.left_out.iter().filter_map(card).collect();
+    NetworkOptions { sources, left_out, trouble: trouble.clone(), ..NetworkOptions::default() }
 }
 
 /// Brings the network up, by the `deadline` if there is one, and unless a USB drive makes it unnecessary.
@@ -143,7 +148,7 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
     });
     let journal = Arc::clone(&setup.journal);
     let network = setup.journal.phase(Phase::Network, "bring up the network", || {
-        let options = NetworkOptions { stop, ..network_options(&setup.config, &setup.trouble) };
+        let options = NetworkOptions { stop, ..network_options(&setup.config, &setup.handover, &setup.trouble) };
         net::bring_up_with(&setup.config.network, options, move |text: &str| journal.note(text))
     });
     drop(watched);
@@ -153,7 +158,7 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
 /// Goes on trying to bring the network up in the background, and reports only when it succeeds.
 fn bring_up_network_later(setup: &Setup) {
     let (config, journal) = (setup.config.network.clone(), Arc::clone(&setup.journal));
-    let options = network_options(&setup.config, &setup.trouble);
+    let options = network_options(&setup.config, &setup.handover, &setup.trouble);
     background(&setup.journal, "network-later", move || {
         if let Ok(_network) = net::bring_up_with(&config, options, |_: &str| {}) {
             journal.note("the network is up");

@@ -83,7 +83,9 @@ pub(super) fn run(
     }
     let (reporter, trouble) = (Arc::clone(journal), Trouble::default());
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        net::bring_up_with(&config.network, network_options(config, &trouble), move |text: &str| reporter.note(text))
+        net::bring_up_with(&config.network, network_options(config, handover, &trouble), move |text: &str| {
+            reporter.note(text)
+        })
     })?;
     let machine = || {
         let asset = inputs.asset().ok().flatten();

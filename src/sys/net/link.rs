@@ -14,7 +14,7 @@ use nix::sys::socket::SockaddrStorage;
 const CLASS: &str = "/sys/class/net";
 
 /// One Ethernet link.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Name given by the kernel.
     pub name: String,

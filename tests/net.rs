@@ -86,6 +86,7 @@ impl World {
             sources: self.sources.clone(),
             stop: self.stop.clone(),
             trouble: self.trouble.clone(),
+            ..NetworkOptions::default()
         };
         std::thread::spawn(move || {
             let up = bring_up_with(&network, options, move |text| {

@@ -159,6 +159,7 @@ impl Site {
             sources: self.sources.clone(),
             stop: self.stop.clone(),
             trouble: self.trouble.clone(),
+            ..NetworkOptions::default()
         };
         let ((result, up), (event, events)) = (channel(), channel());
         let began = Instant::now();

@@ -296,8 +296,8 @@ fn where_no_card_reaches_a_source_the_agent_goes_on_and_says_why() {
 
 #[test]
 #[ignore = "takes long: cargo xtask test --full"]
-fn a_cable_that_flaps_fills_no_console_and_floods_no_network() {
-    isolated("field::cards::a_cable_that_flaps_fills_no_console_and_floods_no_network", || {
+fn full_a_cable_that_flaps_fills_no_console_and_floods_no_network() {
+    isolated("field::cards::full_a_cable_that_flaps_fills_no_console_and_floods_no_network", || {
         let mut site = Site::new();
         inner(&mut site, "eth0", &[]);
         outer(&mut site, "eth1", &["--no-ping"]);

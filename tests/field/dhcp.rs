@@ -190,8 +190,8 @@ fn a_refusal_of_another_server_is_not_the_answer() {
 /// exhausted.
 #[test]
 #[ignore = "takes long: cargo xtask test --full"]
-fn a_server_that_refuses_is_asked_seldom_and_named_seldom() {
-    isolated("field::dhcp::a_server_that_refuses_is_asked_seldom_and_named_seldom", || {
+fn full_a_server_that_refuses_is_asked_seldom_and_named_seldom() {
+    isolated("field::dhcp::full_a_server_that_refuses_is_asked_seldom_and_named_seldom", || {
         let site = site();
         let asked = serve(|kind| match kind {
             1 => vec![Answer(OFFER, SERVER, vec![51, 4, 0, 0, 3, 232, 255])],

@@ -211,8 +211,8 @@ fn any_hardware_clock_recovers_over_https_alone() {
 /// A hardware clock that is some years ahead looks like one that is right, and its robot must recover too: once no
 /// certificate was good for a while.
 #[test]
-#[ignore = "takes long: two minutes in which a clock is believed"]
-fn a_hardware_clock_that_is_years_ahead_is_believed_for_a_while_only() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_hardware_clock_that_is_years_ahead_is_believed_for_a_while_only() {
     let fixture = dated(unix(BUILT) + 86_400);
     let robot = Robot::new(fixture.image.len());
     let server = https(&fixture, &robot, CERTIFICATE);

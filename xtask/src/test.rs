@@ -2,7 +2,7 @@
 //!
 //! A test that needs more than cargo is ignored, for a reason that begins with its tier: "needs root" (also for tools
 //! that apt installs), "needs a virtual machine" or "takes long". The test harness selects by name and not by reason.
-//! Tests of virtual machines are therefore in the module `vm`, and the names of those that take long begin with
+//! Tests of virtual machines are therefore in the module `vm`, and the names of tests that take long begin with
 //! `full_`; a test below compares reasons and names.
 
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ const TIERS: [(Tier, &str, u32); 4] = [
     (Tier::Unit, "style, lints, and the tests that need nothing but cargo", 4),
     (Tier::Root, "checks of the dependencies, the tests that need root and installed tools, and fuzz targets", 12),
     (Tier::Vm, "everything that is shipped, states after power cuts, and boots in virtual machines", 25),
-    (Tier::Full, "more states after power cuts, and all boots in virtual machines", 120),
+    (Tier::Full, "more states after power cuts, all boots in virtual machines, and what else takes long", 180),
 ];
 
 /// What the reason of an ignored test begins with.
@@ -134,8 +134,7 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             // Both may first install or build what they check with.
             crate::oldest_rust::check(paths)?;
             crate::deny::check(paths)?;
-            let tests = ["test", "--workspace", "--tests", "--locked", "--", "--ignored", "--skip", "vm::"];
-            part(paths, "tests with root", &tests)?;
+            part(paths, "tests with root", &[&WITH_ROOT[..], &["--skip", "vm::", "--skip", "::full_"]].concat())?;
             fuzz(paths)
         }
         Tier::Vm | Tier::Full => {
@@ -146,7 +145,11 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             if !full {
                 more.extend(["--skip", "::full_"]);
             }
-            part(paths, "virtual machines", &[&BOOTS[..], &more].concat())
+            part(paths, "virtual machines", &[&BOOTS[..], &more].concat())?;
+            if full {
+                part(paths, "tests that take long", &[&WITH_ROOT[..], &["--skip", "vm::", "::full_"]].concat())?;
+            }
+            Ok(())
         }
     }
 }
@@ -163,6 +166,9 @@ fn fuzz(paths: &Paths) -> Result<()> {
 /// One machine at a time: two cores emulate one well, and a slow boot is not a failure to look into.
 const BOOTS: [&str; 9] =
     ["test", "--package", "xtask", "--locked", "--test", "builder", "--", "--include-ignored", "--test-threads=1"];
+
+/// Ignored tests that boot no machine.
+const WITH_ROOT: [&str; 6] = ["test", "--workspace", "--tests", "--locked", "--", "--ignored"];
 
 /// Judging takes ten milliseconds a state, booting half a minute; the tests in virtual machines boot after real cuts.
 fn powercut_options(full: bool) -> powercut::PowerCutArgs {
@@ -185,17 +191,15 @@ fn run_only(paths: &Paths, tiers: &[Tier], pattern: &str, assume_yes: bool) -> R
     prepare(&chosen.iter().map(|(tier, _)| *tier).collect::<Vec<_>>(), assume_yes)?;
     for (tier, names) in &chosen {
         let title = format!("{} of tier {}", if names.len() == 1 { "the test" } else { "the tests" }, name_of(*tier));
-        let mut arguments = match tier {
-            Tier::Unit => vec!["test", "--workspace", "--tests", "--locked", "--"],
-            Tier::Root => vec!["test", "--workspace", "--tests", "--locked", "--", "--ignored"],
-            Tier::Vm | Tier::Full => {
-                crate::demo::build_all(paths, assume_yes)?;
-                BOOTS.to_vec()
-            }
-        };
-        arguments.push("--exact");
-        arguments.extend(names);
-        part(paths, &title, &arguments)?;
+        let (boots, others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.starts_with("vm::"));
+        let without: &[&str] = if *tier == Tier::Unit { &WITH_ROOT[..WITH_ROOT.len() - 1] } else { &WITH_ROOT };
+        if !others.is_empty() {
+            part(paths, &title, &[without, &["--exact"], &others].concat())?;
+        }
+        if !boots.is_empty() {
+            crate::demo::build_all(paths, assume_yes)?;
+            part(paths, &title, &[&BOOTS[..], &["--exact"], &boots].concat())?;
+        }
     }
     Ok(())
 }
@@ -207,12 +211,12 @@ fn names_of(tiers: &[Tier]) -> String {
 
 /// Whether an ignored test, or for the first tier one that is not, belongs to a tier.
 fn belongs(tier: Tier, name: &str) -> bool {
-    let boots = name.starts_with("vm::");
+    let (boots, takes_long) = (name.starts_with("vm::"), name.contains("::full_"));
     match tier {
         Tier::Unit => true,
-        Tier::Root => !boots,
-        Tier::Vm => boots && !name.contains("::full_"),
-        Tier::Full => boots,
+        Tier::Root => !boots && !takes_long,
+        Tier::Vm => boots && !takes_long,
+        Tier::Full => boots || takes_long,
     }
 }
 
@@ -258,10 +262,11 @@ mod tests {
             ("slots::grub_sees_it", Some(Tier::Root)),
             ("vm::slots::it_boots", Some(Tier::Vm)),
             ("vm::slots::full_it_boots_often", None),
+            ("field::cards::full_it_flaps", None),
         ] {
             let found: Vec<Tier> = [Tier::Root, Tier::Vm].into_iter().filter(|tier| belongs(*tier, name)).collect();
             assert_eq!(found, usual.into_iter().collect::<Vec<_>>(), "{name}");
-            assert_eq!(belongs(Tier::Full, name), name.starts_with("vm::"));
+            assert_eq!(belongs(Tier::Full, name), usual != Some(Tier::Root));
         }
     }
 
@@ -289,7 +294,7 @@ mod tests {
                 for (reason, name) in ignored(&std::fs::read_to_string(&path).unwrap()) {
                     seen += 1;
                     let tier = REASONS.iter().position(|known| reason.starts_with(known));
-                    let fits = if boots { tier.is_some() } else { tier == Some(0) };
+                    let fits = if boots { tier.is_some() } else { matches!(tier, Some(0 | 2)) };
                     assert!(fits, "{}: {name} is ignored with the reason {reason:?}", path.display());
                     // A macro gets its names elsewhere: they begin with `full_` too, or every run would take long.
                     let named = name.starts_with("full_") || name.starts_with('$');

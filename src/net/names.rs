@@ -34,6 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MORE: Duration = Duration::from_millis(150);
 /// Servers that are asked; resolvers of old read three.
 const MOST_SERVERS: usize = 8;
+/// Domains that a short name is looked for in, as in resolvers of old: each may cost the whole patience.
+const MOST_DOMAINS: usize = 6;
+/// How long an address waits for servers that are listed before the one that gave it, since they come first for a
+/// reason: a provider's server invents addresses for names that only the site's own server knows.
+const EARLIER: Duration = Duration::from_millis(400);
 /// Addresses that are returned. Large content networks answer with a dozen.
 const MOST_ADDRESSES: usize = 16;
 
@@ -84,14 +89,14 @@ impl Resolver {
     #[must_use]
     pub fn parse(resolv_conf: &str, hosts: &str) -> Self {
         let mut this = Self::default();
-        for line in resolv_conf.lines() {
+        for line in resolv_conf.trim_start_matches('\u{feff}').lines() {
             let mut words = line.split(['#', ';']).next().unwrap_or_default().split_whitespace();
             match words.next() {
                 Some("nameserver") => {
                     let address = words.next().and_then(server_address);
                     this.servers.extend(address.map(|address| NameServer { address, interface: None }));
                 }
-                Some("search" | "domain") => this.search = words.map(str::to_owned).collect(),
+                Some("search" | "domain") => this.search = words.take(MOST_DOMAINS).map(str::to_owned).collect(),
                 _ => {}
             }
         }
@@ -178,45 +183,64 @@ impl Resolver {
         let (sender, outcomes) = channel();
         let name: Arc<str> = name.into();
         let until = Instant::now() + PATIENCE;
-        for server in &self.servers {
+        for (place, server) in self.servers.iter().enumerate() {
             let (report, name, server) = (sender.clone(), Arc::clone(&name), server.clone());
             let address = server.address;
             let spawned = background(&format!("dns {address}"), move || {
-                ask(&server, &name, until, |outcome| report.send((address, outcome)).is_ok());
+                ask(&server, &name, until, |outcome| report.send((place, outcome)).is_ok());
             });
             if let Err(error) = spawned {
-                let _ = sender.send((address, Outcome::Failed(format!("no thread to ask with: {error}"))));
+                let _ = sender.send((place, Outcome::Failed(format!("no thread to ask with: {error}"))));
             }
         }
         drop(sender);
-        collect(&outcomes, until)
+        collect(&self.servers, &outcomes, until)
     }
 }
 
-/// Takes outcomes until there is nothing left to wait for.
-fn collect(outcomes: &Receiver<(SocketAddr, Outcome)>, mut until: Instant) -> Result<Vec<IpAddr>, Vec<String>> {
-    let mut addresses: Vec<IpAddr> = Vec::new();
+/// Takes outcomes until there is nothing left to wait for. The addresses are in the order of their servers.
+fn collect(
+    servers: &[NameServer],
+    outcomes: &Receiver<(usize, Outcome)>,
+    mut until: Instant,
+) -> Result<Vec<IpAddr>, Vec<String>> {
+    let mut found: Vec<(usize, IpAddr)> = Vec::new();
+    let mut heard = vec![0; servers.len()];
     let mut said = BTreeSet::new();
+    let (mut first, mut last) = (None, until);
     loop {
         match outcomes.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok((_, Outcome::Addresses(found))) => {
-                if addresses.is_empty() {
-                    until = until.min(Instant::now() + MORE);
-                }
-                for address in found {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
+            Ok((place, outcome)) => {
+                heard[place] += 1;
+                match outcome {
+                    Outcome::Addresses(addresses) => {
+                        found.extend(addresses.into_iter().map(|address| (place, address)));
                     }
+                    Outcome::Failed(text) => drop(said.insert(format!("{}: {text}", servers[place].address.ip()))),
                 }
-            }
-            Ok((server, Outcome::Failed(text))) => {
-                said.insert(format!("{}: {text}", server.ip()));
             }
             // All servers are through, or the time is over.
             Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
         }
+        if let Some(best) = found.iter().map(|(place, _)| *place).min() {
+            let first = *first.get_or_insert_with(Instant::now);
+            // Servers before the best one that have said nothing yet.
+            let is_expected = heard[..best].contains(&0);
+            last = last.min(first + EARLIER);
+            until = if is_expected { last } else { last.min(first + MORE) };
+        }
     }
-    if addresses.is_empty() { Err(said.into_iter().collect()) } else { Ok(addresses) }
+    if found.is_empty() {
+        return Err(said.into_iter().collect());
+    }
+    found.sort_by_key(|(place, _)| *place);
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (_, address) in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
 }
 
 /// Whether name servers can be asked for it (RFC 1035, 2.3.4). A dot at the end says that no domain is to be added.

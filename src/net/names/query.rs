@@ -2,10 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
 
 use super::server::NameServer;
@@ -17,6 +16,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TCP_PATIENCE: Duration = Duration::from_secs(2);
 /// Largest answer over UDP that is taken; without EDNS servers send 512 bytes.
 const MOST_UDP_BYTES: usize = 4096;
+
+/// Bytes before the question.
+const HEADER_BYTES: usize = 12;
+const A: u16 = 1;
+const AAAA: u16 = 28;
 
 /// What came of one question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +74,14 @@ fn ask_by_udp(server: &NameServer, name: &str, until: Instant, report: &impl Fn(
             };
             let (kind, id, question) = open.swap_remove(at);
             // Cut short, or not to be read: TCP has room for all of it.
-            let outcome = read(&buffer[..length], kind)
-                .unwrap_or_else(|| over_tcp(server, &Sent { name, kind, id, bytes: &question }, until));
+            let outcome = read(&buffer[..length], kind).unwrap_or_else(|| {
+                let whole = over_tcp(server, &Sent { name, kind, id, bytes: &question }, until);
+                // What did fit is better than nothing where TCP is closed.
+                match addresses(&buffer[..length]) {
+                    some if !some.is_empty() && matches!(whole, Outcome::Failed(_)) => Outcome::Addresses(some),
+                    _ => whole,
+                }
+            });
             if !report(outcome) {
                 return Ok(());
             }
@@ -111,10 +121,30 @@ fn ask_by_tcp(server: &NameServer, question: &[u8], until: Instant) -> io::Resul
     let length = u16::try_from(question.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes(), question].concat())?;
     let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
+    let until = Instant::now() + patience;
+    read_until(&mut stream, &mut length, until)?;
     let mut answer = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut answer)?;
+    read_until(&mut stream, &mut answer, until)?;
     Ok(answer)
+}
+
+/// Fills the buffer in time, however few bytes come at a time.
+fn read_until(stream: &mut TcpStream, buffer: &mut [u8], until: Instant) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer[filled..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn question(name: &str, kind: TYPE, id: u16) -> io::Result<Vec<u8>> {
@@ -149,25 +179,65 @@ pub(super) fn read(bytes: &[u8], kind: TYPE) -> Option<Outcome> {
     if bytes.get(2)? & TRUNCATED != 0 {
         return None;
     }
-    let packet = Packet::parse(bytes).ok()?;
-    // Every address in the answer belongs to the name, be it through an alias.
-    let addresses = packet.answers.iter().filter_map(|record| match &record.rdata {
-        RData::A(record) => Some(IpAddr::from(Ipv4Addr::from(record.address))),
-        RData::AAAA(record) => Some(IpAddr::from(Ipv6Addr::from(record.address))),
-        _ => None,
-    });
-    // Filters answer with the unspecified address for names that they do not like.
-    let addresses: Vec<IpAddr> = addresses.filter(|address| !address.is_unspecified()).collect();
+    let addresses = addresses(bytes);
     if !addresses.is_empty() {
         return Some(Outcome::Addresses(addresses));
     }
+    let packet = Packet::parse(bytes).ok();
+    let code = match &packet {
+        Some(packet) => packet.rcode(),
+        None => RCODE::from(u16::from(bytes.get(3)? & 0x0f)),
+    };
+    if packet.is_none() && code == RCODE::NoError {
+        return None;
+    }
     let what = if kind == TYPE::AAAA { "IPv6" } else { "IPv4" };
-    Some(Outcome::Failed(match packet.rcode() {
+    Some(Outcome::Failed(match code {
         RCODE::NoError => format!("has no {what} address"),
         RCODE::NameError => "knows no such name".to_owned(),
         RCODE::Refused => format!("refuses to answer for {what}"),
         other => format!("cannot answer for {what} ({other:?})"),
     }))
+}
+
+/// The addresses among the answers, as far as these can be read: a record of another kind that is malformed, or an end
+/// that is cut off, does not cost the addresses before it. Every address belongs to the name, be it through an alias.
+fn addresses(bytes: &[u8]) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let count = |at: usize| bytes.get(at..at + 2).map_or(0, |count| u16::from_be_bytes([count[0], count[1]]));
+    let (questions, answers) = (count(4), count(6));
+    let mut at = HEADER_BYTES;
+    for _ in 0..questions {
+        let Some(end) = end_of_name(bytes, at) else { return addresses };
+        at = end + 4;
+    }
+    for _ in 0..answers {
+        let Some(head) = end_of_name(bytes, at) else { break };
+        let Some(&[kind_high, kind_low, _, _, _, _, _, _, high, low]) = bytes.get(head..head + 10) else { break };
+        let end = head + 10 + usize::from(u16::from_be_bytes([high, low]));
+        let Some(data) = bytes.get(head + 10..end) else { break };
+        let address = match u16::from_be_bytes([kind_high, kind_low]) {
+            A => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+            AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+            _ => None,
+        };
+        // Filters answer with the unspecified address for names that they do not like.
+        addresses.extend(address.filter(|address| !address.is_unspecified()));
+        at = end;
+    }
+    addresses
+}
+
+/// The place behind a name, which ends with an empty label or with a pointer.
+fn end_of_name(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *bytes.get(at)? {
+            0 => return Some(at + 1),
+            label @ 1..=63 => at += 1 + usize::from(label),
+            0xc0.. => return Some(at + 2),
+            _ => return None,
+        }
+    }
 }
 
 #[cfg(test)]

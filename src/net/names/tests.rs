@@ -159,3 +159,86 @@ fn short_names_are_looked_for_in_the_domains() {
     assert_eq!(resolver.candidates("a.b"), ["a.b", "a.b.one.example", "a.b.two.example"]);
     assert_eq!(resolver.candidates("a.b."), ["a.b"]);
 }
+
+/// A name server on UDP alone, which answers each question this way after a while.
+fn answering(delay: Duration, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = udp.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            std::thread::sleep(delay);
+            udp.send_to(&answer(&buffer[..length]), from).unwrap();
+        }
+    });
+    address
+}
+
+/// https://github.com/MichaCo/DnsClient.NET/issues/52, https://github.com/coredns/coredns/issues/844
+#[test]
+fn what_fits_into_an_answer_is_used_where_tcp_is_closed() {
+    let whole = |question: &[u8]| answer(question, Habit::Address).unwrap();
+    let truncated = move |question: &[u8]| {
+        let mut answer = whole(question);
+        answer[2] |= 2;
+        answer
+    };
+    // 18 records are announced, and a middlebox has cut the answer behind the first without a word.
+    let cut = move |question: &[u8]| {
+        let mut answer = whole(question);
+        answer[7] = 18;
+        [&answer[..], &[0xc0, 12, 0, 1]].concat()
+    };
+    // A record of another kind whose content makes no sense, before the address.
+    let odd = move |question: &[u8]| {
+        let (mut answer, length) = (whole(question), question.len());
+        answer[7] = 2;
+        answer.splice(length..length, [0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 3, 0xff, 0xff, 0xff]);
+        answer
+    };
+    for server in [answering(Duration::ZERO, truncated), answering(Duration::ZERO, cut), answering(Duration::ZERO, odd)]
+    {
+        let found = resolver(&[server]).lookup("images.example.com").unwrap();
+        assert_eq!(found[0], ADDRESS);
+    }
+}
+
+/// A provider's server invents an address for a name that only the site's own server knows.
+#[test]
+fn servers_that_are_listed_first_are_believed_first() {
+    let invented = |question: &[u8]| {
+        let mut answer = answer(question, Habit::Address).unwrap();
+        *answer.last_mut().unwrap() = 99;
+        answer
+    };
+    let late = answering(Duration::from_millis(100), |question| answer(question, Habit::Address).unwrap());
+    let prompt = answering(Duration::ZERO, invented);
+    assert_eq!(resolver(&[late, prompt]).lookup("images.example.com").unwrap()[0], ADDRESS);
+    assert_ne!(resolver(&[prompt, late]).lookup("images.example.com").unwrap()[0], ADDRESS);
+    let silent = server(Habit::Silent, Habit::Silent);
+    let began = Instant::now();
+    assert_ne!(resolver(&[silent, prompt]).lookup("images.example.com").unwrap()[0], ADDRESS);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[test]
+fn names_of_every_form_are_asked_for() {
+    let good = server(Habit::Address, Habit::Code(0));
+    let long = format!("{}.example.com", "x".repeat(63));
+    for name in
+        ["_images._tcp.example.com", &long, "xn--bcher-kva.example", "IMAGES.example.com.", "1.2.3.4.5", "a-b-.c"]
+    {
+        assert_eq!(resolver(&[good]).lookup(name).unwrap_or_else(|error| panic!("{error}")), [ADDRESS]);
+    }
+}
+
+/// https://github.com/hickory-dns/resolv-conf/issues/1, https://github.com/systemd/systemd/issues/3359
+#[test]
+fn lists_of_servers_are_read_as_people_and_programs_write_them() {
+    let text = "\u{feff}nameserver 192.0.2.53\r\noptions edns0 trust-ad\r\n\r\nnameserver\tfe80::1%7 # router\r\n\
+                nameserver fe80::2%lo\nnameserver fe80::3%no/../such\nNAMESERVER x\nsortlist 1\nsearch a b c d e f g h\n";
+    let parsed = Resolver::parse(text, "");
+    let servers: Vec<String> = parsed.servers.iter().map(|server| server.address.to_string()).collect();
+    assert_eq!(servers, ["192.0.2.53:53", "[fe80::1%7]:53", "[fe80::2%1]:53"]);
+    assert_eq!(parsed.search.len(), 6);
+}

@@ -23,7 +23,7 @@ pub(super) struct HttpAnswer {
 
 /// Whether the answer sends the client elsewhere.
 pub(super) fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+    matches!(status.as_u16(), 300..=303 | 307 | 308)
 }
 
 impl HttpAnswer {
@@ -116,7 +116,8 @@ pub(super) fn parse_content_range(value: &str) -> Option<(Range<u64>, Option<u64
     if !unit.eq_ignore_ascii_case("bytes") {
         return None;
     }
-    let (range, total) = rest.trim_start_matches([' ', '\t', '=', ':']).split_once('/')?;
+    let rest = rest.trim_start_matches([' ', '\t', '=', ':']);
+    let (range, total) = rest.split_once('/').unwrap_or((rest, "*"));
     let (first, last) = range.trim().split_once('-')?;
     let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     (first <= last).then_some((first..last.checked_add(1)?, total.trim().parse().ok()))
@@ -154,7 +155,8 @@ mod tests {
         assert_eq!(parse_content_range("bytes 0-99/500"), Some((0..100, Some(500))));
         assert_eq!(parse_content_range("Bytes 5-5/*"), Some((5..6, None)));
         assert_eq!(parse_content_range(" BYTES=5 - 6/9"), Some((5..7, Some(9))));
-        for bad in ["", "bytes */500", "bytes 9-5/500", "0-99/500", "bytes 0-18446744073709551615/*", "bytes 0-9", "bÿ"]
+        assert_eq!(parse_content_range("bytes 5-6"), Some((5..7, None)));
+        for bad in ["", "bytes */500", "bytes 9-5/500", "0-99/500", "bytes 0-18446744073709551615/*", "bytes 0", "bÿ"]
         {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }

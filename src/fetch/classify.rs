@@ -7,7 +7,8 @@ use ureq::Timeout;
 
 use super::connect::{LookupError, NoTls};
 use super::error::{FetchError, FetchErrorKind};
-use super::exchange::{ClosedWhileIdle, TooManyInterim};
+use super::exchange::ClosedWhileIdle;
+use super::head::EndlessHead;
 use super::proxy::{NoProxy, ProxyRefusal};
 use super::tls::time_disagreement;
 use crate::machine::clock::CertificateTime;
@@ -32,8 +33,8 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
         return FetchError::new(FetchErrorKind::Tls, url, "there is no way to trust a server")
             .because(no_tls.to_string());
     }
-    if let Some(too_many) = find::<TooManyInterim>(&error) {
-        return FetchError::new(FetchErrorKind::Protocol, url, too_many.to_string());
+    if let Some(endless) = find::<EndlessHead>(&error) {
+        return FetchError::new(FetchErrorKind::Protocol, url, endless.to_string());
     }
     if let Some(ClosedWhileIdle(cause)) = find::<ClosedWhileIdle>(&error) {
         return from_io(url, cause.kind()).because(cause.to_string());

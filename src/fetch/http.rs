@@ -17,17 +17,21 @@ use super::classify::{classified, is_closed_while_idle, is_no_tls};
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
+use super::paths::Paths;
 use super::url::Base;
 use super::watch::SpeedWatch;
 use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
 
-/// The most redirects of one request: enough for a load balancer that sends to a region that sends to a bucket.
-const MAX_REDIRECTS: usize = 5;
+/// The most redirects of one request: a load balancer sends to a mirror that sends to a region that sends to a bucket,
+/// each of them first to itself with a slash or a token. Browsers follow 20.
+const MAX_REDIRECTS: usize = 10;
 /// The most answers to one range that bring less than [`SMALL_PART`] and not its end: a server that gives a range in
 /// crumbs would otherwise cost a round trip for each of them.
 const MAX_SMALL_PARTS: u32 = 64;
 /// The bytes from which on a part of a range counts as one that is worth its request.
 const SMALL_PART: u64 = 64 << 10;
+/// The most addresses of a host that are asked in one attempt, if each of them takes the connection and does not answer.
+const MAX_UNSERVED: u32 = 16;
 /// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
 /// The most bytes that are read at once from the connection and handed to the sink.
@@ -36,6 +40,7 @@ const BUFFER: usize = 64 << 10;
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
     agent: Agent,
+    paths: Arc<Paths>,
     base: Base,
     /// The value of the Authorization header for the base.
     authorization: Option<String>,
@@ -85,8 +90,8 @@ impl Http {
             // Per read, not for the body: a slow link that is alive must be able to finish.
             .timeout_per_read(Some(options.stall_timeout))
             .timeout_per_write(Some(options.stall_timeout))
-            // Well below the input buffer, so that an endless head is distinguished from a broken connection.
-            .max_response_header_size(16 << 10)
+            // What ureq sees is a head that was read and shortened before.
+            .max_response_header_size(512 << 10)
             .input_buffer_size(BUFFER)
             .output_buffer_size(16 << 10)
             // All to one host, for one request each; ureq's own limit for a host is below what the writer uses.
@@ -100,9 +105,10 @@ impl Http {
         };
         let (base, credentials) = url::without_credentials(base);
         let (base, authorization) = (Base::new(&base), credentials.map(basic));
-        let agent = connect::agent(config, tls);
+        let (agent, paths) = connect::agent(config, tls);
         let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
-        Ok(Self { agent, base, authorization, watch: None, stall_timeout: options.stall_timeout, clock, rate })
+        let stall_timeout = options.stall_timeout;
+        Ok(Self { agent, paths, base, authorization, watch: None, stall_timeout, clock, rate })
     }
 
     fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
@@ -138,24 +144,44 @@ impl Http {
         }
     }
 
-    /// Sends a request, and sends it again when it went to a kept connection that the server had closed meanwhile. Each
-    /// failure uses up one such connection, so that a fresh one comes at last.
+    /// Sends a request, and sends it again when it went to a kept connection that the server had closed meanwhile, or to
+    /// an address that took the connection and did not answer while the host has others. Each failure uses up one such
+    /// connection or address.
     fn ask(
         &self,
         url: &str,
         send: impl Fn() -> Result<Response<Body>, ureq::Error>,
     ) -> Result<Response<Body>, FetchError> {
-        let mut result = send();
-        for _ in 0..=MAX_IDLE {
-            match result {
-                Err(error) if is_closed_while_idle(&error) => {
-                    log::debug!("{}: the kept connection was closed, asking on another one", url::redacted(url));
-                    result = send();
-                }
-                result => return result.map_err(|error| self.no_answer(url, error)),
+        let (mut closed, mut unserved) = (0, 0);
+        loop {
+            let before = self.paths.unserved();
+            let error = match send() {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            if is_closed_while_idle(&error) && closed <= MAX_IDLE {
+                closed += 1;
+                log::debug!("{}: the kept connection was closed, asking on another one", url::redacted(url));
+                continue;
             }
+            let was_unserved = self.paths.unserved() > before && unserved < MAX_UNSERVED;
+            let error = self.no_answer(url, error);
+            // What a certificate says about the time is for the clock to judge, and not for another address.
+            let is_of_the_time = matches!(error.kind(), FetchErrorKind::TlsTime { .. });
+            if !was_unserved || is_of_the_time || !self.has_other_address(url) {
+                return Err(error);
+            }
+            unserved += 1;
+            log::debug!("{}; asking another address of the host", error.chain());
         }
-        result.map_err(|error| self.no_answer(url, error))
+    }
+
+    /// Whether the host that is connected to, be it the proxy, has an address that did not fail of late.
+    fn has_other_address(&self, url: &str) -> bool {
+        match self.agent.config().proxy() {
+            Some(proxy) => self.paths.has_other(proxy.uri()),
+            None => url.parse().is_ok_and(|uri| self.paths.has_other(&uri)),
+        }
     }
 
     /// Says which proxy was in the way, as it is the proxy that could not be reached and not the host in the URL.
@@ -212,10 +238,13 @@ impl Http {
 
     fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let answer = self.request(path, None)?;
-        let HttpAnswer { url, status, body, .. } = answer;
-        if status != 200 {
-            return Err(FetchError::new(FetchErrorKind::Protocol, &url, format!("status {status} instead of 200")));
+        // 203 is the 200 of a proxy that changed something on the way. 206 is the whole of it too, from some caches that
+        // keep an object in parts; what is missing shows in the digest or the signature.
+        if !matches!(answer.status, 200 | 203 | 206) {
+            let problem = format!("status {} instead of 200", answer.status);
+            return Err(FetchError::new(FetchErrorKind::Protocol, &answer.url, problem));
         }
+        let HttpAnswer { url, body, .. } = answer;
         let protocol = |problem: String| FetchError::new(FetchErrorKind::Protocol, &url, problem);
         let too_large = |size: String| protocol(format!("{size} bytes, but at most {limit_bytes} are expected"));
         let announced = body.content_length().filter(|size| *size > limit_bytes);
@@ -350,7 +379,7 @@ fn deliver(
             return Err(FetchError::new(FetchErrorKind::Broken, url, "the answer ended").after(delivered, wanted));
         }
         // Without a length, a page looks like an object that comes whole.
-        if got == 0 && status == 200 && is_web_page(&buffer[..n]) {
+        if got == 0 && status != 206 && is_web_page(&buffer[..n]) {
             return Err(FetchError::new(FetchErrorKind::Protocol, url, WEB_PAGE));
         }
         if got >= skip {

@@ -11,7 +11,7 @@ use super::watch::SpeedWatch;
 
 /// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a
 /// robot has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
-const MIN_RATE: u64 = 256;
+pub(super) const MIN_RATE: u64 = 256;
 
 /// A reader that measures the rate. Only the time spent waiting for the server counts, not the time that the sink takes
 /// to write, and not the pauses that the cap asks for.

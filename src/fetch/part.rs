@@ -52,7 +52,8 @@ impl Useless {
 pub(super) fn find(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {
     match head.status {
         206 => in_partial(head, wanted),
-        200 => in_whole(head, wanted),
+        // 203 is the 200 of a proxy that changed something on the way.
+        200 | 203 => in_whole(head, wanted),
         416 => {
             let problem = "the object is shorter than it has to be (HTTP 416)".to_owned();
             Err(Useless::range(problem, wanted))
@@ -68,6 +69,11 @@ fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {
     if head.is_multipart {
         let problem = "the answer is multipart/byteranges although one range was asked for".to_owned();
         return Err(Useless::range(problem, wanted));
+    }
+    let wanted_bytes = wanted.end - wanted.start;
+    // Without its head it is the range or everything, as a 200 is that has a length.
+    if head.content_range.is_none() && head.content_length.is_some() && !head.is_multipart {
+        return in_whole(head, wanted);
     }
     let value = head.content_range.unwrap_or_default();
     let other = || {
@@ -87,7 +93,7 @@ fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {
     // A length that contradicts the range: what is there is taken.
     let body_bytes = head.content_length.unwrap_or(answered_bytes).min(answered_bytes);
     let take_bytes = body_bytes.checked_sub(skip_bytes).filter(|bytes| *bytes > 0).ok_or_else(other)?;
-    let take_bytes = take_bytes.min(wanted.end - wanted.start);
+    let take_bytes = take_bytes.min(wanted_bytes);
     let is_last =
         skip_bytes + take_bytes == answered_bytes && head.content_length.is_none_or(|len| len == answered_bytes);
     Ok(Part { skip_bytes, take_bytes, is_last })
@@ -156,6 +162,8 @@ mod tests {
         assert!(!short.whole_may_help && short.problem.contains("has 15 bytes"), "{short:?}");
         let multipart = Head { is_multipart: true, ..partial("", None) };
         assert!(find(&multipart, &(10..20)).unwrap_err().problem.contains("multipart/byteranges"));
+        let headless = Head { content_length: Some(10), content_range: None, ..partial("", None) };
+        assert_eq!(find(&headless, &(10..20)), Ok(part(0, 10, true)));
         let far = MAX_SKIP + 1;
         assert!(!find(&partial("", None), &(far..far + 1)).unwrap_err().whole_may_help);
         assert!(find(&Head { status: 204, ..Head::default() }, &(10..20)).is_err());

@@ -16,10 +16,14 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Proxy, Timeout};
 
+use super::head::status_line;
 use super::tcp::RacingConnector;
 
 /// The most bytes of a proxy's answer to CONNECT. Some proxies send a whole page as the head of a refusal's reasons.
 const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// The most interim answers of a proxy before its answer to CONNECT.
+const MAX_INTERIM: usize = 16;
 
 /// The answer of a proxy that does not pass a connection on.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,11 @@ fn credentials(proxy: &Proxy) -> String {
 }
 
 /// Connects to the proxy itself.
-fn to_proxy(details: &ConnectionDetails<'_>, proxy: &Proxy) -> Result<Option<Box<dyn Transport>>, Error> {
+fn to_proxy(
+    racing: &RacingConnector,
+    details: &ConnectionDetails<'_>,
+    proxy: &Proxy,
+) -> Result<Option<Box<dyn Transport>>, Error> {
     let details = ConnectionDetails {
         uri: proxy.uri(),
         addrs: details.resolver.resolve(proxy.uri(), details.config, details.timeout)?,
@@ -61,13 +69,13 @@ fn to_proxy(details: &ConnectionDetails<'_>, proxy: &Proxy) -> Result<Option<Box
         run_connector: Arc::clone(&details.run_connector),
         register_shutdown: Arc::clone(&details.register_shutdown),
     };
-    let transport = RacingConnector::default().connect(&details, None::<()>)?;
+    let transport = racing.connect(&details, None::<()>)?;
     Ok(transport.map(|transport| Box::new(transport) as Box<dyn Transport>))
 }
 
 /// Plain HTTP through a proxy: connects to the proxy and asks it in absolute form.
 #[derive(Debug)]
-pub(super) struct PlainProxyConnector;
+pub(super) struct PlainProxyConnector(pub RacingConnector);
 
 impl<In: Transport> Connector<In> for PlainProxyConnector {
     type Out = Either<In, AbsoluteForm>;
@@ -80,7 +88,7 @@ impl<In: Transport> Connector<In> for PlainProxyConnector {
         if details.uri.scheme() != Some(&Scheme::HTTP) {
             return Ok(None);
         }
-        let Some(inner) = to_proxy(details, proxy)? else { return Ok(None) };
+        let Some(inner) = to_proxy(&self.0, details, proxy)? else { return Ok(None) };
         let authority = details.uri.authority().map_or("", |authority| authority.as_str());
         let origin = format!("http://{authority}");
         Ok(Some(Either::B(AbsoluteForm { inner, origin, credentials: credentials(proxy), at_head: true })))
@@ -148,7 +156,7 @@ impl fmt::Debug for AbsoluteForm {
 
 /// A tunnel through a proxy, for what it cannot read.
 #[derive(Debug)]
-pub(super) struct TunnelConnector;
+pub(super) struct TunnelConnector(pub RacingConnector);
 
 impl<In: Transport> Connector<In> for TunnelConnector {
     type Out = Either<In, Box<dyn Transport>>;
@@ -166,7 +174,7 @@ impl<In: Transport> Connector<In> for TunnelConnector {
             },
             ..details.timeout
         };
-        let Some(mut transport) = to_proxy(details, proxy)? else { return Ok(None) };
+        let Some(mut transport) = to_proxy(&self.0, details, proxy)? else { return Ok(None) };
         let host = details.uri.host().unwrap_or_default();
         let port = details.uri.port_u16().unwrap_or(443);
         let agent = concat!("reflash/", env!("CARGO_PKG_VERSION"));
@@ -177,10 +185,14 @@ impl<In: Transport> Connector<In> for TunnelConnector {
         let room = transport.buffers().output().get_mut(..head.len()).ok_or(Error::BadUri(host.to_owned()))?;
         room.copy_from_slice(head.as_bytes());
         transport.transmit_output(head.len(), left())?;
-        match answer_of(&mut *transport, left)? {
-            200..=299 => Ok(Some(Either::B(transport))),
-            status => Err(Error::Other(Box::new(ProxyRefusal { status }))),
+        for _ in 0..=MAX_INTERIM {
+            match answer_of(&mut *transport, left)? {
+                200..=299 => return Ok(Some(Either::B(transport))),
+                100..=199 => {}
+                status => return Err(Error::Other(Box::new(ProxyRefusal { status }))),
+            }
         }
+        Err(Error::Other(Box::new(NoProxy)))
     }
 }
 
@@ -191,13 +203,15 @@ fn answer_of(transport: &mut dyn Transport, left: impl Fn() -> NextTimeout) -> R
         if left().after.is_zero() {
             return Err(Error::Timeout(Timeout::Connect));
         }
-        let progress = transport.await_input(left())?;
+        // Behind an interim answer, the next one may be there already.
+        let progress = !transport.buffers().input().is_empty() || transport.await_input(left())?;
         let buffers = transport.buffers();
         let (before, came) = (head.len(), buffers.input().len());
         head.extend_from_slice(buffers.input());
         let Some(end) = end_of_head(&head) else {
             buffers.input_consume(came);
-            let is_http = head.starts_with(b"HTTP/") || b"HTTP/".starts_with(&head);
+            let begun = head.len().min(b"HTTP/".len());
+            let is_http = head[..begun].eq_ignore_ascii_case(&b"HTTP/"[..begun]);
             if !progress || head.len() > MAX_HEAD_BYTES || !is_http {
                 return Err(Error::Other(Box::new(NoProxy)));
             }
@@ -219,9 +233,7 @@ fn end_of_head(input: &[u8]) -> Option<usize> {
 /// The status in the first line of an answer.
 fn status_of(head: &[u8]) -> Option<u16> {
     let line = head.split(|byte| *byte == b'\n').next()?;
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    words.next().filter(|version| version.starts_with("HTTP/"))?;
-    words.next()?.parse().ok()
+    status_line(line).map(|(status, _)| status)
 }
 
 #[cfg(test)]

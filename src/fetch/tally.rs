@@ -8,6 +8,9 @@ const MAX_STRIKES: u32 = 3;
 /// Refusals in doubt after which a call takes a source at its word. With the pauses between them this is half a minute:
 /// longer than a cache keeps what it should not have kept, or a limit for single clients lasts.
 const MAX_DOUBTS: u32 = 6;
+/// Refusals after which a call takes a source at its word that has not delivered anything yet: a wrong URL costs a person
+/// some seconds, and a content network that refuses one request in a hundred does not cost an update.
+const MAX_REFUSALS: u32 = 3;
 /// The bytes by which a transfer must come further to start counting rounds anew: the line is then bad, not dead. Less
 /// does not count, or a server that cuts after every byte could hold the agent for ever.
 const PROGRESS: u64 = 64 << 10;
@@ -17,6 +20,7 @@ pub(super) struct Tally {
     errors: Vec<Option<FetchError>>,
     strikes: Vec<u32>,
     doubts: Vec<u32>,
+    refusals: Vec<u32>,
     latest: usize,
     attempts: u32,
     furthest: u64,
@@ -26,7 +30,7 @@ impl Tally {
     pub(super) fn new(sources: usize) -> Self {
         let errors = (0..sources).map(|_| None).collect();
         let none = || vec![0; sources];
-        Self { errors, strikes: none(), doubts: none(), latest: 0, attempts: 0, furthest: 0 }
+        Self { errors, strikes: none(), doubts: none(), refusals: none(), latest: 0, attempts: 0, furthest: 0 }
     }
 
     /// Counts a failed attempt; true when it came further than any before it.
@@ -41,12 +45,17 @@ impl Tally {
             self.strikes[index] += 1;
         }
         self.doubts[index] += u32::from(error.is_doubted());
+        self.refusals[index] += u32::from(error.is_denied() && !error.is_doubted());
         progress
     }
 
     /// Keeps the failure of a source, be it met by another call. Returns whether asking that source again can help.
     pub(super) fn keep(&mut self, index: usize, error: FetchError) -> bool {
-        let hope = error.is_retryable() && !self.is_hopeless(index) && self.doubts[index] < MAX_DOUBTS;
+        let may_pass = match (error.is_denied(), error.is_doubted()) {
+            (true, false) => self.refusals[index] < MAX_REFUSALS,
+            _ => error.is_retryable() && self.doubts[index] < MAX_DOUBTS,
+        };
+        let hope = may_pass && !self.is_hopeless(index);
         (self.latest, self.errors[index]) = (index, Some(error));
         hope
     }
@@ -70,7 +79,7 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_DOUBTS, MAX_STRIKES, PROGRESS, Tally};
+    use super::{MAX_DOUBTS, MAX_REFUSALS, MAX_STRIKES, PROGRESS, Tally};
     use crate::fetch::{FetchError, FetchErrorKind};
 
     #[test]
@@ -88,7 +97,8 @@ mod tests {
         assert_eq!(hopes(&|| error(FetchErrorKind::Corrupt), 0), MAX_STRIKES);
         assert_eq!(hopes(&doubted, 1), MAX_DOUBTS);
         assert_eq!(hopes(&doubted, PROGRESS), 100, "each of them came further");
-        assert_eq!(hopes(&|| error(FetchErrorKind::Refused(403)).denied(), 0), 1);
+        assert_eq!(hopes(&|| error(FetchErrorKind::Refused(403)).denied(), 0), MAX_REFUSALS);
+        assert_eq!(hopes(&|| error(FetchErrorKind::Missing), 0), 1, "a directory knows what it has");
         assert_eq!(hopes(&|| error(FetchErrorKind::Broken), 0), 100);
     }
 }

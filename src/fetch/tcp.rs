@@ -15,14 +15,17 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
+use super::paths::{Paths, Trial};
 use crate::sys::thread::background;
 
 /// Head start of each address over the next one. RFC 8305 has 250 ms and allows 100: eight dead addresses cost 1.6 s.
 const HEAD_START: Duration = Duration::from_millis(200);
 
 /// Opens TCP connections.
-#[derive(Debug, Default)]
-pub(super) struct RacingConnector(());
+#[derive(Debug, Clone, Default)]
+pub(super) struct RacingConnector {
+    pub paths: Arc<Paths>,
+}
 
 impl<In: Transport> Connector<In> for RacingConnector {
     type Out = Either<In, TcpTransport>;
@@ -31,19 +34,22 @@ impl<In: Transport> Connector<In> for RacingConnector {
         if let Some(transport) = chained {
             return Ok(Some(Either::A(transport)));
         }
-        let addresses: Vec<SocketAddr> = details.addrs.iter().copied().collect();
+        let addresses = self.paths.order(details.uri, details.addrs.iter().copied().collect());
         let timeout = details.timeout.not_zero().map_or(Duration::MAX, |timeout| *timeout);
-        let stream = first_of(&addresses, timeout).map_err(|error| match error.kind() {
+        let (address, stream) = first_of(&addresses, timeout).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
             _ => Error::Io(error),
         })?;
+        // Those before it had a head start and lost it: the next connection need not wait for them.
+        addresses.iter().take_while(|other| **other != address).for_each(|other| self.paths.not_reached(*other));
+        let trial = Trial::new(&self.paths, address, details.needs_tls());
         if details.config.no_delay() {
             stream.set_nodelay(true)?;
         }
         let stream = Arc::new(stream);
         (details.register_shutdown)(Arc::downgrade(&stream) as Weak<dyn ShutdownHandle>)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Either::B(TcpTransport { stream, buffers })))
+        Ok(Some(Either::B(TcpTransport { stream, buffers, trial })))
     }
 }
 
@@ -52,9 +58,9 @@ impl<In: Transport> Connector<In> for RacingConnector {
 ///
 /// # Errors
 /// The last failure, or [`ErrorKind::TimedOut`].
-fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
+fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<(SocketAddr, TcpStream)> {
     if let [only] = addresses {
-        return TcpStream::connect_timeout(only, timeout);
+        return TcpStream::connect_timeout(only, timeout).map(|stream| (*only, stream));
     }
     let until = Instant::now().checked_add(timeout);
     let left = || until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
@@ -67,16 +73,20 @@ fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream
         if let Some(address) = next {
             let (sender, timeout) = (sender.clone(), left().max(Duration::from_millis(1)));
             // Losers end by themselves: each connects within the time, and then closes.
-            background(&format!("connect {address}"), move || {
-                let _ = sender.send(TcpStream::connect_timeout(&address, timeout));
-            })?;
-            running += 1;
+            let started = background(&format!("connect {address}"), move || {
+                let _ = sender.send(TcpStream::connect_timeout(&address, timeout).map(|stream| (address, stream)));
+            });
+            match started {
+                Ok(()) => running += 1,
+                // Those that were started may still answer.
+                Err(error) => last = error,
+            }
         } else if running == 0 {
             return Err(last);
         }
         let patience = if next.is_some() { HEAD_START.min(left()) } else { left() };
         match results.recv_timeout(patience) {
-            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Ok(first)) => return Ok(first),
             Ok(Err(error)) => {
                 running -= 1;
                 last = error;
@@ -94,6 +104,7 @@ pub(super) struct TcpTransport {
     /// Shared, so that ureq can shut it down while it is in use.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
+    trial: Trial,
 }
 
 impl fmt::Debug for TcpTransport {
@@ -126,6 +137,7 @@ impl Transport for TcpTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = in_time(timeout.for_write())?;
         self.stream.set_write_timeout(socket_timeout(timeout))?;
+        self.trial.asked();
         let output = &self.buffers.output()[..amount];
         (&*self.stream).write_all(output).map_err(|error| with_reason(error, timeout))
     }
@@ -143,6 +155,9 @@ impl Transport for TcpTransport {
             }
         };
         self.buffers.input_appended(amount);
+        if amount > 0 {
+            self.trial.answered();
+        }
         Ok(amount > 0)
     }
 
@@ -205,9 +220,9 @@ mod tests {
         let mut addresses = vec![dead; 8];
         addresses.extend([refusing(), good]);
         let began = Instant::now();
-        assert_eq!(first_of(&addresses, TIMEOUT).unwrap().peer_addr().unwrap(), good);
+        assert_eq!(first_of(&addresses, TIMEOUT).unwrap().0, good);
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-        assert_eq!(first_of(&[good, dead], TIMEOUT).unwrap().peer_addr().unwrap(), good);
+        assert_eq!(first_of(&[good, dead], TIMEOUT).unwrap().0, good);
     }
 
     #[test]

@@ -90,9 +90,36 @@ pub fn is_relative(path: &str) -> bool {
         })
 }
 
-/// The URL a `Location` header means when it was received from `base` (RFC 3986 section 5, without `..` folding,
-/// which servers do themselves). `None` when it cannot be a URL.
+/// The URL a `Location` header means when it was received from `base` (RFC 3986 section 5). `None` when it cannot be a
+/// URL.
 pub fn located(base: &str, location: &str) -> Option<String> {
+    let target = resolved(base, location)?;
+    let path_at = target.find("://")? + "://".len();
+    let path_at = path_at + target[path_at..].find(['/', '?']).unwrap_or(target.len() - path_at);
+    let (before, path) = target.split_at(path_at);
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    Some(format!("{before}{}{query}", without_dots(path)))
+}
+
+/// A path without `.` and `..` (RFC 3986 section 5.2.4): stores take them for part of the name, and proxies refuse them.
+fn without_dots(path: &str) -> String {
+    if !path.split('/').any(|part| matches!(part, "." | "..")) {
+        return path.to_owned();
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let slash = if matches!(path.rsplit('/').next(), Some("." | "..")) && !parts.is_empty() { "/" } else { "" };
+    format!("/{}{slash}", parts.join("/"))
+}
+
+/// The URL before its path is cleaned up.
+fn resolved(base: &str, location: &str) -> Option<String> {
     let location = location.split('#').next().unwrap_or_default();
     let (scheme, rest) = base.split_once("://")?;
     let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -209,6 +236,10 @@ mod tests {
             ("/x?u=http://y", "http://h:1/x?u=http://y"),
             ("c#f", "http://h:1/a/c"),
             ("?z", "http://h:1/a/b?z"),
+            ("../c/./d/../e?f=/../g", "http://h:1/c/e?f=/../g"),
+            ("../../..", "http://h:1/"),
+            ("/x/y/..", "http://h:1/x/"),
+            ("/x/..y/.z/", "http://h:1/x/..y/.z/"),
         ] {
             assert_eq!(located(base, location).as_deref(), Some(target));
         }

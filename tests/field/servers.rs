@@ -14,6 +14,8 @@ use crate::support::server::{Act, TestRequest, TestServer, answer, object, statu
 use crate::support::tls::{ALWAYS, Authority, authority_as_server};
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
+mod addresses;
+mod heads;
 mod mirrors;
 mod proxies;
 

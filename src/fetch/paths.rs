@@ -1,0 +1,181 @@
+//! The memory of addresses that do not serve although they may take connections: the race of [`super::tcp`] goes by who
+//! takes a connection first, and middleboxes, dead balancers and login pages take every one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ureq::http::Uri;
+
+use crate::sys::thread::lock;
+
+/// The time for which an address that failed is asked after the others of its host.
+const MEMORY: Duration = Duration::from_secs(600);
+/// The most hosts and the most addresses that are remembered; beyond that everything is forgotten.
+const MOST: usize = 256;
+
+/// The memory of one agent.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    state: Mutex<State>,
+    /// Connections that were taken and not served.
+    unserved: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failed: BTreeMap<SocketAddr, Instant>,
+    hosts: BTreeMap<String, Vec<SocketAddr>>,
+}
+
+impl State {
+    fn failure(&self, address: &SocketAddr, now: Instant) -> Option<Instant> {
+        self.failed.get(address).copied().filter(|failed| now.saturating_duration_since(*failed) < MEMORY)
+    }
+
+    fn fail(&mut self, address: SocketAddr, now: Instant) {
+        if self.failed.len() >= MOST {
+            self.failed.clear();
+        }
+        self.failed.insert(address, now);
+    }
+
+    fn order(&mut self, host: String, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        if self.hosts.len() >= MOST {
+            self.hosts.clear();
+        }
+        self.hosts.insert(host, addresses.clone());
+        // Stable: of those without a failure, the order of the lookup is kept; the oldest failure comes next.
+        addresses.sort_by_key(|address| self.failure(address, now));
+        addresses
+    }
+
+    fn has_other(&self, host: &str, now: Instant) -> bool {
+        let known = self.hosts.get(host).is_some_and(|addresses| addresses.len() > 1);
+        known && self.hosts[host].iter().any(|address| self.failure(address, now).is_none())
+    }
+}
+
+impl Paths {
+    /// The addresses of a host in the order in which to try them.
+    pub(super) fn order(&self, uri: &Uri, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        lock(&self.state).order(host(uri), addresses, Instant::now())
+    }
+
+    /// Notes an address that did not take a connection in time.
+    pub(super) fn not_reached(&self, address: SocketAddr) {
+        lock(&self.state).fail(address, Instant::now());
+    }
+
+    /// The number of connections so far that were taken and not served.
+    pub(super) fn unserved(&self) -> u64 {
+        self.unserved.load(Ordering::Relaxed)
+    }
+
+    /// Whether the host has other addresses than those that failed of late.
+    pub(super) fn has_other(&self, uri: &Uri) -> bool {
+        lock(&self.state).has_other(&host(uri), Instant::now())
+    }
+}
+
+/// Host and port as one key.
+fn host(uri: &Uri) -> String {
+    let port = uri.port_u16().map_or_else(|| uri.scheme_str().unwrap_or_default().to_owned(), |port| port.to_string());
+    format!("{}:{port}", uri.host().unwrap_or_default().to_ascii_lowercase())
+}
+
+/// The trial of one connection: it ends well once an answer came to what was sent. What ends before that, for whatever
+/// reason, is noted when it is dropped.
+#[derive(Debug)]
+pub(super) struct Trial {
+    paths: Arc<Paths>,
+    address: SocketAddr,
+    /// Answers that it takes: with TLS, the first one is the server's part of the handshake, which may be refused here.
+    needed: u32,
+    was_asked: bool,
+}
+
+impl Trial {
+    pub(super) fn new(paths: &Arc<Paths>, address: SocketAddr, is_tls: bool) -> Self {
+        Self { paths: Arc::clone(paths), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
+    }
+
+    /// Notes that something was sent.
+    pub(super) fn asked(&mut self) {
+        self.was_asked = true;
+    }
+
+    /// Notes that something came.
+    pub(super) fn answered(&mut self) {
+        if self.needed > 0 && std::mem::take(&mut self.was_asked) {
+            self.needed -= 1;
+            if self.needed == 0 {
+                lock(&self.paths.state).failed.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if self.needed > 0 {
+            self.paths.not_reached(self.address);
+            self.paths.unserved.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::{MEMORY, MOST, Paths, State, Trial};
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn addresses_that_failed_come_last_for_a_while() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let all: Vec<SocketAddr> = (1..5).map(address).collect();
+        let mut order = |failed: Option<u16>, second: u64| {
+            let now = start + Duration::from_secs(second);
+            failed.map(|port| state.fail(address(port), now));
+            let order = state.order("h:80".into(), all.clone(), now);
+            (order.iter().map(SocketAddr::port).collect::<Vec<_>>(), state.has_other("h:80", now))
+        };
+        assert_eq!(order(None, 0), (vec![1, 2, 3, 4], true));
+        assert_eq!(order(Some(1), 1), (vec![2, 3, 4, 1], true));
+        assert_eq!(order(Some(3), 2), (vec![2, 4, 1, 3], true));
+        order(Some(2), 3);
+        assert_eq!(order(Some(4), 4), (vec![1, 3, 2, 4], false));
+        assert_eq!(order(None, MEMORY.as_secs() + 2), (vec![1, 3, 2, 4], true));
+        assert!(!State::default().has_other("h:80", start));
+    }
+
+    #[test]
+    fn a_connection_is_good_once_what_was_sent_is_answered() {
+        let paths = Arc::new(Paths::default());
+        for (is_tls, turns, unserved) in [(false, 0, 1), (false, 1, 0), (true, 0, 1), (true, 1, 1), (true, 2, 0)] {
+            let before = paths.unserved();
+            let mut trial = Trial::new(&paths, address(1), is_tls);
+            trial.answered();
+            for _ in 0..turns {
+                trial.asked();
+                trial.answered();
+                trial.answered();
+            }
+            drop(trial);
+            assert_eq!(paths.unserved() - before, unserved, "{is_tls} {turns}");
+        }
+        for port in 0..2_000 {
+            paths.not_reached(address(port));
+        }
+        assert!(super::lock(&paths.state).failed.len() <= MOST);
+    }
+}

@@ -4,6 +4,7 @@
 //! that makes a bad network usable: an order that remembers failures, resume in the middle, back-off, and other copies
 //! when bytes turn out wrong. Ranges stream through a sink in bounded memory: at most a buffer of a pack is held.
 
+mod addresses;
 mod answer;
 mod backoff;
 mod cap;
@@ -19,8 +20,8 @@ mod health;
 mod http;
 mod mirrors;
 mod pace;
+mod paced_socket;
 mod part;
-mod paths;
 mod proxy;
 mod roots;
 mod speed;
@@ -93,7 +94,7 @@ impl Refusal {
     }
 }
 
-/// A copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
+/// A copy of the release tree. AddressMemory are relative to its base: `stable/manifest.json`, `objects/<hex>`.
 pub trait Source: Send + Sync {
     /// The name of the source on the console: the base URL without credentials.
     fn describe(&self) -> String;

@@ -7,7 +7,6 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -20,10 +19,10 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
+use super::addresses::AddressMemory;
 use super::error::FetchError;
 use super::exchange::ExchangeConnector;
-use super::pace::MIN_RATE;
-use super::paths::Paths;
+use super::paced_socket::{MIN_RATE, PacedSocket};
 use super::proxy::{PlainProxyConnector, TunnelConnector};
 use super::tcp::RacingConnector;
 use crate::net::names::{self, NameError};
@@ -34,16 +33,16 @@ const MOST_ADDRESSES: usize = 16;
 /// An agent with our connectors, and what they learn about addresses.
 ///
 /// Without TLS settings, connections to `https://` fail with the error of the settings.
-pub(super) fn agent(config: Config, tls: Result<Arc<ClientConfig>, FetchError>) -> (Agent, Arc<Paths>) {
+pub(super) fn agent(config: Config, tls: Result<Arc<ClientConfig>, FetchError>) -> (Agent, Arc<AddressMemory>) {
     let racing = RacingConnector::default();
-    let paths = Arc::clone(&racing.paths);
+    let addresses = Arc::clone(&racing.addresses);
     let chain =
         ().chain(PlainProxyConnector(racing.clone()))
             .chain(TunnelConnector(racing.clone()))
             .chain(racing)
             .chain(TlsConnector { config: tls })
             .chain(ExchangeConnector);
-    (Agent::with_parts(config, chain, NamingResolver), paths)
+    (Agent::with_parts(config, chain, NamingResolver), addresses)
 }
 
 /// A host name that has no address, apart from all other I/O errors.
@@ -111,63 +110,6 @@ impl<In: Transport> Connector<In> for TlsConnector {
     }
 }
 
-/// A connection below TLS. rustls reads on until a record is whole, or the handshake is done, and each of its reads
-/// would have the whole timeout: a server that sends a byte now and then could hold it for hours.
-struct PacedSocket {
-    socket: TransportAdapter,
-    timeout: NextTimeout,
-    /// Bytes per second below which a window is the last.
-    least_rate: u64,
-    began: Instant,
-    bytes: u64,
-}
-
-impl PacedSocket {
-    /// A socket for a handshake, which has to be done within the timeout whatever its rate.
-    fn new(socket: TransportAdapter, timeout: NextTimeout) -> Self {
-        let mut this = Self { socket, timeout, least_rate: u64::MAX, began: Instant::now(), bytes: 0 };
-        this.begin(timeout, u64::MAX);
-        this
-    }
-
-    fn begin(&mut self, timeout: NextTimeout, least_rate: u64) {
-        (self.timeout, self.least_rate, self.began, self.bytes) = (timeout, least_rate, Instant::now(), 0);
-        self.socket.set_timeout(timeout);
-    }
-
-    fn check(&mut self) -> io::Result<()> {
-        let window = self.timeout.for_read();
-        let Some(most) = window.not_zero().map(|most| *most) else { return Ok(()) };
-        if self.began.elapsed() < most {
-            return Ok(());
-        }
-        if self.bytes < self.least_rate.saturating_mul(most.as_secs().max(1)) {
-            return Err(Error::Timeout(window.reason).into_io());
-        }
-        (self.began, self.bytes) = (Instant::now(), 0);
-        Ok(())
-    }
-}
-
-impl Read for PacedSocket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.check()?;
-        let amount = self.socket.read(buffer)?;
-        self.bytes = self.bytes.saturating_add(amount as u64);
-        Ok(amount)
-    }
-}
-
-impl Write for PacedSocket {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.socket.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.socket.flush()
-    }
-}
-
 struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, PacedSocket>,
@@ -193,7 +135,7 @@ impl Transport for TlsTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        self.stream.get_mut().socket.get_mut().is_open()
+        self.stream.get_mut().is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -2,8 +2,8 @@
 //! while nothing was asked on it is distinguished from one that breaks.
 //!
 //! ureq's parser stands behind it. It is strict about heads and frames, and counts interim answers (100, 102, 103)
-//! together with the answer against one limit; what servers of the field send goes through [`HeadReader`] and [`Chunks`]
-//! first.
+//! together with the answer against one limit; what servers of the field send goes through [`HeadReader`] and
+//! [`Chunks`] first.
 
 use std::fmt;
 use std::io;

@@ -2,16 +2,16 @@
 //!
 //! ureq takes 128 header lines of names and values without fault, in at most as many bytes as it buffers. Servers,
 //! balancers and old devices send lower-case versions, folded lines, hundreds of cookies, lines without a colon, the
-//! same length twice, and interim answers of any size in front of it all. curl and browsers take those, and so does this
-//! reader: it keeps the few headers that mean something for a file, and drops everything else line by line, so that its
-//! memory does not grow with the head.
+//! same length twice, and interim answers of any size in front of it all. curl and browsers take those, and so does
+//! this reader: it keeps the few headers that mean something for a file, and drops everything else line by line, so
+//! that its memory does not grow with the head.
 
 /// The most bytes of the head of one answer. What is not kept costs only time.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 /// The most bytes of interim answers before one answer.
 const MAX_INTERIM_BYTES: usize = 16 << 20;
-/// The most bytes of one header with its folded lines; a longer one is dropped. The longest that is of use is the signed
-/// URL of a redirect.
+/// The most bytes of one header with its folded lines; a longer one is dropped. The longest that is of use is the
+/// signed URL of a redirect.
 const MAX_LINE_BYTES: usize = 16 << 10;
 /// The most values of one header that are kept.
 const MAX_VALUES: usize = 8;

@@ -12,12 +12,12 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, TRANSFER_EN
 use ureq::http::{Response, Uri};
 use ureq::{Agent, Body, Proxy};
 
+use super::addresses::AddressMemory;
 use super::answer::{HttpAnswer, WEB_PAGE, is_redirect, is_web_page, redirected, sorted_out};
 use super::classify::{classified, is_closed_while_idle, is_no_tls};
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
-use super::paths::Paths;
 use super::url::Base;
 use super::watch::SpeedWatch;
 use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
@@ -30,7 +30,8 @@ const MAX_REDIRECTS: usize = 10;
 const MAX_SMALL_PARTS: u32 = 64;
 /// The bytes from which on a part of a range counts as one that is worth its request.
 const SMALL_PART: u64 = 64 << 10;
-/// The most addresses of a host that are asked in one attempt, if each of them takes the connection and does not answer.
+/// The most addresses of a host that are asked in one attempt, if each of them takes the connection and does not
+/// answer.
 const MAX_UNSERVED: u32 = 16;
 /// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
@@ -40,7 +41,7 @@ const BUFFER: usize = 64 << 10;
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
     agent: Agent,
-    paths: Arc<Paths>,
+    addresses: Arc<AddressMemory>,
     base: Base,
     /// The value of the Authorization header for the base.
     authorization: Option<String>,
@@ -105,10 +106,10 @@ impl Http {
         };
         let (base, credentials) = url::without_credentials(base);
         let (base, authorization) = (Base::new(&base), credentials.map(basic));
-        let (agent, paths) = connect::agent(config, tls);
+        let (agent, addresses) = connect::agent(config, tls);
         let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
         let stall_timeout = options.stall_timeout;
-        Ok(Self { agent, paths, base, authorization, watch: None, stall_timeout, clock, rate })
+        Ok(Self { agent, addresses, base, authorization, watch: None, stall_timeout, clock, rate })
     }
 
     fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
@@ -144,9 +145,9 @@ impl Http {
         }
     }
 
-    /// Sends a request, and sends it again when it went to a kept connection that the server had closed meanwhile, or to
-    /// an address that took the connection and did not answer while the host has others. Each failure uses up one such
-    /// connection or address.
+    /// Sends a request, and sends it again when it went to a kept connection that the server had closed meanwhile, or
+    /// to an address that took the connection and did not answer while the host has others. Each failure uses up one
+    /// such connection or address.
     fn ask(
         &self,
         url: &str,
@@ -154,7 +155,7 @@ impl Http {
     ) -> Result<Response<Body>, FetchError> {
         let (mut closed, mut unserved) = (0, 0);
         loop {
-            let before = self.paths.unserved();
+            let before = self.addresses.unserved();
             let error = match send() {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
@@ -164,7 +165,7 @@ impl Http {
                 log::debug!("{}: the kept connection was closed, asking on another one", url::redacted(url));
                 continue;
             }
-            let was_unserved = self.paths.unserved() > before && unserved < MAX_UNSERVED;
+            let was_unserved = self.addresses.unserved() > before && unserved < MAX_UNSERVED;
             let error = self.no_answer(url, error);
             // What a certificate says about the time is for the clock to judge, and not for another address.
             let is_of_the_time = matches!(error.kind(), FetchErrorKind::TlsTime { .. });
@@ -179,8 +180,8 @@ impl Http {
     /// Whether the host that is connected to, be it the proxy, has an address that did not fail of late.
     fn has_other_address(&self, url: &str) -> bool {
         match self.agent.config().proxy() {
-            Some(proxy) => self.paths.has_other(proxy.uri()),
-            None => url.parse().is_ok_and(|uri| self.paths.has_other(&uri)),
+            Some(proxy) => self.addresses.has_other(proxy.uri()),
+            None => url.parse().is_ok_and(|uri| self.addresses.has_other(&uri)),
         }
     }
 
@@ -238,8 +239,8 @@ impl Http {
 
     fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let answer = self.request(path, None)?;
-        // 203 is the 200 of a proxy that changed something on the way. 206 is the whole of it too, from some caches that
-        // keep an object in parts; what is missing shows in the digest or the signature.
+        // 203 is the 200 of a proxy that changed something on the way. 206 is the whole of it too, from some caches
+        // that keep an object in parts; what is missing shows in the digest or the signature.
         if !matches!(answer.status, 200 | 203 | 206) {
             let problem = format!("status {} instead of 200", answer.status);
             return Err(FetchError::new(FetchErrorKind::Protocol, &answer.url, problem));

@@ -7,11 +7,8 @@ use super::cap::Cap;
 use super::classify::classified_read;
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
+use super::paced_socket::MIN_RATE;
 use super::watch::SpeedWatch;
-
-/// Bytes per second below which a connection counts as stalled, averaged over the stall timeout. Every link that a
-/// robot has is faster; the limit is here for servers that keep a connection alive with a byte now and then.
-pub(super) const MIN_RATE: u64 = 256;
 
 /// A reader that measures the rate. Only the time spent waiting for the server counts, not the time that the sink takes
 /// to write, and not the pauses that the cap asks for.

@@ -8,8 +8,8 @@ const MAX_STRIKES: u32 = 3;
 /// Refusals in doubt after which a call takes a source at its word. With the pauses between them this is half a minute:
 /// longer than a cache keeps what it should not have kept, or a limit for single clients lasts.
 const MAX_DOUBTS: u32 = 6;
-/// Refusals after which a call takes a source at its word that has not delivered anything yet: a wrong URL costs a person
-/// some seconds, and a content network that refuses one request in a hundred does not cost an update.
+/// Refusals after which a call takes a source at its word that has not delivered anything yet: a wrong URL costs a
+/// person some seconds, and a content network that refuses one request in a hundred does not cost an update.
 const MAX_REFUSALS: u32 = 3;
 /// The bytes by which a transfer must come further to start counting rounds anew: the line is then bad, not dead. Less
 /// does not count, or a server that cuts after every byte could hold the agent for ever.

@@ -15,7 +15,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-use super::paths::{Paths, Trial};
+use super::addresses::{AddressMemory, AddressTrial};
 use crate::sys::thread::background;
 
 /// Head start of each address over the next one. RFC 8305 has 250 ms and allows 100: eight dead addresses cost 1.6 s.
@@ -24,7 +24,7 @@ const HEAD_START: Duration = Duration::from_millis(200);
 /// Opens TCP connections.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RacingConnector {
-    pub paths: Arc<Paths>,
+    pub addresses: Arc<AddressMemory>,
 }
 
 impl<In: Transport> Connector<In> for RacingConnector {
@@ -34,15 +34,15 @@ impl<In: Transport> Connector<In> for RacingConnector {
         if let Some(transport) = chained {
             return Ok(Some(Either::A(transport)));
         }
-        let addresses = self.paths.order(details.uri, details.addrs.iter().copied().collect());
+        let addresses = self.addresses.order(details.uri, details.addrs.iter().copied().collect());
         let timeout = details.timeout.not_zero().map_or(Duration::MAX, |timeout| *timeout);
         let (address, stream) = first_of(&addresses, timeout).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
             _ => Error::Io(error),
         })?;
         // Those before it had a head start and lost it: the next connection need not wait for them.
-        addresses.iter().take_while(|other| **other != address).for_each(|other| self.paths.not_reached(*other));
-        let trial = Trial::new(&self.paths, address, details.needs_tls());
+        addresses.iter().take_while(|other| **other != address).for_each(|other| self.addresses.not_reached(*other));
+        let trial = AddressTrial::new(&self.addresses, address, details.needs_tls());
         if details.config.no_delay() {
             stream.set_nodelay(true)?;
         }
@@ -104,7 +104,7 @@ pub(super) struct TcpTransport {
     /// Shared, so that ureq can shut it down while it is in use.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
-    trial: Trial,
+    trial: AddressTrial,
 }
 
 impl fmt::Debug for TcpTransport {

@@ -101,7 +101,8 @@ pub fn located(base: &str, location: &str) -> Option<String> {
     Some(format!("{before}{}{query}", without_dots(path)))
 }
 
-/// A path without `.` and `..` (RFC 3986 section 5.2.4): stores take them for part of the name, and proxies refuse them.
+/// A path without `.` and `..` (RFC 3986 section 5.2.4): stores take them for part of the name, and proxies refuse
+/// them.
 fn without_dots(path: &str) -> String {
     if !path.split('/').any(|part| matches!(part, "." | "..")) {
         return path.to_owned();

@@ -16,7 +16,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use query::{Outcome, ask};
@@ -208,19 +208,12 @@ fn collect(
     let mut heard = vec![0; servers.len()];
     let mut said = BTreeSet::new();
     let (mut first, mut last) = (None, until);
-    loop {
-        match outcomes.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok((place, outcome)) => {
-                heard[place] += 1;
-                match outcome {
-                    Outcome::Addresses(addresses) => {
-                        found.extend(addresses.into_iter().map(|address| (place, address)));
-                    }
-                    Outcome::Failed(text) => drop(said.insert(format!("{}: {text}", servers[place].address.ip()))),
-                }
-            }
-            // All servers are through, or the time is over.
-            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
+    // It ends when all servers are through, or the time is over.
+    while let Ok((place, outcome)) = outcomes.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        heard[place] += 1;
+        match outcome {
+            Outcome::Addresses(addresses) => found.extend(addresses.into_iter().map(|address| (place, address))),
+            Outcome::Failed(text) => drop(said.insert(format!("{}: {text}", servers[place].address.ip()))),
         }
         if let Some(best) = found.iter().map(|(place, _)| *place).min() {
             let first = *first.get_or_insert_with(Instant::now);

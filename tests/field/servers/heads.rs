@@ -259,7 +259,7 @@ fn another_objects_bytes_are_noticed_and_asked_for_again() {
     let server = serving(fixture.tree(), move |request, content| {
         request.target().contains("objects/").then_some(())?;
         let other: Vec<u8> = content.iter().map(|byte| byte ^ 1).collect();
-        (wrong.fetch_add(1, Ordering::SeqCst) % 2 == 0).then(|| object(request, &other))
+        wrong.fetch_add(1, Ordering::SeqCst).is_multiple_of(2).then(|| object(request, &other))
     });
     let (result, retries) = flash(&fixture, &[server.url()]);
     result.unwrap_or_else(|error| panic!("{}", chain(&error)));

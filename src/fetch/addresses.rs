@@ -1,5 +1,5 @@
-//! The memory of addresses that do not serve although they may take connections: the race of [`super::tcp`] goes by who
-//! takes a connection first, and middleboxes, dead balancers and login pages take every one.
+//! The memory of addresses that do not serve although they may take connections: the race of [`super::tcp`] goes by
+//! which address takes a connection first, and middleboxes, dead balancers and login pages take every one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ const MOST: usize = 256;
 
 /// The memory of one agent.
 #[derive(Debug, Default)]
-pub(super) struct Paths {
+pub(super) struct AddressMemory {
     state: Mutex<State>,
     /// Connections that were taken and not served.
     unserved: AtomicU64,
@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-impl Paths {
+impl AddressMemory {
     /// The addresses of a host in the order in which to try them.
     pub(super) fn order(&self, uri: &Uri, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         lock(&self.state).order(host(uri), addresses, Instant::now())
@@ -89,17 +89,17 @@ fn host(uri: &Uri) -> String {
 /// The trial of one connection: it ends well once an answer came to what was sent. What ends before that, for whatever
 /// reason, is noted when it is dropped.
 #[derive(Debug)]
-pub(super) struct Trial {
-    paths: Arc<Paths>,
+pub(super) struct AddressTrial {
+    addresses: Arc<AddressMemory>,
     address: SocketAddr,
     /// Answers that it takes: with TLS, the first one is the server's part of the handshake, which may be refused here.
     needed: u32,
     was_asked: bool,
 }
 
-impl Trial {
-    pub(super) fn new(paths: &Arc<Paths>, address: SocketAddr, is_tls: bool) -> Self {
-        Self { paths: Arc::clone(paths), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
+impl AddressTrial {
+    pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool) -> Self {
+        Self { addresses: Arc::clone(addresses), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
     }
 
     /// Notes that something was sent.
@@ -112,17 +112,17 @@ impl Trial {
         if self.needed > 0 && std::mem::take(&mut self.was_asked) {
             self.needed -= 1;
             if self.needed == 0 {
-                lock(&self.paths.state).failed.remove(&self.address);
+                lock(&self.addresses.state).failed.remove(&self.address);
             }
         }
     }
 }
 
-impl Drop for Trial {
+impl Drop for AddressTrial {
     fn drop(&mut self) {
         if self.needed > 0 {
-            self.paths.not_reached(self.address);
-            self.paths.unserved.fetch_add(1, Ordering::Relaxed);
+            self.addresses.not_reached(self.address);
+            self.addresses.unserved.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -133,7 +133,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use super::{MEMORY, MOST, Paths, State, Trial};
+    use super::{AddressMemory, AddressTrial, MEMORY, MOST, State};
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
@@ -145,7 +145,7 @@ mod tests {
         let all: Vec<SocketAddr> = (1..5).map(address).collect();
         let mut order = |failed: Option<u16>, second: u64| {
             let now = start + Duration::from_secs(second);
-            failed.map(|port| state.fail(address(port), now));
+            failed.into_iter().for_each(|port| state.fail(address(port), now));
             let order = state.order("h:80".into(), all.clone(), now);
             (order.iter().map(SocketAddr::port).collect::<Vec<_>>(), state.has_other("h:80", now))
         };
@@ -160,10 +160,10 @@ mod tests {
 
     #[test]
     fn a_connection_is_good_once_what_was_sent_is_answered() {
-        let paths = Arc::new(Paths::default());
+        let addresses = Arc::new(AddressMemory::default());
         for (is_tls, turns, unserved) in [(false, 0, 1), (false, 1, 0), (true, 0, 1), (true, 1, 1), (true, 2, 0)] {
-            let before = paths.unserved();
-            let mut trial = Trial::new(&paths, address(1), is_tls);
+            let before = addresses.unserved();
+            let mut trial = AddressTrial::new(&addresses, address(1), is_tls);
             trial.answered();
             for _ in 0..turns {
                 trial.asked();
@@ -171,11 +171,11 @@ mod tests {
                 trial.answered();
             }
             drop(trial);
-            assert_eq!(paths.unserved() - before, unserved, "{is_tls} {turns}");
+            assert_eq!(addresses.unserved() - before, unserved, "{is_tls} {turns}");
         }
         for port in 0..2_000 {
-            paths.not_reached(address(port));
+            addresses.not_reached(address(port));
         }
-        assert!(super::lock(&paths.state).failed.len() <= MOST);
+        assert!(super::lock(&addresses.state).failed.len() <= MOST);
     }
 }

@@ -138,7 +138,10 @@ impl FetchError {
     /// Adds the proxy that the connection was to go through.
     #[must_use]
     pub(super) fn through(mut self, proxy: &str) -> Self {
-        self.details.problem = format!("{} (through proxy {proxy})", self.details.problem);
+        let addition = format!(" (through proxy {proxy})");
+        if !self.details.problem.ends_with(&addition) {
+            self.details.problem.push_str(&addition);
+        }
         self
     }
 

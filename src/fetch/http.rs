@@ -211,6 +211,15 @@ impl Http {
         })
     }
 
+    /// Names the proxy in the error about a body that makes no sense: it may be the proxy's own page.
+    fn of_proxy(&self, error: FetchError) -> FetchError {
+        let may_be = error.kind() == FetchErrorKind::Protocol && error.url().starts_with("http://");
+        match self.proxy().filter(|_| may_be) {
+            Some(proxy) => error.through(&proxy),
+            None => error,
+        }
+    }
+
     fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {
         let mut url = self.url(path)?;
         let mut authorization = self.authorization.clone();
@@ -331,7 +340,7 @@ impl Source for Http {
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError> {
         let mut all = Vec::new();
         for (path, limit_bytes) in wanted {
-            let file = self.small(path, *limit_bytes);
+            let file = self.small(path, *limit_bytes).map_err(|error| self.of_proxy(error));
             // One of them is there: that another is refused can be the moment in which they are replaced.
             all.push(file.map_err(|error| if all.is_empty() { error } else { error.doubted() })?);
         }
@@ -346,7 +355,7 @@ impl Source for Http {
         while at < range.end {
             let got = self
                 .get_part(path, &(at..range.end), &mut *sink)
-                .map_err(|error| error.further(at - range.start, wanted))?;
+                .map_err(|error| self.of_proxy(error).further(at - range.start, wanted))?;
             at += got;
             small_parts += u32::from(got < SMALL_PART);
             if at < range.end && small_parts > MAX_SMALL_PARTS {

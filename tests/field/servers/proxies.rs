@@ -1,7 +1,7 @@
 //! Proxies between a robot and its servers.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use reflash::fetch::{FetchError, FetchErrorKind, FetchOptions, Http, open};
@@ -9,7 +9,8 @@ use reflash::record::event::Event;
 use reflash::record::journal::Journal;
 use reflash::record::report::{Ending, Poster, ReportedMachine};
 
-use crate::support::server::{Proxy, TestServer, status};
+use crate::support::server::{Proxy, TestServer, answer, status};
+use crate::support::tls::{ALWAYS, Authority};
 
 fn through(proxy: SocketAddr) -> FetchOptions {
     FetchOptions { proxy: Some(format!("http://robot:secret@{proxy}")), ..crate::fetch::options() }
@@ -76,6 +77,47 @@ fn a_proxy_that_refuses_is_named() {
             assert!(url.starts_with("http:") || error.kind() == FetchErrorKind::Unreachable, "{error:?}");
         }
         assert!(proxy.requests().iter().all(|request| request.header("proxy-authorization").is_some()));
+    }
+}
+
+#[test]
+fn a_page_of_the_proxy_in_place_of_a_file_names_the_proxy() {
+    let page = TestServer::start(|_| vec![answer("200 OK", &["Content-Length: 20"], b"<html>Sign in</html>")]);
+    let text = asked("http://release.invalid/r", page.address).chain();
+    assert!(text.contains("web page") && text.contains(&format!("through proxy {}", page.address)), "{text}");
+    let source = open("http://release.invalid/r", &through(page.address)).unwrap();
+    let error = source.get_range("objects/00ff", 0..10, &mut |_| Ok(())).unwrap_err();
+    assert_eq!(error.chain().matches("through proxy").count(), 1, "{}", error.chain());
+}
+
+#[test]
+fn a_tunnel_is_taken_in_every_form_of_the_answer() {
+    let authority = Authority::new();
+    let server = TestServer::start_tls(authority.issue("release.invalid", ALWAYS), |_| {
+        vec![answer("200 OK", &["Content-Length: 2"], b"ok")]
+    });
+    for head in [
+        "http/1.1 200\n\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.0 200 Connection established\r\n\r\n",
+        "HTTP/1.1 299 Fine\r\nContent-Length: 0\r\nX: a\r\n b\r\n\r\n",
+    ] {
+        let (listener, to) = (TcpListener::bind("127.0.0.1:0").unwrap(), server.address);
+        let proxy = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut client = BufReader::new(listener.accept().unwrap().0);
+            let mut line = String::new();
+            while client.read_line(&mut line).is_ok_and(|bytes| bytes > 2) {
+                line.clear();
+            }
+            client.get_mut().write_all(head.as_bytes()).unwrap();
+            let (mut up, mut back) = (TcpStream::connect(to).unwrap(), client.get_ref().try_clone().unwrap());
+            let mut down = up.try_clone().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut down, &mut back));
+            let _ = std::io::copy(&mut client, &mut up);
+        });
+        let options = FetchOptions { ca_file: Some(authority.file.path().to_owned()), ..through(proxy) };
+        let source = open("https://release.invalid/r", &options).unwrap();
+        assert_eq!(source.get_small("a", 9).unwrap(), b"ok", "{head:?}");
     }
 }
 

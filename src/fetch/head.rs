@@ -9,7 +9,7 @@
 /// The most bytes of the head of one answer. What is not kept costs only time.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 /// The most bytes of interim answers before one answer.
-const MAX_INTERIM_BYTES: usize = 16 << 20;
+const MAX_INTERIM_BYTES: usize = 4 << 20;
 /// The most bytes of one header with its folded lines; a longer one is dropped. The longest that is of use is the
 /// signed URL of a redirect.
 const MAX_LINE_BYTES: usize = 16 << 10;

@@ -6,17 +6,26 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use reflash::boot::env::BootEnv;
 use reflash::chain::chain;
+use reflash::disk::Which;
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, DeviceTarget};
+use reflash::jobs::factory_reset;
+use reflash::jobs::provision::bootstrap::names;
 use reflash::jobs::provision::{
     self, DiskCandidate, DiskContent, ErasePermission, Firmware, InstallError, Preflight, Site,
 };
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
 use reflash::release::layout::{Layout, Role, Scheme};
+use reflash::release::manifest::object_path;
+use reflash::sys::confine::confine;
+use reflash::sys::ext4;
+use reflash::sys::mount::{self, Mount};
 use xtask::initramfs::BuiltRecovery;
 use xtask::paths::Paths;
 use xtask::{bootstrap_files, disk, grub};
@@ -181,6 +190,49 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
             identities.dedup();
             assert!(all >= 2 * 2 * 3 && identities.len() == all, "two machines share an identity: {identities:?}");
         }
+    });
+}
+
+/// PID 1's worker has fewer rights than root: enough to make a robot of a disk, and to make its data anew.
+/// <https://github.com/moby/moby/issues/9950> and <https://github.com/systemd/systemd/issues/10074> are of services that
+/// lacked a right which only one rare step needs.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn the_rights_of_the_worker_are_enough_to_provision_a_disk_and_to_reset_it() {
+    isolated("provision::the_rights_of_the_worker_are_enough_to_provision_a_disk_and_to_reset_it", || {
+        let (fixture, disk) = (release(Scheme::Gpt), Disk::new(4 * GIB, 512));
+        let device = disk.attach();
+        let mut superior = Command::new("sleep").arg("60").spawn().unwrap();
+        let memory = format!("/proc/{}/mem", superior.id());
+        assert!(File::open(&memory).is_ok());
+        assert_eq!(confine(), [""; 0]);
+        let candidate = provision::survey(Which::WithLoop).unwrap();
+        let candidate = candidate.into_iter().find(|candidate| candidate.disk.path == device.path()).unwrap();
+        let placed = provision(&fixture, candidate, Firmware::Uefi, None, as_it_is).unwrap();
+        // Only a kernel that is built without partition tables needs that.
+        run("partx", &["--update", device.path().to_str().unwrap()]);
+        let node = |role| device.node(placed.iter().find(|place| place.partition.role == role).unwrap().number);
+        let at = tempfile::tempdir().unwrap();
+        let identity_of_data = || told("blkid", &["-p", "-s", "UUID", "-o", "value", &node(Role::Data)]).1;
+        let (old, data) = (identity_of_data(), node(Role::Data));
+        Mount::device(node(Role::State), "ext4").data_only().on(at.path()).unwrap();
+        let mut words = ["reset", "delete"].iter().map(|word| (*word).to_owned());
+        let confirmed = factory_reset::ask(|_| {}, || words.next()).unwrap();
+        let template = fixture.released.manifest.file(names::DATA).unwrap().object.blake3;
+        let template = std::fs::read(fixture.tree().join(object_path(&template))).unwrap();
+        let template = zstd::stream::read::Decoder::new(&template[..]).unwrap();
+        let target = DeviceTarget::open(data.as_ref()).unwrap();
+        factory_reset::run(confirmed, &BootEnv::new(&at.path().join("grubenv")), &target, template).unwrap();
+        drop(target);
+        mount::unmount(at.path()).unwrap();
+        Mount::device(&data, "ext4").data_only().on(at.path()).unwrap();
+        ext4::new_uuid(at.path()).unwrap();
+        mount::unmount(at.path()).unwrap();
+        assert!(identity_of_data() != old && !old.is_empty());
+        // They are not enough to reach into a process that has more, as PID 1 has.
+        assert!(File::open(&memory).is_err());
+        superior.kill().unwrap();
+        superior.wait().unwrap();
     });
 }
 

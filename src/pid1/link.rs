@@ -101,7 +101,10 @@ pub enum WorkerReport {
         /// The part that the thread was in.
         part: Option<WorkPart>,
     },
-    /// The work is done and the file systems are released: the machine is to be restarted.
+    /// What this boot was for is done and on the disk: nothing is left but the last reports and the restart. To begin
+    /// again would count a second recovery, or ask a person a second time.
+    Done,
+    /// The file systems are released: the machine is to be restarted.
     Restart,
 }
 
@@ -131,6 +134,7 @@ mod tests {
             WorkerReport::Entered(WorkPart::Source("http://a/\n\"b".into())),
             WorkerReport::Left(WorkPart::State),
             WorkerReport::Panicked { place: "src/a.rs:1:2".into(), text: "a\nb".into(), part: Some(WorkPart::Reports) },
+            WorkerReport::Done,
             WorkerReport::Restart,
         ] {
             let line = report.to_line();

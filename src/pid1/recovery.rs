@@ -105,6 +105,7 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
     match (decision, compared) {
         (BootDecision::Start, Compared::Intact(proof, installed)) => {
             let report = recovery::start_again(&job, proof, &installed)?;
+            worker::done();
             setup.finish(AttemptOutcome::Started);
             Ok(NextState::Reboot(format!("{} is intact: starting it", report.version)))
         }
@@ -143,7 +144,7 @@ fn fetch(
         install::until_another(&online, mirrors, job, setup.recoveries.serial)
     } else {
         if !setup.reason.is_requested() && !setup.usb_release.is_there() {
-            sources::spread_out(setup.config.spread, &setup.journal);
+            sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
         }
         install::until_installed(&online, mirrors, job, deadline)
     };

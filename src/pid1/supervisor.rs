@@ -32,12 +32,16 @@ const TIME_TO_END: Duration = Duration::from_secs(45);
 const TIME_TO_DIE: Duration = Duration::from_secs(3);
 /// Pause after the kernel could not start a worker.
 const NO_ROOM: Duration = Duration::from_secs(5);
+/// Starts in a row that the kernel may refuse before the machine is restarted: two minutes' worth.
+const MAX_REFUSALS: u32 = 24;
 
 /// What the threads of PID 1 share.
 struct Shared {
     journal: Arc<Journal>,
     /// Number of the worker's process; 0 while there is none.
     worker: AtomicU32,
+    /// Number of the last process whose end is waited for with impatience.
+    is_to_end: AtomicU32,
     /// Standard input of the worker.
     input: Mutex<Option<ChildStdin>>,
     watchdog_started: AtomicBool,
@@ -53,6 +57,7 @@ pub fn run() -> ! {
     let shared = Arc::new(Shared {
         journal,
         worker: AtomicU32::new(0),
+        is_to_end: AtomicU32::new(0),
         input: Mutex::new(None),
         watchdog_started: AtomicBool::new(false),
         shutting_down: AtomicBool::new(false),
@@ -74,6 +79,7 @@ fn supervise(shared: &Arc<Shared>) -> ! {
     let began = Instant::now();
     let mut deaths = Deaths::default();
     let mut died = None;
+    let mut refusals = 0;
     loop {
         let handover =
             Handover { age_ms: millis(began.elapsed()), died: died.take(), left_out: deaths.left_out().to_vec() };
@@ -86,13 +92,23 @@ fn supervise(shared: &Arc<Shared>) -> ! {
                     NO_ROOM.as_secs()
                 ));
                 shared.pause(NO_ROOM);
+                refusals += 1;
+                if refusals >= MAX_REFUSALS {
+                    shared.restart();
+                }
                 continue;
             }
         };
+        refusals = 0;
+        shared.stay_down();
         if ending == ProcessEnding::Exited(0) {
             shared.restart();
         }
         let obituary = life.obituary(&ending);
+        if life.is_done() {
+            shared.say(&format!("the recovery's process died after its work was done, {obituary}; restarting"));
+            shared.restart();
+        }
         match deaths.add(&life, &ending, started.elapsed()) {
             AfterDeath::StartAgain { pause } => {
                 let seconds = pause.as_secs();
@@ -110,6 +126,7 @@ fn supervise(shared: &Arc<Shared>) -> ! {
 
 /// Runs one worker to its end.
 fn work(shared: &Arc<Shared>, handover: &Handover) -> std::io::Result<(WorkerLife, ProcessEnding)> {
+    let killed_before = process::oom_kills();
     let StartedWorker { pid, input, output } = process::start_self(WORKER, &serde_json::to_string(handover)?)?;
     shared.worker.store(pid, Ordering::SeqCst);
     *lock(&shared.input) = Some(input);
@@ -124,7 +141,7 @@ fn work(shared: &Arc<Shared>, handover: &Handover) -> std::io::Result<(WorkerLif
         // Its reports would fill the pipe and stop it.
         process::end(pid);
     }
-    let ending = process::wait_for(pid);
+    let ending = process::wait_for(pid).among_oom_kills(killed_before, process::oom_kills());
     shared.worker.store(0, Ordering::SeqCst);
     *lock(&shared.input) = None;
     // Its last words, among them why it panicked, are still in the pipe.
@@ -140,7 +157,7 @@ fn listen(shared: &Arc<Shared>, output: ChildStdout, life: &Mutex<WorkerLife>) {
             WorkerReport::Progressed => shared.journal.progressed(),
             WorkerReport::Watchdog { limit_s } => shared.feed_watchdog(Duration::from_secs(*limit_s)),
             WorkerReport::Restart | WorkerReport::Panicked { .. } => shared.restart_unless_it_ends(),
-            WorkerReport::Entered(_) | WorkerReport::Left(_) => {}
+            WorkerReport::Entered(_) | WorkerReport::Left(_) | WorkerReport::Done => {}
         }
         lock(life).take(report);
     });
@@ -184,9 +201,13 @@ impl Shared {
     /// Restarts the machine if the worker that is there now does not end soon.
     fn restart_unless_it_ends(self: &Arc<Self>) {
         let (shared, pid) = (Arc::clone(self), self.worker.load(Ordering::SeqCst));
+        // One that has gone mad may say so without end: it gets one thread, and no more time.
+        if pid == 0 || self.is_to_end.swap(pid, Ordering::SeqCst) == pid {
+            return;
+        }
         let spawned = background("patience", move || {
             std::thread::sleep(TIME_TO_END);
-            if pid != 0 && shared.worker.load(Ordering::SeqCst) == pid {
+            if shared.worker.load(Ordering::SeqCst) == pid {
                 shared.journal.warn("the recovery's process does not end, as when a disk hangs; restarting");
                 shared.restart();
             }
@@ -198,8 +219,9 @@ impl Shared {
 
     /// Ends the worker, so that the kernel unmounts what it had mounted.
     fn shut_down(&self, text: &str) {
-        self.say(text);
+        // First: a console that does not take what is said must not keep the machine up.
         self.shutting_down.store(true, Ordering::SeqCst);
+        self.say(text);
         process::end(self.worker.load(Ordering::SeqCst));
         let end = Instant::now() + TIME_TO_DIE;
         while self.worker.load(Ordering::SeqCst) != 0 && Instant::now() < end {
@@ -211,6 +233,11 @@ impl Shared {
     fn pause(&self, pause: Duration) {
         self.journal.progressed();
         std::thread::sleep(pause);
+        self.stay_down();
+    }
+
+    /// Does not return when the machine is on its way down.
+    fn stay_down(&self) {
         while self.shutting_down.load(Ordering::SeqCst) {
             // Another thread restarts the machine.
             std::thread::sleep(Duration::from_secs(1));

@@ -116,6 +116,11 @@ pub(super) fn ask_for_watchdog(limit: Duration) {
     report(&WorkerReport::Watchdog { limit_s: limit.as_secs() });
 }
 
+/// Has PID 1 restart the machine when this process ends, however it ends.
+pub(super) fn done() {
+    report(&WorkerReport::Done);
+}
+
 /// Has PID 1 restart the machine. Never returns.
 pub(super) fn restart() -> ! {
     // First, so that PID 1 knows also when a disk that hangs keeps this process from ending.

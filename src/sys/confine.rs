@@ -5,7 +5,7 @@ use std::io;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
 /// Rights that a recovery needs: disks and mounts, drivers, network cards and port 68, the clock, files of any owner.
 /// Without the others, among them `CAP_SYS_BOOT`, `CAP_SYS_RAWIO` and `CAP_SYS_PTRACE`, only PID 1 restarts the machine
@@ -39,9 +39,16 @@ pub fn confine() -> Vec<String> {
     step("not the first to end without memory", fs::write("/proc/self/oom_score_adj", FIRST_TO_END));
     step("no limit for core dumps", setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(Into::into));
     step("may gain rights", set_no_new_privs(true).map_err(Into::into));
-    let needed = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: CapabilitySet::empty() };
-    step("keeps all rights", set_capabilities(None, needed).map_err(Into::into));
+    step("keeps all rights", keep_needed_rights());
     problems
+}
+
+/// Gives up every right but those that are needed. One that was never there, as in a container, is not asked for: the
+/// kernel would then refuse to take any.
+fn keep_needed_rights() -> io::Result<()> {
+    let kept = capabilities(None)?.permitted.intersection(NEEDED);
+    let kept = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, kept).map_err(Into::into)
 }
 
 /// Bounds what this process allocates to three quarters of the machine's memory: an allocation beyond fails here, with

@@ -89,10 +89,11 @@ impl Mount {
         self.data("noload")
     }
 
-    /// `nosuid,nodev,noexec,nosymfollow`: data only.
+    /// `nosuid,nodev,noexec,nosymfollow`: data only. An ext4 file system can have it that the kernel panics at its first
+    /// fault, mounted read-only too: `errors=continue`, the default of most, is put before that.
     pub fn data_only(mut self) -> Self {
         self.flags |= data_only();
-        self
+        if self.kind == "ext4" { self.data("errors=continue") } else { self }
     }
 
     /// Mounts with `noexec`.
@@ -216,6 +217,14 @@ pub struct Mounted {
     pub source: PathBuf,
 }
 
+impl Mounted {
+    /// Whether it keeps a file system on a block device from being unmounted: it is one, or an overlay of directories
+    /// of one.
+    fn lies_on_disk(&self) -> bool {
+        self.source.starts_with("/dev") || self.kind == "overlay"
+    }
+}
+
 /// Every mount of this mount namespace, in the order it was made.
 ///
 /// # Errors
@@ -253,11 +262,11 @@ fn unescape(text: &str) -> PathBuf {
     OsString::from_vec(out).into()
 }
 
-/// Unmounts every file system that lies on a block device, the latest first; what is busy becomes read-only. The last
-/// thing before a reboot: problems are passed over because nothing can be done about them any more.
+/// Unmounts every file system that lies on a block device, and every overlay, the latest first; what is busy becomes
+/// read-only. The last thing before a reboot: problems are passed over because nothing can be done about them any more.
 pub fn release_disks() {
     for mount in mounted().unwrap_or_default().iter().rev() {
-        if mount.source.starts_with("/dev") && mount.target != Path::new("/") && unmount(&mount.target).is_err() {
+        if mount.lies_on_disk() && mount.target != Path::new("/") && unmount(&mount.target).is_err() {
             let _ = remount_read_only(&mount.target);
         }
     }
@@ -343,5 +352,20 @@ mod tests {
         assert_eq!(parse_mountinfo(plain), Some(expected.clone()));
         assert_eq!(parse_mountinfo(shared), Some(expected));
         assert_eq!(parse_mountinfo("nonsense"), None);
+    }
+
+    /// As on a robot whose process died when all file systems had been put together: the next one can begin again only
+    /// when the overlay of /etc has been taken away, which names no device.
+    #[test]
+    fn everything_that_holds_a_disk_is_released() {
+        for (line, expected) in [
+            ("1 0 0:1 / / rw - rootfs rootfs rw", false),
+            ("2 1 0:5 / /dev rw - devtmpfs devtmpfs rw", false),
+            ("3 1 254:5 / /sysroot ro - ext4 /dev/vda5 ro", true),
+            ("4 3 254:6 /var /sysroot/var rw - ext4 /dev/vda6 rw", true),
+            ("5 3 0:30 / /sysroot/etc rw - overlay overlay rw,lowerdir=/sysroot/etc", true),
+        ] {
+            assert_eq!(parse_mountinfo(line).unwrap().lies_on_disk(), expected, "{line}");
+        }
     }
 }

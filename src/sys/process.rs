@@ -33,6 +33,17 @@ pub enum ProcessEnding {
     Exited(i32),
     /// A signal ended it. The name is the signal's, as `SIGSEGV`.
     Killed(&'static str),
+    /// The kernel ended it, since the machine's memory had run out.
+    OutOfMemory,
+}
+
+impl ProcessEnding {
+    /// The ending, where the kernel had ended so many processes for want of memory before and after it: to the one that
+    /// waits, such a death looks as if somebody had killed the process.
+    #[must_use]
+    pub fn among_oom_kills(self, before: u64, after: u64) -> Self {
+        if self == Self::Killed("SIGKILL") && after > before { Self::OutOfMemory } else { self }
+    }
 }
 
 impl fmt::Display for ProcessEnding {
@@ -40,6 +51,7 @@ impl fmt::Display for ProcessEnding {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
             Self::Killed(signal) => write!(f, "{signal}"),
+            Self::OutOfMemory => write!(f, "the machine's memory ran out"),
         }
     }
 }
@@ -86,6 +98,17 @@ pub fn wait_for(pid: u32) -> ProcessEnding {
     }
 }
 
+/// Number of processes that the kernel ended since its start because memory had run out; 0 where it does not count them.
+#[must_use]
+pub fn oom_kills() -> u64 {
+    oom_kills_of(&std::fs::read_to_string("/proc/vmstat").unwrap_or_default()).unwrap_or(0)
+}
+
+/// The count in `/proc/vmstat`, which has a name and a number on each line.
+fn oom_kills_of(vmstat: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
 /// Waits until no child is left: not even programs that a worker started and left behind.
 pub fn wait_for_all() {
     while !matches!(waitpid(None, None), Err(nix::errno::Errno::ECHILD)) {}
@@ -118,8 +141,19 @@ pub fn run_and_wait(program: &Path, arguments: &[&str]) -> io::Result<ExitStatus
 
 #[cfg(test)]
 mod tests {
-    use super::{run_and_wait, signals};
+    use super::{ProcessEnding, oom_kills_of, run_and_wait, signals};
     use std::path::Path;
+
+    #[test]
+    fn a_process_that_the_kernel_ends_for_want_of_memory_was_not_killed_by_somebody() {
+        assert_eq!(oom_kills_of("pgfault 7\noom_kill 12\noom_kill_x 3\n"), Some(12));
+        assert_eq!(oom_kills_of("pgfault 7\noom_kill many\n"), None);
+        assert!(oom_kills_of(&std::fs::read_to_string("/proc/vmstat").unwrap()).is_some());
+        let killed = ProcessEnding::Killed("SIGKILL");
+        assert_eq!(killed.clone().among_oom_kills(1, 2), ProcessEnding::OutOfMemory);
+        assert_eq!(killed.clone().among_oom_kills(2, 2), killed);
+        assert_eq!(ProcessEnding::Killed("SIGSEGV").among_oom_kills(1, 2), ProcessEnding::Killed("SIGSEGV"));
+    }
 
     #[test]
     fn a_program_does_not_inherit_our_blocked_signals() {

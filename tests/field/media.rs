@@ -165,6 +165,37 @@ fn a_mount_for_data_follows_no_link_and_starts_nothing() {
     });
 }
 
+/// <https://github.com/raspberrypi/linux/issues/2018>: a file system can have it in its superblock that the kernel panics
+/// at its first fault. On a drive of a stranger, and on a state partition with a flipped bit, that would restart the
+/// robot each time it is looked at.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_drive_cannot_ask_for_a_panic_of_the_kernel() {
+    isolated("field::media::a_drive_cannot_ask_for_a_panic_of_the_kernel", || {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+        fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        run("mkfs.ext4", &["-q", "-F", "-e", "panic", image.to_str().unwrap()]);
+        let device = Attached::new(&image, 512);
+        let mounts = [
+            Mount::device(device.path(), "ext4").data_only().read_only().no_load(),
+            Mount::device(device.path(), "ext4").data_only().read_only(),
+            Mount::device(device.path(), "ext4").data_only(),
+        ];
+        for mount in mounts {
+            mount.on(&at).unwrap();
+            assert!(options_of(&at).contains("errors=continue"), "{}", options_of(&at));
+            if !options_of(&at).starts_with("ro") {
+                // A remount must not take that away.
+                mount::remount_read_only(&at).unwrap();
+                mount::remount_writable(&at).unwrap();
+                assert!(options_of(&at).contains("errors=continue"), "{}", options_of(&at));
+            }
+            mount::unmount(&at).unwrap();
+        }
+    });
+}
+
 fn options_of(at: &Path) -> String {
     let text = fs::read_to_string("/proc/self/mounts").unwrap();
     let line = text.lines().find(|line| line.contains(at.to_str().unwrap())).unwrap();

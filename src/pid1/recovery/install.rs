@@ -10,6 +10,7 @@ use super::setup::{Compared, Setup};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
+use crate::pid1::worker;
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::event::Event;
 use crate::record::report::{Ending, hardware_id};
@@ -120,11 +121,13 @@ pub(super) fn start_if_intact(
 ) -> Result<Option<NextState>, SetupError> {
     let Compared::Intact(proof, installed) = setup.compare(job) else { return Ok(None) };
     let report = recovery::start_again(job, proof, &installed)?;
+    worker::done();
     setup.finish(AttemptOutcome::Started);
     Ok(Some(NextState::Reboot(format!("{why} and {} is intact: starting it", report.version))))
 }
 
 fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
+    worker::done();
     online.finish(AttemptOutcome::Installed);
     let seconds = started.elapsed().as_secs();
     NextState::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))

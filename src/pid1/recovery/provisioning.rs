@@ -93,7 +93,7 @@ pub(super) fn run(
     };
     let poster = (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, machine, journal)).flatten();
     // Twenty machines are switched on together.
-    sources::spread_out(config.spread, journal);
+    sources::spread_out(config.spread, handover, journal);
     let next = write(&inputs, args, candidate, handover, &trouble, journal);
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
@@ -138,6 +138,7 @@ fn write(
     let armed = preflight.arm(permission).map_err(InstallError::from)?;
     let site = Site { asset: inputs.asset()?, medium, ..inputs.site.clone() };
     let (report, provisioned) = provision::install(armed, &job, release, &site, Path::new(MOUNTS))?;
+    worker::done();
     if let Some(note) = put_first_in_firmware(&path, &provisioned) {
         journal.note(&note);
     }

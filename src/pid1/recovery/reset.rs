@@ -9,7 +9,7 @@ use super::setup::Setup;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
-use crate::pid1::console;
+use crate::pid1::{console, worker};
 use crate::sys::{self, files};
 
 /// Time to answer each question. Without an answer the machine goes back to work.
@@ -43,6 +43,7 @@ pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, Se
     journal.warn("factory reset: the data partition is being made anew");
     factory_reset::run(confirmed, &disk.state.boot_env(), &target, template)?;
     drop(target);
+    worker::done();
     if let Err(error) = new_identity(&disk.data) {
         journal.note(&format!("the data file system keeps the identity of its template: {}", chain(&error)));
     }

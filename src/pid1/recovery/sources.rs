@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ending::rest;
 use crate::chain::chain;
 use crate::fetch::{
     self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source, SpeedWatch, Surveyed,
@@ -120,13 +121,14 @@ pub(super) fn are_at_hand(config: &Config, journal: &Journal) -> bool {
 }
 
 /// Waits for this machine's place in the fleet: machines that fell into recovery together must not arrive at the server
-/// together.
-pub(super) fn spread_out(over: Duration, journal: &Journal) {
-    let offset = fetch::start_offset(over, hardware_id());
+/// together. After the death of a process the next one waits only for what is left of that.
+pub(super) fn spread_out(over: Duration, handover: &Handover, journal: &Journal) {
+    let waited = handover.died.as_ref().map_or(Duration::ZERO, |_| handover.age());
+    let offset = fetch::start_offset(over, hardware_id()).saturating_sub(waited);
     if offset >= Duration::from_secs(1) {
         journal.note(&format!("asking in {} s, this machine's place in the fleet", offset.as_secs()));
     }
-    std::thread::sleep(offset);
+    rest(journal, offset);
 }
 
 fn set_clock(unix_s: u64) {

@@ -15,6 +15,9 @@ const LIVED_WELL: Duration = Duration::from_secs(120);
 /// Deaths in a row after which the machine is restarted: with the pauses, about four minutes. A driver or a card that
 /// has hung is cured by that.
 const MAX_IN_A_ROW: u32 = 12;
+/// Parts that are kept in mind: a worker that has gone mad may name any number, and what is left out must fit into the
+/// argument of the next.
+const MAX_PARTS: usize = 16;
 /// Deaths of one part in the same way after which it is left out.
 const SAME_WAY: u32 = 2;
 /// Deaths of one part in any way after which it is left out.
@@ -26,13 +29,15 @@ pub struct WorkerLife {
     /// Parts that were entered and not left, in the order in which they were entered.
     open: Vec<WorkPart>,
     panicked: Option<(String, String, Option<WorkPart>)>,
+    is_done: bool,
 }
 
 impl WorkerLife {
     /// Takes a report.
     pub fn take(&mut self, report: WorkerReport) {
         match report {
-            WorkerReport::Entered(part) => self.open.push(part),
+            WorkerReport::Entered(part) if self.open.len() < MAX_PARTS => self.open.push(part),
+            WorkerReport::Entered(_) => {}
             WorkerReport::Left(part) => {
                 if let Some(at) = self.open.iter().rposition(|open| *open == part) {
                     self.open.remove(at);
@@ -42,8 +47,15 @@ impl WorkerLife {
                 // A thread that dies of the first panic may panic in its turn.
                 self.panicked.get_or_insert((place, text, part));
             }
-            WorkerReport::Progressed | WorkerReport::Watchdog { .. } | WorkerReport::Restart => {}
+            WorkerReport::Done | WorkerReport::Restart => self.is_done = true,
+            WorkerReport::Progressed | WorkerReport::Watchdog { .. } => {}
         }
+    }
+
+    /// Whether nothing was left to do but to restart the machine.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.is_done
     }
 
     /// Sentence about the end of the worker, for people.
@@ -96,13 +108,17 @@ impl Deaths {
     /// Takes a death after a life of `lived`.
     pub fn add(&mut self, life: &WorkerLife, ending: &ProcessEnding, lived: Duration) -> AfterDeath {
         let Some(way) = life.way(ending) else { return AfterDeath::StartAgain { pause: PAUSE_MIN } };
-        if let Some(part) = life.suspect() {
+        if self.of_parts.len() >= MAX_PARTS * 4 {
+            self.of_parts.clear();
+        }
+        if let Some(part) = self.blamed(life) {
             let count = self.of_parts.entry((part.clone(), way)).or_default();
             *count += 1;
             let same = *count;
-            let any: u32 = self.of_parts.iter().filter(|((one, _), _)| one == part).map(|(_, count)| count).sum();
-            if (same >= SAME_WAY || any >= ANY_WAY) && !self.left_out.contains(part) {
-                self.left_out.push(part.clone());
+            let any: u32 = self.of_parts.iter().filter(|((one, _), _)| *one == part).map(|(_, count)| count).sum();
+            if (same >= SAME_WAY || any >= ANY_WAY) && !self.left_out.contains(&part) && self.left_out.len() < MAX_PARTS
+            {
+                self.left_out.push(part);
                 // The next worker does something else: it has all its chances.
                 self.in_a_row = 0;
             }
@@ -112,6 +128,15 @@ impl Deaths {
             return AfterDeath::RestartMachine;
         }
         AfterDeath::StartAgain { pause: (PAUSE_MIN * 2_u32.pow((self.in_a_row - 1).min(8))).min(PAUSE_MAX) }
+    }
+
+    /// The part that is at fault: the suspect, unless that was left out already. Of the disks only the robot's own is
+    /// then looked at, and what is read of it is the state partition.
+    fn blamed(&self, life: &WorkerLife) -> Option<WorkPart> {
+        match life.suspect()? {
+            WorkPart::RemovableDisks if self.left_out.contains(&WorkPart::RemovableDisks) => Some(WorkPart::State),
+            suspect => Some(suspect.clone()),
+        }
     }
 
     /// Parts that the next worker leaves out.
@@ -181,6 +206,36 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_disks_that_still_ends_the_worker_without_the_removable_ones_is_the_fault_of_the_state_partition() {
+        let mut deaths = Deaths::default();
+        let abort = ProcessEnding::Killed("SIGABRT");
+        let dead = || life([panicked("grubenv.rs:1", Some(WorkPart::RemovableDisks))]);
+        for left_out in [0, 1, 1, 2, 2] {
+            deaths.add(&dead(), &abort, SOON);
+            assert_eq!(deaths.left_out().len(), left_out);
+        }
+        assert_eq!(deaths.left_out(), [WorkPart::RemovableDisks, WorkPart::State]);
+    }
+
+    #[test]
+    fn a_worker_that_memory_runs_out_for_has_its_part_left_out() {
+        let mut deaths = Deaths::default();
+        for _ in 0..2 {
+            deaths.add(&life([WorkerReport::Entered(source("a"))]), &ProcessEnding::OutOfMemory, SOON);
+        }
+        assert_eq!(deaths.left_out(), [source("a")]);
+    }
+
+    #[test]
+    fn a_worker_is_done_when_it_says_so_whatever_ends_it() {
+        let entered = WorkerReport::Entered(WorkPart::Reports);
+        assert!(!life([entered.clone(), WorkerReport::Progressed]).is_done());
+        for last in [WorkerReport::Done, WorkerReport::Restart] {
+            assert!(life([last, entered.clone(), panicked("tls.rs:1", None)]).is_done());
+        }
+    }
+
+    #[test]
     fn a_thousand_deaths_from_outside_cost_a_second_each_and_nothing_else() {
         let mut deaths = Deaths::default();
         for _ in 0..1000 {
@@ -188,6 +243,18 @@ mod tests {
             assert_eq!(next, AfterDeath::StartAgain { pause: PAUSE_MIN });
         }
         assert_eq!(deaths.left_out(), []);
+    }
+
+    #[test]
+    fn a_worker_that_names_parts_without_end_fills_no_memory() {
+        let mut deaths = Deaths::default();
+        for number in 0..1000 {
+            let mad = life((0..1000).map(|more| WorkerReport::Entered(source(&format!("{number} {more}")))));
+            for _ in 0..2 {
+                deaths.add(&mad, &ProcessEnding::Killed("SIGSEGV"), LIVED_WELL);
+            }
+        }
+        assert!(deaths.left_out().len() <= 16 && deaths.of_parts.len() <= 64);
     }
 
     #[test]

@@ -194,8 +194,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
 }
 
 /// PID 1's worker has fewer rights than root: enough to make a robot of a disk, and to make its data anew.
-/// <https://github.com/moby/moby/issues/9950> and <https://github.com/systemd/systemd/issues/10074> are of services that
-/// lacked a right which only one rare step needs.
+/// <https://github.com/containers/bubblewrap/issues/523>: a confined program that cannot attach a loop device.
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn the_rights_of_the_worker_are_enough_to_provision_a_disk_and_to_reset_it() {

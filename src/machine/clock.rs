@@ -390,6 +390,78 @@ mod tests {
         assert_eq!(policy.learn(BUILD + DAY, BUILD + 2 * DAY), Some(BUILD + 2 * DAY));
     }
 
+    /// What the field may combine: any hardware clock, any date on record, any date of the release that is offered, and
+    /// two servers of which one may have an old certificate. Whatever it is, both servers are reached in the end, and a
+    /// restart, after which the hardware clock is as before, changes nothing.
+    #[test]
+    fn no_combination_of_clocks_dates_and_certificates_strands_a_robot() {
+        let today = BUILD + 400 * DAY;
+        let times = [0, 1, u64::from(u32::MAX), i64::MAX as u64, u64::MAX, YEAR_2001, YEAR_2090, 2_147_483_647];
+        let near =
+            [BUILD, BUILD - DAY, today, today - 80 * DAY, today + 80 * DAY, today + 5 * YEAR_S, BUILD + FAR_S + 1];
+        let times: Vec<u64> = times.into_iter().chain(near).collect();
+        let good = valid(today - 30 * DAY, today + 60 * DAY);
+        let fresh = valid(today - 1, today + 90 * DAY);
+        let old = valid(today - 200 * DAY, today - 110 * DAY);
+        let ended = valid(YEAR_2001, BUILD - 1);
+        let fleets =
+            [vec![good], vec![good, fresh], vec![old, good], vec![good, old], vec![ended, good], vec![fresh, old]];
+        for servers in fleets {
+            for (rtc, recorded, offered) in combinations(&times) {
+                let mut record = recorded;
+                for boot in 0..3 {
+                    let reached = session(rtc, &mut record, offered, &servers, today);
+                    assert!(reached, "boot {boot}: clock {rtc}, record {recorded:?}, offered {offered}, {servers:?}");
+                }
+            }
+        }
+    }
+
+    fn combinations(times: &[u64]) -> impl Iterator<Item = (u64, Option<u64>, u64)> + '_ {
+        let recorded = move || times.iter().copied().map(Some).chain([None]);
+        times
+            .iter()
+            .flat_map(move |rtc| recorded().flat_map(move |last| times.iter().map(move |new| (*rtc, last, *new))))
+    }
+
+    /// Goes round the servers for some minutes, as one boot does. Whether one with a certificate of today was reached,
+    /// and went on being reached once its release was known.
+    fn session(rtc: u64, record: &mut Option<u64>, offered: u64, servers: &[Validity], today: u64) -> bool {
+        let mut policy = ClockPolicy::new(BUILD, *record);
+        let mut now = match policy.start(rtc) {
+            Start::SetTo(time) => time,
+            Start::Keep => rtc,
+        };
+        let (mut refused, mut since): (Vec<usize>, Option<u64>) = (Vec::new(), None);
+        let mut last_round = 0;
+        for round in 0..20_u64 {
+            last_round = 0;
+            for (server, validity) in servers.iter().enumerate() {
+                let first = since.map_or(0, |since| round * 20 - since);
+                let refusals = Refusals {
+                    same_server: refused.contains(&server),
+                    since_first: std::time::Duration::from_secs(first),
+                };
+                match policy.judge(now, *validity, refusals) {
+                    Judgement::Refused => {
+                        since.get_or_insert(round * 20);
+                        refused.push(server);
+                        continue;
+                    }
+                    Judgement::SetTo(time) => now = time,
+                    Judgement::Valid => {}
+                }
+                refused.clear();
+                since = None;
+                last_round += usize::from(validity.contains(today));
+                now = policy.learn(now, offered).unwrap_or(now);
+                *record = Some(offered);
+            }
+            now = now.saturating_add(20);
+        }
+        last_round > 0
+    }
+
     #[test]
     fn no_time_whatever_overflows() {
         let times = [0, 1, BUILD, BUILD + FAR_S + 1, i64::MAX as u64, u64::MAX - 1, u64::MAX];

@@ -101,7 +101,7 @@ pub enum WorkerReport {
         /// The part that the thread was in.
         part: Option<WorkPart>,
     },
-    /// What this boot was for is done and on the disk: nothing is left but the last reports and the restart. To begin
+    /// The work of this boot is done and on the disk. Nothing is left but the last reports and the restart: to begin
     /// again would count a second recovery, or ask a person a second time.
     Done,
     /// The file systems are released: the machine is to be restarted.

@@ -67,6 +67,7 @@ fn died_of(panic: &PanicHookInfo<'_>) -> WorkerReport {
 fn part_of_thread(name: &str) -> Option<WorkPart> {
     match name {
         "poster" => Some(WorkPart::Reports),
+        "look-at-usb" => Some(WorkPart::UsbDrives),
         "look-at-disk" | "look-for-medium" => Some(WorkPart::RemovableDisks),
         _ => {
             let card = name.strip_prefix("dhcp ").or_else(|| name.strip_prefix("ipv6 "));

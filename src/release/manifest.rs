@@ -6,6 +6,7 @@
 //! `docs/release-format.md` describes the format for a second implementation.
 
 mod error;
+mod version;
 
 use std::collections::HashMap;
 
@@ -320,7 +321,7 @@ impl Manifest {
         if !self.hardware.iter().any(|pattern| fits(pattern, hardware)) {
             return Err(unfit("hardware", &self.hardware.join(", "), hardware));
         }
-        let version = |text| parse_version(text).ok_or_else(|| self.invalid(format!("{text:?} is not a version")));
+        let version = |text| version::parse(text).ok_or_else(|| self.invalid(format!("{text:?} is not a version")));
         if version(&self.minimum_agent)? > version(env!("CARGO_PKG_VERSION"))? {
             return Err(ManifestError::AgentTooOld {
                 version: self.version.clone(),
@@ -352,6 +353,9 @@ impl Manifest {
             let reason =
                 format!("it was made {} seconds after 1970, and no clock can be set to that", self.created_unix_s);
             return Err(self.invalid(reason));
+        }
+        if let Err((version, reason)) = version::check_shown(&self.version) {
+            return Err(ManifestError::Invalid { version, reason });
         }
         self.check_images()
     }
@@ -406,15 +410,6 @@ fn fits(pattern: &str, hardware: &str) -> bool {
         Some(prefix) => hardware.starts_with(prefix),
         None => pattern == hardware,
     }
-}
-
-fn parse_version(text: &str) -> Option<[u64; 3]> {
-    let mut parts = text.split('.');
-    let mut version = [0; 3];
-    for part in &mut version {
-        *part = parts.next()?.parse().ok()?;
-    }
-    parts.next().is_none().then_some(version)
 }
 
 #[cfg(test)]

@@ -89,8 +89,8 @@ impl Mount {
         self.data("noload")
     }
 
-    /// `nosuid,nodev,noexec,nosymfollow`: data only. An ext4 file system can have it that the kernel panics at its first
-    /// fault, mounted read-only too: `errors=continue`, the default of most, is put before that.
+    /// `nosuid,nodev,noexec,nosymfollow`: data only. An ext4 file system can have it in its superblock that the kernel
+    /// panics at its first fault, mounted read-only too: `errors=continue`, the default of most, is put before that.
     pub fn data_only(mut self) -> Self {
         self.flags |= data_only();
         if self.kind == "ext4" { self.data("errors=continue") } else { self }

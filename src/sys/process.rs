@@ -98,7 +98,7 @@ pub fn wait_for(pid: u32) -> ProcessEnding {
     }
 }
 
-/// Number of processes that the kernel ended since its start because memory had run out; 0 where it does not count them.
+/// Number of processes that the kernel ended since its start for want of memory; 0 where it does not count them.
 #[must_use]
 pub fn oom_kills() -> u64 {
     oom_kills_of(&std::fs::read_to_string("/proc/vmstat").unwrap_or_default()).unwrap_or(0)

@@ -165,9 +165,9 @@ fn a_mount_for_data_follows_no_link_and_starts_nothing() {
     });
 }
 
-/// <https://github.com/raspberrypi/linux/issues/2018>: a file system can have it in its superblock that the kernel panics
-/// at its first fault. On a drive of a stranger, and on a state partition with a flipped bit, that would restart the
-/// robot each time it is looked at.
+/// <https://github.com/google/syzkaller/issues/599>, <https://github.com/apptainer/singularity/issues/180>: a file system
+/// can have it in its superblock that the kernel panics at its first fault. On a drive of a stranger, and on a state
+/// partition with a flipped bit, that would restart the robot each time it is looked at.
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn a_drive_cannot_ask_for_a_panic_of_the_kernel() {

@@ -273,6 +273,18 @@ fn a_manifest_whose_objects_contradict_each_other_is_refused() {
     }
 }
 
+/// A version that no record has room for, or that a console obeys: https://github.com/openSUSE/osc/issues/1490 (what a
+/// server sends moves the cursor), https://github.com/rfc1036/whois/pull/214.
+#[test]
+fn a_version_that_cannot_be_shown_or_recorded_is_refused() {
+    for version in ["", "\u{1b}[2J1.0", "1.0\u{9b}2J", &"1".repeat(101), &"\u{1f916}".repeat(500)] {
+        let release = Release::new();
+        let manifest = Manifest { version: version.to_owned(), ..release.fixture.released.manifest.clone() };
+        release.sign(&manifest);
+        release.is_refused("1 to 100 bytes of text are allowed");
+    }
+}
+
 /// The size that an index declares and that of the data: https://github.com/folbricht/desync/pull/350. A failure that
 /// blames the wrong side: https://github.com/raspberrypi/rpi-imager/issues/323, and
 /// https://github.com/clearlinux/swupd-client/pull/1570, where the person cannot see which side it was.

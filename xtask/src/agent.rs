@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -15,8 +16,15 @@ use crate::step::{output, produced, run, step};
 
 /// The target the agent is built for.
 pub const TARGET: &str = "x86_64-unknown-linux-musl";
+<<<<<<< HEAD
 /// The agent travels in every recovery partition and in every initramfs: 4.5 MiB at most.
 const MAX_BYTES: u64 = 9 * 512 * 1024;
+=======
+/// The agent travels in every recovery partition and in every initramfs.
+const MAX_BYTES: u64 = 3 * 1024 * 1024 + 128 * 1024;
+/// How far a build may be dated ahead of the clock of its host, seconds: as a release, for time zones.
+const MAX_AHEAD_S: u64 = 24 * 60 * 60;
+>>>>>>> b6cc2af (Let one drive, one date and one version hold nothing back)
 
 /// Debian's own toolchain: it can build the standard library, which rustup's cannot do without its sources.
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
@@ -61,6 +69,9 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
     ensure_installed(&[Need::Agent], assume_yes)?;
     let toolchain = choose(assume_yes)?;
     let target_dir = paths.work().join("agent");
+    let time = build_time(paths);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock of this host is before 1970")?;
+    check_build_time(&time, now.as_secs())?;
     step("build the agent", || {
         let mut command = match toolchain {
             Toolchain::Target => with_target(paths),
@@ -70,7 +81,7 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
             .current_dir(&paths.root)
             .args(["build", "--release", "--locked", "--package", "reflash", "--target", TARGET])
             .env("CARGO_TARGET_DIR", &target_dir)
-            .env("SOURCE_DATE_EPOCH", build_time(paths))
+            .env("SOURCE_DATE_EPOCH", &time)
             .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
             // Without zstd's second decoder, which is for windows of 16 MiB and more; a chunk has 4 MiB at most.
             .env("CFLAGS_x86_64_unknown_linux_musl", "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT");
@@ -120,6 +131,19 @@ fn build_time(paths: &Paths) -> String {
         let time = output(git.args(["log", "-1", "--format=%ct"]).current_dir(&paths.root)).unwrap_or_default();
         if time.trim().is_empty() { "1431648000".to_owned() } else { time.trim().to_owned() }
     })
+}
+
+/// Refuses a time that has not come yet: an agent takes no certificate that ended before its own build. One from the
+/// future finds no server with https ever again, and nothing in the field can undo that.
+fn check_build_time(text: &str, now_unix_s: u64) -> Result<()> {
+    let time: u64 = text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds"))?;
+    ensure!(
+        time <= now_unix_s.saturating_add(MAX_AHEAD_S),
+        "the agent's build is dated {time} s after 1970, {} days ahead of the clock of this host, and the agent would \
+         find every certificate expired; look at that clock, at SOURCE_DATE_EPOCH and at the date of the last commit",
+        (time - now_unix_s) / MAX_AHEAD_S
+    );
+    Ok(())
 }
 
 fn choose(assume_yes: bool) -> Result<Toolchain> {
@@ -222,7 +246,27 @@ fn check_static(binary: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_static;
+    use super::{check_build_time, check_static};
+
+    /// <https://github.com/keszybz/add-determinism/pull/25>: a day too many in a list of changes, taken for the date.
+    #[test]
+    fn a_build_from_the_future_is_refused() {
+        const NOW: u64 = 1_793_491_200;
+        for good in ["0", "1431648000", "1793491200", "1793570000"] {
+            check_build_time(good, NOW).unwrap();
+        }
+        for (bad, expected) in [
+            ("3786912000", "23072 days ahead"),
+            ("18446744073709551615", "days ahead"),
+            ("18446744073709551616", "not a number"),
+            ("-1", "not a number"),
+            ("2026-11-01", "not a number"),
+            ("", "not a number"),
+        ] {
+            let error = check_build_time(bad, NOW).unwrap_err().to_string();
+            assert!(error.contains(expected), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn a_dynamic_program_is_refused() {

@@ -25,7 +25,7 @@ use crate::record::journal::Journal;
 use crate::release::manifest::manifest_path;
 use crate::sys::files;
 use crate::sys::mount::{self, Mount};
-use crate::sys::thread::lock;
+use crate::sys::thread::{Questions, lock};
 
 /// Mount point of the USB drive.
 const MOUNTED: &str = "/usb";
@@ -33,6 +33,9 @@ const MOUNTED: &str = "/usb";
 const LOOK: Duration = Duration::from_secs(2);
 /// How long the first question waits for the first look. A drive that takes longer is noticed later.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long one device may take to say what lies on it, before the others are looked at. Its answer is taken when it
+/// comes after all.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Drivers for FAT, with the code pages that Debian's kernel asks for at mount: no program loads them for it here.
 const FAT_DRIVERS: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 
@@ -53,8 +56,9 @@ pub(super) struct UsbRelease {
 #[derive(Default)]
 struct DriveState {
     mounted: Option<DrivePlace>,
-    /// Devices that have no release.
+    /// Devices that have no release, or cannot be read.
     others: BTreeSet<DrivePlace>,
+    kinds: Questions<DrivePlace, Option<&'static str>>,
 }
 
 /// A device that may hold a release.
@@ -102,17 +106,27 @@ impl UsbRelease {
 
     fn look(&self, state: &mut DriveState) {
         let there = self.places();
-        if state.mounted.as_ref().is_some_and(|place| !there.contains(place) || !self.has_manifest()) {
-            self.journal.warn("the USB drive was pulled out");
+        if let Some(place) = state.mounted.take_if(|place| !there.contains(place) || !self.has_manifest()) {
             // A transfer that still reads from it gets errors, and asks the next source.
             let _ = mount::detach(MOUNTED);
-            state.mounted = None;
+            if there.contains(&place) {
+                let node = place.node.display();
+                self.journal.warn(&format!("the USB drive in {node} cannot be read any more: it is left out"));
+                // Taken up again, it would come and go for as long as it is plugged in.
+                state.others.insert(place);
+            } else {
+                self.journal.warn("the USB drive was pulled out");
+            }
         }
         state.others.retain(|place| there.contains(place));
         if state.mounted.is_none() {
             let new = there.into_iter().filter(|place| !state.others.contains(place)).collect::<Vec<_>>();
             state.mounted = new.into_iter().find(|place| {
-                let found = self.open(&place.node);
+                let node = place.node.clone();
+                // One that does not answer keeps no other from being looked at.
+                let asked = state.kinds.ask("look-at-usb", place.clone(), ANSWER, move || kind_of(&node));
+                let Some(kind) = asked else { return false };
+                let found = kind.is_some_and(|kind| self.open(&place.node, kind));
                 if !found {
                     state.others.insert(place.clone());
                 }
@@ -136,11 +150,9 @@ impl UsbRelease {
         disk.name != self.robot && (disk.removable || matches!(disk.transport, Transport::Usb | Transport::Mmc))
     }
 
-    /// Mounts the device if it has a release, which need not be a good one. Returns whether it has.
-    fn open(&self, node: &Path) -> bool {
-        let mut head = vec![0; filesystem::HEAD_BYTES];
-        let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
-        let Some(kind) = read.ok().and_then(|()| filesystem::kind(&head)) else { return false };
+    /// Mounts the device, with a file system of this kind, if it has a release, which need not be a good one. Returns
+    /// whether it has.
+    fn open(&self, node: &Path, kind: &str) -> bool {
         let drivers = match kind {
             "iso9660" => &["isofs"][..],
             "vfat" => &FAT_DRIVERS,
@@ -169,6 +181,13 @@ impl UsbRelease {
         let _ = mount::detach(MOUNTED);
         false
     }
+}
+
+/// Name of the driver for the file system on a device, if it has one that is known.
+fn kind_of(node: &Path) -> Option<&'static str> {
+    let mut head = vec![0; filesystem::HEAD_BYTES];
+    let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
+    read.ok().and_then(|()| filesystem::kind(&head))
 }
 
 impl Source for Arc<UsbRelease> {

@@ -217,6 +217,7 @@ mod tests {
         assert_eq!(deaths.left_out(), [WorkPart::RemovableDisks, WorkPart::State]);
     }
 
+    /// <https://github.com/frappe/press/issues/866>: what takes too much memory is killed and started again, for ever.
     #[test]
     fn a_worker_that_memory_runs_out_for_has_its_part_left_out() {
         let mut deaths = Deaths::default();

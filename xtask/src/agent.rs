@@ -16,15 +16,10 @@ use crate::step::{output, produced, run, step};
 
 /// The target the agent is built for.
 pub const TARGET: &str = "x86_64-unknown-linux-musl";
-<<<<<<< HEAD
 /// The agent travels in every recovery partition and in every initramfs: 4.5 MiB at most.
 const MAX_BYTES: u64 = 9 * 512 * 1024;
-=======
-/// The agent travels in every recovery partition and in every initramfs.
-const MAX_BYTES: u64 = 3 * 1024 * 1024 + 128 * 1024;
 /// How far a build may be dated ahead of the clock of its host, seconds: as a release, for time zones.
 const MAX_AHEAD_S: u64 = 24 * 60 * 60;
->>>>>>> b6cc2af (Let one drive, one date and one version hold nothing back)
 
 /// Debian's own toolchain: it can build the standard library, which rustup's cannot do without its sources.
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";

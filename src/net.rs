@@ -25,6 +25,7 @@ mod error;
 mod ipv6;
 #[cfg(feature = "fuzzing")]
 pub mod ipv6;
+mod jitter;
 mod lease;
 pub mod names;
 mod options;

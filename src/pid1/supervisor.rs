@@ -18,6 +18,7 @@ use super::link::{Handover, MAX_LINE_BYTES, WORKER, WorkerReport};
 use super::{console, watchdog};
 use crate::chain::chain;
 use crate::record::journal::Journal;
+use crate::record::wire::millis;
 use crate::sys::process::{self, ProcessEnding, StartedWorker};
 use crate::sys::thread::{background, lock};
 use crate::sys::{self, power};
@@ -251,8 +252,4 @@ impl Shared {
             std::thread::sleep(READING_TIME);
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

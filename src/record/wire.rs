@@ -58,7 +58,7 @@ pub fn log_line(entry: &Entry<'_>) -> Option<String> {
 }
 
 /// A duration in whole milliseconds; one of 585 million years or more counts as that.
-pub(super) fn millis(duration: Duration) -> u64 {
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -8,6 +8,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::net::jitter::Jitter;
+
 use super::message::{self, Ask, Lease, MessageKind, Sender};
 
 /// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
@@ -53,8 +55,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct DhcpClient {
     mac: [u8; 6],
-    /// State of a small generator for transaction numbers and jitter; no secret depends on it.
-    random: u64,
+    /// For transaction numbers and pauses; no secret depends on it.
+    random: Jitter,
     transaction: u32,
     exchange_began: Duration,
     state: State,
@@ -80,7 +82,7 @@ impl DhcpClient {
         });
         let mut client = Self {
             mac,
-            random,
+            random: Jitter::new(random),
             transaction: 0,
             exchange_began: Duration::ZERO,
             state,
@@ -120,7 +122,7 @@ impl DhcpClient {
         let wait_s = DISCOVER_WAITS_S[self.unanswered.min(DISCOVER_WAITS_S.len() - 1)];
         self.unanswered += 1;
         // A second of jitter either way (RFC 2131, 4.1): machines that lost power together do not ask in step.
-        let jitter = Duration::from_millis(self.next_random() % 2000);
+        let jitter = Duration::from_millis(self.random.next() % 2000);
         self.due = now + Duration::from_secs(wait_s - 1) + jitter;
         self.last_discover = Some(now);
         // A card of an inner network may have no server for ever: its lines become rare.
@@ -199,16 +201,7 @@ impl DhcpClient {
     }
 
     fn next_transaction(&mut self) -> u32 {
-        (self.next_random() & 0xffff_ffff) as u32
-    }
-
-    /// Takes one step of xorshift64*.
-    fn next_random(&mut self) -> u64 {
-        self.random |= 1;
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+        (self.random.next() & 0xffff_ffff) as u32
     }
 }
 

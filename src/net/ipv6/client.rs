@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::net::jitter::Jitter;
+
 use super::message::{self, Dhcp6Answer, Dhcp6AnswerKind, Dhcp6Ask, Dhcp6Given, Dhcp6Sender};
 
 /// Waits after the first message of a kind, and the longest ones, seconds (RFC 8415, 7.6).
@@ -57,8 +59,8 @@ enum State {
 pub(super) struct Dhcp6Client {
     mac: [u8; 6],
     wanted: Dhcp6Need,
-    /// State of a small generator for transaction numbers and jitter; no secret depends on it.
-    random: u64,
+    /// For transaction numbers and pauses; no secret depends on it.
+    random: Jitter,
     transaction: u32,
     exchange_began: Duration,
     state: State,
@@ -77,7 +79,7 @@ impl Dhcp6Client {
         let mut client = Self {
             mac,
             wanted,
-            random,
+            random: Jitter::new(random),
             transaction: 0,
             exchange_began: now,
             state: State::Asking,
@@ -89,7 +91,7 @@ impl Dhcp6Client {
             report: None,
         };
         // Machines that lost power together do not ask in step (RFC 8415, 18.2.1).
-        client.due = now + Duration::from_millis(client.next_random() % 500);
+        client.due = now + Duration::from_millis(client.random.next() % 500);
         client.transaction = client.next_transaction();
         client
     }
@@ -157,8 +159,8 @@ impl Dhcp6Client {
         self.wait = self.wait.min(Duration::from_secs(most_s));
         // A tenth either way; the first one is never shorter (RFC 8415, 15).
         let tenth = u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX) / 10;
-        let jitter = Duration::from_millis(self.next_random() % tenth.max(1));
-        let shorter = self.unanswered > 1 && self.next_random() & 1 == 0;
+        let jitter = Duration::from_millis(self.random.next() % tenth.max(1));
+        let shorter = self.unanswered > 1 && self.random.next() & 1 == 0;
         self.due = now + if shorter { self.wait - jitter } else { self.wait + jitter };
         if self.wanted == Dhcp6Need::Address && self.unanswered >= QUIET && self.unanswered.is_power_of_two() {
             let attempt = self.unanswered;
@@ -270,16 +272,7 @@ impl Dhcp6Client {
     }
 
     fn next_transaction(&mut self) -> u32 {
-        (self.next_random() & 0x00ff_ffff) as u32
-    }
-
-    /// Takes one step of xorshift64*.
-    fn next_random(&mut self) -> u64 {
-        self.random |= 1;
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+        (self.random.next() & 0x00ff_ffff) as u32
     }
 }
 

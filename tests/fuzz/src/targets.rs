@@ -15,6 +15,7 @@ mod manifest;
 mod memory;
 mod names;
 mod report;
+mod steps;
 mod tables;
 mod urls;
 mod worker;

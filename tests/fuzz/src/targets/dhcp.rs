@@ -5,6 +5,8 @@ use std::time::Duration;
 use reflash::net::dhcp::Lease;
 use reflash::net::dhcp::fuzzing::{FuzzedClient, FuzzedStep};
 
+use super::steps::{self, Step};
+
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// Where a DHCP message begins in a frame without IP options, and where its options do.
 const MESSAGE: usize = 14 + 20 + 8;
@@ -91,21 +93,12 @@ impl Segment {
     }
 }
 
-/// The input is a list of steps: a byte for the pause, one for the kind, two for the length, and the bytes.
+/// The input is a list of steps.
 pub fn run(data: &[u8]) {
     let mut segment = Segment::new(None);
     let mut rest = data;
     segment.settle();
-    while let Some((head, more)) = rest.split_first_chunk::<4>() {
-        let [pause, kind, low, high] = *head;
-        let (bytes, more) = more.split_at((usize::from(low) | usize::from(high & 7) << 8).min(more.len()));
-        rest = more;
-        // Small pauses are milliseconds, and the largest are days.
-        let pause = if pause < 200 {
-            Duration::from_millis(u64::from(pause) * 50)
-        } else {
-            Duration::from_secs(1 << (pause - 200).min(20))
-        };
+    while let Some(Step { pause, kind, bytes }) = steps::next(&mut rest) {
         let end = segment.now + pause;
         let mut waits = 0;
         while segment.now < end && waits < 200 {

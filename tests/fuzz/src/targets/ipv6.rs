@@ -5,25 +5,18 @@ use std::time::Duration;
 
 use reflash::net::ipv6::fuzzing::FuzzedIpv6;
 
+use super::steps::{self, Step};
+
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// Steps of the client without a wait that are too many: it would never wait.
 const MOST_STEPS: usize = 8;
 
-/// The input is a byte for what is asked for, and a list of steps: a byte for the pause, one for the kind, two for the
-/// length, and the bytes.
+/// The input is a byte for what is asked for, and a list of steps.
 pub fn run(data: &[u8]) {
     let Some((&first, mut rest)) = data.split_first() else { return };
     let mut network = FuzzedIpv6::new(MAC, u64::from(first) + 1, first & 1 == 0);
     let (mut now, mut sent, mut sent_at) = (Duration::ZERO, Vec::new(), Vec::new());
-    while let Some((head, more)) = rest.split_first_chunk::<4>() {
-        let [pause, kind, low, high] = *head;
-        let (bytes, more) = more.split_at((usize::from(low) | usize::from(high & 7) << 8).min(more.len()));
-        rest = more;
-        let pause = if pause < 200 {
-            Duration::from_millis(u64::from(pause) * 50)
-        } else {
-            Duration::from_secs(1 << (pause - 200).min(20))
-        };
+    while let Some(Step { pause, kind, bytes }) = steps::next(&mut rest) {
         let (end, mut waits) = (now + pause, 0);
         while now < end && waits < 200 {
             let wait = settle(&mut network, now, &mut sent, &mut sent_at);

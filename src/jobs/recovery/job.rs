@@ -3,6 +3,7 @@
 use crate::boot::decide::Recoveries;
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
+use crate::jobs::floor::Floor;
 use crate::jobs::recovery::partition::Renewal;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
@@ -69,6 +70,8 @@ pub struct Resources<'a> {
     pub target: &'a dyn BlockTarget,
     /// The state partition, where there is one.
     pub state: Option<&'a StatePartition>,
+    /// The floor of the machine, and the releases that are refused on it, where they are kept.
+    pub floor: Option<&'a Floor>,
     /// The recovery partition, on a machine whose recovery is to be renewed.
     pub renewal: Option<Renewal<'a>>,
     /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
@@ -78,7 +81,7 @@ pub struct Resources<'a> {
 impl<'a> Resources<'a> {
     /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
     pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
-        Self { keys, source, target, state: None, renewal: None, learn_time: &|_| {} }
+        Self { keys, source, target, state: None, floor: None, renewal: None, learn_time: &|_| {} }
     }
 }
 

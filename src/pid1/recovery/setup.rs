@@ -16,6 +16,7 @@ use crate::boot::slots::Slot;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
+use crate::jobs::floor::{self, Floor};
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
@@ -46,6 +47,8 @@ pub(super) struct Setup {
     pub disk: RobotDisk,
     /// Record of the installed release, whose signature is checked here and not again.
     pub record: Option<InstalledRecord>,
+    /// The floor of this robot, and the releases that are refused on it.
+    pub floor: Floor,
     /// Takes the creation times of manifests for the clock.
     learn_time: Box<dyn Fn(u64) + Send + Sync>,
     /// The clock that the certificates of servers are checked against.
@@ -106,6 +109,7 @@ impl Setup {
             journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
             None
         });
+        let floor = worker::within(&WorkPart::State, || open_floor(&disk, record.as_ref(), journal));
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
@@ -119,6 +123,7 @@ impl Setup {
             identity,
             disk,
             record,
+            floor,
             learn_time: Box::new(move |created| learning.learn(created)),
             clock,
             usb_release,
@@ -154,6 +159,7 @@ impl Setup {
             },
             resources: Resources {
                 state: Some(&self.disk.state),
+                floor: Some(&self.floor),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &*self.learn_time,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)
@@ -225,6 +231,17 @@ impl Compared {
             Self::Damaged => System::Damaged,
         }
     }
+}
+
+/// Reads the floor and mends its copies. What the installed image of an older release left in the boot environment when
+/// it was good raises it here.
+fn open_floor(disk: &RobotDisk, record: Option<&InstalledRecord>, journal: &Journal) -> Floor {
+    let floor = Floor::open(disk.floor_places.clone());
+    let env = disk.state.boot_env().load_or_empty().unwrap_or_default();
+    let installed = record.map(|record| record.manifest().serial).filter(|serial| floor::was_good(&env, *serial));
+    let mended = installed.map_or_else(|| floor.mend(), |serial| floor.raise(serial));
+    mended.failed.iter().for_each(|error| journal.warn(&chain(error)));
+    floor
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.

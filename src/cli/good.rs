@@ -32,8 +32,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Raises the floor to the installed release. Without a record or a key to check it with there is nothing to raise it to,
-/// and a boot is good all the same.
+/// Raises the floor to the installed release. Without a record or a key to check it with there is nothing to raise it
+/// to, and a boot is good all the same.
 fn raise_floor(options: &Options, mounted: &MountedState) {
     let record = keys(options, Some(mounted)).ok().and_then(|keys| mounted.state.record(&keys));
     let Some(serial) = record.map(|record| record.manifest().serial) else { return };

@@ -16,7 +16,7 @@ use crate::boot::slots::Slot;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
-use crate::jobs::floor::{self, Floor};
+use crate::jobs::floor::{self, Floor, FloorChange};
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
@@ -239,8 +239,10 @@ fn open_floor(disk: &RobotDisk, record: Option<&InstalledRecord>, journal: &Jour
     let floor = Floor::open(disk.floor_places.clone());
     let env = disk.state.boot_env().load_or_empty().unwrap_or_default();
     let installed = record.map(|record| record.manifest().serial).filter(|serial| floor::was_good(&env, *serial));
-    let mended = installed.map_or_else(|| floor.mend(), |serial| floor.raise(serial));
-    mended.failed.iter().for_each(|error| journal.warn(&chain(error)));
+    if let Some(FloorChange { changed: true, .. }) = installed.map(|serial| floor.raise(serial)) {
+        journal.note(&format!("nothing older than serial {} is installed from now on", floor.record().serial));
+    }
+    floor.mend().failed.iter().for_each(|error| journal.warn(&chain(error)));
     floor
 }
 

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use proptest::collection;
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use reflash::boot::efivars::EfiVars;
 use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::Slot;
@@ -16,6 +18,7 @@ use reflash::release::manifest::ManifestError;
 use reflash::sys::mount::{self, Mount};
 
 use crate::isolated::{isolated, run};
+use crate::properties::config;
 use crate::support::attached::{Attached, told};
 use crate::support::clock::FakeClock;
 use crate::support::{Fixture, MemoryTarget, sample_image};
@@ -255,6 +258,25 @@ fn the_blocks_of_a_recovery_partition_are_overwritten_while_it_stays_read_only()
 
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
+fn the_rights_of_the_worker_are_enough_to_keep_the_floor() {
+    isolated("floor::the_rights_of_the_worker_are_enough_to_keep_the_floor", || {
+        let recovery = Recovery::new(512, |tree| fs::write(tree.join(floor::FILE), floor::new_file()).unwrap());
+        // A variable that efivarfs protects.
+        let dir = tempfile::tempdir().unwrap();
+        let places = || FloorPlaces { firmware: Some(EfiVars::directory(dir.path())), ..recovery.places() };
+        assert!(kept(Floor::open(places()).raise(3)));
+        let variable = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        run("chattr", &["+i", variable.to_str().unwrap()]);
+        assert!(fs::write(&variable, b"").is_err());
+        reflash::sys::confine::confine();
+        assert!(kept(Floor::open(places()).raise(4)));
+        assert_eq!(recovery.alone().record().serial, 4);
+        assert_eq!(fs::read(&variable).unwrap()[4 + 24], 4);
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
 fn a_robot_of_before_gets_the_file_with_its_next_recovery() {
     isolated("floor::a_robot_of_before_gets_the_file_with_its_next_recovery", || {
         let recovery = Recovery::new(4096, |_| {});
@@ -438,4 +460,127 @@ fn images_of_before_raise_the_floor_by_what_they_leave() {
     assert!(floor::was_good(&env(&[("reflash_good", "7")]), 7) && !floor::was_good(&env(&[("reflash_good", "7")]), 8));
     // The record is that of the next release already, and the variables are not.
     assert!(!floor::was_good(&env(&[("reflash_boot_ok", "1"), ("reflash_recovering", "1")]), 8));
+}
+
+/// Something that happens to the floor, or to a place where it is kept.
+#[derive(Debug, Clone)]
+enum Event {
+    Raise(u64),
+    Refuse(u64),
+    Lift(u64),
+    Allow(u64),
+    Mend,
+    /// A place is lost: the state partition is made anew, or the firmware forgets its variables.
+    Lose(usize),
+    /// One copy of a place is noise.
+    Spoil(usize, u64),
+    /// Power is cut after so many bytes of the write that follows, in this place, before all later places.
+    Cut(usize, usize, u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let serial = 1_u64..30;
+    prop_oneof![
+        4 => serial.clone().prop_map(Event::Raise),
+        2 => serial.clone().prop_map(Event::Refuse),
+        1 => serial.clone().prop_map(Event::Lift),
+        2 => serial.clone().prop_map(Event::Allow),
+        1 => Just(Event::Mend),
+        1 => (0_usize..2).prop_map(Event::Lose),
+        1 => (0_usize..2, 0_u64..2).prop_map(|(place, copy)| Event::Spoil(place, copy)),
+        2 => (0_usize..2, 0_usize..600, serial).prop_map(|(place, cut, serial)| Event::Cut(place, cut, serial)),
+    ]
+}
+
+#[test]
+fn whatever_happens_to_one_place_at_a_time_the_floor_does_not_fall() {
+    proptest!(ProptestConfig { cases: 60, ..config() }, |(events in collection::vec(event(), 1..40))| {
+        let dir = tempfile::tempdir().unwrap();
+        let places = [dir.path().join("state"), dir.path().join("firmware")];
+        places.iter().for_each(|place| fs::create_dir(place).unwrap());
+        let files = || [
+            Some(places[0].join(floor::FILE)),
+            fs::read_dir(&places[1]).unwrap().next().map(|entry| entry.unwrap().path()),
+        ];
+        let open = || Floor::open(FloorPlaces {
+            state: Some(places[0].clone()),
+            recovery: None,
+            firmware: Some(EfiVars::directory(&places[1])),
+        });
+        let mut highest = 0;
+        for event in events {
+            match &event {
+                Event::Raise(serial) => {
+                    prop_assert_eq!(kept(open().raise(*serial)), *serial > highest);
+                    highest = highest.max(*serial);
+                }
+                Event::Refuse(serial) => {
+                    kept(open().refuse(id(*serial)));
+                    prop_assert!(open().refuses(&id(*serial)));
+                }
+                Event::Lift(serial) => {
+                    kept(open().lift(*serial));
+                    prop_assert!(!open().refuses(&id(*serial)));
+                }
+                Event::Allow(serial) => {
+                    kept(open().allow(id(*serial)));
+                    let below = Some(id(*serial)).filter(|_| *serial < highest);
+                    prop_assert_eq!(open().record().allowed, below);
+                    prop_assert!(!open().refuses(&id(*serial)));
+                }
+                Event::Mend => drop(open().mend()),
+                Event::Lose(place) => files()[*place].iter().for_each(|file| drop(fs::remove_file(file))),
+                // The variable has one copy.
+                Event::Spoil(place, copy) => match &files()[*place] {
+                    Some(file) if *place == 1 => fs::write(file, [0x5a; 516]).unwrap(),
+                    Some(file) if file.exists() => spoil(file, copy * COPY),
+                    _ => {}
+                },
+                Event::Cut(place, cut, serial) => {
+                    // The places are written in this order: what comes after the cut stays as it was.
+                    let before = files().map(|file| file.and_then(|file| fs::read(file).ok()));
+                    kept(open().raise(*serial));
+                    for (number, (file, before)) in files().iter().zip(&before).enumerate() {
+                        let (Some(file), Some(before)) = (file, before) else { continue };
+                        let Ok(after) = fs::read(file) else { continue };
+                        if number == *place && number == 0 && before.len() == after.len() {
+                            let mut torn = before.clone();
+                            let at = before.iter().zip(&after).position(|(before, after)| before != after);
+                            let at = at.unwrap_or(0) / 4096 * 4096;
+                            torn[at..at + cut].copy_from_slice(&after[at..at + cut]);
+                            fs::write(file, torn).unwrap();
+                        } else if number > *place {
+                            fs::write(file, before).unwrap();
+                        }
+                    }
+                    let now = open().record().serial;
+                    prop_assert!(now == highest || now == highest.max(*serial));
+                    highest = now;
+                }
+            }
+            let record = open().record();
+            prop_assert_eq!(record.serial, highest, "after {:?}", event);
+            prop_assert!(record.refused.len() <= 8 && record.lowerings.len() <= 4);
+            prop_assert_eq!(FloorRecord::decode(&record.encode()), Some(record));
+            // One loss at a time: the next recovery mends it.
+            drop(open().mend());
+        }
+    });
+}
+
+#[test]
+fn no_bytes_are_more_than_a_damaged_copy() {
+    proptest!(config(), |(mut bytes in collection::vec(any::<u8>(), 0..1100), magic in any::<bool>())| {
+        if magic && bytes.len() >= 512 {
+            bytes[..8].copy_from_slice(b"RFLASHFL");
+            bytes[9] = 0;
+            bytes[10] %= 12;
+            let digest = reflash::release::digest::Digest::of(&bytes[..480]).0;
+            bytes[480..512].copy_from_slice(&digest);
+        }
+        if let Some(record) = FloorRecord::decode(&bytes) {
+            prop_assert!(record.serial < 1 << 63 && record.refused.iter().all(|known| known.serial < 1 << 63));
+            prop_assert_eq!(FloorRecord::decode(&record.encode()), Some(record));
+        }
+    });
 }

@@ -26,6 +26,9 @@ use crate::support::{Fixture, MemoryTarget, sample_image};
 /// Distance of the two copies in the file.
 const COPY: u64 = 4096;
 
+/// Puts something in the place of the file.
+type Make = fn(&Path);
+
 fn id(serial: u64) -> ReleaseId {
     ReleaseId::new(serial, b"manifest")
 }
@@ -77,7 +80,7 @@ fn a_cut_write_leaves_the_floor_before_or_after_it() {
 fn whatever_lies_in_its_place_the_file_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(floor::FILE);
-    let kinds: [(&str, fn(&Path)); 6] = [
+    let kinds: [(&str, Make); 6] = [
         ("nothing", |_| {}),
         ("a directory", |path| fs::create_dir(path).unwrap()),
         ("a link", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
@@ -304,7 +307,7 @@ fn a_robot_of_before_gets_the_file_with_its_next_recovery() {
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn what_cannot_be_overwritten_in_place_is_left_as_it_is() {
     isolated("floor::what_cannot_be_overwritten_in_place_is_left_as_it_is", || {
-        let kinds: [(&str, fn(&Path)); 7] = [
+        let kinds: [(&str, Make); 7] = [
             ("a hole", |path| File::create(path).unwrap().set_len(8192).unwrap()),
             ("room that was never written", |path| {
                 run("fallocate", &["-l", "8192", path.to_str().unwrap()]);

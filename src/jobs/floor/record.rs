@@ -169,8 +169,7 @@ impl FloorRecord {
         let mut put = |at: usize, content: &[u8]| bytes[at..at + content.len()].copy_from_slice(content);
         put(0, MAGIC);
         put(8, &self.version.to_le_bytes());
-        // Both lists are shorter than 256, just above.
-        put(10, &[refused.len() as u8, lowerings.len() as u8, u8::from(self.allowed.is_some())]);
+        put(10, &[count(refused), count(lowerings), u8::from(self.allowed.is_some())]);
         put(16, &self.sequence.to_le_bytes());
         put(24, &self.serial.to_le_bytes());
         put(32, &self.identity);
@@ -298,6 +297,11 @@ impl FloorRecord {
     }
 }
 
+/// Number of a list that [`last`] has made short.
+fn count<T>(items: &[T]) -> u8 {
+    u8::try_from(items.len()).unwrap_or(u8::MAX)
+}
+
 fn last<T>(items: &[T], most: usize) -> &[T] {
     &items[items.len().saturating_sub(most)..]
 }
@@ -318,7 +322,7 @@ mod tests {
             assert!(record.refuse(release(serial)));
         }
         record.record(Lowering { kind: LoweringKind::Other(77), release: release(3), floor_before: 2 });
-        record.reserved = std::array::from_fn(|at| at as u8);
+        record.reserved = [0x3c; super::RESERVED_BYTES];
         record
     }
 

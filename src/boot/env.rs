@@ -185,9 +185,15 @@ impl BootEnv {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
         // The variables that `finish` will write must fit too: at that time an error would come too late.
-        let longest = Recoveries { serial: u64::MAX, count: u32::MAX }.to_string();
-        let at_most =
-            names::OURS.map(|name| (name, if name == names::RECOVERIES { longest.as_str() } else { "recovery" }));
+        let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
+        let request = format!("serial:{serial}");
+        let at_most = names::OURS.map(|name| match name {
+            names::RECOVERIES => (name, longest.as_str()),
+            names::GOOD | names::UNDO => (name, serial.as_str()),
+            names::REQUEST => (name, request.as_str()),
+            names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
+            _ => (name, "recovery"),
+        });
         while with_changes(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
             // The variables of other programs must not keep a machine from recovering.
             match env.drop_last_foreign() {

@@ -10,6 +10,8 @@ use reflash::boot::slots::{Slot, Trial};
 pub enum Choice {
     /// Start of the system, with so many tries, this one included.
     System(u8),
+    /// Safe start of the system, by its number: no try is counted.
+    Safe(u16),
     /// Start of a recovery.
     Recovery(Reason),
 }
@@ -26,6 +28,9 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     if value(names::RECOVERING) == Some("1") {
         return Choice::Recovery(Reason::Recovering);
     }
+    if value(names::NEXT_ENTRY) == Some("safe") {
+        return Choice::Safe(value(names::SAFE).and_then(safe_number).unwrap_or(1));
+    }
     match value(names::TRIES) {
         None => Choice::Recovery(Reason::EnvLost),
         Some(tries) => match tries.as_bytes() {
@@ -33,6 +38,27 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
             _ => Choice::Recovery(Reason::Tries),
         },
     }
+}
+
+/// Reads one to three digits; to the script anything else is no number.
+fn safe_number(value: &str) -> Option<u16> {
+    value.parse().ok().filter(|_| value.len() <= 3 && value.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Says what the script saves when it counts down from this environment, beside the count: whether the release that is
+/// started is known from then on to have been good.
+#[must_use]
+pub fn remembers_good(block: &[u8]) -> bool {
+    let env = GrubEnv::parse(block).unwrap_or_default();
+    env.get(names::BOOT_OK) == Some("1") || env.get(names::WAS_GOOD) == Some("1")
+}
+
+/// Says whether the menu offers an undo.
+#[must_use]
+pub fn offers_undo(block: &[u8]) -> bool {
+    let env = GrubEnv::parse(block).unwrap_or_default();
+    let serial = env.get(names::UNDO).unwrap_or_default();
+    !serial.is_empty() && serial.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Chooses the slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
@@ -59,7 +85,7 @@ pub fn choose_recovery(block: Option<&[u8]>, own: Slot) -> Slot {
 mod tests {
     use std::convert::Infallible;
 
-    use super::{Choice, choose, choose_recovery, choose_slot};
+    use super::{Choice, choose, choose_recovery, choose_slot, offers_undo, remembers_good};
     use reflash::boot::decide::Reason;
     use reflash::boot::slots::Slot;
 
@@ -94,6 +120,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_good_is_remembered_and_an_undo_is_offered_by_its_serial() {
+        let block = |variables: &str| format!("# GRUB Environment Block\n{variables}").into_bytes();
+        for (variables, remembered, offered) in [
+            ("", false, false),
+            ("reflash_boot_ok=0\n", false, false),
+            ("reflash_boot_ok=1\n", true, false),
+            ("reflash_boot_ok=0\nreflash_was_good=1\n", true, false),
+            ("reflash_undo=12\n", false, true),
+            ("reflash_undo=\n", false, false),
+            ("reflash_undo=x\n", false, false),
+        ] {
+            let block = block(variables);
+            assert_eq!((remembers_good(&block), offers_undo(&block)), (remembered, offered), "{variables:?}");
+        }
+    }
+
+    #[test]
     fn the_rules_of_the_boot_script() {
         let of = |variables: &str| choose(Some(format!("# GRUB Environment Block\n{variables}").as_bytes()));
         for (variables, expected) in [
@@ -105,6 +148,13 @@ mod tests {
             ("reflash_tries=3\nreflash_recovering=1\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=3\nnext_entry=recovery\n", Choice::Recovery(Reason::Requested)),
             ("reflash_tries=3\nnext_entry=other\n", Choice::System(3)),
+            ("reflash_tries=3\nnext_entry=safe\nreflash_safe=2\n", Choice::Safe(2)),
+            ("reflash_tries=0\nnext_entry=safe\nreflash_safe=140\n", Choice::Safe(140)),
+            ("next_entry=safe\n", Choice::Safe(1)),
+            ("next_entry=safe\nreflash_safe=1 init=/bin/sh\n", Choice::Safe(1)),
+            ("next_entry=safe\nreflash_safe=1000\n", Choice::Safe(1)),
+            ("reflash_tries=3\nreflash_safe=2\n", Choice::System(3)),
+            ("reflash_recovering=1\nnext_entry=safe\nreflash_safe=2\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=\n", Choice::Recovery(Reason::EnvLost)),
             ("reflash_tries=3", Choice::Recovery(Reason::EnvLost)),
         ] {

@@ -131,11 +131,13 @@ impl<'a> Judge<'a> {
         // halves.
         ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
         let how = match choice {
-            Choice::System(_) if !has_superblock(&disk.system) => {
+            Choice::System(_) | Choice::Safe(_) if !has_superblock(&disk.system) => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
             }
-            Choice::System(tries) => {
-                ensure!(tries <= TRIES, "GRUB starts the system {tries} times, although only {TRIES} tries were given");
+            Choice::System(_) | Choice::Safe(_) => {
+                if let Choice::System(tries) = choice {
+                    ensure!(tries <= TRIES, "GRUB starts the system {tries} times, although it has only {TRIES} tries");
+                }
                 let whole = |release: &ReleaseUnderTest| disk.system.content == release.image;
                 let old = self.old.is_some_and(whole);
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");

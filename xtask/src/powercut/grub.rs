@@ -45,22 +45,6 @@ fn safe_number(value: &str) -> Option<u16> {
     value.parse().ok().filter(|_| value.len() <= 3 && value.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Says what the script saves when it counts down from this environment, beside the count: whether the release that is
-/// started is known from then on to have been good.
-#[must_use]
-pub fn remembers_good(block: &[u8]) -> bool {
-    let env = GrubEnv::parse(block).unwrap_or_default();
-    env.get(names::BOOT_OK) == Some("1") || env.get(names::WAS_GOOD) == Some("1")
-}
-
-/// Says whether the menu offers an undo.
-#[must_use]
-pub fn offers_undo(block: &[u8]) -> bool {
-    let env = GrubEnv::parse(block).unwrap_or_default();
-    let serial = env.get(names::UNDO).unwrap_or_default();
-    !serial.is_empty() && serial.bytes().all(|byte| byte.is_ascii_digit())
-}
-
 /// Chooses the slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
 ///
 /// # Errors
@@ -85,7 +69,7 @@ pub fn choose_recovery(block: Option<&[u8]>, own: Slot) -> Slot {
 mod tests {
     use std::convert::Infallible;
 
-    use super::{Choice, choose, choose_recovery, choose_slot, offers_undo, remembers_good};
+    use super::{Choice, choose, choose_recovery, choose_slot};
     use reflash::boot::decide::Reason;
     use reflash::boot::slots::Slot;
 
@@ -117,23 +101,6 @@ mod tests {
             assert_eq!(choose_recovery(Some(block.as_bytes()), Slot::A), expected, "{value:?}");
         }
         assert_eq!(choose_recovery(None, Slot::B), Slot::B);
-    }
-
-    #[test]
-    fn what_was_good_is_remembered_and_an_undo_is_offered_by_its_serial() {
-        let block = |variables: &str| format!("# GRUB Environment Block\n{variables}").into_bytes();
-        for (variables, remembered, offered) in [
-            ("", false, false),
-            ("reflash_boot_ok=0\n", false, false),
-            ("reflash_boot_ok=1\n", true, false),
-            ("reflash_boot_ok=0\nreflash_was_good=1\n", true, false),
-            ("reflash_undo=12\n", false, true),
-            ("reflash_undo=\n", false, false),
-            ("reflash_undo=x\n", false, false),
-        ] {
-            let block = block(variables);
-            assert_eq!((remembers_good(&block), offers_undo(&block)), (remembered, offered), "{variables:?}");
-        }
     }
 
     #[test]

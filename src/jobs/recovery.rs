@@ -12,6 +12,7 @@ mod planning;
 mod release;
 mod renew;
 mod rewrite;
+mod undo;
 
 use crate::boot::env::WritePermit;
 use crate::flash::plan::Comparison;
@@ -23,11 +24,12 @@ use crate::record::totals::Totals;
 use crate::release::manifest::Manifest;
 pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
-pub use job::{Identity, Policy, RecoveryJob, Resources};
+pub use job::{Identity, Keep, Policy, RecoveryJob, Resources};
 pub use partition::{RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use release::{check_room, fetch_file, fetch_release};
 use renew::NetworkUse;
+pub use undo::undo;
 
 /// Report of a finished recovery.
 #[derive(Debug)]

@@ -22,6 +22,18 @@ pub struct Identity {
     pub channel: String,
 }
 
+/// The release that is kept on the partition while another one is written, so that an undo can go back to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// The installed release, which was good: from now on an undo goes back to it.
+    Installed,
+    /// Whatever is kept already, if anything: the installed release was never good, or nobody knows.
+    #[default]
+    Kept,
+    /// Nothing: what is kept is given up.
+    Nothing,
+}
+
 /// Decisions that were made before the recovery began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -35,6 +47,8 @@ pub struct Policy {
     pub recoveries: Recoveries,
     /// Only a release with a higher serial than this one is wanted. A parked machine waits for it.
     pub above: Option<u64>,
+    /// Release that stays within reach of an undo.
+    pub keep: Keep,
 }
 
 impl Default for Policy {
@@ -46,6 +60,7 @@ impl Default for Policy {
             requested: false,
             recoveries: Recoveries::default(),
             above: None,
+            keep: Keep::default(),
         }
     }
 }

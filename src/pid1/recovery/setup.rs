@@ -150,7 +150,7 @@ impl Setup {
                 allow_older: self.args.force,
                 requested: self.reason.is_requested(),
                 recoveries: self.recoveries,
-                above: None,
+                ..Policy::default()
             },
             resources: Resources {
                 state: Some(&self.disk.state),

@@ -24,7 +24,7 @@ use crate::record::totals::Totals;
 use crate::release::manifest::Manifest;
 pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
-pub use job::{Identity, Keep, Policy, RecoveryJob, Resources};
+pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
 pub use partition::{RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use release::{check_room, fetch_file, fetch_release};
@@ -75,7 +75,7 @@ fn make_equal(
     let planned = planning::compare_and_plan(job, record, release)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
-    let permit = commit::permit(job, release.manifest.serial, NetworkUse::Allowed)?;
+    let permit = commit::permit(job, release, NetworkUse::Allowed)?;
     let verified = rewrite::until_verified(job, &release.index, planned, &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))
@@ -106,7 +106,7 @@ pub fn start_again(
 ) -> Result<RecoveryReport, RecoveryError> {
     let Manifest { version, serial, .. } = &installed.manifest;
     job.journal.report(Event::SystemIntact { version, serial: *serial });
-    let permit = commit::permit(job, *serial, NetworkUse::Forbidden)?;
+    let permit = commit::permit(job, installed, NetworkUse::Forbidden)?;
     let committed = commit(job, installed, verified, permit, NetworkUse::Forbidden)?;
     Ok(report(installed, Totals::nothing_to_do(installed.index.image_bytes()), committed))
 }

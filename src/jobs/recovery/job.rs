@@ -1,11 +1,13 @@
 //! What a recovery works with: which machine it is, what was decided beforehand, and the resources it uses.
 
 use crate::boot::decide::Recoveries;
+use crate::boot::worth::Worth;
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
 use crate::jobs::recovery::partition::Renewal;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
+use crate::release::digest::Digest;
 use crate::release::manifest::TrustedKeys;
 
 /// Tries of the new system, unless `boot.tries` says otherwise.
@@ -34,6 +36,17 @@ pub enum Keep {
     Nothing,
 }
 
+/// The installed release, as far as decisions depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstalledRelease {
+    /// Serial of the release.
+    pub serial: u64,
+    /// BLAKE3 of its signed manifest: another release may come with the same serial.
+    pub manifest: Digest,
+    /// Whether a boot of it ever called itself good.
+    pub worth: Worth,
+}
+
 /// Decisions that were made before the recovery began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -49,6 +62,10 @@ pub struct Policy {
     pub above: Option<u64>,
     /// Release that stays within reach of an undo.
     pub keep: Keep,
+    /// The installed release, if that is known.
+    pub installed: Option<InstalledRelease>,
+    /// Number of the safe start that follows, if one is to.
+    pub safe_start: Option<u16>,
 }
 
 impl Default for Policy {
@@ -61,6 +78,8 @@ impl Default for Policy {
             recoveries: Recoveries::default(),
             above: None,
             keep: Keep::default(),
+            installed: None,
+            safe_start: None,
         }
     }
 }

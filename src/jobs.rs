@@ -2,6 +2,7 @@
 //! its data. Each is the same for PID 1 and for a command typed by hand.
 
 pub mod factory_reset;
+pub mod floor;
 pub mod keys;
 pub mod provision;
 pub mod recovery;

@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `options`, `help`, `manual`, `completion` |
 //! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link` |
-//! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table` |
+//! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table`, `floor::record`, `floor::verdict` |
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image | `plan` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `worth`, `request`, `bios`, `efi` |

@@ -6,6 +6,7 @@
 //! | [`clock`] | the system clock |
 //! | [`confine`] | fewer rights, less memory, mounts of its own |
 //! | [`ext4`] | identity and growth of a mounted file system |
+//! | [`extents`] | where the content of a file lies on its device |
 //! | [`files`] | opens and reads files that may be anything |
 //! | [`init`] | PID 1: first mounts, console, signals, panic |
 //! | [`kmsg`] | lines into the kernel log |
@@ -24,6 +25,7 @@ pub mod block;
 pub mod clock;
 pub mod confine;
 pub mod ext4;
+pub mod extents;
 pub mod files;
 pub mod init;
 pub mod kmsg;

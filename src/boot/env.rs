@@ -197,11 +197,11 @@ impl BootEnv {
         let mut dropped = Vec::new();
         // The variables that `finish` will write must fit too: at that time an error would come too late.
         let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
-        let request = format!("serial:{serial}");
+        let request_at_most = format!("serial:{serial}");
         let at_most = names::OURS.map(|name| match name {
             names::RECOVERIES => (name, longest.as_str()),
             names::GOOD | names::UNDO => (name, serial.as_str()),
-            names::REQUEST => (name, request.as_str()),
+            names::REQUEST => (name, request_at_most.as_str()),
             names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
             _ => (name, "recovery"),
         });

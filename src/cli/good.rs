@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, print};
+use super::context::keys;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::disk_record;
@@ -19,6 +20,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
     }
+    raise_floor(options, &mounted);
     if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
         let (marks, last) = (open.marks(), open.next_id() - 1);
         // Only after a recovery: a write at every boot would wear the disk for nothing.
@@ -28,4 +30,12 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     }
     print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
+}
+
+/// Raises the floor to the installed release. Without a record or a key to check it with there is nothing to raise it to,
+/// and a boot is good all the same.
+fn raise_floor(options: &Options, mounted: &MountedState) {
+    let record = keys(options, Some(mounted)).ok().and_then(|keys| mounted.state.record(&keys));
+    let Some(serial) = record.map(|record| record.manifest().serial) else { return };
+    mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
 }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use super::answer::{Failure, complain, failure};
 use super::options::Options;
 use crate::boot::disk_record;
+use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::roles::Role;
 use crate::disk::{DiskIdentity, DiskSearch, Which};
+use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::state::StatePartition;
 use crate::sys::{self, mount::Mount};
 
@@ -23,6 +25,8 @@ pub(super) struct MountedState {
     /// Identity of the disk, on a machine that was started from it.
     pub disk: Option<DiskIdentity>,
     pub recovery: Option<PathBuf>,
+    /// Places of this machine's floor.
+    floor: FloorPlaces,
     mounted: Vec<PathBuf>,
 }
 
@@ -34,6 +38,8 @@ impl MountedState {
                 system: None,
                 disk: None,
                 recovery: None,
+                // What somebody mounted elsewhere says nothing about the firmware of this machine.
+                floor: FloorPlaces { state: Some(directory.clone()), ..FloorPlaces::default() },
                 mounted: Vec::new(),
             });
         }
@@ -57,10 +63,17 @@ impl MountedState {
             system: partition(Role::System),
             disk: Some(found.disk.identity()),
             recovery: None,
+            floor: FloorPlaces::default(),
             mounted: Vec::new(),
         };
+        let recovery = partition(Role::Recovery);
+        this.floor = FloorPlaces {
+            state: Some(directory("state")),
+            recovery: recovery.clone().map(|device| (directory("recovery"), device)),
+            firmware: EfiVars::open(),
+        };
         this.mount(&Mount::device(&state, "ext4").data_only(), directory("state"))?;
-        if let Some(recovery) = partition(Role::Recovery) {
+        if let Some(recovery) = recovery {
             this.mount(&Mount::device(recovery, "ext4").read_only().data_only(), directory("recovery"))?;
             this.recovery = Some(directory("recovery"));
         }
@@ -72,6 +85,11 @@ impl MountedState {
         what.on(&at)?;
         self.mounted.push(at);
         Ok(())
+    }
+
+    /// Reads the floor of this machine from all places in which it is kept.
+    pub(super) fn floor(&self) -> Floor {
+        Floor::open(self.floor.clone())
     }
 
     pub(super) fn system_partition(&self) -> Result<PathBuf, Failure> {

@@ -75,6 +75,7 @@ fn make_equal(
     let planned = planning::compare_and_plan(job, record, release)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
+    release::note_choice(job, release);
     let permit = commit::permit(job, release, NetworkUse::Allowed)?;
     let verified = rewrite::until_verified(job, &release.index, planned, &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
+use crate::jobs::floor::ReleaseId;
 use crate::release::digest::Digest;
 use crate::release::index::Index;
 use crate::release::manifest::{self, Authentic, Manifest, ManifestError, SYSTEM_IMAGE, TrustedKeys};
@@ -36,6 +37,14 @@ pub struct Release {
     pub manifest: Manifest,
 }
 
+impl Release {
+    /// Identity of the release.
+    #[must_use]
+    pub fn id(&self) -> ReleaseId {
+        ReleaseId::new(self.manifest.serial, self.signed.bytes())
+    }
+}
+
 /// A release with the chunk index of its system image: all that a partition is compared with.
 #[derive(Debug)]
 pub struct IndexedRelease {
@@ -47,6 +56,14 @@ pub struct IndexedRelease {
     pub index: Index,
     /// The object that the index was read from. It is recorded as it is, since its digest is in the manifest.
     pub index_object: Vec<u8>,
+}
+
+impl IndexedRelease {
+    /// Identity of the release.
+    #[must_use]
+    pub fn id(&self) -> ReleaseId {
+        ReleaseId::new(self.manifest.serial, self.signed.bytes())
+    }
 }
 
 /// Reason for which the record of what is installed does not count.
@@ -78,6 +95,12 @@ impl InstalledRecord {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.0.manifest
+    }
+
+    /// Identity of the installed release.
+    #[must_use]
+    pub fn id(&self) -> ReleaseId {
+        self.0.id()
     }
 
     /// The installed release, to be installed again.

@@ -47,6 +47,10 @@ pub fn log_line(entry: &Entry<'_>) -> Option<String> {
         Event::ReleaseFound { version, serial, .. }
         | Event::SystemIntact { version, serial }
         | Event::RepairBegan { version, serial } => ("note", None, json!({ "version": version, "serial": serial })),
+        Event::UndoBegan { version, serial, undone, .. } => {
+            let undone = undone.map(|(version, serial)| json!({ "version": version, "serial": serial }));
+            ("note", None, json!({ "version": version, "serial": serial, "undone": undone }))
+        }
         Event::Planned(totals) => ("note", None, json!(totals)),
         Event::Damaged(ranges) => {
             let pairs: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start, range.end]).collect();

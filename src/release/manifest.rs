@@ -27,6 +27,10 @@ pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
 /// Size of the largest signature, bytes: a minisign signature has 4 lines, about 350 bytes.
 pub const MAX_SIGNATURE_BYTES: u64 = 4096;
 
+/// The highest serial that a release can have: `2^63 - 1`. A higher one is a slip or damage, and a robot that took it
+/// would find no newer release ever again.
+pub const MAX_SERIAL: u64 = i64::MAX as u64;
+
 /// The latest creation time of a release that is accepted, in seconds since 1970: the year 2232. Linux sets no clock
 /// later (`TIME_SETTOD_SEC_MAX` of include/linux/time64.h: 30 years before its nanoseconds end), and an agent sets its
 /// clock by this number.
@@ -353,6 +357,9 @@ impl Manifest {
             let reason =
                 format!("it was made {} seconds after 1970, and no clock can be set to that", self.created_unix_s);
             return Err(self.invalid(reason));
+        }
+        if self.serial > MAX_SERIAL {
+            return Err(self.invalid(format!("it has serial {}, and the highest is {MAX_SERIAL}", self.serial)));
         }
         if let Err((version, reason)) = version::check_shown(&self.version) {
             return Err(ManifestError::Invalid { version, reason });

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Flags of a look at what lies somewhere. openat2 takes no others beside `O_PATH`.
@@ -136,6 +136,29 @@ pub fn put_aside(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(ErrorKind::AlreadyExists.into())
+}
+
+/// Makes reads of an open file come from its device, past the page cache: memory, offset and length of each must then
+/// be aligned to 4096 bytes.
+///
+/// # Errors
+/// The file system's, for one that cannot do so.
+pub fn bypass_cache(file: &File) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT)?)
+}
+
+/// Takes away the mark of a file that it cannot be changed, as efivarfs puts it on variables.
+///
+/// # Errors
+/// The file system's, or there is no such file.
+pub fn make_changeable(path: &Path) -> io::Result<()> {
+    let file = open(path)?;
+    let flags = rustix::fs::ioctl_getflags(&file)?;
+    if flags.contains(IFlags::IMMUTABLE) {
+        rustix::fs::ioctl_setflags(&file, flags - IFlags::IMMUTABLE)?;
+    }
+    Ok(())
 }
 
 /// Whether the error of an open says that something else than a regular file is there.

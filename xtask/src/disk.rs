@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::{self, Slot};
+use reflash::jobs::floor;
 use reflash::jobs::provision::{DiskGeometry, DiskSkeleton, bootstrap};
 use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
@@ -178,6 +179,7 @@ fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch:
         copy(file, &name.to_string_lossy())?;
     }
     fs::write(tree.join("reflash.toml"), &parts.config)?;
+    fs::write(tree.join(floor::FILE), floor::new_file())?;
     let made = scratch.join("templates");
     let needed = [bootstrap::names::STATE, bootstrap::names::DATA];
     templates::make(paths, parts.grub, &needed, &made)?;

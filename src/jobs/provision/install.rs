@@ -9,6 +9,7 @@ use super::select::DiskCandidate;
 use super::write::{ProvisionError, Provisioned, begin};
 use crate::boot::slots::Slot;
 use crate::flash::target::Window;
+use crate::jobs::floor;
 use crate::jobs::provision::bootstrap::BootstrapFiles;
 use crate::jobs::recovery::{self, RecoveryError, RecoveryJob, RecoveryReport, Resources};
 use crate::jobs::state::{Release, StatePartition};
@@ -127,6 +128,8 @@ pub fn install(
         recovery::check_room(&release, &window(&system))?;
     }
 
+    // The one who armed this sets the floor anew.
+    let floor_file = floor::file_of_new_disk(release.id(), job.resources.floor);
     let unfinished = begin(armed, disk, &bootstrap_files.parts, journal)?;
     let mounted = |role: Role| {
         let place = place(unfinished.partitions(), role);
@@ -141,12 +144,16 @@ pub fn install(
     drop(mounted(Role::Data)?);
     if let Some(recovery) = mounted(Role::Recovery)? {
         fill_recovery(&recovery.directory, &bootstrap_files, site)?;
+        write(&recovery.directory.join(floor::FILE), &floor_file)?;
     }
     let state_mount = mounted(Role::State)?;
+    if let Some(mounted) = &state_mount {
+        write(&mounted.directory.join(floor::FILE), &floor_file)?;
+    }
     let state = state_mount.as_ref().map(|mounted| StatePartition::new(&mounted.directory));
     let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
     let system = window(&system);
-    let resources = Resources { target: &system, state: state.as_ref(), ..job.resources };
+    let resources = Resources { target: &system, state: state.as_ref(), floor: None, ..job.resources };
     // The new state partition has no record of an installed release.
     let report = recovery::install(&RecoveryJob { resources, ..job.clone() }, None, release)?;
     if let Some(Err(error)) =

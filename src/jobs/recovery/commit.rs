@@ -10,7 +10,6 @@ use crate::jobs::recovery::error::{CommitError, RecoveryError};
 use crate::jobs::recovery::job::{Policy, RecoveryJob};
 use crate::jobs::recovery::renew::NetworkUse;
 use crate::jobs::state::{IndexedRelease, StatePartition};
-use crate::release::digest::Digest;
 
 /// Makes sure that every boot from now on leads back into recovery, until the release is committed.
 pub(super) fn permit(
@@ -25,8 +24,8 @@ pub(super) fn permit(
     // Only a recovery that found a release has proven its slot.
     let proven = job.resources.renewal.and_then(|renewal| renewal.booted);
     let proven = proven.filter(|_| network_use == NetworkUse::Allowed);
-    let good = installed.filter(|installed| installed.worth == Worth::Before).map(|installed| installed.serial);
-    let replaces = installed.is_none_or(|installed| installed.manifest != Digest::of(release.signed.bytes()));
+    let good = installed.filter(|installed| installed.worth == Worth::Before).map(|installed| installed.id.serial);
+    let replaces = installed.is_none_or(|installed| installed.id != release.id());
     let request = PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, safe_start };
     let permit = state.boot_env().begin_recovering(request).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {

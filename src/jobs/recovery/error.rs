@@ -82,6 +82,12 @@ impl RecoveryError {
         }
     }
 
+    /// Whether there is no newer release than the one that is known, and nothing else is wrong.
+    #[must_use]
+    pub fn is_nothing_new(&self) -> bool {
+        matches!(self, Self::Manifest(ManifestError::NothingNew { .. }))
+    }
+
     /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not
     /// be trusted. One such answer may be a slip of the server, or of something on the way to it, and decides nothing.
     #[must_use]

@@ -4,10 +4,10 @@ use crate::boot::decide::Recoveries;
 use crate::boot::worth::Worth;
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
+use crate::jobs::floor::{Floor, ReleaseId};
 use crate::jobs::recovery::partition::Renewal;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
-use crate::release::digest::Digest;
 use crate::release::manifest::TrustedKeys;
 
 /// Tries of the new system, unless `boot.tries` says otherwise.
@@ -39,10 +39,8 @@ pub enum Keep {
 /// The installed release, as far as decisions depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstalledRelease {
-    /// Serial of the release.
-    pub serial: u64,
-    /// BLAKE3 of its signed manifest: another release may come with the same serial.
-    pub manifest: Digest,
+    /// Serial and manifest of the release.
+    pub id: ReleaseId,
     /// Whether a boot of it ever called itself good.
     pub worth: Worth,
 }
@@ -103,6 +101,8 @@ pub struct Resources<'a> {
     pub target: &'a dyn BlockTarget,
     /// The state partition, where there is one.
     pub state: Option<&'a StatePartition>,
+    /// The floor of the machine, and the releases that are refused on it, where they are kept.
+    pub floor: Option<&'a Floor>,
     /// The recovery partition, on a machine whose recovery is to be renewed.
     pub renewal: Option<Renewal<'a>>,
     /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
@@ -112,7 +112,7 @@ pub struct Resources<'a> {
 impl<'a> Resources<'a> {
     /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
     pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
-        Self { keys, source, target, state: None, renewal: None, learn_time: &|_| {} }
+        Self { keys, source, target, state: None, floor: None, renewal: None, learn_time: &|_| {} }
     }
 }
 

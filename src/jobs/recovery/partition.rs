@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::slots::{FILES, Slot};
 use crate::fetch::Source;
+use crate::jobs::floor;
 use crate::sys::files;
 use crate::sys::mount::{self, Mount};
 
@@ -89,6 +90,8 @@ impl SlotStorage for RecoveryPartition {
     fn clear(&self, slot: Slot) -> io::Result<()> {
         if self.device.is_some() {
             mount::remount_writable(&self.root).map_err(|error| error.source)?;
+            // Robots of before the floor have no file for it. A slot is renewed all the same without it.
+            let _ = floor::prepare_recovery(&self.root);
         }
         let folder = self.folder(slot);
         // The folders are made at provisioning; a person may have removed an empty one.

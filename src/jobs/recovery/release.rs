@@ -9,13 +9,14 @@ use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source, Surveyed};
 use crate::flash::plan::Blocks;
 use crate::flash::target::BlockTarget;
 use crate::flash::write;
+use crate::jobs::floor::{self, Floor, Offered};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
 use crate::record::progress::bytes;
 use crate::release::digest::Digest;
 use crate::release::index::{Index, Pack};
-use crate::release::manifest::{self, Authentic, Manifest, ManifestError, Object, SYSTEM_IMAGE};
+use crate::release::manifest::{self, Authentic, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE};
 use crate::release::patches::{self, Patches};
 use crate::release::weak_hashes::{self, WeakHashes};
 
@@ -108,8 +109,9 @@ fn newest(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, first: Releas
 fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Vec<u8>]) -> Result<Release, String> {
     let signed = authenticated(job, files)?;
     let manifest = Manifest::parse(&signed).map_err(|error| chain(&error))?;
-    check_suitable(job, record, &manifest).map_err(|error| chain(&error))?;
-    Ok(Release { signed, manifest })
+    let release = Release { signed, manifest };
+    check_suitable(job, record, &release).map_err(|error| chain(&error))?;
+    Ok(release)
 }
 
 fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {
@@ -164,10 +166,10 @@ fn fetch_offer(
         let signed = authenticated(job, files).map_err(Refusal::Wrong)?;
         let unreadable = |refusal| Refusal::Unsuitable(chain(passed_over.last.insert(refusal)));
         let manifest = Manifest::parse(&signed).map_err(unreadable)?;
-        let refusal = check_suitable(job, record, &manifest).err();
-        match refusal {
-            Some(refusal) if passed_over.is_known(&signed) => Err(Refusal::Unsuitable(chain(&refusal))),
-            refusal => Ok(Offer { release: Release { signed, manifest }, refusal }),
+        let release = Release { signed, manifest };
+        match check_suitable(job, record, &release).err() {
+            Some(refusal) if passed_over.is_known(&release.signed) => Err(Refusal::Unsuitable(chain(&refusal))),
+            refusal => Ok(Offer { release, refusal }),
         }
     });
     offer.map_err(|source| match passed_over.last.take().filter(|_| source.kind() == FetchErrorKind::Unsuitable) {
@@ -188,19 +190,35 @@ fn fetch_checked<T>(
     value.ok_or_else(|| FetchError::new(FetchErrorKind::Local, path, "the source returned files that were not checked"))
 }
 
-/// Refuses a release that is not for this machine or goes back behind the installed one.
+/// Refuses a release that is not for this machine, goes back behind the floor or the installed one, or did not come up
+/// before.
 fn check_suitable(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
-    manifest: &Manifest,
+    release: &Release,
 ) -> Result<(), ManifestError> {
-    let installed = record.filter(|_| !job.policy.allow_older).map(|record| record.manifest().serial);
+    let manifest = &release.manifest;
     check_fit(job, manifest)?;
-    manifest.check_serial(installed)?;
-    if job.policy.above.is_some_and(|above| manifest.serial <= above) {
+    let floor = job.resources.floor.map(Floor::record).unwrap_or_default();
+    let (installed, by_person) = (record.map(InstalledRecord::id), job.policy.allow_older);
+    floor::check(&floor, Offered { release: release.id(), version: &manifest.version, installed, by_person })?;
+    // A serial that no release can have leaves nothing above it: it was damaged, and waiting for more would be for ever.
+    let above = job.policy.above.filter(|above| *above <= MAX_SERIAL);
+    if above.is_some_and(|above| manifest.serial <= above) {
         return Err(ManifestError::NothingNew { version: manifest.version.clone(), offered: manifest.serial });
     }
     Ok(())
+}
+
+/// Records that a person chose this release, before it is written: after a power cut it is installed to its end although
+/// it may be below the floor, and its refusal is lifted.
+pub(super) fn note_choice(job: &RecoveryJob<'_>, release: &IndexedRelease) {
+    let Some(floor) = job.resources.floor.filter(|_| job.policy.allow_older) else { return };
+    let (Manifest { version, serial, .. }, highest) = (&release.manifest, floor.record().serial);
+    if *serial < highest {
+        job.journal.note(&format!("{version} is below serial {highest}, which was good here; a person allows it"));
+    }
+    floor.allow(release.id()).failed.iter().for_each(|error| job.journal.warn(&chain(error)));
 }
 
 /// Refuses a release that is made for another product, hardware or channel, or for a later agent.

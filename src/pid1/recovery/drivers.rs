@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::error::SetupError;
 use crate::chain::chain;
+use crate::jobs::provision::Firmware;
 use crate::machine::drivers::{Coldplug, LoadedModules, Loader};
 use crate::pid1::background::background;
 use crate::pid1::link::Handover;
@@ -17,6 +18,12 @@ pub(super) fn load_modules(more: &[&str], handover: &Handover, journal: &Arc<Jou
     // No device names these: file systems, and raw sockets for DHCP.
     for name in ["ext4", "af_packet"].iter().chain(more) {
         loader.load(name)?;
+    }
+    // Without UEFI the kernel refuses to load it. Where it is missing the firmware is one witness less.
+    if Firmware::of_this_machine() == Firmware::Uefi
+        && let Err(error) = loader.load("efivarfs")
+    {
+        journal.warn(&format!("going on without the variables of the firmware: {}", chain(&error)));
     }
     // Started before the walk, so that a device which appears meanwhile is not missed.
     let reporter = Arc::clone(journal);

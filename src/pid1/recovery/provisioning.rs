@@ -19,6 +19,7 @@ use crate::chain::chain;
 use crate::disk::Which;
 use crate::disk::table;
 use crate::flash::target::DeviceTarget;
+use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::keys::key_files;
 use crate::jobs::provision::{self, DiskCandidate, ErasePermission, Firmware, InstallError, Provisioned, Site};
 use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
@@ -59,10 +60,7 @@ pub(super) fn run(
     report_deaths(handover, journal);
     let sentence = format!("reflash {}, to provision this machine", env!("CARGO_PKG_VERSION"));
     let (_coldplug, medium) = journal.phase(Phase::Init, &sentence, || {
-        // Without UEFI the kernel refuses to load this module.
-        let efi = (Firmware::of_this_machine() == Firmware::Uefi).then_some("efivarfs");
-        let modules: Vec<&str> = ["isofs", "loop"].into_iter().chain(efi).collect();
-        let coldplug = load_modules(&modules, handover, journal)?;
+        let coldplug = load_modules(&["isofs", "loop"], handover, journal)?;
         let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
@@ -118,10 +116,16 @@ fn write(
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);
+    // What the firmware kept of the disk before: the new one records it.
+    let floor = Floor::open(FloorPlaces { firmware: EfiVars::open(), ..FloorPlaces::default() });
     let job = RecoveryJob {
         identity: inputs.identity.clone(),
         policy: Policy::requested(inputs.config.boot_tries, true),
-        resources: Resources { learn_time: &learn_time, ..Resources::new(&inputs.keys, &mirrors, &target) },
+        resources: Resources {
+            learn_time: &learn_time,
+            floor: Some(&floor),
+            ..Resources::new(&inputs.keys, &mirrors, &target)
+        },
         journal,
     };
     let (release, preflight) = journal.phase(Phase::Manifest, "fetch the release and plan the new disk", || {

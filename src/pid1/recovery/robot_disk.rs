@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::boot_medium::{self, BootMedium};
 use super::error::SetupError;
 use crate::boot::disk_record;
+use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::roles::Role;
 use crate::disk::{DiskSearch, ReadRecord, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::jobs::floor::FloorPlaces;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::machine::config::BootArgs;
@@ -37,6 +39,8 @@ pub(super) struct RobotDisk {
     pub recovery: RecoveryPartition,
     /// The state partition, mounted.
     pub state: StatePartition,
+    /// Places in which the floor of the robot is kept.
+    pub floor_places: FloorPlaces,
     /// The system partition.
     pub target: DeviceTarget,
     /// Device of the data partition.
@@ -99,6 +103,11 @@ impl RobotDisk {
         Ok(Self {
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
             state,
+            floor_places: FloorPlaces {
+                state: Some(PathBuf::from(STATE)),
+                recovery: Some((PathBuf::from(RECOVERY), recovery)),
+                firmware: EfiVars::open(),
+            },
             target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&description),
             data: partition(Role::Data)?,
             description,

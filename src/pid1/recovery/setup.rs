@@ -10,12 +10,16 @@ use super::error::SetupError;
 use super::inputs::{self, read_if_there};
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
+use super::standing::{Standing, find_kept};
 use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};
+use crate::boot::request::RecoveryRequest;
 use crate::boot::slots::Slot;
+use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
+use crate::jobs::floor::Floor;
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
@@ -46,6 +50,10 @@ pub(super) struct Setup {
     pub disk: RobotDisk,
     /// Record of the installed release, whose signature is checked here and not again.
     pub record: Option<InstalledRecord>,
+    /// The floor of this robot, and the releases that are refused on it.
+    pub floor: Floor,
+    /// What is known of the installed release before anything is decided.
+    pub standing: Standing,
     /// Takes the creation times of manifests for the clock.
     learn_time: Box<dyn Fn(u64) + Send + Sync>,
     /// The clock that the certificates of servers are checked against.
@@ -106,6 +114,12 @@ impl Setup {
             journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
             None
         });
+        let kept = find_kept(&disk.target, &keys, handover);
+        let standing = worker::within(&WorkPart::State, || {
+            Standing::find(reason, &disk.state, record.as_ref(), recorder.as_ref(), kept)
+        });
+        standing.report(journal);
+        let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, journal));
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
@@ -119,6 +133,8 @@ impl Setup {
             identity,
             disk,
             record,
+            floor,
+            standing,
             learn_time: Box::new(move |created| learning.learn(created)),
             clock,
             usb_release,
@@ -150,10 +166,14 @@ impl Setup {
                 allow_older: self.args.force,
                 requested: self.reason.is_requested(),
                 recoveries: self.recoveries,
-                ..Policy::default()
+                above: None,
+                keep: self.standing.keep(),
+                installed: self.standing.installed,
+                safe_start: None,
             },
             resources: Resources {
                 state: Some(&self.disk.state),
+                floor: Some(&self.floor),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &*self.learn_time,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)
@@ -182,11 +202,20 @@ impl Setup {
         }
     }
 
+    /// Whether it was asked for that the installed release is taken back.
+    pub(super) fn undo_is_requested(&self) -> bool {
+        matches!(self.standing.request, Some(RecoveryRequest::Undo { .. }))
+    }
+
     /// Everything that the first decision depends on.
     pub(super) fn situation(&self, compared: &Compared) -> Situation {
         Situation {
             reason: self.reason,
+            undo_requested: self.undo_is_requested(),
             system: compared.system(),
+            worth: self.standing.worth(),
+            kept: self.standing.kept(),
+            safe_starts: self.standing.safe_starts,
             recoveries: self.recoveries,
             budget: self.config.recoveries,
         }
@@ -225,6 +254,21 @@ impl Compared {
             Self::Damaged => System::Damaged,
         }
     }
+}
+
+/// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good raises
+/// it here. The refusal of a release that was asked for by its serial is lifted.
+fn open_floor(disk: &RobotDisk, standing: &Standing, journal: &Journal) -> Floor {
+    let floor = Floor::open(disk.floor_places.clone());
+    let good = standing.installed.filter(|installed| installed.worth == Worth::Before);
+    let mended = good.map_or_else(|| floor.mend(), |good| floor.raise(good.id.serial));
+    let lifted = match standing.request {
+        Some(RecoveryRequest::Release(serial)) => Some(floor.lift(serial)),
+        _ => None,
+    };
+    let failed = mended.failed.iter().chain(lifted.iter().flat_map(|change| &change.failed));
+    failed.for_each(|error| journal.warn(&chain(error)));
+    floor
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.

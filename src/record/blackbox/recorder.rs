@@ -158,7 +158,14 @@ impl Attempt {
             Event::ReleaseFound { version, serial, .. } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
                 // What was refused before is no longer what becomes of the attempt.
-                self.refused = None;
+                (self.refused, self.undone) = (None, None);
+            }
+            Event::UndoBegan { version, serial, undone, why } => {
+                (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+                let why = cut(why, MAX_ERROR_BYTES).to_owned();
+                let (version, serial) = (undone.map(|(version, _)| version.to_owned()), undone.map(|(_, serial)| serial));
+                self.undone = Some(RefusedRelease { version, serial, why });
+                return Flush::Now;
             }
             Event::SystemIntact { version, serial } | Event::RepairBegan { version, serial } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));

@@ -69,6 +69,30 @@ pub enum ManifestError {
         /// Serial of the installed release.
         installed: u64,
     },
+    /// The release is older than one that was good on this machine.
+    #[error(
+        "release {version} has serial {offered}, below {floor}, which was good on this machine; choose \
+         \"Recover/Reflash\" at the machine to go back on purpose"
+    )]
+    BelowFloor {
+        /// Version of the release.
+        version: String,
+        /// Serial of the release.
+        offered: u64,
+        /// Highest serial that was ever good.
+        floor: u64,
+    },
+    /// The release was undone on this machine, or never came up.
+    #[error(
+        "release {version}, serial {offered}, did not come up on this machine before; choose \"Recover/Reflash\" at \
+         the machine, or `reflash request --serial {offered}`, to try it again"
+    )]
+    Refused {
+        /// Version of the release.
+        version: String,
+        /// Serial of the release.
+        offered: u64,
+    },
     /// The release is not newer than the one recovered to before.
     #[error("release {version}, serial {offered}, is what is offered; nothing new")]
     NothingNew {

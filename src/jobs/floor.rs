@@ -1,0 +1,195 @@
+//! The floor: the highest serial that was ever good on this robot, below which nothing is installed automatically, and
+//! the releases that are refused on it.
+//!
+//! It is kept in places that are not lost together: on the state partition, in a block of the recovery partition, and in
+//! a variable of UEFI firmware where there is one. Each of the first two has two copies that are overwritten in turns,
+//! so that a write that is cut spoils one of them. The highest serial of all copies counts, and what is missing or
+//! damaged is written again from the others. [`FloorRecord`] has the format.
+//!
+//! The release that is installed is one more witness, as it was before there was a floor: see
+//! [`InstalledRecord`](crate::jobs::state::InstalledRecord).
+
+mod place;
+mod record;
+mod verdict;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::boot::efivars::EfiVars;
+use crate::boot::grubenv::GrubEnv;
+use crate::sys::{random, thread};
+use place::{DiskPlace, FirmwarePlace};
+pub use record::{FloorRecord, Lowering, LoweringKind, ReleaseId};
+pub use verdict::{Offered, check};
+
+/// Name of the file on the state partition and on the recovery partition.
+pub const FILE: &str = "floor";
+
+/// Identity of a disk for which there were no random bytes.
+const UNKNOWN_IDENTITY: [u8; 16] = [1; 16];
+
+/// Places of a machine in which its floor is kept.
+#[derive(Debug, Clone, Default)]
+pub struct FloorPlaces {
+    /// Directory that the state partition is mounted on.
+    pub state: Option<PathBuf>,
+    /// Directory that the recovery partition is mounted on, read-only, and its device.
+    pub recovery: Option<(PathBuf, PathBuf)>,
+    /// Variables of the firmware, on a machine that was started by UEFI.
+    pub firmware: Option<EfiVars>,
+}
+
+/// Place in which the floor could not be kept, or read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the floor {place}")]
+pub struct FloorError {
+    /// Action that failed, as a verb.
+    pub action: &'static str,
+    /// The place, as in `in the file /state/floor`.
+    pub place: String,
+    /// Error of the system call, or what is wrong there.
+    pub source: io::Error,
+}
+
+/// Result of a change of the floor.
+#[derive(Debug)]
+#[must_use]
+pub struct FloorChange {
+    /// Whether the floor is another one than before.
+    pub changed: bool,
+    /// Places in which it could not be kept. The others have it.
+    pub failed: Vec<FloorError>,
+}
+
+/// The floor of this machine.
+#[derive(Debug)]
+pub struct Floor {
+    disk: Vec<DiskPlace>,
+    firmware: Option<FirmwarePlace>,
+    record: Mutex<FloorRecord>,
+}
+
+/// Which write a variable of the firmware is worth: its memory wears out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirmwareUse {
+    Never,
+    WhenWrong,
+}
+
+impl Floor {
+    /// Reads the floor from all places of a machine. Nothing is written. What cannot be read counts as missing, and is
+    /// listed when the floor is [mended](Self::mend) or changed.
+    #[must_use]
+    pub fn open(places: FloorPlaces) -> Self {
+        let state = places.state.map(|root| DiskPlace::in_state(&root));
+        let recovery = places.recovery.map(|(root, device)| DiskPlace::in_recovery(&root, &device));
+        let disk: Vec<DiskPlace> = state.into_iter().chain(recovery).collect();
+        let firmware = places.firmware.map(FirmwarePlace::new);
+        let mut copies: Vec<FloorRecord> = disk.iter().flat_map(DiskPlace::copies).collect();
+        if let Some(variable) = firmware.as_ref().and_then(FirmwarePlace::read) {
+            // A variable outlives the disk that it was written for: that of another disk says nothing about this one.
+            let of_this_disk = copies.is_empty() || copies.iter().any(|copy| copy.identity == variable.identity);
+            copies.extend(Some(variable).filter(|_| of_this_disk));
+        }
+        let record = Mutex::new(FloorRecord::together(&copies).unwrap_or_default());
+        Self { disk, firmware, record }
+    }
+
+    /// A floor that is kept nowhere, for a bench.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self::open(FloorPlaces::default())
+    }
+
+    /// Returns what is known now.
+    #[must_use]
+    pub fn record(&self) -> FloorRecord {
+        thread::lock(&self.record).clone()
+    }
+
+    /// Raises the floor to the serial of a release that called itself good, and writes missing or damaged copies again.
+    pub fn raise(&self, serial: u64) -> FloorChange {
+        self.change(|record| record.raise(serial), FirmwareUse::WhenWrong)
+    }
+
+    /// Refuses a release: it is not chosen again automatically.
+    pub fn refuse(&self, release: ReleaseId) -> FloorChange {
+        self.change(|record| record.refuse(release), FirmwareUse::Never)
+    }
+
+    /// Lifts the refusal of all releases with this serial, as a person asks for it.
+    pub fn lift(&self, serial: u64) -> FloorChange {
+        self.change(|record| record.lift(|known| known.serial == serial), FirmwareUse::Never)
+    }
+
+    /// Whether the release is refused.
+    #[must_use]
+    pub fn refuses(&self, release: &ReleaseId) -> bool {
+        thread::lock(&self.record).refuses(release)
+    }
+
+    /// Notes that a person installs this release at the machine. Its refusal is lifted. Where it is below the floor, the
+    /// floor stays as it is, and this release alone is allowed below it.
+    pub fn allow(&self, release: ReleaseId) -> FloorChange {
+        self.change(|record| record.allow(release), FirmwareUse::Never)
+    }
+
+    /// Writes again what is missing or damaged.
+    pub fn mend(&self) -> FloorChange {
+        self.change(|_| false, FirmwareUse::WhenWrong)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut FloorRecord) -> bool, firmware_use: FirmwareUse) -> FloorChange {
+        let mut record = thread::lock(&self.record);
+        let changed = change(&mut record);
+        if changed {
+            record.sequence += 1;
+        }
+        let mut failed = Vec::new();
+        // A robot that never had a good release and refuses none has nothing to keep.
+        if record.sequence == 0 {
+            return FloorChange { changed, failed };
+        }
+        if record.identity == [0; 16] {
+            record.identity = random::bytes().unwrap_or(UNKNOWN_IDENTITY);
+        }
+        failed.extend(self.disk.iter().filter_map(|place| place.keep(&record).err()));
+        if let Some(firmware) = self.firmware.as_ref().filter(|_| firmware_use == FirmwareUse::WhenWrong) {
+            failed.extend(firmware.keep(&record).err());
+        }
+        FloorChange { changed, failed }
+    }
+}
+
+/// Content of a new file for the floor, both of its copies, in which nothing is recorded yet.
+#[must_use]
+pub fn new_file() -> Vec<u8> {
+    place::file_of(&FloorRecord::default())
+}
+
+/// Content of the file of a disk that a person provisions with this release: the floor is set anew, and what the machine
+/// knew of one `before` is recorded.
+#[must_use]
+pub fn file_of_new_disk(release: ReleaseId, before: Option<&Floor>) -> Vec<u8> {
+    let identity = random::bytes().unwrap_or(UNKNOWN_IDENTITY);
+    let floor_before = before.map_or(0, |floor| floor.record().serial);
+    place::file_of(&FloorRecord::of_new_disk(identity, release, floor_before))
+}
+
+/// Makes the file of the floor on a recovery partition that is mounted writable at `root`, unless there is a fit one.
+///
+/// # Errors
+/// The file system's.
+pub fn prepare_recovery(root: &Path) -> io::Result<()> {
+    place::prepare_recovery(root)
+}
+
+/// Whether the installed release was good, by the boot environment: what images of before this floor leave there.
+#[must_use]
+pub fn was_good(env: &GrubEnv, installed: u64) -> bool {
+    let is_one = |name| env.get(name) == Some("1");
+    let named = env.get("reflash_good").and_then(|serial| serial.parse().ok());
+    is_one(crate::boot::grubenv::names::BOOT_OK) || is_one("reflash_was_good") || named == Some(installed)
+}

@@ -16,11 +16,30 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let boot_env = mounted.state.boot_env();
     let env = boot_env.load_or_empty()?;
     let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
-    boot_env.update(&[(names::TRIES, Some(&tries)), (names::BOOT_OK, Some("1")), (names::RECOVERIES, None)])?;
+    let installed = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
+    let good = installed.map(|record| record.manifest().serial);
+    let serial = good.map(|serial| serial.to_string());
+    let mut changes = vec![
+        (names::TRIES, Some(&*tries)),
+        (names::BOOT_OK, Some("1")),
+        (names::GOOD, serial.as_deref()),
+        // GRUB would set it at the next start, by a write of its own.
+        (names::WAS_GOOD, Some("1")),
+        (names::RECOVERIES, None),
+        (names::SAFE, None),
+    ];
+    if env.get(names::NEXT_ENTRY).is_none_or(str::is_empty) {
+        // What an older recovery left standing.
+        changes.push((names::REQUEST, None));
+    }
+    boot_env.update(&changes)?;
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
     }
-    raise_floor(options, &mounted);
+    // Without a record or a key to check it with there is nothing to raise it to, and a boot is good all the same.
+    if let Some(serial) = good {
+        mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
+    }
     if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
         let (marks, last) = (open.marks(), open.next_id() - 1);
         // Only after a recovery: a write at every boot would wear the disk for nothing.
@@ -28,14 +47,6 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             open.mark(Marks { good_through: last, ..marks })?;
         }
     }
-    print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
+    print(options, &json!({ "tries": tries, "serial": good }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
-}
-
-/// Raises the floor to the installed release. Without a record or a key to check it with there is nothing to raise it to,
-/// and a boot is good all the same.
-fn raise_floor(options: &Options, mounted: &MountedState) {
-    let record = keys(options, Some(mounted)).ok().and_then(|keys| mounted.state.record(&keys));
-    let Some(serial) = record.map(|record| record.manifest().serial) else { return };
-    mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
 }

@@ -14,6 +14,7 @@ mod recovery;
 mod reset;
 mod slots;
 mod sources;
+mod undo;
 mod update;
 
 use reflash_test_support as support;

@@ -219,8 +219,15 @@ mod tests {
     #[test]
     fn lines_of_the_event_log_stay_as_they_are() {
         let ranges = [0..4096, 8192..12288];
-        let totals =
-            Totals { image_bytes: 9, right_bytes: 1, zero_bytes: 2, move_bytes: 3, write_bytes: 4, download_bytes: 5 };
+        let totals = Totals {
+            image_bytes: 9,
+            right_bytes: 1,
+            zero_bytes: 2,
+            move_bytes: 3,
+            write_bytes: 4,
+            download_bytes: 5,
+            ..Totals::default()
+        };
         let duration = Duration::from_micros(1_500_700);
         let found = Event::ReleaseFound { version: "2.0", serial: 9, signed_by: "a.pub" };
         for (event, expected) in [

@@ -33,6 +33,9 @@ pub enum UndoObstacle {
     /// The disk did not take what was to be kept.
     #[error("the release before this one could not be kept: the disk failed there")]
     NotKept,
+    /// The disk fails while something is written to be kept.
+    #[error("what an undo needs could not be kept: the disk fails there")]
+    Write(#[source] io::Error),
     /// A part of what is kept is not what was written there.
     #[error("what is kept of the release before this one is damaged: {what}")]
     Damaged {

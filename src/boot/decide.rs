@@ -1,5 +1,5 @@
-//! Decides what recovery does first, from the reason that GRUB gave, the state of the system partition, the worth of the
-//! installed release, what is kept of another one, and the number of recoveries and safe starts before. Pure.
+//! Decides what recovery does first: from the reason that GRUB gave, the state of the system partition, the worth of
+//! the installed release, what is kept of another one, and the recoveries and safe starts before. Pure.
 
 use std::fmt;
 
@@ -138,7 +138,7 @@ impl fmt::Display for Recoveries {
 
 /// What is kept on the machine of another release, so that an undo can bring it back without a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum KeptRelease {
     /// Nothing, or nothing that can be used.
     Nothing,
     /// The installed release itself: damage can be repaired from it.
@@ -168,7 +168,7 @@ pub struct Situation {
     /// Whether the installed release was ever good.
     pub worth: Worth,
     /// What an undo can bring back.
-    pub kept: Kept,
+    pub kept: KeptRelease,
     /// The safe starts so far.
     pub safe_starts: SafeStarts,
     /// Automatic recoveries before this one.
@@ -225,7 +225,9 @@ pub fn decide(situation: &Situation) -> BootDecision {
     let Situation { reason, system, worth, kept, .. } = *situation;
     if situation.undo_requested {
         return match (kept, system) {
-            (Kept::Another, _) | (Kept::Installed, System::Damaged | System::Unknown) => BootDecision::Undo,
+            (KeptRelease::Another, _) | (KeptRelease::Installed, System::Damaged | System::Unknown) => {
+                BootDecision::Undo
+            }
             (_, System::Intact) => BootDecision::Start,
             (_, System::Damaged | System::Unknown) => BootDecision::Fetch,
         };
@@ -236,11 +238,11 @@ pub fn decide(situation: &Situation) -> BootDecision {
     let braked = situation.recoveries.count >= situation.budget;
     match system {
         System::Damaged | System::Unknown if braked => match kept {
-            Kept::Another | Kept::Installed => BootDecision::Undo,
-            Kept::Nothing => BootDecision::Park,
+            KeptRelease::Another | KeptRelease::Installed => BootDecision::Undo,
+            KeptRelease::Nothing => BootDecision::Park,
         },
         // What was cut short is an update rather than damage, and a lost script comes from a release only.
-        System::Damaged if kept == Kept::Installed && !reason.needs_release() => BootDecision::Undo,
+        System::Damaged if kept == KeptRelease::Installed && !reason.needs_release() => BootDecision::Undo,
         System::Damaged | System::Unknown => BootDecision::Fetch,
         System::Intact => match reason {
             Reason::Tries => after_failed_starts(situation, braked),
@@ -248,8 +250,8 @@ pub fn decide(situation: &Situation) -> BootDecision {
             Reason::ScriptLost | Reason::Unknown if !braked => BootDecision::Fetch,
             _ if !braked => BootDecision::Start,
             // GRUB could read the kernel of a release that was good.
-            Reason::SystemUnreadable if kept == Kept::Another => BootDecision::Undo,
-            _ if worth == Worth::Never && kept == Kept::Another => BootDecision::Undo,
+            Reason::SystemUnreadable if kept == KeptRelease::Another => BootDecision::Undo,
+            _ if worth == Worth::Never && kept == KeptRelease::Another => BootDecision::Undo,
             _ => BootDecision::Park,
         },
     }
@@ -259,11 +261,11 @@ pub fn decide(situation: &Situation) -> BootDecision {
 fn after_failed_starts(situation: &Situation, braked: bool) -> BootDecision {
     let Situation { worth, kept, safe_starts, .. } = *situation;
     match (worth, kept) {
-        (Worth::Never, Kept::Another) => BootDecision::Undo,
+        (Worth::Never, KeptRelease::Another) => BootDecision::Undo,
         (Worth::Never, _) if braked => BootDecision::Park,
         (Worth::Never, _) => BootDecision::Fetch,
         (Worth::Before | Worth::Unknown, _) if safe_starts.known => BootDecision::FetchNewer,
-        (Worth::Before | Worth::Unknown, Kept::Another) if braked => BootDecision::Undo,
+        (Worth::Before | Worth::Unknown, KeptRelease::Another) if braked => BootDecision::Undo,
         (Worth::Before | Worth::Unknown, _) if braked => BootDecision::Park,
         (Worth::Before | Worth::Unknown, _) => BootDecision::Fetch,
     }
@@ -274,9 +276,11 @@ fn after_failed_starts(situation: &Situation, braked: bool) -> BootDecision {
 pub fn without_release(situation: &Situation) -> WithoutRelease {
     let Situation { reason, system, worth, kept, safe_starts, .. } = *situation;
     match (system, kept) {
-        (System::Damaged | System::Unknown, Kept::Another | Kept::Installed) => return WithoutRelease::Undo,
-        (System::Damaged, Kept::Nothing) => return WithoutRelease::Wait,
-        (System::Unknown, Kept::Nothing) => return WithoutRelease::Try,
+        (System::Damaged | System::Unknown, KeptRelease::Another | KeptRelease::Installed) => {
+            return WithoutRelease::Undo;
+        }
+        (System::Damaged, KeptRelease::Nothing) => return WithoutRelease::Wait,
+        (System::Unknown, KeptRelease::Nothing) => return WithoutRelease::Try,
         (System::Intact, _) => {}
     }
     let enough = match worth {
@@ -285,7 +289,7 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
         Worth::Unknown => SAFE_STARTS_OF_UNKNOWN,
     };
     match reason {
-        Reason::Tries | Reason::Recovering if safe_starts.made >= enough && kept == Kept::Another => {
+        Reason::Tries | Reason::Recovering if safe_starts.made >= enough && kept == KeptRelease::Another => {
             WithoutRelease::Undo
         }
         Reason::Tries | Reason::Recovering if safe_starts.known && worth != Worth::Never => WithoutRelease::SafeStart,

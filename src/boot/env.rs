@@ -435,7 +435,8 @@ mod tests {
         let env = BootEnv::new(&dir.path().join("grubenv"));
         let get = |name: &str| env.load_or_empty().unwrap().get(name).map(str::to_owned);
         let good = |name| get(name).unwrap_or_default();
-        env.update(&[("reflash_boot_ok", Some("1")), ("reflash_safe", Some("2")), ("reflash_undo", Some("5"))]).unwrap();
+        env.update(&[("reflash_boot_ok", Some("1")), ("reflash_safe", Some("2")), ("reflash_undo", Some("5"))])
+            .unwrap();
         // A cut right after the new release is recorded must not leave a word that it was good.
         let permit = env.begin_recovering(PermitRequest { good: Some(6), ..INSTALL }).unwrap();
         assert_eq!((good("reflash_good"), good("reflash_boot_ok")), ("6".to_owned(), "0".to_owned()));

@@ -70,7 +70,8 @@ mod tests {
         for request in [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX)] {
             assert_eq!(RecoveryRequest::parse(Some(&request.to_string())), Some(request));
         }
-        for word in [None, Some(""), Some("undo:"), Some("undo:-1"), Some("serial:+1"), Some("serial"), Some("drill:1")] {
+        for word in [None, Some(""), Some("undo:"), Some("undo:-1"), Some("serial:+1"), Some("serial"), Some("drill:1")]
+        {
             assert_eq!(RecoveryRequest::parse(word), None, "{word:?}");
         }
     }
@@ -91,7 +92,11 @@ mod tests {
             (Drill, Reason::Requested, Some(8), true),
             (Drill, Reason::Tries, Some(8), false),
         ] {
-            assert_eq!(request.that_counts(reason, installed).is_some(), counts, "{request:?} {reason:?} {installed:?}");
+            assert_eq!(
+                request.that_counts(reason, installed).is_some(),
+                counts,
+                "{request:?} {reason:?} {installed:?}"
+            );
         }
     }
 }

@@ -18,7 +18,8 @@ pub enum Worth {
 }
 
 impl Worth {
-    /// Judges the installed release, which has this serial, by the boot environment and by what the black box has of it.
+    /// Judges the installed release, which has this serial, by the boot environment and by what the black box has of
+    /// it.
     ///
     /// The black box goes before `reflash_was_good`, which an older agent leaves alone when it installs another
     /// release, and which an older boot script never sets.

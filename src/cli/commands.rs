@@ -167,7 +167,10 @@ pub static COMMANDS: &[CommandRow] = &[
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
             ("newer", "the same, but only if a server has a newer release now; the exit code is 1 if none has"),
-            ("undo", "take the installed release back: the one before it, which is kept on the machine, is installed again"),
+            (
+                "undo",
+                "take the installed release back: the one before it, which is kept on the machine, is installed again",
+            ),
             ("factory-reset", "ask twice at the console, then recreate the data partition; the system is kept"),
         ],
         summary: "start recovery, or offer a factory reset, at the next boot",

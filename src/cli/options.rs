@@ -103,7 +103,8 @@ options! {
     no_read_back: bool = FLASH "no-read-back";
     /// Print the SHA-256 of the image on the target, to compare with the manifest.
     sha256: bool = VERIFY "sha256";
-    /// Serial of the release that is asked for, also if it was refused or taken back before. Only for `request reflash`.
+    /// Serial of the release that is asked for, also if it was refused or taken back before. Only for `request
+    /// reflash`.
     serial: Option<u64> = REQUEST "serial" value "SERIAL";
     /// Print the answer as JSON.
     json: bool = EVERY "json";

@@ -15,7 +15,7 @@ use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
-use standing::Standing;
+use standing::StandingReport;
 pub(super) use standing::look_for_undo;
 
 /// Attempts shown to a person; JSON has all that are kept.
@@ -39,7 +39,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let events = last_lines(&mounted.state, EVENTS);
     let recorded = BlackBox::open_read_only(&mounted.state.blackbox_path()).ok();
     let (attempts, marks) = recorded.as_ref().map_or_else(Default::default, |open| (open.attempts(), open.marks()));
-    let standing = Standing::of(&mounted, &keys, record.as_ref(), &env, recorded.as_ref());
+    let standing = StandingReport::of(&mounted, &keys, record.as_ref(), &env, recorded.as_ref());
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
     let answer = json!({
         "installed": installed.as_ref().map(|manifest| json!({

@@ -13,6 +13,7 @@
 //! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
 //! | comparison | plan | compares the system with the record, unless a release was asked for | `setup` |
 //! | decision | | start the intact system, take it back, fetch a release, or park ([`decide`](crate::boot::decide)) | `course` |
+//! | without a release | | starts the system, normally or safely, goes back, or waits | `without` |
 //! | undo | plan, write, verify, commit | goes back to the release that is kept, without a network | `undo` |
 //! | network | network | brings it up, unless the release is on a USB drive or a medium; posts reports | `online` |
 //! | installation | manifest, plan, write, verify, commit | [`jobs::recovery::run`](crate::jobs::recovery::run), again until it succeeds or the disk is broken | `install` |
@@ -39,6 +40,7 @@ mod standing;
 mod trial;
 mod undo;
 mod usb_release;
+mod without;
 
 use std::sync::Arc;
 
@@ -101,7 +103,7 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
     let job = setup.job(&mirrors, &for_renewal);
     let next = course::run(&setup, &mirrors, &job);
     if next.is_ok()
-        && let Err(error) = standing::offer_undo(&setup)
+        && let Err(error) = undo::offer(&setup)
     {
         journal.warn(&format!("the boot menu cannot offer what an undo leads back to: {}", chain(&error)));
     }

@@ -283,9 +283,11 @@ impl BlackBox {
     /// Releases that were taken back, the last one first, each with the attempt that did so.
     pub fn undone(&self) -> impl Iterator<Item = (&Attempt, &RefusedRelease)> {
         let taken_back = |attempt: &Attempt| attempt.outcome == Some(AttemptOutcome::Installed);
-        self.attempts.iter().rev().filter(move |attempt| taken_back(attempt)).filter_map(|attempt| {
-            Some((attempt, attempt.undone.as_ref()?))
-        })
+        self.attempts
+            .iter()
+            .rev()
+            .filter(move |attempt| taken_back(attempt))
+            .filter_map(|attempt| Some((attempt, attempt.undone.as_ref()?)))
     }
 
     /// Number of attempts in a row, up to the last one, that gave up.

@@ -52,7 +52,10 @@ fn the_boot_script_remembers_what_was_good_makes_a_safe_start_and_offers_an_undo
     let mut vm = vm;
     vm.type_text("u").unwrap();
     // Nothing is kept, so the agent says why there is no undo, starts the system, and takes the offer away.
-    expect(&vm, &["reason: menu", "no undo: no release before this one", "is intact: starting it", "tiny system 1 is up"]);
+    expect(
+        &vm,
+        &["reason: menu", "no undo: no release before this one", "is intact: starting it", "tiny system 1 is up"],
+    );
     drop(vm);
     let env = disk::read_environment(&robot.disk).unwrap();
     assert_eq!((env.get(names::REQUEST), env.get(names::UNDO)), (None, None), "{env:?}");

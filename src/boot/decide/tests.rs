@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    BootDecision, Kept, Reason, Recoveries, SafeStarts, Situation, System, WithoutRelease, decide, parked_hours,
+    BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System, WithoutRelease, decide, parked_hours,
     without_release,
 };
 use crate::boot::worth::Worth;
@@ -20,8 +20,8 @@ const REASONS: [&str; 9] = [
 const SYSTEMS: [(&str, System); 3] =
     [("intact", System::Intact), ("damaged", System::Damaged), ("unknown", System::Unknown)];
 const WORTHS: [(&str, Worth); 3] = [("never", Worth::Never), ("before", Worth::Before), ("unknown", Worth::Unknown)];
-const KEPT: [(&str, Kept); 3] =
-    [("nothing", Kept::Nothing), ("installed", Kept::Installed), ("another", Kept::Another)];
+const KEPT: [(&str, KeptRelease); 3] =
+    [("nothing", KeptRelease::Nothing), ("installed", KeptRelease::Installed), ("another", KeptRelease::Another)];
 const SAFE_STARTS: [&str; 6] = ["no", "0", "1", "2", "3", "4"];
 const BUDGET: u32 = 3;
 
@@ -135,12 +135,12 @@ fn what_must_hold_for_every_combination() {
         if situation.system == System::Damaged {
             assert!(!does("start") && !does("safe start") && !does("try"), "damaged and started: {combination:?}");
         }
-        if situation.kept == Kept::Nothing {
+        if situation.kept == KeptRelease::Nothing {
             assert!(!does("undo"), "nothing to go back to: {combination:?}");
         } else {
             assert!(!does("wait") && !does("try"), "waits for a person with a release at hand: {combination:?}");
         }
-        if situation.kept == Kept::Another && situation.system != System::Intact {
+        if situation.kept == KeptRelease::Another && situation.system != System::Intact {
             assert!(!does("park"), "{combination:?}");
         }
         let asked = situation.reason.is_requested() || situation.undo_requested;
@@ -148,7 +148,7 @@ fn what_must_hold_for_every_combination() {
         let never = situation.worth == Worth::Never;
         assert!(!(never && does("safe start")), "{combination:?}");
         if situation.reason == Reason::Tries && !asked && situation.system == System::Intact {
-            if never && situation.kept == Kept::Another {
+            if never && situation.kept == KeptRelease::Another {
                 assert_eq!(ends, ["undo"], "{combination:?}");
             }
             // Its surroundings are at fault first.
@@ -189,7 +189,7 @@ fn course(mut robot: Robot) -> Course {
         let done = ends(&situation);
         match *done.last().unwrap() {
             "undo" => {
-                robot.situation.kept = Kept::Installed;
+                robot.situation.kept = KeptRelease::Installed;
                 robot.situation.worth = Worth::Before;
                 robot.situation.safe_starts.made = 0;
                 robot.situation.recoveries.count = 0;
@@ -220,7 +220,7 @@ fn a_robot_without_a_network_comes_back_to_what_it_holds() {
             |installed_is_bad, surroundings_are_bad| Robot { situation, installed_is_bad, surroundings_are_bad };
         // Whatever is believed of the release: a bad one is left, if there is another.
         let expected = match (situation.kept, situation.worth, situation.safe_starts.known) {
-            (Kept::Another, ..) => Course::Up,
+            (KeptRelease::Another, ..) => Course::Up,
             (_, Worth::Never, _) | (_, _, false) => Course::Paused,
             _ => Course::Safe,
         };
@@ -228,7 +228,7 @@ fn a_robot_without_a_network_comes_back_to_what_it_holds() {
         // Where the surroundings are at fault, a safe start is reached unless no script makes one.
         let expected = match (situation.kept, situation.worth, situation.safe_starts.known) {
             (_, _, false) => Course::Paused,
-            (Kept::Nothing | Kept::Installed, Worth::Never, _) => Course::Paused,
+            (KeptRelease::Nothing | KeptRelease::Installed, Worth::Never, _) => Course::Paused,
             _ => Course::Safe,
         };
         assert_eq!(course(robot(false, true)), expected, "{combination:?}");

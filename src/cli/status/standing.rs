@@ -1,5 +1,5 @@
-//! The part of `reflash status` on the installed release: whether it was ever good, what an undo would lead back to, and
-//! which releases are refused.
+//! The part of `reflash status` on the installed release: whether it was ever good, what an undo would lead back to,
+//! and which releases are refused.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use crate::release::digest::hex;
 use crate::release::manifest::TrustedKeys;
 
 /// How the installed release stands.
-pub(super) struct Standing {
+pub(super) struct StandingReport {
     pub worth: Worth,
     /// Safe starts since the last good boot.
     pub safe_starts: u64,
@@ -27,7 +27,7 @@ pub(super) struct Standing {
     undone: Vec<(u64, Option<String>, Option<u64>, String)>,
 }
 
-impl Standing {
+impl StandingReport {
     pub(super) fn of(
         mounted: &MountedState,
         keys: &TrustedKeys,
@@ -64,9 +64,7 @@ impl Standing {
     }
 
     pub(super) fn undone_json(&self) -> Value {
-        let release = |(attempt, version, serial, why): &(u64, Option<String>, Option<u64>, String)| {
-            json!({ "attempt": attempt, "version": version, "serial": serial, "why": why })
-        };
+        let release = |(attempt, version, serial, why): &(u64, Option<String>, Option<u64>, String)| json!({ "attempt": attempt, "version": version, "serial": serial, "why": why });
         self.undone.iter().map(release).collect()
     }
 
@@ -102,7 +100,8 @@ pub(in crate::cli) fn look_for_undo(
     keys: &TrustedKeys,
     installed: Option<&InstalledRecord>,
 ) -> Result<UndoTarget, String> {
-    let path = mounted.system_partition().map_err(|_| "which partition holds the system is not known here".to_owned())?;
+    let path =
+        mounted.system_partition().map_err(|_| "which partition holds the system is not known here".to_owned())?;
     let target = DeviceTarget::open_read_only(&path).map_err(|error| chain(&error))?;
     let kept = undo::possible(&target, keys).map_err(|obstacle| chain(&obstacle))?;
     let digest: [u8; 8] = std::array::from_fn(|at| kept.manifest_digest.0[at]);

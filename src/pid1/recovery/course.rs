@@ -1,5 +1,7 @@
-//! Carries out what was decided ([`decide`]), and what is done where no release is to be had.
+//! Carries out what was decided ([`decide`]).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ending::NextState;
@@ -7,17 +9,17 @@ use super::error::SetupError;
 use super::install::{self, Wanted};
 use super::online::Online;
 use super::setup::{Compared, Setup};
+use super::without::{HOUR, Instead, start, without_release};
 use super::{sources, undo};
 use crate::boot::decide::{self, BootDecision, Recoveries, Situation, WithoutRelease};
 use crate::fetch::{Mirrors, Source};
-use crate::flash::verify::Verified;
-use crate::jobs::recovery::{self, Policy, RecoveryJob};
-use crate::jobs::state::IndexedRelease;
-use crate::pid1::worker;
+use crate::jobs::recovery::{Policy, RecoveryJob};
+use crate::pid1::background::background;
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::report::Ending;
 
-const HOUR: Duration = Duration::from_secs(3600);
+/// Well below the shortest `watchdog.stall_s`.
+const REST_STEP: Duration = Duration::from_secs(10);
 
 /// Decides, and does it, until the machine is to be restarted.
 pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<NextState, SetupError> {
@@ -30,7 +32,7 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
         // A pause that is over lets the machine try once more what it was parked for.
         let situation = if may_park { situation } else { unbraked(situation) };
         match (decide::decide(&situation), compared) {
-            (BootDecision::Start, Compared::Intact(proof, installed)) => {
+            (BootDecision::Start, Compared::Intact(proof, installed)) if !setup.standing.undo_needs_network() => {
                 return start(setup, job, proof, &installed, None, "nothing has to be mended");
             }
             (BootDecision::Undo, _) => {
@@ -40,17 +42,19 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
                 // It may have changed some of the system, or nothing.
                 compared = setup.compare(job);
             }
-            (BootDecision::Park, before) => {
+            (BootDecision::Park, _) => {
                 park(setup);
                 if let Some(next) = wait_parked(setup, mirrors, job)? {
                     return Ok(next);
                 }
                 setup.journal.note("parked for long enough: trying once more what was tried before");
                 may_park = false;
-                compared = before;
+                // A newer release may have been begun and not finished.
+                compared = setup.compare(job);
             }
             (BootDecision::FetchNewer, _) => return fetch(setup, mirrors, job, &situation, Wanted::Newer),
-            // Only an intact system is started, and every intact one has its proof.
+            // Only an intact system is started, and every intact one has its proof; but an undo that was asked for and
+            // needs a network goes before that.
             (BootDecision::Fetch | BootDecision::Start, _) => {
                 return fetch(setup, mirrors, job, &situation, Wanted::Offered);
             }
@@ -71,21 +75,26 @@ fn fetch(
     wanted: Wanted,
 ) -> Result<NextState, SetupError> {
     let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
-    let can_wait = decide::without_release(situation) == WithoutRelease::Wait;
-    let mut deadline = (!can_wait).then(|| setup.began + setup.config.offline);
+    let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
+    let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
     if sources::are_at_hand(&setup.config, &setup.journal) {
         let deadline = deadline.filter(|_| wanted == Wanted::Newer);
         return install::until_installed(&Online::without_network(setup), mirrors, job, wanted, deadline);
     }
+    let mut rest = None;
     let online = loop {
         if let Some(online) = Online::bring_up(setup, deadline)? {
             break online;
         }
         match without_release(setup, job, "no release is available", None)? {
             Instead::Done(next) => return Ok(next),
-            Instead::GoOn { until } => deadline = until,
+            Instead::GoOn { until } => {
+                deadline = until;
+                rest = until.map(|_| Rest::begin(setup));
+            }
         }
     };
+    drop(rest);
     if !setup.reason.is_requested() && !setup.usb_release.is_there() {
         sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
     }
@@ -97,98 +106,49 @@ fn fetch(
     next
 }
 
-/// Goes back to the release that is kept, if that was decided and lacks something that a network has.
-fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
-    if setup.standing.undo_needs_network() {
-        undo::run(setup, job, Some(&install::once(mirrors)))
-    } else {
-        Ok(None)
+/// A pause that is meant. Until it is dropped the watchdog is fed: a reset would only begin the pause again.
+struct Rest(Arc<AtomicBool>);
+
+impl Rest {
+    fn begin(setup: &Setup) -> Self {
+        let (over, journal) = (Arc::new(AtomicBool::new(false)), Arc::clone(&setup.journal));
+        let ended = Arc::clone(&over);
+        background(&setup.journal, "pause", move || {
+            while !ended.load(Ordering::Relaxed) {
+                journal.progressed();
+                std::thread::sleep(REST_STEP);
+            }
+        });
+        Self(over)
     }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was asked
+/// for and fails all the same, nothing else is installed in its place while the system is intact.
+fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
+    if !setup.standing.undo_needs_network() {
+        return Ok(None);
+    }
+    if let Some(next) = undo::run(setup, job, Some(&install::once(mirrors)))? {
+        return Ok(Some(next));
+    }
+    if setup.undo_is_requested()
+        && let Instead::Done(next) = without_release(setup, job, "no undo is possible", None)?
+    {
+        return Ok(Some(next));
+    }
+    Ok(None)
 }
 
 /// The serial that a release must be above, where only a newer one is wanted.
 fn above(setup: &Setup, wanted: Wanted) -> Option<u64> {
     setup.standing.installed.filter(|_| wanted == Wanted::Newer).map(|installed| installed.id.serial)
-}
-
-/// What became of an attempt to do without a release.
-pub(super) enum Instead {
-    /// The machine is to be restarted.
-    Done(NextState),
-    /// Nothing can be done yet but to go on asking, until that time if there is one.
-    GoOn {
-        /// Time from which on something may be done.
-        until: Option<Instant>,
-    },
-}
-
-/// Does what is to be done where no release can be had. `why` says what keeps one from being installed; `network` is
-/// there where the machine has one.
-pub(super) fn without_release(
-    setup: &Setup,
-    job: &RecoveryJob<'_>,
-    why: &str,
-    network: Option<&dyn Source>,
-) -> Result<Instead, SetupError> {
-    loop {
-        let compared = setup.compare(job);
-        let what = decide::without_release(&setup.situation(&compared));
-        return match (what, compared) {
-            (WithoutRelease::Start, Compared::Intact(proof, installed)) => {
-                start(setup, job, proof, &installed, None, why).map(Instead::Done)
-            }
-            (WithoutRelease::SafeStart, Compared::Intact(proof, installed)) => {
-                let number = setup.standing.next_safe_start();
-                start(setup, job, proof, &installed, Some(number), why).map(Instead::Done)
-            }
-            (WithoutRelease::Undo, _) => match undo::run(setup, job, network)? {
-                Some(next) => Ok(Instead::Done(next)),
-                None => continue,
-            },
-            (WithoutRelease::Try, _) => try_once(setup, why),
-            (WithoutRelease::Wait | WithoutRelease::Start | WithoutRelease::SafeStart, _) => {
-                Ok(Instead::GoOn { until: None })
-            }
-        };
-    }
-}
-
-/// Starts the intact system once more; with a number, as a safe start.
-fn start(
-    setup: &Setup,
-    job: &RecoveryJob<'_>,
-    proof: Verified,
-    installed: &IndexedRelease,
-    safe_start: Option<u16>,
-    why: &str,
-) -> Result<NextState, SetupError> {
-    let job = RecoveryJob { policy: Policy { safe_start, ..job.policy }, ..job.clone() };
-    let report = recovery::start_again(&job, proof, installed)?;
-    worker::done();
-    setup.finish(AttemptOutcome::Started);
-    let version = report.version;
-    Ok(NextState::Reboot(match safe_start {
-        None => format!("{why} and {version} is intact: starting it"),
-        Some(number) => format!(
-            "{why}; {version} is intact, was good before and does not come up: safe start {number}, with the image's own \
-             settings and without the data"
-        ),
-    }))
-}
-
-/// Starts a system of which nothing is known, after a pause that grows with each time that this was in vain.
-fn try_once(setup: &Setup, why: &str) -> Result<Instead, SetupError> {
-    let tried = setup.recoveries.count;
-    let hours = if tried == 0 { 0 } else { decide::parked_hours(setup.recoveries, 1) };
-    let due = setup.began + setup.config.offline + HOUR * hours;
-    if Instant::now() < due {
-        setup.journal.note(&format!("{why}; the system is tried once more in {hours} h, whatever it is"));
-        return Ok(Instead::GoOn { until: Some(due) });
-    }
-    setup.disk.state.boot_env().try_once(setup.recoveries)?;
-    worker::done();
-    setup.finish(AttemptOutcome::Started);
-    Ok(Instead::Done(NextState::Reboot(format!("{why}, and nothing is known of the system: trying to start it"))))
 }
 
 /// Reports and records that this machine waits for another release.
@@ -204,17 +164,15 @@ fn park(setup: &Setup) {
 }
 
 /// Waits for a newer release and installs it. `None` once the pause is over.
-fn wait_parked(
-    setup: &Setup,
-    mirrors: &Mirrors,
-    job: &RecoveryJob<'_>,
-) -> Result<Option<NextState>, SetupError> {
+fn wait_parked(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
     let until = Instant::now() + HOUR * decide::parked_hours(setup.recoveries, setup.config.recoveries);
     let serial = setup.recoveries.serial;
     if sources::are_at_hand(&setup.config, &setup.journal) {
         return install::until_another(&Online::without_network(setup), mirrors, job, serial, Some(until));
     }
+    let rest = Rest::begin(setup);
     let Some(online) = Online::bring_up(setup, Some(until))? else { return Ok(None) };
+    drop(rest);
     online.settle(Ending::Failed);
     let next = install::until_another(&online, mirrors, job, serial, Some(until));
     online.close();

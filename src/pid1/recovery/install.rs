@@ -1,13 +1,13 @@
-//! Asks for a release until it is installed, until something else is done without it, or, parked, until there is another
-//! one.
+//! Asks for a release until it is installed, until something else is done without it, or, parked, until there is
+//! another one.
 
 use std::time::{Duration, Instant};
 
 use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
-use super::course::{Instead, without_release};
 use super::setup::Setup;
+use super::without::{HOUR, Instead, without_release};
 use crate::boot::decide::{self, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
@@ -44,7 +44,7 @@ pub(super) fn until_installed(
 ) -> Result<NextState, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
     let started = Instant::now();
-    let (mut attempt, mut denials) = (1, Denials::default());
+    let (mut attempt, mut denials, mut rests) = (1, Denials::default(), false);
     loop {
         let mirrors = mirrors.clone().with_retry_policy(deadline.map_or(RetryPolicy::Forever, RetryPolicy::Until));
         let error = match recovery::run(&job.with_source(&mirrors), setup.record.as_ref()) {
@@ -79,7 +79,10 @@ pub(super) fn until_installed(
                     std::thread::sleep(if is_read { READING_TIME } else { Duration::ZERO });
                     return Ok(next);
                 }
-                Instead::GoOn { until } => deadline = until,
+                Instead::GoOn { until } => {
+                    rests = until.is_some();
+                    deadline = until;
+                }
             }
         }
         if refused && let Some(next) = repair(online, job, started) {
@@ -90,9 +93,10 @@ pub(super) fn until_installed(
         let pause = pause.max(error.asked_to_wait().unwrap_or_default());
         let pause = deadline.map_or(pause, |until| pause.min(until.saturating_duration_since(Instant::now())));
         journal.note(&format!("trying again in {} s", pause.as_secs()));
-        // A server that is down is a standstill, a release that has to be replaced by its makers is not.
+        // A server that is down is a standstill, a release that has to be replaced by its makers is not; nor is a pause
+        // that is meant.
         pause_unless_usb_drive(setup, pause, || {
-            if refused {
+            if refused || rests {
                 journal.progressed();
             }
         });
@@ -211,7 +215,7 @@ fn give_up(
     online.finish(AttemptOutcome::Parked);
     let above = recorder.and_then(|recorder| recorder.serial()).unwrap_or_default();
     let hours = decide::parked_hours(Recoveries { serial: above, count: failures }, online.setup.config.recoveries);
-    let until = Instant::now() + Duration::from_secs(3600 * u64::from(hours));
+    let until = Instant::now() + HOUR * hours;
     match until_another(online, mirrors, job, above, Some(until))? {
         Some(next) => Ok(next),
         // A disk that failed for a while may have come back.

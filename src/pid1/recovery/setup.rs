@@ -116,7 +116,7 @@ impl Setup {
         });
         let kept = find_kept(&disk.target, &keys, handover);
         let standing = worker::within(&WorkPart::State, || {
-            Standing::find(reason, &disk.state, record.as_ref(), recorder.as_ref(), kept)
+            Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), kept)
         });
         standing.report(journal);
         let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, journal));

@@ -6,9 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::robot_disk::RECOVERY;
-use super::setup::Setup;
-use crate::boot::decide::{Kept, Reason, SafeStarts};
-use crate::boot::env::BootEnvError;
+use crate::boot::decide::{KeptRelease, Reason, SafeStarts};
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::request::RecoveryRequest;
 use crate::boot::slots::{self, FILES, Slot};
@@ -59,6 +57,7 @@ enum UndoCourse {
 impl Standing {
     pub(super) fn find(
         reason: Reason,
+        force: bool,
         state: &StatePartition,
         record: Option<&InstalledRecord>,
         recorder: Option<&Recorder>,
@@ -73,7 +72,8 @@ impl Standing {
         let asked = RecoveryRequest::parse(env.get(names::REQUEST));
         let serial = installed.map(|installed| installed.id.serial);
         Self {
-            request: asked.and_then(|asked| asked.that_counts(reason, serial)),
+            // Whoever chose "Recover/Reflash" at the machine means that.
+            request: asked.filter(|_| !force).and_then(|asked| asked.that_counts(reason, serial)),
             installed,
             undo,
             safe_starts: SafeStarts { known: scripts_know_safe_start(Path::new(RECOVERY)), made: made(&env) },
@@ -82,12 +82,12 @@ impl Standing {
     }
 
     /// What an undo can bring back.
-    pub(super) fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> KeptRelease {
         match (&self.undo, self.installed) {
-            (Ok(_), _) if self.undo_course.get() != UndoCourse::Untried => Kept::Nothing,
-            (Err(_), _) => Kept::Nothing,
-            (Ok(kept), Some(installed)) if id_of(kept) == installed.id => Kept::Installed,
-            (Ok(_), _) => Kept::Another,
+            (Ok(_), _) if self.undo_course.get() != UndoCourse::Untried => KeptRelease::Nothing,
+            (Err(_), _) => KeptRelease::Nothing,
+            (Ok(kept), Some(installed)) if id_of(kept) == installed.id => KeptRelease::Installed,
+            (Ok(_), _) => KeptRelease::Another,
         }
     }
 
@@ -129,7 +129,7 @@ impl Standing {
             Worth::Unknown => "may have been good or not",
         };
         let kept = match (&self.undo, self.kept()) {
-            (Ok(kept), Kept::Another) => format!("{} (serial {}) is kept", kept.version, kept.serial),
+            (Ok(kept), KeptRelease::Another) => format!("{} (serial {}) is kept", kept.version, kept.serial),
             (Ok(_), _) => "it is kept on the machine itself".to_owned(),
             (Err(obstacle), _) => format!("no undo: {obstacle}"),
         };
@@ -153,16 +153,6 @@ pub(super) fn find_kept(
     worker::within(&WorkPart::Undo, || undo::possible(target, keys))
 }
 
-/// Offers the undo in GRUB's menu, or takes the offer away, by what the machine holds now. A script that does not know
-/// the variable leaves it alone, but what an older recovery does not keep true must not be there.
-pub(super) fn offer_undo(setup: &Setup) -> Result<(), BootEnvError> {
-    let (state, keys) = (&setup.disk.state, &setup.keys);
-    let installed = state.record(keys).map(|record| record.id());
-    let kept = find_kept(&setup.disk.target, keys, &setup.handover).ok().filter(|kept| Some(id_of(kept)) != installed);
-    let known = scripts_know_safe_start(Path::new(RECOVERY));
-    state.boot_env().offer_undo(kept.filter(|_| known).map(|kept| kept.serial))
-}
-
 /// Serial and manifest of the release that is kept.
 pub(super) fn id_of(kept: &UndoTarget) -> ReleaseId {
     let digest = kept.manifest_digest.0;
@@ -175,7 +165,7 @@ fn made(env: &GrubEnv) -> u16 {
 }
 
 /// Whether every boot script on the recovery partition makes a safe start. A slot without a script does not count.
-fn scripts_know_safe_start(recovery: &Path) -> bool {
+pub(super) fn scripts_know_safe_start(recovery: &Path) -> bool {
     let [.., script] = FILES;
     let generations: Vec<u32> = [Slot::A, Slot::B]
         .into_iter()

@@ -1,12 +1,15 @@
 //! Goes back to the release that is kept on the machine, without a network.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::ending::NextState;
 use super::error::SetupError;
+use super::robot_disk::RECOVERY;
 use super::setup::Setup;
-use super::standing::id_of;
-use crate::boot::decide::{Kept, Reason};
+use super::standing::{find_kept, id_of, scripts_know_safe_start};
+use crate::boot::decide::{KeptRelease, Reason};
+use crate::boot::env::BootEnvError;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
 use crate::boot::worth::Worth;
@@ -59,6 +62,16 @@ pub(super) fn run(
     }
 }
 
+/// Offers the undo in GRUB's menu, or takes the offer away, by what the machine holds now. A script that does not know
+/// the variable leaves it alone, but what an older recovery does not keep true must not be there.
+pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
+    let (state, keys) = (&setup.disk.state, &setup.keys);
+    let installed = state.record(keys).map(|record| record.id());
+    let kept = find_kept(&setup.disk.target, keys, &setup.handover).ok().filter(|kept| Some(id_of(kept)) != installed);
+    let known = scripts_know_safe_start(Path::new(RECOVERY));
+    state.boot_env().offer_undo(kept.filter(|_| known).map(|kept| kept.serial))
+}
+
 /// Writes what has to be known if power is cut from here on: that the undo goes on, that what it leads to was good, and
 /// that what it takes back is not chosen again.
 fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(), SetupError> {
@@ -93,12 +106,14 @@ fn why(setup: &Setup) -> String {
             _ => "that was asked for".to_owned(),
         };
     }
-    if setup.standing.kept() == Kept::Installed {
+    if setup.standing.kept() == KeptRelease::Installed {
         return "it is damaged, and kept on the machine".to_owned();
     }
     match (setup.reason, setup.standing.worth(), setup.standing.safe_starts.made) {
         (Reason::Tries, Worth::Never, _) => "none of its starts was ever good".to_owned(),
-        (Reason::Tries, _, made) if made > 0 => format!("it does not come up any more, and {made} safe starts changed nothing"),
+        (Reason::Tries, _, made) if made > 0 => {
+            format!("it does not come up any more, and {made} safe starts changed nothing")
+        }
         (reason, ..) => format!("it cannot be started or repaired here ({})", reason.description()),
     }
 }

@@ -165,7 +165,8 @@ impl Attempt {
             Event::UndoBegan { version, serial, undone, why } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
                 let why = cut(why, MAX_ERROR_BYTES).to_owned();
-                let (version, serial) = (undone.map(|(version, _)| version.to_owned()), undone.map(|(_, serial)| serial));
+                let (version, serial) =
+                    (undone.map(|(version, _)| version.to_owned()), undone.map(|(_, serial)| serial));
                 self.undone = Some(RefusedRelease { version, serial, why });
                 return Flush::Now;
             }

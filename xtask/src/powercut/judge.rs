@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::boot::decide::{self, BootDecision, Kept, Reason, Recoveries, SafeStarts, Situation, System};
+use reflash::boot::decide::{self, BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System};
 use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, Slot};
 use reflash::boot::worth::Worth;
@@ -228,7 +228,7 @@ impl<'a> Judge<'a> {
             system,
             worth: found.worth,
             // What lies behind the image is no part of these states.
-            kept: Kept::Nothing,
+            kept: KeptRelease::Nothing,
             safe_starts: SafeStarts { known: true, made: found.safe_starts_made },
             recoveries: found.recoveries,
             budget: self.budget,

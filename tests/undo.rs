@@ -14,6 +14,8 @@ use reflash::flash::undo::{self, UndoObstacle};
 use reflash::jobs::recovery::{self, Keep, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
+use reflash::release::index::Index;
+use reflash::release::manifest::object_path;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
@@ -130,7 +132,7 @@ impl Source for Unplugged {
 fn updated(image: &[u8], every: usize, seed: u64) -> Vec<u8> {
     let mut new = image.to_vec();
     let fresh = sample_image(16, seed);
-    for at in (0..image.len() / BLOCK).step_by(every) {
+    for at in (every / 2..image.len() / BLOCK).step_by(every) {
         new[at * BLOCK..(at + 1) * BLOCK].copy_from_slice(&fresh[..BLOCK]);
         new[at * BLOCK] = at as u8;
         new[at * BLOCK + 1] = (at >> 8) as u8;
@@ -240,11 +242,16 @@ fn what_was_overwritten_comes_back_from_the_disk_in_a_later_release_too() {
     let report = robot.install(Keep::Kept).unwrap();
     assert!(robot.begins_with(&robot.fixture.image));
     assert!(report.totals.kept_bytes > 10 * report.totals.download_bytes, "{}", report.totals);
+    // A damaged chunk comes from the disk, if it is there, although no server has it any more.
+    let robot = robot.change(|content| content[15 * BLOCK] ^= 1);
+    let index = Index::from_object(&std::fs::read(robot.fixture.index_path()).unwrap()).unwrap();
+    for pack in index.packs() {
+        std::fs::remove_file(robot.fixture.tree().join(object_path(&pack.digest))).unwrap();
+    }
+    robot.install(Keep::Kept).unwrap();
+    assert!(robot.begins_with(&robot.fixture.image));
     robot.undo().unwrap();
     assert!(robot.begins_with(&old));
-    // A damaged chunk of the release that is kept comes from the disk, if it is there.
-    let robot = robot.change(|content| content[10 * BLOCK] ^= 1);
-    robot.fixture.recover_as(&Directory::new(robot.fixture.tree()), &robot.target, None, |_| ()).unwrap();
 }
 
 #[test]
@@ -403,8 +410,8 @@ fn a_chunk_that_was_damaged_before_the_update_is_missed_and_named() {
     let old = sample_image(IMAGE_BLOCKS, 3);
     let mut robot = Robot::with(old.clone(), PARTITION);
     robot.publish(updated(&old, 50, 77), "2");
-    // Block 100 changes with the update; what it held before is damaged.
-    let robot = robot.change(|content| content[101 * BLOCK] ^= 1);
+    // Block 125 changes with the update; what its chunk held before is damaged.
+    let robot = robot.change(|content| content[126 * BLOCK] ^= 1);
     robot.install(Keep::Installed).unwrap();
     let obstacle = undo::possible(&robot.target, &robot.fixture.keys).unwrap_err();
     assert!(matches!(obstacle, UndoObstacle::Incomplete { chunks: 1, .. }), "{obstacle}");
@@ -428,10 +435,13 @@ fn another_key_or_another_machine_is_refused() {
     assert!(chain(&error).contains("trusted key"), "{}", chain(&error));
 }
 
+/// Every write and flush in order, `None` for a flush.
+type Log = Vec<Option<(u64, Vec<u8>)>>;
+
 /// A target that remembers every write with its content, so that any of what was not flushed can be lost.
 struct Recording {
     medium: MemoryTarget,
-    log: Mutex<Vec<Option<(u64, Vec<u8>)>>>,
+    log: Mutex<Log>,
 }
 
 impl Recording {
@@ -470,13 +480,13 @@ impl BlockTarget for Recording {
 
 /// States that a cut could leave of `before` and what was written: after each write and, of what was not flushed by
 /// then, some lost, by blocks.
-fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<usize, Vec<u8>> {
+fn cuts(before: &[u8], log: &Log, seed: u64) -> BTreeMap<usize, Vec<u8>> {
     let mut random = seed | 1;
     let mut chance = || {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        random >> 32 & 1 == 1
+        random >> 32 & 3
     };
     let put = |content: &mut Vec<u8>, offset: u64, bytes: &[u8]| {
         content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
@@ -491,8 +501,11 @@ fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<us
         let mut state = durable.clone();
         for (offset, bytes) in log[flushed..end].iter().flatten() {
             for (block, at) in bytes.chunks(BLOCK).zip((*offset..).step_by(BLOCK)) {
-                if chance() {
-                    put(&mut state, at, block);
+                // Lost, whole, or torn after some sectors.
+                match chance() {
+                    0 => put(&mut state, at, &block[..1024]),
+                    1 => (),
+                    _ => put(&mut state, at, block),
                 }
             }
         }
@@ -504,11 +517,13 @@ fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<us
 /// Checks one state that a cut left: undo without a network, and the install going on, and undo after that.
 fn check_cut(robot: &Robot, content: Vec<u8>, old: &[u8], keep: Keep, what: &str) {
     let cut = robot.with_content(content.clone());
-    if cut.begins_with(old) {
-        // The cut came before anything of the system was written; what was kept before may be gone.
-    } else {
+    let possible = undo::possible(&cut.target, &cut.fixture.keys);
+    // Before anything of the system is written, an undo may lead to the release before, or nowhere.
+    if !cut.begins_with(old) {
         cut.undo().unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
         assert!(cut.begins_with(old), "{what}");
+    } else if possible.is_ok() {
+        cut.undo().unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
     }
     let cut = robot.with_content(content);
     cut.install(keep).unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));

@@ -22,12 +22,12 @@ pub(super) struct Directory(Vec<Entry>);
 impl Directory {
     /// Reads a directory whose digest has been checked. Each frame has to lie between `low` and `end`.
     pub(super) fn decode(bytes: &[u8], low: u64, end: u64) -> Option<Self> {
-        let (entries, rest) = bytes.as_chunks::<{ ENTRY_BYTES as usize }>();
+        let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
         if !rest.is_empty() || entries.len() as u64 > MAX_CHUNKS {
             return None;
         }
         let limit = compressed_limit(MAX_CHUNK_BYTES);
-        let entry = |bytes: &[u8; ENTRY_BYTES as usize]| {
+        let entry = |bytes: &[u8; ENTRY_BYTES]| {
             let (digest, rest) = bytes.split_first_chunk()?;
             let (offset, rest) = rest.split_first_chunk()?;
             let (offset, length) = (u64::from_le_bytes(*offset), u32::from_le_bytes(*rest.first_chunk()?));
@@ -40,7 +40,7 @@ impl Directory {
 
     /// Writes the directory.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES as usize);
+        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
         for entry in &self.0 {
             bytes.extend_from_slice(&entry.digest.0);
             bytes.extend_from_slice(&entry.offset.to_le_bytes());

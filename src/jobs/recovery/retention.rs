@@ -60,8 +60,8 @@ impl Retention {
 
     /// Room that it takes to keep what `change` destroys, by estimate.
     pub(super) fn room(&self, job: &RecoveryJob<'_>, change: Change<'_>) -> UndoRoom {
-        let room = |keeping: Keeping<'_>| (!keeping.is_empty()).then_some(keeping.room).unwrap_or_default();
-        self.survey(job, change, &Done::default()).map(room).unwrap_or_default()
+        let keeping = self.survey(job, change, &Done::default()).filter(|keeping| !keeping.is_empty());
+        keeping.map(|keeping| keeping.room).unwrap_or_default()
     }
 
     /// Keeps what the change destroys, or makes sure that nothing claims to be kept. What goes wrong costs the undo and

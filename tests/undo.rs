@@ -1,6 +1,5 @@
 //! Undo: what is kept while a release is written over another one, and that it leads back, wherever the power is cut.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -9,11 +8,12 @@ use std::sync::Mutex;
 
 use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, FetchErrorKind, Sink, Source};
-use reflash::flash::target::BlockTarget;
+use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::flash::undo::{self, UndoObstacle};
 use reflash::jobs::recovery::{self, Keep, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
+use reflash::release::digest::Digest;
 use reflash::release::index::Index;
 use reflash::release::manifest::object_path;
 
@@ -362,7 +362,7 @@ fn damage_of_what_is_kept_is_found_before_anything_is_written() {
         }
     }
     // The padding of blocks, and the older header.
-    assert!(refused > 10 * harmless, "{refused} {harmless}");
+    assert!(refused > 3 * harmless, "{refused} {harmless}");
 }
 
 #[test]
@@ -480,7 +480,7 @@ impl BlockTarget for Recording {
 
 /// States that a cut could leave of `before` and what was written: after each write and, of what was not flushed by
 /// then, some lost, by blocks.
-fn cuts(before: &[u8], log: &Log, seed: u64) -> BTreeMap<usize, Vec<u8>> {
+fn cuts(before: &[u8], log: &Log, seed: u64) -> Vec<(usize, Vec<u8>)> {
     let mut random = seed | 1;
     let mut chance = || {
         random ^= random << 13;
@@ -492,7 +492,7 @@ fn cuts(before: &[u8], log: &Log, seed: u64) -> BTreeMap<usize, Vec<u8>> {
         content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
     };
     let (mut durable, mut flushed) = (before.to_vec(), 0);
-    let mut states = BTreeMap::new();
+    let mut states = Vec::new();
     for end in 0..=log.len() {
         if end > 0 && log[end - 1].is_none() {
             log[flushed..end].iter().flatten().for_each(|(offset, bytes)| put(&mut durable, *offset, bytes));
@@ -509,7 +509,14 @@ fn cuts(before: &[u8], log: &Log, seed: u64) -> BTreeMap<usize, Vec<u8>> {
                 }
             }
         }
-        states.insert(end, state);
+        states.push((end, state));
+        // Everything but the end of the last write.
+        if let Some(Some((offset, bytes))) = end.checked_sub(1).map(|last| &log[last]) {
+            let mut state = durable.clone();
+            log[flushed..end - 1].iter().flatten().for_each(|(offset, bytes)| put(&mut state, *offset, bytes));
+            put(&mut state, *offset, &bytes[..bytes.len() / 4]);
+            states.push((end, state));
+        }
     }
     states
 }
@@ -546,7 +553,7 @@ fn a_cut_at_any_instant_of_an_update_leaves_a_way_back_and_a_way_on() {
     let copy = robot.with_content(Vec::new());
     install(&copy.fixture, &recording, &copy.state, Keep::Installed).unwrap();
     let log = recording.log.into_inner().unwrap();
-    for seed in 1..4 {
+    for seed in 1..3 {
         for (end, content) in cuts(&before, &log, seed * 7919) {
             check_cut(&robot, content, &second, Keep::Installed, &format!("seed {seed}, {end} of {}", log.len()));
         }
@@ -576,6 +583,91 @@ fn a_cut_of_a_second_bad_update_and_of_the_undo_itself_leaves_a_way_back() {
     for (end, content) in cuts(&before, &log, 4343) {
         check_cut(&robot, content, &old, Keep::Kept, &format!("undo, {end} of {}", log.len()));
     }
+}
+
+/// Writes a header again after a change of its bytes, so that its digest is right.
+fn seal(content: &mut [u8], header: usize) {
+    let digest = Digest::of(&content[header..header + 4064]);
+    content[header + 4064..header + 4096].copy_from_slice(&digest.0);
+}
+
+/// Offset of the header that counts.
+fn header_of(content: &[u8]) -> usize {
+    let sequence = |at: &usize| u64::from_le_bytes(content[at + 16..at + 24].try_into().unwrap());
+    let places = [content.len() - 8192, content.len() - 4096].into_iter();
+    places.filter(|at| content[*at..].starts_with(b"RFLASHUN")).max_by_key(sequence).unwrap()
+}
+
+/// Whatever the disk says with right digests, the end is a refusal before the first write, or the old image.
+fn lies_do_no_harm(robot: &Robot, content: Vec<u8>, old: &[u8], what: &str) {
+    let robot = robot.with_content(content);
+    let _ = undo::possible(&robot.target, &robot.fixture.keys);
+    match robot.undo() {
+        Ok(_) => assert!(robot.begins_with(old), "{what}"),
+        Err(RecoveryError::Undo(_)) => assert!(robot.target.writes().is_empty(), "{what}"),
+        Err(error) => panic!("{what}: {}", chain(&error)),
+    }
+}
+
+#[test]
+fn headers_and_directories_that_lie_with_right_digests_do_no_harm() {
+    let old = sample_image(100, 3);
+    let mut robot = Robot::with(old.clone(), 300 * BLOCK);
+    robot.publish(updated(&old, 9, 77), "2");
+    robot.install(Keep::Installed).unwrap();
+    let whole = robot.target.content();
+    let header = header_of(&whole);
+    let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+    for at in 8..256 {
+        for flip in [1, 0xff] {
+            let mut content = whole.clone();
+            content[header + at] ^= flip;
+            seal(&mut content, header);
+            lies_do_no_harm(&robot, content, &old, &format!("byte {at} of the header"));
+        }
+    }
+    let part = header + 64 + 3 * 48;
+    let (directory, length) = (number(part), number(part + 8));
+    for at in (0..length).step_by(3) {
+        let mut content = whole.clone();
+        content[directory + at] ^= if at % 2 == 0 { 0xff } else { 1 };
+        let digest = Digest::of(&content[directory..directory + length]);
+        content[part + 16..part + 48].copy_from_slice(&digest.0);
+        seal(&mut content, header);
+        lies_do_no_harm(&robot, content, &old, &format!("byte {at} of the directory"));
+    }
+}
+
+#[test]
+fn a_partition_in_a_file_is_written_past_the_cache() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 20, 77), "2");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("partition");
+    // A partition need not be whole blocks.
+    std::fs::write(&path, [&robot.target.content()[..], &[0; 1024]].concat()).unwrap();
+    let target = DeviceTarget::open(&path).unwrap();
+    install(&robot.fixture, &target, &robot.state, Keep::Installed).unwrap();
+    assert!(std::fs::read(&path).unwrap()[..old.len()] == robot.fixture.image[..]);
+    let reader = DeviceTarget::open_read_only(&path).unwrap();
+    assert_eq!(undo::possible(&reader, &robot.fixture.keys).unwrap().version, "1");
+    undo(&robot.fixture, &target, Some(&robot.state), None).unwrap();
+    assert!(std::fs::read(&path).unwrap()[..old.len()] == old[..]);
+}
+
+#[test]
+fn an_estimate_writes_nothing_and_has_the_room() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 20, 77), "2");
+    let (source, journal) = (Directory::new(robot.fixture.tree()), Journal::silent());
+    let mut job = robot.fixture.job(&source, &robot.target, Some(&robot.state), &journal);
+    job.policy.keep = Keep::Installed;
+    let writes = robot.target.writes().len();
+    let (_, totals) = recovery::estimate(&job, job.read_record().as_ref()).unwrap();
+    assert_eq!(robot.target.writes().len(), writes);
+    assert!(totals.undo_needed_bytes > 0 && totals.to_string().contains("to keep for an undo"), "{totals}");
 }
 
 #[test]

@@ -585,6 +585,39 @@ fn a_cut_of_a_second_bad_update_and_of_the_undo_itself_leaves_a_way_back() {
     }
 }
 
+#[test]
+fn a_disk_that_gets_another_life_forgets_what_it_kept() {
+    let (robot, _) = updated_robot();
+    robot.install(Keep::Nothing).unwrap();
+    assert!(matches!(undo::possible(&robot.target, &robot.fixture.keys), Err(UndoObstacle::Nothing)));
+    // An image that reaches into the headers is not touched for it.
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 50, 77), "2");
+    robot.install(Keep::Installed).unwrap();
+    robot.publish([old, vec![7; PARTITION - IMAGE_BLOCKS * BLOCK]].concat(), "3");
+    robot.install(Keep::Nothing).unwrap();
+    assert!(robot.begins_with(&robot.fixture.image));
+}
+
+#[test]
+fn what_is_installed_stays_whole_until_something_else_is_written() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let large = [updated(&old, 50, 77), sample_image(200, 5)].concat();
+    let mut robot = Robot::with(old.clone(), large.len() + 40 * BLOCK + 17 * CHUNK);
+    robot.publish(large.clone(), "2");
+    robot.install(Keep::Installed).unwrap();
+    assert_eq!(undo::possible(&robot.target, &robot.fixture.keys).unwrap().version, "1");
+    robot.publish(updated(&old, 4, 78), "3");
+    let recording = Recording::of(robot.target.content());
+    let report = install(&robot.fixture, &recording, &robot.state, Keep::Kept).unwrap();
+    assert!(report.totals.undo_needed_bytes > report.totals.undo_room_bytes, "{}", report.totals);
+    // There would be room behind the new image, which is smaller, but what is there now may still have to start.
+    let log = recording.log.into_inner().unwrap();
+    let tail = old.len() as u64..large.len() as u64;
+    assert!(log.iter().flatten().all(|(offset, _)| !tail.contains(offset)));
+}
+
 /// Writes a header again after a change of its bytes, so that its digest is right.
 fn seal(content: &mut [u8], header: usize) {
     let digest = Digest::of(&content[header..header + 4064]);

@@ -79,8 +79,8 @@ fn make_equal(
     let planned = compare_and_plan(job, record, release, &retention)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
-    retention.carry_out(job, planned.change(&release.index));
     let permit = commit::permit(job, release.manifest.serial, NetworkUse::Allowed)?;
+    retention.carry_out(job, planned.change(&release.index));
     let verified = rewrite::until_verified(job, &release.index, planned, retention.chunks(), &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))

@@ -35,7 +35,12 @@ impl Directory {
             (fits && (1..=limit).contains(&length)).then_some(Entry { digest: Digest(*digest), offset, length })
         };
         let entries: Vec<Entry> = entries.iter().map(entry).collect::<Option<_>>()?;
-        entries.is_sorted_by(|one, next| one.digest < next.digest).then_some(Self(entries))
+        let is_sorted = entries.is_sorted_by(|one, next| one.digest < next.digest);
+        // What reads several frames at once subtracts one place from another.
+        let mut places: Vec<(u64, u32)> = entries.iter().map(|entry| (entry.offset, entry.length)).collect();
+        places.sort_unstable();
+        let overlap = places.windows(2).any(|pair| pair[0].0 + u64::from(pair[0].1) > pair[1].0);
+        (is_sorted && !overlap).then_some(Self(entries))
     }
 
     /// Writes the directory.
@@ -117,6 +122,8 @@ mod tests {
         assert!(refused(&[entry(1, 8191, 2)]), "beyond");
         assert!(refused(&[entry(1, u64::MAX, 2)]), "wraps");
         assert!(refused(&[entry(1, 4096, 0)]), "empty");
+        assert!(refused(&[entry(1, 5000, 50), entry(2, 4999, 2)]), "two frames share a byte");
+        assert!(!refused(&[entry(1, 5000, 50), entry(2, 4999, 1)]));
         let bytes = Directory(vec![entry(1, 4096, 50)]).encode();
         assert!(Directory::decode(&bytes[..43], 4096, 8192).is_none());
         assert_eq!(Directory::decode(&[], 4096, 8192), Some(Directory::default()));

@@ -159,9 +159,13 @@ fn an_update_is_undone_without_a_network_byte_for_byte() {
     assert!(possible.kept_bytes < (18 * CHUNK + 32 * 1024) as u64, "{possible:?}");
     assert!(possible.kept_bytes <= report.totals.undo_needed_bytes, "the estimate is a bound");
 
+    let journal = Journal::silent();
+    let job = robot.fixture.job(&Unplugged, &robot.target, None, &journal);
+    let (manifest, estimated) = recovery::estimate_undo(&job).unwrap();
     let report = robot.undo().unwrap();
     assert!(robot.begins_with(&old));
     assert_eq!((report.version.as_str(), report.totals.download_bytes), ("1", 0));
+    assert_eq!((manifest, estimated), (before.clone(), report.totals));
     assert!(report.totals.kept_bytes > 0);
     let installed = robot.state.installed(&robot.fixture.keys).unwrap();
     assert_eq!(installed.manifest, before);

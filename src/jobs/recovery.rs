@@ -158,6 +158,17 @@ pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Resu
     Ok((release.manifest, totals))
 }
 
+/// Finds out what [`undo`] would do without a network, without changing anything. The whole partition is compared, and
+/// every kept chunk that it would take is checked: unlike [`crate::flash::undo::possible`], this proves it.
+///
+/// # Errors
+/// As [`undo`], up to the plan.
+pub fn estimate_undo(job: &RecoveryJob<'_>) -> Result<(Manifest, Totals), RecoveryError> {
+    let (release, _, planned) = undo::plan_back(job, false)?;
+    let totals = planned.totals(&release);
+    Ok((release.manifest, totals))
+}
+
 /// Writes the release that is offered and does not read it back, so that nothing is proven and nothing made bootable:
 /// for image files and disks on a bench.
 ///

@@ -1,6 +1,5 @@
 //! Undo: what is kept while a release is written over another one, and that it leads back, wherever the power is cut.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -9,11 +8,14 @@ use std::sync::Mutex;
 
 use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, FetchErrorKind, Sink, Source};
-use reflash::flash::target::BlockTarget;
+use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::flash::undo::{self, UndoObstacle};
 use reflash::jobs::recovery::{self, Keep, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
+use reflash::release::digest::Digest;
+use reflash::release::index::Index;
+use reflash::release::manifest::object_path;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
@@ -130,7 +132,7 @@ impl Source for Unplugged {
 fn updated(image: &[u8], every: usize, seed: u64) -> Vec<u8> {
     let mut new = image.to_vec();
     let fresh = sample_image(16, seed);
-    for at in (0..image.len() / BLOCK).step_by(every) {
+    for at in (every / 2..image.len() / BLOCK).step_by(every) {
         new[at * BLOCK..(at + 1) * BLOCK].copy_from_slice(&fresh[..BLOCK]);
         new[at * BLOCK] = at as u8;
         new[at * BLOCK + 1] = (at >> 8) as u8;
@@ -157,9 +159,13 @@ fn an_update_is_undone_without_a_network_byte_for_byte() {
     assert!(possible.kept_bytes < (18 * CHUNK + 32 * 1024) as u64, "{possible:?}");
     assert!(possible.kept_bytes <= report.totals.undo_needed_bytes, "the estimate is a bound");
 
+    let journal = Journal::silent();
+    let job = robot.fixture.job(&Unplugged, &robot.target, None, &journal);
+    let (manifest, estimated) = recovery::estimate_undo(&job).unwrap();
     let report = robot.undo().unwrap();
     assert!(robot.begins_with(&old));
     assert_eq!((report.version.as_str(), report.totals.download_bytes), ("1", 0));
+    assert_eq!((manifest, estimated), (before.clone(), report.totals));
     assert!(report.totals.kept_bytes > 0);
     let installed = robot.state.installed(&robot.fixture.keys).unwrap();
     assert_eq!(installed.manifest, before);
@@ -240,11 +246,16 @@ fn what_was_overwritten_comes_back_from_the_disk_in_a_later_release_too() {
     let report = robot.install(Keep::Kept).unwrap();
     assert!(robot.begins_with(&robot.fixture.image));
     assert!(report.totals.kept_bytes > 10 * report.totals.download_bytes, "{}", report.totals);
+    // A damaged chunk comes from the disk, if it is there, although no server has it any more.
+    let robot = robot.change(|content| content[15 * BLOCK] ^= 1);
+    let index = Index::from_object(&std::fs::read(robot.fixture.index_path()).unwrap()).unwrap();
+    for pack in index.packs() {
+        std::fs::remove_file(robot.fixture.tree().join(object_path(&pack.digest))).unwrap();
+    }
+    robot.install(Keep::Kept).unwrap();
+    assert!(robot.begins_with(&robot.fixture.image));
     robot.undo().unwrap();
     assert!(robot.begins_with(&old));
-    // A damaged chunk of the release that is kept comes from the disk, if it is there.
-    let robot = robot.change(|content| content[10 * BLOCK] ^= 1);
-    robot.fixture.recover_as(&Directory::new(robot.fixture.tree()), &robot.target, None, |_| ()).unwrap();
 }
 
 #[test]
@@ -355,7 +366,7 @@ fn damage_of_what_is_kept_is_found_before_anything_is_written() {
         }
     }
     // The padding of blocks, and the older header.
-    assert!(refused > 10 * harmless, "{refused} {harmless}");
+    assert!(refused > 3 * harmless, "{refused} {harmless}");
 }
 
 #[test]
@@ -403,8 +414,8 @@ fn a_chunk_that_was_damaged_before_the_update_is_missed_and_named() {
     let old = sample_image(IMAGE_BLOCKS, 3);
     let mut robot = Robot::with(old.clone(), PARTITION);
     robot.publish(updated(&old, 50, 77), "2");
-    // Block 100 changes with the update; what it held before is damaged.
-    let robot = robot.change(|content| content[101 * BLOCK] ^= 1);
+    // Block 125 changes with the update; what its chunk held before is damaged.
+    let robot = robot.change(|content| content[126 * BLOCK] ^= 1);
     robot.install(Keep::Installed).unwrap();
     let obstacle = undo::possible(&robot.target, &robot.fixture.keys).unwrap_err();
     assert!(matches!(obstacle, UndoObstacle::Incomplete { chunks: 1, .. }), "{obstacle}");
@@ -428,10 +439,13 @@ fn another_key_or_another_machine_is_refused() {
     assert!(chain(&error).contains("trusted key"), "{}", chain(&error));
 }
 
+/// Every write and flush in order, `None` for a flush.
+type Log = Vec<Option<(u64, Vec<u8>)>>;
+
 /// A target that remembers every write with its content, so that any of what was not flushed can be lost.
 struct Recording {
     medium: MemoryTarget,
-    log: Mutex<Vec<Option<(u64, Vec<u8>)>>>,
+    log: Mutex<Log>,
 }
 
 impl Recording {
@@ -470,19 +484,19 @@ impl BlockTarget for Recording {
 
 /// States that a cut could leave of `before` and what was written: after each write and, of what was not flushed by
 /// then, some lost, by blocks.
-fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<usize, Vec<u8>> {
+fn cuts(before: &[u8], log: &Log, seed: u64) -> Vec<(usize, Vec<u8>)> {
     let mut random = seed | 1;
     let mut chance = || {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        random >> 32 & 1 == 1
+        random >> 32 & 3
     };
     let put = |content: &mut Vec<u8>, offset: u64, bytes: &[u8]| {
         content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
     };
     let (mut durable, mut flushed) = (before.to_vec(), 0);
-    let mut states = BTreeMap::new();
+    let mut states = Vec::new();
     for end in 0..=log.len() {
         if end > 0 && log[end - 1].is_none() {
             log[flushed..end].iter().flatten().for_each(|(offset, bytes)| put(&mut durable, *offset, bytes));
@@ -491,12 +505,22 @@ fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<us
         let mut state = durable.clone();
         for (offset, bytes) in log[flushed..end].iter().flatten() {
             for (block, at) in bytes.chunks(BLOCK).zip((*offset..).step_by(BLOCK)) {
-                if chance() {
-                    put(&mut state, at, block);
+                // Lost, whole, or torn after some sectors.
+                match chance() {
+                    0 => put(&mut state, at, &block[..1024]),
+                    1 => (),
+                    _ => put(&mut state, at, block),
                 }
             }
         }
-        states.insert(end, state);
+        states.push((end, state));
+        // Everything but the end of the last write.
+        if let Some(Some((offset, bytes))) = end.checked_sub(1).map(|last| &log[last]) {
+            let mut state = durable.clone();
+            log[flushed..end - 1].iter().flatten().for_each(|(offset, bytes)| put(&mut state, *offset, bytes));
+            put(&mut state, *offset, &bytes[..bytes.len() / 4]);
+            states.push((end, state));
+        }
     }
     states
 }
@@ -504,11 +528,13 @@ fn cuts(before: &[u8], log: &[Option<(u64, Vec<u8>)>], seed: u64) -> BTreeMap<us
 /// Checks one state that a cut left: undo without a network, and the install going on, and undo after that.
 fn check_cut(robot: &Robot, content: Vec<u8>, old: &[u8], keep: Keep, what: &str) {
     let cut = robot.with_content(content.clone());
-    if cut.begins_with(old) {
-        // The cut came before anything of the system was written; what was kept before may be gone.
-    } else {
+    let possible = undo::possible(&cut.target, &cut.fixture.keys);
+    // Before anything of the system is written, an undo may lead to the release before, or nowhere.
+    if !cut.begins_with(old) {
         cut.undo().unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
         assert!(cut.begins_with(old), "{what}");
+    } else if possible.is_ok() {
+        cut.undo().unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
     }
     let cut = robot.with_content(content);
     cut.install(keep).unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
@@ -531,7 +557,7 @@ fn a_cut_at_any_instant_of_an_update_leaves_a_way_back_and_a_way_on() {
     let copy = robot.with_content(Vec::new());
     install(&copy.fixture, &recording, &copy.state, Keep::Installed).unwrap();
     let log = recording.log.into_inner().unwrap();
-    for seed in 1..4 {
+    for seed in 1..3 {
         for (end, content) in cuts(&before, &log, seed * 7919) {
             check_cut(&robot, content, &second, Keep::Installed, &format!("seed {seed}, {end} of {}", log.len()));
         }
@@ -561,6 +587,124 @@ fn a_cut_of_a_second_bad_update_and_of_the_undo_itself_leaves_a_way_back() {
     for (end, content) in cuts(&before, &log, 4343) {
         check_cut(&robot, content, &old, Keep::Kept, &format!("undo, {end} of {}", log.len()));
     }
+}
+
+#[test]
+fn a_disk_that_gets_another_life_forgets_what_it_kept() {
+    let (robot, _) = updated_robot();
+    robot.install(Keep::Nothing).unwrap();
+    assert!(matches!(undo::possible(&robot.target, &robot.fixture.keys), Err(UndoObstacle::Nothing)));
+    // An image that reaches into the headers is not touched for it.
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 50, 77), "2");
+    robot.install(Keep::Installed).unwrap();
+    robot.publish([old, vec![7; PARTITION - IMAGE_BLOCKS * BLOCK]].concat(), "3");
+    robot.install(Keep::Nothing).unwrap();
+    assert!(robot.begins_with(&robot.fixture.image));
+}
+
+#[test]
+fn what_is_installed_stays_whole_until_something_else_is_written() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let large = [updated(&old, 50, 77), sample_image(200, 5)].concat();
+    let mut robot = Robot::with(old.clone(), large.len() + 40 * BLOCK + 17 * CHUNK);
+    robot.publish(large.clone(), "2");
+    robot.install(Keep::Installed).unwrap();
+    assert_eq!(undo::possible(&robot.target, &robot.fixture.keys).unwrap().version, "1");
+    robot.publish(updated(&old, 4, 78), "3");
+    let recording = Recording::of(robot.target.content());
+    let report = install(&robot.fixture, &recording, &robot.state, Keep::Kept).unwrap();
+    assert!(report.totals.undo_needed_bytes > report.totals.undo_room_bytes, "{}", report.totals);
+    // There would be room behind the new image, which is smaller, but what is there now may still have to start.
+    let log = recording.log.into_inner().unwrap();
+    let tail = old.len() as u64..large.len() as u64;
+    assert!(log.iter().flatten().all(|(offset, _)| !tail.contains(offset)));
+}
+
+/// Writes a header again after a change of its bytes, so that its digest is right.
+fn seal(content: &mut [u8], header: usize) {
+    let digest = Digest::of(&content[header..header + 4064]);
+    content[header + 4064..header + 4096].copy_from_slice(&digest.0);
+}
+
+/// Offset of the header that counts.
+fn header_of(content: &[u8]) -> usize {
+    let sequence = |at: &usize| u64::from_le_bytes(content[at + 16..at + 24].try_into().unwrap());
+    let places = [content.len() - 8192, content.len() - 4096].into_iter();
+    places.filter(|at| content[*at..].starts_with(b"RFLASHUN")).max_by_key(sequence).unwrap()
+}
+
+/// Whatever the disk says with right digests, the end is a refusal before the first write, or the old image.
+fn lies_do_no_harm(robot: &Robot, content: Vec<u8>, old: &[u8], what: &str) {
+    let robot = robot.with_content(content);
+    let _ = undo::possible(&robot.target, &robot.fixture.keys);
+    match robot.undo() {
+        Ok(_) => assert!(robot.begins_with(old), "{what}"),
+        Err(RecoveryError::Undo(_)) => assert!(robot.target.writes().is_empty(), "{what}"),
+        Err(error) => panic!("{what}: {}", chain(&error)),
+    }
+}
+
+#[test]
+fn headers_and_directories_that_lie_with_right_digests_do_no_harm() {
+    let old = sample_image(100, 3);
+    let mut robot = Robot::with(old.clone(), 300 * BLOCK);
+    robot.publish(updated(&old, 9, 77), "2");
+    robot.install(Keep::Installed).unwrap();
+    let whole = robot.target.content();
+    let header = header_of(&whole);
+    let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+    for at in 8..256 {
+        for flip in [1, 0xff] {
+            let mut content = whole.clone();
+            content[header + at] ^= flip;
+            seal(&mut content, header);
+            lies_do_no_harm(&robot, content, &old, &format!("byte {at} of the header"));
+        }
+    }
+    let part = header + 64 + 3 * 48;
+    let (directory, length) = (number(part), number(part + 8));
+    for at in (0..length).step_by(3) {
+        let mut content = whole.clone();
+        content[directory + at] ^= if at % 2 == 0 { 0xff } else { 1 };
+        let digest = Digest::of(&content[directory..directory + length]);
+        content[part + 16..part + 48].copy_from_slice(&digest.0);
+        seal(&mut content, header);
+        lies_do_no_harm(&robot, content, &old, &format!("byte {at} of the directory"));
+    }
+}
+
+#[test]
+fn a_partition_in_a_file_is_written_past_the_cache() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 20, 77), "2");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("partition");
+    // A partition need not be whole blocks.
+    std::fs::write(&path, [&robot.target.content()[..], &[0; 1024]].concat()).unwrap();
+    let target = DeviceTarget::open(&path).unwrap();
+    install(&robot.fixture, &target, &robot.state, Keep::Installed).unwrap();
+    assert!(std::fs::read(&path).unwrap()[..old.len()] == robot.fixture.image[..]);
+    let reader = DeviceTarget::open_read_only(&path).unwrap();
+    assert_eq!(undo::possible(&reader, &robot.fixture.keys).unwrap().version, "1");
+    undo(&robot.fixture, &target, Some(&robot.state), None).unwrap();
+    assert!(std::fs::read(&path).unwrap()[..old.len()] == old[..]);
+}
+
+#[test]
+fn an_estimate_writes_nothing_and_has_the_room() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 20, 77), "2");
+    let (source, journal) = (Directory::new(robot.fixture.tree()), Journal::silent());
+    let mut job = robot.fixture.job(&source, &robot.target, Some(&robot.state), &journal);
+    job.policy.keep = Keep::Installed;
+    let writes = robot.target.writes().len();
+    let (_, totals) = recovery::estimate(&job, job.read_record().as_ref()).unwrap();
+    assert_eq!(robot.target.writes().len(), writes);
+    assert!(totals.undo_needed_bytes > 0 && totals.to_string().contains("to keep for an undo"), "{totals}");
 }
 
 #[test]

@@ -80,8 +80,8 @@ fn make_equal(
     let totals = planned.totals(release);
     planned.announce(job.journal);
     release::note_choice(job, release);
-    retention.carry_out(job, planned.change(&release.index));
     let permit = commit::permit(job, release, NetworkUse::Allowed)?;
+    retention.carry_out(job, planned.change(&release.index));
     let verified = rewrite::until_verified(job, &release.index, planned, retention.chunks(), &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))
@@ -156,6 +156,17 @@ pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Resu
     let release = release::fetch_indexed(job, record)?;
     let retention = Retention::of(job, record, &release);
     let totals = compare_and_plan(job, record, &release, &retention)?.totals(&release);
+    Ok((release.manifest, totals))
+}
+
+/// Finds out what [`undo`] would do without a network, without changing anything. The whole partition is compared, and
+/// every kept chunk that it would take is checked: unlike [`crate::flash::undo::possible`], this proves it.
+///
+/// # Errors
+/// As [`undo`], up to the plan.
+pub fn estimate_undo(job: &RecoveryJob<'_>) -> Result<(Manifest, Totals), RecoveryError> {
+    let (release, _, planned) = undo::plan_back(job, false)?;
+    let totals = planned.totals(&release);
     Ok((release.manifest, totals))
 }
 

@@ -9,7 +9,7 @@ use crate::flash::write::content::decode;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 
 /// Bytes of frames that are read at a time.
-const READ_BYTES: u64 = 1024 * 1024;
+const READ_BYTES: u32 = 1024 * 1024;
 
 /// Returns the stored chunks of `places` whose frames are not what they should be. A place is an offset and a length.
 pub(super) fn damaged(
@@ -48,7 +48,7 @@ pub(super) fn damaged(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..threads::count_with_buffers(index.chunk_bytes() as usize + 2 * READ_BYTES as usize) {
+        for _ in 0..threads::count_with_buffers((index.chunk_bytes() + 2 * READ_BYTES) as usize) {
             threads::spawn(scope, "check-kept", work);
         }
     });
@@ -59,7 +59,9 @@ pub(super) fn damaged(
 fn runs(mut places: &[(StoredChunkNo, u64, u32)]) -> Vec<&[(StoredChunkNo, u64, u32)]> {
     let mut runs = Vec::new();
     while let Some((_, start, _)) = places.first() {
-        let far = |(_, offset, length): &(StoredChunkNo, u64, u32)| offset + u64::from(*length) > start + READ_BYTES;
+        let far = |(_, offset, length): &(StoredChunkNo, u64, u32)| {
+            offset + u64::from(*length) > start + u64::from(READ_BYTES)
+        };
         let count = places.iter().position(far).unwrap_or(places.len()).max(1);
         let (run, rest) = places.split_at(count);
         runs.push(run);

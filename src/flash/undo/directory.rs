@@ -22,12 +22,12 @@ pub(super) struct Directory(Vec<Entry>);
 impl Directory {
     /// Reads a directory whose digest has been checked. Each frame has to lie between `low` and `end`.
     pub(super) fn decode(bytes: &[u8], low: u64, end: u64) -> Option<Self> {
-        let (entries, rest) = bytes.as_chunks::<{ ENTRY_BYTES as usize }>();
+        let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
         if !rest.is_empty() || entries.len() as u64 > MAX_CHUNKS {
             return None;
         }
         let limit = compressed_limit(MAX_CHUNK_BYTES);
-        let entry = |bytes: &[u8; ENTRY_BYTES as usize]| {
+        let entry = |bytes: &[u8; ENTRY_BYTES]| {
             let (digest, rest) = bytes.split_first_chunk()?;
             let (offset, rest) = rest.split_first_chunk()?;
             let (offset, length) = (u64::from_le_bytes(*offset), u32::from_le_bytes(*rest.first_chunk()?));
@@ -35,12 +35,17 @@ impl Directory {
             (fits && (1..=limit).contains(&length)).then_some(Entry { digest: Digest(*digest), offset, length })
         };
         let entries: Vec<Entry> = entries.iter().map(entry).collect::<Option<_>>()?;
-        entries.is_sorted_by(|one, next| one.digest < next.digest).then_some(Self(entries))
+        let is_sorted = entries.is_sorted_by(|one, next| one.digest < next.digest);
+        // What reads several frames at once subtracts one place from another.
+        let mut places: Vec<(u64, u32)> = entries.iter().map(|entry| (entry.offset, entry.length)).collect();
+        places.sort_unstable();
+        let overlap = places.windows(2).any(|pair| pair[0].0 + u64::from(pair[0].1) > pair[1].0);
+        (is_sorted && !overlap).then_some(Self(entries))
     }
 
     /// Writes the directory.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES as usize);
+        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
         for entry in &self.0 {
             bytes.extend_from_slice(&entry.digest.0);
             bytes.extend_from_slice(&entry.offset.to_le_bytes());
@@ -117,6 +122,8 @@ mod tests {
         assert!(refused(&[entry(1, 8191, 2)]), "beyond");
         assert!(refused(&[entry(1, u64::MAX, 2)]), "wraps");
         assert!(refused(&[entry(1, 4096, 0)]), "empty");
+        assert!(refused(&[entry(1, 5000, 50), entry(2, 4999, 2)]), "two frames share a byte");
+        assert!(!refused(&[entry(1, 5000, 50), entry(2, 4999, 1)]));
         let bytes = Directory(vec![entry(1, 4096, 50)]).encode();
         assert!(Directory::decode(&bytes[..43], 4096, 8192).is_none());
         assert_eq!(Directory::decode(&[], 4096, 8192), Some(Directory::default()));

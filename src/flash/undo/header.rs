@@ -13,11 +13,11 @@ const PARTS_AT: usize = 64;
 const DIGEST_AT: usize = BLOCK_SIZE_BYTES - 32;
 
 /// Size of an entry of the directory, bytes.
-pub(super) const ENTRY_BYTES: u64 = 44;
+pub(super) const ENTRY_BYTES: usize = 44;
 /// Number of parts.
 const PARTS: usize = 4;
 /// The most bytes that each part may have: manifest, signature, chunk index and directory.
-const LIMITS: [u64; PARTS] = [MAX_SIZE_BYTES, MAX_SIGNATURE_BYTES, MAX_OBJECT_BYTES, MAX_CHUNKS * ENTRY_BYTES];
+const LIMITS: [u64; PARTS] = [MAX_SIZE_BYTES, MAX_SIGNATURE_BYTES, MAX_OBJECT_BYTES, MAX_CHUNKS * ENTRY_BYTES as u64];
 
 /// A part of what is kept, other than chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

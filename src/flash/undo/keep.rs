@@ -48,7 +48,7 @@ pub(crate) struct Keeping<'a> {
     /// What is kept of that very release already.
     same: Option<&'a Kept>,
     wanted: Vec<Wanted>,
-    /// End of the larger one of both images.
+    /// End of the largest of the images: the one to go back to, the one that is there, and the new one.
     floor: u64,
     /// Lowest offset that is in use.
     low: u64,
@@ -70,11 +70,13 @@ pub(crate) struct KeptNow {
 }
 
 impl<'a> Keeping<'a> {
-    /// Finds out what a change takes from `release`. `same` is what is kept of that release already.
+    /// Finds out what a change takes from `release`. `same` is what is kept of that release already. The image that is
+    /// there has `installed_bytes`: until the new one is written, it may still have to start.
     pub(crate) fn survey(
         target: &'a dyn BlockTarget,
         release: Release<'a>,
         same: Option<&'a Kept>,
+        installed_bytes: u64,
         change: Change<'_>,
         done: &Done,
     ) -> Self {
@@ -82,7 +84,7 @@ impl<'a> Keeping<'a> {
         let wanted = need::wanted(release.index, &places, &change, |digest| {
             same.is_some_and(|kept| kept.chunks.directory.has(digest))
         });
-        let floor = release.index.image_bytes().max(change.index.image_bytes());
+        let floor = release.index.image_bytes().max(change.index.image_bytes()).max(installed_bytes);
         let floor = floor.next_multiple_of(BLOCK_SIZE_BYTES as u64);
         let low = same.map_or_else(|| area::end_of(target), |kept| kept.contents.low);
         let chunks = need::compressed_bytes(release.index, wanted.iter().map(|wanted| wanted.stored));
@@ -274,12 +276,13 @@ pub(super) fn give_up(target: &dyn BlockTarget, header: Option<&Header>, state: 
     area::write_header(target, &header, state).map(drop)
 }
 
-/// Gives up whatever is kept, because it is not wanted or cannot be read any more.
+/// Gives up whatever is kept, because it is not wanted or cannot be read any more. An image that reaches into the
+/// headers is left alone: writing it does the same.
 ///
 /// # Errors
 /// The device's.
-pub(crate) fn forget(target: &dyn BlockTarget) -> io::Result<()> {
-    give_up(target, None, State::Nothing)
+pub(crate) fn forget(target: &dyn BlockTarget, image_bytes: u64) -> io::Result<()> {
+    if image_bytes > area::end_of(target) { Ok(()) } else { give_up(target, None, State::Nothing) }
 }
 
 /// A content on its way to the disk; `None` where no place holds it.

@@ -128,7 +128,7 @@ pub(super) fn compressed_bytes(kept: &Index, stored: impl Iterator<Item = Stored
 
 /// Bytes of the parts that are kept with `chunks` chunks, other than the chunks themselves.
 pub(super) fn parts_bytes(index_object_bytes: u64, chunks: u64) -> u64 {
-    FIXED_BYTES + index_object_bytes + chunks * ENTRY_BYTES
+    FIXED_BYTES + index_object_bytes + chunks * ENTRY_BYTES as u64
 }
 
 /// Returns the room behind the image that is enough to go back to a release from any other: that of an update which
@@ -157,8 +157,8 @@ mod tests {
             builder.store(Digest([*content; 32]), 100);
         }
         for content in contents {
-            let number = distinct.iter().position(|other| other == content);
-            builder.push_chunk(number.map_or(ChunkContent::Zero, |number| ChunkContent::Stored(number as u32)));
+            let number = (0..).zip(&distinct).find(|(_, other)| *other == content).map(|(number, _)| number);
+            builder.push_chunk(number.map_or(ChunkContent::Zero, ChunkContent::Stored));
         }
         let pack = Pack { digest: Digest::of(b"pack"), size_bytes: 100 * distinct.len() as u64 };
         builder.push_extent(0, pack, 0);

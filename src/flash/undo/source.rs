@@ -11,7 +11,7 @@ use crate::release::index::Pack;
 use crate::release::manifest::object_path;
 
 /// Bytes that are read and handed on at a time.
-const PIECE_BYTES: u64 = 256 * 1024;
+const PIECE_BYTES: u32 = 256 * 1024;
 
 /// Returns the pack that stands for a partition. Its offsets are those of the partition. Its digest is that of these
 /// words, so that no pack of a release can have it.
@@ -35,7 +35,7 @@ impl<'a> KeptSource<'a> {
     fn read(&self, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
         let name = || format!("{}, byte {}", self.target.name(), range.start);
         for start in range.clone().step_by(PIECE_BYTES as usize) {
-            let length = PIECE_BYTES.min(range.end - start);
+            let length = u64::from(PIECE_BYTES).min(range.end - start);
             let bytes = area::read_bytes(self.target, start, length).map_err(|cause| {
                 FetchError::new(FetchErrorKind::Broken, &name(), "what is kept cannot be read").because(cause)
             })?;

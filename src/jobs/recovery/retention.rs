@@ -14,6 +14,10 @@ pub(super) struct Retention {
     keeps: Keeps,
     /// Whether the image that is written leaves alone what is kept.
     is_clear: bool,
+    /// Size of the image that is written, bytes.
+    image_bytes: u64,
+    /// Size of the image that is installed, as far as that is known, bytes.
+    installed_bytes: u64,
 }
 
 /// What becomes of what is kept.
@@ -32,7 +36,10 @@ impl Retention {
     /// Decides what is kept while `release` is written.
     pub(super) fn of(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, release: &IndexedRelease) -> Self {
         let kept = read(job);
-        let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(release.index.image_bytes()));
+        let image_bytes = release.index.image_bytes();
+        let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(image_bytes));
+        let installed_image = record.and_then(|record| record.manifest().image(SYSTEM_IMAGE).ok());
+        let installed_bytes = installed_image.map_or(0, |image| image.size_bytes);
         let installed = record.filter(|_| job.policy.keep == Keep::Installed).and_then(|record| {
             let installed = job.resources.state?.index_of(record);
             if installed.is_none() {
@@ -49,7 +56,7 @@ impl Retention {
             (_, None, Some(_)) => Keeps::More,
             (_, None, None) => Keeps::Nothing,
         };
-        Self { kept, keeps, is_clear }
+        Self { kept, keeps, is_clear, image_bytes, installed_bytes }
     }
 
     /// Chunks that a plan may take from what is kept: not what is about to be written over.
@@ -60,27 +67,31 @@ impl Retention {
 
     /// Room that it takes to keep what `change` destroys, by estimate.
     pub(super) fn room(&self, job: &RecoveryJob<'_>, change: Change<'_>) -> UndoRoom {
-        let room = |keeping: Keeping<'_>| (!keeping.is_empty()).then_some(keeping.room).unwrap_or_default();
-        self.survey(job, change, &Done::default()).map(room).unwrap_or_default()
+        let keeping = self.survey(job, change, &Done::default()).filter(|keeping| !keeping.is_empty());
+        keeping.map(|keeping| keeping.room).unwrap_or_default()
     }
 
     /// Keeps what the change destroys, or makes sure that nothing claims to be kept. What goes wrong costs the undo and
     /// not the update.
     pub(super) fn carry_out(&self, job: &RecoveryJob<'_>, change: Option<Change<'_>>) {
-        let Some(change) = change else { return };
-        let target = job.resources.target;
-        match (&self.keeps, self.survey(job, change, &Done::default())) {
+        let is_given_up = job.policy.keep == Keep::Nothing;
+        let keeping = change.and_then(|change| self.survey(job, change, &Done::default()));
+        match (&self.keeps, keeping) {
             (_, Some(keeping)) if keeping.is_empty() => {}
             (_, Some(keeping)) => self.keep(job, &keeping),
+            (_, None) if change.is_none() && !is_given_up => {}
             (Keeps::AsItIs, None) if self.is_clear || self.kept.is_none() => {}
-            (_, None) => {
-                if self.kept.is_some() {
-                    job.journal.warn("what was kept for an undo is given up");
-                }
-                if let Err(error) = undo::forget(target) {
-                    job.journal.warn(&format!("what was kept for an undo on {} stays: {error}", target.name()));
-                }
-            }
+            (_, None) => self.forget(job),
+        }
+    }
+
+    fn forget(&self, job: &RecoveryJob<'_>) {
+        if self.kept.is_some() {
+            job.journal.warn("what was kept for an undo is given up");
+        }
+        if let Err(error) = undo::forget(job.resources.target, self.image_bytes) {
+            let name = job.resources.target.name();
+            job.journal.warn(&format!("what was kept for an undo on {name} cannot be removed: {error}"));
         }
     }
 
@@ -124,7 +135,8 @@ impl Retention {
             }
             _ => return None,
         };
-        Some(Keeping::survey(job.resources.target, release, same, change, done))
+        let installed_bytes = self.installed_bytes;
+        Some(Keeping::survey(job.resources.target, release, same, installed_bytes, change, done))
     }
 }
 

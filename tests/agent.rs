@@ -7,6 +7,7 @@ mod block;
 mod environment;
 mod fetch;
 mod field;
+mod floor;
 mod hostile;
 mod net;
 mod properties;

@@ -11,4 +11,5 @@ mod raw_index;
 mod releases;
 mod servers;
 mod site;
+mod state;
 mod time;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,7 @@ use reflash::disk::Which;
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::jobs::factory_reset;
+use reflash::jobs::floor::{Floor, FloorPlaces, LoweringKind};
 use reflash::jobs::provision::bootstrap::names;
 use reflash::jobs::provision::{
     self, DiskCandidate, DiskContent, ErasePermission, Firmware, InstallError, Preflight, Site,
@@ -147,6 +148,24 @@ fn read_files(disk: &Disk, number: u32, paths: &[&str]) -> Vec<Option<Vec<u8>>> 
     found
 }
 
+/// The recovery partition of a new disk keeps the floor, which a person has set: it is raised in place.
+fn raise_floor(disk: &Disk, number: u32, provisioned: u64) {
+    let device = disk.attach();
+    let at = tempfile::tempdir().unwrap();
+    let node = device.node(number);
+    run("mount", &["-o", "ro", &node, at.path().to_str().unwrap()]);
+    let open = || {
+        let recovery = Some((at.path().to_owned(), PathBuf::from(&node)));
+        Floor::open(FloorPlaces { recovery, ..FloorPlaces::default() })
+    };
+    let record = open().record();
+    assert_eq!((record.serial, record.lowerings[0].kind), (provisioned, LoweringKind::Provisioned));
+    let change = open().raise(provisioned + 1);
+    assert!(change.changed && change.failed.is_empty(), "{:?}", change.failed);
+    assert_eq!(open().record().serial, provisioned + 1);
+    run("umount", &[at.path().to_str().unwrap()]);
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn disks_of_every_kind_and_size_get_what_the_layout_says() {
@@ -180,6 +199,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 let state = read_files(&disk, number(Role::State), &["grubenv", "installed/manifest.json"]);
                 let env = reflash::boot::grubenv::GrubEnv::parse(state[0].as_ref().unwrap()).unwrap();
                 assert_eq!((env.get("reflash_tries"), env.get("reflash_recovering")), (Some("3"), None));
+                raise_floor(&disk, number(Role::Recovery), fixture.released.manifest.serial);
                 let system = placed.iter().find(|place| place.partition.role == Role::System).unwrap();
                 let mut content = vec![0; fixture.image.len()];
                 disk.file.as_file().read_exact_at(&mut content, system.offset_bytes).unwrap();

@@ -12,8 +12,8 @@ const DIRECTORY: &str = "/sys/firmware/efi/efivars";
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
 /// The GUID of this program's own variables, random (RFC 9562, 5.4).
 const OWN: &str = "6f3c1d52-0f0e-4c86-9d3a-7b1c5be1a9d4";
-/// Size of the largest variable of ours that is read, bytes.
-const MAX_OWN_BYTES: u64 = 4096;
+/// Size of the largest variable that is read, bytes: firmware has some hundred KiB for all of them.
+const MAX_BYTES: u64 = 1024 * 1024;
 /// Attributes that efivarfs puts before the content: stored in flash memory, and accessible at boot and at run time.
 const ATTRIBUTES: [u8; 4] = 7_u32.to_le_bytes();
 
@@ -44,7 +44,7 @@ impl EfiVars {
     /// Reads a global variable; `None` when it does not exist.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.path(name)).ok()?.get(ATTRIBUTES.len()..).map(<[u8]>::to_vec)
+        files::read(&self.path(name), MAX_BYTES).ok()?.get(ATTRIBUTES.len()..).map(<[u8]>::to_vec)
     }
 
     /// Writes a global variable.
@@ -59,7 +59,7 @@ impl EfiVars {
     /// Reads a variable of this program; `None` when it does not exist or cannot be read.
     #[must_use]
     pub fn get_own(&self, name: &str) -> Option<Vec<u8>> {
-        let content = files::read(&self.own_path(name), MAX_OWN_BYTES).ok()?;
+        let content = files::read(&self.own_path(name), MAX_BYTES).ok()?;
         content.get(ATTRIBUTES.len()..).map(<[u8]>::to_vec)
     }
 

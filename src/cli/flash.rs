@@ -25,6 +25,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let target = if options.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? };
     let mut job = context.job(&target, options.allow_older);
     job.resources.state = mounted.as_ref().map(|mounted| &mounted.state);
+    let floor = mounted.as_ref().map(MountedState::floor);
+    job.resources.floor = floor.as_ref();
     let record = job.read_record();
     let failed = |error: RecoveryError| Failure::of(&error, error.is_retryable());
     if options.dry_run {

@@ -1,10 +1,10 @@
 //! The floor: the highest serial that was ever good on this robot, below which nothing is installed automatically, and
 //! the releases that are refused on it.
 //!
-//! It is kept in places that are not lost together: on the state partition, in a block of the recovery partition, and in
-//! a variable of UEFI firmware where there is one. Each of the first two has two copies that are overwritten in turns,
-//! so that a write that is cut spoils one of them. The highest serial of all copies counts, and what is missing or
-//! damaged is written again from the others. [`FloorRecord`] has the format.
+//! It is kept in places that are not lost together: on the state partition, in two blocks of the recovery partition,
+//! and in a variable of UEFI firmware where there is one. Each of the first two has two copies that are overwritten in
+//! turns, so that a write that is cut spoils one of them. The highest serial of all copies counts, and what is missing
+//! or damaged is written again from the others. [`FloorRecord`] has the format.
 //!
 //! The release that is installed is one more witness, as it was before there was a floor: see
 //! [`InstalledRecord`](crate::jobs::state::InstalledRecord).
@@ -13,19 +13,16 @@ mod place;
 mod record;
 mod verdict;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use crate::boot::efivars::EfiVars;
-use crate::boot::grubenv::GrubEnv;
+use crate::boot::grubenv::{GrubEnv, names};
 use crate::sys::{random, thread};
 use place::{DiskPlace, FirmwarePlace};
+pub use place::{FILE, FloorError, prepare_recovery};
 pub use record::{FloorRecord, Lowering, LoweringKind, ReleaseId};
 pub use verdict::{Offered, check};
-
-/// Name of the file on the state partition and on the recovery partition.
-pub const FILE: &str = "floor";
 
 /// Identity of a disk for which there were no random bytes.
 const UNKNOWN_IDENTITY: [u8; 16] = [1; 16];
@@ -39,18 +36,6 @@ pub struct FloorPlaces {
     pub recovery: Option<(PathBuf, PathBuf)>,
     /// Variables of the firmware, on a machine that was started by UEFI.
     pub firmware: Option<EfiVars>,
-}
-
-/// Place in which the floor could not be kept, or read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} the floor {place}")]
-pub struct FloorError {
-    /// Action that failed, as a verb.
-    pub action: &'static str,
-    /// The place, as in `in the file /state/floor`.
-    pub place: String,
-    /// Error of the system call, or what is wrong there.
-    pub source: io::Error,
 }
 
 /// Result of a change of the floor.
@@ -71,10 +56,14 @@ pub struct Floor {
     record: Mutex<FloorRecord>,
 }
 
-/// Which write a variable of the firmware is worth: its memory wears out.
+/// When the variable of the firmware is written: its memory wears out, and some firmware forgets what it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FirmwareUse {
+    /// Not for a list that changes.
     Never,
+    /// At each good boot, if that raised the floor.
+    WhenRaised,
+    /// In a recovery, of which there are few.
     WhenWrong,
 }
 
@@ -111,7 +100,7 @@ impl Floor {
 
     /// Raises the floor to the serial of a release that called itself good, and writes missing or damaged copies again.
     pub fn raise(&self, serial: u64) -> FloorChange {
-        self.change(|record| record.raise(serial), FirmwareUse::WhenWrong)
+        self.change(|record| record.raise(serial), FirmwareUse::WhenRaised)
     }
 
     /// Refuses a release: it is not chosen again automatically.
@@ -130,8 +119,8 @@ impl Floor {
         thread::lock(&self.record).refuses(release)
     }
 
-    /// Notes that a person installs this release at the machine. Its refusal is lifted. Where it is below the floor, the
-    /// floor stays as it is, and this release alone is allowed below it.
+    /// Notes that a person installs this release at the machine. Its refusal is lifted. Where it is below the floor,
+    /// the floor stays as it is, and this release alone is allowed below it.
     pub fn allow(&self, release: ReleaseId) -> FloorChange {
         self.change(|record| record.allow(release), FirmwareUse::Never)
     }
@@ -156,9 +145,12 @@ impl Floor {
             record.identity = random::bytes().unwrap_or(UNKNOWN_IDENTITY);
         }
         failed.extend(self.disk.iter().filter_map(|place| place.keep(&record).err()));
-        if let Some(firmware) = self.firmware.as_ref().filter(|_| firmware_use == FirmwareUse::WhenWrong) {
-            failed.extend(firmware.keep(&record).err());
-        }
+        let wanted = match firmware_use {
+            FirmwareUse::Never => false,
+            FirmwareUse::WhenRaised => changed,
+            FirmwareUse::WhenWrong => true,
+        };
+        failed.extend(self.firmware.as_ref().filter(|_| wanted).and_then(|firmware| firmware.keep(&record).err()));
         FloorChange { changed, failed }
     }
 }
@@ -169,8 +161,8 @@ pub fn new_file() -> Vec<u8> {
     place::file_of(&FloorRecord::default())
 }
 
-/// Content of the file of a disk that a person provisions with this release: the floor is set anew, and what the machine
-/// knew of one `before` is recorded.
+/// Content of the file of a disk that a person provisions with this release: the floor is set anew, and what the
+/// machine knew of one `before` is recorded.
 #[must_use]
 pub fn file_of_new_disk(release: ReleaseId, before: Option<&Floor>) -> Vec<u8> {
     let identity = random::bytes().unwrap_or(UNKNOWN_IDENTITY);
@@ -178,18 +170,12 @@ pub fn file_of_new_disk(release: ReleaseId, before: Option<&Floor>) -> Vec<u8> {
     place::file_of(&FloorRecord::of_new_disk(identity, release, floor_before))
 }
 
-/// Makes the file of the floor on a recovery partition that is mounted writable at `root`, unless there is a fit one.
-///
-/// # Errors
-/// The file system's.
-pub fn prepare_recovery(root: &Path) -> io::Result<()> {
-    place::prepare_recovery(root)
-}
-
 /// Whether the installed release was good, by the boot environment: what images of before this floor leave there.
 #[must_use]
 pub fn was_good(env: &GrubEnv, installed: u64) -> bool {
     let is_one = |name| env.get(name) == Some("1");
     let named = env.get("reflash_good").and_then(|serial| serial.parse().ok());
-    is_one(crate::boot::grubenv::names::BOOT_OK) || is_one("reflash_was_good") || named == Some(installed)
+    // Between the record of another release and the write that ends its recovery, the variables are still about the
+    // release before.
+    !is_one(names::RECOVERING) && (is_one(names::BOOT_OK) || is_one("reflash_was_good") || named == Some(installed))
 }

@@ -1,5 +1,7 @@
 //! The state partition: the boot environment, the record of the installed release, the event log and the black box.
 
+pub mod device;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -178,8 +178,13 @@ impl BlackBox {
             file.write_all_at(&EMPTY_SLOT.repeat(2 + 2 * KEPT_LEN), 0)?;
             file.sync_all()?;
         }
-        let mut this = Self { file, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
-        this.load()?;
+        let mut this = Self::load(file);
+        if this.next_id() > MAX_NUMBER || this.sequence >= MAX_NUMBER {
+            // No number is left for what comes next, so what is there was damaged, or made to do harm.
+            this.file.write_all_at(&EMPTY_SLOT.repeat(2 + 2 * KEPT_LEN), 0)?;
+            this.file.sync_all()?;
+            this = Self::load(this.file);
+        }
         Ok(this)
     }
 
@@ -188,9 +193,11 @@ impl BlackBox {
     /// # Errors
     /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a file of another size.
     pub fn open_read_only(path: &Path) -> io::Result<Self> {
-        let mut this = Self { file: files::open(path)?, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
-        this.load()?;
-        Ok(this)
+        let file = files::open(path)?;
+        if file.metadata()?.len() < SIZE_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self::load(file))
     }
 
     /// The attempts that are kept, oldest first.
@@ -214,10 +221,13 @@ impl BlackBox {
         self.write(0, &serde_json::to_vec(&marks)?)
     }
 
-    /// Number that the next attempt gets.
+    /// Number that the next attempt gets: one that no attempt had which the marks are about, also where the attempts
+    /// are lost.
     #[must_use]
     pub fn next_id(&self) -> u64 {
-        self.attempts.last().map_or(1, |last| last.id + 1)
+        let Marks { good_through, reported_through } = self.marks;
+        let last = self.attempts.last().map_or(0, |last| last.id);
+        last.max(good_through).max(reported_through).saturating_add(1)
     }
 
     /// Writes an attempt as far as it is known and returns when that is on the medium.
@@ -313,37 +323,39 @@ impl BlackBox {
             return Err(too_long());
         }
         slot.resize(SLOT_BYTES, 0);
-        let [first, second] = [self.read::<serde_json::Value>(pair)?, self.read(pair + 1)?];
+        let [first, second] = [self.read::<serde_json::Value>(pair), self.read(pair + 1)];
         let newer_first = first.map_or(0, |(sequence, _)| sequence) > second.map_or(0, |(sequence, _)| sequence);
         let place = pair + u64::from(newer_first);
         self.file.write_all_at(&slot, place * SLOT_BYTES as u64)?;
         self.file.sync_data()
     }
 
-    /// Reads the content of a slot, with its sequence number, if the slot is whole.
-    fn read<T: DeserializeOwned>(&self, slot: u64) -> io::Result<Option<(u64, T)>> {
+    /// Reads the content of a slot, with its sequence number, if the slot is whole. A sector that cannot be read costs
+    /// its slot alone.
+    fn read<T: DeserializeOwned>(&self, slot: u64) -> Option<(u64, T)> {
         let mut bytes = vec![0; SLOT_BYTES];
-        self.file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64)?;
-        Ok(decode(&bytes))
+        self.file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64).ok()?;
+        decode(&bytes)
     }
 
-    fn load(&mut self) -> io::Result<()> {
+    fn load(file: File) -> Self {
+        let mut this = Self { file, sequence: 0, attempts: Vec::new(), marks: Marks::default() };
+        this.load_slots();
+        this
+    }
+
+    fn load_slots(&mut self) {
         let mut newest = 0;
-        for slot in 0..2 {
-            if let Some((sequence, marks)) = self.read::<Marks>(slot)? {
-                self.sequence = self.sequence.max(sequence);
-                if sequence > newest {
-                    (newest, self.marks) = (sequence, marks);
-                }
+        for (sequence, marks) in (0..2).filter_map(|slot| self.read::<Marks>(slot)).collect::<Vec<_>>() {
+            // What is not believed has a number all the same, and the next write needs a higher one.
+            self.sequence = self.sequence.max(sequence);
+            if sequence > newest && marks.good_through.max(marks.reported_through) <= MAX_NUMBER {
+                (newest, self.marks) = (sequence, marks);
             }
         }
-        let mut found: Vec<(u64, Attempt)> = Vec::new();
-        for slot in 2..SLOTS {
-            if let Some((sequence, attempt)) = self.read::<Attempt>(slot)?.filter(|(_, found)| found.id <= MAX_NUMBER) {
-                self.sequence = self.sequence.max(sequence);
-                found.push((sequence, attempt));
-            }
-        }
+        let mut found: Vec<(u64, Attempt)> = (2..SLOTS).filter_map(|slot| self.read(slot)).collect();
+        self.sequence = found.iter().map(|(sequence, _)| *sequence).fold(self.sequence, u64::max);
+        found.retain(|(_, attempt)| attempt.id <= MAX_NUMBER);
         found.sort_by_key(|(sequence, attempt)| (attempt.id, *sequence));
         for (_, attempt) in found {
             match self.attempts.last_mut() {
@@ -352,7 +364,6 @@ impl BlackBox {
             }
         }
         keep_last(&mut self.attempts, KEPT_LEN);
-        Ok(())
     }
 }
 
@@ -482,6 +493,36 @@ mod tests {
             assert_eq!(read.attempts()[0].outcome, Some(AttemptOutcome::Installed));
             assert!(read.marks().good_through >= 1);
         }
+    }
+
+    #[test]
+    fn numbers_at_their_end_begin_the_black_box_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let ids = || BlackBox::open(&path).unwrap().attempts().iter().map(|attempt| attempt.id).collect::<Vec<_>>();
+        let mut open = BlackBox::open(&path).unwrap();
+        open.record(&attempt(1, None)).unwrap();
+        open.record(&attempt(super::MAX_NUMBER - 1, None)).unwrap();
+        assert_eq!(ids(), [1, super::MAX_NUMBER - 1], "there is a number left");
+        open.record(&attempt(super::MAX_NUMBER, None)).unwrap();
+        assert!(ids().is_empty());
+        BlackBox::open(&path).unwrap().record(&attempt(1, None)).unwrap();
+        assert_eq!(ids(), [1]);
+        // The number of the write, which no digest covers.
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&super::MAX_NUMBER.to_le_bytes(), 4 * SLOT_BYTES as u64 + 8).unwrap();
+        assert!(ids().is_empty());
+        for marks in [
+            Marks { good_through: u64::MAX, reported_through: 1 },
+            Marks { good_through: 1, reported_through: 1 << 40 },
+        ] {
+            let mut open = BlackBox::open(&path).unwrap();
+            open.mark(Marks { good_through: 3, reported_through: 2 }).unwrap();
+            open.mark(marks).unwrap();
+            assert_eq!(BlackBox::open(&path).unwrap().marks(), Marks { good_through: 3, reported_through: 2 });
+        }
+        // The attempts are lost and the marks are not: those that come are neither reported nor followed by a good boot.
+        assert_eq!(BlackBox::open(&path).unwrap().next_id(), 4);
     }
 
     #[test]

@@ -335,19 +335,6 @@ impl Manifest {
         Ok(())
     }
 
-    /// Refuses a release that is older than the installed one.
-    ///
-    /// # Errors
-    /// [`ManifestError::Older`] with both serials.
-    pub fn check_serial(&self, installed: Option<u64>) -> Result<(), ManifestError> {
-        match installed {
-            Some(installed) if self.serial < installed => {
-                Err(ManifestError::Older { version: self.version.clone(), offered: self.serial, installed })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Checks the numbers of a manifest: what is wrong with them is refused before it is signed and after it is read.
     ///
     /// # Errors
@@ -517,9 +504,14 @@ mod tests {
     }
 
     #[test]
-    fn the_serial_never_goes_back() {
-        let manifest = Manifest::parse(&signed(&json(|_| {}))).unwrap();
-        assert!(manifest.check_serial(None).is_ok() && manifest.check_serial(Some(7)).is_ok());
-        assert!(matches!(manifest.check_serial(Some(8)), Err(ManifestError::Older { .. })));
+    fn a_serial_that_leaves_none_above_it_is_refused() {
+        let with = |serial: u64| signed(&json(|v| v["serial"] = serial.into()));
+        assert_eq!(Manifest::parse(&with(super::MAX_SERIAL)).unwrap().serial, super::MAX_SERIAL);
+        for serial in [super::MAX_SERIAL + 1, u64::MAX] {
+            let error = Manifest::parse(&with(serial)).unwrap_err();
+            assert!(error.to_string().contains(&format!("it has serial {serial}, and the highest is")), "{error}");
+            // What an older agent installed is still known, so that it can be compared and repaired.
+            assert_eq!(Manifest::parse_recorded(&with(serial)).unwrap().serial, serial);
+        }
     }
 }

@@ -7,7 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
-/// Rights that a recovery needs: disks and mounts, drivers, network cards and port 68, the clock, files of any owner.
+/// Rights that a recovery needs: disks and mounts, drivers, network cards and port 68, the clock, files of any owner and
+/// with any mark.
 /// Without the others, among them `CAP_SYS_BOOT`, `CAP_SYS_RAWIO` and `CAP_SYS_PTRACE`, only PID 1 restarts the machine
 /// and nothing reaches into PID 1's memory.
 const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
@@ -19,7 +20,8 @@ const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER);
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::LINUX_IMMUTABLE);
 
 /// The kernel's score for whom to end when memory runs out: ahead of everything else (proc(5), from -1000 to 1000).
 const FIRST_TO_END: &str = "1000";

@@ -148,15 +148,22 @@ pub fn bypass_cache(file: &File) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT)?)
 }
 
-/// Takes away the mark of a file that it cannot be changed, as efivarfs puts it on variables.
+/// Takes away the marks of a file or directory that it cannot be changed, or only grow: `chattr` sets them, a flipped
+/// bit can, and efivarfs has one on variables that it does not know.
 ///
 /// # Errors
-/// The file system's, or there is no such file.
+/// The file system's: there is no such file, something else is there, or the file system knows no marks.
 pub fn make_changeable(path: &Path) -> io::Result<()> {
-    let file = open(path)?;
-    let flags = rustix::fs::ioctl_getflags(&file)?;
-    if flags.contains(IFlags::IMMUTABLE) {
-        rustix::fs::ioctl_setflags(&file, flags - IFlags::IMMUTABLE)?;
+    let (directory, name) = split(path)?;
+    let directory: OwnedFd = File::open(directory)?.into();
+    let kind = File::from(resolve(&directory, Path::new(name), LOOK)?).metadata()?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let file = resolve(&directory, Path::new(name), OPEN)?;
+    let (flags, marks) = (rustix::fs::ioctl_getflags(&file)?, IFlags::IMMUTABLE | IFlags::APPEND);
+    if flags.intersects(marks) {
+        rustix::fs::ioctl_setflags(&file, flags - marks)?;
     }
     Ok(())
 }

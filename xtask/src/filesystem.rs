@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use reflash::boot::grubenv::{GrubEnv, names};
+use reflash::jobs::floor;
 use reflash::record::blackbox;
 
 use crate::grub::GrubImages;
@@ -55,6 +56,8 @@ pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more
     fs::write(tree.join("grubenv"), env.encode()?)?;
     // Not zeros, which mke2fs would leave out: the black box must have its blocks before the partition is full.
     fs::write(tree.join("blackbox"), vec![0xff; usize::try_from(blackbox::SIZE_BYTES)?])?;
+    // It has its room too, and says nothing yet.
+    fs::write(tree.join(floor::FILE), floor::new_file())?;
     ext4("state", size_bytes, Some(&tree), more, image)
 }
 

@@ -7,11 +7,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::record::{FloorRecord, SIZE_BYTES};
-use super::{FILE, FloorError};
 use crate::boot::efivars::EfiVars;
 use crate::sys::block::{Access, AlignedBuf, Caching, Device};
 use crate::sys::{extents, files};
 
+/// Name of the file on the state partition and on the recovery partition.
+pub const FILE: &str = "floor";
 /// Distance of the two copies, bytes: a drive writes its physical sectors of 4096 bytes whole, so a write that is cut
 /// can spoil all 512-byte sectors of one.
 const COPY_BYTES: usize = 4096;
@@ -19,6 +20,16 @@ const COPY_BYTES: usize = 4096;
 const FILE_BYTES: usize = 2 * COPY_BYTES;
 /// Name of the variable in the firmware.
 const VARIABLE: &str = "ReflashFloor";
+
+/// Place in which the floor could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot keep the floor {place}")]
+pub struct FloorError {
+    /// The place, as in `in the file /state/floor`.
+    pub place: String,
+    /// Error of the system call, or what is wrong there.
+    pub source: io::Error,
+}
 
 /// A place on the disk.
 #[derive(Debug)]
@@ -38,24 +49,22 @@ impl DiskPlace {
         Self::Blocks { root: root.to_owned(), device: device.to_owned() }
     }
 
-    /// The copies that are whole.
+    /// The copies that are whole and in which something is recorded. What cannot be read counts as missing.
     pub(super) fn copies(&self) -> Vec<FloorRecord> {
-        self.open()
-            .and_then(|open| open.read())
-            .map(|copies| copies.into_iter().flatten().collect())
-            .unwrap_or_default()
+        let copies = self.open(Access::Read).map(|open| open.read()).unwrap_or_default();
+        copies.into_iter().flatten().filter(|copy| copy.sequence > 0).collect()
     }
 
     /// Makes sure that the place has this record, and that both copies are whole. A robot whose recovery partition has
     /// no such file yet gets it with its next recovery.
     pub(super) fn keep(&self, record: &FloorRecord) -> Result<(), FloorError> {
-        let failed = |source| FloorError { action: "keep", place: self.describe(), source };
-        let open = match (self, self.open()) {
-            (Self::Blocks { .. }, Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            (Self::File(path), Err(_)) => return make(path, record).map_err(failed),
-            (_, result) => result.map_err(failed)?,
+        let kept = match (self, self.open(Access::Write)) {
+            (_, Ok(open)) => open.keep(record),
+            (Self::Blocks { .. }, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+            (Self::Blocks { .. }, Err(error)) => Err(error),
+            (Self::File(path), Err(_)) => make(path, record),
         };
-        open.keep(record).map_err(failed)
+        kept.map_err(|source| FloorError { place: self.describe(), source })
     }
 
     fn describe(&self) -> String {
@@ -65,15 +74,15 @@ impl DiskPlace {
         }
     }
 
-    fn open(&self) -> io::Result<OpenPlace> {
+    fn open(&self, access: Access) -> io::Result<OpenPlace> {
         match self {
             Self::File(path) => {
+                // Looked at first: opening a file for writing would make it.
                 let file = files::open(path)?;
                 check_size(&file)?;
-                // Reading works where writing does not: a copy on a read-only file system counts.
-                Ok(OpenPlace::File(files::open_to_write(path).unwrap_or(file)))
+                Ok(OpenPlace::File(if access == Access::Read { file } else { files::open_to_write(path)? }))
             }
-            Self::Blocks { root, device } => open_blocks(root, device),
+            Self::Blocks { root, device } => open_blocks(root, device, access),
         }
     }
 }
@@ -85,51 +94,42 @@ enum OpenPlace {
 }
 
 impl OpenPlace {
-    fn read(&self) -> io::Result<[Option<FloorRecord>; 2]> {
-        let copy = |number: usize| {
+    fn read(&self) -> [Option<FloorRecord>; 2] {
+        [0, 1].map(|number| {
             let mut bytes = AlignedBuf::zeroed(COPY_BYTES);
             // A sector that cannot be read holds nothing, and the other copy is in another one.
-            let read = match self {
-                Self::File(file) => file.read_exact_at(&mut bytes, at(number)),
-                Self::Blocks { device, offset } => {
-                    device.read_exact_at(&mut bytes, offset + at(number)).map_err(io::Error::other)
-                }
-            };
-            read.ok().and_then(|()| FloorRecord::decode(&bytes))
-        };
-        Ok([copy(0), copy(1)])
+            match self {
+                Self::File(file) => file.read_exact_at(&mut bytes, at(number)).ok()?,
+                Self::Blocks { device, offset } => device.read_exact_at(&mut bytes, offset + at(number)).ok()?,
+            }
+            FloorRecord::decode(&bytes)
+        })
     }
 
     fn write(&self, number: usize, record: &FloorRecord) -> io::Result<()> {
         let mut bytes = AlignedBuf::zeroed(COPY_BYTES);
         bytes[..SIZE_BYTES].copy_from_slice(&record.encode());
         match self {
-            Self::File(file) => file.write_all_at(&bytes, at(number)).and_then(|()| file.sync_data()),
+            Self::File(file) => file.write_all_at(&bytes, at(number)).and_then(|()| file.sync_data())?,
             Self::Blocks { device, offset } => {
-                device.write_all_at(&bytes, offset + at(number)).and_then(|()| device.sync()).map_err(io::Error::other)
+                let written = device.write_all_at(&bytes, offset + at(number)).and_then(|()| device.sync());
+                written.map_err(io::Error::other)?;
             }
         }
+        let back = &self.read()[number];
+        if back.as_ref() == Some(record) { Ok(()) } else { Err(io::Error::other("it reads back wrong")) }
     }
 
-    /// Brings both copies up to date, the older one first, each read back: the other one is whole meanwhile.
+    /// Writes the record over the older copy, unless a copy has it, and then over one that is damaged: at every moment
+    /// one copy is whole.
     fn keep(&self, record: &FloorRecord) -> io::Result<()> {
-        let copies = self.read()?;
-        let sequence = |number: usize| copies[number].as_ref().map(|copy| copy.sequence);
-        let older = usize::from(sequence(0) > sequence(1));
-        let has_it = copies.iter().flatten().any(|copy| copy == record);
-        let damaged = |number: usize| copies[number].is_none();
-        let write = |number: usize| {
-            self.write(number, record)?;
-            match self.read()?[number].as_ref() == Some(record) {
-                true => Ok(()),
-                false => Err(io::Error::other("it reads back wrong")),
-            }
-        };
-        if !has_it {
-            write(older)?;
+        let copies = self.read();
+        if !copies.iter().flatten().any(|copy| copy == record) {
+            let sequence = |number: usize| copies[number].as_ref().map(|copy| copy.sequence);
+            self.write(usize::from(sequence(0) > sequence(1)), record)?;
         }
-        match (0..2).find(|number| damaged(*number) && (has_it || *number != older)) {
-            Some(number) => write(number),
+        match self.read().iter().position(Option::is_none) {
+            Some(damaged) => self.write(damaged, record),
             None => Ok(()),
         }
     }
@@ -173,8 +173,12 @@ fn make(path: &Path, record: &FloorRecord) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Makes the file of a recovery partition that is mounted writable at `root`, unless its blocks can be used already.
-pub(super) fn prepare_recovery(root: &Path) -> io::Result<()> {
+/// Makes the file of the floor on a recovery partition that is mounted writable at `root`, unless there is one whose
+/// blocks can be overwritten.
+///
+/// # Errors
+/// The file system's.
+pub fn prepare_recovery(root: &Path) -> io::Result<()> {
     let path = root.join(FILE);
     if files::open(&path).and_then(|file| place_of(&file).map(drop)).is_ok() {
         return Ok(());
@@ -195,19 +199,19 @@ fn place_of(file: &File) -> io::Result<u64> {
 ///
 /// Transfers go past the page cache: the file system's own copy of the content is not read again, and must not be
 /// believed.
-fn open_blocks(root: &Path, device: &Path) -> io::Result<OpenPlace> {
+fn open_blocks(root: &Path, device: &Path, access: Access) -> io::Result<OpenPlace> {
     let file = files::open_below(root, Path::new(FILE))?;
     let offset = place_of(&file)?;
-    let open = |access| Device::open(device, access, Caching::Direct).map_err(io::Error::other);
-    let device = open(Access::Write).or_else(|_| open(Access::Read))?;
-    let mut on_device = AlignedBuf::zeroed(FILE_BYTES);
-    let by_device = device.read_exact_at(&mut on_device, offset).is_ok();
-    let mut in_file = AlignedBuf::zeroed(FILE_BYTES);
+    let device = Device::open(device, access, Caching::Direct).map_err(io::Error::other)?;
     files::bypass_cache(&file)?;
-    let by_file = file.read_exact_at(&mut in_file, 0).is_ok();
-    // A sector that cannot be read is one for both.
-    if by_device != by_file || by_device && *on_device != *in_file {
-        return Err(io::Error::new(ErrorKind::Unsupported, "the device does not hold the file where its extent says"));
+    let (mut on_device, mut in_file) = (AlignedBuf::zeroed(COPY_BYTES), AlignedBuf::zeroed(COPY_BYTES));
+    for number in [0, 1] {
+        let by_device = device.read_exact_at(&mut on_device, offset + at(number)).is_ok();
+        let by_file = file.read_exact_at(&mut in_file, at(number)).is_ok();
+        // A sector that cannot be read is one for both.
+        if by_device != by_file || by_device && *on_device != *in_file {
+            return Err(io::Error::new(ErrorKind::Unsupported, "its device holds something else in its place"));
+        }
     }
     Ok(OpenPlace::Blocks { device, offset })
 }
@@ -231,6 +235,6 @@ impl FirmwarePlace {
             return Ok(());
         }
         let place = "in a variable of the firmware".to_owned();
-        self.0.set_own(VARIABLE, &record.encode()).map_err(|source| FloorError { action: "keep", place, source })
+        self.0.set_own(VARIABLE, &record.encode()).map_err(|source| FloorError { place, source })
     }
 }

@@ -105,7 +105,7 @@ impl LoweringKind {
 /// Record of one act of a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lowering {
-    /// The act.
+    /// Kind of the act.
     pub kind: LoweringKind,
     /// Release that the person chose.
     pub release: ReleaseId,
@@ -129,9 +129,9 @@ pub struct FloorRecord {
     /// The last acts by which a person lowered the floor.
     pub lowerings: Vec<Lowering>,
     /// Version of the writer that knew the most.
-    version: u16,
+    pub(super) version: u16,
     /// Bytes that a later version may have put there.
-    reserved: [u8; RESERVED_BYTES],
+    pub(super) reserved: [u8; RESERVED_BYTES],
 }
 
 impl Default for FloorRecord {
@@ -230,7 +230,8 @@ impl FloorRecord {
         })
     }
 
-    /// What several copies say together: the newest one, with the highest floor of all. `None` where there is none.
+    /// Returns what several copies say together: the newest one, with the highest floor of all. `None` where there is
+    /// none.
     #[must_use]
     pub fn together(copies: &[Self]) -> Option<Self> {
         let newest = copies.iter().max_by_key(|copy| (copy.sequence, copy.serial))?;

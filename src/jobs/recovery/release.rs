@@ -202,7 +202,7 @@ fn check_suitable(
     let floor = job.resources.floor.map(Floor::record).unwrap_or_default();
     let (installed, by_person) = (record.map(InstalledRecord::id), job.policy.allow_older);
     floor::check(&floor, Offered { release: release.id(), version: &manifest.version, installed, by_person })?;
-    // A serial that no release can have leaves nothing above it: it was damaged, and waiting for more would be for ever.
+    // A serial that no release can have leaves none above it: it was damaged, and waiting for one would be for ever.
     let above = job.policy.above.filter(|above| *above <= MAX_SERIAL);
     if above.is_some_and(|above| manifest.serial <= above) {
         return Err(ManifestError::NothingNew { version: manifest.version.clone(), offered: manifest.serial });
@@ -210,8 +210,8 @@ fn check_suitable(
     Ok(())
 }
 
-/// Records that a person chose this release, before it is written: after a power cut it is installed to its end although
-/// it may be below the floor, and its refusal is lifted.
+/// Records that a person chose this release, before it is written: after a power cut it is installed to its end
+/// although it may be below the floor, and its refusal is lifted.
 pub(super) fn note_choice(job: &RecoveryJob<'_>, release: &IndexedRelease) {
     let Some(floor) = job.resources.floor.filter(|_| job.policy.allow_older) else { return };
     let (Manifest { version, serial, .. }, highest) = (&release.manifest, floor.record().serial);

@@ -10,16 +10,16 @@ use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::roles::Role;
 use crate::disk::{DiskSearch, ReadRecord, Which, wait_for_disk_by_partuuid};
-use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::FloorPlaces;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
+use crate::jobs::state::device::StateDevice;
 use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::Journal;
-use crate::sys::files;
-use crate::sys::mount::{self, Mount};
+use crate::sys::mount::Mount;
 
 /// Mount point of the recovery partition, which is read-only.
 pub(super) const RECOVERY: &str = "/recovery";
@@ -30,8 +30,6 @@ const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
 
 /// USB disks take up to 20 s to spin up and answer; a disk that takes longer is not there.
 const DISK_WAIT: Duration = Duration::from_secs(30);
-/// A file system that does not mount is tried again once after this, in case its disk was still waking up.
-const MOUNT_AGAIN: Duration = Duration::from_secs(2);
 
 /// The disk of this robot, ready to be recovered.
 pub(super) struct RobotDisk {
@@ -87,11 +85,8 @@ impl RobotDisk {
             result => result?,
         }
         let state_partition = partition(Role::State)?;
-        if handover.leaves_out(&WorkPart::State) {
-            renew_state(&state_partition, journal)?;
-        } else {
-            worker::within(&WorkPart::State, || mount_state(&state_partition, journal))?;
-        }
+        open_state(&state_partition, handover, journal)
+            .map_err(|source| SetupError::State { path: state_partition, source })?;
         let state = StatePartition::new(Path::new(STATE));
         // With another candidate, it is the running system that will know.
         if found.passed_over.is_empty()
@@ -123,38 +118,14 @@ fn disk_search(handover: &Handover) -> DiskSearch {
     DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) }
 }
 
-/// Mounts the state partition; a destroyed one is made anew. It holds nothing of a person's: what is installed is found
-/// out again by comparison with the release, and an empty environment leads back here.
-fn mount_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
-    if open_state(partition).is_ok() {
-        return Ok(());
+/// Mounts the state partition. A destroyed one is made anew, and so is one that earlier workers died of: it holds nothing
+/// of a person's, what is installed is found out again by comparison with the release, and an empty environment leads
+/// back here.
+fn open_state(partition: &Path, handover: &Handover, journal: &Journal) -> std::io::Result<()> {
+    let device = StateDevice { partition, root: Path::new(STATE), template: Path::new(STATE_TEMPLATE) };
+    if handover.leaves_out(&WorkPart::State) {
+        device.renew(journal)
+    } else {
+        worker::within(&WorkPart::State, || device.open(journal))
     }
-    std::thread::sleep(MOUNT_AGAIN);
-    let Err(error) = open_state(partition) else { return Ok(()) };
-    journal.warn(&format!("the state partition is lost: {}", chain(&error)));
-    renew_state(partition, journal)
-}
-
-/// Makes the state partition anew, and mounts it.
-fn renew_state(partition: &Path, journal: &Journal) -> Result<(), SetupError> {
-    make_state(partition).map_err(|source| SetupError::State { path: partition.to_owned(), source })?;
-    journal.warn("the state partition was recreated; there is no record of the installed release any more");
-    open_state(partition)
-}
-
-/// Mounts the state partition and reads what the next boot depends on: a file system can mount whose inode of grubenv
-/// is lost, which could be neither read nor replaced.
-fn open_state(partition: &Path) -> Result<(), SetupError> {
-    Mount::device(partition, "ext4").data_only().on(STATE)?;
-    StatePartition::new(Path::new(STATE)).boot_env().load().map(drop).or_else(|error| {
-        mount::unmount(STATE)?;
-        Err(error.into())
-    })
-}
-
-fn make_state(partition: &Path) -> std::io::Result<()> {
-    let target = DeviceTarget::open(partition).map_err(std::io::Error::other)?;
-    let template = zstd::stream::read::Decoder::new(files::open(Path::new(STATE_TEMPLATE))?)?;
-    copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;
-    target.flush()
 }

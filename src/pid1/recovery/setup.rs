@@ -19,7 +19,7 @@ use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
-use crate::jobs::floor::Floor;
+use crate::jobs::floor::{Floor, FloorChange};
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
@@ -261,13 +261,14 @@ impl Compared {
 fn open_floor(disk: &RobotDisk, standing: &Standing, journal: &Journal) -> Floor {
     let floor = Floor::open(disk.floor_places.clone());
     let good = standing.installed.filter(|installed| installed.worth == Worth::Before);
-    let mended = good.map_or_else(|| floor.mend(), |good| floor.raise(good.id.serial));
-    let lifted = match standing.request {
-        Some(RecoveryRequest::Release(serial)) => Some(floor.lift(serial)),
-        _ => None,
+    if let Some(FloorChange { changed: true, .. }) = good.map(|good| floor.raise(good.id.serial)) {
+        journal.note(&format!("nothing older than serial {} is installed from now on", floor.record().serial));
+    }
+    let failed = match standing.request {
+        Some(RecoveryRequest::Release(serial)) => floor.lift(serial).failed,
+        _ => Vec::new(),
     };
-    let failed = mended.failed.iter().chain(lifted.iter().flat_map(|change| &change.failed));
-    failed.for_each(|error| journal.warn(&chain(error)));
+    failed.iter().chain(&floor.mend().failed).for_each(|error| journal.warn(&chain(error)));
     floor
 }
 

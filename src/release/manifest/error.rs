@@ -72,7 +72,7 @@ pub enum ManifestError {
     /// The release is older than one that was good on this machine.
     #[error(
         "release {version} has serial {offered}, below {floor}, which was good on this machine; choose \
-         \"Recover/Reflash\" at the machine to go back on purpose"
+         \"Recover/Reflash\" at the machine (or reflash flash --allow-older) to go back on purpose"
     )]
     BelowFloor {
         /// Version of the release.
@@ -85,7 +85,7 @@ pub enum ManifestError {
     /// The release was undone on this machine, or never came up.
     #[error(
         "release {version}, serial {offered}, did not come up on this machine before; choose \"Recover/Reflash\" at \
-         the machine, or `reflash request --serial {offered}`, to try it again"
+         the machine, or `reflash request reflash --serial {offered}`, to try it again"
     )]
     Refused {
         /// Version of the release.

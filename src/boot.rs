@@ -3,6 +3,7 @@
 //! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the
 //! two copies of the recovery, and [`decide`] the first step after GRUB has started recovery. [`bios`], [`efi`] and
 //! [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the robot's disk from a copy.
+//! [`this_boot`] is what the running system knows of its own boot.
 
 pub mod bios;
 pub mod decide;
@@ -12,3 +13,4 @@ pub mod efivars;
 pub mod env;
 pub mod grubenv;
 pub mod slots;
+pub mod this_boot;

@@ -13,6 +13,7 @@ mod media;
 mod provision;
 mod reset;
 mod slots;
+mod standstill;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

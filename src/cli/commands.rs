@@ -47,6 +47,8 @@ pub enum Command {
 pub enum RequestedAction {
     /// Install the release again.
     Reflash,
+    /// Install a newer release than the installed one, if there is one.
+    Newer,
     /// Delete the data, after a person at the console confirmed it twice.
     FactoryReset,
 }
@@ -156,14 +158,16 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow {
         name: CommandName::Request,
         word: "request",
-        operands: "[reflash|factory-reset]",
+        operands: "[reflash|newer|factory-reset]",
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
+            ("newer", "only if a source has a release that is newer than the installed one"),
             ("factory-reset", "ask twice at the console, then recreate the data partition; the system is kept"),
         ],
         summary: "start recovery, or offer a factory reset, at the next boot",
         about: &[
-            "Makes the next boot, and only that one, start recovery.",
+            "Makes the next boot, and only that one, start recovery. With `newer` the exit code is 1 when no source has a \
+             release that is newer than the installed one.",
             "To erase everything, start the machine from a boot medium (cargo xtask media) or use `reflash provision`: from its \
              own disk a machine cannot do that and survive a power cut.",
         ],
@@ -197,6 +201,7 @@ fn read_request(operands: &[&str]) -> Result<Command, String> {
     for operand in operands {
         action = match *operand {
             "reflash" => RequestedAction::Reflash,
+            "newer" => RequestedAction::Newer,
             "factory-reset" => RequestedAction::FactoryReset,
             other => return Err(not_expected(other)),
         };

@@ -10,7 +10,8 @@ use crate::boot::grubenv::names;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
     let (entry, sentence) = match action {
-        RequestedAction::Reflash => ("recovery", "the next boot goes to recovery"),
+        // A newer release is asked for elsewhere; here it is a recovery like any other.
+        RequestedAction::Reflash | RequestedAction::Newer => ("recovery", "the next boot goes to recovery"),
         RequestedAction::FactoryReset => {
             ("factory-reset", "the next boot asks at the console whether to delete all data")
         }

@@ -78,7 +78,7 @@ keys::keys! {
         /// Seconds that a start of the system has for calling itself good, from when its data was checked. One that has
         /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
         /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
-        good_within_s as good_within: GoodWithin, default "600", argument "good-within";
+        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s";
     }
 
     /// Where the machine posts how its recoveries go and went.

@@ -2,8 +2,8 @@
 //!
 //! In the recovery initramfs, PID 1 starts the recovery agent and watches over it ([`reflash::pid1::supervisor`]); the
 //! agent is a process of its own ([`reflash::pid1::recovery`]; start reading there). In the initramfs of the installed
-//! system, PID 1 mounts that system and hands over ([`reflash::pid1::system`]); a process beside it watches over the boot
-//! ([`reflash::pid1::boot_watch`]). Everywhere else `reflash` is a command line ([`reflash::cli`]).
+//! system, PID 1 mounts that system and hands over ([`reflash::pid1::system`]); a process beside it watches over the
+//! boot ([`reflash::pid1::boot_watch`]). Everywhere else `reflash` is a command line ([`reflash::cli`]).
 
 use std::process::ExitCode;
 

@@ -42,7 +42,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does anything.
+/// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does
+/// anything.
 fn leave_mark() {
     let made = fs::create_dir_all(this_boot::DIRECTORY).and_then(|()| fs::write(this_boot::GOOD_MARK, ""));
     if let Err(error) = made {

@@ -26,12 +26,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::boot::this_boot;
-use crate::pid1::watchdog::{Stall, Verdict as StallVerdict};
+use crate::pid1::watchdog::{Stall, Verdict};
 use crate::sys::companion::{self, Handles, StartedCompanion};
 use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::process;
 use crate::sys::thread::background;
-use policy::{Cause, HOLD, NOTICE, Policy, Sight, Terms, Verdict};
+use policy::{Cause, HOLD, NOTICE, NextAct, Sight, Terms, WatchPolicy};
 use sessions::Sessions;
 use terms::WrittenTerms;
 
@@ -115,7 +115,7 @@ impl Watch {
         let mut stall = Stall::new(silence, 0, began);
         while closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             let answers = answers_of_disks(&std::fs::read_to_string("/proc/diskstats").unwrap_or_default());
-            let is_still = !matches!(stall.judge(answers, Instant::now()), StallVerdict::Feed);
+            let is_still = !matches!(stall.judge(answers, Instant::now()), Verdict::Feed);
             if is_still || began.elapsed() > longest {
                 let minutes = if is_still { silence } else { longest }.as_secs() / 60;
                 let why = if is_still { "no disk has answered" } else { "its file systems are not together" };
@@ -133,7 +133,7 @@ impl Watch {
             notice::write(number).iter().for_each(|line| self.say(line));
             ask_for_newer_releases(&newer_release);
         }
-        let (mut policy, mut sessions) = (Policy::new(terms), Sessions::default());
+        let (mut policy, mut sessions) = (WatchPolicy::new(terms), Sessions::default());
         loop {
             let now = began.elapsed();
             let sight = Sight {
@@ -143,15 +143,15 @@ impl Watch {
                 newer_release: newer_release.load(Ordering::SeqCst),
             };
             match policy.judge(&sight) {
-                Verdict::Wait => {}
-                Verdict::Done => return,
-                Verdict::Announce(cause) => self.announce(cause),
-                Verdict::Held(cause) => self.say(&format!(
+                NextAct::Wait => {}
+                NextAct::Done => return,
+                NextAct::Announce(cause) => self.announce(cause),
+                NextAct::Held(cause) => self.say(&format!(
                     "{}; a session on this machine holds the restart for {} minutes after its last key",
                     sentence(cause),
                     HOLD.as_secs() / 60
                 )),
-                Verdict::Restart(cause) => {
+                NextAct::Restart(cause) => {
                     if self.restart(cause, written) {
                         return;
                     }

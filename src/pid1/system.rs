@@ -7,11 +7,11 @@
 
 mod hostname;
 mod leave;
+mod messages;
 mod safe_network;
 
 use std::fmt;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,11 +27,11 @@ use crate::pid1::supervisor::deaths::{Deaths, WorkerLife};
 use crate::pid1::supervisor::each_report;
 use crate::pid1::worker;
 use crate::sys::init;
-use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::mount::{self, Mount, MountError};
 use crate::sys::power;
 use crate::sys::process::{self, ProcessEnding};
 use crate::sys::{block, ext4};
+use messages::{log, say};
 
 /// Mount point of the system partition, which becomes `/`.
 const ROOT: &str = "/sysroot";
@@ -413,23 +413,6 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         say(&problem);
     }
     Ok(())
-}
-
-/// Writes to the kernel log, where the system's journal finds it.
-fn log(text: &str) {
-    if let Ok(kmsg) = Kmsg::open() {
-        let _ = kmsg.write(Level::Info, text);
-    }
-}
-
-/// Writes to every console, for a person, and to the kernel log.
-fn say(text: &str) {
-    log(text);
-    for console in init::consoles() {
-        if let Ok(mut console) = fs::OpenOptions::new().write(true).open(console) {
-            let _ = write!(console, "reflash: {text}\r\n");
-        }
-    }
 }
 
 #[cfg(test)]

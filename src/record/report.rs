@@ -72,7 +72,7 @@ impl Pending {
         Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts, safe_start: None })
     }
 
-    /// The same in the safe start of this number, which is something to report by itself.
+    /// Collects the same in the safe start of this number, which is something to report by itself.
     #[must_use]
     pub fn in_safe_start(open: &BlackBox, machine: &ReportedMachine, number: u32) -> Self {
         let through = open.marks().reported_through;

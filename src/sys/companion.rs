@@ -23,8 +23,8 @@ pub struct StartedCompanion {
     pub input: Option<ChildStdin>,
 }
 
-/// Starts this program once more under the name `name`. It leaves the process group of PID 1, so that PID 1 can wait for
-/// all of its other children. A name that begins with `@` keeps systemd from ending it with the rest at shutdown
+/// Starts this program once more under the name `name`. It leaves the process group of PID 1, so that PID 1 can wait
+/// for all of its other children. A name that begins with `@` keeps systemd from ending it with the rest at shutdown
 /// (systemd's "Using /tmp/ and /var/tmp/ safely" has a page beside it, "Storage Daemons for the Root File System").
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub fn start(name: &str) -> io::Result<StartedCompanion> {
     Ok(StartedCompanion { input: child.stdin.take() })
 }
 
-/// What a companion opens at its start, since no path of its own leads there once PID 1 has another root.
+/// Files that a companion opens at its start, since no path of its own leads there once PID 1 has another root.
 #[derive(Debug)]
 pub struct Handles {
     proc: File,

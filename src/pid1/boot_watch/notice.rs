@@ -21,7 +21,7 @@ const FILES: &[&str] =
 /// What the first step recorded, as far as a person needs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(super) struct Recorded {
+struct StartRecord {
     /// Mount point of the data partition, for reading.
     data_at: Option<String>,
     /// Accounts with which a person can log in.
@@ -30,7 +30,7 @@ pub(super) struct Recorded {
     lost: Vec<String>,
 }
 
-impl Recorded {
+impl StartRecord {
     fn read() -> Self {
         let text = files::read(Path::new(RECORD), MAX_BYTES).ok();
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
@@ -39,7 +39,7 @@ impl Recorded {
 
 /// Writes the notice of this safe start where login programs show it. Returns its lines, for the consoles.
 pub(super) fn write(number: u32) -> Vec<String> {
-    let lines = lines(number, pause_before_normal_start(number), &Recorded::read());
+    let lines = lines(number, pause_before_normal_start(number), &StartRecord::read());
     // getty would take a backslash for one of its codes.
     let text = format!("\n{}\n\n", lines.join("\n").replace('\\', "/"));
     for file in FILES {
@@ -52,7 +52,7 @@ pub(super) fn write(number: u32) -> Vec<String> {
     lines
 }
 
-fn lines(number: u32, pause: Duration, recorded: &Recorded) -> Vec<String> {
+fn lines(number: u32, pause: Duration, recorded: &StartRecord) -> Vec<String> {
     let mut lines = vec![
         format!("SAFE START {number}: the system was good before and did not come up any more, so it runs without the"),
         "machine's own settings. /etc is that of the image, /var is empty, and what is changed now is lost.".to_owned(),
@@ -81,13 +81,13 @@ fn lines(number: u32, pause: Duration, recorded: &Recorded) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Recorded, lines};
+    use super::{StartRecord, lines};
     use std::time::Duration;
 
     #[test]
     fn a_safe_start_says_what_it_is_where_the_data_is_and_when_nobody_can_log_in() {
         let of = |record: &str| {
-            let recorded: Recorded = serde_json::from_str(record).unwrap();
+            let recorded: StartRecord = serde_json::from_str(record).unwrap();
             lines(2, Duration::from_secs(7200), &recorded).join("\n")
         };
         let whole =

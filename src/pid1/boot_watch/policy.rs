@@ -9,7 +9,7 @@ pub const HOLD: Duration = Duration::from_secs(3600);
 /// Time between the announcement of a restart and the restart, for a person who is about to log in.
 pub const NOTICE: Duration = Duration::from_secs(60);
 
-/// What this boot is allowed.
+/// Terms on which a boot may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terms {
     /// A counted boot: it calls itself good within this time, or is restarted. `None`: nothing is watched.
@@ -18,10 +18,10 @@ pub enum Terms {
     Safe(u32),
 }
 
-/// What is seen at one moment. All times count from when the system took over.
+/// Look at the boot at one moment. All times count from when the system took over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sight {
-    /// This moment.
+    /// The moment of the look.
     pub now: Duration,
     /// The boot called itself good.
     pub good: bool,
@@ -44,14 +44,14 @@ pub enum Cause {
 
 /// Next act of the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Look again.
+pub enum NextAct {
+    /// Nothing is to be done: look again.
     Wait,
     /// Announce a restart after [`NOTICE`], then look again.
     Announce(Cause),
     /// Say that a person's session holds the restart, then look again.
     Held(Cause),
-    /// Restart now.
+    /// The machine is to be restarted now.
     Restart(Cause),
     /// Nothing is left to watch for.
     Done,
@@ -59,13 +59,13 @@ pub enum Verdict {
 
 /// The decision with what it has said so far.
 #[derive(Debug)]
-pub struct Policy {
+pub struct WatchPolicy {
     terms: Terms,
     announced: Option<Duration>,
     held: bool,
 }
 
-impl Policy {
+impl WatchPolicy {
     /// Begins to watch a boot.
     #[must_use]
     pub fn new(terms: Terms) -> Self {
@@ -73,24 +73,24 @@ impl Policy {
     }
 
     /// Decides by what is seen.
-    pub fn judge(&mut self, sight: &Sight) -> Verdict {
+    pub fn judge(&mut self, sight: &Sight) -> NextAct {
         let Some(cause) = self.cause(sight) else {
             // What was announced no longer holds, as of a release that was withdrawn.
             (self.announced, self.held) = (None, false);
-            return if self.is_over(sight) { Verdict::Done } else { Verdict::Wait };
+            return if self.is_over(sight) { NextAct::Done } else { NextAct::Wait };
         };
         if sight.last_key.is_some_and(|key| sight.now.saturating_sub(key) < HOLD) {
             self.announced = None;
-            return if std::mem::replace(&mut self.held, true) { Verdict::Wait } else { Verdict::Held(cause) };
+            return if std::mem::replace(&mut self.held, true) { NextAct::Wait } else { NextAct::Held(cause) };
         }
         self.held = false;
         match self.announced {
             None => {
                 self.announced = Some(sight.now);
-                Verdict::Announce(cause)
+                NextAct::Announce(cause)
             }
-            Some(announced) if sight.now.saturating_sub(announced) < NOTICE => Verdict::Wait,
-            Some(_) => Verdict::Restart(cause),
+            Some(announced) if sight.now.saturating_sub(announced) < NOTICE => NextAct::Wait,
+            Some(_) => NextAct::Restart(cause),
         }
     }
 
@@ -118,7 +118,7 @@ impl Policy {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cause, Policy, Sight, Terms, Verdict};
+    use super::{Cause, NextAct, Sight, Terms, WatchPolicy};
     use std::time::Duration;
 
     const LIMIT: Duration = Duration::from_secs(600);
@@ -137,57 +137,57 @@ mod tests {
 
     #[test]
     fn a_boot_that_is_not_good_in_time_is_announced_and_restarted() {
-        let mut policy = Policy::new(Terms::GoodWithin(Some(LIMIT)));
+        let mut policy = WatchPolicy::new(Terms::GoodWithin(Some(LIMIT)));
         let cause = Cause::NotGood(LIMIT);
-        assert_eq!(policy.judge(&at(539)), Verdict::Wait);
-        assert_eq!(policy.judge(&at(540)), Verdict::Announce(cause));
-        assert_eq!(policy.judge(&at(599)), Verdict::Wait);
-        assert_eq!(policy.judge(&at(600)), Verdict::Restart(cause));
+        assert_eq!(policy.judge(&at(539)), NextAct::Wait);
+        assert_eq!(policy.judge(&at(540)), NextAct::Announce(cause));
+        assert_eq!(policy.judge(&at(599)), NextAct::Wait);
+        assert_eq!(policy.judge(&at(600)), NextAct::Restart(cause));
     }
 
     #[test]
     fn a_good_boot_is_left_alone_also_in_the_last_minute_and_so_is_one_that_is_not_watched() {
         let good = |now| Sight { good: true, ..at(now) };
-        assert_eq!(Policy::new(Terms::GoodWithin(Some(LIMIT))).judge(&good(30)), Verdict::Done);
-        let mut late = Policy::new(Terms::GoodWithin(Some(LIMIT)));
-        assert_eq!(late.judge(&at(550)), Verdict::Announce(Cause::NotGood(LIMIT)));
-        assert_eq!(late.judge(&good(580)), Verdict::Done);
-        assert_eq!(Policy::new(Terms::GoodWithin(None)).judge(&at(0)), Verdict::Done);
+        assert_eq!(WatchPolicy::new(Terms::GoodWithin(Some(LIMIT))).judge(&good(30)), NextAct::Done);
+        let mut late = WatchPolicy::new(Terms::GoodWithin(Some(LIMIT)));
+        assert_eq!(late.judge(&at(550)), NextAct::Announce(Cause::NotGood(LIMIT)));
+        assert_eq!(late.judge(&good(580)), NextAct::Done);
+        assert_eq!(WatchPolicy::new(Terms::GoodWithin(None)).judge(&at(0)), NextAct::Done);
     }
 
     #[test]
     fn a_session_holds_a_restart_for_an_hour_after_its_last_key_and_not_longer() {
-        let mut policy = Policy::new(Terms::GoodWithin(Some(LIMIT)));
+        let mut policy = WatchPolicy::new(Terms::GoodWithin(Some(LIMIT)));
         let cause = Cause::NotGood(LIMIT);
-        assert_eq!(policy.judge(&keyed(100, 90)), Verdict::Wait);
-        assert_eq!(policy.judge(&keyed(540, 90)), Verdict::Held(cause));
-        assert_eq!(policy.judge(&keyed(3000, 90)), Verdict::Wait, "said once");
-        assert_eq!(policy.judge(&keyed(4000, 3900)), Verdict::Wait);
-        assert_eq!(policy.judge(&keyed(7499, 3900)), Verdict::Wait);
-        assert_eq!(policy.judge(&keyed(7500, 3900)), Verdict::Announce(cause));
+        assert_eq!(policy.judge(&keyed(100, 90)), NextAct::Wait);
+        assert_eq!(policy.judge(&keyed(540, 90)), NextAct::Held(cause));
+        assert_eq!(policy.judge(&keyed(3000, 90)), NextAct::Wait, "said once");
+        assert_eq!(policy.judge(&keyed(4000, 3900)), NextAct::Wait);
+        assert_eq!(policy.judge(&keyed(7499, 3900)), NextAct::Wait);
+        assert_eq!(policy.judge(&keyed(7500, 3900)), NextAct::Announce(cause));
         // A key in the last minute holds it again.
-        assert_eq!(policy.judge(&keyed(7550, 7549)), Verdict::Held(cause));
+        assert_eq!(policy.judge(&keyed(7550, 7549)), NextAct::Held(cause));
         // The session is closed: there is time to open another one.
-        assert_eq!(policy.judge(&at(7560)), Verdict::Announce(cause));
-        assert_eq!(policy.judge(&at(7619)), Verdict::Wait);
-        assert_eq!(policy.judge(&at(7620)), Verdict::Restart(cause));
+        assert_eq!(policy.judge(&at(7560)), NextAct::Announce(cause));
+        assert_eq!(policy.judge(&at(7619)), NextAct::Wait);
+        assert_eq!(policy.judge(&at(7620)), NextAct::Restart(cause));
     }
 
     #[test]
     fn a_safe_start_is_never_good_and_ends_after_its_pause_or_with_a_newer_release() {
         let (hour, two) = (seconds(3600), seconds(7200));
-        let mut first = Policy::new(Terms::Safe(1));
-        assert_eq!(first.judge(&Sight { good: true, ..at(700) }), Verdict::Wait);
-        assert_eq!(first.judge(&at(3540)), Verdict::Announce(Cause::PauseOver(hour)));
-        assert_eq!(first.judge(&at(3600)), Verdict::Restart(Cause::PauseOver(hour)));
-        let mut second = Policy::new(Terms::Safe(2));
-        assert_eq!(second.judge(&at(3600)), Verdict::Wait);
-        assert_eq!(second.judge(&keyed(7150, 7000)), Verdict::Held(Cause::PauseOver(two)));
+        let mut first = WatchPolicy::new(Terms::Safe(1));
+        assert_eq!(first.judge(&Sight { good: true, ..at(700) }), NextAct::Wait);
+        assert_eq!(first.judge(&at(3540)), NextAct::Announce(Cause::PauseOver(hour)));
+        assert_eq!(first.judge(&at(3600)), NextAct::Restart(Cause::PauseOver(hour)));
+        let mut second = WatchPolicy::new(Terms::Safe(2));
+        assert_eq!(second.judge(&at(3600)), NextAct::Wait);
+        assert_eq!(second.judge(&keyed(7150, 7000)), NextAct::Held(Cause::PauseOver(two)));
         let newer = |now| Sight { newer_release: true, ..at(now) };
-        let mut updated = Policy::new(Terms::Safe(6));
-        assert_eq!(updated.judge(&newer(100)), Verdict::Announce(Cause::NewerRelease));
-        assert_eq!(updated.judge(&at(130)), Verdict::Wait, "it was withdrawn");
-        assert_eq!(updated.judge(&newer(140)), Verdict::Announce(Cause::NewerRelease));
-        assert_eq!(updated.judge(&newer(200)), Verdict::Restart(Cause::NewerRelease));
+        let mut updated = WatchPolicy::new(Terms::Safe(6));
+        assert_eq!(updated.judge(&newer(100)), NextAct::Announce(Cause::NewerRelease));
+        assert_eq!(updated.judge(&at(130)), NextAct::Wait, "it was withdrawn");
+        assert_eq!(updated.judge(&newer(140)), NextAct::Announce(Cause::NewerRelease));
+        assert_eq!(updated.judge(&newer(200)), NextAct::Restart(Cause::NewerRelease));
     }
 }

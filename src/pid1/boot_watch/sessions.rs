@@ -144,8 +144,8 @@ fn access_time(pid: u32, terminal: u32) -> Option<(i64, i64)> {
     terminals.map(|file| (file.atime(), file.atime_nsec())).max()
 }
 
-/// Whether a device number, as stat(2) has it, is that terminal or a name for the terminal of the program that opens it:
-/// `/dev/tty` and `/dev/console`. `/proc` and stat(2) encode the numbers of terminals in the same way.
+/// Whether a device number, as stat(2) has it, is that terminal or a name for the terminal of the program that opens
+/// it: `/dev/tty` and `/dev/console`. `/proc` and stat(2) encode the numbers of terminals in the same way.
 fn is_terminal(device: u64, terminal: u32) -> bool {
     device == u64::from(terminal) || matches!(device, 0x500 | 0x501)
 }

@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// Limit of `boot.good_within_s` where the first step left nothing, seconds: its default.
 const DEFAULT_S: u64 = 600;
 
-/// What the first step leaves for the watch.
+/// Terms as the first step leaves them for the watch, in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WrittenTerms {

@@ -19,8 +19,8 @@ const RECOVERY: &str = "/recovery";
 /// Size of the largest configuration file, bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// Leaves them. `root` is the system's root, put together; `safe_start` is the number of a safe start. Returns what went
-/// wrong: none of it keeps the system from starting.
+/// Leaves them. `root` is the system's root, put together; `safe_start` is the number of a safe start. Returns what
+/// went wrong: none of it keeps the system from starting.
 pub(super) fn for_the_system(
     layout: &PartitionTable,
     root: &Path,

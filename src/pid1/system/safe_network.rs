@@ -1,4 +1,5 @@
-//! The network of a safe start: what the recovery is configured with, as files for systemd-networkd (systemd.network(5)).
+//! The network of a safe start: what the recovery is configured with, as files for systemd-networkd
+//! (systemd.network(5)).
 //!
 //! The image's own settings may lead nowhere on this site: what the site needs was written into the machine's `/etc`,
 //! which a safe start does without, and into the recovery's configuration, without which no recovery would work there.

@@ -14,6 +14,7 @@ mod provision;
 mod reset;
 mod slots;
 mod undo;
+mod standstill;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

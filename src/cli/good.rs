@@ -1,17 +1,25 @@
 //! `reflash good`: this boot is good, so the system gets its tries back.
 
+use std::fs;
+
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, print};
-use super::context::keys;
+use super::context::{keys, safe_start};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::grubenv::names;
+use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::record::blackbox::{BlackBox, Marks};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    if let Some(number) = safe_start() {
+        let why = format!("safe start {number} is never called good: it says nothing about a normal start");
+        print(options, &json!({ "safe_start": number }), || why)?;
+        return Ok(Exit::No);
+    }
     let mounted = MountedState::open(options)?;
     let boot_env = mounted.state.boot_env();
     let env = boot_env.load_or_empty()?;
@@ -33,6 +41,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         changes.push((names::REQUEST, None));
     }
     boot_env.update(&changes)?;
+    if options.state.is_none() {
+        leave_mark();
+    }
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
     }
@@ -51,4 +62,13 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         format!("this boot is good; {tries} tries before recovery")
     })?;
     Ok(Exit::Done)
+}
+
+/// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does
+/// anything.
+fn leave_mark() {
+    let made = fs::create_dir_all(this_boot::DIRECTORY).and_then(|()| fs::write(this_boot::GOOD_MARK, ""));
+    if let Err(error) = made {
+        complain(&format!("cannot write {}: {error}", this_boot::GOOD_MARK));
+    }
 }

@@ -4,20 +4,18 @@ use serde_json::json;
 
 use super::answer::{Exit, Failure, print};
 use super::commands::RequestedAction;
-use super::context::{Context, keys};
+use super::context::keys;
 use super::mounted::MountedState;
 use super::options::Options;
 use super::status::look_for_undo;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
-use crate::chain::chain;
-use crate::flash::target::DeviceTarget;
-use crate::jobs::recovery;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
     match action {
-        RequestedAction::Reflash => {
+        // A newer release is asked for elsewhere; here it is a recovery like any other.
+        RequestedAction::Reflash | RequestedAction::Newer => {
             let asked = options.serial.map(RecoveryRequest::Release);
             request(options, &mounted, "recovery", asked, "the next boot goes to recovery")
         }
@@ -26,7 +24,6 @@ pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Fa
             request(options, &mounted, "factory-reset", None, sentence)
         }
         RequestedAction::Undo => undo(options, &mounted),
-        RequestedAction::Newer => newer(options, &mounted),
     }
 }
 
@@ -62,29 +59,5 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
             print(options, &json!({ "obstacle": obstacle }), || format!("no undo is possible: {obstacle}"))?;
             Ok(Exit::No)
         }
-    }
-}
-
-/// Asks the servers for a release with a higher serial, and requests recovery if there is one.
-fn newer(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
-    let context = Context::open(options, Some(mounted))?;
-    let target = DeviceTarget::open_read_only(&mounted.system_partition()?)?;
-    let (mut job, floor) = (context.job(&target, false), mounted.floor());
-    job.resources.state = Some(&mounted.state);
-    job.resources.floor = Some(&floor);
-    let record = job.read_record();
-    job.policy.above = record.as_ref().map(|record| record.manifest().serial);
-    match recovery::fetch_release(&job, record.as_ref()) {
-        Ok(release) => {
-            let (version, serial) = (&release.manifest.version, release.manifest.serial);
-            let sentence = format!("{version} (serial {serial}) is offered: the next boot goes to recovery");
-            request(options, mounted, "recovery", None, &sentence)
-        }
-        Err(error) if error.is_of_the_release() && !error.is_denied() => {
-            let why = chain(&error);
-            print(options, &json!({ "refused": why }), || format!("no newer release: {why}"))?;
-            Ok(Exit::No)
-        }
-        Err(error) => Err(Failure::of(&error, error.is_retryable())),
     }
 }

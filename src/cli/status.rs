@@ -5,11 +5,12 @@ mod standing;
 use serde_json::{Value, json};
 
 use super::answer::{Exit, Failure, complain, print};
-use super::context::keys;
+use super::context::{keys, safe_start};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
+use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
@@ -47,7 +48,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             "channel": manifest.channel, "created_unix_s": manifest.created_unix_s,
             "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
         })),
-        "boot_environment": variables,
+        "boot_environment": variables, "safe_start": safe_start(),
         "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
         "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
         "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
@@ -57,7 +58,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         format!(
             "{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
-            boot_line(&env),
+            safe_line() + &boot_line(&env),
             standing.lines(),
             attempt_lines(attempts, marks)
         )
@@ -72,6 +73,14 @@ fn installed_line(installed: Option<&Manifest>) -> String {
         }
         None => "no release is recorded as installed".to_owned(),
     }
+}
+
+/// What a safe start is, as a line of its own; nothing in a normal one.
+fn safe_line() -> String {
+    safe_start().map_or_else(String::new, |number| {
+        let hours = this_boot::pause_before_normal_start(number).as_secs() / 3600;
+        format!("SAFE START {number}, without the machine's own settings; a normal start is tried {hours} h after it\n")
+    })
 }
 
 /// How this boot stands with GRUB: its tries, and the slots of the recovery partition.

@@ -13,8 +13,8 @@ mod media;
 mod provision;
 mod reset;
 mod slots;
-mod undo;
 mod standstill;
+mod undo;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

@@ -40,7 +40,10 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         }
         Err(error) => return Err(Failure::of(&error, error.is_retryable())),
     };
-    MountedState::open(options)?.state.boot_env().update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, None)])?;
+    MountedState::open(options)?
+        .state
+        .boot_env()
+        .update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, None)])?;
     let (version, serial) = (manifest.version, manifest.serial);
     let answer = json!({ "next_entry": "recovery", "installed": installed, "version": version, "serial": serial });
     print(options, &answer, || format!("{version} (serial {serial}) is newer: the next boot goes to recovery"))?;

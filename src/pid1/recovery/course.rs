@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::ending::NextState;
 use super::error::SetupError;
-use super::install::{self, Wanted};
+use super::install::{self, WantedRelease};
 use super::online::Online;
 use super::setup::{Compared, Setup};
 use super::without::{HOUR, Instead, start, without_release};
@@ -52,11 +52,11 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
                 // A newer release may have been begun and not finished.
                 compared = setup.compare(job);
             }
-            (BootDecision::FetchNewer, _) => return fetch(setup, mirrors, job, &situation, Wanted::Newer),
+            (BootDecision::FetchNewer, _) => return fetch(setup, mirrors, job, &situation, WantedRelease::Newer),
             // Only an intact system is started, and every intact one has its proof; but an undo that was asked for and
             // needs a network goes before that.
             (BootDecision::Fetch | BootDecision::Start, _) => {
-                return fetch(setup, mirrors, job, &situation, Wanted::Offered);
+                return fetch(setup, mirrors, job, &situation, WantedRelease::Offered);
             }
         }
     }
@@ -72,13 +72,13 @@ fn fetch(
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
     situation: &Situation,
-    wanted: Wanted,
+    wanted: WantedRelease,
 ) -> Result<NextState, SetupError> {
     let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
     let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
     let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
     if sources::are_at_hand(&setup.config, &setup.journal) {
-        let deadline = deadline.filter(|_| wanted == Wanted::Newer);
+        let deadline = deadline.filter(|_| wanted == WantedRelease::Newer);
         return install::until_installed(&Online::without_network(setup), mirrors, job, wanted, deadline);
     }
     let mut rest = None;
@@ -129,8 +129,8 @@ impl Drop for Rest {
     }
 }
 
-/// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was asked
-/// for and fails all the same, nothing else is installed in its place while the system is intact.
+/// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was
+/// asked for and fails all the same, nothing else is installed in its place while the system is intact.
 fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
     if !setup.standing.undo_needs_network() {
         return Ok(None);
@@ -147,8 +147,8 @@ fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<
 }
 
 /// The serial that a release must be above, where only a newer one is wanted.
-fn above(setup: &Setup, wanted: Wanted) -> Option<u64> {
-    setup.standing.installed.filter(|_| wanted == Wanted::Newer).map(|installed| installed.id.serial)
+fn above(setup: &Setup, wanted: WantedRelease) -> Option<u64> {
+    setup.standing.installed.filter(|_| wanted == WantedRelease::Newer).map(|installed| installed.id.serial)
 }
 
 /// Reports and records that this machine waits for another release.

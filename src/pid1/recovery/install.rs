@@ -26,7 +26,7 @@ const MAX_DENIALS: u32 = 4;
 
 /// Which releases help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum WantedRelease {
     /// Whatever is offered.
     Offered,
     /// One with a higher serial than the installed one.
@@ -39,7 +39,7 @@ pub(super) fn until_installed(
     online: &Online<'_>,
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
-    wanted: Wanted,
+    wanted: WantedRelease,
     mut deadline: Option<Instant>,
 ) -> Result<NextState, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
@@ -58,14 +58,14 @@ pub(super) fn until_installed(
             return give_up(online, &mirrors, job, &error);
         }
         let refused = denials.make_refused(&error);
-        let is_known = wanted == Wanted::Newer && error.is_nothing_new();
+        let is_known = wanted == WantedRelease::Newer && error.is_nothing_new();
         if refused && !is_known {
             journal.report(Event::ReleaseRefused { why: &chain(&error) });
             online.settle(Ending::Refused);
         }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = deadline
-            && (Instant::now() >= until || refused && (setup.reason.is_requested() || wanted == Wanted::Newer))
+            && (Instant::now() >= until || refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
         {
             let why = match (is_known, refused) {
                 (true, _) => "there is no newer release",

@@ -256,8 +256,8 @@ impl Compared {
     }
 }
 
-/// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good raises
-/// it here. The refusal of a release that was asked for by its serial is lifted.
+/// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good
+/// raises it here. The refusal of a release that was asked for by its serial is lifted.
 fn open_floor(disk: &RobotDisk, standing: &Standing, journal: &Journal) -> Floor {
     let floor = Floor::open(disk.floor_places.clone());
     let good = standing.installed.filter(|installed| installed.worth == Worth::Before);

@@ -1,8 +1,10 @@
 //! The contract with GRUB and the firmware.
 //!
 //! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the
-//! two copies of the recovery, and [`decide`] the first step after GRUB has started recovery. [`bios`], [`efi`] and
-//! [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the robot's disk from a copy.
+//! two copies of the recovery, and [`decide`] the first step after GRUB has started recovery, for which [`worth`] says
+//! whether the installed release was ever good, and [`request`] what was asked for. [`bios`], [`efi`] and [`efivars`]
+//! make a disk bootable. [`disk_record`] is what distinguishes the robot's disk from a copy.
+//! [`this_boot`] is what the running system knows of its own boot.
 
 pub mod bios;
 pub mod decide;
@@ -11,4 +13,7 @@ pub mod efi;
 pub mod efivars;
 pub mod env;
 pub mod grubenv;
+pub mod request;
 pub mod slots;
+pub mod this_boot;
+pub mod worth;

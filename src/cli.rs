@@ -14,6 +14,7 @@ mod good;
 pub mod help;
 pub mod manual;
 mod mounted;
+mod newer;
 pub mod options;
 mod provision;
 mod report;
@@ -26,7 +27,7 @@ use std::ffi::OsString;
 
 use answer::{Exit, Failure, complain, print_text};
 use args::Invocation;
-use commands::Command;
+use commands::{Command, RequestedAction};
 use options::Options;
 
 /// Reads the arguments after the program's name and carries the command out. `reflash --help` documents the exit codes.
@@ -61,6 +62,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Status => status::run(options),
         Command::Report => report::run(options),
         Command::Good => good::run(options),
+        Command::Request(RequestedAction::Newer) => newer::run(options),
         Command::Request(action) => request::run(options, *action),
         Command::Env(action) => env::run(options, action),
     }

@@ -5,5 +5,6 @@ pub mod plan;
 pub mod readback;
 pub mod target;
 mod threads;
+pub mod undo;
 pub mod verify;
 pub mod write;

@@ -7,11 +7,11 @@
 //! | layer | room | what it holds | pure modules |
 //! |---|---|---|---|
 //! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `options`, `help`, `manual`, `completion` |
-//! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link` |
+//! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link`, `boot_watch::policy` |
 //! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table`, `floor::record`, `floor::verdict` |
-//! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image | `plan` |
+//! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image, and what it loses is kept | `plan`, `undo::header`, `undo::directory`, `undo::need`, `undo::obstacle` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
-//! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `bios`, `efi` |
+//! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `decide`, `worth`, `request`, `this_boot`, `bios`, `efi` |
 //! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `filesystem`, `roles`, `identity` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
 //! | services | [`net`] | network cards, addresses, DHCP, IPv6, names | `choice`, `target`, `dhcp::client`, `dhcp::domains`, `ipv6::client`, `ipv6::message` |

@@ -1,7 +1,9 @@
 //! What PID 1 does: it supervises the recovery ([`supervisor`]), whose work is done by a process of its own
-//! ([`recovery`]), or it makes the first step of the installed system's boot ([`system`]).
+//! ([`recovery`]), or it makes the first step of the installed system's boot ([`system`]), which a process that lives
+//! on in the system watches over ([`boot_watch`]).
 
 mod background;
+pub mod boot_watch;
 mod console;
 pub mod link;
 pub mod recovery;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`block`] | opens, reads and writes block devices |
 //! | [`clock`] | the system clock |
+//! | [`companion`] | a process beside PID 1 that lives on in the system |
 //! | [`confine`] | fewer rights, less memory, mounts of its own |
 //! | [`ext4`] | identity and growth of a mounted file system |
 //! | [`extents`] | where the content of a file lies on its device |
@@ -23,6 +24,7 @@
 
 pub mod block;
 pub mod clock;
+pub mod companion;
 pub mod confine;
 pub mod ext4;
 pub mod extents;

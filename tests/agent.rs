@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
 
 mod block;
+mod boot_watch;
 mod environment;
 mod fetch;
 mod field;
@@ -15,6 +16,7 @@ mod recovery;
 mod reset;
 mod slots;
 mod sources;
+mod undo;
 mod update;
 
 use reflash_test_support as support;

@@ -13,6 +13,8 @@ mod media;
 mod provision;
 mod reset;
 mod slots;
+mod standstill;
+mod undo;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

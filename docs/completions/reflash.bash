@@ -145,7 +145,7 @@ _reflash() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
         esac
-        mapfile -t COMPREPLY < <(compgen -W "reflash factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "reflash newer factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
     env)
         case $previous in
         --state)

@@ -62,6 +62,7 @@ complete -c reflash -n '__fish_seen_subcommand_from good' -l state -x -a '(__fis
 complete -c reflash -n '__fish_seen_subcommand_from good' -l config -r -F -d 'Configuration file'
 complete -c reflash -n '__fish_seen_subcommand_from good' -l keys -x -a '(__fish_complete_directories)' -d 'Directory of minisign public keys to trust'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a reflash -d 'install the offered release again; the data stays (the default)'
+complete -c reflash -n '__fish_seen_subcommand_from request' -a newer -d 'only if a source has a release that is newer than the installed one'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a factory-reset -d 'ask twice at the console, then recreate the data partition; the system is kept'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l json -d 'Print the answer as JSON'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l verbose -s v -d 'Write every request, and what the libraries log, to standard error'

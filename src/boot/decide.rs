@@ -1,7 +1,9 @@
-//! Decides what recovery does first, from the reason that GRUB gave, the state of the system partition, and the number
-//! of recoveries before. Pure.
+//! Decides what recovery does first: from the reason that GRUB gave, the state of the system partition, the worth of
+//! the installed release, what is kept of another one, and the recoveries and safe starts before. Pure.
 
 use std::fmt;
+
+use crate::boot::worth::Worth;
 
 /// The reason why GRUB started recovery, from the kernel argument `reflash.reason=`. `grub/README.md` says when GRUB
 /// gives which reason.
@@ -67,6 +69,11 @@ impl Reason {
         matches!(self, Self::Menu | Self::Requested)
     }
 
+    /// Whether only a release mends what led here: an update that was cut short, or a boot script that is lost.
+    fn needs_release(self) -> bool {
+        matches!(self, Self::Recovering | Self::ScriptLost | Self::Unknown)
+    }
+
     /// Whether the environment itself is at fault, so that it should be written to another place of the disk.
     #[must_use]
     pub fn blames_environment(self) -> bool {
@@ -129,13 +136,41 @@ impl fmt::Display for Recoveries {
     }
 }
 
+/// What is kept on the machine of another release, so that an undo can bring it back without a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptRelease {
+    /// Nothing, or nothing that can be used.
+    Nothing,
+    /// The installed release itself: damage can be repaired from it.
+    Installed,
+    /// Another release, which was good.
+    Another,
+}
+
+/// The safe starts of the installed release: with the image's own settings, and without the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SafeStarts {
+    /// Whether every boot script that GRUB may read can make one.
+    pub known: bool,
+    /// Number of those that were made since the last good boot.
+    pub made: u16,
+}
+
 /// Everything that the first step depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Situation {
     /// Reason why GRUB started recovery.
     pub reason: Reason,
+    /// Whether it was asked for that the installed release is taken back.
+    pub undo_requested: bool,
     /// State of the system partition.
     pub system: System,
+    /// Whether the installed release was ever good.
+    pub worth: Worth,
+    /// What an undo can bring back.
+    pub kept: KeptRelease,
+    /// The safe starts so far.
+    pub safe_starts: SafeStarts,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
     /// Number of automatic recoveries that one release may have: the configuration key `boot.recoveries`.
@@ -147,105 +182,129 @@ pub struct Situation {
 pub enum BootDecision {
     /// Give the intact system a fresh environment and start it; no network needed.
     Start,
-    /// Ask for the release and make the partition equal to it.
-    Fetch {
-        /// Whether the system is started as it is when no release can be fetched, provided that it is intact.
-        or_start: bool,
-    },
-    /// Wait for another release: writing the same bytes again would not help, since it was done often enough.
+    /// Go back to the release that is kept; no network needed.
+    Undo,
+    /// Ask for the release that is offered and make the partition equal to it. Without one, [`without_release`] says
+    /// what is done.
+    Fetch,
+    /// Ask for a release with a higher serial, since writing the same bytes again would not help. Without one,
+    /// [`without_release`] says what is done.
+    FetchNewer,
+    /// Wait for a release with a higher serial, and after a pause try again what was tried before.
     Park,
 }
 
-/// Decides on the first step.
+/// What is done where no release can be had within `boot.offline_s`, or none that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutRelease {
+    /// Start the intact system.
+    Start,
+    /// Start the intact system without its data and settings.
+    SafeStart,
+    /// Go back to the release that is kept.
+    Undo,
+    /// Go on asking, and start the system after a pause, though nothing shows that it is whole. What was being written
+    /// lacks its superblock, so that GRUB does not start it.
+    Try,
+    /// Go on asking: what is known to be damaged is not started.
+    Wait,
+}
+
+/// Safe starts, each followed by failing starts, after which a release that was good is taken back all the same: for
+/// hours its surroundings were not what kept it from starting.
+const SAFE_STARTS_OF_GOOD: u16 = 3;
+/// The same for a release of which nothing is known.
+const SAFE_STARTS_OF_UNKNOWN: u16 = 1;
+
+/// Decides on the first step. `docs/failure-modes.md` has the decisions as a table.
 ///
-/// An intact system whose boots all failed (`tries`) is not simply started again. A better release may have been
-/// published since, so the agent first asks for that.
+/// The first exhaustion of `boot.tries` decides: a release that was never good is taken back, one that was good before
+/// gets a safe start, for its surroundings are at fault. The brake holds back only what neither of them answers.
 #[must_use]
 pub fn decide(situation: &Situation) -> BootDecision {
-    // An unknown system is compared before it is started.
-    let or_start = situation.system != System::Damaged;
-    if situation.reason.is_requested() {
-        return BootDecision::Fetch { or_start };
+    let Situation { reason, system, worth, kept, .. } = *situation;
+    if situation.undo_requested {
+        return match (kept, system) {
+            (KeptRelease::Another, _) | (KeptRelease::Installed, System::Damaged | System::Unknown) => {
+                BootDecision::Undo
+            }
+            (_, System::Intact) => BootDecision::Start,
+            (_, System::Damaged | System::Unknown) => BootDecision::Fetch,
+        };
     }
-    if situation.recoveries.count >= situation.budget {
-        return BootDecision::Park;
+    if reason.is_requested() {
+        return BootDecision::Fetch;
     }
-    match situation.reason {
-        // Only a release can bring the boot script back, and without the script every boot ends in recovery.
-        Reason::Tries | Reason::ScriptLost | Reason::Unknown => BootDecision::Fetch { or_start },
-        _ if situation.system == System::Intact => BootDecision::Start,
-        _ => BootDecision::Fetch { or_start: false },
+    let braked = situation.recoveries.count >= situation.budget;
+    match system {
+        System::Damaged | System::Unknown if braked => match kept {
+            KeptRelease::Another | KeptRelease::Installed => BootDecision::Undo,
+            KeptRelease::Nothing => BootDecision::Park,
+        },
+        // What was cut short is an update rather than damage, and a lost script comes from a release only.
+        System::Damaged if kept == KeptRelease::Installed && !reason.needs_release() => BootDecision::Undo,
+        System::Damaged | System::Unknown => BootDecision::Fetch,
+        System::Intact => match reason {
+            Reason::Tries => after_failed_starts(situation, braked),
+            Reason::Recovering if braked => after_failed_starts(situation, braked),
+            Reason::ScriptLost | Reason::Unknown if !braked => BootDecision::Fetch,
+            _ if !braked => BootDecision::Start,
+            // GRUB could read the kernel of a release that was good.
+            Reason::SystemUnreadable if kept == KeptRelease::Another => BootDecision::Undo,
+            _ if worth == Worth::Never && kept == KeptRelease::Another => BootDecision::Undo,
+            _ => BootDecision::Park,
+        },
     }
+}
+
+/// The first step where the starts of an intact system failed.
+fn after_failed_starts(situation: &Situation, braked: bool) -> BootDecision {
+    let Situation { worth, kept, safe_starts, .. } = *situation;
+    match (worth, kept) {
+        (Worth::Never, KeptRelease::Another) => BootDecision::Undo,
+        (Worth::Never, _) if braked => BootDecision::Park,
+        (Worth::Never, _) => BootDecision::Fetch,
+        (Worth::Before | Worth::Unknown, _) if safe_starts.known => BootDecision::FetchNewer,
+        (Worth::Before | Worth::Unknown, KeptRelease::Another) if braked => BootDecision::Undo,
+        (Worth::Before | Worth::Unknown, _) if braked => BootDecision::Park,
+        (Worth::Before | Worth::Unknown, _) => BootDecision::Fetch,
+    }
+}
+
+/// Decides on the step where no release is to be had.
+#[must_use]
+pub fn without_release(situation: &Situation) -> WithoutRelease {
+    let Situation { reason, system, worth, kept, safe_starts, .. } = *situation;
+    match (system, kept) {
+        (System::Damaged | System::Unknown, KeptRelease::Another | KeptRelease::Installed) => {
+            return WithoutRelease::Undo;
+        }
+        (System::Damaged, KeptRelease::Nothing) => return WithoutRelease::Wait,
+        (System::Unknown, KeptRelease::Nothing) => return WithoutRelease::Try,
+        (System::Intact, _) => {}
+    }
+    let enough = match worth {
+        Worth::Never => 0,
+        Worth::Before => SAFE_STARTS_OF_GOOD,
+        Worth::Unknown => SAFE_STARTS_OF_UNKNOWN,
+    };
+    match reason {
+        Reason::Tries | Reason::Recovering if safe_starts.made >= enough && kept == KeptRelease::Another => {
+            WithoutRelease::Undo
+        }
+        Reason::Tries | Reason::Recovering if safe_starts.known && worth != Worth::Never => WithoutRelease::SafeStart,
+        _ => WithoutRelease::Start,
+    }
+}
+
+/// Pause of a parked machine before it tries again, in hours: from one to a day, by the number of recoveries beyond the
+/// budget.
+#[must_use]
+pub fn parked_hours(recoveries: Recoveries, budget: u32) -> u32 {
+    const LONGEST: u32 = 24;
+    let beyond = recoveries.count.saturating_sub(budget);
+    1_u32.checked_shl(beyond).unwrap_or(LONGEST).min(LONGEST)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{BootDecision, Reason, Recoveries, Situation, System, decide};
-
-    const ALL: [&str; 9] = [
-        "menu",
-        "requested",
-        "recovering",
-        "env-lost",
-        "env-unwritable",
-        "tries",
-        "system-unreadable",
-        "script-lost",
-        "new-word",
-    ];
-
-    fn situation(reason: &str, system: System, count: u32) -> Situation {
-        let recoveries = Recoveries { serial: 7, count };
-        Situation { reason: Reason::parse(Some(reason)), system, recoveries, budget: 3 }
-    }
-
-    #[test]
-    fn an_intact_system_is_started_without_the_network_unless_its_boots_failed_or_recovery_was_requested() {
-        for reason in ALL {
-            let expected = match reason {
-                "menu" | "requested" | "tries" | "script-lost" | "new-word" => BootDecision::Fetch { or_start: true },
-                _ => BootDecision::Start,
-            };
-            assert_eq!(decide(&situation(reason, System::Intact, 2)), expected, "{reason}");
-        }
-    }
-
-    #[test]
-    fn a_damaged_system_is_never_started_and_an_unknown_one_only_where_it_can_be_compared_later() {
-        for reason in ALL {
-            assert_eq!(
-                decide(&situation(reason, System::Damaged, 0)),
-                BootDecision::Fetch { or_start: false },
-                "{reason}"
-            );
-            let later = matches!(reason, "menu" | "requested" | "tries" | "script-lost" | "new-word");
-            assert_eq!(
-                decide(&situation(reason, System::Unknown, 0)),
-                BootDecision::Fetch { or_start: later },
-                "{reason}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_brake_holds_everything_but_a_request() {
-        for reason in ALL {
-            for system in [System::Intact, System::Damaged, System::Unknown] {
-                let held = decide(&situation(reason, system, 3)) == BootDecision::Park;
-                assert_eq!(held, !matches!(reason, "menu" | "requested"), "{reason}");
-            }
-        }
-    }
-
-    #[test]
-    fn recoveries_count_one_release_and_survive_as_text() {
-        let three = Recoveries { serial: 7, count: 3 };
-        assert_eq!(Recoveries::parse(Some(&three.to_string())), three);
-        for damaged in [None, Some(""), Some("7"), Some("x:1"), Some("7:-1"), Some("7:1:2")] {
-            assert_eq!(Recoveries::parse(damaged), Recoveries::default());
-        }
-        assert_eq!(three.towards(7, false).one_more().count, 4);
-        assert_eq!(three.towards(8, false), Recoveries { serial: 8, count: 0 });
-        assert_eq!(three.towards(7, true).count, 0);
-    }
-}
+mod tests;

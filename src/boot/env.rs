@@ -56,12 +56,29 @@ pub enum BootEnvError {
     },
 }
 
+/// What a recovery is about to do, as far as the environment has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PermitRequest {
+    /// Count that the loop brake has from now on, and serial of the release that is about to be installed or started.
+    pub recoveries: Recoveries,
+    /// Count that the loop brake has once this recovery has succeeded.
+    pub recoveries_on_success: Recoveries,
+    /// The slot that this recovery was started from, if that is known and the recovery has found a release: GRUB is
+    /// pointed at that slot, which works, so that the other one is free.
+    pub proven: Option<Slot>,
+    /// Serial of the installed release, if it is known to have been good.
+    pub good: Option<u64>,
+    /// Whether the installed release gives way to another one.
+    pub replaces: bool,
+    /// Number of the safe start that is to follow, if one is.
+    pub safe_start: Option<u16>,
+}
+
 /// Proof that the next boot goes to recovery. Without it, nothing of `/system` is changed.
 #[derive(Debug)]
 pub struct WritePermit {
     env: Option<BootEnv>,
-    /// Count that the loop brake has once the recovery has succeeded.
-    recoveries_on_success: Recoveries,
+    request: PermitRequest,
     /// Variables of other programs that were removed, because the block was full.
     pub dropped: Vec<String>,
 }
@@ -170,24 +187,24 @@ impl BootEnv {
 
     /// Makes sure that the next boot goes to recovery until the permit is finished after a verified write.
     ///
-    /// The loop brake counts `recoveries_before` from now on, and `recoveries_on_success` once this recovery has
-    /// succeeded. `proven` is the slot that this recovery was started from, if that is known and the recovery has found
-    /// a release: GRUB is pointed at that slot, which works, so that the other one is free.
+    /// That the installed release was good is bound to its serial from now on: `reflash_boot_ok` would speak of
+    /// whatever is installed next.
     ///
     /// # Errors
     /// The errors of [`update`](Self::update).
-    pub fn begin_recovering(
-        &self,
-        recoveries_before: Recoveries,
-        recoveries_on_success: Recoveries,
-        proven: Option<Slot>,
-    ) -> Result<WritePermit, BootEnvError> {
+    pub fn begin_recovering(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
         let mut env = self.load_or_empty()?;
         let mut dropped = Vec::new();
         // The variables that `finish` will write must fit too: at that time an error would come too late.
-        let longest = Recoveries { serial: u64::MAX, count: u32::MAX }.to_string();
-        let at_most =
-            names::OURS.map(|name| (name, if name == names::RECOVERIES { longest.as_str() } else { "recovery" }));
+        let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
+        let request_at_most = format!("serial:{serial}");
+        let at_most = names::OURS.map(|name| match name {
+            names::RECOVERIES => (name, longest.as_str()),
+            names::GOOD | names::UNDO => (name, serial.as_str()),
+            names::REQUEST => (name, request_at_most.as_str()),
+            names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
+            _ => (name, "recovery"),
+        });
         while with_changes(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
             // The variables of other programs must not keep a machine from recovering.
             match env.drop_last_foreign() {
@@ -195,17 +212,21 @@ impl BootEnv {
                 None => break,
             }
         }
-        let recoveries_before = recoveries_before.to_string();
+        let (recoveries, good) = (request.recoveries.to_string(), request.good.map(|serial| serial.to_string()));
         let mut changes = vec![
             (names::RECOVERING, Some("1")),
             (names::TRIES, Some("0")),
-            (names::RECOVERIES, Some(&*recoveries_before)),
+            (names::BOOT_OK, Some("0")),
+            (names::RECOVERIES, Some(&*recoveries)),
         ];
+        if good.is_some() {
+            changes.extend([(names::GOOD, good.as_deref()), (names::WAS_GOOD, None)]);
+        }
         let slots = slot_state(&env);
-        let slots = proven.map_or(slots.without_due_trial(), |slot| slots.with_proven(slot));
+        let slots = request.proven.map_or(slots.without_due_trial(), |slot| slots.with_proven(slot));
         changes.extend(slot_changes(slots));
         self.save(&with_changes(&env, &changes))?;
-        Ok(WritePermit { env: Some(self.clone()), recoveries_on_success, dropped })
+        Ok(WritePermit { env: Some(self.clone()), request, dropped })
     }
 
     /// Writes the variables, as far as they can be read, to a new file with blocks of its own, because GRUB may be
@@ -255,6 +276,35 @@ impl BootEnv {
         }
     }
 
+    /// Names the release that an undo leads back to, or none, so that GRUB's menu offers it. Writes nothing where that
+    /// is known already, or where the environment is lost, which has its meaning.
+    ///
+    /// # Errors
+    /// The errors of [`update`](Self::update).
+    pub fn offer_undo(&self, serial: Option<u64>) -> Result<(), BootEnvError> {
+        let LoadedEnv::Good(env) = self.load()? else { return Ok(()) };
+        let serial = serial.map(|serial| serial.to_string());
+        match env.get(names::UNDO) == serial.as_deref() {
+            true => Ok(()),
+            false => self.update(&[(names::UNDO, serial.as_deref())]),
+        }
+    }
+
+    /// Gives the system one try, though nothing shows that it is whole, and counts that as a recovery.
+    ///
+    /// # Errors
+    /// The errors of [`update`](Self::update).
+    pub fn try_once(&self, recoveries: Recoveries) -> Result<(), BootEnvError> {
+        let recoveries = recoveries.one_more().to_string();
+        self.update(&[
+            (names::RECOVERING, None),
+            (names::NEXT_ENTRY, None),
+            (names::BOOT_OK, Some("0")),
+            (names::TRIES, Some("1")),
+            (names::RECOVERIES, Some(&recoveries)),
+        ])
+    }
+
     fn overwrite(&self, file: &File, block: &[u8; SIZE_BYTES]) -> io::Result<()> {
         file.write_all_at(block, 0)?;
         if file.metadata()?.len() != SIZE_BYTES as u64 {
@@ -296,22 +346,34 @@ impl WritePermit {
     /// Returns a permit for a target that no boot environment of ours starts: a disk image, or a disk on a bench.
     #[must_use]
     pub fn without_environment() -> Self {
-        Self { env: None, recoveries_on_success: Recoveries::default(), dropped: Vec::new() }
+        Self { env: None, request: PermitRequest::default(), dropped: Vec::new() }
     }
 
     /// Gives the new system its tries and sets the slots of the next recovery, in one write. `None` keeps the slots as
     /// they are. The caller has verified the system and the recovery that GRUB will start.
     pub(crate) fn finish(self, tries: u8, slots: Option<SlotState>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
-        let (tries, recoveries) = (tries.to_string(), self.recoveries_on_success.to_string());
+        let PermitRequest { recoveries_on_success, replaces, safe_start, .. } = self.request;
+        let (tries, recoveries) = (tries.to_string(), recoveries_on_success.to_string());
+        let safe_start = safe_start.map(|number| number.to_string());
         let mut changes = vec![
             (names::RECOVERING, None),
-            (names::NEXT_ENTRY, None),
+            (names::NEXT_ENTRY, safe_start.as_ref().map(|_| "safe")),
+            (names::REQUEST, None),
             (names::BOOT_OK, Some("0")),
             (names::MAX_TRIES, Some(&*tries)),
             (names::TRIES, Some(&*tries)),
             (names::RECOVERIES, Some(&recoveries)),
         ];
+        if replaces {
+            let is_good = env.load_or_empty()?.get(names::GOOD) == Some(&*recoveries_on_success.serial.to_string());
+            // Not merely removed: what is missing may have been lost.
+            let was_good = if is_good { None } else { Some("0") };
+            changes.extend([(names::WAS_GOOD, was_good), (names::SAFE, None), (names::UNDO, None)]);
+        }
+        if safe_start.is_some() {
+            changes.push((names::SAFE, safe_start.as_deref()));
+        }
         changes.extend(slots.into_iter().flat_map(slot_changes));
         env.update(&changes)
     }
@@ -319,12 +381,23 @@ impl WritePermit {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootEnv, LoadedEnv};
+    use super::{BootEnv, LoadedEnv, PermitRequest};
     use crate::boot::decide::Recoveries;
     use crate::boot::slots::{ReadySlot, Slot, SlotState};
 
-    const BEFORE: Recoveries = Recoveries { serial: 7, count: 0 };
-    const ON_SUCCESS: Recoveries = Recoveries { serial: 7, count: 1 };
+    const INSTALL: PermitRequest = PermitRequest {
+        recoveries: Recoveries { serial: 7, count: 0 },
+        recoveries_on_success: Recoveries { serial: 7, count: 1 },
+        proven: None,
+        good: None,
+        replaces: true,
+        safe_start: None,
+    };
+
+    fn variables(env: &BootEnv) -> Vec<(String, String)> {
+        env.load_or_empty().unwrap().iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
@@ -338,7 +411,7 @@ mod tests {
         std::fs::write(&path, foreign).unwrap();
         let inode = std::fs::metadata(&path).unwrap().ino();
         let env = BootEnv::new(&path);
-        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
         let after = std::fs::metadata(&path).unwrap();
         assert_eq!((after.ino(), after.len()), (inode, 512));
         let LoadedEnv::Good(read) = env.load().unwrap() else { panic!("lost") };
@@ -348,11 +421,64 @@ mod tests {
             [
                 ("saved_entry", "0"),
                 ("reflash_tries", "3"),
-                ("reflash_recoveries", "7:1"),
                 ("reflash_boot_ok", "0"),
-                ("reflash_max_tries", "3")
+                ("reflash_recoveries", "7:1"),
+                ("reflash_max_tries", "3"),
+                ("reflash_was_good", "0")
             ]
         );
+    }
+
+    #[test]
+    fn what_was_good_stays_bound_to_its_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        let get = |name: &str| env.load_or_empty().unwrap().get(name).map(str::to_owned);
+        let good = |name| get(name).unwrap_or_default();
+        env.update(&[("reflash_boot_ok", Some("1")), ("reflash_safe", Some("2")), ("reflash_undo", Some("5"))])
+            .unwrap();
+        // A cut right after the new release is recorded must not leave a word that it was good.
+        let permit = env.begin_recovering(PermitRequest { good: Some(6), ..INSTALL }).unwrap();
+        assert_eq!((good("reflash_good"), good("reflash_boot_ok")), ("6".to_owned(), "0".to_owned()));
+        permit.finish(3, None).unwrap();
+        assert_eq!((good("reflash_good"), good("reflash_was_good")), ("6".to_owned(), "0".to_owned()));
+        assert_eq!((get("reflash_safe"), get("reflash_undo")), (None, None));
+        // Back to the good one.
+        let back = Recoveries { serial: 6, count: 0 };
+        let request = PermitRequest { recoveries: back, recoveries_on_success: back, ..INSTALL };
+        env.update(&[("reflash_request", Some("undo:7"))]).unwrap();
+        let permit = env.begin_recovering(request).unwrap();
+        assert_eq!(good("reflash_request"), "undo:7");
+        permit.finish(3, None).unwrap();
+        assert_eq!((get("reflash_was_good"), get("reflash_request")), (None, None));
+        // A start of the same release, and a safe one, change nothing of that.
+        let again = PermitRequest { replaces: false, safe_start: Some(3), ..request };
+        env.begin_recovering(again).unwrap().finish(3, None).unwrap();
+        let after = variables(&env);
+        for pair in [("reflash_good", "6"), ("reflash_safe", "3"), ("next_entry", "safe"), ("reflash_tries", "3")] {
+            assert!(after.contains(&(pair.0.to_owned(), pair.1.to_owned())), "{after:?}");
+        }
+        let again = PermitRequest { safe_start: None, ..again };
+        env.begin_recovering(again).unwrap().finish(3, None).unwrap();
+        assert_eq!((get("next_entry"), good("reflash_safe")), (None, "3".to_owned()));
+    }
+
+    #[test]
+    fn an_undo_is_offered_without_a_write_where_it_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        let env = BootEnv::new(&path);
+        env.offer_undo(Some(6)).unwrap();
+        assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
+        env.update(&[("reflash_tries", Some("3"))]).unwrap();
+        let written = || std::fs::metadata(&path).unwrap().modified().unwrap();
+        for (serial, value) in [(Some(6), Some("6")), (Some(u64::MAX), Some("18446744073709551615")), (None, None)] {
+            env.offer_undo(serial).unwrap();
+            assert_eq!(env.load_or_empty().unwrap().get("reflash_undo"), value);
+            let before = written();
+            env.offer_undo(serial).unwrap();
+            assert_eq!(written(), before);
+        }
     }
 
     #[test]
@@ -360,7 +486,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         assert!(matches!(env.load().unwrap(), LoadedEnv::Lost(_)));
-        let _permit = env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap();
+        let _permit = env.begin_recovering(INSTALL).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("reflash_recovering"), read.get("reflash_tries")), (Some("1"), Some("0")));
     }
@@ -369,7 +495,7 @@ mod tests {
     fn the_slots_are_switched_at_the_end_and_kept_without_a_new_state() {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
-        let permit = env.begin_recovering(BEFORE, ON_SUCCESS, Some(Slot::A)).unwrap();
+        let permit = env.begin_recovering(PermitRequest { proven: Some(Slot::A), ..INSTALL }).unwrap();
         let began = SlotState { active: Some(Slot::A), trial: None };
         assert_eq!(env.slots().unwrap(), began);
         let to_b = began.leading_to(ReadySlot::Written(Slot::B), Some(Slot::A));
@@ -377,7 +503,7 @@ mod tests {
         assert_eq!(env.slots().unwrap(), to_b);
         // This agent does not know its own slot and has not checked the other one, so the other one is no longer
         // trusted.
-        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
         assert_eq!(env.slots().unwrap(), began);
     }
 
@@ -403,14 +529,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("reflash_max_tries", Some("5")), ("mine", Some(&"x".repeat(440)))]).unwrap();
-        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
         let read = env.load_or_empty().unwrap();
         assert_eq!((read.get("mine"), read.get("reflash_tries")), (None, Some("3")));
         // Room for the beginning but not for the end: that must not be found out when it is too late.
         let dir = tempfile::tempdir().unwrap();
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("mine", Some(&"x".repeat(400)))]).unwrap();
-        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
     }
 
     #[test]
@@ -448,7 +574,7 @@ mod tests {
         assert!(matches!(env.load().unwrap(), LoadedEnv::Good(_)));
         std::fs::remove_file(&path).unwrap();
         link();
-        env.begin_recovering(BEFORE, ON_SUCCESS, None).unwrap().finish(3, None).unwrap();
+        env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
         assert_eq!(env.load_or_empty().unwrap().get("reflash_tries"), Some("3"));
     }
 

@@ -32,8 +32,22 @@ pub mod names {
     pub const TRIAL: &str = "reflash_trial";
     /// The menu entry that GRUB starts next time, once: GRUB clears the variable first.
     pub const NEXT_ENTRY: &str = "next_entry";
+    /// Serial of the release that last called a boot good.
+    pub const GOOD: &str = "reflash_good";
+    /// `1` once the boot script has counted a start down while [`BOOT_OK`] was `1`: the installed release was good.
+    pub const WAS_GOOD: &str = "reflash_was_good";
+    /// Serial of the release that an undo leads back to, while one is possible.
+    pub const UNDO: &str = "reflash_undo";
+    /// What the next recovery is asked for, beside [`NEXT_ENTRY`]: `undo`, `undo:SERIAL`, `drill` or `serial:N`.
+    pub const REQUEST: &str = "reflash_request";
+    /// Number of the safe start that GRUB makes when [`NEXT_ENTRY`] is `safe`; until a good boot, the number of those
+    /// that were made.
+    pub const SAFE: &str = "reflash_safe";
     /// All names of this module. Any other variable in the block belongs to another program.
-    pub const OURS: [&str; 9] = [TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, TRIAL, NEXT_ENTRY];
+    pub const OURS: [&str; 14] = [
+        TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, TRIAL, NEXT_ENTRY, GOOD, WAS_GOOD, UNDO,
+        REQUEST, SAFE,
+    ];
 }
 
 /// The variables of an environment block, in file order.

@@ -64,6 +64,30 @@ impl Slot {
     }
 }
 
+/// Generation of boot scripts that know no safe start and no undo. They end with the word `whole`.
+const FIRST_GENERATION: u32 = 1;
+/// Generation of the first boot scripts that make a safe start and offer an undo.
+pub const SAFE_GENERATION: u32 = 2;
+
+/// Returns the generation of a boot script, by which the agent knows what the script understands: the number that its
+/// last line sets `script` to, and 0 for a text that is no whole script.
+#[must_use]
+pub fn generation(script_text: &str) -> u32 {
+    let last = script_text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    match last.and_then(|line| line.strip_prefix("set script=")) {
+        Some("whole") => FIRST_GENERATION,
+        Some(number) => number.parse().unwrap_or(0),
+        None => 0,
+    }
+}
+
+/// Whether every boot script that GRUB may read makes a safe start and offers an undo: `generations` has one for each
+/// slot that holds a script. What an older script cannot read is not written as long as one is there.
+#[must_use]
+pub fn all_know_safe_start(generations: &[u32]) -> bool {
+    !generations.is_empty() && generations.iter().all(|generation| *generation >= SAFE_GENERATION)
+}
+
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -228,11 +252,36 @@ pub fn plan(active: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Sl
 
 #[cfg(test)]
 mod tests {
-    use super::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, plan};
+    use super::{
+        IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, all_know_safe_start,
+        generation, plan,
+    };
     use crate::release::digest::Digest;
     use crate::release::manifest::{File, Manifest, Object};
 
     const BOTH: [Option<Slot>; 3] = [None, Some(Slot::A), Some(Slot::B)];
+
+    #[test]
+    fn the_generation_of_a_script_is_that_of_its_last_line() {
+        for (text, expected) in [
+            ("set script=whole\n", 1),
+            ("set script=2\n", 2),
+            ("set script=3", 3),
+            ("echo\nset script=2\n\n  \n", 2),
+            ("set script=2\necho", 0),
+            ("set script=2x", 0),
+            ("set script=-1", 0),
+            ("# set script=2", 0),
+            ("", 0),
+        ] {
+            assert_eq!(generation(text), expected, "{text:?}");
+        }
+        assert!(generation(include_str!("../../grub/slot.cfg")) >= super::SAFE_GENERATION);
+        for (generations, all) in [(&[][..], false), (&[2], true), (&[2, 1], false), (&[0, 2], false), (&[2, 3], true)]
+        {
+            assert_eq!(all_know_safe_start(generations), all, "{generations:?}");
+        }
+    }
 
     #[test]
     fn a_slot_in_use_is_never_written() {

@@ -42,7 +42,9 @@ impl Exit {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done, also when the reader of the output closes it early",
-            Self::No => "the answer is no (verify: the target is damaged; status: no release is installed)",
+            Self::No => {
+                "the answer is no (verify: the target is damaged; status: no release is installed; good: this is a safe start; request newer: there is no newer release)"
+            }
             Self::Usage => "wrong usage",
             Self::Later => "failed; trying again later can help",
             Self::Failed => "failed, or the answer could not be written, as to a full disk",

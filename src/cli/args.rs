@@ -11,7 +11,7 @@ use std::ffi::OsString;
 
 use lexopt::{Arg, Parser, ValueExt};
 
-use super::commands::{COMMANDS, Command, CommandName, CommandRow, not_expected};
+use super::commands::{COMMANDS, Command, CommandName, CommandRow, RequestedAction, not_expected};
 use super::options::{Options, options_of};
 
 /// Request of a command line.
@@ -85,6 +85,9 @@ fn check(command: &Command, options: &Options) -> Result<(), lexopt::Error> {
     if *command == Command::Provision && options.disk.is_none() {
         return Err("--disk is missing".into());
     }
+    if options.serial.is_some() && *command != Command::Request(RequestedAction::Reflash) {
+        return Err("--serial is for `reflash request reflash` only".into());
+    }
     Ok(())
 }
 
@@ -124,6 +127,10 @@ mod tests {
         assert_eq!(command("env").0, Command::Env(EnvAction::List));
         assert_eq!(command("request").0, Command::Request(RequestedAction::Reflash));
         assert_eq!(command("request factory-reset").0, Command::Request(RequestedAction::FactoryReset));
+        assert_eq!(command("request undo").0, Command::Request(RequestedAction::Undo));
+        assert_eq!(command("request newer").0, Command::Request(RequestedAction::Newer));
+        assert_eq!(command("request --serial 7").1.serial, Some(7));
+        assert!(of("request undo --serial 7").is_err() && of("request --serial x").is_err());
         assert_eq!((of("").unwrap(), of("--version").unwrap()), (Invocation::Help(None), Invocation::Version));
     }
 
@@ -141,6 +148,7 @@ mod tests {
             for option in OPTIONS {
                 let value = option.value.map_or(String::new(), |value| match value.split('|').next() {
                     Some("KIB") => " 16".to_owned(),
+                    Some("SERIAL") => " 7".to_owned(),
                     first => format!(" {}", first.unwrap_or_default()),
                 });
                 let line = format!("{} --{}{value}{}", row.word, option.long, needed(option.long));

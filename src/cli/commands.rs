@@ -45,8 +45,12 @@ pub enum Command {
 /// Action that `reflash request` asks the next boot for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestedAction {
-    /// Install the release again.
+    /// Install the release that is offered, or the installed one again.
     Reflash,
+    /// Install the release that is offered, if its serial is higher than that of the installed one.
+    Newer,
+    /// Take the installed release back.
+    Undo,
     /// Delete the data, after a person at the console confirmed it twice.
     FactoryReset,
 }
@@ -150,20 +154,31 @@ pub static COMMANDS: &[CommandRow] = &[
         operands: "",
         words: &[],
         summary: "record this boot as good; the system gets its tries back",
-        about: &["Gives the system its full number of tries back. The system's image runs this command once it is up."],
+        about: &[
+            "Gives the system its full number of tries back, and records that the installed release was good: it is the one \
+             that an undo leads back to once another is installed. The system's image runs this command once it is up.",
+        ],
         read: |operands| without_operands(operands, Command::Good),
     },
     CommandRow {
         name: CommandName::Request,
         word: "request",
-        operands: "[reflash|factory-reset]",
+        operands: "[reflash|newer|undo|factory-reset]",
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
+            ("newer", "the same, but only if a server has a newer release now; the exit code is 1 if none has"),
+            (
+                "undo",
+                "take the installed release back: the one before it, which is kept on the machine, is installed again",
+            ),
             ("factory-reset", "ask twice at the console, then recreate the data partition; the system is kept"),
         ],
         summary: "start recovery, or offer a factory reset, at the next boot",
         about: &[
             "Makes the next boot, and only that one, start recovery.",
+            "An undo needs no network. `reflash status` says which release it leads back to, or why there is none. The release \
+             that is taken back is refused from then on: it is not chosen again by itself. \"Recover/Reflash\" in the boot \
+             menu, and --serial, lift that.",
             "To erase everything, start the machine from a boot medium (cargo xtask media) or use `reflash provision`: from its \
              own disk a machine cannot do that and survive a power cut.",
         ],
@@ -197,6 +212,8 @@ fn read_request(operands: &[&str]) -> Result<Command, String> {
     for operand in operands {
         action = match *operand {
             "reflash" => RequestedAction::Reflash,
+            "newer" => RequestedAction::Newer,
+            "undo" => RequestedAction::Undo,
             "factory-reset" => RequestedAction::FactoryReset,
             other => return Err(not_expected(other)),
         };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::answer::{Failure, complain, failure};
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::flash::target::BlockTarget;
@@ -115,6 +116,11 @@ pub(super) fn this_machine(config: &Config, mounted: &MountedState) -> ReportedM
     let name = |recovery: &PathBuf| files::read_text(&recovery.join("asset"), MAX_NAME_BYTES).ok();
     let asset = mounted.recovery.as_ref().and_then(name);
     ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref().map(str::trim))
+}
+
+/// Number of the safe start that this system is in; `None` in a normal one.
+pub(super) fn safe_start() -> Option<u32> {
+    this_boot::safe_start(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
 }
 
 /// The keys that this machine trusts; at least one.

@@ -57,6 +57,7 @@ macro_rules! options {
 
 const FLASH: &[CommandName] = &[CommandName::Flash];
 const PROVISION: &[CommandName] = &[CommandName::Provision];
+const REQUEST: &[CommandName] = &[CommandName::Request];
 const VERIFY: &[CommandName] = &[CommandName::Verify];
 const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify];
 const RELEASE: &[CommandName] = &[CommandName::Flash, CommandName::Provision];
@@ -102,6 +103,9 @@ options! {
     no_read_back: bool = FLASH "no-read-back";
     /// Print the SHA-256 of the image on the target, to compare with the manifest.
     sha256: bool = VERIFY "sha256";
+    /// Serial of the release that is asked for, also if it was refused or taken back before. Only for `request
+    /// reflash`.
+    serial: Option<u64> = REQUEST "serial" value "SERIAL";
     /// Print the answer as JSON.
     json: bool = EVERY "json";
     /// Write every request, and what the libraries log, to standard error.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::answer::{Exit, Failure, print};
-use super::context::{config, this_machine};
+use super::context::{config, safe_start, this_machine};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::fetch::{self, FetchOptions};
@@ -17,7 +17,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         return nothing_to_post(options, "report.url is not configured, so nothing is posted");
     };
     let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
-    let Some(pending) = Pending::of(&open, &this_machine(&config, &mounted)) else {
+    let machine = this_machine(&config, &mounted);
+    let safe = safe_start().map(|number| Pending::in_safe_start(&open, &machine, number));
+    let Some(pending) = safe.or_else(|| Pending::of(&open, &machine)) else {
         return nothing_to_post(options, "every recovery was reported before");
     };
     let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);

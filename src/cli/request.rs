@@ -1,22 +1,63 @@
-//! `reflash request`: the next boot starts recovery, or offers a factory reset.
+//! `reflash request`: the next boot starts recovery, for this or that, or offers a factory reset.
 
 use serde_json::json;
 
 use super::answer::{Exit, Failure, print};
 use super::commands::RequestedAction;
+use super::context::keys;
 use super::mounted::MountedState;
 use super::options::Options;
+use super::status::look_for_undo;
 use crate::boot::grubenv::names;
+use crate::boot::request::RecoveryRequest;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
-    let (entry, sentence) = match action {
-        RequestedAction::Reflash => ("recovery", "the next boot goes to recovery"),
-        RequestedAction::FactoryReset => {
-            ("factory-reset", "the next boot asks at the console whether to delete all data")
-        }
-    };
     let mounted = MountedState::open(options)?;
-    mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some(entry))])?;
-    print(options, &json!({ "next_entry": entry }), || sentence.to_owned())?;
+    match action {
+        // A newer release is asked for elsewhere; here it is a recovery like any other.
+        RequestedAction::Reflash | RequestedAction::Newer => {
+            let asked = options.serial.map(RecoveryRequest::Release);
+            request(options, &mounted, "recovery", asked, "the next boot goes to recovery")
+        }
+        RequestedAction::FactoryReset => {
+            let sentence = "the next boot asks at the console whether to delete all data";
+            request(options, &mounted, "factory-reset", None, sentence)
+        }
+        RequestedAction::Undo => undo(options, &mounted),
+    }
+}
+
+/// Writes the request. What an earlier one asked for beside `next_entry` does not outlive it.
+fn request(
+    options: &Options,
+    mounted: &MountedState,
+    entry: &str,
+    asked: Option<RecoveryRequest>,
+    sentence: &str,
+) -> Result<Exit, Failure> {
+    let asked = asked.map(|asked| asked.to_string());
+    mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some(entry)), (names::REQUEST, asked.as_deref())])?;
+    let mut answer = json!({ "next_entry": entry });
+    if let Some(asked) = asked {
+        answer["request"] = asked.into();
+    }
+    print(options, &answer, || sentence.to_owned())?;
     Ok(Exit::Done)
+}
+
+/// Asks for an undo, if there is one to ask for.
+fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
+    let keys = keys(options, Some(mounted))?;
+    let installed = mounted.state.record(&keys);
+    match look_for_undo(mounted, &keys, installed.as_ref()) {
+        Ok(kept) => {
+            let of = installed.map(|record| record.manifest().serial);
+            let sentence = format!("the next boot goes back to {} (serial {})", kept.version, kept.serial);
+            request(options, mounted, "recovery", Some(RecoveryRequest::Undo { of }), &sentence)
+        }
+        Err(obstacle) => {
+            print(options, &json!({ "obstacle": obstacle }), || format!("no undo is possible: {obstacle}"))?;
+            Ok(Exit::No)
+        }
+    }
 }

@@ -1,18 +1,23 @@
 //! `reflash status`: what is installed, and how the last recoveries went.
 
+mod standing;
+
 use serde_json::{Value, json};
 
 use super::answer::{Exit, Failure, complain, print};
-use super::context::keys;
+use super::context::{keys, safe_start};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
+use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::state::{InstalledRecord, StatePartition};
-use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks};
+use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
+use standing::StandingReport;
+pub(super) use standing::look_for_undo;
 
 /// Attempts shown to a person; JSON has all that are kept.
 const SHOWN: usize = 5;
@@ -33,7 +38,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let variables: serde_json::Map<String, Value> =
         env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     let events = last_lines(&mounted.state, EVENTS);
-    let (attempts, marks) = read_blackbox(&mounted.state);
+    let recorded = BlackBox::open_read_only(&mounted.state.blackbox_path()).ok();
+    let (attempts, marks) = recorded.as_ref().map_or_else(Default::default, |open| (open.attempts(), open.marks()));
+    let standing = StandingReport::of(&mounted, &keys, record.as_ref(), &env, recorded.as_ref());
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
     let answer = json!({
         "installed": installed.as_ref().map(|manifest| json!({
@@ -41,16 +48,19 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             "channel": manifest.channel, "created_unix_s": manifest.created_unix_s,
             "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
         })),
-        "boot_environment": variables,
+        "boot_environment": variables, "safe_start": safe_start(),
+        "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
+        "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
         "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
         "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
     });
     print(options, &answer, || {
         format!(
-            "{}\n{}\nrecoveries, the last one first:\n{}",
+            "{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
-            boot_line(&env),
-            attempt_lines(&attempts, marks)
+            safe_line() + &boot_line(&env),
+            standing.lines(),
+            attempt_lines(attempts, marks)
         )
     })?;
     Ok(if installed.is_some() { Exit::Done } else { Exit::No })
@@ -63,6 +73,14 @@ fn installed_line(installed: Option<&Manifest>) -> String {
         }
         None => "no release is recorded as installed".to_owned(),
     }
+}
+
+/// What a safe start is, as a line of its own; nothing in a normal one.
+fn safe_line() -> String {
+    safe_start().map_or_else(String::new, |number| {
+        let hours = this_boot::pause_before_normal_start(number).as_secs() / 3600;
+        format!("SAFE START {number}, without the machine's own settings; a normal start is tried {hours} h after it\n")
+    })
 }
 
 /// How this boot stands with GRUB: its tries, and the slots of the recovery partition.
@@ -83,15 +101,6 @@ fn attempt_lines(attempts: &[Attempt], marks: Marks) -> String {
     if shown.is_empty() { "none is recorded".to_owned() } else { shown.join("\n") }
 }
 
-/// Reads the attempts of the black box; an unreadable box counts as empty.
-fn read_blackbox(state: &StatePartition) -> (Vec<Attempt>, Marks) {
-    let path = state.blackbox_path();
-    match BlackBox::open_read_only(&path) {
-        Ok(open) => (open.attempts().to_vec(), open.marks()),
-        Err(_) => (Vec::new(), Marks::default()),
-    }
-}
-
 /// One attempt in a few lines.
 fn described(attempt: &Attempt, marks: Marks) -> String {
     let outcome = match attempt.outcome {
@@ -109,11 +118,10 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).fold(0, u64::saturating_add) / 1000;
     let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
     if let Some(refused) = &attempt.refused {
-        let release = match (&refused.version, refused.serial) {
-            (Some(version), Some(serial)) => format!("release {version} (serial {serial})"),
-            _ => "the release".to_owned(),
-        };
-        text += &format!("\n     instead of {release}, which was refused: {}", refused.why);
+        text += &format!("\n     instead of {}, which was refused: {}", named(refused), refused.why);
+    }
+    if let Some(undone) = &attempt.undone {
+        text += &format!("\n     instead of {}, which was taken back: {}", named(undone), undone.why);
     }
     if let Some(totals) = &attempt.totals {
         text += &format!(
@@ -132,6 +140,13 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
         text += &format!("\n     {error}");
     }
     text
+}
+
+fn named(release: &RefusedRelease) -> String {
+    match (&release.version, release.serial) {
+        (Some(version), Some(serial)) => format!("release {version} (serial {serial})"),
+        _ => "the release".to_owned(),
+    }
 }
 
 fn last_lines(state: &StatePartition, count: usize) -> Vec<String> {

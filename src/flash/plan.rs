@@ -94,7 +94,11 @@ impl Plan {
         let mut needed: Vec<StoredChunkNo> = destinations.iter().map(|(stored, _)| *stored).collect();
         needed.dedup();
         let requests = coalesce(patched.as_ref().map_or(index, |patched| &patched.index), &needed);
-        totals.download_bytes = requests.iter().map(|request| request.range.end - request.range.start).sum();
+        let (local, network): (Vec<&Request>, Vec<&Request>) =
+            requests.iter().partition(|request| patched.as_ref().is_some_and(|patched| patched.is_local(request.pack)));
+        let sum =
+            |requests: Vec<&Request>| requests.iter().map(|request| request.range.end - request.range.start).sum();
+        (totals.kept_bytes, totals.download_bytes) = (sum(local), sum(network));
         Self { zero, moves, requests, patched, destinations, totals }
     }
 
@@ -110,6 +114,12 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.totals.changed_bytes() == 0
+    }
+
+    /// Whether a request reads what is kept on the partition itself.
+    #[must_use]
+    pub fn is_local(&self, request: &Request) -> bool {
+        self.patched.as_ref().is_some_and(|patched| patched.is_local(request.pack))
     }
 
     /// Iterates over the chunks of the image that a fetched stored chunk has to be written to.

@@ -41,6 +41,19 @@ impl<'i> Scan<'i> {
         comparer.into_scan()
     }
 
+    /// Reads only these chunks. The others count as wrong.
+    #[must_use]
+    pub fn of_chunks(
+        index: &'i Index,
+        chunks: impl Iterator<Item = ChunkNo>,
+        target: &dyn BlockTarget,
+        done: &Done,
+    ) -> Self {
+        let comparer = Comparer::new(index, &Comparison::nothing_right(index));
+        comparer.compare_all(target, &groups(index, chunks), MAX_READERS, done);
+        comparer.into_scan()
+    }
+
     /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie after the
     /// image, up to `search_bytes`: they may belong elsewhere. At most [`MAX_BLOCKS`] are hashed.
     #[must_use]

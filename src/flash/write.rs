@@ -17,7 +17,7 @@
 //! | `read_behind` | reads back what was written while the rest is written |
 
 mod again;
-mod content;
+pub(in crate::flash) mod content;
 mod error;
 mod gate;
 mod head;

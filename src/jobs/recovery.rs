@@ -11,10 +11,14 @@ mod partition;
 mod planning;
 mod release;
 mod renew;
+mod retention;
 mod rewrite;
+mod undo;
 
 use crate::boot::env::WritePermit;
+use crate::fetch::Source;
 use crate::flash::plan::Comparison;
+use crate::flash::undo::Nowhere;
 use crate::flash::verify::Verified;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
@@ -23,11 +27,12 @@ use crate::record::totals::Totals;
 use crate::release::manifest::Manifest;
 pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
-pub use job::{Identity, Policy, RecoveryJob, Resources};
+pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
 pub use partition::{RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use release::{check_room, fetch_file, fetch_release};
 use renew::NetworkUse;
+use retention::Retention;
 
 /// Report of a finished recovery.
 #[derive(Debug)]
@@ -70,14 +75,47 @@ fn make_equal(
     record: Option<&InstalledRecord>,
     release: &IndexedRelease,
 ) -> Result<RecoveryReport, RecoveryError> {
-    let planned = planning::compare_and_plan(job, record, release)?;
+    let retention = Retention::of(job, record, release);
+    let planned = compare_and_plan(job, record, release, &retention)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
     release::note_choice(job, release);
-    let permit = commit::permit(job, release.manifest.serial, NetworkUse::Allowed)?;
-    let verified = rewrite::until_verified(job, &release.index, planned, &permit)?;
+    let permit = commit::permit(job, release, NetworkUse::Allowed)?;
+    retention.carry_out(job, planned.change(&release.index));
+    let verified = rewrite::until_verified(job, &release.index, planned, retention.chunks(), &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))
+}
+
+/// Compares and plans, and adds how much room it takes to keep what an undo needs.
+fn compare_and_plan(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: &IndexedRelease,
+    retention: &Retention,
+) -> Result<Planned, RecoveryError> {
+    let mut planned = planning::compare_and_plan(job, record, release, retention.chunks())?;
+    let room = planned.change(&release.index).map(|change| retention.room(job, change));
+    planned.add_room(room.unwrap_or_default());
+    Ok(planned)
+}
+
+/// Makes the partition equal to the release that is kept on it, whatever its serial is. The source of the job is not
+/// asked: without `network` nothing but the partition is read, and with it only what is damaged there or missing.
+///
+/// What is kept stays as it is, so that an undo that is cut goes on where it was.
+///
+/// # Errors
+/// [`RecoveryError::Undo`] before anything is written, if something is missing; else as [`run`].
+pub fn undo(job: &RecoveryJob<'_>, network: Option<&dyn Source>) -> Result<RecoveryReport, RecoveryError> {
+    let (release, chunks, planned) = undo::plan_back(job, network.is_some())?;
+    let job = &job.with_source(network.unwrap_or(&Nowhere));
+    let totals = planned.totals(&release);
+    planned.announce(job.journal);
+    let permit = commit::permit(job, &release, NetworkUse::Forbidden)?;
+    let verified = rewrite::until_verified(job, &release.index, planned, Some(&chunks), &permit)?;
+    let committed = commit(job, &release, verified, permit, NetworkUse::Forbidden)?;
+    Ok(report(&release, totals, committed))
 }
 
 /// Compares the partition with the installed release.
@@ -105,7 +143,7 @@ pub fn start_again(
 ) -> Result<RecoveryReport, RecoveryError> {
     let Manifest { version, serial, .. } = &installed.manifest;
     job.journal.report(Event::SystemIntact { version, serial: *serial });
-    let permit = commit::permit(job, *serial, NetworkUse::Forbidden)?;
+    let permit = commit::permit(job, installed, NetworkUse::Forbidden)?;
     let committed = commit(job, installed, verified, permit, NetworkUse::Forbidden)?;
     Ok(report(installed, Totals::nothing_to_do(installed.index.image_bytes()), committed))
 }
@@ -116,7 +154,19 @@ pub fn start_again(
 /// As [`run`], up to the plan.
 pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<(Manifest, Totals), RecoveryError> {
     let release = release::fetch_indexed(job, record)?;
-    let totals = planning::compare_and_plan(job, record, &release)?.totals(&release);
+    let retention = Retention::of(job, record, &release);
+    let totals = compare_and_plan(job, record, &release, &retention)?.totals(&release);
+    Ok((release.manifest, totals))
+}
+
+/// Finds out what [`undo`] would do without a network, without changing anything. The whole partition is compared, and
+/// every kept chunk that it would take is checked: unlike [`crate::flash::undo::possible`], this proves it.
+///
+/// # Errors
+/// As [`undo`], up to the plan.
+pub fn estimate_undo(job: &RecoveryJob<'_>) -> Result<(Manifest, Totals), RecoveryError> {
+    let (release, _, planned) = undo::plan_back(job, false)?;
+    let totals = planned.totals(&release);
     Ok((release.manifest, totals))
 }
 
@@ -130,9 +180,11 @@ pub fn write_only(
     record: Option<&InstalledRecord>,
 ) -> Result<(Manifest, Totals), RecoveryError> {
     let release = release::fetch_indexed(job, record)?;
-    let planned = planning::compare_and_plan(job, record, &release)?;
+    let retention = Retention::of(job, record, &release);
+    let planned = compare_and_plan(job, record, &release, &retention)?;
     let totals = planned.totals(&release);
     planned.announce(job.journal);
+    retention.carry_out(job, planned.change(&release.index));
     if let Planned::Differs(comparison, plan) = planned {
         rewrite::unproven(job, &release.index, &comparison, &plan)?;
     }

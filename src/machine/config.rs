@@ -19,6 +19,8 @@ mod kinds;
 mod network;
 pub mod reference;
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
@@ -73,6 +75,10 @@ keys::keys! {
         /// Seconds that an intact system waits in recovery for a release that cannot be had, before it is started
         /// again.
         offline_s as offline: Seconds<1, 86_400>, default "600";
+        /// Seconds that a start of the system has for calling itself good, from when its data was checked. One that has
+        /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
+        /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
+        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s";
     }
 
     /// Where the machine posts how its recoveries go and went.
@@ -96,6 +102,23 @@ keys::keys! {
         disk as disk: DiskTable, default "removable=false", argument "disk";
     }
 }
+
+/// The kind of `boot.good_within_s`, which the first step of the system's boot reads alone.
+type GoodWithin = SecondsOrNever<30, 86_400>;
+
+impl BootLayer {
+    /// Checks `boot.good_within_s` alone, for a caller to which the rest is of no use. `None`: nothing is watched.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for one that is out of range.
+    pub fn good_within(&self) -> Result<Option<Duration>, ConfigError> {
+        let written = self.good_within_s.map_or_else(|| keys::read::<GoodWithin>(GOOD_WITHIN, "600"), Ok)?;
+        GoodWithin::check(GOOD_WITHIN, written)
+    }
+}
+
+/// The key's name in errors.
+const GOOD_WITHIN: &str = "boot.good_within_s";
 
 /// One configuration file as written. Every key may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

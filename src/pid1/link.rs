@@ -31,6 +31,8 @@ pub enum WorkPart {
     State,
     /// The comparison of the system with the record of the installed release.
     Comparison,
+    /// What is kept of the release before, and going back to it.
+    Undo,
     /// The renewal of the recovery.
     Renewal,
     /// Reports of progress and of earlier attempts.
@@ -46,6 +48,7 @@ impl fmt::Display for WorkPart {
             Self::RemovableDisks => f.write_str("disks that can be pulled out"),
             Self::State => f.write_str("the content of the state partition"),
             Self::Comparison => f.write_str("the comparison with the installed release"),
+            Self::Undo => f.write_str("the undo"),
             Self::Renewal => f.write_str("the renewal of the recovery"),
             Self::Reports => f.write_str("reports to a server"),
         }

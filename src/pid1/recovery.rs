@@ -10,8 +10,11 @@
 //! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
 //! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
 //! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
+//! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
 //! | comparison | plan | compares the system with the record, unless a release was asked for | `setup` |
-//! | decision | | start the intact system, fetch a release, or park ([`decide`]) | |
+//! | decision | | start the intact system, take it back, fetch a release, or park ([`decide`](crate::boot::decide)) | `course` |
+//! | without a release | | starts the system, normally or safely, goes back, or waits | `without` |
+//! | undo | plan, write, verify, commit | goes back to the release that is kept, without a network | `undo` |
 //! | network | network | brings it up, unless the release is on a USB drive or a medium; posts reports | `online` |
 //! | installation | manifest, plan, write, verify, commit | [`jobs::recovery::run`](crate::jobs::recovery::run), again until it succeeds or the disk is broken | `install` |
 //! | restart | | posts the last reports; GRUB then starts the system | `ending` |
@@ -20,6 +23,7 @@
 //! process, PID 1 starts it again, and it goes on where it was: to be killed is no more than a power cut.
 
 mod boot_medium;
+mod course;
 mod drivers;
 mod ending;
 mod error;
@@ -32,26 +36,24 @@ mod robot_disk;
 mod settle;
 mod setup;
 mod sources;
+mod standing;
 mod trial;
+mod undo;
 mod usb_release;
+mod without;
 
 use std::sync::Arc;
 
 use super::link::{Handover, WorkPart};
 use super::{console, worker};
-use crate::boot::decide::{self, BootDecision, Recoveries};
 use crate::chain::chain;
-use crate::fetch::{Mirrors, RetryPolicy, Source};
+use crate::fetch::RetryPolicy;
 use crate::jobs::factory_reset;
-use crate::jobs::recovery::{self, RecoveryJob};
 use crate::machine::config::{Action, BootArgs, Layer};
-use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::Journal;
-use crate::record::report::Ending;
 use ending::{NextState, start_over};
 use error::SetupError;
-use online::Online;
-use setup::{Compared, Setup};
+use setup::Setup;
 use sources::SupervisedSource;
 
 /// Rounds over all mirrors before the recovery's own update is given up until the next release. A transfer that makes
@@ -88,7 +90,7 @@ fn recover(handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, Set
     }
 }
 
-/// Runs everything up to the decision, which needs no network.
+/// Runs everything up to the decision, which needs no network, and carries it out.
 fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let setup = Setup::new(args, over, handover, journal)?;
     if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
@@ -99,65 +101,11 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
     let bounded_mirrors = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(RENEWAL_ROUNDS));
     let for_renewal = SupervisedSource::new(WorkPart::Renewal, Box::new(bounded_mirrors));
     let job = setup.job(&mirrors, &for_renewal);
-    // A release that was asked for is not kept waiting by a comparison.
-    let compared = if setup.reason.is_requested() { Compared::Unknown } else { setup.compare(&job) };
-    let decision = decide::decide(&setup.situation(&compared));
-    match (decision, compared) {
-        (BootDecision::Start, Compared::Intact(proof, installed)) => {
-            let report = recovery::start_again(&job, proof, &installed)?;
-            worker::done();
-            setup.finish(AttemptOutcome::Started);
-            Ok(NextState::Reboot(format!("{} is intact: starting it", report.version)))
-        }
-        (decision, _) => fetch(&setup, &mirrors, &job, decision),
+    let next = course::run(&setup, &mirrors, &job);
+    if next.is_ok()
+        && let Err(error) = undo::offer(&setup)
+    {
+        journal.warn(&format!("the boot menu cannot offer what an undo leads back to: {}", chain(&error)));
     }
-}
-
-/// Runs when the decision is to fetch a release, now or, parked, once a newer one is published.
-fn fetch(
-    setup: &Setup,
-    mirrors: &Mirrors,
-    job: &RecoveryJob<'_>,
-    decision: BootDecision,
-) -> Result<NextState, SetupError> {
-    let is_parked = decision == BootDecision::Park;
-    // From then on an intact system is started instead.
-    let may_start = matches!(decision, BootDecision::Fetch { or_start: true });
-    let mut deadline = may_start.then(|| setup.began + setup.config.offline);
-    if is_parked {
-        park(setup);
-    }
-    if sources::are_at_hand(&setup.config, &setup.journal) {
-        return install::until_installed(&Online::without_network(setup), mirrors, job, None);
-    }
-    let online = loop {
-        if let Some(online) = Online::bring_up(setup, deadline)? {
-            break online;
-        }
-        if let Some(next) = install::start_if_intact(setup, job, "no release is available")? {
-            return Ok(next);
-        }
-        deadline = None;
-    };
-    let next = if is_parked {
-        online.settle(Ending::Failed);
-        install::until_another(&online, mirrors, job, setup.recoveries.serial)
-    } else {
-        if !setup.reason.is_requested() && !setup.usb_release.is_there() {
-            sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
-        }
-        install::until_installed(&online, mirrors, job, deadline)
-    };
-    online.close();
     next
-}
-
-/// Reports and records that this machine waits for another release.
-fn park(setup: &Setup) {
-    let Recoveries { serial, count } = setup.recoveries;
-    setup.journal.warn(&format!(
-        "parked: release {serial} was installed {count} times without a good boot; waiting for a release \
-         with a higher serial. \"Recover/Reflash\" in the boot menu writes this one again"
-    ));
-    setup.finish(AttemptOutcome::Parked);
 }

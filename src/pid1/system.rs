@@ -6,29 +6,32 @@
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
 
 mod hostname;
+mod leave;
+mod messages;
+mod safe_network;
 
 use std::fmt;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::boot::disk_record;
+use crate::boot::{disk_record, this_boot};
 use crate::chain::chain;
 use crate::disk::{self, DiskSearch, FindError, ReadRecord, Which};
 use crate::machine::drivers::{Coldplug, Loader, ModuleError};
+use crate::pid1::boot_watch;
 use crate::pid1::link::{Handover, WORKER, WorkPart};
 use crate::pid1::supervisor::deaths::{Deaths, WorkerLife};
 use crate::pid1::supervisor::each_report;
 use crate::pid1::worker;
 use crate::sys::init;
-use crate::sys::kmsg::{Kmsg, Level};
 use crate::sys::mount::{self, Mount, MountError};
 use crate::sys::power;
 use crate::sys::process::{self, ProcessEnding};
 use crate::sys::{block, ext4};
+use messages::{log, say};
 
 /// Mount point of the system partition, which becomes `/`.
 const ROOT: &str = "/sysroot";
@@ -307,6 +310,11 @@ pub fn run() -> ! {
 
 /// Starts systemd. Returns only an error, since otherwise this process becomes systemd.
 fn start() -> SysrootError {
+    if let Err(error) = bring_up() {
+        return error;
+    }
+    // Lives until this process has become systemd, by which the watch knows.
+    let _watch = boot_watch::start().inspect_err(|error| say(&format!("this start is not watched: {error}")));
     match have_prepared() {
         Ok(()) => match mount::switch_root(Path::new(ROOT), Path::new(INIT), &[]) {
             Ok(never) => match never {},
@@ -316,11 +324,13 @@ fn start() -> SysrootError {
     }
 }
 
+fn bring_up() -> Result<(), SysrootError> {
+    init::bring_up()?.iter().for_each(|note| say(note));
+    Ok(())
+}
+
 /// Has a worker put the file systems together, and another one if it dies.
 fn have_prepared() -> Result<(), SysrootError> {
-    for note in init::bring_up()? {
-        say(&note);
-    }
     let mut deaths = Deaths::default();
     let mut died = None;
     for _ in 0..MAX_WORKERS {
@@ -339,7 +349,7 @@ fn have_prepared() -> Result<(), SysrootError> {
         died = Some(obituary);
         // A check of the data partition that it left behind must not meet a second one, and what it had mounted is in
         // the way of the next one.
-        process::wait_for_all();
+        process::wait_for_group();
         mount::release_disks();
     }
     Err(SysrootError::Worker)
@@ -398,24 +408,11 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         Ok(None) => {}
         Err(error) => say(&format!("the host name stays that of the image: {}", chain(&error))),
     }
+    let safe_start = this_boot::safe_start(&command_line);
+    for problem in leave::for_the_system(&found.layout, Path::new(ROOT), &command_line, safe_start) {
+        say(&problem);
+    }
     Ok(())
-}
-
-/// Writes to the kernel log, where the system's journal finds it.
-fn log(text: &str) {
-    if let Ok(kmsg) = Kmsg::open() {
-        let _ = kmsg.write(Level::Info, text);
-    }
-}
-
-/// Writes to every console, for a person, and to the kernel log.
-fn say(text: &str) {
-    log(text);
-    for console in init::consoles() {
-        if let Ok(mut console) = fs::OpenOptions::new().write(true).open(console) {
-            let _ = write!(console, "reflash: {text}\r\n");
-        }
-    }
 }
 
 #[cfg(test)]

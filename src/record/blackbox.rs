@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::decide::Recoveries;
+use crate::boot::worth::Worth;
 use crate::record::event::Phase;
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
@@ -75,7 +76,7 @@ pub struct PhaseRecord {
     pub failed: bool,
 }
 
-/// A release that an attempt was to install, and did not.
+/// A release that an attempt was to install, and did not, or that it took back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedRelease {
     /// Version of the release, if that became known.
@@ -84,7 +85,7 @@ pub struct RefusedRelease {
     /// Serial of the release, if that became known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
-    /// The reason for which it was not installed.
+    /// The reason for which it was not installed, or was taken back.
     pub why: String,
 }
 
@@ -113,6 +114,11 @@ pub struct Attempt {
     /// those of the release that was repaired or started instead. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<RefusedRelease>,
+    /// Release that was taken back, where the attempt went back to the one before it: `version` and `serial` are then
+    /// those of the release that is installed again. Unknown to agents of version 0.1.0, for which such an attempt
+    /// installed a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone: Option<RefusedRelease>,
     /// Phases in the order in which they began.
     pub phases: Vec<PhaseRecord>,
     /// Quantities of the first plan.
@@ -255,6 +261,45 @@ impl BlackBox {
         found
     }
 
+    /// Whether a boot of the installed release, which has this serial, called itself good, as far as the attempts that
+    /// are kept show that: the second witness where the boot environment is lost.
+    #[must_use]
+    pub fn worth(&self, serial: u64) -> Worth {
+        let through = self.marks.good_through;
+        // Without an outcome it may have installed the release all the same: power was cut right after that.
+        let is_of_it = |attempt: &Attempt| {
+            attempt.serial == Some(serial)
+                && matches!(attempt.outcome, Some(AttemptOutcome::Installed | AttemptOutcome::Started) | None)
+        };
+        for attempt in self.attempts.iter().rev() {
+            let installed = attempt.outcome == Some(AttemptOutcome::Installed);
+            if is_of_it(attempt) {
+                // Only what was good is gone back to.
+                if attempt.id <= through || (installed && attempt.undone.is_some()) {
+                    return Worth::Before;
+                }
+            } else if installed {
+                // Another release was there before, and no attempt since then was followed by a good boot.
+                return Worth::Never;
+            }
+        }
+        // The first attempt of all is the one that made the robot.
+        match self.attempts.first() {
+            Some(first) if first.id == 1 => Worth::Never,
+            _ => Worth::Unknown,
+        }
+    }
+
+    /// Releases that were taken back, the last one first, each with the attempt that did so.
+    pub fn undone(&self) -> impl Iterator<Item = (&Attempt, &RefusedRelease)> {
+        let taken_back = |attempt: &Attempt| attempt.outcome == Some(AttemptOutcome::Installed);
+        self.attempts
+            .iter()
+            .rev()
+            .filter(move |attempt| taken_back(attempt))
+            .filter_map(|attempt| Some((attempt, attempt.undone.as_ref()?)))
+    }
+
     /// Number of attempts in a row, up to the last one, that gave up.
     #[must_use]
     pub fn failures_in_a_row(&self) -> u32 {
@@ -362,11 +407,48 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attempt, AttemptOutcome, BlackBox, KEPT, Marks, SLOT_BYTES};
+    use super::{Attempt, AttemptOutcome, BlackBox, KEPT, Marks, RefusedRelease, SLOT_BYTES};
+    use crate::boot::worth::Worth;
     use std::os::unix::fs::FileExt;
 
     fn attempt(id: u64, outcome: Option<AttemptOutcome>) -> Attempt {
         Attempt { id, outcome, reason: "tries".into(), serial: Some(7), ..Attempt::default() }
+    }
+
+    #[test]
+    fn the_attempts_bear_witness_to_what_was_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let box_of = |name: &str, through: u64, attempts: &[(u64, Option<AttemptOutcome>, u64, bool)]| {
+            let mut open = BlackBox::open(&dir.path().join(name)).unwrap();
+            for (id, outcome, serial, undone) in attempts {
+                let undone = undone.then(RefusedRelease::default);
+                let attempt = Attempt { serial: Some(*serial), undone, ..attempt(*id, *outcome) };
+                open.record(&attempt).unwrap();
+            }
+            open.mark(Marks { good_through: through, ..Marks::default() }).unwrap();
+            open.worth(8)
+        };
+        let (installed, started) = (Some(AttemptOutcome::Installed), Some(AttemptOutcome::Started));
+        let failed = Some(AttemptOutcome::Failed);
+        assert_eq!(box_of("empty", 0, &[]), Worth::Unknown);
+        assert_eq!(box_of("first", 0, &[(1, installed, 8, false)]), Worth::Never);
+        assert_eq!(box_of("first-good", 1, &[(1, installed, 8, false)]), Worth::Before);
+        let update = [(4, installed, 7, false), (5, installed, 8, false)];
+        assert_eq!(box_of("update", 4, &update), Worth::Never);
+        assert_eq!(box_of("update-good", 5, &update), Worth::Before);
+        // Good once, and then recovered twice without a good boot.
+        let later = [(5, installed, 8, false), (6, started, 8, false), (7, installed, 8, false)];
+        assert_eq!(box_of("good-once", 5, &later), Worth::Before);
+        assert_eq!(box_of("later", 4, &later), Worth::Unknown);
+        // Cut between the commit and the outcome.
+        assert_eq!(box_of("cut", 4, &[(4, installed, 7, false), (5, None, 8, false)]), Worth::Never);
+        assert_eq!(box_of("cut-good", 5, &[(4, installed, 7, false), (5, None, 8, false)]), Worth::Before);
+        // Another release was looked for in vain.
+        let vain = [(5, installed, 8, false), (6, failed, 9, false)];
+        assert_eq!(box_of("vain", 5, &vain), Worth::Before);
+        assert_eq!(box_of("vain-never", 4, &vain), Worth::Unknown);
+        // Gone back to.
+        assert_eq!(box_of("undone", 3, &[(4, installed, 9, false), (5, installed, 8, true)]), Worth::Before);
     }
 
     #[test]

@@ -111,6 +111,17 @@ pub enum Event<'a> {
         /// Serial of the recorded release.
         serial: u64,
     },
+    /// The installed release is taken back, and the one that is kept is installed again.
+    UndoBegan {
+        /// Version of the release that is kept.
+        version: &'a str,
+        /// Serial of the release that is kept.
+        serial: u64,
+        /// Version and serial of the release that is taken back, if they are known.
+        undone: Option<(&'a str, u64)>,
+        /// The reason for which it is taken back.
+        why: &'a str,
+    },
     /// The first plan is made.
     Planned(Totals),
     /// The partition differs from the installed release in these byte ranges.
@@ -129,6 +140,12 @@ impl fmt::Display for Event<'_> {
             // Why stands in the line before.
             Self::ReleaseRefused { .. } => f.write_str("the release is refused"),
             Self::RepairBegan { version, .. } => write!(f, "repairing the installed release {version} instead"),
+            Self::UndoBegan { version, serial, undone: Some((undone, _)), why } => {
+                write!(f, "undo: {undone} is taken back, since {why}; going back to {version} (serial {serial})")
+            }
+            Self::UndoBegan { version, serial, undone: None, why } => {
+                write!(f, "undo: going back to {version} (serial {serial}), since {why}")
+            }
             Self::Planned(totals) => totals.fmt(f),
             Self::Damaged(ranges) => {
                 write!(f, "it differs from the installed release at {}", ranges_for_people(ranges))

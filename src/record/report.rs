@@ -59,6 +59,7 @@ pub struct Pending {
     through: u64,
     machine: ReportedMachine,
     attempts: Vec<Attempt>,
+    safe_start: Option<u32>,
 }
 
 impl Pending {
@@ -68,7 +69,15 @@ impl Pending {
         let reported = open.marks().reported_through;
         let is_new = |attempt: &&Attempt| attempt.id > reported && attempt.is_over(open.next_id());
         let attempts: Vec<Attempt> = open.attempts().iter().filter(is_new).cloned().collect();
-        Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts })
+        Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts, safe_start: None })
+    }
+
+    /// Collects the same in the safe start of this number, which is something to report by itself.
+    #[must_use]
+    pub fn in_safe_start(open: &BlackBox, machine: &ReportedMachine, number: u32) -> Self {
+        let through = open.marks().reported_through;
+        let alone = Self { through, machine: machine.clone(), attempts: Vec::new(), safe_start: None };
+        Self { safe_start: Some(number), ..Self::of(open, machine).unwrap_or(alone) }
     }
 
     /// Posts the attempts.
@@ -77,7 +86,7 @@ impl Pending {
     /// What the transfer met. The attempts are reported with the next ones.
     pub fn post(&self, url: &str, options: &FetchOptions) -> Result<(), FetchError> {
         let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
-        let document = wire::attempts_post(&self.machine, &self.attempts).map_err(|cause| {
+        let document = wire::safe_start_post(&self.machine, &self.attempts, self.safe_start).map_err(|cause| {
             FetchError::new(FetchErrorKind::Local, url, "the report cannot be formatted").because(cause)
         })?;
         fetch::Http::new(url, &quick)?.post_json(&document)

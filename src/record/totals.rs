@@ -20,6 +20,21 @@ pub struct Totals {
     pub write_bytes: u64,
     /// Bytes to download, the gaps between coalesced ranges included.
     pub download_bytes: u64,
+    /// Bytes to read from what is kept on the partition itself, in place of a download.
+    #[serde(skip_serializing_if = "is_none")]
+    pub kept_bytes: u64,
+    /// Bytes that it takes, by estimate, to keep what an undo needs; 0 where nothing is to be kept.
+    #[serde(skip_serializing_if = "is_none")]
+    pub undo_needed_bytes: u64,
+    /// Bytes that are free for that behind the image.
+    #[serde(skip_serializing_if = "is_none")]
+    pub undo_room_bytes: u64,
+}
+
+/// Whether a quantity is left out of JSON, which had none of the kind before.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Totals {
@@ -47,6 +62,17 @@ impl fmt::Display for Totals {
             bytes(self.move_bytes),
             bytes(self.write_bytes),
             bytes(self.zero_bytes)
-        )
+        )?;
+        if self.kept_bytes > 0 {
+            write!(f, "; to take {} from what is kept on the disk", bytes(self.kept_bytes))?;
+        }
+        let (needed, there) = (bytes(self.undo_needed_bytes), bytes(self.undo_room_bytes));
+        match self.undo_needed_bytes {
+            0 => Ok(()),
+            needed_bytes if needed_bytes <= self.undo_room_bytes => {
+                write!(f, "; to keep for an undo about {needed} of {there} behind the image")
+            }
+            _ => write!(f, "; an undo would need about {needed} behind the image, where {there} are free"),
+        }
     }
 }

@@ -47,6 +47,10 @@ pub fn log_line(entry: &Entry<'_>) -> Option<String> {
         Event::ReleaseFound { version, serial, .. }
         | Event::SystemIntact { version, serial }
         | Event::RepairBegan { version, serial } => ("note", None, json!({ "version": version, "serial": serial })),
+        Event::UndoBegan { version, serial, undone, .. } => {
+            let undone = undone.map(|(version, serial)| json!({ "version": version, "serial": serial }));
+            ("note", None, json!({ "version": version, "serial": serial, "undone": undone }))
+        }
         Event::Planned(totals) => ("note", None, json!(totals)),
         Event::Damaged(ranges) => {
             let pairs: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start, range.end]).collect();
@@ -170,6 +174,9 @@ pub struct Post {
     /// Attempts that ended and were not reported before, oldest first.
     #[serde(default)]
     pub attempts: Vec<ReportedAttempt>,
+    /// Number of the safe start that the machine is in; `None` for a normal one.
+    #[serde(default)]
+    pub safe_start: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -184,6 +191,8 @@ struct AttemptsPost<'a> {
     format: u32,
     machine: &'a ReportedMachine,
     attempts: &'a [Attempt],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    safe_start: Option<u32>,
 }
 
 /// Formats a post about the recovery that is going on.
@@ -199,12 +208,26 @@ pub fn progress_post(machine: &ReportedMachine, progress: &ReportedProgress) -> 
 /// # Errors
 /// Never for these types; the caller goes on without the post.
 pub fn attempts_post(machine: &ReportedMachine, attempts: &[Attempt]) -> serde_json::Result<String> {
-    serde_json::to_string(&AttemptsPost { format: FORMAT, machine, attempts })
+    safe_start_post(machine, attempts, None)
+}
+
+/// Formats a post about attempts that ended, of a machine that may be in the safe start of this number.
+///
+/// # Errors
+/// Never for these types; the caller goes on without the post.
+pub fn safe_start_post(
+    machine: &ReportedMachine,
+    attempts: &[Attempt],
+    safe_start: Option<u32>,
+) -> serde_json::Result<String> {
+    serde_json::to_string(&AttemptsPost { format: FORMAT, machine, attempts, safe_start })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Ending, Open, Post, ReportedMachine, ReportedProgress, attempts_post, log_line, progress_post};
+    use super::{
+        Ending, Open, Post, ReportedMachine, ReportedProgress, attempts_post, log_line, progress_post, safe_start_post,
+    };
     use crate::record::blackbox::{Attempt, AttemptOutcome, PhaseRecord};
     use crate::record::event::{Entry, Event, Phase};
     use crate::record::progress::Gauge;
@@ -215,8 +238,15 @@ mod tests {
     #[test]
     fn lines_of_the_event_log_stay_as_they_are() {
         let ranges = [0..4096, 8192..12288];
-        let totals =
-            Totals { image_bytes: 9, right_bytes: 1, zero_bytes: 2, move_bytes: 3, write_bytes: 4, download_bytes: 5 };
+        let totals = Totals {
+            image_bytes: 9,
+            right_bytes: 1,
+            zero_bytes: 2,
+            move_bytes: 3,
+            write_bytes: 4,
+            download_bytes: 5,
+            ..Totals::default()
+        };
         let duration = Duration::from_micros(1_500_700);
         let found = Event::ReleaseFound { version: "2.0", serial: 9, signed_by: "a.pub" };
         for (event, expected) in [
@@ -267,13 +297,17 @@ mod tests {
             ..ReportedProgress::default()
         };
         let post: Post = serde_json::from_str(&progress_post(&machine, &progress).unwrap()).unwrap();
-        assert_eq!(post, Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new() });
+        let expected =
+            Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new(), safe_start: None };
+        assert_eq!(post, expected);
         let phases = vec![PhaseRecord { phase: Phase::Init, duration_ms: None, failed: false }];
         let outcome = Some(AttemptOutcome::Parked);
         let attempt = Attempt { id: 3, reason: "tries".into(), phases, outcome, ..Attempt::default() };
         let post: Post = serde_json::from_str(&attempts_post(&machine, &[attempt]).unwrap()).unwrap();
         assert_eq!((post.machine, post.progress), (machine, None));
         assert_eq!(post.attempts[0].outcome, Some(Open::Known(AttemptOutcome::Parked)));
+        let text = safe_start_post(&ReportedMachine::default(), &[], Some(2)).unwrap();
+        assert_eq!(serde_json::from_str::<Post>(&text).unwrap().safe_start, Some(2));
     }
 
     #[test]

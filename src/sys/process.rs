@@ -109,9 +109,10 @@ fn oom_kills_of(vmstat: &str) -> Option<u64> {
     vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
-/// Waits until no child is left: not even programs that a worker started and left behind.
-pub fn wait_for_all() {
-    while !matches!(waitpid(None, None), Err(nix::errno::Errno::ECHILD)) {}
+/// Waits until no child of this process group is left: not even programs that a worker started and left behind. One of
+/// another group, as [`companion`](super::companion) starts it, lives on.
+pub fn wait_for_group() {
+    while !matches!(waitpid(Pid::from_raw(0), None), Err(nix::errno::Errno::ECHILD)) {}
 }
 
 fn is(ended: Pid, pid: u32) -> bool {

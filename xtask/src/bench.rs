@@ -13,6 +13,7 @@ mod median;
 mod peers;
 mod report;
 mod served;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,6 +36,7 @@ use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{BenchRun, OURS, Results};
 use served::{PRODUCT, Served};
+use undo::{UndoCase, UndoRun};
 
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
 struct Case {
@@ -85,9 +87,9 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     let images = BenchImages::find_or_build(paths, options, assume_yes, &work)?;
     let served = Served::open(work.join(if options.quick { "served-quick" } else { "served" }), &images)?;
-    let cases = cases(&images, options);
+    let (cases, undone) = (cases(&images, options), undone(&images, options));
     for wanted in &options.cases {
-        let known: Vec<&str> = cases.iter().map(|case| case.name).collect();
+        let known: Vec<&str> = cases.iter().map(|case| case.name).chain(undone.iter().map(|case| case.name)).collect();
         ensure!(
             known.contains(&wanted.as_str()),
             "there is no case {wanted:?} with these images; docs/benchmark.md lists them"
@@ -99,7 +101,9 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     if !secret.exists() {
         keygen::generate(&keys, None)?;
     }
-    served.publish(cases.iter().map(|case| (case.channel, case.image.as_path())), &images.old, &secret)?;
+    let updates = undone.iter().filter_map(|case| Some((case.channel, images.of(case.channel)?)));
+    let published = cases.iter().map(|case| (case.channel, case.image.as_path())).chain(updates);
+    served.publish(published, &images.old, &secret)?;
     let memory = Memory::mount(&work.join("memory"))?;
     let link = memory.path().join("target");
     let (mut found, mut missing) = (Vec::new(), BTreeMap::new());
@@ -128,7 +132,7 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     let bench = Bench { options, work: &work, memory: &memory, server: &server, path: &path, served: &served };
     PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
     let index = bench.index("old")?;
-    let (mut limits, mut runs) = (Vec::new(), Vec::new());
+    let (mut limits, mut runs, mut undo) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=if options.quick { 1 } else { options.runs } {
         // In every round too: what the machine can do drifts like everything else.
         lab::warm([served.releases.clone(), served.peers.join("old.zst")])?;
@@ -151,10 +155,15 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
                 runs.push(bench.one(case, peer.name, round, |url| bench.command_of(peer, case, url))?);
             }
         }
+        for case in &undone {
+            undo.push(bench.undo(case, round, &keys.join("reflash.pub"))?);
+        }
     }
     let limits = Limits::median(&limits);
-    let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs };
+    let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs, undo };
     println!("{}", results.table());
+    results.undo.iter().for_each(|run| println!("{}", run.line()));
+    results.undo.iter().try_for_each(undo::check)?;
     let json = &options.json.clone().unwrap_or_else(|| paths.dist().join("bench.json"));
     create_parent(json)?;
     fs::write(json, serde_json::to_string_pretty(&results.json())? + "\n")
@@ -194,6 +203,13 @@ impl Bench<'_> {
         Ok(BenchRun { case: case.name.to_owned(), tool: tool.to_owned(), cost, right })
     }
 
+    /// One update that is taken back.
+    fn undo(&self, case: &UndoCase<'_>, round: u32, public: &Path) -> Result<UndoRun> {
+        let run = undo::measure(case, self.served, public, self.memory, self.options.sector_bytes)?;
+        eprintln!("  {round}: {}", run.line());
+        Ok(run)
+    }
+
     fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
         let seed = case.peers == Peers::Updating;
         peer.command(url, case.channel, "DEVICE", seed, self.memory.path(), &self.served.peers)
@@ -228,6 +244,14 @@ fn cases(images: &BenchImages, options: &BenchArgs) -> Vec<Case> {
     ];
     let wanted = |case: &Case| options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
     all.into_iter().flatten().filter(wanted).collect()
+}
+
+/// The updates that are taken back.
+fn undone<'a>(images: &'a BenchImages, options: &BenchArgs) -> Vec<UndoCase<'a>> {
+    let all = [("undo_stable", "stable"), ("undo_large", "large")];
+    let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|wanted| wanted == name);
+    let there = all.into_iter().filter(|(name, channel)| wanted(name) && images.of(channel).is_some());
+    there.map(|(name, channel)| UndoCase { name, channel, old: &images.old }).collect()
 }
 
 fn machine() -> Result<String> {

@@ -188,6 +188,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     description.write_beside(out)?;
     step::produced(&format!("{name}, {}", step::mib(description.image_bytes)), out);
     step::produced("description", &Description::path(out));
+    eprintln!("  {}", step::room_for_undo(reflash_release::room::partition_bytes(out)?));
     Ok(description)
 }
 

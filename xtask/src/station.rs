@@ -77,7 +77,7 @@ impl Station {
 
     fn take(&self, from: SocketAddr, body: &[u8]) -> Result<(), PostRefusal> {
         let post: Post = serde_json::from_slice(body).map_err(|error| PostRefusal::Malformed(error.to_string()))?;
-        let Post { machine, progress, mut attempts } = post;
+        let Post { machine, progress, mut attempts, .. } = post;
         let machine = bounded_machine(machine);
         let address = from.ip().to_canonical().to_string();
         // A machine without any identity is known by its address.

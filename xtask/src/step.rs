@@ -38,6 +38,12 @@ pub fn produced(what: &str, path: &std::path::Path) {
     eprintln!("  {what}: {}", path.display());
 }
 
+/// Says how large the system partition of a layout should be for an image.
+pub fn room_for_undo(partition_bytes: u64) -> String {
+    let size = mib(partition_bytes);
+    format!("a system partition of {size} has room for this image and for going back to it from any update")
+}
+
 /// Runs a tool to its end with its output in `logs/NAME.log` of the work directory.
 ///
 /// # Errors

@@ -20,6 +20,8 @@ pub enum Behaviour {
     Good,
     /// Comes up, never calls its boot good, and restarts after two seconds, as a crashing application would make it.
     NeverGood,
+    /// Calls its first boot good, as `Good`, and makes the kernel panic in every later one. A safe start comes up.
+    GoodOnce,
     /// Makes the kernel panic.
     Panic,
     /// Arms a watchdog, as systemd would, and then hangs.
@@ -97,6 +99,16 @@ fn script(spec: &TestSystem<'_>) -> String {
     let then = match spec.behaviour {
         Behaviour::Good => format!(
             "/bin/reflash good\necho \"tiny system {version} is up\"\n\
+             while :; do /bin/busybox setsid -c /bin/busybox sh; done\n"
+        ),
+        Behaviour::GoodOnce => format!(
+            "if grep -q reflash.safe= /proc/cmdline; then\n\
+             echo \"tiny system {version} is up in a safe start\"\n\
+             elif reflash env | grep -q ^reflash_was_good=1; then\n\
+             echo \"tiny system {version} panics from now on\"\necho c >/proc/sysrq-trigger\n\
+             else\n\
+             /bin/reflash good\necho \"tiny system {version} is up\"\n\
+             fi\n\
              while :; do /bin/busybox setsid -c /bin/busybox sh; done\n"
         ),
         Behaviour::NeverGood => {

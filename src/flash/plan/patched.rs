@@ -2,7 +2,7 @@
 
 use super::comparison::{Blocks, Comparison};
 use crate::release::digest::BLOCK_SIZE_BYTES;
-use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
+use crate::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use crate::release::patches::{Patch, Patches, fingerprint};
 
 /// An index of which some chunks are fetched as patches, because the partition holds their dictionaries.
@@ -12,6 +12,8 @@ pub struct Patched {
     pub index: Index,
     /// Patched stored chunks, ascending, and the chunk whose place holds the dictionary.
     bases: Vec<(StoredChunkNo, ChunkNo)>,
+    /// The pack that stands for frames on the partition itself.
+    local: Option<u32>,
 }
 
 impl Patched {
@@ -27,7 +29,47 @@ impl Patched {
         let fitting: Vec<(&Patch, u64)> = patches.places().filter(fits).collect();
         let bases = fitting.iter().map(|(patch, _)| (patch.stored, patch.chunk)).collect();
         let places = fitting.into_iter().map(|(patch, offset)| (patch.stored, offset, patch.length));
-        Self { index: index.relocated(patches.pack(), places), bases }
+        Self { index: index.relocated(patches.pack(), places), bases, local: None }
+    }
+
+    /// An index of which some chunks are read from frames that are kept on the partition itself, as the pack `local`.
+    /// Each place comes as the stored chunk, an offset in that pack and a length.
+    #[must_use]
+    pub fn kept(index: &Index, local: Pack, places: impl Iterator<Item = (StoredChunkNo, u64, u32)>) -> Self {
+        let number = u32::try_from(index.packs().len()).ok();
+        Self { index: index.relocated(local, places), bases: Vec::new(), local: number }
+    }
+
+    /// The same with patches for the chunks that are not kept.
+    #[must_use]
+    pub fn and(self, patched: Self) -> Self {
+        let is_kept = |stored: StoredChunkNo| Some(self.index.location(stored).pack) == self.local;
+        let (Some(local), Some(pack)) = (self.local, self.index.packs().last()) else { return patched };
+        let kept = (0..self.index.stored_count()).filter(|stored| is_kept(*stored)).map(|stored| {
+            let place = self.index.location(stored).range;
+            (stored, place.start, u32::try_from(place.end - place.start).unwrap_or(u32::MAX))
+        });
+        debug_assert_eq!(local as usize + 1, self.index.packs().len());
+        let bases = patched.bases.iter().filter(|(stored, _)| !is_kept(*stored)).copied().collect();
+        let both = Self::kept(&patched.index, *pack, kept);
+        Self { bases, ..both }
+    }
+
+    /// Whether a pack stands for frames on the partition itself.
+    #[must_use]
+    pub fn is_local(&self, pack: u32) -> bool {
+        self.local == Some(pack)
+    }
+
+    /// Whether every chunk that is not right is read from the partition itself, so that no network is needed.
+    #[must_use]
+    pub fn is_all_local(&self, comparison: &Comparison) -> bool {
+        (0..self.index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).all(|chunk| {
+            match self.index.chunk_content(chunk) {
+                ChunkContent::Zero => true,
+                ChunkContent::Stored(stored) => self.is_local(self.index.location(stored).pack),
+            }
+        })
     }
 
     /// Returns the chunk whose place holds the dictionary of a stored chunk, if that stored chunk is patched.
@@ -44,7 +86,9 @@ impl Patched {
             match self.index.chunk_content(chunk) {
                 ChunkContent::Zero => true,
                 // The first chunk is never patched, and fetching it is always little work.
-                ChunkContent::Stored(stored) => chunk == 0 || self.base(stored).is_some(),
+                ChunkContent::Stored(stored) => {
+                    chunk == 0 || self.base(stored).is_some() || self.is_local(self.index.location(stored).pack)
+                }
             }
         })
     }

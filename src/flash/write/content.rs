@@ -8,7 +8,7 @@ use crate::release::index::{ChunkContent, ChunkNo, Index};
 use crate::release::zstd_frame;
 
 /// The reason why bytes are not the chunk that they should be.
-pub(super) enum Flaw {
+pub(in crate::flash) enum Flaw {
     /// The bytes are not exactly one zstd frame of the right size, or do not decompress.
     Frame(io::Error),
     /// The content has another length than its place.
@@ -33,7 +33,7 @@ impl fmt::Display for Flaw {
 
 /// Decompresses the content of a chunk and checks its length and its digest. Content that is shorter than its chunk
 /// would be written with whatever lies behind it in `content`.
-pub(super) fn decode(
+pub(in crate::flash) fn decode(
     index: &Index,
     zstd: &mut zstd::bulk::Decompressor<'_>,
     chunk: ChunkNo,

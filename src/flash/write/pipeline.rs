@@ -77,11 +77,14 @@ fn fetch(
 ) -> Result<(), WriteError> {
     let empty_parcel = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
     let mut splitter = Splitter::new(places, request, chunks_per_parcel(places), empty_parcel());
+    let is_local = writer.work.plan.is_local(request);
     let result = download(writer, places, request, &mut |bytes: &[u8]| {
         if writer.is_stopped() {
             return Err(local_error("the writer stopped"));
         }
-        writer.work.done.network(bytes.len() as u64);
+        if !is_local {
+            writer.work.done.network(bytes.len() as u64);
+        }
         splitter.push(bytes, |parcel| {
             to_decode.send(parcel).map_err(|_| local_error("the decoders stopped"))?;
             Ok(empty_parcel())
@@ -91,7 +94,11 @@ fn fetch(
     if writer.is_stopped() {
         return Ok(());
     }
-    result?;
+    match result {
+        // What is kept and cannot be read is fetched from where it came.
+        Err(_) if is_local => {}
+        result => result?,
+    }
     // A source that says "done" before the last byte has not delivered the rest.
     for stored in splitter.undelivered() {
         writer.work.plan.destinations(*stored).for_each(|chunk| writer.add_damaged(*stored, chunk));

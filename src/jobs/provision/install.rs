@@ -11,7 +11,7 @@ use crate::boot::slots::Slot;
 use crate::flash::target::Window;
 use crate::jobs::floor;
 use crate::jobs::provision::bootstrap::BootstrapFiles;
-use crate::jobs::recovery::{self, RecoveryError, RecoveryJob, RecoveryReport, Resources};
+use crate::jobs::recovery::{self, Keep, Policy, RecoveryError, RecoveryJob, RecoveryReport, Resources};
 use crate::jobs::state::{Release, StatePartition};
 use crate::machine::media::MediaId;
 use crate::record::blackbox::{AttemptOutcome, Remembered};
@@ -154,8 +154,10 @@ pub fn install(
     let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
     let system = window(&system);
     let resources = Resources { target: &system, state: state.as_ref(), floor: None, ..job.resources };
+    // Whatever an earlier life of the disk kept for an undo is of no use to this one.
+    let policy = Policy { keep: Keep::Nothing, ..job.policy };
     // The new state partition has no record of an installed release.
-    let report = recovery::install(&RecoveryJob { resources, ..job.clone() }, None, release)?;
+    let report = recovery::install(&RecoveryJob { resources, policy, ..job.clone() }, None, release)?;
     if let Some(Err(error)) =
         state.as_ref().map(|state| attempt.write(&state.blackbox_path(), AttemptOutcome::Installed))
     {

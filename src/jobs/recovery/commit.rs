@@ -2,27 +2,32 @@
 
 use std::io;
 
-use crate::boot::env::WritePermit;
+use crate::boot::env::{PermitRequest, WritePermit};
 use crate::boot::slots::SlotState;
+use crate::boot::worth::Worth;
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::{CommitError, RecoveryError};
-use crate::jobs::recovery::job::RecoveryJob;
+use crate::jobs::recovery::job::{Policy, RecoveryJob};
 use crate::jobs::recovery::renew::NetworkUse;
 use crate::jobs::state::{IndexedRelease, StatePartition};
 
-/// Makes sure that every boot from now on leads back into recovery, until the release with this serial is committed.
+/// Makes sure that every boot from now on leads back into recovery, until the release is committed.
 pub(super) fn permit(
     job: &RecoveryJob<'_>,
-    serial: u64,
+    release: &IndexedRelease,
     network_use: NetworkUse,
 ) -> Result<WritePermit, RecoveryError> {
     let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
-    let before = job.policy.recoveries.towards(serial, job.policy.requested);
-    let on_success = if job.policy.requested { before } else { before.one_more() };
+    let Policy { requested, recoveries, installed, safe_start, .. } = job.policy;
+    let recoveries = recoveries.towards(release.manifest.serial, requested);
+    let recoveries_on_success = if requested { recoveries } else { recoveries.one_more() };
     // Only a recovery that found a release has proven its slot.
     let proven = job.resources.renewal.and_then(|renewal| renewal.booted);
     let proven = proven.filter(|_| network_use == NetworkUse::Allowed);
-    let permit = state.boot_env().begin_recovering(before, on_success, proven).map_err(RecoveryError::Prepare)?;
+    let good = installed.filter(|installed| installed.worth == Worth::Before).map(|installed| installed.id.serial);
+    let replaces = installed.is_none_or(|installed| installed.id != release.id());
+    let request = PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, safe_start };
+    let permit = state.boot_env().begin_recovering(request).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {
         let dropped = permit.dropped.join(", ");
         job.journal.warn(&format!("the boot environment was full; removed variables of other programs: {dropped}"));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::boot::env::BootEnvError;
 use crate::fetch::{FetchError, FetchErrorKind};
+use crate::flash::undo::UndoObstacle;
 use crate::flash::write::WriteError;
 use crate::release::index::IndexError;
 use crate::release::manifest::ManifestError;
@@ -55,6 +56,9 @@ pub enum RecoveryError {
         /// Damaged ranges, for people.
         ranges: String,
     },
+    /// What is kept on the machine does not lead back to the release before.
+    #[error("nothing was undone")]
+    Undo(#[from] UndoObstacle),
     /// The boot environment cannot be written before the first write.
     #[error("nothing was written, since the boot environment could not be prepared")]
     Prepare(#[source] BootEnvError),
@@ -74,8 +78,14 @@ impl RecoveryError {
             // better repaired with the release before than left alone until a server is mended.
             Self::Write(WriteError::TooLarge { .. } | WriteError::Content { .. }) => true,
             Self::Write(WriteError::Fetch { source, .. }) => !source.is_retryable(),
-            Self::Write(_) | Self::ReadBack { .. } | Self::Prepare(_) | Self::Commit(_) => false,
+            Self::Write(_) | Self::ReadBack { .. } | Self::Undo(_) | Self::Prepare(_) | Self::Commit(_) => false,
         }
+    }
+
+    /// Whether there is no newer release than the one that is known, and nothing else is wrong.
+    #[must_use]
+    pub fn is_nothing_new(&self) -> bool {
+        matches!(self, Self::Manifest(ManifestError::NothingNew { .. }))
     }
 
     /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not
@@ -112,6 +122,7 @@ impl RecoveryError {
             | Self::Index(_)
             | Self::SizesDiffer { .. }
             | Self::ReadBack { .. }
+            | Self::Undo(_)
             | Self::Prepare(_)
             | Self::Commit(_) => false,
         }

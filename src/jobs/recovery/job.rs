@@ -1,9 +1,10 @@
 //! What a recovery works with: which machine it is, what was decided beforehand, and the resources it uses.
 
 use crate::boot::decide::Recoveries;
+use crate::boot::worth::Worth;
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
-use crate::jobs::floor::Floor;
+use crate::jobs::floor::{Floor, ReleaseId};
 use crate::jobs::recovery::partition::Renewal;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
@@ -23,6 +24,27 @@ pub struct Identity {
     pub channel: String,
 }
 
+/// The release that is kept on the partition while another one is written, so that an undo can go back to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// The installed release, which was good: from now on an undo goes back to it.
+    Installed,
+    /// Whatever is kept already, if anything: the installed release was never good, or nobody knows.
+    #[default]
+    Kept,
+    /// Nothing: what is kept is given up.
+    Nothing,
+}
+
+/// The installed release, as far as decisions depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstalledRelease {
+    /// Serial and manifest of the release.
+    pub id: ReleaseId,
+    /// Whether a boot of it ever called itself good.
+    pub worth: Worth,
+}
+
 /// Decisions that were made before the recovery began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -36,6 +58,12 @@ pub struct Policy {
     pub recoveries: Recoveries,
     /// Only a release with a higher serial than this one is wanted. A parked machine waits for it.
     pub above: Option<u64>,
+    /// Release that stays within reach of an undo.
+    pub keep: Keep,
+    /// The installed release, if that is known.
+    pub installed: Option<InstalledRelease>,
+    /// Number of the safe start that follows, if one is to.
+    pub safe_start: Option<u16>,
 }
 
 impl Default for Policy {
@@ -47,6 +75,9 @@ impl Default for Policy {
             requested: false,
             recoveries: Recoveries::default(),
             above: None,
+            keep: Keep::default(),
+            installed: None,
+            safe_start: None,
         }
     }
 }

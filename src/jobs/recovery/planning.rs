@@ -2,6 +2,7 @@
 
 use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
 use crate::flash::readback::Scan;
+use crate::flash::undo::{Change, KeptChunks, UndoRoom};
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::RecoveryError;
 use crate::jobs::recovery::job::RecoveryJob;
@@ -31,6 +32,22 @@ impl Planned {
         }
     }
 
+    /// The writing that a plan is about; `None` when nothing has to be done.
+    pub(super) fn change<'a>(&'a self, index: &'a Index) -> Option<Change<'a>> {
+        match self {
+            Self::Equal(_) => None,
+            Self::Differs(comparison, _) => Some(Change { index, comparison }),
+        }
+    }
+
+    /// Adds the room that it takes to keep what an undo needs.
+    pub(super) fn add_room(&mut self, room: UndoRoom) {
+        if let Self::Differs(_, plan) = self {
+            plan.totals.undo_needed_bytes = room.needed_bytes;
+            plan.totals.undo_room_bytes = room.there_bytes;
+        }
+    }
+
     /// Reports the quantities of a plan that is about to be carried out.
     pub(super) fn announce(&self, journal: &Journal) {
         if let Self::Differs(_, plan) = self {
@@ -39,11 +56,12 @@ impl Planned {
     }
 }
 
-/// Compares the partition with a release, and plans how to make it equal.
+/// Compares the partition with a release, and plans how to make it equal. What is kept on the partition is used.
 pub(super) fn compare_and_plan(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
     release: &IndexedRelease,
+    kept: Option<&KeptChunks>,
 ) -> Result<Planned, RecoveryError> {
     let (index, target) = (&release.index, job.resources.target);
     job.journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
@@ -57,7 +75,7 @@ pub(super) fn compare_and_plan(
         Ok(match Verified::from_scan(scan) {
             Ok(verified) => Planned::Equal(verified),
             Err(comparison) => {
-                let plan = plan(job, release, &comparison, blocks)?;
+                let plan = plan(job, release, kept, &comparison, blocks)?;
                 Planned::Differs(comparison, Box::new(plan))
             }
         })
@@ -76,12 +94,21 @@ pub(super) fn compare(job: &RecoveryJob<'_>, index: &Index) -> Result<Verified, 
 fn plan(
     job: &RecoveryJob<'_>,
     release: &IndexedRelease,
+    kept: Option<&KeptChunks>,
     comparison: &Comparison,
     blocks: Blocks,
 ) -> Result<Plan, RecoveryError> {
     let index = &release.index;
+    let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
+    if kept.as_ref().is_some_and(|kept| kept.is_all_local(comparison)) {
+        return Ok(Plan::new(index, comparison, Reuse { found: None, patched: kept }));
+    }
     let patched =
         fetch_patches(job, release, &blocks)?.map(|patches| Patched::new(&patches, index, comparison, &blocks));
+    let patched = match (kept, patched) {
+        (Some(kept), Some(patched)) => Some(kept.and(patched)),
+        (kept, patched) => kept.or(patched),
+    };
     if patched.as_ref().is_some_and(|patched| patched.is_enough(comparison)) {
         return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
     }

@@ -2,6 +2,7 @@
 
 use crate::boot::env::WritePermit;
 use crate::flash::plan::{Comparison, Plan, Reuse};
+use crate::flash::undo::{KeptChunks, KeptSource};
 use crate::flash::verify::{self, Verified};
 use crate::flash::write::{self, Work, Written};
 use crate::jobs::recovery::error::{REWRITES, RecoveryError};
@@ -19,11 +20,12 @@ enum ReadBehind {
     No,
 }
 
-/// Carries out the plan, and writes again what reads back wrong.
+/// Carries out the plan, and writes again what reads back wrong. What is kept on the partition is used for that too.
 pub(super) fn until_verified(
     job: &RecoveryJob<'_>,
     index: &Index,
     planned: Planned,
+    kept: Option<&KeptChunks>,
     permit: &WritePermit,
 ) -> Result<Verified, RecoveryError> {
     let (mut comparison, mut plan) = match planned {
@@ -36,7 +38,8 @@ pub(super) fn until_verified(
             Ok(verified) => return Ok(verified),
             Err(still_wrong) => comparison = still_wrong,
         }
-        plan = Plan::new(index, &comparison, Reuse::default());
+        let patched = kept.and_then(|kept| kept.offer(index, job.resources.target));
+        plan = Plan::new(index, &comparison, Reuse { found: None, patched });
     }
     Err(RecoveryError::ReadBack {
         target: job.resources.target.identity(),
@@ -62,12 +65,13 @@ fn write<'i>(
     permit: &WritePermit,
     read_behind: ReadBehind,
 ) -> Result<Written<'i>, RecoveryError> {
-    let (source, target) = (job.resources.source, job.resources.target);
+    let target = job.resources.target;
     let read_behind = read_behind == ReadBehind::Yes;
     let sentence = format!("write {} to {}", bytes(plan.totals.changed_bytes()), target.name());
     job.journal.phase(Phase::Write, &sentence, || {
         job.journal.with_progress(write::expected_work(plan, read_behind), |done| {
-            let work = Work { plan, source, target, done, read_behind };
+            let source = KeptSource::new(target, job.resources.source);
+            let work = Work { plan, source: &source, target, done, read_behind };
             Ok(write::apply(index, comparison, work, permit)?)
         })
     })

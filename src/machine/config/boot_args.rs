@@ -88,6 +88,11 @@ pub const SYSTEM_ARGUMENTS: &[BootArgument] = &[
         value: "PARTUUID",
         doc: " The data partition, with `/var` and the changes to `/etc`.",
     },
+    BootArgument {
+        name: "safe",
+        value: "NUMBER",
+        doc: " A safe start, the one of this number in a row: without the machine's own settings.",
+    },
 ];
 
 /// Action that a boot medium or a network boot asks for.

@@ -1,4 +1,4 @@
-//! Asks for a release until it is installed, until the intact system is started without it, or, parked, until there is
+//! Asks for a release until it is installed, until something else is done without it, or, parked, until there is
 //! another one.
 
 use std::time::{Duration, Instant};
@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
-use super::setup::{Compared, Setup};
+use super::setup::Setup;
+use super::without::{HOUR, Instead, without_release};
+use crate::boot::decide::{self, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
@@ -22,17 +24,27 @@ use crate::release::manifest::Manifest;
 /// and an update that is taken back is lost.
 const MAX_DENIALS: u32 = 4;
 
-/// Tries until the offered release is installed, or until nothing changes by trying again. From the `deadline` on, if
-/// there is one, an intact system is started instead.
+/// Which releases help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WantedRelease {
+    /// Whatever is offered.
+    Offered,
+    /// One with a higher serial than the installed one.
+    Newer,
+}
+
+/// Tries until the release is installed, or until nothing changes by trying again. From the `deadline` on, if there is
+/// one, something else is done instead; at once, where only a newer release helps and there is none.
 pub(super) fn until_installed(
     online: &Online<'_>,
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
+    wanted: WantedRelease,
     mut deadline: Option<Instant>,
 ) -> Result<NextState, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
     let started = Instant::now();
-    let (mut attempt, mut denials) = (1, Denials::default());
+    let (mut attempt, mut denials, mut rests) = (1, Denials::default(), false);
     loop {
         let mirrors = mirrors.clone().with_retry_policy(deadline.map_or(RetryPolicy::Forever, RetryPolicy::Until));
         let error = match recovery::run(&job.with_source(&mirrors), setup.record.as_ref()) {
@@ -46,21 +58,32 @@ pub(super) fn until_installed(
             return give_up(online, &mirrors, job, &error);
         }
         let refused = denials.make_refused(&error);
-        if refused {
+        let is_known = wanted == WantedRelease::Newer && error.is_nothing_new();
+        if refused && !is_known {
             journal.report(Event::ReleaseRefused { why: &chain(&error) });
             online.settle(Ending::Refused);
         }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = deadline
-            && (Instant::now() >= until || refused && setup.reason.is_requested())
+            && (Instant::now() >= until || refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
         {
-            let why = if refused { "the release is refused" } else { "no release is available" };
-            if let Some(next) = start_if_intact(setup, job, why)? {
-                online.settle(Ending::Started);
-                std::thread::sleep(if refused { READING_TIME } else { Duration::ZERO });
-                return Ok(next);
+            let why = match (is_known, refused) {
+                (true, _) => "there is no newer release",
+                (false, true) => "the release is refused",
+                (false, false) => "no release is available",
+            };
+            match without_release(setup, job, why, Some(&once(&mirrors)))? {
+                Instead::Done(next) => {
+                    online.settle(Ending::Started);
+                    let is_read = refused && setup.reason.is_requested();
+                    std::thread::sleep(if is_read { READING_TIME } else { Duration::ZERO });
+                    return Ok(next);
+                }
+                Instead::GoOn { until } => {
+                    rests = until.is_some();
+                    deadline = until;
+                }
             }
-            deadline = None;
         }
         if refused && let Some(next) = repair(online, job, started) {
             return Ok(next);
@@ -70,9 +93,10 @@ pub(super) fn until_installed(
         let pause = pause.max(error.asked_to_wait().unwrap_or_default());
         let pause = deadline.map_or(pause, |until| pause.min(until.saturating_duration_since(Instant::now())));
         journal.note(&format!("trying again in {} s", pause.as_secs()));
-        // A server that is down is a standstill, a release that has to be replaced by its makers is not.
+        // A server that is down is a standstill, a release that has to be replaced by its makers is not; nor is a pause
+        // that is meant.
         pause_unless_usb_drive(setup, pause, || {
-            if refused {
+            if refused || rests {
                 journal.progressed();
             }
         });
@@ -80,16 +104,23 @@ pub(super) fn until_installed(
     }
 }
 
+/// One round over all sources at a time.
+pub(super) fn once(mirrors: &Mirrors) -> Mirrors {
+    mirrors.clone().with_retry_policy(RetryPolicy::Rounds(1))
+}
+
 /// Asks for a release with a higher serial than `above`, seldom and never in step with other machines, and installs it.
+/// `None` at the time `until`, if there is one.
 pub(super) fn until_another(
     online: &Online<'_>,
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
     above: u64,
-) -> Result<NextState, SetupError> {
+    until: Option<Instant>,
+) -> Result<Option<NextState>, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
-    // One round at a time: the pause between polls is the long one below.
-    let once = mirrors.clone().with_retry_policy(RetryPolicy::Rounds(1));
+    // The pause between polls is the long one below.
+    let once = once(mirrors);
     let job = RecoveryJob { policy: Policy { above: Some(above), ..job.policy }, ..job.with_source(mirrors) };
     let mut last_answer = String::new();
     let mut polls = 0_u32;
@@ -97,7 +128,7 @@ pub(super) fn until_another(
         let release = recovery::fetch_release(&job.with_source(&once), setup.record.as_ref());
         let started = Instant::now();
         let error = match release.and_then(|release| recovery::install(&job, setup.record.as_ref(), release)) {
-            Ok(report) => return Ok(installed(online, &report, started)),
+            Ok(report) => return Ok(Some(installed(online, &report, started))),
             Err(error) => error,
         };
         let pause = fetch::poll_pause(polls, jitter_seed()).max(error.asked_to_wait().unwrap_or_default());
@@ -107,23 +138,13 @@ pub(super) fn until_another(
             journal.warn(&format!("still parked: {answer}; asking again in {} s", pause.as_secs()));
             last_answer = answer;
         }
-        pause_unless_usb_drive(setup, pause, || journal.progressed());
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        pause_unless_usb_drive(setup, left.map_or(pause, |left| pause.min(left)), || journal.progressed());
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(None);
+        }
         polls = polls.saturating_add(1);
     }
-}
-
-/// Starts the system as it is, if it equals the record of the installed release. `why` says what keeps another one from
-/// being installed.
-pub(super) fn start_if_intact(
-    setup: &Setup,
-    job: &RecoveryJob<'_>,
-    why: &str,
-) -> Result<Option<NextState>, SetupError> {
-    let Compared::Intact(proof, installed) = setup.compare(job) else { return Ok(None) };
-    let report = recovery::start_again(job, proof, &installed)?;
-    worker::done();
-    setup.finish(AttemptOutcome::Started);
-    Ok(Some(NextState::Reboot(format!("{why} and {} is intact: starting it", report.version))))
 }
 
 fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
@@ -192,7 +213,14 @@ fn give_up(
     }
     job.journal.warn(&format!("parked: this failed {failures} times in a row: {}", chain(error)));
     online.finish(AttemptOutcome::Parked);
-    until_another(online, mirrors, job, recorder.and_then(|recorder| recorder.serial()).unwrap_or_default())
+    let above = recorder.and_then(|recorder| recorder.serial()).unwrap_or_default();
+    let hours = decide::parked_hours(Recoveries { serial: above, count: failures }, online.setup.config.recoveries);
+    let until = Instant::now() + HOUR * hours;
+    match until_another(online, mirrors, job, above, Some(until))? {
+        Some(next) => Ok(next),
+        // A disk that failed for a while may have come back.
+        None => Ok(NextState::Reboot("parked for long enough: starting over".to_owned())),
+    }
 }
 
 /// Waits that long, or until a USB drive with a release is plugged in.

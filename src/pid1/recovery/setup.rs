@@ -10,13 +10,16 @@ use super::error::SetupError;
 use super::inputs::{self, read_if_there};
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
+use super::standing::{Standing, find_kept};
 use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};
+use crate::boot::request::RecoveryRequest;
 use crate::boot::slots::Slot;
+use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
-use crate::jobs::floor::{self, Floor, FloorChange};
+use crate::jobs::floor::{Floor, FloorChange};
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
@@ -49,6 +52,8 @@ pub(super) struct Setup {
     pub record: Option<InstalledRecord>,
     /// The floor of this robot, and the releases that are refused on it.
     pub floor: Floor,
+    /// What is known of the installed release before anything is decided.
+    pub standing: Standing,
     /// Takes the creation times of manifests for the clock.
     learn_time: Box<dyn Fn(u64) + Send + Sync>,
     /// The clock that the certificates of servers are checked against.
@@ -109,7 +114,12 @@ impl Setup {
             journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
             None
         });
-        let floor = worker::within(&WorkPart::State, || open_floor(&disk, record.as_ref(), journal));
+        let kept = find_kept(&disk.target, &keys, handover);
+        let standing = worker::within(&WorkPart::State, || {
+            Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), kept)
+        });
+        standing.report(journal);
+        let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, journal));
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
@@ -124,6 +134,7 @@ impl Setup {
             disk,
             record,
             floor,
+            standing,
             learn_time: Box::new(move |created| learning.learn(created)),
             clock,
             usb_release,
@@ -156,6 +167,9 @@ impl Setup {
                 requested: self.reason.is_requested(),
                 recoveries: self.recoveries,
                 above: None,
+                keep: self.standing.keep(),
+                installed: self.standing.installed,
+                safe_start: None,
             },
             resources: Resources {
                 state: Some(&self.disk.state),
@@ -188,11 +202,20 @@ impl Setup {
         }
     }
 
+    /// Whether it was asked for that the installed release is taken back.
+    pub(super) fn undo_is_requested(&self) -> bool {
+        matches!(self.standing.request, Some(RecoveryRequest::Undo { .. }))
+    }
+
     /// Everything that the first decision depends on.
     pub(super) fn situation(&self, compared: &Compared) -> Situation {
         Situation {
             reason: self.reason,
+            undo_requested: self.undo_is_requested(),
             system: compared.system(),
+            worth: self.standing.worth(),
+            kept: self.standing.kept(),
+            safe_starts: self.standing.safe_starts,
             recoveries: self.recoveries,
             budget: self.config.recoveries,
         }
@@ -233,16 +256,19 @@ impl Compared {
     }
 }
 
-/// Reads the floor and mends its copies. What the installed image of an older release left in the boot environment when
-/// it was good raises it here.
-fn open_floor(disk: &RobotDisk, record: Option<&InstalledRecord>, journal: &Journal) -> Floor {
+/// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good
+/// raises it here. The refusal of a release that was asked for by its serial is lifted.
+fn open_floor(disk: &RobotDisk, standing: &Standing, journal: &Journal) -> Floor {
     let floor = Floor::open(disk.floor_places.clone());
-    let env = disk.state.boot_env().load_or_empty().unwrap_or_default();
-    let installed = record.map(|record| record.manifest().serial).filter(|serial| floor::was_good(&env, *serial));
-    if let Some(FloorChange { changed: true, .. }) = installed.map(|serial| floor.raise(serial)) {
+    let good = standing.installed.filter(|installed| installed.worth == Worth::Before);
+    if let Some(FloorChange { changed: true, .. }) = good.map(|good| floor.raise(good.id.serial)) {
         journal.note(&format!("nothing older than serial {} is installed from now on", floor.record().serial));
     }
-    floor.mend().failed.iter().for_each(|error| journal.warn(&chain(error)));
+    let failed = match standing.request {
+        Some(RecoveryRequest::Release(serial)) => floor.lift(serial).failed,
+        _ => Vec::new(),
+    };
+    failed.iter().chain(&floor.mend().failed).for_each(|error| journal.warn(&chain(error)));
     floor
 }
 

@@ -156,9 +156,19 @@ impl Attempt {
                 return Flush::Throttled;
             }
             Event::ReleaseFound { version, serial, .. } => {
+                // The release that an undo goes back to is found on the machine.
+                self.undone = self.undone.take().filter(|_| self.serial == Some(serial));
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
                 // What was refused before is no longer what becomes of the attempt.
                 self.refused = None;
+            }
+            Event::UndoBegan { version, serial, undone, why } => {
+                (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
+                let why = cut(why, MAX_ERROR_BYTES).to_owned();
+                let (version, serial) =
+                    (undone.map(|(version, _)| version.to_owned()), undone.map(|(_, serial)| serial));
+                self.undone = Some(RefusedRelease { version, serial, why });
+                return Flush::Now;
             }
             Event::SystemIntact { version, serial } | Event::RepairBegan { version, serial } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
@@ -245,6 +255,16 @@ mod tests {
         found("3.0", 10);
         recorder.finish(AttemptOutcome::Installed);
         assert_eq!((last().serial, last().refused), (Some(10), None));
+        // Taken back: the release that is kept is found, as every other one that is installed.
+        let undone = Some(("3.0", 10));
+        journal.report(Event::UndoBegan { version: "1.0", serial: 7, undone, why: "it never came up" });
+        found("1.0", 7);
+        recorder.finish(AttemptOutcome::Installed);
+        let undone = last().undone.unwrap();
+        assert_eq!((last().serial, undone.serial, undone.why.as_str()), (Some(7), Some(10), "it never came up"));
+        found("4.0", 11);
+        recorder.finish(AttemptOutcome::Installed);
+        assert_eq!((last().serial, last().undone), (Some(11), None));
     }
 
     #[test]

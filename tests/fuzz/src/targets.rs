@@ -17,6 +17,7 @@ mod names;
 mod report;
 mod steps;
 mod tables;
+mod undo;
 mod urls;
 mod worker;
 mod zstd_frame;
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ipv6", run: ipv6::run, share: 1 },
     Target { name: "dns", run: dns::run, share: 1 },
     Target { name: "http", run: http::run, share: 1 },
+    Target { name: "undo", run: undo::run, share: 2 },
     Target { name: "urls", run: urls::run, share: 1 },
     Target { name: "manifest", run: manifest::run, share: 1 },
     Target { name: "index", run: index::run, share: 1 },

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
+use reflash::flash::undo::worst_case_bytes;
 use reflash::release::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
 use reflash::release::index::{Builder, ChunkContent, ChunkNo, Index, MAX_CHUNK_BYTES, MAX_CHUNKS, StoredChunkNo};
 use reflash::release::manifest;
@@ -35,6 +36,8 @@ pub struct Packed {
     pub packed_bytes: u64,
     /// Bytes of those that were not there before.
     pub new_bytes: u64,
+    /// Bytes that a robot needs behind the image to go back to it from any update.
+    pub undo_bytes: u64,
 }
 
 /// A distinct chunk of the image.
@@ -60,7 +63,7 @@ const CHUNK_BYTES: u32 = 32 * 1024;
 
 /// The smallest chunk size, from [`CHUNK_BYTES`] on, with which an image keeps to the number of chunks that an agent
 /// can hold.
-fn chunk_bytes_for(image_bytes: u64) -> u32 {
+pub(crate) fn chunk_bytes_for(image_bytes: u64) -> u32 {
     let mut chunk_bytes = CHUNK_BYTES;
     while chunk_bytes < MAX_CHUNK_BYTES && image_bytes.div_ceil(u64::from(chunk_bytes)) > MAX_CHUNKS {
         chunk_bytes *= 2;
@@ -145,7 +148,8 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };
-    Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes })
+    let undo_bytes = worst_case_bytes(&index, described.index.size_bytes);
+    Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes, undo_bytes })
 }
 
 fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<ImageScan> {

@@ -9,6 +9,7 @@ pub mod keygen;
 mod objects;
 mod patches;
 mod reuse;
+pub mod room;
 mod spec;
 pub mod step;
 pub mod succession;
@@ -47,6 +48,8 @@ pub struct Released {
     pub packed_bytes: u64,
     /// The part of these bytes that the release before did not have.
     pub new_bytes: u64,
+    /// Bytes of a system partition that holds the image and lets a robot go back to it from any update.
+    pub partition_bytes: u64,
 }
 
 /// Writes the release into the tree `out` and signs it.
@@ -87,7 +90,14 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     succession::check(before.as_ref(), &manifest, &spec.allow)?;
     manifest.check_values().context("check the manifest before it is signed")?;
     step("sign the manifest", || publish(&manifest, key, &path))?;
-    Ok(Released { manifest, path, packed_bytes: image.packed_bytes, new_bytes: image.new_bytes })
+    let image_bytes = manifest.images.iter().map(|image| image.size_bytes).sum::<u64>();
+    Ok(Released {
+        manifest,
+        path,
+        packed_bytes: image.packed_bytes,
+        new_bytes: image.new_bytes,
+        partition_bytes: image_bytes + image.undo_bytes,
+    })
 }
 
 /// Signs a manifest and publishes it at `path`.

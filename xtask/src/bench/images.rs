@@ -44,6 +44,11 @@ impl BenchImages {
         std::iter::once(("old", self.old.as_path())).chain(optional)
     }
 
+    /// Returns the image of a channel, if there is one.
+    pub fn of(&self, channel: &str) -> Option<&Path> {
+        self.named().find(|(name, _)| *name == channel).map(|(_, path)| path)
+    }
+
     /// Returns the size of each image for the report, bytes.
     pub fn sizes(&self) -> Result<BTreeMap<String, u64>> {
         self.named().map(|(name, path)| Ok((name.to_owned(), path.metadata()?.len()))).collect()

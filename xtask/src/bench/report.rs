@@ -10,6 +10,7 @@ use super::lab::Cost;
 use super::limits::Limits;
 use super::median::median;
 use super::peers::YARDSTICK;
+use super::undo::UndoRun;
 
 /// Largest download that counts as an update, in MB of 10^6 bytes.
 const UPDATE_LIMIT_MB: f64 = 70.0;
@@ -39,6 +40,8 @@ pub struct Results {
     pub images: BTreeMap<String, u64>,
     pub limits: Limits,
     pub runs: Vec<BenchRun>,
+    /// Updates that were taken back.
+    pub undo: Vec<UndoRun>,
 }
 
 impl Results {
@@ -72,6 +75,11 @@ impl Results {
         eligible.min_by(|(_, one), (_, other)| one.total_cmp(other))
     }
 
+    /// Returns a median figure of the undo of the small update.
+    fn of_undo(&self, of: fn(&UndoRun) -> f64) -> Option<f64> {
+        median(self.undo.iter().filter(|run| run.case == "undo_stable" && run.right).map(of).collect())
+    }
+
     fn summary(&self) -> BTreeMap<&'static str, Option<f64>> {
         let ours = |case: &str, of: fn(&Cost) -> f64| self.median(case, OURS, of);
         let (wall, download) = (|cost: &Cost| cost.wall_s, |cost: &Cost| cost.download_mb);
@@ -102,6 +110,9 @@ impl Results {
                 "fresh_cpu_ratio_to_decompress_and_hash_on_one_core",
                 ratio(ours("fresh", |cost| cost.cpu_s), Some(self.limits.decompress_and_hash_one_core_cpu_s)),
             ),
+            ("undo_stable_s", self.of_undo(|run| run.undo_s)),
+            ("undo_stable_download_mb", self.of_undo(|run| run.download_bytes as f64 / 1e6)),
+            ("undo_stable_kept_share", self.of_undo(|run| run.kept_share)),
             ("peak_rss_mib", rss.max_by(f64::total_cmp)),
         ])
     }
@@ -196,6 +207,7 @@ mod tests {
             images: Default::default(),
             limits,
             runs,
+            undo: Vec::new(),
         }
     }
 

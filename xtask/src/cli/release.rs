@@ -8,7 +8,7 @@ use reflash::release::manifest::TrustedKeys;
 
 use crate::paths::Paths;
 use crate::release::{self, Allow, Released, Spec};
-use crate::step::{mib, produced};
+use crate::step::{mib, produced, room_for_undo};
 use crate::{bootstrap_files, disk, grub, image, initramfs, keygen};
 
 /// Options of `release`.
@@ -95,6 +95,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let key = keygen::load_secret(&args.key.context("--key is missing")?)?;
     let released = release::build(&spec, &key, &out)?;
     produced(&summary(&released), &released.path);
+    eprintln!("  {}", room_for_undo(released.partition_bytes));
     Ok(())
 }
 

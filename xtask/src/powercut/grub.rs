@@ -10,6 +10,8 @@ use reflash::boot::slots::{Slot, Trial};
 pub enum Choice {
     /// Start of the system, with so many tries, this one included.
     System(u8),
+    /// Safe start of the system, by its number: no try is counted.
+    Safe(u16),
     /// Start of a recovery.
     Recovery(Reason),
 }
@@ -26,6 +28,9 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     if value(names::RECOVERING) == Some("1") {
         return Choice::Recovery(Reason::Recovering);
     }
+    if value(names::NEXT_ENTRY) == Some("safe") {
+        return Choice::Safe(value(names::SAFE).and_then(safe_number).unwrap_or(1));
+    }
     match value(names::TRIES) {
         None => Choice::Recovery(Reason::EnvLost),
         Some(tries) => match tries.as_bytes() {
@@ -33,6 +38,11 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
             _ => Choice::Recovery(Reason::Tries),
         },
     }
+}
+
+/// Reads one to three digits; to the script anything else is no number.
+fn safe_number(value: &str) -> Option<u16> {
+    value.parse().ok().filter(|_| value.len() <= 3 && value.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Chooses the slot whose script the loader begins with; `has_script` says whether GRUB finds one there.
@@ -105,6 +115,13 @@ mod tests {
             ("reflash_tries=3\nreflash_recovering=1\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=3\nnext_entry=recovery\n", Choice::Recovery(Reason::Requested)),
             ("reflash_tries=3\nnext_entry=other\n", Choice::System(3)),
+            ("reflash_tries=3\nnext_entry=safe\nreflash_safe=2\n", Choice::Safe(2)),
+            ("reflash_tries=0\nnext_entry=safe\nreflash_safe=140\n", Choice::Safe(140)),
+            ("next_entry=safe\n", Choice::Safe(1)),
+            ("next_entry=safe\nreflash_safe=1 init=/bin/sh\n", Choice::Safe(1)),
+            ("next_entry=safe\nreflash_safe=1000\n", Choice::Safe(1)),
+            ("reflash_tries=3\nreflash_safe=2\n", Choice::System(3)),
+            ("reflash_recovering=1\nnext_entry=safe\nreflash_safe=2\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=\n", Choice::Recovery(Reason::EnvLost)),
             ("reflash_tries=3", Choice::Recovery(Reason::EnvLost)),
         ] {

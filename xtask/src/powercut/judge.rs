@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
-use reflash::boot::decide::{self, BootDecision, Reason, Recoveries, Situation, System};
+use reflash::boot::decide::{self, BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System};
 use reflash::boot::grubenv::names;
 use reflash::boot::slots::{FILES, Slot};
+use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
@@ -83,6 +84,8 @@ struct Found {
     lost: bool,
     installed: Option<u64>,
     recoveries: Recoveries,
+    worth: Worth,
+    safe_starts_made: u16,
 }
 
 impl<'a> Judge<'a> {
@@ -131,11 +134,13 @@ impl<'a> Judge<'a> {
         // halves.
         ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
         let how = match choice {
-            Choice::System(_) if !has_superblock(&disk.system) => {
+            Choice::System(_) | Choice::Safe(_) if !has_superblock(&disk.system) => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
             }
-            Choice::System(tries) => {
-                ensure!(tries <= TRIES, "GRUB starts the system {tries} times, although only {TRIES} tries were given");
+            Choice::System(_) | Choice::Safe(_) => {
+                if let Choice::System(tries) = choice {
+                    ensure!(tries <= TRIES, "GRUB starts the system {tries} times, although it has only {TRIES} tries");
+                }
                 let whole = |release: &ReleaseUnderTest| disk.system.content == release.image;
                 let old = self.old.is_some_and(whole);
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
@@ -217,12 +222,23 @@ impl<'a> Judge<'a> {
             Some(_) => System::Damaged,
             None => System::Unknown,
         };
-        let situation = Situation { reason, system, recoveries: found.recoveries, budget: self.budget };
+        let situation = Situation {
+            reason,
+            undo_requested: false,
+            system,
+            worth: found.worth,
+            // What lies behind the image is no part of these states.
+            kept: KeptRelease::Nothing,
+            safe_starts: SafeStarts { known: true, made: found.safe_starts_made },
+            recoveries: found.recoveries,
+            budget: self.budget,
+        };
         let first = decide::decide(&situation);
         match first {
             BootDecision::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
             BootDecision::Start => {}
-            BootDecision::Fetch { .. } => {
+            BootDecision::Undo => bail!("recovery ({reason:?}) goes back to nothing: {situation:?}"),
+            BootDecision::Fetch | BootDecision::FetchNewer => {
                 let new = self.new;
                 let comparison = self.comparison(&new.index, new.serial, &disk.system);
                 check_plan(&new.index, &comparison)?;
@@ -264,9 +280,14 @@ impl<'a> Judge<'a> {
                 // This counts as the agent does: of the environment and the black box, the higher count is believed.
                 let environment = state.boot_env().recoveries().context("the agent cannot read its environment")?;
                 let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
+                let env = state.boot_env().load_or_empty().context("the agent cannot read its environment")?;
+                let installed = state.installed(self.keys).map(|installed| installed.manifest.serial);
+                let judge = |serial| Worth::judge(serial, &env, recorded.worth(serial));
                 Found {
                     lost: false,
-                    installed: state.installed(self.keys).map(|installed| installed.manifest.serial),
+                    installed,
+                    worth: installed.map(judge).unwrap_or_default(),
+                    safe_starts_made: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
                     recoveries: [environment, recorded.recoveries()]
                         .into_iter()
                         .max_by_key(|known| known.count)

@@ -1,0 +1,51 @@
+//! `reflash request newer`: the next boot starts recovery if there is a newer release. The boot watch asks so in a safe
+//! start, and a fleet may do it from a timer.
+
+use serde_json::json;
+
+use super::answer::{Exit, Failure, failure, print};
+use super::context::Context;
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::boot::grubenv::names;
+use crate::flash::target::DeviceTarget;
+use crate::jobs::recovery::{self, RecoveryError};
+
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let mounted = MountedState::open(options)?;
+    let context = Context::open(options, Some(&mounted))?;
+    let target = DeviceTarget::open_read_only(&mounted.system_partition()?)?;
+    let state = mounted.state.clone();
+    let mut job = context.job(&target, false);
+    job.resources.state = Some(&state);
+    // What is refused on this machine would be asked for in vain, again and again.
+    let floor = mounted.floor();
+    job.resources.floor = Some(&floor);
+    let record = job.read_record();
+    let Some(installed) = record.as_ref().map(|record| record.manifest().serial) else {
+        return failure("no release is recorded as installed, so that none can be newer; see reflash status");
+    };
+    // The question may take minutes, in which the state partition is better not mounted.
+    job.resources.state = None;
+    drop(mounted);
+    job.policy.above = Some(installed);
+    let manifest = match recovery::fetch_release(&job, record.as_ref()) {
+        Ok(release) => release.manifest,
+        Err(error @ RecoveryError::Manifest(_)) => {
+            let why = crate::chain::chain(&error);
+            print(options, &json!({ "next_entry": null, "installed": installed }), || {
+                format!("nothing newer than serial {installed}: {why}")
+            })?;
+            return Ok(Exit::No);
+        }
+        Err(error) => return Err(Failure::of(&error, error.is_retryable())),
+    };
+    MountedState::open(options)?
+        .state
+        .boot_env()
+        .update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, None)])?;
+    let (version, serial) = (manifest.version, manifest.serial);
+    let answer = json!({ "next_entry": "recovery", "installed": installed, "version": version, "serial": serial });
+    print(options, &answer, || format!("{version} (serial {serial}) is newer: the next boot goes to recovery"))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,140 @@
+//! The release that is kept on a partition, as far as its signature, its digests and today's keys show.
+
+use std::io;
+
+use super::area;
+use super::check;
+use super::directory::Directory;
+use super::header::{Contents, Part, State};
+use super::obstacle::{UndoObstacle, UndoTarget};
+use super::source::pack_of;
+use crate::flash::plan::{Patched, Plan};
+use crate::flash::target::BlockTarget;
+use crate::release::digest::Digest;
+use crate::release::index::{Index, StoredChunkNo};
+use crate::release::manifest::{Authentic, Manifest, ManifestError, SYSTEM_IMAGE, TrustedKeys};
+
+/// A release that is kept, with what is needed to write it.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The signed bytes of the manifest.
+    pub(crate) signed: Authentic,
+    /// Content of the manifest.
+    pub(crate) manifest: Manifest,
+    /// Chunk index of the system image.
+    pub(crate) index: Index,
+    /// The object that the index was read from.
+    pub(crate) index_object: Vec<u8>,
+    /// The chunks that are kept.
+    pub(crate) chunks: KeptChunks,
+    pub(super) contents: Contents,
+}
+
+/// Chunks that are kept on a partition. Each may be of use for any release that has it.
+#[derive(Debug)]
+pub(crate) struct KeptChunks {
+    pub(super) directory: Directory,
+    low: u64,
+}
+
+impl KeptChunks {
+    /// Whether an image of so many bytes leaves alone what is kept.
+    pub(crate) fn lie_behind(&self, image_bytes: u64) -> bool {
+        image_bytes <= self.low
+    }
+
+    /// Lets a plan for an image take the chunks that are kept from here; `None` when none of them belongs to it.
+    pub(crate) fn offer(&self, index: &Index, target: &dyn BlockTarget) -> Option<Patched> {
+        let mut places = self.directory.places(index).peekable();
+        places.peek()?;
+        Some(Patched::kept(index, pack_of(target), places))
+    }
+}
+
+impl Kept {
+    /// Reads what is kept on a partition. Nothing of the chunks is read.
+    pub(crate) fn read(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<Self, UndoObstacle> {
+        let header = area::read_header(target).map_err(UndoObstacle::Read)?;
+        let contents = match header.state {
+            State::Kept(contents) => contents,
+            State::NoRoom(room) => return Err(UndoObstacle::NoRoom(room)),
+            State::NotKept => return Err(UndoObstacle::NotKept),
+            State::Nothing | State::Later => return Err(UndoObstacle::Nothing),
+        };
+        let part = |what: &str, part: &Part| match area::read_part(target, part) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(damaged(what, part, None)),
+            Err(error) => Err(damaged(what, part, Some(&error))),
+        };
+        let signature = part("signature", &contents.signature)?;
+        let signed = keys.authenticate(part("manifest", &contents.manifest)?, &String::from_utf8_lossy(&signature))?;
+        let manifest = Manifest::parse_recorded(&signed)?;
+        let index_object = part("chunk index", &contents.index)?;
+        let image = manifest.image(SYSTEM_IMAGE)?;
+        // The signed digest and not that of the header: nothing on the disk is trusted.
+        if Digest::of(&index_object) != image.index.blake3 {
+            return Err(damaged("chunk index", &contents.index, None));
+        }
+        let index = Index::from_object(&index_object)?;
+        if index.image_bytes() != image.size_bytes || index.image_bytes() > contents.low {
+            return Err(damaged("chunk index", &contents.index, None));
+        }
+        let end = area::end_of(target);
+        let directory = Directory::decode(&part("directory", &contents.directory)?, contents.low, end)
+            .ok_or_else(|| damaged("directory", &contents.directory, None))?;
+        let chunks = KeptChunks { directory, low: contents.low };
+        Ok(Self { signed, manifest, index, index_object, chunks, contents })
+    }
+
+    /// BLAKE3 of the signed manifest, which identifies the release.
+    pub(crate) fn manifest_digest(&self) -> Digest {
+        Digest::of(self.signed.bytes())
+    }
+
+    /// Bytes that are used to keep the release, headers included.
+    pub(crate) fn kept_bytes(&self, target: &dyn BlockTarget) -> u64 {
+        target.size_bytes().saturating_sub(self.contents.low)
+    }
+
+    /// Checks the frames that a plan for the kept release takes from here, and leaves out what is damaged. Returns the
+    /// number of those.
+    pub(crate) fn leave_out_damaged(&mut self, target: &dyn BlockTarget, plan: &Plan) -> usize {
+        let mut needed: Vec<StoredChunkNo> =
+            plan.requests.iter().filter(|request| plan.is_local(request)).flat_map(|it| it.stored.clone()).collect();
+        needed.sort_unstable();
+        let places = self.chunks.directory.places(&self.index).filter(|place| needed.binary_search(&place.0).is_ok());
+        let damaged = check::damaged(target, &self.index, places.collect());
+        let digests: Vec<Digest> = damaged.iter().map(|stored| *self.index.digest(*stored)).collect();
+        self.chunks.directory = self.chunks.directory.without(&digests);
+        damaged.len()
+    }
+
+    /// Refuses a release that is for another product or hardware. Whatever channel it came from, it ran here.
+    pub(crate) fn check_fit(&self, product: &str, hardware: &str) -> Result<(), ManifestError> {
+        self.manifest.check_fit(product, hardware, &self.manifest.channel)
+    }
+}
+
+fn damaged(what: &str, part: &Part, error: Option<&io::Error>) -> UndoObstacle {
+    let Part { offset, length, .. } = part;
+    let why = error.map_or_else(|| "have another digest".to_owned(), |error| format!("cannot be read: {error}"));
+    UndoObstacle::Damaged { what: format!("the {length} bytes of its {what} at byte {offset} {why}") }
+}
+
+/// Reads what is kept on a partition, and returns the release that an undo would go back to.
+///
+/// # Errors
+/// [`UndoObstacle`] says why no undo is possible without a network.
+pub fn possible(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<UndoTarget, UndoObstacle> {
+    let kept = Kept::read(target, keys)?;
+    let Manifest { version, serial, .. } = &kept.manifest;
+    if kept.contents.missing > 0 {
+        return Err(UndoObstacle::Incomplete { version: version.clone(), chunks: kept.contents.missing });
+    }
+    Ok(UndoTarget {
+        version: version.clone(),
+        serial: *serial,
+        manifest_digest: kept.manifest_digest(),
+        kept_bytes: kept.kept_bytes(target),
+    })
+}

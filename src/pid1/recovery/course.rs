@@ -1,0 +1,180 @@
+//! Carries out what was decided ([`decide`]).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::ending::NextState;
+use super::error::SetupError;
+use super::install::{self, WantedRelease};
+use super::online::Online;
+use super::setup::{Compared, Setup};
+use super::without::{HOUR, Instead, start, without_release};
+use super::{sources, undo};
+use crate::boot::decide::{self, BootDecision, Recoveries, Situation, WithoutRelease};
+use crate::fetch::{Mirrors, Source};
+use crate::jobs::recovery::{Policy, RecoveryJob};
+use crate::pid1::background::background;
+use crate::record::blackbox::AttemptOutcome;
+use crate::record::report::Ending;
+
+/// Well below the shortest `watchdog.stall_s`.
+const REST_STEP: Duration = Duration::from_secs(10);
+
+/// Decides, and does it, until the machine is to be restarted.
+pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<NextState, SetupError> {
+    // A release that was asked for is not kept waiting by a comparison.
+    let at_once = setup.reason.is_requested() && !setup.undo_is_requested();
+    let mut compared = if at_once { Compared::Unknown } else { setup.compare(job) };
+    let mut may_park = true;
+    loop {
+        let situation = setup.situation(&compared);
+        // A pause that is over lets the machine try once more what it was parked for.
+        let situation = if may_park { situation } else { unbraked(situation) };
+        match (decide::decide(&situation), compared) {
+            (BootDecision::Start, Compared::Intact(proof, installed)) if !setup.standing.undo_needs_network() => {
+                return start(setup, job, proof, &installed, None, "nothing has to be mended");
+            }
+            (BootDecision::Undo, _) => {
+                if let Some(next) = undo::run(setup, job, None)? {
+                    return Ok(next);
+                }
+                // It may have changed some of the system, or nothing.
+                compared = setup.compare(job);
+            }
+            (BootDecision::Park, _) => {
+                park(setup);
+                if let Some(next) = wait_parked(setup, mirrors, job)? {
+                    return Ok(next);
+                }
+                setup.journal.note("parked for long enough: trying once more what was tried before");
+                may_park = false;
+                // A newer release may have been begun and not finished.
+                compared = setup.compare(job);
+            }
+            (BootDecision::FetchNewer, _) => return fetch(setup, mirrors, job, &situation, WantedRelease::Newer),
+            // Only an intact system is started, and every intact one has its proof; but an undo that was asked for and
+            // needs a network goes before that.
+            (BootDecision::Fetch | BootDecision::Start, _) => {
+                return fetch(setup, mirrors, job, &situation, WantedRelease::Offered);
+            }
+        }
+    }
+}
+
+fn unbraked(situation: Situation) -> Situation {
+    Situation { recoveries: Recoveries { count: 0, ..situation.recoveries }, ..situation }
+}
+
+/// Fetches a release and installs it. Where none is to be had by the deadline, if there is one, something else is done.
+fn fetch(
+    setup: &Setup,
+    mirrors: &Mirrors,
+    job: &RecoveryJob<'_>,
+    situation: &Situation,
+    wanted: WantedRelease,
+) -> Result<NextState, SetupError> {
+    let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
+    let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
+    let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
+    if sources::are_at_hand(&setup.config, &setup.journal) {
+        let deadline = deadline.filter(|_| wanted == WantedRelease::Newer);
+        return install::until_installed(&Online::without_network(setup), mirrors, job, wanted, deadline);
+    }
+    let mut rest = None;
+    let online = loop {
+        if let Some(online) = Online::bring_up(setup, deadline)? {
+            break online;
+        }
+        match without_release(setup, job, "no release is available", None)? {
+            Instead::Done(next) => return Ok(next),
+            Instead::GoOn { until } => {
+                deadline = until;
+                rest = until.map(|_| Rest::begin(setup));
+            }
+        }
+    };
+    drop(rest);
+    if !setup.reason.is_requested() && !setup.usb_release.is_there() {
+        sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
+    }
+    let next = match undo_with(setup, mirrors, job)? {
+        Some(next) => Ok(next),
+        None => install::until_installed(&online, mirrors, job, wanted, deadline),
+    };
+    online.close();
+    next
+}
+
+/// A pause that is meant. Until it is dropped the watchdog is fed: a reset would only begin the pause again.
+struct Rest(Arc<AtomicBool>);
+
+impl Rest {
+    fn begin(setup: &Setup) -> Self {
+        let (over, journal) = (Arc::new(AtomicBool::new(false)), Arc::clone(&setup.journal));
+        let ended = Arc::clone(&over);
+        background(&setup.journal, "pause", move || {
+            while !ended.load(Ordering::Relaxed) {
+                journal.progressed();
+                std::thread::sleep(REST_STEP);
+            }
+        });
+        Self(over)
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was
+/// asked for and fails all the same, nothing else is installed in its place while the system is intact.
+fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
+    if !setup.standing.undo_needs_network() {
+        return Ok(None);
+    }
+    if let Some(next) = undo::run(setup, job, Some(&install::once(mirrors)))? {
+        return Ok(Some(next));
+    }
+    if setup.undo_is_requested()
+        && let Instead::Done(next) = without_release(setup, job, "no undo is possible", None)?
+    {
+        return Ok(Some(next));
+    }
+    Ok(None)
+}
+
+/// The serial that a release must be above, where only a newer one is wanted.
+fn above(setup: &Setup, wanted: WantedRelease) -> Option<u64> {
+    setup.standing.installed.filter(|_| wanted == WantedRelease::Newer).map(|installed| installed.id.serial)
+}
+
+/// Reports and records that this machine waits for another release.
+fn park(setup: &Setup) {
+    let Recoveries { serial, count } = setup.recoveries;
+    let hours = decide::parked_hours(setup.recoveries, setup.config.recoveries);
+    setup.journal.warn(&format!(
+        "parked: release {serial} was installed {count} times without a good boot; waiting for a release \
+         with a higher serial, and trying once more in {hours} h. \"Recover/Reflash\" in the boot menu writes this one \
+         again"
+    ));
+    setup.finish(AttemptOutcome::Parked);
+}
+
+/// Waits for a newer release and installs it. `None` once the pause is over.
+fn wait_parked(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
+    let until = Instant::now() + HOUR * decide::parked_hours(setup.recoveries, setup.config.recoveries);
+    let serial = setup.recoveries.serial;
+    if sources::are_at_hand(&setup.config, &setup.journal) {
+        return install::until_another(&Online::without_network(setup), mirrors, job, serial, Some(until));
+    }
+    let rest = Rest::begin(setup);
+    let Some(online) = Online::bring_up(setup, Some(until))? else { return Ok(None) };
+    drop(rest);
+    online.settle(Ending::Failed);
+    let next = install::until_another(&online, mirrors, job, serial, Some(until));
+    online.close();
+    next
+}

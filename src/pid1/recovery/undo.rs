@@ -1,0 +1,119 @@
+//! Goes back to the release that is kept on the machine, without a network.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::ending::NextState;
+use super::error::SetupError;
+use super::robot_disk::RECOVERY;
+use super::setup::Setup;
+use super::standing::{find_kept, id_of, scripts_know_safe_start};
+use crate::boot::decide::{KeptRelease, Reason};
+use crate::boot::env::BootEnvError;
+use crate::boot::grubenv::names;
+use crate::boot::request::RecoveryRequest;
+use crate::boot::worth::Worth;
+use crate::chain::chain;
+use crate::fetch::Source;
+use crate::jobs::floor::FloorChange;
+use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob};
+use crate::jobs::state::InstalledRecord;
+use crate::pid1::link::WorkPart;
+use crate::pid1::worker;
+use crate::record::blackbox::AttemptOutcome;
+use crate::record::event::Event;
+
+/// Takes the installed release back, or repairs it where it is the one that is kept. `None` if that fails: something
+/// else has to be done then, and the system is to be compared again first.
+///
+/// `network` is for what is damaged of the kept release, where there is a network.
+pub(super) fn run(
+    setup: &Setup,
+    job: &RecoveryJob<'_>,
+    network: Option<&dyn Source>,
+) -> Result<Option<NextState>, SetupError> {
+    let Ok(kept) = &setup.standing.undo else { return Ok(None) };
+    let started = Instant::now();
+    let undone = setup.record.as_ref().filter(|record| record.id() != id_of(kept));
+    let why = why(setup);
+    setup.journal.report(Event::UndoBegan {
+        version: &kept.version,
+        serial: kept.serial,
+        undone: undone.map(|record| (record.manifest().version.as_str(), record.manifest().serial)),
+        why: &why,
+    });
+    begin(setup, kept.serial, undone)?;
+    // What is said of the good release from here on is said of the one that is gone back to.
+    let job = RecoveryJob { policy: Policy { installed: None, ..job.policy }, ..job.clone() };
+    match worker::within(&WorkPart::Undo, || recovery::undo(&job, network)) {
+        Ok(report) => {
+            worker::done();
+            setup.finish(AttemptOutcome::Installed);
+            let seconds = started.elapsed().as_secs();
+            Ok(Some(NextState::Reboot(format!("{} is back after {seconds} s: starting it", report.version))))
+        }
+        Err(error) => {
+            setup.journal.warn(&format!("the undo failed: {}", chain(&error)));
+            let lacks_something = matches!(error, RecoveryError::Undo(_));
+            setup.standing.give_up_undo(lacks_something && network.is_none());
+            end_in_vain(setup, undone);
+            Ok(None)
+        }
+    }
+}
+
+/// Offers the undo in GRUB's menu, or takes the offer away, by what the machine holds now. A script that does not know
+/// the variable leaves it alone, but what an older recovery does not keep true must not be there.
+pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
+    let (state, keys) = (&setup.disk.state, &setup.keys);
+    let installed = state.record(keys).map(|record| record.id());
+    let kept = find_kept(&setup.disk.target, keys, &setup.handover).ok().filter(|kept| Some(id_of(kept)) != installed);
+    let known = scripts_know_safe_start(Path::new(RECOVERY));
+    state.boot_env().offer_undo(kept.filter(|_| known).map(|kept| kept.serial))
+}
+
+/// Writes what has to be known if power is cut from here on: that the undo goes on, that what it leads to was good, and
+/// that what it takes back is not chosen again.
+fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(), SetupError> {
+    let (good, of) = (kept.to_string(), undone.map(|record| record.manifest().serial));
+    let request = of.map(|of| RecoveryRequest::Undo { of: Some(of) }.to_string());
+    setup.disk.state.boot_env().update(&[(names::GOOD, Some(&good)), (names::REQUEST, request.as_deref())])?;
+    if let Some(record) = undone {
+        warn_of(setup, setup.floor.refuse(record.id()));
+    }
+    Ok(())
+}
+
+/// Takes back what [`begin`] wrote, since the release stays: it may be what is installed again.
+fn end_in_vain(setup: &Setup, undone: Option<&InstalledRecord>) {
+    if let Err(error) = setup.disk.state.boot_env().update(&[(names::REQUEST, None)]) {
+        setup.journal.warn(&chain(&error));
+    }
+    if let Some(record) = undone {
+        warn_of(setup, setup.floor.lift(record.manifest().serial));
+    }
+}
+
+fn warn_of(setup: &Setup, change: FloorChange) {
+    change.failed.iter().for_each(|error| setup.journal.warn(&chain(error)));
+}
+
+/// The reason for which the release is taken back, for the console and the report.
+fn why(setup: &Setup) -> String {
+    if let Some(RecoveryRequest::Undo { .. }) = setup.standing.request {
+        return match setup.reason {
+            Reason::Recovering => "an undo of it was cut short".to_owned(),
+            _ => "that was asked for".to_owned(),
+        };
+    }
+    if setup.standing.kept() == KeptRelease::Installed {
+        return "it is damaged, and kept on the machine".to_owned();
+    }
+    match (setup.reason, setup.standing.worth(), setup.standing.safe_starts.made) {
+        (Reason::Tries, Worth::Never, _) => "none of its starts was ever good".to_owned(),
+        (Reason::Tries, _, made) if made > 0 => {
+            format!("it does not come up any more, and {made} safe starts changed nothing")
+        }
+        (reason, ..) => format!("it cannot be started or repaired here ({})", reason.description()),
+    }
+}

@@ -1,0 +1,158 @@
+//! A process that PID 1 of the initramfs starts beside itself and that lives on in the system: what it needs to outlive
+//! the change of the root, and the service manager.
+#![allow(unsafe_code)] // pre_exec and kill, in one place each
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use rustix::fs::OFlags;
+
+use super::{init, signals};
+
+/// A companion that was started. When PID 1 becomes another program, `input` is closed, by which the companion knows.
+#[derive(Debug)]
+pub struct StartedCompanion {
+    /// Pipe to its standard input.
+    pub input: Option<ChildStdin>,
+}
+
+/// Starts this program once more under the name `name`. It leaves the process group of PID 1, so that PID 1 can wait
+/// for all of its other children. A name that begins with `@` keeps systemd from ending it with the rest at shutdown
+/// (systemd's "Using /tmp/ and /var/tmp/ safely" has a page beside it, "Storage Daemons for the Root File System").
+///
+/// # Errors
+/// The kernel has no memory or no room for another process.
+pub fn start(name: &str) -> io::Result<StartedCompanion> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(name).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes one, sigprocmask, on a set
+    // that lives on the stack; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(signals::unblock) };
+    let mut child: Child = command.spawn()?;
+    Ok(StartedCompanion { input: child.stdin.take() })
+}
+
+/// Files that a companion opens at its start, since no path of its own leads there once PID 1 has another root.
+#[derive(Debug)]
+pub struct Handles {
+    proc: File,
+    sysrq: Option<File>,
+}
+
+impl Handles {
+    /// Opens `/proc` and the trigger of the kernel's own restart.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn open() -> io::Result<Self> {
+        let sysrq = OpenOptions::new().write(true).open("/proc/sysrq-trigger").ok();
+        Ok(Self { proc: File::open("/proc")?, sysrq })
+    }
+
+    /// Takes the root that PID 1 has by now, for all threads.
+    ///
+    /// # Errors
+    /// The process lacks the rights.
+    pub fn follow_pid1(&self) -> io::Result<()> {
+        // The memory file system that /proc was opened on has moved along with the other mounts.
+        nix::unistd::fchdir(self.proc.as_fd())?;
+        nix::unistd::chroot("1/root")?;
+        nix::unistd::chdir("/")?;
+        Ok(())
+    }
+
+    /// Has the kernel restart at once, without a word to any driver: for when reboot(2) hangs in one.
+    pub fn restart_at_once(&self) {
+        if let Some(mut sysrq) = self.sysrq.as_ref() {
+            let _ = sysrq.write_all(b"b");
+        }
+    }
+}
+
+/// Keeps the kernel from ending this process for want of memory.
+pub fn be_the_last_to_end() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// The signal by which systemd as PID 1 restarts the machine in order, `SIGRTMIN+5` (systemd(1)) of the GNU C library:
+/// musl's own first real-time signal is another one.
+const RESTART_SIGNAL: libc::c_int = 34 + 5;
+
+/// Asks systemd to restart the machine in order. It does so in emergency mode too. Another PID 1, or one that has
+/// frozen, does nothing.
+pub fn ask_pid1_to_restart() {
+    // SAFETY: kill(2) takes two numbers and touches no memory. PID 1 is there as long as the machine runs.
+    let _ = unsafe { libc::kill(1, RESTART_SIGNAL) };
+}
+
+/// Writes a line to every console. One whose other end has stopped it, as noise on a serial line can, is passed over
+/// rather than waited for.
+pub fn write_to_consoles(line: &str) {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    for console in init::consoles() {
+        if let Ok(mut console) = OpenOptions::new().write(true).custom_flags(flags).open(console) {
+            let _ = console.write_all(format!("\r\nreflash: {line}\r\n").as_bytes());
+        }
+    }
+}
+
+/// Longest output of a program that is taken, bytes.
+const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
+
+/// Runs a program, and ends it after `limit`. `None` when it could not be started or did not end by itself; otherwise
+/// its exit code, and what it printed.
+pub fn run_within(program: &Path, arguments: &[&str], limit: Duration) -> Option<(Option<i32>, String)> {
+    let began = Instant::now();
+    let mut child =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let child = child.as_mut().ok()?;
+    let output = child.stdout.take()?;
+    let (sender, text) = std::sync::mpsc::channel();
+    // A program that prints more than a pipe holds would never end.
+    let reading = super::thread::background("output", move || {
+        let mut bytes = Vec::new();
+        let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes);
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    let ended = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status.code()),
+            Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(100)),
+            _ => break None,
+        }
+    };
+    if ended.is_none() {
+        let _ = child.kill();
+        let _ = child.try_wait();
+    }
+    reading.ok()?;
+    // A grandchild that holds the pipe open must not hold this process.
+    let text = text.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+    ended.map(|code| (code, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::run_within;
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_program_has_a_deadline_and_its_output_a_bound() {
+        let shell = |script: &str| run_within(Path::new("/bin/sh"), &["-c", script], Duration::from_secs(2));
+        assert_eq!(shell("echo a; exit 3"), Some((Some(3), "a\n".into())));
+        let began = Instant::now();
+        assert_eq!(shell("exec sleep 100"), None);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        assert_eq!(run_within(Path::new("/no/such/program"), &[], Duration::from_secs(1)), None);
+        // What it leaves in the background holds nothing.
+        assert_eq!(shell("sleep 30 & exit 0").map(|(code, _)| code), Some(Some(0)));
+    }
+}

@@ -47,6 +47,8 @@ pub struct Written<'i> {
     pub(crate) read_back: ReadBack<'i>,
     /// Number of bytes that were written, for the report.
     pub bytes: u64,
+    /// Whether the target said that it had zeroed and had not. Zeros were written instead from then on.
+    pub zeroing_lied: bool,
 }
 
 /// Refuses an image that does not fit, before anything is written.
@@ -82,7 +84,7 @@ pub fn apply<'i>(
 ) -> Result<Written<'i>, WriteError> {
     check_size(index.image_bytes(), work.target)?;
     if work.plan.is_empty() {
-        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0 });
+        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0, zeroing_lied: false });
     }
     let read_back = ReadBack::new(index, comparison);
     let writer = Writer::new(index, work);
@@ -94,7 +96,8 @@ pub fn apply<'i>(
     again::fetch_again(&writer)?;
     check_complete(&writer, comparison)?;
     head::put_back(&writer)?;
-    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes() })
+    let zeroing_lied = writer.zeroing.has_lied();
+    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes(), zeroing_lied })
 }
 
 /// Makes sure that every chunk that was wrong has been written with content that has its digest. Without it a source
@@ -121,7 +124,7 @@ fn write_all_but_the_head(writer: &Writer<'_>, read_back: &ReadBack<'_>) {
     std::thread::scope(|scope| {
         if read_behind {
             threads::spawn(scope, "read-behind", || {
-                if let Err(source) = writer.unread.read_back(read_back, target, done) {
+                if let Err(source) = writer.unread.read_back(read_back, target, done, &writer.zeroing) {
                     writer.fail(writer.error("flush", 0, source));
                 }
             });

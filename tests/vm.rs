@@ -9,6 +9,7 @@ mod cuts;
 mod deaths;
 mod fallback;
 mod hostile;
+mod late_disk;
 mod media;
 mod provision;
 mod reset;

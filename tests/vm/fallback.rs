@@ -18,7 +18,7 @@ use xtask::disk;
 use xtask::paths::Paths;
 use xtask::serve::Server;
 use xtask::test_system::{self, Behaviour};
-use xtask::vm::{GuestFirmware, RunningMachine, VirtualMachine};
+use xtask::vm::{DiskBus, GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
 use crate::support::server::{Act, TestServer, object, status};
@@ -83,6 +83,14 @@ impl Robot {
         machine.firmware = self.firmware;
         machine.add_watchdog();
         machine.add_usb_ports();
+        machine.start().unwrap()
+    }
+
+    /// Switches the robot on with its disk behind a USB bridge.
+    pub fn start_from_usb(&mut self, name: &str) -> RunningMachine {
+        self.starts += 1;
+        let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
+        machine.bus = DiskBus::Usb;
         machine.start().unwrap()
     }
 

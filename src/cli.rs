@@ -8,6 +8,7 @@ pub mod args;
 pub mod commands;
 pub mod completion;
 mod context;
+mod drill;
 mod env;
 mod flash;
 mod good;
@@ -62,6 +63,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Report => report::run(options),
         Command::Good => good::run(options),
         Command::Request(action) => request::run(options, *action),
+        Command::Drill(kind) => drill::run(options, *kind),
         Command::Env(action) => env::run(options, action),
     }
 }

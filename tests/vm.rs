@@ -7,6 +7,7 @@ mod built;
 mod by_hand;
 mod cuts;
 mod deaths;
+mod drill;
 mod fallback;
 mod hostile;
 mod late_disk;

@@ -58,7 +58,8 @@ macro_rules! options {
 const FLASH: &[CommandName] = &[CommandName::Flash];
 const PROVISION: &[CommandName] = &[CommandName::Provision];
 const VERIFY: &[CommandName] = &[CommandName::Verify];
-const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify];
+const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify, CommandName::Drill];
+const DRILL: &[CommandName] = &[CommandName::Drill];
 const RELEASE: &[CommandName] = &[CommandName::Flash, CommandName::Provision];
 /// The commands of an option that every command takes.
 pub const EVERY: &[CommandName] = &[
@@ -69,6 +70,7 @@ pub const EVERY: &[CommandName] = &[
     CommandName::Report,
     CommandName::Good,
     CommandName::Request,
+    CommandName::Drill,
     CommandName::Env,
 ];
 
@@ -102,6 +104,8 @@ options! {
     no_read_back: bool = FLASH "no-read-back";
     /// Print the SHA-256 of the image on the target, to compare with the manifest.
     sha256: bool = VERIFY "sha256";
+    /// Restart the machine at once.
+    restart: bool = DRILL "restart";
     /// Print the answer as JSON.
     json: bool = EVERY "json";
     /// Write every request, and what the libraries log, to standard error.

@@ -42,14 +42,18 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
         })),
         "boot_environment": variables,
+        "last_drill": last_drill(&attempts).map(|attempt| json!({
+            "attempt": attempt.id, "started_unix_s": attempt.started_unix_s, "drill": attempt.drill,
+        })),
         "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
         "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
     });
     print(options, &answer, || {
         format!(
-            "{}\n{}\nrecoveries, the last one first:\n{}",
+            "{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
             boot_line(&env),
+            drill_line(&attempts),
             attempt_lines(&attempts, marks)
         )
     })?;
@@ -76,6 +80,22 @@ fn boot_line(env: &GrubEnv) -> String {
         None => String::new(),
     };
     format!("this boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}")
+}
+
+/// The last attempt that was a drill, of those that are kept.
+fn last_drill(attempts: &[Attempt]) -> Option<&Attempt> {
+    attempts.iter().rev().find(|attempt| attempt.drill.is_some())
+}
+
+/// When this machine last tried whether it could recover, and what came of it.
+fn drill_line(attempts: &[Attempt]) -> String {
+    match last_drill(attempts).and_then(|attempt| Some((attempt, attempt.drill.as_ref()?))) {
+        None => "last drill: none is recorded".to_owned(),
+        Some((Attempt { id, started_unix_s: 0, .. }, drill)) => format!("last drill: attempt {id}: {drill}"),
+        Some((Attempt { id, started_unix_s, .. }, drill)) => {
+            format!("last drill: attempt {id}, {started_unix_s} s since 1970: {drill}")
+        }
+    }
 }
 
 fn attempt_lines(attempts: &[Attempt], marks: Marks) -> String {
@@ -108,6 +128,10 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     let good = if attempt.id <= marks.good_through { "; a good boot followed" } else { "" };
     let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).fold(0, u64::saturating_add) / 1000;
     let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
+    if let Some(drill) = &attempt.drill {
+        text += &format!("\n     {drill}");
+        drill.checks.iter().for_each(|check| text += &format!("\n     {check}"));
+    }
     if let Some(refused) = &attempt.refused {
         let release = match (&refused.version, refused.serial) {
             (Some(version), Some(serial)) => format!("release {version} (serial {serial})"),

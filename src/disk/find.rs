@@ -14,8 +14,8 @@ const POLL: Duration = Duration::from_millis(250);
 
 /// The same once a disk is late.
 const LATE_POLL: Duration = Duration::from_secs(1);
-/// Time after which what is there is taken as it is: USB disks take up to 20 s to spin up and answer, and one that takes
-/// longer is late.
+/// Time after which what is there is taken as it is: USB disks take up to 20 s to spin up and answer, and one that
+/// takes longer is late.
 const SETTLED: Duration = Duration::from_secs(30);
 /// Interval at which a search that goes on says so.
 const SAY: Duration = Duration::from_secs(60);
@@ -235,11 +235,11 @@ fn best_of(mut found: Vec<(FoundDisk, Evidence)>, partuuid: &str) -> Result<Opti
 /// A search that goes on, for a person who wants to know why.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting<'a> {
-    /// How long the disk has been waited for.
+    /// Time for which the disk has been waited for.
     pub waited: Duration,
     /// Whether it is time to say so: at first, and then every minute.
     pub is_news: bool,
-    /// Why the last look did not find it; `None` where a better one than the one that is there is waited for.
+    /// Error of the last look; `None` where a better disk than the one that is there is waited for.
     pub error: Option<&'a FindError>,
 }
 

@@ -108,7 +108,7 @@ impl Plan {
         Self::with_buffer(index, comparison, reuse, blocks)
     }
 
-    /// The same plan, in which zeros are written as any other content is.
+    /// Returns the same plan, in which zeros are written as any other content is.
     #[must_use]
     pub fn with_zeros_written(self) -> Self {
         Self { zero_by_writing: true, ..self }

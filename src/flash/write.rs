@@ -13,7 +13,7 @@
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
 //! | `content` | decompresses a chunk and checks that it is what belongs in its place |
 //! | `again` | fetches once more what came wrong, or not at all |
-//! | `zeroing` | writes the chunks of zeros |
+//! | `zeroing`, `zero_command` | writes the chunks of zeros, by the device's command as long as that does what it says |
 //! | `read_behind` | reads back what was written while the rest is written |
 
 mod again;
@@ -26,6 +26,7 @@ mod pipeline;
 mod read_behind;
 mod splitter;
 mod writer;
+mod zero_command;
 mod zeroing;
 
 use crate::boot::env::WritePermit;

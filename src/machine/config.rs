@@ -73,6 +73,8 @@ keys::keys! {
         /// Seconds that an intact system waits in recovery for a release that cannot be had, before it is started
         /// again.
         offline_s as offline: Seconds<1, 86_400>, default "600";
+        /// Seconds after which a drill (`reflash drill`) starts the system again, however far it has come.
+        drill_s as drill: Seconds<60, 86_400>, default "600";
     }
 
     /// Where the machine posts how its recoveries go and went.

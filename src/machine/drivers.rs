@@ -175,8 +175,8 @@ impl Loader {
         }
     }
 
-    /// Looks once more for devices that should be there: has drivers take those that they left alone, and buses look for
-    /// disks that did not answer in time, to which no event leads any more.
+    /// Looks once more for devices that should be there: has drivers take those that they left alone, and buses look
+    /// for disks that did not answer in time, to which no event leads any more.
     pub fn look_again(&self) {
         self.load_for_present_devices();
         self.bind_present_devices();

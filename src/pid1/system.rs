@@ -5,6 +5,7 @@
 //! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
 
+pub mod disk_wait;
 mod hostname;
 
 use std::fmt;
@@ -41,12 +42,6 @@ const PREPARE_ROOT: &str = "/usr/lib/ostree/ostree-prepare-root";
 /// Program in the image that checks the data partition.
 const FSCK: &str = "/usr/sbin/e2fsck";
 
-/// Time to wait for the disk, unless [`Arguments::disk_wait`] says otherwise. GRUB has read the kernel from it a moment
-/// ago, so it is there; behind some USB bridges it comes back a minute or two after the reset. A restart, which is all
-/// that is left then, would begin the same wait anew, so there is no haste.
-const DISK_WAIT: Duration = Duration::from_secs(180);
-/// The longest wait that is taken from the kernel command line, seconds.
-const MAX_DISK_WAIT_S: u64 = 24 * 3600;
 /// Processes that may die before the system counts as one that does not start: enough to leave out a part of which two
 /// die, and one more of chance.
 const MAX_WORKERS: u32 = 4;
@@ -113,26 +108,21 @@ pub struct Arguments {
     pub system: String,
     /// PARTUUID of the data partition.
     pub data: String,
-    /// How long the disk is waited for.
-    pub disk_wait: Duration,
 }
 
 impl Arguments {
-    /// Reads `reflash.system=`, `reflash.data=` and `reflash.disk-wait-s=`. Of several the last one counts, as it does
-    /// for the kernel. A wait that is no number of seconds is left out: it must not keep the system from starting.
+    /// Reads `reflash.system=` and `reflash.data=`. Of several the last one counts, as it does for the kernel.
     ///
     /// # Errors
     /// [`SysrootError::Argument`] when one is missing or empty.
     pub fn parse(command_line: &str) -> Result<Self, SysrootError> {
-        let last = |name: &str| {
+        let find = |name: &'static str| {
             let mut values =
                 command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            values.next_back().filter(|value| !value.is_empty())
+            let value = values.next_back().filter(|value| !value.is_empty());
+            value.map(str::to_ascii_lowercase).ok_or(SysrootError::Argument { name })
         };
-        let find = |name: &'static str| last(name).map(str::to_ascii_lowercase).ok_or(SysrootError::Argument { name });
-        let wait = last("reflash.disk-wait-s").and_then(|text| text.parse::<u64>().ok());
-        let disk_wait = wait.map_or(DISK_WAIT, |seconds| Duration::from_secs(seconds.min(MAX_DISK_WAIT_S)));
-        Ok(Self { system: find("reflash.system")?, data: find("reflash.data")?, disk_wait })
+        Ok(Self { system: find("reflash.system")?, data: find("reflash.data")? })
     }
 }
 
@@ -383,18 +373,17 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
     if handover.died.is_some() {
         loader.bind_present_devices();
     }
+    let limit = disk_wait::limit(&command_line);
     let waiting = |waiting: &disk::Waiting<'_>| {
-        if waiting.is_news {
-            say(&format!("{waiting} ({} s at most)", arguments.disk_wait.as_secs()));
-            if waiting.error.is_some() && !waiting.waited.is_zero() {
-                loader.look_again();
-            }
+        disk_wait::news(waiting, limit).iter().for_each(|text| say(text));
+        if disk_wait::is_missing(waiting) {
+            loader.look_again();
         }
     };
     let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
     let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
     let search = DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) };
-    let found = disk::wait_for_disk_by_partuuid(&arguments.system, search, arguments.disk_wait, waiting)?;
+    let found = disk::wait_for_disk_by_partuuid(&arguments.system, search, limit, waiting)?;
     for other in &found.passed_over {
         say(&format!("not the disk of this system: {other}"));
     }
@@ -436,20 +425,14 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, BootStep, DISK_WAIT, check, make_directory, program, steps};
+    use super::{Arguments, BootStep, check, make_directory, program, steps};
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
     #[test]
     fn partitions_come_from_the_command_line() {
         let line = "BOOT_IMAGE=x ro reflash.system=OLD reflash.data=B-2 quiet reflash.system=A-1\n";
-        let parsed = Arguments::parse(line).unwrap();
-        assert_eq!((&*parsed.system, &*parsed.data, parsed.disk_wait), ("a-1", "b-2", DISK_WAIT));
-        for (text, seconds) in [("300", 300), ("0", 0), ("99999999", 24 * 3600), ("soon", 180), ("-1", 180), ("", 180)]
-        {
-            let parsed = Arguments::parse(&format!("{line} reflash.disk-wait-s={text}")).unwrap();
-            assert_eq!(parsed.disk_wait.as_secs(), seconds, "{text:?}");
-        }
+        assert_eq!(Arguments::parse(line).unwrap(), Arguments { system: "a-1".into(), data: "b-2".into() });
         for (line, name) in [("reflash.data=x", "reflash.system"), ("reflash.system=x reflash.data=", "reflash.data")] {
             let error = Arguments::parse(line).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

@@ -45,11 +45,16 @@ pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
 impl Robot {
     /// A robot with an empty system partition, and a release of a tiny system to recover from.
     pub fn new(behaviour: Behaviour, firmware: GuestFirmware, tries: u8) -> Self {
+        Self::with_config(behaviour, firmware, tries, "")
+    }
+
+    /// The same with more keys of the section `[boot]`.
+    pub fn with_config(behaviour: Behaviour, firmware: GuestFirmware, tries: u8, boot: &str) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
         // The robot does not wait for its place in a fleet and gives up early, because the tests are long enough.
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
-        let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
+        let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n{boot}");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
         Self { fixture, disk, server: Some(server), firmware, starts: 0 }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
-use super::zeroing::Zeroing;
+use super::zero_command::Zeroing;
 use crate::flash::readback::ReadBack;
 use crate::flash::target::BlockTarget;
 use crate::flash::threads::lock;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::error::WriteError;
 use super::gate::Gate;
 use super::read_behind::Unread;
-use super::zeroing::Zeroing;
+use super::zero_command::Zeroing;
 use crate::fetch::Source;
 use crate::flash::plan::Plan;
 use crate::flash::target::BlockTarget;

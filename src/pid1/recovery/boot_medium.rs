@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::drivers::look_again;
 use super::error::SetupError;
 use super::inputs::read_if_there;
-use super::robot_disk::look_again;
 use super::settle::{POLL, Settling};
 use crate::disk::roles::{MBR_ROLES, Role};
 use crate::disk::{DiskSearch, Looked, Looks, Scheme, Transport};

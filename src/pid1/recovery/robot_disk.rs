@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::boot_medium::{self, BootMedium};
+use super::drivers::look_again;
 use super::error::SetupError;
 use crate::boot::disk_record;
 use crate::chain::chain;
@@ -13,7 +14,6 @@ use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::machine::config::BootArgs;
-use crate::machine::drivers::Loader;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::Journal;
@@ -116,14 +116,6 @@ impl RobotDisk {
             description,
             name: found.disk.name,
         })
-    }
-}
-
-/// Has the kernel look once more for the disk that is waited for.
-pub(super) fn look_again(journal: &Journal) {
-    match Loader::for_running_kernel() {
-        Ok(loader) => loader.look_again(),
-        Err(error) => journal.warn(&chain(&error)),
     }
 }
 

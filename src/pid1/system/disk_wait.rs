@@ -1,0 +1,60 @@
+//! How long the start of the system waits for its disk. Pure.
+
+use std::time::Duration;
+
+use crate::disk::Waiting;
+
+/// Time to wait for the disk, unless the kernel command line says otherwise. GRUB has read the kernel from it a moment
+/// ago, so it is there; behind some USB bridges it comes back a minute or two after the reset. A restart, which is all
+/// that is left then, would begin the same wait anew, so there is no haste.
+const DEFAULT: Duration = Duration::from_secs(180);
+/// The longest wait that is taken from the kernel command line, seconds.
+const MAX_S: u64 = 24 * 3600;
+
+/// Reads `reflash.disk-wait-s=`. Of several the last one counts, as it does for the kernel. What is no number of seconds
+/// is left out: it must not keep the system from starting.
+#[must_use]
+pub fn limit(command_line: &str) -> Duration {
+    let values = command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reflash.disk-wait-s="));
+    let seconds = values.last().and_then(|text| text.parse::<u64>().ok());
+    seconds.map_or(DEFAULT, |seconds| Duration::from_secs(seconds.min(MAX_S)))
+}
+
+/// Returns the sentence about a wait, when it is time for one.
+#[must_use]
+pub fn news(waiting: &Waiting<'_>, limit: Duration) -> Option<String> {
+    waiting.is_news.then(|| format!("{waiting} ({} s at most)", limit.as_secs()))
+}
+
+/// Whether the kernel should look again for disks that are not there: a disk that another one is waited for beside is.
+#[must_use]
+pub fn is_missing(waiting: &Waiting<'_>) -> bool {
+    waiting.is_news && waiting.error.is_some() && !waiting.waited.is_zero()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEFAULT, MAX_S, is_missing, limit, news};
+    use crate::disk::{FindError, Waiting};
+    use std::time::Duration;
+
+    #[test]
+    fn the_last_number_of_seconds_counts_and_nonsense_does_not() {
+        assert_eq!(limit("quiet reflash.system=a"), DEFAULT);
+        for (text, seconds) in [("300", 300), ("0", 0), ("99999999", MAX_S), ("soon", 180), ("-1", 180), ("", 180)] {
+            assert_eq!(limit(&format!("x reflash.disk-wait-s={text} y")).as_secs(), seconds, "{text:?}");
+        }
+        assert_eq!(limit("reflash.disk-wait-s=5 reflash.disk-wait-s=7").as_secs(), 7);
+    }
+
+    #[test]
+    fn a_person_sees_what_is_waited_for_and_which_disks_there_are() {
+        let error = FindError::None { partuuid: "p".into(), disks: vec!["/dev/sdb: no partition table".into()] };
+        let waiting = |waited, is_news| Waiting { waited: Duration::from_secs(waited), is_news, error: Some(&error) };
+        assert_eq!(news(&waiting(0, true), DEFAULT).as_deref(), Some("waiting for the disk (180 s at most)"));
+        let text = news(&waiting(60, true), DEFAULT).unwrap();
+        assert!(text.contains("after 60 s") && text.contains("/dev/sdb: no partition table"), "{text}");
+        assert_eq!(news(&waiting(61, false), DEFAULT), None);
+        assert!(is_missing(&waiting(60, true)) && !is_missing(&waiting(0, true)) && !is_missing(&waiting(61, false)));
+    }
+}

@@ -253,8 +253,8 @@ pub fn plan(active: Option<Slot>, booted: Option<Slot>, mut holds: impl FnMut(Sl
 #[cfg(test)]
 mod tests {
     use super::{
-        IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, all_know_safe_start,
-        generation, plan,
+        IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, all_know_safe_start, generation,
+        plan,
     };
     use crate::release::digest::Digest;
     use crate::release::manifest::{File, Manifest, Object};
@@ -277,8 +277,7 @@ mod tests {
             assert_eq!(generation(text), expected, "{text:?}");
         }
         assert!(generation(include_str!("../../grub/slot.cfg")) >= super::SAFE_GENERATION);
-        for (generations, all) in [(&[][..], false), (&[2], true), (&[2, 1], false), (&[0, 2], false), (&[2, 3], true)]
-        {
+        for (generations, all) in [(&[][..], false), (&[2], true), (&[2, 1], false), (&[0, 2], false), (&[2, 3], true)] {
             assert_eq!(all_know_safe_start(generations), all, "{generations:?}");
         }
     }

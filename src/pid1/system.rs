@@ -374,12 +374,7 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         loader.bind_present_devices();
     }
     let limit = disk_wait::limit(&command_line);
-    let waiting = |waiting: &disk::Waiting<'_>| {
-        disk_wait::news(waiting, limit).iter().for_each(|text| say(text));
-        if disk_wait::is_missing(waiting) {
-            loader.look_again();
-        }
-    };
+    let waiting = |waiting: &disk::Waiting<'_>| disk_wait::report(waiting, limit, say, || loader.look_again());
     let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
     let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
     let search = DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) };

@@ -16,8 +16,8 @@ use crate::release::zstd_frame;
 const MAX_PACKS: usize = 8;
 
 /// Fetches and checks the release that is offered, compares and plans, and fetches a chunk of each of its packs.
-/// Nothing is written. Each check is handed to `report` when it is made; what the next one needs and did not come ends the
-/// rehearsal.
+/// Nothing is written. Each check is handed to `report` when it is made; what the next one needs and did not come ends
+/// the rehearsal.
 pub fn rehearse(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, mut report: impl FnMut(DrillCheck)) {
     let mut checked = |name: &str, result: Result<String, RecoveryError>| {
         let (passed, found) = result.map_or_else(|error| (false, chain(&error)), |found| (true, found));

@@ -11,8 +11,8 @@ const DEFAULT: Duration = Duration::from_secs(180);
 /// The longest wait that is taken from the kernel command line, seconds.
 const MAX_S: u64 = 24 * 3600;
 
-/// Reads `reflash.disk-wait-s=`. Of several the last one counts, as it does for the kernel. What is no number of seconds
-/// is left out: it must not keep the system from starting.
+/// Reads the argument `reflash.disk-wait-s=`. Of several the last one counts, as it does for the kernel. What is no
+/// number of seconds is left out: it must not keep the system from starting.
 #[must_use]
 pub fn limit(command_line: &str) -> Duration {
     let values = command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reflash.disk-wait-s="));
@@ -20,22 +20,22 @@ pub fn limit(command_line: &str) -> Duration {
     seconds.map_or(DEFAULT, |seconds| Duration::from_secs(seconds.min(MAX_S)))
 }
 
-/// Returns the sentence about a wait, when it is time for one.
-#[must_use]
-pub fn news(waiting: &Waiting<'_>, limit: Duration) -> Option<String> {
-    waiting.is_news.then(|| format!("{waiting} ({} s at most)", limit.as_secs()))
-}
-
-/// Whether the kernel should look again for disks that are not there: a disk that another one is waited for beside is.
-#[must_use]
-pub fn is_missing(waiting: &Waiting<'_>) -> bool {
-    waiting.is_news && waiting.error.is_some() && !waiting.waited.is_zero()
+/// Says when it is time to what is waited for, and has the kernel look again for a disk that is still missing then.
+pub fn report(waiting: &Waiting<'_>, limit: Duration, say: impl Fn(&str), look_again: impl FnOnce()) {
+    if !waiting.is_news {
+        return;
+    }
+    say(&format!("{waiting} ({} s at most)", limit.as_secs()));
+    if waiting.error.is_some() && !waiting.waited.is_zero() {
+        look_again();
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{DEFAULT, MAX_S, is_missing, limit, news};
+    use super::{DEFAULT, MAX_S, limit, report};
     use crate::disk::{FindError, Waiting};
+    use std::cell::{Cell, RefCell};
     use std::time::Duration;
 
     #[test]
@@ -51,10 +51,14 @@ mod tests {
     fn a_person_sees_what_is_waited_for_and_which_disks_there_are() {
         let error = FindError::None { partuuid: "p".into(), disks: vec!["/dev/sdb: no partition table".into()] };
         let waiting = |waited, is_news| Waiting { waited: Duration::from_secs(waited), is_news, error: Some(&error) };
-        assert_eq!(news(&waiting(0, true), DEFAULT).as_deref(), Some("waiting for the disk (180 s at most)"));
-        let text = news(&waiting(60, true), DEFAULT).unwrap();
-        assert!(text.contains("after 60 s") && text.contains("/dev/sdb: no partition table"), "{text}");
-        assert_eq!(news(&waiting(61, false), DEFAULT), None);
-        assert!(is_missing(&waiting(60, true)) && !is_missing(&waiting(0, true)) && !is_missing(&waiting(61, false)));
+        let reported = |waiting: &Waiting<'_>| {
+            let (said, looked) = (RefCell::new(String::new()), Cell::new(false));
+            report(waiting, DEFAULT, |text| said.borrow_mut().push_str(text), || looked.set(true));
+            (said.into_inner(), looked.get())
+        };
+        assert_eq!(reported(&waiting(0, true)), ("waiting for the disk (180 s at most)".to_owned(), false));
+        let (text, looked) = reported(&waiting(60, true));
+        assert!(looked && text.contains("after 60 s") && text.contains("/dev/sdb: no partition table"), "{text}");
+        assert_eq!(reported(&waiting(61, false)), (String::new(), false));
     }
 }

@@ -1,5 +1,5 @@
-//! Comparison of the drivers of `initramfs/modules.toml` with those that a kernel offers for storage: a new kind of disk
-//! must not be forgotten.
+//! Comparison of the drivers of `initramfs/modules.toml` with those that a kernel offers for storage: a new kind of
+//! disk must not be forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

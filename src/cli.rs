@@ -8,6 +8,7 @@ pub mod args;
 pub mod commands;
 pub mod completion;
 mod context;
+mod drill;
 mod env;
 mod flash;
 mod good;
@@ -64,6 +65,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Good => good::run(options),
         Command::Request(RequestedAction::Newer) => newer::run(options),
         Command::Request(action) => request::run(options, *action),
+        Command::Drill(kind) => drill::run(options, *kind),
         Command::Env(action) => env::run(options, action),
     }
 }

@@ -9,7 +9,7 @@ pub mod look;
 pub mod roles;
 pub mod table;
 
-pub use find::{FindError, FoundDisk, find_disk_by_partuuid, wait_for_disk_by_partuuid};
+pub use find::{FindError, FoundDisk, Waiting, find_disk_by_partuuid, wait_for_disk_by_partuuid};
 pub use find_medium::{media, wait_for_medium};
 pub use identity::DiskIdentity;
 pub use list::{Disk, Partition, Transport, Which, disks};

@@ -1,6 +1,8 @@
 //! What reflash does to a machine: [`recovery`] of its system, [`provision`]ing of a blank disk, [`factory_reset`] of
-//! its data. Each is the same for PID 1 and for a command typed by hand.
+//! its data, and the [`drill`] that shows whether it could recover. Each is the same for PID 1 and for a command typed
+//! by hand.
 
+pub mod drill;
 pub mod factory_reset;
 pub mod floor;
 pub mod keys;

@@ -5,6 +5,7 @@
 
 mod block;
 mod boot_watch;
+mod drill;
 mod environment;
 mod fetch;
 mod field;

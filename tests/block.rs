@@ -121,7 +121,7 @@ fn exactly_one_disk_must_have_the_partition() {
         let found = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let search = DiskSearch::with(Which::WithLoop, None);
-                wait_for_disk_by_partuuid(wanted, search, Duration::from_secs(20), || println!("waiting"))
+                wait_for_disk_by_partuuid(wanted, search, Duration::from_secs(20), |_| println!("waiting"))
             });
             std::thread::sleep(Duration::from_secs(1));
             one = Some(Loop::with_table(32, 512, table));

@@ -3,6 +3,7 @@
 
 mod cards;
 mod dhcp;
+mod disks;
 mod files;
 mod ipv6;
 mod media;

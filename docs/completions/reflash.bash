@@ -3,7 +3,7 @@ _reflash() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good request env --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good request drill env --help --version" -- "$word")
         return
     fi
     case ${COMP_WORDS[1]} in
@@ -146,6 +146,23 @@ _reflash() {
             return ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "reflash newer factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "reflash factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
+    drill)
+        case $previous in
+        --target)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --state)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --config)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --keys)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "check --target --restart --json --verbose --state --config --keys -v --help" -- "$word") ;;
     env)
         case $previous in
         --state)

@@ -17,6 +17,8 @@ pub enum CommandName {
     Good,
     /// `reflash request`: start recovery at the next boot.
     Request,
+    /// `reflash drill`: show whether this machine could recover.
+    Drill,
     /// `reflash env`: show or change the boot environment.
     Env,
 }
@@ -38,8 +40,19 @@ pub enum Command {
     Good,
     /// Start recovery at the next boot, or offer a factory reset there.
     Request(RequestedAction),
+    /// Show at the next boot, or here, whether this machine could recover.
+    Drill(DrillKind),
     /// Show or change the boot environment.
     Env(EnvAction),
+}
+
+/// Place of a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrillKind {
+    /// In the recovery, which the next boot starts once.
+    NextBoot,
+    /// Here and now.
+    Check,
 }
 
 /// Action that `reflash request` asks the next boot for.
@@ -185,6 +198,21 @@ pub static COMMANDS: &[CommandRow] = &[
         read: read_request,
     },
     CommandRow {
+        name: CommandName::Drill,
+        word: "drill",
+        operands: "[check]",
+        words: &[("check", "make the checks here and now, without a restart")],
+        summary: "try whether this machine could recover, without writing",
+        about: &[
+            "Makes the next boot, and only that one, a drill: recovery finds its disk, brings up the network, checks the release \
+             that is offered, compares and plans, fetches a sample, sees whether an undo is possible, and starts the system \
+             again within boot.drill_s. The result is in the black box, in the report and in `reflash status`. A drill that \
+             fails in any way ends with the start of the system.",
+            "The exit code of `reflash drill check` is 0 when a recovery would have worked, and 1 when not.",
+        ],
+        read: read_drill,
+    },
+    CommandRow {
         name: CommandName::Env,
         word: "env",
         operands: "[list | set NAME=VALUE | unset NAME]",
@@ -219,6 +247,14 @@ fn read_request(operands: &[&str]) -> Result<Command, String> {
         };
     }
     Ok(Command::Request(action))
+}
+
+fn read_drill(operands: &[&str]) -> Result<Command, String> {
+    match operands {
+        [] => Ok(Command::Drill(DrillKind::NextBoot)),
+        ["check"] => Ok(Command::Drill(DrillKind::Check)),
+        ["check", other, ..] | [other, ..] => Err(not_expected(other)),
+    }
 }
 
 fn read_env(operands: &[&str]) -> Result<Command, String> {

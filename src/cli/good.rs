@@ -12,6 +12,7 @@ use crate::boot::disk_record;
 use crate::boot::grubenv::names;
 use crate::boot::this_boot;
 use crate::chain::chain;
+use crate::jobs::drill;
 use crate::record::blackbox::{BlackBox, Marks};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -21,6 +22,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         return Ok(Exit::No);
     }
     let mounted = MountedState::open(options)?;
+    match drill::settle(&mounted.state) {
+        Ok(true) => complain("the drill that was asked for did not come to its end"),
+        Ok(false) => {}
+        Err(error) => complain(&chain(&error)),
+    }
     let boot_env = mounted.state.boot_env();
     let env = boot_env.load_or_empty()?;
     let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();

@@ -59,7 +59,8 @@ const FLASH: &[CommandName] = &[CommandName::Flash];
 const PROVISION: &[CommandName] = &[CommandName::Provision];
 const REQUEST: &[CommandName] = &[CommandName::Request];
 const VERIFY: &[CommandName] = &[CommandName::Verify];
-const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify];
+const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify, CommandName::Drill];
+const DRILL: &[CommandName] = &[CommandName::Drill];
 const RELEASE: &[CommandName] = &[CommandName::Flash, CommandName::Provision];
 /// The commands of an option that every command takes.
 pub const EVERY: &[CommandName] = &[
@@ -70,6 +71,7 @@ pub const EVERY: &[CommandName] = &[
     CommandName::Report,
     CommandName::Good,
     CommandName::Request,
+    CommandName::Drill,
     CommandName::Env,
 ];
 
@@ -106,6 +108,8 @@ options! {
     /// Serial of the release that is asked for, also if it was refused or taken back before. Only for `request
     /// reflash`.
     serial: Option<u64> = REQUEST "serial" value "SERIAL";
+    /// Restart the machine at once.
+    restart: bool = DRILL "restart";
     /// Print the answer as JSON.
     json: bool = EVERY "json";
     /// Write every request, and what the libraries log, to standard error.

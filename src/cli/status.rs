@@ -51,15 +51,19 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         "boot_environment": variables, "safe_start": safe_start(),
         "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
         "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
+        "last_drill": last_drill(attempts).map(|attempt| json!({
+            "attempt": attempt.id, "started_unix_s": attempt.started_unix_s, "drill": attempt.drill,
+        })),
         "attempts": attempts, "good_through": marks.good_through, "reported_through": marks.reported_through,
         "events": events.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>(),
     });
     print(options, &answer, || {
         format!(
-            "{}\n{}\n{}\nrecoveries, the last one first:\n{}",
+            "{}\n{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
             safe_line() + &boot_line(&env),
             standing.lines(),
+            drill_line(attempts),
             attempt_lines(attempts, marks)
         )
     })?;
@@ -96,6 +100,22 @@ fn boot_line(env: &GrubEnv) -> String {
     format!("this boot {good}; tries left before recovery: {tries}; recovery slot: {slot}{trial}")
 }
 
+/// The last attempt that was a drill, of those that are kept.
+fn last_drill(attempts: &[Attempt]) -> Option<&Attempt> {
+    attempts.iter().rev().find(|attempt| attempt.drill.is_some())
+}
+
+/// When this machine last tried whether it could recover, and what came of it.
+fn drill_line(attempts: &[Attempt]) -> String {
+    match last_drill(attempts).and_then(|attempt| Some((attempt, attempt.drill.as_ref()?))) {
+        None => "last drill: none is recorded".to_owned(),
+        Some((Attempt { id, started_unix_s: 0, .. }, drill)) => format!("last drill: attempt {id}: {drill}"),
+        Some((Attempt { id, started_unix_s, .. }, drill)) => {
+            format!("last drill: attempt {id}, {started_unix_s} s since 1970: {drill}")
+        }
+    }
+}
+
 fn attempt_lines(attempts: &[Attempt], marks: Marks) -> String {
     let shown: Vec<String> = attempts.iter().rev().take(SHOWN).map(|attempt| described(attempt, marks)).collect();
     if shown.is_empty() { "none is recorded".to_owned() } else { shown.join("\n") }
@@ -117,6 +137,10 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     let good = if attempt.id <= marks.good_through { "; a good boot followed" } else { "" };
     let seconds = attempt.phases.iter().filter_map(|phase| phase.duration_ms).fold(0, u64::saturating_add) / 1000;
     let mut text = format!("  {}: reason {}: {outcome}{release} after {seconds} s{good}", attempt.id, attempt.reason);
+    if let Some(drill) = &attempt.drill {
+        text += &format!("\n     {drill}");
+        drill.checks.iter().for_each(|check| text += &format!("\n     {check}"));
+    }
     if let Some(refused) = &attempt.refused {
         text += &format!("\n     instead of {}, which was refused: {}", named(refused), refused.why);
     }

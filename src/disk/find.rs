@@ -1,6 +1,6 @@
 //! Finding the one disk that GRUB booted from.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,14 @@ use crate::disk::look::{DiskSearch, Looked, Looks};
 
 /// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
+
+/// The same once a disk is late.
+const LATE_POLL: Duration = Duration::from_secs(1);
+/// Time after which what is there is taken as it is: USB disks take up to 20 s to spin up and answer, and one that
+/// takes longer is late.
+const SETTLED: Duration = Duration::from_secs(30);
+/// Interval at which a search that goes on says so.
+const SAY: Duration = Duration::from_secs(60);
 
 /// How long a look at one disk may take. A disk that is still waking up answers a later look.
 const LOOK: Duration = Duration::from_secs(3);
@@ -224,49 +232,74 @@ fn best_of(mut found: Vec<(FoundDisk, Evidence)>, partuuid: &str) -> Result<Opti
     Ok(Some((best, evidence)))
 }
 
-/// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `timeout` for the disk and for the kernel's devices
-/// of all its partitions: USB disks take seconds to appear. Where the one that is there may be a copy, a better one is
-/// waited for. `on_wait` is called once, when there is something to wait for.
+/// A search that goes on, for a person who wants to know why.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Time for which the disk has been waited for.
+    pub waited: Duration,
+    /// Whether it is time to say so: at first, and then every minute.
+    pub is_news: bool,
+    /// Error of the last look; `None` where a better disk than the one that is there is waited for.
+    pub error: Option<&'a FindError>,
+}
+
+impl fmt::Display for Waiting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waited = self.waited.as_secs();
+        match self.error {
+            Some(error) if waited > 0 => write!(f, "still waiting for the disk, after {waited} s: {error}"),
+            _ => f.write_str("waiting for the disk"),
+        }
+    }
+}
+
+/// Finds a disk as [`find_disk_by_partuuid`] does, but waits up to `limit` for the disk and for the kernel's devices
+/// of all its partitions: USB disks take seconds to appear, and some bridges minutes. Where the one that is there may
+/// be a copy, a better one is waited for. `on_wait` is called after each look that leaves something to wait for.
 ///
 /// # Errors
 /// [`FindError`], at once when as much speaks for two disks, otherwise after the time.
 pub fn wait_for_disk_by_partuuid(
     partuuid: &str,
     mut search: DiskSearch,
-    timeout: Duration,
-    on_wait: impl FnOnce(),
+    limit: Duration,
+    mut on_wait: impl FnMut(&Waiting<'_>),
 ) -> Result<FoundDisk, FindError> {
     let started = Instant::now();
-    let mut on_wait = Some(on_wait);
+    let mut say_at = Duration::ZERO;
     let mut looks = Looks::default();
     let mut best: Option<(Disk, Instant)> = None;
     loop {
         let result = look(&mut looks, partuuid, LOOK, search);
-        let is_final = match &result {
+        let waited = started.elapsed();
+        let is_over = match &result {
             Ok((found, evidence)) => {
-                // The doubt is about this disk, from the moment at which it was the best.
+                // The doubt is about this disk, from the moment at which it was the best. One that comes late gets its
+                // time too: the kernel has no devices of its partitions yet.
                 let since = match &best {
                     Some((disk, since)) if *disk == found.disk => *since,
                     _ => best.insert((found.disk.clone(), Instant::now())).1,
                 };
-                evidence.is_complete && since.elapsed() >= evidence.doubt()
+                evidence.is_complete && since.elapsed() >= evidence.doubt() || since.elapsed() >= SETTLED
             }
             Err(FindError::None { .. }) => false,
             Err(_) => true,
         };
-        let is_late = started.elapsed() >= timeout;
-        if is_late && search.avoid_external && matches!(result, Err(FindError::None { .. })) {
+        let is_none = matches!(result, Err(FindError::None { .. }));
+        if is_none && search.avoid_external && waited >= limit.min(SETTLED) {
             // The robot may live on such a disk.
             search.avoid_external = false;
             continue;
         }
-        if is_final || is_late {
+        if is_over || waited >= limit {
             return result.map(|(found, _)| found);
         }
-        if let Some(on_wait) = on_wait.take() {
-            on_wait();
+        let is_news = waited >= say_at;
+        if is_news {
+            say_at = if say_at.is_zero() { SAY } else { waited + SAY };
         }
-        std::thread::sleep(POLL);
+        on_wait(&Waiting { waited, is_news, error: result.as_ref().err() });
+        std::thread::sleep(if waited < SETTLED { POLL } else { LATE_POLL });
     }
 }
 

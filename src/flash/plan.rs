@@ -25,6 +25,8 @@ pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
 pub struct Plan {
     /// Chunks to fill with zeros, ascending.
     pub zero: Vec<ChunkNo>,
+    /// Whether zeros are written, and not left to the device's command to zero: what it zeroed has read back wrong.
+    pub zero_by_writing: bool,
     /// Chunks to put together from blocks of the partition.
     pub moves: Moves,
     /// Requests for what has to be fetched, in pack order.
@@ -99,7 +101,7 @@ impl Plan {
         let sum =
             |requests: Vec<&Request>| requests.iter().map(|request| request.range.end - request.range.start).sum();
         (totals.kept_bytes, totals.download_bytes) = (sum(local), sum(network));
-        Self { zero, moves, requests, patched, destinations, totals }
+        Self { zero, zero_by_writing: false, moves, requests, patched, destinations, totals }
     }
 
     /// Plans with little room in the buffer of the moves, for a fuzz target, whose partitions would never fill the real
@@ -108,6 +110,12 @@ impl Plan {
     #[must_use]
     pub fn with_small_buffer(index: &Index, comparison: &Comparison, reuse: Reuse<'_>, blocks: usize) -> Self {
         Self::with_buffer(index, comparison, reuse, blocks)
+    }
+
+    /// Returns the same plan, in which zeros are written as any other content is.
+    #[must_use]
+    pub fn with_zeros_written(self) -> Self {
+        Self { zero_by_writing: true, ..self }
     }
 
     /// Whether the partition is right already and nothing has to be done.

@@ -119,6 +119,14 @@ impl<'i> ReadBack<'i> {
         chunks.iter().for_each(|chunk| self.pending[*chunk as usize].store(false, Ordering::Relaxed));
     }
 
+    /// Whether one of these chunks, which were read, should be zeros and is not.
+    #[must_use]
+    pub fn has_wrong_zeros(&self, chunks: &[ChunkNo]) -> bool {
+        let is_wrong = |chunk: &ChunkNo| !self.comparer.right[*chunk as usize].load(Ordering::Relaxed);
+        let is_zero = |chunk: &ChunkNo| self.comparer.index.chunk_content(*chunk) == ChunkContent::Zero;
+        chunks.iter().any(|chunk| is_zero(chunk) && is_wrong(chunk))
+    }
+
     /// Returns the number of bytes that [`finish`](Self::finish) is going to read.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {

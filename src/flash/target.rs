@@ -3,8 +3,9 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::release::digest::is_zero;
+use crate::release::digest::{Digest, is_zero};
 /// A buffer aligned as transfers past the page cache need it.
 pub use crate::sys::block::AlignedBuf;
 use crate::sys::block::{Access, BlockError, Caching, Device};
@@ -39,7 +40,9 @@ pub trait BlockTarget: Sync {
     /// The device's error; part of the content may have been written.
     fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()>;
 
-    /// Makes the range read as zeros, by the cheapest means that guarantees it. Durable only after a flush.
+    /// Makes the range read as zeros, by the cheapest means that promises it: a command of the device where it has one.
+    /// Durable only after a flush. Some devices answer that they have zeroed and have not, so the range is read back,
+    /// and [`write_zeros`] is for those.
     ///
     /// # Errors
     /// The device's error; part of the range may have been zeroed.
@@ -70,6 +73,8 @@ pub struct DeviceTarget {
     device: Device,
     name: String,
     disk: Option<String>,
+    /// Whether the device refused to zero. It is not asked again: some take seconds to refuse.
+    refuses_to_zero: AtomicBool,
 }
 
 impl DeviceTarget {
@@ -97,7 +102,8 @@ impl DeviceTarget {
 
     fn open_with(path: &Path, access: Access) -> Result<Self, BlockError> {
         let device = Device::open(path, access, Caching::Direct)?;
-        let target = Self { device, name: path.display().to_string(), disk: None };
+        let target =
+            Self { device, name: path.display().to_string(), disk: None, refuses_to_zero: AtomicBool::new(false) };
         if target.device.caching() == Caching::Buffered {
             // The file system has no direct I/O. What was cached before must not be taken for what is stored.
             target.device.drop_cache()?;
@@ -131,18 +137,14 @@ impl BlockTarget for DeviceTarget {
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        if self.device.zero_out(range.start, range.end - range.start).is_ok() {
-            return Ok(());
+        if !self.refuses_to_zero.load(Ordering::Relaxed) {
+            if self.device.zero_out(range.start, range.end - range.start).is_ok() {
+                return Ok(());
+            }
+            // File systems without hole punching refuse, and so may devices.
+            self.refuses_to_zero.store(true, Ordering::Relaxed);
         }
-        // File systems without hole punching refuse, and so may devices. Plain zeros always work.
-        let zeros = AlignedBuf::zeroed(COPY_BYTES);
-        let mut offset = range.start;
-        while offset < range.end {
-            let len = usize::try_from(range.end - offset).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
-            self.write_at(offset, &zeros[..len])?;
-            offset += len as u64;
-        }
-        Ok(())
+        write_zeros(self, range)
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
@@ -225,22 +227,46 @@ impl BlockTarget for Window<'_> {
     }
 }
 
+/// Writes zeros to the range as any other content is written, which every device can.
+///
+/// # Errors
+/// The device's error; part of the range may have been written.
+pub fn write_zeros(target: &dyn BlockTarget, range: Range<u64>) -> io::Result<()> {
+    let zeros = AlignedBuf::zeroed(COPY_BYTES);
+    let mut offset = range.start;
+    while offset < range.end {
+        let len = usize::try_from(range.end - offset).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
+        target.write_at(offset, &zeros[..len])?;
+        offset += len as u64;
+    }
+    Ok(())
+}
+
 /// The side of a copy that failed.
 #[derive(Debug)]
 pub enum CopyError {
     /// The content could not be read.
     Read(io::Error),
-    /// The target could not be written.
+    /// The target could not be written, or does not keep what is written.
     Write(io::Error),
 }
 
-/// Copies `content`, a multiple of 4096 bytes, to the target from `offset` on. Zeros are zeroed there. The copy is
-/// durable only after a flush.
+/// A piece that was copied.
+struct Copied {
+    offset: u64,
+    len: usize,
+    digest: Digest,
+    is_zero: bool,
+}
+
+/// Copies `content`, a multiple of 4096 bytes, to the target from `offset` on, flushes it and reads it back. Zeros are
+/// zeroed there, and written where the target says that it has zeroed and has not.
 ///
 /// # Errors
 /// [`CopyError`] says which side failed.
 pub fn copy_blocks(mut content: impl Read, target: &dyn BlockTarget, mut offset: u64) -> Result<(), CopyError> {
     let mut buffer = AlignedBuf::zeroed(COPY_BYTES);
+    let mut copied = Vec::new();
     loop {
         let mut len = 0;
         while len < COPY_BYTES {
@@ -250,12 +276,40 @@ pub fn copy_blocks(mut content: impl Read, target: &dyn BlockTarget, mut offset:
             }
         }
         if len == 0 {
-            return Ok(());
+            break;
         }
-        let end = offset + len as u64;
-        let written =
-            if is_zero(&buffer[..len]) { target.zero(offset..end) } else { target.write_at(offset, &buffer[..len]) };
+        let (piece, end) = (&buffer[..len], offset + len as u64);
+        let is_zero = is_zero(piece);
+        let written = if is_zero { target.zero(offset..end) } else { target.write_at(offset, piece) };
         written.map_err(CopyError::Write)?;
+        copied.push(Copied { offset, len, digest: Digest::of(piece), is_zero });
         offset = end;
+    }
+    read_copy_back(target, &mut buffer, &copied).map_err(CopyError::Write)
+}
+
+/// Flushes what was copied and reads it back, and writes zeros where the target was to zero and did not.
+fn read_copy_back(target: &dyn BlockTarget, buffer: &mut AlignedBuf, copied: &[Copied]) -> io::Result<()> {
+    let mut is_right = |piece: &Copied| {
+        let content = &mut buffer[..piece.len];
+        target.read_at(piece.offset, content).is_ok() && Digest::of(content) == piece.digest
+    };
+    target.flush()?;
+    let wrong: Vec<&Copied> = copied.iter().filter(|piece| !is_right(piece)).collect();
+    let (not_zeroed, mut lost): (Vec<&Copied>, Vec<&Copied>) = wrong.into_iter().partition(|piece| piece.is_zero);
+    if !not_zeroed.is_empty() {
+        not_zeroed.iter().try_for_each(|it| write_zeros(target, it.offset..it.offset + it.len as u64))?;
+        target.flush()?;
+        lost.extend(not_zeroed.into_iter().filter(|piece| !is_right(piece)));
+    }
+    match lost.first() {
+        None => Ok(()),
+        Some(piece) => Err(io::Error::other(format!(
+            "{} bytes at offset {} read back wrong, and {} more pieces of {COPY_BYTES} bytes; the disk is failing, \
+             replace it",
+            piece.len,
+            piece.offset,
+            lost.len() - 1
+        ))),
     }
 }

@@ -13,7 +13,7 @@
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
 //! | `content` | decompresses a chunk and checks that it is what belongs in its place |
 //! | `again` | fetches once more what came wrong, or not at all |
-//! | `zeroing` | writes the chunks of zeros |
+//! | `zeroing`, `zero_command` | writes the chunks of zeros, by the device's command as long as that does what it says |
 //! | `read_behind` | reads back what was written while the rest is written |
 
 mod again;
@@ -26,6 +26,7 @@ mod pipeline;
 mod read_behind;
 mod splitter;
 mod writer;
+mod zero_command;
 mod zeroing;
 
 use crate::boot::env::WritePermit;
@@ -47,6 +48,8 @@ pub struct Written<'i> {
     pub(crate) read_back: ReadBack<'i>,
     /// Number of bytes that were written, for the report.
     pub bytes: u64,
+    /// Whether the target said that it had zeroed and had not. Zeros were written instead from then on.
+    pub zeroing_lied: bool,
 }
 
 /// Refuses an image that does not fit, before anything is written.
@@ -82,7 +85,7 @@ pub fn apply<'i>(
 ) -> Result<Written<'i>, WriteError> {
     check_size(index.image_bytes(), work.target)?;
     if work.plan.is_empty() {
-        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0 });
+        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0, zeroing_lied: false });
     }
     let read_back = ReadBack::new(index, comparison);
     let writer = Writer::new(index, work);
@@ -94,7 +97,8 @@ pub fn apply<'i>(
     again::fetch_again(&writer)?;
     check_complete(&writer, comparison)?;
     head::put_back(&writer)?;
-    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes() })
+    let zeroing_lied = writer.zeroing.has_lied();
+    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes(), zeroing_lied })
 }
 
 /// Makes sure that every chunk that was wrong has been written with content that has its digest. Without it a source
@@ -121,7 +125,7 @@ fn write_all_but_the_head(writer: &Writer<'_>, read_back: &ReadBack<'_>) {
     std::thread::scope(|scope| {
         if read_behind {
             threads::spawn(scope, "read-behind", || {
-                if let Err(source) = writer.unread.read_back(read_back, target, done) {
+                if let Err(source) = writer.unread.read_back(read_back, target, done, &writer.zeroing) {
                     writer.fail(writer.error("flush", 0, source));
                 }
             });

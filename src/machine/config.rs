@@ -79,6 +79,8 @@ keys::keys! {
         /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
         /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
         good_within_s as good_within: GoodWithin, default "600", argument "good-within-s";
+        /// Seconds after which a drill (`reflash drill`) starts the system again, however far it has come.
+        drill_s as drill: Seconds<60, 86_400>, default "600";
     }
 
     /// Where the machine posts how its recoveries go and went.

@@ -175,6 +175,17 @@ impl Loader {
         }
     }
 
+    /// Looks once more for devices that should be there: has drivers take those that they left alone, and buses look
+    /// for disks that did not answer in time, to which no event leads any more.
+    pub fn look_again(&self) {
+        self.load_for_present_devices();
+        self.bind_present_devices();
+        for host in fs::read_dir(self.sysfs.join("class/scsi_host")).into_iter().flatten().flatten() {
+            // All channels, targets and units.
+            let _ = fs::write(host.path().join("scan"), "- - -");
+        }
+    }
+
     fn run(&self, steps: &[LoadStep], loaded: &mut LoadedModules) -> Result<(), ModuleError> {
         for step in steps {
             if self.done.lock().unwrap_or_else(PoisonError::into_inner).contains(&step.name) {
@@ -268,8 +279,11 @@ mod tests {
         }
         let modules = tempfile::tempdir().unwrap();
         fs::write(modules.path().join("modules.dep"), "").unwrap();
-        Loader::open(modules.path(), sysfs.path()).unwrap().bind_present_devices();
+        let host = sysfs.path().join("class/scsi_host/host0");
+        fs::create_dir_all(&host).unwrap();
+        Loader::open(modules.path(), sysfs.path()).unwrap().look_again();
         assert_eq!(fs::read_to_string(bus.join("drivers_probe")).unwrap(), "virtio1");
+        assert_eq!(fs::read_to_string(host.join("scan")).unwrap(), "- - -");
     }
 
     #[test]

@@ -91,6 +91,11 @@ pub enum WorkerReport {
         /// Longest time without progress, seconds.
         limit_s: u64,
     },
+    /// The machine is to be restarted after this time, counted from now, whatever the worker does then.
+    RestartAfter {
+        /// Time until the restart, seconds.
+        limit_s: u64,
+    },
     /// A part begins that may end the worker.
     Entered(WorkPart),
     /// The part that was entered is over.
@@ -134,6 +139,7 @@ mod tests {
         for report in [
             WorkerReport::Progressed,
             WorkerReport::Watchdog { limit_s: 900 },
+            WorkerReport::RestartAfter { limit_s: 660 },
             WorkerReport::Entered(WorkPart::Source("http://a/\n\"b".into())),
             WorkerReport::Left(WorkPart::State),
             WorkerReport::Panicked { place: "src/a.rs:1:2".into(), text: "a\nb".into(), part: Some(WorkPart::Reports) },

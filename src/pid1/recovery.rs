@@ -8,6 +8,7 @@
 //! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
 //! | configuration | config | merges configuration, reads keys, starts the watchdog, reads the record of the installed release | `setup` |
 //! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
+//! | drill | network, manifest, plan | instead of all below, where the running system asked for one: everything but writing | `drill` |
 //! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
 //! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
 //! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
@@ -24,6 +25,7 @@
 
 mod boot_medium;
 mod course;
+mod drill;
 mod drivers;
 mod ending;
 mod error;
@@ -95,6 +97,9 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
     let setup = Setup::new(args, over, handover, journal)?;
     if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
         return reset::renew(&setup, confirmed);
+    }
+    if let Some(next) = drill::run(&setup) {
+        return Ok(next);
     }
     trial::watch(&setup);
     let mirrors = setup.open_mirrors()?;

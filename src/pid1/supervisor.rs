@@ -46,6 +46,8 @@ struct Shared {
     /// Standard input of the worker.
     input: Mutex<Option<ChildStdin>>,
     watchdog_started: AtomicBool,
+    /// Whether there is a time after which the machine is restarted.
+    has_deadline: AtomicBool,
     /// The machine is on its way down: no worker is started any more.
     shutting_down: AtomicBool,
 }
@@ -61,6 +63,7 @@ pub fn run() -> ! {
         is_to_end: AtomicU32::new(0),
         input: Mutex::new(None),
         watchdog_started: AtomicBool::new(false),
+        has_deadline: AtomicBool::new(false),
         shutting_down: AtomicBool::new(false),
     });
     match brought_up {
@@ -157,6 +160,7 @@ fn listen(shared: &Arc<Shared>, output: ChildStdout, life: &Mutex<WorkerLife>) {
         match &report {
             WorkerReport::Progressed => shared.journal.progressed(),
             WorkerReport::Watchdog { limit_s } => shared.feed_watchdog(Duration::from_secs(*limit_s)),
+            WorkerReport::RestartAfter { limit_s } => shared.restart_after(Duration::from_secs(*limit_s)),
             WorkerReport::Restart | WorkerReport::Panicked { .. } => shared.restart_unless_it_ends(),
             WorkerReport::Entered(_) | WorkerReport::Left(_) | WorkerReport::Done => {}
         }
@@ -196,6 +200,26 @@ impl Shared {
         if !self.watchdog_started.swap(true, Ordering::SeqCst) {
             let shared = Arc::clone(self);
             watchdog::start(&self.journal, limit, move |text| shared.pass_on(text));
+        }
+    }
+
+    /// Restarts the machine after this time. The first worker that asks decides on it: a mad one can only bring the
+    /// restart about that its death would.
+    fn restart_after(self: &Arc<Self>, limit: Duration) {
+        if self.has_deadline.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let spawned = background("deadline", move || {
+            std::thread::sleep(limit);
+            shared.say(&format!(
+                "what this recovery was started for is not over after {} s; restarting",
+                limit.as_secs()
+            ));
+            shared.restart();
+        });
+        if let Err(error) = spawned {
+            self.journal.warn(&format!("there is no thread to watch the time: {error}"));
         }
     }
 

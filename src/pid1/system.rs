@@ -5,6 +5,7 @@
 //! The system partition is never written. What the machine owns lies on the data partition: `/var` whole, and of
 //! `/etc` what differs from the image, as an overlay, so that a new image brings its own defaults along.
 
+pub mod disk_wait;
 mod hostname;
 mod leave;
 mod messages;
@@ -44,8 +45,6 @@ const PREPARE_ROOT: &str = "/usr/lib/ostree/ostree-prepare-root";
 /// Program in the image that checks the data partition.
 const FSCK: &str = "/usr/sbin/e2fsck";
 
-/// Time to wait for the disk, as in the agent: USB disks take up to 20 s to answer.
-const DISK_WAIT: Duration = Duration::from_secs(30);
 /// Processes that may die before the system counts as one that does not start: enough to leave out a part of which two
 /// die, and one more of chance.
 const MAX_WORKERS: u32 = 4;
@@ -384,11 +383,12 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
     if handover.died.is_some() {
         loader.bind_present_devices();
     }
-    let waiting = || say("waiting for the disk of the system");
+    let limit = disk_wait::limit(&command_line);
+    let waiting = |waiting: &disk::Waiting<'_>| disk_wait::report(waiting, limit, say, || loader.look_again());
     let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
     let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
     let search = DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) };
-    let found = disk::wait_for_disk_by_partuuid(&arguments.system, search, DISK_WAIT, waiting)?;
+    let found = disk::wait_for_disk_by_partuuid(&arguments.system, search, limit, waiting)?;
     for other in &found.passed_over {
         say(&format!("not the disk of this system: {other}"));
     }

@@ -117,6 +117,11 @@ pub(super) fn ask_for_watchdog(limit: Duration) {
     report(&WorkerReport::Watchdog { limit_s: limit.as_secs() });
 }
 
+/// Has PID 1 restart the machine after so many seconds, whatever this process does then.
+pub(super) fn restart_after(limit_s: u64) {
+    report(&WorkerReport::RestartAfter { limit_s });
+}
+
 /// Has PID 1 restart the machine when this process ends, however it ends.
 pub(super) fn done() {
     report(&WorkerReport::Done);

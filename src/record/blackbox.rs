@@ -13,6 +13,7 @@
 //! | digest | 32 | BLAKE3 of the JSON |
 //! | JSON | length | [`Attempt`] or [`Marks`] |
 
+pub mod drill;
 mod recorder;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ use crate::record::totals::Totals;
 use crate::release::digest::Digest;
 use crate::sys::files;
 
+pub use drill::{DrillCheck, DrillRecord};
 pub use recorder::{Recorder, Remembered};
 
 /// Number of attempts that are kept.
@@ -130,6 +132,10 @@ pub struct Attempt {
     /// The last few errors and warnings, each with its causes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
+    /// Result of the attempt, if it was a drill: it wrote nothing, and its ending is `started`, which older readers
+    /// know. Unknown to agents of version 0.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillRecord>,
     /// Ending of the attempt, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<AttemptOutcome>,

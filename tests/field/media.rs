@@ -245,7 +245,7 @@ fn search() -> DiskSearch {
 /// The disk that is found, within some time, as both roles of PID 1 find it.
 fn found(partuuid: &str) -> reflash::disk::FoundDisk {
     let limit = Duration::from_secs(20);
-    wait_for_disk_by_partuuid(partuuid, search(), limit, || ()).unwrap()
+    wait_for_disk_by_partuuid(partuuid, search(), limit, |_| ()).unwrap()
 }
 
 /// <https://github.com/raspberrypi-ui/piclone/issues/11>, <https://github.com/billw2/rpi-clone/pull/101>: a copy of the

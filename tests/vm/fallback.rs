@@ -18,7 +18,7 @@ use xtask::disk;
 use xtask::paths::Paths;
 use xtask::serve::Server;
 use xtask::test_system::{self, Behaviour};
-use xtask::vm::{GuestFirmware, RunningMachine, VirtualMachine};
+use xtask::vm::{DiskBus, GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
 use crate::support::server::{Act, TestServer, object, status};
@@ -45,11 +45,16 @@ pub fn tiny_image(version: &str, behaviour: Behaviour) -> Vec<u8> {
 impl Robot {
     /// A robot with an empty system partition, and a release of a tiny system to recover from.
     pub fn new(behaviour: Behaviour, firmware: GuestFirmware, tries: u8) -> Self {
+        Self::with_config(behaviour, firmware, tries, "")
+    }
+
+    /// The same with more keys of the section `[boot]`.
+    pub fn with_config(behaviour: Behaviour, firmware: GuestFirmware, tries: u8, boot: &str) -> Self {
         let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
         // The robot does not wait for its place in a fleet and gives up early, because the tests are long enough.
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
-        let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
+        let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n{boot}");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
         Self { fixture, disk, server: Some(server), firmware, starts: 0 }
     }
@@ -83,6 +88,14 @@ impl Robot {
         machine.firmware = self.firmware;
         machine.add_watchdog();
         machine.add_usb_ports();
+        machine.start().unwrap()
+    }
+
+    /// Switches the robot on with its disk behind a USB bridge.
+    pub fn start_from_usb(&mut self, name: &str) -> RunningMachine {
+        self.starts += 1;
+        let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
+        machine.bus = DiskBus::Usb;
         machine.start().unwrap()
     }
 

@@ -28,6 +28,12 @@ pub const WATCHDOG_SETTINGS: &str = include_str!("image/units/watchdog.conf");
 pub const GOOD_UNIT: &str = include_str!("image/units/reflash-good.service");
 /// Unit that posts reports of the last recoveries.
 pub const REPORT_UNIT: &str = include_str!("image/units/reflash-report.service");
+/// Unit that restarts into a drill.
+pub const DRILL_UNIT: &str = include_str!("image/units/reflash-drill.service");
+/// Timer of [`DRILL_UNIT`].
+pub const DRILL_TIMER: &str = include_str!("image/units/reflash-drill.timer");
+/// Preset that leaves [`DRILL_TIMER`] off.
+pub const DRILL_PRESET: &str = include_str!("image/units/50-reflash-drill.preset");
 /// Unit that makes the host keys of a secure shell server.
 pub const SSH_KEYS_UNIT: &str = include_str!("image/units/reflash-ssh-keys.service");
 /// Connection plugin with which Ansible runs a playbook in the tree of an image.

@@ -2,6 +2,8 @@
 
 pub mod archive;
 mod modules;
+#[cfg(test)]
+mod storage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -186,7 +186,7 @@ impl VirtualMachine {
         if let Some(controller) = controller {
             command.args(["-device", controller]);
         }
-        let mut device = format!("{device},drive=disk");
+        let mut device = format!("{device},id=robot,drive=disk");
         if self.bus != DiskBus::Sd {
             // The firmware tries this disk before every other one, and after a boot medium or the network.
             device += ",serial=disk0,bootindex=1";

@@ -3,6 +3,7 @@
 use super::error::WriteError;
 use super::writer::Writer;
 use crate::flash::plan::Comparison;
+use crate::flash::target::write_zeros;
 use crate::flash::threads::lock;
 use crate::release::digest::{BLOCK_SIZE_BYTES, is_zero};
 use crate::release::index::ChunkContent;
@@ -45,7 +46,7 @@ pub(super) fn put_back(writer: &Writer<'_>) -> Result<(), WriteError> {
     if let Some(head) = lock(&writer.head).take() {
         writer.write_at(0, &head[..])?;
     } else if writer.index.chunk_content(0) == ChunkContent::Zero {
-        target.zero(range.clone()).map_err(|source| writer.error("zero", 0, source))?;
+        write_zeros(target, range.clone()).map_err(|source| writer.error("zero", 0, source))?;
     }
     writer.work.done.disk(range.end);
     target.flush().map_err(|source| writer.error("flush", 0, source))

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
+use super::zero_command::Zeroing;
 use crate::flash::readback::ReadBack;
 use crate::flash::target::BlockTarget;
 use crate::flash::threads::lock;
@@ -45,11 +46,17 @@ impl Unread {
         self.changed.notify_one();
     }
 
-    /// Flushes and reads back, a step at a time, until [`end`](Self::end).
+    /// Flushes and reads back, a step at a time, until [`end`](Self::end). What was to be zeroed and was not is noted.
     ///
     /// # Errors
     /// The target could not be flushed.
-    pub(super) fn read_back(&self, read_back: &ReadBack<'_>, target: &dyn BlockTarget, done: &Done) -> io::Result<()> {
+    pub(super) fn read_back(
+        &self,
+        read_back: &ReadBack<'_>,
+        target: &dyn BlockTarget,
+        done: &Done,
+        zeroing: &Zeroing,
+    ) -> io::Result<()> {
         loop {
             let is_waiting = |queue: &mut Queue| queue.bytes < STEP_BYTES && !queue.is_over;
             let Ok(mut queue) = self.changed.wait_while(lock(&self.queue), is_waiting) else { return Ok(()) };
@@ -62,6 +69,9 @@ impl Unread {
             target.flush()?;
             chunks.sort_unstable();
             read_back.read(target, &chunks, done);
+            if read_back.has_wrong_zeros(&chunks) {
+                zeroing.note_lie();
+            }
         }
     }
 }

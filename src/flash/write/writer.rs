@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::error::WriteError;
 use super::gate::Gate;
 use super::read_behind::Unread;
+use super::zero_command::Zeroing;
 use crate::fetch::Source;
 use crate::flash::plan::Plan;
 use crate::flash::target::BlockTarget;
@@ -41,6 +42,8 @@ pub(super) struct Writer<'a> {
     pub(super) gate: Gate,
     /// Chunks that were written and not read back yet.
     pub(super) unread: Unread,
+    /// What is known of the target's command to zero.
+    pub(super) zeroing: Zeroing,
     /// For each chunk, whether checked content was handed to the target.
     written: Vec<AtomicBool>,
     /// Stored chunks whose content was wrong or did not come, each with a chunk that needs it. They are fetched once
@@ -52,9 +55,11 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(index: &'a Index, work: Work<'a>) -> Self {
+        let zeroing = if work.plan.zero_by_writing { Zeroing::by_writing() } else { Zeroing::default() };
         Self {
             index,
             work,
+            zeroing,
             head: Mutex::default(),
             gate: Gate::default(),
             unread: Unread::default(),

@@ -5,7 +5,7 @@ use std::io;
 use super::preflight::{Armed, Preflight};
 use super::{EDGE_BYTES, marker};
 use crate::boot::bios::SECTOR_BYTES;
-use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
+use crate::flash::target::{BlockTarget, CopyError, copy_blocks, write_zeros};
 use crate::jobs::provision::make_table::Edges;
 use crate::jobs::provision::skeleton::{DiskGeometry, DiskSkeleton, LARGEST_BLOCK_BYTES, SkeletonError};
 use crate::jobs::recovery::Committed;
@@ -217,14 +217,16 @@ impl DiskWriter<'_> {
     }
 
     fn zero(&self, action: &str, offset: u64, len: u64) -> Result<(), ProvisionError> {
-        self.target.zero(offset..offset + len).map_err(|source| self.failed(action, source))
+        // Too little to be worth a command of the disk, which not every disk carries out.
+        write_zeros(self.target, offset..offset + len).map_err(|source| self.failed(action, source))
     }
 
     fn flush(&self) -> Result<(), ProvisionError> {
         self.target.flush().map_err(|source| self.failed("flush the writes", source))
     }
 
-    /// Unpacks an image. Zeros in it are zeroed on the disk: content that lay there before must not remain.
+    /// Unpacks an image and reads it back. Zeros in it are zeroed on the disk: content that lay there before must not
+    /// remain.
     fn fill(&self, image: &TemplateImage, start: u64) -> Result<(), ProvisionError> {
         let unpack = |source| ProvisionError::Unpack { role: image.role, source };
         let content = zstd::stream::read::Decoder::new(&image.compressed[..]).map_err(unpack)?;

@@ -39,7 +39,8 @@ pub(super) fn until_verified(
             Err(still_wrong) => comparison = still_wrong,
         }
         let patched = kept.and_then(|kept| kept.offer(index, job.resources.target));
-        plan = Plan::new(index, &comparison, Reuse { found: None, patched });
+        // What reads back wrong is not left to the device's command to zero once more: it may have been the fault.
+        plan = Plan::new(index, &comparison, Reuse { found: None, patched }).with_zeros_written();
     }
     Err(RecoveryError::ReadBack {
         target: job.resources.target.identity(),
@@ -79,6 +80,12 @@ fn write<'i>(
 
 fn read_back(job: &RecoveryJob<'_>, written: Written<'_>) -> Result<Verified, Comparison> {
     let target = job.resources.target;
+    if written.zeroing_lied {
+        job.journal.warn(&format!(
+            "{} answers that it has zeroed and keeps what was there: zeros are written instead",
+            target.identity()
+        ));
+    }
     job.journal.infallible_phase(Phase::Verify, &format!("read {} back", target.name()), || {
         let pending = Bytes::of_disk(written.read_back.pending_bytes());
         let scan = job.journal.with_progress(pending, |done| verify::read_back(written, target, done));

@@ -93,6 +93,13 @@ pub const SYSTEM_ARGUMENTS: &[BootArgument] = &[
         value: "NUMBER",
         doc: " A safe start, the one of this number in a row: without the machine's own settings.",
     },
+    BootArgument {
+        name: "disk-wait-s",
+        value: "SECONDS",
+        doc: " How long the start of the system waits for its disk before it restarts the machine; 180 by default. \
+              The recipe's `kernel_arguments` may set it, and `consoles` in `/grub/local.cfg`. Recovery waits for as \
+              long as it takes.",
+    },
 ];
 
 /// Action that a boot medium or a network boot asks for.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::drivers::look_again;
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::settle::{POLL, Settling};
@@ -16,8 +17,13 @@ use crate::sys;
 
 /// Mount point of the medium.
 const MOUNTED: &str = "/medium";
-/// Time to wait for the medium: optical drives take up to 20 s to recognise a disc, USB drives a few seconds.
-const WAIT: Duration = Duration::from_secs(45);
+/// Time to wait for the medium: optical drives take up to 20 s to recognise a disc, USB drives a few seconds, and some
+/// USB bridges minutes. GRUB has read the kernel from it.
+const WAIT: Duration = Duration::from_secs(300);
+/// Time after which only USB drives with a robot's disk on them are left to choose from.
+const SETTLED: Duration = Duration::from_secs(30);
+/// Interval at which a search that goes on says so.
+const SAY: Duration = Duration::from_secs(60);
 /// How long a look at one disk may take. A disk that is still waking up answers a later look.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -67,8 +73,9 @@ impl BootMedium {
 ///
 /// Waits until there is one, and until no other has joined it for some time: of several it is not clear which is meant.
 /// Disks with the same PARTUUID are copies of one, which the search for it tells apart.
-pub(super) fn robot_partuuid(search: DiskSearch, timeout: Duration) -> Result<String, SetupError> {
+pub(super) fn robot_partuuid(search: DiskSearch, limit: Duration, journal: &Journal) -> Result<String, SetupError> {
     let started = Instant::now();
+    let mut say_at = SETTLED;
     let mut settling = Settling::new();
     let mut looks = Looks::default();
     loop {
@@ -84,14 +91,23 @@ pub(super) fn robot_partuuid(search: DiskSearch, timeout: Duration) -> Result<St
             if is_copy { &mut removable } else { &mut own }.extend(partuuid);
         }
         settling.update(seen.clone());
-        let is_late = started.elapsed() >= timeout;
-        let found = if own.is_empty() && is_late { removable } else { own };
+        let waited = started.elapsed();
+        let found = if own.is_empty() && waited >= SETTLED { removable } else { own };
         match (found.len(), found.into_iter().next()) {
             (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
-            (0, _) if is_late => return Err(SetupError::Robot { found: 0, disks: seen }),
+            (0, _) if waited >= limit => return Err(SetupError::Robot { found: 0, disks: seen }),
             (found @ 2.., _) => return Err(SetupError::Robot { found, disks: seen }),
-            _ => std::thread::sleep(POLL),
+            (0, _) if waited >= say_at => {
+                let why = SetupError::Robot { found: 0, disks: seen };
+                journal.note(&format!("still waiting for the robot's disk, after {} s: {why}", waited.as_secs()));
+                look_again(journal);
+                say_at = waited + SAY;
+            }
+            _ => {}
         }
+        // A wait on purpose, which a reset would only repeat.
+        journal.progressed();
+        std::thread::sleep(POLL);
     }
 }
 

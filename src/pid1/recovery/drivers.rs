@@ -41,6 +41,14 @@ pub(super) fn load_modules(more: &[&str], handover: &Handover, journal: &Arc<Jou
     Ok(coldplug)
 }
 
+/// Has the kernel look once more for the disk that is waited for.
+pub(super) fn look_again(journal: &Journal) {
+    match Loader::for_running_kernel() {
+        Ok(loader) => loader.look_again(),
+        Err(error) => journal.warn(&chain(&error)),
+    }
+}
+
 fn report_modules(journal: &Journal, loaded: &LoadedModules) {
     if !loaded.modules.is_empty() {
         journal.note(&format!("drivers: {}", loaded.modules.join(" ")));

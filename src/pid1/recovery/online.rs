@@ -47,7 +47,7 @@ impl<'a> Online<'a> {
                 None
             }
             Err(NetError::Stopped) => {
-                setup.journal.warn(&format!("no network within {} s", setup.config.offline.as_secs()));
+                setup.journal.warn(&format!("no network within {} s", setup.began.elapsed().as_secs()));
                 return Ok(None);
             }
             result => Some(result?),

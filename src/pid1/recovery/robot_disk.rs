@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::boot_medium::{self, BootMedium};
+use super::drivers::look_again;
 use super::error::SetupError;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::roles::Role;
-use crate::disk::{DiskSearch, ReadRecord, Which, wait_for_disk_by_partuuid};
+use crate::disk::{DiskSearch, ReadRecord, Waiting, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::FloorPlaces;
 use crate::jobs::recovery::RecoveryPartition;
@@ -28,8 +29,10 @@ const STATE: &str = "/state";
 /// Template of an empty state partition, for one that was destroyed.
 const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
 
-/// USB disks take up to 20 s to spin up and answer; a disk that takes longer is not there.
-const DISK_WAIT: Duration = Duration::from_secs(30);
+/// Time until the machine is restarted because its disk is not there. Nothing else can be done without the disk, so it
+/// is looked for all the while; but a controller that hangs may need a reset, which only a restart gives it. No disk is
+/// known that takes so long after each reset.
+const DISK_WAIT: Duration = Duration::from_secs(30 * 60);
 
 /// The disk of this robot, ready to be recovered.
 pub(super) struct RobotDisk {
@@ -59,10 +62,19 @@ impl RobotDisk {
     ) -> Result<Self, SetupError> {
         let partuuid = match (&args.recovery_partuuid, medium) {
             (Some(partuuid), _) => partuuid.clone(),
-            (None, Some(_)) => boot_medium::robot_partuuid(disk_search(handover), DISK_WAIT)?,
+            (None, Some(_)) => boot_medium::robot_partuuid(disk_search(handover), DISK_WAIT, journal)?,
             (None, None) => return Err(SetupError::NoRecoveryPartition),
         };
-        let waiting = || journal.note("waiting for the disk");
+        let waiting = |waiting: &Waiting<'_>| {
+            // A wait on purpose, which a reset would only repeat.
+            journal.progressed();
+            if waiting.is_news {
+                journal.note(&waiting.to_string());
+                if waiting.error.is_some() && !waiting.waited.is_zero() {
+                    look_again(journal);
+                }
+            }
+        };
         let search = disk_search(handover);
         let look = || wait_for_disk_by_partuuid(&partuuid, search, DISK_WAIT, waiting);
         let found = worker::within(&WorkPart::RemovableDisks, look)?;

@@ -48,7 +48,7 @@ impl WorkerLife {
                 self.panicked.get_or_insert((place, text, part));
             }
             WorkerReport::Done | WorkerReport::Restart => self.is_done = true,
-            WorkerReport::Progressed | WorkerReport::Watchdog { .. } => {}
+            WorkerReport::Progressed | WorkerReport::Watchdog { .. } | WorkerReport::RestartAfter { .. } => {}
         }
     }
 

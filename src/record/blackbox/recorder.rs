@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Attempt, AttemptOutcome, BlackBox, PhaseRecord, RefusedRelease, keep_last};
+use super::{Attempt, AttemptOutcome, BlackBox, DrillRecord, PhaseRecord, RefusedRelease, keep_last};
 use crate::record::event::{Entry, Event, Phase, cut};
 use crate::record::journal::Journal;
 use crate::record::wire::millis;
@@ -51,6 +51,13 @@ impl Recorder {
     pub fn finish(&self, outcome: AttemptOutcome) {
         let mut current = lock(&self.0);
         current.attempt.outcome = Some(outcome);
+        current.write();
+    }
+
+    /// Records how far a drill has come.
+    pub fn drill(&self, record: DrillRecord) {
+        let mut current = lock(&self.0);
+        current.attempt.drill = Some(record);
         current.write();
     }
 

@@ -103,6 +103,14 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     put(tree, watchdog, embedded::WATCHDOG_SETTINGS.as_bytes(), 0o644)?;
     unit(tree, "reflash-good.service", embedded::GOOD_UNIT, "multi-user.target")?;
     unit(tree, "reflash-report.service", embedded::REPORT_UNIT, "multi-user.target")?;
+    // Off until the machine's owner enables the timer.
+    for (path, text) in [
+        ("/usr/lib/systemd/system/reflash-drill.service", embedded::DRILL_UNIT),
+        ("/usr/lib/systemd/system/reflash-drill.timer", embedded::DRILL_TIMER),
+        ("/usr/lib/systemd/system-preset/50-reflash-drill.preset", embedded::DRILL_PRESET),
+    ] {
+        put(tree, Path::new(path), text.as_bytes(), 0o644)?;
+    }
     if inside(tree, Path::new("/usr/sbin/sshd")).exists() {
         unit(tree, "reflash-ssh-keys.service", embedded::SSH_KEYS_UNIT, "multi-user.target")?;
     }

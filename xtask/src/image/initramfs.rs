@@ -80,12 +80,22 @@ fn parse(list: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{GROUPS, parse};
+    use crate::initramfs;
 
     #[test]
     fn the_loaders_list_is_read() {
         let list = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f01)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f02)\n";
         assert_eq!(parse(list), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+    }
+
+    /// <https://github.com/winesapOS/winesapOS/issues/753>, <https://github.com/FOGProject/fos/issues/107>: a firmware
+    /// that hides the NVMe drive behind a VMD, which then is missing in an initramfs without its driver.
+    #[test]
+    fn the_drivers_of_vmd_and_ufs_are_in_both_initramfs() {
+        for modules in [initramfs::declared_modules().unwrap(), initramfs::modules_of_groups(GROUPS).unwrap()] {
+            assert!(["nvme", "vmd", "ufshcd_pci"].iter().all(|name| modules.iter().any(|found| found == name)));
+        }
     }
 }

@@ -20,13 +20,13 @@ pub enum Missing {
 
 /// Text tables of `/lib/modules/VERSION`.
 #[derive(Debug, Default)]
-struct Tables {
+pub(super) struct Tables {
     /// File of each module by name, and the files it needs.
-    files: BTreeMap<String, (String, Vec<String>)>,
+    pub(super) files: BTreeMap<String, (String, Vec<String>)>,
     /// Soft dependencies by name.
     soft: BTreeMap<String, Vec<String>>,
     /// Alias pattern and module.
-    aliases: Vec<(String, String)>,
+    pub(super) aliases: Vec<(String, String)>,
     /// Names that are built in.
     builtin: BTreeSet<String>,
 }
@@ -80,7 +80,7 @@ fn plain(file: &str, content: Vec<u8>) -> Result<(String, Vec<u8>)> {
 }
 
 impl Tables {
-    fn parse(dep: &str, softdep: &str, alias: &str, builtin: &str) -> Self {
+    pub(super) fn parse(dep: &str, softdep: &str, alias: &str, builtin: &str) -> Self {
         let mut tables = Self::default();
         for (file, needs) in dep.lines().filter_map(|line| line.split_once(':')) {
             let needs = needs.split_whitespace().map(str::to_owned).collect();
@@ -103,7 +103,7 @@ impl Tables {
         tables
     }
 
-    fn resolve(&self, names: &[String], missing: Missing) -> Result<BTreeSet<String>> {
+    pub(super) fn resolve(&self, names: &[String], missing: Missing) -> Result<BTreeSet<String>> {
         let mut chosen = BTreeSet::new();
         let mut unknown = Vec::new();
         let mut open: Vec<String> = Vec::new();
@@ -171,7 +171,7 @@ fn name_of(file: &str) -> String {
     normal(base.split(".ko").next().unwrap_or(base))
 }
 
-fn normal(name: &str) -> String {
+pub(super) fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 

@@ -122,6 +122,23 @@ impl RunningMachine {
         self.command_monitor(&["device_del plugged"])
     }
 
+    /// Takes the machine's own disk away, which must be on [`DiskBus::Usb`](super::DiskBus::Usb).
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn pull_disk(&self) -> Result<()> {
+        self.command_monitor(&["device_del robot"])
+    }
+
+    /// Gives the machine its own disk back.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn plug_disk(&self, disk: &Path) -> Result<()> {
+        let drive = format!("drive_add 0 if=none,id=late,format=raw,cache=unsafe,file={}", disk.display());
+        self.command_monitor(&[&drive, "device_add usb-storage,id=robot,bus=xhci.0,drive=late,serial=disk0"])
+    }
+
     /// Has the kernel kill every process but PID 1: a break on the serial console, and then SysRq's `i`. The kernel
     /// must run with `sysrq_always_enabled`.
     ///

@@ -1,0 +1,99 @@
+//! `reflash drill`: the next boot shows whether this machine could recover, or the same checks are made here and now.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::answer::{Exit, Failure, complain, failure, print};
+use super::commands::DrillKind;
+use super::context::Context;
+use super::mounted::MountedState;
+use super::options::Options;
+use crate::boot::slots::Slot;
+use crate::chain::chain;
+use crate::flash::target::DeviceTarget;
+use crate::flash::undo;
+use crate::jobs::{drill, recovery};
+use crate::record::blackbox::drill::UNDO;
+use crate::record::blackbox::{DrillCheck, DrillRecord};
+use crate::sys::{files, power};
+
+/// Size of the longest boot script, bytes.
+const MAX_SCRIPT_BYTES: u64 = 1 << 20;
+
+pub(super) fn run(options: &Options, kind: DrillKind) -> Result<Exit, Failure> {
+    match kind {
+        DrillKind::NextBoot => ask(options),
+        DrillKind::Check => check(options),
+    }
+}
+
+/// Has the next boot be a drill.
+fn ask(options: &Options) -> Result<Exit, Failure> {
+    let mounted = MountedState::open(options)?;
+    let env = mounted.state.boot_env();
+    drill::check(&env.load_or_empty()?, &boot_scripts(mounted.recovery.as_deref()))?;
+    drill::ask(&env)?;
+    // GRUB reads the blocks of the partition.
+    drop(mounted);
+    print(options, &json!({ "next_entry": "recovery", "reflash_request": "drill" }), || {
+        "the next boot is a drill: recovery tries everything but writing, and starts the system again".to_owned()
+    })?;
+    if options.restart { restart() } else { Ok(Exit::Done) }
+}
+
+/// The boot scripts of the slots that have one. A recovery partition that is not at hand has none.
+fn boot_scripts(recovery: Option<&Path>) -> Vec<(Slot, String)> {
+    let Some(root) = recovery else { return Vec::new() };
+    let read = |slot: Slot| {
+        let text = files::read_text(&root.join(slot.folder()).join("grub.cfg"), MAX_SCRIPT_BYTES).ok()?;
+        Some((slot, text))
+    };
+    [Slot::A, Slot::B].into_iter().filter_map(read).collect()
+}
+
+/// Restarts the machine as its service manager does, where there is one.
+fn restart() -> Result<Exit, Failure> {
+    if Path::new("/run/systemd/system").is_dir() {
+        let status = Command::new("systemctl").args(["--no-block", "reboot"]).status()?;
+        return if status.success() {
+            Ok(Exit::Done)
+        } else {
+            failure(format!("systemctl reboot ended with {status}"))
+        };
+    }
+    match power::reboot() {
+        Ok(never) => match never {},
+        Err(error) => failure(format!("the machine cannot be restarted: {error}")),
+    }
+}
+
+/// Makes the checks here, without a restart.
+fn check(options: &Options) -> Result<Exit, Failure> {
+    let mounted = MountedState::open(options)?;
+    let context = Context::open(options, Some(&mounted))?;
+    let path = match &options.target {
+        Some(path) => path.clone(),
+        None => mounted.system_partition()?,
+    };
+    let target = DeviceTarget::open_read_only(&path)?;
+    let mut job = context.job(&target, false);
+    job.resources.state = Some(&mounted.state);
+    let record = job.read_record();
+    let mut checks = Vec::new();
+    let mut made = |check: DrillCheck| {
+        if !options.json {
+            complain(&check.to_string());
+        }
+        checks.push(check);
+    };
+    recovery::rehearse(&job, record.as_ref(), &mut made);
+    made(match undo::possible(&target, job.resources.keys) {
+        Ok(back) => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", back.version, back.serial)),
+        Err(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
+    });
+    let drill = DrillRecord::of(checks);
+    print(options, &json!(drill), || drill.to_string())?;
+    Ok(if drill.passed { Exit::Done } else { Exit::No })
+}

@@ -1,0 +1,162 @@
+//! Disks that lie: they answer that a range is zeroed, and keep what was there.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::Mutex;
+
+use reflash::fetch::Directory;
+use reflash::flash::target::{BlockTarget, CopyError, copy_blocks};
+use reflash::jobs::recovery::RecoveryError;
+
+use crate::support::{Faults, Fixture, MemoryTarget};
+
+const BLOCK: u64 = 4096;
+const CHUNK: u64 = 16 * 1024;
+
+/// What a disk does when it is asked to zero, beside answering that it is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    /// Nothing. Zeros after a discard of eMMC are not to be relied on: <https://github.com/rauc/rauc/pull/1706>; a
+    /// target without write-zeroes answered all the same: <https://github.com/spdk/spdk/issues/1634>.
+    Nothing,
+    /// It zeroes only whole blocks of its own, and leaves the edges.
+    OwnBlocks,
+    /// Something else is read there afterwards.
+    Noise,
+    /// Zeros are read until the next flush.
+    UntilFlush,
+    /// The command is carried out at the beginning of the disk, and not behind.
+    OnlyInFront,
+    /// The command fails, after part of the range was zeroed.
+    Error,
+}
+
+struct LyingTarget {
+    disk: MemoryTarget,
+    lie: Lie,
+    commands: Mutex<Vec<Range<u64>>>,
+    until_flush: Mutex<Vec<Range<u64>>>,
+}
+
+impl LyingTarget {
+    fn new(lie: Lie, disk: MemoryTarget) -> Self {
+        Self { disk, lie, commands: Mutex::default(), until_flush: Mutex::default() }
+    }
+
+    fn commands(&self) -> usize {
+        self.commands.lock().unwrap().len()
+    }
+
+    fn zero_for_true(&self, range: Range<u64>) -> io::Result<()> {
+        if range.is_empty() { Ok(()) } else { self.disk.zero(range) }
+    }
+}
+
+impl BlockTarget for LyingTarget {
+    fn name(&self) -> &str {
+        "lying"
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(offset, buffer)?;
+        let end = offset + buffer.len() as u64;
+        for range in &*self.until_flush.lock().unwrap() {
+            let (from, to) = (range.start.clamp(offset, end), range.end.clamp(offset, end));
+            buffer[(from - offset) as usize..(to - offset) as usize].fill(0);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
+        self.disk.write_at(offset, content)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.commands.lock().unwrap().push(range.clone());
+        let own = 2 * CHUNK;
+        match self.lie {
+            Lie::Nothing => Ok(()),
+            Lie::OwnBlocks => self.zero_for_true(range.start.next_multiple_of(own)..range.end - range.end % own),
+            Lie::Noise => self.disk.write_at(range.start, &vec![0x5a; (range.end - range.start) as usize]),
+            Lie::UntilFlush => {
+                self.until_flush.lock().unwrap().push(range);
+                Ok(())
+            }
+            Lie::OnlyInFront => self.zero_for_true(range.start..range.end.min(self.size_bytes() / 2)),
+            Lie::Error => {
+                self.zero_for_true(range.start..range.start + BLOCK)?;
+                Err(io::Error::from_raw_os_error(5))
+            }
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.until_flush.lock().unwrap().clear();
+        self.disk.flush()
+    }
+}
+
+/// An image with zeros in front, in the middle and behind, each several chunks.
+fn image() -> Vec<u8> {
+    let is_zero = |block: usize| (8..40).contains(&block) || (60..100).contains(&block) || block >= 120;
+    (0..160_usize).flat_map(|block| vec![if is_zero(block) { 0 } else { 1 + (block % 200) as u8 }; 4096]).collect()
+}
+
+#[test]
+fn zeros_are_written_where_the_disk_only_says_that_it_has_zeroed() {
+    let fixture = Fixture::with(image(), |_| {});
+    for lie in [Lie::Nothing, Lie::OwnBlocks, Lie::Noise, Lie::UntilFlush, Lie::OnlyInFront] {
+        let target = LyingTarget::new(lie, MemoryTarget::new(vec![0x55; fixture.image.len() + CHUNK as usize]));
+        fixture
+            .recover(&Directory::new(fixture.tree()), &target, None)
+            .unwrap_or_else(|error| panic!("{lie:?}: {error}"));
+        let content = target.disk.content();
+        assert!(content[..fixture.image.len()] == fixture.image, "{lie:?}");
+        assert!(content[fixture.image.len()..].iter().all(|byte| *byte == 0x55), "{lie:?}: behind the image");
+        // After the first lie that shows, the disk is not asked again. A lie in some places shows at the end.
+        let expected = if lie == Lie::OnlyInFront { 4 } else { 1 };
+        assert_eq!(target.commands(), expected, "{lie:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_keeps_no_zeros_at_all_is_named() {
+    let fixture = Fixture::with(image(), |_| {});
+    // A block of zeros that flips a bit with every write, however it is written.
+    let faults = Faults { corrupt: vec![(70, u32::MAX)], ..Faults::default() };
+    let target = LyingTarget::new(Lie::Nothing, MemoryTarget::faulty(vec![0x55; fixture.image.len()], faults));
+    let error = fixture.recover(&Directory::new(fixture.tree()), &target, None).unwrap_err();
+    assert!(matches!(&error, RecoveryError::ReadBack { ranges, .. } if ranges.contains("544")), "{error}");
+}
+
+#[test]
+fn a_new_file_system_has_its_zeros_on_a_disk_that_lies() {
+    for lie in [Lie::Nothing, Lie::OwnBlocks, Lie::Noise, Lie::UntilFlush, Lie::OnlyInFront] {
+        let image: Vec<u8> = (0..5_u8).flat_map(|piece| vec![piece % 2 * 7; 1 << 20]).collect();
+        let target = LyingTarget::new(lie, MemoryTarget::new(vec![0x55; 6 << 20]));
+        copy_blocks(&image[..], &target, BLOCK).unwrap();
+        let content = target.disk.content();
+        assert!(content[BLOCK as usize..][..image.len()] == image, "{lie:?}");
+        assert!(content[..BLOCK as usize].iter().all(|byte| *byte == 0x55), "{lie:?}");
+    }
+    let faults = Faults { corrupt: vec![(300, u32::MAX)], ..Faults::default() };
+    let target = MemoryTarget::faulty(vec![0x55; 4 << 20], faults);
+    let Err(CopyError::Write(error)) = copy_blocks(io::repeat(0).take(4 << 20), &target, 0) else {
+        panic!("a disk that keeps no zeros is not noticed")
+    };
+    assert!(error.to_string().contains("at offset 1048576"), "{error}");
+}
+
+#[test]
+fn a_command_that_fails_ends_the_write_and_claims_nothing() {
+    // The device itself writes zeros where it has no command; what it reports beyond that is a fault.
+    let fixture = Fixture::with(image(), |_| {});
+    let target = LyingTarget::new(Lie::Error, MemoryTarget::new(vec![0x55; fixture.image.len()]));
+    let error = fixture.recover(&Directory::new(fixture.tree()), &target, None).unwrap_err();
+    assert!(matches!(error, RecoveryError::Write(_)), "{error}");
+    assert!(target.disk.content()[..4096].iter().all(|byte| *byte == 0), "no superblock");
+}

@@ -35,8 +35,8 @@ pub fn end_of_system(disk: &Path) -> Result<Region> {
     Ok(Region::new(start, content))
 }
 
-/// The release, by its serial, that is kept once everything is written. What the robot keeps before its first write must
-/// be there in every state after it.
+/// The release, by its serial, that is kept once everything is written. What the robot keeps before its first write
+/// must be there in every state after it.
 ///
 /// # Errors
 /// Fails when something was written where nothing may be.

@@ -275,6 +275,17 @@ fn images_of_every_size_are_undone() {
 }
 
 #[test]
+fn the_size_that_a_release_names_is_enough_for_any_update() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let named = Fixture::with(old.clone(), |_| ()).released.partition_bytes as usize;
+    let mut robot = Robot::with(old.clone(), named.next_multiple_of(BLOCK));
+    robot.publish(sample_image(IMAGE_BLOCKS, 99), "2");
+    robot.install(Keep::Installed).unwrap();
+    robot.undo().unwrap();
+    assert!(robot.begins_with(&old));
+}
+
+#[test]
 fn chunks_of_another_size_are_undone() {
     let old = sample_image(IMAGE_BLOCKS, 3);
     let mut robot = Robot::with(old.clone(), PARTITION);

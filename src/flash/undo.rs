@@ -39,7 +39,7 @@ mod need;
 mod obstacle;
 mod source;
 
-pub(crate) use keep::{Keeping, Release, forget};
+pub(crate) use keep::{Keeping, ReleaseToKeep, forget};
 pub use kept::possible;
 pub(crate) use kept::{Kept, KeptChunks};
 pub(crate) use need::Change;

@@ -8,6 +8,7 @@ mod disk;
 pub mod explore;
 mod grub;
 mod judge;
+mod kept;
 mod log;
 mod lose;
 mod scratch;
@@ -259,6 +260,7 @@ impl Lab {
             state: region(&disk, "state", u64::MAX)?,
             system: region(&disk, "system", image_bytes)?,
             recovery: region(&disk, "recovery", u64::MAX)?,
+            kept: kept::end_of_system(&disk)?,
         };
         let log = self.directory.join(format!("log-{number}"));
         File::create(&log)?;
@@ -311,7 +313,10 @@ impl Recording {
 
     fn judge<'a>(&self, lab: &'a Lab) -> Result<Judge<'a>> {
         let old = self.old.map(|number| &lab.releases[number]);
-        Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET, &lab.recoveries)
+        let mut judge = Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET, &lab.recoveries)?;
+        let kept = kept::in_the_end(&self.base, &self.entries, &lab.trusted)?;
+        judge.undoes = old.is_some_and(|old| kept == Some(old.serial) && old.serial != judge.new.serial);
+        Ok(judge)
     }
 
     fn explore(&self, lab: &Lab, options: &PowerCutArgs) -> Result<Counts> {
@@ -340,6 +345,7 @@ impl Recording {
             eprintln!("  {count:6} {ending}");
         }
         eprintln!("  {:6} of them really recovered by the agent's own code", judge.recovered);
+        eprintln!("  {:6} of them really undone by it, without a network", judge.undone);
         Ok(counts)
     }
 
@@ -400,7 +406,7 @@ impl Recording {
     fn write_out(&self, lab: &Lab, disk: &DiskState, path: &Path) -> Result<()> {
         run_tool("copy-disk", Command::new("cp").arg("--sparse=always").arg(lab.disk()).arg(path))?;
         let file = File::options().write(true).open(path)?;
-        for region in [&disk.state, &disk.system, &disk.recovery] {
+        for region in [&disk.state, &disk.system, &disk.recovery, &disk.kept] {
             file.write_all_at(&region.content, region.start)?;
         }
         Ok(())

@@ -40,7 +40,7 @@ impl Patched {
         Self { index: index.relocated(local, places), bases: Vec::new(), local: number }
     }
 
-    /// The same with patches for the chunks that are not kept.
+    /// Adds patches for the chunks that are not kept.
     #[must_use]
     pub fn and(self, patched: Self) -> Self {
         let is_kept = |stored: StoredChunkNo| Some(self.index.location(stored).pack) == self.local;

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::directory::Entry;
-use super::header::Part;
+use super::directory::KeptFrame;
+use super::header::KeptPart;
 use crate::flash::target::{AlignedBuf, BlockTarget};
 use crate::release::digest::{BLOCK_SIZE_BYTES as BLOCK, Digest};
 
@@ -29,9 +29,9 @@ pub(super) struct Appender<'a> {
     buffer: AlignedBuf,
     filled: usize,
     /// Frames in the buffer, by offsets in it.
-    waiting: Vec<Entry>,
+    waiting: Vec<KeptFrame>,
     /// Frames that were handed to the device.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<KeptFrame>,
 }
 
 impl<'a> Appender<'a> {
@@ -49,13 +49,13 @@ impl<'a> Appender<'a> {
         let length = u32::try_from(frame.len()).map_err(|_| AppendError::Full)?;
         let place = self.buffer.get_mut(self.filled..self.filled + frame.len()).ok_or(AppendError::Full)?;
         place.copy_from_slice(frame);
-        self.waiting.push(Entry { digest, offset: self.filled as u64, length });
+        self.waiting.push(KeptFrame { digest, offset: self.filled as u64, length });
         self.filled += frame.len();
         Ok(())
     }
 
     /// Adds a part of any length.
-    pub(super) fn part(&mut self, content: &[u8]) -> Result<Part, AppendError> {
+    pub(super) fn part(&mut self, content: &[u8]) -> Result<KeptPart, AppendError> {
         self.flush()?;
         let offset = self.move_down(content.len())?;
         for (piece, at) in content.chunks(self.buffer.len()).zip((offset..).step_by(self.buffer.len())) {
@@ -64,7 +64,7 @@ impl<'a> Appender<'a> {
             self.buffer[piece.len()..padded].fill(0);
             self.target.write_at(at, &self.buffer[..padded]).map_err(AppendError::Device)?;
         }
-        Ok(Part { offset, length: content.len() as u64, digest: Digest::of(content) })
+        Ok(KeptPart { offset, length: content.len() as u64, digest: Digest::of(content) })
     }
 
     /// Hands the frames that wait in memory to the device. They are durable after its own flush.
@@ -77,7 +77,7 @@ impl<'a> Appender<'a> {
         self.buffer[self.filled..padded].fill(0);
         self.target.write_at(offset, &self.buffer[..padded]).map_err(AppendError::Device)?;
         self.filled = 0;
-        let placed = self.waiting.drain(..).map(|entry| Entry { offset: offset + entry.offset, ..entry });
+        let placed = self.waiting.drain(..).map(|entry| KeptFrame { offset: offset + entry.offset, ..entry });
         self.entries.extend(placed);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::header::{Header, Part, State};
+use super::header::{Header, KeptPart, State};
 use crate::flash::target::{AlignedBuf, BlockTarget};
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
 
@@ -83,7 +83,7 @@ pub(super) fn read_bytes(target: &dyn BlockTarget, offset: u64, length: u64) -> 
 ///
 /// # Errors
 /// The device's.
-pub(super) fn read_part(target: &dyn BlockTarget, part: &Part) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read_part(target: &dyn BlockTarget, part: &KeptPart) -> io::Result<Option<Vec<u8>>> {
     let bytes = read_bytes(target, part.offset, part.length)?;
     Ok((Digest::of(&bytes) == part.digest).then_some(bytes))
 }

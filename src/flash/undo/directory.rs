@@ -6,7 +6,7 @@ use crate::release::index::{Index, MAX_CHUNK_BYTES, MAX_CHUNKS, StoredChunkNo, c
 
 /// A kept chunk: one zstd frame on the partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
+pub(super) struct KeptFrame {
     /// BLAKE3 of the content.
     pub(super) digest: Digest,
     /// Offset of the frame on the partition, bytes.
@@ -17,9 +17,9 @@ pub(super) struct Entry {
 
 /// All kept chunks, in the order of their digests.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Directory(Vec<Entry>);
+pub(super) struct KeptDirectory(Vec<KeptFrame>);
 
-impl Directory {
+impl KeptDirectory {
     /// Reads a directory whose digest has been checked. Each frame has to lie between `low` and `end`.
     pub(super) fn decode(bytes: &[u8], low: u64, end: u64) -> Option<Self> {
         let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
@@ -32,9 +32,9 @@ impl Directory {
             let (offset, rest) = rest.split_first_chunk()?;
             let (offset, length) = (u64::from_le_bytes(*offset), u32::from_le_bytes(*rest.first_chunk()?));
             let fits = offset >= low && offset.checked_add(u64::from(length))? <= end;
-            (fits && (1..=limit).contains(&length)).then_some(Entry { digest: Digest(*digest), offset, length })
+            (fits && (1..=limit).contains(&length)).then_some(KeptFrame { digest: Digest(*digest), offset, length })
         };
-        let entries: Vec<Entry> = entries.iter().map(entry).collect::<Option<_>>()?;
+        let entries: Vec<KeptFrame> = entries.iter().map(entry).collect::<Option<_>>()?;
         let is_sorted = entries.is_sorted_by(|one, next| one.digest < next.digest);
         // What reads several frames at once subtracts one place from another.
         let mut places: Vec<(u64, u32)> = entries.iter().map(|entry| (entry.offset, entry.length)).collect();
@@ -55,7 +55,7 @@ impl Directory {
     }
 
     /// Returns the directory with more chunks. Of two entries for one content, either will do.
-    pub(super) fn with(&self, more: &[Entry]) -> Self {
+    pub(super) fn with(&self, more: &[KeptFrame]) -> Self {
         let mut entries = [&self.0, more].concat();
         entries.sort_unstable();
         entries.dedup_by_key(|entry| entry.digest);
@@ -72,7 +72,7 @@ impl Directory {
         self.find(digest).is_some()
     }
 
-    fn find(&self, digest: &Digest) -> Option<&Entry> {
+    fn find(&self, digest: &Digest) -> Option<&KeptFrame> {
         let at = self.0.binary_search_by(|entry| entry.digest.cmp(digest)).ok()?;
         self.0.get(at)
     }
@@ -94,18 +94,18 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use super::{Directory, Entry};
+    use super::{KeptDirectory, KeptFrame};
     use crate::release::digest::Digest;
 
-    fn entry(number: u8, offset: u64, length: u32) -> Entry {
-        Entry { digest: Digest([number; 32]), offset, length }
+    fn entry(number: u8, offset: u64, length: u32) -> KeptFrame {
+        KeptFrame { digest: Digest([number; 32]), offset, length }
     }
 
     #[test]
     fn what_is_encoded_is_decoded_and_found() {
-        let directory = Directory::default().with(&[entry(3, 8192, 100), entry(1, 4096, 50)]);
+        let directory = KeptDirectory::default().with(&[entry(3, 8192, 100), entry(1, 4096, 50)]);
         let directory = directory.with(&[entry(2, 9000, 7), entry(3, 9500, 100)]);
-        assert_eq!(Directory::decode(&directory.encode(), 4096, 10_000), Some(directory.clone()));
+        assert_eq!(KeptDirectory::decode(&directory.encode(), 4096, 10_000), Some(directory.clone()));
         assert_eq!(directory.len(), 3);
         assert!(directory.has(&Digest([2; 32])) && !directory.has(&Digest([4; 32])));
         assert!(!directory.without(&[Digest([2; 32])]).has(&Digest([2; 32])));
@@ -113,8 +113,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let refused =
-            |entries: &[Entry]| Directory::decode(&Directory(entries.to_vec()).encode(), 4096, 8192).is_none();
+        let refused = |entries: &[KeptFrame]| {
+            KeptDirectory::decode(&KeptDirectory(entries.to_vec()).encode(), 4096, 8192).is_none()
+        };
         assert!(!refused(&[entry(1, 4096, 50), entry(2, 8191, 1)]));
         assert!(refused(&[entry(2, 4096, 50), entry(1, 5000, 1)]), "out of order");
         assert!(refused(&[entry(1, 4096, 50), entry(1, 5000, 1)]), "twice");
@@ -124,8 +125,8 @@ mod tests {
         assert!(refused(&[entry(1, 4096, 0)]), "empty");
         assert!(refused(&[entry(1, 5000, 50), entry(2, 4999, 2)]), "two frames share a byte");
         assert!(!refused(&[entry(1, 5000, 50), entry(2, 4999, 1)]));
-        let bytes = Directory(vec![entry(1, 4096, 50)]).encode();
-        assert!(Directory::decode(&bytes[..43], 4096, 8192).is_none());
-        assert_eq!(Directory::decode(&[], 4096, 8192), Some(Directory::default()));
+        let bytes = KeptDirectory(vec![entry(1, 4096, 50)]).encode();
+        assert!(KeptDirectory::decode(&bytes[..43], 4096, 8192).is_none());
+        assert_eq!(KeptDirectory::decode(&[], 4096, 8192), Some(KeptDirectory::default()));
     }
 }

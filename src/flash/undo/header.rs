@@ -21,7 +21,7 @@ const LIMITS: [u64; PARTS] = [MAX_SIZE_BYTES, MAX_SIGNATURE_BYTES, MAX_OBJECT_BY
 
 /// A part of what is kept, other than chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct KeptPart {
     /// Offset on the partition, bytes; a multiple of 4096.
     pub(super) offset: u64,
     /// Length, bytes.
@@ -38,13 +38,13 @@ pub(super) struct Contents {
     /// Number of distinct chunks that are neither kept nor in their places.
     pub(super) missing: u32,
     /// The signed manifest of the release.
-    pub(super) manifest: Part,
+    pub(super) manifest: KeptPart,
     /// Its signature.
-    pub(super) signature: Part,
+    pub(super) signature: KeptPart,
     /// The object of its chunk index.
-    pub(super) index: Part,
+    pub(super) index: KeptPart,
     /// The directory of the chunks.
-    pub(super) directory: Part,
+    pub(super) directory: KeptPart,
 }
 
 /// What a header says.
@@ -134,7 +134,7 @@ impl Header {
 }
 
 impl Contents {
-    fn parts(&self) -> [Part; PARTS] {
+    fn parts(&self) -> [KeptPart; PARTS] {
         [self.manifest, self.signature, self.index, self.directory]
     }
 }
@@ -159,7 +159,7 @@ fn contents(content: &[u8], end: u64) -> Option<Contents> {
         let (offset, length) = (u64_at(content, at)?, u64_at(content, at + 8)?);
         let digest = Digest(*content.get(at + 16..)?.first_chunk()?);
         let fits = offset >= low && offset.is_multiple_of(BLOCK) && offset.checked_add(length)? <= end;
-        (fits && length <= LIMITS[number]).then_some(Part { offset, length, digest })
+        (fits && length <= LIMITS[number]).then_some(KeptPart { offset, length, digest })
     };
     let missing = u32_at(content, 56)?;
     let (manifest, signature, index, directory) = (part(0)?, part(1)?, part(2)?, part(3)?);
@@ -168,14 +168,14 @@ fn contents(content: &[u8], end: u64) -> Option<Contents> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Contents, Header, Part, State};
+    use super::{Contents, Header, KeptPart, State};
     use crate::flash::undo::UndoRoom;
     use crate::release::digest::Digest;
 
     const END: u64 = 1 << 20;
 
-    fn part(offset: u64, length: u64) -> Part {
-        Part { offset, length, digest: Digest::of(&offset.to_le_bytes()) }
+    fn part(offset: u64, length: u64) -> KeptPart {
+        KeptPart { offset, length, digest: Digest::of(&offset.to_le_bytes()) }
     }
 
     fn contents() -> Contents {

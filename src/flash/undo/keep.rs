@@ -8,8 +8,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use super::append::{AppendError, Appender};
 use super::area;
 use super::check;
-use super::directory::{Directory, Entry};
-use super::header::{Contents, Header, Part, State};
+use super::directory::{KeptDirectory, KeptFrame};
+use super::header::{Contents, Header, KeptPart, State};
 use super::kept::Kept;
 use super::need::{self, Change, Place, Wanted};
 use super::obstacle::{UndoObstacle, UndoRoom};
@@ -32,7 +32,7 @@ const ATTEMPTS: u32 = 2;
 
 /// The release that stays within reach.
 #[derive(Clone, Copy)]
-pub(crate) struct Release<'a> {
+pub(crate) struct ReleaseToKeep<'a> {
     /// The signed bytes of its manifest.
     pub(crate) signed: &'a Authentic,
     /// Chunk index of its system image.
@@ -44,7 +44,7 @@ pub(crate) struct Release<'a> {
 /// What has to be kept of a release before a change.
 pub(crate) struct Keeping<'a> {
     target: &'a dyn BlockTarget,
-    release: Release<'a>,
+    release: ReleaseToKeep<'a>,
     /// What is kept of that very release already.
     same: Option<&'a Kept>,
     wanted: Vec<Wanted>,
@@ -74,7 +74,7 @@ impl<'a> Keeping<'a> {
     /// there has `installed_bytes`: until the new one is written, it may still have to start.
     pub(crate) fn survey(
         target: &'a dyn BlockTarget,
-        release: Release<'a>,
+        release: ReleaseToKeep<'a>,
         same: Option<&'a Kept>,
         installed_bytes: u64,
         change: Change<'_>,
@@ -181,7 +181,7 @@ impl<'a> Keeping<'a> {
         {
             return Ok(self.kept_now(contents.low, 0, missing));
         }
-        let empty = Directory::default();
+        let empty = KeptDirectory::default();
         let directory = self.same.map_or(&empty, |kept| &kept.chunks.directory).with(&appender.entries);
         let directory = appender.part(&directory.encode())?;
         let [manifest, signature, index] = match (new_parts, of_same) {
@@ -235,7 +235,7 @@ impl<'a> Keeping<'a> {
     }
 
     /// Makes sure that the medium holds what was added.
-    fn read_back(&self, parts: &[Part], entries: &[Entry]) -> io::Result<()> {
+    fn read_back(&self, parts: &[KeptPart], entries: &[KeptFrame]) -> io::Result<()> {
         let wrong = || io::Error::other("what was kept reads back wrong");
         for part in parts {
             area::read_part(self.target, part)?.ok_or_else(wrong)?;

@@ -4,8 +4,8 @@ use std::io;
 
 use super::area;
 use super::check;
-use super::directory::Directory;
-use super::header::{Contents, Part, State};
+use super::directory::KeptDirectory;
+use super::header::{Contents, KeptPart, State};
 use super::obstacle::{UndoObstacle, UndoTarget};
 use super::source::pack_of;
 use crate::flash::plan::{Patched, Plan};
@@ -33,7 +33,7 @@ pub(crate) struct Kept {
 /// Chunks that are kept on a partition. Each may be of use for any release that has it.
 #[derive(Debug)]
 pub(crate) struct KeptChunks {
-    pub(super) directory: Directory,
+    pub(super) directory: KeptDirectory,
     low: u64,
 }
 
@@ -61,7 +61,7 @@ impl Kept {
             State::NotKept => return Err(UndoObstacle::NotKept),
             State::Nothing | State::Later => return Err(UndoObstacle::Nothing),
         };
-        let part = |what: &str, part: &Part| match area::read_part(target, part) {
+        let part = |what: &str, part: &KeptPart| match area::read_part(target, part) {
             Ok(Some(bytes)) => Ok(bytes),
             Ok(None) => Err(damaged(what, part, None)),
             Err(error) => Err(damaged(what, part, Some(&error))),
@@ -80,7 +80,7 @@ impl Kept {
             return Err(damaged("chunk index", &contents.index, None));
         }
         let end = area::end_of(target);
-        let directory = Directory::decode(&part("directory", &contents.directory)?, contents.low, end)
+        let directory = KeptDirectory::decode(&part("directory", &contents.directory)?, contents.low, end)
             .ok_or_else(|| damaged("directory", &contents.directory, None))?;
         let chunks = KeptChunks { directory, low: contents.low };
         Ok(Self { signed, manifest, index, index_object, chunks, contents })
@@ -115,8 +115,8 @@ impl Kept {
     }
 }
 
-fn damaged(what: &str, part: &Part, error: Option<&io::Error>) -> UndoObstacle {
-    let Part { offset, length, .. } = part;
+fn damaged(what: &str, part: &KeptPart, error: Option<&io::Error>) -> UndoObstacle {
+    let KeptPart { offset, length, .. } = part;
     let why = error.map_or_else(|| "have another digest".to_owned(), |error| format!("cannot be read: {error}"));
     UndoObstacle::Damaged { what: format!("the {length} bytes of its {what} at byte {offset} {why}") }
 }

@@ -56,7 +56,7 @@ pub enum RecoveryError {
         /// Damaged ranges, for people.
         ranges: String,
     },
-    /// What is kept on the machine does not lead back to the release before.
+    /// No undo is possible, or not without a network.
     #[error("nothing was undone")]
     Undo(#[from] UndoObstacle),
     /// The boot environment cannot be written before the first write.

@@ -29,10 +29,10 @@ pub struct Identity {
 pub enum Keep {
     /// The installed release, which was good: from now on an undo goes back to it.
     Installed,
-    /// Whatever is kept already, if anything: the installed release was never good, or nobody knows.
+    /// The release that is kept already, if any: the installed one was never good, or nobody knows.
     #[default]
     Kept,
-    /// Nothing: what is kept is given up.
+    /// No release: what is kept is given up.
     Nothing,
 }
 

@@ -2,7 +2,7 @@
 
 use super::job::{Keep, RecoveryJob};
 use crate::chain::chain;
-use crate::flash::undo::{self, Change, Keeping, Kept, KeptChunks, Release, UndoObstacle, UndoRoom};
+use crate::flash::undo::{self, Change, Keeping, Kept, KeptChunks, ReleaseToKeep, UndoObstacle, UndoRoom};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, Done, bytes};
@@ -127,11 +127,11 @@ impl Retention {
         let (release, same) = match (&self.keeps, &self.kept) {
             (Keeps::Anew(installed), _) => {
                 let IndexedRelease { signed, index, index_object, .. } = &**installed;
-                (Release { signed, index, index_object }, None)
+                (ReleaseToKeep { signed, index, index_object }, None)
             }
             (Keeps::More, Some(kept)) => {
                 let Kept { signed, index, index_object, .. } = kept;
-                (Release { signed, index, index_object }, Some(kept))
+                (ReleaseToKeep { signed, index, index_object }, Some(kept))
             }
             _ => return None,
         };

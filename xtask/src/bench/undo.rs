@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::device::{Before, LoopDevice, Memory};
 use super::served::{PRODUCT, Served};
 
-/// One measurement.
+/// Figures of one update that was taken back.
 #[derive(Debug, Clone, Serialize)]
 pub struct UndoRun {
     pub case: String,
@@ -36,7 +36,7 @@ pub struct UndoRun {
     pub download_bytes: u64,
     /// Bytes behind the image that are in use to make it possible.
     pub kept_bytes: u64,
-    /// The same as a share of the image.
+    /// Share of the image that these bytes are.
     pub kept_share: f64,
     /// Bytes that were estimated before the update.
     pub estimated_bytes: u64,
@@ -44,7 +44,7 @@ pub struct UndoRun {
     pub right: bool,
 }
 
-/// What is undone.
+/// A case: the update that is taken back.
 pub struct UndoCase<'a> {
     pub name: &'static str,
     /// Channel of the update; the release before is in the channel `old`.

@@ -31,6 +31,8 @@ pub struct DiskState {
     pub system: Region,
     /// The recovery partition, which a recovery renews.
     pub recovery: Region,
+    /// The end of the system partition, where what an undo needs is kept.
+    pub kept: Region,
 }
 
 /// Content that a write replaced.
@@ -76,7 +78,7 @@ impl DiskState {
     /// Fails when the write touches something that a recovery may not touch.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<Undo> {
         let end = offset + data.len() as u64;
-        for region in [&mut self.state, &mut self.system, &mut self.recovery] {
+        for region in [&mut self.state, &mut self.system, &mut self.recovery, &mut self.kept] {
             if offset >= region.start && end <= region.end() {
                 let from = to_usize(offset - region.start);
                 let before = region.content[from..from + data.len()].to_vec();
@@ -85,21 +87,21 @@ impl DiskState {
             }
         }
         bail!(
-            "bytes {offset} to {end} of the disk were written, which are neither state nor recovery nor the image of the system"
+            "bytes {offset} to {end} of the disk were written, which are neither state nor recovery, nor the image of the system or what is kept behind it"
         )
     }
 
     /// Reads the content; nothing where no recovery may write.
     #[must_use]
     pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
-        let mut regions = [&self.state, &self.system, &self.recovery].into_iter();
+        let mut regions = [&self.state, &self.system, &self.recovery, &self.kept].into_iter();
         let holder = regions.find(|region| offset >= region.start && offset + len as u64 <= region.end());
         holder.map_or_else(Vec::new, |region| region.content[to_usize(offset - region.start)..][..len].to_vec())
     }
 
     /// Takes a write back. Several writes must be taken back in reverse order.
     pub fn undo(&mut self, undo: &Undo) {
-        for region in [&mut self.state, &mut self.system, &mut self.recovery] {
+        for region in [&mut self.state, &mut self.system, &mut self.recovery, &mut self.kept] {
             if undo.offset >= region.start && undo.offset < region.end() {
                 region.write(undo.offset, &undo.before);
             }
@@ -108,8 +110,8 @@ impl DiskState {
 
     /// Returns what distinguishes this state of the disk from others.
     #[must_use]
-    pub fn fingerprint(&self) -> [u64; 3] {
-        [&self.state, &self.system, &self.recovery].map(|region| region.fingerprint)
+    pub fn fingerprint(&self) -> [u64; 4] {
+        [&self.state, &self.system, &self.recovery, &self.kept].map(|region| region.fingerprint)
     }
 }
 
@@ -123,6 +125,7 @@ mod tests {
             state: Region::new(4096, vec![1; 8192]),
             system: Region::new(65536, vec![2; 8192]),
             recovery: Region::new(32768, vec![3; 8192]),
+            kept: Region::new(131_072, vec![4; 4096]),
         };
         let mut changed = disk.clone();
         let first = changed.write(4096 + 512, &[9; 512]).unwrap();

@@ -113,7 +113,7 @@ fn write(entry: &LogEntry) -> Option<Write<'_>> {
 struct Walk<'v> {
     random: Random,
     subsets_per_write: usize,
-    seen: HashSet<[u64; 3]>,
+    seen: HashSet<[u64; 4]>,
     counts: Counts,
     visit: &'v mut dyn FnMut(&DiskState, StateKind, u64) -> Result<()>,
 }
@@ -230,7 +230,7 @@ mod tests {
 
     fn disk() -> DiskState {
         let region = |start| Region::new(start, vec![0; 8192]);
-        DiskState { state: region(0), system: region(8192), recovery: region(1 << 20) }
+        DiskState { state: region(0), system: region(8192), recovery: region(1 << 20), kept: region(1 << 21) }
     }
 
     fn write(block: u64, value: u8) -> LogEntry {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::decide::{self, BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System};
@@ -13,8 +12,7 @@ use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
-use reflash::flash::target::BlockTarget;
-use reflash::jobs::recovery::{self, Identity, Policy, RecoveryJob, Resources};
+use reflash::jobs::recovery::{self, Keep, Policy, RecoveryJob, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
@@ -25,8 +23,8 @@ use reflash::release::manifest::TrustedKeys;
 use super::disk::{BLOCK_BYTES, DiskState, Region};
 use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
+use super::kept::{self, SystemPartition};
 use super::scratch::Scratch;
-use crate::demo;
 use crate::size::{to_range, to_usize};
 
 /// Interval at which the states that lead to a download are really recovered.
@@ -73,6 +71,10 @@ pub struct Judge<'a> {
     fetches: u64,
     /// States that were really recovered.
     pub recovered: u64,
+    /// Whether the old release is kept before anything of the new one is written.
+    pub undoes: bool,
+    /// States from which the update was really taken back.
+    pub undone: u64,
     /// Counts of how states went on, by what GRUB started and why.
     pub endings: HashMap<String, u64>,
 }
@@ -117,6 +119,8 @@ impl<'a> Judge<'a> {
             contents: HashMap::new(),
             fetches: 0,
             recovered: 0,
+            undoes: false,
+            undone: 0,
             endings: HashMap::new(),
         })
     }
@@ -244,6 +248,7 @@ impl<'a> Judge<'a> {
                 check_plan(&new.index, &comparison)?;
                 self.fetches += 1;
                 if self.fetches % RECOVER_EVERY == 1 {
+                    self.undo(disk)?;
                     self.recover(disk, found.recoveries)?;
                     self.recovered += 1;
                 }
@@ -322,28 +327,34 @@ impl<'a> Judge<'a> {
         let fresh = tempfile::tempdir()?;
         let mounted = self.scratch.mount().ok();
         let state = StatePartition::new(mounted.as_ref().map_or(fresh.path(), |mounted| mounted.0.as_path()));
-        let target = Memory(Mutex::new(disk.system.content.clone()));
+        let target = SystemPartition::of(disk);
         let (source, journal) = (Directory::new(self.tree.clone()), Journal::silent());
         let job = RecoveryJob {
-            identity: Identity {
-                product: demo::PRODUCT.to_owned(),
-                hardware: demo::HARDWARE.to_owned(),
-                channel: "stable".to_owned(),
-            },
-            policy: Policy { tries: TRIES, recoveries, ..Policy::default() },
+            identity: kept::identity(),
+            policy: Policy { tries: TRIES, recoveries, keep: Keep::Installed, ..Policy::default() },
             resources: Resources { state: Some(&state), ..Resources::new(self.keys, &source, &target) },
             journal: &journal,
         };
         let report = recovery::run(&job, job.read_record().as_ref());
         let report = report.map_err(|error| anyhow::anyhow!("the recovery fails: {}", chain(&error)))?;
-        ensure!(
-            *target.0.lock().unwrap_or_else(|error| error.into_inner()) == self.new.image,
-            "the recovery left another image"
-        );
+        ensure!(target.holds(&self.new.image), "the recovery left another image");
         let env = state.boot_env().load_or_empty()?;
         let ended = env.get(names::TRIES).is_some_and(|tries| tries == TRIES.to_string())
             && env.get(names::RECOVERING).is_none();
         ensure!(ended, "the recovery to {} left the environment {:?}", report.version, env.iter().collect::<Vec<_>>());
+        match self.old.filter(|_| self.undoes) {
+            Some(old) => target.undo(self.keys, &old.image).context("after the recovery"),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the update back from this very state, without a network. Where the old system is whole, nothing of it was
+    /// kept yet, perhaps.
+    fn undo(&mut self, disk: &DiskState) -> Result<()> {
+        let partition = SystemPartition::of(disk);
+        let Some(old) = self.old.filter(|old| self.undoes && !partition.holds(&old.image)) else { return Ok(()) };
+        partition.undo(self.keys, &old.image)?;
+        self.undone += 1;
         Ok(())
     }
 }
@@ -364,44 +375,6 @@ fn check_plan(index: &Index, comparison: &Comparison) -> Result<()> {
     let wrong: BTreeSet<ChunkNo> = (0..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).collect();
     ensure!(touched == wrong, "the plan touches {} chunks and {} are wrong", touched.len(), wrong.len());
     Ok(())
-}
-
-/// The system partition in memory.
-struct Memory(Mutex<Vec<u8>>);
-
-impl Memory {
-    fn with<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(|error| error.into_inner()))
-    }
-}
-
-impl BlockTarget for Memory {
-    fn name(&self) -> &str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.with(|content| content.len() as u64)
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.with(|content| buffer.copy_from_slice(&content[to_usize(offset)..][..buffer.len()]));
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, new: &[u8]) -> std::io::Result<()> {
-        self.with(|content| content[to_usize(offset)..][..new.len()].copy_from_slice(new));
-        Ok(())
-    }
-
-    fn zero(&self, range: std::ops::Range<u64>) -> std::io::Result<()> {
-        self.with(|content| content[to_range(&range)].fill(0));
-        Ok(())
-    }
-
-    fn flush(&self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -448,7 +421,7 @@ mod tests {
         let mut judge = Judge::new(None, &new, "/nonexistent".into(), &keys, 3, &known).unwrap();
         let mut ends_well = |slots, variables: &str, kind| {
             let empty = || Region::new(0, Vec::new());
-            let disk = DiskState { state: empty(), system: empty(), recovery: partition(slots) };
+            let disk = DiskState { state: empty(), system: empty(), recovery: partition(slots), kept: empty() };
             let block = format!("# GRUB Environment Block\n{variables}");
             judge.judge_slot(&disk, Some(block.as_bytes()), kind).is_ok()
         };

@@ -527,7 +527,7 @@ mod tests {
             open.mark(marks).unwrap();
             assert_eq!(BlackBox::open(&path).unwrap().marks(), Marks { good_through: 3, reported_through: 2 });
         }
-        // The attempts are lost and the marks are not: those that come are neither reported nor followed by a good boot.
+        // The attempts are lost and the marks are not: those that come were neither reported nor good.
         assert_eq!(BlackBox::open(&path).unwrap().next_id(), 4);
     }
 

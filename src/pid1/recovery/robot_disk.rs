@@ -130,9 +130,9 @@ fn disk_search(handover: &Handover) -> DiskSearch {
     DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) }
 }
 
-/// Mounts the state partition. A destroyed one is made anew, and so is one that earlier workers died of: it holds nothing
-/// of a person's, what is installed is found out again by comparison with the release, and an empty environment leads
-/// back here.
+/// Mounts the state partition. A destroyed one is made anew, and so is one that earlier workers died of: it holds
+/// nothing of a person's, what is installed is found out again by comparison with the release, and an empty environment
+/// leads back here.
 fn open_state(partition: &Path, handover: &Handover, journal: &Journal) -> std::io::Result<()> {
     let device = StateDevice { partition, root: Path::new(STATE), template: Path::new(STATE_TEMPLATE) };
     if handover.leaves_out(&WorkPart::State) {

@@ -86,7 +86,13 @@ fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(
 
 /// Takes back what [`begin`] wrote, since the release stays: it may be what is installed again.
 fn end_in_vain(setup: &Setup, undone: Option<&InstalledRecord>) {
-    if let Err(error) = setup.disk.state.boot_env().update(&[(names::REQUEST, None)]) {
+    let good = setup.standing.installed.filter(|installed| installed.worth == Worth::Before);
+    let good = good.map(|good| good.id.serial.to_string());
+    let mut changes = vec![(names::REQUEST, None)];
+    if good.is_some() {
+        changes.push((names::GOOD, good.as_deref()));
+    }
+    if let Err(error) = setup.disk.state.boot_env().update(&changes) {
         setup.journal.warn(&chain(&error));
     }
     if let Some(record) = undone {

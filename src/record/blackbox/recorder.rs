@@ -171,10 +171,12 @@ impl Attempt {
             }
             Event::UndoBegan { version, serial, undone, why } => {
                 (self.version, self.serial) = (Some(version.to_owned()), Some(serial));
-                let why = cut(why, MAX_ERROR_BYTES).to_owned();
-                let (version, serial) =
-                    (undone.map(|(version, _)| version.to_owned()), undone.map(|(_, serial)| serial));
-                self.undone = Some(RefusedRelease { version, serial, why });
+                // A repair from what is kept takes nothing back.
+                self.undone = undone.map(|(version, serial)| RefusedRelease {
+                    version: Some(version.to_owned()),
+                    serial: Some(serial),
+                    why: cut(why, MAX_ERROR_BYTES).to_owned(),
+                });
                 return Flush::Now;
             }
             Event::SystemIntact { version, serial } | Event::RepairBegan { version, serial } => {

@@ -38,7 +38,7 @@ pub use self::root::{RootParts, put_together};
 
 use self::messages::{log, say};
 use self::plan::BootPlaces;
-use crate::boot::{disk_record, this_boot};
+use crate::boot::disk_record;
 use crate::chain::chain;
 use crate::disk::roles::Role;
 use crate::disk::{self, DiskSearch, FoundDisk, ReadRecord, Which};
@@ -218,10 +218,9 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
         Ok(None) => {}
         Err(error) => say(&format!("the host name stays that of the image: {}", chain(&error))),
     }
-    let safe_start = this_boot::safe_start(&command_line);
-    for problem in leave::for_the_system(&found.layout, &places.root, &command_line, safe_start) {
-        say(&problem);
-    }
+    let state = found.layout.device_of(Role::State);
+    let boot = leave::ThisBoot { state, root: &places.root, command_line: &command_line };
+    boot.leave(&settings.layer, arguments.safe.is_some()).iter().for_each(|problem| say(problem));
     Ok(())
 }
 

@@ -6,6 +6,7 @@ pub mod find_medium;
 pub mod identity;
 pub mod list;
 pub mod look;
+pub mod reserve;
 pub mod roles;
 pub mod table;
 

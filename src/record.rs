@@ -6,5 +6,6 @@ pub mod event;
 pub mod journal;
 pub mod progress;
 pub mod report;
+pub mod start;
 pub mod totals;
 pub mod wire;

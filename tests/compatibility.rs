@@ -575,7 +575,7 @@ fn a_kernel_command_line_with_every_argument_says_what_it_said() {
     assert_eq!((args.force, args.action, args.unknown), (false, None, Vec::new()));
     let system = Arguments::parse(&text("config/system.cmdline")).unwrap();
     assert_eq!(system.system, "86fda3c1-0000-4000-8000-000000000005");
-    assert_eq!(system.data, "86fda3c1-0000-4000-8000-000000000006");
+    assert_eq!(system.data.as_deref(), Some("86fda3c1-0000-4000-8000-000000000006"));
 }
 
 #[test]

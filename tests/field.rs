@@ -2,6 +2,7 @@
 //! file a kind. Each case names the public report that it stems from.
 
 mod cards;
+mod data;
 mod dhcp;
 mod disks;
 mod files;

@@ -6,6 +6,7 @@ mod accelerator;
 mod built;
 mod by_hand;
 mod cuts;
+mod data;
 mod deaths;
 mod drill;
 mod fallback;

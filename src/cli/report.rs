@@ -8,7 +8,8 @@ use super::mounted::MountedState;
 use super::options::Options;
 use crate::fetch::{self, FetchOptions};
 use crate::record::blackbox::BlackBox;
-use crate::record::report::Pending;
+use crate::record::report::{self, Pending};
+use crate::record::start::StartRecord;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
@@ -16,6 +17,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some(url) = &config.report_url else {
         return nothing_to_post(options, "report.url is not configured, so nothing is posted");
     };
+    if let Some(boot) = StartRecord::of_this_boot().filter(|boot| !boot.is_whole()) {
+        let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
+        report::post_start(url, &this_machine(&config, &mounted), &boot, &fetch_options)
+            .map_err(|error| Failure::of(&error, error.is_retryable()))?;
+    }
     let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
     let machine = this_machine(&config, &mounted);
     let safe = safe_start().map(|number| Pending::in_safe_start(&open, &machine, number));

@@ -10,6 +10,7 @@
 //! beside it are made of the rows ([`reference`]).
 
 mod boot_args;
+mod data;
 mod disk;
 mod error;
 mod interface_kinds;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use boot_args::{Action, BootArgs, BootArgument, SYSTEM_ARGUMENTS};
+pub use data::OnLoss;
 pub use disk::{DiskLayer, DiskSelector};
 pub use error::{ConfigError, TomlProblem};
 pub use interface_kinds::{InterfaceSelector, StaticAddress};
@@ -97,6 +99,15 @@ keys::keys! {
         stall_s as stall: SecondsOrNever<30, 86_400>, default "900";
     }
 
+    /// What becomes of a data partition that is lost. The first step of the system's boot reads it in `reflash.toml` of
+    /// the recovery partition; a recovery from before this section refuses a file that has it.
+    ["data"] data: DataLayer {
+        /// What is done when the data partition cannot be written at three starts in a row: `keep` leaves it as it is,
+        /// and the system works in memory; `renew` makes it anew, with what can be read of the old one and finds room
+        /// on the state partition.
+        on_loss as on_loss: OnLoss, default "keep";
+    }
+
     /// How a disk becomes that of a robot.
     ["provision"] provision: ProvisionLayer {
         /// The disk to provision, by what is known of it. There must be exactly one that fits, is not in use and is not
@@ -122,6 +133,16 @@ impl BootLayer {
 /// The key's name in errors.
 const GOOD_WITHIN: &str = "boot.good_within_s";
 
+impl DataLayer {
+    /// Checks `data.on_loss` alone, for a caller to which the rest is of no use.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for another word than those that there are.
+    pub fn checked_on_loss(&self) -> Result<OnLoss, ConfigError> {
+        self.on_loss.clone().map_or(Ok(OnLoss::Keep), |written| OnLoss::check("data.on_loss", written))
+    }
+}
+
 /// One configuration file as written. Every key may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -138,6 +159,8 @@ pub struct Layer {
     pub report: ReportLayer,
     /// The section `[watchdog]`.
     pub watchdog: WatchdogLayer,
+    /// The section `[data]`.
+    pub data: DataLayer,
     /// The section `[provision]`.
     pub provision: ProvisionLayer,
 }
@@ -177,6 +200,7 @@ impl Layer {
             boot: self.boot.overridden_by(later.boot),
             report: self.report.overridden_by(later.report),
             watchdog: self.watchdog.overridden_by(later.watchdog),
+            data: self.data.overridden_by(later.data),
             provision: self.provision.overridden_by(later.provision),
         }
     }
@@ -189,6 +213,7 @@ impl Layer {
             || self.boot.set(argument, text)?
             || self.report.set(argument, text)?
             || self.watchdog.set(argument, text)?
+            || self.data.set(argument, text)?
             || self.provision.set(argument, text)?)
     }
 
@@ -227,8 +252,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Missing`] or [`ConfigError::Value`] with the key at fault.
     pub fn resolve(layer: Layer) -> Result<Self, ConfigError> {
-        let Layer { release, machine, network, boot, report, watchdog, provision } = layer;
-        Self::checked(release, machine, boot, report, watchdog, provision, network)
+        let Layer { release, machine, network, boot, report, watchdog, data, provision } = layer;
+        Self::checked(release, machine, boot, report, watchdog, data, provision, network)
     }
 }
 

@@ -26,6 +26,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::boot::this_boot;
+use crate::pid1::system::disk_wait;
 use crate::pid1::watchdog::{Stall, Verdict};
 use crate::sys::companion::{self, Handles, StartedCompanion};
 use crate::sys::kmsg::{Kmsg, Level};
@@ -110,7 +111,7 @@ impl Watch {
     /// Waits while PID 1 puts the file systems together, and restarts the machine when the disk no longer answers.
     fn until_handed_over(&self, closed: &Receiver<()>) {
         let began = Instant::now();
-        let waiting = longest_wait(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+        let waiting = disk_wait::limit(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
         let (silence, longest) = (DISK_SILENCE + waiting, LONGEST_PREPARATION + waiting);
         let mut stall = Stall::new(silence, 0, began);
         while closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
@@ -226,13 +227,6 @@ fn spread() -> f64 {
     0.75 + f64::from(random) / 510.0
 }
 
-/// Time that the first step may wait for a disk that appears late, if a kernel argument says so.
-fn longest_wait(command_line: &str) -> Duration {
-    let values = command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reflash.disk-wait-s="));
-    let seconds: u64 = values.filter_map(|value| value.parse().ok()).next_back().unwrap_or(0);
-    Duration::from_secs(seconds).min(LONGEST_PREPARATION)
-}
-
 /// Sum of the reads and writes that any disk has finished, in `/proc/diskstats` (Linux'
 /// Documentation/admin-guide/iostats.rst). Memory and loop devices do not wait for a disk.
 fn answers_of_disks(diskstats: &str) -> u64 {
@@ -251,7 +245,7 @@ fn answers_of_disks(diskstats: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{answers_of_disks, longest_wait, sentence, spread};
+    use super::{answers_of_disks, sentence, spread};
     use crate::pid1::boot_watch::policy::Cause;
     use std::time::Duration;
 
@@ -262,13 +256,6 @@ mod tests {
                     nonsense\n";
         assert_eq!(answers_of_disks(text), 120 + 40 + 20 + 1);
         assert_eq!(answers_of_disks(""), 0);
-    }
-
-    #[test]
-    fn a_wait_for_a_late_disk_is_no_standstill() {
-        assert_eq!(longest_wait("quiet reflash.disk-wait-s=900 x").as_secs(), 900);
-        assert_eq!(longest_wait("reflash.disk-wait-s=99999999999").as_secs(), 24 * 3600);
-        assert_eq!(longest_wait("reflash.disk-wait-s=x").as_secs(), 0);
     }
 
     #[test]

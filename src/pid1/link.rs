@@ -37,6 +37,8 @@ pub enum WorkPart {
     Renewal,
     /// Reports of progress and of earlier attempts.
     Reports,
+    /// The data partition, in the first step of the system's boot; memory takes its place.
+    Data,
 }
 
 impl fmt::Display for WorkPart {
@@ -51,6 +53,7 @@ impl fmt::Display for WorkPart {
             Self::Undo => f.write_str("the undo"),
             Self::Renewal => f.write_str("the renewal of the recovery"),
             Self::Reports => f.write_str("reports to a server"),
+            Self::Data => f.write_str("the data partition"),
         }
     }
 }

@@ -9,6 +9,7 @@
 pub mod deaths;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -169,12 +170,22 @@ fn listen(shared: &Arc<Shared>, output: ChildStdout, life: &Mutex<WorkerLife>) {
 }
 
 /// Hands over what a worker reports, until it has ended.
-pub(super) fn each_report(output: ChildStdout, mut take: impl FnMut(WorkerReport)) {
+fn each_report(output: ChildStdout, mut take: impl FnMut(WorkerReport)) {
+    each_report_until(output, |report| {
+        take(report);
+        ControlFlow::Continue(())
+    });
+}
+
+/// Hands over what a worker reports, until that is enough or the worker has ended.
+pub(super) fn each_report_until(output: ChildStdout, mut take: impl FnMut(WorkerReport) -> ControlFlow<()>) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     while let Ok(1..) = output.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
-        if let Some(report) = WorkerReport::parse(line.trim_ascii_end()) {
-            take(report);
+        if let Some(report) = WorkerReport::parse(line.trim_ascii_end())
+            && take(report).is_break()
+        {
+            return;
         }
         line.clear();
     }

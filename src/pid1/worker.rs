@@ -67,6 +67,7 @@ fn died_of(panic: &PanicHookInfo<'_>) -> WorkerReport {
 fn part_of_thread(name: &str) -> Option<WorkPart> {
     match name {
         "poster" => Some(WorkPart::Reports),
+        "data" => Some(WorkPart::Data),
         "look-at-usb" => Some(WorkPart::UsbDrives),
         "look-at-disk" | "look-for-medium" => Some(WorkPart::RemovableDisks),
         _ => {
@@ -122,7 +123,13 @@ pub(super) fn restart_after(limit_s: u64) {
     report(&WorkerReport::RestartAfter { limit_s });
 }
 
-/// Has PID 1 restart the machine when this process ends, however it ends.
+/// Reports that something was achieved.
+pub(super) fn progressed() {
+    report(&WorkerReport::Progressed);
+}
+
+/// Reports that the work is done: the recovery's PID 1 restarts the machine when this process ends, however it ends,
+/// and that of the system's boot goes on.
 pub(super) fn done() {
     report(&WorkerReport::Done);
 }

@@ -10,6 +10,7 @@ use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions};
 use crate::machine::hostname;
 use crate::machine::identity;
 use crate::record::blackbox::{Attempt, BlackBox, Marks};
+use crate::record::start::StartRecord;
 use crate::record::wire;
 use crate::release::digest::{block_hash, hex};
 
@@ -53,6 +54,27 @@ fn hash(identity: &identity::HardwareIdentity) -> u64 {
     block_hash(format!("{:?} {:?} {:?}", identity.product_serial, identity.product_uuid, identity.mac).as_bytes())
 }
 
+/// Posts how the running system was put together.
+///
+/// # Errors
+/// What the transfer met. The next start posts its own record.
+pub fn post_start(
+    url: &str,
+    machine: &ReportedMachine,
+    boot: &StartRecord,
+    options: &FetchOptions,
+) -> Result<(), FetchError> {
+    post(url, wire::start_post(machine, boot), options)
+}
+
+fn post(url: &str, document: serde_json::Result<String>, options: &FetchOptions) -> Result<(), FetchError> {
+    let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
+    let document = document.map_err(|cause| {
+        FetchError::new(FetchErrorKind::Local, url, "the report cannot be formatted").because(cause)
+    })?;
+    fetch::Http::new(url, &quick)?.post_json(&document)
+}
+
 /// Attempts that ended and were not reported yet.
 pub struct Pending {
     /// Number of the last of them.
@@ -85,11 +107,7 @@ impl Pending {
     /// # Errors
     /// What the transfer met. The attempts are reported with the next ones.
     pub fn post(&self, url: &str, options: &FetchOptions) -> Result<(), FetchError> {
-        let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
-        let document = wire::safe_start_post(&self.machine, &self.attempts, self.safe_start).map_err(|cause| {
-            FetchError::new(FetchErrorKind::Local, url, "the report cannot be formatted").because(cause)
-        })?;
-        fetch::Http::new(url, &quick)?.post_json(&document)
+        post(url, wire::safe_start_post(&self.machine, &self.attempts, self.safe_start), options)
     }
 
     /// Records that the attempts were posted. A mark that is lost repeats a report, which the numbers of the attempts

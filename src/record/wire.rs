@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::record::blackbox::{Attempt, AttemptOutcome};
 use crate::record::event::{Entry, Event, Phase};
+use crate::record::start::StartRecord;
 
 /// Format of posts. Posts of agents from before there was this member have none, and are of format 1 too.
 pub const FORMAT: u32 = 1;
@@ -195,6 +196,23 @@ struct AttemptsPost<'a> {
     safe_start: Option<u32>,
 }
 
+#[derive(Serialize)]
+struct StartPost<'a> {
+    format: u32,
+    machine: &'a ReportedMachine,
+    attempts: [(); 0],
+    boot: &'a StartRecord,
+}
+
+/// Formats a post about how the running system was put together. It has an empty list of attempts, so that a server
+/// which knows attempts only takes it for a report without any.
+///
+/// # Errors
+/// Never for these types; the caller goes on without the post.
+pub fn start_post(machine: &ReportedMachine, boot: &StartRecord) -> serde_json::Result<String> {
+    serde_json::to_string(&StartPost { format: FORMAT, machine, attempts: [], boot })
+}
+
 /// Formats a post about the recovery that is going on.
 ///
 /// # Errors
@@ -227,12 +245,23 @@ pub fn safe_start_post(
 mod tests {
     use super::{
         Ending, Open, Post, ReportedMachine, ReportedProgress, attempts_post, log_line, progress_post, safe_start_post,
+        start_post,
     };
     use crate::record::blackbox::{Attempt, AttemptOutcome, PhaseRecord};
     use crate::record::event::{Entry, Event, Phase};
     use crate::record::progress::Gauge;
+    use crate::record::start::StartRecord;
     use crate::record::totals::Totals;
     use std::time::Duration;
+
+    #[test]
+    fn a_post_about_a_start_has_its_record_and_no_attempts() {
+        let mut boot = StartRecord::default();
+        boot.lose("the data partition cannot be read");
+        let text = start_post(&ReportedMachine::default(), &boot).unwrap();
+        assert!(text.contains("\"boot\":{\"data\":\"lost\"") && text.contains("cannot be read"), "{text}");
+        assert!(serde_json::from_str::<Post>(&text).unwrap().attempts.is_empty());
+    }
 
     /// As written before events had a type: programs read these lines.
     #[test]

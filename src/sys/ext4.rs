@@ -1,5 +1,5 @@
-//! Requests to the kernel about a mounted ext4 file system: give it an identity, let it grow. No tool is needed for
-//! either.
+//! Requests to the kernel about a mounted ext4 file system: give it an identity, let it grow, say what is free. No tool
+//! is needed for any.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -49,4 +49,28 @@ pub fn grow(directory: &Path, size_bytes: u64) -> io::Result<()> {
     // SAFETY: the kernel reads one u64.
     unsafe { raw::resize_fs(mounted.as_raw_fd(), &raw const blocks) }?;
     Ok(())
+}
+
+/// Room that is free in a file system for a process without limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Number of free inodes.
+    pub inodes: u64,
+    /// Free bytes, with those that only root may use, and without those that no process gets.
+    pub bytes: u64,
+}
+
+/// Most blocks that ext4 keeps for its own bookkeeping, beside a fiftieth of all (`ext4_calculate_resv_clusters` in
+/// fs/ext4/super.c). They count as free, and no process gets them.
+const MAX_OWN_BLOCKS: u64 = 4096;
+
+/// Returns what is free in the file system of `directory`.
+///
+/// # Errors
+/// The kernel's error.
+pub fn free(directory: &Path) -> io::Result<Free> {
+    let found = nix::sys::statvfs::statvfs(directory)?;
+    let own = (found.blocks() / 50).min(MAX_OWN_BLOCKS);
+    let blocks = found.blocks_free().saturating_sub(own);
+    Ok(Free { inodes: found.files_free(), bytes: blocks.saturating_mul(found.fragment_size()) })
 }

@@ -21,6 +21,8 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW)
 const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 /// Permissions of a new file.
 const NEW: Mode = Mode::from_raw_mode(0o644);
+/// Attribute of an overlay's directory that hides what lies below it.
+const OPAQUE: &str = "trusted.overlay.opaque";
 /// Names that are tried for what is put aside.
 const ASIDE: u32 = 10;
 
@@ -166,6 +168,31 @@ pub fn make_changeable(path: &Path) -> io::Result<()> {
         rustix::fs::ioctl_setflags(&file, flags - marks)?;
     }
     Ok(())
+}
+
+/// Makes what an overlay keeps in its upper directory of a file or directory that was deleted.
+///
+/// # Errors
+/// The file system's, or the caller lacks the right.
+pub fn make_whiteout(path: &Path) -> io::Result<()> {
+    let mode = Mode::empty();
+    Ok(rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::CharacterDevice, mode, 0)?)
+}
+
+/// Copies the mark by which an overlay hides what lies below a directory of its upper layer, if `from` has it.
+///
+/// # Errors
+/// The file system's, or the caller lacks the right.
+pub fn copy_overlay_marks(from: &Path, to: &Path) -> io::Result<()> {
+    let mut value = [0; 16];
+    match rustix::fs::lgetxattr(from, OPAQUE, &mut value) {
+        Ok(length) => {
+            let value = value.get(..length).unwrap_or_default();
+            Ok(rustix::fs::lsetxattr(to, OPAQUE, value, rustix::fs::XattrFlags::empty())?)
+        }
+        // A file system without such marks has none.
+        Err(_) => Ok(()),
+    }
 }
 
 /// Whether the error of an open says that something else than a regular file is there.

@@ -70,12 +70,15 @@ impl Mount {
         Self::device(kind, kind)
     }
 
-    /// An overlay of `upper` over `lower`; `work` is an empty directory on the same file system as `upper`.
-    pub fn overlay(lower: &Path, upper: &Path, work: &Path) -> Self {
-        Self::virtual_fs("overlay")
-            .data(format!("lowerdir={}", lower.display()))
-            .data(format!("upperdir={}", upper.display()))
-            .data(format!("workdir={}", work.display()))
+    /// An overlay of the directories `lower`, the uppermost first, none of which is written.
+    pub fn overlay<'a>(lower: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        let lower: Vec<String> = lower.into_iter().map(|path| path.display().to_string()).collect();
+        Self::virtual_fs("overlay").data(format!("lowerdir={}", lower.join(":")))
+    }
+
+    /// Has an overlay keep what changes in `upper`; `work` is an empty directory on the same file system.
+    pub fn changes_in(self, upper: &Path, work: &Path) -> Self {
+        self.data(format!("upperdir={}", upper.display())).data(format!("workdir={}", work.display()))
     }
 
     /// Mounts with `ro`.
@@ -202,6 +205,24 @@ pub fn unmount(target: impl AsRef<Path>) -> Result<(), MountError> {
 pub fn detach(target: impl AsRef<Path>) -> Result<(), MountError> {
     let (target, flags) = (target.as_ref(), MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH);
     nix::mount::umount2(target, flags).map_err(|error| MountError::new("unmount", target, error))
+}
+
+/// Whether what is mounted on `target` can only be read: an overlay is, whatever was asked for, when its work directory
+/// cannot be used.
+///
+/// # Errors
+/// The kernel's error.
+pub fn is_read_only(target: &Path) -> io::Result<bool> {
+    Ok(nix::sys::statvfs::statvfs(target)?.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+}
+
+/// Takes away everything that is mounted on `target` and below, the latest first. What cannot be taken away stays.
+pub fn detach_below(target: &Path) {
+    for mount in mounted().unwrap_or_default().iter().rev() {
+        if mount.target.starts_with(target) {
+            let _ = detach(&mount.target);
+        }
+    }
 }
 
 /// One line of `/proc/self/mountinfo`.

@@ -7,12 +7,18 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::signals;
+
+/// Interval in which a watched program is looked at: an undamaged file system is checked in less than a second.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// Intervals that a killed program is waited for, 10 s.
+const KILL_INTERVALS: u32 = 500;
 
 /// Whether this process is PID 1.
 #[must_use]
@@ -109,10 +115,33 @@ fn oom_kills_of(vmstat: &str) -> Option<u64> {
     vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
-/// Waits until no child of this process group is left: not even programs that a worker started and left behind. One of
-/// another group, as [`companion`](super::companion) starts it, lives on.
-pub fn wait_for_group() {
-    while !matches!(waitpid(Pid::from_raw(0), None), Err(nix::errno::Errno::ECHILD)) {}
+/// Waits until no child of this process group is left, not even programs that a worker started and left behind, for at
+/// most `limit`: a disk can hold a process that was killed. One of another group, as
+/// [`companion`](super::companion) starts it, lives on. Whether none is left.
+pub fn wait_for_group(limit: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        match waitpid(Pid::from_raw(0), Some(WaitPidFlag::WNOHANG)) {
+            Err(nix::errno::Errno::ECHILD) => return true,
+            Ok(WaitStatus::StillAlive) if began.elapsed() >= limit => return false,
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(WATCH_INTERVAL),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Waits until the child `pid` has ended, for at most `limit`. Whether it has.
+pub fn has_ended_within(pid: u32, limit: Duration) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) else { return true };
+    let began = Instant::now();
+    loop {
+        match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if began.elapsed() >= limit => return false,
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(WATCH_INTERVAL),
+            Err(nix::errno::Errno::EINTR) => {}
+            _ => return true,
+        }
+    }
 }
 
 fn is(ended: Pid, pid: u32) -> bool {
@@ -140,9 +169,66 @@ pub fn run_and_wait(program: &Path, arguments: &[&str]) -> io::Result<ExitStatus
     command.status()
 }
 
+/// Ending of a program that was watched.
+#[derive(Debug)]
+pub enum WatchedEnding {
+    /// The program ended by itself.
+    Ended(ExitStatus),
+    /// The program was ended, since it made no progress.
+    Stopped,
+}
+
+/// Runs a program as [`run_and_wait`], and asks `goes_on` several times a second whether it may go on, with the bytes
+/// that it has read and written so far. One that may not is killed. A disk can hold a program that was killed: it is
+/// then left behind.
+///
+/// # Errors
+/// The program cannot be started or waited for.
+pub fn run_watched(
+    program: &Path,
+    arguments: &[&str],
+    mut goes_on: impl FnMut(u64) -> bool,
+) -> io::Result<WatchedEnding> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    // SAFETY: as in start_self.
+    unsafe { command.pre_exec(signals::unblock) };
+    let mut child = command.spawn()?;
+    let mut bytes = 0;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(WatchedEnding::Ended(status));
+        }
+        bytes = bytes.max(moved_bytes(child.id()));
+        if !goes_on(bytes) {
+            break;
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+    child.kill()?;
+    for _ in 0..KILL_INTERVALS {
+        if child.try_wait()?.is_some() {
+            break;
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+    Ok(WatchedEnding::Stopped)
+}
+
+/// Bytes that a process has read and written, by its account in `/proc`; 0 where the kernel keeps none.
+fn moved_bytes(pid: u32) -> u64 {
+    let account = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let count = |name: &str| {
+        let value = account.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse::<u64>().ok()
+    };
+    count("rchar:").unwrap_or(0).saturating_add(count("wchar:").unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{ProcessEnding, oom_kills_of, run_and_wait, signals};
+    use super::{WatchedEnding, run_watched};
     use std::path::Path;
 
     #[test]
@@ -163,6 +249,24 @@ mod tests {
         let script = "grep -q 'SigBlk:.*00000$' /proc/self/status";
         assert!(run_and_wait(Path::new("/bin/sh"), &["-c", script]).unwrap().success());
         signals::of_pid1().thread_unblock().unwrap();
+    }
+
+    #[test]
+    fn a_watched_program_goes_on_while_it_may() {
+        let sh = |script: &str, goes_on: &mut dyn FnMut(u64) -> bool| {
+            run_watched(Path::new("/bin/sh"), &["-c", script], goes_on).unwrap()
+        };
+        let ended = sh("exit 12", &mut |_| true);
+        assert!(matches!(ended, WatchedEnding::Ended(status) if status.code() == Some(12)), "{ended:?}");
+        let mut seen = 0;
+        let script = "dd if=/dev/zero of=/dev/null bs=1M count=8 2>/dev/null; exec sleep 600";
+        let stopped = sh(script, &mut |bytes| {
+            seen = bytes;
+            bytes == 0
+        });
+        assert!(matches!(stopped, WatchedEnding::Stopped), "{stopped:?}");
+        assert!(seen > 0);
+        assert!(run_watched(Path::new("/no/such/program"), &[], |_| true).is_err());
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub fn build(paths: &Paths, parts: &DiskParts<'_>, out: &Path, assume_yes: bool)
                     filesystem::state(&parts.environment, partition.size_bytes, scratch.path(), &[], &image)?
                 }
                 Role::Recovery => make_recovery(paths, parts, partition.size_bytes, scratch.path(), &image)?,
-                Role::Data => filesystem::ext4("data", partition.size_bytes, None, &[], &image)?,
+                Role::Data => filesystem::data(partition.size_bytes, scratch.path(), &[], &image)?,
             }
             if image.exists() {
                 let image = File::open(&image).with_context(|| format!("open {}", image.display()))?;

@@ -1,11 +1,13 @@
 //! File systems made without mounting anything: those of a robot's disk, and the templates of a release.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 use reflash::boot::grubenv::{GrubEnv, names};
+use reflash::disk::reserve;
 use reflash::jobs::floor;
 use reflash::record::blackbox;
 
@@ -61,18 +63,40 @@ pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more
     ext4("state", size_bytes, Some(&tree), more, image)
 }
 
-/// Makes an ext4 file system with the content of `tree`; `more` are arguments for mke2fs.
+/// Makes a data partition with the reserve that the first step of the system's boot frees when the partition is full.
 ///
-/// GRUB 2.06 reads and writes ext4 with its usual features, but not a file whose content lies in its inode. With the
-/// seed of its checksums stored a file system can be given another UUID. Blocks of 4096 bytes suit every disk.
+/// # Errors
+/// When mke2fs is missing or fails.
+pub fn data(size_bytes: u64, scratch: &Path, more: &[&str], image: &Path) -> Result<()> {
+    let tree = scratch.join("data.tree");
+    let directory = tree.join(reserve::DIRECTORY);
+    fs::create_dir_all(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+    for file in reserve::files() {
+        fs::write(directory.join(&file.name), reserve::content(&file))?;
+    }
+    ext4("data", size_bytes, Some(&tree), more, image)
+}
+
+/// Features of the file systems, named one by one. The defaults of mke2fs depend on its version and on the
+/// configuration of this host, and an image's e2fsck refuses a file system with a feature that it does not know: one of
+/// 2021 does not know `orphan_file`, which Debian 13 sets. GRUB 2.06 reads and writes all of these, and would not read
+/// a file whose content lies in its inode (`inline_data`). With the seed of its checksums stored
+/// (`metadata_csum_seed`) a file system can be given another UUID.
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
+                        large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed";
+
+/// Makes an ext4 file system with the content of `tree`; `more` are arguments for mke2fs. Blocks of 4096 bytes suit
+/// every disk.
 ///
 /// # Errors
 /// When mke2fs is missing or fails.
 pub fn ext4(label: &str, size_bytes: u64, tree: Option<&Path>, more: &[&str], image: &Path) -> Result<()> {
     let mut command = Command::new("mke2fs");
-    command.env("E2FSPROGS_FAKE_TIME", TIME);
-    command.args(["-q", "-F", "-t", "ext4", "-T", "default", "-b", "4096", "-L", label]);
-    command.args(["-O", "^inline_data,metadata_csum_seed", "-E", "root_owner=0:0,lazy_itable_init=0"]).args(more);
+    // What is not named here is mke2fs's own default, not that of this host's /etc/mke2fs.conf.
+    command.env("E2FSPROGS_FAKE_TIME", TIME).env("MKE2FS_CONFIG", "/dev/null");
+    command.args(["-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "5", "-L", label]);
+    command.args(["-O", FEATURES, "-E", "root_owner=0:0,lazy_itable_init=0"]).args(more);
     if let Some(tree) = tree {
         command.arg("-d").arg(tree);
     }

@@ -54,7 +54,7 @@ fn make_image(grub: &GrubImages, name: &str, scratch: &Path, image: &Path) -> Re
         names::STATE => filesystem::state(&environment_without_system(), STATE_BYTES, scratch, &identity, image),
         names::RECOVERY => filesystem::ext4("recovery", RECOVERY_BYTES, None, &identity, image),
         // The journal does not grow when the file system does.
-        names::DATA => filesystem::ext4("data", DATA_BYTES, None, &[&identity[..], &["-J", "size=16"]].concat(), image),
+        names::DATA => filesystem::data(DATA_BYTES, scratch, &[&identity[..], &["-J", "size=16"]].concat(), image),
         _ => bail!("no template is named {name:?}"),
     }
 }

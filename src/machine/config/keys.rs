@@ -215,6 +215,7 @@ macro_rules! keys {
             )+];
 
             /// Checks every key by itself and fills in the defaults.
+            #[allow(clippy::too_many_arguments, reason = "one for each section, and the compiler asks for all")]
             fn checked(
                 $($section: $layer,)+
                 $($($table: $table_layer,)+)?

@@ -4,42 +4,17 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::boot::this_boot::pause_before_normal_start;
-use crate::sys::files;
+use crate::record::start::StartRecord;
 
-/// Record of how this boot was put together, by the first step.
-const RECORD: &str = "/run/reflash/boot.json";
-/// Size of the largest record, bytes.
-const MAX_BYTES: u64 = 256 * 1024;
 /// Files that login programs show: agetty reads the first where there is an `/etc/issue`, and the second where there
 /// is none; the third is shown after a login, also over the network.
 const FILES: &[&str] =
     &["/etc/issue.d/reflash-safe.issue", "/run/issue.d/reflash-safe.issue", "/run/motd.d/reflash-safe"];
 
-/// What the first step recorded, as far as a person needs it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct StartRecord {
-    /// Mount point of the data partition, for reading.
-    data_at: Option<String>,
-    /// Accounts with which a person can log in.
-    logins: Option<Vec<String>>,
-    /// What was lost or given up, a sentence each.
-    lost: Vec<String>,
-}
-
-impl StartRecord {
-    fn read() -> Self {
-        let text = files::read(Path::new(RECORD), MAX_BYTES).ok();
-        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
-    }
-}
-
 /// Writes the notice of this safe start where login programs show it. Returns its lines, for the consoles.
 pub(super) fn write(number: u32) -> Vec<String> {
-    let lines = lines(number, pause_before_normal_start(number), &StartRecord::read());
+    let lines = lines(number, pause_before_normal_start(number), &StartRecord::of_this_boot().unwrap_or_default());
     // getty would take a backslash for one of its codes.
     let text = format!("\n{}\n\n", lines.join("\n").replace('\\', "/"));
     for file in FILES {

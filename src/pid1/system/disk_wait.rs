@@ -15,8 +15,8 @@ const MAX_S: u64 = 24 * 3600;
 /// number of seconds is left out: it must not keep the system from starting.
 #[must_use]
 pub fn limit(command_line: &str) -> Duration {
-    let values = command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reflash.disk-wait-s="));
-    let seconds = values.last().and_then(|text| text.parse::<u64>().ok());
+    let mut values = command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reflash.disk-wait-s="));
+    let seconds = values.next_back().and_then(|text| text.parse::<u64>().ok());
     seconds.map_or(DEFAULT, |seconds| Duration::from_secs(seconds.min(MAX_S)))
 }
 

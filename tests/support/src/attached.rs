@@ -11,8 +11,16 @@ pub struct Attached(PathBuf);
 impl Attached {
     /// Attaches a file with logical blocks of `block_bytes`.
     pub fn new(file: &Path, block_bytes: u32) -> Self {
-        let block = format!("--sector-size={block_bytes}");
-        let output = Command::new("losetup").args(["-f", "--show", "-P", &block]).arg(file).output().unwrap();
+        Self::with(&["-P", &format!("--sector-size={block_bytes}")], file)
+    }
+
+    /// Attaches a file as a device that refuses writes.
+    pub fn read_only(file: &Path) -> Self {
+        Self::with(&["-r"], file)
+    }
+
+    fn with(options: &[&str], file: &Path) -> Self {
+        let output = Command::new("losetup").args(["-f", "--show"]).args(options).arg(file).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
         // Does nothing more, except on kernels that are built without partition tables.

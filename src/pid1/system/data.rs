@@ -1,0 +1,216 @@
+//! The data partition: checked, mounted, and given up as little as possible.
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::check::{Checked, check};
+use super::error::SysrootError;
+use super::messages::{log, say};
+use super::plan::BootPlaces;
+use super::take::answer_within;
+use crate::chain::chain;
+use crate::disk::reserve;
+use crate::record::start::{DataUse, StartRecord};
+use crate::sys::mount::{self, Mount};
+use crate::sys::{block, ext4};
+
+/// Time for a mount, with the replay of a journal, on a disk that has to repeat some reads.
+const MOUNT_LIMIT: Duration = Duration::from_secs(300);
+/// Time for a few files.
+const FILES_LIMIT: Duration = Duration::from_secs(60);
+/// File by which it is seen whether the partition can be written.
+const PROBE: &str = ".reflash-probe";
+
+/// A way to mount the data partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MountWay {
+    /// For reading and writing.
+    Writable,
+    /// For reading, after its journal was replayed.
+    ReadOnly,
+    /// For reading what is there, whatever its journal says.
+    WithoutJournal,
+}
+
+/// The ways to try, in order. What the check left damaged is not written: that would destroy more of it. A disk that
+/// held the check is asked once more. A safe start leaves the partition as it is, bit for bit.
+fn ways(checked: &Checked, safe: bool) -> &'static [MountWay] {
+    match (safe, checked) {
+        (true, _) | (_, Checked::Stuck(_)) => &[MountWay::WithoutJournal],
+        (_, Checked::Sound | Checked::NoOpinion(_)) => {
+            &[MountWay::Writable, MountWay::ReadOnly, MountWay::WithoutJournal]
+        }
+        (_, Checked::Damaged(_)) => &[MountWay::ReadOnly, MountWay::WithoutJournal],
+    }
+}
+
+/// Mounts the data partition in the best way that there is, and records what was given up.
+pub(super) fn open(
+    device: Option<&Path>,
+    fsck: &Path,
+    places: &BootPlaces,
+    safe: bool,
+    record: &mut StartRecord,
+) -> DataUse {
+    let Some(device) = device else { return DataUse::Lost };
+    // A safe start says nothing about the soundness of data, and changes nothing.
+    let checked = if safe { Checked::Sound } else { check(fsck, device) };
+    if let Checked::NoOpinion(why) | Checked::Damaged(why) | Checked::Stuck(why) = &checked {
+        record.lose(format!("the data partition was not repaired: {why}"));
+    }
+    for way in ways(&checked, safe) {
+        match mount_in(*way, device, places) {
+            Ok(used) => {
+                if used == DataUse::ReadOnly {
+                    record.data_at = Some(places.readable_data().display().to_string());
+                    if !safe {
+                        record.lose("the data partition can only be read: nothing that is written is kept");
+                    }
+                }
+                return used;
+            }
+            Err(error) => {
+                say(&format!("data partition: {}", chain(&error)));
+                if matches!(way, MountWay::Writable) {
+                    record.lose(format!("the data partition cannot be written: {}", chain(&error)));
+                }
+                if matches!(error, SysrootError::NoAnswer { .. }) {
+                    break;
+                }
+            }
+        }
+    }
+    record.lose("the data partition cannot be read: the system runs without the data of this machine");
+    DataUse::Lost
+}
+
+fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse, SysrootError> {
+    // A superblock may ask for a panic at the first fault, which the next start would meet again.
+    let plain = Mount::device(device, "ext4").no_suid().no_dev().data("errors=continue");
+    let (mount, at, used) = match way {
+        MountWay::Writable => (plain, places.data.clone(), DataUse::Writable),
+        MountWay::ReadOnly => (plain.read_only(), places.readable_data(), DataUse::ReadOnly),
+        MountWay::WithoutJournal => (plain.read_only().no_load(), places.readable_data(), DataUse::ReadOnly),
+    };
+    log(&format!("mount the data partition, {}: {way:?}", device.display()));
+    let action = format!("mount {}", device.display());
+    let target = at.clone();
+    answer_within(MOUNT_LIMIT, &action, move || Ok(mount.on(target)?))?;
+    let probed = match way {
+        MountWay::Writable => {
+            let (at, device) = (at.clone(), device.to_owned());
+            answer_within(FILES_LIMIT, "write to the data partition", move || {
+                probe(&at)?;
+                grow(&at, &device);
+                Ok(())
+            })
+        }
+        MountWay::ReadOnly | MountWay::WithoutJournal => {
+            let at = at.clone();
+            answer_within(FILES_LIMIT, "read the data partition", move || {
+                fs::read_dir(&at).map(drop).map_err(SysrootError::file("read the data partition"))
+            })
+        }
+    };
+    if let Err(error) = probed {
+        let _ = mount::detach(&at);
+        return Err(error);
+    }
+    Ok(used)
+}
+
+/// Sees whether what is written reaches the disk. A full file system can be written: that it is full is another matter.
+fn probe(data: &Path) -> Result<(), SysrootError> {
+    let path = data.join(PROBE);
+    let write = || -> io::Result<()> {
+        let _ = fs::remove_file(&path);
+        let mut file = fs::File::create_new(&path)?;
+        file.write_all(b"reflash\n")?;
+        file.sync_all()
+    };
+    let written = write();
+    // Its removal must reach the disk too, or the journal has no more room.
+    let removed = match fs::remove_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    match written.and(removed) {
+        // A disk that has no room behind a file system that has some, as a thin one, fails all the same.
+        Err(error) if !is_full(&error) || ext4::free(data).is_ok_and(|free| !reserve::is_needed(free)) => {
+            Err(SysrootError::file("write to the data partition")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the error says that a file system has no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Lets the data file system fill its partition: provisioning writes a small one into a partition of any size. Where it
+/// cannot grow, the machine works with less room.
+fn grow(data: &Path, device: &Path) {
+    let size = block::Device::open(device, block::Access::Read, block::Caching::Buffered).map(|it| it.size_bytes());
+    let grown = size.map_err(io::Error::other).and_then(|size| ext4::grow(data, size));
+    if let Err(error) = grown {
+        say(&format!("the data file system keeps its size: {error}"));
+    }
+}
+
+/// Frees the reserve of a full data partition, so that the overlay of `/etc` can be mounted.
+pub(super) fn make_room(data: PathBuf, record: &mut StartRecord) {
+    let released = answer_within(FILES_LIMIT, "free the reserve", move || {
+        reserve::release_if_full(&data).map_err(SysrootError::file("free the reserve of the data partition"))
+    });
+    match released {
+        Ok(Some(free)) => {
+            let left = format!("{} inodes and {} KiB were free", free.inodes, free.bytes / 1024);
+            record.lose(format!("the data partition is full: {left}; delete something"));
+        }
+        Ok(None) => {}
+        Err(error) => say(&chain(&error)),
+    }
+}
+
+/// Makes the reserve again, as far as there is room.
+pub(super) fn restore_reserve(data: PathBuf) {
+    let restored = answer_within(FILES_LIMIT, "make the reserve", move || {
+        reserve::restore(&data).map_err(SysrootError::file("make the reserve of the data partition"))
+    });
+    if let Err(error) = restored {
+        log(&chain(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MountWay, is_full, probe, ways};
+    use crate::pid1::system::check::Checked;
+    use std::io;
+
+    #[test]
+    fn what_is_damaged_is_not_written_and_a_safe_start_writes_nothing() {
+        let why = || "x".to_owned();
+        assert_eq!(ways(&Checked::Sound, false)[0], MountWay::Writable);
+        assert_eq!(ways(&Checked::NoOpinion(why()), false)[0], MountWay::Writable);
+        assert_eq!(ways(&Checked::Damaged(why()), false)[0], MountWay::ReadOnly);
+        for checked in [Checked::Sound, Checked::Damaged(why()), Checked::Stuck(why()), Checked::NoOpinion(why())] {
+            assert_eq!(ways(&checked, true), [MountWay::WithoutJournal]);
+            assert_eq!(ways(&checked, false).last(), Some(&MountWay::WithoutJournal));
+        }
+    }
+
+    #[test]
+    fn a_full_file_system_is_no_broken_one() {
+        let dir = tempfile::tempdir().unwrap();
+        probe(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(probe(&dir.path().join("missing")).is_err());
+        let full = |errno| is_full(&io::Error::from_raw_os_error(errno));
+        // ENOSPC, EDQUOT; EIO, EROFS.
+        assert!(full(28) && full(122) && !full(5) && !full(30));
+    }
+}

@@ -21,8 +21,8 @@ use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo, compressed_limit};
 use crate::release::manifest::Authentic;
 
-/// zstd level of the kept frames: the robot waits for it. Of a Debian image in chunks of 32 KiB, levels 1, 3 and 5 leave
-/// 26.5, 26.3 and 25.4 %, and take 1, 1.4 and 4 times as long.
+/// zstd level of the kept frames: the robot waits for it. Of a Debian image in chunks of 32 KiB, levels 1, 3 and 5
+/// leave 26.5, 26.3 and 25.4 %, and take 1, 1.4 and 4 times as long.
 const LEVEL: i32 = 1;
 /// Bytes that one thread reads at a time.
 const READ_BYTES: u32 = 1024 * 1024;

@@ -136,14 +136,14 @@ impl fmt::Display for Recoveries {
     }
 }
 
-/// What is kept on the machine of another release, so that an undo can bring it back without a network.
+/// The release that is kept on the machine, so that an undo can bring it back without a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptRelease {
     /// Nothing, or nothing that can be used.
     Nothing,
     /// The installed release itself: damage can be repaired from it.
     Installed,
-    /// Another release, which was good.
+    /// A release other than the installed one, which was good.
     Another,
 }
 
@@ -167,7 +167,7 @@ pub struct Situation {
     pub system: System,
     /// Whether the installed release was ever good.
     pub worth: Worth,
-    /// What an undo can bring back.
+    /// The release that an undo can bring back.
     pub kept: KeptRelease,
     /// The safe starts so far.
     pub safe_starts: SafeStarts,
@@ -194,7 +194,7 @@ pub enum BootDecision {
     Park,
 }
 
-/// What is done where no release can be had within `boot.offline_s`, or none that is wanted.
+/// The step where no release can be had within `boot.offline_s`, or none that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WithoutRelease {
     /// Start the intact system.

@@ -56,7 +56,7 @@ pub enum BootEnvError {
     },
 }
 
-/// What a recovery is about to do, as far as the environment has to know.
+/// The intention of a recovery, as far as the environment has to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PermitRequest {
     /// Count that the loop brake has from now on, and serial of the release that is about to be installed or started.

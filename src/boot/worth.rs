@@ -5,7 +5,7 @@
 
 use crate::boot::grubenv::{GrubEnv, names};
 
-/// What is known of the boots of the installed release.
+/// The knowledge of whether the installed release was ever good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Worth {
     /// No boot of it called itself good since it was installed.

@@ -64,9 +64,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             open.mark(Marks { good_through: last, ..marks })?;
         }
     }
-    print(options, &json!({ "tries": tries, "serial": good }), || {
-        format!("this boot is good; {tries} tries before recovery")
-    })?;
+    print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
 }
 

@@ -31,7 +31,7 @@ pub enum WorkPart {
     State,
     /// The comparison of the system with the record of the installed release.
     Comparison,
-    /// What is kept of the release before, and going back to it.
+    /// The release that is kept on the machine, and the way back to it.
     Undo,
     /// The renewal of the recovery.
     Renewal,

@@ -43,6 +43,10 @@ pub(super) fn run(
         why: &why,
     });
     begin(setup, kept.serial, undone)?;
+    // A good release below the floor is one that a person goes back to: without its record too it is repaired then.
+    if matches!(setup.standing.request, Some(RecoveryRequest::Undo { .. })) {
+        warn_of(setup, setup.floor.allow(id_of(kept)));
+    }
     // What is said of the good release from here on is said of the one that is gone back to.
     let job = RecoveryJob { policy: Policy { installed: None, ..job.policy }, ..job.clone() };
     match worker::within(&WorkPart::Undo, || recovery::undo(&job, network)) {

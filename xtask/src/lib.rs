@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod boot_script;
 pub mod bootstrap_files;
 pub mod cargo;
 pub mod cli;

@@ -96,12 +96,8 @@ impl FirstScript {
         write_script(embedded::GRUB_FIRST_SCRIPT, &dist.join("first.cfg"))?;
         let first = Self { commands: dist.join("first-commands.cfg"), archive: dist.join("first.cpio") };
         std::fs::write(&first.commands, FIRST_COMMANDS).context("write GRUB's first commands")?;
-        let files = [
-            ("/first.cfg", embedded::GRUB_FIRST_SCRIPT),
-            ("/unmarked-1", UNMARKED_SCRIPTS[0]),
-            ("/unmarked-2", UNMARKED_SCRIPTS[1]),
-        ];
-        let files = files.map(|(path, text)| ArchiveEntry::file(path, text.into(), 0o644));
+        let files = first_files(embedded::GRUB_FIRST_SCRIPT);
+        let files = files.map(|(path, content)| ArchiveEntry::file(path, content.into(), 0o644));
         std::fs::write(&first.archive, archive::cpio(files.into())?).context("write GRUB's first script")?;
         Ok(first)
     }
@@ -114,6 +110,12 @@ impl FirstScript {
         let options = ["-m", &archive, "-c", &commands, "-p", prefix];
         grub_mkimage(format, &format!("{own} {FIRST_MODULES}"), &options, out)
     }
+}
+
+/// Returns what the archive inside GRUB's images holds: the first script, and what it knows of boot scripts without marks.
+pub(crate) fn first_files(script: &str) -> [(&'static str, String); 3] {
+    let [first, second] = UNMARKED_SCRIPTS.map(str::to_owned);
+    [("/first.cfg", script.to_owned()), ("/unmarked-1", first), ("/unmarked-2", second)]
 }
 
 /// Writes a script, checked by GRUB's own parser.

@@ -16,6 +16,7 @@ pub mod examples;
 pub mod filesystem;
 pub mod fuzz;
 pub mod grub;
+pub mod grub_emulator;
 pub mod host_packages;
 pub mod image;
 pub mod initramfs;

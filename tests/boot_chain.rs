@@ -14,7 +14,7 @@ use reflash::boot::grubenv::{GrubEnv, names};
 use reflash::release::layout::{Layout, PartitionSpec, Placed, Role, Scheme, Size};
 use xtask::disk::{self, DiskParts};
 use xtask::grub;
-use xtask::grub_emulator::{Emulator, Ending, StartedKernel};
+use xtask::grub_emulator::{Emulator, GrubOutcome, StartedKernel};
 use xtask::initramfs::BuiltRecovery;
 use xtask::paths::Paths;
 
@@ -148,7 +148,7 @@ impl Robot {
 
     /// Starts GRUB with these variables, and with `content` in place of what is at `offset`. Everything is as it was
     /// before afterwards.
-    fn start_with(&self, variables: &[(&str, &str)], offset: u64, content: &[u8]) -> Ending {
+    fn start_with(&self, variables: &[(&str, &str)], offset: u64, content: &[u8]) -> GrubOutcome {
         let mut env = GrubEnv::default();
         variables.iter().for_each(|(name, value)| env.set(name, value).unwrap());
         let environment = self.read(self.environment, 512);
@@ -163,8 +163,8 @@ impl Robot {
     }
 
     /// What was started, which is as it was built.
-    fn known(&self, ending: &Ending, why: &str) -> Started {
-        let Ending::Started(kernel) = ending else { panic!("{why}: nothing was started") };
+    fn known(&self, ending: &GrubOutcome, why: &str) -> Started {
+        let GrubOutcome::Started(kernel) = ending else { panic!("{why}: nothing was started") };
         let StartedKernel { kernel: sum, initramfs, .. } = kernel;
         let argument = |name: &str| kernel.argument(name).unwrap_or_else(|| panic!("{why}: {kernel:?}")).to_owned();
         if kernel.argument("reflash.system").is_some() {
@@ -246,7 +246,8 @@ fn whichever_block_of_a_gpt_disk_is_lost_grub_starts_something() {
     assert!(
         failing[&recovery("a", "tries")] > failing[&recovery("b", "tries")] && failing[&recovery("b", "tries")] > 100
     );
-    // Only without the file system of the recovery, and both slots with it, GRUB starts a system that used up its tries.
+    // Only without the file system of the recovery, and both slots with it, GRUB starts a system that used up its
+    // tries.
     assert!((2..12).contains(&failing[&Started::System]), "{failing:?}");
 }
 
@@ -267,7 +268,8 @@ fn scripts_and_kernels_that_are_garbage_are_passed_over() {
         [&[0; 4096], &[0xdb; 4096], &b"}\n".repeat(2048), &b"reboot\n".repeat(585), &[b' '; 4096], &noise(4096, 9)];
     for name in ["grub.cfg", "vmlinuz", "initramfs.img"] {
         let places = robot.places(Role::Recovery, &format!("/slots/a/{name}"));
-        for at in places.iter().flat_map(|range| range.clone().step_by(40 * BLOCK as usize / 10)) {
+        let starts = places.iter().map(|range| range.start / BLOCK * BLOCK..range.end);
+        for at in starts.flat_map(|range| range.step_by(4 * BLOCK as usize)) {
             for (number, content) in garbage.iter().enumerate().take(if name == "grub.cfg" { 6 } else { 2 }) {
                 let why = format!("garbage {number} at {at}, in {name}");
                 let started = robot.known(&robot.start_with(&FAILING, at, content), &why);
@@ -290,17 +292,17 @@ fn without_a_table_the_disk_must_be_known_without_doubt() {
     assert_eq!(robot.known(&ending, "one disk"), by_map);
     let copy = robot.disk.with_extension("copy");
     std::fs::copy(&robot.disk, &copy).unwrap();
-    assert_eq!(robot.emulator.start(&[&copy, &robot.disk], ",gpt4").unwrap(), Ending::Restart);
+    assert_eq!(robot.emulator.start(&[&copy, &robot.disk], ",gpt4").unwrap(), GrubOutcome::Restart);
     // One that does: the copy does not matter.
     let ending = robot.emulator.start(&[&copy, &robot.disk], "hd1,gpt4").unwrap();
     assert_eq!(robot.known(&ending, "a copy"), by_map);
-    let Ending::Started(kernel) = ending else { unreachable!() };
+    let GrubOutcome::Started(kernel) = ending else { unreachable!() };
     assert!(kernel.command_line.contains(" gpt ") && kernel.argument("reflash.recovery").is_some());
     // The recovery partition is lost too: the system is left. Without it, nothing is.
     let start = robot.range(Role::Recovery).start;
     let (table, superblock) = (robot.read(512, 512), robot.read(start, 4096));
     robot.write(start, &[0; 4096]);
-    assert_eq!(robot.emulator.start(&[&robot.disk], "hd0,gpt4").unwrap(), Ending::Restart);
+    assert_eq!(robot.emulator.start(&[&robot.disk], "hd0,gpt4").unwrap(), GrubOutcome::Restart);
     robot.write(start, &superblock);
     robot.write(512, &table);
 }

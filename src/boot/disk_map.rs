@@ -1,13 +1,13 @@
-//! The disk map: where the partitions of a GPT disk lie, in a block that GRUB's first script reads when it cannot read the
-//! partition table. Pure.
+//! The disk map: where the partitions of a GPT disk lie, in a block that GRUB's first script reads when it cannot read
+//! the partition table. Pure.
 //!
-//! GRUB uses the first copy of the table only, and has no means to read the second. The map is a boot environment of its
-//! own, which GRUB reads without any file system; `grub/first.cfg` knows its place and its variables.
+//! GRUB uses the first copy of the table only, and has no means to read the second. The map is a boot environment of
+//! its own, which GRUB reads without any file system; `grub/first.cfg` knows its place and its variables.
 
 use super::grubenv::{GrubEnv, GrubEnvError, SIZE_BYTES};
 
-/// Offset of the map from the start of the disk, bytes: behind the largest table, and before the first partition and the
-/// provisioning marker. In `grub/first.cfg` it is sector 2032.
+/// Offset of the map from the start of the disk, bytes: behind the largest table, and before the first partition and
+/// the provisioning marker. In `grub/first.cfg` it is sector 2032.
 pub const OFFSET_BYTES: u64 = 2032 * SECTOR_BYTES;
 
 /// Sectors as GRUB counts them, whatever the blocks of the disk are.
@@ -18,7 +18,7 @@ const SECTOR_BYTES: u64 = 512;
 pub struct MappedPartition {
     /// Offset on the disk, bytes.
     pub offset_bytes: u64,
-    /// Size, bytes.
+    /// Size of the partition, bytes.
     pub size_bytes: u64,
     /// PARTUUID in text.
     pub partuuid: String,

@@ -186,8 +186,8 @@ fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch:
     filesystem::ext4("recovery", size_bytes, Some(&tree), &filesystem::RECOVERY_GROUPS, image)
 }
 
-/// The files of a slot of the recovery partition, by the names that they have there. The boot script gets its marks here,
-/// and lies beside the initramfs.
+/// The files of a slot of the recovery partition, by the names that they have there. The boot script gets its marks
+/// here, and lies beside the initramfs.
 fn slot_files(grub: &GrubImages, recovery: &BuiltRecovery) -> Result<[(&'static str, PathBuf); slots::FILES.len()]> {
     let script = recovery.initramfs.with_added_extension("grub.cfg");
     boot_script::write_marked(&grub.script, &recovery.vmlinuz, &recovery.initramfs, &script)?;
@@ -253,8 +253,8 @@ pub fn read_environment(disk: &Path) -> Result<GrubEnv> {
     GrubEnv::parse(&block).context("read the boot environment off the disk")
 }
 
-/// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching anything
-/// else.
+/// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching
+/// anything else.
 ///
 /// # Errors
 /// When there is no environment, or the variables do not fit.

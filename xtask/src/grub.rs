@@ -29,7 +29,8 @@ const FIRST_MODULES: &str = "loopback memdisk newc hashsum gcry_crc";
 /// to the script in the archive that the image holds. That script ends in a menu or a restart.
 const FIRST_COMMANDS: &str = "normal (memdisk)/first.cfg\n";
 
-/// Checksums of the two boot scripts that were in use before scripts had marks. To the first script they are whole too.
+/// Checksums of the two boot scripts that were in use before scripts had marks. To the first script they are whole
+/// too.
 const UNMARKED_SCRIPTS: [&str; 2] = ["9116f360  (script)0+13\n", "cee36e18  (script)0+12\n"];
 
 /// GRUB's images and scripts, by their paths.
@@ -112,7 +113,8 @@ impl FirstScript {
     }
 }
 
-/// Returns what the archive inside GRUB's images holds: the first script, and what it knows of boot scripts without marks.
+/// Returns what the archive inside GRUB's images holds: the first script, and what it knows of boot scripts without
+/// marks.
 pub(crate) fn first_files(script: &str) -> [(&'static str, String); 3] {
     let [first, second] = UNMARKED_SCRIPTS.map(str::to_owned);
     [("/first.cfg", script.to_owned()), ("/unmarked-1", first), ("/unmarked-2", second)]
@@ -155,8 +157,8 @@ pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
     ask(image, "cat", path)
 }
 
-/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means that
-/// GRUB finds no such file, or an empty one.
+/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means
+/// that GRUB finds no such file, or an empty one.
 ///
 /// # Errors
 /// When that code crashes, or prints something else than a list of blocks.

@@ -1,5 +1,5 @@
-//! GRUB itself as a program: it carries out the first script and a disk's own boot scripts on the image of that disk, by
-//! its own code for tables, file systems and scripts, and ends where a kernel would be started.
+//! GRUB itself as a program: it carries out the first script and a disk's own boot scripts on the image of that disk,
+//! by its own code for tables, file systems and scripts, and ends where a kernel would be started.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,9 +22,9 @@ function initrd { echo "@initrd"; echo "@word $1"; if crc "$1"; then echo "@star
 function serial { false; }
 "#;
 
-/// What GRUB ends with.
+/// The outcome of a start of GRUB.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
+pub enum GrubOutcome {
     /// A kernel is started.
     Started(StartedKernel),
     /// Nothing can be started, and the machine restarts after its pause.
@@ -79,7 +79,7 @@ impl Emulator {
     ///
     /// # Errors
     /// When GRUB waits for a key, which is its end on a robot, or starts a part of what it should.
-    pub fn start(&self, disks: &[&Path], root: &str) -> Result<Ending> {
+    pub fn start(&self, disks: &[&Path], root: &str) -> Result<GrubOutcome> {
         let path = |name: &str| self.directory.path().join(name);
         let begin = format!("{STAND_INS}\nset root={root}\nnormal (memdisk)/first.cfg\n");
         let file = |path: &str, content: &str| ArchiveEntry::file(path, content.into(), 0o644);
@@ -122,10 +122,10 @@ fn without_escapes(text: &str) -> String {
     out.replace('\r', "")
 }
 
-fn parse(shown: &str) -> Result<Ending> {
+fn parse(shown: &str) -> Result<GrubOutcome> {
     let Some((before, _)) = shown.split_once("@started") else {
         if shown.contains("Trying again in 60 s") {
-            return Ok(Ending::Restart);
+            return Ok(GrubOutcome::Restart);
         }
         bail!("GRUB starts nothing, and does not restart");
     };
@@ -133,7 +133,7 @@ fn parse(shown: &str) -> Result<Ending> {
     let (_, last) = before.rsplit_once("@linux\n").context("GRUB starts an initramfs without a kernel")?;
     let (kernel, initramfs) = last.split_once("@initrd\n").context("GRUB starts a kernel without an initramfs")?;
     let words: Vec<_> = last.lines().filter_map(|line| line.strip_prefix("@word ")).collect();
-    Ok(Ending::Started(StartedKernel {
+    Ok(GrubOutcome::Started(StartedKernel {
         command_line: words.join(" "),
         kernel: checksum(kernel).context("GRUB cannot read the kernel that it starts")?,
         initramfs: checksum(initramfs).context("GRUB cannot read the initramfs that it starts")?,
@@ -147,7 +147,7 @@ fn checksum(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ending, parse, without_escapes};
+    use super::{GrubOutcome, parse, without_escapes};
 
     #[test]
     fn what_grub_shows_is_understood() {
@@ -157,9 +157,9 @@ mod tests {
             @initrd\n@word (hd0,gpt4)/slots/b/initramfs.img\n0000000c  (hd0,gpt4)/slots/b/initramfs.img\n@started\n";
         let shown = without_escapes(shown);
         assert!(shown.contains("\nerror: x\n") && !shown.contains("B/s"), "{shown:?}");
-        let Ending::Started(started) = parse(&shown).unwrap() else { panic!("{shown:?}") };
+        let GrubOutcome::Started(started) = parse(&shown).unwrap() else { panic!("{shown:?}") };
         assert_eq!((started.argument("reflash.slot"), started.kernel, started.initramfs), (Some("b"), 11, 12));
-        assert_eq!(parse("Trying again in 60 s.\n").unwrap(), Ending::Restart);
+        assert_eq!(parse("Trying again in 60 s.\n").unwrap(), GrubOutcome::Restart);
         assert!(parse("grub> ").is_err());
     }
 }

@@ -93,8 +93,8 @@ impl DiskSkeleton {
         Ok(skeleton)
     }
 
-    /// Writes the map of a GPT disk into the gap before the first partition. An MBR lies in the first sector, without which
-    /// nothing starts anyway.
+    /// Writes the map of a GPT disk into the gap before the first partition. An MBR lies in the first sector, without
+    /// which nothing starts anyway.
     fn add_map(&mut self, placed: &[Placed], block_bytes: u32) -> Result<(), SkeletonError> {
         let Some(table) = self.table(block_bytes).filter(|table| table.scheme == Scheme::Gpt) else { return Ok(()) };
         let partition = |role| {

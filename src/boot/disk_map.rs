@@ -8,7 +8,9 @@ use super::grubenv::{GrubEnv, GrubEnvError, SIZE_BYTES};
 
 /// Offset of the map from the start of the disk, bytes: behind the largest table, and before the first partition and
 /// the provisioning marker. In `grub/first.cfg` it is sector 2032.
-pub const OFFSET_BYTES: u64 = 2032 * SECTOR_BYTES;
+pub const OFFSET_BYTES: u64 = OFFSET as u64;
+/// Offset of the map in the first bytes of a disk.
+pub(crate) const OFFSET: usize = 2032 * 512;
 
 /// Sectors as GRUB counts them, whatever the blocks of the disk are.
 const SECTOR_BYTES: u64 = 512;

@@ -5,12 +5,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use reflash::boot::grubenv::names;
-use xtask::demo::BOOT_TIMEOUT;
 use xtask::disk;
 use xtask::test_system::Behaviour;
 use xtask::vm::GuestFirmware;
 
-use super::fallback::Robot;
+use super::fallback::{Robot, expect};
 
 /// A robot with an installed system, and the blocks that it loses.
 struct Sample {
@@ -37,9 +36,7 @@ impl Sample {
         assert!(before.iter().any(|byte| *byte != 0));
         file.write_all_at(&vec![0; bytes], offset).unwrap();
         let mut vm = self.robot.start(self.name);
-        for text in texts {
-            vm.wait_for(text, BOOT_TIMEOUT).unwrap();
-        }
+        expect(&vm, texts);
         vm.cut_power();
         file.write_all_at(&before, offset).unwrap();
     }

@@ -14,8 +14,6 @@ use crate::sys::random;
 
 /// Bytes of the largest logical blocks: whole ones are written.
 pub(super) const LARGEST_BLOCK_BYTES: usize = 4096;
-/// Offset of the disk map in the first bytes of the disk.
-const MAP_OFFSET: usize = disk_map::OFFSET_BYTES as usize;
 /// First block of core.img on MBR disks: right behind the first sector.
 const GAP_LBA: u64 = 1;
 
@@ -107,7 +105,7 @@ impl DiskSkeleton {
             return Ok(());
         };
         let map = DiskMap { state, recovery, system, data_partuuid: data.partuuid }.encode()?;
-        self.edges.head[MAP_OFFSET..][..map.len()].copy_from_slice(&map);
+        self.edges.head[disk_map::OFFSET..][..map.len()].copy_from_slice(&map);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The contract with GRUB and the firmware.
 //!
+//! [`disk_map`] is what GRUB reads when the partition table is damaged.
+//!
 //! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the
 //! two copies of the recovery, and [`decide`] the first step after GRUB has started recovery, for which [`worth`] says
 //! whether the installed release was ever good, and [`request`] what was asked for. [`bios`], [`efi`] and [`efivars`]
@@ -8,6 +10,7 @@
 
 pub mod bios;
 pub mod decide;
+pub mod disk_map;
 pub mod disk_record;
 pub mod efi;
 pub mod efivars;

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes in tests are small, and tests run on 64 bits")]
 
 mod bench;
+mod boot_chain;
 mod image;
 mod installed;
 mod provision;

@@ -27,6 +27,7 @@ use reflash::release::manifest::object_path;
 use reflash::sys::confine::confine;
 use reflash::sys::ext4;
 use reflash::sys::mount::{self, Mount};
+use xtask::grub_emulator::{Emulator, GrubOutcome};
 use xtask::initramfs::BuiltRecovery;
 use xtask::paths::Paths;
 use xtask::{bootstrap_files, disk, grub};
@@ -192,6 +193,9 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 assert!(size_bytes - (end.offset_bytes + end.size_bytes) <= 2 << 20, "the rest is used");
                 identities.extend(check(&disk, &layout));
                 let number = |role| placed.iter().find(|place| place.partition.role == role).unwrap().number;
+                let slots = ["slots/a/vmlinuz", "slots/b/vmlinuz", "slots/a/grub.cfg", "slots/b/grub.cfg"];
+                let found = read_files(&disk, number(Role::Recovery), &slots);
+                assert!(found[0].is_some() && found[0] == found[1] && found[2].is_some() && found[2] == found[3]);
                 let recovery = ["slots/a/vmlinuz", "keys/a.pub", "reflash.toml", "asset", "templates/data.ext4.zst"];
                 let found = read_files(&disk, number(Role::Recovery), &recovery);
                 assert!(found.iter().all(Option::is_some), "{table:?}: {found:?}");
@@ -204,6 +208,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 let mut content = vec![0; fixture.image.len()];
                 disk.file.as_file().read_exact_at(&mut content, system.offset_bytes).unwrap();
                 assert!(content == fixture.image);
+                check_boot_chain(&disk, table, number(Role::Recovery));
             }
             let all = identities.len();
             identities.sort();
@@ -211,6 +216,31 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
             assert!(all >= 2 * 2 * 3 && identities.len() == all, "two machines share an identity: {identities:?}");
         }
     });
+}
+
+/// GRUB starts recovery from this disk, whose system is none that starts: by its table, and by the disk map once the
+/// table is lost.
+fn check_boot_chain(disk: &Disk, table: Scheme, recovery: u32) {
+    let emulator = Emulator::new(true).unwrap();
+    let root = format!("hd0,{}{recovery}", if table == Scheme::Gpt { "gpt" } else { "msdos" });
+    let start = || match emulator.start(&[disk.file.path()], &root).unwrap() {
+        GrubOutcome::Started(kernel) => kernel,
+        GrubOutcome::Restart => panic!("nothing is started from a {table:?} disk"),
+    };
+    let started = start();
+    let arguments = ["reflash.slot", "reflash.reason"].map(|name| started.argument(name).unwrap());
+    assert_eq!(arguments, ["a", "system-unreadable"], "{started:?}");
+    if table == Scheme::Gpt {
+        let (file, block) = (disk.file.as_file(), u64::from(disk.block_bytes));
+        let mut header = vec![0; disk.block_bytes as usize];
+        file.read_exact_at(&mut header, block).unwrap();
+        file.write_all_at(&vec![0; header.len()], block).unwrap();
+        let by_map = start();
+        assert_eq!(by_map.argument("reflash.reason"), Some("env-unwritable"), "{by_map:?}");
+        assert_eq!(by_map.argument("reflash.recovery"), started.argument("reflash.recovery"));
+        assert_eq!((by_map.kernel, by_map.initramfs), (started.kernel, started.initramfs));
+        file.write_all_at(&header, block).unwrap();
+    }
 }
 
 /// PID 1's worker has fewer rights than root: enough to make a robot of a disk, and to make its data anew.

@@ -461,7 +461,7 @@ fn grub_sees_the_new_slot_on_a_real_partition_before_it_is_pointed_at() {
 #[ignore = "needs root: to install grub-script-check; cargo xtask test --tier root"]
 fn grub_takes_the_scripts_for_scripts() {
     let checkout = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
-    for name in ["grub.cfg", "slot.cfg"] {
+    for name in ["first.cfg", "grub.cfg", "slot.cfg"] {
         run("grub-script-check", &[checkout.join("grub").join(name).to_str().unwrap()]);
     }
 }

@@ -3,6 +3,7 @@
 //! the other.
 
 mod accelerator;
+mod boot_chain;
 mod built;
 mod by_hand;
 mod cuts;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reflash::boot::grubenv::names;
-use reflash::boot::slots::{FILES, RELEASE_FOLDER, Slot};
+use reflash::boot::slots::Slot;
 use xtask::disk;
+use xtask::initramfs::BuiltRecovery;
 use xtask::test_system::Behaviour;
 use xtask::vm::{GuestFirmware, RunningMachine};
 
@@ -53,18 +54,12 @@ fn another_recovery(folder: &Path) -> Vec<(String, PathBuf)> {
     recovery_with(folder, &initramfs)
 }
 
-/// The recovery of this checkout with the given initramfs.
+/// The recovery of this checkout with the given initramfs, and a boot script that is marked with it.
 fn recovery_with(folder: &Path, initramfs: &[u8]) -> Vec<(String, PathBuf)> {
     let parts = robot_parts();
-    let file = |name| match name {
-        "grub.cfg" => parts.grub.script.clone(),
-        "vmlinuz" => parts.recovery.vmlinuz.clone(),
-        _ => {
-            std::fs::write(folder.join(name), initramfs).unwrap();
-            folder.join(name)
-        }
-    };
-    FILES.map(|name| (format!("{RELEASE_FOLDER}/{name}"), file(name))).into()
+    let recovery = BuiltRecovery { initramfs: folder.join("initramfs.img"), ..parts.recovery.clone() };
+    std::fs::write(&recovery.initramfs, initramfs).unwrap();
+    disk::recovery_files(&parts.grub, &recovery).unwrap()
 }
 
 fn request(vm: &mut RunningMachine) {

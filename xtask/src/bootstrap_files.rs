@@ -27,6 +27,6 @@ pub fn files(paths: &Paths, grub: &GrubImages, recovery: &BuiltRecovery, out: &P
         (names::LOADER, &grub.loader),
     ];
     let built = built.into_iter().map(|(name, path)| (name.to_owned(), path.clone()));
-    let recovery = disk::recovery_files(grub, recovery);
+    let recovery = disk::recovery_files(grub, recovery)?;
     Ok(built.chain(recovery).chain(made.into_iter().map(|name| (name.to_owned(), out.join(name)))).collect())
 }

@@ -19,7 +19,7 @@ use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs::{self, BuiltRecovery};
 use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
-use crate::{embedded, filesystem, templates};
+use crate::{boot_script, embedded, filesystem, templates};
 
 pub use crate::filesystem::environment_without_system;
 
@@ -158,17 +158,16 @@ fn write_skeleton(path: &Path, parts: &DiskParts<'_>, placed: &[Placed]) -> Resu
 
 fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
-    let slot = Slot::A.folder();
-    // The folder of the other slot too: made later, it would change the directory that is read for the slot in use.
-    for directory in ["grub", "keys", "templates", &slot, &Slot::B.folder()] {
+    let slots = [Slot::A, Slot::B].map(Slot::folder);
+    for directory in ["grub", "keys", "templates", &slots[0], &slots[1]] {
         fs::create_dir_all(tree.join(directory))?;
     }
     let copy = |from: &Path, to: &str| {
         fs::copy(from, tree.join(to)).with_context(|| format!("copy {}", from.display())).map(drop)
     };
     copy(&parts.grub.loader, "grub/grub.cfg")?;
-    for (name, from) in slot_files(parts.grub, parts.recovery) {
-        copy(from, &format!("{slot}/{name}"))?;
+    for (name, from) in slot_files(parts.grub, parts.recovery)? {
+        slots.iter().try_for_each(|slot| copy(&from, &format!("{slot}/{name}")))?;
     }
     for key in &parts.keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
@@ -186,23 +185,28 @@ fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch:
     for name in needed {
         copy(&made.join(name), name)?;
     }
-    filesystem::ext4("recovery", size_bytes, Some(&tree), &[], image)
+    filesystem::ext4("recovery", size_bytes, Some(&tree), &filesystem::RECOVERY_GROUPS, image)
 }
 
-/// The files of a slot of the recovery partition, by the names that they have there.
-fn slot_files<'a>(grub: &'a GrubImages, recovery: &'a BuiltRecovery) -> [(&'static str, &'a Path); slots::FILES.len()] {
-    slots::FILES.map(|name| match name {
-        "grub.cfg" => (name, &*grub.script),
-        "vmlinuz" => (name, &*recovery.vmlinuz),
-        _ => (name, &*recovery.initramfs),
-    })
+/// The files of a slot of the recovery partition, by the names that they have there. The boot script gets its marks
+/// here, and lies beside the initramfs.
+fn slot_files(grub: &GrubImages, recovery: &BuiltRecovery) -> Result<[(&'static str, PathBuf); slots::FILES.len()]> {
+    let script = recovery.initramfs.with_added_extension("grub.cfg");
+    boot_script::write_marked(&grub.script, &recovery.vmlinuz, &recovery.initramfs, &script)?;
+    Ok(slots::FILES.map(|name| match name {
+        "grub.cfg" => (name, script.clone()),
+        "vmlinuz" => (name, recovery.vmlinuz.clone()),
+        _ => (name, recovery.initramfs.clone()),
+    }))
 }
 
 /// Returns the files of a slot as files of a release, with which robots renew their recovery.
-#[must_use]
-pub fn recovery_files(grub: &GrubImages, recovery: &BuiltRecovery) -> Vec<(String, PathBuf)> {
-    let named = |(name, from): (&str, &Path)| (format!("{}/{name}", slots::RELEASE_FOLDER), from.to_owned());
-    slot_files(grub, recovery).map(named).into()
+///
+/// # Errors
+/// When the boot script cannot be written.
+pub fn recovery_files(grub: &GrubImages, recovery: &BuiltRecovery) -> Result<Vec<(String, PathBuf)>> {
+    let named = |(name, from): (&str, PathBuf)| (format!("{}/{name}", slots::RELEASE_FOLDER), from);
+    Ok(slot_files(grub, recovery)?.map(named).into())
 }
 
 /// Copies what is not zero, so that the disk image stays sparse.
@@ -251,8 +255,8 @@ pub fn read_environment(disk: &Path) -> Result<GrubEnv> {
     GrubEnv::parse(&block).context("read the boot environment off the disk")
 }
 
-/// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching anything
-/// else.
+/// Changes variables of the boot environment on a disk that no machine uses, in its block and without touching
+/// anything else.
 ///
 /// # Errors
 /// When there is no environment, or the variables do not fit.

@@ -5,6 +5,8 @@
 
 /// GRUB's loader of boot scripts: `grub/grub.cfg`.
 pub const GRUB_LOADER: &str = include_str!("../../grub/grub.cfg");
+/// GRUB's first script, which is inside its images: `grub/first.cfg`.
+pub const GRUB_FIRST_SCRIPT: &str = include_str!("../../grub/first.cfg");
 /// GRUB's boot script of a slot: `grub/slot.cfg`.
 pub const GRUB_SLOT_SCRIPT: &str = include_str!("../../grub/slot.cfg");
 /// GRUB's menu of a boot medium: `grub/media.cfg`.

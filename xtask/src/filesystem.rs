@@ -17,6 +17,10 @@ use crate::step::run;
 /// Time of everything in them, seconds since 1970: the same inputs give the same bytes.
 const TIME: &str = "1700000000";
 
+/// Arguments for the recovery file system: groups of 32 MiB. A file system of one group has no second superblock, and
+/// with it one lost block would be the end of both slots.
+pub const RECOVERY_GROUPS: [&str; 2] = ["-g", "8192"];
+
 /// Returns the boot environment of a disk whose system partition is still empty: no tries, so GRUB goes to recovery.
 #[must_use]
 pub fn environment_without_system() -> Vec<(&'static str, &'static str)> {

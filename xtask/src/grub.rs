@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::embedded;
 use crate::host_packages::{Need, ensure_installed};
+use crate::initramfs::archive::{self, ArchiveEntry};
 use crate::paths::{Paths, create_dir};
 use crate::step::{produced, run, step};
 
@@ -20,6 +21,17 @@ const PREFIX_MBR: &str = "(,msdos2)/grub";
 /// loaded from a disk later.
 const MODULES: &str = "part_gpt part_msdos ext2 fat search search_label search_fs_uuid search_fs_file normal configfile \
     echo test loadenv serial terminal linux minicmd reboot halt sleep cat ls probe regexp smbios true all_video boot";
+
+/// Modules that only the first script uses.
+const FIRST_MODULES: &str = "loopback memdisk newc hashsum gcry_crc";
+
+/// First commands of an image. GRUB carries them out with a parser that knows neither `if` nor functions, so they lead
+/// to the script in the archive that the image holds. That script ends in a menu or a restart.
+const FIRST_COMMANDS: &str = "normal (memdisk)/first.cfg\n";
+
+/// Checksums of the two boot scripts that were in use before scripts had marks. To the first script they are whole
+/// too.
+const UNMARKED_SCRIPTS: [&str; 2] = ["9116f360  (script)0+13\n", "cee36e18  (script)0+12\n"];
 
 /// GRUB's images and scripts, by their paths.
 #[derive(Debug, Clone)]
@@ -65,12 +77,47 @@ pub fn build_in(dist: &Path, assume_yes: bool) -> Result<GrubImages> {
         write_script(embedded::GRUB_LOADER, &images.loader)?;
         write_script(embedded::GRUB_SLOT_SCRIPT, &images.script)?;
         std::fs::copy("/usr/lib/grub/i386-pc/boot.img", &images.boot).context("copy GRUB's boot.img")?;
-        grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX], &images.core)?;
-        grub_mkimage("i386-pc", "biosdisk", &["-p", PREFIX_MBR], &images.core_mbr)?;
-        grub_mkimage("x86_64-efi", "efi_gop efifwsetup", &["-p", PREFIX], &images.efi)
+        let first = FirstScript::write(dist)?;
+        first.image("i386-pc", "biosdisk", PREFIX, &images.core)?;
+        first.image("i386-pc", "biosdisk", PREFIX_MBR, &images.core_mbr)?;
+        first.image("x86_64-efi", "efi_gop efifwsetup", PREFIX, &images.efi)
     })?;
     produced("GRUB", dist);
     Ok(images)
+}
+
+/// The first script as GRUB's images take it.
+struct FirstScript {
+    commands: PathBuf,
+    archive: PathBuf,
+}
+
+impl FirstScript {
+    fn write(dist: &Path) -> Result<Self> {
+        write_script(embedded::GRUB_FIRST_SCRIPT, &dist.join("first.cfg"))?;
+        let first = Self { commands: dist.join("first-commands.cfg"), archive: dist.join("first.cpio") };
+        std::fs::write(&first.commands, FIRST_COMMANDS).context("write GRUB's first commands")?;
+        let files = first_files(embedded::GRUB_FIRST_SCRIPT);
+        let files = files.map(|(path, content)| ArchiveEntry::file(path, content.into(), 0o644));
+        std::fs::write(&first.archive, archive::cpio(files.into())?).context("write GRUB's first script")?;
+        Ok(first)
+    }
+
+    fn image(&self, format: &str, own: &str, prefix: &str, out: &Path) -> Result<()> {
+        let text =
+            |path: &'_ Path| path.to_str().map(str::to_owned).context("the path of GRUB's first script is not text");
+        let (archive, commands) = (text(&self.archive)?, text(&self.commands)?);
+        // The prefix comes after the archive, which brings one of its own.
+        let options = ["-m", &archive, "-c", &commands, "-p", prefix];
+        grub_mkimage(format, &format!("{own} {FIRST_MODULES}"), &options, out)
+    }
+}
+
+/// Returns what the archive inside GRUB's images holds: the first script, and what it knows of boot scripts without
+/// marks.
+pub(crate) fn first_files(script: &str) -> [(&'static str, String); 3] {
+    let [first, second] = UNMARKED_SCRIPTS.map(str::to_owned);
+    [("/first.cfg", script.to_owned()), ("/unmarked-1", first), ("/unmarked-2", second)]
 }
 
 /// Writes a script, checked by GRUB's own parser.
@@ -110,8 +157,8 @@ pub fn read_file(image: &Path, path: &str) -> Result<Option<Vec<u8>>> {
     ask(image, "cat", path)
 }
 
-/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means that
-/// GRUB finds no such file, or an empty one.
+/// Returns where GRUB would read a file from: ranges of bytes of the image, in the order of the file. `None` means
+/// that GRUB finds no such file, or an empty one.
 ///
 /// # Errors
 /// When that code crashes, or prints something else than a list of blocks.

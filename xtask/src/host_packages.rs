@@ -74,6 +74,7 @@ impl Need {
                 "e2fsprogs",
                 "util-linux",
                 "git",
+                "grub-emu",
                 "nginx-light",
                 "chromium",
                 "dosfstools",

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod boot_script;
 pub mod bootstrap_files;
 pub mod cargo;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod examples;
 pub mod filesystem;
 pub mod fuzz;
 pub mod grub;
+pub mod grub_emulator;
 pub mod host_packages;
 pub mod image;
 pub mod initramfs;

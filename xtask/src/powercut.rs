@@ -151,13 +151,13 @@ impl Lab {
         }
         let grub = grub_images::build(paths, assume_yes)?;
         let recovery = initramfs::recovery(paths, &[], assume_yes)?;
-        let provisioned = robot_disk::recovery_files(&grub, &recovery);
+        let provisioned = robot_disk::recovery_files(&grub, &recovery)?;
         let another = initramfs::BuiltRecovery { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
         // To the kernel, zeros behind an archive are padding.
         let mut initramfs = std::fs::read(&recovery.initramfs)?;
         initramfs.extend([0; 4096]);
         std::fs::write(&another.initramfs, initramfs)?;
-        let carried = robot_disk::recovery_files(&grub, &another);
+        let carried = robot_disk::recovery_files(&grub, &another)?;
         let recoveries = [digests(&provisioned)?, digests(&carried)?];
         let lab = Self {
             paths: paths.clone(),

@@ -52,7 +52,10 @@ fn make_image(grub: &GrubImages, name: &str, scratch: &Path, image: &Path) -> Re
         names::ESP_512 => filesystem::esp(grub, ESP_BYTES, 512, image),
         names::ESP_4096 => filesystem::esp(grub, ESP_BYTES, 4096, image),
         names::STATE => filesystem::state(&environment_without_system(), STATE_BYTES, scratch, &identity, image),
-        names::RECOVERY => filesystem::ext4("recovery", RECOVERY_BYTES, None, &identity, image),
+        names::RECOVERY => {
+            let more = [&identity[..], &filesystem::RECOVERY_GROUPS].concat();
+            filesystem::ext4("recovery", RECOVERY_BYTES, None, &more, image)
+        }
         // The journal does not grow when the file system does.
         names::DATA => filesystem::data(DATA_BYTES, scratch, &[&identity[..], &["-J", "size=16"]].concat(), image),
         _ => bail!("no template is named {name:?}"),

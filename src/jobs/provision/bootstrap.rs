@@ -58,9 +58,10 @@ impl BootstrapFiles {
         }
         let template = |role| images.iter().find(|image| image.role == role).map(|image| image.compressed.clone());
         let mut recovery = vec![(names::LOADER.to_owned(), file(names::LOADER)?)];
+        // Both slots: a block that is lost in one of them is not missed.
         for name in slots::FILES {
             let content = file(&format!("{}/{name}", slots::RELEASE_FOLDER))?;
-            recovery.push((format!("{}/{name}", Slot::A.folder()), content));
+            recovery.extend([Slot::A, Slot::B].map(|slot| (format!("{}/{name}", slot.folder()), content.clone())));
         }
         // A destroyed state partition and a factory reset are made from these.
         recovery.extend(template(Role::State).map(|content| (names::STATE.to_owned(), content)));

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use super::preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
 use super::select::DiskCandidate;
 use super::write::{ProvisionError, Provisioned, begin};
-use crate::boot::slots::Slot;
 use crate::flash::target::Window;
 use crate::jobs::floor;
 use crate::jobs::provision::bootstrap::BootstrapFiles;
@@ -178,9 +177,6 @@ fn fill_recovery(root: &Path, bootstrap_files: &BootstrapFiles, site: &Site) -> 
     for (path, content) in &bootstrap_files.recovery {
         write(&root.join(path), content)?;
     }
-    // The folder of the other slot is made too: then making it later does not change what is read for a slot in use.
-    let other = root.join(Slot::B.folder());
-    fs::create_dir_all(&other).map_err(|source| InstallError::File { path: other, source })?;
     write(&root.join("reflash.toml"), site.config.as_bytes())?;
     for (name, content) in &site.keys {
         write(&root.join("keys").join(name), content.as_bytes())?;

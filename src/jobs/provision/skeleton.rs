@@ -4,6 +4,8 @@
 use std::io;
 
 use crate::boot::bios::{self, BootCodeError, SECTOR_BYTES};
+use crate::boot::disk_map::{self, DiskMap, MappedPartition};
+use crate::boot::grubenv::GrubEnvError;
 use crate::disk::table;
 use crate::jobs::provision::make_table::{self, Edges, MakeTableError};
 use crate::jobs::provision::marker;
@@ -49,6 +51,9 @@ pub enum SkeletonError {
     /// The boot code does not fit.
     #[error("GRUB cannot be fitted to this disk")]
     BootCode(#[from] BootCodeError),
+    /// Map of the disk that could not be made.
+    #[error("the map of the disk for GRUB cannot be made")]
+    Map(#[from] GrubEnvError),
 }
 
 impl DiskSkeleton {
@@ -64,6 +69,7 @@ impl DiskSkeleton {
         mbr_id[0] |= 1;
         let edges = make_table::make(table, placed, disk_bytes, block_bytes, mbr_id)?;
         let mut skeleton = Self { edges, core: None };
+        skeleton.add_map(placed, block_bytes)?;
         let partition = placed.iter().find(|place| place.partition.role == Role::BiosBoot);
         let (core_lba, place_bytes) = match (table, partition) {
             _ if block_bytes != 512 => return Ok(skeleton),
@@ -83,6 +89,24 @@ impl DiskSkeleton {
             skeleton.core = Some((core_lba * SECTOR_BYTES as u64, core));
         }
         Ok(skeleton)
+    }
+
+    /// Writes the map of a GPT disk into the gap before the first partition. An MBR lies in the first sector, without
+    /// which nothing starts anyway.
+    fn add_map(&mut self, placed: &[Placed], block_bytes: u32) -> Result<(), SkeletonError> {
+        let Some(table) = self.table(block_bytes).filter(|table| table.scheme == Scheme::Gpt) else { return Ok(()) };
+        let partition = |role| {
+            let place = placed.iter().find(|place| place.partition.role == role)?;
+            let partuuid = table.number(place.number)?.partuuid.clone();
+            Some(MappedPartition { offset_bytes: place.offset_bytes, size_bytes: place.size_bytes, partuuid })
+        };
+        let [state, recovery, system, data] = [Role::State, Role::Recovery, Role::System, Role::Data].map(partition);
+        let (Some(state), Some(recovery), Some(system), Some(data)) = (state, recovery, system, data) else {
+            return Ok(());
+        };
+        let map = DiskMap { state, recovery, system, data_partuuid: data.partuuid }.encode()?;
+        self.edges.head[disk_map::OFFSET..][..map.len()].copy_from_slice(&map);
+        Ok(())
     }
 
     /// Parses the table in the skeleton.

@@ -117,7 +117,7 @@ fn files(args: &ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<Vec<(Str
     let grub = grub::build(paths, assume_yes)?;
     match &args.layout {
         Some(_) => bootstrap_files::files(paths, &grub, &recovery, &paths.dist().join("kit")),
-        None => Ok(disk::recovery_files(&grub, &recovery)),
+        None => disk::recovery_files(&grub, &recovery),
     }
 }
 

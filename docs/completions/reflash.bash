@@ -3,7 +3,7 @@ _reflash() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good request drill env --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good mend request drill env --help --version" -- "$word")
         return
     fi
     case ${COMP_WORDS[1]} in
@@ -133,7 +133,7 @@ _reflash() {
             return ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
-    request)
+    mend)
         case $previous in
         --state)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
@@ -145,8 +145,23 @@ _reflash() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
         esac
-        mapfile -t COMPREPLY < <(compgen -W "reflash newer factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
-        mapfile -t COMPREPLY < <(compgen -W "reflash factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
+    request)
+        case $previous in
+        --serial)
+            true
+            return ;;
+        --state)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --config)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --keys)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "reflash newer undo factory-reset --serial --json --verbose --state --config --keys -v --help" -- "$word") ;;
     drill)
         case $previous in
         --target)

@@ -12,6 +12,7 @@ mod fallback;
 mod hostile;
 mod late_disk;
 mod media;
+mod mend;
 mod provision;
 mod reset;
 mod slots;

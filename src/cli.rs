@@ -14,6 +14,7 @@ mod flash;
 mod good;
 pub mod help;
 pub mod manual;
+mod mend;
 mod mounted;
 mod newer;
 pub mod options;
@@ -64,6 +65,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Report => report::run(options),
         Command::Good => good::run(options),
         Command::Request(RequestedAction::Newer) => newer::run(options),
+        Command::Mend => mend::run(options),
         Command::Request(action) => request::run(options, *action),
         Command::Drill(kind) => drill::run(options, *kind),
         Command::Env(action) => env::run(options, action),

@@ -1,12 +1,16 @@
 //! The disks of this machine: which there are, what their partition tables say, and which partition has which role.
 
+pub mod fat;
 pub mod filesystem;
 pub mod find;
 pub mod find_medium;
+pub mod gpt_copies;
 pub mod identity;
 pub mod list;
 pub mod look;
 pub mod reserve;
+pub mod lost_mbr;
+pub mod raw;
 pub mod roles;
 pub mod table;
 

@@ -6,6 +6,7 @@ pub mod drill;
 pub mod factory_reset;
 pub mod floor;
 pub mod keys;
+pub mod mend;
 pub mod provision;
 pub mod recovery;
 pub mod state;

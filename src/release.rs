@@ -5,6 +5,7 @@
 //! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
 //! is complete without them. [`layout`] is the partition layout of a disk. [`zstd_frame`] bounds what is compressed.
 
+pub mod bootstrap_names;
 mod cursor;
 pub mod digest;
 pub mod index;

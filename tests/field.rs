@@ -1,6 +1,7 @@
 //! What the field has: networks, servers, clocks, media and releases that people reported against other projects, one
 //! file a kind. Each case names the public report that it stems from.
 
+mod boot_chain;
 mod cards;
 mod data;
 mod dhcp;

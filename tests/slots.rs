@@ -465,3 +465,82 @@ fn grub_takes_the_scripts_for_scripts() {
         run("grub-script-check", &[checkout.join("grub").join(name).to_str().unwrap()]);
     }
 }
+
+/// Two releases later, the slot of the first one is spare again, and what it holds is known.
+#[test]
+fn a_recovery_that_was_renewed_stays_as_the_spare_one_of_the_next() {
+    let mut robot = Robot::new();
+    robot.recover_from(Slot::A);
+    robot.recover_from(Slot::B);
+    publish(&mut robot.fixture, "3");
+    robot.recover_from(Slot::B);
+    robot.recover_from(Slot::A);
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::A, "3") && robot.holds(Slot::B, "2"));
+    assert_eq!((robot.next(), robot.slots().trial), (Some(Slot::A), None));
+}
+
+/// A robot of today that has the recovery of the release in slot a, and nothing in slot b.
+fn robot_with_one_slot() -> Robot {
+    let robot = Robot::new();
+    fill(robot.recovery.path(), Slot::A, "2");
+    robot
+}
+
+#[test]
+fn the_spare_slot_is_filled_and_mended_from_the_other_one_and_nothing_points_at_it() {
+    let robot = robot_with_one_slot();
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::B, "2"), "it was never filled");
+    assert_eq!((robot.next(), robot.slots().trial), (Some(Slot::A), None));
+    for file in FILES {
+        let path = robot.recovery.path().join("slots/b").join(file);
+        let mut content = fs::read(&path).unwrap();
+        content[100] ^= 1;
+        fs::write(&path, content).unwrap();
+        robot.recover_from(Slot::A);
+        assert!(robot.holds(Slot::B, "2"), "{file}");
+        fs::remove_file(&path).unwrap();
+        robot.recover_from(Slot::A);
+        assert!(robot.holds(Slot::B, "2"), "{file} is missing");
+    }
+}
+
+#[test]
+fn an_older_recovery_in_the_spare_slot_stays_until_it_is_damaged() {
+    let robot = robot_with_one_slot();
+    fill(robot.recovery.path(), Slot::B, "1");
+    robot.recover_from(Slot::A);
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::B, "1"), "it worked once, and is whole");
+    let path = robot.recovery.path().join("slots/b/vmlinuz");
+    let mut content = fs::read(&path).unwrap();
+    content[5000..6000].fill(0);
+    fs::write(&path, content).unwrap();
+    robot.recover_from(Slot::A);
+    assert!(robot.holds(Slot::B, "2"), "what it was is nowhere, so it gets the recovery of the release");
+    // The slot that this recovery was started from is never written.
+    fill(robot.recovery.path(), Slot::B, "1");
+    fs::remove_file(robot.recovery.path().join("slots/b/initramfs.img")).unwrap();
+    robot.recover_from(Slot::B);
+    assert!(robot.holds(Slot::A, "2") && !robot.recovery.path().join("slots/b/initramfs.img").exists());
+}
+
+#[test]
+fn a_cut_while_the_spare_slot_is_mended_leaves_the_slot_in_use() {
+    for (calls, torn) in (0..60).flat_map(|calls| [(calls, false), (calls, true)]) {
+        let robot = robot_with_one_slot();
+        let inner = RecoveryPartition::directory(robot.recovery.path());
+        let medium = Failing { inner, left: Mutex::new(calls), torn };
+        robot.recover(&medium, &robot.source(), Slot::A).unwrap();
+        assert!(robot.holds(Slot::A, "2") && robot.next() == Some(Slot::A), "after {calls} calls");
+        let is_done = *medium.left.lock().unwrap() > 0;
+        assert!(!is_done || robot.holds(Slot::B, "2"), "after {calls} calls");
+        robot.recover_from(Slot::A);
+        assert!(robot.holds(Slot::B, "2"), "the next recovery goes on");
+        if is_done {
+            return;
+        }
+    }
+    panic!("it never came to an end");
+}

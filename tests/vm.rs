@@ -14,6 +14,7 @@ mod fallback;
 mod hostile;
 mod late_disk;
 mod media;
+mod mend;
 mod provision;
 mod reset;
 mod slots;

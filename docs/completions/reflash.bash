@@ -3,7 +3,7 @@ _reflash() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good request drill env --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good mend request drill env --help --version" -- "$word")
         return
     fi
     case ${COMP_WORDS[1]} in
@@ -122,6 +122,22 @@ _reflash() {
         mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
     good)
         case $previous in
+        --state)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --config)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --keys)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
+    mend)
+        case $previous in
+        --serial)
+            true
+            return ;;
         --state)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;

@@ -15,6 +15,8 @@ pub enum CommandName {
     Report,
     /// `reflash good`: record that this boot is good.
     Good,
+    /// `reflash mend`: mend what firmware and GRUB read.
+    Mend,
     /// `reflash request`: start recovery at the next boot.
     Request,
     /// `reflash drill`: show whether this machine could recover.
@@ -38,6 +40,8 @@ pub enum Command {
     Report,
     /// Record that this boot is good.
     Good,
+    /// Mend what firmware and GRUB read.
+    Mend,
     /// Start recovery at the next boot, or offer a factory reset there.
     Request(RequestedAction),
     /// Show at the next boot, or here, whether this machine could recover.
@@ -169,9 +173,24 @@ pub static COMMANDS: &[CommandRow] = &[
         summary: "record this boot as good; the system gets its tries back",
         about: &[
             "Gives the system its full number of tries back, and records that the installed release was good: it is the one \
-             that an undo leads back to once another is installed. The system's image runs this command once it is up.",
+             that an undo leads back to once another is installed. Then it mends what firmware and GRUB read, as `reflash \
+             mend` does. The system's image runs this command once it is up.",
         ],
         read: |operands| without_operands(operands, Command::Good),
+    },
+    CommandRow {
+        name: CommandName::Mend,
+        word: "mend",
+        operands: "",
+        words: &[],
+        summary: "mend partition table and boot code of this machine's disk",
+        about: &[
+            "Looks at what firmware and GRUB read of the disk: both copies of the partition table, the boot code, the EFI \
+             system partition. What is damaged is written again from the other copy, or from the robot's own copy of its \
+             boot code; everything is read back. `reflash good` does the same after each good boot. The exit code is 1 \
+             when something stays damaged.",
+        ],
+        read: |operands| without_operands(operands, Command::Mend),
     },
     CommandRow {
         name: CommandName::Request,

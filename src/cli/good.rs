@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::{keys, safe_start};
+use super::mend;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::disk_record;
@@ -21,7 +22,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         print(options, &json!({ "safe_start": number }), || why)?;
         return Ok(Exit::No);
     }
-    let mounted = MountedState::open(options)?;
+    // Where the first sector was lost since this boot began, no disk is found until it is mended.
+    let mounted = MountedState::open(options).or_else(|failure| {
+        let mended = mend::mend_first_sector();
+        if mended.is_empty() { Err(failure) } else { MountedState::open(options) }
+    })?;
     match drill::settle(&mounted.state) {
         Ok(true) => complain("the drill that was asked for did not come to its end"),
         Ok(false) => {}
@@ -64,6 +69,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             open.mark(Marks { good_through: last, ..marks })?;
         }
     }
+    mend::after_good_boot(&mounted);
     print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
 }

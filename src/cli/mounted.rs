@@ -8,6 +8,7 @@ use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
+use crate::disk::list::PartitionTable;
 use crate::disk::roles::Role;
 use crate::disk::{DiskIdentity, DiskSearch, Which};
 use crate::jobs::floor::{Floor, FloorPlaces};
@@ -27,6 +28,10 @@ pub(super) struct MountedState {
     pub recovery: Option<PathBuf>,
     /// Places of this machine's floor.
     floor: FloorPlaces,
+    /// Device of a recovery partition that does not mount.
+    pub damaged_recovery: Option<PathBuf>,
+    /// Device and partitions of the disk that this machine was started from.
+    pub boot_disk: Option<(PathBuf, PartitionTable)>,
     mounted: Vec<PathBuf>,
 }
 
@@ -40,19 +45,19 @@ impl MountedState {
                 recovery: None,
                 // What somebody mounted elsewhere says nothing about the firmware of this machine.
                 floor: FloorPlaces { state: Some(directory.clone()), ..FloorPlaces::default() },
+                damaged_recovery: None,
+                boot_disk: None,
                 mounted: Vec::new(),
             });
         }
-        let line = fs::read_to_string("/proc/cmdline")?;
-        let value = |key: &str| line.split_ascii_whitespace().find_map(|argument| argument.strip_prefix(key));
-        let Some(partuuid) = value("reflash.system=").or_else(|| value("reflash.recovery=")) else {
+        let Some(partuuid) = own_partuuid() else {
             return failure(
                 "this machine was not started by reflash's GRUB (no reflash.system= on the kernel command line); \
                  give the mounted state partition with --state DIR",
             );
         };
         let found =
-            crate::disk::find_disk_by_partuuid(partuuid, DiskSearch::with(Which::Physical, Some(disk_record::read)))?;
+            crate::disk::find_disk_by_partuuid(&partuuid, DiskSearch::with(Which::Physical, Some(disk_record::read)))?;
         let partition = |role| found.layout.device_of(role).map(Path::to_owned);
         let Some(state) = partition(Role::State) else {
             return failure(format!("{} has no state partition", found.disk));
@@ -64,6 +69,8 @@ impl MountedState {
             disk: Some(found.disk.identity()),
             recovery: None,
             floor: FloorPlaces::default(),
+            damaged_recovery: None,
+            boot_disk: Some((found.disk.path.clone(), found.layout.clone())),
             mounted: Vec::new(),
         };
         let recovery = partition(Role::Recovery);
@@ -74,8 +81,15 @@ impl MountedState {
         };
         this.mount(&Mount::device(&state, "ext4").data_only(), directory("state"))?;
         if let Some(recovery) = recovery {
-            this.mount(&Mount::device(recovery, "ext4").read_only().data_only(), directory("recovery"))?;
-            this.recovery = Some(directory("recovery"));
+            let mount = Mount::device(&recovery, "ext4").read_only().data_only();
+            match this.mount(&mount, directory("recovery")) {
+                Ok(()) => this.recovery = Some(directory("recovery")),
+                // The boot is good all the same.
+                Err(failure) => {
+                    complain(&format!("going on without the recovery partition: {}", failure.text));
+                    this.damaged_recovery = Some(recovery);
+                }
+            }
         }
         Ok(this)
     }
@@ -98,6 +112,13 @@ impl MountedState {
             None => failure("which partition holds the system is not known here; give it with --target"),
         }
     }
+}
+
+/// PARTUUID of a partition of the disk that this machine was started from, if GRUB said so.
+pub(super) fn own_partuuid() -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    let value = |key: &str| line.split_ascii_whitespace().find_map(|argument| argument.strip_prefix(key));
+    value("reflash.system=").or_else(|| value("reflash.recovery=")).map(str::to_owned)
 }
 
 impl Drop for MountedState {

@@ -34,17 +34,61 @@ pub fn ext4_label(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(&name[..end]).ok()
 }
 
+/// Distance of the places at which a backup superblock may lie, bytes: the smallest block of ext4.
+pub const BACKUP_STEP_BYTES: usize = 1024;
+
+/// Place of a superblock of ext4, as e2fsck wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// Number of the block.
+    pub block: u64,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+}
+
+/// Whether the bytes at this offset of a device are a backup superblock of a file system on it: one that says of itself
+/// that it lies there. The content of a file that holds another file system does not.
+#[must_use]
+pub fn backup_superblock(offset: u64, bytes: &[u8]) -> Option<Superblock> {
+    let word = |at: usize| bytes.get(at..at + 2).map(|field| u64::from(u16::from_le_bytes([field[0], field[1]])));
+    let long = |at: usize| Some(word(at)? | word(at + 2)? << 16);
+    if word(0x38)? != 0xef53 {
+        return None;
+    }
+    let (first_block, size, blocks_per_group, group) = (long(0x14)?, long(0x18)?, long(0x20)?, word(0x5a)?);
+    let block_bytes = 1024_u64 << Some(size).filter(|size| *size <= 2)?;
+    let block = group.checked_mul(blocks_per_group)?.checked_add(first_block)?;
+    (group > 0 && block.checked_mul(block_bytes)? == offset).then_some(Superblock { block, block_bytes })
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use super::{HEAD_BYTES, ext4_label, kind};
+    use super::{HEAD_BYTES, Superblock, backup_superblock, ext4_label, kind};
 
     #[test]
     fn an_empty_or_short_device_has_no_file_system() {
         for head in [vec![], vec![0; 512], vec![0; HEAD_BYTES], vec![0xff; HEAD_BYTES]] {
             assert_eq!((kind(&head), ext4_label(&head)), (None, None));
         }
+    }
+
+    #[test]
+    fn a_backup_superblock_says_where_it_lies() {
+        let mut bytes = vec![0; 1024];
+        bytes[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+        bytes[0x18] = 2;
+        bytes[0x20..0x24].copy_from_slice(&8192_u32.to_le_bytes());
+        bytes[0x5a] = 3;
+        let found = Superblock { block: 3 * 8192, block_bytes: 4096 };
+        assert_eq!(backup_superblock(3 * 8192 * 4096, &bytes), Some(found));
+        assert_eq!(backup_superblock(4096, &bytes), None, "a copy in a file");
+        bytes[0x5a] = 0;
+        assert_eq!(backup_superblock(0, &bytes), None, "the first one");
+        bytes[0x18..0x1c].fill(0xff);
+        assert_eq!(backup_superblock(0, &bytes), None);
+        assert_eq!(backup_superblock(0, &[]), None);
     }
 
     #[test]

@@ -88,7 +88,11 @@ impl Evidence {
         };
         Self {
             is_in_use: looked.is_in_use,
-            is_complete: layout.partitions.iter().all(|partition| partition.node.is_some()),
+            // Without its first copy of the table, the kernel has no devices of a disk that is all there.
+            is_complete: layout.partitions.iter().all(|partition| match partition.node {
+                Some(_) => true,
+                None => layout.damaged_primary && partition.entry.ends_within(disk),
+            }),
             memory,
             is_internal: !disk.is_external(),
             is_starting: looked.record.is_starting,
@@ -321,7 +325,8 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        let layout = PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, partitions: Vec::new() };
+        let layout =
+            PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, damaged_primary: false, partitions: Vec::new() };
         let evidence = Evidence { is_in_use: false, is_complete: true, memory, is_internal, is_starting: false };
         (FoundDisk { disk, layout, number: 1, passed_over: Vec::new(), is_remembered: false }, evidence)
     }

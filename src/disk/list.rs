@@ -86,6 +86,19 @@ pub struct Partition {
     pub node: Option<PathBuf>,
 }
 
+/// A partition as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelPartition {
+    /// Number in the table, from 1.
+    pub number: u32,
+    /// Offset on the disk, bytes.
+    pub start_bytes: u64,
+    /// Size of the partition, bytes.
+    pub size_bytes: u64,
+    /// Device node in `/dev`.
+    pub node: PathBuf,
+}
+
 /// A disk's table with its partitions' devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionTable {
@@ -93,6 +106,8 @@ pub struct PartitionTable {
     pub scheme: Scheme,
     /// Whether one of the two copies of a GPT is damaged.
     pub damaged_copy: bool,
+    /// GPT: it is the first copy that is damaged. The kernel then has no devices of the partitions.
+    pub damaged_primary: bool,
     /// Used entries by ascending number.
     pub partitions: Vec<Partition>,
 }
@@ -112,6 +127,14 @@ impl PartitionTable {
     /// The partition with this PARTUUID.
     pub fn partuuid(&self, partuuid: &str) -> Option<&Partition> {
         self.partitions.iter().find(|partition| partition.entry.partuuid.eq_ignore_ascii_case(partuuid))
+    }
+}
+
+impl TableEntry {
+    /// Whether the partition lies on the disk as a whole.
+    pub(super) fn ends_within(&self, disk: &Disk) -> bool {
+        let start = self.first_lba.checked_mul(disk.logical_block_size.into());
+        start.and_then(|start| start.checked_add(self.size_bytes)).is_some_and(|end| end <= disk.size_bytes)
     }
 }
 
@@ -162,15 +185,18 @@ impl Disk {
         let node_of = |entry: &TableEntry| {
             // A table may name any sector; the kernel has no partition where no disk reaches.
             let start = entry.first_lba.checked_mul(u64::from(table.logical_block_size))?;
-            nodes.iter().find(|(extent, _)| *extent == (entry.number, start, entry.size_bytes))
+            nodes.iter().find(|found| {
+                (found.number, found.start_bytes, found.size_bytes) == (entry.number, start, entry.size_bytes)
+            })
         };
         let partitions = table
             .partitions
             .iter()
-            .map(|entry| Partition { entry: entry.clone(), node: node_of(entry).map(|(_, node)| node.clone()) });
+            .map(|entry| Partition { entry: entry.clone(), node: node_of(entry).map(|found| found.node.clone()) });
         Ok(Some(PartitionTable {
             scheme: table.scheme,
             damaged_copy: table.damaged_copy,
+            damaged_primary: table.damaged_primary,
             partitions: partitions.collect(),
         }))
     }
@@ -178,12 +204,12 @@ impl Disk {
     /// The device nodes of the whole disk and of what the kernel takes for its partitions.
     pub fn nodes(&self) -> Vec<PathBuf> {
         let mut partitions = self.kernel_partitions();
-        partitions.sort();
-        std::iter::once(self.path.clone()).chain(partitions.into_iter().map(|(_, node)| node)).collect()
+        partitions.sort_by_key(|found| found.number);
+        std::iter::once(self.path.clone()).chain(partitions.into_iter().map(|found| found.node)).collect()
     }
 
-    /// Number, start, size and node of every partition the kernel has on this disk.
-    fn kernel_partitions(&self) -> Vec<((u32, u64, u64), PathBuf)> {
+    /// Lists every partition that the kernel has on this disk, whatever the table says by now.
+    pub fn kernel_partitions(&self) -> Vec<KernelPartition> {
         let directory = Path::new(CLASS).join(&self.name);
         let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
         entries
@@ -191,9 +217,9 @@ impl Disk {
                 let path = entry.path();
                 let number = u32::try_from(number(&path.join("partition"))?).ok()?;
                 // sysfs counts in 512 bytes whatever the disk does.
-                let extent = (number, number_512(&path.join("start"))?, number_512(&path.join("size"))?);
+                let (start_bytes, size_bytes) = (number_512(&path.join("start"))?, number_512(&path.join("size"))?);
                 let node = Path::new("/dev").join(entry.file_name());
-                node.exists().then_some((extent, node))
+                node.exists().then_some(KernelPartition { number, start_bytes, size_bytes, node })
             })
             .collect()
     }

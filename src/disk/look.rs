@@ -86,18 +86,27 @@ impl Looks {
 
 fn look_at(disk: &Disk, read_record: Option<ReadRecord>) -> Looked {
     let layout = disk.layout();
-    let device_of = |role| layout.as_ref().ok().and_then(Option::as_ref).and_then(|table| table.device_of(role));
-    let labels =
-        LABELLED.into_iter().filter(|role| device_of(*role).is_some_and(|node| has_label(node, *role))).collect();
+    let table = layout.as_ref().ok().and_then(Option::as_ref);
+    let device_of = |role| table.and_then(|table| table.device_of(role));
+    // The kernel has no devices where the first copy of the table is damaged.
+    let place_of = |role| {
+        let entry = &table?.of_role(role)?.entry;
+        entry.first_lba.checked_mul(disk.logical_block_size.into())
+    };
+    let is_labelled = |role| match device_of(role) {
+        Some(node) => has_label(node, 0, role),
+        None => place_of(role).is_some_and(|offset| has_label(&disk.path, offset, role)),
+    };
+    let labels = LABELLED.into_iter().filter(|role| is_labelled(*role)).collect();
     let record = read_record.zip(device_of(Role::State)).map(|(read, node)| read(node, &disk.name));
     // A disk whose use cannot be determined is none that is preferred.
     let is_in_use = in_use(&disk.path).is_ok_and(|usage| usage.is_some());
     Looked { labels, record: record.unwrap_or_default(), is_in_use, layout }
 }
 
-/// Whether the partition has an ext4 file system of this name.
-fn has_label(node: &Path, role: Role) -> bool {
+/// Whether the device has, at this offset, the ext4 file system of a partition with this role.
+fn has_label(node: &Path, offset: u64, role: Role) -> bool {
     let mut head = vec![0; filesystem::HEAD_BYTES];
-    let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
+    let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, offset));
     read.is_ok() && filesystem::ext4_label(&head) == Some(role.name())
 }

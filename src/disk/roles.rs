@@ -43,7 +43,7 @@ mod tests {
                 size_bytes: 0,
             };
             let partitions = (1..).zip(names).map(|each| Partition { entry: entry(each), node: None }).collect();
-            PartitionTable { scheme, damaged_copy: false, partitions }
+            PartitionTable { scheme, damaged_copy: false, damaged_primary: false, partitions }
         };
         let number = |layout: &PartitionTable, role| layout.of_role(role).map(|found| found.entry.number);
         let gpt = layout(Scheme::Gpt, [Some("esp"), Some("data"), Some("state"), Some("data")]);

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use gpt::disk::LogicalBlockSize;
 
+use crate::disk::gpt_copies::{MIN_HEADER_BYTES, is_believed};
+
 /// The kernel reads 256 partitions of a disk at most; tools write 128 entries.
 const MAX_ENTRIES: u32 = 1024;
 
@@ -20,6 +22,8 @@ pub struct ParsedTable {
     pub logical_block_size: u32,
     /// GPT: one of the two copies is damaged; the other one was used.
     pub damaged_copy: bool,
+    /// GPT: it is the first copy that is damaged. The kernel then has no devices of the partitions.
+    pub damaged_primary: bool,
     /// Used entries by ascending number.
     pub partitions: Vec<TableEntry>,
 }
@@ -136,6 +140,7 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
             .open_from_device(ReadOnly { disk: &mut *disk, hidden: primary })
             .map_err(|_| TableError::Gpt(error))?,
     };
+    let damaged_primary = table.primary_header().is_err();
     let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| TableEntry {
         number: *number,
         name: Some(entry.name.clone()),
@@ -146,7 +151,8 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
     Ok(Some(ParsedTable {
         scheme: Scheme::Gpt,
         logical_block_size: bytes,
-        damaged_copy: table.primary_header().is_err() || table.backup_header().is_err(),
+        damaged_copy: damaged_primary || table.backup_header().is_err(),
+        damaged_primary,
         partitions: partitions.collect(),
     }))
 }
@@ -156,9 +162,10 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
 fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableError> {
     let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
     for offset in [u64::from(bytes), end.saturating_sub(bytes.into())] {
-        let mut header = [0; 92];
+        let mut header = [0; MIN_HEADER_BYTES];
         disk.seek(SeekFrom::Start(offset)).map_err(TableError::Read)?;
-        if disk.read_exact(&mut header).is_err() || !header.starts_with(b"EFI PART") {
+        // A damaged header, which the crate does not believe either, must not hide the copy that is whole.
+        if disk.read_exact(&mut header).is_err() || !is_believed(&header) {
             continue;
         }
         let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -194,6 +201,7 @@ fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<ParsedTable>, TableError>
         scheme: Scheme::Mbr,
         logical_block_size: bytes,
         damaged_copy: false,
+        damaged_primary: false,
         partitions: partitions.collect(),
     }))
 }
@@ -236,7 +244,8 @@ impl<D> io::Write for ReadOnly<'_, D> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ParsedTable, Scheme, TableError, read};
+    use super::{MIN_HEADER_BYTES, ParsedTable, Scheme, TableError, read};
+    use crate::disk::gpt_copies::checksum_of;
     use std::io::Cursor;
 
     // Tables made by other tools, and the kernel's own view of them, are in tests/block.rs.
@@ -339,6 +348,10 @@ mod tests {
         for (at, value) in [(80, u32::MAX), (84, 256u32), (84, 0)] {
             let mut disk = gpt_image(4, 512);
             disk[512 + at..512 + at + 4].copy_from_slice(&value.to_le_bytes());
+            let damaged = parse(&disk, 512).unwrap().unwrap();
+            assert!(damaged.damaged_primary, "without its checksum it is damage, and the backup counts");
+            let sum = checksum_of(&disk[512..512 + MIN_HEADER_BYTES]).unwrap();
+            disk[512 + 16..512 + 20].copy_from_slice(&sum.to_le_bytes());
             assert!(matches!(parse(&disk, 512), Err(TableError::Shape { .. })));
         }
     }

@@ -4,6 +4,7 @@
 //! Each step takes what only the step before can make: nothing is written without a [`WritePermit`], and only what was
 //! [`Verified`] is committed.
 
+mod boot_chain;
 mod commit;
 mod error;
 mod job;
@@ -14,6 +15,7 @@ mod release;
 mod renew;
 mod retention;
 mod rewrite;
+mod spare_slot;
 mod undo;
 
 use crate::boot::env::WritePermit;
@@ -29,7 +31,7 @@ use crate::release::manifest::Manifest;
 pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
 pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
-pub use partition::{RecoveryPartition, Renewal, SlotStorage};
+pub use partition::{BootChain, RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use rehearsal::rehearse;
 pub use release::{check_room, fetch_file, fetch_release};
@@ -206,6 +208,10 @@ fn commit(
     job.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
         let recorded = commit::record(verified, job.resources.state, release);
         let slots = renew::renew(job, &release.manifest, network_use);
+        if let Some(pointers) = slots {
+            spare_slot::mend(job, &release.manifest, pointers, network_use);
+        }
+        boot_chain::mend(job, &release.release(), network_use);
         let committed = recorded.finish(permit, job.policy.tries, slots)?;
         if let Some(error) = &committed.unrecorded {
             job.journal.warn(&format!("{version} starts, but cannot be recorded as installed: {error}"));

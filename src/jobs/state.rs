@@ -2,6 +2,7 @@
 
 pub mod device;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ const MAX_INDEX_BYTES: u64 = 64 * 1024 * 1024;
 const INSTALLED: &str = "installed";
 const MANIFEST: &str = "installed/manifest.json";
 const SIGNATURE: &str = "installed/manifest.json.minisig";
+/// Digests of the files of the recovery slots.
+const SLOTS: &str = "slots.json";
+/// Size of the largest list of them that is read, bytes.
+const MAX_SLOTS_BYTES: u64 = 64 * 1024;
 const INDEX: &str = "installed/system.idx";
 
 /// The mounted state partition.
@@ -65,6 +70,12 @@ impl IndexedRelease {
     #[must_use]
     pub fn id(&self) -> ReleaseId {
         ReleaseId::new(self.manifest.serial, self.signed.bytes())
+    }
+
+    /// The release without its index.
+    #[must_use]
+    pub fn release(&self) -> Release {
+        Release { signed: self.signed.clone(), manifest: self.manifest.clone() }
     }
 }
 
@@ -135,6 +146,35 @@ impl StatePartition {
     #[must_use]
     pub fn blackbox_path(&self) -> PathBuf {
         self.root.join("blackbox")
+    }
+
+    /// Reads the digests that the files of the recovery slots had; empty where there are none.
+    #[must_use]
+    pub(crate) fn slot_digests(&self) -> BTreeMap<String, Vec<Digest>> {
+        let text = files::read_below(&self.root, Path::new(SLOTS), MAX_SLOTS_BYTES).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Keeps the digests of the files of the recovery slots.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn keep_slot_digests(&self, digests: &BTreeMap<String, Vec<Digest>>) -> io::Result<()> {
+        replace(&self.root.join(SLOTS), &serde_json::to_vec(digests)?)
+    }
+
+    /// Notes that a slot is going to be written: what a cut leaves there is not taken for an older recovery.
+    pub(crate) fn forget_slot(&self, name: &str) {
+        let mut known = self.slot_digests();
+        if known.insert(name.to_owned(), Vec::new()) != Some(Vec::new()) {
+            let _ = self.keep_slot_digests(&known);
+        }
+    }
+
+    /// Directory of the robot's own copy of its boot code.
+    #[must_use]
+    pub fn boot_code_path(&self) -> PathBuf {
+        self.root.join("boot")
     }
 
     /// Opens the event log for appending.
@@ -246,7 +286,7 @@ impl StatePartition {
 }
 
 /// Makes a directory, unless it is there. Whatever else is there is put aside.
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(_) => drop(files::put_aside(path)?),
@@ -256,7 +296,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Replaces a file as a whole. A directory in its place is put aside, which a rename would not replace.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_added_extension("new");
     for path in [path, new.as_path()] {
         if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {

@@ -35,6 +35,8 @@ pub enum WorkPart {
     Undo,
     /// The renewal of the recovery.
     Renewal,
+    /// The mending of what firmware and GRUB read.
+    Mending,
     /// Reports of progress and of earlier attempts.
     Reports,
     /// The data partition, in the first step of the system's boot; memory takes its place.
@@ -52,6 +54,7 @@ impl fmt::Display for WorkPart {
             Self::Comparison => f.write_str("the comparison with the installed release"),
             Self::Undo => f.write_str("the undo"),
             Self::Renewal => f.write_str("the renewal of the recovery"),
+            Self::Mending => f.write_str("the mending of the boot chain"),
             Self::Reports => f.write_str("reports to a server"),
             Self::Data => f.write_str("the data partition"),
         }

@@ -136,6 +136,9 @@ pub struct Attempt {
     /// know. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<DrillRecord>,
+    /// Parts of the boot chain that were damaged and that the attempt mended. Unknown to agents of version 0.1.0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mended: Vec<String>,
     /// Ending of the attempt, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<AttemptOutcome>,
@@ -402,6 +405,8 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
         }
         if attempt.errors.len() > 1 {
             attempt.errors.remove(0);
+        } else if !attempt.mended.is_empty() {
+            attempt.mended.remove(0);
         } else if attempt.damaged_byte_ranges.pop().is_none() && attempt.phases.len() > 8 {
             attempt.phases.remove(0);
         } else if attempt.damaged_byte_ranges.is_empty() && attempt.phases.len() <= 8 {

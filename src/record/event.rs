@@ -122,6 +122,8 @@ pub enum Event<'a> {
         /// The reason for which it is taken back.
         why: &'a str,
     },
+    /// Damage of the boot chain was mended; the text says what of it.
+    Mended(&'a str),
     /// The first plan is made.
     Planned(Totals),
     /// The partition differs from the installed release in these byte ranges.
@@ -146,6 +148,7 @@ impl fmt::Display for Event<'_> {
             Self::UndoBegan { version, serial, undone: None, why } => {
                 write!(f, "undo: going back to {version} (serial {serial}), since {why}")
             }
+            Self::Mended(what) => write!(f, "mended: {what}"),
             Self::Planned(totals) => totals.fmt(f),
             Self::Damaged(ranges) => {
                 write!(f, "it differs from the installed release at {}", ranges_for_people(ranges))

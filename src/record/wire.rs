@@ -52,6 +52,7 @@ pub fn log_line(entry: &Entry<'_>) -> Option<String> {
             let undone = undone.map(|(version, serial)| json!({ "version": version, "serial": serial }));
             ("note", None, json!({ "version": version, "serial": serial, "undone": undone }))
         }
+        Event::Mended(what) => ("note", None, json!({ "mended": what })),
         Event::Planned(totals) => ("note", None, json!(totals)),
         Event::Damaged(ranges) => {
             let pairs: Vec<[u64; 2]> = ranges.iter().map(|range| [range.start, range.end]).collect();

@@ -24,6 +24,7 @@ pub fn files(paths: &Paths, grub: &GrubImages, recovery: &BuiltRecovery, out: &P
         (names::BOOT_IMAGE, &grub.boot),
         (names::CORE_GPT, &grub.core),
         (names::CORE_MBR, &grub.core_mbr),
+        (names::EFI, &grub.efi),
         (names::LOADER, &grub.loader),
     ];
     let built = built.into_iter().map(|(name, path)| (name.to_owned(), path.clone()));

@@ -36,6 +36,10 @@ pub const DRILL_UNIT: &str = include_str!("image/units/reflash-drill.service");
 pub const DRILL_TIMER: &str = include_str!("image/units/reflash-drill.timer");
 /// Preset that leaves [`DRILL_TIMER`] off.
 pub const DRILL_PRESET: &str = include_str!("image/units/50-reflash-drill.preset");
+/// Unit that mends what firmware and GRUB read.
+pub const MEND_UNIT: &str = include_str!("image/units/reflash-mend.service");
+/// Timer of that unit.
+pub const MEND_TIMER: &str = include_str!("image/units/reflash-mend.timer");
 /// Unit that makes the host keys of a secure shell server.
 pub const SSH_KEYS_UNIT: &str = include_str!("image/units/reflash-ssh-keys.service");
 /// Connection plugin with which Ansible runs a playbook in the tree of an image.

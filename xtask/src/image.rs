@@ -309,6 +309,8 @@ impl Build<'_> {
             embedded::WATCHDOG_SETTINGS,
             embedded::GOOD_UNIT,
             embedded::REPORT_UNIT,
+            embedded::MEND_UNIT,
+            embedded::MEND_TIMER,
             embedded::SSH_KEYS_UNIT,
         ] {
             key = key.with(own);

@@ -78,7 +78,13 @@ mod tests {
     fn table(partuuid: &str) -> ParsedTable {
         let entry =
             TableEntry { number: 1, name: None, partuuid: partuuid.to_owned(), first_lba: 2048, size_bytes: 1 << 20 };
-        ParsedTable { scheme: Scheme::Mbr, logical_block_size: 512, damaged_copy: false, partitions: vec![entry] }
+        ParsedTable {
+            scheme: Scheme::Mbr,
+            logical_block_size: 512,
+            damaged_copy: false,
+            damaged_primary: false,
+            partitions: vec![entry],
+        }
     }
 
     #[test]

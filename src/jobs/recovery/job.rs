@@ -5,7 +5,7 @@ use crate::boot::worth::Worth;
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
 use crate::jobs::floor::{Floor, ReleaseId};
-use crate::jobs::recovery::partition::Renewal;
+use crate::jobs::recovery::partition::{BootChain, Renewal};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
 use crate::release::manifest::TrustedKeys;
@@ -105,6 +105,8 @@ pub struct Resources<'a> {
     pub floor: Option<&'a Floor>,
     /// The recovery partition, on a machine whose recovery is to be renewed.
     pub renewal: Option<Renewal<'a>>,
+    /// The whole disk, on a machine whose boot chain is to be mended.
+    pub boot_chain: Option<BootChain<'a>>,
     /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
     pub learn_time: &'a dyn Fn(u64),
 }
@@ -112,7 +114,7 @@ pub struct Resources<'a> {
 impl<'a> Resources<'a> {
     /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
     pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
-        Self { keys, source, target, state: None, floor: None, renewal: None, learn_time: &|_| {} }
+        Self { keys, source, target, state: None, floor: None, renewal: None, boot_chain: None, learn_time: &|_| {} }
     }
 }
 

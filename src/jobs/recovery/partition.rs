@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot::slots::{FILES, Slot};
+use crate::disk::list::PartitionTable;
+use crate::disk::raw::RawDisk;
 use crate::fetch::Source;
 use crate::jobs::floor;
 use crate::sys::files;
@@ -55,6 +57,17 @@ pub struct Renewal<'a> {
     pub source: &'a dyn Source,
     /// The slot that GRUB says it started this agent from.
     pub booted: Option<Slot>,
+}
+
+/// The disk of a robot, as far as firmware and GRUB read it.
+#[derive(Clone, Copy)]
+pub struct BootChain<'a> {
+    /// The whole disk.
+    pub disk: &'a dyn RawDisk,
+    /// Partitions of the disk.
+    pub table: &'a PartitionTable,
+    /// Does the work it is given, knowing at what the process may die.
+    pub within: &'a dyn Fn(&mut dyn FnMut()),
 }
 
 /// The recovery partition of this machine.

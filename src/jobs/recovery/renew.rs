@@ -10,6 +10,7 @@ use crate::chain::chain;
 use crate::fetch::{FetchError, SinkError, Source};
 use crate::jobs::recovery::job::RecoveryJob;
 use crate::jobs::recovery::partition::{Renewal, SlotStorage};
+use crate::jobs::state::StatePartition;
 use crate::record::journal::Journal;
 use crate::record::progress::bytes;
 use crate::release::digest::Digest;
@@ -64,10 +65,11 @@ pub(super) enum NetworkUse {
 pub(super) fn renew(job: &RecoveryJob<'_>, manifest: &Manifest, network_use: NetworkUse) -> Option<SlotState> {
     let (renewal, state) = (job.resources.renewal?, job.resources.state?);
     let slots = state.boot_env().slots().ok()?;
-    let ready = try_renew(renewal, manifest, slots.active, network_use, job.journal).unwrap_or_else(|error| {
-        job.journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
-        None
-    })?;
+    let ready =
+        try_renew(renewal, state, manifest, slots.active, network_use, job.journal).unwrap_or_else(|error| {
+            job.journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
+            None
+        })?;
     let (ReadySlot::Found(slot) | ReadySlot::Written(slot)) = ready;
     let pointers = slots.leading_to(ready, renewal.booted);
     match pointers.trial {
@@ -84,6 +86,7 @@ pub(super) fn renew(job: &RecoveryJob<'_>, manifest: &Manifest, network_use: Net
 /// Makes sure that a slot holds the recovery of the release, read back; returns that slot, if there is one.
 fn try_renew(
     renewal: Renewal<'_>,
+    state: &StatePartition,
     manifest: &Manifest,
     named: Option<Slot>,
     network_use: NetworkUse,
@@ -95,7 +98,8 @@ fn try_renew(
         SlotPlan::Write(slot) if network_use == NetworkUse::Allowed => {
             let size_bytes = carried.files().map(|(_, object)| object.size_bytes).fold(0, u64::saturating_add);
             journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
-            write(renewal, slot, &carried, journal)?;
+            state.forget_slot(slot.name());
+            write_files(renewal, slot, &carried, journal)?;
             // The file system was unmounted and mounted again meanwhile, so this reads what is on the disk.
             if !holds(renewal.medium, slot, &carried) {
                 return Err(RenewError::ReadBack { slot });
@@ -107,25 +111,33 @@ fn try_renew(
 }
 
 /// Whether a slot holds exactly these files. A slot that cannot be read does not.
-fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFiles) -> bool {
+pub(super) fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFiles) -> bool {
     carried.files().all(|(file, object)| {
-        let digest = || {
-            // One byte more than there should be is enough to know.
-            let mut reader = medium.open(slot, file)?.take(object.size_bytes.saturating_add(1));
-            let mut hasher = blake3::Hasher::new();
-            let mut buffer = vec![0; READ_BYTES];
-            loop {
-                match reader.read(&mut buffer)? {
-                    0 => return Ok::<_, io::Error>(Digest(*hasher.finalize().as_bytes())),
-                    len => hasher.update(&buffer[..len]),
-                };
-            }
-        };
-        digest().is_ok_and(|found| found == object.blake3)
+        // One byte more than there should be is enough to know.
+        let found = digest_of(medium, slot, file, object.size_bytes.saturating_add(1));
+        found.is_ok_and(|found| found == object.blake3)
     })
 }
 
-fn write(renewal: Renewal<'_>, slot: Slot, carried: &RecoveryFiles, journal: &Journal) -> Result<(), RenewError> {
+/// Digest of at most so many bytes of a file.
+pub(super) fn digest_of(medium: &dyn SlotStorage, slot: Slot, file: &str, limit_bytes: u64) -> io::Result<Digest> {
+    let mut reader = medium.open(slot, file)?.take(limit_bytes);
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(Digest(*hasher.finalize().as_bytes())),
+            len => hasher.update(&buffer[..len]),
+        };
+    }
+}
+
+pub(super) fn write_files(
+    renewal: Renewal<'_>,
+    slot: Slot,
+    carried: &RecoveryFiles,
+    journal: &Journal,
+) -> Result<(), RenewError> {
     let Renewal { medium, source, .. } = renewal;
     let failed = |doing| move |source| RenewError::SlotStorage { doing, slot, source };
     let written = medium.clear(slot).map_err(failed("empty")).and_then(|()| {

@@ -8,6 +8,7 @@ use super::drivers::look_again;
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::settle::{POLL, Settling};
+use crate::disk::identity::Agreement;
 use crate::disk::roles::{MBR_ROLES, Role};
 use crate::disk::{DiskSearch, Looked, Looks, Scheme, Transport};
 use crate::machine::config::Layer;
@@ -73,13 +74,22 @@ impl BootMedium {
 ///
 /// Waits until there is one, and until no other has joined it for some time: of several it is not clear which is meant.
 /// Disks with the same PARTUUID are copies of one, which the search for it tells apart.
-pub(super) fn robot_partuuid(search: DiskSearch, limit: Duration, journal: &Journal) -> Result<String, SetupError> {
+///
+/// Where GRUB `started_from` one of them without a medium, and could not say from which, it is the one whose first copy
+/// of the table is damaged, or else the one that the robot remembers.
+pub(super) fn robot_partuuid(
+    search: DiskSearch,
+    started_from: StartedFrom,
+    limit: Duration,
+    journal: &Journal,
+) -> Result<String, SetupError> {
     let started = Instant::now();
     let mut say_at = SETTLED;
     let mut settling = Settling::new();
     let mut looks = Looks::default();
     loop {
         let (mut own, mut removable, mut seen) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        let (mut damaged, mut remembered) = (BTreeSet::new(), BTreeSet::new());
         let disks = looks
             .at_all(search, LOOK)
             .map_err(|source| SetupError::Read { path: "/sys/class/block".to_owned(), source })?;
@@ -87,12 +97,21 @@ pub(super) fn robot_partuuid(search: DiskSearch, limit: Duration, journal: &Jour
             let partuuid = looked.as_ref().and_then(recovery_partuuid);
             seen.push(if partuuid.is_some() { format!("{disk}: a robot's") } else { disk.to_string() });
             // USB drives with a robot's disk on them exist: they are copies, unless there is nothing else.
+            if let (Some(partuuid), Some(looked)) = (&partuuid, &looked) {
+                damaged.extend(has_damaged_table(looked).then(|| partuuid.clone()));
+                let agreement = looked.record.identity.map(|identity| disk.identity().agreement(&identity));
+                remembered.extend((agreement == Some(Agreement::Same)).then(|| partuuid.clone()));
+            }
             let is_copy = disk.transport == Transport::Usb && disk.removable;
             if is_copy { &mut removable } else { &mut own }.extend(partuuid);
         }
         settling.update(seen.clone());
         let waited = started.elapsed();
         let found = if own.is_empty() && waited >= SETTLED { removable } else { own };
+        let found = match started_from {
+            StartedFrom::Medium => found,
+            StartedFrom::Disk => narrowed(found, [damaged, remembered]),
+        };
         match (found.len(), found.into_iter().next()) {
             (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
             (0, _) if waited >= limit => return Err(SetupError::Robot { found: 0, disks: seen }),
@@ -111,6 +130,26 @@ pub(super) fn robot_partuuid(search: DiskSearch, limit: Duration, journal: &Jour
     }
 }
 
+/// What GRUB started from, where it does not name a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StartedFrom {
+    /// A boot medium, for a robot whose disk need not start.
+    Medium,
+    /// The disk of the robot.
+    Disk,
+}
+
+/// The one of several that a trait distinguishes; all of them where none does.
+fn narrowed(found: BTreeSet<String>, traits: [BTreeSet<String>; 2]) -> BTreeSet<String> {
+    let narrow =
+        |distinguished: &BTreeSet<String>| -> BTreeSet<String> { found.intersection(distinguished).cloned().collect() };
+    traits.iter().map(narrow).find(|left| left.len() == 1).unwrap_or(found)
+}
+
+fn has_damaged_table(looked: &Looked) -> bool {
+    matches!(&looked.layout, Ok(Some(table)) if table.damaged_primary)
+}
+
 /// PARTUUID of the recovery partition of a disk that has all partitions of a robot.
 fn recovery_partuuid(looked: &Looked) -> Option<String> {
     let layout = looked.layout.as_ref().ok()?.as_ref()?;
@@ -118,4 +157,26 @@ fn recovery_partuuid(looked: &Looked) -> Option<String> {
     // An MBR has no names, and four primaries alone are not a robot's. One of the file systems may be damaged.
     let ours = whole && (layout.scheme == Scheme::Gpt || looked.labels.len() >= 2);
     layout.of_role(Role::Recovery).filter(|_| ours).map(|recovery| recovery.entry.partuuid.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::narrowed;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn of_several_robots_disks_the_one_that_stands_out_is_meant() {
+        let set = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
+        for (found, damaged, remembered, expected) in [
+            ("a b", "a", "a b", "a"),
+            ("a b", "", "b", "b"),
+            ("a b", "a b", "b", "b"),
+            ("a b", "a b", "a b", "a b"),
+            ("a b", "c", "", "a b"),
+            ("a", "", "", "a"),
+            ("", "c", "c", ""),
+        ] {
+            assert_eq!(narrowed(set(found), [set(damaged), set(remembered)]), set(expected), "{found}");
+        }
+    }
 }

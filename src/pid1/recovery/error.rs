@@ -10,6 +10,7 @@ use crate::disk::roles::Role;
 use crate::fetch::FetchError;
 use crate::jobs::factory_reset::ResetError;
 use crate::jobs::keys::KeysError;
+use crate::jobs::mend::MendError;
 use crate::jobs::provision::{ChooseError, InstallError};
 use crate::jobs::recovery::RecoveryError;
 use crate::machine::config::ConfigError;
@@ -57,8 +58,8 @@ pub(super) enum SetupError {
     Reset(#[from] ResetError),
     #[error("the list of names on the boot medium cannot be used")]
     Asset(#[from] HostnameError),
-    #[error("GRUB did not say which recovery partition it started from (reflash.recovery= is missing)")]
-    NoRecoveryPartition,
+    #[error(transparent)]
+    Mend(MendError),
     #[error("the configuration cannot be used")]
     Config(#[from] ConfigError),
     #[error("cannot read {path}")]

@@ -3,16 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::boot_medium::{self, BootMedium};
+use super::boot_medium::{self, BootMedium, StartedFrom};
 use super::drivers::look_again;
 use super::error::SetupError;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
+use crate::disk::gpt_copies::DamagedPart;
+use crate::disk::list::PartitionTable;
+use crate::disk::raw::WholeDisk;
 use crate::disk::roles::Role;
-use crate::disk::{DiskSearch, ReadRecord, Waiting, Which, wait_for_disk_by_partuuid};
+use crate::disk::{DiskSearch, FoundDisk, ReadRecord, Waiting, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::FloorPlaces;
+use crate::jobs::mend;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::jobs::state::device::StateDevice;
@@ -50,6 +54,11 @@ pub(super) struct RobotDisk {
     pub description: String,
     /// Kernel name of the disk.
     pub name: String,
+    /// The whole disk, if it can be opened, and its partitions: what firmware and GRUB read.
+    pub whole: Option<WholeDisk>,
+    pub layout: PartitionTable,
+    /// Damage of the partition table that was mended.
+    pub mended: Vec<String>,
 }
 
 impl RobotDisk {
@@ -62,8 +71,14 @@ impl RobotDisk {
     ) -> Result<Self, SetupError> {
         let partuuid = match (&args.recovery_partuuid, medium) {
             (Some(partuuid), _) => partuuid.clone(),
-            (None, Some(_)) => boot_medium::robot_partuuid(disk_search(handover), DISK_WAIT, journal)?,
-            (None, None) => return Err(SetupError::NoRecoveryPartition),
+            (None, medium) => {
+                if medium.is_none() {
+                    // GRUB's first script cannot name a partition where the table is damaged.
+                    journal.warn("GRUB did not say which disk it started from: looking for the disk of a robot");
+                }
+                let started_from = if medium.is_some() { StartedFrom::Medium } else { StartedFrom::Disk };
+                boot_medium::robot_partuuid(disk_search(handover), started_from, DISK_WAIT, journal)?
+            }
         };
         let waiting = |waiting: &Waiting<'_>| {
             // A wait on purpose, which a reset would only repeat.
@@ -81,6 +96,7 @@ impl RobotDisk {
         for other in &found.passed_over {
             journal.warn(&format!("not the disk of this robot: {other}"));
         }
+        let (found, mended) = mend_table(found, handover, journal)?;
         let description = found.disk.to_string();
         let partition = |role: Role| {
             let node = found.layout.device_of(role).map(Path::to_owned);
@@ -118,9 +134,43 @@ impl RobotDisk {
             target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&description),
             data: partition(Role::Data)?,
             description,
+            whole: WholeDisk::open(&found.disk.path)
+                .inspect_err(|error| journal.warn(&format!("the boot chain cannot be mended: {}", chain(error))))
+                .ok(),
+            layout: found.layout,
             name: found.disk.name,
+            mended,
         })
     }
+}
+
+/// Mends the table of the robot's disk, of which nothing is mounted yet, and has the kernel read it again. Returns the
+/// disk as it is then, and what was mended. What fails is a warning: the other copy may be enough.
+fn mend_table(
+    found: FoundDisk,
+    handover: &Handover,
+    journal: &Journal,
+) -> Result<(FoundDisk, Vec<String>), SetupError> {
+    if handover.leaves_out(&WorkPart::Mending) {
+        return Ok((found, Vec::new()));
+    }
+    let work = || -> Result<Vec<DamagedPart>, SetupError> {
+        let disk = WholeDisk::open(&found.disk.path)?;
+        let mended = mend::table::mend(&disk).map_err(SetupError::Mend)?;
+        if !mended.is_empty() || found.layout.partitions.iter().any(|partition| partition.node.is_none()) {
+            disk.reread_partitions()?;
+        }
+        Ok(mended)
+    };
+    let mended = worker::within(&WorkPart::Mending, work).unwrap_or_else(|error| {
+        journal.warn(&format!("the partition table stays as it is: {}", chain(&error)));
+        Vec::new()
+    });
+    let mended: Vec<_> = mended.into_iter().map(|part| format!("the {} of {}", part.name(), found.disk)).collect();
+    mended.iter().for_each(|what| journal.note(&format!("mended {what}")));
+    // The devices are there as soon as the kernel has read the table.
+    let layout = found.disk.layout().ok().flatten().unwrap_or_else(|| found.layout.clone());
+    Ok((FoundDisk { layout, ..found }, mended))
 }
 
 /// How the disk is searched for, without what earlier workers died of.

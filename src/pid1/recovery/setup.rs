@@ -21,7 +21,7 @@ use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
 use crate::jobs::floor::{Floor, FloorChange};
 use crate::jobs::keys::{MachineKeys, read_keys};
-use crate::jobs::recovery::{self, Identity, Policy, RecoveryJob, Renewal, Resources};
+use crate::jobs::recovery::{self, BootChain, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
@@ -94,6 +94,7 @@ impl Setup {
             let recorder = worker::within(&WorkPart::State, || {
                 open_records(&disk.state, &given, reason, handover.died.is_some(), journal)
             });
+            disk.mended.iter().for_each(|what| journal.record(Event::Mended(what)));
             report_deaths(handover, journal);
             Ok::<_, SetupError>((coldplug, medium, disk, recorder))
         })?;
@@ -158,6 +159,11 @@ impl Setup {
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.
     pub(super) fn job<'a>(&'a self, mirrors: &'a Mirrors, for_renewal: &'a dyn Source) -> RecoveryJob<'a> {
         let booted = Slot::parse(self.args.slot.as_deref());
+        let boot_chain = self.disk.whole.as_ref().map(|disk| BootChain {
+            disk,
+            table: &self.disk.layout,
+            within: &|work| worker::within(&WorkPart::Mending, work),
+        });
         let renewal = Renewal { medium: &self.disk.recovery, source: for_renewal, booted };
         RecoveryJob {
             identity: self.identity.clone(),
@@ -174,6 +180,7 @@ impl Setup {
             resources: Resources {
                 state: Some(&self.disk.state),
                 floor: Some(&self.floor),
+                boot_chain: boot_chain.filter(|_| !self.handover.leaves_out(&WorkPart::Mending)),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &*self.learn_time,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)

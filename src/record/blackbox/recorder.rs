@@ -17,6 +17,8 @@ const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 const MAX_ERRORS: usize = 6;
 /// Damaged ranges that are kept of one attempt, the first ones.
 const MAX_RANGES: usize = 16;
+/// Repairs of the boot chain that are kept of one attempt, the last ones.
+const MAX_MENDED: usize = 8;
 /// Bytes that are kept of one error: the chain of a fetch from several mirrors can be long.
 const MAX_ERROR_BYTES: usize = 500;
 
@@ -189,6 +191,11 @@ impl Attempt {
                 // Refused again, before a manifest came: it is still the same release.
                 let (version, serial) = (version.or(before.version), serial.or(before.serial));
                 self.refused = Some(RefusedRelease { version, serial, why });
+                return Flush::Now;
+            }
+            Event::Mended(what) => {
+                self.mended.push(cut(what, MAX_ERROR_BYTES).to_owned());
+                keep_last(&mut self.mended, MAX_MENDED);
                 return Flush::Now;
             }
             // Later plans only write again what read back wrong.

@@ -220,6 +220,14 @@ impl Device {
         }
     }
 
+    /// Makes the kernel read the partition table again.
+    ///
+    /// # Errors
+    /// [`BlockError::Device`]: busy while a partition is in use, and on files.
+    pub fn reread_partitions(&self) -> Result<(), BlockError> {
+        ioctl::reread_partitions(&self.file).map_err(|source| self.failed("read the partition table again on", source))
+    }
+
     /// Marks a range as unused (discards it). What it reads as afterwards is undefined.
     ///
     /// # Errors

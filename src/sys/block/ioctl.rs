@@ -10,6 +10,7 @@ use nix::libc::c_int;
 // The request numbers differ in type between C libraries (unsigned long in glibc, int in musl); nix's macros hide it.
 mod raw {
     use nix::{ioctl_none, ioctl_read, ioctl_read_bad, ioctl_write_ptr_bad, request_code_none};
+    ioctl_none!(blkrrpart, 0x12, 95);
     ioctl_none!(blkflsbuf, 0x12, 97);
     // These predate the convention that the number carries direction and size, hence "bad".
     ioctl_read_bad!(blksszget, request_code_none!(0x12, 104), super::c_int);
@@ -50,6 +51,13 @@ pub(super) fn size_bytes(device: &File) -> io::Result<u64> {
 pub(super) fn drop_cache(device: &File) -> io::Result<()> {
     // SAFETY: takes no argument, so the kernel touches none of our memory.
     unsafe { raw::blkflsbuf(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `BLKRRPART`: reads the partition table again.
+pub(super) fn reread_partitions(device: &File) -> io::Result<()> {
+    // SAFETY: takes no argument, so the kernel touches none of our memory.
+    unsafe { raw::blkrrpart(device.as_raw_fd()) }?;
     Ok(())
 }
 

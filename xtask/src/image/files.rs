@@ -86,8 +86,8 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
     lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
 }
 
-/// The agent's binary with its manual page and completion, the unit that calls `reflash good`, names in os-release, and
-/// keys for a secure shell server.
+/// The agent's binary with its manual page and completion, the units that call `reflash good` and `reflash mend`, names
+/// in os-release, and keys for a secure shell server.
 ///
 /// # Errors
 /// Fails with the path.
@@ -102,6 +102,9 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
     put(tree, watchdog, embedded::WATCHDOG_SETTINGS.as_bytes(), 0o644)?;
     unit(tree, "reflash-good.service", embedded::GOOD_UNIT, "multi-user.target")?;
+    unit(tree, "reflash-mend.timer", embedded::MEND_TIMER, "timers.target")?;
+    let mend = Path::new("/usr/lib/systemd/system/reflash-mend.service");
+    put(tree, mend, embedded::MEND_UNIT.as_bytes(), 0o644)?;
     unit(tree, "reflash-report.service", embedded::REPORT_UNIT, "multi-user.target")?;
     // Off until the machine's owner enables the timer.
     for (path, text) in [

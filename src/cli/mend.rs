@@ -1,0 +1,115 @@
+//! `reflash mend`: mends what firmware and GRUB read of this machine's disk, while the machine still runs.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+
+use super::answer::{Exit, Failure, complain, failure, print};
+use super::mounted::{MountedState, own_partuuid};
+use super::options::Options;
+use crate::chain::chain;
+use crate::disk::list::PartitionTable;
+use crate::disk::raw::WholeDisk;
+use crate::disk::{Disk, Which, disks};
+use crate::jobs::mend::{self, pieces::BootPieces};
+use crate::jobs::state::StatePartition;
+use crate::record::blackbox::{Attempt, BlackBox};
+use crate::record::event::Event;
+use crate::record::journal::Journal;
+use crate::sys::block::in_use;
+use crate::sys::thread::lock;
+
+pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let first = mend_first_sector();
+    let mounted = MountedState::open(options)?;
+    let Some((disk, table)) = &mounted.boot_disk else {
+        return failure("which disk this machine starts from is not known here; leave --state out");
+    };
+    let outcome = mend(disk, table, &mounted)?;
+    let mended: Vec<_> = first.into_iter().chain(outcome.mended).collect();
+    print(options, &json!({ "mended": mended, "whole": outcome.whole }), || {
+        match (mended.as_slice(), outcome.whole) {
+            ([], true) => "everything that firmware and GRUB read is whole".to_owned(),
+            (mended, true) => format!("mended: {}", mended.join(", ")),
+            (_, false) => "not everything that firmware and GRUB read is whole; the reasons are above".to_owned(),
+        }
+    })?;
+    Ok(if outcome.whole { Exit::Done } else { Exit::No })
+}
+
+/// Mends after a good boot. Whatever goes wrong is for the log: the boot stays good.
+pub(super) fn after_good_boot(mounted: &MountedState) {
+    let Some((disk, table)) = &mounted.boot_disk else { return };
+    if let Err(failure) = mend(disk, table, mounted) {
+        complain(&format!("the boot chain is not looked at: {}", failure.text));
+    }
+}
+
+/// Result of a look at the boot chain.
+struct Outcome {
+    mended: Vec<String>,
+    whole: bool,
+}
+
+fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<Outcome, Failure> {
+    let state = &mounted.state;
+    let journal = Journal::on_stderr();
+    match state.open_events() {
+        Ok(events) => journal.open_events(Box::new(events)),
+        Err(error) => complain(&format!("no event log: {error}")),
+    }
+    let mended = Arc::new(Mutex::new(Vec::new()));
+    let subscriber = Arc::clone(&mended);
+    journal.subscribe(Box::new(move |entry| {
+        if let Event::Mended(what) = entry.event {
+            lock(&subscriber).push(what.to_owned());
+        }
+    }));
+    let mut whole = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
+    if let Some(device) = &mounted.damaged_recovery {
+        match mend::recovery_partition::mend(device) {
+            Ok(()) => journal.report(Event::Mended("file system of the recovery partition")),
+            Err(error) => {
+                whole = false;
+                journal.warn(&chain(&error));
+            }
+        }
+    }
+    let mended = std::mem::take(&mut *lock(&mended));
+    record(state, &mended);
+    Ok(Outcome { mended, whole })
+}
+
+/// Adds to the last attempt of the black box, which status and reports show.
+fn record(state: &StatePartition, mended: &[String]) {
+    if mended.is_empty() {
+        return;
+    }
+    let Ok(mut open) = BlackBox::open(&state.blackbox_path()) else { return };
+    let Some(last) = open.attempts().last().cloned() else { return };
+    let known = last.mended.into_iter().chain(mended.iter().cloned()).collect();
+    if let Err(error) = open.record(&Attempt { mended: known, ..last }) {
+        complain(&format!("no black box: {error}"));
+    }
+}
+
+/// Mends a first sector that is lost. Without it no table is found on the disk, but the kernel still has the partitions
+/// that it read from it, and the disk is the one whose partitions are mounted.
+pub(super) fn mend_first_sector() -> Vec<String> {
+    let Some(partuuid) = own_partuuid() else { return Vec::new() };
+    let found = disks(Which::Physical).unwrap_or_default();
+    if found.iter().any(|disk| matches!(disk.layout(), Ok(Some(table)) if table.partuuid(&partuuid).is_some())) {
+        return Vec::new();
+    }
+    let is_used = |disk: &&Disk| in_use(&disk.path).is_ok_and(|usage| usage.is_some());
+    let without_table = |disk: &&Disk| matches!(disk.layout(), Ok(None) | Err(_));
+    let mut mended = Vec::new();
+    for disk in found.iter().filter(is_used).filter(without_table) {
+        match mend::table::mend_first_sector(disk, &partuuid) {
+            Ok(parts) => mended.extend(parts.into_iter().map(|part| part.name().to_owned())),
+            Err(error) => complain(&chain(&error)),
+        }
+    }
+    mended
+}

@@ -1,0 +1,60 @@
+//! Mends the partition table of a disk.
+
+use super::error::{MendError, write_proven};
+use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, examine};
+use crate::disk::raw::{RawDisk, WholeDisk};
+use crate::disk::{Disk, lost_mbr};
+
+/// Makes the copies of a robot's GPT and its protective MBR whole, and returns what was mended. A table that is not a
+/// robot's is left alone.
+///
+/// # Errors
+/// [`MendError`]; what was mended before stays so.
+pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
+    let repairs = match state(disk) {
+        GptState::Absent | GptState::Foreign | GptState::Whole => return Ok(Vec::new()),
+        GptState::Lost => return Err(MendError::TableLost),
+        GptState::Damaged(repairs) => repairs,
+    };
+    let mut mended = Vec::new();
+    for repair in repairs {
+        for (offset, content) in &repair.writes {
+            write_proven(disk, repair.part.name(), *offset, content)?;
+        }
+        mended.push(repair.part);
+    }
+    Ok(mended)
+}
+
+/// Mends the first sector of a disk whose partitions are in use, if it is lost. The disk of this machine has a
+/// partition with this PARTUUID.
+///
+/// # Errors
+/// [`MendError`].
+pub fn mend_first_sector(disk: &Disk, partuuid: &str) -> Result<Vec<DamagedPart>, MendError> {
+    let whole = WholeDisk::open(&disk.path)?;
+    let Some(mbr) = lost_mbr::remake(partuuid, &disk.kernel_partitions(), disk.logical_block_size) else {
+        return mend(&whole);
+    };
+    let mut block = vec![0; disk.logical_block_size as usize];
+    let is_lost = whole.read_at(0, &mut block).is_err() || block[..512].iter().all(|byte| *byte == block[0]);
+    if !is_lost {
+        return Ok(Vec::new());
+    }
+    block.fill(0);
+    block[..mbr.len()].copy_from_slice(&mbr);
+    write_proven(&whole, DamagedPart::Mbr.name(), 0, &block)?;
+    Ok(vec![DamagedPart::Mbr])
+}
+
+/// The state of the disk's GPT. A block that cannot be read counts as damaged.
+#[must_use]
+pub fn state(disk: &dyn RawDisk) -> GptState {
+    let bytes = disk.block_bytes();
+    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
+    examine(blocks, &mut |lba, count| {
+        let length = usize::try_from(count.checked_mul(bytes.into())?).ok()?;
+        let mut content = vec![0; length];
+        disk.read_at(lba.checked_mul(bytes.into())?, &mut content).ok().map(|()| content)
+    })
+}

@@ -135,6 +135,9 @@ _reflash() {
         mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
     request)
         case $previous in
+        --serial)
+            true
+            return ;;
         --state)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
@@ -145,8 +148,7 @@ _reflash() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
         esac
-        mapfile -t COMPREPLY < <(compgen -W "reflash newer factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
-        mapfile -t COMPREPLY < <(compgen -W "reflash factory-reset --json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "reflash newer undo factory-reset --serial --json --verbose --state --config --keys -v --help" -- "$word") ;;
     drill)
         case $previous in
         --target)

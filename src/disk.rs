@@ -5,13 +5,15 @@ pub mod filesystem;
 pub mod find;
 pub mod find_medium;
 pub mod gpt_copies;
+pub mod gpt_growth;
 pub mod identity;
 pub mod list;
 pub mod look;
-pub mod reserve;
 pub mod lost_mbr;
 pub mod raw;
+pub mod reserve;
 pub mod roles;
+mod smaller;
 pub mod table;
 
 pub use find::{FindError, FoundDisk, Waiting, find_disk_by_partuuid, wait_for_disk_by_partuuid};

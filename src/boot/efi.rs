@@ -63,13 +63,30 @@ pub fn first_in(order: &[u8], entry: u16) -> Vec<u8> {
     entry.to_le_bytes().into_iter().chain(others.copied()).collect()
 }
 
+/// Returns why firmware with this content of `SecureBoot` and `SetupMode` may not start the disk, now or one day. Our
+/// boot code is signed by no key that a firmware has.
+#[must_use]
+pub fn secure_boot_warning(secure_boot: Option<&[u8]>, setup_mode: Option<&[u8]>) -> Option<&'static str> {
+    let is = |variable: Option<&[u8]>, value: u8| variable.is_some_and(|content| content.first() == Some(&value));
+    if is(secure_boot, 1) {
+        Some("Secure Boot is on: the firmware will not start this disk until it is switched off")
+    } else if is(setup_mode, 0) {
+        Some(
+            "the firmware has keys for Secure Boot: with its settings lost, as by an empty battery, it may switch it on \
+             and no longer start this disk; clear the keys (Setup Mode)",
+        )
+    } else {
+        None
+    }
+}
+
 fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{EfiBootPartition, first_in, is_ours, load_option};
+    use super::{EfiBootPartition, first_in, is_ours, load_option, secure_boot_warning};
 
     #[test]
     fn an_entry_is_laid_out_as_efibootmgr_does() {
@@ -92,6 +109,22 @@ mod tests {
             assert_eq!(load_option(&EfiBootPartition { partuuid: wrong.to_owned(), ..esp.clone() }), None, "{wrong}");
         }
         assert!(!is_ours(b"") && !is_ours(&[0; 40]));
+    }
+
+    /// <https://github.com/canonical/ubuntu-core-desktop/issues/91>: "Access Denied" of a firmware that fell back.
+    #[test]
+    fn secure_boot_is_warned_of_while_it_is_on_and_while_it_may_come_back() {
+        for (secure_boot, setup_mode, expected) in [
+            (Some(&[1][..]), Some(&[0][..]), Some("Secure Boot is on")),
+            (Some(&[0]), Some(&[0]), Some("may switch it on")),
+            (Some(&[0]), Some(&[1]), None),
+            (None, None, None),
+            (Some(&[]), Some(&[]), None),
+        ] {
+            let warning = secure_boot_warning(secure_boot, setup_mode);
+            assert_eq!(warning.is_some(), expected.is_some(), "{secure_boot:?} {setup_mode:?}");
+            assert!(warning.zip(expected).is_none_or(|(warning, expected)| warning.contains(expected)));
+        }
     }
 
     #[test]

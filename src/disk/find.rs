@@ -8,6 +8,7 @@ use crate::chain::chain;
 use crate::disk::identity::Agreement;
 use crate::disk::list::{Disk, PartitionTable};
 use crate::disk::look::{DiskSearch, Looked, Looks};
+use crate::disk::smaller;
 
 /// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
@@ -157,6 +158,19 @@ pub enum FindError {
         /// Every disk that has the partition.
         disks: Vec<String>,
     },
+    /// The table was made for a larger disk, so that the kernel takes none of its partitions, or not all.
+    #[error(
+        "the partition table of {disk} is for a disk of at least {needed_bytes} bytes, and this one has {size_bytes}: \
+         it is the image of a larger disk; write that to a disk that is as large, or provision this one"
+    )]
+    Smaller {
+        /// The disk, with its model.
+        disk: String,
+        /// Size of the disk, bytes.
+        size_bytes: u64,
+        /// Size that the table needs, bytes.
+        needed_bytes: u64,
+    },
     /// Disks cannot be listed.
     #[error("cannot list the disks of this machine")]
     List(#[source] io::Error),
@@ -190,7 +204,20 @@ pub fn find_disk_by_partuuid(partuuid: &str, search: DiskSearch) -> Result<Found
         }
         result => result,
     }
-    .map(|(found, _)| found)
+    .and_then(|(found, _)| found.if_large_enough())
+}
+
+impl FoundDisk {
+    /// This disk, unless it is smaller than its table.
+    fn if_large_enough(self) -> Result<Self, FindError> {
+        match smaller::needed_bytes(&self.disk, &self.layout) {
+            None => Ok(self),
+            Some(needed_bytes) => {
+                let (disk, size_bytes) = (self.disk.to_string(), self.disk.size_bytes);
+                Err(FindError::Smaller { disk, size_bytes, needed_bytes })
+            }
+        }
+    }
 }
 
 fn look(
@@ -296,7 +323,7 @@ pub fn wait_for_disk_by_partuuid(
             continue;
         }
         if is_over || waited >= limit {
-            return result.map(|(found, _)| found);
+            return result.and_then(|(found, _)| found.if_large_enough());
         }
         let is_news = waited >= say_at;
         if is_news {

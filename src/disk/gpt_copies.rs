@@ -14,19 +14,19 @@ use crc::{CRC_32_ISO_HDLC, Crc};
 use crate::release::layout::Role;
 
 /// Checksum of headers and entries.
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+pub(super) const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 /// Bytes of one entry; other sizes are allowed and made by no tool.
-const ENTRY_BYTES: usize = 128;
+pub(super) const ENTRY_BYTES: usize = 128;
 /// The most entries of a table that is mended; tools write 128.
 const MAX_ENTRIES: u32 = 1024;
 /// Smallest header, bytes.
 pub(super) const MIN_HEADER_BYTES: usize = 92;
 /// First block of the primary header.
-const PRIMARY_LBA: u64 = 1;
+pub(super) const PRIMARY_LBA: u64 = 1;
 /// Partitions that each disk of a robot has once.
 const OURS: [Role; 4] = [Role::State, Role::Recovery, Role::System, Role::Data];
 /// Place of the four entries of an MBR, within the first sector.
-const MBR_ENTRIES: Range<usize> = 446..510;
+pub(super) const MBR_ENTRIES: Range<usize> = 446..510;
 /// Last bytes of an MBR.
 const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
 /// Type of the one partition that protects a GPT.
@@ -96,9 +96,9 @@ pub enum GptState {
 
 /// One whole copy of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct TableCopy {
-    header: Vec<u8>,
-    entries: Vec<u8>,
+pub(super) struct TableCopy {
+    pub(super) header: Vec<u8>,
+    pub(super) entries: Vec<u8>,
 }
 
 /// Finds out what of the GPT is damaged and how it is mended. A table without the partitions of a robot is left alone.
@@ -165,7 +165,7 @@ fn backup_candidates(
 
 impl TableCopy {
     /// The copy whose header is at `lba`, if header and entries are whole.
-    fn read(disk: DiskBlocks, lba: u64, read: &mut ReadBlocks<'_>) -> Option<Self> {
+    pub(super) fn read(disk: DiskBlocks, lba: u64, read: &mut ReadBlocks<'_>) -> Option<Self> {
         let header = read(lba, 1).filter(|header| is_header(header, lba))?;
         let mut copy = Self { header, entries: Vec::new() };
         let (place, count) = copy.entry_blocks(disk)?;
@@ -177,7 +177,7 @@ impl TableCopy {
     }
 
     /// First block and number of blocks of the entries.
-    fn entry_blocks(&self, disk: DiskBlocks) -> Option<(u64, u64)> {
+    pub(super) fn entry_blocks(&self, disk: DiskBlocks) -> Option<(u64, u64)> {
         let entries = u32_at(&self.header, 80);
         let ours = (1..=MAX_ENTRIES).contains(&entries) && u32_at(&self.header, 84) as usize == ENTRY_BYTES;
         let count = (u64::from(entries) * ENTRY_BYTES as u64).div_ceil(disk.bytes.into());
@@ -185,11 +185,11 @@ impl TableCopy {
     }
 
     /// The entries without the rest of their last block.
-    fn used_entries(&self) -> Option<&[u8]> {
+    pub(super) fn used_entries(&self) -> Option<&[u8]> {
         self.entries.get(..u32_at(&self.header, 80) as usize * ENTRY_BYTES)
     }
 
-    fn alternate_lba(&self) -> u64 {
+    pub(super) fn alternate_lba(&self) -> u64 {
         u64_at(&self.header, 32)
     }
 
@@ -197,12 +197,12 @@ impl TableCopy {
         u64_at(&self.header, 24)
     }
 
-    fn usable(&self) -> Range<u64> {
+    pub(super) fn usable(&self) -> Range<u64> {
         u64_at(&self.header, 40)..u64_at(&self.header, 48).saturating_add(1)
     }
 
     /// First and last block of each partition.
-    fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub(super) fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
         self.partitions().map(|entry| (u64_at(entry, 32), u64_at(entry, 40)))
     }
 
@@ -243,7 +243,7 @@ impl TableCopy {
         (place + count <= self.usable().start).then(|| self.moved_to(PRIMARY_LBA, self.own_lba(), place))
     }
 
-    fn moved_to(&self, own_lba: u64, alternate_lba: u64, entries_lba: u64) -> Self {
+    pub(super) fn moved_to(&self, own_lba: u64, alternate_lba: u64, entries_lba: u64) -> Self {
         let mut copy = self.clone();
         for (at, lba) in [(24, own_lba), (32, alternate_lba), (72, entries_lba)] {
             copy.header[at..at + 8].copy_from_slice(&lba.to_le_bytes());
@@ -254,7 +254,7 @@ impl TableCopy {
     }
 
     /// The writes that bring this copy to its place: entries first, so that a header never announces what is not there.
-    fn differing_blocks(&self, disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Vec<(u64, Vec<u8>)> {
+    pub(super) fn differing_blocks(&self, disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Vec<(u64, Vec<u8>)> {
         let bytes = disk.bytes as usize;
         let Some((place, _)) = self.entry_blocks(disk) else { return Vec::new() };
         let blocks = (place..).zip(self.entries.chunks(bytes));
@@ -293,6 +293,11 @@ pub(super) fn checksum_of(header: &[u8]) -> Option<u32> {
     Some(CRC.checksum(&header))
 }
 
+/// Blocks of the disk that a whole primary header was made for.
+pub(super) fn disk_blocks_of_header(header: &[u8]) -> Option<u64> {
+    is_header(header, PRIMARY_LBA).then(|| u64_at(header, 32).saturating_add(1))
+}
+
 /// Whether the gpt crate, which takes every header for one of the smallest size, would believe this one.
 pub(super) fn is_believed(header: &[u8; MIN_HEADER_BYTES]) -> bool {
     header.starts_with(b"EFI PART") && checksum_of(header) == Some(u32_at(header, 16))
@@ -314,14 +319,14 @@ fn has_other_table(first: &[u8]) -> bool {
 }
 
 /// The last block of the disk that a protective MBR was made for.
-fn protected_end(first: &[u8]) -> Option<u64> {
+pub(super) fn protected_end(first: &[u8]) -> Option<u64> {
     let entry = first[MBR_ENTRIES].chunks_exact(16).find(|entry| entry[4] == PROTECTIVE)?;
     let (start, blocks) = (u32_at(entry, 8), u32_at(entry, 12));
     (blocks != u32::MAX && blocks > 0).then(|| u64::from(start) + u64::from(blocks) - 1)
 }
 
 /// The first block with a protective MBR in it. Everything before its table, which is boot code, stays as it is.
-fn protect(mut first: Vec<u8>, disk: DiskBlocks) -> Vec<u8> {
+pub(super) fn protect(mut first: Vec<u8>, disk: DiskBlocks) -> Vec<u8> {
     let protected = u32::try_from(disk.count.saturating_sub(1)).unwrap_or(u32::MAX);
     let table = &mut first[MBR_ENTRIES];
     table.fill(0);
@@ -337,7 +342,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use gpt::disk::LogicalBlockSize;
 
-use crate::disk::gpt_copies::{MIN_HEADER_BYTES, is_believed};
+use crate::disk::gpt_copies::{MIN_HEADER_BYTES, disk_blocks_of_header, is_believed, protected_end};
 
 /// The kernel reads 256 partitions of a disk at most; tools write 128 entries.
 const MAX_ENTRIES: u32 = 1024;
@@ -113,11 +113,7 @@ pub fn read<D: Read + Seek + fmt::Debug>(
     if first[510..512] != [0x55, 0xaa] {
         return Ok(None);
     }
-    if is_protective(&first) {
-        read_gpt(disk, block_size, logical_block_size)
-    } else {
-        read_mbr(&first, logical_block_size)
-    }
+    if is_protective(&first) { read_gpt(disk, &first, block_size) } else { read_mbr(&first, logical_block_size) }
 }
 
 /// Whether one of the four entries has the type 0xEE. Its start is not checked: several tools get that wrong.
@@ -127,19 +123,29 @@ fn is_protective(first_sector: &[u8]) -> bool {
 
 fn read_gpt<D: Read + Seek + fmt::Debug>(
     disk: &mut D,
+    first: &[u8],
     block_size: LogicalBlockSize,
-    bytes: u32,
 ) -> Result<Option<ParsedTable>, TableError> {
-    check_headers(disk, bytes)?;
+    let bytes = u32::try_from(block_size.as_u64()).unwrap_or(512);
+    let ends = ends_of_tables(disk, first, bytes)?;
+    check_headers(disk, bytes, &ends)?;
     let config = gpt::GptConfig::new().writable(false).logical_block_size(block_size);
     let primary = bytes.into()..2 * u64::from(bytes);
-    let table = match config.clone().open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0 }) {
-        Ok(table) => table,
-        // The crate turns to the backup when the primary header is damaged, but not when only its entries are.
-        Err(error) => config
-            .open_from_device(ReadOnly { disk: &mut *disk, hidden: primary })
-            .map_err(|_| TableError::Gpt(error))?,
-    };
+    let first_try = config.clone().open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0, end: None });
+    let table = match first_try.map(drop) {
+        Ok(()) => config.open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0, end: None }),
+        // The crate turns to the backup when the primary header is damaged, but not when only its entries are, and
+        // looks for it in the last block alone.
+        Err(error) => {
+            let mut backup = |end| {
+                let reader = ReadOnly { disk: &mut *disk, hidden: primary.clone(), end: Some(end) };
+                config.clone().open_from_device(reader).is_ok()
+            };
+            let Some(end) = ends.into_iter().find(|end| backup(*end)) else { return Err(TableError::Gpt(error)) };
+            config.open_from_device(ReadOnly { disk: &mut *disk, hidden: primary, end: Some(end) })
+        }
+    }
+    .map_err(TableError::Gpt)?;
     let damaged_primary = table.primary_header().is_err();
     let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| TableEntry {
         number: *number,
@@ -157,11 +163,30 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
     }))
 }
 
+/// Where the table may end, bytes: at the end of the disk, and at the end of a smaller one that this is a copy of, by
+/// the first header and by the protective MBR.
+fn ends_of_tables<D: Read + Seek>(disk: &mut D, first: &[u8], bytes: u32) -> Result<Vec<u64>, TableError> {
+    let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
+    let mut header = vec![0; bytes as usize];
+    disk.seek(SeekFrom::Start(bytes.into())).map_err(TableError::Read)?;
+    let by_header = disk.read_exact(&mut header).ok().and_then(|()| disk_blocks_of_header(&header));
+    let by_mbr = protected_end(first).map(|last| last.saturating_add(1));
+    let mut ends = vec![end];
+    for blocks in [by_header, by_mbr].into_iter().flatten() {
+        let other = blocks.saturating_mul(bytes.into());
+        // Room for both copies, as the crate takes it for granted.
+        if (u64::from(bytes) * 64..end).contains(&other) && !ends.contains(&other) {
+            ends.push(other);
+        }
+    }
+    Ok(ends)
+}
+
 /// Refuses headers that the gpt crate trusts too much: it asserts the size of an entry, and a panic of PID 1 over a
 /// strange USB drive would reboot the machine each time.
-fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32) -> Result<(), TableError> {
-    let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
-    for offset in [u64::from(bytes), end.saturating_sub(bytes.into())] {
+fn check_headers<D: Read + Seek>(disk: &mut D, bytes: u32, ends: &[u64]) -> Result<(), TableError> {
+    let backups = ends.iter().map(|end| end.saturating_sub(bytes.into()));
+    for offset in backups.chain([u64::from(bytes)]) {
         let mut header = [0; MIN_HEADER_BYTES];
         disk.seek(SeekFrom::Start(offset)).map_err(TableError::Read)?;
         // A damaged header, which the crate does not believe either, must not hide the copy that is whole.
@@ -207,11 +232,12 @@ fn read_mbr(first: &[u8], bytes: u32) -> Result<Option<ParsedTable>, TableError>
 }
 
 /// Reader for the gpt crate, which asks for a device that can be written even where it only reads. Hidden bytes read as
-/// zeros.
+/// zeros, and the device ends at `end` if that is given.
 #[derive(Debug)]
 struct ReadOnly<'a, D> {
     disk: &'a mut D,
     hidden: Range<u64>,
+    end: Option<u64>,
 }
 
 impl<D: Read + Seek> Read for ReadOnly<'_, D> {
@@ -229,7 +255,13 @@ impl<D: Read + Seek> Read for ReadOnly<'_, D> {
 
 impl<D: Seek> Seek for ReadOnly<'_, D> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.disk.seek(to)
+        match (to, self.end) {
+            (SeekFrom::End(offset), Some(end)) => {
+                let place = end.checked_add_signed(offset).ok_or(io::ErrorKind::InvalidInput)?;
+                self.disk.seek(SeekFrom::Start(place))
+            }
+            _ => self.disk.seek(to),
+        }
     }
 }
 
@@ -319,6 +351,22 @@ mod tests {
         }
         primary_lost[end - 512..].fill(0);
         assert!(matches!(parse(&primary_lost, 512), Err(TableError::Gpt(_))));
+    }
+
+    #[test]
+    fn the_backup_is_found_on_a_larger_disk_too() {
+        for sector in [512, 4096] {
+            let mut larger = gpt_image(4, sector);
+            larger.resize(32 << 20, 0);
+            let whole = parse(&larger, sector).unwrap().unwrap();
+            let header = sector as usize..2 * sector as usize;
+            for damage in [header.clone(), header.end..header.end + 128] {
+                let mut damaged = larger.clone();
+                damaged[damage].fill(0);
+                let table = parse(&damaged, sector).unwrap().unwrap();
+                assert!(table.damaged_primary && table.partitions == whole.partitions, "{table:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,24 @@
-//! Disks that lie: they answer that a range is zeroed, and keep what was there.
+//! Disks that lie: they answer that a range is zeroed, and keep what was there. And disks of another size than the one
+//! that their content was made for.
 
-use std::io::{self, Read};
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use reflash::disk::raw::WholeDisk;
+use reflash::disk::{DiskSearch, FindError, Which, find_disk_by_partuuid};
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, CopyError, copy_blocks};
+use reflash::jobs::mend;
 use reflash::jobs::recovery::RecoveryError;
 
+use crate::isolated::isolated;
+use crate::support::attached::Attached;
 use crate::support::{Faults, Fixture, MemoryTarget};
 
 const BLOCK: u64 = 4096;
@@ -159,4 +170,79 @@ fn a_command_that_fails_ends_the_write_and_claims_nothing() {
     let error = fixture.recover(&Directory::new(fixture.tree()), &target, None).unwrap_err();
     assert!(matches!(error, RecoveryError::Write(_)), "{error}");
     assert!(target.disk.content()[..4096].iter().all(|byte| *byte == 0), "no superblock");
+}
+
+/// A disk image with the partitions of a robot, made by another tool. Loop devices are shared with everything that runs
+/// on this machine, so the PARTUUID of the recovery partition is new.
+fn robots_disk(file: &Path, bytes: u64) -> String {
+    let random = RandomState::new().hash_one(0);
+    let partuuid = format!("7b1c54e2-0003-4000-{:04x}-{:012x}", random >> 48, random & 0xffff_ffff_ffff);
+    let table = format!(
+        "label: gpt\nstart=2048, size=8192, name=state\nsize=8192, name=recovery, uuid={partuuid}\n\
+         size=16384, name=system\nname=data\n"
+    );
+    fs::File::create(file).unwrap().set_len(bytes).unwrap();
+    let mut tool = Command::new("sfdisk").arg("-q").arg(file).stdin(Stdio::piped()).spawn().unwrap();
+    tool.stdin.take().unwrap().write_all(table.as_bytes()).unwrap();
+    assert!(tool.wait().unwrap().success());
+    partuuid
+}
+
+fn resize(file: &Path, bytes: u64) {
+    fs::File::options().write(true).open(file).unwrap().set_len(bytes).unwrap();
+}
+
+fn search() -> DiskSearch {
+    DiskSearch::with(Which::WithLoop, None)
+}
+
+/// <https://github.com/canonical/core-base/issues/26>, <https://github.com/bottlerocket-os/bottlerocket/issues/333>: the
+/// image of a disk is written to a larger one. The kernel keeps the table, and the rest of the disk is lost.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn the_table_of_a_smaller_disk_is_moved_to_the_end_of_a_larger_one_and_data_grows() {
+    isolated("field::disks::the_table_of_a_smaller_disk_is_moved_to_the_end_of_a_larger_one_and_data_grows", || {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        for primary_lost in [false, true] {
+            let partuuid = robots_disk(&file, 64 << 20);
+            resize(&file, 160 << 20);
+            if primary_lost {
+                fs::File::options().write(true).open(&file).unwrap().write_all_at(&[0; 512], 512).unwrap();
+            }
+            let attached = Attached::new(&file, 512);
+            let found = find_disk_by_partuuid(&partuuid, search()).unwrap();
+            let before = found.layout.named("data").unwrap().entry.size_bytes;
+            let disk = WholeDisk::open(attached.path()).unwrap();
+            assert_eq!(mend::table::mend(&disk).unwrap().len(), usize::from(primary_lost));
+            let gained = mend::table::grow(&disk).unwrap().unwrap();
+            assert_eq!(mend::table::grow(&disk).unwrap(), None);
+            let found = find_disk_by_partuuid(&partuuid, search()).unwrap();
+            let data = found.layout.named("data").unwrap();
+            assert!(gained >= 94 << 20 && data.entry.size_bytes == before + gained, "{gained} {data:?}");
+            let verdict = Command::new("sgdisk").arg("-v").arg(&file).output().unwrap();
+            let verdict = String::from_utf8_lossy(&verdict.stdout).into_owned();
+            assert!(verdict.contains("No problems found"), "{verdict}");
+        }
+    });
+}
+
+/// <https://github.com/Quyzi/gpt/pull/78>: the image of a disk is written to a smaller one, or another reader of cards
+/// shows less of it.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_disk_that_is_smaller_than_its_table_is_called_that() {
+    isolated("field::disks::a_disk_that_is_smaller_than_its_table_is_called_that", || {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        let partuuid = robots_disk(&file, 64 << 20);
+        resize(&file, 60 << 20);
+        let attached = Attached::new(&file, 512);
+        let error = find_disk_by_partuuid(&partuuid, search()).unwrap_err();
+        let FindError::Smaller { size_bytes, needed_bytes, .. } = &error else { panic!("{error}") };
+        assert_eq!((*size_bytes, *needed_bytes), (60 << 20, 64 << 20));
+        assert!(error.to_string().contains("image of a larger disk"), "{error}");
+        let disk = WholeDisk::open(attached.path()).unwrap();
+        assert!(mend::table::grow(&disk).unwrap().is_none());
+    });
 }

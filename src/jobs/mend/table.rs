@@ -2,6 +2,7 @@
 
 use super::error::{MendError, write_proven};
 use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, examine};
+use crate::disk::gpt_growth::grown;
 use crate::disk::raw::{RawDisk, WholeDisk};
 use crate::disk::{Disk, lost_mbr};
 
@@ -24,6 +25,21 @@ pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
         mended.push(repair.part);
     }
     Ok(mended)
+}
+
+/// Makes the table of a robot that was copied to a larger disk that of this disk. Returns the bytes by which the data
+/// partition grew, if the table was changed. Nothing of the disk may be in use.
+///
+/// # Errors
+/// [`MendError`]; one of the copies is whole all the same.
+pub fn grow(disk: &dyn RawDisk) -> Result<Option<u64>, MendError> {
+    let bytes = disk.block_bytes();
+    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
+    let Some(growth) = grown(blocks, &mut |lba, count| read(disk, lba, count)) else { return Ok(None) };
+    for (offset, content) in &growth.writes {
+        write_proven(disk, "partition table of a larger disk", *offset, content)?;
+    }
+    Ok(Some(growth.gained_bytes))
 }
 
 /// Mends the first sector of a disk whose partitions are in use, if it is lost. The disk of this machine has a
@@ -52,9 +68,12 @@ pub fn mend_first_sector(disk: &Disk, partuuid: &str) -> Result<Vec<DamagedPart>
 pub fn state(disk: &dyn RawDisk) -> GptState {
     let bytes = disk.block_bytes();
     let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
-    examine(blocks, &mut |lba, count| {
-        let length = usize::try_from(count.checked_mul(bytes.into())?).ok()?;
-        let mut content = vec![0; length];
-        disk.read_at(lba.checked_mul(bytes.into())?, &mut content).ok().map(|()| content)
-    })
+    examine(blocks, &mut |lba, count| read(disk, lba, count))
+}
+
+/// Reads blocks; `None` where the disk cannot.
+fn read(disk: &dyn RawDisk, lba: u64, count: u64) -> Option<Vec<u8>> {
+    let bytes = u64::from(disk.block_bytes());
+    let mut content = vec![0; usize::try_from(count.checked_mul(bytes)?).ok()?];
+    disk.read_at(lba.checked_mul(bytes)?, &mut content).ok().map(|()| content)
 }

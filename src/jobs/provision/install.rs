@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use super::preflight::{Armed, Firmware, NotArmed, Preflight, Refused};
 use super::select::DiskCandidate;
 use super::write::{ProvisionError, Provisioned, begin};
+use crate::boot::disk_record;
+use crate::chain::chain;
 use crate::flash::target::Window;
 use crate::jobs::floor;
 use crate::jobs::provision::bootstrap::BootstrapFiles;
@@ -116,6 +118,8 @@ pub fn install(
     let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
+    // By hand, the disk may be on a bench: its port is not the one that the robot will have.
+    let identity = site.medium.is_some().then(|| plan.candidate().disk.identity());
     let bootstrap_files = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
     let window = |place: &Placed| Window {
         target: disk,
@@ -157,6 +161,10 @@ pub fn install(
     let policy = Policy { keep: Keep::Nothing, ..job.policy };
     // The new state partition has no record of an installed release.
     let report = recovery::install(&RecoveryJob { resources, policy, ..job.clone() }, None, release)?;
+    let remembered = state.as_ref().zip(identity).map(|(state, disk)| disk_record::remember(&state.boot_env(), disk));
+    if let Some(Err(error)) = remembered {
+        journal.warn(&format!("this disk cannot be remembered: {}", chain(&error)));
+    }
     if let Some(Err(error)) =
         state.as_ref().map(|state| attempt.write(&state.blackbox_path(), AttemptOutcome::Installed))
     {

@@ -64,6 +64,9 @@ pub(super) fn run(
         let medium = args.media.map(|id| BootMedium::open(id, journal)).transpose()?;
         Ok::<_, SetupError>((coldplug, medium))
     })?;
+    if let Some(warning) = secure_boot_warning() {
+        journal.warn(warning);
+    }
     let inputs = journal.phase(Phase::Config, "read configuration and keys", || collect(medium, over, journal))?;
     let config = &inputs.config;
     if let Some(limit) = config.stall {
@@ -223,6 +226,12 @@ fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result
     let identity = identity_of(&config);
     report_identity(&identity, &keys, journal);
     Ok(SiteInputs { config, keys, identity, site, assets })
+}
+
+/// Why the firmware of this machine may not start the new disk, where it has Secure Boot.
+fn secure_boot_warning() -> Option<&'static str> {
+    let variables = EfiVars::open()?;
+    efi::secure_boot_warning(variables.get("SecureBoot").as_deref(), variables.get("SetupMode").as_deref())
 }
 
 /// Puts the new disk first on the firmware's list of what to start, where there is such a list. Without it the fallback

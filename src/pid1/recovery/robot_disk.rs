@@ -24,6 +24,7 @@ use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::Journal;
+use crate::record::progress::bytes;
 use crate::sys::mount::Mount;
 
 /// Mount point of the recovery partition, which is read-only.
@@ -157,7 +158,18 @@ fn mend_table(
     let work = || -> Result<Vec<DamagedPart>, SetupError> {
         let disk = WholeDisk::open(&found.disk.path)?;
         let mended = mend::table::mend(&disk).map_err(SetupError::Mend)?;
-        if !mended.is_empty() || found.layout.partitions.iter().any(|partition| partition.node.is_none()) {
+        let gained_bytes = mend::table::grow(&disk).map_err(SetupError::Mend)?;
+        if let Some(gained_bytes) = gained_bytes {
+            journal.note(&format!(
+                "the disk is larger than the one that its table was made for: the table is moved to its end, and data \
+                 gets {} more when the system starts",
+                bytes(gained_bytes)
+            ));
+        }
+        if gained_bytes.is_some()
+            || !mended.is_empty()
+            || found.layout.partitions.iter().any(|partition| partition.node.is_none())
+        {
             disk.reread_partitions()?;
         }
         Ok(mended)

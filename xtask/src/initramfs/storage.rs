@@ -61,7 +61,7 @@ fn offered(tables: &Tables) -> BTreeSet<String> {
     };
     let is_of_bus = |alias: &str| {
         let bus = |bus: &&str| alias.strip_prefix(*bus).is_some_and(|rest| rest.starts_with([':', '*']));
-        BUSES.iter().any(|name| bus(name))
+        BUSES.iter().any(bus)
     };
     let claims = |name: &str| tables.aliases.iter().any(|(alias, module)| module == name && is_of_bus(alias));
     let found = tables.files.iter().filter(|(name, (file, _))| is_storage(file) && claims(name));

@@ -135,9 +135,6 @@ _reflash() {
         mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
     mend)
         case $previous in
-        --serial)
-            true
-            return ;;
         --state)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;

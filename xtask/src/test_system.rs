@@ -20,7 +20,8 @@ pub enum Behaviour {
     Good,
     /// Comes up, never calls its boot good, and restarts after two seconds, as a crashing application would make it.
     NeverGood,
-    /// Calls its first boot good, as `Good`, and makes the kernel panic in every later one. A safe start comes up.
+    /// Calls its first boot good, as `Good`, and makes the kernel panic in every later one. A safe start comes up. Its
+    /// version is its serial.
     GoodOnce,
     /// Makes the kernel panic.
     Panic,
@@ -104,7 +105,7 @@ fn script(spec: &TestSystem<'_>) -> String {
         Behaviour::GoodOnce => format!(
             "if grep -q reflash.safe= /proc/cmdline; then\n\
              echo \"tiny system {version} is up in a safe start\"\n\
-             elif reflash env | grep -q ^reflash_was_good=1; then\n\
+             elif reflash env | grep -qE '^reflash_was_good=1|^reflash_good={version}$'; then\n\
              echo \"tiny system {version} panics from now on\"\necho c >/proc/sysrq-trigger\n\
              else\n\
              /bin/reflash good\necho \"tiny system {version} is up\"\n\

@@ -220,7 +220,7 @@ fn any_damaged_block_costs_at_most_what_it_held() {
 }
 
 #[test]
-#[ignore = "needs root and takes long: cargo xtask test --full"]
+#[ignore = "takes long: cargo xtask test --full"]
 fn full_every_damaged_block_costs_at_most_what_it_held() {
     isolated("field::state::full_every_damaged_block_costs_at_most_what_it_held", || damage_blocks(1));
 }

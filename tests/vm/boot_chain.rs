@@ -65,8 +65,8 @@ impl Sample {
 /// <https://github.com/opencomputeproject/onie/issues/250>,
 /// <https://github.com/coreos/fedora-coreos-tracker/issues/1149>.
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_lost_block_of_the_boot_chain_is_no_prompt_on_bios() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_lost_block_of_the_boot_chain_is_no_prompt_on_bios() {
     let mut sample = Sample::new(GuestFirmware::Bios, "chain-bios");
     // The header of the table, and the first of its entries.
     for sector in [1, 2] {

@@ -78,8 +78,8 @@ fn a_zeroed_data_partition_does_not_keep_the_system_from_starting() {
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_data_partition_without_a_free_inode_does_not_keep_the_system_from_starting() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_data_partition_without_a_free_inode_does_not_keep_the_system_from_starting() {
     let copy = Copy::new();
     copy.mounted("data", |data| {
         let many = data.join("var/many");
@@ -97,8 +97,8 @@ fn a_data_partition_without_a_free_inode_does_not_keep_the_system_from_starting(
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_safe_start_has_nothing_of_an_etc_that_keeps_the_system_from_starting() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_safe_start_has_nothing_of_an_etc_that_keeps_the_system_from_starting() {
     let copy = Copy::new();
     // What the machine's own /etc may hold, each of which keeps systemd or its logins from working.
     copy.mounted("data", |data| {

@@ -19,8 +19,8 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(480);
 /// A line of /etc/fstab that names a disk which is not there: <https://github.com/Start9Labs/start-technologies/issues/3923>
 /// and <https://github.com/RPi-Distro/raspi-config/issues/279>. systemd goes to emergency mode and stays there.
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_system_in_emergency_mode_is_restarted_unless_a_person_is_logged_in_and_recovered_after_its_tries() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_system_in_emergency_mode_is_restarted_unless_a_person_is_logged_in_and_recovered_after_its_tries() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
     built::copy_of_installed_disk(&path);
@@ -57,8 +57,8 @@ fn a_system_in_emergency_mode_is_restarted_unless_a_person_is_logged_in_and_reco
 
 /// What the machine's own `/etc` breaks is left out in a safe start, which says what it is and is never called good.
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_safe_start_comes_up_whatever_the_machines_own_settings_are_and_is_not_called_good() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_safe_start_comes_up_whatever_the_machines_own_settings_are_and_is_not_called_good() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
     built::copy_of_installed_disk(&path);

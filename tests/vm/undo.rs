@@ -11,8 +11,8 @@ use xtask::vm::{GuestFirmware, RunningMachine};
 use super::fallback::{Robot, ask, expect};
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn the_boot_script_remembers_what_was_good_makes_a_safe_start_and_offers_an_undo() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_boot_script_remembers_what_was_good_makes_a_safe_start_and_offers_an_undo() {
     let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("script");
     expect(&vm, &["starting it", "tiny system 1 is up"]);
@@ -109,8 +109,8 @@ fn a_release_that_never_comes_up_is_taken_back_without_a_network_whatever_is_cut
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_release_that_was_good_once_gets_a_safe_start_and_is_not_taken_back() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_release_that_was_good_once_gets_a_safe_start_and_is_not_taken_back() {
     let (mut robot, mut vm) = updated("good-once", Behaviour::GoodOnce, 1);
     expect(&vm, &["tiny system 2 is up"]);
     vm.type_text("reboot -f\n").unwrap();
@@ -134,8 +134,8 @@ fn a_release_that_was_good_once_gets_a_safe_start_and_is_not_taken_back() {
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_person_takes_a_release_back_and_asks_for_it_again() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_person_takes_a_release_back_and_asks_for_it_again() {
     let (mut robot, mut vm) = updated("by-request", Behaviour::Good, 2);
     expect(&vm, &["u: Undo, back to release 1", "tiny system 2 is up"]);
     let asked = ask(&mut vm, "reflash status; reflash request undo");

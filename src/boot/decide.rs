@@ -223,7 +223,8 @@ const SAFE_STARTS_OF_UNKNOWN: u16 = 1;
 #[must_use]
 pub fn decide(situation: &Situation) -> BootDecision {
     let Situation { reason, system, worth, kept, .. } = *situation;
-    if situation.undo_requested {
+    // Where nothing is left to go back to, what recovery wrote for itself must not outrank everything else.
+    if situation.undo_requested && (kept != KeptRelease::Nothing || reason.is_requested()) {
         return match (kept, system) {
             (KeptRelease::Another, _) | (KeptRelease::Installed, System::Damaged | System::Unknown) => {
                 BootDecision::Undo

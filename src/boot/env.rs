@@ -95,6 +95,30 @@ fn with_changes(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
     env
 }
 
+/// Removes variables of other programs, the last one first, until all of ours fit at their longest, and returns their
+/// names: those programs must not keep a machine from recovering, and what is written at the end of a recovery must
+/// fit too.
+fn give_way(env: &mut GrubEnv) -> Vec<String> {
+    let mut dropped = Vec::new();
+    let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
+    let request_at_most = format!("serial:{serial}");
+    let at_most = names::OURS.map(|name| match name {
+        names::RECOVERIES => (name, longest.as_str()),
+        names::GOOD | names::UNDO => (name, serial.as_str()),
+        names::REQUEST => (name, request_at_most.as_str()),
+        names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
+        _ => (name, "recovery"),
+    });
+    while with_changes(env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
+        // The variables of other programs must not keep a machine from recovering.
+        match env.drop_last_foreign() {
+            Some(name) => dropped.push(name),
+            None => break,
+        }
+    }
+    dropped
+}
+
 /// Reads the state of the slots from the variables.
 fn slot_state(env: &GrubEnv) -> SlotState {
     SlotState { active: Slot::parse(env.get(names::SLOT)), trial: Trial::parse(env.get(names::TRIAL)) }
@@ -194,24 +218,7 @@ impl BootEnv {
     /// The errors of [`update`](Self::update).
     pub fn begin_recovering(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
         let mut env = self.load_or_empty()?;
-        let mut dropped = Vec::new();
-        // The variables that `finish` will write must fit too: at that time an error would come too late.
-        let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
-        let request_at_most = format!("serial:{serial}");
-        let at_most = names::OURS.map(|name| match name {
-            names::RECOVERIES => (name, longest.as_str()),
-            names::GOOD | names::UNDO => (name, serial.as_str()),
-            names::REQUEST => (name, request_at_most.as_str()),
-            names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
-            _ => (name, "recovery"),
-        });
-        while with_changes(&env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
-            // The variables of other programs must not keep a machine from recovering.
-            match env.drop_last_foreign() {
-                Some(name) => dropped.push(name),
-                None => break,
-            }
-        }
+        let dropped = give_way(&mut env);
         let (recoveries, good) = (request.recoveries.to_string(), request.good.map(|serial| serial.to_string()));
         let mut changes = vec![
             (names::RECOVERING, Some("1")),
@@ -227,6 +234,19 @@ impl BootEnv {
         changes.extend(slot_changes(slots));
         self.save(&with_changes(&env, &changes))?;
         Ok(WritePermit { env: Some(self.clone()), request, dropped })
+    }
+
+    /// Removes variables of other programs where ours might not fit, and returns their names.
+    ///
+    /// # Errors
+    /// The errors of [`update`](Self::update).
+    pub fn make_room(&self) -> Result<Vec<String>, BootEnvError> {
+        let mut env = self.load_or_empty()?;
+        let dropped = give_way(&mut env);
+        if !dropped.is_empty() {
+            self.save(&env)?;
+        }
+        Ok(dropped)
     }
 
     /// Writes the variables, as far as they can be read, to a new file with blocks of its own, because GRUB may be

@@ -1,5 +1,6 @@
 //! `reflash drill`: the next boot shows whether this machine could recover, or the same checks are made here and now.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
@@ -43,12 +44,14 @@ fn ask(options: &Options) -> Result<Exit, Failure> {
     if options.restart { restart() } else { Ok(Exit::Done) }
 }
 
-/// The boot scripts of the slots that have one. A recovery partition that is not at hand has none.
+/// The boot scripts of the slots that have one. A recovery partition that is not at hand has none; a script that cannot
+/// be read is an empty one.
 fn boot_scripts(recovery: Option<&Path>) -> Vec<(Slot, String)> {
     let Some(root) = recovery else { return Vec::new() };
-    let read = |slot: Slot| {
-        let text = files::read_text(&root.join(slot.folder()).join("grub.cfg"), MAX_SCRIPT_BYTES).ok()?;
-        Some((slot, text))
+    let read = |slot: Slot| match files::read_text(&root.join(slot.folder()).join("grub.cfg"), MAX_SCRIPT_BYTES) {
+        Ok(text) => Some((slot, text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(_) => Some((slot, String::new())),
     };
     [Slot::A, Slot::B].into_iter().filter_map(read).collect()
 }

@@ -131,7 +131,12 @@ pub fn examine(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> GptState {
     }
     if !announced {
         // Without it neither the kernel nor the firmware looks for a GPT.
-        let protected = protect(first.unwrap_or_else(|| vec![0; disk.bytes as usize]), disk);
+        let mut first = first.unwrap_or_else(|| vec![0; disk.bytes as usize]);
+        if first[510..512] != MBR_SIGNATURE {
+            // Firmware starts nothing from such a sector. What is no boot code must not be made to look like some.
+            first[..MBR_ENTRIES.start].fill(0);
+        }
+        let protected = protect(first, disk);
         repairs.push(PlannedRepair { part: DamagedPart::Protective, writes: vec![(0, protected)] });
     }
     if repairs.is_empty() { GptState::Whole } else { GptState::Damaged(repairs) }

@@ -39,6 +39,9 @@ pub enum DrillRefusal {
          again once `reflash good` has run"
     )]
     NotGood,
+    /// GRUB would find no recovery either.
+    #[error("no boot script of a recovery can be read on the recovery partition; `reflash mend` may say why")]
+    NoRecovery,
     /// A recovery that knows no drill would carry out a whole recovery.
     #[error(
         "the recovery in slot {slot} is older than the drill and would install the release that is offered; install a \
@@ -68,6 +71,9 @@ pub fn requested(env: &GrubEnv, reason: Reason, resumed: bool) -> DrillRequest {
 pub fn check(env: &GrubEnv, scripts: &[(slots::Slot, String)]) -> Result<(), DrillRefusal> {
     if env.get(names::BOOT_OK) != Some("1") {
         return Err(DrillRefusal::NotGood);
+    }
+    if scripts.is_empty() {
+        return Err(DrillRefusal::NoRecovery);
     }
     // Script and agent of a slot come together, so that the script shows how old the agent is.
     match scripts.iter().find(|(_, text)| slots::generation(text) < SAFE_GENERATION) {

@@ -132,7 +132,7 @@ impl Watch {
         let newer_release = Arc::new(AtomicBool::new(false));
         if let Terms::Safe(number) = terms {
             notice::write(number).iter().for_each(|line| self.say(line));
-            ask_for_newer_releases(&newer_release);
+            ask_for_newer_releases(&newer_release, number);
         }
         let (mut policy, mut sessions) = (WatchPolicy::new(terms), Sessions::default());
         loop {
@@ -207,11 +207,12 @@ fn sentence(cause: Cause) -> String {
 
 /// Asks for a newer release from time to time, in a thread. The agent of the system does so in a process of its own:
 /// whatever a network sends to it, this one lives on.
-fn ask_for_newer_releases(found: &Arc<AtomicBool>) {
+fn ask_for_newer_releases(found: &Arc<AtomicBool>, number: u32) {
     let found = Arc::clone(found);
     // Without a thread the pause ends the safe start all the same.
     let _ = background("newer-release", move || {
-        let mut pause = ASK_FIRST;
+        // From the second safe start in a row on, a newer release may be the one that could not be installed.
+        let mut pause = if number <= 1 { ASK_FIRST } else { this_boot::pause_before_normal_start(number) / 4 };
         while !found.load(Ordering::SeqCst) {
             std::thread::sleep(pause);
             let answer = companion::run_within(Path::new(AGENT), &["request", "newer"], ASK_LIMIT);

@@ -34,6 +34,7 @@ use std::time::Duration;
 pub use self::arguments::Arguments;
 pub use self::error::SysrootError;
 pub use self::renewal::RenewalParts;
+pub(crate) use self::renewal::forget_saved;
 pub use self::root::{RootParts, put_together};
 
 use self::messages::{log, say};

@@ -274,17 +274,19 @@ impl BlackBox {
     /// are kept show that: the second witness where the boot environment is lost.
     #[must_use]
     pub fn worth(&self, serial: u64) -> Worth {
-        let through = self.marks.good_through;
-        // Without an outcome it may have installed the release all the same: power was cut right after that.
-        let is_of_it = |attempt: &Attempt| {
-            attempt.serial == Some(serial)
-                && matches!(attempt.outcome, Some(AttemptOutcome::Installed | AttemptOutcome::Started) | None)
+        let put_there = |attempt: &Attempt| match attempt.outcome {
+            // A drill names what is offered, and starts what is installed.
+            _ if attempt.drill.is_some() => false,
+            Some(AttemptOutcome::Installed | AttemptOutcome::Started) => true,
+            // Cut during the commit or after it; before, nothing was installed.
+            None => attempt.phases.iter().any(|phase| phase.phase == Phase::Commit),
+            Some(_) => false,
         };
         for attempt in self.attempts.iter().rev() {
             let installed = attempt.outcome == Some(AttemptOutcome::Installed);
-            if is_of_it(attempt) {
+            if attempt.serial == Some(serial) && put_there(attempt) {
                 // Only what was good is gone back to.
-                if attempt.id <= through || (installed && attempt.undone.is_some()) {
+                if attempt.id <= self.marks.good_through || (installed && attempt.undone.is_some()) {
                     return Worth::Before;
                 }
             } else if installed {
@@ -418,8 +420,9 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attempt, AttemptOutcome, BlackBox, KEPT, Marks, RefusedRelease, SLOT_BYTES};
+    use super::{Attempt, AttemptOutcome, BlackBox, DrillRecord, KEPT, Marks, PhaseRecord, RefusedRelease, SLOT_BYTES};
     use crate::boot::worth::Worth;
+    use crate::record::event::Phase;
     use std::os::unix::fs::FileExt;
 
     fn attempt(id: u64, outcome: Option<AttemptOutcome>) -> Attempt {
@@ -451,15 +454,37 @@ mod tests {
         let later = [(5, installed, 8, false), (6, started, 8, false), (7, installed, 8, false)];
         assert_eq!(box_of("good-once", 5, &later), Worth::Before);
         assert_eq!(box_of("later", 4, &later), Worth::Unknown);
-        // Cut between the commit and the outcome.
-        assert_eq!(box_of("cut", 4, &[(4, installed, 7, false), (5, None, 8, false)]), Worth::Never);
-        assert_eq!(box_of("cut-good", 5, &[(4, installed, 7, false), (5, None, 8, false)]), Worth::Before);
+        // Cut before the commit: what was good then is the release before, whatever becomes of this one later.
+        let cut = [(4, installed, 7, false), (5, None, 8, false), (6, installed, 8, false)];
+        assert_eq!(box_of("cut-early", 5, &cut), Worth::Never);
         // Another release was looked for in vain.
         let vain = [(5, installed, 8, false), (6, failed, 9, false)];
         assert_eq!(box_of("vain", 5, &vain), Worth::Before);
         assert_eq!(box_of("vain-never", 4, &vain), Worth::Unknown);
         // Gone back to.
         assert_eq!(box_of("undone", 3, &[(4, installed, 9, false), (5, installed, 8, true)]), Worth::Before);
+    }
+
+    #[test]
+    fn an_attempt_bears_witness_to_a_release_only_when_it_put_that_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let worth = |name: &str, through: u64, between: Attempt| {
+            let mut open = BlackBox::open(&dir.path().join(name)).unwrap();
+            open.record(&Attempt { serial: Some(7), ..attempt(4, Some(AttemptOutcome::Installed)) }).unwrap();
+            open.record(&Attempt { serial: Some(8), ..between }).unwrap();
+            open.mark(Marks { good_through: through, ..Marks::default() }).unwrap();
+            open.worth(8)
+        };
+        let committed = || {
+            let phase = PhaseRecord { phase: Phase::Commit, duration_ms: None, failed: false };
+            Attempt { phases: vec![phase], ..attempt(5, None) }
+        };
+        // Cut between the commit and the outcome.
+        assert_eq!(worth("cut", 4, committed()), Worth::Never);
+        assert_eq!(worth("cut-good", 5, committed()), Worth::Before);
+        let drill = DrillRecord::of(Vec::new());
+        let drilled = Attempt { drill: Some(drill), ..attempt(5, Some(AttemptOutcome::Started)) };
+        assert_eq!(worth("drill", 5, drilled), Worth::Never);
     }
 
     #[test]

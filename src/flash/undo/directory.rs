@@ -64,7 +64,9 @@ impl KeptDirectory {
 
     /// Returns the directory without the chunks of these digests.
     pub(super) fn without(&self, digests: &[Digest]) -> Self {
-        Self(self.0.iter().filter(|entry| !digests.contains(&entry.digest)).copied().collect())
+        let mut digests = digests.to_vec();
+        digests.sort_unstable();
+        Self(self.0.iter().filter(|entry| digests.binary_search(&entry.digest).is_err()).copied().collect())
     }
 
     /// Whether a content is kept.

@@ -26,8 +26,9 @@ use crate::release::manifest::Authentic;
 const LEVEL: i32 = 1;
 /// Bytes that one thread reads at a time.
 const READ_BYTES: u32 = 1024 * 1024;
-/// Frames that may wait to be written.
+/// Frames that may wait to be written: so many, and no more bytes than below, as a frame may be as large as its chunk.
 const QUEUE: usize = 64;
+const QUEUE_BYTES: u32 = 8 * 1024 * 1024;
 /// How often what is kept is written, each time to another place, before the disk is called at fault.
 const ATTEMPTS: u32 = 2;
 
@@ -211,7 +212,7 @@ impl<'a> Keeping<'a> {
         let next = AtomicUsize::new(0);
         let mut missing = 0;
         std::thread::scope(|scope| {
-            let (sender, frames) = sync_channel(QUEUE);
+            let (sender, frames) = sync_channel(((QUEUE_BYTES / index.chunk_bytes()) as usize).clamp(1, QUEUE));
             for _ in 0..threads::count_with_buffers(READ_BYTES.max(index.chunk_bytes()) as usize * 2) {
                 let (sender, runs, next) = (sender.clone(), &runs, &next);
                 threads::spawn(scope, "keep", move || {

@@ -1,10 +1,17 @@
 //! Mends the partition table of a disk.
 
+use std::time::Duration;
+
 use super::error::{MendError, write_proven};
 use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, examine};
 use crate::disk::gpt_growth::grown;
 use crate::disk::raw::{RawDisk, WholeDisk};
 use crate::disk::{Disk, lost_mbr};
+
+/// Times that the first block is read before it counts as lost.
+const READ_ATTEMPTS: u32 = 3;
+/// Pause between two of them.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes the copies of a robot's GPT and its protective MBR whole, and returns what was mended. A table that is not a
 /// robot's is left alone.
@@ -75,5 +82,17 @@ pub fn state(disk: &dyn RawDisk) -> GptState {
 fn read(disk: &dyn RawDisk, lba: u64, count: u64) -> Option<Vec<u8>> {
     let bytes = u64::from(disk.block_bytes());
     let mut content = vec![0; usize::try_from(count.checked_mul(bytes)?).ok()?];
-    disk.read_at(lba.checked_mul(bytes)?, &mut content).ok().map(|()| content)
+    let offset = lba.checked_mul(bytes)?;
+    for attempt in 1..=READ_ATTEMPTS {
+        if disk.read_at(offset, &mut content).is_ok() {
+            return Some(content);
+        }
+        // A bus that was reset answers a moment later, and the first block holds boot code without a second copy here.
+        if lba == 0 && attempt < READ_ATTEMPTS {
+            std::thread::sleep(READ_PAUSE);
+        } else {
+            break;
+        }
+    }
+    None
 }

@@ -52,7 +52,10 @@ boot_arguments! {
     /// Why GRUB chose recovery; see `grub/README.md`.
     reason: Option<String> = "reason" "WHY", |text| Ok(Some(text.to_owned()));
     /// The recovery partition that GRUB booted from. It identifies the disk.
-    recovery_partuuid: Option<String> = "recovery" "PARTUUID", |text| Ok(Some(text.to_ascii_lowercase()));
+    recovery_partuuid: Option<String> = "recovery" "PARTUUID", |text| {
+        // GRUB's first script has none to give where the table is damaged and the disk has no map.
+        Ok(Some(text.to_ascii_lowercase()).filter(|text| !text.is_empty()))
+    };
     /// The slot of the recovery partition that kernel and initramfs were loaded from.
     slot: Option<String> = "slot" "a|b", |text| Ok(Some(text.to_owned()));
     /// A person asked at the machine, so that an older release is allowed.

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// rescue mode have `sulogin`.
 const LOGINS: &[&str] =
     &["login", "sshd", "sshd-session", "dropbear", "sulogin", "systemd-sulogin", "in.telnetd", "telnetd"];
+/// Those of them that give a session a terminal of its own. One below another program, as `sudo` or a container makes
+/// it, says nothing of a person: a console may have logged in by itself.
+const NETWORK_LOGINS: &[&str] = &["sshd", "sshd-session", "dropbear", "in.telnetd", "telnetd"];
 /// Generations that are looked up to find such a program, more than people nest shells.
 const MAX_GENERATIONS: usize = 64;
 /// Major numbers of the terminals that a network session gets (Linux' Documentation/admin-guide/devices.txt, Unix98
@@ -52,6 +55,12 @@ pub type Processes = BTreeMap<u32, Process>;
 /// Whether a program that logs persons in started this process, directly or not, and it is no such program itself: that
 /// one may still be asking for the password.
 fn is_logged_in(processes: &Processes, process: &Process) -> bool {
+    is_below(processes, process, LOGINS)
+}
+
+/// Whether one of these programs started this process, directly or not, and it is none of them itself.
+fn is_below(processes: &Processes, process: &Process, programs: &[&str]) -> bool {
+    let is_login = |process: &Process| programs.contains(&process.name.as_str());
     if is_login(process) {
         return false;
     }
@@ -64,10 +73,6 @@ fn is_logged_in(processes: &Processes, process: &Process) -> bool {
         parent = above.parent;
     }
     false
-}
-
-fn is_login(process: &Process) -> bool {
-    LOGINS.contains(&process.name.as_str())
 }
 
 /// Major number of a device number as `/proc` has it (Linux' `new_encode_dev`).
@@ -104,23 +109,24 @@ impl Sessions {
         access_time: impl Fn(u32, u32) -> Option<(i64, i64)>,
         now: Duration,
     ) -> Option<Duration> {
-        let mut seen: BTreeMap<u32, ((i64, i64), bool)> = BTreeMap::new();
+        let mut seen: BTreeMap<u32, ((i64, i64), bool, bool)> = BTreeMap::new();
         for (pid, process) in processes.iter().filter(|(_, process)| process.terminal != 0) {
             let Some(time) = access_time(*pid, process.terminal) else { continue };
-            let (newest, logged_in) = seen.entry(process.terminal).or_insert((time, false));
+            let (newest, logged_in, by_network) = seen.entry(process.terminal).or_insert((time, false, false));
             *newest = time.max(*newest);
             *logged_in |= is_logged_in(processes, process);
+            *by_network |= is_below(processes, process, NETWORK_LOGINS);
         }
         self.terminals.retain(|device, _| seen.contains_key(device));
-        for (device, (time, logged_in)) in &seen {
-            let begins_with_a_key = *logged_in && NETWORK_TERMINALS.contains(&major(*device));
+        for (device, (time, _, by_network)) in &seen {
+            let begins_with_a_key = *by_network && NETWORK_TERMINALS.contains(&major(*device));
             let first = Terminal { read_at: *time, last_key: begins_with_a_key.then_some(now) };
             let terminal = self.terminals.entry(*device).or_insert(first);
             if terminal.read_at != *time {
                 *terminal = Terminal { read_at: *time, last_key: Some(now) };
             }
         }
-        let of_sessions = seen.iter().filter(|(_, (_, logged_in))| *logged_in);
+        let of_sessions = seen.iter().filter(|(_, (_, logged_in, _))| *logged_in);
         of_sessions.filter_map(|(device, _)| self.terminals.get(device)?.last_key).max()
     }
 }

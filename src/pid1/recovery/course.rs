@@ -11,7 +11,7 @@ use super::online::Online;
 use super::setup::{Compared, Setup};
 use super::without::{HOUR, Instead, start, without_release};
 use super::{sources, undo};
-use crate::boot::decide::{self, BootDecision, Recoveries, Situation, WithoutRelease};
+use crate::boot::decide::{self, BootDecision, Recoveries, Situation, System, WithoutRelease};
 use crate::fetch::{Mirrors, Source};
 use crate::jobs::recovery::{Policy, RecoveryJob};
 use crate::pid1::background::background;
@@ -31,12 +31,13 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
         let situation = setup.situation(&compared);
         // A pause that is over lets the machine try once more what it was parked for.
         let situation = if may_park { situation } else { unbraked(situation) };
+        let system = situation.system;
         match (decide::decide(&situation), compared) {
             (BootDecision::Start, Compared::Intact(proof, installed)) if !setup.standing.undo_needs_network() => {
                 return start(setup, job, proof, &installed, None, "nothing has to be mended");
             }
             (BootDecision::Undo, _) => {
-                if let Some(next) = undo::run(setup, job, None)? {
+                if let Some(next) = undo::run(setup, job, system, None)? {
                     return Ok(next);
                 }
                 // It may have changed some of the system, or nothing.
@@ -98,7 +99,7 @@ fn fetch(
     if !setup.reason.is_requested() && !setup.usb_release.is_there() {
         sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
     }
-    let next = match undo_with(setup, mirrors, job)? {
+    let next = match undo_with(setup, mirrors, job, situation.system)? {
         Some(next) => Ok(next),
         None => install::until_installed(&online, mirrors, job, wanted, deadline),
     };
@@ -131,11 +132,16 @@ impl Drop for Rest {
 
 /// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was
 /// asked for and fails all the same, nothing else is installed in its place while the system is intact.
-fn undo_with(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
+fn undo_with(
+    setup: &Setup,
+    mirrors: &Mirrors,
+    job: &RecoveryJob<'_>,
+    system: System,
+) -> Result<Option<NextState>, SetupError> {
     if !setup.standing.undo_needs_network() {
         return Ok(None);
     }
-    if let Some(next) = undo::run(setup, job, Some(&install::once(mirrors)))? {
+    if let Some(next) = undo::run(setup, job, system, Some(&install::once(mirrors)))? {
         return Ok(Some(next));
     }
     if setup.undo_is_requested()

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::ending::NextState;
 use super::error::SetupError;
+use super::robot_disk::STATE;
 use super::setup::Setup;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
+use crate::pid1::system::forget_saved;
 use crate::pid1::{console, worker};
 use crate::sys::{self, files};
 
@@ -41,6 +43,9 @@ pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, Se
         .and_then(zstd::stream::read::Decoder::new)
         .map_err(|source| SetupError::Read { path: DATA_TEMPLATE.to_owned(), source })?;
     journal.warn("factory reset: the data partition is being made anew");
+    if let Err(error) = forget_saved(Path::new(STATE)) {
+        journal.warn(&format!("what was saved of an earlier data partition cannot be removed: {error}"));
+    }
     factory_reset::run(confirmed, &disk.state.boot_env(), &target, template)?;
     drop(target);
     worker::done();

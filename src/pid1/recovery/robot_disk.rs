@@ -30,7 +30,7 @@ use crate::sys::mount::Mount;
 /// Mount point of the recovery partition, which is read-only.
 pub(super) const RECOVERY: &str = "/recovery";
 /// Mount point of the state partition.
-const STATE: &str = "/state";
+pub(super) const STATE: &str = "/state";
 /// Template of an empty state partition, for one that was destroyed.
 const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
 

@@ -196,6 +196,7 @@ impl Setup {
 
     /// Compares the system with the record of the installed release.
     pub(super) fn compare(&self, job: &RecoveryJob<'_>) -> Compared {
+        self.standing.look_again(find_kept(&self.disk.target, &self.keys, &self.handover));
         let Some(installed) = self.installed() else {
             self.journal.note("no record of an installed release to compare with");
             return Compared::Unknown;
@@ -217,7 +218,7 @@ impl Setup {
     /// Everything that the first decision depends on.
     pub(super) fn situation(&self, compared: &Compared) -> Situation {
         Situation {
-            reason: self.reason,
+            reason: self.judged_reason(),
             undo_requested: self.undo_is_requested(),
             system: compared.system(),
             worth: self.standing.worth(),
@@ -226,6 +227,12 @@ impl Setup {
             recoveries: self.recoveries,
             budget: self.config.recoveries,
         }
+    }
+
+    /// The reason as far as the decision is concerned. Starts that failed while the partition table was damaged say
+    /// nothing about the release: the kernel may have found none of its partitions.
+    fn judged_reason(&self) -> Reason {
+        if self.reason == Reason::Tries && !self.disk.mended.is_empty() { Reason::EnvLost } else { self.reason }
     }
 
     /// Identity of this machine for reports. Complete only when the network is up: the driver of the card that is part
@@ -254,7 +261,7 @@ pub(super) enum Compared {
 }
 
 impl Compared {
-    fn system(&self) -> System {
+    pub(super) fn system(&self) -> System {
         match self {
             Self::Unknown => System::Unknown,
             Self::Intact(..) => System::Intact,
@@ -360,5 +367,7 @@ pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: 
 fn count_recoveries(state: &StatePartition, recorder: Option<&Recorder>) -> Recoveries {
     let environment = state.boot_env().recoveries().unwrap_or_default();
     let recorded = recorder.map(|recorder| recorder.with(|open| open.recoveries())).unwrap_or_default();
-    if recorded.count > environment.count { recorded } else { environment }
+    // An environment that names another release is not lost: it counts anew.
+    let of_another = environment.serial != 0 && recorded.serial != environment.serial;
+    if recorded.count > environment.count && !of_another { recorded } else { environment }
 }

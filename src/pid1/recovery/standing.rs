@@ -1,7 +1,7 @@
 //! What is known of the installed release before anything is decided: whether it was ever good, what is kept of another
 //! one, what was asked for, and which safe starts were made.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::Path;
 
@@ -35,8 +35,8 @@ pub(super) struct Standing {
     pub request: Option<RecoveryRequest>,
     /// The installed release, if its record counts.
     pub installed: Option<InstalledRelease>,
-    /// The release that is kept on the machine, or why there is none.
-    pub undo: Result<UndoTarget, UndoObstacle>,
+    /// The release that is kept on the machine, or why there is none. An installation changes it before it writes.
+    undo: RefCell<Result<UndoTarget, UndoObstacle>>,
     /// Safe starts of the installed release.
     pub safe_starts: SafeStarts,
     /// How the undo went in this recovery, so far.
@@ -75,15 +75,25 @@ impl Standing {
             // Whoever chose "Recover/Reflash" at the machine means that.
             request: asked.filter(|_| !force).and_then(|asked| asked.that_counts(reason, serial)),
             installed,
-            undo,
+            undo: RefCell::new(undo),
             safe_starts: SafeStarts { known: scripts_know_safe_start(Path::new(RECOVERY)), made: made(&env) },
             undo_course: Cell::new(UndoCourse::Untried),
         }
     }
 
+    /// Takes what is kept on the machine by now.
+    pub(super) fn look_again(&self, undo: Result<UndoTarget, UndoObstacle>) {
+        *self.undo.borrow_mut() = undo;
+    }
+
+    /// The release that is kept on the machine, if there is one.
+    pub(super) fn kept_release(&self) -> Option<UndoTarget> {
+        self.undo.borrow().as_ref().ok().cloned()
+    }
+
     /// What an undo can bring back.
     pub(super) fn kept(&self) -> KeptRelease {
-        match (&self.undo, self.installed) {
+        match (&*self.undo.borrow(), self.installed) {
             (Ok(_), _) if self.undo_course.get() != UndoCourse::Untried => KeptRelease::Nothing,
             (Err(_), _) => KeptRelease::Nothing,
             (Ok(kept), Some(installed)) if id_of(kept) == installed.id => KeptRelease::Installed,
@@ -110,7 +120,7 @@ impl Standing {
     ///
     /// Of an installed release of which nothing is known, it is kept only where nothing else is: what is kept was good.
     pub(super) fn keep(&self) -> Keep {
-        match (self.worth(), &self.undo) {
+        match (self.worth(), &*self.undo.borrow()) {
             (Worth::Before, _) | (Worth::Unknown, Err(_)) => Keep::Installed,
             (Worth::Never, _) | (Worth::Unknown, Ok(_)) => Keep::Kept,
         }
@@ -128,7 +138,7 @@ impl Standing {
             Worth::Never => "was never good",
             Worth::Unknown => "may have been good or not",
         };
-        let kept = match (&self.undo, self.kept()) {
+        let kept = match (&*self.undo.borrow(), self.kept()) {
             (Ok(kept), KeptRelease::Another) => format!("{} (serial {}) is kept", kept.version, kept.serial),
             (Ok(_), _) => "it is kept on the machine itself".to_owned(),
             (Err(obstacle), _) => format!("no undo: {obstacle}"),

@@ -8,7 +8,7 @@ use super::error::SetupError;
 use super::robot_disk::RECOVERY;
 use super::setup::Setup;
 use super::standing::{find_kept, id_of, scripts_know_safe_start};
-use crate::boot::decide::{KeptRelease, Reason};
+use crate::boot::decide::{KeptRelease, Reason, System};
 use crate::boot::env::BootEnvError;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
@@ -26,13 +26,15 @@ use crate::record::event::Event;
 /// Takes the installed release back, or repairs it where it is the one that is kept. `None` if that fails: something
 /// else has to be done then, and the system is to be compared again first.
 ///
-/// `network` is for what is damaged of the kept release, where there is a network.
+/// `system` is the state that was found. `network` is for what is damaged of the kept release, where there is a
+/// network.
 pub(super) fn run(
     setup: &Setup,
     job: &RecoveryJob<'_>,
+    system: System,
     network: Option<&dyn Source>,
 ) -> Result<Option<NextState>, SetupError> {
-    let Ok(kept) = &setup.standing.undo else { return Ok(None) };
+    let Some(kept) = &setup.standing.kept_release() else { return Ok(None) };
     let started = Instant::now();
     let undone = setup.record.as_ref().filter(|record| record.id() != id_of(kept));
     let why = why(setup);
@@ -42,7 +44,14 @@ pub(super) fn run(
         undone: undone.map(|record| (record.manifest().version.as_str(), record.manifest().serial)),
         why: &why,
     });
-    begin(setup, kept.serial, undone)?;
+    // A release that was good and has lost some of its bytes is as good as before once it is installed again.
+    let taken_back = undone
+        .filter(|_| setup.undo_is_requested() || setup.standing.worth() != Worth::Before || system == System::Intact);
+    if let Err(error) = begin(setup, kept.serial, taken_back) {
+        setup.journal.warn(&format!("the undo cannot begin: {}", chain(&error)));
+        setup.standing.give_up_undo(false);
+        return Ok(None);
+    }
     // A good release below the floor is one that a person goes back to: without its record too it is repaired then.
     if matches!(setup.standing.request, Some(RecoveryRequest::Undo { .. })) {
         warn_of(setup, setup.floor.allow(id_of(kept)));
@@ -60,7 +69,7 @@ pub(super) fn run(
             setup.journal.warn(&format!("the undo failed: {}", chain(&error)));
             let lacks_something = matches!(error, RecoveryError::Undo(_));
             setup.standing.give_up_undo(lacks_something && network.is_none());
-            end_in_vain(setup, undone);
+            end_in_vain(setup, taken_back);
             Ok(None)
         }
     }
@@ -78,10 +87,14 @@ pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
 
 /// Writes what has to be known if power is cut from here on: that the undo goes on, that what it leads to was good, and
 /// that what it takes back is not chosen again.
-fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(), SetupError> {
+fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(), BootEnvError> {
     let (good, of) = (kept.to_string(), undone.map(|record| record.manifest().serial));
     let request = of.map(|of| RecoveryRequest::Undo { of: Some(of) }.to_string());
-    setup.disk.state.boot_env().update(&[(names::GOOD, Some(&good)), (names::REQUEST, request.as_deref())])?;
+    let env = setup.disk.state.boot_env();
+    for name in env.make_room()? {
+        setup.journal.warn(&format!("the boot environment was full: {name}, which another program set, is removed"));
+    }
+    env.update(&[(names::GOOD, Some(&good)), (names::REQUEST, request.as_deref())])?;
     if let Some(record) = undone {
         warn_of(setup, setup.floor.refuse(record.id()));
     }

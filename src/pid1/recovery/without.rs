@@ -38,6 +38,7 @@ pub(super) fn without_release(
 ) -> Result<Instead, SetupError> {
     loop {
         let compared = setup.compare(job);
+        let system = compared.system();
         let what = decide::without_release(&setup.situation(&compared));
         return match (what, compared) {
             (WithoutRelease::Start, Compared::Intact(proof, installed)) => {
@@ -47,7 +48,7 @@ pub(super) fn without_release(
                 let number = setup.standing.next_safe_start();
                 start(setup, job, proof, &installed, Some(number), why).map(Instead::Done)
             }
-            (WithoutRelease::Undo, _) => match undo::run(setup, job, network)? {
+            (WithoutRelease::Undo, _) => match undo::run(setup, job, system, network)? {
                 Some(next) => Ok(Instead::Done(next)),
                 None => continue,
             },

@@ -88,7 +88,11 @@ fn find(
             return;
         };
         let path = below.join(entry.file_name());
-        if leaves_out(&path) || found.len() >= MAX_NAMES {
+        if leaves_out(&path) {
+            continue;
+        }
+        if found.len() >= MAX_NAMES {
+            copied.too_large += 1;
             continue;
         }
         let Ok(metadata) = from.join(&path).symlink_metadata() else {

@@ -14,12 +14,14 @@ use crate::chain::chain;
 use crate::disk::reserve;
 use crate::record::start::{DataUse, StartRecord};
 use crate::sys::mount::{self, Mount};
-use crate::sys::{block, ext4};
+use crate::sys::{block, ext4, files};
 
 /// Time for a mount, with the replay of a journal, on a disk that has to repeat some reads.
 const MOUNT_LIMIT: Duration = Duration::from_secs(300);
 /// Time for a few files.
 const FILES_LIMIT: Duration = Duration::from_secs(60);
+/// Longest time that a start waits for the data file system to fill its partition, which goes on after it.
+const GROW_LIMIT: Duration = Duration::from_secs(300);
 /// File by which it is seen whether the partition can be written.
 const PROBE: &str = ".reflash-probe";
 
@@ -100,11 +102,17 @@ fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse
     answer_within(MOUNT_LIMIT, &action, move || Ok(mount.on(target)?))?;
     let probed = match way {
         MountWay::Writable => {
-            let (at, device) = (at.clone(), device.to_owned());
-            answer_within(FILES_LIMIT, "write to the data partition", move || {
-                probe(&at)?;
-                grow(&at, &device);
-                Ok(())
+            let probed = at.clone();
+            answer_within(FILES_LIMIT, "write to the data partition", move || probe(&probed)).inspect(|()| {
+                let (at, device) = (at.clone(), device.to_owned());
+                // A slow disk may take minutes for it. It goes on while the file system is in use.
+                let grown = answer_within(GROW_LIMIT, "let the data file system fill its partition", move || {
+                    grow(&at, &device);
+                    Ok(())
+                });
+                if let Err(error) = grown {
+                    say(&chain(&error));
+                }
             })
         }
         MountWay::ReadOnly | MountWay::WithoutJournal => {
@@ -124,6 +132,11 @@ fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse
 /// Sees whether what is written reaches the disk. A full file system can be written: that it is full is another matter.
 fn probe(data: &Path) -> Result<(), SysrootError> {
     let path = data.join(PROBE);
+    // Whatever else has this name, or cannot be changed: it says nothing about the disk.
+    let _ = files::make_changeable(&path);
+    if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        let _ = files::put_aside(&path);
+    }
     let write = || -> io::Result<()> {
         let _ = fs::remove_file(&path);
         let mut file = fs::File::create_new(&path)?;

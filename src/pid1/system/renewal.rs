@@ -93,7 +93,8 @@ impl<'a> DataRenewal<'a> {
             mount.on(&at)?;
             let text = files::read(&at.join(NOTE), MAX_NOTE_BYTES).unwrap_or_default();
             // What makes no sense is a beginning: nothing is made anew without its count.
-            Ok(serde_json::from_slice::<Note>(&text).unwrap_or_default())
+            let note = serde_json::from_slice::<Note>(&text).unwrap_or_default();
+            Ok(if note.starts < STARTS { note } else { Note { starts: 0, ..note } })
         })?;
         let mut this = Self { parts, device: device.to_owned(), places, state, note };
         if this.note.stage == Stage::Saved {
@@ -111,6 +112,12 @@ impl<'a> DataRenewal<'a> {
         open: impl FnOnce(&mut StartRecord) -> DataUse,
     ) -> Result<DataUse, SysrootError> {
         let used = match self.note.stage {
+            // It was written over in part, and what was copied before that is all that is left of its content.
+            Stage::Counting if used == DataUse::Writable && self.note.keep_saved => {
+                self.restore()?;
+                record.data_renewed = true;
+                return Ok(used);
+            }
             Stage::Counting if used == DataUse::Writable => {
                 self.forget()?;
                 return Ok(used);
@@ -263,12 +270,25 @@ fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
 }
 
 fn write_template(template: &Path, target: &DeviceTarget) -> io::Result<()> {
-    let template = files::open(template).and_then(zstd::stream::read::Decoder::new)?;
+    let decoded = || files::open(template).and_then(zstd::stream::read::Decoder::new);
+    // A template that has lost a block is found out before anything is written over.
+    io::copy(&mut decoded()?, &mut io::sink())?;
+    let template = decoded()?;
     let _ = target.discard(0..target.size_bytes());
     copy_blocks(template, target, 0).map_err(|error| match error {
         CopyError::Read(error) | CopyError::Write(error) => error,
     })?;
     target.flush()
+}
+
+/// Removes the note of a renewal and what was copied for it: after a factory reset nothing of it must come back.
+///
+/// # Errors
+/// The error of the state partition.
+pub(crate) fn forget_saved(state: &Path) -> io::Result<()> {
+    remove_if_there(fs::remove_file(state.join(NOTE)))?;
+    power::sync();
+    remove_if_there(fs::remove_dir_all(state.join(SAVED)))
 }
 
 /// One sentence on what became of the old content.

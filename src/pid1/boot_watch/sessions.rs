@@ -19,6 +19,8 @@ const LOGINS: &[&str] =
 /// Those of them that give a session a terminal of its own. One below another program, as `sudo` or a container makes
 /// it, says nothing of a person: a console may have logged in by itself.
 const NETWORK_LOGINS: &[&str] = &["sshd", "sshd-session", "dropbear", "in.telnetd", "telnetd"];
+/// Those of them that start no shell before a key is pressed, which may be the only one.
+const EMERGENCY_LOGINS: &[&str] = &["sulogin", "systemd-sulogin"];
 /// Generations that are looked up to find such a program, more than people nest shells.
 const MAX_GENERATIONS: usize = 64;
 /// Major numbers of the terminals that a network session gets (Linux' Documentation/admin-guide/devices.txt, Unix98
@@ -112,17 +114,17 @@ impl Sessions {
         let mut seen: BTreeMap<u32, ((i64, i64), bool, bool)> = BTreeMap::new();
         for (pid, process) in processes.iter().filter(|(_, process)| process.terminal != 0) {
             let Some(time) = access_time(*pid, process.terminal) else { continue };
-            let (newest, logged_in, by_network) = seen.entry(process.terminal).or_insert((time, false, false));
+            let (newest, logged_in, by_key) = seen.entry(process.terminal).or_insert((time, false, false));
             *newest = time.max(*newest);
             *logged_in |= is_logged_in(processes, process);
-            *by_network |= is_below(processes, process, NETWORK_LOGINS);
+            *by_key |= is_below(processes, process, EMERGENCY_LOGINS)
+                || NETWORK_TERMINALS.contains(&major(process.terminal)) && is_below(processes, process, NETWORK_LOGINS);
         }
         self.terminals.retain(|device, _| seen.contains_key(device));
-        for (device, (time, _, by_network)) in &seen {
-            let begins_with_a_key = *by_network && NETWORK_TERMINALS.contains(&major(*device));
-            let first = Terminal { read_at: *time, last_key: begins_with_a_key.then_some(now) };
+        for (device, (time, _, by_key)) in &seen {
+            let first = Terminal { read_at: *time, last_key: None };
             let terminal = self.terminals.entry(*device).or_insert(first);
-            if terminal.read_at != *time {
+            if terminal.read_at != *time || *by_key && terminal.last_key.is_none() {
                 *terminal = Terminal { read_at: *time, last_key: Some(now) };
             }
         }
@@ -236,6 +238,19 @@ mod tests {
         // A pseudo terminal of a service is no login.
         let tmux = list(&[(1, "systemd", 0, 0), (30, "tmux: server", 1, 0), (32, "bash", 30, PTS0)]);
         assert_eq!(Sessions::default().judge(&tmux, |_, _| Some((5, 0)), at(400)), None);
+    }
+
+    #[test]
+    fn a_terminal_that_a_program_made_holds_nothing_and_an_emergency_shell_begins_with_a_key() {
+        let mut sessions = Sessions::default();
+        let still = |_: u32, _: u32| Some((0, 0));
+        let kiosk = [(1, "systemd", 0, 0), (10, "login", 1, TTY1), (11, "kiosk", 10, TTY1), (12, "sudo", 11, PTS0)];
+        assert_eq!(sessions.judge(&list(&kiosk), still, Duration::from_secs(5)), None);
+        // The prompt came and was answered between two looks.
+        let shell = [(1, "systemd", 0, 0), (10, "systemd-sulogin", 1, SERIAL), (11, "bash", 10, SERIAL)];
+        let seen = Duration::from_secs(10);
+        assert_eq!(sessions.judge(&list(&shell), still, seen), Some(seen));
+        assert_eq!(sessions.judge(&list(&shell), still, Duration::from_secs(15)), Some(seen));
     }
 
     #[test]

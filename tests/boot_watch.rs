@@ -39,7 +39,7 @@ fn the_watch_ends_once_the_boot_is_good_or_is_not_watched() {
 
 #[test]
 #[ignore = "takes long: a restart is announced a minute before, and systemd has two and a half to carry it out"]
-fn a_boot_that_is_not_good_is_restarted_in_order_and_at_once_by_a_pid_1_that_has_frozen() {
+fn full_a_boot_that_is_not_good_is_restarted_in_order_and_at_once_by_a_pid_1_that_has_frozen() {
     // 39 is glibc's SIGRTMIN+5, by which systemd restarts in order.
     let (status, took) = start("quiet", 62, "trap 'exit 77' 39; while :; do sleep 1; done");
     assert_eq!(status.code(), Some(77), "after {took:?}");

@@ -302,9 +302,14 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
 /// budget.
 #[must_use]
 pub fn parked_hours(recoveries: Recoveries, budget: u32) -> u32 {
+    growing_hours(recoveries.count.saturating_sub(budget))
+}
+
+/// Pause that doubles each time that what it was waited for was in vain, in hours: from one to a day.
+#[must_use]
+pub fn growing_hours(times: u32) -> u32 {
     const LONGEST: u32 = 24;
-    let beyond = recoveries.count.saturating_sub(budget);
-    1_u32.checked_shl(beyond).unwrap_or(LONGEST).min(LONGEST)
+    1_u32.checked_shl(times).unwrap_or(LONGEST).min(LONGEST)
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
+use super::decide::growing_hours;
+
 /// Kernel argument of a safe start: `reflash.safe=N` for the Nth in a row.
 pub const SAFE_ARGUMENT: &str = "reflash.safe";
 /// Directory in memory for what is known of this boot alone.
 pub const DIRECTORY: &str = "/run/reflash";
 /// File that `reflash good` makes, and that is gone at the next boot: the boot watch has nothing more to watch for.
 pub const GOOD_MARK: &str = "/run/reflash/good";
-
-/// The shortest and the longest pause between a safe start and the next normal start.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
 
 /// Number of this safe start, counted from 1, of a kernel command line; `None` for a normal start. A number that cannot
 /// be read is the first: that it is a safe start at all is what matters.
@@ -27,8 +26,7 @@ pub fn safe_start(command_line: &str) -> Option<u32> {
 /// back), and a robot that is of some use now must not be restarted every few minutes.
 #[must_use]
 pub fn pause_before_normal_start(number: u32) -> Duration {
-    let (shortest, longest) = PAUSES;
-    shortest.saturating_mul(1_u32.checked_shl(number.saturating_sub(1)).unwrap_or(u32::MAX)).min(longest)
+    Duration::from_secs(3600) * growing_hours(number.saturating_sub(1))
 }
 
 #[cfg(test)]

@@ -280,6 +280,17 @@ fn read_at_most(file: File, limit_bytes: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit_bytes { Err(too_large("more")) } else { Ok(bytes) }
 }
 
+/// The result of removing something, for which it is as well that it was not there.
+///
+/// # Errors
+/// Any error but [`ErrorKind::NotFound`].
+pub fn removed_or_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};

@@ -145,10 +145,7 @@ fn probe(data: &Path) -> Result<(), SysrootError> {
     };
     let written = write();
     // Its removal must reach the disk too, or the journal has no more room.
-    let removed = match fs::remove_file(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result,
-    };
+    let removed = files::removed_or_gone(fs::remove_file(&path));
     match written.and(removed) {
         // A disk that has no room behind a file system that has some, as a thin one, fails all the same.
         Err(error) if !is_full(&error) || ext4::free(data).is_ok_and(|free| !reserve::is_needed(free)) => {

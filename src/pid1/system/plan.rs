@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::boot::this_boot;
 use crate::record::start::{DataUse, EtcFrom, VarFrom};
 
 /// Directories that the first step works in. Tests have others.
@@ -21,7 +22,7 @@ pub struct BootPlaces {
 
 impl Default for BootPlaces {
     fn default() -> Self {
-        Self { root: "/sysroot".into(), data: "/data".into(), run: "/run/reflash".into() }
+        Self { root: "/sysroot".into(), data: "/data".into(), run: this_boot::DIRECTORY.into() }
     }
 }
 

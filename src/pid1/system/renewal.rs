@@ -207,8 +207,8 @@ impl<'a> DataRenewal<'a> {
         self.note = Note::default();
         let state = self.state.clone();
         answer_within(LIMIT, "tidy the state partition", move || {
-            let removed = remove_if_there(fs::remove_file(state.join(NOTE)))
-                .and_then(|()| remove_if_there(fs::remove_dir_all(state.join(SAVED))));
+            let removed = files::removed_or_gone(fs::remove_file(state.join(NOTE)))
+                .and_then(|()| files::removed_or_gone(fs::remove_dir_all(state.join(SAVED))));
             removed.map_err(SysrootError::file("tidy the state partition"))
         })
     }
@@ -245,7 +245,7 @@ impl Drop for DataRenewal<'_> {
 fn save_into(data: &Path, state: &Path, keep_earlier: bool) -> io::Result<Copied> {
     let saved = state.join(SAVED);
     if !keep_earlier {
-        remove_if_there(fs::remove_dir_all(&saved))?;
+        files::removed_or_gone(fs::remove_dir_all(&saved))?;
     }
     let free = ext4::free(state)?;
     let mut room =
@@ -260,13 +260,6 @@ fn save_into(data: &Path, state: &Path, keep_earlier: bool) -> io::Result<Copied
         failed: etc.failed + var.failed,
         too_large: etc.too_large + var.too_large,
     })
-}
-
-fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
 
 fn write_template(template: &Path, target: &DeviceTarget) -> io::Result<()> {
@@ -286,9 +279,9 @@ fn write_template(template: &Path, target: &DeviceTarget) -> io::Result<()> {
 /// # Errors
 /// The error of the state partition.
 pub(crate) fn forget_saved(state: &Path) -> io::Result<()> {
-    remove_if_there(fs::remove_file(state.join(NOTE)))?;
+    files::removed_or_gone(fs::remove_file(state.join(NOTE)))?;
     power::sync();
-    remove_if_there(fs::remove_dir_all(state.join(SAVED)))
+    files::removed_or_gone(fs::remove_dir_all(state.join(SAVED)))
 }
 
 /// One sentence on what became of the old content.

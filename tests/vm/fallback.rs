@@ -246,7 +246,7 @@ fn full_no_damaged_environment_stops_a_robot_or_erases_its_system() {
     let device = format!("{}?offset={}", robot.disk.display(), robot.offset("state"));
     assert!(Command::new("debugfs").args(["-w", "-R", "clri /grubenv", &device]).status().unwrap().success());
     vm = robot.start("environment");
-    expect(&vm, &["Recovery, reason: env-lost", "was recreated", "tiny system 1 is up"]);
+    expect(&vm, &["Recovery, reason: env-lost", "was made anew", "tiny system 1 is up"]);
     vm.cut_power();
     // From here on there is no server: the robot has to recover without a download.
     robot.stop_serving();

@@ -50,12 +50,17 @@ fn a_robot_of_today_is_mended(firmware: GuestFirmware, name: &str) {
     let end = std::fs::metadata(&robot.disk).unwrap().len();
     zero(&robot.disk, end - 512, 512);
     let mut vm = robot.start(name);
-    let mended = ["mended the backup copy of the GPT", "mended: boot code for BIOS", "mended: EFI/BOOT/BOOTX64.EFI"];
-    expect(&vm, &mended);
+    // UEFI of this kind writes a damaged table anew before it starts anything.
+    let by_us = firmware == GuestFirmware::Bios;
+    if by_us {
+        expect(&vm, &["mended the backup copy of the GPT"]);
+    }
+    expect(&vm, &["mended: boot code for BIOS", "mended: EFI/BOOT/BOOTX64.EFI"]);
     // Firmware, the new boot code, the loader and the script of today.
     expect(&vm, &["starting it", GREETING, "tiny system 2 is up"]);
     let status = ask(&mut vm, "reflash status --json");
-    assert!(status.contains("boot code for BIOS") && status.contains("backup copy of the GPT"), "{status}");
+    assert!(status.contains("boot code for BIOS"), "{status}");
+    assert_eq!(status.contains("backup copy of the GPT"), by_us, "{status}");
     vm.cut_power();
     let output = Command::new("sgdisk").arg("-v").arg(&robot.disk).output().unwrap();
     let verdict = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -64,7 +69,7 @@ fn a_robot_of_today_is_mended(firmware: GuestFirmware, name: &str) {
     // A block of the boot code that does not start this machine, and one of the second copy: the good boot mends both.
     let biosboot = disk::partition_range(&robot.disk, "biosboot").unwrap();
     let in_use = [biosboot.start, (biosboot.start + biosboot.end) / 2];
-    if firmware == GuestFirmware::Uefi {
+    if !by_us {
         in_use.iter().for_each(|start| zero(&robot.disk, start + 8192, 4096));
     }
     zero(&robot.disk, end - 512, 512);
@@ -73,7 +78,10 @@ fn a_robot_of_today_is_mended(firmware: GuestFirmware, name: &str) {
     let answer = ask(&mut vm, "reflash mend");
     assert!(answer.contains("everything that firmware and GRUB read is whole"), "{answer}");
     let status = ask(&mut vm, "reflash status --json");
-    assert!(status.matches("backup copy of the GPT").count() > 1, "{status}");
+    let damage = if by_us { "backup copy of the GPT" } else { "boot code for BIOS" };
+    assert!(status.matches(damage).count() > 1, "{status}");
+    let output = Command::new("sgdisk").arg("-v").arg(&robot.disk).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("No problems found"));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! its own, which GRUB reads without any file system; `grub/first.cfg` knows its place and its variables.
 
 use super::grubenv::{GrubEnv, GrubEnvError, SIZE_BYTES};
+use crate::disk::roles::Role;
+use crate::disk::table::TableEntry;
 
 /// Offset of the map from the start of the disk, bytes: behind the largest table, and before the first partition and
 /// the provisioning marker. In `grub/first.cfg` it is sector 2032.
@@ -40,6 +42,18 @@ pub struct DiskMap {
 }
 
 impl DiskMap {
+    /// Makes the map of a disk with blocks of `block_bytes`, whose table has these entries by role. `None` where one of
+    /// the partitions is missing.
+    pub fn of<'a>(block_bytes: u32, entry: impl Fn(Role) -> Option<&'a TableEntry>) -> Option<Self> {
+        let partition = |role| {
+            let entry = entry(role)?;
+            let offset_bytes = entry.first_lba.checked_mul(block_bytes.into())?;
+            Some(MappedPartition { offset_bytes, size_bytes: entry.size_bytes, partuuid: entry.partuuid.clone() })
+        };
+        let [state, recovery, system, data] = [Role::State, Role::Recovery, Role::System, Role::Data].map(partition);
+        Some(Self { state: state?, recovery: recovery?, system: system?, data_partuuid: data?.partuuid })
+    }
+
     /// Encodes the map into the 512 bytes at [`OFFSET_BYTES`].
     ///
     /// # Errors

@@ -142,6 +142,13 @@ pub fn examine(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> GptState {
     if repairs.is_empty() { GptState::Whole } else { GptState::Damaged(repairs) }
 }
 
+/// First block behind the primary copy of a whole table.
+#[must_use]
+pub fn end_of_primary(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Option<u64> {
+    let (place, count) = TableCopy::read(disk, PRIMARY_LBA, read)?.entry_blocks(disk)?;
+    place.checked_add(count)
+}
+
 /// Blocks that may hold the backup header, without repetition: where the primary header says, at the end of the disk,
 /// and at the end of the disk that this one is an image of, by its protective MBR.
 fn backup_candidates(

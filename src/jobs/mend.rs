@@ -3,6 +3,7 @@
 //! | part | whole copy | mended by |
 //! |---|---|---|
 //! | GPT, protective MBR | the other copy of the table | recovery before it mounts anything, `reflash mend`, `reflash good` |
+//! | disk map of GRUB's first script | the table | the same, but not before anything is mounted |
 //! | MBR | what the running kernel has of it | `reflash mend`, `reflash good` |
 //! | boot code for BIOS | the release, or the robot's own copy | recovery at its end, `reflash mend`, `reflash good` |
 //! | recovery partition | its second superblock | `reflash mend`, `reflash good`, where it does not mount |
@@ -15,6 +16,7 @@
 pub mod boot_code;
 mod error;
 pub mod esp;
+pub mod map;
 pub mod pieces;
 pub mod recovery_partition;
 pub mod table;
@@ -44,6 +46,13 @@ pub fn mend(
     match table::mend(disk) {
         Ok(parts) => parts.iter().for_each(|part| journal.report(Event::Mended(part.name()))),
         Err(error) => failed(error),
+    }
+    if let Some(table) = table {
+        match map::bring(disk, table) {
+            Ok(true) => journal.report(Event::Mended("map of the disk by which GRUB finds the recovery")),
+            Ok(false) => {}
+            Err(error) => failed(error),
+        }
     }
     if let Some((table, pieces)) = table.zip(pieces) {
         match boot_code::bring_bios(disk, table, pieces) {

@@ -2,6 +2,7 @@
 
 mod boot_code;
 mod esp;
+mod map;
 mod recording;
 mod recovery_partition;
 mod table;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::boot::bios::BootCodeError;
+use crate::boot::grubenv::GrubEnvError;
 use crate::disk::fat::FatError;
 use crate::disk::raw::RawDisk;
 use crate::sys::block::BlockError;
@@ -35,6 +36,9 @@ pub enum MendError {
     /// Boot code that cannot come onto this disk.
     #[error("the boot code of the disk stays as it is")]
     BootCode(#[from] BootCodeError),
+    /// A map of the disk that cannot be made.
+    #[error("the map of the disk for GRUB cannot be made")]
+    Map(#[from] GrubEnvError),
     /// Something has the EFI system partition mounted.
     #[error("the EFI system partition stays as it is: it is mounted, and what is damaged of it is mended after that")]
     EspInUse,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::error::{MendError, write_proven};
-use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, examine};
+use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, end_of_primary, examine};
 use crate::disk::gpt_growth::grown;
 use crate::disk::raw::{RawDisk, WholeDisk};
 use crate::disk::{Disk, lost_mbr};
@@ -76,6 +76,14 @@ pub fn state(disk: &dyn RawDisk) -> GptState {
     let bytes = disk.block_bytes();
     let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
     examine(blocks, &mut |lba, count| read(disk, lba, count))
+}
+
+/// Offset on the disk behind the primary copy of its GPT, bytes, if that copy is whole.
+#[must_use]
+pub(super) fn end_of_primary_bytes(disk: &dyn RawDisk) -> Option<u64> {
+    let bytes = disk.block_bytes();
+    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
+    end_of_primary(blocks, &mut |lba, count| read(disk, lba, count))?.checked_mul(bytes.into())
 }
 
 /// Reads blocks; `None` where the disk cannot.

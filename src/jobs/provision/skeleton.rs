@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::boot::bios::{self, BootCodeError, SECTOR_BYTES};
-use crate::boot::disk_map::{self, DiskMap, MappedPartition};
+use crate::boot::disk_map::{self, DiskMap};
 use crate::boot::grubenv::GrubEnvError;
 use crate::disk::table;
 use crate::jobs::provision::make_table::{self, Edges, MakeTableError};
@@ -95,16 +95,9 @@ impl DiskSkeleton {
     /// which nothing starts anyway.
     fn add_map(&mut self, placed: &[Placed], block_bytes: u32) -> Result<(), SkeletonError> {
         let Some(table) = self.table(block_bytes).filter(|table| table.scheme == Scheme::Gpt) else { return Ok(()) };
-        let partition = |role| {
-            let place = placed.iter().find(|place| place.partition.role == role)?;
-            let partuuid = table.number(place.number)?.partuuid.clone();
-            Some(MappedPartition { offset_bytes: place.offset_bytes, size_bytes: place.size_bytes, partuuid })
-        };
-        let [state, recovery, system, data] = [Role::State, Role::Recovery, Role::System, Role::Data].map(partition);
-        let (Some(state), Some(recovery), Some(system), Some(data)) = (state, recovery, system, data) else {
-            return Ok(());
-        };
-        let map = DiskMap { state, recovery, system, data_partuuid: data.partuuid }.encode()?;
+        let number = |role| placed.iter().find(|place| place.partition.role == role).map(|place| place.number);
+        let Some(map) = DiskMap::of(block_bytes, |role| table.number(number(role)?)) else { return Ok(()) };
+        let map = map.encode()?;
         self.edges.head[disk_map::OFFSET..][..map.len()].copy_from_slice(&map);
         Ok(())
     }

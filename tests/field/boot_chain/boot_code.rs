@@ -16,7 +16,7 @@ use super::recording::Recording;
 use crate::support::{Fixture, MemoryTarget, sample_image};
 use reflash::fetch::Directory;
 
-const DISK_BYTES: usize = 18 << 20;
+pub const DISK_BYTES: usize = 18 << 20;
 
 /// `boot.img` as GRUB's is recognized.
 fn boot_image(version: u8) -> Vec<u8> {
@@ -50,14 +50,19 @@ fn layout(scheme: Scheme) -> Layout {
 
 /// A disk as provisioning leaves it, with a byte of its own in every other place.
 fn provisioned(scheme: Scheme, version: u8) -> (Vec<u8>, PartitionTable) {
+    provisioned_with(scheme, version, 512)
+}
+
+/// The same with logical blocks of so many bytes.
+pub fn provisioned_with(scheme: Scheme, version: u8, block_bytes: u32) -> (Vec<u8>, PartitionTable) {
     let placed: Vec<Placed> = layout(scheme).place(DISK_BYTES as u64).unwrap();
-    let geometry = DiskGeometry { table: scheme, placed: &placed, disk_bytes: DISK_BYTES as u64, block_bytes: 512 };
+    let geometry = DiskGeometry { table: scheme, placed: &placed, disk_bytes: DISK_BYTES as u64, block_bytes };
     let skeleton = DiskSkeleton::new(geometry, &boot_image(version), &core_image(version, 383)).unwrap();
     let mut disk = vec![0xd1; DISK_BYTES];
     for (offset, content) in skeleton.pieces() {
         disk[offset as usize..][..content.len()].copy_from_slice(content);
     }
-    let parsed = reflash::disk::table::read(&mut Cursor::new(&disk), 512).unwrap().unwrap();
+    let parsed = reflash::disk::table::read(&mut Cursor::new(&disk), block_bytes).unwrap().unwrap();
     let partitions = parsed.partitions.into_iter().map(|entry| Partition { entry, node: None }).collect();
     (disk, PartitionTable { scheme, damaged_copy: false, damaged_primary: false, partitions })
 }

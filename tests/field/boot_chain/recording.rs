@@ -11,11 +11,13 @@ pub struct Recording {
     log: Mutex<Vec<(u64, Vec<u8>)>>,
     /// Writes of these bytes are lost without an error.
     pub lying: Option<Range<u64>>,
+    /// Logical block size, bytes.
+    pub block_bytes: u32,
 }
 
 impl Recording {
     pub fn new(content: Vec<u8>) -> Self {
-        Self { data: Mutex::new(content), log: Mutex::default(), lying: None }
+        Self { data: Mutex::new(content), log: Mutex::default(), lying: None, block_bytes: 512 }
     }
 
     pub fn content(&self) -> Vec<u8> {
@@ -52,7 +54,7 @@ impl RawDisk for Recording {
     }
 
     fn block_bytes(&self) -> u32 {
-        512
+        self.block_bytes
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -12,14 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reflash::boot::env::BootEnv;
 use reflash::chain::chain;
 use reflash::disk::Which;
+use reflash::disk::raw::WholeDisk;
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::jobs::factory_reset;
 use reflash::jobs::floor::{Floor, FloorPlaces, LoweringKind};
+use reflash::jobs::mend::{self, pieces::BootPieces};
 use reflash::jobs::provision::bootstrap::names;
 use reflash::jobs::provision::{
     self, DiskCandidate, DiskContent, ErasePermission, Firmware, InstallError, Preflight, Site,
 };
+use reflash::jobs::state::StatePartition;
 use reflash::machine::media::MediaId;
 use reflash::record::journal::Journal;
 use reflash::release::layout::{Layout, Role, Scheme};
@@ -203,6 +206,7 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
                 let state = read_files(&disk, number(Role::State), &["grubenv", "installed/manifest.json"]);
                 let env = reflash::boot::grubenv::GrubEnv::parse(state[0].as_ref().unwrap()).unwrap();
                 assert_eq!((env.get("reflash_tries"), env.get("reflash_recovering")), (Some("3"), None));
+                check_own_copy(&disk, number(Role::State), table, &fixture);
                 raise_floor(&disk, number(Role::Recovery), fixture.released.manifest.serial);
                 let system = placed.iter().find(|place| place.partition.role == Role::System).unwrap();
                 let mut content = vec![0; fixture.image.len()];
@@ -216,6 +220,43 @@ fn disks_of_every_kind_and_size_get_what_the_layout_says() {
             assert!(all >= 2 * 2 * 3 && identities.len() == all, "two machines share an identity: {identities:?}");
         }
     });
+}
+
+/// The robot has a copy of its boot code before it has ever recovered: what it loses of that is mended without a
+/// network. <https://github.com/opencomputeproject/onie/issues/250>: a new machine that ends at a GRUB prompt.
+fn check_own_copy(disk: &Disk, state: u32, table: Scheme, fixture: &Fixture) {
+    let device = disk.attach();
+    let at = tempfile::tempdir().unwrap();
+    Mount::device(device.node(state), "ext4").read_only().data_only().on(at.path()).unwrap();
+    let pieces = BootPieces::read(&StatePartition::new(at.path()));
+    mount::unmount(at.path()).unwrap();
+    let pieces = pieces.unwrap_or_else(|| panic!("a new {table:?} disk has no copy of its boot code"));
+    let layout = reflash::disk::Disk { path: device.path().to_owned(), ..disk.candidate().disk }.layout();
+    let (layout, whole) = (layout.unwrap().unwrap(), WholeDisk::open(device.path()).unwrap());
+    let names = mend::boot_code::file_names_of(&whole, &layout);
+    assert!(pieces.serial == fixture.released.manifest.serial && pieces.equals(&fixture.released.manifest, &names));
+    let look = |pieces| mend::mend(&whole, Some(&layout), pieces, &Journal::silent());
+    assert!(look(Some(&pieces)).is_whole(), "{:?}", look(Some(&pieces)));
+    // Without it nothing is called whole that was not seen to be so.
+    let unchecked = if table == Scheme::Gpt {
+        &["boot code for BIOS", "EFI system partition"][..]
+    } else {
+        &["boot code for BIOS"]
+    };
+    let outcome = look(None);
+    assert!(outcome.unchecked == unchecked && outcome.mended_all && !outcome.is_whole(), "{outcome:?}");
+    if disk.block_bytes == 512 {
+        let (first, lost) = (first_sector(disk), vec![0; 440]);
+        disk.file.as_file().write_all_at(&lost, 0).unwrap();
+        assert!(look(Some(&pieces)).is_whole());
+        assert!(first_sector(disk) == first, "the boot code came back");
+    }
+}
+
+fn first_sector(disk: &Disk) -> [u8; 512] {
+    let mut first = [0; 512];
+    disk.file.as_file().read_exact_at(&mut first, 0).unwrap();
+    first
 }
 
 /// GRUB starts recovery from this disk, whose system is none that starts: by its table, and by the disk map once the

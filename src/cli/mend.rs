@@ -12,7 +12,7 @@ use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::raw::WholeDisk;
 use crate::disk::{Disk, Which, disks};
-use crate::jobs::mend::{self, pieces::BootPieces};
+use crate::jobs::mend::{self, MendOutcome, pieces::BootPieces};
 use crate::jobs::state::StatePartition;
 use crate::record::blackbox::{Attempt, BlackBox};
 use crate::record::event::Event;
@@ -28,14 +28,27 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     };
     let outcome = mend(disk, table, &mounted)?;
     let mended: Vec<_> = first.into_iter().chain(outcome.mended).collect();
-    print(options, &json!({ "mended": mended, "whole": outcome.whole }), || {
-        match (mended.as_slice(), outcome.whole) {
-            ([], true) => "everything that firmware and GRUB read is whole".to_owned(),
-            (mended, true) => format!("mended: {}", mended.join(", ")),
+    let (whole, unchecked) = (outcome.found.is_whole(), &outcome.found.unchecked);
+    print(options, &json!({ "mended": mended, "whole": whole, "unchecked": unchecked }), || {
+        let mended = mended.join(", ");
+        match (mended.as_str(), outcome.found.mended_all) {
             (_, false) => "not everything that firmware and GRUB read is whole; the reasons are above".to_owned(),
+            (_, true) if !unchecked.is_empty() => without_copy(&mended, &unchecked.join(", ")),
+            ("", true) => "everything that firmware and GRUB read is whole".to_owned(),
+            (mended, true) => format!("mended: {mended}"),
         }
     })?;
-    Ok(if outcome.whole { Exit::Done } else { Exit::No })
+    Ok(if whole { Exit::Done } else { Exit::No })
+}
+
+/// Text for a robot that has no copy of its boot code, as one that was provisioned before there was such a copy and has
+/// not recovered since.
+fn without_copy(mended: &str, unchecked: &str) -> String {
+    let first = if mended.is_empty() { "the rest is whole".to_owned() } else { format!("mended: {mended}") };
+    format!(
+        "{first}; not checked: {unchecked}. This machine keeps no copy of it to compare with. The next recovery from a \
+         network or a USB drive brings one, if the release carries boot code: reflash request"
+    )
 }
 
 /// Mends after a good boot. Whatever goes wrong is for the log: the boot stays good.
@@ -46,10 +59,10 @@ pub(super) fn after_good_boot(mounted: &MountedState) {
     }
 }
 
-/// Result of a look at the boot chain.
+/// What was mended, and what was found.
 struct Outcome {
     mended: Vec<String>,
-    whole: bool,
+    found: MendOutcome,
 }
 
 fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<Outcome, Failure> {
@@ -66,19 +79,19 @@ fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<O
             lock(&subscriber).push(what.to_owned());
         }
     }));
-    let mut whole = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
+    let mut found = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
     if let Some(device) = &mounted.damaged_recovery {
         match mend::recovery_partition::mend(device) {
             Ok(()) => journal.report(Event::Mended("file system of the recovery partition")),
             Err(error) => {
-                whole = false;
+                found.mended_all = false;
                 journal.warn(&chain(&error));
             }
         }
     }
     let mended = std::mem::take(&mut *lock(&mended));
     record(state, &mended);
-    Ok(Outcome { mended, whole })
+    Ok(Outcome { mended, found })
 }
 
 /// Adds to the last attempt of the black box, which status and reports show.

@@ -30,17 +30,34 @@ pub use error::MendError;
 use esp::EspMended;
 use pieces::BootPieces;
 
+/// Result of a look at the boot chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MendOutcome {
+    /// Parts that were not compared with anything: the robot has no copy of their boot code.
+    pub unchecked: Vec<&'static str>,
+    /// Whether no part stays damaged of those that were looked at.
+    pub mended_all: bool,
+}
+
+impl MendOutcome {
+    /// Whether every part was looked at and is whole now.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.mended_all && self.unchecked.is_empty()
+    }
+}
+
 /// Mends what of the boot chain is damaged, and brings `pieces` onto the disk where other boot code is there. Each part
-/// that was mended is an event, each that cannot be mended a warning. Returns whether all of it is whole now.
+/// that was mended is an event, each that cannot be mended a warning.
 pub fn mend(
     disk: &dyn RawDisk,
     table: Option<&PartitionTable>,
     pieces: Option<&BootPieces>,
     journal: &Journal,
-) -> bool {
-    let mut whole = true;
+) -> MendOutcome {
+    let mut mended_all = true;
     let mut failed = |error: MendError| {
-        whole = false;
+        mended_all = false;
         journal.warn(&chain(&error));
     };
     match table::mend(disk) {
@@ -67,5 +84,8 @@ pub fn mend(
             Err(error) => failed(error),
         }
     }
-    whole
+    MendOutcome {
+        unchecked: table.map(|table| boot_code::unchecked(disk, table, pieces)).unwrap_or_default(),
+        mended_all,
+    }
 }

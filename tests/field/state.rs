@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use reflash::boot::env::LoadedEnv;
 use reflash::fetch::Directory;
 use reflash::jobs::floor::{self, Floor, FloorPlaces};
+use reflash::jobs::mend::pieces::BootPieces;
 use reflash::jobs::state::StatePartition;
 use reflash::jobs::state::device::{StateDevice, StateFault};
 use reflash::record::blackbox::{Attempt, BlackBox};
@@ -43,9 +44,10 @@ struct Found {
     record: bool,
     floor: u64,
     attempts: usize,
+    boot_code: bool,
 }
 
-const ALL: Found = Found { environment: true, record: true, floor: 7, attempts: 3 };
+const ALL: Found = Found { environment: true, record: true, floor: 7, attempts: 3, boot_code: true };
 
 impl Robot {
     fn new() -> Self {
@@ -81,6 +83,7 @@ impl Robot {
         }
         drop(open);
         assert!(this.floor().raise(7).failed.is_empty());
+        boot_code().keep(&state).unwrap();
         mount::unmount(&this.root).unwrap();
         this.intact = fs::read(this.device.path()).unwrap();
         this
@@ -125,6 +128,7 @@ impl Robot {
             record: state.installed(&self.fixture.keys).is_some(),
             floor: self.floor().record().serial,
             attempts,
+            boot_code: BootPieces::read(&state) == Some(boot_code()),
         }
     }
 
@@ -179,6 +183,11 @@ impl Drop for Robot {
     fn drop(&mut self) {
         let _ = mount::unmount(&self.root);
     }
+}
+
+/// The robot's own copy of its boot code, which mends without a network.
+fn boot_code() -> BootPieces {
+    BootPieces::new(3, vec![("grub/boot.img".to_owned(), vec![1; 512]), ("grub/core.img".to_owned(), vec![2; 9000])])
 }
 
 /// Bytes that no program wrote.
@@ -269,6 +278,7 @@ fn what_mounts_and_cannot_be_used_is_made_anew_with_what_can_be_read() {
             ("blackbox", Found { attempts: 0, ..ALL }),
             ("floor", Found { floor: 0, ..ALL }),
             ("installed", Found { record: false, ..ALL }),
+            ("boot", Found { boot_code: false, ..ALL }),
         ] {
             robot.write(|_| {});
             debugfs(&format!("clri {inode}"));
@@ -278,7 +288,7 @@ fn what_mounts_and_cannot_be_used_is_made_anew_with_what_can_be_read() {
         // Nothing is left.
         for byte in [0, 0xff, 0xa5] {
             robot.write(|partition| partition.fill(byte));
-            let nothing = Found { environment: false, record: false, floor: 0, attempts: 0 };
+            let nothing = Found { environment: false, record: false, floor: 0, attempts: 0, boot_code: false };
             assert_eq!(robot.goes_on("noise"), nothing);
         }
     });

@@ -11,7 +11,9 @@ use anyhow::{Context, Result};
 use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::{self, Slot};
 use reflash::jobs::floor;
+use reflash::jobs::mend::{boot_code, pieces::BootPieces};
 use reflash::jobs::provision::{DiskGeometry, DiskSkeleton, bootstrap};
+use reflash::jobs::state::StatePartition;
 use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
 use crate::grub::{self, GrubImages};
@@ -128,6 +130,7 @@ pub fn build(paths: &Paths, parts: &DiskParts<'_>, out: &Path, assume_yes: bool)
                 Role::BiosBoot | Role::System => continue,
                 Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, parts.block_bytes.into(), &image)?,
                 Role::State => {
+                    keep_boot_code(paths, parts, scratch.path())?;
                     filesystem::state(&parts.environment, partition.size_bytes, scratch.path(), &[], &image)?
                 }
                 Role::Recovery => make_recovery(paths, parts, partition.size_bytes, scratch.path(), &image)?,
@@ -154,6 +157,38 @@ fn write_skeleton(path: &Path, parts: &DiskParts<'_>, placed: &[Placed]) -> Resu
     let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     file.set_len(disk_bytes).with_context(|| format!("make {} {disk_bytes} bytes long", path.display()))?;
     skeleton.pieces().try_for_each(|(offset, content)| copy_sparse(content, &mut file, offset))
+}
+
+/// Serial of the copy of the boot code on a disk that no release was installed on: any release has newer one.
+const NO_SERIAL: u64 = 0;
+
+/// Puts a copy of the boot code into the tree of the state partition, as provisioning does: the robot mends with it what
+/// is lost before its first recovery.
+fn keep_boot_code(paths: &Paths, parts: &DiskParts<'_>, scratch: &Path) -> Result<()> {
+    let made = scratch.join("esp-template");
+    let has = |role| parts.layout.partitions.iter().any(|partition| partition.role == role);
+    let wanted = boot_code::file_names(parts.layout.table, parts.block_bytes, has);
+    let files: Result<Vec<_>> = wanted
+        .into_iter()
+        .map(|name| {
+            let path = match name {
+                bootstrap::names::BOOT_IMAGE => parts.grub.boot.clone(),
+                bootstrap::names::CORE_GPT => parts.grub.core.clone(),
+                bootstrap::names::CORE_MBR => parts.grub.core_mbr.clone(),
+                bootstrap::names::EFI => parts.grub.efi.clone(),
+                template => {
+                    templates::make(paths, parts.grub, &[template], &made)?;
+                    made.join(template)
+                }
+            };
+            let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            Ok((name.to_owned(), content))
+        })
+        .collect();
+    let pieces = BootPieces::new(NO_SERIAL, files?);
+    let tree = filesystem::state_tree(scratch);
+    fs::create_dir_all(&tree)?;
+    pieces.keep(&StatePartition::new(&tree)).context("copy the boot code into the state partition")
 }
 
 fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {

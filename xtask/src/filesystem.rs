@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -48,12 +48,17 @@ pub fn esp(grub: &GrubImages, size_bytes: u64, block_bytes: u64, image: &Path) -
     run("mcopy", tool("mcopy").arg(&grub.efi).arg("::/EFI/BOOT/BOOTX64.EFI"))
 }
 
+/// Returns the directory below `scratch` from which [`state`] makes its file system: what is there already comes along.
+pub fn state_tree(scratch: &Path) -> PathBuf {
+    scratch.join("state.tree")
+}
+
 /// Makes a state partition with this boot environment and an empty black box.
 ///
 /// # Errors
 /// When the variables do not fit, or a tool fails.
 pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more: &[&str], image: &Path) -> Result<()> {
-    let tree = scratch.join("state.tree");
+    let tree = state_tree(scratch);
     fs::create_dir_all(tree.join("installed"))?;
     let mut env = GrubEnv::default();
     for (name, value) in environment {

@@ -17,20 +17,44 @@ const GAP_END: u64 = 2032;
 const CORE: &str = "core.img of GRUB";
 const FIRST: &str = "first sector of the disk";
 
+/// Parts of the boot chain that are mended from a copy of the boot code, each with the names of the files of a release
+/// that it is made of. The disk has this kind of table, blocks of `block_bytes`, and partitions with these roles.
+fn parts(scheme: Scheme, block_bytes: u32, has: impl Fn(Role) -> bool) -> Vec<(&'static str, Vec<&'static str>)> {
+    let template = if block_bytes == 4096 { names::ESP_4096 } else { names::ESP_512 };
+    let bios = "boot code for BIOS";
+    match scheme {
+        Scheme::Mbr => vec![(bios, vec![names::BOOT_IMAGE, names::CORE_MBR])],
+        Scheme::Gpt => [
+            (Role::BiosBoot, bios, vec![names::BOOT_IMAGE, names::CORE_GPT]),
+            (Role::Esp, "EFI system partition", vec![names::EFI, template]),
+        ]
+        .into_iter()
+        .filter(|(role, ..)| has(*role))
+        .map(|(_, part, names)| (part, names))
+        .collect(),
+    }
+}
+
+/// Names of the files of a release that boot code for a disk is made of.
+#[must_use]
+pub fn file_names(scheme: Scheme, block_bytes: u32, has: impl Fn(Role) -> bool) -> Vec<&'static str> {
+    parts(scheme, block_bytes, has).into_iter().flat_map(|(_, names)| names).collect()
+}
+
 /// Names of the files of a release that boot code for this disk is made of.
 #[must_use]
-pub fn file_names(disk: &dyn RawDisk, table: &PartitionTable) -> Vec<&'static str> {
-    let template = if disk.block_bytes() == 4096 { names::ESP_4096 } else { names::ESP_512 };
-    match table.scheme {
-        Scheme::Mbr => vec![names::BOOT_IMAGE, names::CORE_MBR],
-        Scheme::Gpt => {
-            [(Role::BiosBoot, vec![names::BOOT_IMAGE, names::CORE_GPT]), (Role::Esp, vec![names::EFI, template])]
-                .into_iter()
-                .filter(|(role, _)| table.of_role(*role).is_some())
-                .flat_map(|(_, names)| names)
-                .collect()
-        }
-    }
+pub fn file_names_of(disk: &dyn RawDisk, table: &PartitionTable) -> Vec<&'static str> {
+    file_names(table.scheme, disk.block_bytes(), |role| table.of_role(role).is_some())
+}
+
+/// Parts of the boot chain that cannot be compared with anything, since `pieces` has no copy of them.
+#[must_use]
+pub fn unchecked(disk: &dyn RawDisk, table: &PartitionTable, pieces: Option<&BootPieces>) -> Vec<&'static str> {
+    let has_copy = |name: &&str| pieces.is_some_and(|pieces| pieces.get(name).is_some());
+    // Without the template only an EFI system partition that has lost its file system stays as it is.
+    let is_needed = |name: &&&str| ![names::ESP_512, names::ESP_4096].contains(name);
+    let parts = parts(table.scheme, disk.block_bytes(), |role| table.of_role(role).is_some());
+    parts.into_iter().filter(|(_, names)| !names.iter().filter(is_needed).all(has_copy)).map(|(part, _)| part).collect()
 }
 
 /// Makes the BIOS boot code of the disk that of `pieces`. The new `core.img` goes beside the one in use and is read

@@ -53,4 +53,16 @@ impl BootstrapFiles {
         };
         Ok(Self { parts, recovery })
     }
+
+    /// Content of a file of the release that boot code is made of, if it was needed for the disk itself.
+    pub(super) fn boot_code(&self, name: &str) -> Option<&[u8]> {
+        match name {
+            names::BOOT_IMAGE => Some(&self.parts.boot_image),
+            names::CORE_GPT | names::CORE_MBR => Some(&self.parts.core_image),
+            names::ESP_512 | names::ESP_4096 => {
+                self.parts.images.iter().find(|image| image.role == Role::Esp).map(|image| image.compressed.as_slice())
+            }
+            _ => None,
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::boot::disk_record;
 use crate::chain::chain;
 use crate::flash::target::Window;
 use crate::jobs::floor;
+use crate::jobs::mend::{self, pieces::BootPieces};
 use crate::jobs::provision::bootstrap::BootstrapFiles;
 use crate::jobs::recovery::{self, Keep, Policy, RecoveryError, RecoveryJob, RecoveryReport, Resources};
 use crate::jobs::state::{Release, StatePartition};
@@ -121,6 +122,7 @@ pub fn install(
     // By hand, the disk may be on a bench: its port is not the one that the robot will have.
     let identity = site.medium.is_some().then(|| plan.candidate().disk.identity());
     let bootstrap_files = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
+    let pieces = boot_pieces(plan, job, &release, &bootstrap_files)?;
     let window = |place: &Placed| Window {
         target: disk,
         range: place.offset_bytes..place.offset_bytes + place.size_bytes,
@@ -154,6 +156,9 @@ pub fn install(
         write(&mounted.directory.join(floor::FILE), &floor_file)?;
     }
     let state = state_mount.as_ref().map(|mounted| StatePartition::new(&mounted.directory));
+    if let Some(Err(error)) = state.as_ref().map(|state| pieces.keep(state)) {
+        journal.warn(&format!("no copy of the boot code can be kept: {error}"));
+    }
     let system = place(unfinished.partitions(), Role::System).unwrap_or_else(|| unreachable!("a checked layout"));
     let system = window(&system);
     let resources = Resources { target: &system, state: state.as_ref(), floor: None, ..job.resources };
@@ -179,6 +184,26 @@ pub fn install(
     })?;
     let provisioned = unfinished.finish(disk, site.medium, &report.committed, journal)?;
     Ok((report, provisioned))
+}
+
+/// The robot's own copy of its boot code, with which it mends what of that is lost before it has ever recovered.
+fn boot_pieces(
+    plan: &Preflight,
+    job: &RecoveryJob<'_>,
+    release: &Release,
+    bootstrap_files: &BootstrapFiles,
+) -> Result<BootPieces, RecoveryError> {
+    let has = |role| plan.placed.iter().any(|place| place.partition.role == role);
+    let names = mend::boot_code::file_names(plan.table, plan.candidate().disk.logical_block_size, has);
+    let files: Result<Vec<_>, RecoveryError> = mend::pieces::offered(&release.manifest, &names)
+        .into_iter()
+        .map(|file| {
+            let known = bootstrap_files.boot_code(&file.name).map(<[u8]>::to_vec);
+            let content = known.map_or_else(|| recovery::fetch_file(job, release, &file.name), Ok)?;
+            Ok((file.name.clone(), content))
+        })
+        .collect();
+    Ok(BootPieces::new(release.manifest.serial, files?))
 }
 
 fn fill_recovery(root: &Path, bootstrap_files: &BootstrapFiles, site: &Site) -> Result<(), InstallError> {

@@ -14,7 +14,7 @@ use crate::jobs::state::{Release, StatePartition};
 pub(super) fn mend(job: &RecoveryJob<'_>, release: &Release, network_use: NetworkUse) {
     let Some(boot_chain) = job.resources.boot_chain else { return };
     (boot_chain.within)(&mut || {
-        let names = mend::boot_code::file_names(boot_chain.disk, boot_chain.table);
+        let names = mend::boot_code::file_names_of(boot_chain.disk, boot_chain.table);
         let pieces = pieces(job, &names, release, network_use);
         mend::mend(boot_chain.disk, Some(boot_chain.table), pieces.as_ref(), job.journal);
     });

@@ -13,6 +13,7 @@ use crate::boot::grubenv::GrubEnv;
 use crate::chain::chain;
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::floor::FILE as FLOOR;
+use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::state::{INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, SIGNATURE, StatePartition};
 use crate::record::blackbox;
 use crate::record::journal::Journal;
@@ -178,6 +179,8 @@ impl StateDevice<'_> {
 /// Content of a damaged state partition, as far as it can be read. Each reader judges again what it is worth.
 struct Kept {
     environment: Option<GrubEnv>,
+    /// The robot's own copy of its boot code, which without a network comes from nowhere else.
+    boot_pieces: Option<BootPieces>,
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -200,7 +203,7 @@ impl Kept {
         let read = |(path, limit_bytes)| {
             files::read_below(&state.root, Path::new(path), limit_bytes).ok().map(|content| (path, content))
         };
-        Self { environment, files: KEPT.into_iter().filter_map(read).collect() }
+        Self { environment, boot_pieces: BootPieces::read(state), files: KEPT.into_iter().filter_map(read).collect() }
     }
 
     /// Writes all that can be written, and returns what that is, for people.
@@ -214,6 +217,10 @@ impl Kept {
             if overwrite(&state.root.join(path), &content).is_ok() {
                 done.push(path);
             }
+        }
+        // It takes the most room, and a network can bring it back.
+        if self.boot_pieces.is_some_and(|pieces| pieces.keep(state).is_ok()) {
+            done.push("boot code");
         }
         if done.is_empty() { "nothing".to_owned() } else { done.join(", ") }
     }

@@ -20,10 +20,26 @@ pub(super) enum Checked {
     Sound,
     /// The check has no opinion: the program is missing, or does not understand what it found.
     NoOpinion(String),
-    /// There are errors that the check could not repair.
+    /// There are errors that the check could not repair, or its repairs did not come to their end.
     Damaged(String),
     /// The check stopped moving.
     Stuck(String),
+}
+
+/// Exit codes of a check that was cancelled, as by the signals that it handles (e2fsck(8): 32).
+const CANCELLED: std::ops::Range<i32> = 32..64;
+/// Bytes that a check has read and written once it works on the file system: what only looks at the superblock moves a
+/// few KiB.
+const WORK_BYTES: u64 = 1 << 20;
+
+/// One run of the program.
+#[derive(Debug)]
+struct FsckRun {
+    says: Checked,
+    /// Whether a signal, want of memory among them, ended it in the middle: the next run may come to its end.
+    is_cut: bool,
+    /// Whether it had begun to work on the file system.
+    has_worked: bool,
 }
 
 /// What an exit code of e2fsck says: 1 is corrected, 2 corrected with a restart wanted if the file system was mounted,
@@ -42,51 +58,67 @@ fn says(code: i32) -> Checked {
 /// repair uncovers the next one finds, so the whole check is made twice.
 pub(super) fn check(fsck: &Path, device: &Path) -> Checked {
     let device = device.to_string_lossy();
-    let mut last = run(fsck, &["-p", &device]);
+    let mut found = run(fsck, &["-p", &device]).says;
     for _ in 0..2 {
-        match &last {
+        match &found {
             Checked::Damaged(why) | Checked::NoOpinion(why) if fsck.exists() => {
                 say(&format!("data partition: {why}; repairing all it finds"));
             }
-            _ => return last,
+            _ => return found,
         }
-        let again = run(fsck, &["-f", "-y", &device]);
-        let settled = !matches!(again, Checked::Damaged(_));
-        last = again;
-        if settled {
+        let repair = run(fsck, &["-f", "-y", &device]);
+        let is_last = !repair.is_cut && !matches!(repair.says, Checked::Damaged(_));
+        found = after_repair(repair, found);
+        if is_last {
             break;
         }
     }
-    last
+    found
 }
 
-fn run(fsck: &Path, arguments: &[&str]) -> Checked {
+/// What is known after a run that makes every repair. Damage that was found before is repaired when the program says
+/// so, and only then: a program that ends without an opinion takes nothing back. Repairs that it has left in the middle
+/// may fit together as little as the damage did.
+fn after_repair(repair: FsckRun, before: Checked) -> Checked {
+    match (repair.says, before) {
+        (Checked::NoOpinion(why), Checked::Damaged(before)) => Checked::Damaged(format!("{before}; then {why}")),
+        (Checked::NoOpinion(why), _) if repair.has_worked => {
+            Checked::Damaged(format!("{why}; that was in the middle of its repairs"))
+        }
+        (says, _) => says,
+    }
+}
+
+fn run(fsck: &Path, arguments: &[&str]) -> FsckRun {
     let (began, mut patience) = (Instant::now(), Patience::default());
     let mut next = EVERY;
-    let mut moved = 0;
+    let (mut moved, mut reported) = (0, 0);
     let ended = process::run_watched(fsck, arguments, |bytes| {
         let age = began.elapsed();
+        moved = bytes;
         if age >= next {
-            if bytes > moved {
+            if bytes > reported {
                 worker::progressed();
             }
-            moved = bytes;
+            reported = bytes;
             say(&format!("the check of the data partition goes on: {} min, {} MiB", age.as_secs() / 60, bytes >> 20));
             next += EVERY;
         }
         patience.goes_on(age, bytes)
     });
-    match ended {
+    let (says, is_cut) = match ended {
         Ok(WatchedEnding::Ended(status)) => match status.code() {
-            Some(code) => says(code),
-            None => Checked::NoOpinion(format!("e2fsck was ended by {status}")),
+            Some(code) => (says(code), CANCELLED.contains(&code)),
+            None => (Checked::NoOpinion(format!("e2fsck was ended by {status}")), true),
         },
         Ok(WatchedEnding::Stopped) => {
             let minutes = began.elapsed().as_secs() / 60;
-            Checked::Stuck(format!("e2fsck did not move any more and was ended after {minutes} min"))
+            let why = format!("e2fsck did not move any more and was ended after {minutes} min");
+            (Checked::Stuck(why), false)
         }
-        Err(error) => Checked::NoOpinion(format!("e2fsck cannot be started: {error}")),
-    }
+        Err(error) => (Checked::NoOpinion(format!("e2fsck cannot be started: {error}")), false),
+    };
+    FsckRun { says, is_cut, has_worked: moved >= WORK_BYTES }
 }
 
 #[cfg(test)]
@@ -106,14 +138,21 @@ mod tests {
 
     /// A check that ends with these codes, one after the other.
     fn with_codes(codes: &[i32]) -> (Checked, String) {
+        with_work(codes, "")
+    }
+
+    /// The same, with commands that each run carries out before its end.
+    fn with_work(codes: &[i32], work: &str) -> (Checked, String) {
         let dir = tempfile::tempdir().unwrap();
         let (fsck, log) = (dir.path().join("fsck"), dir.path().join("log"));
         for (number, code) in codes.iter().enumerate() {
-            std::fs::write(dir.path().join(format!("{number}")), code.to_string()).unwrap();
+            // A negative code is a signal.
+            let ending = if *code < 0 { format!("kill {code} $$") } else { format!("exit {code}") };
+            std::fs::write(dir.path().join(format!("{number}")), format!("{work}\n{ending}\n")).unwrap();
         }
         let dir = dir.path().display();
         let script = format!(
-            "#!/bin/sh\nn=$(cat {log} 2>/dev/null | wc -l)\necho \"$*\" >>{log}\nexit $(cat {dir}/$n)\n",
+            "#!/bin/sh\nn=$(cat {log} 2>/dev/null | wc -l)\necho \"$*\" >>{log}\n. {dir}/$n\n",
             log = log.display()
         );
         std::fs::write(&fsck, script).unwrap();
@@ -133,6 +172,40 @@ mod tests {
         assert!(checked == Checked::Sound && calls == "-p\n-f -y\n-f -y\n", "{checked:?} {calls}");
         let (checked, calls) = with_codes(&[4, 4, 4]);
         assert!(matches!(checked, Checked::Damaged(_)) && calls == "-p\n-f -y\n-f -y\n", "{checked:?} {calls}");
+    }
+
+    #[test]
+    fn what_was_found_damaged_is_repaired_only_when_a_later_run_says_so() {
+        let damaged = |codes: &[i32]| {
+            let (checked, calls) = with_codes(codes);
+            assert!(matches!(checked, Checked::Damaged(_)), "{codes:?}: {checked:?}");
+            assert_eq!(calls.lines().count(), codes.len(), "{codes:?}");
+        };
+        // Not enough memory, wrong usage, cancelled, no library, and signals: the kernel's (9), a crash (11).
+        for code in [8, 12, 16, 128] {
+            damaged(&[4, code]);
+        }
+        for code in [32, -9, -11] {
+            damaged(&[4, code, 4]);
+            damaged(&[4, code, code]);
+            damaged(&[4, code, 8]);
+            assert_eq!(with_codes(&[4, code, 1]).0, Checked::Sound, "{code}");
+            assert_eq!(with_codes(&[code, 1]).0, Checked::Sound, "{code}");
+            assert_eq!(with_codes(&[code, code, 0]).0, Checked::Sound, "{code}");
+        }
+        damaged(&[4, 4, -9]);
+        damaged(&[4, 4, 8]);
+    }
+
+    #[test]
+    fn repairs_that_come_to_no_end_are_damage_and_a_program_that_only_crashes_has_no_opinion() {
+        // It crashes each time before it has done anything, as for want of a library: the kernel's opinion counts.
+        assert!(matches!(with_codes(&[-11, -11, -11]).0, Checked::NoOpinion(_)));
+        let work = "dd if=/dev/zero of=/dev/null bs=1M count=8 2>/dev/null; sleep 1";
+        for codes in [[-9, -9, -9], [8, -9, -9]] {
+            let (checked, _) = with_work(&codes, &format!("case \"$*\" in *-y*) {work};; esac"));
+            assert!(matches!(&checked, Checked::Damaged(why) if why.contains("in the middle")), "{checked:?}");
+        }
     }
 
     #[test]

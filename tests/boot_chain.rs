@@ -187,13 +187,31 @@ impl Robot {
             pieces.push(disk_map::OFFSET_BYTES..disk_map::OFFSET_BYTES + BLOCK);
             pieces.extend((DISK_BYTES - 16 * BLOCK..DISK_BYTES).step_by(BLOCK as usize).map(|at| at..at + BLOCK));
         }
+        // GRUB never reads the robot's copy of its boot code: a block of each file is enough.
+        let copies: Vec<_> = self.boot_code_files().iter().flat_map(|path| self.places(Role::State, path)).collect();
+        let is_sampled = |piece: &Range<u64>| {
+            let within = copies.iter().find(|copy| copy.contains(&piece.start));
+            within.is_none_or(|copy| piece.start < copy.start + BLOCK)
+        };
         for role in [Role::State, Role::Recovery] {
             pieces.extend(self.range(role).step_by(BLOCK as usize).map(|at| at..at + BLOCK));
         }
         let is_used = |piece: &Range<u64>| {
             self.read(piece.start, (piece.end - piece.start) as usize).iter().any(|byte| *byte != 0)
         };
-        pieces.into_iter().filter(is_used).collect()
+        pieces.into_iter().filter(is_used).filter(is_sampled).collect()
+    }
+
+    /// Files of the robot's copy of its boot code, by their paths on the state partition.
+    fn boot_code_files(&self) -> Vec<String> {
+        let device = format!("{}?offset={}", self.disk.display(), self.range(Role::State).start);
+        let output = Command::new("debugfs").args(["-R", "ls -p /boot", &device]).output().unwrap();
+        // A line of it is /inode/mode/uid/gid/name/size/.
+        let names = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = names.lines().filter_map(|line| line.split('/').nth(5)).filter(|name| !name.starts_with('.'));
+        let paths: Vec<_> = names.map(|name| format!("/boot/{name}")).collect();
+        assert!(paths.len() > 2, "{paths:?}");
+        paths
     }
 
     fn is_in(&self, piece: &Range<u64>, role: Role) -> bool {
@@ -325,6 +343,35 @@ fn a_slot_on_trial_and_slots_without_marks_are_used_as_before() {
     assert_eq!(started(&with(&[(names::TRIAL, "b-tried")])), recovery("a", "tries"));
     assert_eq!(started(&FAILING), recovery("a", "tries"));
     assert_eq!(started(&HEALTHY), Started::System);
+}
+
+/// <https://github.com/pbatard/rufus/issues/1507>: the first copy of the table is overwritten. An older recovery is not
+/// the one that mends it, and where GRUB starts that one, it does so each time.
+#[test]
+#[ignore = "needs root: to install grub-emu; cargo xtask test --tier root"]
+fn without_a_table_the_newer_recovery_is_started_unless_it_failed_its_trial() {
+    let robot = Robot::new(Scheme::Gpt);
+    let started = |variables: &[(&str, &str)]| robot.known(&robot.start_with(variables, 512, &[0; 512]), "no table");
+    let by_map = |slot| recovery(slot, "env-unwritable");
+    assert_eq!(started(&[]), by_map("a"));
+    assert_eq!(started(&[(names::SLOT, "b")]), by_map("b"));
+    assert_eq!(started(&[(names::SLOT, "b"), (names::TRIAL, "b-tried")]), by_map("a"));
+    unmark(&robot.disk, robot.range(Role::Recovery).start);
+    for variables in [&[][..], &[(names::SLOT, "a")], &[(names::SLOT, "a"), (names::TRIAL, "b")]] {
+        assert_eq!(started(variables), by_map("b"), "{variables:?}");
+    }
+    assert_eq!(started(&[(names::SLOT, "a"), (names::TRIAL, "b-tried")]), by_map("a"));
+    // The newer one has lost a block.
+    let kernel = robot.places(Role::Recovery, "/slots/b/vmlinuz")[0].start;
+    let before = robot.read(kernel + 8192, 4096);
+    robot.write(kernel + 8192, &[0; 4096]);
+    assert_eq!(started(&[(names::SLOT, "b")]), by_map("a"));
+    // Nothing else is left.
+    robot.write(kernel + 8192, &before);
+    let device = format!("{}?offset={}", robot.disk.display(), robot.range(Role::Recovery).start);
+    let mut debugfs = Command::new("debugfs");
+    assert!(debugfs.args(["-w", "-R", "rm /slots/a/vmlinuz", &device]).status().unwrap().success());
+    assert_eq!(started(&[(names::TRIAL, "b-tried")]), by_map("b"));
 }
 
 /// Gives slot a a boot script without marks.

@@ -3,11 +3,13 @@
 //!
 //! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
 //! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
-//! is complete without them. [`layout`] is the partition layout of a disk. [`zstd_frame`] bounds what is compressed.
+//! is complete without them. [`layout`] is the partition layout of a disk. [`fields`] reads numbers of
+//! blocks, those of other formats too. [`zstd_frame`] bounds what is compressed.
 
 pub mod bootstrap_names;
 mod cursor;
 pub mod digest;
+pub mod fields;
 pub mod index;
 pub mod layout;
 pub mod manifest;

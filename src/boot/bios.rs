@@ -3,6 +3,8 @@
 //! The offsets are those that grub-install patches, from GRUB 2's `grub-core/boot/i386/pc/boot.S`, `diskboot.S` and
 //! `include/grub/i386/pc/boot.h`. LBAs here are in sectors of 512 bytes, as the BIOS counts.
 
+use crate::release::fields::{u16_at, u64_at};
+
 /// Size of `boot.img`, bytes: one sector.
 pub const SECTOR_BYTES: usize = 512;
 
@@ -123,7 +125,7 @@ pub struct BootCodeSwitch {
 pub fn core_in_use(first_sector: &[u8; SECTOR_BYTES], read: &mut ReadSectors<'_>) -> Option<Sectors> {
     let lba = u64_at(first_sector, BOOT_KERNEL_SECTOR).filter(|_| is_grub(first_sector))?;
     let core = read(lba, 1)?;
-    let rest = u64::from(u16::from_le_bytes(core.get(CORE_REST_SECTORS..)?.get(..2)?.try_into().ok()?));
+    let rest = u64::from(u16_at(&core, CORE_REST_SECTORS)?);
     let in_one_piece = u64_at(&core, CORE_SECOND_SECTOR)? == lba.checked_add(1)?
         && core.get(CORE_NEXT_SECTORS..)?.starts_with(&[0, 0])
         && (1..MAX_CORE_SECTORS).contains(&rest);
@@ -193,10 +195,6 @@ fn core_at(image: &[u8], lba: u64) -> Result<Vec<u8>, BootCodeError> {
 
 fn is_grub(first_sector: &[u8; SECTOR_BYTES]) -> bool {
     first_sector[BOOT_CODE].windows(BOOT_TEXT.len()).any(|text| text == BOOT_TEXT)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! `reflash drill`: the next boot shows whether this machine could recover, or the same checks are made here and now.
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
@@ -11,17 +10,14 @@ use super::commands::DrillKind;
 use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
-use crate::boot::slots::Slot;
+use crate::boot::boot_scripts;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::flash::undo;
 use crate::jobs::{drill, recovery};
 use crate::record::blackbox::drill::UNDO;
 use crate::record::blackbox::{DrillCheck, DrillRecord};
-use crate::sys::{files, power};
-
-/// Size of the longest boot script, bytes.
-const MAX_SCRIPT_BYTES: u64 = 1 << 20;
+use crate::sys::power;
 
 pub(super) fn run(options: &Options, kind: DrillKind) -> Result<Exit, Failure> {
     match kind {
@@ -34,7 +30,9 @@ pub(super) fn run(options: &Options, kind: DrillKind) -> Result<Exit, Failure> {
 fn ask(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
     let env = mounted.state.boot_env();
-    drill::check(&env.load_or_empty()?, &boot_scripts(mounted.recovery.as_deref()))?;
+    // A recovery partition that is not at hand has none.
+    let scripts = mounted.recovery.as_deref().map(boot_scripts::read).unwrap_or_default();
+    drill::check(&env.load_or_empty()?, &scripts)?;
     drill::ask(&env)?;
     // GRUB reads the blocks of the partition.
     drop(mounted);
@@ -42,18 +40,6 @@ fn ask(options: &Options) -> Result<Exit, Failure> {
         "the next boot is a drill: recovery tries everything but writing, and starts the system again".to_owned()
     })?;
     if options.restart { restart() } else { Ok(Exit::Done) }
-}
-
-/// The boot scripts of the slots that have one. A recovery partition that is not at hand has none; a script that cannot
-/// be read is an empty one.
-fn boot_scripts(recovery: Option<&Path>) -> Vec<(Slot, String)> {
-    let Some(root) = recovery else { return Vec::new() };
-    let read = |slot: Slot| match files::read_text(&root.join(slot.folder()).join("grub.cfg"), MAX_SCRIPT_BYTES) {
-        Ok(text) => Some((slot, text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(_) => Some((slot, String::new())),
-    };
-    [Slot::A, Slot::B].into_iter().filter_map(read).collect()
 }
 
 /// Restarts the machine as its service manager does, where there is one.

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 
+use crate::release::fields;
 use crate::release::layout::Role;
 
 /// Checksum of headers and entries.
@@ -350,12 +351,14 @@ pub(super) fn protect(mut first: Vec<u8>, disk: DiskBlocks) -> Vec<u8> {
     first
 }
 
+/// A number of a header or an entry, which is a whole block and has it.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
+    fields::u32_at(bytes, at).unwrap_or_default()
 }
 
+/// The same with 64 bits.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes)
+    fields::u64_at(bytes, at).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::obstacle::UndoRoom;
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
+use crate::release::fields::{u32_at, u64_at};
 use crate::release::index::{MAX_CHUNKS, MAX_OBJECT_BYTES};
 use crate::release::manifest::{MAX_SIGNATURE_BYTES, MAX_SIZE_BYTES};
 
@@ -137,14 +138,6 @@ impl Contents {
     fn parts(&self) -> [KeptPart; PARTS] {
         [self.manifest, self.signature, self.index, self.directory]
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 /// Reads the places. None may lie outside of what they say is in use, or be larger than its kind can be.

@@ -20,6 +20,7 @@
 //! | 480 | 32 | BLAKE3 of all before |
 
 use crate::release::digest::Digest;
+use crate::release::fields::u64_at;
 use crate::release::manifest::MAX_SERIAL;
 
 /// Size of a copy, bytes: one logical sector.
@@ -68,7 +69,7 @@ impl ReleaseId {
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (serial, digest) = (number(bytes, 0)?, *bytes.get(8..)?.first_chunk()?);
+        let (serial, digest) = (u64_at(bytes, 0)?, *bytes.get(8..)?.first_chunk()?);
         (serial <= MAX_SERIAL).then_some(Self { serial, digest })
     }
 }
@@ -149,10 +150,6 @@ impl Default for FloorRecord {
     }
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
 impl FloorRecord {
     /// The first record of a disk with this identity, whose floor a person set.
     #[must_use]
@@ -199,7 +196,7 @@ impl FloorRecord {
         }
         let version = u16::from_le_bytes([content[8], content[9]]);
         let (refused, lowerings) = (usize::from(content[10]), usize::from(content[11]));
-        let (sequence, serial) = (number(content, 16)?, number(content, 24)?);
+        let (sequence, serial) = (u64_at(content, 16)?, u64_at(content, 24)?);
         if version < VERSION
             || refused > MAX_REFUSED
             || lowerings > MAX_LOWERINGS
@@ -211,7 +208,7 @@ impl FloorRecord {
         let releases = (0..refused).map(|number| ReleaseId::decode(&content[REFUSED_AT + number * RELEASE_BYTES..]));
         let lowering = |number| {
             let entry = &content[LOWERINGS_AT + number * LOWERING_BYTES..];
-            let (release, floor_before) = (ReleaseId::decode(&entry[8..])?, self::number(entry, 24)?);
+            let (release, floor_before) = (ReleaseId::decode(&entry[8..])?, u64_at(entry, 24)?);
             Some(Lowering { kind: LoweringKind::of_code(entry[0]), release, floor_before })
         };
         Some(Self {

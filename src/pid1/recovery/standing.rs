@@ -6,10 +6,11 @@ use std::io;
 use std::path::Path;
 
 use super::robot_disk::RECOVERY;
+use crate::boot::boot_scripts;
 use crate::boot::decide::{KeptRelease, Reason, SafeStarts};
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::request::RecoveryRequest;
-use crate::boot::slots::{self, FILES, Slot};
+use crate::boot::slots;
 use crate::boot::worth::Worth;
 use crate::flash::target::BlockTarget;
 use crate::flash::undo::{self, UndoObstacle, UndoTarget};
@@ -21,10 +22,6 @@ use crate::pid1::worker;
 use crate::record::blackbox::Recorder;
 use crate::record::journal::Journal;
 use crate::release::manifest::TrustedKeys;
-use crate::sys::files;
-
-/// Size of the largest boot script that is read, bytes.
-const MAX_SCRIPT_BYTES: u64 = 256 * 1024;
 
 /// Highest number of a safe start that GRUB takes from the environment.
 const MAX_SAFE_STARTS: u16 = 999;
@@ -176,13 +173,8 @@ fn made(env: &GrubEnv) -> u16 {
 
 /// Whether every boot script on the recovery partition makes a safe start. A slot without a script does not count.
 pub(super) fn scripts_know_safe_start(recovery: &Path) -> bool {
-    let [.., script] = FILES;
-    let generations: Vec<u32> = [Slot::A, Slot::B]
-        .into_iter()
-        .map(|slot| recovery.join(slot.folder()).join(script))
-        .filter(|path| std::fs::symlink_metadata(path).is_ok())
-        .map(|path| files::read_text(&path, MAX_SCRIPT_BYTES).map_or(0, |text| slots::generation(&text)))
-        .collect();
+    let scripts = boot_scripts::read(recovery);
+    let generations: Vec<u32> = scripts.iter().map(|(_, text)| slots::generation(text)).collect();
     slots::all_know_safe_start(&generations)
 }
 

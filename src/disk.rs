@@ -10,6 +10,7 @@ pub mod identity;
 pub mod list;
 pub mod look;
 pub mod lost_mbr;
+pub mod mbr_growth;
 pub mod raw;
 pub mod reserve;
 pub mod roles;

@@ -29,7 +29,7 @@ const OURS: [Role; 4] = [Role::State, Role::Recovery, Role::System, Role::Data];
 /// Place of the four entries of an MBR, within the first sector.
 pub(super) const MBR_ENTRIES: Range<usize> = 446..510;
 /// Last bytes of an MBR.
-const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+pub(super) const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
 /// Type of the one partition that protects a GPT.
 const PROTECTIVE: u8 = 0xee;
 

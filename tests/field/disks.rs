@@ -6,16 +6,18 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use reflash::disk::raw::WholeDisk;
-use reflash::disk::{DiskSearch, FindError, Which, find_disk_by_partuuid};
+use reflash::disk::{Disk, DiskSearch, FindError, Which, disks, find_disk_by_partuuid};
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, CopyError, copy_blocks};
 use reflash::jobs::mend;
 use reflash::jobs::recovery::RecoveryError;
+use reflash::jobs::state::layout::fixes_size_of_data;
+use reflash::sys::mount::{self, Mount};
 
 use crate::isolated::isolated;
 use crate::support::attached::Attached;
@@ -225,6 +227,67 @@ fn the_table_of_a_smaller_disk_is_moved_to_the_end_of_a_larger_one_and_data_grow
             assert!(verdict.contains("No problems found"), "{verdict}");
         }
     });
+}
+
+/// <https://github.com/home-assistant/operating-system/pull/508>: the same with an MBR, which does not say how large its
+/// disk was. The kernel takes the new size, and the layout on the state partition can keep data from growing.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn data_of_an_mbr_disk_grows_on_a_larger_one_unless_its_layout_fixes_its_size() {
+    isolated("field::disks::data_of_an_mbr_disk_grows_on_a_larger_one_unless_its_layout_fixes_its_size", || {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, at) = (directory.path().join("disk"), directory.path().join("mounted"));
+        fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+        // As a layout places them: the last MiB of the disk stays free.
+        let table = "label: dos\nlabel-id: 0x0eadbeef\nstart=2048, size=8192, type=83\nsize=8192, type=83, bootable\n\
+                     size=16384, type=83\nsize=94208, type=83\n";
+        let mut tool = Command::new("sfdisk").arg("-q").arg(&file).stdin(Stdio::piped()).spawn().unwrap();
+        tool.stdin.take().unwrap().write_all(table.as_bytes()).unwrap();
+        assert!(tool.wait().unwrap().success());
+        {
+            let attached = Attached::new(&file, 512);
+            for (number, name) in [(1, "state"), (4, "data")] {
+                let made =
+                    Command::new("mke2fs").args(["-q", "-t", "ext4", "-L", name, &attached.node(number)]).status();
+                assert!(made.unwrap().success());
+            }
+            assert!(mend::table::grow(&WholeDisk::open(attached.path()).unwrap()).unwrap().is_none());
+        }
+        resize(&file, 160 << 20);
+        let attached = Attached::new(&file, 512);
+        let node = |number| PathBuf::from(attached.node(number));
+        let size_of_data = || disk_of(&attached).layout().unwrap().unwrap().number(4).unwrap().entry.size_bytes;
+        let before = size_of_data();
+        assert!(!fixes_size_of_data(&node(1), "mbr"), "no release is installed");
+        let state = || Mount::device(node(1), "ext4").data_only().on(&at).unwrap();
+        for (size, is_fixed) in [("40MiB", true), ("rest", false)] {
+            state();
+            let data = serde_json::json!({ "name": "data", "role": "data", "size": size });
+            let manifest = serde_json::json!({ "layout": { "table": "mbr", "partitions": [data] } });
+            fs::create_dir_all(at.join("installed")).unwrap();
+            fs::write(at.join("installed/manifest.json"), manifest.to_string()).unwrap();
+            mount::unmount(&at).unwrap();
+            assert_eq!(fixes_size_of_data(&node(1), "mbr"), is_fixed, "{size}");
+        }
+        let disk = WholeDisk::open(attached.path()).unwrap();
+        assert_eq!(mend::table::grow(&disk).unwrap(), Some(96 << 20));
+        assert_eq!(mend::table::grow(&disk).unwrap(), None);
+        assert_eq!(size_of_data(), before + (96 << 20));
+        disk.reread_partitions().unwrap();
+        drop(disk);
+        // Only a kernel that is built without partition tables needs that.
+        let _ = Command::new("partx").arg("--update").arg(attached.path()).status();
+        // The file system grows to the size of its device when the system starts.
+        let kernel =
+            disk_of(&attached).kernel_partitions().into_iter().find(|partition| partition.number == 4).unwrap();
+        assert_eq!(kernel.size_bytes, before + (96 << 20));
+        let checked = Command::new("e2fsck").args(["-f", "-n", &attached.node(4)]).status().unwrap();
+        assert!(checked.success());
+    });
+}
+
+fn disk_of(attached: &Attached) -> Disk {
+    disks(Which::WithLoop).unwrap().into_iter().find(|disk| disk.path == attached.path()).unwrap()
 }
 
 /// <https://github.com/Quyzi/gpt/pull/78>: the image of a disk is written to a smaller one, or another reader of cards

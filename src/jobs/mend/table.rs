@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::error::{MendError, write_proven};
 use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, end_of_primary, examine};
 use crate::disk::gpt_growth::grown;
+use crate::disk::mbr_growth::MbrGrowth;
 use crate::disk::raw::{RawDisk, WholeDisk};
-use crate::disk::{Disk, lost_mbr};
+use crate::disk::{Disk, lost_mbr, mbr_growth};
 
 /// Times that the first block is read before it counts as lost.
 const READ_ATTEMPTS: u32 = 3;
@@ -35,18 +36,33 @@ pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
 }
 
 /// Makes the table of a robot that was copied to a larger disk that of this disk. Returns the bytes by which the data
-/// partition grew, if the table was changed. Nothing of the disk may be in use.
+/// partition grew, if the table was changed. Nothing of the disk may be in use, and where the table is an MBR, the
+/// layout of the robot must not give data a fixed size.
 ///
 /// # Errors
 /// [`MendError`]; one of the copies is whole all the same.
 pub fn grow(disk: &dyn RawDisk) -> Result<Option<u64>, MendError> {
     let bytes = disk.block_bytes();
     let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
-    let Some(growth) = grown(blocks, &mut |lba, count| read(disk, lba, count)) else { return Ok(None) };
+    let Some(growth) = grown(blocks, &mut |lba, count| read(disk, lba, count)) else {
+        return grow_mbr(disk, blocks);
+    };
     for (offset, content) in &growth.writes {
         write_proven(disk, "partition table of a larger disk", *offset, content)?;
     }
     Ok(Some(growth.gained_bytes))
+}
+
+/// Lets data of an MBR disk have the room behind it. It is one write of one sector, and there is no second copy: where
+/// the disk does not keep it, the one before comes back.
+fn grow_mbr(disk: &dyn RawDisk, blocks: DiskBlocks) -> Result<Option<u64>, MendError> {
+    let Some(present) = read(disk, 0, 1) else { return Ok(None) };
+    let planned = mbr_growth::grown(blocks, &mut |lba, count| read(disk, lba, count));
+    let Some(MbrGrowth { first_sector, gained_bytes }) = planned else { return Ok(None) };
+    write_proven(disk, DamagedPart::Mbr.name(), 0, &first_sector).inspect_err(|_| {
+        let _ = disk.write_at(0, &present).and_then(|()| disk.flush());
+    })?;
+    Ok(Some(gained_bytes))
 }
 
 /// Mends the first sector of a disk whose partitions are in use, if it is lost. The disk of this machine has a

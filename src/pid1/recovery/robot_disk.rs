@@ -13,13 +13,14 @@ use crate::disk::gpt_copies::DamagedPart;
 use crate::disk::list::PartitionTable;
 use crate::disk::raw::WholeDisk;
 use crate::disk::roles::Role;
-use crate::disk::{DiskSearch, FoundDisk, ReadRecord, Waiting, Which, wait_for_disk_by_partuuid};
+use crate::disk::{DiskSearch, FoundDisk, ReadRecord, Scheme, Waiting, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::FloorPlaces;
 use crate::jobs::mend;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::jobs::state::device::StateDevice;
+use crate::jobs::state::layout::fixes_size_of_data;
 use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -158,11 +159,13 @@ fn mend_table(
     let work = || -> Result<Vec<DamagedPart>, SetupError> {
         let disk = WholeDisk::open(&found.disk.path)?;
         let mended = mend::table::mend(&disk).map_err(SetupError::Mend)?;
-        let gained_bytes = mend::table::grow(&disk).map_err(SetupError::Mend)?;
+        let gained_bytes =
+            if keeps_size(&found, handover) { None } else { mend::table::grow(&disk).map_err(SetupError::Mend)? };
         if let Some(gained_bytes) = gained_bytes {
+            let moved = if found.layout.scheme == Scheme::Gpt { "the table is moved to its end, and " } else { "" };
             journal.note(&format!(
-                "the disk is larger than the one that its table was made for: the table is moved to its end, and data \
-                 gets {} more when the system starts",
+                "the disk is larger than the one that its table was made for: {moved}data gets {} more when the \
+                 system starts",
                 bytes(gained_bytes)
             ));
         }
@@ -183,6 +186,16 @@ fn mend_table(
     // The devices are there as soon as the kernel has read the table.
     let layout = found.disk.layout().ok().flatten().unwrap_or_else(|| found.layout.clone());
     Ok((FoundDisk { layout, ..found }, mended))
+}
+
+/// Whether the table keeps its size on a larger disk. A GPT says itself whether data reached to the end; where an MBR has
+/// room behind data, it is the layout of the installed release that may have left it there.
+fn keeps_size(found: &FoundDisk, handover: &Handover) -> bool {
+    let fixes_size = || {
+        let state = found.layout.device_of(Role::State);
+        state.is_none_or(|state| fixes_size_of_data(state, &found.disk.name))
+    };
+    found.layout.scheme == Scheme::Mbr && (handover.leaves_out(&WorkPart::State) || fixes_size())
 }
 
 /// How the disk is searched for, without what earlier workers died of.

@@ -38,7 +38,7 @@ mod tests {
         fs::create_dir_all(&a).unwrap();
         fs::write(a.join("grub.cfg"), "set script=2\n").unwrap();
         let whole = (Slot::A, "set script=2\n".to_owned());
-        assert_eq!(read(dir.path()), [whole.clone()]);
+        assert_eq!(read(dir.path()), std::slice::from_ref(&whole));
         let with_b = |why: &str| {
             assert_eq!(read(dir.path()), [whole.clone(), (Slot::B, String::new())], "{why}");
         };
@@ -47,7 +47,7 @@ mod tests {
         with_b("a file in place of the slot");
         fs::remove_file(&b).unwrap();
         fs::create_dir(&b).unwrap();
-        assert_eq!(read(dir.path()), [whole.clone()], "an empty slot has no script");
+        assert_eq!(read(dir.path()), std::slice::from_ref(&whole), "an empty slot has no script");
         let script = b.join("grub.cfg");
         symlink("nowhere", &script).unwrap();
         with_b("a link");

@@ -6,13 +6,17 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::error::MendError;
+use crate::chain::chain;
 use crate::disk::filesystem::{BACKUP_STEP_BYTES, Superblock, backup_superblock};
 use crate::sys::block::in_use;
+use crate::sys::mount::{self, Mount, MountError};
 use crate::sys::process;
 
 /// The program that repairs file systems. It looks for a second superblock only where file systems of the usual kind
 /// have one.
 const FSCK: &str = "/usr/sbin/e2fsck";
+/// Directory on which the repaired file system is mounted for a look.
+const LOOK: &str = "/run/reflash/look/recovery";
 /// Bytes that are searched at once.
 const READ_BYTES: usize = 1024 * 1024;
 /// Exit statuses of e2fsck after which the file system is whole (e2fsck(8)).
@@ -35,10 +39,25 @@ pub fn mend(device: &Path) -> Result<(), MendError> {
     let (block, block_bytes, path) = (block.to_string(), block_bytes.to_string(), device.to_string_lossy());
     let status = process::run_and_wait(Path::new(FSCK), &["-f", "-y", "-b", &block, "-B", &block_bytes, &path])
         .map_err(|error| failed(format!("{FSCK} cannot be started: {error}")))?;
-    if status.code().is_some_and(|code| WHOLE.contains(&code)) {
-        return Ok(());
+    if !status.code().is_some_and(|code| WHOLE.contains(&code)) {
+        return Err(failed(format!("{FSCK} ended with {status}; provision the disk anew while the system still runs")));
     }
-    Err(failed(format!("{FSCK} ended with {status}; provision the disk anew while the system still runs")))
+    // Where the root directory was lost, all that was in it is in lost+found now, and GRUB finds none of it.
+    if !has_slots(device).map_err(|error| failed(chain(&error)))? {
+        let why = "its file system is repaired, but the folder of the slots has lost its name; provision the disk anew \
+                   while the system still runs";
+        return Err(failed(why.to_owned()));
+    }
+    Ok(())
+}
+
+/// Whether the repaired file system has the folder of the slots under its name.
+fn has_slots(device: &Path) -> Result<bool, MountError> {
+    let look = Path::new(LOOK);
+    Mount::device(device, "ext4").read_only().data_only().on(look)?;
+    let found = look.join("slots").is_dir();
+    mount::unmount(look).or_else(|_| mount::detach(look))?;
+    Ok(found)
 }
 
 /// The first of the other superblocks of the file system on this device.

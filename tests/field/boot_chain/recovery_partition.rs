@@ -45,3 +45,23 @@ fn a_lost_superblock_comes_back_from_the_second_one() {
         }
     });
 }
+
+/// What was in a lost root directory ends in `lost+found`, where GRUB finds none of it: that is not called mended.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_lost_root_directory_is_not_called_mended() {
+    isolated("field::boot_chain::recovery_partition::a_lost_root_directory_is_not_called_mended", || {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, tree) = (directory.path().join("recovery"), directory.path().join("tree"));
+        fs::write(&image, vec![0; 64 << 20]).unwrap();
+        fs::create_dir_all(tree.join("slots/a")).unwrap();
+        let path = image.to_str().unwrap();
+        run("mke2fs", &["-q", "-t", "ext4", "-b", "4096", "-g", "8192", "-d", tree.to_str().unwrap(), path]);
+        run("debugfs", &["-w", "-R", "clri <2>", path]);
+        let attached = Attached::new(&image, 512);
+        let error = recovery_partition::mend(attached.path()).unwrap_err();
+        assert!(matches!(&error, MendError::RecoveryPartition { why, .. } if why.contains("slots")), "{error}");
+        assert!(Mount::device(attached.path(), "ext4").read_only().on(directory.path().join("tree")).is_ok());
+        mount::unmount(&tree).unwrap();
+    });
+}

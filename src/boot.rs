@@ -2,10 +2,11 @@
 //!
 //! [`disk_map`] is what GRUB reads when the partition table is damaged.
 //!
-//! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`] the
-//! two copies of the recovery, whose scripts [`boot_scripts`] reads, and [`decide`] the first step after GRUB has started recovery, for which [`worth`] says
-//! whether the installed release was ever good, and [`request`] what was asked for. [`bios`], [`efi`] and [`efivars`]
-//! make a disk bootable. [`disk_record`] is what distinguishes the robot's disk from a copy.
+//! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`]
+//! the two copies of the recovery, whose scripts [`boot_scripts`] reads, and [`decide`] the first step after GRUB
+//! has started recovery, for which [`worth`] says whether the installed release was ever good, and [`request`] what
+//! was asked for. [`bios`], [`efi`] and [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the
+//! robot's disk from a copy.
 //! [`this_boot`] is what the running system knows of its own boot.
 
 pub mod bios;

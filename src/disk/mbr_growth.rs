@@ -30,8 +30,8 @@ pub struct MbrGrowth {
     pub gained_bytes: u64,
 }
 
-/// Plans the growth of a robot's data partition, up to what an MBR can say; `None` where there is no room for it, or the
-/// table is not that of a robot.
+/// Plans the growth of a robot's data partition, up to what an MBR can say; `None` where there is no room for it, or
+/// the table is not that of a robot.
 #[must_use]
 pub fn grown(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Option<MbrGrowth> {
     let mut first_sector = read(0, 1)?;

@@ -162,8 +162,8 @@ fn write_skeleton(path: &Path, parts: &DiskParts<'_>, placed: &[Placed]) -> Resu
 /// Serial of the copy of the boot code on a disk that no release was installed on: any release has newer one.
 const NO_SERIAL: u64 = 0;
 
-/// Puts a copy of the boot code into the tree of the state partition, as provisioning does: the robot mends with it what
-/// is lost before its first recovery.
+/// Puts a copy of the boot code into the tree of the state partition, as provisioning does: the robot mends with it
+/// what is lost before its first recovery.
 fn keep_boot_code(paths: &Paths, parts: &DiskParts<'_>, scratch: &Path) -> Result<()> {
     let made = scratch.join("esp-template");
     let has = |role| parts.layout.partitions.iter().any(|partition| partition.role == role);

@@ -188,8 +188,8 @@ fn mend_table(
     Ok((FoundDisk { layout, ..found }, mended))
 }
 
-/// Whether the table keeps its size on a larger disk. A GPT says itself whether data reached to the end; where an MBR has
-/// room behind data, it is the layout of the installed release that may have left it there.
+/// Whether the table keeps its size on a larger disk. A GPT says itself whether data reached to the end; where an MBR
+/// has room behind data, it is the layout of the installed release that may have left it there.
 fn keeps_size(found: &FoundDisk, handover: &Handover) -> bool {
     let fixes_size = || {
         let state = found.layout.device_of(Role::State);

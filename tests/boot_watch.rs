@@ -37,6 +37,22 @@ fn the_watch_ends_once_the_boot_is_good_or_is_not_watched() {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
+/// A state partition that cannot be found, read or written: the boot is good all the same, and nothing is mended by a
+/// restart every ten minutes.
+#[test]
+#[ignore = "needs root: makes namespaces"]
+fn a_good_boot_ends_the_watch_also_where_nothing_can_be_stored() {
+    let line = "quiet reflash.system=5f3c1d52-0f0e-4c86-9d3a-7b1c5be1a9d4";
+    let script = "sleep 6; kill -0 $watch || exit 1
+         \"$AGENT\" good && exit 2
+         [ -e /run/reflash/good ] || exit 3
+         wait $watch || exit 4
+         grep -q 'this boot is good, which could not be recorded' /run/reflash/boot.json || exit 5
+         exit 77";
+    let (status, _) = start(line, 600, script);
+    assert_eq!(status.code(), Some(77));
+}
+
 #[test]
 #[ignore = "takes long: a restart is announced a minute before, and systemd has two and a half to carry it out"]
 fn full_a_boot_that_is_not_good_is_restarted_in_order_and_at_once_by_a_pid_1_that_has_frozen() {

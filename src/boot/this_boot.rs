@@ -8,7 +8,8 @@ use super::decide::growing_hours;
 pub const SAFE_ARGUMENT: &str = "reflash.safe";
 /// Directory in memory for what is known of this boot alone.
 pub const DIRECTORY: &str = "/run/reflash";
-/// File that `reflash good` makes, and that is gone at the next boot: the boot watch has nothing more to watch for.
+/// File that `reflash good` makes before anything else, and that is gone at the next boot: the boot watch has nothing
+/// more to watch for, also where nothing can be stored.
 pub const GOOD_MARK: &str = "/run/reflash/good";
 
 /// Number of this safe start, counted from 1, of a kernel command line; `None` for a normal start. A number that cannot

@@ -1,20 +1,25 @@
 //! `reflash good`: this boot is good, so the system gets its tries back.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::{keys, safe_start};
 use super::mend;
-use super::mounted::MountedState;
+use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::disk_record;
-use crate::boot::grubenv::names;
+use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::drill;
 use crate::record::blackbox::{BlackBox, Marks};
+use crate::record::start::StartRecord;
+
+/// What a robot loses whose good boot cannot be recorded, for people and for reports.
+const UNSTORED: &str = "this boot is good, which could not be recorded on the state partition";
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     if let Some(number) = safe_start() {
@@ -22,6 +27,27 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         print(options, &json!({ "safe_start": number }), || why)?;
         return Ok(Exit::No);
     }
+    // First of all, and whatever becomes of the rest: a boot is good also where its disk takes nothing any more, and a
+    // restart would mend nothing.
+    let is_this_boot = own_partuuid().is_some();
+    if is_this_boot {
+        leave_mark();
+    }
+    let stored = store(options);
+    if is_this_boot && let Err(failure) = &stored {
+        let loss = format!("{UNSTORED}: {}", failure.text);
+        if let Err(error) = StartRecord::add_loss(Path::new(this_boot::DIRECTORY), loss) {
+            complain(&format!("reports will not say so: {error}"));
+        }
+    }
+    let tries = stored?;
+    print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
+    Ok(Exit::Done)
+}
+
+/// Stores on the state partition, and wherever else it is kept, that this boot is good. Returns the tries that the
+/// system has again. Where the environment cannot be written, the rest is stored all the same.
+fn store(options: &Options) -> Result<String, Failure> {
     // Where the first sector was lost since this boot began, no disk is found until it is mended.
     let mounted = MountedState::open(options).or_else(|failure| {
         let mended = mend::mend_first_sector();
@@ -32,11 +58,28 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         Ok(false) => {}
         Err(error) => complain(&chain(&error)),
     }
-    let boot_env = mounted.state.boot_env();
-    let env = boot_env.load_or_empty()?;
-    let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
     let installed = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
     let good = installed.map(|record| record.manifest().serial);
+    let tries = give_tries(&mounted, good);
+    let boot_env = mounted.state.boot_env();
+    if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
+        complain(&format!("this disk cannot be remembered: {}", chain(&error)));
+    }
+    // Without a record or a key to check it with there is nothing to raise it to, and a boot is good all the same.
+    if let Some(serial) = good {
+        mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
+    }
+    let marked = tries.is_ok().then(|| mark_attempts(&mounted)).transpose();
+    mend::after_good_boot(&mounted);
+    marked?;
+    tries
+}
+
+/// Gives the system its tries back, in the boot environment.
+fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failure> {
+    let boot_env = mounted.state.boot_env();
+    let env: GrubEnv = boot_env.load_or_empty()?;
+    let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
     let serial = good.map(|serial| serial.to_string());
     let mut changes = vec![
         (names::TRIES, Some(&*tries)),
@@ -52,26 +95,18 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         changes.push((names::REQUEST, None));
     }
     boot_env.update(&changes)?;
-    if options.state.is_none() {
-        leave_mark();
+    Ok(tries)
+}
+
+/// Marks the attempts in the black box that this good boot followed.
+fn mark_attempts(mounted: &MountedState) -> Result<(), Failure> {
+    let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) else { return Ok(()) };
+    let (marks, last) = (open.marks(), open.next_id() - 1);
+    // Only after a recovery: a write at every boot would wear the disk for nothing.
+    if marks.good_through != last {
+        open.mark(Marks { good_through: last, ..marks })?;
     }
-    if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
-        complain(&format!("this disk cannot be remembered: {}", chain(&error)));
-    }
-    // Without a record or a key to check it with there is nothing to raise it to, and a boot is good all the same.
-    if let Some(serial) = good {
-        mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
-    }
-    if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
-        let (marks, last) = (open.marks(), open.next_id() - 1);
-        // Only after a recovery: a write at every boot would wear the disk for nothing.
-        if marks.good_through != last {
-            open.mark(Marks { good_through: last, ..marks })?;
-        }
-    }
-    mend::after_good_boot(&mounted);
-    print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
-    Ok(Exit::Done)
+    Ok(())
 }
 
 /// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does

@@ -79,7 +79,7 @@ impl MountedState {
             recovery: recovery.clone().map(|device| (directory("recovery"), device)),
             firmware: EfiVars::open(),
         };
-        this.mount(&Mount::device(&state, "ext4").data_only(), directory("state"))?;
+        this.mount_state(&state, &directory("state"))?;
         if let Some(recovery) = recovery {
             let mount = Mount::device(&recovery, "ext4").read_only().data_only();
             match this.mount(&mount, directory("recovery")) {
@@ -92,6 +92,20 @@ impl MountedState {
             }
         }
         Ok(this)
+    }
+
+    /// Mounts the state partition: as it should be, else for reading what is there, whatever its journal says. Where
+    /// neither works, an empty directory that cannot be written takes its place, so that what needs no state works on,
+    /// and what would change it fails.
+    fn mount_state(&mut self, device: &Path, at: &Path) -> Result<(), Failure> {
+        let plain = Mount::device(device, "ext4").data_only();
+        let Err(failed) = self.mount(&plain, at.to_owned()) else { return Ok(()) };
+        complain(&format!("the state partition cannot be written: {}", failed.text));
+        let readable = plain.read_only().no_load();
+        self.mount(&readable, at.to_owned()).or_else(|failed| {
+            complain(&format!("nor can it be read: {}", failed.text));
+            self.mount(&Mount::virtual_fs("tmpfs").read_only().data_only(), at.to_owned())
+        })
     }
 
     fn mount(&mut self, what: &Mount, at: PathBuf) -> Result<(), Failure> {

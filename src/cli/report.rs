@@ -17,15 +17,15 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some(url) = &config.report_url else {
         return nothing_to_post(options, "report.url is not configured, so nothing is posted");
     };
-    if let Some(boot) = StartRecord::of_this_boot().filter(|boot| !boot.is_whole()) {
+    let this_boot = StartRecord::of_this_boot().or_else(|| safe_start().map(StartRecord::of_safe_start));
+    if let Some(boot) = this_boot.filter(|boot| !boot.is_whole()) {
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
         report::post_start(url, &this_machine(&config, &mounted), &boot, &fetch_options)
             .map_err(|error| Failure::of(&error, error.is_retryable()))?;
     }
     let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
     let machine = this_machine(&config, &mounted);
-    let safe = safe_start().map(|number| Pending::in_safe_start(&open, &machine, number));
-    let Some(pending) = safe.or_else(|| Pending::of(&open, &machine)) else {
+    let Some(pending) = Pending::of(&open, &machine) else {
         return nothing_to_post(options, "every recovery was reported before");
     };
     let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);

@@ -2,11 +2,13 @@
 
 mod standing;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::{keys, safe_start};
-use super::mounted::MountedState;
+use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
@@ -61,7 +63,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         format!(
             "{}\n{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
-            safe_line() + &boot_line(&env),
+            safe_line() + &boot_line(&env, was_good(options, &env)),
             standing.lines(),
             drill_line(attempts),
             attempt_lines(attempts, marks)
@@ -87,10 +89,19 @@ fn safe_line() -> String {
     })
 }
 
+/// Whether this boot has called itself good. On a robot the mark in memory says so: GRUB does not count every start, and
+/// the environment may be about an earlier one, or may not be writable.
+fn was_good(options: &Options, env: &GrubEnv) -> bool {
+    match options.state.is_none() && own_partuuid().is_some() {
+        true => Path::new(this_boot::GOOD_MARK).exists(),
+        false => env.get(names::BOOT_OK) == Some("1"),
+    }
+}
+
 /// How this boot stands with GRUB: its tries, and the slots of the recovery partition.
-fn boot_line(env: &GrubEnv) -> String {
+fn boot_line(env: &GrubEnv, was_good: bool) -> String {
     let tries = env.get(names::TRIES).unwrap_or("unknown");
-    let good = if env.get(names::BOOT_OK) == Some("1") { "called itself good" } else { "has not called itself good" };
+    let good = if was_good { "called itself good" } else { "has not called itself good" };
     let slot = env.get(names::SLOT).unwrap_or("a, by default");
     let trial = match Trial::parse(env.get(names::TRIAL)) {
         Some(Trial::Due(slot)) => format!("; slot {slot} is on trial and replaces it once it has found a release"),
@@ -159,6 +170,9 @@ fn described(attempt: &Attempt, marks: Marks) -> String {
     }
     for [start, end] in attempt.damaged_byte_ranges.iter().take(3) {
         text += &format!("\n     bytes {start} to {end} were damaged");
+    }
+    for loss in &attempt.lost {
+        text += &format!("\n     a start after it: {loss}");
     }
     for error in &attempt.errors {
         text += &format!("\n     {error}");

@@ -173,7 +173,7 @@ impl Watch {
     /// Restarts the machine. Returns only when the boot has called itself good after all, without the mark for that.
     fn restart(&self, cause: Cause, written: &WrittenTerms) -> bool {
         let text = format!("{}: restarting", sentence(cause));
-        let is_good = restart::record(written.state.as_deref(), cause, &text);
+        let is_good = restart::record(written, cause, &text);
         if is_good && matches!(cause, Cause::NotGood(_)) {
             self.say("the boot environment says that this boot is good: it goes on");
             return true;

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::decide::Recoveries;
 use crate::boot::worth::Worth;
-use crate::record::event::Phase;
+use crate::record::event::{Phase, cut};
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
 use crate::sys::files;
@@ -38,6 +38,11 @@ pub use recorder::{Recorder, Remembered};
 pub const KEPT: u64 = KEPT_LEN as u64;
 /// Length of a list of the attempts that are kept.
 const KEPT_LEN: usize = 16;
+
+/// Sentences of losses that are kept with one attempt, the last ones.
+const MAX_LOSSES: usize = 6;
+/// Bytes that are kept of one of them.
+const MAX_LOSS_BYTES: usize = 240;
 
 const SLOT_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"RFLASHBB";
@@ -139,6 +144,10 @@ pub struct Attempt {
     /// Parts of the boot chain that were damaged and that the attempt mended. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mended: Vec<String>,
+    /// What the starts of the system after this attempt lost or gave up of the machine's data, the last sentences.
+    /// Unknown to agents of version 0.1.0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<String>,
     /// Ending of the attempt, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<AttemptOutcome>,
@@ -250,6 +259,23 @@ impl BlackBox {
         }
         keep_last(&mut self.attempts, KEPT_LEN);
         self.write(2 + attempt.id % KEPT * 2, &fitting(attempt)?)
+    }
+
+    /// Adds to the last attempt what a start of the system lost. Writes nothing where all of it is known already, as of
+    /// a partition that stays damaged, or where no attempt is kept.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn add_losses(&mut self, losses: &[String]) -> io::Result<()> {
+        let Some(last) = self.attempts.last().cloned() else { return Ok(()) };
+        let mut lost = last.lost.clone();
+        for loss in losses.iter().map(|loss| cut(loss, MAX_LOSS_BYTES)) {
+            if !lost.iter().any(|known| known == loss) {
+                lost.push(loss.to_owned());
+            }
+        }
+        keep_last(&mut lost, MAX_LOSSES);
+        if lost == last.lost { Ok(()) } else { self.record(&Attempt { lost, ..last }) }
     }
 
     /// Automatic recoveries, since the last good boot, to the release that was last recovered to. The boot environment
@@ -409,6 +435,8 @@ fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
             attempt.errors.remove(0);
         } else if !attempt.mended.is_empty() {
             attempt.mended.remove(0);
+        } else if attempt.lost.len() > 1 {
+            attempt.lost.remove(0);
         } else if attempt.damaged_byte_ranges.pop().is_none() && attempt.phases.len() > 8 {
             attempt.phases.remove(0);
         } else if attempt.damaged_byte_ranges.is_empty() && attempt.phases.len() <= 8 {
@@ -485,6 +513,27 @@ mod tests {
         let drill = DrillRecord::of(Vec::new());
         let drilled = Attempt { drill: Some(drill), ..attempt(5, Some(AttemptOutcome::Started)) };
         assert_eq!(worth("drill", 5, drilled), Worth::Never);
+    }
+
+    #[test]
+    fn losses_of_starts_are_with_the_last_attempt_and_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blackbox");
+        let losses = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let mut open = BlackBox::open(&path).unwrap();
+        open.add_losses(&losses(&["nobody reads this"])).unwrap();
+        assert!(open.attempts().is_empty());
+        open.record(&attempt(1, Some(AttemptOutcome::Installed))).unwrap();
+        open.add_losses(&losses(&["the data partition cannot be read", "x"])).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        open.add_losses(&losses(&["x"])).unwrap();
+        assert!(before == std::fs::read(&path).unwrap(), "nothing new");
+        (0..40).for_each(|number| open.add_losses(&[format!("{number} {}", "y".repeat(5000))]).unwrap());
+        let open = BlackBox::open_read_only(&path).unwrap();
+        let lost = &open.attempts().last().unwrap().lost;
+        assert!(lost.len() == 6 && lost[5].starts_with("39 "), "{lost:?}");
+        // Older readers know no such member, and one that is not there is empty.
+        assert!(!serde_json::to_string(&attempt(1, None)).unwrap().contains("lost"));
     }
 
     #[test]

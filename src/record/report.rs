@@ -81,7 +81,6 @@ pub struct Pending {
     through: u64,
     machine: ReportedMachine,
     attempts: Vec<Attempt>,
-    safe_start: Option<u32>,
 }
 
 impl Pending {
@@ -91,15 +90,7 @@ impl Pending {
         let reported = open.marks().reported_through;
         let is_new = |attempt: &&Attempt| attempt.id > reported && attempt.is_over(open.next_id());
         let attempts: Vec<Attempt> = open.attempts().iter().filter(is_new).cloned().collect();
-        Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts, safe_start: None })
-    }
-
-    /// Collects the same in the safe start of this number, which is something to report by itself.
-    #[must_use]
-    pub fn in_safe_start(open: &BlackBox, machine: &ReportedMachine, number: u32) -> Self {
-        let through = open.marks().reported_through;
-        let alone = Self { through, machine: machine.clone(), attempts: Vec::new(), safe_start: None };
-        Self { safe_start: Some(number), ..Self::of(open, machine).unwrap_or(alone) }
+        Some(Self { through: attempts.last()?.id, machine: machine.clone(), attempts })
     }
 
     /// Posts the attempts.
@@ -107,7 +98,7 @@ impl Pending {
     /// # Errors
     /// What the transfer met. The attempts are reported with the next ones.
     pub fn post(&self, url: &str, options: &FetchOptions) -> Result<(), FetchError> {
-        post(url, wire::safe_start_post(&self.machine, &self.attempts, self.safe_start), options)
+        post(url, wire::attempts_post(&self.machine, &self.attempts), options)
     }
 
     /// Records that the attempts were posted. A mark that is lost repeats a report, which the numbers of the attempts

@@ -92,11 +92,35 @@ pub struct StartRecord {
 }
 
 impl StartRecord {
+    /// The record of a safe start of which nothing else is known.
+    #[must_use]
+    pub fn of_safe_start(number: u32) -> Self {
+        Self { safe_start: Some(number), ..Self::default() }
+    }
+
     /// Adds the sentence of a loss.
     pub fn lose(&mut self, sentence: impl Into<String>) {
         if self.lost.len() < MAX_LOSSES {
             self.lost.push(sentence.into());
         }
+    }
+
+    /// Adds the sentence of a loss to the record of this boot in `directory`, while the system runs. A boot of an older
+    /// image, without a record, gets one that says no more than this.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn add_loss(directory: &Path, sentence: impl Into<String>) -> io::Result<()> {
+        let path = directory.join(NAME);
+        // What a record does not say is good is not to be reported as lost by this one.
+        let whole = Self { data: DataUse::Writable, var: VarFrom::Data, etc: EtcFrom::Data, ..Self::default() };
+        let mut record = Self::read(&path).unwrap_or(whole);
+        let sentence = sentence.into();
+        if record.lost.contains(&sentence) {
+            return Ok(());
+        }
+        record.lose(sentence);
+        record.write(directory)
     }
 
     /// Whether all is as it should be.
@@ -176,6 +200,19 @@ mod tests {
         assert!(!StartRecord::read(&path).unwrap().is_whole());
         std::fs::write(&path, "{").unwrap();
         assert_eq!(StartRecord::read(&path), None);
+    }
+
+    #[test]
+    fn the_running_system_adds_a_loss_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("boot.json");
+        StartRecord::add_loss(dir.path(), "x").unwrap();
+        assert_eq!(StartRecord::read(&path).unwrap().data, DataUse::Writable);
+        let before = StartRecord { data: DataUse::Lost, ..StartRecord::default() };
+        before.write(dir.path()).unwrap();
+        (0..2).for_each(|_| StartRecord::add_loss(dir.path(), "x").unwrap());
+        let record = StartRecord::read(&path).unwrap();
+        assert_eq!((record.data, record.lost), (DataUse::Lost, vec!["x".to_owned()]));
     }
 
     #[test]

@@ -176,9 +176,9 @@ pub struct Post {
     /// Attempts that ended and were not reported before, oldest first.
     #[serde(default)]
     pub attempts: Vec<ReportedAttempt>,
-    /// Number of the safe start that the machine is in; `None` for a normal one.
+    /// How the running system was put together, where that is not as it should be: a safe start, or data that is lost.
     #[serde(default)]
-    pub safe_start: Option<u32>,
+    pub boot: Option<StartRecord>,
 }
 
 #[derive(Serialize)]
@@ -193,8 +193,6 @@ struct AttemptsPost<'a> {
     format: u32,
     machine: &'a ReportedMachine,
     attempts: &'a [Attempt],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    safe_start: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -227,26 +225,13 @@ pub fn progress_post(machine: &ReportedMachine, progress: &ReportedProgress) -> 
 /// # Errors
 /// Never for these types; the caller goes on without the post.
 pub fn attempts_post(machine: &ReportedMachine, attempts: &[Attempt]) -> serde_json::Result<String> {
-    safe_start_post(machine, attempts, None)
-}
-
-/// Formats a post about attempts that ended, of a machine that may be in the safe start of this number.
-///
-/// # Errors
-/// Never for these types; the caller goes on without the post.
-pub fn safe_start_post(
-    machine: &ReportedMachine,
-    attempts: &[Attempt],
-    safe_start: Option<u32>,
-) -> serde_json::Result<String> {
-    serde_json::to_string(&AttemptsPost { format: FORMAT, machine, attempts, safe_start })
+    serde_json::to_string(&AttemptsPost { format: FORMAT, machine, attempts })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        Ending, Open, Post, ReportedMachine, ReportedProgress, attempts_post, log_line, progress_post, safe_start_post,
-        start_post,
+        Ending, Open, Post, ReportedMachine, ReportedProgress, attempts_post, log_line, progress_post, start_post,
     };
     use crate::record::blackbox::{Attempt, AttemptOutcome, PhaseRecord};
     use crate::record::event::{Entry, Event, Phase};
@@ -328,7 +313,7 @@ mod tests {
         };
         let post: Post = serde_json::from_str(&progress_post(&machine, &progress).unwrap()).unwrap();
         let expected =
-            Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new(), safe_start: None };
+            Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new(), boot: None };
         assert_eq!(post, expected);
         let phases = vec![PhaseRecord { phase: Phase::Init, duration_ms: None, failed: false }];
         let outcome = Some(AttemptOutcome::Parked);
@@ -336,8 +321,10 @@ mod tests {
         let post: Post = serde_json::from_str(&attempts_post(&machine, &[attempt]).unwrap()).unwrap();
         assert_eq!((post.machine, post.progress), (machine, None));
         assert_eq!(post.attempts[0].outcome, Some(Open::Known(AttemptOutcome::Parked)));
-        let text = safe_start_post(&ReportedMachine::default(), &[], Some(2)).unwrap();
-        assert_eq!(serde_json::from_str::<Post>(&text).unwrap().safe_start, Some(2));
+        let boot = StartRecord { safe_start: Some(2), ..StartRecord::default() };
+        let text = start_post(&ReportedMachine::default(), &boot).unwrap();
+        assert_eq!(serde_json::from_str::<Post>(&text).unwrap().boot, Some(boot));
+        assert_eq!(text.matches("safe_start").count(), 1, "one place for it: {text}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::policy::Cause;
+use super::terms::WrittenTerms;
 use crate::boot::env::LoadedEnv;
 use crate::boot::grubenv::names;
 use crate::boot::this_boot;
@@ -74,32 +75,33 @@ fn lines_of(what: &str, answer: &str) -> Vec<String> {
 
 /// Writes the restart into the event log of the state partition, and sees to it that a normal start comes after a safe
 /// one. Returns whether the boot environment says that this boot is good, which a mark that could not be made would
-/// hide. A disk that does not answer holds nothing up.
-pub(super) fn record(state: Option<&Path>, cause: Cause, text: &str) -> bool {
-    let Some(device) = state.map(Path::to_owned) else { return false };
+/// hide. Of a start that was not counted the environment says nothing: what it has is about an earlier boot. A disk
+/// that does not answer holds nothing up.
+pub(super) fn record(written: &WrittenTerms, cause: Cause, text: &str) -> bool {
+    let Some(device) = written.state.clone() else { return false };
     let (sender, answer) = channel();
-    let text = text.to_owned();
+    let (text, counted) = (text.to_owned(), written.counted);
     let started = background("state", move || {
-        let _ = sender.send(record_on(&device, cause, &text));
+        let _ = sender.send(record_on(&device, cause, &text, counted));
     });
     started.is_ok() && answer.recv_timeout(RECORDING).unwrap_or(false)
 }
 
-fn record_on(device: &Path, cause: Cause, text: &str) -> bool {
+fn record_on(device: &Path, cause: Cause, text: &str, counted: bool) -> bool {
     let directory: PathBuf = Path::new(this_boot::DIRECTORY).join("watch");
     // With the options of the command line, which may have it mounted too.
     if fs::create_dir_all(&directory).is_err() || Mount::device(device, "ext4").data_only().on(&directory).is_err() {
         return false;
     }
-    let is_good = write_to(&StatePartition::new(&directory), cause, text);
+    let is_good = write_to(&StatePartition::new(&directory), cause, text, counted);
     let _ = mount::unmount(&directory);
     is_good
 }
 
-fn write_to(state: &StatePartition, cause: Cause, text: &str) -> bool {
+fn write_to(state: &StatePartition, cause: Cause, text: &str, counted: bool) -> bool {
     let boot_env = state.boot_env();
     let Ok(LoadedEnv::Good(env)) = boot_env.load() else { return false };
-    let is_good = env.get(names::BOOT_OK) == Some("1");
+    let is_good = counted && env.get(names::BOOT_OK) == Some("1");
     if is_good && matches!(cause, Cause::NotGood(_)) {
         return true;
     }
@@ -140,21 +142,23 @@ mod tests {
         let state = StatePartition::new(directory.path());
         let env = state.boot_env();
         let not_good = Cause::NotGood(Duration::from_secs(600));
-        assert!(!write_to(&state, not_good, "x"), "no environment");
+        assert!(!write_to(&state, not_good, "x", true), "no environment");
         env.update(&[(names::TRIES, Some("2")), (names::BOOT_OK, Some("0"))]).unwrap();
-        assert!(!write_to(&state, not_good, "not good: restarting"));
+        assert!(!write_to(&state, not_good, "not good: restarting", true));
         assert!(state.last_events(4096).unwrap().contains("not good: restarting"));
         env.update(&[(names::BOOT_OK, Some("1"))]).unwrap();
-        assert!(write_to(&state, not_good, "never written"));
+        assert!(write_to(&state, not_good, "never written", true));
         assert!(!state.last_events(4096).unwrap().contains("never written"));
+        assert!(!write_to(&state, not_good, "good was an earlier boot", false));
+        assert!(state.last_events(4096).unwrap().contains("an earlier boot"));
         let tries = || env.load_or_empty().unwrap().get(names::TRIES).map(str::to_owned);
         let pause_over = Cause::PauseOver(Duration::from_secs(3600));
-        write_to(&state, pause_over, "x");
+        write_to(&state, pause_over, "x", false);
         assert_eq!(tries().as_deref(), Some("2"), "what is there stays");
         env.update(&[(names::TRIES, Some("0"))]).unwrap();
-        write_to(&state, Cause::NewerRelease, "x");
+        write_to(&state, Cause::NewerRelease, "x", false);
         assert_eq!(tries().as_deref(), Some("0"), "recovery comes first");
-        write_to(&state, pause_over, "x");
+        write_to(&state, pause_over, "x", false);
         assert_eq!(tries().as_deref(), Some("1"));
     }
 }

@@ -26,11 +26,14 @@ pub struct WrittenTerms {
     pub good_within_s: u64,
     /// Device of the state partition.
     pub state: Option<PathBuf>,
+    /// Whether GRUB has counted this start, and so taken the mark of an earlier good boot away. Without that, what the
+    /// boot environment says may be about an earlier boot.
+    pub counted: bool,
 }
 
 impl Default for WrittenTerms {
     fn default() -> Self {
-        Self { good_within_s: DEFAULT_S, state: None }
+        Self { good_within_s: DEFAULT_S, state: None, counted: false }
     }
 }
 
@@ -68,11 +71,12 @@ mod tests {
 
     #[test]
     fn terms_follow_from_the_configuration_and_the_command_line() {
-        let of = |good_within_s, line: &str| WrittenTerms { good_within_s, state: None }.terms(line);
+        let of = |good_within_s, line: &str| WrittenTerms { good_within_s, ..WrittenTerms::default() }.terms(line);
         assert_eq!(of(600, "quiet"), Terms::GoodWithin(Some(Duration::from_secs(600))));
         assert_eq!(of(0, "quiet"), Terms::GoodWithin(None));
         assert_eq!(of(0, "quiet reflash.safe=3"), Terms::Safe(3));
         let missing: WrittenTerms = serde_json::from_str("{\"news\": 1}").unwrap();
         assert_eq!(missing, WrittenTerms::default());
+        assert!(!missing.counted, "what is not known to be about this boot is not believed");
     }
 }

@@ -25,7 +25,7 @@ const REST_STEP: Duration = Duration::from_secs(10);
 pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<NextState, SetupError> {
     // A release that was asked for is not kept waiting by a comparison.
     let at_once = setup.reason.is_requested() && !setup.undo_is_requested();
-    let mut compared = if at_once { Compared::Unknown } else { setup.compare(job) };
+    let mut compared = if at_once { Compared::Unknown } else { setup.compare_at_first(job) };
     let mut may_park = true;
     loop {
         let situation = setup.situation(&compared);

@@ -194,9 +194,15 @@ impl Setup {
         self.disk.state.index_of(self.record.as_ref()?)
     }
 
-    /// Compares the system with the record of the installed release.
+    /// Compares the system with the record of the installed release, and looks again at what is kept on the machine.
     pub(super) fn compare(&self, job: &RecoveryJob<'_>) -> Compared {
         self.standing.look_again(find_kept(&self.disk.target, &self.keys, &self.handover));
+        self.compare_at_first(job)
+    }
+
+    /// Compares the system with the record of the installed release, while nothing was written since this robot was
+    /// looked at.
+    pub(super) fn compare_at_first(&self, job: &RecoveryJob<'_>) -> Compared {
         let Some(installed) = self.installed() else {
             self.journal.note("no record of an installed release to compare with");
             return Compared::Unknown;

@@ -3,8 +3,11 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::safe_network;
+use super::take::answer_within;
+use crate::boot::disk_record;
 use crate::chain::chain;
 use crate::machine::config::{Layer, Network};
 use crate::pid1::boot_watch::terms::WrittenTerms;
@@ -12,6 +15,8 @@ use crate::sys::files;
 
 /// The configuration in the system, which is the machine's own and may hold anything.
 const OWN: &str = "etc/reflash/reflash.toml";
+/// Time for a look at the boot environment, on a disk that has to repeat some reads.
+const LOOK: Duration = Duration::from_secs(30);
 /// Size of the largest configuration file, bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -30,7 +35,11 @@ impl ThisBoot<'_> {
     /// Returns what went wrong: none of it keeps the system from starting.
     pub(super) fn leave(&self, recovery: &Layer, is_safe_start: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut terms = WrittenTerms { state: self.state.map(Path::to_owned), ..WrittenTerms::default() };
+        let mut terms = WrittenTerms {
+            state: self.state.map(Path::to_owned),
+            counted: self.state.is_some_and(was_counted),
+            ..WrittenTerms::default()
+        };
         match self.layers(recovery, &mut problems).boot.good_within() {
             Ok(limit) => terms.good_within_s = limit.map_or(0, |limit| limit.as_secs()),
             Err(error) => problems.push(chain(&error)),
@@ -58,6 +67,14 @@ impl ThisBoot<'_> {
         });
         own.overridden_by(recovery.clone()).overridden_by(arguments)
     }
+}
+
+/// Whether GRUB has counted this start. Several do not count: one by the first script alone, one that a person chose
+/// with no tries left, and one without GRUB (kexec).
+fn was_counted(state: &Path) -> bool {
+    let state = state.to_owned();
+    let look = move || Ok(disk_record::read(&state, "this-boot").is_starting);
+    answer_within(LOOK, "read the boot environment", look).unwrap_or(false)
 }
 
 fn own(root: &Path) -> Result<Layer, String> {

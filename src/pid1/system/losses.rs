@@ -1,5 +1,5 @@
-//! Losses of a start, as a line each in the event log of the state partition: it outlives this boot, where the console
-//! and `/run` do not.
+//! Losses of a start, as a line each in the event log of the state partition, and in the black box: they outlive this
+//! boot, where the console and `/run` do not.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,6 +9,7 @@ use super::error::SysrootError;
 use super::plan::BootPlaces;
 use super::take::answer_within;
 use crate::jobs::state::StatePartition;
+use crate::record::blackbox::BlackBox;
 use crate::record::event::{Entry, Event};
 use crate::record::start::StartRecord;
 use crate::record::wire;
@@ -21,12 +22,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) fn keep(record: &StartRecord, state: Option<&Path>, places: &BootPlaces) -> Result<(), SysrootError> {
     let Some(device) = state.filter(|_| !record.lost.is_empty()) else { return Ok(()) };
     let (mount, at) = (Mount::device(device, "ext4").data_only(), places.run.join("state"));
-    let lines = lines(record);
+    let (lines, losses) = (lines(record), record.lost.clone());
     answer_within(LIMIT, "write to the state partition", move || {
         mount.on(&at)?;
-        let written = append(&StatePartition::new(&at), &lines);
+        let state = StatePartition::new(&at);
+        let written = append(&state, &lines);
+        let recorded = BlackBox::open(&state.blackbox_path()).and_then(|mut open| open.add_losses(&losses));
         mount::unmount(&at)?;
-        written.map_err(SysrootError::file("write to the event log of the state partition"))
+        written.map_err(SysrootError::file("write to the event log of the state partition"))?;
+        recorded.map_err(SysrootError::file("write to the black box"))
     })
 }
 

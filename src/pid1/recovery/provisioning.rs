@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::boot_medium::BootMedium;
 use super::drivers::load_modules;
@@ -10,7 +10,7 @@ use super::ending::{NextState, START_OVER, rest};
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::online::{network_options, start_poster};
-use super::settle::{POLL, Settling};
+use super::provision_disk::{DiskChoice, LONGEST, SETTLED, is_only_late};
 use super::setup::{BUILT_IN, identity_of, report_deaths, report_identity};
 use super::sources;
 use crate::boot::efi;
@@ -37,8 +37,6 @@ use crate::sys::block::{Access, Caching, Device};
 
 /// Directory of mount points for the new file systems, while they are filled.
 const MOUNTS: &str = "/new";
-/// Time to wait for a disk when there is none that fits.
-const DISK_WAIT: Duration = Duration::from_secs(30);
 
 /// Inputs from the boot medium and the initramfs.
 struct SiteInputs {
@@ -72,16 +70,31 @@ pub(super) fn run(
     if let Some(limit) = config.stall {
         worker::ask_for_watchdog(limit);
     }
-    let candidate = choose(journal, || {
+    let mut choice = DiskChoice::begin(journal, || {
         let medium = args.media.iter().flat_map(crate::disk::media).collect::<Vec<_>>();
         let disks = provision::survey(Which::Physical).map_err(SetupError::Disks)?;
         Ok(provision::choose(&config.disk, &disks, &medium)?)
-    })?;
+    });
+    let is_at_hand = sources::are_at_hand(config, journal);
+    // Without a network nobody elsewhere sees what is waited for, but a release that is at hand needs none.
+    let first_wait = if is_at_hand && !args.dry_run { LONGEST } else { SETTLED };
+    let candidate = match choice.wait(first_wait) {
+        Err(error) if is_only_late(&error) && !is_at_hand && !args.dry_run => {
+            let why = chain(&error);
+            journal.warn(&format!("no disk can be provisioned yet; it is waited for, once there is a network: {why}"));
+            None
+        }
+        found => Some(found?),
+    };
     // Reported before the network is there: a person who watches may already see that it is the wrong one.
-    journal.note(&format!("chosen: {}", candidate.disk));
-    if sources::are_at_hand(config, journal) {
-        return write(&inputs, args, candidate, handover, &Trouble::default(), journal);
-    }
+    let report = |candidate: &DiskCandidate| journal.note(&format!("chosen: {}", candidate.disk));
+    candidate.iter().for_each(report);
+    let candidate = match candidate {
+        Some(candidate) if is_at_hand => {
+            return write(&inputs, args, candidate, handover, &Trouble::default(), journal);
+        }
+        candidate => candidate,
+    };
     let (reporter, trouble) = (Arc::clone(journal), Trouble::default());
     let network = journal.phase(Phase::Network, "bring up the network", || {
         net::bring_up_with(&config.network, network_options(config, handover, &trouble), move |text: &str| {
@@ -93,9 +106,13 @@ pub(super) fn run(
         ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref())
     };
     let poster = (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, machine, journal)).flatten();
-    // Twenty machines are switched on together.
-    sources::spread_out(config.spread, handover, journal);
-    let next = write(&inputs, args, candidate, handover, &trouble, journal);
+    // With the network up, the station sees what is waited for.
+    let chosen = candidate.map_or_else(|| choice.wait(LONGEST).inspect(report), Ok);
+    let next = chosen.and_then(|candidate| {
+        // Twenty machines are switched on together.
+        sources::spread_out(config.spread, handover, journal);
+        write(&inputs, args, candidate, handover, &trouble, journal)
+    });
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
     }
@@ -160,30 +177,6 @@ impl SiteInputs {
         let Some(list) = &self.assets else { return Ok(None) };
         let machine = crate::machine::identity::identity();
         Ok(hostname::asset(list, |key| machine.value(key))?)
-    }
-}
-
-/// Waits until a disk fits and no other has joined for some time: the first that answers need not be the only one.
-fn choose(
-    journal: &Journal,
-    look: impl Fn() -> Result<DiskCandidate, SetupError>,
-) -> Result<DiskCandidate, SetupError> {
-    let started = Instant::now();
-    let mut settling = Settling::new();
-    loop {
-        let found = look();
-        let seen = match &found {
-            Ok(candidate) => candidate.disk.to_string(),
-            Err(error) => chain(error),
-        };
-        if settling.update(vec![seen]) {
-            journal.note("another disk appeared");
-        }
-        match found {
-            Ok(candidate) if settling.is_over() => return Ok(candidate),
-            Err(error) if settling.is_over() && started.elapsed() >= DISK_WAIT => return Err(error),
-            _ => std::thread::sleep(POLL),
-        }
     }
 }
 

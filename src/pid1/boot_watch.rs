@@ -15,6 +15,7 @@
 mod notice;
 pub mod policy;
 pub mod restart;
+mod safe_dns;
 pub mod sessions;
 pub mod terms;
 
@@ -137,6 +138,9 @@ impl Watch {
         let (mut policy, mut sessions) = (WatchPolicy::new(terms), Sessions::default());
         loop {
             let now = began.elapsed();
+            if matches!(terms, Terms::Safe(_)) {
+                safe_dns::keep(now);
+            }
             let sight = Sight {
                 now,
                 good: Path::new(this_boot::GOOD_MARK).exists(),

@@ -17,6 +17,7 @@ mod hostname;
 mod leave;
 mod losses;
 mod messages;
+mod network_manager;
 mod patience;
 pub mod plan;
 mod renewal;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::network_manager::Manager;
 use super::safe_network;
 use super::take::answer_within;
 use crate::boot::disk_record;
@@ -47,7 +48,7 @@ impl ThisBoot<'_> {
         if let Err(error) = terms.write() {
             problems.push(format!("the boot watch goes by its defaults: {error}"));
         }
-        if is_safe_start && let Err(error) = leave_network(recovery) {
+        if is_safe_start && let Err(error) = leave_network(recovery, self.root) {
             problems.push(format!("the network has the image's settings alone: {error}"));
         }
         problems
@@ -86,9 +87,10 @@ fn own(root: &Path) -> Result<Layer, String> {
     Layer::parse(OWN, &text).map_err(|error| chain(&error))
 }
 
-fn leave_network(recovery: &Layer) -> Result<(), String> {
+fn leave_network(recovery: &Layer, root: &Path) -> Result<(), String> {
     let network = Network::resolve(recovery.network.clone()).map_err(|error| chain(&error))?;
-    safe_network::write(&network).map_err(|error| error.to_string())
+    let written = safe_network::write(&network).and_then(|()| Manager::of(root).prepare(root, &network));
+    written.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

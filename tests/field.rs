@@ -8,6 +8,7 @@ mod dhcp;
 mod disks;
 mod files;
 mod ipv6;
+mod lying_device;
 mod media;
 #[path = "fuzz/src/raw_index.rs"]
 mod raw_index;

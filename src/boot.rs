@@ -7,11 +7,12 @@
 //! has started recovery, for which [`worth`] says whether the installed release was ever good, and [`request`] what
 //! was asked for. [`bios`], [`efi`] and [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the
 //! robot's disk from a copy.
-//! [`this_boot`] is what the running system knows of its own boot.
+//! [`this_boot`] is what the running system knows of its own boot. [`direct`] is what GRUB would start the system with.
 
 pub mod bios;
 pub mod boot_scripts;
 pub mod decide;
+pub mod direct;
 pub mod disk_map;
 pub mod disk_record;
 pub mod efi;

@@ -10,6 +10,7 @@
 //! | [`extents`] | where the content of a file lies on its device |
 //! | [`files`] | opens and reads files that may be anything |
 //! | [`init`] | PID 1: first mounts, console, signals, panic |
+//! | [`kexec`] | start of another kernel without the firmware |
 //! | [`kmsg`] | lines into the kernel log |
 //! | [`loopback`] | a part of a disk as a device of its own |
 //! | [`module`] | inserts a kernel module |
@@ -30,6 +31,7 @@ pub mod ext4;
 pub mod extents;
 pub mod files;
 pub mod init;
+pub mod kexec;
 pub mod kmsg;
 pub mod loopback;
 pub mod module;

@@ -11,6 +11,7 @@ mod data;
 mod deaths;
 mod drill;
 mod fallback;
+mod floor;
 mod hostile;
 mod late_disk;
 mod media;
@@ -20,6 +21,7 @@ mod reset;
 mod slots;
 mod standstill;
 mod undo;
+mod unwritable;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,15 @@ use serde::{Deserialize, Serialize};
 /// Name, as argument 0, of the process that does the work.
 pub const WORKER: &str = "reflash-worker";
 
+/// Directory, in the memory that PID 1 and its worker share, of what is to be started without GRUB.
+pub const DIRECT_DIRECTORY: &str = "/start";
+/// Name of the kernel there.
+pub const DIRECT_KERNEL: &str = "vmlinuz";
+/// Name of the initramfs there.
+pub const DIRECT_INITRAMFS: &str = "initramfs.img";
+/// Name of the command line there.
+pub const DIRECT_ARGUMENTS: &str = "arguments";
+
 /// Longest line of the worker that is read, bytes.
 pub const MAX_LINE_BYTES: u64 = 4096;
 
@@ -118,6 +127,8 @@ pub enum WorkerReport {
     /// The work of this boot is done and on the disk. Nothing is left but the last reports and the restart: to begin
     /// again would count a second recovery, or ask a person a second time.
     Done,
+    /// At the restart, what lies in [`DIRECT_DIRECTORY`] is to be started in place of the firmware.
+    StartDirectly,
     /// The file systems are released: the machine is to be restarted.
     Restart,
 }
@@ -150,6 +161,7 @@ mod tests {
             WorkerReport::Left(WorkPart::State),
             WorkerReport::Panicked { place: "src/a.rs:1:2".into(), text: "a\nb".into(), part: Some(WorkPart::Reports) },
             WorkerReport::Done,
+            WorkerReport::StartDirectly,
             WorkerReport::Restart,
         ] {
             let line = report.to_line();

@@ -8,6 +8,7 @@
 //! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
 //! | configuration | config | merges configuration, reads keys, starts the watchdog, reads the record of the installed release | `setup` |
 //! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
+//! | unwritable disk | | instead of all below, where nothing can be stored: starts the system without GRUB | `direct_start` |
 //! | drill | network, manifest, plan | instead of all below, where the running system asked for one: everything but writing | `drill` |
 //! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
 //! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
@@ -25,6 +26,7 @@
 
 mod boot_medium;
 mod course;
+mod direct_start;
 mod drill;
 mod drivers;
 mod ending;
@@ -74,6 +76,10 @@ pub fn run(handover: &Handover) -> ! {
             journal.note(&why);
             worker::restart()
         }
+        Ok(NextState::StartDirectly(why)) => {
+            journal.note(&why);
+            worker::start_directly()
+        }
         Ok(NextState::StartOver(why)) => start_over(&journal, &why),
         Err(error) => start_over(&journal, &chain(&error)),
     }
@@ -96,6 +102,10 @@ fn recover(handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, Set
 /// Runs everything up to the decision, which needs no network, and carries it out.
 fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let setup = Setup::new(args, over, handover, journal)?;
+    if let Some(why) = &setup.disk.unwritable {
+        let mirrors = setup.open_mirrors()?;
+        return Ok(direct_start::of_unwritable(&setup, &setup.job(&mirrors, &mirrors), why));
+    }
     if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
         return reset::renew(&setup, confirmed);
     }

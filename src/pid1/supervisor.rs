@@ -8,14 +8,19 @@
 
 pub mod deaths;
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::link::{Handover, MAX_LINE_BYTES, WORKER, WorkerReport};
+use super::link::{
+    DIRECT_ARGUMENTS, DIRECT_DIRECTORY, DIRECT_INITRAMFS, DIRECT_KERNEL, Handover, MAX_LINE_BYTES, WORKER, WorkerReport,
+};
 use super::{console, watchdog};
 use crate::chain::chain;
 use crate::record::journal::Journal;
@@ -107,6 +112,9 @@ fn supervise(shared: &Arc<Shared>) -> ! {
         refusals = 0;
         shared.stay_down();
         if ending == ProcessEnding::Exited(0) {
+            if life.starts_directly() {
+                shared.start_directly();
+            }
             shared.restart();
         }
         let obituary = life.obituary(&ending);
@@ -163,7 +171,7 @@ fn listen(shared: &Arc<Shared>, output: ChildStdout, life: &Mutex<WorkerLife>) {
             WorkerReport::Watchdog { limit_s } => shared.feed_watchdog(Duration::from_secs(*limit_s)),
             WorkerReport::RestartAfter { limit_s } => shared.restart_after(Duration::from_secs(*limit_s)),
             WorkerReport::Restart | WorkerReport::Panicked { .. } => shared.restart_unless_it_ends(),
-            WorkerReport::Entered(_) | WorkerReport::Left(_) | WorkerReport::Done => {}
+            WorkerReport::Entered(_) | WorkerReport::Left(_) | WorkerReport::Done | WorkerReport::StartDirectly => {}
         }
         lock(life).take(report);
     });
@@ -278,6 +286,18 @@ impl Shared {
             // Another thread restarts the machine.
             std::thread::sleep(Duration::from_secs(1));
         }
+    }
+
+    /// Starts the kernel that the worker has left in memory. Returns only where that is not possible: the machine is
+    /// then restarted as ever. The kernel alone reads what is in these files.
+    fn start_directly(&self) {
+        let open = |name| File::open(Path::new(DIRECT_DIRECTORY).join(name));
+        let load = || -> std::io::Result<()> {
+            let arguments = CString::new(std::fs::read(Path::new(DIRECT_DIRECTORY).join(DIRECT_ARGUMENTS))?)?;
+            sys::kexec::load(&open(DIRECT_KERNEL)?, &open(DIRECT_INITRAMFS)?, &arguments)
+        };
+        let Err(error) = load().and_then(|()| power::start_loaded());
+        self.journal.warn(&format!("the system cannot be started without GRUB: {error}; restarting"));
     }
 
     fn restart(&self) -> ! {

@@ -134,6 +134,12 @@ pub(super) fn done() {
     report(&WorkerReport::Done);
 }
 
+/// Has PID 1 start what lies in memory for that, in place of the firmware. Never returns.
+pub(super) fn start_directly() -> ! {
+    report(&WorkerReport::StartDirectly);
+    restart()
+}
+
 /// Has PID 1 restart the machine. Never returns.
 pub(super) fn restart() -> ! {
     // First, so that PID 1 knows also when a disk that hangs keeps this process from ending.

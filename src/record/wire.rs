@@ -312,8 +312,7 @@ mod tests {
             ..ReportedProgress::default()
         };
         let post: Post = serde_json::from_str(&progress_post(&machine, &progress).unwrap()).unwrap();
-        let expected =
-            Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new(), boot: None };
+        let expected = Post { machine: machine.clone(), progress: Some(progress), attempts: Vec::new(), boot: None };
         assert_eq!(post, expected);
         let phases = vec![PhaseRecord { phase: Phase::Init, duration_ms: None, failed: false }];
         let outcome = Some(AttemptOutcome::Parked);

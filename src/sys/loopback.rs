@@ -19,6 +19,8 @@ mod raw {
 
 /// `LO_FLAGS_AUTOCLEAR`: the kernel frees the device after its last user.
 const AUTOCLEAR: u32 = 4;
+/// `LO_FLAGS_READ_ONLY`.
+const READ_ONLY: u32 = 1;
 /// Number of attempts: another program may take a free device first.
 const ATTEMPTS: u32 = 16;
 
@@ -54,7 +56,19 @@ impl Loop {
     /// # Errors
     /// The kernel has no loop devices or none that is free, or `backing` cannot be opened for writing.
     pub fn of(backing: &Path, range: Range<u64>, block_size: u32) -> io::Result<Self> {
-        let backing = OpenOptions::new().read(true).write(true).open(backing)?;
+        Self::over(&OpenOptions::new().read(true).write(true).open(backing)?, range, block_size, AUTOCLEAR)
+    }
+
+    /// Shows all of `backing`, which may be in use, as a device with blocks of 512 bytes that refuses writes.
+    ///
+    /// # Errors
+    /// The kernel has no loop devices or none that is free, or `backing` cannot be opened.
+    pub fn to_read(backing: &Path) -> io::Result<Self> {
+        Self::over(&File::open(backing)?, 0..0, 512, AUTOCLEAR | READ_ONLY)
+    }
+
+    /// Without an end (`0..0`) all of the file is shown.
+    fn over(backing: &File, range: Range<u64>, block_size: u32, flags: u32) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let descriptor = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
         let config = LoopConfig {
@@ -68,7 +82,7 @@ impl Loop {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: AUTOCLEAR,
+            flags,
             names_and_key: [0; 160],
             init: [0; 2],
             reserved: [0; 8],

@@ -36,6 +36,15 @@ pub fn reboot() -> std::io::Result<Infallible> {
     nix_reboot(RebootMode::RB_AUTOBOOT).map_err(Into::into)
 }
 
+/// Unmounts what can be unmounted, syncs and starts the kernel that [`kexec::load`](super::kexec::load) has loaded.
+///
+/// # Errors
+/// No kernel is loaded, or the caller lacks `CAP_SYS_BOOT`.
+pub fn start_loaded() -> std::io::Result<Infallible> {
+    release();
+    nix_reboot(RebootMode::RB_KEXEC).map_err(Into::into)
+}
+
 /// Writes every dirty page and the device caches. Blocks until done, for ever if a disk hangs.
 pub fn sync() {
     rustix::fs::sync();

@@ -30,6 +30,7 @@ pub struct Robot {
     server: Option<Server>,
     firmware: GuestFirmware,
     starts: u32,
+    worn_out: bool,
 }
 
 /// The image of a tiny system.
@@ -56,7 +57,7 @@ impl Robot {
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
         let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n{boot}");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
-        Self { fixture, disk, server: Some(server), firmware, starts: 0 }
+        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
     }
 
     /// Publishes another release in place of the first.
@@ -86,9 +87,15 @@ impl Robot {
         self.starts += 1;
         let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
+        machine.read_only = self.worn_out;
         machine.add_watchdog();
         machine.add_usb_ports();
         machine.start().unwrap()
+    }
+
+    /// Lets the disk refuse every write from now on.
+    pub fn wear_out(&mut self) {
+        self.worn_out = true;
     }
 
     /// Switches the robot on with its disk behind a USB bridge.

@@ -4,6 +4,7 @@
 //! disk. Then every state that a cut could have left is put together from that log and judged.
 
 mod args;
+mod boot_code;
 mod disk;
 pub mod explore;
 mod grub;
@@ -42,6 +43,7 @@ use crate::vm::VirtualMachine;
 use crate::{agent, grub as grub_images, initramfs};
 
 pub use args::{PowerCutArgs, USUAL_STATES};
+use boot_code::BootCodeSwitch;
 use disk::{DiskState, Region};
 use explore::{Counts, Random, StateKind, explore};
 use judge::{Judge, ReleaseUnderTest};
@@ -60,7 +62,11 @@ const ENOUGH_STATES: u64 = 10_000;
 const BUDGET: u32 = 3;
 
 /// Names of the recordings, in order: each begins where the one before ended.
-const RECORDINGS: [&str; 3] = ["first flash", "update", "repair"];
+const RECORDINGS: [&str; 4] = ["first flash", "update", "repair", "failing tries and undo"];
+/// Number of the recording that needs no machine: the switch of boot code.
+const BOOT_CODE: usize = RECORDINGS.len();
+/// About how many of its states are judged.
+const BOOT_CODE_STATES: usize = 3000;
 
 /// Records, explores, and boots a sample.
 ///
@@ -73,8 +79,17 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
     let mut lab = Lab::new(paths, assume_yes)?;
     let mut counts = Counts::default();
     for (number, name) in RECORDINGS.iter().enumerate() {
+        let wanted = options.only.or(options.state.map(|(wanted, _)| wanted));
+        // Each begins where the one before ended, but the switch of boot code, which comes last, with none of them.
+        if wanted == Some(BOOT_CODE) || wanted.is_some_and(|wanted| wanted < number) {
+            break;
+        }
+        // A repair leads back to where the update has ended.
+        if options.only == Some(3) && number == 2 {
+            continue;
+        }
         let recording = step(&format!("record the {name}"), || lab.record(number, options.states))?;
-        if options.state.is_some_and(|(wanted, _)| wanted != number) {
+        if wanted.is_some_and(|wanted| wanted != number) {
             continue;
         }
         eprintln!("{name}: {} writes, {} flushes", recording.writes(), recording.flushes());
@@ -87,8 +102,19 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
             step(&format!("boot {} states", options.boots), || recording.boot_sample(&lab, options))?;
         }
     }
+    if options.state.is_none() && options.only.is_none_or(|only| only == BOOT_CODE) {
+        let switch = step("record the switch of boot code", || BootCodeSwitch::record(&lab.disk(), &lab.grub))?;
+        let found =
+            step("judge every state of the switch of boot code", || switch.explore(options.seed, BOOT_CODE_STATES))?;
+        counts.prefixes += found.prefixes;
+        counts.reordered += found.reordered;
+        counts.torn += found.torn;
+        step("the same log without its flushes must not pass", || {
+            switch.must_fail_without_flushes(options.seed, BOOT_CODE_STATES)
+        })?;
+    }
     let Counts { prefixes, reordered, torn } = counts;
-    if options.state.is_none() {
+    if options.state.is_none() && options.only.is_none() {
         let found = counts.total();
         ensure!(
             found >= ENOUGH_STATES,
@@ -136,14 +162,10 @@ impl Lab {
         let agent = agent::obtain(paths, assume_yes)?;
         let (server, url) = demo::serve_to_guests(&directory.join("release"))?;
         let mut images = Vec::new();
-        for version in ["1", "2"] {
+        let kinds = [("1", Behaviour::Good), ("2", Behaviour::Good), ("3", Behaviour::NeverGood)];
+        for (version, behaviour) in kinds {
             let image = directory.join(format!("system-{version}.img"));
-            let spec = test_system::TestSystem {
-                version,
-                behaviour: Behaviour::Good,
-                image_mib: test_system::MIN_MIB,
-                padding_mib: 2,
-            };
+            let spec = test_system::TestSystem { version, behaviour, image_mib: test_system::MIN_MIB, padding_mib: 2 };
             step(&format!("make the system of release {version}"), || {
                 test_system::build(paths, &spec, &agent, &image)
             })?;
@@ -246,6 +268,11 @@ impl Lab {
                 self.releases.push(second);
                 robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
             }
+            3 => {
+                let third = self.publish(2)?;
+                self.releases.push(third);
+                robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
+            }
             _ => {
                 // A system that GRUB cannot read leads to recovery: the superblock's chunk and some others are damaged.
                 let start = robot_disk::partition_range(&disk, "system")?.start;
@@ -267,10 +294,14 @@ impl Lab {
         let mut machine = VirtualMachine::robot(&format!("power-cut-record-{number}"), &disk);
         machine.write_log = Some(log.clone());
         let mut robot = machine.start()?;
+        if number == 3 {
+            // Each of its tries, which GRUB counts down.
+            (0..3).try_for_each(|_| robot.wait_for("does not call itself good", FLASH_TIMEOUT).map(drop))?;
+        }
         robot.wait_for("is up", FLASH_TIMEOUT)?;
         robot.cut_power();
         let entries = log::read(&log)?;
-        let (old, new) = [(None, 0), (Some(0), 1), (Some(1), 1)][number];
+        let (old, new) = [(None, 0), (Some(0), 1), (Some(1), 1), (Some(1), 2)][number];
         // Where a recovery is renewed, GRUB's code reads each state, which takes ten times as long.
         let states = if number == 0 { states } else { 0 };
         let subsets = explore::subsets_per_write(&entries, states);
@@ -316,6 +347,17 @@ impl Recording {
         let mut judge = Judge::new(old, &lab.releases[self.new], lab.tree(), &lab.trusted, BUDGET, &lab.recoveries)?;
         let kept = kept::in_the_end(&self.base, &self.entries, &lab.trusted)?;
         judge.undoes = old.is_some_and(|old| kept == Some(old.serial) && old.serial != judge.new.serial);
+        judge.floor = judge.floor_of(&self.base)?;
+        // What called itself good raised the floor, on both partitions, before the power was cut.
+        let mut end = self.base.clone();
+        for entry in &self.entries {
+            if let LogEntry::Write { offset, data, .. } = entry {
+                end.write(*offset, data)?;
+            }
+        }
+        let good = if self.number == 3 { old } else { Some(judge.new) };
+        let (floor, good) = (judge.floor_of(&end)?, good.map_or(0, |good| good.serial));
+        ensure!(floor == good, "the floor is {floor} after a good boot of release {good}");
         Ok(judge)
     }
 

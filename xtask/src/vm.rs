@@ -64,6 +64,8 @@ pub struct VirtualMachine {
     pub write_log: Option<PathBuf>,
     /// Number of a sector of the disk, in units of 512 bytes, that cannot be read.
     pub bad_sector: Option<u64>,
+    /// Whether the disk refuses every write.
+    pub read_only: bool,
     /// Directory for a network boot, with `boot.ipxe` in it.
     pub netboot: Option<PathBuf>,
     /// Whether the serial console is also shown on standard error, line by line, while the machine runs.
@@ -87,6 +89,7 @@ impl VirtualMachine {
             serial_number: "DEMO0001".to_owned(),
             write_log: None,
             bad_sector: None,
+            read_only: false,
             netboot: None,
             show_screen: false,
             extra: Vec::new(),
@@ -171,7 +174,8 @@ impl VirtualMachine {
 
     fn add_disk(&self, command: &mut Command) {
         if self.write_log.is_none() && self.bad_sector.is_none() {
-            let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe", self.disk.display());
+            let read_only = if self.read_only { ",readonly=on" } else { "" };
+            let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe{read_only}", self.disk.display());
             command.args(["-drive", &disk]);
         } else {
             command.args(["-blockdev", &self.block_device().to_string()]);

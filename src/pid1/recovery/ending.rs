@@ -16,6 +16,8 @@ const REST_STEP: Duration = Duration::from_secs(10);
 pub(super) enum NextState {
     /// GRUB starts what its environment now says. The text is for the console.
     Reboot(String),
+    /// PID 1 starts the system, since GRUB starts nothing but recovery any more. The text is for the console.
+    StartDirectly(String),
     /// Something basic failed. It may work after a restart, and a person may have mended it by then.
     StartOver(String),
 }

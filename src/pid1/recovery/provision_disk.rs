@@ -119,8 +119,7 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        let candidate =
-            DiskCandidate { disk, bus_path: None, in_use: None, content: DiskContent::Blank, medium: None };
+        let candidate = DiskCandidate { disk, bus_path: None, in_use: None, content: DiskContent::Blank, medium: None };
         let (began, looks) = (Instant::now(), RefCell::new(0));
         let journal = Journal::silent();
         let mut choice = DiskChoice::begin(&journal, || {

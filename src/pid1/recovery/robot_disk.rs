@@ -46,6 +46,8 @@ pub(super) struct RobotDisk {
     pub recovery: RecoveryPartition,
     /// The state partition, mounted.
     pub state: StatePartition,
+    /// Why nothing can be stored on the state partition, if that is so: it is then mounted for reading, or nothing is.
+    pub unwritable: Option<String>,
     /// Places in which the floor of the robot is kept.
     pub floor_places: FloorPlaces,
     /// The system partition.
@@ -115,11 +117,19 @@ impl RobotDisk {
             result => result?,
         }
         let state_partition = partition(Role::State)?;
-        open_state(&state_partition, handover, journal)
-            .map_err(|source| SetupError::State { path: state_partition, source })?;
+        let unwritable = match open_state(&state_partition, handover, journal) {
+            Ok(()) => None,
+            // A person who started a medium repairs the robot, or learns why not.
+            Err(source) if medium.is_some() => return Err(SetupError::State { path: state_partition, source }),
+            Err(source) => {
+                open_state_to_read(&state_partition)?;
+                Some(chain(&SetupError::State { path: state_partition, source }))
+            }
+        };
         let state = StatePartition::new(Path::new(STATE));
         // With another candidate, it is the running system that will know.
-        if found.passed_over.is_empty()
+        if unwritable.is_none()
+            && found.passed_over.is_empty()
             && !found.is_remembered
             && let Err(error) = disk_record::remember(&state.boot_env(), found.disk.identity())
         {
@@ -133,7 +143,8 @@ impl RobotDisk {
                 recovery: Some((PathBuf::from(RECOVERY), recovery)),
                 firmware: EfiVars::open(),
             },
-            target: DeviceTarget::open(&partition(Role::System)?)?.on_disk(&description),
+            target: open_system(&partition(Role::System)?, unwritable.is_some())?.on_disk(&description),
+            unwritable,
             data: partition(Role::Data)?,
             description,
             whole: WholeDisk::open(&found.disk.path)
@@ -203,6 +214,21 @@ fn disk_search(handover: &Handover) -> DiskSearch {
     let read_record = (!handover.leaves_out(&WorkPart::State)).then_some(disk_record::read as ReadRecord);
     let avoid_external = handover.leaves_out(&WorkPart::RemovableDisks);
     DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) }
+}
+
+/// Opens the system partition; for reading alone, where nothing is written any more and that is all it allows.
+fn open_system(path: &Path, is_enough_to_read: bool) -> Result<DeviceTarget, SetupError> {
+    match DeviceTarget::open(path) {
+        Err(_) if is_enough_to_read => Ok(DeviceTarget::open_read_only(path)?),
+        opened => Ok(opened?),
+    }
+}
+
+/// Mounts a state partition that can be neither written nor made anew, for reading. Where that does not work either,
+/// nothing is known: an empty directory that cannot be written takes its place.
+fn open_state_to_read(partition: &Path) -> Result<(), SetupError> {
+    let readable = Mount::device(partition, "ext4").read_only().no_load().data_only().on(STATE);
+    Ok(readable.or_else(|_| Mount::virtual_fs("tmpfs").read_only().data_only().on(STATE))?)
 }
 
 /// Mounts the state partition. A destroyed one is made anew, and so is one that earlier workers died of: it holds

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::direct_start;
 use super::ending::NextState;
 use super::error::SetupError;
 use super::setup::{Compared, Setup};
 use super::undo;
-use crate::boot::decide::{self, WithoutRelease};
+use crate::boot::decide::{self, Reason, WithoutRelease};
+use crate::chain::chain;
 use crate::fetch::Source;
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::{self, Policy, RecoveryJob};
@@ -70,7 +72,15 @@ pub(super) fn start(
     why: &str,
 ) -> Result<NextState, SetupError> {
     let job = RecoveryJob { policy: Policy { safe_start, ..job.policy }, ..job.clone() };
-    let report = recovery::start_again(&job, proof, installed)?;
+    let report = match recovery::start_again(&job, proof, installed) {
+        Ok(report) => report,
+        // The environment cannot be written, so that GRUB would lead back here.
+        Err(error) => return Ok(direct_start::start(setup, &format!("{why} and {}", chain(&error)))),
+    };
+    // It was written before, and GRUB could not write it all the same.
+    if setup.reason == Reason::EnvUnwritable && setup.recoveries.count > 0 && safe_start.is_none() {
+        return Ok(direct_start::start(setup, "GRUB cannot write the boot environment, which is whole"));
+    }
     worker::done();
     setup.finish(AttemptOutcome::Started);
     let version = report.version;
@@ -92,7 +102,9 @@ fn try_once(setup: &Setup, why: &str) -> Result<Instead, SetupError> {
         setup.journal.note(&format!("{why}; the system is tried once more in {hours} h, whatever it is"));
         return Ok(Instead::GoOn { until: Some(due) });
     }
-    setup.disk.state.boot_env().try_once(setup.recoveries)?;
+    if let Err(error) = setup.disk.state.boot_env().try_once(setup.recoveries) {
+        return Ok(Instead::Done(direct_start::start(setup, &format!("{why} and {}", chain(&error)))));
+    }
     worker::done();
     setup.finish(AttemptOutcome::Started);
     Ok(Instead::Done(NextState::Reboot(format!("{why}, and nothing is known of the system: trying to start it"))))

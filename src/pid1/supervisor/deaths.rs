@@ -30,6 +30,7 @@ pub struct WorkerLife {
     open: Vec<WorkPart>,
     panicked: Option<(String, String, Option<WorkPart>)>,
     is_done: bool,
+    starts_directly: bool,
 }
 
 impl WorkerLife {
@@ -48,6 +49,7 @@ impl WorkerLife {
                 self.panicked.get_or_insert((place, text, part));
             }
             WorkerReport::Done | WorkerReport::Restart => self.is_done = true,
+            WorkerReport::StartDirectly => self.starts_directly = true,
             WorkerReport::Progressed | WorkerReport::Watchdog { .. } | WorkerReport::RestartAfter { .. } => {}
         }
     }
@@ -56,6 +58,12 @@ impl WorkerLife {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.is_done
+    }
+
+    /// Whether a kernel that the worker has left is to be started in place of the firmware.
+    #[must_use]
+    pub fn starts_directly(&self) -> bool {
+        self.starts_directly
     }
 
     /// Sentence about the end of the worker, for people.

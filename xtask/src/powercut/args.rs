@@ -15,6 +15,9 @@ pub struct PowerCutArgs {
     /// States of each recording that are really booted.
     #[arg(long, default_value_t = 1)]
     pub boots: usize,
+    /// Judges only the recording of this number, from 0; 4 is the switch of boot code.
+    #[arg(long, value_name = "N")]
+    pub only: Option<usize>,
     /// Only this state, which is written out as a disk image: RECORDING:NUMBER, as a failure names it.
     #[arg(long, value_name = "N:N", value_parser = state_number)]
     pub state: Option<(usize, u64)>,

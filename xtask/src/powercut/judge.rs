@@ -2,16 +2,18 @@
 //! and, for a sample, what the agent's recovery really makes of the disk.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::decide::{self, BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System};
 use reflash::boot::grubenv::names;
+use reflash::boot::request::RecoveryRequest;
 use reflash::boot::slots::{FILES, Slot};
 use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
+use reflash::jobs::floor::{self, Floor, FloorPlaces, FloorRecord};
 use reflash::jobs::recovery::{self, Keep, Policy, RecoveryJob, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::record::blackbox::BlackBox;
@@ -29,6 +31,8 @@ use crate::size::{to_range, to_usize};
 
 /// Interval at which the states that lead to a download are really recovered.
 const RECOVER_EVERY: u64 = 48;
+/// The same for the states that are taken back.
+const UNDO_EVERY: u64 = 24;
 
 /// Value of `boot.tries` where nothing else is configured.
 const TRIES: u8 = 3;
@@ -64,13 +68,18 @@ pub struct Judge<'a> {
     recovery_scratch: Scratch,
     environments: HashMap<u64, Option<Vec<u8>>>,
     agents: HashMap<u64, Found>,
+    floors: HashMap<u64, u64>,
+    kept: HashMap<u64, Option<u64>>,
     chunks: HashMap<(u64, ChunkNo, u64), bool>,
     slots: HashMap<(u64, Slot, usize), Option<Digest>>,
     /// Digests of file contents, by the hash of the blocks that hold them.
     contents: HashMap<u64, Digest>,
     fetches: u64,
+    undos: u64,
     /// States that were really recovered.
     pub recovered: u64,
+    /// Highest serial that was good before the recording: the floor, which must not fall.
+    pub floor: u64,
     /// Whether the old release is kept before anything of the new one is written.
     pub undoes: bool,
     /// States from which the update was really taken back.
@@ -88,6 +97,8 @@ struct Found {
     recoveries: Recoveries,
     worth: Worth,
     safe_starts_made: u16,
+    floor: u64,
+    request: Option<RecoveryRequest>,
 }
 
 impl<'a> Judge<'a> {
@@ -114,11 +125,15 @@ impl<'a> Judge<'a> {
             recovery_scratch: Scratch::new()?,
             environments: HashMap::new(),
             agents: HashMap::new(),
+            floors: HashMap::new(),
+            kept: HashMap::new(),
             chunks: HashMap::new(),
             slots: HashMap::new(),
             contents: HashMap::new(),
             fetches: 0,
+            undos: 0,
             recovered: 0,
+            floor: 0,
             undoes: false,
             undone: 0,
             endings: HashMap::new(),
@@ -137,6 +152,8 @@ impl<'a> Judge<'a> {
         // ext4's journal protects against whole sectors that come late or never, not against a superblock of two
         // halves.
         ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
+        let floor = found.floor.max(self.floor_on_recovery(&disk.recovery)?);
+        ensure!(floor >= self.floor, "the floor fell from {} to {floor}", self.floor);
         let how = match choice {
             Choice::System(_) | Choice::Safe(_) if !has_superblock(&disk.system) => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
@@ -226,13 +243,21 @@ impl<'a> Judge<'a> {
             Some(_) => System::Damaged,
             None => System::Unknown,
         };
+        let leads_back = *self
+            .kept
+            .entry(disk.kept.fingerprint)
+            .or_insert_with(|| SystemPartition::of(disk).leads_back_to(self.keys));
+        let request = found.request.and_then(|request| request.that_counts(reason, found.installed));
         let situation = Situation {
             reason,
-            undo_requested: false,
+            undo_requested: matches!(request, Some(RecoveryRequest::Undo { .. })),
             system,
             worth: found.worth,
-            // What lies behind the image is no part of these states.
-            kept: KeptRelease::Nothing,
+            kept: match leads_back {
+                None => KeptRelease::Nothing,
+                Some(serial) if Some(serial) == found.installed => KeptRelease::Installed,
+                Some(_) => KeptRelease::Another,
+            },
             safe_starts: SafeStarts { known: true, made: found.safe_starts_made },
             recoveries: found.recoveries,
             budget: self.budget,
@@ -241,7 +266,17 @@ impl<'a> Judge<'a> {
         match first {
             BootDecision::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
             BootDecision::Start => {}
-            BootDecision::Undo => bail!("recovery ({reason:?}) goes back to nothing: {situation:?}"),
+            BootDecision::Undo => {
+                let releases = [self.old, Some(self.new)].into_iter().flatten();
+                let back = releases.into_iter().find(|release| Some(release.serial) == leads_back);
+                let back =
+                    back.with_context(|| format!("recovery ({reason:?}) goes back to nothing: {situation:?}"))?;
+                self.undos += 1;
+                if self.undos % UNDO_EVERY == 1 {
+                    SystemPartition::of(disk).undo(self.keys, &back.image)?;
+                    self.undone += 1;
+                }
+            }
             BootDecision::Fetch | BootDecision::FetchNewer => {
                 let new = self.new;
                 let comparison = self.comparison(&new.index, new.serial, &disk.system);
@@ -257,8 +292,40 @@ impl<'a> Judge<'a> {
         let state = if found.lost { ", state made anew" } else { "" };
         Ok(format!(
             "recovery ({reason:?}{state}): {}",
-            if first == BootDecision::Start { "started" } else { "fetched" }
+            match first {
+                BootDecision::Start => "started",
+                BootDecision::Undo => "taken back",
+                _ => "fetched",
+            }
         ))
+    }
+
+    /// The floor of a disk, from all places on it.
+    ///
+    /// # Errors
+    /// Fails when the disk cannot be looked at.
+    pub fn floor_of(&mut self, disk: &DiskState) -> Result<u64> {
+        Ok(self.agent(&disk.state)?.floor.max(self.floor_on_recovery(&disk.recovery)?))
+    }
+
+    /// The floor in the blocks of the recovery partition.
+    fn floor_on_recovery(&mut self, recovery: &Region) -> Result<u64> {
+        if let Some(known) = self.floors.get(&recovery.fingerprint) {
+            return Ok(*known);
+        }
+        self.recovery_scratch.follow(recovery)?;
+        let ranges = crate::grub::file_ranges(&self.recovery_scratch.file, &format!("/{}", floor::FILE))?;
+        let content: Vec<u8> = ranges
+            .into_iter()
+            .flatten()
+            .filter_map(|range| recovery.content.get(to_range(&range)))
+            .flatten()
+            .copied()
+            .collect();
+        let copies = content.chunks(BLOCK_BYTES).filter_map(FloorRecord::decode);
+        let serial = copies.map(|copy| copy.serial).max().unwrap_or(0);
+        self.floors.insert(recovery.fingerprint, serial);
+        Ok(serial)
     }
 
     /// Reads the environment block by GRUB's own file system code, which replays no journal and checks no checksum.
@@ -292,6 +359,8 @@ impl<'a> Judge<'a> {
                     lost: false,
                     installed,
                     worth: installed.map(judge).unwrap_or_default(),
+                    floor: floor_in_state(&mounted.0),
+                    request: RecoveryRequest::parse(env.get(names::REQUEST)),
                     safe_starts_made: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
                     recoveries: [environment, recorded.recoveries()]
                         .into_iter()
@@ -357,6 +426,11 @@ impl<'a> Judge<'a> {
         self.undone += 1;
         Ok(())
     }
+}
+
+/// The floor in the file of a mounted state partition.
+fn floor_in_state(root: &Path) -> u64 {
+    Floor::open(FloorPlaces { state: Some(root.to_owned()), ..FloorPlaces::default() }).record().serial
 }
 
 /// Whether GRUB finds an ext4 file system, which it does by the magic number (Linux'

@@ -89,8 +89,8 @@ fn safe_line() -> String {
     })
 }
 
-/// Whether this boot has called itself good. On a robot the mark in memory says so: GRUB does not count every start, and
-/// the environment may be about an earlier one, or may not be writable.
+/// Whether this boot has called itself good. On a robot the mark in memory says so: GRUB does not count every start,
+/// and the environment may be about an earlier one, or may not be writable.
 fn was_good(options: &Options, env: &GrubEnv) -> bool {
     match options.state.is_none() && own_partuuid().is_some() {
         true => Path::new(this_boot::GOOD_MARK).exists(),

@@ -14,6 +14,8 @@
 //! | JSON | length | [`Attempt`] or [`Marks`] |
 
 pub mod drill;
+mod fitting;
+mod losses;
 mod recorder;
 
 use std::fs::File;
@@ -26,23 +28,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::decide::Recoveries;
 use crate::boot::worth::Worth;
-use crate::record::event::{Phase, cut};
+use crate::record::event::Phase;
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
 use crate::sys::files;
 
 pub use drill::{DrillCheck, DrillRecord};
+use fitting::fitting;
 pub use recorder::{Recorder, Remembered};
 
 /// Number of attempts that are kept.
 pub const KEPT: u64 = KEPT_LEN as u64;
 /// Length of a list of the attempts that are kept.
 const KEPT_LEN: usize = 16;
-
-/// Sentences of losses that are kept with one attempt, the last ones.
-const MAX_LOSSES: usize = 6;
-/// Bytes that are kept of one of them.
-const MAX_LOSS_BYTES: usize = 240;
 
 const SLOT_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"RFLASHBB";
@@ -144,7 +142,7 @@ pub struct Attempt {
     /// Parts of the boot chain that were damaged and that the attempt mended. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mended: Vec<String>,
-    /// What the starts of the system after this attempt lost or gave up of the machine's data, the last sentences.
+    /// Losses of the starts of the system after this attempt: what was given up of the machine's data, the last sentences.
     /// Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
@@ -259,23 +257,6 @@ impl BlackBox {
         }
         keep_last(&mut self.attempts, KEPT_LEN);
         self.write(2 + attempt.id % KEPT * 2, &fitting(attempt)?)
-    }
-
-    /// Adds to the last attempt what a start of the system lost. Writes nothing where all of it is known already, as of
-    /// a partition that stays damaged, or where no attempt is kept.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn add_losses(&mut self, losses: &[String]) -> io::Result<()> {
-        let Some(last) = self.attempts.last().cloned() else { return Ok(()) };
-        let mut lost = last.lost.clone();
-        for loss in losses.iter().map(|loss| cut(loss, MAX_LOSS_BYTES)) {
-            if !lost.iter().any(|known| known == loss) {
-                lost.push(loss.to_owned());
-            }
-        }
-        keep_last(&mut lost, MAX_LOSSES);
-        if lost == last.lost { Ok(()) } else { self.record(&Attempt { lost, ..last }) }
     }
 
     /// Automatic recoveries, since the last good boot, to the release that was last recovered to. The boot environment
@@ -421,29 +402,6 @@ fn decode<T: DeserializeOwned>(slot: &[u8]) -> Option<(u64, T)> {
 /// Drops the first of `items`, so that at most `most` are kept.
 fn keep_last<T>(items: &mut Vec<T>, most: usize) {
     items.drain(..items.len().saturating_sub(most));
-}
-
-/// Formats an attempt as JSON, without the oldest errors and the last ranges where all of them would not fit.
-fn fitting(attempt: &Attempt) -> io::Result<Vec<u8>> {
-    let mut attempt = attempt.clone();
-    loop {
-        let json = serde_json::to_vec(&attempt)?;
-        if json.len() <= SLOT_BYTES - HEADER_BYTES {
-            return Ok(json);
-        }
-        if attempt.errors.len() > 1 {
-            attempt.errors.remove(0);
-        } else if !attempt.mended.is_empty() {
-            attempt.mended.remove(0);
-        } else if attempt.lost.len() > 1 {
-            attempt.lost.remove(0);
-        } else if attempt.damaged_byte_ranges.pop().is_none() && attempt.phases.len() > 8 {
-            attempt.phases.remove(0);
-        } else if attempt.damaged_byte_ranges.is_empty() && attempt.phases.len() <= 8 {
-            // Nothing else can be left out; the write then fails and says why.
-            return Ok(json);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use nix::libc;
 /// The kernel that runs was built without kexec, or refuses this one; its log has the reason.
 pub fn load(kernel: &File, initramfs: &File, arguments: &CStr) -> io::Result<()> {
     let length = arguments.to_bytes_with_nul().len();
-    // SAFETY: both fds are open for the whole call, and the kernel reads `length` bytes from the address of `arguments`,
-    // which are there up to the last, the zero that ends them (kexec_file_load(2)). It writes to no memory of ours.
+    // SAFETY: both fds are open for the whole call, and the kernel reads `length` bytes from the address of
+    // `arguments`, which are there up to the last, the zero that ends them (kexec_file_load(2)). It writes to no memory
+    // of ours.
     let result = unsafe {
         libc::syscall(
             libc::SYS_kexec_file_load,

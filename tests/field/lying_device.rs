@@ -1,6 +1,6 @@
-//! A block device that lies, as the kernel sees it: a loop device over a file of a FUSE server of our own, which answers
-//! each command to zero or to discard with success and does nothing. (A network block device would do the same, but the
-//! kernels of test machines are mostly built without it.)
+//! A block device that lies, as the kernel sees it: a loop device over a file of a FUSE server of our own, which
+//! answers each command to zero or to discard with success and does nothing. (A network block device would do the same,
+//! but the kernels of test machines are mostly built without it.)
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};

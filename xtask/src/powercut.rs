@@ -43,8 +43,8 @@ use crate::vm::VirtualMachine;
 use crate::{agent, grub as grub_images, initramfs};
 
 pub use args::{PowerCutArgs, USUAL_STATES};
-use boot_code::BootCodeSwitch;
-use disk::{DiskState, Region};
+use boot_code::SwitchRecording;
+use disk::{DiskState, region};
 use explore::{Counts, Random, StateKind, explore};
 use judge::{Judge, ReleaseUnderTest};
 use log::LogEntry;
@@ -103,7 +103,7 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
         }
     }
     if options.state.is_none() && options.only.is_none_or(|only| only == BOOT_CODE) {
-        let switch = step("record the switch of boot code", || BootCodeSwitch::record(&lab.disk(), &lab.grub))?;
+        let switch = step("record the switch of boot code", || SwitchRecording::record(&lab.disk(), &lab.grub))?;
         let found =
             step("judge every state of the switch of boot code", || switch.explore(options.seed, BOOT_CODE_STATES))?;
         counts.prefixes += found.prefixes;
@@ -312,14 +312,6 @@ impl Lab {
 fn digests(files: &[(String, PathBuf)]) -> Result<judge::SlotFiles> {
     let digests = files.iter().map(|(_, path)| Ok(Digest::of(&std::fs::read(path)?))).collect::<Result<Vec<_>>>()?;
     digests.try_into().map_err(|_| anyhow::anyhow!("a recovery must have as many files as a slot"))
-}
-
-/// Reads one partition of a disk image, or the beginning of it.
-fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
-    let range = robot_disk::partition_range(disk, partition)?;
-    let mut content = vec![0; to_usize((range.end - range.start).min(at_most_bytes))];
-    File::open(disk)?.read_exact_at(&mut content, range.start)?;
-    Ok(Region::new(range.start, content))
 }
 
 /// Recording of what a robot wrote from power-on until its system was up.

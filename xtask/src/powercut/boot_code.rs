@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::bios::{self, SECTOR_BYTES};
@@ -17,12 +17,10 @@ use reflash::disk::table;
 use reflash::jobs::mend::pieces::BootPieces;
 use reflash::jobs::mend::{boot_code, esp};
 use reflash::release::bootstrap_names as names;
-use reflash::sys::thread::lock;
 
-use super::disk::{DiskState, Region};
+use super::disk::{DiskState, Region, region};
 use super::explore::{Counts, explore, subsets_per_write};
 use super::log::LogEntry;
-use super::region;
 use crate::disk as robot_disk;
 use crate::grub::GrubImages;
 use crate::size::{to_range, to_usize};
@@ -40,13 +38,13 @@ struct Images {
 }
 
 /// Recording of a switch from one boot code to another.
-pub struct BootCodeSwitch {
+pub struct SwitchRecording {
     base: DiskState,
     entries: Vec<LogEntry>,
     images: [Images; 2],
 }
 
-impl BootCodeSwitch {
+impl SwitchRecording {
     /// Has the agent's code switch the boot code of the robot's disk, in memory.
     ///
     /// # Errors
@@ -80,7 +78,7 @@ impl BootCodeSwitch {
         ensure!(boot_code::bring_bios(&recorded, &table, &pieces)?, "there was no core.img to switch to");
         let mended = esp::bring(&recorded, &table, &pieces)?;
         ensure!(mended == esp::EspMended::File, "the EFI system partition was not switched by one file: {mended:?}");
-        let (end, entries) = recorded.content.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (end, entries) = recorded.content.into_inner().unwrap_or_else(PoisonError::into_inner);
         let this = Self { base, entries, images: [before, after] };
         ensure!(this.of(&end)? == [1, 1], "the switch left the boot code as it was");
         Ok(this)
@@ -183,6 +181,12 @@ struct RecordedDisk {
     content: Mutex<(DiskState, Vec<LogEntry>)>,
 }
 
+impl RecordedDisk {
+    fn content(&self) -> MutexGuard<'_, (DiskState, Vec<LogEntry>)> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl RawDisk for RecordedDisk {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -193,7 +197,7 @@ impl RawDisk for RecordedDisk {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let found = lock(&self.content).0.read(offset, buffer.len());
+        let found = self.content().0.read(offset, buffer.len());
         if found.len() != buffer.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -202,7 +206,7 @@ impl RawDisk for RecordedDisk {
     }
 
     fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
-        let (disk, entries) = &mut *lock(&self.content);
+        let (disk, entries) = &mut *self.content();
         disk.write(offset, content).map_err(io::Error::other)?;
         let pieces = content.chunks(PIECE_BYTES).zip((offset..).step_by(PIECE_BYTES));
         entries.extend(pieces.map(|(data, offset)| LogEntry::Write { offset, data: data.to_vec(), durable: false }));
@@ -210,7 +214,48 @@ impl RawDisk for RecordedDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        lock(&self.content).1.push(LogEntry::Flush);
+        self.content().1.push(LogEntry::Flush);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reflash::release::layout::{Layout, PartitionSpec, Role, Scheme, Size};
+
+    use super::SwitchRecording;
+    use crate::disk::{self, DiskParts};
+    use crate::grub;
+    use crate::initramfs::BuiltRecovery;
+    use crate::paths::Paths;
+
+    #[test]
+    #[ignore = "needs root: to install GRUB's tools; cargo xtask test --tier root"]
+    fn firmware_finds_boot_code_after_every_cut_and_a_disk_that_ignores_flushes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["vmlinuz", "initramfs.img", "robot.pub"] {
+            std::fs::write(path(name), vec![7; 9000]).unwrap();
+        }
+        let roles = [(Role::BiosBoot, 1), (Role::Esp, 34), (Role::State, 16), (Role::Recovery, 64), (Role::System, 16)];
+        let roles = roles.into_iter().map(|(role, mib)| (role, Size::Mib(mib))).chain([(Role::Data, Size::Rest)]);
+        let partitions = roles.map(|(role, size)| PartitionSpec { name: role.name().to_owned(), role, size }).collect();
+        let grub = grub::build_in(&path("grub"), true).unwrap();
+        let parts = DiskParts {
+            layout: &Layout { table: Scheme::Gpt, partitions },
+            disk_bytes: 192 << 20,
+            block_bytes: 512,
+            grub: &grub,
+            recovery: &BuiltRecovery { vmlinuz: path("vmlinuz"), initramfs: path("initramfs.img") },
+            config: "[machine]\n".to_owned(),
+            keys: vec![path("robot.pub")],
+            files: Vec::new(),
+            environment: disk::environment_without_system(),
+        };
+        disk::build(&Paths::of_checkout(), &parts, &path("disk.img"), true).unwrap();
+        let switch = SwitchRecording::record(&path("disk.img"), &grub).unwrap();
+        let counts = switch.explore(1, 3000).unwrap();
+        assert!(counts.total() > 3000, "{counts:?}");
+        switch.must_fail_without_flushes(1, 3000).unwrap();
     }
 }

@@ -1,6 +1,11 @@
 //! Regions of a disk that a recovery writes, as they are after a cut: changed and changed back in place, with a
 //! fingerprint that follows each change.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::disk as robot_disk;
 use crate::size::to_usize;
 use anyhow::{Result, bail};
 use reflash::release::digest::block_hash;
@@ -113,6 +118,17 @@ impl DiskState {
     pub fn fingerprint(&self) -> [u64; 4] {
         [&self.state, &self.system, &self.recovery, &self.kept].map(|region| region.fingerprint)
     }
+}
+
+/// Reads one partition of a disk image, or the beginning of it.
+///
+/// # Errors
+/// Fails when the image cannot be read.
+pub fn region(disk: &Path, partition: &str, at_most_bytes: u64) -> Result<Region> {
+    let range = robot_disk::partition_range(disk, partition)?;
+    let mut content = vec![0; to_usize((range.end - range.start).min(at_most_bytes))];
+    File::open(disk)?.read_exact_at(&mut content, range.start)?;
+    Ok(Region::new(range.start, content))
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@ use crate::release::digest::Digest;
 use crate::sys::files;
 
 pub use drill::{DrillCheck, DrillRecord};
-use fitting::fitting;
 pub use recorder::{Recorder, Remembered};
 
 /// Number of attempts that are kept.
@@ -142,7 +141,8 @@ pub struct Attempt {
     /// Parts of the boot chain that were damaged and that the attempt mended. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mended: Vec<String>,
-    /// Losses of the starts of the system after this attempt: what was given up of the machine's data, the last sentences.
+    /// Losses of the starts of the system after this attempt: what was given up of the machine's data, the last
+    /// sentences.
     /// Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
@@ -256,7 +256,7 @@ impl BlackBox {
             None => self.attempts.push(attempt.clone()),
         }
         keep_last(&mut self.attempts, KEPT_LEN);
-        self.write(2 + attempt.id % KEPT * 2, &fitting(attempt)?)
+        self.write(2 + attempt.id % KEPT * 2, &attempt.fitting()?)
     }
 
     /// Automatic recoveries, since the last good boot, to the release that was last recovered to. The boot environment

@@ -176,7 +176,8 @@ pub struct Post {
     /// Attempts that ended and were not reported before, oldest first.
     #[serde(default)]
     pub attempts: Vec<ReportedAttempt>,
-    /// Record of how the running system was put together, where that is not as it should be: a safe start, or lost data.
+    /// Record of how the running system was put together, where that is not as it should be: a safe start, or lost
+    /// data.
     #[serde(default)]
     pub boot: Option<StartRecord>,
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::network_manager::Manager;
+use super::network_manager::Configurator;
 use super::safe_network;
 use super::take::answer_within;
 use crate::boot::disk_record;
@@ -89,7 +89,7 @@ fn own(root: &Path) -> Result<Layer, String> {
 
 fn leave_network(recovery: &Layer, root: &Path) -> Result<(), String> {
     let network = Network::resolve(recovery.network.clone()).map_err(|error| chain(&error))?;
-    let written = safe_network::write(&network).and_then(|()| Manager::of(root).prepare(root, &network));
+    let written = safe_network::write(&network).and_then(|()| Configurator::of(root).prepare(root, &network));
     written.map_err(|error| error.to_string())
 }
 

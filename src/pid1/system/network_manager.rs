@@ -30,7 +30,7 @@ const NETWORK_MANAGER: &str = "NetworkManager.service";
 
 /// The program that takes the recovery's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manager {
+pub(super) enum Configurator {
     /// systemd-networkd, which the image starts.
     Networkd,
     /// systemd-networkd, which the image has and does not start.
@@ -41,7 +41,7 @@ pub(super) enum Manager {
     Unknown,
 }
 
-impl Manager {
+impl Configurator {
     /// The one of the image at `root`.
     pub(super) fn of(root: &Path) -> Self {
         match (is_wanted(root, NETWORK_MANAGER), is_wanted(root, NETWORKD)) {
@@ -168,7 +168,7 @@ fn family(section: &str, is_v6: bool, settings: &InterfaceSettings) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Manager, NETWORK_MANAGER, NETWORKD, connections};
+    use super::{Configurator, NETWORK_MANAGER, NETWORKD, connections};
     use crate::machine::config::{Network, NetworkLayer};
     use std::fs;
     use std::path::Path;
@@ -186,17 +186,17 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         };
-        let found = || Manager::of(root.path());
-        assert_eq!(found(), Manager::Unknown);
+        let found = || Configurator::of(root.path());
+        assert_eq!(found(), Configurator::Unknown);
         make(&format!("usr/lib/systemd/system/{NETWORKD}"));
         make("etc/systemd/system/multi-user.target.wants/networking.service");
-        assert_eq!(found(), Manager::IdleNetworkd);
+        assert_eq!(found(), Configurator::IdleNetworkd);
         make(&format!("etc/systemd/system/multi-user.target.wants/{NETWORKD}"));
-        assert_eq!(found(), Manager::Networkd);
+        assert_eq!(found(), Configurator::Networkd);
         make(&format!("etc/systemd/system/multi-user.target.wants/{NETWORK_MANAGER}"));
-        assert_eq!(found(), Manager::NetworkManager);
+        assert_eq!(found(), Configurator::NetworkManager);
         let nothing = Network::resolve(NetworkLayer::default()).unwrap();
-        let error = Manager::Unknown.prepare(Path::new("/nonexistent"), &nothing).unwrap_err();
+        let error = Configurator::Unknown.prepare(Path::new("/nonexistent"), &nothing).unwrap_err();
         assert!(error.to_string().contains("neither systemd-networkd nor NetworkManager"), "{error}");
     }
 

@@ -55,6 +55,14 @@ impl Region {
         Self { start, content, blocks, fingerprint }
     }
 
+    /// Whether GRUB finds an ext4 file system, which it does by the magic number (Linux'
+    /// Documentation/filesystems/ext4/super.rst: 0xEF53 at offset 0x38 of the superblock, which lies at 1024); without
+    /// it no kernel can be read.
+    #[must_use]
+    pub fn has_superblock(&self) -> bool {
+        self.content[1024 + 0x38..][..2] == [0x53, 0xef]
+    }
+
     fn end(&self) -> u64 {
         self.start + self.content.len() as u64
     }

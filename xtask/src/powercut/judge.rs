@@ -1,8 +1,10 @@
 //! Judge of whether a state that a cut left ends well: what GRUB then starts, what the agent finds, decides and plans,
 //! and, for a sample, what the agent's recovery really makes of the disk.
 
+mod floor;
+
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::decide::{self, BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System};
@@ -13,7 +15,7 @@ use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
-use reflash::jobs::floor::{self, Floor, FloorPlaces, FloorRecord};
+use reflash::jobs::floor::{Floor, FloorPlaces};
 use reflash::jobs::recovery::{self, Keep, Policy, RecoveryJob, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::record::blackbox::BlackBox;
@@ -155,7 +157,7 @@ impl<'a> Judge<'a> {
         let floor = found.floor.max(self.floor_on_recovery(&disk.recovery)?);
         ensure!(floor >= self.floor, "the floor fell from {} to {floor}", self.floor);
         let how = match choice {
-            Choice::System(_) | Choice::Safe(_) if !has_superblock(&disk.system) => {
+            Choice::System(_) | Choice::Safe(_) if !disk.system.has_superblock() => {
                 self.recovery(disk, &found, Reason::SystemUnreadable)?
             }
             Choice::System(_) | Choice::Safe(_) => {
@@ -300,34 +302,6 @@ impl<'a> Judge<'a> {
         ))
     }
 
-    /// The floor of a disk, from all places on it.
-    ///
-    /// # Errors
-    /// Fails when the disk cannot be looked at.
-    pub fn floor_of(&mut self, disk: &DiskState) -> Result<u64> {
-        Ok(self.agent(&disk.state)?.floor.max(self.floor_on_recovery(&disk.recovery)?))
-    }
-
-    /// The floor in the blocks of the recovery partition.
-    fn floor_on_recovery(&mut self, recovery: &Region) -> Result<u64> {
-        if let Some(known) = self.floors.get(&recovery.fingerprint) {
-            return Ok(*known);
-        }
-        self.recovery_scratch.follow(recovery)?;
-        let ranges = crate::grub::file_ranges(&self.recovery_scratch.file, &format!("/{}", floor::FILE))?;
-        let content: Vec<u8> = ranges
-            .into_iter()
-            .flatten()
-            .filter_map(|range| recovery.content.get(to_range(&range)))
-            .flatten()
-            .copied()
-            .collect();
-        let copies = content.chunks(BLOCK_BYTES).filter_map(FloorRecord::decode);
-        let serial = copies.map(|copy| copy.serial).max().unwrap_or(0);
-        self.floors.insert(recovery.fingerprint, serial);
-        Ok(serial)
-    }
-
     /// Reads the environment block by GRUB's own file system code, which replays no journal and checks no checksum.
     fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
         if let Some(known) = self.environments.get(&state.fingerprint) {
@@ -359,7 +333,9 @@ impl<'a> Judge<'a> {
                     lost: false,
                     installed,
                     worth: installed.map(judge).unwrap_or_default(),
-                    floor: floor_in_state(&mounted.0),
+                    floor: Floor::open(FloorPlaces { state: Some(mounted.0.clone()), ..FloorPlaces::default() })
+                        .record()
+                        .serial,
                     request: RecoveryRequest::parse(env.get(names::REQUEST)),
                     safe_starts_made: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
                     recoveries: [environment, recorded.recoveries()]
@@ -426,18 +402,6 @@ impl<'a> Judge<'a> {
         self.undone += 1;
         Ok(())
     }
-}
-
-/// The floor in the file of a mounted state partition.
-fn floor_in_state(root: &Path) -> u64 {
-    Floor::open(FloorPlaces { state: Some(root.to_owned()), ..FloorPlaces::default() }).record().serial
-}
-
-/// Whether GRUB finds an ext4 file system, which it does by the magic number (Linux'
-/// Documentation/filesystems/ext4/super.rst: 0xEF53 at offset 0x38 of the superblock, which lies at 1024); without it
-/// no kernel can be read.
-fn has_superblock(system: &Region) -> bool {
-    system.content[1024 + 0x38..][..2] == [0x53, 0xef]
 }
 
 /// Checks that the plan touches every wrong chunk and no other.

@@ -5,6 +5,7 @@
 
 mod args;
 mod boot_code;
+mod boot_sample;
 mod disk;
 pub mod explore;
 mod grub;
@@ -14,7 +15,6 @@ mod log;
 mod lose;
 mod scratch;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use reflash::release::index::Index;
 use reflash::release::layout::{Role, Size};
 use reflash::release::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
 
-use crate::demo::{self, BOOT_TIMEOUT, FLASH_TIMEOUT};
+use crate::demo::{self, FLASH_TIMEOUT};
 use crate::disk::{self as robot_disk, DiskParts};
 use crate::grub::GrubImages;
 use crate::host_packages::{Need, ensure_installed, is_root};
@@ -36,7 +36,6 @@ use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
 use crate::release::{self, Spec};
 use crate::serve::Server;
-use crate::size::to_usize;
 use crate::step::{human, run as run_tool, step};
 use crate::test_system::{self, Behaviour};
 use crate::vm::VirtualMachine;
@@ -45,7 +44,7 @@ use crate::{agent, grub as grub_images, initramfs};
 pub use args::{PowerCutArgs, USUAL_STATES};
 use boot_code::SwitchRecording;
 use disk::{DiskState, region};
-use explore::{Counts, Random, StateKind, explore};
+use explore::{Counts, StateKind, explore};
 use judge::{Judge, ReleaseUnderTest};
 use log::LogEntry;
 pub use lose::{Lost, lose_unflushed};
@@ -401,39 +400,6 @@ impl Recording {
                 bail!("{} states of a disk that ignores flushes all end well: the judge is blind", counts.total())
             }
         }
-    }
-
-    /// Starts real machines from states drawn at random, until their systems are up.
-    fn boot_sample(&self, lab: &Lab, options: &PowerCutArgs) -> Result<()> {
-        let mut total = 0;
-        explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |_, _, state| {
-            total = state;
-            Ok(())
-        })?;
-        let mut random = Random(options.seed);
-        let drawn: Vec<u64> = (0..options.boots).map(|_| 1 + random.below(to_usize(total)) as u64).collect();
-        let mut states: HashMap<u64, PathBuf> = HashMap::new();
-        explore(&self.entries, &mut self.base.clone(), options.seed, self.subsets, |disk, _, state| {
-            if drawn.contains(&state) {
-                let path = lab.directory.join(format!("boot-{}-{state}.img", self.number));
-                self.write_out(lab, disk, &path)?;
-                states.insert(state, path);
-            }
-            Ok(())
-        })?;
-        for (state, path) in states {
-            let name = format!("power-cut-{}-{state}", self.number);
-            let mut robot = VirtualMachine::robot(&name, &path).start()?;
-            let up = robot.wait_for("is up", FLASH_TIMEOUT + BOOT_TIMEOUT);
-            robot.cut_power();
-            up.with_context(|| format!("boot state {state} of the {}", RECORDINGS[self.number]))?;
-            let system = region(&path, "system", lab.releases[0].image.len() as u64)?;
-            let known = [self.old, Some(self.new)].into_iter().flatten();
-            let same = known.into_iter().any(|number| lab.releases[number].image == system.content);
-            ensure!(same, "state {state}: the system that is up is neither the old nor the new one");
-            std::fs::remove_file(path)?;
-        }
-        Ok(())
     }
 
     /// Writes a whole disk in this state to `path`.

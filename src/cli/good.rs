@@ -36,8 +36,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let env = boot_env.load_or_empty()?;
     let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
     let installed = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
-    let good = installed.map(|record| record.manifest().serial);
-    let serial = good.map(|serial| serial.to_string());
+    let serial = installed.as_ref().map(|record| record.manifest().serial.to_string());
     let mut changes = vec![
         (names::TRIES, Some(&*tries)),
         (names::BOOT_OK, Some("1")),
@@ -59,8 +58,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
     }
     // Without a record or a key to check it with there is nothing to raise it to, and a boot is good all the same.
-    if let Some(serial) = good {
-        mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
+    if let Some(good) = installed.and_then(|record| record.as_good()) {
+        mounted.floor().note_good(good).failed.iter().for_each(|error| complain(&chain(error)));
     }
     if let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) {
         let (marks, last) = (open.marks(), open.next_id() - 1);

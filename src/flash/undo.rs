@@ -22,6 +22,7 @@
 //! | 40 to 56 | u64 bytes that were needed, u64 bytes that were there, where there was no room |
 //! | 56 to 60 | u32 number of distinct chunks that are neither kept nor in their places |
 //! | 64 to 256 | four parts, each u64 offset, u64 length and BLAKE3: signed manifest, signature, object of the index, directory |
+//! | 256 to 288 | four u64: offset of the second copy of each part, 0 where there is none |
 //! | 4064 to 4096 | BLAKE3 of the 4064 bytes before |
 //!
 //! The directory has an entry of 44 bytes for each kept chunk, in the order of the digests: BLAKE3 of the content, u64
@@ -32,13 +33,16 @@ mod append;
 mod area;
 mod check;
 mod directory;
+mod fetch;
 mod header;
 mod keep;
 mod kept;
 mod need;
 mod obstacle;
+mod reader;
 mod source;
 
+pub(crate) use fetch::ChunkSource;
 pub(crate) use keep::{Keeping, ReleaseToKeep, forget};
 pub use kept::possible;
 pub(crate) use kept::{Kept, KeptChunks};

@@ -32,6 +32,7 @@ mod error;
 mod inputs;
 mod install;
 mod online;
+mod pause;
 mod provisioning;
 mod reset;
 mod robot_disk;

@@ -79,13 +79,30 @@ pub(super) fn read_bytes(target: &dyn BlockTarget, offset: u64, length: u64) -> 
     Ok(bytes)
 }
 
-/// Reads a part; `None` when it has another digest than it should have.
+/// Reads a part from the first of its copies that is right; `None` when each has another digest than it should have.
 ///
 /// # Errors
-/// The device's.
+/// The device's, where no copy is right.
 pub(super) fn read_part(target: &dyn BlockTarget, part: &KeptPart) -> io::Result<Option<Vec<u8>>> {
-    let bytes = read_bytes(target, part.offset, part.length)?;
-    Ok((Digest::of(&bytes) == part.digest).then_some(bytes))
+    let read = |offset| {
+        let bytes = read_bytes(target, offset, part.length)?;
+        Ok((Digest::of(&bytes) == part.digest).then_some(bytes))
+    };
+    match read(part.offset) {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        first if part.copy == 0 => first,
+        first => match read(part.copy) {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            second => first.and(second),
+        },
+    }
+}
+
+/// Whether every copy of a part is there twice, and right.
+pub(super) fn is_twice(target: &dyn BlockTarget, part: &KeptPart) -> bool {
+    let is_right =
+        |offset| read_bytes(target, offset, part.length).is_ok_and(|bytes| Digest::of(&bytes) == part.digest);
+    part.copy != 0 && is_right(part.offset) && is_right(part.copy)
 }
 
 /// Bytes of the whole blocks around some bytes.

@@ -12,8 +12,9 @@ use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
-use reflash::jobs::recovery::{self, Keep, Policy, RecoveryJob, Resources};
-use reflash::jobs::state::StatePartition;
+use reflash::jobs::floor::{Floor, FloorPlaces};
+use reflash::jobs::recovery::{self, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
+use reflash::jobs::state::{InstalledRecord, StatePartition};
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
 use reflash::release::digest::{Digest, block_hash};
@@ -241,7 +242,9 @@ impl<'a> Judge<'a> {
         match first {
             BootDecision::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
             BootDecision::Start => {}
-            BootDecision::Undo => bail!("recovery ({reason:?}) goes back to nothing: {situation:?}"),
+            BootDecision::Undo | BootDecision::UndoOnline => {
+                bail!("recovery ({reason:?}) goes back to nothing: {situation:?}")
+            }
             BootDecision::Fetch | BootDecision::FetchNewer => {
                 let new = self.new;
                 let comparison = self.comparison(&new.index, new.serial, &disk.system);
@@ -287,11 +290,16 @@ impl<'a> Judge<'a> {
                 let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
                 let env = state.boot_env().load_or_empty().context("the agent cannot read its environment")?;
                 let installed = state.installed(self.keys).map(|installed| installed.manifest.serial);
-                let judge = |serial| Worth::judge(serial, &env, recorded.worth(serial));
+                let floor =
+                    Floor::open(FloorPlaces { state: Some(mounted.0.clone()), ..FloorPlaces::default() }).record();
+                let judge = |record: InstalledRecord| {
+                    let recorded = recorded.worth(record.manifest().serial);
+                    InstalledRelease::judge(&record, &env, &floor, recorded).worth
+                };
                 Found {
                     lost: false,
                     installed,
-                    worth: installed.map(judge).unwrap_or_default(),
+                    worth: state.record(self.keys).filter(|_| installed.is_some()).map(judge).unwrap_or_default(),
                     safe_starts_made: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
                     recoveries: [environment, recorded.recoveries()]
                         .into_iter()

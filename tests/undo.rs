@@ -394,7 +394,8 @@ fn an_unreadable_block_of_what_is_kept_never_costs_the_undo() {
             local += 1;
         } else {
             let report = undo(&robot.fixture, &target, None, Some(&network));
-            let report = report.unwrap_or_else(|error| panic!("block {block}: {}", chain(&error)));
+            let of = PARTITION as u64 / 4096 - block;
+            let report = report.unwrap_or_else(|error| panic!("{of} blocks before the end: {}", chain(&error)));
             assert_eq!(report.totals.download_bytes, 0, "what was fetched is kept first");
         }
         assert!(target.content()[..old.len()] == old[..], "block {block}");

@@ -123,6 +123,16 @@ impl Recoveries {
         if requested || serial != self.serial { Self { serial, count: 0 } } else { self }
     }
 
+    /// Returns the count that is believed, of that in the environment and the one that the black box bears witness to,
+    /// for where the environment is lost. The higher one is: to wait for another release does no harm that a person or
+    /// that release cannot undo.
+    #[must_use]
+    pub fn or_recorded(self, recorded: Self) -> Self {
+        // An environment that names another release is not lost: it counts anew.
+        let of_another = self.serial != 0 && recorded.serial != self.serial;
+        if recorded.count > self.count && !of_another { recorded } else { self }
+    }
+
     /// Returns the count after one more automatic recovery.
     #[must_use]
     pub fn one_more(self) -> Self {
@@ -309,6 +319,14 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
         Reason::Tries | Reason::Recovering if safe_starts.known && worth != Worth::Never => WithoutRelease::SafeStart,
         _ => WithoutRelease::Start,
     }
+}
+
+/// Whether an undo takes the installed release back, so that it is refused from then on. A release that was good and has
+/// lost some of its bytes is as good as before once it is installed again.
+#[must_use]
+pub fn takes_back(situation: &Situation) -> bool {
+    let was_good = matches!(situation.worth, Worth::Before | Worth::SameImage);
+    situation.undo_requested || !was_good || situation.system == System::Intact
 }
 
 /// Hours for which release servers are asked before the step without a release is taken: what it tries was in vain each

@@ -574,6 +574,24 @@ mod tests {
     }
 
     #[test]
+    fn a_full_environment_has_room_for_all_that_an_undo_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&[("first", Some("x")), ("mine", Some(&"x".repeat(440)))]).unwrap();
+        let serial = u64::MAX.to_string();
+        let undo = format!("undo:{serial}");
+        let changes = [("reflash_good", Some(&*serial)), ("reflash_request", Some(&*undo))];
+        assert!(env.update(&changes).is_err(), "else this shows nothing");
+        assert_eq!(env.make_room().unwrap(), ["mine"]);
+        env.update(&changes).unwrap();
+        let recoveries = Recoveries { serial: u64::MAX, count: u32::MAX };
+        let request = PermitRequest { recoveries, recoveries_on_success: recoveries, safe_start: Some(999), ..INSTALL };
+        env.begin_recovering(request).unwrap().finish(9, None).unwrap();
+        env.offer_undo(Some(u64::MAX)).unwrap();
+        assert!(env.make_room().unwrap().is_empty());
+    }
+
+    #[test]
     fn a_renewed_environment_lies_elsewhere_and_keeps_what_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("grubenv");

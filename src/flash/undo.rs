@@ -7,7 +7,8 @@
 //!
 //! What is kept lies at the end of the partition and grows downwards, so that a larger image reaches it as late as
 //! possible. The last two blocks of 4096 bytes (of as many whole blocks as the partition has) are headers. Each new one
-//! replaces the older of the two, and the whole one with the higher number counts: a cut leaves the old or the new one.
+//! replaces the older of the two, and is then written once more in place of the other: a cut leaves the old or the new
+//! one, and the whole one with the higher number counts.
 //! Everything else is only ever added below what is there, until another release is to be kept. All numbers are little
 //! endian, and offsets count from the beginning of the partition.
 //!

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::{
     BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System, WithoutRelease, decide, hours_before,
-    parked_hours, without_release,
+    parked_hours, takes_back, without_release,
 };
 use crate::boot::worth::Worth;
 
@@ -279,6 +279,30 @@ fn what_was_tried_in_vain_is_tried_again_after_a_pause_that_grows() {
 }
 
 #[test]
+fn a_release_that_was_good_and_lost_bytes_is_not_refused() {
+    for (combination, situation) in every_situation() {
+        let was_good = matches!(situation.worth, Worth::Before | Worth::SameImage);
+        let expected = situation.undo_requested || !was_good || situation.system == System::Intact;
+        assert_eq!(takes_back(&situation), expected, "{combination:?}");
+    }
+    let damaged = |worth| Situation {
+        worth,
+        system: System::Damaged,
+        undo_requested: false,
+        reason: Reason::SystemUnreadable,
+        kept: KeptRelease::Another,
+        safe_starts: SafeStarts { known: true, made: 0 },
+        recoveries: Recoveries { serial: 7, count: BUDGET },
+        budget: BUDGET,
+    };
+    assert_eq!(
+        [Worth::Before, Worth::SameImage, Worth::Never].map(|worth| takes_back(&damaged(worth))),
+        [false, false, true]
+    );
+    assert_eq!(decide(&damaged(Worth::Before)), BootDecision::Undo, "and gone back from all the same");
+}
+
+#[test]
 fn pauses_grow_from_an_hour_to_a_day() {
     let hours = |count| parked_hours(Recoveries { serial: 7, count }, BUDGET);
     assert_eq!([0, 3, 4, 5, 6, 7, 8, 9, 100].map(hours), [1, 1, 2, 4, 8, 16, 24, 24, 24]);
@@ -288,6 +312,10 @@ fn pauses_grow_from_an_hour_to_a_day() {
 #[test]
 fn recoveries_count_one_release_and_survive_as_text() {
     let three = Recoveries { serial: 7, count: 3 };
+    let (one, of_another) = (Recoveries { serial: 7, count: 1 }, Recoveries { serial: 6, count: 9 });
+    assert_eq!((one.or_recorded(three), three.or_recorded(one)), (three, three));
+    assert_eq!(Recoveries::default().or_recorded(of_another), of_another, "a lost environment names no release");
+    assert_eq!(one.or_recorded(of_another), one, "the count of another release brakes nothing");
     assert_eq!(Recoveries::parse(Some(&three.to_string())), three);
     for damaged in [None, Some(""), Some("7"), Some("x:1"), Some("7:-1"), Some("7:1:2")] {
         assert_eq!(Recoveries::parse(damaged), Recoveries::default());

@@ -37,12 +37,19 @@ pub(super) fn read_header(target: &dyn BlockTarget) -> io::Result<Header> {
     }
 }
 
-/// Writes the header that follows `before`, in place of the one before that, and makes it durable. Whatever was written
-/// earlier is made durable first.
+/// Writes the header that follows `before`, in place of the one before that, makes it durable, and then writes it once
+/// more in place of `before`, so that the loss of one of the two blocks costs nothing. Whatever was written earlier is
+/// made durable first.
 ///
 /// # Errors
 /// The device's, or the block reads back wrong: the header before it counts.
 pub(super) fn write_header(target: &dyn BlockTarget, before: &Header, state: State) -> io::Result<Header> {
+    let header = write_one_header(target, before, state)?;
+    // A bad block there takes nothing from the header that counts.
+    Ok(write_one_header(target, &header, state).unwrap_or(header))
+}
+
+fn write_one_header(target: &dyn BlockTarget, before: &Header, state: State) -> io::Result<Header> {
     let end = end_of(target);
     let header = Header { sequence: before.sequence.saturating_add(1), state };
     let mut block = AlignedBuf::zeroed(BLOCK_SIZE_BYTES);

@@ -224,10 +224,15 @@ impl Setup {
 
     /// Everything that a decision depends on. `online` says whether there is a network by now.
     pub(super) fn situation(&self, compared: &Compared, online: bool) -> Situation {
+        self.situation_of(compared.system(), online)
+    }
+
+    /// The same for a state of the system partition that is known.
+    pub(super) fn situation_of(&self, system: System, online: bool) -> Situation {
         Situation {
             reason: self.judged_reason(),
             undo_requested: self.undo_is_requested(),
-            system: compared.system(),
+            system,
             worth: self.standing.worth(),
             kept: self.standing.kept(online),
             safe_starts: self.standing.safe_starts,
@@ -372,12 +377,8 @@ pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: 
     journal.note(&format!("product {product}, hardware {hardware:?}, {} trusted keys", keys.len()));
 }
 
-/// Reads the count of automatic recoveries from the environment, or from the black box where that is lost. The higher
-/// count is believed: to wait for another release does no harm that a person or that release cannot undo.
+/// Reads the count of automatic recoveries from the environment and from the black box.
 fn count_recoveries(state: &StatePartition, recorder: Option<&Recorder>) -> Recoveries {
-    let environment = state.boot_env().recoveries().unwrap_or_default();
     let recorded = recorder.map(|recorder| recorder.with(|open| open.recoveries())).unwrap_or_default();
-    // An environment that names another release is not lost: it counts anew.
-    let of_another = environment.serial != 0 && recorded.serial != environment.serial;
-    if recorded.count > environment.count && !of_another { recorded } else { environment }
+    state.boot_env().recoveries().unwrap_or_default().or_recorded(recorded)
 }

@@ -119,11 +119,6 @@ impl Standing {
         self.installed.map(|installed| installed.worth).unwrap_or_default()
     }
 
-    /// Whether a boot of the installed image ever called itself good.
-    pub(super) fn was_good(&self) -> bool {
-        matches!(self.worth(), Worth::Before | Worth::SameImage)
-    }
-
     /// What stays within reach of an undo while another release is installed.
     pub(super) fn keep(&self) -> Keep {
         Keep::by_worth(self.worth(), self.undo.borrow().as_ref().ok())

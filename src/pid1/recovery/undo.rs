@@ -8,7 +8,7 @@ use super::error::SetupError;
 use super::robot_disk::RECOVERY;
 use super::setup::Setup;
 use super::standing::{find_kept, id_of, scripts_know_safe_start};
-use crate::boot::decide::{KeptRelease, Reason, System};
+use crate::boot::decide::{self, KeptRelease, Reason, System};
 use crate::boot::env::BootEnvError;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
@@ -45,9 +45,7 @@ pub(super) fn run(
         undone: undone.map(|record| (record.manifest().version.as_str(), record.manifest().serial)),
         why: &why,
     });
-    // A release that was good and has lost some of its bytes is as good as before once it is installed again.
-    let taken_back =
-        undone.filter(|_| setup.undo_is_requested() || !setup.standing.was_good() || system == System::Intact);
+    let taken_back = undone.filter(|_| decide::takes_back(&setup.situation_of(system, network.is_some())));
     if let Err(error) = begin(setup, kept, taken_back) {
         setup.journal.warn(&format!("the undo cannot begin: {}", chain(&error)));
         setup.standing.give_up_undo(false);

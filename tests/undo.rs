@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Mutex;
 
+use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, FetchErrorKind, Sink, Source};
 use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::flash::undo::{self, UndoObstacle};
-use reflash::jobs::recovery::{self, Keep, RecoveryError, RecoveryReport};
+use reflash::jobs::floor::Floor;
+use reflash::jobs::recovery::{self, InstalledRelease, Keep, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::digest::Digest;
@@ -816,4 +818,52 @@ fn the_network_is_not_needed_but_may_be_what_is_missing() {
     let nothing = Directory::new(robot.fixture.dir.path().join("nowhere"));
     let kind = nothing.get_small("x", 1).unwrap_err().kind();
     assert_eq!(kind, FetchErrorKind::Unreachable);
+}
+
+/// The installed release as a recovery judges it.
+fn judged(robot: &Robot, floor: &Floor) -> Worth {
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let env = robot.state.boot_env().load_or_empty().unwrap();
+    InstalledRelease::judge(&record, &env, &floor.record(), Worth::Unknown).worth
+}
+
+/// Installs what is published as a recovery does that knows what is installed, and how good that is.
+fn install_over(robot: &Robot, floor: &Floor) {
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let installed = InstalledRelease { id: record.id(), worth: judged(robot, floor) };
+    let source = Directory::new(robot.fixture.tree());
+    let change = |job: &mut recovery::RecoveryJob<'_>| {
+        job.policy.installed = Some(installed);
+        job.policy.keep = Keep::by_worth(installed.worth, None);
+    };
+    robot.fixture.recover_as(&source, &robot.target, Some(&robot.state), change).unwrap();
+}
+
+#[test]
+fn what_was_good_is_bound_to_manifest_and_image() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    let floor = Floor::nowhere();
+    assert_eq!(judged(&robot, &floor), Worth::Never);
+    // What `reflash good` writes.
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let serial = record.manifest().serial;
+    let good = serial.to_string();
+    robot.state.boot_env().update(&[("reflash_good", Some(&*good)), ("reflash_boot_ok", Some("1"))]).unwrap();
+    assert!(floor.note_good(record.as_good().unwrap()).changed);
+    assert_eq!(judged(&robot, &floor), Worth::Before);
+    // Another image under the same serial inherits nothing.
+    robot.fixture_mut().publish(updated(&old, 50, 77), |spec| {
+        (spec.version, spec.serial) = ("other".into(), Some(serial));
+    });
+    install_over(&robot, &floor);
+    assert_eq!(robot.state.record(&robot.fixture.keys).unwrap().manifest().serial, serial);
+    assert_eq!(judged(&robot, &floor), Worth::Never);
+    robot.undo().unwrap();
+    // The same image under another serial is worth as much, and does not call itself good.
+    robot.publish(old.clone(), "same");
+    robot.install(Keep::Kept).unwrap();
+    assert!(robot.state.record(&robot.fixture.keys).unwrap().manifest().serial > serial);
+    assert_eq!(judged(&robot, &floor), Worth::SameImage);
+    assert_eq!(Keep::by_worth(Worth::SameImage, None), Keep::Installed);
 }

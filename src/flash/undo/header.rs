@@ -53,6 +53,7 @@ pub(super) struct Contents {
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a few of them live at a time, and they are copied")]
 pub(super) enum State {
     /// Nothing is kept.
     Nothing,

@@ -321,8 +321,8 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
     }
 }
 
-/// Whether an undo takes the installed release back, so that it is refused from then on. A release that was good and has
-/// lost some of its bytes is as good as before once it is installed again.
+/// Whether an undo takes the installed release back, so that it is refused from then on. A release that was good and
+/// has lost some of its bytes is as good as before once it is installed again.
 #[must_use]
 pub fn takes_back(situation: &Situation) -> bool {
     let was_good = matches!(situation.worth, Worth::Before | Worth::SameImage);

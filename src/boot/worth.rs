@@ -22,7 +22,7 @@ pub enum Worth {
 /// Witnesses of a good boot beside the boot environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Witnesses {
-    /// What the black box has of releases with the serial of the installed one.
+    /// Testimony of the black box on releases with the serial of the installed one.
     pub recorded: Worth,
     /// Whether the release that was good last has the serial of the installed one and another manifest: what is bound
     /// to a serial alone is about that one.

@@ -34,7 +34,7 @@ pub fn ext4_label(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(&name[..end]).ok()
 }
 
-/// What tells one life of an ext4 file system from another: its identity, and when it was last mounted for writing.
+/// One life of an ext4 file system: its identity, and when it was last mounted for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ext4Life {
     /// Identity of the file system, `s_uuid`.

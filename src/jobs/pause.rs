@@ -9,10 +9,6 @@ use std::time::Duration;
 
 use crate::jobs::state::StatePartition;
 
-/// File of the note on the state partition.
-pub(in crate::jobs) const NOTE: &str = "pause";
-/// Size of the largest note that is read, bytes.
-pub(in crate::jobs) const MAX_NOTE_BYTES: u64 = 128;
 /// Longest pause that is believed.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 

@@ -489,7 +489,8 @@ fn a_safe_start_has_the_accounts_of_the_machine_and_nothing_else_of_it() {
     });
 }
 
-/// After a way back to an older image, what a newer one noted on the state partition is still there. An image that knows nothing of the renewal of data has used the partition in between, and its files count.
+/// After a way back to an older image, what a newer one noted on the state partition is still there. An image that
+/// knows nothing of the renewal of data has used the partition in between, and its files count.
 #[test]
 #[ignore = "needs root: loop devices; cargo xtask test --tier root"]
 fn a_renewal_that_an_older_image_came_between_puts_nothing_over_newer_files() {

@@ -15,7 +15,7 @@ use super::header::{Contents, Header, KeptPart, State};
 use super::kept::Kept;
 use super::need::{self, Change, Place, Wanted};
 use super::obstacle::{UndoObstacle, UndoRoom};
-use super::reader::{Frame, Reader, runs};
+use super::reader::{Frame, READ_BYTES, Reader, runs};
 use crate::flash::readback::Scan;
 use crate::flash::target::BlockTarget;
 use crate::flash::threads;
@@ -24,8 +24,6 @@ use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo, compressed_limit};
 use crate::release::manifest::Authentic;
 
-/// Bytes that one thread reads at a time.
-pub(super) const READ_BYTES: u32 = 1024 * 1024;
 /// Frames that may wait to be written: so many, and no more bytes than below, as a frame may be as large as its chunk.
 const QUEUE: usize = 64;
 const QUEUE_BYTES: u32 = 8 * 1024 * 1024;

@@ -2,7 +2,6 @@
 
 use std::sync::mpsc::SyncSender;
 
-use super::keep::READ_BYTES;
 use super::need::Wanted;
 use crate::flash::target::{AlignedBuf, BlockTarget};
 use crate::release::index::{ChunkNo, Index};
@@ -10,6 +9,8 @@ use crate::release::index::{ChunkNo, Index};
 /// zstd level of the kept frames: the robot waits for it. Of a Debian image in chunks of 32 KiB, levels 1, 3 and 5
 /// leave 26.5, 26.3 and 25.4 %, and take 1, 1.4 and 4 times as long.
 const LEVEL: i32 = 1;
+/// Bytes that one thread reads at a time.
+pub(super) const READ_BYTES: u32 = 1024 * 1024;
 
 /// A content on its way to the disk; `None` where no place holds it.
 pub(super) struct Frame<'w> {

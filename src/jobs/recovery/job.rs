@@ -130,7 +130,7 @@ pub struct Resources<'a> {
     pub keys: &'a TrustedKeys,
     /// Source of the release.
     pub source: &'a dyn Source,
-    /// The same source, in a form that gives up by itself: for what a recovery can do without.
+    /// Source of the release that gives up by itself: for what a recovery can do without.
     pub brief_source: &'a dyn Source,
     /// The system partition.
     pub target: &'a dyn BlockTarget,

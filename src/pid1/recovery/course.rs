@@ -143,8 +143,8 @@ impl Drop for Rest {
     }
 }
 
-/// Goes back to the release that is kept and lacks something that a network may have. Where that was asked for and fails
-/// all the same, nothing else is installed in its place while the system is intact.
+/// Goes back to the release that is kept and lacks something that a network may have. Where that was asked for and
+/// fails all the same, nothing else is installed in its place while the system is intact.
 fn undo_with(
     setup: &Setup,
     mirrors: &Mirrors,
@@ -183,7 +183,7 @@ fn park(setup: &Setup) {
 fn wait_parked(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
     let Recoveries { serial, count } = setup.recoveries;
     let length = HOUR * decide::parked_hours(setup.recoveries, setup.config.recoveries);
-    let pause = Pause::begin(setup, &format!("parked:{serial}:{count}"), length);
+    let pause = Pause::begin(&setup.disk.state, &setup.journal, &format!("parked:{serial}:{count}"), length);
     let until = pause.until;
     if sources::are_at_hand(&setup.config, &setup.journal) {
         return install::until_another(&Online::without_network(setup), mirrors, job, serial, Some(until));

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::setup::Setup;
 use crate::jobs::pause;
+use crate::jobs::state::StatePartition;
 use crate::pid1::background::background;
+use crate::record::journal::Journal;
 
 /// Time between two notes: what a power cut costs of a pause. A day of them is 144 small writes.
 const STEP: Duration = Duration::from_secs(600);
@@ -23,8 +24,8 @@ pub(super) struct Pause {
 
 impl Pause {
     /// Begins a pause, or goes on with it after a power cut.
-    pub(super) fn begin(setup: &Setup, name: &str, length: Duration) -> Self {
-        let state = setup.disk.state.clone();
+    pub(super) fn begin(state: &StatePartition, journal: &Journal, name: &str, length: Duration) -> Self {
+        let state = state.clone();
         let (before, began) = (pause::elapsed(&state, name), Instant::now());
         let this = Self {
             name: name.to_owned(),
@@ -32,7 +33,7 @@ impl Pause {
             dropped: Arc::new(AtomicBool::new(false)),
         };
         let (name, until, dropped) = (this.name.clone(), this.until, Arc::clone(&this.dropped));
-        background(&setup.journal, "pause-note", move || {
+        background(journal, "pause-note", move || {
             let mut next = began + STEP;
             while !dropped.load(Ordering::Relaxed) && Instant::now() < until + LOOK {
                 std::thread::sleep(LOOK);
@@ -56,19 +57,4 @@ impl Drop for Pause {
     fn drop(&mut self) {
         self.dropped.store(true, Ordering::Relaxed);
     }
-}
-
-/// Returns the end of a pause of so many hours, unless it is over. It goes on from where it was each time this is asked.
-pub(super) fn rest(setup: &Setup, name: &str, hours: u32) -> Option<Instant> {
-    let mut going_on = setup.pause.borrow_mut();
-    if hours == 0 {
-        *going_on = None;
-        return None;
-    }
-    let pause = match going_on.take() {
-        Some(pause) if pause.is(name) => pause,
-        _ => Pause::begin(setup, name, super::without::HOUR * hours),
-    };
-    let until = going_on.insert(pause).until;
-    (Instant::now() < until).then_some(until)
 }

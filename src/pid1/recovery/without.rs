@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ending::NextState;
 use super::error::SetupError;
-use super::pause::rest;
+use super::pause::Pause;
 use super::setup::{Compared, Setup};
 use super::undo;
 use crate::boot::decide::{self, Recoveries, Situation, WithoutRelease};
@@ -110,4 +110,20 @@ fn try_once(setup: &Setup, why: &str) -> Result<NextState, SetupError> {
     worker::done();
     setup.finish(AttemptOutcome::Started);
     Ok(NextState::Reboot(format!("{why}, and nothing is known of the system: trying to start it")))
+}
+
+/// Returns the end of a pause of so many hours, unless it is over. It goes on from where it was each time this is
+/// asked.
+fn rest(setup: &Setup, name: &str, hours: u32) -> Option<Instant> {
+    let mut going_on = setup.pause.borrow_mut();
+    if hours == 0 {
+        *going_on = None;
+        return None;
+    }
+    let pause = match going_on.take() {
+        Some(pause) if pause.is(name) => pause,
+        _ => Pause::begin(&setup.disk.state, &setup.journal, name, HOUR * hours),
+    };
+    let until = going_on.insert(pause).until;
+    (Instant::now() < until).then_some(until)
 }

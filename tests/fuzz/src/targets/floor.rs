@@ -1,5 +1,5 @@
-//! Copies of the floor, with changed bytes and right digests: what is believed is what a robot can have written, what is
-//! written again is the same, and no copy makes the floor fall.
+//! Copies of the floor, with changed bytes and right digests: what is believed is what a robot can have written, what
+//! is written again is the same, and no copy makes the floor fall.
 
 use reflash::jobs::floor::{FloorRecord, GoodRelease, ReleaseId};
 use reflash::release::digest::Digest;

@@ -124,7 +124,7 @@ impl InstalledRecord {
     #[must_use]
     pub fn as_good(&self) -> Option<GoodRelease> {
         let image = self.manifest().image(SYSTEM_IMAGE).ok()?;
-        Some(GoodRelease::new(self.id(), &image.index.blake3))
+        Some(GoodRelease::new(self.id(), &image.content_id()))
     }
 
     /// The installed release, to be installed again.

@@ -132,7 +132,7 @@ pub fn possible(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<UndoTarg
         version: version.clone(),
         serial: *serial,
         manifest_digest: kept.manifest_digest(),
-        index_digest: Digest::of(&kept.index_object),
+        image_id: kept.manifest.image(SYSTEM_IMAGE)?.content_id(),
         kept_bytes: kept.kept_bytes(target),
         missing_chunks: kept.contents.missing,
     })

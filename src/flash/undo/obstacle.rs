@@ -17,8 +17,8 @@ pub struct UndoTarget {
     pub serial: u64,
     /// BLAKE3 of its signed manifest, which identifies the release beside its serial.
     pub manifest_digest: Digest,
-    /// BLAKE3 of the chunk index of its system image.
-    pub index_digest: Digest,
+    /// Identity of its system image, whatever packs it is in.
+    pub image_id: Digest,
     /// Bytes of the partition that are used to keep it.
     pub kept_bytes: u64,
     /// Number of distinct chunks that are neither kept nor in their places: only a network may have them.

@@ -17,7 +17,7 @@
 //! | 64 | 128 | refused releases, each like the one above, the last one refused last |
 //! | 192 | 128 | lowerings, each: kind (1 byte), 7 zeros, a release like those above, the floor before |
 //! | 320 | 1 | 1 if a release called itself good since there is room for it here, else 0 |
-//! | 328 | 24 | the release that did so last, and the first 8 bytes of the BLAKE3 of its chunk index |
+//! | 328 | 24 | the release that did so last, and the first 8 bytes of the identity of its image |
 //! | 352 | 128 | zeros; a writer keeps what it finds here |
 //! | 480 | 32 | BLAKE3 of all before |
 
@@ -81,15 +81,15 @@ impl ReleaseId {
 pub struct GoodRelease {
     /// Identity of the release.
     pub release: ReleaseId,
-    /// First bytes of the BLAKE3 digest of the chunk index of its system image: other releases may have the same one.
+    /// First bytes of the identity of its system image: other releases may have the same one.
     pub image: [u8; 8],
 }
 
 impl GoodRelease {
     /// The release with this identity and this system image.
     #[must_use]
-    pub fn new(release: ReleaseId, index: &Digest) -> Self {
-        Self { release, image: std::array::from_fn(|at| index.0[at]) }
+    pub fn new(release: ReleaseId, image_id: &Digest) -> Self {
+        Self { release, image: std::array::from_fn(|at| image_id.0[at]) }
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {

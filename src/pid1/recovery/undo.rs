@@ -94,7 +94,7 @@ fn begin(setup: &Setup, kept: &UndoTarget, undone: Option<&InstalledRecord>) -> 
         setup.journal.warn(&format!("the boot environment was full: {name}, which another program set, is removed"));
     }
     env.update(&[(names::GOOD, Some(&good)), (names::REQUEST, request.as_deref())])?;
-    warn_of(setup, setup.floor.note_good(GoodRelease::new(id_of(kept), &kept.index_digest)));
+    warn_of(setup, setup.floor.note_good(GoodRelease::new(id_of(kept), &kept.image_id)));
     if let Some(record) = undone {
         warn_of(setup, setup.floor.refuse(record.id()));
     }

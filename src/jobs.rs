@@ -7,6 +7,7 @@ pub mod factory_reset;
 pub mod floor;
 pub mod keys;
 pub mod mend;
+pub mod pause;
 pub mod provision;
 pub mod recovery;
 pub mod state;

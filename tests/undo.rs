@@ -2,19 +2,21 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Mutex;
 
+use reflash::boot::worth::Worth;
 use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, FetchErrorKind, Sink, Source};
 use reflash::flash::target::{BlockTarget, DeviceTarget};
 use reflash::flash::undo::{self, UndoObstacle};
-use reflash::jobs::recovery::{self, Keep, RecoveryError, RecoveryReport};
+use reflash::jobs::floor::Floor;
+use reflash::jobs::recovery::{self, InstalledRelease, Keep, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
 use reflash::release::digest::Digest;
-use reflash::release::index::Index;
+use reflash::release::index::{Index, Pack};
 use reflash::release::manifest::object_path;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
@@ -371,30 +373,36 @@ fn damage_of_what_is_kept_is_found_before_anything_is_written() {
                 let network = Directory::new(robot.fixture.tree());
                 if let Ok(report) = undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&network)) {
                     assert!(robot.begins_with(&old), "byte {at}");
-                    assert!((1..2 * CHUNK as u64).contains(&report.totals.download_bytes), "{}", report.totals);
+                    assert_eq!(report.totals.download_bytes, 0, "what was fetched is kept first");
                 }
             }
         }
     }
-    // The padding of blocks, and the older header.
-    assert!(refused > 3 * harmless, "{refused} {harmless}");
+    // Padding, the older header, and whatever is there twice; but of chunks there is one copy.
+    assert!(refused > 20 && harmless > 20, "{refused} {harmless}");
 }
 
 #[test]
-fn an_unreadable_block_of_what_is_kept_costs_a_download() {
+fn an_unreadable_block_of_what_is_kept_never_costs_the_undo() {
     let (robot, old) = updated_robot();
     let kept = undo::possible(&robot.target, &robot.fixture.keys).unwrap().kept_bytes;
     let network = Directory::new(robot.fixture.tree());
-    let mut downloads = 0;
+    let mut local = 0;
     for block in (PARTITION as u64 - kept) / 4096..PARTITION as u64 / 4096 {
         let faults = Faults { unreadable: [block].into(), ..Faults::default() };
         let target = MemoryTarget::faulty(robot.target.content(), faults);
-        if let Ok(report) = undo(&robot.fixture, &target, None, Some(&network)) {
-            assert!(target.content()[..old.len()] == old[..], "block {block}");
-            downloads += u32::from(report.totals.download_bytes > 0);
+        // Headers, manifest, signature, index and directory are there twice.
+        if undo(&robot.fixture, &target, None, None).is_ok() {
+            local += 1;
+        } else {
+            let report = undo(&robot.fixture, &target, None, Some(&network));
+            let of = PARTITION as u64 / 4096 - block;
+            let report = report.unwrap_or_else(|error| panic!("{of} blocks before the end: {}", chain(&error)));
+            assert_eq!(report.totals.download_bytes, 0, "what was fetched is kept first");
         }
+        assert!(target.content()[..old.len()] == old[..], "block {block}");
     }
-    assert!(downloads > 10, "{downloads}");
+    assert!(local >= 10, "{local}");
 }
 
 #[test]
@@ -427,13 +435,97 @@ fn a_chunk_that_was_damaged_before_the_update_is_missed_and_named() {
     robot.publish(updated(&old, 50, 77), "2");
     // Block 125 changes with the update; what its chunk held before is damaged.
     let robot = robot.change(|content| content[126 * BLOCK] ^= 1);
+    let aside = hide_packs_of_installed(&robot);
     robot.install(Keep::Installed).unwrap();
-    let obstacle = undo::possible(&robot.target, &robot.fixture.keys).unwrap_err();
-    assert!(matches!(obstacle, UndoObstacle::Incomplete { chunks: 1, .. }), "{obstacle}");
+    let possible = undo::possible(&robot.target, &robot.fixture.keys).unwrap();
+    assert_eq!((possible.missing_chunks, possible.is_complete()), (1, false));
+    assert!(matches!(possible.obstacle(), Some(UndoObstacle::Incomplete { chunks: 1, .. })), "{possible:?}");
     let writes = robot.target.writes().len();
     assert!(robot.undo().is_err() && robot.target.writes().len() == writes);
+    // A server that does not have it any more changes nothing on the system either.
     let network = Directory::new(robot.fixture.tree());
-    undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&network)).unwrap();
+    let error = undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&network)).unwrap_err();
+    assert!(matches!(error, RecoveryError::Undo(UndoObstacle::Incomplete { chunks: 1, .. })), "{}", chain(&error));
+    assert!(robot.begins_with(&robot.fixture.image));
+    for (path, hidden) in aside {
+        std::fs::rename(hidden, path).unwrap();
+    }
+    // One that has it gives that one chunk, and no more.
+    let report = undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&network)).unwrap();
+    assert!(robot.begins_with(&old));
+    assert_eq!(report.totals.download_bytes, 0, "it was fetched and kept before the undo began");
+    assert!(undo::possible(&robot.target, &robot.fixture.keys).unwrap().is_complete());
+}
+
+/// Takes the packs of the installed release away from the server, which has the next one already.
+fn hide_packs_of_installed(robot: &Robot) -> Vec<(PathBuf, PathBuf)> {
+    let installed = robot.state.installed(&robot.fixture.keys).unwrap();
+    let hide = |pack: &Pack| {
+        let path = robot.fixture.tree().join(object_path(&pack.digest));
+        let hidden = path.with_extension("hidden");
+        std::fs::rename(&path, &hidden).unwrap();
+        (path, hidden)
+    };
+    installed.index.packs().iter().map(hide).collect()
+}
+
+#[test]
+fn a_chunk_that_was_damaged_before_the_update_is_fetched_while_the_release_is_kept() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 50, 77), "2");
+    // In the middle and at the end of the image, one that changes and the first one, which has to be kept for a cut.
+    let robot = robot.change(|content| [0, 126 * BLOCK, 775 * BLOCK].iter().for_each(|at| content[*at] ^= 1));
+    robot.install(Keep::Installed).unwrap();
+    assert!(undo::possible(&robot.target, &robot.fixture.keys).unwrap().is_complete());
+    robot.undo().unwrap();
+    assert!(robot.begins_with(&old));
+}
+
+#[test]
+fn a_lost_chunk_that_the_new_release_has_elsewhere_needs_no_pack_of_the_old_one() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut new = updated(&old, 50, 77);
+    // What chunk 31 held moves to the end, and something else takes its place.
+    let moved = old[31 * CHUNK..32 * CHUNK].to_vec();
+    new[31 * CHUNK..32 * CHUNK].fill(0x77);
+    new.extend_from_slice(&moved);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(new, "2");
+    let robot = robot.change(|content| content[31 * CHUNK + 5] ^= 1);
+    hide_packs_of_installed(&robot);
+    // The same pack holds both, if the second release took it over.
+    let index = Index::from_object(&std::fs::read(robot.fixture.index_path()).unwrap()).unwrap();
+    for pack in index.packs() {
+        let path = robot.fixture.tree().join(object_path(&pack.digest));
+        if path.with_extension("hidden").exists() {
+            std::fs::rename(path.with_extension("hidden"), path).unwrap();
+        }
+    }
+    robot.install(Keep::Installed).unwrap();
+    assert!(undo::possible(&robot.target, &robot.fixture.keys).unwrap().is_complete());
+    robot.undo().unwrap();
+    assert!(robot.begins_with(&old));
+}
+
+#[test]
+fn what_no_source_had_is_asked_for_again_with_the_next_release() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    robot.publish(updated(&old, 50, 77), "2");
+    let mut content = robot.target.content();
+    content[126 * BLOCK] ^= 1;
+    robot.target = MemoryTarget::new(content);
+    let aside = hide_packs_of_installed(&robot);
+    robot.install(Keep::Installed).unwrap();
+    for (path, hidden) in aside {
+        std::fs::rename(hidden, path).unwrap();
+    }
+    robot.publish(updated(&old, 33, 78), "3");
+    robot.install(Keep::Kept).unwrap();
+    let possible = undo::possible(&robot.target, &robot.fixture.keys).unwrap();
+    assert_eq!((possible.version.as_str(), possible.missing_chunks), ("1", 0));
+    robot.undo().unwrap();
     assert!(robot.begins_with(&old));
 }
 
@@ -666,7 +758,7 @@ fn headers_and_directories_that_lie_with_right_digests_do_no_harm() {
     let whole = robot.target.content();
     let header = header_of(&whole);
     let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
-    for at in 8..256 {
+    for at in 8..288 {
         for flip in [1, 0xff] {
             let mut content = whole.clone();
             content[header + at] ^= flip;
@@ -726,4 +818,52 @@ fn the_network_is_not_needed_but_may_be_what_is_missing() {
     let nothing = Directory::new(robot.fixture.dir.path().join("nowhere"));
     let kind = nothing.get_small("x", 1).unwrap_err().kind();
     assert_eq!(kind, FetchErrorKind::Unreachable);
+}
+
+/// The installed release as a recovery judges it.
+fn judged(robot: &Robot, floor: &Floor) -> Worth {
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let env = robot.state.boot_env().load_or_empty().unwrap();
+    InstalledRelease::judge(&record, &env, &floor.record(), Worth::Unknown).worth
+}
+
+/// Installs what is published as a recovery does that knows what is installed, and how good that is.
+fn install_over(robot: &Robot, floor: &Floor) {
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let installed = InstalledRelease { id: record.id(), worth: judged(robot, floor) };
+    let source = Directory::new(robot.fixture.tree());
+    let change = |job: &mut recovery::RecoveryJob<'_>| {
+        job.policy.installed = Some(installed);
+        job.policy.keep = Keep::by_worth(installed.worth, None);
+    };
+    robot.fixture.recover_as(&source, &robot.target, Some(&robot.state), change).unwrap();
+}
+
+#[test]
+fn what_was_good_is_bound_to_manifest_and_image() {
+    let old = sample_image(IMAGE_BLOCKS, 3);
+    let mut robot = Robot::with(old.clone(), PARTITION);
+    let floor = Floor::nowhere();
+    assert_eq!(judged(&robot, &floor), Worth::Never);
+    // What `reflash good` writes.
+    let record = robot.state.record(&robot.fixture.keys).unwrap();
+    let serial = record.manifest().serial;
+    let good = serial.to_string();
+    robot.state.boot_env().update(&[("reflash_good", Some(&*good)), ("reflash_boot_ok", Some("1"))]).unwrap();
+    assert!(floor.note_good(record.as_good().unwrap()).changed);
+    assert_eq!(judged(&robot, &floor), Worth::Before);
+    // Another image under the same serial inherits nothing.
+    robot.fixture_mut().publish(updated(&old, 50, 77), |spec| {
+        (spec.version, spec.serial) = ("other".into(), Some(serial));
+    });
+    install_over(&robot, &floor);
+    assert_eq!(robot.state.record(&robot.fixture.keys).unwrap().manifest().serial, serial);
+    assert_eq!(judged(&robot, &floor), Worth::Never);
+    robot.undo().unwrap();
+    // The same image under another serial is worth as much, and does not call itself good.
+    robot.publish(old.clone(), "same");
+    robot.install(Keep::Kept).unwrap();
+    assert!(robot.state.record(&robot.fixture.keys).unwrap().manifest().serial > serial);
+    assert_eq!(judged(&robot, &floor), Worth::SameImage);
+    assert_eq!(Keep::by_worth(Worth::SameImage, None), Keep::Installed);
 }

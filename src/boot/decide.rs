@@ -123,6 +123,16 @@ impl Recoveries {
         if requested || serial != self.serial { Self { serial, count: 0 } } else { self }
     }
 
+    /// Returns the count that is believed, of that in the environment and the one that the black box bears witness to,
+    /// for where the environment is lost. The higher one is: to wait for another release does no harm that a person or
+    /// that release cannot undo.
+    #[must_use]
+    pub fn or_recorded(self, recorded: Self) -> Self {
+        // An environment that names another release is not lost: it counts anew.
+        let of_another = self.serial != 0 && recorded.serial != self.serial;
+        if recorded.count > self.count && !of_another { recorded } else { self }
+    }
+
     /// Returns the count after one more automatic recovery.
     #[must_use]
     pub fn one_more(self) -> Self {
@@ -145,6 +155,8 @@ pub enum KeptRelease {
     Installed,
     /// A release other than the installed one, which was good.
     Another,
+    /// Such a release too, of which only a network has what is missing.
+    Part,
 }
 
 /// The safe starts of the installed release: with the image's own settings, and without the data.
@@ -184,6 +196,9 @@ pub enum BootDecision {
     Start,
     /// Go back to the release that is kept; no network needed.
     Undo,
+    /// Go back to the release that is kept, once a network has given what is missing of it. Without a network,
+    /// [`without_release`] says what is done; where the network does not have it, it is decided again without the undo.
+    UndoOnline,
     /// Ask for the release that is offered and make the partition equal to it. Without one, [`without_release`] says
     /// what is done.
     Fetch,
@@ -229,6 +244,7 @@ pub fn decide(situation: &Situation) -> BootDecision {
             (KeptRelease::Another, _) | (KeptRelease::Installed, System::Damaged | System::Unknown) => {
                 BootDecision::Undo
             }
+            (KeptRelease::Part, _) => BootDecision::UndoOnline,
             (_, System::Intact) => BootDecision::Start,
             (_, System::Damaged | System::Unknown) => BootDecision::Fetch,
         };
@@ -240,6 +256,7 @@ pub fn decide(situation: &Situation) -> BootDecision {
     match system {
         System::Damaged | System::Unknown if braked => match kept {
             KeptRelease::Another | KeptRelease::Installed => BootDecision::Undo,
+            KeptRelease::Part => BootDecision::UndoOnline,
             KeptRelease::Nothing => BootDecision::Park,
         },
         // What was cut short is an update rather than damage, and a lost script comes from a release only.
@@ -251,8 +268,8 @@ pub fn decide(situation: &Situation) -> BootDecision {
             Reason::ScriptLost | Reason::Unknown if !braked => BootDecision::Fetch,
             _ if !braked => BootDecision::Start,
             // GRUB could read the kernel of a release that was good.
-            Reason::SystemUnreadable if kept == KeptRelease::Another => BootDecision::Undo,
-            _ if worth == Worth::Never && kept == KeptRelease::Another => BootDecision::Undo,
+            Reason::SystemUnreadable => undo_or(kept, BootDecision::Park),
+            _ if worth == Worth::Never => undo_or(kept, BootDecision::Park),
             _ => BootDecision::Park,
         },
     }
@@ -261,14 +278,20 @@ pub fn decide(situation: &Situation) -> BootDecision {
 /// The first step where the starts of an intact system failed.
 fn after_failed_starts(situation: &Situation, braked: bool) -> BootDecision {
     let Situation { worth, kept, safe_starts, .. } = *situation;
-    match (worth, kept) {
-        (Worth::Never, KeptRelease::Another) => BootDecision::Undo,
-        (Worth::Never, _) if braked => BootDecision::Park,
-        (Worth::Never, _) => BootDecision::Fetch,
-        (Worth::Before | Worth::Unknown, _) if safe_starts.known => BootDecision::FetchNewer,
-        (Worth::Before | Worth::Unknown, KeptRelease::Another) if braked => BootDecision::Undo,
-        (Worth::Before | Worth::Unknown, _) if braked => BootDecision::Park,
-        (Worth::Before | Worth::Unknown, _) => BootDecision::Fetch,
+    match worth {
+        Worth::Never => undo_or(kept, if braked { BootDecision::Park } else { BootDecision::Fetch }),
+        _ if safe_starts.known => BootDecision::FetchNewer,
+        _ if braked => undo_or(kept, BootDecision::Park),
+        _ => BootDecision::Fetch,
+    }
+}
+
+/// Going back to another release that is kept, where there is one.
+fn undo_or(kept: KeptRelease, otherwise: BootDecision) -> BootDecision {
+    match kept {
+        KeptRelease::Another => BootDecision::Undo,
+        KeptRelease::Part => BootDecision::UndoOnline,
+        KeptRelease::Installed | KeptRelease::Nothing => otherwise,
     }
 }
 
@@ -280,13 +303,13 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
         (System::Damaged | System::Unknown, KeptRelease::Another | KeptRelease::Installed) => {
             return WithoutRelease::Undo;
         }
-        (System::Damaged, KeptRelease::Nothing) => return WithoutRelease::Wait,
-        (System::Unknown, KeptRelease::Nothing) => return WithoutRelease::Try,
+        (System::Damaged, KeptRelease::Nothing | KeptRelease::Part) => return WithoutRelease::Wait,
+        (System::Unknown, KeptRelease::Nothing | KeptRelease::Part) => return WithoutRelease::Try,
         (System::Intact, _) => {}
     }
     let enough = match worth {
         Worth::Never => 0,
-        Worth::Before => SAFE_STARTS_OF_GOOD,
+        Worth::Before | Worth::SameImage => SAFE_STARTS_OF_GOOD,
         Worth::Unknown => SAFE_STARTS_OF_UNKNOWN,
     };
     match reason {
@@ -295,6 +318,28 @@ pub fn without_release(situation: &Situation) -> WithoutRelease {
         }
         Reason::Tries | Reason::Recovering if safe_starts.known && worth != Worth::Never => WithoutRelease::SafeStart,
         _ => WithoutRelease::Start,
+    }
+}
+
+/// Whether an undo takes the installed release back, so that it is refused from then on. A release that was good and
+/// has lost some of its bytes is as good as before once it is installed again.
+#[must_use]
+pub fn takes_back(situation: &Situation) -> bool {
+    let was_good = matches!(situation.worth, Worth::Before | Worth::SameImage);
+    situation.undo_requested || !was_good || situation.system == System::Intact
+}
+
+/// Hours for which release servers are asked before the step without a release is taken: what it tries was in vain each
+/// time before, and at first it is tried at once.
+#[must_use]
+pub fn hours_before(step: WithoutRelease, situation: &Situation) -> u32 {
+    let Situation { safe_starts, recoveries, budget, .. } = *situation;
+    match step {
+        WithoutRelease::SafeStart => safe_starts.made.checked_sub(1).map_or(0, |before| growing_hours(before.into())),
+        // Where an undo waits for a network, nobody has parked the machine.
+        WithoutRelease::Start if recoveries.count >= budget => parked_hours(recoveries, budget),
+        WithoutRelease::Try if recoveries.count > 0 => parked_hours(recoveries, 1),
+        WithoutRelease::Start | WithoutRelease::Try | WithoutRelease::Undo | WithoutRelease::Wait => 0,
     }
 }
 

@@ -70,6 +70,8 @@ pub struct PermitRequest {
     pub good: Option<u64>,
     /// Whether the installed release gives way to another one.
     pub replaces: bool,
+    /// Whether it was another manifest with the same serial that called itself good: the new release inherits nothing.
+    pub good_is_another: bool,
     /// Number of the safe start that is to follow, if one is.
     pub safe_start: Option<u16>,
 }
@@ -373,7 +375,7 @@ impl WritePermit {
     /// they are. The caller has verified the system and the recovery that GRUB will start.
     pub(crate) fn finish(self, tries: u8, slots: Option<SlotState>) -> Result<(), BootEnvError> {
         let Some(env) = self.env else { return Ok(()) };
-        let PermitRequest { recoveries_on_success, replaces, safe_start, .. } = self.request;
+        let PermitRequest { recoveries_on_success, replaces, good_is_another, safe_start, .. } = self.request;
         let (tries, recoveries) = (tries.to_string(), recoveries_on_success.to_string());
         let safe_start = safe_start.map(|number| number.to_string());
         let mut changes = vec![
@@ -386,7 +388,11 @@ impl WritePermit {
             (names::RECOVERIES, Some(&recoveries)),
         ];
         if replaces {
-            let is_good = env.load_or_empty()?.get(names::GOOD) == Some(&*recoveries_on_success.serial.to_string());
+            let has_serial = env.load_or_empty()?.get(names::GOOD) == Some(&*recoveries_on_success.serial.to_string());
+            let is_good = has_serial && !good_is_another;
+            if has_serial && !is_good {
+                changes.push((names::GOOD, None));
+            }
             // Not merely removed: what is missing may have been lost.
             let was_good = if is_good { None } else { Some("0") };
             changes.extend([(names::WAS_GOOD, was_good), (names::SAFE, None), (names::UNDO, None)]);
@@ -411,6 +417,7 @@ mod tests {
         proven: None,
         good: None,
         replaces: true,
+        good_is_another: false,
         safe_start: None,
     };
 
@@ -463,6 +470,13 @@ mod tests {
         permit.finish(3, None).unwrap();
         assert_eq!((good("reflash_good"), good("reflash_was_good")), ("6".to_owned(), "0".to_owned()));
         assert_eq!((get("reflash_safe"), get("reflash_undo")), (None, None));
+        // Another manifest of the same serial is another release.
+        let other = BootEnv::new(&dir.path().join("other"));
+        let six = Recoveries { serial: 6, count: 1 };
+        let request = PermitRequest { good: Some(6), recoveries_on_success: six, good_is_another: true, ..INSTALL };
+        other.begin_recovering(request).unwrap().finish(3, None).unwrap();
+        let read = other.load_or_empty().unwrap();
+        assert_eq!((read.get("reflash_good"), read.get("reflash_was_good")), (None, Some("0")));
         // Back to the good one.
         let back = Recoveries { serial: 6, count: 0 };
         let request = PermitRequest { recoveries: back, recoveries_on_success: back, ..INSTALL };
@@ -557,6 +571,24 @@ mod tests {
         let env = BootEnv::new(&dir.path().join("grubenv"));
         env.update(&[("mine", Some(&"x".repeat(400)))]).unwrap();
         env.begin_recovering(INSTALL).unwrap().finish(3, None).unwrap();
+    }
+
+    #[test]
+    fn a_full_environment_has_room_for_all_that_an_undo_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&[("first", Some("x")), ("mine", Some(&"x".repeat(440)))]).unwrap();
+        let serial = u64::MAX.to_string();
+        let undo = format!("undo:{serial}");
+        let changes = [("reflash_good", Some(&*serial)), ("reflash_request", Some(&*undo))];
+        assert!(env.update(&changes).is_err(), "else this shows nothing");
+        assert_eq!(env.make_room().unwrap(), ["mine"]);
+        env.update(&changes).unwrap();
+        let recoveries = Recoveries { serial: u64::MAX, count: u32::MAX };
+        let request = PermitRequest { recoveries, recoveries_on_success: recoveries, safe_start: Some(999), ..INSTALL };
+        env.begin_recovering(request).unwrap().finish(9, None).unwrap();
+        env.offer_undo(Some(u64::MAX)).unwrap();
+        assert!(env.make_room().unwrap().is_empty());
     }
 
     #[test]

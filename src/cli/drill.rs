@@ -79,7 +79,10 @@ fn check(options: &Options) -> Result<Exit, Failure> {
     };
     recovery::rehearse(&job, record.as_ref(), &mut made);
     made(match undo::possible(&target, job.resources.keys) {
-        Ok(back) => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", back.version, back.serial)),
+        Ok(back) => match back.obstacle() {
+            None => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", back.version, back.serial)),
+            Some(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
+        },
         Err(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
     });
     let drill = DrillRecord::of(checks);

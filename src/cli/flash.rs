@@ -11,7 +11,10 @@ use super::options::Options;
 use crate::chain::chain;
 use crate::fetch::FetchOptions;
 use crate::flash::target::{BlockTarget, DeviceTarget};
-use crate::jobs::recovery::{self, RecoveryError, RecoveryReport};
+use crate::flash::undo::{self, UndoTarget};
+use crate::jobs::recovery::{self, InstalledRelease, Keep, Policy, RecoveryError, RecoveryReport};
+use crate::jobs::state::InstalledRecord;
+use crate::record::blackbox::BlackBox;
 use crate::record::report::{Ending, Poster};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -28,6 +31,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let floor = mounted.as_ref().map(MountedState::floor);
     job.resources.floor = floor.as_ref();
     let record = job.read_record();
+    if let Some(mounted) = &mounted {
+        keep_by_the_rule(&mut job.policy, mounted, record.as_ref(), undo::possible(&target, job.resources.keys).ok());
+    }
     let failed = |error: RecoveryError| Failure::of(&error, error.is_retryable());
     if options.dry_run {
         let (release, totals) = recovery::estimate(&job, record.as_ref()).map_err(failed)?;
@@ -43,6 +49,25 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         print(options, &answer, || format!("{} holds {}, verified", target.name(), report.version))?;
     }
     Ok(Exit::Done)
+}
+
+/// Has the last good release stay within reach of an undo, as a recovery does: by all that the machine keeps of the
+/// installed one. What cannot be read is no witness.
+fn keep_by_the_rule(
+    policy: &mut Policy,
+    mounted: &MountedState,
+    record: Option<&InstalledRecord>,
+    kept: Option<UndoTarget>,
+) {
+    let env = mounted.state.boot_env().load_or_empty().unwrap_or_default();
+    let black_box = BlackBox::open_read_only(&mounted.state.blackbox_path()).ok();
+    let recorded = |serial| black_box.as_ref().map(|open| open.worth(serial)).unwrap_or_default();
+    policy.installed = record.map(|record| {
+        let floor = mounted.floor().record();
+        InstalledRelease::judge(record, &env, &floor, recorded(record.manifest().serial))
+    });
+    let worth = policy.installed.map(|installed| installed.worth).unwrap_or_default();
+    policy.keep = Keep::by_worth(worth, kept.as_ref());
 }
 
 fn target_path(options: &Options, mounted: Option<&MountedState>) -> Result<PathBuf, Failure> {

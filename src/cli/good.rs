@@ -59,15 +59,15 @@ fn store(options: &Options) -> Result<String, Failure> {
         Err(error) => complain(&chain(&error)),
     }
     let installed = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
-    let good = installed.map(|record| record.manifest().serial);
-    let tries = give_tries(&mounted, good);
+    let serial = installed.as_ref().map(|record| record.manifest().serial);
+    let tries = give_tries(&mounted, serial);
     let boot_env = mounted.state.boot_env();
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
     }
     // Without a record or a key to check it with there is nothing to raise it to, and a boot is good all the same.
-    if let Some(serial) = good {
-        mounted.floor().raise(serial).failed.iter().for_each(|error| complain(&chain(error)));
+    if let Some(good) = installed.and_then(|record| record.as_good()) {
+        mounted.floor().note_good(good).failed.iter().for_each(|error| complain(&chain(error)));
     }
     let marked = tries.is_ok().then(|| mark_attempts(&mounted)).transpose();
     mend::after_good_boot(&mounted);

@@ -52,7 +52,8 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
     match look_for_undo(mounted, &keys, installed.as_ref()) {
         Ok(kept) => {
             let of = installed.map(|record| record.manifest().serial);
-            let sentence = format!("the next boot goes back to {} (serial {})", kept.version, kept.serial);
+            let condition = if kept.is_complete() { "" } else { ", if a network has what is missing of it" };
+            let sentence = format!("the next boot goes back to {} (serial {}){condition}", kept.version, kept.serial);
             request(options, mounted, "recovery", Some(RecoveryRequest::Undo { of }), &sentence)
         }
         Err(obstacle) => {

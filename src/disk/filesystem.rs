@@ -34,6 +34,25 @@ pub fn ext4_label(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(&name[..end]).ok()
 }
 
+/// One life of an ext4 file system: its identity, and when it was last mounted for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ext4Life {
+    /// Identity of the file system, `s_uuid`.
+    pub uuid: [u8; 16],
+    /// Time of the last mount by the clock of the machine, seconds since 1970: `s_mtime`. 0 before the first one.
+    pub mounted_unix_s: u64,
+}
+
+/// Returns the life of the ext4 file system that begins with `head`, of which 4096 bytes are enough.
+#[must_use]
+pub fn ext4_life(head: &[u8]) -> Option<Ext4Life> {
+    let superblock = head.get(1024..2048).filter(|_| kind(head) == Some("ext4"))?;
+    let low = u32::from_le_bytes(*superblock.get(0x2c..)?.first_chunk()?);
+    let high = *superblock.get(0x275)?;
+    let mounted_unix_s = u64::from(high) << 32 | u64::from(low);
+    Some(Ext4Life { uuid: *superblock.get(0x68..)?.first_chunk()?, mounted_unix_s })
+}
+
 /// Distance of the places at which a backup superblock may lie, bytes: the smallest block of ext4.
 pub const BACKUP_STEP_BYTES: usize = 1024;
 

@@ -7,7 +7,8 @@
 //!
 //! What is kept lies at the end of the partition and grows downwards, so that a larger image reaches it as late as
 //! possible. The last two blocks of 4096 bytes (of as many whole blocks as the partition has) are headers. Each new one
-//! replaces the older of the two, and the whole one with the higher number counts: a cut leaves the old or the new one.
+//! replaces the older of the two, and is then written once more in place of the other: a cut leaves the old or the new
+//! one, and the whole one with the higher number counts.
 //! Everything else is only ever added below what is there, until another release is to be kept. All numbers are little
 //! endian, and offsets count from the beginning of the partition.
 //!
@@ -22,6 +23,7 @@
 //! | 40 to 56 | u64 bytes that were needed, u64 bytes that were there, where there was no room |
 //! | 56 to 60 | u32 number of distinct chunks that are neither kept nor in their places |
 //! | 64 to 256 | four parts, each u64 offset, u64 length and BLAKE3: signed manifest, signature, object of the index, directory |
+//! | 256 to 288 | four u64: offset of the second copy of each part, 0 where there is none |
 //! | 4064 to 4096 | BLAKE3 of the 4064 bytes before |
 //!
 //! The directory has an entry of 44 bytes for each kept chunk, in the order of the digests: BLAKE3 of the content, u64
@@ -32,13 +34,16 @@ mod append;
 mod area;
 mod check;
 mod directory;
+mod fetch;
 mod header;
 mod keep;
 mod kept;
 mod need;
 mod obstacle;
+mod reader;
 mod source;
 
+pub(crate) use fetch::ChunkSource;
 pub(crate) use keep::{Keeping, ReleaseToKeep, forget};
 pub use kept::possible;
 pub(crate) use kept::{Kept, KeptChunks};

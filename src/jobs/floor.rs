@@ -21,7 +21,7 @@ use crate::boot::grubenv::{GrubEnv, names};
 use crate::sys::{random, thread};
 use place::{DiskPlace, FirmwarePlace};
 pub use place::{FILE, FloorError, prepare_recovery};
-pub use record::{FloorRecord, Lowering, LoweringKind, ReleaseId};
+pub use record::{FloorRecord, GoodRelease, Lowering, LoweringKind, ReleaseId};
 pub use verdict::{Offered, check};
 
 /// Identity of a disk for which there were no random bytes.
@@ -101,6 +101,11 @@ impl Floor {
     /// Raises the floor to the serial of a release that called itself good, and writes missing or damaged copies again.
     pub fn raise(&self, serial: u64) -> FloorChange {
         self.change(|record| record.raise(serial), FirmwareUse::WhenRaised)
+    }
+
+    /// Notes the release that called itself good, or that an undo goes back to, and raises the floor to its serial.
+    pub fn note_good(&self, good: GoodRelease) -> FloorChange {
+        self.change(|record| record.note_good(good) | record.raise(good.release.serial), FirmwareUse::WhenRaised)
     }
 
     /// Refuses a release: it is not chosen again automatically.

@@ -112,7 +112,7 @@ fn compare_and_plan(
 /// # Errors
 /// [`RecoveryError::Undo`] before anything is written, if something is missing; else as [`run`].
 pub fn undo(job: &RecoveryJob<'_>, network: Option<&dyn Source>) -> Result<RecoveryReport, RecoveryError> {
-    let (release, chunks, planned) = undo::plan_back(job, network.is_some())?;
+    let (release, chunks, planned) = undo::plan_back(job, network)?;
     let job = &job.with_source(network.unwrap_or(&Nowhere));
     let totals = planned.totals(&release);
     planned.announce(job.journal);
@@ -169,7 +169,7 @@ pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Resu
 /// # Errors
 /// As [`undo`], up to the plan.
 pub fn estimate_undo(job: &RecoveryJob<'_>) -> Result<(Manifest, Totals), RecoveryError> {
-    let (release, _, planned) = undo::plan_back(job, false)?;
+    let (release, _, planned) = undo::plan_back(job, None)?;
     let totals = planned.totals(&release);
     Ok((release.manifest, totals))
 }

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
-use crate::jobs::floor::ReleaseId;
+use crate::jobs::floor::{GoodRelease, ReleaseId};
 use crate::release::digest::Digest;
 use crate::release::index::Index;
 use crate::release::manifest::{self, Authentic, Manifest, ManifestError, SYSTEM_IMAGE, TrustedKeys};
@@ -28,6 +28,10 @@ const SIGNATURE: &str = "installed/manifest.json.minisig";
 const SLOTS: &str = "slots.json";
 /// Size of the largest list of them that is read, bytes.
 const MAX_SLOTS_BYTES: u64 = 64 * 1024;
+/// Note on a pause.
+const PAUSE: &str = "pause";
+/// Size of the largest one that is read, bytes.
+const MAX_PAUSE_BYTES: u64 = 128;
 const INDEX: &str = "installed/system.idx";
 
 /// The mounted state partition.
@@ -117,6 +121,13 @@ impl InstalledRecord {
         self.0.id()
     }
 
+    /// The installed release as it is noted when it calls itself good.
+    #[must_use]
+    pub fn as_good(&self) -> Option<GoodRelease> {
+        let image = self.manifest().image(SYSTEM_IMAGE).ok()?;
+        Some(GoodRelease::new(self.id(), &image.content_id()))
+    }
+
     /// The installed release, to be installed again.
     #[must_use]
     pub fn release(&self) -> Release {
@@ -170,6 +181,21 @@ impl StatePartition {
         if known.insert(name.to_owned(), Vec::new()) != Some(Vec::new()) {
             let _ = self.keep_slot_digests(&known);
         }
+    }
+
+    /// Reads the note on a pause, if there is one.
+    pub(super) fn pause_note(&self) -> Option<Vec<u8>> {
+        files::read_below(&self.root, Path::new(PAUSE), MAX_PAUSE_BYTES).ok()
+    }
+
+    /// Replaces the note on a pause.
+    pub(super) fn note_pause(&self, note: &str) -> io::Result<()> {
+        replace(&self.root.join(PAUSE), note.as_bytes())
+    }
+
+    /// Removes the note on a pause.
+    pub(super) fn forget_pause(&self) -> io::Result<()> {
+        files::removed_or_gone(fs::remove_file(self.root.join(PAUSE)))
     }
 
     /// Directory of the robot's own copy of its boot code.

@@ -52,6 +52,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const ASK_FIRST: Duration = Duration::from_secs(120);
 /// See [`ASK_FIRST`].
 const ASK_AGAIN: Duration = Duration::from_secs(1800);
+/// Time after which a safe start counts as one that has come up.
+const CAME_UP: Duration = Duration::from_secs(600);
 /// Longest time for such a question.
 const ASK_LIMIT: Duration = Duration::from_secs(600);
 /// The agent in the running system.
@@ -136,10 +138,14 @@ impl Watch {
             ask_for_newer_releases(&newer_release, number);
         }
         let (mut policy, mut sessions) = (WatchPolicy::new(terms), Sessions::default());
+        let mut has_come_up = false;
         loop {
             let now = began.elapsed();
-            if matches!(terms, Terms::Safe(_)) {
+            if let Terms::Safe(number) = terms {
                 safe_dns::keep(now);
+                if now >= CAME_UP && !std::mem::replace(&mut has_come_up, true) {
+                    restart::note_safe_start(written.state.as_deref(), number);
+                }
             }
             let sight = Sight {
                 now,

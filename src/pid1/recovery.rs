@@ -34,6 +34,7 @@ mod error;
 mod inputs;
 mod install;
 mod online;
+mod pause;
 mod provision_disk;
 mod provisioning;
 mod reset;

@@ -98,6 +98,14 @@ pub struct Image {
 }
 
 impl Image {
+    /// Identity of the content: the same for the same bytes in whatever chunks and packs.
+    #[must_use]
+    pub fn content_id(&self) -> Digest {
+        if self.sha256.is_empty() { self.index.blake3 } else { Digest::of(self.sha256.as_bytes()) }
+    }
+}
+
+impl Image {
     /// The objects of the image, each with its name for people and the most bytes that it may have. What may be done
     /// without is measured where it is used.
     fn objects(&self) -> Vec<(String, Object, u64)> {

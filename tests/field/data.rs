@@ -489,6 +489,32 @@ fn a_safe_start_has_the_accounts_of_the_machine_and_nothing_else_of_it() {
     });
 }
 
+/// After a way back to an older image, what a newer one noted on the state partition is still there. An image that
+/// knows nothing of the renewal of data has used the partition in between, and its files count.
+#[test]
+#[ignore = "needs root: loop devices; cargo xtask test --tier root"]
+fn a_renewal_that_an_older_image_came_between_puts_nothing_over_newer_files() {
+    isolated("field::data::a_renewal_that_an_older_image_came_between_puts_nothing_over_newer_files", || {
+        for stage in ["saved", "made"] {
+            let robot = Robot::new().with_renewal();
+            robot.on_data(|data| fs::write(data.join("var/lib/map"), "newer").unwrap());
+            robot.on_state(|at| {
+                fs::create_dir_all(at.join("saved-data/var/lib")).unwrap();
+                fs::write(at.join("saved-data/var/lib/map"), "older").unwrap();
+                fs::write(at.join("saved-data/var/lib/lost"), "lost").unwrap();
+                let note = format!("{{\"stage\":\"{stage}\",\"starts\":2,\"data\":\"{}:1\"}}", "00".repeat(16));
+                fs::write(at.join("data-renewal.json"), note).unwrap();
+            });
+            robot.start(|root, record| {
+                assert_eq!(forms(record), WHOLE, "{stage}: {record:#?}");
+                assert_eq!(fs::read_to_string(root.join("var/lib/map")).unwrap(), "newer", "{stage}");
+                assert_eq!(fs::read_to_string(root.join("var/lib/lost")).unwrap(), "lost", "{stage}");
+            });
+            robot.on_state(|state| assert!(!state.join("data-renewal.json").exists(), "{stage}"));
+        }
+    });
+}
+
 /// <https://github.com/balena-os/meta-balena/issues/1945>: the partition is made anew when nothing else helps. Never at
 /// once, never without what can be read of it, and a power cut at any stage leads on.
 #[test]

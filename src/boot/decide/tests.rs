@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System, WithoutRelease, decide, parked_hours,
-    without_release,
+    BootDecision, KeptRelease, Reason, Recoveries, SafeStarts, Situation, System, WithoutRelease, decide, hours_before,
+    parked_hours, takes_back, without_release,
 };
 use crate::boot::worth::Worth;
 
@@ -19,9 +19,14 @@ const REASONS: [&str; 9] = [
 ];
 const SYSTEMS: [(&str, System); 3] =
     [("intact", System::Intact), ("damaged", System::Damaged), ("unknown", System::Unknown)];
-const WORTHS: [(&str, Worth); 3] = [("never", Worth::Never), ("before", Worth::Before), ("unknown", Worth::Unknown)];
-const KEPT: [(&str, KeptRelease); 3] =
-    [("nothing", KeptRelease::Nothing), ("installed", KeptRelease::Installed), ("another", KeptRelease::Another)];
+const WORTHS: [(&str, Worth); 4] =
+    [("never", Worth::Never), ("before", Worth::Before), ("same-image", Worth::SameImage), ("unknown", Worth::Unknown)];
+const KEPT: [(&str, KeptRelease); 4] = [
+    ("nothing", KeptRelease::Nothing),
+    ("installed", KeptRelease::Installed),
+    ("another", KeptRelease::Another),
+    ("part", KeptRelease::Part),
+];
 const SAFE_STARTS: [&str; 6] = ["no", "0", "1", "2", "3", "4"];
 const BUDGET: u32 = 3;
 
@@ -70,6 +75,7 @@ fn words(decision: BootDecision) -> &'static str {
     match decision {
         BootDecision::Start => "start",
         BootDecision::Undo => "undo",
+        BootDecision::UndoOnline => "undo online",
         BootDecision::Fetch => "fetch",
         BootDecision::FetchNewer => "newer",
         BootDecision::Park => "park",
@@ -110,7 +116,7 @@ fn every_combination_is_decided_as_the_table_of_the_manual_says() {
         let decision = decide(&situation);
         assert_eq!(words(decision), row[7], "{combination:?}");
         match decision {
-            BootDecision::Fetch | BootDecision::FetchNewer => {
+            BootDecision::Fetch | BootDecision::FetchNewer | BootDecision::UndoOnline => {
                 assert_eq!(otherwise(&situation), row[8], "{combination:?}");
             }
             BootDecision::Start | BootDecision::Undo | BootDecision::Park => assert_eq!(row[8], "", "{combination:?}"),
@@ -122,7 +128,9 @@ fn every_combination_is_decided_as_the_table_of_the_manual_says() {
 /// Everything that may be done with a situation, whatever the network has.
 fn ends(situation: &Situation) -> Vec<&'static str> {
     match decide(situation) {
-        decision @ (BootDecision::Fetch | BootDecision::FetchNewer) => vec![words(decision), otherwise(situation)],
+        decision @ (BootDecision::Fetch | BootDecision::FetchNewer | BootDecision::UndoOnline) => {
+            vec![words(decision), otherwise(situation)]
+        }
         decision => vec![words(decision)],
     }
 }
@@ -136,11 +144,14 @@ fn what_must_hold_for_every_combination() {
             assert!(!does("start") && !does("safe start") && !does("try"), "damaged and started: {combination:?}");
         }
         if situation.kept == KeptRelease::Nothing {
-            assert!(!does("undo"), "nothing to go back to: {combination:?}");
+            assert!(!does("undo") && !does("undo online"), "nothing to go back to: {combination:?}");
+        } else if situation.kept == KeptRelease::Part {
+            assert!(!does("undo"), "what is missing has to be fetched first: {combination:?}");
         } else {
             assert!(!does("wait") && !does("try"), "waits for a person with a release at hand: {combination:?}");
         }
-        if situation.kept == KeptRelease::Another && situation.system != System::Intact {
+        let another = matches!(situation.kept, KeptRelease::Another | KeptRelease::Part);
+        if another && situation.system != System::Intact {
             assert!(!does("park"), "{combination:?}");
         }
         // What recovery noted for itself ends with what it could go back to.
@@ -152,6 +163,9 @@ fn what_must_hold_for_every_combination() {
         if situation.reason == Reason::Tries && !asked && situation.system == System::Intact {
             if never && situation.kept == KeptRelease::Another {
                 assert_eq!(ends, ["undo"], "{combination:?}");
+            }
+            if never && situation.kept == KeptRelease::Part {
+                assert_eq!(ends, ["undo online", "start"], "{combination:?}");
             }
             // Its surroundings are at fault first.
             let first = situation.safe_starts.made == 0 && situation.recoveries.count < BUDGET;
@@ -230,12 +244,62 @@ fn a_robot_without_a_network_comes_back_to_what_it_holds() {
         // Where the surroundings are at fault, a safe start is reached unless no script makes one.
         let expected = match (situation.kept, situation.worth, situation.safe_starts.known) {
             (_, _, false) => Course::Paused,
-            (KeptRelease::Nothing | KeptRelease::Installed, Worth::Never, _) => Course::Paused,
+            (KeptRelease::Nothing | KeptRelease::Installed | KeptRelease::Part, Worth::Never, _) => Course::Paused,
             _ => Course::Safe,
         };
         assert_eq!(course(robot(false, true)), expected, "{combination:?}");
         assert_eq!(course(robot(false, false)), Course::Up, "{combination:?}");
     }
+}
+
+#[test]
+fn what_was_tried_in_vain_is_tried_again_after_a_pause_that_grows() {
+    for (combination, situation) in every_situation() {
+        if !matches!(decide(&situation), BootDecision::Fetch | BootDecision::FetchNewer | BootDecision::UndoOnline) {
+            continue;
+        }
+        let hours = |made, count| {
+            let safe_starts = SafeStarts { made, ..situation.safe_starts };
+            let situation = Situation { safe_starts, recoveries: Recoveries { serial: 7, count }, ..situation };
+            hours_before(without_release(&situation), &situation)
+        };
+        match without_release(&situation) {
+            WithoutRelease::SafeStart if situation.kept != KeptRelease::Another => {
+                assert_eq!([0, 1, 2, 3, 4, 5, 6, 999].map(|made| hours(made, 9)), [0, 1, 2, 4, 8, 16, 24, 24]);
+            }
+            WithoutRelease::Start => {
+                let made = situation.safe_starts.made;
+                assert_eq!([0, 2, 3, 4, 5, 99].map(|count| hours(made, count)), [0, 0, 1, 2, 4, 24], "{combination:?}");
+            }
+            WithoutRelease::Try => assert_eq!([0, 1, 2, 3, 99].map(|count| hours(0, count)), [0, 1, 2, 4, 24]),
+            WithoutRelease::Undo => assert_eq!(hours(situation.safe_starts.made, 99), 0, "{combination:?}"),
+            WithoutRelease::SafeStart | WithoutRelease::Wait => {}
+        }
+    }
+}
+
+#[test]
+fn a_release_that_was_good_and_lost_bytes_is_not_refused() {
+    for (combination, situation) in every_situation() {
+        let was_good = matches!(situation.worth, Worth::Before | Worth::SameImage);
+        let expected = situation.undo_requested || !was_good || situation.system == System::Intact;
+        assert_eq!(takes_back(&situation), expected, "{combination:?}");
+    }
+    let damaged = |worth| Situation {
+        worth,
+        system: System::Damaged,
+        undo_requested: false,
+        reason: Reason::SystemUnreadable,
+        kept: KeptRelease::Another,
+        safe_starts: SafeStarts { known: true, made: 0 },
+        recoveries: Recoveries { serial: 7, count: BUDGET },
+        budget: BUDGET,
+    };
+    assert_eq!(
+        [Worth::Before, Worth::SameImage, Worth::Never].map(|worth| takes_back(&damaged(worth))),
+        [false, false, true]
+    );
+    assert_eq!(decide(&damaged(Worth::Before)), BootDecision::Undo, "and gone back from all the same");
 }
 
 #[test]
@@ -248,6 +312,10 @@ fn pauses_grow_from_an_hour_to_a_day() {
 #[test]
 fn recoveries_count_one_release_and_survive_as_text() {
     let three = Recoveries { serial: 7, count: 3 };
+    let (one, of_another) = (Recoveries { serial: 7, count: 1 }, Recoveries { serial: 6, count: 9 });
+    assert_eq!((one.or_recorded(three), three.or_recorded(one)), (three, three));
+    assert_eq!(Recoveries::default().or_recorded(of_another), of_another, "a lost environment names no release");
+    assert_eq!(one.or_recorded(of_another), one, "the count of another release brakes nothing");
     assert_eq!(Recoveries::parse(Some(&three.to_string())), three);
     for damaged in [None, Some(""), Some("7"), Some("x:1"), Some("7:-1"), Some("7:1:2")] {
         assert_eq!(Recoveries::parse(damaged), Recoveries::default());

@@ -10,6 +10,7 @@ use crate::cli::mounted::MountedState;
 use crate::flash::target::DeviceTarget;
 use crate::flash::undo::{self, UndoTarget};
 use crate::jobs::floor::ReleaseId;
+use crate::jobs::recovery::InstalledRelease;
 use crate::jobs::state::InstalledRecord;
 use crate::record::blackbox::BlackBox;
 use crate::record::progress::bytes;
@@ -35,14 +36,17 @@ impl StandingReport {
         env: &GrubEnv,
         recorded: Option<&BlackBox>,
     ) -> Self {
-        let serial = record.map(|record| record.manifest().serial);
+        let floor = mounted.floor().record();
         let witness = |serial| recorded.map(|open| open.worth(serial)).unwrap_or_default();
+        let judge = |record: &InstalledRecord| {
+            InstalledRelease::judge(record, env, &floor, witness(record.manifest().serial)).worth
+        };
         let undone = recorded.into_iter().flat_map(BlackBox::undone);
         Self {
-            worth: serial.map(|serial| Worth::judge(serial, env, witness(serial))).unwrap_or_default(),
+            worth: record.map(judge).unwrap_or_default(),
             safe_starts: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
             undo: look_for_undo(mounted, keys, record),
-            refused: mounted.floor().record().refused,
+            refused: floor.refused,
             undone: undone
                 .map(|(attempt, undone)| (attempt.id, undone.version.clone(), undone.serial, undone.why.clone()))
                 .collect(),
@@ -52,7 +56,9 @@ impl StandingReport {
     pub(super) fn undo_json(&self) -> Value {
         match &self.undo {
             Ok(kept) => json!({
-                "possible": true, "version": kept.version, "serial": kept.serial, "kept_bytes": kept.kept_bytes,
+                "possible": kept.is_complete(), "version": kept.version, "serial": kept.serial,
+                "kept_bytes": kept.kept_bytes, "missing_chunks": kept.missing_chunks,
+                "obstacle": kept.obstacle().map(|obstacle| obstacle.to_string()),
             }),
             Err(obstacle) => json!({ "possible": false, "obstacle": obstacle }),
         }
@@ -72,14 +78,19 @@ impl StandingReport {
     pub(super) fn lines(&self) -> String {
         let worth = match self.worth {
             Worth::Before => "a boot of it called itself good",
+            Worth::SameImage => "no boot of it called itself good yet, but one of a release with the same image did",
             Worth::Never => "no boot of it called itself good yet",
             Worth::Unknown => "whether a boot of it ever called itself good is not known",
         };
         let mut lines = vec![worth.to_owned()];
         lines.push(match &self.undo {
-            Ok(UndoTarget { version, serial, kept_bytes, .. }) => format!(
-                "undo: `reflash request undo` leads back to {version} (serial {serial}); {} are kept for it",
-                bytes(*kept_bytes)
+            Ok(UndoTarget { version, serial, kept_bytes, missing_chunks, .. }) => format!(
+                "undo: `reflash request undo` leads back to {version} (serial {serial}); {} are kept for it{}",
+                bytes(*kept_bytes),
+                match missing_chunks {
+                    0 => String::new(),
+                    missing => format!(", and a network has to give {missing} chunks that were damaged"),
+                }
             ),
             Err(obstacle) => format!("undo: none is possible, {obstacle}"),
         });

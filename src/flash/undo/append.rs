@@ -64,7 +64,12 @@ impl<'a> Appender<'a> {
             self.buffer[piece.len()..padded].fill(0);
             self.target.write_at(at, &self.buffer[..padded]).map_err(AppendError::Device)?;
         }
-        Ok(KeptPart { offset, length: content.len() as u64, digest: Digest::of(content) })
+        Ok(KeptPart { offset, copy: 0, length: content.len() as u64, digest: Digest::of(content) })
+    }
+
+    /// Adds the second copy of a part: no single bad sector takes both.
+    pub(super) fn copy(&mut self, part: KeptPart, content: &[u8]) -> Result<KeptPart, AppendError> {
+        Ok(KeptPart { copy: self.part(content)?.offset, ..part })
     }
 
     /// Hands the frames that wait in memory to the device. They are durable after its own flush.

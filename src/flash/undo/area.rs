@@ -37,12 +37,19 @@ pub(super) fn read_header(target: &dyn BlockTarget) -> io::Result<Header> {
     }
 }
 
-/// Writes the header that follows `before`, in place of the one before that, and makes it durable. Whatever was written
-/// earlier is made durable first.
+/// Writes the header that follows `before`, in place of the one before that, makes it durable, and then writes it once
+/// more in place of `before`, so that the loss of one of the two blocks costs nothing. Whatever was written earlier is
+/// made durable first.
 ///
 /// # Errors
 /// The device's, or the block reads back wrong: the header before it counts.
 pub(super) fn write_header(target: &dyn BlockTarget, before: &Header, state: State) -> io::Result<Header> {
+    let header = write_one_header(target, before, state)?;
+    // A bad block there takes nothing from the header that counts.
+    Ok(write_one_header(target, &header, state).unwrap_or(header))
+}
+
+fn write_one_header(target: &dyn BlockTarget, before: &Header, state: State) -> io::Result<Header> {
     let end = end_of(target);
     let header = Header { sequence: before.sequence.saturating_add(1), state };
     let mut block = AlignedBuf::zeroed(BLOCK_SIZE_BYTES);
@@ -79,13 +86,30 @@ pub(super) fn read_bytes(target: &dyn BlockTarget, offset: u64, length: u64) -> 
     Ok(bytes)
 }
 
-/// Reads a part; `None` when it has another digest than it should have.
+/// Reads a part from the first of its copies that is right; `None` when each has another digest than it should have.
 ///
 /// # Errors
-/// The device's.
+/// The device's, where no copy is right.
 pub(super) fn read_part(target: &dyn BlockTarget, part: &KeptPart) -> io::Result<Option<Vec<u8>>> {
-    let bytes = read_bytes(target, part.offset, part.length)?;
-    Ok((Digest::of(&bytes) == part.digest).then_some(bytes))
+    let read = |offset| {
+        let bytes = read_bytes(target, offset, part.length)?;
+        Ok((Digest::of(&bytes) == part.digest).then_some(bytes))
+    };
+    match read(part.offset) {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        first if part.copy == 0 => first,
+        first => match read(part.copy) {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            second => first.and(second),
+        },
+    }
+}
+
+/// Whether every copy of a part is there twice, and right.
+pub(super) fn is_twice(target: &dyn BlockTarget, part: &KeptPart) -> bool {
+    let is_right =
+        |offset| read_bytes(target, offset, part.length).is_ok_and(|bytes| Digest::of(&bytes) == part.digest);
+    part.copy != 0 && is_right(part.offset) && is_right(part.copy)
 }
 
 /// Bytes of the whole blocks around some bytes.

@@ -10,6 +10,8 @@ const MAGIC: &[u8; 8] = b"RFLASHUN";
 const VERSION: u32 = 1;
 /// Offset in the block of the parts.
 const PARTS_AT: usize = 64;
+/// Offset in the block of the places of the second copies of the parts.
+const COPIES_AT: usize = PARTS_AT + PARTS * 48;
 /// Offset in the block of the digest over everything before it.
 const DIGEST_AT: usize = BLOCK_SIZE_BYTES - 32;
 
@@ -25,6 +27,8 @@ const LIMITS: [u64; PARTS] = [MAX_SIZE_BYTES, MAX_SIGNATURE_BYTES, MAX_OBJECT_BY
 pub(super) struct KeptPart {
     /// Offset on the partition, bytes; a multiple of 4096.
     pub(super) offset: u64,
+    /// Offset of its second copy, bytes; 0 where there is none.
+    pub(super) copy: u64,
     /// Length, bytes.
     pub(super) length: u64,
     /// BLAKE3 of the part.
@@ -50,6 +54,7 @@ pub(super) struct Contents {
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a few of them live at a time, and they are copied")]
 pub(super) enum State {
     /// Nothing is kept.
     Nothing,
@@ -121,6 +126,9 @@ impl Header {
                     put(at + 8, &part.length.to_le_bytes());
                     put(at + 16, &part.digest.0);
                 }
+                for (part, at) in contents.parts().iter().zip((COPIES_AT..).step_by(8)) {
+                    put(at, &part.copy.to_le_bytes());
+                }
             }
             State::NoRoom(room) => {
                 put(40, &room.needed_bytes.to_le_bytes());
@@ -151,8 +159,12 @@ fn contents(content: &[u8], end: u64) -> Option<Contents> {
         let at = PARTS_AT + number * 48;
         let (offset, length) = (u64_at(content, at)?, u64_at(content, at + 8)?);
         let digest = Digest(*content.get(at + 16..)?.first_chunk()?);
-        let fits = offset >= low && offset.is_multiple_of(BLOCK) && offset.checked_add(length)? <= end;
-        (fits && length <= LIMITS[number]).then_some(KeptPart { offset, length, digest })
+        let copy = u64_at(content, COPIES_AT + number * 8)?;
+        let fits = |offset: u64| {
+            offset >= low && offset.is_multiple_of(BLOCK) && offset.checked_add(length).is_some_and(|last| last <= end)
+        };
+        let is_right = fits(offset) && (copy == 0 || fits(copy)) && length <= LIMITS[number];
+        is_right.then_some(KeptPart { offset, copy, length, digest })
     };
     let missing = u32_at(content, 56)?;
     let (manifest, signature, index, directory) = (part(0)?, part(1)?, part(2)?, part(3)?);
@@ -168,7 +180,7 @@ mod tests {
     const END: u64 = 1 << 20;
 
     fn part(offset: u64, length: u64) -> KeptPart {
-        KeptPart { offset, length, digest: Digest::of(&offset.to_le_bytes()) }
+        KeptPart { offset, copy: 0, length, digest: Digest::of(&offset.to_le_bytes()) }
     }
 
     fn contents() -> Contents {
@@ -177,7 +189,7 @@ mod tests {
             missing: 3,
             manifest: part(END - 4096, 4000),
             signature: part(END - 8192, 300),
-            index: part(8192, 10_000),
+            index: KeptPart { copy: 20_480, ..part(8192, 10_000) },
             directory: part(4096, 44),
         }
     }
@@ -220,6 +232,9 @@ mod tests {
         assert!(refused(&|wrong| wrong.index.length = u64::MAX - 8191), "wraps");
         assert!(refused(&|wrong| wrong.signature = part(8192, 4097)), "larger than a signature");
         assert!(refused(&|wrong| wrong.index.offset = 8193));
+        assert!(refused(&|wrong| wrong.index.copy = 8193));
+        assert!(refused(&|wrong| wrong.manifest.copy = END), "its second copy in the headers");
+        assert!(!refused(&|wrong| wrong.index.copy = 0), "no second copy");
     }
 
     #[test]

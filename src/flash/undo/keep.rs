@@ -2,30 +2,28 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 
 use super::append::{AppendError, Appender};
 use super::area;
 use super::check;
 use super::directory::{KeptDirectory, KeptFrame};
+use super::fetch::ChunkSource;
 use super::header::{Contents, Header, KeptPart, State};
 use super::kept::Kept;
 use super::need::{self, Change, Place, Wanted};
 use super::obstacle::{UndoObstacle, UndoRoom};
+use super::reader::{Frame, READ_BYTES, Reader, runs};
 use crate::flash::readback::Scan;
-use crate::flash::target::{AlignedBuf, BlockTarget};
+use crate::flash::target::BlockTarget;
 use crate::flash::threads;
 use crate::record::progress::Done;
 use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo, compressed_limit};
 use crate::release::manifest::Authentic;
 
-/// zstd level of the kept frames: the robot waits for it. Of a Debian image in chunks of 32 KiB, levels 1, 3 and 5
-/// leave 26.5, 26.3 and 25.4 %, and take 1, 1.4 and 4 times as long.
-const LEVEL: i32 = 1;
-/// Bytes that one thread reads at a time.
-const READ_BYTES: u32 = 1024 * 1024;
 /// Frames that may wait to be written: so many, and no more bytes than below, as a frame may be as large as its chunk.
 const QUEUE: usize = 64;
 const QUEUE_BYTES: u32 = 8 * 1024 * 1024;
@@ -61,14 +59,14 @@ pub(crate) struct Keeping<'a> {
 }
 
 /// Quantities of what was kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptNow {
     /// Bytes that were added.
     pub(crate) added_bytes: u64,
     /// Bytes of the partition that are in use for it, headers included.
     pub(crate) all_bytes: u64,
-    /// Number of distinct chunks that are neither kept nor in their places.
-    pub(crate) missing: u32,
+    /// Places in the image of what is neither kept nor in its place: one for each distinct chunk.
+    pub(crate) missing: Vec<Range<u64>>,
 }
 
 impl<'a> Keeping<'a> {
@@ -100,6 +98,27 @@ impl<'a> Keeping<'a> {
         Self { target, release, same, wanted, floor, low, least_bytes: chunks + parts, room }
     }
 
+    /// What a network has to give of a release that is kept on `target` and lacks these chunks. Up to
+    /// `installed_bytes` the partition may hold an image that still has to start.
+    pub(crate) fn of_missing(
+        target: &'a dyn BlockTarget,
+        kept: &'a Kept,
+        missing: impl Iterator<Item = StoredChunkNo>,
+        installed_bytes: u64,
+    ) -> Self {
+        let Kept { signed, index, index_object, .. } = kept;
+        let wanted: Vec<Wanted> =
+            missing.map(|stored| Wanted { stored, places: Vec::new(), is_needed: true }).collect();
+        let floor = index.image_bytes().max(installed_bytes).next_multiple_of(BLOCK_SIZE_BYTES as u64);
+        let low = kept.contents.low;
+        let chunks = need::compressed_bytes(index, wanted.iter().map(|wanted| wanted.stored));
+        let parts = need::parts_bytes(0, (kept.chunks.directory.len() + wanted.len()) as u64);
+        let needed_bytes = chunks + parts;
+        let room = UndoRoom { needed_bytes, there_bytes: low.saturating_sub(floor) };
+        let release = ReleaseToKeep { signed, index, index_object };
+        Self { target, release, same: Some(kept), wanted, floor, low, least_bytes: needed_bytes, room }
+    }
+
     /// Bytes of the partition that [`carry_out`](Self::carry_out) reads, for progress.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.wanted.len() as u64 * u64::from(self.release.index.chunk_bytes())
@@ -112,9 +131,11 @@ impl<'a> Keeping<'a> {
 
     /// Keeps it, durably and read back, or makes sure that nothing claims to be kept.
     ///
+    /// What the partition has lost is fetched, if `network` has it.
+    ///
     /// # Errors
     /// The reason for which there will be no undo. The update goes on without.
-    pub(crate) fn carry_out(&self, done: &Done) -> Result<KeptNow, UndoObstacle> {
+    pub(crate) fn carry_out(&self, done: &Done, network: Option<ChunkSource<'_>>) -> Result<KeptNow, UndoObstacle> {
         let header = area::read_header(self.target).map_err(UndoObstacle::Read)?;
         if self.floor > self.low || self.least_bytes > self.room.there_bytes {
             return Err(self.give_up(&header));
@@ -123,7 +144,7 @@ impl<'a> Keeping<'a> {
         let mut low = self.low;
         let mut attempt = 1;
         loop {
-            match self.attempt(&before, &mut low, done) {
+            match self.attempt(&before, &mut low, done, network) {
                 Ok(kept) => return Ok(kept),
                 Err(AppendError::Full) => return Err(self.give_up(&before)),
                 // Further down the disk may be whole.
@@ -134,6 +155,21 @@ impl<'a> Keeping<'a> {
                 }
             }
         }
+    }
+
+    /// Fetches what is missing and adds it to what is kept, which stays as it is if that fails.
+    ///
+    /// # Errors
+    /// There is no room for it, or the disk failed.
+    pub(crate) fn complete(&self, done: &Done, network: ChunkSource<'_>) -> Result<KeptNow, UndoObstacle> {
+        let header = area::read_header(self.target).map_err(UndoObstacle::Read)?;
+        if !self.room.is_enough() {
+            return Err(UndoObstacle::NoRoom(self.room));
+        }
+        self.attempt(&header, &mut self.low.clone(), done, Some(network)).map_err(|error| match error {
+            AppendError::Full => UndoObstacle::NoRoom(self.room),
+            AppendError::Device(error) => UndoObstacle::Write(error),
+        })
     }
 
     /// Room that is known not to be enough.
@@ -155,62 +191,109 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    fn attempt(&self, before: &Header, low: &mut u64, done: &Done) -> Result<KeptNow, AppendError> {
+    fn attempt(
+        &self,
+        before: &Header,
+        low: &mut u64,
+        done: &Done,
+        network: Option<ChunkSource<'_>>,
+    ) -> Result<KeptNow, AppendError> {
         let index = self.release.index;
         let frame_bytes = compressed_limit(index.chunk_bytes()) as usize;
         let mut appender = Appender::new(self.target, self.floor, *low, frame_bytes);
-        let result = self.add(before, &mut appender, done);
+        let result = self.add(before, &mut appender, done, network);
         *low = appender.low;
         result
     }
 
-    fn add(&self, before: &Header, appender: &mut Appender<'_>, done: &Done) -> Result<KeptNow, AppendError> {
+    fn add(
+        &self,
+        before: &Header,
+        appender: &mut Appender<'_>,
+        done: &Done,
+        network: Option<ChunkSource<'_>>,
+    ) -> Result<KeptNow, AppendError> {
         let high = appender.low;
-        let new_parts = match self.same {
-            Some(_) => None,
-            None => Some([
-                appender.part(self.release.signed.bytes())?,
-                appender.part(self.release.signed.signature().as_bytes())?,
-                appender.part(self.release.index_object)?,
-            ]),
-        };
-        let missing = self.add_frames(appender, done)?;
-        appender.flush()?;
+        let ReleaseToKeep { signed, index_object, .. } = self.release;
+        let content = [signed.bytes(), signed.signature().as_bytes(), index_object];
         let of_same = self.same.map(|kept| kept.contents);
+        let there = of_same.map(|same| [same.manifest, same.signature, same.index]);
+        // A copy that was lost is made good by two new ones, where there is room for that.
+        let room = self.room.needed_bytes + need::parts_bytes(index_object.len() as u64, 0);
+        let is_whole = |parts: &[KeptPart; 3]| parts.iter().all(|part| area::is_twice(self.target, part));
+        let whole = there.filter(|parts| room > self.room.there_bytes || is_whole(parts));
+        let first = match whole {
+            Some(parts) => parts,
+            None => [appender.part(content[0])?, appender.part(content[1])?, appender.part(content[2])?],
+        };
+        let missing = self.add_frames(appender, done, network)?;
+        appender.flush()?;
+        let count = u32::try_from(missing.len()).unwrap_or(u32::MAX);
         if let Some(contents) = of_same
+            && whole.is_some()
             && appender.entries.is_empty()
-            && contents.missing == missing
+            && contents.missing == count
         {
             return Ok(self.kept_now(contents.low, 0, missing));
         }
         let empty = KeptDirectory::default();
-        let directory = self.same.map_or(&empty, |kept| &kept.chunks.directory).with(&appender.entries);
-        let directory = appender.part(&directory.encode())?;
-        let [manifest, signature, index] = match (new_parts, of_same) {
-            (Some(parts), _) => parts,
-            (None, Some(same)) => [same.manifest, same.signature, same.index],
-            (None, None) => return Err(AppendError::Full),
+        let entries = self.same.map_or(&empty, |kept| &kept.chunks.directory).with(&appender.entries).encode();
+        let directory = appender.part(&entries)?;
+        // Behind the chunks, so that the copies are as far from each other as they can be.
+        let [manifest, signature, index] = match whole {
+            Some(parts) => parts,
+            None => [
+                appender.copy(first[0], content[0])?,
+                appender.copy(first[1], content[1])?,
+                appender.copy(first[2], content[2])?,
+            ],
         };
+        let directory = appender.copy(directory, &entries)?;
+        let new_parts = if whole.is_some() { vec![directory] } else { vec![manifest, signature, index, directory] };
         self.target.flush().map_err(AppendError::Device)?;
-        self.read_back(&new_parts.into_iter().flatten().chain([directory]).collect::<Vec<_>>(), &appender.entries)
-            .map_err(AppendError::Device)?;
-        let contents = Contents { low: appender.low, missing, manifest, signature, index, directory };
+        self.read_back(&new_parts, &appender.entries).map_err(AppendError::Device)?;
+        let contents = Contents { low: appender.low, missing: count, manifest, signature, index, directory };
         area::write_header(self.target, before, State::Kept(contents)).map_err(AppendError::Device)?;
         Ok(self.kept_now(appender.low, high - appender.low, missing))
     }
 
-    fn kept_now(&self, low: u64, added_bytes: u64, missing: u32) -> KeptNow {
+    fn kept_now(&self, low: u64, added_bytes: u64, missing: Vec<StoredChunkNo>) -> KeptNow {
+        let missing = need::first_places(self.release.index, &missing);
         KeptNow { added_bytes, all_bytes: self.target.size_bytes() - low, missing }
     }
 
-    /// Reads, compresses and adds all that is wanted. Returns the number of contents that are needed and are nowhere.
-    fn add_frames(&self, appender: &mut Appender<'_>, done: &Done) -> Result<u32, AppendError> {
+    /// Reads, compresses and adds all that is wanted. Returns the contents that are needed and are nowhere.
+    fn add_frames(
+        &self,
+        appender: &mut Appender<'_>,
+        done: &Done,
+        network: Option<ChunkSource<'_>>,
+    ) -> Result<Vec<StoredChunkNo>, AppendError> {
+        let mut lost = self.add_from_partition(appender, done)?;
+        if let Some(network) = network.filter(|_| !lost.is_empty()) {
+            let index = self.release.index;
+            let stored: Vec<StoredChunkNo> = lost.iter().map(|wanted| wanted.stored).collect();
+            let mut fetched = Vec::new();
+            network.fetch(index, &stored, |stored, frame| {
+                appender.frame(*index.digest(stored), frame)?;
+                fetched.push(stored);
+                done.disk(u64::from(index.chunk_bytes()));
+                Ok(())
+            })?;
+            fetched.sort_unstable();
+            lost.retain(|wanted| fetched.binary_search(&wanted.stored).is_err());
+        }
+        Ok(lost.iter().filter(|wanted| wanted.is_needed).map(|wanted| wanted.stored).collect())
+    }
+
+    /// Adds what the partition still has. Returns the contents that it has lost.
+    fn add_from_partition(&self, appender: &mut Appender<'_>, done: &Done) -> Result<Vec<&Wanted>, AppendError> {
         let index = self.release.index;
         let mut order: Vec<&Wanted> = self.wanted.iter().collect();
         order.sort_by_key(|wanted| wanted.places.first().copied());
         let runs = runs(&order, (READ_BYTES / index.chunk_bytes()).max(1) as usize);
         let next = AtomicUsize::new(0);
-        let mut missing = 0;
+        let mut lost = Vec::new();
         std::thread::scope(|scope| {
             let (sender, frames) = sync_channel(((QUEUE_BYTES / index.chunk_bytes()) as usize).clamp(1, QUEUE));
             for _ in 0..threads::count_with_buffers(READ_BYTES.max(index.chunk_bytes()) as usize * 2) {
@@ -227,12 +310,14 @@ impl<'a> Keeping<'a> {
             drop(sender);
             for Frame { wanted, bytes } in frames {
                 match bytes {
-                    Some(bytes) => appender.frame(*index.digest(wanted.stored), &bytes)?,
-                    None => missing += u32::from(wanted.is_needed),
+                    Some(bytes) => {
+                        appender.frame(*index.digest(wanted.stored), &bytes)?;
+                        done.disk(u64::from(index.chunk_bytes()));
+                    }
+                    None => lost.push(wanted),
                 }
-                done.disk(u64::from(index.chunk_bytes()));
             }
-            Ok(missing)
+            Ok(lost)
         })
     }
 
@@ -240,7 +325,9 @@ impl<'a> Keeping<'a> {
     fn read_back(&self, parts: &[KeptPart], entries: &[KeptFrame]) -> io::Result<()> {
         let wrong = || io::Error::other("what was kept reads back wrong");
         for part in parts {
-            area::read_part(self.target, part)?.ok_or_else(wrong)?;
+            if !area::is_twice(self.target, part) {
+                return Err(wrong());
+            }
         }
         let index = self.release.index;
         let stored: HashMap<_, StoredChunkNo> =
@@ -285,81 +372,4 @@ pub(super) fn give_up(target: &dyn BlockTarget, header: Option<&Header>, state: 
 /// The device's.
 pub(crate) fn forget(target: &dyn BlockTarget, image_bytes: u64) -> io::Result<()> {
     if image_bytes > area::end_of(target) { Ok(()) } else { give_up(target, None, State::Nothing) }
-}
-
-/// A content on its way to the disk; `None` where no place holds it.
-struct Frame<'w> {
-    wanted: &'w Wanted,
-    bytes: Option<Vec<u8>>,
-}
-
-/// Joins contents whose first places are neighbours.
-fn runs<'r, 'w>(mut order: &'r [&'w Wanted], most: usize) -> Vec<&'r [&'w Wanted]> {
-    let mut runs = Vec::new();
-    while let Some(first) = order.first() {
-        let first = first.places.first().copied();
-        let is_next = |(at, wanted): &(usize, &&Wanted)| {
-            let expected = first.and_then(|first| first.checked_add(ChunkNo::try_from(*at).ok()?));
-            expected.is_some() && wanted.places.first().copied() == expected
-        };
-        let count = order.iter().enumerate().take(most).take_while(is_next).count().max(1);
-        let (run, rest) = order.split_at(count);
-        runs.push(run);
-        order = rest;
-    }
-    runs
-}
-
-/// Reads contents from their places, checks and compresses them.
-struct Reader<'a> {
-    target: &'a dyn BlockTarget,
-    index: &'a Index,
-    zstd: Option<zstd::bulk::Compressor<'static>>,
-    buffer: AlignedBuf,
-}
-
-impl<'a> Reader<'a> {
-    fn new(target: &'a dyn BlockTarget, index: &'a Index) -> Self {
-        let buffer = AlignedBuf::zeroed(READ_BYTES.max(index.chunk_bytes()) as usize);
-        Self { target, index, zstd: zstd::bulk::Compressor::new(LEVEL).ok(), buffer }
-    }
-
-    /// Reads a run and hands its frames on. Returns whether they are still wanted.
-    fn read<'w>(&mut self, run: &[&'w Wanted], to: &SyncSender<Frame<'w>>) -> bool {
-        let chunks = run.iter().filter_map(|wanted| wanted.places.first().copied());
-        let length: usize = chunks.clone().map(|chunk| self.index.chunk_len(chunk)).sum();
-        let start = chunks.clone().next().map(|first| self.index.chunk_range(first).start);
-        let is_read = start.is_some_and(|start| self.target.read_at(start, &mut self.buffer[..length]).is_ok());
-        let mut frames = Vec::with_capacity(run.len());
-        let mut at = 0;
-        for wanted in run {
-            let first = wanted.places.first().filter(|_| is_read);
-            let mut bytes = None;
-            if let Some(chunk) = first {
-                let range = at..at + self.index.chunk_len(*chunk);
-                at = range.end;
-                bytes = self.compress(*chunk, range);
-            }
-            frames.push(Frame { wanted, bytes });
-        }
-        // The buffer is used again for those that were not where they were looked for first.
-        for frame in frames.iter_mut().filter(|frame| frame.bytes.is_none()) {
-            frame.bytes = frame.wanted.places.iter().find_map(|chunk| self.read_alone(*chunk));
-        }
-        frames.into_iter().all(|frame| to.send(frame).is_ok())
-    }
-
-    fn read_alone(&mut self, chunk: ChunkNo) -> Option<Vec<u8>> {
-        let length = self.index.chunk_len(chunk);
-        self.target.read_at(self.index.chunk_range(chunk).start, &mut self.buffer[..length]).ok()?;
-        self.compress(chunk, 0..length)
-    }
-
-    fn compress(&mut self, chunk: ChunkNo, range: std::ops::Range<usize>) -> Option<Vec<u8>> {
-        let content = &self.buffer[range];
-        if !self.index.matches(chunk, content) {
-            return None;
-        }
-        self.zstd.as_mut()?.compress(content).ok()
-    }
 }

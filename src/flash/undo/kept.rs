@@ -124,17 +124,16 @@ fn damaged(what: &str, part: &KeptPart, error: Option<&io::Error>) -> UndoObstac
 /// Reads what is kept on a partition, and returns the release that an undo would go back to.
 ///
 /// # Errors
-/// [`UndoObstacle`] says why no undo is possible without a network.
+/// [`UndoObstacle`] says why no undo is possible, with a network or without.
 pub fn possible(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<UndoTarget, UndoObstacle> {
     let kept = Kept::read(target, keys)?;
     let Manifest { version, serial, .. } = &kept.manifest;
-    if kept.contents.missing > 0 {
-        return Err(UndoObstacle::Incomplete { version: version.clone(), chunks: kept.contents.missing });
-    }
     Ok(UndoTarget {
         version: version.clone(),
         serial: *serial,
         manifest_digest: kept.manifest_digest(),
+        image_id: kept.manifest.image(SYSTEM_IMAGE)?.content_id(),
         kept_bytes: kept.kept_bytes(target),
+        missing_chunks: kept.contents.missing,
     })
 }

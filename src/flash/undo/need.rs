@@ -1,5 +1,8 @@
 //! Which chunks of a release a plan takes from the partition, so that they have to be kept. Pure.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use crate::flash::plan::Comparison;
 use crate::flash::undo::header::ENTRY_BYTES;
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
@@ -115,6 +118,16 @@ pub(super) fn wanted(
     wanted
 }
 
+/// Returns the place in the image of each of these contents, the first one where it has several.
+pub(super) fn first_places(kept: &Index, stored: &[StoredChunkNo]) -> Vec<Range<u64>> {
+    let mut left: BTreeSet<StoredChunkNo> = stored.iter().copied().collect();
+    let is_first = |chunk: &ChunkNo| match kept.chunk_content(*chunk) {
+        ChunkContent::Stored(stored) => left.remove(&stored),
+        ChunkContent::Zero => false,
+    };
+    (0..kept.chunk_count()).filter(is_first).map(|chunk| kept.chunk_range(chunk)).collect()
+}
+
 /// Estimates the room for chunks of so many compressed bytes in the release. The machine compresses faster than the
 /// releasing side, and therefore less.
 pub(super) fn with_margin(compressed_bytes: u64) -> u64 {
@@ -126,9 +139,9 @@ pub(super) fn compressed_bytes(kept: &Index, stored: impl Iterator<Item = Stored
     stored.map(|stored| kept.location(stored).range).map(|range| range.end - range.start).sum()
 }
 
-/// Bytes of the parts that are kept with `chunks` chunks, other than the chunks themselves.
+/// Bytes of the parts that are kept with `chunks` chunks, other than the chunks themselves: two copies of each.
 pub(super) fn parts_bytes(index_object_bytes: u64, chunks: u64) -> u64 {
-    FIXED_BYTES + index_object_bytes + chunks * ENTRY_BYTES as u64
+    FIXED_BYTES + 2 * (index_object_bytes + chunks * ENTRY_BYTES as u64)
 }
 
 /// Returns the room behind the image that is enough to go back to a release from any other: that of an update which

@@ -17,8 +17,28 @@ pub struct UndoTarget {
     pub serial: u64,
     /// BLAKE3 of its signed manifest, which identifies the release beside its serial.
     pub manifest_digest: Digest,
+    /// Identity of its system image, whatever packs it is in.
+    pub image_id: Digest,
     /// Bytes of the partition that are used to keep it.
     pub kept_bytes: u64,
+    /// Number of distinct chunks that are neither kept nor in their places: only a network may have them.
+    pub missing_chunks: u32,
+}
+
+impl UndoTarget {
+    /// Whether nothing is missing, so that no network is needed.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing_chunks == 0
+    }
+
+    /// The reason for which no undo is possible without a network, if there is one.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<UndoObstacle> {
+        let Self { version, missing_chunks, .. } = self;
+        let obstacle = || UndoObstacle::Incomplete { version: version.clone(), chunks: *missing_chunks };
+        (!self.is_complete()).then(obstacle)
+    }
 }
 
 /// The reason for which no undo is possible.

@@ -16,7 +16,9 @@
 //! | 48 | 16 | release that a person allowed below the floor: serial, first 8 bytes of the BLAKE3 of its manifest |
 //! | 64 | 128 | refused releases, each like the one above, the last one refused last |
 //! | 192 | 128 | lowerings, each: kind (1 byte), 7 zeros, a release like those above, the floor before |
-//! | 320 | 160 | zeros; a writer keeps what it finds here |
+//! | 320 | 1 | 1 if a release called itself good since there is room for it here, else 0 |
+//! | 328 | 24 | the release that did so last, and the first 8 bytes of the identity of its image |
+//! | 352 | 128 | zeros; a writer keeps what it finds here |
 //! | 480 | 32 | BLAKE3 of all before |
 
 use crate::release::digest::Digest;
@@ -37,7 +39,8 @@ const LOWERING_BYTES: usize = 32;
 const ALLOWED_AT: usize = 48;
 const REFUSED_AT: usize = 64;
 const LOWERINGS_AT: usize = REFUSED_AT + MAX_REFUSED * RELEASE_BYTES;
-const RESERVED_AT: usize = LOWERINGS_AT + MAX_LOWERINGS * LOWERING_BYTES;
+const GOOD_AT: usize = LOWERINGS_AT + MAX_LOWERINGS * LOWERING_BYTES;
+const RESERVED_AT: usize = GOOD_AT + 32;
 const DIGEST_AT: usize = SIZE_BYTES - 32;
 const RESERVED_BYTES: usize = DIGEST_AT - RESERVED_AT;
 /// The highest sequence that is believed: no robot counts that far, and a higher one would leave none for the next
@@ -71,6 +74,28 @@ impl ReleaseId {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (serial, digest) = (u64_at(bytes, 0)?, *bytes.get(8..)?.first_chunk()?);
         (serial <= MAX_SERIAL).then_some(Self { serial, digest })
+    }
+}
+
+/// The release that called itself good last. The boot environment has only its serial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GoodRelease {
+    /// Identity of the release.
+    pub release: ReleaseId,
+    /// First bytes of the identity of its system image: other releases may have the same one.
+    pub image: [u8; 8],
+}
+
+impl GoodRelease {
+    /// The release with this identity and this system image.
+    #[must_use]
+    pub fn new(release: ReleaseId, image_id: &Digest) -> Self {
+        Self { release, image: std::array::from_fn(|at| image_id.0[at]) }
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let entry = bytes.get(8..32)?;
+        Some(Self { release: ReleaseId::decode(entry)?, image: *entry.get(RELEASE_BYTES..)?.first_chunk()? })
     }
 }
 
@@ -129,6 +154,8 @@ pub struct FloorRecord {
     pub refused: Vec<ReleaseId>,
     /// The last acts by which a person lowered the floor.
     pub lowerings: Vec<Lowering>,
+    /// The release that called itself good last, if that is known.
+    pub good: Option<GoodRelease>,
     /// Version of the writer that knew the most.
     pub(super) version: u16,
     /// Bytes that a later version may have put there.
@@ -144,6 +171,7 @@ impl Default for FloorRecord {
             allowed: None,
             refused: Vec::new(),
             lowerings: Vec::new(),
+            good: None,
             version: VERSION,
             reserved: [0; RESERVED_BYTES],
         }
@@ -179,6 +207,11 @@ impl FloorRecord {
             put(at, &[lowering.kind.code()]);
             put(at + 8, &lowering.release.encode());
             put(at + 24, &lowering.floor_before.to_le_bytes());
+        }
+        if let Some(good) = &self.good {
+            put(GOOD_AT, &[1]);
+            put(GOOD_AT + 8, &good.release.encode());
+            put(GOOD_AT + 8 + RELEASE_BYTES, &good.image);
         }
         put(RESERVED_AT, &self.reserved);
         let digest = Digest::of(&bytes[..DIGEST_AT]);
@@ -221,6 +254,10 @@ impl FloorRecord {
             },
             refused: releases.collect::<Option<_>>()?,
             lowerings: (0..lowerings).map(lowering).collect::<Option<_>>()?,
+            good: match content[GOOD_AT] {
+                0 => None,
+                _ => Some(GoodRelease::decode(&content[GOOD_AT..])?),
+            },
             version,
             reserved: *content[RESERVED_AT..].first_chunk()?,
         })
@@ -244,6 +281,11 @@ impl FloorRecord {
         self.serial = serial;
         self.allowed = None;
         true
+    }
+
+    /// Notes the release that called itself good last. Returns whether anything changed.
+    pub fn note_good(&mut self, good: GoodRelease) -> bool {
+        self.good.replace(good) != Some(good)
     }
 
     /// Refuses a release from now on. Returns whether anything changed.
@@ -305,7 +347,7 @@ fn last<T>(items: &[T], most: usize) -> &[T] {
 
 #[cfg(test)]
 mod tests {
-    use super::{FloorRecord, Lowering, LoweringKind, MAX_REFUSED, ReleaseId, SIZE_BYTES};
+    use super::{FloorRecord, GoodRelease, Lowering, LoweringKind, MAX_REFUSED, ReleaseId, SIZE_BYTES};
     use crate::release::manifest::MAX_SERIAL;
 
     fn release(serial: u64) -> ReleaseId {
@@ -319,6 +361,7 @@ mod tests {
             assert!(record.refuse(release(serial)));
         }
         record.record(Lowering { kind: LoweringKind::Other(77), release: release(3), floor_before: 2 });
+        record.note_good(GoodRelease { release: release(40), image: [6; 8] });
         record.reserved = [0x3c; super::RESERVED_BYTES];
         record
     }
@@ -343,6 +386,7 @@ mod tests {
         );
         assert_eq!((bytes[32], bytes[48], bytes[64], bytes[128]), (9, 30, 50, 54));
         assert_eq!((bytes[192], bytes[200], bytes[216], bytes[224]), (1, 30, 40, 77));
+        assert_eq!((bytes[320], bytes[328], bytes[344], bytes[351], bytes[352]), (1, 40, 6, 6, 0x3c));
     }
 
     #[test]
@@ -361,9 +405,15 @@ mod tests {
 
     #[test]
     fn what_no_robot_wrote_is_not_believed_although_its_digest_is_right() {
-        for (at, value) in
-            [(16, u64::MAX), (24, MAX_SERIAL + 1), (24, u64::MAX), (48, u64::MAX), (64, 1 << 63), (200, 1 << 63)]
-        {
+        for (at, value) in [
+            (16, u64::MAX),
+            (24, MAX_SERIAL + 1),
+            (24, u64::MAX),
+            (48, u64::MAX),
+            (64, 1 << 63),
+            (200, 1 << 63),
+            (328, 1 << 63),
+        ] {
             let mut bytes = record().encode();
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
             assert_eq!(FloorRecord::decode(&signed(bytes)), None, "{value} at {at}");

@@ -120,3 +120,56 @@ fn read(disk: &dyn RawDisk, lba: u64, count: u64) -> Option<Vec<u8>> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::{READ_ATTEMPTS, read};
+    use crate::disk::raw::RawDisk;
+
+    /// A disk of one kind of block that fails some reads before it answers.
+    struct Flaky {
+        failures: u32,
+        reads: AtomicU32,
+    }
+
+    impl RawDisk for Flaky {
+        fn size_bytes(&self) -> u64 {
+            1 << 20
+        }
+
+        fn block_bytes(&self) -> u32 {
+            512
+        }
+
+        fn read_at(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            if self.reads.fetch_add(1, Ordering::Relaxed) < self.failures {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            buffer.fill(7);
+            Ok(())
+        }
+
+        fn write_at(&self, _offset: u64, _content: &[u8]) -> io::Result<()> {
+            Err(io::Error::other("nothing is written"))
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_first_sector_that_fails_for_a_moment_is_not_lost() {
+        let after = |failures, lba| {
+            let disk = Flaky { failures, reads: AtomicU32::new(0) };
+            (read(&disk, lba, 1).is_some(), disk.reads.into_inner())
+        };
+        assert_eq!(after(READ_ATTEMPTS - 1, 0), (true, READ_ATTEMPTS));
+        assert_eq!(after(READ_ATTEMPTS, 0), (false, READ_ATTEMPTS));
+        // Every other block has a second copy, and a dead disk is not waited for at each.
+        assert_eq!(after(1, 1), (false, 1));
+    }
+}

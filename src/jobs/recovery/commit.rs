@@ -6,6 +6,7 @@ use crate::boot::env::{PermitRequest, WritePermit};
 use crate::boot::slots::SlotState;
 use crate::boot::worth::Worth;
 use crate::flash::verify::Verified;
+use crate::jobs::floor::ReleaseId;
 use crate::jobs::recovery::error::{CommitError, RecoveryError};
 use crate::jobs::recovery::job::{Policy, RecoveryJob};
 use crate::jobs::recovery::renew::NetworkUse;
@@ -26,7 +27,13 @@ pub(super) fn permit(
     let proven = proven.filter(|_| network_use == NetworkUse::Allowed);
     let good = installed.filter(|installed| installed.worth == Worth::Before).map(|installed| installed.id.serial);
     let replaces = installed.is_none_or(|installed| installed.id != release.id());
-    let request = PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, safe_start };
+    let id = release.id();
+    let is_another = |known: ReleaseId| known.serial == id.serial && known != id;
+    let noted = job.resources.floor.and_then(|floor| floor.record().good).map(|good| good.release);
+    let noted = noted.filter(|noted| noted.serial == id.serial);
+    let good_is_another = noted.or(installed.map(|installed| installed.id)).is_some_and(is_another);
+    let request =
+        PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, good_is_another, safe_start };
     let permit = state.boot_env().begin_recovering(request).map_err(RecoveryError::Prepare)?;
     if !permit.dropped.is_empty() {
         let dropped = permit.dropped.join(", ");

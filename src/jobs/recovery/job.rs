@@ -1,10 +1,12 @@
 //! What a recovery works with: which machine it is, what was decided beforehand, and the resources it uses.
 
 use crate::boot::decide::Recoveries;
-use crate::boot::worth::Worth;
+use crate::boot::grubenv::GrubEnv;
+use crate::boot::worth::{Witnesses, Worth};
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
-use crate::jobs::floor::{Floor, ReleaseId};
+use crate::flash::undo::UndoTarget;
+use crate::jobs::floor::{Floor, FloorRecord, ReleaseId};
 use crate::jobs::recovery::partition::{BootChain, Renewal};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
@@ -43,6 +45,37 @@ pub struct InstalledRelease {
     pub id: ReleaseId,
     /// Whether a boot of it ever called itself good.
     pub worth: Worth,
+}
+
+impl InstalledRelease {
+    /// Judges the installed release by all that the machine keeps of it. `recorded` is what the black box has of
+    /// releases with that serial.
+    #[must_use]
+    pub fn judge(record: &InstalledRecord, env: &GrubEnv, floor: &FloorRecord, recorded: Worth) -> Self {
+        let (id, as_good) = (record.id(), record.as_good());
+        let good = floor.good;
+        let witnesses = Witnesses {
+            recorded,
+            is_of_another_manifest: good.is_some_and(|good| good.release.serial == id.serial && good.release != id),
+            has_image: good.zip(as_good).is_some_and(|(good, own)| good.image == own.image),
+        };
+        Self { id, worth: Worth::judge(id.serial, env, witnesses) }
+    }
+}
+
+impl Keep {
+    /// The rule: the last release that was good stays within reach of an undo, and `kept` is what is kept now.
+    ///
+    /// Of an installed release of which nothing is known, it is kept only where no whole release is: what is kept was
+    /// good.
+    #[must_use]
+    pub fn by_worth(worth: Worth, kept: Option<&UndoTarget>) -> Self {
+        match worth {
+            Worth::Before | Worth::SameImage => Self::Installed,
+            Worth::Unknown if !kept.is_some_and(UndoTarget::is_complete) => Self::Installed,
+            Worth::Never | Worth::Unknown => Self::Kept,
+        }
+    }
 }
 
 /// Decisions that were made before the recovery began.
@@ -97,6 +130,8 @@ pub struct Resources<'a> {
     pub keys: &'a TrustedKeys,
     /// Source of the release.
     pub source: &'a dyn Source,
+    /// Source of the release that gives up by itself: for what a recovery can do without.
+    pub brief_source: &'a dyn Source,
     /// The system partition.
     pub target: &'a dyn BlockTarget,
     /// The state partition, where there is one.
@@ -114,7 +149,17 @@ pub struct Resources<'a> {
 impl<'a> Resources<'a> {
     /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
     pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
-        Self { keys, source, target, state: None, floor: None, renewal: None, boot_chain: None, learn_time: &|_| {} }
+        Self {
+            keys,
+            source,
+            brief_source: source,
+            target,
+            state: None,
+            floor: None,
+            renewal: None,
+            boot_chain: None,
+            learn_time: &|_| {},
+        }
     }
 }
 

@@ -2,11 +2,17 @@
 
 use super::job::{Keep, RecoveryJob};
 use crate::chain::chain;
-use crate::flash::undo::{self, Change, Keeping, Kept, KeptChunks, ReleaseToKeep, UndoObstacle, UndoRoom};
+use crate::flash::undo::{self, Change, ChunkSource, Keeping, Kept, KeptChunks, ReleaseToKeep, UndoObstacle, UndoRoom};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
+use crate::record::event::ranges_for_people;
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, Done, bytes};
+use crate::release::index::Index;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
+
+/// The most that is downloaded of the release to go back to, because the partition has lost it: what an update may cost
+/// more than its own download, bytes. A partition that has lost more than that needs the network for an undo too.
+const MAX_FETCHED_BYTES: u64 = 32 << 20;
 
 /// What is kept on the partition, and what becomes of it.
 pub(super) struct Retention {
@@ -73,12 +79,14 @@ impl Retention {
 
     /// Keeps what the change destroys, or makes sure that nothing claims to be kept. What goes wrong costs the undo and
     /// not the update.
+    ///
+    /// What the partition has lost of that release is fetched, as far as the source of the job has it.
     pub(super) fn carry_out(&self, job: &RecoveryJob<'_>, change: Option<Change<'_>>) {
         let is_given_up = job.policy.keep == Keep::Nothing;
         let keeping = change.and_then(|change| self.survey(job, change, &Done::default()));
         match (&self.keeps, keeping) {
             (_, Some(keeping)) if keeping.is_empty() => {}
-            (_, Some(keeping)) => self.keep(job, &keeping),
+            (_, Some(keeping)) => self.keep(job, &keeping, change.map(|change| change.index)),
             (_, None) if change.is_none() && !is_given_up => {}
             (Keeps::AsItIs, None) if self.is_clear || self.kept.is_none() => {}
             (_, None) => self.forget(job),
@@ -95,21 +103,25 @@ impl Retention {
         }
     }
 
-    fn keep(&self, job: &RecoveryJob<'_>, keeping: &Keeping<'_>) {
+    fn keep(&self, job: &RecoveryJob<'_>, keeping: &Keeping<'_>, offered: Option<&Index>) {
         let Some(Manifest { version, .. }) = self.manifest() else { return };
         let sentence = format!("keep what an undo to {version} needs");
         let total = Bytes::of_disk(keeping.read_bytes());
         let kept = job.journal.infallible_phase(Phase::Plan, &sentence, || {
-            job.journal.with_progress(total, |done| keeping.carry_out(done))
+            let source = job.resources.brief_source;
+            let network = ChunkSource { source, offered, limit_bytes: MAX_FETCHED_BYTES };
+            job.journal.with_progress(total, |done| keeping.carry_out(done, Some(network)))
         });
         match kept {
-            Ok(kept) if kept.missing == 0 => {
+            Ok(kept) if kept.missing.is_empty() => {
                 let (added, all) = (bytes(kept.added_bytes), bytes(kept.all_bytes));
                 job.journal.note(&format!("{version} can be gone back to: {added} more are kept for it, {all} in all"));
             }
             Ok(kept) => job.journal.warn(&format!(
-                "{} chunks of {version} are damaged: an undo to it needs a network for them",
-                kept.missing
+                "{} chunks of {version} are damaged, and no source has them now: an undo to it needs a network for them; \
+                 in its image they are at {}",
+                kept.missing.len(),
+                ranges_for_people(&kept.missing)
             )),
             Err(error) => job.journal.warn(&format!("going on without an undo to {version}: {}", chain(&error))),
         }

@@ -14,7 +14,9 @@ use crate::chain::chain;
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::floor::FILE as FLOOR;
 use crate::jobs::mend::pieces::BootPieces;
-use crate::jobs::state::{INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, SIGNATURE, StatePartition};
+use crate::jobs::state::{
+    INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_PAUSE_BYTES, PAUSE, SIGNATURE, StatePartition,
+};
 use crate::record::blackbox;
 use crate::record::journal::Journal;
 use crate::release::manifest;
@@ -185,8 +187,9 @@ struct Kept {
 }
 
 /// Files that are put back, each with its largest size in bytes. The events are for people, and come last.
-const KEPT: [(&str, u64); 6] = [
+const KEPT: [(&str, u64); 7] = [
     (FLOOR, MAX_FLOOR_BYTES),
+    (PAUSE, MAX_PAUSE_BYTES),
     ("blackbox", blackbox::SIZE_BYTES),
     (INDEX, MAX_INDEX_BYTES),
     (SIGNATURE, manifest::MAX_SIGNATURE_BYTES),

@@ -11,6 +11,7 @@ use super::terms::WrittenTerms;
 use crate::boot::env::LoadedEnv;
 use crate::boot::grubenv::names;
 use crate::boot::this_boot;
+use crate::jobs::pause;
 use crate::jobs::state::StatePartition;
 use crate::record::event::{Entry, Event};
 use crate::record::wire;
@@ -87,15 +88,30 @@ pub(super) fn record(written: &WrittenTerms, cause: Cause, text: &str) -> bool {
     started.is_ok() && answer.recv_timeout(RECORDING).unwrap_or(false)
 }
 
+/// Notes on the state partition that the safe start of this number has come up: it was the pause that recovery would
+/// make otherwise. Returns at once; without the note, recovery makes that pause.
+pub(super) fn note_safe_start(state: Option<&Path>, number: u32) {
+    let Some(device) = state.map(Path::to_owned) else { return };
+    let _ = background("safe-start", move || {
+        let length = this_boot::pause_before_normal_start(number);
+        on_state(&device, |state| drop(pause::note(state, &pause::after_safe_start(number), length)));
+    });
+}
+
 fn record_on(device: &Path, cause: Cause, text: &str, counted: bool) -> bool {
+    on_state(device, |state| write_to(state, cause, text, counted)).unwrap_or(false)
+}
+
+/// Does something with the state partition while it is mounted; `None` if it does not mount.
+fn on_state<T>(device: &Path, work: impl FnOnce(&StatePartition) -> T) -> Option<T> {
     let directory: PathBuf = Path::new(this_boot::DIRECTORY).join("watch");
     // With the options of the command line, which may have it mounted too.
     if fs::create_dir_all(&directory).is_err() || Mount::device(device, "ext4").data_only().on(&directory).is_err() {
-        return false;
+        return None;
     }
-    let is_good = write_to(&StatePartition::new(&directory), cause, text, counted);
+    let result = work(&StatePartition::new(&directory));
     let _ = mount::unmount(&directory);
-    is_good
+    Some(result)
 }
 
 fn write_to(state: &StatePartition, cause: Cause, text: &str, counted: bool) -> bool {

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ending::NextState;
 use super::error::SetupError;
 use super::install::{self, WantedRelease};
 use super::online::Online;
+use super::pause::Pause;
 use super::setup::{Compared, Setup};
 use super::without::{HOUR, Instead, start, without_release};
 use super::{sources, undo};
 use crate::boot::decide::{self, BootDecision, Recoveries, Situation, System, WithoutRelease};
 use crate::fetch::{Mirrors, Source};
+use crate::jobs::pause;
 use crate::jobs::recovery::{Policy, RecoveryJob};
 use crate::pid1::background::background;
 use crate::record::blackbox::AttemptOutcome;
@@ -23,17 +25,20 @@ const REST_STEP: Duration = Duration::from_secs(10);
 
 /// Decides, and does it, until the machine is to be restarted.
 pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<NextState, SetupError> {
+    if setup.recoveries.count == 0 && setup.standing.safe_starts.made == 0 {
+        pause::forget(&setup.disk.state);
+    }
     // A release that was asked for is not kept waiting by a comparison.
     let at_once = setup.reason.is_requested() && !setup.undo_is_requested();
     let mut compared = if at_once { Compared::Unknown } else { setup.compare_at_first(job) };
     let mut may_park = true;
     loop {
-        let situation = setup.situation(&compared);
+        let situation = setup.situation(&compared, false);
         // A pause that is over lets the machine try once more what it was parked for.
         let situation = if may_park { situation } else { unbraked(situation) };
         let system = situation.system;
         match (decide::decide(&situation), compared) {
-            (BootDecision::Start, Compared::Intact(proof, installed)) if !setup.standing.undo_needs_network() => {
+            (BootDecision::Start, Compared::Intact(proof, installed)) => {
                 return start(setup, job, proof, &installed, None, "nothing has to be mended");
             }
             (BootDecision::Undo, _) => {
@@ -53,11 +58,13 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
                 // A newer release may have been begun and not finished.
                 compared = setup.compare(job);
             }
-            (BootDecision::FetchNewer, _) => return fetch(setup, mirrors, job, &situation, WantedRelease::Newer),
-            // Only an intact system is started, and every intact one has its proof; but an undo that was asked for and
-            // needs a network goes before that.
-            (BootDecision::Fetch | BootDecision::Start, _) => {
-                return fetch(setup, mirrors, job, &situation, WantedRelease::Offered);
+            // Only an intact system is started, and every intact one has its proof.
+            (decision, _) => {
+                if let Some(next) = fetch(setup, mirrors, job, &situation, decision)? {
+                    return Ok(next);
+                }
+                // No undo is possible with the network either.
+                compared = setup.compare(job);
             }
         }
     }
@@ -67,20 +74,26 @@ fn unbraked(situation: Situation) -> Situation {
     Situation { recoveries: Recoveries { count: 0, ..situation.recoveries }, ..situation }
 }
 
-/// Fetches a release and installs it. Where none is to be had by the deadline, if there is one, something else is done.
+/// Fetches a release and installs it, or what an undo lacks. Where none is to be had by the deadline, if there is one,
+/// something else is done. `None` if the undo that was decided is not possible with a network either.
 fn fetch(
     setup: &Setup,
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
     situation: &Situation,
-    wanted: WantedRelease,
-) -> Result<NextState, SetupError> {
+    decision: BootDecision,
+) -> Result<Option<NextState>, SetupError> {
+    let is_undo = decision == BootDecision::UndoOnline;
+    let wanted = if decision == BootDecision::FetchNewer { WantedRelease::Newer } else { WantedRelease::Offered };
     let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
     let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
     let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
     if sources::are_at_hand(&setup.config, &setup.journal) {
+        if is_undo {
+            return undo_with(setup, mirrors, job, situation.system);
+        }
         let deadline = deadline.filter(|_| wanted == WantedRelease::Newer);
-        return install::until_installed(&Online::without_network(setup), mirrors, job, wanted, deadline);
+        return install::until_installed(&Online::without_network(setup), mirrors, job, wanted, deadline).map(Some);
     }
     let mut rest = None;
     let online = loop {
@@ -88,7 +101,7 @@ fn fetch(
             break online;
         }
         match without_release(setup, job, "no release is available", None)? {
-            Instead::Done(next) => return Ok(next),
+            Instead::Done(next) => return Ok(Some(next)),
             Instead::GoOn { until } => {
                 deadline = until;
                 rest = until.map(|_| Rest::begin(setup));
@@ -99,9 +112,9 @@ fn fetch(
     if !setup.reason.is_requested() && !setup.usb_release.is_there() {
         sources::spread_out(setup.config.spread, &setup.handover, &setup.journal);
     }
-    let next = match undo_with(setup, mirrors, job, situation.system)? {
-        Some(next) => Ok(next),
-        None => install::until_installed(&online, mirrors, job, wanted, deadline),
+    let next = match is_undo {
+        true => undo_with(setup, mirrors, job, situation.system),
+        false => install::until_installed(&online, mirrors, job, wanted, deadline).map(Some),
     };
     online.close();
     next
@@ -130,17 +143,14 @@ impl Drop for Rest {
     }
 }
 
-/// Goes back to the release that is kept, if that was decided and lacks something that a network has. Where it was
-/// asked for and fails all the same, nothing else is installed in its place while the system is intact.
+/// Goes back to the release that is kept and lacks something that a network may have. Where that was asked for and
+/// fails all the same, nothing else is installed in its place while the system is intact.
 fn undo_with(
     setup: &Setup,
     mirrors: &Mirrors,
     job: &RecoveryJob<'_>,
     system: System,
 ) -> Result<Option<NextState>, SetupError> {
-    if !setup.standing.undo_needs_network() {
-        return Ok(None);
-    }
     if let Some(next) = undo::run(setup, job, system, Some(&install::once(mirrors)))? {
         return Ok(Some(next));
     }
@@ -171,8 +181,10 @@ fn park(setup: &Setup) {
 
 /// Waits for a newer release and installs it. `None` once the pause is over.
 fn wait_parked(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Result<Option<NextState>, SetupError> {
-    let until = Instant::now() + HOUR * decide::parked_hours(setup.recoveries, setup.config.recoveries);
-    let serial = setup.recoveries.serial;
+    let Recoveries { serial, count } = setup.recoveries;
+    let length = HOUR * decide::parked_hours(setup.recoveries, setup.config.recoveries);
+    let pause = Pause::begin(&setup.disk.state, &setup.journal, &format!("parked:{serial}:{count}"), length);
+    let until = pause.until;
     if sources::are_at_hand(&setup.config, &setup.journal) {
         return install::until_another(&Online::without_network(setup), mirrors, job, serial, Some(until));
     }

@@ -74,7 +74,10 @@ pub(super) fn run(setup: &Setup) -> Option<NextState> {
         None
     });
     findings.add(match undo::possible(&setup.disk.target, &setup.keys) {
-        Ok(target) => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", target.version, target.serial)),
+        Ok(target) => match target.obstacle() {
+            None => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", target.version, target.serial)),
+            Some(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
+        },
         Err(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
     });
     let next = findings.end();

@@ -65,7 +65,8 @@ pub(super) fn until_installed(
         }
         // A person reads the refusal; a robot that asked by itself goes back to work.
         if let Some(until) = deadline
-            && (Instant::now() >= until || refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
+            && (Instant::now() >= until
+                || !rests && refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
         {
             let why = match (is_known, refused) {
                 (true, _) => "there is no newer release",

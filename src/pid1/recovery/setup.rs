@@ -1,5 +1,6 @@
 //! The robot as far as it is known before the network: drivers, disk, records, configuration, keys.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use super::boot_medium::BootMedium;
 use super::drivers::load_modules;
 use super::error::SetupError;
 use super::inputs::{self, read_if_there};
+use super::pause::Pause;
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
 use super::standing::{Standing, find_kept};
@@ -71,6 +73,8 @@ pub(super) struct Setup {
     pub began: Instant,
     /// What PID 1 handed over.
     pub handover: Handover,
+    /// The pause that is going on before something is tried again.
+    pub pause: RefCell<Option<Pause>>,
     /// Keeps loading drivers for what is plugged in later.
     _coldplug: Coldplug,
 }
@@ -117,10 +121,11 @@ impl Setup {
         });
         let kept = find_kept(&disk.target, &keys, handover);
         let standing = worker::within(&WorkPart::State, || {
-            Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), kept)
+            let floor = Floor::open(disk.floor_places.clone()).record();
+            Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), &floor, kept)
         });
         standing.report(journal);
-        let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, journal));
+        let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, record.as_ref(), journal));
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
@@ -145,6 +150,7 @@ impl Setup {
             journal: Arc::clone(journal),
             began: Instant::now().checked_sub(handover.age()).unwrap_or_else(Instant::now),
             handover: handover.clone(),
+            pause: RefCell::new(None),
             _coldplug: coldplug,
         })
     }
@@ -178,6 +184,7 @@ impl Setup {
                 safe_start: None,
             },
             resources: Resources {
+                brief_source: for_renewal,
                 state: Some(&self.disk.state),
                 floor: Some(&self.floor),
                 boot_chain: boot_chain.filter(|_| !self.handover.leaves_out(&WorkPart::Mending)),
@@ -221,14 +228,19 @@ impl Setup {
         matches!(self.standing.request, Some(RecoveryRequest::Undo { .. }))
     }
 
-    /// Everything that the first decision depends on.
-    pub(super) fn situation(&self, compared: &Compared) -> Situation {
+    /// Everything that a decision depends on. `online` says whether there is a network by now.
+    pub(super) fn situation(&self, compared: &Compared, online: bool) -> Situation {
+        self.situation_of(compared.system(), online)
+    }
+
+    /// The same for a state of the system partition that is known.
+    pub(super) fn situation_of(&self, system: System, online: bool) -> Situation {
         Situation {
             reason: self.judged_reason(),
             undo_requested: self.undo_is_requested(),
-            system: compared.system(),
+            system,
             worth: self.standing.worth(),
-            kept: self.standing.kept(),
+            kept: self.standing.kept(online),
             safe_starts: self.standing.safe_starts,
             recoveries: self.recoveries,
             budget: self.config.recoveries,
@@ -278,10 +290,13 @@ impl Compared {
 
 /// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good
 /// raises it here. The refusal of a release that was asked for by its serial is lifted.
-fn open_floor(disk: &RobotDisk, standing: &Standing, journal: &Journal) -> Floor {
+fn open_floor(disk: &RobotDisk, standing: &Standing, record: Option<&InstalledRecord>, journal: &Journal) -> Floor {
     let floor = Floor::open(disk.floor_places.clone());
-    let good = standing.installed.filter(|installed| installed.worth == Worth::Before);
-    if let Some(FloorChange { changed: true, .. }) = good.map(|good| floor.raise(good.id.serial)) {
+    let before = floor.record().serial;
+    let good = record.filter(|_| standing.worth() == Worth::Before).and_then(InstalledRecord::as_good);
+    if let Some(FloorChange { changed: true, .. }) = good.map(|good| floor.note_good(good))
+        && floor.record().serial > before
+    {
         journal.note(&format!("nothing older than serial {} is installed from now on", floor.record().serial));
     }
     let failed = match standing.request {
@@ -368,12 +383,8 @@ pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: 
     journal.note(&format!("product {product}, hardware {hardware:?}, {} trusted keys", keys.len()));
 }
 
-/// Reads the count of automatic recoveries from the environment, or from the black box where that is lost. The higher
-/// count is believed: to wait for another release does no harm that a person or that release cannot undo.
+/// Reads the count of automatic recoveries from the environment and from the black box.
 fn count_recoveries(state: &StatePartition, recorder: Option<&Recorder>) -> Recoveries {
-    let environment = state.boot_env().recoveries().unwrap_or_default();
     let recorded = recorder.map(|recorder| recorder.with(|open| open.recoveries())).unwrap_or_default();
-    // An environment that names another release is not lost: it counts anew.
-    let of_another = environment.serial != 0 && recorded.serial != environment.serial;
-    if recorded.count > environment.count && !of_another { recorded } else { environment }
+    state.boot_env().recoveries().unwrap_or_default().or_recorded(recorded)
 }

@@ -14,7 +14,7 @@ use crate::boot::slots;
 use crate::boot::worth::Worth;
 use crate::flash::target::BlockTarget;
 use crate::flash::undo::{self, UndoObstacle, UndoTarget};
-use crate::jobs::floor::ReleaseId;
+use crate::jobs::floor::{FloorRecord, ReleaseId};
 use crate::jobs::recovery::{InstalledRelease, Keep};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::pid1::link::{Handover, WorkPart};
@@ -58,13 +58,14 @@ impl Standing {
         state: &StatePartition,
         record: Option<&InstalledRecord>,
         recorder: Option<&Recorder>,
+        floor: &FloorRecord,
         undo: Result<UndoTarget, UndoObstacle>,
     ) -> Self {
         let env = state.boot_env().load_or_empty().unwrap_or_default();
         let installed = record.map(|record| {
             let serial = record.manifest().serial;
             let recorded = recorder.map(|recorder| recorder.with(|open| open.worth(serial))).unwrap_or_default();
-            InstalledRelease { id: record.id(), worth: Worth::judge(serial, &env, recorded) }
+            InstalledRelease::judge(record, &env, floor, recorded)
         });
         let asked = RecoveryRequest::parse(env.get(names::REQUEST));
         let serial = installed.map(|installed| installed.id.serial);
@@ -88,13 +89,20 @@ impl Standing {
         self.undo.borrow().as_ref().ok().cloned()
     }
 
-    /// What an undo can bring back.
-    pub(super) fn kept(&self) -> KeptRelease {
-        match (&*self.undo.borrow(), self.installed) {
-            (Ok(_), _) if self.undo_course.get() != UndoCourse::Untried => KeptRelease::Nothing,
-            (Err(_), _) => KeptRelease::Nothing,
-            (Ok(kept), Some(installed)) if id_of(kept) == installed.id => KeptRelease::Installed,
-            (Ok(_), _) => KeptRelease::Another,
+    /// What an undo can bring back. `online` says whether there is a network, which may have what is missing.
+    pub(super) fn kept(&self, online: bool) -> KeptRelease {
+        let course = self.undo_course.get();
+        let undo = self.undo.borrow();
+        let Some(kept) = undo.as_ref().ok().filter(|_| course != UndoCourse::Failed) else {
+            return KeptRelease::Nothing;
+        };
+        let is_whole = kept.is_complete() && course == UndoCourse::Untried;
+        match self.installed.is_some_and(|installed| id_of(kept) == installed.id) {
+            true if is_whole => KeptRelease::Installed,
+            // To fetch what is missing of it is what a recovery does anyway.
+            true => KeptRelease::Nothing,
+            false if is_whole || online => KeptRelease::Another,
+            false => KeptRelease::Part,
         }
     }
 
@@ -103,24 +111,14 @@ impl Standing {
         self.undo_course.set(if may_need_network { UndoCourse::NeedsNetwork } else { UndoCourse::Failed });
     }
 
-    /// Whether an undo was decided on that can be done with a network only.
-    pub(super) fn undo_needs_network(&self) -> bool {
-        self.undo_course.get() == UndoCourse::NeedsNetwork
-    }
-
     /// Whether a boot of the installed release was ever good.
     pub(super) fn worth(&self) -> Worth {
         self.installed.map(|installed| installed.worth).unwrap_or_default()
     }
 
-    /// What stays within reach of an undo while another release is installed: the last one that was good.
-    ///
-    /// Of an installed release of which nothing is known, it is kept only where nothing else is: what is kept was good.
+    /// What stays within reach of an undo while another release is installed.
     pub(super) fn keep(&self) -> Keep {
-        match (self.worth(), &*self.undo.borrow()) {
-            (Worth::Before, _) | (Worth::Unknown, Err(_)) => Keep::Installed,
-            (Worth::Never, _) | (Worth::Unknown, Ok(_)) => Keep::Kept,
-        }
+        Keep::by_worth(self.worth(), self.undo.borrow().as_ref().ok())
     }
 
     /// Number of the next safe start.
@@ -132,11 +130,17 @@ impl Standing {
     pub(super) fn report(&self, journal: &Journal) {
         let worth = match self.worth() {
             Worth::Before => "was good before",
+            Worth::SameImage => "has the image of one that was good before",
             Worth::Never => "was never good",
             Worth::Unknown => "may have been good or not",
         };
-        let kept = match (&*self.undo.borrow(), self.kept()) {
-            (Ok(kept), KeptRelease::Another) => format!("{} (serial {}) is kept", kept.version, kept.serial),
+        let kept = match (&*self.undo.borrow(), self.kept(false)) {
+            (Ok(UndoTarget { version, serial, .. }), KeptRelease::Another) => {
+                format!("{version} (serial {serial}) is kept")
+            }
+            (Ok(UndoTarget { version, serial, missing_chunks, .. }), KeptRelease::Part) => format!(
+                "{version} (serial {serial}) is kept, but for {missing_chunks} chunks that only a network may have"
+            ),
             (Ok(_), _) => "it is kept on the machine itself".to_owned(),
             (Err(obstacle), _) => format!("no undo: {obstacle}"),
         };

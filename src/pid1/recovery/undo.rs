@@ -8,14 +8,15 @@ use super::error::SetupError;
 use super::robot_disk::RECOVERY;
 use super::setup::Setup;
 use super::standing::{find_kept, id_of, scripts_know_safe_start};
-use crate::boot::decide::{KeptRelease, Reason, System};
+use crate::boot::decide::{self, KeptRelease, Reason, System};
 use crate::boot::env::BootEnvError;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
 use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::Source;
-use crate::jobs::floor::FloorChange;
+use crate::flash::undo::UndoTarget;
+use crate::jobs::floor::{FloorChange, GoodRelease};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob};
 use crate::jobs::state::InstalledRecord;
 use crate::pid1::link::WorkPart;
@@ -44,10 +45,8 @@ pub(super) fn run(
         undone: undone.map(|record| (record.manifest().version.as_str(), record.manifest().serial)),
         why: &why,
     });
-    // A release that was good and has lost some of its bytes is as good as before once it is installed again.
-    let taken_back = undone
-        .filter(|_| setup.undo_is_requested() || setup.standing.worth() != Worth::Before || system == System::Intact);
-    if let Err(error) = begin(setup, kept.serial, taken_back) {
+    let taken_back = undone.filter(|_| decide::takes_back(&setup.situation_of(system, network.is_some())));
+    if let Err(error) = begin(setup, kept, taken_back) {
         setup.journal.warn(&format!("the undo cannot begin: {}", chain(&error)));
         setup.standing.give_up_undo(false);
         return Ok(None);
@@ -87,14 +86,15 @@ pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
 
 /// Writes what has to be known if power is cut from here on: that the undo goes on, that what it leads to was good, and
 /// that what it takes back is not chosen again.
-fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(), BootEnvError> {
-    let (good, of) = (kept.to_string(), undone.map(|record| record.manifest().serial));
+fn begin(setup: &Setup, kept: &UndoTarget, undone: Option<&InstalledRecord>) -> Result<(), BootEnvError> {
+    let (good, of) = (kept.serial.to_string(), undone.map(|record| record.manifest().serial));
     let request = of.map(|of| RecoveryRequest::Undo { of: Some(of) }.to_string());
     let env = setup.disk.state.boot_env();
     for name in env.make_room()? {
         setup.journal.warn(&format!("the boot environment was full: {name}, which another program set, is removed"));
     }
     env.update(&[(names::GOOD, Some(&good)), (names::REQUEST, request.as_deref())])?;
+    warn_of(setup, setup.floor.note_good(GoodRelease::new(id_of(kept), &kept.image_id)));
     if let Some(record) = undone {
         warn_of(setup, setup.floor.refuse(record.id()));
     }
@@ -103,8 +103,11 @@ fn begin(setup: &Setup, kept: u64, undone: Option<&InstalledRecord>) -> Result<(
 
 /// Takes back what [`begin`] wrote, since the release stays: it may be what is installed again.
 fn end_in_vain(setup: &Setup, undone: Option<&InstalledRecord>) {
-    let good = setup.standing.installed.filter(|installed| installed.worth == Worth::Before);
-    let good = good.map(|good| good.id.serial.to_string());
+    let good = setup.record.as_ref().filter(|_| setup.standing.worth() == Worth::Before);
+    if let Some(noted) = good.and_then(InstalledRecord::as_good) {
+        warn_of(setup, setup.floor.note_good(noted));
+    }
+    let good = good.map(|good| good.manifest().serial.to_string());
     let mut changes = vec![(names::REQUEST, None)];
     if good.is_some() {
         changes.push((names::GOOD, good.as_deref()));
@@ -129,7 +132,7 @@ fn why(setup: &Setup) -> String {
             _ => "that was asked for".to_owned(),
         };
     }
-    if setup.standing.kept() == KeptRelease::Installed {
+    if setup.standing.kept(false) == KeptRelease::Installed {
         return "it is damaged, and kept on the machine".to_owned();
     }
     match (setup.reason, setup.standing.worth(), setup.standing.safe_starts.made) {

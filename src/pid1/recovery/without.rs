@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use super::direct_start;
 use super::ending::NextState;
 use super::error::SetupError;
+use super::pause::Pause;
 use super::setup::{Compared, Setup};
 use super::undo;
-use crate::boot::decide::{self, Reason, WithoutRelease};
+use crate::boot::decide::{self, Reason, Recoveries, Situation, WithoutRelease};
 use crate::chain::chain;
 use crate::fetch::Source;
 use crate::flash::verify::Verified;
+use crate::jobs::pause;
 use crate::jobs::recovery::{self, Policy, RecoveryJob};
 use crate::jobs::state::IndexedRelease;
 use crate::pid1::worker;
@@ -41,7 +43,11 @@ pub(super) fn without_release(
     loop {
         let compared = setup.compare(job);
         let system = compared.system();
-        let what = decide::without_release(&setup.situation(&compared));
+        let situation = setup.situation(&compared, network.is_some());
+        let what = decide::without_release(&situation);
+        if let Some(until) = rest_before(setup, what, &situation, why) {
+            return Ok(Instead::GoOn { until: Some(until) });
+        }
         return match (what, compared) {
             (WithoutRelease::Start, Compared::Intact(proof, installed)) => {
                 start(setup, job, proof, &installed, None, why).map(Instead::Done)
@@ -54,7 +60,7 @@ pub(super) fn without_release(
                 Some(next) => Ok(Instead::Done(next)),
                 None => continue,
             },
-            (WithoutRelease::Try, _) => try_once(setup, why),
+            (WithoutRelease::Try, _) => try_once(setup, why).map(Instead::Done),
             (WithoutRelease::Wait | WithoutRelease::Start | WithoutRelease::SafeStart, _) => {
                 Ok(Instead::GoOn { until: None })
             }
@@ -93,19 +99,43 @@ pub(super) fn start(
     }))
 }
 
-/// Starts a system of which nothing is known, after a pause that grows with each time that this was in vain.
-fn try_once(setup: &Setup, why: &str) -> Result<Instead, SetupError> {
-    let tried = setup.recoveries.count;
-    let hours = if tried == 0 { 0 } else { decide::parked_hours(setup.recoveries, 1) };
-    let due = setup.began + setup.config.offline + HOUR * hours;
-    if Instant::now() < due {
-        setup.journal.note(&format!("{why}; the system is tried once more in {hours} h, whatever it is"));
-        return Ok(Instead::GoOn { until: Some(due) });
-    }
+/// Returns the end of the pause before this step, unless there is none or it is over.
+fn rest_before(setup: &Setup, step: WithoutRelease, situation: &Situation, why: &str) -> Option<Instant> {
+    let hours = decide::hours_before(step, situation);
+    let Recoveries { serial, count } = situation.recoveries;
+    let name = match step {
+        // A safe start that came up was the pause itself, and has noted that.
+        WithoutRelease::SafeStart => pause::after_safe_start(situation.safe_starts.made.into()),
+        _ => format!("start:{serial}:{count}"),
+    };
+    let until = rest(setup, &name, hours)?;
+    let minutes = until.saturating_duration_since(Instant::now()).as_secs().div_ceil(60);
+    setup.journal.note(&format!("{why}; the system is started once more in {minutes} minutes"));
+    Some(until)
+}
+
+/// Starts a system of which nothing is known.
+fn try_once(setup: &Setup, why: &str) -> Result<NextState, SetupError> {
     if let Err(error) = setup.disk.state.boot_env().try_once(setup.recoveries) {
-        return Ok(Instead::Done(direct_start::start(setup, &format!("{why} and {}", chain(&error)))));
+        return Ok(direct_start::start(setup, &format!("{why} and {}", chain(&error))));
     }
     worker::done();
     setup.finish(AttemptOutcome::Started);
-    Ok(Instead::Done(NextState::Reboot(format!("{why}, and nothing is known of the system: trying to start it"))))
+    Ok(NextState::Reboot(format!("{why}, and nothing is known of the system: trying to start it")))
+}
+
+/// Returns the end of a pause of so many hours, unless it is over. It goes on from where it was each time this is
+/// asked.
+fn rest(setup: &Setup, name: &str, hours: u32) -> Option<Instant> {
+    let mut going_on = setup.pause.borrow_mut();
+    if hours == 0 {
+        *going_on = None;
+        return None;
+    }
+    let pause = match going_on.take() {
+        Some(pause) if pause.is(name) => pause,
+        _ => Pause::begin(&setup.disk.state, &setup.journal, name, HOUR * hours),
+    };
+    let until = going_on.insert(pause).until;
+    (Instant::now() < until).then_some(until)
 }

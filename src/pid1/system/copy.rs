@@ -32,6 +32,15 @@ pub(super) struct Copied {
     pub too_large: u64,
 }
 
+/// What becomes of a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// It makes way.
+    Replace,
+    /// It stays: it may be newer than the copy.
+    Keep,
+}
+
 /// A file to be copied, by its path below the directory.
 #[derive(Debug)]
 struct Found {
@@ -40,8 +49,14 @@ struct Found {
 }
 
 /// Copies what lies below `from` into `to`, the small files first. Paths for which `leaves_out` is true are left out
-/// with all below them.
-pub(super) fn copy(from: &Path, to: &Path, room: &mut Room, leaves_out: impl Fn(&Path) -> bool) -> io::Result<Copied> {
+/// with all below them. A file is whole under its name, or not there.
+pub(super) fn copy(
+    from: &Path,
+    to: &Path,
+    existing: Existing,
+    room: &mut Room,
+    leaves_out: impl Fn(&Path) -> bool,
+) -> io::Result<Copied> {
     let mut copied = Copied::default();
     let mut found = Vec::new();
     find(from, Path::new(""), &leaves_out, &mut found, &mut copied, MAX_DEPTH);
@@ -58,7 +73,11 @@ pub(super) fn copy(from: &Path, to: &Path, room: &mut Room, leaves_out: impl Fn(
             copied.too_large += 1;
             continue;
         };
-        match copy_one(&from.join(&one.path), &to.join(&one.path), &one.metadata) {
+        let place = to.join(&one.path);
+        if existing == Existing::Keep && fs::symlink_metadata(&place).is_ok() {
+            continue;
+        }
+        match copy_one(&from.join(&one.path), &place, &one.metadata) {
             Ok(()) => {
                 (room.bytes, room.files) = (bytes, files);
                 copied.files += 1;
@@ -127,12 +146,7 @@ fn copy_one(from: &Path, to: &Path, metadata: &fs::Metadata) -> io::Result<()> {
         }
         files::copy_overlay_marks(from, to)?;
     } else if kind.is_file() {
-        let mut source = files::open(from)?;
-        let mut target = fs::File::create_new(to)?;
-        if let Err(error) = io::copy(&mut source, &mut target) {
-            let _ = fs::remove_file(to);
-            return Err(error);
-        }
+        return copy_file(from, to, metadata);
     } else {
         // Sockets and pipes are made by whatever uses them.
         return Ok(());
@@ -141,9 +155,24 @@ fn copy_one(from: &Path, to: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
 }
 
+/// Copies a file under another name and renames it: a cut leaves none that is not whole.
+fn copy_file(from: &Path, to: &Path, metadata: &fs::Metadata) -> io::Result<()> {
+    let new = to.with_added_extension("reflash-new");
+    let _ = fs::remove_file(&new);
+    let copy = || {
+        let mut target = fs::File::create_new(&new)?;
+        io::copy(&mut files::open(from)?, &mut target)?;
+        chown(&new, Some(metadata.uid()), Some(metadata.gid()))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        target.sync_data()?;
+        fs::rename(&new, to)
+    };
+    copy().inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Copied, Room, copy};
+    use super::{Copied, Existing, Room, copy};
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
@@ -162,7 +191,7 @@ mod tests {
         fs::set_permissions(from.join("a/b"), fs::Permissions::from_mode(0o711)).unwrap();
         symlink("/etc/passwd", from.join("a/link")).unwrap();
         let leaves_out = |path: &Path| path == Path::new("cache");
-        let copied = copy(&from, &to, &mut PLENTY.clone(), leaves_out).unwrap();
+        let copied = copy(&from, &to, Existing::Replace, &mut PLENTY.clone(), leaves_out).unwrap();
         assert_eq!(copied, Copied { files: 5, ..Copied::default() });
         assert_eq!(fs::read_to_string(to.join("a/b/small")).unwrap(), "small");
         assert_eq!(to.join("a/b/small").metadata().unwrap().permissions().mode() & 0o777, 0o640);
@@ -170,10 +199,19 @@ mod tests {
         assert_eq!(fs::read_link(to.join("a/link")).unwrap(), Path::new("/etc/passwd"));
         assert!(!to.join("cache").exists());
         // Again over what is there, as after a power cut.
-        assert_eq!(copy(&from, &to, &mut PLENTY.clone(), leaves_out).unwrap(), copied);
+        assert_eq!(copy(&from, &to, Existing::Replace, &mut PLENTY.clone(), leaves_out).unwrap(), copied);
+        // What was changed since stays, and what is missing comes back.
+        fs::write(to.join("a/b/small"), "newer").unwrap();
+        fs::remove_file(to.join("a/large")).unwrap();
+        copy(&from, &to, Existing::Keep, &mut PLENTY.clone(), leaves_out).unwrap();
+        assert_eq!(fs::read_to_string(to.join("a/b/small")).unwrap(), "newer");
+        assert_eq!(fs::read(to.join("a/large")).unwrap().len(), 100_000);
         let mut little = Room { bytes: 40_000, files: 1000 };
-        let copied = copy(&from, &dir.path().join("little"), &mut little, leaves_out).unwrap();
+        let copied = copy(&from, &dir.path().join("little"), Existing::Replace, &mut little, leaves_out).unwrap();
         assert_eq!((copied.files, copied.too_large), (4, 1));
-        assert!(copy(&dir.path().join("none"), &to, &mut PLENTY.clone(), leaves_out).is_ok_and(|it| it.failed == 1));
+        assert!(
+            copy(&dir.path().join("none"), &to, Existing::Replace, &mut PLENTY.clone(), leaves_out)
+                .is_ok_and(|it| it.failed == 1)
+        );
     }
 }

@@ -4,6 +4,10 @@
 //! It is done here and not in the recovery: the robot is not to stand still for it, and no error of a recovery may ever
 //! reach the data. A note on the state partition has the stage, and is on the disk before the next stage begins. From
 //! `saved` on the old content is not looked at again: a check could make a wreck of old and new out of it.
+//!
+//! An image of before this note, which an undo goes back to, uses the partition and leaves the note alone. So the note
+//! has what the superblock was when it was written: one that was mounted since belongs to its files, over which nothing
+//! is put, and the partition is not made anew by a count of before.
 
 use std::fs;
 use std::io;
@@ -12,14 +16,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::copy::{Copied, Room, copy};
+use super::copy::{Copied, Existing, Room, copy};
 use super::error::SysrootError;
 use super::messages::say;
 use super::plan::BootPlaces;
 use super::take::answer_within;
 use crate::chain::chain;
-use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::disk::filesystem::{Ext4Life, ext4_life};
+use crate::flash::target::{AlignedBuf, BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::record::start::{DataUse, StartRecord};
+use crate::release::digest::{BLOCK_SIZE_BYTES, hex};
 use crate::sys::mount::{self, Mount};
 use crate::sys::{ext4, files, power};
 
@@ -71,8 +77,37 @@ struct Note {
     stage: Stage,
     /// Starts in a row without a writable partition.
     starts: u32,
+    /// Identity and last mount of the file system that the note is about, as far as that can be read.
+    data: Option<String>,
     /// Whether what was copied is kept, since the partition was written over after that, in part.
     keep_saved: bool,
+}
+
+impl Note {
+    /// The note as far as it still counts for the partition whose file system has this life now.
+    fn of_this_life(self, found: Option<Ext4Life>) -> Self {
+        let is_new = |found: &Ext4Life| self.data.as_ref().is_some_and(|noted| *noted != described_life(*found));
+        // A partition that is being made anew has a superblock that was never mounted, or none that can be read.
+        let was_used = found.filter(|found| found.mounted_unix_s != 0).is_some_and(|found| is_new(&found));
+        match self.stage {
+            _ if !was_used => self,
+            Stage::Counting => Self { starts: 0, ..self },
+            // Its files count, and what was copied of it before adds to them what they lack.
+            Stage::Saved | Stage::Made => Self { stage: Stage::Counting, starts: 0, keep_saved: true, ..self },
+        }
+    }
+}
+
+/// The life of the file system as the medium has it, past what is cached.
+fn life(device: &Path) -> Option<Ext4Life> {
+    let target = DeviceTarget::open_read_only(device).ok()?;
+    let mut head = AlignedBuf::zeroed(BLOCK_SIZE_BYTES);
+    target.read_at(0, &mut head).ok()?;
+    ext4_life(&head)
+}
+
+fn described_life(life: Ext4Life) -> String {
+    format!("{}:{}", hex(&life.uuid), life.mounted_unix_s)
 }
 
 /// A renewal that goes on or may begin. The state partition is mounted as long as this lives.
@@ -96,6 +131,9 @@ impl<'a> DataRenewal<'a> {
             let note = serde_json::from_slice::<Note>(&text).unwrap_or_default();
             Ok(if note.starts < STARTS { note } else { Note { starts: 0, ..note } })
         })?;
+        let at = device.to_owned();
+        let found = answer_within(LIMIT, "read the superblock of the data partition", move || Ok(life(&at)))?;
+        let note = note.of_this_life(found);
         let mut this = Self { parts, device: device.to_owned(), places, state, note };
         if this.note.stage == Stage::Saved {
             this.make()?;
@@ -192,7 +230,7 @@ impl<'a> DataRenewal<'a> {
             }
             if saved.is_dir() {
                 let mut room = Room { bytes: u64::MAX, files: u64::MAX };
-                let copied = copy(&saved, &data, &mut room, |_| false)
+                let copied = copy(&saved, &data, Existing::Keep, &mut room, |_| false)
                     .map_err(SysrootError::file("put back what was copied of the data partition"))?;
                 say(&format!("the data partition is new; {}", described(&copied)));
             }
@@ -214,8 +252,10 @@ impl<'a> DataRenewal<'a> {
     }
 
     fn write_note(&self) -> Result<(), SysrootError> {
-        let (state, text) = (self.state.clone(), serde_json::to_vec(&self.note).unwrap_or_default());
+        let (state, device, mut note) = (self.state.clone(), self.device.clone(), self.note.clone());
         answer_within(LIMIT, "write to the state partition", move || {
+            note.data = life(&device).map(described_life);
+            let text = serde_json::to_vec(&note).unwrap_or_default();
             let write = || -> io::Result<()> {
                 let new = state.join(NOTE).with_added_extension("new");
                 let _ = fs::remove_file(&new);
@@ -251,9 +291,10 @@ fn save_into(data: &Path, state: &Path, keep_earlier: bool) -> io::Result<Copied
     let mut room =
         Room { bytes: free.bytes.saturating_sub(MARGIN_BYTES), files: free.inodes.saturating_sub(MARGIN_FILES) };
     let own = Path::new("etc-overlay/upper");
-    let etc = copy(data, &saved, &mut room, |path| !(path.starts_with(own) || own.starts_with(path)))?;
+    let etc =
+        copy(data, &saved, Existing::Replace, &mut room, |path| !(path.starts_with(own) || own.starts_with(path)))?;
     let not_saved = |path: &Path| NOT_SAVED.iter().any(|left_out| path == Path::new("var").join(left_out));
-    let var = copy(data, &saved, &mut room, |path| !path.starts_with("var") || not_saved(path))?;
+    let var = copy(data, &saved, Existing::Replace, &mut room, |path| !path.starts_with("var") || not_saved(path))?;
     power::sync();
     Ok(Copied {
         files: etc.files + var.files,
@@ -293,5 +334,61 @@ fn described(copied: &Copied) -> String {
             "{files} files, links and directories are kept, {failed} could not be read, and for {too_large} there was \
              no room"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Note, Stage, described_life, write_template};
+    use crate::disk::filesystem::Ext4Life;
+    use crate::flash::target::DeviceTarget;
+
+    #[test]
+    fn a_template_that_lost_a_block_is_found_out_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, data) = (dir.path().join("data.ext4.zst"), dir.path().join("data"));
+        let content: Vec<u8> =
+            (0..1_u32 << 16).flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+        let mut zstd = zstd::bulk::Compressor::new(1).unwrap();
+        zstd.include_checksum(true).unwrap();
+        let whole = zstd.compress(&content).unwrap();
+        let before = vec![7; 1 << 20];
+        let try_with = |bytes: &[u8]| {
+            std::fs::write(&template, bytes).unwrap();
+            std::fs::write(&data, &before).unwrap();
+            write_template(&template, &DeviceTarget::open(&data).unwrap())
+        };
+        for lost in (0..whole.len() / 4096).step_by(9) {
+            let mut damaged = whole.clone();
+            damaged[lost * 4096..(lost + 1) * 4096].fill(0);
+            assert!(try_with(&damaged).is_err(), "block {lost}");
+            assert!(std::fs::read(&data).unwrap() == before, "block {lost}");
+        }
+        assert!(try_with(&whole[..whole.len() - 4096]).is_err() && std::fs::read(&data).unwrap() == before);
+        try_with(&whole).unwrap();
+        assert!(std::fs::read(&data).unwrap().starts_with(&content));
+    }
+
+    #[test]
+    fn a_note_counts_for_the_life_of_the_file_system_that_it_was_written_in() {
+        let life = |uuid, mounted_unix_s| Ext4Life { uuid: [uuid; 16], mounted_unix_s };
+        let note = |stage| Note { stage, starts: 2, keep_saved: false, data: Some(described_life(life(1, 500))) };
+        for stage in [Stage::Counting, Stage::Saved, Stage::Made] {
+            // The same life; or one of which nothing can be read, or a superblock that is new.
+            for found in [Some(life(1, 500)), None, Some(life(9, 0))] {
+                assert_eq!(note(stage).of_this_life(found), note(stage), "{stage:?} {found:?}");
+            }
+            // Another image has mounted it since, or another file system is there that is in use.
+            for found in [life(1, 501), life(2, 500)] {
+                let after = note(stage).of_this_life(Some(found));
+                assert_eq!(
+                    (after.stage, after.starts, after.keep_saved),
+                    (Stage::Counting, 0, stage != Stage::Counting)
+                );
+            }
+            // A note of before lives were noted.
+            let old = Note { data: None, ..note(stage) };
+            assert_eq!(old.clone().of_this_life(Some(life(1, 501))), old);
+        }
     }
 }

@@ -6,6 +6,7 @@ mod dhcp;
 mod differential;
 mod disk_table;
 mod dns;
+mod floor;
 mod grubenv;
 mod hostile_index;
 mod http;
@@ -46,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hostile_index", run: hostile_index::run, share: 4 },
     Target { name: "differential", run: differential::run, share: 4 },
     Target { name: "disk_table", run: disk_table::run, share: 1 },
+    Target { name: "floor", run: floor::run, share: 1 },
     Target { name: "grubenv", run: grubenv::run, share: 1 },
     Target { name: "blackbox", run: blackbox::run, share: 1 },
     Target { name: "config", run: config::run, share: 1 },

@@ -16,8 +16,8 @@ use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::plan::{Comparison, Plan, Reuse};
 use reflash::jobs::floor::{Floor, FloorPlaces};
-use reflash::jobs::recovery::{self, Keep, Policy, RecoveryJob, Resources};
-use reflash::jobs::state::StatePartition;
+use reflash::jobs::recovery::{self, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
+use reflash::jobs::state::{InstalledRecord, StatePartition};
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
 use reflash::release::digest::{Digest, block_hash};
@@ -268,7 +268,7 @@ impl<'a> Judge<'a> {
         match first {
             BootDecision::Park => bail!("recovery ({reason:?}) parks: {situation:?}"),
             BootDecision::Start => {}
-            BootDecision::Undo => {
+            BootDecision::Undo | BootDecision::UndoOnline => {
                 let releases = [self.old, Some(self.new)].into_iter().flatten();
                 let back = releases.into_iter().find(|release| Some(release.serial) == leads_back);
                 let back =
@@ -328,14 +328,17 @@ impl<'a> Judge<'a> {
                 let recorded = BlackBox::open(&state.blackbox_path()).context("the black box cannot be opened")?;
                 let env = state.boot_env().load_or_empty().context("the agent cannot read its environment")?;
                 let installed = state.installed(self.keys).map(|installed| installed.manifest.serial);
-                let judge = |serial| Worth::judge(serial, &env, recorded.worth(serial));
+                let floor =
+                    Floor::open(FloorPlaces { state: Some(mounted.0.clone()), ..FloorPlaces::default() }).record();
+                let judge = |record: InstalledRecord| {
+                    let recorded = recorded.worth(record.manifest().serial);
+                    InstalledRelease::judge(&record, &env, &floor, recorded).worth
+                };
                 Found {
                     lost: false,
                     installed,
-                    worth: installed.map(judge).unwrap_or_default(),
-                    floor: Floor::open(FloorPlaces { state: Some(mounted.0.clone()), ..FloorPlaces::default() })
-                        .record()
-                        .serial,
+                    worth: state.record(self.keys).filter(|_| installed.is_some()).map(judge).unwrap_or_default(),
+                    floor: floor.serial,
                     request: RecoveryRequest::parse(env.get(names::REQUEST)),
                     safe_starts_made: env.get(names::SAFE).and_then(|made| made.parse().ok()).unwrap_or(0),
                     recoveries: [environment, recorded.recoveries()]

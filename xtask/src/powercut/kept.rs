@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use reflash::chain::chain;
 use reflash::fetch::Directory;
 use reflash::flash::target::BlockTarget;
-use reflash::flash::undo;
+use reflash::flash::undo::{self, UndoTarget};
 use reflash::jobs::recovery::{self, Identity, Policy, RecoveryJob, Resources};
 use reflash::record::journal::Journal;
 use reflash::release::manifest::TrustedKeys;
@@ -77,7 +77,7 @@ impl SystemPartition {
 
     /// The release that an undo would lead back to, by its serial.
     pub fn leads_back_to(&self, keys: &TrustedKeys) -> Option<u64> {
-        undo::possible(self, keys).ok().map(|possible| possible.serial)
+        undo::possible(self, keys).ok().filter(UndoTarget::is_complete).map(|possible| possible.serial)
     }
 
     /// Takes the update back by the agent's own code, without any source.

@@ -3,7 +3,7 @@
 //! Three layers are merged, and the later one wins key by key: `/etc/reflash/reflash.toml` of the initramfs,
 //! `reflash.toml` of the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each is first a
 //! [`Layer`], in which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the
-//! whole.
+//! whole. A robot alone leaves out what it cannot use instead ([`Layer::parse_usable`], [`Config::resolve_usable`]).
 //!
 //! A key is defined by one row: those of `[network]`, `[[network.interfaces]]` and `[provision.disk]` in the modules of
 //! that name, all others below. The `keys` module explains what a row says. `docs/configuration.md` and the JSON schema
@@ -19,6 +19,7 @@ mod keys;
 mod kinds;
 mod network;
 pub mod reference;
+mod usable;
 
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
+pub use usable::Usable;
 
 use disk::DiskTable;
 use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
@@ -226,23 +228,47 @@ impl Layer {
     /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known beside an action that deletes data,
     /// [`ConfigError::Value`] for one whose value cannot be read.
     pub fn from_kernel_command_line(line: &str) -> Result<(Self, BootArgs), ConfigError> {
-        let mut layer = Self::default();
+        let (Usable { value, mut problems }, boot) = Self::read_kernel_command_line(line)?;
+        if problems.is_empty() { Ok((value, boot)) } else { Err(problems.swap_remove(0)) }
+    }
+
+    /// Reads a kernel command line as [`from_kernel_command_line`](Self::from_kernel_command_line), for a recovery:
+    /// a configuration key whose value is not right is left out. Beside an action that deletes data it is refused.
+    ///
+    /// # Errors
+    /// As there, but for the values of configuration keys beside an action that deletes nothing.
+    pub fn usable_kernel_arguments(line: &str) -> Result<(Usable<Self>, BootArgs), ConfigError> {
+        let (mut usable, boot) = Self::read_kernel_command_line(line)?;
+        usable.value.drop_wrong(&mut usable.problems);
+        if boot.deletes_data() && !usable.problems.is_empty() {
+            return Err(usable.problems.swap_remove(0));
+        }
+        Ok((usable, boot))
+    }
+
+    fn read_kernel_command_line(line: &str) -> Result<(Usable<Self>, BootArgs), ConfigError> {
+        let mut usable = Usable { value: Self::default(), problems: Vec::new() };
         let mut boot = BootArgs::default();
         for argument in line.split_ascii_whitespace() {
             let Some(setting) = argument.strip_prefix("reflash.") else { continue };
             let (name, text) = setting.split_once('=').unwrap_or((setting, ""));
             let of_system = SYSTEM_ARGUMENTS.iter().any(|known| known.name == name);
-            if !(of_system || boot.set(name, text)? || layer.set(name, text)?) {
+            if of_system || boot.set(name, text)? {
+                continue;
+            }
+            match usable.value.set(name, text) {
+                Ok(true) => {}
                 // The name alone: the value may be a URL with a password.
-                boot.unknown.push(format!("reflash.{name}"));
+                Ok(false) => boot.unknown.push(format!("reflash.{name}")),
+                Err(error) => usable.problems.push(error),
             }
         }
-        if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
+        if boot.deletes_data()
             && let Some(argument) = boot.unknown.pop()
         {
             return Err(ConfigError::UnknownArgument { argument, known: known_arguments().join(", ") });
         }
-        Ok((layer, boot))
+        Ok((usable, boot))
     }
 }
 

@@ -84,6 +84,22 @@ impl ValueKind for InterfaceTables {
         text.is_empty().then(Vec::new)
     }
 
+    /// An interface without one of its settings is better than none.
+    fn usable(
+        _key: &'static str,
+        mut written: Vec<InterfaceLayer>,
+        problems: &mut Vec<ConfigError>,
+    ) -> Option<Vec<InterfaceLayer>> {
+        for one in &mut written {
+            one.drop_wrong(problems);
+            if let Err(error) = InterfaceSettings::resolve(one.clone()) {
+                problems.push(error);
+                one.gateways = None;
+            }
+        }
+        Some(written)
+    }
+
     fn check(_key: &'static str, written: Vec<InterfaceLayer>) -> Result<Vec<InterfaceSettings>, ConfigError> {
         written.into_iter().map(InterfaceSettings::resolve).collect()
     }

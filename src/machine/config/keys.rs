@@ -39,6 +39,21 @@ pub trait ValueKind {
     /// [`ConfigError::Value`] when it is out of range or of the wrong form.
     fn check(key: &'static str, written: Self::Written) -> Result<Self::Checked, ConfigError>;
 
+    /// Returns what of a value can be used, for a program that goes on without the rest; the reason for which a part of
+    /// it cannot be used joins the problems.
+    fn usable(key: &'static str, written: Self::Written, problems: &mut Vec<ConfigError>) -> Option<Self::Written>
+    where
+        Self::Written: Clone,
+    {
+        match Self::check(key, written.clone()) {
+            Ok(_) => Some(written),
+            Err(error) => {
+                problems.push(error);
+                None
+            }
+        }
+    }
+
     /// Whether the value counts as not set, as an empty list does.
     fn is_absent(_written: &Self::Written) -> bool {
         false
@@ -166,6 +181,19 @@ macro_rules! keys {
                 #[must_use]
                 pub fn overridden_by(self, later: Self) -> Self {
                     Self { $($key: later.$key.or(self.$key),)+ }
+                }
+
+                /// Removes what of each value cannot be used; the reasons join the problems.
+                pub(in $crate::machine::config) fn drop_wrong(
+                    &mut self,
+                    problems: &mut Vec<$crate::machine::config::ConfigError>,
+                ) {
+                    $(
+                        let name = concat!($path, ".", stringify!($key));
+                        self.$key = self.$key.take().and_then(|written| {
+                            <$kind as $crate::machine::config::keys::ValueKind>::usable(name, written, problems)
+                        });
+                    )+
                 }
 
                 /// Sets the key that has this kernel argument, if one has it here. Whether one has.

@@ -9,4 +9,5 @@ pub mod keys;
 pub mod mend;
 pub mod provision;
 pub mod recovery;
+pub mod site_copy;
 pub mod state;

@@ -13,7 +13,9 @@ use crate::boot::grubenv::GrubEnv;
 use crate::chain::chain;
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::floor::FILE as FLOOR;
-use crate::jobs::state::{INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, SIGNATURE, StatePartition};
+use crate::jobs::state::{
+    INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_SITE_BYTES, SIGNATURE, SITE, StatePartition,
+};
 use crate::record::blackbox;
 use crate::record::journal::Journal;
 use crate::release::manifest;
@@ -182,8 +184,9 @@ struct Kept {
 }
 
 /// Files that are put back, each with its largest size in bytes. The events are for people, and come last.
-const KEPT: [(&str, u64); 6] = [
+const KEPT: [(&str, u64); 7] = [
     (FLOOR, MAX_FLOOR_BYTES),
+    (SITE, MAX_SITE_BYTES),
     ("blackbox", blackbox::SIZE_BYTES),
     (INDEX, MAX_INDEX_BYTES),
     (SIGNATURE, manifest::MAX_SIGNATURE_BYTES),

@@ -106,13 +106,7 @@ impl RobotDisk {
         let slot = args.slot.as_ref().map(|slot| format!(", recovery slot {slot}"));
         journal.note(&format!("disk {description}{}", slot.unwrap_or_default()));
         let recovery = partition(Role::Recovery)?;
-        match Mount::device(&recovery, "ext4").read_only().data_only().on(RECOVERY) {
-            // The medium has all that is needed.
-            Err(error) if medium.is_some() => {
-                journal.warn(&format!("continuing without the robot's recovery partition: {}", chain(&error)))
-            }
-            result => result?,
-        }
+        mount_recovery(&recovery, journal);
         let state_partition = partition(Role::State)?;
         open_state(&state_partition, handover, journal)
             .map_err(|source| SetupError::State { path: state_partition, source })?;
@@ -142,6 +136,17 @@ impl RobotDisk {
             name: found.disk.name,
             mended,
         })
+    }
+}
+
+/// Mounts the recovery partition, as far as that is possible. GRUB, which looks at no checksum and no journal, started
+/// this recovery from it; without it, the copy of the configuration, a medium, and what is in memory are left.
+fn mount_recovery(device: &Path, journal: &Journal) {
+    let usual = Mount::device(device, "ext4").read_only().data_only();
+    let Err(error) = usual.on(RECOVERY) else { return };
+    journal.warn(&format!("the recovery partition is damaged: {}", chain(&error)));
+    if let Err(error) = usual.no_load().on(RECOVERY) {
+        journal.warn(&format!("going on without the recovery partition: {}", chain(&error)));
     }
 }
 

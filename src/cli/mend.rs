@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, failure, print};
-use super::mounted::{MountedState, own_partuuid};
+use super::mounted::{MOUNTS, MountedState, own_partuuid};
 use super::options::Options;
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::raw::WholeDisk;
 use crate::disk::{Disk, Which, disks};
+use crate::jobs::mend::recovery_partition::{RecoveryPlace, Thoroughness};
 use crate::jobs::mend::{self, pieces::BootPieces};
 use crate::jobs::state::StatePartition;
 use crate::record::blackbox::{Attempt, BlackBox};
@@ -26,7 +27,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some((disk, table)) = &mounted.boot_disk else {
         return failure("which disk this machine starts from is not known here; leave --state out");
     };
-    let outcome = mend(disk, table, &mounted)?;
+    let outcome = mend(disk, table, &mounted, Thoroughness::Content)?;
     let mended: Vec<_> = first.into_iter().chain(outcome.mended).collect();
     print(options, &json!({ "mended": mended, "whole": outcome.whole }), || {
         match (mended.as_slice(), outcome.whole) {
@@ -41,7 +42,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
 /// Mends after a good boot. Whatever goes wrong is for the log: the boot stays good.
 pub(super) fn after_good_boot(mounted: &MountedState) {
     let Some((disk, table)) = &mounted.boot_disk else { return };
-    if let Err(failure) = mend(disk, table, mounted) {
+    if let Err(failure) = mend(disk, table, mounted, Thoroughness::Names) {
         complain(&format!("the boot chain is not looked at: {}", failure.text));
     }
 }
@@ -52,7 +53,12 @@ struct Outcome {
     whole: bool,
 }
 
-fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<Outcome, Failure> {
+fn mend(
+    disk: &Path,
+    table: &PartitionTable,
+    mounted: &MountedState,
+    thoroughness: Thoroughness,
+) -> Result<Outcome, Failure> {
     let state = &mounted.state;
     let journal = Journal::on_stderr();
     match state.open_events() {
@@ -67,13 +73,12 @@ fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<O
         }
     }));
     let mut whole = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
-    if let Some(device) = &mounted.damaged_recovery {
-        match mend::recovery_partition::mend(device) {
-            Ok(()) => journal.report(Event::Mended("file system of the recovery partition")),
-            Err(error) => {
-                whole = false;
-                journal.warn(&chain(&error));
-            }
+    if let Some(device) = &mounted.recovery_device {
+        let at = Path::new(MOUNTS).join("recovery");
+        let place = RecoveryPlace { device, at: &at, state, thoroughness };
+        if let Err(error) = mend::recovery_partition::mend(&place, mounted.recovery.is_some(), &journal) {
+            whole = false;
+            journal.warn(&chain(&error));
         }
     }
     let mended = std::mem::take(&mut *lock(&mended));

@@ -64,8 +64,7 @@ impl SiteCopy {
     }
 
     /// The copy as it is to be now. Pure.
-    #[must_use]
-    pub fn updated(&self, originals: &Originals, found: BTreeMap<String, Place>) -> Self {
+    fn updated(&self, originals: &Originals, places: BTreeMap<String, Place>) -> Self {
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         for (name, original) in originals.all() {
             let kept = self.get(name);
@@ -83,7 +82,16 @@ impl SiteCopy {
                 files.insert(name.clone(), kept.clone());
             }
         }
-        Self { files, places: places::merged(&self.places, found) }
+        Self { files, places }
+    }
+
+    fn replace(&self, state: &StatePartition, root: &Path, places: BTreeMap<String, Place>) -> io::Result<bool> {
+        let updated = self.updated(&Originals::read(root), places);
+        if updated == *self {
+            return Ok(false);
+        }
+        state.keep_site_copy(&updated.encode()?)?;
+        Ok(true)
     }
 
     /// Names of the files that are lost on the recovery partition, and of which there is a copy. Pure.
@@ -131,18 +139,29 @@ impl SiteCopy {
     }
 }
 
+/// Whether a robot can work with this text in the place of the file of this name. Pure.
+#[must_use]
+pub fn is_usable(name: &str, text: &str) -> bool {
+    !originals::is_useless(name, text)
+}
+
 /// Brings the copy up to date with the recovery partition that is mounted at `root`. Returns whether it was written.
 ///
 /// # Errors
 /// The file system's; the copy is as it was.
 pub fn keep(state: &StatePartition, root: &Path) -> io::Result<bool> {
     let before = SiteCopy::read(state);
-    let updated = before.updated(&Originals::read(root), places::find(root));
-    if updated == before {
-        return Ok(false);
-    }
-    state.keep_site_copy(&updated.encode()?)?;
-    Ok(true)
+    let places = places::merged(&before.places, places::find(root));
+    before.replace(state, root, places)
+}
+
+/// Brings the copy up to date with a recovery partition that was just mended: what is not there now is not lost, but
+/// gone.
+///
+/// # Errors
+/// As [`keep`].
+pub fn keep_as_found(state: &StatePartition, root: &Path) -> io::Result<bool> {
+    SiteCopy::read(state).replace(state, root, places::find(root))
 }
 
 #[cfg(test)]

@@ -71,6 +71,16 @@ impl Originals {
         self.files.iter().map(|(name, original)| (name.as_str(), original))
     }
 
+    /// Whether a file is there, and is nothing that a file of its name can be.
+    #[must_use]
+    pub fn is_damaged(&self, name: &str) -> bool {
+        match self.get(name) {
+            None => false,
+            Some(Original::Unreadable(_)) => true,
+            Some(Original::Text(text)) => worth(name, text) == Worth::Nothing,
+        }
+    }
+
     /// Whether a file that is not there was removed, as what is beside it shows. A directory whose block is lost reads
     /// like an empty one.
     #[must_use]

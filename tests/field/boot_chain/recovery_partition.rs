@@ -31,12 +31,15 @@ fn a_lost_superblock_comes_back_from_the_second_one() {
             let attached = Attached::new(&image, 512);
             let mounted = || Mount::device(attached.path(), "ext4").read_only().on(&at);
             mounted().unwrap_err();
-            let mended = recovery_partition::mend(attached.path());
+            let mended = recovery_partition::repair(attached.path());
             if is_mended {
                 mended.unwrap();
                 mounted().unwrap();
                 assert!(fs::read(at.join("slots/a/vmlinuz")).unwrap() == vec![7; 300_000]);
-                assert!(matches!(recovery_partition::mend(attached.path()), Err(MendError::RecoveryPartition { .. })));
+                assert!(matches!(
+                    recovery_partition::repair(attached.path()),
+                    Err(MendError::RecoveryPartition { .. })
+                ));
                 mount::unmount(&at).unwrap();
             } else {
                 // A file system of one group has no second superblock: this is said, and nothing is made up.

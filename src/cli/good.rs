@@ -69,7 +69,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             open.mark(Marks { good_through: last, ..marks })?;
         }
     }
-    mend::after_good_boot(&mounted);
+    mend::after_good_boot(options, &mounted);
     print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
 }

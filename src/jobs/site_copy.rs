@@ -94,11 +94,12 @@ impl SiteCopy {
         Ok(true)
     }
 
-    /// Names of the files that are lost on the recovery partition, and of which there is a copy. Pure.
+    /// Names of the files that are lost on the recovery partition, and of which there is a copy. What is missing was
+    /// not removed by anybody where the file system `was_damaged`. Pure.
     #[must_use]
-    pub fn lost(&self, originals: &Originals) -> Vec<&str> {
+    pub fn lost(&self, originals: &Originals, was_damaged: bool) -> Vec<&str> {
         let is_lost = |name: &str, kept: &str| match originals.get(name) {
-            None => !originals.was_removed(name),
+            None => was_damaged || !originals.was_removed(name),
             Some(Original::Unreadable(_)) => true,
             Some(Original::Text(text)) => originals::is_useless(name, text) && !originals::is_useless(name, kept),
         };
@@ -227,9 +228,10 @@ mod tests {
         assert_eq!(keys(&after(&both, &[(a, Some(KEY)), (b, None)])), [a, b]);
         assert_eq!(keys(&after(&both, &[(a, Some("\0\0")), (b, Some(KEY))])), [a, b]);
         assert_eq!(keys(&after(&both, &[])), [a, b], "a directory without any name lost its block");
-        assert_eq!(both.lost(&originals(&[(a, Some(KEY))])), [] as [&str; 0]);
-        assert_eq!(both.lost(&originals(&[(a, Some(KEY)), (b, None)])), [b]);
-        assert_eq!(both.lost(&originals(&[])), [a, b]);
+        assert_eq!(both.lost(&originals(&[(a, Some(KEY))]), false), [] as [&str; 0]);
+        assert_eq!(both.lost(&originals(&[(a, Some(KEY)), (b, None)]), false), [b]);
+        assert_eq!(both.lost(&originals(&[]), false), [a, b]);
+        assert_eq!(both.lost(&originals(&[(a, Some(KEY))]), true), [b]);
     }
 
     #[test]
@@ -249,12 +251,12 @@ mod tests {
         assert!(copy.places().any(|(path, _)| path == "keys/a.pub"));
         fs::write(root.join(CONFIG), "\0\0").unwrap();
         fs::remove_file(root.join("asset")).unwrap();
-        assert_eq!(copy.lost(&Originals::read(&root)), ["asset", CONFIG]);
+        assert_eq!(copy.lost(&Originals::read(&root), false), ["asset", CONFIG]);
         for name in ["asset", CONFIG] {
             copy.put_back(name, &root).unwrap();
         }
         assert_eq!(fs::read_to_string(root.join(CONFIG)).unwrap(), RIGHT);
-        assert_eq!(copy.lost(&Originals::read(&root)), [] as [&str; 0]);
+        assert_eq!(copy.lost(&Originals::read(&root), false), [] as [&str; 0]);
         let path = dir.path().join("site.json");
         let mut bytes = fs::read(&path).unwrap();
         let last = bytes.len() - 9;

@@ -11,7 +11,7 @@ use super::{loader, slot_files};
 use crate::boot::slots::{FILES, Slot};
 use crate::jobs::floor;
 use crate::jobs::keys::key_paths;
-use crate::jobs::site_copy::{CONFIG, KEYS, Kind, SiteCopy, is_usable};
+use crate::jobs::site_copy::{CONFIG, KEYS, Kind, Place, SiteCopy, is_usable};
 use crate::jobs::state::make_directory;
 use crate::sys::files;
 
@@ -26,11 +26,12 @@ const KERNEL: (u64, &[u8]) = (0x202, b"HdrS");
 /// What an initramfs begins with: cpio, and what it may be compressed with (gzip, xz, zstd).
 const INITRAMFS: [&[u8]; 4] = [b"070701", &[0x1f, 0x8b], &[0xfd, b'7', b'z', b'X', b'Z'], &[0x28, 0xb5, 0x2f, 0xfd]];
 
-/// Moves what is found back to its place, and returns the paths. The file system is mounted for writing at `root`.
+/// Moves what is found back to its place, and returns the paths. The file system is mounted for writing at `root`; what
+/// is missing was not removed by anybody where it `was_damaged`.
 ///
 /// # Errors
 /// The file system's.
-pub(super) fn bring_back(root: &Path, copy: &SiteCopy) -> io::Result<Vec<String>> {
+pub(super) fn bring_back(root: &Path, copy: &SiteCopy, was_damaged: bool) -> io::Result<Vec<String>> {
     let mut done = Vec::new();
     for (path, place) in copy.places() {
         let lost = root.join(NAME).join(format!("#{}", place.inode));
@@ -38,6 +39,13 @@ pub(super) fn bring_back(root: &Path, copy: &SiteCopy) -> io::Result<Vec<String>
         if is_it && move_to(root, &lost, path)? {
             done.push(path.to_owned());
         }
+    }
+    // e2fsck clears what is empty: the mark of a medium that provisioned the disk is.
+    let is_mark = |(path, place): &(&str, Place)| place.kind == Kind::File(0) && !root.join(path).exists();
+    for (path, _) in copy.places().filter(|_| was_damaged).filter(is_mark) {
+        let (path_there, parent) = (root.join(path), Path::new(path).parent().unwrap_or(Path::new("")));
+        make_directory(&root.join(parent)).and_then(|()| File::create_new(path_there)?.sync_all())?;
+        done.push(path.to_owned());
     }
     for lost in names(root) {
         for (from, path) in recognised(root, &lost) {

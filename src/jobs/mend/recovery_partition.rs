@@ -37,8 +37,11 @@ const UNCHANGED: i32 = 0;
 /// The part in events.
 const FILE_SYSTEM: &str = "file system of the recovery partition";
 
+/// Brings the files of a slot, in the order of [`FILES`](crate::boot::slots::FILES), or the reason why not.
+pub type FetchSlot<'a> = dyn Fn() -> Result<Vec<Vec<u8>>, String> + 'a;
+
 /// The recovery partition of a running system.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct RecoveryPlace<'a> {
     /// Device of the partition.
     pub device: &'a Path,
@@ -48,6 +51,8 @@ pub struct RecoveryPlace<'a> {
     pub state: &'a StatePartition,
     /// How closely the slots are looked at.
     pub thoroughness: Thoroughness,
+    /// Source of a slot's files where neither slot is whole.
+    pub fetch: Option<&'a FetchSlot<'a>>,
 }
 
 /// Mends the recovery partition, and reports each part that was mended. Where it was mounted (for reading) it is so
@@ -58,22 +63,28 @@ pub struct RecoveryPlace<'a> {
 /// is no copy. What could be mended is.
 pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> Result<(), MendError> {
     let copy = SiteCopy::read(place.state);
-    if !is_mounted || place.fault(&copy).is_some() {
+    // A loader that is lost may be a directory that is lost, on a robot that has noted nothing yet.
+    let was_damaged = !is_mounted || place.fault(&copy).is_some() || loader::is_lost(place.at);
+    if was_damaged {
         if is_mounted {
             mount::unmount(place.at).map_err(|error| place.failed(error.to_string()))?;
         }
         let repaired = repair(place.device);
-        fs::create_dir_all(place.at)
-            .map_err(|error| place.failed(error.to_string()))
-            .and_then(|()| place.mount())
-            .map_err(|error| repaired.as_ref().err().map_or_else(|| error.to_string(), ToString::to_string))
-            .map_err(|why| place.failed(why))?;
-        let repaired = repaired.inspect_err(|_| place.leave(is_mounted))?;
+        let mounted = fs::create_dir_all(place.at).map_err(|error| place.failed(error.to_string()));
+        let mounted = mounted.and_then(|()| place.mount());
+        let repaired = match (repaired, mounted) {
+            (Ok(repaired), Ok(())) => repaired,
+            (Err(error), Ok(())) => {
+                place.leave(is_mounted);
+                return Err(error);
+            }
+            (Err(error), Err(_)) | (Ok(_), Err(error)) => return Err(error),
+        };
         if repaired == Repaired::Changed || !is_mounted {
             journal.report(Event::Mended(FILE_SYSTEM));
         }
     }
-    let mended = place.mend_content(&copy, journal);
+    let mended = place.mend_content(&copy, was_damaged, journal);
     let kept = mended.and_then(|()| {
         site_copy::keep_as_found(place.state, place.at)
             .map(drop)
@@ -108,6 +119,10 @@ impl RecoveryPlace<'_> {
         slot_files::check(self.at, slot, known.get(slot.name()).map(Vec::as_slice), self.thoroughness).err()
     }
 
+    fn slots_are_lost(&self) -> bool {
+        [Slot::A, Slot::B].into_iter().all(|slot| self.slot_fault(slot).is_some())
+    }
+
     /// What a check of the file system may bring back: a slot, or a directory that has lost its names.
     fn fault(&self, copy: &SiteCopy) -> Option<String> {
         let has_names = |path: &str| copy.places().any(|(other, _)| Path::new(other).parent() == Some(Path::new(path)));
@@ -121,12 +136,13 @@ impl RecoveryPlace<'_> {
         [Slot::A, Slot::B].into_iter().find_map(|slot| self.slot_fault(slot)).or_else(|| lost.next())
     }
 
-    fn mend_content(&self, copy: &SiteCopy, journal: &Journal) -> Result<(), MendError> {
-        let is_whole =
-            self.fault(copy).is_none() && copy.lost(&Originals::read(self.at)).is_empty() && !loader::is_lost(self.at);
+    fn mend_content(&self, copy: &SiteCopy, was_damaged: bool, journal: &Journal) -> Result<(), MendError> {
+        let is_whole = self.fault(copy).is_none()
+            && copy.lost(&Originals::read(self.at), was_damaged).is_empty()
+            && !loader::is_lost(self.at);
         if !is_whole {
             mount::remount_writable(self.at).map_err(|error| self.failed(error.to_string()))?;
-            let mended = self.put_back(copy, journal);
+            let mended = self.put_back(copy, was_damaged, journal);
             // GRUB replays no journal: unmounting writes every block to its place.
             let settled = mount::unmount(self.at).map_err(|error| self.failed(error.to_string()));
             let mounted = settled.and_then(|()| self.mount());
@@ -136,18 +152,30 @@ impl RecoveryPlace<'_> {
     }
 
     /// Brings back what is lost of the mounted file system, which can be written.
-    fn put_back(&self, copy: &SiteCopy, journal: &Journal) -> Result<(), MendError> {
+    fn put_back(&self, copy: &SiteCopy, was_damaged: bool, journal: &Journal) -> Result<(), MendError> {
         let failed = |what: &str, error: &io::Error| self.failed(format!("{what} cannot be brought back: {error}"));
-        for path in lost_found::bring_back(self.at, copy).map_err(|error| failed(lost_found::NAME, &error))? {
+        for path in
+            lost_found::bring_back(self.at, copy, was_damaged).map_err(|error| failed(lost_found::NAME, &error))?
+        {
             journal.report(Event::Mended(&format!("{path} of the recovery partition, from {}", lost_found::NAME)));
         }
-        for name in copy.lost(&Originals::read(self.at)) {
+        for name in copy.lost(&Originals::read(self.at), was_damaged) {
             copy.put_back(name, self.at).map_err(|error| failed(name, &error))?;
             journal.report(Event::Mended(&format!("{name} of the recovery partition, from its copy")));
         }
         if loader::is_lost(self.at) {
             loader::put_back(self.at).map_err(|error| failed(loader::PATH, &error))?;
             journal.report(Event::Mended("grub/grub.cfg of the recovery partition"));
+        }
+        if let Some(fetch) = self.fetch.filter(|_| self.slots_are_lost()) {
+            match fetch() {
+                Ok(files) => {
+                    self.state.forget_slot(Slot::A.name());
+                    slot_files::write(self.at, Slot::A, &files).map_err(|error| failed(&Slot::A.folder(), &error))?;
+                    journal.report(Event::Mended("slot a of the recovery partition, from the release"));
+                }
+                Err(why) => journal.warn(&format!("the recovery of the installed release cannot be fetched: {why}")),
+            }
         }
         for (slot, other) in [(Slot::A, Slot::B), (Slot::B, Slot::A)] {
             if self.slot_fault(slot).is_some() && self.slot_fault(other).is_none() {

@@ -66,6 +66,23 @@ pub(super) fn is_script(root: &Path, path: &Path) -> bool {
 /// # Errors
 /// The file system's.
 pub(super) fn copy(root: &Path, from: Slot, to: Slot) -> io::Result<()> {
+    fill(root, to, |number| {
+        Ok(Box::new(files::open_below(root, &Path::new(&from.folder()).join(FILES[number]))?) as Box<dyn Read>)
+    })
+}
+
+/// Writes all files of a slot, in the order of [`FILES`], as [`copy`] does.
+///
+/// # Errors
+/// The file system's, or there are not as many contents as files.
+pub(super) fn write(root: &Path, slot: Slot, contents: &[Vec<u8>]) -> io::Result<()> {
+    fill(root, slot, |number| {
+        let content = contents.get(number).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Box::new(content.as_slice()) as Box<dyn Read + '_>)
+    })
+}
+
+fn fill<'a>(root: &Path, to: Slot, source: impl Fn(usize) -> io::Result<Box<dyn Read + 'a>>) -> io::Result<()> {
     let folder = root.join(to.folder());
     for directory in [root.join("slots"), folder.clone()] {
         make_directory(&directory)?;
@@ -73,8 +90,8 @@ pub(super) fn copy(root: &Path, from: Slot, to: Slot) -> io::Result<()> {
     for file in FILES.iter().rev() {
         files::removed_or_gone(fs::remove_file(folder.join(file)))?;
     }
-    for file in FILES {
-        let mut source = files::open_below(root, &Path::new(&from.folder()).join(file))?;
+    for (number, file) in FILES.into_iter().enumerate() {
+        let mut source = source(number)?;
         let mut target = File::create_new(folder.join(file))?;
         let mut buffer = vec![0; READ_BYTES];
         loop {

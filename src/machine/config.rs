@@ -34,7 +34,7 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
-pub use usable::Usable;
+pub use usable::{Usable, newer_keys};
 
 use disk::DiskTable;
 use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
@@ -82,9 +82,9 @@ keys::keys! {
         /// Seconds that a start of the system has for calling itself good, from when its data was checked. One that has
         /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
         /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
-        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s";
+        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s", newer_than "0.1.0";
         /// Seconds after which a drill (`reflash drill`) starts the system again, however far it has come.
-        drill_s as drill: Seconds<60, 86_400>, default "600";
+        drill_s as drill: Seconds<60, 86_400>, default "600", newer_than "0.1.0";
     }
 
     /// Where the machine posts how its recoveries go and went.
@@ -107,7 +107,7 @@ keys::keys! {
         /// What is done when the data partition cannot be written at three starts in a row: `keep` leaves it as it is,
         /// and the system works in memory; `renew` makes it anew, with what can be read of the old one and finds room
         /// on the state partition.
-        on_loss as on_loss: OnLoss, default "keep";
+        on_loss as on_loss: OnLoss, default "keep", newer_than "0.1.0";
     }
 
     /// How a disk becomes that of a robot.

@@ -5,7 +5,8 @@
 //! tries as boot_tries: Number<u8, 1, 9>, default "3", argument "tries";
 //! ```
 //!
-//! The row gives the name in the file, the field of the checked configuration, the kind of value (its type, unit and
+//! A key that was added after a version was published says `newer_than` that version, since a recovery of it refuses the
+//! whole file. The row gives the name in the file, the field of the checked configuration, the kind of value (its type, unit and
 //! range), what applies when the key is not set (`required`, `default "VALUE"`, or `optional "WHAT HAPPENS THEN"`),
 //! and the kernel argument that sets it, if there is one. Of the row are made the field of the layer as it is written,
 //! the merging of layers, the range check, the kernel argument, and the key's entry in `docs/configuration.md` and in
@@ -127,6 +128,8 @@ pub struct ConfigKey {
     pub name: &'static str,
     /// The kernel argument that sets it, without the prefix `reflash.`.
     pub argument: Option<&'static str>,
+    /// The last version that does not know the key; `None` for one that every version knows.
+    pub newer_than: Option<&'static str>,
     /// The sentences that explain it.
     pub doc: &'static str,
     /// Consequence when no layer sets the key.
@@ -160,7 +163,8 @@ macro_rules! keys {
             [$path:literal] $section:ident: $layer:ident {
                 $(
                     $(#[doc = $doc:literal])+
-                    $key:ident as $field:ident: $kind:ty, $presence:ident $($absent:literal)? $(, argument $argument:literal)?;
+                    $key:ident as $field:ident: $kind:ty, $presence:ident $($absent:literal)?
+                        $(, argument $argument:literal)? $(, newer_than $newer:literal)?;
                 )+
             }
         )+
@@ -233,6 +237,7 @@ macro_rules! keys {
                     keys: &[$($crate::machine::config::keys::ConfigKey {
                         name: stringify!($key),
                         argument: $crate::machine::config::keys::keys!(@argument $($argument)?),
+                        newer_than: $crate::machine::config::keys::keys!(@argument $($newer)?),
                         doc: concat!($($doc),+),
                         presence: $crate::machine::config::keys::keys!(@presence $presence $($absent)?),
                         shape: <$kind as $crate::machine::config::keys::ValueKind>::SHAPE,

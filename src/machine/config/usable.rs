@@ -99,6 +99,18 @@ impl Config {
     }
 }
 
+/// Lists the keys that a configuration file sets and that a published version does not know, each with the last such
+/// version: a recovery of that version refuses the whole file. A text that is no configuration has none.
+#[must_use]
+pub fn newer_keys(text: &str) -> Vec<(String, &'static str)> {
+    let table: Table = toml::from_str(text).unwrap_or_default();
+    let is_set = |section: &str, key: &str| table.get(section).and_then(|keys| keys.get(key)).is_some();
+    let keys = super::sections().flat_map(|section| section.keys.iter().map(|key| (section.path, key)));
+    keys.filter(|(section, key)| is_set(section, key.name))
+        .filter_map(|(section, key)| Some((format!("{section}.{}", key.name), key.newer_than?)))
+        .collect()
+}
+
 /// Takes one key after the other.
 struct Reader<'a> {
     origin: &'a str,
@@ -172,7 +184,7 @@ fn wrapped_in(key: &str, value: Value) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::Usable;
+    use super::{Usable, newer_keys};
     use crate::machine::config::{Config, ConfigError, Layer};
 
     fn read(text: &str) -> Result<Usable<Layer>, ConfigError> {
@@ -235,6 +247,14 @@ mod tests {
         let Usable { value: config, problems } = Config::resolve_usable(layer).unwrap();
         assert!(config.urls.is_empty() && problems[0].to_string().contains("release.urls"), "{problems:?}");
         assert!(matches!(Config::resolve_usable(Layer::default()), Err(ConfigError::Missing { .. })));
+    }
+
+    #[test]
+    fn keys_that_an_older_recovery_refuses_are_known_by_name() {
+        let text = format!("{MINIMAL}[boot]\ntries = 5\ndrill_s = 90\n[[network.interfaces]]\nvlan = 7\n");
+        let newer = newer_keys(&text).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(newer, ["network.interfaces", "boot.drill_s"]);
+        assert!(newer_keys(MINIMAL).is_empty() && newer_keys("\0").is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod keys;
 mod kinds;
 mod network;
 pub mod reference;
-mod usable;
+pub mod usable;
 
 use std::time::Duration;
 
@@ -34,7 +34,6 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
-pub use usable::{Usable, newer_keys};
 
 use disk::DiskTable;
 use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
@@ -228,26 +227,13 @@ impl Layer {
     /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known beside an action that deletes data,
     /// [`ConfigError::Value`] for one whose value cannot be read.
     pub fn from_kernel_command_line(line: &str) -> Result<(Self, BootArgs), ConfigError> {
-        let (Usable { value, mut problems }, boot) = Self::read_kernel_command_line(line)?;
-        if problems.is_empty() { Ok((value, boot)) } else { Err(problems.swap_remove(0)) }
+        let (layer, mut problems, boot) = Self::read_kernel_command_line(line)?;
+        if problems.is_empty() { Ok((layer, boot)) } else { Err(problems.swap_remove(0)) }
     }
 
-    /// Reads a kernel command line as [`from_kernel_command_line`](Self::from_kernel_command_line), for a recovery:
-    /// a configuration key whose value is not right is left out. Beside an action that deletes data it is refused.
-    ///
-    /// # Errors
-    /// As there, but for the values of configuration keys beside an action that deletes nothing.
-    pub fn usable_kernel_arguments(line: &str) -> Result<(Usable<Self>, BootArgs), ConfigError> {
-        let (mut usable, boot) = Self::read_kernel_command_line(line)?;
-        usable.value.drop_wrong(&mut usable.problems);
-        if boot.deletes_data() && !usable.problems.is_empty() {
-            return Err(usable.problems.swap_remove(0));
-        }
-        Ok((usable, boot))
-    }
-
-    fn read_kernel_command_line(line: &str) -> Result<(Usable<Self>, BootArgs), ConfigError> {
-        let mut usable = Usable { value: Self::default(), problems: Vec::new() };
+    /// Reads a kernel command line; the values of configuration keys that cannot be read join the problems.
+    fn read_kernel_command_line(line: &str) -> Result<(Self, Vec<ConfigError>, BootArgs), ConfigError> {
+        let (mut layer, mut problems) = (Self::default(), Vec::new());
         let mut boot = BootArgs::default();
         for argument in line.split_ascii_whitespace() {
             let Some(setting) = argument.strip_prefix("reflash.") else { continue };
@@ -256,11 +242,11 @@ impl Layer {
             if of_system || boot.set(name, text)? {
                 continue;
             }
-            match usable.value.set(name, text) {
+            match layer.set(name, text) {
                 Ok(true) => {}
                 // The name alone: the value may be a URL with a password.
                 Ok(false) => boot.unknown.push(format!("reflash.{name}")),
-                Err(error) => usable.problems.push(error),
+                Err(error) => problems.push(error),
             }
         }
         if boot.deletes_data()
@@ -268,7 +254,7 @@ impl Layer {
         {
             return Err(ConfigError::UnknownArgument { argument, known: known_arguments().join(", ") });
         }
-        Ok((usable, boot))
+        Ok((layer, problems, boot))
     }
 }
 

@@ -17,11 +17,12 @@ const MAX_BYTES: u64 = 64 * 1024;
 
 /// Whether the loader of the recovery partition at `root` cannot be used. One of another version can.
 pub(super) fn is_lost(root: &Path) -> bool {
-    let text = files::read_below(root, Path::new(PATH), MAX_BYTES).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let bytes = files::read_below(root, Path::new(PATH), MAX_BYTES).ok();
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     !text.is_some_and(|text| is_loader(&text))
 }
 
-/// Whether a text is a whole loader: it finds the slots, its last line ends a block, and nothing in it is no text. Pure.
+/// Whether a text is a whole loader: it finds the slots, ends with the end of a block, and has nothing but text. Pure.
 pub(super) fn is_loader(text: &str) -> bool {
     let last = text.lines().map(str::trim).rfind(|line| !line.is_empty());
     text.contains("/slots/") && last == Some("fi") && !text.contains(|c: char| c.is_control() && c != '\n' && c != '\t')

@@ -49,7 +49,7 @@ pub struct RecoveryPlace<'a> {
     pub at: &'a Path,
     /// State partition, with the copy of what the recovery partition has once.
     pub state: &'a StatePartition,
-    /// How closely the slots are looked at.
+    /// Thoroughness of the look at the slots.
     pub thoroughness: Thoroughness,
     /// Source of a slot's files where neither slot is whole.
     pub fetch: Option<&'a FetchSlot<'a>>,
@@ -205,7 +205,7 @@ impl RecoveryPlace<'_> {
     }
 }
 
-/// What a repair did.
+/// Outcome of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repaired {
     /// The file system was whole.

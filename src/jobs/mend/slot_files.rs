@@ -16,12 +16,12 @@ const READ_BYTES: usize = 256 * 1024;
 /// The boot script, the last of the files.
 const SCRIPT: &str = FILES[2];
 
-/// How closely the files of a slot are looked at.
+/// Thoroughness of a look at the files of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thoroughness {
-    /// Their names and sizes, and the boot script: enough to see a lost directory, at every start of the system.
+    /// Names and sizes are looked at, and the boot script: enough to see a lost directory at every start.
     Names,
-    /// Every byte, compared with what was noted of it where something was.
+    /// Every byte is read, and compared with what was noted of it where something was.
     Content,
 }
 

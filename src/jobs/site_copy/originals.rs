@@ -9,13 +9,13 @@ use crate::machine::config::Layer;
 use crate::release::manifest::TrustedKeys;
 use crate::sys::files;
 
-/// The configuration.
+/// Name of the configuration.
 pub const CONFIG: &str = "reflash.toml";
-/// The name that a person gave the machine at provisioning.
+/// Name of the file with the name that a person gave the machine.
 pub const ASSET: &str = "asset";
-/// What one product sets in the boot script.
+/// Name of the file with what one product sets in the boot script.
 pub const LOCAL_SCRIPT: &str = "grub/local.cfg";
-/// The directory of the trusted keys.
+/// Name of the directory of the trusted keys.
 pub const KEYS: &str = "keys";
 /// A file beside the local settings that every recovery partition has.
 const LOADER: &str = "grub/grub.cfg";
@@ -25,9 +25,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// A file of the recovery partition as it is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Original {
-    /// It can be read.
+    /// Text that the file holds.
     Text(String),
-    /// It is there and cannot be read, for this reason.
+    /// Reason for which the file, which is there, cannot be read.
     Unreadable(String),
 }
 
@@ -77,7 +77,7 @@ impl Originals {
         match self.get(name) {
             None => false,
             Some(Original::Unreadable(_)) => true,
-            Some(Original::Text(text)) => worth(name, text) == Worth::Nothing,
+            Some(Original::Text(text)) => worth(name, text) == Usefulness::Nothing,
         }
     }
 
@@ -86,7 +86,7 @@ impl Originals {
     #[must_use]
     pub fn was_removed(&self, name: &str) -> bool {
         let is_used = |(name, original): (&String, &Original)| match original {
-            Original::Text(text) => worth(name, text) > Worth::Nothing,
+            Original::Text(text) => worth(name, text) > Usefulness::Nothing,
             Original::Unreadable(_) => false,
         };
         match name {
@@ -106,7 +106,7 @@ impl FromIterator<(String, Original)> for Originals {
 
 /// Use of a text in the place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Worth {
+pub(super) enum Usefulness {
     /// It is not such a file at all.
     Nothing,
     /// A part of it is not understood.
@@ -118,24 +118,24 @@ pub(super) enum Worth {
 }
 
 /// The least use of a text that is kept where there is no copy.
-pub(super) const LEAST_TO_KEEP: Worth = Worth::Partly;
+pub(super) const LEAST_TO_KEEP: Usefulness = Usefulness::Partly;
 
 /// Finds out what a text is worth in the place of the file of this name. Pure.
-pub(super) fn worth(name: &str, text: &str) -> Worth {
+pub(super) fn worth(name: &str, text: &str) -> Usefulness {
     let is_right = match name {
         CONFIG => return worth_of_config(text),
         key if is_key(key) => TrustedKeys::default().add(name, text).is_ok(),
         _ => !text.trim().is_empty() && text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')),
     };
-    if is_right { Worth::Right } else { Worth::Nothing }
+    if is_right { Usefulness::Right } else { Usefulness::Nothing }
 }
 
-fn worth_of_config(text: &str) -> Worth {
+fn worth_of_config(text: &str) -> Usefulness {
     match Layer::parse_usable(CONFIG, text) {
-        Err(_) => Worth::Nothing,
-        Ok(usable) if !usable.problems.is_empty() => Worth::Partly,
-        Ok(usable) if !usable.value.is_complete() => Worth::Incomplete,
-        Ok(_) => Worth::Right,
+        Err(_) => Usefulness::Nothing,
+        Ok(usable) if !usable.problems.is_empty() => Usefulness::Partly,
+        Ok(usable) if !usable.value.is_complete() => Usefulness::Incomplete,
+        Ok(_) => Usefulness::Right,
     }
 }
 
@@ -143,7 +143,7 @@ fn worth_of_config(text: &str) -> Worth {
 pub(super) fn is_useless(name: &str, text: &str) -> bool {
     match name {
         CONFIG => Layer::parse_usable(CONFIG, text).map_or(true, |usable| !usable.value.is_complete()),
-        _ => worth(name, text) == Worth::Nothing,
+        _ => worth(name, text) == Usefulness::Nothing,
     }
 }
 

@@ -17,25 +17,25 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// Place of a file or a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct InodePlace {
     /// Number of the inode.
     pub inode: u64,
-    /// What is there.
+    /// Kind of the entry.
     pub kind: Kind,
 }
 
-/// What lies at a place.
+/// Kind of an entry of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A directory.
+    /// Directory of any size.
     Directory,
-    /// A file of so many bytes.
+    /// Regular file of so many bytes.
     File(u64),
 }
 
 impl Kind {
-    /// What the metadata says is there; `None` for anything but a file and a directory.
+    /// Returns the kind by the metadata; `None` for anything but a file and a directory.
     #[must_use]
     pub fn of(metadata: &fs::Metadata) -> Option<Self> {
         match metadata.file_type() {
@@ -47,7 +47,7 @@ impl Kind {
 }
 
 /// Finds the place of everything below `root`.
-pub(super) fn find(root: &Path) -> BTreeMap<String, Place> {
+pub(super) fn find(root: &Path) -> BTreeMap<String, InodePlace> {
     let mut places = BTreeMap::new();
     let mut directories = vec![(String::new(), 0)];
     while let Some((directory, depth)) = directories.pop() {
@@ -62,14 +62,17 @@ pub(super) fn find(root: &Path) -> BTreeMap<String, Place> {
             if kind == Kind::Directory && depth < MAX_DEPTH {
                 directories.push((path.clone(), depth + 1));
             }
-            places.insert(path, Place { inode: metadata.ino(), kind });
+            places.insert(path, InodePlace { inode: metadata.ino(), kind });
         }
     }
     places
 }
 
 /// Joins the places as they are now with those that were known before: what is not found may be lost. Pure.
-pub(super) fn merged(before: &BTreeMap<String, Place>, found: BTreeMap<String, Place>) -> BTreeMap<String, Place> {
+pub(super) fn merged(
+    before: &BTreeMap<String, InodePlace>,
+    found: BTreeMap<String, InodePlace>,
+) -> BTreeMap<String, InodePlace> {
     let used: Vec<u64> = found.values().map(|place| place.inode).collect();
     let known = before.iter().filter(|(path, place)| !found.contains_key(*path) && !used.contains(&place.inode));
     let known: Vec<_> = known.take(MAX_PLACES - found.len()).map(|(path, place)| (path.clone(), *place)).collect();
@@ -78,14 +81,14 @@ pub(super) fn merged(before: &BTreeMap<String, Place>, found: BTreeMap<String, P
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Place, find, merged};
+    use super::{InodePlace, Kind, find, merged};
     use std::collections::BTreeMap;
     use std::fs;
 
     #[test]
     fn what_is_not_found_stays_known_until_its_inode_is_another_s() {
-        let place = |inode| Place { inode, kind: Kind::File(1) };
-        let of = |places: &[(&str, u64)]| -> BTreeMap<String, Place> {
+        let place = |inode| InodePlace { inode, kind: Kind::File(1) };
+        let of = |places: &[(&str, u64)]| -> BTreeMap<String, InodePlace> {
             places.iter().map(|(path, inode)| ((*path).to_owned(), place(*inode))).collect()
         };
         let before = of(&[("a", 12), ("b", 13), ("c", 14)]);

@@ -5,8 +5,10 @@
 //! tries as boot_tries: Number<u8, 1, 9>, default "3", argument "tries";
 //! ```
 //!
-//! A key that was added after a version was published says `newer_than` that version, since a recovery of it refuses the
-//! whole file. The row gives the name in the file, the field of the checked configuration, the kind of value (its type, unit and
+//! A key that was added after a version was published says `newer_than` that version: a recovery of it refuses the
+//! whole file.
+//!
+//! The row gives the name in the file, the field of the checked configuration, the kind of value (its type, unit and
 //! range), what applies when the key is not set (`required`, `default "VALUE"`, or `optional "WHAT HAPPENS THEN"`),
 //! and the kernel argument that sets it, if there is one. Of the row are made the field of the layer as it is written,
 //! the merging of layers, the range check, the kernel argument, and the key's entry in `docs/configuration.md` and in

@@ -11,12 +11,12 @@ use toml::{Table, Value};
 use super::error::{ConfigError, TomlProblem, name_or_nothing, without_values};
 use super::keys::{Shape, ValueKind};
 use super::kinds::ReleaseUrls;
-use super::{Config, Layer, Network};
+use super::{BootArgs, Config, Layer, Network};
 
 /// A configuration as far as it can be used, with what was left out of it.
 #[derive(Debug, Default)]
 pub struct Usable<T> {
-    /// What can be used.
+    /// Value as far as it can be used.
     pub value: T,
     /// Keys that were left out, each with the reason.
     pub problems: Vec<ConfigError>,
@@ -47,6 +47,20 @@ impl Layer {
         }
         reader.usable.value.drop_wrong(&mut reader.usable.problems);
         Ok(reader.usable)
+    }
+
+    /// Reads a kernel command line as [`from_kernel_command_line`](Self::from_kernel_command_line), for a recovery:
+    /// a configuration key whose value is not right is left out. Beside an action that deletes data it is refused.
+    ///
+    /// # Errors
+    /// As there, but for the values of configuration keys beside an action that deletes nothing.
+    pub fn usable_kernel_arguments(line: &str) -> Result<(Usable<Self>, BootArgs), ConfigError> {
+        let (mut value, mut problems, boot) = Self::read_kernel_command_line(line)?;
+        value.drop_wrong(&mut problems);
+        if boot.deletes_data() && !problems.is_empty() {
+            return Err(problems.swap_remove(0));
+        }
+        Ok((Usable { value, problems }, boot))
     }
 
     /// Removes every key whose value is not right, by itself.

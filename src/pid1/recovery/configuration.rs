@@ -10,16 +10,21 @@ use super::boot_medium::BootMedium;
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::robot_disk::RECOVERY;
-use super::setup::{BUILT_IN, identity_of, report_identity};
 use crate::chain::chain;
 use crate::jobs::recovery::Identity;
 use crate::jobs::site_copy::{self, CONFIG, SiteCopy};
 use crate::jobs::state::{InstalledRecord, StatePartition};
-use crate::machine::config::{Config, ConfigError, Layer, Usable};
+use crate::machine::config::usable::Usable;
+use crate::machine::config::{Config, ConfigError, Layer};
+use crate::machine::identity::hardware_name;
 use crate::pid1::link::WorkPart;
 use crate::pid1::worker;
 use crate::record::journal::Journal;
 use crate::release::manifest::TrustedKeys;
+
+/// Directory of the configuration and keys that travel in the initramfs. Those of the recovery partition count before
+/// them.
+pub(super) const BUILT_IN: &str = "/etc/reflash";
 
 /// Settings of this machine.
 pub(super) struct MachineSettings {
@@ -77,6 +82,22 @@ fn read_keys(directories: &[String], copy: &SiteCopy, journal: &Journal) -> Resu
         journal.warn(&format!("damaged on the recovery partition, and used from the state partition's copy: {names}"));
     }
     Ok(read.keys)
+}
+
+/// Product, hardware and channel that a release must fit. The hardware has the name that the firmware gives it, unless
+/// the configuration gives another.
+pub(super) fn identity_of(config: &Config) -> Identity {
+    Identity {
+        product: config.product.clone(),
+        hardware: config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
+        channel: config.channel.clone(),
+    }
+}
+
+/// Reports what a release must fit, and how many keys are trusted.
+pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: &Journal) {
+    let Identity { product, hardware, .. } = identity;
+    journal.note(&format!("product {product}, hardware {hardware:?}, {} trusted keys", keys.len()));
 }
 
 /// The configuration in the initramfs, as far as it can be used.

@@ -26,7 +26,6 @@ use crate::jobs::site_copy::{self, SiteCopy};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
-use crate::machine::identity::hardware_name;
 use crate::net::Trouble;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -35,10 +34,6 @@ use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
-
-/// Directory of the configuration and keys that travel in the initramfs. Those of the recovery partition count before
-/// them.
-pub(super) const BUILT_IN: &str = "/etc/reflash";
 
 /// The robot before the network.
 pub(super) struct Setup {
@@ -314,22 +309,6 @@ pub(super) fn report_deaths(handover: &Handover, journal: &Journal) {
     for part in &handover.left_out {
         journal.warn(&format!("left out, since the recovery died of it before: {part}"));
     }
-}
-
-/// Product, hardware and channel that a release must fit. The hardware has the name that the firmware gives it, unless
-/// the configuration gives another.
-pub(super) fn identity_of(config: &Config) -> Identity {
-    Identity {
-        product: config.product.clone(),
-        hardware: config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
-        channel: config.channel.clone(),
-    }
-}
-
-/// Reports what a release must fit, and how many keys are trusted.
-pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: &Journal) {
-    let Identity { product, hardware, .. } = identity;
-    journal.note(&format!("product {product}, hardware {hardware:?}, {} trusted keys", keys.len()));
 }
 
 /// Reads the count of automatic recoveries from the environment, or from the black box where that is lost. The higher

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::safe_network;
 use crate::chain::chain;
-use crate::machine::config::{Layer, Network, Usable};
+use crate::machine::config::usable::Usable;
+use crate::machine::config::{Layer, Network};
 use crate::pid1::boot_watch::terms::WrittenTerms;
 use crate::sys::files;
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use reflash::machine::config::{Layer, newer_keys};
+use reflash::machine::config::Layer;
+use reflash::machine::config::usable::newer_keys;
 use reflash::machine::hostname;
 
 use crate::initramfs::BuiltRecovery;

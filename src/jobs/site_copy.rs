@@ -24,7 +24,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use originals::{ASSET, CONFIG, KEYS, LOCAL_SCRIPT, Original, Originals};
-pub use places::{InodePlace, Kind};
+pub use places::{Kind, NotedPlace};
 pub use trusted::read_usable_keys;
 
 use crate::jobs::state::{StatePartition, make_directory, replace};
@@ -37,7 +37,7 @@ pub struct SiteCopy {
     /// Content of each file, by its path on the recovery partition.
     files: BTreeMap<String, String>,
     /// Place of everything on the recovery partition, by its path.
-    places: BTreeMap<String, InodePlace>,
+    places: BTreeMap<String, NotedPlace>,
 }
 
 impl SiteCopy {
@@ -59,12 +59,12 @@ impl SiteCopy {
     }
 
     /// The place that everything had, parents before what is in them.
-    pub fn places(&self) -> impl Iterator<Item = (&str, InodePlace)> {
+    pub fn places(&self) -> impl Iterator<Item = (&str, NotedPlace)> {
         self.places.iter().map(|(path, place)| (path.as_str(), *place))
     }
 
     /// The copy as it is to be now. Pure.
-    fn updated(&self, originals: &Originals, places: BTreeMap<String, InodePlace>) -> Self {
+    fn updated(&self, originals: &Originals, places: BTreeMap<String, NotedPlace>) -> Self {
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         for (name, original) in originals.all() {
             let kept = self.get(name);
@@ -85,7 +85,7 @@ impl SiteCopy {
         Self { files, places }
     }
 
-    fn replace(&self, state: &StatePartition, root: &Path, places: BTreeMap<String, InodePlace>) -> io::Result<bool> {
+    fn replace(&self, state: &StatePartition, root: &Path, places: BTreeMap<String, NotedPlace>) -> io::Result<bool> {
         let updated = self.updated(&Originals::read(root), places);
         if updated == *self {
             return Ok(false);

@@ -11,7 +11,7 @@ use super::{loader, slot_files};
 use crate::boot::slots::{FILES, Slot};
 use crate::jobs::floor;
 use crate::jobs::keys::key_paths;
-use crate::jobs::site_copy::{CONFIG, InodePlace, KEYS, Kind, SiteCopy, is_usable};
+use crate::jobs::site_copy::{CONFIG, KEYS, Kind, NotedPlace, SiteCopy, is_usable};
 use crate::jobs::state::make_directory;
 use crate::sys::files;
 
@@ -41,7 +41,7 @@ pub(super) fn bring_back(root: &Path, copy: &SiteCopy, was_damaged: bool) -> io:
         }
     }
     // e2fsck clears what is empty: the mark of a medium that provisioned the disk is.
-    let is_mark = |(path, place): &(&str, InodePlace)| place.kind == Kind::File(0) && !root.join(path).exists();
+    let is_mark = |(path, place): &(&str, NotedPlace)| place.kind == Kind::File(0) && !root.join(path).exists();
     for (path, _) in copy.places().filter(|_| was_damaged).filter(is_mark) {
         let (path_there, parent) = (root.join(path), Path::new(path).parent().unwrap_or(Path::new("")));
         make_directory(&root.join(parent)).and_then(|()| File::create_new(path_there)?.sync_all())?;

@@ -77,7 +77,7 @@ impl Originals {
         match self.get(name) {
             None => false,
             Some(Original::Unreadable(_)) => true,
-            Some(Original::Text(text)) => worth(name, text) == Usefulness::Nothing,
+            Some(Original::Text(text)) => worth(name, text) == FileWorth::Nothing,
         }
     }
 
@@ -86,7 +86,7 @@ impl Originals {
     #[must_use]
     pub fn was_removed(&self, name: &str) -> bool {
         let is_used = |(name, original): (&String, &Original)| match original {
-            Original::Text(text) => worth(name, text) > Usefulness::Nothing,
+            Original::Text(text) => worth(name, text) > FileWorth::Nothing,
             Original::Unreadable(_) => false,
         };
         match name {
@@ -106,7 +106,7 @@ impl FromIterator<(String, Original)> for Originals {
 
 /// Use of a text in the place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Usefulness {
+pub(super) enum FileWorth {
     /// It is not such a file at all.
     Nothing,
     /// A part of it is not understood.
@@ -118,24 +118,24 @@ pub(super) enum Usefulness {
 }
 
 /// The least use of a text that is kept where there is no copy.
-pub(super) const LEAST_TO_KEEP: Usefulness = Usefulness::Partly;
+pub(super) const LEAST_TO_KEEP: FileWorth = FileWorth::Partly;
 
 /// Finds out what a text is worth in the place of the file of this name. Pure.
-pub(super) fn worth(name: &str, text: &str) -> Usefulness {
+pub(super) fn worth(name: &str, text: &str) -> FileWorth {
     let is_right = match name {
         CONFIG => return worth_of_config(text),
         key if is_key(key) => TrustedKeys::default().add(name, text).is_ok(),
         _ => !text.trim().is_empty() && text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')),
     };
-    if is_right { Usefulness::Right } else { Usefulness::Nothing }
+    if is_right { FileWorth::Right } else { FileWorth::Nothing }
 }
 
-fn worth_of_config(text: &str) -> Usefulness {
+fn worth_of_config(text: &str) -> FileWorth {
     match Layer::parse_usable(CONFIG, text) {
-        Err(_) => Usefulness::Nothing,
-        Ok(usable) if !usable.problems.is_empty() => Usefulness::Partly,
-        Ok(usable) if !usable.value.is_complete() => Usefulness::Incomplete,
-        Ok(_) => Usefulness::Right,
+        Err(_) => FileWorth::Nothing,
+        Ok(usable) if !usable.problems.is_empty() => FileWorth::Partly,
+        Ok(usable) if !usable.value.is_complete() => FileWorth::Incomplete,
+        Ok(_) => FileWorth::Right,
     }
 }
 
@@ -143,7 +143,7 @@ fn worth_of_config(text: &str) -> Usefulness {
 pub(super) fn is_useless(name: &str, text: &str) -> bool {
     match name {
         CONFIG => Layer::parse_usable(CONFIG, text).map_or(true, |usable| !usable.value.is_complete()),
-        _ => worth(name, text) == Usefulness::Nothing,
+        _ => worth(name, text) == FileWorth::Nothing,
     }
 }
 

@@ -17,7 +17,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// Place of a file or a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InodePlace {
+pub struct NotedPlace {
     /// Number of the inode.
     pub inode: u64,
     /// Kind of the entry.
@@ -47,7 +47,7 @@ impl Kind {
 }
 
 /// Finds the place of everything below `root`.
-pub(super) fn find(root: &Path) -> BTreeMap<String, InodePlace> {
+pub(super) fn find(root: &Path) -> BTreeMap<String, NotedPlace> {
     let mut places = BTreeMap::new();
     let mut directories = vec![(String::new(), 0)];
     while let Some((directory, depth)) = directories.pop() {
@@ -62,7 +62,7 @@ pub(super) fn find(root: &Path) -> BTreeMap<String, InodePlace> {
             if kind == Kind::Directory && depth < MAX_DEPTH {
                 directories.push((path.clone(), depth + 1));
             }
-            places.insert(path, InodePlace { inode: metadata.ino(), kind });
+            places.insert(path, NotedPlace { inode: metadata.ino(), kind });
         }
     }
     places
@@ -70,9 +70,9 @@ pub(super) fn find(root: &Path) -> BTreeMap<String, InodePlace> {
 
 /// Joins the places as they are now with those that were known before: what is not found may be lost. Pure.
 pub(super) fn merged(
-    before: &BTreeMap<String, InodePlace>,
-    found: BTreeMap<String, InodePlace>,
-) -> BTreeMap<String, InodePlace> {
+    before: &BTreeMap<String, NotedPlace>,
+    found: BTreeMap<String, NotedPlace>,
+) -> BTreeMap<String, NotedPlace> {
     let used: Vec<u64> = found.values().map(|place| place.inode).collect();
     let known = before.iter().filter(|(path, place)| !found.contains_key(*path) && !used.contains(&place.inode));
     let known: Vec<_> = known.take(MAX_PLACES - found.len()).map(|(path, place)| (path.clone(), *place)).collect();
@@ -81,14 +81,14 @@ pub(super) fn merged(
 
 #[cfg(test)]
 mod tests {
-    use super::{InodePlace, Kind, find, merged};
+    use super::{Kind, NotedPlace, find, merged};
     use std::collections::BTreeMap;
     use std::fs;
 
     #[test]
     fn what_is_not_found_stays_known_until_its_inode_is_another_s() {
-        let place = |inode| InodePlace { inode, kind: Kind::File(1) };
-        let of = |places: &[(&str, u64)]| -> BTreeMap<String, InodePlace> {
+        let place = |inode| NotedPlace { inode, kind: Kind::File(1) };
+        let of = |places: &[(&str, u64)]| -> BTreeMap<String, NotedPlace> {
             places.iter().map(|(path, inode)| ((*path).to_owned(), place(*inode))).collect()
         };
         let before = of(&[("a", 12), ("b", 13), ("c", 14)]);

@@ -10,4 +10,5 @@ pub mod mend;
 pub mod pause;
 pub mod provision;
 pub mod recovery;
+pub mod site_copy;
 pub mod state;

@@ -542,6 +542,21 @@ fn a_configuration_file_with_every_key_says_what_it_said() {
     assert_eq!((disk.path.as_deref(), disk.transport.as_deref()), (Some("*/0000:00:17.0/ata1/*"), Some("nvme")));
 }
 
+/// A recovery of 0.1.0 refuses a file with any other key, and those in the field stay as they are.
+#[test]
+fn every_key_that_version_0_1_0_does_not_know_says_so() {
+    let known: toml::Table = toml::from_str(&text("config/reflash.toml")).unwrap();
+    for section in reflash::machine::config::sections() {
+        let table = section.path.split('.').try_fold(&known, |table, name| table.get(name)?.as_table());
+        for key in section.keys {
+            let is_table = known.get(section.path).and_then(|table| table.get(key.name)).is_some();
+            let is_known = is_table || table.is_some_and(|table| table.contains_key(key.name));
+            let expected = (!is_known).then_some("0.1.0");
+            assert_eq!(key.newer_than, expected, "{}.{}", section.path, key.name);
+        }
+    }
+}
+
 #[test]
 fn a_kernel_command_line_with_every_argument_says_what_it_said() {
     let file = Layer::parse("reflash.toml", &text("config/reflash.toml")).unwrap();

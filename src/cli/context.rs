@@ -130,7 +130,7 @@ pub(super) fn keys(options: &Options, mounted: Option<&MountedState>) -> Result<
         None => directories(mounted).iter().map(|directory| directory.join("keys")).collect(),
     };
     let looked: Vec<String> = looked.iter().map(|directory| directory.display().to_string()).collect();
-    let MachineKeys { keys, left_out } = read_keys(&looked)?;
+    let MachineKeys { keys, left_out, .. } = read_keys(&looked)?;
     left_out.iter().for_each(|error| complain(&format!("going on with the other keys: {}", chain(error))));
     if keys.is_empty() {
         let looked = looked.join(" and ");

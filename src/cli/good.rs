@@ -70,7 +70,7 @@ fn store(options: &Options) -> Result<String, Failure> {
         mounted.floor().note_good(good).failed.iter().for_each(|error| complain(&chain(error)));
     }
     let marked = tries.is_ok().then(|| mark_attempts(&mounted)).transpose();
-    mend::after_good_boot(&mounted);
+    mend::after_good_boot(options, &mounted);
     marked?;
     tries
 }

@@ -6,13 +6,18 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, failure, print};
-use super::mounted::{MountedState, own_partuuid};
+use super::context::Context;
+use super::mounted::{MOUNTS, MountedState, own_partuuid};
 use super::options::Options;
+use crate::boot::slots::{FILES, RELEASE_FOLDER};
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::raw::WholeDisk;
 use crate::disk::{Disk, Which, disks};
+use crate::flash::target::DeviceTarget;
+use crate::jobs::mend::recovery_partition::{FetchSlot, RecoveryPlace, Thoroughness};
 use crate::jobs::mend::{self, MendOutcome, pieces::BootPieces};
+use crate::jobs::recovery::fetch_file;
 use crate::jobs::state::StatePartition;
 use crate::record::blackbox::{Attempt, BlackBox};
 use crate::record::event::Event;
@@ -26,7 +31,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some((disk, table)) = &mounted.boot_disk else {
         return failure("which disk this machine starts from is not known here; leave --state out");
     };
-    let outcome = mend(disk, table, &mounted)?;
+    let outcome = mend(disk, table, &mounted, options, Thoroughness::Content)?;
     let mended: Vec<_> = first.into_iter().chain(outcome.mended).collect();
     let (whole, unchecked) = (outcome.found.is_whole(), &outcome.found.unchecked);
     print(options, &json!({ "mended": mended, "whole": whole, "unchecked": unchecked }), || {
@@ -52,9 +57,9 @@ fn without_copy(mended: &str, unchecked: &str) -> String {
 }
 
 /// Mends after a good boot. Whatever goes wrong is for the log: the boot stays good.
-pub(super) fn after_good_boot(mounted: &MountedState) {
+pub(super) fn after_good_boot(options: &Options, mounted: &MountedState) {
     let Some((disk, table)) = &mounted.boot_disk else { return };
-    if let Err(failure) = mend(disk, table, mounted) {
+    if let Err(failure) = mend(disk, table, mounted, options, Thoroughness::Names) {
         complain(&format!("the boot chain is not looked at: {}", failure.text));
     }
 }
@@ -65,7 +70,13 @@ struct Outcome {
     found: MendOutcome,
 }
 
-fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<Outcome, Failure> {
+fn mend(
+    disk: &Path,
+    table: &PartitionTable,
+    mounted: &MountedState,
+    options: &Options,
+    thoroughness: Thoroughness,
+) -> Result<Outcome, Failure> {
     let state = &mounted.state;
     let journal = Journal::on_stderr();
     match state.open_events() {
@@ -80,18 +91,32 @@ fn mend(disk: &Path, table: &PartitionTable, mounted: &MountedState) -> Result<O
         }
     }));
     let mut found = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
-    if let Some(device) = &mounted.damaged_recovery {
-        match mend::recovery_partition::mend(device) {
-            Ok(()) => journal.report(Event::Mended("file system of the recovery partition")),
-            Err(error) => {
-                found.mended_all = false;
-                journal.warn(&chain(&error));
-            }
+    if let Some(device) = &mounted.recovery_device {
+        let at = Path::new(MOUNTS).join("recovery");
+        let fetch = || fetch_recovery(options, mounted);
+        // A start of the system does not wait for a network; the command runs again, by its timer.
+        let fetch = (thoroughness == Thoroughness::Content).then_some(&fetch as &FetchSlot<'_>);
+        let place = RecoveryPlace { device, at: &at, state, thoroughness, fetch };
+        if let Err(error) = mend::recovery_partition::mend(&place, mounted.recovery.is_some(), &journal) {
+            found.mended_all = false;
+            journal.warn(&chain(&error));
         }
     }
     let mended = std::mem::take(&mut *lock(&mended));
     record(state, &mended);
     Ok(Outcome { mended, found })
+}
+
+/// Fetches the recovery of the installed release, in the order of a slot's files.
+fn fetch_recovery(options: &Options, mounted: &MountedState) -> Result<Vec<Vec<u8>>, String> {
+    let context = Context::open(options, Some(mounted)).map_err(|failure| failure.text)?;
+    let system = mounted.system_partition().map_err(|failure| failure.text)?;
+    let target = DeviceTarget::open_read_only(&system).map_err(|error| chain(&error))?;
+    let mut job = context.job(&target, false);
+    job.resources.state = Some(&mounted.state);
+    let record = job.read_record().ok_or("there is no record of the installed release")?;
+    let fetch = |file: &&str| fetch_file(&job, &record.release(), &format!("{RELEASE_FOLDER}/{file}"));
+    FILES.iter().map(fetch).collect::<Result<_, _>>().map_err(|error| chain(&error))
 }
 
 /// Adds to the last attempt of the black box, which status and reports show.

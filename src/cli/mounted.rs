@@ -28,8 +28,8 @@ pub(super) struct MountedState {
     pub recovery: Option<PathBuf>,
     /// Places of this machine's floor.
     floor: FloorPlaces,
-    /// Device of a recovery partition that does not mount.
-    pub damaged_recovery: Option<PathBuf>,
+    /// Device of the recovery partition.
+    pub recovery_device: Option<PathBuf>,
     /// Device and partitions of the disk that this machine was started from.
     pub boot_disk: Option<(PathBuf, PartitionTable)>,
     mounted: Vec<PathBuf>,
@@ -45,7 +45,7 @@ impl MountedState {
                 recovery: None,
                 // What somebody mounted elsewhere says nothing about the firmware of this machine.
                 floor: FloorPlaces { state: Some(directory.clone()), ..FloorPlaces::default() },
-                damaged_recovery: None,
+                recovery_device: None,
                 boot_disk: None,
                 mounted: Vec::new(),
             });
@@ -69,11 +69,12 @@ impl MountedState {
             disk: Some(found.disk.identity()),
             recovery: None,
             floor: FloorPlaces::default(),
-            damaged_recovery: None,
+            recovery_device: None,
             boot_disk: Some((found.disk.path.clone(), found.layout.clone())),
             mounted: Vec::new(),
         };
         let recovery = partition(Role::Recovery);
+        this.recovery_device.clone_from(&recovery);
         this.floor = FloorPlaces {
             state: Some(directory("state")),
             recovery: recovery.clone().map(|device| (directory("recovery"), device)),
@@ -85,10 +86,7 @@ impl MountedState {
             match this.mount(&mount, directory("recovery")) {
                 Ok(()) => this.recovery = Some(directory("recovery")),
                 // The boot is good all the same.
-                Err(failure) => {
-                    complain(&format!("going on without the recovery partition: {}", failure.text));
-                    this.damaged_recovery = Some(recovery);
-                }
+                Err(failure) => complain(&format!("going on without the recovery partition: {}", failure.text)),
             }
         }
         Ok(this)

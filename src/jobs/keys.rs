@@ -36,10 +36,22 @@ pub enum KeysError {
 /// # Errors
 /// The directory or one of the files cannot be read, has no end, or there are too many of them.
 pub fn key_files(directory: &Path) -> Result<Vec<(PathBuf, String)>, KeysError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| KeysError::Read { path, source }
-    };
+    key_paths(directory)?.into_iter().map(|path| text_of(&path).map(|text| (path, text))).collect()
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeysError {
+    let path = path.to_owned();
+    move |source| KeysError::Read { path, source }
+}
+
+/// Reads a key file.
+pub(super) fn text_of(path: &Path) -> Result<String, KeysError> {
+    let text = files::read_text(&fs::canonicalize(path).map_err(failed(path))?, MAX_KEY_BYTES);
+    text.map_err(failed(path))
+}
+
+/// Lists the `*.pub` files of a directory, in the order of their names; a directory that is not there has none.
+pub(super) fn key_paths(directory: &Path) -> Result<Vec<PathBuf>, KeysError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         result => result.map_err(failed(directory))?,
@@ -62,12 +74,7 @@ pub fn key_files(directory: &Path) -> Result<Vec<(PathBuf, String)>, KeysError> 
         return Err(too_many("keys", MAX_KEYS));
     }
     paths.sort();
-    let with_text = |path: PathBuf| {
-        let text = files::read_text(&fs::canonicalize(&path).map_err(failed(&path))?, MAX_KEY_BYTES);
-        let text = text.map_err(failed(&path))?;
-        Ok((path, text))
-    };
-    paths.into_iter().map(with_text).collect()
+    Ok(paths)
 }
 
 /// The keys that a machine trusts.
@@ -75,8 +82,10 @@ pub fn key_files(directory: &Path) -> Result<Vec<(PathBuf, String)>, KeysError> 
 pub struct MachineKeys {
     /// Keys of every directory that can be read.
     pub keys: TrustedKeys,
-    /// Failures of the directories that were left out.
+    /// Failures of the directories and files that were left out.
     pub left_out: Vec<KeysError>,
+    /// Names of the keys of which the copy is used.
+    pub copies: Vec<String>,
 }
 
 /// Reads the trusted keys of every directory that is there. A file that is no key is refused rather than skipped: a

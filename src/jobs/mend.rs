@@ -6,7 +6,10 @@
 //! | disk map of GRUB's first script | the table | the same, but not before anything is mounted |
 //! | MBR | what the running kernel has of it | `reflash mend`, `reflash good` |
 //! | boot code for BIOS | the release, or the robot's own copy | recovery at its end, `reflash mend`, `reflash good` |
-//! | recovery partition | its second superblock | `reflash mend`, `reflash good`, where it does not mount |
+//! | file system of the recovery partition | its other superblocks, e2fsck | `reflash mend`, `reflash good`, where it does not mount or has lost names |
+//! | directories and slots of the recovery partition | `lost+found`, the other slot | `reflash mend`, `reflash good` |
+//! | configuration, keys, name and local settings on it | the copy on the state partition | the same |
+//! | loader on it (`grub/grub.cfg`) | this program | the same |
 //! | spare slot of the recovery | the other slot, or the release | recovery at its end |
 //! | EFI system partition | the same | the same |
 //!
@@ -16,9 +19,12 @@
 pub mod boot_code;
 mod error;
 pub mod esp;
+mod loader;
+mod lost_found;
 pub mod map;
 pub mod pieces;
 pub mod recovery_partition;
+mod slot_files;
 pub mod table;
 
 use crate::chain::chain;

@@ -33,6 +33,10 @@ const PAUSE: &str = "pause";
 /// Size of the largest one that is read, bytes.
 const MAX_PAUSE_BYTES: u64 = 128;
 const INDEX: &str = "installed/system.idx";
+/// Copy of what the recovery partition has once.
+const SITE: &str = "site.json";
+/// Size of the largest one that is read, bytes: a configuration of 4 MiB, whose text may be escaped, and little more.
+const MAX_SITE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The mounted state partition.
 #[derive(Debug, Clone)]
@@ -196,6 +200,20 @@ impl StatePartition {
     /// Removes the note on a pause.
     pub(super) fn forget_pause(&self) -> io::Result<()> {
         files::removed_or_gone(fs::remove_file(self.root.join(PAUSE)))
+    }
+
+    /// Reads the copy of what the recovery partition has once.
+    pub(super) fn site_copy(&self) -> Option<Vec<u8>> {
+        files::read_below(&self.root, Path::new(SITE), MAX_SITE_BYTES).ok()
+    }
+
+    /// Replaces the copy of what the recovery partition has once.
+    ///
+    /// # Errors
+    /// The file system's; the copy is as it was.
+    pub(super) fn keep_site_copy(&self, content: &[u8]) -> io::Result<()> {
+        replace(&self.root.join(SITE), content)?;
+        File::open(&self.root)?.sync_all()
     }
 
     /// Directory of the robot's own copy of its boot code.

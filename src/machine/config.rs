@@ -3,7 +3,7 @@
 //! Three layers are merged, and the later one wins key by key: `/etc/reflash/reflash.toml` of the initramfs,
 //! `reflash.toml` of the recovery partition, and `reflash.KEY=VALUE` on the kernel command line. Each is first a
 //! [`Layer`], in which every key is optional and an unknown key is refused by name; [`Config::resolve`] then checks the
-//! whole.
+//! whole. A robot alone leaves out what it cannot use instead ([`Layer::parse_usable`], [`Config::resolve_usable`]).
 //!
 //! A key is defined by one row: those of `[network]`, `[[network.interfaces]]` and `[provision.disk]` in the modules of
 //! that name, all others below. The `keys` module explains what a row says. `docs/configuration.md` and the JSON schema
@@ -19,6 +19,7 @@ mod keys;
 mod kinds;
 mod network;
 pub mod reference;
+pub mod usable;
 
 use std::time::Duration;
 
@@ -80,9 +81,9 @@ keys::keys! {
         /// Seconds that a start of the system has for calling itself good, from when its data was checked. One that has
         /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
         /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
-        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s";
+        good_within_s as good_within: GoodWithin, default "600", argument "good-within-s", newer_than "0.1.0";
         /// Seconds after which a drill (`reflash drill`) starts the system again, however far it has come.
-        drill_s as drill: Seconds<60, 86_400>, default "600";
+        drill_s as drill: Seconds<60, 86_400>, default "600", newer_than "0.1.0";
     }
 
     /// Where the machine posts how its recoveries go and went.
@@ -105,7 +106,7 @@ keys::keys! {
         /// What is done when the data partition cannot be written at three starts in a row: `keep` leaves it as it is,
         /// and the system works in memory; `renew` makes it anew, with what can be read of the old one and finds room
         /// on the state partition.
-        on_loss as on_loss: OnLoss, default "keep";
+        on_loss as on_loss: OnLoss, default "keep", newer_than "0.1.0";
     }
 
     /// How a disk becomes that of a robot.
@@ -226,23 +227,34 @@ impl Layer {
     /// [`ConfigError::UnknownArgument`] for a `reflash.` argument that is not known beside an action that deletes data,
     /// [`ConfigError::Value`] for one whose value cannot be read.
     pub fn from_kernel_command_line(line: &str) -> Result<(Self, BootArgs), ConfigError> {
-        let mut layer = Self::default();
+        let (layer, mut problems, boot) = Self::read_kernel_command_line(line)?;
+        if problems.is_empty() { Ok((layer, boot)) } else { Err(problems.swap_remove(0)) }
+    }
+
+    /// Reads a kernel command line; the values of configuration keys that cannot be read join the problems.
+    fn read_kernel_command_line(line: &str) -> Result<(Self, Vec<ConfigError>, BootArgs), ConfigError> {
+        let (mut layer, mut problems) = (Self::default(), Vec::new());
         let mut boot = BootArgs::default();
         for argument in line.split_ascii_whitespace() {
             let Some(setting) = argument.strip_prefix("reflash.") else { continue };
             let (name, text) = setting.split_once('=').unwrap_or((setting, ""));
             let of_system = SYSTEM_ARGUMENTS.iter().any(|known| known.name == name);
-            if !(of_system || boot.set(name, text)? || layer.set(name, text)?) {
+            if of_system || boot.set(name, text)? {
+                continue;
+            }
+            match layer.set(name, text) {
+                Ok(true) => {}
                 // The name alone: the value may be a URL with a password.
-                boot.unknown.push(format!("reflash.{name}"));
+                Ok(false) => boot.unknown.push(format!("reflash.{name}")),
+                Err(error) => problems.push(error),
             }
         }
-        if matches!(boot.action, Some(Action::Provision | Action::FactoryReset))
+        if boot.deletes_data()
             && let Some(argument) = boot.unknown.pop()
         {
             return Err(ConfigError::UnknownArgument { argument, known: known_arguments().join(", ") });
         }
-        Ok((layer, boot))
+        Ok((layer, problems, boot))
     }
 }
 

@@ -6,7 +6,7 @@
 //! | start | | gives up rights, opens every console and the kernel log | [`worker`], `console` |
 //! | command line | | chooses recovery, factory reset or provisioning | `provisioning` |
 //! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
-//! | configuration | config | merges configuration, reads keys, starts the watchdog, reads the record of the installed release | `setup` |
+//! | configuration | config | reads keys and the record of the installed release, merges configuration, starts the watchdog | `configuration`, `setup` |
 //! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
 //! | unwritable disk | | instead of all below, where nothing can be stored: starts the system without GRUB | `direct_start` |
 //! | drill | network, manifest, plan | instead of all below, where the running system asked for one: everything but writing | `drill` |
@@ -25,6 +25,7 @@
 //! process, PID 1 starts it again, and it goes on where it was: to be killed is no more than a power cut.
 
 mod boot_medium;
+mod configuration;
 mod course;
 mod direct_start;
 mod drill;
@@ -88,8 +89,12 @@ pub fn run(handover: &Handover) -> ! {
 
 fn recover(handover: &Handover, journal: &Arc<Journal>) -> Result<NextState, SetupError> {
     let command_line = inputs::read("/proc/cmdline")?;
-    let (over, args) = Layer::from_kernel_command_line(&command_line)?;
+    let (over, args) = Layer::usable_kernel_arguments(&command_line)?;
     console::log_libraries(args.verbose);
+    for problem in &over.problems {
+        journal.warn(&format!("a kernel argument is left out: {}", chain(problem)));
+    }
+    let over = over.value;
     for argument in &args.unknown {
         journal.warn(&format!("kernel argument {argument:?} is not known to this agent and is left out"));
     }

@@ -193,11 +193,9 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
     })?;
     let places = BootPlaces::default();
     take::take_all(&plan::system_steps(&places, &system))?;
-    let settings = settings::read(&found.layout, &places.run).unwrap_or_else(|error| {
-        // A machine without its own settings still works; the log says why they are missing.
-        say(&chain(&error));
-        settings::Settings::default()
-    });
+    let (settings, problems) = settings::read(&found.layout, &places.run);
+    // A machine without its own settings still works; the log says why they are missing.
+    problems.iter().for_each(|problem| say(problem));
     let data = data_device(&arguments, handover, &found, &mut record);
     let renewal = renewal_parts(&settings, &found);
     let parts = RootParts {

@@ -17,9 +17,10 @@ use crate::step::run;
 /// Time of everything in them, seconds since 1970: the same inputs give the same bytes.
 const TIME: &str = "1700000000";
 
-/// Arguments for the recovery file system: groups of 32 MiB. A file system of one group has no second superblock, and
-/// with it one lost block would be the end of both slots.
-pub const RECOVERY_GROUPS: [&str; 2] = ["-g", "8192"];
+/// Arguments for the recovery file system. Groups of 32 MiB: a file system of one group has no second superblock, and
+/// with it one lost block would be the end of both slots. For the same reason each inode has a block to itself: of the
+/// usual size, sixteen share one, those of both slots among them.
+pub const RECOVERY_GROUPS: [&str; 6] = ["-g", "8192", "-I", "4096", "-N", "512"];
 
 /// Returns the boot environment of a disk whose system partition is still empty: no tries, so GRUB goes to recovery.
 #[must_use]

@@ -1,81 +1,274 @@
-//! Mends the file system of the recovery partition, in the running system, which has e2fsck.
+//! Mends the recovery partition, in the running system, which has e2fsck: its file system, and then what is on it.
+//!
+//! A file system that mounts may have lost what it is for. So it is judged by what GRUB and a recovery read: the slots
+//! with all their files, and the files that are there once. What no directory leads to any more is brought back from
+//! `lost+found`, the rest from the other slot and from the copy on the state partition.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::ExitStatus;
 
 use super::error::MendError;
-use crate::chain::chain;
+use super::{loader, lost_found, slot_files};
+use crate::boot::slots::Slot;
 use crate::disk::filesystem::{BACKUP_STEP_BYTES, Superblock, backup_superblock};
+use crate::jobs::site_copy::{self, CONFIG, Kind, Originals, SiteCopy};
+use crate::jobs::state::StatePartition;
+use crate::record::event::Event;
+use crate::record::journal::Journal;
 use crate::sys::block::in_use;
-use crate::sys::mount::{self, Mount, MountError};
+use crate::sys::mount::{self, Mount};
 use crate::sys::process;
+
+pub use slot_files::Thoroughness;
 
 /// The program that repairs file systems. It looks for a second superblock only where file systems of the usual kind
 /// have one.
 const FSCK: &str = "/usr/sbin/e2fsck";
-/// Directory on which the repaired file system is mounted for a look.
-const LOOK: &str = "/run/reflash/look/recovery";
 /// Bytes that are searched at once.
 const READ_BYTES: usize = 1024 * 1024;
-/// Exit statuses of e2fsck after which the file system is whole (e2fsck(8)).
-const WHOLE: [i32; 3] = [0, 1, 2];
+/// Most superblocks that are tried: a recovery partition has two or three.
+const MAX_SUPERBLOCKS: usize = 8;
+/// Exit statuses of e2fsck after which the file system is whole (e2fsck(8)), and the one that says that it was before.
+const WHOLE: [i32; 3] = [UNCHANGED, 1, 2];
+const UNCHANGED: i32 = 0;
+/// The part in events.
+const FILE_SYSTEM: &str = "file system of the recovery partition";
 
-/// Repairs the file system on this device, which does not mount.
+/// Brings the files of a slot, in the order of [`FILES`](crate::boot::slots::FILES), or the reason why not.
+pub type FetchSlot<'a> = dyn Fn() -> Result<Vec<Vec<u8>>, String> + 'a;
+
+/// The recovery partition of a running system.
+#[derive(Clone, Copy)]
+pub struct RecoveryPlace<'a> {
+    /// Device of the partition.
+    pub device: &'a Path,
+    /// Directory on which it is mounted while it is looked at.
+    pub at: &'a Path,
+    /// State partition, with the copy of what the recovery partition has once.
+    pub state: &'a StatePartition,
+    /// Thoroughness of the look at the slots.
+    pub thoroughness: Thoroughness,
+    /// Source of a slot's files where neither slot is whole.
+    pub fetch: Option<&'a FetchSlot<'a>>,
+}
+
+/// Mends the recovery partition, and reports each part that was mended. Where it was mounted (for reading) it is so
+/// again afterwards.
+///
+/// # Errors
+/// [`MendError::RecoveryPartition`]: it is in use elsewhere or beyond repair, or something of it is lost of which there
+/// is no copy. What could be mended is.
+pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> Result<(), MendError> {
+    let copy = SiteCopy::read(place.state);
+    // A loader that is lost may be a directory that is lost, on a robot that has noted nothing yet.
+    let was_damaged = !is_mounted || place.fault(&copy).is_some() || loader::is_lost(place.at);
+    if was_damaged {
+        if is_mounted {
+            mount::unmount(place.at).map_err(|error| place.failed(error.to_string()))?;
+        }
+        let repaired = repair(place.device);
+        let mounted = fs::create_dir_all(place.at).map_err(|error| place.failed(error.to_string()));
+        let mounted = mounted.and_then(|()| place.mount());
+        let repaired = match (repaired, mounted) {
+            (Ok(repaired), Ok(())) => repaired,
+            (Err(error), Ok(())) => {
+                place.leave(is_mounted);
+                return Err(error);
+            }
+            (Err(error), Err(_)) | (Ok(_), Err(error)) => return Err(error),
+        };
+        if repaired == Repaired::Changed || !is_mounted {
+            journal.report(Event::Mended(FILE_SYSTEM));
+        }
+    }
+    let mended = place.mend_content(&copy, was_damaged, journal);
+    let kept = mended.and_then(|()| {
+        site_copy::keep_as_found(place.state, place.at)
+            .map(drop)
+            .map_err(|error| place.failed(format!("no copy of its files can be kept on the state partition: {error}")))
+    });
+    place.leave(is_mounted);
+    kept
+}
+
+impl RecoveryPlace<'_> {
+    fn failed(&self, why: String) -> MendError {
+        MendError::RecoveryPartition { device: self.device.to_owned(), why }
+    }
+
+    fn mount(&self) -> Result<(), MendError> {
+        Mount::device(self.device, "ext4")
+            .read_only()
+            .data_only()
+            .on(self.at)
+            .map_err(|error| self.failed(error.to_string()))
+    }
+
+    fn leave(&self, is_mounted: bool) {
+        if !is_mounted {
+            // What keeps it busy is reported by the next command that needs it.
+            let _ = mount::unmount(self.at);
+        }
+    }
+
+    fn slot_fault(&self, slot: Slot) -> Option<String> {
+        let known = self.state.slot_digests();
+        slot_files::check(self.at, slot, known.get(slot.name()).map(Vec::as_slice), self.thoroughness).err()
+    }
+
+    fn slots_are_lost(&self) -> bool {
+        [Slot::A, Slot::B].into_iter().all(|slot| self.slot_fault(slot).is_some())
+    }
+
+    /// What a check of the file system may bring back: a slot, or a directory that has lost its names.
+    fn fault(&self, copy: &SiteCopy) -> Option<String> {
+        let has_names = |path: &str| copy.places().any(|(other, _)| Path::new(other).parent() == Some(Path::new(path)));
+        let is_lost = |path: &str| match fs::read_dir(self.at.join(path)) {
+            Ok(mut entries) => has_names(path) && !entries.any(|entry| entry.is_ok()),
+            Err(_) => true,
+        };
+        let directories = copy.places().filter(|(_, place)| place.kind == Kind::Directory);
+        let mut lost =
+            directories.filter(|(path, _)| is_lost(path)).map(|(path, _)| format!("{path} has no names left"));
+        [Slot::A, Slot::B].into_iter().find_map(|slot| self.slot_fault(slot)).or_else(|| lost.next())
+    }
+
+    fn mend_content(&self, copy: &SiteCopy, was_damaged: bool, journal: &Journal) -> Result<(), MendError> {
+        let is_whole = self.fault(copy).is_none()
+            && copy.lost(&Originals::read(self.at), was_damaged).is_empty()
+            && !loader::is_lost(self.at);
+        if !is_whole {
+            mount::remount_writable(self.at).map_err(|error| self.failed(error.to_string()))?;
+            let mended = self.put_back(copy, was_damaged, journal);
+            // GRUB replays no journal: unmounting writes every block to its place.
+            let settled = mount::unmount(self.at).map_err(|error| self.failed(error.to_string()));
+            let mounted = settled.and_then(|()| self.mount());
+            mended.and(mounted)?;
+        }
+        self.verdict()
+    }
+
+    /// Brings back what is lost of the mounted file system, which can be written.
+    fn put_back(&self, copy: &SiteCopy, was_damaged: bool, journal: &Journal) -> Result<(), MendError> {
+        let failed = |what: &str, error: &io::Error| self.failed(format!("{what} cannot be brought back: {error}"));
+        for path in
+            lost_found::bring_back(self.at, copy, was_damaged).map_err(|error| failed(lost_found::NAME, &error))?
+        {
+            journal.report(Event::Mended(&format!("{path} of the recovery partition, from {}", lost_found::NAME)));
+        }
+        for name in copy.lost(&Originals::read(self.at), was_damaged) {
+            copy.put_back(name, self.at).map_err(|error| failed(name, &error))?;
+            journal.report(Event::Mended(&format!("{name} of the recovery partition, from its copy")));
+        }
+        if loader::is_lost(self.at) {
+            loader::put_back(self.at).map_err(|error| failed(loader::PATH, &error))?;
+            journal.report(Event::Mended("grub/grub.cfg of the recovery partition"));
+        }
+        if let Some(fetch) = self.fetch.filter(|_| self.slots_are_lost()) {
+            match fetch() {
+                Ok(files) => {
+                    self.state.forget_slot(Slot::A.name());
+                    slot_files::write(self.at, Slot::A, &files).map_err(|error| failed(&Slot::A.folder(), &error))?;
+                    journal.report(Event::Mended("slot a of the recovery partition, from the release"));
+                }
+                Err(why) => journal.warn(&format!("the recovery of the installed release cannot be fetched: {why}")),
+            }
+        }
+        for (slot, other) in [(Slot::A, Slot::B), (Slot::B, Slot::A)] {
+            if self.slot_fault(slot).is_some() && self.slot_fault(other).is_none() {
+                self.state.forget_slot(slot.name());
+                slot_files::copy(self.at, other, slot).map_err(|error| failed(&slot.folder(), &error))?;
+                journal.report(Event::Mended(&format!("slot {slot} of the recovery partition, from slot {other}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges what is there in the end.
+    fn verdict(&self) -> Result<(), MendError> {
+        let faults = [Slot::A, Slot::B].map(|slot| self.slot_fault(slot));
+        if let [Some(first), Some(second)] = &faults {
+            let what = "no slot has all its files, so that no recovery can be started";
+            let help = "request a recovery while this system still runs, or provision the disk anew";
+            return Err(self.failed(format!("{what} ({first}; {second}); {help}")));
+        }
+        if let Some(fault) = faults.into_iter().flatten().next() {
+            return Err(self.failed(fault));
+        }
+        if Originals::read(self.at).is_damaged(CONFIG) {
+            return Err(self.failed(format!("{CONFIG} is damaged, and there is no copy of it; write it anew")));
+        }
+        Ok(())
+    }
+}
+
+/// Outcome of a repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repaired {
+    /// The file system was whole.
+    Unchanged,
+    /// Something of it was repaired.
+    Changed,
+}
+
+/// Repairs the file system on this device, which is not mounted: by its own superblock, then by each of the others.
 ///
 /// # Errors
 /// [`MendError::RecoveryPartition`]: it is in use, or nothing of the file system can be found.
-pub fn mend(device: &Path) -> Result<(), MendError> {
+pub fn repair(device: &Path) -> Result<Repaired, MendError> {
     let failed = |why: String| MendError::RecoveryPartition { device: device.to_owned(), why };
     if in_use(device).is_ok_and(|usage| usage.is_some()) {
         return Err(failed("it is in use".to_owned()));
     }
-    let second = second_superblock(device).map_err(|error| failed(error.to_string()))?;
-    let Some(Superblock { block, block_bytes }) = second else {
+    let path = device.to_string_lossy();
+    let check = |more: &[&str]| -> Result<Result<Repaired, ExitStatus>, MendError> {
+        let arguments: Vec<&str> = ["-f", "-y"].into_iter().chain(more.iter().copied()).chain([&*path]).collect();
+        let status = process::run_and_wait(Path::new(FSCK), &arguments)
+            .map_err(|error| failed(format!("{FSCK} cannot be started: {error}")))?;
+        Ok(match status.code() {
+            Some(UNCHANGED) => Ok(Repaired::Unchanged),
+            Some(code) if WHOLE.contains(&code) => Ok(Repaired::Changed),
+            _ => Err(status),
+        })
+    };
+    let mut status = match check(&[])? {
+        Ok(repaired) => return Ok(repaired),
+        Err(status) => status,
+    };
+    let others = other_superblocks(device).map_err(|error| failed(error.to_string()))?;
+    if others.is_empty() {
         let why = "it has no superblock left; provision the disk anew while the system still runs";
         return Err(failed(why.to_owned()));
-    };
-    let (block, block_bytes, path) = (block.to_string(), block_bytes.to_string(), device.to_string_lossy());
-    let status = process::run_and_wait(Path::new(FSCK), &["-f", "-y", "-b", &block, "-B", &block_bytes, &path])
-        .map_err(|error| failed(format!("{FSCK} cannot be started: {error}")))?;
-    if !status.code().is_some_and(|code| WHOLE.contains(&code)) {
-        return Err(failed(format!("{FSCK} ended with {status}; provision the disk anew while the system still runs")));
     }
-    // Where the root directory was lost, all that was in it is in lost+found now, and GRUB finds none of it.
-    if !has_slots(device).map_err(|error| failed(chain(&error)))? {
-        let why = "its file system is repaired, but the folder of the slots has lost its name; provision the disk anew \
-                   while the system still runs";
-        return Err(failed(why.to_owned()));
+    for Superblock { block, block_bytes } in others {
+        let (block, block_bytes) = (block.to_string(), block_bytes.to_string());
+        match check(&["-b", &block, "-B", &block_bytes])? {
+            Ok(_) => return Ok(Repaired::Changed),
+            Err(other) => status = other,
+        }
     }
-    Ok(())
+    Err(failed(format!("{FSCK} ended with {status}; provision the disk anew while the system still runs")))
 }
 
-/// Whether the repaired file system has the folder of the slots under its name.
-fn has_slots(device: &Path) -> Result<bool, MountError> {
-    let look = Path::new(LOOK);
-    Mount::device(device, "ext4").read_only().data_only().on(look)?;
-    let found = look.join("slots").is_dir();
-    mount::unmount(look).or_else(|_| mount::detach(look))?;
-    Ok(found)
-}
-
-/// The first of the other superblocks of the file system on this device.
-fn second_superblock(device: &Path) -> io::Result<Option<Superblock>> {
+/// The other superblocks of the file system on this device.
+fn other_superblocks(device: &Path) -> io::Result<Vec<Superblock>> {
     let file = File::open(device)?;
     let mut buffer = vec![0; READ_BYTES];
-    let mut offset = 0;
+    let (mut offset, mut found) = (0, Vec::new());
     loop {
         let length = match file.read_at(&mut buffer, offset) {
-            Ok(0) => return Ok(None),
+            Ok(0) => return Ok(found),
             Ok(length) => length,
             // A part that cannot be read has no superblock.
             Err(_) => READ_BYTES,
         };
-        for (at, block) in (offset..).step_by(BACKUP_STEP_BYTES).zip(buffer[..length].chunks(BACKUP_STEP_BYTES)) {
-            if let Some(found) = backup_superblock(at, block) {
-                return Ok(Some(found));
-            }
+        let blocks = (offset..).step_by(BACKUP_STEP_BYTES).zip(buffer[..length].chunks(BACKUP_STEP_BYTES));
+        found.extend(blocks.filter_map(|(at, block)| backup_superblock(at, block)));
+        if found.len() >= MAX_SUPERBLOCKS {
+            return Ok(found);
         }
         buffer.fill(0);
         offset += length as u64;

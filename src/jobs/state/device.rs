@@ -15,7 +15,8 @@ use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::floor::FILE as FLOOR;
 use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::state::{
-    INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_PAUSE_BYTES, PAUSE, SIGNATURE, StatePartition,
+    INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_PAUSE_BYTES, MAX_SITE_BYTES, PAUSE, SIGNATURE,
+    SITE, StatePartition,
 };
 use crate::record::blackbox;
 use crate::record::journal::Journal;
@@ -187,9 +188,10 @@ struct Kept {
 }
 
 /// Files that are put back, each with its largest size in bytes. The events are for people, and come last.
-const KEPT: [(&str, u64); 7] = [
+const KEPT: [(&str, u64); 8] = [
     (FLOOR, MAX_FLOOR_BYTES),
     (PAUSE, MAX_PAUSE_BYTES),
+    (SITE, MAX_SITE_BYTES),
     ("blackbox", blackbox::SIZE_BYTES),
     (INDEX, MAX_INDEX_BYTES),
     (SIGNATURE, manifest::MAX_SIGNATURE_BYTES),

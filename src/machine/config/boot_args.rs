@@ -116,6 +116,13 @@ pub enum Action {
     FactoryReset,
 }
 
+impl BootArgs {
+    /// Whether the action deletes data of this machine.
+    pub(super) fn deletes_data(&self) -> bool {
+        matches!(self.action, Some(Action::Provision | Action::FactoryReset))
+    }
+}
+
 impl FromStr for Action {
     type Err = ();
 

@@ -70,6 +70,11 @@ impl ValueKind for DiskTable {
         Some(layer)
     }
 
+    fn usable(_key: &'static str, mut written: DiskLayer, problems: &mut Vec<ConfigError>) -> Option<DiskLayer> {
+        written.drop_wrong(problems);
+        Some(written)
+    }
+
     fn check(_key: &'static str, written: DiskLayer) -> Result<DiskSelector, ConfigError> {
         DiskSelector::resolve(written)
     }

@@ -19,6 +19,16 @@ pub enum ConfigError {
         /// Line, column and reason.
         source: TomlProblem,
     },
+    /// A key of a file that is left out, because it is unknown or its value has a wrong type.
+    #[error("{origin}: {key} is left out: {problem}")]
+    LeftOut {
+        /// The file that the layer came from.
+        origin: String,
+        /// The key with its section.
+        key: String,
+        /// Reason of the TOML library, without values.
+        problem: String,
+    },
     /// A kernel argument begins with `reflash.` and is not known.
     #[error("kernel argument {argument:?} is not known; known are {known}")]
     UnknownArgument {
@@ -93,7 +103,7 @@ fn scheme_of(url: &str) -> String {
 }
 
 /// A message of the TOML library without the values in it. The names of keys stay.
-fn without_values(message: &str) -> String {
+pub(super) fn without_values(message: &str) -> String {
     let mut shown = String::new();
     let mut rest = message;
     while let Some((before, quote, after)) =
@@ -107,6 +117,12 @@ fn without_values(message: &str) -> String {
         rest = after.get(end + 1..).unwrap_or_default();
     }
     shown + rest
+}
+
+/// The name of a key, where it is one; a text that may be anything is not shown.
+pub(super) fn name_or_nothing(name: &str) -> &str {
+    let is_name = name.len() < 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    if is_name { name } else { "\u{2026}" }
 }
 
 /// Where a quoted text ends, which may hold quotes after a backslash; at the end of all where the quote is not closed.
@@ -186,6 +202,10 @@ mod tests {
                             let text = format!("[{}]\n{line}\n", section.path);
                             let error = Layer::parse("reflash.toml", &text).and_then(Config::resolve).map(drop);
                             if let Err(error) = error {
+                                assert_nothing_leaks(&error, &text);
+                            }
+                            let usable = Layer::parse_usable("reflash.toml", &text).map(|usable| usable.problems);
+                            for error in usable.unwrap_or_default() {
                                 assert_nothing_leaks(&error, &text);
                             }
                         }

@@ -16,16 +16,16 @@ keys! {
     /// for the same interface with different VLANs. A later layer that has the section replaces the list as a whole.
     ["network.interfaces"] interfaces: InterfaceLayer {
         /// This interface, by its name (`enp1s0`) or its MAC address.
-        interface as interface: Interface, optional "every interface that has a link and no section of its own";
+        interface as interface: Interface, optional "every interface that has a link and no section of its own", newer_than "0.1.0";
         /// Static addresses with prefix lengths. They switch DHCP off, and an IPv6 one also the addresses that are made
         /// of advertised prefixes.
-        addresses as addresses: AddressesWithPrefix, default "";
+        addresses as addresses: AddressesWithPrefix, default "", newer_than "0.1.0";
         /// Default gateways, one of each kind. They need an address of their kind, and may lie outside of its subnet.
-        gateways as gateways: Addresses, default "";
+        gateways as gateways: Addresses, default "", newer_than "0.1.0";
         /// Name servers that are reached through this interface, in place of those that the network gives.
-        dns as dns: Addresses, default "";
+        dns as dns: Addresses, default "", newer_than "0.1.0";
         /// 802.1Q VLAN ID.
-        vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames";
+        vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", newer_than "0.1.0";
     }
 }
 
@@ -82,6 +82,22 @@ impl ValueKind for InterfaceTables {
     /// A kernel argument has no room for them; an empty text is the default.
     fn from_text(text: &str) -> Option<Vec<InterfaceLayer>> {
         text.is_empty().then(Vec::new)
+    }
+
+    /// An interface without one of its settings is better than none.
+    fn usable(
+        _key: &'static str,
+        mut written: Vec<InterfaceLayer>,
+        problems: &mut Vec<ConfigError>,
+    ) -> Option<Vec<InterfaceLayer>> {
+        for one in &mut written {
+            one.drop_wrong(problems);
+            if let Err(error) = InterfaceSettings::resolve(one.clone()) {
+                problems.push(error);
+                one.gateways = None;
+            }
+        }
+        Some(written)
     }
 
     fn check(_key: &'static str, written: Vec<InterfaceLayer>) -> Result<Vec<InterfaceSettings>, ConfigError> {

@@ -5,6 +5,9 @@
 //! tries as boot_tries: Number<u8, 1, 9>, default "3", argument "tries";
 //! ```
 //!
+//! A key that was added after a version was published says `newer_than` that version: a recovery of it refuses the
+//! whole file.
+//!
 //! The row gives the name in the file, the field of the checked configuration, the kind of value (its type, unit and
 //! range), what applies when the key is not set (`required`, `default "VALUE"`, or `optional "WHAT HAPPENS THEN"`),
 //! and the kernel argument that sets it, if there is one. Of the row are made the field of the layer as it is written,
@@ -38,6 +41,21 @@ pub trait ValueKind {
     /// # Errors
     /// [`ConfigError::Value`] when it is out of range or of the wrong form.
     fn check(key: &'static str, written: Self::Written) -> Result<Self::Checked, ConfigError>;
+
+    /// Returns what of a value can be used, for a program that goes on without the rest; the reason for which a part of
+    /// it cannot be used joins the problems.
+    fn usable(key: &'static str, written: Self::Written, problems: &mut Vec<ConfigError>) -> Option<Self::Written>
+    where
+        Self::Written: Clone,
+    {
+        match Self::check(key, written.clone()) {
+            Ok(_) => Some(written),
+            Err(error) => {
+                problems.push(error);
+                None
+            }
+        }
+    }
 
     /// Whether the value counts as not set, as an empty list does.
     fn is_absent(_written: &Self::Written) -> bool {
@@ -112,6 +130,8 @@ pub struct ConfigKey {
     pub name: &'static str,
     /// The kernel argument that sets it, without the prefix `reflash.`.
     pub argument: Option<&'static str>,
+    /// The last version that does not know the key; `None` for one that every version knows.
+    pub newer_than: Option<&'static str>,
     /// The sentences that explain it.
     pub doc: &'static str,
     /// Consequence when no layer sets the key.
@@ -145,7 +165,8 @@ macro_rules! keys {
             [$path:literal] $section:ident: $layer:ident {
                 $(
                     $(#[doc = $doc:literal])+
-                    $key:ident as $field:ident: $kind:ty, $presence:ident $($absent:literal)? $(, argument $argument:literal)?;
+                    $key:ident as $field:ident: $kind:ty, $presence:ident $($absent:literal)?
+                        $(, argument $argument:literal)? $(, newer_than $newer:literal)?;
                 )+
             }
         )+
@@ -166,6 +187,19 @@ macro_rules! keys {
                 #[must_use]
                 pub fn overridden_by(self, later: Self) -> Self {
                     Self { $($key: later.$key.or(self.$key),)+ }
+                }
+
+                /// Removes what of each value cannot be used; the reasons join the problems.
+                pub(in $crate::machine::config) fn drop_wrong(
+                    &mut self,
+                    problems: &mut Vec<$crate::machine::config::ConfigError>,
+                ) {
+                    $(
+                        let name = concat!($path, ".", stringify!($key));
+                        self.$key = self.$key.take().and_then(|written| {
+                            <$kind as $crate::machine::config::keys::ValueKind>::usable(name, written, problems)
+                        });
+                    )+
                 }
 
                 /// Sets the key that has this kernel argument, if one has it here. Whether one has.
@@ -205,6 +239,7 @@ macro_rules! keys {
                     keys: &[$($crate::machine::config::keys::ConfigKey {
                         name: stringify!($key),
                         argument: $crate::machine::config::keys::keys!(@argument $($argument)?),
+                        newer_than: $crate::machine::config::keys::keys!(@argument $($newer)?),
                         doc: concat!($($doc),+),
                         presence: $crate::machine::config::keys::keys!(@presence $presence $($absent)?),
                         shape: <$kind as $crate::machine::config::keys::ValueKind>::SHAPE,

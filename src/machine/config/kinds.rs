@@ -105,6 +105,13 @@ impl ValueKind for ReleaseUrls {
         Ok(written.iter().map(trimmed).collect())
     }
 
+    fn usable(key: &'static str, written: Vec<String>, problems: &mut Vec<ConfigError>) -> Option<Vec<String>> {
+        let mut is_usable =
+            |url: &String| Self::check(key, vec![url.clone()]).map_err(|error| problems.push(error)).is_ok();
+        let urls: Vec<String> = written.into_iter().filter(|url| is_usable(url)).collect();
+        Some(urls).filter(|urls| !urls.is_empty())
+    }
+
     fn is_absent(written: &Vec<String>) -> bool {
         written.is_empty()
     }

@@ -40,7 +40,7 @@ keys! {
         max_rate_kib_s as max_bytes_per_s: KibPerSecond<16, 16_777_216>, optional "no limit", argument "max-rate";
         /// Several interfaces, each with settings of its own. Where `network.interface`, `address`, `gateway` or `vlan`
         /// is set, the list is left out: those describe the only interface, as at a boot prompt.
-        interfaces as interfaces: InterfaceTables, default "";
+        interfaces as interfaces: InterfaceTables, default "", newer_than "0.1.0";
     }
 }
 

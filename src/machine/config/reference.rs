@@ -16,7 +16,13 @@ A machine reads `reflash.toml` in three layers, and the later one wins key by ke
 2. `reflash.toml` of the recovery partition,
 3. `reflash.ARGUMENT=VALUE` on the kernel command line, for the keys that have an argument.
 
-A key that is not known is refused with its name and line, and so is a value that is out of range. Editors that know JSON
+A command, the builder and provisioning refuse a key that is not known with its name and line, and so a value that is out
+of range. A recovery, and the start of a system, have nobody to ask: they leave out such a key with a warning, which the
+console, the black box and the report have, and everything else counts. Where the file of the recovery partition is
+damaged, they use the copy of it on the state partition. Recoveries of 0.1.0 refuse a file with a key that is marked as
+newer: set it only on robots both of whose slots are newer ([compatibility.md](compatibility.md)).
+
+Editors that know JSON
 schemas check the file as it is written: [configuration.schema.json](configuration.schema.json).
 
 This page and the schema are made of the rows in `src/machine/config.rs` and `src/machine/config/`:
@@ -77,7 +83,8 @@ fn key_row(section: &Section, key: &ConfigKey) -> String {
     };
     let argument = argument.unwrap_or_default();
     let (path, name, kind) = (section.path, key.name, key.shape.name());
-    format!("| `{path}.{name}` | {kind} | {value} | {default} | {argument} | {} |\n", cell(key.doc))
+    let newer = key.newer_than.map(|version| format!(" *Newer than {version}.*")).unwrap_or_default();
+    format!("| `{path}.{name}` | {kind} | {value} | {default} | {argument} | {}{newer} |\n", cell(key.doc))
 }
 
 fn argument_row(argument: &BootArgument) -> String {

@@ -8,6 +8,7 @@ use super::drivers::look_again;
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::settle::{POLL, Settling};
+use crate::chain::chain;
 use crate::disk::identity::Agreement;
 use crate::disk::roles::{MBR_ROLES, Role};
 use crate::disk::{DiskSearch, Looked, Looks, Scheme, Transport};
@@ -45,11 +46,17 @@ impl BootMedium {
 
     /// Adds what the medium brings. Its configuration counts before the disk's. Its release is used instead of those of
     /// servers, so that no network is needed. Its keys are trusted as those of the disk are.
-    pub(super) fn contribute(&self, layer: &mut Layer, keys: &mut Vec<String>) -> Result<(), SetupError> {
+    pub(super) fn contribute(
+        &self,
+        layer: &mut Layer,
+        keys: &mut Vec<String>,
+        journal: &Journal,
+    ) -> Result<(), SetupError> {
         let path = self.directory.join(media::CONFIG);
         if let Some(text) = read_if_there(&path)? {
-            let own = Layer::parse(&path.display().to_string(), &text)?;
-            *layer = std::mem::take(layer).overridden_by(own);
+            let own = Layer::parse_usable(&path.display().to_string(), &text)?;
+            own.problems.iter().for_each(|problem| journal.warn(&chain(problem)));
+            *layer = std::mem::take(layer).overridden_by(own.value);
         }
         self.offer_release(layer);
         keys.push(self.directory.join(media::KEYS).display().to_string());

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::boot_medium::BootMedium;
+use super::configuration::{BUILT_IN, identity_of, report_identity};
 use super::drivers::load_modules;
 use super::ending::{NextState, START_OVER, rest};
 use super::error::SetupError;
 use super::inputs::read_if_there;
 use super::online::{network_options, start_poster};
 use super::provision_disk::{DiskChoice, LONGEST, SETTLED, is_only_late};
-use super::setup::{BUILT_IN, identity_of, report_deaths, report_identity};
+use super::setup::report_deaths;
 use super::sources;
 use crate::boot::efi;
 use crate::boot::efivars::EfiVars;

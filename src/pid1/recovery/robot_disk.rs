@@ -35,6 +35,8 @@ pub(super) const STATE: &str = "/state";
 /// Template of an empty state partition, for one that was destroyed.
 const STATE_TEMPLATE: &str = "/recovery/templates/state.ext4.zst";
 
+/// A recovery partition that does not mount is tried again once after this, in case its disk was still waking up.
+const MOUNT_AGAIN: Duration = Duration::from_secs(2);
 /// Time until the machine is restarted because its disk is not there. Nothing else can be done without the disk, so it
 /// is looked for all the while; but a controller that hangs may need a reset, which only a restart gives it. No disk is
 /// known that takes so long after each reset.
@@ -109,13 +111,7 @@ impl RobotDisk {
         let slot = args.slot.as_ref().map(|slot| format!(", recovery slot {slot}"));
         journal.note(&format!("disk {description}{}", slot.unwrap_or_default()));
         let recovery = partition(Role::Recovery)?;
-        match Mount::device(&recovery, "ext4").read_only().data_only().on(RECOVERY) {
-            // The medium has all that is needed.
-            Err(error) if medium.is_some() => {
-                journal.warn(&format!("continuing without the robot's recovery partition: {}", chain(&error)))
-            }
-            result => result?,
-        }
+        mount_recovery(&recovery, journal);
         let state_partition = partition(Role::State)?;
         let unwritable = match open_state(&state_partition, handover, journal) {
             Ok(()) => None,
@@ -154,6 +150,21 @@ impl RobotDisk {
             name: found.disk.name,
             mended,
         })
+    }
+}
+
+/// Mounts the recovery partition, as far as that is possible. GRUB, which looks at no checksum and no journal, started
+/// this recovery from it; without it, the copy of the configuration, a medium, and what is in memory are left.
+fn mount_recovery(device: &Path, journal: &Journal) {
+    let usual = Mount::device(device, "ext4").read_only().data_only();
+    let mounted = usual.on(RECOVERY).or_else(|_| {
+        std::thread::sleep(MOUNT_AGAIN);
+        usual.on(RECOVERY)
+    });
+    let Err(error) = mounted else { return };
+    journal.warn(&format!("the recovery partition is damaged: {}", chain(&error)));
+    if let Err(error) = usual.no_load().on(RECOVERY) {
+        journal.warn(&format!("going on without the recovery partition: {}", chain(&error)));
     }
 }
 

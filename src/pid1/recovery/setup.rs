@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::boot_medium::BootMedium;
+use super::configuration::{self, MachineSettings};
 use super::drivers::load_modules;
 use super::error::SetupError;
-use super::inputs::{self, read_if_there};
+use super::inputs;
 use super::pause::Pause;
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
@@ -22,12 +23,11 @@ use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
 use crate::jobs::floor::{Floor, FloorChange};
-use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{self, BootChain, Identity, Policy, RecoveryJob, Renewal, Resources};
+use crate::jobs::site_copy::{self, SiteCopy};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
-use crate::machine::identity::hardware_name;
 use crate::net::Trouble;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -36,10 +36,6 @@ use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
-
-/// Directory of the configuration and keys that travel in the initramfs. Those of the recovery partition count before
-/// them.
-pub(super) const BUILT_IN: &str = "/etc/reflash";
 
 /// The robot before the network.
 pub(super) struct Setup {
@@ -102,9 +98,10 @@ impl Setup {
             report_deaths(handover, journal);
             Ok::<_, SetupError>((coldplug, medium, disk, recorder))
         })?;
-        let (config, keys, identity) = journal.phase(Phase::Config, "read configuration and keys", || {
-            read_configuration(medium.as_ref(), over, journal)
-        })?;
+        let MachineSettings { config, keys, identity, record } =
+            journal.phase(Phase::Config, "read configuration and keys", || {
+                configuration::read(medium.as_ref(), over, &disk.state, journal)
+            })?;
         if let Some(limit) = config.stall {
             worker::ask_for_watchdog(limit);
         }
@@ -115,10 +112,6 @@ impl Setup {
             // Reported again before the first write, where it becomes fatal.
             journal.warn(&chain(&error));
         }
-        let record = worker::within(&WorkPart::State, || disk.state.read_record(&keys)).unwrap_or_else(|error| {
-            journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
-            None
-        });
         let kept = find_kept(&disk.target, &keys, handover);
         let standing = worker::within(&WorkPart::State, || {
             let floor = Floor::open(disk.floor_places.clone()).record();
@@ -256,7 +249,8 @@ impl Setup {
     /// Identity of this machine for reports. Complete only when the network is up: the driver of the card that is part
     /// of it is loaded in the background.
     pub(super) fn reported_machine(&self) -> ReportedMachine {
-        let asset = inputs::asset(Path::new(RECOVERY));
+        let copy = || SiteCopy::read(&self.disk.state).get(site_copy::ASSET).map(|name| name.trim().to_owned());
+        let asset = inputs::asset(Path::new(RECOVERY)).or_else(copy);
         ReportedMachine::this(&self.config.product, self.config.hostname.as_deref(), asset.as_deref())
     }
 
@@ -336,51 +330,6 @@ pub(super) fn report_deaths(handover: &Handover, journal: &Journal) {
     for part in &handover.left_out {
         journal.warn(&format!("left out, since the recovery died of it before: {part}"));
     }
-}
-
-/// Reads the configuration and the keys of the initramfs, the recovery partition and the boot medium.
-fn read_configuration(
-    medium: Option<&BootMedium>,
-    over: Layer,
-    journal: &Journal,
-) -> Result<(Config, TrustedKeys, Identity), SetupError> {
-    let mut layer = read_layers()?;
-    let mut directories = vec![format!("{RECOVERY}/keys"), format!("{BUILT_IN}/keys")];
-    if let Some(medium) = medium {
-        medium.contribute(&mut layer, &mut directories)?;
-    }
-    let config = Config::resolve(layer.overridden_by(over))?;
-    let MachineKeys { keys, left_out } = read_keys(&directories)?;
-    left_out.iter().for_each(|error| journal.warn(&format!("going on with the other keys: {}", chain(error))));
-    let identity = identity_of(&config);
-    report_identity(&identity, &keys, journal);
-    Ok((config, keys, identity))
-}
-
-fn read_layers() -> Result<Layer, SetupError> {
-    let mut merged = Layer::default();
-    for path in [format!("{BUILT_IN}/reflash.toml"), format!("{RECOVERY}/reflash.toml")] {
-        if let Some(text) = read_if_there(Path::new(&path))? {
-            merged = merged.overridden_by(Layer::parse(&path, &text)?);
-        }
-    }
-    Ok(merged)
-}
-
-/// Product, hardware and channel that a release must fit. The hardware has the name that the firmware gives it, unless
-/// the configuration gives another.
-pub(super) fn identity_of(config: &Config) -> Identity {
-    Identity {
-        product: config.product.clone(),
-        hardware: config.hardware.clone().or_else(hardware_name).unwrap_or_default(),
-        channel: config.channel.clone(),
-    }
-}
-
-/// Reports what a release must fit, and how many keys are trusted.
-pub(super) fn report_identity(identity: &Identity, keys: &TrustedKeys, journal: &Journal) {
-    let Identity { product, hardware, .. } = identity;
-    journal.note(&format!("product {product}, hardware {hardware:?}, {} trusted keys", keys.len()));
 }
 
 /// Reads the count of automatic recoveries from the environment and from the black box.

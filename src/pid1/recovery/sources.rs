@@ -113,7 +113,8 @@ impl Source for SupervisedSource {
 
 /// Whether all configured sources are on this machine, so that no network is needed. Reports it if so.
 pub(super) fn are_at_hand(config: &Config, journal: &Journal) -> bool {
-    let at_hand = config.urls.iter().all(|url| url.starts_with("file:"));
+    // Without any source a USB drive is waited for, with the deadlines of a network that does not come.
+    let at_hand = !config.urls.is_empty() && config.urls.iter().all(|url| url.starts_with("file:"));
     if at_hand {
         journal.note("all release sources are local: no network is needed");
     }

@@ -10,6 +10,7 @@ use super::safe_network;
 use super::take::answer_within;
 use crate::boot::disk_record;
 use crate::chain::chain;
+use crate::machine::config::usable::Usable;
 use crate::machine::config::{Layer, Network};
 use crate::pid1::boot_watch::terms::WrittenTerms;
 use crate::sys::files;
@@ -59,14 +60,15 @@ impl ThisBoot<'_> {
     fn layers(&self, recovery: &Layer, problems: &mut Vec<String>) -> Layer {
         let own = own(self.root).unwrap_or_else(|why| {
             problems.push(format!("left out: /{OWN}: {why}"));
-            Layer::default()
+            Usable::default()
         });
-        let arguments = Layer::from_kernel_command_line(self.command_line).map(|(layer, _)| layer);
+        let arguments = Layer::usable_kernel_arguments(self.command_line).map(|(usable, _)| usable);
         let arguments = arguments.unwrap_or_else(|error| {
             problems.push(format!("kernel arguments are left out: {}", chain(&error)));
-            Layer::default()
+            Usable::default()
         });
-        own.overridden_by(recovery.clone()).overridden_by(arguments)
+        problems.extend(own.problems.iter().chain(&arguments.problems).map(|problem| chain(problem)));
+        own.value.overridden_by(recovery.clone()).overridden_by(arguments.value)
     }
 }
 
@@ -78,13 +80,13 @@ fn was_counted(state: &Path) -> bool {
     answer_within(LOOK, "read the boot environment", look).unwrap_or(false)
 }
 
-fn own(root: &Path) -> Result<Layer, String> {
+fn own(root: &Path) -> Result<Usable<Layer>, String> {
     let text = match files::read_below(root, Path::new(OWN), MAX_CONFIG_BYTES) {
         Ok(bytes) => String::from_utf8(bytes).map_err(|error| error.to_string())?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Layer::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Usable::default()),
         Err(error) => return Err(error.to_string()),
     };
-    Layer::parse(OWN, &text).map_err(|error| chain(&error))
+    Layer::parse_usable(OWN, &text).map_err(|error| chain(&error))
 }
 
 fn leave_network(recovery: &Layer, root: &Path) -> Result<(), String> {
@@ -116,5 +118,6 @@ mod tests {
         assert_eq!(limit(&of(900), &of(700), "reflash.safe=1 reflash.good-within-s=0"), (Some(0), 0));
         assert_eq!(limit("\0\0\0", &of(700), ""), (Some(700), 1));
         assert_eq!(limit(&of(900), "", "reflash.good-within-s=soon"), (Some(900), 1));
+        assert_eq!(limit(&format!("{}news = 1\n", of(900)), "", ""), (Some(900), 1), "written for a newer program");
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use reflash::machine::config::Layer;
+use reflash::machine::config::usable::newer_keys;
 use reflash::machine::hostname;
 
 use crate::initramfs::BuiltRecovery;
@@ -31,6 +32,7 @@ pub struct MediaParts<'a> {
 pub fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
     if let Some(config) = &parts.config {
         Layer::parse("the configuration", config)?;
+        warn_of_newer_keys(config);
     }
     if let Some(assets) = &parts.assets {
         hostname::asset(assets, |_| None)?;
@@ -40,6 +42,15 @@ pub fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
         ensure!(plain && !arm.is_empty(), "--arm {arm:?}: a serial number has letters, digits, '-', '_' and '.'");
     }
     Ok(())
+}
+
+/// Warns of keys for which a recovery that was published before them refuses the whole file.
+fn warn_of_newer_keys(config: &str) {
+    for (key, version) in newer_keys(config) {
+        eprintln!(
+            "warning: a recovery of {version} refuses a reflash.toml with {key}; the release must bring a newer one"
+        );
+    }
 }
 
 /// Copies a file, with both names in the error.

@@ -1,6 +1,7 @@
 //! `reflash good`: this boot is good, so the system gets its tries back.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use crate::boot::disk_record;
 use crate::boot::grubenv::names;
 use crate::boot::this_boot;
 use crate::chain::chain;
-use crate::jobs::drill;
+use crate::jobs::{drill, shipped};
 use crate::record::blackbox::{BlackBox, Marks};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -54,6 +55,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     boot_env.update(&changes)?;
     if options.state.is_none() {
         leave_mark();
+        if let Err(error) = shipped::is_good(Path::new("/")) {
+            complain(&format!("what was kept for an undo of this release stays in /var/lib/reflash: {error}"));
+        }
     }
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));

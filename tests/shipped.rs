@@ -451,7 +451,8 @@ fn a_cut_at_any_instant_leads_to_the_same_end_forwards_and_back() {
             on.start_well(&second);
             assert!(on.seen() == after, "cut {cuts}, forwards");
             // Back, with a cut in the undo too.
-            for undo_cut in 0..40 {
+            // At some of the cuts: each takes a copy of the machine.
+            for undo_cut in if cuts % 7 == 0 { 0..40 } else { 0..0 } {
                 let back = cut.copy();
                 if !back.start_cut(&first, undo_cut) {
                     break;

@@ -72,18 +72,18 @@ impl ShippedRule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeType {
-    /// Regular file.
+    /// Regular file with content.
     #[default]
     File,
     /// Directory of other entries.
     Directory,
-    /// Symbolic link.
+    /// Symbolic link to a path.
     Link,
-    /// Named pipe.
+    /// Named pipe, without content.
     Pipe,
     /// Character device, as layers of containers have them for what they delete.
     CharacterDevice,
-    /// Block device.
+    /// Block device, by its numbers.
     BlockDevice,
 }
 
@@ -159,7 +159,7 @@ pub struct ShippedEntry {
 pub struct ShippedNode {
     /// Kind of the file.
     pub kind: NodeType,
-    /// Permissions.
+    /// Permissions of the file.
     pub mode: u32,
     /// Number of the owner.
     pub uid: u32,

@@ -310,6 +310,7 @@ impl Build<'_> {
             embedded::MODULES,
             embedded::WATCHDOG_SETTINGS,
             embedded::GOOD_UNIT,
+            embedded::AFTER_UNDO_UNIT,
             embedded::REPORT_UNIT,
             embedded::MEND_UNIT,
             embedded::MEND_TIMER,

@@ -28,7 +28,7 @@ const MAX_BYTES: u64 = 100 << 20;
 /// State of a path before a release changed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Before {
+pub(super) enum PathBefore {
     /// Something was there, and is kept under this name, unless the change was never made.
     Kept(String),
     /// Nothing was there.
@@ -44,7 +44,7 @@ pub(super) struct AsideList {
     /// Image that changed these paths, the last one of several.
     pub image: String,
     /// Each path, escaped, with its state before.
-    pub paths: BTreeMap<String, Before>,
+    pub paths: BTreeMap<String, PathBefore>,
 }
 
 /// The directory of what is kept.
@@ -66,7 +66,7 @@ impl Aside {
         own: &Path,
         image: &str,
         record: &ShippedRecord,
-        paths: impl IntoIterator<Item = (RawPath, Before)>,
+        paths: impl IntoIterator<Item = (RawPath, PathBefore)>,
     ) -> io::Result<Self> {
         let mut this = match Self::open(own)? {
             Some(this) => this,
@@ -95,8 +95,8 @@ impl Aside {
     /// Place of what is kept for a path, if the list has it.
     pub fn place_of(&self, path: &RawPath) -> Option<PathBuf> {
         match self.list.paths.get(&path.escaped())? {
-            Before::Kept(name) => Some(self.kept(name)),
-            Before::Absent | Before::Directory { .. } => None,
+            PathBefore::Kept(name) => Some(self.kept(name)),
+            PathBefore::Absent | PathBefore::Directory { .. } => None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::aside::{Aside, Before};
+use super::aside::{Aside, PathBefore};
 use super::ground::{Above, Ground, is_there};
 use super::make::{dress, is_dressed, is_made, make};
 use super::outcome::ShippedOutcome;
@@ -266,16 +266,16 @@ impl<'a, 'g> FirstStart<'a, 'g> {
         let before = |change: &Change| {
             let before = match &change.kind {
                 ChangeKind::Make(_) if !change.known.rule.is_of_the_release() => return None,
-                ChangeKind::Make(_) => Before::Absent,
-                ChangeKind::Renew(_) | ChangeKind::TakeAway => Before::Kept(Aside::name_of(&change.path)),
+                ChangeKind::Make(_) => PathBefore::Absent,
+                ChangeKind::Renew(_) | ChangeKind::TakeAway => PathBefore::Kept(Aside::name_of(&change.path)),
                 ChangeKind::Dress(_) | ChangeKind::RemoveEmpty => {
                     let found = change.at.symlink_metadata().ok()?;
-                    Before::Directory { mode: found.mode() & 0o7777, uid: found.uid(), gid: found.gid() }
+                    PathBefore::Directory { mode: found.mode() & 0o7777, uid: found.uid(), gid: found.gid() }
                 }
             };
             Some((change.path.clone(), before))
         };
-        let paths: Vec<(RawPath, Before)> = changes.iter().filter_map(before).collect();
+        let paths: Vec<(RawPath, PathBefore)> = changes.iter().filter_map(before).collect();
         let own = self.ground.own();
         if paths.is_empty() && Aside::open(&own)?.is_none() {
             return Ok(None);

@@ -3,7 +3,7 @@
 /// Most failures that are described; the others are counted.
 const DESCRIBED: usize = 8;
 
-/// What became of a list.
+/// Outcome of a list that was carried out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShippedOutcome {
     /// Sentences about what was done, where it is worth a line of the log.

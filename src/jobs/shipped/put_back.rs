@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
-use super::aside::{Aside, Before};
+use super::aside::{Aside, PathBefore};
 use super::ground::{Above, Ground, is_there};
 use super::outcome::ShippedOutcome;
 use super::record::ShippedRecord;
@@ -23,8 +23,8 @@ pub(super) fn put_back(
 ) -> io::Result<ShippedRecord> {
     let (mut count, mut failed) = (0, 0);
     // What a release made in a directory goes before the directory, and a directory comes before what lies in it.
-    let made = aside.list.paths.iter().rev().filter(|(_, before)| **before == Before::Absent);
-    let had = aside.list.paths.iter().filter(|(_, before)| **before != Before::Absent);
+    let made = aside.list.paths.iter().rev().filter(|(_, before)| **before == PathBefore::Absent);
+    let had = aside.list.paths.iter().filter(|(_, before)| **before != PathBefore::Absent);
     for (name, before) in made.chain(had) {
         let path = RawPath::unescaped(name);
         match put_back_one(ground, &aside, &path, before) {
@@ -64,14 +64,14 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().display().to_string()
 }
 
-fn put_back_one(ground: &Ground<'_>, aside: &Aside, path: &RawPath, before: &Before) -> io::Result<()> {
+fn put_back_one(ground: &Ground<'_>, aside: &Aside, path: &RawPath, before: &PathBefore) -> io::Result<()> {
     let Some(at) = ground.at(path) else { return Ok(()) };
     if ground.above(path) != Above::Directory {
         // What was made there is gone with the directory.
-        return if *before == Before::Absent { Ok(()) } else { Err(io::Error::other("its directory is gone")) };
+        return if *before == PathBefore::Absent { Ok(()) } else { Err(io::Error::other("its directory is gone")) };
     }
     match before {
-        Before::Absent => match at.symlink_metadata() {
+        PathBefore::Absent => match at.symlink_metadata() {
             // An application may have put something into it.
             Ok(found) if found.is_dir() => {
                 ground.change();
@@ -82,7 +82,7 @@ fn put_back_one(ground: &Ground<'_>, aside: &Aside, path: &RawPath, before: &Bef
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         },
-        Before::Kept(name) => {
+        PathBefore::Kept(name) => {
             let kept = aside.kept(name);
             // It was put back already, or never taken away.
             if !is_there(&kept)? {
@@ -94,7 +94,7 @@ fn put_back_one(ground: &Ground<'_>, aside: &Aside, path: &RawPath, before: &Bef
             ground.has_changed();
             ground.rename(&kept, &at)
         }
-        Before::Directory { mode, uid, gid } => {
+        PathBefore::Directory { mode, uid, gid } => {
             ground.change();
             match fs::create_dir(&at) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -53,7 +53,10 @@ impl ShippedRecord {
 }
 
 /// Makes the directory `own`, which only root can look into: it keeps files of anybody.
-pub(super) fn make_private(own: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// The file system's, or the directory above it is a symbolic link.
+pub fn make_private(own: &Path) -> io::Result<()> {
     if let Some(above) = own.parent() {
         DirBuilder::new().mode(0o755).recursive(true).create(above)?;
         // A link that a person put there leads somewhere else in this early step of a boot than in the system.

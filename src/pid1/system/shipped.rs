@@ -1,6 +1,7 @@
 //! Has what the image ships to `/var` and `/etc` brought there, before anything of the system runs. Nothing that goes
 //! wrong with it keeps the system from starting.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -13,18 +14,31 @@ use crate::chain::chain;
 use crate::jobs::shipped::{self, MachinePlaces, ShippedOutcome};
 use crate::record::start::{StartRecord, VarFrom};
 
-/// Time for it. The first start of a robot may have some GiB to write, on a disk of 20 MB/s; the watch of the boot gives
-/// the whole start no more either.
+/// Time for it. The first start of a robot may have some GiB to write, on a disk of 20 MB/s; the watch of the boot
+/// gives the whole start no more either.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// File in memory that is there while the list is carried out on data.
+const MARK: &str = "shipping";
 
 /// Carries out the list of the image on a data partition that is mounted for writing, and not in use yet.
 pub(super) fn on_data(places: &BootPlaces, record: &mut StartRecord) {
+    let mark = places.run.join(MARK);
+    // PID 1 would leave all data out after a second time.
+    if mark.exists() {
+        return record
+            .lose("what the release has for /var and /etc is not brought: that ended the process before this one");
+    }
+    if let Err(error) = fs::create_dir_all(&places.run).and_then(|()| fs::write(&mark, "")) {
+        say(&format!("cannot create {}: {error}", mark.display()));
+    }
     let (image, data) = (places.root.clone(), places.data.clone());
     let done = answer_within(LIMIT, "bring what the release has for /var and /etc", move || {
         let (var, etc) = (data.join("var"), etc_changes(&data));
         make_directory(&var, 0o755)?;
         shipped::at_start(MachinePlaces { etc_changes: Some(&etc), ..places_of(&image, &var) }).map_err(failed())
     });
+    let _ = fs::remove_file(&mark);
     take(done, record);
 }
 

@@ -1,5 +1,5 @@
-//! Empties `/var`, which belongs to the machine, into the list by which each machine gets it: `reflash::release::shipped`
-//! has the format, and the first step of the system's boot carries it out.
+//! Empties `/var`, which belongs to the machine, into the list by which each machine gets it. The format is that of
+//! `reflash::release::shipped`, and the first step of the system's boot carries the list out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, Permissions};
@@ -24,7 +24,7 @@ const OF_THE_HOST: &[&str] = &["security.selinux", "security.ima", "security.evm
 /// Stretch of zeros from which on it is a hole, bytes: a shorter one costs less than its place in the list.
 const HOLE_BYTES: usize = 64 * 1024;
 
-/// What an image ships to the machine's directories.
+/// Totals of what an image ships to the machine's directories.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ShippedTotals {
     /// Number of paths.
@@ -33,7 +33,7 @@ pub struct ShippedTotals {
     pub content_bytes: u64,
 }
 
-/// What the list is made from.
+/// Sources of the list.
 #[derive(Debug)]
 pub struct Shipping<'a> {
     /// Tree of the image, in which `/etc` is in `usr/etc` already.

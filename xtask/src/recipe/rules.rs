@@ -18,8 +18,8 @@ const IDENTITY: &[&str] = &["/etc/machine-id", "/etc/hostname"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathRule {
-    /// Absolute paths. `*` matches any text without a slash, `**` whole directories. A directory stands for all that is
-    /// in it.
+    /// Absolute paths of files and directories. `*` matches any text without a slash, `**` whole directories. A
+    /// directory stands for all that is in it.
     pub paths: Vec<String>,
     /// Name of the rule. Of several that match a path, the last one in the recipe counts.
     pub rule: ShippedRule,

@@ -21,6 +21,7 @@ mod outcome;
 pub mod plan;
 mod put_back;
 pub mod record;
+mod room;
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind};

@@ -13,8 +13,14 @@ use super::make::{dress, is_dressed, is_made, make};
 use super::outcome::ShippedOutcome;
 use super::plan::{KnownPath, Occasion, PathDecision, PathInQuestion, decide};
 use super::record::ShippedRecord;
+use super::room::Room;
 use crate::release::shipped::{NodeType, RawPath, ShippedEntry, ShippedNode, ShippedRule};
-use crate::sys::{ext4, special};
+use crate::sys::special;
+
+/// Bytes of new content that are flushed and moved into place together.
+const BATCH_BYTES: u64 = 64 << 20;
+/// Paths that are moved into place together.
+const BATCH_PATHS: usize = 2000;
 
 /// Change of one path.
 struct Change {
@@ -38,6 +44,21 @@ enum ChangeKind {
     RemoveEmpty,
 }
 
+impl Change {
+    fn content_bytes(&self) -> u64 {
+        match &self.kind {
+            ChangeKind::Make(node) | ChangeKind::Renew(node) => node.data.iter().map(|[_, length]| length).sum(),
+            ChangeKind::Dress(_) | ChangeKind::TakeAway | ChangeKind::RemoveEmpty => 0,
+        }
+    }
+}
+
+/// A change, and the new file that was made for it beside its place.
+type StagedChange = (Change, Option<PathBuf>);
+
+/// Makes a change of what a path is to be.
+type WayToRenew = fn(Box<ShippedNode>) -> ChangeKind;
+
 /// A list that is being carried out.
 pub(super) struct FirstStart<'a, 'g> {
     ground: &'a Ground<'g>,
@@ -53,48 +74,6 @@ pub(super) struct FirstStart<'a, 'g> {
     /// Paths of the list, escaped.
     listed: BTreeSet<String>,
     is_whole: bool,
-}
-
-/// Room for new files: all but a margin, without which the overlay of `/etc` could not be mounted.
-#[derive(Default)]
-struct Room {
-    bytes: u64,
-    inodes: u64,
-}
-
-impl Room {
-    const MARGIN_BYTES: u64 = 1 << 20;
-    const MARGIN_INODES: u64 = 32;
-
-    fn of(directory: &Path) -> io::Result<Self> {
-        let free = ext4::free(directory)?;
-        // A file system that has no fixed number of inodes says that it has none.
-        let inodes = if free.inodes == 0 && free.bytes > Self::MARGIN_BYTES { u64::MAX } else { free.inodes };
-        Ok(Self {
-            bytes: free.bytes.saturating_sub(Self::MARGIN_BYTES),
-            inodes: inodes.saturating_sub(Self::MARGIN_INODES),
-        })
-    }
-
-    fn take(&mut self, node: &ShippedNode) -> io::Result<()> {
-        let stretches = node.data.iter().map(|[_, length]| length.next_multiple_of(4096)).sum::<u64>();
-        let needed = stretches.max(if node.kind == NodeType::Directory { 4096 } else { 0 });
-        match self.bytes.checked_sub(needed).zip(self.inodes.checked_sub(1)) {
-            Some((bytes, inodes)) => {
-                (self.bytes, self.inodes) = (bytes, inodes);
-                Ok(())
-            }
-            None => Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                format!(
-                    "it needs {} KiB, and {} KiB and {} inodes are free",
-                    needed / 1024,
-                    self.bytes / 1024,
-                    self.inodes
-                ),
-            )),
-        }
-    }
 }
 
 impl<'a, 'g> FirstStart<'a, 'g> {
@@ -168,7 +147,7 @@ impl<'a, 'g> FirstStart<'a, 'g> {
     }
 
     /// The way to renew a path, if it is not as it should be.
-    fn renewal(&self, node: &ShippedNode, at: &Path) -> io::Result<Option<fn(Box<ShippedNode>) -> ChangeKind>> {
+    fn renewal(&self, node: &ShippedNode, at: &Path) -> io::Result<Option<WayToRenew>> {
         let found = at.symlink_metadata()?;
         if node.kind == NodeType::Directory && found.is_dir() {
             return Ok((!is_dressed(node, at, &found)?).then_some(ChangeKind::Dress));
@@ -193,34 +172,26 @@ impl<'a, 'g> FirstStart<'a, 'g> {
         }
         let changes = std::mem::take(&mut self.changes);
         let aside = self.keep(&changes)?;
-        let mut room = if changes.is_empty() { Room::default() } else { Room::of(self.ground.places.var)? };
-        let staged: Vec<(Change, Option<PathBuf>)> =
-            changes.into_iter().filter_map(|change| self.stage(change, &mut room)).collect();
-        if !staged.is_empty() {
+        let mut changes = changes.into_iter().peekable();
+        let mut room = if changes.peek().is_some() { Room::of(self.ground.places.var)? } else { Room::default() };
+        let (mut renewed, mut removed) = (0, 0);
+        while changes.peek().is_some() {
+            let batch = self.stage_batch(&mut changes, &mut room);
             special::flush_file_system(self.ground.places.var)?;
             self.ground.has_changed();
-        }
-        let (mut renewed, mut removed) = (0, 0);
-        let any = !staged.is_empty();
-        for (change, made) in staged {
-            match self.place(&change, made.as_deref(), aside.as_ref()) {
-                Ok(()) => {
-                    match change.kind {
-                        ChangeKind::Renew(_) | ChangeKind::Dress(_) => renewed += 1,
-                        ChangeKind::TakeAway | ChangeKind::RemoveEmpty => removed += 1,
-                        ChangeKind::Make(_) => {}
+            for (change, made) in batch {
+                match self.place(&change, made.as_deref(), aside.as_ref()) {
+                    Ok(()) => {
+                        match change.kind {
+                            ChangeKind::Renew(_) | ChangeKind::Dress(_) => renewed += 1,
+                            ChangeKind::TakeAway | ChangeKind::RemoveEmpty => removed += 1,
+                            ChangeKind::Make(_) => {}
+                        }
+                        self.is_placed(change);
                     }
-                    let name = change.path.escaped();
-                    if self.listed.contains(&name) {
-                        self.record.paths.insert(name, change.known);
-                    } else {
-                        self.record.paths.remove(&name);
-                    }
+                    Err(error) => self.fail(&change.path, "change", &error),
                 }
-                Err(error) => self.fail(&change.path, "change", &error),
             }
-        }
-        if any {
             special::flush_file_system(self.ground.places.var)?;
         }
         if renewed + removed > 0 {
@@ -237,6 +208,33 @@ impl<'a, 'g> FirstStart<'a, 'g> {
             }
         }
         Ok(())
+    }
+
+    /// Makes the new files of some changes beside their places. What is in place stays there when the power is cut or the
+    /// time is over, so that a robot with much to bring gets on in each start.
+    fn stage_batch(&mut self, changes: &mut impl Iterator<Item = Change>, room: &mut Room) -> Vec<StagedChange> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for change in changes {
+            bytes += change.content_bytes();
+            batch.extend(self.stage(change, room));
+            if bytes >= BATCH_BYTES || batch.len() >= BATCH_PATHS {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Brings the record up to date for a path that is as it is to be.
+    fn is_placed(&mut self, change: Change) {
+        let name = change.path.escaped();
+        if let Some(made) = self.made.get_mut(&change.path) {
+            *made = change.at;
+        }
+        if self.listed.contains(&name) {
+            self.record.paths.insert(name, change.known);
+        } else {
+            self.record.paths.remove(&name);
+        }
     }
 
     /// Plans what a release before alone owned, and this one has no more: a directory only if it is empty.
@@ -286,7 +284,7 @@ impl<'a, 'g> FirstStart<'a, 'g> {
     }
 
     /// Makes the new file of a change beside its place. One that cannot be made fails alone.
-    fn stage(&mut self, change: Change, room: &mut Room) -> Option<(Change, Option<PathBuf>)> {
+    fn stage(&mut self, change: Change, room: &mut Room) -> Option<StagedChange> {
         let (ChangeKind::Make(node) | ChangeKind::Renew(node)) = &change.kind else { return Some((change, None)) };
         let earlier = node.first.as_ref().and_then(|first| self.made.get(first));
         let made = match earlier {

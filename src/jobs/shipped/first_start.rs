@@ -13,7 +13,7 @@ use super::make::{dress, is_dressed, is_made, make};
 use super::outcome::ShippedOutcome;
 use super::plan::{KnownPath, Occasion, PathDecision, PathInQuestion, decide};
 use super::record::ShippedRecord;
-use super::room::Room;
+use super::room::FreeRoom;
 use crate::release::shipped::{NodeType, RawPath, ShippedEntry, ShippedNode, ShippedRule};
 use crate::sys::special;
 
@@ -173,7 +173,8 @@ impl<'a, 'g> FirstStart<'a, 'g> {
         let changes = std::mem::take(&mut self.changes);
         let aside = self.keep(&changes)?;
         let mut changes = changes.into_iter().peekable();
-        let mut room = if changes.peek().is_some() { Room::of(self.ground.places.var)? } else { Room::default() };
+        let mut room =
+            if changes.peek().is_some() { FreeRoom::of(self.ground.places.var)? } else { FreeRoom::default() };
         let (mut renewed, mut removed) = (0, 0);
         while changes.peek().is_some() {
             let batch = self.stage_batch(&mut changes, &mut room);
@@ -210,9 +211,9 @@ impl<'a, 'g> FirstStart<'a, 'g> {
         Ok(())
     }
 
-    /// Makes the new files of some changes beside their places. What is in place stays there when the power is cut or the
-    /// time is over, so that a robot with much to bring gets on in each start.
-    fn stage_batch(&mut self, changes: &mut impl Iterator<Item = Change>, room: &mut Room) -> Vec<StagedChange> {
+    /// Makes the new files of some changes beside their places. What is in place stays there when the power is cut or
+    /// the time is over, so that a robot with much to bring gets on in each start.
+    fn stage_batch(&mut self, changes: &mut impl Iterator<Item = Change>, room: &mut FreeRoom) -> Vec<StagedChange> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for change in changes {
             bytes += change.content_bytes();
@@ -284,7 +285,7 @@ impl<'a, 'g> FirstStart<'a, 'g> {
     }
 
     /// Makes the new file of a change beside its place. One that cannot be made fails alone.
-    fn stage(&mut self, change: Change, room: &mut Room) -> Option<StagedChange> {
+    fn stage(&mut self, change: Change, room: &mut FreeRoom) -> Option<StagedChange> {
         let (ChangeKind::Make(node) | ChangeKind::Renew(node)) = &change.kind else { return Some((change, None)) };
         let earlier = node.first.as_ref().and_then(|first| self.made.get(first));
         let made = match earlier {

@@ -8,12 +8,12 @@ use crate::sys::ext4;
 
 /// Room for new files: all but a margin, without which the overlay of `/etc` could not be mounted.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct FreeRoom {
     bytes: u64,
     inodes: u64,
 }
 
-impl Room {
+impl FreeRoom {
     const MARGIN_BYTES: u64 = 1 << 20;
     const MARGIN_INODES: u64 = 32;
 

@@ -24,6 +24,20 @@ const OF_THE_HOST: &[&str] = &["security.selinux", "security.ima", "security.evm
 /// Stretch of zeros from which on it is a hole, bytes: a shorter one costs less than its place in the list.
 const HOLE_BYTES: usize = 64 * 1024;
 
+/// What packages note about themselves in `/var`: it belongs to the packages, and so to the release. The machine would
+/// otherwise keep for ever what the first release noted. A rule of the recipe comes after these.
+const OF_PACKAGES: &[&str] = &[
+    "/var/lib/apt/extended_states",
+    "/var/lib/dpkg",
+    "/var/lib/pam",
+    "/var/lib/systemd/catalog",
+    "/var/lib/systemd/deb-systemd-helper-enabled",
+    "/var/lib/systemd/deb-systemd-helper-masked",
+    "/var/lib/systemd/deb-systemd-user-helper-enabled",
+    "/var/lib/systemd/deb-systemd-user-helper-masked",
+    "/var/lib/ucf",
+];
+
 /// Totals of what an image ships to the machine's directories.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ShippedTotals {
@@ -77,7 +91,14 @@ impl Shipping<'_> {
     }
 
     fn matchers(&self) -> Result<Vec<Matcher>> {
+        let built_in =
+            PathRule { paths: OF_PACKAGES.iter().map(|path| (*path).to_owned()).collect(), rule: ShippedRule::Version };
         let mut matchers = Vec::new();
+        for path in &built_in.paths {
+            let set = built_in.matcher(path)?;
+            // Not every image has them.
+            matchers.push(Matcher { set, path: path.clone(), rule: built_in.rule, used: true });
+        }
         for rule in self.rules {
             for path in &rule.paths {
                 let path = (self.follow)(path.trim_end_matches('/'));

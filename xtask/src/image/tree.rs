@@ -173,7 +173,7 @@ fn made_by(line: &str) -> Option<String> {
 mod tests {
     use super::{convert, followed, made_by};
     use crate::recipe::Recipe;
-    use reflash::release::shipped::{ShippedEntry, read_list};
+    use reflash::release::shipped::{ShippedEntry, ShippedRule, read_list};
     use std::fs;
     use std::io::BufReader;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -246,6 +246,9 @@ mod tests {
         let content = at("usr/share/reflash/shipped/content").join(state.content);
         assert_eq!(fs::read_to_string(content).unwrap(), "s");
         assert_eq!(find("var/run").target.unwrap().0, Path::new("/run"));
+        // What packages note about themselves is renewed with them.
+        let rule = |path: &str| list.iter().find(|entry| entry.path.0 == Path::new(path)).unwrap().rule;
+        assert_eq!((rule("var/lib/dpkg"), rule("var/lib/a b/state")), (ShippedRule::Version, ShippedRule::Default));
         assert_eq!(find("var/lib/dpkg").target.unwrap().0, Path::new("../../usr/share/reflash/dpkg"));
         assert!(list.iter().all(|entry| entry.path.0 != Path::new("var/log/wtmp")), "the package makes it");
         assert!(!at("usr/lib/tmpfiles.d/zz-reflash-var.conf").exists());

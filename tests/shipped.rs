@@ -389,7 +389,9 @@ fn used_machine() -> (Machine, Image) {
 
 fn next_release(number: u32) -> Image {
     let rules = [("/var/lib/gone", "remove"), ("/etc/stale", "remove"), ("/var/dir/**", "version")];
-    release(number, &rules, &[("var/www/new", "new"), ("var/dir/sub/file", "x")])
+    // A file that the release before the first of them does not have, and that differs in each.
+    let new = format!("new {number}");
+    release(number, &rules, &[("var/www/new", &new), ("var/dir/sub/file", "x")])
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! [`commands`] and [`options`] define what can be typed, one row each. A module of the name of each command carries it
 //! out.
 
+mod after_undo;
 pub mod answer;
 pub mod args;
 pub mod commands;
@@ -64,6 +65,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Status => status::run(options),
         Command::Report => report::run(options),
         Command::Good => good::run(options),
+        Command::AfterUndo => after_undo::run(options),
         Command::Request(RequestedAction::Newer) => newer::run(options),
         Command::Mend => mend::run(options),
         Command::Request(action) => request::run(options, *action),

@@ -1,6 +1,6 @@
 //! What reflash does to a machine: [`recovery`] of its system, [`provision`]ing of a blank disk, [`factory_reset`] of
-//! its data, and the [`drill`] that shows whether it could recover. Each is the same for PID 1 and for a command typed
-//! by hand.
+//! its data, the [`drill`] that shows whether it could recover, and what its release brings to the machine's own
+//! directories ([`shipped`]). Each is the same for PID 1 and for a command typed by hand.
 
 pub mod drill;
 pub mod factory_reset;
@@ -10,5 +10,6 @@ pub mod mend;
 pub mod pause;
 pub mod provision;
 pub mod recovery;
+pub mod shipped;
 pub mod site_copy;
 pub mod state;

@@ -4,7 +4,8 @@
 //! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
 //! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
 //! is complete without them. [`layout`] is the partition layout of a disk. [`fields`] reads numbers of
-//! blocks, those of other formats too. [`zstd_frame`] bounds what is compressed.
+//! blocks, those of other formats too. [`zstd_frame`] bounds what is compressed. [`shipped`] lists what the image of a
+//! release brings to the machine's own directories.
 
 pub mod bootstrap_names;
 mod cursor;
@@ -14,5 +15,6 @@ pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod patches;
+pub mod shipped;
 pub mod weak_hashes;
 pub mod zstd_frame;

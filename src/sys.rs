@@ -19,6 +19,7 @@
 //! | [`power`] | reboot, power off, sync that cannot hang |
 //! | [`process`] | programs that are started, and how they end |
 //! | [`random`] | random bytes |
+//! | [`special`] | attributes, named pipes and devices, and a flush of all files |
 //! | [`thread`] | threads with a name, locks that survive a panic |
 //! | [`uevent`] | the kernel's events about devices |
 //! | [`watchdog`] | the hardware watchdog |
@@ -41,6 +42,7 @@ pub mod power;
 pub mod process;
 pub mod random;
 mod signals;
+pub mod special;
 pub mod thread;
 pub mod uevent;
 pub mod watchdog;

@@ -10,6 +10,7 @@ mod installed;
 mod provision;
 mod publish;
 mod release;
+mod shipped;
 mod station;
 mod vm;
 

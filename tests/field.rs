@@ -14,6 +14,7 @@ mod media;
 mod raw_index;
 mod releases;
 mod servers;
+mod shipped;
 mod site;
 mod state;
 mod time;

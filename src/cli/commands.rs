@@ -15,6 +15,8 @@ pub enum CommandName {
     Report,
     /// `reflash good`: record that this boot is good.
     Good,
+    /// `reflash after-undo`: let applications act after a release was taken back.
+    AfterUndo,
     /// `reflash mend`: mend what firmware and GRUB read.
     Mend,
     /// `reflash request`: start recovery at the next boot.
@@ -40,6 +42,8 @@ pub enum Command {
     Report,
     /// Record that this boot is good.
     Good,
+    /// Let applications act after a release was taken back.
+    AfterUndo,
     /// Mend what firmware and GRUB read.
     Mend,
     /// Start recovery at the next boot, or offer a factory reset there.
@@ -177,6 +181,21 @@ pub static COMMANDS: &[CommandRow] = &[
              mend` does. The system's image runs this command once it is up.",
         ],
         read: |operands| without_operands(operands, Command::Good),
+    },
+    CommandRow {
+        name: CommandName::AfterUndo,
+        word: "after-undo",
+        operands: "",
+        words: &[],
+        summary: "run the programs that applications have for an undo",
+        about: &[
+            "Runs every executable file in /etc/reflash/undo.d and /usr/lib/reflash/undo.d, by name, if the last recovery took \
+             a release back and this was not done since. A name in /etc stands in place of the same name in /usr/lib; a link \
+             to /dev/null switches a program off. The environment has REFLASH_SERIAL and REFLASH_VERSION of the release that \
+             is installed again, and REFLASH_UNDONE_SERIAL, REFLASH_UNDONE_VERSION and REFLASH_UNDONE_WHY of the other one. \
+             The system's image runs this command before its services.",
+        ],
+        read: |operands| without_operands(operands, Command::AfterUndo),
     },
     CommandRow {
         name: CommandName::Mend,

@@ -14,7 +14,7 @@ use crate::boot::disk_record;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::this_boot;
 use crate::chain::chain;
-use crate::jobs::drill;
+use crate::jobs::{drill, shipped};
 use crate::record::blackbox::{BlackBox, Marks};
 use crate::record::start::StartRecord;
 
@@ -41,6 +41,10 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         }
     }
     let tries = stored?;
+    // Only now: while this is not stored, the release may still be taken back.
+    if is_this_boot && let Err(error) = shipped::is_good(Path::new("/")) {
+        complain(&format!("what was kept for an undo of this release stays in /var/lib/reflash: {error}"));
+    }
     print(options, &json!({ "tries": tries }), || format!("this boot is good; {tries} tries before recovery"))?;
     Ok(Exit::Done)
 }

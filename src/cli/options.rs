@@ -70,6 +70,7 @@ pub const EVERY: &[CommandName] = &[
     CommandName::Status,
     CommandName::Report,
     CommandName::Good,
+    CommandName::AfterUndo,
     CommandName::Mend,
     CommandName::Request,
     CommandName::Drill,

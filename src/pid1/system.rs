@@ -24,6 +24,7 @@ mod renewal;
 mod root;
 mod safe_network;
 mod settings;
+mod shipped;
 mod take;
 
 use std::fs;

@@ -13,6 +13,7 @@ mod initramfs;
 mod normal;
 mod ostree;
 mod removal;
+pub mod shipped;
 mod stamp;
 mod tree;
 
@@ -290,6 +291,7 @@ impl Build<'_> {
             include_str!("image/initramfs.rs"),
             include_str!("image/normal.rs"),
             include_str!("image/ostree.rs"),
+            include_str!("image/shipped.rs"),
             include_str!("image/tree.rs"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),
@@ -308,6 +310,7 @@ impl Build<'_> {
             embedded::MODULES,
             embedded::WATCHDOG_SETTINGS,
             embedded::GOOD_UNIT,
+            embedded::AFTER_UNDO_UNIT,
             embedded::REPORT_UNIT,
             embedded::MEND_UNIT,
             embedded::MEND_TIMER,
@@ -335,7 +338,7 @@ impl Build<'_> {
         files::run(recipe, self.directory, &tree, self.timestamp)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
-        tree::convert(&tree)?;
+        tree::convert(&tree, recipe)?;
         let repository = Repository::open(&self.paths.work().join("ostree"))?;
         let commit = step::step("OSTree commit", || repository.commit(&tree, recipe, self.timestamp))?;
         let sysroot = self.work.join("sysroot");

@@ -2,10 +2,14 @@
 //!
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
+pub mod rules;
+
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+
+use self::rules::PathRule;
 
 /// Everything that decides what is in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,9 @@ pub struct Recipe {
     /// Section `[[files]]` of the recipe.
     #[serde(default)]
     pub files: Vec<FileEntry>,
+    /// Section `[[rules]]` of the recipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<PathRule>,
     /// Section `[ansible]` of the recipe.
     pub ansible: Option<Ansible>,
     /// Section `[ostree]` of the recipe.
@@ -258,6 +265,7 @@ impl Recipe {
                 "boot.kernel_arguments: {argument:?} has characters that GRUB would read as its own; one argument per entry"
             );
         }
+        self.rules.iter().try_for_each(PathRule::check)?;
         self.files.iter().try_for_each(check_file)
     }
 }

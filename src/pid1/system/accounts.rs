@@ -181,6 +181,8 @@ fn put_keys(var: &Path, home: &Path, account: &Account, keys: &[u8]) -> io::Resu
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
         chown(&directory, Some(account.uid), Some(account.gid))?;
     }
+    // Those of the image, which a machine that has keys of its own had made way for.
+    files::removed_or_gone(fs::remove_file(&path))?;
     write_new(&path, keys, 0o600)?;
     chown(&path, Some(account.uid), Some(account.gid))
 }

@@ -45,8 +45,9 @@ const MARGIN_BYTES: u64 = 12 << 20;
 const MARGIN_FILES: u64 = 128;
 /// Time for a stage. The template has 64 MiB, and the copied files have less.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Parts of `/var` that are made again by whatever uses them.
-const NOT_SAVED: &[&str] = &["cache", "tmp", "log/journal", "lost+found"];
+/// Parts of `/var` that are made again by whatever uses them. The record of what releases brought is one of them: it
+/// would keep files from being made again for which there was no room.
+const NOT_SAVED: &[&str] = &["cache", "tmp", "log/journal", "lost+found", crate::jobs::shipped::record::OWN];
 
 /// The devices that a renewal needs.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use super::error::SysrootError;
 use super::messages::say;
 use super::plan::{BootPlaces, BootStep, MemorySizes, etc_changes, etc_steps, forms_of_etc, forms_of_var, var_steps};
 use super::renewal::{DataRenewal, RenewalParts};
+use super::shipped;
 use super::take::{answer_within, take_all};
 use crate::chain::chain;
 use crate::record::start::{DataUse, EtcFrom, StartRecord, VarFrom};
@@ -46,6 +47,7 @@ pub fn put_together(parts: &RootParts<'_>, record: &mut StartRecord) {
     let mut used = open_data(parts, record);
     if used == DataUse::Writable {
         data::make_room(places.data.clone(), record);
+        shipped::on_data(places, record);
     }
     make_memory_private(places);
     let sizes = MemorySizes::of(parts.memory_bytes);
@@ -57,6 +59,7 @@ pub fn put_together(parts: &RootParts<'_>, record: &mut StartRecord) {
         let forms = forms_of_etc(data, safe).iter();
         forms.map(|form| (*form, etc_steps(places, data, *form, sizes))).collect()
     });
+    shipped::in_memory(places, record);
     if used == DataUse::Writable {
         data::restore_reserve(places.data.clone());
         if let Err(error) = mount::unmount(&places.data) {

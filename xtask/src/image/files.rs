@@ -102,6 +102,7 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
     put(tree, watchdog, embedded::WATCHDOG_SETTINGS.as_bytes(), 0o644)?;
     unit(tree, "reflash-good.service", embedded::GOOD_UNIT, "multi-user.target")?;
+    unit(tree, "reflash-after-undo.service", embedded::AFTER_UNDO_UNIT, "basic.target")?;
     unit(tree, "reflash-mend.timer", embedded::MEND_TIMER, "timers.target")?;
     let mend = Path::new("/usr/lib/systemd/system/reflash-mend.service");
     put(tree, mend, embedded::MEND_UNIT.as_bytes(), 0o644)?;

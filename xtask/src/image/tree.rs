@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use walkdir::WalkDir;
 
 use super::removal::remove_tree;
+use super::shipped::{self, Shipping};
+use crate::recipe::Recipe;
 
 /// Place of the package database, which is part of the image, not of the machine.
 const DPKG: &str = "usr/share/reflash/dpkg";
@@ -30,7 +31,7 @@ const LINKS: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// Fails with the path.
-pub fn convert(tree: &Path) -> Result<()> {
+pub fn convert(tree: &Path, recipe: &Recipe) -> Result<()> {
     // The kernel lies in /usr/lib/modules; OSTree fills /boot itself.
     for name in ["boot", "media"] {
         remove_tree(&tree.join(name))?;
@@ -71,7 +72,7 @@ pub fn convert(tree: &Path) -> Result<()> {
         rename(&dpkg, &tree.join(DPKG))?;
         symlink(format!("../../{DPKG}"), &dpkg).context("link var/lib/dpkg")?;
     }
-    var_to_tmpfiles(tree)
+    ship_var(tree, recipe)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -122,61 +123,42 @@ fn follow_links(tree: &Path) -> Result<()> {
 /// Returns the line with the path that one of [`LINKS`] leads to.
 fn followed(line: &str) -> String {
     let path = line.split_ascii_whitespace().nth(1).filter(|_| !line.starts_with('#')).unwrap_or_default();
+    if path.is_empty() { line.to_owned() } else { line.replacen(path, &through_links(path), 1) }
+}
+
+/// Returns the path that one of [`LINKS`] leads to.
+fn through_links(path: &str) -> String {
     for (name, target) in LINKS {
-        let link = format!("/{name}");
-        if path == link || path.starts_with(&format!("{link}/")) {
-            return line.replacen(&link, &format!("/{target}"), 1);
+        if let Some(rest) = path.strip_prefix('/').and_then(|path| path.strip_prefix(name))
+            && (rest.is_empty() || rest.starts_with('/'))
+        {
+            return format!("/{target}{rest}");
         }
     }
-    line.to_owned()
+    path.to_owned()
 }
 
-/// Empties /var: on the machine it is a directory of the data partition, which the first boot finds empty.
-/// systemd-tmpfiles makes again what packages put there, from a list that is written here.
-fn var_to_tmpfiles(tree: &Path) -> Result<()> {
-    let var = tree.join("var");
-    let factory = tree.join("usr/share/factory");
-    let known = known_to_tmpfiles(tree);
-    let mut lines = Vec::new();
-    for entry in WalkDir::new(&var).min_depth(1).sort_by_file_name() {
-        let entry = entry.context("read var")?;
-        let metadata = entry.metadata().context("read var")?;
-        let path = format!("/{}", entry.path().strip_prefix(tree).unwrap_or(entry.path()).display());
-        if known.contains(&path) {
-            continue;
-        }
-        let name = escaped(&path);
-        let (mode, user, group) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-        if metadata.is_dir() {
-            lines.push(format!("d {name} {mode:04o} {user} {group} - -"));
-        } else if metadata.is_symlink() {
-            let target = fs::read_link(entry.path()).with_context(|| format!("read {path}"))?;
-            lines.push(format!("L {name} - - - - {}", escaped(&target.display().to_string())));
-        } else if metadata.is_file() {
-            let kept = factory.join(path.trim_start_matches('/'));
-            if let Some(parent) = kept.parent() {
-                fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-            }
-            fs::copy(entry.path(), &kept).with_context(|| format!("copy {path}"))?;
-            lines.push(format!("C {name} {mode:04o} {user} {group} - -"));
-        }
-    }
-    let text =
-        "# Made by the image builder from what the packages have in /var.\n".to_owned() + &lines.join("\n") + "\n";
-    // This name sorts last, so that the packages' own lines win.
-    let path = tree.join("usr/lib/tmpfiles.d/zz-reflash-var.conf");
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    remove_tree(&var)?;
-    create(&var, 0o755)
+/// Puts what the packages have in /var into the list by which each machine gets it: on the machine /var is a directory
+/// of the data partition, which the first boot finds empty.
+fn ship_var(tree: &Path, recipe: &Recipe) -> Result<()> {
+    let version = format!("{} {}", recipe.name, recipe.version);
+    let made_by_packages = known_to_tmpfiles(tree);
+    let shipping = Shipping {
+        tree,
+        rules: &recipe.rules,
+        version: &version,
+        made_by_packages: &made_by_packages,
+        follow: through_links,
+    };
+    shipping.ship().map(|totals| shipped::report(&totals))
 }
 
-/// Returns the paths that a package's own tmpfiles.d makes: a second line for one of them would be a warning at every
-/// boot.
-fn known_to_tmpfiles(tree: &Path) -> BTreeSet<String> {
+/// Returns the paths that a package's own tmpfiles.d makes.
+fn known_to_tmpfiles(tree: &Path) -> BTreeSet<PathBuf> {
     let directories: [PathBuf; 2] = [tree.join("usr/lib/tmpfiles.d"), tree.join("usr/etc/tmpfiles.d")];
     let files = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
     let texts = files.filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    texts.flat_map(|text| text.lines().filter_map(made_by).collect::<Vec<_>>()).collect()
+    texts.flat_map(|text| text.lines().filter_map(made_by).map(PathBuf::from).collect::<Vec<_>>()).collect()
 }
 
 /// Returns the path that a line of tmpfiles.d makes; `None` for lines that only change or delete.
@@ -187,16 +169,15 @@ fn made_by(line: &str) -> Option<String> {
     makes.then(|| words.next()).flatten().map(|path| path.trim_end_matches('/').to_owned())
 }
 
-/// Escapes a path for tmpfiles.d, which splits at white space, and reads `%` as a specifier and C escapes.
-fn escaped(path: &str) -> String {
-    path.replace('\\', "\\\\").replace(' ', "\\x20").replace('\t', "\\x09").replace('%', "%%")
-}
-
 #[cfg(test)]
 mod tests {
     use super::{convert, followed, made_by};
+    use crate::recipe::Recipe;
+    use reflash::release::shipped::{ShippedEntry, ShippedRule, read_list};
     use std::fs;
+    use std::io::BufReader;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
 
     #[test]
     fn lines_that_make_a_path_are_distinguished_from_those_that_change_it() {
@@ -237,29 +218,40 @@ mod tests {
             fs::create_dir_all(at(path)).unwrap();
         }
         fs::write(at("usr/share/systemd/tmp.mount"), "unit").unwrap();
-        fs::write(at("usr/lib/tmpfiles.d/x.conf"), "d /var/log/known 0755 - - -\n").unwrap();
+        fs::write(at("usr/lib/tmpfiles.d/x.conf"), "d /var/log/known 0755\nf /var/log/wtmp 0664\n").unwrap();
+        fs::write(at("var/log/wtmp"), "").unwrap();
         fs::write(at("var/lib/a b/state"), "s").unwrap();
         fs::set_permissions(at("var/lib/a b/state"), fs::Permissions::from_mode(0o640)).unwrap();
         fs::write(at("etc/hosts"), "h").unwrap();
         symlink("/run", at("var/run")).unwrap();
-        convert(tree.path()).unwrap();
+        let recipe = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\n[ostree]\nbranch='b'\n";
+        convert(tree.path(), &Recipe::parse(recipe).unwrap()).unwrap();
         assert_eq!(fs::read_to_string(at("usr/etc/hosts")).unwrap(), "h");
         assert!(!at("etc").exists() && at("usr/opt/ros").is_dir());
         assert_eq!(fs::read_link(at("home")).unwrap().to_str(), Some("var/home"));
         assert_eq!(fs::read_dir(at("var")).unwrap().count(), 0);
         assert!(at("usr/share/reflash/dpkg/info").is_dir());
-        let list = fs::read_to_string(at("usr/lib/tmpfiles.d/zz-reflash-var.conf")).unwrap();
-        for line in [
-            "d /var/home/robot 0755",
-            "C /var/lib/a\\x20b/state 0640",
-            "L /var/run - - - - /run",
-            "L /var/lib/dpkg - - - - ../../usr/share/reflash/dpkg",
-            "d /var/roothome",
-        ] {
-            assert!(list.contains(line), "{line} is missing in:\n{list}");
-        }
-        assert!(!list.contains("/var/log/known"), "{list}");
-        assert_eq!(fs::read_to_string(at("usr/share/factory/var/lib/a b/state")).unwrap(), "s");
+        let mut list = Vec::new();
+        let text = fs::File::open(at("usr/share/reflash/shipped/list.jsonl")).unwrap();
+        let take = |entry: ShippedEntry| {
+            list.push(entry);
+            Ok(())
+        };
+        read_list(BufReader::new(text), take).unwrap();
+        let find =
+            |path: &str| list.iter().find(|entry| entry.path.0 == Path::new(path)).unwrap().node.clone().unwrap();
+        assert_eq!(find("var/home/robot").mode, 0o755);
+        let state = find("var/lib/a b/state");
+        assert_eq!((state.mode, state.size_bytes), (0o640, 1));
+        let content = at("usr/share/reflash/shipped/content").join(state.content);
+        assert_eq!(fs::read_to_string(content).unwrap(), "s");
+        assert_eq!(find("var/run").target.unwrap().0, Path::new("/run"));
+        // What packages note about themselves is renewed with them.
+        let rule = |path: &str| list.iter().find(|entry| entry.path.0 == Path::new(path)).unwrap().rule;
+        assert_eq!((rule("var/lib/dpkg"), rule("var/lib/a b/state")), (ShippedRule::Version, ShippedRule::Default));
+        assert_eq!(find("var/lib/dpkg").target.unwrap().0, Path::new("../../usr/share/reflash/dpkg"));
+        assert!(list.iter().all(|entry| entry.path.0 != Path::new("var/log/wtmp")), "the package makes it");
+        assert!(!at("usr/lib/tmpfiles.d/zz-reflash-var.conf").exists());
         assert_eq!(at("tmp").metadata().unwrap().permissions().mode() & 0o7777, 0o1777);
     }
 }

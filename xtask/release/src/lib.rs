@@ -5,6 +5,7 @@
 
 pub mod check;
 mod chunks;
+pub mod history;
 pub mod keygen;
 mod objects;
 mod patches;
@@ -33,6 +34,9 @@ pub use crate::spec::{DEFAULT_LEVEL, Spec};
 use crate::step::step;
 pub use crate::succession::Allow;
 
+/// The channel of a release that names none.
+pub const DEFAULT_CHANNEL: &str = "stable";
+
 /// Version of the oldest agent that can install what is released here. It is raised when a release would be wrong for
 /// agents that do not know all of its members.
 const MINIMUM_AGENT: &str = "0.1.0";
@@ -58,25 +62,10 @@ pub struct Released {
 /// When the image or a file cannot be read, a value is out of range, the serial goes back or is above [`MAX_SERIAL`],
 /// or the release would end its channel in a way that [`Spec::allow`] does not name.
 pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
-    let objects = Objects::open(out)?;
-    let path = out.join(manifest::manifest_path(&spec.channel));
-    let before = published(&path)?;
-    let mut manifest = Manifest {
-        format: manifest::FORMAT,
-        product: spec.product.clone(),
-        hardware: spec.hardware.clone(),
-        channel: spec.channel.clone(),
-        version: spec.version.clone(),
-        serial: next_serial(before.as_ref(), spec.serial)?,
-        created_unix_s: created(spec)?,
-        minimum_agent: MINIMUM_AGENT.to_owned(),
-        images: Vec::new(),
-        layout: spec.layout.clone(),
-        files: Vec::new(),
-    };
     // Before the image is compressed, which takes minutes.
-    succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
-    succession::check_key(&path.with_added_extension("minisig"), key, &spec.allow)?;
+    let (before, mut manifest) = begin(spec, key.keynum(), out)?;
+    let path = out.join(manifest::manifest_path(&spec.channel));
+    let objects = Objects::open(out)?;
     let image = step("cut, hash and compress the image", || {
         let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
         chunks::pack(spec, &objects, reusable.as_ref())
@@ -89,7 +78,10 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     manifest.images = vec![image.described];
     succession::check(before.as_ref(), &manifest, &spec.allow)?;
     manifest.check_values().context("check the manifest before it is signed")?;
+    // The release before may have been made by a builder that kept no history.
+    history::keep_published(out, &spec.channel)?;
     step("sign the manifest", || publish(&manifest, key, &path))?;
+    history::keep_published(out, &spec.channel)?;
     let image_bytes = manifest.images.iter().map(|image| image.size_bytes).sum::<u64>();
     Ok(Released {
         manifest,
@@ -98,6 +90,37 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
         new_bytes: image.new_bytes,
         partition_bytes: image_bytes + image.undo_bytes,
     })
+}
+
+/// Refuses what [`build`] would refuse without a look at the image, so that a caller can ask before other long work.
+/// `key_number` is that of the key that will sign ([`keygen::key_number`]).
+///
+/// # Errors
+/// As [`build`].
+pub fn refuse_early(spec: &Spec, key_number: &[u8], out: &Path) -> Result<()> {
+    begin(spec, key_number, out).map(drop)
+}
+
+/// What the channel has offered last, and the manifest of the next release as far as it is known before any work.
+fn begin(spec: &Spec, key_number: &[u8], out: &Path) -> Result<(Option<Manifest>, Manifest)> {
+    let path = out.join(manifest::manifest_path(&spec.channel));
+    let before = published(&path)?;
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        product: spec.product.clone(),
+        hardware: spec.hardware.clone(),
+        channel: spec.channel.clone(),
+        version: spec.version.clone(),
+        serial: next_serial(before.as_ref(), spec.serial)?,
+        created_unix_s: created(spec)?,
+        minimum_agent: MINIMUM_AGENT.to_owned(),
+        images: Vec::new(),
+        layout: spec.layout.clone(),
+        files: Vec::new(),
+    };
+    succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
+    succession::check_key(&path.with_added_extension("minisig"), key_number, &spec.allow)?;
+    Ok((before, manifest))
 }
 
 /// Signs a manifest and publishes it at `path`.
@@ -145,9 +168,11 @@ fn next_serial(before: Option<&Manifest>, wished: Option<u64>) -> Result<u64> {
 }
 
 fn created(spec: &Spec) -> Result<u64> {
-    if let Some(created) = spec.created_unix_s {
-        return Ok(created);
-    }
+    spec.created_unix_s.map_or_else(now, Ok)
+}
+
+/// The time that a release is dated with: `SOURCE_DATE_EPOCH`, or else the clock.
+fn now() -> Result<u64> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         return epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH={epoch:?} is not a number of seconds"));
     }

@@ -1,15 +1,19 @@
 //! The command line: every command, and which part of the builder carries it out.
 
+mod defaults;
 mod keygen;
 mod release;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::paths::{Paths, PlaceArgs};
+use crate::paths::{self, Paths, PlaceArgs};
+use crate::project::Project;
 use crate::{
-    agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices, powercut,
-    publish, serve, step, test,
+    agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
+    powercut, prune, publish, serve, step, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -20,6 +24,11 @@ pub struct Cli {
     command: BuilderCommand,
     #[command(flatten)]
     places: PlaceArgs,
+    /// Project file, from which commands take what their options do not give. Default: the nearest reflash-project.toml,
+    /// from here upwards.
+    #[arg(long, global = true, env = "REFLASH_PROJECT", value_name = "FILE", hide_env_values = true)]
+    #[arg(help_heading = "Options of every command")]
+    project: Option<PathBuf>,
     /// Install missing packages without asking (as with CI=true).
     #[arg(long, global = true, help_heading = "Options of every command")]
     yes: bool,
@@ -39,6 +48,10 @@ enum BuilderCommand {
     Agent,
     /// Install this builder as the program reflash-build, with the agent inside (docs/building.md).
     Install(install::InstallArgs),
+    /// Make a first project: project file, recipe, layout, configuration and keys (docs/building.md).
+    Init(init::InitArgs),
+    /// Check the project before long work: what would fail later, or only on a machine.
+    Check,
     /// Write a recipe and partition layouts to begin with.
     Examples(examples::ExamplesArgs),
     /// Build the recovery kernel and initramfs around the agent.
@@ -55,6 +68,8 @@ enum BuilderCommand {
     Release(release::ReleaseArgs),
     /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
     Publish(publish::PublishArgs),
+    /// Delete what no kept release needs, from a release tree or a store.
+    Prune(prune::PruneArgs),
     /// Serve a release tree over HTTP.
     Serve(serve::ServeArgs),
     /// Assemble a bootable disk image with an empty system partition.
@@ -81,6 +96,18 @@ impl BuilderCommand {
     }
 }
 
+impl Cli {
+    /// The project that the command belongs to, if there is one. `init` makes one, and what works on the sources of
+    /// reflash has none.
+    fn project(&self) -> Result<Option<Project>> {
+        if self.command.needs_checkout().is_some() || matches!(self.command, BuilderCommand::Init(_)) {
+            return Ok(None);
+        }
+        let here = std::env::current_dir().context("find the current directory")?;
+        Project::find(self.project.as_deref(), &here, paths::checkout_around(&here).as_deref())
+    }
+}
+
 /// Reads the command line. Wrong options end the program with a usage text.
 #[must_use]
 pub fn parse() -> Cli {
@@ -93,7 +120,11 @@ pub fn parse() -> Cli {
 /// # Errors
 /// The first thing that fails.
 pub fn run(cli: Cli) -> Result<()> {
-    let Cli { command, places, yes } = cli;
+    let project = cli.project()?;
+    let Cli { mut command, mut places, yes, .. } = cli;
+    if let Some(project) = &project {
+        defaults::take(&mut command, &mut places, project);
+    }
     let paths = &Paths::find(places)?;
     if let Some(name) = command.needs_checkout() {
         paths.checkout(name)?;
@@ -106,6 +137,8 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::PowerCut(args) => powercut::run(paths, &args, yes),
         BuilderCommand::Agent => notices::write_beside(&agent::build(paths, yes)?, paths),
         BuilderCommand::Install(args) => install::run(&args, paths, yes),
+        BuilderCommand::Init(args) => init::run(&args, yes),
+        BuilderCommand::Check => check::run(project.as_ref(), paths),
         BuilderCommand::Examples(args) => examples::run(&args),
         BuilderCommand::Initramfs(args) => initramfs::recovery(paths, &args.keys, yes).map(drop),
         BuilderCommand::Image(args) => image::run(&args, paths, yes),
@@ -114,6 +147,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Keygen(args) => keygen::run(&args),
         BuilderCommand::Release(args) => release::run(args, paths, yes),
         BuilderCommand::Publish(args) => publish::run(args, paths),
+        BuilderCommand::Prune(args) => prune::run(args, paths),
         BuilderCommand::Serve(args) => serve::run(args, paths),
         BuilderCommand::Disk(args) => disk::run(args, paths, yes),
         BuilderCommand::Bench(args) => bench::run(paths, &args, yes),

@@ -127,14 +127,28 @@ fn media_and_disks_with_a_configuration_that_cannot_work_are_refused_before_anyt
     ] {
         let kept = std::fs::read_to_string(here.join("site.toml")).unwrap();
         project.change("site.toml", from, to);
-        for command in ["check", "media", "disk"] {
-            let text = fails(here, &[command]);
-            assert!(text.contains(said) && text.contains("site.toml"), "{command}: {text}");
+        for line in [&["check"][..], &["media", "--no-release"], &["disk"]] {
+            let text = fails(here, line);
+            assert!(text.contains(said) && text.contains("site.toml"), "{line:?}: {text}");
         }
         std::fs::write(here.join("site.toml"), kept).unwrap();
     }
+    // A release that the machines would refuse, or none at all.
+    assert!(
+        fails(here, &["media"]).contains("look at the release of channel stable"),
+        "the release is named before it is built"
+    );
+    project.change("reflash-project.toml", "layout = ", "# layout = ");
+    project.change("reflash-project.toml", "recovery = true", "recovery = false");
+    succeeds(here, &["release", "--version", "1", "--channel", "stable"]);
+    project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
+    let text = fails(here, &["media"]);
+    assert!(text.contains("releases are of product \"arm\""), "{text}");
+    succeeds(here, &["keygen", "--out", "other"]);
+    let text = fails(here, &["media", "--key", "other/reflash.pub"]);
+    assert!(text.contains("not valid for any trusted key"), "{text}");
     project.change("reflash-project.toml", "site = ", "# site = ");
-    assert!(fails(here, &["media"]).contains("there is no configuration"));
+    assert!(fails(here, &["media", "--no-release"]).contains("there is no configuration"));
     assert!(fails(here, &["disk"]).contains("`site` in a project file"));
     project.change("reflash-project.toml", "public = ", "# public = ");
     assert!(fails(here, &["media"]).contains("no public key is given"));

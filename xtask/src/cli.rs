@@ -29,7 +29,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "REFLASH_PROJECT", value_name = "FILE", hide_env_values = true)]
     #[arg(help_heading = "Options of every command")]
     project: Option<PathBuf>,
-    /// Install missing packages without asking (as with CI=true).
+    /// Ask nothing: install missing packages, and take what `init` offers (as with CI=true).
     #[arg(long, global = true, help_heading = "Options of every command")]
     yes: bool,
 }
@@ -64,7 +64,7 @@ enum BuilderCommand {
     Grub,
     /// Make a key pair to sign releases with.
     Keygen(keygen::KeygenArgs),
-    /// Sign and publish an image as a release tree of static files, or check one.
+    /// Sign an image as a release in a tree of static files; check, list or go back to one.
     Release(release::ReleaseArgs),
     /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
     Publish(publish::PublishArgs),

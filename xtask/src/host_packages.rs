@@ -108,7 +108,7 @@ pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
     eprintln!("Packages to install: {list}");
     let by_hand = format!("apt-get install --no-install-recommends {list}");
     ensure!(is_root(), "packages are installed as root: {}; or install them first: {by_hand}", as_root());
-    if !assume_yes && std::env::var("CI").as_deref() != Ok("true") && !confirmed()? {
+    if !assume_yes && !in_ci() && !confirmed()? {
         let unasked = if std::io::stdin().is_terminal() { "" } else { ", or give --yes (CI=true does the same)" };
         bail!("these packages are missing: {list}; install them with: {by_hand}{unasked}");
     }
@@ -121,6 +121,12 @@ pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
         run("apt-get update", apt().arg("update"))?;
         run("apt-get install", apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))
     })
+}
+
+/// Whether this runs in continuous integration, where there is no person to ask.
+#[must_use]
+pub fn in_ci() -> bool {
+    std::env::var("CI").as_deref() == Ok("true")
 }
 
 /// Whether this process may mount, make namespaces and install.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::host_packages::in_ci;
 use crate::invocation::program;
 use crate::paths::create_dir;
 use crate::project::{self, Project};
@@ -47,7 +48,7 @@ struct NewFile {
 /// When a file exists, an answer cannot be used, or something cannot be written.
 pub fn run(args: &InitArgs, assume_yes: bool) -> Result<()> {
     let host = Host::look();
-    let answers = Answers::collect(args, &host, &mut ask::terminal(assume_yes))?;
+    let answers = Answers::collect(args, &host, &mut ask::terminal(assume_yes || in_ci()))?;
     let directory = args.directory.clone().unwrap_or_else(|| PathBuf::from("."));
     create(&directory, &answers)?;
     let project = Project::load(&directory.join(project::FILE)).context("read the new project")?;
@@ -56,14 +57,14 @@ pub fn run(args: &InitArgs, assume_yes: bool) -> Result<()> {
         eprintln!("  the key pair in {} is taken", keys.display());
     } else {
         let made = if args.password { keygen::generate_with_password(&keys)? } else { keygen::generate(&keys, None)? };
-        produced("secret key, which is enough to publish releases: keep a copy in a safe place", &made.secret);
+        produced("secret key, enough to publish releases (keep a copy in a safe place)", &made.secret);
         produced("public key", &made.public);
     }
     if answers.ssh_key.is_none() {
         let file = directory.join("files/authorized_keys");
         eprintln!("  nobody can log in yet: put a public ssh key into {}", file.display());
     }
-    eprintln!("  product {}: `{} check` looks at it, README says how it goes on", project.product, program());
+    eprintln!("  product {} is ready: `{} check` in {}", project.product, program(), directory.display());
     Ok(())
 }
 

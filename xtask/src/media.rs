@@ -24,7 +24,6 @@ use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs;
-use crate::invocation::program;
 use crate::paths::{Paths, create_parent};
 use crate::release::{DEFAULT_CHANNEL, check};
 use crate::site;
@@ -32,7 +31,7 @@ use crate::step::{mib, produced, run as run_tool, step};
 use crate::{embedded, grub, trusted};
 
 pub use parts::MediaParts;
-use parts::{check_texts, copy, write};
+use parts::{check_texts, copy, offered, write};
 
 /// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
 const EPOCH: &str = "315532800";
@@ -96,13 +95,22 @@ pub struct MediaArgs {
 /// When a file cannot be read, or a part cannot be built.
 pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-    trusted::of(&args.keys)?;
+    let channel = args.channel.as_deref().unwrap_or(DEFAULT_CHANNEL);
+    let keys = trusted::of(&args.keys)?;
+    let offered = args.release.as_deref().map(|tree| offered(tree, channel, &keys)).transpose()?;
     if !args.unchecked {
         let wrong = "check what the machines will read (--unchecked makes it all the same)";
         let texts = site::read(args.config.as_deref(), args.assets.as_deref())?;
-        texts.check().map(drop).context(wrong)?;
+        let checked = texts.check().context(wrong)?;
+        if let Some(release) = &offered {
+            checked.check_fit(&release.product, &release.hardware, &release.channel).context(wrong)?;
+        }
     }
-    let channel = args.channel.as_deref().unwrap_or(DEFAULT_CHANNEL);
+    if offered.is_some_and(|release| release.layout.is_none()) {
+        eprintln!(
+            "  the release has no partition layout: this medium repairs machines, and makes no blank disk a robot's"
+        );
+    }
     let parts = MediaParts {
         recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
         config: args.config.as_ref().map(read).transpose()?,
@@ -116,7 +124,9 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         Some(out) => netboot::build(&parts, out),
         None => {
             let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
-            build(paths, &parts, &out, assume_yes).map(drop)
+            build(paths, &parts, &out, assume_yes)?;
+            eprintln!("  onto a USB drive: dd if={} of=/dev/sdX bs=4M conv=fsync", out.display());
+            Ok(())
         }
     }
 }
@@ -184,10 +194,8 @@ fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
 
 /// Copies one channel's release, after a check with the keys that will check it again on the machine.
 fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
-    let manifest = check::check(from, channel, keys).with_context(|| {
-        let from = from.display();
-        format!("check the release of channel {channel} in {from} for the medium; `{} release` makes one, and a medium with --no-release needs none", program())
-    })?;
+    let manifest = check::check(from, channel, keys)
+        .with_context(|| format!("check the release of channel {channel} in {} for the medium", from.display()))?;
     let path = manifest_path(channel);
     let signature = format!("{path}.minisig");
     let objects = check::objects(from, &manifest)?;

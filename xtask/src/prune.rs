@@ -5,7 +5,7 @@
 //! ([`crate::release::history`]). What they need stays, in all channels of the tree; the rest goes.
 
 mod plan;
-mod tree;
+pub mod tree;
 
 use std::path::PathBuf;
 
@@ -17,7 +17,8 @@ use crate::publish::{Store, location};
 use crate::release::check;
 use crate::step::{mib, step};
 
-use plan::{Plan, Release, channels, plan};
+pub use plan::Plan;
+use plan::{Release, channels, plan};
 use tree::{Directory, Tree};
 
 /// Options of `prune`.
@@ -63,7 +64,7 @@ impl PruneArgs {
 /// Prunes as the command line says.
 ///
 /// # Errors
-/// When a kept release cannot be read, so that nobody knows what it needs, or something cannot be deleted.
+/// When a kept release cannot be read, so that what it needs is not known, or something cannot be deleted.
 pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
     let tree: Box<dyn Tree> = if args.to.is_some() || args.published {
         Box::new(Store::with_credentials_of_environment(location(args.to, args.endpoint, args.region)?)?)
@@ -78,8 +79,13 @@ pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Finds what can go, and deletes it if that is wanted.
-fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result<Plan> {
+/// Finds what no release needs of the last `keep` of each channel, and deletes it if that is wanted. What is younger
+/// than `min_age_s` stays.
+///
+/// # Errors
+/// When the tree cannot be listed, has no release, or a kept release cannot be read; then nothing is deleted. When
+/// something cannot be deleted, the rest stays.
+pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result<Plan> {
     let listing = step(&format!("list {}", tree.name()), || tree.list())?;
     let mut releases = Vec::new();
     for (channel, manifests) in channels(&listing) {

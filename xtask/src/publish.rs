@@ -42,8 +42,8 @@ pub struct PublishArgs {
     /// Public key that the robots trust, to check the release with; repeat for several. Default: keys/reflash.pub.
     #[arg(long, value_name = "FILE.pub")]
     pub public: Vec<PathBuf>,
-    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, fewer-hardware; repeat for
-    /// several.
+    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, fewer-hardware,
+    /// no-layout; repeat for several.
     #[arg(long, value_name = "WHAT")]
     allow: Vec<Allow>,
     /// URL of the store; default: that of AWS in the region.

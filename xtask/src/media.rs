@@ -102,6 +102,7 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         let wrong = "check what the machines will read (--unchecked makes it all the same)";
         let texts = site::read(args.config.as_deref(), args.assets.as_deref())?;
         let checked = texts.check().context(wrong)?;
+        checked.check_no_files().context(wrong)?;
         if let Some(release) = &offered {
             checked.check_fit(&release.product, &release.hardware, &release.channel).context(wrong)?;
         }

@@ -95,6 +95,21 @@ impl CheckedSite {
         Ok(())
     }
 
+    /// Checks that the configuration names no file: a medium brings configuration, keys and names to the machines that
+    /// it makes, and nothing else.
+    ///
+    /// # Errors
+    /// When it names one.
+    pub fn check_no_files(&self) -> Result<()> {
+        let Some(ca) = &self.config.network.ca_file else { return Ok(()) };
+        bail!(
+            "{}: network.ca_file = {ca:?}, and a medium brings no such file to the machines it makes, so that they could \
+             not get a release by HTTPS; use a certificate of a public authority, plain HTTP (releases are signed), or \
+             `disk`",
+            self.origin
+        )
+    }
+
     /// Checks that the machines will take the releases of a product.
     ///
     /// # Errors
@@ -220,5 +235,7 @@ mod tests {
         let checked = site(&format!("{GOOD}[network]\nca_file = '/recovery/ca.pem'\n")).check().unwrap();
         assert!(checked.check_files(&[]).unwrap_err().to_string().contains("network.ca_file"));
         checked.check_files(&["certs/ca.pem".into()]).unwrap();
+        assert!(checked.check_no_files().unwrap_err().to_string().contains("network.ca_file"));
+        site(GOOD).check().unwrap().check_no_files().unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! A look at the whole project before long work: what would fail after minutes, or only on a machine.
 //!
-//! Each part is checked, whatever became of the one before, so that a person mends all in one go. `release`, `media` and
-//! `disk` refuse the same for the part that they use.
+//! Each part is checked, whatever became of the one before, so that a person mends all in one go. `release`, `media`
+//! and `disk` refuse the same for the part that they use.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

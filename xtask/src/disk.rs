@@ -41,7 +41,7 @@ pub struct DiskArgs {
     /// Further files for the recovery partition, such as the CA that the configuration names.
     #[arg(long = "file", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Partition layout. Default: that of a GPT disk, which `examples` writes as layout.toml.
+    /// Partition layout of the disk. Default: that of a GPT disk, which `examples` writes as layout.toml.
     #[arg(long, value_name = "FILE.toml")]
     pub layout: Option<PathBuf>,
     /// Size of the disk, MiB. Default: 2048.

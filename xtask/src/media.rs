@@ -48,7 +48,7 @@ const MODULES: &str = "iso9660 chain";
 /// Options of `media`.
 #[derive(Debug, clap::Args)]
 pub struct MediaArgs {
-    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a USB drive with: dd if=FILE
+    /// File for the image. Default: media.iso, where everything built goes. Write it to a USB drive with: dd if=FILE
     /// of=/dev/sdX bs=4M conv=fsync
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

@@ -17,14 +17,14 @@ use crate::publish::{Store, location};
 use crate::release::check;
 use crate::step::{mib, step};
 
-pub use plan::Plan;
-use plan::{Release, channels, plan};
-use tree::{Directory, Tree};
+pub use plan::Pruning;
+use plan::{KnownRelease, channels, plan};
+use tree::{Tree, TreeDirectory};
 
 /// Options of `prune`.
 #[derive(Debug, clap::Args)]
 pub struct PruneArgs {
-    /// The tree. Default: release, where everything built goes.
+    /// Root of the tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR", conflicts_with = "to")]
     pub dir: Option<PathBuf>,
     /// Prune this place in a store instead of a tree. The key is taken from AWS_ACCESS_KEY_ID and
@@ -69,7 +69,7 @@ pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
     let tree: Box<dyn Tree> = if args.to.is_some() || args.published {
         Box::new(Store::with_credentials_of_environment(location(args.to, args.endpoint, args.region)?)?)
     } else {
-        Box::new(Directory(args.dir.unwrap_or_else(|| paths.dist().join("release"))))
+        Box::new(TreeDirectory(args.dir.unwrap_or_else(|| paths.dist().join("release"))))
     };
     let found = prune(&*tree, args.keep, args.min_age_h * 3600, args.delete)?;
     eprintln!("  {}: {found}", tree.name());
@@ -85,7 +85,7 @@ pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
 /// # Errors
 /// When the tree cannot be listed, has no release, or a kept release cannot be read; then nothing is deleted. When
 /// something cannot be deleted, the rest stays.
-pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result<Plan> {
+pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result<Pruning> {
     let listing = step(&format!("list {}", tree.name()), || tree.list())?;
     let mut releases = Vec::new();
     for (channel, manifests) in channels(&listing) {
@@ -118,14 +118,14 @@ pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result
     Ok(found)
 }
 
-fn read(tree: &dyn Tree, path: &str) -> Result<Release> {
+fn read(tree: &dyn Tree, path: &str) -> Result<KnownRelease> {
     let content = tree.read(path)?;
     let manifest = serde_json::from_slice(&content)
         .with_context(|| format!("{path} in {} is no manifest that this version can read", tree.name()))?;
-    Ok(Release::of(path, manifest))
+    Ok(KnownRelease::of(path, manifest))
 }
 
-impl Release {
+impl KnownRelease {
     fn with_objects(mut self, tree: &dyn Tree) -> Result<Self> {
         let read = |object: &reflash::release::manifest::Object| {
             tree.read(&reflash::release::manifest::object_path(&object.blake3))
@@ -143,7 +143,7 @@ impl Release {
     }
 }
 
-impl std::fmt::Display for Plan {
+impl std::fmt::Display for Pruning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let bytes = |stored: &[tree::Stored]| mib(stored.iter().map(|stored| stored.size_bytes).sum());
         write!(f, "{} of {} files are needed by no kept release", self.remove.len(), self.files)?;
@@ -158,7 +158,7 @@ impl std::fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::prune;
-    use super::tree::Directory;
+    use super::tree::TreeDirectory;
     use crate::release::{self, Spec, check, history, keygen};
     use reflash::release::manifest::TrustedKeys;
     use std::path::Path;
@@ -204,7 +204,7 @@ mod tests {
         std::fs::write(tree.join("objects").join(format!("{}.new", "0".repeat(64))), "cut").unwrap();
         let count = || std::fs::read_dir(tree.join("objects")).unwrap().count();
         let all = count();
-        let directory = Directory(tree.clone());
+        let directory = TreeDirectory(tree.clone());
         // A day's grace, and a look alone, delete nothing.
         assert!(prune(&directory, 1, 86400, true).unwrap().remove.is_empty());
         let found = prune(&directory, 2, 0, false).unwrap();
@@ -231,7 +231,7 @@ mod tests {
         let tree = dir.path().join("tree");
         std::fs::create_dir_all(tree.join("objects")).unwrap();
         std::fs::write(tree.join("objects").join("0".repeat(64)), "x").unwrap();
-        let directory = Directory(tree.clone());
+        let directory = TreeDirectory(tree.clone());
         assert!(prune(&directory, 1, 0, true).unwrap_err().to_string().contains("no release"));
         let keys = keygen::generate(&dir.path().join("keys"), None).unwrap();
         let key = keygen::load_secret(&keys.secret).unwrap();

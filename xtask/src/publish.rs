@@ -30,10 +30,10 @@ const REVALIDATE: &str = "no-cache";
 /// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
 #[derive(Debug, clap::Args)]
 pub struct PublishArgs {
-    /// Where to: s3://BUCKET/PREFIX.
+    /// Place in the store: s3://BUCKET/PREFIX.
     #[arg(long, value_name = "s3://BUCKET/PREFIX")]
     pub to: Option<String>,
-    /// The tree. Default: release, where everything built goes.
+    /// Root of the tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Channel to publish. Default: stable.

@@ -55,7 +55,7 @@ impl Drop for Server {
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// The tree. Default: release, where everything built goes.
+    /// Root of the tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Address and port. Default: 0.0.0.0:8080.

@@ -17,7 +17,7 @@ use crate::project;
 
 /// The texts of one place, as they are written.
 #[derive(Debug, Default)]
-pub struct Site {
+pub struct SiteTexts {
     /// Name of the configuration in errors.
     origin: String,
     /// Content of `reflash.toml`.
@@ -30,10 +30,10 @@ pub struct Site {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn read(config: Option<&Path>, assets: Option<&Path>) -> Result<Site> {
+pub fn read(config: Option<&Path>, assets: Option<&Path>) -> Result<SiteTexts> {
     let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
     let origin = config.map_or_else(|| "the configuration".to_owned(), |path| path.display().to_string());
-    Ok(Site { origin, config: config.map(read).transpose()?, assets: assets.map(read).transpose()? })
+    Ok(SiteTexts { origin, config: config.map(read).transpose()?, assets: assets.map(read).transpose()? })
 }
 
 /// A configuration that a machine can work with.
@@ -44,7 +44,7 @@ pub struct CheckedSite {
     pub config: Config,
 }
 
-impl Site {
+impl SiteTexts {
     /// Checks the texts as a machine reads them: the defaults of the recovery initramfs, then `reflash.toml`.
     ///
     /// # Errors
@@ -166,12 +166,12 @@ fn example(key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::Site;
+    use super::SiteTexts;
 
     const GOOD: &str = "[release]\nurls = ['https://a.example/r']\n[machine]\nproduct = 'arm'\n";
 
-    fn site(text: &str) -> Site {
-        Site { origin: "site.toml".into(), config: Some(text.to_owned()), assets: None }
+    fn site(text: &str) -> SiteTexts {
+        SiteTexts { origin: "site.toml".into(), config: Some(text.to_owned()), assets: None }
     }
 
     fn refused(text: &str) -> String {
@@ -197,7 +197,7 @@ mod tests {
         }
         assert!(refused("[release]\nurls = ['http://a']\n").contains("machine.product"));
         assert!(refused("[machine]\nproduct = 'x'\n").contains("release.urls"));
-        let nothing = Site::default().check().unwrap_err().to_string();
+        let nothing = SiteTexts::default().check().unwrap_err().to_string();
         assert!(nothing.contains("there is no configuration"), "{nothing}");
     }
 

@@ -9,9 +9,10 @@ use anyhow::{Context, Result, ensure};
 use minisign::SecretKey;
 use reflash::release::manifest::{Manifest, manifest_path};
 
+use crate::channel::{next_serial, now, publish, published};
 use crate::objects::write_whole;
 use crate::step::step;
-use crate::{check, next_serial, now, publish, published, succession};
+use crate::{check, succession};
 
 /// One release of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

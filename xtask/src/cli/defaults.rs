@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::BuilderCommand;
+use super::commands::BuilderCommand;
 use crate::paths::PlaceArgs;
 use crate::project::Project;
 
@@ -105,7 +105,8 @@ fn directory_of(file: Option<&Path>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::take;
-    use crate::cli::{BuilderCommand, Cli};
+    use crate::cli::Cli;
+    use crate::cli::commands::BuilderCommand;
     use crate::project::Project;
     use clap::Parser;
     use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use crate::step::produced;
 /// Options of `keygen`.
 #[derive(Debug, clap::Args)]
 pub struct KeygenArgs {
-    /// Where reflash.key and reflash.pub go. Keep the directory: robots trust these keys.
+    /// Directory for reflash.key and reflash.pub. Keep the directory: robots trust these keys.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Protect the secret key with a password, which is asked for, or taken from REFLASH_KEY_PASSWORD.

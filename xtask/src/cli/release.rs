@@ -53,7 +53,7 @@ pub struct ReleaseArgs {
     /// Serial; default: the next after the published one.
     #[arg(long)]
     serial: Option<u64>,
-    /// Also renew the recovery of the robots that install it: its kernel, initramfs and boot script.
+    /// Renew the recovery of the robots that install it, too: its kernel, initramfs and boot script.
     #[arg(long)]
     pub recovery: bool,
     /// Public key for the initramfs of that recovery; repeat for several.

@@ -8,7 +8,7 @@ use reflash::machine::config::is_path_segment;
 use reflash::machine::hostname;
 use reflash::machine::placeholder::is_placeholder;
 
-use super::ask::Ask;
+use super::ask::Questioner;
 
 /// Options of `init`. What is not given is asked for.
 #[derive(Debug, Default, clap::Args)]
@@ -48,7 +48,7 @@ pub struct InitArgs {
     pub password: bool,
 }
 
-/// What this host suggests.
+/// Answers that this host suggests.
 #[derive(Debug, Default)]
 pub struct Host {
     /// DMI product name, if it is that of a kind of machine.
@@ -105,8 +105,8 @@ impl Answers {
     ///
     /// # Errors
     /// When an answer cannot be used.
-    pub fn collect(args: &InitArgs, host: &Host, ask: &mut Ask<'_>) -> Result<Self> {
-        let or_ask = |given: &Option<String>, ask: &mut Ask<'_>, question: &str, default: &str| {
+    pub fn collect(args: &InitArgs, host: &Host, ask: &mut Questioner<'_>) -> Result<Self> {
+        let or_ask = |given: &Option<String>, ask: &mut Questioner<'_>, question: &str, default: &str| {
             given.clone().map_or_else(|| ask(question, default), Ok)
         };
         let product = or_ask(&args.product, ask, "Name of the product", "my-robot")?;

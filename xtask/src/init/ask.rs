@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use anyhow::{Context, Result, bail};
 
 /// Asks one question; gives the answer, or the default.
-pub type Ask<'a> = dyn FnMut(&str, &str) -> Result<String> + 'a;
+pub type Questioner<'a> = dyn FnMut(&str, &str) -> Result<String> + 'a;
 
 /// Asks at the terminal. With `--yes` every default is taken; without a terminal there must be nothing to ask.
 pub fn terminal(assume_yes: bool) -> impl FnMut(&str, &str) -> Result<String> {

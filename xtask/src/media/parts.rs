@@ -44,8 +44,8 @@ pub fn check_texts(parts: &MediaParts<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the manifest of the release for a medium, which is checked as a machine does it. Its objects are looked at when
-/// they are copied.
+/// Reads the manifest of the release for a medium, which is checked as a machine does it. Its objects are looked at
+/// when they are copied.
 pub fn offered(tree: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest> {
     let read = || -> Result<Manifest> {
         let path = tree.join(manifest_path(channel));

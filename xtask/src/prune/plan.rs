@@ -7,7 +7,7 @@ use reflash::release::manifest::Manifest;
 use super::tree::Stored;
 
 /// A release that a tree knows.
-pub struct Release {
+pub struct KnownRelease {
     /// Path of the manifest.
     pub path: String,
     /// Channel of the release.
@@ -22,7 +22,7 @@ pub struct Release {
     pub objects: Vec<String>,
 }
 
-impl Release {
+impl KnownRelease {
     /// The release whose manifest lies at `path`.
     pub fn of(path: &str, manifest: Manifest) -> Self {
         let channel = path.split('/').next().unwrap_or_default().to_owned();
@@ -31,9 +31,9 @@ impl Release {
     }
 }
 
-/// What is deleted and what stays.
+/// Files of a tree that are deleted, and what stays.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Pruning {
     /// Files that no kept release needs.
     pub remove: Vec<Stored>,
     /// Files that no kept release needs, and that were written too lately.
@@ -61,11 +61,11 @@ pub fn channels(listing: &[Stored]) -> BTreeMap<&str, Vec<&str>> {
 }
 
 /// Judges every file that the builder may have written; what a person put there is no business of ours.
-pub fn plan(listing: &[Stored], kept: &[Release], min_age_s: u64) -> Plan {
+pub fn plan(listing: &[Stored], kept: &[KnownRelease], min_age_s: u64) -> Pruning {
     let needed: BTreeSet<&str> = kept.iter().flat_map(|release| &release.objects).map(String::as_str).collect();
     let serials: BTreeSet<(&str, u64)> =
         kept.iter().map(|release| (release.channel.as_str(), release.serial)).collect();
-    let mut found = Plan { remove: Vec::new(), young: Vec::new(), files: 0, kept: Vec::new() };
+    let mut found = Pruning { remove: Vec::new(), young: Vec::new(), files: 0, kept: Vec::new() };
     for stored in listing {
         let parts: Vec<&str> = stored.path.split('/').collect();
         let is_needed = match parts[..] {

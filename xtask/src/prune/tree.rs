@@ -34,9 +34,9 @@ pub trait Tree {
 }
 
 /// A tree in a directory of this host.
-pub struct Directory(pub PathBuf);
+pub struct TreeDirectory(pub PathBuf);
 
-impl Tree for Directory {
+impl Tree for TreeDirectory {
     fn name(&self) -> String {
         self.0.display().to_string()
     }

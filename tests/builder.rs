@@ -5,13 +5,16 @@
 
 mod bench;
 mod boot_chain;
+mod documents;
 mod image;
 mod installed;
+mod project;
 mod provision;
 mod publish;
 mod release;
 mod shipped;
 mod station;
+mod typed;
 mod vm;
 
 use reflash_test_support as support;

@@ -1,31 +1,6 @@
 //! The builder as people install it: started in a directory that is no checkout, and in a checkout that was copied.
 
-use std::path::Path;
-use std::process::{Command, Output};
-
-/// The builder, as the shell of a person would start it in `directory`.
-fn builder(directory: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reflash-build"));
-    // Cargo names this checkout, in which the test runs, to everything that a test starts.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "REFLASH_AGENT", "REFLASH_DIST", "REFLASH_WORK"] {
-        command.env_remove(name);
-    }
-    command.current_dir(directory).args(arguments).output().unwrap()
-}
-
-fn succeeds(directory: &Path, arguments: &[&str]) -> String {
-    let output = builder(directory, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}");
-    text
-}
-
-fn fails(directory: &Path, arguments: &[&str]) -> String {
-    let output = builder(directory, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{arguments:?}: {text}");
-    text
-}
+use crate::typed::{fails, succeeds};
 
 const RELEASE: &[&str] =
     &["release", "--key", "keys/reflash.key", "--product", "p", "--hardware", "h*", "--version", "1"];

@@ -9,6 +9,7 @@ use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 use reflash_release::Allow;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::http::Response;
+use xtask::prune::prune;
 use xtask::publish::{Published, Store, StoreLocation, publish};
 
 use crate::isolated::{isolated, run};
@@ -177,6 +178,20 @@ fn a_store_takes_a_release_once_and_machines_flash_from_it() {
         assert!(error.contains("serial 2 (2) is there, this release has 1"), "{error}");
         let offered = server.get(&manifest_path("stable")).into_body().read_to_vec().unwrap();
         assert_eq!(offered, std::fs::read(fixture.tree().join(manifest_path("stable"))).unwrap());
+        // What the old release alone needed goes, once it is old enough, and machines notice nothing.
+        let known = store.list().unwrap().len();
+        assert!(prune(&store, 1, 24 * 3600, true).unwrap().remove.is_empty());
+        assert!(prune(&store, 2, 0, true).unwrap().remove.is_empty());
+        assert!(!prune(&store, 1, 0, false).unwrap().remove.is_empty());
+        assert_eq!(store.list().unwrap().len(), known);
+        let found = prune(&store, 1, 0, true).unwrap();
+        assert_eq!(
+            (found.kept, store.list().unwrap().len()),
+            (vec!["stable 2".to_owned()], known - found.remove.len())
+        );
+        assert_eq!(store.get("stable/history/1.json").unwrap(), None);
+        std::fs::remove_file(&disk).unwrap();
+        assert!(fixture.flash_by_hand(&[store.describe()], &disk, &[]), "{}", server.log());
     });
 }
 

@@ -39,6 +39,11 @@ pub enum Transport {
     Other,
 }
 
+impl Transport {
+    /// Every kind that there is, as `provision.disk.transport` may name them.
+    pub const ALL: [Self; 7] = [Self::Nvme, Self::Usb, Self::Mmc, Self::Virtio, Self::Ata, Self::Loop, Self::Other];
+}
+
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,15 +1,22 @@
 //! The command line: every command, and which part of the builder carries it out.
 
+mod commands;
+mod defaults;
 mod keygen;
 mod release;
 
-use anyhow::Result;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::path::PathBuf;
 
-use crate::paths::{Paths, PlaceArgs};
+use anyhow::{Context, Result};
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use commands::BuilderCommand;
+
+use crate::paths::{self, Paths, PlaceArgs};
+use crate::project::Project;
 use crate::{
-    agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices, powercut,
-    publish, serve, step, test,
+    agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
+    powercut, prune, publish, serve, step, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -20,64 +27,25 @@ pub struct Cli {
     command: BuilderCommand,
     #[command(flatten)]
     places: PlaceArgs,
-    /// Install missing packages without asking (as with CI=true).
+    /// Project file, from which commands take what their options do not give. Default: the nearest
+    /// reflash-project.toml, from here upwards.
+    #[arg(long, global = true, env = "REFLASH_PROJECT", value_name = "FILE", hide_env_values = true)]
+    #[arg(help_heading = "Options of every command")]
+    project: Option<PathBuf>,
+    /// Ask nothing: install missing packages, and take what `init` offers (as with CI=true).
     #[arg(long, global = true, help_heading = "Options of every command")]
     yes: bool,
 }
 
-#[derive(Subcommand)]
-enum BuilderCommand {
-    /// Build everything and show a virtual robot reflash itself, from GRUB to the login prompt.
-    Demo,
-    /// Run the tests: style, unit tests, tests with root, and boots in virtual machines.
-    Test(test::TestArgs),
-    /// Feed made-up and mutated input to every parser that faces the outside, for as long as wanted.
-    Fuzz(fuzz::FuzzArgs),
-    /// Put together every state that a power cut during a recovery can leave, and show that each ends well.
-    PowerCut(powercut::PowerCutArgs),
-    /// Build the agent: one static binary.
-    Agent,
-    /// Install this builder as the program reflash-build, with the agent inside (docs/building.md).
-    Install(install::InstallArgs),
-    /// Write a recipe and partition layouts to begin with.
-    Examples(examples::ExamplesArgs),
-    /// Build the recovery kernel and initramfs around the agent.
-    Initramfs(initramfs::InitramfsArgs),
-    /// Build a system image from a recipe.
-    Image(image::ImageArgs),
-    /// Say which blocks differ between two images, what they belong to, and how many of them are new.
-    Compare(image::compare::CompareArgs),
-    /// Make GRUB's images.
-    Grub,
-    /// Make a key pair to sign releases with.
-    Keygen(keygen::KeygenArgs),
-    /// Sign and publish an image as a release tree of static files, or check one.
-    Release(release::ReleaseArgs),
-    /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
-    Publish(publish::PublishArgs),
-    /// Serve a release tree over HTTP.
-    Serve(serve::ServeArgs),
-    /// Assemble a bootable disk image with an empty system partition.
-    Disk(disk::DiskArgs),
-    /// Measure first flashes and updates against this machine's limits and against other tools.
-    Bench(bench::BenchArgs),
-    /// Make a boot medium for USB and optical drives, BIOS and UEFI: provisions machines, or repairs them.
-    Media(media::MediaArgs),
-}
-
-impl BuilderCommand {
-    /// The name of a command that makes sense only in a checkout, whose sources it builds or tests.
-    fn needs_checkout(&self) -> Option<&'static str> {
-        match self {
-            Self::Demo => Some("demo"),
-            Self::Test(_) => Some("test"),
-            Self::Fuzz(_) => Some("fuzz"),
-            Self::PowerCut(_) => Some("power-cut"),
-            Self::Agent => Some("agent"),
-            Self::Install(_) => Some("install"),
-            Self::Bench(_) => Some("bench"),
-            _ => None,
+impl Cli {
+    /// The project that the command belongs to, if there is one. `init` makes one, and what works on the sources of
+    /// reflash has none.
+    fn project(&self) -> Result<Option<Project>> {
+        if self.command.needs_checkout().is_some() || matches!(self.command, BuilderCommand::Init(_)) {
+            return Ok(None);
         }
+        let here = std::env::current_dir().context("find the current directory")?;
+        Project::find(self.project.as_deref(), &here, paths::checkout_around(&here).as_deref())
     }
 }
 
@@ -93,7 +61,11 @@ pub fn parse() -> Cli {
 /// # Errors
 /// The first thing that fails.
 pub fn run(cli: Cli) -> Result<()> {
-    let Cli { command, places, yes } = cli;
+    let project = cli.project()?;
+    let Cli { mut command, mut places, yes, .. } = cli;
+    if let Some(project) = &project {
+        defaults::take(&mut command, &mut places, project);
+    }
     let paths = &Paths::find(places)?;
     if let Some(name) = command.needs_checkout() {
         paths.checkout(name)?;
@@ -106,6 +78,8 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::PowerCut(args) => powercut::run(paths, &args, yes),
         BuilderCommand::Agent => notices::write_beside(&agent::build(paths, yes)?, paths),
         BuilderCommand::Install(args) => install::run(&args, paths, yes),
+        BuilderCommand::Init(args) => init::run(&args, yes),
+        BuilderCommand::Check => check::run(project.as_ref(), paths),
         BuilderCommand::Examples(args) => examples::run(&args),
         BuilderCommand::Initramfs(args) => initramfs::recovery(paths, &args.keys, yes).map(drop),
         BuilderCommand::Image(args) => image::run(&args, paths, yes),
@@ -114,6 +88,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Keygen(args) => keygen::run(&args),
         BuilderCommand::Release(args) => release::run(args, paths, yes),
         BuilderCommand::Publish(args) => publish::run(args, paths),
+        BuilderCommand::Prune(args) => prune::run(args, paths),
         BuilderCommand::Serve(args) => serve::run(args, paths),
         BuilderCommand::Disk(args) => disk::run(args, paths, yes),
         BuilderCommand::Bench(args) => bench::run(paths, &args, yes),

@@ -20,8 +20,9 @@ use crate::grub::{self, GrubImages};
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs::{self, BuiltRecovery};
 use crate::paths::{Paths, create_parent};
+use crate::project::needed;
 use crate::step::{output, produced, step};
-use crate::{boot_script, embedded, filesystem, templates};
+use crate::{boot_script, embedded, filesystem, site, templates, trusted};
 
 pub use crate::filesystem::environment_without_system;
 
@@ -33,25 +34,28 @@ pub const DEFAULT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub struct DiskArgs {
     /// Configuration for the recovery partition.
     #[arg(long, value_name = "reflash.toml")]
-    config: PathBuf,
+    pub config: Option<PathBuf>,
     /// Public keys for the recovery partition.
-    #[arg(long = "key", value_name = "FILE.pub", required = true)]
-    keys: Vec<PathBuf>,
+    #[arg(long = "key", value_name = "FILE.pub")]
+    pub keys: Vec<PathBuf>,
     /// Further files for the recovery partition, such as the CA that the configuration names.
     #[arg(long = "file", value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// Partition layout. Default: that of a GPT disk, which `examples` writes as layout.toml.
+    pub files: Vec<PathBuf>,
+    /// Partition layout of the disk. Default: that of a GPT disk, which `examples` writes as layout.toml.
     #[arg(long, value_name = "FILE.toml")]
-    layout: Option<PathBuf>,
-    /// Size of the disk, MiB.
-    #[arg(long, default_value_t = DEFAULT_BYTES / 1024 / 1024)]
-    size_mib: u64,
+    pub layout: Option<PathBuf>,
+    /// Size of the disk, MiB. Default: 2048.
+    #[arg(long)]
+    pub size_mib: Option<u64>,
     /// Logical block size of the disk it is for: 512, or 4096, which only UEFI starts from.
     #[arg(long, default_value_t = 512, value_name = "BYTES")]
     sector_bytes: u32,
     /// Where the disk goes. Default: disk.img, where everything built goes.
     #[arg(long, value_name = "FILE.img")]
     out: Option<PathBuf>,
+    /// Make it although the configuration cannot work: what is missing comes from the kernel command line.
+    #[arg(long)]
+    unchecked: bool,
 }
 
 /// Everything a disk is made of.
@@ -90,20 +94,27 @@ pub fn read_layout(path: &Path) -> Result<Layout> {
 /// # Errors
 /// When a file cannot be read, or a part cannot be built.
 pub fn run(args: DiskArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let config = needed(args.config, "--config", "site")?;
+    trusted::of(&args.keys)?;
+    let texts = site::read(Some(&config), None)?;
+    if !args.unchecked {
+        let wrong = "check what the machine will read (--unchecked makes it all the same)";
+        texts.check().and_then(|checked| checked.check_files(&args.files)).context(wrong)?;
+    }
     ensure_installed(&[Need::Disk], assume_yes)?;
     let layout = match &args.layout {
         Some(path) => read_layout(path)?,
         None => toml::from_str(embedded::LAYOUT).context("read the layout of a GPT disk")?,
     };
-    let config = fs::read_to_string(&args.config).with_context(|| format!("read {}", args.config.display()))?;
-    let size = args.size_mib.checked_mul(1024 * 1024);
+    let size_mib = args.size_mib.unwrap_or(DEFAULT_BYTES / 1024 / 1024);
+    let size = size_mib.checked_mul(1024 * 1024);
     let parts = DiskParts {
         layout: &layout,
-        disk_bytes: size.with_context(|| format!("--size-mib {}: no disk is that large", args.size_mib))?,
+        disk_bytes: size.with_context(|| format!("--size-mib {size_mib}: no disk is that large"))?,
         block_bytes: args.sector_bytes,
         grub: &grub::build(paths, assume_yes)?,
         recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
-        config,
+        config: texts.config.unwrap_or_default(),
         keys: args.keys,
         files: args.files,
         environment: environment_without_system(),

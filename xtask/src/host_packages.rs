@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::invocation;
 use crate::step::{run, step};
 
 /// Reasons for which Debian and Ubuntu packages are needed.
@@ -38,7 +39,9 @@ pub enum Need {
 }
 
 impl Need {
-    fn packages(self) -> &'static [&'static str] {
+    /// Returns the packages by their names in Debian and Ubuntu.
+    #[must_use]
+    pub fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Agent => &["musl-tools", "gcc", "make"],
             Self::AgentWithoutRustup => &["rustc-web", "cargo-web", "rust-web-src", "libunwind-14-dev"],
@@ -92,6 +95,10 @@ impl Need {
 /// # Errors
 /// When something is missing and may not be installed; the error gives the command that would install it.
 pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
+    ensure!(
+        Command::new("dpkg-query").arg("--version").output().is_ok_and(|output| output.status.success()),
+        "this needs Debian or Ubuntu, and this host has no dpkg: build in a container (docs/ci/Containerfile)"
+    );
     let wanted: BTreeSet<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
     let missing: Vec<&str> = wanted.into_iter().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
@@ -99,9 +106,11 @@ pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
     }
     let list = missing.join(" ");
     eprintln!("Packages to install: {list}");
-    ensure!(is_root(), "run this as root, or install them first: apt-get install --no-install-recommends {list}");
-    if !assume_yes && std::env::var("CI").as_deref() != Ok("true") && !confirmed()? {
-        bail!("stopped; install them with: apt-get install --no-install-recommends {list}");
+    let by_hand = format!("apt-get install --no-install-recommends {list}");
+    ensure!(is_root(), "packages are installed as root: {}; or install them first: {by_hand}", as_root());
+    if !assume_yes && !in_ci() && !confirmed()? {
+        let unasked = if std::io::stdin().is_terminal() { "" } else { ", or give --yes (CI=true does the same)" };
+        bail!("these packages are missing: {list}; install them with: {by_hand}{unasked}");
     }
     step("install packages", || {
         let apt = || {
@@ -114,10 +123,33 @@ pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
     })
 }
 
+/// Whether this runs in continuous integration, where there is no person to ask.
+#[must_use]
+pub fn in_ci() -> bool {
+    std::env::var("CI").as_deref() == Ok("true")
+}
+
 /// Whether this process may mount, make namespaces and install.
 #[must_use]
 pub fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// Returns the command line with which this command is carried out as root. `sudo` alone has another search path and
+/// another home, so that it finds neither rustup's cargo nor what cargo installed.
+#[must_use]
+pub fn as_root() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).map(|argument| quoted(&argument)).collect();
+    format!("sudo env \"PATH=$PATH\" \"HOME=$HOME\" {} {}", invocation::program(), arguments.join(" "))
+}
+
+/// An argument as a shell reads it.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
 fn is_installed(package: &str) -> bool {
@@ -134,4 +166,19 @@ fn confirmed() -> Result<bool> {
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{as_root, quoted};
+
+    #[test]
+    fn the_advice_can_be_pasted() {
+        assert!(as_root().starts_with("sudo env \"PATH=$PATH\" \"HOME=$HOME\" "));
+        for (argument, expected) in
+            [("a/b.toml", "a/b.toml"), ("NUC 11*", "'NUC 11*'"), ("it's", "'it'\\''s'"), ("", "''")]
+        {
+            assert_eq!(quoted(argument), expected);
+        }
+    }
 }

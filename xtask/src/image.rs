@@ -28,21 +28,22 @@ use self::stamp::InputDigest;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent};
+use crate::project::needed;
 use crate::recipe::Recipe;
 use crate::{agent, embedded, notices, step};
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
 pub struct ImageArgs {
-    /// The recipe; `examples` writes a commented one.
-    recipe: PathBuf,
+    /// The recipe; `examples` writes a commented one. Default: that of the project.
+    pub recipe: Option<PathBuf>,
     /// Where the image goes; a description is put beside it, with the extension json. Default: system.img, where
     /// everything built goes.
     #[arg(long, value_name = "FILE.img")]
     out: Option<PathBuf>,
     /// The image of the release before: what did not change stays on its blocks, so that a robot need not fetch it.
     #[arg(long, value_name = "FILE.img")]
-    previous: Option<PathBuf>,
+    pub previous: Option<PathBuf>,
     /// Build everything again, also what has not changed.
     #[arg(long)]
     fresh: bool,
@@ -55,7 +56,8 @@ pub struct ImageArgs {
 pub fn run(args: &ImageArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let options = ImageOptions { previous: args.previous.as_deref(), fresh: args.fresh, assume_yes };
     let out = args.out.clone().unwrap_or_else(|| paths.dist().join("system.img"));
-    build(paths, &args.recipe, &out, &options).map(drop)
+    let recipe = needed(args.recipe.as_deref(), "the recipe", "recipe")?;
+    build(paths, recipe, &out, &options).map(drop)
 }
 
 /// Options of building an image.
@@ -152,7 +154,11 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     let mut needs = vec![Need::Image];
     needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
     host_packages::ensure_installed(&needs, options.assume_yes)?;
-    ensure!(host_packages::is_root(), "an image is built as root: its files belong to many users; run this with sudo");
+    ensure!(
+        host_packages::is_root(),
+        "an image is built as root, since its files belong to many users: {}",
+        host_packages::as_root()
+    );
     let agent = agent::obtain(paths, options.assume_yes)?;
     let notices = notices::of_agent(paths)?;
     let work = paths.work().join("image").join(&recipe.name);

@@ -24,14 +24,14 @@ use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs;
-use crate::invocation::program;
 use crate::paths::{Paths, create_parent};
-use crate::release::check;
+use crate::release::{DEFAULT_CHANNEL, check};
+use crate::site;
 use crate::step::{mib, produced, run as run_tool, step};
-use crate::{embedded, grub};
+use crate::{embedded, grub, trusted};
 
 pub use parts::MediaParts;
-use parts::{check_texts, copy, write};
+use parts::{check_texts, copy, offered, write};
 
 /// Time stamp of everything on the medium: 1980-01-01, the first that FAT has.
 const EPOCH: &str = "315532800";
@@ -48,25 +48,29 @@ const MODULES: &str = "iso9660 chain";
 /// Options of `media`.
 #[derive(Debug, clap::Args)]
 pub struct MediaArgs {
-    /// Where the image goes. Default: media.iso, where everything built goes. Write it to a USB drive with: dd if=FILE
+    /// File for the image. Default: media.iso, where everything built goes. Write it to a USB drive with: dd if=FILE
     /// of=/dev/sdX bs=4M conv=fsync
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     /// Configuration, for the medium and the recovery partition it makes.
     #[arg(long, value_name = "reflash.toml")]
-    config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Public keys to trust; repeat for several.
-    #[arg(long = "key", value_name = "FILE.pub", required = true)]
-    keys: Vec<PathBuf>,
-    /// Put this release tree on the medium: machines are then provisioned without a network.
+    #[arg(long = "key", value_name = "FILE.pub")]
+    pub keys: Vec<PathBuf>,
+    /// Put this release tree on the medium: machines are then provisioned without a network. A project's release is put
+    /// there by default.
     #[arg(long, value_name = "DIR")]
-    release: Option<PathBuf>,
-    /// Channel to take from it.
-    #[arg(long, default_value = "stable", requires = "release")]
-    channel: String,
+    pub release: Option<PathBuf>,
+    /// Put no release on the medium: machines then fetch it from release.urls.
+    #[arg(long, conflicts_with = "release")]
+    pub no_release: bool,
+    /// Channel to take from the release tree. Default: stable.
+    #[arg(long)]
+    pub channel: Option<String>,
     /// Names of machines for the host name template's {asset}: lines of SERIAL NAME, UUID NAME or MAC NAME.
     #[arg(long, value_name = "FILE.txt")]
-    assets: Option<PathBuf>,
+    pub assets: Option<PathBuf>,
     /// Let the medium erase disks that are not blank, without asking a person: any, or only the one with this serial
     /// number.
     #[arg(long, value_name = "SERIAL", num_args = 0..=1, default_missing_value = "yes")]
@@ -76,10 +80,13 @@ pub struct MediaArgs {
     timeout_s: u32,
     /// Write the files for network boot (PXE, iPXE) into this directory, instead of a medium.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "release", "timeout_s", "wait"])]
-    netboot: Option<PathBuf>,
+    pub netboot: Option<PathBuf>,
     /// Start nothing by itself: wait in the menu for a person.
     #[arg(long, conflicts_with = "timeout_s")]
     wait: bool,
+    /// Make it although the configuration cannot work: what is missing comes from the kernel command line.
+    #[arg(long)]
+    unchecked: bool,
 }
 
 /// Makes a medium, or the files for network boot, as the command line says.
@@ -88,12 +95,29 @@ pub struct MediaArgs {
 /// When a file cannot be read, or a part cannot be built.
 pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let channel = args.channel.as_deref().unwrap_or(DEFAULT_CHANNEL);
+    let keys = trusted::of(&args.keys)?;
+    let offered = args.release.as_deref().map(|tree| offered(tree, channel, &keys)).transpose()?;
+    if !args.unchecked {
+        let wrong = "check what the machines will read (--unchecked makes it all the same)";
+        let texts = site::read(args.config.as_deref(), args.assets.as_deref())?;
+        let checked = texts.check().context(wrong)?;
+        checked.check_no_files().context(wrong)?;
+        if let Some(release) = &offered {
+            checked.check_fit(&release.product, &release.hardware, &release.channel).context(wrong)?;
+        }
+    }
+    if offered.is_some_and(|release| release.layout.is_none()) {
+        eprintln!(
+            "  the release has no partition layout: this medium repairs machines, and makes no blank disk a robot's"
+        );
+    }
     let parts = MediaParts {
         recovery: &initramfs::recovery(paths, &args.keys, assume_yes)?,
         config: args.config.as_ref().map(read).transpose()?,
         keys: &args.keys,
         assets: args.assets.as_ref().map(read).transpose()?,
-        release: args.release.as_deref().map(|release| (release, args.channel.as_str())),
+        release: args.release.as_deref().map(|release| (release, channel)),
         arm: args.arm.as_deref(),
         timeout_s: (!args.wait).then_some(args.timeout_s),
     };
@@ -101,7 +125,9 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         Some(out) => netboot::build(&parts, out),
         None => {
             let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
-            build(paths, &parts, &out, assume_yes).map(drop)
+            build(paths, &parts, &out, assume_yes)?;
+            eprintln!("  onto a USB drive: dd if={} of=/dev/sdX bs=4M conv=fsync", out.display());
+            Ok(())
         }
     }
 }
@@ -150,12 +176,10 @@ fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
     copy(&parts.recovery.vmlinuz, &tree.join("boot/vmlinuz"))?;
     copy(&parts.recovery.initramfs, &tree.join("boot/initramfs.img"))?;
     grub::write_script(embedded::GRUB_MEDIA_MENU, &tree.join("boot/grub/grub.cfg"))?;
-    let mut keys = TrustedKeys::default();
+    let keys = trusted::of(parts.keys)?;
     for key in parts.keys {
         let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
-        let text = fs::read_to_string(key).with_context(|| format!("read {}", key.display()))?;
-        keys.add(&name.to_string_lossy(), &text)?;
-        write(&own.join("keys").join(name), text)?;
+        copy(key, &own.join("keys").join(name))?;
     }
     if let Some(config) = &parts.config {
         write(&own.join(media::CONFIG), config)?;
@@ -171,10 +195,8 @@ fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
 
 /// Copies one channel's release, after a check with the keys that will check it again on the machine.
 fn copy_release(from: &Path, channel: &str, keys: &TrustedKeys, to: &Path) -> Result<()> {
-    let manifest = check::check(from, channel, keys).with_context(|| {
-        let from = from.display();
-        format!("check the release of channel {channel} in {from} for the medium; `{} release` makes one", program())
-    })?;
+    let manifest = check::check(from, channel, keys)
+        .with_context(|| format!("check the release of channel {channel} in {} for the medium", from.display()))?;
     let path = manifest_path(channel);
     let signature = format!("{path}.minisig");
     let objects = check::objects(from, &manifest)?;

@@ -147,6 +147,12 @@ fn manifest_dir() -> Option<PathBuf> {
     std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from)
 }
 
+/// Returns the checkout of reflash that a directory lies in, if it lies in one.
+#[must_use]
+pub fn checkout_around(directory: &Path) -> Option<PathBuf> {
+    checkout_from(Some(directory))
+}
+
 /// The first of `from` and the directories above it that is a checkout.
 fn checkout_from(from: Option<&Path>) -> Option<PathBuf> {
     from?.ancestors().find(|directory| is_checkout(directory)).map(Path::to_owned)

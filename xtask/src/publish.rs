@@ -14,8 +14,10 @@ use reflash::release::digest::Digest;
 use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path, object_path};
 
 use crate::paths::Paths;
-use crate::release::{Allow, check, succession};
+use crate::project::needed;
+use crate::release::{Allow, DEFAULT_CHANNEL, check, history, succession};
 use crate::step::step;
+use crate::trusted;
 pub use store::{Store, StoreLocation};
 
 /// Uploads under way at a time: a pack is up to 64 MiB and held in memory.
@@ -28,28 +30,28 @@ const REVALIDATE: &str = "no-cache";
 /// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
 #[derive(Debug, clap::Args)]
 pub struct PublishArgs {
-    /// Where to: s3://BUCKET/PREFIX.
+    /// Place in the store: s3://BUCKET/PREFIX.
     #[arg(long, value_name = "s3://BUCKET/PREFIX")]
-    to: String,
-    /// The tree. Default: release, where everything built goes.
+    pub to: Option<String>,
+    /// Root of the tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Channel to publish.
-    #[arg(long, default_value = "stable")]
-    channel: String,
-    /// Public key that the robots trust, to check the release with.
-    #[arg(long, value_name = "FILE.pub", default_value = "keys/reflash.pub")]
-    public: PathBuf,
-    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, fewer-hardware; repeat for
-    /// several.
+    pub dir: Option<PathBuf>,
+    /// Channel to publish. Default: stable.
+    #[arg(long)]
+    pub channel: Option<String>,
+    /// Public key that the robots trust, to check the release with; repeat for several. Default: keys/reflash.pub.
+    #[arg(long, value_name = "FILE.pub")]
+    pub public: Vec<PathBuf>,
+    /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, fewer-hardware,
+    /// no-layout; repeat for several.
     #[arg(long, value_name = "WHAT")]
     allow: Vec<Allow>,
     /// URL of the store; default: that of AWS in the region.
     #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-    /// Region of the store; most others than AWS take any.
-    #[arg(long, default_value = "us-east-1")]
-    region: String,
+    pub endpoint: Option<String>,
+    /// Region of the store; most others than AWS take any. Default: us-east-1.
+    #[arg(long)]
+    pub region: Option<String>,
 }
 
 /// Publishes as the command line says.
@@ -59,15 +61,22 @@ pub struct PublishArgs {
 pub fn run(args: PublishArgs, paths: &Paths) -> Result<()> {
     let PublishArgs { to, dir, channel, public, allow, endpoint, region } = args;
     let dir = dir.unwrap_or_else(|| paths.dist().join("release"));
-    let mut keys = TrustedKeys::default();
-    let text = std::fs::read_to_string(&public).with_context(|| {
-        format!("read the public key {}; give the one that robots trust with --public", public.display())
-    })?;
-    keys.add(&public.display().to_string(), &text)?;
-    let store = Store::with_credentials_of_environment(StoreLocation::parse(&to, endpoint, region)?)?;
+    let channel = channel.unwrap_or_else(|| DEFAULT_CHANNEL.to_owned());
+    let public = if public.is_empty() { vec![PathBuf::from("keys/reflash.pub")] } else { public };
+    let keys = trusted::of(&public).context("give the key that robots trust with --public")?;
+    let store = Store::with_credentials_of_environment(location(to, endpoint, region)?)?;
     eprintln!("{}", publish(&dir, &channel, &keys, &allow, &store)?);
     eprintln!("  for robots, if everybody may read it: urls = [\"{}\"]", store.describe());
     Ok(())
+}
+
+/// The place in a store that options and project file give.
+///
+/// # Errors
+/// When there is none, or it is not a place in a store.
+pub fn location(to: Option<String>, endpoint: Option<String>, region: Option<String>) -> Result<StoreLocation> {
+    let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+    StoreLocation::parse(&needed(to, "--to", "publish.to")?, endpoint, region)
 }
 
 /// Result of a publication.
@@ -128,7 +137,10 @@ pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], 
             store.put(&manifest_path, &json, "application/json", REVALIDATE)?;
             let same = store.get(&manifest_path)?.as_deref() == Some(&json[..]);
             ensure!(same, "{manifest_path} reads back differently: is somebody else publishing there?");
-            Ok(())
+            // Last: the history is for `prune`, and nothing that robots ask for.
+            let kept = history::path(channel, manifest.serial);
+            store.put(&format!("{kept}.minisig"), &signature, "text/plain; charset=utf-8", REVALIDATE)?;
+            store.put(&kept, &json, "application/json", REVALIDATE)
         })?;
     }
     Ok(Published { serial: manifest.serial, sent_objects, sent_bytes, kept_objects, manifest_sent })

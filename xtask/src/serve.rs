@@ -1,7 +1,7 @@
 //! A release tree over HTTP, for the bench, the demo and the tests. Production can use any
 //! static server; this one is axum's, with range requests and the cache headers that `docs/release-format.md` asks for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,9 @@ use crate::station::Station;
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 /// The manifest and its signature change with every release.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// Every address of this host, and the port that web servers are tried on.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
 
 /// Counters of what a server has answered so far.
 #[derive(Debug, Default)]
@@ -52,12 +55,12 @@ impl Drop for Server {
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// The tree. Default: release, where everything built goes.
+    /// Root of the tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Address and port.
-    #[arg(long, default_value = "0.0.0.0:8080")]
-    listen: SocketAddr,
+    pub dir: Option<PathBuf>,
+    /// Address and port. Default: 0.0.0.0:8080.
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
     /// Take what machines post at /report, and show it at /station (docs/station.md).
     #[arg(long)]
     station: bool,
@@ -117,7 +120,8 @@ pub fn start_with(root: &Path, listen: SocketAddr, options: ServeOptions) -> Res
 /// When the address is taken or the tree is not there.
 pub fn run(args: ServeArgs, paths: &Paths) -> Result<()> {
     let root = args.dir.unwrap_or_else(|| paths.dist().join("release"));
-    let server = start_with(&root, args.listen, ServeOptions { log: true, station: args.station })?;
+    let listen = args.listen.unwrap_or(DEFAULT_LISTEN);
+    let server = start_with(&root, listen, ServeOptions { log: true, station: args.station })?;
     eprintln!("  serving {} on http://{}/", root.display(), server.address);
     if args.station {
         eprintln!(

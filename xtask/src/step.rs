@@ -2,6 +2,7 @@
 //! the output of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -12,8 +13,12 @@ pub use reflash_release::step::step;
 
 use crate::paths::{Paths, create_dir};
 
-/// Number of lines that are shown of a failing tool's output.
-const SHOWN_LINES: usize = 40;
+/// Number of lines that are shown of a failing tool's output: its reason is above them, and all of it in the log.
+const SHOWN_LINES: usize = 12;
+/// Number of lines at the end of an output in which the reason is looked for.
+const SEARCHED_LINES: usize = 200;
+/// Columns that are shown of one line.
+const SHOWN_COLUMNS: usize = 400;
 
 /// Directory of the logs, once a command has said where its work goes. It belongs to the process: tools are run from
 /// everywhere, and a parameter on the way to each would say the same thing a hundred times.
@@ -44,12 +49,13 @@ pub fn room_for_undo(partition_bytes: u64) -> String {
     format!("a system partition of {size} has room for this image and for going back to it from any update")
 }
 
-/// Runs a tool to its end with its output in `logs/NAME.log` of the work directory.
+/// Runs a tool to its end with its command line and its output in `logs/NAME.log` of the work directory.
 ///
 /// # Errors
-/// Fails when the tool cannot be started or fails, with the command line and the end of the output.
+/// Fails when the tool cannot be started or fails: the reason that it gives first, then the end of its output.
 pub fn run(name: &str, command: &mut Command) -> Result<()> {
-    let (log, path) = log_file(name)?;
+    let (mut log, path) = log_file(name)?;
+    writeln!(log, "{}\n", line_of(command)).with_context(|| format!("write {}", path.display()))?;
     let status = command
         .env("LC_ALL", "C.UTF-8")
         .env_remove("LANGUAGE")
@@ -63,9 +69,47 @@ pub fn run(name: &str, command: &mut Command) -> Result<()> {
     }
     let output = std::fs::read(&path).unwrap_or_default();
     let output = String::from_utf8_lossy(&output);
-    let lines: Vec<&str> = output.lines().collect();
-    let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n    ");
-    bail!("{} ended with {status}; whole output in {}; its end:\n    {shown}", line_of(command), path.display())
+    // The first line is the command line, which is long and gives no reason.
+    let output = output.split_once('\n').map_or("", |(_, output)| output);
+    bail!("{}", failure(&program_of(command), &status.to_string(), output, &path.display().to_string()))
+}
+
+/// The message about a tool that failed: the reason, the end of the output, and where all of it is.
+fn failure(program: &str, status: &str, output: &str, log: &str) -> String {
+    let lines: Vec<&str> = output.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let Some(reason) = reason(&lines) else {
+        return format!("{program} failed without a word ({status}); its command line is in {log}");
+    };
+    let end = lines[lines.len().saturating_sub(SHOWN_LINES)..].iter().map(|line| cut(line));
+    let end: Vec<String> = end.collect();
+    let end = end.join("\n    ");
+    format!(
+        "{program} failed: {} ({status})\n  The end of its output:\n    {end}\n  All of it, and the command line: {log}",
+        cut(reason.trim())
+    )
+}
+
+/// The line of an output that says why the tool failed: the first of the last ones that speak of an error. What tools
+/// say after it is mostly that they give up.
+fn reason<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    let searched = &lines[lines.len().saturating_sub(SEARCHED_LINES)..];
+    // From the plainest sign to the weakest: apt's mark, marks of severity, words in a sentence.
+    let signs: [&[&str]; 3] = [
+        &["E: ", "dpkg: error", "fatal: "],
+        &[": FAILURE :", ": FATAL :", "error:", "Error:", "ERROR"],
+        &["o space left", "annot ", "ailed", "ot found", "o such file", "enied", "efused"],
+    ];
+    let found = signs.iter().find_map(|signs| {
+        searched.iter().find(|line| signs.iter().any(|sign| line.starts_with(sign) || line.contains(sign)))
+    });
+    found.or(searched.last()).copied()
+}
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(SHOWN_COLUMNS) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 /// Runs a tool and returns what it printed on standard output.
@@ -77,7 +121,10 @@ pub fn output(command: &mut Command) -> Result<String> {
     command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {
-        bail!("{} ended with {}:\n{}", line_of(command), out.status, String::from_utf8_lossy(&out.stderr).trim_end());
+        let said = String::from_utf8_lossy(&out.stderr);
+        let lines: Vec<&str> = said.lines().collect();
+        let why = reason(&lines).unwrap_or("it gives no reason");
+        bail!("{} failed: {} ({}): {}", program_of(command), why.trim(), out.status, line_of(command));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -104,7 +151,44 @@ fn log_file(name: &str) -> Result<(File, PathBuf)> {
     Ok((file, path))
 }
 
+fn program_of(command: &Command) -> String {
+    std::path::Path::new(command.get_program())
+        .file_name()
+        .map_or_else(|| "the tool".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
 fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure;
+
+    fn first_line(output: &str) -> String {
+        failure("tool", "exit status: 32", output, "/w/logs/x.log").lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn the_reason_comes_first_and_the_command_line_stays_in_the_log() {
+        // xorriso on a full disk: eight lines before the end.
+        let xorriso = "xorriso 1.5.4 : RockRidge filesystem manipulator\n\
+                       Drive current: -outdev 'stdio:/w/media.iso.new'\n\
+                       libisofs: WARNING : Can't add /x to Joliet tree\n\
+                       xorriso : FAILURE : Image size 72861s exceeds free space on media 1234s\n\
+                       xorriso : NOTE : Gave up -outdev\n\
+                       xorriso : aborting : -abort_on 'FAILURE' encountered 'FAILURE'\n";
+        assert!(first_line(xorriso).contains("Image size 72861s exceeds free space"), "{}", first_line(xorriso));
+        let apt = "Get:1 http://deb.example bookworm InRelease\nReading package lists...\n\
+                   E: Unable to locate package no-such-package\nE: mmdebstrap failed to run apt\n\
+                   W: cannot remove the working directory\n";
+        assert_eq!(first_line(apt), "tool failed: E: Unable to locate package no-such-package (exit status: 32)");
+        assert!(first_line("making\nwrite: No space left on device\n").contains("No space left"));
+        assert!(first_line("one\nthe last\n").contains("the last"));
+        assert!(first_line("").contains("without a word"));
+        let long = (0..100).map(|line| format!("line {line}\n")).collect::<String>();
+        let text = failure("tool", "exit status: 1", &long, "/w/logs/x.log");
+        assert!(text.lines().count() < 20 && text.ends_with("/w/logs/x.log"), "{text}");
+    }
 }

@@ -24,13 +24,19 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
     let signature = String::from_utf8(read(&signature_path)?).context("the signature is not text")?;
     let signed = keys.authenticate(read(&path)?, &signature).with_context(|| format!("check {}", path.display()))?;
     let manifest = Manifest::parse(&signed)?;
+    check_objects(root, &manifest)?;
+    Ok(manifest)
+}
+
+/// Checks every object of a release.
+pub(crate) fn check_objects(root: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
         object(root, &file.object).with_context(|| format!("file {:?}", file.name))?;
     }
     for image in &manifest.images {
         check_image(root, image).with_context(|| format!("image {:?}", image.name))?;
     }
-    Ok(manifest)
+    Ok(())
 }
 
 /// Every object a release consists of: what must be copied with its manifest.
@@ -38,10 +44,18 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
 /// # Errors
 /// When an index cannot be read.
 pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
+    objects_by(manifest, |described| object(root, described))
+}
+
+/// Lists every object a release consists of, wherever it lies: `read` returns the content of a chunk index.
+///
+/// # Errors
+/// When an index cannot be read, or is not what the manifest says.
+pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>) -> Result<Vec<Digest>> {
     let mut found: Vec<Digest> = manifest.files.iter().map(|file| file.object.blake3).collect();
     for image in &manifest.images {
-        let index =
-            Index::from_object(&object(root, &image.index)?).with_context(|| format!("image {:?}", image.name))?;
+        let content = read(&image.index).with_context(|| format!("image {:?}", image.name))?;
+        let index = Index::from_object(&content).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
         found.extend(image.weak_hashes.map(|weak_hashes| weak_hashes.blake3));
         found.extend(image.patches.iter().flat_map(|patches| [patches.table.blake3, patches.pack.blake3]));

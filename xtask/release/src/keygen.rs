@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use minisign::{KeyPair, SecretKey, SecretKeyBox};
+use anyhow::{Context, Result, ensure};
+use minisign::{KeyPair, PublicKeyBox, SecretKey, SecretKeyBox};
 
 /// The two files of a key pair.
 #[derive(Debug, Clone)]
@@ -44,19 +44,120 @@ pub fn generate(directory: &Path, password: Option<String>) -> Result<KeyFiles> 
     Ok(files)
 }
 
+/// Environment variable with the password of a secret key, for programs; a person is asked on the terminal.
+pub const PASSWORD_VARIABLE: &str = "REFLASH_KEY_PASSWORD";
+
+/// Makes a key pair in `directory` whose secret key has a password: that of `REFLASH_KEY_PASSWORD`, or else one that a
+/// person types twice.
+///
+/// # Errors
+/// As [`generate`], and when there is neither the variable nor a terminal.
+pub fn generate_with_password(directory: &Path) -> Result<KeyFiles> {
+    let given = std::env::var(PASSWORD_VARIABLE).ok();
+    // Before a person types a password for nothing.
+    let files = KeyFiles::within(directory);
+    for file in [&files.secret, &files.public] {
+        ensure!(!file.exists(), "{} exists (an existing key is never overwritten)", file.display());
+    }
+    let password = given.map_or_else(|| ask_new_password(&files.secret), Ok)?;
+    generate(directory, Some(password))
+}
+
 /// Reads a secret key. The password is asked for where the key has one: `REFLASH_KEY_PASSWORD`, or else on the
 /// terminal.
 ///
 /// # Errors
-/// When the file is not a minisign secret key, or the password is wrong.
+/// When the file is not a minisign secret key, the password is wrong, or there is no way to ask for it.
 pub fn load_secret(path: &Path) -> Result<SecretKey> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let boxed = || SecretKeyBox::from_string(&text).with_context(|| format!("{} is not a secret key", path.display()));
+    ensure!(
+        !is_public(&text),
+        "{} is the public half of a key pair, which machines get; releases are signed with the secret half, mostly {}",
+        path.display(),
+        path.with_extension("key").display()
+    );
     if let Ok(key) = boxed()?.into_unencrypted_secret_key() {
         return Ok(key);
     }
-    let password = std::env::var("REFLASH_KEY_PASSWORD").ok();
-    boxed()?.into_secret_key(password).with_context(|| format!("unlock {}", path.display()))
+    let given = std::env::var(PASSWORD_VARIABLE).ok();
+    let from = if given.is_some() { "the password in REFLASH_KEY_PASSWORD" } else { "the password that was typed" };
+    let password = given.map_or_else(|| ask_password(path), Ok)?;
+    let unlocked = boxed()?.into_secret_key(Some(password));
+    unlocked.with_context(|| format!("unlock {} with {from}", path.display()))
+}
+
+/// Reads the text of a public key.
+///
+/// # Errors
+/// When the file is not a minisign public key. A secret key is named as one: it must reach no machine.
+pub fn load_public(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the public key {}", path.display()))?;
+    ensure!(
+        is_public(&text),
+        "{} is {}",
+        path.display(),
+        if is_secret(&text) {
+            format!(
+                "a secret key, which must not leave the place where releases are made; give its public half, mostly {}",
+                path.with_extension("pub").display()
+            )
+        } else {
+            "not a public key of minisign".to_owned()
+        }
+    );
+    Ok(text)
+}
+
+/// Returns the number of a secret key, without asking a person for a password: `None` for a locked key whose password
+/// is not in the environment.
+///
+/// # Errors
+/// As [`load_secret`].
+pub fn secret_number(path: &Path) -> Result<Option<Vec<u8>>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let locked = SecretKeyBox::from_string(&text).is_ok_and(|boxed| boxed.into_unencrypted_secret_key().is_err());
+    if locked && !is_public(&text) && std::env::var_os(PASSWORD_VARIABLE).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(load_secret(path)?.keynum().to_vec()))
+}
+
+/// Returns the number that a public key shares with its secret half and with the signatures of both.
+///
+/// # Errors
+/// When the text is not a public key.
+pub fn key_number(public: &str) -> Result<Vec<u8>> {
+    let key = PublicKeyBox::from_string(public).and_then(PublicKeyBox::into_public_key).context("read a public key")?;
+    Ok(key.keynum().to_vec())
+}
+
+fn is_public(text: &str) -> bool {
+    key_number(text).is_ok()
+}
+
+/// Whether the text is a secret key, locked or not: its content is longer than that of any other file of minisign.
+fn is_secret(text: &str) -> bool {
+    SecretKeyBox::from_string(text).is_ok_and(|boxed| !boxed.into_string().is_empty())
+        && text.lines().nth(1).is_some_and(|line| line.trim().len() > 200)
+}
+
+fn ask_new_password(secret: &Path) -> Result<String> {
+    let first = ask(&format!("Password for {}: ", secret.display()))?;
+    ensure!(!first.is_empty(), "an empty password protects nothing; leave --password out for a key without one");
+    let again = ask("The same again: ")?;
+    ensure!(first == again, "the two passwords differ; nothing was made");
+    Ok(first)
+}
+
+fn ask_password(path: &Path) -> Result<String> {
+    ask(&format!("Password of {}: ", path.display()))
+}
+
+fn ask(prompt: &str) -> Result<String> {
+    let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty").is_ok();
+    ensure!(terminal, "the key needs a password, and there is no terminal to ask at: put it into {PASSWORD_VARIABLE}");
+    rpassword::prompt_password(prompt).context("read the password from the terminal")
 }
 
 fn create(path: &Path, mode: u32, text: &str) -> Result<()> {
@@ -71,7 +172,25 @@ fn create(path: &Path, mode: u32, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{generate, load_secret};
+    use super::{generate, load_public, load_secret};
+
+    #[test]
+    fn the_two_halves_are_not_taken_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = generate(dir.path(), None).unwrap();
+        let locked = generate(&dir.path().join("locked"), Some("secret".into())).unwrap();
+        for pair in [&files, &locked] {
+            load_public(&pair.public).unwrap();
+            let text = load_secret(&pair.public).unwrap_err().to_string();
+            assert!(text.contains("public half") && text.contains("reflash.key"), "{text}");
+            let text = load_public(&pair.secret).unwrap_err().to_string();
+            assert!(text.contains("a secret key") && text.contains("reflash.pub"), "{text}");
+        }
+        let other = dir.path().join("other");
+        std::fs::write(&other, "hello").unwrap();
+        assert!(load_public(&other).unwrap_err().to_string().contains("not a public key"));
+        assert!(load_secret(&other).is_err());
+    }
 
     #[test]
     fn keys_are_read_back_and_never_overwritten() {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use minisign::{SecretKey, SignatureBox};
+use minisign::SignatureBox;
 use reflash::release::layout::{Role, Size};
 use reflash::release::manifest::{Manifest, SYSTEM_IMAGE};
 
@@ -32,12 +32,14 @@ pub enum Allow {
     FewerHardware,
     /// A key that did not sign the last release. Robots that trust only the one that did refuse the release.
     OtherKey,
+    /// No partition layout, where the last release had one. No blank machine can be made a robot from it.
+    NoLayout,
 }
 
 impl Allow {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::FutureDate, Self::SerialJump, Self::OtherProduct, Self::FewerHardware, Self::OtherKey];
+    pub const ALL: [Self; 6] =
+        [Self::FutureDate, Self::SerialJump, Self::OtherProduct, Self::FewerHardware, Self::OtherKey, Self::NoLayout];
 
     /// The name on a command line.
     #[must_use]
@@ -48,6 +50,7 @@ impl Allow {
             Self::OtherProduct => "other-product",
             Self::FewerHardware => "fewer-hardware",
             Self::OtherKey => "other-key",
+            Self::NoLayout => "no-layout",
         }
     }
 }
@@ -96,6 +99,11 @@ fn check_at(now_unix_s: u64, before: Option<&Manifest>, manifest: &Manifest, all
     refuse(Allow::OtherProduct, allowed, before.product != manifest.product, || {
         format!("the channel has releases of product {:?}, this one is of {:?}", before.product, manifest.product)
     })?;
+    refuse(Allow::NoLayout, allowed, before.layout.is_some() && manifest.layout.is_none(), || {
+        "the last release had a partition layout, this one has none: blank machines could not be provisioned from it \
+         (--layout)"
+            .to_owned()
+    })?;
     let step = manifest.serial.saturating_sub(before.serial);
     refuse(Allow::SerialJump, allowed, step > MAX_SERIAL_STEP, || {
         format!(
@@ -119,9 +127,9 @@ fn check_at(now_unix_s: u64, before: Option<&Manifest>, manifest: &Manifest, all
 ///
 /// # Errors
 /// As above.
-pub(crate) fn check_key(signature: &Path, key: &SecretKey, allowed: &[Allow]) -> Result<()> {
+pub(crate) fn check_key(signature: &Path, key_number: &[u8], allowed: &[Allow]) -> Result<()> {
     let Ok(before) = SignatureBox::from_file(signature) else { return Ok(()) };
-    refuse(Allow::OtherKey, allowed, before.keynum() != key.keynum(), || {
+    refuse(Allow::OtherKey, allowed, before.keynum() != key_number, || {
         "the last release of the channel was signed with another key: robots that do not trust this one too would \
          refuse the release"
             .to_owned()
@@ -144,11 +152,14 @@ fn covers(new: &str, old: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use reflash::release::layout::{Layout, Scheme};
     use reflash::release::manifest::{FORMAT, Manifest};
 
     use super::{Allow, MAX_AHEAD_S, MAX_SERIAL_STEP, check_at, covers};
 
     const NOW: u64 = 1_800_000_000;
+
+    const LAYOUT: Layout = Layout { table: Scheme::Gpt, partitions: Vec::new() };
 
     type Change = fn(&mut Manifest);
 
@@ -170,15 +181,16 @@ mod tests {
 
     #[test]
     fn what_ends_a_channel_is_refused_and_each_by_its_own_name_allowed() {
-        let before = manifest(7);
-        let cases: [(Allow, Change); 4] = [
+        let before = Manifest { layout: Some(LAYOUT), ..manifest(7) };
+        let cases: [(Allow, Change); 5] = [
+            (Allow::NoLayout, |new| new.layout = None),
             (Allow::FutureDate, |new| new.created_unix_s = NOW + MAX_AHEAD_S + 1),
             (Allow::SerialJump, |new| new.serial = 7 + MAX_SERIAL_STEP + 1),
             (Allow::OtherProduct, |new| new.product = "other".into()),
             (Allow::FewerHardware, |new| new.hardware = vec!["unit-*".into(), "big-1".into()]),
         ];
         for (what, change) in cases {
-            let mut new = manifest(8);
+            let mut new = Manifest { layout: Some(LAYOUT), ..manifest(8) };
             change(&mut new);
             let refused = |allowed: &[Allow]| check_at(NOW, Some(&before), &new, allowed).err().map(|e| e.to_string());
             assert!(refused(&[]).is_some_and(|text| text.ends_with(&format!("--allow {}", what.name()))));

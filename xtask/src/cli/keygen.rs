@@ -2,19 +2,20 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::invocation::program;
 use crate::keygen;
+use crate::project::needed;
 use crate::step::produced;
 
 /// Options of `keygen`.
 #[derive(Debug, clap::Args)]
 pub struct KeygenArgs {
-    /// Where reflash.key and reflash.pub go. Keep the directory: robots trust these keys.
+    /// Directory for reflash.key and reflash.pub. Keep the directory: robots trust these keys.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Protect the secret key with the password in REFLASH_KEY_PASSWORD.
+    pub out: Option<PathBuf>,
+    /// Protect the secret key with a password, which is asked for, or taken from REFLASH_KEY_PASSWORD.
     #[arg(long)]
     password: bool,
 }
@@ -24,11 +25,8 @@ pub struct KeygenArgs {
 /// # Errors
 /// When the password is missing, or a file exists or cannot be written.
 pub fn run(args: &KeygenArgs) -> Result<()> {
-    let password = args
-        .password
-        .then(|| std::env::var("REFLASH_KEY_PASSWORD").context("--password needs REFLASH_KEY_PASSWORD"))
-        .transpose()?;
-    let files = keygen::generate(&args.out, password)?;
+    let out = needed(args.out.as_deref(), "--out", "keys.secret")?;
+    let files = if args.password { keygen::generate_with_password(out)? } else { keygen::generate(out, None)? };
     produced(&format!("secret key, for `{} release --key`", program()), &files.secret);
     produced("public key, for robots", &files.public);
     Ok(())

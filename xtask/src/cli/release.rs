@@ -3,38 +3,47 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use reflash::release::manifest::TrustedKeys;
+use anyhow::{Context, Result, ensure};
+use reflash::release::manifest::manifest_path;
 
+use crate::invocation::program;
 use crate::paths::Paths;
-use crate::release::{self, Allow, Released, Spec};
+use crate::project::needed;
+use crate::release::history::{self, PastRelease};
+use crate::release::{self, Allow, DEFAULT_CHANNEL, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
-use crate::{bootstrap_files, disk, grub, image, initramfs, keygen};
+use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, site, trusted};
 
-/// Options of `release`.
+/// Options of `release`. Those that a project file gives are optional here and asked for when they are missing.
 #[derive(Debug, clap::Args)]
 pub struct ReleaseArgs {
     /// Root of the release tree. Default: release, where everything built goes.
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Channel to publish in.
-    #[arg(long, default_value = "stable")]
-    channel: String,
+    pub out: Option<PathBuf>,
+    /// Channel to publish in. Default: stable.
+    #[arg(long)]
+    pub channel: Option<String>,
     /// Only check the published release: signature, every object, the image's digest. Needs --public.
-    #[arg(long, requires = "public")]
+    #[arg(long)]
     check: bool,
-    /// Public key to check with.
+    /// Public key to check with; repeat for several.
     #[arg(long, value_name = "FILE.pub")]
-    public: Option<PathBuf>,
+    pub public: Vec<PathBuf>,
+    /// Only list the releases of the channel, the newest first.
+    #[arg(long, conflicts_with = "check")]
+    list: bool,
+    /// Offer an old release again: the same image and files, signed with the next serial. For going back.
+    #[arg(long, value_name = "SERIAL", conflicts_with_all = ["check", "list", "image", "version", "serial", "recovery"])]
+    again: Option<u64>,
     /// Secret key to sign with; its password, if it has one, is taken from REFLASH_KEY_PASSWORD or asked for.
-    #[arg(long, value_name = "FILE.key", required_unless_present = "check")]
-    key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE.key")]
+    pub key: Option<PathBuf>,
     /// Product the release is for.
-    #[arg(long, required_unless_present = "check")]
-    product: Option<String>,
+    #[arg(long)]
+    pub product: Option<String>,
     /// Hardware it fits (DMI product name): exact, or a prefix with *; repeat for several.
-    #[arg(long, required_unless_present = "check")]
-    hardware: Vec<String>,
+    #[arg(long)]
+    pub hardware: Vec<String>,
     /// Image of the system partition. Default: system.img, where everything built goes.
     #[arg(long, value_name = "FILE.img")]
     image: Option<PathBuf>,
@@ -44,45 +53,77 @@ pub struct ReleaseArgs {
     /// Serial; default: the next after the published one.
     #[arg(long)]
     serial: Option<u64>,
-    /// Also renew the recovery of the robots that install it: its kernel, initramfs and boot script.
+    /// Renew the recovery of the robots that install it, too: its kernel, initramfs and boot script.
     #[arg(long)]
-    recovery: bool,
+    pub recovery: bool,
     /// Public key for the initramfs of that recovery; repeat for several.
-    #[arg(long = "recovery-key", value_name = "FILE.pub", requires = "recovery")]
-    recovery_keys: Vec<PathBuf>,
+    #[arg(long = "recovery-key", value_name = "FILE.pub")]
+    pub recovery_keys: Vec<PathBuf>,
     /// Partition layout to ship with the release.
     #[arg(long, value_name = "FILE.toml")]
-    layout: Option<PathBuf>,
+    pub layout: Option<PathBuf>,
     /// Bytes of a chunk: a power of two from 16384 to 4194304 (default: the smallest that fits the image).
-    #[arg(long, alias = "frame-bytes")]
+    #[arg(long, alias = "frame-bytes", value_parser = chunk_bytes)]
     chunk_bytes: Option<u32>,
     /// zstd level, 1 to 22.
-    #[arg(long, default_value_t = release::DEFAULT_LEVEL)]
+    #[arg(long, default_value_t = release::DEFAULT_LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
     /// Allow what is mostly a mistake that robots cannot undo: future-date, serial-jump, other-product, fewer-hardware,
-    /// other-key; repeat for several.
+    /// other-key, no-layout; repeat for several.
     #[arg(long, value_name = "WHAT")]
     allow: Vec<Allow>,
+    /// Configuration of the machines, which is compared with the release.
+    #[arg(skip)]
+    pub site: Option<PathBuf>,
+    /// Names of machines for that configuration.
+    #[arg(skip)]
+    pub assets: Option<PathBuf>,
+    /// Path at which the image that was released is kept, for the layout of the next one.
+    #[arg(skip)]
+    pub released_image: Option<PathBuf>,
 }
 
-/// Makes the release, or checks the one that is there.
+fn chunk_bytes(text: &str) -> Result<u32, String> {
+    let bytes = text.parse::<u32>().ok().filter(|bytes| bytes.is_power_of_two() && (1 << 14..=1 << 22).contains(bytes));
+    bytes.ok_or_else(|| "expected a power of two from 16384 to 4194304".to_owned())
+}
+
+/// Makes the release, offers an old one again, or looks at what is there.
 ///
 /// # Errors
 /// When a part is missing, or the release cannot be made or is not right.
 pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| paths.dist().join("release"));
-    if let (true, Some(public)) = (args.check, &args.public) {
-        return check(&out, &args.channel, public);
+    let channel = args.channel.clone().unwrap_or_else(|| DEFAULT_CHANNEL.to_owned());
+    if args.check {
+        return check(&out, &channel, &args.public);
+    }
+    if args.list {
+        return list(&out, &channel);
+    }
+    let key = needed(args.key.as_deref(), "--key", "keys.secret")?;
+    if let Some(serial) = args.again {
+        let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?)?;
+        let text = format!("release {} again (serial {})", manifest.version, manifest.serial);
+        produced(&text, &out.join(manifest_path(&channel)));
+        return Ok(());
     }
     let image = args.image.clone().unwrap_or_else(|| paths.dist().join("system.img"));
+    ensure!(
+        image.is_file(),
+        "there is no image {}: make it with `{} image`, or name one with --image",
+        image.display(),
+        program()
+    );
     let described = image::Description::beside(&image).ok();
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
-    let spec = Spec {
+    let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());
+    let mut spec = Spec {
         version: version.context("give --version; the image has no description beside it that names one")?,
-        files: files(&args, paths, assume_yes)?,
-        product: args.product.unwrap_or_default(),
-        hardware: args.hardware,
-        channel: args.channel,
+        files: Vec::new(),
+        product: needed(args.product.clone(), "--product", "product")?,
+        hardware: needed(hardware, "--hardware", "hardware")?,
+        channel,
         serial: args.serial,
         image,
         ostree: described.map(|image| (image.ostree_commit, image.ostree_ref)),
@@ -90,22 +131,60 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         chunk_bytes: args.chunk_bytes,
         level: args.level,
         created_unix_s: None,
-        allow: args.allow,
+        allow: args.allow.clone(),
     };
-    let key = keygen::load_secret(&args.key.context("--key is missing")?)?;
+    if args.site.is_some() {
+        let checked = site::read(args.site.as_deref(), args.assets.as_deref())?.check()?;
+        checked.check_fit(&spec.product, &spec.hardware, &spec.channel)?;
+    }
+    let key = keygen::load_secret(key)?;
+    release::refuse_early(&spec, key.keynum(), &out)?;
+    spec.files = files(&args, paths, assume_yes)?;
     let released = release::build(&spec, &key, &out)?;
+    if let Some(kept) = &args.released_image {
+        keep_image(&spec.image, kept)?;
+    }
     produced(&summary(&released), &released.path);
     eprintln!("  {}", room_for_undo(released.partition_bytes));
     Ok(())
 }
 
-fn check(tree: &Path, channel: &str, public: &Path) -> Result<()> {
-    let mut keys = TrustedKeys::default();
-    let text = std::fs::read_to_string(public).with_context(|| format!("read {}", public.display()))?;
-    keys.add(&public.display().to_string(), &text)?;
+/// Keeps the image under a second name, which costs no space: `image` writes a new file each time.
+fn keep_image(image: &Path, kept: &Path) -> Result<()> {
+    let new = kept.with_added_extension("new");
+    let _ = std::fs::remove_file(&new);
+    let linked = std::fs::hard_link(image, &new).or_else(|_| std::fs::copy(image, &new).map(drop));
+    linked
+        .and_then(|()| std::fs::rename(&new, kept))
+        .with_context(|| format!("keep the released image as {}", kept.display()))
+}
+
+fn check(tree: &Path, channel: &str, public: &[PathBuf]) -> Result<()> {
+    let keys = trusted::of(public).context("--check needs --public")?;
     let manifest = release::check::check(tree, channel, &keys)?;
     eprintln!("  release {} (serial {}) is complete and every byte of it right", manifest.version, manifest.serial);
     Ok(())
+}
+
+fn list(tree: &Path, channel: &str) -> Result<()> {
+    let releases = history::releases(tree, channel)?;
+    ensure!(!releases.is_empty(), "channel {channel} in {} has no release", tree.display());
+    for past in releases {
+        println!("{}", listed(&past));
+    }
+    Ok(())
+}
+
+/// One line of the list.
+fn listed(past: &PastRelease) -> String {
+    let manifest = &past.manifest;
+    let seconds = i64::try_from(manifest.created_unix_s).ok();
+    let made = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let made = made.map_or_else(|| "no date".to_owned(), |made| made.to_string());
+    let offered = if past.offered { "  offered now" } else { "" };
+    let commit = manifest.images.first().and_then(|image| image.ostree_commit.as_deref());
+    let commit = commit.map_or_else(String::new, |commit| format!("  commit {}", commit.get(..12).unwrap_or(commit)));
+    format!("{:>6}  {:<20}  {made}{commit}{offered}", manifest.serial, manifest.version)
 }
 
 /// The files beside the image. A release that says how a disk is laid out also brings what blank disks are made from.

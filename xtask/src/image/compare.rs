@@ -30,10 +30,10 @@ pub fn changed_bytes(old: &Path, new: &Path) -> Result<u64> {
 /// Options of `compare`.
 #[derive(Debug, clap::Args)]
 pub struct CompareArgs {
-    /// The image that robots have.
-    old: PathBuf,
-    /// The image that they are to get.
-    new: PathBuf,
+    /// The image that robots have. Default: the one that the project's last release was made of.
+    pub old: Option<PathBuf>,
+    /// The image that they are to get. Default: the one that the project built last.
+    pub new: Option<PathBuf>,
     /// Files to list, those with most changed blocks first.
     #[arg(long, default_value_t = 10)]
     files: usize,
@@ -44,7 +44,9 @@ pub struct CompareArgs {
 /// # Errors
 /// When an image cannot be read, or the new one was not made by the builder.
 pub fn run(args: &CompareArgs) -> Result<()> {
-    print!("{}", compare(&args.old, &args.new, args.files)?);
+    let (old, new) = (args.old.as_deref(), args.new.as_deref());
+    let old = old.context("give the image that robots have and the one that they are to get")?;
+    print!("{}", compare(old, new.context("give the image that they are to get, too")?, args.files)?);
     Ok(())
 }
 

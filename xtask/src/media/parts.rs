@@ -7,8 +7,10 @@ use anyhow::{Context, Result, ensure};
 use reflash::machine::config::Layer;
 use reflash::machine::config::usable::newer_keys;
 use reflash::machine::hostname;
+use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path};
 
 use crate::initramfs::BuiltRecovery;
+use crate::invocation::program;
 
 /// Everything a medium is made of.
 pub struct MediaParts<'a> {
@@ -51,6 +53,26 @@ fn warn_of_newer_keys(config: &str) {
             "warning: a recovery of {version} refuses a reflash.toml with {key}; the release must bring a newer one"
         );
     }
+}
+
+/// Reads the manifest of the release for a medium, which is checked as a machine does it. Its objects are looked at
+/// when they are copied.
+pub fn offered(tree: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest> {
+    let read = || -> Result<Manifest> {
+        let path = tree.join(manifest_path(channel));
+        let signature = fs::read_to_string(path.with_added_extension("minisig"))
+            .with_context(|| format!("read {}.minisig", path.display()))?;
+        let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Manifest::parse(&keys.authenticate(content, &signature)?)?)
+    };
+    read().with_context(|| {
+        format!(
+            "look at the release of channel {channel} in {} for the medium (`{} release` makes one, and a medium with \
+             --no-release needs none)",
+            tree.display(),
+            program()
+        )
+    })
 }
 
 /// Copies a file, with both names in the error.

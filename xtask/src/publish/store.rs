@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use md5::{Digest as _, Md5};
+use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use ureq::Agent;
 use ureq::http::StatusCode;
@@ -19,6 +20,20 @@ const SIGNED_FOR: Duration = Duration::from_secs(3600);
 const ATTEMPTS: u32 = 5;
 /// Largest size of a manifest or a signature, bytes.
 const SMALL_BYTES: u64 = 1 << 20;
+
+/// Largest page of a list, bytes: a thousand objects with their names.
+const LIST_BYTES: u64 = 16 << 20;
+
+/// One object of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Path below the prefix.
+    pub path: String,
+    /// Size of the object.
+    pub size_bytes: u64,
+    /// Time at which it was written (RFC 3339), if the store gives it.
+    pub modified: Option<String>,
+}
 
 /// Location of a release tree in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,12 +148,20 @@ impl Store {
     /// # Errors
     /// When the store cannot be reached or refuses, or the object has more than 1 MiB.
     pub fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        self.get_up_to(path, SMALL_BYTES)
+    }
+
+    /// Returns the content of an object that has at most `limit_bytes`; `None` when the object is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses, or the object is larger.
+    pub fn get_up_to(&self, path: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
         let key = self.key(path);
         let (status, content, _) = self.retry(&format!("read {key}"), || {
             let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
             let answer = self.agent.get(url.as_str()).call()?;
             let status = answer.status();
-            let content = answer.into_body().into_with_config().limit(SMALL_BYTES).read_to_vec()?;
+            let content = answer.into_body().into_with_config().limit(limit_bytes).read_to_vec()?;
             let text = String::from_utf8_lossy(&content).into_owned();
             Ok((status, content, text))
         })?;
@@ -168,6 +191,57 @@ impl Store {
         })?;
         ensure!(status.is_success(), "the bucket {} is not there; create it first", self.place.bucket);
         Ok(())
+    }
+
+    /// Returns every object below the prefix.
+    ///
+    /// # Errors
+    /// When the store cannot be reached, refuses, or gives a list that cannot be read.
+    pub fn list(&self) -> Result<Vec<ListedObject>> {
+        let below = if self.place.prefix.is_empty() { String::new() } else { format!("{}/", self.place.prefix) };
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let doing = format!("list {below}");
+            let (status, text, _) = self.retry(&doing, || {
+                let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+                action.with_prefix(below.clone());
+                if let Some(token) = &token {
+                    action.with_continuation_token(token.clone());
+                }
+                let mut answer = self.agent.get(action.sign(SIGNED_FOR).as_str()).call()?;
+                let text = answer.body_mut().with_config().limit(LIST_BYTES).read_to_string()?;
+                Ok((answer.status(), text.clone(), text))
+            })?;
+            ensure!(status.is_success(), "the bucket {} is not there", self.place.bucket);
+            let page = ListObjectsV2::parse_response(&text)
+                .with_context(|| format!("the answer of {} is no list of objects", self.describe()))?;
+            // No name of a release tree has a character that the store would escape.
+            let objects = page.contents.into_iter().filter_map(|object| {
+                let path = object.key.strip_prefix(&below)?.to_owned();
+                Some(ListedObject { path, size_bytes: object.size.unwrap_or(0), modified: object.last_modified })
+            });
+            found.extend(objects);
+            match page.next_continuation_token {
+                Some(next) if token.as_ref() != Some(&next) => token = Some(next),
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Deletes an object. One that is not there is no error.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    pub fn delete(&self, path: &str) -> Result<()> {
+        let key = self.key(path);
+        let answer = self.retry(&format!("delete {key}"), || {
+            let url = self.bucket.delete_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
+            let mut answer = self.agent.delete(url.as_str()).call()?;
+            let text = answer.body_mut().read_to_string().unwrap_or_default();
+            Ok((answer.status(), (), text))
+        });
+        answer.map(drop)
     }
 
     /// Repeats a request while it fails in ways that can pass. Returns the answer of a success, or of an object that is

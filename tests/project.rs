@@ -1,0 +1,201 @@
+//! A fleet's own repository: from `init` to a release, as a person would type it, and what is refused early.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::support::sample_image;
+use crate::typed::{fails, says, succeeds};
+
+/// A first project with an image, which takes minutes to build and is not looked into here.
+struct Project {
+    dir: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        let project = Self { dir: tempfile::tempdir().unwrap() };
+        succeeds(
+            project.path(),
+            &["init", "arm", "--yes", "--product", "arm", "--hardware", "NUC*", "--url", "http://a"],
+        );
+        project.image(1);
+        project
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn root(&self) -> PathBuf {
+        self.path().join("arm")
+    }
+
+    fn image(&self, seed: u64) {
+        std::fs::create_dir_all(self.root().join("dist")).unwrap();
+        // As `image` does it: a new file.
+        let _ = std::fs::remove_file(self.root().join("dist/system.img"));
+        std::fs::write(self.root().join("dist/system.img"), sample_image(75, seed)).unwrap();
+    }
+
+    fn change(&self, name: &str, from: &str, to: &str) {
+        let path = self.root().join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from}: {text}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    /// Without a layout, which needs boot code and a kernel beside the image.
+    fn without_layout(self) -> Self {
+        self.change("reflash-project.toml", "layout = ", "# layout = ");
+        self.change("reflash-project.toml", "recovery = true", "recovery = false");
+        self
+    }
+}
+
+/// Product, hardware, keys and layout had to be typed again for each command; here each is typed once.
+#[test]
+fn nothing_is_typed_twice_from_init_to_a_release() {
+    let project = Project::new().without_layout();
+    let (root, below) = (project.root(), project.root().join("files"));
+    assert_eq!(root.join("keys/reflash.key").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(std::fs::read_to_string(root.join(".gitignore")).unwrap().contains("/keys/*.key"));
+    let text = succeeds(&below, &["check"]);
+    assert!(text.contains("fits ") && text.contains("nothing is offered yet"), "{text}");
+    for version in ["1", "2", "3"] {
+        succeeds(&below, &["release", "--version", version]);
+        project.image(version.parse().unwrap());
+    }
+    assert!(root.join("dist/release/stable/manifest.json").is_file() && root.join("dist/released.img").is_file());
+    let text = succeeds(&below, &["release", "--check"]);
+    assert!(text.contains("release 3 (serial 3) is complete"), "{text}");
+    let list = says(&below, &["release", "--list"]);
+    assert!(list.lines().next().unwrap().contains("offered now") && list.lines().count() == 3, "{list}");
+    // Back to an old release: the content of it under a new serial.
+    let text = succeeds(&below, &["release", "--again", "1"]);
+    assert!(text.contains("release 1 again (serial 4)"), "{text}");
+    succeeds(&below, &["release", "--check"]);
+    let text = succeeds(&below, &["prune", "--min-age-h", "0", "--keep", "2"]);
+    assert!(text.contains("stable 4, stable 3") && text.contains("nothing was deleted"), "{text}");
+    succeeds(&below, &["prune", "--min-age-h", "0", "--keep", "2", "--delete"]);
+    succeeds(&below, &["release", "--check"]);
+    assert_eq!(says(&below, &["release", "--list"]).lines().count(), 2);
+    let text = fails(&below, &["release", "--again", "2"]);
+    assert!(text.contains("no release 2; it has 4, 3"), "{text}");
+    // An option wins over the project, key by key.
+    let text = fails(&below, &["release", "--version", "4", "--product", "leg"]);
+    assert!(text.contains("machine.product is \"arm\""), "{text}");
+}
+
+#[test]
+fn a_release_that_would_end_its_channel_is_refused_before_long_work() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    succeeds(here, &["release", "--version", "1"]);
+    // Another product: the site follows, so that only the channel is against it.
+    project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
+    // A recovery takes an agent, a kernel and minutes; nothing of that is looked for.
+    let text = fails(here, &["release", "--version", "2", "--product", "leg", "--recovery"]);
+    assert!(text.contains("releases of product \"arm\"") && text.contains("--allow other-product"), "{text}");
+    project.change("site.toml", "product = \"leg\"", "product = \"arm\"");
+    succeeds(here, &["keygen", "--out", "other"]);
+    let text = fails(here, &["release", "--version", "2", "--key", "other/reflash.key"]);
+    assert!(text.contains("signed with another key") && text.contains("--allow other-key"), "{text}");
+    project.change("reflash-project.toml", "secret = \"keys/", "secret = \"other/");
+    let text = fails(here, &["check"]);
+    assert!(text.contains("secret half of none of the public keys") && text.contains("another key"), "{text}");
+    for (line, said) in [
+        (&["release", "--key", "keys/reflash.pub"][..], "public half of a key pair"),
+        (&["release", "--image", "missing.img", "--key", "missing.key"], "there is no image missing.img"),
+        (&["release", "--level", "99"], "99 is not in 1..=22"),
+        (&["release", "--chunk-bytes", "1000"], "power of two"),
+        (&["release", "--check", "--public", "keys/reflash.key"], "a secret key, which must not leave"),
+    ] {
+        let text = fails(here, &[line, &["--version", "2"]].concat());
+        assert!(text.contains(said), "{line:?}: {text}");
+    }
+}
+
+/// What `media` and `disk` built without a word, and a machine refused with a technician before it.
+#[test]
+fn media_and_disks_with_a_configuration_that_cannot_work_are_refused_before_anything_is_built() {
+    let project = Project::new();
+    let here = &project.root();
+    for (from, to, said) in [
+        ("product = \"arm\"", "# product", "machine.product"),
+        ("{serial|mac}", "{serail}", "\"serail\" is not one of"),
+        ("[machine]", "[provision.disk]\ntransport = \"nvmee\"\n[machine]", "known are nvme"),
+        ("channel = \"stable\"", "chanel = \"stable\"", "chanel"),
+    ] {
+        let kept = std::fs::read_to_string(here.join("site.toml")).unwrap();
+        project.change("site.toml", from, to);
+        for line in [&["check"][..], &["media", "--no-release"], &["disk"]] {
+            let text = fails(here, line);
+            assert!(text.contains(said) && text.contains("site.toml"), "{line:?}: {text}");
+        }
+        std::fs::write(here.join("site.toml"), kept).unwrap();
+    }
+    // A release that the machines would refuse, or none at all.
+    assert!(
+        fails(here, &["media"]).contains("look at the release of channel stable"),
+        "the release is named before it is built"
+    );
+    project.change("reflash-project.toml", "layout = ", "# layout = ");
+    project.change("reflash-project.toml", "recovery = true", "recovery = false");
+    succeeds(here, &["release", "--version", "1", "--channel", "stable"]);
+    project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
+    let text = fails(here, &["media"]);
+    assert!(text.contains("releases are of product \"arm\""), "{text}");
+    succeeds(here, &["keygen", "--out", "other"]);
+    let text = fails(here, &["media", "--key", "other/reflash.pub"]);
+    assert!(text.contains("not valid for any trusted key"), "{text}");
+    project.change("reflash-project.toml", "site = ", "# site = ");
+    assert!(fails(here, &["media", "--no-release"]).contains("there is no configuration"));
+    assert!(fails(here, &["disk"]).contains("`site` in a project file"));
+    project.change("reflash-project.toml", "public = ", "# public = ");
+    assert!(fails(here, &["media"]).contains("no public key is given"));
+    assert!(!here.join(".reflash-work").exists(), "nothing was built");
+}
+
+#[test]
+fn check_names_every_fault_of_a_project_at_once() {
+    let project = Project::new();
+    let here = &project.root();
+    project.change("recipe.toml", "packages = [", "pakages = [");
+    project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
+    project.change("layout.toml", "2GiB", "20GiB");
+    std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
+    let text = fails(here, &["check"]);
+    for said in ["pakages", "machine.product is \"leg\"", "disk.size_mib", "chmod 600", "4 of 7 parts"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    project.change("reflash-project.toml", "hardware", "hardwear");
+    let text = fails(here, &["serve"]);
+    assert!(text.contains("hardwear") && text.contains("line "), "{text}");
+    // `init` has nothing to do with a project around it.
+    succeeds(here, &["init", "inner", "--yes"]);
+}
+
+#[test]
+fn without_a_project_and_without_a_terminal_what_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    for (line, said) in [
+        (&["check"][..], "`reflash-build init` makes one"),
+        (&["image"], "the recipe is missing"),
+        (&["init"], "give --yes"),
+        (&["publish"], "--public"),
+        (&["compare"], "the image that robots have"),
+        (&["keygen"], "--out is missing"),
+        (&["--project", "none.toml", "release"], "none.toml"),
+    ] {
+        let text = fails(here, line);
+        assert!(text.contains(said), "{line:?}: {text}");
+    }
+    std::fs::write(here.join("x.img"), sample_image(75, 1)).unwrap();
+    let text = fails(here, &["release", "--image", "x.img"]);
+    assert!(text.contains("--key is missing") && text.contains("keys.secret"), "{text}");
+    // A password without a terminal: the variable is named, for making a key and for signing.
+    let text = fails(here, &["keygen", "--out", "keys", "--password"]);
+    assert!(text.contains("REFLASH_KEY_PASSWORD") && !here.join("keys/reflash.key").exists(), "{text}");
+    assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing is left behind");
+}

@@ -1,0 +1,105 @@
+//! What a channel has offered so far: each manifest is kept, with its signature, below `<channel>/history/`.
+//!
+//! Robots never ask for it. It lets a person list releases, offer an old one again under a new serial, and delete the
+//! objects that no kept release needs.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use minisign::SecretKey;
+use reflash::release::manifest::{Manifest, manifest_path};
+
+use crate::channel::{next_serial, now, publish, published};
+use crate::objects::write_whole;
+use crate::step::step;
+use crate::{check, succession};
+
+/// One release of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastRelease {
+    /// Manifest, whose signature was not checked.
+    pub manifest: Manifest,
+    /// Whether the channel offers it now.
+    pub offered: bool,
+}
+
+/// Returns the directory of a channel's manifests, below the root of a tree.
+#[must_use]
+pub fn directory(channel: &str) -> String {
+    format!("{channel}/history")
+}
+
+/// Returns the path of a kept manifest below the root of a tree. Its signature has `.minisig` after it.
+#[must_use]
+pub fn path(channel: &str, serial: u64) -> String {
+    format!("{}/{serial}.json", directory(channel))
+}
+
+/// Keeps the manifest that the channel offers now.
+pub(crate) fn keep_published(root: &Path, channel: &str) -> Result<()> {
+    let from = root.join(manifest_path(channel));
+    let Some(manifest) = published(&from)? else { return Ok(()) };
+    let to = root.join(path(channel, manifest.serial));
+    std::fs::create_dir_all(root.join(directory(channel))).with_context(|| format!("create {}", to.display()))?;
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    write_whole(&to.with_added_extension("minisig"), &read(&from.with_added_extension("minisig"))?)?;
+    write_whole(&to, &read(&from)?)
+}
+
+/// Returns the releases of a channel that are known, the newest first.
+///
+/// # Errors
+/// When a manifest cannot be read.
+pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
+    let offered = published(&root.join(manifest_path(channel)))?;
+    let mut found: Vec<PastRelease> = Vec::new();
+    let directory = root.join(directory(channel));
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => {
+            entries.collect::<Result<Vec<_>, _>>().with_context(|| format!("list {}", directory.display()))?
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("list {}", directory.display())),
+    };
+    for path in entries.into_iter().map(|entry| entry.path()) {
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let manifest = published(&path)?.with_context(|| format!("{} is gone", path.display()))?;
+            found.push(PastRelease { offered: false, manifest });
+        }
+    }
+    if let Some(offered) = offered {
+        found.retain(|past| past.manifest.serial != offered.serial);
+        found.push(PastRelease { manifest: offered, offered: true });
+    }
+    found.sort_unstable_by_key(|past| std::cmp::Reverse(past.manifest.serial));
+    Ok(found)
+}
+
+/// Offers the content of an old release again, under the next serial: a robot never goes back to a lower serial, but it
+/// installs whatever a higher one has.
+///
+/// Patches are left out, since they are against a release that robots no longer have.
+///
+/// # Errors
+/// When the release is not known, objects of it were deleted or are damaged, or the key is not that of the channel.
+pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result<Manifest> {
+    let known = releases(root, channel)?;
+    let old = known.iter().find(|past| past.manifest.serial == serial).with_context(|| {
+        let serials: Vec<String> = known.iter().map(|past| past.manifest.serial.to_string()).collect();
+        format!("channel {channel} in {} has no release {serial}; it has {}", root.display(), serials.join(", "))
+    })?;
+    ensure!(!old.offered, "release {serial} ({}) is the one that is offered now", old.manifest.version);
+    let path = root.join(manifest_path(channel));
+    let before = published(&path)?;
+    let mut manifest = old.manifest.clone();
+    (manifest.serial, manifest.created_unix_s) = (next_serial(before.as_ref(), None)?, now()?);
+    manifest.images.iter_mut().for_each(|image| image.patches = None);
+    succession::check(before.as_ref(), &manifest, &[])?;
+    succession::check_key(&path.with_added_extension("minisig"), key.keynum(), &[])?;
+    step("check every object of the old release", || check::check_objects(root, &manifest))
+        .with_context(|| format!("release {serial} cannot be offered again"))?;
+    manifest.check_values().context("check the manifest before it is signed")?;
+    step("sign the manifest", || publish(&manifest, key, &path))?;
+    keep_published(root, channel)?;
+    Ok(manifest)
+}

@@ -1,0 +1,173 @@
+//! A look at the whole project before long work: what would fail after minutes, or only on a machine.
+//!
+//! Each part is checked, whatever became of the one before, so that a person mends all in one go. `release`, `media`
+//! and `disk` refuse the same for the part that they use.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::invocation::program;
+use crate::paths::Paths;
+use crate::project::{self, Project};
+use crate::publish::location;
+use crate::recipe::Recipe;
+use crate::release::{self, Spec, history};
+use crate::step::mib;
+use crate::{disk, image, keygen, site, trusted};
+
+/// Checks the project.
+///
+/// # Errors
+/// When there is no project, or something of it is wrong; all of it was said by then.
+pub fn run(project: Option<&Project>, paths: &Paths) -> Result<()> {
+    let project = project.with_context(|| {
+        let (name, program) = (project::FILE, program());
+        format!("there is no {name} here or in a directory above: `{program} init` makes one, --project names one")
+    })?;
+    let image = paths.dist().join("system.img");
+    let parts: [(&str, Result<String>); 7] = [
+        ("project file", check_project(project)),
+        ("recipe", check_recipe(project)),
+        ("site", check_site(project)),
+        ("layout", check_layout(project, &image)),
+        ("public keys", check_public(project)),
+        ("secret key", check_secret(project)),
+        ("next release", check_next(project, paths, &image)),
+    ];
+    let mut wrong = 0;
+    for (name, found) in &parts {
+        match found {
+            Ok(text) => eprintln!("  {name}: {text}"),
+            Err(error) => {
+                wrong += 1;
+                eprintln!("  {name}: WRONG: {error:#}");
+            }
+        }
+    }
+    ensure!(wrong == 0, "{wrong} of {} parts of the project are wrong", parts.len());
+    Ok(())
+}
+
+const ABSENT: &str = "not given";
+
+fn check_project(project: &Project) -> Result<String> {
+    let place = &project.publish;
+    if place.to.is_some() {
+        location(place.to.clone(), place.endpoint.clone(), place.region.clone()).context("publish.to")?;
+    }
+    Ok(format!("product {}, channel {}, hardware {}", project.product, project.channel, project.hardware.join(", ")))
+}
+
+fn check_recipe(project: &Project) -> Result<String> {
+    let Some(path) = &project.recipe else { return Ok(ABSENT.into()) };
+    let recipe = Recipe::load(path)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let sources = recipe.files.iter().filter_map(|file| file.source.as_ref());
+    for source in sources.chain(recipe.ansible.iter().map(|ansible| &ansible.playbook)) {
+        let source = directory.join(source);
+        ensure!(source.exists(), "{} names {}, which is not there", path.display(), source.display());
+    }
+    Ok(format!("{} {}, {} packages", recipe.name, recipe.version, recipe.distribution.packages.len()))
+}
+
+fn check_site(project: &Project) -> Result<String> {
+    if project.site.is_none() {
+        return Ok(ABSENT.into());
+    }
+    let checked = site::read(project.site.as_deref(), project.assets.as_deref())?.check()?;
+    checked.check_fit(&project.product, &project.hardware, &project.channel)?;
+    checked.check_files(&project.disk.files)?;
+    Ok(format!("releases from {}", checked.config.urls.join(", ")))
+}
+
+fn check_layout(project: &Project, image: &Path) -> Result<String> {
+    let Some(path) = &project.layout else { return Ok(ABSENT.into()) };
+    let layout = disk::read_layout(path)?;
+    let disk_bytes = project.disk.size_mib.map_or(disk::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20));
+    let placed = layout.place(disk_bytes).with_context(|| {
+        format!("{} on a disk of {} (disk.size_mib in the project file)", path.display(), mib(disk_bytes))
+    })?;
+    let system = placed.iter().find(|placed| placed.partition.role == reflash::release::layout::Role::System);
+    let room = system.map_or(0, |system| system.size_bytes);
+    if let Ok(image) = image::Description::beside(image) {
+        ensure!(
+            image.image_bytes <= room,
+            "the image has {}, and the system partition of {} has {}",
+            mib(image.image_bytes),
+            path.display(),
+            mib(room)
+        );
+    }
+    Ok(format!("{} partitions, {} for the system", placed.len(), mib(room)))
+}
+
+fn check_public(project: &Project) -> Result<String> {
+    trusted::of(&project.keys.public)?;
+    Ok(format!("{} trusted", project.keys.public.len()))
+}
+
+fn check_secret(project: &Project) -> Result<String> {
+    let Some(path) = &project.keys.secret else { return Ok(ABSENT.into()) };
+    if !path.exists() {
+        return Ok(format!("{} is not there; without it, nothing can be released here", path.display()));
+    }
+    let mode = path.metadata().with_context(|| format!("look at {}", path.display()))?.permissions().mode();
+    ensure!(mode & 0o077 == 0, "{} can be read by others: chmod 600 {0}", path.display());
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut git = Command::new("git");
+    git.current_dir(directory).args(["ls-files", "--error-unmatch"]).arg(path);
+    // Without git, or outside of a repository, nothing is tracked.
+    let tracked = git.output().is_ok_and(|output| output.status.success());
+    ensure!(
+        !tracked,
+        "{} is in git, where others read it: make a new key pair, and leave that out of git",
+        path.display()
+    );
+    let Some(number) = keygen::secret_number(path)? else {
+        return Ok("locked, so that it was not compared with the public keys".into());
+    };
+    for public in &project.keys.public {
+        if keygen::key_number(&keygen::load_public(public)?)? == number {
+            return Ok(format!("fits {}", public.display()));
+        }
+    }
+    bail!("{} is the secret half of none of the public keys: machines would refuse its releases", path.display())
+}
+
+fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> {
+    let tree = project.release.tree.clone().unwrap_or_else(|| paths.dist().join("release"));
+    let described = image::Description::beside(image).ok();
+    let spec = Spec {
+        product: project.product.clone(),
+        hardware: project.hardware.clone(),
+        channel: project.channel.clone(),
+        version: described.as_ref().map_or_else(|| "0".to_owned(), |image| image.version.clone()),
+        serial: None,
+        image: image.to_owned(),
+        ostree: None,
+        files: Vec::new(),
+        layout: project.layout.as_deref().map(disk::read_layout).transpose()?,
+        chunk_bytes: None,
+        level: release::DEFAULT_LEVEL,
+        created_unix_s: None,
+        allow: Vec::new(),
+    };
+    let number = match (&project.keys.secret, project.keys.public.first()) {
+        (Some(secret), _) if secret.exists() => keygen::secret_number(secret)?,
+        (_, Some(public)) => Some(keygen::key_number(&keygen::load_public(public)?)?),
+        (_, None) => None,
+    };
+    // A locked key is asked for its password when it signs, not here.
+    let allow = if number.is_some() { Vec::new() } else { vec![release::Allow::OtherKey] };
+    release::refuse_early(&Spec { allow, ..spec }, &number.unwrap_or_default(), &tree)?;
+    let made = described.map_or("no image yet".to_owned(), |image| format!("image {} {}", image.name, image.version));
+    let past = history::releases(&tree, &project.channel)?;
+    let offered = past.iter().find(|past| past.offered);
+    let offered = offered.map_or("nothing is offered yet".to_owned(), |past| {
+        format!("{} (serial {}) is offered", past.manifest.version, past.manifest.serial)
+    });
+    Ok(format!("{made}; {offered}"))
+}

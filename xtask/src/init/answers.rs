@@ -1,0 +1,247 @@
+//! What a first project is made from: options, answers, and what this host suggests.
+
+use std::net::UdpSocket;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use reflash::machine::config::is_path_segment;
+use reflash::machine::hostname;
+use reflash::machine::placeholder::is_placeholder;
+
+use super::ask::Questioner;
+
+/// Options of `init`. What is not given is asked for.
+#[derive(Debug, Default, clap::Args)]
+pub struct InitArgs {
+    /// Directory of the project. Default: the current one.
+    #[arg(value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Name of the product: letters, digits, '-', '_' and '.'.
+    #[arg(long)]
+    pub product: Option<String>,
+    /// Hardware it runs on (DMI product name): exact, or a prefix with *; repeat for several. With --yes: any.
+    #[arg(long)]
+    pub hardware: Vec<String>,
+    /// Channel to publish in. Default: stable.
+    #[arg(long)]
+    pub channel: Option<String>,
+    /// URL that machines get releases from; repeat for mirrors. Default: `serve` on this host.
+    #[arg(long = "url", value_name = "URL")]
+    pub urls: Vec<String>,
+    /// Host name template of the machines. Default: the product and {serial|mac}.
+    #[arg(long, value_name = "TEMPLATE")]
+    pub hostname: Option<String>,
+    /// User of the image. Default: pilot.
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Public ssh key that may log in as that user.
+    #[arg(long, value_name = "FILE.pub")]
+    pub ssh_key: Option<PathBuf>,
+    /// Debian or Ubuntu code name of the system. Default: that of this host.
+    #[arg(long)]
+    pub suite: Option<String>,
+    /// Lay disks out for a BIOS that does not start from a GPT.
+    #[arg(long)]
+    pub mbr: bool,
+    /// Protect the secret key with a password, which is asked for, or taken from REFLASH_KEY_PASSWORD.
+    #[arg(long)]
+    pub password: bool,
+}
+
+/// Answers that this host suggests.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// DMI product name, if it is that of a kind of machine.
+    hardware: Option<String>,
+    /// URL of `serve` on this host.
+    url: Option<String>,
+    /// Public ssh keys of the person.
+    ssh_keys: Vec<PathBuf>,
+    /// Code name of the distribution.
+    suite: Option<String>,
+}
+
+impl Host {
+    /// Looks at this host.
+    pub fn look() -> Self {
+        let hardware = std::fs::read_to_string("/sys/class/dmi/id/product_name").ok();
+        let hardware = hardware.map(|name| name.trim().to_owned()).filter(|name| !is_placeholder(name));
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        let files = std::fs::read_dir(home.join(".ssh")).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut ssh_keys: Vec<PathBuf> =
+            files.filter(|path| path.extension().is_some_and(|end| end == "pub")).collect();
+        ssh_keys.sort();
+        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+        Self { hardware, url: own_url(), ssh_keys, suite: suite.map(|name| name.trim_matches('"').to_owned()) }
+    }
+}
+
+/// The address through which this host reaches others. No packet is sent: the kernel only chooses a route.
+fn own_url() -> Option<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(format!("http://{}:8080", socket.local_addr().ok()?.ip()))
+}
+
+/// Everything that the files of a project depend on.
+#[derive(Debug)]
+pub struct Answers {
+    product: String,
+    hardware: Vec<String>,
+    channel: String,
+    urls: Vec<String>,
+    hostname: String,
+    user: String,
+    suite: String,
+    /// Whether disks have an MBR.
+    pub mbr: bool,
+    /// Public ssh keys, a line each.
+    pub ssh_key: Option<String>,
+}
+
+impl Answers {
+    /// Takes the options, and asks for the rest.
+    ///
+    /// # Errors
+    /// When an answer cannot be used.
+    pub fn collect(args: &InitArgs, host: &Host, ask: &mut Questioner<'_>) -> Result<Self> {
+        let or_ask = |given: &Option<String>, ask: &mut Questioner<'_>, question: &str, default: &str| {
+            given.clone().map_or_else(|| ask(question, default), Ok)
+        };
+        let product = or_ask(&args.product, ask, "Name of the product", "my-robot")?;
+        ensure!(
+            is_path_segment(&product) && product.starts_with(|c: char| c.is_ascii_alphanumeric()),
+            "product {product:?}: expected letters, digits, '-', '_' and '.', a letter or digit first"
+        );
+        let hardware = if args.hardware.is_empty() {
+            let here = host.hardware.as_ref().map_or_else(String::new, |name| format!(", here {name:?}"));
+            let question =
+                format!("Hardware (/sys/class/dmi/id/product_name of the machines{here}; * at the end fits any)");
+            vec![ask(&question, "*")?]
+        } else {
+            args.hardware.clone()
+        };
+        ensure!(hardware.iter().all(|name| !name.is_empty()), "a hardware name is empty; \"*\" fits any machine");
+        let channel = args.channel.clone().unwrap_or_else(|| "stable".to_owned());
+        ensure!(is_path_segment(&channel), "channel {channel:?}: expected letters, digits, '-', '_' and '.'");
+        let urls = if args.urls.is_empty() {
+            let own = host.url.clone().unwrap_or_else(|| "http://192.0.2.1:8080".to_owned());
+            vec![ask("URL that machines get releases from (`serve` on this host is offered)", &own)?]
+        } else {
+            args.urls.clone()
+        };
+        let hostname = args.hostname.clone().unwrap_or_else(|| format!("{product}-{{serial|mac}}"));
+        hostname::expand(&hostname, |_| Some("X7Q2".to_owned()))?;
+        let user = or_ask(&args.user, ask, "User of the robots", "pilot")?;
+        ensure!(
+            user.starts_with(|c: char| c.is_ascii_lowercase())
+                && user.len() <= 32
+                && user.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c)),
+            "user {user:?}: expected lower-case letters, digits, '-' and '_', a letter first, 32 at most"
+        );
+        let suite = args.suite.clone().or_else(|| host.suite.clone()).unwrap_or_else(|| "bookworm".to_owned());
+        let found = host.ssh_keys.first().map_or_else(String::new, |path| path.display().to_string());
+        let ssh_key = match &args.ssh_key {
+            Some(path) => Some(path.clone()),
+            None => Some(ask("Public ssh key that may log in (a file; empty for none)", &found)?)
+                .filter(|answer| !answer.is_empty())
+                .map(PathBuf::from),
+        };
+        let ssh_key = ssh_key.map(|path| {
+            let text =
+                std::fs::read_to_string(&path).with_context(|| format!("read the ssh key {}", path.display()))?;
+            ensure!(
+                !text.contains("PRIVATE KEY"),
+                "{} is a private key, which must not leave this host: give the public one, with .pub",
+                path.display()
+            );
+            Ok(text)
+        });
+        Ok(Self {
+            product,
+            hardware,
+            channel,
+            urls,
+            hostname,
+            user,
+            suite,
+            mbr: args.mbr,
+            ssh_key: ssh_key.transpose()?,
+        })
+    }
+
+    /// Fills a template: `@NAME@` becomes a value, quoted as TOML wants it where it is a text of its own.
+    ///
+    /// # Errors
+    /// When a value cannot be written.
+    pub fn fill(&self, template: &str) -> Result<String> {
+        // Every text of JSON is one of TOML, with the same escapes.
+        let quoted = |text: &String| serde_json::to_string(text);
+        let list = |texts: &[String]| {
+            let quoted = texts.iter().map(quoted).collect::<Result<Vec<_>, _>>();
+            quoted.map(|quoted| format!("[{}]", quoted.join(", ")))
+        };
+        let debian = ["bullseye", "bookworm", "trixie", "forky", "sid"].contains(&self.suite.as_str());
+        let (components, kernel) = if debian {
+            ("[\"main\", \"non-free-firmware\"]", "linux-image-amd64")
+        } else {
+            ("[\"main\", \"universe\"]", "linux-image-generic")
+        };
+        let is_text = template.starts_with("# @PRODUCT@");
+        let product = if is_text { self.product.clone() } else { quoted(&self.product)? };
+        let values = [
+            ("@PRODUCT@", product),
+            ("@PRODUCT_WORD@", self.product.clone()),
+            ("@HARDWARE@", list(&self.hardware)?),
+            ("@CHANNEL@", quoted(&self.channel)?),
+            ("@CHANNEL_WORD@", self.channel.clone()),
+            ("@URLS@", list(&self.urls)?),
+            ("@HOSTNAME@", quoted(&self.hostname)?),
+            ("@USER@", self.user.clone()),
+            ("@SUITE@", self.suite.clone()),
+            ("@COMPONENTS@", components.to_owned()),
+            ("@KERNEL@", kernel.to_owned()),
+        ];
+        Ok(values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Answers, Host, InitArgs};
+
+    #[test]
+    fn a_person_is_asked_for_what_no_option_gives() {
+        let host =
+            Host { hardware: Some("NUC11".into()), url: Some("http://192.0.2.7:8080".into()), ..Host::default() };
+        let mut asked = Vec::new();
+        let mut ask = |question: &str, default: &str| {
+            asked.push(format!("{question} [{default}]"));
+            Ok(if question.starts_with("Hardware") { "NUC11*".to_owned() } else { default.to_owned() })
+        };
+        let args = InitArgs { product: Some("arm".into()), ..InitArgs::default() };
+        let answers = Answers::collect(&args, &host, &mut ask).unwrap();
+        assert_eq!((answers.product.as_str(), answers.hardware), ("arm", vec!["NUC11*".to_owned()]));
+        assert_eq!((answers.urls, answers.user.as_str()), (vec!["http://192.0.2.7:8080".to_owned()], "pilot"));
+        assert!(!asked.iter().any(|question| question.contains("product [")), "{asked:?}");
+        assert!(asked.iter().any(|question| question.contains("here \"NUC11\"")), "{asked:?}");
+    }
+
+    #[test]
+    fn answers_that_cannot_work_are_refused() {
+        let of = |args: &InitArgs| {
+            let made = Answers::collect(args, &Host::default(), &mut |_, default| Ok(default.to_owned()));
+            made.map(drop).unwrap_err().to_string()
+        };
+        let args = InitArgs::default;
+        assert!(of(&InitArgs { product: Some("a b".into()), ..args() }).contains("product"));
+        assert!(of(&InitArgs { product: Some("../a".into()), ..args() }).contains("product"));
+        assert!(of(&InitArgs { channel: Some("a/b".into()), ..args() }).contains("channel"));
+        assert!(of(&InitArgs { user: Some("Root; rm".into()), ..args() }).contains("user"));
+        assert!(of(&InitArgs { hostname: Some("r-{serail}".into()), ..args() }).contains("serail"));
+        let key = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(key.path(), "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
+        assert!(of(&InitArgs { ssh_key: Some(key.path().into()), ..args() }).contains("private key"));
+    }
+}

@@ -11,6 +11,7 @@ mod provision;
 mod publish;
 mod release;
 mod station;
+mod tree_sources;
 mod vm;
 
 use reflash_test_support as support;

@@ -2,10 +2,14 @@
 //!
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
+mod source;
+
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+
+pub use self::source::{Origin, SourceSettings};
 
 /// Everything that decides what is in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +27,11 @@ pub struct Recipe {
     /// Shell lines, run in order inside the new system after packages and files.
     #[serde(default)]
     pub commands: Vec<String>,
+    /// Section `[source]` of the recipe: a system that exists already, in place of one that is bootstrapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceSettings>,
     /// Section `[distribution]` of the recipe.
+    #[serde(default)]
     pub distribution: Distribution,
     /// Section `[[files]]` of the recipe.
     #[serde(default)]
@@ -44,7 +52,8 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distribution {
-    /// Debian or Ubuntu code name, such as `bookworm` or `noble`.
+    /// Debian or Ubuntu code name, such as `bookworm` or `noble`. Not needed with `[source]`, which has one already.
+    #[serde(default)]
     pub suite: String,
     /// URL of the archive. Default: what the host's own apt uses for this suite, else the bootstrap tool's default.
     pub mirror: Option<String>,
@@ -65,7 +74,9 @@ pub struct Distribution {
     /// Packages, with apt's wildcards, that stay as the suite was released while others are updated.
     #[serde(default)]
     pub hold: Vec<String>,
-    /// Packages beside the minimal system; the kernel is one of them. Recommended packages are not pulled in.
+    /// Packages beside the minimal system, or beside what `[source]` has; the kernel is one of them. Recommended
+    /// packages are not pulled in.
+    #[serde(default)]
     pub packages: Vec<String>,
     /// Paths not to install, as in dpkg's `path-exclude`: `*` matches any text, slashes too.
     #[serde(default)]
@@ -73,6 +84,24 @@ pub struct Distribution {
     /// Exceptions from `exclude`, in the same form.
     #[serde(default)]
     pub keep: Vec<String>,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            suite: String::new(),
+            mirror: None,
+            keyring: None,
+            components: Vec::new(),
+            bootstrap: BootstrapTool::default(),
+            sources: Vec::new(),
+            updates: yes(),
+            hold: Vec::new(),
+            packages: Vec::new(),
+            exclude: Vec::new(),
+            keep: Vec::new(),
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -235,7 +264,16 @@ impl Recipe {
         word("version", &self.version, "-_.+~")?;
         word("hostname", &self.hostname, "-")?;
         ensure!(self.hostname.len() <= 64, "hostname is longer than 64 characters");
-        word("distribution.suite", &self.distribution.suite, "-_.")?;
+        match &self.source {
+            Some(source) => source.check(&self.distribution)?,
+            None => ensure!(
+                !self.distribution.suite.is_empty(),
+                "distribution.suite is missing; give a code name such as bookworm, or a section [source]"
+            ),
+        }
+        if !self.distribution.suite.is_empty() {
+            word("distribution.suite", &self.distribution.suite, "-_.")?;
+        }
         word("ostree.branch", &self.ostree.branch, "-_./")?;
         for component in &self.distribution.components {
             word("distribution.components", component, "-_./")?;

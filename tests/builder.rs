@@ -7,6 +7,7 @@ mod bench;
 mod boot_chain;
 mod image;
 mod installed;
+mod ostree_repository;
 mod provision;
 mod publish;
 mod release;

@@ -8,8 +8,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::paths::{Paths, PlaceArgs};
 use crate::{
-    agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices, powercut,
-    publish, serve, step, test,
+    agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices,
+    ostree_repository, powercut, publish, serve, step, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -55,6 +55,8 @@ enum BuilderCommand {
     Release(release::ReleaseArgs),
     /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
     Publish(publish::PublishArgs),
+    /// Publish the commit of an image as an OSTree repository of static files (docs/publishing.md).
+    PublishOstree(ostree_repository::PublishOstreeArgs),
     /// Serve a release tree over HTTP.
     Serve(serve::ServeArgs),
     /// Assemble a bootable disk image with an empty system partition.
@@ -114,6 +116,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Keygen(args) => keygen::run(&args),
         BuilderCommand::Release(args) => release::run(args, paths, yes),
         BuilderCommand::Publish(args) => publish::run(args, paths),
+        BuilderCommand::PublishOstree(args) => ostree_repository::run(args, paths, yes),
         BuilderCommand::Serve(args) => serve::run(args, paths),
         BuilderCommand::Disk(args) => disk::run(args, paths, yes),
         BuilderCommand::Bench(args) => bench::run(paths, &args, yes),

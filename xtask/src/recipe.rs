@@ -155,6 +155,10 @@ pub struct Ansible {
 pub struct Ostree {
     /// Branch of the commit, such as `demo/amd64/stable`.
     pub branch: String,
+    /// More refs under which the same commit may be published as an OSTree repository, such as those of channels that
+    /// it goes through before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refs: Vec<String>,
 }
 
 /// Section `[boot]` of a recipe: how the system is started.
@@ -275,6 +279,7 @@ impl Recipe {
             word("distribution.suite", &self.distribution.suite, "-_.")?;
         }
         word("ostree.branch", &self.ostree.branch, "-_./")?;
+        self.ostree.refs.iter().try_for_each(|name| word("ostree.refs", name, "-_./"))?;
         for component in &self.distribution.components {
             word("distribution.components", component, "-_./")?;
         }

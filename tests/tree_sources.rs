@@ -8,6 +8,8 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 use xtask::host_packages::{Need, ensure_installed};
 use xtask::image::source::{self, UsedSource};
+use xtask::image::{self, ImageOptions};
+use xtask::paths::Paths;
 use xtask::recipe::Recipe;
 
 use crate::isolated::{isolated, run};
@@ -403,4 +405,54 @@ fn a_tag_of_a_registry_is_resolved_to_its_digest() {
         bench.obtain(&pinned).unwrap();
         assert_eq!(server.requests().len(), asked, "what is named by its digest and known is not asked for again");
     });
+}
+
+/// Builds the image of an example of the manual, with the kernel for virtual machines, which is a tenth of the other.
+/// Returns what `ostree ls` shows of its commit.
+fn built_example(example: &Path, name: &str) -> String {
+    let recipe = example.join("robot.toml");
+    let text = fs::read_to_string(&recipe).unwrap().replace("linux-image-amd64", "linux-image-cloud-amd64");
+    fs::write(&recipe, text.replace("name = \"robot\"", &format!("name = \"example-{name}\""))).unwrap();
+    let (paths, out) = (Paths::of_checkout(), example.join("system.img"));
+    let options = ImageOptions { assume_yes: true, ..ImageOptions::default() };
+    let description = image::build(&paths, &recipe, &out, &options).unwrap();
+    let repository = format!("--repo={}", paths.work().join("ostree").display());
+    let list = Command::new("ostree").args([&repository, "ls", "-R", &description.ostree_commit]).output().unwrap();
+    String::from_utf8_lossy(&list.stdout).into_owned()
+}
+
+fn copied_example(name: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir_in(Paths::of_checkout().work()).unwrap();
+    for entry in fs::read_dir(Paths::of_checkout().root.join("docs/examples").join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+    }
+    directory
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_example_of_the_manual_for_apt_and_ansible_builds_an_image() {
+    let example = copied_example("ansible");
+    let list = built_example(example.path(), "ansible");
+    assert!(list.contains("-00640 0 990 ") && list.contains("/usr/etc/hello.conf"), "{list}");
+    assert!(list.contains("multi-user.target.wants/systemd-networkd.service"));
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_example_of_the_manual_for_lxd_builds_an_image() {
+    ensure_installed(&[Need::Image, Need::Source], true).unwrap();
+    let example = copied_example("lxd");
+    // An image as `lxc image export` writes it, of a system that a person changed in a container.
+    let script = "cd \"$1\" && mkdir -p image/rootfs && mmdebstrap --quiet --variant=minbase bookworm root.tar && \
+        tar -xf root.tar -C image/rootfs && echo changed > image/rootfs/etc/changed && \
+        echo 'LABEL=cloudimg-rootfs / ext4 defaults 0 1' > image/rootfs/etc/fstab && \
+        echo 'architecture: x86_64' > image/metadata.yaml && \
+        tar -czf robot-image.tar.gz --numeric-owner --xattrs -C image metadata.yaml rootfs && rm -r image root.tar";
+    run("sh", &["-ec", script, "sh", example.path().to_str().unwrap()]);
+    let list = built_example(example.path(), "lxd");
+    assert!(list.contains("/usr/etc/changed") && list.contains("/usr/lib/ostree/ostree-prepare-root"), "{list}");
+    let table = list.lines().find(|line| line.ends_with("/usr/etc/fstab")).unwrap();
+    assert_eq!(table.split_whitespace().nth(3), Some("0"), "the table has no line of another machine: {table}");
 }

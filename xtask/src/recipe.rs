@@ -402,8 +402,10 @@ mod tests {
             })
             .collect();
         assert!(recipes.len() >= 2, "{recipes:?}");
-        for path in recipes {
-            Recipe::load(&path).unwrap();
+        let examples = ["docker", "lxd", "ansible"]
+            .map(|name| Paths::of_checkout().root.join("docs/examples").join(name).join("robot.toml"));
+        for path in recipes.iter().chain(&examples) {
+            Recipe::load(path).unwrap();
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::merge::{Extent, Inode, Kind, Member, Tree, shown};
+use super::merge::{Extent, Inode, Kind, Member, Name, Tree, shown};
 
 /// Formats by their first bytes: the program that turns them into a tarball, its arguments, and its package.
 const FORMATS: &[(&[u8], &str, &[&str], &str)] = &[
@@ -272,25 +272,16 @@ fn reader(layers: &[PathBuf], extent: Extent) -> Result<std::io::Take<File>> {
 pub fn write(tree: &Tree, layers: &[PathBuf], out: &Path) -> Result<()> {
     let file = File::create(out).with_context(|| format!("create {}", out.display()))?;
     let mut builder = Builder::new(BufWriter::new(file));
-    let mut result = Ok(());
-    tree.visit(&mut |path, number, first| {
-        if result.is_ok() {
-            result = write_one(&mut builder, tree.inode(number), path, first, layers)
-                .with_context(|| format!("write {} of the tree to {}", shown(path), out.display()));
-        }
-    });
-    result?;
+    for name in tree.names() {
+        write_one(&mut builder, tree.inode(name.number), &name, layers)
+            .with_context(|| format!("write {} of the tree to {}", shown(&name.path), out.display()))?;
+    }
     let mut file = builder.into_inner().with_context(|| format!("write {}", out.display()))?;
     file.flush().with_context(|| format!("write {}", out.display()))
 }
 
-fn write_one(
-    builder: &mut Builder<impl Write>,
-    inode: &Inode,
-    path: &[u8],
-    first: Option<&[u8]>,
-    layers: &[PathBuf],
-) -> Result<()> {
+fn write_one(builder: &mut Builder<impl Write>, inode: &Inode, name: &Name, layers: &[PathBuf]) -> Result<()> {
+    let (path, first) = (name.path.as_slice(), name.first.as_deref());
     let mut header = Header::new_gnu();
     header.set_mode(inode.mode);
     header.set_uid(inode.user.into());

@@ -70,6 +70,17 @@ pub enum Member {
     HardLink(Vec<u8>),
 }
 
+/// One name of a [`Tree`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    /// Path from the root, without a slash before it; empty for the root itself.
+    pub path: Vec<u8>,
+    /// Number of the inode.
+    pub number: InodeNo,
+    /// Path under which a file came before, if this is a further name of it.
+    pub first: Option<Vec<u8>>,
+}
+
 /// File system tree that layers are applied to.
 #[derive(Debug)]
 pub struct Tree {
@@ -311,28 +322,25 @@ impl Tree {
 
     /// Returns the time of the last change of any file in the tree, seconds since 1970.
     pub fn newest_unix_s(&self) -> u64 {
-        let mut newest = 0;
-        self.visit(&mut |_, number, _| newest = newest.max(self.inodes[number].modified_unix_s));
-        newest
+        self.names().iter().map(|name| self.inodes[name.number].modified_unix_s).max().unwrap_or_default()
     }
 
-    /// Calls `see` with the path and the inode of each name, in the order of names, directories before what they hold,
-    /// and for a further name of a file with its first path.
-    pub fn visit(&self, see: &mut dyn FnMut(&[u8], InodeNo, Option<&[u8]>)) {
+    /// Returns each name with its inode, in the order of names, directories before what they hold.
+    pub fn names(&self) -> Vec<Name> {
         let mut first: BTreeMap<InodeNo, Vec<u8>> = BTreeMap::new();
         let mut queue = vec![(Vec::new(), ROOT)];
+        let mut names = Vec::new();
         while let Some((path, number)) = queue.pop() {
+            let known = first.get(&number).cloned();
             if let Kind::Directory(children) = &self.inodes[number].kind {
-                see(&path, number, None);
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
                 queue.extend(children.iter().rev().map(|(name, child)| ([&path, slash, name].concat(), *child)));
-            } else if let Some(known) = first.get(&number) {
-                see(&path, number, Some(known));
-            } else {
-                see(&path, number, None);
-                first.insert(number, path);
+            } else if known.is_none() {
+                first.insert(number, path.clone());
             }
+            names.push(Name { path, number, first: known });
         }
+        names
     }
 }
 
@@ -351,7 +359,7 @@ pub fn shown(path: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Extent, Inode, Kind, Member, Tree, shown};
+    use super::{Extent, Inode, Kind, Member, Name, Tree, shown};
     use std::collections::BTreeMap;
 
     fn inode(kind: Kind) -> Member {
@@ -385,14 +393,15 @@ mod tests {
     /// Every name, a file with the layer that it is from.
     fn listed(tree: &Tree) -> Vec<String> {
         let mut found = Vec::new();
-        tree.visit(&mut |path, number, first| {
+        for Name { path, number, first } in tree.names() {
+            let path = shown(&path);
             found.push(match (&tree.inode(number).kind, first) {
-                (_, Some(first)) => format!("{}={}", shown(path), shown(first)),
-                (Kind::File(extent), None) => format!("{}:{}", shown(path), extent.layer),
-                (Kind::Link(target), None) => format!("{}->{}", shown(path), shown(target)),
-                _ => format!("{}/", shown(path)),
+                (_, Some(first)) => format!("{path}={}", shown(&first)),
+                (Kind::File(extent), None) => format!("{path}:{}", extent.layer),
+                (Kind::Link(target), None) => format!("{path}->{}", shown(target)),
+                _ => format!("{path}/"),
             });
-        });
+        }
         found.remove(0);
         found
     }

@@ -269,7 +269,10 @@ impl Recipe {
         word("hostname", &self.hostname, "-")?;
         ensure!(self.hostname.len() <= 64, "hostname is longer than 64 characters");
         match &self.source {
-            Some(source) => source.check(&self.distribution)?,
+            Some(source) => {
+                source.check()?;
+                check_beside_source(&self.distribution)?;
+            }
             None => ensure!(
                 !self.distribution.suite.is_empty(),
                 "distribution.suite is missing; give a code name such as bookworm, or a section [source]"
@@ -303,6 +306,28 @@ impl Recipe {
         }
         self.files.iter().try_for_each(check_file)
     }
+}
+
+/// Checks that nothing is given that only a bootstrapped tree has.
+fn check_beside_source(distribution: &Distribution) -> Result<()> {
+    for (key, given) in [
+        ("mirror", distribution.mirror.is_some()),
+        ("keyring", distribution.keyring.is_some()),
+        ("components", !distribution.components.is_empty()),
+        ("bootstrap", distribution.bootstrap != BootstrapTool::default()),
+        ("updates", !distribution.updates),
+    ] {
+        ensure!(
+            !given,
+            "distribution.{key} has no effect with [source]: its own apt installs distribution.packages, from its \
+             own archives and those of distribution.sources"
+        );
+    }
+    ensure!(
+        distribution.hold.is_empty() || !distribution.suite.is_empty(),
+        "distribution.hold needs distribution.suite, to whose versions packages are held"
+    );
+    Ok(())
 }
 
 fn check_file(file: &FileEntry) -> Result<()> {

@@ -17,7 +17,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use self::merge::Tree;
+use self::merge::MergedTree;
 use super::bootstrap::Bootstrapped;
 use super::removal::remove_tree;
 use super::stamp::{self, InputDigest};
@@ -130,9 +130,9 @@ fn is_asked_for(wanted: Option<&str>, found: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Tree of a source, with the archives that its files lie in.
+/// MergedTree of a source, with the archives that its files lie in.
 struct Loaded {
-    tree: Tree,
+    tree: MergedTree,
     layers: Vec<PathBuf>,
     digest: String,
     without_acl: usize,
@@ -207,10 +207,10 @@ impl Job<'_> {
     }
 
     /// Reads one tarball or squashfs file.
-    fn plain(&self, path: &Path) -> Result<(Tree, Vec<PathBuf>, usize)> {
+    fn plain(&self, path: &Path) -> Result<(MergedTree, Vec<PathBuf>, usize)> {
         let plain = archive::uncompress(path, self.scratch, 0)?;
         let read = archive::read(&plain.path, 0).with_context(|| format!("read {}", path.display()))?;
-        let mut tree = Tree::default();
+        let mut tree = MergedTree::default();
         tree.apply(read.members).with_context(|| format!("read {}", path.display()))?;
         Ok((tree, vec![plain.path], read.without_acl))
     }
@@ -264,7 +264,7 @@ impl Job<'_> {
 }
 
 /// Returns the number of kernels whose modules the tree has.
-fn kernels(tree: &Tree) -> usize {
+fn kernels(tree: &MergedTree) -> usize {
     let modules = tree.find(b"usr/lib/modules").and_then(|number| tree.children(number));
     let versions = modules.iter().flat_map(|children| children.values());
     versions

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{BootstrapTool, Distribution};
-
 /// Section `[source]` of a recipe: a system that exists already. One of `rootfs`, `lxd` and `oci` is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,7 +32,7 @@ pub enum Origin<'a> {
     RootFs(&'a PathBuf),
     /// Image of LXD: one file, or metadata and root file system.
     Lxd(&'a [PathBuf]),
-    /// Container image.
+    /// Container image, as skopeo names it.
     Oci(&'a str),
 }
 
@@ -56,7 +54,11 @@ impl SourceSettings {
         }
     }
 
-    pub(super) fn check(&self, distribution: &Distribution) -> Result<()> {
+    /// Checks what can be checked without the source itself.
+    ///
+    /// # Errors
+    /// With the key that cannot work.
+    pub fn check(&self) -> Result<()> {
         if let Origin::Oci(name) = self.origin()? {
             let transport = name.split_once(':').map(|(transport, rest)| (transport, !rest.is_empty()));
             ensure!(
@@ -71,23 +73,6 @@ impl SourceSettings {
             let is_digest = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             ensure!(is_digest, "source.digest = {digest:?} is not sha256: and 64 digits of a lower-case digest");
         }
-        for (key, given) in [
-            ("mirror", distribution.mirror.is_some()),
-            ("keyring", distribution.keyring.is_some()),
-            ("components", !distribution.components.is_empty()),
-            ("bootstrap", distribution.bootstrap != BootstrapTool::default()),
-            ("updates", !distribution.updates),
-        ] {
-            ensure!(
-                !given,
-                "distribution.{key} has no effect with [source]: its own apt installs distribution.packages, from its \
-                 own archives and those of distribution.sources"
-            );
-        }
-        ensure!(
-            distribution.hold.is_empty() || !distribution.suite.is_empty(),
-            "distribution.hold needs distribution.suite, to whose versions packages are held"
-        );
         Ok(())
     }
 }

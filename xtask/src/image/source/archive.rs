@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::merge::{Extent, Inode, Kind, Member, Name, Tree, shown};
+use super::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree, TreeName, shown};
 
 /// Formats by their first bytes: the program that turns them into a tarball, its arguments, and its package.
 const FORMATS: &[(&[u8], &str, &[&str], &str)] = &[
@@ -32,7 +32,7 @@ const FOREIGN_ATTRIBUTES: &[&str] = &["security.selinux", "trusted.", "user.root
 /// Archive without compression.
 #[derive(Debug)]
 pub struct Plain {
-    /// Uncompressed file.
+    /// File with the archive, without compression.
     pub path: PathBuf,
     /// SHA-256 of it, in hexadecimal.
     pub sha256: String,
@@ -134,7 +134,7 @@ pub fn read(plain: &Path, layer: usize) -> Result<Members> {
     for entry in archive.entries_with_seek().with_context(name)?.raw(true) {
         let mut entry = entry.with_context(name)?;
         let kind = entry.header().entry_type();
-        let extent = Extent { layer, offset: entry.raw_file_position(), bytes: entry.size() };
+        let extent = ContentPlace { layer, offset: entry.raw_file_position(), bytes: entry.size() };
         ensure!(
             extent.offset.checked_add(extent.bytes).is_some_and(|end| end <= length),
             "the archive {} is cut off: it ends after {length} bytes, within {}",
@@ -187,7 +187,7 @@ fn records(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(records)
 }
 
-fn member(header: &Header, ahead: Ahead, extent: Extent) -> Result<(Vec<u8>, Member)> {
+fn member(header: &Header, ahead: Ahead, extent: ContentPlace) -> Result<(Vec<u8>, Member)> {
     let Ahead { path, link, mut records } = ahead;
     let path = records.remove(b"path".as_slice()).or(path).unwrap_or_else(|| header.path_bytes().into_owned());
     let link = records.remove(b"linkpath".as_slice()).or(link);
@@ -200,7 +200,7 @@ fn of_header(
     header: &Header,
     link: Option<Vec<u8>>,
     records: &BTreeMap<Vec<u8>, Vec<u8>>,
-    extent: Extent,
+    extent: ContentPlace,
 ) -> Result<Member> {
     let entry_type = header.entry_type();
     let is_sparse = entry_type == EntryType::GNUSparse || records.keys().any(|key| key.starts_with(b"GNU.sparse."));
@@ -237,7 +237,7 @@ fn of_header(
     });
     // Programs that pack write what they like for a link, whose mode counts for nothing.
     let mode = if matches!(kind, Kind::Link(_)) { 0o777 } else { header.mode()? & 0o7777 };
-    Ok(Member::New(Inode {
+    Ok(Member::New(ArchiveInode {
         kind,
         mode,
         user: id("uid", header.uid()?)?,
@@ -252,13 +252,13 @@ fn of_header(
 ///
 /// # Errors
 /// When the archive cannot be read.
-pub fn content(layers: &[PathBuf], extent: Extent) -> Result<Vec<u8>> {
+pub fn content(layers: &[PathBuf], extent: ContentPlace) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader(layers, extent)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-fn reader(layers: &[PathBuf], extent: Extent) -> Result<std::io::Take<File>> {
+fn reader(layers: &[PathBuf], extent: ContentPlace) -> Result<std::io::Take<File>> {
     let path = &layers[extent.layer];
     let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     file.seek(SeekFrom::Start(extent.offset))?;
@@ -269,7 +269,7 @@ fn reader(layers: &[PathBuf], extent: Extent) -> Result<std::io::Take<File>> {
 ///
 /// # Errors
 /// With the path at fault.
-pub fn write(tree: &Tree, layers: &[PathBuf], out: &Path) -> Result<()> {
+pub fn write(tree: &MergedTree, layers: &[PathBuf], out: &Path) -> Result<()> {
     let file = File::create(out).with_context(|| format!("create {}", out.display()))?;
     let mut builder = Builder::new(BufWriter::new(file));
     for name in tree.names() {
@@ -280,7 +280,12 @@ pub fn write(tree: &Tree, layers: &[PathBuf], out: &Path) -> Result<()> {
     file.flush().with_context(|| format!("write {}", out.display()))
 }
 
-fn write_one(builder: &mut Builder<impl Write>, inode: &Inode, name: &Name, layers: &[PathBuf]) -> Result<()> {
+fn write_one(
+    builder: &mut Builder<impl Write>,
+    inode: &ArchiveInode,
+    name: &TreeName,
+    layers: &[PathBuf],
+) -> Result<()> {
     let (path, first) = (name.path.as_slice(), name.first.as_deref());
     let mut header = Header::new_gnu();
     header.set_mode(inode.mode);
@@ -360,7 +365,7 @@ fn place(field: &mut [u8; 100], name: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::{Members, Plain, content, read, records, uncompress, write};
-    use crate::image::source::merge::{Kind, Member, Tree};
+    use crate::image::source::merge::{Kind, Member, MergedTree};
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::Command;
@@ -385,8 +390,8 @@ mod tests {
         assert!(Command::new("mkfifo").arg(at(b"pipe")).status().unwrap().success());
     }
 
-    fn tree_of(members: Members) -> Tree {
-        let mut tree = Tree::default();
+    fn tree_of(members: Members) -> MergedTree {
+        let mut tree = MergedTree::default();
         tree.apply(members.members).unwrap();
         tree
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::archive;
-use super::merge::{Extent, Inode, Kind, Member, Tree};
+use super::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree};
 
 /// Directories whose content is of a running machine.
 const EMPTIED: &[&str] = &["dev", "proc", "sys", "run", "tmp", "var/tmp", "lost+found"];
@@ -45,7 +45,7 @@ const HOSTS: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-lo
 ///
 /// # Errors
 /// When a file of the source cannot be read or written.
-pub fn remove(tree: &mut Tree, layers: &mut Vec<PathBuf>, scratch: &Path) -> Result<Vec<String>> {
+pub fn remove(tree: &mut MergedTree, layers: &mut Vec<PathBuf>, scratch: &Path) -> Result<Vec<String>> {
     for path in EMPTIED {
         tree.empty(path.as_bytes());
     }
@@ -76,16 +76,17 @@ pub fn remove(tree: &mut Tree, layers: &mut Vec<PathBuf>, scratch: &Path) -> Res
     let mut members = Vec::new();
     for (path, content) in added {
         let bytes = content.len() as u64;
-        let kind = Kind::File(Extent { layer, offset, bytes });
+        let kind = Kind::File(ContentPlace { layer, offset, bytes });
         offset += bytes;
-        let inode = Inode { kind, mode: 0o644, user: 0, group: 0, modified_unix_s: 0, attributes: BTreeMap::new() };
+        let inode =
+            ArchiveInode { kind, mode: 0o644, user: 0, group: 0, modified_unix_s: 0, attributes: BTreeMap::new() };
         members.push((path.as_bytes().to_vec(), Member::New(inode)));
     }
     tree.apply(members)?;
     Ok(notes)
 }
 
-fn text(tree: &Tree, layers: &[PathBuf], path: &str) -> Result<Option<Vec<u8>>> {
+fn text(tree: &MergedTree, layers: &[PathBuf], path: &str) -> Result<Option<Vec<u8>>> {
     let kind = tree.find(path.as_bytes()).map(|number| &tree.inode(number).kind);
     match kind {
         Some(Kind::File(extent)) => archive::content(layers, *extent).map(Some),
@@ -113,16 +114,17 @@ fn without_disks(table: &str) -> (String, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::{remove, without_disks};
-    use crate::image::source::merge::{Extent, Inode, Kind, Member, Tree};
+    use crate::image::source::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree};
     use std::collections::BTreeMap;
 
     /// A tree whose files all have this text.
-    fn tree(directory: &std::path::Path, paths: &[&str], text: &str) -> (Tree, Vec<std::path::PathBuf>) {
+    fn tree(directory: &std::path::Path, paths: &[&str], text: &str) -> (MergedTree, Vec<std::path::PathBuf>) {
         let layer = directory.join("layer");
         std::fs::write(&layer, text).unwrap();
-        let kind = Kind::File(Extent { layer: 0, offset: 0, bytes: text.len() as u64 });
-        let inode = Inode { kind, mode: 0o600, user: 7, group: 7, modified_unix_s: 9, attributes: BTreeMap::new() };
-        let mut tree = Tree::default();
+        let kind = Kind::File(ContentPlace { layer: 0, offset: 0, bytes: text.len() as u64 });
+        let inode =
+            ArchiveInode { kind, mode: 0o600, user: 7, group: 7, modified_unix_s: 9, attributes: BTreeMap::new() };
+        let mut tree = MergedTree::default();
         tree.apply(paths.iter().map(|path| (path.as_bytes().to_vec(), Member::New(inode.clone()))).collect()).unwrap();
         (tree, vec![layer])
     }

@@ -1,8 +1,8 @@
 //! Layers of a container image become one tree, in memory and without root. Pure: [`super::archive`] reads and writes.
 //!
-//! Paths are resolved inside the tree, links included, so that no layer reaches the host. The rules are those of the OCI
-//! image specification: a whiteout hides what lower layers have, never what its own layer has, in whatever order the
-//! layer lists them.
+//! Paths are resolved inside the tree, links included, so that no layer reaches the host. The rules are those of the
+//! OCI image specification: a whiteout hides what lower layers have, never what its own layer has, in whatever order
+//! the layer lists them.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use anyhow::{Context, Result, bail, ensure};
 const MAX_LINKS: usize = 40;
 /// Prefix of a name that hides one of a lower layer.
 const WHITEOUT: &[u8] = b".wh.";
-/// Name that hides all that lower layers have in its directory.
+/// TreeName that hides all that lower layers have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Number of an inode of a [`Tree`].
+/// Number of an inode of a [`MergedTree`].
 pub type InodeNo = usize;
 
 /// One thing that an archive has, apart from its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inode {
+pub struct ArchiveInode {
     /// Kind, with what belongs to it.
     pub kind: Kind,
-    /// Permission bits.
+    /// Permission bits of the inode.
     pub mode: u32,
-    /// Owner.
+    /// Number of the owner.
     pub user: u32,
-    /// Group.
+    /// Number of the group.
     pub group: u32,
     /// Time of the last change, seconds since 1970.
     pub modified_unix_s: u64,
-    /// Extended attributes.
+    /// Extended attributes, by their names.
     pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -40,19 +40,19 @@ pub struct Inode {
 pub enum Kind {
     /// Directory, with its names.
     Directory(BTreeMap<Vec<u8>, InodeNo>),
-    /// Regular file.
-    File(Extent),
+    /// Regular file, with the place of its content.
+    File(ContentPlace),
     /// Symbolic link, with its target.
     Link(Vec<u8>),
     /// Character device (`true`) or block device, with its numbers.
     Device(bool, u32, u32),
-    /// Named pipe.
+    /// Named pipe (FIFO), without content.
     Fifo,
 }
 
 /// Place of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extent {
+pub struct ContentPlace {
     /// Number of the layer, from the lowest.
     pub layer: usize,
     /// First byte in the uncompressed archive of the layer.
@@ -64,15 +64,15 @@ pub struct Extent {
 /// One member of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Member {
-    /// Inode under its first name.
-    New(Inode),
+    /// ArchiveInode under its first name.
+    New(ArchiveInode),
     /// Further name of the file at this path.
     HardLink(Vec<u8>),
 }
 
-/// One name of a [`Tree`].
+/// One name of a [`MergedTree`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
+pub struct TreeName {
     /// Path from the root, without a slash before it; empty for the root itself.
     pub path: Vec<u8>,
     /// Number of the inode.
@@ -83,14 +83,14 @@ pub struct Name {
 
 /// File system tree that layers are applied to.
 #[derive(Debug)]
-pub struct Tree {
-    inodes: Vec<Inode>,
+pub struct MergedTree {
+    inodes: Vec<ArchiveInode>,
 }
 
 /// Number of the root directory.
 pub const ROOT: InodeNo = 0;
 
-impl Inode {
+impl ArchiveInode {
     fn directory() -> Self {
         Self {
             kind: Kind::Directory(BTreeMap::new()),
@@ -103,13 +103,13 @@ impl Inode {
     }
 }
 
-impl Default for Tree {
+impl Default for MergedTree {
     fn default() -> Self {
-        Self { inodes: vec![Inode::directory()] }
+        Self { inodes: vec![ArchiveInode::directory()] }
     }
 }
 
-impl Tree {
+impl MergedTree {
     /// Applies a layer of a container image: its whiteouts first, then what it has.
     ///
     /// # Errors
@@ -137,13 +137,13 @@ impl Tree {
     fn put(&mut self, path: &[u8], member: Member) -> Result<()> {
         let mut names = components(path)?;
         let Some(name) = names.pop() else {
-            let Member::New(Inode { kind: Kind::Directory(_), mode, user, group, modified_unix_s, attributes }) =
+            let Member::New(ArchiveInode { kind: Kind::Directory(_), mode, user, group, modified_unix_s, attributes }) =
                 member
             else {
                 bail!("the root of the archive is no directory")
             };
-            let Inode { kind, .. } = std::mem::replace(&mut self.inodes[ROOT], Inode::directory());
-            self.inodes[ROOT] = Inode { kind, mode, user, group, modified_unix_s, attributes };
+            let ArchiveInode { kind, .. } = std::mem::replace(&mut self.inodes[ROOT], ArchiveInode::directory());
+            self.inodes[ROOT] = ArchiveInode { kind, mode, user, group, modified_unix_s, attributes };
             return Ok(());
         };
         let parent = self.make_directories(&names)?;
@@ -187,7 +187,7 @@ impl Tree {
         Ok(())
     }
 
-    fn add(&mut self, inode: Inode) -> InodeNo {
+    fn add(&mut self, inode: ArchiveInode) -> InodeNo {
         self.inodes.push(inode);
         self.inodes.len() - 1
     }
@@ -215,7 +215,7 @@ impl Tree {
             }
             let child = self.children(at).and_then(|children| children.get(&name)).copied();
             let child = child.unwrap_or_else(|| {
-                let child = self.add(Inode::directory());
+                let child = self.add(ArchiveInode::directory());
                 self.insert(at, &name, child);
                 child
             });
@@ -279,7 +279,7 @@ impl Tree {
     }
 
     /// Returns an inode.
-    pub fn inode(&self, number: InodeNo) -> &Inode {
+    pub fn inode(&self, number: InodeNo) -> &ArchiveInode {
         &self.inodes[number]
     }
 
@@ -326,7 +326,7 @@ impl Tree {
     }
 
     /// Returns each name with its inode, in the order of names, directories before what they hold.
-    pub fn names(&self) -> Vec<Name> {
+    pub fn names(&self) -> Vec<TreeName> {
         let mut first: BTreeMap<InodeNo, Vec<u8>> = BTreeMap::new();
         let mut queue = vec![(Vec::new(), ROOT)];
         let mut names = Vec::new();
@@ -338,7 +338,7 @@ impl Tree {
             } else if known.is_none() {
                 first.insert(number, path.clone());
             }
-            names.push(Name { path, number, first: known });
+            names.push(TreeName { path, number, first: known });
         }
         names
     }
@@ -359,11 +359,18 @@ pub fn shown(path: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Extent, Inode, Kind, Member, Name, Tree, shown};
+    use super::{ArchiveInode, ContentPlace, Kind, Member, MergedTree, TreeName, shown};
     use std::collections::BTreeMap;
 
     fn inode(kind: Kind) -> Member {
-        Member::New(Inode { kind, mode: 0o755, user: 0, group: 0, modified_unix_s: 0, attributes: BTreeMap::new() })
+        Member::New(ArchiveInode {
+            kind,
+            mode: 0o755,
+            user: 0,
+            group: 0,
+            modified_unix_s: 0,
+            attributes: BTreeMap::new(),
+        })
     }
 
     /// `a/` is a directory, `a->b` a link, `a=b` a hard link, all else a file that holds as many bytes as its layer.
@@ -376,14 +383,14 @@ mod tests {
             } else if name.ends_with('/') {
                 (name.as_bytes().to_vec(), inode(Kind::Directory(BTreeMap::new())))
             } else {
-                (name.as_bytes().to_vec(), inode(Kind::File(Extent { layer, offset: 0, bytes: layer as u64 })))
+                (name.as_bytes().to_vec(), inode(Kind::File(ContentPlace { layer, offset: 0, bytes: layer as u64 })))
             }
         };
         names.iter().map(one).collect()
     }
 
-    fn merged(layers: &[&[&str]]) -> Tree {
-        let mut tree = Tree::default();
+    fn merged(layers: &[&[&str]]) -> MergedTree {
+        let mut tree = MergedTree::default();
         for (layer, names) in layers.iter().enumerate() {
             tree.apply_layer(members(layer, names)).unwrap();
         }
@@ -391,9 +398,9 @@ mod tests {
     }
 
     /// Every name, a file with the layer that it is from.
-    fn listed(tree: &Tree) -> Vec<String> {
+    fn listed(tree: &MergedTree) -> Vec<String> {
         let mut found = Vec::new();
-        for Name { path, number, first } in tree.names() {
+        for TreeName { path, number, first } in tree.names() {
             let path = shown(&path);
             found.push(match (&tree.inode(number).kind, first) {
                 (_, Some(first)) => format!("{path}={}", shown(&first)),
@@ -419,7 +426,7 @@ mod tests {
         let tree = merged(&[lower, &["a/.wh.x", "b/sub/", "b/sub/new", "b/.wh..wh..opq", "c", ".wh.c", ".wh.none"]]);
         assert_eq!(listed(&tree), ["a/", "a/y:0", "b/", "b/sub/", "b/sub/new:1", "c:1"]);
         // In an archive that is no layer the same names are files.
-        let mut plain = Tree::default();
+        let mut plain = MergedTree::default();
         plain.apply(members(0, &["a/x", "a/.wh.x"])).unwrap();
         assert_eq!(listed(&plain), ["a/", "a/.wh.x:0", "a/x:0"]);
     }
@@ -475,14 +482,14 @@ mod tests {
             (&["b/", "a=b"], "leads to a directory"),
             (&["a->/etc/passwd", "b=a/x"], "leads nowhere"),
         ] {
-            let error = format!("{:#}", Tree::default().apply_layer(members(0, names)).unwrap_err());
+            let error = format!("{:#}", MergedTree::default().apply_layer(members(0, names)).unwrap_err());
             assert!(error.contains(said) && error.contains("member"), "{names:?}: {error}");
         }
     }
 
     #[test]
     fn names_of_any_bytes_are_carried() {
-        let mut tree = Tree::default();
+        let mut tree = MergedTree::default();
         let (_, member) = members(0, &["x"]).remove(0);
         tree.apply(vec![(b"a/\xff\n".to_vec(), member)]).unwrap();
         assert_eq!(listed(&tree), ["a/", "a/\\xff\\n:0"]);

@@ -9,14 +9,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::archive::{self, hex};
-use super::merge::Tree;
+use super::merge::MergedTree;
 use crate::step;
 
-/// Tree of a container image.
+/// MergedTree of a container image.
 #[derive(Debug)]
 pub struct Merged {
     /// All layers in one.
-    pub tree: Tree,
+    pub tree: MergedTree,
     /// Uncompressed layers, from the lowest.
     pub layers: Vec<PathBuf>,
     /// Digest of the image's manifest, with `sha256:` before it.
@@ -126,7 +126,7 @@ pub fn fetch(name: &str, directory: &Path, scratch: &Path) -> Result<Merged> {
     );
     let known = config.rootfs.diff_ids.len();
     ensure!(known == manifest.layers.len(), "{name} has {} layers, but {known} digests of them", manifest.layers.len());
-    let (mut tree, mut layers, mut without_acl) = (Tree::default(), Vec::new(), 0);
+    let (mut tree, mut layers, mut without_acl) = (MergedTree::default(), Vec::new(), 0);
     for (number, (layer, expected)) in manifest.layers.iter().zip(&config.rootfs.diff_ids).enumerate() {
         let what = || format!("layer {} of {known} of the container image {name}", number + 1);
         let plain = archive::uncompress(&blob(&copy, layer)?, scratch, number).with_context(what)?;

@@ -3,12 +3,12 @@
 use anyhow::{Result, bail, ensure};
 
 use super::archive;
-use super::merge::{Kind, ROOT, Tree};
+use super::merge::{Kind, MergedTree, ROOT};
 use std::path::PathBuf;
 
 /// One requirement.
 struct Requirement {
-    /// Name for people.
+    /// TreeName for people.
     what: &'static str,
     /// Paths of which one must be there.
     places: &'static [&'static str],
@@ -46,7 +46,7 @@ const REQUIREMENTS: &[Requirement] = &[
 ///
 /// # Errors
 /// With what is wrong, and what can be done.
-pub fn check_basis(tree: &Tree, layers: &[PathBuf]) -> Result<()> {
+pub fn check_basis(tree: &MergedTree, layers: &[PathBuf]) -> Result<()> {
     ensure!(tree.find(b"usr").is_some(), "the source is no root file system: it has no /usr{}", wrapped(tree));
     for name in ["bin", "sbin", "lib"] {
         let path = tree.children(ROOT).and_then(|children| children.get(name.as_bytes()));
@@ -65,7 +65,7 @@ pub fn check_basis(tree: &Tree, layers: &[PathBuf]) -> Result<()> {
     for program in [b"usr/bin/env".as_slice(), b"usr/bin/sh", b"usr/lib/systemd/systemd"] {
         let Some(number) = tree.find(program) else { continue };
         if let Kind::File(extent) = tree.inode(number).kind {
-            let head = archive::content(layers, super::merge::Extent { bytes: extent.bytes.min(20), ..extent })?;
+            let head = archive::content(layers, super::merge::ContentPlace { bytes: extent.bytes.min(20), ..extent })?;
             ensure!(
                 is_for_amd64(&head),
                 "/{} of the source is no program for amd64, for which the builder makes images",
@@ -77,7 +77,7 @@ pub fn check_basis(tree: &Tree, layers: &[PathBuf]) -> Result<()> {
 }
 
 /// Says what a source without /usr may be instead.
-fn wrapped(tree: &Tree) -> String {
+fn wrapped(tree: &MergedTree) -> String {
     let names = tree.children(ROOT).map(|children| children.keys().map(|name| archive_name(name)).collect::<Vec<_>>());
     let names = names.unwrap_or_default();
     if names.iter().any(|name| name == "rootfs") {

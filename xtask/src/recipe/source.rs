@@ -18,7 +18,8 @@ pub struct SourceSettings {
     pub lxd: Vec<PathBuf>,
     /// Container image as skopeo names it, such as `docker://registry.example/robot:1.2`, `oci-archive:robot.tar`,
     /// `oci:DIRECTORY:TAG`, `docker-archive:robot.tar` or `containers-storage:localhost/robot`. Paths are relative to
-    /// the recipe. Of an image for several architectures that for amd64 is taken, which the builder makes images for.
+    /// the recipe. Of an image for several architectures that for amd64 is taken, which the builder makes images
+    /// for.
     pub oci: Option<String>,
     /// Digest that the source must have, such as `sha256:…`: that of the manifest of a container image, or of the file
     /// with the root file system.

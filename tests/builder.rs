@@ -8,12 +8,14 @@ mod boot_chain;
 mod documents;
 mod image;
 mod installed;
+mod ostree_repository;
 mod project;
 mod provision;
 mod publish;
 mod release;
 mod shipped;
 mod station;
+mod tree_sources;
 mod typed;
 mod vm;
 

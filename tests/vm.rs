@@ -20,6 +20,7 @@ mod provision;
 mod reset;
 mod slots;
 mod standstill;
+mod tree_sources;
 mod undo;
 mod unwritable;
 mod usb_drive;

@@ -16,7 +16,7 @@ use crate::paths::{self, Paths, PlaceArgs};
 use crate::project::Project;
 use crate::{
     agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
-    powercut, prune, publish, serve, step, test,
+    ostree_repository, powercut, prune, publish, serve, step, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -89,6 +89,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Release(args) => release::run(args, paths, yes),
         BuilderCommand::Publish(args) => publish::run(args, paths),
         BuilderCommand::Prune(args) => prune::run(args, paths),
+        BuilderCommand::PublishOstree(args) => ostree_repository::run(args, paths, yes),
         BuilderCommand::Serve(args) => serve::run(args, paths),
         BuilderCommand::Disk(args) => disk::run(args, paths, yes),
         BuilderCommand::Bench(args) => bench::run(paths, &args, yes),

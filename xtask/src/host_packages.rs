@@ -23,6 +23,14 @@ pub enum Need {
     Image,
     /// Playbooks of a recipe, run by Ansible.
     Ansible,
+    /// Publishing as an OSTree repository.
+    OstreeRepository,
+    /// Signing of an OSTree repository.
+    OstreeSigning,
+    /// Building of containers, for tests.
+    Containers,
+    /// Systems that exist already, in place of one that is bootstrapped: container images, squashfs files.
+    Source,
     /// Boot images and file systems of a disk.
     Disk,
     /// Building of boot media.
@@ -50,6 +58,10 @@ impl Need {
                 &["mmdebstrap", "debootstrap", "debian-archive-keyring", "ostree", "systemd-container", "e2fsprogs"]
             }
             Self::Ansible => &["ansible-core"],
+            Self::OstreeRepository => &["ostree", "mount", "util-linux"],
+            Self::OstreeSigning => &["gpg", "gpg-agent"],
+            Self::Containers => &["buildah"],
+            Self::Source => &["skopeo", "squashfs-tools-ng", "xz-utils", "zstd", "bzip2", "coreutils"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
             // busybox is for the test system of xtask/src/test_system.rs.

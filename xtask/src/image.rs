@@ -14,6 +14,7 @@ mod normal;
 mod ostree;
 mod removal;
 pub mod shipped;
+pub mod source;
 mod stamp;
 mod tree;
 
@@ -24,6 +25,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::ostree::Repository;
+use self::source::UsedSource;
 use self::stamp::InputDigest;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
@@ -91,6 +93,9 @@ pub struct Description {
     /// Way in which its blocks were laid out.
     #[serde(default)]
     pub layout: LayoutOrigin,
+    /// Source that it was made from, in place of a bootstrapped tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<UsedSource>,
     /// Digest of everything the image was made from: what has not changed is not built again.
     pub inputs: String,
 }
@@ -153,6 +158,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     let recipe = Recipe::load(recipe)?;
     let mut needs = vec![Need::Image];
     needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
+    needs.extend(recipe.source.is_some().then_some(Need::Source));
     host_packages::ensure_installed(&needs, options.assume_yes)?;
     ensure!(
         host_packages::is_root(),
@@ -166,7 +172,13 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     create_parent(out)?;
     let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
     let _lock = lock(&work)?;
-    let bootstrapped = bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?;
+    let (bootstrapped, source) = match &recipe.source {
+        None => (bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?, None),
+        Some(settings) => {
+            let (obtained, used) = source::obtain(&recipe, settings, &directory, &work, options.fresh)?;
+            (obtained, Some(used))
+        }
+    };
     let timestamp = timestamp(&recipe, bootstrapped.archive_time)?;
     let build = Build {
         paths,
@@ -177,6 +189,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         work: &work,
         timestamp,
         previous: previous.as_ref(),
+        source,
     };
     let key = build.key(&bootstrapped.key, &bootstrapped.tarball)?;
     let name = format!("system image {} {}", recipe.name, recipe.version);
@@ -269,6 +282,8 @@ struct Build<'a> {
     work: &'a Path,
     timestamp: u64,
     previous: Option<&'a Previous<'a>>,
+    /// What was used in place of a bootstrapped tree.
+    source: Option<UsedSource>,
 }
 
 impl Build<'_> {
@@ -372,6 +387,7 @@ impl Build<'_> {
             kernel,
             timestamp: self.timestamp,
             layout,
+            source: self.source.clone(),
             inputs,
         })
     }
@@ -434,6 +450,7 @@ mod tests {
             kernel: "6.1".into(),
             timestamp: 1,
             layout: LayoutOrigin::Kept { previous: "ef".into(), changed_bytes: 3 },
+            source: None,
             inputs: "cd".into(),
         };
         description.write_beside(&image).unwrap();

@@ -29,6 +29,7 @@ pub mod media;
 pub mod mirror;
 pub mod notices;
 pub mod oldest_rust;
+pub mod ostree_repository;
 pub mod paths;
 pub mod powercut;
 pub mod project;

@@ -3,6 +3,7 @@
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
 pub mod rules;
+mod source;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::rules::PathRule;
+pub use self::source::{Origin, SourceSettings};
 
 /// Everything that decides what is in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +29,11 @@ pub struct Recipe {
     /// Shell lines, run in order inside the new system after packages and files.
     #[serde(default)]
     pub commands: Vec<String>,
+    /// Section `[source]` of the recipe: a system that exists already, in place of one that is bootstrapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceSettings>,
     /// Section `[distribution]` of the recipe.
+    #[serde(default)]
     pub distribution: Distribution,
     /// Section `[[files]]` of the recipe.
     #[serde(default)]
@@ -51,7 +57,8 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distribution {
-    /// Debian or Ubuntu code name, such as `bookworm` or `noble`.
+    /// Debian or Ubuntu code name, such as `bookworm` or `noble`. Not needed with `[source]`, which has one already.
+    #[serde(default)]
     pub suite: String,
     /// URL of the archive. Default: what the host's own apt uses for this suite, else the bootstrap tool's default.
     pub mirror: Option<String>,
@@ -72,7 +79,9 @@ pub struct Distribution {
     /// Packages, with apt's wildcards, that stay as the suite was released while others are updated.
     #[serde(default)]
     pub hold: Vec<String>,
-    /// Packages beside the minimal system; the kernel is one of them. Recommended packages are not pulled in.
+    /// Packages beside the minimal system, or beside what `[source]` has; the kernel is one of them. Recommended
+    /// packages are not pulled in.
+    #[serde(default)]
     pub packages: Vec<String>,
     /// Paths not to install, as in dpkg's `path-exclude`: `*` matches any text, slashes too.
     #[serde(default)]
@@ -80,6 +89,24 @@ pub struct Distribution {
     /// Exceptions from `exclude`, in the same form.
     #[serde(default)]
     pub keep: Vec<String>,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            suite: String::new(),
+            mirror: None,
+            keyring: None,
+            components: Vec::new(),
+            bootstrap: BootstrapTool::default(),
+            sources: Vec::new(),
+            updates: yes(),
+            hold: Vec::new(),
+            packages: Vec::new(),
+            exclude: Vec::new(),
+            keep: Vec::new(),
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -133,6 +160,10 @@ pub struct Ansible {
 pub struct Ostree {
     /// Branch of the commit, such as `demo/amd64/stable`.
     pub branch: String,
+    /// More refs under which the same commit may be published as an OSTree repository, such as those of channels that
+    /// it goes through before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refs: Vec<String>,
 }
 
 /// Section `[boot]` of a recipe: how the system is started.
@@ -242,8 +273,21 @@ impl Recipe {
         word("version", &self.version, "-_.+~")?;
         word("hostname", &self.hostname, "-")?;
         ensure!(self.hostname.len() <= 64, "hostname is longer than 64 characters");
-        word("distribution.suite", &self.distribution.suite, "-_.")?;
+        match &self.source {
+            Some(source) => {
+                source.check()?;
+                check_beside_source(&self.distribution)?;
+            }
+            None => ensure!(
+                !self.distribution.suite.is_empty(),
+                "distribution.suite is missing; give a code name such as bookworm, or a section [source]"
+            ),
+        }
+        if !self.distribution.suite.is_empty() {
+            word("distribution.suite", &self.distribution.suite, "-_.")?;
+        }
         word("ostree.branch", &self.ostree.branch, "-_./")?;
+        self.ostree.refs.iter().try_for_each(|name| word("ostree.refs", name, "-_./"))?;
         for component in &self.distribution.components {
             word("distribution.components", component, "-_./")?;
         }
@@ -268,6 +312,28 @@ impl Recipe {
         self.rules.iter().try_for_each(PathRule::check)?;
         self.files.iter().try_for_each(check_file)
     }
+}
+
+/// Checks that nothing is given that only a bootstrapped tree has.
+fn check_beside_source(distribution: &Distribution) -> Result<()> {
+    for (key, given) in [
+        ("mirror", distribution.mirror.is_some()),
+        ("keyring", distribution.keyring.is_some()),
+        ("components", !distribution.components.is_empty()),
+        ("bootstrap", distribution.bootstrap != BootstrapTool::default()),
+        ("updates", !distribution.updates),
+    ] {
+        ensure!(
+            !given,
+            "distribution.{key} has no effect with [source]: its own apt installs distribution.packages, from its \
+             own archives and those of distribution.sources"
+        );
+    }
+    ensure!(
+        distribution.hold.is_empty() || !distribution.suite.is_empty(),
+        "distribution.hold needs distribution.suite, to whose versions packages are held"
+    );
+    Ok(())
 }
 
 fn check_file(file: &FileEntry) -> Result<()> {
@@ -367,8 +433,10 @@ mod tests {
             })
             .collect();
         assert!(recipes.len() >= 2, "{recipes:?}");
-        for path in recipes {
-            Recipe::load(&path).unwrap();
+        let examples = ["docker", "lxd", "ansible"]
+            .map(|name| Paths::of_checkout().root.join("docs/examples").join(name).join("robot.toml"));
+        for path in recipes.iter().chain(&examples) {
+            Recipe::load(path).unwrap();
         }
     }
 }

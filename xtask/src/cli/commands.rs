@@ -4,7 +4,8 @@ use clap::Subcommand;
 
 use super::{keygen, release};
 use crate::{
-    bench, disk, examples, fuzz, image, init, initramfs, install, media, powercut, prune, publish, serve, test,
+    bench, disk, examples, fuzz, image, init, initramfs, install, media, ostree_repository, powercut, prune, publish,
+    serve, test,
 };
 
 /// Command of the builder, with its options.
@@ -42,6 +43,8 @@ pub enum BuilderCommand {
     Release(release::ReleaseArgs),
     /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
     Publish(publish::PublishArgs),
+    /// Publish the commit of an image as an OSTree repository of static files (docs/publishing.md).
+    PublishOstree(ostree_repository::PublishOstreeArgs),
     /// Delete what no kept release needs, from a release tree or a store.
     Prune(prune::PruneArgs),
     /// Serve a release tree over HTTP.

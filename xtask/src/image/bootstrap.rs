@@ -165,23 +165,13 @@ impl Job<'_> {
         command.args(main.map(|source| source.uri.as_str()));
         step::run("bootstrap", &mut command)?;
 
-        let mut list: Vec<String> = self.sources.iter().map(AptSource::line).collect();
+        let list: Vec<String> = self.sources.iter().map(AptSource::line).collect();
         if !list.is_empty() {
             write(&tree.join("etc/apt/sources.list"), &(list.join("\n") + "\n"))?;
         }
-        list.clone_from(&distribution.sources);
-        write(&tree.join("etc/apt/sources.list.d/recipe.list"), &(list.join("\n") + "\n"))?;
-        let lines = |key: &str, patterns: &[String]| -> String {
-            patterns.iter().map(|pattern| format!("{key}={pattern}\n")).collect()
-        };
-        let dpkg = lines("path-exclude", &distribution.exclude) + &lines("path-include", &distribution.keep);
-        write(&tree.join("etc/dpkg/dpkg.cfg.d/99mmdebstrap"), &format!("force-unsafe-io\nforce-confold\n{dpkg}"))?;
+        set_up_apt(distribution, &tree)?;
         let apt: String = mirror::apt_options().iter().map(|option| format!("{option};\n")).collect();
         write(&tree.join("etc/apt/apt.conf.d/99mmdebstrap"), &format!("{apt}APT::Install-Recommends \"false\";\n"))?;
-        if let Some(preferences) = held(distribution) {
-            write(&tree.join(PREFERENCES), &preferences)?;
-        }
-        step::run("bootstrap", Command::new("sh").args(["-ec", NO_INITRAMFS, "sh"]).arg(&tree))?;
         let container = Container::probe(&tree);
         let install = "apt-get update && apt-get -y dist-upgrade && apt-get -y install \"$@\"";
         let mut command = container.command(&tree, 1);
@@ -192,13 +182,38 @@ impl Job<'_> {
             shell_quoted(self.dates)
         );
         step::run("bootstrap", Command::new("sh").args(["-ec", &dates, "sh"]).arg(&tree))?;
-        remove_file(&tree.join(PREFERENCES))?;
         let tarball = self.scratch.join("tree.tar");
-        let mut tar = Command::new("tar");
-        tar.args(["--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"]);
-        step::run("bootstrap", tar.arg(&tarball).arg("--directory").arg(&tree).arg("."))?;
+        pack(&tree, &tarball, "bootstrap")?;
         Ok(tarball)
     }
+}
+
+/// Writes the settings for apt and dpkg in a tree: the recipe's archives, what it holds back and leaves out.
+///
+/// # Errors
+/// Fails with the path.
+pub fn set_up_apt(distribution: &Distribution, tree: &Path) -> Result<()> {
+    write(&tree.join("etc/apt/sources.list.d/recipe.list"), &(distribution.sources.join("\n") + "\n"))?;
+    let lines = |key: &str, patterns: &[String]| -> String {
+        patterns.iter().map(|pattern| format!("{key}={pattern}\n")).collect()
+    };
+    let dpkg = lines("path-exclude", &distribution.exclude) + &lines("path-include", &distribution.keep);
+    write(&tree.join("etc/dpkg/dpkg.cfg.d/99mmdebstrap"), &format!("force-unsafe-io\nforce-confold\n{dpkg}"))?;
+    if let Some(preferences) = held(distribution) {
+        write(&tree.join(PREFERENCES), &preferences)?;
+    }
+    step::run("bootstrap", Command::new("sh").args(["-ec", NO_INITRAMFS, "sh"]).arg(tree))
+}
+
+/// Packs a tree in which apt has done its work.
+///
+/// # Errors
+/// Fails with the output of tar.
+pub fn pack(tree: &Path, tarball: &Path, name: &str) -> Result<()> {
+    remove_file(&tree.join(PREFERENCES))?;
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file"]);
+    step::run(name, tar.arg(tarball).arg("--directory").arg(tree).arg("."))
 }
 
 /// File of apt's preferences, which holds packages back while others are installed.
@@ -232,7 +247,11 @@ fn private_mounts(program: &str) -> Command {
     command
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+/// Writes a file, with the directories on the way to it.
+///
+/// # Errors
+/// Fails with the path.
+pub fn write(path: &Path, text: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
@@ -244,7 +263,10 @@ fn shell_quoted(path: &Path) -> String {
 }
 
 /// Returns the newest `Date:` of the archive's index files.
-fn newest_date(text: &str) -> Result<u64> {
+///
+/// # Errors
+/// When there is none.
+pub fn newest_date(text: &str) -> Result<u64> {
     let dates = text.lines().filter_map(parse_date);
     dates.max().context("the archive's index files carry no date; set `timestamp` in the recipe")
 }

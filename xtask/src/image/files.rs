@@ -220,12 +220,16 @@ fn shortened(line: &str) -> String {
 
 /// Files that commands need while they run and that must not stay: the name servers of the host, and a policy that
 /// keeps packages from starting their services.
-struct Temporary {
+pub struct Temporary {
     placed: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Temporary {
-    fn put(tree: &Path) -> Result<Self> {
+    /// Puts the files into the tree, until the value is dropped.
+    ///
+    /// # Errors
+    /// Fails with the path.
+    pub fn put(tree: &Path) -> Result<Self> {
         let mut this = Self { placed: Vec::new() };
         let resolver = fs::read("/etc/resolv.conf").unwrap_or_default();
         this.place(tree, "/etc/resolv.conf", &resolver, 0o644)?;

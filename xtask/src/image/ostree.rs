@@ -59,6 +59,7 @@ impl Repository {
             .arg(format!("--tree=dir={}", tree.display()))
             // No parent: the digest must not depend on what was built here before.
             .arg(format!("--bind-ref={branch}"))
+            .args(recipe.ostree.refs.iter().map(|name| format!("--bind-ref={name}")))
             .env("SOURCE_DATE_EPOCH", timestamp.to_string());
         let commit = step::output(&mut command)?.trim().to_owned();
         ensure!(commit.len() == 64, "ostree commit printed {commit:?} instead of a digest");

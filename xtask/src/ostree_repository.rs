@@ -1,0 +1,209 @@
+//! Publishing as an OSTree repository: static files from which plain `ostree pull` gets the commit of an image.
+//!
+//! The commit is taken from the image itself, not made again, so that the repository has what the robots have. The
+//! order lets clients ask at any time: objects, signature and delta first, then the ref, then the summary.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host_packages::{Need, ensure_installed, is_root};
+use crate::image::Description;
+use crate::paths::{Paths, create_dir};
+use crate::step::{output, produced, run as run_tool, step};
+
+/// Options of `publish-ostree`.
+#[derive(Debug, clap::Args)]
+pub struct PublishOstreeArgs {
+    /// The image, with its description beside it. Default: system.img, where everything built goes.
+    #[arg(long, value_name = "FILE.img")]
+    image: Option<PathBuf>,
+    /// The repository, made if it is missing; any static server can serve it. Default: ostree, where everything built
+    /// goes.
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+    /// Refs that the commit gets, each one of `ostree.branch` and `ostree.refs` of the recipe; repeat for several.
+    /// Default: the branch.
+    #[arg(long = "ref", value_name = "REF")]
+    refs: Vec<String>,
+    /// Key of GnuPG to sign the commit and the summary with: clients then check both.
+    #[arg(long, value_name = "KEY")]
+    gpg_key: Option<String>,
+    /// Directory of GnuPG's keys. Default: GnuPG's own.
+    #[arg(long, value_name = "DIR", requires = "gpg_key")]
+    gpg_home: Option<PathBuf>,
+}
+
+/// Publishes as the command line says.
+///
+/// # Errors
+/// As [`publish`], and when the image has no description.
+pub fn run(args: PublishOstreeArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let PublishOstreeArgs { image, into, refs, gpg_key, gpg_home } = args;
+    let mut needs = vec![Need::OstreeRepository];
+    needs.extend(gpg_key.is_some().then_some(Need::OstreeSigning));
+    ensure_installed(&needs, assume_yes)?;
+    let image = image.unwrap_or_else(|| paths.dist().join("system.img"));
+    let description = Description::beside(&image)?;
+    let refs = if refs.is_empty() { vec![description.ostree_ref.clone()] } else { refs };
+    let repository = into.unwrap_or_else(|| paths.dist().join("ostree"));
+    let signer = gpg_key.map(|key| Signer { key, home: gpg_home });
+    if signer.is_none() {
+        eprintln!("  without --gpg-key nothing is signed: clients can only trust the way to the server");
+    }
+    let published = publish(&image, &description.ostree_commit, &refs, &repository, signer.as_ref())?;
+    for (name, previous) in refs.iter().zip(&published.deltas_from) {
+        match previous {
+            Some(previous) => eprintln!("  {name} has a delta from {previous}, which it was before"),
+            None => eprintln!("  {name} has no delta: it was not there before, or was this commit already"),
+        }
+    }
+    produced(&format!("OSTree repository with commit {}", description.ostree_commit), &repository);
+    Ok(())
+}
+
+/// Key that signs commits and summaries.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// Name or number of the key, as GnuPG knows it.
+    pub key: String,
+    /// Directory of GnuPG's keys, if it is not its own.
+    pub home: Option<PathBuf>,
+}
+
+impl Signer {
+    fn options(&self) -> Vec<String> {
+        let mut options = vec![format!("--gpg-sign={}", self.key)];
+        options.extend(self.home.as_ref().map(|home| format!("--gpg-homedir={}", home.display())));
+        options
+    }
+}
+
+/// Result of a publication.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PublishedCommit {
+    /// For each ref: the commit that it was before, from which there is a delta now.
+    pub deltas_from: Vec<Option<String>>,
+}
+
+/// Puts the commit of an image into a repository under these refs, with a static delta from what each was before, and
+/// renews the summary. A publication that was cut is simply repeated.
+///
+/// # Errors
+/// When the image does not have the commit, when a ref is none that the commit is bound to, and with ostree's words.
+pub fn publish(
+    image: &Path,
+    commit: &str,
+    refs: &[String],
+    repository: &Path,
+    signer: Option<&Signer>,
+) -> Result<PublishedCommit> {
+    ensure!(is_root(), "the image is mounted to take the commit from it, which needs root; run this with sudo");
+    ensure!(image.is_file(), "the image {} is missing", image.display());
+    if !repository.join("config").exists() {
+        create_dir(repository)?;
+        output(ostree(repository).args(["init", "--mode=archive"]))?;
+    }
+    step("take the commit from the image", || take(image, commit, repository))?;
+    check_refs(repository, commit, refs)?;
+    if let Some(signer) = signer {
+        sign(repository, commit, signer)?;
+    }
+    let mut deltas_from = Vec::new();
+    for name in refs {
+        let before = before(repository, name).filter(|before| before != commit);
+        if let Some(before) = &before {
+            step(&format!("static delta for {name}"), || delta(repository, before, commit))?;
+        }
+        output(ostree(repository).args(["refs", "--force", "--create", name, commit]))?;
+        deltas_from.push(before);
+    }
+    let mut summary = ostree(repository);
+    summary.args(["summary", "--update"]).args(signer.map(Signer::options).unwrap_or_default());
+    output(&mut summary).context("renew the summary")?;
+    if signer.is_none() {
+        // A signature of an earlier summary would make clients refuse this one.
+        let signature = repository.join("summary.sig");
+        match std::fs::remove_file(&signature) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("delete {}", signature.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(PublishedCommit { deltas_from })
+}
+
+/// Mounts the image where no other process sees it, and copies the commit, with every object checked on the way.
+fn take(image: &Path, commit: &str, repository: &Path) -> Result<()> {
+    let mount = tempfile::tempdir().context("create a directory to mount the image on")?;
+    let script = "set -e; mount -o ro,loop,noload \"$1\" \"$2\"; \
+                  exec ostree --repo=\"$3\" pull-local --untrusted \"$2/ostree/repo\" \"$4\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.arg(image).arg(mount.path()).arg(repository).arg(commit);
+    run_tool("ostree pull-local", &mut command)
+        .with_context(|| format!("take the commit {commit} from {}", image.display()))
+}
+
+/// Clients refuse a ref that the commit was not made for, so it is refused here, where it can be mended.
+fn check_refs(repository: &Path, commit: &str, refs: &[String]) -> Result<()> {
+    let bound = output(ostree(repository).args(["show", "--print-metadata-key=ostree.ref-binding", commit]))?;
+    let bound = bindings(&bound);
+    for name in refs {
+        ensure!(
+            bound.contains(name),
+            "the commit was not made for the ref {name}, which clients would refuse, but for {}; name it in ostree.refs \
+             of the recipe and build the image again",
+            bound.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Reads ostree's list of refs, such as `['a/b', 'c']`.
+fn bindings(list: &str) -> Vec<String> {
+    let list = list.trim().trim_start_matches("@as ").trim_matches(['[', ']']);
+    let names = list.split(',').map(|name| name.trim().trim_matches('\'').to_owned());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// Signs the commit beside it, which leaves its digest as it is. A signature of this key is not added twice.
+fn sign(repository: &Path, commit: &str, signer: &Signer) -> Result<()> {
+    let home = signer.home.as_ref().map(|home| format!("--gpg-homedir={}", home.display()));
+    let mut delete = ostree(repository);
+    delete.args(["gpg-sign", "--delete"]).args(&home).args([commit, &signer.key]);
+    // It fails where there is nothing to delete.
+    let _ = output(&mut delete);
+    let mut command = ostree(repository);
+    command.arg("gpg-sign").args(&home).args([commit, &signer.key]);
+    output(&mut command).map(drop).with_context(|| format!("sign the commit with the key {}", signer.key))
+}
+
+fn before(repository: &Path, name: &str) -> Option<String> {
+    output(ostree(repository).args(["rev-parse", name])).ok().map(|commit| commit.trim().to_owned())
+}
+
+fn delta(repository: &Path, from: &str, to: &str) -> Result<()> {
+    let mut command = ostree(repository);
+    command.args(["static-delta", "generate", "--if-not-exists"]);
+    run_tool("ostree static-delta", command.arg(format!("--from={from}")).arg(format!("--to={to}")))
+}
+
+fn ostree(repository: &Path) -> Command {
+    let mut command = Command::new("ostree");
+    command.arg(format!("--repo={}", repository.display()));
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bindings;
+
+    #[test]
+    fn the_list_of_refs_is_read() {
+        assert_eq!(bindings("['a/b/stable', 'c']\n"), ["a/b/stable", "c"]);
+        assert!(bindings("@as []\n").is_empty());
+    }
+}

@@ -11,6 +11,7 @@ mod files;
 mod fragment;
 mod initramfs;
 mod normal;
+mod oddities;
 mod ostree;
 mod removal;
 mod stamp;
@@ -289,6 +290,7 @@ impl Build<'_> {
             include_str!("image/fragment.rs"),
             include_str!("image/initramfs.rs"),
             include_str!("image/normal.rs"),
+            include_str!("image/oddities.rs"),
             include_str!("image/ostree.rs"),
             include_str!("image/tree.rs"),
             include_str!("initramfs.rs"),
@@ -334,6 +336,7 @@ impl Build<'_> {
         files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
+        oddities::refuse(&tree)?;
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
         tree::convert(&tree)?;
         let repository = Repository::open(&self.paths.work().join("ostree"))?;

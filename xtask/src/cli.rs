@@ -9,7 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::paths::{Paths, PlaceArgs};
 use crate::{
     agent, bench, demo, disk, examples, fuzz, grub, image, initramfs, install, invocation, media, notices, powercut,
-    publish, serve, step, test,
+    publish, serve, step, surroundings, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -93,6 +93,7 @@ pub fn parse() -> Cli {
 /// # Errors
 /// The first thing that fails.
 pub fn run(cli: Cli) -> Result<()> {
+    surroundings::pin_umask();
     let Cli { command, places, yes } = cli;
     let paths = &Paths::find(places)?;
     if let Some(name) = command.needs_checkout() {

@@ -36,6 +36,7 @@ pub mod size;
 pub mod station;
 pub mod step;
 pub mod templates;
+pub mod surroundings;
 pub mod test;
 pub mod test_system;
 pub mod test_tools;

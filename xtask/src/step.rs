@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 pub use reflash_release::step::step;
 
 use crate::paths::{Paths, create_dir};
+use crate::surroundings;
 
 /// Number of lines that are shown of a failing tool's output.
 const SHOWN_LINES: usize = 40;
@@ -50,9 +51,8 @@ pub fn room_for_undo(partition_bytes: u64) -> String {
 /// Fails when the tool cannot be started or fails, with the command line and the end of the output.
 pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let (log, path) = log_file(name)?;
+    surroundings::pin(command);
     let status = command
-        .env("LC_ALL", "C.UTF-8")
-        .env_remove("LANGUAGE")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -73,8 +73,7 @@ pub fn run(name: &str, command: &mut Command) -> Result<()> {
 /// # Errors
 /// When the tool cannot be started or fails: its command line and its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
-    // The builder parses what tools print, so their language must not depend on the person's.
-    command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
+    surroundings::pin(command);
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {
         bail!("{} ended with {}:\n{}", line_of(command), out.status, String::from_utf8_lossy(&out.stderr).trim_end());

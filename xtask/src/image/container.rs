@@ -18,7 +18,7 @@ pub enum Container {
 
 /// Script that mounts what the chroot needs. The mounts live in a private namespace that ends with the last process, so
 /// an interrupted build leaves none behind.
-const CHROOT: &str = "set -e; tree=$1; shift
+const CHROOT: &str = "set -e; umask 022; tree=$1; shift
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
 mount --rbind /dev \"$tree/dev\"

@@ -20,6 +20,8 @@ pub struct Recipe {
     pub hostname: String,
     /// Seconds since 1970 that the commit carries. Default: `SOURCE_DATE_EPOCH`, else the date of the package archive.
     pub timestamp: Option<u64>,
+    /// File with the numbers of users and groups, relative to the recipe. Builds keep them, and add those of new names.
+    pub numbers: Option<PathBuf>,
     /// Shell lines, run in order inside the new system after packages and files.
     #[serde(default)]
     pub commands: Vec<String>,

@@ -79,7 +79,9 @@ mod tests {
 
     #[test]
     fn what_changes_the_result_of_a_tool_does_not_pass() {
-        for name in ["LANG", "LC_TIME", "LANGUAGE", "TZ", "MKE2FS_CONFIG", "TAR_OPTIONS", "XZ_OPT", "PERL5OPT", "MTOOLSRC"] {
+        for name in
+            ["LANG", "LC_TIME", "LANGUAGE", "TZ", "MKE2FS_CONFIG", "TAR_OPTIONS", "XZ_OPT", "PERL5OPT", "MTOOLSRC"]
+        {
             assert!(!is_passed(name), "{name}");
         }
         for name in ["PATH", "https_proxy", "HTTPS_PROXY", "CARGO_HOME", "ANSIBLE_VAULT_PASSWORD_FILE"] {

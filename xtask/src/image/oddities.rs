@@ -93,7 +93,9 @@ mod tests {
         fs::write(at("usr/lib").join(OsStr::from_bytes(b"latin1-\xe4")), "").unwrap();
         symlink(OsStr::from_bytes(b"caf\xe9"), at("usr/lib/link")).unwrap();
         let text = refuse(tree.path()).unwrap_err().to_string();
-        for said in ["4 names", "/etc/robot/ctl: a FIFO", "/usr/lib/robot/s: a socket", r"/usr/lib/latin1-\xe4: its name"] {
+        for said in
+            ["4 names", "/etc/robot/ctl: a FIFO", "/usr/lib/robot/s: a socket", r"/usr/lib/latin1-\xe4: its name"]
+        {
             assert!(text.contains(said), "{said} is missing in {text}");
         }
         assert!(text.contains("/usr/lib/link: the target") && !text.contains("spool"), "{text}");

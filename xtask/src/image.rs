@@ -10,6 +10,7 @@ mod container;
 pub mod ext4;
 mod files;
 mod fragment;
+mod homes;
 mod initramfs;
 mod normal;
 mod oddities;
@@ -297,6 +298,7 @@ impl Build<'_> {
             include_str!("image/ext4/write.rs"),
             include_str!("image/files.rs"),
             include_str!("image/fragment.rs"),
+            include_str!("image/homes.rs"),
             include_str!("image/initramfs.rs"),
             include_str!("image/normal.rs"),
             include_str!("image/oddities.rs"),
@@ -345,9 +347,10 @@ impl Build<'_> {
         normal::forget_host(&tree)?;
         // Once before the commands, so that they find the numbers that will be, and once after them.
         kept.apply(&tree)?;
-        files::place(recipe, self.directory, &tree)?;
+        let made = files::place(recipe, self.directory, &tree)?;
         files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
+        homes::settle(recipe, &tree, &made)?;
         let numbers = kept.apply(&tree)?;
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;

@@ -105,9 +105,9 @@ pub struct FileEntry {
     /// Permissions as an octal number. Default `0644`.
     #[serde(default = "default_mode")]
     pub mode: String,
-    /// `user:group`, names of the image or numbers. Default `root:root`.
-    #[serde(default = "default_owner")]
-    pub owner: String,
+    /// `user:group`, names of the image or numbers, also of users that a command makes. Default: below a user's home that
+    /// user, elsewhere `root:root`.
+    pub owner: Option<String>,
 }
 
 /// Section `[ansible]` of a recipe: a playbook run at build time against the new system, which needs `python3` among
@@ -196,10 +196,6 @@ fn default_mode() -> String {
     "0644".into()
 }
 
-fn default_owner() -> String {
-    "root:root".into()
-}
-
 impl FileEntry {
     /// Returns the permission bits.
     ///
@@ -274,11 +270,10 @@ fn check_file(file: &FileEntry) -> Result<()> {
         (None, None) => bail!("files: {path} has neither source nor text"),
         (Some(_), Some(_)) => bail!("files: {path} has both source and text; keep one"),
     }
-    ensure!(
-        file.owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty()),
-        "files: owner {:?} of {path} is not user:group",
-        file.owner
-    );
+    if let Some(owner) = &file.owner {
+        let is_pair = owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty());
+        ensure!(is_pair, "files: owner {owner:?} of {path} is not user:group");
+    }
     file.mode_bits().map(|_| ())
 }
 

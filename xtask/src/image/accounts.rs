@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-pub use self::numbers::{Kind, Numbers, Renumbering};
+use self::numbers::{Numbers, Renumbering};
 use super::files::{inside, put};
 use crate::recipe::Recipe;
 use crate::step;
@@ -164,7 +164,8 @@ fn debugfs(image: &Path, request: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KeptNumbers, Kind, Numbers, RECORD, of_image};
+    use super::numbers::Kind;
+    use super::{KeptNumbers, Numbers, RECORD, of_image};
     use crate::image::ext4;
     use crate::recipe::ImageSize;
     use std::fs;

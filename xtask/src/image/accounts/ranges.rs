@@ -60,30 +60,25 @@ impl Ranges {
         self.0.sort_by(|one, other| one.name.cmp(&other.name));
     }
 
-    /// Returns these ranges, each where its name has it in `kept`; a name that is new gets one that nobody had.
+    /// Returns these ranges, each where its name has it in `kept`; a name that is new gets one that no other name had.
     #[must_use]
     pub fn keeping(&self, kept: &Self) -> Self {
-        let mut after = self.clone();
-        let mut is_new = vec![true; after.0.len()];
-        for at in 0..after.0.len() {
-            let nth = after.0[..at].iter().filter(|range| range.name == after.0[at].name).count();
-            if let Some(before) = kept.0.iter().filter(|range| range.name == after.0[at].name).nth(nth) {
-                after.0[at].first = before.first;
-                is_new[at] = false;
-            }
+        let mut after: Vec<NamedRange> = Vec::new();
+        for range in &self.0 {
+            let nth = after.iter().filter(|one| one.name == range.name).count();
+            let before = kept.0.iter().filter(|one| one.name == range.name).nth(nth);
+            after.push(NamedRange { first: before.map_or(range.first, |before| before.first), ..range.clone() });
         }
-        for at in 0..after.0.len() {
-            let others =
-                kept.0.iter().chain(after.0.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, one)| one));
-            let others: Vec<&NamedRange> = others.filter(|other| other.name != after.0[at].name).collect();
-            if is_new[at] && others.iter().any(|other| other.overlaps(&after.0[at])) {
-                let end = others.iter().map(|other| other.end()).max().unwrap_or_default();
-                if let Ok(first) = u32::try_from(end) {
-                    after.0[at].first = first;
-                }
+        let is_new = |range: &NamedRange| !kept.0.iter().any(|one| one.name == range.name);
+        let mut used: Vec<NamedRange> = kept.0.iter().chain(after.iter().filter(|one| !is_new(one))).cloned().collect();
+        for range in after.iter_mut().filter(|range| is_new(range)) {
+            if used.iter().any(|one| one.overlaps(range)) {
+                let end = used.iter().map(NamedRange::end).max().unwrap_or_default();
+                range.first = u32::try_from(end).unwrap_or(range.first);
             }
+            used.push(range.clone());
         }
-        after
+        Self(after)
     }
 
     /// Returns the number that takes the place of `number` when these ranges become `after`; `None` outside of them.

@@ -105,8 +105,8 @@ pub struct FileEntry {
     /// Permissions as an octal number. Default `0644`.
     #[serde(default = "default_mode")]
     pub mode: String,
-    /// `user:group`, names of the image or numbers, also of users that a command makes. Default: below a user's home that
-    /// user, elsewhere `root:root`.
+    /// `user:group`, names of the image or numbers, also of users that a command makes. Default: below a user's home
+    /// that user, elsewhere `root:root`.
     pub owner: Option<String>,
 }
 

@@ -38,8 +38,8 @@ const COMPILE: &[&str] = &["cargo", "rustup", "rustc"];
 const FIXED: &[(&str, &str)] = &[("LC_ALL", "C.UTF-8"), ("TZ", "UTC")];
 
 /// Gives new files of this process, and of every tool that it starts, the permissions that a recipe expects. Must be
-/// called before the first thread, since the mask belongs to all of them. A hardened host has 027 or 077, and directories
-/// of the image would be closed to the users that need them.
+/// called before the first thread, since the mask belongs to all of them. A hardened host has 027 or 077, and
+/// directories of the image would be closed to the users that need them.
 pub fn pin_umask() {
     rustix::process::umask(Mode::from_raw_mode(0o022));
 }

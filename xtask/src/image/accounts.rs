@@ -164,7 +164,7 @@ fn debugfs(image: &Path, request: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::numbers::Kind;
+    use super::numbers::AccountKind;
     use super::{KeptNumbers, Numbers, RECORD, of_image};
     use crate::image::ext4;
     use crate::recipe::ImageSize;
@@ -210,7 +210,7 @@ mod tests {
         let read = |path: &str| fs::read_to_string(tree.path().join(path)).unwrap();
         assert_eq!(read("etc/passwd"), "a:x:107:100:,:/a:/b\nn:x:101:102::/:\n");
         assert_eq!(read("etc/group"), "n:x:102:a\na:x:100:\n");
-        assert_eq!(record.names[&(Kind::Group, "n".to_owned())].number, 102);
+        assert_eq!(record.names[&(AccountKind::Group, "n".to_owned())].number, 102);
         // What was decided once stays so: the same tree again, with what was remembered.
         kept.remember(record.clone()).unwrap();
         assert_eq!(Numbers::parse(&read("numbers")).unwrap(), record);

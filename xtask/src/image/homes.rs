@@ -1,6 +1,7 @@
-//! Homes of users. A recipe's files are placed before its commands run, so a key for a user that a command makes lies in
-//! a home that nobody owns yet, and `useradd` leaves a home alone that is there already: without its owner, and without
-//! the files of /etc/skel. So both are made up for after the commands, and the order of the two does not matter.
+//! Homes of users. A recipe's files are placed before its commands run, so a key for a user that a command makes lies
+//! in a home that nobody owns yet, and `useradd` leaves a home alone that is there already: without its owner, and
+//! without the files of /etc/skel. So both are made up for after the commands, and the order of the two does not
+//! matter.
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;

@@ -1,6 +1,6 @@
 //! What cannot be committed to OSTree, found as soon as the tree is known. ostree itself ends at the first one, minutes
-//! later, and names only the last part of its path; of a link whose target is not UTF-8 it even records an empty target,
-//! without an error.
+//! later, and names only the last part of its path; of a link whose target is not UTF-8 it even records an empty
+//! target, without an error.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;

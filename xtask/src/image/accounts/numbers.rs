@@ -21,16 +21,16 @@ const ORDINARY: RangeInclusive<u32> = 1000..=59_999;
 const HEAD: &str = "# Numbers of users and groups, which stay from release to release. The image builder adds to this \
                     file; keep it\n# with the recipe. The number of a name that is gone is not given to another one.\n";
 
-/// What has a number.
+/// Kind of account that has a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A user.
+pub enum AccountKind {
+    /// User, as in /etc/passwd.
     User,
-    /// A group.
+    /// Group, as in /etc/group.
     Group,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for AccountKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::User => "user",
@@ -39,9 +39,9 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Number of a name, and whether the name is gone.
+/// AccountNumber of a name, and whether the name is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Number {
+pub struct AccountNumber {
     /// The number itself.
     pub number: u32,
     /// Whether the last release does not have the name any more.
@@ -52,7 +52,7 @@ pub struct Number {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// Users and groups by name.
-    pub names: BTreeMap<(Kind, String), Number>,
+    pub names: BTreeMap<(AccountKind, String), AccountNumber>,
     /// Ranges of numbers that users may use in containers: /etc/subuid, then /etc/subgid.
     pub ranges: [Ranges; 2],
 }
@@ -76,15 +76,15 @@ impl Numbers {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let number = |text: &str| text.parse::<u32>().with_context(|| format!("{text:?} is no number"));
         let (kind, name, number, gone) = match words.as_slice() {
-            ["user", name, text] => (Kind::User, name, number(text)?, false),
-            ["user", name, text, "gone"] => (Kind::User, name, number(text)?, true),
-            ["group", name, text] => (Kind::Group, name, number(text)?, false),
-            ["group", name, text, "gone"] => (Kind::Group, name, number(text)?, true),
+            ["user", name, text] => (AccountKind::User, name, number(text)?, false),
+            ["user", name, text, "gone"] => (AccountKind::User, name, number(text)?, true),
+            ["group", name, text] => (AccountKind::Group, name, number(text)?, false),
+            ["group", name, text, "gone"] => (AccountKind::Group, name, number(text)?, true),
             ["subuid", name, first, count] => return self.ranges[0].add(name, number(first)?, number(count)?),
             ["subgid", name, first, count] => return self.ranges[1].add(name, number(first)?, number(count)?),
             _ => bail!("expected \"user NAME NUMBER\", the same with group, or \"subuid NAME FIRST COUNT\""),
         };
-        let before = self.names.insert((kind, (*name).to_owned()), Number { number, gone });
+        let before = self.names.insert((kind, (*name).to_owned()), AccountNumber { number, gone });
         ensure!(before.is_none(), "a second line for the {kind} {name}");
         Ok(())
     }
@@ -93,13 +93,13 @@ impl Numbers {
     #[must_use]
     pub fn of_databases([passwd, group, subuid, subgid]: [&str; 4]) -> Self {
         let mut numbers = Self { ranges: [Ranges::of(subuid), Ranges::of(subgid)], ..Self::default() };
-        for (kind, text) in [(Kind::User, passwd), (Kind::Group, group)] {
+        for (kind, text) in [(AccountKind::User, passwd), (AccountKind::Group, group)] {
             for line in text.lines() {
                 let mut fields = line.split(':');
                 let (Some(name), Some(number)) = (fields.next(), fields.nth(1)) else { continue };
                 if let Ok(number) = number.parse() {
                     // The first line of a name is the one that counts, as in the C library.
-                    numbers.names.entry((kind, name.to_owned())).or_insert(Number { number, gone: false });
+                    numbers.names.entry((kind, name.to_owned())).or_insert(AccountNumber { number, gone: false });
                 }
             }
         }
@@ -126,7 +126,7 @@ impl Numbers {
         differ
     }
 
-    fn of(&self, kind: Kind) -> impl Iterator<Item = (&str, Number)> {
+    fn of(&self, kind: AccountKind) -> impl Iterator<Item = (&str, AccountNumber)> {
         self.names.iter().filter(move |((of, _), _)| *of == kind).map(|((_, name), number)| (name.as_str(), *number))
     }
 }
@@ -134,7 +134,7 @@ impl Numbers {
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(HEAD)?;
-        for ((kind, name), Number { number, gone }) in &self.names {
+        for ((kind, name), AccountNumber { number, gone }) in &self.names {
             writeln!(f, "{kind} {name} {number}{}", if *gone { " gone" } else { "" })?;
         }
         self.ranges[0].write(f, "subuid")?;
@@ -142,7 +142,7 @@ impl fmt::Display for Numbers {
     }
 }
 
-/// What has to change in a tree so that names keep their numbers.
+/// Change of a tree by which names keep their numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Renumbering {
     /// New number of each user whose number changes, by the old one.
@@ -163,9 +163,9 @@ impl Renumbering {
     pub fn plan(kept: &Numbers, now: &Numbers) -> Result<Self> {
         let mut plan = Self::default();
         let mut faults = Vec::new();
-        for kind in [Kind::User, Kind::Group] {
+        for kind in [AccountKind::User, AccountKind::Group] {
             let targets = targets(kind, kept, now, &mut faults);
-            let map = if kind == Kind::User { &mut plan.users } else { &mut plan.groups };
+            let map = if kind == AccountKind::User { &mut plan.users } else { &mut plan.groups };
             for (name, old) in now.of(kind) {
                 let Some(&new) = targets.get(name) else { continue };
                 let known = map.insert(old.number, new);
@@ -176,11 +176,11 @@ impl Renumbering {
                         known.unwrap_or_default()
                     ));
                 }
-                plan.record.names.insert((kind, name.to_owned()), Number { number: new, gone: false });
+                plan.record.names.insert((kind, name.to_owned()), AccountNumber { number: new, gone: false });
             }
             let gone = kept.of(kind).filter(|(name, _)| !targets.contains_key(*name));
             for (name, number) in gone {
-                plan.record.names.insert((kind, name.to_owned()), Number { gone: true, ..number });
+                plan.record.names.insert((kind, name.to_owned()), AccountNumber { gone: true, ..number });
             }
             map.retain(|old, new| old != new);
         }
@@ -241,13 +241,13 @@ fn moved((now, after): &(Ranges, Ranges), number: u32) -> u32 {
 }
 
 /// The number that each name of the tree gets.
-fn targets(kind: Kind, kept: &Numbers, now: &Numbers, faults: &mut Vec<String>) -> BTreeMap<String, u32> {
+fn targets(kind: AccountKind, kept: &Numbers, now: &Numbers, faults: &mut Vec<String>) -> BTreeMap<String, u32> {
     let is_chosen = |number: u32| SYSTEM.contains(&number) || ORDINARY.contains(&number);
     let reserved: BTreeMap<u32, &str> = kept.of(kind).map(|(name, number)| (number.number, name)).collect();
     let mut taken: BTreeSet<u32> =
         reserved.keys().copied().chain(now.of(kind).map(|(_, number)| number.number)).collect();
     let mut targets = BTreeMap::new();
-    for (name, Number { number, .. }) in now.of(kind) {
+    for (name, AccountNumber { number, .. }) in now.of(kind) {
         let target = match kept.names.get(&(kind, name.to_owned())) {
             Some(before) if before.number == number => number,
             Some(before) if is_chosen(before.number) && is_chosen(number) => before.number,
@@ -302,7 +302,7 @@ fn with_numbers(text: &str, fields: &[(usize, &BTreeMap<u32, u32>)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Number, Numbers, Renumbering};
+    use super::{AccountKind, AccountNumber, Numbers, Renumbering};
 
     fn databases(users: &[(&str, u32)]) -> Numbers {
         let lines: String = users.iter().map(|(name, number)| format!("{name}:x:{number}:\n")).collect();
@@ -313,8 +313,8 @@ mod tests {
         Renumbering::plan(kept, &databases(now)).unwrap().record
     }
 
-    fn user(numbers: &Numbers, name: &str) -> Number {
-        numbers.names[&(Kind::User, name.to_owned())]
+    fn user(numbers: &Numbers, name: &str) -> AccountNumber {
+        numbers.names[&(AccountKind::User, name.to_owned())]
     }
 
     /// The three releases of a robot whose /var/lib/chrony belonged to messagebus in the end.
@@ -334,7 +334,10 @@ mod tests {
         let fourth = after(&third, &[("messagebus", 101), ("new", 100)]);
         assert_eq!(user(&fourth, "new").number, 104);
         let fifth = after(&fourth, &[("_chrony", 107), ("new", 100)]);
-        assert_eq!((user(&fifth, "_chrony"), user(&fifth, "new").number), (Number { number: 100, gone: false }, 104));
+        assert_eq!(
+            (user(&fifth, "_chrony"), user(&fifth, "new").number),
+            (AccountNumber { number: 100, gone: false }, 104)
+        );
     }
 
     #[test]

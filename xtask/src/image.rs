@@ -11,6 +11,8 @@ pub mod ext4;
 mod files;
 mod fragment;
 mod homes;
+#[cfg(test)]
+mod hosts;
 mod initramfs;
 mod normal;
 mod oddities;

@@ -166,9 +166,10 @@ fn debugfs(image: &Path, request: &str) -> Result<String> {
 mod tests {
     use super::numbers::AccountKind;
     use super::{KeptNumbers, Numbers, RECORD, of_image};
-    use crate::image::ext4;
-    use crate::recipe::ImageSize;
+    use crate::image::{bootstrap, ext4};
+    use crate::recipe::{ImageSize, Recipe};
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     fn tree_with(tree: &Path, passwd: &str, group: &str) {
@@ -215,5 +216,51 @@ mod tests {
         kept.remember(record.clone()).unwrap();
         assert_eq!(Numbers::parse(&read("numbers")).unwrap(), record);
         assert_eq!(kept.apply(tree.path()).unwrap(), record);
+    }
+
+    /// The three releases of which the last one gave /var/lib/chrony to messagebus, with the real packages.
+    /// <https://github.com/Vanilla-OS/ABRoot/issues/419>, <https://github.com/bootc-dev/bootc/issues/1263>
+    #[test]
+    #[ignore = "takes long: cargo xtask test --full"]
+    fn full_users_of_packages_keep_their_numbers_over_three_releases() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = KeptNumbers { numbers: Numbers::default(), file: Some(directory.path().join("numbers")) };
+        let mut release = |name: &str, packages: &str| {
+            let work = directory.path().join(name);
+            fs::create_dir(&work).unwrap();
+            let recipe = Recipe::parse(&format!(
+                "name='x'\nversion='1'\n[distribution]\nsuite='bookworm'\npackages=[{packages}]\n[ostree]\nbranch='b'\n"
+            ));
+            let made = bootstrap::bootstrap(&recipe.unwrap().distribution, &work, false).unwrap();
+            let tree = work.join("tree");
+            bootstrap::unpack(&made.tarball, &tree).unwrap();
+            let numbers = kept.apply(&tree).unwrap();
+            kept.remember(numbers).unwrap();
+            tree
+        };
+        let user = |tree: &Path, name: &str| {
+            let text = fs::read_to_string(tree.join("etc/passwd")).unwrap();
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":x:")?.split(':').next()?.parse().ok())
+        };
+        let owner = |tree: &Path, path: &str| tree.join(path).metadata().unwrap().uid();
+        let first = release("1", "'chrony','dbus','openssh-server'");
+        let second = release("2", "'avahi-daemon','chrony','dbus','openssh-server','tcpdump'");
+        let third = release("3", "'avahi-daemon','dbus','openssh-server','tcpdump'");
+        let numbers = |tree: &Path| ["_chrony", "messagebus", "sshd"].map(|name| user(tree, name));
+        let [chrony, bus, sshd] = numbers(&first);
+        assert!(chrony.is_some() && bus.is_some() && sshd.is_some());
+        assert_eq!((numbers(&second), numbers(&third)), ([chrony, bus, sshd], [None, bus, sshd]));
+        assert_eq!((Some(owner(&second, "var/lib/chrony")), Some(owner(&first, "var/lib/chrony"))), (chrony, chrony));
+        for name in ["avahi", "tcpdump"] {
+            let number: Option<u32> = user(&second, name);
+            assert!(number.is_some() && number != chrony && number == user(&third, name), "{name}: {number:?}");
+        }
+        // The helper of dbus keeps its setuid bit and its group.
+        let helper = |tree: &Path| {
+            let metadata = tree.join("usr/lib/dbus-1.0/dbus-daemon-launch-helper").metadata().unwrap();
+            (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+        };
+        assert_eq!((helper(&second), helper(&third)), (helper(&first), helper(&first)));
+        assert_eq!(helper(&first).2, 0o4754);
     }
 }

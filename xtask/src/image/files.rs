@@ -311,13 +311,9 @@ pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::{id_of, kernel, os_release, put, shortened};
-    use crate::image::ext4;
-    use crate::recipe::{ImageSize, Recipe};
-    use crate::{filesystem, surroundings};
+    use crate::recipe::Recipe;
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
-    use std::process::Command;
 
     #[test]
     fn identifiers_come_from_the_image() {
@@ -359,64 +355,6 @@ mod tests {
         assert_eq!(kernel(tree.path()).unwrap().0, "6.1");
         fs::create_dir_all(tree.path().join("usr/lib/modules/6.2/kernel")).unwrap();
         assert!(kernel(tree.path()).unwrap_err().to_string().contains("6.1, 6.2"));
-    }
-
-    /// Variable that says where the test below puts what it makes.
-    const OUT: &str = "REFLASH_TEST_OUT";
-
-    /// The functions of a build that need neither packages nor root, in a process of their own.
-    fn make_in(out: &Path) {
-        surroundings::pin_umask();
-        let tree = out.join("tree");
-        let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\n[ostree]\nbranch='b'\n\
-            [[files]]\npath='/etc/systemd/system/x.service.d/y.conf'\ntext='k'\n\
-            [[files]]\npath='/usr/share/robot/maps/a'\ntext=''\nmode='0600'\n";
-        fs::create_dir(&tree).unwrap();
-        let recipe = Recipe::parse(text).unwrap();
-        let (user, group) = (tree.metadata().unwrap().uid(), tree.metadata().unwrap().gid());
-        for file in recipe.files {
-            put(&tree, &file.path, b"k", file.mode_bits().unwrap()).unwrap();
-        }
-        fs::create_dir_all(tree.join("plain/directory")).unwrap();
-        fs::write(tree.join("plain/file"), format!("{user}:{group}")).unwrap();
-        ext4::build(&tree, &out.join("system.img"), ImageSize::Auto, "b", None).unwrap();
-        let none: &[&str] = &["-U", "clear", "-E", "hash_seed=7d3f6c6e-0000-4000-8000-000000000000"];
-        filesystem::state(&[("a", "b")], 64 << 20, out, none, &out.join("state.img")).unwrap();
-        filesystem::data(128 << 20, out, none, &out.join("data.img")).unwrap();
-        fs::remove_dir_all(tree).unwrap();
-    }
-
-    /// <https://github.com/LibreELEC/LibreELEC.tv/issues/8549>, <https://github.com/armbian/build/pull/6809>
-    #[test]
-    fn a_host_with_other_defaults_makes_the_same_bytes() {
-        if let Some(out) = std::env::var_os(OUT) {
-            return make_in(Path::new(&out));
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let foreign = directory.path().join("mke2fs.conf");
-        fs::write(&foreign, "[defaults]\n\tbase_features = ext_attr,orphan_file\n\tblocksize = 1024\n").unwrap();
-        let make = |name: &str, mask: &str, variables: &[(&str, &str)]| {
-            let out = directory.path().join(name);
-            fs::create_dir(&out).unwrap();
-            let mut command = Command::new("sh");
-            command.args(["-c", "umask $0; exec \"$@\"", mask]).arg(std::env::current_exe().unwrap());
-            command.args(["--exact", "image::files::tests::a_host_with_other_defaults_makes_the_same_bytes"]);
-            let output = command.env(OUT, &out).envs(variables.iter().copied()).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-            ["system.img", "state.img", "data.img"].map(|name| blake3::hash(&fs::read(out.join(name)).unwrap()))
-        };
-        let one = make("one", "022", &[]);
-        let config = foreign.to_str().unwrap();
-        let hostile = [
-            ("LANG", "de_DE.UTF-8"),
-            ("LC_ALL", "de_DE.UTF-8"),
-            ("TZ", "Asia/Kathmandu"),
-            ("MKE2FS_CONFIG", config),
-            ("MKE2FS_DEVICE_SECTSIZE", "4096"),
-            ("E2FSPROGS_FAKE_TIME", "1"),
-            ("TAR_OPTIONS", "--owner=nobody"),
-        ];
-        assert_eq!(make("two", "077", &hostile), one);
     }
 
     #[test]

@@ -34,8 +34,16 @@ const PASSED_PREFIXES: &[&str] = &["ANSIBLE_", "CARGO", "RUST", "XDG_", "SYSTEMD
 const PROXIES: &[&str] = &["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"];
 /// Programs that compile. They see everything, since where compilers and libraries lie is said in dozens of variables.
 const COMPILE: &[&str] = &["cargo", "rustup", "rustc"];
-/// Values that every tool gets, unless its caller gave another.
-const FIXED: &[(&str, &str)] = &[("LC_ALL", "C.UTF-8"), ("TZ", "UTC")];
+/// Values that every tool gets, unless its caller gave another. Those of mtools win over `/etc/mtools.conf` and
+/// `~/.mtoolsrc`.
+const FIXED: &[(&str, &str)] = &[
+    ("LC_ALL", "C.UTF-8"),
+    ("TZ", "UTC"),
+    ("MTOOLS_FAT_COMPATIBILITY", "0"),
+    ("MTOOLS_LOWER_CASE", "0"),
+    ("MTOOLS_NAME_NUMERIC_TAIL", "1"),
+    ("MTOOLS_NO_VFAT", "0"),
+];
 
 /// Gives new files of this process, and of every tool that it starts, the permissions that a recipe expects. Must be
 /// called before the first thread, since the mask belongs to all of them. A hardened host has 027 or 077, and

@@ -52,7 +52,7 @@ fn take(step: &BootStep) -> Result<(), SysrootError> {
             program(PREPARE_ROOT, &[&at.to_string_lossy()])?;
             // OSTree mounts /usr once more to make it read-only, as the whole file system is here. systemd runs from
             // there and cannot unmount it: each restart ended with an error that alarmed people.
-            let _ = mount::detach(&at.join("usr"));
+            let _ = mount::detach(at.join("usr"));
         }
         BootStep::Directory { path, mode } => make_directory(path, *mode)?,
         BootStep::Bind { from, to } => mount::bind(from, to)?,

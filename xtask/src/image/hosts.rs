@@ -1,5 +1,5 @@
-//! Tests: what is built does not depend on the host that builds it. Each host is a process of its own that makes the same
-//! things, because a mask of permissions, a language and an e2fsprogs belong to a process.
+//! Tests: what is built does not depend on the host that builds it. Each host is a process of its own that makes the
+//! same things, because a mask of permissions, a language and an e2fsprogs belong to a process.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -8,8 +8,9 @@ use std::process::Command;
 
 use super::ostree::Repository;
 use super::{ext4, files, homes, tree};
+use crate::paths::{Paths, PlaceArgs};
 use crate::recipe::{ImageSize, Recipe};
-use crate::{filesystem, host_packages, surroundings};
+use crate::{filesystem, host_packages, step, surroundings};
 
 /// Variable that says where a process puts what it makes.
 const OUT: &str = "REFLASH_TEST_OUT";
@@ -24,6 +25,9 @@ const RECIPE: &str = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages
 /// What a build does that needs no packages.
 fn make_in(out: &Path) {
     surroundings::pin_umask();
+    // The host may have no checkout, whose work directory would have the logs of tools.
+    let places = PlaceArgs { work: Some(out.join("work")), ..PlaceArgs::default() };
+    step::log_below(&Paths::find(places).unwrap());
     let plain = out.join("plain");
     fs::create_dir_all(plain.join("plain/directory")).unwrap();
     let owner = plain.metadata().unwrap();

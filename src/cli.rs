@@ -11,6 +11,7 @@ pub mod completion;
 mod context;
 mod drill;
 mod env;
+mod etc;
 mod flash;
 mod good;
 pub mod help;
@@ -62,6 +63,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Flash => flash::run(options),
         Command::Provision => provision::run(options),
         Command::Verify => verify::run(options),
+        Command::Status if options.etc => etc::run(options),
         Command::Status => status::run(options),
         Command::Report => report::run(options),
         Command::Good => good::run(options),

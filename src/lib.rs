@@ -6,7 +6,7 @@
 //!
 //! | layer | room | what it holds | pure modules |
 //! |---|---|---|---|
-//! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `options`, `help`, `manual`, `completion` |
+//! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `etc::defaults`, `options`, `help`, `manual`, `completion` |
 //! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link`, `boot_watch::policy`, `system::arguments`, `system::databases`, `system::patience`, `system::plan` |
 //! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table`, `floor::record`, `floor::verdict`, `shipped::plan` |
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image, and what it loses is kept | `plan`, `undo::header`, `undo::directory`, `undo::need`, `undo::obstacle` |

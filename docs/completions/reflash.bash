@@ -106,7 +106,7 @@ _reflash() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
         esac
-        mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "--etc --json --verbose --state --config --keys -v --help" -- "$word") ;;
     report)
         case $previous in
         --state)

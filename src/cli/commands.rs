@@ -154,6 +154,10 @@ pub static COMMANDS: &[CommandRow] = &[
         about: &[
             "Shows the installed release and the black box: reason, outcome, quantities and errors of the last recoveries. The \
              exit code is 1 when no release is recorded as installed.",
+            "With --etc it compares /etc with the image instead: what this machine added, changed, deleted, or has as \
+             another kind of file; which of it is older than the image's own file and hides it; and, as root, marks of \
+             deletion and copies that serve nothing any more. Looking at a file and touching it settles the former. Since \
+             when a default is there is recorded by `reflash good`, by the clock of the machine.",
         ],
         read: |operands| without_operands(operands, Command::Status),
     },

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::{keys, safe_start};
+use super::etc;
 use super::mend;
 use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
@@ -75,6 +76,9 @@ fn store(options: &Options) -> Result<String, Failure> {
     }
     let marked = tries.is_ok().then(|| mark_attempts(&mounted)).transpose();
     mend::after_good_boot(options, &mounted);
+    if options.state.is_none() {
+        etc::remember_defaults();
+    }
     marked?;
     tries
 }

@@ -113,6 +113,16 @@ impl MountedState {
         Ok(())
     }
 
+    /// Makes the whole data partition visible, for reading, and returns where. The running system writes to it, so the
+    /// mount cannot be read-only; what is opened there is only read.
+    pub(super) fn mount_data(&mut self) -> Result<PathBuf, Failure> {
+        let device = self.boot_disk.as_ref().and_then(|(_, layout)| layout.device_of(Role::Data));
+        let Some(device) = device.map(Path::to_owned) else { return failure("this machine has no data partition") };
+        let at = Path::new(MOUNTS).join("whole-data");
+        self.mount(&Mount::device(&device, "ext4").data_only(), at.clone())?;
+        Ok(at)
+    }
+
     /// Reads the floor of this machine from all places in which it is kept.
     pub(super) fn floor(&self) -> Floor {
         Floor::open(self.floor.clone())

@@ -61,6 +61,7 @@ const REQUEST: &[CommandName] = &[CommandName::Request];
 const VERIFY: &[CommandName] = &[CommandName::Verify];
 const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify, CommandName::Drill];
 const DRILL: &[CommandName] = &[CommandName::Drill];
+const STATUS: &[CommandName] = &[CommandName::Status];
 const RELEASE: &[CommandName] = &[CommandName::Flash, CommandName::Provision];
 /// The commands of an option that every command takes.
 pub const EVERY: &[CommandName] = &[
@@ -110,6 +111,8 @@ options! {
     /// Serial of the release that is asked for, also if it was refused or taken back before. Only for `request
     /// reflash`.
     serial: Option<u64> = REQUEST "serial" value "SERIAL";
+    /// List what of /etc differs from the image, what hides a newer default, and what became stale.
+    etc: bool = STATUS "etc";
     /// Restart the machine at once.
     restart: bool = DRILL "restart";
     /// Print the answer as JSON.

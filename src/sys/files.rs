@@ -179,6 +179,12 @@ pub fn make_whiteout(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::CharacterDevice, mode, 0)?)
 }
 
+/// Whether this is what an overlay keeps in its upper directory of a file or directory that was deleted.
+#[must_use]
+pub fn is_whiteout(metadata: &fs::Metadata) -> bool {
+    metadata.file_type().is_char_device() && std::os::unix::fs::MetadataExt::rdev(metadata) == 0
+}
+
 /// Copies the mark by which an overlay hides what lies below a directory of its upper layer, if `from` has it.
 ///
 /// # Errors

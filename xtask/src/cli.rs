@@ -16,7 +16,7 @@ use crate::paths::{self, Paths, PlaceArgs};
 use crate::project::Project;
 use crate::{
     agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
-    ostree_repository, powercut, prune, publish, serve, step, test,
+    ostree_repository, powercut, prune, publish, serve, step, surroundings, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -61,6 +61,7 @@ pub fn parse() -> Cli {
 /// # Errors
 /// The first thing that fails.
 pub fn run(cli: Cli) -> Result<()> {
+    surroundings::pin_umask();
     let project = cli.project()?;
     let Cli { mut command, mut places, yes, .. } = cli;
     if let Some(project) = &project {

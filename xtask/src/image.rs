@@ -3,14 +3,19 @@
 //! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
 //! bootstrapped tree is kept, since it takes longest and changes least; so is the OSTree repository.
 
+mod accounts;
 mod bootstrap;
 pub mod compare;
 mod container;
 pub mod ext4;
 mod files;
 mod fragment;
+mod homes;
+#[cfg(test)]
+mod hosts;
 mod initramfs;
 mod normal;
+mod oddities;
 mod ostree;
 mod removal;
 pub mod shipped;
@@ -24,6 +29,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use self::accounts::KeptNumbers;
 use self::ostree::Repository;
 use self::source::UsedSource;
 use self::stamp::InputDigest;
@@ -180,6 +186,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         }
     };
     let timestamp = timestamp(&recipe, bootstrapped.archive_time)?;
+    let mut numbers = KeptNumbers::gather(&recipe, &directory, options.previous)?;
     let build = Build {
         paths,
         recipe: &recipe,
@@ -191,7 +198,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         previous: previous.as_ref(),
         source,
     };
-    let key = build.key(&bootstrapped.key, &bootstrapped.tarball)?;
+    let key = build.key(&bootstrapped.key, &bootstrapped.tarball, &numbers)?;
     let name = format!("system image {} {}", recipe.name, recipe.version);
     if !options.fresh
         && out.exists()
@@ -204,7 +211,9 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     }
     // An image without a description counts as none, so this order holds against an interruption anywhere.
     removal::remove_file(&Description::path(out))?;
-    let description = build.run(&bootstrapped.tarball, key, out)?;
+    let mut description = build.run(&bootstrapped.tarball, &mut numbers, out)?;
+    // After the build, which adds the numbers of new names to the recipe's file: with them it makes the same image.
+    description.inputs = build.key(&bootstrapped.key, &bootstrapped.tarball, &numbers)?;
     description.write_beside(out)?;
     step::produced(&format!("{name}, {}", step::mib(description.image_bytes)), out);
     step::produced("description", &Description::path(out));
@@ -288,11 +297,15 @@ struct Build<'a> {
 
 impl Build<'_> {
     /// Digest of everything that the image is made from, this program's own way of making it included.
-    fn key(&self, bootstrap: &str, tarball: &Path) -> Result<String> {
+    fn key(&self, bootstrap: &str, tarball: &Path, numbers: &KeptNumbers) -> Result<String> {
         let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
         let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let own = concat!(
             include_str!("image.rs"),
+            include_str!("image/accounts.rs"),
+            include_str!("image/accounts/numbers.rs"),
+            include_str!("image/accounts/owners.rs"),
+            include_str!("image/accounts/ranges.rs"),
             include_str!("image/ext4.rs"),
             include_str!("image/ext4/attributes.rs"),
             include_str!("image/ext4/bytes.rs"),
@@ -309,8 +322,10 @@ impl Build<'_> {
             include_str!("image/ext4/write.rs"),
             include_str!("image/files.rs"),
             include_str!("image/fragment.rs"),
+            include_str!("image/homes.rs"),
             include_str!("image/initramfs.rs"),
             include_str!("image/normal.rs"),
+            include_str!("image/oddities.rs"),
             include_str!("image/ostree.rs"),
             include_str!("image/shipped.rs"),
             include_str!("image/tree.rs"),
@@ -324,6 +339,7 @@ impl Build<'_> {
             .with(modified.to_le_bytes())
             .with(serde_json::to_vec(self.recipe)?)
             .with(self.timestamp.to_le_bytes())
+            .with(numbers.text())
             .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
             .with_file(self.agent)?
             .with(self.notices);
@@ -350,14 +366,21 @@ impl Build<'_> {
         Ok(key.finish())
     }
 
-    fn run(&self, tarball: &Path, inputs: String, out: &Path) -> Result<Description> {
+    /// Makes the image. What the description says of its inputs is left to the caller.
+    fn run(&self, tarball: &Path, kept: &mut KeptNumbers, out: &Path) -> Result<Description> {
         let (recipe, tree) = (self.recipe, self.work.join("tree"));
         step::step("unpack the bootstrapped tree", || bootstrap::unpack(tarball, &tree))?;
         normal::forget_host(&tree)?;
-        files::place(recipe, self.directory, &tree)?;
+        // Once before the commands, so that they find the numbers that will be, and once after them.
+        kept.apply(&tree)?;
+        let made = files::place(recipe, self.directory, &tree)?;
         files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
+        homes::settle(recipe, &tree, &made)?;
+        let numbers = kept.apply(&tree)?;
+        KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
+        oddities::refuse(&tree)?;
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
         tree::convert(&tree, recipe)?;
         let repository = Repository::open(&self.paths.work().join("ostree"))?;
@@ -376,6 +399,7 @@ impl Build<'_> {
             Some(previous) => previous.layout(out, built.fresh_because)?,
             None => LayoutOrigin::First,
         };
+        kept.remember(numbers)?;
         ostree::remove_sysroot(&sysroot)?;
         removal::remove_tree(&tree)?;
         Ok(Description {
@@ -388,7 +412,7 @@ impl Build<'_> {
             timestamp: self.timestamp,
             layout,
             source: self.source.clone(),
-            inputs,
+            inputs: String::new(),
         })
     }
 

@@ -41,6 +41,7 @@ pub mod site;
 pub mod size;
 pub mod station;
 pub mod step;
+pub mod surroundings;
 pub mod templates;
 pub mod test;
 pub mod test_system;

@@ -264,10 +264,20 @@ fn make_esp(search: &Path, scratch: &Path, id: &MediaId, out: &Path) -> Result<(
 fn make_iso(id: &MediaId, esp: &Path, tree: &Path, out: &Path) -> Result<()> {
     let new = out.with_added_extension("new");
     let _ = fs::remove_file(&new);
+    // The first argument keeps xorriso from reading the startup files of this host and person.
     let mut command = Command::new("xorriso");
     // With this variable xorriso takes the time for all else, and makes the table's identifiers from the modification
     // date.
-    command.env("SOURCE_DATE_EPOCH", EPOCH).args(["-as", "mkisofs", "-r", "-iso-level", "3", "-V", media::LABEL]);
+    command.env("SOURCE_DATE_EPOCH", EPOCH).args([
+        "-no_rc",
+        "-as",
+        "mkisofs",
+        "-r",
+        "-iso-level",
+        "3",
+        "-V",
+        media::LABEL,
+    ]);
     command.args(["-volset", &id.volume_set(), &format!("--modification-date={EPOCH_DATE}")]);
     command.args(["--set_all_file_dates", EPOCH_DATE]);
     // The file system begins at a partition too, so that

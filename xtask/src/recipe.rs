@@ -26,6 +26,8 @@ pub struct Recipe {
     pub hostname: String,
     /// Seconds since 1970 that the commit carries. Default: `SOURCE_DATE_EPOCH`, else the date of the package archive.
     pub timestamp: Option<u64>,
+    /// File with the numbers of users and groups, relative to the recipe. Builds keep them, and add those of new names.
+    pub numbers: Option<PathBuf>,
     /// Shell lines, run in order inside the new system after packages and files.
     #[serde(default)]
     pub commands: Vec<String>,
@@ -137,9 +139,9 @@ pub struct FileEntry {
     /// Permissions as an octal number. Default `0644`.
     #[serde(default = "default_mode")]
     pub mode: String,
-    /// `user:group`, names of the image or numbers. Default `root:root`.
-    #[serde(default = "default_owner")]
-    pub owner: String,
+    /// `user:group`, names of the image or numbers, also of users that a command makes. Default: below a user's home
+    /// that user, elsewhere `root:root`.
+    pub owner: Option<String>,
 }
 
 /// Section `[ansible]` of a recipe: a playbook run at build time against the new system, which needs `python3` among
@@ -230,10 +232,6 @@ fn default_hostname() -> String {
 
 fn default_mode() -> String {
     "0644".into()
-}
-
-fn default_owner() -> String {
-    "root:root".into()
 }
 
 impl FileEntry {
@@ -346,11 +344,10 @@ fn check_file(file: &FileEntry) -> Result<()> {
         (None, None) => bail!("files: {path} has neither source nor text"),
         (Some(_), Some(_)) => bail!("files: {path} has both source and text; keep one"),
     }
-    ensure!(
-        file.owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty()),
-        "files: owner {:?} of {path} is not user:group",
-        file.owner
-    );
+    if let Some(owner) = &file.owner {
+        let is_pair = owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty());
+        ensure!(is_pair, "files: owner {owner:?} of {path} is not user:group");
+    }
     file.mode_bits().map(|_| ())
 }
 

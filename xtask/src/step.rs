@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 pub use reflash_release::step::step;
 
 use crate::paths::{Paths, create_dir};
+use crate::surroundings;
 
 /// Number of lines that are shown of a failing tool's output: its reason is above them, and all of it in the log.
 const SHOWN_LINES: usize = 12;
@@ -56,9 +57,8 @@ pub fn room_for_undo(partition_bytes: u64) -> String {
 pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let (mut log, path) = log_file(name)?;
     writeln!(log, "{}\n", line_of(command)).with_context(|| format!("write {}", path.display()))?;
+    surroundings::pin(command);
     let status = command
-        .env("LC_ALL", "C.UTF-8")
-        .env_remove("LANGUAGE")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -117,8 +117,7 @@ fn cut(line: &str) -> String {
 /// # Errors
 /// When the tool cannot be started or fails: its command line and its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
-    // The builder parses what tools print, so their language must not depend on the person's.
-    command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
+    surroundings::pin(command);
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);

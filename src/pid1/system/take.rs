@@ -48,7 +48,12 @@ pub(super) fn answer_within<T: Send + 'static>(
 fn take(step: &BootStep) -> Result<(), SysrootError> {
     match step {
         BootStep::System { device, at } => Mount::device(device, "ext4").read_only().no_load().on(at)?,
-        BootStep::Deployment { at } => program(PREPARE_ROOT, &[&at.to_string_lossy()])?,
+        BootStep::Deployment { at } => {
+            program(PREPARE_ROOT, &[&at.to_string_lossy()])?;
+            // OSTree mounts /usr once more to make it read-only, as the whole file system is here. systemd runs from
+            // there and cannot unmount it: each restart ended with an error that alarmed people.
+            let _ = mount::detach(at.join("usr"));
+        }
         BootStep::Directory { path, mode } => make_directory(path, *mode)?,
         BootStep::Bind { from, to } => mount::bind(from, to)?,
         BootStep::Memory { at, size_bytes } => memory(*size_bytes).on(at)?,

@@ -18,7 +18,7 @@ pub enum Container {
 
 /// Script that mounts what the chroot needs. The mounts live in a private namespace that ends with the last process, so
 /// an interrupted build leaves none behind.
-const CHROOT: &str = "set -e; tree=$1; shift
+const CHROOT: &str = "set -e; umask 022; tree=$1; shift
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
 mount --rbind /dev \"$tree/dev\"
@@ -88,4 +88,33 @@ fn environment(timestamp: u64) -> Vec<String> {
         variables.extend(std::env::var(name).ok().map(|value| format!("{name}={value}")));
     }
     variables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Container;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::process::Command;
+
+    /// <https://github.com/LibreELEC/LibreELEC.tv/issues/8549>, <https://github.com/systemd/mkosi/pull/4443>
+    #[test]
+    #[ignore = "needs root: to mount and to change the root; cargo xtask test --tier root"]
+    fn commands_in_a_chroot_do_not_get_the_mask_of_permissions_of_the_host() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        for directory in ["bin", "usr/bin", "proc", "sys", "dev", "run", "tmp"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        fs::copy("/bin/busybox", at("bin/busybox")).unwrap();
+        symlink("/bin/busybox", at("bin/sh")).unwrap();
+        symlink("/bin/busybox", at("usr/bin/env")).unwrap();
+        let script = "mkdir /made; echo x > /file";
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 077; exec \"$@\"", "sh"]).args(Container::Chroot.prefix(tree.path(), 1));
+        let output = command.args(["/bin/sh", "-ec", &script.replace("mkdir", "busybox mkdir")]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mode = |path: &str| at(path).metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("made"), mode("file")), (0o755, 0o644));
+    }
 }

@@ -189,6 +189,9 @@ impl Job<'_> {
     /// Makes an empty file system. The few blocks of its directories are cleared again: they are written with the
     /// content.
     fn empty(&self, bytes: u64, inodes: u64) -> Result<Empty> {
+        // Asked for more, mke2fs makes smaller groups, and the image before could not be continued.
+        let most = (bytes / BLOCK).div_ceil(geometry::GROUP) * geometry::MOST_INODES;
+        ensure!(inodes <= most, "the content needs {inodes} inodes, and so many MiB have at most {most}");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(self.image);
         let file = file.with_context(|| format!("create {}", self.image.display()))?;
         file.set_len(bytes).with_context(|| format!("set the size of {}", self.image.display()))?;
@@ -227,7 +230,8 @@ fn uuid(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{build, uuid};
+    use super::content::Content;
+    use super::{Job, build, uuid};
     use crate::recipe::ImageSize;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -288,6 +292,41 @@ mod tests {
         let error = build(&tree, &image, ImageSize::Mib(2), "branch", None).unwrap_err();
         assert!(format!("{error:#}").contains("size_mib"), "{error:#}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    /// From our own list of what breaks writers of ext4: inodes need more room than blocks.
+    #[test]
+    fn more_inodes_than_blocks_fit_an_automatic_size() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        let mut content = Content::read(directory.path()).unwrap();
+        let file = content.inodes[1].clone();
+        let image = directory.path().join("x.img");
+        for count in [10_000, 29_000, 30_000, 100_000, 300_000] {
+            content.inodes.resize(count, file.clone());
+            let job = Job { content: &content, image: &image, size: ImageSize::Auto, uuid: &uuid("x") };
+            let wanted = content.inodes_wanted();
+            let empty = job.empty(content.bytes_wanted().unwrap(), wanted).unwrap();
+            assert!(u64::from(empty.geometry.inodes()) >= wanted, "{count}");
+        }
+        let job = Job { content: &content, image: &image, size: ImageSize::Auto, uuid: &uuid("x") };
+        let error = job.empty(128 << 20, content.inodes_wanted()).err().unwrap().to_string();
+        assert!(error.contains("at most 32768"), "{error}");
+    }
+
+    #[test]
+    #[ignore = "takes long: cargo xtask test --full"]
+    fn full_a_hundred_thousand_empty_files_keep_their_places() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for part in 0..100 {
+            fs::create_dir_all(at("tree").join(format!("{part}"))).unwrap();
+            (0..1000).for_each(|number| fs::write(at("tree").join(format!("{part}/{number}")), "").unwrap());
+        }
+        let bytes = build(&at("tree"), &at("x.img"), ImageSize::Auto, "branch", None).unwrap().bytes;
+        fs::write(at("tree/0/0"), "1").unwrap();
+        let built = build(&at("tree"), &at("next.img"), ImageSize::Auto, "branch", Some(&at("x.img"))).unwrap();
+        assert_eq!((built.bytes, built.fresh_because), (bytes, None));
     }
 
     #[test]

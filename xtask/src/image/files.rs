@@ -1,7 +1,7 @@
 //! Additions to the bootstrapped tree: the recipe's files, commands and playbook, and what every image gets.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,12 +18,14 @@ pub fn inside(tree: &Path, path: &Path) -> PathBuf {
     tree.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Puts the recipe's files into the tree. `directory` is the one that the recipe lies in.
+/// Puts the recipe's files into the tree, and returns the directories that were made for them. `directory` is the one
+/// that the recipe lies in. What belongs to a user that a command makes belongs to root until [`super::homes::settle`].
 ///
 /// # Errors
 /// Fails with the path at fault.
-pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
-    recipe.files.iter().try_for_each(|file| {
+pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for file in &recipe.files {
         let content = match (&file.source, &file.text) {
             (Some(source), _) => {
                 let source = directory.join(source);
@@ -31,11 +33,22 @@ pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
             }
             (None, text) => text.clone().unwrap_or_default().into_bytes(),
         };
-        let (user, group) = owner(tree, file)?;
-        put(tree, &file.path, &content, file.mode_bits()?)?;
-        chown(inside(tree, &file.path), Some(user), Some(group))
-            .with_context(|| format!("change the owner of {}", file.path.display()))
-    })
+        put_noting(tree, &file.path, &content, file.mode_bits()?, &mut made)?;
+        let owner = file.owner.as_deref().map(|owner| owner_of(tree, owner)).transpose()?.flatten();
+        give(tree, file, owner.unwrap_or_default())?;
+    }
+    Ok(made)
+}
+
+/// Gives a placed file to its owner. Its mode comes last, since a new owner takes setuid and setgid away.
+///
+/// # Errors
+/// Fails with the path.
+pub fn give(tree: &Path, file: &FileEntry, (user, group): (u32, u32)) -> Result<()> {
+    let target = inside(tree, &file.path);
+    lchown(&target, Some(user), Some(group))
+        .and_then(|()| fs::set_permissions(&target, Permissions::from_mode(file.mode_bits().unwrap_or(0o644))))
+        .with_context(|| format!("change the owner of {}", file.path.display()))
 }
 
 /// Writes one file that belongs to root, in place of what is there, even of a symbolic link.
@@ -43,7 +56,12 @@ pub fn place(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<()> {
 /// # Errors
 /// Fails with the path.
 pub fn put(tree: &Path, path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let target = resolve_parent(tree, path)?;
+    put_noting(tree, path, content, mode, &mut Vec::new())
+}
+
+fn put_noting(tree: &Path, path: &Path, content: &[u8], mode: u32, made: &mut Vec<PathBuf>) -> Result<()> {
+    let parent = make_parents(tree, path, made)?;
+    let target = parent.join(path.file_name().context("the path has no file name")?);
     if target.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         fs::remove_file(&target).with_context(|| format!("replace {}", target.display()))?;
     }
@@ -51,33 +69,42 @@ pub fn put(tree: &Path, path: &Path, content: &[u8], mode: u32) -> Result<()> {
     fs::set_permissions(&target, Permissions::from_mode(mode)).with_context(|| format!("chmod {}", target.display()))
 }
 
-/// Creates the parent directories, and returns the path with its links resolved. `/bin` and the like are relative links
-/// in a merged-/usr tree and may be followed; an absolute link would lead out of the tree, onto the host.
-fn resolve_parent(tree: &Path, path: &Path) -> Result<PathBuf> {
-    let target = inside(tree, path);
-    let parent = target.parent().context("the path has no parent directory")?;
-    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    let real = parent.canonicalize().with_context(|| format!("resolve {}", parent.display()))?;
+/// Creates the directories above `path`, adds those that were not there to `made`, and returns the last one with its
+/// links resolved. `/bin` and the like are relative links in a merged-/usr tree and may be followed; an absolute link
+/// would lead out of the tree, onto the host.
+fn make_parents(tree: &Path, path: &Path, made: &mut Vec<PathBuf>) -> Result<PathBuf> {
     let root = tree.canonicalize().with_context(|| format!("resolve {}", tree.display()))?;
-    ensure!(real.starts_with(root), "{} leads out of the image through a symbolic link", path.display());
-    Ok(real.join(target.file_name().context("the path has no file name")?))
+    let parent = path.parent().context("the path has no parent directory")?;
+    let mut real = root.clone();
+    for name in parent.strip_prefix("/").unwrap_or(parent) {
+        let next = real.join(name);
+        if next.symlink_metadata().is_err() {
+            // Given by hand: the mask of permissions is a matter of the host.
+            fs::create_dir(&next)
+                .and_then(|()| fs::set_permissions(&next, Permissions::from_mode(0o755)))
+                .with_context(|| format!("create {}", next.display()))?;
+            made.push(Path::new("/").join(next.strip_prefix(&root)?));
+        }
+        real = next.canonicalize().with_context(|| format!("resolve {}", next.display()))?;
+        ensure!(real.starts_with(&root), "{} leads out of the image through a symbolic link", path.display());
+    }
+    Ok(real)
 }
 
-fn owner(tree: &Path, file: &FileEntry) -> Result<(u32, u32)> {
-    let (user, group) = file.owner.split_once(':').context("the owner has no ':' in it")?;
-    let find = |database: &str, name: &str| -> Result<u32> {
+/// Finds the numbers of `user:group`; `None` where the image does not have one of the names yet.
+///
+/// # Errors
+/// When the databases of the image cannot be read.
+pub fn owner_of(tree: &Path, owner: &str) -> Result<Option<(u32, u32)>> {
+    let (user, group) = owner.split_once(':').context("the owner has no ':' in it")?;
+    let find = |database: &str, name: &str| -> Result<Option<u32>> {
         if let Ok(number) = name.parse() {
-            return Ok(number);
+            return Ok(Some(number));
         }
         let text = fs::read_to_string(tree.join(database)).with_context(|| format!("read {database} of the image"))?;
-        id_of(&text, name).with_context(|| {
-            format!(
-                "{name:?}, owner of {}, is not in /{database}; files come before commands, so give a number",
-                file.path.display()
-            )
-        })
+        Ok(id_of(&text, name))
     };
-    Ok((find("etc/passwd", user)?, find("etc/group", group)?))
+    Ok(find("etc/passwd", user)?.zip(find("etc/group", group)?))
 }
 
 /// Finds the number of a name. Both `passwd` and `group` have the name first and the number third.
@@ -128,7 +155,7 @@ fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
     let directory = Path::new("/usr/lib/systemd/system");
     put(tree, &directory.join(name), text.as_bytes(), 0o644)?;
     let wants = inside(tree, &directory.join(format!("{target}.wants")));
-    fs::create_dir_all(&wants).with_context(|| format!("create {}", wants.display()))?;
+    make_parents(tree, &directory.join(format!("{target}.wants/link")), &mut Vec::new())?;
     let link = wants.join(name);
     if link.symlink_metadata().is_err() {
         symlink(format!("../{name}"), &link).with_context(|| format!("link {}", link.display()))?;

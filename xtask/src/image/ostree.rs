@@ -1,7 +1,7 @@
 //! OSTree: the repository that is kept between builds, and the deployment that becomes the image.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -118,6 +118,7 @@ impl Repository {
         remove_tree(&repo.join("tmp"))?;
         fs::create_dir(repo.join("tmp")).context("create tmp of the repository")?;
         one_deployment(sysroot)?;
+        same_for_every_version(sysroot)?;
         entry_of(sysroot)
     }
 }
@@ -133,6 +134,36 @@ pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
         let _ = Command::new("chattr").arg("-i").arg(entry.path()).output();
     }
     remove_tree(sysroot)
+}
+
+/// Lines of a boot entry that the image keeps, as ostree of 2022 wrote them.
+const ENTRY_LINES: &[&str] = &["title", "version", "options", "linux", "initrd"];
+
+/// Makes the deployment that of every version of ostree: newer ones name the boot entry in another way, add lines for
+/// other boot loaders, keep directories for a root that is written to, and no longer fill `/var`.
+fn same_for_every_version(sysroot: &Path) -> Result<()> {
+    let stateroot = sysroot.join("ostree/deploy").join(STATEROOT);
+    remove_tree(&stateroot.join("backing"))?;
+    let var = stateroot.join("var");
+    for (name, mode) in [("lib", 0o755), ("log", 0o755), ("tmp", 0o1777)] {
+        let path = var.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    }
+    for (name, target) in [("lock", "../run/lock"), ("run", "../run")] {
+        let path = var.join(name);
+        if path.symlink_metadata().is_err() {
+            symlink(target, &path).with_context(|| format!("link {}", path.display()))?;
+        }
+    }
+    let directory = sysroot.join("boot/loader/entries");
+    let entry = only_entry(&directory)?;
+    let text = fs::read_to_string(&entry).with_context(|| format!("read {}", entry.display()))?;
+    let kept = text.lines().filter(|line| line.split(' ').next().is_some_and(|key| ENTRY_LINES.contains(&key)));
+    let kept: String = kept.map(|line| format!("{line}\n")).collect();
+    fs::write(&entry, kept).with_context(|| format!("write {}", entry.display()))?;
+    fs::rename(&entry, directory.join(format!("ostree-1-{STATEROOT}.conf")))
+        .with_context(|| format!("rename {}", entry.display()))
 }
 
 /// Checks that the image holds one deployment, and no object that is not part of it: every byte is sent to robots.
@@ -152,14 +183,18 @@ fn one_deployment(sysroot: &Path) -> Result<()> {
 }
 
 fn entry_of(sysroot: &Path) -> Result<BootEntry> {
-    let directory = sysroot.join("boot/loader/entries");
-    let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
+    let file = only_entry(&sysroot.join("boot/loader/entries"))?;
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    BootEntry::parse(&text).with_context(|| format!("boot entry {}", file.display()))
+}
+
+fn only_entry(directory: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     let [file] = files.as_slice() else {
         anyhow::bail!("{} holds {} boot entries instead of one", directory.display(), files.len())
     };
-    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    BootEntry::parse(&text).with_context(|| format!("boot entry {}", file.display()))
+    Ok(file.clone())
 }
 
 fn ostree(repo: &Path) -> Command {

@@ -14,7 +14,7 @@ use walkdir::WalkDir;
 use super::attributes::{self, Attribute};
 use super::digest::ContentDigest;
 use super::directory;
-use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, RESERVED_INODES};
+use super::geometry::{BLOCK, DESCRIPTOR, GROUP, INODE, MOST_INODES, RESERVED_INODES};
 use super::tree::{Node, NodeKind};
 use crate::size::to_usize;
 
@@ -24,6 +24,8 @@ const HOLE: u64 = 16;
 const MOST_LINKS: u32 = 65_000;
 /// Largest size of a file, bytes: ext4 numbers the blocks of a file with 32 bits.
 const MOST_BYTES: u64 = u32::MAX as u64 * BLOCK;
+/// Blocks of the last group beside its inode table, at least: mke2fs leaves out a group of 50 and less.
+const LAST_GROUP: u64 = 256;
 /// Bytes of a link's target that fit into its inode.
 const SHORT_TARGET: usize = 59;
 const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -212,6 +214,10 @@ impl Content {
         // Each group has two bitmaps, some have a backup of superblock and descriptors, and inode tables are rounded up
         // to blocks; the 256 are for lost+found and trees of extents.
         blocks += groups * (4 + (groups * DESCRIPTOR).div_ceil(BLOCK)) + 256;
+        // Small files need more groups for their inodes than for their blocks. The last group need not be a whole one.
+        let groups = self.inodes_wanted().div_ceil(MOST_INODES);
+        let least = (groups - 1) * GROUP + MOST_INODES * INODE / BLOCK + LAST_GROUP;
+        blocks = if groups > 1 { blocks.max(least) } else { blocks };
         Ok((blocks * BLOCK).next_multiple_of(1 << 20))
     }
 }

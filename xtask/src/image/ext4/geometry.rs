@@ -16,6 +16,8 @@ pub const BLOCK: u64 = 4096;
 pub const INODE: u64 = 256;
 /// Blocks of a group: what one bitmap block covers.
 pub const GROUP: u64 = 8 * BLOCK;
+/// Inodes of a group at most: what one bitmap block covers.
+pub const MOST_INODES: u64 = 8 * BLOCK;
 /// Bytes of a group's descriptor, with the feature `64bit`.
 pub const DESCRIPTOR: u64 = 64;
 /// Inodes up to this number belong to ext4 itself, except for the root; number 11 is lost+found.
@@ -105,7 +107,7 @@ impl Geometry {
         };
         let inodes = u64::from(geometry.inodes_per_group);
         // One bitmap block must cover them, and the table must fill whole blocks.
-        let sound = (1..=GROUP).contains(&inodes) && (inodes * INODE).is_multiple_of(BLOCK);
+        let sound = (1..=MOST_INODES).contains(&inodes) && (inodes * INODE).is_multiple_of(BLOCK);
         ensure!(sound, "the groups of the file system cannot have {inodes} inodes");
         let all_inodes = inodes * geometry.groups.len() as u64;
         ensure!(

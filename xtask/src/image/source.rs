@@ -252,7 +252,7 @@ impl Job<'_> {
     fn same_suite(&self, loaded: &Loaded) -> Result<()> {
         let suite = &self.distribution.suite;
         let Some(number) = loaded.tree.find(b"usr/lib/os-release").filter(|_| !suite.is_empty()) else { return Ok(()) };
-        let merge::Kind::File(extent) = loaded.tree.inode(number).kind else { return Ok(()) };
+        let merge::InodeKind::File(extent) = loaded.tree.inode(number).kind else { return Ok(()) };
         let text = archive::content(&loaded.layers, extent)?;
         match code_name(&String::from_utf8_lossy(&text)) {
             Some(found) if found != *suite => {

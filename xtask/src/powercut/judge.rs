@@ -2,6 +2,7 @@
 //! and, for a sample, what the agent's recovery really makes of the disk.
 
 mod floor;
+mod subject;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use reflash::release::digest::{Digest, block_hash};
 use reflash::release::index::{ChunkNo, Index};
 use reflash::release::manifest::TrustedKeys;
 
+use self::floor::KnownFloors;
+pub use self::subject::{ReleaseUnderTest, SlotFiles};
 use super::disk::{BLOCK_BYTES, DiskState, Region};
 use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
@@ -38,19 +41,6 @@ const UNDO_EVERY: u64 = 24;
 
 /// Value of `boot.tries` where nothing else is configured.
 const TRIES: u8 = 3;
-
-/// Release as the judge knows it.
-pub struct ReleaseUnderTest {
-    /// Serial of the release.
-    pub serial: u64,
-    /// Chunk index of the release.
-    pub index: Index,
-    /// Image of the release.
-    pub image: Vec<u8>,
-}
-
-/// Digests of a recovery's files, in the order of [`FILES`].
-pub type SlotFiles = [Digest; FILES.len()];
 
 /// Releases and limits that states are judged by.
 pub struct Judge<'a> {
@@ -70,7 +60,7 @@ pub struct Judge<'a> {
     recovery_scratch: Scratch,
     environments: HashMap<u64, Option<Vec<u8>>>,
     agents: HashMap<u64, Found>,
-    floors: HashMap<u64, u64>,
+    floors: KnownFloors,
     kept: HashMap<u64, Option<u64>>,
     chunks: HashMap<(u64, ChunkNo, u64), bool>,
     slots: HashMap<(u64, Slot, usize), Option<Digest>>,
@@ -127,7 +117,7 @@ impl<'a> Judge<'a> {
             recovery_scratch: Scratch::new()?,
             environments: HashMap::new(),
             agents: HashMap::new(),
-            floors: HashMap::new(),
+            floors: KnownFloors::default(),
             kept: HashMap::new(),
             chunks: HashMap::new(),
             slots: HashMap::new(),
@@ -142,6 +132,15 @@ impl<'a> Judge<'a> {
         })
     }
 
+    /// The floor of a disk, from all places on it.
+    ///
+    /// # Errors
+    /// Fails when the disk cannot be looked at.
+    pub fn floor_of(&mut self, disk: &DiskState) -> Result<u64> {
+        let on_recovery = self.floors.of(&disk.recovery, &mut self.recovery_scratch)?;
+        Ok(self.agent(&disk.state)?.floor.max(on_recovery))
+    }
+
     /// Judges one state.
     ///
     /// # Errors
@@ -154,7 +153,7 @@ impl<'a> Judge<'a> {
         // ext4's journal protects against whole sectors that come late or never, not against a superblock of two
         // halves.
         ensure!(!found.lost || kind == StateKind::Torn, "the state partition does not mount, and nothing was torn");
-        let floor = found.floor.max(self.floor_on_recovery(&disk.recovery)?);
+        let floor = self.floor_of(disk)?;
         ensure!(floor >= self.floor, "the floor fell from {} to {floor}", self.floor);
         let how = match choice {
             Choice::System(_) | Choice::Safe(_) if !disk.system.has_superblock() => {

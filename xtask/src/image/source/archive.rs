@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree, TreeName, shown};
+use super::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree, TreeName, shown};
 
 /// Formats by their first bytes: the program that turns them into a tarball, its arguments, and its package.
 const FORMATS: &[(&[u8], &str, &[&str], &str)] = &[
@@ -214,16 +214,16 @@ fn of_header(
     };
     ensure!(number("size", extent.bytes)? == extent.bytes, "its size is more than 8 GiB");
     let kind = match entry_type {
-        EntryType::Regular | EntryType::Continuous => Kind::File(extent),
-        EntryType::Directory => Kind::Directory(BTreeMap::new()),
-        EntryType::Symlink => Kind::Link(link.context("it is a link without a target")?),
+        EntryType::Regular | EntryType::Continuous => InodeKind::File(extent),
+        EntryType::Directory => InodeKind::Directory(BTreeMap::new()),
+        EntryType::Symlink => InodeKind::Link(link.context("it is a link without a target")?),
         EntryType::Link => return Ok(Member::HardLink(link.context("it is a hard link without a target")?)),
-        EntryType::Char | EntryType::Block => Kind::Device(
+        EntryType::Char | EntryType::Block => InodeKind::Device(
             entry_type == EntryType::Char,
             header.device_major()?.unwrap_or_default(),
             header.device_minor()?.unwrap_or_default(),
         ),
-        EntryType::Fifo => Kind::Fifo,
+        EntryType::Fifo => InodeKind::Fifo,
         other => bail!("its kind {:?} is unknown", char::from(other.as_byte())),
     };
     let id = |key, of_header| -> Result<u32> {
@@ -236,7 +236,7 @@ fn of_header(
         (!is_foreign(name)).then(|| (name.to_vec(), value.clone()))
     });
     // Programs that pack write what they like for a link, whose mode counts for nothing.
-    let mode = if matches!(kind, Kind::Link(_)) { 0o777 } else { header.mode()? & 0o7777 };
+    let mode = if matches!(kind, InodeKind::Link(_)) { 0o777 } else { header.mode()? & 0o7777 };
     Ok(Member::New(ArchiveInode {
         kind,
         mode,
@@ -301,25 +301,25 @@ fn write_one(
             link = Some([b"./", first].concat());
             EntryType::Link
         }
-        (Kind::Directory(_), None) => {
+        (InodeKind::Directory(_), None) => {
             name.extend(if path.is_empty() { b"".as_slice() } else { b"/" });
             EntryType::Directory
         }
-        (Kind::File(extent), None) => {
+        (InodeKind::File(extent), None) => {
             header.set_size(extent.bytes);
             content = Some(reader(layers, *extent)?);
             EntryType::Regular
         }
-        (Kind::Link(target), None) => {
+        (InodeKind::Link(target), None) => {
             link = Some(target.clone());
             EntryType::Symlink
         }
-        (Kind::Device(is_character, major, minor), None) => {
+        (InodeKind::Device(is_character, major, minor), None) => {
             header.set_device_major(*major)?;
             header.set_device_minor(*minor)?;
             if *is_character { EntryType::Char } else { EntryType::Block }
         }
-        (Kind::Fifo, None) => EntryType::Fifo,
+        (InodeKind::Fifo, None) => EntryType::Fifo,
     };
     header.set_entry_type(entry_type);
     let mut attributes = Vec::new();
@@ -365,7 +365,7 @@ fn place(field: &mut [u8; 100], name: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::{Members, Plain, content, read, records, uncompress, write};
-    use crate::image::source::merge::{Kind, Member, MergedTree};
+    use crate::image::source::merge::{InodeKind, Member, MergedTree};
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::Command;
@@ -422,7 +422,7 @@ mod tests {
             let mut tree = tree_of(read(&path, 0).unwrap());
             let number = tree.find(b"not \xff UTF-8\n").unwrap();
             assert_eq!((tree.inode(number).user, tree.inode(number).group), (7, 8));
-            let Kind::File(extent) = tree.inode(number).kind else { panic!() };
+            let InodeKind::File(extent) = tree.inode(number).kind else { panic!() };
             assert_eq!(content(&layers, extent).unwrap(), b"bytes");
             // The same again from what is written, and by the tool that unpacks it.
             let out = directory.path().join("out.tar");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::archive;
-use super::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree};
+use super::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree};
 
 /// Directories whose content is of a running machine.
 const EMPTIED: &[&str] = &["dev", "proc", "sys", "run", "tmp", "var/tmp", "lost+found"];
@@ -76,7 +76,7 @@ pub fn remove(tree: &mut MergedTree, layers: &mut Vec<PathBuf>, scratch: &Path) 
     let mut members = Vec::new();
     for (path, content) in added {
         let bytes = content.len() as u64;
-        let kind = Kind::File(ContentPlace { layer, offset, bytes });
+        let kind = InodeKind::File(ContentPlace { layer, offset, bytes });
         offset += bytes;
         let inode =
             ArchiveInode { kind, mode: 0o644, user: 0, group: 0, modified_unix_s: 0, attributes: BTreeMap::new() };
@@ -89,7 +89,7 @@ pub fn remove(tree: &mut MergedTree, layers: &mut Vec<PathBuf>, scratch: &Path) 
 fn text(tree: &MergedTree, layers: &[PathBuf], path: &str) -> Result<Option<Vec<u8>>> {
     let kind = tree.find(path.as_bytes()).map(|number| &tree.inode(number).kind);
     match kind {
-        Some(Kind::File(extent)) => archive::content(layers, *extent).map(Some),
+        Some(InodeKind::File(extent)) => archive::content(layers, *extent).map(Some),
         _ => Ok(None),
     }
 }
@@ -114,14 +114,14 @@ fn without_disks(table: &str) -> (String, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::{remove, without_disks};
-    use crate::image::source::merge::{ArchiveInode, ContentPlace, Kind, Member, MergedTree};
+    use crate::image::source::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree};
     use std::collections::BTreeMap;
 
     /// A tree whose files all have this text.
     fn tree(directory: &std::path::Path, paths: &[&str], text: &str) -> (MergedTree, Vec<std::path::PathBuf>) {
         let layer = directory.join("layer");
         std::fs::write(&layer, text).unwrap();
-        let kind = Kind::File(ContentPlace { layer: 0, offset: 0, bytes: text.len() as u64 });
+        let kind = InodeKind::File(ContentPlace { layer: 0, offset: 0, bytes: text.len() as u64 });
         let inode =
             ArchiveInode { kind, mode: 0o600, user: 7, group: 7, modified_unix_s: 9, attributes: BTreeMap::new() };
         let mut tree = MergedTree::default();
@@ -159,7 +159,7 @@ mod tests {
             let (mut tree, mut layers) = tree(directory.path(), paths, "");
             remove(&mut tree, &mut layers, directory.path()).unwrap();
             let number = tree.find(b"etc/hosts").unwrap();
-            let Kind::File(extent) = tree.inode(number).kind else { panic!("{:?}", tree.inode(number)) };
+            let InodeKind::File(extent) = tree.inode(number).kind else { panic!("{:?}", tree.inode(number)) };
             let text = crate::image::source::archive::content(&layers, extent).unwrap();
             assert!(text.starts_with(b"127.0.0.1\tlocalhost\n"));
         }

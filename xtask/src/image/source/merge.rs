@@ -21,8 +21,8 @@ pub type InodeNo = usize;
 /// One thing that an archive has, apart from its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveInode {
-    /// Kind, with what belongs to it.
-    pub kind: Kind,
+    /// InodeKind, with what belongs to it.
+    pub kind: InodeKind,
     /// Permission bits of the inode.
     pub mode: u32,
     /// Number of the owner.
@@ -37,7 +37,7 @@ pub struct ArchiveInode {
 
 /// Kind of an inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum InodeKind {
     /// Directory, with its names.
     Directory(BTreeMap<Vec<u8>, InodeNo>),
     /// Regular file, with the place of its content.
@@ -93,7 +93,7 @@ pub const ROOT: InodeNo = 0;
 impl ArchiveInode {
     fn directory() -> Self {
         Self {
-            kind: Kind::Directory(BTreeMap::new()),
+            kind: InodeKind::Directory(BTreeMap::new()),
             mode: 0o755,
             user: 0,
             group: 0,
@@ -137,8 +137,14 @@ impl MergedTree {
     fn put(&mut self, path: &[u8], member: Member) -> Result<()> {
         let mut names = components(path)?;
         let Some(name) = names.pop() else {
-            let Member::New(ArchiveInode { kind: Kind::Directory(_), mode, user, group, modified_unix_s, attributes }) =
-                member
+            let Member::New(ArchiveInode {
+                kind: InodeKind::Directory(_),
+                mode,
+                user,
+                group,
+                modified_unix_s,
+                attributes,
+            }) = member
             else {
                 bail!("the root of the archive is no directory")
             };
@@ -151,18 +157,20 @@ impl MergedTree {
             Member::HardLink(target) => {
                 let number = self.find_unfollowed(&target);
                 let number = number.with_context(|| format!("its hard link {} leads nowhere", shown(&target)))?;
-                let is_directory = matches!(self.inodes[number].kind, Kind::Directory(_));
+                let is_directory = matches!(self.inodes[number].kind, InodeKind::Directory(_));
                 ensure!(!is_directory, "its hard link {} leads to a directory", shown(&target));
                 number
             }
             Member::New(mut inode) => {
                 let known = self.children(parent).and_then(|children| children.get(name)).copied();
                 let kept = known.and_then(|known| match (&mut self.inodes[known].kind, &inode.kind) {
-                    (Kind::Directory(children), Kind::Directory(_)) => Some((known, std::mem::take(children))),
+                    (InodeKind::Directory(children), InodeKind::Directory(_)) => {
+                        Some((known, std::mem::take(children)))
+                    }
                     _ => None,
                 });
                 if let Some((known, children)) = kept {
-                    inode.kind = Kind::Directory(children);
+                    inode.kind = InodeKind::Directory(children);
                     self.inodes[known] = inode;
                     known
                 } else {
@@ -178,7 +186,7 @@ impl MergedTree {
         let mut names = components(path)?;
         let Some(name) = names.pop() else { return Ok(()) };
         let Some(parent) = self.walk(&names, MAX_LINKS) else { return Ok(()) };
-        let Kind::Directory(children) = &mut self.inodes[parent].kind else { return Ok(()) };
+        let InodeKind::Directory(children) = &mut self.inodes[parent].kind else { return Ok(()) };
         if name == OPAQUE {
             children.clear();
         } else if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|hidden| !hidden.starts_with(WHITEOUT)) {
@@ -193,7 +201,7 @@ impl MergedTree {
     }
 
     fn insert(&mut self, parent: InodeNo, name: &[u8], number: InodeNo) {
-        if let Kind::Directory(children) = &mut self.inodes[parent].kind {
+        if let InodeKind::Directory(children) = &mut self.inodes[parent].kind {
             children.insert(name.to_vec(), number);
         }
     }
@@ -220,8 +228,8 @@ impl MergedTree {
                 child
             });
             match &self.inodes[child].kind {
-                Kind::Directory(_) => stack.push(child),
-                Kind::Link(target) => {
+                InodeKind::Directory(_) => stack.push(child),
+                InodeKind::Link(target) => {
                     links += 1;
                     ensure!(links <= MAX_LINKS, "the links on the way to it lead round in a circle");
                     if target.starts_with(b"/") {
@@ -263,7 +271,7 @@ impl MergedTree {
                 }
                 _ => {
                     let child = *self.children(*stack.last()?)?.get(&name)?;
-                    if let Kind::Link(target) = &self.inodes[child].kind {
+                    if let InodeKind::Link(target) = &self.inodes[child].kind {
                         links = links.checked_sub(1)?;
                         if target.starts_with(b"/") {
                             stack.truncate(1);
@@ -286,7 +294,7 @@ impl MergedTree {
     /// Returns the names of a directory; nothing for other kinds.
     pub fn children(&self, number: InodeNo) -> Option<&BTreeMap<Vec<u8>, InodeNo>> {
         match &self.inodes[number].kind {
-            Kind::Directory(children) => Some(children),
+            InodeKind::Directory(children) => Some(children),
             _ => None,
         }
     }
@@ -297,7 +305,7 @@ impl MergedTree {
         let Some(name) = names.pop() else { return false };
         let Some(parent) = self.walk(&names, MAX_LINKS) else { return false };
         match &mut self.inodes[parent].kind {
-            Kind::Directory(children) => children.remove(name).is_some(),
+            InodeKind::Directory(children) => children.remove(name).is_some(),
             _ => false,
         }
     }
@@ -305,7 +313,7 @@ impl MergedTree {
     /// Removes all that is in a directory.
     pub fn empty(&mut self, path: &[u8]) {
         if let Some(number) = self.find(path)
-            && let Kind::Directory(children) = &mut self.inodes[number].kind
+            && let InodeKind::Directory(children) = &mut self.inodes[number].kind
         {
             children.clear();
         }
@@ -316,7 +324,7 @@ impl MergedTree {
         let number = self.find_unfollowed(path).filter(|number| self.children(*number).is_some())?;
         self.inodes.swap(ROOT, number);
         // The old root, which has the new one among its children, is not reached any more.
-        self.inodes[number].kind = Kind::Directory(BTreeMap::new());
+        self.inodes[number].kind = InodeKind::Directory(BTreeMap::new());
         Some(self)
     }
 
@@ -332,7 +340,7 @@ impl MergedTree {
         let mut names = Vec::new();
         while let Some((path, number)) = queue.pop() {
             let known = first.get(&number).cloned();
-            if let Kind::Directory(children) = &self.inodes[number].kind {
+            if let InodeKind::Directory(children) = &self.inodes[number].kind {
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
                 queue.extend(children.iter().rev().map(|(name, child)| ([&path, slash, name].concat(), *child)));
             } else if known.is_none() {
@@ -359,10 +367,10 @@ pub fn shown(path: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ArchiveInode, ContentPlace, Kind, Member, MergedTree, TreeName, shown};
+    use super::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree, TreeName, shown};
     use std::collections::BTreeMap;
 
-    fn inode(kind: Kind) -> Member {
+    fn inode(kind: InodeKind) -> Member {
         Member::New(ArchiveInode {
             kind,
             mode: 0o755,
@@ -377,13 +385,16 @@ mod tests {
     fn members(layer: usize, names: &[&str]) -> Vec<(Vec<u8>, Member)> {
         let one = |name: &&str| {
             if let Some((name, target)) = name.split_once("->") {
-                (name.into(), inode(Kind::Link(target.into())))
+                (name.into(), inode(InodeKind::Link(target.into())))
             } else if let Some((name, target)) = name.split_once('=') {
                 (name.into(), Member::HardLink(target.into()))
             } else if name.ends_with('/') {
-                (name.as_bytes().to_vec(), inode(Kind::Directory(BTreeMap::new())))
+                (name.as_bytes().to_vec(), inode(InodeKind::Directory(BTreeMap::new())))
             } else {
-                (name.as_bytes().to_vec(), inode(Kind::File(ContentPlace { layer, offset: 0, bytes: layer as u64 })))
+                (
+                    name.as_bytes().to_vec(),
+                    inode(InodeKind::File(ContentPlace { layer, offset: 0, bytes: layer as u64 })),
+                )
             }
         };
         names.iter().map(one).collect()
@@ -404,8 +415,8 @@ mod tests {
             let path = shown(&path);
             found.push(match (&tree.inode(number).kind, first) {
                 (_, Some(first)) => format!("{path}={}", shown(&first)),
-                (Kind::File(extent), None) => format!("{path}:{}", extent.layer),
-                (Kind::Link(target), None) => format!("{path}->{}", shown(target)),
+                (InodeKind::File(extent), None) => format!("{path}:{}", extent.layer),
+                (InodeKind::Link(target), None) => format!("{path}->{}", shown(target)),
                 _ => format!("{path}/"),
             });
         }

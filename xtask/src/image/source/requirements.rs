@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::archive;
-use super::merge::{Kind, MergedTree, ROOT};
+use super::merge::{InodeKind, MergedTree, ROOT};
 use std::path::PathBuf;
 
 /// One requirement.
@@ -50,7 +50,7 @@ pub fn check_basis(tree: &MergedTree, layers: &[PathBuf]) -> Result<()> {
     ensure!(tree.find(b"usr").is_some(), "the source is no root file system: it has no /usr{}", wrapped(tree));
     for name in ["bin", "sbin", "lib"] {
         let path = tree.children(ROOT).and_then(|children| children.get(name.as_bytes()));
-        let is_link = path.is_some_and(|number| matches!(tree.inode(*number).kind, Kind::Link(_)));
+        let is_link = path.is_some_and(|number| matches!(tree.inode(*number).kind, InodeKind::Link(_)));
         ensure!(
             is_link,
             "/{name} of the source is no link into /usr: OSTree's deployments need a merged /usr, as Debian has it since \
@@ -64,7 +64,7 @@ pub fn check_basis(tree: &MergedTree, layers: &[PathBuf]) -> Result<()> {
     );
     for program in [b"usr/bin/env".as_slice(), b"usr/bin/sh", b"usr/lib/systemd/systemd"] {
         let Some(number) = tree.find(program) else { continue };
-        if let Kind::File(extent) = tree.inode(number).kind {
+        if let InodeKind::File(extent) = tree.inode(number).kind {
             let head = archive::content(layers, super::merge::ContentPlace { bytes: extent.bytes.min(20), ..extent })?;
             ensure!(
                 is_for_amd64(&head),

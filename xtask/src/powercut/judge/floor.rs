@@ -1,28 +1,29 @@
-//! The floor in a state that a cut left: it must not fall.
+//! The floor on the recovery partition in a state that a cut left: it must not fall.
+
+use std::collections::HashMap;
 
 use anyhow::Result;
 use reflash::jobs::floor::{self, FloorRecord};
 
-use super::Judge;
-use crate::powercut::disk::{BLOCK_BYTES, DiskState, Region};
+use crate::powercut::disk::{BLOCK_BYTES, Region};
+use crate::powercut::scratch::Scratch;
 use crate::size::to_range;
 
-impl Judge<'_> {
-    /// The floor of a disk, from all places on it.
+/// Floors on recovery partitions that were read before, by the fingerprint of the partition.
+#[derive(Default)]
+pub struct KnownFloors(HashMap<u64, u64>);
+
+impl KnownFloors {
+    /// The floor in the blocks of the recovery partition.
     ///
     /// # Errors
-    /// Fails when the disk cannot be looked at.
-    pub fn floor_of(&mut self, disk: &DiskState) -> Result<u64> {
-        Ok(self.agent(&disk.state)?.floor.max(self.floor_on_recovery(&disk.recovery)?))
-    }
-
-    /// The floor in the blocks of the recovery partition.
-    pub(super) fn floor_on_recovery(&mut self, recovery: &Region) -> Result<u64> {
-        if let Some(known) = self.floors.get(&recovery.fingerprint) {
+    /// Fails when the file system cannot be looked at.
+    pub fn of(&mut self, recovery: &Region, scratch: &mut Scratch) -> Result<u64> {
+        if let Some(known) = self.0.get(&recovery.fingerprint) {
             return Ok(*known);
         }
-        self.recovery_scratch.follow(recovery)?;
-        let ranges = crate::grub::file_ranges(&self.recovery_scratch.file, &format!("/{}", floor::FILE))?;
+        scratch.follow(recovery)?;
+        let ranges = crate::grub::file_ranges(&scratch.file, &format!("/{}", floor::FILE))?;
         let content: Vec<u8> = ranges
             .into_iter()
             .flatten()
@@ -32,7 +33,7 @@ impl Judge<'_> {
             .collect();
         let copies = content.chunks(BLOCK_BYTES).filter_map(FloorRecord::decode);
         let serial = copies.map(|copy| copy.serial).max().unwrap_or(0);
-        self.floors.insert(recovery.fingerprint, serial);
+        self.0.insert(recovery.fingerprint, serial);
         Ok(serial)
     }
 }

@@ -10,6 +10,7 @@ pub mod cargo;
 pub mod check;
 pub mod cli;
 pub mod demo;
+pub mod contents;
 pub mod deny;
 pub mod disk;
 pub mod embedded;

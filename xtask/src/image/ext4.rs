@@ -15,6 +15,7 @@ pub mod digest;
 pub mod directory;
 pub mod extents;
 pub mod geometry;
+pub mod inspect;
 pub mod place;
 pub mod placed;
 pub mod read;

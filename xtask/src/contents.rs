@@ -1,0 +1,203 @@
+//! What is in a system image, for people: its packages, files, accounts and units. All of it is read from the bytes of
+//! the image, without mounting it and without root, so that any image of the builder can be asked, however it was made.
+
+pub mod accounts;
+pub mod copyright;
+pub mod debian_version;
+pub mod difference;
+mod difference_text;
+pub mod packages;
+mod reader;
+
+pub mod units;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use self::accounts::Account;
+use self::packages::{InstalledPackage, PackageDatabase};
+use self::reader::ImageReader;
+use self::units::UnitState;
+
+/// Most bytes of a file that is parsed here; the database of 5,000 packages has 6 MiB.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// What a system image holds.
+#[derive(Debug, Default)]
+pub struct ImageContents {
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// Variables of `os-release`.
+    pub os_release: BTreeMap<String, String>,
+    /// Database that `packages` are from; `None` for a system without one that is known here.
+    pub database: Option<PackageDatabase>,
+    /// Installed packages, by name and architecture.
+    pub packages: Vec<InstalledPackage>,
+    /// Files, links and directories by their path in the running system.
+    pub files: BTreeMap<String, FileFacts>,
+    /// Users by name.
+    pub users: BTreeMap<String, Account>,
+    /// Groups by name.
+    pub groups: BTreeMap<String, Account>,
+    /// States of systemd's units that are not what their packages left to the default.
+    pub units: BTreeMap<String, UnitState>,
+    /// Names of the licences of packages, where their copyright file can be read by a program.
+    pub licences: HashMap<String, Vec<String>>,
+}
+
+/// A file, link or directory of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileFacts {
+    /// Kind of the file: `file`, `link` or `directory`.
+    pub kind: &'static str,
+    /// Permissions in octal, with setuid, setgid and the sticky bit.
+    pub mode: String,
+    /// User ID of the owner.
+    pub uid: u32,
+    /// Group ID of the owner.
+    pub gid: u32,
+    /// Bytes of the content.
+    pub bytes: u64,
+    /// Whether the file has capabilities of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capability: Option<String>,
+    /// Package that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+    /// Digest of the content.
+    #[serde(skip)]
+    pub digest: [u8; 32],
+}
+
+impl FileFacts {
+    /// Whether a program gets rights by being started that its user does not have.
+    #[must_use]
+    pub fn gives_rights(&self) -> bool {
+        let special = self.mode.len() == 4 && matches!(self.mode.as_bytes()[0], b'2' | b'4' | b'6' | b'3' | b'5' | b'7');
+        self.kind == "file" && (special || self.capability.is_some())
+    }
+}
+
+impl ImageContents {
+    /// Reads an image of the builder.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be read, or is no image of the builder.
+    pub fn read(image: &Path) -> Result<Self> {
+        Self::read_inner(image).with_context(|| format!("read what is in {}", image.display()))
+    }
+
+    fn read_inner(image: &Path) -> Result<Self> {
+        let reader = ImageReader::open(image)?;
+        let text = |path: &str| reader.text(path, MOST_BYTES);
+        let os_release = ["usr/lib/os-release", "etc/os-release", "usr/etc/os-release"];
+        let os_release = os_release.iter().find_map(|path| text(path)).map(|text| variables(&text));
+        let (database, packages) = packages::installed(&text)?;
+        let owners = Owners::of(&reader, &packages);
+        let files = reader.files()?.into_iter().map(|(path, mut facts)| {
+            facts.package = owners.of_path(&path);
+            (path, facts)
+        });
+        let accounts = |name: &str| text(&format!("etc/{name}")).or_else(|| text(&format!("usr/etc/{name}")));
+        Ok(Self {
+            image_bytes: reader.image_bytes,
+            os_release: os_release.unwrap_or_default(),
+            files: files.collect(),
+            users: accounts::users(&accounts("passwd").unwrap_or_default()),
+            groups: accounts::groups(&accounts("group").unwrap_or_default()),
+            units: units::states(&reader.links("etc/systemd/system")),
+            licences: licences(&packages, &text),
+            database,
+            packages,
+        })
+    }
+
+    /// Returns the name of the image and its version, as its recipe has them, or else those of its distribution.
+    #[must_use]
+    pub fn name_and_version(&self) -> (String, String) {
+        let variable = |names: [&str; 2]| names.iter().find_map(|name| self.os_release.get(*name).cloned());
+        let name = variable(["IMAGE_ID", "ID"]).unwrap_or_else(|| "unknown".to_owned());
+        (name, variable(["IMAGE_VERSION", "VERSION_ID"]).unwrap_or_else(|| "unknown".to_owned()))
+    }
+}
+
+/// Parses `os-release`: shell assignments without anything that a shell would expand.
+fn variables(text: &str) -> BTreeMap<String, String> {
+    let assignment = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        let value = value.trim().trim_matches(['"', '\'']);
+        Some((name.trim().to_owned(), value.to_owned()))
+    };
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(assignment).collect()
+}
+
+fn licences(packages: &[InstalledPackage], text: &dyn Fn(&str) -> Option<String>) -> HashMap<String, Vec<String>> {
+    let of = |package: &InstalledPackage| {
+        let text = text(&format!("usr/share/doc/{}/copyright", package.name))?;
+        let licences = copyright::licences(&text);
+        (!licences.is_empty()).then(|| (package.name.clone(), licences))
+    };
+    packages.iter().filter_map(of).collect()
+}
+
+/// Packages by the paths that they installed.
+struct Owners(HashMap<String, String>);
+
+impl Owners {
+    fn of(reader: &ImageReader, packages: &[InstalledPackage]) -> Self {
+        let mut owners = HashMap::new();
+        for package in packages {
+            let names = [package.name.clone(), format!("{}:{}", package.name, package.architecture)];
+            let lists = packages::INFO_DIRECTORIES.iter().flat_map(|directory| {
+                names.iter().map(move |name| format!("{directory}/{name}.list"))
+            });
+            let Some(list) = lists.into_iter().find_map(|path| reader.text(&path, MOST_BYTES)) else { continue };
+            for path in list.lines() {
+                owners.entry(reader::merged(path)).or_insert_with(|| package.name.clone());
+            }
+        }
+        Self(owners)
+    }
+
+    fn of_path(&self, path: &str) -> Option<String> {
+        // What packages have in /var or /opt, an image keeps below /usr.
+        let original = path
+            .strip_prefix("/usr/share/factory")
+            .filter(|rest| rest.starts_with('/'))
+            .or_else(|| path.strip_prefix("/usr").filter(|rest| rest.starts_with("/opt/")));
+        self.0.get(path).or_else(|| self.0.get(original?)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FileFacts, variables};
+
+    #[test]
+    fn variables_lose_their_quotes() {
+        let text = "# comment\nNAME=\"Debian GNU/Linux\"\nIMAGE_ID=demo\nHOME_URL='https://x.example/?a=b'\n";
+        let found = variables(text);
+        assert_eq!((found["NAME"].as_str(), found["IMAGE_ID"].as_str()), ("Debian GNU/Linux", "demo"));
+        assert_eq!(found["HOME_URL"], "https://x.example/?a=b");
+    }
+
+    #[test]
+    fn only_files_with_special_bits_or_capabilities_give_rights() {
+        let file = |kind, mode: &str, capability: Option<&str>| FileFacts {
+            kind,
+            mode: mode.into(),
+            uid: 0,
+            gid: 0,
+            bytes: 0,
+            capability: capability.map(str::to_owned),
+            package: None,
+            digest: [0; 32],
+        };
+        assert!(file("file", "4755", None).gives_rights() && file("file", "2755", None).gives_rights());
+        assert!(file("file", "0755", Some("00")).gives_rights());
+        assert!(!file("directory", "2775", None).gives_rights() && !file("file", "1755", None).gives_rights());
+    }
+}

@@ -1,0 +1,55 @@
+//! Users and groups of an image. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// User or group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// Number of the user or group.
+    pub number: u32,
+    /// What else its line says, in order: group, home and shell of a user, members of a group.
+    pub details: Vec<String>,
+}
+
+/// Parses `passwd`.
+#[must_use]
+pub fn users(passwd: &str) -> BTreeMap<String, Account> {
+    // name:password:uid:gid:comment:home:shell
+    parse(passwd, |fields| [3, 5, 6].iter().filter_map(|at| fields.get(*at).map(|&field| field.to_owned())).collect())
+}
+
+/// Parses `group`.
+#[must_use]
+pub fn groups(group: &str) -> BTreeMap<String, Account> {
+    // name:password:gid:members
+    parse(group, |fields| {
+        let members = fields.get(3).copied().unwrap_or_default();
+        members.split(',').filter(|member| !member.is_empty()).map(str::to_owned).collect()
+    })
+}
+
+fn parse(text: &str, details: impl Fn(&[&str]) -> Vec<String>) -> BTreeMap<String, Account> {
+    let account = |line: &str| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let number = fields.get(2)?.parse().ok()?;
+        Some((fields[0].to_owned(), Account { number, details: details(&fields) }))
+    };
+    text.lines().filter_map(account).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{groups, users};
+
+    #[test]
+    fn users_and_groups_have_numbers_and_details() {
+        let found = users("root:x:0:0:root:/root:/bin/bash\nrobot:x:1000:1000:A,B:/home/robot:/bin/sh\nrubbish\n");
+        assert_eq!((found.len(), found["robot"].number), (2, 1000));
+        assert_eq!(found["robot"].details, ["1000", "/home/robot", "/bin/sh"]);
+        let found = groups("dialout:x:20:robot,pi\nroot:x:0:\n");
+        assert_eq!(found["dialout"].details, ["robot", "pi"]);
+        assert!(found["root"].details.is_empty());
+    }
+}

@@ -8,7 +8,8 @@ pub mod difference;
 mod difference_text;
 pub mod packages;
 mod reader;
-
+pub mod sbom;
+pub mod software;
 pub mod units;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use serde::Serialize;
 use self::accounts::Account;
 use self::packages::{InstalledPackage, PackageDatabase};
 use self::reader::ImageReader;
+use self::software::OtherSoftware;
 use self::units::UnitState;
 
 /// Most bytes of a file that is parsed here; the database of 5,000 packages has 6 MiB.
@@ -46,6 +48,8 @@ pub struct ImageContents {
     pub units: BTreeMap<String, UnitState>,
     /// Names of the licences of packages, where their copyright file can be read by a program.
     pub licences: HashMap<String, Vec<String>>,
+    /// Software that belongs to no package.
+    pub software: Vec<OtherSoftware>,
 }
 
 /// A file, link or directory of an image.
@@ -97,19 +101,18 @@ impl ImageContents {
         let os_release = os_release.iter().find_map(|path| text(path)).map(|text| variables(&text));
         let (database, packages) = packages::installed(&text)?;
         let owners = Owners::of(&reader, &packages);
-        let files = reader.files()?.into_iter().map(|(path, mut facts)| {
-            facts.package = owners.of_path(&path);
-            (path, facts)
-        });
+        let mut files = reader.files()?;
+        files.iter_mut().for_each(|(path, facts)| facts.package = owners.of_path(path));
         let accounts = |name: &str| text(&format!("etc/{name}")).or_else(|| text(&format!("usr/etc/{name}")));
         Ok(Self {
             image_bytes: reader.image_bytes,
             os_release: os_release.unwrap_or_default(),
-            files: files.collect(),
             users: accounts::users(&accounts("passwd").unwrap_or_default()),
             groups: accounts::groups(&accounts("group").unwrap_or_default()),
             units: units::states(&reader.links("etc/systemd/system")),
             licences: licences(&packages, &text),
+            software: software::found(&files, &text),
+            files,
             database,
             packages,
         })

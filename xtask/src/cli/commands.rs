@@ -33,7 +33,7 @@ pub enum BuilderCommand {
     Initramfs(initramfs::InitramfsArgs),
     /// Build a system image from a recipe.
     Image(image::ImageArgs),
-    /// Say which blocks differ between two images, what they belong to, and how many of them are new.
+    /// Say what differs between two images: packages, files, accounts, units, rights, sizes, then blocks.
     Compare(image::compare::CompareArgs),
     /// Make GRUB's images.
     Grub,

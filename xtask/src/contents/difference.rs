@@ -250,7 +250,7 @@ fn sizes(old: &BTreeMap<String, FileFacts>, new: &BTreeMap<String, FileFacts>) -
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::super::packages::{InstalledPackage, PackageDatabase};
     use super::super::units::UnitState;
     use super::super::{FileFacts, ImageContents, accounts};
@@ -262,12 +262,8 @@ pub mod tests {
             name: name.into(),
             architecture: architecture.into(),
             version: version.into(),
-            source: None,
             installed_kib: 1,
-            maintainer: None,
-            homepage: None,
-            summary: None,
-            licence: None,
+            ..InstalledPackage::default()
         }
     }
 

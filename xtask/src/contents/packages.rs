@@ -15,7 +15,7 @@ pub enum PackageDatabase {
 }
 
 /// One installed package.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct InstalledPackage {
     /// Name of the package.
     pub name: String,

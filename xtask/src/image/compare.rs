@@ -1,5 +1,5 @@
-//! Comparison of two images, block by block: what differs, and to which files it belongs. It is for engineers who want
-//! to know why an update is as large as it is.
+//! Comparison of two images: what differs in what they hold, then block by block, and to which files the blocks belong.
+//! It is for engineers who want to know what an update brings, and why it is as large as it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -8,10 +8,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::ext4::geometry::{BLOCK, Geometry};
 use super::ext4::read::Old;
 use super::ext4::tree::NodeKind;
+use crate::contents::ImageContents;
+use crate::contents::difference::{self, ContentsDifference};
 use crate::size::to_usize;
 
 /// Chunk sizes of a release that are reported, bytes.
@@ -37,6 +40,17 @@ pub struct CompareArgs {
     /// Files to list, those with most changed blocks first.
     #[arg(long, default_value_t = 10)]
     files: usize,
+    /// Print everything that differs as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that `compare` finds, as it is printed with `--json`.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    /// `null` where the image before was not made by the builder.
+    contents: Option<ContentsDifference>,
+    blocks: Report,
 }
 
 /// Compares two images as the command line says, and prints the report.
@@ -46,7 +60,22 @@ pub struct CompareArgs {
 pub fn run(args: &CompareArgs) -> Result<()> {
     let (old, new) = (args.old.as_deref(), args.new.as_deref());
     let old = old.context("give the image that robots have and the one that they are to get")?;
-    print!("{}", compare(old, new.context("give the image that they are to get, too")?, args.files)?);
+    let new = new.context("give the image that they are to get, too")?;
+    let contents = match ImageContents::read(old) {
+        Ok(before) => Some(difference::between(&before, &ImageContents::read(new)?)),
+        // Whatever is on a partition can be compared by its blocks.
+        Err(error) => {
+            eprintln!("  only blocks are compared: {error:#}");
+            None
+        }
+    };
+    let blocks = compare(old, new, args.files)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&Comparison { contents, blocks })?);
+    } else {
+        contents.iter().for_each(|contents| println!("{contents}"));
+        print!("{blocks}");
+    }
     Ok(())
 }
 
@@ -139,7 +168,7 @@ fn each_block(image: &Path, mut seen: impl FnMut(&[u8])) -> Result<()> {
 }
 
 /// Numbers of blocks, or chunks, in each state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
     /// Number with other content than the old image has at the same place: zeros, moved or new.
     pub changed: u64,
@@ -164,7 +193,7 @@ impl Count {
 }
 
 /// Result of [`compare`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Bytes of the new image.
     pub bytes: u64,

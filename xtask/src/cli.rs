@@ -4,6 +4,7 @@ mod commands;
 mod defaults;
 mod keygen;
 mod release;
+mod software;
 
 use std::path::PathBuf;
 

@@ -1,9 +1,10 @@
 //! A recipe becomes the image of a system partition.
 //!
 //! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
-//! bootstrapped tree is kept, since it takes longest and changes least; so is the OSTree repository.
+//! bootstrapped tree is kept, since it takes longest, until the package archives change; so is the OSTree repository.
 
 mod accounts;
+pub mod archives;
 mod bootstrap;
 pub mod compare;
 mod container;
@@ -20,6 +21,7 @@ mod oddities;
 mod ostree;
 mod removal;
 pub mod shipped;
+mod snapshot;
 pub mod source;
 mod stamp;
 mod tree;
@@ -30,10 +32,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use self::accounts::KeptNumbers;
-pub use self::description::{Description, LayoutOrigin};
+use self::archives::{PackagesDay, Renewal};
+use self::bootstrap::KeptTree;
+pub use self::description::{Description, LayoutOrigin, bill_of_materials};
 use self::ostree::Repository;
 use self::source::UsedSource;
 use self::stamp::InputDigest;
+use crate::contents::ImageContents;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent};
@@ -56,6 +61,9 @@ pub struct ImageArgs {
     /// Build everything again, also what has not changed.
     #[arg(long)]
     fresh: bool,
+    /// Use the packages of the last build, although their archives may have newer ones.
+    #[arg(long, conflicts_with = "fresh")]
+    keep_packages: bool,
 }
 
 /// Builds an image as the command line says.
@@ -63,7 +71,8 @@ pub struct ImageArgs {
 /// # Errors
 /// The first step that fails, with the output of its tool.
 pub fn run(args: &ImageArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
-    let options = ImageOptions { previous: args.previous.as_deref(), fresh: args.fresh, assume_yes };
+    let (previous, keep_packages) = (args.previous.as_deref(), args.keep_packages);
+    let options = ImageOptions { previous, fresh: args.fresh, keep_packages, assume_yes };
     let out = args.out.clone().unwrap_or_else(|| paths.dist().join("system.img"));
     let recipe = needed(args.recipe.as_deref(), "the recipe", "recipe")?;
     build(paths, recipe, &out, &options).map(drop)
@@ -76,6 +85,8 @@ pub struct ImageOptions<'a> {
     pub previous: Option<&'a Path>,
     /// Whether everything is built again, down to the packages.
     pub fresh: bool,
+    /// Whether packages of the last build are used although their archives have changed.
+    pub keep_packages: bool,
     /// Install missing packages of the host without asking.
     pub assume_yes: bool,
 }
@@ -104,7 +115,10 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
     let _lock = lock(&work)?;
     let (bootstrapped, source) = match &recipe.source {
-        None => (bootstrap::bootstrap(&recipe.distribution, &work, options.fresh)?, None),
+        None => {
+            let kept = KeptTree { fresh: options.fresh, keep_packages: options.keep_packages };
+            (bootstrap::bootstrap(&recipe.distribution, &work, kept)?, None)
+        }
         Some(settings) => {
             let (obtained, used) = source::obtain(&recipe, settings, &directory, &work, options.fresh)?;
             (obtained, Some(used))
@@ -132,6 +146,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     {
         step::unchanged(&name);
         step::produced(&name, out);
+        report_packages(bootstrapped.packages.as_ref());
         return Ok(description);
     }
     // An image without a description counts as none, so this order holds against an interruption anywhere.
@@ -139,11 +154,25 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     let mut description = build.run(&bootstrapped.tarball, &mut numbers, out)?;
     // After the build, which adds the numbers of new names to the recipe's file: with them it makes the same image.
     description.inputs = build.key(&bootstrapped.key, &bootstrapped.tarball, &numbers)?;
+    description.packages = bootstrapped.packages.as_ref().map(|(day, _)| day.clone());
+    let contents = step::step("list what is in the image", || ImageContents::read(out))?;
+    let sbom = bill_of_materials(&contents, Some(&description))?;
+    description.sbom_blake3 = Some(blake3::hash(sbom.as_bytes()).to_hex().to_string());
+    let sbom_path = Description::sbom_path(out);
+    fs::write(&sbom_path, sbom).with_context(|| format!("write {}", sbom_path.display()))?;
     description.write_beside(out)?;
     step::produced(&format!("{name}, {}", step::mib(description.image_bytes)), out);
     step::produced("description", &Description::path(out));
+    step::produced("bill of materials", &sbom_path);
+    report_packages(bootstrapped.packages.as_ref());
     eprintln!("  {}", step::room_for_undo(reflash_release::room::partition_bytes(out)?));
     Ok(description)
+}
+
+fn report_packages(packages: Option<&(PackagesDay, Renewal)>) {
+    if let Some((day, renewal)) = packages {
+        renewal.report(day);
+    }
 }
 
 /// The image of the release before.
@@ -231,6 +260,8 @@ impl Build<'_> {
             include_str!("image/accounts/numbers.rs"),
             include_str!("image/accounts/owners.rs"),
             include_str!("image/accounts/ranges.rs"),
+            include_str!("contents/sbom.rs"),
+            include_str!("image/description.rs"),
             include_str!("image/ext4.rs"),
             include_str!("image/ext4/attributes.rs"),
             include_str!("image/ext4/bytes.rs"),
@@ -337,6 +368,8 @@ impl Build<'_> {
             timestamp: self.timestamp,
             layout,
             source: self.source.clone(),
+            packages: None,
+            sbom_blake3: None,
             inputs: String::new(),
         })
     }
@@ -357,7 +390,7 @@ impl Build<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, LayoutOrigin, Previous};
+    use super::Previous;
     use std::path::Path;
 
     #[test]
@@ -373,37 +406,5 @@ mod tests {
         let other = directory.path().join("other.img");
         std::fs::write(&other, "x").unwrap();
         assert_eq!(read(&other).unwrap(), blake3::hash(b"x").to_hex().as_str());
-    }
-
-    #[test]
-    fn a_description_without_a_layout_is_one_of_a_first_image() {
-        let text = r#"{"name":"a","version":"1","ostree_commit":"b","ostree_ref":"c","image_bytes":1,"kernel":"d",
-            "timestamp":1,"inputs":"e"}"#;
-        assert_eq!(serde_json::from_str::<Description>(text).unwrap().layout, LayoutOrigin::First);
-        let kept = LayoutOrigin::Kept { previous: "ab".into(), changed_bytes: 4096 };
-        let text = serde_json::to_string(&kept).unwrap();
-        assert_eq!(text, r#"{"way":"kept","previous":"ab","changed_bytes":4096}"#);
-    }
-
-    #[test]
-    fn a_description_is_found_beside_its_image() {
-        let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("system.img");
-        assert!(Description::beside(&image).is_err());
-        let description = Description {
-            name: "demo".into(),
-            version: "1".into(),
-            ostree_commit: "ab".into(),
-            ostree_ref: "demo/x".into(),
-            image_bytes: 7,
-            kernel: "6.1".into(),
-            timestamp: 1,
-            layout: LayoutOrigin::Kept { previous: "ef".into(), changed_bytes: 3 },
-            source: None,
-            inputs: "cd".into(),
-        };
-        description.write_beside(&image).unwrap();
-        assert!(directory.path().join("system.json").exists());
-        assert_eq!(Description::beside(&image).unwrap(), description);
     }
 }

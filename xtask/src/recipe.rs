@@ -3,6 +3,7 @@
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
 pub mod rules;
+pub mod snapshot;
 mod source;
 
 use std::path::{Component, Path, PathBuf};
@@ -78,6 +79,12 @@ pub struct Distribution {
     /// Whether packages come from the pockets with updates too. If not, the image is the suite as it was released.
     #[serde(default = "yes")]
     pub updates: bool,
+    /// Day of the archives, such as `2026-11-20`: packages come from the snapshots of that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Whether kept packages are renewed when the archives changed.
+    #[serde(default = "yes")]
+    pub renew: bool,
     /// Packages, with apt's wildcards, that stay as the suite was released while others are updated.
     #[serde(default)]
     pub hold: Vec<String>,
@@ -103,6 +110,8 @@ impl Default for Distribution {
             bootstrap: BootstrapTool::default(),
             sources: Vec::new(),
             updates: yes(),
+            snapshot: None,
+            renew: yes(),
             hold: Vec::new(),
             packages: Vec::new(),
             exclude: Vec::new(),
@@ -284,6 +293,8 @@ impl Recipe {
         if !self.distribution.suite.is_empty() {
             word("distribution.suite", &self.distribution.suite, "-_.")?;
         }
+        let Distribution { snapshot, mirror, sources, .. } = &self.distribution;
+        snapshot::check(snapshot.as_deref(), mirror.as_deref(), sources)?;
         word("ostree.branch", &self.ostree.branch, "-_./")?;
         self.ostree.refs.iter().try_for_each(|name| word("ostree.refs", name, "-_./"))?;
         for component in &self.distribution.components {
@@ -320,6 +331,7 @@ fn check_beside_source(distribution: &Distribution) -> Result<()> {
         ("components", !distribution.components.is_empty()),
         ("bootstrap", distribution.bootstrap != BootstrapTool::default()),
         ("updates", !distribution.updates),
+        ("snapshot", distribution.snapshot.is_some()),
     ] {
         ensure!(
             !given,

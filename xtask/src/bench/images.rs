@@ -90,7 +90,9 @@ fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
             .replace("suite = \"bookworm\"", &with("suite = \"bookworm\"", key));
         let file = place.join(if name == "stable" { "small.toml".to_owned() } else { format!("{name}.toml") });
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-        let options = image::ImageOptions { fresh: false, assume_yes, previous: previous.map(PathBuf::as_path) };
+        // The figures compare states of the archive that belong together.
+        let previous = previous.map(PathBuf::as_path);
+        let options = image::ImageOptions { fresh: false, keep_packages: true, assume_yes, previous };
         image::build(paths, &file, &out, &options)?;
     }
     Ok((old, Some(place.join("small.img")), Some(place.join("stable.img")), Some(place.join("large.img"))))

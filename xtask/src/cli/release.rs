@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use reflash::release::manifest::manifest_path;
 
+use super::software;
 use crate::invocation::program;
 use crate::paths::Paths;
 use crate::project::needed;
@@ -126,7 +127,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         channel,
         serial: args.serial,
         image,
-        ostree: described.map(|image| (image.ostree_commit, image.ostree_ref)),
+        ostree: described.clone().map(|image| (image.ostree_commit, image.ostree_ref)),
         layout: args.layout.as_deref().map(disk::read_layout).transpose()?,
         chunk_bytes: args.chunk_bytes,
         level: args.level,
@@ -140,6 +141,9 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let key = keygen::load_secret(key)?;
     release::refuse_early(&spec, key.keynum(), &out)?;
     spec.files = files(&args, paths, assume_yes)?;
+    let before = (out.as_path(), spec.channel.as_str());
+    let software = paths.work().join("release");
+    spec.files.extend(software::files(&spec.image, described.as_ref(), before, &software)?);
     let released = release::build(&spec, &key, &out)?;
     if let Some(kept) = &args.released_image {
         keep_image(&spec.image, kept)?;

@@ -6,8 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::archives::{self, ArchiveRecord, PackagesDay, Renewal, RenewalWish, quoted};
 use super::container::Container;
 use super::removal::{remove_file, remove_tree};
+use super::snapshot;
 use super::stamp::{self, InputDigest};
 use crate::mirror::{self, AptSource};
 use crate::recipe::{BootstrapTool, Distribution};
@@ -22,60 +24,111 @@ pub struct Bootstrapped {
     pub key: String,
     /// Time of the package archive's last change, seconds since 1970.
     pub archive_time: u64,
+    /// Day that its packages are of, and whether they were renewed; `None` where that is not known.
+    pub packages: Option<(PackagesDay, Renewal)>,
 }
 
-/// Makes the tree, unless the one in `directory` was made from the same inputs. Packages that changed in the archive
-/// meanwhile are no reason to make it again; `fresh` demands it.
+/// What is wanted of a tree that is kept from an earlier build.
+#[derive(Debug, Clone, Copy)]
+pub struct KeptTree {
+    /// Whether it is made again in any case.
+    pub fresh: bool,
+    /// Whether it is used although the archives have changed.
+    pub keep_packages: bool,
+}
+
+/// Makes the tree, unless the one in `directory` was made from the same inputs, and the archives have not changed
+/// since. When they cannot be asked, the kept tree is used.
 ///
 /// # Errors
-/// Fails with the output of the bootstrap tool.
-pub fn bootstrap(distribution: &Distribution, directory: &Path, fresh: bool) -> Result<Bootstrapped> {
-    let sources = sources(distribution);
+/// Fails with the output of the bootstrap tool. The kept tree then stays.
+pub fn bootstrap(distribution: &Distribution, directory: &Path, kept: KeptTree) -> Result<Bootstrapped> {
+    let distribution = &snapshot::resolved(distribution)?;
+    let sources = sources(distribution)?;
     let lines: Vec<String> = sources.iter().map(AptSource::line).collect();
     let key = InputDigest::default()
         .with(include_str!("bootstrap.rs"))
-        .with(serde_json::to_vec(distribution)?)
+        .with(include_str!("record_archives.sh"))
+        // Whether packages are renewed decides nothing of how they are installed.
+        .with(serde_json::to_vec(&Distribution { renew: true, ..distribution.clone() })?)
         .with(lines.join("\n"))
         .finish();
     let tarball = directory.join("bootstrap.tar");
-    let dates = directory.join("bootstrap.dates");
+    let record = ArchiveRecord::at(directory.join("bootstrap.archives"));
     let name = format!("bootstrap {}", distribution.suite);
-    if !fresh && stamp::is_current(&tarball, &key) {
-        step::unchanged(&name);
-    } else {
-        stamp::forget(&tarball)?;
-        step::step(&name, || {
-            let scratch = directory.join("bootstrap.tmp");
-            remove_tree(&scratch)?;
-            fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
-            let job = Job { distribution, sources: &sources, scratch: &scratch, dates: &dates };
-            let result = match distribution.bootstrap {
-                BootstrapTool::Mmdebstrap => job.mmdebstrap()?,
-                BootstrapTool::Debootstrap => job.debootstrap()?,
-            };
-            fs::rename(&result, &tarball).with_context(|| format!("rename {}", result.display()))?;
-            remove_tree(&scratch)?;
-            stamp::remember(&tarball, &key)
-        })?;
-    }
-    let archive_time = newest_date(&fs::read_to_string(&dates).with_context(|| format!("read {}", dates.display()))?)?;
-    Ok(Bootstrapped { tarball, key, archive_time })
+    let usable = !kept.fresh && stamp::is_current(&tarball, &key);
+    let renewal = match usable.then(|| archives::decide(&record, wish(distribution, kept))).flatten() {
+        Some(renewal) => {
+            step::unchanged(&name);
+            renewal
+        }
+        None => {
+            let made = step::step(&name, || make(distribution, &sources, directory, &tarball, &record, &key));
+            let hint = "the packages of the last build are kept: --keep-packages uses them";
+            if usable { made.context(hint)? } else { made? }
+            Renewal::Made
+        }
+    };
+    let mut day = record.read()?;
+    day.snapshot = distribution.snapshot.as_deref().map(snapshot::timestamp).transpose()?;
+    let archive_time = day.archive_time().context("the archives have no date")?;
+    Ok(Bootstrapped { tarball, key, archive_time, packages: Some((day, renewal)) })
 }
 
-fn sources(distribution: &Distribution) -> Vec<AptSource> {
+fn wish(distribution: &Distribution, kept: KeptTree) -> RenewalWish<'_> {
+    if distribution.snapshot.is_some() {
+        RenewalWish::Pinned
+    } else if kept.keep_packages {
+        RenewalWish::Keep { because: "--keep-packages; a build without it renews them" }
+    } else if !distribution.renew {
+        RenewalWish::Keep { because: "distribution.renew = false in the recipe; --fresh renews them" }
+    } else {
+        RenewalWish::Renew { keyring: distribution.keyring.as_deref() }
+    }
+}
+
+/// Makes the tree in a directory of its own, so that a failure leaves the one that is kept.
+fn make(
+    distribution: &Distribution,
+    sources: &[AptSource],
+    directory: &Path,
+    tarball: &Path,
+    record: &ArchiveRecord,
+    key: &str,
+) -> Result<()> {
+    let scratch = directory.join("bootstrap.tmp");
+    remove_tree(&scratch)?;
+    fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+    let new = ArchiveRecord::at(scratch.join("archives"));
+    let job = Job { distribution, sources, scratch: &scratch, record: &new };
+    let result = match distribution.bootstrap {
+        BootstrapTool::Mmdebstrap => job.mmdebstrap()?,
+        BootstrapTool::Debootstrap => job.debootstrap()?,
+    };
+    stamp::forget(tarball)?;
+    new.replace(record)?;
+    fs::rename(&result, tarball).with_context(|| format!("rename {}", result.display()))?;
+    remove_tree(&scratch)?;
+    stamp::remember(tarball, key)
+}
+
+fn sources(distribution: &Distribution) -> Result<Vec<AptSource>> {
+    if let (Some(_), None) = (&distribution.snapshot, &distribution.mirror) {
+        return snapshot::sources(distribution);
+    }
     let Some(mirror) = &distribution.mirror else {
         let mut sources = mirror::of_host(&distribution.suite);
         sources.retain(|source| distribution.updates || source.release == distribution.suite);
         if !distribution.components.is_empty() {
             sources.iter_mut().for_each(|source| source.components.clone_from(&distribution.components));
         }
-        return sources;
+        return Ok(sources);
     };
     let components = match distribution.components.as_slice() {
         [] => vec!["main".to_owned()],
         given => given.to_vec(),
     };
-    vec![AptSource { uri: mirror.clone(), release: distribution.suite.clone(), components }]
+    Ok(vec![AptSource { uri: mirror.clone(), release: distribution.suite.clone(), components }])
 }
 
 struct Job<'a> {
@@ -83,8 +136,8 @@ struct Job<'a> {
     sources: &'a [AptSource],
     /// Directory for the tool's temporary files.
     scratch: &'a Path,
-    /// File that gets the dates of the archive's index files.
-    dates: &'a Path,
+    /// Record of the archives, which is made with the tree.
+    record: &'a ArchiveRecord,
 }
 
 impl Job<'_> {
@@ -99,7 +152,7 @@ impl Job<'_> {
         if !distribution.components.is_empty() {
             command.arg(format!("--components={}", distribution.components.join(",")));
         }
-        for option in mirror::apt_options() {
+        for option in apt_options(distribution) {
             command.arg(format!("--aptopt={option}"));
         }
         // A tree is thrown away when the power fails, so syncing every file of it is a waste.
@@ -124,21 +177,22 @@ impl Job<'_> {
         if !distribution.sources.is_empty() {
             let list = self.scratch.join("recipe.list");
             write(&list, &(distribution.sources.join("\n") + "\n"))?;
-            let copy = format!("cp {} \"$1\"/etc/apt/sources.list.d/recipe.list", shell_quoted(&list));
+            let copy = format!("cp {} \"$1\"/etc/apt/sources.list.d/recipe.list", quoted(&list));
             command.arg(format!("--setup-hook={copy}"));
         }
         if let Some(preferences) = held(distribution) {
             let file = self.scratch.join("hold");
             write(&file, &preferences)?;
-            let copy = format!("cp {} \"$1\"/{PREFERENCES}", shell_quoted(&file));
+            let copy = format!("cp {} \"$1\"/{PREFERENCES}", quoted(&file));
             command.arg(format!("--setup-hook=mkdir -p \"$1\"/etc/apt/preferences.d && {copy}"));
             command.arg(format!("--customize-hook=rm \"$1\"/{PREFERENCES}"));
         }
         // Both this and INITRD=No are needed: initramfs-tools comes with the kernel, and minutes of its work would be
         // in vain.
         command.arg(format!("--essential-hook={NO_INITRAMFS}"));
-        let dates = format!("sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}", shell_quoted(self.dates));
-        command.arg(format!("--customize-hook={dates}"));
+        let [before, after] = self.record.hooks(self.scratch)?;
+        command.arg(format!("--setup-hook={}", self.record.line(&before, "\"$1\"")));
+        command.arg(format!("--customize-hook={}", self.record.line(&after, "\"$1\"")));
         command.arg(&distribution.suite).arg(&tarball);
         command.args(self.sources.iter().map(AptSource::line));
         command.env("TMPDIR", self.scratch).env("INITRD", "No").env("SOURCE_DATE_EPOCH", "1");
@@ -170,22 +224,29 @@ impl Job<'_> {
             write(&tree.join("etc/apt/sources.list"), &(list.join("\n") + "\n"))?;
         }
         set_up_apt(distribution, &tree)?;
-        let apt: String = mirror::apt_options().iter().map(|option| format!("{option};\n")).collect();
+        let [before, after] = self.record.hooks(self.scratch)?;
+        step::run("bootstrap", Command::new("sh").args(["-ec", &self.record.line(&before, &quoted(&tree))]))?;
+        let apt: String = apt_options(distribution).iter().map(|option| format!("{option};\n")).collect();
         write(&tree.join("etc/apt/apt.conf.d/99mmdebstrap"), &format!("{apt}APT::Install-Recommends \"false\";\n"))?;
         let container = Container::probe(&tree);
         let install = "apt-get update && apt-get -y dist-upgrade && apt-get -y install \"$@\"";
         let mut command = container.command(&tree, 1);
         command.args(["/bin/sh", "-ec", install, "sh"]).args(&distribution.packages);
         step::run("bootstrap", &mut command)?;
-        let dates = format!(
-            "sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release > {}; rm -rf \"$1\"/var/cache/apt/archives/*.deb",
-            shell_quoted(self.dates)
-        );
-        step::run("bootstrap", Command::new("sh").args(["-ec", &dates, "sh"]).arg(&tree))?;
+        let after = self.record.line(&after, &quoted(&tree));
+        let tidy = format!("{after}; rm -rf {}/var/cache/apt/archives/*.deb", quoted(&tree));
+        step::run("bootstrap", Command::new("sh").args(["-ec", &tidy]))?;
         let tarball = self.scratch.join("tree.tar");
         pack(&tree, &tarball, "bootstrap")?;
         Ok(tarball)
     }
+}
+
+/// Returns the options by which apt reaches the archives. The signature of an old state has run out by design.
+fn apt_options(distribution: &Distribution) -> Vec<String> {
+    let mut options = mirror::apt_options();
+    options.extend(distribution.snapshot.as_ref().map(|_| "Acquire::Check-Valid-Until \"false\"".to_owned()));
+    options
 }
 
 /// Writes the settings for apt and dpkg in a tree: the recipe's archives, what it holds back and leaves out.
@@ -258,60 +319,23 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-fn shell_quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
-}
-
 /// Returns the newest `Date:` of the archive's index files.
 ///
 /// # Errors
 /// When there is none.
 pub fn newest_date(text: &str) -> Result<u64> {
-    let dates = text.lines().filter_map(parse_date);
+    let dates = text.lines().filter_map(archives::parse_date);
     dates.max().context("the archive's index files carry no date; set `timestamp` in the recipe")
-}
-
-/// Parses a date such as `Sat, 06 Sep 2025 10:09:31 UTC`, the only form that archives use.
-fn parse_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_ascii_whitespace().skip(1);
-    let day: u64 = words.next()?.parse().ok()?;
-    let month = words.next()?;
-    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
-    let year: u64 = words.next()?.parse().ok()?;
-    let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    if year < 1970 || !(1..=31).contains(&day) {
-        return None;
-    }
-    // The year starts in March, so that the leap day comes last. (153 * m + 2) / 5 are the days before month m of such
-    // a year, and 719468 the days between 0000-03-01 and 1970-01-01.
-    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    Some((days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{newest_date, parse_date, shell_quoted};
-
-    #[test]
-    fn dates_of_release_files_are_read() {
-        assert_eq!(parse_date("Thu, 01 Jan 1970 00:00:00 UTC"), Some(0));
-        assert_eq!(parse_date("Sat, 06 Sep 2025 10:09:31 UTC"), Some(1_757_153_371));
-        assert_eq!(parse_date("Thu, 29 Feb 2024 23:59:59 UTC"), Some(1_709_251_199));
-        assert_eq!(parse_date("tomorrow"), None);
-    }
+    use super::newest_date;
 
     #[test]
     fn the_newest_date_counts() {
         let text = "Thu, 01 Jan 1970 00:00:00 UTC\nThu, 01 Jan 1970 00:01:00 UTC\nrubbish\n";
         assert_eq!(newest_date(text).unwrap(), 60);
         assert!(newest_date("").unwrap_err().to_string().contains("timestamp"));
-    }
-
-    #[test]
-    fn paths_are_quoted_for_the_shell() {
-        assert_eq!(shell_quoted(std::path::Path::new("/a b'c")), r"'/a b'\''c'");
     }
 }

@@ -87,7 +87,7 @@ pub fn obtain(
     };
     is_asked_for(settings.digest.as_deref(), &used.digest, &name)?;
     eprintln!("  the source is {name}, {}", used.digest);
-    Ok((Bootstrapped { tarball, key, archive_time: used.changed_unix_s }, used))
+    Ok((Bootstrapped { tarball, key, archive_time: used.changed_unix_s, packages: None }, used))
 }
 
 /// Returns a digest of the source as it is now, without unpacking it.

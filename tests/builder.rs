@@ -5,6 +5,7 @@
 
 mod bench;
 mod boot_chain;
+mod contents;
 mod documents;
 mod image;
 mod installed;

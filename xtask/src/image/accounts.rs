@@ -231,8 +231,8 @@ mod tests {
             let recipe = Recipe::parse(&format!(
                 "name='x'\nversion='1'\n[distribution]\nsuite='bookworm'\npackages=[{packages}]\n[ostree]\nbranch='b'\n"
             ));
-            let kept = bootstrap::KeptTree { fresh: false, keep_packages: true };
-            let made = bootstrap::bootstrap(&recipe.unwrap().distribution, &work, kept).unwrap();
+            let kept_tree = bootstrap::KeptTree { fresh: false, keep_packages: true };
+            let made = bootstrap::bootstrap(&recipe.unwrap().distribution, &work, kept_tree).unwrap();
             let tree = work.join("tree");
             bootstrap::unpack(&made.tarball, &tree).unwrap();
             let numbers = kept.apply(&tree).unwrap();

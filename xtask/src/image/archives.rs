@@ -396,6 +396,28 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_that_changed_is_noticed_and_one_that_did_not_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (repository, record) = (directory.path().join("repository"), directory.path().join("record"));
+        fs::create_dir_all(&repository).unwrap();
+        fs::create_dir_all(record.join("lists")).unwrap();
+        let release = |minute: u8| {
+            let text = RELEASE.replace("20:14:05", &format!("20:{minute}:05"));
+            fs::write(repository.join("Release"), text.replace("MD5Sum:\n Date: none\n", "SHA256:\n")).unwrap();
+        };
+        release(14);
+        let line = format!("deb [trusted=yes] file:{} ./\n", repository.display());
+        fs::write(record.join("sources.list"), line).unwrap();
+        let name = format!("{}_._Release", repository.display().to_string().replace('/', "_"));
+        fs::copy(repository.join("Release"), record.join("lists").join(name)).unwrap();
+        let record = ArchiveRecord::at(record);
+        assert_eq!(decide(&record, RenewalWish::Renew { keyring: None }), Some(Renewal::Current));
+        release(15);
+        assert_eq!(record.changed(None).unwrap(), ["bookworm-security 2026-11-26"]);
+        assert_eq!(decide(&record, RenewalWish::Renew { keyring: None }), None);
+    }
+
+    #[test]
     fn archives_that_do_not_answer_leave_the_kept_packages() {
         let directory = tempfile::tempdir().unwrap();
         let record = record(directory.path());

@@ -46,11 +46,15 @@ fn system(top: &Path, edition: u8) {
     if is_new {
         fs::set_permissions(at("usr/bin/helper"), fs::Permissions::from_mode(0o4755)).unwrap();
     }
-    let os = format!("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian 12\"\nIMAGE_ID=demo\nIMAGE_VERSION={edition}\n");
+    let os =
+        format!("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian 12\"\nIMAGE_ID=demo\nIMAGE_VERSION={edition}\n");
     write(&at("usr/lib/os-release"), os);
     for etc in ["etc", "usr/etc"] {
         let robot = 1000 + u32::from(is_new);
-        write(&at(&format!("{etc}/passwd")), format!("root:x:0:0::/root:/bin/sh\nrobot:x:{robot}:1000::/home:/bin/sh\n"));
+        write(
+            &at(&format!("{etc}/passwd")),
+            format!("root:x:0:0::/root:/bin/sh\nrobot:x:{robot}:1000::/home:/bin/sh\n"),
+        );
         write(&at(&format!("{etc}/group")), "root:x:0:\ndialout:x:20:robot\n");
         let wants = at(&format!("{etc}/systemd/system/multi-user.target.wants"));
         fs::create_dir_all(&wants).unwrap();
@@ -90,13 +94,19 @@ fn the_difference_of_two_images_names_packages_files_users_units_and_rights() {
     let names = |changes: &[difference::VersionChange]| -> Vec<String> {
         changes.iter().map(|change| change.name.clone()).collect()
     };
-    assert_eq!((names(&packages.upgraded), names(&packages.downgraded)), (vec!["openssl".into()], vec!["libc6".into()]));
+    assert_eq!(
+        (names(&packages.upgraded), names(&packages.downgraded)),
+        (vec!["openssl".into()], vec!["libc6".into()])
+    );
     assert_eq!((packages.added[0].name.as_str(), packages.removed[0].name.as_str()), ("nano", "vim"));
     // The path of the commit, which changes with every release, hides nothing and shows nothing twice.
     let changed: Vec<&str> = difference.files.changed.iter().map(|change| change.name.as_str()).collect();
     let status = "/usr/share/reflash/dpkg/status";
     let metadata = "/usr/local/lib/python3.11/dist-packages/rclpy_x-1.2.dist-info/METADATA";
-    assert_eq!(changed, ["/etc/passwd", "/usr/bin/helper", "/usr/bin/openssl", "/usr/lib/os-release", metadata, status]);
+    assert_eq!(
+        changed,
+        ["/etc/passwd", "/usr/bin/helper", "/usr/bin/openssl", "/usr/lib/os-release", metadata, status]
+    );
     assert_eq!(difference.files.changed[1].what, ["mode"]);
     let owner = |path: &str| new.files[path].package.as_deref();
     assert_eq!((owner("/usr/lib/ssl.so"), owner("/usr/opt/vendor/tool")), (Some("openssl"), Some("libc6")));
@@ -187,8 +197,7 @@ fn full_a_public_validator_accepts_the_bill_of_materials() {
     for (name, is_valid) in [("new.json", true), ("none.json", true), ("wrong.json", false)] {
         let script = at("check.py");
         let arguments = [script.to_str().unwrap().to_owned(), at(name).display().to_string()];
-        let (accepted, text) =
-            run(&environment.join("bin/python3"), &arguments.each_ref().map(String::as_str));
+        let (accepted, text) = run(&environment.join("bin/python3"), &arguments.each_ref().map(String::as_str));
         assert_eq!(accepted, is_valid, "{name}: {text}");
     }
 }

@@ -8,13 +8,16 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 use xtask::host_packages::{Need, ensure_installed};
 use xtask::image::source::{self, UsedSource};
-use xtask::image::{self, ImageOptions};
+use xtask::image::{self, ImageOptions, KeptTree};
 use xtask::paths::Paths;
 use xtask::recipe::Recipe;
 
 use crate::isolated::{isolated, run};
 use crate::support::server::{TestServer, answer, status};
 use crate::support::tls::authority_as_server;
+
+/// What is wanted of a tree of an earlier build: what the command line asks for by default.
+const KEPT: KeptTree = KeptTree { fresh: false, keep_packages: false };
 
 /// One member of a layer: a path, and a directory, a file with its text, `->` a link, or `=` a hard link.
 type Layer = Vec<(String, &'static str)>;
@@ -164,7 +167,7 @@ impl Bench {
         let work = self.at("work");
         fs::create_dir_all(&work)?;
         let settings = recipe.source.as_ref().unwrap();
-        let (obtained, used) = source::obtain(&recipe, settings, self.0.path(), &work, false)?;
+        let (obtained, used) = source::obtain(&recipe, settings, self.0.path(), &work, KEPT)?;
         Ok((fs::read(obtained.tarball)?, used))
     }
 

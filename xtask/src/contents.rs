@@ -80,7 +80,8 @@ impl FileFacts {
     /// Whether a program gets rights by being started that its user does not have.
     #[must_use]
     pub fn gives_rights(&self) -> bool {
-        let special = self.mode.len() == 4 && matches!(self.mode.as_bytes()[0], b'2' | b'4' | b'6' | b'3' | b'5' | b'7');
+        let special =
+            self.mode.len() == 4 && matches!(self.mode.as_bytes()[0], b'2' | b'4' | b'6' | b'3' | b'5' | b'7');
         self.kind == "file" && (special || self.capability.is_some())
     }
 }
@@ -154,9 +155,9 @@ impl Owners {
         let mut owners = HashMap::new();
         for package in packages {
             let names = [package.name.clone(), format!("{}:{}", package.name, package.architecture)];
-            let lists = packages::INFO_DIRECTORIES.iter().flat_map(|directory| {
-                names.iter().map(move |name| format!("{directory}/{name}.list"))
-            });
+            let lists = packages::INFO_DIRECTORIES
+                .iter()
+                .flat_map(|directory| names.iter().map(move |name| format!("{directory}/{name}.list")));
             let Some(list) = lists.into_iter().find_map(|path| reader.text(&path, MOST_BYTES)) else { continue };
             for path in list.lines() {
                 owners.entry(reader::merged(path)).or_insert_with(|| package.name.clone());

@@ -107,8 +107,12 @@ pub fn build_all(paths: &Paths, assume_yes: bool) -> Result<BuiltDemo> {
     let parts = build_robot_parts(paths, assume_yes)?;
     let image = paths.dist().join("system.img");
     let recipe = paths.root.join("xtask/recipes/demo.toml");
-    let description =
-        image::build(paths, &recipe, &image, &image::ImageOptions { assume_yes, keep_packages: true, ..image::ImageOptions::default() })?;
+    let description = image::build(
+        paths,
+        &recipe,
+        &image,
+        &image::ImageOptions { assume_yes, keep_packages: true, ..image::ImageOptions::default() },
+    )?;
     let release = paths.dist().join("release");
     let kit = bootstrap_files::files(paths, &parts.grub, &parts.recovery, &paths.dist().join("kit"))?;
     publish(paths, &image, &description, kit, &parts.keys, &release)?;

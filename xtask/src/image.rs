@@ -33,7 +33,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::accounts::KeptNumbers;
 use self::archives::{PackagesDay, Renewal};
-use self::bootstrap::KeptTree;
+pub use self::bootstrap::KeptTree;
 pub use self::description::{Description, LayoutOrigin, bill_of_materials};
 use self::ostree::Repository;
 use self::source::UsedSource;
@@ -114,13 +114,11 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     create_parent(out)?;
     let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
     let _lock = lock(&work)?;
+    let kept = KeptTree { fresh: options.fresh, keep_packages: options.keep_packages };
     let (bootstrapped, source) = match &recipe.source {
-        None => {
-            let kept = KeptTree { fresh: options.fresh, keep_packages: options.keep_packages };
-            (bootstrap::bootstrap(&recipe.distribution, &work, kept)?, None)
-        }
+        None => (bootstrap::bootstrap(&recipe.distribution, &work, kept)?, None),
         Some(settings) => {
-            let (obtained, used) = source::obtain(&recipe, settings, &directory, &work, options.fresh)?;
+            let (obtained, used) = source::obtain(&recipe, settings, &directory, &work, kept)?;
             (obtained, Some(used))
         }
     };

@@ -204,14 +204,7 @@ fn image(contents: &ImageContents, subject: &SbomSubject<'_>) -> Component {
     properties.push(property("reflash:package-database", database.to_owned()));
     let unowned = contents.files.values().filter(|file| file.kind == "file" && file.package.is_none()).count();
     properties.push(property("reflash:files-of-no-package", unowned.to_string()));
-    Component {
-        bom_ref: Some(IMAGE.to_owned()),
-        kind: "firmware",
-        name,
-        version,
-        properties,
-        ..Component::default()
-    }
+    Component { bom_ref: Some(IMAGE.to_owned()), kind: "firmware", name, version, properties, ..Component::default() }
 }
 
 fn operating_system(contents: &ImageContents) -> Component {
@@ -363,8 +356,7 @@ mod tests {
         contents
     }
 
-    const SUBJECT: SbomSubject<'_> =
-        SbomSubject { timestamp: 1_795_573_350, ostree_commit: Some("ab"), archives: &[] };
+    const SUBJECT: SbomSubject<'_> = SbomSubject { timestamp: 1_795_573_350, ostree_commit: Some("ab"), archives: &[] };
 
     #[test]
     fn packages_have_urls_that_scanners_know() {

@@ -22,10 +22,7 @@ pub struct OtherSoftware {
 }
 
 /// Finds the software among the files of a system, whose texts `text` gives.
-pub fn found(
-    files: &BTreeMap<String, FileFacts>,
-    text: &dyn Fn(&str) -> Option<String>,
-) -> Vec<OtherSoftware> {
+pub fn found(files: &BTreeMap<String, FileFacts>, text: &dyn Fn(&str) -> Option<String>) -> Vec<OtherSoftware> {
     let metadata = files.iter().filter(|(path, file)| file.package.is_none() && path.ends_with(".dist-info/METADATA"));
     let mut found: Vec<OtherSoftware> =
         metadata.filter_map(|(path, _)| of_python(path, &text(path.trim_start_matches('/'))?)).collect();

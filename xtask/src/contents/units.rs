@@ -24,7 +24,10 @@ pub fn states(links: &[(String, String)]) -> BTreeMap<String, UnitState> {
         // An alias such as dbus-org.freedesktop.timesync1.service is what enabling a unit leaves, too.
         let state = if directory.is_empty() && target == "/dev/null" { UnitState::Masked } else { UnitState::Enabled };
         if pulled_in || directory.is_empty() {
-            states.entry(name.to_owned()).and_modify(|known: &mut UnitState| *known = state.max(*known)).or_insert(state);
+            states
+                .entry(name.to_owned())
+                .and_modify(|known: &mut UnitState| *known = state.max(*known))
+                .or_insert(state);
         }
     }
     states

@@ -387,6 +387,42 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_package_is_that_of_the_newest_file_which_is_not_newer_than_the_archive() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("a tree");
+        let made = |path: &str, text: &str, unix_s: u64| {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_s);
+            fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        made("etc/apt/sources.list", "deb http://a.example bookworm main\n", 1);
+        made("var/lib/apt/lists/a.example_dists_bookworm-security_InRelease", RELEASE, 1_795_724_045);
+        made("usr/lib/ssl.so", "", 1_795_600_000);
+        made("usr/lib/old.so", "", 1_695_600_000);
+        // What the installation made, and what belongs to no package.
+        made("usr/lib/made", "", 1_795_800_000);
+        made("usr/share/info/dir", "", 1_795_700_000);
+        made("var/lib/dpkg/info/libssl3:amd64.list", "/.\n/lib/ssl.so\n", 1);
+        made("var/lib/dpkg/info/libold.list", "/usr/lib/old.so\n/usr/lib/made\n", 1);
+        let status = "Package: libssl3\nStatus: install ok installed\nArchitecture: amd64\nMulti-Arch: same\n\
+                      Version: 3.0.18-1\nMaintainer: a\nDescription: b\n\n";
+        made("var/lib/dpkg/status", status, 1);
+        made("var/lib/dpkg/arch", "amd64\n", 1);
+        let record = ArchiveRecord::at(directory.path().join("it's a record"));
+        for hook in record.hooks(directory.path()).unwrap() {
+            let line = record.line(&hook, &quoted(&tree));
+            assert!(std::process::Command::new("sh").args(["-ec", &line]).status().unwrap().success());
+        }
+        let newest = record.read().unwrap().newest.unwrap();
+        assert_eq!((newest.name.as_str(), newest.version.as_str()), ("libssl3", "3.0.18-1"));
+        assert_eq!(newest.changed_unix_s, 1_795_600_000);
+        let addresses = fs::read_to_string(directory.path().join("it's a record/sources.list")).unwrap();
+        assert!(addresses.contains("a.example"));
+    }
+
+    #[test]
     fn packages_that_are_kept_say_why() {
         let directory = tempfile::tempdir().unwrap();
         let record = record(directory.path());

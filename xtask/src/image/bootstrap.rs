@@ -65,7 +65,11 @@ pub fn bootstrap(distribution: &Distribution, directory: &Path, kept: KeptTree) 
         None => {
             let made = step::step(&name, || make(distribution, &sources, directory, &tarball, &record, &key));
             let hint = "the packages of the last build are kept: --keep-packages uses them";
-            if usable { made.context(hint)? } else { made? }
+            if usable {
+                made.context(hint)?
+            } else {
+                made?
+            }
             Renewal::Made
         }
     };
@@ -75,7 +79,9 @@ pub fn bootstrap(distribution: &Distribution, directory: &Path, kept: KeptTree) 
     Ok(Bootstrapped { tarball, key, archive_time, packages: Some((day, renewal)) })
 }
 
-fn wish(distribution: &Distribution, kept: KeptTree) -> RenewalWish<'_> {
+/// Returns what a recipe and the command line want of packages that are kept.
+#[must_use]
+pub fn wish(distribution: &Distribution, kept: KeptTree) -> RenewalWish<'_> {
     if distribution.snapshot.is_some() {
         RenewalWish::Pinned
     } else if kept.keep_packages {
@@ -317,25 +323,4 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
-}
-
-/// Returns the newest `Date:` of the archive's index files.
-///
-/// # Errors
-/// When there is none.
-pub fn newest_date(text: &str) -> Result<u64> {
-    let dates = text.lines().filter_map(archives::parse_date);
-    dates.max().context("the archive's index files carry no date; set `timestamp` in the recipe")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::newest_date;
-
-    #[test]
-    fn the_newest_date_counts() {
-        let text = "Thu, 01 Jan 1970 00:00:00 UTC\nThu, 01 Jan 1970 00:01:00 UTC\nrubbish\n";
-        assert_eq!(newest_date(text).unwrap(), 60);
-        assert!(newest_date("").unwrap_err().to_string().contains("timestamp"));
-    }
 }

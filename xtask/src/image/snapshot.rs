@@ -5,8 +5,8 @@ use anyhow::{Result, ensure};
 
 use crate::mirror::AptSource;
 use crate::recipe::Distribution;
-pub use crate::recipe::snapshot::timestamp;
 use crate::recipe::snapshot::TEMPLATE;
+pub use crate::recipe::snapshot::timestamp;
 
 /// Archive of the past states of Debian.
 const DEBIAN: &str = "https://snapshot.debian.org/archive";

@@ -18,7 +18,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::merge::MergedTree;
-use super::bootstrap::Bootstrapped;
+use super::archives::{self, ArchiveRecord, Renewal};
+use super::bootstrap::{self, Bootstrapped, KeptTree};
 use super::removal::remove_tree;
 use super::stamp::{self, InputDigest};
 use crate::recipe::{Distribution, Origin, Recipe, SourceSettings};
@@ -44,7 +45,7 @@ pub fn obtain(
     settings: &SourceSettings,
     directory: &Path,
     work: &Path,
-    fresh: bool,
+    kept: KeptTree,
 ) -> Result<(Bootstrapped, UsedSource)> {
     let origin = settings.origin()?;
     let name = match origin {
@@ -54,6 +55,7 @@ pub fn obtain(
     };
     let tarball = work.join("source.tar");
     let record = work.join("source.json");
+    let archives = ArchiveRecord::at(work.join("source.archives"));
     let found = step::step(&format!("look at the source {name}"), || identity(origin, directory))?;
     let key = [
         include_str!("source.rs"),
@@ -67,7 +69,17 @@ pub fn obtain(
     let key = key.iter().fold(InputDigest::default(), |key, own| key.with(own));
     let key = key.with(serde_json::to_vec(&recipe.distribution)?).with(&name).with(found).finish();
     let known = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<UsedSource>(&text).ok());
-    let used = match known.filter(|_| !fresh && stamp::is_current(&tarball, &key)) {
+    let known = known.filter(|_| !kept.fresh && stamp::is_current(&tarball, &key));
+    // Packages that were added to the source come from archives, which go on while the source stays the same.
+    let has_packages = !recipe.distribution.packages.is_empty();
+    let mut renewal = Renewal::Made;
+    let known = known.filter(|_| {
+        !has_packages || {
+            let decided = archives::decide(&archives, bootstrap::wish(&recipe.distribution, kept));
+            decided.map(|decided| renewal = decided).is_some()
+        }
+    });
+    let used = match known {
         Some(used) => {
             step::unchanged("source");
             used
@@ -77,7 +89,13 @@ pub fn obtain(
             let scratch = work.join("source.tmp");
             remove_tree(&scratch)?;
             fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
-            let job = Job { distribution: &recipe.distribution, directory, scratch: &scratch, name: &name };
+            let job = Job {
+                distribution: &recipe.distribution,
+                directory,
+                scratch: &scratch,
+                name: &name,
+                archives: &archives,
+            };
             let used = job.run(origin, settings.digest.as_deref(), &tarball)?;
             fs::write(&record, serde_json::to_vec(&used)?).with_context(|| format!("write {}", record.display()))?;
             remove_tree(&scratch)?;
@@ -87,7 +105,8 @@ pub fn obtain(
     };
     is_asked_for(settings.digest.as_deref(), &used.digest, &name)?;
     eprintln!("  the source is {name}, {}", used.digest);
-    Ok((Bootstrapped { tarball, key, archive_time: used.changed_unix_s, packages: None }, used))
+    let packages = if has_packages { Some((archives.read()?, renewal)) } else { None };
+    Ok((Bootstrapped { tarball, key, archive_time: used.changed_unix_s, packages }, used))
 }
 
 /// Returns a digest of the source as it is now, without unpacking it.
@@ -144,6 +163,8 @@ struct Job<'a> {
     /// Directory for temporary files.
     scratch: &'a Path,
     name: &'a str,
+    /// Record of the archives that added packages come from.
+    archives: &'a ArchiveRecord,
 }
 
 impl Job<'_> {
@@ -173,7 +194,7 @@ impl Job<'_> {
         archive::write(&loaded.tree, &loaded.layers, tarball)?;
         if !packages.is_empty() {
             let added = step::step("install packages in the source", || {
-                packages::add(self.distribution, tarball, self.scratch)
+                packages::add(self.distribution, tarball, self.scratch, self.archives)
             })?;
             changed_unix_s = changed_unix_s.max(added);
         }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::super::archives::{ArchiveRecord, quoted};
 use super::super::bootstrap;
 use super::super::container::Container;
 use super::super::files::{Temporary, inside};
@@ -15,11 +16,11 @@ use crate::recipe::Distribution;
 use crate::step;
 
 /// Installs the packages in the tree of `tarball`, which is packed again. Returns the date of the archives that they
-/// come from.
+/// come from, which `record` describes.
 ///
 /// # Errors
 /// With the output of apt, or with what the system lacks even with the packages.
-pub fn add(distribution: &Distribution, tarball: &Path, scratch: &Path) -> Result<u64> {
+pub fn add(distribution: &Distribution, tarball: &Path, scratch: &Path, record: &ArchiveRecord) -> Result<u64> {
     let tree = scratch.join("tree");
     bootstrap::unpack(tarball, &tree)?;
     bootstrap::set_up_apt(distribution, &tree)?;
@@ -28,6 +29,9 @@ pub fn add(distribution: &Distribution, tarball: &Path, scratch: &Path) -> Resul
         &tree.join("etc/apt/apt.conf.d/99mmdebstrap"),
         &(lines(&mirror::apt_options()) + "APT::Install-Recommends \"false\";\n"),
     )?;
+    let hooks = record.hooks(scratch)?;
+    let run = |hook: &str| step::run("packages", Command::new("sh").args(["-ec", &record.line(hook, &quoted(&tree))]));
+    run(&hooks[0])?;
     let container = Container::probe(&tree);
     {
         let _temporary = Temporary::put(&tree)?;
@@ -37,7 +41,9 @@ pub fn add(distribution: &Distribution, tarball: &Path, scratch: &Path) -> Resul
         step::run("packages", &mut command)?;
     }
     requirements::check(&|path| inside(&tree, Path::new(path)).symlink_metadata().is_ok(), kernels(&tree))?;
-    let date = dates(&tree)?;
+    run(&hooks[1])?;
+    let date = record.read()?.archive_time().context("find out of what day the packages are")?;
+    delete_downloads(&tree)?;
     bootstrap::pack(&tree, tarball, "packages")?;
     Ok(date)
 }
@@ -47,10 +53,8 @@ fn kernels(tree: &Path) -> usize {
     versions.filter(|version| version.path().join("kernel").is_dir()).count()
 }
 
-/// Returns the newest date of the archives' indexes, and deletes what apt downloaded.
-fn dates(tree: &Path) -> Result<u64> {
-    let script = "sed -n 's/^Date: //p' \"$1\"/var/lib/apt/lists/*Release; \
-                  rm -rf \"$1\"/var/cache/apt/archives/*.deb";
-    let text = step::output(Command::new("sh").args(["-c", script, "sh"]).arg(tree))?;
-    bootstrap::newest_date(&text).context("find out of what day the packages are")
+/// Deletes what apt downloaded.
+fn delete_downloads(tree: &Path) -> Result<()> {
+    let script = "rm -rf \"$1\"/var/cache/apt/archives/*.deb";
+    step::run("packages", Command::new("sh").args(["-c", script, "sh"]).arg(tree))
 }

@@ -6,6 +6,7 @@ pub mod copyright;
 pub mod debian_version;
 pub mod difference;
 mod difference_text;
+mod file_facts;
 pub mod packages;
 mod reader;
 pub mod sbom;
@@ -16,9 +17,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use self::accounts::Account;
+use self::accounts::AccountEntry;
+pub use self::file_facts::FileFacts;
 use self::packages::{InstalledPackage, PackageDatabase};
 use self::reader::ImageReader;
 use self::software::OtherSoftware;
@@ -27,7 +28,7 @@ use self::units::UnitState;
 /// Most bytes of a file that is parsed here; the database of 5,000 packages has 6 MiB.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// What a system image holds.
+/// Contents of a system image.
 #[derive(Debug, Default)]
 pub struct ImageContents {
     /// Bytes of the image.
@@ -41,49 +42,15 @@ pub struct ImageContents {
     /// Files, links and directories by their path in the running system.
     pub files: BTreeMap<String, FileFacts>,
     /// Users by name.
-    pub users: BTreeMap<String, Account>,
+    pub users: BTreeMap<String, AccountEntry>,
     /// Groups by name.
-    pub groups: BTreeMap<String, Account>,
+    pub groups: BTreeMap<String, AccountEntry>,
     /// States of systemd's units that are not what their packages left to the default.
     pub units: BTreeMap<String, UnitState>,
     /// Names of the licences of packages, where their copyright file can be read by a program.
     pub licences: HashMap<String, Vec<String>>,
     /// Software that belongs to no package.
     pub software: Vec<OtherSoftware>,
-}
-
-/// A file, link or directory of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FileFacts {
-    /// Kind of the file: `file`, `link` or `directory`.
-    pub kind: &'static str,
-    /// Permissions in octal, with setuid, setgid and the sticky bit.
-    pub mode: String,
-    /// User ID of the owner.
-    pub uid: u32,
-    /// Group ID of the owner.
-    pub gid: u32,
-    /// Bytes of the content.
-    pub bytes: u64,
-    /// Whether the file has capabilities of its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capability: Option<String>,
-    /// Package that it belongs to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub package: Option<String>,
-    /// Digest of the content.
-    #[serde(skip)]
-    pub digest: [u8; 32],
-}
-
-impl FileFacts {
-    /// Whether a program gets rights by being started that its user does not have.
-    #[must_use]
-    pub fn gives_rights(&self) -> bool {
-        let special =
-            self.mode.len() == 4 && matches!(self.mode.as_bytes()[0], b'2' | b'4' | b'6' | b'3' | b'5' | b'7');
-        self.kind == "file" && (special || self.capability.is_some())
-    }
 }
 
 impl ImageContents {
@@ -178,7 +145,7 @@ impl Owners {
 
 #[cfg(test)]
 mod tests {
-    use super::{FileFacts, variables};
+    use super::variables;
 
     #[test]
     fn variables_lose_their_quotes() {
@@ -186,22 +153,5 @@ mod tests {
         let found = variables(text);
         assert_eq!((found["NAME"].as_str(), found["IMAGE_ID"].as_str()), ("Debian GNU/Linux", "demo"));
         assert_eq!(found["HOME_URL"], "https://x.example/?a=b");
-    }
-
-    #[test]
-    fn only_files_with_special_bits_or_capabilities_give_rights() {
-        let file = |kind, mode: &str, capability: Option<&str>| FileFacts {
-            kind,
-            mode: mode.into(),
-            uid: 0,
-            gid: 0,
-            bytes: 0,
-            capability: capability.map(str::to_owned),
-            package: None,
-            digest: [0; 32],
-        };
-        assert!(file("file", "4755", None).gives_rights() && file("file", "2755", None).gives_rights());
-        assert!(file("file", "0755", Some("00")).gives_rights());
-        assert!(!file("directory", "2775", None).gives_rights() && !file("file", "1755", None).gives_rights());
     }
 }

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use self::accounts::KeptNumbers;
-use self::archives::{PackagesDay, Renewal};
+use self::archives::{PackageRenewal, PackagesDay};
 pub use self::bootstrap::KeptTree;
 pub use self::description::{Description, LayoutOrigin, bill_of_materials};
 use self::ostree::Repository;
@@ -167,7 +167,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     Ok(description)
 }
 
-fn report_packages(packages: Option<&(PackagesDay, Renewal)>) {
+fn report_packages(packages: Option<&(PackagesDay, PackageRenewal)>) {
     if let Some((day, renewal)) = packages {
         renewal.report(day);
     }

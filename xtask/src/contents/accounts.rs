@@ -6,23 +6,23 @@ use serde::Serialize;
 
 /// User or group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Account {
+pub struct AccountEntry {
     /// Number of the user or group.
     pub number: u32,
-    /// What else its line says, in order: group, home and shell of a user, members of a group.
+    /// Rest of its line, in order: group, home and shell of a user, members of a group.
     pub details: Vec<String>,
 }
 
-/// Parses `passwd`.
+/// Parses the text of `passwd`.
 #[must_use]
-pub fn users(passwd: &str) -> BTreeMap<String, Account> {
+pub fn users(passwd: &str) -> BTreeMap<String, AccountEntry> {
     // name:password:uid:gid:comment:home:shell
     parse(passwd, |fields| [3, 5, 6].iter().filter_map(|at| fields.get(*at).map(|&field| field.to_owned())).collect())
 }
 
-/// Parses `group`.
+/// Parses the text of `group`.
 #[must_use]
-pub fn groups(group: &str) -> BTreeMap<String, Account> {
+pub fn groups(group: &str) -> BTreeMap<String, AccountEntry> {
     // name:password:gid:members
     parse(group, |fields| {
         let members = fields.get(3).copied().unwrap_or_default();
@@ -30,11 +30,11 @@ pub fn groups(group: &str) -> BTreeMap<String, Account> {
     })
 }
 
-fn parse(text: &str, details: impl Fn(&[&str]) -> Vec<String>) -> BTreeMap<String, Account> {
+fn parse(text: &str, details: impl Fn(&[&str]) -> Vec<String>) -> BTreeMap<String, AccountEntry> {
     let account = |line: &str| {
         let fields: Vec<&str> = line.split(':').collect();
         let number = fields.get(2)?.parse().ok()?;
-        Some((fields[0].to_owned(), Account { number, details: details(&fields) }))
+        Some((fields[0].to_owned(), AccountEntry { number, details: details(&fields) }))
     };
     text.lines().filter_map(account).collect()
 }

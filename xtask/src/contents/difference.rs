@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::accounts::Account;
+use super::accounts::AccountEntry;
 use super::packages::InstalledPackage;
 use super::units::UnitState;
 use super::{FileFacts, ImageContents, debian_version};
@@ -22,9 +22,9 @@ pub struct ContentsDifference {
     /// Changes of files, links and directories.
     pub files: FileChanges,
     /// Users that differ.
-    pub users: Vec<NamedChange<Account>>,
+    pub users: Vec<NamedChange<AccountEntry>>,
     /// Groups that differ.
-    pub groups: Vec<NamedChange<Account>>,
+    pub groups: Vec<NamedChange<AccountEntry>>,
     /// Units of systemd that are enabled or masked in one image only.
     pub units: Vec<NamedChange<UnitState>>,
     /// Files that give rights in one image only, or other rights: setuid, setgid, capabilities.
@@ -80,11 +80,11 @@ pub struct VersionChange {
 /// Changes of files, links and directories.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct FileChanges {
-    /// Those that only the new image has.
+    /// Files that only the new image has.
     pub added: Vec<NamedChange<FileFacts>>,
-    /// Those that only the old image has.
+    /// Files that only the old image has.
     pub removed: Vec<NamedChange<FileFacts>>,
-    /// Those that both have, with a difference.
+    /// Files that both have, with a difference.
     pub changed: Vec<NamedChange<FileFacts>>,
 }
 
@@ -93,7 +93,7 @@ pub struct FileChanges {
 pub struct NamedChange<T> {
     /// Name of the user, group or unit, or the path of the file.
     pub name: String,
-    /// What differs of a file: `content`, `kind`, `mode`, `owner`, `capability`.
+    /// Properties of a file that differ: `content`, `kind`, `mode`, `owner`, `capability`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub what: Vec<&'static str>,
     /// State in the old image.

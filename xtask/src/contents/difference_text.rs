@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::accounts::Account;
+use super::accounts::AccountEntry;
 use super::difference::{ContentsDifference, FileChanges, ImageIdentity, NamedChange, PackageChanges, VersionChange};
 use super::units::UnitState;
 use super::{FileFacts, difference::SizeChange};
@@ -75,7 +75,7 @@ fn packages_text(
     limited(f, removed, MOST_LINES, |f, package| writeln!(f, "  removed    {} {}", package.name, package.version))
 }
 
-fn accounts_text(f: &mut fmt::Formatter<'_>, word: &str, changes: &[NamedChange<Account>]) -> fmt::Result {
+fn accounts_text(f: &mut fmt::Formatter<'_>, word: &str, changes: &[NamedChange<AccountEntry>]) -> fmt::Result {
     if changes.is_empty() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::FileFacts;
+use super::file_facts::FileFacts;
 use crate::image::ext4::geometry::Geometry;
 use crate::image::ext4::inspect;
 use crate::image::ext4::read::Old;

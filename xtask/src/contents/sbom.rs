@@ -16,7 +16,7 @@ use super::software::OtherSoftware;
 /// Name of the bill of materials among the files of a release.
 pub const FILE: &str = "sbom.cdx.json";
 
-/// What an image itself does not say about where it comes from.
+/// Origin of an image, as far as the image itself does not say it.
 #[derive(Debug, Clone, Copy)]
 pub struct SbomSubject<'a> {
     /// Time of the list, seconds since 1970: that of the image's commit.

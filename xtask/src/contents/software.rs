@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::FileFacts;
+use super::file_facts::FileFacts;
 use crate::notices;
 
 /// Software that belongs to no package of the system.

@@ -8,9 +8,9 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitState {
-    /// Another unit starts it.
+    /// Enabled: another unit starts it.
     Enabled,
-    /// It cannot be started.
+    /// Masked: it cannot be started.
     Masked,
 }
 

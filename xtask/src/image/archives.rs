@@ -86,8 +86,8 @@ pub fn day(unix_s: u64) -> String {
 #[derive(Debug, Clone)]
 pub struct ArchiveRecord(PathBuf);
 
-/// Script that fills a record, from a tree (`$1`) whose apt has done its work. Files of a package carry the times of its
-/// source, so that the newest that is not newer than the archive shows the newest package.
+/// Script that fills a record, from a tree (`$1`) whose apt has done its work. Files of a package carry the times of
+/// its source, so that the newest that is not newer than the archive shows the newest package.
 const RECORD: &str = include_str!("record_archives.sh");
 
 /// Script that copies the archives' addresses, before packages can add some of their own.
@@ -269,9 +269,9 @@ pub fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// What became of kept packages.
+/// Outcome for kept packages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Renewal {
+pub enum PackageRenewal {
     /// The tree was made by this build.
     Made,
     /// The archives have not changed since the tree was made.
@@ -285,7 +285,7 @@ pub enum Renewal {
     },
 }
 
-impl Renewal {
+impl PackageRenewal {
     /// Reports of what day the packages of an image are, and whether they were renewed.
     pub fn report(&self, day: &PackagesDay) {
         eprintln!("  {day}");
@@ -298,18 +298,18 @@ impl Renewal {
 }
 
 /// Decides whether a kept tree may be used again; `None` asks for a new one.
-pub fn decide(record: &ArchiveRecord, wish: RenewalWish<'_>) -> Option<Renewal> {
+pub fn decide(record: &ArchiveRecord, wish: RenewalWish<'_>) -> Option<PackageRenewal> {
     match wish {
-        RenewalWish::Keep { because } => Some(Renewal::Kept { because: because.to_owned() }),
-        RenewalWish::Pinned => Some(Renewal::Pinned),
+        RenewalWish::Keep { because } => Some(PackageRenewal::Kept { because: because.to_owned() }),
+        RenewalWish::Pinned => Some(PackageRenewal::Pinned),
         RenewalWish::Renew { keyring } => {
             match step::step("ask the package archives for changes", || Ok(record.changed(keyring))) {
-                Ok(Ok(changed)) if changed.is_empty() => Some(Renewal::Current),
+                Ok(Ok(changed)) if changed.is_empty() => Some(PackageRenewal::Current),
                 Ok(Ok(changed)) => {
                     eprintln!("  the archives changed ({}), so the packages are renewed", changed.join(", "));
                     None
                 }
-                Ok(Err(error)) | Err(error) => Some(Renewal::Kept {
+                Ok(Err(error)) | Err(error) => Some(PackageRenewal::Kept {
                     because: format!("the archives could not be asked ({error:#}); build again with a network"),
                 }),
             }
@@ -317,7 +317,7 @@ pub fn decide(record: &ArchiveRecord, wish: RenewalWish<'_>) -> Option<Renewal> 
     }
 }
 
-/// What is wanted of packages that are kept from an earlier build.
+/// Wish for packages that are kept from an earlier build.
 #[derive(Debug, Clone, Copy)]
 pub enum RenewalWish<'a> {
     /// Use them as they are.
@@ -336,7 +336,7 @@ pub enum RenewalWish<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ArchiveRecord, PackagesDay, Renewal, RenewalWish, day, decide, parse_date, quoted, state};
+    use super::{ArchiveRecord, PackageRenewal, PackagesDay, RenewalWish, day, decide, parse_date, quoted, state};
     use std::fs;
     use std::path::Path;
 
@@ -427,8 +427,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let record = record(directory.path());
         let kept = decide(&record, RenewalWish::Keep { because: "--keep-packages" });
-        assert_eq!(kept, Some(Renewal::Kept { because: "--keep-packages".into() }));
-        assert_eq!(decide(&record, RenewalWish::Pinned), Some(Renewal::Pinned));
+        assert_eq!(kept, Some(PackageRenewal::Kept { because: "--keep-packages".into() }));
+        assert_eq!(decide(&record, RenewalWish::Pinned), Some(PackageRenewal::Pinned));
     }
 
     #[test]
@@ -447,7 +447,7 @@ mod tests {
         let name = format!("{}_._Release", repository.display().to_string().replace('/', "_"));
         fs::copy(repository.join("Release"), record.join("lists").join(name)).unwrap();
         let record = ArchiveRecord::at(record);
-        assert_eq!(decide(&record, RenewalWish::Renew { keyring: None }), Some(Renewal::Current));
+        assert_eq!(decide(&record, RenewalWish::Renew { keyring: None }), Some(PackageRenewal::Current));
         release(15);
         assert_eq!(record.changed(None).unwrap(), ["bookworm-security 2026-11-26"]);
         assert_eq!(decide(&record, RenewalWish::Renew { keyring: None }), None);
@@ -460,7 +460,7 @@ mod tests {
         // Nothing listens on the port of discard.
         fs::write(directory.path().join("sources.list"), "deb http://127.0.0.1:9/debian bookworm main\n").unwrap();
         let kept = decide(&record, RenewalWish::Renew { keyring: None });
-        let Some(Renewal::Kept { because }) = kept else { panic!("{kept:?}") };
+        let Some(PackageRenewal::Kept { because }) = kept else { panic!("{kept:?}") };
         assert!(because.contains("could not be asked") && because.contains("127.0.0.1"), "{because}");
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::archives::{self, ArchiveRecord, PackagesDay, Renewal, RenewalWish, quoted};
+use super::archives::{self, ArchiveRecord, PackageRenewal, PackagesDay, RenewalWish, quoted};
 use super::container::Container;
 use super::removal::{remove_file, remove_tree};
 use super::snapshot;
@@ -25,10 +25,10 @@ pub struct Bootstrapped {
     /// Time of the package archive's last change, seconds since 1970.
     pub archive_time: u64,
     /// Day that its packages are of, and whether they were renewed; `None` where that is not known.
-    pub packages: Option<(PackagesDay, Renewal)>,
+    pub packages: Option<(PackagesDay, PackageRenewal)>,
 }
 
-/// What is wanted of a tree that is kept from an earlier build.
+/// Wish for a tree that is kept from an earlier build.
 #[derive(Debug, Clone, Copy)]
 pub struct KeptTree {
     /// Whether it is made again in any case.
@@ -70,7 +70,7 @@ pub fn bootstrap(distribution: &Distribution, directory: &Path, kept: KeptTree) 
             } else {
                 made?
             }
-            Renewal::Made
+            PackageRenewal::Made
         }
     };
     let mut day = record.read()?;

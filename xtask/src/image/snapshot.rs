@@ -1,5 +1,5 @@
-//! Archives as they were at a time that the recipe gives: an image can be built again with the same packages, long after
-//! the archives went on.
+//! Archives as they were at a time that the recipe gives: an image can be built again with the same packages, long
+//! after the archives went on.
 
 use anyhow::{Result, ensure};
 

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::merge::MergedTree;
-use super::archives::{self, ArchiveRecord, Renewal};
+use super::archives::{self, ArchiveRecord, PackageRenewal};
 use super::bootstrap::{self, Bootstrapped, KeptTree};
 use super::removal::remove_tree;
 use super::stamp::{self, InputDigest};
@@ -72,7 +72,7 @@ pub fn obtain(
     let known = known.filter(|_| !kept.fresh && stamp::is_current(&tarball, &key));
     // Packages that were added to the source come from archives, which go on while the source stays the same.
     let has_packages = !recipe.distribution.packages.is_empty();
-    let mut renewal = Renewal::Made;
+    let mut renewal = PackageRenewal::Made;
     let known = known.filter(|_| {
         !has_packages || {
             let decided = archives::decide(&archives, bootstrap::wish(&recipe.distribution, kept));

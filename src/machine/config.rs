@@ -86,8 +86,8 @@ keys::keys! {
         good_within_s as good_within: GoodWithin, default "600", argument "good-within-s", newer_than "0.1.0";
         /// Seconds for which the services of the image have to stay up before a boot is called good, and four times as
         /// long for one that was restarted meanwhile. Services that nothing names count only until a boot of the
-        /// release was good on this machine ([health](health.md)). 0 leaves them out. Like the two keys below it is read
-        /// also from `/etc/reflash/reflash.toml` of the system.
+        /// release was good on this machine; 0 leaves them out. Like the two keys below it is read also from
+        /// `/etc/reflash/reflash.toml` of the system.
         settle_s as settle: SecondsOrNever<5, 3600>, default "30", newer_than "0.1.0";
         /// Services without which no boot is called good: they have to run and stay up. `*` stands for any text.
         health_units as health_units: UnitNames, default "", newer_than "0.1.0";

@@ -50,7 +50,8 @@ fn renew_application(root: &Path) {
     let archive = root.join("usr/share/robot/app.tar");
     fs::remove_file(&archive).unwrap();
     write_container("2.0", &archive);
-    for path in ["usr/lib/robot/load-app", "usr/etc/systemd/system/app.service"] {
+    let unit = "etc/systemd/system/app.service";
+    for path in ["usr/lib/robot/load-app", unit, &format!("usr/{unit}")] {
         let (path, new) = (root.join(path), root.join("usr/new"));
         let text = fs::read_to_string(&path).unwrap().replace("localhost/app:1.0", "localhost/app:2.0");
         fs::write(&new, text).unwrap();

@@ -65,7 +65,8 @@ impl Robot {
         let fixture = Fixture::with(image, super::for_demo_robots);
         let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
-        let disk = super::disk(&fixture, format!("{config}[boot]\n{boot}"), Vec::new(), disk::environment_without_system());
+        let disk =
+            super::disk(&fixture, format!("{config}[boot]\n{boot}"), Vec::new(), disk::environment_without_system());
         Self { fixture, disk, server: Some(server), firmware: GuestFirmware::Bios, starts: 0, worn_out: false }
     }
 

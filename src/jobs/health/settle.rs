@@ -67,9 +67,9 @@ impl Settling {
         let mut problems: Vec<Problem> = Vec::new();
         for unit in units {
             let seen = self.seen.entry(unit.name.clone()).or_default();
-            take(seen, unit, now);
             let settle = Duration::from_secs(self.terms.settle_s) * LONGER;
             let is_named = self.terms.units.iter().any(|pattern| fits(&unit.name, pattern));
+            take(seen, unit, now, is_named);
             let is_exact = self.terms.units.iter().any(|pattern| !pattern.contains('*') && fits(&unit.name, pattern));
             let Some((what, detail)) = what_is_wrong(unit, seen, now, settle, is_exact) else { continue };
             let counts = is_named || self.counts_unnamed(unit) && is_of_image(unit);
@@ -102,15 +102,17 @@ impl Settling {
     }
 }
 
-fn take(seen: &mut Seen, unit: &UnitState, now: Duration) {
+/// Takes a look at one service. What is named has to stay up, so that for it an end in order is one too many.
+fn take(seen: &mut Seen, unit: &UnitState, now: Duration, is_named: bool) {
     let waits = unit.sub.starts_with("auto-restart");
-    if waits && unit.result == "success" {
+    let is_in_order = waits && unit.result == "success" && !is_named;
+    if is_in_order {
         seen.ends_in_order = true;
     }
     let restarted = unit.restarts > seen.restarts;
     // A person's or a dependency's start sets the count back to 0.
     seen.restarts = unit.restarts;
-    if (restarted && !seen.ends_in_order) || (waits && unit.result != "success") {
+    if (restarted && !seen.ends_in_order) || (waits && !is_in_order) {
         seen.crashed = Some(now);
         seen.ends_in_order = false;
     }
@@ -190,8 +192,12 @@ mod tests {
 
     #[test]
     fn a_unit_that_ends_in_order_and_is_started_again_does_not_crash() {
+        let named = HealthTerms { units: vec!["poll".into()], ..HealthTerms::default() };
+        let mut look = settling(named, KnownBefore::default());
+        let ended = service("poll.service", "activating", "auto-restart", "success", 0);
+        assert_eq!(look(0, std::slice::from_ref(&ended)).len(), 1, "what is named has to stay up");
         let mut look = fresh();
-        assert!(look(0, &[service("poll.service", "activating", "auto-restart", "success", 0)]).is_empty());
+        assert!(look(0, &[ended]).is_empty());
         assert!(look(2, &[service("poll.service", "active", "running", "success", 1)]).is_empty());
         assert!(look(20, &[service("poll.service", "active", "running", "success", 2)]).is_empty());
     }

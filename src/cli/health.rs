@@ -14,7 +14,7 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::worth::Worth;
 use crate::chain::chain;
-use crate::jobs::health::settle::{KnownBefore, Settling};
+use crate::jobs::health::settle::{KnownBefore, ServiceWatch};
 use crate::jobs::health::{self, HealthRecord, HealthTerms, Problem, programs};
 use crate::jobs::recovery::InstalledRelease;
 use crate::record::blackbox::BlackBox;
@@ -48,7 +48,7 @@ pub(super) fn lines(record: &HealthRecord) -> String {
 }
 
 fn once(options: &Options) -> HealthRecord {
-    let mut settling = Settling::new(HealthTerms::read(), known_before(options));
+    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options));
     let mut problems = look(&mut settling, Duration::ZERO);
     problems.extend(run_programs());
     HealthRecord::of(problems)
@@ -60,7 +60,7 @@ fn until_healthy(options: &Options) -> Result<HealthRecord, Failure> {
         return Ok(HealthRecord::default());
     }
     let began = Instant::now();
-    let mut settling = Settling::new(HealthTerms::read(), known_before(options));
+    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options));
     let mut notes = Notes::default();
     loop {
         let mut record = HealthRecord::of(look(&mut settling, began.elapsed()));
@@ -92,7 +92,7 @@ fn keep(record: &HealthRecord) -> Result<(), Failure> {
     Ok(())
 }
 
-fn look(settling: &mut Settling, now: Duration) -> Vec<Problem> {
+fn look(settling: &mut ServiceWatch, now: Duration) -> Vec<Problem> {
     match health::services() {
         Some(units) => settling.look(now, &units, health::is_of_image),
         None => vec![Problem {

@@ -85,7 +85,7 @@ impl HealthTerms {
 pub struct Problem {
     /// Name of the service, or path of the program.
     pub name: String,
-    /// What is wrong with it, as the rest of a sentence that begins with its name. The same fault has the same text.
+    /// Fault of it, as the rest of a sentence that begins with its name. The same fault has the same text.
     pub what: String,
     /// Quantities, and what a program printed last.
     #[serde(default, skip_serializing_if = "String::is_empty")]

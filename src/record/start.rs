@@ -86,8 +86,7 @@ pub struct StartRecord {
     pub data_renewed: bool,
     /// Losses of this boot, and what was given up, a sentence each.
     pub lost: Vec<String>,
-    /// What keeps this boot from being called good, a sentence each. Only in a report: the record in memory has it in
-    /// `health.json`.
+    /// Sentences about what keeps this boot from being called good. Only in a report: in memory, `health.json` has it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_good: Vec<String>,
     /// In a safe start: accounts with which a person can log in, by password or key.

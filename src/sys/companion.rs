@@ -106,7 +106,7 @@ pub fn write_to_consoles(line: &str) {
 /// Longest output of a program that is taken, bytes.
 const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
 
-/// How a program ended.
+/// Manner in which a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// By itself, with this exit code.

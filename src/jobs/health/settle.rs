@@ -10,14 +10,14 @@ use std::time::Duration;
 use super::units::{UnitState, fits};
 use super::{HealthTerms, Problem};
 
-/// How many times as long a service has to stay up that was restarted.
+/// Factor by which a service that was restarted has to stay up longer than the others.
 pub const LONGER: u32 = 4;
 
 /// Services that never count unless they are named: a login line that has no terminal to run on, and the sessions of
 /// people.
 const LEFT_OUT: &[&str] = &["*getty@*", "*getty", "autovt@*", "user@*", "debug-shell", "emergency", "rescue"];
 
-/// What is known of the machine before the first look.
+/// Knowledge of the machine before the first look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownBefore {
     /// A boot of this release was good on this machine.
@@ -38,13 +38,13 @@ struct Seen {
 
 /// Judgement of the services, from look to look.
 #[derive(Debug)]
-pub struct Settling {
+pub struct ServiceWatch {
     terms: HealthTerms,
     known: KnownBefore,
     seen: BTreeMap<String, Seen>,
 }
 
-impl Settling {
+impl ServiceWatch {
     /// Begins to look. Times count from here.
     #[must_use]
     pub fn new(terms: HealthTerms, known: KnownBefore) -> Self {
@@ -143,7 +143,7 @@ fn what_is_wrong(
 
 #[cfg(test)]
 mod tests {
-    use super::{KnownBefore, Settling};
+    use super::{KnownBefore, ServiceWatch};
     use crate::jobs::health::{HealthTerms, units::UnitState};
     use std::time::Duration;
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     fn settling(terms: HealthTerms, known: KnownBefore) -> impl FnMut(u64, &[UnitState]) -> Vec<(String, bool)> {
-        let mut settling = Settling::new(terms, known);
+        let mut settling = ServiceWatch::new(terms, known);
         move |now_s, units| {
             let found = settling.look(Duration::from_secs(now_s), units, |unit| unit.fragment.starts_with("/usr/"));
             found.into_iter().map(|problem| (problem.to_string(), problem.counts)).collect()

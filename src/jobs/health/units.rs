@@ -20,7 +20,7 @@ pub struct UnitState {
     pub active: String,
     /// The state that services have, such as `running` and `auto-restart`.
     pub sub: String,
-    /// How it ended last: `success`, `exit-code`, `signal`, `core-dump`, `watchdog`, `timeout`, `start-limit-hit`.
+    /// Result of its last end: `success`, `exit-code`, `signal`, `core-dump`, `watchdog`, `timeout`, `start-limit-hit`.
     pub result: String,
     /// Restarts by systemd itself since a person or a dependency started it.
     pub restarts: u64,

@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn a_service_that_is_restarted_over_and_over_is_not_good_while_it_happens_to_run() {
         let mut look = fresh();
-        assert_eq!(look(0, &[running(3)])[0].1, true, "restarted before the first look");
+        assert!(look(0, &[running(3)])[0].1, "restarted before the first look");
         assert!(look(100, &[running(3)])[0].0.contains("restarts: 3, the last seen 100 s ago"));
-        assert_eq!(look(119, &[running(4)])[0].1, true);
+        assert!(look(119, &[running(4)])[0].1);
         assert_eq!(look(230, &[running(4)]).len(), 1);
         assert!(look(239, &[running(4)]).is_empty(), "it stayed up");
     }

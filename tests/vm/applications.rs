@@ -51,7 +51,7 @@ fn renew_application(root: &Path) {
     fs::remove_file(&archive).unwrap();
     write_container("2.0", &archive);
     let unit = "etc/systemd/system/app.service";
-    for path in ["usr/lib/robot/load-app", unit, &format!("usr/{unit}")] {
+    for path in ["usr/lib/robot/load-app", unit, format!("usr/{unit}").as_str()] {
         let (path, new) = (root.join(path), root.join("usr/new"));
         let text = fs::read_to_string(&path).unwrap().replace("localhost/app:1.0", "localhost/app:2.0");
         fs::write(&new, text).unwrap();

@@ -14,6 +14,7 @@ mod env;
 mod etc;
 mod flash;
 mod good;
+mod health;
 pub mod help;
 pub mod manual;
 mod mend;
@@ -66,6 +67,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Status if options.etc => etc::run(options),
         Command::Status => status::run(options),
         Command::Report => report::run(options),
+        Command::Health(wait) => health::run(options, *wait),
         Command::Good => good::run(options),
         Command::AfterUndo => after_undo::run(options),
         Command::Request(RequestedAction::Newer) => newer::run(options),

@@ -5,6 +5,7 @@
 pub mod drill;
 pub mod factory_reset;
 pub mod floor;
+pub mod health;
 pub mod keys;
 pub mod mend;
 pub mod pause;

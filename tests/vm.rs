@@ -3,6 +3,7 @@
 //! the other.
 
 mod accelerator;
+mod applications;
 mod boot_chain;
 mod built;
 mod by_hand;
@@ -12,6 +13,7 @@ mod deaths;
 mod drill;
 mod fallback;
 mod floor;
+mod health;
 mod hostile;
 mod late_disk;
 mod media;

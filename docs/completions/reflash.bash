@@ -3,7 +3,7 @@ _reflash() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report good after-undo mend request drill env --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report health good after-undo mend request drill env --help --version" -- "$word")
         return
     fi
     case ${COMP_WORDS[1]} in
@@ -120,6 +120,19 @@ _reflash() {
             return ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "--json --verbose --state --config --keys -v --help" -- "$word") ;;
+    health)
+        case $previous in
+        --state)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --config)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --keys)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "wait --json --verbose --state --config --keys -v --help" -- "$word") ;;
     good)
         case $previous in
         --state)

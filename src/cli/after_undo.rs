@@ -2,11 +2,9 @@
 //! for it. What an application changed under that release only the application can judge.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
@@ -15,6 +13,7 @@ use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::safe_start;
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::jobs::health::programs::programs;
 use crate::jobs::shipped::record;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use crate::record::event::Phase;
@@ -85,25 +84,6 @@ fn environment(undo: &Attempt) -> BTreeMap<&'static str, String> {
         ("REFLASH_UNDONE_VERSION", undone.version.unwrap_or_default()),
         ("REFLASH_UNDONE_WHY", undone.why),
     ])
-}
-
-/// Every executable file of the directories, by name.
-fn programs(directories: &[&Path]) -> io::Result<Vec<PathBuf>> {
-    let mut found: BTreeMap<OsString, PathBuf> = BTreeMap::new();
-    for directory in directories {
-        let entries = match fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry?;
-            found.entry(entry.file_name()).or_insert_with(|| entry.path());
-        }
-    }
-    let is_program = |path: &Path| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
-    // A link to /dev/null in the first directory switches a program of the second one off.
-    Ok(found.into_values().filter(|path| is_program(path)).collect())
 }
 
 /// Runs one program; the sentence of a failure.

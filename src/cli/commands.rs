@@ -13,6 +13,8 @@ pub enum CommandName {
     Status,
     /// `reflash report`: post the results of recent recoveries.
     Report,
+    /// `reflash health`: check whether this system is healthy.
+    Health,
     /// `reflash good`: record that this boot is good.
     Good,
     /// `reflash after-undo`: let applications act after a release was taken back.
@@ -40,6 +42,8 @@ pub enum Command {
     Status,
     /// Post the results of recent recoveries.
     Report,
+    /// Check whether this system is healthy.
+    Health(HealthWait),
     /// Record that this boot is good.
     Good,
     /// Let applications act after a release was taken back.
@@ -52,6 +56,15 @@ pub enum Command {
     Drill(DrillKind),
     /// Show or change the boot environment.
     Env(EnvAction),
+}
+
+/// Whether a check of the system's health waits until it is healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthWait {
+    /// Each check is made once.
+    Once,
+    /// Checks that fail are repeated until all of them pass.
+    UntilHealthy,
 }
 
 /// Place of a drill.
@@ -174,6 +187,22 @@ pub static COMMANDS: &[CommandRow] = &[
         read: |operands| without_operands(operands, Command::Report),
     },
     CommandRow {
+        name: CommandName::Health,
+        word: "health",
+        operands: "[wait]",
+        words: &[("wait", "repeat the checks until all of them pass, as the system's image does at each start")],
+        summary: "check whether this system is healthy",
+        about: &[
+            "Runs every program of /usr/lib/reflash/health.d and /etc/reflash/health.d, which has to end with 0 within 60 s, \
+             and asks systemd which services have failed or crash and are restarted. The exit code is 1 when something \
+             fails that keeps a boot from being called good.",
+            "With `wait` the services also have to stay up for boot.settle_s, and what fails is tried again until it passes: \
+             the boot watch ends that by a restart after boot.good_within_s. What stands in the way is in the black box, in \
+             the report and in `reflash status`.",
+        ],
+        read: read_health,
+    },
+    CommandRow {
         name: CommandName::Good,
         word: "good",
         operands: "",
@@ -289,6 +318,14 @@ fn read_request(operands: &[&str]) -> Result<Command, String> {
         };
     }
     Ok(Command::Request(action))
+}
+
+fn read_health(operands: &[&str]) -> Result<Command, String> {
+    match operands {
+        [] => Ok(Command::Health(HealthWait::Once)),
+        ["wait"] => Ok(Command::Health(HealthWait::UntilHealthy)),
+        ["wait", other, ..] | [other, ..] => Err(not_expected(other)),
+    }
 }
 
 fn read_drill(operands: &[&str]) -> Result<Command, String> {

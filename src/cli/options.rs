@@ -70,6 +70,7 @@ pub const EVERY: &[CommandName] = &[
     CommandName::Verify,
     CommandName::Status,
     CommandName::Report,
+    CommandName::Health,
     CommandName::Good,
     CommandName::AfterUndo,
     CommandName::Mend,

@@ -7,6 +7,7 @@ use super::context::{config, safe_start, this_machine};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::fetch::{self, FetchOptions};
+use crate::jobs::health::HealthRecord;
 use crate::record::blackbox::BlackBox;
 use crate::record::report::{self, Pending};
 use crate::record::start::StartRecord;
@@ -17,7 +18,10 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let Some(url) = &config.report_url else {
         return nothing_to_post(options, "report.url is not configured, so nothing is posted");
     };
-    let this_boot = StartRecord::of_this_boot().or_else(|| safe_start().map(StartRecord::of_safe_start));
+    let mut this_boot = StartRecord::of_this_boot().or_else(|| safe_start().map(StartRecord::of_safe_start));
+    if let (Some(boot), Some(health)) = (&mut this_boot, HealthRecord::of_this_boot()) {
+        boot.not_good = health.in_the_way().map(ToString::to_string).collect();
+    }
     if let Some(boot) = this_boot.filter(|boot| !boot.is_whole()) {
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
         report::post_start(url, &this_machine(&config, &mounted), &boot, &fetch_options)

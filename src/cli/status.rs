@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::{keys, safe_start};
+use super::health;
 use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
 use crate::boot::this_boot;
 use crate::chain::chain;
+use crate::jobs::health::HealthRecord;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
 use crate::record::progress::bytes;
@@ -44,6 +46,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let (attempts, marks) = recorded.as_ref().map_or_else(Default::default, |open| (open.attempts(), open.marks()));
     let standing = StandingReport::of(&mounted, &keys, record.as_ref(), &env, recorded.as_ref());
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
+    // That of another machine's state partition is not in this memory.
+    let this_health = if options.state.is_none() { HealthRecord::of_this_boot() } else { None };
     let answer = json!({
         "installed": installed.as_ref().map(|manifest| json!({
             "version": manifest.version, "serial": manifest.serial, "product": manifest.product,
@@ -53,6 +57,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         "boot_environment": variables, "safe_start": safe_start(),
         "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
         "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
+        "health": this_health.as_ref().map(|record| json!({ "healthy": record.healthy, "problems": record.problems })),
         "last_drill": last_drill(attempts).map(|attempt| json!({
             "attempt": attempt.id, "started_unix_s": attempt.started_unix_s, "drill": attempt.drill,
         })),
@@ -63,7 +68,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         format!(
             "{}\n{}\n{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
-            safe_line() + &boot_line(&env, was_good(options, &env)),
+            safe_line()
+                + &boot_line(&env, was_good(options, &env))
+                + &this_health.as_ref().map(health::lines).unwrap_or_default(),
             standing.lines(),
             drill_line(attempts),
             attempt_lines(attempts, marks)

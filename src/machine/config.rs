@@ -13,6 +13,7 @@ mod boot_args;
 mod data;
 mod disk;
 mod error;
+mod health;
 mod interface_kinds;
 mod interfaces;
 mod keys;
@@ -36,6 +37,7 @@ pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
 
 use disk::DiskTable;
+use health::UnitNames;
 use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
 
 keys::keys! {
@@ -82,6 +84,15 @@ keys::keys! {
         /// not by then is restarted, and GRUB has counted the try. A person who is logged in holds that for an hour
         /// after each key. 0 switches it off. It is read also from `/etc/reflash/reflash.toml` of the system.
         good_within_s as good_within: GoodWithin, default "600", argument "good-within-s", newer_than "0.1.0";
+        /// Seconds for which the services of the image have to stay up before a boot is called good, and four times as
+        /// long for one that was restarted meanwhile. Services that nothing names count only until a boot of the
+        /// release was good on this machine; 0 leaves them out. Like the two keys below it is read also from
+        /// `/etc/reflash/reflash.toml` of the system.
+        settle_s as settle: SecondsOrNever<5, 3600>, default "30", newer_than "0.1.0";
+        /// Services without which no boot is called good: they have to run and stay up. `*` stands for any text.
+        health_units as health_units: UnitNames, default "", newer_than "0.1.0";
+        /// Services whose failures do not count, as that of a device which not every machine has.
+        health_ignore as health_ignore: UnitNames, default "", newer_than "0.1.0";
         /// Seconds after which a drill (`reflash drill`) starts the system again, however far it has come.
         drill_s as drill: Seconds<60, 86_400>, default "600", newer_than "0.1.0";
     }
@@ -128,6 +139,21 @@ impl BootLayer {
     pub fn good_within(&self) -> Result<Option<Duration>, ConfigError> {
         let written = self.good_within_s.map_or_else(|| keys::read::<GoodWithin>(GOOD_WITHIN, "600"), Ok)?;
         GoodWithin::check(GOOD_WITHIN, written)
+    }
+}
+
+/// The kind of `boot.settle_s`.
+type Settle = SecondsOrNever<5, 3600>;
+
+impl BootLayer {
+    /// Checks `boot.settle_s` alone, seconds, for a caller to which the rest is of no use.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for one that is out of range.
+    pub fn checked_settle_s(&self) -> Result<Option<u64>, ConfigError> {
+        self.settle_s
+            .map(|written| Settle::check("boot.settle_s", written).map(|checked| checked.map_or(0, |it| it.as_secs())))
+            .transpose()
     }
 }
 

@@ -182,7 +182,9 @@ impl Watch {
 
     /// Restarts the machine. Returns only when the boot has called itself good after all, without the mark for that.
     fn restart(&self, cause: Cause, written: &WrittenTerms) -> bool {
-        let text = format!("{}: restarting", sentence(cause));
+        let why = if let Cause::NotGood(_) = cause { restart::not_healthy() } else { Vec::new() };
+        let why = why.iter().map(|one| format!("; {one}")).collect::<String>();
+        let text = format!("{}{why}: restarting", sentence(cause));
         let is_good = restart::record(written, cause, &text);
         if is_good && matches!(cause, Cause::NotGood(_)) {
             self.say("the boot environment says that this boot is good: it goes on");

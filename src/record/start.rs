@@ -86,6 +86,9 @@ pub struct StartRecord {
     pub data_renewed: bool,
     /// Losses of this boot, and what was given up, a sentence each.
     pub lost: Vec<String>,
+    /// Sentences about what keeps this boot from being called good. Only in a report: in memory, `health.json` has it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_good: Vec<String>,
     /// In a safe start: accounts with which a person can log in, by password or key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logins: Option<Vec<String>>,
@@ -129,6 +132,7 @@ impl StartRecord {
         (self.data, self.var, self.etc) == (DataUse::Writable, VarFrom::Data, EtcFrom::Data)
             && self.safe_start.is_none()
             && self.lost.is_empty()
+            && self.not_good.is_empty()
     }
 
     /// Reads the record of this boot; `None` where the system's first step wrote none, as that of older images.

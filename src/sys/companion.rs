@@ -106,36 +106,65 @@ pub fn write_to_consoles(line: &str) {
 /// Longest output of a program that is taken, bytes.
 const MAX_OUTPUT_BYTES: u64 = 64 * 1024;
 
+/// Manner in which a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with this exit code.
+    Exit(i32),
+    /// By a signal.
+    Signal,
+    /// Not at all within its time: it was ended, with what it had started.
+    Late,
+}
+
 /// Runs a program, and ends it after `limit`. `None` when it could not be started or did not end by itself; otherwise
 /// its exit code, and what it printed.
 pub fn run_within(program: &Path, arguments: &[&str], limit: Duration) -> Option<(Option<i32>, String)> {
+    let mut command = Command::new(program);
+    command.args(arguments).stderr(Stdio::null());
+    match run_limited(command, limit).ok()? {
+        (Ended::Exit(code), text) => Some((Some(code), text)),
+        (Ended::Signal, text) => Some((None, text)),
+        (Ended::Late, _) => None,
+    }
+}
+
+/// Runs a program whose errors go where those of this process go, and ends it after `limit`, with every process of its
+/// group. Returns how it ended, and what it printed.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run_group_within(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<(Ended, String)> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    run_limited(command, limit)
+}
+
+fn run_limited(mut command: Command, limit: Duration) -> io::Result<(Ended, String)> {
     let began = Instant::now();
-    let mut child =
-        Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let child = child.as_mut().ok()?;
-    let output = child.stdout.take()?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?;
+    let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     let (sender, text) = std::sync::mpsc::channel();
     // A program that prints more than a pipe holds would never end.
-    let reading = super::thread::background("output", move || {
+    super::thread::background("output", move || {
         let mut bytes = Vec::new();
         let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes);
         let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
-    });
+    })?;
     let ended = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Some(status.code()),
-            Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(100)),
-            _ => break None,
+        match child.try_wait()? {
+            Some(status) => break status.code().map_or(Ended::Signal, Ended::Exit),
+            None if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(100)),
+            None => break Ended::Late,
         }
     };
-    if ended.is_none() {
-        let _ = child.kill();
+    if ended == Ended::Late {
+        let group = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
         let _ = child.try_wait();
     }
-    reading.ok()?;
     // A grandchild that holds the pipe open must not hold this process.
-    let text = text.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-    ended.map(|code| (code, text))
+    Ok((ended, text.recv_timeout(Duration::from_secs(1)).unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -60,6 +60,24 @@ impl Robot {
         Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
     }
 
+    /// A robot with an empty system partition, and a release of this image to recover from.
+    pub fn with_image(image: Vec<u8>, boot: &str) -> Self {
+        let fixture = Fixture::with(image, super::for_demo_robots);
+        let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
+        let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
+        let disk =
+            super::disk(&fixture, format!("{config}[boot]\n{boot}"), Vec::new(), disk::environment_without_system());
+        Self { fixture, disk, server: Some(server), firmware: GuestFirmware::Bios, starts: 0, worn_out: false }
+    }
+
+    /// Publishes a release of this image in place of the one before.
+    pub fn publish_image(&mut self, version: &str, image: Vec<u8>) {
+        self.fixture.publish(image, |spec| {
+            super::for_demo_robots(spec);
+            spec.version = version.into();
+        });
+    }
+
     /// Publishes another release in place of the first.
     pub fn publish(&mut self, version: &str, behaviour: Behaviour) {
         self.fixture.publish(tiny_image(version, behaviour), |spec| {

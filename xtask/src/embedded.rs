@@ -28,6 +28,8 @@ pub const LAYOUT_MBR: &str = include_str!("../recipes/layout-mbr.toml");
 pub const WATCHDOG_SETTINGS: &str = include_str!("image/units/watchdog.conf");
 /// Unit that calls a boot of the system good.
 pub const GOOD_UNIT: &str = include_str!("image/units/reflash-good.service");
+/// Unit that waits until the system is healthy.
+pub const HEALTH_UNIT: &str = include_str!("image/units/reflash-health.service");
 /// Unit that lets applications act after an undo.
 pub const AFTER_UNDO_UNIT: &str = include_str!("image/units/reflash-after-undo.service");
 /// Unit that posts reports of the last recoveries.

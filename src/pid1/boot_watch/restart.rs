@@ -11,6 +11,7 @@ use super::terms::WrittenTerms;
 use crate::boot::env::LoadedEnv;
 use crate::boot::grubenv::names;
 use crate::boot::this_boot;
+use crate::jobs::health::HealthRecord;
 use crate::jobs::pause;
 use crate::jobs::state::StatePartition;
 use crate::record::event::{Entry, Event};
@@ -62,7 +63,13 @@ pub(super) fn what_is_missing() -> Vec<String> {
         let answer = companion::run_within(Path::new(SYSTEMCTL), &arguments, SYSTEMCTL_LIMIT);
         lines_of(what, &answer.map(|(_, text)| text).unwrap_or_default())
     };
-    [ask("failed", &["--failed"]), ask("waiting", &["list-jobs"])].concat()
+    [not_healthy(), ask("failed", &["--failed"]), ask("waiting", &["list-jobs"])].concat()
+}
+
+/// What the health checks of this boot found in the way of calling it good.
+pub(super) fn not_healthy() -> Vec<String> {
+    let record = HealthRecord::of_this_boot().unwrap_or_default();
+    record.in_the_way().take(SHOWN).map(|problem| format!("not healthy: {problem}")).collect()
 }
 
 /// The first lines of an answer, each with what it is.

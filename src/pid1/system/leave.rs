@@ -10,8 +10,9 @@ use super::safe_network;
 use super::take::answer_within;
 use crate::boot::disk_record;
 use crate::chain::chain;
+use crate::jobs::health::HealthTerms;
 use crate::machine::config::usable::Usable;
-use crate::machine::config::{Layer, Network};
+use crate::machine::config::{BootLayer, Layer, Network};
 use crate::pid1::boot_watch::terms::WrittenTerms;
 use crate::sys::files;
 
@@ -42,7 +43,9 @@ impl ThisBoot<'_> {
             counted: self.state.is_some_and(was_counted),
             ..WrittenTerms::default()
         };
-        match self.layers(recovery, &mut problems).boot.good_within() {
+        let boot = self.layers(recovery, &mut problems).boot;
+        problems.extend(leave_health_terms(&boot));
+        match boot.good_within() {
             Ok(limit) => terms.good_within_s = limit.map_or(0, |limit| limit.as_secs()),
             Err(error) => problems.push(chain(&error)),
         }
@@ -70,6 +73,23 @@ impl ThisBoot<'_> {
         problems.extend(own.problems.iter().chain(&arguments.problems).map(|problem| chain(problem)));
         own.value.overridden_by(recovery.clone()).overridden_by(arguments.value)
     }
+}
+
+/// Leaves the terms of the health checks; what is wrong with them.
+fn leave_health_terms(boot: &BootLayer) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut terms = HealthTerms::default();
+    match boot.checked_settle_s() {
+        Ok(Some(settle_s)) => terms.settle_s = settle_s,
+        Ok(None) => {}
+        Err(error) => problems.push(chain(&error)),
+    }
+    terms.units = boot.health_units.clone().unwrap_or_default();
+    terms.ignore = boot.health_ignore.clone().unwrap_or_default();
+    if let Err(error) = terms.write() {
+        problems.push(format!("health checks go by their defaults: {error}"));
+    }
+    problems
 }
 
 /// Whether GRUB has counted this start. Several do not count: one by the first script alone, one that a person chose

@@ -113,8 +113,8 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
     lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
 }
 
-/// The agent's binary with its manual page and completion, the units that call `reflash good` and `reflash mend`, names
-/// in os-release, and keys for a secure shell server.
+/// The agent's binary with its manual page and completion, the units that call `reflash good`, `reflash mend` and others,
+/// names in os-release, and keys for a secure shell server.
 ///
 /// # Errors
 /// Fails with the path.
@@ -129,6 +129,7 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     let watchdog = Path::new("/usr/lib/systemd/system.conf.d/50-reflash-watchdog.conf");
     put(tree, watchdog, embedded::WATCHDOG_SETTINGS.as_bytes(), 0o644)?;
     unit(tree, "reflash-good.service", embedded::GOOD_UNIT, "multi-user.target")?;
+    linked_unit(tree, "reflash-health.service", embedded::HEALTH_UNIT, "boot-complete.target.requires")?;
     unit(tree, "reflash-after-undo.service", embedded::AFTER_UNDO_UNIT, "basic.target")?;
     unit(tree, "reflash-mend.timer", embedded::MEND_TIMER, "timers.target")?;
     let mend = Path::new("/usr/lib/systemd/system/reflash-mend.service");
@@ -150,13 +151,17 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     fs::write(&path, os_release(&text, recipe)).with_context(|| format!("write {}", path.display()))
 }
 
-/// Puts in a unit and the link that enables it, both in /usr: /etc belongs to the machine's owner.
+/// Puts in a unit that `target` wants.
 fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
+    linked_unit(tree, name, text, &format!("{target}.wants"))
+}
+
+/// Puts in a unit and the link in `links` that enables it, both in /usr: /etc belongs to the machine's owner.
+fn linked_unit(tree: &Path, name: &str, text: &str, links: &str) -> Result<()> {
     let directory = Path::new("/usr/lib/systemd/system");
     put(tree, &directory.join(name), text.as_bytes(), 0o644)?;
-    let wants = inside(tree, &directory.join(format!("{target}.wants")));
-    make_parents(tree, &directory.join(format!("{target}.wants/link")), &mut Vec::new())?;
-    let link = wants.join(name);
+    let link = inside(tree, &directory.join(links)).join(name);
+    make_parents(tree, &directory.join(links).join("link"), &mut Vec::new())?;
     if link.symlink_metadata().is_err() {
         symlink(format!("../{name}"), &link).with_context(|| format!("link {}", link.display()))?;
     }

@@ -23,7 +23,7 @@ pub use self::file_facts::FileFacts;
 use self::packages::{InstalledPackage, PackageDatabase};
 use self::reader::ImageReader;
 use self::software::OtherSoftware;
-use self::units::UnitState;
+use self::units::UnitEnablement;
 
 /// Most bytes of a file that is parsed here; the database of 5,000 packages has 6 MiB.
 const MOST_BYTES: u64 = 64 << 20;
@@ -46,7 +46,7 @@ pub struct ImageContents {
     /// Groups by name.
     pub groups: BTreeMap<String, AccountEntry>,
     /// States of systemd's units that are not what their packages left to the default.
-    pub units: BTreeMap<String, UnitState>,
+    pub units: BTreeMap<String, UnitEnablement>,
     /// Names of the licences of packages, where their copyright file can be read by a program.
     pub licences: HashMap<String, Vec<String>>,
     /// Software that belongs to no package.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::accounts::AccountEntry;
 use super::packages::InstalledPackage;
-use super::units::UnitState;
+use super::units::UnitEnablement;
 use super::{FileFacts, ImageContents, debian_version};
 
 /// Difference between the contents of two images. Its JSON is for programs: members are added and never renamed.
@@ -26,7 +26,7 @@ pub struct ContentsDifference {
     /// Groups that differ.
     pub groups: Vec<NamedChange<AccountEntry>>,
     /// Units of systemd that are enabled or masked in one image only.
-    pub units: Vec<NamedChange<UnitState>>,
+    pub units: Vec<NamedChange<UnitEnablement>>,
     /// Files that give rights in one image only, or other rights: setuid, setgid, capabilities.
     pub rights: Vec<NamedChange<FileFacts>>,
     /// Packages whose files together take more or fewer bytes, the largest change first; what belongs to no package
@@ -252,7 +252,7 @@ fn sizes(old: &BTreeMap<String, FileFacts>, new: &BTreeMap<String, FileFacts>) -
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::packages::{InstalledPackage, PackageDatabase};
-    use super::super::units::UnitState;
+    use super::super::units::UnitEnablement;
     use super::super::{FileFacts, ImageContents, accounts};
     use super::{between, packages};
 
@@ -321,7 +321,7 @@ pub(super) mod tests {
         old.users = accounts::users("robot:x:1000:1000::/home/robot:/bin/sh\n");
         new.users = accounts::users("robot:x:1001:1000::/home/robot:/bin/sh\n");
         new.groups = accounts::groups("gpio:x:990:\n");
-        old.units.insert("ssh.service".into(), UnitState::Enabled);
+        old.units.insert("ssh.service".into(), UnitEnablement::Enabled);
         let difference = between(&old, &new);
         let changed: Vec<_> =
             difference.files.changed.iter().map(|change| (change.name.as_str(), change.what.clone())).collect();

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::accounts::AccountEntry;
 use super::difference::{ContentsDifference, FileChanges, ImageIdentity, NamedChange, PackageChanges, VersionChange};
-use super::units::UnitState;
+use super::units::UnitEnablement;
 use super::{FileFacts, difference::SizeChange};
 use crate::step::mib;
 
@@ -99,14 +99,14 @@ fn accounts_text(f: &mut fmt::Formatter<'_>, word: &str, changes: &[NamedChange<
     })
 }
 
-fn units_text(f: &mut fmt::Formatter<'_>, changes: &[NamedChange<UnitState>]) -> fmt::Result {
+fn units_text(f: &mut fmt::Formatter<'_>, changes: &[NamedChange<UnitEnablement>]) -> fmt::Result {
     if changes.is_empty() {
         return Ok(());
     }
     writeln!(f, "units of systemd: {} differ", changes.len())?;
-    let word = |state: UnitState| match state {
-        UnitState::Enabled => "enabled",
-        UnitState::Masked => "masked",
+    let word = |state: UnitEnablement| match state {
+        UnitEnablement::Enabled => "enabled",
+        UnitEnablement::Masked => "masked",
     };
     limited(f, changes, MOST_LINES, |f, change| match (change.old, change.new) {
         (_, Some(new)) => writeln!(f, "  now {}: {}", word(new), change.name),

@@ -7,7 +7,7 @@ use serde::Serialize;
 /// State of a unit in `/etc/systemd/system`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum UnitState {
+pub enum UnitEnablement {
     /// Enabled: another unit starts it.
     Enabled,
     /// Masked: it cannot be started.
@@ -16,17 +16,21 @@ pub enum UnitState {
 
 /// Returns the units that links of `/etc/systemd/system` enable or mask; each link is a path from there, and a target.
 #[must_use]
-pub fn states(links: &[(String, String)]) -> BTreeMap<String, UnitState> {
+pub fn states(links: &[(String, String)]) -> BTreeMap<String, UnitEnablement> {
     let mut states = BTreeMap::new();
     for (path, target) in links {
         let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
         let pulled_in = [".wants", ".requires", ".upholds"].iter().any(|end| directory.ends_with(end));
         // An alias such as dbus-org.freedesktop.timesync1.service is what enabling a unit leaves, too.
-        let state = if directory.is_empty() && target == "/dev/null" { UnitState::Masked } else { UnitState::Enabled };
+        let state = if directory.is_empty() && target == "/dev/null" {
+            UnitEnablement::Masked
+        } else {
+            UnitEnablement::Enabled
+        };
         if pulled_in || directory.is_empty() {
             states
                 .entry(name.to_owned())
-                .and_modify(|known: &mut UnitState| *known = state.max(*known))
+                .and_modify(|known: &mut UnitEnablement| *known = state.max(*known))
                 .or_insert(state);
         }
     }
@@ -35,7 +39,7 @@ pub fn states(links: &[(String, String)]) -> BTreeMap<String, UnitState> {
 
 #[cfg(test)]
 mod tests {
-    use super::{UnitState, states};
+    use super::{UnitEnablement, states};
 
     #[test]
     fn links_enable_and_mask_units() {
@@ -47,6 +51,6 @@ mod tests {
             link("ssh.service.d/link.conf", "/etc/x"),
         ]);
         assert_eq!(found.len(), 2);
-        assert_eq!((found["ssh.service"], found["apt-daily.timer"]), (UnitState::Enabled, UnitState::Masked));
+        assert_eq!((found["ssh.service"], found["apt-daily.timer"]), (UnitEnablement::Enabled, UnitEnablement::Masked));
     }
 }

@@ -113,8 +113,8 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
     lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
 }
 
-/// The agent's binary with its manual page and completion, the units that call `reflash good`, `reflash mend` and others,
-/// names in os-release, and keys for a secure shell server.
+/// The agent's binary with its manual page and completion, the units that call `reflash good`, `reflash mend` and
+/// others, names in os-release, and keys for a secure shell server.
 ///
 /// # Errors
 /// Fails with the path.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Runs to the end and returns the highest resident memory, KiB.
 pub fn peak_resident_kib(command: &mut Command) -> u64 {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let status = Path::new("/proc").join(child.id().to_string()).join("status");
     let mut peak = 0;
     loop {

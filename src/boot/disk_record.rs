@@ -11,9 +11,9 @@ use crate::sys::mount::{self, Mount};
 /// when the block is full.
 pub const DISK: &str = "reflash_disk";
 
-/// The variable that holds the size of the disk in MiB, where its table is an MBR, which does not say it. It is written
-/// when the table is made or has grown, and otherwise only where there is none: what it says is the disk that the end of
-/// the data partition was chosen for.
+/// The variable that holds the size of the disk in MiB, where its table is an MBR, which does not say it. Provisioning
+/// and a recovery write it, never the running system: it says for which disk the end of the data partition was chosen
+/// or last looked at.
 pub const DISK_MIB: &str = "reflash_disk_mib";
 
 /// Directory below which state partitions are mounted for a look.

@@ -182,8 +182,8 @@ struct TableMended {
     is_settled: bool,
 }
 
-/// Mends the table of the robot's disk, of which nothing is mounted yet, and has the kernel read it again. What fails is
-/// a warning: the other copy may be enough.
+/// Mends the table of the robot's disk, of which nothing is mounted yet, and has the kernel read it again. What fails
+/// is a warning: the other copy may be enough.
 fn mend_table(found: FoundDisk, handover: &Handover, journal: &Journal) -> TableMended {
     if handover.leaves_out(&WorkPart::Mending) {
         return TableMended { found, mended: Vec::new(), is_settled: false };

@@ -11,6 +11,7 @@ mod fetch;
 mod field;
 mod floor;
 mod hostile;
+mod memory;
 mod net;
 mod properties;
 mod recovery;

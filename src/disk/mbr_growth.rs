@@ -1,8 +1,8 @@
 //! An MBR that was copied with its disk to a larger one: the data partition gets the room behind it. Pure.
 //!
-//! An MBR does not say how large the disk is that it was made for. But the four primaries of a robot leave no entry for
-//! a partition of anybody else behind data, and a layout leaves room there only where it gives data a fixed size, which
-//! the caller knows from the release. Logical partitions are no part of any layout: a table with one is left alone.
+//! An MBR does not say how large the disk is that it was made for, and room behind data may have been left there on
+//! purpose. So the robot remembers the size of its disk, and data grows only where it reached to the end of that disk,
+//! as on a disk with a GPT. Logical partitions are no part of any layout: a table with one is left alone.
 
 use crate::disk::gpt_copies::{DiskBlocks, MBR_ENTRIES, MBR_SIGNATURE, ReadBlocks};
 use crate::disk::roles::{MBR_ROLES, Role};
@@ -18,8 +18,8 @@ const COUNT_AT: usize = 12;
 /// Alignment of the end of a partition, bytes. So much stays free at the end of the disk too, as in every layout:
 /// controllers keep their own records there.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// Sectors that an MBR can count.
-const MOST_SECTORS: u64 = 1 << 32;
+/// MiB that an MBR can describe: 2^32 sectors, but for one that stays free.
+const MOST_MIB: u64 = (1 << 21) - 1;
 
 /// First sector of the disk with a larger data partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +30,10 @@ pub struct MbrGrowth {
     pub gained_bytes: u64,
 }
 
-/// Plans the growth of a robot's data partition, up to what an MBR can say; `None` where there is no room for it, or
-/// the table is not that of a robot.
+/// Plans the growth of a robot's data partition, up to what an MBR can say; `None` where there is no room for it, where
+/// data did not end where the disk of so many MiB ended, or where the table is not that of a robot.
 #[must_use]
-pub fn grown(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Option<MbrGrowth> {
+pub fn grown(disk: DiskBlocks, made_for_mib: u64, read: &mut ReadBlocks<'_>) -> Option<MbrGrowth> {
     let mut first_sector = read(0, 1)?;
     // Provisioning makes no MBR on other disks, and what these numbers count there is not agreed upon.
     if disk.bytes != 512 || first_sector.get(510..512)? != MBR_SIGNATURE {
@@ -47,8 +47,13 @@ pub fn grown(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Option<MbrGrowth> {
         return None;
     }
     let alignment = ALIGNMENT_BYTES / u64::from(disk.bytes);
-    let usable = (disk.count / alignment).checked_sub(1)? * alignment;
-    let new_end = usable.min(MOST_SECTORS - alignment);
+    let usable_mib = |disk_mib: u64| disk_mib.checked_sub(1).map(|mib| mib.min(MOST_MIB));
+    let old_end = usable_mib(made_for_mib)? * alignment;
+    // A person who has moved the end of data since then had a reason too.
+    if !(old_end..=old_end + alignment).contains(&end) {
+        return None;
+    }
+    let new_end = usable_mib(disk.count / alignment)? * alignment;
     let gained = new_end.checked_sub(end).filter(|gained| *gained >= alignment)?;
     let count = u32::try_from(new_end - start).ok()?;
     let at = MBR_ENTRIES.end - ENTRY_BYTES + COUNT_AT;
@@ -89,9 +94,14 @@ mod tests {
         table([(LINUX, 1, 4), (LINUX, 5, 4), (LINUX, 9, 8), (LINUX, 17, data_mib)])
     }
 
+    /// Growth of the table that was made for a disk of 64 MiB.
     fn grow(sector: &[u8], disk_bytes: u64) -> Option<MbrGrowth> {
+        grow_from(64, sector, disk_bytes)
+    }
+
+    fn grow_from(made_for_mib: u64, sector: &[u8], disk_bytes: u64) -> Option<MbrGrowth> {
         let disk = DiskBlocks { count: disk_bytes / 512, bytes: 512 };
-        grown(disk, &mut |lba, count| (lba == 0 && count == 1).then(|| sector.to_vec()))
+        grown(disk, made_for_mib, &mut |lba, count| (lba == 0 && count == 1).then(|| sector.to_vec()))
     }
 
     /// <https://github.com/home-assistant/operating-system/pull/508>: the image of a disk on a larger one.
@@ -107,6 +117,7 @@ mod tests {
         let found = table::read(&mut Cursor::new(&growth.first_sector), 512).unwrap().unwrap();
         assert_eq!(found.number(4).unwrap().size_bytes, 142 * MIB);
         assert_eq!(grow(&growth.first_sector, 160 * MIB), None, "it is done once");
+        assert!(grow_from(160, &growth.first_sector, 200 * MIB).is_some(), "and once more on a larger one still");
         // A disk of an odd size.
         assert_eq!(grow(&before, 160 * MIB + 12_800).unwrap(), growth);
     }
@@ -118,6 +129,20 @@ mod tests {
         let data = found.number(4).unwrap();
         assert_eq!(data.first_lba * 512 + data.size_bytes, (2 << 40) - MIB);
         assert_eq!(grow(&growth.first_sector, 5 << 40), None);
+        assert_eq!(grow_from(5 << 20, &growth.first_sector, 6 << 40), None);
+    }
+
+    #[test]
+    fn room_that_was_left_behind_data_stays_free() {
+        // On the disk that the table was made for, and on a larger one.
+        assert_eq!(grow_from(160, &robot(46), 160 * MIB), None);
+        assert_eq!(grow_from(160, &robot(46), 320 * MIB), None);
+        // A person gave data a part of the room of the larger disk.
+        assert_eq!(grow(&robot(56), 160 * MIB), None);
+        // A partition that ends where the disk ends, as other tools make it.
+        assert!(grow(&robot(47), 160 * MIB).is_some());
+        assert_eq!(grow_from(0, &robot(46), 160 * MIB), None);
+        assert_eq!(grow_from(u64::MAX, &robot(46), 160 * MIB), None);
     }
 
     #[test]
@@ -140,6 +165,6 @@ mod tests {
         }
         assert_eq!(grow(&robot(46), 40 * MIB), None, "a smaller disk");
         let large_blocks = DiskBlocks { count: 1 << 20, bytes: 4096 };
-        assert_eq!(grown(large_blocks, &mut |_, _| Some(robot(46))), None);
+        assert_eq!(grown(large_blocks, 64, &mut |_, _| Some(robot(46))), None);
     }
 }

@@ -1,7 +1,6 @@
 //! The state partition: the boot environment, the record of the installed release, the event log and the black box.
 
 pub mod device;
-pub mod layout;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

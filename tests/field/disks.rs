@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use reflash::boot::disk_record::{self, DISK_MIB};
+use reflash::boot::env::BootEnv;
 use reflash::disk::raw::WholeDisk;
 use reflash::disk::{Disk, DiskSearch, FindError, Which, disks, find_disk_by_partuuid};
 use reflash::fetch::Directory;
 use reflash::flash::target::{BlockTarget, CopyError, copy_blocks};
 use reflash::jobs::mend;
 use reflash::jobs::recovery::RecoveryError;
-use reflash::jobs::state::layout::fixes_size_of_data;
-use reflash::sys::mount::{self, Mount};
+use reflash::sys::mount;
 
 use crate::isolated::isolated;
 use crate::support::attached::Attached;
@@ -217,8 +218,8 @@ fn the_table_of_a_smaller_disk_is_moved_to_the_end_of_a_larger_one_and_data_grow
             let before = found.layout.named("data").unwrap().entry.size_bytes;
             let disk = WholeDisk::open(attached.path()).unwrap();
             assert_eq!(mend::table::mend(&disk).unwrap().len(), usize::from(primary_lost));
-            let gained = mend::table::grow(&disk).unwrap().unwrap();
-            assert_eq!(mend::table::grow(&disk).unwrap(), None);
+            let gained = mend::table::grow(&disk, None).unwrap().unwrap();
+            assert_eq!(mend::table::grow(&disk, None).unwrap(), None);
             let found = find_disk_by_partuuid(&partuuid, search()).unwrap();
             let data = found.layout.named("data").unwrap();
             assert!(gained >= 94 << 20 && data.entry.size_bytes == before + gained, "{gained} {data:?}");
@@ -230,11 +231,11 @@ fn the_table_of_a_smaller_disk_is_moved_to_the_end_of_a_larger_one_and_data_grow
 }
 
 /// <https://github.com/home-assistant/operating-system/pull/508>: the same with an MBR, which does not say how large its
-/// disk was. The kernel takes the new size, and the layout on the state partition can keep data from growing.
+/// disk was: the robot remembers it, and where it does not, or data did not reach to the end, room behind data stays.
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
-fn data_of_an_mbr_disk_grows_on_a_larger_one_unless_its_layout_fixes_its_size() {
-    isolated("field::disks::data_of_an_mbr_disk_grows_on_a_larger_one_unless_its_layout_fixes_its_size", || {
+fn data_of_an_mbr_disk_grows_on_a_disk_larger_than_the_remembered_one() {
+    isolated("field::disks::data_of_an_mbr_disk_grows_on_a_disk_larger_than_the_remembered_one", || {
         let directory = tempfile::tempdir().unwrap();
         let (file, at) = (directory.path().join("disk"), directory.path().join("mounted"));
         fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
@@ -251,27 +252,34 @@ fn data_of_an_mbr_disk_grows_on_a_larger_one_unless_its_layout_fixes_its_size() 
                     Command::new("mke2fs").args(["-q", "-t", "ext4", "-L", name, &attached.node(number)]).status();
                 assert!(made.unwrap().success());
             }
-            assert!(mend::table::grow(&WholeDisk::open(attached.path()).unwrap()).unwrap().is_none());
+            assert!(mend::table::grow(&WholeDisk::open(attached.path()).unwrap(), Some(64)).unwrap().is_none());
         }
         resize(&file, 160 << 20);
         let attached = Attached::new(&file, 512);
         let node = |number| PathBuf::from(attached.node(number));
         let size_of_data = || disk_of(&attached).layout().unwrap().unwrap().number(4).unwrap().entry.size_bytes;
         let before = size_of_data();
-        assert!(!fixes_size_of_data(&node(1), "mbr"), "no release is installed");
-        let state = || Mount::device(node(1), "ext4").data_only().on(&at).unwrap();
-        for (size, is_fixed) in [("40MiB", true), ("rest", false)] {
-            state();
-            let data = serde_json::json!({ "name": "data", "role": "data", "size": size });
-            let manifest = serde_json::json!({ "layout": { "table": "mbr", "partitions": [data] } });
-            fs::create_dir_all(at.join("installed")).unwrap();
-            fs::write(at.join("installed/manifest.json"), manifest.to_string()).unwrap();
+        let remember = |mib: Option<u64>| {
+            attached.mount(1, &at);
+            let env = BootEnv::new(&at.join("grubenv"));
+            env.update(&[("reflash_tries", Some("0")), (DISK_MIB, None)]).unwrap();
+            mib.map_or(Ok(()), |mib| disk_record::remember_size(&env, mib << 20)).unwrap();
             mount::unmount(&at).unwrap();
-            assert_eq!(fixes_size_of_data(&node(1), "mbr"), is_fixed, "{size}");
+            let read = disk_record::read_disk_mib(&node(1), "mbr");
+            assert_eq!(read, mib);
+            read
+        };
+        {
+            let disk = WholeDisk::open(attached.path()).unwrap();
+            // A robot that does not remember, and one whose owner left room on a disk of 160 or 100 MiB.
+            for left in [None, Some(160), Some(100)] {
+                assert_eq!(mend::table::grow(&disk, remember(left)).unwrap(), None, "{left:?}");
+            }
         }
+        let remembered = remember(Some(64));
         let disk = WholeDisk::open(attached.path()).unwrap();
-        assert_eq!(mend::table::grow(&disk).unwrap(), Some(96 << 20));
-        assert_eq!(mend::table::grow(&disk).unwrap(), None);
+        assert_eq!(mend::table::grow(&disk, remembered).unwrap(), Some(96 << 20));
+        assert_eq!(mend::table::grow(&disk, remembered).unwrap(), None);
         assert_eq!(size_of_data(), before + (96 << 20));
         disk.reread_partitions().unwrap();
         drop(disk);
@@ -306,6 +314,6 @@ fn a_disk_that_is_smaller_than_its_table_is_called_that() {
         assert_eq!((*size_bytes, *needed_bytes), (60 << 20, 64 << 20));
         assert!(error.to_string().contains("image of a larger disk"), "{error}");
         let disk = WholeDisk::open(attached.path()).unwrap();
-        assert!(mend::table::grow(&disk).unwrap().is_none());
+        assert!(mend::table::grow(&disk, None).unwrap().is_none());
     });
 }

@@ -225,7 +225,7 @@ fn robot_disk(image: &Path, partuuid: &str, remembers: Option<DiskIdentity>) {
         run("mkfs.ext4", &["-q", "-F", "-L", label, &device.node(number)]);
     }
     let at = tempfile::tempdir().unwrap();
-    Mount::device(device.node(1), "ext4").on(at.path()).unwrap();
+    device.mount(1, at.path());
     let env = BootEnv::new(&at.path().join("grubenv"));
     env.update(&[("reflash_tries", Some("3"))]).unwrap();
     if let Some(identity) = remembers {
@@ -312,7 +312,7 @@ fn a_copied_table_alone_neither_stops_the_search_nor_is_taken() {
         let error = find_disk_by_partuuid(&uuid, search()).unwrap_err();
         assert!(matches!(error, FindError::Several { .. }), "{error}");
         let at = tempfile::tempdir().unwrap();
-        Mount::device(own.node(4), "ext4").on(at.path()).unwrap();
+        own.mount(4, at.path());
         let by_hand = find_disk_by_partuuid(&uuid, search()).unwrap();
         assert_eq!((by_hand.disk.path.as_path(), by_hand.passed_over.len()), (own.path(), 1));
         mount::unmount(at.path()).unwrap();

@@ -1,12 +1,12 @@
 //! The shipped binary as a command line, on the release of the demonstration: no virtual machine takes part.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
 use xtask::demo;
 
 use super::built::{demonstration_release, robot_parts};
+use crate::support::resident::peak_resident_kib;
 
 /// Memory that the agent may take at most, whatever the image.
 const MAX_RESIDENT_KIB: u64 = 128 * 1024;
@@ -65,23 +65,6 @@ fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     })
-}
-
-/// Runs to the end and returns the highest resident memory, KiB.
-fn peak_resident_kib(command: &mut Command) -> u64 {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let status = Path::new("/proc").join(child.id().to_string()).join("status");
-    let mut peak = 0;
-    loop {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0");
-        peak = peak.max(line.split_whitespace().next().unwrap().parse().unwrap());
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
-            return peak;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use reflash::boot::disk_record::DISK_MIB;
 use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::{self, Slot};
 use reflash::jobs::floor;
@@ -142,7 +143,11 @@ pub fn build(paths: &Paths, parts: &DiskParts<'_>, out: &Path, assume_yes: bool)
                 Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, parts.block_bytes.into(), &image)?,
                 Role::State => {
                     keep_boot_code(paths, parts, scratch.path())?;
-                    filesystem::state(&parts.environment, partition.size_bytes, scratch.path(), &[], &image)?
+                    let mib = (parts.disk_bytes >> 20).to_string();
+                    let mut environment = parts.environment.clone();
+                    // An MBR does not say it, and the robot grows data on a larger disk only if it knows.
+                    environment.extend((parts.layout.table == Scheme::Mbr).then_some((DISK_MIB, mib.as_str())));
+                    filesystem::state(&environment, partition.size_bytes, scratch.path(), &[], &image)?
                 }
                 Role::Recovery => make_recovery(paths, parts, partition.size_bytes, scratch.path(), &image)?,
                 Role::Data => filesystem::data(partition.size_bytes, scratch.path(), &[], &image)?,

@@ -36,16 +36,16 @@ pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
 }
 
 /// Makes the table of a robot that was copied to a larger disk that of this disk. Returns the bytes by which the data
-/// partition grew, if the table was changed. Nothing of the disk may be in use, and where the table is an MBR, the
-/// layout of the robot must not give data a fixed size.
+/// partition grew, if the table was changed. Nothing of the disk may be in use. An MBR does not say how large its disk
+/// was: it is left as it is where the robot does not remember that either.
 ///
 /// # Errors
 /// [`MendError`]; one of the copies is whole all the same.
-pub fn grow(disk: &dyn RawDisk) -> Result<Option<u64>, MendError> {
+pub fn grow(disk: &dyn RawDisk, remembered_mib: Option<u64>) -> Result<Option<u64>, MendError> {
     let bytes = disk.block_bytes();
     let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
     let Some(growth) = grown(blocks, &mut |lba, count| read(disk, lba, count)) else {
-        return grow_mbr(disk, blocks);
+        return remembered_mib.map_or(Ok(None), |made_for_mib| grow_mbr(disk, blocks, made_for_mib));
     };
     for (offset, content) in &growth.writes {
         write_proven(disk, "partition table of a larger disk", *offset, content)?;
@@ -55,9 +55,9 @@ pub fn grow(disk: &dyn RawDisk) -> Result<Option<u64>, MendError> {
 
 /// Lets data of an MBR disk have the room behind it. It is one write of one sector, and there is no second copy: where
 /// the disk does not keep it, the one before comes back.
-fn grow_mbr(disk: &dyn RawDisk, blocks: DiskBlocks) -> Result<Option<u64>, MendError> {
+fn grow_mbr(disk: &dyn RawDisk, blocks: DiskBlocks, made_for_mib: u64) -> Result<Option<u64>, MendError> {
     let Some(present) = read(disk, 0, 1) else { return Ok(None) };
-    let planned = mbr_growth::grown(blocks, &mut |lba, count| read(disk, lba, count));
+    let planned = mbr_growth::grown(blocks, made_for_mib, &mut |lba, count| read(disk, lba, count));
     let Some(MbrGrowth { first_sector, gained_bytes }) = planned else { return Ok(None) };
     write_proven(disk, DamagedPart::Mbr.name(), 0, &first_sector).inspect_err(|_| {
         let _ = disk.write_at(0, &present).and_then(|()| disk.flush());

@@ -17,7 +17,7 @@ use crate::jobs::recovery::{self, Keep, Policy, RecoveryError, RecoveryJob, Reco
 use crate::jobs::state::{Release, StatePartition};
 use crate::machine::media::MediaId;
 use crate::record::blackbox::{AttemptOutcome, Remembered};
-use crate::release::layout::{Placed, Role};
+use crate::release::layout::{Placed, Role, Scheme};
 use crate::sys;
 use crate::sys::loopback::Loop;
 use crate::sys::mount::{Mount, MountError};
@@ -119,6 +119,7 @@ pub fn install(
     let attempt = Remembered::begin(REASON, &release.manifest.version, release.manifest.serial, journal);
     let plan = armed.plan();
     let (path, block_size) = (plan.candidate().disk.path.clone(), plan.candidate().disk.logical_block_size);
+    let (table, disk_bytes) = (plan.table, plan.candidate().disk.size_bytes);
     // By hand, the disk may be on a bench: its port is not the one that the robot will have.
     let identity = site.medium.is_some().then(|| plan.candidate().disk.identity());
     let bootstrap_files = BootstrapFiles::get(plan, |name| recovery::fetch_file(job, &release, name))?;
@@ -169,6 +170,11 @@ pub fn install(
     let remembered = state.as_ref().zip(identity).map(|(state, disk)| disk_record::remember(&state.boot_env(), disk));
     if let Some(Err(error)) = remembered {
         journal.warn(&format!("this disk cannot be remembered: {}", chain(&error)));
+    }
+    // A GPT says itself for which size it was made.
+    let of_mbr = state.as_ref().filter(|_| table == Scheme::Mbr);
+    if let Some(Err(error)) = of_mbr.map(|state| disk_record::remember_size(&state.boot_env(), disk_bytes)) {
+        journal.warn(&format!("the size of this disk cannot be remembered: {}", chain(&error)));
     }
     if let Some(Err(error)) =
         state.as_ref().map(|state| attempt.write(&state.blackbox_path(), AttemptOutcome::Installed))

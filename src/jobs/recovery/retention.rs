@@ -16,6 +16,7 @@ const MAX_FETCHED_BYTES: u64 = 32 << 20;
 
 /// What is kept on the partition, and what becomes of it.
 pub(super) struct Retention {
+    /// The release that is kept, unless another one takes its place.
     kept: Option<Kept>,
     keeps: Keeps,
     /// Whether the image that is written leaves alone what is kept.
@@ -62,6 +63,8 @@ impl Retention {
             (_, None, Some(_)) => Keeps::More,
             (_, None, None) => Keeps::Nothing,
         };
+        // It makes way unread, and memory is too small for a third index.
+        let kept = kept.filter(|_| !matches!(keeps, Keeps::Anew(_)));
         Self { kept, keeps, is_clear, image_bytes, installed_bytes }
     }
 

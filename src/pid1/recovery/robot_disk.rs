@@ -20,7 +20,6 @@ use crate::jobs::mend;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::jobs::state::device::StateDevice;
-use crate::jobs::state::layout::fixes_size_of_data;
 use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -102,7 +101,7 @@ impl RobotDisk {
         for other in &found.passed_over {
             journal.warn(&format!("not the disk of this robot: {other}"));
         }
-        let (found, mended) = mend_table(found, handover, journal)?;
+        let TableMended { found, mended, is_settled } = mend_table(found, handover, journal);
         let description = found.disk.to_string();
         let partition = |role: Role| {
             let node = found.layout.device_of(role).map(Path::to_owned);
@@ -130,6 +129,12 @@ impl RobotDisk {
             && let Err(error) = disk_record::remember(&state.boot_env(), found.disk.identity())
         {
             journal.warn(&format!("this disk cannot be remembered: {}", chain(&error)));
+        }
+        if unwritable.is_none()
+            && is_settled
+            && let Err(error) = disk_record::remember_size(&state.boot_env(), found.disk.size_bytes)
+        {
+            journal.warn(&format!("the size of this disk cannot be remembered: {}", chain(&error)));
         }
         Ok(Self {
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
@@ -168,21 +173,29 @@ fn mount_recovery(device: &Path, journal: &Journal) {
     }
 }
 
-/// Mends the table of the robot's disk, of which nothing is mounted yet, and has the kernel read it again. Returns the
-/// disk as it is then, and what was mended. What fails is a warning: the other copy may be enough.
-fn mend_table(
+/// A disk after the look at its table.
+struct TableMended {
     found: FoundDisk,
-    handover: &Handover,
-    journal: &Journal,
-) -> Result<(FoundDisk, Vec<String>), SetupError> {
+    /// Damage that was mended, for people.
+    mended: Vec<String>,
+    /// Whether the table is an MBR, and the end of data in it the one for a disk of this size.
+    is_settled: bool,
+}
+
+/// Mends the table of the robot's disk, of which nothing is mounted yet, and has the kernel read it again. What fails
+/// is a warning: the other copy may be enough.
+fn mend_table(found: FoundDisk, handover: &Handover, journal: &Journal) -> TableMended {
     if handover.leaves_out(&WorkPart::Mending) {
-        return Ok((found, Vec::new()));
+        return TableMended { found, mended: Vec::new(), is_settled: false };
     }
+    let is_mbr = found.layout.scheme == Scheme::Mbr;
+    let leaves_out_state = handover.leaves_out(&WorkPart::State);
     let work = || -> Result<Vec<DamagedPart>, SetupError> {
         let disk = WholeDisk::open(&found.disk.path)?;
         let mended = mend::table::mend(&disk).map_err(SetupError::Mend)?;
-        let gained_bytes =
-            if keeps_size(&found, handover) { None } else { mend::table::grow(&disk).map_err(SetupError::Mend)? };
+        let state = found.layout.device_of(Role::State).filter(|_| is_mbr && !leaves_out_state);
+        let remembered_mib = state.and_then(|state| disk_record::read_disk_mib(state, &found.disk.name));
+        let gained_bytes = mend::table::grow(&disk, remembered_mib).map_err(SetupError::Mend)?;
         if let Some(gained_bytes) = gained_bytes {
             let moved = if found.layout.scheme == Scheme::Gpt { "the table is moved to its end, and " } else { "" };
             journal.note(&format!(
@@ -199,25 +212,15 @@ fn mend_table(
         }
         Ok(mended)
     };
-    let mended = worker::within(&WorkPart::Mending, work).unwrap_or_else(|error| {
-        journal.warn(&format!("the partition table stays as it is: {}", chain(&error)));
-        Vec::new()
-    });
-    let mended: Vec<_> = mended.into_iter().map(|part| format!("the {} of {}", part.name(), found.disk)).collect();
+    let done = worker::within(&WorkPart::Mending, work)
+        .inspect_err(|error| journal.warn(&format!("the partition table stays as it is: {}", chain(error))));
+    let is_settled = is_mbr && !leaves_out_state && done.is_ok();
+    let mended: Vec<_> =
+        done.unwrap_or_default().into_iter().map(|part| format!("the {} of {}", part.name(), found.disk)).collect();
     mended.iter().for_each(|what| journal.note(&format!("mended {what}")));
     // The devices are there as soon as the kernel has read the table.
     let layout = found.disk.layout().ok().flatten().unwrap_or_else(|| found.layout.clone());
-    Ok((FoundDisk { layout, ..found }, mended))
-}
-
-/// Whether the table keeps its size on a larger disk. A GPT says itself whether data reached to the end; where an MBR
-/// has room behind data, it is the layout of the installed release that may have left it there.
-fn keeps_size(found: &FoundDisk, handover: &Handover) -> bool {
-    let fixes_size = || {
-        let state = found.layout.device_of(Role::State);
-        state.is_none_or(|state| fixes_size_of_data(state, &found.disk.name))
-    };
-    found.layout.scheme == Scheme::Mbr && (handover.leaves_out(&WorkPart::State) || fixes_size())
+    TableMended { found: FoundDisk { layout, ..found }, mended, is_settled }
 }
 
 /// How the disk is searched for, without what earlier workers died of.

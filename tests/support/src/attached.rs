@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use reflash::release::layout::{Layout, Role, Scheme};
+use reflash::sys::mount::Mount;
 
 /// A loop device. It is detached when this is dropped.
 pub struct Attached(PathBuf);
@@ -36,6 +38,20 @@ impl Attached {
     /// The device.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Mounts a partition for writing. Loop devices are shared with every other test that looks at the disks of this
+    /// machine, and such a look holds a partition for a moment.
+    pub fn mount(&self, number: u32, at: &Path) {
+        for _ in 0..100 {
+            match Mount::device(self.node(number), "ext4").data_only().on(at) {
+                Err(error) if error.source.kind() == std::io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                mounted => return mounted.unwrap(),
+            }
+        }
+        panic!("{} stays in use", self.node(number));
     }
 
     /// Asserts that table and file systems are without fault. Journals are replayed first.

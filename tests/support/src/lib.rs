@@ -7,6 +7,7 @@
 pub mod attached;
 pub mod clock;
 pub mod isolated;
+pub mod resident;
 pub mod server;
 pub mod tls;
 

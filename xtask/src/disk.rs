@@ -220,9 +220,8 @@ fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch:
     for (name, from) in slot_files(parts.grub, parts.recovery)? {
         slots.iter().try_for_each(|slot| copy(&from, &format!("{slot}/{name}")))?;
     }
-    for key in &parts.keys {
-        let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
-        copy(key, &format!("keys/{}", name.to_string_lossy()))?;
+    for (name, key) in trusted::named(&parts.keys)? {
+        copy(key, &format!("keys/{name}"))?;
     }
     for file in &parts.files {
         let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;

@@ -18,6 +18,7 @@ use crate::kernel::{self, Kernel};
 use crate::notices;
 use crate::paths::{Paths, create_dir};
 use crate::step::{mib, produced, step, unchanged};
+use crate::trusted;
 
 pub use archive::ArchiveEntry;
 pub use modules::Missing;
@@ -133,8 +134,7 @@ pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Bui
         ArchiveEntry::file("/etc/reflash/reflash.toml", config, 0o644),
         ArchiveEntry::file(notices::PATH, notices::of_agent(paths)?.into_bytes(), 0o644),
     ];
-    for key in keys {
-        let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?.to_string_lossy();
+    for (name, key) in trusted::named(keys)? {
         files.push(ArchiveEntry::file(&format!("/etc/reflash/keys/{name}"), read(key)?, 0o644));
     }
     let content = InitramfsContent {

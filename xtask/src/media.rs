@@ -177,8 +177,7 @@ fn collect(parts: &MediaParts<'_>, tree: &Path) -> Result<()> {
     copy(&parts.recovery.initramfs, &tree.join("boot/initramfs.img"))?;
     grub::write_script(embedded::GRUB_MEDIA_MENU, &tree.join("boot/grub/grub.cfg"))?;
     let keys = trusted::of(parts.keys)?;
-    for key in parts.keys {
-        let name = key.file_name().with_context(|| format!("{} is no file", key.display()))?;
+    for (name, key) in trusted::named(parts.keys)? {
         copy(key, &own.join("keys").join(name))?;
     }
     if let Some(config) = &parts.config {

@@ -12,6 +12,7 @@ use reflash::machine::media::{self, MediaId};
 use super::parts::{MediaParts, check_texts, copy, write};
 use crate::initramfs::archive::{ArchiveEntry, cpio};
 use crate::step::{produced, step};
+use crate::trusted;
 
 /// Directory of the initramfs for what a site adds to it.
 const SITE: &str = "/etc/reflash";
@@ -37,8 +38,7 @@ pub fn build(parts: &MediaParts<'_>, out: &Path) -> Result<()> {
         let mut entries = vec![ArchiveEntry::directory("/etc"), ArchiveEntry::directory(SITE)];
         entries.push(file(media::CONFIG, config.clone().into_bytes()));
         entries.push(ArchiveEntry::directory(&format!("{SITE}/{}", media::KEYS)));
-        for key in parts.keys {
-            let name = key.file_name().with_context(|| format!("{} is not a file", key.display()))?.to_string_lossy();
+        for (name, key) in trusted::named(parts.keys)? {
             let content = fs::read(key).with_context(|| format!("read {}", key.display()))?;
             entries.push(file(&format!("{}/{name}", media::KEYS), content));
         }

@@ -1,5 +1,9 @@
-//! What documents and examples tell a person to type: every command line is parsed by the builder itself, and the chain
-//! of the README is run as it stands.
+//! What documents and examples give a person to type: every command line is parsed by the program that it names, and
+//! the chain of the README is run as it stands. What they refer to is checked in `references`, the manual pages of the
+//! builder in `manual_pages`.
+
+mod manual_pages;
+mod references;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,21 +23,64 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(checkout().join(path)).unwrap()
 }
 
+/// The programs whose command lines are checked, with the words by which a line starts them.
+const PROGRAMS: [(Program, &[&str]); 3] =
+    [(Program::Builder, &["reflash-build"]), (Program::Builder, &["cargo", "xtask"]), (Program::Agent, &["reflash"])];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Builder,
+    Agent,
+}
+
+/// A command line of a document, without the name of its program.
+#[derive(Debug)]
+struct Typed {
+    program: Program,
+    words: Vec<String>,
+}
+
+impl Typed {
+    /// The commands of a line of a shell, without those that leave something out.
+    fn all_of(line: &str) -> Vec<Self> {
+        line.split("&&").filter_map(Self::of).collect()
+    }
+
+    fn of(line: &str) -> Option<Self> {
+        if line.contains("...") {
+            return None;
+        }
+        // A comment, and what follows the command, are for the shell.
+        let line = line.split(['>', '|', ';']).next()?;
+        let words: Vec<String> = shlex::split(line)?;
+        let (program, at, length) = PROGRAMS.iter().find_map(|(program, name)| {
+            let at = words.windows(name.len()).position(|some| some == *name)?;
+            Some((*program, at, name.len()))
+        })?;
+        // What stands before is an environment, sudo, or the way to another machine.
+        let before = match &words[..at] {
+            [ssh, _, rest @ ..] if ssh == "ssh" => rest,
+            all => all,
+        };
+        let known = before.iter().all(|word| word.contains('=') || ["sudo", "env"].contains(&word.as_str()));
+        let words = words[at + length..].to_vec();
+        (known && !words.is_empty()).then_some(Self { program, words })
+    }
+
+    /// Why the program does not take the words, if it does not.
+    fn refused(&self) -> Option<String> {
+        let why = match self.program {
+            Program::Builder => refused(&self.words)?,
+            Program::Agent => reflash::cli::args::parse(self.words.iter().map(Into::into)).err()?.to_string(),
+        };
+        Some(format!("{}: {why}", self.words.join(" ")))
+    }
+}
+
 /// The words of a line that runs the builder, without the name of the builder; `None` for other lines, and for those
 /// that leave something out.
 fn words(line: &str) -> Option<Vec<String>> {
-    if line.contains("...") {
-        return None;
-    }
-    // A comment, and what follows the command, are for the shell.
-    let line = line.split(['>', '|', ';']).next()?;
-    let words: Vec<String> = shlex::split(line)?;
-    let named = words.iter().position(|word| word == "reflash-build");
-    let xtask = words.windows(2).position(|pair| pair == ["cargo", "xtask"]).map(|at| at + 1);
-    let at = named.or(xtask)?;
-    // What stands before is an environment, or sudo.
-    let before = words[..at].iter().all(|word| word.contains('=') || ["sudo", "env", "cargo"].contains(&word.as_str()));
-    before.then(|| words[at + 1..].to_vec()).filter(|words| !words.is_empty())
+    Typed::of(line).filter(|typed| typed.program == Program::Builder).map(|typed| typed.words)
 }
 
 /// Whether the builder takes the words; otherwise why not.
@@ -41,15 +88,21 @@ fn refused(words: &[String]) -> Option<String> {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
     let parsed = Cli::try_parse_from(std::iter::once("reflash-build").chain(words.iter().map(String::as_str)));
     let error = parsed.err()?;
-    (!matches!(error.kind(), DisplayHelp | DisplayVersion)).then(|| format!("{}: {error}", words.join(" ")))
+    (!matches!(error.kind(), DisplayHelp | DisplayVersion)).then(|| error.to_string())
 }
 
-/// The lines of code of a document, with those that end in a backslash joined.
+/// The lines of code of a document, indented by four columns or more or between fences, with those that end in a
+/// backslash joined.
 fn code(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    let mut goes_on = false;
+    let (mut goes_on, mut fenced) = (false, false);
     for line in text.lines() {
-        let Some(line) = line.strip_prefix("    ") else {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+            continue;
+        }
+        let line = if fenced { Some(line) } else { line.strip_prefix("    ") };
+        let Some(line) = line.map(str::trim_start) else {
             goes_on = false;
             continue;
         };
@@ -63,23 +116,67 @@ fn code(text: &str) -> Vec<String> {
     lines
 }
 
+/// The commands that stand whole within a sentence, between backquotes, with numbers in the places of their names.
+fn commands_in_sentences(text: &str) -> Vec<String> {
+    let prose = references::prose(text).replace('\n', " ");
+    let spans = prose.split('`').skip(1).step_by(2);
+    // A sentence may speak of a command, or of one of its options, without all that belongs to it.
+    let part = |span: &str| {
+        let last = span.rsplit(' ').next().unwrap_or_default();
+        last.starts_with("--") || last == "COMMAND" || span == "reflash provision"
+    };
+    let whole = spans.filter(|span| !span.contains(['[', '{', '*']) && !part(span));
+    let numbered = |span: &str| {
+        let words = span.split(' ').map(|word| if ["SERIAL", "N", "KIB"].contains(&word) { "1" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    whole.map(numbered).collect()
+}
+
+/// The documents of the repository that people read, and the README that `init` writes.
+fn documents() -> Vec<PathBuf> {
+    let below = walkdir::WalkDir::new(checkout().join("docs")).into_iter().map(|entry| entry.unwrap().into_path());
+    let pages = below.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let own = ["README.md", "xtask/src/init/readme.md", "grub/README.md", "tests/fixtures/README.md"];
+    pages.chain(own.map(|name| checkout().join(name))).collect()
+}
+
 #[test]
-fn every_command_line_in_the_documents_is_one_that_the_builder_takes() {
+fn every_command_line_in_the_documents_is_one_that_its_program_takes() {
     let mut wrong = Vec::new();
-    let mut count = 0;
-    let documents = walkdir::WalkDir::new(checkout().join("docs")).into_iter().map(|entry| entry.unwrap().into_path());
-    let documents = documents.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let own = ["README.md", "xtask/src/init/readme.md"].map(|name| checkout().join(name));
-    for document in documents.chain(own) {
-        let text = std::fs::read_to_string(&document).unwrap();
-        for words in code(&text).iter().filter_map(|line| words(line)) {
-            count += 1;
-            wrong.extend(refused(&words).map(|why| format!("{}: {why}", document.display())));
+    let mut count = [0, 0];
+    for document in documents() {
+        // The first line of a file looks like a command there.
+        let text = std::fs::read_to_string(&document).unwrap().replace("`reflash etc defaults 1`", "");
+        for line in code(&text).into_iter().chain(commands_in_sentences(&text)) {
+            for typed in Typed::all_of(&line) {
+                count[usize::from(typed.program == Program::Agent)] += 1;
+                wrong.extend(typed.refused().map(|why| format!("{}: {why}", document.display())));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(count > 30, "only {count} command lines were found");
-    assert!(refused(&["image".into(), "--no-such-option".into()]).is_some());
+    assert!(count[0] > 60 && count[1] > 30, "only {count:?} command lines of builder and agent were found");
+}
+
+#[test]
+fn a_command_line_that_its_program_does_not_take_is_found() {
+    for line in [
+        "reflash-build image --no-such-option",
+        "sudo reflash request --no-such-option && reboot",
+        "sudo mount /dev/sdX3 /mnt && sudo reflash status --stat /mnt",
+        "ssh robot-7 sudo reflash undo",
+        "cargo xtask flash    # this is the agent's",
+    ] {
+        let typed = Typed::all_of(line);
+        assert!(typed.iter().any(|typed| typed.refused().is_some()), "{line}: {typed:?}");
+    }
+    let text =
+        "Ask `reflash status` first.\n\n```\nreflash good\n```\n\n1. Then:\n\n       reflash \\\n       verify\n";
+    let found: Vec<String> = code(text).into_iter().chain(commands_in_sentences(text)).collect();
+    for command in ["reflash good", "reflash verify", "reflash status"] {
+        assert!(found.iter().any(|line| line == command), "{command}: {found:?}");
+    }
 }
 
 /// Every text of a YAML file.
@@ -161,6 +258,45 @@ fn the_chain_of_the_readme_makes_a_project_that_passes_its_check() {
     let end = lines.iter().position(|line| line.starts_with("reflash-build image")).unwrap();
     let text = paste(home.path(), &lines[..end], &[]);
     assert!(text.contains("next release: no image yet; nothing is offered yet"), "{text}");
+}
+
+/// Blocks of a document's code, as they would be copied.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = vec![String::new()];
+    for line in text.lines() {
+        let code = line.strip_prefix("    ").or(line.is_empty().then_some(""));
+        match (code, blocks.last_mut()) {
+            (Some(code), Some(block)) => *block += &format!("{code}\n"),
+            _ => blocks.push(String::new()),
+        }
+    }
+    blocks.into_iter().map(|block| format!("{}\n", block.trim())).filter(|block| block.len() > 1).collect()
+}
+
+/// What the page on the first product has copied into a recipe and into files is a project that passes its check.
+#[test]
+fn the_pieces_of_the_first_product_fit_into_the_recipe_that_init_writes() {
+    let home = tempfile::tempdir().unwrap();
+    paste(home.path(), &["reflash-build init my-robot --yes --product my-robot --user pilot".to_owned()], &[]);
+    let project = home.path().join("my-robot");
+    let blocks = blocks(&read("docs/first-product.md"));
+    let beginning = |start: &str| blocks.iter().filter(|block| block.starts_with(start)).collect::<Vec<_>>();
+    let recipe = std::fs::read_to_string(project.join("recipe.toml")).unwrap();
+    let in_list = |recipe: String, list: &str, lines: &[&String]| {
+        let (before, after) = recipe.split_once(list).unwrap();
+        lines.iter().fold(format!("{before}{list}\n"), |text, line| text + line) + after
+    };
+    let recipe = in_list(recipe, "packages = [", &beginning("\"python3\""));
+    let recipe = in_list(recipe, "commands = [", &beginning("\"systemctl enable"));
+    let files = beginning("[[files]]");
+    let recipe = files.iter().fold(recipe, |recipe, block| recipe + "\n" + block);
+    assert_eq!(recipe.matches("\n[[files]]").count(), 4 + 5, "{recipe}");
+    std::fs::write(project.join("recipe.toml"), recipe).unwrap();
+    let check = ["cd my-robot".to_owned(), "reflash-build check".to_owned()];
+    let application = beginning("#!/usr/bin/python3");
+    std::fs::write(project.join("files/my-robot"), application.first().unwrap()).unwrap();
+    let text = paste(home.path(), &check, &[]);
+    assert!(text.contains("recipe: my-robot 1.0.0, 15 packages"), "{text}");
 }
 
 /// All of it, up to a medium that firmware starts.

@@ -290,7 +290,7 @@ fn the_pieces_of_the_first_product_fit_into_the_recipe_that_init_writes() {
     let recipe = in_list(recipe, "commands = [", &beginning("\"systemctl enable"));
     let files = beginning("[[files]]");
     let recipe = files.iter().fold(recipe, |recipe, block| recipe + "\n" + block);
-    assert_eq!(recipe.matches("\n[[files]]").count(), 4 + 5, "{recipe}");
+    assert_eq!(recipe.matches("\n[[files]]").count(), 3 + 5, "{recipe}");
     std::fs::write(project.join("recipe.toml"), recipe).unwrap();
     let check = ["cd my-robot".to_owned(), "reflash-build check".to_owned()];
     let application = beginning("#!/usr/bin/python3");

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cargo::forget_package;
 use crate::embedded;
 use crate::host_packages::{Need, ensure_installed};
 use crate::paths::{Paths, create_parent};
@@ -86,12 +87,7 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
         }
         // Build scripts read some of these, and cargo builds again when they differ: a test of another package, or a
         // test that runs without cargo, would make everything anew.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-                command.env_remove(name);
-            }
-        }
+        forget_package(&mut command);
         run("agent", &mut command)
     })?;
     let built = target_dir.join(TARGET).join("release/reflash");

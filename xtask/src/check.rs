@@ -28,13 +28,14 @@ pub fn run(project: Option<&Project>, paths: &Paths) -> Result<()> {
         format!("there is no {name} here or in a directory above: `{program} init` makes one, --project names one")
     })?;
     let image = paths.dist().join("system.img");
-    let parts: [(&str, Result<String>); 7] = [
+    let parts: [(&str, Result<String>); 8] = [
         ("project file", check_project(project)),
         ("recipe", check_recipe(project)),
         ("site", check_site(project)),
         ("layout", check_layout(project, &image)),
         ("public keys", check_public(project)),
         ("secret key", check_secret(project)),
+        ("OSTree repository", check_ostree(project)),
         ("next release", check_next(project, paths, &image)),
     ];
     let mut wrong = 0;
@@ -66,10 +67,13 @@ fn check_recipe(project: &Project) -> Result<String> {
     let recipe = Recipe::load(path)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let sources = recipe.files.iter().filter_map(|file| file.source.as_ref());
-    for source in sources.chain(recipe.ansible.iter().map(|ansible| &ansible.playbook)) {
+    let system = recipe.source.iter().flat_map(|source| source.rootfs.iter().chain(&source.lxd));
+    for source in sources.chain(recipe.ansible.iter().map(|ansible| &ansible.playbook)).chain(system) {
         let source = directory.join(source);
         ensure!(source.exists(), "{} names {}, which is not there", path.display(), source.display());
     }
+    // The image before is read when the next one is built: here only the recipe's own file can be wrong.
+    image::accounts::KeptNumbers::gather(&recipe, directory, None)?;
     Ok(format!("{} {}, {} packages", recipe.name, recipe.version, recipe.distribution.packages.len()))
 }
 
@@ -135,6 +139,24 @@ fn check_secret(project: &Project) -> Result<String> {
         }
     }
     bail!("{} is the secret half of none of the public keys: machines would refuse its releases", path.display())
+}
+
+fn check_ostree(project: &Project) -> Result<String> {
+    let settings = &project.ostree;
+    if let Some(path) = &project.recipe {
+        let bound = Recipe::load(path)?.ostree;
+        let unbound = settings.refs.iter().find(|name| **name != bound.branch && !bound.refs.contains(name));
+        if let Some(name) = unbound {
+            bail!("clients would refuse the ref {name}: add it to ostree.refs of {}", path.display());
+        }
+    }
+    let Some(key) = &settings.gpg_key else { return Ok("unsigned, if there is one".into()) };
+    let mut gpg = Command::new("gpg");
+    gpg.args(["--batch", "--list-secret-keys"]).arg(key);
+    gpg.envs(settings.gpg_home.as_ref().map(|home| ("GNUPGHOME", home)));
+    // As with the secret key of releases, a host without it, or without GnuPG, only cannot publish.
+    let there = gpg.output().is_ok_and(|output| output.status.success());
+    Ok(if there { format!("signed by {key}") } else { format!("GnuPG has no secret key {key}: cannot be signed here") })
 }
 
 fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> {

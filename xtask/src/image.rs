@@ -3,7 +3,7 @@
 //! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
 //! bootstrapped tree is kept, since it takes longest, until the package archives change; so is the OSTree repository.
 
-mod accounts;
+pub mod accounts;
 pub mod archives;
 mod bootstrap;
 pub mod compare;

@@ -19,20 +19,20 @@ pub struct PublishOstreeArgs {
     /// The image, with its description beside it. Default: system.img, where everything built goes.
     #[arg(long, value_name = "FILE.img")]
     image: Option<PathBuf>,
-    /// The repository, made if it is missing; any static server can serve it. Default: ostree, where everything built
-    /// goes.
+    /// The repository, made if it is missing; any static server can serve it. Default: that of the project, or ostree,
+    /// where everything built goes.
     #[arg(long, value_name = "DIR")]
-    into: Option<PathBuf>,
+    pub into: Option<PathBuf>,
     /// Refs that the commit gets, each one of `ostree.branch` and `ostree.refs` of the recipe; repeat for several.
-    /// Default: the branch.
+    /// Default: those of the project, or the branch.
     #[arg(long = "ref", value_name = "REF")]
-    refs: Vec<String>,
-    /// Key of GnuPG to sign the commit and the summary with: clients then check both.
+    pub refs: Vec<String>,
+    /// Key of GnuPG to sign the commit and the summary with: clients then check both. Default: that of the project.
     #[arg(long, value_name = "KEY")]
-    gpg_key: Option<String>,
-    /// Directory of GnuPG's keys. Default: GnuPG's own.
+    pub gpg_key: Option<String>,
+    /// Directory of GnuPG's keys. Default: that of the project, or GnuPG's own.
     #[arg(long, value_name = "DIR", requires = "gpg_key")]
-    gpg_home: Option<PathBuf>,
+    pub gpg_home: Option<PathBuf>,
 }
 
 /// Publishes as the command line says.
@@ -46,11 +46,15 @@ pub fn run(args: PublishOstreeArgs, paths: &Paths, assume_yes: bool) -> Result<(
     ensure_installed(&needs, assume_yes)?;
     let image = image.unwrap_or_else(|| paths.dist().join("system.img"));
     let description = Description::beside(&image)?;
+    eprintln!("  image {}: {} {}", image.display(), description.name, description.version);
     let refs = if refs.is_empty() { vec![description.ostree_ref.clone()] } else { refs };
     let repository = into.unwrap_or_else(|| paths.dist().join("ostree"));
     let signer = gpg_key.map(|key| Signer { key, home: gpg_home });
     if signer.is_none() {
-        eprintln!("  without --gpg-key nothing is signed: clients can only trust the way to the server");
+        eprintln!(
+            "  without --gpg-key, or ostree.gpg_key in a project file, nothing is signed: clients can only trust the way \
+             to the server"
+        );
     }
     let published = publish(&image, &description.ostree_commit, &refs, &repository, signer.as_ref())?;
     for (name, previous) in refs.iter().zip(&published.deltas_from) {

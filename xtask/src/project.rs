@@ -51,6 +51,9 @@ pub struct Project {
     /// Section `[publish]` of the project file.
     #[serde(default)]
     pub publish: PublishSettings,
+    /// Section `[ostree]` of the project file.
+    #[serde(default)]
+    pub ostree: OstreeSettings,
     /// Section `[serve]` of the project file.
     #[serde(default)]
     pub serve: ServeSettings,
@@ -96,6 +99,20 @@ pub struct PublishSettings {
     pub endpoint: Option<String>,
     /// Region of the store.
     pub region: Option<String>,
+}
+
+/// Section `[ostree]` of a project file: the OSTree repository that `publish-ostree` keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OstreeSettings {
+    /// Directory of the repository. Without it: `ostree` in the directory for what is built.
+    pub repository: Option<PathBuf>,
+    /// Refs that the commit gets. Without them: the branch of the recipe.
+    pub refs: Vec<String>,
+    /// Key of GnuPG that signs the commit and the summary.
+    pub gpg_key: Option<String>,
+    /// Directory of GnuPG's keys, if it is not GnuPG's own.
+    pub gpg_home: Option<PathBuf>,
 }
 
 /// Section `[serve]` of a project file.
@@ -161,8 +178,13 @@ impl Project {
             "channel = {:?} is not valid: expected letters, digits, '-', '_' and '.'",
             project.channel
         );
-        let Self { recipe, layout, site, assets, dist, work, keys, release, disk, .. } = &mut project;
-        let optional = [recipe, layout, site, assets, &mut keys.secret, &mut release.tree].into_iter().flatten();
+        ensure!(
+            project.ostree.gpg_home.is_none() || project.ostree.gpg_key.is_some(),
+            "ostree.gpg_home is given, but no ostree.gpg_key: nothing would be signed"
+        );
+        let Self { recipe, layout, site, assets, dist, work, keys, release, disk, ostree, .. } = &mut project;
+        let optional = [recipe, layout, site, assets, &mut keys.secret, &mut release.tree];
+        let optional = optional.into_iter().chain([&mut ostree.repository, &mut ostree.gpg_home]).flatten();
         for path in optional.chain([dist, work]).chain(&mut keys.public).chain(&mut disk.files) {
             *path = directory.join(&path);
         }
@@ -199,7 +221,8 @@ mod tests {
     fn paths_are_relative_to_the_file_and_absolute_ones_stay() {
         let text = format!(
             "{MINIMAL}recipe = 'r/robot.toml'\nlayout = '/srv/layout.toml'\n[keys]\nsecret = 'keys/a.key'\n\
-             public = ['keys/a.pub', '../b.pub']\n[release]\ntree = 'out'\n[disk]\nfiles = ['ca.pem']\n"
+             public = ['keys/a.pub', '../b.pub']\n[release]\ntree = 'out'\n[disk]\nfiles = ['ca.pem']\n\
+             [ostree]\nrepository = 'repo'\ngpg_key = 'k'\ngpg_home = 'keys/gpg'\n"
         );
         let project = Project::parse(&text, Path::new("/p")).unwrap();
         assert_eq!(project.recipe.as_deref(), Some(Path::new("/p/r/robot.toml")));
@@ -208,6 +231,8 @@ mod tests {
         assert_eq!(project.keys.public, [Path::new("/p/keys/a.pub"), Path::new("/p/../b.pub")]);
         assert_eq!(project.release.tree.as_deref(), Some(Path::new("/p/out")));
         assert_eq!(project.disk.files, [Path::new("/p/ca.pem")]);
+        assert_eq!(project.ostree.repository.as_deref(), Some(Path::new("/p/repo")));
+        assert_eq!(project.ostree.gpg_home.as_deref(), Some(Path::new("/p/keys/gpg")));
         assert_eq!(
             (project.dist.as_path(), project.work.as_path()),
             (Path::new("/p/dist"), Path::new("/p/.reflash-work"))
@@ -223,6 +248,7 @@ mod tests {
         assert!(message("product = ''\nhardware = ['x']\n").contains("product is empty"));
         assert!(message("product = 'x'\nhardware = []\n").contains("product_name"));
         assert!(message(&format!("{MINIMAL}channel = '../x'\n")).contains("channel"));
+        assert!(message(&format!("{MINIMAL}[ostree]\ngpg_home = 'g'\n")).contains("no ostree.gpg_key"));
     }
 
     #[test]

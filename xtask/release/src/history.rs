@@ -35,14 +35,20 @@ pub fn path(channel: &str, serial: u64) -> String {
     format!("{}/{serial}.json", directory(channel))
 }
 
-/// Keeps the manifest that the channel offers now.
+/// Keeps the manifest that the channel offers now. One whose signature is lost was taken by no machine, and does not
+/// keep the next release from being made.
 pub(crate) fn keep_published(root: &Path, channel: &str) -> Result<()> {
     let from = root.join(manifest_path(channel));
     let Some(manifest) = published(&from)? else { return Ok(()) };
     let to = root.join(path(channel, manifest.serial));
+    let signature = from.with_added_extension("minisig");
+    if !signature.exists() {
+        eprintln!("  release {} is not kept in the history: {} is missing", manifest.serial, signature.display());
+        return Ok(());
+    }
     std::fs::create_dir_all(root.join(directory(channel))).with_context(|| format!("create {}", to.display()))?;
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-    write_whole(&to.with_added_extension("minisig"), &read(&from.with_added_extension("minisig"))?)?;
+    write_whole(&to.with_added_extension("minisig"), &read(&signature)?)?;
     write_whole(&to, &read(&from)?)
 }
 
@@ -102,4 +108,39 @@ pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result
     step("sign the manifest", || publish(&manifest, key, &path))?;
     keep_published(root, channel)?;
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{keep_published, path};
+    use reflash::release::manifest::{FORMAT, Manifest, manifest_path};
+
+    #[test]
+    fn a_release_is_kept_with_its_signature_and_one_that_lost_it_is_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        keep_published(root, "stable").unwrap();
+        let manifest = Manifest {
+            format: FORMAT,
+            product: "demo".into(),
+            hardware: vec!["*".into()],
+            channel: "stable".into(),
+            version: "1".into(),
+            serial: 7,
+            created_unix_s: 1,
+            minimum_agent: "0.1.0".into(),
+            images: Vec::new(),
+            layout: None,
+            files: Vec::new(),
+        };
+        let offered = root.join(manifest_path("stable"));
+        std::fs::create_dir_all(offered.parent().unwrap()).unwrap();
+        std::fs::write(&offered, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        keep_published(root, "stable").unwrap();
+        let kept = root.join(path("stable", 7));
+        assert!(!kept.exists(), "without a signature it could not be offered again");
+        std::fs::write(offered.with_added_extension("minisig"), "signature").unwrap();
+        keep_published(root, "stable").unwrap();
+        assert!(kept.exists() && kept.with_added_extension("minisig").exists());
+    }
 }

@@ -45,7 +45,6 @@ impl Served {
         let key = keygen::load_secret(secret)?;
         // Each release is made once, `old` before the others.
         for (channel, image) in std::iter::once(("old", old)).chain(images) {
-            let manifest = self.releases.join(channel).join("manifest.json");
             let done = self.releases.join(format!("{channel}.released"));
             if done.exists() {
                 continue;
@@ -68,8 +67,10 @@ impl Served {
             if channel != "old" {
                 // A real channel holds the release before, from which a new release knows what to reuse.
                 fs::create_dir_all(self.releases.join(channel))?;
-                fs::copy(self.releases.join("old/manifest.json"), &manifest)
-                    .context("put the release before into the channel")?;
+                for name in ["manifest.json.minisig", "manifest.json"] {
+                    fs::copy(self.releases.join("old").join(name), self.releases.join(channel).join(name))
+                        .context("put the release before into the channel")?;
+                }
             }
             release::build(&spec, &key, &self.releases)?;
             fs::write(&done, "").with_context(|| format!("write {}", done.display()))?;

@@ -55,6 +55,15 @@ pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Proj
             or(&mut args.region, || project.publish.region.clone());
             list(&mut args.public, &project.keys.public);
         }
+        BuilderCommand::PublishOstree(args) => {
+            or(&mut args.into, || project.ostree.repository.clone());
+            list(&mut args.refs, &project.ostree.refs);
+            // A key that was named on the command line lies in GnuPG's own directory, or in the one named with it.
+            if args.gpg_key.is_none() {
+                args.gpg_key.clone_from(&project.ostree.gpg_key);
+                args.gpg_home.clone_from(&project.ostree.gpg_home);
+            }
+        }
         BuilderCommand::Prune(args) => {
             or(&mut args.dir, tree);
             args.take_place(project.publish.to.as_ref());
@@ -115,7 +124,8 @@ mod tests {
         let text = "product = 'arm'\nhardware = ['NUC*']\nchannel = 'beta'\nrecipe = 'r.toml'\nlayout = 'l.toml'\n\
                     site = 's.toml'\nassets = 'a.txt'\n[keys]\nsecret = 'keys/k.key'\npublic = ['keys/k.pub']\n\
                     [release]\nrecovery = true\n[disk]\nsize_mib = 4096\nfiles = ['ca.pem']\n[publish]\n\
-                    to = 's3://b/p'\nregion = 'eu'\n[serve]\nlisten = '127.0.0.1:1'\n";
+                    to = 's3://b/p'\nregion = 'eu'\n[serve]\nlisten = '127.0.0.1:1'\n\
+                    [ostree]\nrepository = 'repo'\nrefs = ['arm/beta']\ngpg_key = 'ours'\ngpg_home = 'gpg'\n";
         Project::parse(text, Path::new("/p")).unwrap()
     }
 
@@ -178,6 +188,11 @@ mod tests {
         assert_eq!(args!(&["serve"], Serve).listen, Some("127.0.0.1:1".parse().unwrap()));
         let publish = args!(&["publish"], Publish);
         assert_eq!((publish.to.as_deref(), publish.region.as_deref()), (Some("s3://b/p"), Some("eu")));
+        let ostree = args!(&["publish-ostree"], PublishOstree);
+        assert_eq!((ostree.into, ostree.refs), (Some("/p/repo".into()), vec!["arm/beta".to_owned()]));
+        assert_eq!((ostree.gpg_key.as_deref(), ostree.gpg_home), (Some("ours"), Some("/p/gpg".into())));
+        let ostree = args!(&["publish-ostree", "--ref", "arm/x", "--gpg-key", "mine"], PublishOstree);
+        assert_eq!((ostree.refs, ostree.gpg_home), (vec!["arm/x".to_owned()], None));
         let compare = args!(&["compare"], Compare);
         assert_eq!(
             (compare.old, compare.new),

@@ -84,6 +84,10 @@ impl Repository {
             // Without this the root of the deployment would be immutable, and could not be deleted here. A robot does
             // not need the flag: its file system is mounted read-only.
             command.env("OSTREE_SYSROOT_DEBUG", "mutable-deployments");
+            // A deployment ends with a sync of the host's file system, which it freezes for that. On a busy host this
+            // takes longer than ostree's own limit, which ends the build, and others cannot write meanwhile. A
+            // directory that becomes an image needs neither.
+            command.env("OSTREE_SYSROOT_OPTS", "skip-sync");
             command
         };
         let sysroot_text = sysroot.to_str().context("the path of the work directory is not UTF-8")?;

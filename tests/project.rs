@@ -165,7 +165,7 @@ fn check_names_every_fault_of_a_project_at_once() {
     project.change("layout.toml", "2GiB", "20GiB");
     std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let text = fails(here, &["check"]);
-    for said in ["pakages", "machine.product is \"leg\"", "disk.size_mib", "chmod 600", "4 of 7 parts"] {
+    for said in ["pakages", "machine.product is \"leg\"", "disk.size_mib", "chmod 600", "5 of 8 parts"] {
         assert!(text.contains(said), "{said}: {text}");
     }
     project.change("reflash-project.toml", "hardware", "hardwear");

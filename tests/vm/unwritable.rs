@@ -11,8 +11,8 @@ use super::fallback::{Robot, ask, expect};
 /// <https://github.com/beagleboard/beaglebone-blue/issues/40>, <https://github.com/friendlyarm/linux-3.4.y/issues/15>: an
 /// eMMC or card that takes no write any more.
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test --tier vm"]
-fn a_robot_whose_disk_can_only_be_read_works_without_grubs_counts() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_robot_whose_disk_can_only_be_read_works_without_grubs_counts() {
     let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("unwritable");
     expect(&vm, &["tiny system 1 is up"]);

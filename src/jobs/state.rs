@@ -348,10 +348,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         }
     }
     // A link there would lead the write elsewhere.
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    files::removed_or_gone(fs::remove_file(&new))?;
     let mut file = File::create_new(&new)?;
     file.write_all(content)?;
     file.sync_all()?;

@@ -1,6 +1,7 @@
-//! Digests, which name and check content, and the weak hash of a block. Pure.
+//! Digests, which name and check content, and the weak hash of a block. Pure, but for the reader that a caller gives.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,6 +21,16 @@ impl Digest {
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
         Self(*blake3::hash(content).as_bytes())
+    }
+
+    /// Digest of all that a reader gives.
+    ///
+    /// # Errors
+    /// The reader's.
+    pub fn of_reader(reader: impl io::Read) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self(*hasher.finalize().as_bytes()))
     }
 }
 

@@ -18,7 +18,7 @@ mod hosts;
 mod initramfs;
 mod normal;
 mod oddities;
-mod ostree;
+pub mod ostree;
 mod removal;
 pub mod shipped;
 mod snapshot;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::image::Description;
+use crate::image::ostree::ostree;
 use crate::paths::{Paths, create_dir};
 use crate::step::{output, produced, run as run_tool, step};
 
@@ -193,12 +194,6 @@ fn delta(repository: &Path, from: &str, to: &str) -> Result<()> {
     let mut command = ostree(repository);
     command.args(["static-delta", "generate", "--if-not-exists"]);
     run_tool("ostree static-delta", command.arg(format!("--from={from}")).arg(format!("--to={to}")))
-}
-
-fn ostree(repository: &Path) -> Command {
-    let mut command = Command::new("ostree");
-    command.arg(format!("--repo={}", repository.display()));
-    command
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The files of a recovery slot, as the running system looks at them.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use crate::boot::slots::{FILES, Slot, generation};
@@ -11,8 +11,6 @@ use crate::sys::files;
 
 /// Size of the longest boot script, bytes.
 const MAX_SCRIPT_BYTES: u64 = 1 << 20;
-/// Bytes that are read at once.
-const READ_BYTES: usize = 256 * 1024;
 /// The boot script, the last of the files.
 const SCRIPT: &str = FILES[2];
 
@@ -44,7 +42,7 @@ pub(super) fn check(
             return Err(failed(&"it is empty"));
         }
         if thoroughness == Thoroughness::Content {
-            let found = digest(opened).map_err(|error| failed(&error))?;
+            let found = Digest::of_reader(opened).map_err(|error| failed(&error))?;
             if known.is_some_and(|known| known[number] != found) {
                 return Err(failed(&"its content is not what it was"));
             }
@@ -93,26 +91,9 @@ fn fill<'a>(root: &Path, to: Slot, source: impl Fn(usize) -> io::Result<Box<dyn 
     for (number, file) in FILES.into_iter().enumerate() {
         let mut source = source(number)?;
         let mut target = File::create_new(folder.join(file))?;
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            match source.read(&mut buffer)? {
-                0 => break,
-                length => target.write_all(&buffer[..length])?,
-            }
-        }
+        io::copy(&mut source, &mut target)?;
         target.sync_all()?;
         File::open(&folder)?.sync_all()?;
     }
     Ok(())
-}
-
-fn digest(mut file: File) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Digest(*hasher.finalize().as_bytes())),
-            length => hasher.update(&buffer[..length]),
-        };
-    }
 }

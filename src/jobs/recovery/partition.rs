@@ -110,10 +110,7 @@ impl SlotStorage for RecoveryPartition {
         // The folders are made at provisioning; a person may have removed an empty one.
         fs::create_dir_all(&folder)?;
         for file in FILES.iter().rev() {
-            match fs::remove_file(folder.join(file)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            files::removed_or_gone(fs::remove_file(folder.join(file)))?;
         }
         File::open(folder)?.sync_all()
     }

@@ -16,9 +16,6 @@ use crate::record::progress::bytes;
 use crate::release::digest::Digest;
 use crate::release::manifest::{Manifest, Object, object_path};
 
-/// Bytes that are read at once.
-const READ_BYTES: usize = 256 * 1024;
-
 /// Reason for which the recovery stays as it was.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RenewError {
@@ -121,15 +118,7 @@ pub(super) fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFile
 
 /// Digest of at most so many bytes of a file.
 pub(super) fn digest_of(medium: &dyn SlotStorage, slot: Slot, file: &str, limit_bytes: u64) -> io::Result<Digest> {
-    let mut reader = medium.open(slot, file)?.take(limit_bytes);
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(Digest(*hasher.finalize().as_bytes())),
-            len => hasher.update(&buffer[..len]),
-        };
-    }
+    Digest::of_reader(medium.open(slot, file)?.take(limit_bytes))
 }
 
 pub(super) fn write_files(

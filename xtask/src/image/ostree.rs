@@ -201,7 +201,8 @@ fn only_entry(directory: &Path) -> Result<PathBuf> {
     Ok(file.clone())
 }
 
-fn ostree(repo: &Path) -> Command {
+/// The program `ostree`, for a repository.
+pub fn ostree(repo: &Path) -> Command {
     let mut command = Command::new("ostree");
     command.arg(format!("--repo={}", repo.display()));
     command

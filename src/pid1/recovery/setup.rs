@@ -113,12 +113,15 @@ impl Setup {
             journal.warn(&chain(&error));
         }
         let kept = find_kept(&disk.target, &keys, handover);
-        let standing = worker::within(&WorkPart::State, || {
-            let floor = Floor::open(disk.floor_places.clone()).record();
-            Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), &floor, kept)
+        let (floor, standing) = worker::within(&WorkPart::State, || {
+            let floor = Floor::open(disk.floor_places.clone());
+            let known = floor.record();
+            let standing =
+                Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), &known, kept);
+            (floor, standing)
         });
         standing.report(journal);
-        let floor = worker::within(&WorkPart::State, || open_floor(&disk, &standing, record.as_ref(), journal));
+        worker::within(&WorkPart::State, || settle_floor(&floor, &standing, record.as_ref(), journal));
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
@@ -282,10 +285,9 @@ impl Compared {
     }
 }
 
-/// Reads the floor and mends its copies. An installed release of which only older programs wrote that it was good
-/// raises it here. The refusal of a release that was asked for by its serial is lifted.
-fn open_floor(disk: &RobotDisk, standing: &Standing, record: Option<&InstalledRecord>, journal: &Journal) -> Floor {
-    let floor = Floor::open(disk.floor_places.clone());
+/// Mends the copies of the floor. An installed release of which only older programs wrote that it was good raises it
+/// here. The refusal of a release that was asked for by its serial is lifted.
+fn settle_floor(floor: &Floor, standing: &Standing, record: Option<&InstalledRecord>, journal: &Journal) {
     let before = floor.record().serial;
     let good = record.filter(|_| standing.worth() == Worth::Before).and_then(InstalledRecord::as_good);
     if let Some(FloorChange { changed: true, .. }) = good.map(|good| floor.note_good(good))
@@ -298,7 +300,6 @@ fn open_floor(disk: &RobotDisk, standing: &Standing, record: Option<&InstalledRe
         _ => Vec::new(),
     };
     failed.iter().chain(&floor.mend().failed).for_each(|error| journal.warn(&chain(error)));
-    floor
 }
 
 /// Opens the event log and the black box. A machine without them recovers all the same.

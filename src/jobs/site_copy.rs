@@ -27,7 +27,7 @@ pub use originals::{ASSET, CONFIG, KEYS, LOCAL_SCRIPT, Original, Originals};
 pub use places::{Kind, NotedPlace};
 pub use trusted::read_usable_keys;
 
-use crate::jobs::state::{StatePartition, make_directory, replace};
+use crate::jobs::state::{StatePartition, make_directory, replace_durably};
 use crate::release::digest::Digest;
 
 /// Copy of the files of one recovery partition.
@@ -117,10 +117,7 @@ impl SiteCopy {
         if let Some(directory) = path.parent().filter(|directory| *directory != root) {
             make_directory(directory)?;
         }
-        replace(&path, content.as_bytes())?;
-        if let Some(directory) = path.parent() {
-            std::fs::File::open(directory)?.sync_all()?;
-        }
+        replace_durably(&path, content.as_bytes())?;
         match originals::read_text(root, name) {
             Ok(text) if text == content => Ok(()),
             Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "reads back wrong")),

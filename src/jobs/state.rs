@@ -211,8 +211,7 @@ impl StatePartition {
     /// # Errors
     /// The file system's; the copy is as it was.
     pub(super) fn keep_site_copy(&self, content: &[u8]) -> io::Result<()> {
-        replace(&self.root.join(SITE), content)?;
-        File::open(&self.root)?.sync_all()
+        replace_durably(&self.root.join(SITE), content)
     }
 
     /// Directory of the robot's own copy of its boot code.
@@ -353,4 +352,10 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(new, path)
+}
+
+/// Replaces a file as a whole, and returns when its new name is on the medium too.
+pub(super) fn replace_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content)?;
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

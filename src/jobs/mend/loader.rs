@@ -1,11 +1,10 @@
 //! The loader on the recovery partition, `grub/grub.cfg`: read by GRUB of robots whose boot code has no script of its
 //! own. It never changes with a release, so the copy in this program is as good as the lost one.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::jobs::state::{make_directory, replace};
+use crate::jobs::state::{make_directory, replace_durably};
 use crate::sys::files;
 
 /// The loader as it is built into this program.
@@ -36,8 +35,7 @@ pub(super) fn put_back(root: &Path) -> io::Result<()> {
     let path = root.join(PATH);
     let directory = path.parent().unwrap_or(root);
     make_directory(directory)?;
-    replace(&path, LOADER.as_bytes())?;
-    File::open(directory)?.sync_all()?;
+    replace_durably(&path, LOADER.as_bytes())?;
     match files::read_below(root, Path::new(PATH), MAX_BYTES)? {
         content if content == LOADER.as_bytes() => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "reads back wrong")),

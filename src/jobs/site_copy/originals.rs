@@ -85,15 +85,15 @@ impl Originals {
     /// like an empty one.
     #[must_use]
     pub fn was_removed(&self, name: &str) -> bool {
-        let is_used = |(name, original): (&String, &Original)| match original {
+        let is_used = |name: &str, original: &Original| match original {
             Original::Text(text) => worth(name, text) > FileWorth::Nothing,
             Original::Unreadable(_) => false,
         };
         match name {
             CONFIG => false,
             LOCAL_SCRIPT => self.has_loader,
-            key if is_key(key) => self.files.iter().any(|(other, found)| is_key(other) && is_used((other, found))),
-            _ => self.files.get(CONFIG).is_some_and(|config| is_used((&CONFIG.to_owned(), config))),
+            key if is_key(key) => self.files.iter().any(|(other, found)| is_key(other) && is_used(other, found)),
+            _ => self.files.get(CONFIG).is_some_and(|config| is_used(CONFIG, config)),
         }
     }
 }

@@ -129,9 +129,12 @@ fn the_same_subnet_and_gateway_on_both_cards() {
         }
         run("ip", &["-n", "outer", "address", "add", "192.168.7.1/32", "dev", "lo"]);
         site.serve("outer", "192.168.7.1:80", MANIFEST);
-        let running = site.start("");
+        let mut running = site.start("");
         assert_eq!(running.is_up(14).interface, "eth1");
         site.fetches("192.168.7.1", 2);
+        // The network is up with the first lease; the other card's may come a moment later.
+        running.wait_for("eth0: address 192.168.1.50/24", 10);
+        running.pass(1);
         assert_eq!(output("ip", &["-4", "address"]).matches("inet 192.168.1.50/24").count(), 2);
     });
 }

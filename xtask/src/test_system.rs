@@ -131,6 +131,7 @@ fn script(spec: &TestSystem<'_>) -> String {
          mount -t sysfs sys /sys\n\
          exec </dev/ttyS0 >/dev/ttyS0 2>&1\n\
          modprobe crc32c-generic; modprobe ext4\n\
+         [ ! -d /sys/firmware/efi ] || modprobe efivarfs\n\
          for round in 1 2 3 4 5 6 7 8; do\n\
          find /sys/devices -name uevent -exec sed -n s/^MODALIAS=//p {{}} + | sort -u | while read -r alias; do\n\
          modprobe -q \"$alias\" 2>/dev/null\n\

@@ -34,6 +34,8 @@ pub const HEALTH_UNIT: &str = include_str!("image/units/reflash-health.service")
 pub const AFTER_UNDO_UNIT: &str = include_str!("image/units/reflash-after-undo.service");
 /// Unit that posts reports of the last recoveries.
 pub const REPORT_UNIT: &str = include_str!("image/units/reflash-report.service");
+/// Timer that starts the posting of reports after the start of the system.
+pub const REPORT_TIMER: &str = include_str!("image/units/reflash-report.timer");
 /// Unit that restarts into a drill.
 pub const DRILL_UNIT: &str = include_str!("image/units/reflash-drill.service");
 /// Timer of [`DRILL_UNIT`].
@@ -46,6 +48,21 @@ pub const MEND_UNIT: &str = include_str!("image/units/reflash-mend.service");
 pub const MEND_TIMER: &str = include_str!("image/units/reflash-mend.timer");
 /// Unit that makes the host keys of a secure shell server.
 pub const SSH_KEYS_UNIT: &str = include_str!("image/units/reflash-ssh-keys.service");
+/// All of the above: an image that was made with others of them is made anew.
+pub const IMAGE_UNITS: [&str; 12] = [
+    WATCHDOG_SETTINGS,
+    GOOD_UNIT,
+    HEALTH_UNIT,
+    AFTER_UNDO_UNIT,
+    REPORT_UNIT,
+    REPORT_TIMER,
+    DRILL_UNIT,
+    DRILL_TIMER,
+    DRILL_PRESET,
+    MEND_UNIT,
+    MEND_TIMER,
+    SSH_KEYS_UNIT,
+];
 /// Connection plugin with which Ansible runs a playbook in the tree of an image.
 pub const ANSIBLE_CONNECTION: &str = include_str!("image/ansible_connection.py");
 
@@ -65,4 +82,20 @@ pub fn notices() -> Option<&'static str> {
 #[must_use]
 pub fn agent() -> Option<&'static [u8]> {
     (!AGENT.is_empty()).then_some(AGENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::IMAGE_UNITS;
+    use std::path::Path;
+
+    #[test]
+    fn every_unit_of_an_image_counts_as_one_of_its_inputs() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image/units");
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(IMAGE_UNITS.contains(&text.as_str()), "{} is not among them", path.display());
+        }
+    }
 }

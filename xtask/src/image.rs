@@ -297,16 +297,7 @@ impl Build<'_> {
             .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
             .with_file(self.agent)?
             .with(self.notices);
-        for own in [
-            embedded::MODULES,
-            embedded::WATCHDOG_SETTINGS,
-            embedded::GOOD_UNIT,
-            embedded::AFTER_UNDO_UNIT,
-            embedded::REPORT_UNIT,
-            embedded::MEND_UNIT,
-            embedded::MEND_TIMER,
-            embedded::SSH_KEYS_UNIT,
-        ] {
+        for own in [embedded::MODULES].into_iter().chain(embedded::IMAGE_UNITS) {
             key = key.with(own);
         }
         for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {

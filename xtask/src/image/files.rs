@@ -132,11 +132,11 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     linked_unit(tree, "reflash-health.service", embedded::HEALTH_UNIT, "boot-complete.target.requires")?;
     unit(tree, "reflash-after-undo.service", embedded::AFTER_UNDO_UNIT, "basic.target")?;
     unit(tree, "reflash-mend.timer", embedded::MEND_TIMER, "timers.target")?;
-    let mend = Path::new("/usr/lib/systemd/system/reflash-mend.service");
-    put(tree, mend, embedded::MEND_UNIT.as_bytes(), 0o644)?;
-    unit(tree, "reflash-report.service", embedded::REPORT_UNIT, "multi-user.target")?;
-    // Off until the machine's owner enables the timer.
+    unit(tree, "reflash-report.timer", embedded::REPORT_TIMER, "timers.target")?;
+    // What their timers start. Drills are off until the machine's owner enables theirs.
     for (path, text) in [
+        ("/usr/lib/systemd/system/reflash-mend.service", embedded::MEND_UNIT),
+        ("/usr/lib/systemd/system/reflash-report.service", embedded::REPORT_UNIT),
         ("/usr/lib/systemd/system/reflash-drill.service", embedded::DRILL_UNIT),
         ("/usr/lib/systemd/system/reflash-drill.timer", embedded::DRILL_TIMER),
         ("/usr/lib/systemd/system-preset/50-reflash-drill.preset", embedded::DRILL_PRESET),
@@ -320,7 +320,7 @@ pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{id_of, kernel, os_release, put, shortened};
+    use super::{id_of, kernel, os_release, place_own, put, shortened};
     use crate::recipe::Recipe;
     use std::fs;
     use std::path::Path;
@@ -339,6 +339,33 @@ mod tests {
         let once = os_release("ID=debian\nIMAGE_VERSION=1\n", &recipe);
         assert_eq!(once, "ID=debian\nIMAGE_ID=demo\nIMAGE_VERSION=2\nDEFAULT_HOSTNAME=h\n");
         assert_eq!(os_release(&once, &recipe), once);
+    }
+
+    /// `reflash good` comes after multi-user.target. <https://systemd.io/NETWORK_ONLINE/>: with no cable the wait for a
+    /// network takes minutes, or for ever.
+    #[test]
+    fn nothing_that_waits_for_a_network_holds_the_call_that_a_boot_is_good() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir_all(tree.path().join("usr/lib")).unwrap();
+        fs::create_dir_all(tree.path().join("usr/sbin")).unwrap();
+        fs::write(tree.path().join("usr/lib/os-release"), "ID=debian\n").unwrap();
+        fs::write(tree.path().join("usr/sbin/sshd"), "").unwrap();
+        let agent = tree.path().join("agent");
+        fs::write(&agent, "").unwrap();
+        let text = "name = 'Demo'\nversion = '2'\nhostname = 'h'\n[distribution]\nsuite = 's'\npackages = []\n\
+                    [ostree]\nbranch = 'b'\n";
+        place_own(&Recipe::parse(text).unwrap(), &agent, "", tree.path()).unwrap();
+        let units = tree.path().join("usr/lib/systemd/system");
+        let mut seen = 0;
+        for target in ["multi-user.target.wants", "basic.target.wants", "boot-complete.target.requires"] {
+            for link in units.join(target).read_dir().unwrap() {
+                let path = link.unwrap().path();
+                assert!(!fs::read_to_string(&path).unwrap().contains("network"), "{}", path.display());
+                seen += 1;
+            }
+        }
+        assert!(seen >= 4, "{seen} units");
+        assert!(units.join("timers.target.wants/reflash-report.timer").exists());
     }
 
     #[test]

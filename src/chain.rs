@@ -2,6 +2,11 @@
 
 use std::error::Error;
 
+/// What musl says of `EUCLEAN`, with which ext4 answers for what is damaged: its table (`src/errno/__strerror.h`) has no
+/// text for it.
+const WITHOUT_TEXT: &str = "No error information (os error 117)";
+const DAMAGED: &str = "The file system is damaged (os error 117)";
+
 /// Formats an error and all its causes on one line, outermost first, joined by `: `.
 ///
 /// A cause that only repeats the end of the text before it is left out, because some libraries print their cause
@@ -17,7 +22,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
         next = cause.source();
     }
-    text
+    text.replace(WITHOUT_TEXT, DAMAGED)
 }
 
 #[cfg(test)]
@@ -37,5 +42,7 @@ mod tests {
         let error = layer("a", Some(layer("b failed: c", Some(layer("c", Some(layer("d", None)))))));
         assert_eq!(chain(&error), "a: b failed: c: d");
         assert_eq!(chain(&layer("alone", None)), "alone");
+        let damaged = layer("mount x", Some(layer("No error information (os error 117)", None)));
+        assert_eq!(chain(&damaged), "mount x: The file system is damaged (os error 117)");
     }
 }

@@ -4,10 +4,12 @@
 //! What the agent accepts, as it must come up whatever is written, and what cannot work all the same, is refused here:
 //! a template with a variable that does not exist, a kind of disk that there is not.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::disk::Transport;
+use reflash::jobs::{floor, provision::bootstrap};
 use reflash::machine::config::{Config, Layer};
 use reflash::machine::drivers::glob;
 use reflash::machine::hostname;
@@ -78,12 +80,44 @@ impl SiteTexts {
     }
 }
 
+/// Names on the recovery partition that are its own.
+const OWN_NAMES: [&str; 8] = [
+    "grub",
+    "keys",
+    "slots",
+    "templates",
+    "reflash.toml",
+    floor::FILE,
+    bootstrap::names::STATE,
+    bootstrap::names::DATA,
+];
+
+/// Checks that no file takes the place of another, or of one that the recovery partition has anyway.
+fn check_names(files: &[PathBuf]) -> Result<()> {
+    let mut taken: Vec<(OsString, String)> = OWN_NAMES.map(|name| (name.into(), "a file of its own".to_owned())).into();
+    taken.push(("lost+found".into(), "a directory of the file system".to_owned()));
+    for file in files {
+        let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
+        if let Some((_, by)) = taken.iter().find(|(known, _)| known == name) {
+            bail!(
+                "{} cannot be {} on the recovery partition: that name belongs to {by}; rename it",
+                file.display(),
+                name.display()
+            );
+        }
+        taken.push((name.to_owned(), file.display().to_string()));
+    }
+    Ok(())
+}
+
 impl CheckedSite {
-    /// Checks that what the configuration names on the recovery partition is among the files that go there.
+    /// Checks that what the configuration names on the recovery partition is among the files that go there, each with a
+    /// name of its own.
     ///
     /// # Errors
-    /// When a file is missing.
+    /// When a file is missing, or two have the same name.
     pub fn check_files(&self, files: &[PathBuf]) -> Result<()> {
+        check_names(files)?;
         let Some(ca) = self.config.network.ca_file.as_deref() else { return Ok(()) };
         let name = Path::new(ca).file_name();
         ensure!(
@@ -167,6 +201,7 @@ fn example(key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::SiteTexts;
+    use std::path::PathBuf;
 
     const GOOD: &str = "[release]\nurls = ['https://a.example/r']\n[machine]\nproduct = 'arm'\n";
 
@@ -235,6 +270,16 @@ mod tests {
         let checked = site(&format!("{GOOD}[network]\nca_file = '/recovery/ca.pem'\n")).check().unwrap();
         assert!(checked.check_files(&[]).unwrap_err().to_string().contains("network.ca_file"));
         checked.check_files(&["certs/ca.pem".into()]).unwrap();
+        let refused = |files: &[&str]| {
+            let files: Vec<_> = files.iter().map(PathBuf::from).collect();
+            checked.check_files(&files).unwrap_err().to_string()
+        };
+        let text = refused(&["certs/ca.pem", "other/ca.pem"]);
+        assert!(
+            text.starts_with("other/ca.pem cannot be ca.pem") && text.contains("belongs to certs/ca.pem"),
+            "{text}"
+        );
+        assert!(refused(&["certs/ca.pem", "my/reflash.toml"]).contains("a file of its own"));
         assert!(checked.check_no_files().unwrap_err().to_string().contains("network.ca_file"));
         site(GOOD).check().unwrap().check_no_files().unwrap();
     }

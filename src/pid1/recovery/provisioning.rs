@@ -204,9 +204,7 @@ fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result
         for (path, text) in key_files(&directory.join(media::KEYS))? {
             keys.add(&path.display().to_string(), &text)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if site.keys.iter().all(|(known, _)| *known != name) {
-                site.keys.push((name, text));
-            }
+            place_key(&mut site.keys, name, text);
         }
     }
     // A disk that could not recover by itself later is not worth making.
@@ -220,6 +218,17 @@ fn collect(medium: Option<BootMedium>, over: Layer, journal: &Journal) -> Result
     let identity = identity_of(&config);
     report_identity(&identity, &keys, journal);
     Ok(SiteInputs { config, keys, identity, site, assets })
+}
+
+/// Adds a key for the new disk. Another key of the same name, as after a rotation, gets a name of its own.
+fn place_key(keys: &mut Vec<(String, String)>, mut name: String, text: String) {
+    if keys.iter().any(|(_, known)| *known == text) {
+        return;
+    }
+    while keys.iter().any(|(known, _)| *known == name) {
+        name.insert_str(0, "also-");
+    }
+    keys.push((name, text));
 }
 
 /// Why the firmware of this machine may not start the new disk, where it has Secure Boot.
@@ -253,4 +262,19 @@ fn put_first_in_firmware(disk: &Path, provisioned: &Provisioned) -> Option<Strin
         Ok(()) => format!("the firmware starts this disk first ({})", name(number)),
         Err(error) => format!("the firmware's boot list stays as it is ({error}); it finds the disk by the usual path"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place_key;
+
+    #[test]
+    fn keys_of_one_name_are_all_kept_and_each_once() {
+        let mut keys = Vec::new();
+        for (name, text) in [("a.pub", "old"), ("a.pub", "new"), ("b.pub", "old"), ("a.pub", "third")] {
+            place_key(&mut keys, name.to_owned(), text.to_owned());
+        }
+        let kept: Vec<_> = keys.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(kept, [("a.pub", "old"), ("also-a.pub", "new"), ("also-also-a.pub", "third")]);
+    }
 }

@@ -34,11 +34,12 @@ fn copy(how: u8, bytes: &[u8]) -> Option<FloorRecord> {
         content[..bytes.len()].copy_from_slice(bytes);
         content[..8].copy_from_slice(b"RFLASHFL");
     } else {
-        let mut written = FloorRecord { sequence: 3, serial: 40, ..FloorRecord::default() };
+        let mut written = FloorRecord::default();
+        (written.sequence, written.serial) = (3, 40);
         let id = |serial: u64| ReleaseId::new(serial, &serial.to_le_bytes());
         written.note_good(GoodRelease::new(id(40), &Digest::of(b"image")));
         written.allow(id(30));
-        (50..55).for_each(|serial| drop(written.refuse(id(serial))));
+        (50..55).for_each(|serial| assert!(written.refuse(id(serial))));
         content = written.encode();
         for change in bytes.as_chunks::<3>().0 {
             content[usize::from(u16::from_le_bytes([change[0], change[1]])) % DIGEST_AT] ^= change[2];

@@ -345,6 +345,41 @@ fn a_slot_on_trial_and_slots_without_marks_are_used_as_before() {
     assert_eq!(started(&HEALTHY), Started::System);
 }
 
+/// A damaged block of the environment has anything. What GRUB loads a second time, to see that a save was written, has it
+/// too.
+#[test]
+#[ignore = "needs root: to install grub-emu; cargo xtask test --tier root"]
+fn no_content_of_the_environment_gets_an_argument_onto_a_kernels_command_line() {
+    let robot = Robot::new(Scheme::Gpt);
+    let loaded = [
+        names::TRIES,
+        names::MAX_TRIES,
+        names::BOOT_OK,
+        names::RECOVERING,
+        names::TRIAL,
+        names::WAS_GOOD,
+        names::UNDO,
+        names::SAFE,
+        names::SLOT,
+        names::REQUEST,
+    ];
+    for request in ["", "safe", "recovery", "evil=1", "safe evil=1"] {
+        for base in [&HEALTHY[..], &FAILING] {
+            let everywhere: Vec<_> = loaded.map(|name| (name, "1 evil=1")).to_vec();
+            let one_by_one = loaded.iter().map(|name| [base, &[(*name, "1 evil=1")]].concat());
+            for variables in one_by_one.chain([everywhere]) {
+                let variables = [&variables[..], &[(names::NEXT_ENTRY, request)]].concat();
+                match robot.start_with(&variables, 0, &[]) {
+                    GrubOutcome::Started(kernel) => {
+                        assert!(!kernel.command_line.contains("evil"), "{variables:?}: {}", kernel.command_line);
+                    }
+                    GrubOutcome::Restart => panic!("{variables:?}: nothing was started"),
+                }
+            }
+        }
+    }
+}
+
 /// <https://github.com/pbatard/rufus/issues/1507>: the first copy of the table is overwritten. An older recovery is not
 /// the one that mends it, and where GRUB starts that one, it does so each time.
 #[test]

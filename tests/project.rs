@@ -135,10 +135,7 @@ fn media_and_disks_with_a_configuration_that_cannot_work_are_refused_before_anyt
         std::fs::write(here.join("site.toml"), kept).unwrap();
     }
     // A release that the machines would refuse, or none at all.
-    assert!(
-        fails(here, &["media"]).contains("look at the release of channel stable"),
-        "the release is named before it is built"
-    );
+    assert!(fails(here, &["media"]).contains("channel stable in"), "the release is named before it is built");
     project.change("reflash-project.toml", "layout = ", "# layout = ");
     project.change("reflash-project.toml", "recovery = true", "recovery = false");
     succeeds(here, &["release", "--version", "1", "--channel", "stable"]);
@@ -165,7 +162,14 @@ fn check_names_every_fault_of_a_project_at_once() {
     project.change("layout.toml", "2GiB", "20GiB");
     std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let text = fails(here, &["check"]);
-    for said in ["pakages", "machine.product is \"leg\"", "disk.size_mib", "chmod 600", "5 of 8 parts"] {
+    for said in [
+        "pakages",
+        "machine.product is \"leg\"",
+        "disk.size_mib",
+        "chmod 600",
+        "not checked, since the recipe",
+        "4 of 8 parts",
+    ] {
         assert!(text.contains(said), "{said}: {text}");
     }
     project.change("reflash-project.toml", "hardware", "hardwear");

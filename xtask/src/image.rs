@@ -338,6 +338,11 @@ impl Build<'_> {
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
         oddities::refuse(&tree)?;
+        for unit in named::missing_units(recipe, self.directory, &tree)? {
+            eprintln!(
+                "  NO START WILL BE GOOD: boot.health_units names {unit}, and no unit file of the image is called so"
+            );
+        }
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
         tree::convert(&tree, recipe)?;
         let repository = Repository::open(&self.paths.work().join("ostree"))?;

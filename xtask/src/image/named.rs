@@ -53,6 +53,32 @@ pub fn check(recipe: &Recipe, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns the services of `boot.health_units` that no unit file in the tree has the name of. It is no error, since a
+/// generator may make them on the robot, as podman does.
+///
+/// # Errors
+/// When the image's configuration cannot be read.
+pub fn missing_units(recipe: &Recipe, directory: &Path, tree: &Path) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for file in recipe.files.iter().filter(|file| file.path == Path::new(OWN_SETTINGS)) {
+        let settings: toml::Table = toml::from_str(&text(file, directory)?)?;
+        let names = settings.get("boot").and_then(|boot| boot.get("health_units")).and_then(toml::Value::as_array);
+        let names = names.into_iter().flatten().filter_map(toml::Value::as_str);
+        missing.extend(names.filter(|name| !name.contains('*') && !has_unit(tree, name)).map(str::to_owned));
+    }
+    Ok(missing)
+}
+
+/// Whether a unit file is the one of a service, or the template of it.
+fn has_unit(tree: &Path, name: &str) -> bool {
+    let name = if name.contains('.') { name.to_owned() } else { format!("{name}.service") };
+    let template = name.split_once('@').map(|(before, _)| format!("{before}@.service"));
+    let names: Vec<String> = std::iter::once(name).chain(template).collect();
+    ["etc/systemd/system", "usr/lib/systemd/system", "usr/local/lib/systemd/system"]
+        .iter()
+        .any(|place| names.iter().any(|name| tree.join(place).join(name).symlink_metadata().is_ok()))
+}
+
 /// Returns the file that is to have the ssh keys of people, if no such file of the recipe has any.
 #[must_use]
 pub fn without_keys(recipe: &Recipe, directory: &Path) -> Option<PathBuf> {
@@ -79,7 +105,7 @@ fn text(file: &FileEntry, directory: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{check, without_keys};
+    use super::{check, missing_units, without_keys};
     use crate::recipe::Recipe;
     use std::path::Path;
 
@@ -105,6 +131,19 @@ mod tests {
             let error = format!("{:#}", of(text).unwrap_err());
             assert!(error.contains(said) && error.contains("/etc/reflash/reflash.toml"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_health_check_of_a_service_that_the_image_does_not_have_is_noticed() {
+        let tree = tempfile::tempdir().unwrap();
+        let units = tree.path().join("etc/systemd/system");
+        std::fs::create_dir_all(&units).unwrap();
+        std::fs::write(units.join("app.service"), "").unwrap();
+        std::fs::write(units.join("driver@.service"), "").unwrap();
+        let settings = "[boot]\nhealth_units = ['app', 'driver@arm.service', 'ap.service', 'other@*']\n";
+        let settings = settings.replace('\'', "\"");
+        let recipe = recipe(&file("/etc/reflash/reflash.toml", &settings));
+        assert_eq!(missing_units(&recipe, Path::new("/none"), tree.path()).unwrap(), ["ap.service"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::invocation::program;
+use crate::invocation::{program, quoted};
 use crate::paths::Paths;
 use crate::project::{self, Project};
 use crate::publish::location;
@@ -129,7 +129,8 @@ fn check_secret(project: &Project) -> Result<String> {
         return Ok(format!("{} is not there; without it, nothing can be released here", path.display()));
     }
     let mode = path.metadata().with_context(|| format!("look at {}", path.display()))?.permissions().mode();
-    ensure!(mode & 0o077 == 0, "{} can be read by others: chmod 600 {0}", path.display());
+    let name = path.display().to_string();
+    ensure!(mode & 0o077 == 0, "{name} can be read by others: chmod 600 {}", quoted(&name));
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut git = Command::new("git");
     git.current_dir(directory).args(["ls-files", "--error-unmatch"]).arg(path);

@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use commands::BuilderCommand;
 
 use crate::paths::{self, Paths, PlaceArgs};
-use crate::project::{self, Missing, Project};
+use crate::project::{self, MissingValue, Project};
 use crate::{
     agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
     ostree_repository, powercut, prune, publish, serve, step, surroundings, test,
@@ -98,7 +98,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Media(args) => media::run(&args, paths, yes),
     };
     // Most often the person stands in another directory than they think.
-    done.map_err(|error| match error.is::<Missing>() && project.is_none() {
+    done.map_err(|error| match error.is::<MissingValue>() && project.is_none() {
         true => error.context(format!("there is no {} here or in a directory above", project::FILE)),
         false => error,
     })

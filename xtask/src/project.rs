@@ -202,26 +202,26 @@ fn nearest(here: &Path, last: Option<&Path>) -> Option<PathBuf> {
 
 /// A value that a command cannot do without, and that neither an option nor a project file gave.
 #[derive(Debug)]
-pub struct Missing {
+pub struct MissingValue {
     option: String,
     key: String,
 }
 
-impl std::fmt::Display for Missing {
+impl std::fmt::Display for MissingValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { option, key } = self;
         write!(f, "{option} is missing: give it, or `{key}` in a project file ({FILE})")
     }
 }
 
-impl std::error::Error for Missing {}
+impl std::error::Error for MissingValue {}
 
 /// Returns a value that a command cannot do without, from its option or the project file.
 ///
 /// # Errors
 /// When neither gives it; both are named.
 pub fn needed<T>(given: Option<T>, option: &str, key: &str) -> Result<T> {
-    given.ok_or_else(|| Missing { option: option.to_owned(), key: key.to_owned() }.into())
+    given.ok_or_else(|| MissingValue { option: option.to_owned(), key: key.to_owned() }.into())
 }
 
 #[cfg(test)]

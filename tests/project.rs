@@ -135,10 +135,7 @@ fn media_and_disks_with_a_configuration_that_cannot_work_are_refused_before_anyt
         std::fs::write(here.join("site.toml"), kept).unwrap();
     }
     // A release that the machines would refuse, or none at all.
-    assert!(
-        fails(here, &["media"]).contains("look at the release of channel stable"),
-        "the release is named before it is built"
-    );
+    assert!(fails(here, &["media"]).contains("channel stable in"), "the release is named before it is built");
     project.change("reflash-project.toml", "layout = ", "# layout = ");
     project.change("reflash-project.toml", "recovery = true", "recovery = false");
     succeeds(here, &["release", "--version", "1", "--channel", "stable"]);
@@ -165,7 +162,14 @@ fn check_names_every_fault_of_a_project_at_once() {
     project.change("layout.toml", "2GiB", "20GiB");
     std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let text = fails(here, &["check"]);
-    for said in ["pakages", "machine.product is \"leg\"", "disk.size_mib", "chmod 600", "5 of 8 parts"] {
+    for said in [
+        "pakages",
+        "machine.product is \"leg\"",
+        "disk.size_mib",
+        "chmod 600",
+        "not checked, since the recipe",
+        "4 of 8 parts",
+    ] {
         assert!(text.contains(said), "{said}: {text}");
     }
     project.change("reflash-project.toml", "hardware", "hardwear");
@@ -175,13 +179,37 @@ fn check_names_every_fault_of_a_project_at_once() {
     succeeds(here, &["init", "inner", "--yes"]);
 }
 
+/// A person who types the next command too early, or a channel wrongly, gets the one that comes before.
+#[test]
+fn a_command_that_comes_too_early_names_the_one_before_it() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    for line in
+        [&["prune"][..], &["release", "--list"], &["release", "--check"], &["release", "--again", "1"], &["media"]]
+    {
+        let text = fails(here, line);
+        assert!(text.contains("has no release yet") && text.contains("`reflash-build release`"), "{line:?}: {text}");
+    }
+    let text = fails(here, &["compare"]);
+    assert!(text.contains("released.img") && text.contains("first image"), "{text}");
+    let text = fails(here, &["release"]);
+    assert!(text.contains("still at work or was interrupted") && text.contains("--version"), "{text}");
+    succeeds(here, &["release", "--version", "1"]);
+    let text = fails(here, &["release", "--list", "--channel", "stabel"]);
+    assert!(text.contains("there is a release in stable"), "{text}");
+    // From another directory: the directory of the project stands for the file in it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let directory = here.to_str().unwrap();
+    assert!(succeeds(elsewhere.path(), &["--project", directory, "prune"]).contains("stable 1"));
+}
+
 #[test]
 fn without_a_project_and_without_a_terminal_what_is_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path();
     for (line, said) in [
         (&["check"][..], "`reflash-build init` makes one"),
-        (&["image"], "the recipe is missing"),
+        (&["image"], "there is no reflash-project.toml here or in a directory above: the recipe is missing"),
         (&["init"], "give --yes"),
         (&["publish"], "--public"),
         (&["compare"], "the image that robots have"),

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::invocation::program;
+use crate::invocation::{program, quoted};
 use crate::paths::Paths;
 use crate::project::{self, Project};
 use crate::publish::location;
@@ -38,17 +38,30 @@ pub fn run(project: Option<&Project>, paths: &Paths) -> Result<()> {
         ("OSTree repository", check_ostree(project)),
         ("next release", check_next(project, paths, &image)),
     ];
-    let mut wrong = 0;
+    let mut wrong: Vec<(&str, String)> = Vec::new();
     for (name, found) in &parts {
-        match found {
-            Ok(text) => eprintln!("  {name}: {text}"),
-            Err(error) => {
-                wrong += 1;
-                eprintln!("  {name}: WRONG: {error:#}");
+        let error = match found {
+            Ok(text) => {
+                eprintln!("  {name}: {text}");
+                continue;
             }
+            Err(error) => format!("{error:#}"),
+        };
+        // One file is read for several parts: what is wrong with it is one fault.
+        if let Some((first, _)) = wrong.iter().find(|(_, known)| *known == error) {
+            eprintln!("  {name}: not checked, since the {first} must be right first");
+            continue;
         }
+        eprintln!("  {name}: WRONG: {error}");
+        wrong.push((name, error));
     }
-    ensure!(wrong == 0, "{wrong} of {} parts of the project are wrong", parts.len());
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} parts of the project {} wrong",
+        wrong.len(),
+        parts.len(),
+        if wrong.len() == 1 { "is" } else { "are" }
+    );
     Ok(())
 }
 
@@ -66,15 +79,12 @@ fn check_recipe(project: &Project) -> Result<String> {
     let Some(path) = &project.recipe else { return Ok(ABSENT.into()) };
     let recipe = Recipe::load(path)?;
     let directory = path.parent().unwrap_or(Path::new("."));
-    let sources = recipe.files.iter().filter_map(|file| file.source.as_ref());
-    let system = recipe.source.iter().flat_map(|source| source.rootfs.iter().chain(&source.lxd));
-    for source in sources.chain(recipe.ansible.iter().map(|ansible| &ansible.playbook)).chain(system) {
-        let source = directory.join(source);
-        ensure!(source.exists(), "{} names {}, which is not there", path.display(), source.display());
-    }
+    image::named::check(&recipe, directory).with_context(|| path.display().to_string())?;
     // The image before is read when the next one is built: here only the recipe's own file can be wrong.
     image::accounts::KeptNumbers::gather(&recipe, directory, None)?;
-    Ok(format!("{} {}, {} packages", recipe.name, recipe.version, recipe.distribution.packages.len()))
+    let people = image::named::without_keys(&recipe, directory)
+        .map_or_else(String::new, |file| format!("; NOBODY CAN LOG IN by ssh: {} has no key", file.display()));
+    Ok(format!("{} {}, {} packages{people}", recipe.name, recipe.version, recipe.distribution.packages.len()))
 }
 
 fn check_site(project: &Project) -> Result<String> {
@@ -119,7 +129,8 @@ fn check_secret(project: &Project) -> Result<String> {
         return Ok(format!("{} is not there; without it, nothing can be released here", path.display()));
     }
     let mode = path.metadata().with_context(|| format!("look at {}", path.display()))?.permissions().mode();
-    ensure!(mode & 0o077 == 0, "{} can be read by others: chmod 600 {0}", path.display());
+    let name = path.display().to_string();
+    ensure!(mode & 0o077 == 0, "{name} can be read by others: chmod 600 {}", quoted(&name));
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut git = Command::new("git");
     git.current_dir(directory).args(["ls-files", "--error-unmatch"]).arg(path);

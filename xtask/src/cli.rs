@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use commands::BuilderCommand;
 
 use crate::paths::{self, Paths, PlaceArgs};
-use crate::project::Project;
+use crate::project::{self, MissingValue, Project};
 use crate::{
     agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
     ostree_repository, powercut, prune, publish, serve, step, surroundings, test,
@@ -73,7 +73,7 @@ pub fn run(cli: Cli) -> Result<()> {
         paths.checkout(name)?;
     }
     step::log_below(paths);
-    match command {
+    let done = match command {
         BuilderCommand::Demo => demo::run(paths, yes),
         BuilderCommand::Test(args) => test::run(paths, args, yes),
         BuilderCommand::Fuzz(args) => fuzz::run(paths, &args),
@@ -96,7 +96,12 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Disk(args) => disk::run(args, paths, yes),
         BuilderCommand::Bench(args) => bench::run(paths, &args, yes),
         BuilderCommand::Media(args) => media::run(&args, paths, yes),
-    }
+    };
+    // Most often the person stands in another directory than they think.
+    done.map_err(|error| match error.is::<MissingValue>() && project.is_none() {
+        true => error.context(format!("there is no {} here or in a directory above", project::FILE)),
+        false => error,
+    })
 }
 
 #[cfg(test)]

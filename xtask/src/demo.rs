@@ -23,7 +23,7 @@ use crate::release::{self, Spec};
 use crate::serve::{self, Server};
 use crate::step::{human, output, produced, step};
 use crate::vm::{RunningMachine, VirtualMachine};
-use crate::{disk, step};
+use crate::{disk, room, step};
 
 /// The product of the demonstration.
 pub const PRODUCT: &str = "demo-robot";
@@ -249,23 +249,7 @@ fn announce(paths: &Paths) -> Result<()> {
         gb(room_bytes),
         target.display()
     );
-    let free_bytes = free_bytes(&paths.root)?;
-    ensure!(
-        free_bytes >= room_bytes,
-        "the demonstration needs {:.1} GB of room in {}, and {:.1} GB are free; delete something there, or move the \
-         checkout to a larger file system",
-        gb(room_bytes),
-        target.display(),
-        gb(free_bytes)
-    );
-    Ok(())
-}
-
-/// Bytes that this user may still write to the file system of `directory`.
-fn free_bytes(directory: &Path) -> Result<u64> {
-    let table = output(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(directory))?;
-    let free = table.lines().nth(1).and_then(|line| line.trim().parse().ok());
-    free.with_context(|| format!("df does not say how much room {} has: {table:?}", directory.display()))
+    room::require("the demonstration", room_bytes, &paths.root, "move the checkout to a larger file system")
 }
 
 /// Follows a robot from its first menu to a good boot, and switches it off in its own order. Returns the path of the

@@ -151,17 +151,8 @@ pub fn is_root() -> bool {
 /// another home, so that it finds neither rustup's cargo nor what cargo installed.
 #[must_use]
 pub fn as_root() -> String {
-    let arguments: Vec<String> = std::env::args().skip(1).map(|argument| quoted(&argument)).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).map(|argument| invocation::quoted(&argument)).collect();
     format!("sudo env \"PATH=$PATH\" \"HOME=$HOME\" {} {}", invocation::program(), arguments.join(" "))
-}
-
-/// An argument as a shell reads it.
-fn quoted(argument: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !argument.is_empty() && argument.chars().all(plain) {
-        return argument.to_owned();
-    }
-    format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
 fn is_installed(package: &str) -> bool {
@@ -182,15 +173,10 @@ fn confirmed() -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{as_root, quoted};
+    use super::as_root;
 
     #[test]
     fn the_advice_can_be_pasted() {
         assert!(as_root().starts_with("sudo env \"PATH=$PATH\" \"HOME=$HOME\" "));
-        for (argument, expected) in
-            [("a/b.toml", "a/b.toml"), ("NUC 11*", "'NUC 11*'"), ("it's", "'it'\\''s'"), ("", "''")]
-        {
-            assert_eq!(quoted(argument), expected);
-        }
     }
 }

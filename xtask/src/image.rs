@@ -16,6 +16,7 @@ mod homes;
 #[cfg(test)]
 mod hosts;
 mod initramfs;
+pub mod named;
 mod normal;
 mod oddities;
 pub mod ostree;
@@ -44,7 +45,7 @@ use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent};
 use crate::project::needed;
 use crate::recipe::Recipe;
-use crate::{agent, embedded, notices, step};
+use crate::{agent, embedded, notices, room, step};
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
@@ -91,6 +92,9 @@ pub struct ImageOptions<'a> {
     pub assume_yes: bool,
 }
 
+/// Room that the smallest image with a kernel takes while it is built: packages, tree, commit and image.
+const FIRST_IMAGE_BYTES: u64 = 1_500_000_000;
+
 /// Builds the image of `recipe` at `out`, with its [`Description`] beside it.
 ///
 /// # Errors
@@ -98,6 +102,10 @@ pub struct ImageOptions<'a> {
 pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_>) -> Result<Description> {
     let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
     let recipe = Recipe::load(recipe)?;
+    named::check(&recipe, &directory)?;
+    if let Some(file) = named::without_keys(&recipe, &directory) {
+        eprintln!("  nobody will be able to log in by ssh: {} has no key", file.display());
+    }
     let mut needs = vec![Need::Image];
     needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
     needs.extend(recipe.source.is_some().then_some(Need::Source));
@@ -112,7 +120,12 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     let work = paths.work().join("image").join(&recipe.name);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     create_parent(out)?;
+    if !out.exists() {
+        let otherwise = "put the work elsewhere with --work DIR (`work` in a project file)";
+        room::require("the first image of a recipe", FIRST_IMAGE_BYTES, &work, otherwise)?;
+    }
     let previous = options.previous.map(|path| Previous::read(path, out)).transpose()?;
+    let mut numbers = KeptNumbers::gather(&recipe, &directory, options.previous)?;
     let _lock = lock(&work)?;
     let kept = KeptTree { fresh: options.fresh, keep_packages: options.keep_packages };
     let (bootstrapped, source) = match &recipe.source {
@@ -123,7 +136,6 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         }
     };
     let timestamp = timestamp(&recipe, bootstrapped.archive_time)?;
-    let mut numbers = KeptNumbers::gather(&recipe, &directory, options.previous)?;
     let build = Build {
         paths,
         recipe: &recipe,
@@ -326,6 +338,11 @@ impl Build<'_> {
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
         oddities::refuse(&tree)?;
+        for unit in named::missing_units(recipe, self.directory, &tree)? {
+            eprintln!(
+                "  NO START WILL BE GOOD: boot.health_units names {unit}, and no unit file of the image is called so"
+            );
+        }
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
         tree::convert(&tree, recipe)?;
         let repository = Repository::open(&self.paths.work().join("ostree"))?;

@@ -16,6 +16,7 @@ use crate::host_packages::in_ci;
 use crate::invocation::program;
 use crate::paths::create_dir;
 use crate::project::{self, Project};
+use crate::site::SiteTexts;
 use crate::step::produced;
 use crate::{embedded, keygen};
 
@@ -26,6 +27,9 @@ const PROJECT: &str = include_str!("init/project.toml");
 const SITE: &str = include_str!("init/site.toml");
 const RECIPE: &str = include_str!("init/recipe.toml");
 const README: &str = include_str!("init/readme.md");
+
+/// Name of the configuration of the machines.
+const SITE_FILE: &str = "site.toml";
 
 /// What is never put into git: what is built, and what only builds it.
 const IGNORED: &str = "/dist/\n/.reflash-work/\n/keys/*.key\n";
@@ -71,6 +75,9 @@ pub fn run(args: &InitArgs, assume_yes: bool) -> Result<()> {
 /// Writes every file but the keys, or none.
 fn create(directory: &Path, answers: &Answers) -> Result<()> {
     let files = files(directory, answers)?;
+    let site = files.iter().find(|file| file.name == SITE_FILE).map(|file| file.text.clone());
+    // What was typed is checked as a machine reads it, while nothing is written yet.
+    SiteTexts::of_text(SITE_FILE, site).check()?;
     for file in &files {
         let path = directory.join(file.name);
         ensure!(!path.exists(), "{} exists, and is never overwritten: nothing was written", path.display());
@@ -97,7 +104,7 @@ fn files(directory: &Path, answers: &Answers) -> Result<Vec<NewFile>> {
         new("project", project::FILE, answers.fill(PROJECT)?),
         new("recipe", "recipe.toml", answers.fill(RECIPE)?),
         new("layout", "layout.toml", layout),
-        new("configuration of the machines", "site.toml", answers.fill(SITE)?),
+        new("configuration of the machines", SITE_FILE, answers.fill(SITE)?),
         new("ssh keys", "files/authorized_keys", key),
         // Beside the key, so that it holds in a repository whose own .gitignore is not touched.
         new("what git leaves out of keys", "keys/.gitignore", "*.key\n".to_owned()),
@@ -164,6 +171,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_address_that_no_machine_can_use_is_refused_before_anything_is_written() {
+        let args = InitArgs { product: Some("arm".into()), urls: vec!["example.com/r".into()], ..InitArgs::default() };
+        let directory = tempfile::tempdir().unwrap();
+        let error = format!("{:#}", create(directory.path(), &answers(&args)).unwrap_err());
+        assert!(error.contains("release.urls") && error.contains("http://"), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs;
+use crate::invocation::quoted;
 use crate::paths::{Paths, create_parent};
 use crate::release::{DEFAULT_CHANNEL, check};
 use crate::site;
@@ -126,7 +127,8 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         None => {
             let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
             build(paths, &parts, &out, assume_yes)?;
-            eprintln!("  onto a USB drive: dd if={} of=/dev/sdX bs=4M conv=fsync", out.display());
+            let file = quoted(&out.display().to_string());
+            eprintln!("  onto a USB drive: dd if={file} of=/dev/sdX bs=4M conv=fsync");
             Ok(())
         }
     }

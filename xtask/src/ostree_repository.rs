@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::host_packages::{Need, ensure_installed, is_root};
 use crate::image::Description;
 use crate::image::ostree::ostree;
+use crate::invocation::program;
 use crate::paths::{Paths, create_dir};
 use crate::step::{output, produced, run as run_tool, step};
 
@@ -46,6 +47,12 @@ pub fn run(args: PublishOstreeArgs, paths: &Paths, assume_yes: bool) -> Result<(
     needs.extend(gpg_key.is_some().then_some(Need::OstreeSigning));
     ensure_installed(&needs, assume_yes)?;
     let image = image.unwrap_or_else(|| paths.dist().join("system.img"));
+    ensure!(
+        image.is_file(),
+        "there is no image {}: make it with `{} image`, or name one with --image",
+        image.display(),
+        program()
+    );
     let description = Description::beside(&image)?;
     eprintln!("  image {}: {} {}", image.display(), description.name, description.version);
     let refs = if refs.is_empty() { vec![description.ostree_ref.clone()] } else { refs };

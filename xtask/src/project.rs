@@ -145,6 +145,8 @@ impl Project {
     /// When the file cannot be read or is not valid.
     pub fn find(named: Option<&Path>, here: &Path, checkout: Option<&Path>) -> Result<Option<Self>> {
         let found = named.map(|path| here.join(path)).or_else(|| nearest(here, checkout));
+        // A person who names the directory means the file in it.
+        let found = found.map(|path| if path.is_dir() { path.join(FILE) } else { path });
         found.as_deref().map(Self::load).transpose()
     }
 
@@ -198,12 +200,28 @@ fn nearest(here: &Path, last: Option<&Path>) -> Option<PathBuf> {
     inside.map(|directory| directory.join(FILE)).find(|path| path.is_file())
 }
 
+/// A value that a command cannot do without, and that neither an option nor a project file gave.
+#[derive(Debug)]
+pub struct MissingValue {
+    option: String,
+    key: String,
+}
+
+impl std::fmt::Display for MissingValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { option, key } = self;
+        write!(f, "{option} is missing: give it, or `{key}` in a project file ({FILE})")
+    }
+}
+
+impl std::error::Error for MissingValue {}
+
 /// Returns a value that a command cannot do without, from its option or the project file.
 ///
 /// # Errors
 /// When neither gives it; both are named.
 pub fn needed<T>(given: Option<T>, option: &str, key: &str) -> Result<T> {
-    given.with_context(|| format!("{option} is missing: give it, or `{key}` in a project file ({FILE})"))
+    given.ok_or_else(|| MissingValue { option: option.to_owned(), key: key.to_owned() }.into())
 }
 
 #[cfg(test)]

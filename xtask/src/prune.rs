@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::invocation::program;
+use crate::offered;
 use crate::paths::Paths;
 use crate::publish::{Store, location};
 use crate::release::check;
@@ -69,12 +69,14 @@ pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
     let tree: Box<dyn Tree> = if args.to.is_some() || args.published {
         Box::new(Store::with_credentials_of_environment(location(args.to, args.endpoint, args.region)?)?)
     } else {
-        Box::new(TreeDirectory(args.dir.unwrap_or_else(|| paths.dist().join("release"))))
+        let root = args.dir.unwrap_or_else(|| paths.dist().join("release"));
+        offered::require_any(&root)?;
+        Box::new(TreeDirectory(root))
     };
     let found = prune(&*tree, args.keep, args.min_age_h * 3600, args.delete)?;
     eprintln!("  {}: {found}", tree.name());
     if !args.delete && !found.remove.is_empty() {
-        eprintln!("  nothing was deleted; `{} prune --delete` does it", program());
+        eprintln!("  nothing was deleted; the same command with --delete does it");
     }
     Ok(())
 }

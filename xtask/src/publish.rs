@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::release::digest::Digest;
 use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path, object_path};
 
+use crate::offered;
 use crate::paths::Paths;
 use crate::project::needed;
 use crate::release::{Allow, DEFAULT_CHANNEL, check, history, succession};
@@ -109,6 +110,7 @@ impl std::fmt::Display for Published {
 /// When the release is not right, when it would end the channel of the store in a way that `allow` does not name, or
 /// when the store refuses. Then the store offers what it offered before.
 pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], store: &Store) -> Result<Published> {
+    offered::require(root, channel)?;
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
     let manifest_path = manifest_path(channel);
     let signature_path = format!("{manifest_path}.minisig");

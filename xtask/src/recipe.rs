@@ -6,6 +6,7 @@ pub mod rules;
 pub mod snapshot;
 mod source;
 
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -319,7 +320,10 @@ impl Recipe {
             );
         }
         self.rules.iter().try_for_each(PathRule::check)?;
-        self.files.iter().try_for_each(check_file)
+        self.files.iter().try_for_each(check_file)?;
+        let mut paths = HashSet::new();
+        let twice = self.files.iter().find(|file| !paths.insert(&file.path));
+        twice.map_or(Ok(()), |file| bail!("files: {} is there twice; keep one", file.path.display()))
     }
 }
 
@@ -422,6 +426,7 @@ mod tests {
             ("[[files]]\npath = 'a'\ntext = ''", "absolute"),
             ("[[files]]\npath = '/a/../b'\ntext = ''", "absolute"),
             ("[[files]]\npath = '/a'\ntext = ''\nmode = '9'", "octal"),
+            ("[[files]]\npath = '/a'\ntext = ''\n[[files]]\npath = '/a'\ntext = 'b'", "/a is there twice"),
             ("[[files]]\npath = '/a'\ntext = ''\nowner = 'root'", "user:group"),
         ] {
             let text = message(&format!("{MINIMAL}{more}\n"));

@@ -47,6 +47,12 @@ pub struct CheckedSite {
 }
 
 impl SiteTexts {
+    /// A configuration without names of machines; `origin` names it in errors.
+    #[must_use]
+    pub fn of_text(origin: &str, config: Option<String>) -> Self {
+        Self { origin: origin.to_owned(), config, assets: None }
+    }
+
     /// Checks the texts as a machine reads them: the defaults of the recovery initramfs, then `reflash.toml`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! How the builder shows what it does: every long step has a name, shows that it is alive and ends with its duration;
 //! the output of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use reflash_release::step::note_output;
 pub use reflash_release::step::step;
 
 use crate::paths::{Paths, create_dir};
@@ -58,12 +60,11 @@ pub fn run(name: &str, command: &mut Command) -> Result<()> {
     let (mut log, path) = log_file(name)?;
     writeln!(log, "{}\n", line_of(command)).with_context(|| format!("write {}", path.display()))?;
     surroundings::pin(command);
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .status()
-        .with_context(|| format!("start {}", line_of(command)))?;
+    let stdout = log.try_clone()?;
+    note_output(Some(&path));
+    let status = command.stdin(Stdio::null()).stdout(stdout).stderr(log).status();
+    note_output(None);
+    let status = status.with_context(|| format!("start {}", line_of(command)))?;
     if status.success() {
         return Ok(());
     }
@@ -93,8 +94,10 @@ fn failure(program: &str, status: &str, output: &str, log: &str) -> String {
 /// say after it is mostly that they give up.
 fn reason<'a>(lines: &[&'a str]) -> Option<&'a str> {
     let searched = &lines[lines.len().saturating_sub(SEARCHED_LINES)..];
-    // From the plainest sign to the weakest: apt's mark, marks of severity, words in a sentence.
-    let signs: [&[&str]; 3] = [
+    // From the plainest sign to the weakest: what every tool meets alike, whatever it says afterwards, then apt's mark,
+    // marks of severity, words in a sentence.
+    let signs: [&[&str]; 4] = [
+        &["No space left on device", "Disk quota exceeded", "Read-only file system"],
         &["E: ", "dpkg: error", "fatal: "],
         &[": FAILURE :", ": FATAL :", "error:", "Error:", "ERROR"],
         &["o space left", "annot ", "ailed", "ot found", "o such file", "enied", "efused"],
@@ -150,8 +153,11 @@ fn log_file(name: &str) -> Result<(File, PathBuf)> {
     Ok((file, path))
 }
 
+/// Name of the tool that a person knows: not that of `unshare`, which only gives it mounts of its own.
 fn program_of(command: &Command) -> String {
-    std::path::Path::new(command.get_program())
+    let is_name = |word: &&OsStr| !word.as_encoded_bytes().starts_with(b"-") && *word != "private";
+    let inner = command.get_args().find(is_name).filter(|_| command.get_program() == "unshare");
+    std::path::Path::new(inner.unwrap_or(command.get_program()))
         .file_name()
         .map_or_else(|| "the tool".to_owned(), |name| name.to_string_lossy().into_owned())
 }
@@ -163,7 +169,16 @@ fn line_of(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::failure;
+    use super::{failure, program_of};
+    use std::process::Command;
+
+    #[test]
+    fn a_tool_with_mounts_of_its_own_is_called_by_its_name() {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "/usr/bin/mmdebstrap", "--mode=root"]);
+        assert_eq!(program_of(&command), "mmdebstrap");
+        assert_eq!(program_of(Command::new("/bin/tar").arg("x")), "tar");
+    }
 
     fn first_line(output: &str) -> String {
         failure("tool", "exit status: 32", output, "/w/logs/x.log").lines().next().unwrap_or_default().to_owned()
@@ -183,6 +198,9 @@ mod tests {
                    E: Unable to locate package no-such-package\nE: mmdebstrap failed to run apt\n\
                    W: cannot remove the working directory\n";
         assert_eq!(first_line(apt), "tool failed: E: Unable to locate package no-such-package (exit status: 32)");
+        // mmdebstrap and tar write to the same log at once.
+        let full = "tar: ./usr/a.so: Cannot write: No space left on device\ntar: ./usr/lib/x-E: mmdebstrap failed\n";
+        assert!(first_line(full).contains("a.so: Cannot write: No space left"), "{}", first_line(full));
         assert!(first_line("making\nwrite: No space left on device\n").contains("No space left"));
         assert!(first_line("one\nthe last\n").contains("the last"));
         assert!(first_line("").contains("without a word"));

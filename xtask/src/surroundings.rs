@@ -4,7 +4,7 @@
 //! one). A list of what may pass was preferred to one of what may not, which is never complete.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::Mode;
@@ -49,6 +49,10 @@ const FIXED: &[(&str, &str)] = &[
     ("MTOOLS_NO_VFAT", "0"),
 ];
 
+/// Directories that Debian leaves out of an ordinary user's search path. mke2fs, depmod and sfdisk lie there, and need
+/// no root for what the builder does with them.
+const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
 /// Gives new files of this process, and of every tool that it starts, the permissions that a recipe expects. Must be
 /// called before the first thread, since the mask belongs to all of them. A hardened host has 027 or 077, and
 /// directories of the image would be closed to the users that need them.
@@ -68,6 +72,7 @@ pub fn pin(command: &mut Command) {
     }
     command.env_clear();
     command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_passed)));
+    command.env("PATH", with_sbin(&std::env::var_os("PATH").unwrap_or_default()));
     command.envs(FIXED.iter().copied());
     for (name, value) in set {
         match value {
@@ -75,6 +80,15 @@ pub fn pin(command: &mut Command) {
             None => command.env_remove(name),
         };
     }
+}
+
+/// The search path of a person, with what it lacks at its end.
+fn with_sbin(path: &OsStr) -> OsString {
+    let mut directories: Vec<PathBuf> = std::env::split_paths(path).collect();
+    let missing = SBIN.iter().map(PathBuf::from).filter(|sbin| !directories.contains(sbin)).collect::<Vec<_>>();
+    directories.extend(missing);
+    // A directory with a colon in its name was never one of a search path.
+    std::env::join_paths(directories).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whether a tool sees this variable of the host.
@@ -86,8 +100,19 @@ fn is_passed(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_passed, pin};
+    use super::{is_passed, pin, with_sbin};
     use std::process::Command;
+
+    #[test]
+    fn a_user_without_sbin_in_the_search_path_finds_its_programs_too() {
+        assert_eq!(with_sbin("/usr/bin:/bin".as_ref()), "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin");
+        assert_eq!(with_sbin("/sbin:/usr/bin".as_ref()), "/sbin:/usr/bin:/usr/local/sbin:/usr/sbin");
+        let mut command = Command::new("sh");
+        command.env_clear();
+        pin(&mut command);
+        let output = command.args(["-c", "echo $PATH"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("/usr/sbin"), "{output:?}");
+    }
 
     #[test]
     fn what_changes_the_result_of_a_tool_does_not_pass() {

@@ -28,8 +28,12 @@ impl KeyFiles {
 /// Makes a key pair in `directory`. An existing one is never overwritten: robots in the field trust it.
 ///
 /// # Errors
-/// When there is one already, or the directory cannot be written.
+/// When there is one already, the password is empty, or the directory cannot be written.
 pub fn generate(directory: &Path, password: Option<String>) -> Result<KeyFiles> {
+    ensure!(
+        password.as_deref() != Some(""),
+        "an empty password protects nothing: give one, or make the key without a password"
+    );
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let files = KeyFiles::within(directory);
     let pair = match password {
@@ -53,7 +57,7 @@ pub const PASSWORD_VARIABLE: &str = "REFLASH_KEY_PASSWORD";
 /// # Errors
 /// As [`generate`], and when there is neither the variable nor a terminal.
 pub fn generate_with_password(directory: &Path) -> Result<KeyFiles> {
-    let given = std::env::var(PASSWORD_VARIABLE).ok();
+    let given = given_password();
     // Before a person types a password for nothing.
     let files = KeyFiles::within(directory);
     for file in [&files.secret, &files.public] {
@@ -61,6 +65,12 @@ pub fn generate_with_password(directory: &Path) -> Result<KeyFiles> {
     }
     let password = given.map_or_else(|| ask_new_password(&files.secret), Ok)?;
     generate(directory, Some(password))
+}
+
+/// The password of the environment. A CI sets the variable to nothing where it has no such secret, or hides it from the
+/// job.
+fn given_password() -> Option<String> {
+    std::env::var(PASSWORD_VARIABLE).ok().filter(|password| !password.is_empty())
 }
 
 /// Reads a secret key. The password is asked for where the key has one: `REFLASH_KEY_PASSWORD`, or else on the
@@ -80,7 +90,7 @@ pub fn load_secret(path: &Path) -> Result<SecretKey> {
     if let Ok(key) = boxed()?.into_unencrypted_secret_key() {
         return Ok(key);
     }
-    let given = std::env::var(PASSWORD_VARIABLE).ok();
+    let given = given_password();
     let from = if given.is_some() { "the password in REFLASH_KEY_PASSWORD" } else { "the password that was typed" };
     let password = given.map_or_else(|| ask_password(path), Ok)?;
     let unlocked = boxed()?.into_secret_key(Some(password));
@@ -117,7 +127,7 @@ pub fn load_public(path: &Path) -> Result<String> {
 pub fn secret_number(path: &Path) -> Result<Option<Vec<u8>>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let locked = SecretKeyBox::from_string(&text).is_ok_and(|boxed| boxed.into_unencrypted_secret_key().is_err());
-    if locked && !is_public(&text) && std::env::var_os(PASSWORD_VARIABLE).is_none() {
+    if locked && !is_public(&text) && given_password().is_none() {
         return Ok(None);
     }
     Ok(Some(load_secret(path)?.keynum().to_vec()))
@@ -190,6 +200,14 @@ mod tests {
         std::fs::write(&other, "hello").unwrap();
         assert!(load_public(&other).unwrap_err().to_string().contains("not a public key"));
         assert!(load_secret(&other).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_to_be_protected_is_not_made_without_a_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = generate(dir.path(), Some(String::new())).unwrap_err().to_string();
+        assert!(error.contains("protects nothing"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::project::needed;
 use crate::release::history::{self, PastRelease};
 use crate::release::{self, Allow, DEFAULT_CHANNEL, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
-use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, site, trusted};
+use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, offered, site, trusted};
 
 /// Options of `release`. Those that a project file gives are optional here and asked for when they are missing.
 #[derive(Debug, clap::Args)]
@@ -96,6 +96,9 @@ fn chunk_bytes(text: &str) -> Result<u32, String> {
 pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| paths.dist().join("release"));
     let channel = args.channel.clone().unwrap_or_else(|| DEFAULT_CHANNEL.to_owned());
+    if args.check || args.list || args.again.is_some() {
+        offered::require(&out, &channel)?;
+    }
     if args.check {
         return check(&out, &channel, &args.public);
     }
@@ -120,7 +123,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());
     let mut spec = Spec {
-        version: version.context("give --version; the image has no description beside it that names one")?,
+        version: version.with_context(|| without_description(&image))?,
         files: Vec::new(),
         product: needed(args.product.clone(), "--product", "product")?,
         hardware: needed(hardware, "--hardware", "hardware")?,
@@ -153,6 +156,16 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
+/// The message about an image without a version: the builder writes the description last.
+fn without_description(image: &Path) -> String {
+    format!(
+        "{} has no description beside it that names a version: either `{} image` is still at work or was interrupted, \
+         and has to come to its end first, or the image was made by other means, and needs --version",
+        image.display(),
+        program()
+    )
+}
+
 /// Keeps the image under a second name, which costs no space: `image` writes a new file each time.
 fn keep_image(image: &Path, kept: &Path) -> Result<()> {
     let new = kept.with_added_extension("new");
@@ -172,7 +185,6 @@ fn check(tree: &Path, channel: &str, public: &[PathBuf]) -> Result<()> {
 
 fn list(tree: &Path, channel: &str) -> Result<()> {
     let releases = history::releases(tree, channel)?;
-    ensure!(!releases.is_empty(), "channel {channel} in {} has no release", tree.display());
     for past in releases {
         println!("{}", listed(&past));
     }

@@ -199,6 +199,12 @@ impl Job<'_> {
         let [before, after] = self.record.hooks(self.scratch)?;
         command.arg(format!("--setup-hook={}", self.record.line(&before, "\"$1\"")));
         command.arg(format!("--customize-hook={}", self.record.line(&after, "\"$1\"")));
+        if !distribution.packages.is_empty() {
+            let script = self.scratch.join("known-packages.sh");
+            write(&script, KNOWN_PACKAGES)?;
+            // A recipe with a name that a shell would read as more than a name is refused.
+            command.arg(format!("--setup-hook=sh -e {} {}", quoted(&script), distribution.packages.join(" ")));
+        }
         command.arg(&distribution.suite).arg(&tarball);
         command.args(self.sources.iter().map(AptSource::line));
         command.env("TMPDIR", self.scratch).env("INITRD", "No").env("SOURCE_DATE_EPOCH", "1");
@@ -291,6 +297,9 @@ fn held(distribution: &Distribution) -> Option<String> {
     let Distribution { hold, suite, .. } = distribution;
     (!hold.is_empty()).then(|| format!("Package: {}\nPin: release n={suite}\nPin-Priority: 1001\n", hold.join(" ")))
 }
+
+/// Script that looks for the recipe's packages in the archives.
+const KNOWN_PACKAGES: &str = include_str!("known_packages.sh");
 
 const NO_INITRAMFS: &str = "mkdir -p \"$1\"/etc/initramfs-tools && \
      echo update_initramfs=no > \"$1\"/etc/initramfs-tools/update-initramfs.conf";

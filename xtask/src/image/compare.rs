@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::ext4::geometry::{BLOCK, Geometry};
@@ -15,6 +15,7 @@ use super::ext4::read::Old;
 use super::ext4::tree::NodeKind;
 use crate::contents::ImageContents;
 use crate::contents::difference::{self, ContentsDifference};
+use crate::invocation::program;
 use crate::size::to_usize;
 
 /// Chunk sizes of a release that are reported, bytes.
@@ -61,6 +62,14 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let (old, new) = (args.old.as_deref(), args.new.as_deref());
     let old = old.context("give the image that robots have and the one that they are to get")?;
     let new = new.context("give the image that they are to get, too")?;
+    ensure!(
+        old.is_file(),
+        "there is no image {} that robots would have: in a project `{} release` keeps there what it released, so that \
+         the first image has none before it",
+        old.display(),
+        program()
+    );
+    ensure!(new.is_file(), "there is no image {}: `{} image` makes one", new.display(), program());
     let contents = match ImageContents::read(old) {
         Ok(before) => Some(difference::between(&before, &ImageContents::read(new)?)),
         // Whatever is on a partition can be compared by its blocks.

@@ -1,7 +1,7 @@
 //! What a first project is made from: options, answers, and what this host suggests.
 
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use reflash::machine::config::is_path_segment;
@@ -59,6 +59,8 @@ pub struct Host {
     ssh_keys: Vec<PathBuf>,
     /// Code name of the distribution.
     suite: Option<String>,
+    /// Home of the person.
+    home: PathBuf,
 }
 
 impl Host {
@@ -73,7 +75,12 @@ impl Host {
         ssh_keys.sort();
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        Self { hardware, url: own_url(), ssh_keys, suite: suite.map(|name| name.trim_matches('"').to_owned()) }
+        Self { hardware, url: own_url(), ssh_keys, suite: suite.map(|name| name.trim_matches('"').to_owned()), home }
+    }
+
+    /// What a shell makes of a leading `~`: an answer was read by no shell.
+    fn at_home(&self, path: PathBuf) -> PathBuf {
+        path.strip_prefix("~").map(|below| self.home.join(below)).unwrap_or(path)
     }
 }
 
@@ -82,6 +89,86 @@ fn own_url() -> Option<String> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     Some(format!("http://{}:8080", socket.local_addr().ok()?.ip()))
+}
+
+/// Code names of Debian.
+const DEBIAN: &[&str] = &["bullseye", "bookworm", "trixie", "forky", "duke", "sid"];
+/// Code names of Ubuntu.
+const UBUNTU: &[&str] = &["focal", "jammy", "noble", "plucky", "questing", "resolute"];
+
+/// Users and groups of base-passwd, of systemd and of the packages of the first recipe: `useradd` refuses their names,
+/// after the minutes in which the packages were installed.
+const TAKEN_NAMES: &[&str] = &[
+    "root",
+    "daemon",
+    "bin",
+    "sys",
+    "sync",
+    "games",
+    "man",
+    "lp",
+    "mail",
+    "news",
+    "uucp",
+    "proxy",
+    "www-data",
+    "backup",
+    "list",
+    "irc",
+    "gnats",
+    "nobody",
+    "nogroup",
+    "adm",
+    "tty",
+    "disk",
+    "kmem",
+    "dialout",
+    "fax",
+    "voice",
+    "cdrom",
+    "floppy",
+    "tape",
+    "sudo",
+    "audio",
+    "dip",
+    "operator",
+    "src",
+    "shadow",
+    "utmp",
+    "video",
+    "sasl",
+    "plugdev",
+    "staff",
+    "users",
+    "input",
+    "sgx",
+    "kvm",
+    "render",
+    "crontab",
+    "messagebus",
+    "sshd",
+    "systemd-network",
+    "systemd-resolve",
+    "systemd-timesync",
+    "systemd-journal",
+];
+
+fn read_ssh_key(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("read the ssh key {}; `ssh-keygen -t ed25519` makes a pair, if there is none", path.display())
+    })?;
+    ensure!(
+        !text.contains("PRIVATE KEY"),
+        "{} is a private key, which must not leave this host: give the public one, with .pub",
+        path.display()
+    );
+    let is_key = |line: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| line.contains(kind));
+    ensure!(
+        text.lines().any(is_key),
+        "{} has no public ssh key: a line of one begins with ssh-ed25519 or the like",
+        path.display()
+    );
+    Ok(text)
 }
 
 /// Everything that the files of a project depend on.
@@ -140,7 +227,17 @@ impl Answers {
                 && user.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c)),
             "user {user:?}: expected lower-case letters, digits, '-' and '_', a letter first, 32 at most"
         );
+        ensure!(
+            !TAKEN_NAMES.contains(&user.as_str()),
+            "user {user:?}: Debian has a user or a group of that name, so that another cannot be made; take another name"
+        );
         let suite = args.suite.clone().or_else(|| host.suite.clone()).unwrap_or_else(|| "bookworm".to_owned());
+        ensure!(
+            host.suite.as_ref() == Some(&suite) || DEBIAN.contains(&suite.as_str()) || UBUNTU.contains(&suite.as_str()),
+            "suite {suite:?} is none that is known here: {}, {}; for another one write distribution.suite into recipe.toml",
+            DEBIAN.join(", "),
+            UBUNTU.join(", ")
+        );
         let found = host.ssh_keys.first().map_or_else(String::new, |path| path.display().to_string());
         let ssh_key = match &args.ssh_key {
             Some(path) => Some(path.clone()),
@@ -148,16 +245,7 @@ impl Answers {
                 .filter(|answer| !answer.is_empty())
                 .map(PathBuf::from),
         };
-        let ssh_key = ssh_key.map(|path| {
-            let text =
-                std::fs::read_to_string(&path).with_context(|| format!("read the ssh key {}", path.display()))?;
-            ensure!(
-                !text.contains("PRIVATE KEY"),
-                "{} is a private key, which must not leave this host: give the public one, with .pub",
-                path.display()
-            );
-            Ok(text)
-        });
+        let ssh_key = ssh_key.map(|path| read_ssh_key(&host.at_home(path)));
         Ok(Self {
             product,
             hardware,
@@ -182,7 +270,7 @@ impl Answers {
             let quoted = texts.iter().map(quoted).collect::<Result<Vec<_>, _>>();
             quoted.map(|quoted| format!("[{}]", quoted.join(", ")))
         };
-        let debian = ["bullseye", "bookworm", "trixie", "forky", "sid"].contains(&self.suite.as_str());
+        let debian = DEBIAN.contains(&self.suite.as_str());
         let (components, kernel) = if debian {
             ("[\"main\", \"non-free-firmware\"]", "linux-image-amd64")
         } else {
@@ -239,9 +327,30 @@ mod tests {
         assert!(of(&InitArgs { product: Some("../a".into()), ..args() }).contains("product"));
         assert!(of(&InitArgs { channel: Some("a/b".into()), ..args() }).contains("channel"));
         assert!(of(&InitArgs { user: Some("Root; rm".into()), ..args() }).contains("user"));
+        for taken in ["root", "operator", "video"] {
+            assert!(of(&InitArgs { user: Some(taken.into()), ..args() }).contains("another name"), "{taken}");
+        }
         assert!(of(&InitArgs { hostname: Some("r-{serail}".into()), ..args() }).contains("serail"));
         let key = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(key.path(), "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
         assert!(of(&InitArgs { ssh_key: Some(key.path().into()), ..args() }).contains("private key"));
+        std::fs::write(key.path(), "root:x:0:0\n").unwrap();
+        assert!(of(&InitArgs { ssh_key: Some(key.path().into()), ..args() }).contains("no public ssh key"));
+        assert!(of(&InitArgs { ssh_key: Some("/none.pub".into()), ..args() }).contains("ssh-keygen"));
+        assert!(of(&InitArgs { suite: Some("bokworm".into()), ..args() }).contains("bookworm"));
+    }
+
+    #[test]
+    fn a_key_that_is_typed_with_a_tilde_is_found() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(".ssh")).unwrap();
+        std::fs::write(home.path().join(".ssh/id.pub"), "ssh-ed25519 AAAA me\n").unwrap();
+        let host = Host { home: home.path().into(), ..Host::default() };
+        let args = InitArgs { product: Some("arm".into()), ..InitArgs::default() };
+        let mut ask = |question: &str, default: &str| {
+            Ok(if question.starts_with("Public ssh") { "~/.ssh/id.pub".to_owned() } else { default.to_owned() })
+        };
+        let answers = Answers::collect(&args, &host, &mut ask).unwrap();
+        assert_eq!(answers.ssh_key.as_deref(), Some("ssh-ed25519 AAAA me\n"));
     }
 }

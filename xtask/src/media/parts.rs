@@ -10,7 +10,7 @@ use reflash::machine::hostname;
 use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path};
 
 use crate::initramfs::BuiltRecovery;
-use crate::invocation::program;
+use crate::offered;
 
 /// Everything a medium is made of.
 pub struct MediaParts<'a> {
@@ -58,6 +58,7 @@ fn warn_of_newer_keys(config: &str) {
 /// Reads the manifest of the release for a medium, which is checked as a machine does it. Its objects are looked at
 /// when they are copied.
 pub fn offered(tree: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest> {
+    offered::require(tree, channel).context("a medium carries a release, or is made with --no-release")?;
     let read = || -> Result<Manifest> {
         let path = tree.join(manifest_path(channel));
         let signature = fs::read_to_string(path.with_added_extension("minisig"))
@@ -67,10 +68,8 @@ pub fn offered(tree: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifes
     };
     read().with_context(|| {
         format!(
-            "look at the release of channel {channel} in {} for the medium (`{} release` makes one, and a medium with \
-             --no-release needs none)",
-            tree.display(),
-            program()
+            "look at the release of channel {channel} in {} for the medium (a medium with --no-release needs none)",
+            tree.display()
         )
     })
 }

@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// What musl says of `EUCLEAN`, with which ext4 answers for what is damaged: its table (`src/errno/__strerror.h`) has no
-/// text for it.
+/// What musl says of `EUCLEAN`, with which ext4 answers for what is damaged: its table (`src/errno/__strerror.h`) has
+/// no text for it.
 const WITHOUT_TEXT: &str = "No error information (os error 117)";
 const DAMAGED: &str = "The file system is damaged (os error 117)";
 

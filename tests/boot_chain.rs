@@ -345,8 +345,8 @@ fn a_slot_on_trial_and_slots_without_marks_are_used_as_before() {
     assert_eq!(started(&HEALTHY), Started::System);
 }
 
-/// A damaged block of the environment has anything. What GRUB loads a second time, to see that a save was written, has it
-/// too.
+/// A damaged block of the environment has anything. What GRUB loads a second time, to see that a save was written, has
+/// it too.
 #[test]
 #[ignore = "needs root: to install grub-emu; cargo xtask test --tier root"]
 fn no_content_of_the_environment_gets_an_argument_onto_a_kernels_command_line() {

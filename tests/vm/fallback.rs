@@ -289,7 +289,7 @@ fn full_no_damaged_environment_stops_a_robot_or_erases_its_system() {
         let env = disk::read_environment(&robot.disk).unwrap();
         assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")), "{name}");
     }
-    // A full one, of a robot that used up its tries. Its intact system was good before, so its surroundings are at fault.
+    // A full one, of a robot that used up its tries. Its intact system was good before: its surroundings are at fault.
     let full = format!("{}reflash_tries=0\nfiller={}\n", String::from_utf8_lossy(header), "x".repeat(463));
     disk::write_environment(&robot.disk, full.as_bytes().try_into().unwrap()).unwrap();
     let mut vm = robot.start("environment");

@@ -17,6 +17,7 @@ use reflash::jobs::provision::{DiskGeometry, DiskSkeleton, bootstrap};
 use reflash::jobs::state::StatePartition;
 use reflash::release::layout::{Layout, Placed, Role, Scheme};
 
+use crate::fresh;
 use crate::grub::{self, GrubImages};
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs::{self, BuiltRecovery};
@@ -203,12 +204,13 @@ fn keep_boot_code(paths: &Paths, parts: &DiskParts<'_>, scratch: &Path) -> Resul
         .collect();
     let pieces = BootPieces::new(NO_SERIAL, files?);
     let tree = filesystem::state_tree(scratch);
-    fs::create_dir_all(&tree)?;
+    fresh::make(&tree)?;
     pieces.keep(&StatePartition::new(&tree)).context("copy the boot code into the state partition")
 }
 
 fn make_recovery(paths: &Paths, parts: &DiskParts<'_>, size_bytes: u64, scratch: &Path, image: &Path) -> Result<()> {
     let tree = scratch.join("recovery.tree");
+    fresh::make(&tree)?;
     let slots = [Slot::A, Slot::B].map(Slot::folder);
     for directory in ["grub", "keys", "templates", &slots[0], &slots[1]] {
         fs::create_dir_all(tree.join(directory))?;

@@ -11,6 +11,7 @@ use reflash::disk::reserve;
 use reflash::jobs::floor;
 use reflash::record::blackbox;
 
+use crate::fresh;
 use crate::grub::GrubImages;
 use crate::step::run;
 
@@ -60,6 +61,7 @@ pub fn state_tree(scratch: &Path) -> PathBuf {
 /// When the variables do not fit, or a tool fails.
 pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more: &[&str], image: &Path) -> Result<()> {
     let tree = state_tree(scratch);
+    fresh::make(&tree)?;
     fs::create_dir_all(tree.join("installed"))?;
     let mut env = GrubEnv::default();
     for (name, value) in environment {
@@ -79,6 +81,7 @@ pub fn state(environment: &[(&str, &str)], size_bytes: u64, scratch: &Path, more
 /// When mke2fs is missing or fails.
 pub fn data(size_bytes: u64, scratch: &Path, more: &[&str], image: &Path) -> Result<()> {
     let tree = scratch.join("data.tree");
+    fresh::make(&tree)?;
     let directory = tree.join(reserve::DIRECTORY);
     fs::create_dir_all(&directory)?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
@@ -114,8 +117,8 @@ pub fn ext4(label: &str, size_bytes: u64, tree: Option<&Path>, more: &[&str], im
     tree.map_or(Ok(()), |tree| set_times(label, tree, image))
 }
 
-/// Sets the times of everything that mke2fs copied from `tree`: it takes them from the files, and the time of a file's
-/// last change cannot be chosen there.
+/// Sets times and owners of everything that mke2fs copied from `tree`: it takes them from the files, and the time of a
+/// file's last change cannot be chosen there.
 fn set_times(label: &str, tree: &Path, image: &Path) -> Result<()> {
     let mut requests = String::new();
     for entry in walkdir::WalkDir::new(tree).min_depth(1).sort_by_file_name() {
@@ -123,6 +126,10 @@ fn set_times(label: &str, tree: &Path, image: &Path) -> Result<()> {
         let path = entry.path().strip_prefix(tree)?.display();
         for field in ["atime", "ctime", "mtime"] {
             requests += &format!("set_inode_field \"/{path}\" {field} @{TIME}\n");
+        }
+        // The user that builds here is not known on the machine.
+        for field in ["uid", "gid"] {
+            requests += &format!("set_inode_field \"/{path}\" {field} 0\n");
         }
     }
     let list = image.with_added_extension("times");

@@ -26,6 +26,7 @@ mod snapshot;
 pub mod source;
 mod stamp;
 mod tree;
+mod within;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -286,8 +287,10 @@ impl Build<'_> {
             include_str!("image/ext4/space.rs"),
             include_str!("image/ext4/tree.rs"),
             include_str!("image/ext4/write.rs"),
+            include_str!("image/container.rs"),
             include_str!("image/files.rs"),
             include_str!("image/fragment.rs"),
+            include_str!("fresh.rs"),
             include_str!("image/homes.rs"),
             include_str!("image/initramfs.rs"),
             include_str!("image/normal.rs"),
@@ -295,6 +298,7 @@ impl Build<'_> {
             include_str!("image/ostree.rs"),
             include_str!("image/shipped.rs"),
             include_str!("image/tree.rs"),
+            include_str!("image/within.rs"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),
             include_str!("initramfs/modules.rs"),

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod embedded;
 pub mod examples;
 pub mod filesystem;
+mod fresh;
 pub mod fuzz;
 pub mod grub;
 pub mod grub_emulator;

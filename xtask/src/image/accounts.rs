@@ -15,7 +15,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use self::numbers::{Numbers, Renumbering};
-use super::files::{inside, put};
+use super::files::put;
+use super::within::followed;
 use crate::recipe::Recipe;
 use crate::step;
 
@@ -114,7 +115,7 @@ impl KeptNumbers {
 fn databases(tree: &Path) -> Result<[String; 4]> {
     let mut texts: [String; 4] = Default::default();
     for (text, path) in texts.iter_mut().zip(DATABASES) {
-        let path = tree.join(path);
+        let path = followed(tree, Path::new(path));
         match fs::read_to_string(&path) {
             Ok(found) => *text = found,
             // A tree without them has no users; one without ranges is common.
@@ -132,7 +133,7 @@ fn write_databases(tree: &Path, texts: &[String; 4], plan: &Renumbering) -> Resu
     for ((path, old), new) in DATABASES.iter().zip(texts).zip(new) {
         if let Some(new) = new.filter(|new| new != old) {
             // The file keeps its mode and owner.
-            fs::write(inside(tree, Path::new(path)), new).with_context(|| format!("write {path} of the image"))?;
+            fs::write(followed(tree, Path::new(path)), new).with_context(|| format!("write {path} of the image"))?;
         }
     }
     Ok(())

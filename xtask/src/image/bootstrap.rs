@@ -11,6 +11,7 @@ use super::container::Container;
 use super::removal::{remove_file, remove_tree};
 use super::snapshot;
 use super::stamp::{self, InputDigest};
+use crate::fresh;
 use crate::mirror::{self, AptSource};
 use crate::recipe::{BootstrapTool, Distribution};
 use crate::step;
@@ -310,7 +311,7 @@ const NO_INITRAMFS: &str = "mkdir -p \"$1\"/etc/initramfs-tools && \
 /// Fails with the output of tar.
 pub fn unpack(tarball: &Path, tree: &Path) -> Result<()> {
     remove_tree(tree)?;
-    fs::create_dir_all(tree).with_context(|| format!("create {}", tree.display()))?;
+    fresh::make(tree)?;
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
     step::run("unpack", tar.arg("--file").arg(tarball).arg("--directory").arg(tree))

@@ -16,9 +16,13 @@ pub enum Container {
     Chroot,
 }
 
-/// Script that mounts what the chroot needs. The mounts live in a private namespace that ends with the last process, so
-/// an interrupted build leaves none behind.
-const CHROOT: &str = "set -e; umask 022; tree=$1; shift
+/// Host name that programs see, since some packages write it down.
+const NAME: &str = "reflash-build";
+
+/// Script that names the chroot and mounts what it needs. The mounts live in a private namespace that ends with the
+/// last process, so an interrupted build leaves none behind.
+const CHROOT: &str = "set -e; umask 022; name=$1; tree=$2; shift 2
+hostname \"$name\" || echo \"the programs see the name of this host\" >&2
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
 mount --rbind /dev \"$tree/dev\"
@@ -55,13 +59,14 @@ impl Container {
                 // --register=no and --keep-unit let it work without systemd on the host, too. The name of the container
                 // becomes its host name, and with it a part of what some packages generate.
                 let options = "systemd-nspawn --quiet --register=no --keep-unit --settings=no --as-pid2 --console=pipe \
-                    --resolv-conf=off --timezone=off --link-journal=no --machine=reflash-build --directory";
+                    --resolv-conf=off --timezone=off --link-journal=no --machine=";
+                let options = format!("{options}{NAME} --directory");
                 options.split_ascii_whitespace().map(OsString::from).chain([tree.into(), "--".into()]).collect()
             }
             Self::Chroot => {
                 let options = "unshare --mount --pid --fork --kill-child --propagation private --uts sh -c";
                 let options = options.split_ascii_whitespace().map(OsString::from);
-                options.chain([CHROOT.into(), "sh".into(), tree.into()]).collect()
+                options.chain([CHROOT.into(), "sh".into(), NAME.into(), tree.into()]).collect()
             }
         };
         words.extend(["/usr/bin/env", "-i"].map(OsString::from));
@@ -100,7 +105,7 @@ mod tests {
     /// <https://github.com/LibreELEC/LibreELEC.tv/issues/8549>, <https://github.com/systemd/mkosi/pull/4443>
     #[test]
     #[ignore = "needs root: to mount and to change the root; cargo xtask test --tier root"]
-    fn commands_in_a_chroot_do_not_get_the_mask_of_permissions_of_the_host() {
+    fn commands_in_a_chroot_get_neither_the_mask_of_permissions_nor_the_name_of_the_host() {
         let tree = tempfile::tempdir().unwrap();
         let at = |path: &str| tree.path().join(path);
         for directory in ["bin", "usr/bin", "proc", "sys", "dev", "run", "tmp"] {
@@ -109,12 +114,13 @@ mod tests {
         fs::copy("/bin/busybox", at("bin/busybox")).unwrap();
         symlink("/bin/busybox", at("bin/sh")).unwrap();
         symlink("/bin/busybox", at("usr/bin/env")).unwrap();
-        let script = "mkdir /made; echo x > /file";
+        let script = "mkdir /made; echo x > /file; /bin/busybox hostname > /name";
         let mut command = Command::new("sh");
         command.args(["-c", "umask 077; exec \"$@\"", "sh"]).args(Container::Chroot.prefix(tree.path(), 1));
         let output = command.args(["/bin/sh", "-ec", &script.replace("mkdir", "busybox mkdir")]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mode = |path: &str| at(path).metadata().unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode("made"), mode("file")), (0o755, 0o644));
+        assert_eq!(fs::read_to_string(at("name")).unwrap(), "reflash-build\n");
     }
 }

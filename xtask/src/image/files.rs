@@ -8,15 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::container::Container;
+use super::within::{followed, inside};
 use crate::embedded;
 use crate::notices;
 use crate::recipe::{Ansible, FileEntry, Recipe};
 use crate::step;
-
-/// Returns the place of `path` inside the tree.
-pub fn inside(tree: &Path, path: &Path) -> PathBuf {
-    tree.join(path.strip_prefix("/").unwrap_or(path))
-}
 
 /// Puts the recipe's files into the tree, and returns the directories that were made for them. `directory` is the one
 /// that the recipe lies in. What belongs to a user that a command makes belongs to root until [`super::homes::settle`].
@@ -101,7 +97,8 @@ pub fn owner_of(tree: &Path, owner: &str) -> Result<Option<(u32, u32)>> {
         if let Ok(number) = name.parse() {
             return Ok(Some(number));
         }
-        let text = fs::read_to_string(tree.join(database)).with_context(|| format!("read {database} of the image"))?;
+        let text = fs::read_to_string(followed(tree, Path::new(database)))
+            .with_context(|| format!("read {database} of the image"))?;
         Ok(id_of(&text, name))
     };
     Ok(find("etc/passwd", user)?.zip(find("etc/group", group)?))
@@ -143,10 +140,10 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     ] {
         put(tree, Path::new(path), text.as_bytes(), 0o644)?;
     }
-    if inside(tree, Path::new("/usr/sbin/sshd")).exists() {
+    if followed(tree, Path::new("/usr/sbin/sshd")).exists() {
         unit(tree, "reflash-ssh-keys.service", embedded::SSH_KEYS_UNIT, "multi-user.target")?;
     }
-    let path = inside(tree, Path::new("/usr/lib/os-release"));
+    let path = followed(tree, Path::new("/usr/lib/os-release"));
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     fs::write(&path, os_release(&text, recipe)).with_context(|| format!("write {}", path.display()))
 }
@@ -208,7 +205,7 @@ pub fn run(recipe: &Recipe, directory: &Path, tree: &Path, timestamp: u64) -> Re
 }
 
 fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Container, timestamp: u64) -> Result<()> {
-    let python = inside(tree, Path::new("/usr/bin/python3"));
+    let python = followed(tree, Path::new("/usr/bin/python3"));
     ensure!(python.exists(), "the image has no python3, which ansible needs; add it to distribution.packages");
     let playbook = directory.join(&ansible.playbook);
     ensure!(playbook.is_file(), "playbook {} is missing", playbook.display());
@@ -238,7 +235,7 @@ fn playbook(ansible: &Ansible, directory: &Path, tree: &Path, container: Contain
         .env("REFLASH_CONTAINER", serde_json::to_string(&prefix)?)
         .current_dir(directory);
     let result = step::run("playbook", &mut command);
-    super::removal::remove_tree(&tree.join("var/tmp/reflash-ansible"))?;
+    super::removal::remove_tree(&inside(tree, Path::new("var/tmp/reflash-ansible")))?;
     result
 }
 
@@ -297,7 +294,7 @@ impl Drop for Temporary {
 /// # Errors
 /// Fails when there is no kernel, or more than one.
 pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
-    let modules = tree.join("usr/lib/modules");
+    let modules = followed(tree, Path::new("usr/lib/modules"));
     let mut versions: Vec<String> = fs::read_dir(&modules)
         .into_iter()
         .flatten()
@@ -311,7 +308,8 @@ pub fn kernel(tree: &Path) -> Result<(String, PathBuf)> {
         [] => bail!("the image has no kernel; add one to distribution.packages, such as linux-image-amd64"),
         several => bail!("the image has {} kernels ({}); it boots only one", several.len(), several.join(", ")),
     };
-    let candidates = [modules.join(&version).join("vmlinuz"), tree.join("boot").join(format!("vmlinuz-{version}"))];
+    let candidates = [format!("usr/lib/modules/{version}/vmlinuz"), format!("boot/vmlinuz-{version}")];
+    let candidates = candidates.map(|path| followed(tree, Path::new(&path)));
     let image = candidates.into_iter().find(|path| path.is_file());
     let image =
         image.with_context(|| format!("the image has modules of kernel {version}, but no /boot/vmlinuz-{version}"))?;

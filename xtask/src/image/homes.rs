@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 
-use super::files::{give, inside, owner_of};
+use super::files::{give, owner_of};
+use super::within::{followed, inside};
 use crate::recipe::{FileEntry, Recipe};
 
 /// First number of a user that is a person, and gets the files of /etc/skel.
@@ -41,7 +42,7 @@ struct Home {
 /// # Errors
 /// When the owner of a file is not among the users of the image even now; or with the path that cannot be changed.
 pub fn settle(recipe: &Recipe, tree: &Path, made: &[PathBuf]) -> Result<()> {
-    let passwd = match fs::read_to_string(tree.join("etc/passwd")) {
+    let passwd = match fs::read_to_string(followed(tree, Path::new("etc/passwd"))) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).context("read etc/passwd of the image"),
@@ -91,7 +92,7 @@ fn settle_directory(tree: &Path, directory: &Path, home: &Home) -> Result<()> {
     }
     let is_untouched = (metadata.uid(), metadata.gid()) == (0, 0);
     if directory == home.path && home.user >= FIRST_PERSON {
-        copy_skeleton(&tree.join("etc/skel"), &path, home)?;
+        copy_skeleton(&followed(tree, Path::new("etc/skel")), &path, home)?;
     }
     if is_untouched {
         lchown(&path, Some(home.user), Some(home.group))?;
@@ -131,7 +132,7 @@ fn copy_skeleton(from: &Path, to: &Path, home: &Home) -> Result<()> {
 
 /// Permissions of a new home, as `useradd` of the image would give them.
 fn home_mode(tree: &Path) -> u32 {
-    let text = fs::read_to_string(tree.join("etc/login.defs")).unwrap_or_default();
+    let text = fs::read_to_string(followed(tree, Path::new("etc/login.defs"))).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix("HOME_MODE")?.split_ascii_whitespace().next());
     value.and_then(|mode| u32::from_str_radix(mode, 8).ok()).filter(|mode| *mode <= 0o777).unwrap_or(0o755)
 }

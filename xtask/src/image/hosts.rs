@@ -10,7 +10,7 @@ use super::ostree::Repository;
 use super::{ext4, files, homes, tree};
 use crate::paths::{Paths, PlaceArgs};
 use crate::recipe::{ImageSize, Recipe};
-use crate::{filesystem, host_packages, step, surroundings};
+use crate::{filesystem, fresh, host_packages, step, surroundings};
 
 /// Variable that says where a process puts what it makes.
 const OUT: &str = "REFLASH_TEST_OUT";
@@ -29,6 +29,7 @@ fn make_in(out: &Path) {
     let places = PlaceArgs { work: Some(out.join("work")), ..PlaceArgs::default() };
     step::log_below(&Paths::find(places).unwrap());
     let plain = out.join("plain");
+    fresh::make(&plain).unwrap();
     fs::create_dir_all(plain.join("plain/directory")).unwrap();
     let owner = plain.metadata().unwrap();
     fs::write(plain.join("plain/file"), format!("{}:{}", owner.uid(), owner.gid())).unwrap();
@@ -45,6 +46,7 @@ fn make_in(out: &Path) {
 /// From a tree to the image of its deployment.
 fn commit_in(out: &Path) {
     let made = out.join("tree");
+    fresh::make(&made).unwrap();
     for directory in
         ["etc/skel", "usr/share/systemd", "usr/lib/systemd/system", "usr/lib/modules/6.1", "usr/lib/tmpfiles.d"]
     {
@@ -84,6 +86,21 @@ fn made_by(mut command: Command, seen_as: &Path, out: &Path) -> Vec<(&'static st
     ["plain.img", "state.img", "data.img", "commit", "system.img"].map(|name| (name, digest(name))).into()
 }
 
+/// Makes a directory one that a group works in together, as a host of CI jobs may have it: with setgid, and a list by
+/// which everything that is made in it is the group's.
+fn share(directory: &Path) {
+    let entry = |(kind, bits, number): (u16, u16, u32)| {
+        [&kind.to_le_bytes()[..], &bits.to_le_bytes(), &number.to_le_bytes()].concat()
+    };
+    // user::rwx, group::rwx, group:4242:rwx, mask::rwx, other::---, as linux/posix_acl_xattr.h has them.
+    let entries = [(1, 7, !0), (4, 7, !0), (8, 7, 4242), (16, 7, !0), (32, 0, !0_u32)].map(entry).concat();
+    xattr::set(directory, "system.posix_acl_default", &[&2_u32.to_le_bytes()[..], &entries].concat()).unwrap();
+    if host_packages::is_root() {
+        std::os::unix::fs::chown(directory, None, Some(4242)).unwrap();
+    }
+    fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o2775)).unwrap();
+}
+
 /// <https://github.com/LibreELEC/LibreELEC.tv/issues/8549>, <https://github.com/systemd/mkosi/pull/4443>,
 /// <https://github.com/armbian/build/pull/6809>
 #[test]
@@ -97,6 +114,9 @@ fn a_host_with_other_defaults_makes_the_same_bytes() {
     let make = |name: &str, mask: &str, variables: &[(&str, &str)]| {
         let out = directory.path().join(name);
         fs::create_dir(&out).unwrap();
+        if name == "two" {
+            share(&out);
+        }
         let mut command = Command::new("sh");
         command.args(["-c", "umask $0; exec \"$@\"", mask]).arg(std::env::current_exe().unwrap());
         command.envs(variables.iter().copied());

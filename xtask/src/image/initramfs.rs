@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::files::inside;
+use super::within::followed;
 use crate::initramfs::{self, ArchiveEntry, InitramfsContent, Missing};
 use crate::kernel::Kernel;
 use crate::step;
@@ -32,7 +32,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<()> {
     let mut files: BTreeMap<String, ArchiveEntry> = BTreeMap::new();
     for (path, places, package) in PROGRAMS {
-        let found = places.iter().find(|place| inside(tree, Path::new(place)).is_file());
+        let found = places.iter().find(|place| followed(tree, Path::new(place)).is_file());
         let found =
             found.with_context(|| format!("the image has no {path}; add {package} to distribution.packages"))?;
         files.insert((*path).to_owned(), read(tree, found, path)?);
@@ -54,7 +54,7 @@ pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<(
 }
 
 fn read(tree: &Path, path: &str, name: &str) -> Result<ArchiveEntry> {
-    let source = inside(tree, Path::new(path));
+    let source = followed(tree, Path::new(path));
     let content = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
     Ok(ArchiveEntry::file(name, content, 0o755))
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use walkdir::WalkDir;
 
-use super::files::inside;
 use super::removal::remove_file;
+use super::within::{followed, inside};
 use crate::recipe::Distribution;
 
 /// Files that are removed: the build needed them or left them behind.
@@ -59,7 +59,7 @@ const EMPTIED: &[&str] = &[
 /// # Errors
 /// Fails with the path.
 pub fn forget_host(tree: &Path) -> Result<()> {
-    ["etc/hostname", "etc/resolv.conf"].iter().try_for_each(|path| remove_file(&tree.join(path)))
+    ["etc/hostname", "etc/resolv.conf"].iter().try_for_each(|path| remove_file(&inside(tree, Path::new(path))))
 }
 
 /// Makes the whole pass, after commands and playbook.
@@ -68,20 +68,24 @@ pub fn forget_host(tree: &Path) -> Result<()> {
 /// Fails with the path.
 pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Result<()> {
     for path in REMOVED {
-        remove_file(&tree.join(path))?;
+        remove_file(&inside(tree, Path::new(path)))?;
     }
     for path in EMPTIED {
-        empty(&tree.join(path))?;
+        empty(&followed(tree, Path::new(path)), path.starts_with("var"))?;
     }
     // The file is empty, not missing and not "uninitialized": systemd then writes a new ID into the overlay at the
     // first boot and keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
-    fs::write(tree.join("etc/machine-id"), "").context("empty etc/machine-id")?;
-    let keys = fs::read_dir(tree.join("etc/ssh")).into_iter().flatten().flatten();
+    let id = inside(tree, Path::new("etc/machine-id"));
+    if id.is_symlink() {
+        remove_file(&id)?;
+    }
+    fs::write(id, "").context("empty etc/machine-id")?;
+    let keys = fs::read_dir(followed(tree, Path::new("etc/ssh"))).into_iter().flatten().flatten();
     for entry in keys.filter(|entry| entry.file_name().to_string_lossy().starts_with("ssh_host_")) {
         remove_file(&entry.path())?;
     }
     for database in ["etc/shadow", "etc/gshadow"] {
-        let path = tree.join(database);
+        let path = followed(tree, Path::new(database));
         if let Ok(text) = fs::read_to_string(&path)
             && database == "etc/shadow"
         {
@@ -94,13 +98,12 @@ pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Re
 }
 
 /// Deletes the files below `path`, and the directories too except in /var: packages rely on theirs.
-fn empty(path: &Path) -> Result<()> {
-    let keeps_directories = path.components().any(|part| part.as_os_str() == "var");
+fn empty(path: &Path, keeps_directories: bool) -> Result<()> {
     for entry in fs::read_dir(path).into_iter().flatten() {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
         let (path, kind) = (entry.path(), entry.file_type()?);
         if kind.is_dir() && keeps_directories {
-            empty(&path)?;
+            empty(&path, keeps_directories)?;
         } else if kind.is_dir() {
             fs::remove_dir_all(&path).with_context(|| format!("delete {}", path.display()))?;
         } else {
@@ -167,7 +170,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 /// result because /usr is read-only.
 fn bytecode(tree: &Path) -> Result<()> {
     for top in ["usr/lib", "usr/local/lib", "usr/share", "opt"] {
-        let files = WalkDir::new(inside(tree, Path::new(top))).into_iter().filter_map(Result::ok);
+        let files = WalkDir::new(followed(tree, Path::new(top))).into_iter().filter_map(Result::ok);
         for entry in files.filter(|entry| entry.file_type().is_file()) {
             if entry.path().extension().is_some_and(|extension| extension == "pyc") {
                 let path = entry.path();
@@ -197,9 +200,10 @@ fn unchecked(content: &mut [u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{empty, exclude, glob, unchecked, with_change_date};
+    use super::{empty, exclude, forget_host, glob, normalise, unchecked, with_change_date};
     use crate::recipe::Recipe;
     use std::fs;
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn patterns_match_as_in_dpkg() {
@@ -239,6 +243,32 @@ mod tests {
         assert!(!unchecked(&mut [0; 8]));
     }
 
+    /// `/var/tmp -> /tmp`, as container images and read-only systems have it, is not the `/tmp` of the host.
+    #[test]
+    fn nothing_of_the_host_is_touched_through_links_of_the_tree() {
+        let (tree, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (at, outside) = (|path: &str| tree.path().join(path), |path: &str| host.path().join(path));
+        for directory in ["etc", "var/lib/dpkg", "usr/local", "here"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        fs::create_dir(outside("d")).unwrap();
+        let names = ["d/file", "ssh_host_rsa_key", "machine-id", "shadow", "resolv.conf", "x.pyc", "lock"];
+        names.iter().for_each(|name| fs::write(outside(name), [0; 32]).unwrap());
+        fs::write(at("here/log"), "").unwrap();
+        for link in ["tmp", "run", "var/tmp", "var/cache", "var/backups", "etc/ssh", "opt", "usr/local/lib"] {
+            symlink(host.path(), at(link)).unwrap();
+        }
+        symlink(outside("machine-id"), at("etc/machine-id")).unwrap();
+        symlink(outside("shadow"), at("etc/shadow")).unwrap();
+        symlink("/here", at("var/log")).unwrap();
+        let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\n[ostree]\nbranch='b'\n";
+        forget_host(tree.path()).unwrap();
+        normalise(tree.path(), &Recipe::parse(text).unwrap().distribution, 1).unwrap();
+        assert!(names.iter().all(|name| fs::read(outside(name)).unwrap() == [0; 32]));
+        assert!(at("etc/machine-id").symlink_metadata().unwrap().is_file());
+        assert!(!at("here/log").exists(), "a link within the tree is followed there");
+    }
+
     #[test]
     fn var_keeps_its_directories() {
         let tree = tempfile::tempdir().unwrap();
@@ -246,8 +276,8 @@ mod tests {
             fs::create_dir_all(tree.path().join(directory)).unwrap();
             fs::write(tree.path().join(directory).join("x"), "").unwrap();
         }
-        empty(&tree.path().join("var/log")).unwrap();
-        empty(&tree.path().join("run")).unwrap();
+        empty(&tree.path().join("var/log"), true).unwrap();
+        empty(&tree.path().join("run"), false).unwrap();
         assert!(tree.path().join("var/log/apt").is_dir() && !tree.path().join("var/log/apt/x").exists());
         assert!(tree.path().join("run").is_dir() && !tree.path().join("run/lock").exists());
     }

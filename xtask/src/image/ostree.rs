@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::fragment::BootEntry;
 use super::removal::remove_tree;
+use crate::fresh;
 use crate::recipe::Recipe;
 use crate::step;
 
@@ -35,7 +36,7 @@ impl Repository {
             // The repository is created under another name first: an interrupted init must not look like a repository.
             let temporary = path.with_added_extension("tmp");
             remove_tree(&temporary)?;
-            fs::create_dir_all(&temporary).with_context(|| format!("create {}", temporary.display()))?;
+            fresh::make(&temporary)?;
             step::output(ostree(&temporary).args(["init", "--mode=bare"]))?;
             // The content of a build can be made again, so it need not be on the disk before the next step.
             step::output(ostree(&temporary).args(["config", "set", "core.fsync", "false"]))?;
@@ -75,9 +76,8 @@ impl Repository {
     pub fn deploy(&self, commit: &str, recipe: &Recipe, sysroot: &Path) -> Result<BootEntry> {
         let branch = &recipe.ostree.branch;
         remove_sysroot(sysroot)?;
-        fs::create_dir_all(sysroot).with_context(|| format!("create {}", sysroot.display()))?;
         // This directory becomes the root of the file system, which only the initramfs sees.
-        fs::set_permissions(sysroot, fs::Permissions::from_mode(0o755))?;
+        fresh::make(sysroot)?;
         let admin = |words: &[&str]| {
             let mut command = Command::new("ostree");
             command.arg("admin").arg(format!("--sysroot={}", sysroot.display())).args(words);

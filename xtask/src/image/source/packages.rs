@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use super::super::archives::{ArchiveRecord, quoted};
 use super::super::bootstrap;
 use super::super::container::Container;
-use super::super::files::{Temporary, inside};
+use super::super::files::Temporary;
+use super::super::within::{followed, inside};
 use super::requirements;
 use crate::mirror;
 use crate::recipe::Distribution;
@@ -49,12 +50,13 @@ pub fn add(distribution: &Distribution, tarball: &Path, scratch: &Path, record: 
 }
 
 fn kernels(tree: &Path) -> usize {
-    let versions = fs::read_dir(tree.join("usr/lib/modules")).into_iter().flatten().flatten();
+    let versions = fs::read_dir(followed(tree, Path::new("usr/lib/modules"))).into_iter().flatten().flatten();
     versions.filter(|version| version.path().join("kernel").is_dir()).count()
 }
 
 /// Deletes what apt downloaded.
 fn delete_downloads(tree: &Path) -> Result<()> {
-    let script = "rm -rf \"$1\"/var/cache/apt/archives/*.deb";
-    step::run("packages", Command::new("sh").args(["-c", script, "sh"]).arg(tree))
+    let script = "rm -rf \"$1\"/*.deb";
+    let archives = followed(tree, Path::new("var/cache/apt/archives"));
+    step::run("packages", Command::new("sh").args(["-c", script, "sh"]).arg(archives))
 }

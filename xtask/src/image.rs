@@ -25,6 +25,7 @@ pub mod shipped;
 mod snapshot;
 pub mod source;
 mod stamp;
+mod sysusers;
 mod tree;
 mod within;
 
@@ -297,6 +298,7 @@ impl Build<'_> {
             include_str!("image/oddities.rs"),
             include_str!("image/ostree.rs"),
             include_str!("image/shipped.rs"),
+            include_str!("image/sysusers.rs"),
             include_str!("image/tree.rs"),
             include_str!("image/within.rs"),
             include_str!("initramfs.rs"),
@@ -337,6 +339,7 @@ impl Build<'_> {
         let made = files::place(recipe, self.directory, &tree)?;
         files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
+        sysusers::make(&tree, self.timestamp)?;
         homes::settle(recipe, &tree, &made)?;
         let numbers = kept.apply(&tree)?;
         KeptNumbers::record(&tree, &numbers)?;

@@ -230,7 +230,7 @@ impl Job<'_> {
     /// Reads one tarball or squashfs file.
     fn plain(&self, path: &Path) -> Result<(MergedTree, Vec<PathBuf>, usize)> {
         let plain = archive::uncompress(path, self.scratch, 0)?;
-        let read = archive::read(&plain.path, 0).with_context(|| format!("read {}", path.display()))?;
+        let read = archive::read(&plain.path).with_context(|| format!("read {}", path.display()))?;
         let mut tree = MergedTree::default();
         tree.apply(read.members).with_context(|| format!("read {}", path.display()))?;
         Ok((tree, vec![plain.path], read.without_acl))

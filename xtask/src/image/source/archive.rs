@@ -20,6 +20,8 @@ const FORMATS: &[(&[u8], &str, &[&str], &str)] = &[
     (b"\xfd7zXZ\0", "xz", &["-dc"], "xz-utils"),
     (b"\x5d\0\0", "xz", &["-dc", "--format=lzma"], "xz-utils"),
     (b"\x28\xb5\x2f\xfd", "zstd", &["-dc"], "zstd"),
+    // What pzstd writes begins with a frame of its own that others skip.
+    (b"\x50\x2a\x4d\x18", "zstd", &["-dc"], "zstd"),
     (b"\x04\x22\x4d\x18", "lz4", &["-dc"], "lz4"),
     (b"LZIP", "lzip", &["-dc"], "lzip"),
     (b"\x89LZO", "lzop", &["-dc"], "lzop"),
@@ -28,6 +30,9 @@ const FORMATS: &[(&[u8], &str, &[&str], &str)] = &[
 
 /// Attributes that belong to the machine or the program that packed, not to the system.
 const FOREIGN_ATTRIBUTES: &[&str] = &["security.selinux", "trusted.", "user.rootlesscontainers", "user.overlay."];
+
+/// Last second of the year 9999.
+const LAST_UNIX_S: u64 = 253_402_300_799;
 
 /// Archive without compression.
 #[derive(Debug)]
@@ -57,7 +62,11 @@ pub fn uncompress(path: &Path, scratch: &Path, layer: usize) -> Result<Plain> {
         return Ok(Plain { path: path.to_owned(), sha256 });
     };
     let mut command = Command::new(program);
-    command.args(*arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    crate::surroundings::pin(&mut command);
+    // To a file: a program that says a lot would wait for somebody to read it, and this one reads the content first.
+    let said_at = scratch.join(format!("layer-{layer}.said"));
+    let said = File::create(&said_at).with_context(|| format!("create {}", said_at.display()))?;
+    command.args(*arguments).stdout(Stdio::piped()).stderr(said);
     // A squashfs file is no stream.
     if *program == "sqfs2tar" {
         command.arg(path);
@@ -71,9 +80,12 @@ pub fn uncompress(path: &Path, scratch: &Path, layer: usize) -> Result<Plain> {
     let mut stdout = child.stdout.take().context("the program has no output")?;
     let sha256 = copy_hashed(&mut stdout, &mut out).with_context(|| format!("uncompress {}", path.display()))?;
     drop(stdout);
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} cannot read {}: {}", path.display(), said.trim());
+    let status = child.wait()?;
+    let said = std::fs::read(&said_at).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    // 2 is gzip's warning that something follows the archive, such as the zeros of a tape.
+    let is_read = status.success() || (*program == "gzip" && status.code() == Some(2));
+    ensure!(is_read, "{program} cannot read {}: {}", path.display(), said.trim());
     Ok(Plain { path: plain, sha256 })
 }
 
@@ -120,11 +132,22 @@ struct Ahead {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Reads the members of an uncompressed archive, which is the layer of this number.
+/// Reads the members of an uncompressed archive, which is the only one of its source.
+///
+/// # Errors
+/// As [`read_layer`], and when it has no member.
+pub fn read(plain: &Path) -> Result<Members> {
+    let found = read_layer(plain, 0)?;
+    ensure!(!found.members.is_empty(), "{} is no archive of tar, or an empty one", plain.display());
+    Ok(found)
+}
+
+/// Reads the members of an uncompressed archive, which is the layer of this number. A layer may be empty: builders of
+/// container images write one for a step that changed nothing.
 ///
 /// # Errors
 /// When the archive is damaged or cut off, and with the path of a member that cannot be carried.
-pub fn read(plain: &Path, layer: usize) -> Result<Members> {
+pub fn read_layer(plain: &Path, layer: usize) -> Result<Members> {
     let name = || format!("read the archive {}", plain.display());
     let file = File::open(plain).with_context(name)?;
     let length = file.metadata().with_context(name)?.len();
@@ -160,7 +183,6 @@ pub fn read(plain: &Path, layer: usize) -> Result<Members> {
             }
         }
     }
-    ensure!(!found.members.is_empty(), "{} is no archive of tar, or an empty one", plain.display());
     Ok(found)
 }
 
@@ -192,17 +214,21 @@ fn member(header: &Header, ahead: Ahead, extent: ContentPlace) -> Result<(Vec<u8
     let path = records.remove(b"path".as_slice()).or(path).unwrap_or_else(|| header.path_bytes().into_owned());
     let link = records.remove(b"linkpath".as_slice()).or(link);
     let link = link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-    let member = of_header(header, link, &records, extent).with_context(|| format!("member {}", shown(&path)))?;
+    // Archives from before POSIX know a directory by the slash at its end.
+    let is_directory = header.entry_type() == EntryType::Regular && path.ends_with(b"/");
+    let entry_type = if is_directory { EntryType::Directory } else { header.entry_type() };
+    let member =
+        of_header(header, entry_type, link, &records, extent).with_context(|| format!("member {}", shown(&path)))?;
     Ok((path, member))
 }
 
 fn of_header(
     header: &Header,
+    entry_type: EntryType,
     link: Option<Vec<u8>>,
     records: &BTreeMap<Vec<u8>, Vec<u8>>,
     extent: ContentPlace,
 ) -> Result<Member> {
-    let entry_type = header.entry_type();
     let is_sparse = entry_type == EntryType::GNUSparse || records.keys().any(|key| key.starts_with(b"GNU.sparse."));
     ensure!(!is_sparse, "it is packed with holes; pack it without --sparse");
     let number = |key: &str, of_header: u64| -> Result<u64> {
@@ -242,10 +268,15 @@ fn of_header(
         mode,
         user: id("uid", header.uid()?)?,
         group: id("gid", header.gid()?)?,
-        // A time before 1970 is written as a negative number.
-        modified_unix_s: number("mtime", header.mtime().unwrap_or_default()).unwrap_or_default(),
+        modified_unix_s: time(number("mtime", header.mtime().unwrap_or_default()).unwrap_or_default()),
         attributes: attributes.collect(),
     }))
+}
+
+/// Returns a time that a calendar has. One before 1970 is a negative number, in text or in the bytes of a large one,
+/// and what a clock that is off wrote can be anything: the newest of all times dates the image.
+fn time(unix_s: u64) -> u64 {
+    if unix_s <= LAST_UNIX_S { unix_s } else { 0 }
 }
 
 /// Reads the content of a file of the tree.
@@ -364,7 +395,7 @@ fn place(field: &mut [u8; 100], name: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Members, Plain, content, read, records, uncompress, write};
+    use super::{Members, Plain, content, read, read_layer, records, uncompress, write};
     use crate::image::source::merge::{InodeKind, Member, MergedTree};
     use std::fs;
     use std::path::{Path, PathBuf};
@@ -419,7 +450,7 @@ mod tests {
             let Plain { path, .. } = uncompress(&packed, &scratch, number).unwrap();
             let layers: Vec<PathBuf> = vec![path.clone()];
             // Only the posix form has fractions of seconds.
-            let mut tree = tree_of(read(&path, 0).unwrap());
+            let mut tree = tree_of(read(&path).unwrap());
             let number = tree.find(b"not \xff UTF-8\n").unwrap();
             assert_eq!((tree.inode(number).user, tree.inode(number).group), (7, 8));
             let InodeKind::File(extent) = tree.inode(number).kind else { panic!() };
@@ -428,7 +459,7 @@ mod tests {
             let out = directory.path().join("out.tar");
             write(&tree, &layers, &out).unwrap();
             written.push(fs::read(&out).unwrap());
-            tree = tree_of(read(&out, 0).unwrap());
+            tree = tree_of(read(&out).unwrap());
             assert!(tree.find(&[&[b'd'; 120][..], b"/", &[b'f'; 200]].concat()).is_some());
             let unpacked = directory.path().join("unpacked");
             fs::create_dir(&unpacked).unwrap();
@@ -475,7 +506,7 @@ mod tests {
         builder.append(&header, std::io::empty()).unwrap();
         builder.finish().unwrap();
         for _ in 0..2 {
-            let tree = tree_of(read(&path, 0).unwrap());
+            let tree = tree_of(read(&path).unwrap());
             let inode = tree.inode(tree.find(b"ping").unwrap()).clone();
             assert_eq!((inode.mode, inode.user), (0o4755, 3_000_000_000));
             assert_eq!(inode.attributes.len(), 1, "attributes of the host's overlay are no part of the system");
@@ -496,22 +527,69 @@ mod tests {
         let packed = directory.path().join("packed");
         for format in ["gnu", "posix"] {
             pack(format, &["--sparse"], &source, &packed);
-            let error = format!("{:#}", read(&packed, 0).unwrap_err());
+            let error = format!("{:#}", read(&packed).unwrap_err());
             assert!(error.contains("holes") && error.contains("--sparse"), "{error}");
         }
         pack("gnu", &[], &source, &packed);
         fs::File::options().write(true).open(&packed).unwrap().set_len(1 << 20).unwrap();
-        let error = format!("{:#}", read(&packed, 0).unwrap_err());
+        let error = format!("{:#}", read(&packed).unwrap_err());
         assert!(error.contains("cut off") && error.contains("holes"), "{error}");
         for rubbish in [&b""[..], b"rubbish", &[0; 10240]] {
             fs::write(&packed, rubbish).unwrap();
             let plain = uncompress(&packed, directory.path(), 0).unwrap();
-            assert!(read(&plain.path, 0).is_err());
+            assert!(read(&plain.path).is_err());
         }
+        // The layer of a step that changed nothing, as Docker and BuildKit write it.
+        fs::write(&packed, [0; 1024]).unwrap();
+        assert!(read_layer(&packed, 0).unwrap().members.is_empty());
+        pack("gnu", &["--gzip"], &source, &packed);
+        fs::write(&packed, [fs::read(&packed).unwrap().as_slice(), b"what follows"].concat()).unwrap();
+        assert_eq!(read(&uncompress(&packed, directory.path(), 1).unwrap().path).unwrap().members.len(), 2);
         for (head, said) in [(&b"\x1f\x8brubbish"[..], "gzip cannot read"), (b"QFI\xfb", "virtual machine")] {
             fs::write(&packed, head).unwrap();
             let error = format!("{:#}", uncompress(&packed, directory.path(), 0).unwrap_err());
             assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_beyond_all_calendars_do_not_date_the_image() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("old"), "").unwrap();
+        fs::write(source.join("usual"), "").unwrap();
+        let touch = |date: &str, name: &str| {
+            assert!(Command::new("touch").args(["--date", date]).arg(source.join(name)).status().unwrap().success());
+        };
+        touch("1960-01-01 UTC", "old");
+        touch("2026-01-01 UTC", "usual");
+        touch("2025-01-01 UTC", "");
+        let packed = directory.path().join("packed");
+        for format in ["gnu", "posix"] {
+            pack(format, &[], &source, &packed);
+            let tree = tree_of(read(&packed).unwrap());
+            let old = tree.inode(tree.find(b"old").unwrap()).modified_unix_s;
+            assert_eq!((old, tree.newest_unix_s()), (0, 1_767_225_600), "{format}");
+            let again = directory.path().join("again");
+            write(&tree, std::slice::from_ref(&packed), &again).unwrap();
+            assert_eq!(tree_of(read(&again).unwrap()).newest_unix_s(), 1_767_225_600);
+        }
+    }
+
+    #[test]
+    fn directories_of_old_archives_are_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::create_dir_all(source.join("d/e")).unwrap();
+        fs::write(source.join("d/e/f"), "x").unwrap();
+        let packed = directory.path().join("packed");
+        for format in ["v7", "ustar", "oldgnu"] {
+            pack(format, &[], &source, &packed);
+            let tree = tree_of(read(&packed).unwrap());
+            assert!(tree.find(b"d/e/f").is_some(), "{format}");
+            let names: Vec<Vec<u8>> = tree.names().into_iter().map(|name| name.path).collect();
+            assert_eq!(names, [&b""[..], b"d", b"d/e", b"d/e/f"], "{format}");
         }
     }
 
@@ -524,7 +602,7 @@ mod tests {
         let mut tar = Command::new("tar");
         tar.args(["--create", "--file"]).arg(&packed).arg("--directory").arg(directory.path()).args(["./a", "./b"]);
         assert!(tar.status().unwrap().success());
-        let members = read(&packed, 0).unwrap().members;
+        let members = read(&packed).unwrap().members;
         assert!(matches!(&members[1], (path, Member::HardLink(first)) if path == b"./b" && first == b"./a"));
     }
 }

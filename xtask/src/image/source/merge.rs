@@ -4,7 +4,7 @@
 //! OCI image specification: a whiteout hides what lower layers have, never what its own layer has, in whatever order
 //! the layer lists them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -118,8 +118,9 @@ impl MergedTree {
         // Names of AUFS, which begin with the prefix twice, may be directories of its own.
         let is_whiteout = |path: &[u8]| path.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT));
         let (whiteouts, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|(path, _)| is_whiteout(path));
+        let directories = directories(&members);
         for (path, _) in whiteouts {
-            self.hide(&path).with_context(|| format!("whiteout {}", shown(&path)))?;
+            self.hide(&path, &directories).with_context(|| format!("whiteout {}", shown(&path)))?;
         }
         self.apply(members)
     }
@@ -182,9 +183,20 @@ impl MergedTree {
         Ok(())
     }
 
-    fn hide(&mut self, path: &[u8]) -> Result<()> {
+    /// Hides what a whiteout names. `directories` are those of the whiteout's own layer.
+    fn hide(&mut self, path: &[u8], directories: &BTreeSet<Vec<u8>>) -> Result<()> {
         let mut names = components(path)?;
         let Some(name) = names.pop() else { return Ok(()) };
+        // Where the layer puts a directory in the place of a link, it is that directory which hides what is below, and
+        // nothing is. Through the link all that it leads to would be hidden: what another path still needs.
+        let is_replaced = |length: usize| {
+            let path = names[..length].join(&b'/');
+            let found = directories.contains(&path).then(|| self.find_unfollowed(&path)).flatten();
+            found.is_some_and(|number| self.children(number).is_none())
+        };
+        if (1..=names.len()).any(is_replaced) {
+            return Ok(());
+        }
         let Some(parent) = self.walk(&names, MAX_LINKS) else { return Ok(()) };
         let InodeKind::Directory(children) = &mut self.inodes[parent].kind else { return Ok(()) };
         if name == OPAQUE {
@@ -216,7 +228,8 @@ impl MergedTree {
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    stack.pop();
+                    // Above the root is the root.
+                    stack.truncate(stack.len().saturating_sub(1).max(1));
                     continue;
                 }
                 _ => {}
@@ -352,6 +365,14 @@ impl MergedTree {
     }
 }
 
+/// The paths at which a layer has directories.
+fn directories(members: &[(Vec<u8>, Member)]) -> BTreeSet<Vec<u8>> {
+    let is_directory =
+        |member: &Member| matches!(member, Member::New(ArchiveInode { kind: InodeKind::Directory(_), .. }));
+    let found = members.iter().filter(|(_, member)| is_directory(member));
+    found.filter_map(|(path, _)| Some(components(path).ok()?.join(&b'/'))).collect()
+}
+
 /// Splits the path of a member. It may begin with `/` or `./`, and must not have `..`.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
     let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
@@ -481,6 +502,32 @@ mod tests {
         ];
         assert_eq!(listed(&tree), expected);
         assert!(tree.find(b"/bin/../bin/sh").is_some() && tree.find(b"/bin/none").is_none());
+    }
+
+    /// What BuildKit makes of `RUN rm /opt/current && mkdir /opt/current`: a directory with a mark that it is opaque.
+    /// <https://github.com/opencontainers/image-spec/blob/main/layer.md#opaque-whiteout>
+    #[test]
+    fn a_directory_in_the_place_of_a_link_hides_nothing_of_what_the_link_led_to() {
+        let lower: &[&str] = &["opt/v1/", "opt/v1/app", "opt/v1/data", "opt/current->v1", "opt/other->v1"];
+        let upper: &[&str] = &["opt/current/", "opt/current/.wh..wh..opq", "opt/current/.wh.app", "opt/current/new"];
+        let tree = merged(&[lower, upper, &["opt/other/.wh.data"]]);
+        let expected = ["opt/", "opt/current/", "opt/current/new:1", "opt/other->v1", "opt/v1/", "opt/v1/app:0"];
+        assert_eq!(listed(&tree), expected);
+    }
+
+    #[test]
+    fn above_the_root_is_the_root() {
+        let tree = merged(&[&[
+            "usr/",
+            "usr/abs->/etc",
+            "up->../../usr/abs",
+            "up/x",
+            "deep/link->../../../etc/y",
+            "deep/link/z",
+        ]]);
+        let names = listed(&tree);
+        assert!(names.contains(&"etc/x:0".to_owned()) && names.contains(&"etc/y/z:0".to_owned()), "{names:?}");
+        assert_eq!(tree.find(b"up/x"), tree.find(b"etc/x"));
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub fn fetch(name: &str, directory: &Path, scratch: &Path) -> Result<Merged> {
         let plain = archive::uncompress(&blob(&copy, layer)?, scratch, number).with_context(what)?;
         let found = format!("sha256:{}", plain.sha256);
         ensure!(found == *expected, "{} has the digest {found} instead of {expected}", what());
-        let read = archive::read(&plain.path, number).with_context(what)?;
+        let read = archive::read_layer(&plain.path, number).with_context(what)?;
         without_acl += read.without_acl;
         tree.apply_layer(read.members).with_context(what)?;
         layers.push(plain.path);

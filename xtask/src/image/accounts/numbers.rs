@@ -182,6 +182,7 @@ impl Renumbering {
             for (name, number) in gone {
                 plan.record.names.insert((kind, name.to_owned()), AccountNumber { gone: true, ..number });
             }
+            merged_into_one(kind, map, now, &mut faults);
             map.retain(|old, new| old != new);
         }
         for at in 0..2 {
@@ -240,13 +241,31 @@ fn moved((now, after): &(Ranges, Ranges), number: u32) -> u32 {
     now.moved_to(after, number).unwrap_or(number)
 }
 
+/// The number of before that a name which shares `number` with the new name has.
+fn shared(kind: AccountKind, number: u32, kept: &Numbers, now: &Numbers) -> Option<u32> {
+    let names = now.of(kind).filter(|(_, other)| other.number == number);
+    names.filter_map(|(name, _)| kept.names.get(&(kind, name.to_owned()))).map(|before| before.number).next()
+}
+
+/// Finds names that have numbers of their own in the tree and would get the same one, by which the files of one would
+/// belong to the other: those whose numbers of before are the same by a mistake in the recipe's file.
+fn merged_into_one(kind: AccountKind, map: &BTreeMap<u32, u32>, now: &Numbers, faults: &mut Vec<String>) {
+    let mut by_target: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    map.iter().for_each(|(old, new)| by_target.entry(*new).or_default().push(*old));
+    for (target, olds) in by_target.into_iter().filter(|(_, olds)| olds.len() > 1) {
+        let names: Vec<&str> =
+            now.of(kind).filter(|(_, number)| olds.contains(&number.number)).map(|(name, _)| name).collect();
+        faults.push(format!("{kind}s {} have numbers of their own, and each had {target}", names.join(" and ")));
+    }
+}
+
 /// The number that each name of the tree gets.
 fn targets(kind: AccountKind, kept: &Numbers, now: &Numbers, faults: &mut Vec<String>) -> BTreeMap<String, u32> {
     let is_chosen = |number: u32| SYSTEM.contains(&number) || ORDINARY.contains(&number);
     let reserved: BTreeMap<u32, &str> = kept.of(kind).map(|(name, number)| (number.number, name)).collect();
     let mut taken: BTreeSet<u32> =
         reserved.keys().copied().chain(now.of(kind).map(|(_, number)| number.number)).collect();
-    let mut targets = BTreeMap::new();
+    let (mut targets, mut chosen) = (BTreeMap::new(), BTreeMap::new());
     for (name, AccountNumber { number, .. }) in now.of(kind) {
         let target = match kept.names.get(&(kind, name.to_owned())) {
             Some(before) if before.number == number => number,
@@ -260,12 +279,16 @@ fn targets(kind: AccountKind, kept: &Numbers, now: &Numbers, faults: &mut Vec<St
                 ));
                 number
             }
+            // Another name of a user or group of before, as `useradd --non-unique` makes it.
+            None if let Some(shared) = shared(kind, number, kept, now) => shared,
             None => match reserved.get(&number) {
                 None => number,
+                Some(_) if let Some(chosen) = chosen.get(&number) => *chosen,
                 Some(_) if is_chosen(number) => {
                     let class = if SYSTEM.contains(&number) { SYSTEM } else { ORDINARY };
                     let free = class.clone().find(|candidate| !taken.contains(candidate));
                     taken.extend(free);
+                    chosen.extend(free.map(|free| (number, free)));
                     free.unwrap_or_else(|| {
                         let (first, last) = class.into_inner();
                         faults.push(format!("{kind} {name}: all numbers from {first} to {last} are or were used"));
@@ -370,6 +393,39 @@ mod tests {
         let two = databases(&[("a", 100), ("b", 101)]);
         let text = Renumbering::plan(&two, &databases(&[("a", 200), ("b", 200)])).unwrap_err().to_string();
         assert!(text.contains("user b shares its number 200"), "{text}");
+    }
+
+    #[test]
+    fn a_second_name_of_a_number_follows_the_first_one() {
+        let kept = Numbers::parse("user pilot 1000\nuser gone 105 gone\n").unwrap();
+        // The tree gave pilot another number, and pilot has a second name; two new names share the number of one that
+        // is gone.
+        let now = Numbers::of_databases(["pilot:x:1001:\nadmin:x:1001:\nnew:x:105:\ntwin:x:105:\n", "", "", ""]);
+        let plan = Renumbering::plan(&kept, &now).unwrap();
+        assert_eq!((plan.user(1001), user(&plan.record, "admin").number), (1000, 1000));
+        let new = user(&plan.record, "new").number;
+        assert!(new != 105 && new == user(&plan.record, "twin").number && plan.user(105) == new, "{plan:?}");
+    }
+
+    #[test]
+    fn two_users_never_become_one() {
+        let mut kept = Numbers::parse("user a 500\n").unwrap();
+        kept.complete_from(&Numbers::parse("user a 100\nuser b 500\n").unwrap());
+        let text = Renumbering::plan(&kept, &Numbers::of_databases(["a:x:100:\nb:x:500:\n", "", "", ""])).unwrap_err();
+        assert!(text.to_string().contains("users a and b have numbers of their own, and each had 500"), "{text}");
+        // Those that share it in the tree too are two names of one user.
+        Renumbering::plan(&kept, &Numbers::of_databases(["a:x:500:\nb:x:500:\n", "", "", ""])).unwrap();
+    }
+
+    #[test]
+    fn a_range_that_grew_does_not_reach_into_that_of_another() {
+        let kept = Numbers::of_databases(["", "", "a:100000:65536\nb:165536:65536\n", ""]);
+        let now = Numbers::of_databases(["", "", "a:100000:131072\nb:231072:65536\nc:300000:10\n", ""]);
+        let plan = Renumbering::plan(&kept, &now).unwrap();
+        assert_eq!(plan.ranges[0].1.text(), "a:100000:65536\nb:165536:65536\nc:300000:10\n");
+        let alone = Numbers::of_databases(["", "", "a:100000:131072\n", ""]);
+        let only = Numbers::of_databases(["", "", "a:100000:65536\n", ""]);
+        assert_eq!(Renumbering::plan(&only, &alone).unwrap().ranges[0].1.text(), "a:100000:131072\n");
     }
 
     #[test]

@@ -67,7 +67,13 @@ impl Ranges {
         for range in &self.0 {
             let nth = after.iter().filter(|one| one.name == range.name).count();
             let before = kept.0.iter().filter(|one| one.name == range.name).nth(nth);
-            after.push(NamedRange { first: before.map_or(range.first, |before| before.first), ..range.clone() });
+            let mut new = NamedRange { first: before.map_or(range.first, |before| before.first), ..range.clone() };
+            // One that grew, as a new default of useradd has it, must not reach into the numbers of another name.
+            let is_in_the_way = |other: &&NamedRange| other.name != new.name && other.overlaps(&new);
+            if let Some(before) = before.filter(|_| kept.0.iter().any(|other| is_in_the_way(&other))) {
+                new.count = new.count.min(before.count);
+            }
+            after.push(new);
         }
         let is_new = |range: &NamedRange| !kept.0.iter().any(|one| one.name == range.name);
         let mut used: Vec<NamedRange> = kept.0.iter().chain(after.iter().filter(|one| !is_new(one))).cloned().collect();
@@ -86,7 +92,8 @@ impl Ranges {
     pub fn moved_to(&self, after: &Self, number: u32) -> Option<u32> {
         let holds = |range: &NamedRange| number >= range.first && u64::from(number) < range.end();
         let (now, after) = self.0.iter().zip(&after.0).find(|(now, _)| holds(now))?;
-        after.first.checked_add(number - now.first)
+        let offset = number - now.first;
+        after.first.checked_add(offset).filter(|_| offset < after.count)
     }
 
     /// Returns the text of the file.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, Permissions};
-use std::io::{BufWriter, ErrorKind, Read, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use globset::GlobSet;
 use reflash::release::shipped::{
     CONTENT, DIRECTORY, EACH_START, FORMAT, LIST, ListHeader, NodeType, RawPath, ShippedEntry, ShippedNode,
-    ShippedRule, device_numbers, write_line,
+    ShippedRule, device_numbers, read_list, write_line,
 };
 use walkdir::WalkDir;
 
@@ -23,6 +23,9 @@ use crate::step;
 const OF_THE_HOST: &[&str] = &["security.selinux", "security.ima", "security.evm"];
 /// Stretch of zeros from which on it is a hole, bytes: a shorter one costs less than its place in the list.
 const HOLE_BYTES: usize = 64 * 1024;
+
+/// Most stretches of content of a file. The robot reads lines of 1 MiB, and one of these takes up to 42 bytes.
+const MAX_STRETCHES: usize = 16_384;
 
 /// What packages note about themselves in `/var`: it belongs to the packages, and so to the release. The machine would
 /// otherwise keep for ever what the first release noted. A rule of the recipe comes after these.
@@ -119,8 +122,14 @@ impl Shipping<'_> {
                 continue;
             }
             let rule = rule_of(matchers, &path);
-            // The package's own line makes it, with what the package wants there.
-            if rule.is_none() && !metadata.is_dir() && self.made_by_packages.contains(&Path::new("/").join(&path.0)) {
+            // The package's own line makes it, with what the package wants there. What has content was given it by the
+            // recipe, for which the line would leave an empty file.
+            let has_content = metadata.is_file() && metadata.len() > 0;
+            if rule.is_none()
+                && !metadata.is_dir()
+                && !has_content
+                && self.made_by_packages.contains(&Path::new("/").join(&path.0))
+            {
                 continue;
             }
             let mut node = list.node(entry.path(), &metadata).with_context(|| format!("ship {path}"))?;
@@ -234,6 +243,8 @@ impl List {
         };
         let header = ListHeader { format: FORMAT, version: version.to_owned(), ..ListHeader::default() };
         let list = write(LIST, &header, &|_| true).context("write the list of what the image ships")?;
+        // With a list that cannot be read a robot would get nothing of it.
+        read_list(BufReader::new(File::open(&list)?), |_| Ok(())).context("read the list as a robot reads it")?;
         let image = blake3::hash(&fs::read(list)?).to_hex().to_string();
         let each_start = |entry: &ShippedEntry| match entry.rule {
             ShippedRule::Always => true,
@@ -257,7 +268,7 @@ fn describe(path: &Path, metadata: &Metadata, content: &mut impl Write) -> Resul
     };
     if kind.is_file() {
         node.size_bytes = metadata.len();
-        (node.data, node.content) = without_holes(File::open(path)?, content)?;
+        (node.data, node.content) = without_holes(File::open(path)?, content, MAX_STRETCHES)?;
     } else if kind.is_dir() {
         node.kind = NodeType::Directory;
     } else if kind.is_symlink() {
@@ -281,7 +292,11 @@ fn describe(path: &Path, metadata: &Metadata, content: &mut impl Write) -> Resul
 
 /// Copies the content without long stretches of zeros. Returns the stretches that were copied, and the digest of these.
 /// What the host's file system has as a hole is none of the image's business: another host has it elsewhere.
-fn without_holes(mut file: impl Read, content: &mut impl Write) -> Result<(Vec<[u64; 2]>, String)> {
+fn without_holes(
+    mut file: impl Read,
+    content: &mut impl Write,
+    most_stretches: usize,
+) -> Result<(Vec<[u64; 2]>, String)> {
     let (mut data, mut offset): (Vec<[u64; 2]>, u64) = (Vec::new(), 0);
     let (mut digest, mut piece) = (blake3::Hasher::new(), vec![0; HOLE_BYTES]);
     loop {
@@ -294,8 +309,20 @@ fn without_holes(mut file: impl Read, content: &mut impl Write) -> Result<(Vec<[
         }
         let piece = &piece[..filled];
         if piece.iter().any(|byte| *byte != 0) {
+            let is_full = data.len() == most_stretches;
             match data.last_mut() {
                 Some([start, length]) if *start + *length == offset => *length += filled as u64,
+                Some([start, length]) if is_full => {
+                    // Its zeros count as content from here on, since a line of the list has a longest length.
+                    let mut zeros = offset - *start - *length;
+                    *length = offset + filled as u64 - *start;
+                    while zeros > 0 {
+                        let now = usize::try_from(zeros).unwrap_or(HOLE_BYTES).min(HOLE_BYTES);
+                        digest.update(&[0; HOLE_BYTES][..now]);
+                        content.write_all(&[0; HOLE_BYTES][..now])?;
+                        zeros -= now as u64;
+                    }
+                }
                 _ => data.push([offset, filled as u64]),
             }
             digest.update(piece);
@@ -317,4 +344,30 @@ fn private(path: &Path) -> Result<()> {
 /// Says what an image ships.
 pub fn report(totals: &ShippedTotals) {
     eprintln!("  {} paths for /var and /etc, with {}", totals.paths, step::mib(totals.content_bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HOLE_BYTES, MAX_STRETCHES, without_holes};
+
+    /// A database of an application that wrote here and there.
+    #[test]
+    fn a_file_of_very_many_holes_keeps_its_content_and_a_line_that_a_robot_reads() {
+        let (most, hole) = (4, HOLE_BYTES as u64);
+        let file: Vec<u8> = (0..2 * most + 5).flat_map(|piece| vec![u8::from(piece % 2 == 0); HOLE_BYTES]).collect();
+        let mut content = Vec::new();
+        let (data, name) = without_holes(file.as_slice(), &mut content, most).unwrap();
+        assert_eq!(data, [[0, hole], [2 * hole, hole], [4 * hole, hole], [6 * hole, 7 * hole]]);
+        assert_eq!(name, blake3::hash(&content).to_hex().as_str());
+        let mut again = vec![0; file.len()];
+        let mut left = content.as_slice();
+        for [start, length] in data.iter().map(|stretch| stretch.map(|bytes| usize::try_from(bytes).unwrap())) {
+            let (now, rest) = left.split_at(length);
+            again[start..start + length].copy_from_slice(now);
+            left = rest;
+        }
+        assert!(again == file && left.is_empty());
+        let longest = vec![[u64::MAX >> 20; 2]; MAX_STRETCHES];
+        assert!(serde_json::to_vec(&longest).unwrap().len() < 900_000);
+    }
 }

@@ -1,15 +1,16 @@
 //! Conversion of a Debian tree to an OSTree tree: everything that the image owns goes below /usr, everything that the
 //! machine owns elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::removal::remove_tree;
 use super::shipped::{self, Shipping};
+use super::within::followed;
 use crate::recipe::Recipe;
 
 /// Place of the package database, which is part of the image, not of the machine.
@@ -43,13 +44,15 @@ pub fn convert(tree: &Path, recipe: &Recipe) -> Result<()> {
     for (name, target) in LINKS {
         let path = tree.join(name);
         let target_path = tree.join(target);
+        take_the_place_of_a_link(tree, name, target)?;
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             if target.starts_with("run/") {
                 remove_tree(&path)?;
             } else {
                 rename(&path, &target_path)?;
             }
-        } else if target.starts_with("var/") || target.starts_with("usr/") {
+        } else if (target.starts_with("var/") || target.starts_with("usr/")) && target_path.symlink_metadata().is_err()
+        {
             create(&target_path, 0o755)?;
         }
         symlink(target, &path).with_context(|| format!("link {}", path.display()))?;
@@ -73,6 +76,38 @@ pub fn convert(tree: &Path, recipe: &Recipe) -> Result<()> {
         symlink(format!("../../{DPKG}"), &dpkg).context("link var/lib/dpkg")?;
     }
     ship_var(tree, recipe)
+}
+
+/// Removes a link that stands where one of [`LINKS`] is to be, after what it leads to was moved to where that one
+/// leads.
+fn take_the_place_of_a_link(tree: &Path, name: &str, target: &str) -> Result<()> {
+    let path = tree.join(name);
+    let Ok(found) = fs::read_link(&path) else { return Ok(()) };
+    let (from, to) = (followed(tree, Path::new(name)), tree.join(target));
+    // A directory in which others lie, such as /usr or /var itself, is not this directory alone.
+    let below = from.strip_prefix(tree).unwrap_or(&from);
+    let is_own = from.is_dir() && !tree.starts_with(&from) && below.components().count() > 1 && !to.starts_with(&from);
+    if is_own && from != to && !target.starts_with("run/") {
+        ensure!(
+            to.symlink_metadata().is_err(),
+            "/{name} of the tree is a link to {}, and the tree has a directory /{target} too; move the one into the other \
+             in `commands`",
+            found.display()
+        );
+        rename(&from, &to)?;
+        // Programs that name it by that path still find it.
+        symlink(Path::new("/").join(target), &from).with_context(|| format!("link {}", from.display()))?;
+    } else {
+        ensure!(
+            from == to || from.symlink_metadata().is_err() || target.starts_with("run/"),
+            "/{name} of the tree is a link to {}, and an image has it in /{target}; make it a directory in `commands`",
+            found.display()
+        );
+    }
+    if from != to && to.symlink_metadata().is_err() {
+        eprintln!("  /{name} is a link to {}, where the tree has nothing: it is in /{target} now", found.display());
+    }
+    fs::remove_file(&path).with_context(|| format!("replace the link {}", path.display()))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -110,9 +145,10 @@ fn tmp_in_memory(tree: &Path) -> Result<()> {
 /// complain at every boot about the link that is there.
 fn follow_links(tree: &Path) -> Result<()> {
     let files = fs::read_dir(tree.join("usr/lib/tmpfiles.d")).into_iter().flatten().flatten();
-    for path in files.map(|entry| entry.path()).filter(|path| path.is_file()) {
+    // A link may lead out of the tree.
+    for path in files.map(|entry| entry.path()).filter(|path| path.is_file() && !path.is_symlink()) {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let moved: String = text.lines().map(|line| followed(line) + "\n").collect();
+        let moved: String = text.lines().map(|line| with_link_followed(line) + "\n").collect();
         if moved != text {
             fs::write(&path, moved).with_context(|| format!("write {}", path.display()))?;
         }
@@ -121,7 +157,7 @@ fn follow_links(tree: &Path) -> Result<()> {
 }
 
 /// Returns the line with the path that one of [`LINKS`] leads to.
-fn followed(line: &str) -> String {
+fn with_link_followed(line: &str) -> String {
     let path = line.split_ascii_whitespace().nth(1).filter(|_| !line.starts_with('#')).unwrap_or_default();
     if path.is_empty() { line.to_owned() } else { line.replacen(path, &through_links(path), 1) }
 }
@@ -153,11 +189,19 @@ fn ship_var(tree: &Path, recipe: &Recipe) -> Result<()> {
     shipping.ship().map(|totals| shipped::report(&totals))
 }
 
-/// Returns the paths that a package's own tmpfiles.d makes.
+/// Returns the paths that a package's own tmpfiles.d makes. A name in /etc stands in the place of the same name in
+/// /usr, and a link to /dev/null there switches it off.
 fn known_to_tmpfiles(tree: &Path) -> BTreeSet<PathBuf> {
-    let directories: [PathBuf; 2] = [tree.join("usr/lib/tmpfiles.d"), tree.join("usr/etc/tmpfiles.d")];
-    let files = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
-    let texts = files.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let mut files = BTreeMap::new();
+    for directory in ["usr/etc/tmpfiles.d", "usr/lib/tmpfiles.d"] {
+        for entry in fs::read_dir(tree.join(directory)).into_iter().flatten().flatten() {
+            let path = Path::new(directory).join(entry.file_name());
+            if path.extension().is_some_and(|extension| extension == "conf") {
+                files.entry(entry.file_name()).or_insert_with(|| followed(tree, &path));
+            }
+        }
+    }
+    let texts = files.values().filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
     texts.flat_map(|text| text.lines().filter_map(made_by).map(PathBuf::from).collect::<Vec<_>>()).collect()
 }
 
@@ -171,7 +215,7 @@ fn made_by(line: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{convert, followed, made_by};
+    use super::{convert, known_to_tmpfiles, made_by, with_link_followed};
     use crate::recipe::Recipe;
     use reflash::release::shipped::{ShippedEntry, ShippedRule, read_list};
     use std::fs;
@@ -189,10 +233,60 @@ mod tests {
 
     #[test]
     fn lines_for_a_link_are_moved_to_its_target() {
-        assert_eq!(followed("Q /home 0755 - - -"), "Q /var/home 0755 - - -");
-        assert_eq!(followed("d- /root/.ssh :0700"), "d- /var/roothome/.ssh :0700");
+        assert_eq!(with_link_followed("Q /home 0755 - - -"), "Q /var/home 0755 - - -");
+        assert_eq!(with_link_followed("d- /root/.ssh :0700"), "d- /var/roothome/.ssh :0700");
         for other in ["d /homes 0755", "# d /home", "", "d /run/x - - - - /home"] {
-            assert_eq!(followed(other), other);
+            assert_eq!(with_link_followed(other), other);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_switched_off_makes_nothing() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        for directory in ["usr/lib/tmpfiles.d", "usr/etc/tmpfiles.d"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        for (path, text) in [
+            ("usr/lib/tmpfiles.d/a.conf", "f /var/lib/a"),
+            ("usr/lib/tmpfiles.d/b.conf", "f /var/lib/b"),
+            ("usr/etc/tmpfiles.d/b.conf", "f /var/lib/c"),
+            ("usr/lib/tmpfiles.d/d.conf.dpkg-old", "f /var/lib/d"),
+            ("usr/lib/tmpfiles.d/e.conf", "f /var/lib/e"),
+        ] {
+            fs::write(at(path), text).unwrap();
+        }
+        symlink("/dev/null", at("usr/etc/tmpfiles.d/e.conf")).unwrap();
+        let known = known_to_tmpfiles(tree.path());
+        assert_eq!(known.iter().collect::<Vec<_>>(), [Path::new("/var/lib/a"), Path::new("/var/lib/c")]);
+    }
+
+    /// A container image that keeps its homes elsewhere, and one made from a system of OSTree.
+    #[test]
+    fn links_in_the_place_of_the_machines_directories_are_followed_or_refused() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        for directory in ["data/home/pilot", "var/roothome", "srv", "usr/opt/ros", "run/media"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        for (target, link) in
+            [("/data/home", "home"), ("var/roothome", "root"), ("/nowhere", "mnt"), ("/usr/opt", "opt")]
+        {
+            symlink(target, at(link)).unwrap();
+        }
+        for (name, target) in super::LINKS {
+            super::take_the_place_of_a_link(tree.path(), name, target).unwrap();
+        }
+        assert!(at("var/home/pilot").is_dir() && at("var/roothome").is_dir() && at("usr/opt/ros").is_dir());
+        assert_eq!(fs::read_link(at("data/home")).unwrap(), Path::new("/var/home"));
+        assert!(["home", "root", "mnt", "opt"].iter().all(|name| at(name).symlink_metadata().is_err()));
+        assert!(at("srv").is_dir(), "no link");
+        for (target, both) in [("/usr", false), ("/data/home2", true)] {
+            fs::create_dir_all(at("data/home2")).unwrap();
+            symlink(target, at("home")).unwrap();
+            let error = super::take_the_place_of_a_link(tree.path(), "home", "var/home").unwrap_err().to_string();
+            assert!(error.contains(target) && error.contains(" too;") == both, "{error}");
+            fs::remove_file(at("home")).unwrap();
         }
     }
 

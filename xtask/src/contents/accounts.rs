@@ -36,7 +36,8 @@ fn parse(text: &str, details: impl Fn(&[&str]) -> Vec<String>) -> BTreeMap<Strin
         let number = fields.get(2)?.parse().ok()?;
         Some((fields[0].to_owned(), AccountEntry { number, details: details(&fields) }))
     };
-    text.lines().filter_map(account).collect()
+    // Of two lines of a name the first one counts, as in the C library: here it comes last.
+    text.lines().rev().filter_map(account).collect()
 }
 
 #[cfg(test)]
@@ -45,7 +46,9 @@ mod tests {
 
     #[test]
     fn users_and_groups_have_numbers_and_details() {
-        let found = users("root:x:0:0:root:/root:/bin/bash\nrobot:x:1000:1000:A,B:/home/robot:/bin/sh\nrubbish\n");
+        let found = users(
+            "root:x:0:0:root:/root:/bin/bash\nrobot:x:1000:1000:A,B:/home/robot:/bin/sh\nrubbish\nrobot:x:7:7::/:\n",
+        );
         assert_eq!((found.len(), found["robot"].number), (2, 1000));
         assert_eq!(found["robot"].details, ["1000", "/home/robot", "/bin/sh"]);
         let found = groups("dialout:x:20:robot,pi\nroot:x:0:\n");

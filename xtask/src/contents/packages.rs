@@ -71,8 +71,9 @@ fn of_dpkg(status: &str) -> Result<Vec<InstalledPackage>> {
 }
 
 fn of_paragraph(paragraph: &Paragraph) -> Option<InstalledPackage> {
-    let state = paragraph.get("Status")?;
-    state.ends_with(" installed").then_some(())?;
+    let state = paragraph.get("Status")?.split_ascii_whitespace().next_back()?;
+    // One that waits for a trigger, or whose script failed, has its files in the image all the same.
+    (!["config-files", "not-installed"].contains(&state)).then_some(())?;
     let text = |name: &str| paragraph.get(name).map(str::to_owned);
     let name = text("Package")?;
     // `Source: glibc (2.36-9)` where the versions differ.
@@ -119,7 +120,8 @@ mod tests {
     const STATUS: &str = "Package: zlib1g\nStatus: install ok installed\nArchitecture: amd64\nMulti-Arch: same\n\
         Source: zlib (1:1.2.13.dfsg-1)\nVersion: 1:1.2.13.dfsg-1+b1\nInstalled-Size: 168\nDescription: compression\n \
         More of it.\n .\n Even more.\n\nPackage: gone\nStatus: deinstall ok config-files\nArchitecture: all\n\
-        Version: 1\n\nPackage: held\nStatus: hold ok installed\nArchitecture: all\nVersion: 2\n";
+        Version: 1\n\nPackage: held\nStatus: hold ok installed\nArchitecture: all\nVersion: 2\n\nPackage: waits\n\
+        Status: install ok triggers-awaited\nVersion: 1\n\nPackage: never\nStatus: unknown ok not-installed\nVersion: 1\n";
 
     #[test]
     fn installed_packages_of_dpkg_are_found() {
@@ -127,8 +129,8 @@ mod tests {
         let (database, packages) = installed(&text).unwrap();
         assert_eq!(database, Some(PackageDatabase::Dpkg));
         let names: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-        assert_eq!(names, ["held", "zlib1g"]);
-        let zlib = &packages[1];
+        assert_eq!(names, ["held", "waits", "zlib1g"]);
+        let zlib = &packages[2];
         assert_eq!((zlib.source.as_deref(), zlib.installed_kib), (Some("zlib"), 168));
         assert_eq!((zlib.version.as_str(), zlib.summary.as_deref()), ("1:1.2.13.dfsg-1+b1", Some("compression")));
     }

@@ -223,7 +223,9 @@ fn operating_system(contents: &ImageContents) -> Component {
 fn of_package(contents: &ImageContents, package: &InstalledPackage) -> Component {
     let purl = purl(contents, package);
     let known = contents.licences.get(&package.name).cloned().or_else(|| package.licence.clone().map(|one| vec![one]));
-    let is_url = |url: &String| url.starts_with("http") && url.bytes().all(|byte| byte.is_ascii_graphic());
+    // Validators refuse the whole list for one address with a character that addresses cannot have (RFC 3987).
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
+    let is_url = |url: &String| url.starts_with("http") && url.bytes().all(is_plain);
     let website = package.homepage.clone().filter(is_url);
     Component {
         bom_ref: Some(purl.clone()),

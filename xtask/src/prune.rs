@@ -122,8 +122,13 @@ pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result
 
 fn read(tree: &dyn Tree, path: &str) -> Result<KnownRelease> {
     let content = tree.read(path)?;
-    let manifest = serde_json::from_slice(&content)
-        .with_context(|| format!("{path} in {} is no manifest that this version can read", tree.name()))?;
+    let manifest = serde_json::from_slice(&content).with_context(|| {
+        format!(
+            "{path} in {} is no manifest that this version can read, so that what it needs is not known; delete that \
+                 file if the release is not wanted",
+            tree.name()
+        )
+    })?;
     Ok(KnownRelease::of(path, manifest))
 }
 

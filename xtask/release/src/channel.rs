@@ -1,5 +1,6 @@
 //! The manifest that a channel offers: how it is read, numbered, dated, signed and published.
 
+use std::fs::{File, TryLockError};
 use std::io::Cursor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,10 +33,26 @@ pub fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> 
     write_whole(path, &json)
 }
 
+/// Keeps other releases out of a tree until the file is dropped: two at once would take the same serial, and one could
+/// publish its signature beside the manifest of the other.
+pub(crate) fn lock(root: &Path) -> Result<File> {
+    let directory = root.join("objects");
+    std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    let file = File::open(&directory).with_context(|| format!("open {}", directory.display()))?;
+    // A file system that knows no locks keeps nothing out, and is no reason to make no release.
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        eprintln!("  waiting for another release in {}", root.display());
+        file.lock().with_context(|| format!("lock {}", directory.display()))?;
+    }
+    Ok(file)
+}
+
 /// The manifest that the channel offers so far.
 pub(crate) fn published(path: &Path) -> Result<Option<Manifest>> {
     match std::fs::read(path) {
-        Ok(json) => Ok(Some(serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))?)),
+        Ok(json) => Ok(Some(serde_json::from_slice(&json).with_context(|| {
+            format!("{} is damaged; the manifests of all releases are kept in history/ beside it", path.display())
+        })?)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }

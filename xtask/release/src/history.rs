@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use minisign::SecretKey;
 use reflash::release::manifest::{Manifest, manifest_path};
 
-use crate::channel::{next_serial, now, publish, published};
+use crate::channel::{lock, next_serial, now, publish, published};
 use crate::objects::write_whole;
 use crate::step::step;
 use crate::{check, succession};
@@ -48,14 +48,20 @@ pub(crate) fn keep_published(root: &Path, channel: &str) -> Result<()> {
     }
     std::fs::create_dir_all(root.join(directory(channel))).with_context(|| format!("create {}", to.display()))?;
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-    write_whole(&to.with_added_extension("minisig"), &read(&signature)?)?;
-    write_whole(&to, &read(&from)?)
+    let (content, kept) = (read(&from)?, to.with_added_extension("minisig"));
+    // A release that was cut while it was published has left its signature beside the manifest before it: what is kept
+    // of that one already fits.
+    if kept.exists() && std::fs::read(&to).is_ok_and(|known| known == content) {
+        return Ok(());
+    }
+    write_whole(&kept, &read(&signature)?)?;
+    write_whole(&to, &content)
 }
 
 /// Returns the releases of a channel that are known, the newest first.
 ///
 /// # Errors
-/// When a manifest cannot be read.
+/// When the manifest that is offered cannot be read. One of the history that is damaged is named and left out.
 pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
     let offered = published(&root.join(manifest_path(channel)))?;
     let mut found: Vec<PastRelease> = Vec::new();
@@ -69,8 +75,12 @@ pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
     };
     for path in entries.into_iter().map(|entry| entry.path()) {
         if path.extension().is_some_and(|extension| extension == "json") {
-            let manifest = published(&path)?.with_context(|| format!("{} is gone", path.display()))?;
-            found.push(PastRelease { offered: false, manifest });
+            match published(&path) {
+                Ok(Some(manifest)) => found.push(PastRelease { offered: false, manifest }),
+                Ok(None) => {}
+                // It is of no use, and the others are.
+                Err(error) => eprintln!("  a release of the history is left out: {error:#}"),
+            }
         }
     }
     if let Some(offered) = offered {
@@ -89,6 +99,7 @@ pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
 /// # Errors
 /// When the release is not known, objects of it were deleted or are damaged, or the key is not that of the channel.
 pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result<Manifest> {
+    let _lock = lock(root)?;
     let known = releases(root, channel)?;
     let old = known.iter().find(|past| past.manifest.serial == serial).with_context(|| {
         let serials: Vec<String> = known.iter().map(|past| past.manifest.serial.to_string()).collect();
@@ -141,6 +152,16 @@ mod tests {
         assert!(!kept.exists(), "without a signature it could not be offered again");
         std::fs::write(offered.with_added_extension("minisig"), "signature").unwrap();
         keep_published(root, "stable").unwrap();
-        assert!(kept.exists() && kept.with_added_extension("minisig").exists());
+        let signature = kept.with_added_extension("minisig");
+        assert!(kept.exists() && std::fs::read_to_string(&signature).unwrap() == "signature");
+        // The next release was cut between its signature and its manifest.
+        std::fs::write(offered.with_added_extension("minisig"), "of the next one").unwrap();
+        keep_published(root, "stable").unwrap();
+        assert_eq!(std::fs::read_to_string(&signature).unwrap(), "signature");
+        // One that is damaged keeps nothing from being listed.
+        std::fs::write(root.join(path("stable", 3)), "{\"format\":").unwrap();
+        let known: Vec<u64> =
+            super::releases(root, "stable").unwrap().iter().map(|past| past.manifest.serial).collect();
+        assert_eq!(known, [7]);
     }
 }

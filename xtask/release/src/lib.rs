@@ -23,7 +23,7 @@ use minisign::SecretKey;
 use reflash::release::manifest::{self, Manifest};
 
 pub use crate::channel::{MAX_SERIAL, publish};
-use crate::channel::{next_serial, now, published};
+use crate::channel::{lock, next_serial, now, published};
 use crate::objects::Objects;
 use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
@@ -58,6 +58,7 @@ pub struct Released {
 /// When the image or a file cannot be read, a value is out of range, the serial goes back or is above [`MAX_SERIAL`],
 /// or the release would end its channel in a way that [`Spec::allow`] does not name.
 pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
+    let _lock = lock(out)?;
     // Before the image is compressed, which takes minutes.
     let (before, mut manifest) = begin(spec, key.keynum(), out)?;
     let path = out.join(manifest::manifest_path(&spec.channel));

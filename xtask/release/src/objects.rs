@@ -26,12 +26,15 @@ impl Objects {
         Ok(Self { root: root.to_owned() })
     }
 
-    /// Stores content; content that is there already is left alone.
+    /// Stores content under its digest. What is there already is left alone, and what is damaged is replaced: a length
+    /// alone says nothing of a file whose blocks a disk has lost.
     pub fn put(&self, content: &[u8]) -> Result<Object> {
         let blake3 = Digest::of(content);
         let path = self.root.join(object_path(&blake3));
         let size_bytes = content.len() as u64;
-        if !path.metadata().is_ok_and(|meta| meta.len() == size_bytes) {
+        let is_whole = path.metadata().is_ok_and(|found| found.len() == size_bytes)
+            && fs::read(&path).is_ok_and(|found| found == content);
+        if !is_whole {
             write_whole(&path, content)?;
         }
         Ok(Object { blake3, size_bytes })

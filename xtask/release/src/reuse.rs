@@ -37,14 +37,19 @@ pub struct Found {
 }
 
 impl Reusable {
-    /// Opens `release` in the tree `root`; `None` when its objects are no longer there.
+    /// Opens `release` in the tree `root`; `None` when its objects are no longer there, or one is damaged: it would be
+    /// damaged in this release too, and in each one after it.
     pub fn of(release: &Manifest, root: &Path) -> Option<Self> {
         let image = release.image(SYSTEM_IMAGE).ok()?;
         let read = |object: &Object| std::fs::read(root.join(object_path(&object.blake3))).ok();
         let index = Index::from_object(&read(&image.index)?).ok()?;
         let is_there = |pack: &Pack| {
             let path = root.join(object_path(&pack.digest));
-            path.metadata().is_ok_and(|metadata| metadata.len() == pack.size_bytes)
+            let is_whole = std::fs::read(&path).is_ok_and(|found| Digest::of(&found) == pack.digest);
+            if !is_whole {
+                eprintln!("  nothing is taken from the release before: {} is gone or damaged", path.display());
+            }
+            is_whole
         };
         if !index.packs().iter().all(is_there) {
             return None;
@@ -98,5 +103,65 @@ impl Reusable {
             length: u32::try_from(range.end - range.start).unwrap_or(u32::MAX),
         })
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Spec, build, check, keygen};
+    use reflash::release::manifest::TrustedKeys;
+    use std::fs;
+
+    /// A disk lost blocks of a pack that the release before has, and the file kept its length.
+    #[test]
+    fn a_damaged_pack_of_the_release_before_is_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+        let keys = keygen::generate(&dir.path().join("keys"), None).unwrap();
+        let key = keygen::load_secret(&keys.secret).unwrap();
+        let mut trusted = TrustedKeys::default();
+        trusted.add("k", &keygen::load_public(&keys.public).unwrap()).unwrap();
+        let mut content: Vec<u8> = (0..64 * 4096_u32).map(|at| u8::try_from((at / 7 * 3) % 251).unwrap()).collect();
+        let mut spec = Spec {
+            product: "p".into(),
+            hardware: vec!["*".into()],
+            channel: "stable".into(),
+            version: "1".into(),
+            serial: None,
+            image: image.clone(),
+            ostree: None,
+            files: Vec::new(),
+            layout: None,
+            chunk_bytes: Some(16384),
+            level: 1,
+            created_unix_s: Some(1_700_000_000),
+            allow: Vec::new(),
+        };
+        fs::write(&image, &content).unwrap();
+        build(&spec, &key, &tree).unwrap();
+        let largest = || {
+            let objects = fs::read_dir(tree.join("objects")).unwrap().map(|entry| entry.unwrap().path());
+            objects.max_by_key(|path| path.metadata().unwrap().len()).unwrap()
+        };
+        let pack = largest();
+        let length = pack.metadata().unwrap().len();
+        let whole = fs::read(&pack).unwrap();
+        let mut lost = whole.clone();
+        let middle = lost.len() / 2;
+        lost[middle..middle + 100].fill(0);
+        fs::write(&pack, &lost).unwrap();
+        // The next release has another last chunk, and all others as before.
+        content[63 * 4096] ^= 1;
+        fs::write(&image, &content).unwrap();
+        spec.version = "2".into();
+        build(&spec, &key, &tree).unwrap();
+        check::check(&tree, "stable", &trusted).unwrap();
+        // A release that needs the very object writes it anew.
+        content[63 * 4096] ^= 1;
+        fs::write(&image, &content).unwrap();
+        (spec.version, spec.channel) = ("1".into(), "testing".into());
+        build(&spec, &key, &tree).unwrap();
+        check::check(&tree, "testing", &trusted).unwrap();
+        assert_eq!((fs::read(&pack).unwrap() == whole, pack.metadata().unwrap().len()), (true, length));
     }
 }

@@ -123,17 +123,30 @@ fn check_at(now_unix_s: u64, before: Option<&Manifest>, manifest: &Manifest, all
 }
 
 /// Refuses a key that did not sign the last release. `signature` is the file beside the last manifest; a channel
-/// without one has no robots.
+/// without one has no robots. Where it is damaged, those of the history say which key it was.
 ///
 /// # Errors
 /// As above.
 pub(crate) fn check_key(signature: &Path, key_number: &[u8], allowed: &[Allow]) -> Result<()> {
-    let Ok(before) = SignatureBox::from_file(signature) else { return Ok(()) };
-    refuse(Allow::OtherKey, allowed, before.keynum() != key_number, || {
-        "the last release of the channel was signed with another key: robots that do not trust this one too would \
-         refuse the release"
+    if !signature.exists() {
+        return Ok(());
+    }
+    let before = SignatureBox::from_file(signature).ok().or_else(|| kept_signature(signature.parent()?));
+    let is_other = before.is_none_or(|before| before.keynum() != key_number);
+    refuse(Allow::OtherKey, allowed, is_other, || {
+        "the last release of the channel was signed with another key, or with one that cannot be found out: robots \
+         that do not trust this one too would refuse the release"
             .to_owned()
     })
+}
+
+/// Newest signature of a channel's history that can be read.
+fn kept_signature(channel: &Path) -> Option<SignatureBox> {
+    let kept = std::fs::read_dir(channel.join("history")).ok()?.flatten().filter_map(|entry| {
+        let serial: u64 = entry.file_name().to_str()?.strip_suffix(".json.minisig")?.parse().ok()?;
+        Some((serial, SignatureBox::from_file(entry.path()).ok()?))
+    });
+    kept.max_by_key(|(serial, _)| *serial).map(|(_, signature)| signature)
 }
 
 fn refuse(what: Allow, allowed: &[Allow], is_so: bool, why: impl FnOnce() -> String) -> Result<()> {

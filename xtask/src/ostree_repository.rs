@@ -113,10 +113,7 @@ pub fn publish(
 ) -> Result<PublishedCommit> {
     ensure!(is_root(), "the image is mounted to take the commit from it, which needs root; run this with sudo");
     ensure!(image.is_file(), "the image {} is missing", image.display());
-    if !repository.join("config").exists() {
-        create_dir(repository)?;
-        output(ostree(repository).args(["init", "--mode=archive"]))?;
-    }
+    prepare(repository)?;
     step("take the commit from the image", || take(image, commit, repository))?;
     check_refs(repository, commit, refs)?;
     if let Some(signer) = signer {
@@ -125,11 +122,13 @@ pub fn publish(
     let mut deltas_from = Vec::new();
     for name in refs {
         let before = before(repository, name).filter(|before| before != commit);
-        if let Some(before) = &before {
-            step(&format!("static delta for {name}"), || delta(repository, before, commit))?;
-        }
+        let made = before.filter(|before| {
+            // The commit before may be gone in part, by a `prune` or a damaged disk: clients then fetch single objects.
+            let made = step(&format!("static delta for {name}"), || delta(repository, before, commit));
+            made.inspect_err(|error| eprintln!("  {name} gets no delta from {before}: {error:#}")).is_ok()
+        });
         output(ostree(repository).args(["refs", "--force", "--create", name, commit]))?;
-        deltas_from.push(before);
+        deltas_from.push(made);
     }
     let mut summary = ostree(repository);
     summary.args(["summary", "--update"]).args(signer.map(Signer::options).unwrap_or_default());
@@ -145,6 +144,47 @@ pub fn publish(
         }
     }
     Ok(PublishedCommit { deltas_from })
+}
+
+/// Names that ostree gives what it makes first in a repository.
+const OF_A_REPOSITORY: &[&str] = &[".lock", "config", "extensions", "objects", "refs", "state", "tmp"];
+
+/// Makes the repository, or completes one whose beginning was cut. A directory of something else, or a repository in a
+/// form that no static server can serve, is refused.
+fn prepare(repository: &Path) -> Result<()> {
+    let shown = repository.display();
+    let config = repository.join("config");
+    let text = match std::fs::read_to_string(&config) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("read {}", config.display())),
+    };
+    let mode = text.lines().find_map(|line| line.trim().strip_prefix("mode")?.trim().strip_prefix('=')).map(str::trim);
+    if let Some(mode) = mode {
+        ensure!(
+            ["archive", "archive-z2"].contains(&mode),
+            "{shown} is an OSTree repository of the mode {mode}, which no server of static files can serve; publish into \
+             another directory"
+        );
+        return Ok(());
+    }
+    create_dir(repository)?;
+    for entry in std::fs::read_dir(repository).with_context(|| format!("list {shown}"))? {
+        let name = entry.with_context(|| format!("list {shown}"))?.file_name();
+        ensure!(
+            OF_A_REPOSITORY.iter().any(|known| name == *known),
+            "{shown} is no OSTree repository: it has {} in it; publish into a directory of its own",
+            name.display()
+        );
+    }
+    // Of a beginning that was cut in the middle of the file.
+    match std::fs::remove_file(&config) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("delete {}", config.display()));
+        }
+        _ => {}
+    }
+    output(ostree(repository).args(["init", "--mode=archive"])).map(drop)
 }
 
 /// Mounts the image where no other process sees it, and copies the commit, with every object checked on the way.
@@ -205,7 +245,23 @@ fn delta(repository: &Path, from: &str, to: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::bindings;
+    use super::{bindings, prepare};
+
+    #[test]
+    fn a_directory_that_is_something_else_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = directory.path();
+        std::fs::write(repository.join("index.html"), "").unwrap();
+        let error = prepare(repository).unwrap_err().to_string();
+        assert!(error.contains("it has index.html in it"), "{error}");
+        for mode in ["bare", "bare-user-only"] {
+            std::fs::write(repository.join("config"), format!("[core]\nrepo_version=1\nmode={mode}\n")).unwrap();
+            let error = prepare(repository).unwrap_err().to_string();
+            assert!(error.contains(&format!("of the mode {mode}")), "{error}");
+        }
+        std::fs::write(repository.join("config"), "[core]\nrepo_version=1\nmode = archive-z2\n").unwrap();
+        prepare(repository).unwrap();
+    }
 
     #[test]
     fn the_list_of_refs_is_read() {

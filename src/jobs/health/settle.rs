@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::units::{UnitState, fits};
+use super::units::UnitState;
 use super::{HealthTerms, Problem};
 
 /// Factor by which a service that was restarted has to stay up longer than the others.
@@ -68,9 +68,9 @@ impl ServiceWatch {
         for unit in units {
             let seen = self.seen.entry(unit.name.clone()).or_default();
             let settle = Duration::from_secs(self.terms.settle_s) * LONGER;
-            let is_named = self.terms.units.iter().any(|pattern| fits(&unit.name, pattern));
+            let is_named = self.terms.units.iter().any(|pattern| unit.is_called(pattern));
             take(seen, unit, now, is_named);
-            let is_exact = self.terms.units.iter().any(|pattern| !pattern.contains('*') && fits(&unit.name, pattern));
+            let is_exact = self.terms.units.iter().any(|pattern| !pattern.contains('*') && unit.is_called(pattern));
             let Some((what, detail)) = what_is_wrong(unit, seen, now, settle, is_exact) else { continue };
             let counts = is_named || self.counts_unnamed(unit) && is_of_image(unit);
             problems.push(Problem { name: unit.name.clone(), what: what.to_owned(), detail, counts });
@@ -86,14 +86,14 @@ impl ServiceWatch {
             && self.terms.settle_s > 0
             && !self.known.is_proved
             && !self.known.failed.contains(&unit.name)
-            && !LEFT_OUT.iter().any(|pattern| fits(&unit.name, pattern))
-            && !self.terms.ignore.iter().any(|pattern| fits(&unit.name, pattern))
+            && !LEFT_OUT.iter().any(|pattern| unit.is_called(pattern))
+            && !self.terms.ignore.iter().any(|pattern| unit.is_called(pattern))
     }
 
     /// Named services that systemd does not know at all: what was forgotten or masked does not run either.
     fn missing<'a>(&'a self, units: &'a [UnitState]) -> impl Iterator<Item = Problem> + 'a {
         let exact = self.terms.units.iter().filter(|pattern| !pattern.contains('*'));
-        exact.filter(|name| !units.iter().any(|unit| fits(&unit.name, name))).map(|name| Problem {
+        exact.filter(|name| !units.iter().any(|unit| unit.is_called(name))).map(|name| Problem {
             name: name.clone(),
             what: "is named in boot.health_units and not loaded".to_owned(),
             detail: String::new(),
@@ -136,7 +136,9 @@ fn what_is_wrong(
             format!("restarts: {}, the last seen {ago} s ago; it has to stay up for {settle_s} s", unit.restarts);
         return Some(("has crashed and was restarted", detail));
     }
-    let is_up = unit.is_oneshot || unit.active == "active" || unit.active == "reloading" || seen.ends_in_order;
+    // A unit that does one thing is up once it was done, and not while it hangs.
+    let is_done = unit.is_oneshot && unit.active != "activating";
+    let is_up = is_done || ["active", "reloading", "refreshing"].contains(&unit.active.as_str()) || seen.ends_in_order;
     (must_run && !is_up)
         .then(|| ("is named in boot.health_units and does not run", format!("{}, {}", unit.active, unit.sub)))
 }
@@ -238,5 +240,24 @@ mod tests {
         let dead = service("app.service", "inactive", "dead", "success", 0);
         assert!(look(1, &[dead])[0].0.contains("does not run (inactive, dead)"));
         assert!(look(2, &[running(0)]).is_empty());
+        // What does one thing has to have done it: a conversion of a database that hangs is in the way.
+        let mut oneshot = service("app.service", "activating", "start", "success", 0);
+        oneshot.is_oneshot = true;
+        assert!(look(3, std::slice::from_ref(&oneshot))[0].0.contains("does not run (activating, start)"));
+        (oneshot.active, oneshot.sub) = ("inactive".into(), "dead".into());
+        assert!(look(4, &[oneshot]).is_empty());
+    }
+
+    /// On Debian `sshd.service` is another name of `ssh.service`, and systemd lists a unit once.
+    #[test]
+    fn a_service_may_be_named_by_any_of_its_names() {
+        let named = HealthTerms { units: vec!["sshd.service".into()], ..HealthTerms::default() };
+        let mut look = settling(named, KnownBefore { is_proved: true, ..KnownBefore::default() });
+        let mut unit = service("ssh.service", "active", "running", "success", 0);
+        unit.names = vec!["ssh.service".into(), "sshd.service".into()];
+        assert!(look(0, std::slice::from_ref(&unit)).is_empty());
+        unit.active = "failed".into();
+        let failed = look(2, &[unit]);
+        assert!(failed.len() == 1 && failed[0].1, "{failed:?}");
     }
 }

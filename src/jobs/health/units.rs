@@ -5,7 +5,7 @@
 pub const QUESTION: &[&str] = &[
     "show",
     "--no-pager",
-    "--property=Id,Type,ActiveState,SubState,Result,NRestarts,FragmentPath,SourcePath",
+    "--property=Id,Names,Type,ActiveState,SubState,Result,NRestarts,FragmentPath,SourcePath",
     "*.service",
 ];
 
@@ -14,6 +14,8 @@ pub const QUESTION: &[&str] = &[
 pub struct UnitState {
     /// Name, with `.service`.
     pub name: String,
+    /// All names, by which another unit or a person may call it too, as `sshd.service` is one of `ssh.service`.
+    pub names: Vec<String>,
     /// Whether it runs once and ends (`Type=oneshot`).
     pub is_oneshot: bool,
     /// The state that units of all kinds have, such as `active` and `failed`.
@@ -42,6 +44,7 @@ fn unit(block: &str) -> UnitState {
         let text = value.to_owned();
         match key {
             "Id" => unit.name = text,
+            "Names" => unit.names = value.split_ascii_whitespace().map(str::to_owned).collect(),
             "Type" => unit.is_oneshot = value == "oneshot",
             "ActiveState" => unit.active = text,
             "SubState" => unit.sub = text,
@@ -53,6 +56,14 @@ fn unit(block: &str) -> UnitState {
         }
     }
     unit
+}
+
+impl UnitState {
+    /// Whether one of the unit's names fits a pattern.
+    #[must_use]
+    pub fn is_called(&self, pattern: &str) -> bool {
+        fits(&self.name, pattern) || self.names.iter().any(|name| fits(name, pattern))
+    }
 }
 
 /// Whether a name fits a pattern in which `*` stands for any text. `.service` may be left out of the pattern.
@@ -88,6 +99,8 @@ mod tests {
         assert_eq!((units[0].restarts, units[0].sub.as_str()), (7, "auto-restart"));
         assert_eq!((units[0].is_oneshot, units[1].is_oneshot), (false, true));
         assert_eq!((units[1].name.as_str(), units[2].name.as_str()), ("x\\x2dy.service", "gone.service"));
+        let ssh = &parse("Id=ssh.service\nNames=ssh.service sshd.service\n")[0];
+        assert!(ssh.is_called("sshd") && ssh.is_called("ssh.service") && !ssh.is_called("sshd-keygen"));
         assert!(parse("").is_empty() && parse("nonsense\n\n\n").is_empty());
     }
 

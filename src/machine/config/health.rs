@@ -47,7 +47,10 @@ impl ValueKind for UnitNames {
 /// Whether it is a name that systemd could know, of a service. One of another kind would never be found.
 fn is_name(name: &str) -> bool {
     let others = [".target", ".socket", ".timer", ".mount", ".path", ".device", ".slice", ".scope", ".swap"];
+    // A template runs only as its instances.
+    let is_template = name.trim_end_matches(".service").ends_with('@');
     !name.is_empty()
+        && !is_template
         && !others.iter().any(|kind| name.ends_with(kind))
         && name.chars().all(|c| c.is_ascii_alphanumeric() || ":_.@*\\-".contains(c))
 }
@@ -62,7 +65,7 @@ mod tests {
         let check =
             |names: &[&str]| UnitNames::check("boot.health_units", names.iter().map(|it| (*it).into()).collect());
         assert_eq!(check(&["app", "app@*.service", "a\\x2db"]).unwrap().len(), 3);
-        for wrong in ["my app", "", "app.timer", "/usr/bin/app"] {
+        for wrong in ["my app", "", "app.timer", "/usr/bin/app", "app@", "app@.service"] {
             assert!(check(&["app", wrong]).unwrap_err().to_string().contains("boot.health_units"), "{wrong}");
         }
         let mut problems = Vec::new();

@@ -568,3 +568,104 @@ fn rules_that_cannot_be_meant_are_refused_by_the_build() {
     assert!(image(&[("/var/lib/a", "remove")]).contains("/var/lib/a is to be removed, and the image has it"));
     assert!(image(&[("/etc/a", "remove")]).contains("/etc/a is to be removed, and the image has it"));
 }
+
+/// A directory that becomes a file or a link in the next release, and the other way round, forwards, back by an undo,
+/// and forwards again; with files of the machine in the directory.
+#[test]
+#[ignore = "needs root: owners; cargo xtask test --tier root"]
+fn a_path_may_become_another_kind_of_file_and_back() {
+    isolated("shipped::a_path_may_become_another_kind_of_file_and_back", || {
+        let rules = [("/var/www", "version")];
+        let of_directory = |version: &str| {
+            Image::of(version, &rules, &[("var/www/site/a", "a"), ("var/www/site/deep/b", "b"), ("var/www/plain", "p")])
+        };
+        let of_file = Image::of("a 2", &rules, &[("var/www/site", "file"), ("var/www/plain/deep/c", "c")]);
+        let of_link = Image::new("a 3", &rules, |root| {
+            write(&root.join("var/www/plain"), "p 3");
+            symlink("plain", root.join("var/www/site")).unwrap();
+        });
+        for other in [&of_file, &of_link] {
+            let (machine, first) = (Machine::new(), of_directory("a 1"));
+            machine.start_well(&first);
+            machine.good(&first);
+            machine.write("var/www/site/deep/own", "the machine's");
+            let before = machine.seen();
+            machine.start_well(other);
+            let site = machine.at("var/www/site");
+            assert!(site.is_file(), "{:?}", machine.seen());
+            machine.start_well(other);
+            machine.start_well(&first);
+            assert_eq!(machine.seen(), before, "taken back");
+            machine.start_well(other);
+            machine.good(other);
+            assert!(site.is_file());
+            machine.start_well(&of_directory("a 4"));
+            assert_eq!(machine.read("var/www/site/deep/b").as_deref(), Some("b"));
+            assert_eq!(machine.read("var/www/plain").as_deref(), Some("p"));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root: owners; cargo xtask test --tier root"]
+fn removals_may_name_a_path_twice_and_what_lies_in_another_one() {
+    isolated("shipped::removals_may_name_a_path_twice_and_what_lies_in_another_one", || {
+        let machine = Machine::new();
+        let first = Image::of("a 1", &[], &[("var/lib/app/sub/x", "x"), ("var/lib/other/y", "y")]);
+        machine.start_well(&first);
+        machine.good(&first);
+        machine.write("etc/app/conf.d/z", "z");
+        let before = machine.seen();
+        let rules = [
+            ("/var/lib/app", "remove"),
+            ("/var/lib/app/sub/x", "remove"),
+            ("/var/lib/app/", "remove"),
+            ("/var/lib/other/y", "remove"),
+            ("/var/lib/other", "remove"),
+            ("/etc/app", "remove"),
+            ("/etc/app/conf.d", "remove"),
+        ];
+        let second = Image::of("a 2", &rules, &[("var/lib/new", "n")]);
+        machine.start_well(&second);
+        assert!(["var/lib/app", "var/lib/other", "etc/app"].iter().all(|path| !machine.at(path).exists()));
+        machine.start_well(&first);
+        let mut after = machine.seen();
+        after.remove(b"var/lib/new".as_slice());
+        assert_eq!(after, before);
+    });
+}
+
+/// An application's database that was written here and there, names of 255 bytes in directories far down, and a name
+/// that another one hides by a case or a blank.
+#[test]
+#[ignore = "needs root: owners; cargo xtask test --tier root"]
+fn what_a_list_of_lines_finds_hard_arrives() {
+    isolated("shipped::what_a_list_of_lines_finds_hard_arrives", || {
+        let machine = Machine::new();
+        let deep = format!("var/{}/end", vec!["d".repeat(255); 10].join("/"));
+        let image = Image::new("a 1", &[("/var/lib/**", "version")], |root| {
+            write(&root.join(&deep), "deep");
+            for name in ["Name", "name", "name ", " name", "name.", "..name", "a%41", "%2e%2e", "-rf", "~", "#x", "*"] {
+                write(&root.join("var/lib").join(name), name);
+            }
+            let file = fs::File::create(root.join("var/lib/holes")).unwrap();
+            for at in 0..100_u64 {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"x", at * 128 * 1024).unwrap();
+            }
+        });
+        machine.start_well(&image);
+        machine.start_well(&image);
+        let found = machine.seen();
+        assert_eq!(found.keys().filter(|path| path.starts_with(b"var/lib/")).count(), 13);
+        assert_eq!(machine.read(&deep).as_deref(), Some("deep"));
+        for name in ["Name", "name", "name ", "..name", "%2e%2e"] {
+            assert_eq!(machine.read(&format!("var/lib/{name}")).as_deref(), Some(name));
+        }
+        let holes = fs::File::open(machine.at("var/lib/holes")).unwrap();
+        for at in [0, 1, 50, 99_u64] {
+            let mut bytes = [0; 2];
+            let read = std::os::unix::fs::FileExt::read_at(&holes, &mut bytes, at * 128 * 1024).unwrap();
+            assert_eq!(&bytes[..read], if at == 99 { &b"x"[..] } else { b"x\0" }, "{at}");
+        }
+    });
+}

@@ -317,7 +317,13 @@ impl<'a, 'g> FirstStart<'a, 'g> {
 
     fn place(&self, change: &Change, made: Option<&Path>, aside: Option<&Aside>) -> io::Result<()> {
         let at = &change.at;
-        if self.ground.above(&change.path) != Above::Directory {
+        let is_removal = matches!(change.kind, ChangeKind::TakeAway | ChangeKind::RemoveEmpty);
+        let is_in_place = self.ground.above(&change.path) == Above::Directory;
+        // It was there when it was planned. An earlier change took away or replaced the directory that it lay in.
+        if is_removal && (!is_in_place || !is_there(at)?) {
+            return Ok(());
+        }
+        if !is_in_place {
             return Err(io::Error::other("the directory that it lies in is not there"));
         }
         match &change.kind {

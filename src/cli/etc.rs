@@ -235,6 +235,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_machine_hides_a_directory_that_a_release_brings_in_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        let (image, machine, record) = (at("image"), at("machine"), at("lib/record"));
+        for root in [&image, &machine] {
+            fs::create_dir(root).unwrap();
+            fs::write(root.join("app.conf"), "").unwrap();
+        }
+        fs::write(machine.join("app.conf"), "own").unwrap();
+        let now = super::now_unix_s();
+        remember(&image, &machine, &record, now).unwrap();
+        assert!(report(&image, &machine, &record).hides_newer.is_empty());
+        fs::remove_file(image.join("app.conf")).unwrap();
+        fs::create_dir(image.join("app.conf")).unwrap();
+        fs::write(image.join("app.conf/10-new"), "").unwrap();
+        remember(&image, &machine, &record, now + 3600).unwrap();
+        let found = report(&image, &machine, &record);
+        assert_eq!((found.hides_newer, found.left_over), (vec!["app.conf".into()], Vec::new()));
+    }
+
+    #[test]
     #[ignore = "needs root: to make marks of deletion; cargo xtask test --tier root"]
     fn marks_and_copies_that_serve_nothing_are_found() {
         let directory = tempfile::tempdir().unwrap();

@@ -87,7 +87,7 @@ impl EtcComparison {
 
     /// What is not a directory on both sides.
     fn entry(&mut self, image: &Path, machine: &Path, path: &Path, default: &Metadata, own: Option<&Metadata>) {
-        let digest = if default.is_dir() { None } else { self.digest(&image.join(path), path, default) };
+        let digest = self.digest(&image.join(path), path, default);
         if let (Some(digest), Some(name)) = (digest, path.to_str().filter(|name| !name.contains('\n'))) {
             self.defaults.insert(name.to_owned(), Seen { digest, deleted: own.is_none() });
         }
@@ -130,6 +130,9 @@ fn digest(path: &Path, metadata: &Metadata) -> io::Result<ShortDigest> {
     let mut hasher = blake3::Hasher::new();
     if metadata.is_symlink() {
         hasher.update(b"link ").update(fs::read_link(path)?.as_os_str().as_encoded_bytes());
+    } else if metadata.is_dir() {
+        // A directory that the machine has none of: a file that takes its place is another default.
+        hasher.update(b"directory");
     } else if metadata.is_file() {
         hasher.update_reader(files::open(path)?)?;
     }

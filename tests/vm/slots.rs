@@ -1,6 +1,8 @@
 //! The recovery renews itself: one recovery writes the other slot, the next start tries it, and one of the two starts
 //! whatever is spoiled afterwards.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -167,8 +169,12 @@ fn full_a_renewed_recovery_that_panics_hangs_or_finds_no_network_gives_way_to_th
     expect(&vm, &["reason: requested", "recovery slot a", "the next recovery tries slot b", "tiny system 4 is up"]);
     vm.cut_power();
     robot.stop_serving();
-    // Damaged, so that it cannot be given back without a server.
+    // Damaged, with all that is kept for an undo, so that it cannot be given back without a server.
     robot.spoil_on("system", "/padding");
+    let system = disk::partition_range(&robot.disk, "system").unwrap();
+    let behind = system.start + robot.image().metadata().unwrap().len();
+    let lost = vec![0; usize::try_from(system.end - behind).unwrap()];
+    File::options().write(true).open(&robot.disk).unwrap().write_all_at(&lost, behind).unwrap();
     disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
     vm = robot.start("trial");
     expect(&vm, &["reason: tries", "Trying the renewed recovery of slot b", "recovery slot b", "on trial"]);

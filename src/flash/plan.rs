@@ -11,12 +11,13 @@ mod requests;
 
 use crate::record::totals::Totals;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
-use crate::release::weak_hashes::{WeakHash, WeakHashes};
+use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
 
 pub use comparison::{Blocks, Comparison};
 pub use moves::{BATCH_BYTES, Batch, BlockNo, MAX_BUFFERED_BLOCKS, Moves, ZERO_SOURCE};
 use moves::{Candidates, Places};
-pub use patched::Patched;
+pub(crate) use patched::ChunkPlaces;
+pub use patched::{FramePlace, Patched};
 pub(crate) use requests::coalesce;
 pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
 
@@ -39,20 +40,21 @@ pub struct Plan {
     pub totals: Totals,
 }
 
-/// Blocks that were found on the partition beside the chunks that are right.
-#[derive(Debug, Clone, Copy)]
-pub struct FoundBlocks<'a> {
+/// Blocks that were found on the partition beside the chunks that are right. A plan needs them only until it knows
+/// which chunks can be moved, and they are large.
+#[derive(Debug, Clone)]
+pub struct FoundBlocks {
     /// Weak hashes of the release: what is looked for.
-    pub weak_hashes: &'a WeakHashes,
+    pub weak_hashes: WeakHashes,
     /// Weak hashes of the partition: where it may be.
-    pub blocks: &'a Blocks,
+    pub blocks: Blocks,
 }
 
 /// Content that a plan may use to fetch less. The default uses none.
 #[derive(Debug, Clone, Default)]
-pub struct Reuse<'a> {
+pub struct Reuse {
     /// Blocks on the partition, to put chunks together from. Nothing is moved without them.
-    pub found: Option<FoundBlocks<'a>>,
+    pub found: Option<FoundBlocks>,
     /// Patches that fit the partition. Chunks are fetched whole without them.
     pub patched: Option<Patched>,
 }
@@ -60,18 +62,17 @@ pub struct Reuse<'a> {
 impl Plan {
     /// Plans the writing of all chunks that are not right. What can be moved is moved, since that costs least.
     #[must_use]
-    pub fn new(index: &Index, comparison: &Comparison, reuse: Reuse<'_>) -> Self {
+    pub fn new(index: &Index, comparison: &Comparison, reuse: Reuse) -> Self {
         Self::with_buffer(index, comparison, reuse, MAX_BUFFERED_BLOCKS)
     }
 
     /// Plans with room for `max_blocks` blocks in the buffer of the moves.
-    fn with_buffer(index: &Index, comparison: &Comparison, reuse: Reuse<'_>, max_blocks: usize) -> Self {
+    fn with_buffer(index: &Index, comparison: &Comparison, reuse: Reuse, max_blocks: usize) -> Self {
         let Reuse { found, patched } = reuse;
         let candidates = found.map(|found| candidates(index, comparison, found)).unwrap_or_default();
-        let moves = moves::order(&candidates, index.chunk_count(), index.blocks_per_chunk(), max_blocks);
-        drop(candidates);
+        let moves = moves::order(candidates, index.chunk_count(), index.blocks_per_chunk(), max_blocks);
         let mut moved = vec![false; index.chunk_count() as usize];
-        moves.batches.iter().flat_map(|batch| &batch.chunks).for_each(|chunk| moved[*chunk as usize] = true);
+        moves.chunks().iter().for_each(|chunk| moved[*chunk as usize] = true);
 
         let mut totals = Totals { image_bytes: index.image_bytes(), ..Totals::default() };
         let mut zero = Vec::new();
@@ -95,7 +96,7 @@ impl Plan {
         destinations.sort_unstable();
         let mut needed: Vec<StoredChunkNo> = destinations.iter().map(|(stored, _)| *stored).collect();
         needed.dedup();
-        let requests = coalesce(patched.as_ref().map_or(index, |patched| &patched.index), &needed);
+        let requests = coalesce(ChunkPlaces::with(index, patched.as_ref()), &needed);
         let (local, network): (Vec<&Request>, Vec<&Request>) =
             requests.iter().partition(|request| patched.as_ref().is_some_and(|patched| patched.is_local(request.pack)));
         let sum =
@@ -108,7 +109,7 @@ impl Plan {
     /// one.
     #[cfg(feature = "fuzzing")]
     #[must_use]
-    pub fn with_small_buffer(index: &Index, comparison: &Comparison, reuse: Reuse<'_>, blocks: usize) -> Self {
+    pub fn with_small_buffer(index: &Index, comparison: &Comparison, reuse: Reuse, blocks: usize) -> Self {
         Self::with_buffer(index, comparison, reuse, blocks)
     }
 
@@ -139,15 +140,22 @@ impl Plan {
 
 /// Finds the chunks whose every block is somewhere on the partition. Chunk 0 is not among them: its first block is
 /// blanked first and written last.
-fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks<'_>) -> Candidates {
+fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks) -> Candidates {
     let per_chunk = index.blocks_per_chunk();
     let places = Places::new(found.blocks.as_slice());
-    let mut candidates = Candidates::default();
+    let wrong = (1..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).count();
+    // What is not used of it takes no memory.
+    let sources = Vec::with_capacity((wrong * per_chunk as usize).min(MAX_BLOCKS));
+    let mut candidates = Candidates { chunks: Vec::new(), sources };
     let mut next = ZERO_SOURCE;
     for chunk in (1..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)) {
         let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { continue };
         let Some(weak_hashes) = found.weak_hashes.of(stored) else { continue };
         let start = candidates.sources.len();
+        // One content may be in any number of places. It is fetched once for all of those beyond the bound.
+        if start + per_chunk as usize > MAX_BLOCKS {
+            break;
+        }
         for (weak_hash, own) in weak_hashes.zip(chunk * per_chunk..) {
             // A block that is in its place already costs least. The next best is the one after the last source: long
             // runs are long transfers.

@@ -21,12 +21,15 @@ const READ_BYTES: u32 = 1024 * 1024;
 /// The most threads that read in parallel, as far as the machine has cores.
 const MAX_READERS: usize = 8;
 
+/// The most errors of a device that are kept, to show what kind of fault it is. A dead disk has one for each chunk.
+const MAX_READ_ERRORS: usize = 10;
+
 /// The result of reading what the medium holds and comparing it with an index.
 #[derive(Debug)]
 pub struct Scan<'i> {
     index: &'i Index,
     comparison: Comparison,
-    /// Ranges that the device could not read, each with the device's error, for the report.
+    /// Ranges that the device could not read, each with the device's error, for the report: the first ten.
     pub read_errors: Vec<(Range<u64>, String)>,
 }
 
@@ -198,7 +201,10 @@ impl<'i> Comparer<'i> {
                 Ok(()) => self.compare_chunk(chunk, content),
                 Err(error) => {
                     self.right[chunk as usize].store(false, Ordering::Relaxed);
-                    lock(&self.read_errors).push((range, error.to_string()));
+                    let mut errors = lock(&self.read_errors);
+                    if errors.len() < MAX_READ_ERRORS {
+                        errors.push((range, error.to_string()));
+                    }
                 }
             }
         }

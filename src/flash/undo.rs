@@ -41,13 +41,15 @@ mod kept;
 mod need;
 mod obstacle;
 mod reader;
+mod release_to_keep;
 mod source;
 
 pub(crate) use fetch::ChunkSource;
-pub(crate) use keep::{Keeping, ReleaseToKeep, forget};
+pub(crate) use keep::{Keeping, forget};
 pub use kept::possible;
-pub(crate) use kept::{Kept, KeptChunks};
+pub(crate) use kept::{Kept, KeptChunks, KeptManifest};
 pub(crate) use need::Change;
 pub use need::worst_case_bytes;
 pub use obstacle::{UndoObstacle, UndoRoom, UndoTarget};
+pub(crate) use release_to_keep::{KeptSoFar, ReadObject, ReleaseToKeep};
 pub(crate) use source::{KeptSource, Nowhere};

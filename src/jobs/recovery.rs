@@ -86,7 +86,8 @@ fn make_equal(
     release::note_choice(job, release);
     let permit = commit::permit(job, release, NetworkUse::Allowed)?;
     retention.carry_out(job, planned.change(&release.index));
-    let verified = rewrite::until_verified(job, &release.index, planned, retention.chunks(), &permit)?;
+    let chunks = retention.into_chunks();
+    let verified = rewrite::until_verified(job, &release.index, planned, chunks.as_ref(), &permit)?;
     let committed = commit(job, release, verified, permit, NetworkUse::Allowed)?;
     Ok(report(release, totals, committed))
 }
@@ -96,7 +97,7 @@ fn compare_and_plan(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
     release: &IndexedRelease,
-    retention: &Retention,
+    retention: &Retention<'_>,
 ) -> Result<Planned, RecoveryError> {
     let mut planned = planning::compare_and_plan(job, record, release, retention.chunks())?;
     let room = planned.change(&release.index).map(|change| retention.room(job, change));

@@ -118,6 +118,11 @@ impl InstalledRecord {
         &self.0.manifest
     }
 
+    /// The signed manifest of the installed release.
+    pub(super) fn signed(&self) -> &Authentic {
+        &self.0.signed
+    }
+
     /// Identity of the installed release.
     #[must_use]
     pub fn id(&self) -> ReleaseId {
@@ -275,14 +280,23 @@ impl StatePartition {
     /// Completes a record with its index, unless the index is missing, damaged or that of another release.
     #[must_use]
     pub fn index_of(&self, record: &InstalledRecord) -> Option<IndexedRelease> {
+        let index_object = self.index_object(record).ok()?;
         let Release { signed, manifest } = record.release();
-        let expected = manifest.image(SYSTEM_IMAGE).ok()?.index;
-        let limit_bytes = expected.size_bytes.min(MAX_INDEX_BYTES);
-        let index_object = files::read_below(&self.root, Path::new(INDEX), limit_bytes).ok()?;
-        if Digest::of(&index_object) != expected.blake3 {
-            return None;
-        }
         Some(IndexedRelease { index: Index::from_object(&index_object).ok()?, index_object, signed, manifest })
+    }
+
+    /// Reads the object of the index that belongs to a record.
+    ///
+    /// # Errors
+    /// The file system's, or the file holds something else.
+    pub(super) fn index_object(&self, record: &InstalledRecord) -> io::Result<Vec<u8>> {
+        let expected = record.manifest().image(SYSTEM_IMAGE).map_err(io::Error::other)?.index;
+        let limit_bytes = expected.size_bytes.min(MAX_INDEX_BYTES);
+        let object = files::read_below(&self.root, Path::new(INDEX), limit_bytes)?;
+        if Digest::of(&object) == expected.blake3 {
+            return Ok(object);
+        }
+        Err(io::Error::other(format!("{INDEX} on the state partition is not the index of the installed release")))
     }
 
     /// Reads the installed release, if its record is whole.

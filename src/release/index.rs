@@ -21,7 +21,6 @@
 mod builder;
 mod codec;
 mod locations;
-mod relocate;
 
 use std::io;
 use std::ops::Range;
@@ -97,10 +96,8 @@ pub struct Index {
     digests: Vec<Digest>,
     extents: Vec<Extent>,
     lengths: Vec<u32>,
-    /// Offset of each stored chunk in its pack, derived from the extents.
-    offsets: Vec<u64>,
-    /// Pack of each stored chunk, derived from the extents.
-    pack_of: Vec<u32>,
+    /// Offset in its pack of every [`MARK_EVERY`](locations::MARK_EVERY)th stored chunk, derived from the extents.
+    marks: Vec<u64>,
 }
 
 /// The error for bytes that are not an index.
@@ -201,24 +198,27 @@ impl Index {
         length != 0 && length <= compressed_limit(self.chunk_bytes)
     }
 
-    /// Returns where a stored chunk lies.
+    /// Length of a stored chunk's content in memory, bytes: only the last chunk of the image can be short, and then no
+    /// other place has its content.
     #[must_use]
-    pub fn location(&self, stored: StoredChunkNo) -> Location {
-        let offset = self.offsets[stored as usize];
-        Location {
-            pack: self.pack_of[stored as usize],
-            range: offset..offset + u64::from(self.lengths[stored as usize]),
-        }
+    pub(crate) fn stored_len(&self, stored: StoredChunkNo) -> usize {
+        let last = self.chunk_count() - 1;
+        if self.chunks.last() == Some(&stored) { self.chunk_len(last) } else { self.chunk_bytes as usize }
+    }
+
+    /// Whether `content` is that of a stored chunk.
+    #[must_use]
+    pub(crate) fn is_stored(&self, stored: StoredChunkNo, content: &[u8]) -> bool {
+        content.len() == self.stored_len(stored) && Digest::of(content) == *self.digest(stored)
     }
 
     /// Whether `content` is what the chunk must hold: the one check that decides over every write and read-back.
     #[must_use]
     pub fn matches(&self, chunk: ChunkNo, content: &[u8]) -> bool {
-        content.len() == self.chunk_len(chunk)
-            && match self.chunk_content(chunk) {
-                ChunkContent::Zero => is_zero(content),
-                ChunkContent::Stored(stored) => Digest::of(content) == *self.digest(stored),
-            }
+        match self.chunk_content(chunk) {
+            ChunkContent::Zero => content.len() == self.chunk_len(chunk) && is_zero(content),
+            ChunkContent::Stored(stored) => self.is_stored(stored, content),
+        }
     }
 
     /// Returns the index if its numbers fit each other.
@@ -258,11 +258,10 @@ impl Index {
     /// Two entries for one thing can say different things about it: two sizes of a pack, two places of a content, or
     /// one content for a full chunk and for the short last one.
     fn check_nothing_is_there_twice(&self) -> Result<(), IndexError> {
-        let packs: Vec<&Digest> = self.packs.iter().map(|pack| &pack.digest).collect();
-        if let Some((one, other)) = first_pair(packs.len(), |number| packs[number]) {
+        if let Some((one, other)) = first_pair(count(&self.packs), |number| &self.packs[number as usize].digest) {
             return inconsistent(&format!("packs {one} and {other} have the same digest"));
         }
-        if let Some((one, other)) = first_pair(self.digests.len(), |number| &self.digests[number]) {
+        if let Some((one, other)) = first_pair(self.stored_count(), |number| self.digest(number)) {
             return inconsistent(&format!("stored chunks {one} and {other} have the same digest"));
         }
         Ok(())
@@ -278,8 +277,8 @@ pub fn compressed_limit(chunk_bytes: u32) -> u32 {
 
 /// Finds two of `count` entries with the same digest. The numbers are sorted and not the digests: an index may have
 /// 8 MiB of them.
-fn first_pair<'a>(count: usize, digest: impl Fn(usize) -> &'a Digest) -> Option<(usize, usize)> {
-    let mut order: Vec<usize> = (0..count).collect();
+fn first_pair<'a>(count: u32, digest: impl Fn(u32) -> &'a Digest) -> Option<(u32, u32)> {
+    let mut order: Vec<u32> = (0..count).collect();
     order.sort_unstable_by_key(|number| digest(*number).0);
     let pair = order.windows(2).find(|pair| digest(pair[0]) == digest(pair[1]))?;
     Some((pair[0].min(pair[1]), pair[0].max(pair[1])))

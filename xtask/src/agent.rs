@@ -25,6 +25,20 @@ const MAX_AHEAD_S: u64 = 24 * 60 * 60;
 /// Debian's own toolchain: it can build the standard library, which rustup's cannot do without its sources.
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 
+/// Macros of zstd's own that leave out what the agent never uses; what it compresses and decompresses stays the same.
+/// The second decoder is for windows of 16 MiB and more, and a chunk has 4 MiB at most. The strategies above the
+/// fastest are for levels from 3 on: the agent compresses at level 1 (`src/flash/undo/reader.rs`).
+const ZSTD_FLAGS: [&str; 8] = [
+    "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT",
+    "-DZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_BTLAZY2_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_BTOPT_BLOCK_COMPRESSOR",
+    "-DZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR",
+];
+
 enum Toolchain {
     /// cargo on the path has the target's standard library.
     Target,
@@ -79,8 +93,7 @@ pub fn build(paths: &Paths, assume_yes: bool) -> Result<PathBuf> {
             .env("CARGO_TARGET_DIR", &target_dir)
             .env("SOURCE_DATE_EPOCH", &time)
             .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
-            // Without zstd's second decoder, which is for windows of 16 MiB and more; a chunk has 4 MiB at most.
-            .env("CFLAGS_x86_64_unknown_linux_musl", "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT");
+            .env("CFLAGS_x86_64_unknown_linux_musl", ZSTD_FLAGS.join(" "));
         // `cargo xtask` runs inside `cargo run`, whose own settings must not leak into this build.
         for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS", "RUSTC_WRAPPER"] {
             command.env_remove(name);
@@ -163,7 +176,8 @@ fn has_target(cargo: &str) -> bool {
     std::fs::read_dir(library).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Flags both ways share: no path of this machine in the binary, and no tables for unwinding (`agent.ld` says why).
+/// Flags both ways share: no path of this machine in the binary, no tables for unwinding (`agent.ld` says why), and
+/// sequences of instructions that are there often once only. LLVM does that by itself for some processors alone.
 fn common_flags(paths: &Paths) -> Vec<String> {
     let home = std::env::var("CARGO_HOME")
         .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned())));
@@ -171,6 +185,7 @@ fn common_flags(paths: &Paths) -> Vec<String> {
         format!("--remap-path-prefix={home}=/cargo"),
         format!("--remap-path-prefix={}=/reflash", paths.root.display()),
         format!("-Clink-arg=-Wl,-T,{}", paths.root.join("xtask/src/agent.ld").display()),
+        "-Cllvm-args=-enable-machine-outliner=always".to_owned(),
     ]
 }
 

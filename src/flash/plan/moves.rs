@@ -26,29 +26,59 @@ pub const BATCH_BYTES: u32 = 2 * 1024 * 1024;
 pub const MAX_BUFFERED_BLOCKS: usize = 6 * 1024;
 
 /// Chunks that are put together and written together.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Batch {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch<'a> {
     /// Chunks that the batch writes, ascending.
-    pub chunks: Vec<ChunkNo>,
+    pub chunks: &'a [ChunkNo],
     /// Sources of the blocks of each chunk, in the order of the chunks.
-    pub sources: Vec<BlockNo>,
+    pub sources: &'a [BlockNo],
     /// Blocks to read into the buffer before this batch reads its sources, ascending, each with the last batch that
     /// needs it.
-    pub saves: Vec<(BlockNo, u32)>,
+    pub saves: &'a [(BlockNo, u32)],
 }
 
-/// All batches of a plan, in the order in which they are read.
+/// All batches of a plan. An image may have two million blocks to move, so they lie in one list each, of which a batch
+/// is a part.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Moves {
-    /// Batches in the order in which they are read.
-    pub batches: Vec<Batch>,
     /// The most blocks that wait in the buffer at the same time.
     pub peak_blocks: usize,
+    /// The chunks, ascending, and the sources of their blocks.
+    moved: Candidates,
+    per_chunk: u32,
+    saves: Vec<(BlockNo, u32)>,
+    /// The parts of `moved` and of `saves` that each batch has, in the order in which they are read.
+    batches: Vec<(Range<u32>, Range<u32>)>,
     /// For each chunk, how many batches must have been read before anything but a move may overwrite it.
     free_after: Vec<u32>,
 }
 
 impl Moves {
+    /// Iterates over the batches in the order in which they are read.
+    pub fn batches(&self) -> impl Iterator<Item = Batch<'_>> {
+        let per_chunk = self.per_chunk as usize;
+        self.batches.iter().map(move |(chunks, saves)| {
+            let (start, end) = (chunks.start as usize, chunks.end as usize);
+            Batch {
+                chunks: &self.moved.chunks[start..end],
+                sources: &self.moved.sources[start * per_chunk..end * per_chunk],
+                saves: &self.saves[saves.start as usize..saves.end as usize],
+            }
+        })
+    }
+
+    /// Whether nothing is moved.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.moved.chunks.is_empty()
+    }
+
+    /// Returns the chunks that are moved, ascending.
+    #[must_use]
+    pub fn chunks(&self) -> &[ChunkNo] {
+        &self.moved.chunks
+    }
+
     /// Returns how many batches must have been read before `chunk` may be overwritten with fetched content or zeros.
     #[must_use]
     pub fn free_after(&self, chunk: ChunkNo) -> u32 {
@@ -57,7 +87,7 @@ impl Moves {
 }
 
 /// Chunks that can be put together from blocks of the partition.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Candidates {
     /// The chunks, ascending.
     pub chunks: Vec<ChunkNo>,
@@ -67,13 +97,49 @@ pub(super) struct Candidates {
 
 /// Orders the moves of `candidates` for an image of `chunk_count` chunks. Candidates that the result leaves out have to
 /// be fetched.
-pub(super) fn order(candidates: &Candidates, chunk_count: u32, blocks_per_chunk: u32, max_blocks: usize) -> Moves {
-    let simulate = |descending| Ordering::new(candidates, blocks_per_chunk, descending, max_blocks);
-    let (ascending, descending) = (simulate(false), simulate(true));
-    // Which direction is cheaper depends on whether the content moved towards the end or towards the beginning.
-    let cost = |ordering: &Ordering<'_>| (ordering.dropped_count(), ordering.peak);
-    let better = if cost(&descending) < cost(&ascending) { descending } else { ascending };
-    better.into_moves(chunk_count)
+pub(super) fn order(candidates: Candidates, chunk_count: u32, blocks_per_chunk: u32, max_blocks: usize) -> Moves {
+    let users = Users::of(&candidates, blocks_per_chunk);
+    let ordering = {
+        let simulate = |descending| Ordering::new(&candidates, &users, blocks_per_chunk, descending, max_blocks);
+        let (ascending, descending) = (simulate(false), simulate(true));
+        // Which direction is cheaper depends on whether the content moved towards the end or towards the beginning.
+        let cost = |ordering: &Ordering<'_>| (ordering.dropped_count(), ordering.ordered.peak);
+        if cost(&descending) < cost(&ascending) { descending.ordered } else { ascending.ordered }
+    };
+    let free_after = ordering.free_after(&users, chunk_count);
+    drop(users);
+    ordering.into_moves(candidates, free_after)
+}
+
+/// The candidates that read each block, in one list for both directions: it is the largest of a plan.
+struct Users(Vec<(BlockNo, u32)>);
+
+impl Users {
+    /// Collects source blocks, each with the number of a candidate that reads it, sorted. The blocks in a chunk's own
+    /// place are left out.
+    fn of(candidates: &Candidates, per_chunk: u32) -> Self {
+        // What is not used of it takes no memory.
+        let mut users = Vec::with_capacity(candidates.sources.len());
+        for number in 0..candidates.count() {
+            let (chunk, sources) = candidates.get(number, per_chunk);
+            let own = blocks_of(chunk, per_chunk);
+            let foreign = sources.iter().filter(|source| **source != ZERO_SOURCE && !own.contains(source));
+            users.extend(foreign.map(|source| (*source, number)));
+        }
+        users.sort_unstable();
+        Self(users)
+    }
+
+    /// Returns the users of a block.
+    fn of_block(&self, block: BlockNo) -> &[(BlockNo, u32)] {
+        let users = &self.0[self.0.partition_point(|(other, _)| *other < block)..];
+        &users[..users.iter().take_while(|(other, _)| *other == block).count()]
+    }
+}
+
+/// Returns the blocks in the place of a chunk.
+fn blocks_of(chunk: ChunkNo, per_chunk: u32) -> Range<BlockNo> {
+    chunk * per_chunk..(chunk + 1) * per_chunk
 }
 
 /// The moves in one direction over the partition, simulated.
@@ -81,144 +147,139 @@ pub(super) fn order(candidates: &Candidates, chunk_count: u32, blocks_per_chunk:
 /// A position counts the candidates in this direction; a user of a block is a candidate that reads it.
 struct Ordering<'c> {
     candidates: &'c Candidates,
+    users: &'c Users,
+    ordered: Ordered,
+}
+
+/// The result of a simulation.
+struct Ordered {
+    count: u32,
     per_chunk: u32,
     per_batch: u32,
     descending: bool,
-    /// Source blocks, each with the position that reads it, sorted. The blocks in a chunk's own place are left out.
-    users: Vec<(BlockNo, u32)>,
-    /// For each position, whether it was dropped because the buffer was full.
-    dropped: Vec<bool>,
-    /// For each batch, the blocks to save and the last batch that needs each.
-    saves: Vec<Vec<(BlockNo, u32)>>,
     /// The most blocks in the buffer at the same time.
     peak: usize,
+    /// For each candidate, whether it was dropped because the buffer was full.
+    dropped: Vec<bool>,
+    /// Blocks to save, each with the last batch that needs it: those of one batch after those of the other.
+    saves: Vec<(BlockNo, u32)>,
+    /// For each batch, where its blocks to save end.
+    ends: Vec<u32>,
 }
 
 impl<'c> Ordering<'c> {
-    fn new(candidates: &'c Candidates, per_chunk: u32, descending: bool, max_blocks: usize) -> Self {
+    fn new(candidates: &'c Candidates, users: &'c Users, per_chunk: u32, descending: bool, max_blocks: usize) -> Self {
         let count = candidates.count();
         let per_batch = (BATCH_BYTES / (per_chunk * BLOCK_SIZE_U32)).max(1);
-        let batches = count.div_ceil(per_batch);
-        let mut ordering = Self {
-            candidates,
-            per_chunk,
-            per_batch,
-            descending,
-            users: Vec::new(),
-            dropped: vec![false; count as usize],
-            saves: vec![Vec::new(); batches as usize],
-            peak: 0,
-        };
-        for position in 0..count {
-            let (chunk, sources) = ordering.candidate(position);
-            let own = ordering.blocks_of(chunk);
-            let foreign = sources.iter().filter(|source| **source != ZERO_SOURCE && !own.contains(source));
-            ordering.users.extend(foreign.map(|source| (*source, position)));
-        }
-        ordering.users.sort_unstable();
+        let dropped = vec![false; count as usize];
+        let (saves, ends) = (Vec::new(), Vec::new());
+        let ordered = Ordered { count, per_chunk, per_batch, descending, peak: 0, dropped, saves, ends };
+        let mut ordering = Self { candidates, users, ordered };
         ordering.simulate(max_blocks);
         ordering
     }
 
-    /// Returns the chunk at a position and the sources of its blocks.
-    fn candidate(&self, position: u32) -> (ChunkNo, &'c [BlockNo]) {
-        let number = if self.descending { self.candidates.count() - 1 - position } else { position } as usize;
-        let per_chunk = self.per_chunk as usize;
-        (self.candidates.chunks[number], &self.candidates.sources[number * per_chunk..][..per_chunk])
-    }
-
-    /// Returns the blocks in the place of a chunk.
-    fn blocks_of(&self, chunk: ChunkNo) -> Range<BlockNo> {
-        chunk * self.per_chunk..(chunk + 1) * self.per_chunk
-    }
-
-    fn batch_of(&self, position: u32) -> u32 {
-        position / self.per_batch
-    }
-
     fn dropped_count(&self) -> usize {
-        self.dropped.iter().filter(|dropped| **dropped).count()
-    }
-
-    /// Returns the place of a block's users in `users`.
-    fn users_of(&self, block: BlockNo) -> Range<usize> {
-        let start = self.users.partition_point(|(other, _)| *other < block);
-        start..start + self.users[start..].iter().take_while(|(other, _)| *other == block).count()
+        self.ordered.dropped.iter().filter(|dropped| **dropped).count()
     }
 
     /// Returns the last batch that reads a block.
     fn last_reader(&self, block: BlockNo) -> Option<u32> {
-        let users = &self.users[self.users_of(block)];
-        let (_, position) = users.iter().rev().find(|(_, position)| !self.dropped[*position as usize])?;
-        Some(self.batch_of(*position))
+        let mut readers = self.users.of_block(block).iter().filter(|(_, user)| !self.ordered.dropped[*user as usize]);
+        let (_, last) = if self.ordered.descending { readers.next() } else { readers.next_back() }?;
+        Some(self.ordered.batch_of(*last))
     }
 
     /// Goes through the positions, saves each block that a chunk overwrites and a later batch reads, and drops the
     /// later readers where the buffer is full.
     fn simulate(&mut self, max_blocks: usize) {
+        let Ordered { count, per_batch, per_chunk, .. } = self.ordered;
+        let batches = count.div_ceil(per_batch);
         let mut held = 0;
         // For each batch, the number of blocks that are no longer needed once it has begun.
-        let mut released = vec![0; self.saves.len() + 1];
-        for position in 0..self.candidates.count() {
-            let batch = self.batch_of(position);
-            if position.is_multiple_of(self.per_batch) {
-                held -= released[batch as usize];
-            }
-            let (chunk, _) = self.candidate(position);
-            if self.dropped[position as usize] {
-                continue;
-            }
-            for block in self.blocks_of(chunk) {
-                let Some(until) = self.last_reader(block).filter(|until| *until > batch) else { continue };
-                if held == max_blocks {
-                    self.drop_later_users(block, batch);
+        let mut released = vec![0; batches as usize + 1];
+        for batch in 0..batches {
+            held -= released[batch as usize];
+            for position in batch * per_batch..((batch + 1) * per_batch).min(count) {
+                let number = self.ordered.number(position);
+                if self.ordered.dropped[number as usize] {
                     continue;
                 }
-                held += 1;
-                released[until as usize + 1] += 1;
-                self.saves[batch as usize].push((block, until));
-                self.peak = self.peak.max(held);
+                for block in blocks_of(self.candidates.chunks[number as usize], per_chunk) {
+                    let Some(until) = self.last_reader(block).filter(|until| *until > batch) else { continue };
+                    if held == max_blocks {
+                        self.drop_later_users(block, batch);
+                        continue;
+                    }
+                    held += 1;
+                    released[until as usize + 1] += 1;
+                    self.ordered.saves.push((block, until));
+                    self.ordered.peak = self.ordered.peak.max(held);
+                }
             }
+            self.ordered.end_batch();
         }
     }
 
     fn drop_later_users(&mut self, block: BlockNo, batch: u32) {
-        for user in self.users_of(block) {
-            let position = self.users[user].1;
-            if self.batch_of(position) > batch {
-                self.dropped[position as usize] = true;
+        for (_, user) in self.users.of_block(block) {
+            if self.ordered.batch_of(*user) > batch {
+                self.ordered.dropped[*user as usize] = true;
             }
         }
     }
+}
 
-    fn into_moves(mut self, chunk_count: u32) -> Moves {
-        let mut batches: Vec<Batch> = self
-            .saves
-            .iter_mut()
-            .map(|saves| {
-                saves.sort_unstable();
-                Batch { saves: std::mem::take(saves), ..Batch::default() }
-            })
-            .collect();
-        // Chunks ascend within a batch in either direction, so that neighbours become one transfer.
-        let count = self.candidates.count();
-        for number in 0..count {
-            let position = if self.descending { count - 1 - number } else { number };
-            if !self.dropped[position as usize] {
-                let (chunk, sources) = self.candidate(position);
-                let batch = &mut batches[self.batch_of(position) as usize];
-                batch.chunks.push(chunk);
-                batch.sources.extend_from_slice(sources);
-            }
-        }
+impl Ordered {
+    /// Returns the number of the candidate at a position, or the position of a candidate.
+    fn number(&self, position: u32) -> u32 {
+        if self.descending { self.count - 1 - position } else { position }
+    }
+
+    /// Returns the batch of a candidate.
+    fn batch_of(&self, number: u32) -> u32 {
+        self.number(number) / self.per_batch
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "blocks are counted in u32")]
+    fn end_batch(&mut self) {
+        let start = self.ends.last().copied().unwrap_or_default() as usize;
+        self.saves[start..].sort_unstable();
+        self.ends.push(self.saves.len() as u32);
+    }
+
+    fn free_after(&self, users: &Users, chunk_count: u32) -> Vec<u32> {
         let mut free_after = vec![0; chunk_count as usize];
-        for (block, position) in self.users.iter().filter(|(_, position)| !self.dropped[*position as usize]) {
+        for (block, user) in users.0.iter().filter(|(_, user)| !self.dropped[*user as usize]) {
             // Blocks beyond the image are never overwritten.
             if let Some(free_after) = free_after.get_mut((block / self.per_chunk) as usize) {
-                *free_after = (*free_after).max(position / self.per_batch + 1);
+                *free_after = (*free_after).max(self.batch_of(*user) + 1);
             }
         }
-        Moves { batches, peak_blocks: self.peak, free_after }
+        free_after
+    }
+
+    /// Cuts the candidates that are left into batches. Chunks ascend within a batch in either direction, so that
+    /// neighbours become one transfer.
+    fn into_moves(self, mut moved: Candidates, free_after: Vec<u32>) -> Moves {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        let saves = starts.zip(self.ends.iter().copied()).map(|(start, end)| start..end);
+        let mut batches: Vec<(Range<u32>, Range<u32>)> = saves.map(|saves| (0..0, saves)).collect();
+        let mut left = 0;
+        for number in 0..self.count {
+            let chunks = &mut batches[self.batch_of(number) as usize].0;
+            if chunks.start == chunks.end {
+                *chunks = left..left;
+            }
+            if !self.dropped[number as usize] {
+                moved.put(left, number, self.per_chunk);
+                left += 1;
+                chunks.end = left;
+            }
+        }
+        moved.truncate(left, self.per_chunk);
+        let Self { per_chunk, saves, peak, .. } = self;
+        Moves { peak_blocks: peak, moved, per_chunk, saves, batches, free_after }
     }
 }
 
@@ -226,6 +287,26 @@ impl Candidates {
     #[expect(clippy::cast_possible_truncation, reason = "an index counts its chunks in u32")]
     fn count(&self) -> u32 {
         self.chunks.len() as u32
+    }
+
+    /// Returns the chunk of a candidate and the sources of its blocks.
+    fn get(&self, number: u32, per_chunk: u32) -> (ChunkNo, &[BlockNo]) {
+        let (number, per_chunk) = (number as usize, per_chunk as usize);
+        (self.chunks[number], &self.sources[number * per_chunk..][..per_chunk])
+    }
+
+    /// Puts a candidate in the place of one at or before its own.
+    fn put(&mut self, to: u32, from: u32, per_chunk: u32) {
+        let (to, from, per_chunk) = (to as usize, from as usize, per_chunk as usize);
+        if to != from {
+            self.chunks[to] = self.chunks[from];
+            self.sources.copy_within(from * per_chunk..(from + 1) * per_chunk, to * per_chunk);
+        }
+    }
+
+    fn truncate(&mut self, count: u32, per_chunk: u32) {
+        self.chunks.truncate(count as usize);
+        self.sources.truncate(count as usize * per_chunk as usize);
     }
 }
 

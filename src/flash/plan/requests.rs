@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::release::index::{Index, Location, StoredChunkNo};
+use super::patched::ChunkPlaces;
+use crate::release::index::{Location, StoredChunkNo};
 
 /// The most compressed bytes in one request. It is large enough that the round trip does not count, and small enough
 /// that a broken transfer on bad Wi-Fi is resumed often and several connections have something to do.
@@ -30,16 +31,16 @@ pub struct Request {
 }
 
 /// Joins neighbours in a pack into requests of at most [`MAX_REQUEST_BYTES`].
-pub(crate) fn coalesce(index: &Index, needed: &[StoredChunkNo]) -> Vec<Request> {
+pub(crate) fn coalesce(places: ChunkPlaces<'_>, needed: &[StoredChunkNo]) -> Vec<Request> {
     let mut by_place: Vec<StoredChunkNo> = needed.to_vec();
-    by_place.sort_unstable_by_key(|stored| {
-        let place = index.location(*stored);
+    by_place.sort_by_cached_key(|stored| {
+        let place = places.location(*stored);
         (place.pack, place.range.start)
     });
-    let joined = joined(index, &by_place);
+    let joined = joined(places, &by_place);
     let mut requests: Vec<Request> = Vec::new();
     for (position, stored) in by_place.into_iter().enumerate() {
-        let place = index.location(stored);
+        let place = places.location(stored);
         match requests.last_mut() {
             Some(last) if joined[position - 1] && place.range.end - last.range.start <= MAX_REQUEST_BYTES => {
                 last.range.end = place.range.end;
@@ -52,18 +53,22 @@ pub(crate) fn coalesce(index: &Index, needed: &[StoredChunkNo]) -> Vec<Request> 
 }
 
 /// Decides for each chunk but the last whether the gap to the next one is downloaded.
-fn joined(index: &Index, by_place: &[StoredChunkNo]) -> Vec<bool> {
-    let places = by_place.iter().map(|stored| index.location(*stored));
-    let needed: u64 = places.clone().map(|place| place.range.end - place.range.start).sum();
-    let gap = |(one, next): (Location, Location)| {
-        (one.pack == next.pack).then(|| next.range.start.saturating_sub(one.range.end))
-    };
-    // `None` between two packs.
-    let gaps: Vec<Option<u64>> = places.clone().zip(places.skip(1)).map(gap).collect();
-    let mut joined: Vec<bool> = gaps.iter().map(|gap| gap.is_some_and(|gap| gap <= MAX_GAP_BYTES)).collect();
-    let mut wider: Vec<(u64, usize)> =
-        gaps.iter().zip(0..).filter_map(|(gap, position)| Some(((*gap)?, position))).collect();
-    wider.retain(|(gap, _)| *gap > MAX_GAP_BYTES);
+fn joined(all: ChunkPlaces<'_>, by_place: &[StoredChunkNo]) -> Vec<bool> {
+    let (mut needed, mut joined, mut wider) = (0, Vec::with_capacity(by_place.len()), Vec::new());
+    let mut before: Option<Location> = None;
+    for stored in by_place {
+        let place = all.location(*stored);
+        needed += place.range.end - place.range.start;
+        if let Some(before) = before {
+            // `None` between two packs.
+            let gap = (before.pack == place.pack).then(|| place.range.start.saturating_sub(before.range.end));
+            if let Some(gap) = gap.filter(|gap| *gap > MAX_GAP_BYTES) {
+                wider.push((gap, joined.len()));
+            }
+            joined.push(gap.is_some_and(|gap| gap <= MAX_GAP_BYTES));
+        }
+        before = Some(place);
+    }
     wider.sort_unstable();
     let excess = wider.len().saturating_sub(MANY_REQUESTS);
     let mut budget = needed / GAPS_SHARE;
@@ -78,6 +83,7 @@ fn joined(index: &Index, by_place: &[StoredChunkNo]) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use super::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, coalesce};
+    use crate::flash::plan::ChunkPlaces;
     use crate::flash::plan::tests::index;
 
     const STORED_BYTES: u64 = 10_000;
@@ -88,7 +94,7 @@ mod tests {
         let index = index(&(0..count).map(Some).collect::<Vec<_>>());
         // One missing chunk in between is a gap of 10,000 bytes, two are more than the bound.
         let needed: Vec<u32> = (0..count).filter(|n| ![1, 3, 4].contains(n)).collect();
-        let requests = coalesce(&index, &needed);
+        let requests = coalesce(ChunkPlaces::of(&index), &needed);
         assert!(requests.iter().all(|request| request.range.end - request.range.start <= MAX_REQUEST_BYTES));
         assert_eq!((requests[0].range.clone(), &requests[0].stored[..]), (0..30_000, &[0, 2][..]));
         assert_eq!(requests[1].range.start, 50_000);
@@ -109,7 +115,7 @@ mod tests {
         let index = index(&(0..count).map(Some).collect::<Vec<_>>());
         // 1000 runs of 17 chunks with 3 between them: gaps of 30,000 bytes. One byte in twenty allows 283 of them.
         let needed: Vec<u32> = (0..count).filter(|n| n % 20 < 17).collect();
-        let requests = coalesce(&index, &needed);
+        let requests = coalesce(ChunkPlaces::of(&index), &needed);
         let asked: u64 = requests.iter().map(|request| request.range.end - request.range.start).sum();
         let bytes = needed.len() as u64 * STORED_BYTES;
         assert!((700..730).contains(&requests.len()) && asked <= bytes + bytes / 20, "{} {asked}", requests.len());

@@ -7,8 +7,8 @@ use proptest::{collection, sample};
 
 use super::{Blocks, Comparison, FoundBlocks, Plan, Reuse, ZERO_SOURCE};
 use crate::release::digest::Digest;
-use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
-use crate::release::weak_hashes::{WeakHash, WeakHashes};
+use crate::release::index::{Builder, ChunkContent, Index, MAX_CHUNKS, MIN_CHUNK_BYTES, Pack};
+use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
 
 /// Blocks of a chunk.
 const PER: usize = MIN_CHUNK_BYTES as usize / 4096;
@@ -103,7 +103,7 @@ impl Case {
 
     fn plan(&self, max_blocks: usize) -> Plan {
         let blocks = Blocks::new(self.partition.iter().map(|block| weak_hash(*block)).collect());
-        let found = Some(FoundBlocks { weak_hashes: &self.weak_hashes, blocks: &blocks });
+        let found = Some(FoundBlocks { weak_hashes: self.weak_hashes.clone(), blocks });
         Plan::with_buffer(&self.index, &self.comparison(), Reuse { found, patched: None }, max_blocks)
     }
 
@@ -124,8 +124,8 @@ impl Case {
         let mut saved: HashMap<u32, (u32, u32)> = HashMap::new();
         let mut assembled = Vec::new();
         let mut written = 0;
-        for (number, batch) in (0..).zip(&plan.moves.batches) {
-            for (block, until) in &batch.saves {
+        for (number, batch) in (0..).zip(plan.moves.batches()) {
+            for (block, until) in batch.saves {
                 saved.insert(*block, (medium[*block as usize], *until));
             }
             let content: Vec<u32> = batch
@@ -253,8 +253,31 @@ fn equal_blocks_are_taken_from_where_the_ones_before_came_from() {
     image[17 * PER - run.len() + PER..][..run.len()].copy_from_slice(&run);
     let case = Case::new(image, partition);
     let plan = case.plan(1000);
-    let sources: Vec<u32> = plan.moves.batches.iter().flat_map(|batch| batch.sources.clone()).collect();
+    let sources: Vec<u32> = plan.moves.batches().flat_map(|batch| batch.sources).copied().collect();
     let start = u32::try_from(12 * PER + 1).unwrap();
     let run = (start..).take(4 * PER);
     assert!(sources.windows(4 * PER).any(|window| window.iter().copied().eq(run.clone())), "{sources:?}");
+}
+
+#[test]
+fn a_content_in_more_places_than_are_listed_is_fetched_once_for_the_rest() {
+    // 16 blocks in a chunk, and the same content in every chunk of the largest image.
+    let chunk_bytes = 64 * 1024;
+    let chunks = u32::try_from(MAX_CHUNKS).unwrap();
+    let mut builder = Builder::new(MAX_CHUNKS * u64::from(chunk_bytes), chunk_bytes).unwrap();
+    builder.store(Digest::of(b"everywhere"), 10_000);
+    (0..chunks).for_each(|_| builder.push_chunk(ChunkContent::Stored(0)));
+    builder.push_extent(0, Pack { digest: Digest::of(b"pack"), size_bytes: 10_000 }, 0);
+    let index = builder.finish().unwrap();
+    let of_chunk: Vec<WeakHash> = (1..17).map(weak_hash).collect();
+    let mut weak_hashes = WeakHashes::builder(chunk_bytes);
+    weak_hashes.push(&of_chunk);
+    // It is there behind the image, and nowhere in it.
+    let mut blocks = vec![WeakHash::NONE; 16 * chunks as usize];
+    blocks.extend(&of_chunk);
+    let found = Some(FoundBlocks { weak_hashes, blocks: Blocks::new(blocks) });
+    let plan = Plan::new(&index, &Comparison::nothing_right(&index), Reuse { found, patched: None });
+    let listed: usize = plan.moves.batches().map(|batch| batch.sources.len()).sum();
+    assert_eq!((listed, plan.totals.download_bytes), (MAX_BLOCKS, 10_000));
+    assert_eq!(plan.destinations(0).count(), chunks as usize - MAX_BLOCKS / 16);
 }

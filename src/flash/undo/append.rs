@@ -2,10 +2,11 @@
 
 use std::io;
 
-use super::directory::KeptFrame;
 use super::header::KeptPart;
+use crate::flash::plan::FramePlace;
 use crate::flash::target::{AlignedBuf, BlockTarget};
 use crate::release::digest::{BLOCK_SIZE_BYTES as BLOCK, Digest};
+use crate::release::index::StoredChunkNo;
 
 /// Bytes that are written at a time, unless one frame is larger.
 const WRITE_BYTES: usize = 1024 * 1024;
@@ -29,27 +30,27 @@ pub(super) struct Appender<'a> {
     buffer: AlignedBuf,
     filled: usize,
     /// Frames in the buffer, by offsets in it.
-    waiting: Vec<KeptFrame>,
-    /// Frames that were handed to the device.
-    pub(super) entries: Vec<KeptFrame>,
+    waiting: Vec<FramePlace>,
+    /// Frames that were handed to the device, each with the stored chunk of the release that is kept.
+    pub(super) entries: Vec<FramePlace>,
 }
 
 impl<'a> Appender<'a> {
-    /// Starts below `low`. A frame has at most `frame_bytes`.
-    pub(super) fn new(target: &'a dyn BlockTarget, floor: u64, low: u64, frame_bytes: usize) -> Self {
+    /// Starts below `low`. There are at most `count` frames, and each has at most `frame_bytes`.
+    pub(super) fn new(target: &'a dyn BlockTarget, floor: u64, low: u64, count: usize, frame_bytes: usize) -> Self {
         let buffer = AlignedBuf::zeroed(WRITE_BYTES.max(frame_bytes).next_multiple_of(BLOCK));
-        Self { target, floor, low, buffer, filled: 0, waiting: Vec::new(), entries: Vec::new() }
+        Self { target, floor, low, buffer, filled: 0, waiting: Vec::new(), entries: Vec::with_capacity(count) }
     }
 
-    /// Adds the frame of a chunk. It may wait in memory until [`flush`](Self::flush).
-    pub(super) fn frame(&mut self, digest: Digest, frame: &[u8]) -> Result<(), AppendError> {
+    /// Adds the frame of a stored chunk. It may wait in memory until [`flush`](Self::flush).
+    pub(super) fn frame(&mut self, stored: StoredChunkNo, frame: &[u8]) -> Result<(), AppendError> {
         if self.filled + frame.len() > self.buffer.len() {
             self.flush()?;
         }
         let length = u32::try_from(frame.len()).map_err(|_| AppendError::Full)?;
         let place = self.buffer.get_mut(self.filled..self.filled + frame.len()).ok_or(AppendError::Full)?;
         place.copy_from_slice(frame);
-        self.waiting.push(KeptFrame { digest, offset: self.filled as u64, length });
+        self.waiting.push(FramePlace { stored, length, offset: self.filled as u64 });
         self.filled += frame.len();
         Ok(())
     }
@@ -82,7 +83,7 @@ impl<'a> Appender<'a> {
         self.buffer[self.filled..padded].fill(0);
         self.target.write_at(offset, &self.buffer[..padded]).map_err(AppendError::Device)?;
         self.filled = 0;
-        let placed = self.waiting.drain(..).map(|entry| KeptFrame { offset: offset + entry.offset, ..entry });
+        let placed = self.waiting.drain(..).map(|entry| FramePlace { offset: offset + entry.offset, ..entry });
         self.entries.extend(placed);
         Ok(())
     }

@@ -71,7 +71,8 @@ fn write_one_header(target: &dyn BlockTarget, before: &Header, state: State) -> 
 /// # Errors
 /// The device's.
 pub(super) fn read_bytes(target: &dyn BlockTarget, offset: u64, length: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // The headers bound every length that is read at once.
+    let mut bytes = Vec::with_capacity(index(length));
     let (mut at, end) = (offset, offset.saturating_add(length));
     let mut piece = AlignedBuf::zeroed(PIECE_BYTES.min(span(offset, length)));
     while at < end {

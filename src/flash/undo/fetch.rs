@@ -1,13 +1,12 @@
 //! Fetches chunks that the partition has lost from the packs of a release, to keep them beside the others.
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 
 use crate::fetch::{FetchErrorKind, SinkError, Source};
-use crate::flash::plan::{Request, coalesce};
+use crate::flash::plan::{ChunkPlaces, Request, coalesce};
 use crate::flash::write::content::decode;
-use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
+use crate::release::index::{Index, StoredChunkNo};
 use crate::release::manifest::object_path;
 
 /// A network that may have what a partition has lost of the release that is kept on it.
@@ -21,7 +20,7 @@ pub(crate) struct ChunkSource<'a> {
     pub(crate) limit_bytes: u64,
 }
 
-/// A stored chunk of the release that is kept, and its number in the release that it is fetched from.
+/// The number of a stored chunk in the release that it is fetched from, and in the release that is kept.
 type Pair = (StoredChunkNo, StoredChunkNo);
 
 impl ChunkSource<'_> {
@@ -37,29 +36,35 @@ impl ChunkSource<'_> {
         missing: &[StoredChunkNo],
         mut take: impl FnMut(StoredChunkNo, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Ok(mut checker) = Checker::new(kept, missing) else { return Ok(()) };
+        let Ok(mut checker) = Checker::new(kept) else { return Ok(()) };
         let mut left_bytes = self.limit_bytes;
         let of_offered = self.offered.map(|offered| (offered, pairs(kept, offered, missing)));
         let of_kept = (kept, missing.iter().map(|stored| (*stored, *stored)).collect::<Vec<Pair>>());
         let mut done: Vec<StoredChunkNo> = Vec::new();
         for (index, pairs) in of_offered.into_iter().chain([of_kept]) {
             done.sort_unstable();
-            let pairs: Vec<Pair> =
-                pairs.into_iter().filter(|(stored, _)| done.binary_search(stored).is_err()).collect();
-            let kept_of: HashMap<StoredChunkNo, StoredChunkNo> =
-                pairs.iter().map(|(stored, theirs)| (*theirs, *stored)).collect();
-            let theirs: Vec<StoredChunkNo> = pairs.iter().map(|(_, theirs)| *theirs).collect();
+            let mut pairs = pairs;
+            pairs.retain(|(_, stored)| done.binary_search(stored).is_err());
+            pairs.sort_unstable();
+            let kept_of = |theirs: StoredChunkNo| {
+                let at = pairs.binary_search_by_key(&theirs, |(theirs, _)| *theirs).ok()?;
+                Some(pairs[at].1)
+            };
+            let theirs: Vec<StoredChunkNo> = pairs.iter().map(|(theirs, _)| *theirs).collect();
             let mut gone_pack = None;
-            for request in coalesce(index, &theirs) {
+            for request in coalesce(ChunkPlaces::of(index), &theirs) {
                 let length = request.range.end - request.range.start;
                 if Some(request.pack) == gone_pack || length > left_bytes {
                     continue;
                 }
                 left_bytes -= length;
-                let fetched = self.request(index, &request, |theirs, frame| checker.is_right(kept_of[&theirs], frame));
+                let fetched = self.request(index, &request, |theirs, frame| {
+                    kept_of(theirs).is_some_and(|stored| checker.is_right(stored, frame))
+                });
                 for (theirs, frame) in &fetched.frames {
-                    take(kept_of[theirs], frame)?;
-                    done.push(kept_of[theirs]);
+                    let Some(stored) = kept_of(*theirs) else { continue };
+                    take(stored, frame)?;
+                    done.push(stored);
                 }
                 match fetched.end {
                     End::Whole => {}
@@ -135,35 +140,30 @@ enum End {
 /// Checks frames as the writer would.
 struct Checker<'i> {
     index: &'i Index,
-    /// A place of each chunk that may come.
-    chunk_of: HashMap<StoredChunkNo, ChunkNo>,
     zstd: zstd::bulk::Decompressor<'static>,
     content: Vec<u8>,
 }
 
 impl<'i> Checker<'i> {
-    fn new(index: &'i Index, missing: &[StoredChunkNo]) -> io::Result<Self> {
-        let mut wanted = missing.to_vec();
-        wanted.sort_unstable();
-        let chunk_of = (0..index.chunk_count()).filter_map(|chunk| match index.chunk_content(chunk) {
-            ChunkContent::Stored(stored) => wanted.binary_search(&stored).ok().map(|_| (stored, chunk)),
-            ChunkContent::Zero => None,
-        });
-        let chunk_of = chunk_of.collect();
+    fn new(index: &'i Index) -> io::Result<Self> {
         let content = vec![0; index.chunk_bytes() as usize];
-        Ok(Self { index, chunk_of, zstd: zstd::bulk::Decompressor::new()?, content })
+        Ok(Self { index, zstd: zstd::bulk::Decompressor::new()?, content })
     }
 
     fn is_right(&mut self, stored: StoredChunkNo, frame: &[u8]) -> bool {
-        let chunk = self.chunk_of.get(&stored);
-        chunk.is_some_and(|chunk| decode(self.index, &mut self.zstd, *chunk, frame, &mut self.content).is_ok())
+        decode(self.index, &mut self.zstd, stored, frame, &mut self.content).is_ok()
     }
 }
 
 /// Finds the missing chunks that another release has too.
 fn pairs(kept: &Index, offered: &Index, missing: &[StoredChunkNo]) -> Vec<Pair> {
-    let by_digest: HashMap<_, StoredChunkNo> = missing.iter().map(|stored| (kept.digest(*stored), *stored)).collect();
-    let pair = |theirs| by_digest.get(offered.digest(theirs)).map(|stored| (*stored, theirs));
+    let mut by_digest = missing.to_vec();
+    by_digest.sort_unstable_by_key(|stored| kept.digest(*stored));
+    let pair = |theirs| {
+        let digest = offered.digest(theirs);
+        let at = by_digest.binary_search_by(|stored| kept.digest(*stored).cmp(digest)).ok()?;
+        Some((theirs, by_digest[at]))
+    };
     (0..offered.stored_count()).filter_map(pair).collect()
 }
 

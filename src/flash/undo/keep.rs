@@ -1,9 +1,8 @@
 //! Keeps what a release is about to lose, before another one is written over it.
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::sync::mpsc::sync_channel;
 
 use super::append::{AppendError, Appender};
@@ -13,16 +12,17 @@ use super::directory::{KeptDirectory, KeptFrame};
 use super::fetch::ChunkSource;
 use super::header::{Contents, Header, KeptPart, State};
 use super::kept::Kept;
-use super::need::{self, Change, Place, Wanted};
+use super::need::{self, Change, Place, Wanted, WantedChunk};
 use super::obstacle::{UndoObstacle, UndoRoom};
-use super::reader::{Frame, READ_BYTES, Reader, runs};
+use super::reader::{Frame, READ_BYTES, Reader, first_place, runs};
+use super::release_to_keep::{KeptSoFar, ReleaseToKeep};
+use crate::flash::plan::FramePlace;
 use crate::flash::readback::Scan;
 use crate::flash::target::BlockTarget;
-use crate::flash::threads;
+use crate::flash::threads::{self, lock};
 use crate::record::progress::Done;
 use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::{ChunkNo, Index, StoredChunkNo, compressed_limit};
-use crate::release::manifest::Authentic;
 
 /// Frames that may wait to be written: so many, and no more bytes than below, as a frame may be as large as its chunk.
 const QUEUE: usize = 64;
@@ -30,24 +30,11 @@ const QUEUE_BYTES: u32 = 8 * 1024 * 1024;
 /// How often what is kept is written, each time to another place, before the disk is called at fault.
 const ATTEMPTS: u32 = 2;
 
-/// The release that stays within reach.
-#[derive(Clone, Copy)]
-pub(crate) struct ReleaseToKeep<'a> {
-    /// The signed bytes of its manifest.
-    pub(crate) signed: &'a Authentic,
-    /// Chunk index of its system image.
-    pub(crate) index: &'a Index,
-    /// The object that the index was read from.
-    pub(crate) index_object: &'a [u8],
-}
-
 /// What has to be kept of a release before a change.
 pub(crate) struct Keeping<'a> {
     target: &'a dyn BlockTarget,
     release: ReleaseToKeep<'a>,
-    /// What is kept of that very release already.
-    same: Option<&'a Kept>,
-    wanted: Vec<Wanted>,
+    wanted: Wanted,
     /// End of the largest of the images: the one to go back to, the one that is there, and the new one.
     floor: u64,
     /// Lowest offset that is in use.
@@ -70,16 +57,16 @@ pub(crate) struct KeptNow {
 }
 
 impl<'a> Keeping<'a> {
-    /// Finds out what a change takes from `release`. `same` is what is kept of that release already. The image that is
-    /// there has `installed_bytes`: until the new one is written, it may still have to start.
+    /// Finds out what a change takes from `release`. The image that is there has `installed_bytes`: until the new one
+    /// is written, it may still have to start.
     pub(crate) fn survey(
         target: &'a dyn BlockTarget,
         release: ReleaseToKeep<'a>,
-        same: Option<&'a Kept>,
         installed_bytes: u64,
         change: Change<'_>,
         done: &Done,
     ) -> Self {
+        let same = release.so_far.kept();
         let places = known_places(target, release.index, &change, done);
         let wanted = need::wanted(release.index, &places, &change, |digest| {
             same.is_some_and(|kept| kept.chunks.directory.has(digest))
@@ -87,15 +74,16 @@ impl<'a> Keeping<'a> {
         let floor = release.index.image_bytes().max(change.index.image_bytes()).max(installed_bytes);
         let floor = floor.next_multiple_of(BLOCK_SIZE_BYTES as u64);
         let low = same.map_or_else(|| area::end_of(target), |kept| kept.contents.low);
-        let chunks = need::compressed_bytes(release.index, wanted.iter().map(|wanted| wanted.stored));
-        let known = same.map_or(0, |kept| kept.chunks.directory.len());
-        let parts = match same {
-            Some(_) if wanted.is_empty() => 0,
-            Some(_) => need::parts_bytes(0, (known + wanted.len()) as u64),
-            None => need::parts_bytes(release.index_object.len() as u64, wanted.len() as u64),
+        let chunks = need::compressed_bytes(release.index, wanted.stored());
+        let parts = match release.so_far {
+            KeptSoFar::Release(_) if wanted.contents().is_empty() => 0,
+            KeptSoFar::Release(kept) => {
+                need::parts_bytes(0, (kept.chunks.directory.len() + wanted.contents().len()) as u64)
+            }
+            KeptSoFar::Nothing(object) => need::parts_bytes(object.size_bytes(), wanted.contents().len() as u64),
         };
         let room = UndoRoom { needed_bytes: need::with_margin(chunks) + parts, there_bytes: low.saturating_sub(floor) };
-        Self { target, release, same, wanted, floor, low, least_bytes: chunks + parts, room }
+        Self { target, release, wanted, floor, low, least_bytes: chunks + parts, room }
     }
 
     /// What a network has to give of a release that is kept on `target` and lacks these chunks. Up to
@@ -106,27 +94,26 @@ impl<'a> Keeping<'a> {
         missing: impl Iterator<Item = StoredChunkNo>,
         installed_bytes: u64,
     ) -> Self {
-        let Kept { signed, index, index_object, .. } = kept;
-        let wanted: Vec<Wanted> =
-            missing.map(|stored| Wanted { stored, places: Vec::new(), is_needed: true }).collect();
+        let Kept { signed, index, .. } = kept;
+        let wanted = Wanted::of_missing(missing);
         let floor = index.image_bytes().max(installed_bytes).next_multiple_of(BLOCK_SIZE_BYTES as u64);
         let low = kept.contents.low;
-        let chunks = need::compressed_bytes(index, wanted.iter().map(|wanted| wanted.stored));
-        let parts = need::parts_bytes(0, (kept.chunks.directory.len() + wanted.len()) as u64);
+        let chunks = need::compressed_bytes(index, wanted.stored());
+        let parts = need::parts_bytes(0, (kept.chunks.directory.len() + wanted.contents().len()) as u64);
         let needed_bytes = chunks + parts;
         let room = UndoRoom { needed_bytes, there_bytes: low.saturating_sub(floor) };
-        let release = ReleaseToKeep { signed, index, index_object };
-        Self { target, release, same: Some(kept), wanted, floor, low, least_bytes: needed_bytes, room }
+        let release = ReleaseToKeep { signed, index, so_far: KeptSoFar::Release(kept) };
+        Self { target, release, wanted, floor, low, least_bytes: needed_bytes, room }
     }
 
     /// Bytes of the partition that [`carry_out`](Self::carry_out) reads, for progress.
     pub(crate) fn read_bytes(&self) -> u64 {
-        self.wanted.len() as u64 * u64::from(self.release.index.chunk_bytes())
+        self.wanted.contents().len() as u64 * u64::from(self.release.index.chunk_bytes())
     }
 
     /// Whether nothing has to be added, and what is kept stays out of the way of the new image.
     pub(crate) fn is_empty(&self) -> bool {
-        self.wanted.is_empty() && self.same.is_some() && self.floor <= self.low
+        self.wanted.contents().is_empty() && self.release.so_far.kept().is_some() && self.floor <= self.low
     }
 
     /// Keeps it, durably and read back, or makes sure that nothing claims to be kept.
@@ -186,7 +173,9 @@ impl<'a> Keeping<'a> {
     /// Makes sure that another release does not count as kept while its records are written over.
     fn forget_another(&self, header: Header) -> io::Result<Header> {
         match header.state {
-            State::Kept(_) if self.same.is_none() => area::write_header(self.target, &header, State::Nothing),
+            State::Kept(_) if self.release.so_far.kept().is_none() => {
+                area::write_header(self.target, &header, State::Nothing)
+            }
             _ => Ok(header),
         }
     }
@@ -200,7 +189,7 @@ impl<'a> Keeping<'a> {
     ) -> Result<KeptNow, AppendError> {
         let index = self.release.index;
         let frame_bytes = compressed_limit(index.chunk_bytes()) as usize;
-        let mut appender = Appender::new(self.target, self.floor, *low, frame_bytes);
+        let mut appender = Appender::new(self.target, self.floor, *low, self.wanted.contents().len(), frame_bytes);
         let result = self.add(before, &mut appender, done, network);
         *low = appender.low;
         result
@@ -214,17 +203,18 @@ impl<'a> Keeping<'a> {
         network: Option<ChunkSource<'_>>,
     ) -> Result<KeptNow, AppendError> {
         let high = appender.low;
-        let ReleaseToKeep { signed, index_object, .. } = self.release;
-        let content = [signed.bytes(), signed.signature().as_bytes(), index_object];
-        let of_same = self.same.map(|kept| kept.contents);
+        let ReleaseToKeep { signed, so_far, .. } = self.release;
+        let texts = [signed.bytes(), signed.signature().as_bytes()];
+        let same = so_far.kept();
+        let of_same = same.map(|kept| kept.contents);
         let there = of_same.map(|same| [same.manifest, same.signature, same.index]);
         // A copy that was lost is made good by two new ones, where there is room for that.
-        let room = self.room.needed_bytes + need::parts_bytes(index_object.len() as u64, 0);
+        let room = self.room.needed_bytes + need::parts_bytes(of_same.map_or(0, |same| same.index.length), 0);
         let is_whole = |parts: &[KeptPart; 3]| parts.iter().all(|part| area::is_twice(self.target, part));
         let whole = there.filter(|parts| room > self.room.there_bytes || is_whole(parts));
         let first = match whole {
             Some(parts) => parts,
-            None => [appender.part(content[0])?, appender.part(content[1])?, appender.part(content[2])?],
+            None => [appender.part(texts[0])?, appender.part(texts[1])?, appender.part(&self.index_object()?)?],
         };
         let missing = self.add_frames(appender, done, network)?;
         appender.flush()?;
@@ -236,25 +226,49 @@ impl<'a> Keeping<'a> {
         {
             return Ok(self.kept_now(contents.low, 0, missing));
         }
-        let empty = KeptDirectory::default();
-        let entries = self.same.map_or(&empty, |kept| &kept.chunks.directory).with(&appender.entries).encode();
-        let directory = appender.part(&entries)?;
+        let mut added = std::mem::take(&mut appender.entries);
+        added.sort_unstable_by_key(|frame| self.release.index.digest(frame.stored));
+        let directory = self.directory(&added);
+        let of_directory = appender.part(directory.encoded())?;
         // Behind the chunks, so that the copies are as far from each other as they can be.
         let [manifest, signature, index] = match whole {
             Some(parts) => parts,
             None => [
-                appender.copy(first[0], content[0])?,
-                appender.copy(first[1], content[1])?,
-                appender.copy(first[2], content[2])?,
+                appender.copy(first[0], texts[0])?,
+                appender.copy(first[1], texts[1])?,
+                appender.copy(first[2], &self.index_object()?)?,
             ],
         };
-        let directory = appender.copy(directory, &entries)?;
-        let new_parts = if whole.is_some() { vec![directory] } else { vec![manifest, signature, index, directory] };
+        let of_directory = appender.copy(of_directory, directory.encoded())?;
+        drop(directory);
+        let new_parts =
+            if whole.is_some() { vec![of_directory] } else { vec![manifest, signature, index, of_directory] };
         self.target.flush().map_err(AppendError::Device)?;
-        self.read_back(&new_parts, &appender.entries).map_err(AppendError::Device)?;
-        let contents = Contents { low: appender.low, missing: count, manifest, signature, index, directory };
+        self.read_back(&new_parts, added).map_err(AppendError::Device)?;
+        let contents =
+            Contents { low: appender.low, missing: count, manifest, signature, index, directory: of_directory };
         area::write_header(self.target, before, State::Kept(contents)).map_err(AppendError::Device)?;
         Ok(self.kept_now(appender.low, high - appender.low, missing))
+    }
+
+    /// Reads the object of the index, which has the digest that the manifest names.
+    fn index_object(&self) -> Result<Vec<u8>, AppendError> {
+        let object = match self.release.so_far {
+            KeptSoFar::Release(kept) => kept.read_index_object(self.target),
+            KeptSoFar::Nothing(object) => object.read(),
+        };
+        object.map_err(AppendError::Device)
+    }
+
+    /// The directory of what was kept before and these frames, which are in the order of their digests.
+    fn directory(&self, added: &[FramePlace]) -> KeptDirectory {
+        let index = self.release.index;
+        let added = added.iter().map(|frame| {
+            let FramePlace { stored, length, offset } = *frame;
+            KeptFrame { digest: *index.digest(stored), offset, length }
+        });
+        let empty = KeptDirectory::default();
+        self.release.so_far.kept().map_or(&empty, |kept| &kept.chunks.directory).with(added)
     }
 
     fn kept_now(&self, low: u64, added_bytes: u64, missing: Vec<StoredChunkNo>) -> KeptNow {
@@ -272,35 +286,38 @@ impl<'a> Keeping<'a> {
         let mut lost = self.add_from_partition(appender, done)?;
         if let Some(network) = network.filter(|_| !lost.is_empty()) {
             let index = self.release.index;
-            let stored: Vec<StoredChunkNo> = lost.iter().map(|wanted| wanted.stored).collect();
+            let stored: Vec<StoredChunkNo> = lost.iter().map(|content| content.stored).collect();
             let mut fetched = Vec::new();
             network.fetch(index, &stored, |stored, frame| {
-                appender.frame(*index.digest(stored), frame)?;
+                appender.frame(stored, frame)?;
                 fetched.push(stored);
                 done.disk(u64::from(index.chunk_bytes()));
                 Ok(())
             })?;
             fetched.sort_unstable();
-            lost.retain(|wanted| fetched.binary_search(&wanted.stored).is_err());
+            lost.retain(|content| fetched.binary_search(&content.stored).is_err());
         }
-        Ok(lost.iter().filter(|wanted| wanted.is_needed).map(|wanted| wanted.stored).collect())
+        let mut missing: Vec<StoredChunkNo> =
+            lost.iter().filter(|content| content.is_needed).map(|content| content.stored).collect();
+        missing.sort_unstable();
+        Ok(missing)
     }
 
     /// Adds what the partition still has. Returns the contents that it has lost.
-    fn add_from_partition(&self, appender: &mut Appender<'_>, done: &Done) -> Result<Vec<&Wanted>, AppendError> {
-        let index = self.release.index;
-        let mut order: Vec<&Wanted> = self.wanted.iter().collect();
-        order.sort_by_key(|wanted| wanted.places.first().copied());
-        let runs = runs(&order, (READ_BYTES / index.chunk_bytes()).max(1) as usize);
-        let next = AtomicUsize::new(0);
+    fn add_from_partition(&self, appender: &mut Appender<'_>, done: &Done) -> Result<Vec<&WantedChunk>, AppendError> {
+        let (target, index, wanted) = (self.target, self.release.index, &self.wanted);
+        let mut order: Vec<u32> = (0..).zip(wanted.contents()).map(|(number, _)| number).collect();
+        order.sort_unstable_by_key(|number| (first_place(wanted, &wanted.contents()[*number as usize]), *number));
+        let next = Mutex::new(runs(wanted, &order, (READ_BYTES / index.chunk_bytes()).max(1) as usize));
         let mut lost = Vec::new();
         std::thread::scope(|scope| {
             let (sender, frames) = sync_channel(((QUEUE_BYTES / index.chunk_bytes()) as usize).clamp(1, QUEUE));
             for _ in 0..threads::count_with_buffers(READ_BYTES.max(index.chunk_bytes()) as usize * 2) {
-                let (sender, runs, next) = (sender.clone(), &runs, &next);
+                let (sender, next) = (sender.clone(), &next);
                 threads::spawn(scope, "keep", move || {
-                    let mut reader = Reader::new(self.target, index);
-                    while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let mut reader = Reader::new(target, index, wanted);
+                    loop {
+                        let Some(run) = lock(next).next() else { return };
                         if !reader.read(run, &sender) {
                             return;
                         }
@@ -308,13 +325,13 @@ impl<'a> Keeping<'a> {
                 });
             }
             drop(sender);
-            for Frame { wanted, bytes } in frames {
+            for Frame { content, bytes } in frames {
                 match bytes {
                     Some(bytes) => {
-                        appender.frame(*index.digest(wanted.stored), &bytes)?;
+                        appender.frame(content.stored, &bytes)?;
                         done.disk(u64::from(index.chunk_bytes()));
                     }
-                    None => lost.push(wanted),
+                    None => lost.push(content),
                 }
             }
             Ok(lost)
@@ -322,18 +339,14 @@ impl<'a> Keeping<'a> {
     }
 
     /// Makes sure that the medium holds what was added.
-    fn read_back(&self, parts: &[KeptPart], entries: &[KeptFrame]) -> io::Result<()> {
+    fn read_back(&self, parts: &[KeptPart], frames: Vec<FramePlace>) -> io::Result<()> {
         let wrong = || io::Error::other("what was kept reads back wrong");
         for part in parts {
             if !area::is_twice(self.target, part) {
                 return Err(wrong());
             }
         }
-        let index = self.release.index;
-        let stored: HashMap<_, StoredChunkNo> =
-            self.wanted.iter().map(|wanted| (index.digest(wanted.stored), wanted.stored)).collect();
-        let places = entries.iter().filter_map(|it| Some((*stored.get(&it.digest)?, it.offset, it.length)));
-        if check::damaged(self.target, index, places.collect()).is_empty() { Ok(()) } else { Err(wrong()) }
+        if check::damaged(self.target, self.release.index, frames).is_empty() { Ok(()) } else { Err(wrong()) }
     }
 }
 

@@ -8,7 +8,7 @@ use super::directory::KeptDirectory;
 use super::header::{Contents, KeptPart, State};
 use super::obstacle::{UndoObstacle, UndoTarget};
 use super::source::pack_of;
-use crate::flash::plan::{Patched, Plan};
+use crate::flash::plan::{FramePlace, Patched, Plan};
 use crate::flash::target::BlockTarget;
 use crate::release::digest::Digest;
 use crate::release::index::{Index, StoredChunkNo};
@@ -23,8 +23,6 @@ pub(crate) struct Kept {
     pub(crate) manifest: Manifest,
     /// Chunk index of the system image.
     pub(crate) index: Index,
-    /// The object that the index was read from.
-    pub(crate) index_object: Vec<u8>,
     /// The chunks that are kept.
     pub(crate) chunks: KeptChunks,
     pub(super) contents: Contents,
@@ -45,14 +43,23 @@ impl KeptChunks {
 
     /// Lets a plan for an image take the chunks that are kept from here; `None` when none of them belongs to it.
     pub(crate) fn offer(&self, index: &Index, target: &dyn BlockTarget) -> Option<Patched> {
-        let mut places = self.directory.places(index).peekable();
-        places.peek()?;
-        Some(Patched::kept(index, pack_of(target), places))
+        let places: Vec<FramePlace> = self.directory.places(index).collect();
+        (!places.is_empty()).then(|| Patched::kept(index, pack_of(target), places))
     }
 }
 
-impl Kept {
-    /// Reads what is kept on a partition. Nothing of the chunks is read.
+/// The signed manifest of a release that is kept. The rest is read by [`complete`](Self::complete), for the index and
+/// the directory of a large image take much memory, and are often of no use.
+pub(crate) struct KeptManifest {
+    /// The signed bytes of the manifest.
+    pub(crate) signed: Authentic,
+    /// Content of the manifest.
+    pub(crate) manifest: Manifest,
+    contents: Contents,
+}
+
+impl KeptManifest {
+    /// Reads the manifest of the release that is kept on a partition.
     pub(crate) fn read(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<Self, UndoObstacle> {
         let header = area::read_header(target).map_err(UndoObstacle::Read)?;
         let contents = match header.state {
@@ -61,29 +68,50 @@ impl Kept {
             State::NotKept => return Err(UndoObstacle::NotKept),
             State::Nothing | State::Later => return Err(UndoObstacle::Nothing),
         };
-        let part = |what: &str, part: &KeptPart| match area::read_part(target, part) {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => Err(damaged(what, part, None)),
-            Err(error) => Err(damaged(what, part, Some(&error))),
-        };
-        let signature = part("signature", &contents.signature)?;
-        let signed = keys.authenticate(part("manifest", &contents.manifest)?, &String::from_utf8_lossy(&signature))?;
+        let signature = part(target, "signature", &contents.signature)?;
+        let content = part(target, "manifest", &contents.manifest)?;
+        let signed = keys.authenticate(content, &String::from_utf8_lossy(&signature))?;
         let manifest = Manifest::parse_recorded(&signed)?;
-        let index_object = part("chunk index", &contents.index)?;
+        Ok(Self { signed, manifest, contents })
+    }
+
+    /// Reads the index and the directory that belong to it.
+    pub(crate) fn complete(self, target: &dyn BlockTarget) -> Result<Kept, UndoObstacle> {
+        let Self { signed, manifest, contents } = self;
         let image = manifest.image(SYSTEM_IMAGE)?;
-        // The signed digest and not that of the header: nothing on the disk is trusted.
-        if Digest::of(&index_object) != image.index.blake3 {
-            return Err(damaged("chunk index", &contents.index, None));
-        }
-        let index = Index::from_object(&index_object)?;
+        let unfit = || damaged("chunk index", &contents.index, None);
+        let index = {
+            let object = part(target, "chunk index", &contents.index)?;
+            // The signed digest and not that of the header: nothing on the disk is trusted.
+            if Digest::of(&object) != image.index.blake3 {
+                return Err(unfit());
+            }
+            Index::from_object(&object)?
+        };
         if index.image_bytes() != image.size_bytes || index.image_bytes() > contents.low {
-            return Err(damaged("chunk index", &contents.index, None));
+            return Err(unfit());
         }
         let end = area::end_of(target);
-        let directory = KeptDirectory::decode(&part("directory", &contents.directory)?, contents.low, end)
+        let directory = KeptDirectory::decode(part(target, "directory", &contents.directory)?, contents.low, end)
             .ok_or_else(|| damaged("directory", &contents.directory, None))?;
         let chunks = KeptChunks { directory, low: contents.low };
-        Ok(Self { signed, manifest, index, index_object, chunks, contents })
+        Ok(Kept { signed, manifest, index, chunks, contents })
+    }
+}
+
+impl Kept {
+    /// Reads what is kept on a partition. Nothing of the chunks is read.
+    pub(crate) fn read(target: &dyn BlockTarget, keys: &TrustedKeys) -> Result<Self, UndoObstacle> {
+        KeptManifest::read(target, keys)?.complete(target)
+    }
+
+    /// Reads the object of the index again.
+    ///
+    /// # Errors
+    /// The device's, or it is not what it was.
+    pub(crate) fn read_index_object(&self, target: &dyn BlockTarget) -> io::Result<Vec<u8>> {
+        let object = area::read_part(target, &self.contents.index)?;
+        object.ok_or_else(|| io::Error::other("the chunk index that is kept reads back wrong"))
     }
 
     /// BLAKE3 of the signed manifest, which identifies the release.
@@ -102,7 +130,8 @@ impl Kept {
         let mut needed: Vec<StoredChunkNo> =
             plan.requests.iter().filter(|request| plan.is_local(request)).flat_map(|it| it.stored.clone()).collect();
         needed.sort_unstable();
-        let places = self.chunks.directory.places(&self.index).filter(|place| needed.binary_search(&place.0).is_ok());
+        let is_needed = |place: &FramePlace| needed.binary_search(&place.stored).is_ok();
+        let places = self.chunks.directory.places(&self.index).filter(is_needed);
         let damaged = check::damaged(target, &self.index, places.collect());
         let digests: Vec<Digest> = damaged.iter().map(|stored| *self.index.digest(*stored)).collect();
         self.chunks.directory = self.chunks.directory.without(&digests);
@@ -112,6 +141,15 @@ impl Kept {
     /// Refuses a release that is for another product or hardware. Whatever channel it came from, it ran here.
     pub(crate) fn check_fit(&self, product: &str, hardware: &str) -> Result<(), ManifestError> {
         self.manifest.check_fit(product, hardware, &self.manifest.channel)
+    }
+}
+
+/// Reads a part of what is kept.
+fn part(target: &dyn BlockTarget, what: &str, part: &KeptPart) -> Result<Vec<u8>, UndoObstacle> {
+    match area::read_part(target, part) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(damaged(what, part, None)),
+        Err(error) => Err(damaged(what, part, Some(&error))),
     }
 }
 

@@ -1,6 +1,5 @@
 //! Which chunks of a release a plan takes from the partition, so that they have to be kept. Pure.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::flash::plan::Comparison;
@@ -75,54 +74,113 @@ fn same_content(one: &Index, other: &Index, chunk: ChunkNo) -> bool {
 }
 
 /// A content that has to be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WantedChunk {
     /// The stored chunk of the release.
     pub(super) stored: StoredChunkNo,
-    /// Places that may hold it, those that stay first.
-    pub(super) places: Vec<ChunkNo>,
     /// Whether the release cannot be put together without it once the change is done.
     pub(super) is_needed: bool,
+    /// The part of [`Wanted::places`] that it has.
+    places: (u32, u32),
+}
+
+/// The contents that have to be kept, ascending by their stored chunks. Up to all of an image may be among them, so
+/// that the places of all are in one list.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    contents: Vec<WantedChunk>,
+    places: Vec<ChunkNo>,
+}
+
+impl Wanted {
+    /// Contents that are nowhere on the partition.
+    pub(super) fn of_missing(missing: impl Iterator<Item = StoredChunkNo>) -> Self {
+        let contents = missing.map(|stored| WantedChunk { stored, is_needed: true, places: (0, 0) }).collect();
+        Self { contents, places: Vec::new() }
+    }
+
+    /// The contents.
+    pub(super) fn contents(&self) -> &[WantedChunk] {
+        &self.contents
+    }
+
+    /// Places that may hold a content, those that stay first.
+    pub(super) fn places(&self, content: &WantedChunk) -> &[ChunkNo] {
+        let (start, end) = content.places;
+        &self.places[start as usize..end as usize]
+    }
+
+    /// The stored chunks of the contents.
+    pub(super) fn stored(&self) -> impl Iterator<Item = StoredChunkNo> {
+        self.contents.iter().map(|content| content.stored)
+    }
 }
 
 /// Lists the distinct contents of the release `kept` that have no lasting place on the partition and are not kept yet.
 ///
 /// A content in several places counts when one of them goes: an undo takes what it needs from what is kept alone.
-pub(super) fn wanted(
-    kept: &Index,
-    places: &[Place],
-    change: &Change<'_>,
-    has: impl Fn(&Digest) -> bool,
-) -> Vec<Wanted> {
-    let mut by_content: Vec<(StoredChunkNo, Place, ChunkNo)> = (0..kept.chunk_count())
-        .zip(places)
-        .filter_map(|(chunk, place)| match kept.chunk_content(chunk) {
-            ChunkContent::Stored(stored) => Some((stored, *place, chunk)),
-            ChunkContent::Zero => None,
-        })
-        .collect();
-    by_content.sort_unstable_by_key(|(stored, place, chunk)| (*stored, *place != Place::Stays, *chunk));
-    let mut wanted = Vec::new();
-    for same in by_content.chunk_by(|one, next| one.0 == next.0) {
-        let stored = same[0].0;
-        let goes = |place: Place| matches!(place, Place::Goes | Place::Lost);
-        if !same.iter().any(|(_, place, _)| goes(*place)) || has(kept.digest(stored)) {
+#[expect(clippy::cast_possible_truncation, reason = "an index counts its chunks in u32")]
+pub(super) fn wanted(kept: &Index, places: &[Place], change: &Change<'_>, has: impl Fn(&Digest) -> bool) -> Wanted {
+    let ByContent { ends, chunks } = ByContent::of(kept, places);
+    let mut wanted = Wanted::default();
+    let mut start = 0;
+    for (stored, end) in (0..).zip(ends) {
+        let same = &chunks[start as usize..end as usize];
+        start = end;
+        let goes = |chunk: ChunkNo| matches!(places[chunk as usize], Place::Goes | Place::Lost);
+        if !same.iter().any(|chunk| goes(*chunk)) || has(kept.digest(stored)) {
             continue;
         }
-        let may_hold = |(_, place, chunk): &(StoredChunkNo, Place, ChunkNo)| {
-            matches!(place, Place::Stays | Place::Goes).then_some(*chunk)
-        };
-        let is_needed = same.iter().any(|(_, place, chunk)| goes(*place) && !change.becomes_right(kept, *chunk));
-        wanted.push(Wanted { stored, places: same.iter().filter_map(may_hold).collect(), is_needed });
+        let may_hold = |chunk: &&ChunkNo| matches!(places[**chunk as usize], Place::Stays | Place::Goes);
+        let is_needed = same.iter().any(|chunk| goes(*chunk) && !change.becomes_right(kept, *chunk));
+        let first = wanted.places.len() as u32;
+        wanted.places.extend(same.iter().filter(may_hold));
+        wanted.contents.push(WantedChunk { stored, is_needed, places: (first, wanted.places.len() as u32) });
     }
     wanted
 }
 
-/// Returns the place in the image of each of these contents, the first one where it has several.
+/// The chunks of an image in the order of their stored chunks. Of those with the same one, those that stay come first.
+struct ByContent {
+    /// For each stored chunk, where its chunks end.
+    ends: Vec<u32>,
+    chunks: Vec<ChunkNo>,
+}
+
+impl ByContent {
+    fn of(kept: &Index, places: &[Place]) -> Self {
+        let chunks = || {
+            (0..kept.chunk_count()).zip(places).filter_map(|(chunk, place)| match kept.chunk_content(chunk) {
+                ChunkContent::Stored(stored) => Some((stored as usize, *place == Place::Stays, chunk)),
+                ChunkContent::Zero => None,
+            })
+        };
+        // Counted and then put in place: sorting takes longer, and thrice the memory.
+        let mut ends = vec![0; kept.stored_count() as usize];
+        chunks().for_each(|(stored, ..)| ends[stored] += 1);
+        let mut total = 0;
+        for end in &mut ends {
+            // Where the chunks begin, until they are there.
+            total += std::mem::replace(end, total);
+        }
+        let mut ordered = vec![0; total as usize];
+        for staying in [true, false] {
+            for (stored, _, chunk) in chunks().filter(|(_, stays, _)| *stays == staying) {
+                ordered[ends[stored] as usize] = chunk;
+                ends[stored] += 1;
+            }
+        }
+        Self { ends, chunks: ordered }
+    }
+}
+
+/// Returns the place in the image of each of these contents, which ascend: the first one where it has several.
 pub(super) fn first_places(kept: &Index, stored: &[StoredChunkNo]) -> Vec<Range<u64>> {
-    let mut left: BTreeSet<StoredChunkNo> = stored.iter().copied().collect();
+    let mut is_left = vec![true; stored.len()];
     let is_first = |chunk: &ChunkNo| match kept.chunk_content(*chunk) {
-        ChunkContent::Stored(stored) => left.remove(&stored),
+        ChunkContent::Stored(content) => {
+            stored.binary_search(&content).is_ok_and(|at| std::mem::replace(&mut is_left[at], false))
+        }
         ChunkContent::Zero => false,
     };
     (0..kept.chunk_count()).filter(is_first).map(|chunk| kept.chunk_range(chunk)).collect()
@@ -159,6 +217,7 @@ mod tests {
     use crate::flash::plan::Comparison;
     use crate::release::digest::Digest;
     use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
+    use crate::release::index::{ChunkNo, StoredChunkNo};
 
     /// An image of these contents in chunks of `chunk_bytes`; 0 is a chunk of zeros.
     fn image(contents: &[u8], chunk_bytes: u32) -> Index {
@@ -182,6 +241,11 @@ mod tests {
         Comparison::new(index, right.iter().map(|right| *right != 0).collect())
     }
 
+    fn listed(wanted: &Wanted) -> Vec<(StoredChunkNo, Vec<ChunkNo>, bool)> {
+        let contents = wanted.contents().iter();
+        contents.map(|content| (content.stored, wanted.places(content).to_vec(), content.is_needed)).collect()
+    }
+
     #[test]
     fn what_is_written_goes_and_the_first_chunk_always() {
         let kept = image(&[1, 2, 3, 4, 5], MIN_CHUNK_BYTES);
@@ -192,13 +256,12 @@ mod tests {
         use Place::{Goes, Lost, Stays, Unknown};
         let places = change.places(&kept);
         assert_eq!(places, [Goes, Goes, Stays, Lost, Unknown]);
-        let want = |stored, places: &[u32], is_needed| Wanted { stored, places: places.to_vec(), is_needed };
         let known = [Goes, Goes, Stays, Lost, Stays];
         let all = wanted(&kept, &known, &change, |_| false);
         // The first chunk is in both images: it has to be kept for a cut, and is back after the change.
-        assert_eq!(all, [want(0, &[0], false), want(1, &[1], true), want(3, &[], true)]);
+        assert_eq!(listed(&all), [(0, vec![0], false), (1, vec![1], true), (3, vec![], true)]);
         let rest = wanted(&kept, &known, &change, |digest| *digest == Digest([4; 32]));
-        assert_eq!(rest.len(), 2);
+        assert_eq!(listed(&rest).len(), 2);
     }
 
     #[test]
@@ -208,8 +271,8 @@ mod tests {
         let comparison = right(&new, &[1, 0, 1, 0]);
         let change = Change { index: &new, comparison: &comparison };
         let all = wanted(&kept, &change.places(&kept), &change, |_| false);
-        assert_eq!(all[1], Wanted { stored: 1, places: vec![2, 1], is_needed: true });
-        assert_eq!(all.len(), 2, "zeros are not kept");
+        // Zeros are not kept.
+        assert_eq!(listed(&all), [(0, vec![0], false), (1, vec![2, 1], true)]);
     }
 
     #[test]

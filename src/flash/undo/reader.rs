@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::SyncSender;
 
-use super::need::Wanted;
+use super::need::{Wanted, WantedChunk};
 use crate::flash::target::{AlignedBuf, BlockTarget};
 use crate::release::index::{ChunkNo, Index};
 
@@ -14,62 +14,67 @@ pub(super) const READ_BYTES: u32 = 1024 * 1024;
 
 /// A content on its way to the disk; `None` where no place holds it.
 pub(super) struct Frame<'w> {
-    pub(super) wanted: &'w Wanted,
+    pub(super) content: &'w WantedChunk,
     pub(super) bytes: Option<Vec<u8>>,
 }
 
-/// Joins contents whose first places are neighbours.
-pub(super) fn runs<'r, 'w>(mut order: &'r [&'w Wanted], most: usize) -> Vec<&'r [&'w Wanted]> {
-    let mut runs = Vec::new();
-    while let Some(first) = order.first() {
-        let first = first.places.first().copied();
-        let is_next = |(at, wanted): &(usize, &&Wanted)| {
+/// Joins contents whose first places are neighbours. `order` has their numbers, in the order of these places.
+pub(super) fn runs<'r>(wanted: &'r Wanted, mut order: &'r [u32], most: usize) -> impl Iterator<Item = &'r [u32]> {
+    let place = |number: &u32| first_place(wanted, &wanted.contents()[*number as usize]);
+    std::iter::from_fn(move || {
+        let first = place(order.first()?);
+        let is_next = |(at, number): &(usize, &u32)| {
             let expected = first.and_then(|first| first.checked_add(ChunkNo::try_from(*at).ok()?));
-            expected.is_some() && wanted.places.first().copied() == expected
+            expected.is_some() && place(number) == expected
         };
         let count = order.iter().enumerate().take(most).take_while(is_next).count().max(1);
         let (run, rest) = order.split_at(count);
-        runs.push(run);
         order = rest;
-    }
-    runs
+        Some(run)
+    })
+}
+
+pub(super) fn first_place(wanted: &Wanted, content: &WantedChunk) -> Option<ChunkNo> {
+    wanted.places(content).first().copied()
 }
 
 /// Reads contents from their places, checks and compresses them.
 pub(super) struct Reader<'a> {
     target: &'a dyn BlockTarget,
     index: &'a Index,
+    wanted: &'a Wanted,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     buffer: AlignedBuf,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(target: &'a dyn BlockTarget, index: &'a Index) -> Self {
+    pub(super) fn new(target: &'a dyn BlockTarget, index: &'a Index, wanted: &'a Wanted) -> Self {
         let buffer = AlignedBuf::zeroed(READ_BYTES.max(index.chunk_bytes()) as usize);
-        Self { target, index, zstd: zstd::bulk::Compressor::new(LEVEL).ok(), buffer }
+        Self { target, index, wanted, zstd: zstd::bulk::Compressor::new(LEVEL).ok(), buffer }
     }
 
     /// Reads a run and hands its frames on. Returns whether they are still wanted.
-    pub(super) fn read<'w>(&mut self, run: &[&'w Wanted], to: &SyncSender<Frame<'w>>) -> bool {
-        let chunks = run.iter().filter_map(|wanted| wanted.places.first().copied());
-        let length: usize = chunks.clone().map(|chunk| self.index.chunk_len(chunk)).sum();
-        let start = chunks.clone().next().map(|first| self.index.chunk_range(first).start);
+    pub(super) fn read(&mut self, run: &[u32], to: &SyncSender<Frame<'a>>) -> bool {
+        let wanted = self.wanted;
+        let contents = || run.iter().map(|number| &wanted.contents()[*number as usize]);
+        let chunks = || contents().filter_map(|content| first_place(wanted, content));
+        let length: usize = chunks().map(|chunk| self.index.chunk_len(chunk)).sum();
+        let start = chunks().next().map(|first| self.index.chunk_range(first).start);
         let is_read = start.is_some_and(|start| self.target.read_at(start, &mut self.buffer[..length]).is_ok());
         let mut frames = Vec::with_capacity(run.len());
         let mut at = 0;
-        for wanted in run {
-            let first = wanted.places.first().filter(|_| is_read);
+        for content in contents() {
             let mut bytes = None;
-            if let Some(chunk) = first {
-                let range = at..at + self.index.chunk_len(*chunk);
+            if let Some(chunk) = first_place(wanted, content).filter(|_| is_read) {
+                let range = at..at + self.index.chunk_len(chunk);
                 at = range.end;
-                bytes = self.compress(*chunk, range);
+                bytes = self.compress(chunk, range);
             }
-            frames.push(Frame { wanted, bytes });
+            frames.push(Frame { content, bytes });
         }
         // The buffer is used again for those that were not where they were looked for first.
         for frame in frames.iter_mut().filter(|frame| frame.bytes.is_none()) {
-            frame.bytes = frame.wanted.places.iter().find_map(|chunk| self.read_alone(*chunk));
+            frame.bytes = wanted.places(frame.content).iter().find_map(|chunk| self.read_alone(*chunk));
         }
         frames.into_iter().all(|frame| to.send(frame).is_ok())
     }

@@ -1,14 +1,12 @@
 //! Fetches once more what came wrong, or did not come at all.
 
-use std::collections::HashMap;
-
 use super::content::decode;
 use super::error::WriteError;
 use super::pipeline::{download, local_error};
 use super::splitter::{Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::{FetchErrorKind, SinkError};
-use crate::flash::plan::coalesce;
+use crate::flash::plan::{ChunkPlaces, coalesce};
 use crate::release::index::{ChunkNo, StoredChunkNo};
 use crate::sys::block::AlignedBuf;
 
@@ -17,12 +15,11 @@ use crate::sys::block::AlignedBuf;
 /// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent
 /// wrong bytes, and asks another one.
 pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
-    let mut wanted: HashMap<StoredChunkNo, Vec<ChunkNo>> = HashMap::new();
-    for (stored, chunk) in writer.take_damaged() {
-        wanted.entry(stored).or_default().push(chunk);
-    }
-    let mut stored: Vec<StoredChunkNo> = wanted.keys().copied().collect();
-    stored.sort_unstable();
+    let mut wanted = writer.take_damaged();
+    wanted.sort_unstable();
+    let mut stored: Vec<StoredChunkNo> = wanted.iter().map(|(stored, _)| *stored).collect();
+    stored.dedup();
+    let places = ChunkPlaces::of(writer.index);
     let mut repeat = Repeat {
         writer,
         wanted,
@@ -30,9 +27,9 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
         content: AlignedBuf::zeroed(writer.index.chunk_bytes() as usize),
         failure: None,
     };
-    for request in coalesce(writer.index, &stored) {
-        let mut splitter = Splitter::new(writer.index, &request, 1, Parcel::default());
-        let result = download(writer, writer.index, &request, &mut |bytes: &[u8]| {
+    for request in coalesce(places, &stored) {
+        let mut splitter = Splitter::new(places, &request, 1, Parcel::default());
+        let result = download(writer, places, &request, &mut |bytes: &[u8]| {
             let pushed = splitter.push(bytes, |parcel| repeat.check_and_write(&parcel).map(|()| parcel.emptied()));
             if let Err(SinkError::Wrong { from, .. }) = &pushed {
                 splitter.rewind(*from);
@@ -57,8 +54,8 @@ fn blame_the_content(error: WriteError) -> WriteError {
 /// The state of [`fetch_again`].
 struct Repeat<'w, 'a> {
     writer: &'w Writer<'a>,
-    /// Stored chunks that are fetched again, each with the chunks of the image that need it.
-    wanted: HashMap<StoredChunkNo, Vec<ChunkNo>>,
+    /// Stored chunks that are fetched again, each with a chunk of the image that needs it, sorted.
+    wanted: Vec<(StoredChunkNo, ChunkNo)>,
     zstd: zstd::bulk::Decompressor<'static>,
     content: AlignedBuf,
     /// The error of the target, which a sink cannot return.
@@ -69,13 +66,12 @@ impl Repeat<'_, '_> {
     fn check_and_write(&mut self, parcel: &Parcel) -> Result<(), SinkError> {
         let index = self.writer.index;
         for (stored, bytes) in parcel.chunks() {
-            let chunks = &self.wanted[&stored];
-            // All of them have the same length.
-            if let Err(flaw) = decode(index, &mut self.zstd, chunks[0], bytes, &mut self.content) {
+            if let Err(flaw) = decode(index, &mut self.zstd, stored, bytes, &mut self.content) {
                 let from = index.location(stored).range.start;
                 return Err(SinkError::Wrong { from, reason: flaw.to_string() });
             }
-            for chunk in chunks {
+            let first = self.wanted.partition_point(|(other, _)| *other < stored);
+            for (_, chunk) in self.wanted[first..].iter().take_while(|(other, _)| *other == stored) {
                 if let Err(error) = self.writer.write(&mut [(*chunk, 0)], &self.content) {
                     self.failure = Some(error);
                     return Err(local_error("the writer stopped"));

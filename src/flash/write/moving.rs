@@ -21,7 +21,7 @@ const MAX_WRITERS: usize = 3;
 
 /// A batch whose sources have been read.
 struct Assembled<'p> {
-    batch: &'p Batch,
+    batch: Batch<'p>,
     content: AlignedBuf,
     /// For each chunk of the batch, whether every source could be read.
     is_complete: Vec<bool>,
@@ -29,7 +29,7 @@ struct Assembled<'p> {
 
 /// Starts the threads that carry out the moves.
 pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
-    if writer.work.plan.moves.batches.is_empty() {
+    if writer.work.plan.moves.is_empty() {
         return writer.gate.open();
     }
     let batch_bytes = BATCH_BYTES.max(writer.index.chunk_bytes()) as usize;
@@ -63,7 +63,7 @@ fn read_all<'s>(
     recycled: &Receiver<AlignedBuf>,
 ) {
     let writer = reader.writer;
-    for (number, batch) in (0..).zip(&writer.work.plan.moves.batches) {
+    for (number, batch) in (0..).zip(writer.work.plan.moves.batches()) {
         if writer.is_stopped() {
             return;
         }
@@ -122,9 +122,9 @@ impl<'s, 'w> Reader<'s, 'w> {
         }
     }
 
-    fn read(&mut self, batch: &'s Batch, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
+    fn read(&mut self, batch: Batch<'s>, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
         let per_chunk = self.writer.index.blocks_per_chunk() as usize;
-        self.save(&batch.saves);
+        self.save(batch.saves);
         let mut is_complete = vec![true; batch.chunks.len()];
         let mut at = 0;
         while let Some(&source) = batch.sources.get(at) {
@@ -189,7 +189,7 @@ fn check_and_write(writer: &Writer<'_>, assembled: &Assembled<'_>) {
     }
     let chunk_bytes = writer.index.chunk_bytes() as usize;
     let mut chunks = Vec::with_capacity(assembled.batch.chunks.len());
-    for ((place, chunk), is_complete) in (0..).zip(&assembled.batch.chunks).zip(&assembled.is_complete) {
+    for ((place, chunk), is_complete) in (0..).zip(assembled.batch.chunks).zip(&assembled.is_complete) {
         let from = place * chunk_bytes;
         let content = &assembled.content[from..from + writer.index.chunk_len(*chunk)];
         if *is_complete && writer.index.matches(*chunk, content) {

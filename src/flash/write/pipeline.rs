@@ -14,9 +14,9 @@ use super::error::WriteError;
 use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::SinkError;
-use crate::flash::plan::Request;
+use crate::flash::plan::{ChunkPlaces, Request};
 use crate::flash::threads::{self, lock};
-use crate::release::index::{ChunkNo, Index};
+use crate::release::index::{ChunkNo, Index, StoredChunkNo};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
 
@@ -33,8 +33,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if requests.is_empty() {
         return;
     }
-    let patched = writer.work.plan.patched.as_ref();
-    let places = patched.map_or(writer.index, |patched| &patched.index);
+    let places = ChunkPlaces::with(writer.index, writer.work.plan.patched.as_ref());
     let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize);
     let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
     let (recycle, recycled) = channel::<Parcel>();
@@ -70,13 +69,13 @@ fn chunks_per_parcel(index: &Index) -> usize {
 
 fn fetch(
     writer: &Writer<'_>,
-    places: &Index,
+    places: ChunkPlaces<'_>,
     request: &Request,
     to_decode: &SyncSender<Parcel>,
     recycled: &Mutex<Receiver<Parcel>>,
 ) -> Result<(), WriteError> {
     let empty_parcel = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
-    let mut splitter = Splitter::new(places, request, chunks_per_parcel(places), empty_parcel());
+    let mut splitter = Splitter::new(places, request, chunks_per_parcel(writer.index), empty_parcel());
     let is_local = writer.work.plan.is_local(request);
     let result = download(writer, places, request, &mut |bytes: &[u8]| {
         if writer.is_stopped() {
@@ -109,11 +108,11 @@ fn fetch(
 /// Hands the bytes of one request to `sink` as they arrive.
 pub(super) fn download(
     writer: &Writer<'_>,
-    places: &Index,
+    places: ChunkPlaces<'_>,
     request: &Request,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), SinkError>,
 ) -> Result<(), WriteError> {
-    let pack = places.packs()[request.pack as usize].digest;
+    let pack = places.pack(request.pack).digest;
     writer.work.source.get_range(&object_path(&pack), request.range.clone(), sink).map_err(|source| WriteError::Fetch {
         pack,
         start: request.range.start,
@@ -149,10 +148,10 @@ fn decode_all(
             let from = place * chunk_bytes;
             let content = &mut content[from..from + chunk_bytes];
             let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
-            let is_right = plan.destinations(stored).next().is_some_and(|chunk| match base {
-                None => decode(index, &mut zstd, chunk, bytes, content).is_ok(),
-                Some(base) => patcher.decode(writer, base, chunk, bytes, content),
-            });
+            let is_right = match base {
+                None => decode(index, &mut zstd, stored, bytes, content).is_ok(),
+                Some(base) => patcher.decode(writer, base, stored, bytes, content),
+            };
             for chunk in plan.destinations(stored) {
                 if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
             }
@@ -181,10 +180,17 @@ impl Patcher {
 
     /// Decodes as [`decode`] does, with the content in the place of the chunk `base` as dictionary. If that cannot be
     /// read, or has changed, the patch does not fit and the result is `false`.
-    fn decode(&mut self, writer: &Writer<'_>, base: ChunkNo, chunk: ChunkNo, bytes: &[u8], content: &mut [u8]) -> bool {
+    fn decode(
+        &mut self,
+        writer: &Writer<'_>,
+        base: ChunkNo,
+        stored: StoredChunkNo,
+        bytes: &[u8],
+        content: &mut [u8],
+    ) -> bool {
         let dictionary = &mut self.dictionary[..writer.index.chunk_len(base)];
         writer.work.target.read_at(writer.index.chunk_range(base).start, dictionary).is_ok()
             && self.zstd.set_dictionary(dictionary).is_ok()
-            && decode(writer.index, &mut self.zstd, chunk, bytes, content).is_ok()
+            && decode(writer.index, &mut self.zstd, stored, bytes, content).is_ok()
     }
 }

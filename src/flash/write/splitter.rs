@@ -1,8 +1,8 @@
 //! Cuts the bytes of one request into its chunks, leaves out the gaps, and collects neighbours into parcels.
 
 use crate::fetch::SinkError;
-use crate::flash::plan::Request;
-use crate::release::index::{Index, StoredChunkNo};
+use crate::flash::plan::{ChunkPlaces, Request};
+use crate::release::index::StoredChunkNo;
 
 /// Bytes of content that are decoded, checked and written together.
 pub(super) const PARCEL_BYTES: usize = 1024 * 1024;
@@ -32,7 +32,7 @@ impl Parcel {
 
 /// The state of one request while its bytes arrive.
 pub(super) struct Splitter<'a> {
-    index: &'a Index,
+    places: ChunkPlaces<'a>,
     request: &'a Request,
     /// Number of chunks in a full parcel.
     per_parcel: usize,
@@ -47,14 +47,14 @@ pub(super) struct Splitter<'a> {
 impl<'a> Splitter<'a> {
     /// Starts at the beginning of `request`. Parcels of `per_parcel` chunks are handed on; `parcel` is an empty one to
     /// start with.
-    pub(super) fn new(index: &'a Index, request: &'a Request, per_parcel: usize, parcel: Parcel) -> Self {
-        Self { index, request, per_parcel, position: request.range.start, next: 0, parcel }
+    pub(super) fn new(places: ChunkPlaces<'a>, request: &'a Request, per_parcel: usize, parcel: Parcel) -> Self {
+        Self { places, request, per_parcel, position: request.range.start, next: 0, parcel }
     }
 
     /// Goes back to the start of a chunk of this request.
     pub(super) fn rewind(&mut self, position: u64) {
         self.position = position;
-        self.next = self.request.stored.partition_point(|stored| self.index.location(*stored).range.start < position);
+        self.next = self.request.stored.partition_point(|stored| self.places.location(*stored).range.start < position);
         self.parcel = std::mem::take(&mut self.parcel).emptied();
     }
 
@@ -65,7 +65,7 @@ impl<'a> Splitter<'a> {
         mut send: impl FnMut(Parcel) -> Result<Parcel, SinkError>,
     ) -> Result<(), SinkError> {
         while let Some(stored) = self.request.stored.get(self.next) {
-            let place = self.index.location(*stored).range;
+            let place = self.places.location(*stored).range;
             let gap = place.start.saturating_sub(self.position);
             let (_, rest) = self.advance(bytes, gap);
             if rest.is_empty() {

@@ -100,7 +100,7 @@ fn plan(
 ) -> Result<Plan, RecoveryError> {
     let index = &release.index;
     let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
-    if kept.as_ref().is_some_and(|kept| kept.is_all_local(comparison)) {
+    if kept.as_ref().is_some_and(|kept| kept.is_all_local(index, comparison)) {
         return Ok(Plan::new(index, comparison, Reuse { found: None, patched: kept }));
     }
     let patched =
@@ -109,21 +109,21 @@ fn plan(
         (Some(kept), Some(patched)) => Some(kept.and(patched)),
         (kept, patched) => kept.or(patched),
     };
-    if patched.as_ref().is_some_and(|patched| patched.is_enough(comparison)) {
+    if patched.as_ref().is_some_and(|patched| patched.is_enough(index, comparison)) {
         return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
     }
     let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else {
         return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
     };
     let blocks = blocks.completed(index, &weak_hashes, comparison);
-    let found = Some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks });
+    let found = Some(FoundBlocks { weak_hashes, blocks });
     Ok(Plan::new(index, comparison, Reuse { found, patched }))
 }
 
-/// Warns of the first ten ranges that the device could not read.
+/// Warns of ranges that the device could not read.
 pub(super) fn report_read_errors(job: &RecoveryJob<'_>, scan: &Scan<'_>) {
     let name = job.resources.target.name();
-    for (range, error) in scan.read_errors.iter().take(10) {
+    for (range, error) in &scan.read_errors {
         job.journal.warn(&format!("cannot read bytes {} to {} of {name}: {error}", range.start, range.end));
     }
 }

@@ -1,9 +1,15 @@
 //! What stays within reach of an undo while a release is written.
 
+use std::cell::OnceCell;
+use std::io;
+
 use super::job::{Keep, RecoveryJob};
 use crate::chain::chain;
-use crate::flash::undo::{self, Change, ChunkSource, Keeping, Kept, KeptChunks, ReleaseToKeep, UndoObstacle, UndoRoom};
-use crate::jobs::state::{IndexedRelease, InstalledRecord};
+use crate::flash::undo::{
+    self, Change, ChunkSource, Keeping, Kept, KeptChunks, KeptManifest, KeptSoFar, ReadObject, ReleaseToKeep,
+    UndoObstacle, UndoRoom,
+};
+use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::record::event::ranges_for_people;
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, Done, bytes};
@@ -15,10 +21,10 @@ use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
 const MAX_FETCHED_BYTES: u64 = 32 << 20;
 
 /// What is kept on the partition, and what becomes of it.
-pub(super) struct Retention {
+pub(super) struct Retention<'a> {
     /// The release that is kept, unless another one takes its place.
     kept: Option<Kept>,
-    keeps: Keeps,
+    keeps: Keeps<'a>,
     /// Whether the image that is written leaves alone what is kept.
     is_clear: bool,
     /// Size of the image that is written, bytes.
@@ -28,50 +34,88 @@ pub(super) struct Retention {
 }
 
 /// What becomes of what is kept.
-enum Keeps {
+enum Keeps<'a> {
     /// Nothing: the release is written over itself, and takes nothing away.
     AsItIs,
     /// What is about to be lost of the same release is added.
     More,
     /// The installed release is kept from now on.
-    Anew(Box<IndexedRelease>),
+    Anew(Installed<'a>),
     /// Nothing stays within reach.
     Nothing,
 }
 
-impl Retention {
+/// The installed release, as it is recorded.
+#[derive(Clone)]
+struct Installed<'a> {
+    state: &'a StatePartition,
+    record: &'a InstalledRecord,
+    /// Chunk index of its system image. It is read once there is a plan: making one takes as much memory.
+    index: OnceCell<Option<Index>>,
+}
+
+impl Installed<'_> {
+    fn index(&self, job: &RecoveryJob<'_>) -> Option<&Index> {
+        let read = || {
+            let object = self.state.index_object(self.record).ok()?;
+            Index::from_object(&object).ok()
+        };
+        self.index.get_or_init(|| read().or_else(|| warn_of_no_index(job))).as_ref()
+    }
+}
+
+impl ReadObject for Installed<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.record.manifest().image(SYSTEM_IMAGE).map_or(0, |image| image.index.size_bytes)
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
+        self.state.index_object(self.record)
+    }
+}
+
+fn warn_of_no_index<T>(job: &RecoveryJob<'_>) -> Option<T> {
+    job.journal.warn("the record of the installed release has no index: it cannot be kept for an undo");
+    None
+}
+
+impl<'a> Retention<'a> {
     /// Decides what is kept while `release` is written.
-    pub(super) fn of(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, release: &IndexedRelease) -> Self {
-        let kept = read(job);
-        let image_bytes = release.index.image_bytes();
-        let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(image_bytes));
+    ///
+    /// The manifests decide, and an index is read only when it is of use: there is no memory for three large ones.
+    pub(super) fn of(job: &RecoveryJob<'a>, record: Option<&'a InstalledRecord>, release: &IndexedRelease) -> Self {
+        let kept = found(job, KeptManifest::read(job.resources.target, job.resources.keys));
         let installed_image = record.and_then(|record| record.manifest().image(SYSTEM_IMAGE).ok());
         let installed_bytes = installed_image.map_or(0, |image| image.size_bytes);
-        let installed = record.filter(|_| job.policy.keep == Keep::Installed).and_then(|record| {
-            let installed = job.resources.state?.index_of(record);
-            if installed.is_none() {
-                job.journal.warn("the record of the installed release has no index: it cannot be kept for an undo");
+        let installed = record.zip(job.resources.state);
+        let (keeps, kept) = match (job.policy.keep, installed) {
+            (Keep::Nothing, _) => (Keeps::Nothing, complete(job, kept)),
+            (Keep::Installed, Some((record, _))) if is_same_image(record.manifest(), &release.manifest) => {
+                (Keeps::AsItIs, complete(job, kept))
             }
-            installed
-        });
-        let keeps = match (job.policy.keep, installed, &kept) {
-            (Keep::Nothing, ..) => Keeps::Nothing,
-            (_, Some(installed), _) if is_same_image(&installed.manifest, &release.manifest) => Keeps::AsItIs,
-            (_, Some(installed), Some(kept)) if installed.signed.bytes() == kept.signed.bytes() => Keeps::More,
-            (_, Some(installed), _) => Keeps::Anew(Box::new(installed)),
-            (_, None, Some(kept)) if is_same_image(&kept.manifest, &release.manifest) => Keeps::AsItIs,
-            (_, None, Some(_)) => Keeps::More,
-            (_, None, None) => Keeps::Nothing,
+            (Keep::Installed, Some((record, state))) => {
+                keep_installed(job, Installed { state, record, index: OnceCell::new() }, kept, release)
+            }
+            _ => keep_kept(complete(job, kept), release),
         };
-        // It makes way unread, and memory is too small for a third index.
-        let kept = kept.filter(|_| !matches!(keeps, Keeps::Anew(_)));
+        let image_bytes = release.index.image_bytes();
+        let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(image_bytes));
         Self { kept, keeps, is_clear, image_bytes, installed_bytes }
+    }
+
+    /// What a plan may take from what is kept, once nothing more is to be kept. The indexes are given up.
+    pub(super) fn into_chunks(self) -> Option<KeptChunks> {
+        let stays = self.stays();
+        self.kept.filter(|_| stays).map(|kept| kept.chunks)
+    }
+
+    fn stays(&self) -> bool {
+        self.is_clear && !matches!(self.keeps, Keeps::Anew(_))
     }
 
     /// Chunks that a plan may take from what is kept: not what is about to be written over.
     pub(super) fn chunks(&self) -> Option<&KeptChunks> {
-        let stays = self.is_clear && !matches!(self.keeps, Keeps::Anew(_));
-        self.kept.as_ref().filter(|_| stays).map(|kept| &kept.chunks)
+        self.kept.as_ref().filter(|_| self.stays()).map(|kept| &kept.chunks)
     }
 
     /// Room that it takes to keep what `change` destroys, by estimate.
@@ -132,27 +176,54 @@ impl Retention {
 
     fn manifest(&self) -> Option<&Manifest> {
         match &self.keeps {
-            Keeps::Anew(installed) => Some(&installed.manifest),
+            Keeps::Anew(installed) => Some(installed.record.manifest()),
             _ => self.kept.as_ref().map(|kept| &kept.manifest),
         }
     }
 
     /// Finds out what has to be kept, if anything is to be.
-    fn survey<'a>(&'a self, job: &RecoveryJob<'a>, change: Change<'_>, done: &Done) -> Option<Keeping<'a>> {
-        let (release, same) = match (&self.keeps, &self.kept) {
+    fn survey<'b>(&'b self, job: &RecoveryJob<'b>, change: Change<'_>, done: &Done) -> Option<Keeping<'b>> {
+        let release = match (&self.keeps, &self.kept) {
             (Keeps::Anew(installed), _) => {
-                let IndexedRelease { signed, index, index_object, .. } = &**installed;
-                (ReleaseToKeep { signed, index, index_object }, None)
+                let (signed, so_far) = (installed.record.signed(), KeptSoFar::Nothing(installed));
+                ReleaseToKeep { signed, index: installed.index(job)?, so_far }
             }
             (Keeps::More, Some(kept)) => {
-                let Kept { signed, index, index_object, .. } = kept;
-                (ReleaseToKeep { signed, index, index_object }, Some(kept))
+                ReleaseToKeep { signed: &kept.signed, index: &kept.index, so_far: KeptSoFar::Release(kept) }
             }
             _ => return None,
         };
-        let installed_bytes = self.installed_bytes;
-        Some(Keeping::survey(job.resources.target, release, same, installed_bytes, change, done))
+        Some(Keeping::survey(job.resources.target, release, self.installed_bytes, change, done))
     }
+}
+
+/// Keeps the installed release, beside or in place of what is kept of one.
+fn keep_installed<'a>(
+    job: &RecoveryJob<'_>,
+    installed: Installed<'a>,
+    mut kept: Option<KeptManifest>,
+    release: &IndexedRelease,
+) -> (Keeps<'a>, Option<Kept>) {
+    let is_it = |kept: &mut KeptManifest| kept.signed.bytes() == installed.record.signed().bytes();
+    if let Some(kept) = complete(job, kept.take_if(is_it)) {
+        return (Keeps::More, Some(kept));
+    }
+    if installed.read().is_ok() {
+        // What is kept makes way unread.
+        return (Keeps::Anew(installed), None);
+    }
+    warn_of_no_index::<()>(job);
+    keep_kept(complete(job, kept), release)
+}
+
+/// Keeps what is kept.
+fn keep_kept<'a>(kept: Option<Kept>, release: &IndexedRelease) -> (Keeps<'a>, Option<Kept>) {
+    let keeps = match &kept {
+        Some(kept) if is_same_image(&kept.manifest, &release.manifest) => Keeps::AsItIs,
+        Some(_) => Keeps::More,
+        None => Keeps::Nothing,
+    };
+    (keeps, kept)
 }
 
 /// Whether two releases have the same system image.
@@ -163,9 +234,14 @@ fn is_same_image(one: &Manifest, other: &Manifest) -> bool {
     }
 }
 
-/// Reads what is kept. What cannot be used is no reason to fail.
-fn read(job: &RecoveryJob<'_>) -> Option<Kept> {
-    match Kept::read(job.resources.target, job.resources.keys) {
+/// Reads the rest of what is kept.
+fn complete(job: &RecoveryJob<'_>, kept: Option<KeptManifest>) -> Option<Kept> {
+    kept.and_then(|kept| found(job, kept.complete(job.resources.target)))
+}
+
+/// What was read of what is kept. What cannot be used is no reason to fail.
+fn found<T>(job: &RecoveryJob<'_>, read: Result<T, UndoObstacle>) -> Option<T> {
+    match read {
         Ok(kept) => Some(kept),
         Err(UndoObstacle::Nothing | UndoObstacle::NoRoom(_) | UndoObstacle::NotKept) => None,
         Err(error) => {

@@ -34,7 +34,8 @@ pub(super) fn plan_back(
             Ok(Planned::Differs(comparison, Box::new(plan)))
         }
     })?;
-    let Kept { signed, manifest, index, index_object, chunks, .. } = kept;
+    let index_object = kept.read_index_object(target).map_err(UndoObstacle::Read)?;
+    let Kept { signed, manifest, index, chunks, .. } = kept;
     Ok((IndexedRelease { signed, manifest, index, index_object }, chunks, planned))
 }
 

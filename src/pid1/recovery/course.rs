@@ -37,36 +37,32 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
         // A pause that is over lets the machine try once more what it was parked for.
         let situation = if may_park { situation } else { unbraked(situation) };
         let system = situation.system;
-        match (decide::decide(&situation), compared) {
-            (BootDecision::Start, Compared::Intact(proof, installed)) => {
-                return start(setup, job, proof, &installed, None, "nothing has to be mended");
-            }
-            (BootDecision::Undo, _) => {
-                if let Some(next) = undo::run(setup, job, system, None)? {
-                    return Ok(next);
-                }
-                // It may have changed some of the system, or nothing.
-                compared = setup.compare(job);
-            }
-            (BootDecision::Park, _) => {
-                park(setup);
-                if let Some(next) = wait_parked(setup, mirrors, job)? {
-                    return Ok(next);
-                }
-                setup.journal.note("parked for long enough: trying once more what was tried before");
-                may_park = false;
-                // A newer release may have been begun and not finished.
-                compared = setup.compare(job);
-            }
-            // Only an intact system is started, and every intact one has its proof.
-            (decision, _) => {
-                if let Some(next) = fetch(setup, mirrors, job, &situation, decision)? {
-                    return Ok(next);
-                }
-                // No undo is possible with the network either.
-                compared = setup.compare(job);
-            }
+        let decision = decide::decide(&situation);
+        // Whatever else is done, the index of the intact system is given up before: it may take 20 MiB.
+        if let (BootDecision::Start, Compared::Intact(proof, installed)) = (decision, compared) {
+            return start(setup, job, proof, &installed, None, "nothing has to be mended");
         }
+        let done = match decision {
+            // It may have changed some of the system, or nothing.
+            BootDecision::Undo => undo::run(setup, job, system, None)?,
+            BootDecision::Park => {
+                park(setup);
+                let done = wait_parked(setup, mirrors, job)?;
+                if done.is_none() {
+                    setup.journal.note("parked for long enough: trying once more what was tried before");
+                    may_park = false;
+                }
+                // A newer release may have been begun and not finished.
+                done
+            }
+            // Only an intact system is started, and every intact one has its proof. Afterwards no undo is possible with
+            // the network either.
+            decision => fetch(setup, mirrors, job, &situation, decision)?,
+        };
+        if let Some(next) = done {
+            return Ok(next);
+        }
+        compared = setup.compare(job);
     }
 }
 

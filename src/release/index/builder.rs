@@ -24,8 +24,7 @@ impl Builder {
             digests: Vec::new(),
             extents: Vec::new(),
             lengths: Vec::new(),
-            offsets: Vec::new(),
-            pack_of: Vec::new(),
+            marks: Vec::new(),
         };
         Ok(Self { index: empty })
     }

@@ -1,6 +1,6 @@
 //! The bytes of an index: the header that says how much follows, then the sections.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 use super::{Extent, Index, IndexError, MAX_CHUNKS, Pack, VERSION, check_sizes, count, inconsistent};
 use crate::release::cursor::Cursor;
@@ -13,6 +13,9 @@ const PACK_BYTES: u64 = 40;
 const EXTENT_BYTES: u64 = 16;
 const CHUNK_BYTES: u64 = 4;
 const STORED_BYTES: u64 = 36;
+
+/// Entries that are read at a time.
+const PIECE_ENTRIES: usize = 1024;
 
 /// Size of the largest index, before compression: every chunk is stored, in an extent and a pack of its own.
 const MAX_ENCODED_BYTES: u64 =
@@ -28,12 +31,7 @@ impl Index {
     /// [`IndexError`] says why the object is refused.
     pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
         let mut content = zstd_frame::open(object, MAX_ENCODED_BYTES).map_err(IndexError::Compressed)?;
-        let mut bytes = Vec::new();
-        content.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
-        // The header says how much may follow. No more than that is decompressed, plus one byte that shows an excess.
-        let expected = Header::read(&bytes)?.expected_bytes();
-        content.take(expected - HEADER_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
-        Self::decode(&bytes)
+        Self::read(&mut content)
     }
 
     /// Reads an index whose digest has been checked. Every number is checked nevertheless.
@@ -62,12 +60,20 @@ impl Index {
     /// # }
     /// ```
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
-        let header = Header::read(bytes)?;
-        let (found, expected) = (bytes.len(), header.expected_bytes());
-        if found as u64 != expected {
-            return Err(IndexError::Size { found, expected });
-        }
-        header.sections(bytes).ok_or(IndexError::Size { found, expected })?.checked()
+        Self::read(&mut &bytes[..])
+    }
+
+    /// Reads an index a section at a time, so that its bytes are not held beside what is made of them.
+    fn read(content: &mut dyn Read) -> Result<Self, IndexError> {
+        let mut bytes = Vec::new();
+        content.take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        // The header says how much may follow. No more than that is decompressed, plus one byte that shows an excess.
+        let header = Header::read(&bytes)?;
+        let expected = header.expected_bytes();
+        let mut sections = Sections { content, found: HEADER_BYTES, expected };
+        let index = header.sections(&mut sections)?;
+        sections.end()?;
+        index.checked()
     }
 
     /// Encodes the index, before compression. The same index gives the same bytes.
@@ -158,24 +164,77 @@ impl Header {
         HEADER_BYTES as u64 + entries.iter().map(|(count, bytes)| u64::from(*count) * bytes).sum::<u64>()
     }
 
-    /// Reads what follows the header; `None` when the bytes end too early.
-    fn sections(&self, bytes: &[u8]) -> Option<Index> {
-        let mut cursor = Cursor::new(bytes);
-        cursor.array::<HEADER_BYTES>()?;
-        let pack = |cursor: &mut Cursor<'_>| Some(Pack { digest: Digest(cursor.array()?), size_bytes: cursor.u64()? });
-        let extent = |cursor: &mut Cursor<'_>| {
+    /// Reads what follows the header.
+    fn sections(&self, sections: &mut Sections<'_>) -> Result<Index, IndexError> {
+        let pack = |bytes: &[u8; 40]| {
+            let mut cursor = Cursor::new(bytes);
+            Some(Pack { digest: Digest(cursor.array()?), size_bytes: cursor.u64()? })
+        };
+        let extent = |bytes: &[u8; 16]| {
+            let mut cursor = Cursor::new(bytes);
             Some(Extent { first: cursor.u32()?, pack: cursor.u32()?, offset_bytes: cursor.u64()? })
         };
-        Some(Index {
+        let number = |bytes: &[u8; 4]| Some(u32::from_le_bytes(*bytes));
+        Ok(Index {
             chunk_bytes: self.chunk_bytes,
             image_bytes: self.image_bytes,
-            packs: cursor.list(self.packs, pack)?,
-            extents: cursor.list(self.extents, extent)?,
-            chunks: cursor.list(self.chunks, Cursor::u32)?,
-            lengths: cursor.list(self.stored, Cursor::u32)?,
-            digests: cursor.list(self.stored, |cursor| cursor.array().map(Digest))?,
-            offsets: Vec::new(),
-            pack_of: Vec::new(),
+            packs: sections.list(self.packs, pack)?,
+            extents: sections.list(self.extents, extent)?,
+            chunks: sections.list(self.chunks, number)?,
+            lengths: sections.list(self.stored, number)?,
+            digests: sections.list(self.stored, |bytes| Some(Digest(*bytes)))?,
+            marks: Vec::new(),
         })
+    }
+}
+
+/// The bytes behind the header, as far as they were read.
+struct Sections<'a> {
+    content: &'a mut dyn Read,
+    found: usize,
+    expected: u64,
+}
+
+impl Sections<'_> {
+    /// Reads a section of `count` entries, whose number the header has been checked for.
+    fn list<T, const N: usize>(
+        &mut self,
+        count: u32,
+        entry: impl Fn(&[u8; N]) -> Option<T>,
+    ) -> Result<Vec<T>, IndexError> {
+        let mut entries = Vec::with_capacity(count as usize);
+        let mut piece = vec![0; PIECE_ENTRIES * N];
+        while entries.len() < count as usize {
+            let wanted = (count as usize - entries.len()).min(PIECE_ENTRIES);
+            let bytes = &mut piece[..wanted * N];
+            if self.fill(bytes)? < bytes.len() {
+                return Err(IndexError::Size { found: self.found, expected: self.expected });
+            }
+            entries.extend(bytes.as_chunks().0.iter().filter_map(&entry));
+        }
+        Ok(entries)
+    }
+
+    /// Refuses bytes behind the last section.
+    fn end(&mut self) -> Result<(), IndexError> {
+        match self.fill(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(IndexError::Size { found: self.found, expected: self.expected }),
+        }
+    }
+
+    /// Fills `buffer` as far as there are bytes, and returns their number.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, IndexError> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.content.read(rest) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(IndexError::Compressed(error)),
+            }
+        }
+        self.found += filled;
+        Ok(filled)
     }
 }

@@ -1,8 +1,28 @@
 //! Where stored chunks lie, derived from the extents and the compressed lengths.
 
-use super::{Index, IndexError, Pack, inconsistent};
+use super::{Index, IndexError, Location, Pack, StoredChunkNo, inconsistent};
+
+/// Stored chunks of which one has its offset written down. The others are found by adding lengths: an offset and a pack
+/// for each would make an index a quarter larger in memory, where up to three are held.
+pub(super) const MARK_EVERY: u32 = 16;
 
 impl Index {
+    /// Returns where a stored chunk lies.
+    #[must_use]
+    pub fn location(&self, stored: StoredChunkNo) -> Location {
+        // There is one that begins at stored chunk 0.
+        let extent = &self.extents[self.extents.partition_point(|extent| extent.first <= stored) - 1];
+        let marked = stored - stored % MARK_EVERY;
+        let (from, offset) = if extent.first >= marked {
+            (extent.first, extent.offset_bytes)
+        } else {
+            (marked, self.marks[(marked / MARK_EVERY) as usize])
+        };
+        let between = &self.lengths[from as usize..stored as usize];
+        let start = offset + between.iter().map(|length| u64::from(*length)).sum::<u64>();
+        Location { pack: extent.pack, range: start..start + u64::from(self.lengths[stored as usize]) }
+    }
+
     /// Lays the stored chunks of every extent out one after the other. Afterwards every chunk ends within its pack and
     /// no two share a byte, so that the code which plans and splits a download needs no further checks to subtract one
     /// place from another.
@@ -13,6 +33,7 @@ impl Index {
         }
         let ends = self.extents.iter().skip(1).map(|extent| extent.first as usize).chain([stored_count]);
         let mut covered = Vec::with_capacity(self.extents.len());
+        let mut marks = Vec::with_capacity(stored_count.div_ceil(MARK_EVERY as usize));
         for (extent, end) in self.extents.iter().zip(ends) {
             let first = extent.first as usize;
             let Some(pack) = self.packs.get(extent.pack as usize) else {
@@ -22,13 +43,15 @@ impl Index {
                 return inconsistent("extents are empty or out of order");
             }
             let mut offset = extent.offset_bytes;
-            for length in &self.lengths[first..end] {
-                self.offsets.push(offset);
-                self.pack_of.push(extent.pack);
+            for (stored, length) in (extent.first..).zip(&self.lengths[first..end]) {
+                if stored.is_multiple_of(MARK_EVERY) {
+                    marks.push(offset);
+                }
                 offset = end_in(pack, offset, *length)?;
             }
             covered.push((extent.pack, extent.offset_bytes, offset));
         }
+        self.marks = marks;
         covered.sort_unstable();
         let mut named = vec![false; self.packs.len()];
         covered.iter().for_each(|(pack, ..)| named[*pack as usize] = true);
@@ -58,7 +81,8 @@ fn end_in(pack: &Pack, offset: u64, length: u32) -> Result<u64, IndexError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::release::index::{Index, IndexError};
+    use crate::release::digest::Digest;
+    use crate::release::index::{Builder, ChunkContent, Index, IndexError, Location, MIN_CHUNK_BYTES, Pack};
 
     /// A signed index whose only extent begins 5 bytes before 2^64 and has 10.
     const OFFSET_WRAPS: &[u8] = include_bytes!("../../../tests/hostile/index-offset-wraps.bin");
@@ -70,6 +94,26 @@ mod tests {
             Err(IndexError::Inconsistent(reason)) => reason,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_place_is_added_up_from_the_beginning_of_its_extent_or_from_a_mark() {
+        // 100 stored chunks of 1, 2, 3 ... bytes; extents begin at 0, 5, 16, 17, 48 and 90, in two packs by turns.
+        let packs = [b"one", b"two"].map(|name| Pack { digest: Digest::of(name), size_bytes: 1 << 40 });
+        let mut builder = Builder::new(100 * u64::from(MIN_CHUNK_BYTES), MIN_CHUNK_BYTES).unwrap();
+        let (mut expected, mut offset, mut pack) = (Vec::new(), 0, 1);
+        for number in 0..100_u32 {
+            let stored = builder.store(Digest::of(&number.to_le_bytes()), number + 1);
+            builder.push_chunk(ChunkContent::Stored(stored));
+            if [0, 5, 16, 17, 48, 90].contains(&number) {
+                (pack, offset) = (1 - pack, 1_000_000 * u64::from(number));
+                builder.push_extent(stored, packs[pack as usize], offset);
+            }
+            expected.push(Location { pack, range: offset..offset + u64::from(number) + 1 });
+            offset += u64::from(number) + 1;
+        }
+        let index = builder.finish().unwrap();
+        assert_eq!((0..100).map(|stored| index.location(stored)).collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub fn run(data: &[u8]) {
 
     let patched = patches(&case, &mut made, &before, &image, &comparison, &blocks);
     let blocks = blocks.completed(&made.index, &weak_hashes, &comparison);
-    let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: &weak_hashes, blocks: &blocks });
+    let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: weak_hashes.clone(), blocks: blocks.clone() });
     let room = usize::from(case.buffer_blocks % 64);
     let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, patched }, room);
     assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), made.index.image_bytes());

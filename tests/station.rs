@@ -34,8 +34,8 @@ fn options() -> FetchOptions {
 
 /// Serves the tree, and a station beside it.
 pub fn serve(fixture: &Fixture) -> serve::Server {
-    let options = serve::ServeOptions { log: false, station: true };
-    serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap()
+    let options = serve::ServeOptions { station: true, ..serve::ServeOptions::default() };
+    serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), &options).unwrap()
 }
 
 fn machine(number: usize) -> ReportedMachine {

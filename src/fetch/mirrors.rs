@@ -14,7 +14,7 @@ use super::health::{Health, Visit};
 use super::survey::{self, Surveyed};
 use super::tally::Tally;
 use super::watch::SpeedWatch;
-use super::{Check, Sink, SinkError, Source};
+use super::{Check, CheckFound, Sink, SinkError, Source};
 use crate::chain::chain;
 
 /// The time after which a source that was not there is noticed during a pause.
@@ -222,6 +222,17 @@ impl Source for Mirrors {
         let path = wanted.first().map_or("", |(path, _)| path);
         self.retry(path, self.retry_policy, |index, _| {
             let result = self.sources[index].get_checked(wanted, check);
+            if result.is_ok() {
+                self.delivered.store(index, Ordering::Relaxed);
+            }
+            (0, result)
+        })
+    }
+
+    fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
+        let path = wanted.first().map_or("", |(path, _)| path);
+        self.retry(path, self.retry_policy, |index, _| {
+            let result = self.sources[index].get_if_there(wanted, check);
             if result.is_ok() {
                 self.delivered.store(index, Ordering::Relaxed);
             }

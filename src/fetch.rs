@@ -104,10 +104,12 @@ pub enum SourceAnswer<'a> {
         /// Whether a person chose the source ([`Source::is_chosen`]).
         is_chosen: bool,
     },
-    /// Not all, or a page in their place.
+    /// Not all, or a page or an error of the server in their place.
     Nothing {
         /// Whether a person chose the source.
         is_chosen: bool,
+        /// Error that came instead.
+        error: &'a FetchError,
     },
 }
 
@@ -158,12 +160,11 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// As [`Source::get_checked`].
     fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
+        use FetchErrorKind::{Missing, Protocol, Refused};
         let is_chosen = self.is_chosen();
         match self.get_checked(wanted, &mut |content| check(SourceAnswer::Files { content, is_chosen })) {
-            Err(error)
-                if error.is_denied() || matches!(error.kind(), FetchErrorKind::Missing | FetchErrorKind::Protocol) =>
-            {
-                check(SourceAnswer::Nothing { is_chosen }).map_err(|refusal| refusal.of(error.url()))
+            Err(error) if matches!(error.kind(), Missing | Protocol | Refused(_)) => {
+                check(SourceAnswer::Nothing { is_chosen, error: &error }).map_err(|refusal| refusal.of(error.url()))
             }
             result => result.map(drop),
         }

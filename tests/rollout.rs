@@ -319,8 +319,14 @@ fn a_channel_without_a_roll_out_goes_on_as_before_whatever_its_server_answers() 
     type Answer = fn() -> Vec<Act>;
     let page = || vec![answer("200 OK", &["Content-Type: text/html", "Content-Length: 15"], b"<!doctype html>")];
     let text = || vec![answer("200 OK", &["Content-Length: 9"], b"not found")];
-    let answers: [Answer; 5] =
-        [|| status("404 Not Found"), || status("403 Forbidden"), || status("410 Gone"), page, text];
+    let answers: [Answer; 6] = [
+        || status("500 Internal Server Error"),
+        || status("404 Not Found"),
+        || status("403 Forbidden"),
+        || status("410 Gone"),
+        page,
+        text,
+    ];
     for missing in answers {
         let channel = Channel::without_rollout();
         let tree = channel.fixture.tree();

@@ -140,7 +140,10 @@ fn posts_come_at_phases_and_at_most_once_a_second() {
             acts.extend(crate::support::server::object(request, &pack));
             return acts;
         }
-        crate::support::server::object(request, &std::fs::read(tree.join(path)).unwrap())
+        match std::fs::read(tree.join(path)) {
+            Ok(content) => crate::support::server::object(request, &content),
+            Err(_) => status("404 Not Found"),
+        }
     });
     let arrivals = Arc::new(Mutex::new(Vec::new()));
     let times = Arc::clone(&arrivals);

@@ -91,12 +91,16 @@ fn seek(job: &RecoveryJob<'_>, chosen_counts: bool) -> Result<Sought, RecoveryEr
             // nothing by that.
             SourceAnswer::Files { content, .. } if seen == 0 && !are_signed(content) => None,
             SourceAnswer::Files { content, .. } => Some(content),
-            SourceAnswer::Nothing { is_chosen: true } if chosen_counts => {
+            SourceAnswer::Nothing { is_chosen: true, .. } if chosen_counts => {
                 sought = Sought::ChosenHasNone;
                 return Ok(());
             }
-            SourceAnswer::Nothing { is_chosen: true } => {
+            SourceAnswer::Nothing { is_chosen: true, .. } => {
                 return Err(Refusal::Unsuitable("it has no roll-out".to_owned()));
+            }
+            // It may have one: a server in trouble, or the login page of a network.
+            SourceAnswer::Nothing { error, .. } if seen > 0 && error.is_retryable() => {
+                return Err(Refusal::Wrong(chain(error)));
             }
             SourceAnswer::Nothing { .. } => None,
         };
@@ -129,12 +133,16 @@ fn seek(job: &RecoveryJob<'_>, chosen_counts: bool) -> Result<Sought, RecoveryEr
     Ok(sought)
 }
 
-/// The release in the first source, if a person chose that and the release suits this machine.
+/// The release in the first source, if a person chose that and the release suits this machine. An authentic one shows
+/// that this recovery works, whether it suits or not: the other sources may be asked for hours.
 fn chosen(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Option<Release> {
     let paths = manifest_paths(job);
     let mut release = None;
     let asked = job.resources.source.get_if_there(&wanted_manifest(&paths), &mut |found| {
         if let SourceAnswer::Files { content, is_chosen: true } = found {
+            if authenticated(job, content).is_ok() {
+                end_trial(job);
+            }
             release = suitable(job, record, content).ok();
         }
         Ok(())

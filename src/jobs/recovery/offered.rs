@@ -34,7 +34,7 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
             (job.resources.learn_time)(release.manifest.created_unix_s);
             end_trial(job);
             report_found(job, &release);
-            Ok(release)
+            Ok(*release)
         }
         OfferedBy::ByManifest => by_manifest(job, record),
     }

@@ -43,7 +43,7 @@ impl RolloutFiles {
 /// What a search for the roll-out of the channel found.
 enum Sought {
     /// The newest roll-out that any source has.
-    Found(RolloutFiles),
+    Found(Box<RolloutFiles>),
     /// A source that a person chose, as by plugging it in, and that has none.
     ChosenHasNone,
     /// No roll-out, in a channel that never had one.
@@ -58,7 +58,7 @@ enum Sought {
 pub(super) fn fetch(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<OfferedBy, RecoveryError> {
     let sought = match seek(job, true)? {
         Sought::ChosenHasNone => match chosen(job, record) {
-            Some(release) => return Ok(OfferedBy::Chosen(release)),
+            Some(release) => return Ok(OfferedBy::Chosen(Box::new(release))),
             None => seek(job, false)?,
         },
         sought => sought,
@@ -72,9 +72,9 @@ pub(super) fn fetch(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> 
 /// How the release of this robot is found.
 pub(super) enum OfferedBy {
     /// By the roll-out of the channel.
-    ByRollout(RolloutFiles),
+    ByRollout(Box<RolloutFiles>),
     /// By what a person chose.
-    Chosen(Release),
+    Chosen(Box<Release>),
     /// By the one manifest of the channel.
     ByManifest,
 }
@@ -106,7 +106,8 @@ fn seek(job: &RecoveryJob<'_>, chosen_counts: bool) -> Result<Sought, RecoveryEr
         };
         match content {
             Some(content) => {
-                sought = Sought::Found(read(job, content).map_err(|why| refuse(why, &mut refusal))?);
+                let files = read(job, content).map_err(|why| refuse(why, &mut refusal))?;
+                sought = Sought::Found(Box::new(files));
                 Ok(())
             }
             None if seen == 0 => Ok(()),

@@ -42,10 +42,15 @@ fn decide(rollout: &Rollout, kind: u8, number: u64) {
             _ => Facts::Answered(vec![("battery_percent".into(), "81".into()), ("docked".into(), "yes".into())]),
         },
     };
-    let own: Vec<OwnRelease> = rollout.releases.iter().take(usize::from(kind) % 2).map(|release| {
-        let digest = release.manifest.blake3.0;
-        OwnRelease { serial: release.serial, digest: std::array::from_fn(|at| digest[at]) }
-    }).collect();
+    let own: Vec<OwnRelease> = rollout
+        .releases
+        .iter()
+        .take(usize::from(kind) % 2)
+        .map(|release| {
+            let digest = release.manifest.blake3.0;
+            OwnRelease { serial: release.serial, digest: std::array::from_fn(|at| digest[at]) }
+        })
+        .collect();
     let begun = rollout.releases.last().map(|release| release.serial);
     let choice = choose(rollout, None, &robot, &own, begun);
     let taken: Vec<u64> = choice.offers.iter().filter(|it| !it.only_own).map(|it| it.release.serial).collect();

@@ -94,6 +94,28 @@ impl Refusal {
     }
 }
 
+/// Answer of a source about files that it may do without.
+#[derive(Debug)]
+pub enum SourceAnswer<'a> {
+    /// All of them.
+    Files {
+        /// Content of each.
+        content: &'a [Vec<u8>],
+        /// Whether a person chose the source ([`Source::is_chosen`]).
+        is_chosen: bool,
+    },
+    /// Not all, or a page or an error of the server in their place.
+    Nothing {
+        /// Whether a person chose the source.
+        is_chosen: bool,
+        /// Error that came instead.
+        error: &'a FetchError,
+    },
+}
+
+/// A judge of files that a source may do without.
+pub type CheckFound<'a> = &'a mut dyn FnMut(SourceAnswer<'_>) -> Result<(), Refusal>;
+
 /// A copy of the release tree. AddressMemory are relative to its base: `stable/manifest.json`, `objects/<hex>`.
 pub trait Source: Send + Sync {
     /// The name of the source on the console: the base URL without credentials.
@@ -130,6 +152,23 @@ pub trait Source: Send + Sync {
     /// [`FetchErrorKind::Corrupt`] or [`FetchErrorKind::Unsuitable`] when `check` refused the objects,
     /// [`FetchErrorKind::Protocol`] when one is too large, else the error of the transfer.
     fn get_checked(&self, wanted: &[(&str, u64)], check: Check<'_>) -> Result<Vec<Vec<u8>>, FetchError>;
+
+    /// Fetches a few small objects as [`Source::get_checked`] does, where the source may have none of them: a status
+    /// that says so, or a web page, is an answer too, and `check` decides what it is worth. Stores answer 403 for what
+    /// is not there, and some servers with a page of theirs.
+    ///
+    /// # Errors
+    /// As [`Source::get_checked`].
+    fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
+        use FetchErrorKind::{Missing, Protocol, Refused};
+        let is_chosen = self.is_chosen();
+        match self.get_checked(wanted, &mut |content| check(SourceAnswer::Files { content, is_chosen })) {
+            Err(error) if matches!(error.kind(), Missing | Protocol | Refused(_)) => {
+                check(SourceAnswer::Nothing { is_chosen, error: &error }).map_err(|refusal| refusal.of(error.url()))
+            }
+            result => result.map(drop),
+        }
+    }
 
     /// Streams bytes `range` of an object to `sink`, in order, each exactly once except after [`SinkError::Wrong`].
     ///

@@ -4,6 +4,7 @@
 
 pub mod drill;
 pub mod factory_reset;
+pub mod facts;
 pub mod floor;
 pub mod health;
 pub mod keys;

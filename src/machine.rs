@@ -7,3 +7,4 @@ pub mod hostname;
 pub mod identity;
 pub mod media;
 pub mod placeholder;
+pub mod robot;

@@ -3,7 +3,8 @@
 //!
 //! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
 //! chunks an image consists of and where each is stored. [`weak_hashes`] and [`patches`] save downloads, and a release
-//! is complete without them. [`layout`] is the partition layout of a disk. [`fields`] reads numbers of
+//! is complete without them. [`layout`] is the partition layout of a disk, and
+//! [`rollout`] says which release of a channel is whose. [`fields`] reads numbers of
 //! blocks, those of other formats too. [`zstd_frame`] bounds what is compressed. [`shipped`] lists what the image of a
 //! release brings to the machine's own directories.
 
@@ -15,6 +16,7 @@ pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod patches;
+pub mod rollout;
 pub mod shipped;
 pub mod weak_hashes;
 pub mod zstd_frame;

@@ -16,6 +16,7 @@ mod net;
 mod properties;
 mod recovery;
 mod reset;
+mod rollout;
 mod slots;
 mod sources;
 mod undo;

@@ -14,6 +14,7 @@ mod project;
 mod provision;
 mod publish;
 mod release;
+mod rollouts;
 mod shipped;
 mod station;
 mod tree_sources;

@@ -34,8 +34,8 @@ fn options() -> FetchOptions {
 
 /// Serves the tree, and a station beside it.
 pub fn serve(fixture: &Fixture) -> serve::Server {
-    let options = serve::ServeOptions { log: false, station: true };
-    serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap()
+    let options = serve::ServeOptions { station: true, ..serve::ServeOptions::default() };
+    serve::start_with(&fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), &options).unwrap()
 }
 
 fn machine(number: usize) -> ReportedMachine {
@@ -140,7 +140,10 @@ fn posts_come_at_phases_and_at_most_once_a_second() {
             acts.extend(crate::support::server::object(request, &pack));
             return acts;
         }
-        crate::support::server::object(request, &std::fs::read(tree.join(path)).unwrap())
+        match std::fs::read(tree.join(path)) {
+            Ok(content) => crate::support::server::object(request, &content),
+            Err(_) => status("404 Not Found"),
+        }
     });
     let arrivals = Arc::new(Mutex::new(Vec::new()));
     let times = Arc::clone(&arrivals);

@@ -1,7 +1,7 @@
 //! What a command works with: configuration, trusted keys, release sources and a journal on standard error.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::answer::{Failure, complain, failure};
@@ -11,14 +11,17 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::flash::target::BlockTarget;
+use crate::jobs::facts;
 use crate::jobs::keys::{MachineKeys, read_keys};
 use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{Config, Layer};
 use crate::machine::identity::hardware_name;
+use crate::machine::robot;
 use crate::record::journal::Journal;
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
-use crate::sys::files;
+use crate::release::rollout::{Facts, Robot};
+use crate::sys::{clock, files};
 
 /// Directory of this system's configuration and keys.
 pub(super) const ETC: &str = "/etc/reflash";
@@ -37,6 +40,8 @@ pub(super) struct Context {
     keys: TrustedKeys,
     mirrors: Mirrors,
     pub(super) journal: Arc<Journal>,
+    /// What this machine knows of itself. A disk or an image on a bench is no robot of a roll-out.
+    robot: Box<dyn Fn() -> Robot>,
 }
 
 impl Context {
@@ -49,7 +54,8 @@ impl Context {
         let warnings = Arc::clone(&journal);
         let mirrors = Mirrors::new(usable(&config.urls, &fetch_options, &journal)?, RetryPolicy::Rounds(HAND_ROUNDS))
             .on_retry(move |retry| warnings.warn(&retry.to_string()));
-        Ok(Self { config, keys, mirrors, journal })
+        let robot = robot_of(&config, mounted, &journal);
+        Ok(Self { config, keys, mirrors, journal, robot })
     }
 
     /// A recovery of `target`, as a person asks for it.
@@ -61,10 +67,24 @@ impl Context {
                 channel: self.config.channel.clone(),
             },
             policy: Policy::requested(self.config.boot_tries, allow_older),
-            resources: Resources::new(&self.keys, &self.mirrors, target),
+            resources: Resources { robot: &*self.robot, ..Resources::new(&self.keys, &self.mirrors, target) },
             journal: &self.journal,
         }
     }
+}
+
+/// What this machine knows of itself, its own program for facts asked, if its state is at hand.
+fn robot_of(config: &Config, mounted: Option<&MountedState>, journal: &Arc<Journal>) -> Box<dyn Fn() -> Robot> {
+    let Some(mounted) = mounted else { return Box::new(Robot::default) };
+    let (disk, ring, journal) = (mounted.floor().record().identity, config.ring.clone(), Arc::clone(journal));
+    Box::new(move || {
+        let facts = facts::ask(&facts::PROGRAMS.map(Path::new), facts::LIMIT).unwrap_or_else(|why| {
+            journal.warn(&why);
+            Facts::Answered(Vec::new())
+        });
+        let now = clock::now().duration_since(std::time::UNIX_EPOCH).ok();
+        robot::this(ring.as_deref(), disk, now.and_then(|now| robot::believable(now.as_secs())), facts)
+    })
 }
 
 /// Opens the sources that can be used, and warns of the others; at least one.
@@ -91,7 +111,11 @@ pub(super) fn config(options: &Options, mounted: Option<&MountedState>) -> Resul
             String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
         });
         match text {
-            Ok(text) => layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?),
+            Ok(text) => {
+                // Recovery sees that of the recovery partition alone.
+                layer.release.ring = None;
+                layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && options.config.is_none() => {}
             Err(error) => return failure(format!("cannot read {}: {error}", path.display())),
         }

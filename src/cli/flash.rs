@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, failure, print};
+use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::{Context, this_machine};
 use super::mounted::MountedState;
 use super::options::Options;
@@ -30,6 +30,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     job.resources.state = mounted.as_ref().map(|mounted| &mounted.state);
     let floor = mounted.as_ref().map(MountedState::floor);
     job.resources.floor = floor.as_ref();
+    let note_seen = |numbers| {
+        let change = floor.as_ref().filter(|_| !options.dry_run).map(|floor| floor.note_seen(numbers));
+        change.iter().flat_map(|change| &change.failed).for_each(|error| complain(&chain(error)));
+    };
+    job.resources.learn_rollout = &note_seen;
     let record = job.read_record();
     if let Some(mounted) = &mounted {
         keep_by_the_rule(&mut job.policy, mounted, record.as_ref(), undo::possible(&target, job.resources.keys).ok());

@@ -1,13 +1,16 @@
 //! `reflash request newer`: the next boot starts recovery if there is a newer release. The boot watch asks so in a safe
 //! start, and a fleet may do it from a timer.
 
+use std::cell::Cell;
+
 use serde_json::json;
 
-use super::answer::{Exit, Failure, failure, print};
+use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::names;
+use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::recovery::{self, RecoveryError};
 
@@ -21,6 +24,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     // What is refused on this machine would be asked for in vain, again and again.
     let floor = mounted.floor();
     job.resources.floor = Some(&floor);
+    let seen = Cell::new(None);
+    let learn = |numbers| seen.set(Some(numbers));
+    job.resources.learn_rollout = &learn;
     let record = job.read_record();
     let Some(installed) = record.as_ref().map(|record| record.manifest().serial) else {
         return failure("no release is recorded as installed, so that none can be newer; see reflash status");
@@ -29,10 +35,16 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     job.resources.state = None;
     drop(mounted);
     job.policy.above = Some(installed);
-    let manifest = match recovery::fetch_release(&job, record.as_ref()) {
+    let found = recovery::fetch_release(&job, record.as_ref());
+    if let Some(numbers) = seen.get() {
+        // Nothing older is taken from now on, by recovery either.
+        let change = MountedState::open(options)?.floor().note_seen(numbers);
+        change.failed.iter().for_each(|error| complain(&chain(error)));
+    }
+    let manifest = match found {
         Ok(release) => release.manifest,
-        Err(error @ RecoveryError::Manifest(_)) => {
-            let why = crate::chain::chain(&error);
+        Err(error @ (RecoveryError::Manifest(_) | RecoveryError::Rollout(_))) => {
+            let why = chain(&error);
             print(options, &json!({ "next_entry": null, "installed": installed }), || {
                 format!("nothing newer than serial {installed}: {why}")
             })?;

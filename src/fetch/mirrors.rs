@@ -14,7 +14,7 @@ use super::health::{Health, Visit};
 use super::survey::{self, Surveyed};
 use super::tally::Tally;
 use super::watch::SpeedWatch;
-use super::{Check, Sink, SinkError, Source};
+use super::{Check, CheckFound, Sink, SinkError, Source, SourceAnswer};
 use crate::chain::chain;
 
 /// The time after which a source that was not there is noticed during a pause.
@@ -112,7 +112,19 @@ impl Mirrors {
         &self,
         path: &str,
         retry_policy: RetryPolicy,
+        attempt: impl FnMut(usize, &Visit<'_>) -> (u64, Result<T, FetchError>),
+    ) -> Result<T, FetchError> {
+        self.retry_unless_bare(path, retry_policy, attempt, |_| false)
+    }
+
+    /// Asks as [`Mirrors::retry`] does. An answer that is bare, in that the source only lacks what it was asked for, is
+    /// no sign that it ever delivers anything.
+    fn retry_unless_bare<T>(
+        &self,
+        path: &str,
+        retry_policy: RetryPolicy,
         mut attempt: impl FnMut(usize, &Visit<'_>) -> (u64, Result<T, FetchError>),
+        is_bare: fn(&T) -> bool,
     ) -> Result<T, FetchError> {
         let mut tally = Tally::new(self.sources.len());
         let mut round = 0;
@@ -128,7 +140,9 @@ impl Mirrors {
                         let (reached, result) = attempt(index, &visit);
                         let error = match result {
                             Ok(value) => {
-                                visit.went_well();
+                                if !is_bare(&value) {
+                                    visit.went_well();
+                                }
                                 return Ok(value);
                             }
                             Err(error) if error.kind() == FetchErrorKind::Local => return Err(error),
@@ -227,6 +241,22 @@ impl Source for Mirrors {
             }
             (0, result)
         })
+    }
+
+    fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
+        let path = wanted.first().map_or("", |(path, _)| path);
+        let attempt = |index: usize, _: &Visit<'_>| {
+            let mut came = false;
+            let result = self.sources[index].get_if_there(wanted, &mut |answer| {
+                came = matches!(answer, SourceAnswer::Files { .. });
+                check(answer)
+            });
+            if result.is_ok() {
+                self.delivered.store(index, Ordering::Relaxed);
+            }
+            (0, result.map(|()| came))
+        };
+        self.retry_unless_bare(path, self.retry_policy, attempt, |came| !came).map(drop)
     }
 
     fn survey_others(&self, wanted: &[(&str, u64)], patience: Duration) -> Vec<Surveyed> {

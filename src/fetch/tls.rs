@@ -99,6 +99,12 @@ impl CertificateClock {
         }
     }
 
+    /// The time, seconds since 1970, if the clock can be relied on.
+    pub fn known_time(&self) -> Option<u64> {
+        let now = (self.read)();
+        lock(&self.state).policy.is_sure(now).then_some(now)
+    }
+
     /// Takes the creation time of an authentic manifest that is meant for this machine, seconds since 1970. It moves a
     /// clock that seems to be behind, as far as the policy believes it.
     pub fn learn(&self, created_unix_s: u64) {

@@ -11,6 +11,7 @@
 
 mod place;
 mod record;
+mod seen;
 mod verdict;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use crate::sys::{random, thread};
 use place::{DiskPlace, FirmwarePlace};
 pub use place::{FILE, FloorError, prepare_recovery};
 pub use record::{FloorRecord, GoodRelease, Lowering, LoweringKind, ReleaseId};
+pub use seen::{SeenCounter, SeenRollout};
 pub use verdict::{Offered, check};
 
 /// Identity of a disk for which there were no random bytes.
@@ -106,6 +108,11 @@ impl Floor {
     /// Notes the release that called itself good, or that an undo goes back to, and raises the floor to its serial.
     pub fn note_good(&self, good: GoodRelease) -> FloorChange {
         self.change(|record| record.note_good(good) | record.raise(good.release.serial), FirmwareUse::WhenRaised)
+    }
+
+    /// Notes the roll-out and halt files that were seen: from now on no older ones are taken.
+    pub fn note_seen(&self, seen: SeenRollout) -> FloorChange {
+        self.change(|record| record.note_seen(seen), FirmwareUse::Never)
     }
 
     /// Refuses a release: it is not chosen again automatically.

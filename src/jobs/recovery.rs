@@ -8,6 +8,7 @@ mod boot_chain;
 mod commit;
 mod error;
 mod job;
+mod offered;
 mod partition;
 mod planning;
 mod rehearsal;
@@ -15,6 +16,7 @@ mod release;
 mod renew;
 mod retention;
 mod rewrite;
+mod rollout;
 mod spare_slot;
 mod undo;
 
@@ -31,12 +33,14 @@ use crate::release::manifest::Manifest;
 pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
 pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
+pub use offered::fetch_release;
 pub use partition::{BootChain, RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use rehearsal::rehearse;
-pub use release::{check_room, fetch_file, fetch_release};
+pub use release::{check_room, fetch_file};
 use renew::NetworkUse;
 use retention::Retention;
+pub use rollout::check_still_offered;
 
 /// Report of a finished recovery.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ pub struct RecoveryReport {
 /// # Errors
 /// [`RecoveryError`]; [`RecoveryError::is_retryable`] says whether to try again.
 pub fn run(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<RecoveryReport, RecoveryError> {
-    let release = release::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record)?;
     make_equal(job, record, &release)
 }
 
@@ -83,6 +87,9 @@ fn make_equal(
     let planned = compare_and_plan(job, record, release, &retention)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
+    if let Planned::Differs(..) = planned {
+        rollout::check_still_offered(job, record, release.id())?;
+    }
     release::note_choice(job, release);
     let permit = commit::permit(job, release, NetworkUse::Allowed)?;
     retention.carry_out(job, planned.change(&release.index));
@@ -158,7 +165,7 @@ pub fn start_again(
 /// # Errors
 /// As [`run`], up to the plan.
 pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<(Manifest, Totals), RecoveryError> {
-    let release = release::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record)?;
     let retention = Retention::of(job, record, &release);
     let totals = compare_and_plan(job, record, &release, &retention)?.totals(&release);
     Ok((release.manifest, totals))
@@ -184,7 +191,7 @@ pub fn write_only(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<(Manifest, Totals), RecoveryError> {
-    let release = release::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record)?;
     let retention = Retention::of(job, record, &release);
     let planned = compare_and_plan(job, record, &release, &retention)?;
     let totals = planned.totals(&release);

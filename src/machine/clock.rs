@@ -184,6 +184,11 @@ impl ClockPolicy {
         Judgement::SetTo(target)
     }
 
+    /// Whether a clock that shows `now` can be relied on: it is possible, and nothing that was seen speaks against it.
+    pub fn is_sure(&self, now: u64) -> bool {
+        !self.unsure && self.is_possible(now) && now.saturating_add(SKEW_S) >= self.floor()
+    }
+
     /// Takes the creation time of an authentic manifest that is meant for this machine. Returns the time to set a clock
     /// to that shows `now` and seems to be behind.
     pub fn learn(&mut self, now: u64, created: u64) -> Option<u64> {

@@ -58,6 +58,9 @@ keys::keys! {
         /// Seconds over which a fleet spreads its first requests, each machine by its hardware ID, when recovery began
         /// by itself.
         spread_s as spread: Seconds<0, 3600>, default "15";
+        /// The robot's ring in roll-outs (`docs/rollouts.md`), such as `lab`. It counts on the recovery partition
+        /// alone, so that recovery and the running system decide alike.
+        ring as ring: PathSegment, optional "the robot is in no ring", newer_than "0.1.0";
     }
 
     /// Which releases fit, and what the machine is called.

@@ -308,6 +308,14 @@ impl BlackBox {
         }
     }
 
+    /// Serial of the release that one of the last two attempts, the present one among them, was about when it was cut
+    /// short.
+    #[must_use]
+    pub fn cut_short(&self) -> Option<u64> {
+        let cut = |attempt: &&Attempt| attempt.outcome.is_none() && attempt.drill.is_none();
+        self.attempts.iter().rev().take(2).filter(cut).find_map(|attempt| attempt.serial)
+    }
+
     /// Releases that were taken back, the last one first, each with the attempt that did so.
     pub fn undone(&self) -> impl Iterator<Item = (&Attempt, &RefusedRelease)> {
         let taken_back = |attempt: &Attempt| attempt.outcome == Some(AttemptOutcome::Installed);

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use reflash::release::rollout::rollout_path;
 
 use crate::invocation::{program, quoted};
 use crate::paths::Paths;
 use crate::project::{self, Project};
 use crate::publish::location;
 use crate::recipe::Recipe;
-use crate::release::{self, Spec, history};
+use crate::release::{self, OfferedTo, Spec, history};
 use crate::step::mib;
 use crate::{disk, image, keygen, site, trusted};
 
@@ -193,9 +194,11 @@ fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> 
         (_, Some(public)) => Some(keygen::key_number(&keygen::load_public(public)?)?),
         (_, None) => None,
     };
+    let is_rolled_out = tree.join(rollout_path(&project.channel)).exists();
+    let to = if is_rolled_out { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
     // A locked key is asked for its password when it signs, not here.
     let allow = if number.is_some() { Vec::new() } else { vec![release::Allow::OtherKey] };
-    release::refuse_early(&Spec { allow, ..spec }, &number.unwrap_or_default(), &tree)?;
+    release::refuse_early(to, &Spec { allow, ..spec }, &number.unwrap_or_default(), &tree)?;
     let made = described.map_or("no image yet".to_owned(), |image| format!("image {} {}", image.name, image.version));
     let past = history::releases(&tree, &project.channel)?;
     let offered = past.iter().find(|past| past.offered);

@@ -17,7 +17,7 @@ use crate::paths::{self, Paths, PlaceArgs};
 use crate::project::{self, MissingValue, Project};
 use crate::{
     agent, bench, check, demo, disk, examples, fuzz, grub, image, init, initramfs, install, invocation, media, notices,
-    ostree_repository, powercut, prune, publish, serve, step, surroundings, test,
+    ostree_repository, powercut, prune, publish, rollout, serve, step, surroundings, test,
 };
 
 /// Builds everything reflash ships, from the agent to boot media, and runs it in virtual machines.
@@ -90,6 +90,7 @@ pub fn run(cli: Cli) -> Result<()> {
         BuilderCommand::Keygen(args) => keygen::run(&args),
         BuilderCommand::Release(args) => release::run(args, paths, yes),
         BuilderCommand::Publish(args) => publish::run(args, paths),
+        BuilderCommand::Rollout(args) => rollout::run(args, paths),
         BuilderCommand::Prune(args) => prune::run(args, paths),
         BuilderCommand::PublishOstree(args) => ostree_repository::run(args, paths, yes),
         BuilderCommand::Serve(args) => serve::run(args, paths),

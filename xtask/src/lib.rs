@@ -39,6 +39,7 @@ pub mod project;
 pub mod prune;
 pub mod publish;
 pub mod recipe;
+pub mod rollout;
 pub mod room;
 pub mod serve;
 pub mod site;

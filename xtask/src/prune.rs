@@ -2,7 +2,8 @@
 //!
 //! A tree grows with each release, since objects are shared by name and no release says which ones are old. So the
 //! manifests that are kept decide: of each channel the release that is offered and the last ones before it
-//! ([`crate::release::history`]). What they need stays, in all channels of the tree; the rest goes.
+//! ([`crate::release::history`]), and those that its roll-out names. What they need stays, in all channels of the tree;
+//! the rest goes.
 
 mod plan;
 pub mod tree;
@@ -10,16 +11,18 @@ pub mod tree;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use reflash::release::rollout::rollout_path;
 
 use crate::offered;
 use crate::paths::Paths;
 use crate::publish::{Store, location};
 use crate::release::check;
+use crate::release::rollout::named_serials;
 use crate::step::{mib, step};
 
 pub use plan::Pruning;
 use plan::{KnownRelease, channels, plan};
-use tree::{Tree, TreeDirectory};
+use tree::{Stored, Tree, TreeDirectory};
 
 /// Options of `prune`.
 #[derive(Debug, clap::Args)]
@@ -98,13 +101,14 @@ pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result
             tree.name()
         );
         of_channel.sort_unstable_by_key(|release| std::cmp::Reverse((release.serial, release.offered)));
+        let named = named_by_rollout(tree, &listing, channel)?;
         // What is offered may be an older one than the newest that is known, where a person copied trees.
         let (offered, others): (Vec<_>, Vec<_>) = of_channel.into_iter().partition(|release| release.offered);
         let kept = offered.into_iter().chain(others);
         let mut seen = std::collections::BTreeSet::new();
         let kept = kept.filter(|release| {
             seen.insert(release.serial);
-            seen.len() <= keep as usize
+            seen.len() <= keep as usize || named.contains(&release.serial)
         });
         for release in kept.collect::<Vec<_>>() {
             releases.push(release.with_objects(tree)?);
@@ -118,6 +122,16 @@ pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result
         })?;
     }
     Ok(found)
+}
+
+/// Serials that the roll-out of a channel names, if it has one: robots may be sent to each of them.
+fn named_by_rollout(tree: &dyn Tree, listing: &[Stored], channel: &str) -> Result<Vec<u64>> {
+    let path = rollout_path(channel);
+    if !listing.iter().any(|stored| stored.path == path) {
+        return Ok(Vec::new());
+    }
+    named_serials(&tree.read(&path)?)
+        .with_context(|| format!("{path} in {} is no roll-out that this version can read", tree.name()))
 }
 
 fn read(tree: &dyn Tree, path: &str) -> Result<KnownRelease> {

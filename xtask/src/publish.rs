@@ -26,7 +26,7 @@ const UPLOADS: usize = 4;
 /// Objects are named by their digest and never change.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 /// Manifest and signature change with every release; caches ask whether they did.
-const REVALIDATE: &str = "no-cache";
+pub(crate) const REVALIDATE: &str = "no-cache";
 
 /// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -171,7 +171,7 @@ fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<Manifest> {
 }
 
 /// Sends what is not there in its full size; the number of objects sent, and their bytes.
-fn send_all(root: &Path, objects: &[Digest], store: &Store) -> Result<(usize, u64)> {
+pub(crate) fn send_all(root: &Path, objects: &[Digest], store: &Store) -> Result<(usize, u64)> {
     let next = AtomicUsize::new(0);
     let (sent, sent_bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
     let failure = Mutex::new(None);

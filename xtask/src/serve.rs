@@ -64,15 +64,20 @@ pub struct ServeArgs {
     /// Take what machines post at /report, and show it at /station (docs/station.md).
     #[arg(long)]
     station: bool,
+    /// Add what machines post to this file, a line each, for `rollout watch`.
+    #[arg(long, value_name = "FILE", requires = "station")]
+    keep_reports: Option<PathBuf>,
 }
 
 /// Options of a server.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ServeOptions {
     /// Whether each request for a file is printed.
     pub log: bool,
     /// Whether the posts of machines are taken at `/report` and shown at `/station`.
     pub station: bool,
+    /// File to which each post is added, if posts are taken.
+    pub keep_reports: Option<PathBuf>,
 }
 
 /// Serves the tree `root` on `listen` (port 0 takes a free one) in the background. `log` prints each request.
@@ -80,14 +85,14 @@ pub struct ServeOptions {
 /// # Errors
 /// When the address is taken or the tree is not there.
 pub fn start(root: &Path, listen: SocketAddr, log: bool) -> Result<Server> {
-    start_with(root, listen, ServeOptions { log, station: false })
+    start_with(root, listen, &ServeOptions { log, ..ServeOptions::default() })
 }
 
 /// Serves the tree `root` on `listen` in the background, with all options.
 ///
 /// # Errors
 /// When the address is taken or the tree is not there.
-pub fn start_with(root: &Path, listen: SocketAddr, options: ServeOptions) -> Result<Server> {
+pub fn start_with(root: &Path, listen: SocketAddr, options: &ServeOptions) -> Result<Server> {
     let tree = root.display();
     anyhow::ensure!(root.is_dir(), "{tree} is not a directory; make a release first: {} release", program());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -97,7 +102,8 @@ pub fn start_with(root: &Path, listen: SocketAddr, options: ServeOptions) -> Res
         .fallback_service(ServeDir::new(root).append_index_html_on_directories(false))
         .layer(middleware::from_fn_with_state(shared, headers_and_count));
     if options.station {
-        app = app.merge(Arc::new(Station::default()).routes());
+        let station = options.keep_reports.as_deref().map_or_else(|| Ok(Station::default()), Station::keeping)?;
+        app = app.merge(Arc::new(station).routes());
     }
     let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listen on {listen}"))?;
     listener.set_nonblocking(true)?;
@@ -121,7 +127,8 @@ pub fn start_with(root: &Path, listen: SocketAddr, options: ServeOptions) -> Res
 pub fn run(args: ServeArgs, paths: &Paths) -> Result<()> {
     let root = args.dir.unwrap_or_else(|| paths.dist().join("release"));
     let listen = args.listen.unwrap_or(DEFAULT_LISTEN);
-    let server = start_with(&root, listen, ServeOptions { log: true, station: args.station })?;
+    let options = ServeOptions { log: true, station: args.station, keep_reports: args.keep_reports };
+    let server = start_with(&root, listen, &options)?;
     eprintln!("  serving {} on http://{}/", root.display(), server.address);
     if args.station {
         eprintln!(

@@ -3,10 +3,14 @@
 //! trusted: everything is bounded, and only shown as text.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
@@ -34,6 +38,8 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
 #[derive(Default)]
 pub struct Station {
     machines: Mutex<BTreeMap<String, StationEntry>>,
+    /// File to which each post is added as a line, for `rollout watch`.
+    kept: Option<Mutex<File>>,
 }
 
 /// One machine. Its members are those of `/station.json`.
@@ -59,6 +65,29 @@ enum PostRefusal {
 }
 
 impl Station {
+    /// A station that adds each post to a file, with the time at which it came.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn keeping(path: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("open {} to keep posts in", path.display()))?;
+        Ok(Self { kept: Some(Mutex::new(file)), ..Self::default() })
+    }
+
+    /// Adds a post to the file of posts. What does not fit on the disk is a warning: the station goes on.
+    fn keep(&self, body: &[u8]) {
+        let Some(file) = &self.kept else { return };
+        let Ok(mut post) = serde_json::from_slice::<serde_json::Value>(body) else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        post["received_unix_s"] = now.into();
+        // One write, so that a reader never sees a line of two posts.
+        let line = format!("{post}\n");
+        if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()) {
+            eprintln!("  warning: a post is not kept: {error}");
+        }
+    }
+
     /// Paths of the station: `/report` for machines, `/station` for people, `/station.json` for the page.
     pub fn routes(self: Arc<Self>) -> Router {
         Router::new()
@@ -155,7 +184,10 @@ async fn report(
     body: Bytes,
 ) -> (StatusCode, String) {
     match station.take(from, &body) {
-        Ok(()) => (StatusCode::NO_CONTENT, String::new()),
+        Ok(()) => {
+            station.keep(&body);
+            (StatusCode::NO_CONTENT, String::new())
+        }
         Err(PostRefusal::Malformed(why)) => (StatusCode::BAD_REQUEST, format!("not a post of a machine: {why}\n")),
         Err(PostRefusal::Full) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{MAX_MACHINES} machines are known and none is silent\n"))

@@ -18,12 +18,15 @@
 //! | 192 | 128 | lowerings, each: kind (1 byte), 7 zeros, a release like those above, the floor before |
 //! | 320 | 1 | 1 if a release called itself good since there is room for it here, else 0 |
 //! | 328 | 24 | the release that did so last, and the first 8 bytes of the identity of its image |
-//! | 352 | 128 | zeros; a writer keeps what it finds here |
+//! | 352 | 32 | the newest roll-out and halt files that were seen: see `seen.rs` |
+//! | 384 | 96 | zeros; a writer keeps what it finds here |
 //! | 480 | 32 | BLAKE3 of all before |
 
+use super::seen::{self, SeenRollout};
 use crate::release::digest::Digest;
 use crate::release::fields::u64_at;
 use crate::release::manifest::MAX_SERIAL;
+use crate::release::rollout::OwnRelease;
 
 /// Size of a copy, bytes: one logical sector.
 pub const SIZE_BYTES: usize = 512;
@@ -40,7 +43,8 @@ const ALLOWED_AT: usize = 48;
 const REFUSED_AT: usize = 64;
 const LOWERINGS_AT: usize = REFUSED_AT + MAX_REFUSED * RELEASE_BYTES;
 const GOOD_AT: usize = LOWERINGS_AT + MAX_LOWERINGS * LOWERING_BYTES;
-const RESERVED_AT: usize = GOOD_AT + 32;
+const SEEN_AT: usize = GOOD_AT + 32;
+const RESERVED_AT: usize = SEEN_AT + seen::SIZE_BYTES;
 const DIGEST_AT: usize = SIZE_BYTES - 32;
 const RESERVED_BYTES: usize = DIGEST_AT - RESERVED_AT;
 /// The highest sequence that is believed: no robot counts that far, and a higher one would leave none for the next
@@ -84,6 +88,12 @@ pub struct GoodRelease {
     pub release: ReleaseId,
     /// First bytes of the identity of its system image: other releases may have the same one.
     pub image: [u8; 8],
+}
+
+impl From<ReleaseId> for OwnRelease {
+    fn from(id: ReleaseId) -> Self {
+        Self { serial: id.serial, digest: id.digest }
+    }
 }
 
 impl GoodRelease {
@@ -156,6 +166,8 @@ pub struct FloorRecord {
     pub lowerings: Vec<Lowering>,
     /// The release that called itself good last, if that is known.
     pub good: Option<GoodRelease>,
+    /// The newest roll-out and halt files that were seen.
+    pub seen: SeenRollout,
     /// Version of the writer that knew the most.
     pub(super) version: u16,
     /// Bytes that a later version may have put there.
@@ -172,6 +184,7 @@ impl Default for FloorRecord {
             refused: Vec::new(),
             lowerings: Vec::new(),
             good: None,
+            seen: SeenRollout::default(),
             version: VERSION,
             reserved: [0; RESERVED_BYTES],
         }
@@ -213,6 +226,7 @@ impl FloorRecord {
             put(GOOD_AT + 8, &good.release.encode());
             put(GOOD_AT + 8 + RELEASE_BYTES, &good.image);
         }
+        put(SEEN_AT, &self.seen.encode());
         put(RESERVED_AT, &self.reserved);
         let digest = Digest::of(&bytes[..DIGEST_AT]);
         bytes[DIGEST_AT..].copy_from_slice(&digest.0);
@@ -258,6 +272,7 @@ impl FloorRecord {
                 0 => None,
                 _ => Some(GoodRelease::decode(&content[GOOD_AT..])?),
             },
+            seen: SeenRollout::decode(&content[SEEN_AT..])?,
             version,
             reserved: *content[RESERVED_AT..].first_chunk()?,
         })
@@ -269,7 +284,9 @@ impl FloorRecord {
     pub fn together(copies: &[Self]) -> Option<Self> {
         let newest = copies.iter().max_by_key(|copy| (copy.sequence, copy.serial))?;
         let serial = copies.iter().map(|copy| copy.serial).max().unwrap_or_default();
-        Some(Self { serial, ..newest.clone() })
+        let mut together = Self { serial, ..newest.clone() };
+        copies.iter().for_each(|copy| together.seen.take(copy.seen, false));
+        Some(together)
     }
 
     /// Raises the floor to the serial of a release that is good. Returns whether anything changed. A release that was
@@ -286,6 +303,13 @@ impl FloorRecord {
     /// Notes the release that called itself good last. Returns whether anything changed.
     pub fn note_good(&mut self, good: GoodRelease) -> bool {
         self.good.replace(good) != Some(good)
+    }
+
+    /// Notes the roll-out and halt files that were seen. Returns whether anything changed.
+    pub fn note_seen(&mut self, seen: SeenRollout) -> bool {
+        let before = self.seen;
+        self.seen.take(seen, true);
+        self.seen != before
     }
 
     /// Refuses a release from now on. Returns whether anything changed.
@@ -347,7 +371,7 @@ fn last<T>(items: &[T], most: usize) -> &[T] {
 
 #[cfg(test)]
 mod tests {
-    use super::{FloorRecord, GoodRelease, Lowering, LoweringKind, MAX_REFUSED, ReleaseId, SIZE_BYTES};
+    use super::{FloorRecord, GoodRelease, Lowering, LoweringKind, MAX_REFUSED, ReleaseId, SIZE_BYTES, SeenRollout};
     use crate::release::manifest::MAX_SERIAL;
 
     fn release(serial: u64) -> ReleaseId {
@@ -362,6 +386,7 @@ mod tests {
         }
         record.record(Lowering { kind: LoweringKind::Other(77), release: release(3), floor_before: 2 });
         record.note_good(GoodRelease { release: release(40), image: [6; 8] });
+        record.seen = SeenRollout::decode(&[5, 0, 0, 0, 0, 0, 0, 0].repeat(4)).unwrap();
         record.reserved = [0x3c; super::RESERVED_BYTES];
         record
     }
@@ -386,7 +411,8 @@ mod tests {
         );
         assert_eq!((bytes[32], bytes[48], bytes[64], bytes[128]), (9, 30, 50, 54));
         assert_eq!((bytes[192], bytes[200], bytes[216], bytes[224]), (1, 30, 40, 77));
-        assert_eq!((bytes[320], bytes[328], bytes[344], bytes[351], bytes[352]), (1, 40, 6, 6, 0x3c));
+        assert_eq!((bytes[320], bytes[328], bytes[344], bytes[351]), (1, 40, 6, 6));
+        assert_eq!((bytes[352], bytes[360], bytes[376], bytes[383], bytes[384]), (5, 5, 5, 0, 0x3c));
     }
 
     #[test]
@@ -413,6 +439,8 @@ mod tests {
             (64, 1 << 63),
             (200, 1 << 63),
             (328, 1 << 63),
+            (352, 1 << 53),
+            (368, u64::MAX),
         ] {
             let mut bytes = record().encode();
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -8,6 +8,7 @@ use crate::flash::undo::UndoObstacle;
 use crate::flash::write::WriteError;
 use crate::release::index::IndexError;
 use crate::release::manifest::ManifestError;
+use crate::release::rollout::RolloutError;
 
 /// How often chunks that read back wrong are written again before the disk is called broken.
 pub(super) const REWRITES: u32 = 2;
@@ -31,6 +32,9 @@ pub enum RecoveryError {
     /// The manifest is authentic and not acted on.
     #[error("the release is refused")]
     Manifest(#[from] ManifestError),
+    /// No release is taken by the roll-out of the channel.
+    #[error("no release is taken by the roll-out")]
+    Rollout(#[from] RolloutError),
     /// The chunk index is authentic and unusable.
     #[error("the chunk index of the release is refused")]
     Index(#[from] IndexError),
@@ -72,7 +76,7 @@ impl RecoveryError {
     #[must_use]
     pub fn is_of_the_release(&self) -> bool {
         match self {
-            Self::Manifest(_) | Self::Index(_) | Self::SizesDiffer { .. } => true,
+            Self::Manifest(_) | Self::Rollout(_) | Self::Index(_) | Self::SizesDiffer { .. } => true,
             Self::Fetch { source, .. } => !source.is_retryable(),
             // What no source has as it is signed is no different from a release that is refused: a damaged system is
             // better repaired with the release before than left alone until a server is mended.
@@ -85,7 +89,10 @@ impl RecoveryError {
     /// Whether there is no newer release than the one that is known, and nothing else is wrong.
     #[must_use]
     pub fn is_nothing_new(&self) -> bool {
-        matches!(self, Self::Manifest(ManifestError::NothingNew { .. }))
+        matches!(
+            self,
+            Self::Manifest(ManifestError::NothingNew { .. }) | Self::Rollout(RolloutError::NothingForThisRobot(_))
+        )
     }
 
     /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not
@@ -119,6 +126,7 @@ impl RecoveryError {
             Self::Fetch { source, .. } => source.is_retryable(),
             Self::Write(error) => error.is_retryable(),
             Self::Manifest(_)
+            | Self::Rollout(_)
             | Self::Index(_)
             | Self::SizesDiffer { .. }
             | Self::ReadBack { .. }

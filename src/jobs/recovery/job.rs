@@ -6,11 +6,12 @@ use crate::boot::worth::{Witnesses, Worth};
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
 use crate::flash::undo::UndoTarget;
-use crate::jobs::floor::{Floor, FloorRecord, ReleaseId};
+use crate::jobs::floor::{Floor, FloorRecord, ReleaseId, SeenRollout};
 use crate::jobs::recovery::partition::{BootChain, Renewal};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
 use crate::release::manifest::TrustedKeys;
+use crate::release::rollout::Robot;
 
 /// Tries of the new system, unless `boot.tries` says otherwise.
 const DEFAULT_TRIES: u8 = 3;
@@ -97,6 +98,8 @@ pub struct Policy {
     pub installed: Option<InstalledRelease>,
     /// Number of the safe start that follows, if one is to.
     pub safe_start: Option<u16>,
+    /// Serial of a release whose writing was begun and cut short.
+    pub begun: Option<u64>,
 }
 
 impl Default for Policy {
@@ -111,6 +114,7 @@ impl Default for Policy {
             keep: Keep::default(),
             installed: None,
             safe_start: None,
+            begun: None,
         }
     }
 }
@@ -144,10 +148,14 @@ pub struct Resources<'a> {
     pub boot_chain: Option<BootChain<'a>>,
     /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
     pub learn_time: &'a dyn Fn(u64),
+    /// Reads what the machine knows of itself, which roll-outs ask for.
+    pub robot: &'a dyn Fn() -> Robot,
+    /// Takes the numbers of authentic roll-out files, behind which the machine never goes.
+    pub learn_rollout: &'a dyn Fn(SeenRollout),
 }
 
 impl<'a> Resources<'a> {
-    /// Resources of a bench: no state, no recovery to renew, and a clock that is right.
+    /// Resources of a bench: no state, no recovery to renew, a clock that is right, and no robot of a roll-out.
     pub fn new(keys: &'a TrustedKeys, source: &'a dyn Source, target: &'a dyn BlockTarget) -> Self {
         Self {
             keys,
@@ -159,6 +167,8 @@ impl<'a> Resources<'a> {
             renewal: None,
             boot_chain: None,
             learn_time: &|_| {},
+            robot: &Robot::default,
+            learn_rollout: &|_| {},
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
-use super::{planning, release};
+use super::{offered as offering, planning};
 use crate::chain::chain;
 use crate::fetch::{FetchError, FetchErrorKind, SinkError};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
@@ -24,7 +24,7 @@ pub fn rehearse(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, mut rep
         report(DrillCheck::new(name, passed, &found));
         passed
     };
-    let release = release::fetch_indexed(job, record);
+    let release = offering::fetch_indexed(job, record);
     let offered = release.as_ref().map(offered).ok();
     let Ok(release) = release.map_err(|error| checked("manifest", Err(error))) else { return };
     checked("manifest", Ok(offered.unwrap_or_default()));

@@ -9,7 +9,7 @@ use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source, Surveyed};
 use crate::flash::plan::Blocks;
 use crate::flash::target::BlockTarget;
 use crate::flash::write;
-use crate::jobs::floor::{self, Floor, Offered};
+use crate::jobs::floor::{self, Floor, Offered, ReleaseId};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
@@ -26,18 +26,7 @@ const MAX_LOOKED_AT: usize = 8;
 
 /// How long the other sources are waited for once one has a release: enough for a lookup and two requests over a
 /// satellite, and little beside the minutes that a recovery takes.
-const SURVEY_PATIENCE: Duration = Duration::from_secs(8);
-
-/// Fetches the offered release with its index, fit for this machine and this partition.
-pub(super) fn fetch_indexed(
-    job: &RecoveryJob<'_>,
-    record: Option<&InstalledRecord>,
-) -> Result<IndexedRelease, RecoveryError> {
-    job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || {
-        let release = fetch_release(job, record)?;
-        add_index(job, record, release)
-    })
-}
+pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Completes a release with its index, fit for this partition.
 pub(super) fn with_index(
@@ -48,7 +37,7 @@ pub(super) fn with_index(
     job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || add_index(job, record, release))
 }
 
-/// Downloads the manifest and checks its signature, format, fit and serial.
+/// Downloads the one manifest of the channel and checks its signature, format, fit and serial.
 ///
 /// A manifest of no use here, as that of an old USB drive or of a mirror that lags behind, must not hide what the next
 /// source has. Each is looked at once and without delay, since the other sources may be asked for hours: it shows that
@@ -57,11 +46,7 @@ pub(super) fn with_index(
 ///
 /// # Errors
 /// [`RecoveryError::Fetch`] or [`RecoveryError::Manifest`].
-pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<Release, RecoveryError> {
-    if job.resources.keys.is_empty() {
-        // No copy of the release can be good: do not ask for one again and again.
-        return Err(ManifestError::NoKeys.into());
-    }
+pub(super) fn by_manifest(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<Release, RecoveryError> {
     let mut passed_over = PassedOver::default();
     loop {
         let Offer { release, refusal } = fetch_offer(job, record, &mut passed_over)?;
@@ -72,14 +57,19 @@ pub fn fetch_release(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) ->
         end_trial(job);
         let Some(refusal) = refusal else {
             let release = newest(job, record, release);
-            let Manifest { version, serial, .. } = &release.manifest;
-            let signed_by = release.signed.key_name();
-            job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by });
+            report_found(job, &release);
             return Ok(release);
         };
         passed_over.looked_at.push(Digest::of(release.signed.bytes()));
         passed_over.last = Some(refusal);
     }
+}
+
+/// Reports which release was found.
+pub(super) fn report_found(job: &RecoveryJob<'_>, release: &Release) {
+    let Manifest { version, serial, .. } = &release.manifest;
+    let signed_by = release.signed.key_name();
+    job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by });
 }
 
 /// Returns the release with the highest serial that any source offers, of those that suit this machine; `first` is what
@@ -106,7 +96,11 @@ fn newest(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, first: Releas
 }
 
 /// The release in a manifest and its signature, if it suits this machine, or why not.
-fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Vec<u8>]) -> Result<Release, String> {
+pub(super) fn suitable(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    files: &[Vec<u8>],
+) -> Result<Release, String> {
     let signed = authenticated(job, files)?;
     let manifest = Manifest::parse(&signed).map_err(|error| chain(&error))?;
     let release = Release { signed, manifest };
@@ -114,21 +108,21 @@ fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Ve
     Ok(release)
 }
 
-fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {
+pub(super) fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {
     let [content, signature] = files else { return Err("a file is missing".to_owned()) };
     let signed = job.resources.keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));
     signed.map_err(|error| chain(&error))
 }
 
 /// The paths of the manifest and its signature.
-fn manifest_paths(job: &RecoveryJob<'_>) -> [String; 2] {
+pub(super) fn manifest_paths(job: &RecoveryJob<'_>) -> [String; 2] {
     let path = manifest::manifest_path(&job.identity.channel);
     let signature_path = format!("{path}.minisig");
     [path, signature_path]
 }
 
 /// The manifest and its signature, each with the most bytes that it may have.
-fn wanted([path, signature_path]: &[String; 2]) -> [(&str, u64); 2] {
+pub(super) fn wanted([path, signature_path]: &[String; 2]) -> [(&str, u64); 2] {
     [(path, manifest::MAX_SIZE_BYTES), (signature_path, manifest::MAX_SIGNATURE_BYTES)]
 }
 
@@ -179,7 +173,7 @@ fn fetch_offer(
 }
 
 /// Fetches small files, all of them from one source, and returns what `check` makes of them.
-fn fetch_checked<T>(
+pub(super) fn fetch_checked<T>(
     source: &dyn Source,
     wanted: &[(&str, u64)],
     mut check: impl FnMut(&[Vec<u8>]) -> Result<T, Refusal>,
@@ -197,15 +191,25 @@ fn check_suitable(
     record: Option<&InstalledRecord>,
     release: &Release,
 ) -> Result<(), ManifestError> {
-    let manifest = &release.manifest;
-    check_fit(job, manifest)?;
+    check_fit(job, &release.manifest)?;
+    check_order(job, record, release.id(), &release.manifest.version)
+}
+
+/// Refuses a release by its identity alone: one that goes back behind the floor or the installed one, did not come up
+/// before, or is not above the serial that is wanted.
+pub(super) fn check_order(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: ReleaseId,
+    version: &str,
+) -> Result<(), ManifestError> {
     let floor = job.resources.floor.map(Floor::record).unwrap_or_default();
     let (installed, by_person) = (record.map(InstalledRecord::id), job.policy.allow_older);
-    floor::check(&floor, Offered { release: release.id(), version: &manifest.version, installed, by_person })?;
+    floor::check(&floor, Offered { release, version, installed, by_person })?;
     // A serial that no release can have leaves none above it: it was damaged, and waiting for one would be for ever.
     let above = job.policy.above.filter(|above| *above <= MAX_SERIAL);
-    if above.is_some_and(|above| manifest.serial <= above) {
-        return Err(ManifestError::NothingNew { version: manifest.version.clone(), offered: manifest.serial });
+    if above.is_some_and(|above| release.serial <= above) {
+        return Err(ManifestError::NothingNew { version: version.to_owned(), offered: release.serial });
     }
     Ok(())
 }
@@ -222,13 +226,13 @@ pub(super) fn note_choice(job: &RecoveryJob<'_>, release: &IndexedRelease) {
 }
 
 /// Refuses a release that is made for another product, hardware or channel, or for a later agent.
-fn check_fit(job: &RecoveryJob<'_>, manifest: &Manifest) -> Result<(), ManifestError> {
+pub(super) fn check_fit(job: &RecoveryJob<'_>, manifest: &Manifest) -> Result<(), ManifestError> {
     manifest.check_fit(&job.identity.product, &job.identity.hardware, &job.identity.channel)
 }
 
 /// Ends the trial of a renewed recovery: its disk, network, clock and keys work, which is all that it has to show.
 /// Whether the release fits says nothing about the recovery.
-fn end_trial(job: &RecoveryJob<'_>) {
+pub(super) fn end_trial(job: &RecoveryJob<'_>) {
     let (Some(state), Some(renewal)) = (job.resources.state, job.resources.renewal) else { return };
     let ended = renewal.booted.map_or(Ok(()), |booted| state.boot_env().end_trial(booted));
     if let Err(error) = ended {
@@ -237,7 +241,7 @@ fn end_trial(job: &RecoveryJob<'_>) {
 }
 
 /// Completes a release with its index: the recorded one where it is the same, else a downloaded one.
-fn add_index(
+pub(super) fn add_index(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
     release: Release,

@@ -93,7 +93,8 @@ fn rehearse<'a>(setup: &'a Setup, findings: &Findings, until: Instant) -> Result
     if online.is_some() {
         let mirrors = setup.open_mirrors()?.with_retry_policy(RetryPolicy::Until(until));
         // The renewal of the recovery, which has a source of its own, is no part of a drill.
-        let job = setup.job(&mirrors, &mirrors);
+        let mut job = setup.job(&mirrors, &mirrors);
+        job.resources.learn_rollout = &|_| {};
         recovery::rehearse(&job, setup.record.as_ref(), |check| findings.add(check));
     }
     Ok(online)

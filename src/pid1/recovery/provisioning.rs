@@ -27,6 +27,7 @@ use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
 use crate::machine::media;
+use crate::machine::robot;
 use crate::net::{self, Trouble};
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -34,6 +35,7 @@ use crate::record::journal::{Journal, Phase};
 use crate::record::report::{Ending, ReportedMachine};
 use crate::release::layout::Role;
 use crate::release::manifest::TrustedKeys;
+use crate::release::rollout::Facts;
 use crate::sys::block::{Access, Caching, Device};
 
 /// Directory of mount points for the new file systems, while they are filled.
@@ -133,6 +135,8 @@ fn write(
     let started = Instant::now();
     let clock = sources::start_clock(None, journal);
     let learn_time = |created| clock.learn(created);
+    let ring = inputs.config.ring.as_deref();
+    let robot = || robot::this(ring, [0; 16], clock.known_time(), Facts::Unknown);
     let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, trouble, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
@@ -144,6 +148,7 @@ fn write(
         policy: Policy::requested(inputs.config.boot_tries, true),
         resources: Resources {
             learn_time: &learn_time,
+            robot: &robot,
             floor: Some(&floor),
             ..Resources::new(&inputs.keys, &mirrors, &target)
         },

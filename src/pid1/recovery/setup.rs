@@ -22,12 +22,13 @@ use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
 use crate::flash::verify::Verified;
-use crate::jobs::floor::{Floor, FloorChange};
+use crate::jobs::floor::{Floor, FloorChange, SeenRollout};
 use crate::jobs::recovery::{self, BootChain, Identity, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::site_copy::{self, SiteCopy};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
+use crate::machine::robot;
 use crate::net::Trouble;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -36,6 +37,7 @@ use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::ReportedMachine;
 use crate::release::manifest::TrustedKeys;
+use crate::release::rollout::{Facts, Robot};
 
 /// The robot before the network.
 pub(super) struct Setup {
@@ -49,11 +51,15 @@ pub(super) struct Setup {
     /// Record of the installed release, whose signature is checked here and not again.
     pub record: Option<InstalledRecord>,
     /// The floor of this robot, and the releases that are refused on it.
-    pub floor: Floor,
+    pub floor: Arc<Floor>,
     /// What is known of the installed release before anything is decided.
     pub standing: Standing,
     /// Takes the creation times of manifests for the clock.
     learn_time: Box<dyn Fn(u64) + Send + Sync>,
+    /// Reads what the robot knows of itself, for roll-outs.
+    robot: Box<dyn Fn() -> Robot + Send + Sync>,
+    /// Takes the numbers of roll-out files for the floor.
+    learn_rollout: Box<dyn Fn(SeenRollout) + Send + Sync>,
     /// The clock that the certificates of servers are checked against.
     clock: Arc<CertificateClock>,
     /// A USB drive with a release, if one is plugged in.
@@ -125,6 +131,9 @@ impl Setup {
         let last_manifest = record.as_ref().map(|record| record.manifest().created_unix_s);
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
+        let floor = Arc::new(floor);
+        let robot = robot_of(config.ring.clone(), reason, &floor, &clock);
+        let learn_rollout = note_seen(&floor, journal);
         let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
         let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
         Ok(Self {
@@ -138,6 +147,8 @@ impl Setup {
             floor,
             standing,
             learn_time: Box::new(move |created| learning.learn(created)),
+            robot,
+            learn_rollout,
             clock,
             usb_release,
             trouble: Trouble::default(),
@@ -178,6 +189,7 @@ impl Setup {
                 keep: self.standing.keep(),
                 installed: self.standing.installed,
                 safe_start: None,
+                begun: self.recorder.as_ref().and_then(|recorder| recorder.with(|open| open.cut_short())),
             },
             resources: Resources {
                 brief_source: for_renewal,
@@ -186,6 +198,8 @@ impl Setup {
                 boot_chain: boot_chain.filter(|_| !self.handover.leaves_out(&WorkPart::Mending)),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &*self.learn_time,
+                robot: &*self.robot,
+                learn_rollout: &*self.learn_rollout,
                 ..Resources::new(&self.keys, mirrors, &self.disk.target)
             },
             journal: &self.journal,
@@ -283,6 +297,30 @@ impl Compared {
             Self::Damaged => System::Damaged,
         }
     }
+}
+
+/// What this robot knows of itself. Facts can only be asked for by the running system, which has done so before it had
+/// this recovery begin.
+fn robot_of(
+    ring: Option<String>,
+    reason: Reason,
+    floor: &Arc<Floor>,
+    clock: &Arc<CertificateClock>,
+) -> Box<dyn Fn() -> Robot + Send + Sync> {
+    let (floor, clock) = (Arc::clone(floor), Arc::clone(clock));
+    Box::new(move || {
+        let facts = if reason == Reason::Requested { Facts::CheckedBefore } else { Facts::Unknown };
+        robot::this(ring.as_deref(), floor.record().identity, clock.known_time(), facts)
+    })
+}
+
+/// Notes the numbers of roll-out files beside the floor, at once: a mirror that lags behind may be asked next.
+fn note_seen(floor: &Arc<Floor>, journal: &Arc<Journal>) -> Box<dyn Fn(SeenRollout) + Send + Sync> {
+    let (floor, journal) = (Arc::clone(floor), Arc::clone(journal));
+    Box::new(move |seen| {
+        let change = worker::within(&WorkPart::State, || floor.note_seen(seen));
+        change.failed.iter().for_each(|error| journal.warn(&chain(error)));
+    })
 }
 
 /// Mends the copies of the floor. An installed release of which only older programs wrote that it was good raises it

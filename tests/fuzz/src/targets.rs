@@ -16,6 +16,7 @@ mod manifest;
 mod memory;
 mod names;
 mod report;
+mod rollout;
 mod steps;
 mod tables;
 mod undo;
@@ -53,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config::run, share: 1 },
     Target { name: "names", run: names::run, share: 1 },
     Target { name: "report", run: report::run, share: 1 },
+    Target { name: "rollout", run: rollout::run, share: 1 },
     Target { name: "worker", run: worker::run, share: 1 },
 ];
 

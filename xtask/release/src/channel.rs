@@ -25,11 +25,10 @@ pub fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> 
     json.push(b'\n');
     let comment =
         format!("reflash {} {} {} serial {}", manifest.product, manifest.channel, manifest.version, manifest.serial);
-    let signature = minisign::sign(None, key, Cursor::new(&json), Some(&comment), Some("reflash release manifest"))
-        .context("sign the manifest")?;
+    let signature = signature(&json, key, &comment).context("sign the manifest")?;
     std::fs::create_dir_all(path.parent().context("a manifest lies in a channel")?)?;
     // An agent that reads between the two sees a signature that does not fit, and tries again.
-    write_whole(&path.with_added_extension("minisig"), signature.to_string().as_bytes())?;
+    write_whole(&path.with_added_extension("minisig"), signature.as_bytes())?;
     write_whole(path, &json)
 }
 
@@ -45,6 +44,15 @@ pub(crate) fn lock(root: &Path) -> Result<File> {
         file.lock().with_context(|| format!("lock {}", directory.display()))?;
     }
     Ok(file)
+}
+
+/// Returns the text of a signature file for these bytes.
+///
+/// # Errors
+/// When the key cannot sign.
+pub fn signature(content: &[u8], key: &SecretKey, comment: &str) -> Result<String> {
+    let signed = minisign::sign(None, key, Cursor::new(content), Some(comment), Some("reflash release manifest"))?;
+    Ok(signed.to_string())
 }
 
 /// The manifest that the channel offers so far.

@@ -29,7 +29,10 @@ pub fn check(root: &Path, channel: &str, keys: &TrustedKeys) -> Result<Manifest>
 }
 
 /// Checks every object of a release.
-pub(crate) fn check_objects(root: &Path, manifest: &Manifest) -> Result<()> {
+///
+/// # Errors
+/// The first object that is missing or damaged.
+pub fn check_objects(root: &Path, manifest: &Manifest) -> Result<()> {
     for file in &manifest.files {
         object(root, &file.object).with_context(|| format!("file {:?}", file.name))?;
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use minisign::SecretKey;
 use reflash::release::manifest::{Manifest, manifest_path};
+use reflash::release::rollout::rollout_path;
 
 use crate::channel::{lock, next_serial, now, publish, published};
 use crate::objects::write_whole;
@@ -94,7 +95,8 @@ pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
 /// Offers the content of an old release again, under the next serial: a robot never goes back to a lower serial, but it
 /// installs whatever a higher one has.
 ///
-/// Patches are left out, since they are against a release that robots no longer have.
+/// Patches are left out, since they are against a release that robots no longer have. In a channel with a roll-out it
+/// is offered to no robot yet: the roll-out has to name it.
 ///
 /// # Errors
 /// When the release is not known, objects of it were deleted or are damaged, or the key is not that of the channel.
@@ -105,17 +107,26 @@ pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result
         let serials: Vec<String> = known.iter().map(|past| past.manifest.serial.to_string()).collect();
         format!("channel {channel} in {} has no release {serial}; it has {}", root.display(), serials.join(", "))
     })?;
-    ensure!(!old.offered, "release {serial} ({}) is the one that is offered now", old.manifest.version);
-    let path = root.join(manifest_path(channel));
-    let before = published(&path)?;
+    let offered = root.join(manifest_path(channel));
+    let is_rolled_out = root.join(rollout_path(channel)).exists();
+    ensure!(
+        is_rolled_out || !old.offered,
+        "release {serial} ({}) is the one that is offered now",
+        old.manifest.version
+    );
+    let before = match is_rolled_out {
+        true => known.first().map(|past| past.manifest.clone()),
+        false => published(&offered)?,
+    };
     let mut manifest = old.manifest.clone();
     (manifest.serial, manifest.created_unix_s) = (next_serial(before.as_ref(), None)?, now()?);
     manifest.images.iter_mut().for_each(|image| image.patches = None);
     succession::check(before.as_ref(), &manifest, &[])?;
-    succession::check_key(&path.with_added_extension("minisig"), key.keynum(), &[])?;
+    succession::check_key(&offered.with_added_extension("minisig"), key.keynum(), &[])?;
     step("check every object of the old release", || check::check_objects(root, &manifest))
         .with_context(|| format!("release {serial} cannot be offered again"))?;
     manifest.check_values().context("check the manifest before it is signed")?;
+    let path = if is_rolled_out { root.join(path(channel, manifest.serial)) } else { offered };
     step("sign the manifest", || publish(&manifest, key, &path))?;
     keep_published(root, channel)?;
     Ok(manifest)

@@ -11,6 +11,7 @@ pub mod keygen;
 mod objects;
 mod patches;
 mod reuse;
+pub mod rollout;
 pub mod room;
 mod spec;
 pub mod step;
@@ -18,11 +19,13 @@ pub mod succession;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use minisign::SecretKey;
+use anyhow::{Context, Result, ensure};
 use reflash::release::manifest::{self, Manifest};
+use reflash::release::rollout::rollout_path;
 
-pub use crate::channel::{MAX_SERIAL, publish};
+pub use minisign::SecretKey;
+
+pub use crate::channel::{MAX_SERIAL, publish, signature};
 use crate::channel::{lock, next_serial, now, published};
 use crate::objects::Objects;
 use crate::reuse::Reusable;
@@ -52,16 +55,33 @@ pub struct Released {
     pub partition_bytes: u64,
 }
 
+/// Robots that a release is offered to once it is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferedTo {
+    /// Every robot of the channel, at once: its manifest is `manifest.json`.
+    Everybody,
+    /// No robot before a roll-out names it: its manifest is in the channel's history alone.
+    NobodyYet,
+}
+
+/// Writes the release into the tree `out` and signs it, for every robot of its channel.
+///
+/// # Errors
+/// As [`build_for`].
+pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
+    build_for(OfferedTo::Everybody, spec, key, out)
+}
+
 /// Writes the release into the tree `out` and signs it.
 ///
 /// # Errors
 /// When the image or a file cannot be read, a value is out of range, the serial goes back or is above [`MAX_SERIAL`],
 /// or the release would end its channel in a way that [`Spec::allow`] does not name.
-pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
+pub fn build_for(to: OfferedTo, spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     let _lock = lock(out)?;
     // Before the image is compressed, which takes minutes.
-    let (before, mut manifest) = begin(spec, key.keynum(), out)?;
-    let path = out.join(manifest::manifest_path(&spec.channel));
+    let (before, mut manifest) = begin(to, spec, key.keynum(), out)?;
+    let path = out.join(path_of(to, spec, manifest.serial));
     let objects = Objects::open(out)?;
     let image = step("cut, hash and compress the image", || {
         let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
@@ -78,7 +98,9 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
     // The release before may have been made by a builder that kept no history.
     history::keep_published(out, &spec.channel)?;
     step("sign the manifest", || publish(&manifest, key, &path))?;
-    history::keep_published(out, &spec.channel)?;
+    if to == OfferedTo::Everybody {
+        history::keep_published(out, &spec.channel)?;
+    }
     let image_bytes = manifest.images.iter().map(|image| image.size_bytes).sum::<u64>();
     Ok(Released {
         manifest,
@@ -94,14 +116,31 @@ pub fn build(spec: &Spec, key: &SecretKey, out: &Path) -> Result<Released> {
 ///
 /// # Errors
 /// As [`build`].
-pub fn refuse_early(spec: &Spec, key_number: &[u8], out: &Path) -> Result<()> {
-    begin(spec, key_number, out).map(drop)
+pub fn refuse_early(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<()> {
+    begin(to, spec, key_number, out).map(drop)
 }
 
 /// What the channel has offered last, and the manifest of the next release as far as it is known before any work.
-fn begin(spec: &Spec, key_number: &[u8], out: &Path) -> Result<(Option<Manifest>, Manifest)> {
-    let path = out.join(manifest::manifest_path(&spec.channel));
-    let before = published(&path)?;
+fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(Option<Manifest>, Manifest)> {
+    let for_rollout = to == OfferedTo::NobodyYet;
+    let offered = out.join(manifest::manifest_path(&spec.channel));
+    let is_rolled_out = out.join(rollout_path(&spec.channel)).exists();
+    ensure!(
+        for_rollout || !is_rolled_out,
+        "channel {} has a roll-out: a release for every robot at once would pass it by, and robots that know roll-outs \
+         would not see it; make it with --for-rollout, then `rollout start`",
+        spec.channel
+    );
+    ensure!(
+        !for_rollout || offered.exists(),
+        "the first release of channel {} has no release before it that robots outside of a roll-out could have; make it \
+         without --for-rollout",
+        spec.channel
+    );
+    let before = match to {
+        OfferedTo::NobodyYet => history::releases(out, &spec.channel)?.into_iter().next().map(|past| past.manifest),
+        OfferedTo::Everybody => published(&offered)?,
+    };
     let manifest = Manifest {
         format: manifest::FORMAT,
         product: spec.product.clone(),
@@ -116,8 +155,16 @@ fn begin(spec: &Spec, key_number: &[u8], out: &Path) -> Result<(Option<Manifest>
         files: Vec::new(),
     };
     succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
-    succession::check_key(&path.with_added_extension("minisig"), key_number, &spec.allow)?;
+    succession::check_key(&offered.with_added_extension("minisig"), key_number, &spec.allow)?;
     Ok((before, manifest))
+}
+
+/// Path of the manifest below the root of the tree: what is to be rolled out is not offered to every robot.
+fn path_of(to: OfferedTo, spec: &Spec, serial: u64) -> String {
+    match to {
+        OfferedTo::NobodyYet => history::path(&spec.channel, serial),
+        OfferedTo::Everybody => manifest::manifest_path(&spec.channel),
+    }
 }
 
 fn created(spec: &Spec) -> Result<u64> {

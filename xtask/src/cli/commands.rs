@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::{keygen, release};
 use crate::{
     bench, disk, examples, fuzz, image, init, initramfs, install, media, ostree_repository, powercut, prune, publish,
-    serve, test,
+    rollout, serve, test,
 };
 
 /// Command of the builder, with its options.
@@ -43,6 +43,8 @@ pub enum BuilderCommand {
     Release(release::ReleaseArgs),
     /// Publish a channel of a release tree in an S3-compatible store (docs/publishing.md).
     Publish(publish::PublishArgs),
+    /// Roll a release out to more and more robots, pause it, halt it, watch it (docs/rollouts.md).
+    Rollout(rollout::RolloutArgs),
     /// Publish the commit of an image as an OSTree repository of static files (docs/publishing.md).
     PublishOstree(ostree_repository::PublishOstreeArgs),
     /// Delete what no kept release needs, from a release tree or a store.

@@ -55,6 +55,16 @@ pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Proj
             or(&mut args.region, || project.publish.region.clone());
             list(&mut args.public, &project.keys.public);
         }
+        BuilderCommand::Rollout(args) => {
+            let options = &mut args.options;
+            or(&mut options.dir, tree);
+            or(&mut options.channel, channel);
+            or(&mut options.to, || project.publish.to.clone());
+            or(&mut options.endpoint, || project.publish.endpoint.clone());
+            or(&mut options.region, || project.publish.region.clone());
+            or(&mut options.key, || project.keys.secret.clone());
+            list(&mut options.public, &project.keys.public);
+        }
         BuilderCommand::PublishOstree(args) => {
             or(&mut args.into, || project.ostree.repository.clone());
             list(&mut args.refs, &project.ostree.refs);
@@ -188,6 +198,9 @@ mod tests {
         assert_eq!(args!(&["serve"], Serve).listen, Some("127.0.0.1:1".parse().unwrap()));
         let publish = args!(&["publish"], Publish);
         assert_eq!((publish.to.as_deref(), publish.region.as_deref()), (Some("s3://b/p"), Some("eu")));
+        let rollout = args!(&["rollout", "halt", "8"], Rollout).options;
+        assert_eq!((rollout.to.as_deref(), rollout.channel.as_deref()), (Some("s3://b/p"), Some("beta")));
+        assert_eq!((rollout.key, rollout.public), (Some("/p/keys/k.key".into()), vec!["/p/keys/k.pub".into()]));
         let ostree = args!(&["publish-ostree"], PublishOstree);
         assert_eq!((ostree.into, ostree.refs), (Some("/p/repo".into()), vec!["arm/beta".to_owned()]));
         assert_eq!((ostree.gpg_key.as_deref(), ostree.gpg_home), (Some("ours"), Some("/p/gpg".into())));

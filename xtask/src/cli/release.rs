@@ -11,7 +11,7 @@ use crate::invocation::program;
 use crate::paths::Paths;
 use crate::project::needed;
 use crate::release::history::{self, PastRelease};
-use crate::release::{self, Allow, DEFAULT_CHANNEL, Released, Spec};
+use crate::release::{self, Allow, DEFAULT_CHANNEL, OfferedTo, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
 use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, offered, site, trusted};
 
@@ -54,6 +54,9 @@ pub struct ReleaseArgs {
     /// Serial; default: the next after the published one.
     #[arg(long)]
     serial: Option<u64>,
+    /// Offer the release to no robot yet: `rollout start` does (docs/rollouts.md).
+    #[arg(long, conflicts_with_all = ["check", "list", "again"])]
+    pub for_rollout: bool,
     /// Renew the recovery of the robots that install it, too: its kernel, initramfs and boot script.
     #[arg(long)]
     pub recovery: bool,
@@ -142,16 +145,21 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         checked.check_fit(&spec.product, &spec.hardware, &spec.channel)?;
     }
     let key = keygen::load_secret(key)?;
-    release::refuse_early(&spec, key.keynum(), &out)?;
+    let to = if args.for_rollout { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
+    release::refuse_early(to, &spec, key.keynum(), &out)?;
     spec.files = files(&args, paths, assume_yes)?;
     let before = (out.as_path(), spec.channel.as_str());
     let software = paths.work().join("release");
     spec.files.extend(software::files(&spec.image, described.as_ref(), before, &software)?);
-    let released = release::build(&spec, &key, &out)?;
+    let released = release::build_for(to, &spec, &key, &out)?;
     if let Some(kept) = &args.released_image {
         keep_image(&spec.image, kept)?;
     }
     produced(&summary(&released), &released.path);
+    if to == OfferedTo::NobodyYet {
+        let (program, serial) = (program(), released.manifest.serial);
+        eprintln!("  no robot is offered it yet: `{program} rollout start {serial} --share 5` begins");
+    }
     eprintln!("  {}", room_for_undo(released.partition_bytes));
     Ok(())
 }

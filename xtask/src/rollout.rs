@@ -1,0 +1,162 @@
+//! `rollout`: begins, widens, pauses, halts and watches the roll-out of a release (docs/rollouts.md).
+//!
+//! The store, where there is one, has the roll-out that counts; the tree gets a copy of it. Without a store the tree is
+//! the place.
+
+mod desk;
+mod publication;
+mod reports;
+mod status;
+mod terms;
+mod watch;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+use crate::project::needed;
+use crate::publish::{Store, location};
+use crate::release::{DEFAULT_CHANNEL, keygen};
+use crate::trusted;
+pub use desk::Desk;
+pub use reports::{Failures, Reports};
+pub use terms::TermsArgs;
+pub use watch::{FailureLimits, Watch, WatchArgs};
+
+/// Options of `rollout`.
+#[derive(Debug, clap::Args)]
+pub struct RolloutArgs {
+    /// Action on the roll-out.
+    #[command(subcommand)]
+    pub action: RolloutAction,
+    /// Options of all actions.
+    #[command(flatten)]
+    pub options: RolloutOptions,
+}
+
+/// Place of the roll-out, and its keys.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RolloutOptions {
+    /// Root of the tree. Default: release, where everything built goes.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Channel of the roll-out. Default: stable.
+    #[arg(long, global = true)]
+    pub channel: Option<String>,
+    /// Place in a store that robots read: s3://BUCKET/PREFIX. Without it, the tree is the place.
+    #[arg(long, global = true, value_name = "s3://BUCKET/PREFIX")]
+    pub to: Option<String>,
+    /// URL of the store; default: that of AWS in the region.
+    #[arg(long, global = true, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Region of the store. Default: us-east-1.
+    #[arg(long, global = true)]
+    pub region: Option<String>,
+    /// Public key that the robots trust; repeat for several. Default: keys/reflash.pub.
+    #[arg(long, global = true, value_name = "FILE.pub")]
+    pub public: Vec<PathBuf>,
+    /// Secret key to sign with: a release key; for `halt` and `watch` the halt key will do.
+    #[arg(long, global = true, value_name = "FILE.key")]
+    pub key: Option<PathBuf>,
+}
+
+/// Action on a roll-out.
+#[derive(Debug, clap::Subcommand)]
+pub enum RolloutAction {
+    /// Begin the roll-out of a release that was made with `release --for-rollout`.
+    Start {
+        /// Serial of the release.
+        serial: u64,
+        /// Public key that may halt releases, and nothing else.
+        #[arg(long, value_name = "FILE.pub")]
+        halt_key: Option<PathBuf>,
+        /// Robots, times and facts.
+        #[command(flatten)]
+        terms: TermsArgs,
+    },
+    /// Add robots to the roll-out of a release.
+    Widen {
+        /// Serial of the release.
+        serial: u64,
+        /// Robots, times and facts.
+        #[command(flatten)]
+        terms: TermsArgs,
+    },
+    /// Let no further robot begin; those that have the release keep it.
+    Pause {
+        /// Serial of the release.
+        serial: u64,
+    },
+    /// Go on with a release that was paused or halted.
+    Resume {
+        /// Serial of the release.
+        serial: u64,
+    },
+    /// Stop a release before the next robot begins to write it. Takes nothing back.
+    Halt {
+        /// Serial of the release.
+        serial: u64,
+        /// Reason, which robots report.
+        #[arg(long, default_value = "halted by hand")]
+        why: String,
+    },
+    /// Say what is offered to whom.
+    Status {
+        /// Posts of robots: a file with one JSON post a line, or a directory of such files.
+        #[arg(long, value_name = "PATH")]
+        reports: Vec<PathBuf>,
+    },
+    /// Read what robots post, and halt a release by itself when it fails on too many of them.
+    Watch(WatchArgs),
+    /// Send the roll-out of the tree, and the releases that it names, to the store.
+    Publish,
+}
+
+fn open(options: &RolloutOptions, paths: &Paths) -> Result<Desk> {
+    let RolloutOptions { dir, channel, to, endpoint, region, public, .. } = options.clone();
+    let public = if public.is_empty() { vec![PathBuf::from("keys/reflash.pub")] } else { public };
+    let keys = trusted::of(&public).context("give the key that robots trust with --public")?;
+    let store = match to {
+        Some(to) => Some(Store::with_credentials_of_environment(location(Some(to), endpoint, region)?)?),
+        None => None,
+    };
+    let tree = dir.unwrap_or_else(|| paths.dist().join("release"));
+    Ok(Desk::new(tree, &channel.unwrap_or_else(|| DEFAULT_CHANNEL.to_owned()), store, keys))
+}
+
+/// Carries out an action as the command line says.
+///
+/// # Errors
+/// Those of the action.
+pub fn run(args: RolloutArgs, paths: &Paths) -> Result<()> {
+    let RolloutArgs { action, options } = args;
+    let desk = open(&options, paths)?;
+    let key = || keygen::load_secret(needed(options.key.as_deref(), "--key", "keys.secret")?);
+    match action {
+        RolloutAction::Start { serial, halt_key, terms } => {
+            let halt_key = halt_key.map(|path| publication::key_line(&path)).transpose()?;
+            desk.start(serial, halt_key, terms.parse()?, &key()?)?;
+        }
+        RolloutAction::Widen { serial, terms } => {
+            let terms = terms.parse()?;
+            desk.change(&key()?, |state| state.widen(serial, terms))?;
+        }
+        RolloutAction::Pause { serial } => desk.change(&key()?, |state| state.pause(serial))?,
+        RolloutAction::Resume { serial } => desk.change(&key()?, |state| state.resume(serial))?,
+        RolloutAction::Halt { serial, why } => desk.halt(serial, &why, &key()?)?,
+        RolloutAction::Publish => {
+            let store = needed(desk.store.as_ref(), "--to", "publish.to")?;
+            publication::publish(&desk.tree, &desk.channel, &desk.keys, store)?;
+        }
+        RolloutAction::Status { reports } => {
+            let mut read = Reports::new(reports);
+            read.read_new();
+            status::print(&desk.state()?, read.failures());
+            return Ok(());
+        }
+        RolloutAction::Watch(args) => return watch::run(&desk, args, &key()?),
+    }
+    status::print(&desk.state()?, &Failures::default());
+    Ok(())
+}

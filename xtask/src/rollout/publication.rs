@@ -1,0 +1,80 @@
+//! How a roll-out and its releases get into a store.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use reflash::release::manifest::{Manifest, TrustedKeys};
+use reflash::release::rollout::{halts_path, release_path, rollout_path};
+
+use crate::keygen;
+use crate::publish::{REVALIDATE, Store, send_all};
+use crate::release::check;
+use crate::release::rollout::{ChannelPlace, TreePlace, load, manifest_of};
+use crate::step::step;
+
+/// A store as a place of small files.
+pub(super) struct StorePlace<'a>(pub &'a Store);
+
+impl ChannelPlace for StorePlace<'_> {
+    fn name(&self) -> String {
+        self.0.describe()
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        self.0.get(path)
+    }
+
+    fn write(&self, path: &str, content: &[u8]) -> Result<()> {
+        let kind = if path.ends_with(".json") { "application/json" } else { "text/plain; charset=utf-8" };
+        self.0.put(path, content, kind, REVALIDATE)
+    }
+}
+
+/// Sends a release, which is in the tree, to the store, if there is one: its objects, then its manifest in the history.
+pub(super) fn send(store: Option<&Store>, tree: &Path, manifest: &Manifest) -> Result<()> {
+    let Some(store) = store else { return Ok(()) };
+    let mut objects = check::objects(tree, manifest)?;
+    objects.sort_unstable_by_key(ToString::to_string);
+    objects.dedup();
+    let text = format!("send {} objects of serial {} to {}", objects.len(), manifest.serial, store.describe());
+    step(&text, || send_all(tree, &objects, store))?;
+    let path = release_path(&manifest.channel, manifest.serial);
+    for path in [format!("{path}.minisig"), path] {
+        let content = std::fs::read(tree.join(&path)).with_context(|| format!("read {path} of the tree"))?;
+        StorePlace(store).write(&path, &content)?;
+    }
+    Ok(())
+}
+
+/// Sends the roll-out of a tree and all releases that it names.
+pub(super) fn publish(tree: &Path, channel: &str, keys: &TrustedKeys, store: &Store) -> Result<()> {
+    let (from, to) = (TreePlace(tree.to_owned()), StorePlace(store));
+    let own = load(&from, channel, keys)?.with_context(|| format!("{} has no roll-out", tree.display()))?;
+    let there = load(&to, channel, keys)?;
+    let (rollout, halts) = there.map_or((0, 0), |there| (there.rollout.counter, there.halts.counter));
+    ensure!(
+        own.rollout.counter >= rollout && own.halts.counter >= halts,
+        "{} has newer files (roll-out {rollout}, halts {halts}) than the tree ({}, {})",
+        to.name(),
+        own.rollout.counter,
+        own.halts.counter
+    );
+    for release in &own.rollout.releases {
+        let (manifest, _) = manifest_of(&from, channel, Some(release.serial), keys)?;
+        send(Some(store), tree, &manifest)?;
+    }
+    for path in [halts_path(channel), rollout_path(channel)] {
+        for path in [format!("{path}.minisig"), path] {
+            let content = from.read(&path)?.with_context(|| format!("{path} is gone"))?;
+            to.write(&path, &content)?;
+        }
+    }
+    Ok(())
+}
+
+/// The line of a public key that a roll-out names.
+pub(super) fn key_line(path: &Path) -> Result<String> {
+    let text = keygen::load_public(path)?;
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    line.map(str::to_owned).with_context(|| format!("{} has no key", path.display()))
+}

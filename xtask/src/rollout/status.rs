@@ -1,0 +1,69 @@
+//! What is offered to whom, for people.
+
+use reflash::release::rollout::{ALL_PPM, RobotGroup, StagedRelease};
+
+use super::reports::Failures;
+use crate::release::rollout::RolloutState;
+
+/// Prints the roll-out, the newest release first.
+pub(super) fn print(state: &RolloutState, failures: &Failures) {
+    println!("roll-out {}, halts {}, signed {}", state.rollout.counter, state.halts.counter, signed(state));
+    let mut releases: Vec<&StagedRelease> = state.rollout.releases.iter().collect();
+    releases.sort_unstable_by_key(|release| std::cmp::Reverse(release.serial));
+    for release in releases {
+        println!("{}", line(state, release, failures));
+    }
+}
+
+fn signed(state: &RolloutState) -> String {
+    let seconds = i64::try_from(state.rollout.created_unix_s).ok();
+    let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| "at no time".to_owned(), |time| time.to_string())
+}
+
+fn line(state: &RolloutState, release: &StagedRelease, failures: &Failures) -> String {
+    let StagedRelease { serial, version, who, .. } = release;
+    let whom: Vec<String> = who.iter().map(of_group).collect();
+    let whom = if whom.is_empty() { "no robot".to_owned() } else { whom.join(", ") };
+    let mut line = format!("{serial:>6}  {version:<20}  {whom}");
+    let mut add = |text: String| line.push_str(&format!("; {text}"));
+    if let Some(halt) = state.halts.of(release) {
+        add(format!("HALTED: {}", halt.why));
+    }
+    if release.paused {
+        add("paused".to_owned());
+    }
+    for (word, time) in [("from", release.not_before_unix_s), ("until", release.not_after_unix_s)] {
+        if let Some(time) = time.and_then(|time| i64::try_from(time).ok()) {
+            let shown = jiff::Timestamp::from_second(time).map_or_else(|_| time.to_string(), |time| time.to_string());
+            add(format!("{word} {shown}"));
+        }
+    }
+    for fact in &release.facts {
+        match (fact.at_least, &fact.is) {
+            (Some(least), _) => add(format!("{} >= {least}", fact.name)),
+            (None, value) => add(format!("{} = {}", fact.name, value.as_deref().unwrap_or_default())),
+        }
+    }
+    let (failed, reported) = (failures.failed(*serial).len(), failures.reported(*serial));
+    if reported > 0 {
+        add(format!("failed on {failed} of {reported} robots that reported it"));
+    }
+    line
+}
+
+fn of_group(group: &RobotGroup) -> String {
+    let RobotGroup { serials, rings, share_ppm } = group;
+    let share = match *share_ppm {
+        ALL_PPM => String::new(),
+        ppm => format!("{} % of ", f64::from(ppm) / 10_000.0),
+    };
+    let rings = if rings.is_empty() { String::new() } else { format!("ring {}", rings.join(", ")) };
+    let named = match serials.len() {
+        0 => String::new(),
+        1..=3 => serials.join(" and "),
+        more => format!("{more} patterns of serial numbers"),
+    };
+    let what = [named, rings].into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join(" in ");
+    format!("{share}{}", if what.is_empty() { "all robots" } else { &what })
+}

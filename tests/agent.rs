@@ -18,6 +18,7 @@ mod recovery;
 mod reset;
 mod slots;
 mod sources;
+mod staged;
 mod undo;
 mod update;
 

@@ -16,6 +16,7 @@ mod renew;
 mod retention;
 mod rewrite;
 mod spare_slot;
+mod staging;
 mod undo;
 
 use crate::boot::env::WritePermit;
@@ -34,9 +35,11 @@ pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
 pub use partition::{BootChain, RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use rehearsal::rehearse;
-pub use release::{check_room, fetch_file, fetch_release};
+pub use release::{check_room, fetch_file, fetch_release, stored_release};
 use renew::NetworkUse;
+pub use renew::is_in_a_slot;
 use retention::Retention;
+pub use staging::{Foreseen, fetch_through};
 
 /// Report of a finished recovery.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use crate::flash::target::BlockTarget;
 use crate::flash::write;
 use crate::jobs::floor::{self, Floor, Offered};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
+use crate::jobs::update::Store;
 use crate::record::event::Event;
 use crate::record::journal::Phase;
 use crate::record::progress::bytes;
@@ -111,6 +112,23 @@ fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Ve
     let manifest = Manifest::parse(&signed).map_err(|error| chain(&error))?;
     let release = Release { signed, manifest };
     check_suitable(job, record, &release).map_err(|error| chain(&error))?;
+    Ok(release)
+}
+
+/// The release that a store holds, if it suits this machine, or why not. It shows the time as any manifest does.
+///
+/// # Errors
+/// Why it cannot be installed here.
+pub fn stored_release(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    store: &Store,
+) -> Result<Release, String> {
+    let release = store.release(job.resources.keys).map_err(|error| chain(&error))?;
+    check_suitable(job, record, &release).map_err(|error| chain(&error))?;
+    (job.resources.learn_time)(release.manifest.created_unix_s);
+    let Manifest { version, serial, .. } = &release.manifest;
+    job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: release.signed.key_name() });
     Ok(release)
 }
 

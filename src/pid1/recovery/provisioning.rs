@@ -133,7 +133,7 @@ fn write(
     let started = Instant::now();
     let clock = sources::start_clock(None, journal);
     let learn_time = |created| clock.learn(created);
-    let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, trouble, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), &clock, handover, trouble, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

@@ -13,6 +13,7 @@ use super::inputs;
 use super::pause::Pause;
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
+use super::staged::Staged;
 use super::standing::{Standing, find_kept};
 use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};
@@ -58,6 +59,8 @@ pub(super) struct Setup {
     clock: Arc<CertificateClock>,
     /// A USB drive with a release, if one is plugged in.
     pub usb_release: Arc<UsbRelease>,
+    /// The update that the running system has fetched, if it is asked for.
+    pub staged: Option<Staged>,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
     /// The black box, if it can be written.
@@ -127,6 +130,7 @@ impl Setup {
         let learning = Arc::clone(&clock);
         let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
         let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
+        let staged = Staged::open(standing.request, &disk.data, handover, journal);
         Ok(Self {
             args,
             reason,
@@ -140,6 +144,7 @@ impl Setup {
             learn_time: Box::new(move |created| learning.learn(created)),
             clock,
             usb_release,
+            staged,
             trouble: Trouble::default(),
             recoveries,
             recorder,
@@ -151,11 +156,13 @@ impl Setup {
         })
     }
 
-    /// Opens the sources of the release: the USB drive that is or will be plugged in, then the configured ones.
+    /// Opens the sources of the release: the USB drive that is or will be plugged in, what the running system has
+    /// fetched, then the configured ones.
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
-        let first = Box::new(Arc::clone(&self.usb_release));
+        let drive: Box<dyn Source> = Box::new(Arc::clone(&self.usb_release));
+        let first = [drive].into_iter().chain(self.staged.as_ref().map(Staged::source)).collect();
         let (clock, handover, trouble) = (&self.clock, &self.handover, &self.trouble);
-        sources::open_mirrors(&self.config, Some(first), clock, handover, trouble, &self.journal)
+        sources::open_mirrors(&self.config, first, clock, handover, trouble, &self.journal)
     }
 
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.

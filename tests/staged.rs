@@ -2,6 +2,7 @@
 //! whatever happened to it meanwhile.
 
 mod by_hand;
+mod partition;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use reflash::fetch::{Check, Directory, FetchError, FetchErrorKind, Sink, SinkErr
 use reflash::jobs::recovery;
 use reflash::jobs::state::{Release, StatePartition};
 use reflash::jobs::update::stage::{OtherParts, stage};
-use reflash::jobs::update::{Store, UpdateError};
+use reflash::jobs::update::{UpdateError, UpdateStore};
 use reflash::record::journal::Journal;
 use reflash_release::Spec;
 
@@ -68,17 +69,18 @@ impl Source for Server {
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
         self.asked.lock().unwrap().push(path.to_owned());
-        self.tree.get_range(path, range, &mut |part| {
-            for part in part.chunks(4000) {
-                if self.is_gone() {
-                    return Err(SinkError::Local("the server is gone".into()));
+        self.tree
+            .get_range(path, range, &mut |part| {
+                for part in part.chunks(4000) {
+                    if self.is_gone() {
+                        return Err(SinkError::Local("the server is gone".into()));
+                    }
+                    self.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+                    sink(part)?;
                 }
-                self.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
-                sink(part)?;
-            }
-            Ok(())
-        })
-        .map_err(|error| if self.is_gone() { Self::gone() } else { error })
+                Ok(())
+            })
+            .map_err(|error| if self.is_gone() { Self::gone() } else { error })
     }
 }
 
@@ -116,19 +118,20 @@ impl Robot {
         recovery::fetch_release(&self.fixture.job(&source, &target, None, &journal), None).unwrap()
     }
 
-    fn stage(&self, source: &dyn Source) -> Result<Store, UpdateError> {
+    fn stage(&self, source: &dyn Source) -> Result<UpdateStore, UpdateError> {
         let target = MemoryTarget::new(self.installed.clone());
         let (state, journal) = (self.state(), Journal::silent());
         let job = self.fixture.job(source, &target, Some(&state), &journal);
         let record = job.read_record();
-        let staged = stage(&job, record.as_ref(), &self.offered(), &OtherParts::default(), &self.directory(), |_, _| ());
+        let staged =
+            stage(&job, record.as_ref(), &self.offered(), &OtherParts::default(), &self.directory(), |_, _| ());
         assert!(target.log.lock().unwrap().is_empty(), "nothing of the running system is written");
         staged
     }
 
     /// Applies what is stored, without a server.
     fn apply(&self) -> Result<Vec<u8>, String> {
-        let store = Store::open(self.dir.path(), Path::new("update")).map_err(|error| error.to_string())?;
+        let store = UpdateStore::open(self.dir.path(), Path::new("update")).map_err(|error| error.to_string())?;
         let target = MemoryTarget::new(self.installed.clone());
         let (state, journal) = (self.state(), Journal::silent());
         let job = self.fixture.job(&store, &target, Some(&state), &journal);
@@ -162,7 +165,9 @@ fn patched(old: &[u8]) -> Vec<u8> {
 
 #[test]
 fn what_is_staged_is_enough_without_a_network_and_no_more_than_that() {
-    for (name, next) in [("rebuilt", rebuilt as fn(&[u8]) -> Vec<u8>), ("patched", patched), ("other", |_| sample_image(900, 7))] {
+    for (name, next) in
+        [("rebuilt", rebuilt as fn(&[u8]) -> Vec<u8>), ("patched", patched), ("other", |_| sample_image(900, 7))]
+    {
         let robot = Robot::new(next);
         let server = Server::new(&robot.fixture);
         let store = robot.stage(&server).unwrap();
@@ -184,7 +189,7 @@ fn a_transfer_that_is_cut_anywhere_goes_on_where_it_was() {
     let whole = Server::new(&robot.fixture);
     robot.stage(&whole).unwrap();
     let all = whole.sent();
-    Store::remove(&robot.directory()).unwrap();
+    UpdateStore::remove(&robot.directory()).unwrap();
     let mut sent = 0;
     let mut rounds = 0;
     loop {
@@ -213,7 +218,7 @@ fn a_damaged_store_is_noticed_and_only_what_is_wrong_is_fetched_again() {
         let at = (place as usize).min(bytes.len() - 1);
         bytes[at] ^= 0x10;
         std::fs::write(&content, bytes).unwrap();
-        let store = Store::open(robot.dir.path(), Path::new("update")).unwrap();
+        let store = UpdateStore::open(robot.dir.path(), Path::new("update")).unwrap();
         assert!(store.is_complete() && !store.is_whole().unwrap(), "byte {at}");
         let server = Server::new(&robot.fixture);
         let store = robot.stage(&server).unwrap();

@@ -47,8 +47,12 @@ impl UpdatePermission {
         let serial = digits(fields.next()?)?;
         let hex = fields.next().filter(|hex| hex.len() == 16 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
         let digest = u64::from_str_radix(hex, 16).ok()?.to_be_bytes();
-        let permission =
-            Self { serial, digest, asked_unix_s: digits(fields.next()?)?, hours: digits(fields.next()?)?.try_into().ok()? };
+        let permission = Self {
+            serial,
+            digest,
+            asked_unix_s: digits(fields.next()?)?,
+            hours: digits(fields.next()?)?.try_into().ok()?,
+        };
         fields.next().is_none().then_some(permission)
     }
 }

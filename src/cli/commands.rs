@@ -292,7 +292,7 @@ pub static COMMANDS: &[CommandRow] = &[
         word: "update",
         operands: "",
         words: &[],
-        summary: "fetch the next release while the system works, and apply it",
+        summary: "fetch the next release while the system works",
         about: &[
             "Looks for a newer release, and fetches what this machine lacks of it into a store on its data partition: at the \
              lowest priority, within update.max_rate_kib_s, and in room that is reserved beforehand. What an earlier run \

@@ -46,11 +46,7 @@ impl Context {
     }
 
     /// The same with a configuration that was read before.
-    pub(super) fn with(
-        config: Config,
-        options: &Options,
-        mounted: Option<&MountedState>,
-    ) -> Result<Self, Failure> {
+    pub(super) fn with(config: Config, options: &Options, mounted: Option<&MountedState>) -> Result<Self, Failure> {
         let keys = keys(options, mounted)?;
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
         let journal = Arc::new(Journal::on_stderr());

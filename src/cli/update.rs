@@ -3,67 +3,23 @@
 //! One run is one round: look, fetch, and where that is wanted ask for the restart. What is long is done without any
 //! partition being mounted for it.
 
+mod places;
 mod round;
-
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use super::answer::{Exit, Failure, complain, print};
 use super::context::safe_start;
 use super::options::Options;
-use crate::boot::this_boot;
 use crate::flash::threads;
-use crate::jobs::update::standing::{StandingFile, UpdateStanding, UpdateState};
-use crate::jobs::update::store;
-use crate::sys::{clock, gentle};
+use crate::jobs::update::standing::{UpdateStanding, UpdateState};
+use crate::sys::gentle;
+use places::{UpdatePlaces, now_unix_s};
 use round::Round;
 
-/// Longest time that the timer may be left without work, seconds: beyond it the clock was moved.
-const LONGEST_REST_S: u64 = 720 * 3600;
-
-/// Places of an update on this machine.
-struct Places {
-    store: PathBuf,
-    /// Directory of the record and the lock.
-    record: PathBuf,
-}
-
-impl Places {
-    fn of(options: &Options) -> Self {
-        match &options.store {
-            // A store elsewhere is that of a bench, and has its record beside it.
-            Some(store) => {
-                Self { record: store.parent().unwrap_or(Path::new(".")).to_owned(), store: store.clone() }
-            }
-            None => Self { record: PathBuf::from(this_boot::DIRECTORY), store: PathBuf::from(store::PATH) },
-        }
-    }
-
-    fn standing(&self) -> StandingFile {
-        StandingFile::within(&self.record)
-    }
-
-    /// Whether an earlier run has said that nothing is to be done before a time that is still to come.
-    fn rests(&self, now_unix_s: u64) -> bool {
-        let next = self.standing().read().and_then(|standing| standing["next_unix_s"].as_u64());
-        next.is_some_and(|next| (1..=LONGEST_REST_S).contains(&next.saturating_sub(now_unix_s)))
-    }
-
-    /// Takes the lock that lets one update work at a time; `None` while another one does.
-    fn lock(&self) -> Result<Option<File>, Failure> {
-        fs::create_dir_all(&self.record)?;
-        let file = File::options().create(true).append(true).open(self.record.join("update.lock"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        }
-    }
-}
+/// Pause of the timer after a round that failed, seconds.
+const FAILED_REST_S: u64 = 1800;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
-    let places = Places::of(options);
+    let places = UpdatePlaces::of(options);
     if options.background && places.rests(now_unix_s()) {
         return Ok(Exit::Done);
     }
@@ -78,6 +34,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     // With a state partition that was mounted by hand this is a bench, and there is no robot to disturb.
     if options.state.is_none() {
         gentle::yield_to_all();
+    }
+    if options.state.is_none() || options.background {
         threads::be_few();
     }
     let file = places.standing();
@@ -88,6 +46,8 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     {
         round.standing.state = UpdateState::Failed;
         round.standing.sentence.clone_from(&failure.text);
+        // To mount the state partition is to write to it: not every ten minutes while there is no network.
+        round.standing.next_unix_s = Some(now_unix_s() + FAILED_REST_S);
     }
     let standing = round.standing;
     let before = file.read();
@@ -123,8 +83,4 @@ fn in_background(options: &Options, failure: Failure) -> Result<Exit, Failure> {
     }
     complain(&failure.text);
     Ok(Exit::Done)
-}
-
-fn now_unix_s() -> u64 {
-    clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -35,7 +35,7 @@ pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
 pub use partition::{BootChain, RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use rehearsal::rehearse;
-pub use release::{check_room, fetch_file, fetch_release, stored_release};
+pub use release::{accept, check_room, fetch_file, fetch_release};
 use renew::NetworkUse;
 pub use renew::is_in_a_slot;
 use retention::Retention;

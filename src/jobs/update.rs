@@ -22,4 +22,4 @@ pub mod store;
 mod unhurried;
 
 pub use error::UpdateError;
-pub use store::Store;
+pub use store::UpdateStore;

@@ -36,7 +36,7 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
-pub use update::{Automatic, Window};
+pub use update::{Automatic, RestartWindow};
 
 use disk::DiskTable;
 use health::UnitNames;

@@ -28,6 +28,7 @@
 mod boot_medium;
 mod configuration;
 mod course;
+mod data_store;
 mod direct_start;
 mod drill;
 mod drivers;

@@ -19,7 +19,7 @@ const LOWEST: libc::c_int = 19;
 /// Takes the lowest priorities for processor and disk, for this thread and all that it starts from now on. What the
 /// kernel does not grant is left as it is.
 pub fn yield_to_all() {
-    let parameters = libc::sched_param { sched_priority: 0, ..zeroed_parameters() };
+    let parameters = no_priority();
     // SAFETY: setpriority takes three numbers. sched_setscheduler reads a structure that outlives the call; it is asked
     // of the kernel, since musl's function of that name does nothing. ioprio_set has no function and takes three
     // numbers.
@@ -30,8 +30,8 @@ pub fn yield_to_all() {
     }
 }
 
-/// Parameters of the scheduler, whose reserved fields differ between C libraries.
-fn zeroed_parameters() -> libc::sched_param {
+/// Priority 0, the only one of these classes. The reserved fields of the structure differ between C libraries.
+fn no_priority() -> libc::sched_param {
     // SAFETY: the structure consists of numbers alone, for which zero is a value.
     unsafe { std::mem::zeroed() }
 }

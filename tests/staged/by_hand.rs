@@ -56,7 +56,8 @@ impl Machine {
         let text = |name: &str| self.path(name).display().to_string();
         let keys = self.fixture.dir.path().join("keys").display().to_string();
         let (state, system, config, store) = (text("state"), text("system"), text("reflash.toml"), text("run/update"));
-        let own = ["update", "--state", &state, "--target", &system, "--config", &config, "--keys", &keys, "--store", &store];
+        let own =
+            ["update", "--state", &state, "--target", &system, "--config", &config, "--keys", &keys, "--store", &store];
         reflash::cli::run(own.iter().chain(more).map(Into::into))
     }
 
@@ -94,7 +95,9 @@ fn a_release_is_fetched_once_and_asked_about_once_more_before_the_restart() {
     assert_eq!(machine.update(&["--json"]), Exit::Done);
     let standing = machine.standing();
     assert_eq!((standing["state"].as_str(), standing["offered"]["version"].as_str()), (Some("fetched"), Some("2")));
-    assert!(standing["stored_bytes"].as_u64().unwrap() > 10_000 && standing["stored_bytes"] == standing["needed_bytes"]);
+    assert!(
+        standing["stored_bytes"].as_u64().unwrap() > 10_000 && standing["stored_bytes"] == standing["needed_bytes"]
+    );
     assert_eq!(machine.env().get(names::REQUEST), None);
     // The packs may be gone from now on: they are in the store.
     for object in machine.fixture.objects() {
@@ -117,7 +120,8 @@ fn a_release_is_fetched_once_and_asked_about_once_more_before_the_restart() {
 fn a_release_that_is_withdrawn_or_replaced_is_not_applied() {
     let mut machine = Machine::new();
     let stable = machine.fixture.tree().join("stable");
-    let old: Vec<_> = ["manifest.json", "manifest.json.minisig"].map(|name| fs::read(stable.join(name)).unwrap()).into();
+    let old: Vec<_> =
+        ["manifest.json", "manifest.json.minisig"].map(|name| fs::read(stable.join(name)).unwrap()).into();
     machine.publish_next("2");
     assert_eq!(machine.update(&["--apply"]), Exit::Done);
     // Another takes its place before the restart: that one is fetched and asked for.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Places, now_unix_s};
+use super::places::{UpdatePlaces, now_unix_s};
 use crate::boot::request::UpdatePermission;
 use crate::boot::this_boot;
 use crate::chain::chain;
@@ -22,7 +22,7 @@ use crate::jobs::recovery::{self, RecoveryError, RecoveryJob, RecoveryPartition,
 use crate::jobs::state::{InstalledRecord, Release};
 use crate::jobs::update::stage::{OtherParts, stage};
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
-use crate::jobs::update::{Store, UpdateError, moment, permission};
+use crate::jobs::update::{UpdateError, UpdateStore, moment, permission};
 use crate::machine::config::{Automatic, Config};
 use crate::record::progress::bytes;
 use crate::record::report;
@@ -42,7 +42,7 @@ type Post = Box<dyn FnOnce(&UpdateStanding, Option<&Value>)>;
 /// One round.
 pub(super) struct Round<'a> {
     options: &'a Options,
-    places: &'a Places,
+    places: &'a UpdatePlaces,
     pub(super) standing: UpdateStanding,
     pub(super) post: Option<Post>,
 }
@@ -58,13 +58,13 @@ struct Machine {
 }
 
 impl<'a> Round<'a> {
-    pub(super) fn new(options: &'a Options, places: &'a Places) -> Self {
+    pub(super) fn new(options: &'a Options, places: &'a UpdatePlaces) -> Self {
         let mut standing = UpdateStanding::new(UpdateState::Failed, "nothing was done yet");
         let before = places.standing().read().unwrap_or_default();
         standing.looked_unix_s = before["looked_unix_s"].as_u64();
         let offered = (before["offered"]["version"].as_str(), before["offered"]["serial"].as_u64());
         standing.offered = offered.0.map(str::to_owned).zip(offered.1);
-        standing.bytes = Store::open(&places.store, Path::new("")).map(|store| store.bytes()).unwrap_or_default();
+        standing.bytes = UpdateStore::open(&places.store, Path::new("")).map(|store| store.bytes()).unwrap_or_default();
         Self { options, places, standing, post: None }
     }
 
@@ -87,7 +87,7 @@ impl<'a> Round<'a> {
             self.standing.next_unix_s = Some(now_unix_s() + OFF_S);
             return true;
         }
-        let is_complete = Store::open(&self.places.store, Path::new("")).is_ok_and(|store| store.is_complete());
+        let is_complete = UpdateStore::open(&self.places.store, Path::new("")).is_ok_and(|store| store.is_complete());
         is_complete && !self.is_due(config) && self.waits(config)
     }
 
@@ -227,8 +227,8 @@ impl<'a> Round<'a> {
 
     /// Drops what was fetched of a release that is not offered any more, and says why there is nothing.
     fn drop_fetched(&mut self, error: &RecoveryError, machine: &Machine) -> Result<(), Failure> {
-        let gone = Store::open(&self.places.store, Path::new("")).ok().map(|store| store.release_id().serial);
-        Store::remove(&self.places.store)?;
+        let gone = UpdateStore::open(&self.places.store, Path::new("")).ok().map(|store| store.release_id().serial);
+        UpdateStore::remove(&self.places.store)?;
         if let Some(Ok(_)) = machine.pending {
             permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
         }
@@ -260,7 +260,7 @@ impl<'a> Round<'a> {
 
     /// Whether the store has all of this release, and what it has is what was fetched.
     fn is_staged(&mut self, release: &Release) -> Result<bool, Failure> {
-        let Ok(store) = Store::open(&self.places.store, Path::new("")) else { return Ok(false) };
+        let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) else { return Ok(false) };
         if store.release_id() != release.id() || !store.is_complete() {
             return Ok(false);
         }
@@ -280,14 +280,14 @@ impl<'a> Round<'a> {
             OtherParts::of(&release.manifest, slots, machine.boot_code.as_ref())
         };
         let (file, mut standing) = (self.places.standing(), self.standing.clone());
-        let begun = |store: &Store, totals| {
+        let begun = |store: &UpdateStore, totals| {
             standing.state = UpdateState::Fetching;
             standing.bytes = store.bytes();
             standing.sentence = format!("{} is being fetched: {totals}", release.manifest.version);
             let _ = file.write(&standing);
         };
         let staged = stage(job, Some(&machine.record), release, &others, &self.places.store, begun);
-        if let Ok(store) = Store::open(&self.places.store, Path::new("")) {
+        if let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) {
             self.standing.bytes = store.bytes();
         }
         match staged {

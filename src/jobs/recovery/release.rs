@@ -11,7 +11,6 @@ use crate::flash::target::BlockTarget;
 use crate::flash::write;
 use crate::jobs::floor::{self, Floor, Offered};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
-use crate::jobs::update::Store;
 use crate::record::event::Event;
 use crate::record::journal::Phase;
 use crate::record::progress::bytes;
@@ -115,21 +114,17 @@ fn suitable(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, files: &[Ve
     Ok(release)
 }
 
-/// The release that a store holds, if it suits this machine, or why not. It shows the time as any manifest does.
+/// Checks that a release which is at hand suits this machine, as if it were offered. It shows the time as any manifest
+/// does.
 ///
 /// # Errors
-/// Why it cannot be installed here.
-pub fn stored_release(
-    job: &RecoveryJob<'_>,
-    record: Option<&InstalledRecord>,
-    store: &Store,
-) -> Result<Release, String> {
-    let release = store.release(job.resources.keys).map_err(|error| chain(&error))?;
-    check_suitable(job, record, &release).map_err(|error| chain(&error))?;
+/// The reason for which it cannot be installed here.
+pub fn accept(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, release: &Release) -> Result<(), ManifestError> {
+    check_suitable(job, record, release)?;
     (job.resources.learn_time)(release.manifest.created_unix_s);
     let Manifest { version, serial, .. } = &release.manifest;
     job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: release.signed.key_name() });
-    Ok(release)
+    Ok(())
 }
 
 fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {

@@ -25,7 +25,11 @@ impl Foreseen {
     ///
     /// # Errors
     /// As [`super::run`], up to the plan.
-    pub fn of(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, offered: Release) -> Result<Self, RecoveryError> {
+    pub fn of(
+        job: &RecoveryJob<'_>,
+        record: Option<&InstalledRecord>,
+        offered: Release,
+    ) -> Result<Self, RecoveryError> {
         let release = release::with_index(job, record, offered)?;
         let planned = planning::compare_and_plan(job, record, &release, None)?;
         Ok(Self { release, planned })

@@ -27,7 +27,7 @@ pub enum UpdateError {
     /// The file system of the store failed, or is read-only, or its quota is used up.
     #[error("cannot {doing} the store in {}", .path.display())]
     Store {
-        /// What was being done, as a verb.
+        /// Action that failed, as a verb.
         doing: &'static str,
         /// Directory of the store.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum UpdateError {
     /// The release is refused, or could not be fetched.
     #[error(transparent)]
     Release(#[from] RecoveryError),
-    /// What was fetched was right, and the store does not hold it all.
+    /// The store does not hold all that was fetched, though what came was right.
     #[error("{missing_bytes} bytes of the store did not come; the next attempt fetches them")]
     Incomplete {
         /// Bytes that are missing.

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::store::Store;
+use super::error::UpdateError;
+use super::store::UpdateStore;
+use crate::chain::chain;
 use crate::fetch::{Check, FetchError, FetchErrorKind, Sink, SinkError, Source, Surveyed};
 use crate::sys::thread::lock;
 
@@ -13,15 +15,17 @@ const OBJECTS: &str = "objects/";
 
 /// The store in front of the servers.
 pub(super) struct Filling<'a> {
-    store: &'a Store,
+    store: &'a UpdateStore,
     network: &'a dyn Source,
     /// Small objects that were asked for, each with its size: a recovery asks for them again.
     small: Mutex<Vec<(String, Range<u64>)>>,
+    /// The first failure of the store: what a transfer makes of it says less.
+    failure: Mutex<Option<UpdateError>>,
 }
 
 impl<'a> Filling<'a> {
-    pub(super) fn new(store: &'a Store, network: &'a dyn Source) -> Self {
-        Self { store, network, small: Mutex::default() }
+    pub(super) fn new(store: &'a UpdateStore, network: &'a dyn Source) -> Self {
+        Self { store, network, small: Mutex::default(), failure: Mutex::default() }
     }
 
     /// Small objects that were asked for so far.
@@ -29,8 +33,20 @@ impl<'a> Filling<'a> {
         lock(&self.small).clone()
     }
 
+    /// The failure of the store, if it had one.
+    pub(super) fn take_failure(&self) -> Option<UpdateError> {
+        lock(&self.failure).take()
+    }
+
+    /// Keeps a failure of the store, and returns its text for the transfer.
+    fn failed(&self, error: UpdateError) -> String {
+        let text = chain(&error);
+        lock(&self.failure).get_or_insert(error);
+        text
+    }
+
     /// Hands on what the store has from `at` on. Returns up to where, and whether the sink refused some of it.
-    fn from_store(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(u64, bool), FetchError> {
+    fn give_stored(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(u64, bool), FetchError> {
         let (mut at, mut refused) = (range.start, false);
         let end = self.store.place(path, at).map_or(at, |(_, end)| end.min(range.end));
         let sent = self.store.get_range(path, at..end, &mut |part| match sink(part) {
@@ -54,10 +70,10 @@ impl<'a> Filling<'a> {
 
     /// Fetches a part and keeps it. Returns up to where it was taken: further back where the sink refused what the
     /// store had given before.
-    fn from_network(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
+    fn fetch_and_keep(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
         let (mut at, mut back) = (range.start, None);
         let fetched = self.network.get_range(path, range.clone(), &mut |part| {
-            self.store.record(path, at, part).map_err(|error| SinkError::Local(Box::new(error)))?;
+            self.store.record(path, at, part).map_err(|error| SinkError::Local(self.failed(error).into()))?;
             match sink(part) {
                 Ok(()) => at += part.len() as u64,
                 Err(SinkError::Wrong { from, .. }) if from < range.start => {
@@ -99,9 +115,8 @@ impl Source for Filling<'_> {
         for ((path, _), content) in wanted.iter().zip(&found).filter(|((path, _), _)| path.starts_with(OBJECTS)) {
             lock(&self.small).push(((*path).to_owned(), 0..content.len() as u64));
             if is_new {
-                self.store.put(path, content).map_err(|cause| {
-                    FetchError::new(FetchErrorKind::Local, path, "what was fetched cannot be stored").because(cause)
-                })?;
+                let stored = self.store.put(path, content);
+                stored.map_err(|error| FetchError::new(FetchErrorKind::Local, path, self.failed(error)))?;
             }
         }
         Ok(found)
@@ -112,12 +127,12 @@ impl Source for Filling<'_> {
         let (mut at, mut distrusted) = (range.start, false);
         while at < range.end {
             if !distrusted && self.store.place(path, at).is_some() {
-                (at, distrusted) = self.from_store(path, at..range.end, sink)?;
+                (at, distrusted) = self.give_stored(path, at..range.end, sink)?;
                 continue;
             }
             let next = self.store.next(path, at).filter(|next| !distrusted && *next > at);
             let end = next.unwrap_or(range.end).min(range.end);
-            let reached = self.from_network(path, at..end, sink)?;
+            let reached = self.fetch_and_keep(path, at..end, sink)?;
             distrusted |= reached < end;
             at = reached;
         }

@@ -82,8 +82,11 @@ impl StoreMap {
             digest => Some(digest.parse().ok()?),
         };
         let pieces = lines.map(piece).collect::<Option<Vec<_>>>()?;
-        (pieces.len() <= MAX_PIECES && are_apart(&pieces))
-            .then_some(Self { release: ReleaseId { serial, digest }, complete, pieces })
+        (pieces.len() <= MAX_PIECES && are_apart(&pieces)).then_some(Self {
+            release: ReleaseId { serial, digest },
+            complete,
+            pieces,
+        })
     }
 
     /// The place behind all pieces, at the beginning of a block.
@@ -117,9 +120,9 @@ impl StoreMap {
     pub(super) fn adopt(&mut self, needed: &[(String, Range<u64>)]) -> (Vec<Range<u64>>, Range<u64>) {
         let mut free = Vec::new();
         let is_needed = |piece: &Piece, stored: &Range<u64>| {
-            needed.iter().any(|(path, range)| {
-                *path == piece.path && range.start < stored.end && stored.start < range.end
-            })
+            needed
+                .iter()
+                .any(|(path, range)| *path == piece.path && range.start < stored.end && stored.start < range.end)
         };
         let mut kept = Vec::new();
         for mut piece in std::mem::take(&mut self.pieces) {

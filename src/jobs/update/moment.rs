@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::jobs::health::programs;
 use crate::machine::clock;
-use crate::machine::config::Window;
+use crate::machine::config::RestartWindow;
 use crate::sys::companion;
 use crate::sys::gentle::{self, WallTime};
 
@@ -35,7 +35,7 @@ const BUSCTL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Says what time is waited for; `None` while a window is open, or where there is none. Pure.
 #[must_use]
-pub fn closed(windows: &[Window], unix_s: u64, time: Option<WallTime>) -> Option<String> {
+pub fn closed(windows: &[RestartWindow], unix_s: u64, time: Option<WallTime>) -> Option<String> {
     if windows.is_empty() {
         return None;
     }
@@ -50,15 +50,17 @@ pub fn closed(windows: &[Window], unix_s: u64, time: Option<WallTime>) -> Option
 
 /// Says what time is waited for now.
 #[must_use]
-pub fn closed_now(windows: &[Window], unix_s: u64) -> Option<String> {
+pub fn closed_now(windows: &[RestartWindow], unix_s: u64) -> Option<String> {
     closed(windows, unix_s, gentle::wall_time(unix_s))
 }
 
 /// Asks the robot's own programs and the locks of running ones, and says what each waits for.
 #[must_use]
 pub fn objections(directories: &[&Path]) -> Vec<String> {
-    let mut objections: Vec<String> =
-        programs::run_all(directories, LIMIT).iter().map(|problem| format!("a program of the robot: {problem}")).collect();
+    let mut objections: Vec<String> = programs::run_all(directories, LIMIT)
+        .iter()
+        .map(|problem| format!("a program of the robot: {problem}"))
+        .collect();
     // A system without a login manager has no locks.
     if let Some((Some(0), answer)) = companion::run_within(Path::new(BUSCTL), LOCKS, BUSCTL_LIMIT) {
         objections.extend(locks(&answer));
@@ -88,7 +90,7 @@ mod tests {
     #[test]
     fn a_window_needs_a_clock_that_can_be_right() {
         let windows = ["Sat 22:00-06:00".parse().unwrap(), "12:00-13:00".parse().unwrap()];
-        let at = |weekday, hours| Some(WallTime { weekday, minute: hours * 60 });
+        let at = |weekday, hours: u16| Some(WallTime { weekday, minute: hours * 60 });
         assert_eq!(closed(&[], 0, None), None);
         for (unix_s, time, open) in [
             (BUILD_TIME, at(6, 5), true),

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use super::error::UpdateError;
 use super::filling::Filling;
-use super::store::Store;
+use super::store::UpdateStore;
 use super::unhurried::Unhurried;
 use crate::boot::slots::RecoveryFiles;
 use crate::jobs::mend::pieces::{self, BootPieces};
-use crate::jobs::recovery::{self, Foreseen, RecoveryJob, Resources, SlotStorage};
+use crate::jobs::recovery::{self, Foreseen, RecoveryError, RecoveryJob, Resources, SlotStorage};
 use crate::jobs::state::{InstalledRecord, Release};
 use crate::record::totals::Totals;
 use crate::release::manifest::{Manifest, Object, object_path};
@@ -58,16 +58,17 @@ pub fn stage(
     release: &Release,
     others: &OtherParts,
     directory: &Path,
-    begun: impl FnOnce(&Store, Totals),
-) -> Result<Store, UpdateError> {
+    begun: impl FnOnce(&UpdateStore, Totals),
+) -> Result<UpdateStore, UpdateError> {
     recovery::check_room(release, job.resources.target)?;
-    let store = Store::fill(directory, release.id())?;
+    let store = UpdateStore::fill(directory, release.id())?;
     store.distrust();
     let filling = Filling::new(&store, job.resources.source);
     let target = Unhurried(job.resources.target);
     let resources = Resources { source: &filling, brief_source: &filling, target: &target, ..job.resources };
     let job = RecoveryJob { resources, ..job.clone() };
-    let foreseen = Foreseen::of(&job, record, release.clone())?;
+    let of_store = |error: RecoveryError| filling.take_failure().unwrap_or_else(|| error.into());
+    let foreseen = Foreseen::of(&job, record, release.clone()).map_err(of_store)?;
     let needed: Vec<_> = filling.asked_for().into_iter().chain(foreseen.requests()).chain(others.needed()).collect();
     store.adopt(release, &needed)?;
     begun(&store, foreseen.totals());
@@ -76,9 +77,8 @@ pub fn stage(
     });
     // What came before an error need not be fetched again.
     let synced = store.sync();
-    fetched?;
+    fetched.map_err(of_store)?;
     synced?;
     store.finish()?;
-    drop(filling);
     Ok(store)
 }

@@ -33,7 +33,7 @@ pub enum UpdateState {
     Waiting,
     /// The next start applies it.
     Requested,
-    /// What is offered is not for this robot, or cannot be installed on it.
+    /// The release that is offered is not for this robot, or cannot be installed on it.
     Refused,
     /// Something failed, and is tried again.
     Failed,
@@ -62,7 +62,7 @@ pub struct StandingFile {
     directory: PathBuf,
 }
 
-/// How an update stands.
+/// State of an update with all that is known of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateStanding {
     /// The state, by its word.
@@ -73,7 +73,7 @@ pub struct UpdateStanding {
     pub offered: Option<(String, u64)>,
     /// Bytes that are stored, and that there are to be.
     pub bytes: (u64, u64),
-    /// What is waited for, a phrase each.
+    /// Obstacles to the restart, a phrase each.
     pub waits_for: Vec<String>,
     /// Time at which a server last answered, seconds since 1970.
     pub looked_unix_s: Option<u64>,
@@ -86,7 +86,15 @@ impl UpdateStanding {
     #[must_use]
     pub fn new(state: UpdateState, sentence: impl Into<String>) -> Self {
         let sentence = sentence.into();
-        Self { state, sentence, offered: None, bytes: (0, 0), waits_for: Vec::new(), looked_unix_s: None, next_unix_s: None }
+        Self {
+            state,
+            sentence,
+            offered: None,
+            bytes: (0, 0),
+            waits_for: Vec::new(),
+            looked_unix_s: None,
+            next_unix_s: None,
+        }
     }
 
     /// The standing with the release that is offered.

@@ -20,12 +20,14 @@ use crate::jobs::floor::ReleaseId;
 use crate::jobs::state::{Release, replace};
 use crate::release::digest::Digest;
 use crate::release::manifest::{MAX_SIGNATURE_BYTES, MAX_SIZE_BYTES, Manifest, ManifestError, TrustedKeys};
+use crate::sys::loopback::Loop;
+use crate::sys::mount::Mount;
 use crate::sys::thread::lock;
 use crate::sys::{ext4, files, gentle};
 
 /// Directory of the store in the running system.
 pub const PATH: &str = "/var/lib/reflash/update";
-/// The same below the root of the data partition.
+/// Directory of the store below the root of the data partition.
 pub const PATH_ON_DATA: &str = "var/lib/reflash/update";
 const MAP: &str = "map";
 const CONTENT: &str = "content";
@@ -44,7 +46,7 @@ const PIECE_BYTES: u64 = 256 << 10;
 pub const KEPT_FREE_BYTES: u64 = 64 << 20;
 
 /// The store, opened.
-pub struct Store {
+pub struct UpdateStore {
     directory: PathBuf,
     content: File,
     map: Mutex<StoreMap>,
@@ -52,7 +54,7 @@ pub struct Store {
     unsynced_bytes: Mutex<u64>,
 }
 
-impl Store {
+impl UpdateStore {
     /// Opens the store below `root` for reading: no link is followed there.
     ///
     /// # Errors
@@ -63,6 +65,20 @@ impl Store {
         let map = map.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its list is damaged"))?;
         let content = files::open_below(root, &inside.join(CONTENT))?;
         Ok(Self { directory: root.join(inside), content, map: Mutex::new(map), unsynced_bytes: Mutex::new(0) })
+    }
+
+    /// Opens the store on a data partition that is not mounted, for reading, and leaves it mounted at `at`. Nothing is
+    /// written to the partition: its journal is not replayed, and a device in between refuses what a read-only mount
+    /// writes all the same, as when files were deleted that were still open when the machine was cut.
+    ///
+    /// # Errors
+    /// The partition cannot be read, or as [`UpdateStore::open`].
+    pub fn open_on_partition(partition: &Path, at: &Path) -> Result<Self, UpdateError> {
+        let failed = failed("open", at);
+        let device = Loop::to_read(partition).map_err(failed)?;
+        let mount = Mount::device(device.path(), "ext4").read_only().no_load().data_only();
+        mount.on(at).map_err(io::Error::other).map_err(failed)?;
+        Self::open(at, Path::new(PATH_ON_DATA)).map_err(failed)
     }
 
     /// Opens the store in `directory` to be filled for `release`, and makes it where there is none. What is there of
@@ -210,7 +226,8 @@ impl Store {
     pub(super) fn record(&self, path: &str, at: u64, content: &[u8]) -> Result<(), UpdateError> {
         let (mut at, mut content) = (at, content);
         while !content.is_empty() {
-            let place = lock(&self.map).piece(path, at).map(|piece| (piece.range.end, piece.at + at - piece.range.start));
+            let place =
+                lock(&self.map).piece(path, at).map(|piece| (piece.range.end, piece.at + at - piece.range.start));
             let Some((end, place)) = place else { return Ok(()) };
             let length = content.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let (now, rest) = content.split_at(length);
@@ -325,7 +342,7 @@ impl Store {
     }
 }
 
-impl Source for Store {
+impl Source for UpdateStore {
     fn describe(&self) -> String {
         "the store of this machine".to_owned()
     }
@@ -357,7 +374,7 @@ impl Source for Store {
     }
 }
 
-impl Source for Arc<Store> {
+impl Source for Arc<UpdateStore> {
     fn describe(&self) -> String {
         (**self).describe()
     }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::error::ConfigError;
 use super::keys::{Shape, ValueKind, refused};
 
-/// How far the running system goes by itself.
+/// Share of an update that the running system carries out by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Automatic {
     /// Nothing is done without a person or another program.
@@ -51,14 +51,14 @@ const DAY: u16 = 24 * 60;
 
 /// A time of the week in which the machine may restart: `02:00-05:00`, `Sat 22:00-06:00` or `Mon-Fri 12:00-13:00`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
+pub struct RestartWindow {
     first_day: u8,
     last_day: u8,
     from: u16,
     until: u16,
 }
 
-impl Window {
+impl RestartWindow {
     /// Whether the window is open at this minute of a day, on a day that is counted from Monday as 0. A window over
     /// midnight belongs to the day on which it opens.
     #[must_use]
@@ -75,7 +75,7 @@ impl Window {
     }
 }
 
-impl FromStr for Window {
+impl FromStr for RestartWindow {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -108,7 +108,7 @@ impl FromStr for Window {
     }
 }
 
-impl fmt::Display for Window {
+impl fmt::Display for RestartWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first_day, last_day, from, until } = *self;
         let day = |day: u8| DAYS[usize::from(day) % DAYS.len()];
@@ -127,7 +127,7 @@ pub struct Windows;
 
 impl ValueKind for Windows {
     type Written = Vec<String>;
-    type Checked = Vec<Window>;
+    type Checked = Vec<RestartWindow>;
     const SHAPE: Shape = Shape::Texts("^((Mon|Tue|Wed|Thu|Fri|Sat|Sun)(-[A-Z][a-z]{2})? )?[0-9]{1,2}:[0-9]{2}-");
 
     fn expected() -> String {
@@ -142,31 +142,43 @@ impl ValueKind for Windows {
         Some(text.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect())
     }
 
-    fn check(key: &'static str, written: Vec<String>) -> Result<Vec<Window>, ConfigError> {
+    fn check(key: &'static str, written: Vec<String>) -> Result<Vec<RestartWindow>, ConfigError> {
         written.iter().map(|text| text.parse().map_err(|()| refused::<Self>(key, text))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Window;
+    use super::RestartWindow;
 
     #[test]
     fn windows_are_read_as_they_are_written() {
-        for text in ["02:00-05:00", "Sat 22:00-06:00", "Mon-Fri 12:00-13:30", "Fri-Mon 00:00-24:00", "Sun 09:05-09:06"] {
-            assert_eq!(text.parse::<Window>().unwrap().to_string(), text);
-        }
-        for text in
-            ["", "2-5", "02:00", "02:00-02:00", "24:00-01:00", "02:60-03:00", "25:00-26:00", "Sa 01:00-02:00",
-             "Mon-Xyz 01:00-02:00", "+2:00-05:00", "02:0-05:00", "Sat,Sun 01:00-02:00", "Mon Tue 01:00-02:00"]
+        for text in ["02:00-05:00", "Sat 22:00-06:00", "Mon-Fri 12:00-13:30", "Fri-Mon 00:00-24:00", "Sun 09:05-09:06"]
         {
-            assert!(text.parse::<Window>().is_err(), "{text}");
+            assert_eq!(text.parse::<RestartWindow>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "2-5",
+            "02:00",
+            "02:00-02:00",
+            "24:00-01:00",
+            "02:60-03:00",
+            "25:00-26:00",
+            "Sa 01:00-02:00",
+            "Mon-Xyz 01:00-02:00",
+            "+2:00-05:00",
+            "02:0-05:00",
+            "Sat,Sun 01:00-02:00",
+            "Mon Tue 01:00-02:00",
+        ] {
+            assert!(text.parse::<RestartWindow>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_window_is_open_between_its_times_on_its_days() {
-        let window = |text: &str| text.parse::<Window>().unwrap();
+        let window = |text: &str| text.parse::<RestartWindow>().unwrap();
         let at = |hours: u16, minutes: u16| hours * 60 + minutes;
         for (text, weekday, minute, open) in [
             ("02:00-05:00", 3, at(2, 0), true),

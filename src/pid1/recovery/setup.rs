@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use super::boot_medium::BootMedium;
 use super::configuration::{self, MachineSettings};
+use super::data_store::Staged;
 use super::drivers::load_modules;
 use super::error::SetupError;
 use super::inputs;
 use super::pause::Pause;
 use super::robot_disk::{RECOVERY, RobotDisk};
 use super::sources;
-use super::staged::Staged;
 use super::standing::{Standing, find_kept};
 use super::usb_release::UsbRelease;
 use crate::boot::decide::{Reason, Recoveries, Situation, System};

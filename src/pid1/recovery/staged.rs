@@ -1,79 +1,23 @@
 //! The update that the running system has fetched: applied from the data partition, without a network.
 //!
-//! The data partition is the machine's own, so nothing is written to it, not even by its file system: it is looked at
-//! through a device that refuses writes, and its journal is not replayed. Nothing that is read there is trusted: the
-//! manifest needs a signature, all else the digests that follow from it. Whether it may be applied without asking a
-//! network says the boot environment, beside the request for this recovery.
+//! Nothing of the store is trusted: the manifest needs a signature, all else the digests that follow from it. Whether
+//! it may be applied without asking a network says the boot environment, beside the request for this recovery.
 
-use std::path::Path;
-use std::sync::Arc;
-
+use super::data_store::Staged;
 use super::ending::NextState;
 use super::install;
 use super::online::Online;
 use super::setup::Setup;
-use super::sources::SupervisedSource;
-use crate::boot::request::{RecoveryRequest, UpdatePermission};
+use crate::boot::request::UpdatePermission;
 use crate::boot::slots::{Slot, Trial};
 use crate::chain::chain;
 use crate::fetch::{Mirrors, Source};
 use crate::jobs::floor::ReleaseId;
 use crate::jobs::recovery::{self, RecoveryJob};
-use crate::jobs::update::{Store, store};
-use crate::machine::drivers::Loader;
-use crate::pid1::link::{Handover, WorkPart};
+use crate::pid1::link::WorkPart;
 use crate::pid1::worker;
-use crate::record::journal::Journal;
 use crate::record::progress::bytes;
 use crate::sys;
-use crate::sys::loopback::Loop;
-use crate::sys::mount::Mount;
-
-/// Mount point of the data partition.
-const DATA: &str = "/data";
-
-/// What the running system has fetched.
-pub(super) struct Staged {
-    store: Arc<Store>,
-    permission: UpdatePermission,
-}
-
-impl Staged {
-    /// Opens the store on the data partition, if an update is asked for. Without it a network has the release.
-    pub(super) fn open(
-        request: Option<RecoveryRequest>,
-        data: &Path,
-        handover: &Handover,
-        journal: &Journal,
-    ) -> Option<Self> {
-        let Some(RecoveryRequest::Update(permission)) = request else { return None };
-        if handover.leaves_out(&WorkPart::Staged) {
-            return None;
-        }
-        let opened = worker::within(&WorkPart::Staged, || open_store(data));
-        match opened {
-            Ok(store) => Some(Self { store: Arc::new(store), permission }),
-            Err(why) => {
-                journal.warn(&format!("what the system has fetched cannot be used: {why}"));
-                None
-            }
-        }
-    }
-
-    /// The store as one more source of what a release consists of. Which release is offered it does not say.
-    pub(super) fn source(&self) -> Box<dyn Source> {
-        Box::new(SupervisedSource::new(WorkPart::Staged, Box::new(Arc::clone(&self.store))))
-    }
-}
-
-fn open_store(data: &Path) -> Result<Store, String> {
-    Loader::for_running_kernel().and_then(|loader| loader.load("loop")).map_err(|error| chain(&error))?;
-    // A read-only mount alone would delete files that were open when the machine was cut.
-    let device = Loop::to_read(data).map_err(|error| chain(&error))?;
-    let mounted = Mount::device(device.path(), "ext4").read_only().no_load().data_only().on(DATA);
-    mounted.map_err(|error| chain(&error))?;
-    Store::open(Path::new(DATA), Path::new(store::PATH_ON_DATA)).map_err(|error| chain(&error))
-}
 
 /// Applies what the running system has fetched. `None` where that is not possible: a network is to be asked then, and
 /// what was fetched is still one of the sources.
@@ -85,7 +29,8 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Op
         return None;
     }
     let installed = worker::within(&WorkPart::Staged, || {
-        let release = recovery::stored_release(job, setup.record.as_ref(), &staged.store)?;
+        let release = staged.store.release(&setup.keys).map_err(|error| chain(&error))?;
+        recovery::accept(job, setup.record.as_ref(), &release).map_err(|error| chain(&error))?;
         if release.id() != id_of(&staged.permission) {
             return Err("it is another release than the one that was asked about".to_owned());
         }
@@ -114,7 +59,9 @@ fn obstacle(setup: &Setup, staged: &Staged) -> Option<String> {
                 "the servers were asked about the update {} h ago, which is enough for {hours} h",
                 ago.div_ceil(3600)
             ),
-            None => "how long ago the servers were asked about the update is not known, for the clock is behind".to_owned(),
+            None => {
+                "how long ago the servers were asked about the update is not known, for the clock is behind".to_owned()
+            }
         });
     }
     if setup.usb_release.is_there() {

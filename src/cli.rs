@@ -25,6 +25,7 @@ mod provision;
 mod report;
 mod request;
 mod status;
+mod update;
 mod verbose;
 mod verify;
 
@@ -74,6 +75,7 @@ fn carry_out(command: &Command, options: &Options) -> Result<Exit, Failure> {
         Command::Mend => mend::run(options),
         Command::Request(action) => request::run(options, *action),
         Command::Drill(kind) => drill::run(options, *kind),
+        Command::Update => update::run(options),
         Command::Env(action) => env::run(options, action),
     }
 }

@@ -86,7 +86,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn of(self, url: &str) -> FetchError {
+    pub(crate) fn of(self, url: &str) -> FetchError {
         match self {
             Self::Wrong(why) => FetchError::new(FetchErrorKind::Corrupt, url, why),
             Self::Unsuitable(why) => FetchError::new(FetchErrorKind::Unsuitable, url, why),

@@ -4,7 +4,7 @@
 pub mod plan;
 pub mod readback;
 pub mod target;
-mod threads;
+pub(crate) mod threads;
 pub mod undo;
 pub mod verify;
 pub mod write;

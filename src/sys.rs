@@ -9,6 +9,7 @@
 //! | [`ext4`] | identity and growth of a mounted file system |
 //! | [`extents`] | where the content of a file lies on its device |
 //! | [`files`] | opens and reads files that may be anything |
+//! | [`gentle`] | the lowest priorities, reserved room, local time |
 //! | [`init`] | PID 1: first mounts, console, signals, panic |
 //! | [`kexec`] | start of another kernel without the firmware |
 //! | [`kmsg`] | lines into the kernel log |
@@ -31,6 +32,7 @@ pub mod confine;
 pub mod ext4;
 pub mod extents;
 pub mod files;
+pub mod gentle;
 pub mod init;
 pub mod kexec;
 pub mod kmsg;

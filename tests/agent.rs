@@ -19,6 +19,7 @@ mod reset;
 mod rollout;
 mod slots;
 mod sources;
+mod staged;
 mod undo;
 mod update;
 

@@ -25,6 +25,7 @@ mod standstill;
 mod tree_sources;
 mod undo;
 mod unwritable;
+mod update;
 mod usb_drive;
 
 use std::path::{Path, PathBuf};

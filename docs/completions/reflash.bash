@@ -3,7 +3,7 @@ _reflash() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report health good after-undo mend request drill env --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "flash provision verify status report health good after-undo mend request drill update env --help --version" -- "$word")
         return
     fi
     case ${COMP_WORDS[1]} in
@@ -204,6 +204,25 @@ _reflash() {
             return ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "check --target --restart --json --verbose --state --config --keys -v --help" -- "$word") ;;
+    update)
+        case $previous in
+        --target)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --store)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --state)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        --config)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return ;;
+        --keys)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "--target --apply --background --store --json --verbose --state --config --keys -v --help" -- "$word") ;;
     env)
         case $previous in
         --state)

@@ -103,7 +103,8 @@ fn with_changes(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
 fn give_way(env: &mut GrubEnv) -> Vec<String> {
     let mut dropped = Vec::new();
     let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
-    let request_at_most = format!("serial:{serial}");
+    let hours = u32::MAX;
+    let request_at_most = format!("update:{serial}:0123456789abcdef:{:012}:{hours}", 0);
     let at_most = names::OURS.map(|name| match name {
         names::RECOVERIES => (name, longest.as_str()),
         names::GOOD | names::UNDO => (name, serial.as_str()),

@@ -38,7 +38,8 @@ pub mod names {
     pub const WAS_GOOD: &str = "reflash_was_good";
     /// Serial of the release that an undo leads back to, while one is possible.
     pub const UNDO: &str = "reflash_undo";
-    /// The request to the next recovery, beside [`NEXT_ENTRY`]: `undo`, `undo:SERIAL`, `drill` or `serial:N`.
+    /// The request to the next recovery, beside [`NEXT_ENTRY`]: `undo`, `undo:SERIAL`, `drill`, `serial:N` or
+    /// `update:SERIAL:DIGEST:ASKED:HOURS`.
     pub const REQUEST: &str = "reflash_request";
     /// Number of the safe start that GRUB makes when [`NEXT_ENTRY`] is `safe`; until a good boot, the number of those
     /// that were made.

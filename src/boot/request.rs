@@ -16,18 +16,69 @@ pub enum RecoveryRequest {
     Drill,
     /// To install the release with this serial, also one that was refused before.
     Release(u64),
+    /// To apply the release that the running system has fetched and asked about.
+    Update(UpdatePermission),
+}
+
+/// Permission to apply one release without asking a network: the running system has just asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdatePermission {
+    /// Serial of the release.
+    pub serial: u64,
+    /// First 8 bytes of the BLAKE3 of its signed manifest.
+    pub digest: [u8; 8],
+    /// Time at which the servers said that the release stands, seconds since 1970.
+    pub asked_unix_s: u64,
+    /// Hours from then on for which that is enough.
+    pub hours: u32,
+}
+
+impl UpdatePermission {
+    /// Whether the permission is enough at this time. A clock that is further back than the permission is good for was
+    /// set back, or lost: how old the permission is is then not known, and a network is to be asked.
+    #[must_use]
+    pub fn is_enough(&self, now_unix_s: u64) -> bool {
+        now_unix_s.abs_diff(self.asked_unix_s) <= u64::from(self.hours) * 3600
+    }
+
+    /// Reads what [`fmt`](fmt::Display::fmt) writes.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split(':');
+        let serial = digits(fields.next()?)?;
+        let hex = fields.next().filter(|hex| hex.len() == 16 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+        let digest = u64::from_str_radix(hex, 16).ok()?.to_be_bytes();
+        let permission = Self {
+            serial,
+            digest,
+            asked_unix_s: digits(fields.next()?)?,
+            hours: digits(fields.next()?)?.try_into().ok()?,
+        };
+        fields.next().is_none().then_some(permission)
+    }
+}
+
+/// A number without a sign.
+fn digits(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+impl fmt::Display for UpdatePermission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { serial, digest, asked_unix_s, hours } = self;
+        write!(f, "{serial}:{:016x}:{asked_unix_s}:{hours}", u64::from_be_bytes(*digest))
+    }
 }
 
 impl RecoveryRequest {
     /// Reads the variable. Anything that [`fmt`](fmt::Display::fmt) does not write is no request.
     #[must_use]
     pub fn parse(value: Option<&str>) -> Option<Self> {
-        let serial = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
         match value?.split_once(':') {
             None if value == Some("undo") => Some(Self::Undo { of: None }),
             None if value == Some("drill") => Some(Self::Drill),
-            Some(("undo", of)) => serial(of).map(|of| Self::Undo { of: Some(of) }),
-            Some(("serial", of)) => serial(of).map(Self::Release),
+            Some(("undo", of)) => digits(of).map(|of| Self::Undo { of: Some(of) }),
+            Some(("serial", of)) => digits(of).map(Self::Release),
+            Some(("update", of)) => UpdatePermission::parse(of).map(Self::Update),
             _ => None,
         }
     }
@@ -36,14 +87,19 @@ impl RecoveryRequest {
     /// `installed`.
     ///
     /// An older recovery takes `next_entry` and leaves this variable alone, so that the request may be stale: an undo
-    /// is meant for one release. And only an undo goes on after a cut; whatever else was asked for begins anew by
-    /// itself, or is not worth it.
+    /// is meant for one release. Only an undo and an update that was fetched go on after a cut; whatever else was asked
+    /// for begins anew by itself, or is not worth it.
     #[must_use]
     pub fn that_counts(self, reason: Reason, installed: Option<u64>) -> Option<Self> {
         let meant = match self {
             Self::Undo { of: Some(of) } => installed.is_none_or(|installed| installed == of),
             Self::Undo { of: None } => reason == Reason::Menu,
             Self::Drill | Self::Release(_) => reason.is_requested(),
+            // It was asked for while the release before it was installed, or was cut while it replaced that.
+            Self::Update(update) => {
+                matches!(reason, Reason::Requested | Reason::Recovering)
+                    && installed.is_none_or(|installed| installed < update.serial)
+            }
         };
         meant.then_some(self)
     }
@@ -56,29 +112,60 @@ impl fmt::Display for RecoveryRequest {
             Self::Undo { of: Some(of) } => write!(f, "undo:{of}"),
             Self::Drill => f.write_str("drill"),
             Self::Release(serial) => write!(f, "serial:{serial}"),
+            Self::Update(permission) => write!(f, "update:{permission}"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::RecoveryRequest::{self, Drill, Release, Undo};
+    use super::RecoveryRequest::{self, Drill, Release, Undo, Update};
+    use super::UpdatePermission;
     use crate::boot::decide::Reason;
 
     #[test]
     fn a_request_is_read_as_it_is_written() {
-        for request in [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX)] {
+        let update = Update(UpdatePermission {
+            serial: 12,
+            digest: [0, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef],
+            asked_unix_s: 1_794_700_000,
+            hours: 24,
+        });
+        assert_eq!(update.to_string(), "update:12:0023456789abcdef:1794700000:24");
+        for request in [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX), update] {
             assert_eq!(RecoveryRequest::parse(Some(&request.to_string())), Some(request));
         }
-        for word in [None, Some(""), Some("undo:"), Some("undo:-1"), Some("serial:+1"), Some("serial"), Some("drill:1")]
-        {
+        let wrong_updates = ["update", "update:12", "update:12:0023456789abcdef:1:2:3", "update:12:0023:1:2"];
+        let words = ["", "undo:", "undo:-1", "serial:+1", "serial", "drill:1", "update:1:+023456789abcdef:1:2"];
+        for word in words.into_iter().chain(wrong_updates).map(Some).chain([None]) {
             assert_eq!(RecoveryRequest::parse(word), None, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn a_permission_is_enough_for_its_hours_by_a_clock_that_can_be_right() {
+        let asked_unix_s = 1_794_700_000;
+        let permission = UpdatePermission { serial: 2, digest: [1; 8], asked_unix_s, hours: 24 };
+        let day = 24 * 3600;
+        for (now, enough) in [
+            (asked_unix_s, true),
+            (asked_unix_s + day, true),
+            (asked_unix_s + day + 1, false),
+            // A hardware clock that keeps local time is read as if it were UTC.
+            (asked_unix_s - 14 * 3600, true),
+            (asked_unix_s - day - 1, false),
+            (0, false),
+            (u64::MAX, false),
+            (asked_unix_s + 365 * day, false),
+        ] {
+            assert_eq!(permission.is_enough(now), enough, "{now}");
         }
     }
 
     #[test]
     fn a_request_that_an_older_recovery_left_standing_does_not_count() {
         let undo = |of| Undo { of };
+        let update = Update(UpdatePermission { serial: 9, digest: [1; 8], asked_unix_s: 1, hours: 1 });
         for (request, reason, installed, counts) in [
             (undo(Some(8)), Reason::Requested, Some(8), true),
             (undo(Some(8)), Reason::Recovering, Some(8), true),
@@ -91,6 +178,12 @@ mod tests {
             (Release(7), Reason::Recovering, Some(8), false),
             (Drill, Reason::Requested, Some(8), true),
             (Drill, Reason::Tries, Some(8), false),
+            (update, Reason::Requested, Some(8), true),
+            (update, Reason::Recovering, Some(8), true),
+            (update, Reason::Recovering, None, true),
+            (update, Reason::Requested, Some(9), false),
+            (update, Reason::Menu, Some(8), false),
+            (update, Reason::Tries, Some(8), false),
         ] {
             assert_eq!(
                 request.that_counts(reason, installed).is_some(),

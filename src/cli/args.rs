@@ -82,6 +82,9 @@ fn check(command: &Command, options: &Options) -> Result<(), lexopt::Error> {
                 .into(),
         );
     }
+    if options.apply && options.background {
+        return Err("--apply and --background exclude each other: a timer waits for the moment that suits".into());
+    }
     if *command == Command::Provision && options.disk.is_none() {
         return Err("--disk is missing".into());
     }

@@ -25,6 +25,8 @@ pub enum CommandName {
     Request,
     /// `reflash drill`: show whether this machine could recover.
     Drill,
+    /// `reflash update`: fetch the next release while the system works.
+    Update,
     /// `reflash env`: show or change the boot environment.
     Env,
 }
@@ -54,6 +56,8 @@ pub enum Command {
     Request(RequestedAction),
     /// Show at the next boot, or here, whether this machine could recover.
     Drill(DrillKind),
+    /// Fetch the next release while the system works.
+    Update,
     /// Show or change the boot environment.
     Env(EnvAction),
 }
@@ -282,6 +286,24 @@ pub static COMMANDS: &[CommandRow] = &[
             "The exit code of `reflash drill check` is 0 when a recovery would have worked, and 1 when not.",
         ],
         read: read_drill,
+    },
+    CommandRow {
+        name: CommandName::Update,
+        word: "update",
+        operands: "",
+        words: &[],
+        summary: "fetch the next release while the system works",
+        about: &[
+            "Looks for a newer release, and fetches what this machine lacks of it into a store on its data partition: at the \
+             lowest priority, within update.max_rate_kib_s, and in room that is reserved beforehand. What an earlier run \
+             fetched is used. Nothing of the running system is changed. The exit code is 1 when there is no newer release.",
+            "With --apply the servers are asked once more whether the release still stands, and the machine restarts: recovery \
+             applies what was fetched, without a network. Programs in /etc/reflash/update.d and /usr/lib/reflash/update.d \
+             that do not end with 0, and locks of `systemd-inhibit` that block a shutdown, hold that up.",
+            "The system's image runs it with --background by a timer, which does what update.automatic says. `reflash status` \
+             shows how it stands.",
+        ],
+        read: |operands| without_operands(operands, Command::Update),
     },
     CommandRow {
         name: CommandName::Env,

@@ -47,7 +47,11 @@ pub(super) struct Context {
 impl Context {
     /// Reads configuration and keys, and opens the release sources.
     pub(super) fn open(options: &Options, mounted: Option<&MountedState>) -> Result<Self, Failure> {
-        let config = config(options, mounted)?;
+        Self::with(config(options, mounted)?, options, mounted)
+    }
+
+    /// The same with a configuration that was read before.
+    pub(super) fn with(config: Config, options: &Options, mounted: Option<&MountedState>) -> Result<Self, Failure> {
         let keys = keys(options, mounted)?;
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
         let journal = Arc::new(Journal::on_stderr());

@@ -43,7 +43,7 @@ fn ask(options: &Options) -> Result<Exit, Failure> {
 }
 
 /// Restarts the machine as its service manager does, where there is one.
-fn restart() -> Result<Exit, Failure> {
+pub(super) fn restart() -> Result<Exit, Failure> {
     if Path::new("/run/systemd/system").is_dir() {
         let status = Command::new("systemctl").args(["--no-block", "reboot"]).status()?;
         return if status.success() {

@@ -37,6 +37,16 @@ pub(super) struct MountedState {
 
 impl MountedState {
     pub(super) fn open(options: &Options) -> Result<Self, Failure> {
+        Self::open_with(options, true)
+    }
+
+    /// The recovery partition for reading alone, so that nothing is written by a look at the configuration: to mount
+    /// the state partition is to write to it.
+    pub(super) fn open_configuration(options: &Options) -> Result<Self, Failure> {
+        Self::open_with(options, false)
+    }
+
+    fn open_with(options: &Options, with_state: bool) -> Result<Self, Failure> {
         if let Some(directory) = &options.state {
             return Ok(Self {
                 state: StatePartition::new(directory),
@@ -80,7 +90,9 @@ impl MountedState {
             recovery: recovery.clone().map(|device| (directory("recovery"), device)),
             firmware: EfiVars::open(),
         };
-        this.mount_state(&state, &directory("state"))?;
+        if with_state {
+            this.mount_state(&state, &directory("state"))?;
+        }
         if let Some(recovery) = recovery {
             let mount = Mount::device(&recovery, "ext4").read_only().data_only();
             match this.mount(&mount, directory("recovery")) {

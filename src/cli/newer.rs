@@ -12,6 +12,7 @@ use super::options::Options;
 use crate::boot::grubenv::names;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
+use crate::jobs::floor::SeenRollout;
 use crate::jobs::recovery::{self, RecoveryError};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -37,9 +38,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     job.policy.above = Some(installed);
     let found = recovery::fetch_release(&job, record.as_ref());
     if let Some(numbers) = seen.get() {
-        // Nothing older is taken from now on, by recovery either.
-        let change = MountedState::open(options)?.floor().note_seen(numbers);
-        change.failed.iter().for_each(|error| complain(&chain(error)));
+        note_seen(options, numbers)?;
     }
     let manifest = match found {
         Ok(release) => release.manifest,
@@ -60,4 +59,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let answer = json!({ "next_entry": "recovery", "installed": installed, "version": version, "serial": serial });
     print(options, &answer, || format!("{version} (serial {serial}) is newer: the next boot goes to recovery"))?;
     Ok(Exit::Done)
+}
+
+/// Keeps the numbers of a roll-out that was seen: nothing older is taken from now on, by recovery either.
+pub(super) fn note_seen(options: &Options, numbers: SeenRollout) -> Result<(), Failure> {
+    let change = MountedState::open(options)?.floor().note_seen(numbers);
+    change.failed.iter().for_each(|error| complain(&chain(error)));
+    Ok(())
 }

@@ -59,8 +59,9 @@ const FLASH: &[CommandName] = &[CommandName::Flash];
 const PROVISION: &[CommandName] = &[CommandName::Provision];
 const REQUEST: &[CommandName] = &[CommandName::Request];
 const VERIFY: &[CommandName] = &[CommandName::Verify];
-const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify, CommandName::Drill];
+const TARGET: &[CommandName] = &[CommandName::Flash, CommandName::Verify, CommandName::Drill, CommandName::Update];
 const DRILL: &[CommandName] = &[CommandName::Drill];
+const UPDATE: &[CommandName] = &[CommandName::Update];
 const STATUS: &[CommandName] = &[CommandName::Status];
 const RELEASE: &[CommandName] = &[CommandName::Flash, CommandName::Provision];
 /// The commands of an option that every command takes.
@@ -76,6 +77,7 @@ pub const EVERY: &[CommandName] = &[
     CommandName::Mend,
     CommandName::Request,
     CommandName::Drill,
+    CommandName::Update,
     CommandName::Env,
 ];
 
@@ -116,6 +118,12 @@ options! {
     etc: bool = STATUS "etc";
     /// Restart the machine at once.
     restart: bool = DRILL "restart";
+    /// Restart for the update now, whatever the time is, unless a program of the robot or a lock speaks against it.
+    apply: bool = UPDATE "apply";
+    /// Do what update.automatic says, as the timer of the system's image does. The exit code is then always 0.
+    background: bool = UPDATE "background";
+    /// Directory of what is fetched. Default: /var/lib/reflash/update.
+    store: Option<PathBuf> = UPDATE "store" value "DIR";
     /// Print the answer as JSON.
     json: bool = EVERY "json";
     /// Write every request, and what the libraries log, to standard error.

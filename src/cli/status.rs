@@ -17,6 +17,7 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::health::HealthRecord;
 use crate::jobs::state::{InstalledRecord, StatePartition};
+use crate::jobs::update::standing::StandingFile;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
@@ -47,6 +48,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let standing = StandingReport::of(&mounted, &keys, record.as_ref(), &env, recorded.as_ref());
     let image = installed.as_ref().and_then(|manifest| manifest.image(SYSTEM_IMAGE).ok());
     // That of another machine's state partition is not in this memory.
+    let update = (options.state.is_none()).then(|| StandingFile::of_this_machine().read()).flatten();
     let this_health = if options.state.is_none() { HealthRecord::of_this_boot() } else { None };
     let answer = json!({
         "installed": installed.as_ref().map(|manifest| json!({
@@ -58,6 +60,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
         "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
         "health": this_health.as_ref().map(|record| json!({ "healthy": record.healthy, "problems": record.problems })),
+        "update": update,
         "last_drill": last_drill(attempts).map(|attempt| json!({
             "attempt": attempt.id, "started_unix_s": attempt.started_unix_s, "drill": attempt.drill,
         })),
@@ -66,12 +69,13 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     });
     print(options, &answer, || {
         format!(
-            "{}\n{}\n{}\n{}\nrecoveries, the last one first:\n{}",
+            "{}\n{}\n{}{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
             safe_line()
                 + &boot_line(&env, was_good(options, &env))
                 + &this_health.as_ref().map(health::lines).unwrap_or_default(),
             standing.lines(),
+            update_line(update.as_ref()),
             drill_line(attempts),
             attempt_lines(attempts, marks)
         )
@@ -94,6 +98,12 @@ fn safe_line() -> String {
         let hours = this_boot::pause_before_normal_start(number).as_secs() / 3600;
         format!("SAFE START {number}, without the machine's own settings; a normal start is tried {hours} h after it\n")
     })
+}
+
+/// How an update stands that is prepared while the system works, as a line with the line break before it.
+fn update_line(update: Option<&Value>) -> String {
+    let sentence = update.and_then(|update| update["sentence"].as_str());
+    sentence.map_or_else(String::new, |sentence| format!("\nupdate: {sentence}"))
 }
 
 /// Whether this boot has called itself good. On a robot the mark in memory says so: GRUB does not count every start,

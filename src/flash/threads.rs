@@ -1,17 +1,26 @@
 //! How many threads read, decode and write, and the lock they share state with.
 
 use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
 /// Memory that the buffers of one kind of thread may take together.
 const MAX_BUFFERS_BYTES: usize = 16 * 1024 * 1024;
 
+/// Whether one thread of each kind has to do.
+static ARE_FEW: AtomicBool = AtomicBool::new(false);
+
+/// Lets one thread of each kind do from now on: for work beside what the machine is for, in little memory.
+pub fn be_few() {
+    ARE_FEW.store(true, Ordering::Relaxed);
+}
+
 /// Number of threads for one kind of work: two more than cores, because some wait for the disk while others compute,
 /// and between one and `at_most`.
 pub(super) fn count(at_most: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    (cores + 2).min(at_most).max(1)
+    if ARE_FEW.load(Ordering::Relaxed) { 1 } else { (cores + 2).min(at_most).max(1) }
 }
 
 /// Number of threads that each have a buffer of `bytes`, as far as memory allows.

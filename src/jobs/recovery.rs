@@ -18,6 +18,7 @@ mod retention;
 mod rewrite;
 mod rollout;
 mod spare_slot;
+mod staging;
 mod undo;
 
 use crate::boot::env::WritePermit;
@@ -37,10 +38,12 @@ pub use offered::fetch_release;
 pub use partition::{BootChain, RecoveryPartition, Renewal, SlotStorage};
 use planning::Planned;
 pub use rehearsal::rehearse;
-pub use release::{check_room, fetch_file};
+pub use release::{accept, check_room, fetch_file};
 use renew::NetworkUse;
+pub use renew::is_in_a_slot;
 use retention::Retention;
 pub use rollout::check_still_offered;
+pub use staging::{Foreseen, fetch_through};
 
 /// Report of a finished recovery.
 #[derive(Debug)]
@@ -87,7 +90,9 @@ fn make_equal(
     let planned = compare_and_plan(job, record, release, &retention)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
-    if let Planned::Differs(..) = planned {
+    if let Planned::Differs(..) = planned
+        && !job.policy.asked_before
+    {
         rollout::check_still_offered(job, record, release.id())?;
     }
     release::note_choice(job, release);

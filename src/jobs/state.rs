@@ -353,7 +353,7 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Replaces a file as a whole. A directory in its place is put aside, which a rename would not replace.
-pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(in crate::jobs) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_added_extension("new");
     for path in [path, new.as_path()] {
         if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
@@ -369,7 +369,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Replaces a file as a whole, and returns when its new name is on the medium too.
-pub(super) fn replace_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(in crate::jobs) fn replace_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     replace(path, content)?;
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }

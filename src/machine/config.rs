@@ -20,6 +20,7 @@ mod keys;
 mod kinds;
 mod network;
 pub mod reference;
+mod update;
 pub mod usable;
 
 use std::time::Duration;
@@ -35,10 +36,12 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
+pub use update::{Automatic, RestartWindow};
 
 use disk::DiskTable;
 use health::UnitNames;
-use kinds::{HttpUrl, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
+use kinds::{HttpUrl, KibPerSecond, Number, PathSegment, ReleaseUrls, Seconds, SecondsOrNever, Text};
+use update::Windows;
 
 keys::keys! {
     /// The checked configuration.
@@ -123,6 +126,25 @@ keys::keys! {
         on_loss as on_loss: OnLoss, default "keep", newer_than "0.1.0";
     }
 
+    /// What the running system does about its next release by itself, and when it may restart for it. It is read in
+    /// `/etc/reflash/reflash.toml` of the system, and in `reflash.toml` of the recovery partition over it.
+    ["update"] update: UpdateLayer {
+        /// How far the system goes by itself, each time that `reflash-update.timer` asks: `off` does nothing, `fetch`
+        /// fetches the next release beside what the machine does, `apply` also restarts for it, at a moment that suits.
+        automatic as update_automatic: Automatic, default "off", newer_than "0.1.0";
+        /// Local times of the week in which the machine may restart for an update by itself. A window over midnight
+        /// belongs to the day on which it opens. Without any, every time suits that nothing else speaks against.
+        window as update_windows: Windows, default "", newer_than "0.1.0";
+        /// Hours after which the servers are asked again whether there is a newer release.
+        look_h as update_look_h: Number<u32, 1, 720>, default "6", newer_than "0.1.0";
+        /// The most to download for an update while the system works, all connections together.
+        max_rate_kib_s as update_max_bytes_per_s: KibPerSecond<16, 16_777_216>, optional "that of the network section",
+            newer_than "0.1.0";
+        /// Hours for which recovery applies what was fetched without asking a network again: the system asks just
+        /// before it restarts. A machine that was off for longer asks first.
+        permit_h as update_permit_h: Number<u32, 1, 720>, default "24", newer_than "0.1.0";
+    }
+
     /// How a disk becomes that of a robot.
     ["provision"] provision: ProvisionLayer {
         /// The disk to provision, by what is known of it. There must be exactly one that fits, is not in use and is not
@@ -191,6 +213,8 @@ pub struct Layer {
     pub watchdog: WatchdogLayer,
     /// The section `[data]`.
     pub data: DataLayer,
+    /// The section `[update]`.
+    pub update: UpdateLayer,
     /// The section `[provision]`.
     pub provision: ProvisionLayer,
 }
@@ -231,6 +255,7 @@ impl Layer {
             report: self.report.overridden_by(later.report),
             watchdog: self.watchdog.overridden_by(later.watchdog),
             data: self.data.overridden_by(later.data),
+            update: self.update.overridden_by(later.update),
             provision: self.provision.overridden_by(later.provision),
         }
     }
@@ -244,6 +269,7 @@ impl Layer {
             || self.report.set(argument, text)?
             || self.watchdog.set(argument, text)?
             || self.data.set(argument, text)?
+            || self.update.set(argument, text)?
             || self.provision.set(argument, text)?)
     }
 
@@ -293,8 +319,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Missing`] or [`ConfigError::Value`] with the key at fault.
     pub fn resolve(layer: Layer) -> Result<Self, ConfigError> {
-        let Layer { release, machine, network, boot, report, watchdog, data, provision } = layer;
-        Self::checked(release, machine, boot, report, watchdog, data, provision, network)
+        let Layer { release, machine, network, boot, report, watchdog, data, update, provision } = layer;
+        Self::checked(release, machine, boot, report, watchdog, data, update, provision, network)
     }
 }
 

@@ -42,6 +42,8 @@ pub enum WorkPart {
     Comparison,
     /// The release that is kept on the machine, and the way back to it.
     Undo,
+    /// The update that the running system has fetched, on the data partition. A network may have it too.
+    Staged,
     /// The renewal of the recovery.
     Renewal,
     /// The mending of what firmware and GRUB read.
@@ -62,6 +64,7 @@ impl fmt::Display for WorkPart {
             Self::State => f.write_str("the content of the state partition"),
             Self::Comparison => f.write_str("the comparison with the installed release"),
             Self::Undo => f.write_str("the undo"),
+            Self::Staged => f.write_str("the update that the system has fetched"),
             Self::Renewal => f.write_str("the renewal of the recovery"),
             Self::Mending => f.write_str("the mending of the boot chain"),
             Self::Reports => f.write_str("reports to a server"),

@@ -16,6 +16,7 @@
 //! | comparison | plan | compares the system with the record, unless a release was asked for | `setup` |
 //! | decision | | start the intact system, take it back, fetch a release, or park ([`decide`](crate::boot::decide)) | `course` |
 //! | without a release | | starts the system, normally or safely, goes back, or waits | `without` |
+//! | fetched update | manifest, plan, write, verify, commit | applies what the running system has fetched, where that was asked for | `staged` |
 //! | undo | plan, write, verify, commit | goes back to the release that is kept, without a network | `undo` |
 //! | network | network | brings it up, unless the release is on a USB drive or a medium; posts reports | `online` |
 //! | installation | manifest, plan, write, verify, commit | [`jobs::recovery::run`](crate::jobs::recovery::run), again until it succeeds or the disk is broken | `install` |
@@ -27,6 +28,7 @@
 mod boot_medium;
 mod configuration;
 mod course;
+mod data_store;
 mod direct_start;
 mod drill;
 mod drivers;
@@ -43,6 +45,7 @@ mod robot_disk;
 mod settle;
 mod setup;
 mod sources;
+mod staged;
 mod standing;
 mod trial;
 mod undo;

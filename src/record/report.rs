@@ -67,6 +67,19 @@ pub fn post_start(
     post(url, wire::start_post(machine, boot), options)
 }
 
+/// Posts how an update stands that is prepared while the system works.
+///
+/// # Errors
+/// What the transfer met. The next state is posted all the same.
+pub fn post_update(
+    url: &str,
+    machine: &ReportedMachine,
+    update: &serde_json::Value,
+    options: &FetchOptions,
+) -> Result<(), FetchError> {
+    post(url, wire::update_post(machine, update), options)
+}
+
 fn post(url: &str, document: serde_json::Result<String>, options: &FetchOptions) -> Result<(), FetchError> {
     let quick = FetchOptions { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, ..options.clone() };
     let document = document.map_err(|cause| {

@@ -213,6 +213,14 @@ pub fn start_post(machine: &ReportedMachine, boot: &StartRecord) -> serde_json::
     serde_json::to_string(&StartPost { format: FORMAT, machine, attempts: [], boot })
 }
 
+/// Formats a post about an update that is prepared while the system works.
+///
+/// # Errors
+/// Never for these types; the caller goes on without the post.
+pub fn update_post(machine: &ReportedMachine, update: &Value) -> serde_json::Result<String> {
+    serde_json::to_string(&json!({ "format": FORMAT, "machine": machine, "attempts": [], "update": update }))
+}
+
 /// Formats a post about the recovery that is going on.
 ///
 /// # Errors

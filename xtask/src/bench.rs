@@ -13,6 +13,7 @@ mod median;
 mod peers;
 mod report;
 mod served;
+mod staged;
 mod undo;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use limits::Limits;
 use peers::{PEERS, Peer};
 use report::{BenchRun, OURS, Results};
 use served::{PRODUCT, Served};
+use staged::{StagedCase, StagedLab, StagedRun};
 use undo::{UndoCase, UndoRun};
 
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
@@ -88,8 +90,10 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     let images = BenchImages::find_or_build(paths, options, assume_yes, &work)?;
     let served = Served::open(work.join(if options.quick { "served-quick" } else { "served" }), &images)?;
     let (cases, undone) = (cases(&images, options), undone(&images, options));
+    let staged = staged(&images, options);
     for wanted in &options.cases {
-        let known: Vec<&str> = cases.iter().map(|case| case.name).chain(undone.iter().map(|case| case.name)).collect();
+        let of_library = undone.iter().map(|case| case.name).chain(staged.iter().map(|case| case.name));
+        let known: Vec<&str> = cases.iter().map(|case| case.name).chain(of_library).collect();
         ensure!(
             known.contains(&wanted.as_str()),
             "there is no case {wanted:?} with these images; docs/benchmark.md lists them"
@@ -101,7 +105,8 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     if !secret.exists() {
         keygen::generate(&keys, None)?;
     }
-    let updates = undone.iter().filter_map(|case| Some((case.channel, images.of(case.channel)?)));
+    let channels = undone.iter().map(|case| case.channel).chain(staged.iter().map(|case| case.channel));
+    let updates = channels.filter_map(|channel| Some((channel, images.of(channel)?)));
     let published = cases.iter().map(|case| (case.channel, case.image.as_path())).chain(updates);
     served.publish(published, &images.old, &secret)?;
     let memory = Memory::mount(&work.join("memory"))?;
@@ -133,6 +138,7 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
     let index = bench.index("old")?;
     let (mut limits, mut runs, mut undo) = (Vec::new(), Vec::new(), Vec::new());
+    let mut fetched: Vec<StagedRun> = Vec::new();
     for round in 1..=if options.quick { 1 } else { options.runs } {
         // In every round too: what the machine can do drifts like everything else.
         lab::warm([served.releases.clone(), served.peers.join("old.zst")])?;
@@ -158,12 +164,18 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
         for case in &undone {
             undo.push(bench.undo(case, round, &keys.join("reflash.pub"))?);
         }
+        for case in &staged {
+            fetched.push(bench.staged(case, round, &agent, &keys)?);
+        }
     }
     let limits = Limits::median(&limits);
-    let results = Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs, undo };
+    let results =
+        Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs, undo, staged: fetched };
     println!("{}", results.table());
     results.undo.iter().for_each(|run| println!("{}", run.line()));
+    results.staged.iter().for_each(|run| println!("{}", run.line()));
     results.undo.iter().try_for_each(undo::check)?;
+    results.staged.iter().try_for_each(staged::check)?;
     let json = &options.json.clone().unwrap_or_else(|| paths.dist().join("bench.json"));
     create_parent(json)?;
     fs::write(json, serde_json::to_string_pretty(&results.json())? + "\n")
@@ -210,6 +222,23 @@ impl Bench<'_> {
         Ok(run)
     }
 
+    /// One update that is fetched beside a timer, and applied without a server.
+    fn staged(&self, case: &StagedCase<'_>, round: u32, agent: &Path, keys: &Path) -> Result<StagedRun> {
+        let lab = StagedLab {
+            served: self.served,
+            server: self.server,
+            agent,
+            keys,
+            memory: self.memory,
+            work: self.work,
+            path: self.path,
+            sector_bytes: self.options.sector_bytes,
+        };
+        let run = staged::measure(case, &lab)?;
+        eprintln!("  {round}: {}", run.line());
+        Ok(run)
+    }
+
     fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
         let seed = case.peers == Peers::Updating;
         peer.command(url, case.channel, "DEVICE", seed, self.memory.path(), &self.served.peers)
@@ -252,6 +281,17 @@ fn undone<'a>(images: &'a BenchImages, options: &BenchArgs) -> Vec<UndoCase<'a>>
     let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|wanted| wanted == name);
     let there = all.into_iter().filter(|(name, channel)| wanted(name) && images.of(channel).is_some());
     there.map(|(name, channel)| UndoCase { name, channel, old: &images.old }).collect()
+}
+
+/// The updates that are fetched while a system works.
+fn staged<'a>(images: &'a BenchImages, options: &BenchArgs) -> Vec<StagedCase<'a>> {
+    let all = [("staged_stable", "stable"), ("staged_large", "large")];
+    let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|wanted| wanted == name);
+    let case = |(name, channel)| {
+        let new = images.of(channel).filter(|_| wanted(name))?;
+        Some(StagedCase { name, channel, old: &images.old, new })
+    };
+    all.into_iter().filter_map(case).collect()
 }
 
 fn machine() -> Result<String> {

@@ -42,6 +42,10 @@ pub const DRILL_UNIT: &str = include_str!("image/units/reflash-drill.service");
 pub const DRILL_TIMER: &str = include_str!("image/units/reflash-drill.timer");
 /// Preset that leaves [`DRILL_TIMER`] off.
 pub const DRILL_PRESET: &str = include_str!("image/units/50-reflash-drill.preset");
+/// Unit that fetches the next release while the system works.
+pub const UPDATE_UNIT: &str = include_str!("image/units/reflash-update.service");
+/// Timer of that unit.
+pub const UPDATE_TIMER: &str = include_str!("image/units/reflash-update.timer");
 /// Unit that mends what firmware and GRUB read.
 pub const MEND_UNIT: &str = include_str!("image/units/reflash-mend.service");
 /// Timer of that unit.

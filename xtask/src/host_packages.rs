@@ -66,7 +66,7 @@ impl Need {
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],
             // busybox is for the test system of xtask/src/test_system.rs.
             Self::Vm => &["qemu-system-x86", "ovmf", "busybox-static"],
-            Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils"],
+            Self::Bench => &["time", "nginx-light", "curl", "zstd", "util-linux", "diffutils", "rt-tests"],
             // The last three are for the tools that cargo builds.
             Self::Peers => &[
                 "bmap-tools",

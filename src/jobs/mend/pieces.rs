@@ -58,6 +58,11 @@ impl BootPieces {
         self.files.iter().find(|(known, _)| known == name).map(|(_, content)| content.as_slice())
     }
 
+    /// Names of the files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|(name, _)| name.as_str())
+    }
+
     /// Whether it has just the files that the release has of these, byte for byte.
     #[must_use]
     pub fn equals(&self, manifest: &Manifest, names: &[&str]) -> bool {

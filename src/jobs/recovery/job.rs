@@ -100,6 +100,8 @@ pub struct Policy {
     pub safe_start: Option<u16>,
     /// Serial of a release whose writing was begun and cut short.
     pub begun: Option<u64>,
+    /// Whether the running system asked shortly before if the release still stands, so that no server is asked again.
+    pub asked_before: bool,
 }
 
 impl Default for Policy {
@@ -115,6 +117,7 @@ impl Default for Policy {
             installed: None,
             safe_start: None,
             begun: None,
+            asked_before: false,
         }
     }
 }

@@ -108,6 +108,19 @@ pub(super) fn suitable(
     Ok(release)
 }
 
+/// Checks that a release which is at hand suits this machine, as if it were offered. It shows the time as any manifest
+/// does.
+///
+/// # Errors
+/// The reason for which it cannot be installed here.
+pub fn accept(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, release: &Release) -> Result<(), ManifestError> {
+    check_suitable(job, record, release)?;
+    (job.resources.learn_time)(release.manifest.created_unix_s);
+    let Manifest { version, serial, .. } = &release.manifest;
+    job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: release.signed.key_name() });
+    Ok(())
+}
+
 pub(super) fn authenticated(job: &RecoveryJob<'_>, files: &[Vec<u8>]) -> Result<Authentic, String> {
     let [content, signature] = files else { return Err("a file is missing".to_owned()) };
     let signed = job.resources.keys.authenticate(content.clone(), &String::from_utf8_lossy(signature));

@@ -116,6 +116,11 @@ pub(super) fn holds(medium: &dyn SlotStorage, slot: Slot, carried: &RecoveryFile
     })
 }
 
+/// Whether a slot holds exactly these files, so that a renewal would fetch none of them.
+pub fn is_in_a_slot(medium: &dyn SlotStorage, carried: &RecoveryFiles) -> bool {
+    [Slot::A, Slot::B].into_iter().any(|slot| holds(medium, slot, carried))
+}
+
 /// Digest of at most so many bytes of a file.
 pub(super) fn digest_of(medium: &dyn SlotStorage, slot: Slot, file: &str, limit_bytes: u64) -> io::Result<Digest> {
     Digest::of_reader(medium.open(slot, file)?.take(limit_bytes))

@@ -72,6 +72,7 @@ impl Layer {
         self.report.drop_wrong(problems);
         self.watchdog.drop_wrong(problems);
         self.data.drop_wrong(problems);
+        self.update.drop_wrong(problems);
         self.provision.drop_wrong(problems);
     }
 

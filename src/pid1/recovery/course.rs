@@ -11,7 +11,7 @@ use super::online::Online;
 use super::pause::Pause;
 use super::setup::{Compared, Setup};
 use super::without::{HOUR, Instead, start, without_release};
-use super::{sources, undo};
+use super::{sources, staged, undo};
 use crate::boot::decide::{self, BootDecision, Recoveries, Situation, System, WithoutRelease};
 use crate::fetch::{Mirrors, Source};
 use crate::jobs::pause;
@@ -82,6 +82,11 @@ fn fetch(
     let is_undo = decision == BootDecision::UndoOnline;
     let wanted = if decision == BootDecision::FetchNewer { WantedRelease::Newer } else { WantedRelease::Offered };
     let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
+    if decision == BootDecision::Fetch
+        && let Some(next) = staged::run(setup, mirrors, job)
+    {
+        return Ok(Some(next));
+    }
     let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
     let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
     if sources::are_at_hand(&setup.config, &setup.journal) {

@@ -148,7 +148,7 @@ pub(super) fn until_another(
     }
 }
 
-fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
+pub(super) fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
     worker::done();
     online.finish(AttemptOutcome::Installed);
     let seconds = started.elapsed().as_secs();

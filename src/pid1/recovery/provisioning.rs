@@ -137,7 +137,7 @@ fn write(
     let learn_time = |created| clock.learn(created);
     let ring = inputs.config.ring.as_deref();
     let robot = || robot::this(ring, [0; 16], clock.known_time(), Facts::Unknown);
-    let mirrors = sources::open_mirrors(&inputs.config, None, &clock, handover, trouble, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), &clock, handover, trouble, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::boot_medium::BootMedium;
 use super::configuration::{self, MachineSettings};
+use super::data_store::Staged;
 use super::drivers::load_modules;
 use super::error::SetupError;
 use super::inputs;
@@ -64,6 +65,8 @@ pub(super) struct Setup {
     clock: Arc<CertificateClock>,
     /// A USB drive with a release, if one is plugged in.
     pub usb_release: Arc<UsbRelease>,
+    /// The update that the running system has fetched, if it is asked for.
+    pub staged: Option<Staged>,
     /// Automatic recoveries before this one.
     pub recoveries: Recoveries,
     /// The black box, if it can be written.
@@ -136,6 +139,7 @@ impl Setup {
         let learn_rollout = note_seen(&floor, journal);
         let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
         let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
+        let staged = Staged::open(standing.request, &disk.data, handover, journal);
         Ok(Self {
             args,
             reason,
@@ -151,6 +155,7 @@ impl Setup {
             learn_rollout,
             clock,
             usb_release,
+            staged,
             trouble: Trouble::default(),
             recoveries,
             recorder,
@@ -162,11 +167,13 @@ impl Setup {
         })
     }
 
-    /// Opens the sources of the release: the USB drive that is or will be plugged in, then the configured ones.
+    /// Opens the sources of the release: the USB drive that is or will be plugged in, what the running system has
+    /// fetched, then the configured ones.
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
-        let first = Box::new(Arc::clone(&self.usb_release));
+        let drive: Box<dyn Source> = Box::new(Arc::clone(&self.usb_release));
+        let first = [drive].into_iter().chain(self.staged.as_ref().map(Staged::source)).collect();
         let (clock, handover, trouble) = (&self.clock, &self.handover, &self.trouble);
-        sources::open_mirrors(&self.config, Some(first), clock, handover, trouble, &self.journal)
+        sources::open_mirrors(&self.config, first, clock, handover, trouble, &self.journal)
     }
 
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.
@@ -190,6 +197,7 @@ impl Setup {
                 installed: self.standing.installed,
                 safe_start: None,
                 begun: self.recorder.as_ref().and_then(|recorder| recorder.with(|open| open.cut_short())),
+                asked_before: false,
             },
             resources: Resources {
                 brief_source: for_renewal,

@@ -36,7 +36,7 @@ pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<
 /// That of a configured source, if there is no source at all. A USB drive counts as one: it may be plugged in later.
 pub(super) fn open_mirrors(
     config: &Config,
-    first: Option<Box<dyn Source>>,
+    first: Vec<Box<dyn Source>>,
     clock: &Arc<CertificateClock>,
     handover: &Handover,
     trouble: &Trouble,

@@ -10,6 +10,7 @@ use super::lab::Cost;
 use super::limits::Limits;
 use super::median::median;
 use super::peers::YARDSTICK;
+use super::staged::StagedRun;
 use super::undo::UndoRun;
 
 /// Largest download that counts as an update, in MB of 10^6 bytes.
@@ -42,6 +43,7 @@ pub struct Results {
     pub runs: Vec<BenchRun>,
     /// Updates that were taken back.
     pub undo: Vec<UndoRun>,
+    pub staged: Vec<StagedRun>,
 }
 
 impl Results {
@@ -208,6 +210,7 @@ mod tests {
             limits,
             runs,
             undo: Vec::new(),
+            staged: Vec::new(),
         }
     }
 

@@ -73,11 +73,11 @@ impl UndoRun {
 }
 
 /// A robot on a loop device.
-struct Robot<'a> {
-    keys: &'a TrustedKeys,
-    target: &'a DeviceTarget,
-    state: &'a StatePartition,
-    tree: PathBuf,
+pub(super) struct Robot<'a> {
+    pub(super) keys: &'a TrustedKeys,
+    pub(super) target: &'a DeviceTarget,
+    pub(super) state: &'a StatePartition,
+    pub(super) tree: PathBuf,
 }
 
 /// Updates a robot on a loop device and takes the update back.
@@ -126,7 +126,7 @@ pub fn measure(
 
 impl Robot<'_> {
     /// Installs what a channel offers. Returns what the estimate said, and the seconds that keeping it took.
-    fn install(&self, channel: &str, keep: Keep) -> Result<(u64, f64)> {
+    pub(super) fn install(&self, channel: &str, keep: Keep) -> Result<(u64, f64)> {
         let (sentences, journal) = (Arc::new(Mutex::new(Vec::new())), Journal::silent());
         let heard = Arc::clone(&sentences);
         journal.subscribe(Box::new(move |entry| {
@@ -147,7 +147,13 @@ impl Robot<'_> {
         Ok((report.totals.undo_needed_bytes, kept.map(|(_, duration)| duration.as_secs_f64()).sum()))
     }
 
-    fn job<'a>(&'a self, channel: &str, keep: Keep, source: &'a Directory, journal: &'a Journal) -> RecoveryJob<'a> {
+    pub(super) fn job<'a>(
+        &'a self,
+        channel: &str,
+        keep: Keep,
+        source: &'a Directory,
+        journal: &'a Journal,
+    ) -> RecoveryJob<'a> {
         RecoveryJob {
             identity: Identity { product: PRODUCT.into(), hardware: PRODUCT.into(), channel: channel.into() },
             policy: Policy { keep, ..Policy::requested(3, true) },
@@ -158,7 +164,7 @@ impl Robot<'_> {
 }
 
 /// A journal that sums the time of each phase.
-fn timed() -> (Arc<Mutex<BTreeMap<&'static str, Duration>>>, Journal) {
+pub(super) fn timed() -> (Arc<Mutex<BTreeMap<&'static str, Duration>>>, Journal) {
     let (phases, journal) = (Arc::new(Mutex::new(BTreeMap::new())), Journal::silent());
     let times = Arc::clone(&phases);
     journal.subscribe(Box::new(move |entry| {

@@ -130,10 +130,13 @@ pub fn place_own(recipe: &Recipe, agent: &Path, notices: &str, tree: &Path) -> R
     unit(tree, "reflash-after-undo.service", embedded::AFTER_UNDO_UNIT, "basic.target")?;
     unit(tree, "reflash-mend.timer", embedded::MEND_TIMER, "timers.target")?;
     unit(tree, "reflash-report.timer", embedded::REPORT_TIMER, "timers.target")?;
+    // It does nothing until the configuration says so.
+    unit(tree, "reflash-update.timer", embedded::UPDATE_TIMER, "timers.target")?;
     // What their timers start. Drills are off until the machine's owner enables theirs.
     for (path, text) in [
         ("/usr/lib/systemd/system/reflash-mend.service", embedded::MEND_UNIT),
         ("/usr/lib/systemd/system/reflash-report.service", embedded::REPORT_UNIT),
+        ("/usr/lib/systemd/system/reflash-update.service", embedded::UPDATE_UNIT),
         ("/usr/lib/systemd/system/reflash-drill.service", embedded::DRILL_UNIT),
         ("/usr/lib/systemd/system/reflash-drill.timer", embedded::DRILL_TIMER),
         ("/usr/lib/systemd/system-preset/50-reflash-drill.preset", embedded::DRILL_PRESET),

@@ -1,0 +1,58 @@
+//! UpdatePlaces of an update on this machine, and its lock.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use crate::boot::this_boot;
+use crate::cli::answer::Failure;
+use crate::cli::options::Options;
+use crate::jobs::update::standing::StandingFile;
+use crate::jobs::update::store;
+use crate::sys::clock;
+
+/// Longest time that the timer may be left without work, seconds: beyond it the clock was moved.
+const LONGEST_REST_S: u64 = 720 * 3600;
+
+/// UpdatePlaces of an update on this machine.
+pub(super) struct UpdatePlaces {
+    pub(super) store: PathBuf,
+    /// Directory of the record and the lock.
+    record: PathBuf,
+}
+
+impl UpdatePlaces {
+    pub(super) fn of(options: &Options) -> Self {
+        match &options.store {
+            // A store elsewhere is that of a bench, and has its record beside it.
+            Some(store) => Self { record: store.parent().unwrap_or(Path::new(".")).to_owned(), store: store.clone() },
+            None => Self { record: PathBuf::from(this_boot::DIRECTORY), store: PathBuf::from(store::PATH) },
+        }
+    }
+
+    pub(super) fn standing(&self) -> StandingFile {
+        StandingFile::within(&self.record)
+    }
+
+    /// Whether an earlier run has said that nothing is to be done before a time that is still to come.
+    pub(super) fn rests(&self, now_unix_s: u64) -> bool {
+        let next = self.standing().read().and_then(|standing| standing["next_unix_s"].as_u64());
+        next.is_some_and(|next| (1..=LONGEST_REST_S).contains(&next.saturating_sub(now_unix_s)))
+    }
+
+    /// Takes the lock that lets one update work at a time; `None` while another one does.
+    pub(super) fn lock(&self) -> Result<Option<File>, Failure> {
+        fs::create_dir_all(&self.record)?;
+        let file = File::options().create(true).append(true).open(self.record.join("update.lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        }
+    }
+}
+
+/// Seconds since 1970, by the clock of this machine.
+pub(super) fn now_unix_s() -> u64 {
+    clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

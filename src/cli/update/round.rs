@@ -240,6 +240,15 @@ impl<'a> Round<'a> {
 
     /// Drops what was fetched of a release that is not offered any more, and says why there is nothing.
     fn drop_fetched(&mut self, error: &RecoveryError, machine: &Machine) -> Result<(), Failure> {
+        if let RecoveryError::Rollout(_) = error {
+            // A pause may end: what was fetched stays, and is not applied.
+            if let Some(Ok(_)) = machine.pending {
+                permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
+            }
+            self.set(UpdateState::Current, &chain(error));
+            self.rest(&machine.context.config);
+            return Ok(());
+        }
         let gone = UpdateStore::open(&self.places.store, Path::new("")).ok().map(|store| store.release_id().serial);
         UpdateStore::remove(&self.places.store)?;
         if let Some(Ok(_)) = machine.pending {
@@ -248,11 +257,6 @@ impl<'a> Round<'a> {
         (self.standing.bytes, self.standing.offered) = ((0, 0), None);
         if !error.is_nothing_new() {
             return self.refuse(&machine.context.config, error);
-        }
-        if let RecoveryError::Rollout(why) = error {
-            self.set(UpdateState::Current, &why.to_string());
-            self.rest(&machine.context.config);
-            return Ok(());
         }
         let Manifest { version, serial, .. } = machine.record.manifest();
         let withdrawn = gone.filter(|gone| gone > serial);

@@ -116,8 +116,7 @@ pub(super) fn suitable(
 pub fn accept(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, release: &Release) -> Result<(), ManifestError> {
     check_suitable(job, record, release)?;
     (job.resources.learn_time)(release.manifest.created_unix_s);
-    let Manifest { version, serial, .. } = &release.manifest;
-    job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: release.signed.key_name() });
+    report_found(job, release);
     Ok(())
 }
 

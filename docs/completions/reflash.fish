@@ -11,7 +11,7 @@ complete -c reflash -n __fish_use_subcommand -a after-undo -d 'run the programs 
 complete -c reflash -n __fish_use_subcommand -a mend -d 'mend partition table and boot code of this machine\'s disk'
 complete -c reflash -n __fish_use_subcommand -a request -d 'start recovery, or offer a factory reset, at the next boot'
 complete -c reflash -n __fish_use_subcommand -a drill -d 'try whether this machine could recover, without writing'
-complete -c reflash -n __fish_use_subcommand -a update -d 'fetch the next release while the system works, and apply it'
+complete -c reflash -n __fish_use_subcommand -a update -d 'fetch the next release while the system works'
 complete -c reflash -n __fish_use_subcommand -a env -d 'show or change the GRUB environment on the state partition'
 complete -c reflash -n __fish_use_subcommand -l version -d 'Print the version'
 complete -c reflash -l help -d 'Print the help'

@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::device::{Before, LoopDevice, Memory};
 use super::lab::{self, Nginx};
 use super::served::{PRODUCT, Served};
-use super::undo::{Robot, timed};
+use super::undo::{BenchRobot, timed};
 
 /// Time for which the timer is measured without anything beside it.
 const IDLE: Duration = Duration::from_secs(10);
@@ -103,7 +103,7 @@ pub fn measure(case: &StagedCase<'_>, lab: &StagedLab<'_>) -> Result<StagedRun> 
     let state = StatePartition::new(&place("state"));
     {
         let target = DeviceTarget::open(Path::new(&device.node))?;
-        let robot = Robot { keys: &keys, target: &target, state: &state, tree: lab.served.releases.clone() };
+        let robot = BenchRobot { keys: &keys, target: &target, state: &state, tree: lab.served.releases.clone() };
         robot.install("old", Keep::Kept)?;
     }
     let config = place("reflash.toml");
@@ -139,7 +139,7 @@ pub fn measure(case: &StagedCase<'_>, lab: &StagedLab<'_>) -> Result<StagedRun> 
     let (phases, journal) = timed();
     {
         let target = DeviceTarget::open(Path::new(&device.node))?;
-        let robot = Robot { keys: &keys, target: &target, state: &state, tree: PathBuf::new() };
+        let robot = BenchRobot { keys: &keys, target: &target, state: &state, tree: PathBuf::new() };
         let nothing = reflash::fetch::Directory::new(place("no server"));
         let mut job = robot.job(case.channel, Keep::Installed, &nothing, &journal);
         job.resources = Resources { source: &store, brief_source: &store, ..job.resources };

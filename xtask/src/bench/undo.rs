@@ -73,7 +73,7 @@ impl UndoRun {
 }
 
 /// A robot on a loop device.
-pub(super) struct Robot<'a> {
+pub(super) struct BenchRobot<'a> {
     pub(super) keys: &'a TrustedKeys,
     pub(super) target: &'a DeviceTarget,
     pub(super) state: &'a StatePartition,
@@ -97,7 +97,7 @@ pub fn measure(
     let target = DeviceTarget::open(Path::new(&device.node))?;
     let directory = tempfile::tempdir().context("make a state partition")?;
     let state = StatePartition::new(directory.path());
-    let robot = Robot { keys: &keys, target: &target, state: &state, tree: served.releases.clone() };
+    let robot = BenchRobot { keys: &keys, target: &target, state: &state, tree: served.releases.clone() };
     robot.install("old", Keep::Kept)?;
     let (estimated_bytes, keep_s) = robot.install(case.channel, Keep::Installed)?;
     let possible = undo::possible(&target, &keys).context("look at what is kept")?;
@@ -124,7 +124,7 @@ pub fn measure(
     })
 }
 
-impl Robot<'_> {
+impl BenchRobot<'_> {
     /// Installs what a channel offers. Returns what the estimate said, and the seconds that keeping it took.
     pub(super) fn install(&self, channel: &str, keep: Keep) -> Result<(u64, f64)> {
         let (sentences, journal) = (Arc::new(Mutex::new(Vec::new())), Journal::silent());

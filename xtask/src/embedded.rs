@@ -53,7 +53,7 @@ pub const MEND_TIMER: &str = include_str!("image/units/reflash-mend.timer");
 /// Unit that makes the host keys of a secure shell server.
 pub const SSH_KEYS_UNIT: &str = include_str!("image/units/reflash-ssh-keys.service");
 /// All of the above: an image that was made with others of them is made anew.
-pub const IMAGE_UNITS: [&str; 12] = [
+pub const IMAGE_UNITS: [&str; 14] = [
     WATCHDOG_SETTINGS,
     GOOD_UNIT,
     HEALTH_UNIT,
@@ -66,6 +66,8 @@ pub const IMAGE_UNITS: [&str; 12] = [
     MEND_UNIT,
     MEND_TIMER,
     SSH_KEYS_UNIT,
+    UPDATE_UNIT,
+    UPDATE_TIMER,
 ];
 /// Connection plugin with which Ansible runs a playbook in the tree of an image.
 pub const ANSIBLE_CONNECTION: &str = include_str!("image/ansible_connection.py");

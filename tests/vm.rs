@@ -134,8 +134,8 @@ fn a_robot_with_a_dead_clock_battery_recovers_over_https_by_itself() {
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_lost_environment_with_an_intact_system_needs_no_network() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_lost_environment_with_an_intact_system_needs_no_network() {
     let fixture = small_release();
     let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
     let disk = disk(&fixture, demo::robot_config(&url), Vec::new(), disk::environment_without_system());

@@ -122,8 +122,8 @@ fn full_power_cuts_at_random_instants_leave_the_old_or_the_new_system_and_the_da
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn an_environment_whose_sector_died_is_written_elsewhere() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_an_environment_whose_sector_died_is_written_elsewhere() {
     let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("bad-sector");
     vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();

@@ -42,7 +42,7 @@ fn answer(robot: &mut RunningMachine, command: &str) -> String {
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
+#[ignore = "takes long: cargo xtask test --full"]
 fn full_what_the_dockerfile_of_the_manual_builds_starts_as_a_robots_system() {
     ensure_installed(&[Need::Image, Need::Source, Need::Containers], true).unwrap();
     let (paths, parts) = (Paths::of_checkout(), built::robot_parts());

@@ -40,8 +40,8 @@ fn pull_usb_drive(vm: &RunningMachine) {
 }
 
 #[test]
-#[ignore = "needs a virtual machine: cargo xtask test"]
-fn a_robot_without_a_network_takes_the_release_from_a_usb_drive() {
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_robot_without_a_network_takes_the_release_from_a_usb_drive() {
     let folder = tempfile::tempdir().unwrap();
     let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
     let mut vm = robot.start("usb-drive");

@@ -113,8 +113,8 @@ fn what_one_machine_took_costs_the_origin_nothing_for_the_next() {
     let before = requests();
     flash(&fixture, &[cache.url()], &disk(2), machine(2), &report).0.unwrap();
     assert!(holds_image(&disk(2), &fixture));
-    // It is, and so is the signature: 304, without a byte. The third question is for a roll-out, which this channel does
-    // not have. Of objects, not even a question.
+    // It is, and so is the signature: 304, without a byte. The third question is for a roll-out, which this channel
+    // does not have. Of objects, not even a question.
     assert_eq!((requests() - before, origin_bytes(&server) - first), (3, 0));
     // Another release is seen at once, although the old manifest is in the cache.
     let mut fixture = fixture;

@@ -221,6 +221,23 @@ impl Rollout {
 }
 
 impl StagedRelease {
+    /// A release for these robots, without further conditions.
+    #[must_use]
+    pub fn new(serial: u64, version: String, manifest: Object, who: Vec<RobotGroup>) -> Self {
+        Self {
+            serial,
+            version,
+            manifest,
+            who,
+            paused: false,
+            not_before_unix_s: None,
+            not_after_unix_s: None,
+            facts: Vec::new(),
+            halts_lifted_through: 0,
+            requires: Vec::new(),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.serial > MAX_COUNTER {
             return Err(format!("the number is above {MAX_COUNTER}"));

@@ -240,20 +240,18 @@ impl<'a> Round<'a> {
 
     /// Drops what was fetched of a release that is not offered any more, and says why there is nothing.
     fn drop_fetched(&mut self, error: &RecoveryError, machine: &Machine) -> Result<(), Failure> {
+        // First, so that no cut leaves a request for what is gone.
+        if let Some(Ok(_)) = machine.pending {
+            permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
+        }
         if let RecoveryError::Rollout(_) = error {
             // A pause may end: what was fetched stays, and is not applied.
-            if let Some(Ok(_)) = machine.pending {
-                permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
-            }
             self.set(UpdateState::Current, &chain(error));
             self.rest(&machine.context.config);
             return Ok(());
         }
         let gone = UpdateStore::open(&self.places.store, Path::new("")).ok().map(|store| store.release_id().serial);
         UpdateStore::remove(&self.places.store)?;
-        if let Some(Ok(_)) = machine.pending {
-            permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
-        }
         (self.standing.bytes, self.standing.offered) = ((0, 0), None);
         if !error.is_nothing_new() {
             return self.refuse(&machine.context.config, error);

@@ -8,18 +8,8 @@ use crate::release::manifest::{Object, TrustedKeys};
 const SIGNED: u64 = 1_800_000_000;
 
 fn staged(serial: u64, who: Vec<RobotGroup>) -> StagedRelease {
-    StagedRelease {
-        serial,
-        version: format!("1.{serial}"),
-        manifest: Object { blake3: Digest::of(format!("release {serial}").as_bytes()), size_bytes: 100 },
-        who,
-        paused: false,
-        not_before_unix_s: None,
-        not_after_unix_s: None,
-        facts: Vec::new(),
-        halts_lifted_through: 0,
-        requires: Vec::new(),
-    }
+    let manifest = Object { blake3: Digest::of(format!("release {serial}").as_bytes()), size_bytes: 100 };
+    StagedRelease::new(serial, format!("1.{serial}"), manifest, who)
 }
 
 fn share(percent: u32) -> RobotGroup {

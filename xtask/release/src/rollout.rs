@@ -228,18 +228,8 @@ impl RolloutState {
 }
 
 fn staged(manifest: &Manifest, signed: &[u8], who: Vec<RobotGroup>) -> StagedRelease {
-    StagedRelease {
-        serial: manifest.serial,
-        version: manifest.version.clone(),
-        manifest: Object { blake3: Digest::of(signed), size_bytes: signed.len() as u64 },
-        who,
-        paused: false,
-        not_before_unix_s: None,
-        not_after_unix_s: None,
-        facts: Vec::new(),
-        halts_lifted_through: 0,
-        requires: Vec::new(),
-    }
+    let object = Object { blake3: Digest::of(signed), size_bytes: signed.len() as u64 };
+    StagedRelease::new(manifest.serial, manifest.version.clone(), object, who)
 }
 
 /// Adds what is named to a release. A share only grows, so that no robot that began is outside again.

@@ -106,16 +106,16 @@ fn script(spec: &TestSystem<'_>) -> String {
             "if grep -q reflash.safe= /proc/cmdline; then\n\
              echo \"tiny system {version} is up in a safe start\"\n\
              elif reflash env | grep -qE '^reflash_was_good=1|^reflash_good={version}$'; then\n\
-             echo \"tiny system {version} panics from now on\"\necho c >/proc/sysrq-trigger\n\
-             else\n\
+             {}else\n\
              /bin/reflash good\necho \"tiny system {version} is up\"\n\
              fi\n\
-             while :; do /bin/busybox setsid -c /bin/busybox sh; done\n"
+             while :; do /bin/busybox setsid -c /bin/busybox sh; done\n",
+            panics(&format!("tiny system {version} panics from now on"))
         ),
         Behaviour::NeverGood => {
             format!("echo \"tiny system {version} does not call itself good\"\nsleep 2\nreboot -f\n")
         }
-        Behaviour::Panic => format!("echo \"tiny system {version} panics\"\necho c >/proc/sysrq-trigger\n"),
+        Behaviour::Panic => panics(&format!("tiny system {version} panics")),
         // busybox' watchdog arms it and feeds it from the background until it is killed.
         Behaviour::Hang => format!(
             "watchdog -T 10 -t 3 /dev/watchdog\nsleep 1\nkillall -9 watchdog\n\
@@ -141,4 +141,10 @@ fn script(spec: &TestSystem<'_>) -> String {
          done\n\
          {then}"
     )
+}
+
+/// Commands that say something and make the kernel panic. The text goes through the kernel's log, which reaches the
+/// serial line before the write returns; what is written to the terminal is sent later, and a panic may overtake it.
+fn panics(text: &str) -> String {
+    format!("echo \"<1>{text}\" >/dev/kmsg\necho c >/proc/sysrq-trigger\n")
 }

@@ -1,5 +1,8 @@
 //! Names of the bootstrap files in the manifest: what a blank disk, or damaged boot code, is made of.
 
+/// The layout of a disk with two systems, as JSON, where the release has one. The manifest has the same layout with one
+/// system, for agents that know no other.
+pub const TWO_SYSTEMS: &str = "layout-two-systems.json";
 /// Boot sector of GRUB for BIOS, `boot.img`.
 pub const BOOT_IMAGE: &str = "grub/boot.img";
 /// GRUB's `core.img` for GPT disks.

@@ -43,6 +43,8 @@ pub enum Role {
     System,
     /// The robot's own data: `/var` and the changes to `/etc`.
     Data,
+    /// A second system, so that a release can be written while the robot works with another one.
+    System2,
 }
 
 impl Role {
@@ -56,6 +58,7 @@ impl Role {
             Self::Recovery => "recovery",
             Self::System => "system",
             Self::Data => "data",
+            Self::System2 => "system2",
         }
     }
 }
@@ -95,7 +98,8 @@ pub struct PartitionSpec {
 pub struct Layout {
     /// Kind of partition table.
     pub table: Scheme,
-    /// The partitions; their numbers are their positions, from 1.
+    /// The partitions, in the order in which they lie on the disk. Their numbers are their positions, from 1, but that
+    /// of a second system, which has the last one: boot code of every age knows the others by their numbers.
     pub partitions: Vec<PartitionSpec>,
 }
 
@@ -151,7 +155,7 @@ impl Layout {
         }
         let mut next_mib = 1;
         let mut placed = Vec::new();
-        for (number, partition) in (1..).zip(&self.partitions) {
+        for (number, partition) in self.numbers().zip(&self.partitions) {
             let size_mib = match partition.size {
                 Size::Rest => usable_mib - fixed_sum,
                 size => fixed_mib(size),
@@ -167,8 +171,39 @@ impl Layout {
         Ok(placed)
     }
 
+    /// Returns the number that each partition has in the table.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        let mut next = 0;
+        self.partitions.iter().map(move |partition| match partition.role {
+            Role::System2 => u32::try_from(self.partitions.len()).unwrap_or(u32::MAX),
+            _ => {
+                next += 1;
+                next
+            }
+        })
+    }
+
+    /// Returns the layout for agents that know one system only: the space of the second one goes to what takes the
+    /// rest.
+    #[must_use]
+    pub fn with_one_system(&self) -> Self {
+        let partitions = self.partitions.iter().filter(|partition| partition.role != Role::System2).cloned();
+        Self { table: self.table, partitions: partitions.collect() }
+    }
+
     fn check(&self) -> Result<(), LayoutError> {
         let invalid = |text: String| Err(LayoutError::Invalid(text));
+        let of_role = |role| self.partitions.iter().filter(move |partition| partition.role == role);
+        let second = of_role(Role::System2).next();
+        if self.table == Scheme::Mbr && second.is_some() {
+            return invalid(
+                "two systems need a fifth partition, and an MBR holds 4; a machine with a BIOS starts from a GPT too"
+                    .to_owned(),
+            );
+        }
+        if second.is_some_and(|second| of_role(Role::System).any(|first| first.size != second.size)) {
+            return invalid("the two systems differ in size, and each release has to fit into both".to_owned());
+        }
         if self.table == Scheme::Mbr && self.partitions.len() > 4 {
             return invalid(format!("{} partitions, and an MBR holds 4", self.partitions.len()));
         }
@@ -189,9 +224,12 @@ impl Layout {
             }
         }
         for needed in [Role::State, Role::Recovery, Role::System, Role::Data] {
-            if self.partitions.iter().filter(|p| p.role == needed).count() != 1 {
+            if of_role(needed).count() != 1 {
                 return invalid(format!("it needs exactly one partition with the role {needed:?}"));
             }
+        }
+        if of_role(Role::System2).count() > 1 {
+            return invalid("it has more than two systems".to_owned());
         }
         Ok(())
     }
@@ -239,7 +277,7 @@ impl<'de> Deserialize<'de> for Size {
 
 #[cfg(test)]
 mod tests {
-    use super::{Layout, LayoutError};
+    use super::{Layout, LayoutError, PartitionSpec, Role, Scheme, Size};
 
     const MIB: u64 = 1024 * 1024;
 
@@ -273,6 +311,30 @@ mod tests {
         assert_eq!(error, LayoutError::DiskTooSmall { needed_mib: 2372, disk_mib: 2000 });
         assert!(layout("2GiB", "rest").place(2372 * MIB).is_ok());
         assert!(layout("70%", "70%").place(5000 * MIB).is_err());
+    }
+
+    #[test]
+    fn a_second_system_lies_beside_the_first_and_has_the_last_number() {
+        let mut two = layout("512MiB", "rest");
+        let second = PartitionSpec { name: "system2".to_owned(), role: Role::System2, size: Size::Mib(512) };
+        two.partitions.insert(4, second);
+        let placed = two.place(4096 * MIB).unwrap();
+        let mib: Vec<_> = placed.iter().map(|p| (p.number, p.partition.role, p.offset_bytes / MIB)).collect();
+        assert_eq!(mib[3..], [(4, Role::System, 322), (6, Role::System2, 834), (5, Role::Data, 1346)]);
+        assert_eq!(two.with_one_system(), layout("512MiB", "rest"));
+        assert_eq!(serde_json::from_str::<Layout>(&serde_json::to_string(&two).unwrap()).unwrap(), two);
+        let refusal = |change: fn(&mut Layout)| {
+            let mut wrong = two.clone();
+            change(&mut wrong);
+            wrong.place(4096 * MIB).unwrap_err().to_string()
+        };
+        assert!(refusal(|wrong| wrong.partitions[4].size = Size::Mib(256)).contains("differ in size"));
+        assert!(refusal(|wrong| wrong.table = Scheme::Mbr).contains("starts from a GPT too"));
+        let third = |wrong: &mut Layout| {
+            wrong.partitions.push(wrong.partitions[4].clone());
+            wrong.partitions[6].name = "third".to_owned();
+        };
+        assert!(refusal(third).contains("more than two"));
     }
 
     #[test]

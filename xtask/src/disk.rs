@@ -140,7 +140,7 @@ pub fn build(paths: &Paths, parts: &DiskParts<'_>, out: &Path, assume_yes: bool)
         for partition in &placed {
             let image = scratch.path().join(&partition.partition.name);
             match partition.partition.role {
-                Role::BiosBoot | Role::System => continue,
+                Role::BiosBoot | Role::System | Role::System2 => continue,
                 Role::Esp => filesystem::esp(parts.grub, partition.size_bytes, parts.block_bytes.into(), &image)?,
                 Role::State => {
                     keep_boot_code(paths, parts, scratch.path())?;

@@ -27,7 +27,7 @@ impl BootstrapFiles {
         let mut images = Vec::new();
         for place in &plan.placed {
             let name = match place.partition.role {
-                Role::BiosBoot | Role::System => continue,
+                Role::BiosBoot | Role::System | Role::System2 => continue,
                 Role::Esp if large_blocks => names::ESP_4096,
                 Role::Esp => names::ESP_512,
                 Role::State => names::STATE,

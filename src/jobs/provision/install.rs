@@ -17,7 +17,8 @@ use crate::jobs::recovery::{self, Keep, Policy, RecoveryError, RecoveryJob, Reco
 use crate::jobs::state::{Release, StatePartition};
 use crate::machine::media::MediaId;
 use crate::record::blackbox::{AttemptOutcome, Remembered};
-use crate::release::layout::{Placed, Role, Scheme};
+use crate::release::bootstrap_names as names;
+use crate::release::layout::{Layout, Placed, Role, Scheme};
 use crate::sys;
 use crate::sys::loopback::Loop;
 use crate::sys::mount::{Mount, MountError};
@@ -52,6 +53,16 @@ pub enum InstallError {
     NoLayout {
         /// Version of the release.
         version: String,
+    },
+    /// The layout with two systems cannot be read.
+    #[error(
+        "release {version} has a layout with two systems that cannot be read: it was built wrong; nothing was written"
+    )]
+    Layout {
+        /// Version of the release.
+        version: String,
+        /// Error of the parser.
+        source: serde_json::Error,
     },
     /// The layout and the disk do not go together.
     #[error("nothing was written")]
@@ -96,10 +107,10 @@ pub fn prepare(
     firmware: Firmware,
 ) -> Result<(Release, Preflight), InstallError> {
     let release = recovery::fetch_release(job, None)?;
-    let Some(layout) = &release.manifest.layout else {
+    let Some(layout) = layout(job, &release)? else {
         return Err(InstallError::NoLayout { version: release.manifest.version });
     };
-    let preflight = Preflight::new(candidate, layout, firmware)?;
+    let preflight = Preflight::new(candidate, &layout, firmware)?;
     preflight.to_string().lines().for_each(|line| job.journal.note(line));
     Ok((release, preflight))
 }
@@ -190,6 +201,18 @@ pub fn install(
     })?;
     let provisioned = unfinished.finish(disk, site.medium, &report.committed, journal)?;
     Ok((report, provisioned))
+}
+
+/// Returns the layout of the release: with two systems where it has such a one.
+fn layout(job: &RecoveryJob<'_>, release: &Release) -> Result<Option<Layout>, InstallError> {
+    if release.manifest.file(names::TWO_SYSTEMS).is_err() {
+        return Ok(release.manifest.layout.clone());
+    }
+    let content = recovery::fetch_file(job, release, names::TWO_SYSTEMS)?;
+    let version = &release.manifest.version;
+    serde_json::from_slice(&content)
+        .map(Some)
+        .map_err(|source| InstallError::Layout { version: version.clone(), source })
 }
 
 /// The robot's own copy of its boot code, with which it mends what of that is lost before it has ever recovered.

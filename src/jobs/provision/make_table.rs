@@ -181,6 +181,6 @@ fn type_of(role: Role) -> Type {
     match role {
         Role::BiosBoot => partition_types::BIOS,
         Role::Esp => partition_types::EFI,
-        Role::State | Role::Recovery | Role::System | Role::Data => partition_types::LINUX_FS,
+        Role::State | Role::Recovery | Role::System | Role::Data | Role::System2 => partition_types::LINUX_FS,
     }
 }

@@ -12,7 +12,8 @@ use crate::release::layout::{Layout, LayoutError, Placed, Role, Scheme};
 /// Sector below which a partition of an MBR begins and ends: 32 bits count them.
 const MBR_MAX_SECTORS: u64 = 1 << 32;
 /// Numbers of the partitions on GPT disks that `grub/grub.cfg` and the prefix in core.img count on.
-const GPT_NUMBERS: [(Role, u32); 4] = [(Role::State, 3), (Role::Recovery, 4), (Role::System, 5), (Role::Data, 6)];
+const GPT_NUMBERS: [(Role, u32); 5] =
+    [(Role::State, 3), (Role::Recovery, 4), (Role::System, 5), (Role::Data, 6), (Role::System2, 7)];
 
 /// Firmware that starts the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +170,7 @@ impl Preflight {
 
 fn unfit(candidate: &DiskCandidate, layout: &Layout, firmware: Firmware) -> Option<String> {
     let (bytes, sector) = (candidate.disk.size_bytes, candidate.disk.logical_block_size);
-    let number = |role| (1..).zip(&layout.partitions).find(|(_, each)| each.role == role).map(|(at, _)| at);
+    let number = |role| layout.numbers().zip(&layout.partitions).find(|(_, each)| each.role == role).map(|(at, _)| at);
     if !matches!(sector, 512 | 4096) {
         return Some(format!("its logical blocks have {sector} bytes, supported are 512 and 4096"));
     }
@@ -206,7 +207,7 @@ fn unfit(candidate: &DiskCandidate, layout: &Layout, firmware: Firmware) -> Opti
                 return Some(format!("the layout needs {what}"));
             }
             for (role, expected) in GPT_NUMBERS {
-                if number(role) != Some(expected) {
+                if number(role).is_some_and(|number| number != expected) {
                     return Some(format!("with a GPT the {role} partition must have the number {expected}, for GRUB"));
                 }
             }

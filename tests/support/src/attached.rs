@@ -66,10 +66,10 @@ impl Attached {
                 assert!(good && text.contains("No errors detected"), "{text}");
             }
         }
-        for (number, partition) in (1..).zip(&layout.partitions) {
+        for (number, partition) in layout.numbers().zip(&layout.partitions) {
             let node = self.node(number);
             let (good, text) = match partition.role {
-                Role::BiosBoot | Role::System => continue,
+                Role::BiosBoot | Role::System | Role::System2 => continue,
                 Role::Esp => told("fsck.vfat", &["-n", &node]),
                 _ => {
                     // Replays what a power cut left, and says so by its exit code.

@@ -20,6 +20,8 @@ pub mod succession;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use reflash::release::bootstrap_names;
+use reflash::release::layout::{Layout, Role};
 use reflash::release::manifest::{self, Manifest};
 use reflash::release::rollout::rollout_path;
 
@@ -39,6 +41,9 @@ pub const DEFAULT_CHANNEL: &str = "stable";
 /// Version of the oldest agent that can install what is released here. It is raised when a release would be wrong for
 /// agents that do not know all of its members.
 const MINIMUM_AGENT: &str = "0.1.0";
+
+/// Size of a disk on which any layout has room: whether a smaller one has is seen when it is provisioned.
+const LARGEST_DISK_BYTES: u64 = 1 << 50;
 
 /// The result of a release.
 #[derive(Debug)]
@@ -92,6 +97,10 @@ pub fn build_for(to: OfferedTo, spec: &Spec, key: &SecretKey, out: &Path) -> Res
         Ok(manifest::File { name: name.clone(), object: objects.put(&content)? })
     });
     manifest.files = files.collect::<Result<_>>()?;
+    if let Some(layout) = two_systems(spec) {
+        let object = objects.put(&serde_json::to_vec(layout)?)?;
+        manifest.files.push(manifest::File { name: bootstrap_names::TWO_SYSTEMS.to_owned(), object });
+    }
     manifest.images = vec![image.described];
     succession::check(before.as_ref(), &manifest, &spec.allow)?;
     manifest.check_values().context("check the manifest before it is signed")?;
@@ -141,6 +150,9 @@ fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(O
         OfferedTo::NobodyYet => history::releases(out, &spec.channel)?.into_iter().next().map(|past| past.manifest),
         OfferedTo::Everybody => published(&offered)?,
     };
+    if let Some(layout) = two_systems(spec) {
+        layout.place(LARGEST_DISK_BYTES).context("check the layout with two systems")?;
+    }
     let manifest = Manifest {
         format: manifest::FORMAT,
         product: spec.product.clone(),
@@ -151,7 +163,7 @@ fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(O
         created_unix_s: created(spec)?,
         minimum_agent: MINIMUM_AGENT.to_owned(),
         images: Vec::new(),
-        layout: spec.layout.clone(),
+        layout: spec.layout.as_ref().map(Layout::with_one_system),
         files: Vec::new(),
     };
     succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
@@ -165,6 +177,13 @@ fn path_of(to: OfferedTo, spec: &Spec, serial: u64) -> String {
         OfferedTo::NobodyYet => history::path(&spec.channel, serial),
         OfferedTo::Everybody => manifest::manifest_path(&spec.channel),
     }
+}
+
+/// The layout of the product's disk, if it has two systems. It is a file of the release, since agents of before would
+/// refuse a manifest that has it.
+fn two_systems(spec: &Spec) -> Option<&Layout> {
+    let has_two = |layout: &&Layout| layout.partitions.iter().any(|partition| partition.role == Role::System2);
+    spec.layout.as_ref().filter(has_two)
 }
 
 fn created(spec: &Spec) -> Result<u64> {

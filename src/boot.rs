@@ -7,7 +7,8 @@
 //! has started recovery, for which [`worth`] says whether the installed release was ever good, and [`request`] what
 //! was asked for. [`bios`], [`efi`] and [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the
 //! robot's disk from a copy.
-//! [`this_boot`] is what the running system knows of its own boot. [`direct`] is what GRUB would start the system with.
+//! [`systems`] are the two systems of a robot that has two. [`this_boot`] is what the running system knows of its own
+//! boot. [`direct`] is what GRUB would start the system with.
 
 pub mod bios;
 pub mod boot_scripts;
@@ -21,5 +22,6 @@ pub mod env;
 pub mod grubenv;
 pub mod request;
 pub mod slots;
+pub mod systems;
 pub mod this_boot;
 pub mod worth;

@@ -2,6 +2,8 @@
 //!
 //! Kernels are stand-ins of a few hundred KiB, so that every single block can be lost in turn.
 
+mod two_systems;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -68,6 +70,11 @@ fn layout(table: Scheme) -> Layout {
 
 impl Robot {
     fn new(table: Scheme) -> Self {
+        Self::with(&layout(table))
+    }
+
+    fn with(layout: &Layout) -> Self {
+        let table = layout.table;
         let emulator = Emulator::new(true).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -81,9 +88,8 @@ impl Robot {
         write("slot.cfg", Emulator::without_pauses(&plain).as_bytes());
         grub.script = path("slot.cfg");
         write("robot.pub", b"no key");
-        let layout = layout(table);
         let parts = DiskParts {
-            layout: &layout,
+            layout,
             disk_bytes: DISK_BYTES,
             block_bytes: 512,
             grub: &grub,

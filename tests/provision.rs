@@ -43,6 +43,11 @@ const GIB: u64 = 1 << 30;
 
 /// A release that disks can be provisioned from. Its recovery starts nowhere.
 fn release(table: Scheme) -> Fixture {
+    release_with(if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" })
+}
+
+/// The same with this layout of `xtask/recipes`.
+fn release_with(layout: &str) -> Fixture {
     let paths = Paths::of_checkout();
     let dir = tempfile::tempdir().unwrap();
     let recovery = BuiltRecovery { vmlinuz: dir.path().join("vmlinuz"), initramfs: dir.path().join("initramfs.img") };
@@ -50,8 +55,7 @@ fn release(table: Scheme) -> Fixture {
     std::fs::write(&recovery.initramfs, sample_image(40, 4)).unwrap();
     // Tests run beside each other.
     let grub = grub::build_in(&dir.path().join("grub"), true).unwrap();
-    let name = if table == Scheme::Gpt { "layout.toml" } else { "layout-mbr.toml" };
-    let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(name)).unwrap();
+    let layout = disk::read_layout(&paths.root.join("xtask/recipes").join(layout)).unwrap();
     let files = bootstrap_files::files(&paths, &grub, &recovery, &dir.path().join("kit")).unwrap();
     Fixture::with(sample_image(300, 7), |spec| (spec.files, spec.layout) = (files, Some(layout)))
 }
@@ -286,6 +290,45 @@ fn check_boot_chain(disk: &Disk, table: Scheme, recovery: u32) {
 
 /// PID 1's worker has fewer rights than root: enough to make a robot of a disk, and to make its data anew.
 /// <https://github.com/containers/bubblewrap/issues/523>: a confined program that cannot attach a loop device.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_disk_with_two_systems_has_the_second_one_empty_and_known_to_grub() {
+    isolated("provision::a_disk_with_two_systems_has_the_second_one_empty_and_known_to_grub", || {
+        let fixture = release_with("layout-two-systems.toml");
+        // To an agent of before, the release has the layout with one system.
+        let known = fixture.released.manifest.layout.clone().unwrap();
+        assert!(known.partitions.iter().all(|partition| partition.role != Role::System2));
+        assert_eq!(known, release(Scheme::Gpt).released.manifest.layout.unwrap());
+        for (firmware, block_bytes) in [(Firmware::Bios, 512), (Firmware::Uefi, 4096)] {
+            let disk = Disk::new(4 * GIB, block_bytes);
+            // An earlier life has a system there, which nothing may start.
+            disk.file.as_file().write_all_at(&[0xdb; 1 << 20], 1154 << 20).unwrap();
+            let placed = provision(&fixture, disk.candidate(), firmware, Some("yes"), as_it_is).unwrap();
+            let numbers: Vec<_> = placed.iter().map(|place| (place.number, place.partition.role)).collect();
+            assert_eq!(numbers[4..], [(5, Role::System), (7, Role::System2), (6, Role::Data)]);
+            let (second, data) = (&placed[5], &placed[6]);
+            assert_eq!(
+                second.offset_bytes + second.size_bytes,
+                data.offset_bytes,
+                "data can grow at the end of the disk"
+            );
+            let mut edge = vec![1; 1 << 20];
+            disk.file.as_file().read_exact_at(&mut edge, second.offset_bytes).unwrap();
+            assert!(edge.iter().all(|byte| *byte == 0));
+            let layout: Layout =
+                disk::read_layout(&Paths::of_checkout().root.join("xtask/recipes/layout-two-systems.toml")).unwrap();
+            disk.attach().assert_sound(&layout);
+            if block_bytes == 512 {
+                let mut map = [0; 512];
+                disk.file.as_file().read_exact_at(&mut map, 2032 * 512).unwrap();
+                let map = String::from_utf8_lossy(&map).into_owned();
+                let range = format!("\nmap_system2={}+{}\n", second.offset_bytes / 512, second.size_bytes / 512);
+                assert!(map.contains(&range) && map.contains("\nmap_system2_uuid="), "{map}");
+            }
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn the_rights_of_the_worker_are_enough_to_provision_a_disk_and_to_reset_it() {

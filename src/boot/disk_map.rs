@@ -39,6 +39,8 @@ pub struct DiskMap {
     pub system: MappedPartition,
     /// PARTUUID of the data partition, which GRUB does not read.
     pub data_partuuid: String,
+    /// The partition of the second system, on a robot with two.
+    pub second: Option<MappedPartition>,
 }
 
 impl DiskMap {
@@ -51,7 +53,8 @@ impl DiskMap {
             Some(MappedPartition { offset_bytes, size_bytes: entry.size_bytes, partuuid: entry.partuuid.clone() })
         };
         let [state, recovery, system, data] = [Role::State, Role::Recovery, Role::System, Role::Data].map(partition);
-        Some(Self { state: state?, recovery: recovery?, system: system?, data_partuuid: data?.partuuid })
+        let second = partition(Role::System2);
+        Some(Self { state: state?, recovery: recovery?, system: system?, data_partuuid: data?.partuuid, second })
     }
 
     /// Encodes the map into the 512 bytes at [`OFFSET_BYTES`].
@@ -60,9 +63,9 @@ impl DiskMap {
     /// [`GrubEnvError::Full`] when identities are longer than those of any partition table.
     pub fn encode(&self) -> Result<[u8; SIZE_BYTES], GrubEnvError> {
         let mut env = GrubEnv::default();
-        for (name, partition) in
-            [("map_state", &self.state), ("map_recovery", &self.recovery), ("map_system", &self.system)]
-        {
+        let always = [("map_state", &self.state), ("map_recovery", &self.recovery), ("map_system", &self.system)];
+        let second = self.second.as_ref();
+        for (name, partition) in always.into_iter().chain(second.map(|second| ("map_system2", second))) {
             // GRUB's own notation of a range of sectors.
             let range = format!("{}+{}", partition.offset_bytes / SECTOR_BYTES, partition.size_bytes / SECTOR_BYTES);
             env.set(name, &range)?;
@@ -70,6 +73,7 @@ impl DiskMap {
         env.set("map_recovery_uuid", &self.recovery.partuuid)?;
         env.set("map_system_uuid", &self.system.partuuid)?;
         env.set("map_data_uuid", &self.data_partuuid)?;
+        second.map_or(Ok(()), |second| env.set("map_system2_uuid", &second.partuuid))?;
         env.encode()
     }
 }
@@ -90,7 +94,9 @@ mod tests {
     fn the_map_has_what_the_first_script_reads_and_fits_on_the_largest_disk() {
         let largest = partition(8 * 1024 * 1024 * 1024, 8 * 1024 * 1024 * 1024);
         let data_partuuid = largest.partuuid.clone();
-        let map = DiskMap { state: largest.clone(), recovery: partition(130, 256), system: largest, data_partuuid };
+        let second = Some(largest.clone());
+        let map =
+            DiskMap { state: largest.clone(), recovery: partition(130, 256), system: largest, data_partuuid, second };
         let block = map.encode().unwrap();
         let text = std::str::from_utf8(&block).unwrap();
         assert!(text.contains("\nmap_recovery=266240+524288\n"), "{text}");

@@ -5,6 +5,8 @@
 //! the file: its one block is overwritten and flushed. Only where GRUB or the disk cannot use that block, a new file
 //! takes its place. `grub-editenv` is not used, because it truncates first, and a power cut then leaves an empty file.
 
+mod changes;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -13,7 +15,9 @@ use std::path::{Path, PathBuf};
 use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
 use crate::boot::slots::{Slot, SlotState, Trial};
+use crate::boot::systems::Switch;
 use crate::sys::files;
+use changes::{give_way, slot_changes, slot_state, slots_from, with_changes};
 
 /// The error of a disk that cannot read or write a sector (Linux' include/uapi/asm-generic/errno-base.h).
 const EIO: i32 = 5;
@@ -81,55 +85,10 @@ pub struct PermitRequest {
 pub struct WritePermit {
     env: Option<BootEnv>,
     request: PermitRequest,
+    /// The system that GRUB starts once this is finished, where that is to change.
+    switch: Option<Switch>,
     /// Variables of other programs that were removed, because the block was full.
     pub dropped: Vec<String>,
-}
-
-/// Returns the variables after some changes. The caller has checked the names.
-fn with_changes(env: &GrubEnv, changes: &[(&str, Option<&str>)]) -> GrubEnv {
-    let mut env = env.clone();
-    for (name, value) in changes {
-        match value {
-            Some(value) => drop(env.set(name, value)),
-            None => drop(env.unset(name)),
-        }
-    }
-    env
-}
-
-/// Removes variables of other programs, the last one first, until all of ours fit at their longest, and returns their
-/// names: those programs must not keep a machine from recovering, and what is written at the end of a recovery must
-/// fit too.
-fn give_way(env: &mut GrubEnv) -> Vec<String> {
-    let mut dropped = Vec::new();
-    let (longest, serial) = (Recoveries { serial: u64::MAX, count: u32::MAX }.to_string(), u64::MAX.to_string());
-    let hours = u32::MAX;
-    let request_at_most = format!("update:{serial}:0123456789abcdef:{:012}:{hours}", 0);
-    let at_most = names::OURS.map(|name| match name {
-        names::RECOVERIES => (name, longest.as_str()),
-        names::GOOD | names::UNDO => (name, serial.as_str()),
-        names::REQUEST => (name, request_at_most.as_str()),
-        names::TRIES | names::MAX_TRIES | names::BOOT_OK | names::WAS_GOOD | names::SLOT => (name, "1"),
-        _ => (name, "recovery"),
-    });
-    while with_changes(env, &at_most.map(|(name, value)| (name, Some(value)))).encode().is_err() {
-        // The variables of other programs must not keep a machine from recovering.
-        match env.drop_last_foreign() {
-            Some(name) => dropped.push(name),
-            None => break,
-        }
-    }
-    dropped
-}
-
-/// Reads the state of the slots from the variables.
-fn slot_state(env: &GrubEnv) -> SlotState {
-    SlotState { active: Slot::parse(env.get(names::SLOT)), trial: Trial::parse(env.get(names::TRIAL)) }
-}
-
-/// Returns the changes that bring the variables of the slots into a state.
-fn slot_changes<'a>(state: SlotState) -> [(&'a str, Option<&'a str>); 2] {
-    [(names::SLOT, state.active.map(Slot::name)), (names::TRIAL, state.trial.map(Trial::value))]
 }
 
 impl BootEnv {
@@ -232,11 +191,29 @@ impl BootEnv {
         if good.is_some() {
             changes.extend([(names::GOOD, good.as_deref()), (names::WAS_GOOD, None)]);
         }
-        let slots = slot_state(&env);
-        let slots = request.proven.map_or(slots.without_due_trial(), |slot| slots.with_proven(slot));
-        changes.extend(slot_changes(slots));
+        changes.extend(slot_changes(slots_from(&env, request.proven)));
         self.save(&with_changes(&env, &changes))?;
-        Ok(WritePermit { env: Some(self.clone()), request, dropped })
+        Ok(WritePermit { env: Some(self.clone()), request, switch: None, dropped })
+    }
+
+    /// Makes sure that GRUB starts the active system, and no other, while the other one is written. Nothing is said of
+    /// a recovery: after a cut the active system is started as it was before.
+    ///
+    /// # Errors
+    /// The errors of [`update`](Self::update).
+    pub fn begin_other(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
+        let mut env = self.load_or_empty()?;
+        // Room for them is kept from here on, and `finish` writes them.
+        drop(env.set(names::BEFORE, ""));
+        let dropped = give_way(&mut env);
+        let good = request.good.map(|serial| serial.to_string());
+        let mut changes = vec![(names::BEFORE, None), (names::UNDO, None)];
+        if good.is_some() {
+            changes.push((names::GOOD, good.as_deref()));
+        }
+        changes.extend(slot_changes(slots_from(&env, request.proven)));
+        self.save(&with_changes(&env, &changes))?;
+        Ok(WritePermit { env: Some(self.clone()), request, switch: None, dropped })
     }
 
     /// Removes variables of other programs where ours might not fit, and returns their names.
@@ -369,7 +346,18 @@ impl WritePermit {
     /// Returns a permit for a target that no boot environment of ours starts: a disk image, or a disk on a bench.
     #[must_use]
     pub fn without_environment() -> Self {
-        Self { env: None, request: PermitRequest::default(), dropped: Vec::new() }
+        Self { env: None, request: PermitRequest::default(), switch: None, dropped: Vec::new() }
+    }
+
+    /// Returns the permit with a change of the system that GRUB starts, which takes effect with
+    /// [`finish`](Self::finish).
+    pub(crate) fn with_switch(self, switch: Switch) -> Self {
+        Self { switch: Some(switch), ..self }
+    }
+
+    /// Whether this changes the system that GRUB starts.
+    pub(crate) fn is_switch(&self) -> bool {
+        self.switch.is_some()
     }
 
     /// Gives the new system its tries and sets the slots of the next recovery, in one write. `None` keeps the slots as
@@ -402,6 +390,9 @@ impl WritePermit {
             changes.push((names::SAFE, safe_start.as_deref()));
         }
         changes.extend(slots.into_iter().flat_map(slot_changes));
+        for (name, value) in self.switch.map(Switch::changes).into_iter().flatten() {
+            changes.push((name, value));
+        }
         env.update(&changes)
     }
 }
@@ -411,6 +402,7 @@ mod tests {
     use super::{BootEnv, LoadedEnv, PermitRequest};
     use crate::boot::decide::Recoveries;
     use crate::boot::slots::{ReadySlot, Slot, SlotState};
+    use crate::boot::systems::{Switch, SystemNumber};
 
     const INSTALL: PermitRequest = PermitRequest {
         recoveries: Recoveries { serial: 7, count: 0 },
@@ -590,6 +582,25 @@ mod tests {
         env.begin_recovering(request).unwrap().finish(9, None).unwrap();
         env.offer_undo(Some(u64::MAX)).unwrap();
         assert!(env.make_room().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_switch_is_one_write_and_the_other_system_is_let_go_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&[("reflash_tries", Some("2")), ("reflash_before", Some("2")), ("reflash_undo", Some("5"))])
+            .unwrap();
+        env.update(&[("mine", Some(&"x".repeat(360)))]).unwrap();
+        let request = PermitRequest { good: Some(6), safe_start: None, ..INSTALL };
+        let permit = env.begin_other(request).unwrap();
+        assert_eq!(permit.dropped, ["mine"], "room for the end is made at the beginning");
+        let get = |name: &str| env.load_or_empty().unwrap().get(name).map(str::to_owned);
+        // The active system goes on as before, and nothing leads to the other one.
+        assert_eq!(["reflash_before", "reflash_undo", "reflash_recovering"].map(get), [None, None, None]);
+        assert_eq!(get("reflash_tries").as_deref(), Some("2"));
+        permit.with_switch(Switch { to: SystemNumber::Second, can_go_back: true }).finish(3, None).unwrap();
+        let after = ["reflash_system", "reflash_before", "reflash_tries", "reflash_good", "reflash_was_good"].map(get);
+        assert_eq!(after.map(Option::unwrap), ["2", "1", "3", "6", "0"]);
     }
 
     #[test]

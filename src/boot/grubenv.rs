@@ -44,10 +44,15 @@ pub mod names {
     /// Number of the safe start that GRUB makes when [`NEXT_ENTRY`] is `safe`; until a good boot, the number of those
     /// that were made.
     pub const SAFE: &str = "reflash_safe";
+    /// The system that GRUB starts, on a robot with two: `1` or `2`; without it the first one.
+    pub const SYSTEM: &str = "reflash_system";
+    /// The system that GRUB goes back to while the one that was switched to is on trial: `1` or `2`; `failed` once GRUB
+    /// has gone back.
+    pub const BEFORE: &str = "reflash_before";
     /// All names of this module. Any other variable in the block belongs to another program.
-    pub const OURS: [&str; 14] = [
+    pub const OURS: [&str; 16] = [
         TRIES, MAX_TRIES, BOOT_OK, RECOVERING, RECOVERIES, RESET, SLOT, TRIAL, NEXT_ENTRY, GOOD, WAS_GOOD, UNDO,
-        REQUEST, SAFE,
+        REQUEST, SAFE, SYSTEM, BEFORE,
     ];
 }
 

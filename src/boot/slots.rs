@@ -85,7 +85,13 @@ pub fn generation(script_text: &str) -> u32 {
 /// slot that holds a script. What an older script cannot read is not written as long as one is there.
 #[must_use]
 pub fn all_know_safe_start(generations: &[u32]) -> bool {
-    !generations.is_empty() && generations.iter().all(|generation| *generation >= SAFE_GENERATION)
+    all_have(SAFE_GENERATION, generations)
+}
+
+/// Whether every boot script that GRUB may read has at least this generation.
+#[must_use]
+pub fn all_have(generation: u32, generations: &[u32]) -> bool {
+    !generations.is_empty() && generations.iter().all(|found| *found >= generation)
 }
 
 impl fmt::Display for Slot {

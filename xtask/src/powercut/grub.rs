@@ -4,12 +4,15 @@
 use reflash::boot::decide::Reason;
 use reflash::boot::grubenv::{GrubEnv, names};
 use reflash::boot::slots::{Slot, Trial};
+use reflash::boot::systems::{SystemNumber, Systems};
 
 /// Choice of what GRUB starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// Start of the system, with so many tries, this one included.
+    /// Start of the active system, with so many tries, this one included.
     System(u8),
+    /// Start of the other of two systems, to which GRUB goes back, with all its tries.
+    Back(SystemNumber, u8),
     /// Safe start of the system, by its number: no try is counted.
     Safe(u16),
     /// Start of a recovery.
@@ -33,11 +36,27 @@ pub fn choose(block: Option<&[u8]>) -> Choice {
     }
     match value(names::TRIES) {
         None => Choice::Recovery(Reason::EnvLost),
-        Some(tries) => match tries.as_bytes() {
-            [digit @ b'1'..=b'9'] => Choice::System(digit - b'0'),
-            _ => Choice::Recovery(Reason::Tries),
+        Some(tries) => match digit(tries) {
+            Some(tries) => Choice::System(tries),
+            None => back(&env).unwrap_or(Choice::Recovery(Reason::Tries)),
         },
     }
+}
+
+/// Number of tries, as the script has it.
+fn digit(tries: &str) -> Option<u8> {
+    match tries.as_bytes() {
+        [digit @ b'1'..=b'9'] => Some(digit - b'0'),
+        _ => None,
+    }
+}
+
+/// Choice where a system that was switched to is on trial and does not start, for a disk that has both.
+#[must_use]
+pub fn back(env: &GrubEnv) -> Option<Choice> {
+    let Systems { active, on_trial, .. } = Systems::of(env);
+    let tries = env.get(names::MAX_TRIES).and_then(digit).unwrap_or(3);
+    on_trial.then_some(Choice::Back(active.other(), tries))
 }
 
 /// Reads one to three digits; to the script anything else is no number.
@@ -72,6 +91,7 @@ mod tests {
     use super::{Choice, choose, choose_recovery, choose_slot};
     use reflash::boot::decide::Reason;
     use reflash::boot::slots::Slot;
+    use reflash::boot::systems::SystemNumber;
 
     #[test]
     fn the_rules_of_the_loader() {
@@ -124,6 +144,17 @@ mod tests {
             ("reflash_recovering=1\nnext_entry=safe\nreflash_safe=2\n", Choice::Recovery(Reason::Recovering)),
             ("reflash_tries=\n", Choice::Recovery(Reason::EnvLost)),
             ("reflash_tries=3", Choice::Recovery(Reason::EnvLost)),
+            ("reflash_tries=1\nreflash_system=2\nreflash_before=1\n", Choice::System(1)),
+            (
+                "reflash_tries=0\nreflash_max_tries=5\nreflash_system=2\nreflash_before=1\n",
+                Choice::Back(SystemNumber::First, 5),
+            ),
+            ("reflash_tries=0\nreflash_before=2\n", Choice::Back(SystemNumber::Second, 3)),
+            ("reflash_tries=0\nreflash_before=failed\n", Choice::Recovery(Reason::Tries)),
+            ("reflash_tries=0\nreflash_before=1\n", Choice::Recovery(Reason::Tries)),
+            ("reflash_tries=0\nreflash_before=2\nnext_entry=recovery\n", Choice::Recovery(Reason::Requested)),
+            ("reflash_recovering=1\nreflash_tries=0\nreflash_before=2\n", Choice::Recovery(Reason::Recovering)),
+            ("reflash_before=2\n", Choice::Recovery(Reason::EnvLost)),
         ] {
             assert_eq!(of(variables), expected, "{variables:?}");
         }

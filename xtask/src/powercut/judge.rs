@@ -168,6 +168,7 @@ impl<'a> Judge<'a> {
                 ensure!(old || whole(self.new), "GRUB starts a system that is neither the old nor the new one");
                 format!("the {} system starts", if old { "old" } else { "new" })
             }
+            Choice::Back(..) => bail!("GRUB goes back to the other system of a robot that has one"),
             Choice::Recovery(reason) => self.recovery(disk, &found, reason)?,
         };
         *self.endings.entry(how).or_default() += 1;

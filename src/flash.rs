@@ -1,6 +1,7 @@
 //! Makes one partition equal to an image: [`plan`] says what to do, [`mod@write`] does it, [`readback`] reads what the
 //! medium holds, and [`verify`] proves that all of it is right.
 
+pub mod beside;
 pub mod plan;
 pub mod readback;
 pub mod target;

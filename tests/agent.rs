@@ -20,6 +20,7 @@ mod rollout;
 mod slots;
 mod sources;
 mod staged;
+mod two_systems;
 mod undo;
 mod update;
 

@@ -543,7 +543,7 @@ fn another_key_or_another_machine_is_refused() {
 }
 
 /// Every write and flush in order, `None` for a flush.
-type Log = Vec<Option<(u64, Vec<u8>)>>;
+pub type Log = Vec<Option<(u64, Vec<u8>)>>;
 
 /// A target that remembers every write with its content, so that any of what was not flushed can be lost.
 struct Recording {
@@ -587,7 +587,7 @@ impl BlockTarget for Recording {
 
 /// States that a cut could leave of `before` and what was written: after each write and, of what was not flushed by
 /// then, some lost, by blocks.
-fn cuts(before: &[u8], log: &Log, seed: u64) -> Vec<(usize, Vec<u8>)> {
+pub fn cuts(before: &[u8], log: &Log, seed: u64) -> Vec<(usize, Vec<u8>)> {
     let mut random = seed | 1;
     let mut chance = || {
         random ^= random << 13;

@@ -10,13 +10,15 @@ use std::process::Command;
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, failure, print};
-use super::context::safe_start;
+use super::context::{keys, safe_start};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::jobs::health::programs::programs;
 use crate::jobs::shipped::record;
+use crate::jobs::systems;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use crate::record::event::Phase;
+use crate::record::journal::Journal;
 use crate::sys::files;
 
 /// Directories of the programs. A name in the first one stands in place of the same name in the second.
@@ -32,6 +34,10 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         return Ok(Exit::No);
     }
     let mounted = MountedState::open(options)?;
+    if mounted.other.is_some() {
+        // GRUB takes a release back too, by itself.
+        settle_systems(options, &mounted);
+    }
     let undo = match BlackBox::open_read_only(&mounted.state.blackbox_path()) {
         Ok(black_box) => last_undo(black_box.attempts()).cloned(),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -55,6 +61,16 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         Ok(Exit::Done)
     } else {
         failure(format!("{} of {} programs failed", failed.len(), ran.len()))
+    }
+}
+
+/// Records that GRUB went back to this system, if it did. What keeps it from being recorded is for the log.
+fn settle_systems(options: &Options, mounted: &MountedState) {
+    let settled = keys(options, Some(mounted))
+        .and_then(|keys| Ok(systems::settle(&mounted.state, &keys, &mounted.floor(), &Journal::on_stderr())?));
+    match settled {
+        Ok(sentence) => sentence.iter().for_each(|sentence| complain(sentence)),
+        Err(failure) => complain(&failure.text),
     }
 }
 

@@ -13,10 +13,12 @@ use super::options::Options;
 use crate::boot::boot_scripts;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
-use crate::flash::undo;
+use crate::flash::undo::{self, UndoObstacle, UndoTarget};
+use crate::jobs::recovery::other;
 use crate::jobs::{drill, recovery};
 use crate::record::blackbox::drill::UNDO;
 use crate::record::blackbox::{DrillCheck, DrillRecord};
+use crate::release::manifest::TrustedKeys;
 use crate::sys::power;
 
 pub(super) fn run(options: &Options, kind: DrillKind) -> Result<Exit, Failure> {
@@ -78,7 +80,7 @@ fn check(options: &Options) -> Result<Exit, Failure> {
         checks.push(check);
     };
     recovery::rehearse(&job, record.as_ref(), &mut made);
-    made(match undo::possible(&target, job.resources.keys) {
+    made(match look_for_back(&mounted, &target, job.resources.keys) {
         Ok(back) => match back.obstacle() {
             None => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", back.version, back.serial)),
             Some(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),
@@ -88,4 +90,17 @@ fn check(options: &Options) -> Result<Exit, Failure> {
     let drill = DrillRecord::of(checks);
     print(options, &json!(drill), || drill.to_string())?;
     Ok(if drill.passed { Exit::Done } else { Exit::No })
+}
+
+/// Looks for the release that an undo would lead back to: on the other system of two, or behind the image.
+fn look_for_back(
+    mounted: &MountedState,
+    target: &DeviceTarget,
+    keys: &TrustedKeys,
+) -> Result<UndoTarget, UndoObstacle> {
+    let of_other = mounted.other.as_ref().and_then(|_| {
+        let state = mounted.state.of_system(mounted.state.system().other());
+        other::possible(&state, keys, &mounted.floor()).ok()
+    });
+    of_other.map_or_else(|| undo::possible(target, keys), Ok)
 }

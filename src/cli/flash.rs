@@ -1,21 +1,20 @@
 //! `reflash flash`: a target becomes equal to a release.
 
+mod by_hand;
+mod other_system;
+
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, complain, failure, print};
+use super::answer::{Exit, Failure, failure, print};
 use super::context::{Context, this_machine};
 use super::mounted::MountedState;
 use super::options::Options;
-use crate::chain::chain;
-use crate::fetch::FetchOptions;
 use crate::flash::target::{BlockTarget, DeviceTarget};
-use crate::flash::undo::{self, UndoTarget};
-use crate::jobs::recovery::{self, InstalledRelease, Keep, Policy, RecoveryError, RecoveryReport};
-use crate::jobs::state::InstalledRecord;
-use crate::record::blackbox::BlackBox;
-use crate::record::report::{Ending, Poster};
+use crate::flash::undo;
+use crate::jobs::recovery::{self, RecoveryError};
+use by_hand::{keep_by_the_rule, reported};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = match (&options.state, &options.target) {
@@ -24,6 +23,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         _ => Some(MountedState::open(options)?),
     };
     let context = Context::open(options, mounted.as_ref())?;
+    if let (None, Some(mounted)) = (&options.target, &mounted)
+        && let Some(other) = &mounted.other
+    {
+        return other_system::run(options, &context, mounted, other);
+    }
     let path = target_path(options, mounted.as_ref())?;
     let target = if options.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? };
     let mut job = context.job(&target, options.allow_older);
@@ -56,53 +60,10 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Has the last good release stay within reach of an undo, as a recovery does: by all that the machine keeps of the
-/// installed one. What cannot be read is no witness.
-fn keep_by_the_rule(
-    policy: &mut Policy,
-    mounted: &MountedState,
-    record: Option<&InstalledRecord>,
-    kept: Option<UndoTarget>,
-) {
-    let env = mounted.state.boot_env().load_or_empty().unwrap_or_default();
-    let black_box = BlackBox::open_read_only(&mounted.state.blackbox_path()).ok();
-    let recorded = |serial| black_box.as_ref().map(|open| open.worth(serial)).unwrap_or_default();
-    policy.installed = record.map(|record| {
-        let floor = mounted.floor().record();
-        InstalledRelease::judge(record, &env, &floor, recorded(record.manifest().serial))
-    });
-    let worth = policy.installed.map(|installed| installed.worth).unwrap_or_default();
-    policy.keep = Keep::by_worth(worth, kept.as_ref());
-}
-
 fn target_path(options: &Options, mounted: Option<&MountedState>) -> Result<PathBuf, Failure> {
     match (&options.target, mounted) {
         (Some(path), _) => Ok(path.clone()),
         (None, Some(mounted)) => mounted.system_partition(),
         (None, None) => failure("no target: give --target DEV"),
     }
-}
-
-/// Recovers, and posts meanwhile to `report.url` what happens, if that is configured and the machine is known.
-fn reported(
-    context: &Context,
-    mounted: Option<&MountedState>,
-    recover: impl FnOnce() -> Result<RecoveryReport, RecoveryError>,
-) -> Result<RecoveryReport, RecoveryError> {
-    let poster = mounted.and_then(|mounted| {
-        let Context { config, journal, .. } = context;
-        let options = FetchOptions::with_clock_as_it_is(&config.network);
-        Poster::start(this_machine(config, mounted), config.report_url.as_deref()?, &options, journal)
-            .inspect_err(|error| journal.warn(&chain(error)))
-            .ok()
-    });
-    let result = recover();
-    if let Some(poster) = poster {
-        poster.close(match &result {
-            Ok(_) => Ending::Installed,
-            Err(error) if error.is_of_the_release() => Ending::Refused,
-            Err(_) => Ending::Failed,
-        });
-    }
-    result
 }

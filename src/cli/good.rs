@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, complain, print};
+use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::{keys, safe_start};
 use super::etc;
 use super::mend;
@@ -13,11 +13,16 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::grubenv::{GrubEnv, names};
+use crate::boot::systems::Systems;
 use crate::boot::this_boot;
 use crate::chain::chain;
-use crate::jobs::{drill, shipped};
+use crate::jobs::recovery::other;
+use crate::jobs::state::InstalledRecord;
+use crate::jobs::{drill, shipped, systems};
 use crate::record::blackbox::{BlackBox, Marks};
+use crate::record::journal::Journal;
 use crate::record::start::StartRecord;
+use crate::release::manifest::TrustedKeys;
 
 /// What a robot loses whose good boot cannot be recorded, for people and for reports.
 const UNSTORED: &str = "this boot is good, which could not be recorded on the state partition";
@@ -63,7 +68,12 @@ fn store(options: &Options) -> Result<String, Failure> {
         Ok(false) => {}
         Err(error) => complain(&chain(&error)),
     }
-    let installed = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
+    let keys = keys(options, Some(&mounted)).ok();
+    let installed = keys.as_ref().and_then(|keys| mounted.state.record(keys));
+    if mounted.other.is_some() {
+        settle_systems(&mounted, keys.as_ref(), installed.as_ref())
+            .inspect_err(|_| mend::after_good_boot(options, &mounted))?;
+    }
     let serial = installed.as_ref().map(|record| record.manifest().serial);
     let tries = give_tries(&mounted, serial);
     let boot_env = mounted.state.boot_env();
@@ -81,6 +91,45 @@ fn store(options: &Options) -> Result<String, Failure> {
     }
     marked?;
     tries
+}
+
+/// On a robot with two systems: notes that this one was good, ends its trial, and settles what a return of GRUB to it
+/// left. What GRUB does not start by itself is no reason to give the other one its tries.
+fn settle_systems(
+    mounted: &MountedState,
+    keys: Option<&TrustedKeys>,
+    installed: Option<&InstalledRecord>,
+) -> Result<(), Failure> {
+    let env = mounted.state.boot_env();
+    let systems = Systems::of(&env.load_or_empty()?);
+    if systems.active != mounted.state.system() {
+        return failure(format!(
+            "this is system {}, which GRUB was not asked to start: system {} stays the one that it starts, with the tries \
+             that it has",
+            mounted.state.system().name(),
+            systems.active.name()
+        ));
+    }
+    if let Some(keys) = keys
+        && let Some(sentence) = systems::settle(&mounted.state, keys, &mounted.floor(), &Journal::on_stderr())?
+    {
+        complain(&sentence);
+    }
+    if let Some(Err(error)) = installed.map(|record| mounted.state.note_good_system(record)) {
+        complain(&format!("that this system was good cannot be noted: {error}"));
+    }
+    // In the write that gives the tries back it would not be seen by a boot script that counts them down.
+    let back = match (systems.on_trial, keys) {
+        (true, Some(keys)) => {
+            other::possible(&mounted.state.of_system(systems.active.other()), keys, &mounted.floor()).ok()
+        }
+        _ => None,
+    };
+    if systems.on_trial {
+        let undo = back.map(|back| back.serial.to_string());
+        env.update(&[(names::BEFORE, None), (names::UNDO, undo.as_deref())])?;
+    }
+    Ok(())
 }
 
 /// Gives the system its tries back, in the boot environment.

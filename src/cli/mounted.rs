@@ -7,6 +7,7 @@ use super::answer::{Failure, complain, failure};
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
+use crate::boot::systems::{SystemNumber, Systems};
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::roles::Role;
@@ -23,6 +24,8 @@ pub(super) const MOUNTS: &str = "/run/reflash";
 pub(super) struct MountedState {
     pub state: StatePartition,
     system: Option<PathBuf>,
+    /// Device of the other system, on a robot with two.
+    pub other: Option<PathBuf>,
     /// Identity of the disk, on a machine that was started from it.
     pub disk: Option<DiskIdentity>,
     pub recovery: Option<PathBuf>,
@@ -51,6 +54,7 @@ impl MountedState {
             return Ok(Self {
                 state: StatePartition::new(directory),
                 system: None,
+                other: None,
                 disk: None,
                 recovery: None,
                 // What somebody mounted elsewhere says nothing about the firmware of this machine.
@@ -73,9 +77,15 @@ impl MountedState {
             return failure(format!("{} has no state partition", found.disk));
         };
         let directory = |name: &str| Path::new(MOUNTS).join(name);
+        let booted = |number: SystemNumber| {
+            let own = found.layout.of_role(number.role());
+            own.is_some_and(|own| own.entry.partuuid.eq_ignore_ascii_case(&partuuid))
+        };
+        let mut number = if booted(SystemNumber::Second) { SystemNumber::Second } else { SystemNumber::First };
         let mut this = Self {
             state: StatePartition::new(&directory("state")),
-            system: partition(Role::System),
+            system: None,
+            other: None,
             disk: Some(found.disk.identity()),
             recovery: None,
             floor: FloorPlaces::default(),
@@ -93,6 +103,13 @@ impl MountedState {
         if with_state {
             this.mount_state(&state, &directory("state"))?;
         }
+        if with_state && partition(Role::System2).is_some() && !booted(SystemNumber::First) && !booted(SystemNumber::Second) {
+            // In recovery: the one that GRUB starts.
+            number = Systems::of(&this.state.boot_env().load_or_empty()?).active;
+        }
+        this.state = this.state.of_system(number);
+        this.system = partition(number.role());
+        this.other = partition(number.other().role()).filter(|_| partition(Role::System2).is_some());
         if let Some(recovery) = recovery {
             let mount = Mount::device(&recovery, "ext4").read_only().data_only();
             match this.mount(&mount, directory("recovery")) {

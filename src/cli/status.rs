@@ -13,6 +13,7 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::slots::Trial;
+use crate::boot::systems::Systems;
 use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::health::HealthRecord;
@@ -57,6 +58,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             "ostree_commit": image.and_then(|image| image.ostree_commit.clone()),
         })),
         "boot_environment": variables, "safe_start": safe_start(),
+        "systems": mounted.other.is_some().then(|| systems_json(&mounted, &env)),
         "worth": standing.worth.word(), "undo": standing.undo_json(), "refused": standing.refused_json(),
         "undone": standing.undone_json(), "safe_starts": standing.safe_starts,
         "health": this_health.as_ref().map(|record| json!({ "healthy": record.healthy, "problems": record.problems })),
@@ -72,6 +74,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             "{}\n{}\n{}{}\n{}\nrecoveries, the last one first:\n{}",
             installed_line(installed),
             safe_line()
+                + &systems_line(&mounted, &env)
                 + &boot_line(&env, was_good(options, &env))
                 + &this_health.as_ref().map(health::lines).unwrap_or_default(),
             standing.lines(),
@@ -90,6 +93,29 @@ fn installed_line(installed: Option<&Manifest>) -> String {
         }
         None => "no release is recorded as installed".to_owned(),
     }
+}
+
+/// The two systems as JSON, for a robot that has them.
+fn systems_json(mounted: &MountedState, env: &GrubEnv) -> Value {
+    let Systems { active, on_trial, went_back } = Systems::of(env);
+    let running = mounted.state.system();
+    json!({ "running": running.name(), "active": active.name(), "on_trial": on_trial, "went_back": went_back })
+}
+
+fn systems_line(mounted: &MountedState, env: &GrubEnv) -> String {
+    let (Systems { active, on_trial, went_back }, running) = (Systems::of(env), mounted.state.system());
+    if mounted.other.is_none() {
+        return String::new();
+    }
+    let next = match (active == running, on_trial, went_back) {
+        (false, ..) => format!("the next start is of system {}", active.name()),
+        (true, true, _) => {
+            format!("on trial: GRUB goes back to system {} if it does not come up", active.other().name())
+        }
+        (true, false, true) => format!("GRUB went back to it, since system {} did not come up", active.other().name()),
+        (true, false, false) => "which GRUB starts".to_owned(),
+    };
+    format!("system {} of two, {next}\n", running.name())
 }
 
 /// What a safe start is, as a line of its own; nothing in a normal one.

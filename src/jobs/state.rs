@@ -1,6 +1,7 @@
 //! The state partition: the boot environment, the record of the installed release, the event log and the black box.
 
 pub mod device;
+mod installed;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,10 +9,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
+use crate::boot::systems::SystemNumber;
 use crate::jobs::floor::{GoodRelease, ReleaseId};
 use crate::release::digest::Digest;
 use crate::release::index::Index;
-use crate::release::manifest::{self, Authentic, Manifest, ManifestError, SYSTEM_IMAGE, TrustedKeys};
+use crate::release::manifest::{Authentic, Manifest, ManifestError, SYSTEM_IMAGE};
 use crate::sys::files;
 
 /// Size beyond which the event log is begun anew; the one before is kept. Two of them take little of the 64 MiB.
@@ -19,10 +21,6 @@ const MAX_EVENTS_BYTES: u64 = 1024 * 1024;
 /// Size of the largest index that is read, bytes: four times that of one with the most chunks.
 const MAX_INDEX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Directory of the record of what is installed, and its files.
-const INSTALLED: &str = "installed";
-const MANIFEST: &str = "installed/manifest.json";
-const SIGNATURE: &str = "installed/manifest.json.minisig";
 /// Digests of the files of the recovery slots.
 const SLOTS: &str = "slots.json";
 /// Size of the largest list of them that is read, bytes.
@@ -31,16 +29,17 @@ const MAX_SLOTS_BYTES: u64 = 64 * 1024;
 const PAUSE: &str = "pause";
 /// Size of the largest one that is read, bytes.
 const MAX_PAUSE_BYTES: u64 = 128;
-const INDEX: &str = "installed/system.idx";
 /// Copy of what the recovery partition has once.
 const SITE: &str = "site.json";
 /// Size of the largest one that is read, bytes: a configuration of 4 MiB, whose text may be escaped, and little more.
 const MAX_SITE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The mounted state partition.
+/// The mounted state partition. On a robot with two systems it keeps a record of each; one value reads and writes the
+/// record of one of them.
 #[derive(Debug, Clone)]
 pub struct StatePartition {
     root: PathBuf,
+    system: SystemNumber,
 }
 
 /// A release whose manifest a trusted key signed.
@@ -99,7 +98,7 @@ pub enum RecordError {
         source: io::Error,
     },
     /// No key of today signed the record, or it cannot be understood.
-    #[error("{MANIFEST} on the state partition does not count")]
+    #[error("installed/manifest.json on the state partition does not count")]
     Manifest(#[from] ManifestError),
 }
 
@@ -136,6 +135,10 @@ impl InstalledRecord {
         Some(GoodRelease::new(self.id(), &image.content_id()))
     }
 
+    fn digest(&self) -> Digest {
+        Digest::of(self.0.signed.bytes())
+    }
+
     /// The installed release, to be installed again.
     #[must_use]
     pub fn release(&self) -> Release {
@@ -147,7 +150,13 @@ impl StatePartition {
     /// The state partition that is mounted at `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), system: SystemNumber::First }
+    }
+
+    /// Returns the same partition, for the record of this system.
+    #[must_use]
+    pub fn of_system(&self, system: SystemNumber) -> Self {
+        Self { root: self.root.clone(), system }
     }
 
     /// The boot environment on this partition.
@@ -251,89 +260,10 @@ impl StatePartition {
         Ok(String::from_utf8_lossy(&files::read_end(&self.events_path(), at_most_bytes)?).into_owned())
     }
 
-    /// Reads the record of the installed release, if there is one that counts.
-    #[must_use]
-    pub fn record(&self, keys: &TrustedKeys) -> Option<InstalledRecord> {
-        self.read_record(keys).ok().flatten()
-    }
-
-    /// Reads the record of the installed release; `None` where nothing is recorded.
-    ///
-    /// The record was verified before it was written. It is authenticated again, because a foreign or damaged state
-    /// partition must not pin a robot to a serial that never existed.
-    ///
-    /// # Errors
-    /// [`RecordError`]. A recovery goes on without the record: it costs a comparison and the serial floor.
-    pub fn read_record(&self, keys: &TrustedKeys) -> Result<Option<InstalledRecord>, RecordError> {
-        let read = |path, limit_bytes| match files::read_below(&self.root, Path::new(path), limit_bytes) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            result => result.map(Some).map_err(|source| RecordError::File { path, source }),
-        };
-        let (bytes, signature) =
-            (read(MANIFEST, manifest::MAX_SIZE_BYTES)?, read(SIGNATURE, manifest::MAX_SIGNATURE_BYTES)?);
-        let Some((bytes, signature)) = bytes.zip(signature) else { return Ok(None) };
-        let signed = keys.authenticate(bytes, &String::from_utf8_lossy(&signature))?;
-        let manifest = Manifest::parse_recorded(&signed)?;
-        Ok(Some(InstalledRecord(Release { signed, manifest })))
-    }
-
-    /// Completes a record with its index, unless the index is missing, damaged or that of another release.
-    #[must_use]
-    pub fn index_of(&self, record: &InstalledRecord) -> Option<IndexedRelease> {
-        let index_object = self.index_object(record).ok()?;
-        let Release { signed, manifest } = record.release();
-        Some(IndexedRelease { index: Index::from_object(&index_object).ok()?, index_object, signed, manifest })
-    }
-
-    /// Reads the object of the index that belongs to a record.
-    ///
-    /// # Errors
-    /// The file system's, or the file holds something else.
-    pub(super) fn index_object(&self, record: &InstalledRecord) -> io::Result<Vec<u8>> {
-        let expected = record.manifest().image(SYSTEM_IMAGE).map_err(io::Error::other)?.index;
-        let limit_bytes = expected.size_bytes.min(MAX_INDEX_BYTES);
-        let object = files::read_below(&self.root, Path::new(INDEX), limit_bytes)?;
-        if Digest::of(&object) == expected.blake3 {
-            return Ok(object);
-        }
-        Err(io::Error::other(format!("{INDEX} on the state partition is not the index of the installed release")))
-    }
-
-    /// Reads the installed release, if its record is whole.
-    #[must_use]
-    pub fn installed(&self, keys: &TrustedKeys) -> Option<IndexedRelease> {
-        self.index_of(&self.record(keys)?)
-    }
-
-    /// Replaces the record. Each file is replaced whole; a cut between them leaves a record whose index does not fit
-    /// its manifest, which counts as none. On a full partition the logs make room.
-    ///
-    /// # Errors
-    /// The file system's. The record then counts as none, and the serial floor stays where it was.
-    pub fn record_installed(&self, signed: &Authentic, index_object: &[u8]) -> io::Result<()> {
-        let directory = self.root.join(INSTALLED);
-        let record = || {
-            make_directory(&directory)?;
-            replace(&self.root.join(INDEX), index_object)?;
-            replace(&self.root.join(SIGNATURE), signed.signature().as_bytes())?;
-            replace(&self.root.join(MANIFEST), signed.bytes())?;
-            File::open(&directory)?.sync_all()
-        };
-        let Err(error) = record() else { return Ok(()) };
-        // An index of what was there before would call the new system damaged.
-        let _ = fs::remove_file(self.root.join(INDEX));
-        if error.kind() != io::ErrorKind::StorageFull {
-            return Err(error);
-        }
-        self.make_room();
-        record().inspect_err(|_| {
-            let _ = fs::remove_file(self.root.join(INDEX));
-        })
-    }
-
     /// Removes what is only nice to have. Best effort: the next write shows whether it was enough.
     fn make_room(&self) {
-        for path in [INDEX, MANIFEST, SIGNATURE] {
+        let paths = self.paths();
+        for path in [paths.index, paths.manifest, paths.signature] {
             let _ = fs::remove_file(self.root.join(path).with_added_extension("new"));
         }
         let _ = fs::remove_file(self.root.join("events.1.jsonl"));

@@ -11,6 +11,7 @@ use crate::flash::target::DeviceTarget;
 use crate::flash::undo::{self, UndoTarget};
 use crate::jobs::floor::ReleaseId;
 use crate::jobs::recovery::InstalledRelease;
+use crate::jobs::recovery::other;
 use crate::jobs::state::InstalledRecord;
 use crate::record::blackbox::BlackBox;
 use crate::record::progress::bytes;
@@ -85,8 +86,11 @@ impl StandingReport {
         let mut lines = vec![worth.to_owned()];
         lines.push(match &self.undo {
             Ok(UndoTarget { version, serial, kept_bytes, missing_chunks, .. }) => format!(
-                "undo: `reflash request undo` leads back to {version} (serial {serial}); {} are kept for it{}",
-                bytes(*kept_bytes),
+                "undo: `reflash request undo` leads back to {version} (serial {serial}); {}{}",
+                match kept_bytes {
+                    0 => "it is the other system".to_owned(),
+                    kept_bytes => format!("{} are kept for it", bytes(*kept_bytes)),
+                },
                 match missing_chunks {
                     0 => String::new(),
                     missing => format!(", and a network has to give {missing} chunks that were damaged"),
@@ -111,6 +115,12 @@ pub(in crate::cli) fn look_for_undo(
     keys: &TrustedKeys,
     installed: Option<&InstalledRecord>,
 ) -> Result<UndoTarget, String> {
+    if mounted.other.is_some() && mounted.recovery.as_deref().is_some_and(other::scripts_know_two) {
+        let state = mounted.state.of_system(mounted.state.system().other());
+        if let Ok(back) = other::possible(&state, keys, &mounted.floor()) {
+            return Ok(back);
+        }
+    }
     let path =
         mounted.system_partition().map_err(|_| "which partition holds the system is not known here".to_owned())?;
     let target = DeviceTarget::open_read_only(&path).map_err(|error| chain(&error))?;

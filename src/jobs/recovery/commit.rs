@@ -4,6 +4,7 @@ use std::io;
 
 use crate::boot::env::{PermitRequest, WritePermit};
 use crate::boot::slots::SlotState;
+use crate::boot::systems::Switch;
 use crate::boot::worth::Worth;
 use crate::flash::verify::Verified;
 use crate::jobs::floor::ReleaseId;
@@ -19,6 +20,40 @@ pub(super) fn permit(
     network_use: NetworkUse,
 ) -> Result<WritePermit, RecoveryError> {
     let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
+    let request = request(job, release, network_use);
+    let permit = state.boot_env().begin_recovering(request).map_err(RecoveryError::Prepare)?;
+    report_dropped(job, &permit);
+    // On a robot with two systems, GRUB goes back to a good one from whatever was installed over another release.
+    Ok(match job.resources.other.filter(|other| other.is_known_to_grub) {
+        None => permit,
+        Some(other) => {
+            let can_go_back = other.is_good && (request.replaces || other.is_gone_back_to);
+            permit.with_switch(Switch { to: other.number.other(), can_go_back })
+        }
+    })
+}
+
+/// Makes sure that GRUB goes on starting the active system while the other one is written.
+pub(super) fn permit_other(
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
+    network_use: NetworkUse,
+) -> Result<WritePermit, RecoveryError> {
+    let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
+    let request = PermitRequest { replaces: true, ..request(job, release, network_use) };
+    let permit = state.boot_env().begin_other(request).map_err(RecoveryError::Prepare)?;
+    report_dropped(job, &permit);
+    Ok(permit)
+}
+
+fn report_dropped(job: &RecoveryJob<'_>, permit: &WritePermit) {
+    if !permit.dropped.is_empty() {
+        let dropped = permit.dropped.join(", ");
+        job.journal.warn(&format!("the boot environment was full; removed variables of other programs: {dropped}"));
+    }
+}
+
+fn request(job: &RecoveryJob<'_>, release: &IndexedRelease, network_use: NetworkUse) -> PermitRequest {
     let Policy { requested, recoveries, installed, safe_start, .. } = job.policy;
     let recoveries = recoveries.towards(release.manifest.serial, requested);
     let recoveries_on_success = if requested { recoveries } else { recoveries.one_more() };
@@ -32,14 +67,7 @@ pub(super) fn permit(
     let noted = job.resources.floor.and_then(|floor| floor.record().good).map(|good| good.release);
     let noted = noted.filter(|noted| noted.serial == id.serial);
     let good_is_another = noted.or(installed.map(|installed| installed.id)).is_some_and(is_another);
-    let request =
-        PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, good_is_another, safe_start };
-    let permit = state.boot_env().begin_recovering(request).map_err(RecoveryError::Prepare)?;
-    if !permit.dropped.is_empty() {
-        let dropped = permit.dropped.join(", ");
-        job.journal.warn(&format!("the boot environment was full; removed variables of other programs: {dropped}"));
-    }
-    Ok(permit)
+    PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, good_is_another, safe_start }
 }
 
 /// A verified release whose record was written, or could not be.
@@ -63,6 +91,14 @@ pub(super) fn record(_proof: Verified, state: Option<&StatePartition>, release: 
 }
 
 impl Recorded {
+    /// Refuses what could not be recorded: what GRUB is switched to has to be known to the next recovery.
+    pub(super) fn or_nothing(self) -> Result<Self, RecoveryError> {
+        match self.unrecorded {
+            None => Ok(self),
+            Some(error) => Err(RecoveryError::OtherRecord(error)),
+        }
+    }
+
     /// Gives the system its tries, and points GRUB at `slots` for the next recovery unless they are to stay as they
     /// are.
     ///

@@ -66,6 +66,10 @@ pub enum RecoveryError {
     /// The boot environment cannot be written before the first write.
     #[error("nothing was written, since the boot environment could not be prepared")]
     Prepare(#[source] BootEnvError),
+    /// The record of the other system cannot be removed before it is written, or made once it is verified: a switch
+    /// would lead to what nothing is known of.
+    #[error("the record of the other system cannot be changed, and GRUB goes on with the active one")]
+    OtherRecord(#[source] std::io::Error),
     /// The boot environment cannot be written after the proof.
     #[error("the last step failed")]
     Commit(#[from] CommitError),
@@ -82,7 +86,12 @@ impl RecoveryError {
             // better repaired with the release before than left alone until a server is mended.
             Self::Write(WriteError::TooLarge { .. } | WriteError::Content { .. }) => true,
             Self::Write(WriteError::Fetch { source, .. }) => !source.is_retryable(),
-            Self::Write(_) | Self::ReadBack { .. } | Self::Undo(_) | Self::Prepare(_) | Self::Commit(_) => false,
+            Self::Write(_)
+            | Self::ReadBack { .. }
+            | Self::Undo(_)
+            | Self::Prepare(_)
+            | Self::OtherRecord(_)
+            | Self::Commit(_) => false,
         }
     }
 
@@ -132,6 +141,7 @@ impl RecoveryError {
             | Self::ReadBack { .. }
             | Self::Undo(_)
             | Self::Prepare(_)
+            | Self::OtherRecord(_)
             | Self::Commit(_) => false,
         }
     }

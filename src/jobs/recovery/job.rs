@@ -1,12 +1,13 @@
 //! What a recovery works with: which machine it is, what was decided beforehand, and the resources it uses.
 
-use crate::boot::decide::Recoveries;
+use crate::boot::decide::{Recoveries, System};
 use crate::boot::grubenv::GrubEnv;
 use crate::boot::worth::{Witnesses, Worth};
 use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
 use crate::flash::undo::UndoTarget;
 use crate::jobs::floor::{Floor, FloorRecord, ReleaseId, SeenRollout};
+use crate::jobs::recovery::other::OtherSystem;
 use crate::jobs::recovery::partition::{BootChain, Renewal};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::journal::Journal;
@@ -96,6 +97,10 @@ pub struct Policy {
     pub keep: Keep,
     /// The installed release, if that is known.
     pub installed: Option<InstalledRelease>,
+    /// State of the partition of the active system, as far as it was compared.
+    pub active: System,
+    /// Whether this robot has two systems, so that every boot script has to know them.
+    pub two_systems: bool,
     /// Number of the safe start that follows, if one is to.
     pub safe_start: Option<u16>,
     /// Serial of a release whose writing was begun and cut short.
@@ -118,6 +123,8 @@ impl Default for Policy {
             safe_start: None,
             begun: None,
             asked_before: false,
+            active: System::Unknown,
+            two_systems: false,
         }
     }
 }
@@ -149,6 +156,8 @@ pub struct Resources<'a> {
     pub renewal: Option<Renewal<'a>>,
     /// The whole disk, on a machine whose boot chain is to be mended.
     pub boot_chain: Option<BootChain<'a>>,
+    /// The other system, on a robot with two.
+    pub other: Option<OtherSystem<'a>>,
     /// Sets a clock that may be behind, by the creation time of an authentic manifest in seconds since 1970.
     pub learn_time: &'a dyn Fn(u64),
     /// Reads what the machine knows of itself, which roll-outs ask for.
@@ -169,6 +178,7 @@ impl<'a> Resources<'a> {
             floor: None,
             renewal: None,
             boot_chain: None,
+            other: None,
             learn_time: &|_| {},
             robot: &Robot::default,
             learn_rollout: &|_| {},
@@ -197,6 +207,16 @@ impl<'a> RecoveryJob<'a> {
         'a: 'b,
     {
         RecoveryJob { resources: Resources { source, ..self.resources }, ..self.clone() }
+    }
+
+    /// The same recovery, for the other system alone. Nothing is kept for an undo: the active system is what is gone
+    /// back to.
+    pub(super) fn on_other<'b>(&self, target: &'b dyn BlockTarget, state: &'b StatePartition) -> RecoveryJob<'b>
+    where
+        'a: 'b,
+    {
+        let resources = Resources { target, state: Some(state), other: None, ..self.resources };
+        RecoveryJob { resources, policy: Policy { keep: Keep::Nothing, ..self.policy }, ..self.clone() }
     }
 
     /// Reads the record of the installed release from the state partition, if there are both.

@@ -56,18 +56,22 @@ impl Planned {
     }
 }
 
+/// Size of the image that a record names, bytes: an older and larger image may have left blocks behind the new one that
+/// can be used again.
+pub(super) fn image_bytes(record: Option<&InstalledRecord>) -> u64 {
+    record.and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.size_bytes)).unwrap_or_default()
+}
+
 /// Compares the partition with a release, and plans how to make it equal. What is kept on the partition is used.
 pub(super) fn compare_and_plan(
     job: &RecoveryJob<'_>,
-    record: Option<&InstalledRecord>,
+    search_bytes: u64,
     release: &IndexedRelease,
     kept: Option<&KeptChunks>,
 ) -> Result<Planned, RecoveryError> {
     let (index, target) = (&release.index, job.resources.target);
     job.journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
-        // An older and larger image may have left blocks behind the new one that can be used again.
-        let before = record.and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.size_bytes));
-        let search_bytes = index.image_bytes().max(before.unwrap_or_default());
+        let search_bytes = index.image_bytes().max(search_bytes);
         let total = Bytes::of_disk(search_bytes);
         let (scan, blocks) =
             job.journal.with_progress(total, |done| Scan::searching(index, search_bytes, target, done));

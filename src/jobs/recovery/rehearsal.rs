@@ -28,8 +28,8 @@ pub fn rehearse(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, mut rep
     let offered = release.as_ref().map(offered).ok();
     let Ok(release) = release.map_err(|error| checked("manifest", Err(error))) else { return };
     checked("manifest", Ok(offered.unwrap_or_default()));
-    let planned =
-        planning::compare_and_plan(job, record, &release, None).map(|planned| planned.totals(&release).to_string());
+    let planned = planning::compare_and_plan(job, planning::image_bytes(record), &release, None)
+        .map(|planned| planned.totals(&release).to_string());
     if checked("plan", planned) {
         checked("content", fetch_samples(job, &release.index));
     }

@@ -347,7 +347,7 @@ pub(super) fn fetch_weak_hashes(
 }
 
 /// Downloads an object and checks its digest.
-fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
+pub(super) fn fetch_object(source: &dyn Source, what: &'static str, object: &Object) -> Result<Vec<u8>, RecoveryError> {
     let path = manifest::object_path(&object.blake3);
     let mut check = |files: &[Vec<u8>]| {
         let (found, len) = files.first().map_or((Digest::of(b""), 0), |file| (Digest::of(file), file.len()));

@@ -5,11 +5,15 @@
 
 use std::io::{self, Read};
 
-use crate::boot::slots::{IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, plan};
+use crate::boot::slots::{
+    FILES, IncompleteRecovery, ReadySlot, RecoveryFiles, Slot, SlotPlan, SlotState, Trial, generation, plan,
+};
+use crate::boot::systems::GENERATION;
 use crate::chain::chain;
 use crate::fetch::{FetchError, SinkError, Source};
 use crate::jobs::recovery::job::RecoveryJob;
 use crate::jobs::recovery::partition::{Renewal, SlotStorage};
+use crate::jobs::recovery::release;
 use crate::jobs::state::StatePartition;
 use crate::record::journal::Journal;
 use crate::record::progress::bytes;
@@ -19,6 +23,12 @@ use crate::release::manifest::{Manifest, Object, object_path};
 /// Reason for which the recovery stays as it was.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RenewError {
+    /// The release carries a recovery that would start the first of two systems whatever was installed.
+    #[error("its boot script ({file}) cannot be had or does not know two systems")]
+    OneSystem {
+        /// Name of the boot script.
+        file: &'static str,
+    },
     /// The release carries some of the files of a recovery and lacks others.
     #[error(transparent)]
     Release(#[from] IncompleteRecovery),
@@ -62,11 +72,10 @@ pub(super) enum NetworkUse {
 pub(super) fn renew(job: &RecoveryJob<'_>, manifest: &Manifest, network_use: NetworkUse) -> Option<SlotState> {
     let (renewal, state) = (job.resources.renewal?, job.resources.state?);
     let slots = state.boot_env().slots().ok()?;
-    let ready =
-        try_renew(renewal, state, manifest, slots.active, network_use, job.journal).unwrap_or_else(|error| {
-            job.journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
-            None
-        })?;
+    let ready = try_renew(job, renewal, state, manifest, slots.active, network_use).unwrap_or_else(|error| {
+        job.journal.warn(&format!("the recovery stays as it is: {}", chain(&error)));
+        None
+    })?;
     let (ReadySlot::Found(slot) | ReadySlot::Written(slot)) = ready;
     let pointers = slots.leading_to(ready, renewal.booted);
     match pointers.trial {
@@ -82,21 +91,21 @@ pub(super) fn renew(job: &RecoveryJob<'_>, manifest: &Manifest, network_use: Net
 
 /// Makes sure that a slot holds the recovery of the release, read back; returns that slot, if there is one.
 fn try_renew(
+    job: &RecoveryJob<'_>,
     renewal: Renewal<'_>,
     state: &StatePartition,
     manifest: &Manifest,
     named: Option<Slot>,
     network_use: NetworkUse,
-    journal: &Journal,
 ) -> Result<Option<ReadySlot>, RenewError> {
     let Some(carried) = RecoveryFiles::of(manifest)? else { return Ok(None) };
     match plan(named, renewal.booted, |slot| holds(renewal.medium, slot, &carried)) {
         SlotPlan::PointTo(slot) => Ok(Some(ReadySlot::Found(slot))),
         SlotPlan::Write(slot) if network_use == NetworkUse::Allowed => {
             let size_bytes = carried.files().map(|(_, object)| object.size_bytes).fold(0, u64::saturating_add);
-            journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
+            job.journal.note(&format!("the release has another recovery: {} to slot {slot}", bytes(size_bytes)));
             state.forget_slot(slot.name());
-            write_files(renewal, slot, &carried, journal)?;
+            write_files(renewal, slot, &carried, job)?;
             // The file system was unmounted and mounted again meanwhile, so this reads what is on the disk.
             if !holds(renewal.medium, slot, &carried) {
                 return Err(RenewError::ReadBack { slot });
@@ -104,6 +113,18 @@ fn try_renew(
             Ok(Some(ReadySlot::Written(slot)))
         }
         SlotPlan::Write(_) | SlotPlan::ChangeNothing => Ok(None),
+    }
+}
+
+/// Refuses a recovery whose boot script does not know two systems, before a slot is emptied for it: it would start the
+/// first system, whatever the second one holds.
+fn check_script(source: &dyn Source, carried: &RecoveryFiles) -> Result<(), RenewError> {
+    let [.., file] = FILES;
+    let script = carried.files().find(|(name, _)| *name == file);
+    let text = script.and_then(|(_, object)| release::fetch_object(source, "boot script", object).ok());
+    match text.map(|text| generation(&String::from_utf8_lossy(&text))) {
+        Some(GENERATION..) => Ok(()),
+        _ => Err(RenewError::OneSystem { file }),
     }
 }
 
@@ -130,13 +151,16 @@ pub(super) fn write_files(
     renewal: Renewal<'_>,
     slot: Slot,
     carried: &RecoveryFiles,
-    journal: &Journal,
+    job: &RecoveryJob<'_>,
 ) -> Result<(), RenewError> {
     let Renewal { medium, source, .. } = renewal;
+    if job.policy.two_systems {
+        check_script(source, carried)?;
+    }
     let failed = |doing| move |source| RenewError::SlotStorage { doing, slot, source };
     let written = medium.clear(slot).map_err(failed("empty")).and_then(|()| {
         carried.files().try_for_each(|(file, object)| {
-            fetch(medium, source, slot, file, object, journal)?;
+            fetch(medium, source, slot, file, object, job.journal)?;
             medium.sync(slot, file).map_err(failed("write"))
         })
     });

@@ -79,7 +79,7 @@ fn write(
             return Ok(false);
         }
         job.journal.note(&format!("slot {spare} of the recovery is damaged: it is downloaded anew"));
-        write_files(renewal, spare, carried, job.journal)?;
+        write_files(renewal, spare, carried, job)?;
     } else {
         job.journal.note(&format!("slot {spare} of the recovery is damaged: it is copied from slot {other}"));
         let copied = renewal.medium.clear(spare).map_err(failed("empty")).and_then(|()| {

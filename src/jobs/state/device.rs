@@ -14,9 +14,9 @@ use crate::chain::chain;
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
 use crate::jobs::floor::FILE as FLOOR;
 use crate::jobs::mend::pieces::BootPieces;
+use crate::jobs::state::installed::{FIRST, MAX_GOOD_BYTES, SECOND};
 use crate::jobs::state::{
-    INDEX, INSTALLED, MANIFEST, MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_PAUSE_BYTES, MAX_SITE_BYTES, PAUSE, SIGNATURE,
-    SITE, StatePartition,
+    MAX_EVENTS_BYTES, MAX_INDEX_BYTES, MAX_PAUSE_BYTES, MAX_SITE_BYTES, PAUSE, SITE, StatePartition,
 };
 use crate::record::blackbox;
 use crate::record::journal::Journal;
@@ -134,7 +134,7 @@ impl StateDevice<'_> {
     pub fn try_out(&self) -> Result<(), StateFault> {
         let state = StatePartition::new(self.root);
         // These files are this program's alone: a mark keeps it out, and protects them from nothing.
-        let ours = KEPT.map(|(path, _)| path).into_iter().chain(["grubenv", INSTALLED, ""]);
+        let ours = KEPT.map(|(path, _)| path).into_iter().chain(["grubenv", FIRST.directory, SECOND.directory, ""]);
         ours.for_each(|path| drop(files::make_changeable(&self.root.join(path))));
         state.boot_env().load()?;
         let written = self.write_trial();
@@ -188,14 +188,19 @@ struct Kept {
 }
 
 /// Files that are put back, each with its largest size in bytes. The events are for people, and come last.
-const KEPT: [(&str, u64); 8] = [
+const KEPT: [(&str, u64); 13] = [
     (FLOOR, MAX_FLOOR_BYTES),
     (PAUSE, MAX_PAUSE_BYTES),
     (SITE, MAX_SITE_BYTES),
     ("blackbox", blackbox::SIZE_BYTES),
-    (INDEX, MAX_INDEX_BYTES),
-    (SIGNATURE, manifest::MAX_SIGNATURE_BYTES),
-    (MANIFEST, manifest::MAX_SIZE_BYTES),
+    (FIRST.index, MAX_INDEX_BYTES),
+    (FIRST.signature, manifest::MAX_SIGNATURE_BYTES),
+    (FIRST.manifest, manifest::MAX_SIZE_BYTES),
+    (FIRST.good, MAX_GOOD_BYTES),
+    (SECOND.index, MAX_INDEX_BYTES),
+    (SECOND.signature, manifest::MAX_SIGNATURE_BYTES),
+    (SECOND.manifest, manifest::MAX_SIZE_BYTES),
+    (SECOND.good, MAX_GOOD_BYTES),
     ("events.jsonl", 2 * MAX_EVENTS_BYTES),
 ];
 
@@ -217,8 +222,10 @@ impl Kept {
         if self.environment.is_some_and(|environment| state.boot_env().save(&environment).is_ok()) {
             done.push("grubenv");
         }
-        let _ = fs::create_dir(state.root.join(INSTALLED));
         for (path, content) in self.files {
+            if let Some(directory) = state.root.join(path).parent() {
+                let _ = fs::create_dir(directory);
+            }
             if overwrite(&state.root.join(path), &content).is_ok() {
                 done.push(path);
             }

@@ -81,7 +81,10 @@ fn fetch(
 ) -> Result<Option<NextState>, SetupError> {
     let is_undo = decision == BootDecision::UndoOnline;
     let wanted = if decision == BootDecision::FetchNewer { WantedRelease::Newer } else { WantedRelease::Offered };
-    let job = &RecoveryJob { policy: Policy { above: above(setup, wanted), ..job.policy }, ..job.clone() };
+    let job = &RecoveryJob {
+        policy: Policy { above: above(setup, wanted), active: situation.system, ..job.policy },
+        ..job.clone()
+    };
     if decision == BootDecision::Fetch
         && let Some(next) = staged::run(setup, mirrors, job)
     {

@@ -83,8 +83,9 @@ pub(super) fn start(setup: &Setup, why: &str) -> NextState {
 fn prepare(setup: &Setup) -> Result<(), DirectStartError> {
     let layout = &setup.disk.layout;
     let partition = |role| layout.of_role(role).ok_or(DirectStartError::Partition(role));
-    let system = partition(Role::System)?;
-    let node = system.node.as_deref().ok_or(DirectStartError::Partition(Role::System))?;
+    let role = setup.disk.state.system().role();
+    let system = partition(role)?;
+    let node = system.node.as_deref().ok_or(DirectStartError::Partition(role))?;
     // This process keeps others from writing to the partition, and so from mounting it.
     Loader::for_running_kernel()?.load("loop")?;
     let device = Loop::to_read(node).map_err(DirectStartError::Loop)?;

@@ -12,7 +12,6 @@ use super::sources;
 use crate::boot::env::BootEnv;
 use crate::chain::chain;
 use crate::fetch::{RetryPolicy, Source};
-use crate::flash::undo;
 use crate::jobs::drill::{self, DrillRequest};
 use crate::jobs::recovery;
 use crate::pid1::background::background;
@@ -73,7 +72,7 @@ pub(super) fn run(setup: &Setup) -> Option<NextState> {
         findings.add(DrillCheck::new("network", false, &chain(&error)));
         None
     });
-    findings.add(match undo::possible(&setup.disk.target, &setup.keys) {
+    findings.add(match setup.find_back() {
         Ok(target) => match target.obstacle() {
             None => DrillCheck::new(UNDO, true, &format!("back to {} (serial {})", target.version, target.serial)),
             Some(obstacle) => DrillCheck::new(UNDO, false, &chain(&obstacle)),

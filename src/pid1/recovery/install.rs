@@ -7,8 +7,9 @@ use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
 use super::setup::Setup;
+use super::undo;
 use super::without::{HOUR, Instead, without_release};
-use crate::boot::decide::{self, Recoveries};
+use crate::boot::decide::{self, Recoveries, System};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
@@ -211,6 +212,12 @@ fn give_up(
     let failures = recorder.map_or(0, |recorder| recorder.with(|open| open.failures_in_a_row()));
     if failures <= online.setup.config.recoveries {
         return Ok(NextState::StartOver(chain(error)));
+    }
+    // Of two systems, the other one may lie where the disk still works.
+    if job.resources.other.is_some_and(|other| other.is_good)
+        && let Some(next) = undo::run(online.setup, job, System::Damaged, None)?
+    {
+        return Ok(next);
     }
     job.journal.warn(&format!("parked: this failed {failures} times in a row: {}", chain(error)));
     online.finish(AttemptOutcome::Parked);

@@ -8,6 +8,8 @@ use super::drivers::look_again;
 use super::error::SetupError;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
+use crate::boot::grubenv::names;
+use crate::boot::systems::{SystemNumber, Systems};
 use crate::chain::chain;
 use crate::disk::gpt_copies::DamagedPart;
 use crate::disk::list::PartitionTable;
@@ -15,11 +17,12 @@ use crate::disk::raw::WholeDisk;
 use crate::disk::roles::Role;
 use crate::disk::{DiskSearch, FoundDisk, ReadRecord, Scheme, Waiting, Which, wait_for_disk_by_partuuid};
 use crate::flash::target::DeviceTarget;
-use crate::jobs::floor::FloorPlaces;
+use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::mend;
 use crate::jobs::recovery::RecoveryPartition;
 use crate::jobs::state::StatePartition;
 use crate::jobs::state::device::StateDevice;
+use crate::jobs::systems;
 use crate::machine::config::BootArgs;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
@@ -41,6 +44,15 @@ const MOUNT_AGAIN: Duration = Duration::from_secs(2);
 /// known that takes so long after each reset.
 const DISK_WAIT: Duration = Duration::from_secs(30 * 60);
 
+/// The other system of a robot with two.
+pub(super) struct OtherDisk {
+    pub target: DeviceTarget,
+    /// State partition, with the record of that system.
+    pub state: StatePartition,
+    /// What the environment says of the two.
+    pub systems: Systems,
+}
+
 /// The disk of this robot, ready to be recovered.
 pub(super) struct RobotDisk {
     /// The recovery partition, mounted.
@@ -51,8 +63,10 @@ pub(super) struct RobotDisk {
     pub unwritable: Option<String>,
     /// Places in which the floor of the robot is kept.
     pub floor_places: FloorPlaces,
-    /// The system partition.
+    /// The system partition: of two, the one that GRUB starts.
     pub target: DeviceTarget,
+    /// The other system, on a robot with two.
+    pub other: Option<OtherDisk>,
     /// Device of the data partition.
     pub data: PathBuf,
     /// The disk with its model and size, for people.
@@ -136,15 +150,31 @@ impl RobotDisk {
         {
             journal.warn(&format!("the size of this disk cannot be remembered: {}", chain(&error)));
         }
+        let floor_places = FloorPlaces {
+            state: Some(PathBuf::from(STATE)),
+            recovery: Some((PathBuf::from(RECOVERY), recovery.clone())),
+            firmware: EfiVars::open(),
+        };
+        let open = |number: SystemNumber| -> Result<DeviceTarget, SetupError> {
+            Ok(open_system(&partition(number.role())?, unwritable.is_some())?.on_disk(&description))
+        };
+        let systems = match found.layout.of_role(Role::System2) {
+            Some(_) => look_at_systems(&state, &floor_places, journal),
+            None => Systems::default(),
+        };
+        let other = found.layout.of_role(Role::System2).and_then(|_| {
+            let number = systems.active.other();
+            let target = open(number).inspect_err(|error| {
+                journal.warn(&format!("going on without the other of two systems: {}", chain(error)));
+            });
+            Some(OtherDisk { target: target.ok()?, state: state.of_system(number), systems })
+        });
         Ok(Self {
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
-            state,
-            floor_places: FloorPlaces {
-                state: Some(PathBuf::from(STATE)),
-                recovery: Some((PathBuf::from(RECOVERY), recovery)),
-                firmware: EfiVars::open(),
-            },
-            target: open_system(&partition(Role::System)?, unwritable.is_some())?.on_disk(&description),
+            state: state.of_system(systems.active),
+            floor_places,
+            target: open(systems.active)?,
+            other,
             unwritable,
             data: partition(Role::Data)?,
             description,
@@ -231,6 +261,22 @@ fn disk_search(handover: &Handover) -> DiskSearch {
 }
 
 /// Opens the system partition; for reading alone, where nothing is written any more and that is all it allows.
+fn look_at_systems(state: &StatePartition, floor: &FloorPlaces, journal: &Journal) -> Systems {
+    let good = || Floor::open(floor.clone()).record().good.map(|good| good.release);
+    let systems = worker::within(&WorkPart::State, || systems::look(state, good())).unwrap_or_else(|error| {
+        journal.warn(&chain(&error));
+        Systems::default()
+    });
+    journal.note(&format!("two systems: GRUB starts number {}", systems.active.name()));
+    // Where the environment was lost, it says so again from here on.
+    let lost = systems.active == SystemNumber::Second
+        && state.boot_env().load_or_empty().is_ok_and(|env| env.get(names::SYSTEM).is_none());
+    if lost && let Err(error) = state.boot_env().update(&[(names::SYSTEM, Some(systems.active.name()))]) {
+        journal.warn(&chain(&error));
+    }
+    systems
+}
+
 fn open_system(path: &Path, is_enough_to_read: bool) -> Result<DeviceTarget, SetupError> {
     match DeviceTarget::open(path) {
         Err(_) if is_enough_to_read => Ok(DeviceTarget::open_read_only(path)?),

@@ -12,7 +12,7 @@ use super::drivers::load_modules;
 use super::error::SetupError;
 use super::inputs;
 use super::pause::Pause;
-use super::robot_disk::{RECOVERY, RobotDisk};
+use super::robot_disk::{OtherDisk, RECOVERY, RobotDisk};
 use super::sources;
 use super::standing::{Standing, find_kept};
 use super::usb_release::UsbRelease;
@@ -22,11 +22,14 @@ use crate::boot::slots::Slot;
 use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchError, Mirrors, Source};
+use crate::flash::undo::{UndoObstacle, UndoTarget};
 use crate::flash::verify::Verified;
 use crate::jobs::floor::{Floor, FloorChange, SeenRollout};
-use crate::jobs::recovery::{self, BootChain, Identity, Policy, RecoveryJob, Renewal, Resources};
+use crate::jobs::recovery::other::{self, OtherSystem, scripts_know_two};
+use crate::jobs::recovery::{self, BootChain, Identity, Keep, Policy, RecoveryJob, Renewal, Resources};
 use crate::jobs::site_copy::{self, SiteCopy};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, StatePartition};
+use crate::jobs::systems;
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
 use crate::machine::robot;
@@ -124,6 +127,10 @@ impl Setup {
         let kept = find_kept(&disk.target, &keys, handover);
         let (floor, standing) = worker::within(&WorkPart::State, || {
             let floor = Floor::open(disk.floor_places.clone());
+            if let Some(other) = &disk.other {
+                systems::refuse_failed(&disk.state, other.systems, &keys, &floor, journal);
+            }
+            let kept = back_to_other(&disk, &keys, &floor).map_or(kept, Ok);
             let known = floor.record();
             let standing =
                 Standing::find(reason, args.force, &disk.state, record.as_ref(), recorder.as_ref(), &known, kept);
@@ -185,6 +192,12 @@ impl Setup {
             within: &|work| worker::within(&WorkPart::Mending, work),
         });
         let renewal = Renewal { medium: &self.disk.recovery, source: for_renewal, booted };
+        let other = self.disk.other.as_ref().map(|other| {
+            let OtherDisk { target, state, systems } = other;
+            OtherSystem::look(target, state, *systems, Some(Path::new(RECOVERY)), &self.keys, &self.floor)
+        });
+        // What is gone back to is the other system.
+        let keep = if other.is_some_and(|other| other.is_known_to_grub) { Keep::Nothing } else { self.standing.keep() };
         RecoveryJob {
             identity: self.identity.clone(),
             policy: Policy {
@@ -193,16 +206,19 @@ impl Setup {
                 requested: self.reason.is_requested(),
                 recoveries: self.recoveries,
                 above: None,
-                keep: self.standing.keep(),
+                keep,
                 installed: self.standing.installed,
                 safe_start: None,
                 begun: self.recorder.as_ref().and_then(|recorder| recorder.with(|open| open.cut_short())),
                 asked_before: false,
+                active: System::Unknown,
+                two_systems: other.is_some(),
             },
             resources: Resources {
                 brief_source: for_renewal,
                 state: Some(&self.disk.state),
                 floor: Some(&self.floor),
+                other,
                 boot_chain: boot_chain.filter(|_| !self.handover.leaves_out(&WorkPart::Mending)),
                 renewal: (!self.handover.leaves_out(&WorkPart::Renewal)).then_some(renewal),
                 learn_time: &*self.learn_time,
@@ -221,8 +237,14 @@ impl Setup {
 
     /// Compares the system with the record of the installed release, and looks again at what is kept on the machine.
     pub(super) fn compare(&self, job: &RecoveryJob<'_>) -> Compared {
-        self.standing.look_again(find_kept(&self.disk.target, &self.keys, &self.handover));
+        self.standing.look_again(self.find_back());
         self.compare_at_first(job)
+    }
+
+    /// Looks for the release that an undo would lead back to: on the other system of two, or behind the image.
+    pub(super) fn find_back(&self) -> Result<UndoTarget, UndoObstacle> {
+        let kept = || find_kept(&self.disk.target, &self.keys, &self.handover);
+        back_to_other(&self.disk, &self.keys, &self.floor).map_or_else(kept, Ok)
     }
 
     /// Compares the system with the record of the installed release, while nothing was written since this robot was
@@ -285,6 +307,12 @@ impl Setup {
             recorder.finish(outcome);
         }
     }
+}
+
+/// The release on the other system of two, where GRUB can be switched to it and it was good.
+fn back_to_other(disk: &RobotDisk, keys: &TrustedKeys, floor: &Floor) -> Option<UndoTarget> {
+    let other = disk.other.as_ref().filter(|_| scripts_know_two(Path::new(RECOVERY)))?;
+    other::possible(&other.state, keys, floor).ok()
 }
 
 /// The system partition, compared with the record of the installed release.

@@ -7,16 +7,18 @@ use super::ending::NextState;
 use super::error::SetupError;
 use super::robot_disk::RECOVERY;
 use super::setup::Setup;
-use super::standing::{find_kept, id_of, scripts_know_safe_start};
+use super::standing::{id_of, scripts_know_safe_start};
 use crate::boot::decide::{self, KeptRelease, Reason, System};
 use crate::boot::env::BootEnvError;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
+use crate::boot::systems::Systems;
 use crate::boot::worth::Worth;
 use crate::chain::chain;
 use crate::fetch::Source;
 use crate::flash::undo::UndoTarget;
 use crate::jobs::floor::{FloorChange, GoodRelease};
+use crate::jobs::recovery::other;
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob};
 use crate::jobs::state::InstalledRecord;
 use crate::pid1::link::WorkPart;
@@ -77,9 +79,19 @@ pub(super) fn run(
 /// Offers the undo in GRUB's menu, or takes the offer away, by what the machine holds now. A script that does not know
 /// the variable leaves it alone, but what an older recovery does not keep true must not be there.
 pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
-    let (state, keys) = (&setup.disk.state, &setup.keys);
+    let keys = &setup.keys;
+    let mut state = setup.disk.state.clone();
+    let mut kept = setup.find_back().ok();
+    if setup.disk.other.is_some() {
+        // This recovery may have switched to the other one.
+        let active = Systems::of(&state.boot_env().load_or_empty()?).active;
+        if active != state.system() {
+            kept = other::possible(&state, keys, &setup.floor).ok();
+            state = state.of_system(active);
+        }
+    }
     let installed = state.record(keys).map(|record| record.id());
-    let kept = find_kept(&setup.disk.target, keys, &setup.handover).ok().filter(|kept| Some(id_of(kept)) != installed);
+    let kept = kept.filter(|kept| Some(id_of(kept)) != installed);
     let known = scripts_know_safe_start(Path::new(RECOVERY));
     state.boot_env().offer_undo(kept.filter(|_| known).map(|kept| kept.serial))
 }

@@ -23,6 +23,7 @@ mod reset;
 mod slots;
 mod standstill;
 mod tree_sources;
+mod two_systems;
 mod undo;
 mod unwritable;
 mod update;
@@ -67,6 +68,25 @@ fn for_demo_robots(spec: &mut Spec) {
 /// The disk of a robot for that release, with this configuration, files and boot environment.
 fn disk(fixture: &Fixture, config: String, files: Vec<PathBuf>, environment: Vec<(&str, &str)>) -> PathBuf {
     disk_with_blocks_of(512, fixture, config, files, environment)
+}
+
+/// The same with this layout of `xtask/recipes`.
+fn disk_with_layout(layout: &str, fixture: &Fixture, config: String, environment: Vec<(&str, &str)>) -> PathBuf {
+    let (paths, robot) = (Paths::of_checkout(), built::robot_parts());
+    let out = fixture.dir.path().join("disk.img");
+    let parts = DiskParts {
+        layout: &disk::read_layout(&paths.root.join("xtask/recipes").join(layout)).unwrap(),
+        disk_bytes: disk::DEFAULT_BYTES,
+        block_bytes: 512,
+        grub: &robot.grub,
+        recovery: &robot.recovery,
+        config,
+        keys: vec![fixture.dir.path().join("keys/reflash.pub")],
+        files: Vec::new(),
+        environment,
+    };
+    disk::build(&paths, &parts, &out, true).unwrap();
+    out
 }
 
 fn disk_with_blocks_of(

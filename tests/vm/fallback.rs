@@ -60,6 +60,17 @@ impl Robot {
         Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
     }
 
+    /// A robot with two systems, both of them empty, and a release of a tiny system to recover from.
+    pub fn with_two_systems(behaviour: Behaviour, firmware: GuestFirmware, tries: u8) -> Self {
+        let fixture = Fixture::with(tiny_image("1", behaviour), super::for_demo_robots);
+        let (server, url) = demo::serve_to_guests(&fixture.tree()).unwrap();
+        let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
+        let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
+        let environment = disk::environment_without_system();
+        let disk = super::disk_with_layout("layout-two-systems.toml", &fixture, config, environment);
+        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
+    }
+
     /// A robot with an empty system partition, and a release of this image to recover from.
     pub fn with_image(image: Vec<u8>, boot: &str) -> Self {
         let fixture = Fixture::with(image, super::for_demo_robots);

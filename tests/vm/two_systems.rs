@@ -1,0 +1,70 @@
+//! Two systems: a release that panics, hangs, or is never good is gone back from by GRUB alone, and an undo is a
+//! switch.
+
+use xtask::test_system::Behaviour;
+use xtask::vm::GuestFirmware;
+
+use super::fallback::{Robot, ask, expect};
+
+/// What GRUB says when it goes back.
+const BACK: &str = "Going back to the one before it";
+
+fn bad_releases_in_turns_are_gone_back_from(firmware: GuestFirmware, name: &str) {
+    let mut robot = Robot::with_two_systems(Behaviour::Good, firmware, 1);
+    let mut vm = robot.start(name);
+    expect(&vm, &["reason: tries", "two systems: GRUB starts number 1", "starting it", "tiny system 1 is up"]);
+    let bad = [
+        ("2", Behaviour::Panic, "tiny system 2 panics"),
+        ("3", Behaviour::NeverGood, "does not call itself good"),
+        ("4", Behaviour::Hang, "tiny system 4 hangs"),
+    ];
+    for (version, behaviour, shown) in bad {
+        robot.publish(version, behaviour);
+        ask(&mut vm, "reflash request");
+        vm.type_text("reboot -f\n").unwrap();
+        expect(&vm, &["reason: requested", &format!("{version} is installed"), shown, BACK]);
+        // No recovery comes in between.
+        let between = expect(&vm, &["tiny system 1 is up"]);
+        assert!(!between.contains("Recovery, reason"), "{between}");
+        let status = ask(&mut vm, "reflash status");
+        assert!(status.contains("system 1 of two, which GRUB starts"), "{status}");
+        assert!(status.contains(&format!("refused releases, by serial: {}", refused(version))), "{status}");
+        assert!(status.contains(&format!("release {version} (serial {version}), which was taken back")), "{status}");
+    }
+    robot.publish("5", Behaviour::Good);
+    ask(&mut vm, "reflash request");
+    vm.type_text("reboot -f\n").unwrap();
+    expect(&vm, &["reason: requested", "5 is installed", "tiny system 5 is up"]);
+    let status = ask(&mut vm, "reflash status; reflash verify");
+    assert!(status.contains("system 2 of two, which GRUB starts") && status.contains("equals release 5"), "{status}");
+    assert!(status.contains("leads back to 1 (serial 1); it is the other system"), "{status}");
+    // Back without a network, and nothing is written.
+    robot.stop_serving();
+    ask(&mut vm, "reflash request undo");
+    vm.type_text("reboot -f\n").unwrap();
+    let shown = expect(&vm, &["reason: requested", "1 is back after", "tiny system 1 is up"]);
+    assert!(!shown.contains("[6/8] write"), "{shown}");
+    // The environment is lost: the system that was good last is the one that is active.
+    vm.cut_power();
+    xtask::disk::write_environment(&robot.disk, &[0; 512]).unwrap();
+    vm = robot.start(name);
+    expect(&vm, &["Recovery, reason: env-lost", "two systems: GRUB starts number 1", "is intact: starting it"]);
+    expect(&vm, &["tiny system 1 is up"]);
+    vm.cut_power();
+}
+
+fn refused(until: &str) -> String {
+    (2..=until.parse().unwrap()).map(|serial: u64| serial.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+#[ignore = "needs a virtual machine: cargo xtask test"]
+fn bad_releases_on_the_second_system_are_gone_back_from_on_bios() {
+    bad_releases_in_turns_are_gone_back_from(GuestFirmware::Bios, "two-systems-bios");
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_bad_releases_on_the_second_system_are_gone_back_from_on_uefi() {
+    bad_releases_in_turns_are_gone_back_from(GuestFirmware::Uefi, "two-systems-uefi");
+}

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, failure, print};
-use super::context::{Context, this_machine};
+use super::answer::{Exit, Failure, complain, failure, print};
+use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::chain::chain;
 use crate::flash::target::{BlockTarget, DeviceTarget};
 use crate::flash::undo;
 use crate::jobs::recovery::{self, RecoveryError};

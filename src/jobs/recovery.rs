@@ -123,7 +123,7 @@ pub fn update_other(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<Option<RecoveryReport>, RecoveryError> {
-    let release = release::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record)?;
     install_on_other(job, record, &release)
 }
 
@@ -135,7 +135,7 @@ pub fn estimate_other(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<Option<(Manifest, Totals)>, RecoveryError> {
-    let release = release::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record)?;
     let totals = estimate_on_other(job, record, &release)?;
     Ok(totals.map(|totals| (release.manifest, totals)))
 }
@@ -307,6 +307,9 @@ fn install_on_other(
     let planned = planning::compare_and_plan(&inner, beside.size_bytes(), release, None)?;
     let totals = planned.totals(release);
     planned.announce(job.journal);
+    if planned.change(&release.index).is_some() && !job.policy.asked_before {
+        rollout::check_still_offered(job, record, release.id())?;
+    }
     release::note_choice(job, release);
     let permit = commit::permit_other(job, release, NetworkUse::Allowed)?;
     if planned.change(&release.index).is_some() {

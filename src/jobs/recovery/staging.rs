@@ -32,7 +32,7 @@ impl Foreseen {
         offered: Release,
     ) -> Result<Self, RecoveryError> {
         let release = release::with_index(job, record, offered)?;
-        let planned = planning::compare_and_plan(job, record, &release, None)?;
+        let planned = planning::compare_and_plan(job, planning::image_bytes(record), &release, None)?;
         Ok(Self { release, planned })
     }
 

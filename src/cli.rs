@@ -6,6 +6,7 @@
 mod after_undo;
 pub mod answer;
 pub mod args;
+mod by_hand;
 pub mod commands;
 pub mod completion;
 mod context;
@@ -21,6 +22,7 @@ mod mend;
 mod mounted;
 mod newer;
 pub mod options;
+mod other_system;
 mod provision;
 mod report;
 mod request;

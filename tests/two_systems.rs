@@ -20,6 +20,9 @@ use reflash::jobs::recovery::other::{self, OtherSystem, scripts_know_two};
 use reflash::jobs::recovery::{self, InstalledRelease, RecoveryError, RecoveryReport};
 use reflash::jobs::state::StatePartition;
 use reflash::jobs::systems;
+use reflash::jobs::update::UpdateStore;
+use reflash::jobs::update::beside::{switch, write_beside};
+use reflash::jobs::update::stage::OtherParts;
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
 
@@ -254,6 +257,83 @@ fn an_update_is_written_beside_the_active_system_and_an_undo_is_the_way_back() {
     robot.with_job(&Directory::new("/nowhere"), &robot.targets[1], None, |job| recovery::undo(job, None).unwrap());
     assert_eq!(robot.systems(), Systems { active: Second, on_trial: false, went_back: false });
     assert_eq!(robot.targets.each_ref().map(|target| target.writes().len()), writes);
+}
+
+#[test]
+fn an_update_is_prepared_at_leisure_and_the_switch_has_only_to_compare() {
+    let mut robot = Robot::new();
+    robot.publish(11);
+    let store = robot.dir.path().join("store");
+    let tree = Directory::new(robot.fixture.tree());
+    let release = robot.with_job(&tree, &robot.targets[1], None, |job| {
+        recovery::fetch_release(job, job.read_record().as_ref()).unwrap()
+    });
+    let others = OtherParts::default();
+    let write = |source: &dyn Source, other: &dyn BlockTarget| {
+        robot.with_job(source, other, None, |job| {
+            write_beside(job, job.read_record().as_ref(), &release, &others, &store, |_, totals| {
+                assert!(totals.download_bytes > 0);
+            })
+        })
+    };
+    // A disk that ends in the middle of it, and a network that does.
+    let faults = Faults { fail_writes_from: Some(4), ..Faults::default() };
+    write(&tree, &MemoryTarget::faulty(vec![0; PARTITION], faults)).unwrap_err();
+    assert_eq!(assert_whole(&robot, "a disk that fails"), First);
+    let none = Directory::new("/nowhere");
+    write(&none, &robot.targets[1]).unwrap_err();
+    assert!(write(&tree, &robot.targets[1]).unwrap());
+    assert!(robot.holds(First, 0) && robot.holds(Second, 1));
+    // GRUB goes on starting the active one, and nothing leads to the other.
+    assert_eq!(robot.systems(), Systems::default());
+    assert_eq!((robot.env().get(names::UNDO), robot.env().get(names::RECOVERING)), (None, None));
+    let kept = UpdateStore::open(&store, Path::new("")).unwrap();
+    assert!(kept.is_complete() && kept.is_whole().unwrap());
+    assert!(kept.bytes().1 < 100_000, "only what is small is stored: {:?}", kept.bytes());
+    // A block that only the new image has and that went bad meanwhile is fetched again; without a network nothing is switched.
+    let switched = |source: &dyn Source| {
+        robot.with_job(source, &robot.targets[1], None, |job| switch(job, job.read_record().as_ref(), &release, &store))
+    };
+    robot.targets[1].write_at(118 * BLOCK as u64, &[0xdb; BLOCK]).unwrap();
+    switched(&none).unwrap_err();
+    assert_eq!(assert_whole(&robot, "a switch that failed"), First);
+    let writes = robot.targets[1].writes().len();
+    let report = switched(&tree).unwrap().unwrap();
+    assert!(report.totals.changed_bytes() <= 64 * BLOCK as u64, "{:?}", report.totals);
+    assert!(robot.targets[1].writes().len() > writes && robot.holds(Second, 1));
+    assert_eq!(robot.systems(), Systems { active: Second, on_trial: true, went_back: false });
+}
+
+#[test]
+fn a_release_that_was_replaced_while_it_waited_gives_way_to_the_next() {
+    let mut robot = Robot::new();
+    robot.publish(11);
+    let store = robot.dir.path().join("store");
+    let source = Directory::new(robot.fixture.tree());
+    let release = robot.with_job(&source, &robot.targets[1], None, |job| {
+        recovery::fetch_release(job, job.read_record().as_ref()).unwrap()
+    });
+    let others = OtherParts::default();
+    let prepared = robot.with_job(&source, &robot.targets[1], None, |job| {
+        write_beside(job, job.read_record().as_ref(), &release, &others, &store, |_, _| ()).unwrap()
+    });
+    assert!(prepared);
+    // The next one takes its place: the other system is written over, from what is there.
+    robot.publish(12);
+    let next = robot.with_job(&source, &robot.targets[1], None, |job| {
+        recovery::fetch_release(job, job.read_record().as_ref()).unwrap()
+    });
+    let prepared = robot.with_job(&source, &robot.targets[1], None, |job| {
+        write_beside(job, job.read_record().as_ref(), &next, &others, &store, |_, totals| {
+            assert!(totals.changed_bytes() < (IMAGE_BLOCKS / 2 * BLOCK) as u64, "{totals:?}");
+        })
+    });
+    assert!(prepared.unwrap() && robot.holds(Second, 2) && robot.holds(First, 0));
+    robot.with_job(&Directory::new(robot.fixture.tree()), &robot.targets[1], None, |job| {
+        let report = switch(job, job.read_record().as_ref(), &next, &store).unwrap().unwrap();
+        assert_eq!(report.totals.changed_bytes(), 0, "nothing was left to do");
+    });
+    assert_eq!(robot.systems(), Systems { active: Second, on_trial: true, went_back: false });
 }
 
 #[test]

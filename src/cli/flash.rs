@@ -1,6 +1,5 @@
 //! `reflash flash`: a target becomes equal to a release.
 
-mod by_hand;
 mod other_system;
 
 use std::path::PathBuf;
@@ -8,6 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, failure, print};
+use super::by_hand::{keep_by_the_rule, reported};
 use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
@@ -15,7 +15,6 @@ use crate::chain::chain;
 use crate::flash::target::{BlockTarget, DeviceTarget};
 use crate::flash::undo;
 use crate::jobs::recovery::{self, RecoveryError};
-use by_hand::{keep_by_the_rule, reported};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = match (&options.state, &options.target) {

@@ -103,7 +103,11 @@ impl MountedState {
         if with_state {
             this.mount_state(&state, &directory("state"))?;
         }
-        if with_state && partition(Role::System2).is_some() && !booted(SystemNumber::First) && !booted(SystemNumber::Second) {
+        if with_state
+            && partition(Role::System2).is_some()
+            && !booted(SystemNumber::First)
+            && !booted(SystemNumber::Second)
+        {
             // In recovery: the one that GRUB starts.
             number = Systems::of(&this.state.boot_env().load_or_empty()?).active;
         }

@@ -9,8 +9,11 @@
 //! | permission | asks once more whether the release stands, and writes that beside the request for a recovery | [`permission`] |
 //! | applied | the recovery reads the store, and trusts no byte of it | `pid1/recovery/staged.rs` |
 //!
+//! On a robot with two systems it is written to the other one, and a restart starts that: [`beside`].
+//!
 //! What is known of all that is in [`standing`], for `reflash status`.
 
+pub mod beside;
 mod error;
 mod filling;
 mod map;

@@ -5,6 +5,7 @@ use xtask::test_system::Behaviour;
 use xtask::vm::GuestFirmware;
 
 use super::fallback::{Robot, ask, expect};
+use super::update::COME_UP;
 
 /// What GRUB says when it goes back.
 const BACK: &str = "Going back to the one before it";
@@ -67,4 +68,43 @@ fn bad_releases_on_the_second_system_are_gone_back_from_on_bios() {
 #[ignore = "takes long: cargo xtask test --full"]
 fn full_bad_releases_on_the_second_system_are_gone_back_from_on_uefi() {
     bad_releases_in_turns_are_gone_back_from(GuestFirmware::Uefi, "two-systems-uefi");
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_other_system_is_written_while_this_one_works_and_one_boot_starts_it() {
+    let mut robot = Robot::with_two_systems(Behaviour::Good, GuestFirmware::Bios, 1);
+    let mut vm = robot.start("beside");
+    expect(&vm, &["starting it", "tiny system 1 is up"]);
+    robot.publish("2", Behaviour::Panic);
+    ask(&mut vm, COME_UP);
+    // Cut while it is written: this system goes on, and what was written stays.
+    vm.type_text("reflash update\n").unwrap();
+    expect(&vm, &["write"]);
+    vm.cut_power();
+    vm = robot.start("beside");
+    let shown = expect(&vm, &["tiny system 1 is up"]);
+    assert!(!shown.contains("Recovery, reason"), "{shown}");
+    ask(&mut vm, COME_UP);
+    let written = ask(&mut vm, "reflash update");
+    assert!(written.contains("is written to the other system") && written.contains("exit-0"), "{written}");
+    let status = ask(&mut vm, "reflash status");
+    assert!(status.contains("system 1 of two, which GRUB starts"), "{status}");
+    // The one boot, which fails, and the one back.
+    vm.type_text("reflash update --apply\n").unwrap();
+    let shown = expect(&vm, &["the next start is of it", "tiny system 2 panics", BACK, "tiny system 1 is up"]);
+    assert!(!shown.contains("Recovery, reason"), "{shown}");
+    ask(&mut vm, COME_UP);
+    let refused = ask(&mut vm, "reflash update; reflash status");
+    assert!(refused.contains("refused releases, by serial: 2"), "{refused}");
+    // The next one is good, and needs one boot.
+    robot.publish("3", Behaviour::Good);
+    vm.type_text("reflash update --apply\n").unwrap();
+    let shown = expect(&vm, &["the next start is of it", "tiny system 3 is up"]);
+    assert!(!shown.contains("Recovery, reason"), "{shown}");
+    ask(&mut vm, COME_UP);
+    let status = ask(&mut vm, "reflash update; reflash status; reflash verify");
+    assert!(status.contains("system 2 of two, which GRUB starts") && status.contains("equals release 3"), "{status}");
+    assert!(status.contains("nothing is newer than 3 (serial 3)"), "{status}");
+    vm.cut_power();
 }

@@ -12,7 +12,7 @@ use xtask::vm::{GuestFirmware, RunningMachine};
 use super::fallback::{Robot, ask, expect};
 
 /// What a real system has when it is up: its data, a name for the network card, and a place for programs.
-const COME_UP: &str = "mkdir -p /d /etc/reflash/update.d; mount -t ext4 $(ls /dev/[sv]da6) /d; mkdir -p /d/var/lib; \
+pub const COME_UP: &str = "mkdir -p /d /etc/reflash/update.d; mount -t ext4 $(ls /dev/[sv]da6) /d; mkdir -p /d/var/lib; \
      ln -s /d/var /var; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2";
 
 /// A robot on which release 1 works, and release 2 is published.

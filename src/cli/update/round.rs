@@ -1,7 +1,9 @@
 //! One round of an update: look, fetch, wait for the moment, restart.
 
+mod applying;
+
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -11,25 +13,22 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::cli::answer::{Exit, Failure, complain, failure};
 use crate::cli::context::{self, Context, this_machine};
-use crate::cli::drill;
 use crate::cli::mounted::{MountedState, own_partuuid};
 use crate::cli::newer::note_seen;
 use crate::cli::options::Options;
 use crate::fetch::FetchOptions;
 use crate::flash::target::DeviceTarget;
-use crate::flash::write::WriteError;
 use crate::jobs::floor::Floor;
 use crate::jobs::mend::pieces::BootPieces;
-use crate::jobs::recovery::{self, RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
+use crate::jobs::recovery::other::scripts_know_two;
+use crate::jobs::recovery::{self, RecoveryError, RecoveryJob};
 use crate::jobs::state::{InstalledRecord, Release};
-use crate::jobs::update::stage::{OtherParts, stage};
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
-use crate::jobs::update::{UpdateError, UpdateStore, moment, permission};
+use crate::jobs::update::{UpdateStore, moment, permission};
 use crate::machine::config::{Automatic, Config};
 use crate::record::progress::bytes;
 use crate::record::report;
 use crate::release::manifest::Manifest;
-use crate::sys::special;
 
 /// How often a release is fetched in one round, where it is replaced by the next each time.
 const ATTEMPTS: u32 = 3;
@@ -47,6 +46,8 @@ pub(super) struct Round<'a> {
     places: &'a UpdatePlaces,
     pub(super) standing: UpdateStanding,
     pub(super) post: Option<Post>,
+    /// Whether releases are written to the other system while this one works.
+    is_beside: bool,
 }
 
 /// What is known of the machine, after which none of its partitions is mounted any more.
@@ -56,6 +57,8 @@ struct Machine {
     record: InstalledRecord,
     floor: Floor,
     boot_code: Option<BootPieces>,
+    /// Partition of the other system, on a robot with two which GRUB can choose from.
+    other: Option<PathBuf>,
     pending: Option<Result<UpdatePermission, String>>,
 }
 
@@ -67,13 +70,14 @@ impl<'a> Round<'a> {
         let offered = (before["offered"]["version"].as_str(), before["offered"]["serial"].as_u64());
         standing.offered = offered.0.map(str::to_owned).zip(offered.1);
         standing.bytes = UpdateStore::open(&places.store, Path::new("")).map(|store| store.bytes()).unwrap_or_default();
-        Self { options, places, standing, post: None }
+        Self { options, places, standing, post: None, is_beside: false }
     }
 
     /// Carries the round out. Returns how the machine is restarted, if it is to be.
     pub(super) fn go(&mut self) -> Result<Option<Restart>, Failure> {
         let mounted = MountedState::open_configuration(self.options)?;
         let config = context::config(self.options, Some(&mounted))?;
+        self.is_beside = mounted.other.is_some() && mounted.recovery.as_deref().is_some_and(scripts_know_two);
         drop(mounted);
         if self.options.background && self.has_nothing_to_do(&config) {
             return Ok(None);
@@ -138,7 +142,10 @@ impl<'a> Round<'a> {
             Some((version, serial)) => format!("{version} (serial {serial})"),
             None => "the next release".to_owned(),
         };
-        format!("{offered} is fetched, {}; {rest}", bytes(self.standing.bytes.1))
+        match self.is_beside {
+            true => format!("{offered} is written to the other system; {rest}"),
+            false => format!("{offered} is fetched, {}; {rest}", bytes(self.standing.bytes.1)),
+        }
     }
 
     fn read_machine(&mut self, config: Config) -> Result<Machine, Failure> {
@@ -172,7 +179,8 @@ impl<'a> Round<'a> {
         };
         drop(job);
         let boot_code = BootPieces::read(&mounted.state);
-        Ok(Machine { context, target, record, floor, boot_code, pending })
+        let other = mounted.other.clone().filter(|_| self.is_beside);
+        Ok(Machine { context, target, record, floor, boot_code, other, pending })
     }
 
     fn look_fetch_and_apply(&mut self, machine: &Machine) -> Result<Option<Restart>, Failure> {
@@ -211,7 +219,10 @@ impl<'a> Round<'a> {
                 let is_refused = self.options.apply;
                 return if is_refused { later(&self.standing.sentence) } else { Ok(None) };
             }
-            return self.apply(&machine.context.config, &release);
+            return match &machine.other {
+                Some(other) => self.switch(machine, other, &release),
+                None => self.apply(&machine.context.config, &release),
+            };
         }
         later("each release that was fetched was replaced by another one meanwhile; the next round looks again")
     }
@@ -290,46 +301,6 @@ impl<'a> Round<'a> {
             complain("what was fetched is damaged: it is checked, and what is wrong is fetched again");
         }
         Ok(is_whole)
-    }
-
-    fn fetch(&mut self, job: &RecoveryJob<'_>, machine: &Machine, release: &Release) -> Result<(), Failure> {
-        let others = {
-            let mounted = MountedState::open_configuration(self.options)?;
-            let slots = mounted.recovery.as_deref().map(RecoveryPartition::directory);
-            let slots = slots.as_ref().map(|slots| slots as &dyn SlotStorage);
-            OtherParts::of(&release.manifest, slots, machine.boot_code.as_ref())
-        };
-        let (file, mut standing) = (self.places.standing(), self.standing.clone());
-        let begun = |store: &UpdateStore, totals| {
-            standing.state = UpdateState::Fetching;
-            standing.bytes = store.bytes();
-            standing.sentence = format!("{} is being fetched: {totals}", release.manifest.version);
-            let _ = file.write(&standing);
-        };
-        let staged = stage(job, Some(&machine.record), release, &others, &self.places.store, begun);
-        if let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) {
-            self.standing.bytes = store.bytes();
-        }
-        match staged {
-            Ok(_) => Ok(()),
-            Err(UpdateError::Release(error)) if matches!(&error, RecoveryError::Write(WriteError::TooLarge { .. })) => {
-                self.refuse(&machine.context.config, &error)
-            }
-            Err(error) => Err(Failure::of(&error, error.is_retryable())),
-        }
-    }
-
-    /// Asks for the restart, in which recovery applies the release.
-    fn apply(&mut self, config: &Config, release: &Release) -> Result<Option<Restart>, Failure> {
-        // Recovery replays no journal.
-        special::flush_file_system(&self.places.store)?;
-        let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
-        let mounted = MountedState::open(self.options)?;
-        permission::grant(&mounted.state.boot_env(), granted)?;
-        drop(mounted);
-        let sentence = self.fetched("the next start applies it");
-        self.set(UpdateState::Requested, &sentence);
-        Ok(self.is_this_machine().then_some(drill::restart as Restart))
     }
 }
 

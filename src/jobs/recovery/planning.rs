@@ -87,11 +87,25 @@ pub(super) fn compare_and_plan(
 }
 
 /// Compares the partition with an index, and plans nothing.
-pub(super) fn compare(job: &RecoveryJob<'_>, index: &Index) -> Result<Verified, Comparison> {
+pub(super) fn compare_alone(job: &RecoveryJob<'_>, index: &Index) -> Result<Verified, Comparison> {
     let total = Bytes::of_disk(index.image_bytes());
     let scan = job.journal.with_progress(total, |done| Scan::of(index, job.resources.target, done));
     report_read_errors(job, &scan);
     Verified::from_scan(scan)
+}
+
+/// Compares the partition with the installed release.
+///
+/// # Errors
+/// The comparison, if anything differs; the journal has the damage.
+pub fn compare(job: &RecoveryJob<'_>, installed: &IndexedRelease) -> Result<Verified, Comparison> {
+    let version = &installed.manifest.version;
+    let sentence = format!("compare {} with the installed release {version}", job.resources.target.name());
+    job.journal.infallible_phase(Phase::Plan, &sentence, || {
+        compare_alone(job, &installed.index).inspect_err(|comparison| {
+            job.journal.report(Event::Damaged(&comparison.damaged_ranges(&installed.index)));
+        })
+    })
 }
 
 /// Plans with deltas and in-place copies, where the partition holds anything.

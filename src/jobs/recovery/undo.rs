@@ -27,7 +27,7 @@ pub(super) fn plan_back(
     let Manifest { version, serial, .. } = &kept.manifest;
     job.journal.report(Event::ReleaseFound { version, serial: *serial, signed_by: kept.signed.key_name() });
     let sentence = format!("compare {} with the release {version} that is kept on it", target.name());
-    let planned = job.journal.phase(Phase::Plan, &sentence, || match planning::compare(job, &kept.index) {
+    let planned = job.journal.phase(Phase::Plan, &sentence, || match planning::compare_alone(job, &kept.index) {
         Ok(verified) => Ok::<_, RecoveryError>(Planned::Equal(verified)),
         Err(comparison) => {
             let plan = whole_plan(job, &mut kept, &comparison, network)?;

@@ -6,8 +6,9 @@ use std::path::Path;
 use super::error::UpdateError;
 use super::filling::Filling;
 use super::store::UpdateStore;
-use super::unhurried::Unhurried;
+use super::unhurried::{Unhurried, Untouched};
 use crate::boot::slots::RecoveryFiles;
+use crate::fetch::Source;
 use crate::jobs::mend::pieces::{self, BootPieces};
 use crate::jobs::recovery::{self, Foreseen, RecoveryError, RecoveryJob, Resources, SlotStorage};
 use crate::jobs::state::{InstalledRecord, Release};
@@ -40,8 +41,13 @@ impl OtherParts {
         Self { files }
     }
 
-    fn needed(&self) -> impl Iterator<Item = (String, Range<u64>)> {
+    pub(super) fn needed(&self) -> impl Iterator<Item = (String, Range<u64>)> {
         self.files.iter().map(|object| (object_path(&object.blake3), 0..object.size_bytes))
+    }
+
+    /// Fetches all of them through a source that keeps what passes.
+    pub(super) fn fetch(&self, source: &dyn Source) -> Result<(), RecoveryError> {
+        self.files.iter().try_for_each(|object| recovery::fetch_through(source, object))
     }
 }
 
@@ -64,7 +70,8 @@ pub fn stage(
     let store = UpdateStore::fill(directory, release.id())?;
     store.distrust();
     let filling = Filling::new(&store, job.resources.source);
-    let target = Unhurried(job.resources.target);
+    let unhurried = Unhurried(job.resources.target);
+    let target = Untouched(&unhurried);
     let resources = Resources { source: &filling, brief_source: &filling, target: &target, ..job.resources };
     let job = RecoveryJob { resources, ..job.clone() };
     let of_store = |error: RecoveryError| filling.take_failure().unwrap_or_else(|| error.into());
@@ -72,9 +79,7 @@ pub fn stage(
     let needed: Vec<_> = filling.asked_for().into_iter().chain(foreseen.requests()).chain(others.needed()).collect();
     store.adopt(release, &needed)?;
     begun(&store, foreseen.totals());
-    let fetched = foreseen.try_out(&job).and_then(|()| {
-        others.files.iter().try_for_each(|object| recovery::fetch_through(job.resources.source, object))
-    });
+    let fetched = foreseen.try_out(&job).and_then(|()| others.fetch(&filling));
     // What came before an error need not be fetched again.
     let synced = store.sync();
     fetched.map_err(of_store)?;

@@ -1,7 +1,7 @@
 //! What a recovery by hand shares with that of PID 1: what is kept for an undo, and reports.
 
-use super::super::context::{Context, this_machine};
-use super::super::mounted::MountedState;
+use super::context::{Context, this_machine};
+use super::mounted::MountedState;
 use crate::chain::chain;
 use crate::fetch::FetchOptions;
 use crate::flash::undo::UndoTarget;

@@ -1,0 +1,107 @@
+//! The other system of a robot with two, as `reflash flash` and `reflash update` write it while this one works.
+
+use std::path::Path;
+
+use super::answer::{Failure, complain, failure};
+use super::by_hand::keep_by_the_rule;
+use super::context::Context;
+use super::mounted::{MountedState, own_partuuid};
+use crate::boot::decide::System;
+use crate::boot::grubenv::names;
+use crate::boot::slots::Slot;
+use crate::boot::systems::{SystemNumber, Systems};
+use crate::chain::chain;
+use crate::flash::target::DeviceTarget;
+use crate::jobs::recovery::other::{OtherSystem, scripts_know_two};
+use crate::jobs::recovery::{RecoveryJob, RecoveryPartition, Renewal};
+use crate::jobs::state::InstalledRecord;
+
+/// The reason for which the other system must not be written now. The one that is gone back to has to be good: a switch
+/// that fails ends there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Obstacle {
+    /// GRUB starts another system than the one that runs.
+    #[error("this is system {}, and GRUB starts system {}: restart first", .running.name(), .active.name())]
+    RestartFirst {
+        /// System that runs.
+        running: SystemNumber,
+        /// System that GRUB starts.
+        active: SystemNumber,
+    },
+    /// An older boot script would start the first system whatever is written.
+    #[error(
+        "a boot script of the recovery partition does not know two systems, or cannot be read: a recovery to a release \
+         of today renews it (reflash request)"
+    )]
+    OlderScript,
+    /// Nothing is known of the system that would be gone back to.
+    #[error("this boot has not called itself good yet, and is what GRUB would go back to")]
+    NotGoodYet,
+}
+
+/// Returns why the other system must not be written now, if there is a reason.
+pub(super) fn obstacle(mounted: &MountedState) -> Result<Option<Obstacle>, Failure> {
+    let variables = mounted.state.boot_env().load_or_empty()?;
+    let (running, active) = (mounted.state.system(), Systems::of(&variables).active);
+    Ok(if own_partuuid().is_none() || active != running {
+        Some(Obstacle::RestartFirst { running, active })
+    } else if !mounted.recovery.as_deref().is_some_and(scripts_know_two) {
+        Some(Obstacle::OlderScript)
+    } else {
+        (variables.get(names::BOOT_OK) != Some("1")).then_some(Obstacle::NotGoodYet)
+    })
+}
+
+/// What is done to the other system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Nothing of the machine is changed.
+    Look,
+    /// It is written.
+    Write,
+}
+
+/// Calls `work` with a recovery to the system in `other`, whose active system is this one, and with the record of this
+/// one. Refused while there is an [`Obstacle`].
+pub(super) fn with_job<T>(
+    context: &Context,
+    mounted: &MountedState,
+    other: &Path,
+    what: Work,
+    allow_older: bool,
+    work: impl FnOnce(&RecoveryJob<'_>, Option<&InstalledRecord>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if let Some(why) = obstacle(mounted)? {
+        return failure(why.to_string());
+    }
+    let env = mounted.state.boot_env();
+    let systems = Systems::of(&env.load_or_empty()?);
+    let active = DeviceTarget::open_read_only(&mounted.system_partition()?)?;
+    let target = match what {
+        Work::Look => DeviceTarget::open_read_only(other)?,
+        Work::Write => DeviceTarget::open(other)?,
+    };
+    let (state, floor) = (mounted.state.of_system(systems.active.other()), mounted.floor());
+    let mut job = context.job(&active, allow_older);
+    job.resources.state = Some(&mounted.state);
+    job.resources.floor = Some(&floor);
+    let note_seen = |numbers| {
+        let change = (what == Work::Write).then(|| floor.note_seen(numbers));
+        change.iter().flat_map(|change| &change.failed).for_each(|error| complain(&chain(error)));
+    };
+    job.resources.learn_rollout = &note_seen;
+    let keys = job.resources.keys;
+    job.resources.other = Some(OtherSystem::look(&target, &state, systems, mounted.recovery.as_deref(), keys, &floor));
+    let record = job.read_record();
+    keep_by_the_rule(&mut job.policy, mounted, record.as_ref(), None);
+    (job.policy.active, job.policy.two_systems) = (System::Intact, true);
+    let medium = mounted
+        .recovery
+        .as_deref()
+        .zip(mounted.recovery_device.as_deref())
+        .map(|(root, device)| RecoveryPartition::mounted(device, root));
+    // GRUB begins with slot a where nothing names one.
+    let booted = Some(env.slots()?.active.unwrap_or(Slot::A));
+    job.resources.renewal = medium.as_ref().map(|medium| Renewal { medium, source: job.resources.source, booted });
+    work(&job, record.as_ref())
+}

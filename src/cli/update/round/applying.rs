@@ -1,0 +1,102 @@
+//! What a round does with a release: it is fetched, or written to the other system, and then asked for.
+
+use std::path::Path;
+
+use super::{Machine, Restart, Round, later};
+use crate::cli::answer::{Failure, failure};
+use crate::cli::drill;
+use crate::cli::mounted::MountedState;
+use crate::cli::other_system::{self, Work};
+use crate::cli::update::places::now_unix_s;
+use crate::flash::write::WriteError;
+use crate::jobs::recovery::{RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
+use crate::jobs::state::{InstalledRecord, Release};
+use crate::jobs::update::beside::{switch, write_beside};
+use crate::jobs::update::stage::{OtherParts, stage};
+use crate::jobs::update::standing::UpdateState;
+use crate::jobs::update::{UpdateError, UpdateStore, permission};
+use crate::machine::config::Config;
+use crate::sys::special;
+
+impl Round<'_> {
+    /// Fetches what is missing of a release, or writes it to the other system.
+    pub(super) fn fetch(&mut self, job: &RecoveryJob<'_>, machine: &Machine, release: &Release) -> Result<(), Failure> {
+        let others = {
+            let mounted = MountedState::open_configuration(self.options)?;
+            let slots = mounted.recovery.as_deref().map(RecoveryPartition::directory);
+            let slots = slots.as_ref().map(|slots| slots as &dyn SlotStorage);
+            OtherParts::of(&release.manifest, slots, machine.boot_code.as_ref())
+        };
+        let (file, mut standing) = (self.places.standing(), self.standing.clone());
+        let doing = if machine.other.is_some() { "written to the other system" } else { "fetched" };
+        let begun = |store: &UpdateStore, totals| {
+            standing.state = UpdateState::Fetching;
+            standing.bytes = store.bytes();
+            standing.sentence = format!("{} is being {doing}: {totals}", release.manifest.version);
+            let _ = file.write(&standing);
+        };
+        let done = match &machine.other {
+            None => stage(job, Some(&machine.record), release, &others, &self.places.store, begun).map(|_| true),
+            Some(other) => self.on_other(machine, other, |job, record| {
+                write_beside(job, record, release, &others, &self.places.store, begun)
+            })?,
+        };
+        if let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) {
+            self.standing.bytes = store.bytes();
+        }
+        match done {
+            Ok(true) => Ok(()),
+            Ok(false) => failure("the release does not belong on the other system: see reflash status"),
+            Err(UpdateError::Release(error)) if matches!(&error, RecoveryError::Write(WriteError::TooLarge { .. })) => {
+                self.refuse(&machine.context.config, &error)
+            }
+            Err(error) => Err(Failure::of(&error, error.is_retryable())),
+        }
+    }
+
+    /// Calls `work` with a recovery to the other system. What keeps that from being written now is gone after a restart,
+    /// or once this boot is good.
+    fn on_other<T>(
+        &self,
+        machine: &Machine,
+        other: &Path,
+        work: impl FnOnce(&RecoveryJob<'_>, Option<&InstalledRecord>) -> Result<T, UpdateError>,
+    ) -> Result<Result<T, UpdateError>, Failure> {
+        let mounted = MountedState::open(self.options)?;
+        if let Some(why) = other_system::obstacle(&mounted)? {
+            return later(&why.to_string());
+        }
+        other_system::with_job(&machine.context, &mounted, other, Work::Write, false, |job, record| {
+            Ok(work(job, record))
+        })
+    }
+
+    /// Has GRUB start the other system, which holds the release, and asks for the restart.
+    pub(super) fn switch(
+        &mut self,
+        machine: &Machine,
+        other: &Path,
+        release: &Release,
+    ) -> Result<Option<Restart>, Failure> {
+        let switched = self.on_other(machine, other, |job, record| switch(job, record, release, &self.places.store))?;
+        let sentence = match switched.map_err(|error| Failure::of(&error, error.is_retryable()))? {
+            Some(_) => self.fetched("the next start is of it"),
+            None => return failure("the release does not belong on the other system any more: see reflash status"),
+        };
+        self.set(UpdateState::Requested, &sentence);
+        Ok(self.is_this_machine().then_some(drill::restart as Restart))
+    }
+
+    /// Asks for the restart, in which recovery applies the release.
+    pub(super) fn apply(&mut self, config: &Config, release: &Release) -> Result<Option<Restart>, Failure> {
+        // Recovery replays no journal.
+        special::flush_file_system(&self.places.store)?;
+        let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
+        let mounted = MountedState::open(self.options)?;
+        permission::grant(&mounted.state.boot_env(), granted)?;
+        drop(mounted);
+        let sentence = self.fetched("the next start applies it");
+        self.set(UpdateState::Requested, &sentence);
+        Ok(self.is_this_machine().then_some(drill::restart as Restart))
+    }
+}

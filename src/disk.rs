@@ -14,6 +14,7 @@ pub mod mbr_growth;
 pub mod raw;
 pub mod reserve;
 pub mod roles;
+pub mod second_system;
 mod smaller;
 pub mod table;
 

@@ -12,7 +12,7 @@
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image, and what it loses is kept | `plan`, `undo::header`, `undo::directory`, `undo::need`, `undo::obstacle` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `systems`, `decide`, `worth`, `request`, `this_boot`, `direct`, `bios`, `efi` |
-//! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `gpt_copies`, `gpt_growth`, `mbr_growth`, `lost_mbr`, `fat`, `filesystem`, `roles`, `identity` |
+//! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `gpt_copies`, `gpt_growth`, `mbr_growth`, `lost_mbr`, `fat`, `filesystem`, `roles`, `second_system`, `identity` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
 //! | services | [`net`] | network cards, addresses, DHCP, IPv6, names | `choice`, `target`, `dhcp::client`, `dhcp::domains`, `ipv6::client`, `ipv6::message` |
 //! | facts | [`machine`] | what this machine is: configuration, identity, host name, drivers | `config`, `hostname`, `placeholder`, `clock`, `media`, `drivers::glob`, `drivers::tables` |

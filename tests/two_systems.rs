@@ -290,7 +290,8 @@ fn an_update_is_prepared_at_leisure_and_the_switch_has_only_to_compare() {
     let kept = UpdateStore::open(&store, Path::new("")).unwrap();
     assert!(kept.is_complete() && kept.is_whole().unwrap());
     assert!(kept.bytes().1 < 100_000, "only what is small is stored: {:?}", kept.bytes());
-    // A block that only the new image has and that went bad meanwhile is fetched again; without a network nothing is switched.
+    // A block that only the new image has and that went bad meanwhile is fetched again. Without a network nothing is
+    // switched.
     let switched = |source: &dyn Source| {
         robot.with_job(source, &robot.targets[1], None, |job| switch(job, job.read_record().as_ref(), &release, &store))
     };

@@ -187,7 +187,7 @@ _reflash() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return ;;
         esac
-        mapfile -t COMPREPLY < <(compgen -W "reflash newer undo factory-reset --serial --json --verbose --state --config --keys -v --help" -- "$word") ;;
+        mapfile -t COMPREPLY < <(compgen -W "reflash newer undo two-systems one-system factory-reset --serial --json --verbose --state --config --keys -v --help" -- "$word") ;;
     drill)
         case $previous in
         --target)

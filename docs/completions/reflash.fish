@@ -86,6 +86,8 @@ complete -c reflash -n '__fish_seen_subcommand_from mend' -l keys -x -a '(__fish
 complete -c reflash -n '__fish_seen_subcommand_from request' -a reflash -d 'install the offered release again; the data stays (the default)'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a newer -d 'the same, but only if a server has a newer release now; the exit code is 1 if none has'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a undo -d 'take the installed release back: the one before it, which is kept on the machine, is installed again'
+complete -c reflash -n '__fish_seen_subcommand_from request' -a two-systems -d 'give the disk a second system: in room without a partition, or by the division of a system partition that holds its image twice; the data stays where it is'
+complete -c reflash -n '__fish_seen_subcommand_from request' -a one-system -d 'take the second system away, if it is not the one in use'
 complete -c reflash -n '__fish_seen_subcommand_from request' -a factory-reset -d 'ask twice at the console, then recreate the data partition; the system is kept'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l serial -x -d 'Serial of the release that is asked for, also if it was refused or taken back before'
 complete -c reflash -n '__fish_seen_subcommand_from request' -l json -d 'Print the answer as JSON'

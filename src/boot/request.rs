@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::boot::decide::Reason;
+use crate::boot::systems::SystemCount;
 
 /// The kind of recovery that a person, or the running system, asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum RecoveryRequest {
     Drill,
     /// To install the release with this serial, also one that was refused before.
     Release(u64),
+    /// To change how many systems the disk has.
+    Systems(SystemCount),
     /// To apply the release that the running system has fetched and asked about.
     Update(UpdatePermission),
 }
@@ -78,6 +81,7 @@ impl RecoveryRequest {
             None if value == Some("drill") => Some(Self::Drill),
             Some(("undo", of)) => digits(of).map(|of| Self::Undo { of: Some(of) }),
             Some(("serial", of)) => digits(of).map(Self::Release),
+            Some(("systems", of)) => SystemCount::parse(of).map(Self::Systems),
             Some(("update", of)) => UpdatePermission::parse(of).map(Self::Update),
             _ => None,
         }
@@ -94,7 +98,7 @@ impl RecoveryRequest {
         let meant = match self {
             Self::Undo { of: Some(of) } => installed.is_none_or(|installed| installed == of),
             Self::Undo { of: None } => reason == Reason::Menu,
-            Self::Drill | Self::Release(_) => reason.is_requested(),
+            Self::Drill | Self::Release(_) | Self::Systems(_) => reason.is_requested(),
             // It was asked for while the release before it was installed, or was cut while it replaced that.
             Self::Update(update) => {
                 matches!(reason, Reason::Requested | Reason::Recovering)
@@ -112,6 +116,7 @@ impl fmt::Display for RecoveryRequest {
             Self::Undo { of: Some(of) } => write!(f, "undo:{of}"),
             Self::Drill => f.write_str("drill"),
             Self::Release(serial) => write!(f, "serial:{serial}"),
+            Self::Systems(count) => write!(f, "systems:{}", count.name()),
             Self::Update(permission) => write!(f, "update:{permission}"),
         }
     }
@@ -119,9 +124,10 @@ impl fmt::Display for RecoveryRequest {
 
 #[cfg(test)]
 mod tests {
-    use super::RecoveryRequest::{self, Drill, Release, Undo, Update};
+    use super::RecoveryRequest::{self, Drill, Release, Systems, Undo, Update};
     use super::UpdatePermission;
     use crate::boot::decide::Reason;
+    use crate::boot::systems::SystemCount;
 
     #[test]
     fn a_request_is_read_as_it_is_written() {
@@ -132,11 +138,25 @@ mod tests {
             hours: 24,
         });
         assert_eq!(update.to_string(), "update:12:0023456789abcdef:1794700000:24");
-        for request in [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX), update] {
+        let counts = [SystemCount::One, SystemCount::Two].map(Systems);
+        for request in
+            [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX), update].into_iter().chain(counts)
+        {
             assert_eq!(RecoveryRequest::parse(Some(&request.to_string())), Some(request));
         }
         let wrong_updates = ["update", "update:12", "update:12:0023456789abcdef:1:2:3", "update:12:0023:1:2"];
-        let words = ["", "undo:", "undo:-1", "serial:+1", "serial", "drill:1", "update:1:+023456789abcdef:1:2"];
+        let words = [
+            "systems",
+            "systems:3",
+            "systems:02",
+            "",
+            "undo:",
+            "undo:-1",
+            "serial:+1",
+            "serial",
+            "drill:1",
+            "update:1:+023456789abcdef:1:2",
+        ];
         for word in words.into_iter().chain(wrong_updates).map(Some).chain([None]) {
             assert_eq!(RecoveryRequest::parse(word), None, "{word:?}");
         }
@@ -178,6 +198,8 @@ mod tests {
             (Release(7), Reason::Recovering, Some(8), false),
             (Drill, Reason::Requested, Some(8), true),
             (Drill, Reason::Tries, Some(8), false),
+            (Systems(SystemCount::Two), Reason::Requested, Some(8), true),
+            (Systems(SystemCount::Two), Reason::Recovering, Some(8), false),
             (update, Reason::Requested, Some(8), true),
             (update, Reason::Recovering, Some(8), true),
             (update, Reason::Recovering, None, true),

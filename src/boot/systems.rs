@@ -61,6 +61,32 @@ impl SystemNumber {
     }
 }
 
+/// Number of systems that a disk has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemCount {
+    /// One, which recovery writes over.
+    One,
+    /// Two, of which an update writes the one that is not in use.
+    Two,
+}
+
+impl SystemCount {
+    /// Reads the end of a request.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::One, Self::Two].into_iter().find(|count| count.name() == text)
+    }
+
+    /// The number as text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "1",
+            Self::Two => "2",
+        }
+    }
+}
+
 /// The state of the two systems, as the environment has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Systems {

@@ -1,5 +1,7 @@
 //! The commands, one row each. Pure.
 
+use crate::boot::systems::SystemCount;
+
 /// Name of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandName {
@@ -89,6 +91,8 @@ pub enum RequestedAction {
     Newer,
     /// Take the installed release back.
     Undo,
+    /// Change how many systems the disk has.
+    Systems(SystemCount),
     /// Delete the data, after a person at the console confirmed it twice.
     FactoryReset,
 }
@@ -251,7 +255,7 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow {
         name: CommandName::Request,
         word: "request",
-        operands: "[reflash|newer|undo|factory-reset]",
+        operands: "[reflash|newer|undo|two-systems|one-system|factory-reset]",
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
             ("newer", "the same, but only if a server has a newer release now; the exit code is 1 if none has"),
@@ -259,6 +263,12 @@ pub static COMMANDS: &[CommandRow] = &[
                 "undo",
                 "take the installed release back: the one before it, which is kept on the machine, is installed again",
             ),
+            (
+                "two-systems",
+                "give the disk a second system: in room without a partition, or by the division of a system partition that \
+                 holds its image twice; the data stays where it is",
+            ),
+            ("one-system", "take the second system away, if it is not the one in use"),
             ("factory-reset", "ask twice at the console, then recreate the data partition; the system is kept"),
         ],
         summary: "start recovery, or offer a factory reset, at the next boot",
@@ -335,6 +345,8 @@ fn read_request(operands: &[&str]) -> Result<Command, String> {
             "reflash" => RequestedAction::Reflash,
             "newer" => RequestedAction::Newer,
             "undo" => RequestedAction::Undo,
+            "two-systems" => RequestedAction::Systems(SystemCount::Two),
+            "one-system" => RequestedAction::Systems(SystemCount::One),
             "factory-reset" => RequestedAction::FactoryReset,
             other => return Err(not_expected(other)),
         };

@@ -54,7 +54,7 @@ pub(super) fn obstacle(mounted: &MountedState) -> Result<Option<Obstacle>, Failu
 
 /// What is done to the other system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum OtherUse {
     /// Nothing of the machine is changed.
     Look,
     /// It is written.
@@ -67,7 +67,7 @@ pub(super) fn with_job<T>(
     context: &Context,
     mounted: &MountedState,
     other: &Path,
-    what: Work,
+    what: OtherUse,
     allow_older: bool,
     work: impl FnOnce(&RecoveryJob<'_>, Option<&InstalledRecord>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -78,15 +78,15 @@ pub(super) fn with_job<T>(
     let systems = Systems::of(&env.load_or_empty()?);
     let active = DeviceTarget::open_read_only(&mounted.system_partition()?)?;
     let target = match what {
-        Work::Look => DeviceTarget::open_read_only(other)?,
-        Work::Write => DeviceTarget::open(other)?,
+        OtherUse::Look => DeviceTarget::open_read_only(other)?,
+        OtherUse::Write => DeviceTarget::open(other)?,
     };
     let (state, floor) = (mounted.state.of_system(systems.active.other()), mounted.floor());
     let mut job = context.job(&active, allow_older);
     job.resources.state = Some(&mounted.state);
     job.resources.floor = Some(&floor);
     let note_seen = |numbers| {
-        let change = (what == Work::Write).then(|| floor.note_seen(numbers));
+        let change = (what == OtherUse::Write).then(|| floor.note_seen(numbers));
         change.iter().flat_map(|change| &change.failed).for_each(|error| complain(&chain(error)));
     };
     job.resources.learn_rollout = &note_seen;

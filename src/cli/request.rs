@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, print};
+use super::answer::{Exit, Failure, failure, print};
 use super::commands::RequestedAction;
 use super::context::keys;
 use super::mounted::MountedState;
@@ -10,6 +10,11 @@ use super::options::Options;
 use super::status::look_for_undo;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
+use crate::boot::systems::{SystemCount, Systems};
+use crate::disk::raw::WholeDisk;
+use crate::jobs::recovery::other::scripts_know_two;
+use crate::jobs::relayout::{self, RobotFacts};
+use crate::record::progress::bytes;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
@@ -24,6 +29,7 @@ pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Fa
             request(options, &mounted, "factory-reset", None, sentence)
         }
         RequestedAction::Undo => undo(options, &mounted),
+        RequestedAction::Systems(wanted) => systems(options, &mounted, wanted),
     }
 }
 
@@ -58,6 +64,38 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
         }
         Err(obstacle) => {
             print(options, &json!({ "obstacle": obstacle }), || format!("no undo is possible: {obstacle}"))?;
+            Ok(Exit::No)
+        }
+    }
+}
+
+/// Asks for another number of systems, if the disk can have it.
+fn systems(options: &Options, mounted: &MountedState, wanted: SystemCount) -> Result<Exit, Failure> {
+    let Some((disk, _)) = &mounted.boot_disk else {
+        return failure("this machine was not started from the disk of a robot");
+    };
+    let keys = keys(options, Some(mounted))?;
+    let variables = mounted.state.boot_env().load_or_empty()?;
+    let robot = RobotFacts {
+        image_bytes: RobotFacts::image_bytes(mounted.state.record(&keys).as_ref()),
+        is_good: variables.get(names::BOOT_OK) == Some("1"),
+        scripts_know_two: mounted.recovery.as_deref().is_some_and(scripts_know_two),
+        systems: Systems::of(&variables),
+    };
+    match relayout::plan(&WholeDisk::open_read_only(disk)?, wanted, robot) {
+        Ok(planned) => {
+            let sentence = match wanted {
+                SystemCount::Two => format!(
+                    "the next boot makes two systems, of {} and {}, and starts this one again",
+                    bytes(planned.first_bytes),
+                    bytes(planned.second_bytes)
+                ),
+                SystemCount::One => format!("the next boot makes one system of {}", bytes(planned.first_bytes)),
+            };
+            request(options, mounted, "recovery", Some(RecoveryRequest::Systems(wanted)), &sentence)
+        }
+        Err(refusal) => {
+            print(options, &json!({ "refused": refusal.to_string() }), || format!("refused: {refusal}"))?;
             Ok(Exit::No)
         }
     }

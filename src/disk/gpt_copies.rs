@@ -242,7 +242,7 @@ impl TableCopy {
 
     /// The backup that belongs to this primary copy; `None` where the disk has no room for it: it is smaller than the
     /// one that the table was made for.
-    fn backup(&self, disk: DiskBlocks) -> Option<Self> {
+    pub(super) fn backup(&self, disk: DiskBlocks) -> Option<Self> {
         let (_, count) = self.entry_blocks(disk)?;
         let own = self.alternate_lba();
         let place = own.checked_sub(count)?;

@@ -76,7 +76,7 @@ impl TableCopy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{ALIGNMENT_BYTES, grown};
     use crate::disk::gpt_copies::{DiskBlocks, GptState, examine};
     use crate::disk::table;
@@ -85,7 +85,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// The image of a robot's disk of 12 MiB, with so many for data, which is the last partition but for `behind`.
-    fn image(data_mib: u64, behind: bool, sector: u32) -> Vec<u8> {
+    pub(in crate::disk) fn image(data_mib: u64, behind: bool, sector: u32) -> Vec<u8> {
         let mut disk = Cursor::new(vec![0; 12 << 20]);
         let blocks = disk.get_ref().len() as u64 / u64::from(sector) - 1;
         let protective = gpt::mbr::ProtectiveMBR::with_lb_size(u32::try_from(blocks).unwrap());
@@ -104,7 +104,11 @@ mod tests {
         table.write().unwrap().into_inner()
     }
 
-    fn on_disk(content: &[u8], sector: u32) -> (DiskBlocks, impl FnMut(u64, u64) -> Option<Vec<u8>>) {
+    /// The blocks of a disk, and what reads them.
+    pub(in crate::disk) fn on_disk(
+        content: &[u8],
+        sector: u32,
+    ) -> (DiskBlocks, impl FnMut(u64, u64) -> Option<Vec<u8>>) {
         let blocks = DiskBlocks { count: content.len() as u64 / u64::from(sector), bytes: sector };
         let read = move |lba: u64, count: u64| {
             let (from, to) = (lba * u64::from(sector), (lba + count) * u64::from(sector));

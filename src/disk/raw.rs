@@ -46,6 +46,14 @@ impl WholeDisk {
         Device::open(path, Access::Write, Caching::Direct).map(Self)
     }
 
+    /// Opens the disk for reading alone.
+    ///
+    /// # Errors
+    /// [`BlockError`].
+    pub fn open_read_only(path: &Path) -> Result<Self, BlockError> {
+        Device::open(path, Access::Read, Caching::Direct).map(Self)
+    }
+
     /// Makes the kernel read the partition table again, so that it has a device for each partition.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
 //! | unwritable disk | | instead of all below, where nothing can be stored: starts the system without GRUB | `direct_start` |
 //! | drill | network, manifest, plan | instead of all below, where the running system asked for one: everything but writing | `drill` |
+//! | systems | | instead of all below, where the running system asked for another number of systems: changes the table | `relayout` |
 //! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
 //! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
 //! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
@@ -40,6 +41,7 @@ mod online;
 mod pause;
 mod provision_disk;
 mod provisioning;
+mod relayout;
 mod reset;
 mod robot_disk;
 mod settle;
@@ -119,6 +121,9 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
         return reset::renew(&setup, confirmed);
     }
     if let Some(next) = drill::run(&setup) {
+        return Ok(next);
+    }
+    if let Some(next) = relayout::run(&setup) {
         return Ok(next);
     }
     trial::watch(&setup);

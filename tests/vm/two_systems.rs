@@ -108,3 +108,39 @@ fn full_the_other_system_is_written_while_this_one_works_and_one_boot_starts_it(
     assert!(status.contains("nothing is newer than 3 (serial 3)"), "{status}");
     vm.cut_power();
 }
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_robot_is_given_a_second_system_and_loses_it_again() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
+    let mut vm = robot.start("relayout");
+    expect(&vm, &["starting it", "tiny system 1 is up"]);
+    ask(&mut vm, COME_UP);
+    ask(&mut vm, "echo of the owner >/d/kept; sync");
+    let asked = ask(&mut vm, "reflash request one-system");
+    assert!(asked.contains("already") && asked.contains("exit-1"), "{asked}");
+    let asked = ask(&mut vm, "reflash request two-systems");
+    assert!(asked.contains("the next boot makes two systems") && asked.contains("exit-0"), "{asked}");
+    robot.publish("2", Behaviour::Good);
+    vm.type_text("sync; reboot -f\n").unwrap();
+    let shown = expect(&vm, &["reason: requested", "the disk has two systems", "tiny system 1 is up"]);
+    assert!(!shown.contains("network:"), "{shown}");
+    ask(&mut vm, COME_UP);
+    let status = ask(&mut vm, "reflash status; cat /d/kept");
+    assert!(status.contains("system 1 of two, which GRUB starts") && status.contains("of the owner"), "{status}");
+    vm.type_text("reflash update --apply\n").unwrap();
+    expect(&vm, &["the next start is of it", "tiny system 2 is up"]);
+    let asked = ask(&mut vm, "reflash request one-system");
+    assert!(asked.contains("GRUB starts the second system") && asked.contains("exit-1"), "{asked}");
+    ask(&mut vm, "reflash request undo");
+    vm.type_text("reboot -f\n").unwrap();
+    expect(&vm, &["reason: requested", "1 is back after", "tiny system 1 is up"]);
+    ask(&mut vm, "reflash request one-system");
+    vm.type_text("reboot -f\n").unwrap();
+    expect(&vm, &["reason: requested", "the disk has one system", "tiny system 1 is up"]);
+    ask(&mut vm, COME_UP);
+    let status = ask(&mut vm, "reflash status; reflash verify; cat /d/kept");
+    assert!(!status.contains("of two") && status.contains("equals release 1"), "{status}");
+    assert!(status.contains("of the owner"), "{status}");
+    vm.cut_power();
+}

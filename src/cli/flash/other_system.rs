@@ -9,14 +9,14 @@ use super::super::by_hand::reported;
 use super::super::context::Context;
 use super::super::mounted::MountedState;
 use super::super::options::Options;
-use super::super::other_system::{Work, with_job};
+use super::super::other_system::{OtherUse, with_job};
 use crate::jobs::recovery::{self, RecoveryError};
 
 /// Writes the offered release to the system in `other`, and has GRUB start that one.
 pub(super) fn run(options: &Options, context: &Context, mounted: &MountedState, other: &Path) -> Result<Exit, Failure> {
     let failed = |error: RecoveryError| Failure::of(&error, error.is_retryable());
     if options.dry_run {
-        let looked = with_job(context, mounted, other, Work::Look, options.allow_older, |job, record| {
+        let looked = with_job(context, mounted, other, OtherUse::Look, options.allow_older, |job, record| {
             recovery::estimate_other(job, record).map_err(failed)
         });
         let Some((release, totals)) = looked? else { return nothing_to_do(options) };
@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options, context: &Context, mounted: &MountedState, 
         print(options, &answer, || format!("{} on {}: {totals}", release.version, other.display()))?;
         return Ok(Exit::Done);
     }
-    let installed = with_job(context, mounted, other, Work::Write, options.allow_older, |job, record| {
+    let installed = with_job(context, mounted, other, OtherUse::Write, options.allow_older, |job, record| {
         reported(context, Some(mounted), || recovery::update_other(job, record)).map_err(failed)
     });
     let Some(report) = installed? else { return nothing_to_do(options) };

@@ -7,7 +7,8 @@ use crate::disk::gpt_copies::{DamagedPart, DiskBlocks, GptState, end_of_primary,
 use crate::disk::gpt_growth::grown;
 use crate::disk::mbr_growth::MbrGrowth;
 use crate::disk::raw::{RawDisk, WholeDisk};
-use crate::disk::{Disk, lost_mbr, mbr_growth};
+use crate::disk::second_system::{PlannedSystems, SystemsRefusal};
+use crate::disk::{Disk, lost_mbr, mbr_growth, second_system};
 
 /// Times that the first block is read before it counts as lost.
 const READ_ATTEMPTS: u32 = 3;
@@ -35,6 +36,30 @@ pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
     Ok(mended)
 }
 
+/// Plans a second system for an image of `image_bytes`.
+///
+/// # Errors
+/// [`SystemsRefusal`].
+pub fn with_second(disk: &dyn RawDisk, image_bytes: u64) -> Result<PlannedSystems, SystemsRefusal> {
+    second_system::with_second(blocks(disk), image_bytes, &mut |lba, count| read(disk, lba, count))
+}
+
+/// Plans a table without the second system.
+///
+/// # Errors
+/// [`SystemsRefusal`].
+pub fn without_second(disk: &dyn RawDisk) -> Result<PlannedSystems, SystemsRefusal> {
+    second_system::without_second(blocks(disk), &mut |lba, count| read(disk, lba, count))
+}
+
+/// Carries out the writes that were planned for another table, one after the other.
+///
+/// # Errors
+/// [`MendError`]; one of the copies is whole all the same.
+pub fn replace(disk: &dyn RawDisk, writes: &[(u64, Vec<u8>)]) -> Result<(), MendError> {
+    writes.iter().try_for_each(|(offset, content)| write_proven(disk, "partition table", *offset, content))
+}
+
 /// Makes the table of a robot that was copied to a larger disk that of this disk. Returns the bytes by which the data
 /// partition grew, if the table was changed. Nothing of the disk may be in use. An MBR does not say how large its disk
 /// was: it is left as it is where the robot does not remember that either.
@@ -42,14 +67,11 @@ pub fn mend(disk: &dyn RawDisk) -> Result<Vec<DamagedPart>, MendError> {
 /// # Errors
 /// [`MendError`]; one of the copies is whole all the same.
 pub fn grow(disk: &dyn RawDisk, remembered_mib: Option<u64>) -> Result<Option<u64>, MendError> {
-    let bytes = disk.block_bytes();
-    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
+    let blocks = blocks(disk);
     let Some(growth) = grown(blocks, &mut |lba, count| read(disk, lba, count)) else {
         return remembered_mib.map_or(Ok(None), |made_for_mib| grow_mbr(disk, blocks, made_for_mib));
     };
-    for (offset, content) in &growth.writes {
-        write_proven(disk, "partition table of a larger disk", *offset, content)?;
-    }
+    replace(disk, &growth.writes)?;
     Ok(Some(growth.gained_bytes))
 }
 
@@ -89,17 +111,18 @@ pub fn mend_first_sector(disk: &Disk, partuuid: &str) -> Result<Vec<DamagedPart>
 /// The state of the disk's GPT. A block that cannot be read counts as damaged.
 #[must_use]
 pub fn state(disk: &dyn RawDisk) -> GptState {
-    let bytes = disk.block_bytes();
-    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
-    examine(blocks, &mut |lba, count| read(disk, lba, count))
+    examine(blocks(disk), &mut |lba, count| read(disk, lba, count))
 }
 
 /// Offset on the disk behind the primary copy of its GPT, bytes, if that copy is whole.
 #[must_use]
 pub(super) fn end_of_primary_bytes(disk: &dyn RawDisk) -> Option<u64> {
+    end_of_primary(blocks(disk), &mut |lba, count| read(disk, lba, count))?.checked_mul(disk.block_bytes().into())
+}
+
+fn blocks(disk: &dyn RawDisk) -> DiskBlocks {
     let bytes = disk.block_bytes();
-    let blocks = DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes };
-    end_of_primary(blocks, &mut |lba, count| read(disk, lba, count))?.checked_mul(bytes.into())
+    DiskBlocks { count: disk.size_bytes() / u64::from(bytes), bytes }
 }
 
 /// Reads blocks; `None` where the disk cannot.

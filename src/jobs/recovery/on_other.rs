@@ -35,7 +35,7 @@ pub fn update_other(
     install_on_other(job, record, &release)
 }
 
-/// The same with a release that was fetched before.
+/// Installs a release that was fetched before on the other system, as [`update_other`] does.
 ///
 /// # Errors
 /// As [`super::run`].

@@ -6,7 +6,7 @@ use super::{Machine, Restart, Round, later};
 use crate::cli::answer::{Failure, failure};
 use crate::cli::drill;
 use crate::cli::mounted::MountedState;
-use crate::cli::other_system::{self, Work};
+use crate::cli::other_system::{self, OtherUse};
 use crate::cli::update::places::now_unix_s;
 use crate::flash::write::WriteError;
 use crate::jobs::recovery::{RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
@@ -54,8 +54,8 @@ impl Round<'_> {
         }
     }
 
-    /// Calls `work` with a recovery to the other system. What keeps that from being written now is gone after a restart,
-    /// or once this boot is good.
+    /// Calls `work` with a recovery to the other system. What keeps that from being written now is gone after a
+    /// restart, or once this boot is good.
     fn on_other<T>(
         &self,
         machine: &Machine,
@@ -66,7 +66,7 @@ impl Round<'_> {
         if let Some(why) = other_system::obstacle(&mounted)? {
             return later(&why.to_string());
         }
-        other_system::with_job(&machine.context, &mounted, other, Work::Write, false, |job, record| {
+        other_system::with_job(&machine.context, &mounted, other, OtherUse::Write, false, |job, record| {
             Ok(work(job, record))
         })
     }

@@ -255,7 +255,7 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow {
         name: CommandName::Request,
         word: "request",
-        operands: "[reflash|newer|undo|two-systems|one-system|factory-reset]",
+        operands: "[ACTION]",
         words: &[
             ("reflash", "install the offered release again; the data stays (the default)"),
             ("newer", "the same, but only if a server has a newer release now; the exit code is 1 if none has"),

@@ -163,16 +163,16 @@ fn fuzz(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// One machine at a time: two cores emulate one well, and a slow boot is not a failure to look into.
+/// Two machines at a time, since most of a boot waits: with more, a slow boot is a failure to look into.
 const BOOTS: [&str; 9] =
-    ["test", "--package", "xtask", "--locked", "--test", "builder", "--", "--include-ignored", "--test-threads=1"];
+    ["test", "--package", "xtask", "--locked", "--test", "builder", "--", "--include-ignored", "--test-threads=2"];
 
 /// Ignored tests that boot no machine.
 const WITH_ROOT: [&str; 6] = ["test", "--workspace", "--tests", "--locked", "--", "--ignored"];
 
 /// Judging takes ten milliseconds a state, booting half a minute; the tests in virtual machines boot after real cuts.
 fn powercut_options(full: bool) -> powercut::PowerCutArgs {
-    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (5_000, 0) };
+    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (3_000, 0) };
     powercut::PowerCutArgs { seed: 1, states, boots, only: None, state: None }
 }
 

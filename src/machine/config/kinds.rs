@@ -89,8 +89,17 @@ impl ValueKind for ReleaseUrls {
         "https://images.example.com/robots,file:///media/release".to_owned()
     }
 
+    /// A comma in a path or a query is part of its URL, as of a token, unless another URL follows it.
     fn from_text(text: &str) -> Option<Vec<String>> {
-        Some(text.split(',').map(str::to_owned).collect())
+        let has_path = |url: &String| url.split_once("://").is_some_and(|(_, rest)| rest.contains(['/', '?']));
+        let mut urls: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            match urls.last_mut() {
+                Some(url) if !part.contains("://") && has_path(url) => *url += &format!(",{part}"),
+                _ => urls.push(part.to_owned()),
+            }
+        }
+        Some(urls)
     }
 
     fn check(key: &'static str, written: Vec<String>) -> Result<Vec<String>, ConfigError> {
@@ -393,5 +402,25 @@ impl<const MIN: u64, const MAX: u64> ValueKind for KibPerSecond<MIN, MAX> {
 
     fn check(key: &'static str, written: u64) -> Result<u64, ConfigError> {
         within::<Self, u64>(key, written, MIN, MAX).map(|kib| kib * 1024)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ReleaseUrls, ValueKind};
+
+    #[test]
+    fn a_comma_within_a_url_is_part_of_it() {
+        for (text, urls) in [
+            ("http://a", &["http://a"][..]),
+            ("http://a/b?token=1,2,https://c/d,e", &["http://a/b?token=1,2", "https://c/d,e"]),
+            ("https://a?x=,file:///media/r", &["https://a?x=", "file:///media/r"]),
+            // No host has one.
+            ("http://a,b", &["http://a", "b"]),
+            ("a,http://b", &["a", "http://b"]),
+            ("", &[""]),
+        ] {
+            assert_eq!(ReleaseUrls::from_text(text).unwrap(), urls, "{text}");
+        }
     }
 }

@@ -218,7 +218,8 @@ impl Shared {
     fn feed_watchdog(self: &Arc<Self>, limit: Duration) {
         if !self.watchdog_started.swap(true, Ordering::SeqCst) {
             let shared = Arc::clone(self);
-            watchdog::start(&self.journal, limit, move |text| shared.pass_on(text));
+            let restarting = Arc::clone(self);
+            watchdog::start(&self.journal, limit, move |text| shared.pass_on(text), move || restarting.restart());
         }
     }
 

@@ -16,8 +16,11 @@ const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
 /// Unmounts what can be unmounted, and syncs: GRUB does not replay journals, so file systems must be left clean.
 pub fn release() {
-    mount::release_disks();
-    sync_within(SYNC_LIMIT);
+    within(SYNC_LIMIT, || {
+        // A disk that hangs keeps whoever unmounts it, too.
+        mount::release_disks();
+        sync();
+    });
 }
 
 /// Unmounts what can be unmounted, syncs and restarts the machine.
@@ -30,9 +33,10 @@ pub fn reboot() -> std::io::Result<Infallible> {
     // reboot(2) neither syncs nor unmounts. Only PID 1 may unmount: by hand on a live system, its service manager owns
     // the mounts.
     if super::process::is_pid1() {
-        mount::release_disks();
+        release();
+    } else {
+        sync_within(SYNC_LIMIT);
     }
-    sync_within(SYNC_LIMIT);
     nix_reboot(RebootMode::RB_AUTOBOOT).map_err(Into::into)
 }
 
@@ -54,17 +58,22 @@ pub fn sync() {
 ///
 /// Needed wherever the machine must go on: `sync(2)` waits uninterruptibly for a disk that no longer answers.
 pub fn sync_within(limit: Duration) -> bool {
+    within(limit, sync)
+}
+
+/// Does `work` in another thread; `false` when it was not done within `limit`, and goes on there.
+fn within(limit: Duration, work: fn()) -> bool {
     let (done, wait) = mpsc::channel();
     let spawned = background("sync", move || {
-        sync();
+        work();
         // The receiver is gone when the limit has passed.
         let _ = done.send(());
     });
     match spawned {
         Ok(()) => wait.recv_timeout(limit).is_ok(),
-        // Without memory for a thread, a sync that may hang is better than none.
+        // Without memory for a thread, work that may hang is better than none.
         Err(_) => {
-            sync();
+            work();
             true
         }
     }

@@ -74,6 +74,7 @@ pub fn settle(
         }
         format!("{} (serial {}) was taken back: {WHY}", failed.version, failed.serial)
     });
-    env.update(&[(names::BEFORE, None)])?;
+    // What the menu offers leads back to this system.
+    env.update(&[(names::BEFORE, None), (names::UNDO, None)])?;
     Ok(sentence)
 }

@@ -140,6 +140,15 @@ pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
     remove_tree(sysroot)
 }
 
+/// Checks that every object of a sysroot, and so every file of its deployment, is what its name says: content, mode,
+/// owner and extended attributes.
+///
+/// # Errors
+/// Fails with what ostree found.
+pub fn check(sysroot: &Path) -> Result<()> {
+    step::output(ostree(&sysroot.join("ostree/repo")).arg("fsck")).map(drop)
+}
+
 /// Lines of a boot entry that the image keeps, as ostree of 2022 wrote them.
 const ENTRY_LINES: &[&str] = &["title", "version", "options", "linux", "initrd"];
 
@@ -210,7 +219,7 @@ pub fn ostree(repo: &Path) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{STATEROOT, one_deployment, ostree};
+    use super::{STATEROOT, check, one_deployment, ostree};
     use crate::step;
     use std::fs;
 
@@ -239,5 +248,33 @@ mod tests {
         step::output(ostree(&repo).args(["refs", "--delete", "x"])).unwrap();
         let error = one_deployment(directory.path()).unwrap_err().to_string();
         assert!(error.contains("nothing uses"), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs root: to install ostree; cargo xtask test --tier root"]
+    fn objects_that_something_else_changed_are_found_by_content_and_by_mode() {
+        for change in [["chmod", "4777"], ["chown", "1234"], ["cp", "/proc/self/comm"]] {
+            let directory = tempfile::tempdir().unwrap();
+            let (kept, tree) = (directory.path().join("kept"), directory.path().join("tree"));
+            let repo = directory.path().join("sysroot/ostree/repo");
+            fs::create_dir_all(&tree).unwrap();
+            fs::create_dir_all(&repo).unwrap();
+            fs::write(tree.join("file"), "content").unwrap();
+            for repo in [&kept, &repo] {
+                step::output(ostree(repo).args(["init", "--mode=bare"])).unwrap();
+            }
+            let from = format!("--tree=dir={}", tree.display());
+            let commit = step::output(ostree(&kept).args(["commit", "--branch=x", &from])).unwrap();
+            step::output(ostree(&repo).arg("pull-local").arg(&kept).arg(commit.trim())).unwrap();
+            let sysroot = directory.path().join("sysroot");
+            check(&sysroot).unwrap();
+            // The objects of both are the same files.
+            let is_file = |path: &std::path::Path| path.extension().is_some_and(|extension| extension == "file");
+            let objects = walkdir::WalkDir::new(kept.join("objects")).into_iter();
+            let object = objects.map(|entry| entry.unwrap().into_path()).find(|path| is_file(path)).unwrap();
+            step::output(std::process::Command::new(change[0]).arg(change[1]).arg(&object)).unwrap();
+            let error = check(&sysroot).unwrap_err().to_string();
+            assert!(error.contains("orrupt"), "{change:?}: {error}");
+        }
     }
 }

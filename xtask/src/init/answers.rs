@@ -96,6 +96,9 @@ const DEBIAN: &[&str] = &["bullseye", "bookworm", "trixie", "forky", "duke", "si
 /// Code names of Ubuntu.
 const UBUNTU: &[&str] = &["focal", "jammy", "noble", "plucky", "questing", "resolute"];
 
+/// Answers to one question before the program gives up.
+const MOST_ATTEMPTS: u32 = 5;
+
 /// Users and groups of base-passwd, of systemd and of the packages of the first recipe: `useradd` refuses their names,
 /// after the minutes in which the packages were installed.
 const TAKEN_NAMES: &[&str] = &[
@@ -171,6 +174,38 @@ fn read_ssh_key(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// A first look at a URL that was typed; the files are checked as a machine reads them.
+fn usable_url(url: &str) -> Result<String> {
+    let has_host =
+        |scheme: &str| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    ensure!(
+        has_host("http://") || has_host("https://") || url.starts_with("file:///"),
+        "URL {url:?}: expected http://…, https://… or file:///…"
+    );
+    Ok(url.to_owned())
+}
+
+/// Takes an option, or asks a question with its default until the answer can be used: a slip costs that answer, and not
+/// those before it.
+fn given_or_asked<T>(
+    given: &Option<String>,
+    ask: &mut Questioner<'_>,
+    (question, default): (&str, &str),
+    check: impl Fn(&str) -> Result<T>,
+) -> Result<T> {
+    if let Some(given) = given {
+        return check(given);
+    }
+    let mut attempt = 1;
+    loop {
+        match check(&ask(question, default)?) {
+            Err(error) if attempt < MOST_ATTEMPTS => eprintln!("  {error:#}"),
+            checked => return checked,
+        }
+        attempt += 1;
+    }
+}
+
 /// Everything that the files of a project depend on.
 #[derive(Debug)]
 pub struct Answers {
@@ -193,14 +228,13 @@ impl Answers {
     /// # Errors
     /// When an answer cannot be used.
     pub fn collect(args: &InitArgs, host: &Host, ask: &mut Questioner<'_>) -> Result<Self> {
-        let or_ask = |given: &Option<String>, ask: &mut Questioner<'_>, question: &str, default: &str| {
-            given.clone().map_or_else(|| ask(question, default), Ok)
-        };
-        let product = or_ask(&args.product, ask, "Name of the product", "my-robot")?;
-        ensure!(
-            is_path_segment(&product) && product.starts_with(|c: char| c.is_ascii_alphanumeric()),
-            "product {product:?}: expected letters, digits, '-', '_' and '.', a letter or digit first"
-        );
+        let product = given_or_asked(&args.product, ask, ("Name of the product", "my-robot"), |product| {
+            ensure!(
+                is_path_segment(product) && product.starts_with(|c: char| c.is_ascii_alphanumeric()),
+                "product {product:?}: expected letters, digits, '-', '_' and '.', a letter or digit first"
+            );
+            Ok(product.to_owned())
+        })?;
         let hardware = if args.hardware.is_empty() {
             let here = host.hardware.as_ref().map_or_else(String::new, |name| format!(", here {name:?}"));
             let question =
@@ -214,23 +248,27 @@ impl Answers {
         ensure!(is_path_segment(&channel), "channel {channel:?}: expected letters, digits, '-', '_' and '.'");
         let urls = if args.urls.is_empty() {
             let own = host.url.clone().unwrap_or_else(|| "http://192.0.2.1:8080".to_owned());
-            vec![ask("URL that machines get releases from (`serve` on this host is offered)", &own)?]
+            let question = "URL that machines get releases from (`serve` on this host is offered)";
+            vec![given_or_asked(&None, ask, (question, &own), usable_url)?]
         } else {
             args.urls.clone()
         };
         let hostname = args.hostname.clone().unwrap_or_else(|| format!("{product}-{{serial|mac}}"));
         hostname::expand(&hostname, |_| Some("X7Q2".to_owned()))?;
-        let user = or_ask(&args.user, ask, "User of the robots", "pilot")?;
-        ensure!(
-            user.starts_with(|c: char| c.is_ascii_lowercase())
-                && user.len() <= 32
-                && user.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c)),
-            "user {user:?}: expected lower-case letters, digits, '-' and '_', a letter first, 32 at most"
-        );
-        ensure!(
-            !TAKEN_NAMES.contains(&user.as_str()),
-            "user {user:?}: Debian has a user or a group of that name, so that another cannot be made; take another name"
-        );
+        let user = given_or_asked(&args.user, ask, ("User of the robots", "pilot"), |user| {
+            ensure!(
+                user.starts_with(|c: char| c.is_ascii_lowercase())
+                    && user.len() <= 32
+                    && user.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c)),
+                "user {user:?}: expected lower-case letters, digits, '-' and '_', a letter first, 32 at most"
+            );
+            ensure!(
+                !TAKEN_NAMES.contains(&user),
+                "user {user:?}: Debian has a user or a group of that name, so that another cannot be made; take another \
+                 name"
+            );
+            Ok(user.to_owned())
+        })?;
         let suite = args.suite.clone().or_else(|| host.suite.clone()).unwrap_or_else(|| "bookworm".to_owned());
         ensure!(
             host.suite.as_ref() == Some(&suite) || DEBIAN.contains(&suite.as_str()) || UBUNTU.contains(&suite.as_str()),
@@ -240,23 +278,16 @@ impl Answers {
         );
         let found = host.ssh_keys.first().map_or_else(String::new, |path| path.display().to_string());
         let ssh_key = match &args.ssh_key {
-            Some(path) => Some(path.clone()),
-            None => Some(ask("Public ssh key that may log in (a file; empty for none)", &found)?)
-                .filter(|answer| !answer.is_empty())
-                .map(PathBuf::from),
+            Some(path) => Some(read_ssh_key(&host.at_home(path.clone()))?),
+            None => {
+                let question = ("Public ssh key that may log in (a file; empty for none)", &*found);
+                given_or_asked(&None, ask, question, |answer| match answer {
+                    "" => Ok(None),
+                    path => read_ssh_key(&host.at_home(path.into())).map(Some),
+                })?
+            }
         };
-        let ssh_key = ssh_key.map(|path| read_ssh_key(&host.at_home(path)));
-        Ok(Self {
-            product,
-            hardware,
-            channel,
-            urls,
-            hostname,
-            user,
-            suite,
-            mbr: args.mbr,
-            ssh_key: ssh_key.transpose()?,
-        })
+        Ok(Self { product, hardware, channel, urls, hostname, user, suite, mbr: args.mbr, ssh_key })
     }
 
     /// Fills a template: `@NAME@` becomes a value, quoted as TOML wants it where it is a text of its own.
@@ -338,6 +369,30 @@ mod tests {
         assert!(of(&InitArgs { ssh_key: Some(key.path().into()), ..args() }).contains("no public ssh key"));
         assert!(of(&InitArgs { ssh_key: Some("/none.pub".into()), ..args() }).contains("ssh-keygen"));
         assert!(of(&InitArgs { suite: Some("bokworm".into()), ..args() }).contains("bookworm"));
+    }
+
+    #[test]
+    fn a_wrong_answer_is_asked_for_again_and_the_others_stay() {
+        let typed =
+            std::cell::RefCell::new(vec!["arm", "nuc*", "host:8080", "http://h:8080", "Root", "video", "pilot"]);
+        let mut asked = Vec::new();
+        let mut ask = |question: &str, default: &str| {
+            asked.push(question.chars().take(3).collect::<String>());
+            let mut typed = typed.borrow_mut();
+            Ok(if typed.is_empty() { default.to_owned() } else { typed.remove(0).to_owned() })
+        };
+        let answers = Answers::collect(&InitArgs::default(), &Host::default(), &mut ask).unwrap();
+        assert_eq!((answers.product.as_str(), answers.user.as_str()), ("arm", "pilot"));
+        assert_eq!(answers.urls, ["http://h:8080"]);
+        assert_eq!(asked, ["Nam", "Har", "URL", "URL", "Use", "Use", "Use", "Pub"]);
+        // Somebody who is no person gives the same answer for ever.
+        let mut questions = 0;
+        let mut ask = |_: &str, _: &str| {
+            questions += 1;
+            Ok("a b".to_owned())
+        };
+        let error = Answers::collect(&InitArgs::default(), &Host::default(), &mut ask).unwrap_err().to_string();
+        assert!(error.contains("product \"a b\"") && questions == 5, "{questions}: {error}");
     }
 
     #[test]

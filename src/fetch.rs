@@ -49,7 +49,7 @@ pub use tls::{CertificateClock, ReadClock, SetClock};
 pub use url::redacted;
 pub use watch::SpeedWatch;
 
-use crate::machine::config;
+use crate::machine::config::{self, DirectHosts};
 use cap::Cap;
 
 /// A sink's reason to end a transfer early.
@@ -192,6 +192,8 @@ pub trait Source: Send + Sync {
 pub struct FetchOptions {
     /// The URL of a proxy, `http://[user:password@]host:port`.
     pub proxy: Option<String>,
+    /// Hosts that are reached without it.
+    pub no_proxy: Vec<DirectHosts>,
     /// A PEM file with the only CA roots to trust; `None` means the bundled Mozilla roots.
     pub ca_file: Option<PathBuf>,
     /// The time to establish a connection, TLS included, and again the time to look up a name.
@@ -228,6 +230,7 @@ impl FetchOptions {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         Self {
             proxy: network.proxy.clone(),
+            no_proxy: network.no_proxy.clone(),
             ca_file: network.ca_file.as_ref().map(PathBuf::from),
             connect_timeout: network.connect_timeout,
             stall_timeout: network.stall_timeout,

@@ -98,6 +98,7 @@ fn what_was_not_reported_is_posted_once() {
     let mut open = BlackBox::open(&dir.path().join("blackbox")).unwrap();
     let options = || FetchOptions {
         proxy: None,
+        no_proxy: Vec::new(),
         ca_file: None,
         connect_timeout: std::time::Duration::from_secs(5),
         stall_timeout: std::time::Duration::from_secs(5),

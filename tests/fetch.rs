@@ -31,6 +31,7 @@ fn data(len: usize) -> Arc<Vec<u8>> {
 pub fn options() -> FetchOptions {
     FetchOptions {
         proxy: None,
+        no_proxy: Vec::new(),
         ca_file: None,
         connect_timeout: Duration::from_secs(2),
         stall_timeout: STALL,

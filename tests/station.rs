@@ -23,6 +23,7 @@ mod cache;
 fn options() -> FetchOptions {
     FetchOptions {
         proxy: None,
+        no_proxy: Vec::new(),
         ca_file: None,
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(30),

@@ -66,7 +66,8 @@ impl Http {
         if base.contains('#') {
             return Err(settings("a URL with a #fragment is no base for files; write %23 if the # is part of a name"));
         }
-        let proxy = match &options.proxy {
+        let is_direct = uri.host().is_some_and(|host| options.no_proxy.iter().any(|hosts| hosts.has(host)));
+        let proxy = match options.proxy.as_ref().filter(|_| !is_direct) {
             None => None,
             Some(text) => {
                 let error = || {

@@ -19,6 +19,7 @@ mod interfaces;
 mod keys;
 mod kinds;
 mod network;
+mod proxy_kinds;
 pub mod reference;
 mod update;
 pub mod usable;
@@ -36,6 +37,7 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
+pub use proxy_kinds::DirectHosts;
 pub use update::{Automatic, RestartWindow};
 
 use disk::DiskTable;

@@ -64,7 +64,7 @@ impl Supervisor {
             let text = "network: the list of interfaces is left out, since keys of [network] describe the only one";
             console.say("network", Topic::Use, text.to_owned());
         }
-        let targets = targets(&options.sources, network.proxy.as_deref());
+        let targets = targets(&options.sources, |host| network.proxy_to(host));
         Ok(Self {
             settings: network.all_interfaces(),
             console,

@@ -27,11 +27,12 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// Returns what to reach, for these URLs of manifests and this proxy. URLs that are none, or of files, are left out.
-pub(super) fn targets(sources: &[String], proxy: Option<&str>) -> Vec<Target> {
+/// Returns what to reach, for these URLs of manifests and the proxy that leads to a host, if one does. URLs that are
+/// none, or of files, are left out.
+pub(super) fn targets<'a>(sources: &[String], proxy_to: impl Fn(&str) -> Option<&'a str>) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
-    let urls: Vec<&str> = proxy.map_or_else(|| sources.iter().map(String::as_str).collect(), |proxy| vec![proxy]);
-    for target in urls.into_iter().filter_map(|url| target(url, proxy.is_some())) {
+    for source in sources.iter().filter_map(|url| target(url, false)) {
+        let Some(target) = proxy_to(&source.host).map_or(Some(source), |proxy| target(proxy, true)) else { continue };
         if targets.len() < MOST_TARGETS && !targets.contains(&target) {
             targets.push(target);
         }
@@ -112,7 +113,7 @@ mod tests {
 
     fn shown(sources: &[&str], proxy: Option<&str>) -> Vec<String> {
         let sources: Vec<String> = sources.iter().map(|&url| url.to_owned()).collect();
-        targets(&sources, proxy).iter().map(ToString::to_string).collect()
+        targets(&sources, |_| proxy).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -129,17 +130,21 @@ mod tests {
         assert_eq!(shown(&sources, None), ["images.example.com:80", "images.example.com:443", "[2001:db8::7]:8080"]);
         assert_eq!(shown(&sources, Some("http://user:password@proxy.example.com:3128")), ["proxy.example.com:3128"]);
         let many: Vec<String> = (0..50).map(|number| format!("http://h{number}/")).collect();
-        assert_eq!(targets(&many, None).len(), 4);
+        assert_eq!(targets(&many, |_| None).len(), 4);
+        // One of the hosts is reached without the proxy.
+        let proxy = |host: &str| (host != "h7").then_some("http://proxy:3128");
+        let shown: Vec<String> = targets(&many, proxy).iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["proxy:3128", "h7:80"]);
     }
 
     #[test]
     fn a_request_has_no_credentials() {
         let urls = ["http://user:password@images.example.com/r/stable/manifest.json?a=b".to_owned()];
-        let target = &targets(&urls, None)[0];
+        let target = &targets(&urls, |_| None)[0];
         let request = target.request.as_ref().unwrap();
         assert!(request.starts_with("GET /r/stable/manifest.json?a=b HTTP/1.1\r\nHost: images.example.com\r\n"));
         assert!(!request.contains("password") && target.asks_for_password);
-        assert_eq!(targets(&["https://a/m".to_owned()], None)[0].request, None);
+        assert_eq!(targets(&["https://a/m".to_owned()], |_| None)[0].request, None);
     }
 
     #[test]

@@ -73,6 +73,7 @@ impl Robot {
     fn options(&self, clock: &Arc<CertificateClock>) -> FetchOptions {
         FetchOptions {
             proxy: None,
+            no_proxy: Vec::new(),
             ca_file: Some(self.authority.file.path().to_owned()),
             connect_timeout: std::time::Duration::from_secs(5),
             stall_timeout: std::time::Duration::from_secs(5),

@@ -153,32 +153,6 @@ impl ValueKind for HttpUrl {
     }
 }
 
-/// The URL of a proxy.
-#[derive(Debug)]
-pub struct ProxyUrl;
-
-impl ValueKind for ProxyUrl {
-    type Written = String;
-    type Checked = String;
-    const SHAPE: Shape = Shape::Text("^http://");
-
-    fn expected() -> String {
-        "http://[user:password@]host:port".to_owned()
-    }
-
-    fn example() -> String {
-        "http://proxy.example.com:3128".to_owned()
-    }
-
-    fn from_text(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    fn check(key: &'static str, written: String) -> Result<String, ConfigError> {
-        if written.starts_with("http://") { Ok(written) } else { Err(refused::<Self>(key, &written)) }
-    }
-}
-
 /// Address of either kind, without a prefix length.
 #[derive(Debug)]
 pub struct Address;

@@ -6,7 +6,8 @@ use super::error::ConfigError;
 use super::interface_kinds::{AddressWithPrefix, Interface, StaticAddress};
 use super::interfaces::{InterfaceSettings, InterfaceTables, check_gateways};
 use super::keys::keys;
-use super::kinds::{Address, Addresses, KibPerSecond, Number, ProxyUrl, Seconds, Text};
+use super::kinds::{Address, Addresses, KibPerSecond, Number, Seconds, Text};
+use super::proxy_kinds::{DirectHostList, ProxyUrl};
 
 keys! {
     /// The checked network settings.
@@ -29,6 +30,8 @@ keys! {
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", argument "vlan";
         /// Proxy for all requests.
         proxy as proxy: ProxyUrl, optional "no proxy", argument "proxy";
+        /// Hosts of URLs that are reached without the proxy: names, with all below them, addresses, and networks of them.
+        no_proxy as no_proxy: DirectHostList, default "", argument "no-proxy", newer_than "0.1.0";
         /// Path of a PEM file with the only CA roots to trust for HTTPS.
         ca_file as ca_file: Text, optional "the bundled Mozilla roots";
         /// Seconds to establish a connection, TLS included.
@@ -61,6 +64,12 @@ impl Network {
     #[must_use]
     pub fn describes_one_interface(&self) -> bool {
         self.interface.is_some() || self.address.is_some() || self.gateway.is_some() || self.vlan.is_some()
+    }
+
+    /// The proxy to a host, if there is one and it is not reached without it.
+    #[must_use]
+    pub fn proxy_to(&self, host: &str) -> Option<&str> {
+        self.proxy.as_deref().filter(|_| !self.no_proxy.iter().any(|hosts| hosts.has(host)))
     }
 
     /// Returns the settings of every interface: those of the list, or the only ones. Name servers of the whole machine

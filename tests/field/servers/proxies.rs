@@ -5,11 +5,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use reflash::fetch::{FetchError, FetchErrorKind, FetchOptions, Http, open};
+use reflash::machine::config::{Config, Layer};
 use reflash::record::event::Event;
 use reflash::record::journal::Journal;
 use reflash::record::report::{Ending, Poster, ReportedMachine};
 
-use crate::support::server::{Proxy, TestServer, answer, status};
+use crate::support::server::{Proxy, TestServer, answer, object, status};
 use crate::support::tls::{ALWAYS, Authority};
 
 fn through(proxy: SocketAddr) -> FetchOptions {
@@ -43,6 +44,25 @@ fn a_report_passes_the_proxy_that_downloads_pass() {
     let refusing = TestServer::start(|_| status("403 Forbidden"));
     let error = Http::new("http://h.invalid/r", &through(refusing.address)).unwrap().post_json("{}").unwrap_err();
     assert!(error.to_string().contains(&format!("proxy {}", refusing.address)), "{error}");
+}
+
+#[test]
+fn a_server_beside_the_robot_is_reached_without_the_proxy() {
+    let server = TestServer::start(|request| object(request, b"{}"));
+    let proxy = TestServer::start(|_| status("403 Forbidden"));
+    let url = format!("http://{}/release", server.address);
+    for (exceptions, is_direct) in [("127.0.0.0/8", true), ("*", true), ("[::1]", false), ("example.com", false)] {
+        let text = format!(
+            "[release]\nurls = ['{url}']\n[machine]\nproduct = 'x'\n\
+             [network]\nproxy = 'http://{}'\nno_proxy = ['{exceptions}']\n",
+            proxy.address
+        );
+        let config = Config::resolve(Layer::parse("site", &text).unwrap()).unwrap();
+        let options = FetchOptions::with_clock_as_it_is(&config.network);
+        let fetched = open(&url, &options).unwrap().get_small("stable/manifest.json", 100);
+        assert_eq!(fetched.is_ok(), is_direct, "{exceptions}");
+    }
+    assert!(!proxy.requests().is_empty());
 }
 
 #[test]

@@ -349,6 +349,25 @@ fn weak_hashes_are_downloaded_only_where_there_is_something_to_find() {
 }
 
 #[test]
+fn tables_that_are_larger_than_what_they_could_spare_are_not_downloaded() {
+    let image = sample_image(8000, 3);
+    let mut fixture = Fixture::with(image.clone(), |_| ());
+    let mut next = image.clone();
+    next[500 * BLOCK] ^= 1;
+    fixture.publish(next, |spec| spec.version = "2".into());
+    let published = fixture.released.manifest.image("system").unwrap().clone();
+    let mut damaged = partition(&image, image.len());
+    damaged[700 * BLOCK..701 * BLOCK].fill(0xdb);
+    let target = MemoryTarget::new(damaged);
+    let source = Noting::new(&fixture);
+    fixture.recover(&source, &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+    let hints = object_path(&published.weak_hashes.unwrap().blake3);
+    assert!(source.downloaded() <= 2 * CHUNK as u64, "{}", source.downloaded());
+    assert!(!source.small.lock().unwrap().contains(&hints));
+}
+
+#[test]
 fn a_release_without_hints_or_with_those_of_another_one_is_installed() {
     let (fixture, old) = pair(1200);
     let weak_hashes = fixture.released.manifest.images[0].weak_hashes.unwrap();

@@ -117,22 +117,32 @@ fn plan(
     blocks: Blocks,
 ) -> Result<Plan, RecoveryError> {
     let index = &release.index;
+    let image = release.manifest.image(SYSTEM_IMAGE)?;
     let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
-    if kept.as_ref().is_some_and(|kept| kept.is_all_local(index, comparison)) {
-        return Ok(Plan::new(index, comparison, Reuse { found: None, patched: kept }));
+    // A table of what could be spared is not fetched where it is larger than that.
+    let pays = |plan: &Plan, table: Option<u64>| table.is_none_or(|bytes| bytes < plan.totals.download_bytes);
+    let plan = Plan::new(index, comparison, Reuse { found: None, patched: kept });
+    let is_all_local = plan.patched.as_ref().is_some_and(|kept| kept.is_all_local(index, comparison));
+    if is_all_local {
+        return Ok(plan);
     }
-    let patched =
-        fetch_patches(job, release, &blocks)?.map(|patches| Patched::new(&patches, index, comparison, &blocks));
+    let patches = match pays(&plan, image.patches.map(|patches| patches.table.size_bytes)) {
+        true => fetch_patches(job, release, &blocks)?,
+        false => None,
+    };
+    let kept = plan.patched;
+    let patched = patches.map(|patches| Patched::new(&patches, index, comparison, &blocks));
     let patched = match (kept, patched) {
         (Some(kept), Some(patched)) => Some(kept.and(patched)),
         (kept, patched) => kept.or(patched),
     };
-    if patched.as_ref().is_some_and(|patched| patched.is_enough(index, comparison)) {
-        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
+    let is_enough = patched.as_ref().is_some_and(|patched| patched.is_enough(index, comparison));
+    let plan = Plan::new(index, comparison, Reuse { found: None, patched });
+    if is_enough || !pays(&plan, image.weak_hashes.map(|hashes| hashes.size_bytes)) {
+        return Ok(plan);
     }
-    let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else {
-        return Ok(Plan::new(index, comparison, Reuse { found: None, patched }));
-    };
+    let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else { return Ok(plan) };
+    let patched = plan.patched;
     let blocks = blocks.completed(index, &weak_hashes, comparison);
     let found = Some(FoundBlocks { weak_hashes, blocks });
     Ok(Plan::new(index, comparison, Reuse { found, patched }))

@@ -78,6 +78,8 @@ pub struct PermitRequest {
     pub good_is_another: bool,
     /// Number of the safe start that is to follow, if one is.
     pub safe_start: Option<u16>,
+    /// Whether no slot of the recovery is going to be written, so that one on trial stays on trial.
+    pub slots_stay: bool,
 }
 
 /// Proof that the next boot goes to recovery. Without it, nothing of `/system` is changed.
@@ -211,7 +213,9 @@ impl BootEnv {
         if good.is_some() {
             changes.push((names::GOOD, good.as_deref()));
         }
-        changes.extend(slot_changes(slots_from(&env, request.proven)));
+        if !request.slots_stay {
+            changes.extend(slot_changes(slots_from(&env, request.proven)));
+        }
         self.save(&with_changes(&env, &changes))?;
         Ok(WritePermit { env: Some(self.clone()), request, switch: None, dropped })
     }
@@ -412,6 +416,7 @@ mod tests {
         replaces: true,
         good_is_another: false,
         safe_start: None,
+        slots_stay: false,
     };
 
     fn variables(env: &BootEnv) -> Vec<(String, String)> {
@@ -601,6 +606,12 @@ mod tests {
         permit.with_switch(Switch { to: SystemNumber::Second, can_go_back: true }).finish(3, None).unwrap();
         let after = ["reflash_system", "reflash_before", "reflash_tries", "reflash_good", "reflash_was_good"].map(get);
         assert_eq!(after.map(Option::unwrap), ["2", "1", "3", "6", "0"]);
+        // A recovery that was just renewed stays on trial while nothing is switched.
+        env.update(&[("reflash_slot", Some("a")), ("reflash_trial", Some("b"))]).unwrap();
+        drop(env.begin_other(PermitRequest { slots_stay: true, ..request }).unwrap());
+        assert_eq!(["reflash_slot", "reflash_trial"].map(get).map(Option::unwrap), ["a", "b"]);
+        drop(env.begin_other(request).unwrap());
+        assert_eq!(get("reflash_trial"), None);
     }
 
     #[test]

@@ -33,14 +33,16 @@ pub(super) fn permit(
     })
 }
 
-/// Makes sure that GRUB goes on starting the active system while the other one is written.
+/// Makes sure that GRUB goes on starting the active system while the other one is written. `slots_stay` says that the
+/// recovery is not brought up to date afterwards.
 pub(super) fn permit_other(
     job: &RecoveryJob<'_>,
     release: &IndexedRelease,
     network_use: NetworkUse,
+    slots_stay: bool,
 ) -> Result<WritePermit, RecoveryError> {
     let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
-    let request = PermitRequest { replaces: true, ..request(job, release, network_use) };
+    let request = PermitRequest { replaces: true, slots_stay, ..request(job, release, network_use) };
     let permit = state.boot_env().begin_other(request).map_err(RecoveryError::Prepare)?;
     report_dropped(job, &permit);
     Ok(permit)
@@ -67,7 +69,16 @@ fn request(job: &RecoveryJob<'_>, release: &IndexedRelease, network_use: Network
     let noted = job.resources.floor.and_then(|floor| floor.record().good).map(|good| good.release);
     let noted = noted.filter(|noted| noted.serial == id.serial);
     let good_is_another = noted.or(installed.map(|installed| installed.id)).is_some_and(is_another);
-    PermitRequest { recoveries, recoveries_on_success, proven, good, replaces, good_is_another, safe_start }
+    PermitRequest {
+        recoveries,
+        recoveries_on_success,
+        proven,
+        good,
+        replaces,
+        good_is_another,
+        safe_start,
+        slots_stay: false,
+    }
 }
 
 /// A verified release whose record was written, or could not be.

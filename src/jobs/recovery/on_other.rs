@@ -63,7 +63,7 @@ pub fn prepare_other(
     let release = release::with_index(job, record, fetched)?;
     let Some(aim) = aim(job, record, &release)? else { return Ok(None) };
     // Nothing is made of the proof: whether all is still right is seen when GRUB is switched.
-    aim.write(job, record, &release, begun).map(|written| Some(written.totals))
+    aim.write(job, record, &release, begun, true).map(|written| Some(written.totals))
 }
 
 /// Finds out what [`update_other`] would do, without changing anything.
@@ -104,6 +104,7 @@ impl Aim<'_> {
         record: Option<&InstalledRecord>,
         release: &IndexedRelease,
         begun: impl FnOnce(Totals),
+        slots_stay: bool,
     ) -> Result<WrittenBeside, RecoveryError> {
         let other = self.other;
         let inner = job.on_other(&self.beside, other.state);
@@ -116,7 +117,7 @@ impl Aim<'_> {
         }
         release::note_choice(job, release);
         begun(totals);
-        let permit = commit::permit_other(job, release, NetworkUse::Allowed)?;
+        let permit = commit::permit_other(job, release, NetworkUse::Allowed, slots_stay)?;
         if changes {
             other.state.forget_installed().map_err(RecoveryError::OtherRecord)?;
             if let Err(error) = keeping::forget(other.target, release.index.image_bytes()) {
@@ -165,7 +166,7 @@ pub(super) fn install_on_other(
     release: &IndexedRelease,
 ) -> Result<Option<RecoveryReport>, RecoveryError> {
     let Some(aim) = aim(job, record, release)? else { return Ok(None) };
-    let WrittenBeside { verified, permit, totals } = aim.write(job, record, release, |_| ())?;
+    let WrittenBeside { verified, permit, totals } = aim.write(job, record, release, |_| (), false)?;
     let inner = job.on_other(&aim.beside, aim.other.state);
     let switch = Switch { to: aim.other.number, can_go_back: is_worth_keeping(aim.active) };
     let committed = finish::commit(&inner, release, verified, permit.with_switch(switch), NetworkUse::Allowed)?;
@@ -187,7 +188,7 @@ pub(super) fn start_other(job: &RecoveryJob<'_>, other: OtherSystem<'_>) -> Resu
     })?;
     let (version, serial) = (&installed.manifest.version, installed.manifest.serial);
     job.journal.report(Event::SystemIntact { version, serial });
-    let permit = commit::permit_other(job, &installed, NetworkUse::Forbidden)?;
+    let permit = commit::permit_other(job, &installed, NetworkUse::Forbidden, false)?;
     let permit = permit.with_switch(Switch { to: other.number, can_go_back: false });
     let committed = finish::commit(&inner, &installed, verified, permit, NetworkUse::Forbidden)?;
     Ok(report(&installed, Totals::nothing_to_do(installed.index.image_bytes()), committed))

@@ -72,5 +72,7 @@ pub fn free(directory: &Path) -> io::Result<Free> {
     let found = nix::sys::statvfs::statvfs(directory)?;
     let own = (found.blocks() / 50).min(MAX_OWN_BLOCKS);
     let blocks = found.blocks_free().saturating_sub(own);
-    Ok(Free { inodes: found.files_free(), bytes: blocks.saturating_mul(found.fragment_size()) })
+    // A file system in memory without a limit has no blocks at all (ramfs), and takes what there is.
+    let bytes = if found.blocks() == 0 { u64::MAX } else { blocks.saturating_mul(found.fragment_size()) };
+    Ok(Free { inodes: found.files_free(), bytes })
 }

@@ -11,49 +11,38 @@ pub mod explore;
 mod grub;
 mod judge;
 mod kept;
+mod lab;
 mod log;
 mod lose;
 mod scratch;
+mod two_systems;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use reflash::boot::grubenv::names;
-use reflash::release::digest::Digest;
-use reflash::release::index::Index;
-use reflash::release::layout::{Role, Size};
-use reflash::release::manifest::{self, SYSTEM_IMAGE, TrustedKeys};
 
-use crate::demo::{self, FLASH_TIMEOUT};
-use crate::disk::{self as robot_disk, DiskParts};
-use crate::grub::GrubImages;
+use crate::demo::FLASH_TIMEOUT;
+use crate::disk as robot_disk;
 use crate::host_packages::{Need, ensure_installed, is_root};
-use crate::keygen::{self, KeyFiles};
 use crate::paths::Paths;
-use crate::release::{self, Spec};
-use crate::serve::Server;
 use crate::step::{human, run as run_tool, step};
-use crate::test_system::{self, Behaviour};
 use crate::vm::VirtualMachine;
-use crate::{agent, grub as grub_images, initramfs};
 
 pub use args::{PowerCutArgs, USUAL_STATES};
 use boot_code::SwitchRecording;
 use disk::{DiskState, region};
 use explore::{Counts, StateKind, explore};
-use judge::{Judge, ReleaseUnderTest};
+use judge::Judge;
+use lab::Lab;
 use log::LogEntry;
 pub use lose::{Lost, lose_unflushed};
+use two_systems::UpdateRecording;
 
-/// Size of the state partition: small, so that each of thousands of states is mounted in milliseconds.
-const STATE_MIB: u64 = 16;
-/// Size of the recovery partition: room for two recoveries of at most 24 MiB each, and no more, because the partition
-/// is held in memory several times.
-const RECOVERY_MIB: u64 = 64;
 /// Number of states that all recordings together have to yield: the check must not pass because a recording failed to
 /// record.
 const ENOUGH_STATES: u64 = 10_000;
@@ -66,6 +55,8 @@ const RECORDINGS: [&str; 4] = ["first flash", "update", "repair", "failing tries
 const BOOT_CODE: usize = RECORDINGS.len();
 /// About how many of its states are judged.
 const BOOT_CODE_STATES: usize = 3000;
+/// Number of the recording with a disk of its own: the update of a robot with two systems.
+const TWO_SYSTEMS: usize = BOOT_CODE + 1;
 
 /// Records, explores, and boots a sample.
 ///
@@ -80,7 +71,7 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
     for (number, name) in RECORDINGS.iter().enumerate() {
         let wanted = options.only.or(options.state.map(|(wanted, _)| wanted));
         // Each begins where the one before ended, but the switch of boot code, which comes last, with none of them.
-        if wanted == Some(BOOT_CODE) || wanted.is_some_and(|wanted| wanted < number) {
+        if wanted.is_some_and(|wanted| wanted >= BOOT_CODE) || wanted.is_some_and(|wanted| wanted < number) {
             break;
         }
         // A repair leads back to where the update has ended.
@@ -112,6 +103,18 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
             switch.must_fail_without_flushes(options.seed, BOOT_CODE_STATES)
         })?;
     }
+    if options.state.is_none() && options.only.is_none_or(|only| only == TWO_SYSTEMS) {
+        let update = step("record the update of two systems", || UpdateRecording::record(&lab, assume_yes))?;
+        let states = options.states / 2;
+        let found =
+            step("judge every state of the update of two systems", || update.explore(&lab, options.seed, states))?;
+        counts.prefixes += found.prefixes;
+        counts.reordered += found.reordered;
+        counts.torn += found.torn;
+        step("the same log without its flushes must not pass", || {
+            update.must_fail_without_flushes(&lab, options.seed, states)
+        })?;
+    }
     let Counts { prefixes, reordered, torn } = counts;
     if options.state.is_none() && options.only.is_none() {
         let found = counts.total();
@@ -130,145 +133,23 @@ pub fn run(paths: &Paths, options: &PowerCutArgs, assume_yes: bool) -> Result<()
     Ok(())
 }
 
-/// Two releases, and a robot that recovers to them.
-struct Lab {
-    paths: Paths,
-    directory: PathBuf,
-    keys: KeyFiles,
-    trusted: TrustedKeys,
-    /// Server of the releases, for as long as the robot is needed.
-    _server: Server,
-    images: Vec<PathBuf>,
-    releases: Vec<ReleaseUnderTest>,
-    grub: GrubImages,
-    recovery: initramfs::BuiltRecovery,
-    /// Recoveries that slots may hold: the one that the robot was made with, and the one that the second release
-    /// carries.
-    recoveries: [judge::SlotFiles; 2],
-    /// Recovery of the second release, as files of a release.
-    carried: Vec<(String, PathBuf)>,
-}
-
 impl Lab {
-    fn new(paths: &Paths, assume_yes: bool) -> Result<Self> {
-        let directory = paths.work().join("power-cut");
-        let _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(directory.join("release"))?;
-        keygen::generate(&directory.join("keys"), None)?;
-        let keys = KeyFiles::within(&directory.join("keys"));
-        let mut trusted = TrustedKeys::default();
-        trusted.add("power-cut", &std::fs::read_to_string(&keys.public)?)?;
-        let agent = agent::obtain(paths, assume_yes)?;
-        let (server, url) = demo::serve_to_guests(&directory.join("release"))?;
-        let mut images = Vec::new();
-        let kinds = [("1", Behaviour::Good), ("2", Behaviour::Good), ("3", Behaviour::NeverGood)];
-        for (version, behaviour) in kinds {
-            let image = directory.join(format!("system-{version}.img"));
-            let spec = test_system::TestSystem { version, behaviour, image_mib: test_system::MIN_MIB, padding_mib: 2 };
-            step(&format!("make the system of release {version}"), || {
-                test_system::build(paths, &spec, &agent, &image)
-            })?;
-            images.push(image);
-        }
-        let grub = grub_images::build(paths, assume_yes)?;
-        let recovery = initramfs::recovery(paths, &[], assume_yes)?;
-        let provisioned = robot_disk::recovery_files(&grub, &recovery)?;
-        let another = initramfs::BuiltRecovery { initramfs: directory.join("initramfs.img"), ..recovery.clone() };
-        // To the kernel, zeros behind an archive are padding.
-        let mut initramfs = std::fs::read(&recovery.initramfs)?;
-        initramfs.extend([0; 4096]);
-        std::fs::write(&another.initramfs, initramfs)?;
-        let carried = robot_disk::recovery_files(&grub, &another)?;
-        let recoveries = [digests(&provisioned)?, digests(&carried)?];
-        let lab = Self {
-            paths: paths.clone(),
-            directory,
-            keys,
-            trusted,
-            _server: server,
-            images,
-            releases: Vec::new(),
-            grub,
-            recovery,
-            recoveries,
-            carried,
-        };
-        lab.make_disk(&url, assume_yes)?;
-        Ok(lab)
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.directory.join("disk.img")
-    }
-
-    fn tree(&self) -> PathBuf {
-        self.directory.join("release")
-    }
-
-    fn make_disk(&self, url: &str, assume_yes: bool) -> Result<()> {
-        let mut layout = robot_disk::read_layout(&self.paths.root.join("xtask/recipes/layout.toml"))?;
-        for partition in &mut layout.partitions {
-            match partition.role {
-                Role::State => partition.size = Size::Mib(STATE_MIB),
-                Role::Recovery => partition.size = Size::Mib(RECOVERY_MIB),
-                _ => {}
-            }
-        }
-        let config = demo::robot_config(url).replace("[machine]", "spread_s = 0\n[machine]");
-        let parts = DiskParts {
-            layout: &layout,
-            disk_bytes: robot_disk::DEFAULT_BYTES,
-            block_bytes: 512,
-            grub: &self.grub,
-            recovery: &self.recovery,
-            config,
-            keys: vec![self.keys.public.clone()],
-            files: Vec::new(),
-            environment: robot_disk::environment_without_system(),
-        };
-        robot_disk::build(&self.paths, &parts, &self.disk(), assume_yes)
-    }
-
-    /// Publishes release `number + 1`.
-    fn publish(&self, number: usize) -> Result<ReleaseUnderTest> {
-        let spec = Spec {
-            product: demo::PRODUCT.to_owned(),
-            hardware: vec![demo::HARDWARE.to_owned()],
-            channel: "stable".to_owned(),
-            version: (number + 1).to_string(),
-            serial: None,
-            image: self.images[number].clone(),
-            ostree: None,
-            files: if number == 0 { Vec::new() } else { self.carried.clone() },
-            layout: None,
-            chunk_bytes: None,
-            level: 1,
-            created_unix_s: None,
-            allow: Vec::new(),
-        };
-        let released = release::build(&spec, &keygen::load_secret(&self.keys.secret)?, &self.tree())?;
-        let index = released.manifest.image(SYSTEM_IMAGE)?.index;
-        let index = std::fs::read(self.tree().join(manifest::object_path(&index.blake3)))?;
-        let image = std::fs::read(&self.images[number])?;
-        Ok(ReleaseUnderTest { serial: released.manifest.serial, index: Index::from_object(&index)?, image })
-    }
-
     /// Lets the robot do the `number`-th thing of [`RECORDINGS`], and logs what that writes; the first one for about so
     /// many states.
     fn record(&mut self, number: usize, states: usize) -> Result<Recording> {
         let disk = self.disk();
         match number {
             0 => {
-                let first = self.publish(0)?;
+                let first = self.publish(0, &self.tree())?;
                 self.releases.push(first);
             }
             1 => {
-                let second = self.publish(1)?;
+                let second = self.publish(1, &self.tree())?;
                 self.releases.push(second);
                 robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
             }
             3 => {
-                let third = self.publish(2)?;
+                let third = self.publish(2, &self.tree())?;
                 self.releases.push(third);
                 robot_disk::change_environment(&disk, &[(names::NEXT_ENTRY, "recovery")])?;
             }
@@ -306,11 +187,6 @@ impl Lab {
         let subsets = explore::subsets_per_write(&entries, states);
         Ok(Recording { number, base, entries, subsets, old, new })
     }
-}
-
-fn digests(files: &[(String, PathBuf)]) -> Result<judge::SlotFiles> {
-    let digests = files.iter().map(|(_, path)| Ok(Digest::of(&std::fs::read(path)?))).collect::<Result<Vec<_>>>()?;
-    digests.try_into().map_err(|_| anyhow::anyhow!("a recovery must have as many files as a slot"))
 }
 
 /// Recording of what a robot wrote from power-on until its system was up.

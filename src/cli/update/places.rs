@@ -11,12 +11,16 @@ use crate::jobs::update::standing::StandingFile;
 use crate::jobs::update::store;
 use crate::sys::clock;
 
+/// Name of a store that is in memory.
+const IN_MEMORY: &str = "update-store";
 /// Longest time that the timer may be left without work, seconds: beyond it the clock was moved.
 const LONGEST_REST_S: u64 = 720 * 3600;
 
 /// UpdatePlaces of an update on this machine.
 pub(super) struct UpdatePlaces {
-    pub(super) store: PathBuf,
+    store: PathBuf,
+    /// The store of a robot with two systems.
+    store_in_memory: PathBuf,
     /// Directory of the record and the lock.
     record: PathBuf,
 }
@@ -25,9 +29,22 @@ impl UpdatePlaces {
     pub(super) fn of(options: &Options) -> Self {
         match &options.store {
             // A store elsewhere is that of a bench, and has its record beside it.
-            Some(store) => Self { record: store.parent().unwrap_or(Path::new(".")).to_owned(), store: store.clone() },
-            None => Self { record: PathBuf::from(this_boot::DIRECTORY), store: PathBuf::from(store::PATH) },
+            Some(store) => Self {
+                record: store.parent().unwrap_or(Path::new(".")).to_owned(),
+                store: store.clone(),
+                store_in_memory: store.clone(),
+            },
+            None => Self {
+                record: PathBuf::from(this_boot::DIRECTORY),
+                store: PathBuf::from(store::PATH),
+                store_in_memory: Path::new(this_boot::DIRECTORY).join(IN_MEMORY),
+            },
         }
+    }
+
+    /// The store of this robot, which may have two systems.
+    pub(super) fn store(&self, has_two_systems: bool) -> &Path {
+        if has_two_systems { &self.store_in_memory } else { &self.store }
     }
 
     pub(super) fn standing(&self) -> StandingFile {

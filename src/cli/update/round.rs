@@ -69,8 +69,12 @@ impl<'a> Round<'a> {
         standing.looked_unix_s = before["looked_unix_s"].as_u64();
         let offered = (before["offered"]["version"].as_str(), before["offered"]["serial"].as_u64());
         standing.offered = offered.0.map(str::to_owned).zip(offered.1);
-        standing.bytes = UpdateStore::open(&places.store, Path::new("")).map(|store| store.bytes()).unwrap_or_default();
         Self { options, places, standing, post: None, is_beside: false }
+    }
+
+    /// Directory of the store.
+    fn store(&self) -> &Path {
+        self.places.store(self.is_beside)
     }
 
     /// Carries the round out. Returns how the machine is restarted, if it is to be.
@@ -79,6 +83,8 @@ impl<'a> Round<'a> {
         let config = context::config(self.options, Some(&mounted))?;
         self.is_beside = mounted.other.is_some() && mounted.recovery.as_deref().is_some_and(scripts_know_two);
         drop(mounted);
+        self.standing.bytes =
+            UpdateStore::open(self.store(), Path::new("")).map(|store| store.bytes()).unwrap_or_default();
         if self.options.background && self.has_nothing_to_do(&config) {
             return Ok(None);
         }
@@ -93,7 +99,7 @@ impl<'a> Round<'a> {
             self.standing.next_unix_s = Some(now_unix_s() + OFF_S);
             return true;
         }
-        let is_complete = UpdateStore::open(&self.places.store, Path::new("")).is_ok_and(|store| store.is_complete());
+        let is_complete = UpdateStore::open(self.store(), Path::new("")).is_ok_and(|store| store.is_complete());
         is_complete && !self.is_due(config) && self.waits(config)
     }
 
@@ -261,8 +267,8 @@ impl<'a> Round<'a> {
             self.rest(&machine.context.config);
             return Ok(());
         }
-        let gone = UpdateStore::open(&self.places.store, Path::new("")).ok().map(|store| store.release_id().serial);
-        UpdateStore::remove(&self.places.store)?;
+        let gone = UpdateStore::open(self.store(), Path::new("")).ok().map(|store| store.release_id().serial);
+        UpdateStore::remove(self.store())?;
         (self.standing.bytes, self.standing.offered) = ((0, 0), None);
         if !error.is_nothing_new() {
             return self.refuse(&machine.context.config, error);
@@ -291,7 +297,7 @@ impl<'a> Round<'a> {
 
     /// Whether the store has all of this release, and what it has is what was fetched.
     fn is_staged(&mut self, release: &Release) -> Result<bool, Failure> {
-        let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) else { return Ok(false) };
+        let Ok(store) = UpdateStore::open(self.store(), Path::new("")) else { return Ok(false) };
         if store.release_id() != release.id() || !store.is_complete() {
             return Ok(false);
         }

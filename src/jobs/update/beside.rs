@@ -1,5 +1,7 @@
 //! An update of a robot with two systems: the release is written to the other system while the active one works, and
-//! one restart starts it. The store keeps only what is small: the manifest, the index, and a renewed recovery.
+//! one restart starts it. The store keeps only what is small: the manifest, the index, and a renewed recovery. It is in
+//! memory, so that neither a full nor a dead data partition keeps a robot from its update; after a restart, what was
+//! written is found again by its digests, and only that is fetched once more.
 
 use std::path::Path;
 
@@ -31,7 +33,7 @@ pub fn write_beside(
 ) -> Result<bool, UpdateError> {
     let Some(other) = job.resources.other else { return Ok(false) };
     recovery::check_room(release, other.target)?;
-    let store = UpdateStore::fill(directory, release.id())?;
+    let store = UpdateStore::fill(directory, release.id())?.in_memory();
     store.distrust();
     let filling = Filling::new(&store, job.resources.source);
     let of_store = |error: RecoveryError| filling.take_failure().unwrap_or_else(|| error.into());
@@ -65,7 +67,7 @@ pub fn switch(
     directory: &Path,
 ) -> Result<Option<RecoveryReport>, UpdateError> {
     let Some(other) = job.resources.other else { return Ok(None) };
-    let store = UpdateStore::fill(directory, release.id())?;
+    let store = UpdateStore::fill(directory, release.id())?.in_memory();
     let filling = Filling::new(&store, job.resources.source);
     let switched = with(job, &filling, job.resources.target, other.target, |job| {
         recovery::switch_to(job, record, release.clone())

@@ -44,6 +44,8 @@ const SYNC_BYTES: u64 = 4 << 20;
 const PIECE_BYTES: u64 = 256 << 10;
 /// Bytes that the store leaves free on the data partition: it is the robot's.
 pub const KEPT_FREE_BYTES: u64 = 64 << 20;
+/// Bytes that stay free where a store is in memory and has only what is small.
+pub const KEPT_FREE_IN_MEMORY_BYTES: u64 = 8 << 20;
 
 /// The store, opened.
 pub struct UpdateStore {
@@ -52,6 +54,8 @@ pub struct UpdateStore {
     map: Mutex<StoreMap>,
     /// Bytes that were written and may not be durable yet.
     unsynced_bytes: Mutex<u64>,
+    /// Bytes that stay free in the file system for the robot.
+    kept_free_bytes: u64,
 }
 
 impl UpdateStore {
@@ -64,7 +68,13 @@ impl UpdateStore {
         let map = String::from_utf8(text).ok().and_then(|text| StoreMap::decode(&text));
         let map = map.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its list is damaged"))?;
         let content = files::open_below(root, &inside.join(CONTENT))?;
-        Ok(Self { directory: root.join(inside), content, map: Mutex::new(map), unsynced_bytes: Mutex::new(0) })
+        Ok(Self {
+            directory: root.join(inside),
+            content,
+            map: Mutex::new(map),
+            unsynced_bytes: Mutex::new(0),
+            kept_free_bytes: KEPT_FREE_BYTES,
+        })
     }
 
     /// Opens the store on a data partition that is not mounted, for reading, and leaves it mounted at `at`. Nothing is
@@ -115,13 +125,24 @@ impl UpdateStore {
             piece.have = size_bytes.saturating_sub(piece.at);
             map.complete = None;
         }
-        let store =
-            Self { directory: directory.to_owned(), content, map: Mutex::new(map), unsynced_bytes: Mutex::new(0) };
+        let store = Self {
+            directory: directory.to_owned(),
+            content,
+            map: Mutex::new(map),
+            unsynced_bytes: Mutex::new(0),
+            kept_free_bytes: KEPT_FREE_BYTES,
+        };
         if is_fresh {
             store.content.set_len(0).map_err(failed)?;
             store.sync()?;
         }
         Ok(store)
+    }
+
+    /// The same store, in a file system in memory, of which the robot needs less to stay free.
+    #[must_use]
+    pub(super) fn in_memory(self) -> Self {
+        Self { kept_free_bytes: KEPT_FREE_IN_MEMORY_BYTES, ..self }
     }
 
     /// Removes the store, if there is one.
@@ -211,10 +232,10 @@ impl UpdateStore {
         if needed_bytes == 0 {
             return Ok(());
         }
-        let free_bytes = ext4::free(&self.directory).map_err(failed)?.bytes.saturating_sub(KEPT_FREE_BYTES);
+        let free_bytes = ext4::free(&self.directory).map_err(failed)?.bytes.saturating_sub(self.kept_free_bytes);
         if needed_bytes > free_bytes {
             let path = self.directory.clone();
-            return Err(UpdateError::NoRoom { path, needed_bytes, free_bytes, kept_free_bytes: KEPT_FREE_BYTES });
+            return Err(UpdateError::NoRoom { path, needed_bytes, free_bytes, kept_free_bytes: self.kept_free_bytes });
         }
         gentle::reserve(&self.content, place).map_err(failed)
     }

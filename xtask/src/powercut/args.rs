@@ -15,7 +15,8 @@ pub struct PowerCutArgs {
     /// States of each recording that are really booted.
     #[arg(long, default_value_t = 1)]
     pub boots: usize,
-    /// Judges only the recording of this number, from 0; 4 is the switch of boot code.
+    /// Judges only the recording of this number, from 0; 4 is the switch of boot code, 5 the
+    /// update of a robot with two systems.
     #[arg(long, value_name = "N")]
     pub only: Option<usize>,
     /// Only this state, which is written out as a disk image: RECORDING:NUMBER, as a failure names it.

@@ -36,12 +36,12 @@ impl Round<'_> {
             let _ = file.write(&standing);
         };
         let done = match &machine.other {
-            None => stage(job, Some(&machine.record), release, &others, &self.places.store, begun).map(|_| true),
+            None => stage(job, Some(&machine.record), release, &others, self.store(), begun).map(|_| true),
             Some(other) => self.on_other(machine, other, |job, record| {
-                write_beside(job, record, release, &others, &self.places.store, begun)
+                write_beside(job, record, release, &others, self.store(), begun)
             })?,
         };
-        if let Ok(store) = UpdateStore::open(&self.places.store, Path::new("")) {
+        if let Ok(store) = UpdateStore::open(self.store(), Path::new("")) {
             self.standing.bytes = store.bytes();
         }
         match done {
@@ -78,7 +78,7 @@ impl Round<'_> {
         other: &Path,
         release: &Release,
     ) -> Result<Option<Restart>, Failure> {
-        let switched = self.on_other(machine, other, |job, record| switch(job, record, release, &self.places.store))?;
+        let switched = self.on_other(machine, other, |job, record| switch(job, record, release, self.store()))?;
         let sentence = match switched.map_err(|error| Failure::of(&error, error.is_retryable()))? {
             Some(_) => self.fetched("the next start is of it"),
             None => return failure("the release does not belong on the other system any more: see reflash status"),
@@ -90,7 +90,7 @@ impl Round<'_> {
     /// Asks for the restart, in which recovery applies the release.
     pub(super) fn apply(&mut self, config: &Config, release: &Release) -> Result<Option<Restart>, Failure> {
         // Recovery replays no journal.
-        special::flush_file_system(&self.places.store)?;
+        special::flush_file_system(self.store())?;
         let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
         let mounted = MountedState::open(self.options)?;
         permission::grant(&mounted.state.boot_env(), granted)?;

@@ -2,7 +2,6 @@
 //! is cut.
 
 use std::fs;
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -27,6 +26,7 @@ use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
+use crate::undo::Recording;
 
 const BLOCK: usize = 4096;
 const IMAGE_BLOCKS: usize = 200;
@@ -432,40 +432,6 @@ fn a_lost_environment_leads_to_the_system_that_was_good_last() {
     assert_eq!(active(&robot), Second);
 }
 
-/// Every write and flush in order, `None` for a flush.
-struct Recording {
-    medium: MemoryTarget,
-    log: Mutex<crate::undo::Log>,
-}
-
-impl BlockTarget for Recording {
-    fn name(&self) -> &str {
-        "recording"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.medium.size_bytes()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.medium.read_at(offset, buffer)
-    }
-
-    fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
-        self.log.lock().unwrap().push(Some((offset, content.to_vec())));
-        self.medium.write_at(offset, content)
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.write_at(range.start, &vec![0; (range.end - range.start) as usize])
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.log.lock().unwrap().push(None);
-        Ok(())
-    }
-}
-
 /// What GRUB may start of this robot, and that all of it is whole: the active system, and the one that it goes back to.
 fn assert_whole(robot: &Robot, what: &str) -> SystemNumber {
     let systems = robot.systems();
@@ -511,7 +477,7 @@ fn cut_everywhere(seeds: u64, go_on_every: usize) -> usize {
         let target = robot.systems().active.other();
         let before = robot.targets[at(target)].content();
         let copy = robot.after_cut(robot.dir.path(), target, before.clone());
-        let recording = Recording { medium: MemoryTarget::new(before.clone()), log: Mutex::default() };
+        let recording = Recording::of(before.clone());
         // What the state partition has from the first byte on.
         let failing = MemoryTarget::faulty(before.clone(), Faults { fail_writes_from: Some(0), ..Faults::default() });
         let begun = robot.after_cut(robot.dir.path(), target, before.clone());

@@ -546,13 +546,13 @@ fn another_key_or_another_machine_is_refused() {
 pub type Log = Vec<Option<(u64, Vec<u8>)>>;
 
 /// A target that remembers every write with its content, so that any of what was not flushed can be lost.
-struct Recording {
-    medium: MemoryTarget,
-    log: Mutex<Log>,
+pub struct Recording {
+    pub medium: MemoryTarget,
+    pub log: Mutex<Log>,
 }
 
 impl Recording {
-    fn of(content: Vec<u8>) -> Self {
+    pub fn of(content: Vec<u8>) -> Self {
         Self { medium: MemoryTarget::new(content), log: Mutex::default() }
     }
 }

@@ -12,7 +12,7 @@ use super::pause::Pause;
 use super::setup::{Compared, Setup};
 use super::without::{HOUR, Instead, start, without_release};
 use super::{sources, staged, undo};
-use crate::boot::decide::{self, BootDecision, Recoveries, Situation, System, WithoutRelease};
+use crate::boot::decide::{self, BootDecision, Reason, Recoveries, Situation, System, WithoutRelease};
 use crate::fetch::{Mirrors, Source};
 use crate::jobs::pause;
 use crate::jobs::recovery::{Policy, RecoveryJob};
@@ -32,12 +32,23 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
     let at_once = setup.reason.is_requested() && !setup.undo_is_requested();
     let mut compared = if at_once { Compared::Unknown } else { setup.compare_at_first(job) };
     let mut may_park = true;
+    // The old system is intact where the power was cut before the first write.
+    let mut goes_on_with_update = setup.reason == Reason::Recovering && setup.staged.is_some();
     loop {
         let situation = setup.situation(&compared, false);
         // A pause that is over lets the machine try once more what it was parked for.
         let situation = if may_park { situation } else { unbraked(situation) };
         let system = situation.system;
         let decision = decide::decide(&situation);
+        if decision == BootDecision::Start && goes_on_with_update {
+            goes_on_with_update = false;
+            drop(compared);
+            if let Some(next) = staged::run(setup, mirrors, job) {
+                return Ok(next);
+            }
+            compared = setup.compare(job);
+            continue;
+        }
         // Whatever else is done, the index of the intact system is given up before: it may take 20 MiB.
         if let (BootDecision::Start, Compared::Intact(proof, installed)) = (decision, compared) {
             return start(setup, job, proof, &installed, None, "nothing has to be mended");

@@ -144,7 +144,10 @@ fn chosen(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Option<Rel
             if authenticated(job, content).is_ok() {
                 end_trial(job);
             }
-            release = suitable(job, record, content).ok();
+            // Whoever plugged it in sees why it is not taken, whatever the other sources say.
+            let refused =
+                |why: &String| job.journal.note(&format!("the release that was plugged in is not taken: {why}"));
+            release = suitable(job, record, content).inspect_err(refused).ok();
         }
         Ok(())
     });

@@ -114,8 +114,8 @@ keys::keys! {
     /// When a machine on which nothing moves is reset.
     ["watchdog"] watchdog: WatchdogLayer {
         /// Seconds without progress (a phase, a byte, an answered poll) after which the hardware watchdog is no longer
-        /// fed; it resets the machine a minute later. Without one, PID 1 restarts the machine. A network that never comes
-        /// up is no progress either. 0 leaves the watchdog alone, and the machine too.
+        /// fed; it resets the machine a minute later. Without one, PID 1 restarts the machine. A network that never
+        /// comes up is no progress either. 0 leaves the watchdog alone, and the machine too.
         stall_s as stall: SecondsOrNever<30, 86_400>, default "900";
     }
 

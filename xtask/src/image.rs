@@ -38,7 +38,6 @@ use self::accounts::KeptNumbers;
 use self::archives::{PackageRenewal, PackagesDay};
 pub use self::bootstrap::KeptTree;
 pub use self::description::{Description, LayoutOrigin, bill_of_materials};
-use self::ostree::Repository;
 use self::source::UsedSource;
 use self::stamp::InputDigest;
 use crate::contents::ImageContents;
@@ -353,7 +352,8 @@ impl Build<'_> {
         let kernel = step::step("the system's own initramfs", || self.kernel(&tree))?;
         tree::convert(&tree, recipe)?;
         let sysroot = self.work.join("sysroot");
-        let commit = self.commit_and_deploy(&tree, &sysroot)?;
+        let made = ostree::Deploying { recipe, timestamp: self.timestamp, tree: &tree };
+        let commit = made.through(&self.paths.work().join("ostree"), &sysroot)?;
         let built = step::step("ext4 image", || {
             let previous = self.previous.map(|previous| previous.path);
             ext4::build(&sysroot, out, recipe.image.size_mib, &recipe.ostree.branch, previous)
@@ -379,34 +379,6 @@ impl Build<'_> {
             sbom_blake3: None,
             inputs: String::new(),
         })
-    }
-
-    /// Commits the tree and deploys it into `sysroot`. Returns the digest of the commit.
-    fn commit_and_deploy(&self, tree: &Path, sysroot: &Path) -> Result<String> {
-        let (recipe, path) = (self.recipe, self.paths.work().join("ostree"));
-        let make = || -> Result<String> {
-            let repository = Repository::open(&path)?;
-            let commit = step::step("OSTree commit", || repository.commit(tree, recipe, self.timestamp))?;
-            step::step("OSTree deployment", || {
-                let entry = repository.deploy(&commit, recipe, sysroot)?;
-                let path = sysroot.join("boot/reflash.cfg");
-                fs::write(&path, entry.script()).with_context(|| format!("write {}", path.display()))
-            })?;
-            Ok(commit)
-        };
-        let commit = make()?;
-        let Err(damage) = ostree::check(sysroot) else { return Ok(commit) };
-        // Objects of earlier builds are used again. Whoever changes the directory, were it by `chmod -R`, changes them.
-        eprintln!(
-            "  the objects of earlier builds in {} were changed by something else, and are made anew: {damage:#}",
-            path.display()
-        );
-        ostree::remove_sysroot(sysroot)?;
-        removal::remove_tree(&path)?;
-        let commit = make()?;
-        ostree::check(sysroot)
-            .context("the objects of this build do not stay as they are written: is the disk failing?")?;
-        Ok(commit)
     }
 
     /// Puts kernel and initramfs where OSTree looks for them, and returns the kernel's version.

@@ -30,7 +30,8 @@ keys! {
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", argument "vlan";
         /// Proxy for all requests.
         proxy as proxy: ProxyUrl, optional "no proxy", argument "proxy";
-        /// Hosts of URLs that are reached without the proxy: names, with all below them, addresses, and networks of them.
+        /// Hosts of URLs that are reached without the proxy: names, with all below them, addresses, and networks of
+        /// them.
         no_proxy as no_proxy: DirectHostList, default "", argument "no-proxy", newer_than "0.1.0";
         /// Path of a PEM file with the only CA roots to trust for HTTPS.
         ca_file as ca_file: Text, optional "the bundled Mozilla roots";

@@ -34,7 +34,7 @@ impl ValueKind for ProxyUrl {
 /// Hosts that are reached without the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DirectHosts {
-    /// Every host.
+    /// Every host, whatever its name.
     All,
     /// A name, with all names below it.
     Domain(String),

@@ -140,6 +140,50 @@ pub fn remove_sysroot(sysroot: &Path) -> Result<()> {
     remove_tree(sysroot)
 }
 
+/// The tree of a build on its way into a sysroot.
+#[derive(Debug, Clone, Copy)]
+pub struct Deploying<'a> {
+    /// The recipe of the image.
+    pub recipe: &'a Recipe,
+    /// Time of the commit, seconds since 1970.
+    pub timestamp: u64,
+    /// Directory of the tree.
+    pub tree: &'a Path,
+}
+
+impl Deploying<'_> {
+    /// Commits the tree to the repository in `path`, deploys it into `sysroot`, and returns the digest of the commit.
+    /// Objects of earlier builds are used again. Whoever changes the directory, were it by `chmod -R`, changes them:
+    /// they are then made anew.
+    ///
+    /// # Errors
+    /// Fails with the output of ostree.
+    pub fn through(&self, path: &Path, sysroot: &Path) -> Result<String> {
+        let commit = self.once(path, sysroot)?;
+        let Err(damage) = check(sysroot) else { return Ok(commit) };
+        eprintln!(
+            "  the objects of earlier builds in {} were changed by something else, and are made anew: {damage:#}",
+            path.display()
+        );
+        remove_sysroot(sysroot)?;
+        remove_tree(path)?;
+        let commit = self.once(path, sysroot)?;
+        check(sysroot).context("the objects of this build do not stay as they are written: is the disk failing?")?;
+        Ok(commit)
+    }
+
+    fn once(&self, path: &Path, sysroot: &Path) -> Result<String> {
+        let repository = Repository::open(path)?;
+        let commit = step::step("OSTree commit", || repository.commit(self.tree, self.recipe, self.timestamp))?;
+        step::step("OSTree deployment", || {
+            let entry = repository.deploy(&commit, self.recipe, sysroot)?;
+            let script = sysroot.join("boot/reflash.cfg");
+            fs::write(&script, entry.script()).with_context(|| format!("write {}", script.display()))
+        })?;
+        Ok(commit)
+    }
+}
+
 /// Checks that every object of a sysroot, and so every file of its deployment, is what its name says: content, mode,
 /// owner and extended attributes.
 ///

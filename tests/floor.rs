@@ -66,7 +66,10 @@ fn a_cut_write_leaves_the_floor_before_or_after_it() {
             torn[differs[0] * 4096..][..cut].copy_from_slice(&after[differs[0] * 4096..][..cut]);
             fs::write(&file, &torn).unwrap();
             let floor = in_state(dir.path());
-            assert_eq!(floor.record().serial, if cut >= 512 { serial } else { serial - 1 }, "cut after {cut} bytes");
+            // One in 256 digests ends as the one before it did: nothing is missing then.
+            let is_there = torn[differs[0] * 4096..][..512] == after[differs[0] * 4096..][..512];
+            assert!(is_there || cut < 512);
+            assert_eq!(floor.record().serial, if is_there { serial } else { serial - 1 }, "cut after {cut} bytes");
             assert!(!kept(floor.mend()));
             let both = fs::read(&file).unwrap();
             let whole = |at: usize| FloorRecord::decode(&both[at..]).is_some();

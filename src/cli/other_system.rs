@@ -12,7 +12,7 @@ use crate::boot::slots::Slot;
 use crate::boot::systems::{SystemNumber, Systems};
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
-use crate::jobs::recovery::other::{OtherSystem, scripts_know_two};
+use crate::jobs::recovery::other::{OlderBootScript, OtherSystem, scripts_know_two};
 use crate::jobs::recovery::{RecoveryJob, RecoveryPartition, Renewal};
 use crate::jobs::state::InstalledRecord;
 
@@ -29,11 +29,8 @@ pub(super) enum Obstacle {
         active: SystemNumber,
     },
     /// An older boot script would start the first system whatever is written.
-    #[error(
-        "a boot script of the recovery partition does not know two systems, or cannot be read: a recovery to a release \
-         of today renews it (reflash request)"
-    )]
-    OlderScript,
+    #[error(transparent)]
+    OlderScript(#[from] OlderBootScript),
     /// Nothing is known of the system that would be gone back to.
     #[error("this boot has not called itself good yet, and is what GRUB would go back to")]
     NotGoodYet,
@@ -46,7 +43,7 @@ pub(super) fn obstacle(mounted: &MountedState) -> Result<Option<Obstacle>, Failu
     Ok(if own_partuuid().is_none() || active != running {
         Some(Obstacle::RestartFirst { running, active })
     } else if !mounted.recovery.as_deref().is_some_and(scripts_know_two) {
-        Some(Obstacle::OlderScript)
+        Some(OlderBootScript.into())
     } else {
         (variables.get(names::BOOT_OK) != Some("1")).then_some(Obstacle::NotGoodYet)
     })

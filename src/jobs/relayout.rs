@@ -14,6 +14,7 @@ use crate::disk::second_system::{PlannedSystems, SystemsRefusal};
 use crate::flash::target::BlockTarget;
 use crate::flash::undo;
 use crate::jobs::mend::{MendError, table};
+use crate::jobs::recovery::other::OlderBootScript;
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::release::manifest::SYSTEM_IMAGE;
 
@@ -27,11 +28,8 @@ pub enum RelayoutRefusal {
     #[error("no release is recorded as installed, so that it is not known how much room it needs")]
     NoRecord,
     /// An older boot script starts the first system whatever the environment says.
-    #[error(
-        "a boot script of the recovery partition does not know two systems, or cannot be read: a recovery to a release \
-         of today renews it (reflash request)"
-    )]
-    OlderScript,
+    #[error(transparent)]
+    OlderScript(#[from] OlderBootScript),
     /// The system that would go is the one that GRUB starts.
     #[error("GRUB starts the second system: the next update goes to the first one, or `reflash request undo`")]
     SecondIsActive,
@@ -89,7 +87,7 @@ pub fn plan(disk: &dyn RawDisk, wanted: SystemCount, robot: RobotFacts) -> Resul
     match wanted {
         SystemCount::One if robot.systems.active == SystemNumber::Second => Err(RelayoutRefusal::SecondIsActive),
         SystemCount::One => Ok(table::without_second(disk)?),
-        SystemCount::Two if !robot.scripts_know_two => Err(RelayoutRefusal::OlderScript),
+        SystemCount::Two if !robot.scripts_know_two => Err(OlderBootScript.into()),
         SystemCount::Two => {
             let image_bytes = robot.image_bytes.ok_or(RelayoutRefusal::NoRecord)?;
             Ok(table::with_second(disk, image_bytes)?)

@@ -50,6 +50,14 @@ impl<'a> OtherSystem<'a> {
     }
 }
 
+/// An older boot script starts the first system, whatever the environment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a boot script of the recovery partition does not know two systems, or cannot be read: a recovery to a release of \
+     today renews it (reflash request)"
+)]
+pub struct OlderBootScript;
+
 /// Whether every boot script on the recovery partition knows two systems: an older one always starts the first.
 #[must_use]
 pub fn scripts_know_two(recovery: &Path) -> bool {

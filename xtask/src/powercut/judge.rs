@@ -31,7 +31,7 @@ use super::disk::{BLOCK_BYTES, DiskState, Region};
 use super::explore::StateKind;
 use super::grub::{Choice, choose, choose_recovery, choose_slot};
 use super::kept::{self, SystemPartition};
-use super::scratch::Scratch;
+use super::scratch::{Environments, Scratch};
 use crate::size::{to_range, to_usize};
 
 /// Interval at which the states that lead to a download are really recovered.
@@ -58,7 +58,7 @@ pub struct Judge<'a> {
     pub recoveries: &'a [SlotFiles],
     scratch: Scratch,
     recovery_scratch: Scratch,
-    environments: HashMap<u64, Option<Vec<u8>>>,
+    environments: Environments,
     agents: HashMap<u64, Found>,
     floors: KnownFloors,
     kept: HashMap<u64, Option<u64>>,
@@ -115,7 +115,7 @@ impl<'a> Judge<'a> {
             recoveries,
             scratch: Scratch::new()?,
             recovery_scratch: Scratch::new()?,
-            environments: HashMap::new(),
+            environments: Environments::default(),
             agents: HashMap::new(),
             floors: KnownFloors::default(),
             kept: HashMap::new(),
@@ -146,7 +146,7 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// Fails with the reason why the state does not end well.
     pub fn judge(&mut self, disk: &DiskState, kind: StateKind) -> Result<()> {
-        let environment = self.environment(&disk.state)?;
+        let environment = self.environments.read(&disk.state, &self.scratch)?;
         let choice = choose(environment.as_deref());
         self.judge_slot(disk, environment.as_deref(), kind)?;
         let found = self.agent(&disk.state)?;
@@ -300,17 +300,6 @@ impl<'a> Judge<'a> {
                 _ => "fetched",
             }
         ))
-    }
-
-    /// Reads the environment block by GRUB's own file system code, which replays no journal and checks no checksum.
-    fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
-        if let Some(known) = self.environments.get(&state.fingerprint) {
-            return Ok(known.clone());
-        }
-        self.scratch.write(&state.content)?;
-        let block = crate::grub::read_file(&self.scratch.file, "/grubenv")?;
-        self.environments.insert(state.fingerprint, block.clone());
-        Ok(block)
     }
 
     /// Returns what the agent finds once the kernel has mounted the partition, and replayed the journal.

@@ -1,5 +1,6 @@
 //! Scratch files that stand for partitions, and are mounted or read by GRUB's code.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,26 @@ impl Scratch {
     pub fn mount(&self) -> Result<MountedImage> {
         output(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&self.file).arg(&self.mount_point))?;
         Ok(MountedImage(self.mount_point.clone()))
+    }
+}
+
+/// Environment blocks of state partitions that were seen, by the fingerprints of those.
+#[derive(Default)]
+pub struct Environments(HashMap<u64, Option<Vec<u8>>>);
+
+impl Environments {
+    /// Reads the environment block by GRUB's own file system code, which replays no journal and checks no checksum.
+    ///
+    /// # Errors
+    /// Fails when there is no room for the partition, or GRUB's code cannot be run.
+    pub fn read(&mut self, state: &Region, scratch: &Scratch) -> Result<Option<Vec<u8>>> {
+        if let Some(known) = self.0.get(&state.fingerprint) {
+            return Ok(known.clone());
+        }
+        scratch.write(&state.content)?;
+        let block = crate::grub::read_file(&scratch.file, "/grubenv")?;
+        self.0.insert(state.fingerprint, block.clone());
+        Ok(block)
     }
 }
 

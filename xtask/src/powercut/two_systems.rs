@@ -18,7 +18,7 @@ use super::grub::{Choice, choose};
 use super::judge::ReleaseUnderTest;
 use super::lab::{Lab, TWO_SYSTEMS};
 use super::log::{self, LogEntry};
-use super::scratch::Scratch;
+use super::scratch::{Environments, Scratch};
 use crate::demo::{self, FLASH_TIMEOUT};
 use crate::vm::VirtualMachine;
 
@@ -135,7 +135,7 @@ struct Judge<'a> {
     recording: &'a UpdateRecording,
     lab: &'a Lab,
     scratch: Scratch,
-    environments: HashMap<u64, Option<Vec<u8>>>,
+    environments: Environments,
     /// What the agent finds on a state partition.
     agents: HashMap<u64, Option<Found>>,
     endings: HashMap<String, u64>,
@@ -157,7 +157,7 @@ impl<'a> Judge<'a> {
     }
 
     fn judge(&mut self, disk: &DiskState, kind: StateKind) -> Result<()> {
-        let environment = self.environment(&disk.state)?;
+        let environment = self.environments.read(&disk.state, &self.scratch)?;
         let env = environment.as_deref().and_then(|block| GrubEnv::parse(block).ok()).unwrap_or_default();
         let Systems { active, on_trial, .. } = Systems::of(&env);
         let found = self.agent(&disk.state)?;
@@ -193,17 +193,6 @@ impl<'a> Judge<'a> {
         }
         *self.endings.entry(how).or_default() += 1;
         Ok(())
-    }
-
-    /// Reads the environment block by GRUB's own file system code.
-    fn environment(&mut self, state: &Region) -> Result<Option<Vec<u8>>> {
-        if let Some(known) = self.environments.get(&state.fingerprint) {
-            return Ok(known.clone());
-        }
-        self.scratch.write(&state.content)?;
-        let block = crate::grub::read_file(&self.scratch.file, "/grubenv")?;
-        self.environments.insert(state.fingerprint, block.clone());
-        Ok(block)
     }
 
     /// What the agent finds once the kernel has mounted the partition; `None` where it does not mount.

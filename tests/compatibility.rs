@@ -28,7 +28,6 @@ use reflash::release::digest::{Digest, hex};
 use reflash::release::index::{ChunkContent, Index, Pack};
 use reflash::release::layout::{Role, Scheme};
 use reflash::release::manifest::{Authentic, Manifest, Object, TrustedKeys, object_path};
-use reflash::release::patches::{Patches, fingerprint};
 use reflash::release::weak_hashes::WeakHashes;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -227,8 +226,6 @@ fn a_manifest_says_what_it_said_and_is_written_byte_for_byte() {
     let weak_hashes = image.weak_hashes.unwrap();
     let expected = digest("b5fd674b5b2ffe9c71a6a1252726562d1151ed0a3f4f46346a1c233181bc6c4e");
     assert_eq!((weak_hashes.blake3, weak_hashes.size_bytes), (expected, 216));
-    let patches = image.patches.unwrap();
-    assert_eq!((patches.table.size_bytes, patches.pack.size_bytes), (80, 1403));
 
     let layout = manifest.layout.as_ref().unwrap();
     assert_eq!(layout.table, Scheme::Gpt);
@@ -241,9 +238,15 @@ fn a_manifest_says_what_it_said_and_is_written_byte_for_byte() {
         manifest.files.iter().map(|file| (file.name.as_str(), file.object.size_bytes)).collect();
     assert_eq!(files, [("recovery/vmlinuz", 9), ("recovery/initramfs.img", 13), ("recovery/grub.cfg", 17)]);
 
-    let mut written = serde_json::to_vec_pretty(&manifest).unwrap();
-    written.push(b'\n');
-    assert_eq!(written, signed.bytes());
+    // It has a member that agents of today pass over: the patches of version 0.1.0, in place of which there are deltas.
+    let without_patches = |bytes: &[u8]| {
+        let mut manifest: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        let patches = manifest["images"][0].as_object_mut().unwrap().remove("patches");
+        (manifest, patches.is_some())
+    };
+    let written = serde_json::to_vec_pretty(&manifest).unwrap();
+    assert_eq!(without_patches(&written).0, without_patches(signed.bytes()).0);
+    assert!(without_patches(signed.bytes()).1);
 }
 
 #[test]
@@ -286,34 +289,6 @@ fn weak_hashes_say_what_they_said_and_are_written_byte_for_byte() {
         made.push(&WeakHashes::of_chunk(&image[place]));
     }
     assert_eq!(made.encode(), stored, "today's code hashes the same image to the same object");
-}
-
-#[test]
-fn patches_say_what_they_said_make_their_chunks_and_are_written_byte_for_byte() {
-    let index = index();
-    let named = manifest_in("release/stable").1.images[0].patches.unwrap();
-    let pack = Pack { digest: named.pack.blake3, size_bytes: named.pack.size_bytes };
-    let (table, content) = (object(&named.table), object(&named.pack));
-    let patches = Patches::from_object(&table, pack, &index).unwrap();
-    let read: Vec<_> =
-        patches.places().map(|(patch, _)| (patch.stored, patch.chunk, patch.length, patch.base)).collect();
-    assert_eq!(
-        read,
-        [(2, 2, 32, 0xfe6e_1e7c_ebe0_6c85), (3, 3, 1081, 0x743d_f94e_e4c7_8a2a), (6, 8, 290, 0xfe39_933e_37ba_f92e)]
-    );
-    let before = image_of(&Index::from_object(&bytes("state/installed/system.idx")).unwrap());
-    let mut rest = content.as_slice();
-    for (stored, chunk, length, base) in read {
-        let range = index.chunk_range(chunk);
-        let old = &before[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
-        assert_eq!(fingerprint(WeakHashes::of_chunk(old).into_iter()), base);
-        let (patch, more) = rest.split_at(usize::try_from(length).unwrap());
-        rest = more;
-        let new = zstd::bulk::Decompressor::with_dictionary(old).unwrap().decompress(patch, old.len()).unwrap();
-        assert_eq!(Digest::of(&new), *index.digest(stored));
-    }
-    assert!(rest.is_empty(), "the patches fill the pack");
-    assert_eq!(patches.encode(), zstd::stream::decode_all(table.as_slice()).unwrap());
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn a_plan_that_moves_every_block_fits_into_memory() {
     let comparison = Comparison::nothing_right(&index);
     let blocks = Blocks::new((1..=MAX_BLOCKS as u64).map(block).collect());
     let plan =
-        Plan::new(&index, &comparison, Reuse { found: Some(FoundBlocks { weak_hashes, blocks }), patched: None });
+        Plan::new(&index, &comparison, Reuse { found: Some(FoundBlocks { weak_hashes, blocks }), ..Reuse::default() });
     // The first chunk is never moved.
     assert_eq!(plan.totals.move_bytes, index.image_bytes() - u64::from(chunk_bytes));
     let peak_kib = own_peak_resident_kib();

@@ -4,22 +4,29 @@
 //! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, or fetch them,
 //! as a patch where one fits.
 
+mod candidates;
 mod comparison;
+mod deltas;
+mod elsewhere;
 mod moves;
-mod patched;
+mod places;
 mod requests;
 
 use crate::record::totals::Totals;
+use crate::release::deltas::BlockNo;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
 
+use candidates::Candidates;
+pub use candidates::{BATCH_BYTES, MovePiece, ZERO_SOURCE};
 pub use comparison::{Blocks, Comparison};
-pub use moves::{BATCH_BYTES, Batch, BlockNo, MAX_BUFFERED_BLOCKS, Moves, ZERO_SOURCE};
-use moves::{Candidates, Places};
-pub(crate) use patched::ChunkPlaces;
-pub use patched::{FramePlace, Patched};
-pub(crate) use requests::coalesce;
-pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
+pub use deltas::FittingDeltas;
+pub(crate) use elsewhere::ChunkPlaces;
+pub use elsewhere::{FramePlace, KeptFrames};
+pub use moves::{Batch, MAX_BUFFERED_BLOCKS, Moves};
+use places::Places;
+pub use requests::{DeltaRequest, MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
+pub(crate) use requests::{coalesce, joined_deltas};
 
 /// A plan: what to do with each chunk. Chunks that are right do not appear.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,20 +35,24 @@ pub struct Plan {
     pub zero: Vec<ChunkNo>,
     /// Whether zeros are written, and not left to the device's command to zero: what it zeroed has read back wrong.
     pub zero_by_writing: bool,
-    /// Chunks to put together from blocks of the partition.
+    /// Chunks to put together from blocks of the partition, by themselves or with deltas.
     pub moves: Moves,
-    /// Requests for what has to be fetched, in pack order.
+    /// The deltas that `moves` speaks of.
+    pub deltas: Option<FittingDeltas>,
+    /// Requests for these deltas, in pack order. They are fetched before anything is written.
+    pub delta_requests: Vec<DeltaRequest>,
+    /// Requests for what has to be fetched whole, in pack order.
     pub requests: Vec<Request>,
-    /// Chunks that are fetched as patches, if there are any.
-    pub patched: Option<Patched>,
+    /// Frames that are kept on the partition itself, if there are any.
+    pub kept: Option<KeptFrames>,
     /// Fetched stored chunks, each with a chunk to write it to: sorted by stored chunk, then by chunk.
     destinations: Vec<(StoredChunkNo, ChunkNo)>,
     /// Quantities of the plan, for people and for progress.
     pub totals: Totals,
 }
 
-/// Blocks that were found on the partition beside the chunks that are right. A plan needs them only until it knows
-/// which chunks can be moved, and they are large.
+/// Blocks that were found on the partition. A plan needs them only until it knows which chunks can be moved, and they
+/// are large.
 #[derive(Debug, Clone)]
 pub struct FoundBlocks {
     /// Weak hashes of the release: what is looked for.
@@ -55,8 +66,10 @@ pub struct FoundBlocks {
 pub struct Reuse {
     /// Blocks on the partition, to put chunks together from. Nothing is moved without them.
     pub found: Option<FoundBlocks>,
-    /// Patches that fit the partition. Chunks are fetched whole without them.
-    pub patched: Option<Patched>,
+    /// Deltas that fit the partition.
+    pub deltas: Option<FittingDeltas>,
+    /// Frames that are kept on the partition.
+    pub kept: Option<KeptFrames>,
 }
 
 impl Plan {
@@ -68,11 +81,17 @@ impl Plan {
 
     /// Plans with room for `max_blocks` blocks in the buffer of the moves.
     fn with_buffer(index: &Index, comparison: &Comparison, reuse: Reuse, max_blocks: usize) -> Self {
-        let Reuse { found, patched } = reuse;
-        let candidates = found.map(|found| candidates(index, comparison, found)).unwrap_or_default();
+        let Reuse { found, mut deltas, kept } = reuse;
+        if let (Some(deltas), Some(kept)) = (&mut deltas, &kept) {
+            deltas.without_kept(index, comparison, kept);
+        }
+        let candidates = candidates(index, comparison, found, deltas.as_ref());
         let moves = moves::order(candidates, index.chunk_count(), index.blocks_per_chunk(), max_blocks);
-        let mut moved = vec![false; index.chunk_count() as usize];
-        moves.chunks().iter().for_each(|chunk| moved[*chunk as usize] = true);
+        let mut made = vec![Made::Fetched; index.chunk_count() as usize];
+        for piece in moves.pieces() {
+            let by = if piece.delta.is_some() { Made::ByDelta } else { Made::Moved };
+            piece.chunks.iter().for_each(|chunk| made[*chunk as usize] = by);
+        }
 
         let mut totals = Totals { image_bytes: index.image_bytes(), ..Totals::default() };
         let mut zero = Vec::new();
@@ -80,14 +99,15 @@ impl Plan {
         for chunk in 0..index.chunk_count() {
             let range = index.chunk_range(chunk);
             let size = range.end - range.start;
-            match index.chunk_content(chunk) {
+            match (index.chunk_content(chunk), made[chunk as usize]) {
                 _ if comparison.is_right(chunk) => totals.right_bytes += size,
-                _ if moved[chunk as usize] => totals.move_bytes += size,
-                ChunkContent::Zero => {
+                (_, Made::Moved) => totals.move_bytes += size,
+                (_, Made::ByDelta) => totals.write_bytes += size,
+                (ChunkContent::Zero, Made::Fetched) => {
                     totals.zero_bytes += size;
                     zero.push(chunk);
                 }
-                ChunkContent::Stored(stored) => {
+                (ChunkContent::Stored(stored), Made::Fetched) => {
                     totals.write_bytes += size;
                     destinations.push((stored, chunk));
                 }
@@ -96,13 +116,16 @@ impl Plan {
         destinations.sort_unstable();
         let mut needed: Vec<StoredChunkNo> = destinations.iter().map(|(stored, _)| *stored).collect();
         needed.dedup();
-        let requests = coalesce(ChunkPlaces::with(index, patched.as_ref()), &needed);
+        let requests = coalesce(ChunkPlaces::with(index, kept.as_ref()), &needed);
+        let delta_requests = deltas.as_ref().map(|deltas| joined_deltas(deltas.table(), &moves)).unwrap_or_default();
         let (local, network): (Vec<&Request>, Vec<&Request>) =
-            requests.iter().partition(|request| patched.as_ref().is_some_and(|patched| patched.is_local(request.pack)));
+            requests.iter().partition(|request| kept.as_ref().is_some_and(|kept| kept.is_local(request.pack)));
         let sum =
             |requests: Vec<&Request>| requests.iter().map(|request| request.range.end - request.range.start).sum();
         (totals.kept_bytes, totals.download_bytes) = (sum(local), sum(network));
-        Self { zero, zero_by_writing: false, moves, requests, patched, destinations, totals }
+        totals.download_bytes +=
+            delta_requests.iter().map(|request| request.range.end - request.range.start).sum::<u64>();
+        Self { zero, zero_by_writing: false, moves, deltas, delta_requests, requests, kept, destinations, totals }
     }
 
     /// Plans with little room in the buffer of the moves, for a fuzz target, whose partitions would never fill the real
@@ -128,7 +151,7 @@ impl Plan {
     /// Whether a request reads what is kept on the partition itself.
     #[must_use]
     pub fn is_local(&self, request: &Request) -> bool {
-        self.patched.as_ref().is_some_and(|patched| patched.is_local(request.pack))
+        self.kept.as_ref().is_some_and(|kept| kept.is_local(request.pack))
     }
 
     /// Iterates over the chunks of the image that a fetched stored chunk has to be written to.
@@ -138,40 +161,82 @@ impl Plan {
     }
 }
 
-/// Finds the chunks whose every block is somewhere on the partition. Chunk 0 is not among them: its first block is
-/// blanked first and written last.
-fn candidates(index: &Index, comparison: &Comparison, found: FoundBlocks) -> Candidates {
-    let per_chunk = index.blocks_per_chunk();
-    let places = Places::new(found.blocks.as_slice());
-    let wrong = (1..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)).count();
+/// How a wrong chunk becomes right.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Fetched,
+    Moved,
+    ByDelta,
+}
+
+/// Collects what fitting deltas make, and finds the other chunks whose every block is somewhere on the partition. Chunk
+/// 0 is not among them: its first block is blanked first and written last.
+fn candidates(
+    index: &Index,
+    comparison: &Comparison,
+    found: Option<FoundBlocks>,
+    deltas: Option<&FittingDeltas>,
+) -> Candidates {
+    let wrong = (1..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk));
+    let per_chunk = index.blocks_per_chunk() as usize;
+    let of_deltas = deltas.map_or(0, FittingDeltas::source_count);
     // What is not used of it takes no memory.
-    let sources = Vec::with_capacity((wrong * per_chunk as usize).min(MAX_BLOCKS));
-    let mut candidates = Candidates { chunks: Vec::new(), sources };
-    let mut next = ZERO_SOURCE;
-    for chunk in (1..index.chunk_count()).filter(|chunk| !comparison.is_right(*chunk)) {
-        let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { continue };
-        let Some(weak_hashes) = found.weak_hashes.of(stored) else { continue };
-        let start = candidates.sources.len();
-        // One content may be in any number of places. It is fetched once for all of those beyond the bound.
-        if start + per_chunk as usize > MAX_BLOCKS {
-            break;
+    let room = of_deltas + found.as_ref().map_or(0, |_| (wrong.clone().count() * per_chunk).min(MAX_BLOCKS));
+    let mut candidates = Candidates::with_capacity(room);
+    let mut finder = found.as_ref().map(|found| Finder::new(index, found));
+    let mut by_delta = deltas.into_iter().flat_map(|deltas| deltas.wrong_chunks(comparison)).peekable();
+    let mut made_until = 0;
+    for chunk in wrong {
+        if let (Some(deltas), Some((number, chunks))) =
+            (deltas, by_delta.next_if(|(_, chunks)| chunks.first() == Some(&chunk)))
+        {
+            deltas.push_to(&mut candidates, number, &chunks);
+            made_until = chunks.last().map_or(chunk, |last| last + 1);
         }
-        for (weak_hash, own) in weak_hashes.zip(chunk * per_chunk..) {
-            // A block that is in its place already costs least. The next best is the one after the last source: long
-            // runs are long transfers.
-            let source =
-                if weak_hash == WeakHash::NONE { Some(ZERO_SOURCE) } else { places.find(weak_hash, &[own, next]) };
-            let Some(source) = source else { break };
-            next = if source == ZERO_SOURCE { ZERO_SOURCE } else { source + 1 };
-            candidates.sources.push(source);
-        }
-        if candidates.sources.len() == start + per_chunk as usize {
-            candidates.chunks.push(chunk);
-        } else {
-            candidates.sources.truncate(start);
+        // Deltas ascend, and what lies between the chunks of one is fetched or zeroed.
+        if chunk >= made_until
+            && let Some(finder) = &mut finder
+        {
+            finder.find(chunk, &mut candidates, of_deltas);
         }
     }
     candidates
+}
+
+/// Looks for the blocks of chunks on the partition.
+struct Finder<'a> {
+    index: &'a Index,
+    found: &'a FoundBlocks,
+    places: Places<'a>,
+    /// The block after the last source: long runs are long transfers.
+    next: BlockNo,
+}
+
+impl<'a> Finder<'a> {
+    fn new(index: &'a Index, found: &'a FoundBlocks) -> Self {
+        Self { index, found, places: Places::new(found.blocks.as_slice()), next: ZERO_SOURCE }
+    }
+
+    fn find(&mut self, chunk: ChunkNo, candidates: &mut Candidates, of_deltas: usize) {
+        let per_chunk = self.index.blocks_per_chunk();
+        let ChunkContent::Stored(stored) = self.index.chunk_content(chunk) else { return };
+        let Some(weak_hashes) = self.found.weak_hashes.of(stored) else { return };
+        // One content may be in any number of places. It is fetched once for all of those beyond the bound.
+        if candidates.source_count() + per_chunk as usize > MAX_BLOCKS + of_deltas {
+            return;
+        }
+        let source = |(weak_hash, own): (WeakHash, BlockNo)| {
+            // A block that is in its place already costs least. The next best is the one after the last source.
+            let source = if weak_hash == WeakHash::NONE {
+                Some(ZERO_SOURCE)
+            } else {
+                self.places.find(weak_hash, &[own, self.next])
+            }?;
+            self.next = if source == ZERO_SOURCE { ZERO_SOURCE } else { source + 1 };
+            Some(source)
+        };
+        candidates.push_found(chunk, weak_hashes.zip(chunk * per_chunk..).map(source));
+    }
 }
 
 #[cfg(test)]

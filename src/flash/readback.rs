@@ -57,8 +57,8 @@ impl<'i> Scan<'i> {
         comparer.into_scan()
     }
 
-    /// Reads every chunk as [`Scan::of`] does, and hashes the blocks of wrong chunks and those that lie after the
-    /// image, up to `search_bytes`: they may belong elsewhere. At most [`MAX_BLOCKS`] are hashed.
+    /// Reads every chunk as [`Scan::of`] does, and hashes all blocks, also those that lie after the image, up to
+    /// `search_bytes`: they may belong elsewhere, or be what a delta needs. At most [`MAX_BLOCKS`] are hashed.
     #[must_use]
     pub fn searching(index: &'i Index, search_bytes: u64, target: &dyn BlockTarget, done: &Done) -> (Self, Blocks) {
         let search_bytes = search_bytes.max(index.image_bytes()).min(target.size_bytes());
@@ -154,8 +154,7 @@ struct Comparer<'i> {
     digest_of_zeros: Digest,
     /// For each chunk, whether it is right.
     right: Vec<AtomicBool>,
-    /// Weak hashes of the blocks that are not right, and [`WeakHash::NONE`] for the others. Empty when the partition is
-    /// not searched.
+    /// Weak hashes of the blocks. Empty when the partition is not searched.
     weak_hashes: Vec<AtomicU64>,
     read_errors: Mutex<Vec<(Range<u64>, String)>>,
 }
@@ -218,7 +217,7 @@ impl<'i> Comparer<'i> {
             _ => self.index.matches(chunk, content),
         };
         self.right[chunk as usize].store(is_right, Ordering::Relaxed);
-        if !is_right && !is_blank {
+        if !is_blank {
             let blocks = self.weak_hashes.iter().skip(chunk as usize * self.index.blocks_per_chunk() as usize);
             hash_blocks(content, blocks);
         }

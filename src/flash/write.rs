@@ -1,4 +1,4 @@
-//! Carries out a plan: move, fetch, decode, check, write. The result is [`Written`], which is not yet proven by
+//! Carries out a plan: move, patch, fetch, decode, check, write. The result is [`Written`], which is not yet proven by
 //! read-back.
 //!
 //! Chunk 0 holds the superblock. It is blanked before anything else changes and written last, after a flush, so
@@ -9,6 +9,7 @@
 //! | `writer` | the state that all threads share: it writes checked chunks and keeps the first failure |
 //! | `gate` | holds writes back until the moves have read what lies there |
 //! | `head` | blanks the superblock and puts it back |
+//! | `deltas` | fetches deltas, and makes chunks with them |
 //! | `moving` | puts chunks together from blocks of the partition |
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
 //! | `content` | decompresses a chunk and checks that it is what belongs in its place |
@@ -18,6 +19,7 @@
 
 mod again;
 pub(in crate::flash) mod content;
+mod deltas;
 mod error;
 mod gate;
 mod head;
@@ -37,6 +39,7 @@ use crate::flash::threads;
 use crate::record::progress::Bytes;
 use crate::release::index::{ChunkNo, Index};
 
+use deltas::HeldDeltas;
 pub use error::WriteError;
 pub use writer::Work;
 use writer::Writer;
@@ -88,7 +91,7 @@ pub fn apply<'i>(
         return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0, zeroing_lied: false });
     }
     let read_back = ReadBack::new(index, comparison);
-    let writer = Writer::new(index, work);
+    let writer = Writer::new(index, work, HeldDeltas::fetch(work.plan, work.source, work.done)?);
     head::withhold(&writer, comparison)?;
     write_all_but_the_head(&writer, &read_back);
     if let Some(failure) = writer.take_failure() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub const BLOCK_SIZE_BYTES: usize = BLOCK_SIZE_U32 as usize;
 
 /// Size of a block as a `u32`, the type of chunk sizes and of the fields of the format.
-pub(crate) const BLOCK_SIZE_U32: u32 = 4096;
+pub const BLOCK_SIZE_U32: u32 = 4096;
 
 /// A full BLAKE3 digest: trust rests on it, and objects are named by it. As text it has 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -86,9 +86,9 @@ pub struct Image {
     /// without it.
     #[serde(rename = "hints", default, skip_serializing_if = "Option::is_none")]
     pub weak_hashes: Option<Object>,
-    /// Patches against the release before, for robots that have it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub patches: Option<PatchObjects>,
+    /// Deltas from releases before, for robots that have one of them; the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deltas: Vec<DeltaObjects>,
     /// OSTree commit that the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
@@ -112,20 +112,22 @@ impl Image {
         let name = |what: &str| format!("{what} of image {:?}", self.name);
         let mut objects = vec![(name("chunk index"), self.index, index::MAX_OBJECT_BYTES)];
         objects.extend(self.weak_hashes.map(|object| (name("weak hashes"), object, u64::MAX)));
-        if let Some(PatchObjects { table, pack }) = self.patches {
-            objects.push((name("table of patches"), table, u64::MAX));
-            objects.push((name("pack of patches"), pack, u64::MAX));
+        for DeltaObjects { table, pack, .. } in &self.deltas {
+            objects.push((name("table of deltas"), *table, u64::MAX));
+            objects.push((name("pack of deltas"), *pack, u64::MAX));
         }
         objects
     }
 }
 
-/// The two objects of [`crate::release::patches`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PatchObjects {
-    /// Object that lists the chunks which have a patch.
+/// The two objects of [`crate::release::deltas`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaObjects {
+    /// SHA-256 of the image that the deltas are applied to, in hex.
+    pub from: String,
+    /// Object that lists the deltas.
     pub table: Object,
-    /// Object with the patches themselves.
+    /// Object with the deltas themselves.
     pub pack: Object,
 }
 

@@ -12,9 +12,9 @@ use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
+use reflash::release::deltas::{Delta, Deltas, short_digest};
 use reflash::release::digest::Digest;
-use reflash::release::manifest::{Manifest, Object, PatchObjects, object_path};
-use reflash::release::patches::{Patch, Patches};
+use reflash::release::manifest::{DeltaObjects, Manifest, Object, object_path};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use reflash_release::check::check;
 use reflash_release::keygen::{self, KeyFiles};
@@ -330,7 +330,7 @@ fn installs_with_warnings(release: &Release) -> String {
     std::mem::take(&mut *text.lock().unwrap())
 }
 
-/// Weak hashes and patches only save downloads: tables that contradict themselves or the index are refused by name, and
+/// Weak hashes and deltas only save downloads: tables that contradict themselves or the index are refused by name, and
 /// the release is installed without them. `release --check` does not let them be published.
 #[test]
 fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
@@ -356,24 +356,29 @@ fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
         assert!(release.check().unwrap_err().contains(expected), "{expected}");
     }
 
-    let patch = |stored, chunk, length| Patch { stored, chunk, length, base: 0 };
-    for (patches, size_bytes, expected) in [
-        (vec![patch(1, 2, 50), patch(2, 2, 50)], 100, "not for chunk 2, whose place it uses"),
-        (vec![patch(0, 0, 100)], 100, "not for chunk 0"),
-        (vec![patch(9, 1, 100)], 100, "not for chunk 1"),
-        (vec![patch(1, 9, 100)], 100, "not for chunk 9"),
-        (vec![patch(2, 2, 50), patch(1, 1, 50)], 100, "do not ascend"),
-        (vec![patch(1, 1, 50), patch(1, 1, 50)], 100, "do not ascend"),
-        (vec![patch(1, 1, 0)], 0, "has 0 bytes"),
-        (vec![patch(1, 1, u32::MAX)], u64::from(u32::MAX), "has 4294967295 bytes"),
-        (vec![patch(1, 1, 99)], 100, "have 99 bytes and their pack 100"),
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges of blocks, one of them")]
+    for (deltas, size_bytes, expected) in [
+        (vec![(vec![2], vec![], 50), (vec![2], vec![], 50)], 100, "do not ascend"),
+        (vec![(vec![2], vec![], 50), (vec![1], vec![], 50)], 100, "do not ascend"),
+        (vec![(vec![0], vec![], 100)], 100, "chunk 0 is none that a delta can make"),
+        (vec![(vec![9], vec![], 100)], 100, "chunk 9 is none that a delta can make"),
+        (vec![(vec![], vec![], 100)], 100, "makes 0 bytes of 0 blocks"),
+        (vec![(vec![1], vec![1..600], 100)], 100, "of 599 blocks"),
+        (vec![(vec![1], vec![0..1], 100)], 100, "or the first one"),
+        (vec![(vec![1], vec![7..7], 100)], 100, "has no blocks"),
+        (vec![(vec![1], vec![], 0)], 0, "has 0 bytes"),
+        (vec![(vec![1], vec![], u32::MAX)], u64::from(u32::MAX), "has 4294967295 bytes"),
+        (vec![(vec![1], vec![], 99)], 100, "99 bytes, of 1, 0 and 100"),
     ] {
         let release = Release::new();
         let mut manifest = release.fixture.released.manifest.clone();
         let pack = Object { size_bytes, ..release.put(&[1; 100]) };
-        let described = reflash::release::index::Pack { digest: pack.blake3, size_bytes };
-        let table = zstd::bulk::compress(&Patches::new(described, patches).encode(), LEVEL).unwrap();
-        manifest.images[0].patches = Some(PatchObjects { table: release.put(&table), pack });
+        let mut table = Deltas::new(reflash::release::index::Pack { digest: pack.blake3, size_bytes });
+        for (chunks, sources, length) in &deltas {
+            table.push(Delta { chunks, sources, base: 0, length: *length, digest: short_digest(&[1; 100]) });
+        }
+        let table = zstd::bulk::compress(&table.encode(), LEVEL).unwrap();
+        manifest.images[0].deltas = vec![DeltaObjects { from: String::new(), table: release.put(&table), pack }];
         release.sign(&manifest);
         let text = installs_with_warnings(&release);
         assert!(text.contains(expected), "{expected}: {text}");
@@ -395,37 +400,6 @@ fn weak_hashes_of_other_content_are_not_published() {
     installs_with_warnings(&release);
     let text = release.check().unwrap_err();
     assert!(text.contains("check chunk 0: its weak hashes are of other content"), "{text}");
-}
-
-/// zstd takes a dictionary that begins with a certain number for a trained one: https://github.com/facebook/zstd/pull/566.
-/// The old content of a chunk, which serves as the dictionary of its patch, may begin with it, as a file with such a
-/// dictionary does.
-#[test]
-fn a_chunk_that_begins_like_a_trained_dictionary_is_not_patched() {
-    let mut old = image();
-    for chunk in [1, 2] {
-        old[chunk * CHUNK..chunk * CHUNK + 4].copy_from_slice(&[0x37, 0xa4, 0x30, 0xec]);
-        // Content that neither moves nor compresses alone, or patches would not pay.
-        let noise = (0..CHUNK - 4).map(|at| Digest::of(&(chunk * CHUNK + at / 32).to_le_bytes()).0[at % 32]);
-        let noise: Vec<u8> = noise.collect();
-        old[chunk * CHUNK + 4..(chunk + 1) * CHUNK].copy_from_slice(&noise);
-    }
-    let mut other = old[2 * CHUNK..3 * CHUNK].to_vec();
-    other[0] = 0;
-    old[3 * CHUNK..4 * CHUNK].copy_from_slice(&other);
-    let mut new = old.clone();
-    for chunk in [1, 2, 3] {
-        for block in 0..4 {
-            new[chunk * CHUNK + block * 4096 + 99] ^= 1;
-        }
-    }
-    let mut fixture = Fixture::with(old.clone(), |_| {});
-    fixture.publish(new.clone(), |spec| spec.version = "2".into());
-    assert!(fixture.released.manifest.images[0].patches.is_some(), "chunk 3 has a patch");
-    check(&fixture.tree(), "stable", &fixture.keys).unwrap();
-    let target = MemoryTarget::new(old);
-    fixture.recover(&Directory::new(fixture.tree()), &target, None).unwrap();
-    assert!(target.content() == new);
 }
 
 /// A source that reports success before the last byte, so many times.

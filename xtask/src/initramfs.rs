@@ -26,8 +26,8 @@ pub use modules::Missing;
 /// Kernel and initramfs together: what a small recovery partition holds twice, and a slow link once.
 const MAX_BYTES: u64 = 24 * 1024 * 1024;
 
-/// zstd at its best: the archive is built once and read by every boot.
-const LEVEL: i32 = 19;
+/// Level of zstd at its best: the archive is built once and read by every boot.
+pub const LEVEL: i32 = 19;
 
 /// Options of `initramfs`.
 #[derive(Debug, clap::Args)]
@@ -51,6 +51,9 @@ pub struct InitramfsContent<'a> {
     pub missing: Missing,
     /// Further files, with their absolute paths.
     pub files: Vec<ArchiveEntry>,
+    /// Level of zstd, if the archives are compressed: where room is scarce. What is compressed becomes other bytes all
+    /// over with each change in it, which every robot has to download.
+    pub level: Option<i32>,
 }
 
 /// The module groups of `initramfs/modules.toml`.
@@ -86,7 +89,7 @@ fn module_list() -> Result<ModuleList> {
     toml::from_str(embedded::MODULES).context("read initramfs/modules.toml")
 }
 
-/// Writes the compressed archives to `out`. The same content gives the same bytes.
+/// Writes the archives to `out`. The same content gives the same bytes.
 ///
 /// There is one archive for the modules, which change with the kernel only, one for programs, and one for the agent:
 /// compressed as a whole, 5 MiB of a system's image would be new bytes whenever a library or the agent changes.
@@ -101,9 +104,9 @@ pub fn build(content: &InitramfsContent<'_>, out: &Path) -> Result<()> {
         entries.push(ArchiveEntry::directory(directory));
     }
     let modules = modules::entries(content.kernel, &content.modules, content.missing)?;
-    let compressed = archive::compressed(vec![modules, content.files.clone(), entries], LEVEL)?;
+    let archives = archive::joined(vec![modules, content.files.clone(), entries], content.level)?;
     let new = out.with_added_extension("new");
-    std::fs::write(&new, compressed).with_context(|| format!("write {}", new.display()))?;
+    std::fs::write(&new, archives).with_context(|| format!("write {}", new.display()))?;
     std::fs::rename(&new, out).with_context(|| format!("write {}", out.display()))
 }
 
@@ -144,6 +147,7 @@ pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Bui
         modules: declared_modules()?,
         missing: Missing::Refuse,
         files,
+        level: Some(LEVEL),
     };
     let inputs = inputs_digest(&content)?;
     let stamp = paths.work().join("initramfs.inputs");

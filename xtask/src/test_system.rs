@@ -73,6 +73,7 @@ pub fn build(paths: &Paths, spec: &TestSystem<'_>, agent: &Path, out: &Path) -> 
         modules: initramfs::modules_of_groups(GROUPS)?,
         missing: Missing::Refuse,
         files: vec![program(Path::new("/bin/busybox"), "/bin/busybox")?, program(agent, "/bin/reflash")?],
+        level: Some(initramfs::LEVEL),
     };
     initramfs::build(&content, &tree.join("boot/initramfs.img"))?;
     fs::copy(&kernel.vmlinuz, tree.join("boot/vmlinuz")).context("copy the kernel")?;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::release::index::{ChunkContent, ChunkNo, Index};
-use crate::release::weak_hashes::{WeakHash, WeakHashes};
+use crate::release::index::{ChunkNo, Index};
+use crate::release::weak_hashes::WeakHash;
 
 /// One flag for each chunk of an index: whether the partition already holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,23 +53,13 @@ impl Comparison {
     }
 }
 
-/// Weak hashes of the blocks of a partition, from its beginning on.
-///
-/// A block of the partition is known by its position. With chunks of 4 blocks:
-///
-/// ```text
-/// block   0    1    2    3  | 4    5    6    7  | 8    9   10   11  | 12 ...
-/// hash    -    -    -    -  | a    b    -    c  | d    e    f    g  | h ...
-///         chunk 0, right    | chunk 1, wrong    | chunk 2, wrong    | after the image
-/// ```
-///
-/// A dash is [`WeakHash::NONE`].
+/// Weak hashes of the blocks of a partition, from its beginning on. A block of the partition is known by its position.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Blocks(Vec<WeakHash>);
 
 impl Blocks {
-    /// Takes one weak hash per block of 4096 bytes. It is [`WeakHash::NONE`] for a block of zeros, for an unreadable
-    /// block, and for a block of a chunk that is right.
+    /// Takes one weak hash per block of 4096 bytes. It is [`WeakHash::NONE`] for a block of zeros and for an unreadable
+    /// one.
     #[must_use]
     pub fn new(weak_hashes: Vec<WeakHash>) -> Self {
         Self(weak_hashes)
@@ -79,22 +69,6 @@ impl Blocks {
     #[must_use]
     pub fn is_blank(&self) -> bool {
         self.0.iter().all(|weak_hash| *weak_hash == WeakHash::NONE)
-    }
-
-    /// Adds the weak hashes of the chunks that are right. Those chunks were not hashed, because the release has their
-    /// weak hashes.
-    #[must_use]
-    pub fn completed(mut self, index: &Index, weak_hashes: &WeakHashes, comparison: &Comparison) -> Self {
-        let per_chunk = index.blocks_per_chunk() as usize;
-        for chunk in (0..index.chunk_count()).filter(|chunk| comparison.is_right(*chunk)) {
-            if let ChunkContent::Stored(stored) = index.chunk_content(chunk)
-                && let Some(known) = weak_hashes.of(stored)
-            {
-                let start = chunk as usize * per_chunk;
-                self.0.iter_mut().skip(start).zip(known).for_each(|(weak_hash, known)| *weak_hash = known);
-            }
-        }
-        self
     }
 
     /// Returns the weak hashes of `count` blocks from block `from` on, if the partition has so many.

@@ -1,6 +1,7 @@
 //! The order in which content is moved within a partition, so that nothing is overwritten that is still needed.
 //!
-//! Chunks that are moved are put together in batches. All sources of a batch are read before the batch is written, so
+//! A piece of work makes one chunk of blocks that lie elsewhere, or a few chunks by a delta. Pieces are put together in
+//! batches. All sources of a batch are read before the batch is written, so
 //! only what a *later* batch needs can be lost: such blocks are read into a buffer before the batch that overwrites
 //! them. The buffer is bounded; where it would overflow, the chunks that need the block are fetched instead.
 //!
@@ -9,32 +10,34 @@
 
 use std::ops::Range;
 
-use crate::release::digest::BLOCK_SIZE_U32;
+use super::candidates::{Candidates, MovePiece, ZERO_SOURCE};
+use crate::release::deltas::BlockNo;
+use crate::release::digest::BLOCK_SIZE_BYTES;
 use crate::release::index::ChunkNo;
-use crate::release::weak_hashes::WeakHash;
-
-/// A block of the partition, counted from its beginning in units of 4096 bytes.
-pub type BlockNo = u32;
-
-/// Stands in place of a source when the block is all zeros.
-pub const ZERO_SOURCE: BlockNo = u32::MAX;
-
-/// Bytes of the partition that one batch writes: large transfers, and little memory for the few batches in flight.
-pub const BATCH_BYTES: u32 = 2 * 1024 * 1024;
 
 /// The most blocks that may wait in the buffer: 24 MiB.
 pub const MAX_BUFFERED_BLOCKS: usize = 6 * 1024;
 
-/// Chunks that are put together and written together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Pieces that are read together and written together.
+#[derive(Debug, Clone)]
 pub struct Batch<'a> {
+    moved: &'a Candidates,
+    pieces: Range<u32>,
     /// Chunks that the batch writes, ascending.
     pub chunks: &'a [ChunkNo],
-    /// Sources of the blocks of each chunk, in the order of the chunks.
+    /// Blocks that it reads, those of one piece after those of the other.
     pub sources: &'a [BlockNo],
     /// Blocks to read into the buffer before this batch reads its sources, ascending, each with the last batch that
     /// needs it.
     pub saves: &'a [(BlockNo, u32)],
+}
+
+impl<'a> Batch<'a> {
+    /// Iterates over the pieces.
+    pub fn pieces(&self) -> impl Iterator<Item = MovePiece<'a>> {
+        let moved = self.moved;
+        self.pieces.clone().map(|number| moved.get(number))
+    }
 }
 
 /// All batches of a plan. An image may have two million blocks to move, so they lie in one list each, of which a batch
@@ -43,11 +46,9 @@ pub struct Batch<'a> {
 pub struct Moves {
     /// The most blocks that wait in the buffer at the same time.
     pub peak_blocks: usize,
-    /// The chunks, ascending, and the sources of their blocks.
     moved: Candidates,
-    per_chunk: u32,
     saves: Vec<(BlockNo, u32)>,
-    /// The parts of `moved` and of `saves` that each batch has, in the order in which they are read.
+    /// The pieces and the parts of `saves` that each batch has, in the order in which they are read.
     batches: Vec<(Range<u32>, Range<u32>)>,
     /// For each chunk, how many batches must have been read before anything but a move may overwrite it.
     free_after: Vec<u32>,
@@ -56,15 +57,27 @@ pub struct Moves {
 impl Moves {
     /// Iterates over the batches in the order in which they are read.
     pub fn batches(&self) -> impl Iterator<Item = Batch<'_>> {
-        let per_chunk = self.per_chunk as usize;
-        self.batches.iter().map(move |(chunks, saves)| {
-            let (start, end) = (chunks.start as usize, chunks.end as usize);
+        self.batches.iter().map(|(pieces, saves)| {
+            let (start, end) = (self.moved.ends_before(pieces.start), self.moved.ends_before(pieces.end));
             Batch {
-                chunks: &self.moved.chunks[start..end],
-                sources: &self.moved.sources[start * per_chunk..end * per_chunk],
+                moved: &self.moved,
+                pieces: pieces.clone(),
+                chunks: &self.moved.chunks[start.0 as usize..end.0 as usize],
+                sources: &self.moved.sources[start.1 as usize..end.1 as usize],
                 saves: &self.saves[saves.start as usize..saves.end as usize],
             }
         })
+    }
+
+    /// Iterates over the pieces, ascending by their chunks.
+    pub fn pieces(&self) -> impl Iterator<Item = MovePiece<'_>> {
+        (0..self.moved.count()).map(|number| self.moved.get(number))
+    }
+
+    /// Returns the most bytes that a batch reads.
+    #[must_use]
+    pub fn largest_read_bytes(&self) -> usize {
+        self.batches().map(|batch| batch.sources.len()).max().unwrap_or_default() * BLOCK_SIZE_BYTES
     }
 
     /// Whether nothing is moved.
@@ -73,26 +86,11 @@ impl Moves {
         self.moved.chunks.is_empty()
     }
 
-    /// Returns the chunks that are moved, ascending.
-    #[must_use]
-    pub fn chunks(&self) -> &[ChunkNo] {
-        &self.moved.chunks
-    }
-
     /// Returns how many batches must have been read before `chunk` may be overwritten with fetched content or zeros.
     #[must_use]
     pub fn free_after(&self, chunk: ChunkNo) -> u32 {
         self.free_after.get(chunk as usize).copied().unwrap_or_default()
     }
-}
-
-/// Chunks that can be put together from blocks of the partition.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Candidates {
-    /// The chunks, ascending.
-    pub chunks: Vec<ChunkNo>,
-    /// Sources of the blocks of each chunk: `blocks_per_chunk` for every one.
-    pub sources: Vec<BlockNo>,
 }
 
 /// Orders the moves of `candidates` for an image of `chunk_count` chunks. Candidates that the result leaves out have to
@@ -103,7 +101,7 @@ pub(super) fn order(candidates: Candidates, chunk_count: u32, blocks_per_chunk: 
         let simulate = |descending| Ordering::new(&candidates, &users, blocks_per_chunk, descending, max_blocks);
         let (ascending, descending) = (simulate(false), simulate(true));
         // Which direction is cheaper depends on whether the content moved towards the end or towards the beginning.
-        let cost = |ordering: &Ordering<'_>| (ordering.dropped_count(), ordering.ordered.peak);
+        let cost = |ordering: &Ordering<'_>| (ordering.dropped_chunks(), ordering.ordered.peak);
         if cost(&descending) < cost(&ascending) { descending.ordered } else { ascending.ordered }
     };
     let free_after = ordering.free_after(&users, chunk_count);
@@ -115,15 +113,15 @@ pub(super) fn order(candidates: Candidates, chunk_count: u32, blocks_per_chunk: 
 struct Users(Vec<(BlockNo, u32)>);
 
 impl Users {
-    /// Collects source blocks, each with the number of a candidate that reads it, sorted. The blocks in a chunk's own
-    /// place are left out.
+    /// Collects source blocks, each with the number of a candidate that reads it, sorted. The blocks in the places of
+    /// its own chunks are left out.
     fn of(candidates: &Candidates, per_chunk: u32) -> Self {
         // What is not used of it takes no memory.
         let mut users = Vec::with_capacity(candidates.sources.len());
         for number in 0..candidates.count() {
-            let (chunk, sources) = candidates.get(number, per_chunk);
-            let own = blocks_of(chunk, per_chunk);
-            let foreign = sources.iter().filter(|source| **source != ZERO_SOURCE && !own.contains(source));
+            let MovePiece { chunks, sources, .. } = candidates.get(number);
+            let is_own = |block: BlockNo| chunks.binary_search(&(block / per_chunk)).is_ok();
+            let foreign = sources.iter().filter(|source| **source != ZERO_SOURCE && !is_own(**source));
             users.extend(foreign.map(|source| (*source, number)));
         }
         users.sort_unstable();
@@ -144,7 +142,7 @@ fn blocks_of(chunk: ChunkNo, per_chunk: u32) -> Range<BlockNo> {
 
 /// The moves in one direction over the partition, simulated.
 ///
-/// A position counts the candidates in this direction; a user of a block is a candidate that reads it.
+/// A user of a block is a candidate that reads it.
 struct Ordering<'c> {
     candidates: &'c Candidates,
     users: &'c Users,
@@ -153,10 +151,10 @@ struct Ordering<'c> {
 
 /// The result of a simulation.
 struct Ordered {
-    count: u32,
     per_chunk: u32,
-    per_batch: u32,
     descending: bool,
+    /// For each candidate, the batch that it is in.
+    batch_of: Vec<u32>,
     /// The most blocks in the buffer at the same time.
     peak: usize,
     /// For each candidate, whether it was dropped because the buffer was full.
@@ -169,43 +167,49 @@ struct Ordered {
 
 impl<'c> Ordering<'c> {
     fn new(candidates: &'c Candidates, users: &'c Users, per_chunk: u32, descending: bool, max_blocks: usize) -> Self {
-        let count = candidates.count();
-        let per_batch = (BATCH_BYTES / (per_chunk * BLOCK_SIZE_U32)).max(1);
-        let dropped = vec![false; count as usize];
+        let batch_of = candidates.batches(per_chunk, descending);
+        let dropped = vec![false; candidates.count() as usize];
         let (saves, ends) = (Vec::new(), Vec::new());
-        let ordered = Ordered { count, per_chunk, per_batch, descending, peak: 0, dropped, saves, ends };
+        let ordered = Ordered { per_chunk, descending, batch_of, peak: 0, dropped, saves, ends };
         let mut ordering = Self { candidates, users, ordered };
         ordering.simulate(max_blocks);
         ordering
     }
 
-    fn dropped_count(&self) -> usize {
-        self.ordered.dropped.iter().filter(|dropped| **dropped).count()
+    fn dropped_chunks(&self) -> usize {
+        let dropped = (0..).zip(&self.ordered.dropped).filter(|(_, dropped)| **dropped);
+        dropped.map(|(number, _)| self.candidates.get(number).chunks.len()).sum()
     }
 
     /// Returns the last batch that reads a block.
     fn last_reader(&self, block: BlockNo) -> Option<u32> {
         let mut readers = self.users.of_block(block).iter().filter(|(_, user)| !self.ordered.dropped[*user as usize]);
         let (_, last) = if self.ordered.descending { readers.next() } else { readers.next_back() }?;
-        Some(self.ordered.batch_of(*last))
+        Some(self.ordered.batch_of[*last as usize])
     }
 
-    /// Goes through the positions, saves each block that a chunk overwrites and a later batch reads, and drops the
-    /// later readers where the buffer is full.
+    /// Goes through the candidates in this direction, saves each block that one overwrites and a later batch reads, and
+    /// drops the later readers where the buffer is full.
     fn simulate(&mut self, max_blocks: usize) {
-        let Ordered { count, per_batch, per_chunk, .. } = self.ordered;
-        let batches = count.div_ceil(per_batch);
+        let (count, per_chunk) = (self.candidates.count(), self.ordered.per_chunk);
+        let batches = self.ordered.batch_of.iter().max().map_or(0, |last| last + 1);
         let mut held = 0;
         // For each batch, the number of blocks that are no longer needed once it has begun.
         let mut released = vec![0; batches as usize + 1];
+        let mut position = 0;
         for batch in 0..batches {
             held -= released[batch as usize];
-            for position in batch * per_batch..((batch + 1) * per_batch).min(count) {
-                let number = self.ordered.number(position);
+            while position < count {
+                let number = if self.ordered.descending { count - 1 - position } else { position };
+                if self.ordered.batch_of[number as usize] != batch {
+                    break;
+                }
+                position += 1;
                 if self.ordered.dropped[number as usize] {
                     continue;
                 }
-                for block in blocks_of(self.candidates.chunks[number as usize], per_chunk) {
+                let chunks = self.candidates.get(number).chunks;
+                for block in chunks.iter().flat_map(|chunk| blocks_of(*chunk, per_chunk)) {
                     let Some(until) = self.last_reader(block).filter(|until| *until > batch) else { continue };
                     if held == max_blocks {
                         self.drop_later_users(block, batch);
@@ -223,7 +227,7 @@ impl<'c> Ordering<'c> {
 
     fn drop_later_users(&mut self, block: BlockNo, batch: u32) {
         for (_, user) in self.users.of_block(block) {
-            if self.ordered.batch_of(*user) > batch {
+            if self.ordered.batch_of[*user as usize] > batch {
                 self.ordered.dropped[*user as usize] = true;
             }
         }
@@ -231,16 +235,6 @@ impl<'c> Ordering<'c> {
 }
 
 impl Ordered {
-    /// Returns the number of the candidate at a position, or the position of a candidate.
-    fn number(&self, position: u32) -> u32 {
-        if self.descending { self.count - 1 - position } else { position }
-    }
-
-    /// Returns the batch of a candidate.
-    fn batch_of(&self, number: u32) -> u32 {
-        self.number(number) / self.per_batch
-    }
-
     #[expect(clippy::cast_possible_truncation, reason = "blocks are counted in u32")]
     fn end_batch(&mut self) {
         let start = self.ends.last().copied().unwrap_or_default() as usize;
@@ -253,7 +247,7 @@ impl Ordered {
         for (block, user) in users.0.iter().filter(|(_, user)| !self.dropped[*user as usize]) {
             // Blocks beyond the image are never overwritten.
             if let Some(free_after) = free_after.get_mut((block / self.per_chunk) as usize) {
-                *free_after = (*free_after).max(self.batch_of(*user) + 1);
+                *free_after = (*free_after).max(self.batch_of[*user as usize] + 1);
             }
         }
         free_after
@@ -266,91 +260,18 @@ impl Ordered {
         let saves = starts.zip(self.ends.iter().copied()).map(|(start, end)| start..end);
         let mut batches: Vec<(Range<u32>, Range<u32>)> = saves.map(|saves| (0..0, saves)).collect();
         let mut left = 0;
-        for number in 0..self.count {
-            let chunks = &mut batches[self.batch_of(number) as usize].0;
-            if chunks.start == chunks.end {
-                *chunks = left..left;
+        for (dropped, batch) in self.dropped.iter().zip(&self.batch_of) {
+            let pieces = &mut batches[*batch as usize].0;
+            if pieces.start == pieces.end {
+                *pieces = left..left;
             }
-            if !self.dropped[number as usize] {
-                moved.put(left, number, self.per_chunk);
+            if !dropped {
                 left += 1;
-                chunks.end = left;
+                pieces.end = left;
             }
         }
-        moved.truncate(left, self.per_chunk);
-        let Self { per_chunk, saves, peak, .. } = self;
-        Moves { peak_blocks: peak, moved, per_chunk, saves, batches, free_after }
-    }
-}
-
-impl Candidates {
-    #[expect(clippy::cast_possible_truncation, reason = "an index counts its chunks in u32")]
-    fn count(&self) -> u32 {
-        self.chunks.len() as u32
-    }
-
-    /// Returns the chunk of a candidate and the sources of its blocks.
-    fn get(&self, number: u32, per_chunk: u32) -> (ChunkNo, &[BlockNo]) {
-        let (number, per_chunk) = (number as usize, per_chunk as usize);
-        (self.chunks[number], &self.sources[number * per_chunk..][..per_chunk])
-    }
-
-    /// Puts a candidate in the place of one at or before its own.
-    fn put(&mut self, to: u32, from: u32, per_chunk: u32) {
-        let (to, from, per_chunk) = (to as usize, from as usize, per_chunk as usize);
-        if to != from {
-            self.chunks[to] = self.chunks[from];
-            self.sources.copy_within(from * per_chunk..(from + 1) * per_chunk, to * per_chunk);
-        }
-    }
-
-    fn truncate(&mut self, count: u32, per_chunk: u32) {
-        self.chunks.truncate(count as usize);
-        self.sources.truncate(count as usize * per_chunk as usize);
-    }
-}
-
-/// A table of where on the partition each weak hash is found. It is an open-addressing table of block numbers, and
-/// takes a quarter of the memory of a `HashMap` of weak hashes.
-pub(super) struct Places<'a> {
-    blocks: &'a [WeakHash],
-    /// Block numbers, and `u32::MAX` in free slots.
-    slots: Vec<BlockNo>,
-}
-
-impl<'a> Places<'a> {
-    /// Builds the table. Of equal blocks the first is kept.
-    pub fn new(blocks: &'a [WeakHash]) -> Self {
-        let slots = vec![u32::MAX; (blocks.len() * 2).next_power_of_two()];
-        let mut places = Self { blocks, slots };
-        // Block 0 is the superblock, which is blanked before anything is moved.
-        for (block, weak_hash) in (0..).zip(blocks).skip(1).filter(|(_, weak_hash)| **weak_hash != WeakHash::NONE) {
-            let slot = places.slot(*weak_hash);
-            if places.slots[slot] == u32::MAX {
-                places.slots[slot] = block;
-            }
-        }
-        places
-    }
-
-    /// Returns the slot that holds a block with this weak hash, or the free slot where it would be.
-    fn slot(&self, weak_hash: WeakHash) -> usize {
-        // XXH3's low bits are as good as random.
-        let mask = self.slots.len() - 1;
-        #[expect(clippy::cast_possible_truncation, reason = "the mask keeps only bits that a usize has")]
-        let mut slot = weak_hash.bits() as usize & mask;
-        while self.slots[slot] != u32::MAX && self.blocks[self.slots[slot] as usize] != weak_hash {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-
-    /// Returns a block with this weak hash, if there is one, and one of `preferred` if such a block is among them.
-    pub fn find(&self, weak_hash: WeakHash, preferred: &[BlockNo]) -> Option<BlockNo> {
-        let is_there = |block: &&BlockNo| **block != 0 && self.blocks.get(**block as usize) == Some(&weak_hash);
-        if let Some(block) = preferred.iter().find(is_there) {
-            return Some(*block);
-        }
-        Some(self.slots[self.slot(weak_hash)]).filter(|block| *block != u32::MAX)
+        moved.drop_pieces(&self.dropped);
+        let Self { saves, peak, .. } = self;
+        Moves { peak_blocks: peak, moved, saves, batches, free_after }
     }
 }

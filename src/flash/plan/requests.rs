@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::patched::ChunkPlaces;
+use super::elsewhere::ChunkPlaces;
+use super::moves::Moves;
+use crate::release::deltas::Deltas;
 use crate::release::index::{Location, StoredChunkNo};
 
 /// The most compressed bytes in one request. It is large enough that the round trip does not count, and small enough
@@ -28,6 +30,35 @@ pub struct Request {
     pub range: Range<u64>,
     /// Chunks to decode, in ascending order of their place in the pack.
     pub stored: Vec<StoredChunkNo>,
+}
+
+/// One contiguous read from the pack of deltas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaRequest {
+    /// Bytes of the pack to ask for.
+    pub range: Range<u64>,
+    /// Numbers of the deltas to take out, ascending by their places.
+    pub deltas: Vec<u32>,
+}
+
+/// Joins the deltas that the moves use into requests of at most [`MAX_REQUEST_BYTES`].
+pub(crate) fn joined_deltas(table: &Deltas, moves: &Moves) -> Vec<DeltaRequest> {
+    let mut requests: Vec<DeltaRequest> = Vec::new();
+    // Pieces ascend by their chunks, and deltas do in their pack.
+    for number in moves.pieces().filter_map(|piece| piece.delta) {
+        let place = table.place(number);
+        match requests.last_mut() {
+            Some(last)
+                if place.start.saturating_sub(last.range.end) <= MAX_GAP_BYTES
+                    && place.end - last.range.start <= MAX_REQUEST_BYTES =>
+            {
+                last.range.end = place.end;
+                last.deltas.push(number);
+            }
+            _ => requests.push(DeltaRequest { range: place, deltas: vec![number] }),
+        }
+    }
+    requests
 }
 
 /// Joins neighbours in a pack into requests of at most [`MAX_REQUEST_BYTES`].

@@ -5,7 +5,8 @@ use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_
 use proptest::test_runner::RngSeed;
 use proptest::{collection, sample};
 
-use super::{Blocks, Comparison, FoundBlocks, Plan, Reuse, ZERO_SOURCE};
+use super::{Batch, Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse, ZERO_SOURCE};
+use crate::release::deltas::{Delta, Deltas, fingerprint};
 use crate::release::digest::Digest;
 use crate::release::index::{Builder, ChunkContent, Index, MAX_CHUNKS, MIN_CHUNK_BYTES, Pack};
 use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
@@ -102,9 +103,69 @@ impl Case {
     }
 
     fn plan(&self, max_blocks: usize) -> Plan {
-        let blocks = Blocks::new(self.partition.iter().map(|block| weak_hash(*block)).collect());
+        self.plan_with(None, max_blocks)
+    }
+
+    fn plan_with(&self, deltas: Option<u32>, max_blocks: usize) -> Plan {
+        let (comparison, blocks) = (self.comparison(), self.blocks());
+        let deltas = deltas.map(|seed| FittingDeltas::new(self.deltas(seed), &comparison, &blocks));
         let found = Some(FoundBlocks { weak_hashes: self.weak_hashes.clone(), blocks });
-        Plan::with_buffer(&self.index, &self.comparison(), Reuse { found, patched: None }, max_blocks)
+        Plan::with_buffer(&self.index, &comparison, Reuse { found, deltas, kept: None }, max_blocks)
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks::new(self.partition.iter().map(|block| weak_hash(*block)).collect())
+    }
+
+    /// The content of a batch's chunks: what deltas make needs every block that they ask for as it was.
+    fn made_by_deltas(&self, batch: &Batch<'_>, content: &[u32]) -> Vec<u32> {
+        let (mut made, mut at) = (Vec::new(), 0);
+        for piece in batch.pieces() {
+            let read = &content[at..at + piece.sources.len()];
+            at += piece.sources.len();
+            if piece.delta.is_none() {
+                made.extend_from_slice(read);
+                continue;
+            }
+            let before = piece.sources.iter().map(|source| self.partition[*source as usize]);
+            assert!(before.eq(read.iter().copied()), "a delta reads what was overwritten");
+            let of_image = piece.chunks.iter().flat_map(|chunk| &self.image[*chunk as usize * PER..][..PER]);
+            made.extend(of_image.copied());
+        }
+        made
+    }
+
+    /// Deltas for a third of the chunks, in runs, each of which needs blocks from around its place and from elsewhere.
+    fn deltas(&self, seed: u32) -> Deltas {
+        let pack = Pack { digest: Digest::of(b"deltas"), size_bytes: 1 };
+        let mut table = Deltas::new(pack);
+        let per = u32::try_from(PER).unwrap();
+        let (chunks, blocks) = (self.index.chunk_count(), u32::try_from(self.partition.len()).unwrap());
+        let mut chunk = 1;
+        let mut random = seed;
+        let mut next = |below: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) % below.max(1)
+        };
+        while chunk < chunks {
+            let end = (chunk + 1 + next(8)).min(chunks);
+            let run: Vec<u32> = (chunk..end).collect();
+            chunk = end + next(20);
+            let mut sources = Vec::new();
+            for _ in 0..next(4) {
+                let start = 1 + next(blocks);
+                sources.push(start..(start + 1 + next(40)).min(blocks).max(start + 1));
+            }
+            sources.retain(|range| range.end <= blocks);
+            let own = (run[0] * per).min(blocks)..(end * per).min(blocks);
+            if !own.is_empty() {
+                sources.push(own);
+            }
+            let there = sources.iter().flat_map(Clone::clone).map(|block| weak_hash(self.partition[block as usize]));
+            let base = fingerprint(there);
+            table.push(Delta { chunks: &run, sources: &sources, base, length: 1, digest: [0; 16] });
+        }
+        table
     }
 
     /// Carries the plan out as the writer may: the reader runs `ahead` batches before the writes, and fetched chunks
@@ -128,7 +189,7 @@ impl Case {
             for (block, until) in batch.saves {
                 saved.insert(*block, (medium[*block as usize], *until));
             }
-            let content: Vec<u32> = batch
+            let mut content: Vec<u32> = batch
                 .sources
                 .iter()
                 .map(|source| match (*source, saved.get(source)) {
@@ -138,6 +199,9 @@ impl Case {
                 })
                 .collect();
             saved.retain(|_, (_, until)| *until > number);
+            if batch.pieces().any(|piece| piece.delta.is_some()) {
+                content = self.made_by_deltas(&batch, &content);
+            }
             assembled.push((batch, content));
             write_free(&mut medium, number + 1);
             while assembled.len() - written > ahead {
@@ -205,6 +269,32 @@ fn whatever_moved_where_the_result_is_the_image() {
         }
     });
     assert!(moved_bytes.get() > 0);
+}
+
+/// Deltas need what lies anywhere, moves too, and all of it is overwritten in the meantime.
+#[test]
+fn whatever_deltas_need_is_there_when_they_are_applied() {
+    let (made, moved_too) = (Cell::new(0), Cell::new(0));
+    let config = ProptestConfig {
+        cases: 120,
+        rng_seed: RngSeed::Fixed(2),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |((image, partition) in moved(), seed in any::<u32>())| {
+        let case = Case::new(image, partition);
+        for max_blocks in [0, 30, 100_000] {
+            let plan = case.plan_with(Some(seed), max_blocks);
+            prop_assert!(plan.moves.peak_blocks <= max_blocks);
+            prop_assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), case.index.image_bytes());
+            for ahead in [0, 1, 1000] {
+                prop_assert!(case.carry_out(&plan, ahead) == case.image, "buffer {}, ahead {}", max_blocks, ahead);
+            }
+            made.set(made.get() + plan.delta_requests.iter().map(|request| request.deltas.len()).sum::<usize>());
+            moved_too.set(moved_too.get() + plan.totals.move_bytes);
+        }
+    });
+    assert!(made.get() > 1000 && moved_too.get() > 0, "{} {}", made.get(), moved_too.get());
 }
 
 #[test]
@@ -276,7 +366,7 @@ fn a_content_in_more_places_than_are_listed_is_fetched_once_for_the_rest() {
     let mut blocks = vec![WeakHash::NONE; 16 * chunks as usize];
     blocks.extend(&of_chunk);
     let found = Some(FoundBlocks { weak_hashes, blocks: Blocks::new(blocks) });
-    let plan = Plan::new(&index, &Comparison::nothing_right(&index), Reuse { found, patched: None });
+    let plan = Plan::new(&index, &Comparison::nothing_right(&index), Reuse { found, ..Reuse::default() });
     let listed: usize = plan.moves.batches().map(|batch| batch.sources.len()).sum();
     assert_eq!((listed, plan.totals.download_bytes), (MAX_BLOCKS, 10_000));
     assert_eq!(plan.destinations(0).count(), chunks as usize - MAX_BLOCKS / 16);

@@ -8,7 +8,7 @@ use super::directory::KeptDirectory;
 use super::header::{Contents, KeptPart, State};
 use super::obstacle::{UndoObstacle, UndoTarget};
 use super::source::pack_of;
-use crate::flash::plan::{FramePlace, Patched, Plan};
+use crate::flash::plan::{FramePlace, KeptFrames, Plan};
 use crate::flash::target::BlockTarget;
 use crate::release::digest::Digest;
 use crate::release::index::{Index, StoredChunkNo};
@@ -42,9 +42,9 @@ impl KeptChunks {
     }
 
     /// Lets a plan for an image take the chunks that are kept from here; `None` when none of them belongs to it.
-    pub(crate) fn offer(&self, index: &Index, target: &dyn BlockTarget) -> Option<Patched> {
+    pub(crate) fn offer(&self, index: &Index, target: &dyn BlockTarget) -> Option<KeptFrames> {
         let places: Vec<FramePlace> = self.directory.places(index).collect();
-        (!places.is_empty()).then(|| Patched::kept(index, pack_of(target), places))
+        (!places.is_empty()).then(|| KeptFrames::new(index, pack_of(target), places))
     }
 }
 

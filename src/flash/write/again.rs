@@ -10,7 +10,7 @@ use crate::flash::plan::{ChunkPlaces, coalesce};
 use crate::release::index::{ChunkNo, StoredChunkNo};
 use crate::sys::block::AlignedBuf;
 
-/// Downloads the damaged chunks, and those whose patch did not fit, once more and without patches.
+/// Downloads the damaged chunks, and those that could not be made by a delta, once more and whole.
 ///
 /// They are checked one by one, each before the next byte is taken. The source then knows which of its copies sent
 /// wrong bytes, and asks another one.

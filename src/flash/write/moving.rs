@@ -1,18 +1,21 @@
-//! Carries out the moves: chunks are put together from blocks of the partition itself.
+//! Carries out the moves: chunks are put together from blocks of the partition, some of them with deltas.
 //!
-//! One thread reads, in the order of the plan; others check digests and write. The reader never waits for the writers:
-//! the plan tells it which blocks to save before a write destroys them.
+//! One thread reads, in the order of the plan; others apply deltas, check digests and write. The reader never waits for
+//! the writers: the plan tells it which blocks to save before a write destroys them.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 
+use super::deltas::places;
 use super::writer::Writer;
-use crate::flash::plan::{BATCH_BYTES, Batch, BlockNo, ZERO_SOURCE};
+use crate::flash::plan::{Batch, MovePiece, ZERO_SOURCE};
 use crate::flash::threads::{self, lock};
+use crate::release::deltas::BlockNo;
 use crate::release::digest::BLOCK_SIZE_BYTES;
-use crate::release::index::ChunkContent;
+use crate::release::index::{ChunkContent, ChunkNo};
 use crate::sys::block::AlignedBuf;
 
 /// The most threads that check and write batches. Each has a batch in flight, and the threads that decode run beside
@@ -23,8 +26,8 @@ const MAX_WRITERS: usize = 3;
 struct Assembled<'p> {
     batch: Batch<'p>,
     content: AlignedBuf,
-    /// For each chunk of the batch, whether every source could be read.
-    is_complete: Vec<bool>,
+    /// Ranges of blocks in `content` that could not be read.
+    unread: Vec<Range<usize>>,
 }
 
 /// Starts the threads that carry out the moves.
@@ -32,15 +35,16 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if writer.work.plan.moves.is_empty() {
         return writer.gate.open();
     }
-    let batch_bytes = BATCH_BYTES.max(writer.index.chunk_bytes()) as usize;
+    let batch_bytes = writer.work.plan.moves.largest_read_bytes();
     let (to_write, assembled) = sync_channel::<Assembled<'s>>(1);
     let (recycle, recycled) = channel::<AlignedBuf>();
     let assembled = Arc::new(Mutex::new(assembled));
     for _ in 0..threads::count_with_buffers(batch_bytes).min(MAX_WRITERS) {
         let (assembled, recycle) = (assembled.clone(), recycle.clone());
         threads::spawn(scope, "move-write", move || {
+            let mut made = AlignedBuf::zeroed(0);
             while let Some(batch) = receive(&assembled) {
-                check_and_write(writer, &batch);
+                check_and_write(writer, &batch, &mut made);
                 let _ = recycle.send(batch.content);
             }
         });
@@ -123,21 +127,22 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     fn read(&mut self, batch: Batch<'s>, number: u32, mut content: AlignedBuf) -> Assembled<'s> {
-        let per_chunk = self.writer.index.blocks_per_chunk() as usize;
         self.save(batch.saves);
-        let mut is_complete = vec![true; batch.chunks.len()];
+        let mut unread = Vec::new();
         let mut at = 0;
         while let Some(&source) = batch.sources.get(at) {
             let len = self.run_length(&batch.sources[at..], source);
             let place = &mut content[at * BLOCK_SIZE_BYTES..(at + len) * BLOCK_SIZE_BYTES];
             if !self.fill(source, place) {
-                (at..at + len).for_each(|block| is_complete[block / per_chunk] = false);
+                unread.push(at..at + len);
             }
             at += len;
         }
-        self.writer.work.done.disk((at * BLOCK_SIZE_BYTES) as u64);
+        let moved =
+            batch.pieces().filter(|piece| piece.delta.is_none()).map(|piece| piece.sources.len()).sum::<usize>();
+        self.writer.work.done.disk((moved * BLOCK_SIZE_BYTES) as u64);
         self.release_after(number);
-        Assembled { batch, content, is_complete }
+        Assembled { batch, content, unread }
     }
 
     /// Frees the saved blocks that no batch after `number` needs.
@@ -181,24 +186,60 @@ fn offset_of(block: BlockNo) -> u64 {
     u64::from(block) * BLOCK_SIZE_BYTES as u64
 }
 
-/// Writes the chunks whose content is right. A weak hash that was wrong, or a block that cannot be read, costs a fetch
-/// of the chunk.
-fn check_and_write(writer: &Writer<'_>, assembled: &Assembled<'_>) {
-    if writer.is_stopped() {
-        return;
-    }
-    let chunk_bytes = writer.index.chunk_bytes() as usize;
-    let mut chunks = Vec::with_capacity(assembled.batch.chunks.len());
-    for ((place, chunk), is_complete) in (0..).zip(assembled.batch.chunks).zip(&assembled.is_complete) {
-        let from = place * chunk_bytes;
-        let content = &assembled.content[from..from + writer.index.chunk_len(*chunk)];
-        if *is_complete && writer.index.matches(*chunk, content) {
-            chunks.push((*chunk, from));
-        } else if let ChunkContent::Stored(stored) = writer.index.chunk_content(*chunk) {
-            writer.add_damaged(stored, *chunk);
+/// Writes the chunks whose content is right. A weak hash that was wrong, a block that cannot be read, or a delta that
+/// does not make what it should, costs a fetch of the chunk.
+fn check_and_write(writer: &Writer<'_>, assembled: &Assembled<'_>, made: &mut AlignedBuf) {
+    let mut moved = Vec::with_capacity(assembled.batch.chunks.len());
+    let mut at = 0;
+    for piece in assembled.batch.pieces() {
+        if writer.is_stopped() {
+            return;
+        }
+        let sources = at..at + piece.sources.len();
+        at = sources.end;
+        let is_read = !assembled.unread.iter().any(|unread| unread.start < sources.end && sources.start < unread.end);
+        let from = sources.start * BLOCK_SIZE_BYTES;
+        let read = &assembled.content[from..sources.end * BLOCK_SIZE_BYTES];
+        match piece.delta {
+            None => {
+                for chunk in piece.chunks {
+                    let is_right = is_read && writer.index.matches(*chunk, &read[..writer.index.chunk_len(*chunk)]);
+                    take(writer, *chunk, is_right.then_some(from), &mut moved);
+                }
+            }
+            Some(delta) => make_and_write(writer, piece, delta, is_read.then_some(read), made),
         }
     }
-    if let Err(error) = writer.write(&mut chunks, &assembled.content) {
+    if let Err(error) = writer.write(&mut moved, &assembled.content) {
         writer.fail(error);
+    }
+}
+
+/// Makes the chunks of a piece with its delta, and writes those that are right.
+fn make_and_write(writer: &Writer<'_>, piece: MovePiece<'_>, delta: u32, old: Option<&[u8]>, made: &mut AlignedBuf) {
+    let Some(deltas) = &writer.work.plan.deltas else { return };
+    let of_delta = deltas.table().get(delta);
+    let len = of_delta.content_bytes(writer.index);
+    if made.len() < len {
+        *made = AlignedBuf::zeroed(len);
+    }
+    let is_made = old.is_some_and(|old| writer.deltas.make(delta, old, &mut made[..len]));
+    let mut right = Vec::with_capacity(piece.chunks.len());
+    let places = places(writer.index, of_delta.chunks);
+    for (chunk, place) in places.filter(|(chunk, _)| piece.chunks.binary_search(chunk).is_ok()) {
+        let is_right = is_made && writer.index.matches(chunk, &made[place.clone()]);
+        take(writer, chunk, is_right.then_some(place.start), &mut right);
+    }
+    if let Err(error) = writer.write(&mut right, made) {
+        writer.fail(error);
+    }
+}
+
+/// Notes where the content of a chunk is, or that it has to be fetched.
+fn take(writer: &Writer<'_>, chunk: ChunkNo, place: Option<usize>, right: &mut Vec<(ChunkNo, usize)>) {
+    if let Some(place) = place {
+        right.push((chunk, place));
+    } else if let ChunkContent::Stored(stored) = writer.index.chunk_content(chunk) {
+        writer.add_damaged(stored, chunk);
     }
 }

@@ -16,7 +16,7 @@ use super::writer::Writer;
 use crate::fetch::SinkError;
 use crate::flash::plan::{ChunkPlaces, Request};
 use crate::flash::threads::{self, lock};
-use crate::release::index::{ChunkNo, Index, StoredChunkNo};
+use crate::release::index::{ChunkNo, Index};
 use crate::release::manifest::object_path;
 use crate::sys::block::AlignedBuf;
 
@@ -33,7 +33,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if requests.is_empty() {
         return;
     }
-    let places = ChunkPlaces::with(writer.index, writer.work.plan.patched.as_ref());
+    let places = ChunkPlaces::with(writer.index, writer.work.plan.kept.as_ref());
     let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize);
     let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
     let (recycle, recycled) = channel::<Parcel>();
@@ -136,7 +136,6 @@ fn decode_all(
     let (index, plan) = (writer.index, writer.work.plan);
     let chunk_bytes = index.chunk_bytes() as usize;
     let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-    let mut patcher = Patcher::new(chunk_bytes)?;
     let mut content = AlignedBuf::zeroed(parcel_bytes);
     loop {
         let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
@@ -147,11 +146,7 @@ fn decode_all(
         for (place, (stored, bytes)) in parcel.chunks().enumerate() {
             let from = place * chunk_bytes;
             let content = &mut content[from..from + chunk_bytes];
-            let base = plan.patched.as_ref().and_then(|patched| patched.base(stored));
-            let is_right = match base {
-                None => decode(index, &mut zstd, stored, bytes, content).is_ok(),
-                Some(base) => patcher.decode(writer, base, stored, bytes, content),
-            };
+            let is_right = decode(index, &mut zstd, stored, bytes, content).is_ok();
             for chunk in plan.destinations(stored) {
                 if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
             }
@@ -163,34 +158,5 @@ fn decode_all(
         if !writer.is_stopped() {
             writer.write(&mut chunks, &content)?;
         }
-    }
-}
-
-/// Decodes patches, each with what is in the place of a chunk as the dictionary.
-struct Patcher {
-    zstd: zstd::bulk::Decompressor<'static>,
-    dictionary: AlignedBuf,
-}
-
-impl Patcher {
-    fn new(chunk_bytes: usize) -> Result<Self, WriteError> {
-        let zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
-        Ok(Self { zstd, dictionary: AlignedBuf::zeroed(chunk_bytes) })
-    }
-
-    /// Decodes as [`decode`] does, with the content in the place of the chunk `base` as dictionary. If that cannot be
-    /// read, or has changed, the patch does not fit and the result is `false`.
-    fn decode(
-        &mut self,
-        writer: &Writer<'_>,
-        base: ChunkNo,
-        stored: StoredChunkNo,
-        bytes: &[u8],
-        content: &mut [u8],
-    ) -> bool {
-        let dictionary = &mut self.dictionary[..writer.index.chunk_len(base)];
-        writer.work.target.read_at(writer.index.chunk_range(base).start, dictionary).is_ok()
-            && self.zstd.set_dictionary(dictionary).is_ok()
-            && decode(writer.index, &mut self.zstd, stored, bytes, content).is_ok()
     }
 }

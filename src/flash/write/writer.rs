@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::deltas::HeldDeltas;
 use super::error::WriteError;
 use super::gate::Gate;
 use super::read_behind::Unread;
@@ -36,6 +37,8 @@ pub struct Work<'a> {
 pub(super) struct Writer<'a> {
     pub(super) index: &'a Index,
     pub(super) work: Work<'a>,
+    /// Deltas that the moves use.
+    pub(super) deltas: HeldDeltas,
     /// Content of chunk 0, once it is known.
     pub(super) head: Mutex<Option<AlignedBuf>>,
     /// Holds writes back until the moves have read what lies there.
@@ -54,11 +57,12 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(index: &'a Index, work: Work<'a>) -> Self {
+    pub(super) fn new(index: &'a Index, work: Work<'a>, deltas: HeldDeltas) -> Self {
         let zeroing = if work.plan.zero_by_writing { Zeroing::by_writing() } else { Zeroing::default() };
         Self {
             index,
             work,
+            deltas,
             zeroing,
             head: Mutex::default(),
             gate: Gate::default(),

@@ -1,12 +1,12 @@
 //! What the partition holds, compared with a release, and the plan that follows from it.
 
-use crate::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
+use crate::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse};
 use crate::flash::readback::Scan;
 use crate::flash::undo::{Change, KeptChunks, UndoRoom};
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::RecoveryError;
 use crate::jobs::recovery::job::RecoveryJob;
-use crate::jobs::recovery::release::{fetch_patches, fetch_weak_hashes};
+use crate::jobs::recovery::release::{deltas_for, fetch_deltas, fetch_weak_hashes};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
@@ -119,33 +119,30 @@ fn plan(
     let index = &release.index;
     let image = release.manifest.image(SYSTEM_IMAGE)?;
     let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
+    let is_all_kept = kept.as_ref().is_some_and(|kept| kept.is_all(index, comparison));
     // A table of what could be spared is not fetched where it is larger than that.
-    let pays = |plan: &Plan, table: Option<u64>| table.is_none_or(|bytes| bytes < plan.totals.download_bytes);
-    let plan = Plan::new(index, comparison, Reuse { found: None, patched: kept });
-    let is_all_local = plan.patched.as_ref().is_some_and(|kept| kept.is_all_local(index, comparison));
-    if is_all_local {
+    let pays = |plan: &Plan, table: Option<u64>| table.is_some_and(|bytes| bytes < plan.totals.download_bytes);
+    let plan = Plan::new(index, comparison, Reuse { kept: kept.clone(), ..Reuse::default() });
+    if is_all_kept {
         return Ok(plan);
     }
-    let patches = match pays(&plan, image.patches.map(|patches| patches.table.size_bytes)) {
-        true => fetch_patches(job, release, &blocks)?,
+    let deltas = match pays(&plan, deltas_for(job, image).map(|deltas| deltas.table.size_bytes)) {
+        true => fetch_deltas(job, release, &blocks)?.map(|table| FittingDeltas::new(table, comparison, &blocks)),
         false => None,
     };
-    let kept = plan.patched;
-    let patched = patches.map(|patches| Patched::new(&patches, index, comparison, &blocks));
-    let patched = match (kept, patched) {
-        (Some(kept), Some(patched)) => Some(kept.and(patched)),
-        (kept, patched) => kept.or(patched),
-    };
-    let is_enough = patched.as_ref().is_some_and(|patched| patched.is_enough(index, comparison));
-    let plan = Plan::new(index, comparison, Reuse { found: None, patched });
-    if is_enough || !pays(&plan, image.weak_hashes.map(|hashes| hashes.size_bytes)) {
+    let plan = Plan::new(index, comparison, Reuse { deltas: deltas.clone(), kept: kept.clone(), found: None });
+    if !pays(&plan, image.weak_hashes.map(|hashes| hashes.size_bytes + delta_bytes(&plan))) {
         return Ok(plan);
     }
     let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else { return Ok(plan) };
-    let patched = plan.patched;
-    let blocks = blocks.completed(index, &weak_hashes, comparison);
+    drop(plan);
     let found = Some(FoundBlocks { weak_hashes, blocks });
-    Ok(Plan::new(index, comparison, Reuse { found, patched }))
+    Ok(Plan::new(index, comparison, Reuse { found, deltas, kept }))
+}
+
+/// Bytes that a plan downloads for its deltas: weak hashes spare nothing of them.
+fn delta_bytes(plan: &Plan) -> u64 {
+    plan.delta_requests.iter().map(|request| request.range.end - request.range.start).sum()
 }
 
 /// Warns of ranges that the device could not read.

@@ -14,10 +14,12 @@ use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
 use crate::record::progress::bytes;
+use crate::release::deltas::{self, Deltas};
 use crate::release::digest::Digest;
 use crate::release::index::{Index, Pack};
-use crate::release::manifest::{self, Authentic, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE};
-use crate::release::patches::{self, Patches};
+use crate::release::manifest::{
+    self, Authentic, DeltaObjects, Image, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
+};
 use crate::release::weak_hashes::{self, WeakHashes};
 
 /// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
@@ -294,28 +296,38 @@ pub fn fetch_file(job: &RecoveryJob<'_>, release: &Release, name: &str) -> Resul
     fetch_object(job.resources.source, "file of the release", &release.manifest.file(name)?.object)
 }
 
-/// Downloads the table of the release's patches, if it has any and there is something to patch. Without it more is
-/// downloaded, which is no reason to fail.
-pub(super) fn fetch_patches(
+/// The deltas from the release that is installed, or from the latest, if a release has any: what they need is looked at
+/// on the partition anyway.
+pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Option<&'a DeltaObjects> {
+    let record = job.read_record();
+    let installed =
+        record.as_ref().and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.sha256.as_str()));
+    let from_installed = image.deltas.iter().find(|deltas| Some(deltas.from.as_str()) == installed);
+    from_installed.or_else(|| image.deltas.first())
+}
+
+/// Downloads the table of the release's deltas, if it has any and there is something to apply them to. Without it more
+/// is downloaded, which is no reason to fail.
+pub(super) fn fetch_deltas(
     job: &RecoveryJob<'_>,
     release: &IndexedRelease,
     blocks: &Blocks,
-) -> Result<Option<Patches>, RecoveryError> {
-    let Some(patches) = release.manifest.image(SYSTEM_IMAGE)?.patches.filter(|_| !blocks.is_blank()) else {
+) -> Result<Option<Deltas>, RecoveryError> {
+    let Some(objects) = deltas_for(job, release.manifest.image(SYSTEM_IMAGE)?).filter(|_| !blocks.is_blank()) else {
         return Ok(None);
     };
     let without = |why: &(dyn std::error::Error + 'static)| {
-        job.journal.warn(&format!("nothing can be patched, more is downloaded: {}", chain(why)));
+        job.journal.warn(&format!("no deltas are used, more is downloaded: {}", chain(why)));
         Ok(None)
     };
-    let manifest::PatchObjects { table, pack } = patches;
-    if table.size_bytes > patches::MAX_TABLE_BYTES {
-        job.journal.warn(&format!("a table of patches of {} is more than fits", bytes(table.size_bytes)));
+    let DeltaObjects { table, pack, .. } = *objects;
+    if table.size_bytes > deltas::MAX_TABLE_BYTES {
+        job.journal.warn(&format!("a table of deltas of {} is more than fits", bytes(table.size_bytes)));
         return Ok(None);
     }
     let pack = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
-    match fetch_object(job.resources.source, "table of patches", &table) {
-        Ok(bytes) => Patches::from_object(&bytes, pack, &release.index).map(Some).or_else(|error| without(&error)),
+    match fetch_object(job.resources.source, "table of deltas", &table) {
+        Ok(bytes) => Deltas::from_object(&bytes, pack, &release.index).map(Some).or_else(|error| without(&error)),
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => without(&error),
     }

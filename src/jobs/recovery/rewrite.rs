@@ -38,9 +38,9 @@ pub(super) fn until_verified(
             Ok(verified) => return Ok(verified),
             Err(still_wrong) => comparison = still_wrong,
         }
-        let patched = kept.and_then(|kept| kept.offer(index, job.resources.target));
+        let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
         // What reads back wrong is not left to the device's command to zero once more: it may have been the fault.
-        plan = Plan::new(index, &comparison, Reuse { found: None, patched }).with_zeros_written();
+        plan = Plan::new(index, &comparison, Reuse { kept, ..Reuse::default() }).with_zeros_written();
     }
     Err(RecoveryError::ReadBack {
         target: job.resources.target.identity(),

@@ -46,9 +46,12 @@ impl Foreseen {
     #[must_use]
     pub fn requests(&self) -> Vec<(String, Range<u64>)> {
         let Planned::Differs(_, plan) = &self.planned else { return Vec::new() };
-        let places = ChunkPlaces::with(&self.release.index, plan.patched.as_ref());
+        let places = ChunkPlaces::with(&self.release.index, plan.kept.as_ref());
         let pack = |pack: u32| object_path(&places.pack(pack).digest);
-        plan.requests.iter().map(|request| (pack(request.pack), request.range.clone())).collect()
+        let whole = plan.requests.iter().map(|request| (pack(request.pack), request.range.clone()));
+        let deltas = plan.deltas.as_ref().map(|deltas| object_path(&deltas.table().pack().digest));
+        let deltas = deltas.map(|path| plan.delta_requests.iter().map(move |it| (path.clone(), it.range.clone())));
+        deltas.into_iter().flatten().chain(whole).collect()
     }
 
     /// Carries the plan out on a target that takes writes and does nothing: everything is fetched, put together and

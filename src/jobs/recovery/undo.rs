@@ -107,6 +107,6 @@ fn complete(
 }
 
 fn plan(job: &RecoveryJob<'_>, kept: &Kept, comparison: &Comparison) -> Plan {
-    let patched = kept.chunks.offer(&kept.index, job.resources.target);
-    Plan::new(&kept.index, comparison, Reuse { found: None, patched })
+    let frames = kept.chunks.offer(&kept.index, job.resources.target);
+    Plan::new(&kept.index, comparison, Reuse { kept: frames, ..Reuse::default() })
 }

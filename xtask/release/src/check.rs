@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
+use reflash::release::deltas::{self, Deltas, short_digest};
 use reflash::release::digest::{Digest, hex};
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
-use reflash::release::manifest::{Image, Manifest, Object, PatchObjects, TrustedKeys, manifest_path, object_path};
-use reflash::release::patches::Patches;
+use reflash::release::manifest::{DeltaObjects, Image, Manifest, Object, TrustedKeys, manifest_path, object_path};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use reflash::release::zstd_frame;
 use sha2::{Digest as _, Sha256};
@@ -61,7 +61,7 @@ pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>
         let index = Index::from_object(&content).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
         found.extend(image.weak_hashes.map(|weak_hashes| weak_hashes.blake3));
-        found.extend(image.patches.iter().flat_map(|patches| [patches.table.blake3, patches.pack.blake3]));
+        found.extend(image.deltas.iter().flat_map(|deltas| [deltas.table.blake3, deltas.pack.blake3]));
         found.extend(index.packs().iter().map(|pack| pack.digest));
     }
     Ok(found)
@@ -87,25 +87,25 @@ fn check_image(root: &Path, image: &Image) -> Result<()> {
     );
     let weak_hashes =
         image.weak_hashes.as_ref().map(|described| anyhow::Ok(WeakHashes::decode(object(root, described)?, &index)?));
-    if let Some(patches) = &image.patches {
-        check_patches(root, patches, &index)?;
+    for deltas in &image.deltas {
+        check_deltas(root, deltas, &index)?;
     }
     let sha256 = check_content(root, &index, weak_hashes.transpose()?.as_ref())?;
     ensure!(sha256 == image.sha256, "its content has SHA-256 {sha256}, the manifest says {}", image.sha256);
     Ok(())
 }
 
-/// Checks the patches as far as that is possible without the release before: the table, and that each patch is one zstd
-/// frame of the right size.
-fn check_patches(root: &Path, described: &PatchObjects, index: &Index) -> Result<()> {
+/// Checks the deltas as far as that is possible without the release before: the table, and that each has its digest and
+/// is one zstd frame of a size that it can have.
+fn check_deltas(root: &Path, described: &DeltaObjects, index: &Index) -> Result<()> {
     let bytes = object(root, &described.pack)?;
     let pack = Pack { digest: described.pack.blake3, size_bytes: described.pack.size_bytes };
-    let patches = Patches::from_object(&object(root, &described.table)?, pack, index)?;
-    for (patch, offset) in patches.places() {
-        let start = usize::try_from(offset)?;
-        let frame = &bytes[start..start + usize::try_from(patch.length)?];
-        zstd_frame::check_chunk(frame, index.chunk_len(patch.chunk))
-            .with_context(|| format!("check the patch for stored chunk {}", patch.stored))?;
+    let table = Deltas::from_object(&object(root, &described.table)?, pack, index)?;
+    for number in 0..table.len() {
+        let (delta, place) = (table.get(number), table.place(number));
+        let bytes = &bytes[usize::try_from(place.start)?..usize::try_from(place.end)?];
+        ensure!(short_digest(bytes) == delta.digest, "delta {number} has another digest than its table says");
+        deltas::open(bytes, delta.content_bytes(index)).with_context(|| format!("check delta {number}"))?;
     }
     Ok(())
 }

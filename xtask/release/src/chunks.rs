@@ -18,8 +18,8 @@ use reflash::release::manifest;
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
+use crate::deltas;
 use crate::objects::{Objects, PackWriter};
-use crate::patches;
 use crate::reuse::Reusable;
 use crate::spec::Spec;
 
@@ -71,8 +71,15 @@ pub(crate) fn chunk_bytes_for(image_bytes: u64) -> u32 {
     chunk_bytes
 }
 
-/// Puts the image of `spec` into the store.
-pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Result<Packed> {
+/// A release that robots may have, with the SHA-256 of its image.
+pub struct DeltaBase {
+    pub release: Reusable,
+    pub sha256: String,
+}
+
+/// Puts the image of `spec` into the store. Chunks are taken from the first of `bases`, and there are deltas from each.
+pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packed> {
+    let reusable = bases.first().map(|base| &base.release);
     let path = &spec.image;
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let size_bytes = file.metadata()?.len();
@@ -127,24 +134,18 @@ pub fn pack(spec: &Spec, objects: &Objects, reusable: Option<&Reusable>) -> Resu
     let mut weak_hashes = WeakHashes::builder(chunk_bytes);
     order.iter().for_each(|which| weak_hashes.push(&scan.distinct[*which].weak_hashes));
     let weak_hashes = objects.put(&weak_hashes.encode())?;
-    let patches = match reusable {
-        Some(before) => {
-            let movable = |stored: StoredChunkNo| {
-                let blocks = &scan.distinct[order[stored as usize]].weak_hashes;
-                blocks.iter().all(|weak_hash| *weak_hash == WeakHash::NONE || before.blocks.contains(weak_hash))
-            };
-            let content = |chunk| read_chunk(&file, chunk, chunk_bytes, size_bytes);
-            patches::make(before, &index, movable, content, weak_hashes.size_bytes, spec.level, objects)?
-        }
-        None => None,
-    };
+    let content = |chunk| read_chunk(&file, chunk, chunk_bytes, size_bytes);
+    let mut deltas = Vec::new();
+    for DeltaBase { release, sha256 } in bases {
+        deltas.extend(deltas::make(release, sha256, &index, content, objects)?);
+    }
     let described = manifest::Image {
         name: manifest::SYSTEM_IMAGE.to_owned(),
         size_bytes,
         sha256: scan.sha256,
         index: objects.put(&zstd::bulk::compress(&index.encode(), INDEX_LEVEL).context("compress the index")?)?,
         weak_hashes: Some(weak_hashes),
-        patches,
+        deltas,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };

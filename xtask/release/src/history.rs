@@ -120,7 +120,7 @@ pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result
     };
     let mut manifest = old.manifest.clone();
     (manifest.serial, manifest.created_unix_s) = (next_serial(before.as_ref(), None)?, now()?);
-    manifest.images.iter_mut().for_each(|image| image.patches = None);
+    manifest.images.iter_mut().for_each(|image| image.deltas.clear());
     succession::check(before.as_ref(), &manifest, &[])?;
     succession::check_key(&offered.with_added_extension("minisig"), key.keynum(), &[])?;
     step("check every object of the old release", || check::check_objects(root, &manifest))

@@ -6,13 +6,14 @@
 mod channel;
 pub mod check;
 mod chunks;
+mod deltas;
 pub mod history;
 pub mod keygen;
 mod objects;
-mod patches;
 mod reuse;
 pub mod rollout;
 pub mod room;
+mod similar;
 mod spec;
 pub mod step;
 pub mod succession;
@@ -29,6 +30,7 @@ pub use minisign::SecretKey;
 
 pub use crate::channel::{MAX_SERIAL, publish, signature};
 use crate::channel::{lock, next_serial, now, published};
+use crate::chunks::DeltaBase;
 use crate::objects::Objects;
 use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
@@ -41,6 +43,9 @@ pub const DEFAULT_CHANNEL: &str = "stable";
 /// Version of the oldest agent that can install what is released here. It is raised when a release would be wrong for
 /// agents that do not know all of its members.
 const MINIMUM_AGENT: &str = "0.1.0";
+
+/// The most releases before that a release has deltas from.
+const DELTA_BASES: usize = 2;
 
 /// Size of a disk on which any layout has room: whether a smaller one has is seen when it is provisioned.
 const LARGEST_DISK_BYTES: u64 = 1 << 50;
@@ -88,10 +93,8 @@ pub fn build_for(to: OfferedTo, spec: &Spec, key: &SecretKey, out: &Path) -> Res
     let (before, mut manifest) = begin(to, spec, key.keynum(), out)?;
     let path = out.join(path_of(to, spec, manifest.serial));
     let objects = Objects::open(out)?;
-    let image = step("cut, hash and compress the image", || {
-        let reusable = before.as_ref().and_then(|before| Reusable::of(before, out));
-        chunks::pack(spec, &objects, reusable.as_ref())
-    })?;
+    let image =
+        step("cut, hash and compress the image", || chunks::pack(spec, &objects, &bases(before.as_ref(), spec, out)?))?;
     let files = spec.files.iter().map(|(name, path)| {
         let content = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         Ok(manifest::File { name: name.clone(), object: objects.put(&content)? })
@@ -169,6 +172,25 @@ fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(O
     succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
     succession::check_key(&offered.with_added_extension("minisig"), key_number, &spec.allow)?;
     Ok((before, manifest))
+}
+
+/// The release before and the one before that, if their objects are there: robots that were off for one release are
+/// common, and each base of deltas takes as long as the first.
+fn bases(before: Option<&Manifest>, spec: &Spec, out: &Path) -> Result<Vec<DeltaBase>> {
+    let mut bases: Vec<DeltaBase> = Vec::new();
+    let past = history::releases(out, &spec.channel)?.into_iter().map(|past| past.manifest);
+    for manifest in before.cloned().into_iter().chain(past) {
+        let Ok(image) = manifest.image(manifest::SYSTEM_IMAGE) else { continue };
+        let is_new = bases.iter().all(|base| base.sha256 != image.sha256);
+        if is_new && let Some(release) = Reusable::of(&manifest, out) {
+            bases.push(DeltaBase { release, sha256: image.sha256.clone() });
+        }
+        // Nothing is taken from an older release in the place of the one before, which robots have.
+        if bases.is_empty() || bases.len() == DELTA_BASES {
+            break;
+        }
+    }
+    Ok(bases)
 }
 
 /// Path of the manifest below the root of the tree: what is to be rolled out is not offered to every robot.

@@ -1,6 +1,6 @@
 //! The chunks that a release takes over from the one before, in packs that servers, caches and mirrors have already.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use reflash::release::digest::Digest;
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
-use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 
 /// A pack of which less than this share is still in use, percent, is left behind, and its chunks in use are stored
 /// anew: a first flash reads around what is not in use, and packs would never go out of use otherwise.
@@ -19,8 +18,6 @@ const MIN_USED_PERCENT: u64 = 50;
 pub struct Reusable {
     pub index: Index,
     by_digest: HashMap<Digest, StoredChunkNo>,
-    /// The weak hashes of all blocks; none if the release has no object of them.
-    pub blocks: HashSet<WeakHash>,
     root: PathBuf,
 }
 
@@ -55,11 +52,7 @@ impl Reusable {
             return None;
         }
         let by_digest = (0..index.stored_count()).map(|stored| (*index.digest(stored), stored)).collect();
-        let weak_hashes =
-            image.weak_hashes.as_ref().and_then(read).and_then(|object| WeakHashes::decode(object, &index).ok());
-        let of = |stored| weak_hashes.as_ref().and_then(|weak_hashes| weak_hashes.of(stored)).into_iter().flatten();
-        let blocks = (0..index.stored_count()).flat_map(of).collect();
-        Some(Self { index, by_digest, blocks, root: root.to_owned() })
+        Some(Self { index, by_digest, root: root.to_owned() })
     }
 
     /// Reads the content of a chunk of the image.

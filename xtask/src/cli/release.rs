@@ -226,11 +226,11 @@ fn files(args: &ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<Vec<(Str
 
 fn summary(released: &Released) -> String {
     let manifest = &released.manifest;
-    let patches = manifest.images.iter().filter_map(|image| image.patches).map(|patches| patches.pack.size_bytes);
-    let patched = match patches.sum::<u64>() {
+    let deltas = manifest.images.iter().filter_map(|image| image.deltas.first()).map(|deltas| deltas.pack.size_bytes);
+    let spared = match deltas.sum::<u64>() {
         0 => String::new(),
-        bytes => format!("; {} of patches for robots that have the release before", mib(bytes)),
+        bytes => format!("; {} of deltas for robots that have the release before", mib(bytes)),
     };
     let (version, serial) = (&manifest.version, manifest.serial);
-    format!("release {version} (serial {serial}), {} to download{patched}", mib(released.packed_bytes))
+    format!("release {version} (serial {serial}), {} to download{spared}", mib(released.packed_bytes))
 }

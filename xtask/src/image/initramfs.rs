@@ -49,6 +49,8 @@ pub fn build(agent: &Path, kernel: &Kernel, tree: &Path, out: &Path) -> Result<(
         // A kernel for virtual machines lacks the drivers that only real machines need.
         missing: Missing::Allow,
         files: files.into_values().collect(),
+        // It is in an image whose chunks are compressed anyway.
+        level: None,
     };
     initramfs::build(&content, out)
 }

@@ -57,20 +57,24 @@ impl ArchiveEntry {
     }
 }
 
-/// Makes one compressed archive for each of `parts`, back to back: the kernel unpacks them one over the other, and
-/// skips the zeros between them. Each begins on a block of file systems, where robots find it again when an archive
-/// before it got longer.
+/// Makes one archive for each of `parts`, compressed where there is a level, back to back: the kernel unpacks them one
+/// over the other, and skips the zeros between them. Each begins on a block of file systems, where robots find it again
+/// when an archive before it got longer.
 ///
 /// # Errors
 /// Fails when two of them have the same file, and as [`cpio`] does.
-pub fn compressed(parts: Vec<Vec<ArchiveEntry>>, level: i32) -> Result<Vec<u8>> {
+pub fn joined(parts: Vec<Vec<ArchiveEntry>>, level: Option<i32>) -> Result<Vec<u8>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for part in parts {
         for entry in part.iter().filter(|entry| entry.mode & FORMAT != DIRECTORY) {
             ensure!(seen.insert(entry.path.clone()), "{} is in two archives of the initramfs", entry.path);
         }
         out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
-        out.extend(zstd::bulk::compress(&cpio(part)?, level).context("compress the initramfs")?);
+        let archive = cpio(part)?;
+        match level {
+            Some(level) => out.extend(zstd::bulk::compress(&archive, level).context("compress the initramfs")?),
+            None => out.extend(archive),
+        }
     }
     Ok(out)
 }
@@ -110,7 +114,7 @@ pub fn cpio(entries: Vec<ArchiveEntry>) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ArchiveEntry, compressed, cpio};
+    use super::{ArchiveEntry, cpio, joined};
     use std::process::{Command, Stdio};
 
     #[test]
@@ -140,13 +144,15 @@ mod tests {
     fn archives_that_did_not_change_keep_their_bytes_on_whole_blocks() {
         let part = |path: &str, byte: u8, count| vec![ArchiveEntry::file(path, vec![byte; count], 0o644)];
         let of = |agent: u8| {
-            compressed(vec![part("/lib/a", 1, 9), part("/lib/b", agent, 900), part("/c", 3, 9)], 1).unwrap()
+            joined(vec![part("/lib/a", 1, 9), part("/lib/b", agent, 900), part("/c", 3, 9)], Some(1)).unwrap()
         };
         let (one, other) = (of(1), of(2));
         assert!(one[..4096] == other[..4096] && one[4096..8192] != other[4096..8192] && one[8192..] == other[8192..]);
         let unpacked = zstd::decode_all(&one[8192..]).unwrap();
         assert_eq!(unpacked, cpio(part("/c", 3, 9)).unwrap());
-        let error = compressed(vec![part("/a", 1, 1), part("/a", 1, 1)], 1).unwrap_err().to_string();
+        let plain = joined(vec![part("/lib/a", 1, 9), part("/c", 3, 9)], None).unwrap();
+        assert_eq!(plain[4096..], cpio(part("/c", 3, 9)).unwrap());
+        let error = joined(vec![part("/a", 1, 1), part("/a", 1, 1)], Some(1)).unwrap_err().to_string();
         assert!(error.contains("/a is in two"), "{error}");
     }
 

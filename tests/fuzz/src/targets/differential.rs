@@ -7,15 +7,16 @@ use std::sync::atomic::AtomicU32;
 use arbitrary::{Arbitrary, Unstructured};
 use reflash::boot::env::WritePermit;
 use reflash::chain::chain;
-use reflash::flash::plan::{Blocks, Comparison, FoundBlocks, Patched, Plan, Reuse};
+use reflash::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse};
 use reflash::flash::readback::Scan;
 use reflash::flash::verify::{self, Verified};
 use reflash::flash::write::{Work, apply};
 use reflash::record::progress::Done;
+use reflash::release::add_copy::DifferenceBuilder;
+use reflash::release::deltas::{Delta, Deltas, fingerprint, short_digest};
 use reflash::release::digest::Digest;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 use reflash::release::manifest::object_path;
-use reflash::release::patches::{Patch, Patches, fingerprint};
 use reflash::release::weak_hashes::WeakHashes;
 
 use super::memory::{Objects, Partition, block};
@@ -39,8 +40,8 @@ struct Case {
     /// Bits of weak hashes that are wrong.
     wrong_hashes: Vec<(u16, u8)>,
     with_hashes: bool,
-    /// 0: no patches; 1: patches; 2: patches of which every other one is damaged.
-    patches: u8,
+    /// 0: no deltas; 1: deltas; 2: deltas of which every other one is damaged. The rest says where they are made from.
+    deltas: u8,
     buffer_blocks: u8,
     lies: Vec<(u8, u8)>,
     lies_for_ever: bool,
@@ -80,11 +81,10 @@ pub fn run(data: &[u8]) {
     let comparison = scan.into_comparison();
     check_comparison(&made.index, &comparison, &before, &image, unreadable.is_some());
 
-    let patched = patches(&case, &mut made, &before, &image, &comparison, &blocks);
-    let blocks = blocks.completed(&made.index, &weak_hashes, &comparison);
+    let deltas = deltas(&case, &mut made, &before, &image, &comparison, &blocks);
     let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: weak_hashes.clone(), blocks: blocks.clone() });
     let room = usize::from(case.buffer_blocks % 64);
-    let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, patched }, room);
+    let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, deltas, kept: None }, room);
     assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), made.index.image_bytes());
     assert!(plan.moves.peak_blocks <= room);
 
@@ -184,41 +184,57 @@ fn check_comparison(index: &Index, comparison: &Comparison, before: &[u8], image
     }
 }
 
-/// Patches for what is really there, some of them damaged.
-fn patches(
+/// Deltas that add to the bytes of what is really there, in the place of the chunks and somewhere else, some of them
+/// damaged.
+fn deltas(
     case: &Case,
     made: &mut Made,
     before: &[u8],
     image: &[u8],
     comparison: &Comparison,
     blocks: &Blocks,
-) -> Option<Patched> {
-    let kind = case.patches % 3;
+) -> Option<FittingDeltas> {
+    let (kind, step) = (case.deltas % 3, u32::from(case.deltas / 3));
     if kind == 0 {
         return None;
     }
-    let (mut bytes, mut list) = (Vec::new(), Vec::<Patch>::new());
-    for chunk in 1..made.index.chunk_count() {
-        let ChunkContent::Stored(stored) = made.index.chunk_content(chunk) else { continue };
-        let range = made.index.chunk_range(chunk);
-        let range = range.start as usize..range.end as usize;
-        let Some(old) = before.get(range.clone()).filter(|_| list.last().is_none_or(|last| last.stored < stored))
-        else {
-            continue;
-        };
-        let mut zstd = zstd::bulk::Compressor::with_dictionary(3, old).unwrap();
-        let mut patch = zstd.compress(&image[range]).unwrap();
-        if kind == 2 && chunk % 2 == 0 {
-            let middle = patch.len() / 2;
-            patch[middle] ^= 0x55;
+    let is_stored = |chunk: &u32| matches!(made.index.chunk_content(*chunk), ChunkContent::Stored(_));
+    let chunks: Vec<u32> = (1..made.index.chunk_count()).filter(is_stored).collect();
+    let (mut bytes, mut list) = (Vec::new(), Vec::new());
+    let there = (before.len() / BLOCK) as u32;
+    for (number, chunks) in chunks.chunks(1 + step as usize % 4).enumerate() {
+        let elsewhere = 1 + (step * 7 + chunks[0]) % there.max(2);
+        let ranges = [elsewhere..elsewhere + 3, chunks[0] * 4..(chunks[0] + 1) * 4];
+        let sources: Vec<_> = ranges.into_iter().filter(|range| range.end <= there).collect();
+        let old: Vec<u8> = sources
+            .iter()
+            .flat_map(|range| &before[range.start as usize * BLOCK..range.end as usize * BLOCK])
+            .copied()
+            .collect();
+        let places = chunks.iter().map(|chunk| made.index.chunk_range(*chunk));
+        let new: Vec<u8> =
+            places.flat_map(|range| &image[range.start as usize..range.end as usize]).copied().collect();
+        let add = old.len().min(new.len());
+        let sums: Vec<u8> = new.iter().zip(&old).map(|(new, old)| new.wrapping_sub(*old)).collect();
+        let mut difference = DifferenceBuilder::default();
+        difference.push(&sums, &new[add..], 0);
+        let mut delta = zstd::bulk::compress(&difference.finish(), 1).unwrap();
+        let digest = short_digest(&delta);
+        if kind == 2 && number % 2 == 0 {
+            let middle = delta.len() / 2;
+            delta[middle] ^= 0x55;
         }
-        let base = fingerprint(WeakHashes::of_chunk(old).into_iter());
-        list.push(Patch { stored, chunk, length: patch.len() as u32, base });
-        bytes.extend_from_slice(&patch);
+        let base = fingerprint(WeakHashes::of_chunk(&old).into_iter());
+        list.push((chunks.to_vec(), sources, base, delta.len() as u32, digest));
+        bytes.extend_from_slice(&delta);
     }
     let pack = Pack { digest: Digest::of(&bytes), size_bytes: bytes.len() as u64 };
     made.objects.insert(object_path(&pack.digest), bytes);
-    let table = zstd::bulk::compress(&Patches::new(pack, list).encode(), 3).unwrap();
-    let patches = Patches::from_object(&table, pack, &made.index).unwrap();
-    Some(Patched::new(&patches, &made.index, comparison, blocks))
+    let mut table = Deltas::new(pack);
+    for (chunks, sources, base, length, digest) in &list {
+        table.push(Delta { chunks, sources, base: *base, length: *length, digest: *digest });
+    }
+    let object = zstd::bulk::compress(&table.encode(), 3).unwrap();
+    let table = Deltas::from_object(&object, pack, &made.index).unwrap();
+    Some(FittingDeltas::new(table, comparison, blocks))
 }

@@ -9,10 +9,10 @@ use reflash::chain::chain;
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob, Resources};
 use reflash::record::journal::Journal;
+use reflash::release::deltas::{Delta, Deltas, short_digest};
 use reflash::release::digest::Digest;
 use reflash::release::index::{ChunkContent, Index};
-use reflash::release::manifest::{FORMAT, Image, Manifest, Object, PatchObjects, object_path};
-use reflash::release::patches::{Patch, Patches};
+use reflash::release::manifest::{FORMAT, Image, Manifest, Object, DeltaObjects, object_path};
 use reflash::release::weak_hashes::WeakHashes;
 
 use super::manifest::Signer;
@@ -43,8 +43,8 @@ struct Case {
     wrapping: Wrapping,
     weak_hashes: Option<Vec<u8>>,
     hash_flips: Vec<(u16, u8)>,
-    patches: Vec<(u8, u8, u16, u64)>,
-    patch_bytes: Vec<u8>,
+    deltas: Vec<(u8, u8, u16, u64)>,
+    delta_bytes: Vec<u8>,
     /// What stands in the manifest instead of the size of the image.
     image_bytes: Option<Number>,
 }
@@ -427,17 +427,21 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
         bytes.extend_from_slice(case.weak_hashes.as_deref().unwrap_or_default());
         put(bytes)
     });
-    let patches = (!case.patches.is_empty()).then(|| {
-        let pack = put(case.patch_bytes.clone());
-        let list = case.patches.iter().map(|(stored, chunk, length, base)| Patch {
-            stored: (*stored).into(),
-            chunk: (*chunk).into(),
-            length: (*length).into(),
-            base: *base,
-        });
-        let described = reflash::release::index::Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
-        let table = Patches::new(described, list.collect()).encode();
-        PatchObjects { table: put(zstd::bulk::compress(&table, 1).unwrap()), pack }
+    let deltas = (!case.deltas.is_empty()).then(|| {
+        let pack = put(case.delta_bytes.clone());
+        let mut table = Deltas::new(reflash::release::index::Pack { digest: pack.blake3, size_bytes: pack.size_bytes });
+        for (chunk, block, length, base) in &case.deltas {
+            let block = u32::from(*block);
+            table.push(Delta {
+                chunks: &[u32::from(*chunk)],
+                sources: &[block..block + 1],
+                base: *base,
+                length: u32::from(*length),
+                digest: short_digest(&case.delta_bytes),
+            });
+        }
+        let table = put(zstd::bulk::compress(&table.encode(), 1).unwrap());
+        DeltaObjects { from: String::new(), table, pack }
     });
     let described = Image {
         name: "system".to_owned(),
@@ -445,7 +449,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
         sha256: String::new(),
         index: put(object),
         weak_hashes: hashes,
-        patches,
+        deltas: deltas.into_iter().collect(),
         ostree_commit: None,
         ostree_ref: None,
     };

@@ -1,10 +1,11 @@
-//! Weak hashes and patches against an index of five chunks, the last of which is short.
+//! Weak hashes, deltas and differences against an index of five chunks, the last of which is short.
 
 use std::sync::OnceLock;
 
+use reflash::release::add_copy;
+use reflash::release::deltas::Deltas;
 use reflash::release::digest::Digest;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
-use reflash::release::patches::Patches;
 use reflash::release::weak_hashes::WeakHashes;
 
 fn index() -> &'static Index {
@@ -23,8 +24,8 @@ fn index() -> &'static Index {
 pub fn run(data: &[u8]) {
     let Some((&kind, rest)) = data.split_first() else { return };
     // The pack has as many bytes as the kind says, so that a mutation can make them fit.
-    let pack = Pack { digest: Digest::of(b"patches"), size_bytes: u64::from(kind) };
-    match kind % 3 {
+    let pack = Pack { digest: Digest::of(b"deltas"), size_bytes: u64::from(kind) };
+    match kind % 4 {
         0 => {
             let Ok(weak_hashes) = WeakHashes::decode(rest.to_vec(), index()) else { return };
             assert_eq!(weak_hashes.encode(), rest);
@@ -32,19 +33,25 @@ pub fn run(data: &[u8]) {
                 assert!(weak_hashes.of(stored).is_none_or(|hashes| stored < 5 && hashes.count() == 4));
             }
         }
-        1 => drop(Patches::from_object(rest, pack, index()).map(|patches| check(&patches, pack))),
+        1 => drop(Deltas::from_object(rest, pack, index()).map(|deltas| check(&deltas, pack))),
+        2 => {
+            let (old, mut new) = ([7; 4096], [0; 8192]);
+            let _ = add_copy::apply(&old, rest, &mut new);
+        }
         _ => {
             let object = zstd::bulk::compress(rest, 1).unwrap();
-            drop(Patches::from_object(&object, pack, index()).map(|patches| check(&patches, pack)));
+            drop(Deltas::from_object(&object, pack, index()).map(|deltas| check(&deltas, pack)));
         }
     }
 }
 
-fn check(patches: &Patches, pack: Pack) {
+fn check(deltas: &Deltas, pack: Pack) {
     let mut end = 0;
-    for (patch, offset) in patches.places() {
-        assert!(offset == end && patch.length > 0 && patch.chunk == patch.stored && patch.chunk != 0, "{patch:?}");
-        end += u64::from(patch.length);
+    for number in 0..deltas.len() {
+        let (delta, place) = (deltas.get(number), deltas.place(number));
+        assert!(place.start == end && !place.is_empty() && !delta.chunks.is_empty(), "{delta:?}");
+        assert!(!delta.chunks.contains(&0) && delta.source_bytes() <= 2 << 20, "{delta:?}");
+        end = place.end;
     }
     assert_eq!(end, pack.size_bytes);
 }

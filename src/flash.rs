@@ -1,9 +1,10 @@
-//! Makes one partition equal to an image: [`plan`] says what to do, [`mod@write`] does it, [`readback`] reads what the
+//! Makes one partition equal to an image: [`survey`] reads what is there, [`plan`] says what to do, [`mod@write`] does it, [`readback`] reads what the
 //! medium holds, and [`verify`] proves that all of it is right.
 
 pub mod beside;
 pub mod plan;
 pub mod readback;
+pub mod survey;
 pub mod target;
 pub(crate) mod threads;
 pub mod undo;

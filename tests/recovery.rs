@@ -8,6 +8,7 @@ use reflash::fetch::Source;
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::RecoveryError;
 use reflash::jobs::state::StatePartition;
+use reflash::release::manifest::object_path;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
@@ -310,6 +311,12 @@ fn a_damaged_index_is_refused_by_digest() {
     let fixture = Fixture::new();
     let path = fixture.index_path();
     let good = std::fs::read(&path).unwrap();
+    // While its parts are whole, the index itself is not asked for; without the outline it is.
+    std::fs::write(&path, damaged(&good)).unwrap();
+    fixture.recover(&source(&fixture), &blank(&fixture), None).unwrap();
+    let outline = fixture.released.manifest.images[0].parts.as_ref().unwrap().outline;
+    let outline = fixture.tree().join(object_path(&outline.blake3));
+    std::fs::write(&outline, damaged(&std::fs::read(&outline).unwrap())).unwrap();
     for bad in [damaged(&good), good[..good.len() / 2].to_vec()] {
         std::fs::write(&path, bad).unwrap();
         let error = refused(&fixture);

@@ -3,26 +3,25 @@
 //! The comparison is not yet a proof: only [`crate::flash::verify`] turns it into one.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::flash::plan::{Blocks, Comparison};
+use crate::flash::plan::Comparison;
 use crate::flash::target::BlockTarget;
 use crate::flash::threads::{self, lock};
 use crate::record::progress::Done;
-use crate::release::digest::{BLOCK_SIZE_BYTES, Digest, is_zero};
+use crate::release::digest::{Digest, is_zero};
 use crate::release::index::{ChunkContent, ChunkNo, Index};
-use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash};
 use crate::sys::block::AlignedBuf;
 
 /// Bytes that one thread reads at a time: large enough for full speed with direct I/O.
-const READ_BYTES: u32 = 1024 * 1024;
+pub(super) const READ_BYTES: u32 = 1024 * 1024;
 
 /// The most threads that read in parallel, as far as the machine has cores.
-const MAX_READERS: usize = 8;
+pub(super) const MAX_READERS: usize = 8;
 
 /// The most errors of a device that are kept, to show what kind of fault it is. A dead disk has one for each chunk.
-const MAX_READ_ERRORS: usize = 10;
+pub(super) const MAX_READ_ERRORS: usize = 10;
 
 /// The result of reading what the medium holds and comparing it with an index.
 #[derive(Debug)]
@@ -57,19 +56,9 @@ impl<'i> Scan<'i> {
         comparer.into_scan()
     }
 
-    /// Reads every chunk as [`Scan::of`] does, and hashes all blocks, also those that lie after the image, up to
-    /// `search_bytes`: they may belong elsewhere, or be what a delta needs. At most [`MAX_BLOCKS`] are hashed.
-    #[must_use]
-    pub fn searching(index: &'i Index, search_bytes: u64, target: &dyn BlockTarget, done: &Done) -> (Self, Blocks) {
-        let search_bytes = search_bytes.max(index.image_bytes()).min(target.size_bytes());
-        let blocks = (search_bytes / BLOCK_SIZE_BYTES as u64).min(MAX_BLOCKS as u64);
-        let mut comparer = Comparer::new(index, &Comparison::nothing_right(index));
-        comparer.weak_hashes = (0..blocks).map(|_| AtomicU64::new(WeakHash::NONE.bits())).collect();
-        comparer.compare_all(target, &groups(index, 0..index.chunk_count()), MAX_READERS, done);
-        comparer.hash_after_the_image(target, done);
-        let weak_hashes = std::mem::take(&mut comparer.weak_hashes).into_iter();
-        let blocks = Blocks::new(weak_hashes.map(|weak_hash| WeakHash::from_bits(weak_hash.into_inner())).collect());
-        (comparer.into_scan(), blocks)
+    /// Takes the result of a comparison that was made of what was read before.
+    pub(super) fn new(index: &'i Index, comparison: Comparison, read_errors: Vec<(Range<u64>, String)>) -> Self {
+        Self { index, comparison, read_errors }
     }
 
     /// Returns which chunks are right.
@@ -154,8 +143,6 @@ struct Comparer<'i> {
     digest_of_zeros: Digest,
     /// For each chunk, whether it is right.
     right: Vec<AtomicBool>,
-    /// Weak hashes of the blocks. Empty when the partition is not searched.
-    weak_hashes: Vec<AtomicU64>,
     read_errors: Mutex<Vec<(Range<u64>, String)>>,
 }
 
@@ -163,7 +150,7 @@ impl<'i> Comparer<'i> {
     fn new(index: &'i Index, before: &Comparison) -> Self {
         let right = (0..index.chunk_count()).map(|chunk| AtomicBool::new(before.is_right(chunk))).collect();
         let digest_of_zeros = Digest::of(&vec![0; index.chunk_bytes() as usize]);
-        Self { index, digest_of_zeros, right, weak_hashes: Vec::new(), read_errors: Mutex::default() }
+        Self { index, digest_of_zeros, right, read_errors: Mutex::default() }
     }
 
     fn into_scan(self) -> Scan<'i> {
@@ -217,40 +204,11 @@ impl<'i> Comparer<'i> {
             _ => self.index.matches(chunk, content),
         };
         self.right[chunk as usize].store(is_right, Ordering::Relaxed);
-        if !is_blank {
-            let blocks = self.weak_hashes.iter().skip(chunk as usize * self.index.blocks_per_chunk() as usize);
-            hash_blocks(content, blocks);
-        }
-    }
-
-    /// Hashes the blocks that lie after the image.
-    fn hash_after_the_image(&self, target: &dyn BlockTarget, done: &Done) {
-        const BLOCKS: usize = READ_BYTES as usize / BLOCK_SIZE_BYTES;
-        // An image consists of full blocks. If it is longer than what is searched, nothing lies after it.
-        let image_blocks = self.index.image_bytes() / BLOCK_SIZE_BYTES as u64;
-        let after = usize::try_from(image_blocks).ok().and_then(|blocks| self.weak_hashes.get(blocks..));
-        let offsets = (self.index.image_bytes()..).step_by(READ_BYTES as usize);
-        let pieces: Vec<(u64, &[AtomicU64])> = offsets.zip(after.unwrap_or_default().chunks(BLOCKS)).collect();
-        in_parallel(&pieces, MAX_READERS, READ_BYTES as usize, |(offset, blocks), buffer| {
-            let content = &mut buffer[..blocks.len() * BLOCK_SIZE_BYTES];
-            // A piece that cannot be read is no source, and the image does not need it.
-            if target.read_at(*offset, content).is_ok() {
-                hash_blocks(content, blocks.iter());
-            }
-            done.disk(content.len() as u64);
-        });
-    }
-}
-
-/// Stores the weak hash of each block of `content`, as far as there is a place for it.
-fn hash_blocks<'a>(content: &[u8], places: impl Iterator<Item = &'a AtomicU64>) {
-    for (place, block) in places.zip(content.chunks(BLOCK_SIZE_BYTES)) {
-        place.store(WeakHash::of(block).bits(), Ordering::Relaxed);
     }
 }
 
 /// Hands the jobs out to threads, each with a buffer of its own.
-fn in_parallel<T: Sync>(
+pub(super) fn in_parallel<T: Sync>(
     jobs: &[T],
     max_threads: usize,
     buffer_bytes: usize,

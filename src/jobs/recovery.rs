@@ -8,6 +8,7 @@ mod boot_chain;
 mod commit;
 mod error;
 mod finish;
+mod indexing;
 mod job;
 mod offered;
 mod on_other;
@@ -35,6 +36,7 @@ pub use commit::Committed;
 pub use error::{CommitError, RecoveryError};
 pub use finish::RecoveryReport;
 use finish::{commit, report};
+use indexing::IndexUse;
 pub use job::{Identity, InstalledRelease, Keep, Policy, RecoveryJob, Resources};
 pub use offered::fetch_release;
 pub use on_other::{estimate_other, prepare_other, switch_to, update_other};
@@ -55,7 +57,7 @@ pub use staging::{Foreseen, fetch_through};
 /// # Errors
 /// [`RecoveryError`]; [`RecoveryError::is_retryable`] says whether to try again.
 pub fn run(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<RecoveryReport, RecoveryError> {
-    let release = offered::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record, IndexUse::Writing)?;
     make_equal(job, record, &release)
 }
 
@@ -69,7 +71,7 @@ pub fn install(
     record: Option<&InstalledRecord>,
     release: Release,
 ) -> Result<RecoveryReport, RecoveryError> {
-    let release = release::with_index(job, record, release)?;
+    let release = indexing::add_index(job, record, release, IndexUse::Writing)?;
     make_equal(job, record, &release)
 }
 
@@ -155,7 +157,7 @@ pub fn start_again(
 /// # Errors
 /// As [`run`], up to the plan.
 pub fn estimate(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Result<(Manifest, Totals), RecoveryError> {
-    let release = offered::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record, IndexUse::Writing)?;
     let retention = Retention::of(job, record, &release);
     let totals = compare_and_plan(job, record, &release, &retention)?.totals(&release);
     Ok((release.manifest, totals))
@@ -181,7 +183,7 @@ pub fn write_only(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<(Manifest, Totals), RecoveryError> {
-    let release = offered::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record, IndexUse::Writing)?;
     let retention = Retention::of(job, record, &release);
     let planned = compare_and_plan(job, record, &release, &retention)?;
     let totals = planned.totals(&release);

@@ -3,6 +3,7 @@
 pub mod device;
 mod installed;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::env::BootEnv;
 use crate::boot::systems::SystemNumber;
+use crate::flash::survey::Survey;
 use crate::jobs::floor::{GoodRelease, ReleaseId};
 use crate::release::digest::Digest;
 use crate::release::index::Index;
@@ -70,6 +72,8 @@ pub struct IndexedRelease {
     pub index: Index,
     /// The object that the index was read from. It is recorded as it is, since its digest is in the manifest.
     pub index_object: Vec<u8>,
+    /// What a partition held when the index was put together with it: it need not be read once more for the plan.
+    pub survey: RefCell<Option<Box<Survey>>>,
 }
 
 impl IndexedRelease {

@@ -21,6 +21,7 @@
 mod builder;
 mod codec;
 mod locations;
+pub mod outline;
 
 use std::io;
 use std::ops::Range;

@@ -86,6 +86,9 @@ pub struct Image {
     /// without it.
     #[serde(rename = "hints", default, skip_serializing_if = "Option::is_none")]
     pub weak_hashes: Option<Object>,
+    /// The parts that the index can be put together from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<IndexParts>,
     /// Deltas from releases before, for robots that have one of them; the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deltas: Vec<DeltaObjects>,
@@ -112,7 +115,12 @@ impl Image {
         let name = |what: &str| format!("{what} of image {:?}", self.name);
         let mut objects = vec![(name("chunk index"), self.index, index::MAX_OBJECT_BYTES)];
         objects.extend(self.weak_hashes.map(|object| (name("weak hashes"), object, u64::MAX)));
-        for DeltaObjects { table, pack, .. } in &self.deltas {
+        if let Some(IndexParts { outline, digests, .. }) = &self.parts {
+            objects.push((name("outline of the chunk index"), *outline, index::MAX_OBJECT_BYTES));
+            objects.push((name("digests of the chunk index"), *digests, index::MAX_OBJECT_BYTES));
+        }
+        for DeltaObjects { table, pack, digests, .. } in &self.deltas {
+            objects.extend(digests.map(|digests| (name("changed digests"), digests, index::MAX_OBJECT_BYTES)));
             objects.push((name("table of deltas"), *table, u64::MAX));
             objects.push((name("pack of deltas"), *pack, u64::MAX));
         }
@@ -120,11 +128,27 @@ impl Image {
     }
 }
 
-/// The two objects of [`crate::release::deltas`].
+/// The objects of [`crate::release::index::outline`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexParts {
+    /// Size of a chunk, bytes.
+    pub chunk_bytes: u32,
+    /// BLAKE3 of the BLAKE3 of all chunks, one after the other: what is equal to the image has the same.
+    pub content: Digest,
+    /// Object with the index without its digests.
+    pub outline: Object,
+    /// Object with the digests of all stored chunks, one after the other.
+    pub digests: Object,
+}
+
+/// The objects of [`crate::release::deltas`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaObjects {
     /// SHA-256 of the image that the deltas are applied to, in hex.
     pub from: String,
+    /// Object with the digests of the index that are not those of the same chunks of that image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<Object>,
     /// Object that lists the deltas.
     pub table: Object,
     /// Object with the deltas themselves.

@@ -49,6 +49,29 @@ fn decoder<R: BufRead>(object: R, limit_bytes: u64) -> io::Result<zstd::stream::
     Ok(decoder)
 }
 
+/// Makes a frame that holds the content as it is: the same bytes from every implementation (RFC 8878, section 3.1.1).
+/// The content has less than 4 GiB.
+pub(super) fn uncompressed(content: &[u8]) -> Vec<u8> {
+    /// The most bytes of a block (section 3.1.1.2.4).
+    const BLOCK_BYTES: usize = 128 * 1024;
+    let mut out = MAGIC.to_vec();
+    // The size of the content has 4 bytes, and there is no window but the content.
+    out.push(0b1010_0000);
+    #[expect(clippy::cast_possible_truncation, reason = "the content has less than 4 GiB")]
+    out.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    let mut blocks = content.chunks(BLOCK_BYTES).peekable();
+    if blocks.peek().is_none() {
+        out.extend_from_slice(&[1, 0, 0]);
+    }
+    while let Some(block) = blocks.next() {
+        let is_last = usize::from(blocks.peek().is_none());
+        // Type 0 is a block as it is; its size follows.
+        out.extend_from_slice(&(block.len() << 3 | is_last).to_le_bytes()[..3]);
+        out.extend_from_slice(block);
+    }
+    out
+}
+
 /// Returns the size of the content that the frame declares.
 fn check_single(bytes: &[u8]) -> io::Result<Option<u64>> {
     if !bytes.starts_with(&MAGIC) {
@@ -107,6 +130,16 @@ mod tests {
             for text in [read(&bytes, 5000).unwrap_err(), check_chunk(&bytes, 5000).unwrap_err().to_string()] {
                 assert!(text.contains(expected), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn a_frame_of_what_is_not_compressed_is_read_by_zstd() {
+        for len in [0, 1, 128 * 1024, 128 * 1024 + 1, 1_000_000] {
+            let content: Vec<u8> = (0..len).map(|at: usize| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+            let frame = super::uncompressed(&content);
+            assert!(frame.len() <= len + 9 + 3 * len.div_ceil(128 * 1024).max(1));
+            assert_eq!(read(&frame, 1_000_000).unwrap(), content);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The release that is this robot's: by the roll-out of the channel, or by its one manifest.
 
 use super::error::RecoveryError;
+use super::indexing::{IndexUse, add_index};
 use super::job::RecoveryJob;
-use super::release::{add_index, by_manifest, end_trial, report_found};
+use super::release::{by_manifest, end_trial, report_found};
 use super::rollout::{self, OfferedBy};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::journal::Phase;
@@ -12,11 +13,11 @@ use crate::release::manifest::ManifestError;
 pub(super) fn fetch_indexed(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
+    index_use: IndexUse,
 ) -> Result<IndexedRelease, RecoveryError> {
-    job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || {
-        let release = fetch_release(job, record)?;
-        add_index(job, record, release)
-    })
+    let release =
+        job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || fetch_release(job, record))?;
+    add_index(job, record, release, index_use)
 }
 
 /// Finds and downloads the manifest of the release that is this robot's: by the roll-out of the channel, if it has one.

@@ -11,6 +11,7 @@ use crate::flash::write;
 use crate::jobs::recovery::commit;
 use crate::jobs::recovery::error::RecoveryError;
 use crate::jobs::recovery::finish::{self, RecoveryReport, report};
+use crate::jobs::recovery::indexing::{self, IndexUse};
 use crate::jobs::recovery::job::{Policy, RecoveryJob};
 use crate::jobs::recovery::other::OtherSystem;
 use crate::jobs::recovery::planning::{self, compare};
@@ -31,7 +32,7 @@ pub fn update_other(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<Option<RecoveryReport>, RecoveryError> {
-    let release = offered::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record, IndexUse::All)?;
     install_on_other(job, record, &release)
 }
 
@@ -44,7 +45,7 @@ pub fn switch_to(
     record: Option<&InstalledRecord>,
     fetched: Release,
 ) -> Result<Option<RecoveryReport>, RecoveryError> {
-    let release = release::with_index(job, record, fetched)?;
+    let release = indexing::add_index(job, record, fetched, IndexUse::All)?;
     install_on_other(job, record, &release)
 }
 
@@ -60,7 +61,7 @@ pub fn prepare_other(
     fetched: Release,
     begun: impl FnOnce(Totals),
 ) -> Result<Option<Totals>, RecoveryError> {
-    let release = release::with_index(job, record, fetched)?;
+    let release = indexing::add_index(job, record, fetched, IndexUse::All)?;
     let Some(aim) = aim(job, record, &release)? else { return Ok(None) };
     // Nothing is made of the proof: whether all is still right is seen when GRUB is switched.
     aim.write(job, record, &release, begun, true).map(|written| Some(written.totals))
@@ -74,7 +75,7 @@ pub fn estimate_other(
     job: &RecoveryJob<'_>,
     record: Option<&InstalledRecord>,
 ) -> Result<Option<(Manifest, Totals)>, RecoveryError> {
-    let release = offered::fetch_indexed(job, record)?;
+    let release = offered::fetch_indexed(job, record, IndexUse::All)?;
     let Some(Aim { other, beside, .. }) = aim(job, record, &release)? else { return Ok(None) };
     let inner = job.on_other(&beside, other.state);
     let totals = planning::compare_and_plan(&inner, beside.size_bytes(), &release, None)?.totals(&release);
@@ -151,6 +152,8 @@ fn aim<'a>(
     if !takes_other(active, facts) {
         return Ok(None);
     }
+    // What was looked through is the active system, and the other one is written.
+    drop(release.survey.take());
     let image_bytes = release.index.image_bytes();
     write::check_size(image_bytes, other.target)?;
     let active_bytes = record.and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.size_bytes));

@@ -2,6 +2,7 @@
 
 use crate::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse};
 use crate::flash::readback::Scan;
+use crate::flash::survey::Survey;
 use crate::flash::undo::{Change, KeptChunks, UndoRoom};
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::RecoveryError;
@@ -71,10 +72,16 @@ pub(super) fn compare_and_plan(
 ) -> Result<Planned, RecoveryError> {
     let (index, target) = (&release.index, job.resources.target);
     job.journal.phase(Phase::Plan, &format!("compare {} with the release", target.name()), || {
-        let search_bytes = index.image_bytes().max(search_bytes);
-        let total = Bytes::of_disk(search_bytes);
-        let (scan, blocks) =
-            job.journal.with_progress(total, |done| Scan::searching(index, search_bytes, target, done));
+        let looked = release.survey.take().filter(|survey| survey.suits(index, target));
+        let survey = match looked {
+            Some(survey) => *survey,
+            None => {
+                let total = Bytes::of_disk(index.image_bytes().max(search_bytes));
+                let sizes = (index.chunk_bytes(), index.image_bytes());
+                job.journal.with_progress(total, |done| Survey::of(sizes, search_bytes, target, done))?
+            }
+        };
+        let (scan, blocks) = survey.compare(index);
         report_read_errors(job, &scan);
         Ok(match Verified::from_scan(scan) {
             Ok(verified) => Planned::Equal(verified),

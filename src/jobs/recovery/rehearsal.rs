@@ -1,6 +1,7 @@
 //! What a recovery does before it writes, tried for its own sake: a drill.
 
 use super::error::RecoveryError;
+use super::indexing::IndexUse;
 use super::job::RecoveryJob;
 use super::{offered as offering, planning};
 use crate::chain::chain;
@@ -24,7 +25,7 @@ pub fn rehearse(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, mut rep
         report(DrillCheck::new(name, passed, &found));
         passed
     };
-    let release = offering::fetch_indexed(job, record);
+    let release = offering::fetch_indexed(job, record, IndexUse::All);
     let offered = release.as_ref().map(offered).ok();
     let Ok(release) = release.map_err(|error| checked("manifest", Err(error))) else { return };
     checked("manifest", Ok(offered.unwrap_or_default()));

@@ -12,11 +12,10 @@ use crate::flash::write;
 use crate::jobs::floor::{self, Floor, Offered, ReleaseId};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
-use crate::record::journal::Phase;
 use crate::record::progress::bytes;
 use crate::release::deltas::{self, Deltas};
 use crate::release::digest::Digest;
-use crate::release::index::{Index, Pack};
+use crate::release::index::Pack;
 use crate::release::manifest::{
     self, Authentic, DeltaObjects, Image, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
 };
@@ -29,15 +28,6 @@ const MAX_LOOKED_AT: usize = 8;
 /// How long the other sources are waited for once one has a release: enough for a lookup and two requests over a
 /// satellite, and little beside the minutes that a recovery takes.
 pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(8);
-
-/// Completes a release with its index, fit for this partition.
-pub(super) fn with_index(
-    job: &RecoveryJob<'_>,
-    record: Option<&InstalledRecord>,
-    release: Release,
-) -> Result<IndexedRelease, RecoveryError> {
-    job.journal.phase(Phase::Manifest, &job.resources.source.describe(), || add_index(job, record, release))
-}
 
 /// Downloads the one manifest of the channel and checks its signature, format, fit and serial.
 ///
@@ -252,32 +242,6 @@ pub(super) fn end_trial(job: &RecoveryJob<'_>) {
     if let Err(error) = ended {
         job.journal.warn(&format!("this recovery stays on trial: {}", chain(&error)));
     }
-}
-
-/// Completes a release with its index: the recorded one where it is the same, else a downloaded one.
-pub(super) fn add_index(
-    job: &RecoveryJob<'_>,
-    record: Option<&InstalledRecord>,
-    release: Release,
-) -> Result<IndexedRelease, RecoveryError> {
-    let Release { signed, manifest } = release;
-    let image = manifest.image(SYSTEM_IMAGE)?;
-    let same = |record: &&InstalledRecord| {
-        record.manifest().image(SYSTEM_IMAGE).is_ok_and(|installed| installed.index == image.index)
-    };
-    let recorded = record.filter(same).zip(job.resources.state).and_then(|(record, state)| state.index_of(record));
-    let (index, index_object) = match recorded {
-        Some(installed) => (installed.index, installed.index_object),
-        None => {
-            let object = fetch_object(job.resources.source, "chunk index", &image.index)?;
-            (Index::from_object(&object)?, object)
-        }
-    };
-    if index.image_bytes() != image.size_bytes {
-        return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
-    }
-    write::check_size(index.image_bytes(), job.resources.target)?;
-    Ok(IndexedRelease { signed, manifest, index, index_object })
 }
 
 /// Checks that the system image fits a partition, before anything else is done.

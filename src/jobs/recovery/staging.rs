@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::error::RecoveryError;
+use super::indexing::{self, IndexUse};
 use super::job::RecoveryJob;
 use super::planning::{self, Planned};
-use super::{release, rewrite};
+use super::rewrite;
 use crate::fetch::{SinkError, Source};
 use crate::flash::plan::ChunkPlaces;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
@@ -31,7 +32,7 @@ impl Foreseen {
         record: Option<&InstalledRecord>,
         offered: Release,
     ) -> Result<Self, RecoveryError> {
-        let release = release::with_index(job, record, offered)?;
+        let release = indexing::add_index(job, record, offered, IndexUse::All)?;
         let planned = planning::compare_and_plan(job, planning::image_bytes(record), &release, None)?;
         Ok(Self { release, planned })
     }

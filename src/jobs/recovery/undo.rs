@@ -1,5 +1,7 @@
 //! The way back to the release that is kept on the partition.
 
+use std::cell::RefCell;
+
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use super::planning::{self, Planned};
@@ -36,7 +38,7 @@ pub(super) fn plan_back(
     })?;
     let index_object = kept.read_index_object(target).map_err(UndoObstacle::Read)?;
     let Kept { signed, manifest, index, chunks, .. } = kept;
-    Ok((IndexedRelease { signed, manifest, index, index_object }, chunks, planned))
+    Ok((IndexedRelease { signed, manifest, index, index_object, survey: RefCell::default() }, chunks, planned))
 }
 
 /// Plans with what is kept and whole. What it lacks is an error without a network, and where no source has it.

@@ -1,6 +1,7 @@
 //! The record of what is installed on a system: the signed manifest, the chunk index, and, where there are two systems,
 //! whether it was good.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -83,7 +84,8 @@ impl StatePartition {
     pub fn index_of(&self, record: &InstalledRecord) -> Option<IndexedRelease> {
         let index_object = self.index_object(record).ok()?;
         let Release { signed, manifest } = record.release();
-        Some(IndexedRelease { index: Index::from_object(&index_object).ok()?, index_object, signed, manifest })
+        let index = Index::from_object(&index_object).ok()?;
+        Some(IndexedRelease { index, index_object, signed, manifest, survey: RefCell::default() })
     }
 
     /// Reads the object of the index that belongs to a record.

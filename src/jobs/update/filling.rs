@@ -19,18 +19,31 @@ pub(super) struct Filling<'a> {
     network: &'a dyn Source,
     /// Small objects that were asked for, each with its size: a recovery asks for them again.
     small: Mutex<Vec<(String, Range<u64>)>>,
+    /// Parts of objects that were asked for while room was made for them.
+    ranges: Mutex<Option<Vec<(String, Range<u64>)>>>,
     /// The first failure of the store: what a transfer makes of it says less.
     failure: Mutex<Option<UpdateError>>,
 }
 
 impl<'a> Filling<'a> {
     pub(super) fn new(store: &'a UpdateStore, network: &'a dyn Source) -> Self {
-        Self { store, network, small: Mutex::default(), failure: Mutex::default() }
+        Self { store, network, small: Mutex::default(), ranges: Mutex::default(), failure: Mutex::default() }
     }
 
     /// Small objects that were asked for so far.
     pub(super) fn asked_for(&self) -> Vec<(String, Range<u64>)> {
         lock(&self.small).clone()
+    }
+
+    /// Makes room for parts of objects that are asked for from now on: before it is known what is needed, they are of
+    /// the chunk index.
+    pub(super) fn make_room_for_ranges(&self) {
+        *lock(&self.ranges) = Some(Vec::new());
+    }
+
+    /// Ends that, and returns what was asked for.
+    pub(super) fn take_ranges(&self) -> Vec<(String, Range<u64>)> {
+        lock(&self.ranges).take().unwrap_or_default()
     }
 
     /// The failure of the store, if it had one.
@@ -123,6 +136,11 @@ impl Source for Filling<'_> {
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
+        if let Some(ranges) = &mut *lock(&self.ranges) {
+            ranges.push((path.to_owned(), range.clone()));
+            let room = self.store.make_room(path, range.clone());
+            room.map_err(|error| FetchError::new(FetchErrorKind::Local, path, self.failed(error)))?;
+        }
         // From a refusal on, nothing of this range is taken from the store any more.
         let (mut at, mut distrusted) = (range.start, false);
         while at < range.end {

@@ -75,8 +75,10 @@ pub fn stage(
     let resources = Resources { source: &filling, brief_source: &filling, target: &target, ..job.resources };
     let job = RecoveryJob { resources, ..job.clone() };
     let of_store = |error: RecoveryError| filling.take_failure().unwrap_or_else(|| error.into());
+    filling.make_room_for_ranges();
     let foreseen = Foreseen::of(&job, record, release.clone()).map_err(of_store)?;
-    let needed: Vec<_> = filling.asked_for().into_iter().chain(foreseen.requests()).chain(others.needed()).collect();
+    let asked = filling.asked_for().into_iter().chain(filling.take_ranges());
+    let needed: Vec<_> = asked.chain(foreseen.requests()).chain(others.needed()).collect();
     store.adopt(release, &needed)?;
     begun(&store, foreseen.totals());
     let fetched = foreseen.try_out(&job).and_then(|()| others.fetch(&filling));

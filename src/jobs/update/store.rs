@@ -212,17 +212,24 @@ impl UpdateStore {
     /// # Errors
     /// There is no room for it.
     pub(super) fn put(&self, path: &str, content: &[u8]) -> Result<(), UpdateError> {
-        let range = 0..content.len() as u64;
+        self.make_room(path, 0..content.len() as u64)?;
+        self.record(path, 0, content)
+    }
+
+    /// Makes room for a part of an object, unless there is some.
+    ///
+    /// # Errors
+    /// [`UpdateError::NoRoom`], or the file system's.
+    pub(super) fn make_room(&self, path: &str, range: Range<u64>) -> Result<(), UpdateError> {
         let new = {
             let mut map = lock(&self.map);
-            if map.piece(path, 0).is_none() {
+            if map.piece(path, range.start).is_none() {
                 let at = map.end();
                 map.pieces.push(Piece { path: path.to_owned(), range: range.clone(), have: 0, at });
             }
-            map.piece(path, 0).map(|piece| piece.at..piece.at + piece.length())
+            map.piece(path, range.start).map(|piece| piece.at..piece.at + piece.length())
         };
-        new.map_or(Ok(()), |new| self.reserve(new))?;
-        self.record(path, 0, content)
+        new.map_or(Ok(()), |new| self.reserve(new))
     }
 
     /// Reserves room, and leaves enough for the robot.

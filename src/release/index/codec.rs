@@ -9,8 +9,8 @@ use crate::release::zstd_frame;
 
 const MAGIC: &[u8; 8] = b"RFLASHIX";
 const HEADER_BYTES: usize = 48;
-const PACK_BYTES: u64 = 40;
-const EXTENT_BYTES: u64 = 16;
+pub(super) const PACK_BYTES: u64 = 40;
+pub(super) const EXTENT_BYTES: u64 = 16;
 const CHUNK_BYTES: u64 = 4;
 const STORED_BYTES: u64 = 36;
 
@@ -18,7 +18,7 @@ const STORED_BYTES: u64 = 36;
 const PIECE_ENTRIES: usize = 1024;
 
 /// Size of the largest index, before compression: every chunk is stored, in an extent and a pack of its own.
-const MAX_ENCODED_BYTES: u64 =
+pub(super) const MAX_ENCODED_BYTES: u64 =
     HEADER_BYTES as u64 + MAX_CHUNKS * (PACK_BYTES + EXTENT_BYTES + CHUNK_BYTES + STORED_BYTES);
 
 /// Size of the largest object of an index, bytes. Digests do not compress, and zstd adds at most one byte for 256.
@@ -88,18 +88,30 @@ impl Index {
         out.extend_from_slice(&self.image_bytes.to_le_bytes());
         u32s(&mut out, &[BLOCK_SIZE_U32]);
         u32s(&mut out, &[self.chunk_count(), self.stored_count(), count(&self.extents), count(&self.packs), 0]);
+        self.encode_packs_and_extents(&mut out);
+        u32s(&mut out, &self.chunks);
+        u32s(&mut out, &self.lengths);
+        self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
+        out
+    }
+
+    pub(super) fn encode_packs_and_extents(&self, out: &mut Vec<u8>) {
         for pack in &self.packs {
             out.extend_from_slice(&pack.digest.0);
             out.extend_from_slice(&pack.size_bytes.to_le_bytes());
         }
         for extent in &self.extents {
-            u32s(&mut out, &[extent.first, extent.pack]);
+            out.extend_from_slice(&extent.first.to_le_bytes());
+            out.extend_from_slice(&extent.pack.to_le_bytes());
             out.extend_from_slice(&extent.offset_bytes.to_le_bytes());
         }
-        u32s(&mut out, &self.chunks);
-        u32s(&mut out, &self.lengths);
-        self.digests.iter().for_each(|digest| out.extend_from_slice(&digest.0));
-        out
+    }
+
+    /// Makes the object of the index: a zstd frame that holds the bytes as they are. Whoever knows them can make the
+    /// very same object, so that its digest proves an index that was put together from parts.
+    #[must_use]
+    pub fn to_object(&self) -> Vec<u8> {
+        zstd_frame::uncompressed(&self.encode())
     }
 }
 

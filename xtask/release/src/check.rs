@@ -5,10 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
+use reflash::flash::survey::content_of;
 use reflash::release::deltas::{self, Deltas, short_digest};
 use reflash::release::digest::{Digest, hex};
+use reflash::release::index::outline::Outline;
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
-use reflash::release::manifest::{DeltaObjects, Image, Manifest, Object, TrustedKeys, manifest_path, object_path};
+use reflash::release::manifest::{
+    DeltaObjects, Image, IndexParts, Manifest, Object, TrustedKeys, manifest_path, object_path,
+};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use reflash::release::zstd_frame;
 use sha2::{Digest as _, Sha256};
@@ -61,7 +65,9 @@ pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>
         let index = Index::from_object(&content).with_context(|| format!("image {:?}", image.name))?;
         found.push(image.index.blake3);
         found.extend(image.weak_hashes.map(|weak_hashes| weak_hashes.blake3));
-        found.extend(image.deltas.iter().flat_map(|deltas| [deltas.table.blake3, deltas.pack.blake3]));
+        found.extend(image.parts.iter().flat_map(|parts| [parts.outline.blake3, parts.digests.blake3]));
+        let of = |it: &DeltaObjects| [Some(it.table.blake3), Some(it.pack.blake3), it.digests.map(|it| it.blake3)];
+        found.extend(image.deltas.iter().flat_map(of).flatten());
         found.extend(index.packs().iter().map(|pack| pack.digest));
     }
     Ok(found)
@@ -87,11 +93,26 @@ fn check_image(root: &Path, image: &Image) -> Result<()> {
     );
     let weak_hashes =
         image.weak_hashes.as_ref().map(|described| anyhow::Ok(WeakHashes::decode(object(root, described)?, &index)?));
+    if let Some(parts) = &image.parts {
+        check_parts(root, parts, &index)?;
+    }
     for deltas in &image.deltas {
         check_deltas(root, deltas, &index)?;
     }
     let sha256 = check_content(root, &index, weak_hashes.transpose()?.as_ref())?;
     ensure!(sha256 == image.sha256, "its content has SHA-256 {sha256}, the manifest says {}", image.sha256);
+    Ok(())
+}
+
+/// Checks that the parts of the index are those of the index: robots would fetch it whole, and nobody would know.
+fn check_parts(root: &Path, parts: &IndexParts, index: &Index) -> Result<()> {
+    let outline = zstd::stream::decode_all(object(root, &parts.outline)?.as_slice()).context("read the outline")?;
+    ensure!(outline == Outline::encode(index), "the outline is not that of the chunk index");
+    let digests = object(root, &parts.digests)?;
+    let of_index = (0..index.stored_count()).flat_map(|stored| index.digest(stored).0);
+    ensure!(digests.into_iter().eq(of_index), "the digests are not those of the chunk index");
+    ensure!(parts.content == content_of(index), "the digest of its content is {}", content_of(index));
+    ensure!(parts.chunk_bytes == index.chunk_bytes(), "the chunks have {} bytes", index.chunk_bytes());
     Ok(())
 }
 

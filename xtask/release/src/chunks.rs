@@ -11,10 +11,12 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
+use reflash::flash::survey::content_of;
 use reflash::flash::undo::worst_case_bytes;
 use reflash::release::digest::{BLOCK_SIZE_BYTES, Digest, hex, is_zero};
+use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, ChunkNo, Index, MAX_CHUNK_BYTES, MAX_CHUNKS, StoredChunkNo};
-use reflash::release::manifest;
+use reflash::release::manifest::{self, IndexParts};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
@@ -26,7 +28,7 @@ use crate::spec::Spec;
 /// Chunks hashed or compressed in parallel before they are taken in order.
 const BATCH_CHUNKS: usize = 512;
 
-/// zstd level of the index object: small, and read by every robot.
+/// zstd level of the outline of the index: small, and read by every robot.
 const INDEX_LEVEL: i32 = 19;
 
 /// An image in the object store.
@@ -143,7 +145,13 @@ pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packe
         name: manifest::SYSTEM_IMAGE.to_owned(),
         size_bytes,
         sha256: scan.sha256,
-        index: objects.put(&zstd::bulk::compress(&index.encode(), INDEX_LEVEL).context("compress the index")?)?,
+        index: objects.put(&index.to_object())?,
+        parts: Some(IndexParts {
+            chunk_bytes,
+            content: content_of(&index),
+            outline: objects.put(&zstd::bulk::compress(&Outline::encode(&index), INDEX_LEVEL)?)?,
+            digests: objects.put(&(0..index.stored_count()).flat_map(|it| index.digest(it).0).collect::<Vec<u8>>())?,
+        }),
         weak_hashes: Some(weak_hashes),
         deltas,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),

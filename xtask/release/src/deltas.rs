@@ -11,8 +11,8 @@ use bidiff::{DiffParams, Translator};
 use rayon::prelude::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use reflash::release::add_copy::{DifferenceBuilder, apply};
 use reflash::release::deltas::{self, BlockNo, Delta, Deltas, MAX_SOURCE_BLOCKS, fingerprint, short_digest};
-use reflash::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32};
-use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
+use reflash::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, Digest};
+use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo, outline};
 use reflash::release::manifest::DeltaObjects;
 use reflash::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
 
@@ -92,6 +92,9 @@ pub fn make(
     if made.is_empty() || spared.saturating_sub(bytes.len() as u64) * 100 < all * MIN_SAVED_PERCENT {
         return Ok(None);
     }
+    let digests = changed_digests(&before.index, index);
+    let digests = zstd::bulk::compress(&outline::changed::encode(&digests), LEVEL).context("compress digests")?;
+    let digests = Some(objects.put(&digests)?);
     let pack = objects.put(&bytes)?;
     let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes: pack.size_bytes });
     for Made { chunks, sources, base, bytes } in &made {
@@ -99,7 +102,27 @@ pub fn make(
         table.push(Delta { chunks, sources, base: *base, length, digest: short_digest(bytes) });
     }
     let table = zstd::bulk::compress(&table.encode(), LEVEL).context("compress the table of deltas")?;
-    Ok(Some(DeltaObjects { from: from.to_owned(), table: objects.put(&table)?, pack }))
+    Ok(Some(DeltaObjects { from: from.to_owned(), digests, table: objects.put(&table)?, pack }))
+}
+
+/// The digests that a robot which has the release before does not know: those of stored chunks in whose first place it
+/// has something else.
+fn changed_digests(before: &Index, index: &Index) -> Vec<(StoredChunkNo, Digest)> {
+    let mut seen = vec![false; index.stored_count() as usize];
+    let mut found = Vec::new();
+    for chunk in 0..index.chunk_count() {
+        let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { continue };
+        if std::mem::replace(&mut seen[stored as usize], true) {
+            continue;
+        }
+        let same = chunk < before.chunk_count()
+            && matches!(before.chunk_content(chunk), ChunkContent::Stored(old) if before.digest(old) == index.digest(stored));
+        if !same {
+            found.push((stored, *index.digest(stored)));
+        }
+    }
+    found.sort_unstable_by_key(|(stored, _)| *stored);
+    found
 }
 
 /// The chunks in whose place the release before has something else, or nothing.
@@ -222,7 +245,8 @@ impl<'a> Old<'a> {
         difference.finish()
     }
 
-    /// The blocks that are of the most use: those in the place of the content, equal ones, and those with samples of it.
+    /// The blocks that are of the most use: those in the place of the content, equal ones, and those with samples of
+    /// it.
     fn like(&self, new: &[u8], run: &Run) -> Vec<Range<BlockNo>> {
         let end = self.before.index.chunk_count().saturating_mul(self.per_chunk).min(MOST_BLOCKS);
         let mut votes: HashMap<BlockNo, u32> = HashMap::new();

@@ -1,7 +1,7 @@
 //! Where content like some other content may be found in an image: by sampled hashes of short pieces.
 //!
-//! The old place of a file that moved, grew or got another name is found by what is in it. The layout of the file system
-//! would say more for one kind of image; this works for all of them, also inside of files.
+//! The old place of a file that moved, grew or got another name is found by what is in it. The layout of the file
+//! system would say more for one kind of image; this works for all of them, also inside of files.
 
 use rayon::prelude::{IntoParallelIterator, ParallelIterator, ParallelSliceMut};
 use reflash::release::deltas::BlockNo;

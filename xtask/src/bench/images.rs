@@ -78,7 +78,7 @@ fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
         ("old", "1", "updates = false", None),
         ("small", "2", "hold = [\"linux-image*\"]", None),
         ("stable", "2", "hold = [\"linux-image*\"]", Some(&old)),
-        ("large", "3", "updates = true", None),
+        ("large", "3", "updates = true", Some(&old)),
     ] {
         let out = place.join(format!("{name}.img"));
         if out.exists() {

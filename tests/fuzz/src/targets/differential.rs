@@ -8,13 +8,14 @@ use arbitrary::{Arbitrary, Unstructured};
 use reflash::boot::env::WritePermit;
 use reflash::chain::chain;
 use reflash::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse};
-use reflash::flash::readback::Scan;
+use reflash::flash::survey::{Survey, content_of};
 use reflash::flash::verify::{self, Verified};
 use reflash::flash::write::{Work, apply};
 use reflash::record::progress::Done;
 use reflash::release::add_copy::DifferenceBuilder;
 use reflash::release::deltas::{Delta, Deltas, fingerprint, short_digest};
 use reflash::release::digest::Digest;
+use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 use reflash::release::manifest::object_path;
 use reflash::release::weak_hashes::WeakHashes;
@@ -77,7 +78,10 @@ pub fn run(data: &[u8]) {
     let unreadable = (case.unreadable > 200).then(|| u64::from(case.unreadable - 200) * BLOCK as u64);
     let target = Partition { unreadable, ..Partition::new(before.clone()) };
     let done = Done::default();
-    let (scan, blocks) = Scan::searching(&made.index, before.len() as u64, &target, &done);
+    let sizes = (made.index.chunk_bytes(), made.index.image_bytes());
+    let survey = Survey::of(sizes, before.len() as u64, &target, &done).unwrap();
+    check_outline(&made.index, &survey);
+    let (scan, blocks) = survey.compare(&made.index);
     let comparison = scan.into_comparison();
     check_comparison(&made.index, &comparison, &before, &image, unreadable.is_some());
 
@@ -172,6 +176,21 @@ fn make(case: &Case, image: &[u8]) -> Made {
         builder.push_extent(first, pack, offset_bytes);
     }
     Made { index: builder.finish().unwrap(), weak_hashes: weak_hashes.encode(), objects }
+}
+
+/// What a robot puts together of the outline and its partition is the index.
+fn check_outline(index: &Index, survey: &Survey) {
+    let object = zstd::bulk::compress(&Outline::encode(index), 1).unwrap();
+    let mut outline = Outline::from_object(&object).unwrap();
+    outline.guess(|chunk| survey.digest(chunk));
+    for page in outline.wrong_pages() {
+        outline.learn(page.map(|stored| (stored, *index.digest(stored))));
+    }
+    let whole = outline.complete().unwrap();
+    assert!(whole == *index && whole.to_object() == index.to_object());
+    if survey.content() == Some(content_of(index)) {
+        survey.to_index().unwrap();
+    }
 }
 
 fn check_comparison(index: &Index, comparison: &Comparison, before: &[u8], image: &[u8], has_unreadable: bool) {

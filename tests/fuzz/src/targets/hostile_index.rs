@@ -441,7 +441,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
             });
         }
         let table = put(zstd::bulk::compress(&table.encode(), 1).unwrap());
-        DeltaObjects { from: String::new(), table, pack }
+        DeltaObjects { from: String::new(), digests: None, table, pack }
     });
     let described = Image {
         name: "system".to_owned(),
@@ -449,6 +449,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
         sha256: String::new(),
         index: put(object),
         weak_hashes: hashes,
+        parts: None,
         deltas: deltas.into_iter().collect(),
         ostree_commit: None,
         ostree_ref: None,

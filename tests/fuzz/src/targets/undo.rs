@@ -76,6 +76,7 @@ fn release(image: &[u8], serial: u64) -> HashMap<String, Vec<u8>> {
         sha256: String::new(),
         index: Object { blake3: Digest::of(&index), size_bytes: index.len() as u64 },
         weak_hashes: None,
+        parts: None,
         deltas: Vec::new(),
         ostree_commit: None,
         ostree_ref: None,

@@ -1,0 +1,202 @@
+//! The index of a release: the recorded one, or put together from what the partition holds and what is lacking, or
+//! fetched whole.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::error::RecoveryError;
+use super::job::RecoveryJob;
+use super::planning;
+use super::release::{deltas_for, fetch_object};
+use crate::chain::chain;
+use crate::fetch::{FetchErrorKind, SinkError};
+use crate::flash::survey::Survey;
+use crate::flash::write;
+use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
+use crate::record::journal::Phase;
+use crate::record::progress::Bytes;
+use crate::release::digest::Digest;
+use crate::release::index::outline::{DIGEST_BYTES, Outline, changed};
+use crate::release::index::{Index, StoredChunkNo};
+use crate::release::manifest::{Image, IndexParts, SYSTEM_IMAGE, object_path};
+
+/// The most digests between two pages that are fetched along with them.
+const MAX_GAP: u32 = 256;
+
+/// What an index is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IndexUse {
+    /// Whatever the partition holds, all of it may be asked for.
+    All,
+    /// Only the partition is made equal. Where it is already, and there is nothing to record, no index is fetched.
+    Writing,
+}
+
+/// Completes a release with its index, fit for this partition.
+pub(super) fn add_index(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    release: Release,
+    index_use: IndexUse,
+) -> Result<IndexedRelease, RecoveryError> {
+    let Release { signed, manifest } = release;
+    let image = manifest.image(SYSTEM_IMAGE)?;
+    let same = |record: &&InstalledRecord| {
+        record.manifest().image(SYSTEM_IMAGE).is_ok_and(|installed| installed.index == image.index)
+    };
+    let recorded = record.filter(same).zip(job.resources.state).and_then(|(record, state)| state.index_of(record));
+    if recorded.is_none() {
+        write::check_size(image.size_bytes, job.resources.target)?;
+    }
+    let (index, index_object, survey) = match (recorded, &image.parts) {
+        (Some(installed), _) => (installed.index, installed.index_object, None),
+        (None, Some(parts)) => put_together(job, record, (image, parts), index_use)?,
+        (None, None) => whole(job, image)?,
+    };
+    if index.image_bytes() != image.size_bytes {
+        return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
+    }
+    write::check_size(index.image_bytes(), job.resources.target)?;
+    Ok(IndexedRelease { signed, manifest, index, index_object, survey: RefCell::new(survey.map(Box::new)) })
+}
+
+type Obtained = (Index, Vec<u8>, Option<Survey>);
+
+fn whole(job: &RecoveryJob<'_>, image: &Image) -> Result<Obtained, RecoveryError> {
+    job.journal.phase(Phase::Manifest, "fetch the chunk index", || {
+        let object = fetch_object(job.resources.source, "chunk index", &image.index)?;
+        Ok((Index::from_object(&object)?, object, None))
+    })
+}
+
+/// Reads the partition, and fetches what it does not tell.
+fn put_together(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    (image, parts): (&Image, &IndexParts),
+    index_use: IndexUse,
+) -> Result<Obtained, RecoveryError> {
+    let survey = look_through(job, (parts.chunk_bytes, image.size_bytes), planning::image_bytes(record))?;
+    let is_of_use = index_use == IndexUse::All || job.resources.state.is_some();
+    if !is_of_use && survey.content() == Some(parts.content) {
+        return Ok((survey.to_index()?, Vec::new(), Some(survey)));
+    }
+    let made = job.journal.phase(Phase::Manifest, "fetch what is lacking of the chunk index", || {
+        let made = from_parts(job, image, parts, &survey);
+        match made {
+            Err(error) if error.is_retryable() => Err(error),
+            made => Ok(made),
+        }
+    })?;
+    let (index, object, _) = match made {
+        Ok(Some((index, object))) => (index, object, None),
+        Ok(None) => whole(job, image)?,
+        Err(error) => {
+            job.journal.warn(&format!("the chunk index is fetched whole: {}", chain(&error)));
+            whole(job, image)?
+        }
+    };
+    Ok((index, object, Some(survey)))
+}
+
+/// Reads what the partition holds.
+pub(super) fn look_through(
+    job: &RecoveryJob<'_>,
+    sizes: (u32, u64),
+    search_bytes: u64,
+) -> Result<Survey, RecoveryError> {
+    let target = job.resources.target;
+    job.journal.phase(Phase::Plan, &format!("look through {}", target.name()), || {
+        let total = Bytes::of_disk(sizes.1.max(search_bytes));
+        Ok(job.journal.with_progress(total, |done| Survey::of(sizes, search_bytes, target, done))?)
+    })
+}
+
+/// Puts the index together. `None` where the parts are not those of the index, which the index itself shows.
+fn from_parts(
+    job: &RecoveryJob<'_>,
+    image: &Image,
+    parts: &IndexParts,
+    survey: &Survey,
+) -> Result<Option<(Index, Vec<u8>)>, RecoveryError> {
+    let source = job.resources.source;
+    let mut outline = Outline::from_object(&fetch_object(source, "outline of the chunk index", &parts.outline)?)?;
+    if outline.sizes() != (parts.chunk_bytes, image.size_bytes) {
+        return Ok(None);
+    }
+    outline.guess(|chunk| survey.digest(chunk));
+    let mut wrong = outline.wrong_pages();
+    let lacking = |wrong: &[Range<StoredChunkNo>]| wrong.iter().map(|page| page.len() as u64 * DIGEST_BYTES).sum();
+    let changed_digests = deltas_for(job, image).and_then(|deltas| deltas.digests);
+    if let Some(object) = changed_digests.filter(|object| object.size_bytes < lacking(&wrong)) {
+        outline.learn(changed::from_object(&fetch_object(source, "changed digests", &object)?)?.into_iter());
+        wrong = outline.wrong_pages();
+    }
+    for pages in joined(&wrong) {
+        let digests = fetch_pages(job, parts, &outline, pages)?;
+        outline.learn(digests.into_iter());
+    }
+    let index = outline.complete()?;
+    let object = index.to_object();
+    Ok((Digest::of(&object) == image.index.blake3).then_some((index, object)))
+}
+
+/// Joins pages that lie close to each other to one request.
+fn joined(wrong: &[Range<StoredChunkNo>]) -> Vec<Vec<Range<StoredChunkNo>>> {
+    let mut requests: Vec<Vec<Range<StoredChunkNo>>> = Vec::new();
+    for page in wrong {
+        match requests.last_mut() {
+            Some(request) if request.last().is_some_and(|last| page.start - last.end <= MAX_GAP) => {
+                request.push(page.clone());
+            }
+            _ => requests.push(vec![page.clone()]),
+        }
+    }
+    requests
+}
+
+/// Fetches pages of digests in one request. Each is checked by its sum before the next byte is taken.
+fn fetch_pages(
+    job: &RecoveryJob<'_>,
+    parts: &IndexParts,
+    outline: &Outline,
+    pages: Vec<Range<StoredChunkNo>>,
+) -> Result<Vec<(StoredChunkNo, Digest)>, RecoveryError> {
+    let place = |page: &Range<StoredChunkNo>| u64::from(page.start) * DIGEST_BYTES..u64::from(page.end) * DIGEST_BYTES;
+    let (Some(first), Some(last)) = (pages.first().map(place), pages.last().map(place)) else { return Ok(Vec::new()) };
+    let (mut found, mut bytes, mut position, mut next) = (Vec::new(), Vec::new(), first.start, 0);
+    let fetched =
+        job.resources.source.get_range(&object_path(&parts.digests.blake3), first.start..last.end, &mut |part| {
+            let mut part = part;
+            while let Some(page) = pages.get(next) {
+                let place = place(page);
+                let gap = usize::try_from(place.start.saturating_sub(position)).unwrap_or(usize::MAX).min(part.len());
+                let wanted = usize::try_from(place.end - place.start).unwrap_or(usize::MAX) - bytes.len();
+                let taken = wanted.min(part.len() - gap);
+                bytes.extend_from_slice(&part[gap..gap + taken]);
+                position += (gap + taken) as u64;
+                part = &part[gap + taken..];
+                if taken < wanted {
+                    return Ok(());
+                }
+                let digests: Vec<Digest> = bytes.as_chunks().0.iter().map(|digest| Digest(*digest)).collect();
+                bytes.clear();
+                if !outline.is_page(page, &digests) {
+                    position = place.start;
+                    let reason =
+                        format!("the digests of stored chunks {} to {} have another sum", page.start, page.end);
+                    return Err(SinkError::Wrong { from: place.start, reason });
+                }
+                found.extend(page.clone().zip(digests));
+                next += 1;
+            }
+            Ok(())
+        });
+    match fetched {
+        // What no source has right is fetched in another way.
+        Err(error) if error.kind() != FetchErrorKind::Corrupt => {
+            Err(RecoveryError::Fetch { what: "digests of the chunk index", source: error })
+        }
+        _ => Ok(found),
+    }
+}

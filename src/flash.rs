@@ -1,5 +1,5 @@
-//! Makes one partition equal to an image: [`survey`] reads what is there, [`plan`] says what to do, [`mod@write`] does it, [`readback`] reads what the
-//! medium holds, and [`verify`] proves that all of it is right.
+//! Makes one partition equal to an image: [`survey`] reads what is there, [`plan`] says what to do, [`mod@write`] does
+//! it, [`readback`] reads what the medium holds, and [`verify`] proves that all of it is right.
 
 pub mod beside;
 pub mod plan;

@@ -16,7 +16,7 @@ use crate::release::index::{Builder, ChunkContent, ChunkNo, Index, IndexError, P
 use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash};
 use crate::sys::block::AlignedBuf;
 
-/// What a partition holds, cut as the chunks of an image are.
+/// The content of a partition, cut as the chunks of an image are.
 #[derive(Debug)]
 pub struct Survey {
     target: String,

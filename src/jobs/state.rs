@@ -72,7 +72,7 @@ pub struct IndexedRelease {
     pub index: Index,
     /// The object that the index was read from. It is recorded as it is, since its digest is in the manifest.
     pub index_object: Vec<u8>,
-    /// What a partition held when the index was put together with it: it need not be read once more for the plan.
+    /// The content of the partition that the index was put together with: it need not be read once more for the plan.
     pub survey: RefCell<Option<Box<Survey>>>,
 }
 

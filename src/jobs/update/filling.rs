@@ -13,6 +13,9 @@ use crate::sys::thread::lock;
 /// Beginning of the paths that are named by digests: what they hold never changes.
 const OBJECTS: &str = "objects/";
 
+/// The path of an object, and the bytes of it that were asked for.
+type PartOfObject = (String, Range<u64>);
+
 /// The store in front of the servers.
 pub(super) struct Filling<'a> {
     store: &'a UpdateStore,
@@ -20,7 +23,7 @@ pub(super) struct Filling<'a> {
     /// Small objects that were asked for, each with its size: a recovery asks for them again.
     small: Mutex<Vec<(String, Range<u64>)>>,
     /// Parts of objects that were asked for while room was made for them.
-    ranges: Mutex<Option<Vec<(String, Range<u64>)>>>,
+    ranges: Mutex<Option<Vec<PartOfObject>>>,
     /// The first failure of the store: what a transfer makes of it says less.
     failure: Mutex<Option<UpdateError>>,
 }

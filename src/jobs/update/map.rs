@@ -100,6 +100,16 @@ impl StoreMap {
         (sum(|piece| piece.have), sum(Piece::length))
     }
 
+    /// Adds pieces for what has none of a part of an object, from `at` on in the contents. Returns where they end.
+    pub(super) fn add(&mut self, path: &str, range: &Range<u64>, mut at: u64) -> u64 {
+        for range in self.gaps(path, range) {
+            let length = range.end - range.start;
+            self.pieces.push(Piece { path: path.to_owned(), range, have: 0, at });
+            at += length;
+        }
+        at
+    }
+
     /// The piece that holds a byte of an object, or is to hold it.
     pub(super) fn piece(&self, path: &str, at: u64) -> Option<&Piece> {
         self.pieces.iter().find(|piece| piece.path == path && piece.range.contains(&at))
@@ -141,11 +151,7 @@ impl StoreMap {
         let from = self.end();
         let mut at = from;
         for (path, range) in needed {
-            for range in self.gaps(path, range) {
-                let length = range.end - range.start;
-                self.pieces.push(Piece { path: path.clone(), range, have: 0, at });
-                at += length;
-            }
+            at = self.add(path, range, at);
         }
         free.retain(|range| range.start < range.end);
         (free, from..at)

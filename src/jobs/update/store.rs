@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::error::UpdateError;
-use super::map::{Piece, StoreMap};
+use super::map::StoreMap;
 use crate::fetch::{Check, FetchError, FetchErrorKind, Sink, SinkError, Source};
 use crate::jobs::floor::ReleaseId;
 use crate::jobs::state::{Release, replace};
@@ -223,13 +223,10 @@ impl UpdateStore {
     pub(super) fn make_room(&self, path: &str, range: Range<u64>) -> Result<(), UpdateError> {
         let new = {
             let mut map = lock(&self.map);
-            if map.piece(path, range.start).is_none() {
-                let at = map.end();
-                map.pieces.push(Piece { path: path.to_owned(), range: range.clone(), have: 0, at });
-            }
-            map.piece(path, range.start).map(|piece| piece.at..piece.at + piece.length())
+            let from = map.end();
+            from..map.add(path, &range, from)
         };
-        new.map_or(Ok(()), |new| self.reserve(new))
+        self.reserve(new)
     }
 
     /// Reserves room, and leaves enough for the robot.

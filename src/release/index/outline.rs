@@ -1,9 +1,9 @@
 //! An index without its digests, which a robot that holds most of an image can compute itself. Pure.
 //!
 //! Nine tenths of an index are digests. A robot that has the release before knows those of what did not change, from
-//! reading its own partition; it fetches the outline, and of the digests those that it lacks. Short sums of the digests
-//! say which it lacks, 64 at a time. What is put together is proven by the digest of the index in the manifest, so a sum
-//! is a hint and never a proof.
+//! reading its own partition; it fetches the outline, and of the digests those that it lacks. Short sums of the
+//! digests say which it lacks, 64 at a time. What is put together is proven by the digest of the index in the
+//! manifest, so a sum is a hint and never a proof.
 //!
 //! The object is one zstd frame around the following. All numbers little endian:
 //!

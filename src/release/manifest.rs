@@ -15,10 +15,9 @@ use minisign_verify::{PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
-use crate::release::index;
 use crate::release::layout::Layout;
 pub use error::ManifestError;
-pub use image::{DeltaObjects, Image, IndexParts};
+pub use image::{DeltaObjects, Image, IndexParts, Object};
 
 /// Version of the manifest format that this program reads and writes.
 pub const FORMAT: u32 = 1;
@@ -81,15 +80,6 @@ pub struct File {
     /// Object with the content of the file.
     #[serde(flatten)]
     pub object: Object,
-}
-
-/// A reference to immutable content, which is stored under its digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Object {
-    /// BLAKE3 of the content.
-    pub blake3: Digest,
-    /// Size of the content, bytes.
-    pub size_bytes: u64,
 }
 
 /// Returns the path of an object below the base URL.

@@ -277,7 +277,7 @@ mod tests {
             ChunkContent::Stored(stored) => Some(*index.digest(stored)),
         };
         let mut whole = outline(&index);
-        assert_eq!(whole.wrong_pages().len() as u32, 300_u32.div_ceil(PAGE_STORED));
+        assert_eq!(whole.wrong_pages().len(), 300_usize.div_ceil(PAGE_STORED as usize));
         whole.guess(of_chunk);
         assert!(whole.wrong_pages().is_empty());
         assert_eq!(whole.complete().unwrap(), index);

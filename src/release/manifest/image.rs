@@ -1,8 +1,7 @@
-//! What a manifest says of a partition image.
+//! What a manifest says of a partition image, and of objects.
 
 use serde::{Deserialize, Serialize};
 
-use super::Object;
 use crate::release::digest::Digest;
 use crate::release::index;
 
@@ -88,4 +87,13 @@ pub struct DeltaObjects {
     pub table: Object,
     /// Object with the deltas themselves.
     pub pack: Object,
+}
+
+/// A reference to immutable content, which is stored under its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// BLAKE3 of the content.
+    pub blake3: Digest,
+    /// Size of the content, bytes.
+    pub size_bytes: u64,
 }

@@ -172,7 +172,7 @@ const WITH_ROOT: [&str; 6] = ["test", "--workspace", "--tests", "--locked", "--"
 
 /// Judging takes ten milliseconds a state, booting half a minute; the tests in virtual machines boot after real cuts.
 fn powercut_options(full: bool) -> powercut::PowerCutArgs {
-    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (2_500, 0) };
+    let (states, boots) = if full { (powercut::USUAL_STATES, 8) } else { (1_800, 0) };
     powercut::PowerCutArgs { seed: 1, states, boots, only: None, state: None }
 }
 

@@ -17,6 +17,7 @@ mod properties;
 mod recovery;
 mod reset;
 mod rollout;
+mod second_reader;
 mod slots;
 mod sources;
 mod staged;

@@ -28,7 +28,7 @@ const INSTRUMENTED: [&str; 5] = [
 ];
 
 /// Seconds that the short run gives to each of the targets, and four times as many to the two that run whole
-/// recoveries: a minute and a half in all.
+/// recoveries: less than a minute in all.
 const SHORT_S: u64 = 2;
 /// Seconds after which libFuzzer takes one input for an endless one.
 const MOST_INPUT_S: u64 = 20;

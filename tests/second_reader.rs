@@ -1,4 +1,4 @@
-//! A second implementation of the format: `read_release.py`, which has nothing of the agent in it, makes the same image.
+//! A second implementation of the format: `read_release.py` has nothing of the agent in it, and makes the same image.
 
 use std::path::Path;
 use std::process::Command;

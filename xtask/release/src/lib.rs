@@ -7,6 +7,7 @@ mod channel;
 pub mod check;
 mod chunks;
 mod deltas;
+mod difference;
 pub mod history;
 pub mod keygen;
 mod objects;

@@ -7,7 +7,7 @@ use crate::release::deltas::{Delta, Deltas, fingerprint};
 use crate::release::index::{ChunkContent, ChunkNo, Index};
 
 /// Bytes of deltas that are held in memory while they are applied. Chunks beyond it are fetched whole.
-pub const MAX_HELD_BYTES: u64 = 24 * 1024 * 1024;
+pub const MAX_HELD_BYTES: u64 = 30 * 1024 * 1024;
 
 /// Deltas that make something which is wrong, and whose sources are all on the partition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -81,7 +81,7 @@ fn put_together(
     if !is_of_use && survey.content() == Some(parts.content) {
         return Ok((survey.to_index()?, Vec::new(), Some(survey)));
     }
-    let made = job.journal.phase(Phase::Manifest, "fetch what is lacking of the chunk index", || {
+    let made = job.journal.phase(Phase::Plan, "fetch what is lacking of the chunk index", || {
         let made = from_parts(job, image, parts, &survey);
         match made {
             Err(error) if error.is_retryable() => Err(error),

@@ -9,6 +9,8 @@ use reflash::release::add_copy::DifferenceBuilder;
 
 /// Bytes by which pieces are found.
 const ANCHOR_BYTES: usize = 16;
+/// Places with one hash that are looked at: with 16 of them a delta is a fiftieth larger than by a suffix array.
+const CANDIDATES: usize = 16;
 /// So many bytes more must be equal for another place of the old content to be better than the present one.
 const BETTER_BYTES: usize = 8;
 
@@ -63,12 +65,11 @@ fn find_better(
     last_old: Option<usize>,
 ) -> Option<(usize, usize, usize)> {
     while *at < new.len() {
-        let Some(start) = anchors.find(&new[*at..]) else {
+        let present = last_old.map(|last_old| last_old + (*at - last_new));
+        let Some((start, len)) = anchors.longest(&new[*at..], present) else {
             *at += 1;
             continue;
         };
-        let len = equal(&old[start..], &new[*at..]);
-        let present = last_old.map(|last_old| last_old + (*at - last_new));
         if present == Some(start) {
             *at += len;
             continue;
@@ -128,30 +129,40 @@ fn split(before: &[u8], new: &[u8], after: &[u8], (forward, back): (usize, usize
 /// Where pieces of the old content begin, by a hash of their first bytes.
 struct Anchors<'a> {
     old: &'a [u8],
-    /// The place and one, 0 where there is none; of several places with one hash the first.
+    /// For each hash, the last place and one; 0 where there is none.
     slots: Vec<u32>,
+    /// For each place and one, the place before with the same hash, and one.
+    before: Vec<u32>,
 }
 
 impl<'a> Anchors<'a> {
     fn of(old: &'a [u8]) -> Self {
         let mut slots = vec![0; (old.len() * 2).next_power_of_two().max(2)];
+        let mut before = vec![0; old.len() + 1];
         let mask = slots.len() - 1;
-        for (place, anchor) in (1..).zip(old.windows(ANCHOR_BYTES)) {
-            if let Some(hash) = hash(anchor)
-                && let slot = &mut slots[hash & mask]
-                && *slot == 0
-            {
-                *slot = place;
+        for (place, anchor) in (1_u32..).zip(old.windows(ANCHOR_BYTES)) {
+            if let Some(hash) = hash(anchor) {
+                before[place as usize] = std::mem::replace(&mut slots[hash & mask], place);
             }
         }
-        Self { old, slots }
+        Self { old, slots, before }
     }
 
-    /// Returns a place where the old content has the first bytes of `new`.
-    fn find(&self, new: &[u8]) -> Option<usize> {
-        let anchor = new.get(..ANCHOR_BYTES)?;
-        let place = (self.slots[hash(anchor)? & (self.slots.len() - 1)] as usize).checked_sub(1)?;
-        (&self.old[place..place + ANCHOR_BYTES] == anchor).then_some(place)
+    /// Finds where the old content has most of the first bytes of `new`, of `present` and of the places that are looked
+    /// at, and how many.
+    fn longest(&self, new: &[u8], present: Option<usize>) -> Option<(usize, usize)> {
+        let slot = hash(new.get(..ANCHOR_BYTES)?)? & (self.slots.len() - 1);
+        let mut place = self.slots[slot];
+        let chain = std::iter::from_fn(|| {
+            let found = (place as usize).checked_sub(1)?;
+            place = self.before[found + 1];
+            Some(found)
+        });
+        let present = present.filter(|present| *present < self.old.len());
+        let lengths = present.into_iter().chain(chain.take(CANDIDATES)).map(|at| (at, equal(&self.old[at..], new)));
+        // Of two that are as long, the present place is the one that costs nothing.
+        let longest = lengths.reduce(|best, other| if other.1 > best.1 { other } else { best })?;
+        (longest.1 >= ANCHOR_BYTES).then_some(longest)
     }
 }
 

@@ -69,7 +69,7 @@ impl BenchImages {
 type Four = (PathBuf, Option<PathBuf>, Option<PathBuf>, Option<PathBuf>);
 
 /// Builds the recipe three times: as released, with updates except the kernel's, and with all updates; the second in
-/// two layouts.
+/// two layouts, the third over the first.
 fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
     fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
     let recipe = fs::read_to_string(paths.root.join("xtask/recipes/bench.toml")).context("read the recipe")?;

@@ -94,6 +94,8 @@ impl Results {
         BTreeMap::from([
             ("fresh_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh", wall), yardstick)),
             ("fresh_readback_wall_ratio_to_curl_zstd_dd", ratio(ours("fresh_readback", wall), yardstick)),
+            ("fresh_download_mb", ours("fresh", download)),
+            ("one_byte_changed_download_mb", ours("one_byte_changed", download)),
             ("update_stable_download_mb", ours("update_stable", download)),
             ("update_stable_requests", ours("update_stable", |cost| cost.requests as f64)),
             ("update_rebuilt_download_mb", ours("update_rebuilt", download)),

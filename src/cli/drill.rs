@@ -10,11 +10,11 @@ use super::commands::DrillKind;
 use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
+use super::status::other_to_go_back_to;
 use crate::boot::boot_scripts;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::flash::undo::{self, UndoObstacle, UndoTarget};
-use crate::jobs::recovery::other;
 use crate::jobs::{drill, recovery};
 use crate::record::blackbox::drill::UNDO;
 use crate::record::blackbox::{DrillCheck, DrillRecord};
@@ -98,9 +98,5 @@ fn look_for_back(
     target: &DeviceTarget,
     keys: &TrustedKeys,
 ) -> Result<UndoTarget, UndoObstacle> {
-    let of_other = mounted.other.as_ref().and_then(|_| {
-        let state = mounted.state.of_system(mounted.state.system().other());
-        other::possible(&state, keys, &mounted.floor()).ok()
-    });
-    of_other.map_or_else(|| undo::possible(target, keys), Ok)
+    other_to_go_back_to(mounted, keys).map_or_else(|| undo::possible(target, keys), Ok)
 }

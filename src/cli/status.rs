@@ -23,7 +23,7 @@ use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedR
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
 use standing::StandingReport;
-pub(super) use standing::look_for_undo;
+pub(super) use standing::{look_for_undo, other_to_go_back_to};
 
 /// Attempts shown to a person; JSON has all that are kept.
 const SHOWN: usize = 5;

@@ -109,17 +109,24 @@ impl StandingReport {
     }
 }
 
+/// The release on the other of two systems, if an undo would start it: an older boot script starts the one that it
+/// knows, whatever is asked for.
+pub(in crate::cli) fn other_to_go_back_to(mounted: &MountedState, keys: &TrustedKeys) -> Option<UndoTarget> {
+    if mounted.other.is_none() || !mounted.recovery.as_deref().is_some_and(other::scripts_know_two) {
+        return None;
+    }
+    let state = mounted.state.of_system(mounted.state.system().other());
+    other::possible(&state, keys, &mounted.floor()).ok()
+}
+
 /// Looks which release an undo would lead back to from the installed one, or why there is none.
 pub(in crate::cli) fn look_for_undo(
     mounted: &MountedState,
     keys: &TrustedKeys,
     installed: Option<&InstalledRecord>,
 ) -> Result<UndoTarget, String> {
-    if mounted.other.is_some() && mounted.recovery.as_deref().is_some_and(other::scripts_know_two) {
-        let state = mounted.state.of_system(mounted.state.system().other());
-        if let Ok(back) = other::possible(&state, keys, &mounted.floor()) {
-            return Ok(back);
-        }
+    if let Some(back) = other_to_go_back_to(mounted, keys) {
+        return Ok(back);
     }
     let path =
         mounted.system_partition().map_err(|_| "which partition holds the system is not known here".to_owned())?;

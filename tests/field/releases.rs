@@ -14,7 +14,9 @@ use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
 use reflash::release::deltas::{Delta, Deltas, short_digest};
 use reflash::release::digest::Digest;
-use reflash::release::manifest::{DeltaObjects, Manifest, Object, object_path};
+use reflash::release::index::outline::Outline;
+use reflash::release::index::{Builder, ChunkContent, Pack};
+use reflash::release::manifest::{DeltaObjects, IndexParts, Manifest, Object, object_path};
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use reflash_release::check::check;
 use reflash_release::keygen::{self, KeyFiles};
@@ -375,7 +377,7 @@ fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
         let release = Release::new();
         let mut manifest = release.fixture.released.manifest.clone();
         let pack = Object { size_bytes, ..release.put(&[1; 100]) };
-        let mut table = Deltas::new(reflash::release::index::Pack { digest: pack.blake3, size_bytes });
+        let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes });
         for (chunks, sources, length) in &deltas {
             table.push(Delta { chunks, sources, base: 0, length: *length, digest: short_digest(&[1; 100]) });
         }
@@ -387,6 +389,41 @@ fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
         assert!(text.contains(expected), "{expected}: {text}");
         let text = release.check().unwrap_err();
         assert!(text.contains(expected) || size_bytes != 100, "{expected}: {text}");
+    }
+}
+
+/// Parts of the index only save downloads: where they contradict the index, or are not there, it is fetched whole.
+#[test]
+fn parts_that_are_not_those_of_the_index_cost_a_download_and_nothing_else() {
+    type Change = fn(&Release, &mut IndexParts);
+    let changes: [(Change, &str); 7] = [
+        (|_, parts| parts.chunk_bytes = 0, "the chunks have"),
+        (|_, parts| parts.chunk_bytes = 3 << 14, "the chunks have"),
+        (|_, parts| parts.chunk_bytes *= 2, "the chunks have"),
+        (|release, parts| parts.outline = release.put(b"no outline"), "read the outline"),
+        (
+            |release, parts| {
+                // Of another image: fewer chunks, and every sum wrong.
+                let mut builder = Builder::new(4 * CHUNK as u64, CHUNK as u32).unwrap();
+                let stored = builder.store(Digest::of(b"other"), 9);
+                (0..4).for_each(|_| builder.push_chunk(ChunkContent::Stored(stored)));
+                builder.push_extent(0, Pack { digest: Digest::of(b"pack"), size_bytes: 9 }, 0);
+                let outline = Outline::encode(&builder.finish().unwrap());
+                parts.outline = release.put(&zstd::bulk::compress(&outline, LEVEL).unwrap());
+            },
+            "the outline is not that",
+        ),
+        (|release, parts| parts.digests = release.put(&[7; 5 * 32]), "the digests are not those"),
+        (|_, parts| parts.digests.blake3 = Digest::of(b"gone"), "read"),
+    ];
+    for (change, expected) in changes {
+        let release = Release::new();
+        let mut manifest = release.fixture.released.manifest.clone();
+        change(&release, manifest.images[0].parts.as_mut().unwrap());
+        release.sign(&manifest);
+        installs_with_warnings(&release);
+        let text = release.check().unwrap_err();
+        assert!(text.contains(expected), "{expected}: {text}");
     }
 }
 

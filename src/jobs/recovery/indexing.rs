@@ -76,7 +76,15 @@ fn put_together(
     (image, parts): (&Image, &IndexParts),
     index_use: IndexUse,
 ) -> Result<Obtained, RecoveryError> {
-    let survey = look_through(job, (parts.chunk_bytes, image.size_bytes), planning::image_bytes(record))?;
+    // Parts that contradict themselves are no reason to do without a release whose index does not.
+    let sizes = (parts.chunk_bytes, image.size_bytes);
+    let survey = match look_through(job, sizes, planning::image_bytes(record)) {
+        Ok(survey) => survey,
+        Err(error) => {
+            job.journal.warn(&format!("the parts of the chunk index are not used: {}", chain(&error)));
+            return whole(job, image);
+        }
+    };
     let is_of_use = index_use == IndexUse::All || job.resources.state.is_some();
     if !is_of_use && survey.content() == Some(parts.content) {
         return Ok((survey.to_index()?, Vec::new(), Some(survey)));

@@ -30,6 +30,8 @@ const MIN_SAVED_PERCENT: u64 = 10;
 /// The blocks that robots look at.
 #[expect(clippy::cast_possible_truncation, reason = "two million")]
 const MOST_BLOCKS: BlockNo = MAX_BLOCKS as BlockNo;
+/// A delta takes at the least one byte in so many from what is there.
+const LEAST_USED: usize = 64;
 /// What a block counts for being in the place of the content that is made, in samples of like content.
 const IN_PLACE: u32 = 2;
 /// What a block counts for being equal to one that is made.
@@ -194,7 +196,13 @@ impl<'a> Old<'a> {
         let sources = if run.moved { self.moved_from(&new) } else { Some(self.like(&new, run)) };
         let Some(sources) = sources else { return Ok(None) };
         let old = self.read(&sources)?;
-        let difference = if run.moved { self.copied(&new, &sources) } else { difference(&old, &new) };
+        let (difference, used) =
+            if run.moved { (self.copied(&new, &sources), new.len()) } else { difference(&old, &new) };
+        // What is new altogether is fetched whole: it would be compressed once more, and for minutes. What is nearly
+        // nothing takes none.
+        if used < new.len() / LEAST_USED && zstd::bulk::compress(&new, 1)?.len() > new.len() / 8 {
+            return Ok(None);
+        }
         let bytes = zstd::bulk::compress(&difference, LEVEL).context("compress a delta")?;
         let mut again = vec![0; new.len()];
         // A difference of more parts than it may have is no delta, and its chunks are fetched whole.

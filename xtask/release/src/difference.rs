@@ -14,14 +14,15 @@ const CANDIDATES: usize = 16;
 /// So many bytes more must be equal for another place of the old content to be better than the present one.
 const BETTER_BYTES: usize = 8;
 
-/// Returns the difference that makes `new` of `old`.
-pub fn difference(old: &[u8], new: &[u8]) -> Vec<u8> {
+/// Returns the difference that makes `new` of `old`, and how many bytes of `old` that takes.
+pub fn difference(old: &[u8], new: &[u8]) -> (Vec<u8>, usize) {
     let anchors = Anchors::of(old);
     let mut out = DifferenceBuilder::default();
     // The place in both of the piece before, and the next place of the new content to look at.
     let (mut last_new, mut last_old, mut at) = (0, 0, 0);
     // The first piece begins where nothing has been found yet.
     let mut found = None;
+    let mut added = 0;
     loop {
         let next = find_better(&anchors, old, new, &mut at, last_new, found.map(|()| last_old));
         let end = next.map_or(new.len(), |(_, place, _)| place);
@@ -45,7 +46,8 @@ pub fn difference(old: &[u8], new: &[u8]) -> Vec<u8> {
             .collect();
         let (here, there) = (last_old + forward, start - back);
         out.push(&sums, &new[last_new + forward..end - back], way(here, there));
-        let Some((_, place, len)) = next else { return out.finish() };
+        let Some((_, place, len)) = next else { return (out.finish(), added + forward) };
+        added += forward;
         (last_new, last_old, at, found) = (place - back, start - back, place + len, Some(()));
     }
 }
@@ -185,7 +187,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn makes(old: &[u8], new: &[u8]) -> usize {
-        let difference = difference(old, new);
+        let (difference, added) = difference(old, new);
+        assert!(added <= new.len());
         let mut made = vec![0; new.len()];
         apply(old, &difference, &mut made).unwrap();
         assert!(made == new);

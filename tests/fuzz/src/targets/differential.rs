@@ -231,8 +231,7 @@ fn deltas(
             .copied()
             .collect();
         let places = chunks.iter().map(|chunk| made.index.chunk_range(*chunk));
-        let new: Vec<u8> =
-            places.flat_map(|range| &image[range.start as usize..range.end as usize]).copied().collect();
+        let new: Vec<u8> = places.flat_map(|range| &image[range.start as usize..range.end as usize]).copied().collect();
         let add = old.len().min(new.len());
         let sums: Vec<u8> = new.iter().zip(&old).map(|(new, old)| new.wrapping_sub(*old)).collect();
         let mut difference = DifferenceBuilder::default();

@@ -12,7 +12,7 @@ use reflash::record::journal::Journal;
 use reflash::release::deltas::{Delta, Deltas, short_digest};
 use reflash::release::digest::Digest;
 use reflash::release::index::{ChunkContent, Index};
-use reflash::release::manifest::{FORMAT, Image, Manifest, Object, DeltaObjects, object_path};
+use reflash::release::manifest::{DeltaObjects, FORMAT, Image, Manifest, Object, object_path};
 use reflash::release::weak_hashes::WeakHashes;
 
 use super::manifest::Signer;

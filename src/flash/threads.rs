@@ -25,7 +25,7 @@ pub(super) fn count(at_most: usize) -> usize {
 
 /// Number of threads that each have a buffer of `bytes`, as far as memory allows.
 pub(super) fn count_with_buffers(bytes: usize) -> usize {
-    count(MAX_BUFFERS_BYTES / bytes)
+    count(MAX_BUFFERS_BYTES / bytes.max(1))
 }
 
 /// Starts a thread of `scope` with a name, which `/proc/PID/task/TID/comm` shows as far as 15 bytes.

@@ -35,7 +35,8 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     if writer.work.plan.moves.is_empty() {
         return writer.gate.open();
     }
-    let batch_bytes = writer.work.plan.moves.largest_read_bytes();
+    // A delta may need nothing of the partition.
+    let batch_bytes = writer.work.plan.moves.largest_read_bytes().max(BLOCK_SIZE_BYTES);
     let (to_write, assembled) = sync_channel::<Assembled<'s>>(1);
     let (recycle, recycled) = channel::<AlignedBuf>();
     let assembled = Arc::new(Mutex::new(assembled));

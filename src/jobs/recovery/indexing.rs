@@ -14,7 +14,6 @@ use crate::flash::survey::Survey;
 use crate::flash::write;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::journal::Phase;
-use crate::record::progress::Bytes;
 use crate::release::digest::Digest;
 use crate::release::index::outline::{DIGEST_BYTES, Outline, changed};
 use crate::release::index::{Index, StoredChunkNo};
@@ -48,10 +47,10 @@ pub(super) fn add_index(
     if recorded.is_none() {
         write::check_size(image.size_bytes, job.resources.target)?;
     }
-    let (index, index_object, survey) = match (recorded, &image.parts) {
-        (Some(installed), _) => (installed.index, installed.index_object, None),
+    let ((index, index_object), survey) = match (recorded, &image.parts) {
+        (Some(installed), _) => ((installed.index, installed.index_object), None),
         (None, Some(parts)) => put_together(job, record, (image, parts), index_use)?,
-        (None, None) => whole(job, image)?,
+        (None, None) => (whole(job, image)?, None),
     };
     if index.image_bytes() != image.size_bytes {
         return Err(RecoveryError::SizesDiffer { index_bytes: index.image_bytes(), manifest_bytes: image.size_bytes });
@@ -60,12 +59,13 @@ pub(super) fn add_index(
     Ok(IndexedRelease { signed, manifest, index, index_object, survey: RefCell::new(survey.map(Box::new)) })
 }
 
-type Obtained = (Index, Vec<u8>, Option<Survey>);
+/// An index and its object.
+type Obtained = (Index, Vec<u8>);
 
 fn whole(job: &RecoveryJob<'_>, image: &Image) -> Result<Obtained, RecoveryError> {
     job.journal.phase(Phase::Manifest, "fetch the chunk index", || {
         let object = fetch_object(job.resources.source, "chunk index", &image.index)?;
-        Ok((Index::from_object(&object)?, object, None))
+        Ok((Index::from_object(&object)?, object))
     })
 }
 
@@ -75,49 +75,37 @@ fn put_together(
     record: Option<&InstalledRecord>,
     (image, parts): (&Image, &IndexParts),
     index_use: IndexUse,
-) -> Result<Obtained, RecoveryError> {
+) -> Result<(Obtained, Option<Survey>), RecoveryError> {
     // Parts that contradict themselves are no reason to do without a release whose index does not.
     let sizes = (parts.chunk_bytes, image.size_bytes);
-    let survey = match look_through(job, sizes, planning::image_bytes(record)) {
+    let sentence = format!("look through {}", job.resources.target.name());
+    let looked = || planning::look_through(job, sizes, planning::image_bytes(record));
+    let survey = match job.journal.phase(Phase::Plan, &sentence, looked) {
         Ok(survey) => survey,
         Err(error) => {
             job.journal.warn(&format!("the parts of the chunk index are not used: {}", chain(&error)));
-            return whole(job, image);
+            return Ok((whole(job, image)?, None));
         }
     };
     let is_of_use = index_use == IndexUse::All || job.resources.state.is_some();
     if !is_of_use && survey.content() == Some(parts.content) {
-        return Ok((survey.to_index()?, Vec::new(), Some(survey)));
+        return Ok(((survey.to_index()?, Vec::new()), Some(survey)));
     }
     let made = job.journal.phase(Phase::Plan, "fetch what is lacking of the chunk index", || {
-        let made = from_parts(job, image, parts, &survey);
-        match made {
+        match from_parts(job, image, parts, &survey) {
             Err(error) if error.is_retryable() => Err(error),
             made => Ok(made),
         }
     })?;
-    let (index, object, _) = match made {
-        Ok(Some((index, object))) => (index, object, None),
+    let obtained = match made {
+        Ok(Some(obtained)) => obtained,
         Ok(None) => whole(job, image)?,
         Err(error) => {
             job.journal.warn(&format!("the chunk index is fetched whole: {}", chain(&error)));
             whole(job, image)?
         }
     };
-    Ok((index, object, Some(survey)))
-}
-
-/// Reads what the partition holds.
-pub(super) fn look_through(
-    job: &RecoveryJob<'_>,
-    sizes: (u32, u64),
-    search_bytes: u64,
-) -> Result<Survey, RecoveryError> {
-    let target = job.resources.target;
-    job.journal.phase(Phase::Plan, &format!("look through {}", target.name()), || {
-        let total = Bytes::of_disk(sizes.1.max(search_bytes));
-        Ok(job.journal.with_progress(total, |done| Survey::of(sizes, search_bytes, target, done))?)
-    })
+    Ok((obtained, Some(survey)))
 }
 
 /// Puts the index together. `None` where the parts are not those of the index, which the index itself shows.
@@ -126,7 +114,7 @@ fn from_parts(
     image: &Image,
     parts: &IndexParts,
     survey: &Survey,
-) -> Result<Option<(Index, Vec<u8>)>, RecoveryError> {
+) -> Result<Option<Obtained>, RecoveryError> {
     let source = job.resources.source;
     let mut outline = Outline::from_object(&fetch_object(source, "outline of the chunk index", &parts.outline)?)?;
     if outline.sizes() != (parts.chunk_bytes, image.size_bytes) {

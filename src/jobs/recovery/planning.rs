@@ -75,11 +75,7 @@ pub(super) fn compare_and_plan(
         let looked = release.survey.take().filter(|survey| survey.suits(index, target));
         let survey = match looked {
             Some(survey) => *survey,
-            None => {
-                let total = Bytes::of_disk(index.image_bytes().max(search_bytes));
-                let sizes = (index.chunk_bytes(), index.image_bytes());
-                job.journal.with_progress(total, |done| Survey::of(sizes, search_bytes, target, done))?
-            }
+            None => look_through(job, (index.chunk_bytes(), index.image_bytes()), search_bytes)?,
         };
         let (scan, blocks) = survey.compare(index);
         report_read_errors(job, &scan);
@@ -91,6 +87,16 @@ pub(super) fn compare_and_plan(
             }
         })
     })
+}
+
+/// Reads what the partition holds, as far as an image of these sizes (of a chunk, and of all of it) and `search_bytes`.
+pub(super) fn look_through(
+    job: &RecoveryJob<'_>,
+    sizes: (u32, u64),
+    search_bytes: u64,
+) -> Result<Survey, RecoveryError> {
+    let total = Bytes::of_disk(sizes.1.max(search_bytes));
+    Ok(job.journal.with_progress(total, |done| Survey::of(sizes, search_bytes, job.resources.target, done))?)
 }
 
 /// Compares the partition with an index, and plans nothing.
@@ -129,20 +135,22 @@ fn plan(
     let is_all_kept = kept.as_ref().is_some_and(|kept| kept.is_all(index, comparison));
     // A table of what could be spared is not fetched where it is larger than that.
     let pays = |plan: &Plan, table: Option<u64>| table.is_some_and(|bytes| bytes < plan.totals.download_bytes);
-    let plan = Plan::new(index, comparison, Reuse { kept: kept.clone(), ..Reuse::default() });
+    let plan = Plan::new(index, comparison, Reuse { kept, ..Reuse::default() });
     if is_all_kept {
         return Ok(plan);
     }
-    let deltas = match pays(&plan, deltas_for(job, image).map(|deltas| deltas.table.size_bytes)) {
-        true => fetch_deltas(job, release, &blocks)?.map(|table| FittingDeltas::new(table, comparison, &blocks)),
-        false => None,
+    let objects = deltas_for(job, image).filter(|_| !blocks.is_blank());
+    let table = match objects.filter(|objects| pays(&plan, Some(objects.table.size_bytes))) {
+        Some(objects) => fetch_deltas(job, index, objects)?,
+        None => None,
     };
-    let plan = Plan::new(index, comparison, Reuse { deltas: deltas.clone(), kept: kept.clone(), found: None });
+    let deltas = table.map(|table| FittingDeltas::new(table, comparison, &blocks));
+    let plan = Plan::new(index, comparison, Reuse { deltas, kept: plan.kept, found: None });
     if !pays(&plan, image.weak_hashes.map(|hashes| hashes.size_bytes + delta_bytes(&plan))) {
         return Ok(plan);
     }
     let Some(weak_hashes) = fetch_weak_hashes(job, release, &blocks)? else { return Ok(plan) };
-    drop(plan);
+    let Plan { deltas, kept, .. } = plan;
     let found = Some(FoundBlocks { weak_hashes, blocks });
     Ok(Plan::new(index, comparison, Reuse { found, deltas, kept }))
 }

@@ -15,7 +15,7 @@ use crate::record::event::Event;
 use crate::record::progress::bytes;
 use crate::release::deltas::{self, Deltas};
 use crate::release::digest::Digest;
-use crate::release::index::Pack;
+use crate::release::index::{Index, Pack};
 use crate::release::manifest::{
     self, Authentic, DeltaObjects, Image, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
 };
@@ -270,16 +270,12 @@ pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Option<
     from_installed.or_else(|| image.deltas.first())
 }
 
-/// Downloads the table of the release's deltas, if it has any and there is something to apply them to. Without it more
-/// is downloaded, which is no reason to fail.
+/// Downloads the table of deltas that belong to `index`. Without it more is downloaded, which is no reason to fail.
 pub(super) fn fetch_deltas(
     job: &RecoveryJob<'_>,
-    release: &IndexedRelease,
-    blocks: &Blocks,
+    index: &Index,
+    objects: &DeltaObjects,
 ) -> Result<Option<Deltas>, RecoveryError> {
-    let Some(objects) = deltas_for(job, release.manifest.image(SYSTEM_IMAGE)?).filter(|_| !blocks.is_blank()) else {
-        return Ok(None);
-    };
     let without = |why: &(dyn std::error::Error + 'static)| {
         job.journal.warn(&format!("no deltas are used, more is downloaded: {}", chain(why)));
         Ok(None)
@@ -291,7 +287,7 @@ pub(super) fn fetch_deltas(
     }
     let pack = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
     match fetch_object(job.resources.source, "table of deltas", &table) {
-        Ok(bytes) => Deltas::from_object(&bytes, pack, &release.index).map(Some).or_else(|error| without(&error)),
+        Ok(bytes) => Deltas::from_object(&bytes, pack, index).map(Some).or_else(|error| without(&error)),
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => without(&error),
     }

@@ -117,9 +117,7 @@ fn changed_digests(before: &Index, index: &Index) -> Vec<(StoredChunkNo, Digest)
         if std::mem::replace(&mut seen[stored as usize], true) {
             continue;
         }
-        let same = chunk < before.chunk_count()
-            && matches!(before.chunk_content(chunk), ChunkContent::Stored(old) if before.digest(old) == index.digest(stored));
-        if !same {
+        if !has_same(before, chunk, index.digest(stored)) {
             found.push((stored, *index.digest(stored)));
         }
     }
@@ -127,15 +125,17 @@ fn changed_digests(before: &Index, index: &Index) -> Vec<(StoredChunkNo, Digest)
     found
 }
 
+/// Whether the release before has the content with this digest in the place of a chunk.
+fn has_same(before: &Index, chunk: ChunkNo, digest: &Digest) -> bool {
+    chunk < before.chunk_count()
+        && matches!(before.chunk_content(chunk), ChunkContent::Stored(old) if before.digest(old) == digest)
+}
+
 /// The chunks in whose place the release before has something else, or nothing.
 fn changed(before: &Index, index: &Index) -> Vec<ChunkNo> {
     let is_changed = |chunk: &ChunkNo| {
         let ChunkContent::Stored(stored) = index.chunk_content(*chunk) else { return false };
-        let is_there = *chunk < before.chunk_count() && before.chunk_range(*chunk) == index.chunk_range(*chunk);
-        match is_there.then(|| before.chunk_content(*chunk)) {
-            Some(ChunkContent::Stored(old)) => before.digest(old) != index.digest(stored),
-            _ => true,
-        }
+        !has_same(before, *chunk, index.digest(stored))
     };
     // The first chunk is never made by a delta.
     (1..index.chunk_count()).filter(is_changed).collect()

@@ -22,6 +22,7 @@ mod mirrors;
 mod pace;
 mod paced_socket;
 mod part;
+pub mod pieces;
 mod proxy;
 mod roots;
 mod speed;

@@ -1,19 +1,21 @@
 //! Plans what has to happen to a partition so that it equals an image. Pure.
 //!
 //! The index says what each chunk must hold, and a [`Comparison`] which chunks the partition holds already. For the
-//! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, or fetch them,
-//! as a patch where one fits.
+//! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, by themselves or
+//! with deltas, or fetch them, many compressed together or one by one.
 
 mod candidates;
 mod comparison;
 mod deltas;
 mod elsewhere;
+mod groups;
 mod moves;
 mod places;
 mod requests;
 
 use crate::record::totals::Totals;
 use crate::release::deltas::BlockNo;
+use crate::release::groups::Groups;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
 
@@ -25,8 +27,9 @@ pub(crate) use elsewhere::ChunkPlaces;
 pub use elsewhere::{FramePlace, KeptFrames};
 pub use moves::{Batch, MAX_BUFFERED_BLOCKS, Moves};
 use places::Places;
-pub use requests::{DeltaRequest, MAX_GAP_BYTES, MAX_REQUEST_BYTES, Request};
-pub(crate) use requests::{coalesce, joined_deltas};
+pub(crate) use requests::coalesce;
+use requests::joined_numbers;
+pub use requests::{MAX_GAP_BYTES, MAX_REQUEST_BYTES, NumberedRequest, Request};
 
 /// A plan: what to do with each chunk. Chunks that are right do not appear.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +43,12 @@ pub struct Plan {
     /// The deltas that `moves` speaks of.
     pub deltas: Option<FittingDeltas>,
     /// Requests for these deltas, in pack order. They are fetched before anything is written.
-    pub delta_requests: Vec<DeltaRequest>,
-    /// Requests for what has to be fetched whole, in pack order.
+    pub delta_requests: Vec<NumberedRequest>,
+    /// The groups that `group_requests` speak of.
+    pub groups: Groups,
+    /// Requests for chunks of which many are compressed together.
+    pub group_requests: Vec<NumberedRequest>,
+    /// Requests for what has to be fetched chunk by chunk, in pack order.
     pub requests: Vec<Request>,
     /// Frames that are kept on the partition itself, if there are any.
     pub kept: Option<KeptFrames>,
@@ -114,18 +121,39 @@ impl Plan {
             }
         }
         destinations.sort_unstable();
-        let mut needed: Vec<StoredChunkNo> = destinations.iter().map(|(stored, _)| *stored).collect();
-        needed.dedup();
-        let requests = coalesce(ChunkPlaces::with(index, kept.as_ref()), &needed);
-        let delta_requests = deltas.as_ref().map(|deltas| joined_deltas(deltas.table(), &moves)).unwrap_or_default();
+        let delta_requests = deltas.as_ref().map(|deltas| {
+            let table = deltas.table();
+            // Pieces ascend by their chunks, and deltas do in their pack.
+            let used = moves.pieces().filter_map(|piece| piece.delta);
+            joined_numbers(used.map(|number| (number, table.pack().digest, table.place(number))))
+        });
+        let mut plan = Self {
+            zero,
+            zero_by_writing: false,
+            moves,
+            deltas,
+            delta_requests: delta_requests.unwrap_or_default(),
+            groups: Groups::default(),
+            group_requests: Vec::new(),
+            requests: Vec::new(),
+            kept,
+            destinations,
+            totals,
+        };
+        plan.requests = coalesce(ChunkPlaces::with(index, plan.kept.as_ref()), &plan.needed());
+        plan.count_downloads();
+        plan
+    }
+
+    /// Sums up what the requests ask for.
+    fn count_downloads(&mut self) {
         let (local, network): (Vec<&Request>, Vec<&Request>) =
-            requests.iter().partition(|request| kept.as_ref().is_some_and(|kept| kept.is_local(request.pack)));
+            self.requests.iter().partition(|request| self.is_local(request));
         let sum =
-            |requests: Vec<&Request>| requests.iter().map(|request| request.range.end - request.range.start).sum();
-        (totals.kept_bytes, totals.download_bytes) = (sum(local), sum(network));
-        totals.download_bytes +=
-            delta_requests.iter().map(|request| request.range.end - request.range.start).sum::<u64>();
-        Self { zero, zero_by_writing: false, moves, deltas, delta_requests, requests, kept, destinations, totals }
+            |requests: Vec<&Request>| requests.iter().map(|request| request.range.end - request.range.start).sum::<u64>();
+        let numbered = self.delta_requests.iter().chain(&self.group_requests);
+        (self.totals.kept_bytes, self.totals.download_bytes) =
+            (sum(local), sum(network) + numbered.map(NumberedRequest::bytes).sum::<u64>());
     }
 
     /// Plans with little room in the buffer of the moves, for a fuzz target, whose partitions would never fill the real

@@ -12,6 +12,7 @@
 //! | `deltas` | fetches deltas, and makes chunks with them |
 //! | `moving` | puts chunks together from blocks of the partition |
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
+//! | `groups` | fetches and decodes chunks that are compressed together |
 //! | `content` | decompresses a chunk and checks that it is what belongs in its place |
 //! | `again` | fetches once more what came wrong, or not at all |
 //! | `zeroing`, `zero_command` | writes the chunks of zeros, by the device's command as long as that does what it says |
@@ -22,6 +23,7 @@ pub(in crate::flash) mod content;
 mod deltas;
 mod error;
 mod gate;
+mod groups;
 mod head;
 mod moving;
 mod pipeline;

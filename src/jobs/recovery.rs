@@ -21,6 +21,7 @@ mod renew;
 mod retention;
 mod rewrite;
 mod rollout;
+mod savings;
 mod spare_slot;
 mod staging;
 mod undo;

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use crate::release::add_copy::MAX_OVERHEAD_BYTES;
 use crate::release::cursor::Cursor;
-use crate::release::digest::{BLOCK_SIZE_BYTES, Digest, block_hash};
+use crate::release::digest::{BLOCK_SIZE_BYTES, ShortDigest, block_hash};
 use crate::release::index::{ChunkContent, ChunkNo, Index, MAX_CHUNKS, Pack, compressed_limit};
 use crate::release::weak_hashes::WeakHash;
 use crate::release::zstd_frame;
@@ -44,9 +44,6 @@ const MAX_RANGES: u64 = 8 * MAX_CHUNKS;
 /// Size of the largest table, before compression.
 pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES + MAX_CHUNKS * (DELTA_BYTES + 4) + MAX_RANGES * RANGE_BYTES;
 
-/// First bytes of the BLAKE3 of a delta.
-pub type DeltaDigest = [u8; 16];
-
 /// A block of the partition, counted from its beginning in units of 4096 bytes.
 pub type BlockNo = u32;
 
@@ -62,7 +59,7 @@ pub struct Delta<'a> {
     /// Length of the delta, bytes.
     pub length: u32,
     /// The first bytes of its digest.
-    pub digest: DeltaDigest,
+    pub digest: ShortDigest,
 }
 
 /// The deltas of a release.
@@ -78,7 +75,7 @@ pub struct Deltas {
 struct Entry {
     length: u32,
     base: u64,
-    digest: DeltaDigest,
+    digest: ShortDigest,
     /// Offset in the pack, bytes.
     offset: u64,
     /// The ends of its chunks and of its sources.
@@ -104,14 +101,6 @@ pub enum DeltasError {
 pub fn fingerprint(weak_hashes: impl Iterator<Item = WeakHash>) -> u64 {
     let bytes: Vec<u8> = weak_hashes.flat_map(WeakHash::to_bytes).collect();
     block_hash(&bytes)
-}
-
-/// The first bytes of the digest of a delta.
-#[must_use]
-pub fn short_digest(delta: &[u8]) -> DeltaDigest {
-    let mut short = [0; 16];
-    short.copy_from_slice(&Digest::of(delta).0[..16]);
-    short
 }
 
 /// The most bytes that a delta for so much content may have.
@@ -339,7 +328,7 @@ fn unfit<T>(text: &str) -> Result<T, DeltasError> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "an image has at most MAX_CHUNKS chunks")]
-fn count<T>(list: &[T]) -> u32 {
+pub(super) fn count<T>(list: &[T]) -> u32 {
     list.len() as u32
 }
 
@@ -347,7 +336,7 @@ fn count<T>(list: &[T]) -> u32 {
 mod tests {
     #![expect(clippy::single_range_in_vec_init, reason = "ranges of blocks, one of them")]
 
-    use super::{BlockNo, Delta, Deltas, DeltasError, short_digest};
+    use super::{BlockNo, Delta, Deltas, DeltasError};
     use crate::release::digest::Digest;
     use crate::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
     use std::ops::Range;
@@ -374,7 +363,7 @@ mod tests {
     fn table(size_bytes: u64, deltas: &[Sketch<'_>]) -> Deltas {
         let mut table = Deltas::new(pack(size_bytes));
         for (length, chunks, sources) in deltas {
-            let (digest, length) = (short_digest(b"x"), *length);
+            let (digest, length) = (Digest::of(b"x").short(), *length);
             table.push(Delta { chunks, sources, base: 7, length, digest });
         }
         table

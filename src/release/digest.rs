@@ -16,11 +16,22 @@ pub const BLOCK_SIZE_U32: u32 = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+/// First half of a digest: enough to check bytes by that a signed table names, where a whole one would cost too much.
+pub type ShortDigest = [u8; 16];
+
 impl Digest {
     /// Computes the digest of `content`.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
         Self(*blake3::hash(content).as_bytes())
+    }
+
+    /// Returns the first half of the digest.
+    #[must_use]
+    pub fn short(&self) -> ShortDigest {
+        let mut short = [0; 16];
+        short.copy_from_slice(&self.0[..16]);
+        short
     }
 
     /// Digest of all that a reader gives.

@@ -12,7 +12,7 @@ use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::record::journal::Journal;
-use reflash::release::deltas::{Delta, Deltas, short_digest};
+use reflash::release::deltas::{Delta, Deltas};
 use reflash::release::digest::Digest;
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, Pack};
@@ -379,7 +379,7 @@ fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
         let pack = Object { size_bytes, ..release.put(&[1; 100]) };
         let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes });
         for (chunks, sources, length) in &deltas {
-            table.push(Delta { chunks, sources, base: 0, length: *length, digest: short_digest(&[1; 100]) });
+            table.push(Delta { chunks, sources, base: 0, length: *length, digest: Digest::of(&[1; 100]).short() });
         }
         let table = zstd::bulk::compress(&table.encode(), LEVEL).unwrap();
         manifest.images[0].deltas =

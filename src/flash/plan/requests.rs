@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use super::elsewhere::ChunkPlaces;
-use super::moves::Moves;
-use crate::release::deltas::Deltas;
+use crate::release::digest::Digest;
 use crate::release::index::{Location, StoredChunkNo};
 
 /// The most compressed bytes in one request. It is large enough that the round trip does not count, and small enough
@@ -32,30 +31,39 @@ pub struct Request {
     pub stored: Vec<StoredChunkNo>,
 }
 
-/// One contiguous read from the pack of deltas.
+/// One contiguous read from a pack of deltas or groups, which are numbered by their table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeltaRequest {
+pub struct NumberedRequest {
+    /// The pack to ask for.
+    pub pack: Digest,
     /// Bytes of the pack to ask for.
     pub range: Range<u64>,
-    /// Numbers of the deltas to take out, ascending by their places.
-    pub deltas: Vec<u32>,
+    /// Numbers of the deltas or groups to take out, ascending by their places.
+    pub numbers: Vec<u32>,
 }
 
-/// Joins the deltas that the moves use into requests of at most [`MAX_REQUEST_BYTES`].
-pub(crate) fn joined_deltas(table: &Deltas, moves: &Moves) -> Vec<DeltaRequest> {
-    let mut requests: Vec<DeltaRequest> = Vec::new();
-    // Pieces ascend by their chunks, and deltas do in their pack.
-    for number in moves.pieces().filter_map(|piece| piece.delta) {
-        let place = table.place(number);
+impl NumberedRequest {
+    /// Number of bytes that are asked for.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// Joins what is numbered and lies in packs, in their order, into requests of at most [`MAX_REQUEST_BYTES`].
+pub(crate) fn joined_numbers(places: impl Iterator<Item = (u32, Digest, Range<u64>)>) -> Vec<NumberedRequest> {
+    let mut requests: Vec<NumberedRequest> = Vec::new();
+    for (number, pack, place) in places {
         match requests.last_mut() {
             Some(last)
-                if place.start.saturating_sub(last.range.end) <= MAX_GAP_BYTES
+                if last.pack == pack
+                    && place.start.saturating_sub(last.range.end) <= MAX_GAP_BYTES
                     && place.end - last.range.start <= MAX_REQUEST_BYTES =>
             {
                 last.range.end = place.end;
-                last.deltas.push(number);
+                last.numbers.push(number);
             }
-            _ => requests.push(DeltaRequest { range: place, deltas: vec![number] }),
+            _ => requests.push(NumberedRequest { pack, range: place, numbers: vec![number] }),
         }
     }
     requests

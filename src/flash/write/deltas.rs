@@ -1,11 +1,13 @@
 //! Fetches deltas, and makes chunks with them.
 
 use super::error::WriteError;
-use crate::fetch::{FetchErrorKind, SinkError, Source};
-use crate::flash::plan::{DeltaRequest, Plan};
+use crate::fetch::pieces::{Cutter, Refused};
+use crate::fetch::{FetchErrorKind, Source};
+use crate::flash::plan::{NumberedRequest, Plan};
 use crate::record::progress::Done;
 use crate::release::add_copy;
-use crate::release::deltas::{self, Deltas, short_digest};
+use crate::release::deltas::{self, Deltas};
+use crate::release::digest::Digest;
 use crate::release::index::{ChunkNo, Index};
 use crate::release::manifest::object_path;
 
@@ -26,7 +28,7 @@ impl HeldDeltas {
         for request in &plan.delta_requests {
             for number in held.receive(from, fitting.table(), request, OnWrong::GoOn)? {
                 let range = fitting.table().place(number);
-                let alone = DeltaRequest { range, deltas: vec![number] };
+                let alone = NumberedRequest { pack: request.pack, range, numbers: vec![number] };
                 held.receive(from, fitting.table(), &alone, OnWrong::Refuse)?;
             }
         }
@@ -39,29 +41,35 @@ impl HeldDeltas {
         &mut self,
         from: Origin<'_>,
         table: &Deltas,
-        request: &DeltaRequest,
+        request: &NumberedRequest,
         on_wrong: OnWrong,
     ) -> Result<Vec<u32>, WriteError> {
-        let (pack, range) = (table.pack().digest, request.range.clone());
-        let mut receiver = Receiver {
-            table,
-            on_wrong,
-            rest: &request.deltas,
-            position: range.start,
-            bytes: Vec::new(),
-            held: &mut self.0,
-            wrong: Vec::new(),
-        };
-        let fetched = from.source.get_range(&object_path(&pack), range.clone(), &mut |bytes| {
+        let NumberedRequest { pack, range, numbers } = request;
+        let places = numbers.iter().map(|number| table.place(*number)).collect();
+        let (mut cutter, mut wrong) = (Cutter::new(range.start, places), Vec::new());
+        let fetched = from.source.get_range(&object_path(pack), range.clone(), &mut |bytes| {
             from.done.network(bytes.len() as u64);
-            receiver.take(bytes)
+            cutter.take(bytes, |which, delta| {
+                let number = numbers[which];
+                let (found, expected) = (Digest::of(&delta).short(), table.get(number).digest);
+                if found == expected {
+                    self.0.push((number, delta));
+                } else if on_wrong == OnWrong::Refuse {
+                    let reason =
+                        format!("delta {number} has a digest that begins with {found:02x?}, not {expected:02x?}");
+                    return Err(Refused::Wrong(reason));
+                } else {
+                    wrong.push(number);
+                }
+                Ok(())
+            })
         });
-        let missing = receiver.wrong.iter().chain(receiver.rest).copied().collect();
+        wrong.extend_from_slice(&numbers[cutter.taken()..]);
         match fetched {
             Err(error) if error.kind() != FetchErrorKind::Corrupt => {
-                Err(WriteError::Fetch { pack, start: range.start, end: range.end, source: error })
+                Err(WriteError::Fetch { pack: *pack, start: range.start, end: range.end, source: error })
             }
-            _ => Ok(missing),
+            _ => Ok(wrong),
         }
     }
 
@@ -104,48 +112,4 @@ enum OnWrong {
     GoOn,
     /// The source is told, and asks another copy.
     Refuse,
-}
-
-/// Cuts the bytes of a request into its deltas.
-struct Receiver<'a, 'h> {
-    table: &'a Deltas,
-    on_wrong: OnWrong,
-    /// Deltas that have not come yet.
-    rest: &'a [u32],
-    /// Offset in the pack of the next byte.
-    position: u64,
-    /// The bytes of the first of them so far.
-    bytes: Vec<u8>,
-    held: &'h mut Vec<(u32, Vec<u8>)>,
-    wrong: Vec<u32>,
-}
-
-impl Receiver<'_, '_> {
-    fn take(&mut self, mut bytes: &[u8]) -> Result<(), SinkError> {
-        while let Some((number, after)) = self.rest.split_first() {
-            let place = self.table.place(*number);
-            let gap = usize::try_from(place.start.saturating_sub(self.position)).unwrap_or(usize::MAX).min(bytes.len());
-            let length = self.table.get(*number).length as usize;
-            let wanted = (length - self.bytes.len()).min(bytes.len() - gap);
-            self.bytes.extend_from_slice(&bytes[gap..gap + wanted]);
-            self.position += (gap + wanted) as u64;
-            bytes = &bytes[gap + wanted..];
-            if self.bytes.len() < length {
-                return Ok(());
-            }
-            let delta = std::mem::take(&mut self.bytes);
-            let (found, expected) = (short_digest(&delta), self.table.get(*number).digest);
-            if found == expected {
-                self.held.push((*number, delta));
-            } else if self.on_wrong == OnWrong::Refuse {
-                self.position = place.start;
-                let reason = format!("delta {number} has a digest that begins with {found:02x?}, not {expected:02x?}");
-                return Err(SinkError::Wrong { from: place.start, reason });
-            } else {
-                self.wrong.push(*number);
-            }
-            self.rest = after;
-        }
-        Ok(())
-    }
 }

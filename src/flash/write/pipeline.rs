@@ -11,10 +11,11 @@ use std::thread::Scope;
 
 use super::content::decode;
 use super::error::WriteError;
+use super::groups;
 use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::SinkError;
-use crate::flash::plan::{ChunkPlaces, Request};
+use crate::flash::plan::{ChunkPlaces, Plan, Request};
 use crate::flash::threads::{self, lock};
 use crate::release::index::{ChunkNo, Index};
 use crate::release::manifest::object_path;
@@ -27,26 +28,39 @@ const CONNECTIONS: usize = 4;
 /// Compressed bytes that may wait for a decoder.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
+/// What a decoder gets.
+pub(super) enum Load {
+    /// Chunks, each compressed by itself.
+    Chunks(Parcel),
+    /// A group with its number in the table, whose bytes have their digest.
+    Group(u32, Vec<u8>),
+}
+
 /// Starts the threads that fetch and write what the plan asks for.
 pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
-    let requests = &writer.work.plan.requests;
-    if requests.is_empty() {
+    let Plan { requests, group_requests, kept, .. } = writer.work.plan;
+    if requests.is_empty() && group_requests.is_empty() {
         return;
     }
-    let places = ChunkPlaces::with(writer.index, writer.work.plan.kept.as_ref());
-    let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize);
-    let (to_decode, parcels) = sync_channel::<Parcel>(QUEUE_BYTES / parcel_bytes);
+    let places = ChunkPlaces::with(writer.index, kept.as_ref());
+    let parcel_bytes =
+        PARCEL_BYTES.max(writer.index.chunk_bytes() as usize).max(groups::largest_content_bytes(writer));
+    let (to_decode, parcels) = sync_channel::<Load>((QUEUE_BYTES / parcel_bytes).max(1));
     let (recycle, recycled) = channel::<Parcel>();
     let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));
     let next = Arc::new(AtomicUsize::new(0));
-    for _ in 0..CONNECTIONS.min(requests.len()) {
+    for _ in 0..CONNECTIONS.min(requests.len() + group_requests.len()) {
         let (next, to_decode, recycled) = (next.clone(), to_decode.clone(), recycled.clone());
         threads::spawn(scope, "fetch", move || {
-            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if writer.is_stopped() {
-                    return;
-                }
-                if let Err(error) = fetch(writer, places, request, &to_decode, &recycled) {
+            loop {
+                let turn = next.fetch_add(1, Ordering::Relaxed);
+                let fetched = match (group_requests.get(turn), requests.get(turn.wrapping_sub(group_requests.len()))) {
+                    _ if writer.is_stopped() => return,
+                    (Some(request), _) => groups::fetch(writer, request, &to_decode),
+                    (None, Some(request)) => fetch(writer, places, request, &to_decode, &recycled),
+                    (None, None) => return,
+                };
+                if let Err(error) = fetched {
                     return writer.fail(error);
                 }
             }
@@ -71,7 +85,7 @@ fn fetch(
     writer: &Writer<'_>,
     places: ChunkPlaces<'_>,
     request: &Request,
-    to_decode: &SyncSender<Parcel>,
+    to_decode: &SyncSender<Load>,
     recycled: &Mutex<Receiver<Parcel>>,
 ) -> Result<(), WriteError> {
     let empty_parcel = || lock(recycled).try_recv().map_or_else(|_| Parcel::default(), Parcel::emptied);
@@ -85,7 +99,7 @@ fn fetch(
             writer.work.done.network(bytes.len() as u64);
         }
         splitter.push(bytes, |parcel| {
-            to_decode.send(parcel).map_err(|_| local_error("the decoders stopped"))?;
+            to_decode.send(Load::Chunks(parcel)).map_err(|_| local_error("the decoders stopped"))?;
             Ok(empty_parcel())
         })
     });
@@ -99,9 +113,7 @@ fn fetch(
         result => result?,
     }
     // A source that says "done" before the last byte has not delivered the rest.
-    for stored in splitter.undelivered() {
-        writer.work.plan.destinations(*stored).for_each(|chunk| writer.add_damaged(*stored, chunk));
-    }
+    splitter.undelivered().iter().for_each(|stored| writer.add_all_damaged(*stored));
     Ok(())
 }
 
@@ -126,37 +138,52 @@ pub(super) fn local_error(text: &str) -> SinkError {
     SinkError::Local(text.into())
 }
 
-/// Decodes and writes parcels until no connection sends any more.
+/// Decodes and writes what comes until no connection sends any more.
 fn decode_all(
     writer: &Writer<'_>,
     parcel_bytes: usize,
-    parcels: &Mutex<Receiver<Parcel>>,
+    parcels: &Mutex<Receiver<Load>>,
     recycle: &Sender<Parcel>,
 ) -> Result<(), WriteError> {
-    let (index, plan) = (writer.index, writer.work.plan);
-    let chunk_bytes = index.chunk_bytes() as usize;
     let mut zstd = zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?;
     let mut content = AlignedBuf::zeroed(parcel_bytes);
     loop {
-        let Ok(parcel) = lock(parcels).recv() else { return Ok(()) };
+        let Ok(load) = lock(parcels).recv() else { return Ok(()) };
         if writer.is_stopped() {
             continue; // The queue is drained, so that no connection blocks on a full one.
         }
-        let mut chunks: Vec<(ChunkNo, usize)> = Vec::new();
-        for (place, (stored, bytes)) in parcel.chunks().enumerate() {
-            let from = place * chunk_bytes;
-            let content = &mut content[from..from + chunk_bytes];
-            let is_right = decode(index, &mut zstd, stored, bytes, content).is_ok();
-            for chunk in plan.destinations(stored) {
-                if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
+        let mut chunks = match load {
+            Load::Group(number, bytes) => groups::decode(writer, &mut zstd, number, &bytes, &mut content),
+            Load::Chunks(parcel) => {
+                let chunks = decode_chunks(writer, &mut zstd, &parcel, &mut content);
+                let _ = recycle.send(parcel);
+                chunks
             }
-        }
-        let _ = recycle.send(parcel);
+        };
         // Moves may still have to read what lies there.
-        let free_after = chunks.iter().map(|(chunk, _)| plan.moves.free_after(*chunk)).max();
+        let free_after = chunks.iter().map(|(chunk, _)| writer.work.plan.moves.free_after(*chunk)).max();
         writer.gate.wait(free_after.unwrap_or_default());
         if !writer.is_stopped() {
             writer.write(&mut chunks, &content)?;
         }
     }
+}
+
+/// Decodes a parcel. Returns the chunks that are right, each with its place in `content`.
+fn decode_chunks(
+    writer: &Writer<'_>,
+    zstd: &mut zstd::bulk::Decompressor<'_>,
+    parcel: &Parcel,
+    content: &mut [u8],
+) -> Vec<(ChunkNo, usize)> {
+    let chunk_bytes = writer.index.chunk_bytes() as usize;
+    let mut chunks: Vec<(ChunkNo, usize)> = Vec::new();
+    for (place, (stored, bytes)) in parcel.chunks().enumerate() {
+        let from = place * chunk_bytes;
+        let is_right = decode(writer.index, zstd, stored, bytes, &mut content[from..from + chunk_bytes]).is_ok();
+        for chunk in writer.work.plan.destinations(stored) {
+            if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
+        }
+    }
+    chunks
 }

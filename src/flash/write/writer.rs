@@ -141,6 +141,11 @@ impl<'a> Writer<'a> {
         lock(&self.damaged).push((stored, chunk));
     }
 
+    /// Notes that a stored chunk has to be fetched once more, for all that need it.
+    pub(super) fn add_all_damaged(&self, stored: StoredChunkNo) {
+        self.work.plan.destinations(stored).for_each(|chunk| self.add_damaged(stored, chunk));
+    }
+
     pub(super) fn take_damaged(&self) -> Vec<(StoredChunkNo, ChunkNo)> {
         std::mem::take(&mut *lock(&self.damaged))
     }

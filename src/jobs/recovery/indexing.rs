@@ -7,9 +7,11 @@ use std::ops::Range;
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use super::planning;
-use super::release::{deltas_for, fetch_object};
+use super::release::fetch_object;
+use super::savings::deltas_for;
 use crate::chain::chain;
-use crate::fetch::{FetchErrorKind, SinkError};
+use crate::fetch::FetchErrorKind;
+use crate::fetch::pieces::{Cutter, Refused};
 use crate::flash::survey::Survey;
 use crate::flash::write;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
@@ -160,34 +162,20 @@ fn fetch_pages(
 ) -> Result<Vec<(StoredChunkNo, Digest)>, RecoveryError> {
     let place = |page: &Range<StoredChunkNo>| u64::from(page.start) * DIGEST_BYTES..u64::from(page.end) * DIGEST_BYTES;
     let (Some(first), Some(last)) = (pages.first().map(place), pages.last().map(place)) else { return Ok(Vec::new()) };
-    let (mut found, mut bytes, mut position, mut next) = (Vec::new(), Vec::new(), first.start, 0);
-    let fetched =
-        job.resources.source.get_range(&object_path(&parts.digests.blake3), first.start..last.end, &mut |part| {
-            let mut part = part;
-            while let Some(page) = pages.get(next) {
-                let place = place(page);
-                let gap = usize::try_from(place.start.saturating_sub(position)).unwrap_or(usize::MAX).min(part.len());
-                let wanted = usize::try_from(place.end - place.start).unwrap_or(usize::MAX) - bytes.len();
-                let taken = wanted.min(part.len() - gap);
-                bytes.extend_from_slice(&part[gap..gap + taken]);
-                position += (gap + taken) as u64;
-                part = &part[gap + taken..];
-                if taken < wanted {
-                    return Ok(());
-                }
-                let digests: Vec<Digest> = bytes.as_chunks().0.iter().map(|digest| Digest(*digest)).collect();
-                bytes.clear();
-                if !outline.is_page(page, &digests) {
-                    position = place.start;
-                    let reason =
-                        format!("the digests of stored chunks {} to {} have another sum", page.start, page.end);
-                    return Err(SinkError::Wrong { from: place.start, reason });
-                }
-                found.extend(page.clone().zip(digests));
-                next += 1;
+    let (mut found, mut cutter) = (Vec::new(), Cutter::new(first.start, pages.iter().map(place).collect()));
+    let path = object_path(&parts.digests.blake3);
+    let fetched = job.resources.source.get_range(&path, first.start..last.end, &mut |part| {
+        cutter.take(part, |which, bytes| {
+            let page = &pages[which];
+            let digests: Vec<Digest> = bytes.as_chunks().0.iter().map(|digest| Digest(*digest)).collect();
+            if !outline.is_page(page, &digests) {
+                let reason = format!("the digests of stored chunks {} to {} have another sum", page.start, page.end);
+                return Err(Refused::Wrong(reason));
             }
+            found.extend(page.clone().zip(digests));
             Ok(())
-        });
+        })
+    });
     match fetched {
         // What no source has right is fetched in another way.
         Err(error) if error.kind() != FetchErrorKind::Corrupt => {

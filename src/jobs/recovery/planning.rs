@@ -1,13 +1,13 @@
 //! What the partition holds, compared with a release, and the plan that follows from it.
 
-use crate::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, Plan, Reuse};
+use crate::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, NumberedRequest, Plan, Reuse};
 use crate::flash::readback::Scan;
 use crate::flash::survey::Survey;
 use crate::flash::undo::{Change, KeptChunks, UndoRoom};
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::RecoveryError;
 use crate::jobs::recovery::job::RecoveryJob;
-use crate::jobs::recovery::release::{deltas_for, fetch_deltas, fetch_weak_hashes};
+use crate::jobs::recovery::savings::{deltas_for, fetch_deltas, fetch_groups, fetch_weak_hashes};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
@@ -82,7 +82,7 @@ pub(super) fn compare_and_plan(
         Ok(match Verified::from_scan(scan) {
             Ok(verified) => Planned::Equal(verified),
             Err(comparison) => {
-                let plan = plan(job, release, kept, &comparison, blocks)?;
+                let plan = with_groups(job, release, plan(job, release, kept, &comparison, blocks)?)?;
                 Planned::Differs(comparison, Box::new(plan))
             }
         })
@@ -155,9 +155,19 @@ fn plan(
     Ok(Plan::new(index, comparison, Reuse { found, deltas, kept }))
 }
 
+/// Takes from groups what has fewer bytes there.
+fn with_groups(job: &RecoveryJob<'_>, release: &IndexedRelease, plan: Plan) -> Result<Plan, RecoveryError> {
+    let object = release.manifest.image(SYSTEM_IMAGE)?.groups;
+    let Some(object) = object.filter(|object| plan.is_worth_groups(object.size_bytes)) else { return Ok(plan) };
+    Ok(match fetch_groups(job, &release.index, &object)? {
+        Some(groups) => plan.with_groups(&release.index, groups),
+        None => plan,
+    })
+}
+
 /// Bytes that a plan downloads for its deltas: weak hashes spare nothing of them.
 fn delta_bytes(plan: &Plan) -> u64 {
-    plan.delta_requests.iter().map(|request| request.range.end - request.range.start).sum()
+    plan.delta_requests.iter().map(NumberedRequest::bytes).sum()
 }
 
 /// Warns of ranges that the device could not read.

@@ -6,20 +6,15 @@ use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use crate::chain::chain;
 use crate::fetch::{FetchError, FetchErrorKind, Refusal, Source, Surveyed};
-use crate::flash::plan::Blocks;
 use crate::flash::target::BlockTarget;
 use crate::flash::write;
 use crate::jobs::floor::{self, Floor, Offered, ReleaseId};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
-use crate::record::progress::bytes;
-use crate::release::deltas::{self, Deltas};
 use crate::release::digest::Digest;
-use crate::release::index::{Index, Pack};
 use crate::release::manifest::{
-    self, Authentic, DeltaObjects, Image, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
+    self, Authentic, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
 };
-use crate::release::weak_hashes::{self, WeakHashes};
 
 /// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
 /// release after the other must not keep the next source from being asked.
@@ -258,64 +253,6 @@ pub fn check_room(release: &Release, target: &dyn BlockTarget) -> Result<(), Rec
 /// [`RecoveryError::Fetch`], or [`RecoveryError::Manifest`] when the release has no such file.
 pub fn fetch_file(job: &RecoveryJob<'_>, release: &Release, name: &str) -> Result<Vec<u8>, RecoveryError> {
     fetch_object(job.resources.source, "file of the release", &release.manifest.file(name)?.object)
-}
-
-/// The deltas from the release that is installed, or from the latest, if a release has any: what they need is looked at
-/// on the partition anyway.
-pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Option<&'a DeltaObjects> {
-    let record = job.read_record();
-    let installed =
-        record.as_ref().and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.sha256.as_str()));
-    let from_installed = image.deltas.iter().find(|deltas| Some(deltas.from.as_str()) == installed);
-    from_installed.or_else(|| image.deltas.first())
-}
-
-/// Downloads the table of deltas that belong to `index`. Without it more is downloaded, which is no reason to fail.
-pub(super) fn fetch_deltas(
-    job: &RecoveryJob<'_>,
-    index: &Index,
-    objects: &DeltaObjects,
-) -> Result<Option<Deltas>, RecoveryError> {
-    let without = |why: &(dyn std::error::Error + 'static)| {
-        job.journal.warn(&format!("no deltas are used, more is downloaded: {}", chain(why)));
-        Ok(None)
-    };
-    let DeltaObjects { table, pack, .. } = *objects;
-    if table.size_bytes > deltas::MAX_TABLE_BYTES {
-        job.journal.warn(&format!("a table of deltas of {} is more than fits", bytes(table.size_bytes)));
-        return Ok(None);
-    }
-    let pack = Pack { digest: pack.blake3, size_bytes: pack.size_bytes };
-    match fetch_object(job.resources.source, "table of deltas", &table) {
-        Ok(bytes) => Deltas::from_object(&bytes, pack, index).map(Some).or_else(|error| without(&error)),
-        Err(error) if error.is_retryable() => Err(error),
-        Err(error) => without(&error),
-    }
-}
-
-/// Downloads the weak hashes of the release, if they are of use. Without them more is downloaded, which is no reason to
-/// fail.
-pub(super) fn fetch_weak_hashes(
-    job: &RecoveryJob<'_>,
-    release: &IndexedRelease,
-    blocks: &Blocks,
-) -> Result<Option<WeakHashes>, RecoveryError> {
-    let Some(object) = release.manifest.image(SYSTEM_IMAGE)?.weak_hashes.as_ref().filter(|_| !blocks.is_blank()) else {
-        return Ok(None);
-    };
-    let without = |why: &(dyn std::error::Error + 'static)| {
-        job.journal.warn(&format!("nothing can be moved, more is downloaded: {}", chain(why)));
-        Ok(None)
-    };
-    if object.size_bytes > weak_hashes::MAX_SIZE_BYTES {
-        job.journal.warn(&format!("weak block hashes of {} are more than fit into memory", bytes(object.size_bytes)));
-        return Ok(None);
-    }
-    match fetch_object(job.resources.source, "weak block hashes", object) {
-        Ok(bytes) => WeakHashes::decode(bytes, &release.index).map(Some).or_else(|error| without(&error)),
-        Err(error) if error.is_retryable() => Err(error),
-        Err(error) => without(&error),
-    }
 }
 
 /// Downloads an object and checks its digest.

@@ -50,9 +50,8 @@ impl Foreseen {
         let places = ChunkPlaces::with(&self.release.index, plan.kept.as_ref());
         let pack = |pack: u32| object_path(&places.pack(pack).digest);
         let whole = plan.requests.iter().map(|request| (pack(request.pack), request.range.clone()));
-        let deltas = plan.deltas.as_ref().map(|deltas| object_path(&deltas.table().pack().digest));
-        let deltas = deltas.map(|path| plan.delta_requests.iter().map(move |it| (path.clone(), it.range.clone())));
-        deltas.into_iter().flatten().chain(whole).collect()
+        let numbered = plan.delta_requests.iter().chain(&plan.group_requests);
+        numbered.map(|request| (object_path(&request.pack), request.range.clone())).chain(whole).collect()
     }
 
     /// Carries the plan out on a target that takes writes and does nothing: everything is fetched, put together and

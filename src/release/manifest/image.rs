@@ -26,6 +26,9 @@ pub struct Image {
     /// Deltas from releases before, for robots that have one of them; the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deltas: Vec<DeltaObjects>,
+    /// Object that lists the groups ([`crate::release::groups`]), for robots that lack most of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Object>,
     /// OSTree commit that the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
@@ -53,6 +56,7 @@ impl Image {
             objects.push((name("outline of the chunk index"), *outline, index::MAX_OBJECT_BYTES));
             objects.push((name("digests of the chunk index"), *digests, index::MAX_OBJECT_BYTES));
         }
+        objects.extend(self.groups.map(|object| (name("table of groups"), object, u64::MAX)));
         for DeltaObjects { table, pack, digests, .. } in &self.deltas {
             objects.extend(digests.map(|digests| (name("changed digests"), digests, index::MAX_OBJECT_BYTES)));
             objects.push((name("table of deltas"), *table, u64::MAX));

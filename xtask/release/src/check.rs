@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::flash::survey::content_of;
-use reflash::release::deltas::{self, Deltas, short_digest};
+use reflash::release::deltas::{self, Deltas};
 use reflash::release::digest::{Digest, hex};
+use reflash::release::groups::{Group, Groups};
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
 use reflash::release::manifest::{
@@ -54,7 +55,8 @@ pub fn objects(root: &Path, manifest: &Manifest) -> Result<Vec<Digest>> {
     objects_by(manifest, |described| object(root, described))
 }
 
-/// Lists every object a release consists of, wherever it lies: `read` returns the content of a chunk index.
+/// Lists every object a release consists of, wherever it lies: `read` returns the content of a chunk index or of a
+/// table of groups.
 ///
 /// # Errors
 /// When an index cannot be read, or is not what the manifest says.
@@ -69,6 +71,10 @@ pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>
         let of = |it: &DeltaObjects| [Some(it.table.blake3), Some(it.pack.blake3), it.digests.map(|it| it.blake3)];
         found.extend(image.deltas.iter().flat_map(of).flatten());
         found.extend(index.packs().iter().map(|pack| pack.digest));
+        if let Some(described) = &image.groups {
+            let groups = Groups::from_object(&read(described)?, &index).with_context(|| format!("image {:?}", image.name))?;
+            found.extend(std::iter::once(described.blake3).chain(groups.packs().iter().map(|pack| pack.digest)));
+        }
     }
     Ok(found)
 }
@@ -99,6 +105,9 @@ fn check_image(root: &Path, image: &Image) -> Result<()> {
     for deltas in &image.deltas {
         check_deltas(root, deltas, &index)?;
     }
+    if let Some(described) = &image.groups {
+        check_groups(root, described, &index)?;
+    }
     let sha256 = check_content(root, &index, weak_hashes.transpose()?.as_ref())?;
     ensure!(sha256 == image.sha256, "its content has SHA-256 {sha256}, the manifest says {}", image.sha256);
     Ok(())
@@ -125,17 +134,41 @@ fn check_deltas(root: &Path, described: &DeltaObjects, index: &Index) -> Result<
     for number in 0..table.len() {
         let (delta, place) = (table.get(number), table.place(number));
         let bytes = &bytes[usize::try_from(place.start)?..usize::try_from(place.end)?];
-        ensure!(short_digest(bytes) == delta.digest, "delta {number} has another digest than its table says");
+        ensure!(Digest::of(bytes).short() == delta.digest, "delta {number} has another digest than its table says");
         deltas::open(bytes, delta.content_bytes(index)).with_context(|| format!("check delta {number}"))?;
     }
     Ok(())
 }
 
+/// Checks that each group has its digest, and makes its chunks.
+fn check_groups(root: &Path, described: &Object, index: &Index) -> Result<()> {
+    let groups = Groups::from_object(&object(root, described)?, index)?;
+    let packs = packs(root, groups.packs())?;
+    let chunk_bytes = usize::try_from(index.chunk_bytes())?;
+    let check = |number: u32| -> Result<()> {
+        let Group { pack, range, digest, members } = groups.get(number);
+        let bytes = &packs[pack as usize][usize::try_from(range.start)?..usize::try_from(range.end)?];
+        ensure!(Digest::of(bytes).short() == digest, "it has another digest than its table says");
+        zstd_frame::check_chunk(bytes, members.len() * chunk_bytes)?;
+        let content = zstd::bulk::decompress(bytes, members.len() * chunk_bytes).context("decompress it")?;
+        ensure!(content.len() == members.len() * chunk_bytes, "it has {} bytes of content", content.len());
+        for (stored, content) in members.iter().zip(content.chunks(chunk_bytes)) {
+            let is_right = stored.is_none_or(|stored| Digest::of(content) == *index.digest(stored));
+            ensure!(is_right, "its content is not that of stored chunk {stored:?}");
+        }
+        Ok(())
+    };
+    let all = (0..groups.len()).into_par_iter();
+    all.try_for_each(|number| check(number).with_context(|| format!("check group {number}")))
+}
+
+fn packs(root: &Path, packs: &[Pack]) -> Result<Vec<Vec<u8>>> {
+    packs.iter().map(|pack| object(root, &Object { blake3: pack.digest, size_bytes: pack.size_bytes })).collect()
+}
+
 /// Checks every chunk against the index and against its weak hashes, and returns the SHA-256 of the image.
 fn check_content(root: &Path, index: &Index, weak_hashes: Option<&WeakHashes>) -> Result<String> {
-    let packs =
-        index.packs().iter().map(|pack| object(root, &Object { blake3: pack.digest, size_bytes: pack.size_bytes }));
-    let packs: Vec<Vec<u8>> = packs.collect::<Result<_>>()?;
+    let packs = packs(root, index.packs())?;
     let mut sha256 = Sha256::new();
     let chunks: Vec<u32> = (0..index.chunk_count()).collect();
     for batch in chunks.chunks(256) {

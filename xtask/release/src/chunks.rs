@@ -21,6 +21,7 @@ use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
 use crate::deltas;
+use crate::groups;
 use crate::objects::{Objects, PackWriter};
 use crate::reuse::Reusable;
 use crate::spec::Spec;
@@ -141,6 +142,7 @@ pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packe
     for DeltaBase { release, sha256 } in bases {
         deltas.extend(deltas::make(release, sha256, &index, content, objects)?);
     }
+    let groups = groups::make(reusable, &index, content, spec.level, objects)?;
     let described = manifest::Image {
         name: manifest::SYSTEM_IMAGE.to_owned(),
         size_bytes,
@@ -154,6 +156,7 @@ pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packe
         }),
         weak_hashes: Some(weak_hashes),
         deltas,
+        groups,
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };

@@ -9,7 +9,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, anyhow, ensure};
 use rayon::prelude::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use reflash::release::add_copy::{DifferenceBuilder, apply};
-use reflash::release::deltas::{self, BlockNo, Delta, Deltas, MAX_SOURCE_BLOCKS, fingerprint, short_digest};
+use reflash::release::deltas::{self, BlockNo, Delta, Deltas, MAX_SOURCE_BLOCKS, fingerprint};
 use reflash::release::digest::{BLOCK_SIZE_BYTES, BLOCK_SIZE_U32, Digest};
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo, outline};
 use reflash::release::manifest::DeltaObjects;
@@ -101,7 +101,7 @@ pub fn make(
     let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes: pack.size_bytes });
     for Made { chunks, sources, base, bytes } in &made {
         let length = u32::try_from(bytes.len())?;
-        table.push(Delta { chunks, sources, base: *base, length, digest: short_digest(bytes) });
+        table.push(Delta { chunks, sources, base: *base, length, digest: Digest::of(bytes).short() });
     }
     let table = zstd::bulk::compress(&table.encode(), LEVEL).context("compress the table of deltas")?;
     Ok(Some(DeltaObjects { from: from.to_owned(), digests, table: objects.put(&table)?, pack }))

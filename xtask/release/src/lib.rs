@@ -8,6 +8,7 @@ pub mod check;
 mod chunks;
 mod deltas;
 mod difference;
+mod groups;
 pub mod history;
 pub mod keygen;
 mod objects;

@@ -11,7 +11,7 @@ use reflash::release::manifest::{Object, object_path};
 
 /// A pack is closed beyond this size: large enough that a cache holds few of them, small enough for one that keeps
 /// only whole objects.
-const PACK_BYTES: u64 = 64 * 1024 * 1024;
+pub const PACK_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The object store of a release tree.
 pub struct Objects {

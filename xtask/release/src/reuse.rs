@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use reflash::release::digest::Digest;
+use reflash::release::groups::Groups;
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use reflash::release::manifest::{Manifest, Object, SYSTEM_IMAGE, object_path};
 
 /// A pack of which less than this share is still in use, percent, is left behind, and its chunks in use are stored
 /// anew: a first flash reads around what is not in use, and packs would never go out of use otherwise.
-const MIN_USED_PERCENT: u64 = 50;
+pub const MIN_USED_PERCENT: u64 = 50;
 
 /// A release whose objects are all there.
 pub struct Reusable {
     pub index: Index,
+    /// Its groups, if they are all there.
+    pub groups: Groups,
     by_digest: HashMap<Digest, StoredChunkNo>,
     root: PathBuf,
 }
@@ -51,8 +54,10 @@ impl Reusable {
         if !index.packs().iter().all(is_there) {
             return None;
         }
+        let groups = image.groups.as_ref().and_then(|object| Groups::from_object(&read(object)?, &index).ok());
+        let groups = groups.filter(|groups| groups.packs().iter().all(is_there)).unwrap_or_default();
         let by_digest = (0..index.stored_count()).map(|stored| (*index.digest(stored), stored)).collect();
-        Some(Self { index, by_digest, root: root.to_owned() })
+        Some(Self { index, groups, by_digest, root: root.to_owned() })
     }
 
     /// Reads the content of a chunk of the image.

@@ -13,7 +13,7 @@ use reflash::flash::verify::{self, Verified};
 use reflash::flash::write::{Work, apply};
 use reflash::record::progress::Done;
 use reflash::release::add_copy::DifferenceBuilder;
-use reflash::release::deltas::{Delta, Deltas, fingerprint, short_digest};
+use reflash::release::deltas::{Delta, Deltas, fingerprint};
 use reflash::release::digest::Digest;
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
@@ -237,7 +237,7 @@ fn deltas(
         let mut difference = DifferenceBuilder::default();
         difference.push(&sums, &new[add..], 0);
         let mut delta = zstd::bulk::compress(&difference.finish(), 1).unwrap();
-        let digest = short_digest(&delta);
+        let digest = Digest::of(&delta).short();
         if kind == 2 && number % 2 == 0 {
             let middle = delta.len() / 2;
             delta[middle] ^= 0x55;

@@ -9,7 +9,7 @@ use reflash::chain::chain;
 use reflash::flash::write::WriteError;
 use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob, Resources};
 use reflash::record::journal::Journal;
-use reflash::release::deltas::{Delta, Deltas, short_digest};
+use reflash::release::deltas::{Delta, Deltas};
 use reflash::release::digest::Digest;
 use reflash::release::index::{ChunkContent, Index};
 use reflash::release::manifest::{DeltaObjects, FORMAT, Image, Manifest, Object, object_path};
@@ -437,7 +437,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
                 sources: &[block..block + 1],
                 base: *base,
                 length: u32::from(*length),
-                digest: short_digest(&case.delta_bytes),
+                digest: Digest::of(&case.delta_bytes).short(),
             });
         }
         let table = put(zstd::bulk::compress(&table.encode(), 1).unwrap());

@@ -1,0 +1,91 @@
+//! The objects of a release that spare downloads: weak hashes, and the tables of deltas and groups. Without one more is
+//! downloaded, which is no reason to fail.
+
+use super::error::RecoveryError;
+use super::job::RecoveryJob;
+use super::release::fetch_object;
+use crate::chain::chain;
+use crate::flash::plan::Blocks;
+use crate::jobs::state::{IndexedRelease, InstalledRecord};
+use crate::record::progress::bytes;
+use crate::release::deltas::{self, Deltas};
+use crate::release::groups::{self, Groups};
+use crate::release::index::{Index, Pack};
+use crate::release::manifest::{DeltaObjects, Image, Object, SYSTEM_IMAGE};
+use crate::release::weak_hashes::{self, WeakHashes};
+
+/// The deltas from the release that is installed, or from the latest, if a release has any: what they need is looked at
+/// on the partition anyway.
+pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Option<&'a DeltaObjects> {
+    let record = job.read_record();
+    let installed = record.as_ref().and_then(installed_sha256);
+    let from_installed = image.deltas.iter().find(|deltas| Some(deltas.from.as_str()) == installed);
+    from_installed.or_else(|| image.deltas.first())
+}
+
+fn installed_sha256(record: &InstalledRecord) -> Option<&str> {
+    Some(record.manifest().image(SYSTEM_IMAGE).ok()?.sha256.as_str())
+}
+
+/// Downloads the table of deltas that belong to `index`.
+pub(super) fn fetch_deltas(
+    job: &RecoveryJob<'_>,
+    index: &Index,
+    objects: &DeltaObjects,
+) -> Result<Option<Deltas>, RecoveryError> {
+    let pack = Pack { digest: objects.pack.blake3, size_bytes: objects.pack.size_bytes };
+    let wanted = Wanted { what: "table of deltas", object: &objects.table, limit_bytes: deltas::MAX_TABLE_BYTES };
+    fetch(job, wanted, |object| Deltas::from_object(&object, pack, index))
+}
+
+/// Downloads the table of groups that belong to `index`.
+pub(super) fn fetch_groups(
+    job: &RecoveryJob<'_>,
+    index: &Index,
+    object: &Object,
+) -> Result<Option<Groups>, RecoveryError> {
+    let wanted = Wanted { what: "table of groups", object, limit_bytes: groups::MAX_TABLE_BYTES };
+    fetch(job, wanted, |object| Groups::from_object(&object, index))
+}
+
+/// Downloads the weak hashes of the release, if they are of use.
+pub(super) fn fetch_weak_hashes(
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
+    blocks: &Blocks,
+) -> Result<Option<WeakHashes>, RecoveryError> {
+    let Some(object) = release.manifest.image(SYSTEM_IMAGE)?.weak_hashes.as_ref().filter(|_| !blocks.is_blank()) else {
+        return Ok(None);
+    };
+    let wanted = Wanted { what: "weak block hashes", object, limit_bytes: weak_hashes::MAX_SIZE_BYTES };
+    fetch(job, wanted, |object| WeakHashes::decode(object, &release.index))
+}
+
+/// An object, its name for people, and the most bytes that it may have.
+struct Wanted<'a> {
+    what: &'static str,
+    object: &'a Object,
+    limit_bytes: u64,
+}
+
+fn fetch<T, E: std::error::Error + 'static>(
+    job: &RecoveryJob<'_>,
+    wanted: Wanted<'_>,
+    read: impl FnOnce(Vec<u8>) -> Result<T, E>,
+) -> Result<Option<T>, RecoveryError> {
+    let Wanted { what, object, limit_bytes } = wanted;
+    let without = |why: &(dyn std::error::Error + 'static)| {
+        job.journal.warn(&format!("more is downloaded, because of the {what}: {}", chain(why)));
+        Ok(None)
+    };
+    if object.size_bytes > limit_bytes {
+        let size = bytes(object.size_bytes);
+        job.journal.warn(&format!("more is downloaded: the {what} of {size} is more than fits into memory"));
+        return Ok(None);
+    }
+    match fetch_object(job.resources.source, what, object) {
+        Ok(object) => read(object).map(Some).or_else(|error| without(&error)),
+        Err(error) if error.is_retryable() => Err(error),
+        Err(error) => without(&error),
+    }
+}

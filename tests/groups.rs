@@ -43,7 +43,8 @@ fn index(fixture: &Fixture) -> Index {
 
 fn groups(fixture: &Fixture) -> Groups {
     let object = fixture.released.manifest.images[0].groups.unwrap();
-    Groups::from_object(&std::fs::read(fixture.tree().join(object_path(&object.blake3))).unwrap(), &index(fixture)).unwrap()
+    Groups::from_object(&std::fs::read(fixture.tree().join(object_path(&object.blake3))).unwrap(), &index(fixture))
+        .unwrap()
 }
 
 /// The tree of a fixture, noting what is asked for; what lies at some places comes with a wrong byte.
@@ -178,10 +179,8 @@ fn groups_of_other_content_are_replaced_by_the_chunks() {
     }
     let table = zstd::bulk::compress(&other.encode(), 3).unwrap();
     let mut manifest = fixture.released.manifest.clone();
-    manifest.images[0].groups = Some(reflash::release::manifest::Object {
-        blake3: Digest::of(&table),
-        size_bytes: table.len() as u64,
-    });
+    manifest.images[0].groups =
+        Some(reflash::release::manifest::Object { blake3: Digest::of(&table), size_bytes: table.len() as u64 });
     std::fs::write(fixture.tree().join(object_path(&Digest::of(&table))), &table).unwrap();
     let key = reflash_release::keygen::load_secret(&fixture.dir.path().join("keys/reflash.key")).unwrap();
     reflash_release::publish(&manifest, &key, &fixture.tree().join("stable/manifest.json")).unwrap();

@@ -183,9 +183,7 @@ impl Groups {
         if HEADER_BYTES + p * PACK_BYTES + g * GROUP_BYTES + m * 4 != bytes.len() as u64 {
             return Err(cut());
         }
-        let pack = |cursor: &mut Cursor<'_>| {
-            Some(Pack { digest: Digest(cursor.array()?), size_bytes: cursor.u64()? })
-        };
+        let pack = |cursor: &mut Cursor<'_>| Some(Pack { digest: Digest(cursor.array()?), size_bytes: cursor.u64()? });
         let group = |cursor: &mut Cursor<'_>| {
             let (pack, length, offset) = (cursor.u32()?, cursor.u32()?, cursor.u64()?);
             // Its members' end is known once those of all before it are.

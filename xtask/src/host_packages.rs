@@ -4,11 +4,16 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
 use crate::invocation;
 use crate::step::{run, step};
+
+/// How long other programs may hold apt's locks: an upgrade of a whole machine takes minutes.
+const LOCK_PATIENCE: Duration = Duration::from_mins(15);
+const LOCK_PAUSE: Duration = Duration::from_secs(3);
 
 /// Reasons for which Debian and Ubuntu packages are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,14 +130,41 @@ pub fn ensure_installed(needs: &[Need], assume_yes: bool) -> Result<()> {
         bail!("these packages are missing: {list}; install them with: {by_hand}{unasked}");
     }
     step("install packages", || {
-        let apt = || {
-            let mut command = Command::new("apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive");
-            command
-        };
-        run("apt-get update", apt().arg("update"))?;
-        run("apt-get install", apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))
+        once_unlocked("apt-get update", apt().arg("update"))?;
+        once_unlocked("apt-get install", apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))
     })
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    // Messages are looked at.
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    command
+}
+
+/// Runs apt-get, again and again while something else holds its locks: a fresh machine often installs its updates by
+/// itself. apt's own `DPkg::Lock::Timeout` does not wait for the lock of the package lists.
+fn once_unlocked(name: &str, command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let mut is_told = false;
+    loop {
+        match run(name, command) {
+            Err(error) if is_locked(&format!("{error:#}")) && started.elapsed() < LOCK_PATIENCE => {
+                if !std::mem::replace(&mut is_told, true) {
+                    eprintln!(
+                        "  another program installs packages: waiting for up to {} min",
+                        LOCK_PATIENCE.as_secs() / 60
+                    );
+                }
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            ended => return ended,
+        }
+    }
+}
+
+fn is_locked(message: &str) -> bool {
+    message.contains("Could not get lock")
 }
 
 /// Whether this runs in continuous integration, where there is no person to ask.
@@ -173,7 +205,14 @@ fn confirmed() -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::as_root;
+    use super::{as_root, is_locked};
+
+    #[test]
+    fn a_lock_is_told_from_other_failures() {
+        let lists = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 4711 (apt-get)";
+        assert!(is_locked(lists) && is_locked(&lists.replace("apt/lists/lock", "dpkg/lock-frontend")));
+        assert!(!is_locked("E: Unable to locate package nonesuch"));
+    }
 
     #[test]
     fn the_advice_can_be_pasted() {

@@ -39,8 +39,7 @@ impl Plan {
         for stored in used.iter().flat_map(|number| groups.get(*number).members).flatten() {
             is_grouped[*stored as usize] = true;
         }
-        let single: Vec<StoredChunkNo> =
-            needed.into_iter().filter(|stored| !is_grouped[*stored as usize]).collect();
+        let single: Vec<StoredChunkNo> = needed.into_iter().filter(|stored| !is_grouped[*stored as usize]).collect();
         self.requests = coalesce(ChunkPlaces::with(index, self.kept.as_ref()), &single);
         self.group_requests = joined_numbers(used.into_iter().map(|number| {
             let Group { pack, range, .. } = groups.get(number);

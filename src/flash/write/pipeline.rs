@@ -43,8 +43,7 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
         return;
     }
     let places = ChunkPlaces::with(writer.index, kept.as_ref());
-    let parcel_bytes =
-        PARCEL_BYTES.max(writer.index.chunk_bytes() as usize).max(groups::largest_content_bytes(writer));
+    let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize).max(groups::largest_content_bytes(writer));
     let (to_decode, parcels) = sync_channel::<Load>((QUEUE_BYTES / parcel_bytes).max(1));
     let (recycle, recycled) = channel::<Parcel>();
     let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));

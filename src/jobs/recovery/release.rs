@@ -12,9 +12,7 @@ use crate::jobs::floor::{self, Floor, Offered, ReleaseId};
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
 use crate::record::event::Event;
 use crate::release::digest::Digest;
-use crate::release::manifest::{
-    self, Authentic, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE,
-};
+use crate::release::manifest::{self, Authentic, MAX_SERIAL, Manifest, ManifestError, Object, SYSTEM_IMAGE};
 
 /// Releases of no use that are looked at in one fetch: more than there are sources. A mirror that replays one old
 /// release after the other must not keep the next source from being asked.

@@ -72,7 +72,8 @@ pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>
         found.extend(image.deltas.iter().flat_map(of).flatten());
         found.extend(index.packs().iter().map(|pack| pack.digest));
         if let Some(described) = &image.groups {
-            let groups = Groups::from_object(&read(described)?, &index).with_context(|| format!("image {:?}", image.name))?;
+            let groups =
+                Groups::from_object(&read(described)?, &index).with_context(|| format!("image {:?}", image.name))?;
             found.extend(std::iter::once(described.blake3).chain(groups.packs().iter().map(|pack| pack.digest)));
         }
     }

@@ -129,9 +129,8 @@ fn taken_over(
             live.push((number, members));
         }
     }
-    let is_used = |pack: u32| {
-        used_bytes[pack as usize] * 100 >= old.packs()[pack as usize].size_bytes * MIN_USED_PERCENT
-    };
+    let is_used =
+        |pack: u32| used_bytes[pack as usize] * 100 >= old.packs()[pack as usize].size_bytes * MIN_USED_PERCENT;
     live.retain(|(number, _)| is_used(old.get(*number).pack));
     let mut groups = Groups::default();
     let mut last: Option<u32> = None;

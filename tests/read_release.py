@@ -3,15 +3,17 @@
 
     read_release.py TREE CHANNEL KEY.pub OUT [BEFORE]
 
-makes the system image of a release in the file OUT: from the packs, or, with the image BEFORE of a release before,
-from its bytes, the digests that changed, and deltas. It is slow (BLAKE3 in Python) and needs libzstd.
+makes the system image of a release in the file OUT: from groups and packs, or, with the image BEFORE of a release
+before, from its bytes, the digests that changed, and deltas. It is slow (BLAKE3 in Python) and needs libzstd.
 """
 import base64
 import ctypes
 import hashlib
+import itertools
 import json
 import struct
 import sys
+from pathlib import Path
 
 ZSTD = ctypes.CDLL("libzstd.so.1")
 ZSTD.ZSTD_decompress.restype = ctypes.c_size_t
@@ -70,8 +72,7 @@ def blake3(data):
 
 
 # Ed25519 (RFC 8032, section 6), to check a signature.
-P = 2**255 - 19
-L = 2**252 + 27742317777372353535851937790883648493
+P, L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, P - 2, P) % P
 
 
@@ -116,23 +117,16 @@ def check_signature(message, signature, key):
         "the signature is wrong"
 
 
-class Tree:
-    def __init__(self, path):
-        self.path = path
+def part(tree, digest, start, length):
+    with open(tree / "objects" / digest, "rb") as file:
+        file.seek(start)
+        return file.read(length)
 
-    def read(self, path):
-        with open(f"{self.path}/{path}", "rb") as file:
-            return file.read()
 
-    def object(self, described):
-        content = self.read(f"objects/{described['blake3']}")
-        assert len(content) == described["size_bytes"] and blake3(content).hex() == described["blake3"], described
-        return content
-
-    def part(self, digest, start, length):
-        with open(f"{self.path}/objects/{digest}", "rb") as file:
-            file.seek(start)
-            return file.read(length)
+def whole(tree, described):
+    content = (tree / "objects" / described["blake3"]).read_bytes()
+    assert len(content) == described["size_bytes"] and blake3(content).hex() == described["blake3"], described
+    return content
 
 
 class Index:
@@ -144,9 +138,8 @@ class Index:
         assert (magic, version, block) == (b"RFLASHIX", 2, 4096)
         at = 48
         pack = [(content[at + 40 * n:][:32].hex()) for n in range(packs)]
-        at += 40 * packs
-        extent = [struct.unpack_from("<IIQ", content, at + 16 * n) for n in range(extents)]
-        at += 16 * extents
+        extent = [struct.unpack_from("<IIQ", content, at + 40 * packs + 16 * n) for n in range(extents)]
+        at += 40 * packs + 16 * extents
         numbers = struct.unpack_from(f"<{chunks}I", content, at)
         self.chunks = [None if number == 0xFFFFFFFF else number for number in numbers]
         lengths = struct.unpack_from(f"<{stored}I", content, at + 4 * chunks)
@@ -164,10 +157,10 @@ class Index:
 
 def index_content(tree, image, before):
     """The index from its parts, where there is an image before."""
-    if before is None:
-        return unzstd(tree.object(image["index"]), 1 << 26)
+    if not before:
+        return unzstd(whole(tree, image["index"]), 1 << 26)
     parts, deltas = image["parts"], image["deltas"][0]
-    outline = unzstd(tree.object(parts["outline"]), 1 << 26)
+    outline = unzstd(whole(tree, parts["outline"]), 1 << 26)
     magic, version, chunk_bytes, image_bytes, chunks, stored, extents, packs = struct.unpack_from("<8sIIQIIII", outline)
     assert (magic, version, chunk_bytes) == (b"RFLASHOL", 1, parts["chunk_bytes"])
     at = 40 + 40 * packs + 16 * extents
@@ -180,7 +173,7 @@ def index_content(tree, image, before):
     sums = outline[at + 4 * (chunks + stored):]
     lengths = b"".join(planes[n::stored] for n in range(stored))
     digests = [bytes(32)] * stored
-    changed = unzstd(tree.object(deltas["digests"]), 1 << 26)
+    changed = unzstd(whole(tree, deltas["digests"]), 1 << 26)
     count, = struct.unpack_from("<I", changed)
     number = 0
     for n, step in enumerate(struct.unpack_from(f"<{count}I", changed, 4)):
@@ -191,10 +184,10 @@ def index_content(tree, image, before):
             digests[number] = blake3(before[chunk * chunk_bytes:(chunk + 1) * chunk_bytes])
     for page in range(0, stored, 64):
         if blake3(b"".join(digests[page:page + 64]))[:8] != sums[page // 8:page // 8 + 8]:
-            part = tree.part(parts["digests"]["blake3"], 32 * page, 32 * min(64, stored - page))
-            digests[page:page + 64] = [part[at:at + 32] for at in range(0, len(part), 32)]
-    content = struct.pack("<8sIIQIIIIII", b"RFLASHIX", 2, chunk_bytes, image_bytes, 4096, chunks, stored, extents,
-                          packs, 0)
+            some = part(tree, parts["digests"]["blake3"], 32 * page, 32 * min(64, stored - page))
+            digests[page:page + 64] = [some[at:at + 32] for at in range(0, len(some), 32)]
+    sizes = (chunk_bytes, image_bytes, 4096, chunks, stored, extents, packs, 0)
+    content = struct.pack("<8sIIQIIIIII", b"RFLASHIX", 2, *sizes)
     content += outline[40:at] + struct.pack(f"<{chunks}I", *numbers) + lengths + b"".join(digests)
     frame = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(content))
     for start in range(0, len(content), 131072):
@@ -215,13 +208,11 @@ def number(data, at):
 
 def apply_delta(old, difference):
     length, at = number(difference, 0)
-    end, instructions = at + length, []
+    end, values = at + length, []
     while at < end:
-        values = []
-        for _ in range(3):
-            value, at = number(difference, at)
-            values.append(value)
-        instructions.append(values)
+        value, at = number(difference, at)
+        values.append(value)
+    instructions = list(zip(values[::3], values[1::3], values[2::3]))
     sums, copies = end, end + sum(add for add, _, _ in instructions)
     new, position = bytearray(), 0
     for add, copy, seek in instructions:
@@ -233,17 +224,37 @@ def apply_delta(old, difference):
     return bytes(new)
 
 
+def from_groups(tree, index, described):
+    """The stored chunks that are compressed together with others."""
+    table = unzstd(whole(tree, described), 1 << 26)
+    magic, version, packs, count, members = struct.unpack_from("<8sIIII", table)
+    assert (magic, version) == (b"RFLASHGR", 1)
+    at, found, following = 24 + 40 * packs, {}, 0
+    steps = iter(struct.unpack_from(f"<{members}I", table, at + 36 * count))
+    for entry in range(count):
+        pack, length, offset, group_members, digest = struct.unpack_from("<IIQI16s", table, at + 36 * entry)
+        group = part(tree, table[24 + 40 * pack:][:32].hex(), offset, length)
+        assert blake3(group)[:16] == digest, f"group {entry} is damaged"
+        content = unzstd(group, group_members * index.chunk_bytes)
+        for start in range(0, len(content), index.chunk_bytes):
+            step = next(steps)
+            if step != 0x80000000:
+                number = (following + step) % 2**32
+                found[number], following = content[start:start + index.chunk_bytes], number + 1
+    return found
+
+
 def from_deltas(tree, index, deltas, before):
     """The chunks that deltas make of the image before."""
-    table = unzstd(tree.object(deltas["table"]), 1 << 26)
+    table = unzstd(whole(tree, deltas["table"]), 1 << 26)
     magic, version, count, chunks, ranges = struct.unpack_from("<8sIIII", table)
     assert (magic, version) == (b"RFLASHDT", 1)
     steps = struct.unpack_from(f"<{chunks}I", table, 24 + 36 * count)
     spans = iter(struct.unpack_from(f"<{2 * ranges}I", table, 24 + 36 * count + 4 * chunks))
-    made, steps, chunk, end, offset = {}, iter(steps), 0, 0, 0
+    made, chunks, end, offset = {}, itertools.accumulate(steps), 0, 0
     for entry in range(count):
         length, chunk_count, range_count, _, digest = struct.unpack_from("<IIIQ16s", table, 24 + 36 * entry)
-        delta = tree.part(deltas["pack"]["blake3"], offset, length)
+        delta = part(tree, deltas["pack"]["blake3"], offset, length)
         assert blake3(delta)[:16] == digest, f"delta {entry} is damaged"
         offset += length
         old = b""
@@ -251,10 +262,7 @@ def from_deltas(tree, index, deltas, before):
             start = (end + next(spans)) % 2**32
             end = start + next(spans)
             old += before[4096 * start:4096 * end]
-        numbers = []
-        for _ in range(chunk_count):
-            chunk = (chunk + next(steps)) % 2**32
-            numbers.append(chunk)
+        numbers = [next(chunks) for _ in range(chunk_count)]
         new = apply_delta(old, unzstd(delta, sum(map(index.length, numbers)) + 65536))
         for number in numbers:
             made[number], new = new[:index.length(number)], new[index.length(number):]
@@ -262,34 +270,30 @@ def from_deltas(tree, index, deltas, before):
 
 
 def main(tree, channel, key, out, before=None):
-    tree = Tree(tree)
-    manifest = tree.read(f"{channel}/manifest.json")
-    with open(key) as file:
-        check_signature(manifest, tree.read(f"{channel}/manifest.json.minisig").decode(), file.read())
+    tree = Path(tree)
+    manifest = (tree / channel / "manifest.json").read_bytes()
+    check_signature(manifest, (tree / channel / "manifest.json.minisig").read_text(), Path(key).read_text())
     image = json.loads(manifest)["images"][0]
-    if before is not None:
-        with open(before, "rb") as file:
-            before = file.read()
-        assert hashlib.sha256(before).hexdigest() == image["deltas"][0]["from"], "the deltas are for another image"
+    before = Path(before).read_bytes() if before else b""
+    assert not before or hashlib.sha256(before).hexdigest() == image["deltas"][0]["from"], "deltas for another image"
     index = Index(index_content(tree, image, before))
-    made = {} if before is None else from_deltas(tree, index, image["deltas"][0], before)
-    stored, fetched = {}, 0
-    with open(out, "wb") as file:
+    made = from_deltas(tree, index, image["deltas"][0], before) if before else {}
+    stored = from_groups(tree, index, image["groups"]) if not before and "groups" in image else {}
+    grouped, fetched = len(stored), 0
+    with open(out, "w+b") as file:
         for chunk, number in enumerate(index.chunks):
             length = index.length(chunk)
-            there = b"" if before is None else before[chunk * index.chunk_bytes:][:length]
-            content = bytes(length) if number is None else made.get(chunk, there)
+            content = bytes(length) if number is None else made.get(chunk, before[chunk * index.chunk_bytes:][:length])
             if number is not None and blake3(content) != index.digests[number]:
                 if number not in stored:
-                    stored[number] = unzstd(tree.part(*index.places[number]), length)
+                    stored[number] = unzstd(part(tree, *index.places[number]), length)
                     fetched += index.places[number][2]
                 content = stored[number]
                 assert blake3(content) == index.digests[number], f"stored chunk {number} is damaged"
             file.write(content)
-    with open(out, "rb") as file:
+        file.seek(0)
         assert hashlib.sha256(file.read()).hexdigest() == image["sha256"], "the image has another SHA-256"
-    print(f"{len(index.chunks)} chunks, {len(made)} of deltas, {fetched} bytes of packs")
+    print(f"{len(index.chunks)} chunks, {len(made)} of deltas, {grouped} of groups, {fetched} bytes of packs")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+main(*sys.argv[1:])

@@ -36,11 +36,11 @@ impl Cutter {
     /// Takes the next bytes. `whole` gets each piece that is complete, with its number.
     ///
     /// # Errors
-    /// What `whole` refuses a piece with. [`Refused::Wrong`] asks for the piece once more.
+    /// What `whole` refuses a piece with. [`PieceRefusal::Wrong`] asks for the piece once more.
     pub fn take(
         &mut self,
         mut bytes: &[u8],
-        mut whole: impl FnMut(usize, Vec<u8>) -> Result<(), Refused>,
+        mut whole: impl FnMut(usize, Vec<u8>) -> Result<(), PieceRefusal>,
     ) -> Result<(), SinkError> {
         while let Some(place) = self.places.get(self.next) {
             let gap = length(&(self.position..place.start)).min(bytes.len());
@@ -54,23 +54,23 @@ impl Cutter {
             }
             match whole(self.next, std::mem::take(&mut self.bytes)) {
                 Ok(()) => self.next += 1,
-                Err(Refused::Wrong(reason)) => {
+                Err(PieceRefusal::Wrong(reason)) => {
                     self.position = place.start;
                     return Err(SinkError::Wrong { from: place.start, reason });
                 }
-                Err(Refused::Local(reason)) => return Err(SinkError::Local(reason.into())),
+                Err(PieceRefusal::Local(reason)) => return Err(SinkError::Local(reason.into())),
             }
         }
         Ok(())
     }
 }
 
-/// Why a piece is not taken.
+/// Reason why a piece is not taken.
 #[derive(Debug)]
-pub enum Refused {
-    /// It is not what it should be.
+pub enum PieceRefusal {
+    /// The piece is not what it should be.
     Wrong(String),
-    /// Nothing more is taken, whatever comes.
+    /// The receiver takes nothing more, whatever comes.
     Local(String),
 }
 
@@ -80,7 +80,7 @@ fn length(range: &Range<u64>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cutter, Refused};
+    use super::{Cutter, PieceRefusal};
     use crate::fetch::SinkError;
 
     /// Bytes 10 to 40 of an object whose bytes are their own offsets.
@@ -115,7 +115,7 @@ mod tests {
                 turns += 1;
                 match bytes == (20..30).collect::<Vec<u8>>() || which == 0 {
                     true => Ok(()),
-                    false => Err(Refused::Wrong("damaged".into())),
+                    false => Err(PieceRefusal::Wrong("damaged".into())),
                 }
             })
         };

@@ -1,8 +1,8 @@
 //! Plans what has to happen to a partition so that it equals an image. Pure.
 //!
 //! The index says what each chunk must hold, and a [`Comparison`] which chunks the partition holds already. For the
-//! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, by themselves or
-//! with deltas, or fetch them, many compressed together or one by one.
+//! others the plan chooses the cheapest way: zero them, put them together from blocks of the partition, by themselves
+//! or with deltas, or fetch them, many compressed together or one by one.
 
 mod candidates;
 mod comparison;

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use crate::release::add_copy::MAX_OVERHEAD_BYTES;
 use crate::release::cursor::Cursor;
-use crate::release::digest::{BLOCK_SIZE_BYTES, ShortDigest, block_hash};
+use crate::release::digest::{BLOCK_SIZE_BYTES, HalfDigest, block_hash};
 use crate::release::index::{ChunkContent, ChunkNo, Index, MAX_CHUNKS, Pack, compressed_limit};
 use crate::release::weak_hashes::WeakHash;
 use crate::release::zstd_frame;
@@ -59,7 +59,7 @@ pub struct Delta<'a> {
     /// Length of the delta, bytes.
     pub length: u32,
     /// The first bytes of its digest.
-    pub digest: ShortDigest,
+    pub digest: HalfDigest,
 }
 
 /// The deltas of a release.
@@ -75,7 +75,7 @@ pub struct Deltas {
 struct Entry {
     length: u32,
     base: u64,
-    digest: ShortDigest,
+    digest: HalfDigest,
     /// Offset in the pack, bytes.
     offset: u64,
     /// The ends of its chunks and of its sources.
@@ -363,7 +363,7 @@ mod tests {
     fn table(size_bytes: u64, deltas: &[Sketch<'_>]) -> Deltas {
         let mut table = Deltas::new(pack(size_bytes));
         for (length, chunks, sources) in deltas {
-            let (digest, length) = (Digest::of(b"x").short(), *length);
+            let (digest, length) = (Digest::of(b"x").half(), *length);
             table.push(Delta { chunks, sources, base: 7, length, digest });
         }
         table

@@ -17,7 +17,7 @@ pub const BLOCK_SIZE_U32: u32 = 4096;
 pub struct Digest(pub [u8; 32]);
 
 /// First half of a digest: enough to check bytes by that a signed table names, where a whole one would cost too much.
-pub type ShortDigest = [u8; 16];
+pub type HalfDigest = [u8; 16];
 
 impl Digest {
     /// Computes the digest of `content`.
@@ -28,10 +28,10 @@ impl Digest {
 
     /// Returns the first half of the digest.
     #[must_use]
-    pub fn short(&self) -> ShortDigest {
-        let mut short = [0; 16];
-        short.copy_from_slice(&self.0[..16]);
-        short
+    pub fn half(&self) -> HalfDigest {
+        let mut half = [0; 16];
+        half.copy_from_slice(&self.0[..16]);
+        half
     }
 
     /// Digest of all that a reader gives.

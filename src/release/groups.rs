@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use crate::release::cursor::Cursor;
 use crate::release::deltas::count;
-use crate::release::digest::{Digest, ShortDigest};
+use crate::release::digest::{Digest, HalfDigest};
 use crate::release::index::{Index, MAX_CHUNKS, Pack, StoredChunkNo, compressed_limit};
 use crate::release::zstd_frame;
 
@@ -45,14 +45,14 @@ pub const MAX_TABLE_BYTES: u64 = HEADER_BYTES + MAX_CHUNKS * (PACK_BYTES + GROUP
 
 /// One group: where it lies, and what it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group<'a> {
+pub struct ChunkGroup<'a> {
     /// Position of its pack in [`Groups::packs`].
     pub pack: u32,
     /// Bytes of the pack.
     pub range: Range<u64>,
     /// The first bytes of its digest.
-    pub digest: ShortDigest,
-    /// Its members in their order, each a full chunk of content; `None` for one that the image does not have.
+    pub digest: HalfDigest,
+    /// Members of the group in their order, each a full chunk; `None` for one that the image does not have.
     pub members: &'a [Option<StoredChunkNo>],
 }
 
@@ -69,7 +69,7 @@ struct Entry {
     pack: u32,
     length: u32,
     offset: u64,
-    digest: ShortDigest,
+    digest: HalfDigest,
     /// The end of its members.
     end: u32,
 }
@@ -95,7 +95,7 @@ impl Groups {
     }
 
     /// Adds the next group to the last pack, behind those that were added before it. A group has less than 4 GiB.
-    pub fn push_to_last(&mut self, range: Range<u64>, digest: ShortDigest, members: &[Option<StoredChunkNo>]) {
+    pub fn push_to_last(&mut self, range: Range<u64>, digest: HalfDigest, members: &[Option<StoredChunkNo>]) {
         self.members.extend_from_slice(members);
         let (pack, length) = (count(&self.packs).saturating_sub(1), range.end.saturating_sub(range.start));
         let length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -122,12 +122,12 @@ impl Groups {
 
     /// Returns a group by its number, which must be below [`len`](Self::len).
     #[must_use]
-    pub fn get(&self, number: u32) -> Group<'_> {
+    pub fn get(&self, number: u32) -> ChunkGroup<'_> {
         let number = number as usize;
         let Entry { pack, length, offset, digest, end } = self.entries[number];
         let start = if number == 0 { 0 } else { self.entries[number - 1].end };
         let members = &self.members[start as usize..end as usize];
-        Group { pack, range: offset..offset.saturating_add(u64::from(length)), digest, members }
+        ChunkGroup { pack, range: offset..offset.saturating_add(u64::from(length)), digest, members }
     }
 
     /// Encodes the table, before compression.
@@ -229,7 +229,7 @@ impl Groups {
         }
         let mut before = (0, 0);
         for number in 0..self.len() {
-            let Group { pack, range, members, .. } = self.get(number);
+            let ChunkGroup { pack, range, members, .. } = self.get(number);
             let content_bytes = members.len() as u64 * u64::from(chunk_bytes);
             let limit = u32::try_from(content_bytes).map_or(0, compressed_limit);
             let length = range.end - range.start;

@@ -379,7 +379,7 @@ fn tables_that_contradict_the_index_are_refused_by_name_and_not_used() {
         let pack = Object { size_bytes, ..release.put(&[1; 100]) };
         let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes });
         for (chunks, sources, length) in &deltas {
-            table.push(Delta { chunks, sources, base: 0, length: *length, digest: Digest::of(&[1; 100]).short() });
+            table.push(Delta { chunks, sources, base: 0, length: *length, digest: Digest::of(&[1; 100]).half() });
         }
         let table = zstd::bulk::compress(&table.encode(), LEVEL).unwrap();
         manifest.images[0].deltas =

@@ -2,7 +2,7 @@
 
 use super::requests::{coalesce, joined_numbers};
 use super::{ChunkPlaces, KeptFrames, Plan};
-use crate::release::groups::{Group, Groups};
+use crate::release::groups::{ChunkGroup, Groups};
 use crate::release::index::{Index, StoredChunkNo};
 
 /// The least bytes of frames for each byte of the table of groups: the table must not cost more than one part in a
@@ -30,7 +30,7 @@ impl Plan {
                 frame_bytes[*stored as usize] = range.end - range.start;
             }
         }
-        let is_cheaper = |group: &Group<'_>| {
+        let is_cheaper = |group: &ChunkGroup<'_>| {
             let frames: u64 = group.members.iter().flatten().map(|stored| frame_bytes[*stored as usize]).sum();
             group.range.end - group.range.start < frames
         };
@@ -42,7 +42,7 @@ impl Plan {
         let single: Vec<StoredChunkNo> = needed.into_iter().filter(|stored| !is_grouped[*stored as usize]).collect();
         self.requests = coalesce(ChunkPlaces::with(index, self.kept.as_ref()), &single);
         self.group_requests = joined_numbers(used.into_iter().map(|number| {
-            let Group { pack, range, .. } = groups.get(number);
+            let ChunkGroup { pack, range, .. } = groups.get(number);
             (number, groups.packs()[pack as usize].digest, range)
         }));
         self.groups = groups;

@@ -1,7 +1,7 @@
 //! Fetches deltas, and makes chunks with them.
 
 use super::error::WriteError;
-use crate::fetch::pieces::{Cutter, Refused};
+use crate::fetch::pieces::{Cutter, PieceRefusal};
 use crate::fetch::{FetchErrorKind, Source};
 use crate::flash::plan::{NumberedRequest, Plan};
 use crate::record::progress::Done;
@@ -51,13 +51,13 @@ impl HeldDeltas {
             from.done.network(bytes.len() as u64);
             cutter.take(bytes, |which, delta| {
                 let number = numbers[which];
-                let (found, expected) = (Digest::of(&delta).short(), table.get(number).digest);
+                let (found, expected) = (Digest::of(&delta).half(), table.get(number).digest);
                 if found == expected {
                     self.0.push((number, delta));
                 } else if on_wrong == OnWrong::Refuse {
                     let reason =
                         format!("delta {number} has a digest that begins with {found:02x?}, not {expected:02x?}");
-                    return Err(Refused::Wrong(reason));
+                    return Err(PieceRefusal::Wrong(reason));
                 } else {
                     wrong.push(number);
                 }

@@ -3,9 +3,9 @@
 use std::sync::mpsc::SyncSender;
 
 use super::error::WriteError;
-use super::pipeline::Load;
+use super::splitter::Load;
 use super::writer::Writer;
-use crate::fetch::pieces::{Cutter, Refused};
+use crate::fetch::pieces::{Cutter, PieceRefusal};
 use crate::fetch::{FetchError, FetchErrorKind};
 use crate::flash::plan::NumberedRequest;
 use crate::release::digest::Digest;
@@ -74,15 +74,17 @@ fn fetch_some(
         writer.work.done.network(bytes.len() as u64);
         cutter.take(bytes, |which, group| {
             let number = numbers[which];
-            let (found, expected) = (Digest::of(&group).short(), groups.get(number).digest);
+            let (found, expected) = (Digest::of(&group).half(), groups.get(number).digest);
             if found != expected {
                 let reason = format!("group {number} has a digest that begins with {found:02x?}, not {expected:02x?}");
-                return Err(Refused::Wrong(reason));
+                return Err(PieceRefusal::Wrong(reason));
             }
             if writer.is_stopped() {
-                return Err(Refused::Local("the writer stopped".to_owned()));
+                return Err(PieceRefusal::Local("the writer stopped".to_owned()));
             }
-            to_decode.send(Load::Group(number, group)).map_err(|_| Refused::Local("the decoders stopped".to_owned()))
+            to_decode
+                .send(Load::Group(number, group))
+                .map_err(|_| PieceRefusal::Local("the decoders stopped".to_owned()))
         })
     });
     (cutter.taken(), fetched)

@@ -12,7 +12,7 @@ use std::thread::Scope;
 use super::content::decode;
 use super::error::WriteError;
 use super::groups;
-use super::splitter::{PARCEL_BYTES, Parcel, Splitter};
+use super::splitter::{Load, PARCEL_BYTES, Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::SinkError;
 use crate::flash::plan::{ChunkPlaces, Plan, Request};
@@ -27,14 +27,6 @@ const CONNECTIONS: usize = 4;
 
 /// Compressed bytes that may wait for a decoder.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
-
-/// What a decoder gets.
-pub(super) enum Load {
-    /// Chunks, each compressed by itself.
-    Chunks(Parcel),
-    /// A group with its number in the table, whose bytes have their digest.
-    Group(u32, Vec<u8>),
-}
 
 /// Starts the threads that fetch and write what the plan asks for.
 pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {

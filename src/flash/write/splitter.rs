@@ -30,6 +30,14 @@ impl Parcel {
     }
 }
 
+/// What a decoder gets.
+pub(super) enum Load {
+    /// Chunks, each compressed by itself.
+    Chunks(Parcel),
+    /// A group with its number in the table, whose bytes have their digest.
+    Group(u32, Vec<u8>),
+}
+
 /// The state of one request while its bytes arrive.
 pub(super) struct Splitter<'a> {
     places: ChunkPlaces<'a>,

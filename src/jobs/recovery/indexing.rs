@@ -11,7 +11,7 @@ use super::release::fetch_object;
 use super::savings::deltas_for;
 use crate::chain::chain;
 use crate::fetch::FetchErrorKind;
-use crate::fetch::pieces::{Cutter, Refused};
+use crate::fetch::pieces::{Cutter, PieceRefusal};
 use crate::flash::survey::Survey;
 use crate::flash::write;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
@@ -170,7 +170,7 @@ fn fetch_pages(
             let digests: Vec<Digest> = bytes.as_chunks().0.iter().map(|digest| Digest(*digest)).collect();
             if !outline.is_page(page, &digests) {
                 let reason = format!("the digests of stored chunks {} to {} have another sum", page.start, page.end);
-                return Err(Refused::Wrong(reason));
+                return Err(PieceRefusal::Wrong(reason));
             }
             found.extend(page.clone().zip(digests));
             Ok(())

@@ -8,7 +8,7 @@ use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::flash::survey::content_of;
 use reflash::release::deltas::{self, Deltas};
 use reflash::release::digest::{Digest, hex};
-use reflash::release::groups::{Group, Groups};
+use reflash::release::groups::{ChunkGroup, Groups};
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
 use reflash::release::manifest::{
@@ -135,7 +135,7 @@ fn check_deltas(root: &Path, described: &DeltaObjects, index: &Index) -> Result<
     for number in 0..table.len() {
         let (delta, place) = (table.get(number), table.place(number));
         let bytes = &bytes[usize::try_from(place.start)?..usize::try_from(place.end)?];
-        ensure!(Digest::of(bytes).short() == delta.digest, "delta {number} has another digest than its table says");
+        ensure!(Digest::of(bytes).half() == delta.digest, "delta {number} has another digest than its table says");
         deltas::open(bytes, delta.content_bytes(index)).with_context(|| format!("check delta {number}"))?;
     }
     Ok(())
@@ -147,9 +147,9 @@ fn check_groups(root: &Path, described: &Object, index: &Index) -> Result<()> {
     let packs = packs(root, groups.packs())?;
     let chunk_bytes = usize::try_from(index.chunk_bytes())?;
     let check = |number: u32| -> Result<()> {
-        let Group { pack, range, digest, members } = groups.get(number);
+        let ChunkGroup { pack, range, digest, members } = groups.get(number);
         let bytes = &packs[pack as usize][usize::try_from(range.start)?..usize::try_from(range.end)?];
-        ensure!(Digest::of(bytes).short() == digest, "it has another digest than its table says");
+        ensure!(Digest::of(bytes).half() == digest, "it has another digest than its table says");
         zstd_frame::check_chunk(bytes, members.len() * chunk_bytes)?;
         let content = zstd::bulk::decompress(bytes, members.len() * chunk_bytes).context("decompress it")?;
         ensure!(content.len() == members.len() * chunk_bytes, "it has {} bytes of content", content.len());

@@ -101,7 +101,7 @@ pub fn make(
     let mut table = Deltas::new(Pack { digest: pack.blake3, size_bytes: pack.size_bytes });
     for Made { chunks, sources, base, bytes } in &made {
         let length = u32::try_from(bytes.len())?;
-        table.push(Delta { chunks, sources, base: *base, length, digest: Digest::of(bytes).short() });
+        table.push(Delta { chunks, sources, base: *base, length, digest: Digest::of(bytes).half() });
     }
     let table = zstd::bulk::compress(&table.encode(), LEVEL).context("compress the table of deltas")?;
     Ok(Some(DeltaObjects { from: from.to_owned(), digests, table: objects.put(&table)?, pack }))

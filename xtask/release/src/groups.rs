@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
-use reflash::release::digest::{Digest, ShortDigest};
-use reflash::release::groups::{Group, Groups};
+use reflash::release::digest::{Digest, HalfDigest};
+use reflash::release::groups::{ChunkGroup, Groups};
 use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack, StoredChunkNo};
 use reflash::release::manifest::Object;
 
@@ -76,7 +76,7 @@ pub fn make(
     }
     packs.close()?;
 
-    let saved = |group: &Group<'_>| spared_frames(index, group.members) - (group.range.end - group.range.start);
+    let saved = |group: &ChunkGroup<'_>| spared_frames(index, group.members) - (group.range.end - group.range.start);
     let saved: u64 = (0..groups.len()).map(|number| saved(&groups.get(number))).sum();
     if saved * 100 < all_bytes * MIN_SAVED_PERCENT {
         return Ok(None);
@@ -122,7 +122,7 @@ fn taken_over(
     let mut live: Vec<(u32, Vec<Option<StoredChunkNo>>)> = Vec::new();
     let mut used_bytes = vec![0_u64; old.packs().len()];
     for number in 0..old.len() {
-        let Group { pack, range, members, .. } = old.get(number);
+        let ChunkGroup { pack, range, members, .. } = old.get(number);
         let members: Vec<Option<StoredChunkNo>> = members.iter().map(now).collect();
         if range.end - range.start < spared_frames(index, &members) {
             used_bytes[pack as usize] += range.end - range.start;
@@ -135,7 +135,7 @@ fn taken_over(
     let mut groups = Groups::default();
     let mut last: Option<u32> = None;
     for (number, members) in &live {
-        let Group { pack, range, digest, .. } = old.get(*number);
+        let ChunkGroup { pack, range, digest, .. } = old.get(*number);
         if last.replace(pack) != Some(pack) {
             groups.push_pack(old.packs()[pack as usize]);
         }
@@ -153,7 +153,7 @@ struct GroupPacks<'a> {
     groups: &'a mut Groups,
     content: Vec<u8>,
     /// The groups of `content`: where each begins, its digest and its members.
-    pending: Vec<(u64, ShortDigest, Vec<Option<StoredChunkNo>>)>,
+    pending: Vec<(u64, HalfDigest, Vec<Option<StoredChunkNo>>)>,
 }
 
 impl GroupPacks<'_> {
@@ -161,7 +161,7 @@ impl GroupPacks<'_> {
         if (self.content.len() + bytes.len()) as u64 > PACK_BYTES {
             self.close()?;
         }
-        self.pending.push((self.content.len() as u64, Digest::of(&bytes).short(), members));
+        self.pending.push((self.content.len() as u64, Digest::of(&bytes).half(), members));
         self.content.extend_from_slice(&bytes);
         Ok(())
     }

@@ -18,7 +18,7 @@ pub const MIN_USED_PERCENT: u64 = 50;
 /// A release whose objects are all there.
 pub struct Reusable {
     pub index: Index,
-    /// Its groups, if they are all there.
+    /// The groups of the release, if they are all there.
     pub groups: Groups,
     by_digest: HashMap<Digest, StoredChunkNo>,
     root: PathBuf,

@@ -15,6 +15,7 @@ use reflash::record::progress::Done;
 use reflash::release::add_copy::DifferenceBuilder;
 use reflash::release::deltas::{Delta, Deltas, fingerprint};
 use reflash::release::digest::Digest;
+use reflash::release::groups::Groups;
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 use reflash::release::manifest::object_path;
@@ -49,6 +50,9 @@ struct Case {
     hasty: u8,
     unreadable: u8,
     read_behind: bool,
+    /// 0: no groups; 1: groups; 2: groups of which every other one is damaged. The rest says how many members they
+    /// have.
+    groups: u8,
 }
 
 /// A release in memory.
@@ -89,6 +93,10 @@ pub fn run(data: &[u8]) {
     let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: weak_hashes.clone(), blocks: blocks.clone() });
     let room = usize::from(case.buffer_blocks % 64);
     let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, deltas, kept: None }, room);
+    let plan = match groups(&case, &mut made, &image) {
+        Some(groups) => plan.with_groups(&made.index, groups),
+        None => plan,
+    };
     assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), made.index.image_bytes());
     assert!(plan.moves.peak_blocks <= room);
 
@@ -203,6 +211,43 @@ fn check_comparison(index: &Index, comparison: &Comparison, before: &[u8], image
     }
 }
 
+/// Groups of the image's full chunks, and of chunks that it does not have, some of them damaged.
+fn groups(case: &Case, made: &mut Made, image: &[u8]) -> Option<Groups> {
+    let (kind, per_group) = (case.groups % 3, 1 + usize::from(case.groups / 3 % 7));
+    if kind == 0 {
+        return None;
+    }
+    let mut members: Vec<(Option<u32>, Vec<u8>)> = Vec::new();
+    for (chunk, content) in (0..).zip(image.chunks(CHUNK)) {
+        let ChunkContent::Stored(stored) = made.index.chunk_content(chunk) else { continue };
+        if content.len() == CHUNK && members.iter().all(|(known, _)| *known != Some(stored)) {
+            members.push((Some(stored), content.to_vec()));
+        }
+    }
+    if case.groups > 128 {
+        members.insert(members.len() / 2, (None, vec![9; CHUNK]));
+    }
+    let (mut groups, mut bytes, mut list) = (Groups::default(), Vec::new(), Vec::new());
+    for (number, members) in members.chunks(per_group).enumerate() {
+        let content: Vec<u8> = members.iter().flat_map(|(_, content)| content).copied().collect();
+        let group = zstd::bulk::compress(&content, 1).unwrap();
+        let start = bytes.len() as u64;
+        bytes.extend_from_slice(&group);
+        let digest = Digest::of(&group).half();
+        if kind == 2 && number % 2 == 0 {
+            bytes[start as usize + group.len() / 2] ^= 0x55;
+        }
+        list.push((start..bytes.len() as u64, digest, members.iter().map(|(stored, _)| *stored).collect::<Vec<_>>()));
+    }
+    bytes.push(0);
+    let pack = Pack { digest: Digest::of(&bytes), size_bytes: bytes.len() as u64 };
+    made.objects.insert(object_path(&pack.digest), bytes);
+    groups.push_pack(pack);
+    list.into_iter().for_each(|(range, digest, members)| groups.push_to_last(range, digest, &members));
+    let object = zstd::bulk::compress(&groups.encode(), 3).unwrap();
+    Some(Groups::from_object(&object, &made.index).unwrap())
+}
+
 /// Deltas that add to the bytes of what is really there, in the place of the chunks and somewhere else, some of them
 /// damaged.
 fn deltas(
@@ -237,7 +282,7 @@ fn deltas(
         let mut difference = DifferenceBuilder::default();
         difference.push(&sums, &new[add..], 0);
         let mut delta = zstd::bulk::compress(&difference.finish(), 1).unwrap();
-        let digest = Digest::of(&delta).short();
+        let digest = Digest::of(&delta).half();
         if kind == 2 && number % 2 == 0 {
             let middle = delta.len() / 2;
             delta[middle] ^= 0x55;

@@ -11,6 +11,7 @@ use reflash::jobs::recovery::{self, Identity, Policy, RecoveryError, RecoveryJob
 use reflash::record::journal::Journal;
 use reflash::release::deltas::{Delta, Deltas};
 use reflash::release::digest::Digest;
+use reflash::release::groups::Groups;
 use reflash::release::index::{ChunkContent, Index};
 use reflash::release::manifest::{DeltaObjects, FORMAT, Image, Manifest, Object, object_path};
 use reflash::release::weak_hashes::WeakHashes;
@@ -47,6 +48,10 @@ struct Case {
     delta_bytes: Vec<u8>,
     /// What stands in the manifest instead of the size of the image.
     image_bytes: Option<Number>,
+    /// Members of groups of so many, each the stored chunk; the group's bytes are what stands in place of deltas, or a
+    /// frame.
+    groups: Vec<u8>,
+    per_group: u8,
 }
 
 /// A number, with those that overflow as likely as small ones.
@@ -437,11 +442,29 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
                 sources: &[block..block + 1],
                 base: *base,
                 length: u32::from(*length),
-                digest: Digest::of(&case.delta_bytes).short(),
+                digest: Digest::of(&case.delta_bytes).half(),
             });
         }
         let table = put(zstd::bulk::compress(&table.encode(), 1).unwrap());
         DeltaObjects { from: String::new(), digests: None, table, pack }
+    });
+    let groups = (!case.groups.is_empty()).then(|| {
+        let mut bytes = Vec::new();
+        let mut list = Vec::new();
+        for members in case.groups.chunks(1 + usize::from(case.per_group % 8)) {
+            let content: Vec<u8> = members.iter().flat_map(|member| vec![*member; CHUNK]).collect();
+            let frame = zstd::bulk::compress(&content, 1).unwrap();
+            let group = if case.per_group % 2 == 0 { &case.delta_bytes } else { &frame };
+            let start = bytes.len() as u64;
+            bytes.extend_from_slice(group);
+            let members: Vec<_> = members.iter().map(|member| (*member < 200).then(|| u32::from(*member))).collect();
+            list.push((start..bytes.len() as u64, Digest::of(group).half(), members));
+        }
+        let pack = put(bytes);
+        let mut table = Groups::default();
+        table.push_pack(reflash::release::index::Pack { digest: pack.blake3, size_bytes: pack.size_bytes });
+        list.into_iter().for_each(|(range, digest, members)| table.push_to_last(range, digest, &members));
+        put(zstd::bulk::compress(&table.encode(), 1).unwrap())
     });
     let described = Image {
         name: "system".to_owned(),
@@ -451,6 +474,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
         weak_hashes: hashes,
         parts: None,
         deltas: deltas.into_iter().collect(),
+        groups,
         ostree_commit: None,
         ostree_ref: None,
     };

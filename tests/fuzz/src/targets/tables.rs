@@ -1,10 +1,11 @@
-//! Weak hashes, deltas and differences against an index of five chunks, the last of which is short.
+//! Weak hashes, deltas, differences and groups against an index of five chunks, the last of which is short.
 
 use std::sync::OnceLock;
 
 use reflash::release::add_copy;
 use reflash::release::deltas::Deltas;
 use reflash::release::digest::Digest;
+use reflash::release::groups::Groups;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
 use reflash::release::weak_hashes::WeakHashes;
 
@@ -26,6 +27,13 @@ pub fn run(data: &[u8]) {
     // The pack has as many bytes as the kind says, so that a mutation can make them fit.
     let pack = Pack { digest: Digest::of(b"deltas"), size_bytes: u64::from(kind) };
     match kind % 4 {
+        // What was found before there were groups keeps its meaning.
+        _ if kind >= GROUPS_FROM => {
+            let object = if kind % 2 == 0 { rest.to_vec() } else { zstd::bulk::compress(rest, 1).unwrap() };
+            if let Ok(groups) = Groups::from_object(&object, index()) {
+                check_groups(&groups);
+            }
+        }
         0 => {
             let Ok(weak_hashes) = WeakHashes::decode(rest.to_vec(), index()) else { return };
             assert_eq!(weak_hashes.encode(), rest);
@@ -42,6 +50,23 @@ pub fn run(data: &[u8]) {
             let object = zstd::bulk::compress(rest, 1).unwrap();
             drop(Deltas::from_object(&object, pack, index()).map(|deltas| check(&deltas, pack)));
         }
+    }
+}
+
+/// The first kind that stands for a table of groups.
+const GROUPS_FROM: u8 = 240;
+
+fn check_groups(groups: &Groups) {
+    let (mut before, mut seen) = ((0, 0), [false; 4]);
+    for number in 0..groups.len() {
+        let group = groups.get(number);
+        let pack = groups.packs()[group.pack as usize];
+        assert!(before <= (group.pack, group.range.start) && group.range.end <= pack.size_bytes, "{group:?}");
+        assert!(!group.range.is_empty() && !group.members.is_empty() && group.members.len() <= 512, "{group:?}");
+        for stored in group.members.iter().flatten() {
+            assert!(!std::mem::replace(&mut seen[*stored as usize], true), "{group:?}");
+        }
+        before = (group.pack, group.range.end);
     }
 }
 

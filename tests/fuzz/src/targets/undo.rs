@@ -78,6 +78,7 @@ fn release(image: &[u8], serial: u64) -> HashMap<String, Vec<u8>> {
         weak_hashes: None,
         parts: None,
         deltas: Vec::new(),
+        groups: None,
         ostree_commit: None,
         ostree_ref: None,
     };

@@ -20,7 +20,7 @@ use crate::reuse::{MIN_USED_PERCENT, Reusable};
 const CONTENT_BYTES: u32 = 4 * 1024 * 1024;
 /// The least members of a group: chunks of 512 KiB and more compress well by themselves.
 const MIN_MEMBERS: u32 = 8;
-/// The least share of a first flash that groups must spare, percent: they take as much room on servers as it has.
+/// The least share of their chunks that groups must spare, percent: they take room on servers beside them.
 const MIN_SAVED_PERCENT: u64 = 5;
 /// How much more groups are compressed than chunks: those are decoded one by one, and level 19 spares 5 % of them at a
 /// tenth of the speed. It spares 10 % of a group.
@@ -28,6 +28,8 @@ const LEVELS_ABOVE_CHUNKS: i32 = 7;
 const MAX_LEVEL: i32 = 19;
 /// Groups that are compressed before they are written.
 const BATCH: usize = 16;
+/// Groups that are tried out first.
+const SAMPLE: usize = 8;
 
 /// Members of a group, each with the place in the image that it is read from.
 type Members = Vec<(StoredChunkNo, ChunkNo)>;
@@ -49,7 +51,6 @@ pub fn make(
 ) -> Result<Option<Object>> {
     let per_group = CONTENT_BYTES / index.chunk_bytes();
     let lacking = first_places(index);
-    let all_bytes: u64 = lacking.values().map(|(stored, _)| frame_bytes(index, *stored)).sum();
     if per_group < MIN_MEMBERS || lacking.len() < MIN_MEMBERS as usize {
         return Ok(None);
     }
@@ -65,7 +66,15 @@ pub fn make(
         let bytes = zstd::bulk::compress(&content, level).context("compress a group")?;
         Ok(Made { members: members.iter().map(|(stored, _)| Some(*stored)).collect(), bytes })
     };
-    let parts: Vec<&[(StoredChunkNo, ChunkNo)]> = new.chunks(per_group as usize).collect();
+    let mut parts: Vec<&[(StoredChunkNo, ChunkNo)]> = new.chunks(per_group as usize).collect();
+    // A few of them show whether it is worth to compress all, which takes minutes.
+    let sample: Vec<_> = parts.iter().step_by(parts.len().div_ceil(SAMPLE).max(1)).collect();
+    let sampled = sample.par_iter().map(|members| compress(members)).collect::<Result<Vec<_>>>()?;
+    let spared: u64 = sampled.iter().map(|made| spared_frames(index, &made.members)).sum();
+    let made_bytes: u64 = sampled.iter().map(|made| made.bytes.len() as u64).sum();
+    if spared.saturating_sub(made_bytes) * 100 < spared * MIN_SAVED_PERCENT {
+        parts.clear();
+    }
     let mut packs = GroupPacks { objects, groups: &mut groups, content: Vec::new(), pending: Vec::new() };
     for batch in parts.chunks(BATCH) {
         for made in batch.par_iter().map(compress).collect::<Result<Vec<_>>>()? {
@@ -75,10 +84,7 @@ pub fn make(
         }
     }
     packs.close()?;
-
-    let saved = |group: &ChunkGroup<'_>| spared_frames(index, group.members) - (group.range.end - group.range.start);
-    let saved: u64 = (0..groups.len()).map(|number| saved(&groups.get(number))).sum();
-    if saved * 100 < all_bytes * MIN_SAVED_PERCENT {
+    if groups.is_empty() {
         return Ok(None);
     }
     let table = zstd::bulk::compress(&groups.encode(), MAX_LEVEL).context("compress the table of groups")?;

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use super::SinkError;
 
+/// Memory that is taken for a piece before its first byte came. Signed tables name no larger ones.
+const MAX_RESERVED_BYTES: usize = 16 * 1024 * 1024;
+
 /// Cuts what arrives of one range into the pieces that are wanted, and leaves out what lies between them.
 ///
 /// A piece that is refused is reported to the source with the place where it begins, so that another copy of it is
@@ -44,6 +47,9 @@ impl Cutter {
     ) -> Result<(), SinkError> {
         while let Some(place) = self.places.get(self.next) {
             let gap = length(&(self.position..place.start)).min(bytes.len());
+            if self.bytes.is_empty() {
+                self.bytes.reserve_exact(length(place).min(MAX_RESERVED_BYTES));
+            }
             let missing = length(place).saturating_sub(self.bytes.len());
             let wanted = missing.min(bytes.len() - gap);
             self.bytes.extend_from_slice(&bytes[gap..gap + wanted]);

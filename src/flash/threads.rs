@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-/// Memory that the buffers of one kind of thread may take together.
-const MAX_BUFFERS_BYTES: usize = 16 * 1024 * 1024;
+/// Memory that the buffers of one kind of thread may take together: those of three threads that decode groups.
+const MAX_BUFFERS_BYTES: usize = 24 * 1024 * 1024;
 
 /// Whether one thread of each kind has to do.
 static ARE_FEW: AtomicBool = AtomicBool::new(false);

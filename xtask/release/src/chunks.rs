@@ -37,6 +37,8 @@ pub struct Packed {
     pub described: manifest::Image,
     /// Bytes of all chunks.
     pub packed_bytes: u64,
+    /// Bytes that a blank machine downloads: groups, and the chunks that are in none.
+    pub first_flash_bytes: u64,
     /// Bytes of those that were not there before.
     pub new_bytes: u64,
     /// Bytes that a robot needs behind the image to go back to it from any update.
@@ -156,12 +158,14 @@ pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packe
         }),
         weak_hashes: Some(weak_hashes),
         deltas,
-        groups,
+        groups: groups.as_ref().map(|groups| groups.table),
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };
     let undo_bytes = worst_case_bytes(&index, described.index.size_bytes);
-    Ok(Packed { described, packed_bytes: old_bytes + new_bytes, new_bytes, undo_bytes })
+    let packed_bytes = old_bytes + new_bytes;
+    let first_flash_bytes = packed_bytes - groups.map_or(0, |groups| groups.spared_bytes);
+    Ok(Packed { described, packed_bytes, first_flash_bytes, new_bytes, undo_bytes })
 }
 
 fn scan(file: &File, size_bytes: u64, chunk_bytes: u32) -> Result<ImageScan> {

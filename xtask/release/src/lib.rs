@@ -59,9 +59,11 @@ pub struct Released {
     pub manifest: Manifest,
     /// The path of the manifest in the tree.
     pub path: PathBuf,
-    /// The bytes that a first flash downloads for the system image.
+    /// The bytes of all chunks of the system image.
     pub packed_bytes: u64,
-    /// The part of these bytes that the release before did not have.
+    /// The bytes that a first flash downloads for the system image.
+    pub first_flash_bytes: u64,
+    /// The part of the bytes of chunks that the release before did not have.
     pub new_bytes: u64,
     /// Bytes of a system partition that holds the image and lets a robot go back to it from any update.
     pub partition_bytes: u64,
@@ -120,6 +122,7 @@ pub fn build_for(to: OfferedTo, spec: &Spec, key: &SecretKey, out: &Path) -> Res
         manifest,
         path,
         packed_bytes: image.packed_bytes,
+        first_flash_bytes: image.first_flash_bytes,
         new_bytes: image.new_bytes,
         partition_bytes: image_bytes + image.undo_bytes,
     })

@@ -232,5 +232,8 @@ fn summary(released: &Released) -> String {
         bytes => format!("; {} of deltas for robots that have the release before", mib(bytes)),
     };
     let (version, serial) = (&manifest.version, manifest.serial);
-    format!("release {version} (serial {serial}), {} to download{spared}", mib(released.packed_bytes))
+    format!(
+        "release {version} (serial {serial}), {} to download for a blank machine{spared}",
+        mib(released.first_flash_bytes)
+    )
 }

@@ -215,6 +215,25 @@ fn deltas_are_made_only_where_they_pay() {
     reflash_release::check::check(&fixture.tree(), "stable", &fixture.keys).unwrap();
 }
 
+/// A robot that was off for one release and has lost its record: the deltas that fit are found by trying.
+#[test]
+fn deltas_from_the_release_before_the_last_are_found_without_a_record() {
+    let mut fixture = Fixture::with(sample_image(4000, 3), |_| ());
+    let old = fixture.image.clone();
+    for (version, byte) in [("2", 0x5a), ("3", 0x6b)] {
+        let mut new = fixture.image.clone();
+        (3..4000).step_by(50).for_each(|at| new[at * BLOCK + 700..at * BLOCK + 708].fill(byte));
+        fixture.publish(new, |spec| spec.version = version.into());
+    }
+    assert_eq!(fixture.released.manifest.images[0].deltas.len(), 2);
+    let source = Noting::new(&fixture);
+    let target = MemoryTarget::new(old);
+    let totals = fixture.recover(&source, &target, None).unwrap().totals;
+    assert!(holds(&target, &fixture));
+    // The first chunk comes whole.
+    assert!(totals.download_bytes < 3 * CHUNK as u64, "{totals}");
+}
+
 /// Blocks of bytes that do not compress.
 fn noise(blocks: usize, seed: u8) -> Vec<u8> {
     let mut content = vec![0; blocks * BLOCK];

@@ -15,6 +15,8 @@ pub struct FittingDeltas {
     table: Deltas,
     /// Numbers of those that fit, ascending.
     fitting: Vec<u32>,
+    /// Number of deltas that make something which is wrong, whether or not they fit.
+    of_use: usize,
 }
 
 impl FittingDeltas {
@@ -27,16 +29,30 @@ impl FittingDeltas {
             let found: Option<Vec<_>> = ranges.map(|range| blocks.range(range.start as usize, range.len())).collect();
             found.is_some_and(|found| fingerprint(found.into_iter().flatten()) == delta.base)
         };
-        let mut held_bytes = 0;
+        let (mut held_bytes, mut of_use) = (0, 0);
         let fitting = (0..table.len()).filter(|number| {
             let delta = table.get(*number);
-            let fits = is_of_use(&delta) && are_there(&delta);
+            let is_of_use = is_of_use(&delta);
+            of_use += usize::from(is_of_use);
+            let fits = is_of_use && are_there(&delta);
             let is_held = fits && held_bytes + u64::from(delta.length) <= MAX_HELD_BYTES;
             held_bytes += if is_held { u64::from(delta.length) } else { 0 };
             is_held
         });
         let fitting = fitting.collect();
-        Self { fitting, table }
+        Self { fitting, table, of_use }
+    }
+
+    /// Whether most of what the deltas could make can be made on this partition: they are made for what is on it.
+    #[must_use]
+    pub fn are_for_this_partition(&self) -> bool {
+        self.fitting.len() * 2 >= self.of_use
+    }
+
+    /// Number of deltas that fit.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.fitting.len()
     }
 
     /// The table that they are from.
@@ -46,7 +62,7 @@ impl FittingDeltas {
 
     /// Leaves out the deltas of which everything that they would make is kept.
     pub(super) fn without_kept(&mut self, index: &Index, comparison: &Comparison, kept: &KeptFrames) {
-        let Self { table, fitting } = self;
+        let Self { table, fitting, .. } = self;
         let is_kept = |chunk: &ChunkNo| match index.chunk_content(*chunk) {
             ChunkContent::Zero => true,
             ChunkContent::Stored(stored) => comparison.is_right(*chunk) || kept.has(stored),

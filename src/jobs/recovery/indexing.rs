@@ -125,7 +125,7 @@ fn from_parts(
     outline.guess(|chunk| survey.digest(chunk));
     let mut wrong = outline.wrong_pages();
     let lacking = |wrong: &[Range<StoredChunkNo>]| wrong.iter().map(|page| page.len() as u64 * DIGEST_BYTES).sum();
-    let changed_digests = deltas_for(job, image).and_then(|deltas| deltas.digests);
+    let changed_digests = deltas_for(job, image).first().and_then(|deltas| deltas.digests);
     if let Some(object) = changed_digests.filter(|object| object.size_bytes < lacking(&wrong)) {
         outline.learn(changed::from_object(&fetch_object(source, "changed digests", &object)?)?.into_iter());
         wrong = outline.wrong_pages();

@@ -1,13 +1,13 @@
 //! What the partition holds, compared with a release, and the plan that follows from it.
 
-use crate::flash::plan::{Blocks, Comparison, FittingDeltas, FoundBlocks, NumberedRequest, Plan, Reuse};
+use crate::flash::plan::{Blocks, Comparison, FoundBlocks, NumberedRequest, Plan, Reuse};
 use crate::flash::readback::Scan;
 use crate::flash::survey::Survey;
 use crate::flash::undo::{Change, KeptChunks, UndoRoom};
 use crate::flash::verify::Verified;
 use crate::jobs::recovery::error::RecoveryError;
 use crate::jobs::recovery::job::RecoveryJob;
-use crate::jobs::recovery::savings::{deltas_for, fetch_deltas, fetch_groups, fetch_weak_hashes};
+use crate::jobs::recovery::savings::{self, fetch_groups, fetch_weak_hashes};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
@@ -139,12 +139,7 @@ fn plan(
     if is_all_kept {
         return Ok(plan);
     }
-    let objects = deltas_for(job, image).filter(|_| !blocks.is_blank());
-    let table = match objects.filter(|objects| pays(&plan, Some(objects.table.size_bytes))) {
-        Some(objects) => fetch_deltas(job, index, objects)?,
-        None => None,
-    };
-    let deltas = table.map(|table| FittingDeltas::new(table, comparison, &blocks));
+    let deltas = savings::fitting_deltas(job, release, (comparison, &blocks), |table| pays(&plan, Some(table)))?;
     let plan = Plan::new(index, comparison, Reuse { deltas, kept: plan.kept, found: None });
     if !pays(&plan, image.weak_hashes.map(|hashes| hashes.size_bytes + delta_bytes(&plan))) {
         return Ok(plan);

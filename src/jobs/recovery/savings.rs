@@ -5,7 +5,7 @@ use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use super::release::fetch_object;
 use crate::chain::chain;
-use crate::flash::plan::Blocks;
+use crate::flash::plan::{Blocks, Comparison, FittingDeltas};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::progress::bytes;
 use crate::release::deltas::{self, Deltas};
@@ -14,13 +14,41 @@ use crate::release::index::{Index, Pack};
 use crate::release::manifest::{DeltaObjects, Image, Object, SYSTEM_IMAGE};
 use crate::release::weak_hashes::{self, WeakHashes};
 
-/// The deltas from the release that is installed, or from the latest, if a release has any: what they need is looked at
-/// on the partition anyway.
-pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Option<&'a DeltaObjects> {
+/// The deltas of a release, the likeliest first: those from the release that is installed, then those from the latest.
+/// A robot whose record was lost may have any.
+pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Vec<&'a DeltaObjects> {
     let record = job.read_record();
     let installed = record.as_ref().and_then(installed_sha256);
-    let from_installed = image.deltas.iter().find(|deltas| Some(deltas.from.as_str()) == installed);
-    from_installed.or_else(|| image.deltas.first())
+    let mut likely: Vec<&DeltaObjects> = image.deltas.iter().collect();
+    likely.sort_by_key(|deltas| Some(deltas.from.as_str()) != installed);
+    likely
+}
+
+/// Downloads tables of deltas until one is for what the partition holds. `pays` says whether one of so many bytes may
+/// be worth its download.
+pub(super) fn fitting_deltas(
+    job: &RecoveryJob<'_>,
+    release: &IndexedRelease,
+    partition: (&Comparison, &Blocks),
+    pays: impl Fn(u64) -> bool,
+) -> Result<Option<FittingDeltas>, RecoveryError> {
+    let (comparison, blocks) = partition;
+    let mut best: Option<FittingDeltas> = None;
+    if blocks.is_blank() {
+        return Ok(None);
+    }
+    let offered = deltas_for(job, release.manifest.image(SYSTEM_IMAGE)?);
+    for objects in offered.into_iter().filter(|objects| pays(objects.table.size_bytes)) {
+        let Some(table) = fetch_deltas(job, &release.index, objects)? else { continue };
+        let found = FittingDeltas::new(table, comparison, blocks);
+        if best.as_ref().is_none_or(|best| best.count() < found.count()) {
+            best = Some(found);
+        }
+        if best.as_ref().is_some_and(FittingDeltas::are_for_this_partition) {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 fn installed_sha256(record: &InstalledRecord) -> Option<&str> {
@@ -28,11 +56,7 @@ fn installed_sha256(record: &InstalledRecord) -> Option<&str> {
 }
 
 /// Downloads the table of deltas that belong to `index`.
-pub(super) fn fetch_deltas(
-    job: &RecoveryJob<'_>,
-    index: &Index,
-    objects: &DeltaObjects,
-) -> Result<Option<Deltas>, RecoveryError> {
+fn fetch_deltas(job: &RecoveryJob<'_>, index: &Index, objects: &DeltaObjects) -> Result<Option<Deltas>, RecoveryError> {
     let pack = Pack { digest: objects.pack.blake3, size_bytes: objects.pack.size_bytes };
     let wanted = Wanted { what: "table of deltas", object: &objects.table, limit_bytes: deltas::MAX_TABLE_BYTES };
     fetch(job, wanted, |object| Deltas::from_object(&object, pack, index))

@@ -204,6 +204,16 @@ fn a_delta_that_does_not_fit_or_is_damaged_is_replaced_by_the_whole_chunk() {
     assert!(holds(&target, &fixture));
 }
 
+/// Whoever copied the release forgot it, or a cleaner took it for old.
+#[test]
+fn a_pack_of_deltas_that_is_nowhere_costs_bytes_and_not_the_update() {
+    let (fixture, old, _) = changed_pair();
+    std::fs::remove_file(fixture.tree().join(object_path(&deltas_of(&fixture).pack.blake3))).unwrap();
+    let target = MemoryTarget::new(old);
+    fixture.recover(&Noting::new(&fixture), &target, None).unwrap();
+    assert!(holds(&target, &fixture));
+}
+
 #[test]
 fn deltas_are_made_only_where_they_pay() {
     // A new image is fetched, and a first release has nothing before it.

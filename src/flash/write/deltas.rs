@@ -21,7 +21,7 @@ impl HeldDeltas {
     /// yet, so that a network that fails here costs nothing.
     ///
     /// What came wrong is fetched once more by itself, so that the source knows which of its copies is damaged. A delta
-    /// that is wrong everywhere is left out: its chunks are fetched whole.
+    /// that is wrong everywhere is left out, and so are all if their pack is nowhere: their chunks are fetched whole.
     pub(super) fn fetch(plan: &Plan, source: &dyn Source, done: &Done) -> Result<Self, WriteError> {
         let (mut held, from) = (Self::default(), Origin { source, done });
         let Some(fitting) = &plan.deltas else { return Ok(held) };
@@ -36,7 +36,7 @@ impl HeldDeltas {
         Ok(held)
     }
 
-    /// Receives the deltas of one request. Returns those that came wrong or did not come.
+    /// Receives the deltas of one request. Returns those that came wrong or did not come, and may be asked for again.
     fn receive(
         &mut self,
         from: Origin<'_>,
@@ -66,6 +66,8 @@ impl HeldDeltas {
         });
         wrong.extend_from_slice(&numbers[cutter.taken()..]);
         match fetched {
+            // What is nowhere need not be asked for one by one.
+            Err(error) if error.kind() == FetchErrorKind::Missing => Ok(Vec::new()),
             Err(error) if error.kind() != FetchErrorKind::Corrupt => {
                 Err(WriteError::Fetch { pack: *pack, start: range.start, end: range.end, source: error })
             }

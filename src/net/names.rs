@@ -27,8 +27,9 @@ use crate::sys::net::bound::on_link;
 use crate::sys::net::link::Link;
 use crate::sys::thread::background;
 
-/// Time for all answers about one name. musl and glibc give up after 5 s a round.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for all answers about one name: that of two rounds of musl or glibc. Some resolvers behind a satellite need more
+/// than one, and a lookup that begins anew begins with nothing.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know
 /// better.
 const MORE: Duration = Duration::from_millis(150);

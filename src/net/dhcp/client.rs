@@ -3,7 +3,7 @@
 //! At most one DISCOVER is sent in a second and at most one line is reported in ten seconds, whatever comes in. A
 //! refusal (NAK) counts only from the server that was asked, and makes the client wait longer each time: two servers on
 //! a segment that refuse each other's addresses, or one whose addresses have run out, then cost neither the network nor
-//! the console.
+//! the console. A server that offers and then says nothing is one that refuses: it may be the first to answer for ever.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -18,6 +18,9 @@ use super::message::{self, Ask, Lease, MessageKind, Sender};
 const DISCOVER_WAITS_S: [u64; 4] = [4, 8, 16, 30];
 /// Waits after each REQUEST. It goes to a server that has just answered.
 const REQUEST_WAITS_S: [u64; 4] = [2, 2, 4, 4];
+/// Requests to keep an address in which only the server of the lease is listened to: what a stranger grants is worth
+/// less than what works.
+const OWN_SERVER_TRIES: usize = 2;
 /// Least time between two DISCOVERs.
 const DISCOVER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest time that refusals make the client wait.
@@ -48,6 +51,8 @@ enum State {
         address: Ipv4Addr,
         server: Ipv4Addr,
         tries: usize,
+        /// The lease as it was offered or is held.
+        known: Box<Lease>,
     },
 }
 
@@ -79,6 +84,7 @@ impl DhcpClient {
             address: lease.address,
             server: lease.server,
             tries: 0,
+            known: Box::new(lease.clone()),
         });
         let mut client = Self {
             mac,
@@ -110,8 +116,11 @@ impl DhcpClient {
                 *tries += 1;
                 ClientStep::Send(message::frame(self.sender(now), ask))
             }
-            State::Requesting { .. } => {
-                self.begin_again(now, Duration::ZERO);
+            State::Requesting { ask, server, .. } => {
+                match (ask, *server) {
+                    (Ask::Select { .. }, server) => self.refused(server, "offers an address and does not grant it", now),
+                    _ => self.begin_again(now, Duration::ZERO),
+                }
                 ClientStep::Wait(self.due.saturating_sub(now))
             }
             State::Discovering => self.discover(now),
@@ -142,16 +151,23 @@ impl DhcpClient {
                     self.unanswered = 0;
                     self.due = now;
                     let (address, server) = (answer.lease.address, answer.server);
-                    self.state = State::Requesting { ask: Ask::Select { address, server }, address, server, tries: 0 };
+                    let (ask, known) = (Ask::Select { address, server }, Box::new(answer.lease));
+                    self.state = State::Requesting { ask, address, server, tries: 0, known };
                 }
                 None
             }
-            // Relays and odd servers grant with another identifier than they offered with: the address decides.
-            (State::Requesting { address, .. }, MessageKind::Ack) if answer.lease.address == *address => {
-                Some(answer.lease)
+            (State::Requesting { ask, address, server, tries, known }, MessageKind::Ack) => {
+                let is_own = answer.server == *server;
+                // Relays and odd servers grant with another identifier than they offered with: the address decides.
+                // Some grant another address than they offered, and mean it.
+                let is_meant = match ask {
+                    Ask::Keep { .. } => answer.lease.address == *address && (is_own || *tries > OWN_SERVER_TRIES),
+                    _ => answer.lease.address == *address || is_own,
+                };
+                is_meant.then(|| if is_own { answer.lease.completed(known) } else { answer.lease })
             }
             (State::Requesting { server, .. }, MessageKind::Nak) if answer.server == *server => {
-                self.refused(answer.server, now);
+                self.refused(answer.server, "refuses its own offer", now);
                 None
             }
             // These are late offers, refusals of servers that were not asked, and anything else.
@@ -164,7 +180,7 @@ impl DhcpClient {
         self.report.take()
     }
 
-    fn refused(&mut self, server: Ipv4Addr, now: Duration) {
+    fn refused(&mut self, server: Ipv4Addr, how: &str, now: Duration) {
         let pause = (DISCOVER_PAUSE * 2_u32.saturating_pow(self.refusals)).min(MOST_REFUSAL_PAUSE);
         self.refusals += 1;
         self.begin_again(now, pause);
@@ -172,7 +188,7 @@ impl DhcpClient {
         self.refusers.truncate(MOST_REFUSERS - 1);
         self.refusers.push((server, self.due + PASS_OVER));
         let wait_s = self.due.saturating_sub(now).as_secs();
-        self.say(now, format!("the DHCP server {server} refuses its own offer; asking again in {wait_s} s"));
+        self.say(now, format!("the DHCP server {server} {how}; asking again in {wait_s} s"));
     }
 
     fn is_passed_over(&self, server: Ipv4Addr, now: Duration) -> bool {

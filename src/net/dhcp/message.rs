@@ -66,8 +66,9 @@ const LEAST_MESSAGE_BYTES: usize = 300;
 const BOOTREPLY: u8 = 2;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
-/// Least MTU that is believed: an IPv4 link below 576 could not even carry DHCP (IPv6 needs 1280).
-const LEAST_MTU: u16 = 576;
+/// Least MTU that is believed. 576 is mostly the line of a server's template and no property of the link: dhclient's
+/// script ignores it too, and Linux would take IPv6 off the link, which needs 1280.
+const LEAST_MTU: u16 = 577;
 /// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
 /// Routers that are used: the others stand by.
@@ -127,6 +128,29 @@ pub struct Lease {
     pub renew_after: Option<Duration>,
     /// Address of the DHCP server.
     pub server: Ipv4Addr,
+    /// Whether the server named the mask; otherwise the prefix length is that of the address's class.
+    pub has_mask: bool,
+}
+
+impl Lease {
+    /// Takes what this lease does not say from one that the same server offered or granted before: some servers leave
+    /// options out of all messages but one.
+    pub(super) fn completed(mut self, known: &Self) -> Self {
+        if !self.has_mask && known.has_mask {
+            (self.prefix_len, self.has_mask) = (known.prefix_len, true);
+        }
+        if self.routes.is_empty() {
+            self.routes.clone_from(&known.routes);
+        }
+        if self.dns.is_empty() {
+            self.dns.clone_from(&known.dns);
+        }
+        if self.search.is_empty() {
+            self.search.clone_from(&known.search);
+        }
+        self.mtu = self.mtu.or(known.mtu);
+        self
+    }
 }
 
 /// Makes the frame of a request: a broadcast, from an address that this machine does not have yet.
@@ -322,6 +346,7 @@ impl DhcpOptions {
             duration: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             renew_after: self.seconds(code::RENEWAL_TIME).map(|seconds| Duration::from_secs(seconds.into())),
             server,
+            has_mask: !self.get(code::MASK).is_empty(),
         }
     }
 

@@ -34,7 +34,9 @@ impl<'a> Segment<'a> {
         while self.now < end {
             steps += 1;
             assert!(steps < 10_000, "it loops without a pause at {:?}", self.now);
-            match self.client.step(self.now) {
+            let step = self.client.step(self.now);
+            self.reports.extend(self.client.take_report().map(|text| (self.now, text)));
+            match step {
                 ClientStep::Wait(time) => self.now += time.max(Duration::from_millis(1)),
                 ClientStep::Send(frame) => {
                     let kind = options(&frame)[&53][0];
@@ -145,6 +147,48 @@ fn an_offer_whose_server_then_falls_silent_is_given_up() {
     assert_eq!(segment.run(120), None);
     segment.assert_calm();
     assert!(segment.discovers.len() > 3, "{:?}", segment.discovers);
+    assert!(segment.reports.iter().any(|(_, text)| text.contains("does not grant it")), "{:?}", segment.reports);
+}
+
+#[test]
+fn the_first_to_offer_does_not_win_for_ever_when_it_never_grants() {
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER), offer(request, OTHER)],
+        _ if options(request)[&54] == SERVER.octets() => vec![],
+        _ => vec![ack(request, OTHER)],
+    };
+    let mut segment = Segment::new(None, &answers);
+    assert_eq!(segment.run(60).unwrap().server, OTHER);
+    assert!(segment.now < Duration::from_secs(20), "{:?}", segment.now);
+    segment.assert_calm();
+}
+
+#[test]
+fn a_grant_of_another_address_counts_from_the_server_that_was_asked() {
+    let elsewhere = Ipv4Addr::new(10, 9, 0, 77);
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER)],
+        _ => [OTHER, SERVER].map(|server| Reply::to(request, 5, server, elsewhere).frame()).to_vec(),
+    };
+    let lease = Segment::new(None, &answers).run(10).unwrap();
+    assert_eq!((lease.address, lease.server), (elsewhere, SERVER));
+}
+
+#[test]
+fn what_a_grant_leaves_out_is_as_it_was_offered() {
+    let full = |reply: Reply| reply.with(1, &[255, 255, 255, 0]).with(3, &[10, 9, 0, 1]).with(6, &[10, 9, 0, 3]);
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![full(Reply::to(request, 2, SERVER, ADDRESS)).frame()],
+        _ => vec![ack(request, SERVER)],
+    };
+    let lease = Segment::new(None, &answers).run(10).unwrap();
+    assert_eq!((lease.prefix_len, lease.routes.len(), lease.dns.len()), (24, 1, 1));
+    // And a renewal as it was.
+    let renewed = Segment::new(Some(&lease), &|_, request: &[u8]| vec![ack(request, SERVER)]).run(10).unwrap();
+    assert_eq!((renewed.prefix_len, renewed.routes, renewed.dns), (24, lease.routes.clone(), lease.dns.clone()));
+    // A stranger who grants first does not take the network away.
+    let stranger = |_, request: &[u8]| vec![ack(request, OTHER), ack(request, SERVER)];
+    assert_eq!(Segment::new(Some(&lease), &stranger).run(10).unwrap().server, SERVER);
 }
 
 #[test]
@@ -159,7 +203,7 @@ fn a_held_address_is_asked_for_again_and_kept() {
         assert!(!options(request).contains_key(&54) && !options(request).contains_key(&50));
         vec![ack(request, OTHER)]
     };
-    let kept = Segment::new(Some(&lease), &keep).run(10).unwrap();
+    let kept = Segment::new(Some(&lease), &keep).run(20).unwrap();
     assert_eq!((kept.address, kept.server), (ADDRESS, OTHER));
     // A server that has forgotten us is asked as a stranger.
     let forgotten = |kind, request: &[u8]| match kind {

@@ -117,6 +117,7 @@ fn everything_that_a_server_says_is_read() {
                 duration: Some(Duration::from_secs(3600)),
                 renew_after: Some(Duration::from_secs(1800)),
                 server: SERVER,
+                has_mask: true,
             },
         }
     );

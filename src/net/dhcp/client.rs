@@ -118,7 +118,9 @@ impl DhcpClient {
             }
             State::Requesting { ask, server, .. } => {
                 match (ask, *server) {
-                    (Ask::Select { .. }, server) => self.refused(server, "offers an address and does not grant it", now),
+                    (Ask::Select { .. }, server) => {
+                        self.refused(server, "offers an address and does not grant it", now)
+                    }
                     _ => self.begin_again(now, Duration::ZERO),
                 }
                 ClientStep::Wait(self.due.saturating_sub(now))

@@ -14,8 +14,15 @@ use super::message::{self, Dhcp6Answer, Dhcp6AnswerKind, Dhcp6Ask, Dhcp6Given, D
 const SOLICIT_WAITS_S: (u64, u64) = (1, 120);
 const REQUEST_WAITS_S: (u64, u64) = (1, 30);
 const RENEW_WAITS_S: (u64, u64) = (10, 600);
-/// Requests to a server that has advertised; after that others are asked.
-const MOST_REQUESTS: u32 = 10;
+/// Requests to a server that has advertised, half a minute; after that others are asked. RFC 8415 has 10, 3 minutes.
+const MOST_REQUESTS: u32 = 5;
+/// Time after the next solicitation in which a server that did not give what it had advertised is passed over.
+const PASS_OVER: Duration = Duration::from_secs(2);
+/// Servers of that kind that are remembered.
+const MOST_UNHELPFUL: usize = 16;
+/// Solicitations without an answer after which every other message asks for name servers alone: some routers say that
+/// there are addresses, and have a server that gives none.
+const NAMES_AFTER: u32 = 3;
 /// Longest pause after refusals.
 const MOST_REFUSAL_PAUSE: Duration = Duration::from_secs(120);
 /// Time after which name servers are asked for again, and its least value (RFC 8415, 7.6).
@@ -70,6 +77,8 @@ pub(super) struct Dhcp6Client {
     wait: Duration,
     unanswered: u32,
     refusals: u32,
+    /// Servers that did not give what they had advertised, with the time until which they are passed over.
+    unhelpful: Vec<(Vec<u8>, Duration)>,
     report: Option<String>,
 }
 
@@ -88,6 +97,7 @@ impl Dhcp6Client {
             wait: Duration::ZERO,
             unanswered: 0,
             refusals: 0,
+            unhelpful: Vec::new(),
             report: None,
         };
         // Machines that lost power together do not ask in step (RFC 8415, 18.2.1).
@@ -105,7 +115,12 @@ impl Dhcp6Client {
         if now < self.due {
             return Dhcp6Step::Wait(self.due - now);
         }
-        if matches!(self.state, State::Requesting { .. }) && self.unanswered >= MOST_REQUESTS {
+        if let State::Requesting { server, .. } = &self.state
+            && self.unanswered >= MOST_REQUESTS
+        {
+            let server = server.clone();
+            self.pass_over(server, now);
+            self.report = Some("a DHCPv6 server advertises an address and does not give it".to_owned());
             self.begin(State::Asking, now);
         }
         if let State::Bound { at, .. } = self.state {
@@ -121,6 +136,9 @@ impl Dhcp6Client {
         let held = self.given.as_ref().map(|given| given.addresses.as_slice()).unwrap_or_default();
         let (ask, server, addresses, waits) = match &self.state {
             _ if self.wanted == Dhcp6Need::Information => (Dhcp6Ask::Information, None, &[][..], SOLICIT_WAITS_S),
+            State::Asking if self.given.is_none() && self.unanswered >= NAMES_AFTER && self.unanswered % 2 == 1 => {
+                (Dhcp6Ask::Information, None, &[][..], SOLICIT_WAITS_S)
+            }
             State::Asking => (Dhcp6Ask::Solicit, None, held, SOLICIT_WAITS_S),
             State::Requesting { server, offered } => {
                 (Dhcp6Ask::Request, Some(server.as_slice()), offered.addresses.as_slice(), REQUEST_WAITS_S)
@@ -180,7 +198,9 @@ impl Dhcp6Client {
             (State::Asking, Dhcp6Need::Address, Dhcp6AnswerKind::Advertise) => {
                 if answer.given.addresses.is_empty() {
                     self.report_refusal(answer.refusal);
-                } else {
+                    return self.take_names(answer.given);
+                }
+                if !self.is_passed_over(&answer.server, now) {
                     let least = Duration::from_secs(1).saturating_sub(now.saturating_sub(self.exchange_began));
                     self.begin(State::Requesting { server: answer.server, offered: answer.given }, now);
                     // The first request follows at once, and only the first.
@@ -194,8 +214,30 @@ impl Dhcp6Client {
                 self.grant(answer, now)
             }
             (State::Bound { .. }, Dhcp6Need::Address, Dhcp6AnswerKind::Reply) => self.grant(answer, now),
+            (State::Asking, Dhcp6Need::Address, Dhcp6AnswerKind::Reply) => self.take_names(answer.given),
             _ => false,
         }
+    }
+
+    /// Takes the name servers of one that gives no address, while nobody gives any.
+    fn take_names(&mut self, given: Dhcp6Given) -> bool {
+        let has_addresses = self.given.as_ref().is_some_and(|given| !given.addresses.is_empty());
+        if has_addresses || given.name_servers.is_empty() {
+            return false;
+        }
+        let named = Dhcp6Given { addresses: Vec::new(), duration: None, ..given };
+        self.given.replace(named.clone()).as_ref() != Some(&named)
+    }
+
+    fn pass_over(&mut self, server: Vec<u8>, now: Duration) {
+        self.unhelpful.retain(|(other, until)| *other != server && *until > now);
+        self.unhelpful.truncate(MOST_UNHELPFUL - 1);
+        let pause = Duration::from_secs(1 << self.refusals.min(7)).min(MOST_REFUSAL_PAUSE);
+        self.unhelpful.push((server, now + pause + PASS_OVER));
+    }
+
+    fn is_passed_over(&self, server: &[u8], now: Duration) -> bool {
+        self.unhelpful.iter().any(|(other, until)| other == server && *until > now)
     }
 
     fn inform(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {
@@ -207,6 +249,7 @@ impl Dhcp6Client {
     fn grant(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {
         if answer.given.addresses.is_empty() {
             self.report_refusal(answer.refusal);
+            self.pass_over(answer.server, now);
             let pause = Duration::from_secs(1 << self.refusals.min(7)).min(MOST_REFUSAL_PAUSE);
             self.refusals = self.refusals.saturating_add(1);
             self.begin(State::Asking, now);

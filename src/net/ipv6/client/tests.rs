@@ -107,7 +107,58 @@ fn a_server_that_refuses_what_it_offers_makes_no_storm() {
             _ => _ = run.answer(7, number, &[no_address()]),
         }
     }
-    assert!(run.sent.len() < 100, "{}", run.sent.len());
+    assert!(run.sent.len() < 160, "{}", run.sent.len());
+}
+
+#[test]
+fn the_first_to_advertise_does_not_win_for_ever_when_it_never_gives() {
+    let mut run = Run::new(Dhcp6Need::Address);
+    let good: &[u8] = &[7];
+    let offered = [association("2001:db8::7", 300, 480, 600)];
+    while run.addresses().is_empty() {
+        let (kind, number) = run.next();
+        let asked = |server: &[u8]| {
+            run.sent
+                .last()
+                .unwrap()
+                .1
+                .windows(server.len() + 4)
+                .any(|part| part == [&[0, 2, 0, u8::try_from(server.len()).unwrap()][..], server].concat())
+        };
+        match kind {
+            1 => {
+                for server in [SERVER, good] {
+                    run.client.receive(&from_server(2, number, server, &offered), run.now);
+                }
+            }
+            3 if asked(good) => {
+                run.client.receive(&from_server(7, number, good, &offered), run.now);
+            }
+            _ => {}
+        }
+        assert!(run.now < Duration::from_secs(90), "{:?}", run.sent.iter().map(|sent| sent.0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn name_servers_are_had_from_one_that_gives_no_address() {
+    // In the advertisement that says so.
+    let mut run = Run::new(Dhcp6Need::Address);
+    let (_, number) = run.next();
+    let names = (23, "2001:db8::53".parse::<Ipv6Addr>().unwrap().octets().to_vec());
+    assert!(run.answer(2, number, &[no_address(), names.clone()]));
+    assert_eq!(run.client.given().unwrap().name_servers.len(), 1);
+    // And of a server that knows nothing of addresses and answers nothing else.
+    let mut run = Run::new(Dhcp6Need::Address);
+    loop {
+        let (kind, number) = run.next();
+        if kind == 11 {
+            assert!(run.answer(7, number, &[names]));
+            break;
+        }
+        assert!(run.now < Duration::from_secs(30));
+    }
+    assert_eq!(run.client.given().unwrap().name_servers.len(), 1);
 }
 
 #[test]

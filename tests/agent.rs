@@ -14,6 +14,7 @@ mod groups;
 mod hostile;
 mod memory;
 mod net;
+mod optional;
 mod properties;
 mod recovery;
 mod reset;

@@ -130,3 +130,26 @@ fn what_was_not_reported_is_posted_once() {
     assert_eq!(document["attempts"][1]["outcome"], "failed");
     assert!(Pending::of(&BlackBox::open(&dir.path().join("blackbox")).unwrap(), &who).is_none());
 }
+
+/// A block in which a value of ours is as long as none of our programs writes it, or in which another program's fills
+/// the room.
+#[test]
+fn values_that_fill_the_block_keep_nobody_from_writing_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grubenv");
+    let env = BootEnv::new(&path);
+    let good = [("reflash_tries", Some("3")), ("reflash_boot_ok", Some("1")), ("reflash_good", Some("12"))];
+    for name in reflash::boot::grubenv::names::OURS.into_iter().chain(["mine"]) {
+        let mut block = format!("# GRUB Environment Block\n{name}={}\n", "x".repeat(430)).into_bytes();
+        block.resize(512, b'#');
+        std::fs::write(&path, &block).unwrap();
+        env.update(&good).unwrap();
+        let read = env.load_or_empty().unwrap();
+        assert_eq!((read.get("reflash_good"), read.get("reflash_boot_ok")), (Some("12"), Some("1")), "{name}");
+    }
+    // A person who fills it is told so, and nothing of anybody is lost.
+    std::fs::remove_file(&path).unwrap();
+    env.update(&[("other", Some(&*"y".repeat(300)))]).unwrap();
+    env.update(&[("mine", Some(&*"x".repeat(430)))]).unwrap_err();
+    assert_eq!(env.load_or_empty().unwrap().get("other").map(str::len), Some(300));
+}

@@ -123,7 +123,7 @@ impl BootEnv {
             Err(source) => return Err(self.io("read", source)),
         }
         Ok(match GrubEnv::parse(&content) {
-            Ok(env) => LoadedEnv::Good(env),
+            Ok(env) => LoadedEnv::Good(env.without_absurd_values()),
             Err(error) => LoadedEnv::Lost(error.to_string()),
         })
     }
@@ -160,7 +160,8 @@ impl BootEnv {
         .map_err(|source| self.io("write", source))
     }
 
-    /// Loads the variables, changes them and saves them. `None` removes a variable.
+    /// Loads the variables, changes them and saves them. `None` removes a variable. Variables of other programs give way
+    /// where ours do not fit beside them: a good boot must be recorded.
     ///
     /// # Errors
     /// The errors of [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
@@ -170,7 +171,16 @@ impl BootEnv {
             let source = GrubEnvError::Name { name: (*name).to_owned() };
             return Err(BootEnvError::Content { path: self.path.clone(), source });
         }
-        self.save(&with_changes(&env, changes))
+        let mut env = with_changes(&env, changes);
+        match self.save(&env) {
+            Err(BootEnvError::Content { source: GrubEnvError::Full { .. }, .. })
+                if changes.iter().all(|(name, _)| names::OURS.contains(name)) =>
+            {
+                give_way(&mut env);
+                self.save(&env)
+            }
+            saved => saved,
+        }
     }
 
     /// Makes sure that the next boot goes to recovery until the permit is finished after a verified write.

@@ -56,6 +56,9 @@ pub mod names {
     ];
 }
 
+/// Size of the longest value that a program of ours writes, with room to spare: a request to update has 68 bytes.
+const MAX_OWN_BYTES: usize = 96;
+
 /// The variables of an environment block, in file order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GrubEnv {
@@ -155,6 +158,14 @@ impl GrubEnv {
     pub fn drop_last_foreign(&mut self) -> Option<String> {
         let last = self.variables.iter().rposition(|(name, _)| !names::OURS.contains(&name.as_str()))?;
         Some(self.variables.remove(last).0)
+    }
+
+    /// Forgets values of our variables that none of our programs can have written: they would leave no room for what has
+    /// to be written.
+    #[must_use]
+    pub fn without_absurd_values(mut self) -> Self {
+        self.variables.retain(|(name, value)| !names::OURS.contains(&name.as_str()) || value.len() <= MAX_OWN_BYTES);
+        self
     }
 
     /// Iterates over all variables in file order.

@@ -136,7 +136,9 @@ fn settle_systems(
 fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failure> {
     let boot_env = mounted.state.boot_env();
     let env: GrubEnv = boot_env.load_or_empty()?;
-    let tries = env.get(names::MAX_TRIES).unwrap_or("3").to_owned();
+    // GRUB's script counts with one digit, and takes everything else for 3 too.
+    let is_count = |tries: &&str| matches!(tries.as_bytes(), [b'1'..=b'9']);
+    let tries = env.get(names::MAX_TRIES).filter(is_count).unwrap_or("3").to_owned();
     let serial = good.map(|serial| serial.to_string());
     let mut changes = vec![
         (names::TRIES, Some(&*tries)),

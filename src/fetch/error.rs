@@ -185,6 +185,13 @@ impl FetchError {
         self.details.denied
     }
 
+    /// Whether the source answers, and what is wrong is this one object: it is not there, is refused, or is not what it
+    /// should be. Whoever can do without the object goes on without it: the others may be whole.
+    pub fn is_of_the_object(&self) -> bool {
+        use FetchErrorKind::{Corrupt, Missing, Protocol, Unsuitable};
+        self.is_denied() || matches!(self.details.kind, Missing | Corrupt | Protocol | Unsuitable)
+    }
+
     /// Whether such a refusal may be a slip, since the same server has just delivered other files.
     pub(super) fn is_doubted(&self) -> bool {
         self.details.doubted

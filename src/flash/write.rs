@@ -12,13 +12,14 @@
 //! | `deltas` | fetches deltas, and makes chunks with them |
 //! | `moving` | puts chunks together from blocks of the partition |
 //! | `pipeline`, `splitter` | fetch, decode and write chunks of the release |
-//! | `groups` | fetches and decodes chunks that are compressed together |
+//! | `groups`, `bad_packs` | fetch and decode chunks that are compressed together |
 //! | `content` | decompresses a chunk and checks that it is what belongs in its place |
 //! | `again` | fetches once more what came wrong, or not at all |
 //! | `zeroing`, `zero_command` | writes the chunks of zeros, by the device's command as long as that does what it says |
 //! | `read_behind` | reads back what was written while the rest is written |
 
 mod again;
+mod bad_packs;
 pub(in crate::flash) mod content;
 mod deltas;
 mod error;

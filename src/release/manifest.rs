@@ -40,6 +40,9 @@ const MAX_CREATED_UNIX_S: u64 = (i64::MAX / 1_000_000_000) as u64 - 30 * 365 * 2
 /// Size of the largest file beside the images, bytes: that of the whole recovery partition.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
+/// The most hardware names that are shown of a release for other machines.
+const MAX_SHOWN_PATTERNS: usize = 8;
+
 /// Name of the image that belongs on the system partition.
 pub const SYSTEM_IMAGE: &str = "system";
 
@@ -265,7 +268,11 @@ impl Manifest {
             return Err(unfit("channel", &self.channel, channel));
         }
         if !self.hardware.iter().any(|pattern| fits(pattern, hardware)) {
-            return Err(unfit("hardware", &self.hardware.join(", "), hardware));
+            let mut shown = self.hardware.iter().take(MAX_SHOWN_PATTERNS).cloned().collect::<Vec<_>>().join(", ");
+            if self.hardware.len() > MAX_SHOWN_PATTERNS {
+                shown += &format!(" and {} more", self.hardware.len() - MAX_SHOWN_PATTERNS);
+            }
+            return Err(unfit("hardware", &shown, hardware));
         }
         let version = |text| version::parse(text).ok_or_else(|| self.invalid(format!("{text:?} is not a version")));
         if version(&self.minimum_agent)? > version(env!("CARGO_PKG_VERSION"))? {

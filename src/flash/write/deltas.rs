@@ -66,12 +66,11 @@ impl HeldDeltas {
         });
         wrong.extend_from_slice(&numbers[cutter.taken()..]);
         match fetched {
+            Err(error) if error.kind() == FetchErrorKind::Corrupt => Ok(wrong),
             // What is nowhere need not be asked for one by one.
-            Err(error) if error.kind() == FetchErrorKind::Missing => Ok(Vec::new()),
-            Err(error) if error.kind() != FetchErrorKind::Corrupt => {
-                Err(WriteError::Fetch { pack: *pack, start: range.start, end: range.end, source: error })
-            }
-            _ => Ok(wrong),
+            Err(error) if error.is_of_the_object() => Ok(Vec::new()),
+            Err(error) => Err(WriteError::Fetch { pack: *pack, start: range.start, end: range.end, source: error }),
+            Ok(()) => Ok(wrong),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::SyncSender;
 
+use super::bad_packs::MOST_WRONG;
 use super::error::WriteError;
 use super::splitter::Load;
 use super::writer::Writer;
@@ -33,6 +34,10 @@ pub(super) fn fetch(
     let NumberedRequest { pack, range, numbers } = request;
     let mut rest = &numbers[..];
     while !rest.is_empty() && !writer.is_stopped() {
+        if writer.bad_packs.is_given_up(pack) {
+            rest.iter().for_each(|number| give_up(writer, *number));
+            break;
+        }
         let (taken, fetched) = fetch_some(writer, *pack, rest, to_decode);
         let not_come = &rest[taken..];
         let wrong = match fetched {
@@ -40,9 +45,15 @@ pub(super) fn fetch(
             _ if writer.is_stopped() => break,
             // A source that says "done" before the last byte has not delivered the rest.
             Ok(()) => not_come.len(),
-            Err(error) if error.kind() == FetchErrorKind::Corrupt => 1,
+            Err(error) if error.kind() == FetchErrorKind::Corrupt => {
+                writer.bad_packs.note(*pack, 1);
+                1
+            }
             // The release is complete without groups.
-            Err(error) if error.kind() == FetchErrorKind::Missing => not_come.len(),
+            Err(error) if error.is_of_the_object() => {
+                writer.bad_packs.note(*pack, MOST_WRONG);
+                not_come.len()
+            }
             Err(source) => return Err(WriteError::Fetch { pack: *pack, start: range.start, end: range.end, source }),
         };
         let (wrong, others) = not_come.split_at(wrong.min(not_come.len()));

@@ -25,6 +25,9 @@ use crate::sys::block::AlignedBuf;
 /// networks give more to several streams. More connections would only take bandwidth from others.
 const CONNECTIONS: usize = 4;
 
+/// Number of requests that run at the same time where some are for groups.
+const CONNECTIONS_WITH_GROUPS: usize = 2;
+
 /// Compressed bytes that may wait for a decoder.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -36,11 +39,15 @@ pub(super) fn spawn<'s>(writer: &'s Writer<'_>, scope: &'s Scope<'s, '_>) {
     }
     let places = ChunkPlaces::with(writer.index, kept.as_ref());
     let parcel_bytes = PARCEL_BYTES.max(writer.index.chunk_bytes() as usize).max(groups::largest_content_bytes(writer));
-    let (to_decode, parcels) = sync_channel::<Load>((QUEUE_BYTES / parcel_bytes).max(1));
+    // Each connection has a whole group in memory, and so has each decoder: no queue, and fewer connections.
+    let has_groups = !group_requests.is_empty();
+    let queue = if has_groups { 0 } else { (QUEUE_BYTES / parcel_bytes).max(1) };
+    let (to_decode, parcels) = sync_channel::<Load>(queue);
+    let connections = if has_groups { CONNECTIONS_WITH_GROUPS } else { CONNECTIONS };
     let (recycle, recycled) = channel::<Parcel>();
     let (parcels, recycled) = (Arc::new(Mutex::new(parcels)), Arc::new(Mutex::new(recycled)));
     let next = Arc::new(AtomicUsize::new(0));
-    for _ in 0..CONNECTIONS.min(requests.len() + group_requests.len()) {
+    for _ in 0..connections.min(requests.len() + group_requests.len()) {
         let (next, to_decode, recycled) = (next.clone(), to_decode.clone(), recycled.clone());
         threads::spawn(scope, "fetch", move || {
             loop {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::bad_packs::BadPacks;
 use super::deltas::HeldDeltas;
 use super::error::WriteError;
 use super::gate::Gate;
@@ -41,6 +42,8 @@ pub(super) struct Writer<'a> {
     pub(super) deltas: HeldDeltas,
     /// Content of chunk 0, once it is known.
     pub(super) head: Mutex<Option<AlignedBuf>>,
+    /// Packs of groups that are damaged or nowhere.
+    pub(super) bad_packs: BadPacks,
     /// Holds writes back until the moves have read what lies there.
     pub(super) gate: Gate,
     /// Chunks that were written and not read back yet.
@@ -65,6 +68,7 @@ impl<'a> Writer<'a> {
             deltas,
             zeroing,
             head: Mutex::default(),
+            bad_packs: BadPacks::default(),
             gate: Gate::default(),
             unread: Unread::default(),
             written: (0..index.chunk_count()).map(|_| AtomicBool::new(false)).collect(),

@@ -128,6 +128,11 @@ impl RecoveryError {
         }
     }
 
+    /// Whether a source answers, and only the object that was asked for is wrong.
+    pub(super) fn is_of_one_object(&self) -> bool {
+        matches!(self, Self::Fetch { source, .. } if source.is_of_the_object())
+    }
+
     /// Whether trying again later can help without anything being changed on this machine.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

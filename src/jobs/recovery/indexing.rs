@@ -95,7 +95,7 @@ fn put_together(
     }
     let made = job.journal.phase(Phase::Plan, "fetch what is lacking of the chunk index", || {
         match from_parts(job, image, parts, &survey) {
-            Err(error) if error.is_retryable() => Err(error),
+            Err(error) if error.is_retryable() && !error.is_of_one_object() => Err(error),
             made => Ok(made),
         }
     })?;
@@ -136,7 +136,8 @@ fn from_parts(
     }
     let index = outline.complete()?;
     let object = index.to_object();
-    Ok((Digest::of(&object) == image.index.blake3).then_some((index, object)))
+    let is_right = Digest::of(&object) == image.index.blake3 && object.len() as u64 == image.index.size_bytes;
+    Ok(is_right.then_some((index, object)))
 }
 
 /// Joins pages that lie close to each other to one request.

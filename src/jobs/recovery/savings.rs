@@ -109,7 +109,7 @@ fn fetch<T, E: std::error::Error + 'static>(
     }
     match fetch_object(job.resources.source, what, object) {
         Ok(object) => read(object).map(Some).or_else(|error| without(&error)),
-        Err(error) if error.is_retryable() => Err(error),
+        Err(error) if error.is_retryable() && !error.is_of_one_object() => Err(error),
         Err(error) => without(&error),
     }
 }

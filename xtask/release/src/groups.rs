@@ -139,7 +139,9 @@ fn taken_over(
     for number in 0..old.len() {
         let ChunkGroup { pack, range, members, .. } = old.get(number);
         let members: Vec<Option<StoredChunkNo>> = members.iter().map(now).collect();
-        if range.end - range.start < spared_frames(index, &members) {
+        // Of more than half a group that is of no use, a first flash would grow from release to release.
+        let is_live = members.iter().flatten().count() * 2 > members.len();
+        if is_live && range.end - range.start < spared_frames(index, &members) {
             used_bytes[pack as usize] += range.end - range.start;
             live.push((number, members));
         }

@@ -12,6 +12,7 @@ mod chunks;
 mod classify;
 mod clock;
 mod connect;
+mod delivery;
 mod directory;
 mod error;
 mod exchange;

@@ -256,7 +256,53 @@ fn patience_ends_after_the_rounds() {
     let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Rounds(3)), 0..10).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Refused(502));
     assert!(error.to_string().contains("given up after 3 attempts"), "{error}");
-    assert_eq!((server.requests().len(), record.pauses().len()), (3, 2));
+    // The last time the whole is asked for too: the refusal may be one of ranges.
+    assert_eq!((server.requests().len(), record.pauses().len()), (4, 2));
+}
+
+/// As a firewall with a rule against ranges, or a server that fails at them.
+#[test]
+fn where_ranges_are_refused_the_whole_is_asked_for() {
+    for refusal in ["403 Forbidden", "400 Bad Request", "500 Internal Server Error", "501 Not Implemented"] {
+        let data = data(100_000);
+        let served = Arc::clone(&data);
+        let server = TestServer::start(move |request| match request.range() {
+            Some(_) => status(refusal),
+            None => object(request, &served),
+        });
+        let record = Record::new();
+        let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
+        assert!(collect(&mirrors, 500..70_000).unwrap() == data[500..70_000], "{refusal}");
+        assert!(collect(&mirrors, 70_000..90_000).unwrap() == data[70_000..90_000], "{refusal}");
+    }
+}
+
+/// A cache on the way has a damaged copy, and looks for itself where it is asked to.
+#[test]
+fn a_cache_with_a_damaged_copy_is_asked_to_look_for_itself() {
+    let data = data(10_000);
+    let served = Arc::clone(&data);
+    let server = TestServer::start(move |request| {
+        let mut content = served.to_vec();
+        if request.header("cache-control").is_none_or(|value| !value.contains("no-cache")) {
+            content[5000] ^= 1;
+        }
+        object(request, &content)
+    });
+    let record = Record::new();
+    let mirrors = record.mirrors(&[server.url()], RetryPolicy::Forever);
+    let mut found = Vec::new();
+    mirrors
+        .get_range(PATH, 0..10_000, &mut |bytes| {
+            found.extend_from_slice(bytes);
+            if found.len() < 10_000 || found == **data {
+                return Ok(());
+            }
+            found.clear();
+            Err(SinkError::Wrong { from: 0, reason: "damaged".to_owned() })
+        })
+        .unwrap();
+    assert!(found == **data);
 }
 
 #[test]
@@ -281,7 +327,7 @@ fn a_refusal_is_believed_after_a_few_requests() {
     let server = TestServer::start(|_| status("403 Forbidden"));
     let record = Record::new();
     let error = collect(&record.mirrors(&[server.url()], RetryPolicy::Forever), 0..10).unwrap_err();
-    assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Refused(403), 3));
+    assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Refused(403), 4));
 }
 
 /// What a lying answer leads to: nothing delivered, asked a few times, then an error that names the URL.

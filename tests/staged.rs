@@ -16,6 +16,10 @@ use reflash::jobs::state::{Release, StatePartition};
 use reflash::jobs::update::stage::{OtherParts, stage};
 use reflash::jobs::update::{UpdateError, UpdateStore};
 use reflash::record::journal::Journal;
+use reflash::release::digest::Digest;
+use reflash::release::groups::Groups;
+use reflash::release::index::Index;
+use reflash::release::manifest::object_path;
 use reflash_release::Spec;
 
 use crate::support::{Fixture, MemoryTarget, sample_image};
@@ -180,6 +184,48 @@ fn what_is_staged_is_enough_without_a_network_and_no_more_than_that() {
         let again = Server::new(&robot.fixture);
         assert!(robot.stage(&again).unwrap().is_complete());
         assert_eq!(again.sent(), 0, "{name}: {:?}", again.asked.lock().unwrap());
+    }
+}
+
+/// Chunks that compress well together and not by themselves.
+fn of_lines(old: &[u8]) -> Vec<u8> {
+    let lines = sample_image(16, 5)[..2 * BLOCK].to_vec();
+    let mut new = old.to_vec();
+    for (number, line) in new[BLOCK..].chunks_mut(64).enumerate() {
+        let from = (number * 37 + number / 64 * 11 + number / 9000 * 5) % 128 * 64;
+        line.copy_from_slice(&lines[from..][..line.len()]);
+        line[..8].copy_from_slice(&((number / 256) as u64).to_le_bytes());
+    }
+    new
+}
+
+/// What spares downloads is damaged or nowhere: what is fetched in its place is stored in its place.
+#[test]
+fn an_update_is_complete_without_the_deltas_or_groups_that_are_wrong() {
+    for (next, with_groups) in [(changed as fn(&[u8]) -> Vec<u8>, false), (of_lines, true)] {
+        for is_missing in [false, true] {
+            let robot = Robot::new(next);
+            let image = &robot.fixture.released.manifest.images[0];
+            let object = |digest: &Digest| robot.fixture.tree().join(object_path(digest));
+            let pack = if with_groups {
+                let index = Index::from_object(&std::fs::read(robot.fixture.index_path()).unwrap()).unwrap();
+                let table = std::fs::read(object(&image.groups.unwrap().blake3)).unwrap();
+                object(&Groups::from_object(&table, &index).unwrap().packs()[0].digest)
+            } else {
+                object(&image.deltas[0].pack.blake3)
+            };
+            let mut bytes = std::fs::read(&pack).unwrap();
+            if is_missing {
+                std::fs::remove_file(&pack).unwrap();
+            } else {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x10;
+                std::fs::write(&pack, bytes).unwrap();
+            }
+            let store = robot.stage(&Server::new(&robot.fixture)).unwrap();
+            assert!(store.is_complete() && store.is_whole().unwrap(), "groups {with_groups}, missing {is_missing}");
+            assert_eq!(robot.apply().unwrap(), robot.fixture.image, "groups {with_groups}, missing {is_missing}");
+        }
     }
 }
 

@@ -4,11 +4,9 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use reflash::chain::chain;
 use reflash::fetch::{Check, Directory, FetchError, Sink, Source};
 use reflash::flash::target::BlockTarget;
 use reflash::jobs::state::StatePartition;
-use reflash::release::digest::Digest;
 use reflash::release::index::{ChunkContent, Index};
 use reflash::release::manifest::{DeltaObjects, object_path};
 
@@ -445,10 +443,9 @@ fn a_release_without_hints_or_with_those_of_another_one_is_installed() {
         let report = manifest_of.recover(&Noting::new(manifest_of), &target, None);
         report.map(|report| (report.totals.move_bytes, holds(&target, manifest_of)))
     };
-    // Wrong bytes under the name are no weak hashes, and no release.
+    // Wrong bytes under the name are no weak hashes: nothing is moved, and the rest of the release is as good as ever.
     std::fs::write(fixture.tree().join(object_path(&weak_hashes.blake3)), b"others").unwrap();
-    let error = chain(&install(&fixture).unwrap_err());
-    assert!(error.contains("weak block hashes") && error.contains(&Digest::of(b"others").to_string()), "{error}");
+    assert_eq!(install(&fixture).unwrap(), (0, true));
 }
 
 #[test]

@@ -160,7 +160,7 @@ impl BootEnv {
         .map_err(|source| self.io("write", source))
     }
 
-    /// Loads the variables, changes them and saves them. `None` removes a variable. Variables of other programs give way
+    /// Loads the variables, changes them and saves them. `None` removes a variable. Those of other programs give way
     /// where ours do not fit beside them: a good boot must be recorded.
     ///
     /// # Errors

@@ -160,8 +160,8 @@ impl GrubEnv {
         Some(self.variables.remove(last).0)
     }
 
-    /// Forgets values of our variables that none of our programs can have written: they would leave no room for what has
-    /// to be written.
+    /// Forgets values of our variables that none of our programs can have written: they would leave no room for what
+    /// has to be written.
     #[must_use]
     pub fn without_absurd_values(mut self) -> Self {
         self.variables.retain(|(name, value)| !names::OURS.contains(&name.as_str()) || value.len() <= MAX_OWN_BYTES);

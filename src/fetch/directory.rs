@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use super::delivery::refused_by_sink;
 use super::error::{FetchError, FetchErrorKind};
-use super::http::refused_by_sink;
 use super::{Check, Sink, Source, url};
 use crate::sys::files;
 use crate::sys::thread::background;

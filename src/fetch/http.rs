@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -15,12 +16,13 @@ use ureq::{Agent, Body, Proxy};
 use super::addresses::AddressMemory;
 use super::answer::{HttpAnswer, WEB_PAGE, is_redirect, is_web_page, redirected, sorted_out};
 use super::classify::{classified, is_closed_while_idle, is_no_tls};
+use super::delivery::{BUFFER, deliver};
 use super::error::{FetchError, FetchErrorKind};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
 use super::url::Base;
 use super::watch::SpeedWatch;
-use super::{Check, Clock, FetchOptions, Rate, Sink, SinkError, Source, connect, tls, url};
+use super::{Check, Clock, FetchOptions, Rate, Sink, Source, connect, tls, url};
 
 /// The most redirects of one request: a load balancer sends to a mirror that sends to a region that sends to a bucket,
 /// each of them first to itself with a slash or a token. Browsers follow 20.
@@ -30,13 +32,15 @@ const MAX_REDIRECTS: usize = 10;
 const MAX_SMALL_PARTS: u32 = 64;
 /// The bytes from which on a part of a range counts as one that is worth its request.
 const SMALL_PART: u64 = 64 << 10;
+/// Refusals of ranges in a row that may be of the object or of the moment.
+const PASSING_REFUSALS: u32 = 2;
+/// Beginning of the paths of what never changes.
+const OBJECTS: &str = "objects/";
 /// The most addresses of a host that are asked in one attempt, if each of them takes the connection and does not
 /// answer.
 const MAX_UNSERVED: u32 = 16;
 /// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
-/// The most bytes that are read at once from the connection and handed to the sink.
-const BUFFER: usize = 64 << 10;
 
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
@@ -49,6 +53,10 @@ pub struct Http {
     stall_timeout: Duration,
     clock: Arc<dyn Clock>,
     rate: Option<Rate>,
+    /// Whether something came that is not what it should be: from then on caches are asked to look for themselves.
+    distrusts_caches: AtomicBool,
+    /// Ranges that were refused since one came.
+    refused_ranges: AtomicU32,
 }
 
 impl Http {
@@ -109,8 +117,18 @@ impl Http {
         let (base, authorization) = (Base::new(&base), credentials.map(basic));
         let (agent, addresses) = connect::agent(config, tls);
         let (clock, rate) = (Arc::clone(&options.clock), options.rate.clone());
-        let stall_timeout = options.stall_timeout;
-        Ok(Self { agent, addresses, base, authorization, watch: None, stall_timeout, clock, rate })
+        Ok(Self {
+            agent,
+            addresses,
+            base,
+            authorization,
+            watch: None,
+            stall_timeout: options.stall_timeout,
+            clock,
+            rate,
+            distrusts_caches: AtomicBool::new(false),
+            refused_ranges: AtomicU32::new(0),
+        })
     }
 
     fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
@@ -140,7 +158,10 @@ impl Http {
             }
             request.send(document)
         })?;
-        match self.sorted_out(url.clone(), response)?.status {
+        let answer = self.sorted_out(url.clone(), response)?;
+        match answer.status {
+            // A login page answers everything, and what it takes is not delivered either.
+            200..=299 if answer.is_called_html() => Err(FetchError::new(FetchErrorKind::Protocol, &url, WEB_PAGE)),
             200..=299 => Ok(()),
             status => Err(FetchError::new(FetchErrorKind::Refused(status), &url, format!("HTTP status {status}"))),
         }
@@ -230,6 +251,10 @@ impl Http {
                 if let Some(authorization) = &authorization {
                     request = request.header(AUTHORIZATION, authorization);
                 }
+                // Caches on the way hand out what is old, or what they damaged, until somebody says so.
+                if !path.starts_with(OBJECTS) || self.distrusts_caches.load(Ordering::Relaxed) {
+                    request = request.header("Cache-Control", "no-cache").header("Pragma", "no-cache");
+                }
                 if let Some(range) = range {
                     request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
                 }
@@ -280,7 +305,18 @@ impl Http {
     /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
     /// is what the server cannot do.
     fn part_of(&self, path: &str, range: &Range<u64>) -> Result<(HttpAnswer, Part), FetchError> {
-        let answer = self.request(path, Some(range))?;
+        let answer = match self.request(path, Some(range)) {
+            Err(error) if refuses_ranges(error.kind()) && range.start <= part::MAX_SKIP => {
+                // Some firewalls refuse every range, and some servers fail at it: the whole may come.
+                if self.refused_ranges.fetch_add(1, Ordering::Relaxed) < PASSING_REFUSALS {
+                    return Err(error);
+                }
+                let Ok(answer) = self.request(path, None) else { return Err(error) };
+                return part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| error);
+            }
+            answer => answer?,
+        };
+        self.refused_ranges.store(0, Ordering::Relaxed);
         let useless = match part::find(&head_of(&answer), range) {
             Ok(part) => return Ok((answer, part)),
             Err(useless) => useless,
@@ -311,6 +347,11 @@ impl Http {
         }
         Ok(part.take_bytes)
     }
+}
+
+/// Whether a refusal may be one of the range, and not of the object.
+fn refuses_ranges(kind: FetchErrorKind) -> bool {
+    matches!(kind, FetchErrorKind::Refused(400 | 403 | 405 | 406 | 412 | 413 | 500 | 501 | 502))
 }
 
 /// The value of an Authorization header.
@@ -346,7 +387,10 @@ impl Source for Http {
             all.push(file.map_err(|error| if all.is_empty() { error } else { error.doubted() })?);
         }
         let first = wanted.first().map_or("", |(path, _)| path);
-        check(&all).map_err(|refusal| refusal.of(&self.base.join(first)))?;
+        check(&all).map_err(|refusal| {
+            self.distrusts_caches.store(true, Ordering::Relaxed);
+            refusal.of(&self.base.join(first))
+        })?;
         Ok(all)
     }
 
@@ -356,7 +400,12 @@ impl Source for Http {
         while at < range.end {
             let got = self
                 .get_part(path, &(at..range.end), &mut *sink)
-                .map_err(|error| self.of_proxy(error).further(at - range.start, wanted))?;
+                .map_err(|error| self.of_proxy(error).further(at - range.start, wanted))
+                .inspect_err(|error| {
+                    if error.kind() == FetchErrorKind::Corrupt {
+                        self.distrusts_caches.store(true, Ordering::Relaxed);
+                    }
+                })?;
             at += got;
             small_parts += u32::from(got < SMALL_PART);
             if at < range.end && small_parts > MAX_SMALL_PARTS {
@@ -366,47 +415,5 @@ impl Source for Http {
             }
         }
         Ok(())
-    }
-}
-
-/// Drops what lies before the wanted bytes of a body, then hands those to the sink.
-fn deliver(
-    url: &str,
-    reader: &mut dyn Read,
-    pace: &mut Pace<'_>,
-    status: u16,
-    part: Part,
-    sink: Sink<'_>,
-) -> Result<(), FetchError> {
-    let Part { skip_bytes: skip, take_bytes: wanted, .. } = part;
-    let mut buffer = vec![0; BUFFER];
-    let mut got = 0;
-    while got < skip + wanted {
-        let (done, of) = if got < skip { (got, skip) } else { (got - skip, wanted) };
-        let most = usize::try_from(of - done).unwrap_or(BUFFER).min(BUFFER);
-        let delivered = got.saturating_sub(skip);
-        let n = pace.read(url, reader, &mut buffer[..most]).map_err(|error| error.after(delivered, wanted))?;
-        if n == 0 {
-            return Err(FetchError::new(FetchErrorKind::Broken, url, "the answer ended").after(delivered, wanted));
-        }
-        // Without a length, a page looks like an object that comes whole.
-        if got == 0 && status != 206 && is_web_page(&buffer[..n]) {
-            return Err(FetchError::new(FetchErrorKind::Protocol, url, WEB_PAGE));
-        }
-        if got >= skip {
-            sink(&buffer[..n]).map_err(|error| refused_by_sink(url, error).after(delivered, wanted))?;
-        }
-        got += n as u64;
-    }
-    Ok(())
-}
-
-/// The error of a transfer whose sink refused the bytes.
-pub(super) fn refused_by_sink(url: &str, error: SinkError) -> FetchError {
-    match error {
-        SinkError::Local(cause) => {
-            FetchError::new(FetchErrorKind::Local, url, "the received bytes could not be taken").because(cause)
-        }
-        SinkError::Wrong { .. } => FetchError::new(FetchErrorKind::Corrupt, url, error.to_string()),
     }
 }

@@ -56,6 +56,8 @@ pub struct Written<'i> {
     pub bytes: u64,
     /// Whether the target said that it had zeroed and had not. Zeros were written instead from then on.
     pub zeroing_lied: bool,
+    /// Whether deltas or groups of the plan are wrong in every copy, so that chunks were fetched in their place.
+    pub lacked_savings: bool,
 }
 
 /// Refuses an image that does not fit, before anything is written.
@@ -91,7 +93,12 @@ pub fn apply<'i>(
 ) -> Result<Written<'i>, WriteError> {
     check_size(index.image_bytes(), work.target)?;
     if work.plan.is_empty() {
-        return Ok(Written { read_back: ReadBack::of_nothing(index, comparison), bytes: 0, zeroing_lied: false });
+        return Ok(Written {
+            read_back: ReadBack::of_nothing(index, comparison),
+            bytes: 0,
+            zeroing_lied: false,
+            lacked_savings: false,
+        });
     }
     let read_back = ReadBack::new(index, comparison);
     let writer = Writer::new(index, work, HeldDeltas::fetch(work.plan, work.source, work.done)?);
@@ -104,7 +111,8 @@ pub fn apply<'i>(
     check_complete(&writer, comparison)?;
     head::put_back(&writer)?;
     let zeroing_lied = writer.zeroing.has_lied();
-    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes(), zeroing_lied })
+    let lacked_savings = writer.bad_packs.are_any() || !writer.deltas.are_all(work.plan);
+    Ok(Written { read_back, bytes: work.plan.totals.changed_bytes(), zeroing_lied, lacked_savings })
 }
 
 /// Makes sure that every chunk that was wrong has been written with content that has its digest. Without it a source

@@ -27,8 +27,8 @@ use crate::sys::net::bound::on_link;
 use crate::sys::net::link::Link;
 use crate::sys::thread::background;
 
-/// Time for all answers about one name: that of two rounds of musl or glibc. Some resolvers behind a satellite need more
-/// than one, and a lookup that begins anew begins with nothing.
+/// Time for all answers about one name: that of two rounds of musl or glibc. Some resolvers behind a satellite need
+/// more than one, and a lookup that begins anew begins with nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the first address waits for more: of the other kind (RFC 8305, 3 has 50 ms), and of servers that know
 /// better.

@@ -22,6 +22,11 @@ impl BadPacks {
         }
     }
 
+    /// Whether there is any.
+    pub(super) fn are_any(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+
     /// Whether nothing more of a pack is asked for.
     pub(super) fn is_given_up(&self, pack: &Digest) -> bool {
         lock(&self.0).iter().any(|(known, count)| known == pack && *count >= MOST_WRONG)

@@ -74,6 +74,11 @@ impl HeldDeltas {
         }
     }
 
+    /// Whether all that a plan wanted are there.
+    pub(super) fn are_all(&self, plan: &Plan) -> bool {
+        self.0.len() == plan.delta_requests.iter().map(|request| request.numbers.len()).sum::<usize>()
+    }
+
     fn get(&self, number: u32) -> Option<&[u8]> {
         let at = self.0.binary_search_by_key(&number, |(number, _)| *number).ok()?;
         Some(&self.0[at].1)

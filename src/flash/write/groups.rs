@@ -43,8 +43,12 @@ pub(super) fn fetch(
         let wrong = match fetched {
             // Another thread has already recorded the cause.
             _ if writer.is_stopped() => break,
+            Ok(()) if not_come.is_empty() => break,
             // A source that says "done" before the last byte has not delivered the rest.
-            Ok(()) => not_come.len(),
+            Ok(()) => {
+                writer.bad_packs.note(*pack, 1);
+                not_come.len()
+            }
             Err(error) if error.kind() == FetchErrorKind::Corrupt => {
                 writer.bad_packs.note(*pack, 1);
                 1

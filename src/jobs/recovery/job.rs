@@ -105,6 +105,8 @@ pub struct Policy {
     pub safe_start: Option<u16>,
     /// Serial of a release whose writing was begun and cut short.
     pub begun: Option<u64>,
+    /// Whether content is fetched chunk by chunk alone, without deltas and groups: some of them turned out wrong.
+    pub chunks_alone: bool,
     /// Whether the running system asked shortly before if the release still stands, so that no server is asked again.
     pub asked_before: bool,
 }
@@ -122,6 +124,7 @@ impl Default for Policy {
             installed: None,
             safe_start: None,
             begun: None,
+            chunks_alone: false,
             asked_before: false,
             active: System::Unknown,
             two_systems: false,

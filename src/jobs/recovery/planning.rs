@@ -152,7 +152,7 @@ fn plan(
 
 /// Takes from groups what has fewer bytes there.
 fn with_groups(job: &RecoveryJob<'_>, release: &IndexedRelease, plan: Plan) -> Result<Plan, RecoveryError> {
-    let object = release.manifest.image(SYSTEM_IMAGE)?.groups;
+    let object = release.manifest.image(SYSTEM_IMAGE)?.groups.filter(|_| !job.policy.chunks_alone);
     let Some(object) = object.filter(|object| plan.is_worth_groups(object.size_bytes)) else { return Ok(plan) };
     Ok(match fetch_groups(job, &release.index, &object)? {
         Some(groups) => plan.with_groups(&release.index, groups),

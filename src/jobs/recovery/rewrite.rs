@@ -48,14 +48,16 @@ pub(super) fn until_verified(
     })
 }
 
-/// Carries out a plan without reading back what was written, where no boot environment of ours will start it.
+/// Carries out a plan without reading back what was written, where no boot environment of ours will start it. Returns
+/// whether deltas or groups are wrong in every copy.
 pub(super) fn unproven(
     job: &RecoveryJob<'_>,
     index: &Index,
     comparison: &Comparison,
     plan: &Plan,
-) -> Result<(), RecoveryError> {
-    write(job, index, comparison, plan, &WritePermit::without_environment(), ReadBehind::No).map(drop)
+) -> Result<bool, RecoveryError> {
+    let written = write(job, index, comparison, plan, &WritePermit::without_environment(), ReadBehind::No)?;
+    Ok(written.lacked_savings)
 }
 
 fn write<'i>(

@@ -34,7 +34,7 @@ pub(super) fn fitting_deltas(
 ) -> Result<Option<FittingDeltas>, RecoveryError> {
     let (comparison, blocks) = partition;
     let mut best: Option<FittingDeltas> = None;
-    if blocks.is_blank() {
+    if blocks.is_blank() || job.policy.chunks_alone {
         return Ok(None);
     }
     let offered = deltas_for(job, release.manifest.image(SYSTEM_IMAGE)?);

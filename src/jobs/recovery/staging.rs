@@ -55,13 +55,14 @@ impl Foreseen {
     }
 
     /// Carries the plan out on a target that takes writes and does nothing: everything is fetched, put together and
-    /// compared with its digest, just as a recovery would.
+    /// compared with its digest, just as a recovery would. Returns whether deltas or groups are wrong in every copy: a
+    /// recovery with what the plan names would not get far then.
     ///
     /// # Errors
     /// As [`super::run`].
-    pub fn try_out(&self, job: &RecoveryJob<'_>) -> Result<(), RecoveryError> {
+    pub fn try_out(&self, job: &RecoveryJob<'_>) -> Result<bool, RecoveryError> {
         match &self.planned {
-            Planned::Equal(_) => Ok(()),
+            Planned::Equal(_) => Ok(false),
             Planned::Differs(comparison, plan) => {
                 // A target that ignores what it is given would be said to lie about zeros.
                 let plan = plan.as_ref().clone().with_zeros_written();

@@ -38,6 +38,11 @@ impl<'a> Filling<'a> {
         lock(&self.small).clone()
     }
 
+    /// Forgets which small objects were asked for: another plan asks for others.
+    pub(super) fn forget_asked(&self) {
+        lock(&self.small).clear();
+    }
+
     /// Makes room for parts of objects that are asked for from now on: before it is known what is needed, they are of
     /// the chunk index.
     pub(super) fn make_room_for_ranges(&self) {

@@ -10,7 +10,7 @@ use super::unhurried::{Unhurried, Untouched};
 use crate::boot::slots::RecoveryFiles;
 use crate::fetch::Source;
 use crate::jobs::mend::pieces::{self, BootPieces};
-use crate::jobs::recovery::{self, Foreseen, RecoveryError, RecoveryJob, Resources, SlotStorage};
+use crate::jobs::recovery::{self, Foreseen, Policy, RecoveryError, RecoveryJob, Resources, SlotStorage};
 use crate::jobs::state::{InstalledRecord, Release};
 use crate::record::totals::Totals;
 use crate::release::manifest::{Manifest, Object, object_path};
@@ -75,13 +75,24 @@ pub fn stage(
     let resources = Resources { source: &filling, brief_source: &filling, target: &target, ..job.resources };
     let job = RecoveryJob { resources, ..job.clone() };
     let of_store = |error: RecoveryError| filling.take_failure().unwrap_or_else(|| error.into());
-    filling.make_room_for_ranges();
-    let foreseen = Foreseen::of(&job, record, release.clone()).map_err(of_store)?;
-    let asked = filling.asked_for().into_iter().chain(filling.take_ranges());
-    let needed: Vec<_> = asked.chain(foreseen.requests()).chain(others.needed()).collect();
-    store.adopt(release, &needed)?;
-    begun(&store, foreseen.totals());
-    let fetched = foreseen.try_out(&job).and_then(|()| others.fetch(&filling));
+    let mut begun = Some(begun);
+    let mut attempt = |chunks_alone: bool| -> Result<Result<bool, RecoveryError>, UpdateError> {
+        let job = RecoveryJob { policy: Policy { chunks_alone, ..job.policy }, ..job.clone() };
+        filling.forget_asked();
+        filling.make_room_for_ranges();
+        let foreseen = Foreseen::of(&job, record, release.clone()).map_err(of_store)?;
+        let asked = filling.asked_for().into_iter().chain(filling.take_ranges());
+        let needed: Vec<_> = asked.chain(foreseen.requests()).chain(others.needed()).collect();
+        store.adopt(release, &needed)?;
+        begun.take().into_iter().for_each(|begun| begun(&store, foreseen.totals()));
+        Ok(foreseen.try_out(&job))
+    };
+    let mut fetched = attempt(false)?;
+    if matches!(fetched, Ok(true)) {
+        // Deltas or groups are wrong on every source. What is fetched in their place is what has to be there.
+        fetched = attempt(true)?;
+    }
+    let fetched = fetched.and_then(|_| others.fetch(&filling));
     // What came before an error need not be fetched again.
     let synced = store.sync();
     fetched.map_err(of_store)?;

@@ -210,6 +210,7 @@ impl Setup {
                 installed: self.standing.installed,
                 safe_start: None,
                 begun: self.recorder.as_ref().and_then(|recorder| recorder.with(|open| open.cut_short())),
+                chunks_alone: false,
                 asked_before: false,
                 active: System::Unknown,
                 two_systems: other.is_some(),

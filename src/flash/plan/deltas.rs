@@ -43,10 +43,11 @@ impl FittingDeltas {
         Self { fitting, table, of_use }
     }
 
-    /// Whether most of what the deltas could make can be made on this partition: they are made for what is on it.
+    /// Whether nearly all that the deltas could make can be made on this partition: they are made for what is on it.
+    /// Most of them fit another release too, of which the rest changed meanwhile.
     #[must_use]
     pub fn are_for_this_partition(&self) -> bool {
-        self.fitting.len() * 2 >= self.of_use
+        self.fitting.len() * 10 >= self.of_use * 9
     }
 
     /// Number of deltas that fit.

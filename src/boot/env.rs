@@ -413,7 +413,7 @@ impl WritePermit {
 
 #[cfg(test)]
 mod tests {
-    use super::{BootEnv, LoadedEnv, PermitRequest};
+    use super::{BootEnv, LoadedEnv, PermitRequest, with_changes};
     use crate::boot::decide::Recoveries;
     use crate::boot::slots::{ReadySlot, Slot, SlotState};
     use crate::boot::systems::{Switch, SystemNumber};
@@ -589,7 +589,8 @@ mod tests {
         let serial = u64::MAX.to_string();
         let undo = format!("undo:{serial}");
         let changes = [("reflash_good", Some(&*serial)), ("reflash_request", Some(&*undo))];
-        assert!(env.update(&changes).is_err(), "else this shows nothing");
+        let full = with_changes(&env.load_or_empty().unwrap(), &changes);
+        assert!(env.save(&full).is_err(), "else this shows nothing");
         assert_eq!(env.make_room().unwrap(), ["mine"]);
         env.update(&changes).unwrap();
         let recoveries = Recoveries { serial: u64::MAX, count: u32::MAX };

@@ -23,6 +23,7 @@ use super::part::{self, Head, Part};
 use super::url::Base;
 use super::watch::SpeedWatch;
 use super::{Check, Clock, FetchOptions, Rate, Sink, Source, connect, tls, url};
+use crate::release::manifest::OBJECTS_PATH;
 
 /// The most redirects of one request: a load balancer sends to a mirror that sends to a region that sends to a bucket,
 /// each of them first to itself with a slash or a token. Browsers follow 20.
@@ -34,13 +35,14 @@ const MAX_SMALL_PARTS: u32 = 64;
 const SMALL_PART: u64 = 64 << 10;
 /// Refusals of ranges in a row that may be of the object or of the moment.
 const PASSING_REFUSALS: u32 = 2;
-/// Beginning of the paths of what never changes.
-const OBJECTS: &str = "objects/";
 /// The most addresses of a host that are asked in one attempt, if each of them takes the connection and does not
 /// answer.
 const MAX_UNSERVED: u32 = 16;
 /// The connections kept for the next request: as many as requests are made at once.
 const MAX_IDLE: usize = 4;
+
+/// An answer, and what it has of a range.
+type PartAnswer = (HttpAnswer, Part);
 
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
@@ -252,7 +254,7 @@ impl Http {
                     request = request.header(AUTHORIZATION, authorization);
                 }
                 // Caches on the way hand out what is old, or what they damaged, until somebody says so.
-                if !path.starts_with(OBJECTS) || self.distrusts_caches.load(Ordering::Relaxed) {
+                if !path.starts_with(OBJECTS_PATH) || self.distrusts_caches.load(Ordering::Relaxed) {
                     request = request.header("Cache-Control", "no-cache").header("Pragma", "no-cache");
                 }
                 if let Some(range) = range {
@@ -304,15 +306,14 @@ impl Http {
 
     /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
     /// is what the server cannot do.
-    fn part_of(&self, path: &str, range: &Range<u64>) -> Result<(HttpAnswer, Part), FetchError> {
+    fn part_of(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
         let answer = match self.request(path, Some(range)) {
-            Err(error) if refuses_ranges(error.kind()) && range.start <= part::MAX_SKIP => {
+            Err(error) if part::may_be_of_the_range(error.kind()) && range.start <= part::MAX_SKIP => {
                 // Some firewalls refuse every range, and some servers fail at it: the whole may come.
                 if self.refused_ranges.fetch_add(1, Ordering::Relaxed) < PASSING_REFUSALS {
                     return Err(error);
                 }
-                let Ok(answer) = self.request(path, None) else { return Err(error) };
-                return part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| error);
+                return self.part_of_whole(path, range, error);
             }
             answer => answer?,
         };
@@ -326,8 +327,13 @@ impl Http {
             return Err(error);
         }
         drop(answer);
-        let Ok(answer) = self.request(path, None) else { return Err(error) };
-        part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| error)
+        self.part_of_whole(path, range, error)
+    }
+
+    /// What the whole object has of a range that could not be had by itself, for this reason.
+    fn part_of_whole(&self, path: &str, range: &Range<u64>, reason: FetchError) -> Result<PartAnswer, FetchError> {
+        let Ok(answer) = self.request(path, None) else { return Err(reason) };
+        part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| reason)
     }
 
     /// Delivers what one answer has of a range, at least one byte of it; returns how many.
@@ -347,11 +353,6 @@ impl Http {
         }
         Ok(part.take_bytes)
     }
-}
-
-/// Whether a refusal may be one of the range, and not of the object.
-fn refuses_ranges(kind: FetchErrorKind) -> bool {
-    matches!(kind, FetchErrorKind::Refused(400 | 403 | 405 | 406 | 412 | 413 | 500 | 501 | 502))
 }
 
 /// The value of an Authorization header.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::answer::{WEB_PAGE, parse_content_range};
+use super::error::FetchErrorKind;
 
 /// The most bytes that are read and dropped before a range, of a server without range support.
 pub(super) const MAX_SKIP: u64 = 64 << 20;
@@ -63,6 +64,11 @@ pub(super) fn find(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless
             Err(Useless::object(problem))
         }
     }
+}
+
+/// Whether a refusal may be one of the range, and not of the object.
+pub(super) fn may_be_of_the_range(refusal: FetchErrorKind) -> bool {
+    matches!(refusal, FetchErrorKind::Refused(400 | 403 | 405 | 406 | 412 | 413 | 500 | 501 | 502))
 }
 
 fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {

@@ -149,9 +149,7 @@ impl Plan {
     fn count_downloads(&mut self) {
         let (local, network): (Vec<&Request>, Vec<&Request>) =
             self.requests.iter().partition(|request| self.is_local(request));
-        let sum = |requests: Vec<&Request>| {
-            requests.iter().map(|request| request.range.end - request.range.start).sum::<u64>()
-        };
+        let sum = |requests: Vec<&Request>| requests.into_iter().map(Request::bytes).sum::<u64>();
         let numbered = self.delta_requests.iter().chain(&self.group_requests);
         (self.totals.kept_bytes, self.totals.download_bytes) =
             (sum(local), sum(network) + numbered.map(NumberedRequest::bytes).sum::<u64>());

@@ -19,7 +19,7 @@
 //! The base is the XXH3-64 (seed 0) over the 6-byte weak hashes of all blocks of the ranges. Deltas lie back to back in
 //! their pack, and so do their entries of the other sections.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 
 use crate::release::add_copy::MAX_OVERHEAD_BYTES;
@@ -114,8 +114,7 @@ fn length_limit(content_bytes: usize) -> u32 {
 /// zstd's error, or that it is not exactly one frame of a size that a difference can have.
 pub fn open(delta: &[u8], content_bytes: usize) -> io::Result<Vec<u8>> {
     let limit = content_bytes + MAX_OVERHEAD_BYTES;
-    let mut difference = Vec::new();
-    zstd_frame::open(delta, limit as u64)?.take(limit as u64 + 1).read_to_end(&mut difference)?;
+    let difference = zstd_frame::content(delta, limit as u64)?;
     if difference.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a difference of more bytes than its content asks for"));
     }
@@ -212,9 +211,7 @@ impl Deltas {
     /// # Errors
     /// [`DeltasError`] says why the object is refused.
     pub fn from_object(object: &[u8], pack: Pack, index: &Index) -> Result<Self, DeltasError> {
-        let content = zstd_frame::open(object, MAX_TABLE_BYTES).map_err(DeltasError::Compressed)?;
-        let mut bytes = Vec::new();
-        content.take(MAX_TABLE_BYTES + 1).read_to_end(&mut bytes).map_err(DeltasError::Compressed)?;
+        let bytes = zstd_frame::content(object, MAX_TABLE_BYTES).map_err(DeltasError::Compressed)?;
         Self::decode(&bytes, pack, index)
     }
 

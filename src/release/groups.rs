@@ -19,7 +19,7 @@
 //! Groups ascend by pack and offset, and no two share a byte.
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 
 use crate::release::cursor::Cursor;
@@ -162,9 +162,7 @@ impl Groups {
     /// # Errors
     /// [`GroupsError`] says why the object is refused.
     pub fn from_object(object: &[u8], index: &Index) -> Result<Self, GroupsError> {
-        let content = zstd_frame::open(object, MAX_TABLE_BYTES).map_err(GroupsError::Compressed)?;
-        let mut bytes = Vec::new();
-        content.take(MAX_TABLE_BYTES + 1).read_to_end(&mut bytes).map_err(GroupsError::Compressed)?;
+        let bytes = zstd_frame::content(object, MAX_TABLE_BYTES).map_err(GroupsError::Compressed)?;
         Self::decode(&bytes, index)
     }
 

@@ -85,10 +85,13 @@ pub struct File {
     pub object: Object,
 }
 
+/// Beginning of the paths of objects, which are named by digests: what they hold never changes.
+pub const OBJECTS_PATH: &str = "objects/";
+
 /// Returns the path of an object below the base URL.
 #[must_use]
 pub fn object_path(digest: &Digest) -> String {
-    format!("objects/{digest}")
+    format!("{OBJECTS_PATH}{digest}")
 }
 
 /// Returns the path of a channel's manifest below the base URL. Its signature has `.minisig` after it.

@@ -42,6 +42,17 @@ pub(super) fn open(object: &[u8], limit_bytes: u64) -> io::Result<impl Read> {
     decoder(object, limit_bytes)
 }
 
+/// Decompresses an object. Of one that has more than `limit_bytes` of content, one byte more than that is returned, for
+/// the caller to refuse.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn content(object: &[u8], limit_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(object, limit_bytes)?.take(limit_bytes + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn decoder<R: BufRead>(object: R, limit_bytes: u64) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(object)?.single_frame();
     // A window is never larger than the content has to be; the decompressor allocates as much.

@@ -1,7 +1,7 @@
 //! Which groups of a release a plan downloads in the place of single frames.
 
 use super::requests::{coalesce, joined_numbers};
-use super::{ChunkPlaces, KeptFrames, Plan};
+use super::{ChunkPlaces, KeptFrames, Plan, Request};
 use crate::release::groups::{ChunkGroup, Groups};
 use crate::release::index::{Index, StoredChunkNo};
 
@@ -14,7 +14,7 @@ impl Plan {
     #[must_use]
     pub fn is_worth_groups(&self, table_bytes: u64) -> bool {
         let network = self.requests.iter().filter(|request| !self.is_local(request));
-        let frame_bytes: u64 = network.map(|request| request.range.end - request.range.start).sum();
+        let frame_bytes: u64 = network.map(Request::bytes).sum();
         frame_bytes / FRAME_BYTES_PER_TABLE_BYTE >= table_bytes
     }
 

@@ -31,6 +31,14 @@ pub struct Request {
     pub stored: Vec<StoredChunkNo>,
 }
 
+impl Request {
+    /// Number of bytes that are asked for.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
 /// One contiguous read from a pack of deltas or groups, which are numbered by their table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NumberedRequest {

@@ -8,10 +8,8 @@ use super::error::UpdateError;
 use super::store::UpdateStore;
 use crate::chain::chain;
 use crate::fetch::{Check, FetchError, FetchErrorKind, Sink, SinkError, Source, Surveyed};
+use crate::release::manifest::OBJECTS_PATH;
 use crate::sys::thread::lock;
-
-/// Beginning of the paths that are named by digests: what they hold never changes.
-const OBJECTS: &str = "objects/";
 
 /// The path of an object, and the bytes of it that were asked for.
 type PartOfObject = (String, Range<u64>);
@@ -133,7 +131,7 @@ impl Source for Filling<'_> {
         let stored = self.store.get_checked(wanted, check).ok();
         let is_new = stored.is_none();
         let found = stored.map_or_else(|| self.network.get_checked(wanted, check), Ok)?;
-        for ((path, _), content) in wanted.iter().zip(&found).filter(|((path, _), _)| path.starts_with(OBJECTS)) {
+        for ((path, _), content) in wanted.iter().zip(&found).filter(|((path, _), _)| path.starts_with(OBJECTS_PATH)) {
             lock(&self.small).push(((*path).to_owned(), 0..content.len() as u64));
             if is_new {
                 let stored = self.store.put(path, content);

@@ -15,7 +15,6 @@
 //! | lengths | stored chunks | the lowest bytes of all compressed lengths, then the second bytes, the third and the fourth |
 //! | sums | pages | the first 8 bytes of the BLAKE3 of the digests of 64 stored chunks; of fewer in the last |
 
-use std::io::Read;
 use std::ops::Range;
 
 use super::codec::{EXTENT_BYTES, MAX_ENCODED_BYTES, PACK_BYTES};
@@ -88,9 +87,7 @@ impl Outline {
     /// # Errors
     /// [`IndexError`] says why the object is refused.
     pub fn from_object(object: &[u8]) -> Result<Self, IndexError> {
-        let mut bytes = Vec::new();
-        let content = zstd_frame::open(object, MAX_ENCODED_BYTES).map_err(IndexError::Compressed)?;
-        content.take(MAX_ENCODED_BYTES + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        let bytes = zstd_frame::content(object, MAX_ENCODED_BYTES).map_err(IndexError::Compressed)?;
         let mut cursor = Cursor::new(&bytes);
         if cursor.array() != Some(*MAGIC) {
             return Err(IndexError::Magic);
@@ -202,7 +199,7 @@ impl Outline {
 /// Digests that one release has and another has not in the same places. The object is one zstd frame around their
 /// number, u32; the stored chunks, u32 as differences to the one before; and the digests.
 pub mod changed {
-    use super::{Cursor, Digest, IndexError, MAX_CHUNKS, Read, StoredChunkNo, inconsistent, zstd_frame};
+    use super::{Cursor, Digest, IndexError, MAX_CHUNKS, StoredChunkNo, inconsistent, zstd_frame};
 
     const MAX_BYTES: u64 = 4 + MAX_CHUNKS * 36;
 
@@ -224,9 +221,7 @@ pub mod changed {
     /// # Errors
     /// [`IndexError`] says why the object is refused.
     pub fn from_object(object: &[u8]) -> Result<Vec<(StoredChunkNo, Digest)>, IndexError> {
-        let mut bytes = Vec::new();
-        let content = zstd_frame::open(object, MAX_BYTES).map_err(IndexError::Compressed)?;
-        content.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(IndexError::Compressed)?;
+        let bytes = zstd_frame::content(object, MAX_BYTES).map_err(IndexError::Compressed)?;
         let mut cursor = Cursor::new(&bytes);
         let count = cursor.u32().unwrap_or_default();
         if u64::from(count) * 36 + 4 != bytes.len() as u64 {

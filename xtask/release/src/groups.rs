@@ -4,6 +4,7 @@
 //! it. What is in none of them is grouped anew, in the order of the image: neighbours are often of one file.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use anyhow::{Context, Result};
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
@@ -169,8 +170,8 @@ struct GroupPacks<'a> {
     objects: &'a Objects,
     groups: &'a mut Groups,
     content: Vec<u8>,
-    /// The groups of `content`: where each begins, its digest and its members.
-    pending: Vec<(u64, HalfDigest, Vec<Option<StoredChunkNo>>)>,
+    /// The groups of `content`: the place of each, its digest and its members.
+    pending: Vec<(Range<u64>, HalfDigest, Vec<Option<StoredChunkNo>>)>,
 }
 
 impl GroupPacks<'_> {
@@ -178,8 +179,9 @@ impl GroupPacks<'_> {
         if (self.content.len() + bytes.len()) as u64 > PACK_BYTES {
             self.close()?;
         }
-        self.pending.push((self.content.len() as u64, Digest::of(&bytes).half(), members));
+        let start = self.content.len() as u64;
         self.content.extend_from_slice(&bytes);
+        self.pending.push((start..self.content.len() as u64, Digest::of(&bytes).half(), members));
         Ok(())
     }
 
@@ -189,13 +191,7 @@ impl GroupPacks<'_> {
         }
         let object = self.objects.put(&self.content)?;
         self.groups.push_pack(Pack { digest: object.blake3, size_bytes: object.size_bytes });
-        let mut end = self.content.len() as u64;
-        let mut places = Vec::new();
-        for (start, ..) in self.pending.iter().rev() {
-            places.push(*start..end);
-            end = *start;
-        }
-        for ((_, digest, members), place) in self.pending.drain(..).zip(places.into_iter().rev()) {
+        for (place, digest, members) in self.pending.drain(..) {
             self.groups.push_to_last(place, digest, &members);
         }
         self.content.clear();

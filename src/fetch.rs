@@ -23,8 +23,10 @@ mod mirrors;
 mod pace;
 mod paced_socket;
 mod part;
+mod part_size;
 pub mod pieces;
 mod proxy;
+mod requests;
 mod roots;
 mod speed;
 mod survey;
@@ -118,7 +120,7 @@ pub enum SourceAnswer<'a> {
 /// A judge of files that a source may do without.
 pub type CheckFound<'a> = &'a mut dyn FnMut(SourceAnswer<'_>) -> Result<(), Refusal>;
 
-/// A copy of the release tree. AddressMemory are relative to its base: `stable/manifest.json`, `objects/<hex>`.
+/// A copy of the release tree. Paths are relative to its base: `stable/manifest.json`, `objects/<hex>`.
 pub trait Source: Send + Sync {
     /// The name of the source on the console: the base URL without credentials.
     fn describe(&self) -> String;
@@ -157,19 +159,39 @@ pub trait Source: Send + Sync {
 
     /// Fetches a few small objects as [`Source::get_checked`] does, where the source may have none of them: a status
     /// that says so, or a web page, is an answer too, and `check` decides what it is worth. Stores answer 403 for what
-    /// is not there, and some servers with a page of theirs.
+    /// is not there, and some servers with a page of theirs, with a redirect that leads nowhere, or not at all: a source
+    /// that fails so and still delivers the `witness` lacks what was wanted.
     ///
     /// # Errors
     /// As [`Source::get_checked`].
-    fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
-        use FetchErrorKind::{Missing, Protocol, Refused};
+    fn get_if_there(
+        &self,
+        wanted: &[(&str, u64)],
+        witness: (&str, u64),
+        check: CheckFound<'_>,
+    ) -> Result<(), FetchError> {
+        use FetchErrorKind::{Broken, Missing, Protocol, Refused, Stalled, Tls, Unreachable};
         let is_chosen = self.is_chosen();
-        match self.get_checked(wanted, &mut |content| check(SourceAnswer::Files { content, is_chosen })) {
-            Err(error) if matches!(error.kind(), Missing | Protocol | Refused(_)) => {
-                check(SourceAnswer::Nothing { is_chosen, error: &error }).map_err(|refusal| refusal.of(error.url()))
-            }
-            result => result.map(drop),
+        let error = match self.get_checked(wanted, &mut |content| check(SourceAnswer::Files { content, is_chosen })) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_nothing = match error.kind() {
+            Missing | Protocol | Refused(_) => true,
+            // Where the source itself cannot be reached, its witness would only cost as much time again.
+            Unreachable | Tls => !error.url().starts_with(&self.describe()) && self.delivers(witness),
+            Broken | Stalled => self.delivers(witness),
+            _ => false,
+        };
+        if !is_nothing {
+            return Err(error);
         }
+        check(SourceAnswer::Nothing { is_chosen, error: &error }).map_err(|refusal| refusal.of(error.url()))
+    }
+
+    /// Whether the source delivers this file, whatever is in it.
+    fn delivers(&self, (path, limit_bytes): (&str, u64)) -> bool {
+        self.get_small(path, limit_bytes).is_ok()
     }
 
     /// Streams bytes `range` of an object to `sink`, in order, each exactly once except after [`SinkError::Wrong`].

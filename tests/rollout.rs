@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use reflash::chain::chain;
 use reflash::fetch::{Directory, Mirrors, RetryPolicy, Source, open_all};
@@ -319,13 +320,24 @@ fn a_channel_without_a_roll_out_goes_on_as_before_whatever_its_server_answers() 
     type Answer = fn() -> Vec<Act>;
     let page = || vec![answer("200 OK", &["Content-Type: text/html", "Content-Length: 15"], b"<!doctype html>")];
     let text = || vec![answer("200 OK", &["Content-Length: 9"], b"not found")];
-    let answers: [Answer; 6] = [
+    fn leads_to(target: &str) -> Vec<Act> {
+        vec![answer("302 Found", &[&format!("Location: {target}"), "Content-Length: 0"], b"")]
+    }
+    let answers: [Answer; 13] = [
         || status("500 Internal Server Error"),
         || status("404 Not Found"),
         || status("403 Forbidden"),
         || status("410 Gone"),
         page,
         text,
+        || vec![Act::Close],
+        || vec![Act::Reset],
+        || vec![Act::Wait(Duration::from_secs(60))],
+        // A login page that only people reach, by a name, an address or a scheme that is none for a robot.
+        || leads_to("http://127.0.0.1:1/login"),
+        || leads_to("https://127.0.0.1:1/login"),
+        || leads_to("http://login.invalid/"),
+        || leads_to("ftp://127.0.0.1/"),
     ];
     for missing in answers {
         let channel = Channel::without_rollout();

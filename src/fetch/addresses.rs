@@ -1,6 +1,10 @@
 //! The memory of addresses that do not serve although they may take connections: the race of [`super::tcp`] goes by
 //! which address takes a connection first, and middleboxes, dead balancers and login pages take every one.
+//!
+//! An answer alone is no service: the address that a lying name server gives answers everything with a page, and one
+//! broken machine behind a balanced name with 404. Only what its receiver had a use for makes an address a good one.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +20,13 @@ const MEMORY: Duration = Duration::from_secs(600);
 /// The most hosts and the most addresses that are remembered; beyond that everything is forgotten.
 const MOST: usize = 256;
 
-/// The memory of one agent.
+thread_local! {
+    /// The address that this thread asked last. A request and its answer are handled by one thread, and ureq does not
+    /// say which connection it took.
+    static ASKED: Cell<Option<SocketAddr>> = const { Cell::new(None) };
+}
+
+/// The memory of all requests to one source.
 #[derive(Debug, Default)]
 pub(super) struct AddressMemory {
     state: Mutex<State>,
@@ -52,9 +62,10 @@ impl State {
         addresses
     }
 
-    fn has_other(&self, host: &str, now: Instant) -> bool {
-        let known = self.hosts.get(host).is_some_and(|addresses| addresses.len() > 1);
-        known && self.hosts[host].iter().any(|address| self.failure(address, now).is_none())
+    /// Whether a host of this address has another one that did not fail of late.
+    fn has_other(&self, address: &SocketAddr, now: Instant) -> bool {
+        let mut lists = self.hosts.values().filter(|addresses| addresses.contains(address));
+        lists.any(|all| all.iter().any(|other| other != address && self.failure(other, now).is_none()))
     }
 }
 
@@ -74,9 +85,46 @@ impl AddressMemory {
         self.unserved.load(Ordering::Relaxed)
     }
 
-    /// Whether the host has other addresses than those that failed of late.
-    pub(super) fn has_other(&self, uri: &Uri) -> bool {
-        lock(&self.state).has_other(&host(uri), Instant::now())
+    /// The addresses that a host had when it was last asked: the name server may be gone since.
+    pub(super) fn known(&self, uri: &Uri) -> Vec<SocketAddr> {
+        lock(&self.state).hosts.get(&host(uri)).cloned().unwrap_or_default()
+    }
+
+    /// Whether all of these failed of late.
+    pub(super) fn have_failed(&self, addresses: &[SocketAddr]) -> bool {
+        let (state, now) = (lock(&self.state), Instant::now());
+        !addresses.is_empty() && addresses.iter().all(|address| state.failure(address, now).is_some())
+    }
+
+    /// Whether the address is left alone for another one of its host: connections to it are not kept either.
+    pub(super) fn is_left(&self, address: SocketAddr) -> bool {
+        let (state, now) = (lock(&self.state), Instant::now());
+        state.failure(&address, now).is_some() && state.has_other(&address, now)
+    }
+
+    /// Begins a request of this thread: nothing is asked yet.
+    pub(super) fn begin(&self) {
+        ASKED.set(None);
+    }
+
+    /// Notes that what this thread asked for came, and was of use.
+    pub(super) fn served(&self) {
+        if let Some(address) = ASKED.get() {
+            lock(&self.state).failed.remove(&address);
+        }
+    }
+
+    /// Notes that what this thread was answered is of no use. Whether another address of the host may know better.
+    pub(super) fn served_badly(&self) -> bool {
+        let Some(address) = ASKED.get() else { return false };
+        let (mut state, now) = (lock(&self.state), Instant::now());
+        state.fail(address, now);
+        state.has_other(&address, now)
+    }
+
+    /// Whether the host that this thread asked last has an address that did not fail of late.
+    pub(super) fn has_other(&self) -> bool {
+        ASKED.get().is_some_and(|address| lock(&self.state).has_other(&address, Instant::now()))
     }
 }
 
@@ -86,8 +134,8 @@ fn host(uri: &Uri) -> String {
     format!("{}:{port}", uri.host().unwrap_or_default().to_ascii_lowercase())
 }
 
-/// The trial of one connection: it ends well once an answer came to what was sent. What ends before that, for whatever
-/// reason, is noted when it is dropped.
+/// The trial of one connection: it ends once an answer came to what was sent, of whatever worth. What ends before that,
+/// for whatever reason, is noted when it is dropped.
 #[derive(Debug)]
 pub(super) struct AddressTrial {
     addresses: Arc<AddressMemory>,
@@ -99,11 +147,18 @@ pub(super) struct AddressTrial {
 
 impl AddressTrial {
     pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool) -> Self {
+        ASKED.set(Some(address));
         Self { addresses: Arc::clone(addresses), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
+    }
+
+    /// Whether a connection to this address may be kept for another request.
+    pub(super) fn may_be_kept(&self) -> bool {
+        !self.addresses.is_left(self.address)
     }
 
     /// Notes that something was sent.
     pub(super) fn asked(&mut self) {
+        ASKED.set(Some(self.address));
         self.was_asked = true;
     }
 
@@ -111,9 +166,6 @@ impl AddressTrial {
     pub(super) fn answered(&mut self) {
         if self.needed > 0 && std::mem::take(&mut self.was_asked) {
             self.needed -= 1;
-            if self.needed == 0 {
-                lock(&self.addresses.state).failed.remove(&self.address);
-            }
         }
     }
 }
@@ -147,7 +199,7 @@ mod tests {
             let now = start + Duration::from_secs(second);
             failed.into_iter().for_each(|port| state.fail(address(port), now));
             let order = state.order("h:80".into(), all.clone(), now);
-            (order.iter().map(SocketAddr::port).collect::<Vec<_>>(), state.has_other("h:80", now))
+            (order.iter().map(SocketAddr::port).collect::<Vec<_>>(), state.has_other(&address(4), now))
         };
         assert_eq!(order(None, 0), (vec![1, 2, 3, 4], true));
         assert_eq!(order(Some(1), 1), (vec![2, 3, 4, 1], true));
@@ -155,7 +207,35 @@ mod tests {
         order(Some(2), 3);
         assert_eq!(order(Some(4), 4), (vec![1, 3, 2, 4], false));
         assert_eq!(order(None, MEMORY.as_secs() + 2), (vec![1, 3, 2, 4], true));
-        assert!(!State::default().has_other("h:80", start));
+        assert!(!State::default().has_other(&address(4), start));
+    }
+
+    #[test]
+    fn an_answer_of_no_use_leaves_an_address_for_another_one_until_it_is_of_use() {
+        let (addresses, uri) = (Arc::new(AddressMemory::default()), "http://h.example/".parse().unwrap());
+        let all = vec![address(80), address(81)];
+        assert!(addresses.known(&uri).is_empty());
+        assert_eq!(addresses.order(&uri, all.clone()), all);
+        let mut trial = AddressTrial::new(&addresses, all[0], false);
+        trial.asked();
+        trial.answered();
+        addresses.served();
+        assert!(trial.may_be_kept() && addresses.has_other());
+        assert!(addresses.served_badly(), "the other one may know better");
+        assert!(!trial.may_be_kept() && !addresses.have_failed(&all));
+        assert_eq!(addresses.order(&uri, all.clone()), [all[1], all[0]]);
+        // The other one is no better: there is nothing to leave the first one for.
+        let mut other = AddressTrial::new(&addresses, all[1], false);
+        other.asked();
+        other.answered();
+        assert!(!addresses.served_badly() && addresses.have_failed(&all));
+        assert!(trial.may_be_kept() && other.may_be_kept());
+        trial.asked();
+        addresses.served();
+        assert!(trial.may_be_kept() && !other.may_be_kept());
+        assert_eq!(addresses.known(&uri), all);
+        addresses.begin();
+        assert!(!addresses.served_badly() && !addresses.has_other(), "nothing was asked");
     }
 
     #[test]

@@ -83,10 +83,10 @@ pub(super) fn is_web_page(beginning: &[u8]) -> bool {
 /// The coding of a body that its server applied to it.
 ///
 /// Only the codings that servers and proxies apply by themselves are one. Stores repeat whatever was said at the
-/// upload, such as `aws-chunked`, an empty value, or `utf-8`, of a body that they deliver as it is; and what is not as
-/// it should be has the wrong digest.
+/// upload, such as `aws-chunked`, an empty value, or `utf-8`, of a body that they deliver as it is, some servers look
+/// into a file and call zstd what is zstd; and what is not as it should be has the wrong digest.
 fn coding(headers: &HeaderMap) -> Option<String> {
-    const APPLIED: [&str; 7] = ["gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"];
+    const APPLIED: [&str; 6] = ["gzip", "x-gzip", "deflate", "br", "compress", "x-compress"];
     let values = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let mut codings = values.flat_map(|value| value.split(',')).map(|coding| coding.trim().to_ascii_lowercase());
     codings.find(|coding| APPLIED.contains(&coding.as_str()))
@@ -176,7 +176,7 @@ mod tests {
         {
             assert_eq!(of(harmless), None, "{harmless:?}");
         }
-        for (applied, name) in [(&["GZIP"][..], "gzip"), (&["aws-chunked, br"], "br"), (&["", "zstd"], "zstd")] {
+        for (applied, name) in [(&["GZIP"][..], "gzip"), (&["aws-chunked, br"], "br"), (&["", "deflate"], "deflate")] {
             assert_eq!(of(applied).as_deref(), Some(name));
         }
     }

@@ -7,7 +7,7 @@ use ureq::Timeout;
 
 use super::connect::{LookupError, NoTls};
 use super::error::{FetchError, FetchErrorKind};
-use super::exchange::ClosedWhileIdle;
+use super::exchange::UnansweredOnKept;
 use super::head::EndlessHead;
 use super::proxy::{NoProxy, ProxyRefusal};
 use super::tls::time_disagreement;
@@ -36,7 +36,7 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
     if let Some(endless) = find::<EndlessHead>(&error) {
         return FetchError::new(FetchErrorKind::Protocol, url, endless.to_string());
     }
-    if let Some(ClosedWhileIdle(cause)) = find::<ClosedWhileIdle>(&error) {
+    if let Some(UnansweredOnKept(cause)) = find::<UnansweredOnKept>(&error) {
         return from_io(url, cause.kind()).because(cause.to_string());
     }
     match &error {
@@ -60,9 +60,9 @@ pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
     }
 }
 
-/// Whether the request went to a kept connection that the server had closed, so that it can be sent on another one.
-pub(super) fn is_closed_while_idle(error: &ureq::Error) -> bool {
-    find::<ClosedWhileIdle>(error).is_some()
+/// How a kept connection failed that brought no byte of an answer, so that the request can be sent on another one.
+pub(super) fn unanswered_on_kept(error: &ureq::Error) -> Option<io::ErrorKind> {
+    find::<UnansweredOnKept>(error).map(|UnansweredOnKept(cause)| cause.kind())
 }
 
 /// Whether the other side of a TLS connection does not speak TLS.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -27,22 +27,25 @@ use super::proxy::{PlainProxyConnector, TunnelConnector};
 use super::tcp::RacingConnector;
 use crate::net::names::{self, NameError};
 
+/// The settings of TLS, or why there are none.
+pub(super) type TlsSettings = Result<Arc<ClientConfig>, Arc<FetchError>>;
+
 /// Room of ureq's list of addresses.
 const MOST_ADDRESSES: usize = 16;
 
-/// An agent with our connectors, and what they learn about addresses.
+/// An agent with our connectors, which learn about addresses.
 ///
 /// Without TLS settings, connections to `https://` fail with the error of the settings.
-pub(super) fn agent(config: Config, tls: Result<Arc<ClientConfig>, FetchError>) -> (Agent, Arc<AddressMemory>) {
-    let racing = RacingConnector::default();
-    let addresses = Arc::clone(&racing.addresses);
+pub(super) fn agent(config: Config, tls: TlsSettings, addresses: &Arc<AddressMemory>) -> Agent {
+    let racing = RacingConnector { addresses: Arc::clone(addresses) };
+    let resolver = NamingResolver { addresses: Arc::clone(addresses) };
     let chain =
         ().chain(PlainProxyConnector(racing.clone()))
             .chain(TunnelConnector(racing.clone()))
             .chain(racing)
             .chain(TlsConnector { config: tls })
             .chain(ExchangeConnector);
-    (Agent::with_parts(config, chain, NamingResolver), addresses)
+    Agent::with_parts(config, chain, resolver)
 }
 
 /// A host name that has no address, apart from all other I/O errors.
@@ -60,25 +63,44 @@ pub(super) struct NoTls(String);
 
 /// Names by our own resolver, with errors that say which name: behind a proxy it may not be the one in the URL.
 #[derive(Debug)]
-struct NamingResolver;
+struct NamingResolver {
+    addresses: Arc<AddressMemory>,
+}
 
 impl Resolver for NamingResolver {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let host = uri.host().unwrap_or_default();
         let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
-        let addresses = names::Resolver::of_system().lookup(host).map_err(|source| {
-            let host = host.to_owned();
-            Error::Other(Box::new(LookupError { host, source }))
-        })?;
+        let resolver = names::Resolver::of_system();
+        let with_port = |found: Vec<IpAddr>| found.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let mut addresses: Vec<SocketAddr> = match resolver.lookup(host) {
+            Ok(found) => with_port(found),
+            Err(source) => {
+                let known = self.addresses.known(uri);
+                if known.is_empty() {
+                    let host = host.to_owned();
+                    return Err(Error::Other(Box::new(LookupError { host, source })));
+                }
+                // A transfer that has begun does not end because the name server does.
+                log::debug!("{source}; asking the addresses it had before");
+                known
+            }
+        };
+        // A name server that is quick to lie hides those that are slow.
+        if self.addresses.have_failed(&addresses)
+            && let Ok(found) = resolver.lookup_everywhere(host)
+        {
+            addresses = with_port(found);
+        }
         let mut resolved = self.empty();
-        addresses.into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(SocketAddr::new(address, port)));
+        addresses.into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(address));
         Ok(resolved)
     }
 }
 
 /// Wraps `https` connections in TLS, with the settings of [`super::tls`].
 struct TlsConnector {
-    config: Result<Arc<ClientConfig>, FetchError>,
+    config: TlsSettings,
 }
 
 impl fmt::Debug for TlsConnector {

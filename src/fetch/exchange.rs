@@ -15,12 +15,12 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 use super::chunks::Chunks;
 use super::head::{HeadReader, Progress};
 
-/// A connection that was kept after an earlier answer, and that the server had closed before it answered this request.
-/// The request can be sent once more: nothing says that it was looked at, and all requests of this program may be
-/// repeated (RFC 9112, 9.3.1).
+/// A connection that was kept after an earlier answer, and that the server had closed before it answered this request,
+/// or that stayed silent ([`io::ErrorKind::TimedOut`]). The request can be sent once more: nothing says that it was
+/// looked at, and all requests of this program may be repeated (RFC 9112, 9.3.1).
 #[derive(Debug, thiserror::Error)]
-#[error("the kept connection was closed")]
-pub(super) struct ClosedWhileIdle(#[source] pub io::Error);
+#[error("the kept connection brought no answer")]
+pub(super) struct UnansweredOnKept(#[source] pub io::Error);
 
 /// Wraps connections of every kind in an [`Exchange`].
 #[derive(Debug)]
@@ -89,8 +89,10 @@ impl Input {
 impl<T: Transport> Exchange<T> {
     /// The error of a connection that failed: as it is, unless the connection is a kept one without a sign of life.
     fn failed(&self, error: Error) -> Error {
+        let is_kept = self.requests > 1 && !self.answered;
         match error {
-            Error::Io(cause) if self.requests > 1 && !self.answered => Error::Other(Box::new(ClosedWhileIdle(cause))),
+            Error::Io(cause) if is_kept => Error::Other(Box::new(UnansweredOnKept(cause))),
+            Error::Timeout(_) if is_kept => Error::Other(Box::new(UnansweredOnKept(io::ErrorKind::TimedOut.into()))),
             error => error,
         }
     }

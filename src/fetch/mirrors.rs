@@ -243,11 +243,16 @@ impl Source for Mirrors {
         })
     }
 
-    fn get_if_there(&self, wanted: &[(&str, u64)], check: CheckFound<'_>) -> Result<(), FetchError> {
+    fn get_if_there(
+        &self,
+        wanted: &[(&str, u64)],
+        witness: (&str, u64),
+        check: CheckFound<'_>,
+    ) -> Result<(), FetchError> {
         let path = wanted.first().map_or("", |(path, _)| path);
         let attempt = |index: usize, _: &Visit<'_>| {
             let mut came = false;
-            let result = self.sources[index].get_if_there(wanted, &mut |answer| {
+            let result = self.sources[index].get_if_there(wanted, witness, &mut |answer| {
                 came = matches!(answer, SourceAnswer::Files { .. });
                 check(answer)
             });

@@ -54,6 +54,7 @@ pub(super) fn find(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless
     match head.status {
         206 => in_partial(head, wanted),
         // 203 is the 200 of a proxy that changed something on the way.
+        200 | 203 if is_named_part(head, wanted) => in_partial(head, wanted),
         200 | 203 => in_whole(head, wanted),
         416 => {
             let problem = "the object is shorter than it has to be (HTTP 416)".to_owned();
@@ -64,6 +65,13 @@ pub(super) fn find(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless
             Err(Useless::object(problem))
         }
     }
+}
+
+/// Whether an answer that calls itself whole says which part it is, as some proxies make of one that came from a cache:
+/// its length is that of the part, or is not known.
+fn is_named_part(head: &Head<'_>, wanted: &Range<u64>) -> bool {
+    let named = head.content_range.and_then(parse_content_range).filter(|(range, _)| range.contains(&wanted.start));
+    named.is_some_and(|(range, _)| head.content_length.is_none_or(|bytes| bytes == range.end - range.start))
 }
 
 /// Whether a refusal may be one of the range, and not of the object.
@@ -88,7 +96,8 @@ fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {
         Useless::range(problem, wanted)
     };
     let (answered, total) = parse_content_range(value).ok_or_else(other)?;
-    if let Some(total) = total.filter(|total| *total < wanted.end) {
+    // A total below what the answer itself has is a mistake, as of caches that put the length of the part there.
+    if let Some(total) = total.filter(|total| (answered.end..wanted.end).contains(total)) {
         return Err(Useless::object(format!(
             "the object has {total} bytes, but bytes up to {} are needed",
             wanted.end
@@ -153,6 +162,9 @@ mod tests {
             // Lengths that contradict the range.
             ("bytes 10-19/100", Some(100), part(0, 10, false)),
             ("bytes 10-19/100", Some(3), part(0, 3, false)),
+            // A total that cannot be.
+            ("bytes 10-19/10", Some(10), part(0, 10, true)),
+            ("bytes 10-14/5", Some(5), part(0, 5, true)),
         ] {
             assert_eq!(find(&partial(content_range, len), &(10..20)), Ok(expected), "{content_range} {len:?}");
         }
@@ -183,6 +195,19 @@ mod tests {
         assert_eq!(find(&whole(None), &(10..20)), Ok(part(10, 10, false)));
         assert_eq!(find(&whole(Some(10)), &(10..20)), Ok(part(0, 10, true)), "the range without its head");
         assert!(find(&whole(Some(19)), &(10..20)).unwrap_err().problem.contains("19 bytes are announced where 20"));
+        let named =
+            |content_range, content_length| Head { content_range: Some(content_range), ..whole(content_length) };
+        for (content_range, len, expected) in [
+            ("bytes 10-19/100", Some(10), part(0, 10, true)),
+            ("bytes 10-14/100", Some(5), part(0, 5, true)),
+            ("bytes 10-14/100", None, part(0, 5, true)),
+            ("bytes 0-99/100", Some(100), part(10, 10, false)),
+            // Everything, by its length.
+            ("bytes 10-19/100", Some(100), part(10, 10, false)),
+            ("bytes 30-39/100", Some(100), part(10, 10, false)),
+        ] {
+            assert_eq!(find(&named(content_range, len), &(10..20)), Ok(expected), "{content_range} {len:?}");
+        }
         let page = Head { is_called_html: true, ..whole(Some(10)) };
         assert!(find(&page, &(10..20)).unwrap_err().problem.contains("web page"));
         let far = find(&whole(None), &(MAX_SKIP + 1..MAX_SKIP + 2)).unwrap_err();

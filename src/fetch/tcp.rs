@@ -169,7 +169,7 @@ impl Transport for TcpTransport {
             self.stream.set_nonblocking(false)?;
             read
         };
-        matches!(probe(), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        self.trial.may_be_kept() && matches!(probe(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
 

@@ -40,6 +40,8 @@ const MOST_DOMAINS: usize = 6;
 /// How long an address waits for servers that are listed before the one that gave it, since they come first for a
 /// reason: a provider's server invents addresses for names that only the site's own server knows.
 const EARLIER: Duration = Duration::from_millis(400);
+/// How long a lookup everywhere waits for all servers after the first address.
+const EVERYWHERE: Duration = Duration::from_secs(3);
 /// Addresses that are returned. Large content networks answer with a dozen.
 const MOST_ADDRESSES: usize = 16;
 
@@ -136,6 +138,19 @@ impl Resolver {
     /// # Errors
     /// [`NameError`], after at most 5 s for each domain that the name may be in.
     pub fn lookup(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
+        self.lookup_within(host, (MORE, EARLIER))
+    }
+
+    /// Finds the addresses of a host that any name server has, where those of the quickest one were of no use.
+    ///
+    /// # Errors
+    /// As [`Resolver::lookup`].
+    pub fn lookup_everywhere(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
+        self.lookup_within(host, (EVERYWHERE, EVERYWHERE))
+    }
+
+    /// Finds addresses; the first one waits so long for more, and so long for those of earlier servers.
+    fn lookup_within(&self, host: &str, wait: (Duration, Duration)) -> Result<Vec<IpAddr>, NameError> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
@@ -161,7 +176,7 @@ impl Resolver {
         }
         let mut answers = Vec::new();
         for name in self.candidates(&lower) {
-            match self.ask_all(&name) {
+            match self.ask_all(&name, wait) {
                 Ok(addresses) => return Ok(in_turn(addresses)),
                 Err(said) => answers = said,
             }
@@ -180,7 +195,7 @@ impl Resolver {
     }
 
     /// Asks every server at once. The addresses of all that have some, or what each said instead.
-    fn ask_all(&self, name: &str) -> Result<Vec<IpAddr>, Vec<String>> {
+    fn ask_all(&self, name: &str, wait: (Duration, Duration)) -> Result<Vec<IpAddr>, Vec<String>> {
         let (sender, outcomes) = channel();
         let name: Arc<str> = name.into();
         let until = Instant::now() + PATIENCE;
@@ -195,7 +210,7 @@ impl Resolver {
             }
         }
         drop(sender);
-        collect(&self.servers, &outcomes, until)
+        collect(&self.servers, &outcomes, until, wait)
     }
 }
 
@@ -204,6 +219,7 @@ fn collect(
     servers: &[NameServer],
     outcomes: &Receiver<(usize, Outcome)>,
     mut until: Instant,
+    (more, earlier): (Duration, Duration),
 ) -> Result<Vec<IpAddr>, Vec<String>> {
     let mut found: Vec<(usize, IpAddr)> = Vec::new();
     let mut heard = vec![0; servers.len()];
@@ -220,8 +236,8 @@ fn collect(
             let first = *first.get_or_insert_with(Instant::now);
             // Servers before the best one that have said nothing yet.
             let is_expected = heard[..best].contains(&0);
-            last = last.min(first + EARLIER);
-            until = if is_expected { last } else { last.min(first + MORE) };
+            last = last.min(first + earlier);
+            until = if is_expected { last } else { last.min(first + more) };
         }
     }
     if found.is_empty() {

@@ -85,7 +85,9 @@ fn seek(job: &RecoveryJob<'_>, chosen_counts: bool) -> Result<Sought, RecoveryEr
     let wanted = wanted(&paths);
     let seen = seen(job).of_channel(&job.identity.channel);
     let (mut sought, mut refusal) = (Sought::Nothing, None);
-    let fetched = source.get_if_there(&wanted, &mut |found| {
+    let manifest_paths = manifest_paths(job);
+    let [witness, _] = wanted_manifest(&manifest_paths);
+    let fetched = source.get_if_there(&wanted, witness, &mut |found| {
         let content = match found {
             // A server may answer with whatever it likes for what is not there. A robot that never saw a roll-out loses
             // nothing by that.
@@ -139,7 +141,8 @@ fn seek(job: &RecoveryJob<'_>, chosen_counts: bool) -> Result<Sought, RecoveryEr
 fn chosen(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Option<Release> {
     let paths = manifest_paths(job);
     let mut release = None;
-    let asked = job.resources.source.get_if_there(&wanted_manifest(&paths), &mut |found| {
+    let wanted = wanted_manifest(&paths);
+    let asked = job.resources.source.get_if_there(&wanted, wanted[0], &mut |found| {
         if let SourceAnswer::Files { content, is_chosen: true } = found {
             if authenticated(job, content).is_ok() {
                 end_trial(job);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use reflash::fetch::FetchOptions;
 
-use super::{flash_with, good, release};
+use super::{changed, flash, flash_with, good, release, serving};
 use crate::support::isolated::{isolated, run};
 use crate::support::server::{TestServer, object, status};
 use crate::support::tls::{ALWAYS, Authority};
@@ -21,6 +21,8 @@ enum Habit {
     Silent,
     /// Says something that is neither HTTP nor TLS.
     Babbles,
+    /// Answers each request with this status and this body.
+    Answers(&'static str, &'static str),
 }
 
 /// Listens on 127.0.0.2 and so on, as many as there are habits, at this port.
@@ -38,6 +40,15 @@ fn listen(port: u16, habits: &[Habit]) {
                     if let Habit::Babbles = habit {
                         let _ = stream.read(&mut [0; 1000]);
                         let _ = std::io::Write::write_all(&mut stream, b"220 mail.test ESMTP\r\n");
+                    }
+                    while let Habit::Answers(status, body) = habit
+                        && stream.read(&mut [0; 4000]).is_ok_and(|bytes| bytes > 0)
+                    {
+                        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+                        let _ = std::io::Write::write_all(
+                            &mut stream,
+                            [head.as_bytes(), body.as_bytes()].concat().as_slice(),
+                        );
                     }
                     if let Habit::Silent = habit {
                         std::thread::sleep(Duration::from_secs(60));
@@ -93,6 +104,75 @@ fn addresses_that_take_connections_and_do_not_serve_are_left_for_the_next() {
                     assert!(began.elapsed() < Duration::from_secs(12), "{habits:?}: {:?}", began.elapsed());
                 }
             }
+        },
+    );
+}
+
+// https://github.com/tuna/issues/issues/232, https://github.com/canonical/ubuntu.com/issues/16420,
+// https://github.com/canonical-web-and-design/www.canonical.com/issues/261
+#[test]
+#[ignore = "needs root: a table of hosts of its own"]
+fn addresses_that_answer_with_something_of_no_use_are_left_for_the_next() {
+    isolated("field::servers::addresses::addresses_that_answer_with_something_of_no_use_are_left_for_the_next", || {
+        std::fs::write("/run/hosts", "").unwrap();
+        run("mount", &["--bind", "/run/hosts", "/etc/hosts"]);
+        run("ip", &["link", "set", "lo", "up"]);
+        let fixture = release();
+        const PAGE: &str = "<html><body>Log in</body></html>";
+        for habits in [
+            // What a name server that lies leads to, and one of several machines that lost its disk or its service.
+            &[Habit::Answers("200 OK", PAGE)][..],
+            &[Habit::Answers("404 Not Found", "")],
+            &[Habit::Answers("403 Forbidden", ""), Habit::Answers("410 Gone", "")],
+            &[Habit::Answers("500 Internal Server Error", "")],
+            &[Habit::Answers("503 Service Unavailable", ""), Habit::Closes],
+            &[Habit::Answers("200 OK", "{}")],
+            &[Habit::Answers("206 Partial Content", "x"), Habit::Answers("302 Found", ""), Habit::Babbles],
+        ] {
+            name(habits.len());
+            let server = good(fixture.tree());
+            listen(server.address.port(), habits);
+            let url = server.url().replace("127.0.0.1", HOST);
+            let (result, retries) = flash_with(&fixture, &[url], &crate::fetch::options());
+            result.unwrap_or_else(|error| panic!("{habits:?}: {}", reflash::chain::chain(&error)));
+            assert!(retries.is_empty(), "{habits:?}: {retries:?}");
+        }
+        // More of them than are asked without a pause.
+        name(8);
+        let server = good(fixture.tree());
+        listen(server.address.port(), &[Habit::Answers("200 OK", PAGE); 8]);
+        let url = server.url().replace("127.0.0.1", HOST);
+        let (result, retries) = flash(&fixture, &[url]);
+        result.unwrap();
+        assert!(retries.len() <= 2, "{retries:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: a table of hosts of its own"]
+fn one_machine_behind_a_name_that_delivers_damaged_packs_is_left_for_the_next() {
+    isolated(
+        "field::servers::addresses::one_machine_behind_a_name_that_delivers_damaged_packs_is_left_for_the_next",
+        || {
+            std::fs::write("/run/hosts", "").unwrap();
+            run("mount", &["--bind", "/run/hosts", "/etc/hosts"]);
+            run("ip", &["link", "set", "lo", "up"]);
+            name(1);
+            let fixture = release();
+            let whole = good(fixture.tree());
+            let damaged = serving(fixture.tree(), |request, content| {
+                request.range()?;
+                changed(request, content, |bytes| {
+                    let mut bytes = bytes.to_vec();
+                    bytes.iter_mut().rev().take(10).for_each(|byte| *byte ^= 1);
+                    bytes
+                })
+            });
+            relay(&format!("127.0.0.2:{}", whole.address.port()), damaged.address);
+            let url = whole.url().replace("127.0.0.1", HOST);
+            let (result, retries) = flash(&fixture, &[url]);
+            result.unwrap();
+            assert!(!damaged.requests().is_empty() && retries.len() <= 3, "{retries:?}");
         },
     );
 }

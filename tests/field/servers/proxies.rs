@@ -46,6 +46,43 @@ fn a_report_passes_the_proxy_that_downloads_pass() {
     assert!(error.to_string().contains(&format!("proxy {}", refusing.address)), "{error}");
 }
 
+// https://github.com/psf/requests/issues/3296, https://github.com/lostisland/faraday/issues/790
+#[test]
+fn each_redirect_goes_through_the_proxy_or_not_by_where_it_leads() {
+    let server = TestServer::start(|request| object(request, b"{}"));
+    let proxied = Proxy::start(server.address);
+    let near = TestServer::start(|_| {
+        vec![answer("302 Found", &["Location: http://far.invalid/stable/manifest.json", "Content-Length: 0"], b"")]
+    });
+    let options = |exception: &str, proxy| FetchOptions {
+        no_proxy: Config::resolve(
+            Layer::parse(
+                "site",
+                &format!(
+                    "[release]\nurls = ['http://a/']\n[machine]\nproduct = 'x'\n[network]\nno_proxy = ['{exception}']\n"
+                ),
+            )
+            .unwrap(),
+        )
+        .unwrap()
+        .network
+        .no_proxy,
+        ..through(proxy)
+    };
+    let near_first = open(&near.url(), &options("127.0.0.1", proxied.address)).unwrap();
+    assert_eq!(near_first.get_small("stable/manifest.json", 100).unwrap(), b"{}");
+    assert_eq!((near.requests().len(), proxied.requests().len()), (1, 1));
+    // The other way round: the proxy sends to a host that only the robot itself reaches.
+    let address = server.address;
+    let sending = TestServer::start(move |_| {
+        let location = format!("Location: http://{address}/release/stable/manifest.json");
+        vec![answer("302 Found", &[&location, "Content-Length: 0"], b"")]
+    });
+    let far_first = open("http://far.invalid/", &options("127.0.0.1", sending.address)).unwrap();
+    assert_eq!(far_first.get_small("stable/manifest.json", 100).unwrap(), b"{}");
+    assert_eq!(sending.requests().len(), 1);
+}
+
 #[test]
 fn a_server_beside_the_robot_is_reached_without_the_proxy() {
     let server = TestServer::start(|request| object(request, b"{}"));

@@ -1,0 +1,145 @@
+//! How much to ask for at a time of a server, or of a middlebox before it, that refuses what is large: filters that
+//! look through every answer have a limit, refuse with 403, 413 or 502 what is beyond it, or never come to its end.
+
+use std::sync::Mutex;
+
+use super::error::FetchErrorKind;
+use crate::sys::thread::lock;
+
+/// Nothing smaller is asked for: the filters in question let web pages pass.
+const LEAST: u64 = 64 << 10;
+/// Failures in a row without a byte, from which on the size may be what fails.
+const PASSING: u32 = 2;
+/// How much smaller the next one is: few failures until something comes count for more than the best size.
+const STEP: u64 = 16;
+/// Parts that came, after which twice as much is tried: the failures may have been of the moment.
+const GROW_AFTER: u32 = 32;
+
+/// The most bytes to ask a server for at a time, as far as is known.
+#[derive(Debug)]
+pub(super) struct PartSize(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    most_bytes: u64,
+    failures: u32,
+    came: u32,
+    grow_after: u32,
+    /// Whether the size was doubled and nothing of that size came yet.
+    is_trial: bool,
+}
+
+impl Default for PartSize {
+    fn default() -> Self {
+        let (most_bytes, grow_after) = (u64::MAX, GROW_AFTER);
+        Self(Mutex::new(State { most_bytes, failures: 0, came: 0, grow_after, is_trial: false }))
+    }
+}
+
+impl PartSize {
+    pub(super) fn most_bytes(&self) -> u64 {
+        lock(&self.0).most_bytes
+    }
+
+    /// Notes that nothing came of so many bytes that were asked for.
+    pub(super) fn failed(&self, asked_bytes: u64, kind: FetchErrorKind) {
+        use FetchErrorKind::{Broken, Protocol, Refused, Stalled};
+        // Of what is not there, a part is not there either, and a server that asks for patience says 429 or 503.
+        let may_be_of_the_size = match kind {
+            Refused(status) => !matches!(status, 401 | 407 | 429 | 503),
+            kind => matches!(kind, Broken | Protocol | Stalled),
+        };
+        if asked_bytes <= LEAST || !may_be_of_the_size {
+            return;
+        }
+        let mut state = lock(&self.0);
+        state.came = 0;
+        if std::mem::take(&mut state.is_trial) {
+            state.most_bytes = (state.most_bytes / 2).max(LEAST);
+            state.grow_after = state.grow_after.saturating_mul(4);
+            return;
+        }
+        state.failures += 1;
+        if state.failures >= PASSING {
+            state.most_bytes = (asked_bytes.min(state.most_bytes) / STEP).max(LEAST);
+        }
+    }
+
+    /// Notes that so many bytes came of one answer.
+    pub(super) fn came(&self, bytes: u64) {
+        let mut state = lock(&self.0);
+        state.failures = 0;
+        if state.most_bytes == u64::MAX || bytes < state.most_bytes / 2 {
+            return;
+        }
+        if std::mem::take(&mut state.is_trial) {
+            state.grow_after = GROW_AFTER;
+        }
+        state.came += 1;
+        if state.came >= state.grow_after {
+            (state.came, state.is_trial) = (0, true);
+            state.most_bytes = state.most_bytes.saturating_mul(2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LEAST, PartSize};
+    use crate::fetch::FetchErrorKind;
+
+    /// Asks for so many bytes of a server that refuses what is larger than `limit`: its answers, and its refusals.
+    fn asked(size: &PartSize, bytes: u64, limit: u64, kind: FetchErrorKind) -> (u64, u64) {
+        let (mut left, mut came, mut refused) = (bytes, 0, 0);
+        while left > 0 && refused < 1000 {
+            let part = left.min(size.most_bytes());
+            if part > limit {
+                refused += 1;
+                size.failed(part, kind);
+            } else {
+                came += 1;
+                left -= part;
+                size.came(part);
+            }
+        }
+        (came, refused)
+    }
+
+    #[test]
+    fn a_limit_is_found_in_a_few_steps_and_tried_seldom() {
+        for kind in [FetchErrorKind::Refused(403), FetchErrorKind::Broken, FetchErrorKind::Stalled] {
+            for limit in [100_000, 1 << 20, 5_000_000] {
+                let size = PartSize::default();
+                let (_, refused) = asked(&size, 8 << 20, limit, kind);
+                assert!(refused <= 4, "{limit}: {refused}");
+                let (came, refused) = asked(&size, 300 << 20, limit, kind);
+                assert!(refused <= 4, "{limit}: {refused}");
+                assert!(came <= (300 << 20) / (limit / 2).max(LEAST) + 200, "{limit}: {came}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_matter_of_size_changes_nothing() {
+        let size = PartSize::default();
+        for _ in 0..100 {
+            size.failed(8 << 20, FetchErrorKind::Missing);
+            size.failed(8 << 20, FetchErrorKind::Refused(503));
+            size.failed(8 << 20, FetchErrorKind::Unreachable);
+            size.failed(LEAST, FetchErrorKind::Broken);
+        }
+        size.failed(8 << 20, FetchErrorKind::Broken);
+        size.came(8 << 20);
+        size.failed(8 << 20, FetchErrorKind::Broken);
+        assert_eq!(size.most_bytes(), u64::MAX);
+    }
+
+    #[test]
+    fn a_server_that_recovers_is_asked_for_more_again() {
+        let size = PartSize::default();
+        asked(&size, 1 << 20, 0, FetchErrorKind::Refused(502));
+        assert_eq!(size.most_bytes(), LEAST);
+        let (came, refused) = asked(&size, 300 << 20, u64::MAX, FetchErrorKind::Broken);
+        assert!(refused == 0 && came < 500, "{came}");
+    }
+}

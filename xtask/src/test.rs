@@ -7,9 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cargo::cargo;
@@ -140,12 +141,18 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
         Tier::Vm | Tier::Full => {
             let full = tier == Tier::Full;
             crate::demo::build_all(paths, assume_yes)?;
-            powercut::run(paths, &powercut_options(full), assume_yes)?;
             let mut more = vec!["vm::"];
             if !full {
                 more.extend(["--skip", "::full_"]);
             }
-            part(paths, "virtual machines", &[&BOOTS[..], &more].concat())?;
+            // One judges on one processor while the other mostly waits for boots.
+            let (explored, booted) = thread::scope(|scope| {
+                let explorer = scope.spawn(|| powercut::run(paths, &powercut_options(full), assume_yes));
+                let booted = part(paths, "virtual machines", &[&BOOTS[..], &more].concat());
+                (explorer.join(), booted)
+            });
+            explored.map_err(|_| anyhow!("the power-cut explorer panicked"))??;
+            booted?;
             if full {
                 part(paths, "tests that take long", &[&WITH_ROOT[..], &["--skip", "vm::", "::full_"]].concat())?;
             }

@@ -114,8 +114,22 @@ fn debugfs(device: &str, request: &str) {
 #[test]
 #[ignore = "needs a virtual machine: cargo xtask test"]
 fn a_robot_in_bad_company_recovers() {
-    let fixture = Fixture::with(tiny_image("1", Behaviour::Good), super::for_demo_robots);
-    let tree = fixture.tree();
+    let mut fixture = Fixture::with(tiny_image("1", Behaviour::Good), super::for_demo_robots);
+    let tree = fixture.dir.path().join("whole");
+    assert!(Command::new("cp").arg("-r").args([fixture.tree(), tree.clone()]).status().unwrap().success());
+    // Another mirror has the newest release of all, but for its content.
+    let image = fixture.image.clone();
+    fixture.publish(tiny_image("2", Behaviour::Good), |spec| {
+        super::for_demo_robots(spec);
+        spec.version = "2".into();
+    });
+    fixture.image = image;
+    let half_tree = fixture.tree();
+    let half = TestServer::start(move |request| {
+        let path = request.target().trim_start_matches('/');
+        let content = std::fs::read(half_tree.join(path)).ok().filter(|_| !path.starts_with("objects/"));
+        content.map_or_else(|| status("404 Not Found"), |content| object(request, &content))
+    });
     // The first mirror is genuine, and as slow as a mirror can be that is not yet dead.
     let slow_tree = tree.clone();
     let slow = TestServer::start(move |request| {
@@ -135,9 +149,10 @@ fn a_robot_in_bad_company_recovers() {
     });
     let (_server, url) = demo::serve_to_guests(&tree).unwrap();
     let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
-    let config =
-        config.replace(&format!("\"{url}\""), &format!("\"http://10.0.2.2:{}\", \"{url}\"", slow.address.port()));
-    assert!(config.contains(&slow.address.port().to_string()), "{config}");
+    let [slow_port, half_port] = [&slow, &half].map(|server| server.address.port());
+    let bad = format!("\"http://10.0.2.2:{slow_port}\", \"http://10.0.2.2:{half_port}\", ");
+    let config = config.replace(&format!("\"{url}\""), &format!("{bad}\"{url}\""));
+    assert!(config.contains(&half_port.to_string()), "{config}");
     let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
     // The record of what is installed has grown to 420 MiB of nothing, in a machine of 512 MiB; the black box leads
     // elsewhere.
@@ -166,7 +181,7 @@ fn a_robot_in_bad_company_recovers() {
     }
     machine.extra.push("usb-storage,bus=ports.0,drive=link,removable=on".to_owned());
     let robot = machine.start().unwrap();
-    let shown = expect(&robot, &["reason: tries", "is installed after"]);
+    let shown = expect(&robot, &["reason: tries", "and no source has all of it", "is installed after"]);
     for bad in ["panicked", "process died", "Out of memory"] {
         assert!(!shown.contains(bad), "{bad}: {shown}");
     }

@@ -95,6 +95,16 @@ impl RecoveryError {
         }
     }
 
+    /// Whether content of the release is what no source has, or has as it is signed.
+    #[must_use]
+    pub fn is_of_content(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } | Self::Write(WriteError::Fetch { source, .. }) => source.is_of_the_object(),
+            Self::Write(WriteError::Content { .. }) => true,
+            _ => false,
+        }
+    }
+
     /// Whether there is no newer release than the one that is known, and nothing else is wrong.
     #[must_use]
     pub fn is_nothing_new(&self) -> bool {

@@ -93,6 +93,8 @@ pub struct Policy {
     pub recoveries: Recoveries,
     /// Only a release with a higher serial than this one is wanted. A parked machine waits for it.
     pub above: Option<u64>,
+    /// Release that no source has all of, as one that is being published: any other is wanted.
+    pub incomplete: Option<ReleaseId>,
     /// Release that stays within reach of an undo.
     pub keep: Keep,
     /// The installed release, if that is known.
@@ -120,6 +122,7 @@ impl Default for Policy {
             requested: false,
             recoveries: Recoveries::default(),
             above: None,
+            incomplete: None,
             keep: Keep::default(),
             installed: None,
             safe_start: None,

@@ -203,6 +203,9 @@ pub(super) fn check_order(
     let floor = job.resources.floor.map(Floor::record).unwrap_or_default();
     let (installed, by_person) = (record.map(InstalledRecord::id), job.policy.allow_older);
     floor::check(&floor, Offered { release, version, installed, by_person })?;
+    if job.policy.incomplete == Some(release) {
+        return Err(ManifestError::Incomplete { version: version.to_owned(), offered: release.serial });
+    }
     // A serial that no release can have leaves none above it: it was damaged, and waiting for one would be for ever.
     let above = job.policy.above.filter(|above| *above <= MAX_SERIAL);
     if above.is_some_and(|above| release.serial <= above) {

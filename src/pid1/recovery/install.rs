@@ -13,9 +13,11 @@ use crate::boot::decide::{self, Recoveries, System};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
+use crate::jobs::state::Release;
 use crate::pid1::worker;
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::event::Event;
+use crate::record::journal::Phase;
 use crate::record::report::{Ending, hardware_id};
 use crate::release::digest::block_hash;
 use crate::release::manifest::Manifest;
@@ -45,10 +47,17 @@ pub(super) fn until_installed(
 ) -> Result<NextState, SetupError> {
     let (setup, journal) = (online.setup, job.journal);
     let started = Instant::now();
-    let (mut attempt, mut denials, mut rests) = (1, Denials::default(), false);
+    let (mut attempt, mut denials, mut rests, mut incomplete) = (1, Denials::default(), false, None);
     loop {
         let mirrors = mirrors.clone().with_retry_policy(deadline.map_or(RetryPolicy::Forever, RetryPolicy::Until));
-        let error = match recovery::run(&job.with_source(&mirrors), setup.record.as_ref()) {
+        let tried = incomplete.take();
+        let policy = Policy { incomplete: tried, ..job.policy };
+        let job = &RecoveryJob { policy, ..job.with_source(&mirrors) };
+        let found =
+            journal.phase(Phase::Manifest, &mirrors.describe(), || recovery::fetch_release(job, setup.record.as_ref()));
+        let release = found.as_ref().ok().map(Release::id);
+        let installs = |release| recovery::install(job, setup.record.as_ref(), release);
+        let error = match found.and_then(installs) {
             Ok(report) => return Ok(installed(online, &report, started)),
             Err(error) => error,
         };
@@ -89,6 +98,12 @@ pub(super) fn until_installed(
         }
         if refused && let Some(next) = repair(online, job, started) {
             return Ok(next);
+        }
+        // One source may have the newest release in part, and another one an older release as a whole. Asked for every
+        // second time: the newest may be there by then. A robot that has nothing need not be sure of it.
+        if (refused || setup.record.is_none()) && error.is_of_content() && tried.is_none() && release.is_some() {
+            incomplete = release;
+            continue;
         }
         let seed = jitter_seed();
         let pause = if refused { fetch::poll_pause(attempt, seed) } else { fetch::backoff(attempt, seed) };

@@ -206,6 +206,7 @@ impl Setup {
                 requested: self.reason.is_requested(),
                 recoveries: self.recoveries,
                 above: None,
+                incomplete: None,
                 keep,
                 installed: self.standing.installed,
                 safe_start: None,

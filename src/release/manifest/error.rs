@@ -101,6 +101,14 @@ pub enum ManifestError {
         /// Serial of the release.
         offered: u64,
     },
+    /// No source has all of the release, so that another one is looked for.
+    #[error("release {version}, serial {offered}, is offered, and no source has all of it")]
+    Incomplete {
+        /// Version of the release.
+        version: String,
+        /// Serial of the release.
+        offered: u64,
+    },
     /// The signed manifest has a value that cannot be right.
     #[error("the signed manifest of release {version} is wrong: {reason}")]
     Invalid {

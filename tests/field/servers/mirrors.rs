@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use reflash::fetch::{
     Check, Clock, Directory, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source, open_all, open_usable,
 };
+use reflash::jobs::recovery;
 use reflash::jobs::state::StatePartition;
+use reflash::record::journal::Journal;
 use reflash_release::Allow;
 
 use super::{flash, good, release, serving};
@@ -156,6 +158,30 @@ fn a_newer_release_that_does_not_suit_is_left_where_it_is() {
     fixture.image = image;
     let report = flash(&fixture, &[first.url(), other.url()]).0.unwrap();
     assert_eq!(report.serial, 4);
+}
+
+// https://github.com/rgeissert/http-redirector/issues/72
+#[test]
+fn a_release_that_no_mirror_has_all_of_is_left_for_one_that_is_whole() {
+    let (fixture, old) = two_releases();
+    let half = serving(fixture.tree(), |request, _| {
+        let path = request.target();
+        path.contains("/objects/").then(|| status("404 Not Found"))
+    });
+    let whole = good(old.clone());
+    let image = sample_image(300, 1);
+    for urls in [[half.url(), whole.url()], [whole.url(), half.url()]] {
+        let mirrors = open_all(&urls, &crate::fetch::options(), RetryPolicy::Rounds(1)).unwrap();
+        let (target, journal) = (MemoryTarget::new(vec![0; image.len()]), Journal::silent());
+        let mut job = fixture.job(&mirrors, &target, None, &journal);
+        let newest = recovery::fetch_release(&job, None).unwrap();
+        assert_eq!(newest.manifest.serial, 7);
+        let error = recovery::install(&job, None, newest).unwrap_err();
+        assert!(error.is_of_content(), "{}", reflash::chain::chain(&error));
+        job.policy.incomplete = Some(recovery::fetch_release(&job, None).unwrap().id());
+        assert_eq!(recovery::run(&job, None).unwrap().serial, 4);
+        assert!(target.content() == image);
+    }
 }
 
 /// A release that a person brought.

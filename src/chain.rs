@@ -7,6 +7,10 @@ use std::error::Error;
 const WITHOUT_TEXT: &str = "No error information (os error 117)";
 const DAMAGED: &str = "The file system is damaged (os error 117)";
 
+/// The most bytes of a text that are shown: a server may have sent half a megabyte of it, and a serial console takes
+/// 0.7 s for this much.
+const MOST_BYTES: usize = 8192;
+
 /// Formats an error and all its causes on one line, outermost first, joined by `: `.
 ///
 /// A cause that only repeats the end of the text before it is left out, because some libraries print their cause
@@ -22,18 +26,37 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
         next = cause.source();
     }
-    text.replace(WITHOUT_TEXT, DAMAGED)
+    bounded(text.replace(WITHOUT_TEXT, DAMAGED))
+}
+
+/// The beginning of a text that is too long to be shown.
+fn bounded(mut text: String) -> String {
+    if text.len() > MOST_BYTES {
+        let len = text.len();
+        text.truncate(text.floor_char_boundary(MOST_BYTES));
+        text.push_str(&format!("... ({len} bytes in all)"));
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::chain;
+    use super::{MOST_BYTES, bounded, chain};
 
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
     struct Layer {
         text: &'static str,
         source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn a_text_of_any_length_is_bounded() {
+        for length in [MOST_BYTES - 1, MOST_BYTES, MOST_BYTES + 1, 10 * MOST_BYTES] {
+            let text = bounded(format!("{}\u{20ac}", "x".repeat(length)));
+            assert!(text.len() <= MOST_BYTES + 40 && text.starts_with("xxx"), "{length}");
+            assert_eq!(text.contains("bytes in all"), length + 3 > MOST_BYTES);
+        }
     }
 
     #[test]

@@ -92,6 +92,23 @@ fn from_io(url: &str, kind: io::ErrorKind) -> FetchError {
     }
 }
 
+/// Whether the two sides have no version, cipher or kind of key in common.
+fn is_nothing_in_common(error: &rustls::Error) -> bool {
+    use rustls::{AlertDescription, CertificateError, Error};
+    match error {
+        Error::PeerIncompatible(_) => true,
+        Error::AlertReceived(alert) => matches!(
+            alert,
+            AlertDescription::HandshakeFailure
+                | AlertDescription::ProtocolVersion
+                | AlertDescription::InsufficientSecurity
+        ),
+        Error::InvalidCertificate(CertificateError::Other(_)) => false,
+        Error::InvalidCertificate(certificate) => format!("{certificate:?}").contains("UnsupportedSignature"),
+        _ => false,
+    }
+}
+
 fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
     let Some((now, why)) = time_disagreement(error) else {
         let problem = match error {
@@ -101,6 +118,10 @@ fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
             {
                 "no trusted connection: the server's certificate is one of an authority (CA:TRUE), as `openssl req \
                  -x509` makes it by default; give the server one made with basicConstraints=CA:FALSE"
+            }
+            error if is_nothing_in_common(error) => {
+                "no trusted connection: the server offers nothing that this agent knows, which is TLS 1.2 and 1.3 by \
+                 ECDHE with AES-GCM or ChaCha20, and certificates with keys of RSA, P-256, P-384 or Ed25519"
             }
             _ => "no trusted connection (network.ca_file decides which authorities are trusted)",
         };

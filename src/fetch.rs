@@ -159,8 +159,8 @@ pub trait Source: Send + Sync {
 
     /// Fetches a few small objects as [`Source::get_checked`] does, where the source may have none of them: a status
     /// that says so, or a web page, is an answer too, and `check` decides what it is worth. Stores answer 403 for what
-    /// is not there, and some servers with a page of theirs, with a redirect that leads nowhere, or not at all: a source
-    /// that fails so and still delivers the `witness` lacks what was wanted.
+    /// is not there, and some servers with a page of theirs, with a redirect that leads nowhere, or not at all: a
+    /// source that fails so and still delivers the `witness` lacks what was wanted.
     ///
     /// # Errors
     /// As [`Source::get_checked`].

@@ -205,9 +205,9 @@ fn with_target(paths: &Paths) -> Command {
     command
 }
 
-/// The flags for the linker that rustup's compiler brings along, if it is there: it merges functions that became the same
-/// machine code, a hundredth of the agent. GNU's cannot. Nothing in the agent or its C compares functions by address,
-/// which is all that `--icf=safe` would keep apart, at nearly the whole gain.
+/// The flags for the linker that rustup's compiler brings along, if it is there: it merges functions that became the
+/// same machine code, a hundredth of the agent. GNU's cannot. Nothing in the agent or its C compares functions by
+/// address, which is all that `--icf=safe` would keep apart, at the cost of nearly the whole gain.
 fn folding_linker() -> Vec<String> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN"));
     let hosts = sysroot.ok().and_then(|path| std::fs::read_dir(Path::new(path.trim()).join("lib/rustlib")).ok());

@@ -6,6 +6,7 @@ pub mod plan;
 pub mod readback;
 pub mod survey;
 pub mod target;
+pub mod template;
 pub(crate) mod threads;
 pub mod undo;
 pub mod verify;

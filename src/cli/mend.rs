@@ -9,13 +9,12 @@ use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::Context;
 use super::mounted::{MOUNTS, MountedState, own_partuuid};
 use super::options::Options;
-use crate::boot::slots::{FILES, RELEASE_FOLDER};
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::raw::WholeDisk;
 use crate::disk::{Disk, Which, disks};
 use crate::flash::target::DeviceTarget;
-use crate::jobs::mend::recovery_partition::{FetchSlot, RecoveryPlace, Thoroughness};
+use crate::jobs::mend::recovery_partition::{FetchFiles, RecoveryPlace, Thoroughness};
 use crate::jobs::mend::{self, MendOutcome, pieces::BootPieces};
 use crate::jobs::recovery::fetch_file;
 use crate::jobs::state::StatePartition;
@@ -93,9 +92,9 @@ fn mend(
     let mut found = mend::mend(&WholeDisk::open(disk)?, Some(table), BootPieces::read(state).as_ref(), &journal);
     if let Some(device) = &mounted.recovery_device {
         let at = Path::new(MOUNTS).join("recovery");
-        let fetch = || fetch_recovery(options, mounted);
+        let fetch = |names: &[String]| fetch_files(options, mounted, names);
         // A start of the system does not wait for a network; the command runs again, by its timer.
-        let fetch = (thoroughness == Thoroughness::Content).then_some(&fetch as &FetchSlot<'_>);
+        let fetch = (thoroughness == Thoroughness::Content).then_some(&fetch as &FetchFiles<'_>);
         let place = RecoveryPlace { device, at: &at, state, thoroughness, fetch };
         if let Err(error) = mend::recovery_partition::mend(&place, mounted.recovery.is_some(), &journal) {
             found.mended_all = false;
@@ -107,16 +106,16 @@ fn mend(
     Ok(Outcome { mended, found })
 }
 
-/// Fetches the recovery of the installed release, in the order of a slot's files.
-fn fetch_recovery(options: &Options, mounted: &MountedState) -> Result<Vec<Vec<u8>>, String> {
+/// Fetches files of the installed release.
+fn fetch_files(options: &Options, mounted: &MountedState, names: &[String]) -> Result<Vec<Vec<u8>>, String> {
     let context = Context::open(options, Some(mounted)).map_err(|failure| failure.text)?;
     let system = mounted.system_partition().map_err(|failure| failure.text)?;
     let target = DeviceTarget::open_read_only(&system).map_err(|error| chain(&error))?;
     let mut job = context.job(&target, false);
     job.resources.state = Some(&mounted.state);
     let record = job.read_record().ok_or("there is no record of the installed release")?;
-    let fetch = |file: &&str| fetch_file(&job, &record.release(), &format!("{RELEASE_FOLDER}/{file}"));
-    FILES.iter().map(fetch).collect::<Result<_, _>>().map_err(|error| chain(&error))
+    let fetch = |name: &String| fetch_file(&job, &record.release(), name);
+    names.iter().map(fetch).collect::<Result<_, _>>().map_err(|error| chain(&error))
 }
 
 /// Adds to the last attempt of the black box, which status and reports show.

@@ -7,7 +7,9 @@
 //! | MBR | what the running kernel has of it | `reflash mend`, `reflash good` |
 //! | boot code for BIOS | the release, or the robot's own copy | recovery at its end, `reflash mend`, `reflash good` |
 //! | file system of the recovery partition | its other superblocks, e2fsck | `reflash mend`, `reflash good`, where it does not mount or has lost names |
+//! | the same, beyond repair | the release | `reflash mend`, where there is a network and the state partition has the copy |
 //! | directories and slots of the recovery partition | `lost+found`, the other slot | `reflash mend`, `reflash good` |
+//! | templates on it | the release | `reflash mend`, where there is a network |
 //! | configuration, keys, name and local settings on it | the copy on the state partition | the same |
 //! | loader on it (`grub/grub.cfg`) | this program | the same |
 //! | spare slot of the recovery | the other slot, or the release | recovery at its end |
@@ -21,6 +23,7 @@ mod error;
 pub mod esp;
 mod loader;
 mod lost_found;
+mod made_anew;
 pub mod map;
 pub mod pieces;
 pub mod recovery_partition;

@@ -118,12 +118,13 @@ fn a_robot_in_bad_company_recovers() {
     let tree = fixture.dir.path().join("whole");
     assert!(Command::new("cp").arg("-r").args([fixture.tree(), tree.clone()]).status().unwrap().success());
     // Another mirror has the newest release of all, but for its content.
-    let image = fixture.image.clone();
+    let system = fixture.dir.path().join("system.img");
+    let image = std::fs::read(&system).unwrap();
     fixture.publish(tiny_image("2", Behaviour::Good), |spec| {
         super::for_demo_robots(spec);
         spec.version = "2".into();
     });
-    fixture.image = image;
+    std::fs::write(&system, image).unwrap();
     let half_tree = fixture.tree();
     let half = TestServer::start(move |request| {
         let path = request.target().trim_start_matches('/');

@@ -2,7 +2,8 @@
 //!
 //! A file system that mounts may have lost what it is for. So it is judged by what GRUB and a recovery read: the slots
 //! with all their files, and the files that are there once. What no directory leads to any more is brought back from
-//! `lost+found`, the rest from the other slot and from the copy on the state partition.
+//! `lost+found`, the rest from the other slot and from the copy on the state partition. One that is beyond repair is
+//! made anew from the release.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,16 +12,17 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use super::error::MendError;
-use super::{loader, lost_found, slot_files};
-use crate::boot::slots::Slot;
+use super::{loader, lost_found, made_anew, slot_files};
+use crate::boot::slots::{FILES, RELEASE_FOLDER, Slot};
 use crate::disk::filesystem::{BACKUP_STEP_BYTES, Superblock, backup_superblock};
+use crate::jobs::floor;
 use crate::jobs::site_copy::{self, CONFIG, Kind, Originals, SiteCopy};
-use crate::jobs::state::StatePartition;
+use crate::jobs::state::{StatePartition, replace_durably};
 use crate::record::event::Event;
 use crate::record::journal::Journal;
 use crate::sys::block::in_use;
 use crate::sys::mount::{self, Mount};
-use crate::sys::process;
+use crate::sys::{files, process};
 
 pub use slot_files::Thoroughness;
 
@@ -37,8 +39,8 @@ const UNCHANGED: i32 = 0;
 /// The part in events.
 const FILE_SYSTEM: &str = "file system of the recovery partition";
 
-/// Brings the files of a slot, in the order of [`FILES`](crate::boot::slots::FILES), or the reason why not.
-pub type FetchSlot<'a> = dyn Fn() -> Result<Vec<Vec<u8>>, String> + 'a;
+/// Brings files of the installed release by their names, in that order, or the reason why not.
+pub type FetchFiles<'a> = dyn Fn(&[String]) -> Result<Vec<Vec<u8>>, String> + 'a;
 
 /// The recovery partition of a running system.
 #[derive(Clone, Copy)]
@@ -51,8 +53,8 @@ pub struct RecoveryPlace<'a> {
     pub state: &'a StatePartition,
     /// Thoroughness of the look at the slots.
     pub thoroughness: Thoroughness,
-    /// Source of a slot's files where neither slot is whole.
-    pub fetch: Option<&'a FetchSlot<'a>>,
+    /// Source of what is lost and has no copy on this machine.
+    pub fetch: Option<&'a FetchFiles<'a>>,
 }
 
 /// Mends the recovery partition, and reports each part that was mended. Where it was mounted (for reading) it is so
@@ -78,7 +80,12 @@ pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> R
                 place.leave(is_mounted);
                 return Err(error);
             }
-            (Err(error), Err(_)) | (Ok(_), Err(error)) => return Err(error),
+            (Err(damage), Err(_)) => {
+                made_anew::make(place, &copy, damage)?;
+                place.mount()?;
+                Repaired::Changed
+            }
+            (Ok(_), Err(error)) => return Err(error),
         };
         if repaired == Repaired::Changed || !is_mounted {
             journal.report(Event::Mended(FILE_SYSTEM));
@@ -95,7 +102,7 @@ pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> R
 }
 
 impl RecoveryPlace<'_> {
-    fn failed(&self, why: String) -> MendError {
+    pub(super) fn failed(&self, why: String) -> MendError {
         MendError::RecoveryPartition { device: self.device.to_owned(), why }
     }
 
@@ -123,7 +130,8 @@ impl RecoveryPlace<'_> {
         [Slot::A, Slot::B].into_iter().all(|slot| self.slot_fault(slot).is_some())
     }
 
-    /// What a check of the file system may bring back: a slot, or a directory that has lost its names.
+    /// What a check of the file system may bring back or make room for: a slot, a directory that has lost its names, or
+    /// a name that leads to nothing.
     fn fault(&self, copy: &SiteCopy) -> Option<String> {
         let has_names = |path: &str| copy.places().any(|(other, _)| Path::new(other).parent() == Some(Path::new(path)));
         let is_lost = |path: &str| match fs::read_dir(self.at.join(path)) {
@@ -133,13 +141,33 @@ impl RecoveryPlace<'_> {
         let directories = copy.places().filter(|(_, place)| place.kind == Kind::Directory);
         let mut lost =
             directories.filter(|(path, _)| is_lost(path)).map(|(path, _)| format!("{path} has no names left"));
-        [Slot::A, Slot::B].into_iter().find_map(|slot| self.slot_fault(slot)).or_else(|| lost.next())
+        let leads_nowhere = |path: &str| {
+            let found = files::open_below(self.at, Path::new(path)).err();
+            found.filter(|error| error.kind() != io::ErrorKind::NotFound).map(|error| format!("{path}: {error}"))
+        };
+        let mut broken = copy.places().filter(|(_, place)| matches!(place.kind, Kind::File(_)));
+        [Slot::A, Slot::B]
+            .into_iter()
+            .find_map(|slot| self.slot_fault(slot))
+            .or_else(|| lost.next())
+            .or_else(|| broken.find_map(|(path, _)| leads_nowhere(path)))
+    }
+
+    fn lost_templates(&self, copy: &SiteCopy) -> Vec<&'static str> {
+        made_anew::lost_templates(self.at, copy, self.thoroughness)
+    }
+
+    /// Whether the place of the floor is gone. One that holds nothing that can be read is for the floor itself.
+    fn has_lost_floor(&self, copy: &SiteCopy) -> bool {
+        copy.places().any(|(path, _)| path == floor::FILE) && !self.at.join(floor::FILE).is_file()
     }
 
     fn mend_content(&self, copy: &SiteCopy, was_damaged: bool, journal: &Journal) -> Result<(), MendError> {
         let is_whole = self.fault(copy).is_none()
             && copy.lost(&Originals::read(self.at), was_damaged).is_empty()
-            && !loader::is_lost(self.at);
+            && !loader::is_lost(self.at)
+            && !self.has_lost_floor(copy)
+            && (self.fetch.is_none() || self.lost_templates(copy).is_empty());
         if !is_whole {
             mount::remount_writable(self.at).map_err(|error| self.failed(error.to_string()))?;
             let mended = self.put_back(copy, was_damaged, journal);
@@ -168,13 +196,25 @@ impl RecoveryPlace<'_> {
             journal.report(Event::Mended("grub/grub.cfg of the recovery partition"));
         }
         if let Some(fetch) = self.fetch.filter(|_| self.slots_are_lost()) {
-            match fetch() {
+            match fetch(&FILES.map(|file| format!("{RELEASE_FOLDER}/{file}"))) {
                 Ok(files) => {
                     self.state.forget_slot(Slot::A.name());
                     slot_files::write(self.at, Slot::A, &files).map_err(|error| failed(&Slot::A.folder(), &error))?;
                     journal.report(Event::Mended("slot a of the recovery partition, from the release"));
                 }
                 Err(why) => journal.warn(&format!("the recovery of the installed release cannot be fetched: {why}")),
+            }
+        }
+        if self.has_lost_floor(copy) {
+            // It is overwritten in place from then on, by the next good boot: its other places have the floor.
+            replace_durably(&self.at.join(floor::FILE), &floor::new_file())
+                .map_err(|error| failed(floor::FILE, &error))?;
+            journal.report(Event::Mended("file for the floor on the recovery partition"));
+        }
+        for (name, fetch) in self.lost_templates(copy).into_iter().zip(self.fetch.into_iter().cycle()) {
+            match made_anew::bring_template(self.at, name, fetch) {
+                Ok(()) => journal.report(Event::Mended(&format!("{name} of the recovery partition, from the release"))),
+                Err(why) => journal.warn(&format!("{name} of the recovery partition is damaged: {why}")),
             }
         }
         for (slot, other) in [(Slot::A, Slot::B), (Slot::B, Slot::A)] {
@@ -240,7 +280,7 @@ pub fn repair(device: &Path) -> Result<Repaired, MendError> {
     };
     let others = other_superblocks(device).map_err(|error| failed(error.to_string()))?;
     if others.is_empty() {
-        let why = "it has no superblock left; provision the disk anew while the system still runs";
+        let why = "it has no superblock left; `reflash mend` makes it anew where there is a network";
         return Err(failed(why.to_owned()));
     }
     for Superblock { block, block_bytes } in others {
@@ -250,7 +290,7 @@ pub fn repair(device: &Path) -> Result<Repaired, MendError> {
             Err(other) => status = other,
         }
     }
-    Err(failed(format!("{FSCK} ended with {status}; provision the disk anew while the system still runs")))
+    Err(failed(format!("{FSCK} ended with {status}; `reflash mend` makes it anew where there is a network")))
 }
 
 /// The other superblocks of the file system on this device.

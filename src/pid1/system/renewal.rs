@@ -23,7 +23,8 @@ use super::plan::BootPlaces;
 use super::take::answer_within;
 use crate::chain::chain;
 use crate::disk::filesystem::{Ext4Life, ext4_life};
-use crate::flash::target::{AlignedBuf, BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::flash::target::{AlignedBuf, BlockTarget, DeviceTarget};
+use crate::flash::template;
 use crate::record::start::{DataUse, StartRecord};
 use crate::release::digest::{BLOCK_SIZE_BYTES, hex};
 use crate::sys::mount::{self, Mount};
@@ -207,7 +208,7 @@ impl<'a> DataRenewal<'a> {
             let target = DeviceTarget::open(&device)
                 .map_err(|error| SysrootError::file("write to the data partition")(io::Error::other(error)))?;
             Mount::device(&recovery, "ext4").read_only().no_load().data_only().on(&at)?;
-            let written = write_template(&at.join(TEMPLATE), &target);
+            let written = template::write(|| files::open(&at.join(TEMPLATE)), &target);
             let _ = mount::unmount(&at);
             written.map_err(SysrootError::file("make the data partition anew"))
         });
@@ -304,18 +305,6 @@ fn save_into(data: &Path, state: &Path, keep_earlier: bool) -> io::Result<Copied
     })
 }
 
-fn write_template(template: &Path, target: &DeviceTarget) -> io::Result<()> {
-    let decoded = || files::open(template).and_then(zstd::stream::read::Decoder::new);
-    // A template that has lost a block is found out before anything is written over.
-    io::copy(&mut decoded()?, &mut io::sink())?;
-    let template = decoded()?;
-    let _ = target.discard(0..target.size_bytes());
-    copy_blocks(template, target, 0).map_err(|error| match error {
-        CopyError::Read(error) | CopyError::Write(error) => error,
-    })?;
-    target.flush()
-}
-
 /// Removes the note of a renewal and what was copied for it: after a factory reset nothing of it must come back.
 ///
 /// # Errors
@@ -340,35 +329,8 @@ fn described(copied: &Copied) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Note, Stage, described_life, write_template};
+    use super::{Note, Stage, described_life};
     use crate::disk::filesystem::Ext4Life;
-    use crate::flash::target::DeviceTarget;
-
-    #[test]
-    fn a_template_that_lost_a_block_is_found_out_before_anything_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let (template, data) = (dir.path().join("data.ext4.zst"), dir.path().join("data"));
-        let content: Vec<u8> =
-            (0..1_u32 << 16).flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
-        let mut zstd = zstd::bulk::Compressor::new(1).unwrap();
-        zstd.include_checksum(true).unwrap();
-        let whole = zstd.compress(&content).unwrap();
-        let before = vec![7; 1 << 20];
-        let try_with = |bytes: &[u8]| {
-            std::fs::write(&template, bytes).unwrap();
-            std::fs::write(&data, &before).unwrap();
-            write_template(&template, &DeviceTarget::open(&data).unwrap())
-        };
-        for lost in (0..whole.len() / 4096).step_by(9) {
-            let mut damaged = whole.clone();
-            damaged[lost * 4096..(lost + 1) * 4096].fill(0);
-            assert!(try_with(&damaged).is_err(), "block {lost}");
-            assert!(std::fs::read(&data).unwrap() == before, "block {lost}");
-        }
-        assert!(try_with(&whole[..whole.len() - 4096]).is_err() && std::fs::read(&data).unwrap() == before);
-        try_with(&whole).unwrap();
-        assert!(std::fs::read(&data).unwrap().starts_with(&content));
-    }
 
     #[test]
     fn a_note_counts_for_the_life_of_the_file_system_that_it_was_written_in() {

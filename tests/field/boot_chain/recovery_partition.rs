@@ -13,6 +13,7 @@ use reflash::jobs::mend::recovery_partition::{self, RecoveryPlace, Thoroughness}
 use reflash::jobs::site_copy;
 use reflash::jobs::state::StatePartition;
 use reflash::record::journal::Journal;
+use reflash::release::bootstrap_names::RECOVERY;
 use reflash::sys::mount::{self, Mount};
 
 use crate::isolated::{isolated, run};
@@ -71,7 +72,16 @@ struct Robot {
     intact: Vec<u8>,
     /// Content of every file.
     files: BTreeMap<String, Vec<u8>>,
+    /// Template of a recovery partition, as a release has it.
+    template: Vec<u8>,
     directory: tempfile::TempDir,
+}
+
+/// A template, as the builder compresses it.
+fn packed(content: &[u8]) -> Vec<u8> {
+    let mut zstd = zstd::bulk::Compressor::new(1).unwrap();
+    zstd.include_checksum(true).unwrap();
+    zstd.compress(content).unwrap()
 }
 
 impl Robot {
@@ -95,7 +105,8 @@ impl Robot {
             ("keys/two.pub", KEY.as_bytes()),
             ("grub/grub.cfg", include_bytes!("../../../grub/grub.cfg")),
             ("grub/local.cfg", b"set serial_input=no\n"),
-            ("templates/state.ext4.zst", &[5; 9000]),
+            ("templates/state.ext4.zst", &packed(&[5; 9000])),
+            ("templates/data.ext4.zst", &packed(&[6; 5000])),
             ("provisioned/00112233-4455-8677-8899-aabbccddeeff", b""),
             (floor::FILE, &floor::new_file()),
         ] {
@@ -117,7 +128,10 @@ impl Robot {
         let (at, root) = (directory.path().join("at"), directory.path().join("state"));
         [&at, &root].into_iter().for_each(|directory| fs::create_dir(directory).unwrap());
         let state = StatePartition::new(&root);
-        let this = Self { device: Attached::new(&image, 512), at, state, intact, files, directory };
+        let empty = directory.path().join("empty");
+        run("mke2fs", &["-q", "-t", "ext4", "-b", "4096", "-g", "1024", empty.to_str().unwrap(), "12m"]);
+        let template = packed(&fs::read(&empty).unwrap());
+        let this = Self { device: Attached::new(&image, 512), at, state, intact, files, template, directory };
         this.write(|_| {});
         this.mount().unwrap();
         assert!(site_copy::keep(&this.state, &this.at).unwrap());
@@ -143,9 +157,13 @@ impl Robot {
         let is_mounted = self.mount().is_ok();
         let thoroughness = Thoroughness::Content;
         // The release has what was provisioned.
-        let file = |name: &str| self.files.get(&format!("slots/a/{name}")).cloned().ok_or_else(|| name.to_owned());
-        let fetch = || ["initramfs.img", "vmlinuz", "grub.cfg"].into_iter().map(file).collect();
-        let fetch = with_network.then_some(&fetch as &recovery_partition::FetchSlot<'_>);
+        let file = |name: &String| {
+            let of_slot = name.strip_prefix("recovery/").map(|file| format!("slots/a/{file}"));
+            let content = self.files.get(of_slot.as_ref().unwrap_or(name)).cloned();
+            content.or_else(|| (name == RECOVERY).then(|| self.template.clone())).ok_or_else(|| name.clone())
+        };
+        let fetch = |names: &[String]| names.iter().map(file).collect();
+        let fetch = with_network.then_some(&fetch as &recovery_partition::FetchFiles<'_>);
         let place = RecoveryPlace { device: self.device.path(), at: &self.at, state: &self.state, thoroughness, fetch };
         let mended = recovery_partition::mend(&place, is_mounted, &Journal::silent());
         if !is_mounted {
@@ -256,9 +274,8 @@ fn damage_blocks(step: usize) {
                 let mended = robot.mend(true);
                 let lost = robot.lost();
                 // Without the digests of its slots, a robot does not know that a kernel has a wrong block.
-                let may_be_lost = |name: &str| {
-                    ["templates/", "slots/", "provisioned/", floor::FILE].iter().any(|known| name.starts_with(known))
-                };
+                let may_be_lost =
+                    |name: &str| ["slots/", "provisioned/", floor::FILE].iter().any(|known| name.starts_with(known));
                 let wrong: Vec<_> = lost.iter().filter(|name| !may_be_lost(name)).collect();
                 assert!(wrong.is_empty(), "{features}, block {block}, {byte}: {wrong:?} {mended:?}");
                 let is_slot = |slot: &str| !lost.iter().any(|name| name.starts_with(&format!("slots/{slot}")));
@@ -314,5 +331,71 @@ fn what_cannot_be_mended_is_named() {
         let error = robot.mend(false).unwrap_err().to_string();
         assert!(error.contains("reflash.toml is damaged"), "{error}");
         assert!(Path::new(&robot.at).join("slots/a/vmlinuz").exists());
+    });
+}
+
+/// No superblock is left, as after another `mkfs`, a dead flash or a cleared region: the kinds of
+/// <https://github.com/pbatard/rufus/issues/1507>, for the partition that brings everything back.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_partition_of_which_nothing_is_left_is_made_anew() {
+    isolated("field::boot_chain::recovery_partition::a_partition_of_which_nothing_is_left_is_made_anew", || {
+        let robot = Robot::new(FEATURES[1]);
+        let notes = robot.directory.path().join("state/site.json");
+        let noted = fs::read(&notes).unwrap();
+        let noise = |partition: &mut Vec<u8>| {
+            partition.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 31 % 251) as u8);
+        };
+        let damages: [&dyn Fn(&mut Vec<u8>); 4] = [
+            &|partition| partition.fill(0),
+            &|partition| partition.fill(0xff),
+            &noise,
+            // A file system of another kind, in whose place the old superblocks are gone.
+            &|partition| {
+                noise(partition);
+                partition[510..512].copy_from_slice(&[0x55, 0xaa]);
+            },
+        ];
+        for (number, damage) in damages.into_iter().enumerate() {
+            fs::write(&notes, &noted).unwrap();
+            robot.write(damage);
+            // Without a network nothing is written.
+            let before = fs::read(robot.device.path()).unwrap();
+            let error = robot.mend(false).unwrap_err().to_string();
+            assert!(error.contains("no superblock left"), "{number}: {error}");
+            assert!(fs::read(robot.device.path()).unwrap() == before);
+            // Nor without the configuration.
+            fs::remove_file(&notes).unwrap();
+            let error = robot.mend(true).unwrap_err().to_string();
+            assert!(error.contains("no copy of reflash.toml"), "{number}: {error}");
+            assert!(fs::read(robot.device.path()).unwrap() == before);
+            fs::write(&notes, &noted).unwrap();
+            robot.mend(true).unwrap();
+            let lost = robot.lost();
+            // Media are only for one that is provisioned again.
+            assert!(lost.iter().all(|name| name.starts_with("provisioned/")), "{number}: {lost:?}");
+            mount::unmount(&robot.at).unwrap();
+            run("e2fsck", &["-f", "-n", robot.device.path().to_str().unwrap()]);
+            // And it is one like any other.
+            robot.mend(false).unwrap();
+            mount::unmount(&robot.at).unwrap();
+        }
+        // A cut before its end leaves what is made anew once more.
+        robot.write(|partition| partition.fill(0));
+        robot.mend(true).unwrap();
+        mount::unmount(&robot.at).unwrap();
+        let whole = fs::read(robot.device.path()).unwrap();
+        for cut_at in [4096, 1 << 20, 6 << 20] {
+            fs::write(&notes, &noted).unwrap();
+            robot.write(|partition| {
+                partition.fill(0);
+                partition[..cut_at].copy_from_slice(&whole[..cut_at]);
+            });
+            robot.mend(true).unwrap();
+            // What is in the place of the floor is for the next good boot.
+            let may_be_lost = |name: &&str| name.starts_with("provisioned/") || *name == floor::FILE;
+            assert!(robot.lost().iter().all(may_be_lost), "{cut_at}: {:?}", robot.lost());
+            mount::unmount(&robot.at).unwrap();
+        }
     });
 }

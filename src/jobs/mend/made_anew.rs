@@ -1,0 +1,73 @@
+//! What of the recovery partition comes from the release: its file system, where nothing of it can be read any more, and
+//! the templates on it, of which there is one copy.
+//!
+//! Nothing is lost by a new file system: no superblock is left, so that neither GRUB nor a recovery finds anything on
+//! the partition.
+
+use std::io;
+use std::path::Path;
+
+use super::error::MendError;
+use super::recovery_partition::{FetchFiles, RecoveryPlace, Thoroughness};
+use crate::chain::chain;
+use crate::flash::target::DeviceTarget;
+use crate::flash::template;
+use crate::jobs::site_copy::{CONFIG, SiteCopy};
+use crate::jobs::state::{make_directory, replace_durably};
+use crate::release::bootstrap_names as names;
+use crate::sys::files;
+
+/// Files on the recovery partition of which a destroyed state partition and a factory reset are made.
+const TEMPLATES: [&str; 2] = [names::STATE, names::DATA];
+
+/// Makes the file system of the partition anew. `damage` is why it has to be.
+///
+/// # Errors
+/// `damage` with what keeps it from being made anew, before anything is written; or the error of the device.
+pub(super) fn make(place: &RecoveryPlace<'_>, copy: &SiteCopy, damage: MendError) -> Result<(), MendError> {
+    let Some(fetch) = place.fetch else { return Err(damage) };
+    // With a configuration that nothing is known of, no recovery would find its release.
+    if copy.get(CONFIG).is_none() {
+        return Err(place.failed(format!("{}; there is no copy of {CONFIG} to make it anew with", reason(&damage))));
+    }
+    let failed = |why: String| place.failed(format!("{}; it cannot be made anew: {why}", reason(&damage)));
+    let file_system = fetch(&[names::RECOVERY.to_owned()]).map_err(failed)?.pop().unwrap_or_default();
+    let target = DeviceTarget::open(place.device).map_err(|error| failed(chain(&error)))?;
+    template::write(|| Ok(file_system.as_slice()), &target).map_err(|error| failed(error.to_string()))
+}
+
+/// What is wrong, without the partition, which the error around it names.
+fn reason(damage: &MendError) -> String {
+    match damage {
+        MendError::RecoveryPartition { why, .. } => why.clone(),
+        other => chain(other),
+    }
+}
+
+/// The templates that were on the partition at `root` and cannot be used any more.
+pub(super) fn lost_templates(root: &Path, copy: &SiteCopy, thoroughness: Thoroughness) -> Vec<&'static str> {
+    let was_there = |name: &str| copy.places().any(|(path, _)| path == name);
+    TEMPLATES.into_iter().filter(|name| was_there(name) && !is_template(root, name, thoroughness)).collect()
+}
+
+fn is_template(root: &Path, name: &str, thoroughness: Thoroughness) -> bool {
+    let Ok(file) = files::open_below(root, Path::new(name)) else { return false };
+    match thoroughness {
+        Thoroughness::Names => file.metadata().is_ok_and(|metadata| metadata.len() > 0),
+        // Its checksum tells of a lost block.
+        Thoroughness::Content => zstd::stream::read::Decoder::new(file)
+            .and_then(|mut content| io::copy(&mut content, &mut io::sink()))
+            .is_ok_and(|bytes| bytes > 0),
+    }
+}
+
+/// Brings a template from the release.
+///
+/// # Errors
+/// It cannot be fetched, or not be written.
+pub(super) fn bring_template(root: &Path, name: &str, fetch: &FetchFiles<'_>) -> Result<(), String> {
+    let content = fetch(&[name.to_owned()])?.pop().unwrap_or_default();
+    let path = root.join(name);
+    let made = path.parent().map_or(Ok(()), make_directory);
+    made.and_then(|()| replace_durably(&path, &content)).map_err(|error| error.to_string())
+}

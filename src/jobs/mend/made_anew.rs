@@ -1,5 +1,5 @@
-//! What of the recovery partition comes from the release: its file system, where nothing of it can be read any more, and
-//! the templates on it, of which there is one copy.
+//! What of the recovery partition comes from the release: its file system, where nothing of it can be read any more,
+//! and the templates on it, of which there is one copy.
 //!
 //! Nothing is lost by a new file system: no superblock is left, so that neither GRUB nor a recovery finds anything on
 //! the partition.
@@ -7,8 +7,7 @@
 use std::io;
 use std::path::Path;
 
-use super::error::MendError;
-use super::recovery_partition::{FetchFiles, RecoveryPlace, Thoroughness};
+use super::slot_files::Thoroughness;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::flash::template;
@@ -20,28 +19,21 @@ use crate::sys::files;
 /// Files on the recovery partition of which a destroyed state partition and a factory reset are made.
 const TEMPLATES: [&str; 2] = [names::STATE, names::DATA];
 
-/// Makes the file system of the partition anew. `damage` is why it has to be.
+/// Brings files of the installed release by their names, in that order, or the reason why not.
+pub type FetchFiles<'a> = dyn Fn(&[String]) -> Result<Vec<Vec<u8>>, String> + 'a;
+
+/// Makes the file system on the device of the partition anew.
 ///
 /// # Errors
-/// `damage` with what keeps it from being made anew, before anything is written; or the error of the device.
-pub(super) fn make(place: &RecoveryPlace<'_>, copy: &SiteCopy, damage: MendError) -> Result<(), MendError> {
-    let Some(fetch) = place.fetch else { return Err(damage) };
+/// What keeps it from being made, before anything is written; or the error of the device.
+pub(super) fn make(device: &Path, copy: &SiteCopy, fetch: &FetchFiles<'_>) -> Result<(), String> {
     // With a configuration that nothing is known of, no recovery would find its release.
     if copy.get(CONFIG).is_none() {
-        return Err(place.failed(format!("{}; there is no copy of {CONFIG} to make it anew with", reason(&damage))));
+        return Err(format!("there is no copy of {CONFIG}"));
     }
-    let failed = |why: String| place.failed(format!("{}; it cannot be made anew: {why}", reason(&damage)));
-    let file_system = fetch(&[names::RECOVERY.to_owned()]).map_err(failed)?.pop().unwrap_or_default();
-    let target = DeviceTarget::open(place.device).map_err(|error| failed(chain(&error)))?;
-    template::write(|| Ok(file_system.as_slice()), &target).map_err(|error| failed(error.to_string()))
-}
-
-/// What is wrong, without the partition, which the error around it names.
-fn reason(damage: &MendError) -> String {
-    match damage {
-        MendError::RecoveryPartition { why, .. } => why.clone(),
-        other => chain(other),
-    }
+    let file_system = fetch(&[names::RECOVERY.to_owned()])?.pop().unwrap_or_default();
+    let target = DeviceTarget::open(device).map_err(|error| chain(&error))?;
+    template::write(|| Ok(file_system.as_slice()), &target).map_err(|error| error.to_string())
 }
 
 /// The templates that were on the partition at `root` and cannot be used any more.

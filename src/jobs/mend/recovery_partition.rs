@@ -24,6 +24,7 @@ use crate::sys::block::in_use;
 use crate::sys::mount::{self, Mount};
 use crate::sys::{files, process};
 
+pub use made_anew::FetchFiles;
 pub use slot_files::Thoroughness;
 
 /// The program that repairs file systems. It looks for a second superblock only where file systems of the usual kind
@@ -38,9 +39,6 @@ const WHOLE: [i32; 3] = [UNCHANGED, 1, 2];
 const UNCHANGED: i32 = 0;
 /// The part in events.
 const FILE_SYSTEM: &str = "file system of the recovery partition";
-
-/// Brings files of the installed release by their names, in that order, or the reason why not.
-pub type FetchFiles<'a> = dyn Fn(&[String]) -> Result<Vec<Vec<u8>>, String> + 'a;
 
 /// The recovery partition of a running system.
 #[derive(Clone, Copy)]
@@ -81,7 +79,10 @@ pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> R
                 return Err(error);
             }
             (Err(damage), Err(_)) => {
-                made_anew::make(place, &copy, damage)?;
+                let Some(fetch) = place.fetch else { return Err(damage) };
+                made_anew::make(place.device, &copy, fetch).map_err(|why| {
+                    place.failed(format!("nothing of it can be read, and it is not made anew: {why}"))
+                })?;
                 place.mount()?;
                 Repaired::Changed
             }
@@ -102,7 +103,7 @@ pub fn mend(place: &RecoveryPlace<'_>, is_mounted: bool, journal: &Journal) -> R
 }
 
 impl RecoveryPlace<'_> {
-    pub(super) fn failed(&self, why: String) -> MendError {
+    fn failed(&self, why: String) -> MendError {
         MendError::RecoveryPartition { device: self.device.to_owned(), why }
     }
 

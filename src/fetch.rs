@@ -20,6 +20,7 @@ mod head;
 mod health;
 mod http;
 mod mirrors;
+mod open_bodies;
 mod pace;
 mod paced_socket;
 mod part;

@@ -1,5 +1,6 @@
 //! One mirror over HTTP or HTTPS: requests, and everything a server can answer wrongly.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use ureq::http::{HeaderMap, Uri};
 use super::answer::{HttpAnswer, WEB_PAGE, is_web_page};
 use super::delivery::{BUFFER, deliver};
 use super::error::{FetchError, FetchErrorKind};
+use super::open_bodies::{OpenBodies, OpenBody, Turn};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
 use super::part_size::PartSize;
@@ -43,6 +45,7 @@ pub struct Http {
     /// Ranges that were refused since one came.
     refused_ranges: AtomicU32,
     part_size: PartSize,
+    open_bodies: OpenBodies,
     /// Whether chunked bodies were seen that do not end after their last byte.
     ends_late: AtomicBool,
 }
@@ -74,6 +77,7 @@ impl Http {
             rate,
             refused_ranges: AtomicU32::new(0),
             part_size: PartSize::default(),
+            open_bodies: OpenBodies::default(),
             ends_late: AtomicBool::new(false),
         })
     }
@@ -215,14 +219,27 @@ impl Http {
     /// Delivers what one answer has of a range, at least one byte of it; returns how many. It asks again at once only
     /// as long as nothing of an answer was delivered.
     fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
-        let (answer, part) = self.requests.attempt(|| self.part_of(path, range)).inspect_err(|error| {
-            self.part_size.failed(range.end - range.start, error.kind());
-        })?;
-        let mut came = false;
-        let delivered = self.deliver(path, (answer, part), &mut |bytes| {
-            came = true;
+        let asked_bytes = range.end - range.start;
+        let came = Cell::new(false);
+        let mut counting = |bytes: &[u8]| {
+            came.set(true);
             sink(bytes)
-        });
+        };
+        let turn = self.open_bodies.turn_if_needed(path, range.start);
+        if let Some(turn) = &turn
+            && let Some(body) = turn.take(path, range.start)
+        {
+            match self.go_on(turn, body, range, &mut counting) {
+                Err(error) if !came.get() && error.kind() != FetchErrorKind::Local => {
+                    log::debug!("{}; asking for it anew", error.chain());
+                }
+                delivered => return delivered,
+            }
+        }
+        let delivered = self
+            .requests
+            .attempt(|| self.part_of(path, range))
+            .and_then(|answer| self.deliver(path, range, answer, turn, &mut counting));
         match &delivered {
             Ok(bytes) => self.part_size.came(*bytes),
             Err(error) => {
@@ -230,17 +247,32 @@ impl Http {
                 if error.kind() == FetchErrorKind::Corrupt {
                     self.requests.distrust_caches();
                 }
-                if !came {
-                    self.part_size.failed(range.end - range.start, error.kind());
+                if !came.get() {
+                    self.part_size.failed(asked_bytes, error.kind());
                 }
             }
         }
         delivered
     }
 
-    fn deliver(&self, path: &str, (answer, part): PartAnswer, sink: Sink<'_>) -> Result<u64, FetchError> {
+    fn deliver(
+        &self,
+        path: &str,
+        range: &Range<u64>,
+        (answer, part): PartAnswer,
+        turn: Option<Turn<'_>>,
+        sink: Sink<'_>,
+    ) -> Result<u64, FetchError> {
         let HttpAnswer { url, headers, status, body } = answer;
         let is_delimited = part.is_last && self.is_delimited(&headers, &body);
+        let is_whole = status != 206 && part.skip_bytes == range.start && !part.is_last;
+        let turn = is_whole.then(|| turn.unwrap_or_else(|| self.open_bodies.turn(path, range.start)));
+        // Another connection was faster, and its body is nearer than the beginning of this one.
+        if let Some(turn) = &turn
+            && let Some(body) = turn.take(path, range.start)
+        {
+            return self.go_on(turn, body, range, sink);
+        }
         let mut reader = body.into_reader();
         let mut pace = self.pace(path);
         deliver(&url, &mut reader, &mut pace, status, part, sink)?;
@@ -248,7 +280,28 @@ impl Http {
             let (problem, got) = ("more bytes than asked for", part.take_bytes);
             return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem).after(got, got));
         }
+        if let Some(turn) = turn {
+            let at = range.start + part.take_bytes;
+            turn.keep(OpenBody { path: path.to_owned(), url, reader, at });
+        }
         Ok(part.take_bytes)
+    }
+
+    /// Delivers a range out of a body that is still coming.
+    fn go_on(
+        &self,
+        turn: &Turn<'_>,
+        mut body: OpenBody,
+        range: &Range<u64>,
+        sink: Sink<'_>,
+    ) -> Result<u64, FetchError> {
+        let take_bytes = range.end - range.start;
+        let part = Part { skip_bytes: range.start - body.at, take_bytes, is_last: false };
+        // Its beginning was looked at when it came.
+        deliver(&body.url, &mut body.reader, &mut self.pace(&body.path), 206, part, sink)?;
+        body.at = range.end;
+        turn.keep(body);
+        Ok(take_bytes)
     }
 
     /// Whether the end of a body shows although the connection stays open: only a body that was read to its end frees

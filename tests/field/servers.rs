@@ -297,6 +297,21 @@ fn a_server_that_gives_crumbs_or_less_than_the_object_is_refused() {
 }
 
 // https://github.com/versity/versitygw/issues/2398, https://github.com/noobaa/noobaa-core/issues/9138,
+/// The server that comes with Python, which a technician starts beside a robot: it answers every range with everything.
+#[test]
+fn a_server_without_ranges_sends_an_object_once_or_twice_and_not_for_each_range() {
+    let fixture = Fixture::with(sample_image(24 * 1024, 5), |spec| spec.chunk_bytes = Some(64 * 1024));
+    let server = serving(fixture.tree(), |_, content| {
+        Some(vec![answer("200 OK", &[&format!("Content-Length: {}", content.len())], content)])
+    });
+    let (relay, received) = addresses::counting_relay("127.0.0.1:0", server.address);
+    let (result, retries) = flash(&fixture, &[format!("http://{relay}/release")]);
+    let needed = result.unwrap().totals.download_bytes;
+    assert!(retries.is_empty() && needed > 40 << 20, "{retries:?}");
+    let received = received.load(Ordering::Relaxed);
+    assert!(received < needed * 2, "{received} bytes for {needed}");
+}
+
 #[test]
 fn a_chunked_body_that_is_never_ended_costs_its_time_once() {
     let fixture = release();

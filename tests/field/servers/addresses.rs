@@ -2,6 +2,8 @@
 
 use std::io::Read;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use reflash::fetch::FetchOptions;
@@ -179,20 +181,36 @@ fn one_machine_behind_a_name_that_delivers_damaged_packs_is_left_for_the_next() 
 
 /// Passes connections to an address on to another one.
 fn relay(from: &str, to: SocketAddr) -> SocketAddr {
+    counting_relay(from, to).0
+}
+
+/// Passes connections to an address on to another one, and counts the bytes that come back.
+pub(super) fn counting_relay(from: &str, to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind(from).unwrap();
     let address = listener.local_addr().unwrap();
+    let counted = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&counted);
     std::thread::spawn(move || {
         for client in listener.incoming() {
             let (client, server) = (client.unwrap(), TcpStream::connect(to).unwrap());
-            for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+            let (there, back) = ((client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client));
+            for ((mut from, mut to), counts) in [(there, false), (back, true)] {
+                let counter = Arc::clone(&counter);
                 std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
+                    let mut buffer = vec![0; 64 << 10];
+                    while let Ok(bytes) = from.read(&mut buffer)
+                        && bytes > 0
+                        && std::io::Write::write_all(&mut to, &buffer[..bytes]).is_ok()
+                    {
+                        counter.fetch_add(if counts { bytes as u64 } else { 0 }, Ordering::Relaxed);
+                    }
+                    let _ = from.shutdown(Shutdown::Read);
                     to.shutdown(Shutdown::Write)
                 });
             }
         }
     });
-    address
+    (address, counted)
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The memory of addresses that do not serve although they may take connections: the race of [`super::tcp`] goes by
 //! which address takes a connection first, and middleboxes, dead balancers and login pages take every one.
+//!
+//! And the memory of paths that lose large packets without a word, as tunnels do whose routers send no ICMP.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,12 +18,20 @@ const MEMORY: Duration = Duration::from_secs(600);
 /// The most hosts and the most addresses that are remembered; beyond that everything is forgotten.
 const MOST: usize = 256;
 
+/// The most bytes in a packet of a connection: whatever the link carries at first, then what any path of IPv6 carries,
+/// and at last any path of IPv4.
+const SEGMENTS: [Option<u32>; 3] = [None, Some(1220), Some(536)];
+/// The bytes that came when a connection did more than connect: less fits into packets that are not large.
+const LARGE: usize = 1200;
+
 /// The memory of one agent.
 #[derive(Debug, Default)]
 pub(super) struct AddressMemory {
     state: Mutex<State>,
     /// Connections that were taken and not served.
     unserved: AtomicU64,
+    /// The place in [`SEGMENTS`] of the next connection.
+    narrowness: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +84,12 @@ impl AddressMemory {
         self.unserved.load(Ordering::Relaxed)
     }
 
+    /// The place in [`SEGMENTS`] of the next connection, and the most bytes in its packets.
+    pub(super) fn segments(&self) -> (usize, Option<u32>) {
+        let narrowness = self.narrowness.load(Ordering::Relaxed);
+        (narrowness, SEGMENTS[narrowness])
+    }
+
     /// Whether the host has other addresses than those that failed of late.
     pub(super) fn has_other(&self, uri: &Uri) -> bool {
         lock(&self.state).has_other(&host(uri), Instant::now())
@@ -95,20 +111,32 @@ pub(super) struct AddressTrial {
     /// Answers that it takes: with TLS, the first one is the server's part of the handshake, which may be refused here.
     needed: u32,
     was_asked: bool,
+    /// The place of its packets in [`SEGMENTS`].
+    narrowness: usize,
+    /// Bytes that came since something was sent, and whether the wait for more was in vain.
+    received: usize,
+    is_silent: bool,
 }
 
 impl AddressTrial {
-    pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool) -> Self {
-        Self { addresses: Arc::clone(addresses), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
+    pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool, narrowness: usize) -> Self {
+        let (addresses, needed) = (Arc::clone(addresses), if is_tls { 2 } else { 1 });
+        Self { addresses, address, needed, was_asked: false, narrowness, received: 0, is_silent: false }
     }
 
     /// Notes that something was sent.
     pub(super) fn asked(&mut self) {
-        self.was_asked = true;
+        (self.was_asked, self.received) = (true, 0);
     }
 
-    /// Notes that something came.
-    pub(super) fn answered(&mut self) {
+    /// Notes that the wait for an answer was in vain.
+    pub(super) fn waited(&mut self) {
+        self.is_silent = true;
+    }
+
+    /// Notes that so many bytes came.
+    pub(super) fn answered(&mut self, bytes: usize) {
+        (self.is_silent, self.received) = (false, self.received.saturating_add(bytes));
         if self.needed > 0 && std::mem::take(&mut self.was_asked) {
             self.needed -= 1;
             if self.needed == 0 {
@@ -123,6 +151,11 @@ impl Drop for AddressTrial {
         if self.needed > 0 {
             self.addresses.not_reached(self.address);
             self.addresses.unserved.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.is_silent && self.received < LARGE {
+            // The path may lose large packets; where it is the server that is silent, small ones do no harm.
+            let narrower = (self.narrowness + 1).min(SEGMENTS.len() - 1);
+            self.addresses.narrowness.fetch_max(narrower, Ordering::Relaxed);
         }
     }
 }
@@ -163,12 +196,12 @@ mod tests {
         let addresses = Arc::new(AddressMemory::default());
         for (is_tls, turns, unserved) in [(false, 0, 1), (false, 1, 0), (true, 0, 1), (true, 1, 1), (true, 2, 0)] {
             let before = addresses.unserved();
-            let mut trial = AddressTrial::new(&addresses, address(1), is_tls);
-            trial.answered();
+            let mut trial = AddressTrial::new(&addresses, address(1), is_tls, 0);
+            trial.answered(1);
             for _ in 0..turns {
                 trial.asked();
-                trial.answered();
-                trial.answered();
+                trial.answered(1);
+                trial.answered(1);
             }
             drop(trial);
             assert_eq!(addresses.unserved() - before, unserved, "{is_tls} {turns}");
@@ -177,5 +210,28 @@ mod tests {
             addresses.not_reached(address(port));
         }
         assert!(super::lock(&addresses.state).failed.len() <= MOST);
+    }
+
+    #[test]
+    fn silence_before_a_large_packet_makes_the_next_ones_smaller() {
+        let addresses = Arc::new(AddressMemory::default());
+        let silent_after = |bytes: usize, answers_at_last: bool| {
+            let (narrowness, _) = addresses.segments();
+            // Two at a time are one step.
+            for _ in 0..2 {
+                let mut trial = AddressTrial::new(&addresses, address(1), false, narrowness);
+                trial.answered(1_000_000);
+                trial.asked();
+                trial.answered(bytes);
+                trial.waited();
+                if answers_at_last {
+                    trial.answered(1);
+                }
+            }
+            addresses.segments().1
+        };
+        assert_eq!((silent_after(300, true), silent_after(1300, false)), (None, None));
+        assert_eq!(silent_after(300, false), Some(1220));
+        assert_eq!((silent_after(0, false), silent_after(0, false)), (Some(536), Some(536)));
     }
 }

@@ -21,7 +21,9 @@ use super::target::{Target, targets};
 use crate::chain::chain;
 use crate::machine::config::{InterfaceSettings, Network};
 use crate::sys::net::items::NetworkItem;
-use crate::sys::net::link::{Link, ipv4_addresses, ipv6_addresses, links, received_bytes, set_mtu, switch_off_ipv6};
+use crate::sys::net::link::{
+    Link, ipv4_addresses, ipv6_addresses, links, probe_path_mtu, received_bytes, set_mtu, switch_off_ipv6,
+};
 use crate::sys::net::rtnl::Rtnl;
 use crate::sys::thread::background;
 
@@ -91,6 +93,7 @@ impl Supervisor {
         // but cost only one request. Outside of an initramfs it is up already, and without the right to change it the
         // next step fails with a better message.
         let _ = self.rtnl.set_up("lo", 1);
+        probe_path_mtu();
         // An earlier process of this boot may have been killed before it could take anything back.
         routing::priorities().for_each(|priority| self.rtnl.remove_rules(priority));
         let mut reported = false;

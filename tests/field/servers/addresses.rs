@@ -98,7 +98,7 @@ fn addresses_that_take_connections_and_do_not_serve_are_left_for_the_next() {
 }
 
 /// Passes connections to an address on to another one.
-fn relay(from: &str, to: SocketAddr) -> SocketAddr {
+pub(super) fn relay(from: &str, to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind(from).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {

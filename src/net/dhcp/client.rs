@@ -70,15 +70,16 @@ pub(super) struct DhcpClient {
     last_discover: Option<Duration>,
     unanswered: usize,
     refusals: u32,
-    /// Servers that refused, with the time until which their offers are passed over.
+    /// Servers that refused, or whose leases are of no use, with the time until which their offers are passed over.
     refusers: Vec<(Ipv4Addr, Duration)>,
     last_report: Option<Duration>,
     report: Option<String>,
 }
 
 impl DhcpClient {
-    /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address.
-    pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
+    /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address. Offers of
+    /// the servers in `passed_over` are left until these times.
+    pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>, passed_over: &[(Ipv4Addr, Duration)]) -> Self {
         let state = held.map_or(State::Discovering, |lease| State::Requesting {
             ask: Ask::Keep { address: lease.address },
             address: lease.address,
@@ -96,7 +97,7 @@ impl DhcpClient {
             last_discover: None,
             unanswered: 0,
             refusals: 0,
-            refusers: Vec::new(),
+            refusers: passed_over.to_vec(),
             last_report: None,
             report: None,
         };

@@ -18,6 +18,8 @@ use super::message::{self, Ask, Lease, MessageKind, Sender};
 const DISCOVER_WAITS_S: [u64; 4] = [4, 8, 16, 30];
 /// Waits after each REQUEST. It goes to a server that has just answered.
 const REQUEST_WAITS_S: [u64; 4] = [2, 2, 4, 4];
+/// DISCOVERs without an offer after which the answer of a server older than DHCP is taken.
+const BOOTP_AFTER: usize = 3;
 /// Requests to keep an address in which only the server of the lease is listened to: what a stranger grants is worth
 /// less than what works.
 const OWN_SERVER_TRIES: usize = 2;
@@ -158,6 +160,11 @@ impl DhcpClient {
                     self.state = State::Requesting { ask, address, server, tries: 0, known };
                 }
                 None
+            }
+            (State::Discovering, MessageKind::Bootp)
+                if self.unanswered >= BOOTP_AFTER && !self.is_passed_over(answer.server, now) =>
+            {
+                Some(Lease { duration: None, ..answer.lease })
             }
             (State::Requesting { ask, address, server, tries, known }, MessageKind::Ack) => {
                 let is_own = answer.server == *server;

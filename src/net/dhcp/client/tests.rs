@@ -83,6 +83,23 @@ fn nak(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
     Reply::to(request, 6, server, Ipv4Addr::UNSPECIFIED).frame()
 }
 
+/// RFC 1534, 2: a server that is older than DHCP answers a DISCOVER by what it grants. Debian's dhclient takes it.
+#[test]
+fn a_server_older_than_dhcp_is_used_where_no_other_offers() {
+    let bootp = |request: &[u8]| Reply::older_than_dhcp(request, OTHER, ADDRESS).with(3, &[10, 9, 0, 1]).frame();
+    let answers = |_, request: &[u8]| vec![bootp(request)];
+    let mut segment = Segment::new(None, &answers);
+    let lease = segment.run(60).unwrap();
+    assert_eq!((lease.address, lease.server, lease.duration, lease.routes.len()), (ADDRESS, OTHER, None, 1));
+    assert_eq!(segment.discovers.len(), 3);
+    // One that offers, if late, goes first.
+    let both = |kind, request: &[u8]| match kind {
+        1 => vec![bootp(request), offer(request, SERVER)],
+        _ => vec![bootp(request), ack(request, SERVER)],
+    };
+    assert_eq!(Segment::new(None, &both).run(60).unwrap().server, SERVER);
+}
+
 #[test]
 fn a_server_that_answers_grants_at_once() {
     let answers = |kind, request: &[u8]| {

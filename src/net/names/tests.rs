@@ -143,7 +143,8 @@ fn servers_that_stay_silent_are_named() {
     std::thread::scope(|scope| {
         let both = scope.spawn(|| lookup(&silent));
         let error = lookup(&[half]);
-        assert!(error.ends_with("(127.0.0.1: knows no such name)"), "{error}");
+        // Whether the silence about the other kind is reported in time is a matter of moments.
+        assert!(error.contains("(127.0.0.1: knows no such name"), "{error}");
         let error = both.join().unwrap();
         assert!(error.ends_with("(127.0.0.1: no answer)"), "{error}");
     });

@@ -3,11 +3,13 @@
 //!
 //! An answer alone is no service: the address that a lying name server gives answers everything with a page, and one
 //! broken machine behind a balanced name with 404. Only what its receiver had a use for makes an address a good one.
+//!
+//! And the memory of paths that lose large packets without a word, as tunnels do whose routers send no ICMP.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,12 +28,20 @@ thread_local! {
     static ASKED: Cell<Option<SocketAddr>> = const { Cell::new(None) };
 }
 
+/// The most bytes in a packet of a connection: whatever the link carries at first, then what any path of IPv6 carries,
+/// and at last any path of IPv4.
+const SEGMENTS: [Option<u32>; 3] = [None, Some(1220), Some(536)];
+/// The bytes that came when a connection did more than connect: less fits into packets that are not large.
+const LARGE: usize = 1200;
+
 /// The memory of all requests to one source.
 #[derive(Debug, Default)]
 pub(super) struct AddressMemory {
     state: Mutex<State>,
     /// Connections that were taken and not served.
     unserved: AtomicU64,
+    /// The place in [`SEGMENTS`] of the next connection.
+    narrowness: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +93,12 @@ impl AddressMemory {
     /// The number of connections so far that were taken and not served.
     pub(super) fn unserved(&self) -> u64 {
         self.unserved.load(Ordering::Relaxed)
+    }
+
+    /// The place in [`SEGMENTS`] of the next connection, and the most bytes in its packets.
+    pub(super) fn segments(&self) -> (usize, Option<u32>) {
+        let narrowness = self.narrowness.load(Ordering::Relaxed);
+        (narrowness, SEGMENTS[narrowness])
     }
 
     /// The addresses that a host had when it was last asked: the name server may be gone since.
@@ -143,12 +159,18 @@ pub(super) struct AddressTrial {
     /// Answers that it takes: with TLS, the first one is the server's part of the handshake, which may be refused here.
     needed: u32,
     was_asked: bool,
+    /// The place of its packets in [`SEGMENTS`].
+    narrowness: usize,
+    /// Bytes that came since something was sent, and whether the wait for more was in vain.
+    received: usize,
+    is_silent: bool,
 }
 
 impl AddressTrial {
-    pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool) -> Self {
+    pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool, narrowness: usize) -> Self {
         ASKED.set(Some(address));
-        Self { addresses: Arc::clone(addresses), address, needed: if is_tls { 2 } else { 1 }, was_asked: false }
+        let (addresses, needed) = (Arc::clone(addresses), if is_tls { 2 } else { 1 });
+        Self { addresses, address, needed, was_asked: false, narrowness, received: 0, is_silent: false }
     }
 
     /// Whether a connection to this address may be kept for another request.
@@ -159,11 +181,17 @@ impl AddressTrial {
     /// Notes that something was sent.
     pub(super) fn asked(&mut self) {
         ASKED.set(Some(self.address));
-        self.was_asked = true;
+        (self.was_asked, self.received) = (true, 0);
     }
 
-    /// Notes that something came.
-    pub(super) fn answered(&mut self) {
+    /// Notes that the wait for an answer was in vain.
+    pub(super) fn waited(&mut self) {
+        self.is_silent = true;
+    }
+
+    /// Notes that so many bytes came.
+    pub(super) fn answered(&mut self, bytes: usize) {
+        (self.is_silent, self.received) = (false, self.received.saturating_add(bytes));
         if self.needed > 0 && std::mem::take(&mut self.was_asked) {
             self.needed -= 1;
         }
@@ -175,6 +203,11 @@ impl Drop for AddressTrial {
         if self.needed > 0 {
             self.addresses.not_reached(self.address);
             self.addresses.unserved.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.is_silent && self.received < LARGE {
+            // The path may lose large packets; where it is the server that is silent, small ones do no harm.
+            let narrower = (self.narrowness + 1).min(SEGMENTS.len() - 1);
+            self.addresses.narrowness.fetch_max(narrower, Ordering::Relaxed);
         }
     }
 }
@@ -216,18 +249,18 @@ mod tests {
         let all = vec![address(80), address(81)];
         assert!(addresses.known(&uri).is_empty());
         assert_eq!(addresses.order(&uri, all.clone()), all);
-        let mut trial = AddressTrial::new(&addresses, all[0], false);
+        let mut trial = AddressTrial::new(&addresses, all[0], false, 0);
         trial.asked();
-        trial.answered();
+        trial.answered(10);
         addresses.served();
         assert!(trial.may_be_kept() && addresses.has_other());
         assert!(addresses.served_badly(), "the other one may know better");
         assert!(!trial.may_be_kept() && !addresses.have_failed(&all));
         assert_eq!(addresses.order(&uri, all.clone()), [all[1], all[0]]);
         // The other one is no better: there is nothing to leave the first one for.
-        let mut other = AddressTrial::new(&addresses, all[1], false);
+        let mut other = AddressTrial::new(&addresses, all[1], false, 0);
         other.asked();
-        other.answered();
+        other.answered(10);
         assert!(!addresses.served_badly() && addresses.have_failed(&all));
         assert!(trial.may_be_kept() && other.may_be_kept());
         trial.asked();
@@ -243,12 +276,12 @@ mod tests {
         let addresses = Arc::new(AddressMemory::default());
         for (is_tls, turns, unserved) in [(false, 0, 1), (false, 1, 0), (true, 0, 1), (true, 1, 1), (true, 2, 0)] {
             let before = addresses.unserved();
-            let mut trial = AddressTrial::new(&addresses, address(1), is_tls);
-            trial.answered();
+            let mut trial = AddressTrial::new(&addresses, address(1), is_tls, 0);
+            trial.answered(1);
             for _ in 0..turns {
                 trial.asked();
-                trial.answered();
-                trial.answered();
+                trial.answered(1);
+                trial.answered(1);
             }
             drop(trial);
             assert_eq!(addresses.unserved() - before, unserved, "{is_tls} {turns}");
@@ -257,5 +290,28 @@ mod tests {
             addresses.not_reached(address(port));
         }
         assert!(super::lock(&addresses.state).failed.len() <= MOST);
+    }
+
+    #[test]
+    fn silence_before_a_large_packet_makes_the_next_ones_smaller() {
+        let addresses = Arc::new(AddressMemory::default());
+        let silent_after = |bytes: usize, answers_at_last: bool| {
+            let (narrowness, _) = addresses.segments();
+            // Two at a time are one step.
+            for _ in 0..2 {
+                let mut trial = AddressTrial::new(&addresses, address(1), false, narrowness);
+                trial.answered(1_000_000);
+                trial.asked();
+                trial.answered(bytes);
+                trial.waited();
+                if answers_at_last {
+                    trial.answered(1);
+                }
+            }
+            addresses.segments().1
+        };
+        assert_eq!((silent_after(300, true), silent_after(1300, false)), (None, None));
+        assert_eq!(silent_after(300, false), Some(1220));
+        assert_eq!((silent_after(0, false), silent_after(0, false)), (Some(536), Some(536)));
     }
 }

@@ -16,6 +16,7 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Timeout};
 
 use super::addresses::{AddressMemory, AddressTrial};
+use crate::sys::net::bound;
 use crate::sys::thread::background;
 
 /// Head start of each address over the next one. RFC 8305 has 250 ms and allows 100: eight dead addresses cost 1.6 s.
@@ -36,13 +37,14 @@ impl<In: Transport> Connector<In> for RacingConnector {
         }
         let addresses = self.addresses.order(details.uri, details.addrs.iter().copied().collect());
         let timeout = details.timeout.not_zero().map_or(Duration::MAX, |timeout| *timeout);
-        let (address, stream) = first_of(&addresses, timeout).map_err(|error| match error.kind() {
+        let (narrowness, segments) = self.addresses.segments();
+        let (address, stream) = first_of(&addresses, segments, timeout).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
             _ => Error::Io(error),
         })?;
         // Those before it had a head start and lost it: the next connection need not wait for them.
         addresses.iter().take_while(|other| **other != address).for_each(|other| self.addresses.not_reached(*other));
-        let trial = AddressTrial::new(&self.addresses, address, details.needs_tls());
+        let trial = AddressTrial::new(&self.addresses, address, details.needs_tls(), narrowness);
         if details.config.no_delay() {
             stream.set_nodelay(true)?;
         }
@@ -54,13 +56,20 @@ impl<In: Transport> Connector<In> for RacingConnector {
 }
 
 /// Connects to the first address that answers; each later one starts when the one before it has failed, or has had its
-/// head start.
+/// head start. Packets carry at most so many bytes as `segments` says.
 ///
 /// # Errors
 /// The last failure, or [`ErrorKind::TimedOut`].
-fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<(SocketAddr, TcpStream)> {
+fn first_of(addresses: &[SocketAddr], segments: Option<u32>, timeout: Duration) -> io::Result<(SocketAddr, TcpStream)> {
+    let connect = move |address: SocketAddr, timeout| {
+        let stream = match segments {
+            Some(most_bytes) => bound::tcp_in_segments(most_bytes, address, timeout),
+            None => bound::tcp(None, address, timeout),
+        };
+        stream.map(|stream| (address, stream))
+    };
     if let [only] = addresses {
-        return TcpStream::connect_timeout(only, timeout).map(|stream| (*only, stream));
+        return connect(*only, timeout);
     }
     let until = Instant::now().checked_add(timeout);
     let left = || until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
@@ -74,7 +83,7 @@ fn first_of(addresses: &[SocketAddr], timeout: Duration) -> io::Result<(SocketAd
             let (sender, timeout) = (sender.clone(), left().max(Duration::from_millis(1)));
             // Losers end by themselves: each connects within the time, and then closes.
             let started = background(&format!("connect {address}"), move || {
-                let _ = sender.send(TcpStream::connect_timeout(&address, timeout).map(|stream| (address, stream)));
+                let _ = sender.send(connect(address, timeout));
             });
             match started {
                 Ok(()) => running += 1,
@@ -151,12 +160,19 @@ impl Transport for TcpTransport {
                 // A signal: the time that is left counts on.
                 Err(error)
                     if error.kind() == ErrorKind::Interrupted && until.is_none_or(|until| Instant::now() < until) => {}
-                result => break result.map_err(|error| with_reason(error, timeout))?,
+                Err(error) => {
+                    let error = with_reason(error, timeout);
+                    if matches!(error, Error::Timeout(_)) {
+                        self.trial.waited();
+                    }
+                    return Err(error);
+                }
+                Ok(amount) => break amount,
             }
         };
         self.buffers.input_appended(amount);
         if amount > 0 {
-            self.trial.answered();
+            self.trial.answered(amount);
         }
         Ok(amount > 0)
     }
@@ -220,20 +236,20 @@ mod tests {
         let mut addresses = vec![dead; 8];
         addresses.extend([refusing(), good]);
         let began = Instant::now();
-        assert_eq!(first_of(&addresses, TIMEOUT).unwrap().0, good);
+        assert_eq!(first_of(&addresses, None, TIMEOUT).unwrap().0, good);
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-        assert_eq!(first_of(&[good, dead], TIMEOUT).unwrap().0, good);
+        assert_eq!(first_of(&[good, dead], Some(536), TIMEOUT).unwrap().0, good);
     }
 
     #[test]
     fn when_none_answers_the_error_is_theirs() {
-        let refused = first_of(&[refusing(), refusing(), refusing()], TIMEOUT).unwrap_err();
+        let refused = first_of(&[refusing(), refusing(), refusing()], None, TIMEOUT).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let (_full, dead) = silent();
         let began = Instant::now();
-        let timed_out = first_of(&[dead, dead], Duration::from_millis(500)).unwrap_err();
+        let timed_out = first_of(&[dead, dead], Some(1220), Duration::from_millis(500)).unwrap_err();
         assert_eq!(timed_out.kind(), std::io::ErrorKind::TimedOut);
         assert!(began.elapsed() >= Duration::from_millis(450));
-        assert!(first_of(&[], TIMEOUT).is_err());
+        assert!(first_of(&[], None, TIMEOUT).is_err());
     }
 }

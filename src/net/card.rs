@@ -49,6 +49,8 @@ struct Switches {
     stop: AtomicBool,
     cable_moved: AtomicBool,
     cable_moved_for_ipv6: AtomicBool,
+    wants_other: AtomicBool,
+    wants_other_for_ipv6: AtomicBool,
 }
 
 /// Card with a cable. Its threads end when it is dropped.
@@ -67,6 +69,8 @@ pub(super) struct Card {
     ipv6: Ipv6Network,
     usable_ipv6: Vec<Ipv6OnLink>,
     pub(super) trial: Option<ReachTrial>,
+    /// Number of the router whose turn it is, of those that the network names.
+    pub(super) turn: usize,
     pub(super) since: Instant,
     /// Time since which the cable is away.
     pub(super) lost: Option<Instant>,
@@ -108,6 +112,7 @@ impl Card {
             ipv6: Ipv6Network::default(),
             usable_ipv6: Vec::new(),
             trial: None,
+            turn: 0,
             since: Instant::now(),
             lost: None,
             switches: Arc::default(),
@@ -145,6 +150,7 @@ impl Card {
             let keeper = Keeper {
                 stop: &|| switches.stop.load(Ordering::SeqCst),
                 cable_moved: &|| switches.cable_moved.swap(false, Ordering::SeqCst),
+                wants_other: &|| switches.wants_other.swap(false, Ordering::SeqCst),
                 on_lease: &|lease| report(NewsKind::Lease(Box::new(lease))),
                 on_event: &say,
             };
@@ -163,7 +169,9 @@ impl Card {
             let stop = || switches.stop.load(Ordering::SeqCst);
             // It ends when the link is gone, which the next look at the links finds as well.
             let cable_moved = || switches.cable_moved_for_ipv6.swap(false, Ordering::SeqCst);
-            let _ = ipv6::keep(&link, by_dhcp, &stop, &cable_moved, &on_change, &say);
+            let wants_other = || switches.wants_other_for_ipv6.swap(false, Ordering::SeqCst);
+            let switches = ipv6::Switches { stop: &stop, cable_moved: &cable_moved, wants_other: &wants_other };
+            let _ = ipv6::keep(&link, by_dhcp, &switches, &on_change, &say);
         })
         .map_err(NetError::Thread)
     }
@@ -173,6 +181,25 @@ impl Card {
         self.lost = None;
         self.switches.cable_moved.store(true, Ordering::SeqCst);
         self.switches.cable_moved_for_ipv6.store(true, Ordering::SeqCst);
+    }
+
+    /// Looks for another DHCP server, and gives the next router its turn: what the card was given leads nowhere.
+    pub(super) fn give_other(&mut self) {
+        self.turn += 1;
+        self.switches.wants_other.store(true, Ordering::SeqCst);
+        self.switches.wants_other_for_ipv6.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes a lease. Whether it gives anything else than the one before.
+    pub(super) fn take_lease(&mut self, lease: Lease) -> bool {
+        let before = self.lease.take();
+        if before.as_ref().is_some_and(|before| before.server != lease.server) {
+            self.turn = 0;
+        }
+        let gives = |lease: &Lease| (lease.address, lease.routes.clone(), lease.dns.clone(), lease.mtu);
+        let gives_other = before.as_ref().map(gives) != Some(gives(&lease));
+        self.lease = Some(lease);
+        gives_other
     }
 
     pub(super) fn take_ipv6(&mut self, network: Ipv6Network) {
@@ -204,6 +231,14 @@ impl Card {
         routes.extend(self.ipv6.routes.iter().copied());
         if !gateways.iter().any(IpAddr::is_ipv6) {
             routes.extend(self.ipv6.routers.iter().map(|router| Route::default_through((*router).into())));
+        }
+        for is_ipv4 in [true, false] {
+            let is_one = |route: &&mut Route| route.is_default() && route.destination.is_ipv4() == is_ipv4;
+            let mut gateways: Vec<Option<IpAddr>> =
+                routes.iter_mut().filter(is_one).map(|route| route.gateway).collect();
+            let turn = self.turn % gateways.len().max(1);
+            gateways.rotate_left(turn);
+            routes.iter_mut().filter(is_one).zip(gateways).for_each(|(route, gateway)| route.gateway = gateway);
         }
         routes
     }
@@ -262,6 +297,7 @@ impl Card {
                 .collect(),
             addresses,
             routes: self.routes(),
+            turn: self.turn,
             destinations,
         }
     }

@@ -1,8 +1,10 @@
 //! Which of several cards the default route leads through: one that reaches a source. Pure.
 //!
-//! With one card nothing is tried. With several, the first that has an address is used and tried at once; the others
-//! get their turn when it has not reached a source after a moment, and the first that does is used from then on. A card
-//! that reaches a source stays in use until it does not any more.
+//! With one card nothing is tried until requests fail. With several, the first that has an address is used and tried at
+//! once; the others get their turn when it has not reached a source after a moment, and the first that does is used
+//! from then on. A card that reaches a source stays in use until it does not any more. Where no card reaches one, it
+//! may be what a card was given that leads nowhere: another DHCP server of its network, or another router, gets its
+//! turn.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +31,10 @@ const TROUBLE_PAUSE: Duration = Duration::from_secs(10);
 const MOST_TROUBLES: u32 = 3;
 /// Bytes that show that the card in use is not at fault for failed requests.
 const USEFUL_BYTES: u64 = 1 << 20;
+/// Time without any source after which a card is to be given something else, while requests fail. It doubles each time:
+/// when the servers are down it is nobody's fault here.
+const FRUITLESS: Duration = Duration::from_secs(60);
+const MOST_FRUITLESS: Duration = Duration::from_secs(960);
 /// Longest wait for a card that reaches a source, before the caller goes on with one that does not.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,6 +88,9 @@ struct Entry {
     successes: u32,
     /// Times that it was left although it seemed to reach a source.
     blamed: u32,
+    /// Time since which it reaches nothing, or since it was to be given something else, and how often it was.
+    fruitless_since: Option<Duration>,
+    turns: u32,
 }
 
 /// The choice among the cards.
@@ -151,7 +160,8 @@ impl CardChoice {
             self.prefer_rank();
             return Vec::new();
         }
-        if !self.is_open() {
+        let is_fruitless = self.entries.values().any(|entry| entry.fruitless_since.is_some());
+        if !self.is_open() && !look.trouble && !is_fruitless {
             return Vec::new();
         }
         if self.received_when_chosen.is_none() {
@@ -182,6 +192,8 @@ impl CardChoice {
                     failures: 0,
                     successes: 0,
                     blamed: 0,
+                    fruitless_since: None,
+                    turns: 0,
                 }
             });
             cable_lost |= self.chosen == Some(candidate.key) && entry.candidate.carrier && !candidate.carrier;
@@ -293,7 +305,9 @@ impl CardChoice {
             entry.failures = 0;
             entry.due = now + (CHECK * 2_u32.saturating_pow(entry.successes.min(8))).min(MOST_CHECK);
             entry.successes += 1;
+            (entry.fruitless_since, entry.turns) = (None, 0);
         } else {
+            entry.fruitless_since.get_or_insert(now);
             let pause = FAILED_PAUSE * 2_u32.saturating_pow(entry.failures.min(8));
             entry.failures += 1;
             entry.successes = 0;
@@ -316,6 +330,28 @@ impl CardChoice {
             self.choose(Some(key));
         }
         better
+    }
+
+    /// Whether a card that was tried in vain is to be given something else: no card reaches a source for long, and
+    /// requests fail.
+    pub(super) fn is_fruitless(&mut self, key: CardKey, now: Duration) -> bool {
+        let in_vain = self.entries.values().all(|entry| entry.reach != Reach::Yes);
+        let fails = self.last_trouble.is_some_and(|last| now < last + MOST_CHECK);
+        let Some(entry) = self.entries.get_mut(&key).filter(|_| in_vain && fails) else { return false };
+        let patience = (FRUITLESS * 2_u32.saturating_pow(entry.turns)).min(MOST_FRUITLESS);
+        let is_over = entry.fruitless_since.is_some_and(|since| now >= since + patience);
+        if is_over {
+            entry.fruitless_since = Some(now);
+            entry.turns += 1;
+        }
+        is_over
+    }
+
+    /// Notes that a card was given something else: it is to be tried at once.
+    pub(super) fn changed(&mut self, key: CardKey, now: Duration) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.due = entry.due.min(now);
+        }
     }
 
     /// Whether a card is so much better than the one in use that it takes its place.

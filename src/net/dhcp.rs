@@ -8,6 +8,7 @@ mod message;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::sys::net::link::Link;
@@ -43,20 +44,22 @@ const MOST_FRAMES: usize = 64;
 const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 
 /// Asks for a lease on `link` until a server grants one, or `stop` says to give up. With `held`, it first asks to keep
-/// that lease's address. `on_event` gets a sentence now and then about the reason for the wait.
+/// that lease's address. Offers of the servers in `passed_over` are left for so long. `on_event` gets a sentence now
+/// and then about the reason for the wait.
 ///
 /// # Errors
 /// [`DhcpError`]; a server that does not answer is no error.
 pub fn obtain(
     link: &Link,
     held: Option<&Lease>,
+    passed_over: &[(Ipv4Addr, Duration)],
     stop: &dyn Fn() -> bool,
     on_event: &dyn Fn(&str),
 ) -> Result<Lease, DhcpError> {
     let failed = |source| DhcpError::Link { interface: link.name.clone(), source };
     let began = Instant::now();
     let socket = PacketSocket::open(link.index).map_err(failed)?;
-    let mut client = DhcpClient::new(link.mac, random(), held);
+    let mut client = DhcpClient::new(link.mac, random(), held, passed_over);
     let mut frame = [0; MAX_FRAME_BYTES];
     loop {
         if stop() {

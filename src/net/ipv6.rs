@@ -58,25 +58,38 @@ pub(super) struct Ipv6Network {
     pub(super) search: Vec<String>,
 }
 
-/// Listens to the network of a link until `stop` says to end, and hands on what it gives whenever that changes. With
-/// `by_dhcp`, servers are asked too where the routers want it. `cable_moved` says whether the cable was away since the
-/// last call.
+/// What is asked of the caller all the time.
+pub(super) struct Switches<'a> {
+    /// Whether to end.
+    pub(super) stop: &'a dyn Fn() -> bool,
+    /// Whether the cable was away since the last call.
+    pub(super) cable_moved: &'a dyn Fn() -> bool,
+    /// Whether another DHCP server was asked for since the last call: what this one gave leads nowhere.
+    pub(super) wants_other: &'a dyn Fn() -> bool,
+}
+
+/// Listens to the network of a link until it is to end, and hands on what it gives whenever that changes. With
+/// `by_dhcp`, servers are asked too where the routers want it.
 ///
 /// # Errors
 /// The link is gone, or the kernel has no IPv6.
 pub(super) fn keep(
     link: &Link,
     by_dhcp: bool,
-    stop: &dyn Fn() -> bool,
-    cable_moved: &dyn Fn() -> bool,
+    switches: &Switches<'_>,
     on_change: &dyn Fn(Ipv6Network),
     on_event: &dyn Fn(&str),
 ) -> io::Result<()> {
     let mut listener = Listener::new(link, by_dhcp)?;
     let mut last = Ipv6Network::default();
-    while !stop() {
-        if cable_moved() {
+    while !(switches.stop)() {
+        if (switches.cable_moved)() {
             listener.begin_again();
+        }
+        if (switches.wants_other)()
+            && let Some(client) = &mut listener.client
+        {
+            client.ask_others(listener.began.elapsed());
         }
         let patience = listener.send()?;
         listener.routers.wait_or(listener.dhcp_socket.as_ref(), patience.min(STOP_CHECK));

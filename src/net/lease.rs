@@ -1,5 +1,6 @@
 //! The DHCPv4 lease of one link: obtained, kept and renewed for as long as the link is used.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::dhcp::{self, DhcpError, Lease};
@@ -16,12 +17,22 @@ const RENEW_AFTER_MIN: Duration = Duration::from_secs(20);
 /// Least time between exchanges that a cable causes: one that comes and goes all the time must not cause a storm.
 const CABLE_PAUSE: Duration = Duration::from_secs(5);
 
+/// Time in which another DHCP server is looked for, and the part of it in which it has to be one that was not tried
+/// yet. A server may take 3 s to check an address before it offers it, and the third question follows after 14 s at
+/// most.
+const OTHER: Duration = Duration::from_secs(20);
+const NEW: Duration = Duration::from_secs(10);
+/// DHCP servers that are known to have been tried; one that is hostile may have any number of addresses.
+const MOST_TRIED: usize = 8;
+
 /// What the keeper of a lease asks and reports while it runs.
 pub(super) struct Keeper<'a> {
     /// Whether the link is no longer used.
     pub(super) stop: &'a dyn Fn() -> bool,
     /// Whether the cable was away since the last call, so that it may lead to another network now.
     pub(super) cable_moved: &'a dyn Fn() -> bool,
+    /// Whether another DHCP server was asked for since the last call: what this one gave leads nowhere.
+    pub(super) wants_other: &'a dyn Fn() -> bool,
     /// Gets each lease that is granted.
     pub(super) on_lease: &'a dyn Fn(Lease),
     /// Gets a sentence now and then.
@@ -36,7 +47,8 @@ pub(super) struct Keeper<'a> {
 /// # Errors
 /// The link is gone or switched off.
 pub(super) fn keep(link: &Link, keeper: &Keeper<'_>) -> Result<(), DhcpError> {
-    let mut lease = match dhcp::obtain(link, None, keeper.stop, keeper.on_event) {
+    let mut tried = Vec::new();
+    let mut lease = match dhcp::obtain(link, None, &[], keeper.stop, keeper.on_event) {
         Err(DhcpError::Stopped { .. }) => return Ok(()),
         result => result?,
     };
@@ -45,7 +57,7 @@ pub(super) fn keep(link: &Link, keeper: &Keeper<'_>) -> Result<(), DhcpError> {
         // Noted before the caller sees the lease: what moved until then is answered by it.
         let _ = (keeper.cable_moved)();
         (keeper.on_lease)(lease.clone());
-        lease = match renew(link, &lease, acquired, keeper)? {
+        lease = match renew(link, &lease, acquired, &mut tried, keeper)? {
             Some(renewed) => renewed,
             None => return Ok(()),
         };
@@ -53,7 +65,13 @@ pub(super) fn keep(link: &Link, keeper: &Keeper<'_>) -> Result<(), DhcpError> {
 }
 
 /// Waits until the lease has to be renewed, and tries until it is. `None` when the link is no longer used.
-fn renew(link: &Link, held: &Lease, acquired: Instant, keeper: &Keeper<'_>) -> Result<Option<Lease>, DhcpError> {
+fn renew(
+    link: &Link,
+    held: &Lease,
+    acquired: Instant,
+    tried: &mut Vec<Ipv4Addr>,
+    keeper: &Keeper<'_>,
+) -> Result<Option<Lease>, DhcpError> {
     let mut renew_at = renew_after(held).map(|after| acquired + after);
     loop {
         if (keeper.stop)() {
@@ -63,12 +81,19 @@ fn renew(link: &Link, held: &Lease, acquired: Instant, keeper: &Keeper<'_>) -> R
         if (keeper.cable_moved)() {
             renew_at = Some((acquired + CABLE_PAUSE).max(Instant::now()));
         }
+        if (keeper.wants_other)() {
+            if let Some(other) = other(link, held, tried, keeper)? {
+                return Ok(Some(other));
+            }
+            // The only server may give something else by now.
+            renew_at = Some(Instant::now());
+        }
         if renew_at.is_none_or(|at| Instant::now() < at) {
             continue;
         }
         let until = Instant::now() + RENEWAL;
         let stop = || (keeper.stop)() || Instant::now() >= until;
-        match dhcp::obtain(link, Some(held), &stop, &|_| {}) {
+        match dhcp::obtain(link, Some(held), &[], &stop, &|_| {}) {
             Ok(renewed) => return Ok(Some(renewed)),
             Err(DhcpError::Stopped { .. }) => {
                 let left = held.duration.map(|duration| duration.saturating_sub(acquired.elapsed()));
@@ -80,6 +105,33 @@ fn renew(link: &Link, held: &Lease, acquired: Instant, keeper: &Keeper<'_>) -> R
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Asks for the lease of another server, first of one that was not tried yet. The lease that is held stays in use until
+/// there is another.
+fn other(
+    link: &Link,
+    held: &Lease,
+    tried: &mut Vec<Ipv4Addr>,
+    keeper: &Keeper<'_>,
+) -> Result<Option<Lease>, DhcpError> {
+    let name = &link.name;
+    (keeper.on_event)(&format!(
+        "{name}: the lease of {} leads to no source; looking for another DHCP server",
+        held.server
+    ));
+    tried.retain(|server| *server != held.server);
+    tried.drain(..tried.len().saturating_sub(MOST_TRIED - 1));
+    tried.push(held.server);
+    let passed_over: Vec<(Ipv4Addr, Duration)> =
+        tried.iter().map(|server| (*server, if *server == held.server { OTHER } else { NEW })).collect();
+    let until = Instant::now() + OTHER;
+    let stop = || (keeper.stop)() || Instant::now() >= until;
+    match dhcp::obtain(link, None, &passed_over, &stop, &|_| {}) {
+        Ok(lease) => Ok(Some(lease)),
+        Err(DhcpError::Stopped { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -241,6 +241,9 @@ fn collect(
         }
     }
     if found.is_empty() {
+        // Those that are asked until the very end report too late to be heard.
+        let silent = servers.iter().zip(&heard).filter(|(_, heard)| **heard == 0);
+        said.extend(silent.map(|(server, _)| format!("{}: no answer", server.address.ip())));
         return Err(said.into_iter().collect());
     }
     found.sort_by_key(|(place, _)| *place);

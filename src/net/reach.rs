@@ -152,7 +152,7 @@ fn spawn(link: &Link, target: &Target, address: SocketAddr, sender: &Sender<(Rea
 fn connect(interface: &str, address: SocketAddr, target: &Target) -> io::Result<(Reach, String)> {
     let mut stream = bound::tcp(Some(interface), address, ONE)?;
     let Some(request) = &target.request else { return Ok((Reach::Yes, format!("it reaches {target}"))) };
-    let (verdict, answer) = ask(&mut stream, request, target.asks_for_password)?;
+    let (verdict, answer) = ask(&mut stream, request, target)?;
     Ok(match verdict {
         PageVerdict::Source => (Reach::Yes, format!("it reaches {target}")),
         PageVerdict::OtherPage => {
@@ -167,14 +167,14 @@ fn connect(interface: &str, address: SocketAddr, target: &Target) -> io::Result<
 }
 
 /// Sends the request, and reads until the answer shows what it is.
-fn ask(stream: &mut TcpStream, request: &str, asks_for_password: bool) -> io::Result<(PageVerdict, Vec<u8>)> {
+fn ask(stream: &mut TcpStream, request: &str, target: &Target) -> io::Result<(PageVerdict, Vec<u8>)> {
     let until = Instant::now() + ONE;
     stream.set_write_timeout(Some(ONE))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut buffer = [0; 1024];
     loop {
-        let verdict = target::verdict(&answer, asks_for_password);
+        let verdict = target::verdict(&answer, target);
         if verdict != PageVerdict::NeedsMore || answer.len() >= MOST_BYTES {
             return Ok((verdict, answer));
         }

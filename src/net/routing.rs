@@ -46,6 +46,8 @@ pub(super) struct LinkFacts {
     pub(super) made_by_kernel: Vec<Ipv6Addr>,
     /// Routes but those to the networks of the addresses.
     pub(super) routes: Vec<Route>,
+    /// Number of times that the routers changed their order.
+    pub(super) turn: usize,
     /// Addresses that were reached through this link, and its name servers.
     pub(super) destinations: Vec<IpAddr>,
 }
@@ -67,7 +69,7 @@ pub(super) fn items(links: &[LinkFacts]) -> BTreeMap<NetworkItem, String> {
                 index,
                 table,
                 // Equal IPv6 routes would share the load, half of it on a router that may be dead.
-                metric: if route.destination.is_ipv4() { metric } else { metric + place },
+                metric: metric + if route.destination.is_ipv4() { turn(link, &route) } else { place },
                 beside: route.destination.is_ipv4() && place > 0,
                 onlink: is_onlink(link, &route),
                 route,
@@ -113,6 +115,13 @@ fn routes(link: &LinkFacts) -> Vec<(u32, Route)> {
         }
     }
     placed
+}
+
+/// IPv4 routers that change their order take another metric: the kernel would refuse to put one before the others that
+/// stands beside them already.
+fn turn(link: &LinkFacts, route: &Route) -> u32 {
+    let beside = link.routes.iter().filter(|other| other.is_default() && other.destination.is_ipv4()).count();
+    if route.is_default() { u32::try_from(link.turn % beside.max(1)).unwrap_or(0) % METRICS_EACH } else { 0 }
 }
 
 /// Whether a router lies outside of the networks of the link's addresses, as some providers have it.
@@ -235,6 +244,21 @@ mod tests {
             })
             .collect();
         assert_eq!(onlink, [false, false, true]);
+    }
+
+    #[test]
+    fn routers_that_change_their_order_are_others_to_the_kernel() {
+        let mut one = link(0, "192.0.2.7", 24, "192.0.2.1");
+        one.routes.push(Route::default_through(ip("192.0.2.2")));
+        let before = items(std::slice::from_ref(&one));
+        one.routes.swap(0, 1);
+        one.turn = 1;
+        let after = items(std::slice::from_ref(&one));
+        let kept: Vec<_> = after.keys().filter(|item| before.contains_key(item)).collect();
+        assert_eq!((before.len(), after.len(), kept.len()), (4, 4, 2), "{kept:?}");
+        // One router alone stays as it is.
+        let lone = |turn| items(&[LinkFacts { turn, ..link(0, "192.0.2.7", 24, "192.0.2.1") }]);
+        assert_eq!(lone(0), lone(3));
     }
 
     #[test]

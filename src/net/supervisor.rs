@@ -21,7 +21,9 @@ use super::target::{Target, targets};
 use crate::chain::chain;
 use crate::machine::config::{InterfaceSettings, Network};
 use crate::sys::net::items::NetworkItem;
-use crate::sys::net::link::{Link, ipv4_addresses, ipv6_addresses, links, received_bytes, set_mtu, switch_off_ipv6};
+use crate::sys::net::link::{
+    Link, ipv4_addresses, ipv6_addresses, links, probe_path_mtu, received_bytes, set_mtu, switch_off_ipv6,
+};
 use crate::sys::net::rtnl::Rtnl;
 use crate::sys::thread::background;
 
@@ -91,6 +93,7 @@ impl Supervisor {
         // but cost only one request. Outside of an initramfs it is up already, and without the right to change it the
         // next step fails with a better message.
         let _ = self.rtnl.set_up("lo", 1);
+        probe_path_mtu();
         // An earlier process of this boot may have been killed before it could take anything back.
         routing::priorities().for_each(|priority| self.rtnl.remove_rules(priority));
         let mut reported = false;
@@ -147,15 +150,15 @@ impl Supervisor {
         let Some(card) = self.cards.get_mut(&news.key).filter(|card| card.start == news.start) else { return };
         match news.what {
             NewsKind::Lease(lease) => {
-                let before = card.lease.replace(*lease);
-                let lease = card.lease.as_ref();
-                let same = before.as_ref().map(|lease| (lease.address, &lease.routes, &lease.dns, lease.mtu))
-                    == lease.map(|lease| (lease.address, &lease.routes, &lease.dns, lease.mtu));
-                if let Some(duration) = lease.and_then(|lease| lease.duration).filter(|_| same) {
+                let (duration, mtu) = (lease.duration, lease.mtu);
+                let gives_other = card.take_lease(*lease);
+                if gives_other {
+                    self.choice.changed(news.key, self.began.elapsed());
+                } else if let Some(duration) = duration {
                     let text = format!("{}: lease renewed for {} s", card.link.name, duration.as_secs());
                     self.console.say(&card.link.name, Topic::Address, text);
                 }
-                if let Some(mtu) = lease.and_then(|lease| lease.mtu).filter(|_| !same)
+                if let Some(mtu) = mtu.filter(|_| gives_other)
                     && let Err(error) = set_mtu(&card.link.name, mtu)
                 {
                     // A link that does not take it is used as it is: small packets still pass.
@@ -165,8 +168,13 @@ impl Supervisor {
             }
             NewsKind::Ipv6(network) => card.take_ipv6(*network),
             NewsKind::Tried(trial) => {
-                self.choice.tried(news.key, trial.reach, self.began.elapsed());
+                let now = self.began.elapsed();
+                self.choice.tried(news.key, trial.reach, now);
                 card.trial = Some(trial);
+                if self.choice.is_fruitless(news.key, now) {
+                    card.give_other();
+                    self.choice.changed(news.key, now);
+                }
             }
             NewsKind::Ended(why) => {
                 // This is mostly a card that was unplugged, which the next look sees.
@@ -265,12 +273,12 @@ impl Supervisor {
     /// Chooses the card for the default route, and returns the cards that have to be tried for it.
     fn choose(&mut self) -> Vec<CardKey> {
         let candidates: Vec<Candidate> = self.cards.values().filter_map(Card::candidate).collect();
-        let in_use = self.chosen().map(|card| card.link.name.clone());
+        let received = self.chosen().map_or(0, |card| received_bytes(&card.link.name));
         let look = Look {
             now: self.began.elapsed(),
             candidates: &candidates,
             carriers: self.carriers,
-            received: in_use.filter(|_| self.carriers > 1).map_or(0, |name| received_bytes(&name)),
+            received,
             trouble: self.options.trouble.take(),
         };
         self.choice.look(&look)

@@ -15,6 +15,8 @@ pub(super) struct Target {
     pub(super) request: Option<String>,
     /// Whether 401 is the answer of the source: the request goes without the credentials that the URL has.
     pub(super) asks_for_password: bool,
+    /// Name of the file that is asked for.
+    file: String,
 }
 
 impl std::fmt::Display for Target {
@@ -58,7 +60,11 @@ fn target(url: &str, is_proxy: bool) -> Option<Target> {
              Connection: close\r\n\r\n"
         )
     });
-    Some(Target { host, port, request, asks_for_password: credentials })
+    Some(Target { host, port, request, asks_for_password: credentials, file: file_of(&uri).to_owned() })
+}
+
+fn file_of(uri: &Uri) -> &str {
+    uri.path().rsplit('/').next().unwrap_or_default()
 }
 
 /// What the beginning of an answer shows.
@@ -74,8 +80,8 @@ pub(super) enum PageVerdict {
     NotHttp,
 }
 
-/// Judges the beginning of an answer.
-pub(super) fn verdict(mut answer: &[u8], asks_for_password: bool) -> PageVerdict {
+/// Judges the beginning of an answer to the request of a target.
+pub(super) fn verdict(mut answer: &[u8], target: &Target) -> PageVerdict {
     const PREFIX: &[u8] = b"HTTP/1.";
     loop {
         let compared = answer.len().min(PREFIX.len());
@@ -91,7 +97,8 @@ pub(super) fn verdict(mut answer: &[u8], asks_for_password: bool) -> PageVerdict
             None => return PageVerdict::NotHttp,
             // Interim answers come before the one that counts.
             Some(100..=199) => answer = body,
-            Some(401) if asks_for_password => return PageVerdict::Source,
+            Some(401) if target.asks_for_password => return PageVerdict::Source,
+            Some(301 | 302 | 303 | 307 | 308) if leads_on(head, target) => return PageVerdict::Source,
             Some(200 | 206) => {
                 let chunked = head.to_ascii_lowercase().windows(18).any(|part| part == b"transfer-encoding:");
                 return match body.first() {
@@ -105,6 +112,21 @@ pub(super) fn verdict(mut answer: &[u8], asks_for_password: bool) -> PageVerdict
             Some(_) => return PageVerdict::OtherPage,
         }
     }
+}
+
+/// Whether a redirection is that of a source. Servers lead to https, or to a store, with the name of the file kept; a
+/// portal leads to its login page, and names the file in the query at most.
+fn leads_on(head: &[u8], target: &Target) -> bool {
+    let head = String::from_utf8_lossy(head);
+    let location = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("location").then_some(value.trim())
+    });
+    let Some(uri) = location.and_then(|location| location.parse::<Uri>().ok()) else { return false };
+    let host = uri.host().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+    // Without a host it is the same one.
+    let same_host = host.is_none_or(|host| host.eq_ignore_ascii_case(&target.host));
+    file_of(&uri) == target.file && (same_host || uri.scheme() == Some(&Scheme::HTTPS))
 }
 
 #[cfg(test)]
@@ -147,9 +169,45 @@ mod tests {
         assert_eq!(targets(&["https://a/m".to_owned()], |_| None)[0].request, None);
     }
 
+    fn judged_of(url: &str, answer: &str) -> PageVerdict {
+        verdict(answer.as_bytes(), &targets(&[url.to_owned()], |_| None)[0])
+    }
+
+    #[test]
+    fn a_redirection_is_that_of_a_source_where_the_file_stays_the_same() {
+        let judged = |code: u16, location: &str| {
+            let answer = format!("HTTP/1.1 {code} Moved\r\nServer: a\r\n{location}\r\nX: y\r\n\r\n");
+            judged_of("http://images.example.com/r/stable/manifest.json?a=b", &answer)
+        };
+        for (code, location) in [
+            (301, "Location: https://images.example.com/r/stable/manifest.json?a=b"),
+            (302, "location:https://IMAGES.example.com:8443/r/stable/manifest.json"),
+            (303, "LOCATION: http://images.example.com/new/stable/manifest.json"),
+            (307, "Location: https://store.example.net/bucket/r/stable/manifest.json?X-Signature=1"),
+            (308, "Location: /new/stable/manifest.json"),
+        ] {
+            assert_eq!(judged(code, location), PageVerdict::Source, "{location}");
+        }
+        for location in [
+            "Location: http://portal.example/",
+            "Location: https://portal.example/login?next=http://images.example.com/r/stable/manifest.json",
+            "Location: http://10.0.0.1/r/stable/manifest.json",
+            "Location: /login.html",
+            "Location: ",
+            "Location: http://[",
+            "Content-Location: /r/stable/manifest.json",
+            "Date: now",
+        ] {
+            assert_eq!(judged(302, location), PageVerdict::OtherPage, "{location}");
+        }
+        assert_eq!(judged(304, "Location: /r/stable/manifest.json"), PageVerdict::OtherPage);
+        let v6 = "HTTP/1.1 301 Moved\r\nLocation: https://[2001:db8::7]/stable/manifest.json\r\n\r\n";
+        assert_eq!(judged_of("http://[2001:db8::7]:8080/stable/manifest.json", v6), PageVerdict::Source);
+    }
+
     #[test]
     fn the_beginning_of_an_answer_says_what_answers() {
-        let judged = |answer: &str| verdict(answer.as_bytes(), false);
+        let judged = |answer: &str| judged_of("http://images.example.com/stable/manifest.json", answer);
         assert_eq!(judged("HTTP/1.1 206 Partial Content\r\nContent-Length: 1\r\n\r\n{"), PageVerdict::Source);
         assert_eq!(judged("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{"), PageVerdict::Source);
         assert_eq!(judged("HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\n\r\n{"), PageVerdict::Source);
@@ -172,7 +230,7 @@ mod tests {
         }
         let password = "HTTP/1.1 401 Unauthorized\r\n\r\n";
         assert_eq!(
-            (verdict(password.as_bytes(), true), judged(password)),
+            (judged_of("http://user:password@images.example.com/m", password), judged(password)),
             (PageVerdict::Source, PageVerdict::OtherPage)
         );
     }

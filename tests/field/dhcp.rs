@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::site::{Site, output, within};
-use crate::isolated::isolated;
+use super::site::{MANIFEST, Running, Site, output, within};
+use crate::isolated::{isolated, run};
 
 /// DHCP message types (RFC 2132, 9.6).
 const OFFER: u8 = 2;
@@ -203,6 +203,96 @@ fn full_a_server_that_refuses_is_asked_seldom_and_named_seldom() {
         assert!((4..=40).contains(&asked), "{asked} requests in 30 s");
         let lines = running.seen.iter().filter(|(_, text)| text.contains("refuses")).count();
         assert!((1..=8).contains(&lines), "{lines} lines in 30 s");
+    });
+}
+
+/// A network with the source, in which another DHCP server answers first and names a router that leads nowhere.
+fn with_a_rogue() -> Site {
+    let mut site = Site::new();
+    site.switch("outer", &["192.168.7.1/24"]);
+    site.card_on_switch("eth0", "outer");
+    run("ip", &["netns", "add", "rogue"]);
+    run("ip", &["-n", "outer", "link", "add", "p-rogue", "type", "veth", "peer", "name", "sw0", "netns", "rogue"]);
+    run("ip", &["-n", "outer", "link", "set", "p-rogue", "master", "sw0", "up"]);
+    run("ip", &["-n", "rogue", "address", "add", "10.9.0.1/24", "dev", "sw0"]);
+    run("ip", &["-n", "rogue", "link", "set", "sw0", "up"]);
+    site.dhcp("rogue", "10.9.0", &["--no-ping"]);
+    site.serve("outer", "192.168.7.1:80", MANIFEST);
+    site
+}
+
+/// Lets requests fail for so long, as a recovery's do.
+fn in_trouble(site: &Site, running: &mut Running, seconds: u64) {
+    for _ in 0..seconds / 3 {
+        site.trouble.note();
+        running.pass(3);
+    }
+}
+
+/// https://github.com/libremesh/lime-packages/issues/658: of two DHCP servers on a segment, the one of another network
+/// answers first.
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_server_whose_network_leads_nowhere_makes_way_for_another() {
+    isolated("field::dhcp::full_a_server_whose_network_leads_nowhere_makes_way_for_another", || {
+        let mut site = with_a_rogue();
+        // It checks an address for seconds before it offers it.
+        site.dhcp("outer", "192.168.7", &[]);
+        let mut running = site.start("");
+        assert!(running.is_up(8).address.to_string().starts_with("10.9.0."));
+        in_trouble(&site, &mut running, 90);
+        running.wait_for("eth0: the lease of 10.9.0.1 leads to no source", 1);
+        running.wait_for("eth0: address 192.168.7.", 15);
+        site.fetches("192.168.7.1", 2);
+        let addresses = output("ip", &["-4", "address", "show", "dev", "eth0"]);
+        assert!(!addresses.contains("10.9.0."), "{addresses}");
+        // That one stays.
+        running.pass(30);
+        assert!(running.seen.iter().all(|(_, line)| !line.contains("the lease of 192.168.7.1")), "{:?}", running.seen);
+    });
+}
+
+/// A robot whose servers are down keeps its lease and its calm.
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_the_only_server_keeps_its_lease_while_no_source_answers() {
+    isolated("field::dhcp::full_the_only_server_keeps_its_lease_while_no_source_answers", || {
+        let mut site = site();
+        site.sources = vec!["http://192.168.7.1/stable/manifest.json".to_owned()];
+        let asked = serve(granting(&[1, 4, 255, 255, 255, 0, 3, 4, 10, 9, 0, 1]));
+        let mut running = site.start("");
+        running.is_up(15);
+        let address = || output("ip", &["-4", "address", "show", "dev", "eth0"]);
+        let before = address();
+        for _ in 0..40 {
+            in_trouble(&site, &mut running, 3);
+            assert_eq!(address(), before);
+        }
+        running.wait_for("eth0: the lease of 10.9.0.1 leads to no source", 1);
+        let asked = asked.load(Ordering::SeqCst);
+        assert!((4..=8).contains(&asked), "{asked} requests in two minutes");
+    });
+}
+
+/// The first of two routers takes packets and passes none on.
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_router_that_leads_nowhere_makes_way_for_the_next() {
+    isolated("field::dhcp::full_a_router_that_leads_nowhere_makes_way_for_the_next", || {
+        let mut site = with_a_rogue();
+        site.sources = vec!["http://192.0.2.7/stable/manifest.json".to_owned()];
+        run("ip", &["-n", "outer", "address", "add", "10.9.0.2/24", "dev", "sw0"]);
+        run("ip", &["-n", "outer", "address", "add", "192.0.2.7/32", "dev", "lo"]);
+        site.stop_programs();
+        site.dhcp("rogue", "10.9.0", &["--no-ping", "--dhcp-option=3,10.9.0.1,10.9.0.2"]);
+        site.serve("outer", "192.0.2.7:80", MANIFEST);
+        let mut running = site.start("");
+        running.is_up(8);
+        in_trouble(&site, &mut running, 90);
+        running.wait_for("gateway 10.9.0.2", 15);
+        site.fetches("192.0.2.7", 2);
+        let routes = output("ip", &["-4", "route", "show", "default"]);
+        assert_eq!(routes.lines().filter(|line| line.starts_with("default via 10.9.0.")).count(), 2, "{routes}");
     });
 }
 

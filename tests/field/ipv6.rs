@@ -119,10 +119,43 @@ fn advertisement(lifetime_s: u16, prefix: Option<&str>, name_server: Option<&str
         out.extend_from_slice(&prefix.parse::<Ipv6Addr>().unwrap().octets());
     }
     if let Some(server) = name_server {
-        out.extend_from_slice(&[25, 3, 0, 0, 0, 0, 2, 88]);
-        out.extend_from_slice(&server.parse::<Ipv6Addr>().unwrap().octets());
+        out.extend_from_slice(&name_server_for(600, server));
     }
     out
+}
+
+fn name_server_for(lifetime_s: u32, server: &str) -> Vec<u8> {
+    let address = server.parse::<Ipv6Addr>().unwrap().octets();
+    [&[25, 3, 0, 0][..], &lifetime_s.to_be_bytes(), &address].concat()
+}
+
+/// https://github.com/radvd-project/radvd/issues/143: the lifetime of a name server ends about when the next
+/// advertisement is due, so that one that is lost takes it away (RFC 8106, 5.1). Other routers withdraw the only one by
+/// mistake.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn the_only_name_server_is_used_however_short_its_lifetime() {
+    isolated("field::ipv6::the_only_name_server_is_used_however_short_its_lifetime", || {
+        for lifetime_s in [0, 1] {
+            let mut site = Site::new();
+            site.sources = vec!["http://images.example.com/stable/manifest.json".to_owned()];
+            site.card("eth0", "outer", &["2001:db8:1::1/64"]);
+            run("ip", &["-n", "outer", "address", "add", "2001:db8:7::1/128", "dev", "lo", "nodad"]);
+            site.dnsmasq("outer", &NAMES);
+            site.serve("outer", "[2001:db8:7::1]:80", MANIFEST);
+            let server = name_server_for(lifetime_s, "2001:db8:1::1");
+            site.advertise_every("outer", [advertisement(1800, Some("2001:db8:1::"), None), server].concat(), 5);
+            let mut running = site.start("");
+            running.is_up(15);
+            site.fetches("images.example.com", 3);
+            running.pass(3);
+            assert_eq!(site.resolv_conf(), "nameserver 2001:db8:1::1\n");
+            drop(site);
+            std::thread::sleep(Duration::from_secs(1));
+            run("ip", &["link", "delete", "eth0"]);
+            run("ip", &["netns", "delete", "outer"]);
+        }
+    });
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::support::{Fixture, MemoryTarget, sample_image};
 mod addresses;
 mod heads;
 mod mirrors;
+mod paths;
 mod proxies;
 
 /// What a server does with a request before its good answer; `None` for the good answer.

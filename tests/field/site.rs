@@ -134,6 +134,11 @@ impl Site {
 
     /// A router on `sw0` of the network that sends this advertisement once a second, from the address of its link.
     pub fn advertise(&self, network: &str, advertisement: Vec<u8>) {
+        self.advertise_every(network, advertisement, 1);
+    }
+
+    /// [`advertise`](Self::advertise), once in so many seconds.
+    pub fn advertise_every(&self, network: &str, advertisement: Vec<u8>, seconds: u64) {
         within(network, move || {
             let name: &std::ffi::OsStr = "sw0".as_ref();
             let kind = (AddressFamily::Inet6, SockType::Raw, SockProtocol::IcmpV6);
@@ -145,7 +150,7 @@ impl Site {
             loop {
                 // The link's own address may not be ready yet.
                 let _ = sendto(socket.as_raw_fd(), &advertisement, &all, MsgFlags::empty());
-                std::thread::sleep(Duration::from_secs(1));
+                std::thread::sleep(Duration::from_secs(seconds));
             }
         });
     }

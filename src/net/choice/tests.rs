@@ -18,6 +18,7 @@ struct Field {
     slow: Duration,
     trials: Vec<(Duration, CardKey)>,
     pending: Vec<(Duration, CardKey, Reach)>,
+    fruitless: Vec<(Duration, CardKey)>,
     received: u64,
     trouble: bool,
 }
@@ -33,6 +34,7 @@ impl Field {
             slow: Duration::from_secs(3),
             trials: Vec::new(),
             pending: Vec::new(),
+            fruitless: Vec::new(),
             received: 0,
             trouble: false,
         }
@@ -63,6 +65,9 @@ impl Field {
             self.pending = pending;
             for (_, key, reach) in Vec::from_iter(done) as Vec<(Duration, CardKey, Reach)> {
                 self.choice.tried(key, reach, self.now);
+                if self.choice.is_fruitless(key, self.now) {
+                    self.fruitless.push((self.now, key));
+                }
             }
         }
     }
@@ -73,15 +78,60 @@ fn only(good: CardKey) -> impl Fn(CardKey) -> Reach {
 }
 
 #[test]
-fn one_card_is_used_at_once_and_never_tried() {
+fn one_card_is_used_at_once_and_tried_when_requests_fail() {
     let mut field = Field::new(only(A));
     field.carriers = 1;
     field.card(A, 0);
     field.pass(1);
     assert_eq!((field.choice.chosen(), field.choice.is_settled(field.now)), (Some(A), true));
-    field.trouble = true;
     field.pass(600);
     assert_eq!(field.trials, []);
+    field.trouble = true;
+    field.pass(600);
+    assert_eq!(field.trials.len(), 1);
+    assert_eq!(field.fruitless, []);
+}
+
+#[test]
+fn a_card_that_reaches_nothing_for_long_is_to_be_given_something_else_ever_more_seldom() {
+    for carriers in [1, 2] {
+        let mut field = Field::new(|_| Reach::No);
+        field.carriers = carriers;
+        field.card(A, 0);
+        for _ in 0..3600 / 30 {
+            field.trouble = true;
+            field.pass(30);
+        }
+        let times: Vec<u64> = field.fruitless.iter().map(|(at, _)| at.as_secs()).collect();
+        assert!((60..90).contains(&times[0]) && (4..=8).contains(&times.len()), "{times:?}");
+        assert!(times.windows(3).all(|three| three[1] - three[0] <= three[2] - three[1] + 60), "{times:?}");
+        // A source that answers ends it, and it begins anew.
+        field.reach = Box::new(|_| Reach::Yes);
+        field.pass(120);
+        let before = field.fruitless.len();
+        field.reach = Box::new(|_| Reach::Doubtful);
+        for _ in 0..4 {
+            field.trouble = true;
+            field.pass(30);
+        }
+        assert_eq!(field.fruitless.len(), before + 1);
+    }
+}
+
+#[test]
+fn a_card_is_given_nothing_else_while_another_reaches_a_source_or_nothing_fails() {
+    let mut field = Field::new(only(B));
+    field.card(A, 0);
+    field.card(B, 0);
+    for _ in 0..20 {
+        field.trouble = true;
+        field.pass(30);
+    }
+    assert_eq!(field.fruitless, []);
+    let mut field = Field::new(|_| Reach::No);
+    field.card(A, 0);
+    field.pass(600);
+    assert_eq!(field.fruitless, []);
 }
 
 #[test]

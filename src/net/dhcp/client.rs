@@ -18,6 +18,8 @@ use super::message::{self, Ask, Lease, MessageKind, Sender};
 const DISCOVER_WAITS_S: [u64; 4] = [4, 8, 16, 30];
 /// Waits after each REQUEST. It goes to a server that has just answered.
 const REQUEST_WAITS_S: [u64; 4] = [2, 2, 4, 4];
+/// DISCOVERs without an offer after which the answer of a server older than DHCP is taken.
+const BOOTP_AFTER: usize = 3;
 /// Requests to keep an address in which only the server of the lease is listened to: what a stranger grants is worth
 /// less than what works.
 const OWN_SERVER_TRIES: usize = 2;
@@ -70,15 +72,16 @@ pub(super) struct DhcpClient {
     last_discover: Option<Duration>,
     unanswered: usize,
     refusals: u32,
-    /// Servers that refused, with the time until which their offers are passed over.
+    /// Servers that refused, or whose leases are of no use, with the time until which their offers are passed over.
     refusers: Vec<(Ipv4Addr, Duration)>,
     last_report: Option<Duration>,
     report: Option<String>,
 }
 
 impl DhcpClient {
-    /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address.
-    pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
+    /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address. Offers of
+    /// the servers in `passed_over` are left until these times.
+    pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>, passed_over: &[(Ipv4Addr, Duration)]) -> Self {
         let state = held.map_or(State::Discovering, |lease| State::Requesting {
             ask: Ask::Keep { address: lease.address },
             address: lease.address,
@@ -96,7 +99,7 @@ impl DhcpClient {
             last_discover: None,
             unanswered: 0,
             refusals: 0,
-            refusers: Vec::new(),
+            refusers: passed_over.to_vec(),
             last_report: None,
             report: None,
         };
@@ -157,6 +160,11 @@ impl DhcpClient {
                     self.state = State::Requesting { ask, address, server, tries: 0, known };
                 }
                 None
+            }
+            (State::Discovering, MessageKind::Bootp)
+                if self.unanswered >= BOOTP_AFTER && !self.is_passed_over(answer.server, now) =>
+            {
+                Some(Lease { duration: None, ..answer.lease })
             }
             (State::Requesting { ask, address, server, tries, known }, MessageKind::Ack) => {
                 let is_own = answer.server == *server;

@@ -21,7 +21,7 @@ impl FuzzedClient {
     /// Makes a client, which first asks to keep the address of `held`, if there is one.
     #[must_use]
     pub fn new(mac: [u8; 6], random: u64, held: Option<&Lease>) -> Self {
-        Self(DhcpClient::new(mac, random, held))
+        Self(DhcpClient::new(mac, random, held, &[]))
     }
 
     /// Returns the next thing to do.

@@ -15,6 +15,8 @@ use crate::sys::net::items::{Route, network_of};
 /// Kind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKind {
+    /// That of a server older than DHCP, which grants what it answers with, for ever (RFC 1534, 2).
+    Bootp = 0,
     Discover = 1,
     Offer = 2,
     Request = 3,
@@ -259,7 +261,8 @@ pub(super) fn answer(frame: &[u8], sender: Sender) -> Option<ServerAnswer> {
         return None;
     }
     let options = DhcpOptions::read(message);
-    let kind = match options.first_byte(code::KIND)? {
+    let kind = match options.first_byte(code::KIND).unwrap_or(0) {
+        0 => MessageKind::Bootp,
         2 => MessageKind::Offer,
         5 => MessageKind::Ack,
         6 => MessageKind::Nak,

@@ -156,7 +156,14 @@ fn masked(network: Ipv6Addr, prefix_len: u8) -> Ipv6Addr {
 struct Lasting<T> {
     what: T,
     until: Option<Duration>,
+    /// Whether it may be of another network, since the cable was away.
+    doubted: bool,
+    /// Whether its time is over, and it is used in want of a better one.
+    over: bool,
 }
+
+/// Time at which an entry ends that was withdrawn.
+const WITHDRAWN: Duration = Duration::ZERO;
 
 /// Entries of one kind, in the order in which they were heard first.
 #[derive(Debug, Clone)]
@@ -173,22 +180,57 @@ impl<T: PartialEq> Entries<T> {
     fn hear(&mut self, what: T, lifetime_s: u32, now: Duration, same: impl Fn(&T, &T) -> bool) {
         let at = self.0.iter().position(|entry| same(&entry.what, &what));
         let until = (lifetime_s != FOR_EVER).then(|| now + Duration::from_secs(lifetime_s.into()));
+        let entry = Lasting { what, until, doubted: false, over: false };
         match at {
             Some(at) if lifetime_s == 0 => _ = self.0.remove(at),
-            Some(at) => self.0[at] = Lasting { what, until },
-            None if lifetime_s > 0 && self.0.len() < MOST_ENTRIES => self.0.push(Lasting { what, until }),
+            Some(at) => self.0[at] = entry,
+            None if lifetime_s > 0 => self.add(entry),
             None => {}
+        }
+    }
+
+    /// [`hear`](Self::hear) for what is used until there is another: some routers withdraw the only one by mistake.
+    fn hear_or_keep(&mut self, what: T, lifetime_s: u32, now: Duration) {
+        if lifetime_s > 0 {
+            return self.hear(what, lifetime_s, now, PartialEq::eq);
+        }
+        self.0.retain(|entry| entry.what != what);
+        self.add(Lasting { what, until: Some(WITHDRAWN), doubted: false, over: true });
+    }
+
+    fn add(&mut self, entry: Lasting<T>) {
+        if self.0.len() == MOST_ENTRIES
+            && let Some(at) = self.0.iter().position(|entry| entry.over)
+        {
+            self.0.remove(at);
+        }
+        if self.0.len() < MOST_ENTRIES {
+            self.0.push(entry);
         }
     }
 
     fn doubt_until(&mut self, time: Duration) {
         for entry in &mut self.0 {
             entry.until = Some(entry.until.map_or(time, |until| until.min(time)));
+            entry.doubted = true;
         }
     }
 
     fn expire(&mut self, now: Duration) {
         self.0.retain(|entry| entry.until.is_none_or(|until| until > now));
+    }
+
+    /// Puts what is over behind the rest. It goes only with the network that it was of, or where it was withdrawn and
+    /// there is another.
+    fn expire_or_keep(&mut self, now: Duration) {
+        self.0.iter_mut().for_each(|entry| entry.over = entry.until.is_some_and(|until| until <= now));
+        let is_lone = !self.has_live();
+        self.0.retain(|entry| !entry.over || !entry.doubted && (is_lone || entry.until != Some(WITHDRAWN)));
+        self.0.sort_by_key(|entry| entry.over);
+    }
+
+    fn has_live(&self) -> bool {
+        self.0.iter().any(|entry| !entry.over)
     }
 
     fn iter(&self) -> impl Iterator<Item = &T> {
@@ -240,11 +282,12 @@ impl Advertised {
             }
         }
         for (server, lifetime_s) in advert.name_servers {
-            self.name_servers.hear(server, lifetime_s, now, PartialEq::eq);
+            self.name_servers.hear_or_keep(server, lifetime_s, now);
         }
         for (domain, lifetime_s) in advert.search {
-            self.search.hear(domain, lifetime_s, now, PartialEq::eq);
+            self.search.hear_or_keep(domain, lifetime_s, now);
         }
+        self.expire(now);
     }
 
     /// Doubts everything: the cable was away and may lead to another network now. What is not advertised again by this
@@ -257,13 +300,14 @@ impl Advertised {
         self.search.doubt_until(time);
     }
 
-    /// Forgets what is over.
+    /// Forgets what is over, but for routers, name servers and domains: a lifetime may be shorter than the time between
+    /// two advertisements (RFC 8106, 5.1), and switches lose some. What still answers must not vanish from a recovery.
     pub(super) fn expire(&mut self, now: Duration) {
-        self.routers.expire(now);
+        self.routers.expire_or_keep(now);
         self.on_link.expire(now);
         self.routes.expire(now);
-        self.name_servers.expire(now);
-        self.search.expire(now);
+        self.name_servers.expire_or_keep(now);
+        self.search.expire_or_keep(now);
     }
 
     /// Whether any router was heard, be it no default router.
@@ -271,9 +315,9 @@ impl Advertised {
         self.heard
     }
 
-    /// Whether there is a default router.
+    /// Whether there is a default router whose time is not over.
     pub(super) fn has_router(&self) -> bool {
-        !self.routers.0.is_empty()
+        self.routers.has_live()
     }
 
     /// Whether an address has to come from DHCPv6: the routers say so, or give no prefix to make one of.
@@ -283,14 +327,14 @@ impl Advertised {
 
     /// Whether name servers have to come from DHCPv6: the routers say so, or name none.
     pub(super) fn needs_information(&self) -> bool {
-        self.other || self.name_servers.0.is_empty()
+        self.other || !self.name_servers.has_live()
     }
 
     /// Default routers, the preferred ones first.
     pub(super) fn routers(&self) -> Vec<Ipv6Addr> {
-        let mut routers: Vec<&Router> = self.routers.iter().collect();
-        routers.sort_by_key(|router| -router.preference);
-        routers.into_iter().map(|router| router.address).collect()
+        let mut routers: Vec<&Lasting<Router>> = self.routers.0.iter().collect();
+        routers.sort_by_key(|entry| (entry.over, -entry.what.preference));
+        routers.into_iter().map(|entry| entry.what.address).collect()
     }
 
     /// Routes but the default ones: to the networks on the link, then to those behind a router.
@@ -404,10 +448,67 @@ mod tests {
         all.expire(NOW + Duration::from_secs(31));
         assert!(!all.has_router() && all.routes().len() == 2);
         all.expire(NOW + Duration::from_secs(61));
-        assert!(all.routes().is_empty() && all.name_servers().is_empty() && all.is_heard());
+        assert!(all.routes().is_empty() && all.is_heard());
         let mut endless = heard(&[bytes(0, 30, &options(u32::MAX))]);
         endless.expire(Duration::MAX);
         assert_eq!(endless.routes().len(), 2);
+    }
+
+    fn servers(all: &Advertised) -> Vec<String> {
+        all.name_servers().iter().map(|server| server.to_string().replace("2001:db8:1::", "")).collect()
+    }
+
+    /// RFC 8106, 5.1 allows lifetimes that end before the next advertisement, and some routers send 0 or 1 by mistake.
+    #[test]
+    fn a_name_server_is_used_beyond_its_time_until_there_is_another() {
+        for lifetime_s in [0, 1, 200] {
+            let mut all = heard(&[bytes(0, 1800, &[name_server("2001:db8:1::a", lifetime_s)])]);
+            all.expire(NOW + Duration::from_secs(3600));
+            assert_eq!(servers(&all), ["a"], "{lifetime_s}");
+            assert!(all.needs_information(), "a better one is asked for by DHCPv6");
+            // Repeated as it is, it stays.
+            let again = bytes(0, 1800, &[name_server("2001:db8:1::a", lifetime_s)]);
+            all.hear(router(1), read(&again).unwrap(), NOW + Duration::from_secs(3600));
+            assert_eq!(servers(&all), ["a"]);
+            // Another one that lasts comes first, and takes the place of one that was withdrawn.
+            let other = bytes(0, 1800, &[name_server("2001:db8:1::b", 7200)]);
+            all.hear(router(1), read(&other).unwrap(), NOW + Duration::from_secs(3900));
+            assert_eq!(servers(&all), if lifetime_s == 0 { vec!["b"] } else { vec!["b", "a"] });
+            assert!(!all.needs_information());
+            // And both go with their network.
+            all.doubt_until(NOW + Duration::from_secs(3910));
+            all.expire(NOW + Duration::from_secs(3911));
+            assert_eq!(servers(&all), [""; 0]);
+        }
+        let live = [name_server("2001:db8:1::b", 600), name_server("2001:db8:1::a", 600)];
+        let all = heard(&[bytes(0, 1800, &live), bytes(0, 1800, &[name_server("2001:db8:1::b", 0)])]);
+        assert_eq!(servers(&all), ["a"]);
+    }
+
+    #[test]
+    fn servers_whose_time_is_over_make_room() {
+        let mut all = Advertised::default();
+        for number in 1..20_u32 {
+            let now = NOW + Duration::from_secs((number * 100).into());
+            let advert = bytes(0, 1800, &[name_server(&format!("2001:db8:1::{number:x}"), 1)]);
+            all.hear(router(1), read(&advert).unwrap(), now);
+            assert_eq!(servers(&all)[0], format!("{number:x}"));
+        }
+        assert_eq!(servers(&all).len(), 8);
+    }
+
+    /// A switch that loses advertisements takes the default route of every host after half an hour.
+    #[test]
+    fn a_router_that_falls_silent_is_used_behind_the_others() {
+        let mut all = heard(&[bytes(0x08, 30, &[])]);
+        let later = NOW + Duration::from_secs(31);
+        all.expire(later);
+        assert!(!all.has_router(), "it is asked for again");
+        assert_eq!(all.routers(), [router(1)]);
+        all.hear(router(2), read(&bytes(0x18, 30, &[])).unwrap(), later);
+        assert_eq!(all.routers(), [router(2), router(1)]);
+        all.hear(router(1), read(&bytes(0, 0, &[])).unwrap(), later);
+        assert_eq!(all.routers(), [router(2)]);
     }
 
     #[test]

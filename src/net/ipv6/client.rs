@@ -194,7 +194,9 @@ impl Dhcp6Client {
             return false;
         }
         match (&self.state, self.wanted, answer.kind) {
-            (_, Dhcp6Need::Information, Dhcp6AnswerKind::Reply) => self.inform(answer, now),
+            (_, Dhcp6Need::Information, Dhcp6AnswerKind::Reply) if !self.is_passed_over(&answer.server, now) => {
+                self.inform(answer, now)
+            }
             (State::Asking, Dhcp6Need::Address, Dhcp6AnswerKind::Advertise) => {
                 if answer.given.addresses.is_empty() {
                     self.report_refusal(answer.refusal);
@@ -277,6 +279,14 @@ impl Dhcp6Client {
     pub(super) fn ask_again(&mut self, now: Duration) {
         self.begin(State::Asking, now);
         self.due = now.max(self.exchange_began + Duration::from_secs(1));
+    }
+
+    /// Asks anew, and another server than before if there is one: what that one gave leads nowhere.
+    pub(super) fn ask_others(&mut self, now: Duration) {
+        if let State::Bound { server, .. } = &self.state {
+            self.pass_over(server.clone(), now);
+            self.ask_again(now);
+        }
     }
 
     /// What the servers give at this time.

@@ -136,6 +136,21 @@ fn failures_name_every_server_and_what_it_said() {
 }
 
 #[test]
+fn servers_that_stay_silent_are_named() {
+    let silent = [0, 1].map(|_| server(Habit::Silent, Habit::Silent));
+    let half = server(Habit::Silent, Habit::Code(3));
+    let lookup = |servers: &[SocketAddr]| resolver(servers).lookup("images.example.com").unwrap_err().to_string();
+    std::thread::scope(|scope| {
+        let both = scope.spawn(|| lookup(&silent));
+        let error = lookup(&[half]);
+        // Whether the silence about the other kind is reported in time is a matter of moments.
+        assert!(error.contains("(127.0.0.1: knows no such name"), "{error}");
+        let error = both.join().unwrap();
+        assert!(error.ends_with("(127.0.0.1: no answer)"), "{error}");
+    });
+}
+
+#[test]
 fn numbers_and_listed_names_need_no_server() {
     let resolver =
         Resolver::parse("", "192.0.2.7 Images.Example.com images # the old one\n2001:db8::7 images\nnonsense\n");

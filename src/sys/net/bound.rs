@@ -1,4 +1,4 @@
-//! Sockets that use one link only, whatever the routes say.
+//! Sockets that use one link only, whatever the routes say, or small packets only.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
@@ -10,6 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt, socket, sockopt,
 };
+
+/// Flags of a socket that connects within a time.
+const CONNECTING: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// Opens a UDP socket of the kind that `peer` needs. With an interface, it sends and hears through that one only,
 /// which needs `CAP_NET_RAW`.
@@ -41,9 +44,23 @@ pub fn udp_at(interface: Option<&str>, local: SocketAddr) -> io::Result<UdpSocke
 /// The refusal of the kernel or of the peer, or [`io::ErrorKind::TimedOut`].
 pub fn tcp(interface: Option<&str>, peer: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let Some(interface) = interface else { return TcpStream::connect_timeout(&peer, timeout) };
-    let until = Instant::now() + timeout;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = open(Some(interface), peer, SockType::Stream, flags)?;
+    connected(open(Some(interface), peer, SockType::Stream, CONNECTING)?, peer, timeout)
+}
+
+/// Opens a TCP connection whose packets carry at most so many bytes in either direction.
+///
+/// # Errors
+/// Those of [`tcp`].
+pub fn tcp_in_segments(most_bytes: u32, peer: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = open(None, peer, SockType::Stream, CONNECTING)?;
+    // The peer hears of it with the first packet.
+    setsockopt(&socket, sockopt::TcpMaxSeg, &most_bytes)?;
+    connected(socket, peer, timeout)
+}
+
+fn connected(socket: OwnedFd, peer: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    // Not beyond the range of the clock: a caller without a limit waits for a day.
+    let until = Instant::now() + timeout.min(Duration::from_secs(86_400));
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => wait_until_connected(&socket, until)?,

@@ -66,6 +66,13 @@ pub fn keep_addresses_apart(name: &str) {
     set("rp_filter", "2");
 }
 
+/// Lets TCP, of IPv6 too, send smaller packets where large ones vanish without a word. What the peer sends depends on
+/// the peer: `fetch` asks it for smaller ones.
+pub fn probe_path_mtu() {
+    // A kernel without it works as it did.
+    let _ = fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "1");
+}
+
 /// Switches IPv6 on for a link: the kernel makes addresses of the prefixes that routers advertise, if `autoconf` says
 /// so, and leaves the default route to us. Whether the kernel has IPv6.
 #[must_use]

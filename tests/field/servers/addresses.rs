@@ -180,7 +180,7 @@ fn one_machine_behind_a_name_that_delivers_damaged_packs_is_left_for_the_next() 
 }
 
 /// Passes connections to an address on to another one.
-fn relay(from: &str, to: SocketAddr) -> SocketAddr {
+pub(super) fn relay(from: &str, to: SocketAddr) -> SocketAddr {
     counting_relay(from, to).0
 }
 

@@ -25,7 +25,13 @@ struct Segment<'a> {
 
 impl<'a> Segment<'a> {
     fn new(held: Option<&Lease>, answers: Answers<'a>) -> Self {
-        Self { client: DhcpClient::new(MAC, 7, held), now: Duration::ZERO, discovers: vec![], reports: vec![], answers }
+        Self {
+            client: DhcpClient::new(MAC, 7, held, &[]),
+            now: Duration::ZERO,
+            discovers: vec![],
+            reports: vec![],
+            answers,
+        }
     }
 
     fn run(&mut self, seconds: u64) -> Option<Lease> {
@@ -75,6 +81,23 @@ fn ack(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
 
 fn nak(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
     Reply::to(request, 6, server, Ipv4Addr::UNSPECIFIED).frame()
+}
+
+/// RFC 1534, 2: a server that is older than DHCP answers a DISCOVER by what it grants. Debian's dhclient takes it.
+#[test]
+fn a_server_older_than_dhcp_is_used_where_no_other_offers() {
+    let bootp = |request: &[u8]| Reply::older_than_dhcp(request, OTHER, ADDRESS).with(3, &[10, 9, 0, 1]).frame();
+    let answers = |_, request: &[u8]| vec![bootp(request)];
+    let mut segment = Segment::new(None, &answers);
+    let lease = segment.run(60).unwrap();
+    assert_eq!((lease.address, lease.server, lease.duration, lease.routes.len()), (ADDRESS, OTHER, None, 1));
+    assert_eq!(segment.discovers.len(), 3);
+    // One that offers, if late, goes first.
+    let both = |kind, request: &[u8]| match kind {
+        1 => vec![bootp(request), offer(request, SERVER)],
+        _ => vec![bootp(request), ack(request, SERVER)],
+    };
+    assert_eq!(Segment::new(None, &both).run(60).unwrap().server, SERVER);
 }
 
 #[test]
@@ -138,6 +161,32 @@ fn after_a_refusal_the_other_server_gets_its_turn() {
     let lease = segment.run(30).unwrap();
     assert_eq!(lease.server, OTHER);
     assert!(segment.now < Duration::from_secs(5), "{:?}", segment.now);
+}
+
+/// https://github.com/libremesh/lime-packages/issues/658: of two servers, the one that answers first has a network that
+/// leads nowhere.
+#[test]
+fn a_server_whose_lease_is_of_no_use_is_passed_over_for_a_while() {
+    let both = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER), offer(request, OTHER)],
+        _ if options(request)[&54] == SERVER.octets() => vec![ack(request, SERVER)],
+        _ => vec![ack(request, OTHER)],
+    };
+    let passing_over = |servers: &[(Ipv4Addr, u64)], answers| {
+        let servers: Vec<(Ipv4Addr, Duration)> =
+            servers.iter().map(|(server, until_s)| (*server, Duration::from_secs(*until_s))).collect();
+        Segment { client: DhcpClient::new(MAC, 7, None, &servers), ..Segment::new(None, answers) }
+    };
+    let mut segment = passing_over(&[(SERVER, 20)], &both);
+    assert_eq!((segment.run(20).unwrap().server, segment.now), (OTHER, Duration::ZERO));
+    // Where every other server was tried before, it has its turn again.
+    let mut segment = passing_over(&[(OTHER, 10), (SERVER, 20)], &both);
+    assert_eq!(segment.run(20).unwrap().server, OTHER);
+    assert!(segment.now >= Duration::from_secs(10), "{:?}", segment.now);
+    segment.assert_calm();
+    let mut alone = passing_over(&[(SERVER, 20)], &|_, request| vec![offer(request, SERVER)]);
+    assert_eq!(alone.run(20), None);
+    assert!(alone.discovers.len() <= 3, "{:?}", alone.discovers);
 }
 
 #[test]

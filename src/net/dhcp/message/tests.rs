@@ -39,6 +39,10 @@ impl Reply {
         if server.is_unspecified() { this } else { this.with(54, &server.octets()) }
     }
 
+    pub(in super::super) fn older_than_dhcp(request: &[u8], server: Ipv4Addr, address: Ipv4Addr) -> Self {
+        Self { options: Vec::new(), ..Self::to(request, 0, server, address) }
+    }
+
     pub(in super::super) fn with(mut self, code: u8, value: &[u8]) -> Self {
         self.options.extend_from_slice(&[code, u8::try_from(value.len()).unwrap()]);
         self.options.extend_from_slice(value);
@@ -194,6 +198,43 @@ fn odd_options_cost_only_themselves() {
     assert_eq!(lease.search, ["bad", "nameserver", "6.6.6.6"]);
 }
 
+/// What servers send beside: IPv6-only preferred (108), proxy configuration (252), long lists in several parts (RFC
+/// 3396), empty options, times in no order, and a boot server that is none.
+#[test]
+fn what_is_of_no_use_here_does_no_harm() {
+    // 160 bytes of domains, in two parts that are cut within a name.
+    let domains: Vec<u8> =
+        (0..16).flat_map(|number| [&[8][..], format!("domain{number:02}").as_bytes(), &[0]].concat()).collect();
+    assert_eq!(domains.len(), 160);
+    let empty = [1, 3, 6, 12, 15, 26, 28, 51, 58, 59, 66, 67, 119, 121, 252].into_iter();
+    let mut reply = empty.fold(reply(5), |reply, code| reply.with(code, &[]));
+    reply.message[20..24].fill(0xff);
+    reply.message[44..236].fill(0xa5);
+    let reply = reply
+        .with(108, &[0, 0, 7, 8])
+        .with(252, b"http://wpad.example/wpad.dat\n")
+        .with(119, &domains[..77])
+        .with(51, &[0, 0, 3, 232])
+        .with(58, &[0, 1, 0, 0])
+        .with(59, &[0, 0, 0, 1])
+        .with(119, &domains[77..])
+        .with(3, &[192, 168])
+        .with(3, &[4, 1]);
+    let lease = lease(&reply);
+    assert_eq!((lease.address, lease.prefix_len, lease.mtu), (ADDRESS, 24, None));
+    assert_eq!(lease.routes, default_through([192, 168, 4, 1]));
+    assert_eq!(lease.search, ["domain00", "domain01", "domain02", "domain03", "domain04", "domain05"]);
+    // The keeper takes the half of the lease where T1 lies behind its end.
+    assert_eq!(
+        (lease.duration, lease.renew_after),
+        (Some(Duration::from_secs(1000)), Some(Duration::from_secs(65536)))
+    );
+    // An empty type is none, and so is that of a server older than DHCP.
+    let mut untyped = self::reply(5);
+    untyped.options = vec![53, 0, 3, 4, 192, 168, 4, 1];
+    assert_eq!(answer(&untyped.frame(), SENDER).unwrap().kind, MessageKind::Bootp);
+}
+
 #[test]
 fn options_may_go_on_in_the_fields_for_names() {
     let mut reply = reply(5).with(52, &[3]);
@@ -208,7 +249,7 @@ fn only_answers_to_this_exchange_count() {
     assert!(answer(&reply(2).frame(), SENDER).is_some());
     assert!(answer(&reply(2).frame(), Sender { transaction: 1, ..SENDER }).is_none());
     assert!(answer(&reply(2).frame(), Sender { mac: [9; 6], ..SENDER }).is_none());
-    for kind in [0, 1, 3, 4, 7, 8, 99] {
+    for kind in [1, 3, 4, 7, 8, 99] {
         assert!(answer(&reply(kind).frame(), SENDER).is_none(), "{kind}");
     }
     for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 5], [255; 4]] {

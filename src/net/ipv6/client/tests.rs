@@ -204,3 +204,32 @@ fn answers_that_nothing_asked_for_change_nothing() {
     let other = from_server(7, number, &[8], &[association("2001:db8::9", 300, 480, 600)]);
     assert!(!run.client.receive(&other, run.now));
 }
+
+#[test]
+fn a_server_that_gave_what_leads_nowhere_is_left_for_another_if_there_is_one() {
+    let offered = [association("2001:db8::9", 300, 480, 600)];
+    let mut run = Run::bound();
+    run.now += Duration::from_secs(5);
+    run.client.ask_others(run.now);
+    let (kind, number) = run.next();
+    assert_eq!(kind, 1);
+    assert!(!run.answer(2, number, &offered));
+    run.client.receive(&from_server(2, number, &[7, 7], &offered), run.now);
+    let (kind, number) = run.next();
+    assert_eq!(kind, 3);
+    assert!(run.client.receive(&from_server(7, number, &[7, 7], &offered), run.now));
+
+    // The only one is asked again after some seconds. Until then what it gave stays.
+    let mut run = Run::bound();
+    run.client.ask_others(run.now);
+    let began = run.now;
+    loop {
+        let (kind, number) = run.next();
+        assert!(run.addresses().len() == 1 && run.now - began < Duration::from_secs(10));
+        if kind != 1 {
+            break;
+        }
+        run.answer(2, number, &offered);
+    }
+    assert!(run.now - began >= Duration::from_secs(3) && run.sent.len() < 9, "{}", run.sent.len());
+}

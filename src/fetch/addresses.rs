@@ -40,6 +40,8 @@ pub(super) struct AddressMemory {
     state: Mutex<State>,
     /// Connections that were taken and not served.
     unserved: AtomicU64,
+    /// Times at which all kept connections were given up.
+    given_up: AtomicU64,
     /// The place in [`SEGMENTS`] of the next connection.
     narrowness: AtomicUsize,
 }
@@ -118,6 +120,11 @@ impl AddressMemory {
         state.failure(&address, now).is_some() && state.has_other(&address, now)
     }
 
+    /// Gives up all kept connections: what forgot one of them, as a router in a pause, forgot the others too.
+    pub(super) fn give_up_kept(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Begins a request of this thread: nothing is asked yet.
     pub(super) fn begin(&self) {
         ASKED.set(None);
@@ -159,6 +166,8 @@ pub(super) struct AddressTrial {
     /// Answers that it takes: with TLS, the first one is the server's part of the handshake, which may be refused here.
     needed: u32,
     was_asked: bool,
+    /// What [`AddressMemory::given_up`] was at its beginning.
+    born: u64,
     /// The place of its packets in [`SEGMENTS`].
     narrowness: usize,
     /// Bytes that came since something was sent, and whether the wait for more was in vain.
@@ -170,12 +179,13 @@ impl AddressTrial {
     pub(super) fn new(addresses: &Arc<AddressMemory>, address: SocketAddr, is_tls: bool, narrowness: usize) -> Self {
         ASKED.set(Some(address));
         let (addresses, needed) = (Arc::clone(addresses), if is_tls { 2 } else { 1 });
-        Self { addresses, address, needed, was_asked: false, narrowness, received: 0, is_silent: false }
+        let born = addresses.given_up.load(Ordering::Relaxed);
+        Self { addresses, address, needed, was_asked: false, born, narrowness, received: 0, is_silent: false }
     }
 
     /// Whether a connection to this address may be kept for another request.
     pub(super) fn may_be_kept(&self) -> bool {
-        !self.addresses.is_left(self.address)
+        self.born == self.addresses.given_up.load(Ordering::Relaxed) && !self.addresses.is_left(self.address)
     }
 
     /// Notes that something was sent.

@@ -170,6 +170,7 @@ impl Requests {
                 // Some servers answer once a connection and then say nothing; some routers forget it in a pause.
                 Some(ErrorKind::TimedOut) if closed == 0 => {
                     self.silent.fetch_add(1, Ordering::Relaxed);
+                    self.addresses.give_up_kept();
                     closed = MAX_IDLE + 1;
                     log::debug!("{}: the kept connection was silent, asking on another one", url::redacted(url));
                     continue;

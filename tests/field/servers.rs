@@ -150,6 +150,29 @@ fn a_kept_connection_that_falls_silent_is_replaced_and_after_some_none_is_kept()
     assert!(retries.is_empty(), "{retries:?}");
     // Those that several threads met at the same time count as well.
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    // A router forgets all connections of before, once.
+    let forgets = Arc::new(AtomicUsize::new(usize::MAX));
+    let newest = Arc::clone(&forgets);
+    let counted = AtomicUsize::new(0);
+    let server = TestServer::start(move |request| {
+        counted.fetch_max(request.connection, Ordering::SeqCst);
+        let last = newest.load(Ordering::SeqCst);
+        let is_forgotten = last != usize::MAX && request.connection <= last;
+        if is_forgotten { vec![Act::Wait(Duration::from_secs(60))] } else { object(request, &[7; 1000]) }
+    });
+    let http = open(&server.url(), &options).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20).for_each(|_| drop(http.get_small("objects/a", 1000).unwrap())));
+        }
+    });
+    let connections = server.requests().iter().map(|request| request.connection).max().unwrap();
+    forgets.store(connections, Ordering::SeqCst);
+    let began = std::time::Instant::now();
+    for _ in 0..4 {
+        assert_eq!(http.get_small("objects/a", 1000).unwrap().len(), 1000);
+    }
+    assert!(began.elapsed() < stall_timeout * 2, "{connections} connections: {:?}", began.elapsed());
 }
 
 // https://github.com/e2guardian/e2guardian/issues/730

@@ -22,6 +22,7 @@ mod http;
 mod mirrors;
 mod pace;
 mod paced_socket;
+pub mod pages;
 mod part;
 pub mod pieces;
 mod proxy;

@@ -23,6 +23,7 @@ mod mirrors;
 mod open_bodies;
 mod pace;
 mod paced_socket;
+pub mod pages;
 mod part;
 mod part_size;
 pub mod pieces;

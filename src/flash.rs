@@ -2,6 +2,7 @@
 //! it, [`readback`] reads what the medium holds, and [`verify`] proves that all of it is right.
 
 pub mod beside;
+pub(crate) mod frames;
 pub mod plan;
 pub mod readback;
 pub mod survey;

@@ -2,11 +2,11 @@
 //! for other implementations.
 //!
 //! A release is one signed [`manifest`] and immutable objects named by their [`digest`]. The [`index`] says which
-//! chunks an image consists of and where each is stored. [`weak_hashes`], [`deltas`] and [`groups`] save downloads, and
-//! a release is complete without them; [`add_copy`] is what a delta consists of. [`layout`] is the partition layout of
-//! a disk, and [`rollout`] says which release of a channel is whose. [`fields`] reads numbers of blocks, those of other
-//! formats too. [`zstd_frame`] bounds what is compressed. [`shipped`] lists what the image of a release brings to the
-//! machine's own directories.
+//! chunks an image consists of and where each is stored. [`weak_hashes`], [`deltas`] and [`groups`] save downloads,
+//! [`frames`] says what compressed chunks are before they are decompressed, and a release is complete without them;
+//! [`add_copy`] is what a delta consists of. [`layout`] is the partition layout of a disk, and [`rollout`] says which
+//! release of a channel is whose. [`fields`] reads numbers of blocks, those of other formats too. [`zstd_frame`] bounds
+//! what is compressed. [`shipped`] lists what the image of a release brings to the machine's own directories.
 
 pub mod add_copy;
 pub mod bootstrap_names;
@@ -14,6 +14,7 @@ mod cursor;
 pub mod deltas;
 pub mod digest;
 pub mod fields;
+pub mod frames;
 pub mod groups;
 pub mod index;
 pub mod layout;

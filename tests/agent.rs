@@ -10,6 +10,7 @@ mod environment;
 mod fetch;
 mod field;
 mod floor;
+mod frames;
 mod groups;
 mod hostile;
 mod memory;

@@ -33,7 +33,7 @@ fn text(blocks: usize, seed: u8) -> Vec<u8> {
 /// Chunks enough for three groups, and a short last one.
 const BLOCKS: usize = 4701;
 
-fn fixture() -> Fixture {
+pub fn fixture() -> Fixture {
     Fixture::with(text(BLOCKS, 1), |_| ())
 }
 
@@ -41,33 +41,35 @@ fn index(fixture: &Fixture) -> Index {
     Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap()
 }
 
-fn groups(fixture: &Fixture) -> Groups {
+pub fn groups(fixture: &Fixture) -> Groups {
     let object = fixture.released.manifest.images[0].groups.unwrap();
     Groups::from_object(&std::fs::read(fixture.tree().join(object_path(&object.blake3))).unwrap(), &index(fixture))
         .unwrap()
 }
 
 /// The tree of a fixture, noting what is asked for; what lies at some places comes with a wrong byte.
-struct Watched {
+pub struct Watched {
     tree: Directory,
-    ranges: Mutex<Vec<(String, Range<u64>)>>,
+    pub ranges: Mutex<Vec<(String, Range<u64>)>>,
     wrong: Vec<(String, u64)>,
-    /// Path of the index's digests.
-    digests: String,
+    /// Paths of the digests of the index and of frames, and of what these are checked by.
+    digests: Vec<String>,
 }
 
 impl Watched {
-    fn new(fixture: &Fixture, wrong: &[(Digest, u64)]) -> Self {
+    pub fn new(fixture: &Fixture, wrong: &[(Digest, u64)]) -> Self {
         let wrong = wrong.iter().map(|(pack, at)| (object_path(pack), *at)).collect();
-        let parts = fixture.released.manifest.images[0].parts.as_ref().unwrap();
-        let digests = object_path(&parts.digests.blake3);
+        let image = &fixture.released.manifest.images[0];
+        let of_frames = image.frames.iter().flat_map(|frames| [frames.sums, frames.digests]);
+        let objects = image.parts.iter().map(|parts| parts.digests).chain(of_frames);
+        let digests = objects.map(|object| object_path(&object.blake3)).collect();
         Self { tree: Directory::new(fixture.tree()), ranges: Mutex::default(), wrong, digests }
     }
 
     /// Bytes of packs that were asked for.
     fn downloaded(&self) -> u64 {
         let ranges = self.ranges.lock().unwrap();
-        ranges.iter().filter(|(path, _)| *path != self.digests).map(|(_, range)| range.end - range.start).sum()
+        ranges.iter().filter(|(path, _)| !self.digests.contains(path)).map(|(_, range)| range.end - range.start).sum()
     }
 }
 

@@ -39,6 +39,7 @@ fn optional(fixture: &Fixture) -> Vec<(&'static str, Digest)> {
     let image = &fixture.released.manifest.images[0];
     let index = Index::from_object(&std::fs::read(fixture.index_path()).unwrap()).unwrap();
     let (table, deltas, parts) = (image.groups.unwrap(), &image.deltas[0], image.parts.as_ref().unwrap());
+    let frames = image.frames.unwrap();
     let groups = std::fs::read(fixture.tree().join(object_path(&table.blake3))).unwrap();
     let groups = Groups::from_object(&groups, &index).unwrap();
     vec![
@@ -50,6 +51,8 @@ fn optional(fixture: &Fixture) -> Vec<(&'static str, Digest)> {
         ("changed digests", deltas.digests.unwrap().blake3),
         ("outline", parts.outline.blake3),
         ("digests", parts.digests.blake3),
+        ("sums of digests of frames", frames.sums.blake3),
+        ("digests of frames", frames.digests.blake3),
     ]
 }
 

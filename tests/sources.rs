@@ -166,7 +166,7 @@ fn a_usb_drive_with_another_release_than_the_manifest_says_is_no_harm() {
     assert!(sent.contains(&(scene.pack(1), scene.index.packs()[1].size_bytes)), "{sent:?}");
 }
 
-/// A USB drive that is pulled out before the third range.
+/// A USB drive that is pulled out in the middle of the packs.
 struct Pulled {
     drive: Directory,
     path: PathBuf,
@@ -183,8 +183,8 @@ impl Source for Pulled {
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
-        // Four are asked for at once, so that one of them has come when the fifth is.
-        if self.ranges.fetch_add(1, Ordering::SeqCst) == 5 {
+        // Three are for digests. Then four are asked for at once, so that one of them has come when the fifth is.
+        if self.ranges.fetch_add(1, Ordering::SeqCst) == 7 {
             // What was opened before can be read to its end here, which a real USB drive does not allow.
             std::fs::rename(&self.path, self.path.with_extension("gone")).unwrap();
         }

@@ -199,6 +199,25 @@ fn of_lines(old: &[u8]) -> Vec<u8> {
     new
 }
 
+/// The digests of frames are no more than that, and are not missed: neither by who fills the store nor by who uses it.
+#[test]
+fn an_update_is_complete_without_the_digests_of_frames() {
+    for (which, is_missing) in [(0, false), (0, true), (1, false), (1, true)] {
+        let robot = Robot::new(rebuilt);
+        let frames = robot.fixture.released.manifest.images[0].frames.unwrap();
+        let path = robot.fixture.tree().join(object_path(&[frames.sums, frames.digests][which].blake3));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x10);
+        std::fs::write(&path, bytes).unwrap();
+        if is_missing {
+            std::fs::remove_file(&path).unwrap();
+        }
+        let store = robot.stage(&Server::new(&robot.fixture)).unwrap();
+        assert!(store.is_complete() && store.is_whole().unwrap(), "object {which}, missing {is_missing}");
+        assert_eq!(robot.apply().unwrap(), robot.fixture.image, "object {which}, missing {is_missing}");
+    }
+}
+
 /// What spares downloads is damaged or nowhere: what is fetched in its place is stored in its place.
 #[test]
 fn an_update_is_complete_without_the_deltas_or_groups_that_are_wrong() {

@@ -19,6 +19,8 @@ use reflash::release::digest::Digest;
 use reflash::release::index::{Index, Pack};
 use reflash::release::manifest::object_path;
 
+use crate::frames::flags;
+use crate::groups::Watched;
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 
 const BLOCK: usize = 4096;
@@ -435,6 +437,7 @@ fn a_chunk_that_was_damaged_before_the_update_is_missed_and_named() {
     robot.publish(updated(&old, 50, 77), "2");
     // Block 125 changes with the update; what its chunk held before is damaged.
     let robot = robot.change(|content| content[126 * BLOCK] ^= 1);
+    let installed = robot.state.installed(&robot.fixture.keys).unwrap();
     let aside = hide_packs_of_installed(&robot);
     robot.install(Keep::Installed).unwrap();
     let possible = undo::possible(&robot.target, &robot.fixture.keys).unwrap();
@@ -450,6 +453,10 @@ fn a_chunk_that_was_damaged_before_the_update_is_missed_and_named() {
     for (path, hidden) in aside {
         std::fs::rename(hidden, path).unwrap();
     }
+    // One that changes a byte which zstd passes over is not believed.
+    let liar = Watched::new(&robot.fixture, &flags(&installed.index));
+    let error = undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&liar)).unwrap_err();
+    assert!(matches!(error, RecoveryError::Undo(UndoObstacle::Incomplete { chunks: 1, .. })), "{}", chain(&error));
     // One that has it gives that one chunk, and no more.
     let report = undo(&robot.fixture, &robot.target, Some(&robot.state), Some(&network)).unwrap();
     assert!(robot.begins_with(&old));

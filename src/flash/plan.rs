@@ -15,6 +15,7 @@ mod requests;
 
 use crate::record::totals::Totals;
 use crate::release::deltas::BlockNo;
+use crate::release::frames::FrameDigests;
 use crate::release::groups::Groups;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
 use crate::release::weak_hashes::{MAX_BLOCKS, WeakHash, WeakHashes};
@@ -50,6 +51,8 @@ pub struct Plan {
     pub group_requests: Vec<NumberedRequest>,
     /// Requests for what has to be fetched chunk by chunk, in pack order.
     pub requests: Vec<Request>,
+    /// Digests of what is fetched chunk by chunk, as far as they are known.
+    pub frames: FrameDigests,
     /// Frames that are kept on the partition itself, if there are any.
     pub kept: Option<KeptFrames>,
     /// Fetched stored chunks, each with a chunk to write it to: sorted by stored chunk, then by chunk.
@@ -136,6 +139,7 @@ impl Plan {
             groups: Groups::default(),
             group_requests: Vec::new(),
             requests: Vec::new(),
+            frames: FrameDigests::default(),
             kept,
             destinations,
             totals,
@@ -179,6 +183,11 @@ impl Plan {
     #[must_use]
     pub fn is_local(&self, request: &Request) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.is_local(request.pack))
+    }
+
+    /// Iterates over the stored chunks that are fetched by themselves from a server.
+    pub fn fetched_alone(&self) -> impl Iterator<Item = StoredChunkNo> {
+        self.requests.iter().filter(|request| !self.is_local(request)).flat_map(|request| &request.stored).copied()
     }
 
     /// Iterates over the chunks of the image that a fetched stored chunk has to be written to.

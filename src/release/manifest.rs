@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::release::digest::{BLOCK_SIZE_BYTES, Digest};
 use crate::release::layout::Layout;
 pub use error::ManifestError;
-pub use image::{DeltaObjects, Image, IndexParts, Object};
+pub use image::{DeltaObjects, FrameObjects, Image, IndexParts, Object};
 
 /// Version of the manifest format that this program reads and writes.
 pub const FORMAT: u32 = 1;

@@ -60,6 +60,7 @@ impl Release {
         let mut manifest = self.fixture.released.manifest.clone();
         // The index alone is to say what it says.
         manifest.images[0].parts = None;
+        manifest.images[0].frames = None;
         manifest.images[0].index = self.put(object);
         self.sign(&manifest);
     }
@@ -470,8 +471,9 @@ impl Source for Hasty {
 #[test]
 fn chunks_that_never_came_are_counted_and_asked_for_once_more() {
     let release = Release::new();
-    // The first request is for digests of the index, which is then fetched whole.
-    for (times, is_installed) in [(2, true), (3, false), (u32::MAX, false)] {
+    // The first two requests are for digests of the index, which is then fetched whole, and for the sums of digests of
+    // frames, which are asked for again with the chunks that did not come.
+    for (times, is_installed) in [(3, true), (5, false), (u32::MAX, false)] {
         for reads_back in [true, false] {
             let source = Hasty { tree: release.source(), times: AtomicU32::new(times) };
             let target = MemoryTarget::new(vec![0x5a; release.fixture.image.len()]);

@@ -653,9 +653,11 @@ fn a_line_that_breaks_in_every_way_costs_no_byte_twice() {
     });
     let (result, _) = flash(&fixture, &[server.url()]);
     let report = result.unwrap();
-    // What is blank knows no digest of the index.
-    let digests = fixture.released.manifest.images[0].parts.as_ref().unwrap().digests.size_bytes;
-    assert_eq!(sent.load(Ordering::SeqCst) as u64, report.totals.download_bytes + digests);
+    // What is blank knows no digest, neither of the index nor of a frame.
+    let image = &fixture.released.manifest.images[0];
+    let frames = image.frames.unwrap();
+    let digests = [image.parts.as_ref().unwrap().digests, frames.sums, frames.digests].map(|it| it.size_bytes);
+    assert_eq!(sent.load(Ordering::SeqCst) as u64, report.totals.download_bytes + digests.iter().sum::<u64>());
 }
 
 // https://github.com/rustls/webpki/issues/205, https://github.com/confidential-containers/guest-components/pull/1569

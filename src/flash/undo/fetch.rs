@@ -4,10 +4,12 @@ use std::io;
 use std::ops::Range;
 
 use crate::fetch::{FetchErrorKind, SinkError, Source};
+use crate::flash::frames;
 use crate::flash::plan::{ChunkPlaces, Request, coalesce};
 use crate::flash::write::content::decode;
+use crate::release::frames::FrameDigests;
 use crate::release::index::{Index, StoredChunkNo};
-use crate::release::manifest::object_path;
+use crate::release::manifest::{FrameObjects, object_path};
 
 /// A network that may have what a partition has lost of the release that is kept on it.
 #[derive(Clone, Copy)]
@@ -16,6 +18,8 @@ pub(crate) struct ChunkSource<'a> {
     pub(crate) source: &'a dyn Source,
     /// Index of the release that is being installed, whose packs are there for certain.
     pub(crate) offered: Option<&'a Index>,
+    /// Digests of the frames of that release, and of the one that is kept.
+    pub(crate) frames: [Option<FrameObjects>; 2],
     /// The most compressed bytes that are fetched.
     pub(crate) limit_bytes: u64,
 }
@@ -38,10 +42,11 @@ impl ChunkSource<'_> {
     ) -> Result<(), E> {
         let Ok(mut checker) = Checker::new(kept) else { return Ok(()) };
         let mut left_bytes = self.limit_bytes;
-        let of_offered = self.offered.map(|offered| (offered, pairs(kept, offered, missing)));
-        let of_kept = (kept, missing.iter().map(|stored| (*stored, *stored)).collect::<Vec<Pair>>());
+        let [of_offered, of_kept] = self.frames;
+        let offered = self.offered.map(|offered| (offered, pairs(kept, offered, missing), of_offered));
+        let own = (kept, missing.iter().map(|stored| (*stored, *stored)).collect::<Vec<Pair>>(), of_kept);
         let mut done: Vec<StoredChunkNo> = Vec::new();
-        for (index, pairs) in of_offered.into_iter().chain([of_kept]) {
+        for (index, pairs, objects) in offered.into_iter().chain([own]) {
             done.sort_unstable();
             let mut pairs = pairs;
             pairs.retain(|(_, stored)| done.binary_search(stored).is_err());
@@ -51,6 +56,9 @@ impl ChunkSource<'_> {
                 Some(pairs[at].1)
             };
             let theirs: Vec<StoredChunkNo> = pairs.iter().map(|(theirs, _)| *theirs).collect();
+            let mut digests = FrameDigests::new(objects, index);
+            // They are checked after decompression in any case.
+            let _ = frames::learn(&mut digests, self.source, theirs.iter().copied());
             let mut gone_pack = None;
             for request in coalesce(ChunkPlaces::of(index), &theirs) {
                 let length = request.range.end - request.range.start;
@@ -59,7 +67,8 @@ impl ChunkSource<'_> {
                 }
                 left_bytes -= length;
                 let fetched = self.request(index, &request, |theirs, frame| {
-                    kept_of(theirs).is_some_and(|stored| checker.is_right(stored, frame))
+                    digests.allows(theirs, frame)
+                        && kept_of(theirs).is_some_and(|stored| checker.is_right(stored, frame))
                 });
                 for (theirs, frame) in &fetched.frames {
                     let Some(stored) = kept_of(*theirs) else { continue };

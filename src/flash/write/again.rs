@@ -6,7 +6,9 @@ use super::pipeline::{download, local_error};
 use super::splitter::{Parcel, Splitter};
 use super::writer::Writer;
 use crate::fetch::{FetchErrorKind, SinkError};
+use crate::flash::frames;
 use crate::flash::plan::{ChunkPlaces, coalesce};
+use crate::release::frames::FrameDigests;
 use crate::release::index::{ChunkNo, StoredChunkNo};
 use crate::sys::block::AlignedBuf;
 
@@ -20,9 +22,13 @@ pub(super) fn fetch_again(writer: &Writer<'_>) -> Result<(), WriteError> {
     let mut stored: Vec<StoredChunkNo> = wanted.iter().map(|(stored, _)| *stored).collect();
     stored.dedup();
     let places = ChunkPlaces::of(writer.index);
+    // What a group or a delta should have made was not to be fetched by itself.
+    let mut frames = writer.work.plan.frames.clone();
+    let _ = frames::learn(&mut frames, writer.work.source, stored.iter().copied());
     let mut repeat = Repeat {
         writer,
         wanted,
+        frames,
         zstd: zstd::bulk::Decompressor::new().map_err(WriteError::Decompressor)?,
         content: AlignedBuf::zeroed(writer.index.chunk_bytes() as usize),
         failure: None,
@@ -56,6 +62,7 @@ struct Repeat<'w, 'a> {
     writer: &'w Writer<'a>,
     /// Stored chunks that are fetched again, each with a chunk of the image that needs it, sorted.
     wanted: Vec<(StoredChunkNo, ChunkNo)>,
+    frames: FrameDigests,
     zstd: zstd::bulk::Decompressor<'static>,
     content: AlignedBuf,
     /// The error of the target, which a sink cannot return.
@@ -66,10 +73,11 @@ impl Repeat<'_, '_> {
     fn check_and_write(&mut self, parcel: &Parcel) -> Result<(), SinkError> {
         let index = self.writer.index;
         for (stored, bytes) in parcel.chunks() {
-            if let Err(flaw) = decode(index, &mut self.zstd, stored, bytes, &mut self.content) {
-                let from = index.location(stored).range.start;
-                return Err(SinkError::Wrong { from, reason: flaw.to_string() });
+            let wrong = |reason| SinkError::Wrong { from: index.location(stored).range.start, reason };
+            if !self.frames.allows(stored, bytes) {
+                return Err(wrong("the chunk there is not compressed as in the release".to_owned()));
             }
+            decode(index, &mut self.zstd, stored, bytes, &mut self.content).map_err(|flaw| wrong(flaw.to_string()))?;
             let first = self.wanted.partition_point(|(other, _)| *other < stored);
             for (_, chunk) in self.wanted[first..].iter().take_while(|(other, _)| *other == stored) {
                 if let Err(error) = self.writer.write(&mut [(*chunk, 0)], &self.content) {

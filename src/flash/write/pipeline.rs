@@ -97,7 +97,8 @@ fn fetch(
             writer.work.done.network(bytes.len() as u64);
         }
         splitter.push(bytes, |parcel| {
-            to_decode.send(Load::Chunks(parcel)).map_err(|_| local_error("the decoders stopped"))?;
+            let load = Load::Chunks { parcel, is_kept: is_local };
+            to_decode.send(load).map_err(|_| local_error("the decoders stopped"))?;
             Ok(empty_parcel())
         })
     });
@@ -152,8 +153,8 @@ fn decode_all(
         }
         let mut chunks = match load {
             Load::Group(number, bytes) => groups::decode(writer, &mut zstd, number, &bytes, &mut content),
-            Load::Chunks(parcel) => {
-                let chunks = decode_chunks(writer, &mut zstd, &parcel, &mut content);
+            Load::Chunks { parcel, is_kept } => {
+                let chunks = decode_chunks(writer, &mut zstd, &parcel, is_kept, &mut content);
                 let _ = recycle.send(parcel);
                 chunks
             }
@@ -167,18 +168,21 @@ fn decode_all(
     }
 }
 
-/// Decodes a parcel. Returns the chunks that are right, each with its place in `content`.
+/// Decodes a parcel, but for what is not as it was compressed for the release. Returns the chunks that are right, each
+/// with its place in `content`.
 fn decode_chunks(
     writer: &Writer<'_>,
     zstd: &mut zstd::bulk::Decompressor<'_>,
     parcel: &Parcel,
+    is_kept: bool,
     content: &mut [u8],
 ) -> Vec<(ChunkNo, usize)> {
     let chunk_bytes = writer.index.chunk_bytes() as usize;
     let mut chunks: Vec<(ChunkNo, usize)> = Vec::new();
     for (place, (stored, bytes)) in parcel.chunks().enumerate() {
         let from = place * chunk_bytes;
-        let is_right = decode(writer.index, zstd, stored, bytes, &mut content[from..from + chunk_bytes]).is_ok();
+        let is_right = (is_kept || writer.work.plan.frames.allows(stored, bytes))
+            && decode(writer.index, zstd, stored, bytes, &mut content[from..from + chunk_bytes]).is_ok();
         for chunk in writer.work.plan.destinations(stored) {
             if is_right { chunks.push((chunk, from)) } else { writer.add_damaged(stored, chunk) }
         }

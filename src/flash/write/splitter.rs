@@ -32,8 +32,8 @@ impl Parcel {
 
 /// What a decoder gets.
 pub(super) enum Load {
-    /// Chunks, each compressed by itself.
-    Chunks(Parcel),
+    /// Chunks, each compressed by itself: as the release has them, or by the robot, which kept them.
+    Chunks { parcel: Parcel, is_kept: bool },
     /// A group with its number in the table, whose bytes have their digest.
     Group(u32, Vec<u8>),
 }
@@ -93,9 +93,9 @@ impl<'a> Splitter<'a> {
         Ok(())
     }
 
-    /// The chunks that did not come to their ends, or came and were refused.
+    /// The chunks that did not come to their ends, came and were refused, or were not sent on.
     pub(super) fn undelivered(&self) -> &[StoredChunkNo] {
-        &self.request.stored[self.next..]
+        &self.request.stored[self.next - self.parcel.chunks.len()..]
     }
 
     /// Moves on by up to `count` bytes, and splits `bytes` there.

@@ -10,8 +10,7 @@ use super::planning;
 use super::release::fetch_object;
 use super::savings::deltas_for;
 use crate::chain::chain;
-use crate::fetch::FetchErrorKind;
-use crate::fetch::pieces::{Cutter, PieceRefusal};
+use crate::fetch::{Source, pages};
 use crate::flash::survey::Survey;
 use crate::flash::write;
 use crate::jobs::state::{IndexedRelease, InstalledRecord, Release};
@@ -20,9 +19,6 @@ use crate::release::digest::Digest;
 use crate::release::index::outline::{DIGEST_BYTES, Outline, changed};
 use crate::release::index::{Index, StoredChunkNo};
 use crate::release::manifest::{Image, IndexParts, SYSTEM_IMAGE, object_path};
-
-/// The most digests between two pages that are fetched along with them.
-const MAX_GAP: u32 = 256;
 
 /// What an index is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,58 +126,29 @@ fn from_parts(
         outline.learn(changed::from_object(&fetch_object(source, "changed digests", &object)?)?.into_iter());
         wrong = outline.wrong_pages();
     }
-    for pages in joined(&wrong) {
-        let digests = fetch_pages(job, parts, &outline, pages)?;
-        outline.learn(digests.into_iter());
-    }
+    fetch_pages(source, parts, &mut outline, &wrong)?;
     let index = outline.complete()?;
     let object = index.to_object();
     let is_right = Digest::of(&object) == image.index.blake3 && object.len() as u64 == image.index.size_bytes;
     Ok(is_right.then_some((index, object)))
 }
 
-/// Joins pages that lie close to each other to one request.
-fn joined(wrong: &[Range<StoredChunkNo>]) -> Vec<Vec<Range<StoredChunkNo>>> {
-    let mut requests: Vec<Vec<Range<StoredChunkNo>>> = Vec::new();
-    for page in wrong {
-        match requests.last_mut() {
-            Some(request) if request.last().is_some_and(|last| page.start - last.end <= MAX_GAP) => {
-                request.push(page.clone());
-            }
-            _ => requests.push(vec![page.clone()]),
-        }
-    }
-    requests
-}
-
-/// Fetches pages of digests in one request. Each is checked by its sum before the next byte is taken.
+/// Fetches pages of digests. Each is checked by its sum before the next byte is taken.
 fn fetch_pages(
-    job: &RecoveryJob<'_>,
+    source: &dyn Source,
     parts: &IndexParts,
-    outline: &Outline,
-    pages: Vec<Range<StoredChunkNo>>,
-) -> Result<Vec<(StoredChunkNo, Digest)>, RecoveryError> {
+    outline: &mut Outline,
+    wrong: &[Range<StoredChunkNo>],
+) -> Result<(), RecoveryError> {
     let place = |page: &Range<StoredChunkNo>| u64::from(page.start) * DIGEST_BYTES..u64::from(page.end) * DIGEST_BYTES;
-    let (Some(first), Some(last)) = (pages.first().map(place), pages.last().map(place)) else { return Ok(Vec::new()) };
-    let (mut found, mut cutter) = (Vec::new(), Cutter::new(first.start, pages.iter().map(place).collect()));
-    let path = object_path(&parts.digests.blake3);
-    let fetched = job.resources.source.get_range(&path, first.start..last.end, &mut |part| {
-        cutter.take(part, |which, bytes| {
-            let page = &pages[which];
-            let digests: Vec<Digest> = bytes.as_chunks().0.iter().map(|digest| Digest(*digest)).collect();
-            if !outline.is_page(page, &digests) {
-                let reason = format!("the digests of stored chunks {} to {} have another sum", page.start, page.end);
-                return Err(PieceRefusal::Wrong(reason));
-            }
-            found.extend(page.clone().zip(digests));
-            Ok(())
-        })
-    });
-    match fetched {
-        // What no source has right is fetched in another way.
-        Err(error) if error.kind() != FetchErrorKind::Corrupt => {
-            Err(RecoveryError::Fetch { what: "digests of the chunk index", source: error })
+    let places: Vec<Range<u64>> = wrong.iter().map(place).collect();
+    let fetched = pages::fetch(source, &object_path(&parts.digests.blake3), &places, |number, bytes| {
+        let (page, digests) = (&wrong[number], bytes.as_chunks().0.iter().map(|digest| Digest(*digest)));
+        let is_it = outline.is_page(page, &digests.clone().collect::<Vec<_>>());
+        if is_it {
+            outline.learn(page.clone().zip(digests));
         }
-        _ => Ok(found),
-    }
+        is_it
+    });
+    fetched.map_err(|source| RecoveryError::Fetch { what: "digests of the chunk index", source })
 }

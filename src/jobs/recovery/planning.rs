@@ -13,6 +13,7 @@ use crate::record::event::Event;
 use crate::record::journal::{Journal, Phase};
 use crate::record::progress::Bytes;
 use crate::record::totals::Totals;
+use crate::release::frames::FrameDigests;
 use crate::release::index::Index;
 use crate::release::manifest::SYSTEM_IMAGE;
 
@@ -82,7 +83,9 @@ pub(super) fn compare_and_plan(
         Ok(match Verified::from_scan(scan) {
             Ok(verified) => Planned::Equal(verified),
             Err(comparison) => {
-                let plan = with_groups(job, release, plan(job, release, kept, &comparison, blocks)?)?;
+                let mut plan = with_groups(job, release, plan(job, release, kept, &comparison, blocks)?)?;
+                plan.frames = FrameDigests::new(release.manifest.image(SYSTEM_IMAGE)?.frames, index);
+                savings::learn_frames(job, &mut plan)?;
                 Planned::Differs(comparison, Box::new(plan))
             }
         })

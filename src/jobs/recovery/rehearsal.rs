@@ -6,11 +6,13 @@ use super::job::RecoveryJob;
 use super::{offered as offering, planning};
 use crate::chain::chain;
 use crate::fetch::{FetchError, FetchErrorKind, SinkError};
+use crate::flash::frames;
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::blackbox::DrillCheck;
 use crate::record::progress::bytes;
+use crate::release::frames::FrameDigests;
 use crate::release::index::{ChunkContent, ChunkNo, Index, StoredChunkNo};
-use crate::release::manifest::object_path;
+use crate::release::manifest::{SYSTEM_IMAGE, object_path};
 use crate::release::zstd_frame;
 
 /// Packs of which a chunk is fetched: enough to see that they are served, and little to download.
@@ -32,7 +34,7 @@ pub fn rehearse(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>, mut rep
     let planned = planning::compare_and_plan(job, planning::image_bytes(record), &release, None)
         .map(|planned| planned.totals(&release).to_string());
     if checked("plan", planned) {
-        checked("content", fetch_samples(job, &release.index));
+        checked("content", fetch_samples(job, &release));
     }
 }
 
@@ -41,9 +43,10 @@ fn offered(release: &IndexedRelease) -> String {
 }
 
 /// Fetches one chunk of each of the first packs and checks that it is what the release says.
-fn fetch_samples(job: &RecoveryJob<'_>, index: &Index) -> Result<String, RecoveryError> {
+fn fetch_samples(job: &RecoveryJob<'_>, release: &IndexedRelease) -> Result<String, RecoveryError> {
+    let (index, objects) = (&release.index, release.manifest.image(SYSTEM_IMAGE)?.frames);
     let mut sampled = vec![false; index.packs().len()];
-    let mut fetched = 0;
+    let mut samples = Vec::new();
     for chunk in 0..index.chunk_count() {
         let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { continue };
         let pack = index.location(stored).pack as usize;
@@ -51,7 +54,15 @@ fn fetch_samples(job: &RecoveryJob<'_>, index: &Index) -> Result<String, Recover
             continue;
         }
         sampled[pack] = true;
-        fetched += fetch_sample(job, index, chunk, stored)
+        samples.push((chunk, stored));
+    }
+    let mut digests = FrameDigests::new(objects, index);
+    // A recovery goes on without them.
+    let _ = frames::learn(&mut digests, job.resources.source, samples.iter().map(|(_, stored)| *stored));
+    let mut fetched = 0;
+    for (chunk, stored) in samples {
+        let is_right = |frame: &[u8]| digests.allows(stored, frame) && is_right(index, chunk, frame);
+        fetched += fetch_sample(job, index, stored, is_right)
             .map_err(|source| RecoveryError::Fetch { what: "content of the release", source })?;
     }
     let packs = sampled.iter().filter(|is_sampled| **is_sampled).count();
@@ -62,8 +73,8 @@ fn fetch_samples(job: &RecoveryJob<'_>, index: &Index) -> Result<String, Recover
 fn fetch_sample(
     job: &RecoveryJob<'_>,
     index: &Index,
-    chunk: ChunkNo,
     stored: StoredChunkNo,
+    is_right: impl Fn(&[u8]) -> bool,
 ) -> Result<u64, FetchError> {
     let place = index.location(stored);
     let path = object_path(&index.packs()[place.pack as usize].digest);
@@ -71,7 +82,7 @@ fn fetch_sample(
     let mut received: Vec<u8> = Vec::new();
     job.resources.source.get_range(&path, place.range.clone(), &mut |part: &[u8]| {
         received.extend_from_slice(part);
-        if received.len() < wanted || is_right(index, chunk, &received) {
+        if received.len() < wanted || is_right(&received) {
             return Ok(());
         }
         received.clear();

@@ -14,7 +14,7 @@ use crate::record::event::ranges_for_people;
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, Done, bytes};
 use crate::release::index::Index;
-use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
+use crate::release::manifest::{FrameObjects, Manifest, SYSTEM_IMAGE};
 
 /// The most that is downloaded of the release to go back to, because the partition has lost it: what an update may cost
 /// more than its own download, bytes. A partition that has lost more than that needs the network for an undo too.
@@ -29,6 +29,8 @@ pub(super) struct Retention<'a> {
     is_clear: bool,
     /// Size of the image that is written, bytes.
     image_bytes: u64,
+    /// Digests of the frames of that image.
+    frames: Option<FrameObjects>,
     /// Size of the image that is installed, as far as that is known, bytes.
     installed_bytes: u64,
 }
@@ -100,7 +102,7 @@ impl<'a> Retention<'a> {
         };
         let image_bytes = release.index.image_bytes();
         let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(image_bytes));
-        Self { kept, keeps, is_clear, image_bytes, installed_bytes }
+        Self { kept, keeps, is_clear, image_bytes, frames: frames(&release.manifest), installed_bytes }
     }
 
     /// What a plan may take from what is kept, once nothing more is to be kept. The indexes are given up.
@@ -151,12 +153,14 @@ impl<'a> Retention<'a> {
     }
 
     fn keep(&self, job: &RecoveryJob<'_>, keeping: &Keeping<'_>, offered: Option<&Index>) {
-        let Some(Manifest { version, .. }) = self.manifest() else { return };
+        let Some(manifest) = self.manifest() else { return };
+        let version = &manifest.version;
         let sentence = format!("keep what an undo to {version} needs");
         let total = Bytes::of_disk(keeping.read_bytes());
         let kept = job.journal.infallible_phase(Phase::Plan, &sentence, || {
             let source = job.resources.brief_source;
-            let network = ChunkSource { source, offered, limit_bytes: MAX_FETCHED_BYTES };
+            let frames = [self.frames, frames(manifest)];
+            let network = ChunkSource { source, offered, frames, limit_bytes: MAX_FETCHED_BYTES };
             job.journal.with_progress(total, |done| keeping.carry_out(done, Some(network)))
         });
         match kept {
@@ -224,6 +228,11 @@ fn keep_kept<'a>(kept: Option<Kept>, release: &IndexedRelease) -> (Keeps<'a>, Op
         None => Keeps::Nothing,
     };
     (keeps, kept)
+}
+
+/// Digests of the frames of a release's system image.
+pub(super) fn frames(manifest: &Manifest) -> Option<FrameObjects> {
+    manifest.image(SYSTEM_IMAGE).ok()?.frames
 }
 
 /// Whether two releases have the same system image.

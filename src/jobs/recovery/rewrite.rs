@@ -8,6 +8,7 @@ use crate::flash::write::{self, Work, Written};
 use crate::jobs::recovery::error::{REWRITES, RecoveryError};
 use crate::jobs::recovery::job::RecoveryJob;
 use crate::jobs::recovery::planning::{Planned, report_read_errors};
+use crate::jobs::recovery::savings;
 use crate::record::event::ranges_for_people;
 use crate::record::journal::Phase;
 use crate::record::progress::{Bytes, bytes};
@@ -40,7 +41,10 @@ pub(super) fn until_verified(
         }
         let kept = kept.and_then(|kept| kept.offer(index, job.resources.target));
         // What reads back wrong is not left to the device's command to zero once more: it may have been the fault.
+        let frames = plan.frames;
         plan = Plan::new(index, &comparison, Reuse { kept, ..Reuse::default() }).with_zeros_written();
+        plan.frames = frames;
+        savings::learn_frames(job, &mut plan)?;
     }
     Err(RecoveryError::ReadBack {
         target: job.resources.target.identity(),

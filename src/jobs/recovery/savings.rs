@@ -1,11 +1,12 @@
-//! The objects of a release that spare downloads: weak hashes, and the tables of deltas and groups. Without one more is
-//! downloaded, which is no reason to fail.
+//! The objects of a release that it is complete without: weak hashes, and the tables of deltas and groups, which spare
+//! downloads, and the digests of frames. That one cannot be had is no reason to fail.
 
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use super::release::fetch_object;
 use crate::chain::chain;
-use crate::flash::plan::{Blocks, Comparison, FittingDeltas};
+use crate::flash::frames;
+use crate::flash::plan::{Blocks, Comparison, FittingDeltas, Plan};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
 use crate::record::progress::bytes;
 use crate::release::deltas::{self, Deltas};
@@ -83,6 +84,20 @@ pub(super) fn fetch_weak_hashes(
     };
     let wanted = Wanted { what: "weak block hashes", object, limit_bytes: weak_hashes::MAX_SIZE_BYTES };
     fetch(job, wanted, |object| WeakHashes::decode(object, &release.index))
+}
+
+/// Downloads the digests of the frames that a plan fetches by themselves, as far as they are not known.
+pub(super) fn learn_frames(job: &RecoveryJob<'_>, plan: &mut Plan) -> Result<(), RecoveryError> {
+    let learnt = frames::learn_planned(plan, job.resources.source);
+    match learnt.map_err(|source| RecoveryError::Fetch { what: "digests of frames", source }) {
+        Err(error) if error.is_retryable() && !error.is_of_one_object() => return Err(error),
+        Err(error) => {
+            plan.frames.give_up();
+            job.journal.warn(&format!("chunks are decompressed before they are checked: {}", chain(&error)));
+        }
+        Ok(()) => {}
+    }
+    Ok(())
 }
 
 /// An object, its name for people, and the most bytes that it may have.

@@ -5,14 +5,17 @@ use std::cell::RefCell;
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
 use super::planning::{self, Planned};
+use super::retention;
 use crate::chain::chain;
 use crate::fetch::Source;
+use crate::flash::frames;
 use crate::flash::plan::{Comparison, Plan, Reuse};
 use crate::flash::undo::{ChunkSource, Keeping, Kept, KeptChunks, UndoObstacle};
 use crate::jobs::state::IndexedRelease;
 use crate::record::event::{Event, ranges_for_people};
 use crate::record::journal::Phase;
 use crate::record::progress::Bytes;
+use crate::release::frames::FrameDigests;
 use crate::release::index::StoredChunkNo;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
 
@@ -54,7 +57,7 @@ fn whole_plan(
     if damaged > 0 {
         plan = self::plan(job, kept, comparison);
     }
-    let missing = missing(&plan);
+    let missing: Vec<StoredChunkNo> = plan.fetched_alone().collect();
     if missing.is_empty() {
         return Ok(plan);
     }
@@ -74,15 +77,12 @@ fn whole_plan(
         // They are downloaded while the system is written.
         Err(error @ (UndoObstacle::NoRoom(_) | UndoObstacle::Write(_))) => {
             job.journal.warn(&format!("what is downloaded cannot be kept: {}", chain(&error)));
+            // They are checked after decompression in any case.
+            let _ = frames::learn_planned(&mut plan, source);
             Ok(plan)
         }
         Err(error) => Err(error),
     }
-}
-
-/// The stored chunks that a plan takes from elsewhere than the partition.
-fn missing(plan: &Plan) -> Vec<StoredChunkNo> {
-    plan.requests.iter().filter(|request| !plan.is_local(request)).flat_map(|it| it.stored.clone()).collect()
 }
 
 /// Fetches what is missing and keeps it with the rest.
@@ -95,7 +95,8 @@ fn complete(
     let installed = job.read_record().and_then(|record| Some(record.manifest().image(SYSTEM_IMAGE).ok()?.size_bytes));
     let keeping = Keeping::of_missing(job.resources.target, kept, missing.into_iter(), installed.unwrap_or_default());
     let total = Bytes::of_disk(keeping.read_bytes());
-    let network = ChunkSource { source, offered: None, limit_bytes: u64::MAX };
+    let frames = [None, retention::frames(&kept.manifest)];
+    let network = ChunkSource { source, offered: None, frames, limit_bytes: u64::MAX };
     let now = job.journal.with_progress(total, |done| keeping.complete(done, network))?;
     match u32::try_from(now.missing.len()).unwrap_or(u32::MAX) {
         0 => Ok(()),
@@ -110,5 +111,7 @@ fn complete(
 
 fn plan(job: &RecoveryJob<'_>, kept: &Kept, comparison: &Comparison) -> Plan {
     let frames = kept.chunks.offer(&kept.index, job.resources.target);
-    Plan::new(&kept.index, comparison, Reuse { kept: frames, ..Reuse::default() })
+    let mut plan = Plan::new(&kept.index, comparison, Reuse { kept: frames, ..Reuse::default() });
+    plan.frames = FrameDigests::new(retention::frames(&kept.manifest), &kept.index);
+    plan
 }

@@ -47,7 +47,7 @@ impl<'a> Filling<'a> {
         *lock(&self.ranges) = Some(Vec::new());
     }
 
-    /// Ends that, and returns what was asked for.
+    /// Ends that, and returns what was asked for and came.
     pub(super) fn take_ranges(&self) -> Vec<(String, Range<u64>)> {
         lock(&self.ranges).take().unwrap_or_default()
     }
@@ -142,8 +142,8 @@ impl Source for Filling<'_> {
     }
 
     fn get_range(&self, path: &str, range: Range<u64>, sink: Sink<'_>) -> Result<(), FetchError> {
-        if let Some(ranges) = &mut *lock(&self.ranges) {
-            ranges.push((path.to_owned(), range.clone()));
+        let is_new = lock(&self.ranges).is_some();
+        if is_new {
             let room = self.store.make_room(path, range.clone());
             room.map_err(|error| FetchError::new(FetchErrorKind::Local, path, self.failed(error)))?;
         }
@@ -159,6 +159,10 @@ impl Source for Filling<'_> {
             let reached = self.fetch_and_keep(path, at..end, sink)?;
             distrusted |= reached < end;
             at = reached;
+        }
+        // What could not be had is not asked for again.
+        if let Some(ranges) = lock(&self.ranges).as_mut() {
+            ranges.push((path.to_owned(), range));
         }
         Ok(())
     }

@@ -29,6 +29,9 @@ pub struct Image {
     /// Object that lists the groups ([`crate::release::groups`]), for robots that lack most of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<Object>,
+    /// Digests of the chunks as they are compressed one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<FrameObjects>,
     /// OSTree commit that the image was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ostree_commit: Option<String>,
@@ -57,6 +60,10 @@ impl Image {
             objects.push((name("digests of the chunk index"), *digests, index::MAX_OBJECT_BYTES));
         }
         objects.extend(self.groups.map(|object| (name("table of groups"), object, u64::MAX)));
+        if let Some(FrameObjects { sums, digests }) = self.frames {
+            objects.push((name("sums of digests of frames"), sums, u64::MAX));
+            objects.push((name("digests of frames"), digests, u64::MAX));
+        }
         for DeltaObjects { table, pack, digests, .. } in &self.deltas {
             objects.extend(digests.map(|digests| (name("changed digests"), digests, index::MAX_OBJECT_BYTES)));
             objects.push((name("table of deltas"), *table, u64::MAX));
@@ -76,6 +83,15 @@ pub struct IndexParts {
     /// Object with the index without its digests.
     pub outline: Object,
     /// Object with the digests of all stored chunks, one after the other.
+    pub digests: Object,
+}
+
+/// The objects of [`crate::release::frames`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameObjects {
+    /// Object with the sums of pages of digests.
+    pub sums: Object,
+    /// Object with the digests of all frames, read by pages.
     pub digests: Object,
 }
 

@@ -8,11 +8,12 @@ use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use reflash::flash::survey::content_of;
 use reflash::release::deltas::{self, Deltas};
 use reflash::release::digest::{Digest, hex};
+use reflash::release::frames;
 use reflash::release::groups::{ChunkGroup, Groups};
 use reflash::release::index::outline::Outline;
-use reflash::release::index::{ChunkContent, ChunkNo, Index, Pack};
+use reflash::release::index::{ChunkContent, ChunkNo, Index, Location, Pack, StoredChunkNo};
 use reflash::release::manifest::{
-    DeltaObjects, Image, IndexParts, Manifest, Object, TrustedKeys, manifest_path, object_path,
+    DeltaObjects, FrameObjects, Image, IndexParts, Manifest, Object, TrustedKeys, manifest_path, object_path,
 };
 use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use reflash::release::zstd_frame;
@@ -68,6 +69,7 @@ pub fn objects_by(manifest: &Manifest, read: impl Fn(&Object) -> Result<Vec<u8>>
         found.push(image.index.blake3);
         found.extend(image.weak_hashes.map(|weak_hashes| weak_hashes.blake3));
         found.extend(image.parts.iter().flat_map(|parts| [parts.outline.blake3, parts.digests.blake3]));
+        found.extend(image.frames.iter().flat_map(|frames| [frames.sums.blake3, frames.digests.blake3]));
         let of = |it: &DeltaObjects| [Some(it.table.blake3), Some(it.pack.blake3), it.digests.map(|it| it.blake3)];
         found.extend(image.deltas.iter().flat_map(of).flatten());
         found.extend(index.packs().iter().map(|pack| pack.digest));
@@ -109,7 +111,11 @@ fn check_image(root: &Path, image: &Image) -> Result<()> {
     if let Some(described) = &image.groups {
         check_groups(root, described, &index)?;
     }
-    let sha256 = check_content(root, &index, weak_hashes.transpose()?.as_ref())?;
+    let packs = packs(root, index.packs())?;
+    if let Some(described) = &image.frames {
+        check_frames(root, described, &index, &packs)?;
+    }
+    let sha256 = check_content(&packs, &index, weak_hashes.transpose()?.as_ref())?;
     ensure!(sha256 == image.sha256, "its content has SHA-256 {sha256}, the manifest says {}", image.sha256);
     Ok(())
 }
@@ -141,6 +147,19 @@ fn check_deltas(root: &Path, described: &DeltaObjects, index: &Index) -> Result<
     Ok(())
 }
 
+/// Checks that each frame has its digest, and each page of digests its sum: a robot takes no frame that has another.
+fn check_frames(root: &Path, described: &FrameObjects, index: &Index, packs: &[Vec<u8>]) -> Result<()> {
+    let (digests, sums) = (object(root, &described.digests)?, object(root, &described.sums)?);
+    let (digests, rest) = digests.as_chunks();
+    let count = index.stored_count();
+    ensure!(digests.len() == count as usize && rest.is_empty(), "there are not {count} digests of frames");
+    for (stored, digest) in (0..).zip(digests) {
+        ensure!(Digest::of(frame(packs, index, stored)?).half() == *digest, "frame {stored} has another digest");
+    }
+    ensure!(sums == frames::sums(digests), "the sums are not those of the digests of frames");
+    Ok(())
+}
+
 /// Checks that each group has its digest, and makes its chunks.
 fn check_groups(root: &Path, described: &Object, index: &Index) -> Result<()> {
     let groups = Groups::from_object(&object(root, described)?, index)?;
@@ -168,26 +187,28 @@ fn packs(root: &Path, packs: &[Pack]) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Checks every chunk against the index and against its weak hashes, and returns the SHA-256 of the image.
-fn check_content(root: &Path, index: &Index, weak_hashes: Option<&WeakHashes>) -> Result<String> {
-    let packs = packs(root, index.packs())?;
+fn check_content(packs: &[Vec<u8>], index: &Index, weak_hashes: Option<&WeakHashes>) -> Result<String> {
     let mut sha256 = Sha256::new();
     let chunks: Vec<u32> = (0..index.chunk_count()).collect();
     for batch in chunks.chunks(256) {
         let contents: Vec<Vec<u8>> = batch
             .into_par_iter()
-            .map(|chunk| content(&packs, index, weak_hashes, *chunk).with_context(|| format!("check chunk {chunk}")))
+            .map(|chunk| content(packs, index, weak_hashes, *chunk).with_context(|| format!("check chunk {chunk}")))
             .collect::<Result<_>>()?;
         contents.iter().for_each(|content| sha256.update(content));
     }
     Ok(hex(&sha256.finalize()))
 }
 
+fn frame<'a>(packs: &'a [Vec<u8>], index: &Index, stored: StoredChunkNo) -> Result<&'a [u8]> {
+    let Location { pack, range } = index.location(stored);
+    Ok(&packs[pack as usize][usize::try_from(range.start)?..usize::try_from(range.end)?])
+}
+
 fn content(packs: &[Vec<u8>], index: &Index, weak_hashes: Option<&WeakHashes>, chunk: ChunkNo) -> Result<Vec<u8>> {
     let len = index.chunk_len(chunk);
     let ChunkContent::Stored(stored) = index.chunk_content(chunk) else { return Ok(vec![0; len]) };
-    let place = index.location(stored);
-    let range = usize::try_from(place.range.start)?..usize::try_from(place.range.end)?;
-    let bytes = &packs[place.pack as usize][range];
+    let bytes = frame(packs, index, stored)?;
     zstd_frame::check_chunk(bytes, len)?;
     let content = zstd::bulk::decompress(bytes, len).context("decompress it")?;
     ensure!(content.len() == len, "it has {} bytes of content, and its place has {len}", content.len());

@@ -21,6 +21,7 @@ use reflash::release::weak_hashes::{WeakHash, WeakHashes};
 use sha2::{Digest as _, Sha256};
 
 use crate::deltas;
+use crate::frames;
 use crate::groups;
 use crate::objects::{Objects, PackWriter};
 use crate::reuse::Reusable;
@@ -159,6 +160,7 @@ pub fn pack(spec: &Spec, objects: &Objects, bases: &[DeltaBase]) -> Result<Packe
         weak_hashes: Some(weak_hashes),
         deltas,
         groups: groups.as_ref().map(|groups| groups.table),
+        frames: Some(frames::make(&index, objects)?),
         ostree_commit: spec.ostree.as_ref().map(|(commit, _)| commit.clone()),
         ostree_ref: spec.ostree.as_ref().map(|(_, branch)| branch.clone()),
     };

@@ -8,6 +8,7 @@ pub mod check;
 mod chunks;
 mod deltas;
 mod difference;
+mod frames;
 mod groups;
 pub mod history;
 pub mod keygen;

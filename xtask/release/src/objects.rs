@@ -26,6 +26,12 @@ impl Objects {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// Reads an object that was stored.
+    pub fn read(&self, blake3: &Digest) -> Result<Vec<u8>> {
+        let path = self.root.join(object_path(blake3));
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    }
+
     /// Stores content under its digest. What is there already is left alone, and what is damaged is replaced: a length
     /// alone says nothing of a file whose blocks a disk has lost.
     pub fn put(&self, content: &[u8]) -> Result<Object> {

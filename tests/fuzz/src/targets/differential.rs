@@ -14,11 +14,12 @@ use reflash::flash::write::{Work, apply};
 use reflash::record::progress::Done;
 use reflash::release::add_copy::DifferenceBuilder;
 use reflash::release::deltas::{Delta, Deltas, fingerprint};
-use reflash::release::digest::Digest;
+use reflash::release::digest::{Digest, HalfDigest};
+use reflash::release::frames::{self, FrameDigests};
 use reflash::release::groups::Groups;
 use reflash::release::index::outline::Outline;
 use reflash::release::index::{Builder, ChunkContent, Index, MIN_CHUNK_BYTES, Pack};
-use reflash::release::manifest::object_path;
+use reflash::release::manifest::{FrameObjects, Object, object_path};
 use reflash::release::weak_hashes::WeakHashes;
 
 use super::memory::{Objects, Partition, block};
@@ -53,6 +54,9 @@ struct Case {
     /// 0: no groups; 1: groups; 2: groups of which every other one is damaged. The rest says how many members they
     /// have.
     groups: u8,
+    /// 0: no digests of frames; 1: known ones; 2: ones that are known when something is fetched once more; 3: damaged
+    /// ones.
+    frames: u8,
 }
 
 /// A release in memory.
@@ -93,10 +97,11 @@ pub fn run(data: &[u8]) {
     let found = case.with_hashes.then_some(FoundBlocks { weak_hashes: weak_hashes.clone(), blocks: blocks.clone() });
     let room = usize::from(case.buffer_blocks % 64);
     let plan = Plan::with_small_buffer(&made.index, &comparison, Reuse { found, deltas, kept: None }, room);
-    let plan = match groups(&case, &mut made, &image) {
+    let mut plan = match groups(&case, &mut made, &image) {
         Some(groups) => plan.with_groups(&made.index, groups),
         None => plan,
     };
+    plan.frames = frames(case.frames % 4, &mut made);
     assert_eq!(plan.totals.right_bytes + plan.totals.changed_bytes(), made.index.image_bytes());
     assert!(plan.moves.peak_blocks <= room);
 
@@ -209,6 +214,32 @@ fn check_comparison(index: &Index, comparison: &Comparison, before: &[u8], image
         assert!(same || !comparison.is_right(chunk), "chunk {chunk} is called right");
         assert!(comparison.is_right(chunk) || !same || has_unreadable, "chunk {chunk} is called wrong");
     }
+}
+
+/// Digests of the frames.
+fn frames(kind: u8, made: &mut Made) -> FrameDigests {
+    if kind == 0 || made.index.stored_count() == 0 {
+        return FrameDigests::default();
+    }
+    let digest = |stored| {
+        let place = made.index.location(stored);
+        let pack = &made.objects[&object_path(&made.index.packs()[place.pack as usize].digest)];
+        Digest::of(&pack[place.range.start as usize..place.range.end as usize]).half()
+    };
+    let mut digests: Vec<HalfDigest> = (0..made.index.stored_count()).map(digest).collect();
+    let sums = frames::sums(&digests);
+    let object = |bytes: &[u8]| Object { blake3: Digest::of(bytes), size_bytes: bytes.len() as u64 };
+    let objects = FrameObjects { sums: object(&sums), digests: object(digests.as_flattened()) };
+    let mut known = FrameDigests::new(Some(objects), &made.index);
+    if kind == 1 {
+        assert!(known.take_sums(&sums) && known.take_page(0, digests.as_flattened()));
+    }
+    if kind == 3 {
+        digests[0][3] ^= 0x55;
+    }
+    made.objects.insert(object_path(&objects.sums.blake3), sums);
+    made.objects.insert(object_path(&objects.digests.blake3), digests.into_flattened());
+    known
 }
 
 /// Groups of the image's full chunks, and of chunks that it does not have, some of them damaged.

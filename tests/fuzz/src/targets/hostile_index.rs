@@ -475,6 +475,7 @@ fn sign(case: &Case, draft: Draft) -> (HashMap<String, Vec<u8>>, Option<Index>) 
         parts: None,
         deltas: deltas.into_iter().collect(),
         groups,
+        frames: None,
         ostree_commit: None,
         ostree_ref: None,
     };

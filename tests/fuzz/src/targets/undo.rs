@@ -79,6 +79,7 @@ fn release(image: &[u8], serial: u64) -> HashMap<String, Vec<u8>> {
         parts: None,
         deltas: Vec::new(),
         groups: None,
+        frames: None,
         ostree_commit: None,
         ostree_ref: None,
     };

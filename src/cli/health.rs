@@ -21,6 +21,8 @@ use crate::record::blackbox::BlackBox;
 
 /// Pause between two looks at the services: shorter than the pauses that services commonly have between two starts.
 const LOOK: Duration = Duration::from_secs(2);
+/// Times that it is read whether the release was ever good, until something says so.
+const ATTEMPTS: u32 = 5;
 /// Pause before programs of `health.d` that failed are run again.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Directory of what survives a reflash.
@@ -48,7 +50,7 @@ pub(super) fn lines(record: &HealthRecord) -> String {
 }
 
 fn once(options: &Options) -> HealthRecord {
-    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options));
+    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options, 1));
     let mut problems = look(&mut settling, Duration::ZERO);
     problems.extend(run_programs());
     HealthRecord::of(problems)
@@ -60,7 +62,7 @@ fn until_healthy(options: &Options) -> Result<HealthRecord, Failure> {
         return Ok(HealthRecord::default());
     }
     let began = Instant::now();
-    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options));
+    let mut settling = ServiceWatch::new(HealthTerms::read(), known_before(options, ATTEMPTS));
     let mut notes = Notes::default();
     loop {
         let mut record = HealthRecord::of(look(&mut settling, began.elapsed()));
@@ -109,10 +111,29 @@ fn run_programs() -> Vec<Problem> {
 }
 
 /// What is known from before. Where nothing says whether the release was ever good, its services do not count: what
-/// cannot be read of the state partition is no fault of theirs.
-fn known_before(options: &Options) -> KnownBefore {
-    let is_proved = MountedState::open(options).map_or(true, |mounted| worth(options, &mounted) != Worth::Never);
-    KnownBefore { is_proved, failed: health::failed_when_good(Path::new(VAR)) }
+/// cannot be read of the state partition is no fault of theirs. What cannot be read in one moment is read in another,
+/// since a release that is bad must not be called good for that.
+fn known_before(options: &Options, attempts: u32) -> KnownBefore {
+    let mut known = Worth::Unknown;
+    for attempt in 1..=attempts {
+        known = match MountedState::open(options) {
+            Ok(mounted) => worth(options, &mounted),
+            Err(failure) => {
+                complain(&format!("whether this release was ever good cannot be read: {}", failure.text));
+                Worth::Unknown
+            }
+        };
+        if known != Worth::Unknown {
+            break;
+        }
+        if attempt < attempts {
+            std::thread::sleep(LOOK);
+        }
+    }
+    if known == Worth::Unknown {
+        complain("whether this release was ever good is not known: services that fail do not count");
+    }
+    KnownBefore { is_proved: known != Worth::Never, failed: health::failed_when_good(Path::new(VAR)) }
 }
 
 fn worth(options: &Options, mounted: &MountedState) -> Worth {

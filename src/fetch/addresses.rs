@@ -19,6 +19,9 @@ use crate::sys::thread::lock;
 
 /// The time for which an address that failed is asked after the others of its host.
 const MEMORY: Duration = Duration::from_secs(600);
+/// The time for which what a name server said is used again: ureq asks before each request, on kept connections too,
+/// and a name server that is slow or gone would cost its whole time for each.
+const LOOKUP_MEMORY: Duration = Duration::from_secs(30);
 /// The most hosts and the most addresses that are remembered; beyond that everything is forgotten.
 const MOST: usize = 256;
 
@@ -49,7 +52,7 @@ pub(super) struct AddressMemory {
 #[derive(Debug, Default)]
 struct State {
     failed: BTreeMap<SocketAddr, Instant>,
-    hosts: BTreeMap<String, Vec<SocketAddr>>,
+    hosts: BTreeMap<String, (Vec<SocketAddr>, Instant)>,
 }
 
 impl State {
@@ -64,11 +67,17 @@ impl State {
         self.failed.insert(address, now);
     }
 
-    fn order(&mut self, host: String, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+    fn learn(&mut self, host: String, addresses: &[SocketAddr], now: Instant) {
         if self.hosts.len() >= MOST {
             self.hosts.clear();
         }
-        self.hosts.insert(host, addresses.clone());
+        self.hosts.insert(host, (addresses.to_vec(), now));
+    }
+
+    fn order(&mut self, host: String, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        if self.hosts.get(&host).is_none_or(|(known, _)| *known != addresses) {
+            self.learn(host, &addresses, now);
+        }
         // Stable: of those without a failure, the order of the lookup is kept; the oldest failure comes next.
         addresses.sort_by_key(|address| self.failure(address, now));
         addresses
@@ -76,7 +85,7 @@ impl State {
 
     /// Whether a host of this address has another one that did not fail of late.
     fn has_other(&self, address: &SocketAddr, now: Instant) -> bool {
-        let mut lists = self.hosts.values().filter(|addresses| addresses.contains(address));
+        let mut lists = self.hosts.values().map(|(all, _)| all).filter(|all| all.contains(address));
         lists.any(|all| all.iter().any(|other| other != address && self.failure(other, now).is_none()))
     }
 }
@@ -105,7 +114,20 @@ impl AddressMemory {
 
     /// The addresses that a host had when it was last asked: the name server may be gone since.
     pub(super) fn known(&self, uri: &Uri) -> Vec<SocketAddr> {
-        lock(&self.state).hosts.get(&host(uri)).cloned().unwrap_or_default()
+        lock(&self.state).hosts.get(&host(uri)).map(|(addresses, _)| addresses.clone()).unwrap_or_default()
+    }
+
+    /// The addresses that a host had a moment ago, unless all of them have failed.
+    pub(super) fn known_of_late(&self, uri: &Uri) -> Option<Vec<SocketAddr>> {
+        let (state, now) = (lock(&self.state), Instant::now());
+        let (addresses, learned) = state.hosts.get(&host(uri))?;
+        let is_fit = addresses.iter().any(|address| state.failure(address, now).is_none());
+        (is_fit && now.saturating_duration_since(*learned) < LOOKUP_MEMORY).then(|| addresses.clone())
+    }
+
+    /// Notes the addresses of a host.
+    pub(super) fn learn(&self, uri: &Uri, addresses: &[SocketAddr]) {
+        lock(&self.state).learn(host(uri), addresses, Instant::now());
     }
 
     /// Whether all of these failed of late.

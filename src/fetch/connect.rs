@@ -67,10 +67,8 @@ struct NamingResolver {
     addresses: Arc<AddressMemory>,
 }
 
-impl Resolver for NamingResolver {
-    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let host = uri.host().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
+impl NamingResolver {
+    fn look_up(&self, uri: &Uri, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
         let resolver = names::Resolver::of_system();
         let with_port = |found: Vec<IpAddr>| found.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         let mut addresses: Vec<SocketAddr> = match resolver.lookup(host) {
@@ -92,6 +90,19 @@ impl Resolver for NamingResolver {
         {
             addresses = with_port(found);
         }
+        self.addresses.learn(uri, &addresses);
+        Ok(addresses)
+    }
+}
+
+impl Resolver for NamingResolver {
+    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let host = uri.host().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
+        let addresses = match self.addresses.known_of_late(uri) {
+            Some(known) => known,
+            None => self.look_up(uri, host, port)?,
+        };
         let mut resolved = self.empty();
         addresses.into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(address));
         Ok(resolved)

@@ -180,6 +180,11 @@ impl FetchError {
         self.details.retry_after
     }
 
+    /// Whether anything had come before it.
+    pub(super) fn has_progress(&self) -> bool {
+        self.details.progress.is_some_and(|(got, _)| got > 0)
+    }
+
     /// Whether a server refused by a status that usually stays, such as 401, 403, 404, 407 or 410.
     pub fn is_denied(&self) -> bool {
         self.details.denied

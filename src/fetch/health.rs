@@ -42,8 +42,8 @@ struct OneSource {
     failed: Option<Instant>,
     /// Failures since the last sign of life.
     failures: u32,
-    /// Whether anything ever came from it.
-    served: bool,
+    /// The time of the last sign of life, if there ever was one.
+    alive: Option<Instant>,
     /// Whether it could be asked when that was last looked at.
     is_there: bool,
     speed: Speed,
@@ -62,8 +62,8 @@ struct Trouble {
 
 impl OneSource {
     fn fresh() -> Self {
-        let (failed, failures, served, is_there, speed) = (None, 0, false, true, Speed::default());
-        Self { failed, failures, served, is_there, speed, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 }
+        let (failed, failures, alive, is_there, speed) = (None, 0, None, true, Speed::default());
+        Self { failed, failures, alive, is_there, speed, trouble: None, inside: 0, most: MOST_AT_ONCE, good: 0 }
     }
 
     /// The time of the last failure, while it is remembered: twice as long each time it fails again, so that a dead
@@ -120,14 +120,14 @@ impl SourceHealth {
         Some(trouble.error.clone_for_peer())
     }
 
-    fn alive(&mut self, index: usize) {
+    fn alive(&mut self, index: usize, now: Instant) {
         let source = &mut self.sources[index];
-        (source.trouble, source.failures, source.served) = (None, 0, true);
+        (source.trouble, source.failures, source.alive) = (None, 0, Some(now));
         self.pause = None;
     }
 
-    fn went_well(&mut self, index: usize) {
-        self.alive(index);
+    fn went_well(&mut self, index: usize, now: Instant) {
+        self.alive(index, now);
         let source = &mut self.sources[index];
         source.good += 1;
         if source.good >= source.most {
@@ -155,6 +155,12 @@ impl SourceHealth {
         match kind {
             // Requests that were refused together count once: half of four is two, and not none.
             FetchErrorKind::Refused(429 | 503) if news => (source.most, source.good) = ((source.inside / 2).max(1), 0),
+            // It was silent to one request and lively to another: some serve so many connections of a client.
+            FetchErrorKind::Stalled
+                if news && !error.has_progress() && source.alive.is_some_and(|at| at >= entered) =>
+            {
+                (source.most, source.good) = ((source.inside / 2).max(1), 0);
+            }
             // One request is enough to see whether the source is back.
             FetchErrorKind::Unreachable => (source.most, source.good) = (1, 0),
             _ => {}
@@ -256,17 +262,17 @@ pub(super) struct Visit<'h> {
 impl Visit<'_> {
     /// Notes that the source sends bytes.
     pub(super) fn alive(&self) {
-        self.health.state().alive(self.index);
+        self.health.state().alive(self.index, self.health.clock.now());
     }
 
     /// Whether the source has ever delivered anything.
     pub(super) fn has_served(&self) -> bool {
-        self.health.state().sources[self.index].served
+        self.health.state().sources[self.index].alive.is_some()
     }
 
     /// Notes that the whole answer came.
     pub(super) fn went_well(&self) {
-        self.health.state().went_well(self.index);
+        self.health.state().went_well(self.index, self.health.clock.now());
     }
 
     /// Notes a failure; false when it is known already.
@@ -321,7 +327,7 @@ mod tests {
             memory.push((now - failed).as_secs());
         }
         assert_eq!(memory, [60, 120, 240, 480, 600, 600, 600]);
-        state.alive(0);
+        state.alive(0, Instant::now());
         note(&mut state, 0, "a", FetchErrorKind::Unreachable, now);
         assert_eq!(state.order("a", now + MEMORY), [0, 1]);
     }
@@ -388,7 +394,7 @@ mod tests {
         assert_eq!((met.kind(), met.chain()), (FetchErrorKind::Unreachable, error.chain()));
         assert!(state.met_since(0, at(3)).is_none(), "a later round asks again");
         assert_eq!(state.sources[0].most, 1);
-        state.alive(0);
+        state.alive(0, Instant::now());
         assert!(state.met_since(0, at(1)).is_none());
     }
 
@@ -412,14 +418,32 @@ mod tests {
         assert_eq!(state.sources[0].most, 1, "never none");
         let mut steps = Vec::new();
         for _ in 0..6 {
-            state.went_well(0);
+            state.went_well(0, Instant::now());
             steps.push(state.sources[0].most);
         }
         assert_eq!(steps, [2, 2, 3, 3, 3, 4]);
         for _ in 0..1000 {
-            state.went_well(0);
+            state.went_well(0, Instant::now());
         }
         assert_eq!(state.sources[0].most, MOST_AT_ONCE);
+    }
+
+    #[test]
+    fn a_source_that_is_silent_to_one_request_and_serves_another_gets_fewer_at_a_time() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let silent = FetchError::new(FetchErrorKind::Stalled, "http://a/x", "silent");
+        for (alive_s, most) in [(None, MOST_AT_ONCE), (Some(3), MOST_AT_ONCE), (Some(7), 2)] {
+            let mut state = SourceHealth::new(1);
+            state.sources[0].inside = 4;
+            alive_s.into_iter().for_each(|second| state.alive(0, at(second)));
+            state.failed(0, "a", &silent, at(5), at(35));
+            assert_eq!(state.sources[0].most, most, "{alive_s:?}");
+        }
+        let mut state = SourceHealth::new(1);
+        state.alive(0, at(7));
+        state.failed(0, "a", &silent.after(10, 20), at(5), at(35));
+        assert_eq!(state.sources[0].most, MOST_AT_ONCE, "it was the one that was served");
     }
 
     #[test]
@@ -431,7 +455,7 @@ mod tests {
         assert_eq!(state.agree(at(1), at(3), Duration::from_secs(60)), (at(10), false), "failed with the first one");
         assert_eq!(state.agree(at(3), at(4), Duration::from_secs(1)), (at(10), false), "came during the pause");
         assert_eq!(state.agree(at(10), at(11), Duration::from_secs(8)), (at(19), true), "the next round");
-        state.alive(0);
+        state.alive(0, Instant::now());
         assert_eq!(state.agree(at(12), at(13), Duration::from_secs(1)), (at(14), true), "the line was back meanwhile");
     }
 }

@@ -29,8 +29,8 @@ use crate::release::manifest::OBJECTS_PATH;
 const MAX_SMALL_PARTS: u32 = 64;
 /// The bytes from which on a part of a range counts as one that is worth its request.
 const SMALL_PART: u64 = 64 << 10;
-/// Refusals of ranges in a row that may be of the object or of the moment.
-const PASSING_REFUSALS: u32 = 2;
+/// Ranges in a row that brought nothing of use, after which whole objects are asked for.
+const PASSING_FAILURES: u32 = 2;
 /// An answer, and what it has of a range.
 type PartAnswer = (HttpAnswer, Part);
 
@@ -42,8 +42,8 @@ pub struct Http {
     stall_timeout: Duration,
     clock: Arc<dyn Clock>,
     rate: Option<Rate>,
-    /// Ranges that were refused since one came.
-    refused_ranges: AtomicU32,
+    /// Ranges that brought nothing of use since one did.
+    failed_ranges: AtomicU32,
     part_size: PartSize,
     open_bodies: OpenBodies,
     /// Whether chunked bodies were seen that do not end after their last byte.
@@ -75,7 +75,7 @@ impl Http {
             stall_timeout: options.stall_timeout,
             clock,
             rate,
-            refused_ranges: AtomicU32::new(0),
+            failed_ranges: AtomicU32::new(0),
             part_size: PartSize::default(),
             open_bodies: OpenBodies::default(),
             ends_late: AtomicBool::new(false),
@@ -126,7 +126,10 @@ impl Http {
         if limit_bytes > self.part_size.most_bytes() {
             return self.in_parts(path, limit_bytes);
         }
-        self.whole(path, limit_bytes).inspect_err(|error| self.part_size.failed(limit_bytes, error.kind()))
+        self.whole(path, limit_bytes).inspect_err(|error| {
+            self.open_bodies.drop_all();
+            self.part_size.failed(limit_bytes, 0, error.kind());
+        })
     }
 
     /// A small object where a whole one does not come: by parts, as long as each attempt brings some of it.
@@ -185,19 +188,14 @@ impl Http {
     }
 
     /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
-    /// is what the server cannot do.
+    /// is what the server cannot do, or what something on the way makes nonsense of.
     fn part_of(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
-        let answer = match self.request(path, Some(range)) {
-            Err(error) if part::may_be_of_the_range(error.kind()) && range.start <= part::MAX_SKIP => {
-                // Some firewalls refuse every range, and some servers fail at it: the whole may come.
-                if self.refused_ranges.fetch_add(1, Ordering::Relaxed) < PASSING_REFUSALS {
-                    return Err(error);
-                }
-                return self.part_of_whole(path, range, error);
-            }
-            answer => answer?,
-        };
-        self.refused_ranges.store(0, Ordering::Relaxed);
+        if self.ranges_fail(range)
+            && let Ok(answer) = self.part_of_whole(path, range)
+        {
+            return Ok(answer);
+        }
+        let answer = self.request(path, Some(range))?;
         let useless = match part::find(&head_of(&answer), range) {
             Ok(part) => return Ok((answer, part)),
             Err(useless) => useless,
@@ -207,33 +205,41 @@ impl Http {
             return Err(error);
         }
         drop(answer);
-        self.part_of_whole(path, range, error)
+        self.part_of_whole(path, range).map_err(|_| error)
     }
 
-    /// What the whole object has of a range that could not be had by itself, for this reason.
-    fn part_of_whole(&self, path: &str, range: &Range<u64>, reason: FetchError) -> Result<PartAnswer, FetchError> {
-        let Ok(answer) = self.request(path, None) else { return Err(reason) };
-        part::find(&head_of(&answer), range).map(|part| (answer, part)).map_err(|_| reason)
+    /// Whether so many ranges failed in a row that the whole object is worth a request.
+    fn ranges_fail(&self, range: &Range<u64>) -> bool {
+        range.start <= part::MAX_SKIP && self.failed_ranges.load(Ordering::Relaxed) > PASSING_FAILURES
+    }
+
+    /// What the whole object has of a range.
+    fn part_of_whole(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
+        let answer = self.request(path, None)?;
+        match part::find(&head_of(&answer), range) {
+            Ok(part) => Ok((answer, part)),
+            Err(useless) => Err(FetchError::new(FetchErrorKind::Protocol, &answer.url, useless.problem)),
+        }
     }
 
     /// Delivers what one answer has of a range, at least one byte of it; returns how many. It asks again at once only
     /// as long as nothing of an answer was delivered.
     fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
         let asked_bytes = range.end - range.start;
-        let came = Cell::new(false);
+        let came = Cell::new(0);
         let mut counting = |bytes: &[u8]| {
-            came.set(true);
+            came.set(came.get() + bytes.len() as u64);
             sink(bytes)
         };
         let turn = self.open_bodies.turn_if_needed(path, range.start);
-        if let Some(turn) = &turn
-            && let Some(body) = turn.take(path, range.start)
-        {
-            match self.go_on(turn, body, range, &mut counting) {
-                Err(error) if !came.get() && error.kind() != FetchErrorKind::Local => {
+        if let Some(turn) = &turn {
+            match turn.take(path, range.start).map(|body| self.go_on(turn, body, range, &mut counting)) {
+                Some(Err(error)) if came.get() == 0 && error.kind() != FetchErrorKind::Local => {
                     log::debug!("{}; asking for it anew", error.chain());
                 }
-                delivered => return delivered,
+                Some(delivered) => return delivered,
+                // What is left of the same object is behind it already, and may be what keeps the server busy.
+                None => turn.drop_all_of(path),
             }
         }
         let delivered = self
@@ -247,8 +253,19 @@ impl Http {
                 if error.kind() == FetchErrorKind::Corrupt {
                     self.requests.distrust_caches();
                 }
-                if !came.get() {
-                    self.part_size.failed(asked_bytes, error.kind());
+                // Some servers have one connection for each client, and a body that is kept would hold it.
+                self.open_bodies.drop_all();
+                self.part_size.failed(asked_bytes, came.get(), error.kind());
+                let is_elsewhere = !error.url().starts_with(&self.describe());
+                if part::may_be_of_the_range(error.kind(), came.get(), is_elsewhere) {
+                    self.failed_ranges.fetch_add(1, Ordering::Relaxed);
+                    // The last attempt for a range may be this one.
+                    if came.get() == 0
+                        && self.ranges_fail(range)
+                        && let Ok(answer) = self.part_of_whole(path, range)
+                    {
+                        return self.deliver(path, range, answer, None, &mut counting);
+                    }
                 }
             }
         }
@@ -263,16 +280,25 @@ impl Http {
         turn: Option<Turn<'_>>,
         sink: Sink<'_>,
     ) -> Result<u64, FetchError> {
+        let is_whole = answer.status != 206 && part.skip_bytes == range.start;
+        let turn = match turn.filter(|_| is_whole) {
+            None if is_whole && !self.open_bodies.is_free() => {
+                // Another connection is faster, and its body will be nearer than the beginning of this one.
+                drop(answer);
+                let turn = self.open_bodies.turn(path, range.start);
+                if let Some(body) = turn.take(path, range.start) {
+                    return self.go_on(&turn, body, range, sink);
+                }
+                let answer = self.part_of(path, range)?;
+                return self.deliver(path, range, answer, Some(turn), sink);
+            }
+            None if is_whole => Some(self.open_bodies.turn(path, range.start)),
+            turn => turn,
+        };
         let HttpAnswer { url, headers, status, body } = answer;
-        let is_delimited = part.is_last && self.is_delimited(&headers, &body);
-        let is_whole = status != 206 && part.skip_bytes == range.start && !part.is_last;
-        let turn = is_whole.then(|| turn.unwrap_or_else(|| self.open_bodies.turn(path, range.start)));
-        // Another connection was faster, and its body is nearer than the beginning of this one.
-        if let Some(turn) = &turn
-            && let Some(body) = turn.take(path, range.start)
-        {
-            return self.go_on(turn, body, range, sink);
-        }
+        let end = range.start + part.take_bytes;
+        let is_last = part.is_last || (is_whole && body.content_length() == Some(end));
+        let (is_delimited, size_bytes) = (is_last && self.is_delimited(&headers, &body), body.content_length());
         let mut reader = body.into_reader();
         let mut pace = self.pace(path);
         deliver(&url, &mut reader, &mut pace, status, part, sink)?;
@@ -280,9 +306,10 @@ impl Http {
             let (problem, got) = ("more bytes than asked for", part.take_bytes);
             return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem).after(got, got));
         }
-        if let Some(turn) = turn {
-            let at = range.start + part.take_bytes;
-            turn.keep(OpenBody { path: path.to_owned(), url, reader, at });
+        match turn {
+            Some(turn) if !is_last => turn.keep(OpenBody { path: path.to_owned(), url, reader, at: end, size_bytes }),
+            Some(_) => {}
+            None => self.failed_ranges.store(0, Ordering::Relaxed),
         }
         Ok(part.take_bytes)
     }
@@ -300,7 +327,12 @@ impl Http {
         // Its beginning was looked at when it came.
         deliver(&body.url, &mut body.reader, &mut self.pace(&body.path), 206, part, sink)?;
         body.at = range.end;
-        turn.keep(body);
+        // Only a body that was read to its end gives its connection back.
+        if body.size_bytes.is_none_or(|size| body.at < size) {
+            turn.keep(body);
+        } else {
+            self.has_more(&mut body.reader);
+        }
         Ok(take_bytes)
     }
 
@@ -346,7 +378,12 @@ impl Source for Http {
         self.requests.attempt(|| {
             let mut all = Vec::new();
             for (path, limit_bytes) in wanted {
-                let file = self.small(path, *limit_bytes).map_err(|error| self.requests.of_proxy(error));
+                let mut file = self.small(path, *limit_bytes);
+                // Of machines that answer in turns, one that is broken would always get the same one of the files.
+                if file.is_err() && !all.is_empty() {
+                    file = self.small(path, *limit_bytes);
+                }
+                let file = file.map_err(|error| self.requests.of_proxy(error));
                 // One of them is there: that another is refused can be the moment in which they are replaced.
                 all.push(file.map_err(|error| if all.is_empty() { error } else { error.doubted() })?);
             }

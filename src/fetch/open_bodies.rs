@@ -22,6 +22,8 @@ pub(super) struct OpenBody {
     pub reader: BodyReader<'static>,
     /// Offset of its next byte in the object.
     pub at: u64,
+    /// Size of the object, where the server said it.
+    pub size_bytes: Option<u64>,
 }
 
 /// The bodies of one source.
@@ -48,7 +50,6 @@ pub(super) struct Turn<'b>(&'b OpenBodies);
 impl OpenBodies {
     /// Waits for the turn for a range that begins at `offset`: of one object, the foremost comes first.
     pub(super) fn turn(&self, path: &str, offset: u64) -> Turn<'_> {
-        self.is_needed.store(true, Ordering::Relaxed);
         let own = (path.to_owned(), offset);
         let mut state = lock(&self.state);
         state.waiting.push(own.clone());
@@ -60,6 +61,17 @@ impl OpenBodies {
             state.waiting.remove(place);
         }
         Turn(self)
+    }
+
+    /// Whether nobody has the turn or waits for it.
+    pub(super) fn is_free(&self) -> bool {
+        let state = lock(&self.state);
+        !state.is_taken && state.waiting.is_empty()
+    }
+
+    /// Drops all that are not being read.
+    pub(super) fn drop_all(&self) {
+        lock(&self.state).bodies.clear();
     }
 
     /// Waits for the turn if the source is known to send whole objects.
@@ -79,8 +91,14 @@ impl Turn<'_> {
         Some(bodies.remove(nearest))
     }
 
+    /// Drops those of one object.
+    pub(super) fn drop_all_of(&self, path: &str) {
+        lock(&self.0.state).bodies.retain(|body| body.path != path);
+    }
+
     /// Keeps a body, in the place of the oldest.
     pub(super) fn keep(&self, body: OpenBody) {
+        self.0.is_needed.store(true, Ordering::Relaxed);
         let bodies = &mut lock(&self.0.state).bodies;
         if bodies.len() >= MOST {
             bodies.remove(0);

@@ -74,9 +74,16 @@ fn is_named_part(head: &Head<'_>, wanted: &Range<u64>) -> bool {
     named.is_some_and(|(range, _)| head.content_length.is_none_or(|bytes| bytes == range.end - range.start))
 }
 
-/// Whether a refusal may be one of the range, and not of the object.
-pub(super) fn may_be_of_the_range(refusal: FetchErrorKind) -> bool {
-    matches!(refusal, FetchErrorKind::Refused(400 | 403 | 405 | 406 | 412 | 413 | 500 | 501 | 502))
+/// Whether a failure after so many bytes may be one of the range, and not of the object or of the moment. A redirect may
+/// have led elsewhere.
+pub(super) fn may_be_of_the_range(kind: FetchErrorKind, came_bytes: u64, is_elsewhere: bool) -> bool {
+    use FetchErrorKind::{Broken, Corrupt, Missing, Protocol, Refused, Stalled, Unreachable};
+    match kind {
+        Corrupt => true,
+        Unreachable => is_elsewhere,
+        Refused(status) => !matches!(status, 401 | 407 | 429 | 503),
+        kind => came_bytes == 0 && matches!(kind, Broken | Missing | Protocol | Stalled),
+    }
 }
 
 fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {

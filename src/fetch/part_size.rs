@@ -27,12 +27,14 @@ struct State {
     grow_after: u32,
     /// Whether the size was doubled and nothing of that size came yet.
     is_trial: bool,
+    /// Whether anything ever came.
+    is_served: bool,
 }
 
 impl Default for PartSize {
     fn default() -> Self {
         let (most_bytes, grow_after) = (u64::MAX, GROW_AFTER);
-        Self(Mutex::new(State { most_bytes, failures: 0, came: 0, grow_after, is_trial: false }))
+        Self(Mutex::new(State { most_bytes, failures: 0, came: 0, grow_after, is_trial: false, is_served: false }))
     }
 }
 
@@ -41,18 +43,22 @@ impl PartSize {
         lock(&self.0).most_bytes
     }
 
-    /// Notes that nothing came of so many bytes that were asked for.
-    pub(super) fn failed(&self, asked_bytes: u64, kind: FetchErrorKind) {
-        use FetchErrorKind::{Broken, Protocol, Refused, Stalled};
-        // Of what is not there, a part is not there either, and a server that asks for patience says 429 or 503.
+    /// Notes that so many bytes were asked for, and that it failed after so many. What looks through an answer before
+    /// it passes it on sends some bytes of it meanwhile, so that the connection looks alive.
+    pub(super) fn failed(&self, asked_bytes: u64, came_bytes: u64, kind: FetchErrorKind) {
+        use FetchErrorKind::{Broken, Missing, Protocol, Refused, Stalled};
+        let mut state = lock(&self.0);
+        // A part of what is not there is not there either, and a server with too much to do says 503; but some filters
+        // say so of what is large, while what is small comes.
         let may_be_of_the_size = match kind {
-            Refused(status) => !matches!(status, 401 | 407 | 429 | 503),
-            kind => matches!(kind, Broken | Protocol | Stalled),
+            Missing | Refused(503) => state.is_served,
+            Refused(status) => !matches!(status, 401 | 407 | 429),
+            Stalled => came_bytes < asked_bytes / 2,
+            kind => matches!(kind, Broken | Protocol) && came_bytes < LEAST,
         };
         if asked_bytes <= LEAST || !may_be_of_the_size {
             return;
         }
-        let mut state = lock(&self.0);
         state.came = 0;
         if std::mem::take(&mut state.is_trial) {
             state.most_bytes = (state.most_bytes / 2).max(LEAST);
@@ -68,7 +74,7 @@ impl PartSize {
     /// Notes that so many bytes came of one answer.
     pub(super) fn came(&self, bytes: u64) {
         let mut state = lock(&self.0);
-        state.failures = 0;
+        (state.failures, state.is_served) = (0, true);
         if state.most_bytes == u64::MAX || bytes < state.most_bytes / 2 {
             return;
         }
@@ -95,7 +101,7 @@ mod tests {
             let part = left.min(size.most_bytes());
             if part > limit {
                 refused += 1;
-                size.failed(part, kind);
+                size.failed(part, 7, kind);
             } else {
                 came += 1;
                 left -= part;
@@ -107,9 +113,11 @@ mod tests {
 
     #[test]
     fn a_limit_is_found_in_a_few_steps_and_tried_seldom() {
-        for kind in [FetchErrorKind::Refused(403), FetchErrorKind::Broken, FetchErrorKind::Stalled] {
+        use FetchErrorKind::{Broken, Missing, Refused, Stalled};
+        for kind in [Refused(403), Broken, Stalled, Missing, Refused(503)] {
             for limit in [100_000, 1 << 20, 5_000_000] {
                 let size = PartSize::default();
+                size.came(1000);
                 let (_, refused) = asked(&size, 8 << 20, limit, kind);
                 assert!(refused <= 4, "{limit}: {refused}");
                 let (came, refused) = asked(&size, 300 << 20, limit, kind);
@@ -123,14 +131,16 @@ mod tests {
     fn what_is_no_matter_of_size_changes_nothing() {
         let size = PartSize::default();
         for _ in 0..100 {
-            size.failed(8 << 20, FetchErrorKind::Missing);
-            size.failed(8 << 20, FetchErrorKind::Refused(503));
-            size.failed(8 << 20, FetchErrorKind::Unreachable);
-            size.failed(LEAST, FetchErrorKind::Broken);
+            size.failed(8 << 20, 0, FetchErrorKind::Missing);
+            size.failed(8 << 20, 0, FetchErrorKind::Refused(503));
+            size.failed(8 << 20, 0, FetchErrorKind::Unreachable);
+            size.failed(LEAST, 0, FetchErrorKind::Broken);
+            size.failed(8 << 20, LEAST, FetchErrorKind::Broken);
+            size.failed(8 << 20, 4 << 20, FetchErrorKind::Stalled);
         }
-        size.failed(8 << 20, FetchErrorKind::Broken);
+        size.failed(8 << 20, 0, FetchErrorKind::Broken);
         size.came(8 << 20);
-        size.failed(8 << 20, FetchErrorKind::Broken);
+        size.failed(8 << 20, 0, FetchErrorKind::Broken);
         assert_eq!(size.most_bytes(), u64::MAX);
     }
 

@@ -190,6 +190,8 @@ impl Requests {
                 return Err(error);
             }
             unserved += 1;
+            // Where a server has so many connections for each client, those that are kept are what keeps this one out.
+            self.addresses.give_up_kept();
             log::debug!("{}; asking another address of the host", error.chain());
         }
     }

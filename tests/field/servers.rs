@@ -15,6 +15,7 @@ use crate::support::tls::{ALWAYS, Authority, authority_as_server};
 use crate::support::{Fixture, MemoryTarget, sample_image};
 
 mod addresses;
+mod connections;
 mod heads;
 mod mirrors;
 mod paths;

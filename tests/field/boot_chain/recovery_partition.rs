@@ -334,6 +334,8 @@ fn what_cannot_be_mended_is_named() {
     });
 }
 
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// No superblock is left, as after another `mkfs`, a dead flash or a cleared region: the kinds of
 /// <https://github.com/pbatard/rufus/issues/1507>, for the partition that brings everything back.
 #[test]
@@ -346,7 +348,7 @@ fn a_partition_of_which_nothing_is_left_is_made_anew() {
         let noise = |partition: &mut Vec<u8>| {
             partition.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 31 % 251) as u8);
         };
-        let damages: [&dyn Fn(&mut Vec<u8>); 4] = [
+        let damages: [Damage<'_>; 4] = [
             &|partition| partition.fill(0),
             &|partition| partition.fill(0xff),
             &noise,

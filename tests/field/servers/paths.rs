@@ -69,7 +69,8 @@ fn large_packets_that_vanish_on_the_way_are_followed_by_small_ones() {
             let (result, retries) = flash_with(&fixture, std::slice::from_ref(&url), &options);
             result.unwrap_or_else(|error| panic!("{mtu} {url}: {}; {retries:?}", chain(&error)));
             println!("{mtu} {url}: {:?} {retries:?}", began.elapsed());
-            assert_eq!(retries.is_empty(), stalls == 0, "{mtu} {url}: {retries:?}");
+            // What is silent on a kept connection is asked for at once on another one.
+            assert!(stalls > 0 || retries.is_empty(), "{mtu} {url}: {retries:?}");
             assert!(began.elapsed() < stall * (3 * stalls + 2), "{mtu} {url}: {:?} {retries:?}", began.elapsed());
         }
     });

@@ -159,24 +159,43 @@ fn check_names_every_fault_of_a_project_at_once() {
     let here = &project.root();
     project.change("recipe.toml", "packages = [", "pakages = [");
     project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
-    project.change("layout.toml", "2GiB", "20GiB");
+    project.change("layout.toml", "256MiB", "4MiB");
     std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let text = fails(here, &["check"]);
     for said in [
         "pakages",
         "machine.product is \"leg\"",
-        "disk.size_mib",
+        "layout.toml: partition \"recovery\" has 4 MiB, and its file system needs 96 MiB: set its size to \"96MiB\"",
         "chmod 600",
         "not checked, since the recipe",
         "4 of 8 parts",
     ] {
         assert!(text.contains(said), "{said}: {text}");
     }
+    // What is wrong with a layout is so for `release`, before it signs anything, and for `disk`.
+    project.change("site.toml", "product = \"leg\"", "product = \"arm\"");
+    for line in [&["release", "--version", "1"][..], &["disk"]] {
+        let text = fails(here, line);
+        assert!(text.contains("partition \"recovery\" has 4 MiB"), "{line:?}: {text}");
+    }
+    assert!(!here.join("dist/release").exists(), "nothing was signed");
     project.change("reflash-project.toml", "hardware", "hardwear");
     let text = fails(here, &["serve"]);
     assert!(text.contains("hardwear") && text.contains("line "), "{text}");
     // `init` has nothing to do with a project around it.
     succeeds(here, &["init", "inner", "--yes"]);
+}
+
+/// The disk of machines is not the one that `disk` makes: a good layout was called wrong.
+#[test]
+fn a_layout_for_larger_disks_than_the_image_is_right_and_its_disk_is_said() {
+    let project = Project::new();
+    project.change("layout.toml", "2GiB", "20GiB");
+    let here = &project.root();
+    let text = succeeds(here, &["check"]);
+    assert!(text.contains("for disks of 20931 MiB or more; `disk` would refuse its 8192 MiB"), "{text}");
+    let text = fails(here, &["disk"]);
+    assert!(text.contains("layout.toml needs a disk of 20931 MiB, and this one has 8192 (--size-mib"), "{text}");
 }
 
 /// A person who types the next command too early, or a channel wrongly, gets the one that comes before.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use reflash::release::layout::Role;
 use reflash::release::rollout::rollout_path;
 
 use crate::invocation::{program, quoted};
@@ -16,8 +17,7 @@ use crate::project::{self, Project};
 use crate::publish::location;
 use crate::recipe::Recipe;
 use crate::release::{self, OfferedTo, Spec, history};
-use crate::step::mib;
-use crate::{disk, image, keygen, site, trusted};
+use crate::{disk, image, keygen, layout_room, site, trusted};
 
 /// Checks the project.
 ///
@@ -101,22 +101,20 @@ fn check_site(project: &Project) -> Result<String> {
 fn check_layout(project: &Project, image: &Path) -> Result<String> {
     let Some(path) = &project.layout else { return Ok(ABSENT.into()) };
     let layout = disk::read_layout(path)?;
-    let disk_bytes = project.disk.size_mib.map_or(disk::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20));
-    let placed = layout.place(disk_bytes).with_context(|| {
-        format!("{} on a disk of {} (disk.size_mib in the project file)", path.display(), mib(disk_bytes))
-    })?;
-    let system = placed.iter().find(|placed| placed.partition.role == reflash::release::layout::Role::System);
-    let room = system.map_or(0, |system| system.size_bytes);
-    if let Ok(image) = image::Description::beside(image) {
-        ensure!(
-            image.image_bytes <= room,
-            "the image has {}, and the system partition of {} has {}",
-            mib(image.image_bytes),
-            path.display(),
-            mib(room)
-        );
-    }
-    Ok(format!("{} partitions, {} for the system", placed.len(), mib(room)))
+    let image_bytes = image::Description::beside(image).map_or(0, |image| image.image_bytes);
+    let disk_mib = layout_room::smallest_disk_mib(&layout, image_bytes).with_context(|| path.display().to_string())?;
+    let system = layout.partitions.iter().find(|partition| partition.role == Role::System);
+    let system = system.map_or_else(String::new, |system| system.size.to_string());
+    // What `disk` makes may be smaller: most projects make none, and `disk` refuses it.
+    let made_mib = project.disk.size_mib.unwrap_or(disk::DEFAULT_BYTES >> 20);
+    let too_small = match made_mib < disk_mib {
+        true => format!("; `disk` would refuse its {made_mib} MiB (disk.size_mib)"),
+        false => String::new(),
+    };
+    Ok(format!(
+        "{} partitions, {system} for the system, for disks of {disk_mib} MiB or more{too_small}",
+        layout.partitions.len()
+    ))
 }
 
 fn check_public(project: &Project) -> Result<String> {

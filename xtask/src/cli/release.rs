@@ -13,7 +13,7 @@ use crate::project::needed;
 use crate::release::history::{self, PastRelease};
 use crate::release::{self, Allow, DEFAULT_CHANNEL, OfferedTo, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
-use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, offered, site, trusted};
+use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, layout_room, offered, site, trusted};
 
 /// Options of `release`. Those that a project file gives are optional here and asked for when they are missing.
 #[derive(Debug, clap::Args)]
@@ -143,6 +143,10 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     if args.site.is_some() {
         let checked = site::read(args.site.as_deref(), args.assets.as_deref())?.check()?;
         checked.check_fit(&spec.product, &spec.hardware, &spec.channel)?;
+    }
+    if let (Some(layout), Some(path)) = (&spec.layout, &args.layout) {
+        let image_bytes = spec.image.metadata().with_context(|| format!("look at {}", spec.image.display()))?.len();
+        layout_room::smallest_disk_mib(layout, image_bytes).with_context(|| path.display().to_string())?;
     }
     let key = keygen::load_secret(key)?;
     let to = if args.for_rollout { OfferedTo::NobodyYet } else { OfferedTo::Everybody };

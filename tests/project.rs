@@ -86,6 +86,27 @@ fn nothing_is_typed_twice_from_init_to_a_release() {
     assert!(text.contains("machine.product is \"arm\""), "{text}");
 }
 
+/// `--again` named a file that it had not written, and no robot was offered the release; the list called another one
+/// offered.
+#[test]
+fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    succeeds(here, &["release", "--version", "1"]);
+    succeeds(here, &["release", "--version", "2", "--for-rollout"]);
+    succeeds(here, &["rollout", "start", "2", "--share", "100"]);
+    let text = succeeds(here, &["release", "--again", "1"]);
+    assert!(text.contains("dist/release/stable/history/3.json") && !text.contains("manifest.json"), "{text}");
+    assert!(text.contains("no robot is offered it yet: `reflash-build rollout start 3 --share 100` does"), "{text}");
+    let list = says(here, &["release", "--list"]);
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(!lines[0].contains("roll-out") && lines[1].ends_with("roll-out: all robots"), "{list}");
+    assert!(lines[2].contains("for agents without roll-outs") && !list.contains("offered now"), "{list}");
+    assert!(succeeds(here, &["check"]).contains("`reflash-build rollout status`"));
+    succeeds(here, &["rollout", "start", "3", "--share", "100"]);
+    assert!(says(here, &["release", "--list"]).lines().next().unwrap().ends_with("roll-out: all robots"));
+}
+
 #[test]
 fn a_release_that_would_end_its_channel_is_refused_before_long_work() {
     let project = Project::new().without_layout();

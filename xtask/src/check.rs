@@ -200,8 +200,10 @@ fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> 
     let made = described.map_or("no image yet".to_owned(), |image| format!("image {} {}", image.name, image.version));
     let past = history::releases(&tree, &project.channel)?;
     let offered = past.iter().find(|past| past.offered);
-    let offered = offered.map_or("nothing is offered yet".to_owned(), |past| {
-        format!("{} (serial {}) is offered", past.manifest.version, past.manifest.serial)
-    });
+    let offered = match offered {
+        None => "nothing is offered yet".to_owned(),
+        Some(_) if is_rolled_out => format!("a roll-out has who is offered what: `{} rollout status`", program()),
+        Some(past) => format!("{} (serial {}) is offered", past.manifest.version, past.manifest.serial),
+    };
     Ok(format!("{made}; {offered}"))
 }

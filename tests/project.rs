@@ -86,6 +86,22 @@ fn nothing_is_typed_twice_from_init_to_a_release() {
     assert!(text.contains("machine.product is \"arm\""), "{text}");
 }
 
+/// In a root shell no key was found, and nothing said so between the image and the robot on the bench.
+#[test]
+fn a_robot_that_nobody_can_log_in_to_is_said_by_each_command_that_makes_it() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    let warning = "nobody will be able to log in by ssh";
+    std::fs::write(here.join("files/authorized_keys"), "# none\n").unwrap();
+    assert!(succeeds(here, &["release", "--version", "1"]).contains(warning));
+    project.image(2);
+    std::fs::write(here.join("files/authorized_keys"), "ssh-ed25519 AAAA ada@desk\n").unwrap();
+    assert!(!succeeds(here, &["release", "--version", "2"]).contains(warning));
+    // What `init --yes` has chosen, it says.
+    let text = succeeds(here, &["init", "other", "--yes", "--ssh-key", "files/authorized_keys"]);
+    assert!(text.contains("the ssh key of ada@desk may log in") && text.contains(":8080, for a bench"), "{text}");
+}
+
 /// `--again` named a file that it had not written, and no robot was offered the release; the list called another one
 /// offered.
 #[test]

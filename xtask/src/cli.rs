@@ -101,7 +101,7 @@ pub fn run(cli: Cli) -> Result<()> {
     // Most often the person stands in another directory than they think.
     done.map_err(|error| match error.is::<MissingValue>() && project.is_none() {
         true => error.context(format!("there is no {} here or in a directory above", project::FILE)),
-        false => error,
+        false => surroundings::blame_root(error, &[paths.dist(), paths.work()]),
     })
 }
 

@@ -81,6 +81,9 @@ pub struct ReleaseArgs {
     /// Configuration of the machines, which is compared with the release.
     #[arg(skip)]
     pub site: Option<PathBuf>,
+    /// Recipe of the image, for a warning when nobody could log in.
+    #[arg(skip)]
+    pub recipe: Option<PathBuf>,
     /// Names of machines for that configuration.
     #[arg(skip)]
     pub assets: Option<PathBuf>,
@@ -174,6 +177,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         waits_for_rollout(released.manifest.serial, 5);
     }
     eprintln!("  {}", room_for_undo(released.partition_bytes));
+    image::named::warn_without_keys(args.recipe.as_deref());
     Ok(())
 }
 

@@ -119,6 +119,9 @@ fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
     assert!(!lines[0].contains("roll-out") && lines[1].ends_with("roll-out: all robots"), "{list}");
     assert!(lines[2].contains("for agents without roll-outs") && !list.contains("offered now"), "{list}");
     assert!(succeeds(here, &["check"]).contains("`reflash-build rollout status`"));
+    // A misspelt directory was watched without a word.
+    let text = succeeds(here, &["rollout", "watch", "--once", "--reports", "pots"]);
+    assert!(text.contains("warning: there is no pots"), "{text}");
     succeeds(here, &["rollout", "start", "3", "--share", "100"]);
     assert!(says(here, &["release", "--list"]).lines().next().unwrap().ends_with("roll-out: all robots"));
 }

@@ -218,7 +218,7 @@ fn the_container_has_what_the_builder_would_ask_for() {
     };
     assert_eq!(packages(&lines[stages[0]..stages[1]]), wanted(&[Need::Agent], &[]));
     let needs = [Need::Initramfs, Need::Image, Need::Ansible, Need::Disk, Need::Media];
-    assert_eq!(packages(&lines[stages[1]..]), wanted(&needs, &["git", "ca-certificates"]));
+    assert_eq!(packages(&lines[stages[1]..]), wanted(&needs, &["awscli", "git", "ca-certificates"]));
     let install = lines.iter().find(|line| line.contains("cargo xtask")).unwrap();
     assert_eq!(refused(&words(install.strip_prefix("RUN ").unwrap()).unwrap()), None);
 }

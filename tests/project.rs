@@ -111,6 +111,9 @@ fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
     succeeds(here, &["release", "--version", "1"]);
     succeeds(here, &["release", "--version", "2", "--for-rollout"]);
     succeeds(here, &["rollout", "start", "2", "--share", "100"]);
+    let text = succeeds(here, &["release", "--version", "2", "--serial", "3", "--for-rollout"]);
+    assert!(text.contains("version 2 was released before, as serial 2"), "{text}");
+    std::fs::remove_file(here.join("dist/release/stable/history/3.json")).unwrap();
     let text = succeeds(here, &["release", "--again", "1"]);
     assert!(text.contains("dist/release/stable/history/3.json") && !text.contains("manifest.json"), "{text}");
     assert!(text.contains("no robot is offered it yet: `reflash-build rollout start 3 --share 100` does"), "{text}");
@@ -232,7 +235,11 @@ fn a_layout_for_larger_disks_than_the_image_is_right_and_its_disk_is_said() {
     let project = Project::new();
     project.change("layout.toml", "2GiB", "20GiB");
     let here = &project.root();
+    let recipe = std::fs::read_to_string(here.join("recipe.toml")).unwrap();
+    let suite = recipe.lines().find(|line| line.starts_with("suite = ")).unwrap();
+    project.change("recipe.toml", suite, "suite = \"bokworm\"");
     let text = succeeds(here, &["check"]);
+    assert!(text.contains("\"bokworm\" is no code name that is known here"), "{text}");
     assert!(text.contains("for disks of 20931 MiB or more; `disk` would refuse its 8192 MiB"), "{text}");
     let text = fails(here, &["disk"]);
     assert!(text.contains("layout.toml needs a disk of 20931 MiB, and this one has 8192 (--size-mib"), "{text}");

@@ -17,7 +17,7 @@ use crate::project::{self, Project};
 use crate::publish::location;
 use crate::recipe::Recipe;
 use crate::release::{self, OfferedTo, Spec, history};
-use crate::{disk, image, keygen, layout_room, site, trusted};
+use crate::{disk, image, init, keygen, layout_room, site, trusted};
 
 /// Checks the project.
 ///
@@ -85,7 +85,13 @@ fn check_recipe(project: &Project) -> Result<String> {
     image::accounts::KeptNumbers::gather(&recipe, directory, None)?;
     let people = image::named::without_keys(&recipe, directory)
         .map_or_else(String::new, |file| format!("; NOBODY CAN LOG IN by ssh: {} has no key", file.display()));
-    Ok(format!("{} {}, {} packages{people}", recipe.name, recipe.version, recipe.distribution.packages.len()))
+    let distribution = &recipe.distribution;
+    // A source has none. A name that is newer than this builder, or of another distribution, may be right.
+    let suite = match distribution.suite.is_empty() || init::is_known_suite(&distribution.suite) {
+        true => String::new(),
+        false => format!("; distribution.suite: {:?} is no code name that is known here", distribution.suite),
+    };
+    Ok(format!("{} {}, {} packages{suite}{people}", recipe.name, recipe.version, distribution.packages.len()))
 }
 
 fn check_site(project: &Project) -> Result<String> {

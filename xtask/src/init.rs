@@ -20,8 +20,8 @@ use crate::site::SiteTexts;
 use crate::step::produced;
 use crate::{embedded, keygen};
 
-pub use answers::InitArgs;
 use answers::{Answers, Host};
+pub use answers::{InitArgs, is_known_suite};
 
 const PROJECT: &str = include_str!("init/project.toml");
 const SITE: &str = include_str!("init/site.toml");

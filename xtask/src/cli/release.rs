@@ -164,6 +164,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let key = keygen::load_secret(key)?;
     let to = if args.for_rollout { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
     release::refuse_early(to, &spec, key.keynum(), &out)?;
+    warn_of_same_version(&spec, &out)?;
     spec.files = files(&args, paths, assume_yes)?;
     let before = (out.as_path(), spec.channel.as_str());
     let software = paths.work().join("release");
@@ -178,6 +179,18 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     }
     eprintln!("  {}", room_for_undo(released.partition_bytes));
     image::named::warn_without_keys(args.recipe.as_deref());
+    Ok(())
+}
+
+/// Robots go by the serial, and people by the version: two releases of one version are mostly a forgotten step.
+fn warn_of_same_version(spec: &Spec, tree: &Path) -> Result<()> {
+    let known = history::releases(tree, &spec.channel)?;
+    if let Some(past) = known.iter().find(|past| past.manifest.version == spec.version) {
+        let (version, serial) = (&spec.version, past.manifest.serial);
+        eprintln!(
+            "  warning: version {version} was released before, as serial {serial}: raise `version` in the recipe"
+        );
+    }
     Ok(())
 }
 

@@ -110,6 +110,11 @@ const DEBIAN: &[&str] = &["bullseye", "bookworm", "trixie", "forky", "duke", "si
 /// Code names of Ubuntu.
 const UBUNTU: &[&str] = &["focal", "jammy", "noble", "plucky", "questing", "resolute"];
 
+/// Whether a code name is one of Debian or Ubuntu, as far as they are known here.
+pub fn is_known_suite(suite: &str) -> bool {
+    DEBIAN.contains(&suite) || UBUNTU.contains(&suite)
+}
+
 /// Answers to one question before the program gives up.
 const MOST_ATTEMPTS: u32 = 5;
 
@@ -286,7 +291,7 @@ impl Answers {
         })?;
         let suite = args.suite.clone().or_else(|| host.suite.clone()).unwrap_or_else(|| "bookworm".to_owned());
         ensure!(
-            host.suite.as_ref() == Some(&suite) || DEBIAN.contains(&suite.as_str()) || UBUNTU.contains(&suite.as_str()),
+            host.suite.as_ref() == Some(&suite) || is_known_suite(&suite),
             "suite {suite:?} is none that is known here: {}, {}; for another one write distribution.suite into recipe.toml",
             DEBIAN.join(", "),
             UBUNTU.join(", ")

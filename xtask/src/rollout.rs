@@ -116,8 +116,8 @@ pub enum RolloutAction {
     Publish,
 }
 
-/// Which robots the roll-out of a tree offers each of its releases to, by serial; `None` where the channel has no
-/// roll-out. For people: signatures are not looked at.
+/// Returns whom the roll-out of a tree offers each of its releases to, by serial; `None` where the channel has none. It
+/// is for people: signatures are not looked at.
 ///
 /// # Errors
 /// When the files of the roll-out cannot be read.

@@ -4,15 +4,10 @@
 //! one). A list of what may pass was preferred to one of what may not, which is never complete.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Error;
 use rustix::fs::Mode;
-
-use crate::host_packages::{as_root, is_root};
 
 /// Variables that every tool sees.
 const PASSED: &[&str] = &[
@@ -57,29 +52,6 @@ const FIXED: &[(&str, &str)] = &[
 /// Directories that Debian leaves out of an ordinary user's search path. mke2fs, depmod and sfdisk lie there, and need
 /// no root for what the builder does with them.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
-
-/// Adds the usual reason to an error about permissions: what is built belongs to root once a command ran as root.
-#[must_use]
-pub fn blame_root(error: Error, places: &[PathBuf]) -> Error {
-    let is_denied = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
-    };
-    if !error.chain().any(is_denied) || is_root() {
-        return error;
-    }
-    let is_of_root = |place: &&PathBuf| {
-        let places = [place.to_path_buf(), place.join("release")];
-        places.iter().any(|place| place.metadata().is_ok_and(|found| found.uid() == 0))
-    };
-    match places.iter().find(is_of_root) {
-        Some(place) => error.context(format!(
-            "{} belongs to root, since an earlier command ran as root: run this one as root too: {}",
-            place.display(),
-            as_root()
-        )),
-        None => error,
-    }
-}
 
 /// Gives new files of this process, and of every tool that it starts, the permissions that a recipe expects. Must be
 /// called before the first thread, since the mask belongs to all of them. A hardened host has 027 or 077, and

@@ -346,7 +346,8 @@ fn a_partition_of_which_nothing_is_left_is_made_anew() {
         let noise = |partition: &mut Vec<u8>| {
             partition.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 31 % 251) as u8);
         };
-        let damages: [&dyn Fn(&mut Vec<u8>); 4] = [
+        type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+        let damages: [Damage<'_>; 4] = [
             &|partition| partition.fill(0),
             &|partition| partition.fill(0xff),
             &noise,

@@ -47,6 +47,18 @@ fn state() -> (tempfile::TempDir, String) {
     (state, path)
 }
 
+/// A unit that failed beside the robot's work would be noise in each journal, every ten minutes.
+#[test]
+fn an_update_in_the_background_ends_well_however_early_it_fails() {
+    for (more, exit) in [(&[][..], Exit::Failed), (&["--background"], Exit::Done)] {
+        // No directory can be made below a file.
+        let line = [&["update", "--store", "/dev/null/below/store"], more].concat();
+        let output = reflash(&line).output().unwrap();
+        assert_eq!(code(&output), exit, "{output:?}");
+        assert!(!text(&output.stderr).is_empty(), "{line:?}");
+    }
+}
+
 #[test]
 fn help_is_printed_for_every_command() {
     for row in COMMANDS {

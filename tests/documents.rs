@@ -218,7 +218,7 @@ fn the_container_has_what_the_builder_would_ask_for() {
     };
     assert_eq!(packages(&lines[stages[0]..stages[1]]), wanted(&[Need::Agent], &[]));
     let needs = [Need::Initramfs, Need::Image, Need::Ansible, Need::Disk, Need::Media];
-    assert_eq!(packages(&lines[stages[1]..]), wanted(&needs, &["git", "ca-certificates"]));
+    assert_eq!(packages(&lines[stages[1]..]), wanted(&needs, &["awscli", "git", "ca-certificates"]));
     let install = lines.iter().find(|line| line.contains("cargo xtask")).unwrap();
     assert_eq!(refused(&words(install.strip_prefix("RUN ").unwrap()).unwrap()), None);
 }
@@ -233,18 +233,21 @@ fn chain() -> Vec<String> {
     lines
 }
 
-/// Runs lines as a person would paste them, in a home of its own, with the builder on the search path.
+/// Runs lines as a person would paste them, in a home of its own with an ssh key, with the builder on the search path.
 fn paste(home: &Path, lines: &[String], more: &[(&str, &str)]) -> String {
     let bin = home.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     let builder = Path::new(env!("CARGO_BIN_EXE_reflash-build"));
     let _ = std::os::unix::fs::symlink(builder, bin.join("reflash-build"));
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    std::fs::create_dir_all(home.join(".ssh")).unwrap();
+    std::fs::write(home.join(".ssh/id_ed25519.pub"), "ssh-ed25519 AAAA ada@desk\n").unwrap();
+    let lines = lines.join("\n").replace("/home/YOU", home.to_str().unwrap());
     let mut shell = Command::new("sh");
     for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "REFLASH_DIST", "REFLASH_WORK", "REFLASH_PROJECT"] {
         shell.env_remove(name);
     }
-    shell.args(["-exc", &lines.join("\n")]).current_dir(home).env("HOME", home).env("PATH", path);
+    shell.args(["-exc", &lines]).current_dir(home).env("HOME", home).env("PATH", path);
     let output = shell.envs(more.iter().copied()).stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
@@ -258,6 +261,7 @@ fn the_chain_of_the_readme_makes_a_project_that_passes_its_check() {
     let end = lines.iter().position(|line| line.starts_with("reflash-build image")).unwrap();
     let text = paste(home.path(), &lines[..end], &[]);
     assert!(text.contains("next release: no image yet; nothing is offered yet"), "{text}");
+    assert!(!text.contains("NOBODY CAN LOG IN"), "{text}");
 }
 
 /// Blocks of a document's code, as they would be copied.

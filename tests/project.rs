@@ -86,6 +86,49 @@ fn nothing_is_typed_twice_from_init_to_a_release() {
     assert!(text.contains("machine.product is \"arm\""), "{text}");
 }
 
+/// In a root shell no key was found, and nothing said so between the image and the robot on the bench.
+#[test]
+fn a_robot_that_nobody_can_log_in_to_is_said_by_each_command_that_makes_it() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    let warning = "nobody will be able to log in by ssh";
+    std::fs::write(here.join("files/authorized_keys"), "# none\n").unwrap();
+    assert!(succeeds(here, &["release", "--version", "1"]).contains(warning));
+    project.image(2);
+    std::fs::write(here.join("files/authorized_keys"), "ssh-ed25519 AAAA ada@desk\n").unwrap();
+    assert!(!succeeds(here, &["release", "--version", "2"]).contains(warning));
+    // What `init --yes` has chosen, it says.
+    let text = succeeds(here, &["init", "other", "--yes", "--ssh-key", "files/authorized_keys"]);
+    assert!(text.contains("the ssh key of ada@desk may log in") && text.contains(":8080, for a bench"), "{text}");
+}
+
+/// `--again` named a file that it had not written, and no robot was offered the release; the list called another one
+/// offered.
+#[test]
+fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    succeeds(here, &["release", "--version", "1"]);
+    succeeds(here, &["release", "--version", "2", "--for-rollout"]);
+    succeeds(here, &["rollout", "start", "2", "--share", "100"]);
+    let text = succeeds(here, &["release", "--version", "2", "--serial", "3", "--for-rollout"]);
+    assert!(text.contains("version 2 was released before, as serial 2"), "{text}");
+    std::fs::remove_file(here.join("dist/release/stable/history/3.json")).unwrap();
+    let text = succeeds(here, &["release", "--again", "1"]);
+    assert!(text.contains("dist/release/stable/history/3.json") && !text.contains("manifest.json"), "{text}");
+    assert!(text.contains("no robot is offered it yet: `reflash-build rollout start 3 --share 100` does"), "{text}");
+    let list = says(here, &["release", "--list"]);
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(!lines[0].contains("roll-out") && lines[1].ends_with("roll-out: all robots"), "{list}");
+    assert!(lines[2].contains("for agents without roll-outs") && !list.contains("offered now"), "{list}");
+    assert!(succeeds(here, &["check"]).contains("`reflash-build rollout status`"));
+    // A misspelt directory was watched without a word.
+    let text = succeeds(here, &["rollout", "watch", "--once", "--reports", "pots"]);
+    assert!(text.contains("warning: there is no pots"), "{text}");
+    succeeds(here, &["rollout", "start", "3", "--share", "100"]);
+    assert!(says(here, &["release", "--list"]).lines().next().unwrap().ends_with("roll-out: all robots"));
+}
+
 #[test]
 fn a_release_that_would_end_its_channel_is_refused_before_long_work() {
     let project = Project::new().without_layout();
@@ -159,24 +202,47 @@ fn check_names_every_fault_of_a_project_at_once() {
     let here = &project.root();
     project.change("recipe.toml", "packages = [", "pakages = [");
     project.change("site.toml", "product = \"arm\"", "product = \"leg\"");
-    project.change("layout.toml", "2GiB", "20GiB");
+    project.change("layout.toml", "256MiB", "4MiB");
     std::fs::set_permissions(here.join("keys/reflash.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let text = fails(here, &["check"]);
     for said in [
         "pakages",
         "machine.product is \"leg\"",
-        "disk.size_mib",
+        "layout.toml: partition \"recovery\" has 4 MiB, and its file system needs 96 MiB: set its size to \"96MiB\"",
         "chmod 600",
         "not checked, since the recipe",
         "4 of 8 parts",
     ] {
         assert!(text.contains(said), "{said}: {text}");
     }
+    // What is wrong with a layout is so for `release`, before it signs anything, and for `disk`.
+    project.change("site.toml", "product = \"leg\"", "product = \"arm\"");
+    for line in [&["release", "--version", "1"][..], &["disk"]] {
+        let text = fails(here, line);
+        assert!(text.contains("partition \"recovery\" has 4 MiB"), "{line:?}: {text}");
+    }
+    assert!(!here.join("dist/release").exists(), "nothing was signed");
     project.change("reflash-project.toml", "hardware", "hardwear");
     let text = fails(here, &["serve"]);
     assert!(text.contains("hardwear") && text.contains("line "), "{text}");
     // `init` has nothing to do with a project around it.
     succeeds(here, &["init", "inner", "--yes"]);
+}
+
+/// The disk of machines is not the one that `disk` makes: a good layout was called wrong.
+#[test]
+fn a_layout_for_larger_disks_than_the_image_is_right_and_its_disk_is_said() {
+    let project = Project::new();
+    project.change("layout.toml", "2GiB", "20GiB");
+    let here = &project.root();
+    let recipe = std::fs::read_to_string(here.join("recipe.toml")).unwrap();
+    let suite = recipe.lines().find(|line| line.starts_with("suite = ")).unwrap();
+    project.change("recipe.toml", suite, "suite = \"bokworm\"");
+    let text = succeeds(here, &["check"]);
+    assert!(text.contains("\"bokworm\" is no code name that is known here"), "{text}");
+    assert!(text.contains("for disks of 20931 MiB or more; `disk` would refuse its 8192 MiB"), "{text}");
+    let text = fails(here, &["disk"]);
+    assert!(text.contains("layout.toml needs a disk of 20931 MiB, and this one has 8192 (--size-mib"), "{text}");
 }
 
 /// A person who types the next command too early, or a channel wrongly, gets the one that comes before.

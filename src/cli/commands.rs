@@ -277,7 +277,7 @@ pub static COMMANDS: &[CommandRow] = &[
             "An undo needs no network. `reflash status` says which release it leads back to, or why there is none. The release \
              that is taken back is refused from then on: it is not chosen again by itself. \"Recover/Reflash\" in the boot \
              menu, and --serial, lift that.",
-            "To erase everything, start the machine from a boot medium (cargo xtask media) or use `reflash provision`: from its \
+            "To erase everything, start the machine from a boot medium (`reflash-build media`) or use `reflash provision`: from its \
              own disk a machine cannot do that and survive a power cut.",
         ],
         read: read_request,

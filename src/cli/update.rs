@@ -19,6 +19,17 @@ use round::Round;
 const FAILED_REST_S: u64 = 1800;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    match one_round(options) {
+        // What fails beside the work of a robot is no failure of the robot: the journal is to show no failed unit.
+        Err(failure) if options.background => {
+            complain(&failure.text);
+            Ok(Exit::Done)
+        }
+        done => done,
+    }
+}
+
+fn one_round(options: &Options) -> Result<Exit, Failure> {
     let places = UpdatePlaces::of(options);
     if options.background && places.rests(now_unix_s()) {
         return Ok(Exit::Done);
@@ -29,7 +40,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     }
     let Some(_lock) = places.lock()? else {
         let text = "another `reflash update` is at work; `reflash status` shows how far it is".to_owned();
-        return in_background(options, Failure { text, exit: Exit::Later });
+        return Err(Failure { text, exit: Exit::Later });
     };
     // With a state partition that was mounted by hand this is a bench, and there is no robot to disturb.
     if options.state.is_none() {
@@ -66,21 +77,11 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
             let exit = if standing.state == UpdateState::Current { Exit::No } else { Exit::Done };
             answer(options, &standing, exit)
         }
-        Err(failure) => in_background(options, failure),
+        Err(failure) => Err(failure),
     }
 }
 
 fn answer(options: &Options, standing: &UpdateStanding, exit: Exit) -> Result<Exit, Failure> {
     print(options, &standing.to_json(), || standing.sentence.clone())?;
     Ok(if options.background { Exit::Done } else { exit })
-}
-
-/// What fails beside the work of a robot is no failure of the robot: a service that has failed would keep its next boot
-/// from being called good.
-fn in_background(options: &Options, failure: Failure) -> Result<Exit, Failure> {
-    if !options.background {
-        return Err(failure);
-    }
-    complain(&failure.text);
-    Ok(Exit::Done)
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use reflash::release::layout::Role;
 use reflash::release::rollout::rollout_path;
 
 use crate::invocation::{program, quoted};
@@ -16,8 +17,7 @@ use crate::project::{self, Project};
 use crate::publish::location;
 use crate::recipe::Recipe;
 use crate::release::{self, OfferedTo, Spec, history};
-use crate::step::mib;
-use crate::{disk, image, keygen, site, trusted};
+use crate::{disk, image, init, keygen, layout_room, site, trusted};
 
 /// Checks the project.
 ///
@@ -85,7 +85,13 @@ fn check_recipe(project: &Project) -> Result<String> {
     image::accounts::KeptNumbers::gather(&recipe, directory, None)?;
     let people = image::named::without_keys(&recipe, directory)
         .map_or_else(String::new, |file| format!("; NOBODY CAN LOG IN by ssh: {} has no key", file.display()));
-    Ok(format!("{} {}, {} packages{people}", recipe.name, recipe.version, recipe.distribution.packages.len()))
+    let distribution = &recipe.distribution;
+    // A source has none. A name that is newer than this builder, or of another distribution, may be right.
+    let suite = match distribution.suite.is_empty() || init::is_known_suite(&distribution.suite) {
+        true => String::new(),
+        false => format!("; distribution.suite: {:?} is no code name that is known here", distribution.suite),
+    };
+    Ok(format!("{} {}, {} packages{suite}{people}", recipe.name, recipe.version, distribution.packages.len()))
 }
 
 fn check_site(project: &Project) -> Result<String> {
@@ -101,22 +107,20 @@ fn check_site(project: &Project) -> Result<String> {
 fn check_layout(project: &Project, image: &Path) -> Result<String> {
     let Some(path) = &project.layout else { return Ok(ABSENT.into()) };
     let layout = disk::read_layout(path)?;
-    let disk_bytes = project.disk.size_mib.map_or(disk::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20));
-    let placed = layout.place(disk_bytes).with_context(|| {
-        format!("{} on a disk of {} (disk.size_mib in the project file)", path.display(), mib(disk_bytes))
-    })?;
-    let system = placed.iter().find(|placed| placed.partition.role == reflash::release::layout::Role::System);
-    let room = system.map_or(0, |system| system.size_bytes);
-    if let Ok(image) = image::Description::beside(image) {
-        ensure!(
-            image.image_bytes <= room,
-            "the image has {}, and the system partition of {} has {}",
-            mib(image.image_bytes),
-            path.display(),
-            mib(room)
-        );
-    }
-    Ok(format!("{} partitions, {} for the system", placed.len(), mib(room)))
+    let image_bytes = image::Description::beside(image).map_or(0, |image| image.image_bytes);
+    let disk_mib = layout_room::smallest_disk_mib(&layout, image_bytes).with_context(|| path.display().to_string())?;
+    let system = layout.partitions.iter().find(|partition| partition.role == Role::System);
+    let system = system.map_or_else(String::new, |system| system.size.to_string());
+    // What `disk` makes may be smaller: most projects make none, and `disk` refuses it.
+    let made_mib = project.disk.size_mib.unwrap_or(disk::DEFAULT_BYTES >> 20);
+    let too_small = match made_mib < disk_mib {
+        true => format!("; `disk` would refuse its {made_mib} MiB (disk.size_mib)"),
+        false => String::new(),
+    };
+    Ok(format!(
+        "{} partitions, {system} for the system, for disks of {disk_mib} MiB or more{too_small}",
+        layout.partitions.len()
+    ))
 }
 
 fn check_public(project: &Project) -> Result<String> {
@@ -202,8 +206,10 @@ fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> 
     let made = described.map_or("no image yet".to_owned(), |image| format!("image {} {}", image.name, image.version));
     let past = history::releases(&tree, &project.channel)?;
     let offered = past.iter().find(|past| past.offered);
-    let offered = offered.map_or("nothing is offered yet".to_owned(), |past| {
-        format!("{} (serial {}) is offered", past.manifest.version, past.manifest.serial)
-    });
+    let offered = match offered {
+        None => "nothing is offered yet".to_owned(),
+        Some(_) if is_rolled_out => format!("a roll-out has who is offered what: `{} rollout status`", program()),
+        Some(past) => format!("{} (serial {}) is offered", past.manifest.version, past.manifest.serial),
+    };
     Ok(format!("{made}; {offered}"))
 }

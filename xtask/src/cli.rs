@@ -2,6 +2,7 @@
 
 mod commands;
 mod defaults;
+mod denied;
 mod keygen;
 mod release;
 mod software;
@@ -101,7 +102,7 @@ pub fn run(cli: Cli) -> Result<()> {
     // Most often the person stands in another directory than they think.
     done.map_err(|error| match error.is::<MissingValue>() && project.is_none() {
         true => error.context(format!("there is no {} here or in a directory above", project::FILE)),
-        false => error,
+        false => denied::blame_root(error, &[paths.dist(), paths.work()]),
     })
 }
 

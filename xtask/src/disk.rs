@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use reflash::boot::disk_record::DISK_MIB;
 use reflash::boot::grubenv::GrubEnv;
 use reflash::boot::slots::{self, Slot};
@@ -24,7 +24,7 @@ use crate::initramfs::{self, BuiltRecovery};
 use crate::paths::{Paths, create_parent};
 use crate::project::needed;
 use crate::step::{output, produced, step};
-use crate::{boot_script, embedded, filesystem, site, templates, trusted};
+use crate::{boot_script, embedded, filesystem, layout_room, site, templates, trusted};
 
 pub use crate::filesystem::environment_without_system;
 
@@ -103,13 +103,19 @@ pub fn run(args: DiskArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         let wrong = "check what the machine will read (--unchecked makes it all the same)";
         texts.check().and_then(|checked| checked.check_files(&args.files)).context(wrong)?;
     }
-    ensure_installed(&[Need::Disk], assume_yes)?;
     let layout = match &args.layout {
         Some(path) => read_layout(path)?,
         None => toml::from_str(embedded::LAYOUT).context("read the layout of a GPT disk")?,
     };
     let size_mib = args.size_mib.unwrap_or(DEFAULT_BYTES / 1024 / 1024);
     let size = size_mib.checked_mul(1024 * 1024);
+    let name = args.layout.as_deref().map_or_else(|| "the layout".to_owned(), |path| path.display().to_string());
+    let needed_mib = layout_room::smallest_disk_mib(&layout, 0).with_context(|| name.clone())?;
+    ensure!(
+        needed_mib <= size_mib,
+        "{name} needs a disk of {needed_mib} MiB, and this one has {size_mib} (--size-mib, or disk.size_mib of a project)"
+    );
+    ensure_installed(&[Need::Disk], assume_yes)?;
     let parts = DiskParts {
         layout: &layout,
         disk_bytes: size.with_context(|| format!("--size-mib {size_mib}: no disk is that large"))?,

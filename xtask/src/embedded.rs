@@ -23,6 +23,8 @@ pub const RECIPE: &str = include_str!("../recipes/robot.toml");
 pub const LAYOUT: &str = include_str!("../recipes/layout.toml");
 /// Partition layout of an MBR disk: `xtask/recipes/layout-mbr.toml`.
 pub const LAYOUT_MBR: &str = include_str!("../recipes/layout-mbr.toml");
+/// Example layout of a GPT disk with two systems.
+pub const LAYOUT_TWO_SYSTEMS: &str = include_str!("../recipes/layout-two-systems.toml");
 
 /// Settings of systemd's watchdog for a system image.
 pub const WATCHDOG_SETTINGS: &str = include_str!("image/units/watchdog.conf");

@@ -18,10 +18,11 @@ pub struct ExamplesArgs {
     out: PathBuf,
 }
 
-const FILES: [(&str, &str, &str); 3] = [
+const FILES: [(&str, &str, &str); 4] = [
     ("recipe of a system image", "robot.toml", embedded::RECIPE),
     ("layout of a GPT disk", "layout.toml", embedded::LAYOUT),
     ("layout of an MBR disk", "layout-mbr.toml", embedded::LAYOUT_MBR),
+    ("layout of a GPT disk with two systems", "layout-two-systems.toml", embedded::LAYOUT_TWO_SYSTEMS),
 ];
 
 /// Writes the examples. A file that exists is never overwritten: somebody may have made it their own.
@@ -52,7 +53,7 @@ mod tests {
         let args = ExamplesArgs { out: directory.path().join("recipes") };
         run(&args).unwrap();
         Recipe::load(&args.out.join("robot.toml")).unwrap();
-        for name in ["layout.toml", "layout-mbr.toml"] {
+        for name in ["layout.toml", "layout-mbr.toml", "layout-two-systems.toml"] {
             read_layout(&args.out.join(name)).unwrap();
         }
         let own = args.out.join("robot.toml");

@@ -20,8 +20,8 @@ use crate::site::SiteTexts;
 use crate::step::produced;
 use crate::{embedded, keygen};
 
-pub use answers::InitArgs;
 use answers::{Answers, Host};
+pub use answers::{InitArgs, is_known_suite};
 
 const PROJECT: &str = include_str!("init/project.toml");
 const SITE: &str = include_str!("init/site.toml");
@@ -64,9 +64,17 @@ pub fn run(args: &InitArgs, assume_yes: bool) -> Result<()> {
         produced("secret key, enough to publish releases (keep a copy in a safe place)", &made.secret);
         produced("public key", &made.public);
     }
-    if answers.ssh_key.is_none() {
-        let file = directory.join("files/authorized_keys");
-        eprintln!("  nobody can log in yet: put a public ssh key into {}", file.display());
+    match answers.ssh_key.as_deref().and_then(|keys| keys.lines().next()?.split_whitespace().nth(2)) {
+        _ if answers.ssh_key.is_none() => {
+            let file = directory.join("files/authorized_keys");
+            eprintln!("  nobody can log in yet: put a public ssh key into {}", file.display());
+        }
+        Some(whose) => eprintln!("  the ssh key of {whose} may log in"),
+        None => {}
+    }
+    if args.urls.is_empty() {
+        let urls = answers.urls.join(", ");
+        eprintln!("  releases come from {urls}, for a bench: robots outside need one that stays, in {SITE_FILE}");
     }
     eprintln!("  product {} is ready: `{} check` in {}", project.product, program(), directory.display());
     Ok(())

@@ -124,8 +124,9 @@ pub struct BuiltRecovery {
 /// # Errors
 /// When a part cannot be built, or both are larger than a recovery partition should need.
 pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<BuiltRecovery> {
-    // First, so that no package is installed where there is no agent.
+    // First, so that no package is installed and no kernel fetched where there is no agent, or none of its notices.
     let agent = agent::obtain(paths, assume_yes)?;
+    let notices = notices::of_agent(paths)?;
     ensure_installed(&[Need::Initramfs], assume_yes)?;
     let kernel = kernel::fetch(paths)?;
     let dist = paths.dist();
@@ -135,7 +136,7 @@ pub fn recovery(paths: &Paths, keys: &[PathBuf], assume_yes: bool) -> Result<Bui
     let config = embedded::RECOVERY_CONFIG.as_bytes().to_vec();
     let mut files = vec![
         ArchiveEntry::file("/etc/reflash/reflash.toml", config, 0o644),
-        ArchiveEntry::file(notices::PATH, notices::of_agent(paths)?.into_bytes(), 0o644),
+        ArchiveEntry::file(notices::PATH, notices.into_bytes(), 0o644),
     ];
     for (name, key) in trusted::named(keys)? {
         files.push(ArchiveEntry::file(&format!("/etc/reflash/keys/{name}"), read(key)?, 0o644));

@@ -27,6 +27,7 @@ pub mod initramfs;
 pub mod install;
 pub mod invocation;
 pub mod kernel;
+pub mod layout_room;
 pub mod media;
 pub mod mirror;
 pub mod notices;

@@ -23,6 +23,7 @@ use reflash::machine::media::{self, MediaId};
 use reflash::release::manifest::{TrustedKeys, manifest_path, object_path};
 
 use crate::host_packages::{Need, ensure_installed};
+use crate::image::named;
 use crate::initramfs;
 use crate::invocation::quoted;
 use crate::paths::{Paths, create_parent};
@@ -88,6 +89,9 @@ pub struct MediaArgs {
     /// Make it although the configuration cannot work: what is missing comes from the kernel command line.
     #[arg(long)]
     unchecked: bool,
+    /// Recipe of the image, for a warning when nobody could log in.
+    #[arg(skip)]
+    pub recipe: Option<PathBuf>,
 }
 
 /// Makes a medium, or the files for network boot, as the command line says.
@@ -122,6 +126,11 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         arm: args.arm.as_deref(),
         timeout_s: (!args.wait).then_some(args.timeout_s),
     };
+    named::warn_without_keys(args.recipe.as_deref());
+    if let Some(disk) = &args.arm {
+        let which = if disk == "yes" { "any disk that it finds".into() } else { format!("the disk {disk}") };
+        eprintln!("  this medium ERASES {which}, without a question, on every machine that starts from it");
+    }
     match &args.netboot {
         Some(out) => netboot::build(&parts, out),
         None => {

@@ -10,13 +10,16 @@ mod status;
 mod terms;
 mod watch;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use reflash::release::rollout::{Rollout, halts_path, rollout_path};
 
 use crate::paths::Paths;
 use crate::project::needed;
 use crate::publish::{Store, location};
+use crate::release::rollout::{ChannelPlace, RolloutState, TreePlace};
 use crate::release::{DEFAULT_CHANNEL, keygen};
 use crate::trusted;
 pub use desk::Desk;
@@ -111,6 +114,22 @@ pub enum RolloutAction {
     Watch(WatchArgs),
     /// Send the roll-out of the tree, and the releases that it names, to the store.
     Publish,
+}
+
+/// Returns whom the roll-out of a tree offers each of its releases to, by serial; `None` where the channel has none. It
+/// is for people: signatures are not looked at.
+///
+/// # Errors
+/// When the files of the roll-out cannot be read.
+pub fn offers(tree: &Path, channel: &str) -> Result<Option<BTreeMap<u64, String>>> {
+    let tree = TreePlace(tree.to_owned());
+    let Some(rollout) = tree.read(&rollout_path(channel))? else { return Ok(None) };
+    let rollout: Rollout = serde_json::from_slice(&rollout).context("read the roll-out of the tree")?;
+    let path = halts_path(channel);
+    let halts = tree.read(&path)?.with_context(|| format!("{path} is missing beside the roll-out of the tree"))?;
+    let state = RolloutState { rollout, halts: serde_json::from_slice(&halts).context("read the halts of the tree")? };
+    let offers = state.rollout.releases.iter().map(|release| (release.serial, status::offer(&state, release)));
+    Ok(Some(offers.collect()))
 }
 
 fn open(options: &RolloutOptions, paths: &Paths) -> Result<Desk> {

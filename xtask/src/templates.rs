@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use reflash::jobs::provision::bootstrap::names;
+use reflash::release::layout::Role;
 
 use crate::filesystem::{self, environment_without_system};
 use crate::grub::GrubImages;
@@ -19,6 +20,19 @@ const ESP_BYTES: u64 = 48 * MIB;
 const STATE_BYTES: u64 = 48 * MIB;
 const RECOVERY_BYTES: u64 = 96 * MIB;
 const DATA_BYTES: u64 = 64 * MIB;
+
+/// Size of the template for a partition of this role, bytes: what such a partition must have at least. 0 where there is
+/// none.
+#[must_use]
+pub fn bytes(role: Role) -> u64 {
+    match role {
+        Role::Esp => ESP_BYTES,
+        Role::State => STATE_BYTES,
+        Role::Recovery => RECOVERY_BYTES,
+        Role::Data => DATA_BYTES,
+        Role::BiosBoot | Role::System | Role::System2 => 0,
+    }
+}
 
 /// First part of the file systems' UUIDs. Every new disk replaces them by UUIDs of its own; they are fixed here so that
 /// the same inputs give the same bytes.

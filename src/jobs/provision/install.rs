@@ -48,7 +48,7 @@ pub struct Site {
 pub enum InstallError {
     /// The release does not say how to lay out a disk. Nothing was written.
     #[error(
-        "release {version} has no partition layout: publish it with `cargo xtask release --layout`; nothing was written"
+        "release {version} has no partition layout: publish it with `reflash-build release --layout`; nothing was written"
     )]
     NoLayout {
         /// Version of the release.

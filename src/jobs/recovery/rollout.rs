@@ -147,9 +147,11 @@ fn chosen(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Option<Rel
             if authenticated(job, content).is_ok() {
                 end_trial(job);
             }
-            // Whoever plugged it in sees why it is not taken, whatever the other sources say.
-            let refused =
-                |why: &String| job.journal.note(&format!("the release that was plugged in is not taken: {why}"));
+            // Whoever chose it sees why it is not taken, whatever the other sources say.
+            let refused = |why: &String| {
+                let what = "the release of the USB drive, or of the directory that comes first, is not taken";
+                job.journal.note(&format!("{what}: {why}"));
+            };
             release = suitable(job, record, content).inspect_err(refused).ok();
         }
         Ok(())

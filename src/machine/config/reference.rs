@@ -10,11 +10,20 @@ use super::{BootArgs, BootArgument, ConfigKey, Presence, SYSTEM_ARGUMENTS, Secti
 const HEAD: &str = "\
 # Configuration
 
-A machine reads `reflash.toml` in three layers, and the later one wins key by key:
+Recovery reads `reflash.toml` in three layers, and the later one wins key by key:
 
 1. `/etc/reflash/reflash.toml` of the recovery initramfs ([initramfs/reflash.toml](../initramfs/reflash.toml)),
 2. `reflash.toml` of the recovery partition,
 3. `reflash.ARGUMENT=VALUE` on the kernel command line, for the keys that have an argument.
+
+The commands of the running system (`reflash update`, `reflash request newer`, `reflash report` and the others) read:
+
+1. `/etc/reflash/reflash.toml` of the system, which a release brings,
+2. `reflash.toml` of the recovery partition: what stands there, no release changes,
+3. the options of the command line, such as `--url` and `--channel`.
+
+So a release can set what the recovery partition leaves open, for the running system alone: recovery never reads a file
+of the system. `--config FILE` takes the place of both files.
 
 A command, the builder and provisioning refuse a key that is not known with its name and line, and so a value that is out
 of range. A recovery, and the start of a system, have nobody to ask: they leave out such a key with a warning, which the
@@ -22,8 +31,8 @@ console, the black box and the report have, and everything else counts. Where th
 damaged, they use the copy of it on the state partition. Recoveries of 0.1.0 refuse a file with a key that is marked as
 newer: set it only on robots both of whose slots are newer ([compatibility.md](compatibility.md)).
 
-Editors that know JSON
-schemas check the file as it is written: [configuration.schema.json](configuration.schema.json).
+Editors that know JSON schemas check the file as it is written:
+[configuration.schema.json](configuration.schema.json).
 
 This page and the schema are made of the rows in `src/machine/config.rs` and `src/machine/config/`:
 `UPDATE_DOCS=1 cargo test -p reflash --test command_line` writes them anew.

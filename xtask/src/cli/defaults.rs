@@ -44,6 +44,7 @@ pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Proj
             list(&mut args.hardware, &project.hardware);
             list(&mut args.public, &project.keys.public);
             list(&mut args.recovery_keys, &project.keys.public);
+            or(&mut args.recipe, || project.recipe.clone());
             args.recovery |= project.release.recovery;
             args.released_image = Some(released());
         }
@@ -96,6 +97,7 @@ pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Proj
             or(&mut args.assets, || project.assets.clone());
             or(&mut args.channel, channel);
             list(&mut args.keys, &project.keys.public);
+            or(&mut args.recipe, || project.recipe.clone());
             // A network boot carries no release.
             if !args.no_release && args.netboot.is_none() {
                 or(&mut args.release, tree);

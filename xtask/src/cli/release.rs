@@ -1,10 +1,12 @@
 //! `release` on the command line: what a release is made of is collected here, from the options and the files beside
 //! the image.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use reflash::release::manifest::manifest_path;
+use reflash::release::rollout::rollout_path;
 
 use super::software;
 use crate::invocation::program;
@@ -13,7 +15,7 @@ use crate::project::needed;
 use crate::release::history::{self, PastRelease};
 use crate::release::{self, Allow, DEFAULT_CHANNEL, OfferedTo, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
-use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, offered, site, trusted};
+use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, layout_room, offered, rollout, site, trusted};
 
 /// Options of `release`. Those that a project file gives are optional here and asked for when they are missing.
 #[derive(Debug, clap::Args)]
@@ -79,6 +81,9 @@ pub struct ReleaseArgs {
     /// Configuration of the machines, which is compared with the release.
     #[arg(skip)]
     pub site: Option<PathBuf>,
+    /// Recipe of the image, for a warning when nobody could log in.
+    #[arg(skip)]
+    pub recipe: Option<PathBuf>,
     /// Names of machines for that configuration.
     #[arg(skip)]
     pub assets: Option<PathBuf>,
@@ -112,7 +117,15 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     if let Some(serial) = args.again {
         let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?)?;
         let text = format!("release {} again (serial {})", manifest.version, manifest.serial);
-        produced(&text, &out.join(manifest_path(&channel)));
+        let is_rolled_out = out.join(rollout_path(&channel)).exists();
+        let written = match is_rolled_out {
+            true => history::path(&channel, manifest.serial),
+            false => manifest_path(&channel),
+        };
+        produced(&text, &out.join(written));
+        if is_rolled_out {
+            waits_for_rollout(manifest.serial, 100);
+        }
         return Ok(());
     }
     let image = args.image.clone().unwrap_or_else(|| paths.dist().join("system.img"));
@@ -144,9 +157,14 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         let checked = site::read(args.site.as_deref(), args.assets.as_deref())?.check()?;
         checked.check_fit(&spec.product, &spec.hardware, &spec.channel)?;
     }
+    if let (Some(layout), Some(path)) = (&spec.layout, &args.layout) {
+        let image_bytes = spec.image.metadata().with_context(|| format!("look at {}", spec.image.display()))?.len();
+        layout_room::smallest_disk_mib(layout, image_bytes).with_context(|| path.display().to_string())?;
+    }
     let key = keygen::load_secret(key)?;
     let to = if args.for_rollout { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
     release::refuse_early(to, &spec, key.keynum(), &out)?;
+    warn_of_same_version(&spec, &out)?;
     spec.files = files(&args, paths, assume_yes)?;
     let before = (out.as_path(), spec.channel.as_str());
     let software = paths.work().join("release");
@@ -157,11 +175,29 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     }
     produced(&summary(&released), &released.path);
     if to == OfferedTo::NobodyYet {
-        let (program, serial) = (program(), released.manifest.serial);
-        eprintln!("  no robot is offered it yet: `{program} rollout start {serial} --share 5` begins");
+        waits_for_rollout(released.manifest.serial, 5);
     }
     eprintln!("  {}", room_for_undo(released.partition_bytes));
+    image::named::warn_without_keys(args.recipe.as_deref());
     Ok(())
+}
+
+/// Robots go by the serial, and people by the version: two releases of one version are mostly a forgotten step.
+fn warn_of_same_version(spec: &Spec, tree: &Path) -> Result<()> {
+    let known = history::releases(tree, &spec.channel)?;
+    if let Some(past) = known.iter().find(|past| past.manifest.version == spec.version) {
+        let (version, serial) = (&spec.version, past.manifest.serial);
+        eprintln!(
+            "  warning: version {version} was released before, as serial {serial}: raise `version` in the recipe"
+        );
+    }
+    Ok(())
+}
+
+/// Says that the second step is missing: what lies in the history alone, no robot asks for.
+fn waits_for_rollout(serial: u64, percent: u32) {
+    let does = if percent == 100 { "does" } else { "begins" };
+    eprintln!("  no robot is offered it yet: `{} rollout start {serial} --share {percent}` {does}", program());
 }
 
 /// The message about an image without a version: the builder writes the description last.
@@ -193,19 +229,28 @@ fn check(tree: &Path, channel: &str, public: &[PathBuf]) -> Result<()> {
 
 fn list(tree: &Path, channel: &str) -> Result<()> {
     let releases = history::releases(tree, channel)?;
+    let offers = rollout::offers(tree, channel)?;
     for past in releases {
-        println!("{}", listed(&past));
+        println!("{}", listed(&past, offers.as_ref()));
     }
     Ok(())
 }
 
-/// One line of the list.
-fn listed(past: &PastRelease) -> String {
+/// One line of the list. Where there is a roll-out, it says who is offered what, and `manifest.json` is for agents that
+/// know none.
+fn listed(past: &PastRelease, offers: Option<&BTreeMap<u64, String>>) -> String {
     let manifest = &past.manifest;
     let seconds = i64::try_from(manifest.created_unix_s).ok();
     let made = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let made = made.map_or_else(|| "no date".to_owned(), |made| made.to_string());
-    let offered = if past.offered { "  offered now" } else { "" };
+    let offered = match (past.offered, offers) {
+        (true, None) => "  offered now".to_owned(),
+        (false, None) => String::new(),
+        (oldest, Some(offers)) => {
+            let offer = offers.get(&manifest.serial).map_or_else(String::new, |whom| format!("  roll-out: {whom}"));
+            offer + if oldest { "  for agents without roll-outs" } else { "" }
+        }
+    };
     let commit = manifest.images.first().and_then(|image| image.ostree_commit.as_deref());
     let commit = commit.map_or_else(String::new, |commit| format!("  commit {}", commit.get(..12).unwrap_or(commit)));
     format!("{:>6}  {:<20}  {made}{commit}{offered}", manifest.serial, manifest.version)

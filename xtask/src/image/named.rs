@@ -92,6 +92,18 @@ pub fn without_keys(recipe: &Recipe, directory: &Path) -> Option<PathBuf> {
     empty.then(|| first.source.as_ref().map_or_else(|| first.path.clone(), |source| directory.join(source)))
 }
 
+/// Warns when nobody could log in by ssh to what is made of the recipe. What is wrong with the recipe itself is said by
+/// the commands that build from it.
+pub fn warn_without_keys(recipe: Option<&Path>) {
+    let without = recipe.and_then(|path| {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        without_keys(&Recipe::load(path).ok()?, directory)
+    });
+    if let Some(file) = without {
+        eprintln!("  nobody will be able to log in by ssh: {} has no key", file.display());
+    }
+}
+
 fn has_people(file: &FileEntry) -> bool {
     file.path.to_string_lossy().contains(AUTHORIZED_KEYS)
 }

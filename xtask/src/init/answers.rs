@@ -69,10 +69,10 @@ impl Host {
         let hardware = std::fs::read_to_string("/sys/class/dmi/id/product_name").ok();
         let hardware = hardware.map(|name| name.trim().to_owned()).filter(|name| !is_placeholder(name));
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-        let files = std::fs::read_dir(home.join(".ssh")).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut ssh_keys: Vec<PathBuf> =
-            files.filter(|path| path.extension().is_some_and(|end| end == "pub")).collect();
-        ssh_keys.sort();
+        let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        // In a root shell the keys of the person who became root are meant, if root has none.
+        let before = std::env::var("SUDO_USER").ok().and_then(|user| home_of(&users, &user));
+        let ssh_keys = [Some(home.clone()), before].into_iter().flatten().flat_map(|home| public_keys(&home)).collect();
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
         Self { hardware, url: own_url(), ssh_keys, suite: suite.map(|name| name.trim_matches('"').to_owned()), home }
@@ -82,6 +82,20 @@ impl Host {
     fn at_home(&self, path: PathBuf) -> PathBuf {
         path.strip_prefix("~").map(|below| self.home.join(below)).unwrap_or(path)
     }
+}
+
+/// The home of a user, as `/etc/passwd` has it.
+fn home_of(users: &str, user: &str) -> Option<PathBuf> {
+    let mut lines = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find(|fields| fields.first() == Some(&user)).and_then(|fields| fields.get(5).map(PathBuf::from))
+}
+
+/// The public ssh keys below a home, in order of their names.
+fn public_keys(home: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(home.join(".ssh")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut keys: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "pub")).collect();
+    keys.sort();
+    keys
 }
 
 /// The address through which this host reaches others. No packet is sent: the kernel only chooses a route.
@@ -95,6 +109,11 @@ fn own_url() -> Option<String> {
 const DEBIAN: &[&str] = &["bullseye", "bookworm", "trixie", "forky", "duke", "sid"];
 /// Code names of Ubuntu.
 const UBUNTU: &[&str] = &["focal", "jammy", "noble", "plucky", "questing", "resolute"];
+
+/// Whether a code name is one of Debian or Ubuntu, as far as they are known here.
+pub fn is_known_suite(suite: &str) -> bool {
+    DEBIAN.contains(&suite) || UBUNTU.contains(&suite)
+}
 
 /// Answers to one question before the program gives up.
 const MOST_ATTEMPTS: u32 = 5;
@@ -212,7 +231,8 @@ pub struct Answers {
     product: String,
     hardware: Vec<String>,
     channel: String,
-    urls: Vec<String>,
+    /// Addresses that releases come from.
+    pub urls: Vec<String>,
     hostname: String,
     user: String,
     suite: String,
@@ -271,7 +291,7 @@ impl Answers {
         })?;
         let suite = args.suite.clone().or_else(|| host.suite.clone()).unwrap_or_else(|| "bookworm".to_owned());
         ensure!(
-            host.suite.as_ref() == Some(&suite) || DEBIAN.contains(&suite.as_str()) || UBUNTU.contains(&suite.as_str()),
+            host.suite.as_ref() == Some(&suite) || is_known_suite(&suite),
             "suite {suite:?} is none that is known here: {}, {}; for another one write distribution.suite into recipe.toml",
             DEBIAN.join(", "),
             UBUNTU.join(", ")
@@ -328,7 +348,8 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use super::{Answers, Host, InitArgs};
+    use super::{Answers, Host, InitArgs, home_of, public_keys};
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn a_person_is_asked_for_what_no_option_gives() {
@@ -393,6 +414,22 @@ mod tests {
         };
         let error = Answers::collect(&InitArgs::default(), &Host::default(), &mut ask).unwrap_err().to_string();
         assert!(error.contains("product \"a b\"") && questions == 5, "{questions}: {error}");
+    }
+
+    #[test]
+    fn the_keys_of_the_person_who_became_root_are_found() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nada:x:1000:1000:Ada,,,:/home/ada:/bin/bash\nbroken\n";
+        assert_eq!(home_of(users, "ada").as_deref(), Some(Path::new("/home/ada")));
+        assert_eq!((home_of(users, "ad"), home_of(users, "broken")), (None, None));
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(public_keys(home.path()), Vec::<PathBuf>::new());
+        std::fs::create_dir(home.path().join(".ssh")).unwrap();
+        for name in ["id_rsa", "id_rsa.pub", "id_ed25519.pub", "known_hosts"] {
+            std::fs::write(home.path().join(".ssh").join(name), "").unwrap();
+        }
+        let found = public_keys(home.path());
+        let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["id_ed25519.pub", "id_rsa.pub"]);
     }
 
     #[test]

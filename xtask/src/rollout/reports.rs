@@ -165,6 +165,12 @@ impl Reports {
         &mut self.failures
     }
 
+    /// The paths that are not there: a misspelt one would be watched without a word, for ever.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&Path> {
+        self.paths.iter().map(PathBuf::as_path).filter(|path| !path.exists()).collect()
+    }
+
     /// Reads what is new. What cannot be read is reported and tried again the next time.
     pub fn read_new(&mut self) {
         for path in self.files() {
@@ -248,6 +254,9 @@ mod tests {
         let path = dir.path().join("posts.jsonl");
         let mut reports = Reports::new(vec![dir.path().to_owned()]).of_product("demo");
         reports.read_new();
+        assert!(reports.missing().is_empty());
+        let misspelt = dir.path().join("pots");
+        assert_eq!(Reports::new(vec![dir.path().to_owned(), misspelt.clone()]).missing(), [misspelt]);
         let mut file = std::fs::File::create(&path).unwrap();
         let mut say = |text: &str| file.write_all(text.as_bytes()).unwrap();
         let installed = json!({ "id": 1, "reason": "requested", "outcome": "installed", "serial": 8, "phases": [] });

@@ -22,10 +22,19 @@ fn signed(state: &RolloutState) -> String {
 }
 
 fn line(state: &RolloutState, release: &StagedRelease, failures: &Failures) -> String {
-    let StagedRelease { serial, version, who, .. } = release;
-    let whom: Vec<String> = who.iter().map(of_group).collect();
-    let whom = if whom.is_empty() { "no robot".to_owned() } else { whom.join(", ") };
-    let mut line = format!("{serial:>6}  {version:<20}  {whom}");
+    let StagedRelease { serial, version, .. } = release;
+    let mut line = format!("{serial:>6}  {version:<20}  {}", offer(state, release));
+    let (failed, reported) = (failures.failed(*serial).len(), failures.reported(*serial));
+    if reported > 0 {
+        line.push_str(&format!("; failed on {failed} of {reported} robots that reported it"));
+    }
+    line
+}
+
+/// Which robots are offered a release, and what holds it back.
+pub(super) fn offer(state: &RolloutState, release: &StagedRelease) -> String {
+    let whom: Vec<String> = release.who.iter().map(of_group).collect();
+    let mut line = if whom.is_empty() { "no robot".to_owned() } else { whom.join(", ") };
     let mut add = |text: String| line.push_str(&format!("; {text}"));
     if let Some(halt) = state.halts.of(release) {
         add(format!("HALTED: {}", halt.why));
@@ -44,10 +53,6 @@ fn line(state: &RolloutState, release: &StagedRelease, failures: &Failures) -> S
             (Some(least), _) => add(format!("{} >= {least}", fact.name)),
             (None, value) => add(format!("{} = {}", fact.name, value.as_deref().unwrap_or_default())),
         }
-    }
-    let (failed, reported) = (failures.failed(*serial).len(), failures.reported(*serial));
-    if reported > 0 {
-        add(format!("failed on {failed} of {reported} robots that reported it"));
     }
     line
 }

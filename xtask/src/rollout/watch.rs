@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Fewest robots that reported a release, before a share of them counts.
 const MIN_REPORTED: usize = 10;
 
+/// Time between two warnings that there are no posts at a path.
+const REMIND: Duration = Duration::from_secs(60);
+
 /// Options of `rollout watch`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct WatchArgs {
@@ -132,11 +135,34 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Warns of paths that are not there, at once and then now and again: what watches nothing halts nothing.
+#[derive(Default)]
+struct MissingPosts {
+    warned: Option<Instant>,
+}
+
+impl MissingPosts {
+    fn warn(&mut self, reports: &Reports) {
+        if self.warned.is_some_and(|warned| warned.elapsed() < REMIND) {
+            return;
+        }
+        for path in reports.missing() {
+            let path = path.display();
+            eprintln!(
+                "  warning: there is no {path}, so that no post of a robot is read there and nothing halts by it"
+            );
+            self.warned = Some(Instant::now());
+        }
+    }
+}
+
 /// Watches as the command line says, until interrupted.
 pub(super) fn run(desk: &Desk, args: WatchArgs, key: &SecretKey) -> Result<()> {
     let limits =
         FailureLimits { failures: usize::try_from(args.failures).unwrap_or(usize::MAX), percent: args.percent };
     let mut watch = Watch::new(desk, key, limits, args.reports);
+    let mut missing = MissingPosts::default();
+    missing.warn(&watch.reports);
     if args.once {
         return watch.look().map(drop);
     }
@@ -145,6 +171,7 @@ pub(super) fn run(desk: &Desk, args: WatchArgs, key: &SecretKey) -> Result<()> {
     eprintln!("  watching channel {} in {}", desk.channel, desk.place().name());
     loop {
         std::thread::sleep(Duration::from_secs(args.every_s));
+        missing.warn(&watch.reports);
         if let Err(error) = watch.look() {
             eprintln!("  warning: {error:#}; trying again");
         }

@@ -8,6 +8,7 @@ use crate::chain::chain;
 use crate::disk::identity::Agreement;
 use crate::disk::list::{Disk, PartitionTable};
 use crate::disk::look::{DiskSearch, Looked, Looks};
+use crate::disk::raw::WholeDisk;
 use crate::disk::smaller;
 
 /// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
@@ -20,6 +21,9 @@ const LATE_POLL: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(30);
 /// Interval at which a search that goes on says so.
 const SAY: Duration = Duration::from_secs(60);
+
+/// Time after which the kernel is told to read a table once more of which it has taken nothing.
+const RESCAN: Duration = Duration::from_millis(500);
 
 /// How long a look at one disk may take. A disk that is still waking up answers a later look.
 const LOOK: Duration = Duration::from_secs(3);
@@ -208,6 +212,19 @@ pub fn find_disk_by_partuuid(partuuid: &str, search: DiskSearch) -> Result<Found
 }
 
 impl FoundDisk {
+    /// Whether the kernel has taken none of its partitions.
+    fn has_no_devices(&self) -> bool {
+        self.layout.partitions.iter().all(|partition| partition.node.is_none())
+    }
+
+    /// Has the kernel read the table once more. Its own look is interrupted where the process is killed that loads the
+    /// driver, and then it has no partitions for as long as nobody asks.
+    fn rescan(&self) {
+        if let Err(error) = WholeDisk::open_read_only(&self.disk.path).and_then(|disk| disk.reread_partitions()) {
+            log::debug!("{}", chain(&error));
+        }
+    }
+
     /// This disk, unless it is smaller than its table.
     fn if_large_enough(self) -> Result<Self, FindError> {
         match smaller::needed_bytes(&self.disk, &self.layout) {
@@ -300,9 +317,18 @@ pub fn wait_for_disk_by_partuuid(
     let mut say_at = Duration::ZERO;
     let mut looks = Looks::default();
     let mut best: Option<(Disk, Instant)> = None;
+    let mut rescanned: Option<Disk> = None;
     loop {
         let result = look(&mut looks, partuuid, LOOK, search);
         let waited = started.elapsed();
+        if let Ok((found, _)) = &result
+            && waited >= RESCAN
+            && rescanned.as_ref() != Some(&found.disk)
+            && found.has_no_devices()
+        {
+            found.rescan();
+            rescanned = Some(found.disk.clone());
+        }
         let is_over = match &result {
             Ok((found, evidence)) => {
                 // The doubt is about this disk, from the moment at which it was the best. One that comes late gets its

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn one_at_a_time(tree: PathBuf, keeps_open: bool) -> SocketAddr {
     address
 }
 
-fn serve(mut stream: TcpStream, tree: &PathBuf, keeps_open: bool) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, tree: &Path, keeps_open: bool) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     while let Some(line) = lines.next() {
         let line = line?;

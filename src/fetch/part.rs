@@ -74,8 +74,8 @@ fn is_named_part(head: &Head<'_>, wanted: &Range<u64>) -> bool {
     named.is_some_and(|(range, _)| head.content_length.is_none_or(|bytes| bytes == range.end - range.start))
 }
 
-/// Whether a failure after so many bytes may be one of the range, and not of the object or of the moment. A redirect may
-/// have led elsewhere.
+/// Whether a failure after so many bytes may be one of the range, and not of the object or of the moment. A redirect
+/// may have led elsewhere.
 pub(super) fn may_be_of_the_range(kind: FetchErrorKind, came_bytes: u64, is_elsewhere: bool) -> bool {
     use FetchErrorKind::{Broken, Corrupt, Missing, Protocol, Refused, Stalled, Unreachable};
     match kind {

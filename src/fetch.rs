@@ -30,6 +30,7 @@ pub mod pieces;
 mod proxy;
 mod requests;
 mod roots;
+mod small;
 mod speed;
 mod survey;
 mod tally;

@@ -11,13 +11,13 @@ use ureq::Body;
 use ureq::http::header::{CONTENT_RANGE, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, Uri};
 
-use super::answer::{HttpAnswer, WEB_PAGE, is_web_page};
-use super::delivery::{BUFFER, deliver};
+use super::answer::{HttpAnswer, WEB_PAGE};
+use super::delivery::deliver;
 use super::error::{FetchError, FetchErrorKind};
 use super::open_bodies::{OpenBodies, OpenBody, Turn};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
-use super::part_size::PartSize;
+use super::part_size::{self, PartSize};
 use super::requests::Requests;
 use super::url::{self, Base};
 use super::watch::SpeedWatch;
@@ -36,7 +36,7 @@ type PartAnswer = (HttpAnswer, Part);
 
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
-    requests: Requests,
+    pub(super) requests: Requests,
     base: Base,
     watch: Option<SpeedWatch>,
     stall_timeout: Duration,
@@ -44,8 +44,10 @@ pub struct Http {
     rate: Option<Rate>,
     /// Ranges that brought nothing of use since one did.
     failed_ranges: AtomicU32,
-    part_size: PartSize,
-    open_bodies: OpenBodies,
+    /// Whether whole objects are asked for, since ranges brought nothing of use and a whole one did.
+    has_whole_only: AtomicBool,
+    pub(super) part_size: PartSize,
+    pub(super) open_bodies: OpenBodies,
     /// Whether chunked bodies were seen that do not end after their last byte.
     ends_late: AtomicBool,
 }
@@ -76,13 +78,14 @@ impl Http {
             clock,
             rate,
             failed_ranges: AtomicU32::new(0),
+            has_whole_only: AtomicBool::new(false),
             part_size: PartSize::default(),
             open_bodies: OpenBodies::default(),
             ends_late: AtomicBool::new(false),
         })
     }
 
-    fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
+    pub(super) fn pace<'s>(&'s self, path: &'s str) -> Pace<'s> {
         let watch = self.watch.as_ref().map(|watch| (watch, path));
         Pace::new(self.stall_timeout, &*self.clock, self.rate.as_ref().map(|rate| &*rate.0), watch)
     }
@@ -113,87 +116,19 @@ impl Http {
         })
     }
 
-    fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {
+    pub(super) fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end - 1));
         self.requests.get(self.url(path)?, range.as_deref(), path.starts_with(OBJECTS_PATH))
-    }
-
-    fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
-        // The limit of an object is its size.
-        if !path.starts_with(OBJECTS_PATH) {
-            return self.whole(path, limit_bytes);
-        }
-        if limit_bytes > self.part_size.most_bytes() {
-            return self.in_parts(path, limit_bytes);
-        }
-        self.whole(path, limit_bytes).inspect_err(|error| {
-            self.open_bodies.drop_all();
-            self.part_size.failed(limit_bytes, 0, error.kind());
-        })
-    }
-
-    /// A small object where a whole one does not come: by parts, as long as each attempt brings some of it.
-    fn in_parts(&self, path: &str, size_bytes: u64) -> Result<Vec<u8>, FetchError> {
-        let mut bytes = Vec::new();
-        loop {
-            let before = bytes.len() as u64;
-            let result = self.get_range(path, before..size_bytes, &mut |part| {
-                bytes.extend_from_slice(part);
-                Ok(())
-            });
-            match result {
-                Ok(()) => return Ok(bytes),
-                Err(error) if bytes.len() as u64 == before => return Err(error),
-                Err(error) => log::debug!("{}; asking for the rest", error.chain()),
-            }
-        }
-    }
-
-    fn whole(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
-        let answer = self.request(path, None)?;
-        // 203 is the 200 of a proxy that changed something on the way. 206 is the whole of it too, from some caches
-        // that keep an object in parts; what is missing shows in the digest or the signature.
-        if !matches!(answer.status, 200 | 203 | 206) {
-            let problem = format!("status {} instead of 200", answer.status);
-            return Err(FetchError::new(FetchErrorKind::Protocol, &answer.url, problem));
-        }
-        let HttpAnswer { url, headers, body, .. } = answer;
-        let protocol = |problem: String| FetchError::new(FetchErrorKind::Protocol, &url, problem);
-        let too_large = |size: String| protocol(format!("{size} bytes, but at most {limit_bytes} are expected"));
-        let announced = body.content_length().filter(|size| *size > limit_bytes);
-        let mut pace = self.pace(path);
-        let is_delimited = self.is_delimited(&headers, &body);
-        let mut reader = body.into_reader();
-        let mut bytes = Vec::new();
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            // The limit of an object is its size.
-            if path.starts_with(OBJECTS_PATH) && bytes.len() as u64 == limit_bytes && announced.is_none() {
-                return match is_delimited && self.has_more(&mut reader) {
-                    true => Err(too_large("more".to_owned())),
-                    false => Ok(bytes),
-                };
-            }
-            let n = pace.read(&url, &mut reader, &mut buffer)?;
-            if bytes.is_empty() && is_web_page(&buffer[..n]) {
-                return Err(protocol(WEB_PAGE.to_owned()));
-            }
-            match (n, announced) {
-                (_, Some(size)) => return Err(too_large(size.to_string())),
-                (0, None) => return Ok(bytes),
-                (n, None) if bytes.len() as u64 + n as u64 > limit_bytes => return Err(too_large("more".to_owned())),
-                (n, None) => bytes.extend_from_slice(&buffer[..n]),
-            }
-        }
     }
 
     /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
     /// is what the server cannot do, or what something on the way makes nonsense of.
     fn part_of(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
-        if self.ranges_fail(range)
-            && let Ok(answer) = self.part_of_whole(path, range)
-        {
-            return Ok(answer);
+        if self.has_whole_only.load(Ordering::Relaxed) && range.start <= part::MAX_SKIP {
+            if let Ok(answer) = self.part_of_whole(path, range) {
+                return Ok(answer);
+            }
+            self.has_whole_only.store(false, Ordering::Relaxed);
         }
         let answer = self.request(path, Some(range))?;
         let useless = match part::find(&head_of(&answer), range) {
@@ -208,11 +143,6 @@ impl Http {
         self.part_of_whole(path, range).map_err(|_| error)
     }
 
-    /// Whether so many ranges failed in a row that the whole object is worth a request.
-    fn ranges_fail(&self, range: &Range<u64>) -> bool {
-        range.start <= part::MAX_SKIP && self.failed_ranges.load(Ordering::Relaxed) > PASSING_FAILURES
-    }
-
     /// What the whole object has of a range.
     fn part_of_whole(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
         let answer = self.request(path, None)?;
@@ -224,7 +154,7 @@ impl Http {
 
     /// Delivers what one answer has of a range, at least one byte of it; returns how many. It asks again at once only
     /// as long as nothing of an answer was delivered.
-    fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
+    pub(super) fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
         let asked_bytes = range.end - range.start;
         let came = Cell::new(0);
         let mut counting = |bytes: &[u8]| {
@@ -253,18 +183,29 @@ impl Http {
                 if error.kind() == FetchErrorKind::Corrupt {
                     self.requests.distrust_caches();
                 }
+                // It is not there, as what spares downloads may be, or a filter says so of what is large.
+                let beginning = range.start..range.end.min(range.start + part_size::LEAST);
+                if error.is_denied() && came.get() == 0 && beginning.end < range.end {
+                    let Ok(came) = self.get_part(path, &beginning, &mut counting) else { return delivered };
+                    if !self.has_whole_only.load(Ordering::Relaxed) {
+                        self.part_size.is_too_large(asked_bytes);
+                    }
+                    return Ok(came);
+                }
                 // Some servers have one connection for each client, and a body that is kept would hold it.
                 self.open_bodies.drop_all();
                 self.part_size.failed(asked_bytes, came.get(), error.kind());
                 let is_elsewhere = !error.url().starts_with(&self.describe());
                 if part::may_be_of_the_range(error.kind(), came.get(), is_elsewhere) {
-                    self.failed_ranges.fetch_add(1, Ordering::Relaxed);
-                    // The last attempt for a range may be this one.
-                    if came.get() == 0
-                        && self.ranges_fail(range)
-                        && let Ok(answer) = self.part_of_whole(path, range)
-                    {
-                        return self.deliver(path, range, answer, None, &mut counting);
+                    let failures = self.failed_ranges.fetch_add(1, Ordering::Relaxed) + 1;
+                    if failures > PASSING_FAILURES && range.start <= part::MAX_SKIP {
+                        self.failed_ranges.store(0, Ordering::Relaxed);
+                        // Damage shows in what comes next. The rest is tried now: this may be the last attempt.
+                        let answer = (came.get() == 0).then(|| self.part_of_whole(path, range));
+                        self.has_whole_only.store(!matches!(answer, Some(Err(_))), Ordering::Relaxed);
+                        if let Some(Ok(answer)) = answer {
+                            return self.deliver(path, range, answer, None, &mut counting);
+                        }
                     }
                 }
             }
@@ -338,14 +279,14 @@ impl Http {
 
     /// Whether the end of a body shows although the connection stays open: only a body that was read to its end frees
     /// the connection for reuse.
-    fn is_delimited(&self, headers: &HeaderMap, body: &Body) -> bool {
+    pub(super) fn is_delimited(&self, headers: &HeaderMap, body: &Body) -> bool {
         let is_chunked = headers.get(TRANSFER_ENCODING).is_some_and(|coding| coding.as_bytes().ends_with(b"chunked"));
         body.content_length().is_some() || (is_chunked && !self.ends_late.load(Ordering::Relaxed))
     }
 
     /// Whether more comes of a body that was to end. A failure costs nothing but the connection: all that was asked for
     /// is delivered. It may cost the stall timeout, but that once only.
-    fn has_more(&self, reader: &mut dyn Read) -> bool {
+    pub(super) fn has_more(&self, reader: &mut dyn Read) -> bool {
         let more = reader.read(&mut [0; 1]);
         if more.is_err() {
             self.ends_late.store(true, Ordering::Relaxed);

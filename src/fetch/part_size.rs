@@ -3,11 +3,11 @@
 
 use std::sync::Mutex;
 
-use super::error::FetchErrorKind;
+use super::error::{FetchErrorKind, passes};
 use crate::sys::thread::lock;
 
 /// Nothing smaller is asked for: the filters in question let web pages pass.
-const LEAST: u64 = 64 << 10;
+pub(super) const LEAST: u64 = 64 << 10;
 /// Failures in a row without a byte, from which on the size may be what fails.
 const PASSING: u32 = 2;
 /// How much smaller the next one is: few failures until something comes count for more than the best size.
@@ -46,13 +46,13 @@ impl PartSize {
     /// Notes that so many bytes were asked for, and that it failed after so many. What looks through an answer before
     /// it passes it on sends some bytes of it meanwhile, so that the connection looks alive.
     pub(super) fn failed(&self, asked_bytes: u64, came_bytes: u64, kind: FetchErrorKind) {
-        use FetchErrorKind::{Broken, Missing, Protocol, Refused, Stalled};
+        use FetchErrorKind::{Broken, Protocol, Refused, Stalled};
         let mut state = lock(&self.0);
-        // A part of what is not there is not there either, and a server with too much to do says 503; but some filters
-        // say so of what is large, while what is small comes.
         let may_be_of_the_size = match kind {
-            Missing | Refused(503) => state.is_served,
-            Refused(status) => !matches!(status, 401 | 407 | 429),
+            // A server with too much to do says so; but some filters say it of what is large, and what is small comes.
+            Refused(503) => state.is_served,
+            // What is denied may be missing: a part of it is asked for before that is held against its size.
+            Refused(status) => status != 429 && passes(status),
             Stalled => came_bytes < asked_bytes / 2,
             kind => matches!(kind, Broken | Protocol) && came_bytes < LEAST,
         };
@@ -69,6 +69,12 @@ impl PartSize {
         if state.failures >= PASSING {
             state.most_bytes = (asked_bytes.min(state.most_bytes) / STEP).max(LEAST);
         }
+    }
+
+    /// Notes that so many bytes are refused of which the beginning comes.
+    pub(super) fn is_too_large(&self, asked_bytes: u64) {
+        let mut state = lock(&self.0);
+        state.most_bytes = state.most_bytes.min((asked_bytes / STEP).max(LEAST));
     }
 
     /// Notes that so many bytes came of one answer.
@@ -113,8 +119,8 @@ mod tests {
 
     #[test]
     fn a_limit_is_found_in_a_few_steps_and_tried_seldom() {
-        use FetchErrorKind::{Broken, Missing, Refused, Stalled};
-        for kind in [Refused(403), Broken, Stalled, Missing, Refused(503)] {
+        use FetchErrorKind::{Broken, Refused, Stalled};
+        for kind in [Refused(502), Broken, Stalled, Refused(503)] {
             for limit in [100_000, 1 << 20, 5_000_000] {
                 let size = PartSize::default();
                 size.came(1000);

@@ -123,6 +123,30 @@ fn where_ranges_bring_nothing_of_use_whole_objects_are_asked_for() {
     }
 }
 
+/// Objects that only spare downloads may be missing, and stores answer 403 or 404 for each: that says nothing about
+/// size or ranges.
+#[test]
+fn objects_that_are_missing_make_no_request_smaller_and_no_whole_object_wanted() {
+    for refusal in ["403 Forbidden", "404 Not Found"] {
+        let content = vec![7; 8 << 20];
+        let server = TestServer::start(move |request| match request.target().contains("missing") {
+            true => status(refusal),
+            false => object(request, &content),
+        });
+        let http = reflash::fetch::open(&server.url(), &crate::fetch::options()).unwrap();
+        http.get_small("objects/there", 8 << 20).unwrap();
+        for number in 0..5 {
+            http.get_small(&format!("objects/missing{number}"), 3_000_000).unwrap_err();
+            http.get_range(&format!("objects/missing{number}"), 100..500_000, &mut |_| Ok(())).unwrap_err();
+        }
+        let before = server.requests().len();
+        assert!(before <= 1 + 5 * 5, "{before}");
+        http.get_range("objects/there", 100..8 << 20, &mut |_| Ok(())).unwrap();
+        let after: Vec<_> = server.requests().split_off(before);
+        assert!(after.len() == 1 && after[0].range().is_some(), "{refusal}: {after:?}");
+    }
+}
+
 /// As of a firewall that lets one connection of a client through and drops the others.
 #[test]
 fn a_server_that_is_silent_to_all_but_one_connection_gets_one_request_at_a_time() {

@@ -36,7 +36,7 @@ type PartAnswer = (HttpAnswer, Part);
 
 /// A source at a base URL. Connections are kept alive and shared by all requests, from any thread.
 pub struct Http {
-    pub(super) requests: Requests,
+    requests: Requests,
     base: Base,
     watch: Option<SpeedWatch>,
     stall_timeout: Duration,
@@ -154,8 +154,7 @@ impl Http {
 
     /// Delivers what one answer has of a range, at least one byte of it; returns how many. It asks again at once only
     /// as long as nothing of an answer was delivered.
-    pub(super) fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
-        let asked_bytes = range.end - range.start;
+    fn get_part(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Result<u64, FetchError> {
         let came = Cell::new(0);
         let mut counting = |bytes: &[u8]| {
             came.set(came.get() + bytes.len() as u64);
@@ -176,41 +175,62 @@ impl Http {
             .requests
             .attempt(|| self.part_of(path, range))
             .and_then(|answer| self.deliver(path, range, answer, turn, &mut counting));
-        match &delivered {
-            Ok(bytes) => self.part_size.came(*bytes),
-            Err(error) => {
-                self.requests.note(error);
-                if error.kind() == FetchErrorKind::Corrupt {
-                    self.requests.distrust_caches();
-                }
-                // It is not there, as what spares downloads may be, or a filter says so of what is large.
-                let beginning = range.start..range.end.min(range.start + part_size::LEAST);
-                if error.is_denied() && came.get() == 0 && beginning.end < range.end {
-                    let Ok(came) = self.get_part(path, &beginning, &mut counting) else { return delivered };
-                    if !self.has_whole_only.load(Ordering::Relaxed) {
-                        self.part_size.is_too_large(asked_bytes);
-                    }
-                    return Ok(came);
-                }
-                // Some servers have one connection for each client, and a body that is kept would hold it.
-                self.open_bodies.drop_all();
-                self.part_size.failed(asked_bytes, came.get(), error.kind());
-                let is_elsewhere = !error.url().starts_with(&self.describe());
-                if part::may_be_of_the_range(error.kind(), came.get(), is_elsewhere) {
-                    let failures = self.failed_ranges.fetch_add(1, Ordering::Relaxed) + 1;
-                    if failures > PASSING_FAILURES && range.start <= part::MAX_SKIP {
-                        self.failed_ranges.store(0, Ordering::Relaxed);
-                        // Damage shows in what comes next. The rest is tried now: this may be the last attempt.
-                        let answer = (came.get() == 0).then(|| self.part_of_whole(path, range));
-                        self.has_whole_only.store(!matches!(answer, Some(Err(_))), Ordering::Relaxed);
-                        if let Some(Ok(answer)) = answer {
-                            return self.deliver(path, range, answer, None, &mut counting);
-                        }
-                    }
-                }
+        match delivered {
+            Ok(bytes) => {
+                self.part_size.came(bytes);
+                Ok(bytes)
             }
+            Err(error) => self.another_way(path, range, &error, came.get(), &mut counting).unwrap_or(Err(error)),
         }
-        delivered
+    }
+
+    /// Learns from a failure after so many bytes, and delivers what comes of the range in another way, if there is one.
+    fn another_way(
+        &self,
+        path: &str,
+        range: &Range<u64>,
+        error: &FetchError,
+        came_bytes: u64,
+        sink: Sink<'_>,
+    ) -> Option<Result<u64, FetchError>> {
+        self.requests.note(error);
+        if error.kind() == FetchErrorKind::Corrupt {
+            self.requests.distrust_caches();
+        }
+        if error.is_denied() && came_bytes == 0 && range.end - range.start > part_size::LEAST {
+            return self.beginning_of(path, range, sink).map(Ok);
+        }
+        // Some servers have one connection for each client, and a body that is kept would hold it.
+        self.open_bodies.drop_all();
+        self.part_size.failed(range.end - range.start, came_bytes, error.kind());
+        let is_elsewhere = !error.url().starts_with(&self.describe());
+        if !part::may_be_of_the_range(error.kind(), came_bytes, is_elsewhere) {
+            return None;
+        }
+        let failures = self.failed_ranges.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures <= PASSING_FAILURES || range.start > part::MAX_SKIP {
+            return None;
+        }
+        self.failed_ranges.store(0, Ordering::Relaxed);
+        if came_bytes > 0 {
+            // Whether a whole object is better shows in what comes next.
+            self.has_whole_only.store(true, Ordering::Relaxed);
+            return None;
+        }
+        // Tried now: this may be the last attempt.
+        let answer = self.part_of_whole(path, range);
+        self.has_whole_only.store(answer.is_ok(), Ordering::Relaxed);
+        Some(self.deliver(path, range, answer.ok()?, None, sink))
+    }
+
+    /// Delivers the beginning of a range that was denied, if it comes: then a filter says so of what is large.
+    /// Otherwise it is not there, as objects that spare downloads may be.
+    pub(super) fn beginning_of(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Option<u64> {
+        let came = self.get_part(path, &(range.start..range.start + part_size::LEAST), sink).ok()?;
+        if !self.has_whole_only.load(Ordering::Relaxed) {
+            self.part_size.is_too_large(range.end - range.start);
+        }
+        Some(came)
     }
 
     fn deliver(
@@ -238,7 +258,7 @@ impl Http {
         };
         let HttpAnswer { url, headers, status, body } = answer;
         let end = range.start + part.take_bytes;
-        let is_last = part.is_last || (is_whole && body.content_length() == Some(end));
+        let is_last = part.is_last;
         let (is_delimited, size_bytes) = (is_last && self.is_delimited(&headers, &body), body.content_length());
         let mut reader = body.into_reader();
         let mut pace = self.pace(path);

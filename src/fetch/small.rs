@@ -25,13 +25,10 @@ impl Http {
             self.part_size.failed(limit_bytes, 0, error.kind());
             return Err(error);
         }
-        // It is not there, as objects that spare downloads may be, or a filter says so of what is large.
-        let beginning = 0..part_size::LEAST;
-        if limit_bytes <= beginning.end || self.get_part(path, &beginning, &mut |_| Ok(())).is_err() {
-            return Err(error);
+        match limit_bytes > part_size::LEAST && self.beginning_of(path, &(0..limit_bytes), &mut |_| Ok(())).is_some() {
+            true => self.in_parts(path, limit_bytes),
+            false => Err(error),
         }
-        self.part_size.is_too_large(limit_bytes);
-        self.in_parts(path, limit_bytes)
     }
 
     /// A small object where a whole one does not come: by parts, as long as each attempt brings some of it.

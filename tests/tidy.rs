@@ -13,8 +13,8 @@ use syn::visit::Visit;
 const MAX_LINES: usize = 420;
 /// Columns of a comment line, as of a line of code (rustfmt.toml).
 const MAX_COLUMNS: usize = 120;
-/// Stands below all rooms.
-const LEAF: &str = "chain";
+/// Stand below all rooms.
+const LEAVES: [&str; 2] = ["order", "chain"];
 
 /// The checkout this test runs in: asked at run time, because a built test may be moved with its checkout.
 fn root() -> PathBuf {
@@ -200,7 +200,7 @@ fn rooms() -> Vec<Room> {
 #[test]
 fn the_table_of_rooms_is_the_crate() {
     let rooms = rooms();
-    let mut listed: Vec<&str> = rooms.iter().map(|room| room.name.as_str()).chain([LEAF]).collect();
+    let mut listed: Vec<&str> = rooms.iter().map(|room| room.name.as_str()).chain(LEAVES).collect();
     let lib = Source::read(&root().join("src"), root().join("src/lib.rs"));
     let mut declared: Vec<String> = lib
         .syntax
@@ -218,7 +218,7 @@ fn the_table_of_rooms_is_the_crate() {
 
 #[test]
 fn no_room_uses_one_above_it() {
-    let order: Vec<String> = rooms().into_iter().map(|room| room.name).chain([LEAF.to_owned()]).collect();
+    let order: Vec<String> = rooms().into_iter().map(|room| room.name).chain(LEAVES.map(str::to_owned)).collect();
     let rank = |room: &str| order.iter().position(|name| name == room);
     let mut wrong = Vec::new();
     for source in sources("src") {

@@ -10,6 +10,7 @@ use crate::disk::list::{Disk, PartitionTable};
 use crate::disk::look::{DiskSearch, Looked, Looks};
 use crate::disk::raw::WholeDisk;
 use crate::disk::smaller;
+use crate::order;
 
 /// Interval at which the disks are looked at again while waiting. Reading a handful of tables takes milliseconds.
 const POLL: Duration = Duration::from_millis(250);
@@ -269,7 +270,7 @@ fn look(
 
 /// The disk for which most speaks, which passes the others over; `None` of none.
 fn best_of(mut found: Vec<(FoundDisk, Evidence)>, partuuid: &str) -> Result<Option<(FoundDisk, Evidence)>, FindError> {
-    found.sort_by_key(|(_, evidence)| evidence.weight());
+    order::by_key(&mut found, |(_, evidence)| evidence.weight());
     let Some((mut best, evidence)) = found.pop() else { return Ok(None) };
     if found.last().is_some_and(|(_, other)| other.weight() == evidence.weight()) {
         let disks = found.iter().map(|(one, _)| one).chain([&best]).map(|one| one.disk.to_string()).collect();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::identity::DiskIdentity;
 use crate::disk::table::{self, Scheme, TableEntry, TableError};
+use crate::order;
 use crate::sys::block::device::{Access, Caching, Device};
 
 const CLASS: &str = "/sys/class/block";
@@ -209,7 +210,7 @@ impl Disk {
     /// The device nodes of the whole disk and of what the kernel takes for its partitions.
     pub fn nodes(&self) -> Vec<PathBuf> {
         let mut partitions = self.kernel_partitions();
-        partitions.sort_by_key(|found| found.number);
+        order::by_key(&mut partitions, |found| found.number);
         std::iter::once(self.path.clone()).chain(partitions.into_iter().map(|found| found.node)).collect()
     }
 
@@ -247,7 +248,7 @@ pub fn disks(which: Which) -> io::Result<Vec<Disk>> {
         }
         found.extend(describe(name, &directory).filter(|disk| disk.size_bytes > 0));
     }
-    found.sort_by(|one, other| one.name.cmp(&other.name));
+    order::by(&mut found, |one, other| one.name.cmp(&other.name));
     Ok(found)
 }
 

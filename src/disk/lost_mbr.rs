@@ -5,6 +5,7 @@
 
 use super::list::KernelPartition;
 use super::roles::{MBR_ROLES, Role};
+use crate::order;
 
 /// Type of a Linux file system.
 const LINUX: u8 = 0x83;
@@ -21,7 +22,7 @@ pub fn remake(partuuid: &str, partitions: &[KernelPartition], block_bytes: u32) 
     let signature = u32::from_str_radix(signature, 16).ok()?;
     let number = u32::from_str_radix(number, 16).ok()?;
     let mut partitions = partitions.to_vec();
-    partitions.sort_by_key(|partition| partition.number);
+    order::by_key(&mut partitions, |partition| partition.number);
     let numbers = partitions.iter().map(|partition| partition.number);
     if !numbers.eq(1..=4) || !(1..=4).contains(&number) {
         return None;

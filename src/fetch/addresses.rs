@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use ureq::http::Uri;
 
+use crate::order;
 use crate::sys::thread::lock;
 
 /// The time for which an address that failed is asked after the others of its host.
@@ -79,7 +80,7 @@ impl State {
             self.learn(host, &addresses, now);
         }
         // Stable: of those without a failure, the order of the lookup is kept; the oldest failure comes next.
-        addresses.sort_by_key(|address| self.failure(address, now));
+        order::by_key(&mut addresses, |address| self.failure(address, now));
         addresses
     }
 

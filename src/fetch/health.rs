@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::clock::Clock;
 use super::error::{FetchError, FetchErrorKind};
 use super::speed::Speed;
+use crate::order;
 
 /// The time for which a source that failed is asked after the others. It is short, as the first one is first for a
 /// reason (nearest, cheapest), but long enough not to run into the connect timeout of a dead one for every range.
@@ -86,7 +87,7 @@ impl SourceHealth {
         let recent = |when: Instant| now.saturating_duration_since(when) < MEMORY;
         self.unfit.retain(|_, when| recent(*when));
         let mut order: Vec<usize> = (0..self.sources.len()).collect();
-        order.sort_by_key(|&index| {
+        order::by_key(&mut order, |&index| {
             let unfit = self.unfit.get(&(index, path.to_owned())).copied();
             let source = &self.sources[index];
             (unfit, source.recent_failure(now), source.speed.place(now), index)

@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::this_boot;
+use crate::order;
 use crate::sys::companion;
 use crate::sys::files;
 use units::UnitState;
@@ -115,7 +116,7 @@ impl HealthRecord {
     /// The record of these problems, where every check has come to an end.
     #[must_use]
     pub fn of(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| !problem.counts);
+        order::by_key(&mut problems, |problem| !problem.counts);
         Self { healthy: problems.iter().all(|problem| !problem.counts), problems }
     }
 

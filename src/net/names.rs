@@ -23,6 +23,7 @@ use query::{Outcome, ask};
 pub use server::NameServer;
 use server::{PORT, server_address};
 
+use crate::order;
 use crate::sys::net::bound::on_link;
 use crate::sys::net::link::Link;
 use crate::sys::thread::background;
@@ -246,7 +247,7 @@ fn collect(
         said.extend(silent.map(|(server, _)| format!("{}: no answer", server.address.ip())));
         return Err(said.into_iter().collect());
     }
-    found.sort_by_key(|(place, _)| *place);
+    order::by_key(&mut found, |(place, _)| *place);
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (_, address) in found {
         if !addresses.contains(&address) {

@@ -20,6 +20,7 @@ use super::settings::Up;
 use super::target::{Target, targets};
 use crate::chain::chain;
 use crate::machine::config::{InterfaceSettings, Network};
+use crate::order;
 use crate::sys::net::items::NetworkItem;
 use crate::sys::net::link::{
     Link, ipv4_addresses, ipv6_addresses, links, probe_path_mtu, received_bytes, set_mtu, switch_off_ipv6,
@@ -314,7 +315,7 @@ impl Supervisor {
     fn in_order(&self) -> Vec<&Card> {
         let chosen = self.choice.chosen();
         let mut cards: Vec<&Card> = self.cards.values().collect();
-        cards.sort_by_key(|card| (Some(card.key) != chosen, card.slot));
+        order::by_key(&mut cards, |card| (Some(card.key) != chosen, card.slot));
         cards
     }
 

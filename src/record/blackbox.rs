@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::decide::Recoveries;
 use crate::boot::worth::Worth;
+use crate::order;
 use crate::record::event::Phase;
 use crate::record::totals::Totals;
 use crate::release::digest::Digest;
@@ -382,7 +383,7 @@ impl BlackBox {
         let mut found: Vec<(u64, Attempt)> = (2..SLOTS).filter_map(|slot| self.read(slot)).collect();
         self.sequence = found.iter().map(|(sequence, _)| *sequence).fold(self.sequence, u64::max);
         found.retain(|(_, attempt)| attempt.id <= MAX_NUMBER);
-        found.sort_by_key(|(sequence, attempt)| (attempt.id, *sequence));
+        order::by_key(&mut found, |(sequence, attempt)| (attempt.id, *sequence));
         for (_, attempt) in found {
             match self.attempts.last_mut() {
                 Some(last) if last.id == attempt.id => *last = attempt,

@@ -132,11 +132,21 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             part(paths, "tests", &["test", "--workspace", "--locked"])
         }
         Tier::Root => {
-            // Both may first install or build what they check with.
-            crate::oldest_rust::check(paths)?;
-            crate::deny::check(paths)?;
-            part(paths, "tests with root", &[&WITH_ROOT[..], &["--skip", "vm::", "--skip", "::full_"]].concat())?;
-            fuzz(paths)
+            // The tests with root mostly wait: for leases, pauses, and servers that are silent. What computes runs
+            // beside them and gives way. It may first install or build what it checks with.
+            let (computed, tested) = thread::scope(|scope| {
+                let computing = scope.spawn(|| {
+                    give_way();
+                    crate::oldest_rust::check(paths)?;
+                    crate::deny::check(paths)?;
+                    fuzz(paths)
+                });
+                let only = ["--skip", "vm::", "--skip", "::full_"];
+                let tested = part(paths, "tests with root", &[&WITH_ROOT[..], &only].concat());
+                (computing.join(), tested)
+            });
+            tested?;
+            computed.map_err(|_| anyhow!("a check beside the tests with root panicked"))?
         }
         Tier::Vm | Tier::Full => {
             let full = tier == Tier::Full;
@@ -161,6 +171,12 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
     }
 }
 
+/// Lets every other thread go first, for this thread and what it starts. Where that fails, it only takes longer.
+fn give_way() {
+    let nice = rustix::process::nice(GIVE_WAY);
+    nice.map_or_else(|error| eprintln!("  the checks do not give way to the tests: {error}"), drop);
+}
+
 /// The short run of the fuzz targets.
 fn fuzz(paths: &Paths) -> Result<()> {
     eprintln!("== fuzz targets: kept inputs, and what chance makes of them");
@@ -169,6 +185,9 @@ fn fuzz(paths: &Paths) -> Result<()> {
     eprintln!("== fuzz targets: passed in {}", human(started.elapsed()));
     Ok(())
 }
+
+/// What is added to the nice value of checks beside tests: a tenth of the share of a test.
+const GIVE_WAY: i32 = 10;
 
 /// Two machines at a time, since most of a boot waits: with more, a slow boot is a failure to look into.
 const BOOTS: [&str; 9] =

@@ -8,6 +8,7 @@ use crate::chain::chain;
 use crate::flash::frames;
 use crate::flash::plan::{Blocks, Comparison, FittingDeltas, Plan};
 use crate::jobs::state::{IndexedRelease, InstalledRecord};
+use crate::order;
 use crate::record::progress::bytes;
 use crate::release::deltas::{self, Deltas};
 use crate::release::groups::{self, Groups};
@@ -21,7 +22,7 @@ pub(super) fn deltas_for<'a>(job: &RecoveryJob<'_>, image: &'a Image) -> Vec<&'a
     let record = job.read_record();
     let installed = record.as_ref().and_then(installed_sha256);
     let mut likely: Vec<&DeltaObjects> = image.deltas.iter().collect();
-    likely.sort_by_key(|deltas| Some(deltas.from.as_str()) != installed);
+    order::by_key(&mut likely, |deltas| Some(deltas.from.as_str()) != installed);
     likely
 }
 

@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::super::dhcp::search_domains;
+use crate::order;
 use crate::sys::net::items::{Route, network_of};
 
 /// Fixed part of an advertisement.
@@ -226,7 +227,7 @@ impl<T: PartialEq> Entries<T> {
         self.0.iter_mut().for_each(|entry| entry.over = entry.until.is_some_and(|until| until <= now));
         let is_lone = !self.has_live();
         self.0.retain(|entry| !entry.over || !entry.doubted && (is_lone || entry.until != Some(WITHDRAWN)));
-        self.0.sort_by_key(|entry| entry.over);
+        order::by_key(&mut self.0, |entry| entry.over);
     }
 
     fn has_live(&self) -> bool {
@@ -333,7 +334,7 @@ impl Advertised {
     /// Default routers, the preferred ones first.
     pub(super) fn routers(&self) -> Vec<Ipv6Addr> {
         let mut routers: Vec<&Lasting<Router>> = self.routers.0.iter().collect();
-        routers.sort_by_key(|entry| (entry.over, -entry.what.preference));
+        order::by_key(&mut routers, |entry| (entry.over, -entry.what.preference));
         routers.into_iter().map(|entry| entry.what.address).collect()
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::place::{RobotPlace, percent, place};
 use super::{ALL_PPM, FactCondition, Halts, RobotGroup, Rollout, StagedRelease};
+use crate::order;
 
 /// Knowledge of a robot about itself, as far as a roll-out asks for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -150,7 +151,7 @@ pub fn choose<'r>(
     begun: Option<u64>,
 ) -> RolloutChoice<'r> {
     let mut newest_first: Vec<&StagedRelease> = rollout.releases.iter().collect();
-    newest_first.sort_unstable_by_key(|release| std::cmp::Reverse(release.serial));
+    order::by_key(&mut newest_first, |release| std::cmp::Reverse(release.serial));
     let mut choice = RolloutChoice::default();
     let mut finish = None;
     for release in newest_first {

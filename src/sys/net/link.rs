@@ -8,6 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use crate::order;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
 
@@ -154,7 +155,7 @@ fn links_in(class: &Path) -> io::Result<Vec<Link>> {
     let entries = fs::read_dir(class)?;
     // Links come and go: one that is half gone is left out.
     let mut links: Vec<Link> = entries.flatten().filter_map(|entry| read(&entry.path())).collect();
-    links.sort_by_key(|link| link.index);
+    order::by_key(&mut links, |link| link.index);
     Ok(links)
 }
 

@@ -19,8 +19,8 @@
 //! | facts | [`release`] | the published format | all |
 //! | system calls | [`sys`] | the only home of `nix`, `rustix` and `unsafe` | |
 //!
-//! [`mod@chain`], which formats an error and its causes on one line, and [`order`], which sorts short lists, stand below
-//! all of them.
+//! [`mod@chain`], which formats an error and its causes on one line, and [`order`], which sorts short lists, stand
+//! below all of them.
 //! `docs/architecture.md` is the page to read first.
 
 pub mod boot;

@@ -16,6 +16,7 @@ mod delivery;
 mod directory;
 mod error;
 mod exchange;
+mod habits;
 mod head;
 mod health;
 mod http;

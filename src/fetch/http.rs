@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ureq::Body;
@@ -14,10 +13,11 @@ use ureq::http::{HeaderMap, Uri};
 use super::answer::{HttpAnswer, WEB_PAGE};
 use super::delivery::deliver;
 use super::error::{FetchError, FetchErrorKind};
+use super::habits::Habits;
 use super::open_bodies::{OpenBodies, OpenBody, Turn};
 use super::pace::Pace;
 use super::part::{self, Head, Part};
-use super::part_size::{self, PartSize};
+use super::part_size;
 use super::requests::Requests;
 use super::url::{self, Base};
 use super::watch::SpeedWatch;
@@ -29,8 +29,6 @@ use crate::release::manifest::OBJECTS_PATH;
 const MAX_SMALL_PARTS: u32 = 64;
 /// The bytes from which on a part of a range counts as one that is worth its request.
 const SMALL_PART: u64 = 64 << 10;
-/// Ranges in a row that brought nothing of use, after which whole objects are asked for.
-const PASSING_FAILURES: u32 = 2;
 /// An answer, and what it has of a range.
 type PartAnswer = (HttpAnswer, Part);
 
@@ -42,14 +40,8 @@ pub struct Http {
     stall_timeout: Duration,
     clock: Arc<dyn Clock>,
     rate: Option<Rate>,
-    /// Ranges that brought nothing of use since one did.
-    failed_ranges: AtomicU32,
-    /// Whether whole objects are asked for, since ranges brought nothing of use and a whole one did.
-    has_whole_only: AtomicBool,
-    pub(super) part_size: PartSize,
+    pub(super) habits: Habits,
     pub(super) open_bodies: OpenBodies,
-    /// Whether chunked bodies were seen that do not end after their last byte.
-    ends_late: AtomicBool,
 }
 
 impl Http {
@@ -77,11 +69,8 @@ impl Http {
             stall_timeout: options.stall_timeout,
             clock,
             rate,
-            failed_ranges: AtomicU32::new(0),
-            has_whole_only: AtomicBool::new(false),
-            part_size: PartSize::default(),
+            habits: Habits::default(),
             open_bodies: OpenBodies::default(),
-            ends_late: AtomicBool::new(false),
         })
     }
 
@@ -124,11 +113,11 @@ impl Http {
     /// The answer to a request for a range, and what it has of it: the whole object is asked for where only the range
     /// is what the server cannot do, or what something on the way makes nonsense of.
     fn part_of(&self, path: &str, range: &Range<u64>) -> Result<PartAnswer, FetchError> {
-        if self.has_whole_only.load(Ordering::Relaxed) && range.start <= part::MAX_SKIP {
+        if self.habits.asks_for_whole(range) {
             if let Ok(answer) = self.part_of_whole(path, range) {
                 return Ok(answer);
             }
-            self.has_whole_only.store(false, Ordering::Relaxed);
+            self.habits.whole_came(false);
         }
         let answer = self.request(path, Some(range))?;
         let useless = match part::find(&head_of(&answer), range) {
@@ -177,7 +166,7 @@ impl Http {
             .and_then(|answer| self.deliver(path, range, answer, turn, &mut counting));
         match delivered {
             Ok(bytes) => {
-                self.part_size.came(bytes);
+                self.habits.part_size.came(bytes);
                 Ok(bytes)
             }
             Err(error) => self.another_way(path, range, &error, came.get(), &mut counting).unwrap_or(Err(error)),
@@ -202,24 +191,12 @@ impl Http {
         }
         // Some servers have one connection for each client, and a body that is kept would hold it.
         self.open_bodies.drop_all();
-        self.part_size.failed(range.end - range.start, came_bytes, error.kind());
         let is_elsewhere = !error.url().starts_with(&self.describe());
-        if !part::may_be_of_the_range(error.kind(), came_bytes, is_elsewhere) {
+        if !self.habits.range_failed(range, came_bytes, error.kind(), is_elsewhere) {
             return None;
         }
-        let failures = self.failed_ranges.fetch_add(1, Ordering::Relaxed) + 1;
-        if failures <= PASSING_FAILURES || range.start > part::MAX_SKIP {
-            return None;
-        }
-        self.failed_ranges.store(0, Ordering::Relaxed);
-        if came_bytes > 0 {
-            // Whether a whole object is better shows in what comes next.
-            self.has_whole_only.store(true, Ordering::Relaxed);
-            return None;
-        }
-        // Tried now: this may be the last attempt.
         let answer = self.part_of_whole(path, range);
-        self.has_whole_only.store(answer.is_ok(), Ordering::Relaxed);
+        self.habits.whole_came(answer.is_ok());
         Some(self.deliver(path, range, answer.ok()?, None, sink))
     }
 
@@ -227,8 +204,8 @@ impl Http {
     /// Otherwise it is not there, as objects that spare downloads may be.
     pub(super) fn beginning_of(&self, path: &str, range: &Range<u64>, sink: Sink<'_>) -> Option<u64> {
         let came = self.get_part(path, &(range.start..range.start + part_size::LEAST), sink).ok()?;
-        if !self.has_whole_only.load(Ordering::Relaxed) {
-            self.part_size.is_too_large(range.end - range.start);
+        if !self.habits.has_whole_only() {
+            self.habits.part_size.is_too_large(range.end - range.start);
         }
         Some(came)
     }
@@ -270,7 +247,7 @@ impl Http {
         match turn {
             Some(turn) if !is_last => turn.keep(OpenBody { path: path.to_owned(), url, reader, at: end, size_bytes }),
             Some(_) => {}
-            None => self.failed_ranges.store(0, Ordering::Relaxed),
+            None => self.habits.range_came(),
         }
         Ok(part.take_bytes)
     }
@@ -301,7 +278,7 @@ impl Http {
     /// the connection for reuse.
     pub(super) fn is_delimited(&self, headers: &HeaderMap, body: &Body) -> bool {
         let is_chunked = headers.get(TRANSFER_ENCODING).is_some_and(|coding| coding.as_bytes().ends_with(b"chunked"));
-        body.content_length().is_some() || (is_chunked && !self.ends_late.load(Ordering::Relaxed))
+        body.content_length().is_some() || (is_chunked && self.habits.ends_in_time())
     }
 
     /// Whether more comes of a body that was to end. A failure costs nothing but the connection: all that was asked for
@@ -309,7 +286,7 @@ impl Http {
     pub(super) fn has_more(&self, reader: &mut dyn Read) -> bool {
         let more = reader.read(&mut [0; 1]);
         if more.is_err() {
-            self.ends_late.store(true, Ordering::Relaxed);
+            self.habits.ended_late();
         }
         more.is_ok_and(|bytes| bytes > 0)
     }
@@ -361,7 +338,7 @@ impl Source for Http {
         let wanted = range.end - range.start;
         let (mut at, mut small_parts) = (range.start, 0);
         while at < range.end {
-            let part = at..range.end.min(at.saturating_add(self.part_size.most_bytes()));
+            let part = at..range.end.min(at.saturating_add(self.habits.part_size.most_bytes()));
             let got = self
                 .get_part(path, &part, &mut *sink)
                 .map_err(|error| self.requests.of_proxy(error).further(at - range.start, wanted))?;

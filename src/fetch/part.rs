@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use super::answer::{WEB_PAGE, parse_content_range};
-use super::error::FetchErrorKind;
 
 /// The most bytes that are read and dropped before a range, of a server without range support.
 pub(super) const MAX_SKIP: u64 = 64 << 20;
@@ -72,18 +71,6 @@ pub(super) fn find(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless
 fn is_named_part(head: &Head<'_>, wanted: &Range<u64>) -> bool {
     let named = head.content_range.and_then(parse_content_range).filter(|(range, _)| range.contains(&wanted.start));
     named.is_some_and(|(range, _)| head.content_length.is_none_or(|bytes| bytes == range.end - range.start))
-}
-
-/// Whether a failure after so many bytes may be one of the range, and not of the object or of the moment. A redirect
-/// may have led elsewhere.
-pub(super) fn may_be_of_the_range(kind: FetchErrorKind, came_bytes: u64, is_elsewhere: bool) -> bool {
-    use FetchErrorKind::{Broken, Corrupt, Missing, Protocol, Refused, Stalled, Unreachable};
-    match kind {
-        Corrupt => true,
-        Unreachable => is_elsewhere,
-        Refused(status) => !matches!(status, 401 | 407 | 429 | 503),
-        kind => came_bytes == 0 && matches!(kind, Broken | Missing | Protocol | Stalled),
-    }
 }
 
 fn in_partial(head: &Head<'_>, wanted: &Range<u64>) -> Result<Part, Useless> {

@@ -13,7 +13,7 @@ impl Http {
         if !path.starts_with(OBJECTS_PATH) {
             return self.whole(path, limit_bytes);
         }
-        if limit_bytes > self.part_size.most_bytes() {
+        if limit_bytes > self.habits.part_size.most_bytes() {
             return self.in_parts(path, limit_bytes);
         }
         let error = match self.whole(path, limit_bytes) {
@@ -22,7 +22,7 @@ impl Http {
         };
         self.open_bodies.drop_all();
         if !error.is_denied() {
-            self.part_size.failed(limit_bytes, 0, error.kind());
+            self.habits.part_size.failed(limit_bytes, 0, error.kind());
             return Err(error);
         }
         match limit_bytes > part_size::LEAST && self.beginning_of(path, &(0..limit_bytes), &mut |_| Ok(())).is_some() {

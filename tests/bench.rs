@@ -21,13 +21,25 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
         sector_bytes,
         json: Some(json.clone()),
         charts: Some(charts.path().to_owned()),
+        before: None,
+        links: Vec::new(),
     };
     bench::run(&paths, &options(4096, &["update_rebuilt", "fresh_readback"]), false).unwrap();
-    bench::run(&paths, &options(512, &[]), false).unwrap();
+    // The same agent twice: it was built by the first run.
+    let before = Some(paths.dist().join("reflash"));
+    bench::run(&paths, &BenchArgs { before, links: vec![80], ..options(512, &[]) }, false).unwrap();
     let json = std::fs::read_to_string(&json).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let runs = json["runs"].as_array().unwrap();
     assert!(runs.len() >= 10 && runs.iter().all(|run| run["right"] == true), "{runs:#?}");
+    for (case, tool) in [
+        ("fresh_80_mbit_s", "reflash"),
+        ("fresh_80_mbit_s", "curl|zstd|dd"),
+        ("update_stable_80_mbit_s", "reflash before"),
+        ("unchanged", "reflash before"),
+    ] {
+        assert!(runs.iter().any(|run| run["case"] == case && run["tool"] == tool), "{case} {tool}");
+    }
     let figure = |name: &str| json[name].as_f64().unwrap_or_else(|| panic!("{name} is missing"));
     // What does not depend on the speed of the machine.
     assert!(figure("update_stable_download_mb") < 0.5 && figure("update_rebuilt_download_mb") < 0.5);

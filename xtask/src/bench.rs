@@ -9,9 +9,11 @@ mod device;
 mod images;
 mod lab;
 mod limits;
+mod link;
 mod median;
 mod peers;
 mod report;
+mod round;
 mod served;
 mod staged;
 mod undo;
@@ -30,15 +32,16 @@ use crate::step::{output, produced, step};
 use crate::{agent, keygen};
 pub use args::BenchArgs;
 use chart::{Bar, BarKind};
-use device::{Before, LoopDevice, Memory};
+use device::{Before, Memory};
 use images::BenchImages;
 use lab::Nginx;
 use limits::Limits;
 use peers::{PEERS, Peer};
-use report::{BenchRun, OURS, Results};
-use served::{PRODUCT, Served};
-use staged::{StagedCase, StagedLab, StagedRun};
-use undo::{UndoCase, UndoRun};
+use report::{BEFORE, OURS, Results};
+use round::{Bench, OVER_LINKS};
+use served::Served;
+use staged::{StagedCase, StagedRun};
+use undo::UndoCase;
 
 /// A case: what is on the device before, what shall be on it, and with which options of ours.
 struct Case {
@@ -134,9 +137,21 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
         }
     }
     let server = Nginx::start(&served.root, &work)?;
-    let bench = Bench { options, work: &work, memory: &memory, server: &server, path: &path, served: &served };
+    let agents = std::iter::once((OURS, agent.as_path())).chain(options.before.as_deref().map(|path| (BEFORE, path)));
+    let agents: Vec<(&'static str, &Path)> = agents.collect();
+    let bench = Bench {
+        options,
+        work: &work,
+        memory: &memory,
+        server: &server,
+        path: &path,
+        served: &served,
+        keys: &keys,
+        agents: &agents,
+        peers: &found,
+    };
     PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
-    let index = bench.index("old")?;
+    let index = index_of(&served, "old")?;
     let (mut limits, mut runs, mut undo) = (Vec::new(), Vec::new(), Vec::new());
     let mut fetched: Vec<StagedRun> = Vec::new();
     for round in 1..=if options.quick { 1 } else { options.runs } {
@@ -146,26 +161,18 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
             limits::measure(&images.old, &index, &served.releases, &memory, &format!("{}/peers/old.zst", server.url()))
         })?);
         for case in &cases {
-            let ours = format!(
-                "{} flash --target DEVICE --url {}/reflash --keys {} --product {PRODUCT} --hardware {PRODUCT} --channel {} {}",
-                agent.display(),
-                server.url(),
-                keys.display(),
-                case.channel,
-                case.options
-            );
-            lab::warm([served.releases.clone()])?;
-            runs.push(bench.one(case, OURS, round, |_| ours.clone())?);
-            for peer in found.iter().filter(|peer| case.fits(peer)) {
-                lab::warm(peer.files(case.channel, &served.peers))?;
-                runs.push(bench.one(case, peer.name, round, |url| bench.command_of(peer, case, url))?);
-            }
+            runs.extend(bench.turns(case, round)?);
         }
         for case in &undone {
-            undo.push(bench.undo(case, round, &keys.join("reflash.pub"))?);
+            undo.push(bench.undo(case, round)?);
         }
         for case in &staged {
-            fetched.push(bench.staged(case, round, &agent, &keys)?);
+            fetched.push(bench.staged(case, round, &agent)?);
+        }
+    }
+    for mbit_s in options.links() {
+        for case in cases.iter().filter(|case| OVER_LINKS.contains(&case.name)) {
+            runs.extend(bench.over_link(case, mbit_s)?);
         }
     }
     let limits = Limits::median(&limits);
@@ -187,69 +194,12 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
-struct Bench<'a> {
-    options: &'a BenchArgs,
-    work: &'a Path,
-    served: &'a Served,
-    memory: &'a Memory,
-    server: &'a Nginx,
-    path: &'a str,
-}
-
-impl Bench<'_> {
-    /// One run of one tool on a device prepared for it. `DEVICE` in the command stands for the device.
-    fn one(&self, case: &Case, tool: &str, round: u32, command: impl Fn(&str) -> String) -> Result<BenchRun> {
-        let bytes = case.image.metadata()?.len();
-        let device = LoopDevice::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
-        let log = self.work.join(format!("{}-{}.log", case.name, tool.replace('|', "-")));
-        let command = command(&format!("{}/peers", self.server.url())).replace("DEVICE", &device.node);
-        let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
-        let right = cost.is_some() && device.holds(&case.image)?;
-        match &cost {
-            Some(cost) if right => {
-                eprintln!("  {round}: {} {tool}: {:.2} s, {:.1} MB", case.name, cost.wall_s, cost.download_mb);
-            }
-            Some(_) => eprintln!("  {round}: {} {tool}: the device does not hold the image", case.name),
-            None => eprintln!("  {round}: {} {tool}: failed, see {}", case.name, log.display()),
-        }
-        Ok(BenchRun { case: case.name.to_owned(), tool: tool.to_owned(), cost, right })
-    }
-
-    /// One update that is taken back.
-    fn undo(&self, case: &UndoCase<'_>, round: u32, public: &Path) -> Result<UndoRun> {
-        let run = undo::measure(case, self.served, public, self.memory, self.options.sector_bytes)?;
-        eprintln!("  {round}: {}", run.line());
-        Ok(run)
-    }
-
-    /// One update that is fetched beside a timer, and applied without a server.
-    fn staged(&self, case: &StagedCase<'_>, round: u32, agent: &Path, keys: &Path) -> Result<StagedRun> {
-        let lab = StagedLab {
-            served: self.served,
-            server: self.server,
-            agent,
-            keys,
-            memory: self.memory,
-            work: self.work,
-            path: self.path,
-            sector_bytes: self.options.sector_bytes,
-        };
-        let run = staged::measure(case, &lab)?;
-        eprintln!("  {round}: {}", run.line());
-        Ok(run)
-    }
-
-    fn command_of(&self, peer: &Peer, case: &Case, url: &str) -> String {
-        let seed = case.peers == Peers::Updating;
-        peer.command(url, case.channel, "DEVICE", seed, self.memory.path(), &self.served.peers)
-    }
-
-    fn index(&self, channel: &str) -> Result<Index> {
-        let manifest = fs::read(self.served.releases.join(channel).join("manifest.json"))?;
-        let manifest: reflash::release::manifest::Manifest = serde_json::from_slice(&manifest)?;
-        let object = fs::read(self.served.releases.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
-        Ok(Index::from_object(&object)?)
-    }
+/// The index of what a channel offers.
+fn index_of(served: &Served, channel: &str) -> Result<Index> {
+    let manifest = fs::read(served.releases.join(channel).join("manifest.json"))?;
+    let manifest: reflash::release::manifest::Manifest = serde_json::from_slice(&manifest)?;
+    let object = fs::read(served.releases.join(object_path(&manifest.image(SYSTEM_IMAGE)?.index.blake3)))?;
+    Ok(Index::from_object(&object)?)
 }
 
 fn cases(images: &BenchImages, options: &BenchArgs) -> Vec<Case> {
@@ -348,6 +298,8 @@ mod tests {
             sector_bytes: 512,
             json: None,
             charts: None,
+            before: None,
+            links: Vec::new(),
         };
         let images = BenchImages { old: "old".into(), new: Some("new".into()), stable: None, large: None };
         let names = |options: &BenchArgs| cases(&images, options).iter().map(|case| case.name).collect::<Vec<_>>();

@@ -32,7 +32,25 @@ pub struct BenchArgs {
     /// File for the figures and every single run. Default: bench.json, where everything built goes.
     #[arg(long, value_name = "FILE.json")]
     pub json: Option<PathBuf>,
+    /// An agent from before, which takes its turn beside this one.
+    #[arg(long, value_name = "AGENT")]
+    pub before: Option<PathBuf>,
+    /// Measure a first flash and updates over a link of so many Mbit/s with 50 ms there and back, too; repeat for several.
+    /// Default, with all cases: 10, 50 and 300.
+    #[arg(long = "link", value_name = "MBIT_S", value_parser = clap::value_parser!(u32).range(1..))]
+    pub links: Vec<u32>,
     /// Draw charts into this directory.
     #[arg(long, value_name = "DIR")]
     pub charts: Option<PathBuf>,
+}
+
+/// Slow, usual and fast links of robots, Mbit/s.
+const LINKS_MBIT_S: [u32; 3] = [10, 50, 300];
+
+impl BenchArgs {
+    /// The links that are measured, Mbit/s.
+    pub fn links(&self) -> Vec<u32> {
+        let all = self.links.is_empty() && self.cases.is_empty() && !self.quick;
+        if all { LINKS_MBIT_S.to_vec() } else { self.links.clone() }
+    }
 }

@@ -70,6 +70,10 @@ impl Nginx {
         format!("http://{}", self.address)
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     fn forget(&self) -> Result<()> {
         // The log is truncated in place, because nginx has it open for appending.
         File::options().write(true).open(&self.log)?.set_len(0).context("shorten the access log")

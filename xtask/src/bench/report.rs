@@ -18,6 +18,8 @@ const UPDATE_LIMIT_MB: f64 = 70.0;
 
 /// Name of reflash in the rows.
 pub const OURS: &str = "reflash";
+/// Name of the agent from before.
+pub const BEFORE: &str = "reflash before";
 
 /// One run of one tool.
 #[derive(Debug, Clone, Serialize)]
@@ -68,7 +70,7 @@ impl Results {
 
     /// Finds the quickest other tool in a case that downloads less than `limit_mb`, and its wall time.
     pub fn best_peer(&self, case: &str, limit_mb: f64) -> Option<(String, f64)> {
-        let others = self.rows().into_iter().filter(|(other, tool)| other == case && tool != OURS);
+        let others = self.rows().into_iter().filter(|(other, tool)| other == case && tool != OURS && tool != BEFORE);
         let eligible = others.filter_map(|(_, tool)| {
             let download_mb = self.median(case, &tool, |cost| cost.download_mb)?;
             let wall_s = self.median(case, &tool, |cost| cost.wall_s)?;

@@ -5,6 +5,7 @@ mod domains;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod message;
+mod routes;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

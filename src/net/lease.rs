@@ -176,6 +176,7 @@ mod tests {
                 duration: seconds(duration),
                 renew_after: seconds(asked),
                 server: Ipv4Addr::new(192, 0, 2, 1),
+                has_duration: true,
                 has_mask: true,
             };
             renew_after(&lease).map(|time| time.as_secs())

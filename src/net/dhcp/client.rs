@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::net::jitter::Jitter;
 
-use super::message::{self, Ask, Lease, MessageKind, Sender};
+use super::message::{self, Ask, Lease, MessageKind, Sender, ServerAnswer};
 
 /// Waits after the first, second, ... unanswered DISCOVER; the last one repeats. RFC 2131 starts with 4 s, and that
 /// matters: servers ping a fresh address for up to 3 s before they offer it. The RFC goes on to 64 s; we stop at 30,
@@ -34,6 +34,14 @@ const PASS_OVER: Duration = Duration::from_secs(2);
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Servers whose refusal is remembered; a hostile peer may have any number of addresses.
 const MOST_REFUSERS: usize = 16;
+/// Time in which what was asked for before is still taken when it is granted: a relay over a slow line, or a server
+/// that checks its other half first, may take longer than all waits for one request.
+const LATE: Duration = Duration::from_secs(60);
+/// Requests before the current one that are remembered.
+const MOST_EARLIER: usize = 4;
+/// Requests for an offer after which another address from another server is taken too: of a pair of servers, one may
+/// offer and the other grant.
+const OFFER_TRIES: usize = 2;
 
 /// Next thing for the caller to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,15 +55,44 @@ pub(super) enum ClientStep {
 #[derive(Debug)]
 enum State {
     Discovering,
-    /// A server was asked for an address: one that it offered, or one that is held.
-    Requesting {
-        ask: Ask,
-        address: Ipv4Addr,
-        server: Ipv4Addr,
-        tries: usize,
-        /// The lease as it was offered or is held.
-        known: Box<Lease>,
-    },
+    Requesting(Asked),
+}
+
+/// A server was asked for an address: one that it offered, or one that is held.
+#[derive(Debug)]
+struct Asked {
+    ask: Ask,
+    address: Ipv4Addr,
+    server: Ipv4Addr,
+    tries: usize,
+    /// The lease as it was offered or is held.
+    known: Box<Lease>,
+}
+
+impl Asked {
+    /// The lease that was asked for, if this answer grants it.
+    fn granted_by(&self, answer: ServerAnswer) -> Option<Lease> {
+        if answer.kind != MessageKind::Ack {
+            return None;
+        }
+        let (is_own, is_same) = (answer.server == self.server, answer.lease.address == self.address);
+        // Relays and odd servers grant with another identifier than they offered with: the address decides. Some grant
+        // another address than they offered, and mean it.
+        let is_meant = match self.ask {
+            Ask::Keep { .. } => is_same && (is_own || self.tries > OWN_SERVER_TRIES),
+            _ => is_same || is_own || self.tries >= OFFER_TRIES,
+        };
+        is_meant.then(|| if is_own { answer.lease.completed(&self.known) } else { answer.lease })
+    }
+}
+
+/// A request that nothing is expected of any more.
+#[derive(Debug)]
+struct Earlier {
+    transaction: u32,
+    asked: Asked,
+    /// Time until which it may be granted after all.
+    until: Duration,
 }
 
 /// DHCP client of one card. All times count from its creation.
@@ -67,6 +104,7 @@ pub(super) struct DhcpClient {
     transaction: u32,
     exchange_began: Duration,
     state: State,
+    earlier: Vec<Earlier>,
     /// Time at which the next frame is due.
     due: Duration,
     last_discover: Option<Duration>,
@@ -82,12 +120,14 @@ impl DhcpClient {
     /// Makes a client for the card with this address. With `held` it first asks to keep that lease's address. Offers of
     /// the servers in `passed_over` are left until these times.
     pub(super) fn new(mac: [u8; 6], random: u64, held: Option<&Lease>, passed_over: &[(Ipv4Addr, Duration)]) -> Self {
-        let state = held.map_or(State::Discovering, |lease| State::Requesting {
-            ask: Ask::Keep { address: lease.address },
-            address: lease.address,
-            server: lease.server,
-            tries: 0,
-            known: Box::new(lease.clone()),
+        let state = held.map_or(State::Discovering, |lease| {
+            State::Requesting(Asked {
+                ask: Ask::Keep { address: lease.address },
+                address: lease.address,
+                server: lease.server,
+                tries: 0,
+                known: Box::new(lease.clone()),
+            })
         });
         let mut client = Self {
             mac,
@@ -95,6 +135,7 @@ impl DhcpClient {
             transaction: 0,
             exchange_began: Duration::ZERO,
             state,
+            earlier: Vec::new(),
             due: Duration::ZERO,
             last_discover: None,
             unanswered: 0,
@@ -113,13 +154,13 @@ impl DhcpClient {
             return ClientStep::Wait(self.due - now);
         }
         match &mut self.state {
-            State::Requesting { ask, tries, .. } if *tries < REQUEST_WAITS_S.len() => {
+            State::Requesting(Asked { ask, tries, .. }) if *tries < REQUEST_WAITS_S.len() => {
                 let ask = *ask;
                 self.due = now + Duration::from_secs(REQUEST_WAITS_S[*tries]);
                 *tries += 1;
                 ClientStep::Send(message::frame(self.sender(now), ask))
             }
-            State::Requesting { ask, server, .. } => {
+            State::Requesting(Asked { ask, server, .. }) => {
                 match (ask, *server) {
                     (Ask::Select { .. }, server) => {
                         self.refused(server, "offers an address and does not grant it", now)
@@ -149,7 +190,7 @@ impl DhcpClient {
 
     /// Takes a frame from the link, and returns the lease once a server has granted one.
     pub(super) fn receive(&mut self, frame: &[u8], now: Duration) -> Option<Lease> {
-        let answer = message::answer(frame, self.sender(now))?;
+        let Some(answer) = message::answer(frame, self.sender(now)) else { return self.granted_late(frame, now) };
         match (&self.state, answer.kind) {
             (State::Discovering, MessageKind::Offer) if self.last_discover.is_some() => {
                 if !self.is_passed_over(answer.server, now) {
@@ -157,7 +198,7 @@ impl DhcpClient {
                     self.due = now;
                     let (address, server) = (answer.lease.address, answer.server);
                     let (ask, known) = (Ask::Select { address, server }, Box::new(answer.lease));
-                    self.state = State::Requesting { ask, address, server, tries: 0, known };
+                    self.state = State::Requesting(Asked { ask, address, server, tries: 0, known });
                 }
                 None
             }
@@ -166,23 +207,25 @@ impl DhcpClient {
             {
                 Some(Lease { duration: None, ..answer.lease })
             }
-            (State::Requesting { ask, address, server, tries, known }, MessageKind::Ack) => {
-                let is_own = answer.server == *server;
-                // Relays and odd servers grant with another identifier than they offered with: the address decides.
-                // Some grant another address than they offered, and mean it.
-                let is_meant = match ask {
-                    Ask::Keep { .. } => answer.lease.address == *address && (is_own || *tries > OWN_SERVER_TRIES),
-                    _ => answer.lease.address == *address || is_own,
-                };
-                is_meant.then(|| if is_own { answer.lease.completed(known) } else { answer.lease })
-            }
-            (State::Requesting { server, .. }, MessageKind::Nak) if answer.server == *server => {
+            (State::Requesting(asked), MessageKind::Ack) => asked.granted_by(answer),
+            (State::Requesting(asked), MessageKind::Nak) if answer.server == asked.server => {
                 self.refused(answer.server, "refuses its own offer", now);
                 None
             }
             // These are late offers, refusals of servers that were not asked, and anything else.
             _ => None,
         }
+    }
+
+    /// Takes a frame that answers nothing that is open: what was asked for before may be granted now, or right behind a
+    /// refusal that somebody else made up.
+    fn granted_late(&self, frame: &[u8], now: Duration) -> Option<Lease> {
+        let earlier = self.earlier.iter().filter(|earlier| now < earlier.until);
+        let granted = |earlier: &Earlier| {
+            let sender = Sender { transaction: earlier.transaction, ..self.sender(now) };
+            earlier.asked.granted_by(message::answer(frame, sender)?)
+        };
+        earlier.rev().find_map(granted)
     }
 
     /// Returns a line for the console, if there is one.
@@ -205,10 +248,13 @@ impl DhcpClient {
         self.refusers.iter().any(|(refuser, until)| *refuser == server && *until > now)
     }
 
-    /// Begins another exchange, with a number of its own: answers to the last one are too late.
+    /// Begins another exchange, with a number of its own.
     fn begin_again(&mut self, now: Duration, pause: Duration) {
         let earliest = self.last_discover.map_or(now, |last| last + DISCOVER_PAUSE);
-        self.state = State::Discovering;
+        if let State::Requesting(asked) = std::mem::replace(&mut self.state, State::Discovering) {
+            self.earlier.drain(..(self.earlier.len() + 1).saturating_sub(MOST_EARLIER));
+            self.earlier.push(Earlier { transaction: self.transaction, asked, until: now + LATE });
+        }
         self.transaction = self.next_transaction();
         self.exchange_began = now;
         self.due = (now + pause).max(earliest);

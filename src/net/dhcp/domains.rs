@@ -2,8 +2,8 @@
 
 /// Names that are read from a list; more is an attack or a mistake.
 const MOST_NAMES: usize = 64;
-/// Domains that are kept: resolvers have long read no more than six.
-const MOST_DOMAINS: usize = 6;
+/// Domains that are kept. Resolvers of old read six; today's read all.
+const MOST_DOMAINS: usize = 32;
 
 /// The machine's own domain (option 15) and the search list (option 119), each name once.
 pub(in crate::net) fn search(domain: &[u8], list: &[u8]) -> Vec<String> {

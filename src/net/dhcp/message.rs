@@ -10,7 +10,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::domains;
-use crate::sys::net::items::{Route, network_of};
+use super::routes::{self, RouteOptions};
+use crate::sys::net::items::Route;
 
 /// Kind of a message (option 53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ mod code {
     pub(super) const MTU: u8 = 26;
     pub(super) const REQUESTED_ADDRESS: u8 = 50;
     pub(super) const LEASE_TIME: u8 = 51;
+    /// Routes by the class of their destination, RFC 2132, 5.8.
+    pub(super) const CLASSFUL_ROUTES: u8 = 33;
     pub(super) const OVERLOAD: u8 = 52;
     pub(super) const KIND: u8 = 53;
     pub(super) const SERVER: u8 = 54;
@@ -42,15 +45,19 @@ mod code {
     pub(super) const SEARCH: u8 = 119;
     /// Classless routes, RFC 3442.
     pub(super) const ROUTES: u8 = 121;
+    /// The same, by the number that Windows had for it before.
+    pub(super) const ROUTES_OF_WINDOWS: u8 = 249;
     pub(super) const PAD: u8 = 0;
     pub(super) const END: u8 = 255;
 }
 
 /// Options that the client asks for. Classless routes come first: RFC 3442 wants them before the routers.
-const WANTED: [u8; 10] = [
+const WANTED: [u8; 12] = [
     code::ROUTES,
+    code::ROUTES_OF_WINDOWS,
     code::MASK,
     code::ROUTERS,
+    code::CLASSFUL_ROUTES,
     code::NAME_SERVERS,
     code::DOMAIN,
     code::MTU,
@@ -73,10 +80,8 @@ const CLIENT_PORT: u16 = 68;
 const LEAST_MTU: u16 = 577;
 /// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
-/// Routers that are used: the others stand by.
-const MOST_ROUTERS: usize = 4;
 /// Largest number of items of a list that is taken: more is an attack or a mistake.
-const MOST_ENTRIES: usize = 64;
+pub(super) const MOST_ENTRIES: usize = 64;
 
 /// Identity of the client in one exchange, as every request carries it.
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +135,8 @@ pub struct Lease {
     pub renew_after: Option<Duration>,
     /// Address of the DHCP server.
     pub server: Ipv4Addr,
+    /// Whether the server named the duration; otherwise it is endless.
+    pub has_duration: bool,
     /// Whether the server named the mask; otherwise the prefix length is that of the address's class.
     pub has_mask: bool,
 }
@@ -150,6 +157,10 @@ impl Lease {
         if self.search.is_empty() {
             self.search.clone_from(&known.search);
         }
+        if !self.has_duration && known.has_duration {
+            (self.duration, self.has_duration) = (known.duration, true);
+        }
+        self.renew_after = self.renew_after.or(known.renew_after);
         self.mtu = self.mtu.or(known.mtu);
         self
     }
@@ -334,19 +345,19 @@ impl DhcpOptions {
 
     fn lease(&self, address: Ipv4Addr, server: Ipv4Addr) -> Lease {
         let seconds = self.seconds(code::LEASE_TIME).filter(|seconds| *seconds != FOR_EVER);
-        let routes = self.classless_routes();
-        let default = |gateway: Ipv4Addr| Route::default_through(gateway.into());
         Lease {
             address,
             prefix_len: self.prefix_len(address),
-            // Routers are in order of preference (RFC 2132, 3.5); with classless routes they must not be used (RFC
-            // 3442).
-            routes: routes
-                .unwrap_or_else(|| self.hosts(code::ROUTERS).into_iter().take(MOST_ROUTERS).map(default).collect()),
+            routes: routes::of(&RouteOptions {
+                classless: [code::ROUTES, code::ROUTES_OF_WINDOWS].map(|code| self.get(code)),
+                classful: self.get(code::CLASSFUL_ROUTES),
+                routers: &self.hosts(code::ROUTERS),
+            }),
             dns: self.hosts(code::NAME_SERVERS),
             search: domains::search(self.get(code::DOMAIN), self.get(code::SEARCH)),
             mtu: self.mtu(),
             duration: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            has_duration: self.seconds(code::LEASE_TIME).is_some(),
             renew_after: self.seconds(code::RENEWAL_TIME).map(|seconds| Duration::from_secs(seconds.into())),
             server,
             has_mask: !self.get(code::MASK).is_empty(),
@@ -360,11 +371,7 @@ impl DhcpOptions {
             Some(mask) if mask != 0 && mask.leading_ones() + mask.trailing_zeros() == 32 => {
                 u8::try_from(mask.leading_ones()).unwrap_or(32)
             }
-            _ => match address.octets()[0] {
-                0..=127 => 8,
-                128..=191 => 16,
-                _ => 24,
-            },
+            _ => routes::class_prefix_len(address),
         }
     }
 
@@ -372,40 +379,15 @@ impl DhcpOptions {
         let bytes = self.get(code::MTU).get(..2)?;
         Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU)
     }
-
-    /// Option 121: prefix length, as many bytes of the destination as that needs, router. `None` where nothing in it
-    /// makes sense, so that the routers count.
-    fn classless_routes(&self) -> Option<Vec<Route>> {
-        let mut rest = self.get(code::ROUTES);
-        let mut routes = Vec::new();
-        while let Some((&prefix_len, after)) = rest.split_first() {
-            if prefix_len > 32 || routes.len() == MOST_ENTRIES {
-                break;
-            }
-            let Some((significant, after)) = after.split_at_checked(usize::from(prefix_len).div_ceil(8)) else { break };
-            let Some((router, after)) = after.split_at_checked(4) else { break };
-            let mut destination = [0; 4];
-            destination[..significant.len()].copy_from_slice(significant);
-            let destination = network_of(Ipv4Addr::from(destination).into(), prefix_len);
-            let Some(router) = address_at(router, 0) else { break };
-            // 0.0.0.0 means that the destination is on the link itself.
-            if router.is_unspecified() || is_host(router) {
-                let gateway = Some(router.into()).filter(|_| !router.is_unspecified());
-                routes.push(Route { destination, prefix_len, gateway });
-            }
-            rest = after;
-        }
-        (!routes.is_empty()).then_some(routes)
-    }
 }
 
-fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+pub(super) fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
     let four: [u8; 4] = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
     Some(four.into())
 }
 
 /// Whether an address can be that of a machine on a network.
-fn is_host(address: Ipv4Addr) -> bool {
+pub(super) fn is_host(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     (1..=223).contains(&first) && !address.is_loopback()
 }

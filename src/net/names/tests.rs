@@ -255,5 +255,5 @@ fn lists_of_servers_are_read_as_people_and_programs_write_them() {
     let parsed = Resolver::parse(text, "");
     let servers: Vec<String> = parsed.servers.iter().map(|server| server.address.to_string()).collect();
     assert_eq!(servers, ["192.0.2.53:53", "[fe80::1%7]:53", "[fe80::2%1]:53"]);
-    assert_eq!(parsed.search.len(), 6);
+    assert_eq!(parsed.search.len(), 8);
 }

@@ -1,5 +1,6 @@
 //! Exchanges as they happen in the field, with the clock and the frames in the hands of the test.
 
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -223,15 +224,63 @@ fn a_grant_of_another_address_counts_from_the_server_that_was_asked() {
     assert_eq!((lease.address, lease.server), (elsewhere, SERVER));
 }
 
+/// Of two servers behind one relay, or of a pair that shares the work, one offers and the other grants what it has.
+#[test]
+fn the_other_server_of_a_pair_may_grant_another_address() {
+    let elsewhere = Ipv4Addr::new(10, 9, 0, 77);
+    let answers = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER)],
+        _ => vec![Reply::to(request, 5, OTHER, elsewhere).frame()],
+    };
+    let mut segment = Segment::new(None, &answers);
+    let lease = segment.run(10).unwrap();
+    assert_eq!((lease.address, lease.server, segment.now), (elsewhere, OTHER, Duration::from_secs(2)));
+}
+
+#[test]
+fn what_was_asked_for_may_be_granted_late_or_behind_a_refusal() {
+    let first = RefCell::new(None);
+    let answers = |kind, request: &[u8]| {
+        if kind == 3 {
+            first.borrow_mut().get_or_insert_with(|| request.to_vec());
+        }
+        if kind == 1 { vec![offer(request, SERVER)] } else { vec![] }
+    };
+    for (granted_s, is_taken) in [(14, true), (40, true), (90, false)] {
+        first.take();
+        let mut segment = Segment::new(None, &answers);
+        assert_eq!(segment.run(granted_s), None);
+        let request = first.take().unwrap();
+        assert_eq!(segment.client.receive(&nak(&request, SERVER), segment.now), None);
+        assert_eq!(segment.client.receive(&offer(&request, SERVER), segment.now), None);
+        let lease = segment.client.receive(&ack(&request, SERVER), segment.now);
+        assert_eq!(lease.map(|lease| lease.address), is_taken.then_some(ADDRESS), "{granted_s} s");
+    }
+    let refused = |kind, request: &[u8]| match kind {
+        1 => vec![offer(request, SERVER)],
+        _ => vec![nak(request, SERVER), ack(request, SERVER)],
+    };
+    let mut segment = Segment::new(None, &refused);
+    assert_eq!((segment.run(10).unwrap().server, segment.now), (SERVER, Duration::ZERO));
+}
+
 #[test]
 fn what_a_grant_leaves_out_is_as_it_was_offered() {
-    let full = |reply: Reply| reply.with(1, &[255, 255, 255, 0]).with(3, &[10, 9, 0, 1]).with(6, &[10, 9, 0, 3]);
+    let full = |reply: Reply| {
+        reply
+            .with(1, &[255, 255, 255, 0])
+            .with(3, &[10, 9, 0, 1])
+            .with(6, &[10, 9, 0, 3])
+            .with(51, &[0, 0, 3, 232])
+            .with(58, &[0, 0, 1, 44])
+    };
     let answers = |kind, request: &[u8]| match kind {
         1 => vec![full(Reply::to(request, 2, SERVER, ADDRESS)).frame()],
         _ => vec![ack(request, SERVER)],
     };
     let lease = Segment::new(None, &answers).run(10).unwrap();
     assert_eq!((lease.prefix_len, lease.routes.len(), lease.dns.len()), (24, 1, 1));
+    assert_eq!((lease.duration, lease.renew_after), (Some(Duration::from_secs(1000)), Some(Duration::from_secs(300))));
     // And a renewal as it was.
     let renewed = Segment::new(Some(&lease), &|_, request: &[u8]| vec![ack(request, SERVER)]).run(10).unwrap();
     assert_eq!((renewed.prefix_len, renewed.routes, renewed.dns), (24, lease.routes.clone(), lease.dns.clone()));

@@ -121,6 +121,7 @@ fn everything_that_a_server_says_is_read() {
                 duration: Some(Duration::from_secs(3600)),
                 renew_after: Some(Duration::from_secs(1800)),
                 server: SERVER,
+                has_duration: true,
                 has_mask: true,
             },
         }
@@ -223,7 +224,8 @@ fn what_is_of_no_use_here_does_no_harm() {
     let lease = lease(&reply);
     assert_eq!((lease.address, lease.prefix_len, lease.mtu), (ADDRESS, 24, None));
     assert_eq!(lease.routes, default_through([192, 168, 4, 1]));
-    assert_eq!(lease.search, ["domain00", "domain01", "domain02", "domain03", "domain04", "domain05"]);
+    let domains: Vec<String> = (0..16).map(|number| format!("domain{number:02}")).collect();
+    assert_eq!(lease.search, domains);
     // The keeper takes the half of the lease where T1 lies behind its end.
     assert_eq!(
         (lease.duration, lease.renew_after),

@@ -104,7 +104,12 @@ impl Resolver for NamingResolver {
             None => self.look_up(uri, host, port)?,
         };
         let mut resolved = self.empty();
-        addresses.into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(address));
+        // Those that failed of late come last, and what is beyond ureq's room is left out.
+        self.addresses
+            .order(uri, addresses)
+            .into_iter()
+            .take(MOST_ADDRESSES)
+            .for_each(|address| resolved.push(address));
         Ok(resolved)
     }
 }

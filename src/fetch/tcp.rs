@@ -38,9 +38,13 @@ impl<In: Transport> Connector<In> for RacingConnector {
         let addresses = self.addresses.order(details.uri, details.addrs.iter().copied().collect());
         let timeout = details.timeout.not_zero().map_or(Duration::MAX, |timeout| *timeout);
         let (narrowness, segments) = self.addresses.segments();
-        let (address, stream) = first_of(&addresses, segments, timeout).map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
-            _ => Error::Io(error),
+        let (address, stream) = first_of(&addresses, segments, timeout).map_err(|error| {
+            // The name may have others by now, or at another name server.
+            addresses.iter().for_each(|address| self.addresses.not_reached(*address));
+            match error.kind() {
+                ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
+                _ => Error::Io(error),
+            }
         })?;
         // Those before it had a head start and lost it: the next connection need not wait for them.
         addresses.iter().take_while(|other| **other != address).for_each(|other| self.addresses.not_reached(*other));

@@ -43,10 +43,12 @@ const ALL_DOMAINS: Duration = Duration::from_secs(30);
 /// How long an address waits for servers that are listed before the one that gave it, since they come first for a
 /// reason: a provider's server invents addresses for names that only the site's own server knows.
 const EARLIER: Duration = Duration::from_millis(400);
-/// How long a lookup everywhere waits for all servers after the first address.
-const EVERYWHERE: Duration = Duration::from_secs(3);
-/// Addresses that are returned. Large content networks answer with a dozen.
-const MOST_ADDRESSES: usize = 16;
+/// How long a lookup everywhere waits for all servers after the first address: some take seconds, and what the quick
+/// one gave led nowhere.
+const EVERYWHERE: Duration = Duration::from_secs(8);
+/// Addresses that are returned. Large content networks answer with a dozen; who connects begins with those that did not
+/// fail of late.
+const MOST_ADDRESSES: usize = 64;
 
 /// A name that has no address.
 #[derive(Debug, thiserror::Error)]

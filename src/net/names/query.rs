@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
@@ -12,8 +13,6 @@ use crate::sys::net::bound;
 
 /// Waits for an answer before the question is sent again: a lost packet costs a second.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Time for a connection, and for an answer over it.
-const TCP_PATIENCE: Duration = Duration::from_secs(2);
 /// Largest answer over UDP that is taken; without EDNS servers send 512 bytes.
 const MOST_UDP_BYTES: usize = 4096;
 
@@ -33,13 +32,21 @@ pub(super) enum Outcome {
 
 /// Asks one server for both kinds. `report` gets each outcome as it comes, and says whether
 /// anybody still waits.
-pub(super) fn ask(server: &NameServer, name: &str, until: Instant, report: impl Fn(Outcome) -> bool) {
-    if let Err(error) = ask_by_udp(server, name, until, &report) {
+pub(super) fn ask(server: &NameServer, name: &str, until: Instant, report: impl Fn(Outcome) -> bool + Sync) {
+    // What is asked for over TCP keeps nobody from hearing the answer to the other question.
+    let result = thread::scope(|scope| ask_by_udp(server, name, until, &report, scope));
+    if let Err(error) = result {
         report(Outcome::Failed(error.to_string()));
     }
 }
 
-fn ask_by_udp(server: &NameServer, name: &str, until: Instant, report: &impl Fn(Outcome) -> bool) -> io::Result<()> {
+fn ask_by_udp<'s, R: Fn(Outcome) -> bool + Sync>(
+    server: &'s NameServer,
+    name: &'s str,
+    until: Instant,
+    report: &'s R,
+    scope: &'s thread::Scope<'s, '_>,
+) -> io::Result<()> {
     // Connected: the kernel drops what comes from elsewhere, and says when nobody listens there.
     let socket = bound::udp(server.interface.as_deref(), server.address)?;
     socket.connect(server.address)?;
@@ -73,15 +80,14 @@ fn ask_by_udp(server: &NameServer, name: &str, until: Instant, report: &impl Fn(
                 continue;
             };
             let (kind, id, question) = open.swap_remove(at);
-            // Cut short, or not to be read: TCP has room for all of it.
-            let outcome = read(&buffer[..length], kind).unwrap_or_else(|| {
-                let whole = over_tcp(server, &Sent { name, kind, id, bytes: &question }, until);
-                // What did fit is better than nothing where TCP is closed.
-                match addresses(&buffer[..length]) {
-                    some if !some.is_empty() && matches!(whole, Outcome::Failed(_)) => Outcome::Addresses(some),
-                    _ => whole,
-                }
-            });
+            let Some(outcome) = read(&buffer[..length], kind) else {
+                // Cut short, or not to be read: TCP has room for all of it.
+                let sent = Sent { name, kind, id, bytes: question };
+                let fitted = addresses(&buffer[..length]);
+                let ask = move || _ = report(over_tcp(server, &sent, fitted, until));
+                thread::Builder::new().spawn_scoped(scope, ask)?;
+                continue;
+            };
             if !report(outcome) {
                 return Ok(());
             }
@@ -99,29 +105,38 @@ struct Sent<'a> {
     name: &'a str,
     kind: TYPE,
     id: u16,
-    bytes: &'a [u8],
+    bytes: Vec<u8>,
 }
 
-/// Asks once more over TCP, whose answers have room for everything.
-fn over_tcp(server: &NameServer, question: &Sent<'_>, until: Instant) -> Outcome {
-    match ask_by_tcp(server, question.bytes, until) {
+/// Asks once more over TCP, whose answers have room for everything. What fitted into the short answer is better than
+/// nothing where TCP is closed.
+fn over_tcp(server: &NameServer, question: &Sent<'_>, fitted: Vec<IpAddr>, until: Instant) -> Outcome {
+    let failed = match ask_by_tcp(server, &question.bytes, until) {
         Ok(answer) if is_answer(&answer, question.id, question.name, question.kind) => {
-            read(&answer, question.kind).unwrap_or_else(|| Outcome::Failed("its answer cannot be read".into()))
+            match read(&answer, question.kind) {
+                Some(outcome @ Outcome::Addresses(_)) => return outcome,
+                Some(Outcome::Failed(text)) => text,
+                None => "its answer cannot be read".to_owned(),
+            }
         }
-        Ok(_) => Outcome::Failed("its answer over TCP is to another question".into()),
-        Err(error) => Outcome::Failed(format!("its answer is cut short, and over TCP: {error}")),
-    }
+        Ok(_) => "its answer over TCP is to another question".to_owned(),
+        Err(error) => {
+            let is_late = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+            let why = if is_late { "none comes in time".to_owned() } else { error.to_string() };
+            format!("its answer is cut short, and over TCP: {why}")
+        }
+    };
+    if fitted.is_empty() { Outcome::Failed(failed) } else { Outcome::Addresses(fitted) }
 }
 
 fn ask_by_tcp(server: &NameServer, question: &[u8], until: Instant) -> io::Result<Vec<u8>> {
-    let patience = until.saturating_duration_since(Instant::now()).min(TCP_PATIENCE).max(Duration::from_millis(1));
+    let patience = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let mut stream = bound::tcp(server.interface.as_deref(), server.address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let length = u16::try_from(question.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes(), question].concat())?;
     let mut length = [0; 2];
-    let until = Instant::now() + patience;
     read_until(&mut stream, &mut length, until)?;
     let mut answer = vec![0; u16::from_be_bytes(length).into()];
     read_until(&mut stream, &mut answer, until)?;

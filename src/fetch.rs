@@ -234,7 +234,12 @@ pub struct FetchOptions {
     pub certificate_clock: Arc<CertificateClock>,
     /// The clock that pauses and stalls are measured by.
     pub clock: Arc<dyn Clock>,
+    /// Told whenever a server answered with what was asked for.
+    pub on_served: Option<OnServed>,
 }
+
+/// Somebody who wants to know that a server over the network answers as it should.
+pub type OnServed = Arc<dyn Fn() + Send + Sync>;
 
 /// A bandwidth cap, which clones share.
 #[derive(Clone)]
@@ -265,6 +270,7 @@ impl FetchOptions {
             rate: network.max_bytes_per_s.map(|bytes_per_s| Rate::of(bytes_per_s, Arc::clone(&clock))),
             certificate_clock,
             clock,
+            on_served: None,
         }
     }
 }

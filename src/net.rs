@@ -35,6 +35,7 @@ mod routing;
 mod settings;
 mod supervisor;
 mod target;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -42,7 +43,7 @@ use std::sync::mpsc;
 use crate::machine::config::Network;
 use crate::sys::thread::background;
 pub use error::NetError;
-pub use options::{NetworkOptions, Stop, Trouble};
+pub use options::{NetworkOptions, RequestOutcomes, Stop};
 pub use settings::Up;
 use supervisor::Supervisor;
 

@@ -105,6 +105,7 @@ fn what_was_not_reported_is_posted_once() {
         rate: None,
         certificate_clock: Arc::new(CertificateClock::fixed()),
         clock: Arc::new(SystemClock),
+        on_served: None,
     };
     let who = ReportedMachine::this("demo", None, None);
     assert!(Pending::of(&open, &who).is_none());

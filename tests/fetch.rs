@@ -38,6 +38,7 @@ pub fn options() -> FetchOptions {
         rate: None,
         certificate_clock: Arc::new(CertificateClock::fixed()),
         clock: Arc::new(SystemClock),
+        on_served: None,
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use reflash::machine::config::{InterfaceSelector, Network, NetworkLayer, StaticAddress};
 use reflash::net::NetError;
 use reflash::net::NetworkOptions;
+use reflash::net::RequestOutcomes;
 use reflash::net::Stop;
-use reflash::net::Trouble;
 use reflash::net::Up;
 use reflash::net::bring_up_with;
 
@@ -25,7 +25,7 @@ pub(crate) struct World {
     pub(crate) stop: Stop,
     /// URLs of the manifests of all sources.
     pub(crate) sources: Vec<String>,
-    pub(crate) trouble: Trouble,
+    pub(crate) outcomes: RequestOutcomes,
 }
 
 impl World {
@@ -37,7 +37,7 @@ impl World {
             servers: Vec::new(),
             stop: Stop::default(),
             sources: Vec::new(),
-            trouble: Trouble::default(),
+            outcomes: RequestOutcomes::default(),
         }
     }
 
@@ -85,7 +85,7 @@ impl World {
             resolv_conf: self.resolv_conf(),
             sources: self.sources.clone(),
             stop: self.stop.clone(),
-            trouble: self.trouble.clone(),
+            outcomes: self.outcomes.clone(),
             ..NetworkOptions::default()
         };
         std::thread::spawn(move || {

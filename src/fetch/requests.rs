@@ -16,7 +16,7 @@ use super::answer::{HttpAnswer, is_redirect, redirected, sorted_out};
 use super::classify::{classified, is_no_tls, unanswered_on_kept};
 use super::delivery::BUFFER;
 use super::error::{FetchError, FetchErrorKind};
-use super::{FetchOptions, connect, tls, url};
+use super::{FetchOptions, OnServed, connect, tls, url};
 use crate::machine::config::DirectHosts;
 
 /// The most redirects of one request: a load balancer sends to a mirror that sends to a region that sends to a bucket,
@@ -46,6 +46,7 @@ pub(super) struct Requests {
     distrusts_caches: AtomicBool,
     /// Kept connections that were silent.
     silent: AtomicU32,
+    on_served: Option<OnServed>,
 }
 
 impl Requests {
@@ -68,6 +69,7 @@ impl Requests {
             authorization: credentials.map(basic),
             distrusts_caches: AtomicBool::new(false),
             silent: AtomicU32::new(0),
+            on_served: options.on_served.clone(),
         })
     }
 
@@ -85,6 +87,9 @@ impl Requests {
             let error = match attempt() {
                 Ok(value) => {
                     self.addresses.served();
+                    if let Some(on_served) = &self.on_served {
+                        on_served();
+                    }
                     return Ok(value);
                 }
                 Err(error) => error,

@@ -69,6 +69,8 @@ pub(super) struct Card {
     ipv6: Ipv6Network,
     usable_ipv6: Vec<Ipv6OnLink>,
     pub(super) trial: Option<ReachTrial>,
+    /// Number of what the card was given: it grows when that changes.
+    pub(super) given: u64,
     /// Number of the router whose turn it is, of those that the network names.
     pub(super) turn: usize,
     pub(super) since: Instant,
@@ -112,6 +114,7 @@ impl Card {
             ipv6: Ipv6Network::default(),
             usable_ipv6: Vec::new(),
             trial: None,
+            given: 0,
             turn: 0,
             since: Instant::now(),
             lost: None,
@@ -186,6 +189,7 @@ impl Card {
     /// Looks for another DHCP server, and gives the next router its turn: what the card was given leads nowhere.
     pub(super) fn give_other(&mut self) {
         self.turn += 1;
+        self.given += 1;
         self.switches.wants_other.store(true, Ordering::SeqCst);
         self.switches.wants_other_for_ipv6.store(true, Ordering::SeqCst);
     }
@@ -198,6 +202,7 @@ impl Card {
         }
         let gives = |lease: &Lease| (lease.address, lease.routes.clone(), lease.dns.clone(), lease.mtu);
         let gives_other = before.as_ref().map(gives) != Some(gives(&lease));
+        self.given += u64::from(gives_other);
         self.lease = Some(lease);
         gives_other
     }

@@ -2,9 +2,9 @@
 //!
 //! With one card nothing is tried until requests fail. With several, the first that has an address is used and tried at
 //! once; the others get their turn when it has not reached a source after a moment, and the first that does is used
-//! from then on. A card that reaches a source stays in use until it does not any more. Where no card reaches one, it
-//! may be what a card was given that leads nowhere: another DHCP server of its network, or another router, gets its
-//! turn.
+//! from then on. A card that reaches a source stays in use until it does not any more; requests that are served are worth
+//! more than any trial. Where no card reaches one, it may be what a card was given that leads nowhere: another DHCP
+//! server of its network, or another router, gets its turn.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,6 +31,9 @@ const TROUBLE_PAUSE: Duration = Duration::from_secs(10);
 const MOST_TROUBLES: u32 = 3;
 /// Bytes that show that the card in use is not at fault for failed requests.
 const USEFUL_BYTES: u64 = 1 << 20;
+/// Time for which a request that was served outweighs trials in vain: a source may be slower than a trial is patient, or
+/// behind others that do not answer.
+const SERVED: Duration = Duration::from_secs(60);
 /// Time without any source after which a card is to be given something else, while requests fail. It doubles each time:
 /// when the servers are down it is nobody's fault here.
 const FRUITLESS: Duration = Duration::from_secs(60);
@@ -74,6 +77,8 @@ pub(super) struct Look<'a> {
     pub(super) received: u64,
     /// Whether a request failed since the last look.
     pub(super) trouble: bool,
+    /// Whether a request was served since the last look.
+    pub(super) served: bool,
 }
 
 #[derive(Debug)]
@@ -107,6 +112,9 @@ pub(super) struct CardChoice {
     received_when_chosen: Option<u64>,
     troubles: u32,
     last_trouble: Option<Duration>,
+    /// Time at which a request was last served, and whether that was by the card in use, and none failed since.
+    served_at: Option<Duration>,
+    is_served: bool,
 }
 
 impl CardChoice {
@@ -122,6 +130,8 @@ impl CardChoice {
             received_when_chosen: None,
             troubles: 0,
             last_trouble: None,
+            served_at: None,
+            is_served: false,
         }
     }
 
@@ -159,6 +169,10 @@ impl CardChoice {
         if !self.has_sources {
             self.prefer_rank();
             return Vec::new();
+        }
+        self.is_served &= !look.trouble;
+        if look.served {
+            self.served(look.now);
         }
         let is_fruitless = self.entries.values().any(|entry| entry.fruitless_since.is_some());
         if !self.is_open() && !look.trouble && !is_fruitless {
@@ -228,7 +242,18 @@ impl CardChoice {
         if self.chosen != key {
             self.chosen = key;
             self.troubles = 0;
+            self.is_served = false;
             self.received_when_chosen = None;
+        }
+    }
+
+    /// Requests are served: the card in use reaches a source.
+    fn served(&mut self, now: Duration) {
+        (self.served_at, self.is_served) = (Some(now), true);
+        self.troubles = 0;
+        if let Some(entry) = self.chosen.and_then(|chosen| self.entries.get_mut(&chosen)) {
+            entry.reach = Reach::Yes;
+            (entry.failures, entry.fruitless_since, entry.turns) = (0, None, 0);
         }
     }
 
@@ -257,7 +282,14 @@ impl CardChoice {
         self.troubles = if useful { 0 } else { self.troubles + 1 };
         let Some(chosen) = self.chosen.filter(|_| self.troubles >= MOST_TROUBLES) else { return };
         let reach = self.reach(chosen);
-        let other = self.best(|key, entry| key != chosen && entry.reach >= reach && entry.reach > Reach::Unknown);
+        let rank = self.entries.get(&chosen).map(|entry| entry.candidate.rank);
+        // Where nothing is reached, it may be the trials that are at fault.
+        let is_as_good = |entry: &Entry| match entry.reach {
+            Reach::Unknown => false,
+            Reach::No => reach == Reach::No && Some(entry.candidate.rank) >= rank,
+            other => other >= reach,
+        };
+        let other = self.best(|key, entry| key != chosen && is_as_good(entry));
         if other.is_some() {
             if let Some(entry) = self.entries.get_mut(&chosen) {
                 entry.blamed += 1;
@@ -298,9 +330,14 @@ impl CardChoice {
 
     /// Takes the result of a trial. Whether another card is used from now on.
     pub(super) fn tried(&mut self, key: CardKey, reach: Reach, now: Duration) -> bool {
+        let is_served = self.chosen == Some(key) && self.is_served && self.was_served(now);
         let Some(entry) = self.entries.get_mut(&key) else { return false };
         let before = entry.reach;
         entry.trying = false;
+        if is_served && reach != Reach::Yes {
+            entry.due = now + FAILED_PAUSE;
+            return false;
+        }
         if reach == Reach::Yes {
             entry.failures = 0;
             entry.due = now + (CHECK * 2_u32.saturating_pow(entry.successes.min(8))).min(MOST_CHECK);
@@ -335,7 +372,7 @@ impl CardChoice {
     /// Whether a card that was tried in vain is to be given something else: no card reaches a source for long, and
     /// requests fail.
     pub(super) fn is_fruitless(&mut self, key: CardKey, now: Duration) -> bool {
-        let in_vain = self.entries.values().all(|entry| entry.reach != Reach::Yes);
+        let in_vain = self.entries.values().all(|entry| entry.reach != Reach::Yes) && !self.was_served(now);
         let fails = self.last_trouble.is_some_and(|last| now < last + MOST_CHECK);
         let Some(entry) = self.entries.get_mut(&key).filter(|_| in_vain && fails) else { return false };
         let patience = (FRUITLESS * 2_u32.saturating_pow(entry.turns)).min(MOST_FRUITLESS);
@@ -347,10 +384,15 @@ impl CardChoice {
         is_over
     }
 
-    /// Notes that a card was given something else: it is to be tried at once.
+    fn was_served(&self, now: Duration) -> bool {
+        self.served_at.is_some_and(|served| now < served + SERVED)
+    }
+
+    /// Notes that a card was given something else: it is to be tried at once, whatever trial is under way.
     pub(super) fn changed(&mut self, key: CardKey, now: Duration) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.due = entry.due.min(now);
+            entry.trying = false;
         }
     }
 

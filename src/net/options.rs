@@ -19,19 +19,30 @@ impl Stop {
     }
 }
 
-/// Note that a request to a source failed: another card may do better. Clones are the same note.
+/// Note of what became of requests to sources: where they fail, another card may do better, and where they are served,
+/// none need be looked for. Clones are the same note.
 #[derive(Debug, Clone, Default)]
-pub struct Trouble(Arc<AtomicBool>);
+pub struct RequestOutcomes(Arc<[AtomicBool; 2]>);
 
-impl Trouble {
+impl RequestOutcomes {
     /// Notes that a request to a source failed.
-    pub fn note(&self) {
-        self.0.store(true, Ordering::SeqCst);
+    pub fn failed(&self) {
+        self.0[0].store(true, Ordering::SeqCst);
+    }
+
+    /// Notes that a request to a source over the network brought what it should.
+    pub fn served(&self) {
+        self.0[1].store(true, Ordering::SeqCst);
     }
 
     /// Whether a request failed since the last call.
-    pub(crate) fn take(&self) -> bool {
-        self.0.swap(false, Ordering::SeqCst)
+    pub(crate) fn take_failed(&self) -> bool {
+        self.0[0].swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether a request was served since the last call.
+    pub(crate) fn take_served(&self) -> bool {
+        self.0[1].swap(false, Ordering::SeqCst)
     }
 }
 
@@ -47,8 +58,8 @@ pub struct NetworkOptions {
     pub left_out: Vec<String>,
     /// Switch that ends the network room.
     pub stop: Stop,
-    /// Note of requests that failed.
-    pub trouble: Trouble,
+    /// What became of requests.
+    pub outcomes: RequestOutcomes,
 }
 
 impl Default for NetworkOptions {
@@ -58,7 +69,7 @@ impl Default for NetworkOptions {
             sources: Vec::new(),
             left_out: Vec::new(),
             stop: Stop::default(),
-            trouble: Trouble::default(),
+            outcomes: RequestOutcomes::default(),
         }
     }
 }

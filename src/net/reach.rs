@@ -3,6 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,10 +16,14 @@ use crate::sys::net::bound;
 use crate::sys::net::link::Link;
 use crate::sys::thread::background;
 
-/// Time for one connection, and for its answer.
+/// Time for one connection.
 const ONE: Duration = Duration::from_secs(3);
-/// Time for everything: names may take 5 s.
-const ALL: Duration = Duration::from_secs(10);
+/// Time for its answer, nearly as long as requests wait.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Time until something is said of a trial, although a slow source may still answer: names may take 5 s.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// Time for everything.
+const ALL: Duration = Duration::from_secs(30);
 /// Head start of an address over the next one.
 const HEAD_START: Duration = Duration::from_millis(200);
 /// Addresses of a name that are tried.
@@ -37,6 +43,8 @@ pub(super) struct Way {
     pub(super) search: Vec<String>,
     /// Name servers of the other cards, each with its link: used when the own ones know nothing.
     pub(super) others: Vec<(IpAddr, Link)>,
+    /// Number of what the card was given, which the trial has too.
+    pub(super) given: u64,
 }
 
 /// Result of a trial.
@@ -49,42 +57,65 @@ pub(super) struct ReachTrial {
     pub(super) foreign_names: bool,
     /// What was reached, or why nothing was.
     pub(super) text: String,
+    /// Number of what the card was given.
+    pub(super) given: u64,
 }
 
-/// Tries all targets at the same time; the first that is a source decides.
-pub(super) fn attempt(way: &Way, targets: &[Target]) -> ReachTrial {
+/// Tries all targets at the same time; the first that is a source decides. What is known after [`FIRST_WORD`] is
+/// reported, and what comes after it if that is better.
+pub(super) fn attempt(way: &Way, targets: &[Target], report: impl Fn(ReachTrial)) {
     let (sender, trials) = channel();
+    let connects = Arc::new(AtomicBool::new(false));
     for target in targets {
-        let (sender, way, target) = (sender.clone(), way.clone(), target.clone());
+        let (sender, way, target, connects) = (sender.clone(), way.clone(), target.clone(), Arc::clone(&connects));
         let _ = background("reach", move || {
-            let _ = sender.send(reach_one(&way, &target));
+            let _ = sender.send(reach_one(&way, &target, &connects));
         });
     }
     drop(sender);
-    let until = Instant::now() + ALL;
-    let mut best =
-        ReachTrial { reach: Reach::No, text: "nothing answered in time".to_owned(), ..ReachTrial::default() };
+    let begun = Instant::now();
+    let said = |trial: &ReachTrial| report(ReachTrial { given: way.given, ..trial.clone() });
+    let (mut best, mut first_word) = (no("nothing answered in time".to_owned()), None);
     let mut nothing_yet = true;
     loop {
+        let until = begun + if first_word.is_none() { FIRST_WORD } else { ALL };
         match trials.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(trial) if trial.reach == Reach::Yes => return trial,
+            Ok(trial) if trial.reach == Reach::Yes => return said(&trial),
             Ok(trial) => {
                 if nothing_yet || trial.reach > best.reach {
                     best = trial;
                 }
                 nothing_yet = false;
             }
-            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return best,
+            Err(RecvTimeoutError::Timeout) if first_word.is_none() => {
+                if best.reach == Reach::No && connects.load(Ordering::Relaxed) {
+                    let text = format!("what it connects to has not answered within {} s", FIRST_WORD.as_secs());
+                    best = ReachTrial { reach: Reach::Doubtful, ..no(text) };
+                }
+                said(&best);
+                first_word = Some(best.reach);
+            }
+            Err(_) => {
+                if first_word.is_none_or(|before| best.reach > before) {
+                    said(&best);
+                }
+                return;
+            }
         }
     }
 }
 
-fn reach_one(way: &Way, target: &Target) -> ReachTrial {
+/// A trial in vain.
+pub(super) fn no(text: String) -> ReachTrial {
+    ReachTrial { reach: Reach::No, text, ..ReachTrial::default() }
+}
+
+fn reach_one(way: &Way, target: &Target, connects: &Arc<AtomicBool>) -> ReachTrial {
     let system = Resolver::of_system();
     let own: Vec<(IpAddr, &Link)> = way.servers.iter().map(|server| (*server, &way.link)).collect();
-    let mut last = ReachTrial { reach: Reach::No, text: format!("{target} was not tried"), ..ReachTrial::default() };
+    let mut last = no(format!("{target} was not tried"));
     if !own.is_empty() || way.others.is_empty() || target.host.parse::<IpAddr>().is_ok() {
-        last = by_names_of(way, target, &system.clone().of_interfaces(&own, &way.search));
+        last = by_names_of(way, target, &system.clone().of_interfaces(&own, &way.search), connects);
         if last.reach > Reach::No {
             return last;
         }
@@ -94,21 +125,22 @@ fn reach_one(way: &Way, target: &Target) -> ReachTrial {
     if others.is_empty() || target.host.parse::<IpAddr>().is_ok() {
         return last;
     }
-    let foreign = by_names_of(way, target, &system.of_interfaces(&others, &way.search));
+    let foreign = by_names_of(way, target, &system.of_interfaces(&others, &way.search), connects);
     if foreign.reach > last.reach || own.is_empty() { ReachTrial { foreign_names: true, ..foreign } } else { last }
 }
 
-fn by_names_of(way: &Way, target: &Target, resolver: &Resolver) -> ReachTrial {
+fn by_names_of(way: &Way, target: &Target, resolver: &Resolver, connects: &Arc<AtomicBool>) -> ReachTrial {
     let addresses = match resolver.lookup(&target.host) {
         Ok(addresses) => addresses,
-        Err(error) => return ReachTrial { reach: Reach::No, text: chain(&error), ..ReachTrial::default() },
+        Err(error) => return no(chain(&error)),
     };
-    let (reach, text) = race(&way.link, target, &addresses);
-    ReachTrial { reach, addresses: addresses.into_iter().take(MOST_ADDRESSES).collect(), foreign_names: false, text }
+    let (reach, text) = race(&way.link, target, &addresses, connects);
+    let addresses = addresses.into_iter().take(MOST_ADDRESSES).collect();
+    ReachTrial { reach, addresses, text, ..ReachTrial::default() }
 }
 
 /// Tries the addresses, each with a head start over the next.
-fn race(link: &Link, target: &Target, addresses: &[IpAddr]) -> (Reach, String) {
+fn race(link: &Link, target: &Target, addresses: &[IpAddr], connects: &Arc<AtomicBool>) -> (Reach, String) {
     let (sender, results) = channel();
     let mut waiting = addresses.iter().take(MOST_ADDRESSES);
     let mut running = 0;
@@ -116,7 +148,7 @@ fn race(link: &Link, target: &Target, addresses: &[IpAddr]) -> (Reach, String) {
     loop {
         let next = waiting.next();
         if let Some(&address) = next {
-            running += usize::from(spawn(link, target, SocketAddr::new(address, target.port), &sender));
+            running += usize::from(spawn(link, target, SocketAddr::new(address, target.port), &sender, connects));
         } else if running == 0 {
             return best;
         }
@@ -134,14 +166,17 @@ fn race(link: &Link, target: &Target, addresses: &[IpAddr]) -> (Reach, String) {
     }
 }
 
-fn spawn(link: &Link, target: &Target, address: SocketAddr, sender: &Sender<(Reach, String)>) -> bool {
-    let (sender, name, target) = (sender.clone(), link.name.clone(), target.clone());
+fn spawn(
+    link: &Link,
+    target: &Target,
+    address: SocketAddr,
+    sender: &Sender<(Reach, String)>,
+    connects: &Arc<AtomicBool>,
+) -> bool {
+    let (sender, name, target, connects) = (sender.clone(), link.name.clone(), target.clone(), Arc::clone(connects));
     background(&format!("reach {address}"), move || {
-        let result = connect(&name, address, &target).unwrap_or_else(|error| {
-            let why = match error.kind() {
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer".to_owned(),
-                _ => error.to_string(),
-            };
+        let result = connect(&name, address, &target, &connects).unwrap_or_else(|error| {
+            let why = if is_late(&error) { "no answer".to_owned() } else { error.to_string() };
             (Reach::No, format!("{target} cannot be reached through it ({address}: {why})"))
         });
         let _ = sender.send(result);
@@ -149,10 +184,25 @@ fn spawn(link: &Link, target: &Target, address: SocketAddr, sender: &Sender<(Rea
     .is_ok()
 }
 
-fn connect(interface: &str, address: SocketAddr, target: &Target) -> io::Result<(Reach, String)> {
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+fn connect(
+    interface: &str,
+    address: SocketAddr,
+    target: &Target,
+    connects: &AtomicBool,
+) -> io::Result<(Reach, String)> {
     let mut stream = bound::tcp(Some(interface), address, ONE)?;
     let Some(request) = &target.request else { return Ok((Reach::Yes, format!("it reaches {target}"))) };
-    let (verdict, answer) = ask(&mut stream, request, target)?;
+    connects.store(true, Ordering::Relaxed);
+    let (verdict, answer) = match ask(&mut stream, request, target) {
+        Err(error) if is_late(&error) => {
+            return Ok((Reach::Doubtful, format!("{target} takes connections through it and does not answer")));
+        }
+        result => result?,
+    };
     Ok(match verdict {
         PageVerdict::Source => (Reach::Yes, format!("it reaches {target}")),
         PageVerdict::OtherPage => {
@@ -168,7 +218,7 @@ fn connect(interface: &str, address: SocketAddr, target: &Target) -> io::Result<
 
 /// Sends the request, and reads until the answer shows what it is.
 fn ask(stream: &mut TcpStream, request: &str, target: &Target) -> io::Result<(PageVerdict, Vec<u8>)> {
-    let until = Instant::now() + ONE;
+    let until = Instant::now() + ANSWER;
     stream.set_write_timeout(Some(ONE))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();

@@ -18,6 +18,7 @@ use super::resolver_file::{self, ServerOnLink};
 use super::routing;
 use super::settings::Up;
 use super::target::{Target, targets};
+use super::usage::{usage_of_chosen, usage_of_other};
 use crate::chain::chain;
 use crate::machine::config::{InterfaceSettings, Network};
 use crate::order;
@@ -34,9 +35,6 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Time that a link may be away before its addresses go: longer than a switch takes to renegotiate, shorter than a
 /// person waits after moving a cable.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// Time after which a card that has no address yet is reported as not used.
-const QUIET: Duration = Duration::from_secs(15);
 
 /// News that are taken between two looks at the links.
 const MOST_NEWS: usize = 64;
@@ -168,6 +166,8 @@ impl Supervisor {
                 }
             }
             NewsKind::Ipv6(network) => card.take_ipv6(*network),
+            // Of what the card was given before: it says nothing of what it has now.
+            NewsKind::Tried(trial) if trial.given != card.given => {}
             NewsKind::Tried(trial) => {
                 let now = self.began.elapsed();
                 self.choice.tried(news.key, trial.reach, now);
@@ -280,7 +280,8 @@ impl Supervisor {
             candidates: &candidates,
             carriers: self.carriers,
             received,
-            trouble: self.options.trouble.take(),
+            trouble: self.options.outcomes.take_failed(),
+            served: self.options.outcomes.take_served(),
         };
         self.choice.look(&look)
     }
@@ -295,14 +296,16 @@ impl Supervisor {
             others: others
                 .flat_map(|other| other.servers().into_iter().map(|server| (server, other.link.clone())))
                 .collect(),
+            given: card.given,
         };
+        let given = card.given;
         let (news, start, targets) = (self.news.0.clone(), card.start, self.targets.clone());
         let started = background(&format!("reach {}", card.link.name), move || {
-            let _ = news.send(News { key, start, what: NewsKind::Tried(reach::attempt(&way, &targets)) });
+            let report = |trial| _ = news.send(News { key, start, what: NewsKind::Tried(trial) });
+            reach::attempt(&way, &targets, report);
         });
         if let Err(error) = started {
-            let text = format!("no thread to try it with: {error}");
-            let trial = ReachTrial { reach: Reach::No, text, ..ReachTrial::default() };
+            let trial = ReachTrial { given, ..reach::no(format!("no thread to try it with: {error}")) };
             let _ = self.news.0.send(News { key, start, what: NewsKind::Tried(trial) });
         }
     }
@@ -391,30 +394,5 @@ impl Supervisor {
         }
         let (_, servers) = self.resolver.as_ref()?;
         card.up(servers.iter().map(|(server, _)| *server).collect())
-    }
-}
-
-/// Says why the card in use is used.
-fn usage_of_chosen(card: &Card, reach: Reach) -> Option<String> {
-    let text = card.trial.as_ref().map(|trial| trial.text.as_str());
-    match (reach, text) {
-        // Another one is about to be.
-        _ if card.lost.is_some() => None,
-        (Reach::Yes, Some(text)) => Some(format!("used: {text}")),
-        (Reach::No | Reach::Doubtful, Some(text)) => Some(format!("used in want of a better one: {text}")),
-        _ => Some("used: it was the first with an address".to_owned()),
-    }
-}
-
-/// Says why a card is not used; `None` while it is too early to say.
-fn usage_of_other(card: &Card, reach: Reach, in_use: &str) -> Option<String> {
-    let text = card.trial.as_ref().map(|trial| trial.text.as_str());
-    match (reach, text) {
-        _ if card.candidate().is_none() && card.since.elapsed() < QUIET => None,
-        _ if card.candidate().is_none() => Some("not used: its network has given it no address".to_owned()),
-        _ if card.lost.is_some() => Some("not used: its cable is away".to_owned()),
-        (Reach::No | Reach::Doubtful, Some(text)) => Some(format!("not used: {text}")),
-        (Reach::Yes, _) => Some(format!("not used while {in_use} is; it would do as well")),
-        _ => Some(format!("not used while {in_use} is")),
     }
 }

@@ -3,8 +3,8 @@
 use ureq::http::Uri;
 use ureq::http::uri::Scheme;
 
-/// Targets that are tried; of a long list of mirrors the first ones are enough.
-const MOST_TARGETS: usize = 4;
+/// Targets that are tried, all at the same time.
+const MOST_TARGETS: usize = 16;
 
 /// Server that a card may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(shown(&sources, None), ["images.example.com:80", "images.example.com:443", "[2001:db8::7]:8080"]);
         assert_eq!(shown(&sources, Some("http://user:password@proxy.example.com:3128")), ["proxy.example.com:3128"]);
         let many: Vec<String> = (0..50).map(|number| format!("http://h{number}/")).collect();
-        assert_eq!(targets(&many, |_| None).len(), 4);
+        assert_eq!(targets(&many, |_| None).len(), 16);
         // One of the hosts is reached without the proxy.
         let proxy = |host: &str| (host != "h7").then_some("http://proxy:3128");
         let shown: Vec<String> = targets(&many, proxy).iter().map(ToString::to_string).collect();

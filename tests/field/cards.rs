@@ -44,6 +44,25 @@ fn an_inner_network_that_answers_first_is_not_used() {
     });
 }
 
+/// A store behind a satellite, or one that fetches what it is asked for from another: it takes seconds for each answer.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_source_that_takes_seconds_to_answer_is_found_behind_the_card_that_leads_to_it() {
+    isolated("field::cards::a_source_that_takes_seconds_to_answer_is_found_behind_the_card_that_leads_to_it", || {
+        let mut site = Site::new();
+        inner(&mut site, "eth0", &[]);
+        site.card("eth1", "outer", &["192.168.7.1/24"]);
+        site.dhcp("outer", "192.168.7", &["--no-ping"]);
+        run("ip", &["-n", "outer", "address", "add", "192.0.2.7/32", "dev", "lo"]);
+        site.serve_after("outer", "192.0.2.7:80", MANIFEST, Duration::from_secs(5));
+        // The only one of many mirrors that is there.
+        site.sources = (1..=7).map(|last| format!("http://192.0.2.{last}/stable/manifest.json")).collect();
+        let mut running = site.start("");
+        running.wait_for("eth1: used: it reaches 192.0.2.7:80", 20);
+        assert!(default_route().contains("dev eth1"), "{}", default_route());
+    });
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn an_inner_network_that_answers_second_changes_nothing() {
@@ -227,7 +246,7 @@ fn a_card_that_stops_reaching_the_source_is_left() {
             if first.0 == "eth0" { "192.168.7.0/25" } else { "10.9.0.0/25" },
         ];
         run("ip", &routes);
-        site.trouble.note();
+        site.outcomes.failed();
         running.wait_for(&format!("{}: used: it reaches", second.0), 15);
         assert!(default_route().contains(second.0), "{}", default_route());
         site.fetches("192.168.7.1", 2);

@@ -224,7 +224,7 @@ fn with_a_rogue() -> Site {
 /// Lets requests fail for so long, as a recovery's do.
 fn in_trouble(site: &Site, running: &mut Running, seconds: u64) {
     for _ in 0..seconds / 3 {
-        site.trouble.note();
+        site.outcomes.failed();
         running.pass(3);
     }
 }

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use reflash::machine::config::{Network, NetworkLayer};
 use reflash::net::names::Resolver;
-use reflash::net::{NetError, NetworkOptions, Stop, Trouble, Up, bring_up_with};
+use reflash::net::{NetError, NetworkOptions, RequestOutcomes, Stop, Up, bring_up_with};
 
 use crate::isolated::run;
 
@@ -27,7 +27,7 @@ pub struct Site {
     directory: tempfile::TempDir,
     programs: Vec<Child>,
     stop: Stop,
-    pub trouble: Trouble,
+    pub outcomes: RequestOutcomes,
     pub sources: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl Site {
             directory: tempfile::tempdir().unwrap(),
             programs: Vec::new(),
             stop: Stop::default(),
-            trouble: Trouble::default(),
+            outcomes: RequestOutcomes::default(),
             sources: vec!["http://192.168.7.1/stable/manifest.json".to_owned()],
         }
     }
@@ -116,6 +116,11 @@ impl Site {
 
     /// A server in the network that gives every request this answer.
     pub fn serve(&self, network: &str, address: &str, answer: &'static str) {
+        self.serve_after(network, address, answer, Duration::ZERO);
+    }
+
+    /// A server in the network that gives every request this answer, and takes so long for it.
+    pub fn serve_after(&self, network: &str, address: &str, answer: &'static str, time: Duration) {
         let address: SocketAddr = address.parse().unwrap();
         let (ready, is_ready) = channel();
         within(network, move || {
@@ -125,6 +130,7 @@ impl Site {
                 std::thread::spawn(move || {
                     let mut request = [0; 4096];
                     let _ = stream.read(&mut request);
+                    std::thread::sleep(time);
                     let _ = stream.write_all(answer.as_bytes());
                 });
             }
@@ -163,7 +169,7 @@ impl Site {
             resolv_conf: self.directory.path().join("resolv.conf"),
             sources: self.sources.clone(),
             stop: self.stop.clone(),
-            trouble: self.trouble.clone(),
+            outcomes: self.outcomes.clone(),
             ..NetworkOptions::default()
         };
         let ((result, up), (event, events)) = (channel(), channel());

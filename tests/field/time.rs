@@ -80,6 +80,7 @@ impl Robot {
             rate: None,
             certificate_clock: Arc::clone(clock),
             clock: FakeClock::new().shared(),
+            on_served: None,
         }
     }
 

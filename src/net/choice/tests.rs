@@ -21,6 +21,7 @@ struct Field {
     fruitless: Vec<(Duration, CardKey)>,
     received: u64,
     trouble: bool,
+    served: bool,
 }
 
 impl Field {
@@ -37,6 +38,7 @@ impl Field {
             fruitless: Vec::new(),
             received: 0,
             trouble: false,
+            served: false,
         }
     }
 
@@ -53,6 +55,7 @@ impl Field {
                 carriers: self.carriers,
                 received: self.received,
                 trouble: std::mem::take(&mut self.trouble),
+                served: std::mem::take(&mut self.served),
             };
             for key in self.choice.look(&look) {
                 self.trials.push((self.now, key));
@@ -116,6 +119,47 @@ fn a_card_that_reaches_nothing_for_long_is_to_be_given_something_else_ever_more_
         }
         assert_eq!(field.fruitless.len(), before + 1);
     }
+}
+
+#[test]
+fn requests_that_are_served_outweigh_trials_in_vain() {
+    for reach in [Reach::No, Reach::Doubtful] {
+        let mut field = Field::new(move |_| reach);
+        field.card(A, 3);
+        field.card(B, 3);
+        // A source that is slow, or the last of many: now and then a request fails, and the next one is served.
+        for round in 0..120 {
+            field.trouble = round % 4 == 0;
+            field.pass(1);
+            field.served = true;
+            field.pass(4);
+        }
+        assert_eq!((field.fruitless.clone(), field.choice.chosen()), (vec![], Some(A)), "{reach:?}");
+        assert_eq!(field.choice.reach(A), Reach::Yes);
+        // Once they only fail, it is as if none had been served.
+        for _ in 0..12 {
+            field.trouble = true;
+            field.pass(15);
+        }
+        assert!(!field.fruitless.is_empty());
+    }
+}
+
+#[test]
+fn where_no_trial_succeeds_cards_whose_networks_give_as_much_take_turns_while_requests_fail() {
+    let mut field = Field::new(|_| Reach::No);
+    field.card(A, 3);
+    field.card(B, 3);
+    field.card((0, 4), 1);
+    let mut used = Vec::new();
+    for _ in 0..24 {
+        field.trouble = true;
+        field.pass(15);
+        used.extend(field.choice.chosen());
+    }
+    used.dedup();
+    assert!(used.len() >= 5 && used.windows(2).all(|two| two[0] != two[1]), "{used:?}");
+    assert!(used.iter().all(|key| [A, B].contains(key)), "{used:?}");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn until_installed(
         };
         journal.warn(&chain(&error));
         // What answered may be something else than a source, which another card reaches.
-        setup.trouble.note();
+        setup.outcomes.failed();
         if is_of_the_disk(&error) {
             return give_up(online, &mirrors, job, &error);
         }

@@ -9,7 +9,7 @@ use super::setup::Setup;
 use crate::chain::chain;
 use crate::fetch::{FetchOptions, Source};
 use crate::machine::config::Config;
-use crate::net::{self, NetError, NetworkOptions, Stop, Trouble};
+use crate::net::{self, NetError, NetworkOptions, RequestOutcomes, Stop};
 use crate::pid1::background::background;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker::within;
@@ -119,7 +119,7 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
 }
 
 /// Options of the network: the sources of which one should be reached.
-pub(super) fn network_options(config: &Config, handover: &Handover, trouble: &Trouble) -> NetworkOptions {
+pub(super) fn network_options(config: &Config, handover: &Handover, outcomes: &RequestOutcomes) -> NetworkOptions {
     let manifest = |url: &String| {
         let (base, query) = url.split_once('?').map_or((url.as_str(), String::new()), |(b, q)| (b, format!("?{q}")));
         format!("{}/{}/manifest.json{query}", base.trim_end_matches('/'), config.channel)
@@ -130,7 +130,7 @@ pub(super) fn network_options(config: &Config, handover: &Handover, trouble: &Tr
         _ => None,
     };
     let left_out = handover.left_out.iter().filter_map(card).collect();
-    NetworkOptions { sources, left_out, trouble: trouble.clone(), ..NetworkOptions::default() }
+    NetworkOptions { sources, left_out, outcomes: outcomes.clone(), ..NetworkOptions::default() }
 }
 
 /// Brings the network up, by the `deadline` if there is one, and unless a USB drive makes it unnecessary.
@@ -148,7 +148,7 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
     });
     let journal = Arc::clone(&setup.journal);
     let network = setup.journal.phase(Phase::Network, "bring up the network", || {
-        let options = NetworkOptions { stop, ..network_options(&setup.config, &setup.handover, &setup.trouble) };
+        let options = NetworkOptions { stop, ..network_options(&setup.config, &setup.handover, &setup.outcomes) };
         net::bring_up_with(&setup.config.network, options, move |text: &str| journal.note(text))
     });
     drop(watched);
@@ -158,7 +158,7 @@ fn bring_up_network(setup: &Setup, deadline: Option<Instant>) -> Result<net::Up,
 /// Goes on trying to bring the network up in the background, and reports only when it succeeds.
 fn bring_up_network_later(setup: &Setup) {
     let (config, journal) = (setup.config.network.clone(), Arc::clone(&setup.journal));
-    let options = network_options(&setup.config, &setup.handover, &setup.trouble);
+    let options = network_options(&setup.config, &setup.handover, &setup.outcomes);
     background(&setup.journal, "network-later", move || {
         if let Ok(_network) = net::bring_up_with(&config, options, |_: &str| {}) {
             journal.note("the network is up");

@@ -28,7 +28,7 @@ use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::hostname;
 use crate::machine::media;
 use crate::machine::robot;
-use crate::net::{self, Trouble};
+use crate::net::{self, RequestOutcomes};
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::journal::{Journal, Phase};
@@ -94,13 +94,13 @@ pub(super) fn run(
     candidate.iter().for_each(report);
     let candidate = match candidate {
         Some(candidate) if is_at_hand => {
-            return write(&inputs, args, candidate, handover, &Trouble::default(), journal);
+            return write(&inputs, args, candidate, handover, &RequestOutcomes::default(), journal);
         }
         candidate => candidate,
     };
-    let (reporter, trouble) = (Arc::clone(journal), Trouble::default());
+    let (reporter, outcomes) = (Arc::clone(journal), RequestOutcomes::default());
     let network = journal.phase(Phase::Network, "bring up the network", || {
-        net::bring_up_with(&config.network, network_options(config, handover, &trouble), move |text: &str| {
+        net::bring_up_with(&config.network, network_options(config, handover, &outcomes), move |text: &str| {
             reporter.note(text)
         })
     })?;
@@ -114,7 +114,7 @@ pub(super) fn run(
     let next = chosen.and_then(|candidate| {
         // Twenty machines are switched on together.
         sources::spread_out(config.spread, handover, journal);
-        write(&inputs, args, candidate, handover, &trouble, journal)
+        write(&inputs, args, candidate, handover, &outcomes, journal)
     });
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
@@ -129,7 +129,7 @@ fn write(
     args: &BootArgs,
     candidate: DiskCandidate,
     handover: &Handover,
-    trouble: &Trouble,
+    outcomes: &RequestOutcomes,
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
@@ -137,7 +137,7 @@ fn write(
     let learn_time = |created| clock.learn(created);
     let ring = inputs.config.ring.as_deref();
     let robot = || robot::this(ring, [0; 16], clock.known_time(), Facts::Unknown);
-    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), &clock, handover, trouble, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), &clock, handover, outcomes, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

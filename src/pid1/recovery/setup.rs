@@ -33,7 +33,7 @@ use crate::jobs::systems;
 use crate::machine::config::{BootArgs, Config, Layer};
 use crate::machine::drivers::Coldplug;
 use crate::machine::robot;
-use crate::net::Trouble;
+use crate::net::RequestOutcomes;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, BlackBox, Recorder};
@@ -76,7 +76,7 @@ pub(super) struct Setup {
     pub recorder: Option<Recorder>,
     pub journal: Arc<Journal>,
     /// Note of requests that failed, for the network: another card may do better.
-    pub trouble: Trouble,
+    pub outcomes: RequestOutcomes,
     /// Beginning of this boot's recovery, before any death of the process that does it.
     pub began: Instant,
     /// What PID 1 handed over.
@@ -163,7 +163,7 @@ impl Setup {
             clock,
             usb_release,
             staged,
-            trouble: Trouble::default(),
+            outcomes: RequestOutcomes::default(),
             recoveries,
             recorder,
             journal: Arc::clone(journal),
@@ -179,8 +179,8 @@ impl Setup {
     pub(super) fn open_mirrors(&self) -> Result<Mirrors, FetchError> {
         let drive: Box<dyn Source> = Box::new(Arc::clone(&self.usb_release));
         let first = [drive].into_iter().chain(self.staged.as_ref().map(Staged::source)).collect();
-        let (clock, handover, trouble) = (&self.clock, &self.handover, &self.trouble);
-        sources::open_mirrors(&self.config, first, clock, handover, trouble, &self.journal)
+        let (clock, handover, outcomes) = (&self.clock, &self.handover, &self.outcomes);
+        sources::open_mirrors(&self.config, first, clock, handover, outcomes, &self.journal)
     }
 
     /// The recovery of this robot. `for_renewal` gives up by itself: for what may be had later.

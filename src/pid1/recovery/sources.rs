@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::ending::rest;
 use crate::chain::chain;
 use crate::fetch::{
-    self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, RetryPolicy, Sink, Source, SpeedWatch, Surveyed,
+    self, CertificateClock, Check, FetchError, FetchOptions, Mirrors, OnServed, RetryPolicy, Sink, Source, SpeedWatch,
+    Surveyed,
 };
 use crate::machine::clock::{self, ClockPolicy};
 use crate::machine::config::Config;
-use crate::net::Trouble;
+use crate::net::RequestOutcomes;
 use crate::pid1::link::{Handover, WorkPart};
 use crate::pid1::worker::within;
 use crate::record::journal::Journal;
@@ -30,7 +31,7 @@ pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<
 }
 
 /// Opens the sources: `first`, and those of the configured ones that can be opened. Nothing is connected yet.
-/// Requests that fail are noted as `trouble` of the network.
+/// What becomes of requests is noted for the network.
 ///
 /// # Errors
 /// That of a configured source, if there is no source at all. A USB drive counts as one: it may be plugged in later.
@@ -39,10 +40,12 @@ pub(super) fn open_mirrors(
     first: Vec<Box<dyn Source>>,
     clock: &Arc<CertificateClock>,
     handover: &Handover,
-    trouble: &Trouble,
+    outcomes: &RequestOutcomes,
     journal: &Arc<Journal>,
 ) -> Result<Mirrors, FetchError> {
-    let options = FetchOptions::new(&config.network, Arc::clone(clock));
+    let served = outcomes.clone();
+    let on_served: OnServed = Arc::new(move || served.served());
+    let options = FetchOptions { on_served: Some(on_served), ..FetchOptions::new(&config.network, Arc::clone(clock)) };
     let (configured, left_out) = fetch::open_usable(&config.urls, &options);
     let configured = supervised(configured, handover);
     let sources: Vec<Box<dyn Source>> = first.into_iter().chain(configured).collect();
@@ -52,9 +55,9 @@ pub(super) fn open_mirrors(
         }
         journal.warn(&format!("a release server is left out: {}", chain(&error)));
     }
-    let (warner, trouble) = (Arc::clone(journal), trouble.clone());
+    let (warner, outcomes) = (Arc::clone(journal), outcomes.clone());
     Ok(Mirrors::new(sources, RetryPolicy::Forever).on_retry(move |retry| {
-        trouble.note();
+        outcomes.failed();
         warner.warn(&retry.to_string());
     }))
 }

@@ -30,6 +30,7 @@ fn options() -> FetchOptions {
         rate: None,
         certificate_clock: Arc::new(CertificateClock::fixed()),
         clock: Arc::new(SystemClock),
+        on_served: None,
     }
 }
 

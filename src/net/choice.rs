@@ -2,9 +2,9 @@
 //!
 //! With one card nothing is tried until requests fail. With several, the first that has an address is used and tried at
 //! once; the others get their turn when it has not reached a source after a moment, and the first that does is used
-//! from then on. A card that reaches a source stays in use until it does not any more; requests that are served are worth
-//! more than any trial. Where no card reaches one, it may be what a card was given that leads nowhere: another DHCP
-//! server of its network, or another router, gets its turn.
+//! from then on. A card that reaches a source stays in use until it does not any more; requests that are served are
+//! worth more than any trial. Where no card reaches one, it may be what a card was given that leads nowhere: another
+//! DHCP server of its network, or another router, gets its turn.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,8 +31,8 @@ const TROUBLE_PAUSE: Duration = Duration::from_secs(10);
 const MOST_TROUBLES: u32 = 3;
 /// Bytes that show that the card in use is not at fault for failed requests.
 const USEFUL_BYTES: u64 = 1 << 20;
-/// Time for which a request that was served outweighs trials in vain: a source may be slower than a trial is patient, or
-/// behind others that do not answer.
+/// Time for which a request that was served outweighs trials in vain: a source may be slower than a trial is patient,
+/// or behind others that do not answer.
 const SERVED: Duration = Duration::from_secs(60);
 /// Time without any source after which a card is to be given something else, while requests fail. It doubles each time:
 /// when the servers are down it is nobody's fault here.

@@ -1,5 +1,6 @@
 //! One DHCPv4 exchange on one link, for as long as it takes.
 
+mod addresses;
 mod client;
 mod domains;
 #[cfg(feature = "fuzzing")]

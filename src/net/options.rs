@@ -58,7 +58,7 @@ pub struct NetworkOptions {
     pub left_out: Vec<String>,
     /// Switch that ends the network room.
     pub stop: Stop,
-    /// What became of requests.
+    /// Note of what became of requests.
     pub outcomes: RequestOutcomes,
 }
 

@@ -4,6 +4,7 @@
 //! slows all of them, and every result is compared with the image byte for byte.
 
 mod args;
+mod case;
 mod chart;
 mod device;
 mod images;
@@ -31,48 +32,18 @@ use crate::paths::{Paths, create_parent};
 use crate::step::{output, produced, step};
 use crate::{agent, keygen};
 pub use args::BenchArgs;
+use case::{Case, Peers};
 use chart::{Bar, BarKind};
 use device::{Before, Memory};
 use images::BenchImages;
 use lab::Nginx;
 use limits::Limits;
-use peers::{PEERS, Peer};
+use peers::PEERS;
 use report::{BEFORE, OURS, Results};
 use round::{Bench, OVER_LINKS};
 use served::Served;
 use staged::{StagedCase, StagedRun};
 use undo::UndoCase;
-
-/// A case: what is on the device before, what shall be on it, and with which options of ours.
-struct Case {
-    name: &'static str,
-    before: Before,
-    image: PathBuf,
-    /// Channel of the release, and name of the peers' files.
-    channel: &'static str,
-    options: &'static str,
-    peers: Peers,
-}
-
-/// Which peers take part.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Peers {
-    None,
-    /// Those that write a device afresh.
-    Fresh,
-    /// Those that make use of what is on it.
-    Updating,
-}
-
-impl Case {
-    fn fits(&self, peer: &Peer) -> bool {
-        match self.peers {
-            Peers::None => false,
-            Peers::Fresh => peer.fresh,
-            Peers::Updating => peer.updates,
-        }
-    }
-}
 
 const NO_READ_BACK: &str = "--no-read-back";
 

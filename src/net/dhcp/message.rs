@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::addresses::{MOST_ENTRIES, address_at, class_prefix_len, is_host};
 use super::domains;
 use super::routes::{self, RouteOptions};
 use crate::sys::net::items::Route;
@@ -80,8 +81,6 @@ const CLIENT_PORT: u16 = 68;
 const LEAST_MTU: u16 = 577;
 /// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
-/// Largest number of items of a list that is taken: more is an attack or a mistake.
-pub(super) const MOST_ENTRIES: usize = 64;
 
 /// Identity of the client in one exchange, as every request carries it.
 #[derive(Debug, Clone, Copy)]
@@ -371,7 +370,7 @@ impl DhcpOptions {
             Some(mask) if mask != 0 && mask.leading_ones() + mask.trailing_zeros() == 32 => {
                 u8::try_from(mask.leading_ones()).unwrap_or(32)
             }
-            _ => routes::class_prefix_len(address),
+            _ => class_prefix_len(address),
         }
     }
 
@@ -379,17 +378,6 @@ impl DhcpOptions {
         let bytes = self.get(code::MTU).get(..2)?;
         Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU)
     }
-}
-
-pub(super) fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
-    let four: [u8; 4] = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
-    Some(four.into())
-}
-
-/// Whether an address can be that of a machine on a network.
-pub(super) fn is_host(address: Ipv4Addr) -> bool {
-    let [first, ..] = address.octets();
-    (1..=223).contains(&first) && !address.is_loopback()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::message::{MOST_ENTRIES, address_at, is_host};
+use super::addresses::{MOST_ENTRIES, address_at, class_prefix_len, is_host};
 use crate::sys::net::items::{Route, network_of};
 
 /// Routers that are used: the others stand by.
@@ -66,15 +66,6 @@ fn classful(pairs: &[u8]) -> impl Iterator<Item = Route> {
         let prefix_len = if is_network { of_class } else { 32 };
         Route { destination: destination.into(), prefix_len, gateway: Some(router.into()) }
     })
-}
-
-/// The prefix length of an address's class: A, B, C (RFC 791).
-pub(super) fn class_prefix_len(address: Ipv4Addr) -> u8 {
-    match address.octets()[0] {
-        0..=127 => 8,
-        128..=191 => 16,
-        _ => 24,
-    }
 }
 
 #[cfg(test)]

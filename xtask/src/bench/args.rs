@@ -35,8 +35,8 @@ pub struct BenchArgs {
     /// An agent from before, which takes its turn beside this one.
     #[arg(long, value_name = "AGENT")]
     pub before: Option<PathBuf>,
-    /// Measure a first flash and updates over a link of so many Mbit/s with 50 ms there and back, too; repeat for several.
-    /// Default, with all cases: 10, 50 and 300.
+    /// Measure a first flash and updates over a link of so many Mbit/s with 50 ms there and back, too; repeat for
+    /// several. Default, with all cases: 10, 50 and 300.
     #[arg(long = "link", value_name = "MBIT_S", value_parser = clap::value_parser!(u32).range(1..))]
     pub links: Vec<u32>,
     /// Draw charts into this directory.

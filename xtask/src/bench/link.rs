@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const ON_THE_WAY: usize = 64;
 
 /// A relay to a server. All connections through it share its rate, each direction for itself.
-pub struct Link {
+pub struct SlowLink {
     address: SocketAddr,
     is_over: Arc<AtomicBool>,
 }
@@ -48,7 +48,7 @@ impl Rate {
     }
 }
 
-impl Link {
+impl SlowLink {
     /// Opens a link of so many Mbit/s to the server at an address.
     pub fn open(server: SocketAddr, mbit_s: u32) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen for a slower link")?;
@@ -79,7 +79,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for SlowLink {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         // Its thread waits for a connection.
@@ -125,7 +125,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, rate: Arc<Rate>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{DELAY, Link};
+    use super::{DELAY, SlowLink};
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::thread;
@@ -145,7 +145,7 @@ mod tests {
             }
         });
         // Two connections share the rate: 2 MiB at 20 Mbit/s are 0.84 s.
-        let link = Link::open(server, 20).unwrap();
+        let link = SlowLink::open(server, 20).unwrap();
         let begun = Instant::now();
         let ask = || {
             let mut stream = TcpStream::connect(link.address).unwrap();

@@ -4,20 +4,22 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::args::BenchArgs;
+use super::case::{Case, Peers};
 use super::device::LoopDevice;
+use super::device::Memory;
 use super::lab::{self, Nginx};
-use super::link::Link;
+use super::link::SlowLink;
 use super::peers::{Peer, YARDSTICK};
 use super::report::BenchRun;
 use super::served::{PRODUCT, Served};
 use super::staged::{self, StagedCase, StagedLab, StagedRun};
 use super::undo::{self, UndoCase, UndoRun};
-use super::{BenchArgs, Case, Memory, Peers};
 
 /// The cases that are measured over slower links too.
 pub const OVER_LINKS: [&str; 3] = ["fresh", "update_stable", "update_large"];
 
-/// What all runs share.
+/// Laboratory and tools that all runs share.
 pub struct Bench<'a> {
     pub options: &'a BenchArgs,
     pub work: &'a Path,
@@ -54,7 +56,7 @@ impl Bench<'_> {
 
     /// The agents and the yardstick over a link of so many Mbit/s, once: the link decides, and not the machine.
     pub fn over_link(&self, case: &Case, mbit_s: u32) -> Result<Vec<BenchRun>> {
-        let link = Link::open(self.server.address(), mbit_s)?;
+        let link = SlowLink::open(self.server.address(), mbit_s)?;
         let place = Place { case, name: format!("{}_{mbit_s}_mbit_s", case.name), url: link.url(), round: 1 };
         let mut runs = self.ours(&place)?;
         for peer in self.peers.iter().filter(|peer| peer.name == YARDSTICK && case.fits(peer)) {

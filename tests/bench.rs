@@ -35,8 +35,8 @@ fn every_case_ends_with_the_image_and_the_figures_are_written() {
     for (case, tool) in [
         ("fresh_80_mbit_s", "reflash"),
         ("fresh_80_mbit_s", "curl|zstd|dd"),
-        ("update_stable_80_mbit_s", "reflash before"),
-        ("unchanged", "reflash before"),
+        ("update_stable_80_mbit_s", "reflash-before"),
+        ("unchanged", "reflash-before"),
     ] {
         assert!(runs.iter().any(|run| run["case"] == case && run["tool"] == tool), "{case} {tool}");
     }

@@ -19,7 +19,7 @@ const UPDATE_LIMIT_MB: f64 = 70.0;
 /// Name of reflash in the rows.
 pub const OURS: &str = "reflash";
 /// Name of the agent from before.
-pub const BEFORE: &str = "reflash before";
+pub const BEFORE: &str = "reflash-before";
 
 /// One run of one tool.
 #[derive(Debug, Clone, Serialize)]

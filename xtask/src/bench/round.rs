@@ -94,7 +94,7 @@ impl Bench<'_> {
         let Place { case, name, round, .. } = place;
         let bytes = case.image.metadata()?.len();
         let device = LoopDevice::new(self.memory, bytes, &case.before, self.options.sector_bytes)?;
-        let log = self.work.join(format!("{name}-{}.log", tool.replace(['|', ' '], "-")));
+        let log = self.work.join(format!("{name}-{}.log", tool.replace('|', "-")));
         let command = command.replace("DEVICE", &device.node);
         let cost = lab::timed(&command, self.path, self.server, self.work, &log)?;
         let right = cost.is_some() && device.holds(&case.image)?;

@@ -34,6 +34,8 @@ pub enum Need {
     OstreeSigning,
     /// Building of containers, for tests.
     Containers,
+    /// Building of applications of flatpak, for tests.
+    Flatpak,
     /// Systems that exist already, in place of one that is bootstrapped: container images, squashfs files.
     Source,
     /// Boot images and file systems of a disk.
@@ -66,6 +68,7 @@ impl Need {
             Self::OstreeRepository => &["ostree", "mount", "util-linux"],
             Self::OstreeSigning => &["gpg", "gpg-agent"],
             Self::Containers => &["buildah"],
+            Self::Flatpak => &["flatpak"],
             Self::Source => &["skopeo", "squashfs-tools-ng", "xz-utils", "zstd", "bzip2", "coreutils"],
             Self::Disk => &["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "dosfstools", "mtools", "e2fsprogs"],
             Self::Media => &["xorriso", "mtools", "grub-pc-bin", "grub-efi-amd64-bin"],

@@ -447,7 +447,7 @@ mod tests {
             })
             .collect();
         assert!(recipes.len() >= 2, "{recipes:?}");
-        let examples = ["docker", "lxd", "ansible", "podman"]
+        let examples = ["docker", "lxd", "ansible", "podman", "flatpak"]
             .map(|name| Paths::of_checkout().root.join("docs/examples").join(name).join("robot.toml"));
         for path in recipes.iter().chain(&examples) {
             Recipe::load(path).unwrap();

@@ -27,6 +27,8 @@ pub const MAX_SIZE_BYTES: u64 = 1024 * 1024;
 
 /// Size of the largest signature, bytes: a minisign signature has 4 lines, about 350 bytes.
 pub const MAX_SIGNATURE_BYTES: u64 = 4096;
+/// The most signatures of one file that are looked at.
+pub const MAX_SIGNATURES: usize = 4;
 
 /// The highest serial that a release can have: `2^63 - 1`. A higher one is a slip or damage, and a robot that took it
 /// would find no newer release ever again.
@@ -138,26 +140,42 @@ impl TrustedKeys {
     }
 
     /// Checks the signature over the exact bytes. One key that fits is enough, because keys are rotated by shipping
-    /// both.
+    /// both. So is one signature of several: that of a file which is being replaced has those of the new and of the old
+    /// content, so that a reader finds a pair that fits at any moment, and after any cut.
     ///
     /// # Errors
     /// [`ManifestError::NoKeys`], [`ManifestError::SignatureFormat`] or [`ManifestError::Signature`].
     pub fn authenticate(&self, bytes: Vec<u8>, signature: &str) -> Result<Authentic, ManifestError> {
-        let parsed = Signature::decode(signature).map_err(ManifestError::SignatureFormat)?;
         let mut last = None;
-        for (name, key) in &self.0 {
-            // Only pre-hashed signatures are accepted, minisign's default since 0.8. The legacy form has no use here.
-            match key.verify(&bytes, &parsed, false) {
-                Ok(()) => {
-                    return Ok(Authentic { bytes, signature: signature.to_owned(), key_name: name.clone() });
+        for (number, one) in signatures(signature).take(MAX_SIGNATURES).enumerate() {
+            let parsed = match Signature::decode(one) {
+                Ok(parsed) => parsed,
+                Err(error) if number == 0 => return Err(ManifestError::SignatureFormat(error)),
+                Err(_) => continue,
+            };
+            for (name, key) in &self.0 {
+                // Only pre-hashed signatures are accepted, minisign's default since 0.8. The legacy form has no use.
+                match key.verify(&bytes, &parsed, false) {
+                    Ok(()) => return Ok(Authentic { bytes, signature: one.to_owned(), key_name: name.clone() }),
+                    Err(error) => last = Some(error),
                 }
-                Err(error) => last = Some(error),
             }
         }
         let source = last.ok_or(ManifestError::NoKeys)?;
         let keys = self.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
         Err(ManifestError::Signature { keys, source })
     }
+}
+
+/// Splits the text of a signature file into its signatures, each as a file of its own.
+pub fn signatures(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let next = text.find("\nuntrusted comment:").map(|at| at + 1);
+        rest = next.map(|at| &text[at..]);
+        Some(&text[..next.unwrap_or(text.len())])
+    })
 }
 
 impl Authentic {
@@ -360,7 +378,7 @@ fn fits(pattern: &str, hardware: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Authentic, Manifest, ManifestError, TrustedKeys};
+    use super::{Authentic, Manifest, ManifestError, TrustedKeys, signatures};
 
     // A key and a signature over b"test" from minisign-verify's documentation.
     const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
@@ -398,6 +416,16 @@ mod tests {
         assert_eq!(keys.authenticate(b"test".to_vec(), SIGNATURE).unwrap().key_name(), "new");
         assert!(keys.authenticate(b"tesT".to_vec(), SIGNATURE).is_err());
         assert!(matches!(keys.authenticate(b"test".to_vec(), "no"), Err(ManifestError::SignatureFormat(_))));
+        // A file that is being replaced has the signature of what comes before that of what is there.
+        let (_, other) = SIGNATURE.split_once('\n').unwrap();
+        let other = format!("untrusted comment: other\n{}\n", other.replacen("RUQ", "RUR", 1).trim_end());
+        let both = format!("{other}{SIGNATURE}");
+        assert_eq!(signatures(&both).collect::<Vec<_>>(), [other.as_str(), SIGNATURE]);
+        let taken = keys.authenticate(b"test".to_vec(), &both).unwrap();
+        assert_eq!(taken.signature(), SIGNATURE);
+        assert!(keys.authenticate(b"test".to_vec(), &other).is_err());
+        assert!(keys.authenticate(b"test".to_vec(), &format!("{}{SIGNATURE}", other.repeat(4))).is_err());
+        assert!(matches!(keys.authenticate(b"test".to_vec(), ""), Err(ManifestError::SignatureFormat(_))));
         assert!(keys.add("broken", "RWQ").is_err());
     }
 

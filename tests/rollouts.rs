@@ -1,7 +1,10 @@
 //! The builder's side of roll-outs: what robots of every age are offered, what is kept, and how soon a failing release
 //! is halted.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reflash::record::blackbox::{Attempt, AttemptOutcome, RefusedRelease};
@@ -13,10 +16,12 @@ use reflash_release::rollout::RolloutTerms;
 use reflash_release::{OfferedTo, SecretKey, Spec, build, build_for, check, history};
 use xtask::prune::prune;
 use xtask::prune::tree::TreeDirectory;
-use xtask::rollout::{Desk, FailureLimits, Watch};
+use xtask::publish::{Store, StoreLocation};
+use xtask::rollout::{Desk, FailureLimits, HaltKeyChange, Watch};
 use xtask::serve::{self, ServeOptions};
 
 use crate::station::http;
+use crate::support::server::{TestServer, answer};
 use crate::support::{Fixture, sample_image};
 
 /// A channel whose release 1 every robot has, and release 2 is only in the history.
@@ -39,6 +44,11 @@ impl Channel {
 
     /// Makes one more release.
     fn release(&self, to: OfferedTo, seed: u64) -> anyhow::Result<u64> {
+        self.release_with(to, seed, Vec::new())
+    }
+
+    /// Makes one more release, with files beside the image.
+    fn release_with(&self, to: OfferedTo, seed: u64, files: Vec<(String, PathBuf)>) -> anyhow::Result<u64> {
         let image = self.fixture.dir.path().join("next.img");
         std::fs::write(&image, sample_image(300, seed)).unwrap();
         let spec = Spec {
@@ -49,7 +59,7 @@ impl Channel {
             serial: None,
             image,
             ostree: None,
-            files: Vec::new(),
+            files,
             layout: None,
             chunk_bytes: Some(16 * 1024),
             level: 1,
@@ -95,7 +105,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     let channel = Channel::new();
     let (desk, key, before) = (&channel.desk, channel.key(), channel.offered());
     assert!(format!("{:#}", desk.state().unwrap_err()).contains("rollout start SERIAL"));
-    desk.start(2, None, share(5), &key).unwrap();
+    desk.start(2, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
     let first = channel.taken();
     assert!((30..70).contains(&count(&first, 2)) && count(&first, 1) + count(&first, 2) == 1000);
     desk.change(&key, |state| state.widen(2, share(25))).unwrap();
@@ -117,7 +127,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     // An old release again gets a serial above all, and waits for its roll-out too.
     let again = history::again(&channel.fixture.tree(), "stable", 1, &key).unwrap();
     assert_eq!((again.serial, channel.offered()), (4, before.clone()));
-    desk.start(4, None, share(5), &key).unwrap();
+    desk.start(4, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
     let kept: Vec<u64> = desk.state().unwrap().rollout.releases.iter().map(|release| release.serial).collect();
     assert_eq!(kept, [2, 4], "what no robot takes any more is left out");
     // What the roll-out names and what old agents install stays; the rest goes.
@@ -153,9 +163,12 @@ fn a_channel_begins_with_a_release_for_every_robot() {
     assert!(error.contains("no release before it"), "{error}");
     build(&spec("stable"), &key, &empty).unwrap();
     let desk = Desk::new(empty, "stable", None, fixture.keys.clone());
-    let error = format!("{:#}", desk.start(1, None, share(5), &key).unwrap_err());
+    let error = format!("{:#}", desk.start(1, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err());
     assert!(error.contains("serial 1 is not above 1"), "{error}");
-    assert!(format!("{:#}", desk.start(9, None, share(5), &key).unwrap_err()).contains("history/9.json"));
+    assert!(
+        format!("{:#}", desk.start(9, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err())
+            .contains("history/9.json")
+    );
 }
 
 /// A robot that took release 2 back, as its black box says it.
@@ -185,7 +198,7 @@ fn the_third_report_of_a_failure_halts_the_release_within_a_minute() {
     let channel = Channel::new();
     let halt = keygen::generate(&channel.fixture.dir.path().join("halt"), None).unwrap();
     let line = keygen::load_public(&halt.public).unwrap().lines().nth(1).unwrap().to_owned();
-    channel.desk.start(2, Some(line), share(25), &channel.key()).unwrap();
+    channel.desk.start(2, &share(25), &HaltKeyChange::Name(line), true, &channel.key()).unwrap();
     let posts = channel.fixture.dir.path().join("posts.jsonl");
     let options = ServeOptions { station: true, keep_reports: Some(posts.clone()), ..ServeOptions::default() };
     let server = serve::start_with(&channel.fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), &options).unwrap();
@@ -231,4 +244,145 @@ fn the_third_report_of_a_failure_halts_the_release_within_a_minute() {
     // The halt key can do nothing else.
     let error = channel.desk.change(&halt_key, |state| state.resume(2)).unwrap_err();
     assert!(format!("{error:#}").contains("robots would not take stable/rollout.json"), "{error:#}");
+}
+
+/// Halts on all threads at once, each with its own release.
+fn halt_at_once(desks: &[Desk], key: &(dyn Fn() -> SecretKey + Sync)) {
+    let halt = |(desk, serial): (&Desk, u64)| desk.halt(serial, "wheels", &key()).unwrap();
+    std::thread::scope(|scope| {
+        for at in desks.iter().zip(1..) {
+            scope.spawn(move || halt(at));
+        }
+    });
+}
+
+#[test]
+fn two_halts_at_the_same_moment_are_both_kept() {
+    let channel = Channel::new();
+    channel.desk.start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+    let desks = [(); 2].map(|()| Desk::new(channel.fixture.tree(), "stable", None, channel.fixture.keys.clone()));
+    for _ in 0..10 {
+        halt_at_once(&desks, &|| channel.key());
+        let mut halted: Vec<u64> = channel.desk.state().unwrap().halts.halted.iter().map(|halt| halt.serial).collect();
+        halted.sort_unstable();
+        assert_eq!(halted, [1, 2]);
+        let resume = |serial| channel.desk.change(&channel.key(), |state| state.resume(serial)).unwrap();
+        resume(1);
+        resume(2);
+    }
+}
+
+/// Objects of a store by their path, and how many were ever written under a condition.
+#[derive(Default)]
+struct Stored {
+    objects: BTreeMap<String, Vec<u8>>,
+    conditional: usize,
+}
+
+/// A store in memory, which knows conditional writes or says that it does not.
+fn store_server(knows_conditions: bool) -> (TestServer, Arc<Mutex<Stored>>) {
+    let stored = Arc::new(Mutex::new(Stored::default()));
+    let shared = Arc::clone(&stored);
+    let server = TestServer::start(move |request| {
+        let mut stored = shared.lock().unwrap();
+        let path = request.target().split('?').next().unwrap_or_default().to_owned();
+        let there = stored.objects.get(&path).cloned();
+        let tag = |content: &[u8]| format!("\"{}\"", reflash::release::digest::Digest::of(content));
+        let without = |status| answer(status, &["Content-Length: 0"], b"");
+        let condition = request.header("if-match").or(request.header("if-none-match"));
+        let act = match (request.line.split(' ').next(), there) {
+            (Some("PUT"), _) if condition.is_some() && !knows_conditions => without("501 Not Implemented"),
+            (Some("PUT"), there) => {
+                let holds = match (request.header("if-match"), request.header("if-none-match"), &there) {
+                    (Some(wanted), _, there) => there.as_ref().is_some_and(|there| tag(there) == wanted),
+                    (None, Some(_), there) => there.is_none(),
+                    (None, None, _) => true,
+                };
+                if holds {
+                    stored.conditional += usize::from(condition.is_some());
+                    stored.objects.insert(path, request.body.clone());
+                    without("200 OK")
+                } else {
+                    without("412 Precondition Failed")
+                }
+            }
+            (Some("HEAD"), Some(there)) => answer("200 OK", &[&format!("Content-Length: {}", there.len())], b""),
+            (_, Some(there)) => {
+                let headers = [format!("Content-Length: {}", there.len()), format!("ETag: {}", tag(&there))];
+                answer("200 OK", &[&headers[0], &headers[1]], &there)
+            }
+            (_, None) => without("404 Not Found"),
+        };
+        vec![act]
+    });
+    (server, stored)
+}
+
+/// Two computers that share nothing but the store.
+#[test]
+fn two_computers_do_not_overwrite_each_other_in_a_store_that_knows_conditions() {
+    for knows_conditions in [true, false] {
+        let channel = Channel::new();
+        let (server, stored) = store_server(knows_conditions);
+        let desk = |number: u32| {
+            let tree = channel.fixture.dir.path().join(format!("computer-{number}"));
+            let endpoint = Some(format!("http://{}", server.address));
+            let place = StoreLocation::parse("s3://robots/fleet", endpoint, "us-east-1".into()).unwrap();
+            let store = Store::with_key(place, "id", "secret").unwrap();
+            Desk::new(tree, "stable", Some(store), channel.fixture.keys.clone())
+        };
+        let first = Desk { tree: channel.fixture.tree(), ..desk(0) };
+        first.start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+        assert_eq!(stored.lock().unwrap().conditional > 0, knows_conditions);
+        let halted = || {
+            let mut halted: Vec<u64> = first.state().unwrap().halts.halted.iter().map(|halt| halt.serial).collect();
+            halted.sort_unstable();
+            halted
+        };
+        if knows_conditions {
+            for _ in 0..3 {
+                halt_at_once(&[desk(1), desk(2)], &|| channel.key());
+                assert_eq!(halted(), [1, 2]);
+                first.change(&channel.key(), |state| state.resume(1).and_then(|()| state.resume(2))).unwrap();
+            }
+        } else {
+            desk(1).halt(1, "wheels", &channel.key()).unwrap();
+            assert_eq!(halted(), [1]);
+        }
+        // The copy in the tree of the release computer is that of the store.
+        let copy = std::fs::read(channel.fixture.tree().join("stable/rollout.json")).unwrap();
+        let stored = stored.lock().unwrap().objects["/robots/fleet/stable/rollout.json"].clone();
+        assert_eq!(String::from_utf8(copy), String::from_utf8(stored));
+    }
+}
+
+/// Robots whose agent knows no roll-outs stay at the release where a channel begins with them.
+#[test]
+fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes_its_place() {
+    let channel = Channel::new();
+    let (desk, key) = (&channel.desk, channel.key());
+    let error = format!("{:#}", desk.start(2, &share(5), &HaltKeyChange::Keep, false, &key).unwrap_err());
+    assert!(error.contains("release 1 has no recovery files") && error.contains("--allow-no-recovery"), "{error}");
+    desk.start(2, &share(100), &HaltKeyChange::Keep, true, &key).unwrap();
+    let refused = |serial| format!("{:#}", desk.step_to(serial).unwrap_err());
+    assert!(refused(2).contains("has no recovery files"));
+    let file = |name: &str| {
+        let path = channel.fixture.dir.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        (format!("recovery/{name}"), path)
+    };
+    let files = ["vmlinuz", "initramfs.img", "grub.cfg"].map(file).to_vec();
+    assert_eq!(channel.release_with(OfferedTo::NobodyYet, 3, files).unwrap(), 3);
+    assert!(refused(3).contains("has no release 3"));
+    desk.start(3, &share(5), &HaltKeyChange::Keep, false, &key).unwrap();
+    assert!(refused(3).contains("is not for every robot"));
+    desk.change(&key, |state| state.widen(3, share(100))).unwrap();
+    desk.step_to(3).unwrap();
+    let offered = check::check(&channel.fixture.tree(), "stable", &channel.fixture.keys).unwrap();
+    assert_eq!(offered.serial, 3);
+    // Agents from before there were several signatures in a file read the first one.
+    let [content, signatures] = channel.offered();
+    let signatures = String::from_utf8(signatures).unwrap();
+    let first = reflash::release::manifest::signatures(&signatures).next().unwrap();
+    channel.fixture.keys.authenticate(content, first).unwrap();
 }

@@ -89,6 +89,12 @@ pub struct StartRecord {
     /// Sentences about what keeps this boot from being called good. Only in a report: in memory, `health.json` has it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_good: Vec<String>,
+    /// Serial of the release that runs. Only in a report, as the next one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// BLAKE3 digest of the signed manifest of that release, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
     /// In a safe start: accounts with which a person can log in, by password or key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logins: Option<Vec<String>>,
@@ -174,6 +180,8 @@ mod tests {
             var: VarFrom::MemoryOverData,
             etc: EtcFrom::MemoryOverData,
             logins: Some(vec!["pilot".into()]),
+            serial: Some(7),
+            manifest: Some("00".into()),
             ..StartRecord::default()
         };
         record.lose("something");
@@ -189,6 +197,8 @@ mod tests {
             "\"etc\": \"memory-over-data\"",
             "\"lost\": [",
             "\"logins\": [",
+            "\"serial\": 7",
+            "\"manifest\": \"00\"",
         ] {
             assert!(text.contains(member), "{member}: {text}");
         }

@@ -32,6 +32,8 @@ pub const MAX_GROUPS: usize = 64;
 pub const MAX_NAMES: usize = 4096;
 /// The most conditions on facts of one release.
 pub const MAX_FACTS: usize = 16;
+/// The most characters of the reason for a halt.
+pub const MAX_WHY_CHARS: usize = 200;
 
 /// Rule of a channel: which release is for which robots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,10 @@ pub struct StagedRelease {
     /// Halts with a counter up to this one do not count any more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub halts_lifted_through: u64,
+    /// Time at which a person let the release go on last, seconds since 1970 UTC. Robots do without it: the watcher
+    /// knows by it which failures that person has judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_unix_s: Option<u64>,
     /// Conditions that a reader has to know: a later version names here what an earlier one must not ignore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,
@@ -86,16 +92,43 @@ pub struct StagedRelease {
 
 /// Robots that fit all of what is given here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "WrittenGroup")]
 pub struct RobotGroup {
     /// Patterns of which one has to fit a serial number, UUID or MAC address; empty for any robot.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub serials: Vec<String>,
     /// Rings of which one has to be the robot's; empty for any robot.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rings: Vec<String>,
     /// Share of these robots, in parts per million.
-    #[serde(default = "all_ppm")]
     pub share_ppm: u32,
+}
+
+/// A group as it is written.
+#[derive(Deserialize)]
+struct WrittenGroup {
+    #[serde(default)]
+    serials: Vec<String>,
+    #[serde(default)]
+    rings: Vec<String>,
+    share_ppm: Option<u32>,
+}
+
+impl TryFrom<WrittenGroup> for RobotGroup {
+    type Error = &'static str;
+
+    /// Refuses a group that says nothing which is known here: a slip of the pen in the name of its only member would
+    /// let in the whole fleet.
+    fn try_from(written: WrittenGroup) -> Result<Self, Self::Error> {
+        let WrittenGroup { serials, rings, share_ppm } = written;
+        if serials.is_empty() && rings.is_empty() && share_ppm.is_none() {
+            return Err(
+                "a group has neither patterns of serial numbers nor rings nor a share, so that it is for nobody \
+                        rather than for everybody",
+            );
+        }
+        Ok(Self { serials, rings, share_ppm: share_ppm.unwrap_or(ALL_PPM) })
+    }
 }
 
 impl RobotGroup {
@@ -147,10 +180,6 @@ pub struct Halt {
     pub counter: u64,
     /// The reason, for people.
     pub why: String,
-}
-
-fn all_ppm() -> u32 {
-    ALL_PPM
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
@@ -234,6 +263,7 @@ impl StagedRelease {
             not_after_unix_s: None,
             facts: Vec::new(),
             halts_lifted_through: 0,
+            resumed_unix_s: None,
             requires: Vec::new(),
         }
     }
@@ -242,6 +272,10 @@ impl StagedRelease {
         if self.serial > MAX_COUNTER {
             return Err(format!("the number is above {MAX_COUNTER}"));
         }
+        if self.halts_lifted_through > MAX_COUNTER {
+            return Err(format!("halts are lifted through number {}, above {MAX_COUNTER}", self.halts_lifted_through));
+        }
+        check_text("the version", &self.version)?;
         at_most("groups", self.who.len(), MAX_GROUPS)?;
         at_most("facts", self.facts.len(), MAX_FACTS)?;
         for RobotGroup { serials, rings, share_ppm } in &self.who {
@@ -250,8 +284,11 @@ impl StagedRelease {
             if *share_ppm > ALL_PPM {
                 return Err(format!("a share of {share_ppm} parts per million is more than all robots"));
             }
-            if serials.iter().chain(rings).any(String::is_empty) {
-                return Err("a pattern or ring is empty".to_owned());
+            for name in serials.iter().chain(rings) {
+                if name.is_empty() {
+                    return Err("a pattern or ring is empty".to_owned());
+                }
+                check_text("a pattern or ring", name)?;
             }
         }
         if let (Some(from), Some(to)) = (self.not_before_unix_s, self.not_after_unix_s)
@@ -263,14 +300,16 @@ impl StagedRelease {
             if fact.name.is_empty() || fact.at_least.is_some() == fact.is.is_some() {
                 return Err(format!("the condition on fact {:?} needs either at_least or is", fact.name));
             }
+            check_text("the name of a fact", &fact.name)?;
         }
         Ok(())
     }
 
-    /// Whether the release is for every robot, at any time and whatever it knows of itself.
+    /// Whether the release is for every robot from this time on, and whatever it knows of itself.
     #[must_use]
-    pub fn is_for_everybody(&self) -> bool {
-        let is_bound = self.not_before_unix_s.is_some() || self.not_after_unix_s.is_some() || !self.facts.is_empty();
+    pub fn is_for_everybody(&self, unix_s: u64) -> bool {
+        let has_begun = self.not_before_unix_s.is_none_or(|from| from <= unix_s);
+        let is_bound = !has_begun || self.not_after_unix_s.is_some() || !self.facts.is_empty();
         !is_bound && !self.paused && self.requires.is_empty() && self.who.iter().any(RobotGroup::is_everybody)
     }
 }
@@ -293,10 +332,13 @@ impl Halts {
     pub fn check(&self) -> Result<(), String> {
         check_counter(self.counter)?;
         at_most("halts", self.halted.len(), MAX_RELEASES)?;
-        for halt in &self.halted {
-            if halt.counter > self.counter {
-                let Halt { serial, counter, .. } = halt;
+        for Halt { serial, counter, why, .. } in &self.halted {
+            if !(1..=self.counter).contains(counter) {
                 return Err(format!("the halt of serial {serial} has number {counter}, and the file {}", self.counter));
+            }
+            check_text("a reason", why)?;
+            if why.chars().count() > MAX_WHY_CHARS {
+                return Err(format!("the reason to halt serial {serial} has more than {MAX_WHY_CHARS} characters"));
             }
         }
         Ok(())
@@ -311,11 +353,15 @@ impl Halts {
     }
 
     /// Checks that the halts are about releases that the roll-out has: a halt of another one may be meant for one that
-    /// a newer roll-out names.
+    /// a newer roll-out names. And none is lifted that is still to come: it would not count when it does.
     ///
     /// # Errors
-    /// [`RolloutError::HaltOfAnother`].
+    /// [`RolloutError::HaltOfAnother`] or [`RolloutError::LiftedAhead`].
     pub fn check_against(&self, rollout: &Rollout) -> Result<(), RolloutError> {
+        if let Some(release) = rollout.releases.iter().find(|release| release.halts_lifted_through > self.counter) {
+            let (serial, through) = (release.serial, release.halts_lifted_through);
+            return Err(RolloutError::LiftedAhead { serial, through, halts: self.counter });
+        }
         let is_known = |halt: &Halt| {
             let named = rollout.release(halt.serial);
             named.is_some_and(|release| release.manifest.blake3 == halt.manifest)
@@ -357,6 +403,11 @@ fn check_counter(counter: u64) -> Result<(), String> {
         1..=MAX_COUNTER => Ok(()),
         _ => Err(format!("its number is {counter}, and 1 to {MAX_COUNTER} are allowed")),
     }
+}
+
+/// Checks a text that people read on consoles: what it has must not move their cursor.
+fn check_text(what: &str, text: &str) -> Result<(), String> {
+    if text.contains(char::is_control) { Err(format!("{what} has control characters: {text:?}")) } else { Ok(()) }
 }
 
 fn at_most(what: &str, found: usize, most: usize) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! the place.
 
 mod desk;
+mod failures;
 mod publication;
 mod reports;
 mod status;
@@ -13,18 +14,19 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use reflash::release::rollout::{Rollout, halts_path, rollout_path};
 
 use crate::paths::Paths;
 use crate::project::needed;
 use crate::publish::{Store, location};
-use crate::release::rollout::{ChannelPlace, RolloutState, TreePlace};
+use crate::release::rollout::{ChannelPlace, RolloutState, TreePlace, Unsigned};
 use crate::release::{DEFAULT_CHANNEL, keygen};
 use crate::trusted;
-pub use desk::Desk;
-pub use reports::{Failures, Reports};
-pub use terms::TermsArgs;
+pub use desk::{Desk, HaltKeyChange};
+pub use failures::Failures;
+pub use reports::Reports;
+pub use terms::{LiftedArgs, TermsArgs};
 pub use watch::{FailureLimits, Watch, WatchArgs};
 
 /// Options of `rollout`.
@@ -64,6 +66,27 @@ pub struct RolloutOptions {
     pub key: Option<PathBuf>,
 }
 
+/// Key that may halt.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct HaltKeyArgs {
+    /// Public key that may halt releases, and nothing else, in place of the one before.
+    #[arg(long, value_name = "FILE.pub", conflicts_with = "no_halt_key")]
+    pub halt_key: Option<PathBuf>,
+    /// Let no key halt but those of releases.
+    #[arg(long)]
+    pub no_halt_key: bool,
+}
+
+impl HaltKeyArgs {
+    fn change(&self) -> Result<HaltKeyChange> {
+        Ok(match &self.halt_key {
+            Some(path) => HaltKeyChange::Name(publication::key_line(path)?),
+            None if self.no_halt_key => HaltKeyChange::Remove,
+            None => HaltKeyChange::Keep,
+        })
+    }
+}
+
 /// Action on a roll-out.
 #[derive(Debug, clap::Subcommand)]
 pub enum RolloutAction {
@@ -71,20 +94,30 @@ pub enum RolloutAction {
     Start {
         /// Serial of the release.
         serial: u64,
-        /// Public key that may halt releases, and nothing else.
-        #[arg(long, value_name = "FILE.pub")]
-        halt_key: Option<PathBuf>,
+        /// Key that may halt.
+        #[command(flatten)]
+        halt_key: HaltKeyArgs,
+        /// Begin the first roll-out of a channel on a release without recovery files: robots whose agent knows no
+        /// roll-outs stay at it for ever.
+        #[arg(long)]
+        allow_no_recovery: bool,
         /// Robots, times and facts.
         #[command(flatten)]
         terms: TermsArgs,
     },
-    /// Add robots to the roll-out of a release.
+    /// Add robots to the roll-out of a release, or take conditions away.
     Widen {
         /// Serial of the release.
         serial: u64,
+        /// Key that may halt.
+        #[command(flatten)]
+        halt_key: HaltKeyArgs,
         /// Robots, times and facts.
         #[command(flatten)]
         terms: TermsArgs,
+        /// Conditions that are taken away.
+        #[command(flatten)]
+        lifted: LiftedArgs,
     },
     /// Let no further robot begin; those that have the release keep it.
     Pause {
@@ -103,6 +136,20 @@ pub enum RolloutAction {
         /// Reason, which robots report.
         #[arg(long, default_value = "halted by hand")]
         why: String,
+    },
+    /// Offer another release to robots whose agent knows no roll-outs: one for every robot, that renews the recovery.
+    Step {
+        /// Serial of the release.
+        serial: u64,
+    },
+    /// Sign roll-out and halts anew: after a change of keys, or where robots would not take what is there.
+    Mend {
+        /// Key that may halt.
+        #[command(flatten)]
+        halt_key: HaltKeyArgs,
+        /// Sign what no trusted key has signed, too. Look at it first: with this the key vouches for it.
+        #[arg(long)]
+        take_unsigned: bool,
     },
     /// Say what is offered to whom.
     Status {
@@ -153,25 +200,40 @@ pub fn run(args: RolloutArgs, paths: &Paths) -> Result<()> {
     let desk = open(&options, paths)?;
     let key = || keygen::load_secret(needed(options.key.as_deref(), "--key", "keys.secret")?);
     match action {
-        RolloutAction::Start { serial, halt_key, terms } => {
-            let halt_key = halt_key.map(|path| publication::key_line(&path)).transpose()?;
-            desk.start(serial, halt_key, terms.parse()?, &key()?)?;
+        RolloutAction::Start { serial, halt_key, allow_no_recovery, terms } => {
+            desk.start(serial, &terms.parse()?, &halt_key.change()?, allow_no_recovery, &key()?)?;
         }
-        RolloutAction::Widen { serial, terms } => {
-            let terms = terms.parse()?;
-            desk.change(&key()?, |state| state.widen(serial, terms))?;
+        RolloutAction::Widen { serial, halt_key, terms, lifted } => {
+            let (terms, halt_key) = (lifted.of(terms.parse()?), halt_key.change()?);
+            desk.change(&key()?, |state| {
+                halt_key.apply(state);
+                state.widen(serial, terms.clone())
+            })?;
         }
         RolloutAction::Pause { serial } => desk.change(&key()?, |state| state.pause(serial))?,
         RolloutAction::Resume { serial } => desk.change(&key()?, |state| state.resume(serial))?,
         RolloutAction::Halt { serial, why } => desk.halt(serial, &why, &key()?)?,
+        RolloutAction::Step { serial } => desk.step_to(serial)?,
+        RolloutAction::Mend { halt_key, take_unsigned } => {
+            let unsigned = if take_unsigned { Unsigned::Taken } else { Unsigned::Refused };
+            desk.mend(&halt_key.change()?, unsigned, &key()?)?;
+        }
         RolloutAction::Publish => {
             let store = needed(desk.store.as_ref(), "--to", "publish.to")?;
             publication::publish(&desk.tree, &desk.channel, &desk.keys, store)?;
         }
         RolloutAction::Status { reports } => {
-            let mut read = Reports::new(reports);
-            read.read_new();
-            status::print(&desk.state()?, read.failures());
+            let state = desk.state()?;
+            let mut read = Reports::new(reports).of_product(&state.rollout.product);
+            let missing: Vec<String> = read.missing().iter().map(|path| path.display().to_string()).collect();
+            ensure!(
+                missing.is_empty(),
+                "there is no {}, so that no post of a robot is read there",
+                missing.join(" and no ")
+            );
+            // Twice: the end of a file that nobody writes to meanwhile is a line, too.
+            (0..2).for_each(|_| read.read_new());
+            status::print(&state, read.failures());
             return Ok(());
         }
         RolloutAction::Watch(args) => return watch::run(&desk, args, &key()?),

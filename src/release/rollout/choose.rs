@@ -238,13 +238,14 @@ fn fits(pattern: &str, name: &str) -> bool {
     true
 }
 
-/// The reason for which it is not the time. The date of the signature is a witness: what it was signed after is past.
+/// The reason for which it is not the time. Where the clock is not known, the date of the signature is a witness: what
+/// it was signed after is past. A clock that is known counts alone, since that of the builder may be the wrong one.
 ///
 /// A recovery whose clock cannot be relied on and that the running system had begin goes by the running system's clock:
 /// if the two decided differently, the robot would restart in vain each night.
 fn time(release: &StagedRelease, signed_unix_s: u64, robot: &Robot) -> Option<String> {
     let StagedRelease { not_before_unix_s: from, not_after_unix_s: to, .. } = *release;
-    let latest_known = robot.now_unix_s.unwrap_or(0).max(signed_unix_s);
+    let latest_known = robot.now_unix_s.unwrap_or(signed_unix_s);
     if let Some(to) = to.filter(|to| latest_known > *to) {
         return Some(format!("its time is over since {} s", latest_known - to));
     }

@@ -69,6 +69,19 @@ pub enum RolloutError {
         /// Serial in the halt.
         serial: u64,
     },
+    /// Halts are lifted that have not come yet.
+    #[error(
+        "halts of serial {serial} are lifted through number {through}, and the halt file has number {halts}: one of \
+         the two files is out of date, and nothing is taken by them"
+    )]
+    LiftedAhead {
+        /// Serial of the release.
+        serial: u64,
+        /// Number through which its halts are lifted.
+        through: u64,
+        /// Number of the halt file.
+        halts: u64,
+    },
     /// No release is for this robot that it does not have.
     #[error("{0}")]
     NothingForThisRobot(String),

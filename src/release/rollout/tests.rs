@@ -178,15 +178,16 @@ fn a_clock_that_is_not_known_begins_nothing_that_has_a_time() {
         // What the running system checked just before is not undone by a clock without a battery.
         (Some(late), None, None, &checked, true),
         (Some(late), None, Some(late - 1), &checked, false),
-        // The file was signed after it: that time has come, whatever the clock shows.
+        // The file was signed after it: that time has come.
         (Some(early), None, None, &unknown, true),
-        (Some(early), None, Some(5), &unknown, true),
+        // A clock that is known counts alone: the file may have been signed by one that is wrong.
+        (Some(early), None, Some(early - 1), &unknown, false),
         (None, Some(late), Some(late), &unknown, true),
         (None, Some(late), Some(late + 1), &unknown, false),
         (None, Some(late), None, &unknown, false),
         (None, Some(late), None, &checked, true),
         (None, Some(early), None, &checked, false),
-        (None, Some(early), Some(early - 9), &unknown, false),
+        (None, Some(early), Some(early - 9), &unknown, true),
         (Some(early), Some(late), Some(SIGNED), &unknown, true),
     ] {
         let found = taken(&timed(from, to), &at(now, facts));
@@ -255,6 +256,13 @@ fn what_a_halt_and_a_pause_mean_for_every_robot() {
 }
 
 #[test]
+fn a_time_that_has_come_binds_no_robot() {
+    let from = |from| StagedRelease { not_before_unix_s: Some(from), ..staged(8, vec![share(100)]) };
+    assert!(from(SIGNED).is_for_everybody(SIGNED) && !from(SIGNED + 1).is_for_everybody(SIGNED));
+    assert!(!StagedRelease { not_after_unix_s: Some(SIGNED + 9), ..from(1) }.is_for_everybody(SIGNED));
+}
+
+#[test]
 fn a_condition_of_a_later_version_keeps_only_its_release_away() {
     let newer = StagedRelease { requires: vec!["moon-phase".into()], ..staged(8, vec![share(100)]) };
     let rollout = rollout(vec![staged(7, vec![share(100)]), newer]);
@@ -268,7 +276,7 @@ fn files_that_contradict_themselves_are_refused_by_name() {
     let good = || rollout(vec![staged(7, vec![share(100)]), staged(8, vec![share(5)])]);
     good().check().unwrap();
     type Change = fn(&mut Rollout);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 18] = [
         (|it| it.counter = 0, "number is 0"),
         (|it| it.counter = 1 << 53, "9007199254740992"),
         (|it| it.releases.clear(), "no release"),
@@ -293,6 +301,14 @@ fn files_that_contradict_themselves_are_refused_by_name() {
             "either at_least or is",
         ),
         (|it| it.releases[1].serial = u64::MAX, "above"),
+        (|it| it.releases[1].halts_lifted_through = 1 << 60, "lifted through number 1152921504606846976"),
+        (|it| it.releases[1].version = "\u{1b}[2J".into(), "the version has control characters"),
+        (|it| it.releases[1].who[0].rings = vec!["a\nb".into()], "a pattern or ring has control characters"),
+        (|it| it.releases[1].who[0].serials = vec!["\r".into()], "a pattern or ring has control characters"),
+        (
+            |it| it.releases[1].facts = vec![FactCondition { name: "\t".into(), at_least: Some(1), is: None }],
+            "the name of a fact has control characters",
+        ),
     ];
     for (change, expected) in cases {
         let mut wrong = good();
@@ -309,6 +325,26 @@ fn files_that_contradict_themselves_are_refused_by_name() {
     let mut later = halts(&[&staged(8, vec![])], 3);
     later.halted[0].counter = 4;
     assert!(later.check().unwrap_err().contains("number 4"));
+    type ChangeHalts = fn(&mut Halts);
+    let cases: [(ChangeHalts, &str); 4] = [
+        // No number is below it, so that nothing would tell whether it is lifted.
+        (|it| it.halted[0].counter = 0, "has number 0"),
+        (|it| it.halted[0].why = "a\nb".into(), "a reason has control characters"),
+        (|it| it.halted[0].why = "x".repeat(201), "more than 200 characters"),
+        (|it| it.counter = 0, "number is 0"),
+    ];
+    for (change, expected) in cases {
+        let mut wrong = halts(&[&staged(8, vec![])], 3);
+        change(&mut wrong);
+        let text = wrong.check().unwrap_err();
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    // What is lifted ahead would never stop again.
+    let mut ahead = good();
+    ahead.releases[1].halts_lifted_through = 4;
+    let error = halts(&[&staged(8, vec![])], 3).check_against(&ahead).unwrap_err();
+    assert!(matches!(error, RolloutError::LiftedAhead { serial: 8, through: 4, halts: 3 }), "{error}");
+    halts(&[&staged(8, vec![])], 4).check_against(&ahead).unwrap();
 }
 
 #[test]
@@ -330,5 +366,11 @@ fn only_signed_bytes_are_parsed_and_additions_are_passed_over() {
     assert!(text.contains("\"who\":[{\"share_ppm\":1000000}]") && !text.contains("paused"), "{text}");
     let group: RobotGroup = serde_json::from_str("{\"serials\":[\"A*\"]}").unwrap();
     assert_eq!(group.share_ppm, 1_000_000);
+    // What a slip of the pen leaves of a group is not the whole fleet.
+    for empty in ["{}", "{\"ring\":[\"lab\"]}", "{\"facts\":[]}", "{\"serials\":[]}", "{\"share_ppm\":null}"] {
+        let error = serde_json::from_str::<RobotGroup>(empty).unwrap_err().to_string();
+        assert!(error.contains("for nobody"), "{empty}: {error}");
+    }
+    assert_eq!(serde_json::from_str::<RobotGroup>("{\"share_ppm\":5}").unwrap(), RobotGroup { share_ppm: 5, ..group });
     assert!(super::halt_keys(&keys, &Rollout { halt_key: Some("no key".into()), ..json(&text).unwrap() }).is_err());
 }

@@ -173,24 +173,87 @@ impl Store {
     /// # Errors
     /// When the store cannot be reached or refuses.
     pub fn put(&self, path: &str, content: &[u8], content_type: &str, cache_control: &str) -> Result<()> {
+        let status = self.put_if(path, content, content_type, cache_control, None)?;
+        ensure!(status.is_success(), "the bucket {} is not there; create it first", self.place.bucket);
+        Ok(())
+    }
+
+    /// Stores an object under a condition, if one is given. Returns what the store says: that it holds, or not.
+    fn put_if(
+        &self,
+        path: &str,
+        content: &[u8],
+        content_type: &str,
+        cache_control: &str,
+        condition: Option<(&'static str, &str)>,
+    ) -> Result<StatusCode> {
         let key = self.key(path);
         let md5 = BASE64_STANDARD.encode(Md5::digest(content));
         let headers = [("content-type", content_type), ("cache-control", cache_control), ("content-md5", &md5)];
-        let (status, ..) = self.retry(&format!("store {key}"), || {
+        let headers = headers.into_iter().chain(condition);
+        let is_of_condition = |status| {
+            condition.is_some() && matches!(status, StatusCode::PRECONDITION_FAILED | StatusCode::NOT_IMPLEMENTED)
+        };
+        let (status, ..) = self.retry_unless(is_of_condition, &format!("store {key}"), || {
             let mut action = self.bucket.put_object(Some(&self.credentials), &key);
-            for (name, value) in headers {
+            for (name, value) in headers.clone() {
                 action.headers_mut().insert(name, value.to_owned());
             }
             let mut request = self.agent.put(action.sign(SIGNED_FOR).as_str());
-            for (name, value) in headers {
+            for (name, value) in headers.clone() {
                 request = request.header(name, value);
             }
             let mut answer = request.send(content)?;
             let text = answer.body_mut().read_to_string().unwrap_or_default();
             Ok((answer.status(), (), text))
         })?;
-        ensure!(status.is_success(), "the bucket {} is not there; create it first", self.place.bucket);
-        Ok(())
+        Ok(status)
+    }
+
+    /// Replaces a small object that has the content `before`, or is not there, on the store's own word where the store
+    /// knows conditions. Returns false if the object has changed meanwhile.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    pub fn replace(
+        &self,
+        path: &str,
+        before: Option<&[u8]>,
+        content: &[u8],
+        content_type: &str,
+        cache_control: &str,
+    ) -> Result<bool> {
+        let there = self.get_tagged(path)?;
+        if there.as_ref().map(|(there, _)| &there[..]) != before {
+            return Ok(false);
+        }
+        let condition = match &there {
+            Some((_, Some(tag))) => ("if-match", tag.as_str()),
+            Some((_, None)) => return self.put(path, content, content_type, cache_control).map(|()| true),
+            None => ("if-none-match", "*"),
+        };
+        let status = self.put_if(path, content, content_type, cache_control, Some(condition))?;
+        if status == StatusCode::NOT_IMPLEMENTED {
+            // A store that knows no conditions says so; then two at once can still come between each other.
+            return self.put(path, content, content_type, cache_control).map(|()| true);
+        }
+        // An answer that got lost has this very request be made again, and fail by what it wrote itself.
+        Ok(status.is_success() || self.get(path)?.as_deref() == Some(content))
+    }
+
+    /// Returns the content of a small object and the tag that the store gives it; `None` when the object is not there.
+    fn get_tagged(&self, path: &str) -> Result<Option<(Vec<u8>, Option<String>)>> {
+        let key = self.key(path);
+        let (status, found, _) = self.retry(&format!("read {key}"), || {
+            let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
+            let answer = self.agent.get(url.as_str()).call()?;
+            let status = answer.status();
+            let tag = answer.headers().get("etag").and_then(|tag| Some(tag.to_str().ok()?.to_owned()));
+            let content = answer.into_body().into_with_config().limit(SMALL_BYTES).read_to_vec()?;
+            let text = String::from_utf8_lossy(&content).into_owned();
+            Ok((status, (content, tag), text))
+        })?;
+        Ok((status != StatusCode::NOT_FOUND).then_some(found))
     }
 
     /// Returns every object below the prefix.
@@ -251,10 +314,21 @@ impl Store {
         doing: &str,
         request: impl Fn() -> Result<(StatusCode, T, String), ureq::Error>,
     ) -> Result<(StatusCode, T, String)> {
+        self.retry_unless(|_| false, doing, request)
+    }
+
+    /// As [`Self::retry`], and returns an answer that `is_answer`, too.
+    fn retry_unless<T>(
+        &self,
+        is_answer: impl Fn(StatusCode) -> bool,
+        doing: &str,
+        request: impl Fn() -> Result<(StatusCode, T, String), ureq::Error>,
+    ) -> Result<(StatusCode, T, String)> {
         let mut attempt = 1;
         loop {
             let problem = match request() {
                 Ok(answer) if answer.0.is_success() || answer.0 == StatusCode::NOT_FOUND => return Ok(answer),
+                Ok(answer) if is_answer(answer.0) => return Ok(answer),
                 Ok((status, _, text)) if !passes(status) => {
                     let says = said(&text).map(|said| format!(": {said}")).unwrap_or_default();
                     bail!("cannot {doing}: {} answers {status}{says}{}", self.describe(), advice(status));

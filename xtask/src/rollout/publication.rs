@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use reflash::release::manifest::{Manifest, TrustedKeys};
-use reflash::release::rollout::{halts_path, release_path, rollout_path};
+use reflash::release::rollout::release_path;
 
 use crate::keygen;
 use crate::publish::{REVALIDATE, Store, send_all};
 use crate::release::check;
-use crate::release::rollout::{ChannelPlace, TreePlace, load, manifest_of};
+use crate::release::rollout::{ChannelPlace, TreePlace, copy, load, manifest_of};
 use crate::step::step;
 
 /// A store as a place of small files.
@@ -25,9 +25,16 @@ impl ChannelPlace for StorePlace<'_> {
     }
 
     fn write(&self, path: &str, content: &[u8]) -> Result<()> {
-        let kind = if path.ends_with(".json") { "application/json" } else { "text/plain; charset=utf-8" };
-        self.0.put(path, content, kind, REVALIDATE)
+        self.0.put(path, content, kind(path), REVALIDATE)
     }
+
+    fn replace(&self, path: &str, before: Option<&[u8]>, content: &[u8]) -> Result<bool> {
+        self.0.replace(path, before, content, kind(path), REVALIDATE)
+    }
+}
+
+fn kind(path: &str) -> &'static str {
+    if path.ends_with(".json") { "application/json" } else { "text/plain; charset=utf-8" }
 }
 
 /// Sends a release, which is in the tree, to the store, if there is one: its objects, then its manifest in the history.
@@ -50,26 +57,11 @@ pub(super) fn send(store: Option<&Store>, tree: &Path, manifest: &Manifest) -> R
 pub(super) fn publish(tree: &Path, channel: &str, keys: &TrustedKeys, store: &Store) -> Result<()> {
     let (from, to) = (TreePlace(tree.to_owned()), StorePlace(store));
     let own = load(&from, channel, keys)?.with_context(|| format!("{} has no roll-out", tree.display()))?;
-    let there = load(&to, channel, keys)?;
-    let (rollout, halts) = there.map_or((0, 0), |there| (there.rollout.counter, there.halts.counter));
-    ensure!(
-        own.rollout.counter >= rollout && own.halts.counter >= halts,
-        "{} has newer files (roll-out {rollout}, halts {halts}) than the tree ({}, {})",
-        to.name(),
-        own.rollout.counter,
-        own.halts.counter
-    );
     for release in &own.rollout.releases {
         let (manifest, _) = manifest_of(&from, channel, Some(release.serial), keys)?;
         send(Some(store), tree, &manifest)?;
     }
-    for path in [halts_path(channel), rollout_path(channel)] {
-        for path in [format!("{path}.minisig"), path] {
-            let content = from.read(&path)?.with_context(|| format!("{path} is gone"))?;
-            to.write(&path, &content)?;
-        }
-    }
-    Ok(())
+    copy(&from, &to, channel, keys)
 }
 
 /// The line of a public key that a roll-out names.

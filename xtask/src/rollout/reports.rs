@@ -1,150 +1,57 @@
-//! What robots post, read from files: on which robots a release failed.
-//!
-//! Posts are not trusted: a robot that posts for others can only have a release halted.
+//! Files of what robots post, read as they grow.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use reflash::record::wire::ReportedMachine;
-use serde::Deserialize;
+use anyhow::{Context, Result, ensure};
+use reflash::release::digest::Digest;
+use rustix::fs::OFlags;
 
-/// Most bytes of one line, which is one post: as many as the station takes, and more.
-const MAX_POST_BYTES: usize = 1 << 20;
-/// Most bytes that are read of one file at a time.
-const MAX_READ_BYTES: u64 = 16 << 20;
+use super::failures::{Failures, RobotPost};
 
-/// A post, as far as it says how a release went. The format is that of `docs/failure-modes.md`.
-#[derive(Debug, Deserialize)]
-struct Post {
-    machine: ReportedMachine,
-    #[serde(default)]
-    attempts: Vec<PostedAttempt>,
-    #[serde(default)]
-    boot: Option<PostedBoot>,
-    /// Time at which a server took the post, if it notes that.
-    #[serde(default)]
-    received_unix_s: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PostedAttempt {
-    reason: String,
-    outcome: Option<String>,
-    serial: Option<u64>,
-    undone: Option<OtherRelease>,
-    refused: Option<OtherRelease>,
-    phases: Vec<PostedPhase>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PostedPhase {
-    phase: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct OtherRelease {
-    serial: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PostedBoot {
-    not_good: Vec<String>,
-    safe_start: Option<u32>,
-}
-
-/// On which robots each release failed, and which reported it at all.
-#[derive(Debug, Clone, Default)]
-pub struct Failures {
-    failed: BTreeMap<u64, BTreeMap<String, Option<u64>>>,
-    reported: BTreeMap<u64, BTreeSet<String>>,
-    /// The release that each robot reported to have last.
-    installed: HashMap<String, u64>,
-}
-
-impl Failures {
-    /// Robots on which a release failed.
-    #[must_use]
-    pub fn failed(&self, serial: u64) -> Vec<&str> {
-        self.failed.get(&serial).into_iter().flatten().map(|(robot, _)| robot.as_str()).collect()
-    }
-
-    /// Number of robots that reported a release.
-    #[must_use]
-    pub fn reported(&self, serial: u64) -> usize {
-        self.reported.get(&serial).map_or(0, BTreeSet::len)
-    }
-
-    /// Forgets the failures of a release that were reported before this time, or at no known one.
-    pub fn forget_before(&mut self, serial: u64, unix_s: u64) {
-        if let Some(failed) = self.failed.get_mut(&serial) {
-            failed.retain(|_, received| received.is_some_and(|received| received >= unix_s));
-        }
-    }
-
-    fn take(&mut self, post: &Post, product: Option<&str>) {
-        if product.is_some_and(|product| product != post.machine.product) {
-            return;
-        }
-        let machine = &post.machine;
-        let names = [&machine.id, &machine.serial_number, &machine.uuid, &machine.mac, &machine.hostname];
-        // A robot without any name is still one robot.
-        let robot = names.into_iter().flatten().next().cloned().unwrap_or_else(|| "a robot without a name".to_owned());
-        for attempt in &post.attempts {
-            if let Some(serial) = attempt.failed_release() {
-                self.failed.entry(serial).or_default().insert(robot.clone(), post.received_unix_s);
-                self.reported.entry(serial).or_default().insert(robot.clone());
-            }
-            if let Some(serial) = attempt.serial {
-                self.reported.entry(serial).or_default().insert(robot.clone());
-                if attempt.outcome.as_deref() == Some("installed") {
-                    self.installed.insert(robot.clone(), serial);
-                }
-            }
-        }
-        let is_bad = post.boot.as_ref().is_some_and(|boot| !boot.not_good.is_empty() || boot.safe_start.is_some());
-        if let Some(serial) = self.installed.get(&robot).filter(|_| is_bad) {
-            self.failed.entry(*serial).or_default().insert(robot, post.received_unix_s);
-        }
-    }
-}
-
-impl PostedAttempt {
-    /// The release that failed in this attempt, if one did.
-    fn failed_release(&self) -> Option<u64> {
-        let serial_of = |other: &Option<OtherRelease>| other.as_ref().and_then(|other| other.serial);
-        if let Some(serial) = serial_of(&self.undone) {
-            return Some(serial);
-        }
-        // Before a byte was written a refusal says nothing about the release: it may just have been halted.
-        let is_written = self.phases.iter().any(|phase| phase.phase == "write");
-        if let Some(serial) = serial_of(&self.refused).filter(|_| is_written) {
-            return Some(serial);
-        }
-        let is_bad = self.reason == "tries" || matches!(self.outcome.as_deref(), Some("failed" | "parked"));
-        self.serial.filter(|_| is_bad)
-    }
-}
+/// Most bytes of one post: as many as the station takes, and more.
+const MAX_POST_BYTES: u64 = 1 << 20;
+/// Bytes that are read at a time.
+const READ_BYTES: u64 = 16 << 20;
+/// Bytes before the place to go on at, by which a file is known again that only grew.
+const KNOWN_BYTES: u64 = 4096;
+/// Time between two warnings about the same.
+const REMIND: Duration = Duration::from_secs(60);
 
 /// Files of posts, read as they grow.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reports {
     paths: Vec<PathBuf>,
-    /// Bytes of each file that were read.
-    read: HashMap<PathBuf, u64>,
+    files: HashMap<PathBuf, ReadFile>,
     failures: Failures,
     product: Option<String>,
+    /// Lines and files that are no posts.
+    others: usize,
+    warned: HashMap<String, Instant>,
+}
+
+/// A file, as far as it was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct ReadFile {
+    /// Device, inode, size and time of the last change.
+    identity: (u64, u64, u64, i64, i64),
+    /// Bytes that were taken.
+    taken: u64,
+    /// Beginning and digest of the last of them.
+    known: (u64, Option<Digest>),
+    /// Whether the rest behind them was counted as no post.
+    is_rest_counted: bool,
 }
 
 impl Reports {
     /// The posts of these files and directories.
     #[must_use]
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, read: HashMap::new(), failures: Failures::default(), product: None }
+        Self { paths, ..Self::default() }
     }
 
     /// Counts only robots of this product.
@@ -165,87 +72,198 @@ impl Reports {
         &mut self.failures
     }
 
+    /// Number of lines and files so far that are no posts.
+    #[must_use]
+    pub fn others(&self) -> usize {
+        self.others
+    }
+
     /// The paths that are not there: a misspelt one would be watched without a word, for ever.
     #[must_use]
     pub fn missing(&self) -> Vec<&Path> {
         self.paths.iter().map(PathBuf::as_path).filter(|path| !path.exists()).collect()
     }
 
-    /// Reads what is new. What cannot be read is reported and tried again the next time.
+    /// Reads what is new. What cannot be read is warned of, and tried again the next time.
     pub fn read_new(&mut self) {
+        let before = self.others;
         for path in self.files() {
             if let Err(error) = self.read_file(&path) {
-                eprintln!("  warning: {error:#}");
+                self.warn(format!("{error:#}"));
             }
+        }
+        if self.others > before {
+            let others = self.others;
+            self.warn_as(
+                "others",
+                format!("{others} lines or files among the posts are no posts, and count as nothing"),
+            );
         }
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
+    fn warn(&mut self, text: String) {
+        self.warn_as(&text.clone(), text);
+    }
+
+    fn warn_as(&mut self, about: &str, text: String) {
+        if self.warned.get(about).is_none_or(|warned| warned.elapsed() >= REMIND) {
+            self.warned.insert(about.to_owned(), Instant::now());
+            eprintln!("  warning: {text}");
+        }
+    }
+
+    fn files(&mut self) -> Vec<PathBuf> {
+        let (mut found, mut problems) = (Vec::new(), Vec::new());
         for path in &self.paths {
-            if path.is_dir() {
-                let entries = walkdir::WalkDir::new(path).sort_by_file_name().into_iter().flatten();
-                found.extend(entries.filter(|entry| entry.file_type().is_file()).map(|entry| entry.into_path()));
-            } else {
+            if !path.is_dir() {
                 found.push(path.clone());
+                continue;
+            }
+            for entry in walkdir::WalkDir::new(path).follow_links(true).sort_by_file_name() {
+                match entry {
+                    Ok(entry) if entry.file_type().is_dir() => (),
+                    Ok(entry) => found.push(entry.into_path()),
+                    Err(error) => problems.push(format!("look for posts: {error}")),
+                }
             }
         }
+        problems.into_iter().for_each(|problem| self.warn(problem));
         found
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
         let reading = || format!("read the posts in {}", path.display());
-        let mut file = match std::fs::File::open(path) {
+        // A pipe without a writer is not waited for.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let mut file = match File::options().read(true).custom_flags(flags).open(path) {
             Ok(file) => file,
             // It comes with the first post.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error).with_context(reading),
         };
-        let size = file.metadata().with_context(reading)?.len();
-        // A file that was begun anew, as by logrotate, is read anew.
-        let from = self.read.get(path).copied().filter(|from| *from <= size).unwrap_or(0);
-        if from == size {
+        let about = file.metadata().with_context(reading)?;
+        ensure!(about.is_file(), "{} is no file, so that no post is read there", path.display());
+        let identity = (about.dev(), about.ino(), about.len(), about.mtime(), about.mtime_nsec());
+        let before = self.files.get(path).cloned().unwrap_or_default();
+        let stays = identity == before.identity;
+        if stays && (before.taken == about.len() || before.is_rest_counted) {
             return Ok(());
         }
-        file.seek(SeekFrom::Start(from)).with_context(reading)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_READ_BYTES).read_to_end(&mut bytes).with_context(reading)?;
-        let is_one_post = path.extension().is_some_and(|extension| extension == "json");
-        let taken = if is_one_post { self.take_whole(&bytes) } else { self.take_lines(&bytes) };
-        self.read.insert(path.to_owned(), from + taken as u64);
+        // A file that was begun anew, as by logrotate or by the next post of its robot, is read anew.
+        let has_grown = has_grown(&mut file, about.len(), &before).with_context(reading)?;
+        let mut now = ReadFile { identity, ..if has_grown { before } else { ReadFile::default() } };
+        self.read_on(&mut file, &mut now, stays).with_context(reading)?;
+        let from = now.taken.saturating_sub(KNOWN_BYTES.max(if now.taken <= MAX_POST_BYTES { now.taken } else { 0 }));
+        now.known = (from, Some(Digest::of(&part(&mut file, from, now.taken - from).with_context(reading)?)));
+        self.files.insert(path.to_owned(), now);
         Ok(())
     }
 
-    /// Takes a file that is one post; one that is still being written is read again.
-    fn take_whole(&mut self, bytes: &[u8]) -> usize {
-        if self.take(bytes) { bytes.len() } else { 0 }
-    }
-
-    /// Takes the lines that are whole. Returns the number of bytes that need not be read again.
-    fn take_lines(&mut self, bytes: &[u8]) -> usize {
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        for line in bytes[..end].split(|byte| *byte == b'\n') {
-            self.take(line);
+    /// Takes what a file has beyond what was taken, a post a line or all of it as one post. The rest, behind the last
+    /// line feed, counts once it is a post, and as none once it `stays`.
+    fn read_on(&mut self, file: &mut File, now: &mut ReadFile, stays: bool) -> std::io::Result<()> {
+        let size = now.identity.2;
+        if now.taken == 0 && size <= MAX_POST_BYTES && self.take(&part(file, 0, size)?) {
+            now.taken = size;
+            return Ok(());
         }
-        // A line without an end is not waited for for ever.
-        if end == 0 && bytes.len() > MAX_POST_BYTES { bytes.len() } else { end }
+        let mut rest: Vec<u8> = Vec::new();
+        let mut at = now.taken;
+        loop {
+            let bytes = part(file, at, READ_BYTES)?;
+            if bytes.is_empty() {
+                break;
+            }
+            at += bytes.len() as u64;
+            rest.extend_from_slice(&bytes);
+            let end = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            for line in rest[..end].split(|byte| *byte == b'\n') {
+                self.take_line(line);
+            }
+            now.taken += end as u64;
+            rest.drain(..end);
+            // A line without an end is not kept for ever.
+            if rest.len() as u64 > MAX_POST_BYTES.max(READ_BYTES) {
+                self.others += 1;
+                now.taken += rest.len() as u64;
+                rest.clear();
+            }
+        }
+        if !rest.is_empty() && self.take(&rest) {
+            now.taken = at;
+        } else if !rest.trim_ascii().is_empty() && stays {
+            (self.others, now.is_rest_counted) = (self.others + 1, true);
+        }
+        Ok(())
     }
 
-    /// Takes one post. Whether it was one; other lines of a log are passed over.
+    fn take_line(&mut self, line: &[u8]) {
+        if !line.trim_ascii().is_empty() && !self.take(line) {
+            self.others += 1;
+        }
+    }
+
+    /// Takes one post. Returns whether it was one.
     fn take(&mut self, bytes: &[u8]) -> bool {
-        let post = serde_json::from_slice::<Post>(bytes);
+        let post = serde_json::from_slice::<RobotPost>(bytes);
         post.map(|post| self.failures.take(&post, self.product.as_deref())).is_ok()
     }
+}
+
+/// Whether a file still has what was taken of it, so that what follows is new.
+fn has_grown(file: &mut File, size: u64, before: &ReadFile) -> std::io::Result<bool> {
+    let (from, known) = before.known;
+    if size < before.taken {
+        return Ok(false);
+    }
+    Ok(known.is_none_or(|known| part(file, from, before.taken - from).is_ok_and(|found| Digest::of(&found) == known)))
+}
+
+fn part(file: &mut File, from: u64, size: u64) -> std::io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::Reports;
+    use reflash::release::digest::Digest;
+    use reflash::release::manifest::Object;
+    use reflash::release::rollout::{FORMAT, Rollout, StagedRelease};
     use serde_json::{Value, json};
     use std::io::Write;
+    use std::path::Path;
 
     fn post(robot: &str, attempt: &Value) -> String {
         json!({ "format": 1, "machine": { "id": robot, "product": "demo" }, "attempts": [attempt] }).to_string() + "\n"
+    }
+
+    fn undone() -> Value {
+        json!({ "reason": "tries", "outcome": "installed", "serial": 7, "undone": { "serial": 8, "why": "" } })
+    }
+
+    fn failed(reports: &Reports, serial: u64) -> Vec<String> {
+        let manifest = |serial: u64| Object { blake3: Digest::of(&serial.to_le_bytes()), size_bytes: 1 };
+        let staged = |serial| StagedRelease::new(serial, String::new(), manifest(serial), Vec::new());
+        let rollout = Rollout {
+            format: FORMAT,
+            product: "demo".into(),
+            channel: "stable".into(),
+            counter: 1,
+            created_unix_s: 0,
+            halt_key: None,
+            releases: vec![staged(7), staged(8)],
+        };
+        let found = reports.failures().failed(&rollout, rollout.release(serial).unwrap());
+        found.into_iter().map(str::to_owned).collect()
+    }
+
+    fn read(path: &Path) -> Reports {
+        let mut reports = Reports::new(vec![path.to_owned()]);
+        (0..2).for_each(|_| reports.read_new());
+        reports
     }
 
     #[test]
@@ -263,8 +281,7 @@ mod tests {
         for number in 0..9 {
             say(&post(&format!("r{number}"), &installed));
         }
-        let undone =
-            json!({ "reason": "tries", "outcome": "installed", "serial": 7, "undone": { "serial": 8, "why": "" } });
+        let undone = undone();
         say(&post("r0", &undone));
         say(&post("r0", &undone));
         say(&post("r1", &json!({ "reason": "tries", "outcome": "installed", "serial": 8 })));
@@ -280,17 +297,74 @@ mod tests {
         let cut = post("r7", &undone);
         say(&cut[..cut.len() / 2]);
         reports.read_new();
-        assert_eq!(reports.failures().failed(8), ["r0", "r1", "r2", "r4", "r5"]);
-        assert_eq!((reports.failures().reported(8), reports.failures().failed(7).len()), (9, 0));
+        assert_eq!(failed(&reports, 8), ["r0", "r1", "r2", "r4", "r5"]);
+        assert_eq!((reports.failures().reported(8), failed(&reports, 7).len(), reports.others()), (9, 0, 1));
         say(&cut[cut.len() / 2..]);
         std::fs::write(dir.path().join("one.json"), post("r8", &undone)).unwrap();
         reports.read_new();
-        assert_eq!(reports.failures().failed(8).len(), 7);
+        assert_eq!(failed(&reports, 8).len(), 7);
         // Posts of before a roll-out went on do not stop it again.
         reports.failures_mut().forget_before(8, 100);
-        assert!(reports.failures().failed(8).is_empty());
+        assert!(failed(&reports, 8).is_empty());
         std::fs::write(&path, post("r0", &undone)).unwrap();
         reports.read_new();
-        assert_eq!(reports.failures().failed(8), ["r0"], "a file that was begun anew");
+        assert_eq!(failed(&reports, 8), ["r0"], "a file that was begun anew");
+    }
+
+    /// Servers keep posts in many ways; none may leave a failing release unnoticed.
+    #[test]
+    fn posts_are_found_however_a_server_keeps_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let write = |name: &str, content: &str| std::fs::write(path(name), content).unwrap();
+        let lines: String = (0..5).map(|robot| post(&format!("r{robot}"), &undone())).collect();
+        write("lines.json", &lines);
+        write("without-end.jsonl", lines.trim_end());
+        let value: Value = serde_json::from_str(&post("r0", &undone())).unwrap();
+        write("pretty.txt", &serde_json::to_string_pretty(&value).unwrap());
+        assert_eq!(failed(&read(&path("lines.json")), 8).len(), 5);
+        assert_eq!(failed(&read(&path("without-end.jsonl")), 8).len(), 5);
+        let pretty = read(&path("pretty.txt"));
+        assert_eq!((failed(&pretty, 8).len(), pretty.others()), (1, 0));
+        std::fs::create_dir(path("linked")).unwrap();
+        std::os::unix::fs::symlink(path("lines.json"), path("linked/posts")).unwrap();
+        assert_eq!(failed(&read(&path("linked")), 8).len(), 5);
+        // More than is read at a time, and a line that is cut by it.
+        let installed = post("r9", &json!({ "outcome": "installed", "serial": 8, "phases": ["x".repeat(500)] }));
+        let filler = installed.replace(&format!("[\"{}\"]", "x".repeat(500)), "[{\"phase\":\"write\"}]");
+        let many = filler.repeat((40 << 20) / filler.len());
+        write("large.jsonl", &format!("{many}{lines}"));
+        assert_eq!(failed(&read(&path("large.jsonl")), 8).len(), 5);
+        // What is no file is not waited for.
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(failed(&read(&path("pipe")), 8).is_empty());
+        write("rubbish", "hello\nthere\n\nyou");
+        assert_eq!(read(&path("rubbish")).others(), 3);
+    }
+
+    /// One file a robot, each post in the place of the one before.
+    #[test]
+    fn a_post_that_takes_the_place_of_another_is_read_and_one_that_follows_it_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("robot.json");
+        let mut reports = Reports::new(vec![dir.path().to_owned()]);
+        let good = post("r0", &json!({ "outcome": "installed", "serial": 7 }));
+        std::fs::write(&path, &good).unwrap();
+        reports.read_new();
+        let bad = post("r0", &undone());
+        assert!(bad.len() > good.len());
+        std::fs::write(&path, &bad).unwrap();
+        reports.read_new();
+        assert_eq!(failed(&reports, 8), ["r0"]);
+        // The same size.
+        std::fs::write(&path, bad.replace("r0", "r1")).unwrap();
+        reports.read_new();
+        assert_eq!(failed(&reports, 8), ["r0", "r1"]);
+        // A line more: only that one is new.
+        reports.failures_mut().forget_before(8, 1);
+        let mut file = std::fs::File::options().append(true).open(&path).unwrap();
+        file.write_all(bad.replace("r0", "r2").as_bytes()).unwrap();
+        reports.read_new();
+        assert_eq!((failed(&reports, 8), reports.others()), (vec!["r2".to_owned()], 0));
     }
 }

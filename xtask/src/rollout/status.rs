@@ -2,7 +2,7 @@
 
 use reflash::release::rollout::{ALL_PPM, RobotGroup, StagedRelease};
 
-use super::reports::Failures;
+use super::failures::Failures;
 use crate::release::rollout::RolloutState;
 
 /// Prints the roll-out, the newest release first.
@@ -24,7 +24,7 @@ fn signed(state: &RolloutState) -> String {
 fn line(state: &RolloutState, release: &StagedRelease, failures: &Failures) -> String {
     let StagedRelease { serial, version, .. } = release;
     let mut line = format!("{serial:>6}  {version:<20}  {}", offer(state, release));
-    let (failed, reported) = (failures.failed(*serial).len(), failures.reported(*serial));
+    let (failed, reported) = (failures.failed(&state.rollout, release).len(), failures.reported(*serial));
     if reported > 0 {
         line.push_str(&format!("; failed on {failed} of {reported} robots that reported it"));
     }

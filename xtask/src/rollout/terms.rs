@@ -31,6 +31,29 @@ pub struct TermsArgs {
     fact: Vec<String>,
 }
 
+/// Conditions of a release that are taken away.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct LiftedArgs {
+    /// Let robots begin at once, whatever --not-before said.
+    #[arg(long, conflicts_with = "not_before")]
+    no_not_before: bool,
+    /// Let robots begin without an end, whatever --not-after said.
+    #[arg(long, conflicts_with = "not_after")]
+    no_not_after: bool,
+    /// Take the condition on a fact away; repeat for several.
+    #[arg(long, value_name = "NAME")]
+    no_fact: Vec<String>,
+}
+
+impl LiftedArgs {
+    /// Adds to terms what is taken away.
+    #[must_use]
+    pub fn of(self, terms: RolloutTerms) -> RolloutTerms {
+        let Self { no_not_before, no_not_after, no_fact: no_facts } = self;
+        RolloutTerms { no_not_before, no_not_after, no_facts, ..terms }
+    }
+}
+
 impl TermsArgs {
     /// Reads what was typed.
     ///
@@ -56,6 +79,7 @@ impl TermsArgs {
             not_before_unix_s: self.not_before.as_deref().map(unix_s).transpose()?,
             not_after_unix_s: self.not_after.as_deref().map(unix_s).transpose()?,
             facts: self.fact.iter().map(|text| fact(text)).collect::<Result<_>>()?,
+            ..RolloutTerms::default()
         })
     }
 }

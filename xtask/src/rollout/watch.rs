@@ -112,7 +112,9 @@ impl<'a> Watch<'a> {
         for release in &state.rollout.releases {
             let known = self.lifted.insert(release.serial, release.halts_lifted_through).unwrap_or(0);
             if release.halts_lifted_through > known {
-                self.reports.failures_mut().forget_before(release.serial, state.rollout.created_unix_s);
+                // A builder of before there was this time has left only that of the file.
+                let judged_unix_s = release.resumed_unix_s.unwrap_or(state.rollout.created_unix_s);
+                self.reports.failures_mut().forget_before(release.serial, judged_unix_s);
             }
         }
         self.state = Some((state, Instant::now()));
@@ -128,7 +130,8 @@ impl<'a> Watch<'a> {
         let watched = state.rollout.releases.iter();
         let watched = watched.filter(|release| release.serial >= base && state.halts.of(release).is_none());
         let failing = watched.filter_map(|release| {
-            let (failed, reported) = (failures.failed(release.serial).len(), failures.reported(release.serial));
+            let failed = failures.failed(&state.rollout, release).len();
+            let reported = failures.reported(release.serial);
             Some((release.serial, self.limits.reached(failed, reported)?))
         });
         failing.collect()
@@ -164,6 +167,8 @@ pub(super) fn run(desk: &Desk, args: WatchArgs, key: &SecretKey) -> Result<()> {
     let mut missing = MissingPosts::default();
     missing.warn(&watch.reports);
     if args.once {
+        watch.look()?;
+        // The end of a file that nobody writes to any more is a line, too.
         return watch.look().map(drop);
     }
     // A mistake in keys or places shows at once, and not when a release fails.

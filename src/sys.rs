@@ -17,11 +17,13 @@
 //! | [`module`] | inserts a kernel module |
 //! | [`mount`] | mounts, `switch_root` |
 //! | [`net`] | links, raw sockets, addresses and routes |
+//! | [`own_mounts`] | a command's own mount namespace |
 //! | [`power`] | reboot, power off, sync that cannot hang |
 //! | [`process`] | programs that are started, and how they end |
 //! | [`random`] | random bytes |
 //! | [`special`] | attributes, named pipes and devices, and a flush of all files |
 //! | [`thread`] | threads with a name, locks that survive a panic |
+//! | [`turn`] | locks of processes that change the same thing |
 //! | [`uevent`] | the kernel's events about devices |
 //! | [`watchdog`] | the hardware watchdog |
 
@@ -40,11 +42,13 @@ pub mod loopback;
 pub mod module;
 pub mod mount;
 pub mod net;
+pub mod own_mounts;
 pub mod power;
 pub mod process;
 pub mod random;
 mod signals;
 pub mod special;
 pub mod thread;
+pub mod turn;
 pub mod uevent;
 pub mod watchdog;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use reflash::disk::{DiskSearch, FindError, Scheme, Which, disks, find_disk_by_partuuid, wait_for_disk_by_partuuid};
 use reflash::sys::block::{Access, AlignedBuf, BlockError, Caching, Device, in_use};
+use reflash::sys::mount::{self, Mount};
+use reflash::sys::own_mounts;
 
 use crate::isolated::{isolated, run};
 
@@ -191,5 +193,48 @@ fn what_is_in_use_is_known() {
 
         let error = reflash::sys::mount::Mount::device(&node, "vfat").on(target.path()).unwrap_err();
         assert!(error.to_string().contains(node.to_str().unwrap()), "{error}");
+    });
+}
+
+/// Commands have mounts of their own, and the file system of the partition is one for all of them.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn two_commands_mount_one_partition_and_neither_is_in_the_way() {
+    isolated("block::two_commands_mount_one_partition_and_neither_is_in_the_way", || {
+        let one = Loop::with_table(64, 512, "label: gpt\nstart=2048, size=65536, name=state\n");
+        let node = one.node(1);
+        run("mkfs.ext4", &["-q", node.to_str().unwrap()]);
+        let places: [tempfile::TempDir; 4] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let [first, second, third, left] = places.each_ref().map(tempfile::TempDir::path);
+        let (to_write, to_read) = (Mount::device(&node, "ext4"), Mount::device(&node, "ext4").read_only());
+        let can_write = |at: &Path| std::fs::write(at.join("x"), "x").is_ok();
+        to_read.on_shared(first).unwrap();
+        to_write.on_shared(second).unwrap();
+        assert!(can_write(second) && !can_write(first), "one that reads came first");
+        to_read.on_shared(third).unwrap();
+        assert!(can_write(second) && !can_write(third), "one that writes came first");
+        for at in [first, second, third] {
+            mount::unmount(at).unwrap();
+        }
+        // What a command that was ended has left, as one of before did, is in nobody's way.
+        to_write.on(left).unwrap();
+        own_mounts::begin(&[left.to_owned()]).unwrap();
+        let here = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(!here().contains(left.to_str().unwrap()));
+        to_read.on_shared(first).unwrap();
+        assert!(here().contains(first.to_str().unwrap()));
+        let outside = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!outside.contains(first.to_str().unwrap()) && outside.contains(left.to_str().unwrap()));
+        // A program that it starts belongs to the system, where it was started.
+        let mut program = Command::new("sh");
+        program.args(["-c", "pwd; cat /proc/self/mountinfo"]).current_dir("/");
+        let seen = own_mounts::start_outside(&mut program).output().unwrap();
+        let seen = String::from_utf8(seen.stdout).unwrap();
+        assert!(seen.contains(left.to_str().unwrap()) && !seen.contains(first.to_str().unwrap()), "{seen}");
+        // The list of mounts does not show it, and the kernel does.
+        mount::unmount(left).unwrap();
+        assert!(in_use(&node).unwrap().is_some());
+        mount::unmount(first).unwrap();
+        assert_eq!(in_use(&node).unwrap(), None);
     });
 }

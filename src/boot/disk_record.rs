@@ -39,7 +39,7 @@ pub fn read_disk_mib(state: &Path, disk: &str) -> Option<u64> {
 
 fn environment(state: &Path, disk: &str) -> Option<GrubEnv> {
     let directory = Path::new(MOUNTS).join(disk);
-    Mount::device(state, "ext4").read_only().no_load().data_only().on(&directory).ok()?;
+    Mount::device(state, "ext4").read_only().no_load().data_only().on_shared(&directory).ok()?;
     let loaded = BootEnv::new(&directory.join("grubenv")).load();
     let _ = mount::unmount(&directory).or_else(|_| mount::detach(&directory));
     match loaded {

@@ -16,7 +16,7 @@ use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
 use crate::boot::slots::{Slot, SlotState, Trial};
 use crate::boot::systems::Switch;
-use crate::sys::files;
+use crate::sys::{files, turn};
 use changes::{give_way, slot_changes, slot_state, slots_from, with_changes};
 
 /// The error of a disk that cannot read or write a sector (Linux' include/uapi/asm-generic/errno-base.h).
@@ -166,6 +166,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
     pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
+        let _turn = turn::beside(&self.path);
         let env = self.load_or_empty()?;
         if let Some((name, _)) = changes.iter().find(|(name, _)| !grubenv::is_name(name)) {
             let source = GrubEnvError::Name { name: (*name).to_owned() };
@@ -191,6 +192,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`update`](Self::update).
     pub fn begin_recovering(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
+        let _turn = turn::beside(&self.path);
         let mut env = self.load_or_empty()?;
         let dropped = give_way(&mut env);
         let (recoveries, good) = (request.recoveries.to_string(), request.good.map(|serial| serial.to_string()));
@@ -214,6 +216,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`update`](Self::update).
     pub fn begin_other(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
+        let _turn = turn::beside(&self.path);
         let mut env = self.load_or_empty()?;
         // Room for them is kept from here on, and `finish` writes them.
         drop(env.set(names::BEFORE, ""));
@@ -235,6 +238,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`update`](Self::update).
     pub fn make_room(&self) -> Result<Vec<String>, BootEnvError> {
+        let _turn = turn::beside(&self.path);
         let mut env = self.load_or_empty()?;
         let dropped = give_way(&mut env);
         if !dropped.is_empty() {
@@ -253,6 +257,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`save`](Self::save).
     pub fn renew(&self) -> Result<(), BootEnvError> {
+        let _turn = turn::beside(&self.path);
         let env = self.load_or_empty()?;
         let content = |source| BootEnvError::Content { path: self.path.clone(), source };
         match self.replace_file(&env.encode().map_err(content)?) {

@@ -20,6 +20,7 @@ use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use crate::record::event::Phase;
 use crate::record::journal::Journal;
 use crate::sys::files;
+use crate::sys::own_mounts::start_outside;
 
 /// Directories of the programs. A name in the first one stands in place of the same name in the second.
 const DIRECTORIES: [&str; 2] = ["/etc/reflash/undo.d", "/usr/lib/reflash/undo.d"];
@@ -104,7 +105,7 @@ fn environment(undo: &Attempt) -> BTreeMap<&'static str, String> {
 
 /// Runs one program; the sentence of a failure.
 fn run_one(program: &Path, undo: &Attempt) -> Option<String> {
-    match Command::new(program).envs(environment(undo)).status() {
+    match start_outside(Command::new(program).envs(environment(undo))).status() {
         Ok(status) if status.success() => None,
         Ok(status) => Some(format!("{} ended with {status}", program.display())),
         Err(error) => Some(format!("{} cannot be started: {error}", program.display())),

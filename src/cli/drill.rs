@@ -19,6 +19,7 @@ use crate::jobs::{drill, recovery};
 use crate::record::blackbox::drill::UNDO;
 use crate::record::blackbox::{DrillCheck, DrillRecord};
 use crate::release::manifest::TrustedKeys;
+use crate::sys::own_mounts::start_outside;
 use crate::sys::power;
 
 pub(super) fn run(options: &Options, kind: DrillKind) -> Result<Exit, Failure> {
@@ -47,7 +48,7 @@ fn ask(options: &Options) -> Result<Exit, Failure> {
 /// Restarts the machine as its service manager does, where there is one.
 pub(super) fn restart() -> Result<Exit, Failure> {
     if Path::new("/run/systemd/system").is_dir() {
-        let status = Command::new("systemctl").args(["--no-block", "reboot"]).status()?;
+        let status = start_outside(Command::new("systemctl").args(["--no-block", "reboot"])).status()?;
         return if status.success() {
             Ok(Exit::Done)
         } else {

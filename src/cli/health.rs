@@ -18,6 +18,7 @@ use crate::jobs::health::settle::{KnownBefore, ServiceWatch};
 use crate::jobs::health::{self, HealthRecord, HealthTerms, Problem, programs};
 use crate::jobs::recovery::InstalledRelease;
 use crate::record::blackbox::BlackBox;
+use crate::sys::own_mounts::start_outside;
 
 /// Pause between two looks at the services: shorter than the pauses that services commonly have between two starts.
 const LOOK: Duration = Duration::from_secs(2);
@@ -190,7 +191,7 @@ fn keep_on_machine(options: &Options, sentences: &[String]) {
     // A report that is still under way, or waits for a server, says it by itself.
     let mut report = Command::new("/usr/bin/systemctl");
     report.args(["--no-block", "start", "reflash-report.service"]).stdin(Stdio::null());
-    if let Err(error) = report.status() {
+    if let Err(error) = start_outside(&mut report).status() {
         complain(&format!("it is not reported before the next start: {error}"));
     }
 }

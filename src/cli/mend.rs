@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::Context;
-use super::mounted::{MOUNTS, MountedState, own_partuuid};
+use super::mounted::{MOUNTS, MountedState, own_partuuid, turn_to_renew};
 use super::options::Options;
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
@@ -25,6 +25,7 @@ use crate::sys::block::in_use;
 use crate::sys::thread::lock;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
+    let _turn = turn_to_renew(options)?;
     let first = mend_first_sector();
     let mounted = MountedState::open(options)?;
     let Some((disk, table)) = &mounted.boot_disk else {
@@ -58,7 +59,8 @@ fn without_copy(mended: &str, unchecked: &str) -> String {
 /// Mends after a good boot. Whatever goes wrong is for the log: the boot stays good.
 pub(super) fn after_good_boot(options: &Options, mounted: &MountedState) {
     let Some((disk, table)) = &mounted.boot_disk else { return };
-    if let Err(failure) = mend(disk, table, mounted, options, Thoroughness::Names) {
+    let mended = turn_to_renew(options).and_then(|_turn| mend(disk, table, mounted, options, Thoroughness::Names));
+    if let Err(failure) = mended {
         complain(&format!("the boot chain is not looked at: {}", failure.text));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::answer::{Failure, complain, failure};
+use super::answer::{Exit, Failure, complain, failure};
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
@@ -14,10 +15,17 @@ use crate::disk::roles::Role;
 use crate::disk::{DiskIdentity, DiskSearch, Which};
 use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::state::StatePartition;
-use crate::sys::{self, mount::Mount};
+use crate::sys::mount::{self, Mount, MountError};
+use crate::sys::own_mounts;
+use crate::sys::turn;
 
 /// Directory below which partitions are mounted while a command needs them.
 pub(super) const MOUNTS: &str = "/run/reflash";
+
+/// Name of the directory on which the whole data partition is mounted.
+const DATA: &str = "whole-data";
+/// Longest wait for another command that writes the recovery partition.
+const TURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// The state partition, and the recovery partition for reading, mounted only while a command needs them: GRUB reads and
 /// writes the blocks of the former, so nothing else should keep it busy.
@@ -70,13 +78,18 @@ impl MountedState {
                  give the mounted state partition with --state DIR",
             );
         };
+        let directory = |name: &str| Path::new(MOUNTS).join(name);
+        // Before there are threads. No other command is in the way then, and none of before that was ended.
+        own_mounts::begin(&["state", "recovery", DATA].map(directory)).map_err(|error| Failure {
+            text: format!("no mounts of its own can be had: {error}"),
+            exit: Exit::Failed,
+        })?;
         let found =
             crate::disk::find_disk_by_partuuid(&partuuid, DiskSearch::with(Which::Physical, Some(disk_record::read)))?;
         let partition = |role| found.layout.device_of(role).map(Path::to_owned);
         let Some(state) = partition(Role::State) else {
             return failure(format!("{} has no state partition", found.disk));
         };
-        let directory = |name: &str| Path::new(MOUNTS).join(name);
         let booted = |number: SystemNumber| {
             let own = found.layout.of_role(number.role());
             own.is_some_and(|own| own.entry.partuuid.eq_ignore_ascii_case(&partuuid))
@@ -119,7 +132,7 @@ impl MountedState {
             match this.mount(&mount, directory("recovery")) {
                 Ok(()) => this.recovery = Some(directory("recovery")),
                 // The boot is good all the same.
-                Err(failure) => complain(&format!("going on without the recovery partition: {}", failure.text)),
+                Err(error) => complain(&format!("going on without the recovery partition: {}", chain(&error))),
             }
         }
         Ok(this)
@@ -127,32 +140,36 @@ impl MountedState {
 
     /// Mounts the state partition: as it should be, else for reading what is there, whatever its journal says. Where
     /// neither works, an empty directory that cannot be written takes its place, so that what needs no state works on,
-    /// and what would change it fails.
+    /// and what would change it fails. One that something else uses is none of those: a moment later it is free.
     fn mount_state(&mut self, device: &Path, at: &Path) -> Result<(), Failure> {
+        let in_use = |busy: &MountError| Failure::of(busy, true);
         let plain = Mount::device(device, "ext4").data_only();
-        let Err(failed) = self.mount(&plain, at.to_owned()) else { return Ok(()) };
-        complain(&format!("the state partition cannot be written: {}", failed.text));
-        let readable = plain.read_only().no_load();
-        self.mount(&readable, at.to_owned()).or_else(|failed| {
-            complain(&format!("nor can it be read: {}", failed.text));
-            self.mount(&Mount::virtual_fs("tmpfs").read_only().data_only(), at.to_owned())
-        })
+        match self.mount(&plain, at.to_owned()) {
+            Ok(()) => return Ok(()),
+            Err(busy) if busy.is_busy() => return Err(in_use(&busy)),
+            Err(failed) => complain(&format!("the state partition cannot be written: {}", chain(&failed))),
+        }
+        match self.mount(&plain.read_only().no_load(), at.to_owned()) {
+            Ok(()) => return Ok(()),
+            Err(busy) if busy.is_busy() => return Err(in_use(&busy)),
+            Err(failed) => complain(&format!("nor can it be read: {}", chain(&failed))),
+        }
+        Ok(self.mount(&Mount::virtual_fs("tmpfs").read_only().data_only(), at.to_owned())?)
     }
 
-    fn mount(&mut self, what: &Mount, at: PathBuf) -> Result<(), Failure> {
-        fs::create_dir_all(&at)?;
-        what.on(&at)?;
+    fn mount(&mut self, what: &Mount, at: PathBuf) -> Result<(), MountError> {
+        what.on_shared(&at)?;
         self.mounted.push(at);
         Ok(())
     }
 
-    /// Makes the whole data partition visible, for reading, and returns where. The running system writes to it, so the
-    /// mount cannot be read-only; what is opened there is only read.
+    /// Makes the whole data partition visible, for reading, and returns where. The running system goes on using it as it
+    /// does.
     pub(super) fn mount_data(&mut self) -> Result<PathBuf, Failure> {
         let device = self.boot_disk.as_ref().and_then(|(_, layout)| layout.device_of(Role::Data));
         let Some(device) = device.map(Path::to_owned) else { return failure("this machine has no data partition") };
-        let at = Path::new(MOUNTS).join("whole-data");
-        self.mount(&Mount::device(&device, "ext4").data_only(), at.clone())?;
+        let at = Path::new(MOUNTS).join(DATA);
+        self.mount(&Mount::device(&device, "ext4").read_only().data_only(), at.clone())?;
         Ok(at)
     }
 
@@ -169,6 +186,18 @@ impl MountedState {
     }
 }
 
+/// Waits for the turn to write the recovery partition, which one command does at a time: a slot that another one renews
+/// would look damaged.
+pub(super) fn turn_to_renew(options: &Options) -> Result<Option<fs::File>, Failure> {
+    if options.state.is_some() {
+        return Ok(None);
+    }
+    fs::create_dir_all(MOUNTS)?;
+    let turn = turn::of_file(&Path::new(MOUNTS).join("renewal.lock"), TURN_LIMIT)?;
+    let text = "another command of reflash writes the recovery partition; try again later";
+    turn.map(Some).ok_or_else(|| Failure { text: text.to_owned(), exit: Exit::Later })
+}
+
 /// PARTUUID of a partition of the disk that this machine was started from, if GRUB said so.
 pub(super) fn own_partuuid() -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
@@ -179,7 +208,8 @@ pub(super) fn own_partuuid() -> Option<String> {
 impl Drop for MountedState {
     fn drop(&mut self) {
         for directory in self.mounted.iter().rev() {
-            if let Err(error) = sys::mount::unmount(directory) {
+            // What is still open there keeps it until this process ends, and is in nobody's way.
+            if let Err(error) = mount::unmount(directory).or_else(|_| mount::detach(directory)) {
                 complain(&chain(&error));
             }
         }

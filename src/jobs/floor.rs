@@ -19,7 +19,7 @@ use std::sync::Mutex;
 
 use crate::boot::efivars::EfiVars;
 use crate::boot::grubenv::{GrubEnv, names};
-use crate::sys::{random, thread};
+use crate::sys::{random, thread, turn};
 use place::{DiskPlace, FirmwarePlace};
 pub use place::{FILE, FloorError, prepare_recovery};
 pub use record::{FloorRecord, GoodRelease, Lowering, LoweringKind, ReleaseId};
@@ -53,6 +53,8 @@ pub struct FloorChange {
 /// The floor of this machine.
 #[derive(Debug)]
 pub struct Floor {
+    /// Root of the state partition, where commands wait for their turn.
+    root: Option<PathBuf>,
     disk: Vec<DiskPlace>,
     firmware: Option<FirmwarePlace>,
     record: Mutex<FloorRecord>,
@@ -74,6 +76,7 @@ impl Floor {
     /// listed when the floor is [mended](Self::mend) or changed.
     #[must_use]
     pub fn open(places: FloorPlaces) -> Self {
+        let root = places.state.clone();
         let state = places.state.map(|root| DiskPlace::in_state(&root));
         let recovery = places.recovery.map(|(root, device)| DiskPlace::in_recovery(&root, &device));
         let disk: Vec<DiskPlace> = state.into_iter().chain(recovery).collect();
@@ -85,7 +88,7 @@ impl Floor {
             copies.extend(Some(variable).filter(|_| of_this_disk));
         }
         let record = Mutex::new(FloorRecord::together(&copies).unwrap_or_default());
-        Self { disk, firmware, record }
+        Self { root, disk, firmware, record }
     }
 
     /// A floor that is kept nowhere, for a bench.
@@ -144,6 +147,12 @@ impl Floor {
 
     fn change(&self, change: impl FnOnce(&mut FloorRecord) -> bool, firmware_use: FirmwareUse) -> FloorChange {
         let mut record = thread::lock(&self.record);
+        // What another command has kept since this was read stays.
+        let _turn = self.root.as_deref().and_then(turn::in_directory);
+        let copies: Vec<FloorRecord> = self.disk.iter().flat_map(DiskPlace::copies).collect();
+        if let Some(newer) = FloorRecord::together(&copies).filter(|kept| kept.sequence > record.sequence) {
+            *record = newer;
+        }
         let changed = change(&mut record);
         if changed {
             record.sequence += 1;

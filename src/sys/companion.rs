@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use rustix::fs::OFlags;
 
+use super::own_mounts::start_outside;
 use super::{init, signals};
 
 /// A companion that was started. When PID 1 becomes another program, `input` is closed, by which the companion knows.
@@ -144,6 +145,7 @@ pub fn run_group_within(program: &Path, arguments: &[&str], limit: Duration) -> 
 
 fn run_limited(mut command: Command, limit: Duration) -> io::Result<(Ended, String)> {
     let began = Instant::now();
+    let command = start_outside(&mut command);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?;
     let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     let text = Arc::new(Mutex::new(Vec::new()));

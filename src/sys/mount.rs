@@ -9,11 +9,16 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags};
 
 /// `MS_NOSYMFOLLOW` of include/uapi/linux/mount.h, which nix does not have. A kernel before 5.10 ignores it.
 const MS_NOSYMFOLLOW: nix::libc::c_ulong = 256;
+
+/// Time for which a device that is busy is waited for: a check of a small partition, or the renewal of a slot.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A mount, unmount or change of root that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,12 @@ fn explain(source: &io::Error) -> &'static str {
 }
 
 impl MountError {
+    /// Whether something else uses what was to be mounted or unmounted: a moment later it may not.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(nix::libc::EBUSY)
+    }
+
     fn new(action: impl Into<String>, target: &Path, source: impl Into<io::Error>) -> Self {
         Self { action: action.into(), target: target.to_owned(), source: source.into() }
     }
@@ -97,6 +108,39 @@ impl Mount {
     pub fn data_only(mut self) -> Self {
         self.flags |= data_only();
         if self.kind == "ext4" { self.data("errors=continue") } else { self }
+    }
+
+    /// Mounts a device that other processes may have mounted, in mount namespaces of their own. All of them share what
+    /// the kernel knows of its file system, and the kernel refuses a mount that can be written beside one that cannot,
+    /// and the other way round. So this is mounted as the others are, and then made writable, or read-only for this
+    /// mount alone. What is busy for another reason, as by a check, is waited for.
+    ///
+    /// # Errors
+    /// [`MountError`]; it [is busy](MountError::is_busy) after some seconds of that.
+    pub fn on_shared(&self, target: &Path) -> Result<(), MountError> {
+        let began = Instant::now();
+        loop {
+            let failed = match self.on(target) {
+                Err(busy) if busy.is_busy() => self.as_others(target).err(),
+                done => return done,
+            };
+            match failed {
+                Some(busy) if busy.is_busy() && began.elapsed() < BUSY_LIMIT => std::thread::sleep(BUSY_PAUSE),
+                failed => return failed.map_or(Ok(()), Err),
+            }
+        }
+    }
+
+    fn as_others(&self, target: &Path) -> Result<(), MountError> {
+        let others = Self { flags: self.flags ^ MsFlags::MS_RDONLY, ..self.clone() };
+        others.on(target)?;
+        let done = if self.flags.contains(MsFlags::MS_RDONLY) {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | self.flags;
+            flagged(None, target, flags, "make read-only")
+        } else {
+            remount_writable(target)
+        };
+        done.inspect_err(|_| drop(detach(target)))
     }
 
     /// Mounts with `noexec`.

@@ -111,7 +111,7 @@ impl RecoveryPlace<'_> {
         Mount::device(self.device, "ext4")
             .read_only()
             .data_only()
-            .on(self.at)
+            .on_shared(self.at)
             .map_err(|error| self.failed(error.to_string()))
     }
 
@@ -172,8 +172,10 @@ impl RecoveryPlace<'_> {
         if !is_whole {
             mount::remount_writable(self.at).map_err(|error| self.failed(error.to_string()))?;
             let mended = self.put_back(copy, was_damaged, journal);
-            // GRUB replays no journal: unmounting writes every block to its place.
-            let settled = mount::unmount(self.at).map_err(|error| self.failed(error.to_string()));
+            // GRUB replays no journal: what is made read-only has every block at its place.
+            let settled = mount::remount_read_only(self.at)
+                .and_then(|()| mount::unmount(self.at))
+                .map_err(|error| self.failed(error.to_string()));
             let mounted = settled.and_then(|()| self.mount());
             mended.and(mounted)?;
         }

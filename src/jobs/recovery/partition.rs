@@ -11,8 +11,8 @@ use crate::disk::list::PartitionTable;
 use crate::disk::raw::RawDisk;
 use crate::fetch::Source;
 use crate::jobs::floor;
-use crate::sys::files;
 use crate::sys::mount::{self, Mount};
+use crate::sys::{files, gentle};
 
 /// Storage of the two slots on the recovery partition, as far as renewal needs it.
 pub trait SlotStorage: Sync {
@@ -97,7 +97,10 @@ impl RecoveryPartition {
 
 impl SlotStorage for RecoveryPartition {
     fn open(&self, slot: Slot, file: &str) -> io::Result<Box<dyn Read>> {
-        Ok(Box::new(files::open_below(&self.root, &Path::new(&slot.folder()).join(file))?))
+        let file = files::open_below(&self.root, &Path::new(&slot.folder()).join(file))?;
+        // Where another command has the partition mounted too, a renewal does not empty the cache.
+        gentle::forget_cached(&file);
+        Ok(Box::new(file))
     }
 
     fn clear(&self, slot: Slot) -> io::Result<()> {
@@ -127,14 +130,13 @@ impl SlotStorage for RecoveryPartition {
         File::open(folder)?.sync_all()
     }
 
-    /// Unmounting writes every block of the journal to its place, and forgets every cached one; a remount would do only
-    /// the first.
+    /// What is made read-only has every block of the journal at its place, also while another command has the partition
+    /// mounted. Unmounting forgets every cached one, unless one has.
     fn settle(&self) -> io::Result<()> {
         let Some(device) = &self.device else { return Ok(()) };
-        if let Err(error) = mount::unmount(&self.root) {
-            let _ = mount::remount_read_only(&self.root);
-            return Err(error.source);
-        }
-        Mount::device(device, "ext4").read_only().data_only().on(&self.root).map_err(|error| error.source)
+        mount::remount_read_only(&self.root)
+            .and_then(|()| mount::unmount(&self.root))
+            .and_then(|()| Mount::device(device, "ext4").read_only().data_only().on_shared(&self.root))
+            .map_err(|error| error.source)
     }
 }

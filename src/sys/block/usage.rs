@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::sys::mount;
@@ -43,7 +43,11 @@ pub fn in_use(path: &Path) -> io::Result<Option<String>> {
             return Ok(Some(format!("{} is swap space", node.display())));
         }
     }
-    Ok(None)
+    // Whoever mounted it may have mounts of its own, which no list shows: the kernel knows.
+    let flags = nix::libc::O_EXCL | nix::libc::O_NONBLOCK;
+    let exclusive = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let is_busy = exclusive.is_err_and(|error| error.raw_os_error() == Some(nix::libc::EBUSY));
+    Ok(is_busy.then(|| format!("{} is used by another program", path.display())))
 }
 
 /// Device numbers of the active swap devices.

@@ -14,6 +14,7 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::worth::Worth;
 use crate::chain::chain;
+use crate::jobs::health::programs::NoProgram;
 use crate::jobs::health::settle::{KnownBefore, ServiceWatch};
 use crate::jobs::health::{self, HealthRecord, HealthTerms, Problem, programs};
 use crate::jobs::recovery::InstalledRelease;
@@ -108,7 +109,7 @@ fn look(settling: &mut ServiceWatch, now: Duration) -> Vec<Problem> {
 }
 
 fn run_programs() -> Vec<Problem> {
-    programs::run_all(&programs::DIRECTORIES.map(Path::new), programs::LIMIT)
+    programs::run_all(&programs::DIRECTORIES.map(Path::new), programs::LIMIT, NoProgram::Mentioned)
 }
 
 /// What is known from before. Where nothing says whether the release was ever good, its services do not count: what

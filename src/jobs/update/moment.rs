@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::jobs::health::programs;
+use crate::jobs::health::programs::{self, NoProgram, shown};
 use crate::machine::clock;
 use crate::machine::config::RestartWindow;
-use crate::sys::companion;
+use crate::sys::companion::{self, Ended};
 use crate::sys::gentle::{self, WallTime};
 
 /// Directories of the robot's own programs: one that does not end with 0 holds the restart up. A name in the first
@@ -29,6 +29,15 @@ const LOCKS: &[&str] = &[
     "/org/freedesktop/login1",
     "org.freedesktop.login1.Manager",
     "ListInhibitors",
+];
+/// Socket of the bus.
+const BUS: &str = "/run/dbus/system_bus_socket";
+/// Places of the unit of systemd's login manager: the machine's own stands in place of the image's, and a link to
+/// `/dev/null` there switches it off.
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system/systemd-logind.service",
+    "/usr/lib/systemd/system/systemd-logind.service",
+    "/lib/systemd/system/systemd-logind.service",
 ];
 /// Time for its answer.
 const BUSCTL_LIMIT: Duration = Duration::from_secs(10);
@@ -57,33 +66,73 @@ pub fn closed_now(windows: &[RestartWindow], unix_s: u64) -> Option<String> {
 /// Asks the robot's own programs and the locks of running ones, and says what each waits for.
 #[must_use]
 pub fn objections(directories: &[&Path]) -> Vec<String> {
-    let mut objections: Vec<String> = programs::run_all(directories, LIMIT)
+    let mut objections: Vec<String> = programs::run_all(directories, LIMIT, NoProgram::Failed)
         .iter()
         .map(|problem| format!("a program of the robot: {problem}"))
         .collect();
-    // A system without a login manager has no locks.
-    if let Some((Some(0), answer)) = companion::run_within(Path::new(BUSCTL), LOCKS, BUSCTL_LIMIT) {
-        objections.extend(locks(&answer));
-    }
+    objections.extend(LoginManager::of_this_machine().locks());
     objections
 }
 
-/// Reads the answer about locks: those that block a restart. Pure.
-fn locks(answer: &str) -> Vec<String> {
-    let answer: Value = serde_json::from_str(answer).unwrap_or_default();
-    let all = answer["data"][0].as_array().cloned().unwrap_or_default();
-    let blocking = all.iter().filter_map(|lock| {
-        let text = |at: usize| lock[at].as_str().unwrap_or_default();
+/// The login manager of systemd, which keeps the locks.
+struct LoginManager<'a> {
+    busctl: &'a Path,
+    /// Socket of the bus.
+    bus: &'a Path,
+    /// Files of its unit, the first of which counts.
+    units: &'a [&'a str],
+    limit: Duration,
+}
+
+impl LoginManager<'_> {
+    fn of_this_machine() -> LoginManager<'static> {
+        LoginManager { busctl: Path::new(BUSCTL), bus: Path::new(BUS), units: &UNITS, limit: BUSCTL_LIMIT }
+    }
+
+    /// Whether there may be locks: there are none without a bus, the program that asks over it, and a login manager
+    /// that is not switched off.
+    fn is_there(&self) -> bool {
+        let unit = self.units.iter().map(Path::new).find(|unit| unit.symlink_metadata().is_ok());
+        let is_on = unit.is_some_and(|unit| unit.metadata().is_ok_and(|file| file.is_file()));
+        self.busctl.exists() && self.bus.exists() && is_on
+    }
+
+    /// The locks that block a restart. Locks that cannot be asked for may block it too.
+    fn locks(&self) -> Vec<String> {
+        if !self.is_there() {
+            return Vec::new();
+        }
+        let unknown = |why: String| vec![format!("the locks of running programs, which are not known: busctl {why}")];
+        match companion::run_group_within(self.busctl, LOCKS, self.limit) {
+            Ok((Ended::Exit(0), answer)) => {
+                locks(&answer).unwrap_or_else(|| unknown("gave an answer that cannot be read".to_owned()))
+            }
+            Ok((Ended::Exit(code), _)) => unknown(format!("ended with {code}")),
+            Ok((Ended::Signal, _)) => unknown("was ended by a signal".to_owned()),
+            Ok((Ended::Late, _)) => unknown(format!("did not answer within {} s", self.limit.as_secs())),
+            Err(error) => unknown(format!("cannot be started: {error}")),
+        }
+    }
+}
+
+/// Reads the answer about locks: those that block a restart. `None` for anything else than such an answer. Pure.
+fn locks(answer: &str) -> Option<Vec<String>> {
+    let answer: Value = serde_json::from_str(answer).ok()?;
+    let mut blocking = Vec::new();
+    for lock in answer["data"][0].as_array()? {
+        let text = |at: usize| lock[at].as_str();
+        let (what, who, why, mode) = (text(0)?, text(1)?, text(2)?, text(3)?);
         // A lock that only delays a restart gets its time from systemd.
-        let blocks = text(3).starts_with("block") && text(0).split(':').any(|what| what == "shutdown");
-        blocks.then(|| format!("a lock that {} holds: {}", text(1), text(2)))
-    });
-    blocking.collect()
+        if mode.starts_with("block") && what.split(':').any(|what| what == "shutdown") {
+            blocking.push(format!("a lock that {} holds: {}", shown(who), shown(why)));
+        }
+    }
+    Some(blocking)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{closed, locks, objections};
+    use super::{LoginManager, closed, locks, objections};
     use crate::machine::clock::BUILD_TIME;
     use crate::sys::gentle::WallTime;
 
@@ -112,10 +161,43 @@ mod tests {
         let answer = r#"{"type":"a(ssssuu)","data":[[["shutdown:sleep","arm","welding","block",0,812],
             ["sleep","NetworkManager","needs to turn off networks","delay",0,600],
             ["shutdown","unattended-upgrades","stop","delay",0,700],["idle","x","y","block",0,9]]]}"#;
-        assert_eq!(locks(answer), ["a lock that arm holds: welding"]);
-        for nonsense in ["", "{}", "[]", "{\"data\":[[[1,2]]]}"] {
-            assert!(locks(nonsense).is_empty());
+        assert_eq!(locks(answer).unwrap(), ["a lock that arm holds: welding"]);
+        assert_eq!(locks(r#"{"type":"a(ssssuu)","data":[[]]}"#).unwrap(), [""; 0]);
+        for nonsense in ["", "{}", "[]", "{\"data\":[[[1,2]]]}", "{\"data\":[[[\"shutdown\"]]]}"] {
+            assert_eq!(locks(nonsense), None);
         }
+    }
+
+    #[test]
+    fn locks_that_cannot_be_asked_for_are_an_objection() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        let (busctl, bus, masked, unit) = (place("busctl"), place("bus"), place("masked"), place("unit"));
+        let asked = || {
+            let units = [masked.to_str().unwrap(), unit.to_str().unwrap()];
+            let limit = std::time::Duration::from_secs(1);
+            LoginManager { busctl: &busctl, bus: &bus, units: &units, limit }.locks().join("; ")
+        };
+        let script = |script: &str| {
+            std::fs::write(&busctl, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&busctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        assert_eq!(asked(), "");
+        script("exit 1");
+        std::fs::write(&unit, "").unwrap();
+        assert_eq!(asked(), "", "there is no bus");
+        std::fs::write(&bus, "").unwrap();
+        assert!(asked().ends_with("busctl ended with 1"), "{}", asked());
+        script("exec sleep 30");
+        assert!(asked().ends_with("did not answer within 1 s"));
+        script("echo no JSON");
+        assert!(asked().ends_with("cannot be read"));
+        script("echo '{\"data\":[[]]}'");
+        assert_eq!(asked(), "");
+        script("exit 1");
+        symlink("/dev/null", &masked).unwrap();
+        assert_eq!(asked(), "", "the login manager is switched off");
     }
 
     #[test]

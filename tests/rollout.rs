@@ -204,6 +204,71 @@ fn a_robot_that_waits_is_answered_with_its_place_and_the_share() {
     assert!(text.contains("whose place is ") && text.ends_with("the share is 50 %"), "{text}");
 }
 
+/// A release whose manifest no mirror has, or has as it is signed, must not hide the one before it.
+#[test]
+fn a_newest_release_without_a_manifest_gives_way_to_the_next_one() {
+    for damage in [None, Some("{}")] {
+        let channel = Channel::new(50);
+        channel.change(|state| {
+            let all = RobotGroup { share_ppm: 1_000_000, ..RobotGroup::default() };
+            state.widen(2, RolloutTerms { groups: vec![all], ..RolloutTerms::default() }).unwrap();
+        });
+        let newest = channel.fixture.tree().join("stable/history/2.json");
+        match damage {
+            None => std::fs::remove_file(&newest).unwrap(),
+            Some(content) => std::fs::write(&newest, content).unwrap(),
+        }
+        let server = channel.serve();
+        let source = mirrors(&[server.url()]);
+        let blank = Unit::new("serial SN-1".into());
+        assert_eq!(blank.recover(&channel, &source).unwrap(), 1, "a robot without a system takes the next one");
+        assert!(blank.holds(&channel.old));
+        blank.damage();
+        assert_eq!(blank.recover(&channel, &source).unwrap(), 1, "and a damaged one is repaired");
+        // One that has nothing else is told what is wrong, and not that there is nothing.
+        let error = look(&channel, &source, &blank, |_| ()).unwrap_err();
+        assert!(chain(&error).starts_with("cannot download the manifest"), "{}", chain(&error));
+    }
+}
+
+/// Looks for something newer, as `reflash update` does.
+fn look(
+    channel: &Channel,
+    source: &dyn Source,
+    robot: &Unit,
+    learn: impl Fn(recovery::LeftOut),
+) -> Result<u64, RecoveryError> {
+    let (state, floor, journal) = (StatePartition::new(robot.dir.path()), robot.floor(), Journal::silent());
+    let knows = || Robot { identity: Some(robot.identity.clone()), ..Robot::default() };
+    let mut job = channel.fixture.job(source, &robot.target, Some(&state), &journal);
+    (job.resources.floor, job.resources.robot, job.resources.learn_left_out) = (Some(&floor), &knows, &learn);
+    let record = job.read_record();
+    job.policy.above = record.as_ref().map(|record| record.manifest().serial);
+    Ok(recovery::fetch_release(&job, record.as_ref())?.manifest.serial)
+}
+
+#[test]
+fn what_is_left_out_says_what_may_still_come_and_why_not_now() {
+    let channel = Channel::new(50);
+    let source = Directory::new(channel.fixture.tree());
+    let robot = channel.robot(true);
+    channel.change(|state| state.pause(2).unwrap());
+    assert_eq!(robot.recover(&channel, &source).unwrap(), 1);
+    let left_out = || {
+        let learned = std::cell::RefCell::new(recovery::LeftOut::default());
+        look(&channel, &source, &robot, |left| drop(learned.replace(left))).unwrap_err();
+        learned.into_inner()
+    };
+    let serials = |left: &recovery::LeftOut| left.later.iter().map(|release| release.serial).collect::<Vec<_>>();
+    let paused = left_out();
+    assert_eq!(serials(&paused), [2], "a pause may end");
+    assert!(paused.why.unwrap().contains("paused"));
+    channel.halt();
+    let halted = left_out();
+    assert_eq!(serials(&halted), [0; 0], "what is halted is as good as withdrawn");
+    assert!(halted.why.unwrap().contains("halted (the wheels lock)"));
+}
+
 /// From the moment a halt is published, no robot that reaches the server begins to write.
 #[test]
 fn a_halt_between_manifest_and_first_write_stops_the_write() {

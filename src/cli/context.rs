@@ -1,7 +1,9 @@
 //! What a command works with: configuration, trusted keys, release sources and a journal on standard error.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::answer::{Failure, complain, failure};
@@ -13,7 +15,7 @@ use crate::fetch::{self, FetchOptions, Mirrors, RetryPolicy, Source};
 use crate::flash::target::BlockTarget;
 use crate::jobs::facts;
 use crate::jobs::keys::{MachineKeys, read_keys};
-use crate::jobs::recovery::{Identity, Policy, RecoveryJob, Resources};
+use crate::jobs::recovery::{Identity, LeftOut, Policy, RecoveryJob, Resources};
 use crate::machine::config::{Config, Layer};
 use crate::machine::identity::hardware_name;
 use crate::machine::robot;
@@ -42,6 +44,7 @@ pub(super) struct Context {
     pub(super) journal: Arc<Journal>,
     /// What this machine knows of itself. A disk or an image on a bench is no robot of a roll-out.
     robot: Box<dyn Fn() -> Robot>,
+    facts_fault: Rc<RefCell<Option<String>>>,
 }
 
 impl Context {
@@ -58,8 +61,17 @@ impl Context {
         let warnings = Arc::clone(&journal);
         let mirrors = Mirrors::new(usable(&config.urls, &fetch_options, &journal)?, RetryPolicy::Rounds(HAND_ROUNDS))
             .on_retry(move |retry| warnings.warn(&retry.to_string()));
-        let robot = robot_of(&config, mounted, &journal);
-        Ok(Self { config, keys, mirrors, journal, robot })
+        let facts_fault = Rc::default();
+        let robot = robot_of(&config, mounted, Rc::clone(&facts_fault));
+        Ok(Self { config, keys, mirrors, journal, robot, facts_fault })
+    }
+
+    /// A sentence of a roll-out, with what is wrong with the program for facts where a release waits for one.
+    pub(super) fn with_facts_fault(&self, sentence: String, left_out: &LeftOut) -> String {
+        match self.facts_fault.borrow().as_ref().filter(|_| left_out.by_fact) {
+            Some(fault) => format!("{sentence}; {fault}"),
+            None => sentence,
+        }
     }
 
     /// A recovery of `target`, as a person asks for it.
@@ -78,14 +90,17 @@ impl Context {
 }
 
 /// What this machine knows of itself, its own program for facts asked, if its state is at hand.
-fn robot_of(config: &Config, mounted: Option<&MountedState>, journal: &Arc<Journal>) -> Box<dyn Fn() -> Robot> {
+fn robot_of(
+    config: &Config,
+    mounted: Option<&MountedState>,
+    facts_fault: Rc<RefCell<Option<String>>>,
+) -> Box<dyn Fn() -> Robot> {
     let Some(mounted) = mounted else { return Box::new(Robot::default) };
-    let (disk, ring, journal) = (mounted.floor().record().identity, config.ring.clone(), Arc::clone(journal));
+    let (disk, ring) = (mounted.floor().record().identity, config.ring.clone());
     Box::new(move || {
-        let facts = facts::ask(&facts::PROGRAMS.map(Path::new), facts::LIMIT).unwrap_or_else(|why| {
-            journal.warn(&why);
-            Facts::Answered(Vec::new())
-        });
+        let asked = facts::ask(&facts::PROGRAMS.map(Path::new), facts::LIMIT);
+        facts_fault.replace(asked.as_ref().err().cloned());
+        let facts = asked.unwrap_or(Facts::Answered(Vec::new()));
         let now = clock::now().duration_since(std::time::UNIX_EPOCH).ok();
         robot::this(ring.as_deref(), disk, now.and_then(|now| robot::believable(now.as_secs())), facts)
     })

@@ -1,7 +1,7 @@
 //! `reflash request newer`: the next boot starts recovery if there is a newer release. The boot watch asks so in a safe
 //! start, and a fleet may do it from a timer.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::boot::grubenv::names;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::SeenRollout;
-use crate::jobs::recovery::{self, RecoveryError};
+use crate::jobs::recovery::{self, LeftOut, RecoveryError};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
@@ -28,6 +28,9 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let seen = Cell::new(None);
     let learn = |numbers| seen.set(Some(numbers));
     job.resources.learn_rollout = &learn;
+    let left_out = RefCell::new(LeftOut::default());
+    let learn = |left| drop(left_out.replace(left));
+    job.resources.learn_left_out = &learn;
     let record = job.read_record();
     let Some(installed) = record.as_ref().map(|record| record.manifest().serial) else {
         return failure("no release is recorded as installed, so that none can be newer; see reflash status");
@@ -43,7 +46,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let manifest = match found {
         Ok(release) => release.manifest,
         Err(error @ (RecoveryError::Manifest(_) | RecoveryError::Rollout(_))) => {
-            let why = chain(&error);
+            let why = context.with_facts_fault(chain(&error), &left_out.borrow());
             print(options, &json!({ "next_entry": null, "installed": installed }), || {
                 format!("nothing newer than serial {installed}: {why}")
             })?;

@@ -11,14 +11,16 @@ pub const PROGRAMS: [&str; 2] = ["/etc/reflash/facts", "/usr/lib/reflash/facts"]
 /// Time in which it has to answer. What has to be measured for longer is measured before.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs the program, and takes its lines `NAME=VALUE`. Facts of one that fails, hangs or is not there are not known,
-/// and a release that asks for any waits.
+/// Runs the program, and takes its lines `NAME=VALUE`. Facts of one that fails, hangs or is not there are not known:
+/// a release that asks for any waits, and the error says for what.
 ///
 /// # Errors
 /// What is wrong with the program, as a sentence.
 pub fn ask(programs: &[&Path], limit: Duration) -> Result<Facts, String> {
-    let Some(program) = programs.iter().find(|program| program.exists()) else {
-        return Ok(Facts::Answered(Vec::new()));
+    // A link to nothing is there, and cannot be started.
+    let Some(program) = programs.iter().find(|program| program.symlink_metadata().is_ok()) else {
+        let places: Vec<String> = programs.iter().map(|program| program.display().to_string()).collect();
+        return Err(format!("there is no program for facts ({})", places.join(" or ")));
     };
     let shown = program.display();
     match companion::run_group_within(program, &[], limit) {
@@ -62,6 +64,10 @@ mod tests {
         );
         assert!(ask("echo docked=yes; exit 3").unwrap_err().contains("ended with 3"));
         assert!(ask("sleep 20").unwrap_err().contains("within 1 s"));
-        assert_eq!(super::ask(&[Path::new("/no/such/program")], Duration::from_secs(1)), answered(&[]));
+        let none = super::ask(&[Path::new("/no/such/program")], Duration::from_secs(1)).unwrap_err();
+        assert_eq!(none, "there is no program for facts (/no/such/program)");
+        std::os::unix::fs::symlink("/no/such/program", dir.path().join("link")).unwrap();
+        let link = super::ask(&[&dir.path().join("link"), &path], Duration::from_secs(1)).unwrap_err();
+        assert!(link.contains("cannot be started"), "{link}");
     }
 }

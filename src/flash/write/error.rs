@@ -79,6 +79,12 @@ pub enum WriteError {
 }
 
 impl WriteError {
+    /// Whether what was to be written did not come, and the device is not at fault.
+    #[must_use]
+    pub fn is_of_download(&self) -> bool {
+        matches!(self, Self::Fetch { .. } | Self::Content { .. } | Self::NotDelivered { .. })
+    }
+
     /// Whether the cause can pass by itself, so that trying again later makes sense.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

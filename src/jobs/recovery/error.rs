@@ -49,7 +49,7 @@ pub enum RecoveryError {
         manifest_bytes: u64,
     },
     /// A download failed, or the disk did.
-    #[error("the system could not be written")]
+    #[error("{}", write_failed(.0))]
     Write(#[from] WriteError),
     /// The disk does not keep what is written to it. Each chunk had its digest when it was written, and every chunk
     /// that had to be written was ([`WriteError::NotDelivered`]), so that nothing but the disk is left to blame.
@@ -73,6 +73,13 @@ pub enum RecoveryError {
     /// The boot environment cannot be written after the proof.
     #[error("the last step failed")]
     Commit(#[from] CommitError),
+}
+
+fn write_failed(error: &WriteError) -> &'static str {
+    match error.is_of_download() {
+        true => "what is missing of the system cannot be downloaded",
+        false => "the system could not be written",
+    }
 }
 
 impl RecoveryError {
@@ -112,6 +119,13 @@ impl RecoveryError {
             self,
             Self::Manifest(ManifestError::NothingNew { .. }) | Self::Rollout(RolloutError::NothingForThisRobot(_))
         )
+    }
+
+    /// Whether the source of a roll-out lags behind, or was met between two files of one change: in minutes it may not.
+    #[must_use]
+    pub fn is_of_lagging_source(&self) -> bool {
+        use RolloutError::{Gone, HaltOfAnother, Older};
+        matches!(self, Self::Rollout(Older { .. } | Gone { .. } | HaltOfAnother { .. }))
     }
 
     /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not

@@ -7,6 +7,7 @@ use crate::fetch::Source;
 use crate::flash::target::BlockTarget;
 use crate::flash::undo::UndoTarget;
 use crate::jobs::floor::{Floor, FloorRecord, ReleaseId, SeenRollout};
+use crate::jobs::recovery::left_out::LeftOut;
 use crate::jobs::recovery::other::OtherSystem;
 use crate::jobs::recovery::partition::{BootChain, Renewal};
 use crate::jobs::state::{InstalledRecord, StatePartition};
@@ -170,6 +171,8 @@ pub struct Resources<'a> {
     pub robot: &'a dyn Fn() -> Robot,
     /// Takes the numbers of authentic roll-out files, behind which the machine never goes.
     pub learn_rollout: &'a dyn Fn(SeenRollout),
+    /// Takes what a roll-out keeps from this robot, where it has nothing to take.
+    pub learn_left_out: &'a dyn Fn(LeftOut),
 }
 
 impl<'a> Resources<'a> {
@@ -188,6 +191,7 @@ impl<'a> Resources<'a> {
             learn_time: &|_| {},
             robot: &Robot::default,
             learn_rollout: &|_| {},
+            learn_left_out: &|_| {},
         }
     }
 }

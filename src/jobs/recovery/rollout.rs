@@ -2,6 +2,7 @@
 
 use super::error::RecoveryError;
 use super::job::RecoveryJob;
+use super::left_out::{LeftOut, id_of};
 use super::release::{
     SURVEY_PATIENCE, authenticated, check_fit, check_order, end_trial, fetch_checked, manifest_paths, report_found,
     suitable, wanted as wanted_manifest,
@@ -173,14 +174,7 @@ pub(super) fn release(
     let mut refusal = None;
     for offer in &choice.offers {
         let staged = offer.release;
-        let fit = match check_order(job, record, id_of(staged), &staged.version) {
-            Ok(()) => {
-                let release = fetch_manifest(job, staged)?;
-                check_fit(job, &release.manifest).map(|()| release)
-            }
-            Err(refusal) => Err(refusal),
-        };
-        match fit {
+        match fetch_offer(job, record, staged) {
             Ok(release) => {
                 (job.resources.learn_time)(release.manifest.created_unix_s);
                 end_trial(job);
@@ -190,24 +184,48 @@ pub(super) fn release(
                 report_found(job, &release);
                 return Ok(release);
             }
-            // What is wrong with the newest release says most.
-            Err(why) => drop(refusal.get_or_insert(why)),
+            // One that no source has, or has as it is signed, must not hide the next one.
+            Err(why)
+                if why.is_of_one_object() || matches!(&why, RecoveryError::Manifest(_) | RecoveryError::Rollout(_)) =>
+            {
+                // What is wrong with the newest release says most.
+                refusal.get_or_insert(why);
+            }
+            Err(why) => return Err(why),
         }
     }
     end_trial(job);
     let installed = own.iter().map(|own| own.serial).max().unwrap_or_default();
-    let is_only_old = |refusal: &ManifestError| {
+    let is_only_old = |refusal: &RecoveryError| {
         use ManifestError::{BelowFloor, NothingNew, Older};
-        matches!(refusal, NothingNew { .. } | Older { .. } | BelowFloor { .. })
+        matches!(refusal, RecoveryError::Manifest(NothingNew { .. } | Older { .. } | BelowFloor { .. }))
     };
-    match (refusal, choice.why_nothing_above(installed)) {
-        (Some(refusal), None) => Err(refusal.into()),
-        (Some(refusal), Some(_)) if !is_only_old(&refusal) => Err(refusal.into()),
+    let left_out = LeftOut::of(&choice, installed);
+    let why = left_out.why.clone();
+    (job.resources.learn_left_out)(left_out);
+    match (refusal, why) {
+        (Some(refusal), None) => Err(refusal),
+        (Some(refusal), Some(why)) if !is_only_old(&refusal) => {
+            job.journal.note(&why);
+            Err(refusal)
+        }
         (_, why) => {
             let why = why.unwrap_or_else(|| "the roll-out has no release for this robot".to_owned());
             Err(RolloutError::NothingForThisRobot(why).into())
         }
     }
+}
+
+/// Fetches one release of the roll-out, if this robot may have it.
+fn fetch_offer(
+    job: &RecoveryJob<'_>,
+    record: Option<&InstalledRecord>,
+    staged: &StagedRelease,
+) -> Result<Release, RecoveryError> {
+    check_order(job, record, id_of(staged), &staged.version)?;
+    let release = fetch_manifest(job, staged)?;
+    check_fit(job, &release.manifest)?;
+    Ok(release)
 }
 
 /// Asks once more, just before the first write, whether a release is still this robot's. What it has already may be
@@ -254,11 +272,6 @@ fn own(job: &RecoveryJob<'_>, record: Option<&InstalledRecord>) -> Vec<OwnReleas
 
 fn seen(job: &RecoveryJob<'_>) -> SeenRollout {
     job.resources.floor.map(Floor::record).unwrap_or_default().seen
-}
-
-fn id_of(release: &StagedRelease) -> ReleaseId {
-    let digest = release.manifest.blake3.0;
-    ReleaseId { serial: release.serial, digest: std::array::from_fn(|at| digest[at]) }
 }
 
 /// Notes why files that a source has are of no use, for the error at the end, and refuses them.

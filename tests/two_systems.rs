@@ -259,6 +259,29 @@ fn an_update_is_written_beside_the_active_system_and_an_undo_is_the_way_back() {
     assert_eq!(robot.targets.each_ref().map(|target| target.writes().len()), writes);
 }
 
+/// A release that was halted, or that a person does not want, after GRUB was switched to it and before the restart.
+#[test]
+fn a_switch_that_was_not_started_is_taken_back_by_one_write() {
+    let mut robot = Robot::new();
+    let before = robot.env();
+    assert!(!systems::is_switched(robot.systems(), First));
+    robot.publish(11);
+    robot.update().unwrap().unwrap();
+    assert!(systems::is_switched(robot.systems(), First) && !systems::is_switched(robot.systems(), Second));
+    systems::switch_back(&robot.state(First), &robot.fixture.keys).unwrap();
+    assert_eq!(robot.systems(), Systems::default());
+    for name in [names::SYSTEM, names::BEFORE, names::TRIES, names::BOOT_OK, names::GOOD, names::RECOVERIES] {
+        assert_eq!(robot.env().get(name), before.get(name), "{name}");
+    }
+    assert_eq!(robot.env().get(names::WAS_GOOD), Some("1"));
+    // The release is still there, and nothing of it is fetched or written again.
+    let writes = robot.targets[1].writes().len();
+    robot.update().unwrap().unwrap();
+    assert!(systems::is_switched(robot.systems(), First) && robot.targets[1].writes().len() == writes);
+    robot.call_good();
+    assert!(!systems::is_switched(robot.systems(), Second));
+}
+
 #[test]
 fn an_update_is_prepared_at_leisure_and_the_switch_has_only_to_compare() {
     let mut robot = Robot::new();

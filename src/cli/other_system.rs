@@ -1,5 +1,6 @@
 //! The other system of a robot with two, as `reflash flash` and `reflash update` write it while this one works.
 
+use std::fs;
 use std::path::Path;
 
 use super::answer::{Failure, complain, failure};
@@ -10,11 +11,13 @@ use crate::boot::decide::System;
 use crate::boot::grubenv::names;
 use crate::boot::slots::Slot;
 use crate::boot::systems::{SystemNumber, Systems};
+use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::recovery::other::{OlderBootScript, OtherSystem, scripts_know_two};
 use crate::jobs::recovery::{RecoveryJob, RecoveryPartition, Renewal};
 use crate::jobs::state::InstalledRecord;
+use crate::jobs::systems;
 
 /// The reason for which the other system must not be written now. The one that is gone back to has to be good: a switch
 /// that fails ends there.
@@ -34,6 +37,24 @@ pub(super) enum Obstacle {
     /// Nothing is known of the system that would be gone back to.
     #[error("this boot has not called itself good yet, and is what GRUB would go back to")]
     NotGoodYet,
+}
+
+/// Mark of a switch for which this boot was not ended yet: it is in memory.
+const SWITCHED: &str = "switched";
+
+/// Notes that GRUB was switched in this boot, so that the restart is tried again where it does not come.
+pub(super) fn note_switch() {
+    if let Err(error) = fs::write(Path::new(this_boot::DIRECTORY).join(SWITCHED), "") {
+        complain(&format!("a restart that fails is not tried again: {error}"));
+    }
+}
+
+/// Whether an update has switched GRUB in this boot, and the restart has not come yet. Without the mark, GRUB has
+/// started this system because it could start nothing else, and to restart would be for nothing.
+pub(super) fn is_restart_due(mounted: &MountedState) -> Result<bool, Failure> {
+    let systems = Systems::of(&mounted.state.boot_env().load_or_empty()?);
+    let is_noted = Path::new(this_boot::DIRECTORY).join(SWITCHED).exists();
+    Ok(is_noted && mounted.other.is_some() && systems::is_switched(systems, mounted.state.system()))
 }
 
 /// Returns why the other system must not be written now, if there is a reason.
@@ -76,7 +97,8 @@ pub(super) fn with_job<T>(
     let active = DeviceTarget::open_read_only(&mounted.system_partition()?)?;
     let target = match what {
         OtherUse::Look => DeviceTarget::open_read_only(other)?,
-        OtherUse::Write => DeviceTarget::open(other)?,
+        // Somebody looks at it, as by a mount.
+        OtherUse::Write => DeviceTarget::open(other).map_err(|error| Failure::of(&error, true))?,
     };
     let (state, floor) = (mounted.state.of_system(systems.active.other()), mounted.floor());
     let mut job = context.job(&active, allow_older);

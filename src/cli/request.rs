@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::answer::{Exit, Failure, failure, print};
+use super::answer::{Exit, Failure, complain, failure, print};
 use super::commands::RequestedAction;
 use super::context::keys;
 use super::mounted::MountedState;
@@ -11,9 +11,11 @@ use super::status::look_for_undo;
 use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
 use crate::boot::systems::{SystemCount, Systems};
+use crate::chain::chain;
 use crate::disk::raw::WholeDisk;
 use crate::jobs::recovery::other::scripts_know_two;
 use crate::jobs::relayout::{self, RobotFacts};
+use crate::jobs::systems;
 use crate::record::progress::bytes;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
@@ -29,7 +31,7 @@ pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Fa
             request(options, &mounted, "factory-reset", None, sentence)
         }
         RequestedAction::Undo => undo(options, &mounted),
-        RequestedAction::Systems(wanted) => systems(options, &mounted, wanted),
+        RequestedAction::Systems(wanted) => change_systems(options, &mounted, wanted),
     }
 }
 
@@ -54,6 +56,22 @@ fn request(
 /// Asks for an undo, if there is one to ask for.
 fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
     let keys = keys(options, Some(mounted))?;
+    let running = mounted.state.system();
+    if mounted.other.is_some() && systems::is_switched(Systems::of(&mounted.state.boot_env().load_or_empty()?), running)
+    {
+        systems::switch_back(&mounted.state, &keys)?;
+        // As with every undo: the timer must not switch to it again.
+        if let Some(unwanted) = mounted.state.of_system(running.other()).record(&keys) {
+            mounted.floor().refuse(unwanted.id()).failed.iter().for_each(|error| complain(&chain(error)));
+        }
+        print(options, &json!({ "system": running.name() }), || {
+            format!(
+                "the next start is of this system, {}, again: the release of the other one is refused",
+                running.name()
+            )
+        })?;
+        return Ok(Exit::Done);
+    }
     let installed = mounted.state.record(&keys);
     match look_for_undo(mounted, &keys, installed.as_ref()) {
         Ok(kept) => {
@@ -70,7 +88,7 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
 }
 
 /// Asks for another number of systems, if the disk can have it.
-fn systems(options: &Options, mounted: &MountedState, wanted: SystemCount) -> Result<Exit, Failure> {
+fn change_systems(options: &Options, mounted: &MountedState, wanted: SystemCount) -> Result<Exit, Failure> {
     let Some((disk, _)) = &mounted.boot_disk else {
         return failure("this machine was not started from the disk of a robot");
     };

@@ -53,14 +53,15 @@ fn one_round(options: &Options) -> Result<Exit, Failure> {
     let mut round = Round::new(options, &places);
     let done = round.go();
     if let Err(failure) = &done
-        && round.standing.state != UpdateState::Refused
+        && !matches!(round.standing.state, UpdateState::Refused | UpdateState::Waiting)
     {
         round.standing.state = UpdateState::Failed;
         round.standing.sentence.clone_from(&failure.text);
         // To mount the state partition is to write to it: not every ten minutes while there is no network.
-        round.standing.next_unix_s = Some(now_unix_s() + FAILED_REST_S);
+        round.standing.next_unix_s.get_or_insert(now_unix_s() + FAILED_REST_S);
     }
-    let standing = round.standing;
+    round.say_what_comes_next();
+    let mut standing = round.standing;
     let before = file.read();
     if let Err(error) = file.write(&standing) {
         complain(&format!("`reflash status` will not show this: {error}"));
@@ -71,7 +72,11 @@ fn one_round(options: &Options) -> Result<Exit, Failure> {
     match done {
         Ok(Some(restart)) => {
             answer(options, &standing, Exit::Done)?;
-            restart()
+            restart().inspect_err(|failure| {
+                standing.sentence =
+                    format!("{}; the restart failed, and is tried again: {}", standing.sentence, failure.text);
+                drop(file.write(&standing));
+            })
         }
         Ok(None) => {
             let exit = if standing.state == UpdateState::Current { Exit::No } else { Exit::Done };

@@ -2,7 +2,7 @@
 
 use crate::boot::env::{BootEnvError, LoadedEnv};
 use crate::boot::grubenv::names;
-use crate::boot::systems::{SystemNumber, Systems};
+use crate::boot::systems::{Switch, SystemNumber, Systems};
 use crate::jobs::floor::{Floor, ReleaseId};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{AttemptOutcome, Remembered};
@@ -28,6 +28,35 @@ pub fn look(state: &StatePartition, good: Option<ReleaseId>) -> Result<Systems, 
             Systems { active: if second { SystemNumber::Second } else { SystemNumber::First }, ..Systems::default() }
         }
     })
+}
+
+/// Whether GRUB starts the other system next, which an update has filled and which was not started yet: then the system
+/// `running`, which was good, can be had back by one write.
+#[must_use]
+pub fn is_switched(systems: Systems, running: SystemNumber) -> bool {
+    systems.on_trial && systems.active == running.other()
+}
+
+/// Has GRUB start the running system again, with all its tries, in place of the other one that it
+/// [was switched to](is_switched): one write of one sector.
+///
+/// # Errors
+/// The environment cannot be read or written.
+pub fn switch_back(state: &StatePartition, keys: &TrustedKeys) -> Result<(), BootEnvError> {
+    let env = state.boot_env();
+    let tries = env.load_or_empty()?.get(names::MAX_TRIES).unwrap_or("3").to_owned();
+    let good = state.record(keys).map(|record| record.manifest().serial.to_string());
+    let [system, before] = Switch { to: state.system(), can_go_back: false }.changes();
+    env.update(&[
+        system,
+        before,
+        (names::TRIES, Some(&tries)),
+        (names::BOOT_OK, Some("1")),
+        (names::GOOD, good.as_deref()),
+        (names::WAS_GOOD, Some("1")),
+        (names::RECOVERIES, None),
+        (names::SAFE, None),
+    ])
 }
 
 /// Refuses the release of the other system, if GRUB has gone back from it, and returns its record. `state` is for the

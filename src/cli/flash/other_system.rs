@@ -7,9 +7,9 @@ use serde_json::json;
 use super::super::answer::{Exit, Failure, print};
 use super::super::by_hand::reported;
 use super::super::context::Context;
-use super::super::mounted::MountedState;
+use super::super::mounted::{MountedState, turn_to_renew};
 use super::super::options::Options;
-use super::super::other_system::{OtherUse, with_job};
+use super::super::other_system::{OtherUse, note_switch, with_job};
 use crate::jobs::recovery::{self, RecoveryError};
 
 /// Writes the offered release to the system in `other`, and has GRUB start that one.
@@ -24,10 +24,12 @@ pub(super) fn run(options: &Options, context: &Context, mounted: &MountedState, 
         print(options, &answer, || format!("{} on {}: {totals}", release.version, other.display()))?;
         return Ok(Exit::Done);
     }
+    let _turn = turn_to_renew(options)?;
     let installed = with_job(context, mounted, other, OtherUse::Write, options.allow_older, |job, record| {
         reported(context, Some(mounted), || recovery::update_other(job, record)).map_err(failed)
     });
     let Some(report) = installed? else { return nothing_to_do(options) };
+    note_switch();
     let answer = json!({
         "version": report.version, "serial": report.serial, "totals": report.totals,
         "system": mounted.state.system().other().name(),

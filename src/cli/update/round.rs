@@ -2,7 +2,7 @@
 
 mod applying;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -13,16 +13,19 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::cli::answer::{Exit, Failure, complain, failure};
 use crate::cli::context::{self, Context, this_machine};
+use crate::cli::drill;
 use crate::cli::mounted::{MountedState, own_partuuid};
 use crate::cli::newer::note_seen;
 use crate::cli::options::Options;
+use crate::cli::other_system::is_restart_due;
 use crate::fetch::FetchOptions;
 use crate::flash::target::DeviceTarget;
-use crate::jobs::floor::Floor;
+use crate::jobs::floor::{Floor, ReleaseId};
 use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::recovery::other::scripts_know_two;
-use crate::jobs::recovery::{self, RecoveryError, RecoveryJob};
+use crate::jobs::recovery::{self, LeftOut, RecoveryError, RecoveryJob};
 use crate::jobs::state::{InstalledRecord, Release};
+use crate::jobs::systems;
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
 use crate::jobs::update::{UpdateStore, moment, permission};
 use crate::machine::config::{Automatic, Config};
@@ -34,6 +37,8 @@ use crate::release::manifest::Manifest;
 const ATTEMPTS: u32 = 3;
 /// Time for which a system that does nothing by itself is left alone, seconds.
 const OFF_S: u64 = 3600;
+/// Time after which a server that lags behind, or a fact, is asked for again, seconds: the next run of the timer.
+const SOON_S: u64 = 600;
 
 /// Ends the program with the restart of the machine.
 pub(super) type Restart = fn() -> Result<Exit, Failure>;
@@ -48,6 +53,8 @@ pub(super) struct Round<'a> {
     pub(super) post: Option<Post>,
     /// Whether releases are written to the other system while this one works.
     is_beside: bool,
+    /// Whether the next start applies what was fetched, or is of the system that it was written to.
+    is_asked: bool,
 }
 
 /// What is known of the machine, after which none of its partitions is mounted any more.
@@ -60,6 +67,21 @@ struct Machine {
     /// Partition of the other system, on a robot with two which GRUB can choose from.
     other: Option<PathBuf>,
     pending: Option<Result<UpdatePermission, String>>,
+    /// Whether GRUB was switched to the other system, and the restart has not come yet.
+    is_switched: bool,
+    /// Release of the other system, if it is recorded.
+    on_other: Option<ReleaseId>,
+}
+
+impl Machine {
+    /// Whether the next start applies this very release, or is of it.
+    fn is_asked_for(&self, release: &Release) -> bool {
+        let id = release.id();
+        match &self.pending {
+            Some(Ok(permission)) => permission.serial == id.serial && permission.digest == id.digest,
+            _ => self.on_other == Some(id),
+        }
+    }
 }
 
 impl<'a> Round<'a> {
@@ -69,7 +91,25 @@ impl<'a> Round<'a> {
         standing.looked_unix_s = before["looked_unix_s"].as_u64();
         let offered = (before["offered"]["version"].as_str(), before["offered"]["serial"].as_u64());
         standing.offered = offered.0.map(str::to_owned).zip(offered.1);
-        Self { options, places, standing, post: None, is_beside: false }
+        // In memory, and so of this boot.
+        let is_asked = before["state"] == UpdateState::Requested.word();
+        Self { options, places, standing, post: None, is_beside: false, is_asked }
+    }
+
+    /// Says last, and whatever else this round has met, that the next start applies what was fetched.
+    pub(super) fn say_what_comes_next(&mut self) {
+        if !self.is_asked || self.standing.state == UpdateState::Requested {
+            return;
+        }
+        let beside = match self.standing.waits_for.join("; ") {
+            waits if !waits.is_empty() => format!("the restart waits for {waits}"),
+            _ => self.standing.sentence.clone(),
+        };
+        self.set(UpdateState::Requested, &format!("{}; {beside}", self.next_start()));
+    }
+
+    fn next_start(&self) -> String {
+        self.fetched(if self.is_beside { "the next start is of it" } else { "the next start applies it" })
     }
 
     /// Directory of the store.
@@ -178,27 +218,27 @@ impl<'a> Round<'a> {
         let target = DeviceTarget::open_read_only(&path)?;
         let floor = mounted.floor();
         let pending = permission::pending(&mounted.state.boot_env())?;
+        let is_switched = self.is_beside && is_restart_due(&mounted)?;
+        self.is_asked = is_switched || matches!(pending, Some(Ok(_)));
         let mut job = context.job(&target, false);
         job.resources.state = Some(&mounted.state);
         let Some(record) = job.read_record() else {
             return failure("no release is recorded as installed, so that none can be newer; see reflash status");
         };
+        let other_state = mounted.state.of_system(mounted.state.system().other());
+        let on_other = other_state.record(job.resources.keys).filter(|_| is_switched).map(|record| record.id());
         drop(job);
         let boot_code = BootPieces::read(&mounted.state);
         let other = mounted.other.clone().filter(|_| self.is_beside);
-        Ok(Machine { context, target, record, floor, boot_code, other, pending })
+        Ok(Machine { context, target, record, floor, boot_code, other, pending, is_switched, on_other })
     }
 
     fn look_fetch_and_apply(&mut self, machine: &Machine) -> Result<Option<Restart>, Failure> {
-        match &machine.pending {
-            Some(Err(other)) => {
-                return failure(format!("the next start is asked for something else, {other}: no update is applied"));
-            }
-            Some(Ok(_)) if self.options.background && !self.is_due(&machine.context.config) => {
-                self.set(UpdateState::Requested, &self.fetched("the next start applies it"));
-                return Ok(None);
-            }
-            _ => {}
+        if let Some(Err(other)) = &machine.pending {
+            return failure(format!("the next start is asked for something else, {other}: no update is applied"));
+        }
+        if self.is_asked && self.options.background && !self.is_due(&machine.context.config) {
+            return self.restart_again(&machine.context.config);
         }
         let mut job = machine.context.job(&machine.target, false);
         job.resources.floor = Some(&machine.floor);
@@ -206,12 +246,24 @@ impl<'a> Round<'a> {
         let seen = Cell::new(None);
         let learn = |numbers| seen.set(Some(numbers));
         job.resources.learn_rollout = &learn;
+        let left_out = RefCell::new(LeftOut::default());
+        let learn_left = |left| drop(left_out.replace(left));
+        job.resources.learn_left_out = &learn_left;
         for _ in 0..ATTEMPTS {
-            let looked = self.look(&job, machine);
+            let looked = self.look(&job, machine, &left_out);
             if let Some(numbers) = seen.take() {
                 note_seen(self.options, numbers)?;
             }
             let Some(release) = looked? else { return Ok(None) };
+            if self.is_asked && machine.is_switched && machine.on_other == Some(release.id()) {
+                return match self.options.apply || self.options.background {
+                    true => self.restart_again(&machine.context.config),
+                    false => Ok(None),
+                };
+            }
+            if self.is_asked && !machine.is_asked_for(&release) {
+                self.take_back(machine)?;
+            }
             if !self.is_staged(&release)? {
                 // It is asked again afterwards whether it still stands: this may take days.
                 self.fetch(&job, machine, &release)?;
@@ -222,8 +274,7 @@ impl<'a> Round<'a> {
                 return Ok(None);
             }
             if self.waits(&machine.context.config) {
-                let is_refused = self.options.apply;
-                return if is_refused { later(&self.standing.sentence) } else { Ok(None) };
+                return self.not_now();
             }
             return match &machine.other {
                 Some(other) => self.switch(machine, other, &release),
@@ -233,8 +284,38 @@ impl<'a> Round<'a> {
         later("each release that was fetched was replaced by another one meanwhile; the next round looks again")
     }
 
+    /// Ends the round with what is waited for.
+    fn not_now(&self) -> Result<Option<Restart>, Failure> {
+        if self.options.apply { later(&self.standing.sentence) } else { Ok(None) }
+    }
+
+    /// Asks for the restart once more, which was asked for before and did not come.
+    fn restart_again(&mut self, config: &Config) -> Result<Option<Restart>, Failure> {
+        if self.waits(config) {
+            return self.not_now();
+        }
+        self.set(UpdateState::Requested, &self.next_start());
+        Ok(self.is_this_machine().then_some(drill::restart as Restart))
+    }
+
+    /// Takes back what has the next start apply a release, or be of it: one write.
+    fn take_back(&mut self, machine: &Machine) -> Result<(), Failure> {
+        let mounted = MountedState::open(self.options)?;
+        if machine.is_switched {
+            systems::switch_back(&mounted.state, machine.context.job(&machine.target, false).resources.keys)?;
+        }
+        permission::take_back(&mounted.state.boot_env())?;
+        self.is_asked = false;
+        Ok(())
+    }
+
     /// Asks which release is offered; `None` where there is nothing newer.
-    fn look(&mut self, job: &RecoveryJob<'_>, machine: &Machine) -> Result<Option<Release>, Failure> {
+    fn look(
+        &mut self,
+        job: &RecoveryJob<'_>,
+        machine: &Machine,
+        left_out: &RefCell<LeftOut>,
+    ) -> Result<Option<Release>, Failure> {
         let looked = recovery::fetch_release(job, Some(&machine.record));
         if let Err(error) = &looked
             && !matches!(error, RecoveryError::Manifest(_) | RecoveryError::Rollout(_))
@@ -248,43 +329,55 @@ impl<'a> Round<'a> {
                 Ok(Some(release))
             }
             // A source that lags behind says nothing about what was fetched.
-            Err(error @ RecoveryError::Rollout(_)) if !error.is_nothing_new() => {
-                self.refuse(&machine.context.config, &error)
+            Err(error) if error.is_of_lagging_source() => {
+                self.standing.next_unix_s = Some(now_unix_s() + SOON_S);
+                Err(Failure::of(&error, true))
             }
-            Err(error) => self.drop_fetched(&error, machine).map(|()| None),
+            Err(error @ RecoveryError::Rollout(_)) if !error.is_nothing_new() => {
+                self.refuse(&machine.context.config, chain(&error))
+            }
+            Err(error) => self.drop_fetched(&error, machine, &left_out.take()).map(|()| None),
         }
     }
 
     /// Drops what was fetched of a release that is not offered any more, and says why there is nothing.
-    fn drop_fetched(&mut self, error: &RecoveryError, machine: &Machine) -> Result<(), Failure> {
+    fn drop_fetched(&mut self, error: &RecoveryError, machine: &Machine, left_out: &LeftOut) -> Result<(), Failure> {
         // First, so that no cut leaves a request for what is gone.
-        if let Some(Ok(_)) = machine.pending {
-            permission::take_back(&MountedState::open(self.options)?.state.boot_env())?;
+        if self.is_asked {
+            self.take_back(machine)?;
+        }
+        let config = &machine.context.config;
+        let fetched = UpdateStore::open(self.store(), Path::new("")).ok().map(|store| store.release_id());
+        self.standing.offered = None;
+        // A pause may end: what was fetched stays, and is not applied.
+        if !fetched.is_some_and(|fetched| left_out.later.contains(&fetched)) {
+            UpdateStore::remove(self.store())?;
+            self.standing.bytes = (0, 0);
         }
         if let RecoveryError::Rollout(_) = error {
-            // A pause may end: what was fetched stays, and is not applied.
-            self.set(UpdateState::Current, &chain(error));
-            self.rest(&machine.context.config);
+            self.set(UpdateState::Current, &machine.context.with_facts_fault(chain(error), left_out));
+            let now = now_unix_s();
+            let rest_s = left_out.rest_s(now, u64::from(config.update_look_h) * 3600, SOON_S);
+            self.standing.next_unix_s = Some(now + rest_s);
             return Ok(());
         }
-        let gone = UpdateStore::open(self.store(), Path::new("")).ok().map(|store| store.release_id().serial);
-        UpdateStore::remove(self.store())?;
-        (self.standing.bytes, self.standing.offered) = ((0, 0), None);
         if !error.is_nothing_new() {
-            return self.refuse(&machine.context.config, error);
+            let newer = left_out.why.iter().map(|why| format!("; {why}")).collect::<String>();
+            return self.refuse(config, chain(error) + &newer);
         }
+        let gone = fetched.map(|fetched| fetched.serial);
         let Manifest { version, serial, .. } = machine.record.manifest();
         let withdrawn = gone.filter(|gone| gone > serial);
         let withdrawn = withdrawn.map(|gone| format!("; serial {gone}, which was fetched, is offered no more"));
         let sentence = format!("nothing is newer than {version} (serial {serial}){}", withdrawn.unwrap_or_default());
         self.set(UpdateState::Current, &sentence);
-        self.rest(&machine.context.config);
+        self.rest(config);
         Ok(())
     }
 
     /// Says that a release is not for this machine.
-    fn refuse<T>(&mut self, config: &Config, error: &(dyn std::error::Error + 'static)) -> Result<T, Failure> {
-        let text = format!("what is offered is refused here: {}", chain(error));
+    fn refuse<T>(&mut self, config: &Config, why: String) -> Result<T, Failure> {
+        let text = format!("what is offered is refused here: {why}");
         self.set(UpdateState::Refused, &text);
         self.rest(config);
         failure(text)

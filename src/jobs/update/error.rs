@@ -52,7 +52,28 @@ impl UpdateError {
         match self {
             // A person may make room, and a quota may be raised.
             Self::NoRoom { .. } | Self::Store { .. } | Self::Incomplete { .. } => true,
-            Self::Release(error) => error.is_retryable(),
+            Self::Release(error) => error.is_retryable() || is_of_room(error),
         }
+    }
+}
+
+/// Whether a file system was full, or a device in use: of what else a robot does, and gone when that is.
+fn is_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ResourceBusy, StorageFull};
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| matches!(error.kind(), QuotaExceeded | ResourceBusy | StorageFull))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::UpdateError;
+    use crate::jobs::recovery::RecoveryError;
+
+    #[test]
+    fn what_a_full_partition_keeps_from_an_update_is_tried_again() {
+        let of = |code| UpdateError::from(RecoveryError::OtherRecord(std::io::Error::from_raw_os_error(code)));
+        let (no_space, busy, failing) = (28, 16, 5);
+        assert_eq!([no_space, busy, failing].map(|code| of(code).is_retryable()), [true, true, false]);
     }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use serde_json::{Value, json};
 
@@ -133,6 +134,13 @@ impl StandingFile {
     #[must_use]
     pub fn read(&self) -> Option<Value> {
         serde_json::from_slice(&files::read(&self.directory.join(NAME), MAX_BYTES).ok()?).ok()
+    }
+
+    /// Time at which the record was written, by the clock of then, seconds since 1970.
+    #[must_use]
+    pub fn written_unix_s(&self) -> Option<u64> {
+        let written = self.directory.join(NAME).metadata().and_then(|file| file.modified()).ok()?;
+        Some(written.duration_since(UNIX_EPOCH).ok()?.as_secs())
     }
 
     /// Writes the record, whole or not at all.

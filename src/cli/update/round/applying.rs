@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use super::{Machine, Restart, Round, later};
+use crate::chain::chain;
 use crate::cli::answer::{Failure, failure};
 use crate::cli::drill;
-use crate::cli::mounted::MountedState;
-use crate::cli::other_system::{self, OtherUse};
+use crate::cli::mounted::{MountedState, turn_to_renew};
+use crate::cli::other_system::{self, Obstacle, OtherUse, note_switch};
 use crate::cli::update::places::now_unix_s;
 use crate::flash::write::WriteError;
 use crate::jobs::recovery::{RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
@@ -21,6 +22,9 @@ use crate::sys::special;
 impl Round<'_> {
     /// Fetches what is missing of a release, or writes it to the other system.
     pub(super) fn fetch(&mut self, job: &RecoveryJob<'_>, machine: &Machine, release: &Release) -> Result<(), Failure> {
+        if machine.other.is_some() {
+            self.check_other()?;
+        }
         let others = {
             let mounted = MountedState::open_configuration(self.options)?;
             let slots = mounted.recovery.as_deref().map(RecoveryPartition::directory);
@@ -48,14 +52,25 @@ impl Round<'_> {
             Ok(true) => Ok(()),
             Ok(false) => failure("the release does not belong on the other system: see reflash status"),
             Err(UpdateError::Release(error)) if matches!(&error, RecoveryError::Write(WriteError::TooLarge { .. })) => {
-                self.refuse(&machine.context.config, &error)
+                self.refuse(&machine.context.config, chain(&error))
             }
             Err(error) => Err(Failure::of(&error, error.is_retryable())),
         }
     }
 
-    /// Calls `work` with a recovery to the other system. What keeps that from being written now is gone after a
-    /// restart, or once this boot is good.
+    /// Ends the round where the other system must not be written now: that is gone after a restart, or once this boot
+    /// is good.
+    fn check_other(&mut self) -> Result<(), Failure> {
+        let Some(why) = other_system::obstacle(&MountedState::open(self.options)?)? else { return Ok(()) };
+        if why == Obstacle::NotGoodYet {
+            let good = "this boot to call itself good";
+            self.set(UpdateState::Waiting, &format!("the update waits for {good}, before it writes the other system"));
+            self.standing.waits_for = vec![good.to_owned()];
+        }
+        later(&why.to_string())
+    }
+
+    /// Calls `work` with a recovery to the other system.
     fn on_other<T>(
         &self,
         machine: &Machine,
@@ -63,9 +78,6 @@ impl Round<'_> {
         work: impl FnOnce(&RecoveryJob<'_>, Option<&InstalledRecord>) -> Result<T, UpdateError>,
     ) -> Result<Result<T, UpdateError>, Failure> {
         let mounted = MountedState::open(self.options)?;
-        if let Some(why) = other_system::obstacle(&mounted)? {
-            return later(&why.to_string());
-        }
         other_system::with_job(&machine.context, &mounted, other, OtherUse::Write, false, |job, record| {
             Ok(work(job, record))
         })
@@ -78,12 +90,15 @@ impl Round<'_> {
         other: &Path,
         release: &Release,
     ) -> Result<Option<Restart>, Failure> {
+        self.check_other()?;
+        let _turn = turn_to_renew(self.options)?;
         let switched = self.on_other(machine, other, |job, record| switch(job, record, release, self.store()))?;
-        let sentence = match switched.map_err(|error| Failure::of(&error, error.is_retryable()))? {
-            Some(_) => self.fetched("the next start is of it"),
-            None => return failure("the release does not belong on the other system any more: see reflash status"),
-        };
-        self.set(UpdateState::Requested, &sentence);
+        if switched.map_err(|error| Failure::of(&error, error.is_retryable()))?.is_none() {
+            return failure("the release does not belong on the other system any more: see reflash status");
+        }
+        note_switch();
+        self.is_asked = true;
+        self.set(UpdateState::Requested, &self.next_start());
         Ok(self.is_this_machine().then_some(drill::restart as Restart))
     }
 
@@ -95,8 +110,8 @@ impl Round<'_> {
         let mounted = MountedState::open(self.options)?;
         permission::grant(&mounted.state.boot_env(), granted)?;
         drop(mounted);
-        let sentence = self.fetched("the next start applies it");
-        self.set(UpdateState::Requested, &sentence);
+        self.is_asked = true;
+        self.set(UpdateState::Requested, &self.next_start());
         Ok(self.is_this_machine().then_some(drill::restart as Restart))
     }
 }

@@ -27,14 +27,15 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         report::post_start(url, &this_machine(&config, &mounted), &boot, &fetch_options)
             .map_err(|error| Failure::of(&error, error.is_retryable()))?;
     }
-    let mut open = BlackBox::open(&mounted.state.blackbox_path())?;
+    let open = BlackBox::open(&mounted.state.blackbox_path())?;
     let machine = this_machine(&config, &mounted);
     let Some(pending) = Pending::of(&open, &machine) else {
         return nothing_to_post(options, "every recovery was reported before");
     };
     let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);
     pending.post(url, &fetch_options).map_err(|error| Failure::of(&error, error.is_retryable()))?;
-    pending.mark(&mut open);
+    // Read anew: the post may have taken a while, in which this boot was called good.
+    pending.mark(&mut BlackBox::open(&mounted.state.blackbox_path())?);
     print(options, &json!({ "reported": true }), || format!("reported to {}", fetch::redacted(url)))?;
     Ok(Exit::Done)
 }

@@ -407,3 +407,36 @@ impl<'a> Round<'a> {
 fn later<T>(text: &str) -> Result<T, Failure> {
     Err(Failure { text: text.to_owned(), exit: Exit::Later })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Round, UpdatePlaces, UpdateState};
+    use crate::cli::options::Options;
+    use crate::jobs::update::standing::UpdateStanding;
+
+    #[test]
+    fn the_word_says_what_the_next_start_does_whatever_a_round_meets() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { store: Some(dir.path().join("store")), ..Options::default() };
+        let places = UpdatePlaces::of(&options);
+        let round_after = |state, waits_for: &[&str]| {
+            let mut round = Round::new(&options, &places);
+            round.set(state, "no server answers");
+            round.standing.waits_for = waits_for.iter().map(|phrase| (*phrase).to_owned()).collect();
+            round.say_what_comes_next();
+            (round.standing.state, round.standing.sentence)
+        };
+        assert_eq!(round_after(UpdateState::Failed, &[]), (UpdateState::Failed, "no server answers".to_owned()));
+        let mut standing = UpdateStanding::new(UpdateState::Requested, "the next start applies it");
+        standing.offered = Some(("1.3".to_owned(), 3));
+        places.standing().write(&standing).unwrap();
+        for state in [UpdateState::Off, UpdateState::Failed, UpdateState::Fetched, UpdateState::Refused] {
+            let (state, sentence) = round_after(state, &[]);
+            assert_eq!(state, UpdateState::Requested);
+            assert!(sentence.starts_with("1.3 (serial 3) is fetched"), "{sentence}");
+            assert!(sentence.ends_with("; the next start applies it; no server answers"), "{sentence}");
+        }
+        let (_, waits) = round_after(UpdateState::Waiting, &["a lock that arm holds: welding"]);
+        assert!(waits.ends_with("applies it; the restart waits for a lock that arm holds: welding"), "{waits}");
+    }
+}

@@ -163,8 +163,8 @@ impl MountedState {
         Ok(())
     }
 
-    /// Makes the whole data partition visible, for reading, and returns where. The running system goes on using it as it
-    /// does.
+    /// Makes the whole data partition visible, for reading, and returns where. The running system goes on using it
+    /// as it does.
     pub(super) fn mount_data(&mut self) -> Result<PathBuf, Failure> {
         let device = self.boot_disk.as_ref().and_then(|(_, layout)| layout.device_of(Role::Data));
         let Some(device) = device.map(Path::to_owned) else { return failure("this machine has no data partition") };

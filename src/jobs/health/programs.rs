@@ -53,7 +53,7 @@ fn entries(directories: &[&Path]) -> Result<Vec<(PathBuf, bool)>, (PathBuf, io::
     Ok(shown.map(|(_, path)| (path.clone(), is_program(&path))).collect())
 }
 
-/// What a file counts as that is no program: one without permission to execute it, or a link to nothing.
+/// Meaning of a file that is no program: one without permission to execute it, or a link to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoProgram {
     /// The file is only mentioned: a note among the checks must not take a release back.

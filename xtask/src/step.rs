@@ -93,6 +93,9 @@ fn failure(program: &str, status: &str, output: &str, log: &str) -> String {
 /// The line of an output that says why the tool failed: the first of the last ones that speak of an error. What tools
 /// say after it is mostly that they give up.
 fn reason<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    // What the container says of itself comes after what the program in it said, and is not about that.
+    let own: Vec<&str> = lines.iter().copied().filter(|line| !is_of_the_container(line)).collect();
+    let lines = if own.is_empty() { lines } else { &own };
     let searched = &lines[lines.len().saturating_sub(SEARCHED_LINES)..];
     // From the plainest sign to the weakest: what every tool meets alike, whatever it says afterwards, then apt's mark,
     // marks of severity, words in a sentence.
@@ -108,6 +111,20 @@ fn reason<'a>(lines: &[&'a str]) -> Option<&'a str> {
     found.or(searched.last()).copied()
 }
 
+/// Whether systemd-nspawn says this of itself, whatever the program in it does.
+fn is_of_the_container(line: &str) -> bool {
+    const SAID: &[&str] = &[
+        "Attempted to remove disk file system under \"/run/systemd/nspawn/",
+        "Spawning container ",
+        "Press Ctrl-] three times",
+        "Press ^] three times",
+        "Failed to create /user.slice/",
+        "Failed to remove veth interface",
+        "Container reflash-build ",
+    ];
+    SAID.iter().any(|said| line.trim_start().starts_with(said))
+}
+
 fn cut(line: &str) -> String {
     match line.char_indices().nth(SHOWN_COLUMNS) {
         Some((end, _)) => format!("{}...", &line[..end]),
@@ -115,11 +132,19 @@ fn cut(line: &str) -> String {
     }
 }
 
-/// Runs a tool and returns what it printed on standard output.
+/// Runs a tool and returns what it printed on standard output, as text.
 ///
 /// # Errors
 /// When the tool cannot be started or fails: its command line and its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&output_bytes(command)?).into_owned())
+}
+
+/// Runs a tool and returns what it printed on standard output.
+///
+/// # Errors
+/// When the tool cannot be started or fails: its command line and its standard error.
+pub fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     surroundings::pin(command);
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line_of(command)))?;
     if !out.status.success() {
@@ -128,7 +153,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         let why = reason(&lines).unwrap_or("it gives no reason");
         bail!("{} failed: {} ({}): {}", program_of(command), why.trim(), out.status, line_of(command));
     }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    Ok(out.stdout)
 }
 
 /// Formats a size in MiB with one decimal, for people.
@@ -202,6 +227,11 @@ mod tests {
         let full = "tar: ./usr/a.so: Cannot write: No space left on device\ntar: ./usr/lib/x-E: mmdebstrap failed\n";
         assert!(first_line(full).contains("a.so: Cannot write: No space left"), "{}", first_line(full));
         assert!(first_line("making\nwrite: No space left on device\n").contains("No space left"));
+        let container = "the real cause\nAttempted to remove disk file system under \"/run/systemd/nspawn/propagate/x\", and we \
+                         can't allow that.\n";
+        assert!(first_line(container).starts_with("tool failed: the real cause ("), "{}", first_line(container));
+        let alone = container.lines().nth(1).unwrap();
+        assert!(first_line(alone).contains("Attempted"), "there is nothing better");
         assert!(first_line("one\nthe last\n").contains("the last"));
         assert!(first_line("").contains("without a word"));
         let long = (0..100).map(|line| format!("line {line}\n")).collect::<String>();

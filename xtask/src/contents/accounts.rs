@@ -32,7 +32,9 @@ pub fn groups(group: &str) -> BTreeMap<String, AccountEntry> {
 
 fn parse(text: &str, details: impl Fn(&[&str]) -> Vec<String>) -> BTreeMap<String, AccountEntry> {
     let account = |line: &str| {
+        // Lines of comments, and those that take names from a network, are no accounts.
         let fields: Vec<&str> = line.split(':').collect();
+        fields[0].chars().next().filter(|first| !"#+-".contains(*first))?;
         let number = fields.get(2)?.parse().ok()?;
         Some((fields[0].to_owned(), AccountEntry { number, details: details(&fields) }))
     };

@@ -4,6 +4,7 @@
 //! changed in the tree afterwards, in its databases and in the owners of all its files. Users made beforehand were
 //! rejected: the scripts of packages do other things for a user who is there already.
 
+mod names;
 mod numbers;
 mod owners;
 mod ranges;
@@ -72,17 +73,14 @@ impl KeptNumbers {
     /// # Errors
     /// Names whose number cannot be kept; or the path at which a change failed.
     pub fn apply(&self, tree: &Path) -> Result<Numbers> {
-        let texts = databases(tree)?;
-        let now = Numbers::of_databases(texts.each_ref().map(String::as_str));
+        let contents = databases(tree)?;
+        let now = Numbers::of_databases(contents.each_ref().map(Vec::as_slice));
         let plan = Renumbering::plan(&self.numbers, &now)?;
         if !plan.is_empty() {
-            write_databases(tree, &texts, &plan)?;
+            write_databases(tree, &contents, &plan)?;
             let changed = owners::change(tree, &plan)?;
-            let names = now.names.iter().filter(|(name, number)| {
-                plan.record.names.get(*name).is_some_and(|after| after.number != number.number)
-            });
-            let names: Vec<String> = names.map(|((kind, name), _)| format!("{kind} {name}")).collect();
-            eprintln!("  numbers as in the release before: {} ({changed} files)", names.join(", "));
+            let changes = plan.changes(&self.numbers, &now).join("\n    ");
+            eprintln!("  numbers of users and groups ({changed} files):\n    {changes}");
         }
         Ok(plan.record)
     }
@@ -90,19 +88,20 @@ impl KeptNumbers {
     /// Puts the record into the tree: the next image is made from it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or could not be read back.
     pub fn record(tree: &Path, numbers: &Numbers) -> Result<()> {
-        put(tree, Path::new(RECORD), numbers.to_string().as_bytes(), 0o644)
+        put(tree, Path::new(RECORD), numbers.checked_text()?.as_bytes(), 0o644)
     }
 
     /// Renews the recipe's file, when the build is complete.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or could not be read back.
     pub fn remember(&mut self, numbers: Numbers) -> Result<()> {
         let Some(path) = &self.file else { return Ok(()) };
-        if fs::read_to_string(path).ok() != Some(numbers.to_string()) {
-            fs::write(path, numbers.to_string()).with_context(|| {
+        let text = numbers.checked_text()?;
+        if fs::read_to_string(path).ok().as_ref() != Some(&text) {
+            fs::write(path, &text).with_context(|| {
                 format!("write {}, the numbers of users and groups, which belong to the recipe", path.display())
             })?;
             eprintln!("  {} has new numbers of users and groups: keep it with the recipe", path.display());
@@ -112,25 +111,25 @@ impl KeptNumbers {
     }
 }
 
-fn databases(tree: &Path) -> Result<[String; 4]> {
-    let mut texts: [String; 4] = Default::default();
-    for (text, path) in texts.iter_mut().zip(DATABASES) {
+fn databases(tree: &Path) -> Result<[Vec<u8>; 4]> {
+    let mut contents: [Vec<u8>; 4] = Default::default();
+    for (content, path) in contents.iter_mut().zip(DATABASES) {
         let path = followed(tree, Path::new(path));
-        match fs::read_to_string(&path) {
-            Ok(found) => *text = found,
+        match fs::read(&path) {
+            Ok(found) => *content = found,
             // A tree without them has no users; one without ranges is common.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         }
     }
-    Ok(texts)
+    Ok(contents)
 }
 
-fn write_databases(tree: &Path, texts: &[String; 4], plan: &Renumbering) -> Result<()> {
-    let [passwd, group, ..] = texts;
-    let [subuid, subgid] = plan.ranges.each_ref().map(|(now, after)| (now != after).then(|| after.text()));
+fn write_databases(tree: &Path, contents: &[Vec<u8>; 4], plan: &Renumbering) -> Result<()> {
+    let [passwd, group, ..] = contents;
+    let [subuid, subgid] = plan.ranges.each_ref().map(|(now, after)| (now != after).then(|| after.content()));
     let new = [Some(plan.passwd(passwd)), Some(plan.groups_text(group)), subuid, subgid];
-    for ((path, old), new) in DATABASES.iter().zip(texts).zip(new) {
+    for ((path, old), new) in DATABASES.iter().zip(contents).zip(new) {
         if let Some(new) = new.filter(|new| new != old) {
             // The file keeps its mode and owner.
             fs::write(followed(tree, Path::new(path)), new).with_context(|| format!("write {path} of the image"))?;
@@ -142,6 +141,7 @@ fn write_databases(tree: &Path, texts: &[String; 4], plan: &Renumbering) -> Resu
 /// Reads the numbers of an image: its record, or the databases of one that an older builder made.
 fn of_image(image: &Path) -> Result<Numbers> {
     let list = debugfs(image, &format!("ls -p {DEPLOYMENTS}"))?;
+    let list = String::from_utf8_lossy(&list);
     // A line is /inode/mode/user/group/name/size/.
     let names = list.lines().filter_map(|line| line.split('/').nth(5));
     let deployment = names.into_iter().find(|name| name.len() > 64 && name.contains('.') && !name.ends_with(".origin"));
@@ -149,18 +149,21 @@ fn of_image(image: &Path) -> Result<Numbers> {
     let read = |path: &str| debugfs(image, &format!("cat \"{DEPLOYMENTS}/{deployment}{path}\""));
     let record = read(RECORD)?;
     if !record.is_empty() {
-        return Numbers::parse(&record).with_context(|| format!("{RECORD} of the image"));
+        let (numbers, faults) = Numbers::parse_what_can_be(&String::from_utf8_lossy(&record));
+        for fault in faults {
+            eprintln!("  {RECORD} of {}: left out, since it cannot be understood: {fault:#}", image.display());
+        }
+        return Ok(numbers);
     }
-    let texts = DATABASES.map(|path| read(&format!("/usr/{path}")));
-    let [passwd, group, subuid, subgid] = texts;
-    let texts = [passwd?, group?, subuid?, subgid?];
-    ensure!(!texts[0].is_empty(), "the image has no users in /usr/etc/passwd");
-    Ok(Numbers::of_databases(texts.each_ref().map(String::as_str)))
+    let [passwd, group, subuid, subgid] = DATABASES.map(|path| read(&format!("/usr/{path}")));
+    let contents = [passwd?, group?, subuid?, subgid?];
+    ensure!(!contents[0].is_empty(), "the image has no users in /usr/etc/passwd");
+    Ok(Numbers::of_databases(contents.each_ref().map(Vec::as_slice)))
 }
 
 /// Has debugfs carry out one request. It says on standard error that a path is missing, and prints nothing.
-fn debugfs(image: &Path, request: &str) -> Result<String> {
-    step::output(Command::new("debugfs").args(["-R", request]).arg(image))
+fn debugfs(image: &Path, request: &str) -> Result<Vec<u8>> {
+    step::output_bytes(Command::new("debugfs").args(["-R", request]).arg(image))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::container::Container;
-use super::within::{followed, inside};
+use super::within::{followed, inside, text};
 use crate::embedded;
 use crate::notices;
 use crate::recipe::{Ansible, FileEntry, Recipe};
@@ -65,26 +65,36 @@ fn put_noting(tree: &Path, path: &Path, content: &[u8], mode: u32, made: &mut Ve
     fs::set_permissions(&target, Permissions::from_mode(mode)).with_context(|| format!("chmod {}", target.display()))
 }
 
-/// Creates the directories above `path`, adds those that were not there to `made`, and returns the last one with its
-/// links resolved. `/bin` and the like are relative links in a merged-/usr tree and may be followed; an absolute link
-/// would lead out of the tree, onto the host.
+/// Creates the directories above `path`, adds those that were not there to `made`, and returns the last one. Links on
+/// the way are followed as the image's own system will, and must lead to something.
 fn make_parents(tree: &Path, path: &Path, made: &mut Vec<PathBuf>) -> Result<PathBuf> {
-    let root = tree.canonicalize().with_context(|| format!("resolve {}", tree.display()))?;
-    let parent = path.parent().context("the path has no parent directory")?;
-    let mut real = root.clone();
-    for name in parent.strip_prefix("/").unwrap_or(parent) {
-        let next = real.join(name);
-        if next.symlink_metadata().is_err() {
+    let shown = path.display();
+    path.file_name().context("the path has no file name")?;
+    let mut below = PathBuf::new();
+    for name in path.parent().into_iter().flatten().filter(|name| *name != "/") {
+        below.push(name);
+        let next = inside(tree, &below);
+        let Ok(found) = next.symlink_metadata() else {
             // Given by hand: the mask of permissions is a matter of the host.
             fs::create_dir(&next)
                 .and_then(|()| fs::set_permissions(&next, Permissions::from_mode(0o755)))
                 .with_context(|| format!("create {}", next.display()))?;
-            made.push(Path::new("/").join(next.strip_prefix(&root)?));
+            made.push(Path::new("/").join(next.strip_prefix(tree)?));
+            continue;
+        };
+        if found.is_symlink() {
+            let target = fs::read_link(&next)?;
+            ensure!(
+                followed(tree, &below).is_dir(),
+                "{shown} lies below /{}, a symbolic link of the image to {}, where the image has no directory",
+                below.display(),
+                target.display()
+            );
+        } else {
+            ensure!(found.is_dir(), "{shown} lies below /{}, which is a file of the image", below.display());
         }
-        real = next.canonicalize().with_context(|| format!("resolve {}", next.display()))?;
-        ensure!(real.starts_with(&root), "{} leads out of the image through a symbolic link", path.display());
     }
-    Ok(real)
+    Ok(followed(tree, &below))
 }
 
 /// Finds the numbers of `user:group`; `None` where the image does not have one of the names yet.
@@ -97,9 +107,7 @@ pub fn owner_of(tree: &Path, owner: &str) -> Result<Option<(u32, u32)>> {
         if let Ok(number) = name.parse() {
             return Ok(Some(number));
         }
-        let text = fs::read_to_string(followed(tree, Path::new(database)))
-            .with_context(|| format!("read {database} of the image"))?;
-        Ok(id_of(&text, name))
+        Ok(id_of(&text(tree, database)?, name))
     };
     Ok(find("etc/passwd", user)?.zip(find("etc/group", group)?))
 }
@@ -157,7 +165,10 @@ fn unit(tree: &Path, name: &str, text: &str, target: &str) -> Result<()> {
 }
 
 /// Puts in a unit and the link in `links` that enables it, both in /usr: /etc belongs to the machine's owner.
-fn linked_unit(tree: &Path, name: &str, text: &str, links: &str) -> Result<()> {
+///
+/// # Errors
+/// Fails with the path.
+pub fn linked_unit(tree: &Path, name: &str, text: &str, links: &str) -> Result<()> {
     let directory = Path::new("/usr/lib/systemd/system");
     put(tree, &directory.join(name), text.as_bytes(), 0o644)?;
     let link = inside(tree, &directory.join(links)).join(name);
@@ -374,12 +385,28 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), tree.path().join("etc")).unwrap();
-        let error = put(tree.path(), Path::new("/etc/x"), b"x", 0o644).unwrap_err();
-        assert!(error.to_string().contains("leads out"), "{error}");
+        let error = put(tree.path(), Path::new("/etc/x"), b"x", 0o644).unwrap_err().to_string();
+        assert!(error.contains("/etc, a symbolic link") && error.contains("no directory"), "{error}");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
         fs::create_dir_all(tree.path().join("usr/bin")).unwrap();
         std::os::unix::fs::symlink("usr/bin", tree.path().join("bin")).unwrap();
         put(tree.path(), Path::new("/bin/tool"), b"x", 0o755).unwrap();
         assert!(tree.path().join("usr/bin/tool").is_file());
+        let error = put(tree.path(), Path::new("/bin/tool/x"), b"x", 0o644).unwrap_err().to_string();
+        assert!(error.contains("/bin/tool, which is a file"), "{error}");
+    }
+
+    /// A release of an application beside the ones before, as many install theirs.
+    #[test]
+    fn a_link_that_begins_with_a_slash_is_followed_within_the_image() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        fs::create_dir_all(at("opt/app/1.0")).unwrap();
+        std::os::unix::fs::symlink("/opt/app/1.0", at("opt/app/current")).unwrap();
+        let mut made = Vec::new();
+        super::put_noting(tree.path(), Path::new("/opt/app/current/etc/conf"), b"x", 0o600, &mut made).unwrap();
+        assert_eq!(fs::read(at("opt/app/1.0/etc/conf")).unwrap(), b"x");
+        assert_eq!(made, [Path::new("/opt/app/1.0/etc")]);
     }
 
     #[test]

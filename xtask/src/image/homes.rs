@@ -4,7 +4,6 @@
 //! matter.
 
 use std::fs::{self, Permissions};
-use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 
 use super::files::{give, owner_of};
-use super::within::{followed, inside};
+use super::within::{followed, inside, text};
 use crate::recipe::{FileEntry, Recipe};
 
 /// First number of a user that is a person, and gets the files of /etc/skel.
@@ -42,11 +41,7 @@ struct Home {
 /// # Errors
 /// When the owner of a file is not among the users of the image even now; or with the path that cannot be changed.
 pub fn settle(recipe: &Recipe, tree: &Path, made: &[PathBuf]) -> Result<()> {
-    let passwd = match fs::read_to_string(followed(tree, Path::new("etc/passwd"))) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).context("read etc/passwd of the image"),
-    };
+    let passwd = text(tree, "etc/passwd")?;
     let homes = homes(&passwd);
     for directory in made {
         if let Some(home) = home_of(&homes, directory) {

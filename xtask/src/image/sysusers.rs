@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::container::Container;
-use super::within::followed;
+use super::within::{followed, text};
 use crate::step;
 
 /// Program that makes them, of the image.
@@ -43,7 +43,7 @@ pub fn make(tree: &Path, timestamp: u64) -> Result<()> {
 }
 
 fn missing_in(tree: &Path) -> Vec<String> {
-    let database = |path: &str| fs::read_to_string(followed(tree, Path::new(path))).unwrap_or_default();
+    let database = |path: &str| text(tree, path).unwrap_or_default();
     missing(&declarations(tree), &database("etc/passwd"), &database("etc/group"))
 }
 

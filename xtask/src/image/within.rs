@@ -6,7 +6,10 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 /// Links that are followed on the way to a path, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -20,6 +23,25 @@ pub fn inside(tree: &Path, path: &Path) -> PathBuf {
 /// Returns the place that `path` leads to inside the tree, with a link at its end followed too.
 pub fn followed(tree: &Path, path: &Path) -> PathBuf {
     walk(tree, path, true)
+}
+
+/// Returns the lines of a file of the tree, which need not be text: people's names in old databases are in Latin 1.
+pub fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let content = content.strip_suffix(b"\n").unwrap_or(content);
+    content.split(|byte| *byte == b'\n').filter(move |_| !content.is_empty())
+}
+
+/// Reads a file of the tree as text, with a mark in the place of each byte that is none; without the file nothing.
+///
+/// # Errors
+/// Fails with the path, when the file is there and cannot be read.
+pub fn text(tree: &Path, path: &str) -> Result<String> {
+    match fs::read(followed(tree, Path::new(path))) {
+        Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
+        // A part of the way that is a file leads to nothing either.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("read {path} of the image")),
+    }
 }
 
 fn walk(tree: &Path, path: &Path, is_last_followed: bool) -> PathBuf {
@@ -59,7 +81,7 @@ fn names(path: &Path) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
-    use super::{followed, inside};
+    use super::{followed, inside, lines, text};
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
@@ -96,5 +118,18 @@ mod tests {
             assert_eq!(inside(tree.path(), Path::new(path)), at(place), "{path}");
             assert_eq!(followed(tree.path(), Path::new(path)), at(end), "{path}");
         }
+    }
+
+    #[test]
+    fn files_of_any_bytes_are_read() {
+        assert_eq!(lines(b"a\n\xfc\n\nb").collect::<Vec<_>>(), [&b"a"[..], b"\xfc", b"", b"b"]);
+        assert_eq!((lines(b"").count(), lines(b"\n").count(), lines(b"a\n").count()), (0, 0, 1));
+        let tree = tempfile::tempdir().unwrap();
+        fs::write(tree.path().join("x"), b"a\xfc\n").unwrap();
+        assert_eq!(text(tree.path(), "x").unwrap(), "a\u{fffd}\n");
+        assert_eq!(
+            (text(tree.path(), "y").unwrap(), text(tree.path(), "x/y").unwrap()),
+            (String::new(), String::new())
+        );
     }
 }

@@ -10,6 +10,8 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::super::within::lines;
+use super::names::word_of;
 use super::ranges::Ranges;
 
 /// Numbers that programs choose for users of services (Debian policy, section 9.2.2).
@@ -63,47 +65,76 @@ impl Numbers {
     /// # Errors
     /// The first line that is wrong.
     pub fn parse(text: &str) -> Result<Self> {
-        let mut numbers = Self::default();
+        let (numbers, faults) = Self::parse_what_can_be(text);
+        faults.into_iter().next().map_or(Ok(numbers), Err)
+    }
+
+    /// Parses the text form as far as it can be understood, and returns what is wrong with the other lines: those of a
+    /// release are as they are.
+    pub fn parse_what_can_be(text: &str) -> (Self, Vec<anyhow::Error>) {
+        let (mut numbers, mut faults) = (Self::default(), Vec::new());
         for (at, line) in text.lines().enumerate() {
             if !line.trim().is_empty() && !line.starts_with('#') {
-                numbers.add_line(line).with_context(|| format!("line {}, {line:?}", at + 1))?;
+                let added = numbers.add_line(line).with_context(|| format!("line {}, {line:?}", at + 1));
+                faults.extend(added.err());
             }
         }
-        Ok(numbers)
+        (numbers, faults)
     }
 
     fn add_line(&mut self, line: &str) -> Result<()> {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let number = |text: &str| text.parse::<u32>().with_context(|| format!("{text:?} is no number"));
-        let (kind, name, number, gone) = match words.as_slice() {
-            ["user", name, text] => (AccountKind::User, name, number(text)?, false),
-            ["user", name, text, "gone"] => (AccountKind::User, name, number(text)?, true),
-            ["group", name, text] => (AccountKind::Group, name, number(text)?, false),
-            ["group", name, text, "gone"] => (AccountKind::Group, name, number(text)?, true),
-            ["subuid", name, first, count] => return self.ranges[0].add(name, number(first)?, number(count)?),
-            ["subgid", name, first, count] => return self.ranges[1].add(name, number(first)?, number(count)?),
-            _ => bail!("expected \"user NAME NUMBER\", the same with group, or \"subuid NAME FIRST COUNT\""),
+        let form = || "expected \"user NAME NUMBER\", the same with group, or \"subuid NAME FIRST COUNT\"";
+        let line = line.trim().replace('\t', " ");
+        let (kind, rest) = line.split_once(' ').with_context(form)?;
+        let (rest, gone) = rest.strip_suffix(" gone").map_or((rest, false), |rest| (rest, true));
+        let (rest, last) = rest.trim_end().rsplit_once(' ').with_context(form)?;
+        if let Some(at) = ["subuid", "subgid"].iter().position(|range| *range == kind) {
+            let (name, first) = rest.trim_end().rsplit_once(' ').with_context(form)?;
+            return match word_of(name.trim().as_bytes()) {
+                Some(name) => self.ranges[at].add(&name, number(first)?, number(last)?),
+                None => Ok(()),
+            };
+        }
+        let kind = match kind {
+            "user" => AccountKind::User,
+            "group" => AccountKind::Group,
+            _ => bail!(form()),
         };
-        let before = self.names.insert((kind, (*name).to_owned()), AccountNumber { number, gone });
+        let number = number(last)?;
+        // Builders of before wrote lines of comments, and names with spaces as they are.
+        let Some(name) = word_of(rest.trim().as_bytes()) else { return Ok(()) };
+        let before = self.names.insert((kind, name.clone()), AccountNumber { number, gone });
         ensure!(before.is_none(), "a second line for the {kind} {name}");
         Ok(())
     }
 
     /// Reads what the databases of a tree say: `passwd`, `group`, `subuid` and `subgid`.
     #[must_use]
-    pub fn of_databases([passwd, group, subuid, subgid]: [&str; 4]) -> Self {
+    pub fn of_databases([passwd, group, subuid, subgid]: [&[u8]; 4]) -> Self {
         let mut numbers = Self { ranges: [Ranges::of(subuid), Ranges::of(subgid)], ..Self::default() };
-        for (kind, text) in [(AccountKind::User, passwd), (AccountKind::Group, group)] {
-            for line in text.lines() {
-                let mut fields = line.split(':');
-                let (Some(name), Some(number)) = (fields.next(), fields.nth(1)) else { continue };
-                if let Ok(number) = number.parse() {
+        for (kind, content) in [(AccountKind::User, passwd), (AccountKind::Group, group)] {
+            for line in lines(content) {
+                let mut fields = line.split(|byte| *byte == b':');
+                let (Some(name), Some(number)) = (fields.next().and_then(word_of), fields.nth(1)) else { continue };
+                if let Some(number) = str::from_utf8(number).ok().and_then(|number| number.parse().ok()) {
                     // The first line of a name is the one that counts, as in the C library.
-                    numbers.names.entry((kind, name.to_owned())).or_insert(AccountNumber { number, gone: false });
+                    numbers.names.entry((kind, name)).or_insert(AccountNumber { number, gone: false });
                 }
             }
         }
         numbers
+    }
+
+    /// Returns the text form, from which the same numbers are read again.
+    ///
+    /// # Errors
+    /// When they are not: the next release could not be made from this one.
+    pub fn checked_text(&self) -> Result<String> {
+        let text = self.to_string();
+        let again = Self::parse(&text).context("the record of users and groups cannot be read back")?;
+        ensure!(again == *self, "the record of users and groups is read back with other names or numbers");
+        Ok(text)
     }
 
     /// Adds what only `other` knows, and returns the names for which the two differ, each with the number of `other`.
@@ -200,6 +231,31 @@ impl Renumbering {
         Ok(plan)
     }
 
+    /// Returns each change of a number, with its reason.
+    #[must_use]
+    pub fn changes(&self, kept: &Numbers, now: &Numbers) -> Vec<String> {
+        let mut changes = Vec::new();
+        for ((kind, name), before) in &now.names {
+            let key = (*kind, name.clone());
+            let Some(after) = self.record.names.get(&key).filter(|after| after.number != before.number) else {
+                continue;
+            };
+            let owner = kept.of(*kind).find(|(_, number)| number.number == before.number).map(|(owner, _)| owner);
+            let because = match owner.filter(|_| !kept.names.contains_key(&key)) {
+                None => "as in the release before".to_owned(),
+                Some(owner) => format!(
+                    "because {} was {owner}'s in a release before; to keep it all the same, write the line \
+                     \"{kind} {name} {}\" into the recipe's file of numbers",
+                    before.number, before.number
+                ),
+            };
+            changes.push(format!("{kind} {name} {} -> {}, {because}", before.number, after.number));
+        }
+        let ranges = self.ranges.iter().zip(["subuid", "subgid"]).filter(|((now, after), _)| now != after);
+        changes.extend(ranges.map(|(_, what)| format!("ranges of {what}, as in the release before")));
+        changes
+    }
+
     /// Whether nothing has to change.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -226,13 +282,13 @@ impl Renumbering {
 
     /// Returns `passwd` with the new numbers.
     #[must_use]
-    pub fn passwd(&self, text: &str) -> String {
+    pub fn passwd(&self, text: &[u8]) -> Vec<u8> {
         with_numbers(text, &[(2, &self.users), (3, &self.groups)])
     }
 
     /// Returns `group` with the new numbers.
     #[must_use]
-    pub fn groups_text(&self, text: &str) -> String {
+    pub fn groups_text(&self, text: &[u8]) -> Vec<u8> {
         with_numbers(text, &[(2, &self.groups)])
     }
 }
@@ -306,19 +362,21 @@ fn targets(kind: AccountKind, kept: &Numbers, now: &Numbers, faults: &mut Vec<St
     targets
 }
 
-/// Replaces numbers in the given fields of every line.
-fn with_numbers(text: &str, fields: &[(usize, &BTreeMap<u32, u32>)]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
-        let mut words: Vec<String> = line.split(':').map(str::to_owned).collect();
-        for (at, map) in fields {
+/// Replaces numbers in the given fields of every line that is an account.
+fn with_numbers(content: &[u8], fields: &[(usize, &BTreeMap<u32, u32>)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(content.len());
+    for line in lines(content) {
+        let mut words: Vec<Vec<u8>> = line.split(|byte| *byte == b':').map(<[u8]>::to_vec).collect();
+        let is_account = word_of(&words[0]).is_some();
+        for (at, map) in fields.iter().filter(|_| is_account) {
             let Some(word) = words.get_mut(*at) else { continue };
-            if let Some(new) = word.parse().ok().and_then(|old: u32| map.get(&old)) {
-                *word = new.to_string();
+            let old = str::from_utf8(word).ok().and_then(|word| word.parse::<u32>().ok());
+            if let Some(new) = old.and_then(|old| map.get(&old)) {
+                *word = new.to_string().into_bytes();
             }
         }
-        out.push_str(&words.join(":"));
-        out.push('\n');
+        out.extend(words.join(&b':'));
+        out.push(b'\n');
     }
     out
 }
@@ -329,7 +387,7 @@ mod tests {
 
     fn databases(users: &[(&str, u32)]) -> Numbers {
         let lines: String = users.iter().map(|(name, number)| format!("{name}:x:{number}:\n")).collect();
-        Numbers::of_databases([&lines, &lines, "", ""])
+        Numbers::of_databases([lines.as_bytes(), lines.as_bytes(), b"", b""])
     }
 
     fn after(kept: &Numbers, now: &[(&str, u32)]) -> Numbers {
@@ -369,13 +427,28 @@ mod tests {
             Renumbering::plan(&databases(&[("a", 100), ("b", 101)]), &databases(&[("a", 101), ("b", 100)])).unwrap();
         assert_eq!((plan.owner(100, 101), plan.owner(7, 7)), ((101, 100), (7, 7)));
         assert_eq!(
-            plan.passwd("a:x:101:101:,,,:/:/bin/sh\nb:x:100:50::/:\n"),
-            "a:x:100:100:,,,:/:/bin/sh\nb:x:101:50::/:\n"
+            plan.passwd(b"a:x:101:101:,,,:/:/bin/sh\nb:x:100:50::/:\n"),
+            b"a:x:100:100:,,,:/:/bin/sh\nb:x:101:50::/:\n"
         );
-        assert_eq!(plan.groups_text("a:x:101:b,c\n"), "a:x:100:b,c\n");
+        assert_eq!(plan.groups_text(b"a:x:101:b,c\n#a:x:101:\n"), b"a:x:100:b,c\n#a:x:101:\n");
         assert!(
             !plan.is_empty() && Renumbering::plan(&Numbers::default(), &databases(&[("a", 1)])).unwrap().is_empty()
         );
+    }
+
+    #[test]
+    fn each_change_is_said_with_its_reason() {
+        let kept = Numbers::parse("user pilot 1000 gone\nuser chrony 100\n").unwrap();
+        let now = Numbers::parse("user driver 1000\nuser chrony 105\nuser same 7\n").unwrap();
+        let plan = Renumbering::plan(&kept, &now).unwrap();
+        let changes = plan.changes(&kept, &now);
+        assert_eq!(changes[0], "user chrony 105 -> 100, as in the release before");
+        assert!(changes[1].starts_with("user driver 1000 -> 1001, because 1000 was pilot's in a release before; to"));
+        assert!(changes[1].contains("\"user driver 1000\"") && changes.len() == 2, "{changes:?}");
+        // The way that it names is one.
+        let mut file = Numbers::parse("user driver 1000\n").unwrap();
+        file.complete_from(&kept);
+        assert_eq!(user(&Renumbering::plan(&file, &now).unwrap().record, "driver").number, 1000);
     }
 
     #[test]
@@ -400,7 +473,8 @@ mod tests {
         let kept = Numbers::parse("user pilot 1000\nuser gone 105 gone\n").unwrap();
         // The tree gave pilot another number, and pilot has a second name; two new names share the number of one that
         // is gone.
-        let now = Numbers::of_databases(["pilot:x:1001:\nadmin:x:1001:\nnew:x:105:\ntwin:x:105:\n", "", "", ""]);
+        let now =
+            Numbers::of_databases([&b"pilot:x:1001:\nadmin:x:1001:\nnew:x:105:\ntwin:x:105:\n"[..], b"", b"", b""]);
         let plan = Renumbering::plan(&kept, &now).unwrap();
         assert_eq!((plan.user(1001), user(&plan.record, "admin").number), (1000, 1000));
         let new = user(&plan.record, "new").number;
@@ -411,30 +485,31 @@ mod tests {
     fn two_users_never_become_one() {
         let mut kept = Numbers::parse("user a 500\n").unwrap();
         kept.complete_from(&Numbers::parse("user a 100\nuser b 500\n").unwrap());
-        let text = Renumbering::plan(&kept, &Numbers::of_databases(["a:x:100:\nb:x:500:\n", "", "", ""])).unwrap_err();
+        let text = Renumbering::plan(&kept, &Numbers::of_databases([&b"a:x:100:\nb:x:500:\n"[..], b"", b"", b""]))
+            .unwrap_err();
         assert!(text.to_string().contains("users a and b have numbers of their own, and each had 500"), "{text}");
         // Those that share it in the tree too are two names of one user.
-        Renumbering::plan(&kept, &Numbers::of_databases(["a:x:500:\nb:x:500:\n", "", "", ""])).unwrap();
+        Renumbering::plan(&kept, &Numbers::of_databases([&b"a:x:500:\nb:x:500:\n"[..], b"", b"", b""])).unwrap();
     }
 
     #[test]
     fn a_range_that_grew_does_not_reach_into_that_of_another() {
-        let kept = Numbers::of_databases(["", "", "a:100000:65536\nb:165536:65536\n", ""]);
-        let now = Numbers::of_databases(["", "", "a:100000:131072\nb:231072:65536\nc:300000:10\n", ""]);
+        let kept = Numbers::of_databases([&b""[..], b"", b"a:100000:65536\nb:165536:65536\n", b""]);
+        let now = Numbers::of_databases([&b""[..], b"", b"a:100000:131072\nb:231072:65536\nc:300000:10\n", b""]);
         let plan = Renumbering::plan(&kept, &now).unwrap();
-        assert_eq!(plan.ranges[0].1.text(), "a:100000:65536\nb:165536:65536\nc:300000:10\n");
-        let alone = Numbers::of_databases(["", "", "a:100000:131072\n", ""]);
-        let only = Numbers::of_databases(["", "", "a:100000:65536\n", ""]);
-        assert_eq!(Renumbering::plan(&only, &alone).unwrap().ranges[0].1.text(), "a:100000:131072\n");
+        assert_eq!(plan.ranges[0].1.content(), b"a:100000:65536\nb:165536:65536\nc:300000:10\n");
+        let alone = Numbers::of_databases([&b""[..], b"", b"a:100000:131072\n", b""]);
+        let only = Numbers::of_databases([&b""[..], b"", b"a:100000:65536\n", b""]);
+        assert_eq!(Renumbering::plan(&only, &alone).unwrap().ranges[0].1.content(), b"a:100000:131072\n");
     }
 
     #[test]
     fn ranges_for_containers_stay_too() {
-        let kept = Numbers::of_databases(["", "", "pilot:100000:65536\n", ""]);
-        let now = Numbers::of_databases(["", "", "new:100000:65536\npilot:165536:65536\n", ""]);
+        let kept = Numbers::of_databases([&b""[..], b"", b"pilot:100000:65536\n", b""]);
+        let now = Numbers::of_databases([&b""[..], b"", b"new:100000:65536\npilot:165536:65536\n", b""]);
         let plan = Renumbering::plan(&kept, &now).unwrap();
         assert_eq!((plan.user(165_536 + 5), plan.user(100_000), plan.group(100_000)), (100_005, 165_536, 100_000));
-        assert_eq!(plan.ranges[0].1.text(), "new:165536:65536\npilot:100000:65536\n");
+        assert_eq!(plan.ranges[0].1.content(), b"new:165536:65536\npilot:100000:65536\n");
     }
 
     #[test]
@@ -449,6 +524,41 @@ mod tests {
             let error = format!("{:#}", Numbers::parse(wrong).unwrap_err());
             assert!(error.contains(said), "{error}");
         }
+    }
+
+    /// What is recorded of one release must be read for the next, whatever lines its databases have.
+    #[test]
+    fn every_line_of_the_databases_is_recorded_so_that_it_is_read_back() {
+        let passwd = b"# pilot:x:1000:1000::/home/pilot:/bin/sh\n#old:x:1001:1001::/:\n\n+::::::\n+adm:x:7:7::/:\n-x:x:8:8::/:\n\
+                       :x:9:9::/:\nshort:x:1006\nDOM\\user a:x:1007:1007::/:\nm\xfcller:x:1008:1008:M\xfcller:/:\n";
+        let numbers = Numbers::of_databases([passwd, b"domain users:x:1009:pilot\n+:::\n", b"a b:1:2\n#c:3:4\n", b""]);
+        let text = numbers.checked_text().unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let expected = [
+            "user DOM\\user%20a 1007",
+            "user m%fcller 1008",
+            "user short 1006",
+            "group domain%20users 1009",
+            "subuid a%20b 1 2",
+        ];
+        assert_eq!(lines, expected);
+        let plan = Renumbering::plan(&Numbers::parse("user short 1010\n").unwrap(), &numbers).unwrap();
+        assert!(plan.passwd(passwd).ends_with(b"m\xfcller:x:1008:1008:M\xfcller:/:\n"));
+        assert!(plan.passwd(passwd).starts_with(b"# pilot:x:1000:1000:"));
+        assert_eq!(plan.ranges[0].1.content(), b"a b:1:2\n");
+    }
+
+    /// Builders of before recorded lines of comments, and names of several words.
+    #[test]
+    fn a_record_that_was_made_of_odd_lines_is_read() {
+        let text =
+            "user # pilot 1000\nuser #old 1001\ngroup domain users 1007\nuser DOM\\user a 1008 gone\nuser ok 5\n";
+        let numbers = Numbers::parse(text).unwrap();
+        let names: Vec<&str> = numbers.names.keys().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["DOM\\user%20a", "ok", "domain%20users"]);
+        assert!(user(&numbers, "DOM\\user%20a").gone);
+        let (numbers, faults) = Numbers::parse_what_can_be("user a x\nnonsense\nuser ok 5\n");
+        assert_eq!((numbers.names.len(), faults.len()), (1, 2));
     }
 
     #[test]

@@ -4,9 +4,13 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
+use super::super::within::lines;
+use super::names::{name_of, word_of};
+
 /// Range that a name may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NamedRange {
+    /// One word, as in the record.
     name: String,
     first: u32,
     count: u32,
@@ -29,13 +33,14 @@ pub struct Ranges(Vec<NamedRange>);
 impl Ranges {
     /// Reads the text of the file; lines that are wrong are left out, as by those who use it.
     #[must_use]
-    pub fn of(text: &str) -> Self {
+    pub fn of(content: &[u8]) -> Self {
         let mut ranges = Self::default();
-        for line in text.lines() {
-            if let [name, first, count] = line.split(':').collect::<Vec<_>>()[..]
-                && let (Ok(first), Ok(count)) = (first.parse(), count.parse())
+        let number = |digits: &[u8]| str::from_utf8(digits).ok()?.parse().ok();
+        for line in lines(content) {
+            if let [name, first, count] = line.split(|byte| *byte == b':').collect::<Vec<_>>()[..]
+                && let (Some(name), Some(first), Some(count)) = (word_of(name), number(first), number(count))
             {
-                let _ = ranges.add(name, first, count);
+                let _ = ranges.add(&name, first, count);
             }
         }
         ranges
@@ -96,10 +101,13 @@ impl Ranges {
         after.first.checked_add(offset).filter(|_| offset < after.count)
     }
 
-    /// Returns the text of the file.
+    /// Returns the content of the file.
     #[must_use]
-    pub fn text(&self) -> String {
-        self.0.iter().map(|range| format!("{}:{}:{}\n", range.name, range.first, range.count)).collect()
+    pub fn content(&self) -> Vec<u8> {
+        let line = |range: &NamedRange| {
+            [&name_of(&range.name)[..], format!(":{}:{}\n", range.first, range.count).as_bytes()].concat()
+        };
+        self.0.iter().flat_map(line).collect()
     }
 
     /// Writes lines for the record of all numbers.

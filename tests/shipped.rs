@@ -49,7 +49,7 @@ impl Image {
         };
         let rules: Vec<PathRule> = rules.iter().map(parse).collect();
         rules.iter().try_for_each(PathRule::check)?;
-        let made_by_packages = BTreeSet::new();
+        let made_by_packages = BTreeMap::new();
         let shipping = Shipping {
             tree: self.0.path(),
             rules: &rules,

@@ -2,18 +2,25 @@
 //!
 //! `xtask/recipes/robot.toml` shows every key with its meaning.
 
+pub mod files;
+pub mod places;
 pub mod rules;
 pub mod snapshot;
 mod source;
 
-use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use self::files::FileEntry;
 use self::rules::PathRule;
 pub use self::source::{Origin, SourceSettings};
+
+/// Kernel arguments that say what is started: the image's own has them, or none has.
+const OWN_ARGUMENTS: &[&str] = &["root", "init", "rdinit", "ostree", "initrd", "systemd.gpt_auto"];
+/// Longest name in a recipe, characters: the longest name of a file has 255, and some get an ending.
+const LONGEST_WORD: usize = 200;
 
 /// Everything that decides what is in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,24 +143,6 @@ pub enum BootstrapTool {
     Debootstrap,
 }
 
-/// Section `[[files]]` of a recipe: one file put into the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileEntry {
-    /// Absolute path in the image.
-    pub path: PathBuf,
-    /// Path of a file on the host, relative to the recipe.
-    pub source: Option<PathBuf>,
-    /// Content given in the recipe itself.
-    pub text: Option<String>,
-    /// Permissions as an octal number. Default `0644`.
-    #[serde(default = "default_mode")]
-    pub mode: String,
-    /// `user:group`, names of the image or numbers, also of users that a command makes. Default: below a user's home
-    /// that user, elsewhere `root:root`.
-    pub owner: Option<String>,
-}
-
 /// Section `[ansible]` of a recipe: a playbook run at build time against the new system, which needs `python3` among
 /// its packages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,21 +229,6 @@ fn default_hostname() -> String {
     "robot".into()
 }
 
-fn default_mode() -> String {
-    "0644".into()
-}
-
-impl FileEntry {
-    /// Returns the permission bits.
-    ///
-    /// # Errors
-    /// Fails when the mode is not an octal number up to 7777.
-    pub fn mode_bits(&self) -> Result<u32> {
-        let bits = u32::from_str_radix(&self.mode, 8).ok().filter(|bits| *bits <= 0o7777);
-        bits.with_context(|| format!("mode {:?} of {} is not octal, such as 0644", self.mode, self.path.display()))
-    }
-}
-
 impl Recipe {
     /// Reads and checks one recipe.
     ///
@@ -296,8 +270,8 @@ impl Recipe {
         }
         let Distribution { snapshot, mirror, sources, .. } = &self.distribution;
         snapshot::check(snapshot.as_deref(), mirror.as_deref(), sources)?;
-        word("ostree.branch", &self.ostree.branch, "-_./")?;
-        self.ostree.refs.iter().try_for_each(|name| word("ostree.refs", name, "-_./"))?;
+        reference("ostree.branch", &self.ostree.branch)?;
+        self.ostree.refs.iter().try_for_each(|name| reference("ostree.refs", name))?;
         for component in &self.distribution.components {
             word("distribution.components", component, "-_./")?;
         }
@@ -318,12 +292,14 @@ impl Recipe {
                 !argument.is_empty() && !argument.contains(unsafe_for_grub),
                 "boot.kernel_arguments: {argument:?} has characters that GRUB would read as its own; one argument per entry"
             );
+            let key = argument.split('=').next().unwrap_or_default();
+            ensure!(
+                !OWN_ARGUMENTS.contains(&key),
+                "boot.kernel_arguments: {argument:?} is decided by the boot loader and OSTree; leave {key} out"
+            );
         }
         self.rules.iter().try_for_each(PathRule::check)?;
-        self.files.iter().try_for_each(check_file)?;
-        let mut paths = HashSet::new();
-        let twice = self.files.iter().find(|file| !paths.insert(&file.path));
-        twice.map_or(Ok(()), |file| bail!("files: {} is there twice; keep one", file.path.display()))
+        files::check(&self.files)
     }
 }
 
@@ -350,27 +326,22 @@ fn check_beside_source(distribution: &Distribution) -> Result<()> {
     Ok(())
 }
 
-fn check_file(file: &FileEntry) -> Result<()> {
-    let path = file.path.display();
-    let plain = file.path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
-    ensure!(file.path.is_absolute() && plain, "files: path {path} is not an absolute path without '..'");
-    ensure!(file.path != Path::new("/"), "files: path / is a directory");
-    match (&file.source, &file.text) {
-        (Some(_), None) | (None, Some(_)) => {}
-        (None, None) => bail!("files: {path} has neither source nor text"),
-        (Some(_), Some(_)) => bail!("files: {path} has both source and text; keep one"),
-    }
-    if let Some(owner) = &file.owner {
-        let is_pair = owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty());
-        ensure!(is_pair, "files: owner {owner:?} of {path} is not user:group");
-    }
-    file.mode_bits().map(|_| ())
+/// Checks the name of a ref as OSTree does (`OSTREE_REF_REGEXP`): it becomes the path of a file of the repository.
+fn reference(key: &str, value: &str) -> Result<()> {
+    word(key, value, "-_./")?;
+    let is_name = |name: &str| name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    ensure!(
+        value.split('/').all(is_name) && value.len() <= LONGEST_WORD,
+        "{key} = {value:?} is no ref of OSTree: between slashes it has names that begin with a letter or a digit"
+    );
+    Ok(())
 }
 
 fn word(key: &str, value: &str, also: &str) -> Result<()> {
     let good = value.starts_with(|c: char| c.is_ascii_alphanumeric())
         && value.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c));
     ensure!(good, "{key} = {value:?} is not valid: expected letters, digits and any of {also}");
+    ensure!(value.len() <= LONGEST_WORD, "{key} = {value:?} is longer than {LONGEST_WORD} characters");
     Ok(())
 }
 
@@ -410,6 +381,9 @@ mod tests {
             ("'bookworm'", "'../x'", "distribution.suite"),
             ("['systemd']", "['a b']", "distribution.packages"),
             ("'x/y'", "''", "ostree.branch"),
+            ("'x/y'", "'a//b/'", "ostree.branch"),
+            ("'x/y'", "'a/../b'", "ostree.branch"),
+            ("'x/y'", "'a'\nrefs = ['b/.c']", "ostree.refs"),
             ("version = '1'", "version = '1'\nhostname='a.b'", "hostname"),
             ("packages = ", "exclude = ['usr/x']\npackages = ", "distribution.exclude"),
         ] {
@@ -419,6 +393,8 @@ mod tests {
         for (more, said) in [
             ("[boot]\nkernel_arguments = ['a b']", "boot.kernel_arguments"),
             ("[boot]\nkernel_arguments = ['a=$b']", "boot.kernel_arguments"),
+            ("[boot]\nkernel_arguments = ['root=/dev/sda1']", "leave root out"),
+            ("[boot]\nkernel_arguments = ['quiet', 'init=/bin/sh']", "leave init out"),
             ("[image]\nsize_mib = 0", "size_mib is 0"),
             ("[image]\nsize_mib = 'big'", "\"big\""),
             ("[[files]]\npath = '/a'", "neither source nor text"),

@@ -1,7 +1,7 @@
 //! Empties `/var`, which belongs to the machine, into the list by which each machine gets it. The format is that of
 //! `reflash::release::shipped`, and the first step of the system's boot carries the list out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -50,6 +50,17 @@ pub struct ShippedTotals {
     pub content_bytes: u64,
 }
 
+/// Kind of what a line of tmpfiles.d makes where nothing is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MadeKind {
+    /// Directory, or a subvolume.
+    Directory,
+    /// Regular file, mostly an empty one.
+    File,
+    /// Symbolic link with this target.
+    Link(PathBuf),
+}
+
 /// Sources of the list.
 #[derive(Debug)]
 pub struct Shipping<'a> {
@@ -59,8 +70,8 @@ pub struct Shipping<'a> {
     pub rules: &'a [PathRule],
     /// Name and version of the recipe.
     pub version: &'a str,
-    /// Paths that a package's own tmpfiles.d makes.
-    pub made_by_packages: &'a BTreeSet<PathBuf>,
+    /// Paths that a package's own tmpfiles.d makes, each with what it makes there.
+    pub made_by_packages: &'a BTreeMap<PathBuf, MadeKind>,
     /// Function that follows the links from the root directory to `/var`.
     pub follow: fn(&str) -> String,
 }
@@ -122,14 +133,7 @@ impl Shipping<'_> {
                 continue;
             }
             let rule = rule_of(matchers, &path);
-            // The package's own line makes it, with what the package wants there. What has content was given it by the
-            // recipe, for which the line would leave an empty file.
-            let has_content = metadata.is_file() && metadata.len() > 0;
-            if rule.is_none()
-                && !metadata.is_dir()
-                && !has_content
-                && self.made_by_packages.contains(&Path::new("/").join(&path.0))
-            {
+            if rule.is_none() && self.is_made_by_packages(&path, entry.path(), &metadata) {
                 continue;
             }
             let mut node = list.node(entry.path(), &metadata).with_context(|| format!("ship {path}"))?;
@@ -145,6 +149,17 @@ impl Shipping<'_> {
             });
         }
         Ok(())
+    }
+
+    /// Whether a package's own line makes this, with what the package wants there. What is of another kind was put
+    /// there in the place of it, and what has content was given it by the recipe: the line would leave an empty file.
+    fn is_made_by_packages(&self, path: &RawPath, here: &Path, metadata: &Metadata) -> bool {
+        match self.made_by_packages.get(&Path::new("/").join(&path.0)) {
+            Some(MadeKind::File) => metadata.is_file() && metadata.len() == 0,
+            Some(MadeKind::Link(target)) => fs::read_link(here).is_ok_and(|own| own == *target),
+            // The list has directories all the same: a service may need one before systemd-tmpfiles has run.
+            Some(MadeKind::Directory) | None => false,
+        }
     }
 
     /// Adds the files of `/etc` whose copies on the machine make way for the image's.

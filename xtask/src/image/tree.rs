@@ -1,7 +1,7 @@
 //! Conversion of a Debian tree to an OSTree tree: everything that the image owns goes below /usr, everything that the
 //! machine owns elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -9,24 +9,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::removal::remove_tree;
-use super::shipped::{self, Shipping};
+use super::shipped::{self, MadeKind, Shipping};
 use super::within::followed;
 use crate::recipe::Recipe;
+use crate::recipe::places::LINKS;
 
 /// Place of the package database, which is part of the image, not of the machine.
 const DPKG: &str = "usr/share/reflash/dpkg";
-
-/// Links in the root directory. /opt belongs to the image, unlike in OSTree's own examples: large frameworks of robots
-/// live there and would otherwise be copied to the data partition, where no update reaches them.
-const LINKS: &[(&str, &str)] = &[
-    ("home", "var/home"),
-    ("root", "var/roothome"),
-    ("srv", "var/srv"),
-    ("mnt", "var/mnt"),
-    ("opt", "usr/opt"),
-    ("media", "run/media"),
-    ("ostree", "sysroot/ostree"),
-];
 
 /// Converts the tree in place. The kernel and the initramfs must be in `usr/lib/modules/VERSION` already.
 ///
@@ -40,7 +29,8 @@ pub fn convert(tree: &Path, recipe: &Recipe) -> Result<()> {
     for name in ["vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old", ".dockerenv"] {
         let _ = fs::remove_file(tree.join(name));
     }
-    rename(&tree.join("etc"), &tree.join("usr/etc"))?;
+    runtime_links(tree)?;
+    join(tree, "etc", "usr/etc")?;
     for (name, target) in LINKS {
         let path = tree.join(name);
         let target_path = tree.join(target);
@@ -49,7 +39,7 @@ pub fn convert(tree: &Path, recipe: &Recipe) -> Result<()> {
             if target.starts_with("run/") {
                 remove_tree(&path)?;
             } else {
-                rename(&path, &target_path)?;
+                join(tree, name, target)?;
             }
         } else if (target.starts_with("var/") || target.starts_with("usr/")) && target_path.symlink_metadata().is_err()
         {
@@ -108,6 +98,41 @@ fn take_the_place_of_a_link(tree: &Path, name: &str, target: &str) -> Result<()>
         eprintln!("  /{name} is a link to {}, where the tree has nothing: it is in /{target} now", found.display());
     }
     fs::remove_file(&path).with_context(|| format!("replace the link {}", path.display()))
+}
+
+/// Makes links of `/var/run` and `/var/lock`, as every system has them: programs put there what must be gone at the
+/// next start, and look for it in `/run`.
+fn runtime_links(tree: &Path) -> Result<()> {
+    for (name, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
+        let path = tree.join(name);
+        if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            eprintln!(
+                "  /{name} was a directory, which no system has: it is the link to {target} again, without content"
+            );
+            remove_tree(&path)?;
+            symlink(target, &path).with_context(|| format!("link {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves a directory of the tree to where an image has it. A tree may have both, as one that was made of an image.
+fn join(tree: &Path, from: &str, to: &str) -> Result<()> {
+    let (from_path, to_path) = (tree.join(from), tree.join(to));
+    let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    if to_path.symlink_metadata().is_err() {
+        return rename(&from_path, &to_path);
+    }
+    ensure!(
+        is_directory(&from_path) && is_directory(&to_path),
+        "the tree has both /{from} and /{to}, which are one in an image; delete one in `commands`"
+    );
+    for entry in fs::read_dir(&from_path).with_context(|| format!("read {}", from_path.display()))? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        join(tree, &format!("{from}/{name}"), &format!("{to}/{name}"))?;
+    }
+    fs::remove_dir(&from_path).with_context(|| format!("delete {}", from_path.display()))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -191,7 +216,7 @@ fn ship_var(tree: &Path, recipe: &Recipe) -> Result<()> {
 
 /// Returns the paths that a package's own tmpfiles.d makes. A name in /etc stands in the place of the same name in
 /// /usr, and a link to /dev/null there switches it off.
-fn known_to_tmpfiles(tree: &Path) -> BTreeSet<PathBuf> {
+fn known_to_tmpfiles(tree: &Path) -> BTreeMap<PathBuf, MadeKind> {
     let mut files = BTreeMap::new();
     for directory in ["usr/etc/tmpfiles.d", "usr/lib/tmpfiles.d"] {
         for entry in fs::read_dir(tree.join(directory)).into_iter().flatten().flatten() {
@@ -202,20 +227,26 @@ fn known_to_tmpfiles(tree: &Path) -> BTreeSet<PathBuf> {
         }
     }
     let texts = files.values().filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
-    texts.flat_map(|text| text.lines().filter_map(made_by).map(PathBuf::from).collect::<Vec<_>>()).collect()
+    texts.flat_map(|text| text.lines().filter_map(made_by).collect::<Vec<_>>()).collect()
 }
 
-/// Returns the path that a line of tmpfiles.d makes; `None` for lines that only change or delete.
-fn made_by(line: &str) -> Option<String> {
+/// Returns the path that a line of tmpfiles.d makes, and what it makes; `None` for lines that only change or delete.
+fn made_by(line: &str) -> Option<(PathBuf, MadeKind)> {
     let mut words = line.split_ascii_whitespace();
-    let kind = words.next()?;
-    let makes = matches!(kind.chars().next()?, 'd' | 'D' | 'f' | 'F' | 'L' | 'q' | 'Q' | 'v' | 'C');
-    makes.then(|| words.next()).flatten().map(|path| path.trim_end_matches('/').to_owned())
+    let (kind, path) = (words.next()?, words.next()?.trim_end_matches('/'));
+    let kind = match kind.chars().next()? {
+        'd' | 'D' | 'q' | 'Q' | 'v' => MadeKind::Directory,
+        'f' | 'F' | 'C' => MadeKind::File,
+        // Mode, user, group and age come before; without a target it is the one of the factory.
+        'L' => MadeKind::Link(words.nth(4).map_or_else(|| format!("/usr/share/factory{path}"), str::to_owned).into()),
+        _ => return None,
+    };
+    Some((path.into(), kind))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{convert, known_to_tmpfiles, made_by, with_link_followed};
+    use super::{LINKS, MadeKind, convert, known_to_tmpfiles, made_by, with_link_followed};
     use crate::recipe::Recipe;
     use reflash::release::shipped::{ShippedEntry, ShippedRule, read_list};
     use std::fs;
@@ -225,8 +256,10 @@ mod tests {
 
     #[test]
     fn lines_that_make_a_path_are_distinguished_from_those_that_change_it() {
-        assert_eq!(made_by("d /var/log 0755 - - -").as_deref(), Some("/var/log"));
-        assert_eq!(made_by("L+ /var/x/ - - - - y").as_deref(), Some("/var/x"));
+        assert_eq!(made_by("d /var/log 0755 - - -"), Some(("/var/log".into(), MadeKind::Directory)));
+        assert_eq!(made_by("L+ /var/x/ - - - - y"), Some(("/var/x".into(), MadeKind::Link("y".into()))));
+        let factory = MadeKind::Link("/usr/share/factory/var/x".into());
+        assert_eq!(made_by("L /var/x"), Some(("/var/x".into(), factory)));
         assert_eq!(made_by("z /var/log/journal 2755 - - -"), None);
         assert_eq!(made_by("# d /x"), None);
     }
@@ -258,7 +291,7 @@ mod tests {
         }
         symlink("/dev/null", at("usr/etc/tmpfiles.d/e.conf")).unwrap();
         let known = known_to_tmpfiles(tree.path());
-        assert_eq!(known.iter().collect::<Vec<_>>(), [Path::new("/var/lib/a"), Path::new("/var/lib/c")]);
+        assert_eq!(known.keys().collect::<Vec<_>>(), [Path::new("/var/lib/a"), Path::new("/var/lib/c")]);
     }
 
     /// A container image that keeps its homes elsewhere, and one made from a system of OSTree.
@@ -274,7 +307,7 @@ mod tests {
         {
             symlink(target, at(link)).unwrap();
         }
-        for (name, target) in super::LINKS {
+        for (name, target) in LINKS {
             super::take_the_place_of_a_link(tree.path(), name, target).unwrap();
         }
         assert!(at("var/home/pilot").is_dir() && at("var/roothome").is_dir() && at("usr/opt/ros").is_dir());
@@ -288,6 +321,37 @@ mod tests {
             assert!(error.contains(target) && error.contains(" too;") == both, "{error}");
             fs::remove_file(at("home")).unwrap();
         }
+    }
+
+    #[test]
+    fn two_places_of_one_directory_are_joined_or_named() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        for directory in ["home/pilot", "var/home/pilot", "var/home/guest"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        fs::write(at("home/pilot/a"), "").unwrap();
+        fs::write(at("var/home/pilot/b"), "").unwrap();
+        super::join(tree.path(), "home", "var/home").unwrap();
+        assert!(
+            !at("home").exists()
+                && ["pilot/a", "pilot/b", "guest"].iter().all(|name| at("var/home").join(name).exists())
+        );
+        fs::create_dir_all(at("home/pilot")).unwrap();
+        fs::write(at("home/pilot/b"), "").unwrap();
+        let error = super::join(tree.path(), "home", "var/home").unwrap_err().to_string();
+        assert!(error.contains("both /home/pilot/b and /var/home/pilot/b"), "{error}");
+    }
+
+    /// <https://www.freedesktop.org/software/systemd/man/latest/file-hierarchy.html>
+    #[test]
+    fn directories_that_every_system_has_as_links_become_links() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir_all(tree.path().join("var/run/app")).unwrap();
+        symlink("/run/lock", tree.path().join("var/lock")).unwrap();
+        super::runtime_links(tree.path()).unwrap();
+        assert_eq!(fs::read_link(tree.path().join("var/run")).unwrap(), Path::new("/run"));
+        assert_eq!(fs::read_link(tree.path().join("var/lock")).unwrap(), Path::new("/run/lock"));
     }
 
     #[test]
@@ -314,6 +378,11 @@ mod tests {
         fs::write(at("usr/share/systemd/tmp.mount"), "unit").unwrap();
         fs::write(at("usr/lib/tmpfiles.d/x.conf"), "d /var/log/known 0755\nf /var/log/wtmp 0664\n").unwrap();
         fs::write(at("var/log/wtmp"), "").unwrap();
+        fs::write(at("usr/lib/tmpfiles.d/y.conf"), "d /var/spool 0755\nL /var/same - - - - a\nL /var/own - - - - a\n")
+            .unwrap();
+        for (target, link) in [("/data/spool", "var/spool"), ("a", "var/same"), ("b", "var/own")] {
+            symlink(target, at(link)).unwrap();
+        }
         fs::write(at("var/lib/a b/state"), "s").unwrap();
         fs::set_permissions(at("var/lib/a b/state"), fs::Permissions::from_mode(0o640)).unwrap();
         fs::write(at("etc/hosts"), "h").unwrap();
@@ -345,6 +414,9 @@ mod tests {
         assert_eq!((rule("var/lib/dpkg"), rule("var/lib/a b/state")), (ShippedRule::Version, ShippedRule::Default));
         assert_eq!(find("var/lib/dpkg").target.unwrap().0, Path::new("../../usr/share/reflash/dpkg"));
         assert!(list.iter().all(|entry| entry.path.0 != Path::new("var/log/wtmp")), "the package makes it");
+        assert!(list.iter().all(|entry| entry.path.0 != Path::new("var/same")), "the package makes it");
+        assert_eq!(find("var/spool").target.unwrap().0, Path::new("/data/spool"));
+        assert_eq!(find("var/own").target.unwrap().0, Path::new("b"));
         assert!(!at("usr/lib/tmpfiles.d/zz-reflash-var.conf").exists());
         assert_eq!(at("tmp").metadata().unwrap().permissions().mode() & 0o7777, 0o1777);
     }

@@ -3,6 +3,7 @@
 //! bootstrap -> files, commands, playbook -> normalisation -> OSTree tree -> commit -> deployment -> ext4. The
 //! bootstrapped tree is kept, since it takes longest, until the package archives change; so is the OSTree repository.
 
+mod access;
 pub mod accounts;
 pub mod archives;
 mod bootstrap;
@@ -15,7 +16,9 @@ mod fragment;
 mod homes;
 #[cfg(test)]
 mod hosts;
+mod identities;
 mod initramfs;
+mod mounts;
 pub mod named;
 mod normal;
 mod oddities;
@@ -32,7 +35,7 @@ mod within;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::accounts::KeptNumbers;
 use self::archives::{PackageRenewal, PackagesDay};
@@ -268,6 +271,8 @@ impl Build<'_> {
         let own = concat!(
             include_str!("image.rs"),
             include_str!("image/accounts.rs"),
+            include_str!("image/access.rs"),
+            include_str!("image/accounts/names.rs"),
             include_str!("image/accounts/numbers.rs"),
             include_str!("image/accounts/owners.rs"),
             include_str!("image/accounts/ranges.rs"),
@@ -292,7 +297,9 @@ impl Build<'_> {
             include_str!("image/fragment.rs"),
             include_str!("fresh.rs"),
             include_str!("image/homes.rs"),
+            include_str!("image/identities.rs"),
             include_str!("image/initramfs.rs"),
+            include_str!("image/mounts.rs"),
             include_str!("image/normal.rs"),
             include_str!("image/oddities.rs"),
             include_str!("image/ostree.rs"),
@@ -300,6 +307,7 @@ impl Build<'_> {
             include_str!("image/sysusers.rs"),
             include_str!("image/tree.rs"),
             include_str!("image/within.rs"),
+            include_str!("recipe/places.rs"),
             include_str!("initramfs.rs"),
             include_str!("initramfs/archive.rs"),
             include_str!("initramfs/modules.rs"),
@@ -338,12 +346,15 @@ impl Build<'_> {
         let made = files::place(recipe, self.directory, &tree)?;
         files::place_own(recipe, self.agent, self.notices, &tree)?;
         files::run(recipe, self.directory, &tree, self.timestamp)?;
+        oddities::free(&tree);
         sysusers::make(&tree, self.timestamp)?;
         homes::settle(recipe, &tree, &made)?;
         let numbers = kept.apply(&tree)?;
         KeptNumbers::record(&tree, &numbers)?;
-        normal::normalise(&tree, &recipe.distribution, self.timestamp)?;
+        normal::normalise(&tree, recipe, self.timestamp)?;
         oddities::refuse(&tree)?;
+        mounts::fault(&within::text(&tree, "etc/fstab")?).map_or(Ok(()), |fault| bail!(fault))?;
+        identities::name_shared(&tree, &recipe.files);
         for unit in named::missing_units(recipe, self.directory, &tree)? {
             eprintln!(
                 "  NO START WILL BE GOOD: boot.health_units names {unit}, and no unit file of the image is called so"

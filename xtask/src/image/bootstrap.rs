@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::access;
 use super::archives::{self, ArchiveRecord, PackageRenewal, PackagesDay, RenewalWish, quoted};
 use super::container::Container;
 use super::removal::{remove_file, remove_tree};
@@ -314,7 +315,9 @@ pub fn unpack(tarball: &Path, tree: &Path) -> Result<()> {
     fresh::make(tree)?;
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
-    step::run("unpack", tar.arg("--file").arg(tarball).arg("--directory").arg(tree))
+    step::run("unpack", tar.arg("--file").arg(tarball).arg("--directory").arg(tree))?;
+    // Before any program runs in it as another user.
+    access::mend(tree)
 }
 
 /// Makes a command whose mounts vanish with it.

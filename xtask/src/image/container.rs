@@ -21,7 +21,8 @@ const NAME: &str = "reflash-build";
 
 /// Script that names the chroot and mounts what it needs. The mounts live in a private namespace that ends with the
 /// last process, so an interrupted build leaves none behind.
-const CHROOT: &str = "set -e; umask 022; name=$1; tree=$2; shift 2
+const CHROOT: &str = "set -e; umask 022; name=$1; tree=$2; limits=$3; shift 3
+for limit in $limits; do prlimit --pid $$ --$limit || echo \"the programs have a limit of this host: $limit\" >&2; done
 hostname \"$name\" || echo \"the programs see the name of this host\" >&2
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
@@ -29,6 +30,27 @@ mount --rbind /dev \"$tree/dev\"
 mount -t tmpfs tmpfs \"$tree/run\"
 mount -t tmpfs tmpfs \"$tree/tmp\"
 exec chroot \"$tree\" \"$@\"";
+
+/// Limits of a process, as systemd gives them to services: a limit of the calling shell must not be one of what runs
+/// here. Name, lower and upper limit; `unlimited` is the word of prlimit, `infinity` that of systemd-nspawn.
+const LIMITS: &[(&str, &str, &str)] = &[
+    ("as", "infinity", "infinity"),
+    ("core", "0", "infinity"),
+    ("cpu", "infinity", "infinity"),
+    ("data", "infinity", "infinity"),
+    ("fsize", "infinity", "infinity"),
+    ("locks", "infinity", "infinity"),
+    ("memlock", "8388608", "8388608"),
+    ("msgqueue", "819200", "819200"),
+    ("nice", "0", "0"),
+    ("nofile", "1024", "524288"),
+    ("nproc", "65536", "65536"),
+    ("rss", "infinity", "infinity"),
+    ("rtprio", "0", "0"),
+    ("rttime", "infinity", "infinity"),
+    ("sigpending", "65536", "65536"),
+    ("stack", "8388608", "infinity"),
+];
 
 impl Container {
     /// Chooses nspawn if it can run `true` in this tree.
@@ -61,12 +83,25 @@ impl Container {
                 let options = "systemd-nspawn --quiet --register=no --keep-unit --settings=no --as-pid2 --console=pipe \
                     --resolv-conf=off --timezone=off --link-journal=no --machine=";
                 let options = format!("{options}{NAME} --directory");
-                options.split_ascii_whitespace().map(OsString::from).chain([tree.into(), "--".into()]).collect()
+                let limit = |(name, lower, upper): &(&str, &str, &str)| {
+                    OsString::from(format!("--rlimit={}={lower}:{upper}", name.to_uppercase()))
+                };
+                let (mut words, directory): (Vec<_>, _) = (Vec::new(), [tree.into(), "--".into()]);
+                words.extend(options.split_ascii_whitespace().map(OsString::from));
+                // The directory follows its option.
+                words.splice(1..1, LIMITS.iter().map(limit));
+                words.extend(directory);
+                words
             }
             Self::Chroot => {
                 let options = "unshare --mount --pid --fork --kill-child --propagation private --uts sh -c";
                 let options = options.split_ascii_whitespace().map(OsString::from);
-                options.chain([CHROOT.into(), "sh".into(), NAME.into(), tree.into()]).collect()
+                let limit = |(name, lower, upper): &(&str, &str, &str)| {
+                    format!("{name}={lower}:{upper}").replace("infinity", "unlimited")
+                };
+                let limits: Vec<String> = LIMITS.iter().map(limit).collect();
+                let own = [CHROOT.into(), "sh".into(), NAME.into(), tree.into(), limits.join(" ").into()];
+                options.chain(own).collect()
             }
         };
         words.extend(["/usr/bin/env", "-i"].map(OsString::from));

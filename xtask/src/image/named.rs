@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use reflash::machine::config::Layer;
 
+use super::mounts;
 use crate::recipe::{FileEntry, Recipe};
 
 /// Path of the agent's configuration in the image.
@@ -42,6 +43,9 @@ pub fn check(recipe: &Recipe, directory: &Path) -> Result<()> {
         let problem = Layer::parse_usable(named, &text)?.problems.into_iter().next();
         problem.map_or(Ok(()), |problem| Err(problem).context(named))
     })?;
+    for file in recipe.files.iter().filter(|file| file.path == Path::new("/etc/fstab")) {
+        mounts::fault(&text(file, directory)?).map_or(Ok(()), |fault| bail!(fault))?;
+    }
     for file in recipe.files.iter().filter(|file| has_people(file)) {
         ensure!(
             !text(file, directory)?.contains("PRIVATE KEY-----"),
@@ -156,6 +160,14 @@ mod tests {
         let settings = settings.replace('\'', "\"");
         let recipe = recipe(&file("/etc/reflash/reflash.toml", &settings));
         assert_eq!(missing_units(&recipe, Path::new("/none"), tree.path()).unwrap(), ["ap.service"]);
+    }
+
+    #[test]
+    fn a_table_with_a_disk_that_a_robot_may_not_have_is_refused_before_the_long_work() {
+        let of = |text: &str| check(&recipe(&file("/etc/fstab", text)), Path::new("/none"));
+        of("/dev/sdb1 /data ext4 nofail\n").unwrap();
+        let error = of("/dev/sdb1 /data ext4 defaults 0 2\n").unwrap_err().to_string();
+        assert!(error.contains("/dev/sdb1 /data ext4 defaults 0 2; give each line the option nofail"), "{error}");
     }
 
     #[test]

@@ -5,54 +5,17 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use walkdir::WalkDir;
 
-use super::removal::remove_file;
-use super::within::{followed, inside};
-use crate::recipe::Distribution;
+use super::removal::{remove_file, remove_tree};
+use super::within::{followed, inside, lines};
+use super::{access, identities};
+use crate::recipe::places::{EMPTIED, REMOVED};
+use crate::recipe::{Distribution, FileEntry, Recipe};
 
-/// Files that are removed: the build needed them or left them behind.
-const REMOVED: &[&str] = &[
-    // These hold the configuration of the bootstrap: the host's proxy, no fsync.
-    "etc/apt/apt.conf.d/99mmdebstrap",
-    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-    // Every machine makes these for itself.
-    "var/lib/dbus/machine-id",
-    "var/lib/systemd/random-seed",
-    "var/lib/systemd/credential.secret",
-    // These are backups of the files beside them, as they were before the last package.
-    "etc/passwd-",
-    "etc/group-",
-    "etc/shadow-",
-    "etc/gshadow-",
-    "etc/subuid-",
-    "etc/subgid-",
-    "var/lib/dpkg/status-old",
-    "var/lib/dpkg/diversions-old",
-    "var/lib/dpkg/statoverride-old",
-    // These lock files are empty, but have the times of the build.
-    "etc/.pwd.lock",
-    "var/lib/dpkg/lock",
-    "var/lib/dpkg/lock-frontend",
-    "var/lib/dpkg/triggers/Lock",
-];
-
-/// Directories that are emptied: caches and logs of the build. Index files of the archive change without any package
-/// changing.
-const EMPTIED: &[&str] = &[
-    "dev",
-    "run",
-    "tmp",
-    "var/tmp",
-    "var/log",
-    "var/cache",
-    "var/backups",
-    "var/lib/apt/lists",
-    "var/lib/dpkg/updates",
-    "proc",
-    "sys",
-];
+/// Directories among the emptied ones whose links stay.
+const LINKS_STAY: &[&str] = &["var/log", "var/cache"];
 
 /// Removes what the bootstrap tool copied from the host. Called before the recipe's own files are placed.
 ///
@@ -65,13 +28,17 @@ pub fn forget_host(tree: &Path) -> Result<()> {
 /// Makes the whole pass, after commands and playbook.
 ///
 /// # Errors
-/// Fails with the path.
-pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Result<()> {
-    for path in REMOVED {
+/// Fails with the path; or with the files of the recipe that the pass would take away.
+pub fn normalise(tree: &Path, recipe: &Recipe, timestamp: u64) -> Result<()> {
+    let is_there = |file: &&FileEntry| inside(tree, &file.path).symlink_metadata().is_ok();
+    // What a command has deleted was meant for it alone.
+    let placed: Vec<&FileEntry> = recipe.files.iter().filter(is_there).collect();
+    access::mend(tree)?;
+    for (path, _) in REMOVED {
         remove_file(&inside(tree, Path::new(path)))?;
     }
-    for path in EMPTIED {
-        empty(&followed(tree, Path::new(path)), path.starts_with("var"))?;
+    for (path, _) in EMPTIED {
+        empty(&followed(tree, Path::new(path)), path.starts_with("var"), LINKS_STAY.contains(path))?;
     }
     // The file is empty, not missing and not "uninitialized": systemd then writes a new ID into the overlay at the
     // first boot and keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
@@ -80,33 +47,35 @@ pub fn normalise(tree: &Path, distribution: &Distribution, timestamp: u64) -> Re
         remove_file(&id)?;
     }
     fs::write(id, "").context("empty etc/machine-id")?;
-    let keys = fs::read_dir(followed(tree, Path::new("etc/ssh"))).into_iter().flatten().flatten();
-    for entry in keys.filter(|entry| entry.file_name().to_string_lossy().starts_with("ssh_host_")) {
-        remove_file(&entry.path())?;
+    identities::remove(tree)?;
+    let shadow = followed(tree, Path::new("etc/shadow"));
+    if let Ok(text) = fs::read(&shadow) {
+        fs::write(&shadow, with_change_date(&text, timestamp / 86_400)).context("write etc/shadow")?;
     }
-    for database in ["etc/shadow", "etc/gshadow"] {
-        let path = followed(tree, Path::new(database));
-        if let Ok(text) = fs::read_to_string(&path)
-            && database == "etc/shadow"
-        {
-            fs::write(&path, with_change_date(&text, timestamp / 86_400))
-                .with_context(|| format!("write {database}"))?;
-        }
-    }
-    exclude(tree, distribution)?;
-    bytecode(tree)
+    exclude(tree, &recipe.distribution)?;
+    bytecode(tree)?;
+    let gone: Vec<String> =
+        placed.iter().filter(|file| !is_there(file)).map(|file| file.path.display().to_string()).collect();
+    ensure!(
+        gone.is_empty(),
+        "no image would have these files of the recipe: {}; a link on the way leads to where an image has nothing, or \
+         distribution.exclude names them",
+        gone.join(", ")
+    );
+    Ok(())
 }
 
-/// Deletes the files below `path`, and the directories too except in /var: packages rely on theirs.
-fn empty(path: &Path, keeps_directories: bool) -> Result<()> {
+/// Deletes the files below `path`, and the directories too except in /var: packages rely on theirs. Links may stay,
+/// where a person says by them that logs or caches lie elsewhere.
+fn empty(path: &Path, keeps_directories: bool, keeps_links: bool) -> Result<()> {
     for entry in fs::read_dir(path).into_iter().flatten() {
         let entry = entry.with_context(|| format!("read {}", path.display()))?;
         let (path, kind) = (entry.path(), entry.file_type()?);
         if kind.is_dir() && keeps_directories {
-            empty(&path, keeps_directories)?;
+            empty(&path, keeps_directories, keeps_links)?;
         } else if kind.is_dir() {
-            fs::remove_dir_all(&path).with_context(|| format!("delete {}", path.display()))?;
-        } else {
+            remove_tree(&path)?;
+        } else if !(kind.is_symlink() && keeps_links) {
             remove_file(&path)?;
         }
     }
@@ -115,16 +84,16 @@ fn empty(path: &Path, keeps_directories: bool) -> Result<()> {
 
 /// Replaces the date of the last password change, which is the day of the build. It must not be 0: every login would
 /// ask for a new password.
-fn with_change_date(shadow: &str, day: u64) -> String {
+fn with_change_date(shadow: &[u8], day: u64) -> Vec<u8> {
     let day = day.max(1).to_string();
-    let mut out = String::with_capacity(shadow.len());
-    for line in shadow.lines() {
-        let mut fields: Vec<&str> = line.split(':').collect();
+    let mut out = Vec::with_capacity(shadow.len());
+    for line in lines(shadow) {
+        let mut fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
         if let Some(changed) = fields.get_mut(2).filter(|changed| !changed.is_empty()) {
-            *changed = &day;
+            *changed = day.as_bytes();
         }
-        out.push_str(&fields.join(":"));
-        out.push('\n');
+        out.extend(fields.join(&b':'));
+        out.push(b'\n');
     }
     out
 }
@@ -229,9 +198,9 @@ mod tests {
 
     #[test]
     fn the_change_date_is_that_of_the_image() {
-        let text = "root:*:19000:0:99999:7:::\nlocked:!::::::\n";
-        assert_eq!(with_change_date(text, 5), "root:*:5:0:99999:7:::\nlocked:!::::::\n");
-        assert!(with_change_date(text, 0).starts_with("root:*:1:"));
+        let text = b"root:*:19000:0:99999:7:::\nlocked:!::::::\n\xfc:x:2:\n";
+        assert_eq!(with_change_date(text, 5), b"root:*:5:0:99999:7:::\nlocked:!::::::\n\xfc:x:5:\n");
+        assert!(with_change_date(text, 0).starts_with(b"root:*:1:"));
     }
 
     #[test]
@@ -263,22 +232,45 @@ mod tests {
         symlink("/here", at("var/log")).unwrap();
         let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\n[ostree]\nbranch='b'\n";
         forget_host(tree.path()).unwrap();
-        normalise(tree.path(), &Recipe::parse(text).unwrap().distribution, 1).unwrap();
+        normalise(tree.path(), &Recipe::parse(text).unwrap(), 1).unwrap();
         assert!(names.iter().all(|name| fs::read(outside(name)).unwrap() == [0; 32]));
         assert!(at("etc/machine-id").symlink_metadata().unwrap().is_file());
         assert!(!at("here/log").exists(), "a link within the tree is followed there");
     }
 
     #[test]
-    fn var_keeps_its_directories() {
+    fn var_keeps_its_directories_and_the_links_by_which_logs_lie_elsewhere() {
         let tree = tempfile::tempdir().unwrap();
         for directory in ["var/log/apt", "run/lock"] {
             fs::create_dir_all(tree.path().join(directory)).unwrap();
             fs::write(tree.path().join(directory).join("x"), "").unwrap();
         }
-        empty(&tree.path().join("var/log"), true).unwrap();
-        empty(&tree.path().join("run"), false).unwrap();
+        for link in ["var/log/journal", "run/link"] {
+            symlink("/var/lib/journal", tree.path().join(link)).unwrap();
+        }
+        empty(&tree.path().join("var/log"), true, true).unwrap();
+        empty(&tree.path().join("run"), false, false).unwrap();
         assert!(tree.path().join("var/log/apt").is_dir() && !tree.path().join("var/log/apt/x").exists());
+        assert!(tree.path().join("var/log/journal").is_symlink() && !tree.path().join("run/link").is_symlink());
         assert!(tree.path().join("run").is_dir() && !tree.path().join("run/lock").exists());
+    }
+
+    /// Of two ways for a file of the recipe not to be in the image only one is meant.
+    #[test]
+    fn a_file_of_the_recipe_does_not_vanish_without_a_word() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        for directory in ["etc", "run/app", "usr/share/doc/app"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        symlink("/run/app", at("etc/app")).unwrap();
+        for path in ["run/app/conf", "usr/share/doc/app/help"] {
+            fs::write(at(path), "").unwrap();
+        }
+        let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\nexclude=['/usr/share/doc/*']\n[ostree]\nbranch='b'\n\
+                    [[files]]\npath='/etc/app/conf'\ntext=''\n[[files]]\npath='/usr/share/doc/app/help'\ntext=''\n\
+                    [[files]]\npath='/root/app.deb'\ntext=''\n";
+        let error = normalise(tree.path(), &Recipe::parse(text).unwrap(), 1).unwrap_err().to_string();
+        assert!(error.contains("/etc/app/conf, /usr/share/doc/app/help;"), "{error}");
     }
 }

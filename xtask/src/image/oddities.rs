@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use walkdir::{DirEntry, WalkDir};
 
+use super::removal;
+
 /// Directories of the tree that do not become part of the commit: the machine's own, which are carried in another way,
 /// and what is emptied or replaced.
 const NOT_COMMITTED: &[&str] =
@@ -16,6 +18,22 @@ const NOT_COMMITTED: &[&str] =
 
 /// Number of paths that the error shows.
 const SHOWN: usize = 20;
+
+/// Takes the flags from files by which nobody can change them, and names these files: an image does not carry the
+/// flags, and nothing that comes after could write or delete such a file.
+pub fn free(tree: &Path) {
+    let freed = removal::free(tree);
+    for path in freed.iter().take(SHOWN) {
+        let path = path.strip_prefix(tree).unwrap_or(path);
+        eprintln!(
+            "  /{} was protected with chattr, which an image does not carry: a robot's /usr is read-only, its /etc is not",
+            path.as_os_str().as_encoded_bytes().escape_ascii()
+        );
+    }
+    if freed.len() > SHOWN {
+        eprintln!("  and {} more paths", freed.len() - SHOWN);
+    }
+}
 
 /// Refuses a tree with names or kinds of files that an image cannot hold.
 ///

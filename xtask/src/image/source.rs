@@ -13,6 +13,7 @@ mod requirements;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,8 @@ pub fn obtain(
         include_str!("source/oci.rs"),
         include_str!("source/packages.rs"),
         include_str!("source/requirements.rs"),
+        include_str!("access.rs"),
+        include_str!("mounts.rs"),
     ];
     let key = key.iter().fold(InputDigest::default(), |key, own| key.with(own));
     let key = key.with(serde_json::to_vec(&recipe.distribution)?).with(&name).with(found).finish();
@@ -190,7 +193,10 @@ impl Job<'_> {
                 loaded.without_acl
             );
         }
-        let mut changed_unix_s = loaded.tree.newest_unix_s();
+        let (mut changed_unix_s, later) = loaded.tree.newest_unix_s(today()?);
+        if let Some(first) = later.first() {
+            eprintln!("  {} files of the source are dated after today, which does not count: {first}", later.len());
+        }
         archive::write(&loaded.tree, &loaded.layers, tarball)?;
         if !packages.is_empty() {
             let added = step::step("install packages in the source", || {
@@ -281,6 +287,15 @@ impl Job<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Returns the time after which nothing can have changed, seconds since 1970: what every tool takes for today, or the
+/// clock.
+fn today() -> Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")),
+        Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
     }
 }
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::super::mounts::without_disks;
 use super::archive;
 use super::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree};
+use crate::recipe::places::{IDENTITIES, Maker};
 
 /// Directories whose content is of a running machine.
 const EMPTIED: &[&str] = &["dev", "proc", "sys", "run", "tmp", "var/tmp", "lost+found"];
@@ -52,6 +54,7 @@ pub fn remove(tree: &mut MergedTree, layers: &mut Vec<PathBuf>, scratch: &Path) 
     for path in REMOVED {
         tree.remove(path.as_bytes());
     }
+    remove_identities(tree);
     let mut added: Vec<(&str, Vec<u8>)> = Vec::new();
     let mut notes = Vec::new();
     if text(tree, layers, "etc/hosts")?.is_none_or(|text| text.trim_ascii().is_empty()) {
@@ -86,6 +89,22 @@ pub fn remove(tree: &mut MergedTree, layers: &mut Vec<PathBuf>, scratch: &Path) 
     Ok(notes)
 }
 
+/// Removes what makes a machine itself before packages are added: dropbear makes its keys from those of openssh. What a
+/// unit makes again stays until then, by which it is known what to make.
+fn remove_identities(tree: &mut MergedTree) {
+    for identity in IDENTITIES.iter().filter(|identity| identity.made_by == Maker::Itself) {
+        let Some((directory, _)) = identity.path.rsplit_once('/') else { continue };
+        let names = tree.find(directory.as_bytes()).and_then(|number| tree.children(number));
+        let paths = names.into_iter().flat_map(BTreeMap::keys).filter_map(|name| {
+            let path = format!("{directory}/{}", str::from_utf8(name).ok()?);
+            identity.is_at(Path::new(&path)).then_some(path)
+        });
+        for path in paths.collect::<Vec<_>>() {
+            tree.remove(path.as_bytes());
+        }
+    }
+}
+
 fn text(tree: &MergedTree, layers: &[PathBuf], path: &str) -> Result<Option<Vec<u8>>> {
     let kind = tree.find(path.as_bytes()).map(|number| &tree.inode(number).kind);
     match kind {
@@ -94,26 +113,9 @@ fn text(tree: &MergedTree, layers: &[PathBuf], path: &str) -> Result<Option<Vec<
     }
 }
 
-/// Leaves out the lines of a table that mount a disk at a place which is the image's own, or swap to one: systemd would
-/// wait for a disk that no robot has, and end in an emergency shell.
-fn without_disks(table: &str) -> (String, Vec<String>) {
-    let is_of_a_disk = |line: &str| {
-        let mut fields = line.split_ascii_whitespace();
-        let (device, place, kind) = (fields.next().unwrap_or_default(), fields.next(), fields.next());
-        let on_disk = ["/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/swap"];
-        let own = ["/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/home", "/etc"];
-        on_disk.iter().any(|prefix| device.trim_matches('"').starts_with(prefix))
-            && (place.is_some_and(|place| own.contains(&place)) || kind == Some("swap"))
-    };
-    let (dropped, kept): (Vec<&str>, Vec<&str>) = table.lines().partition(|line| is_of_a_disk(line));
-    let kept = kept.iter().map(|line| format!("{line}\n")).collect();
-    let dropped = dropped.iter().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    (kept, dropped)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{remove, without_disks};
+    use super::remove;
     use crate::image::source::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree};
     use std::collections::BTreeMap;
 
@@ -139,8 +141,10 @@ mod tests {
             "usr/sbin/policy-rc.d",
             "dev/console",
             "run/.containerenv",
+            "etc/ssh/ssh_host_rsa_key",
+            "etc/nvme/hostid",
         ];
-        let kept = ["usr/sbin/init", "etc/apt/apt.conf.d/own", "etc/hosts"];
+        let kept = ["usr/sbin/init", "etc/ssh/sshd_config", "etc/apt/apt.conf.d/own", "etc/hosts"];
         let (mut tree, mut layers) = tree(directory.path(), &[&gone[..], &kept].concat(), "127.0.0.1 localhost\n");
         assert!(remove(&mut tree, &mut layers, directory.path()).unwrap().is_empty());
         for path in gone {
@@ -163,16 +167,5 @@ mod tests {
             let text = crate::image::source::archive::content(&layers, extent).unwrap();
             assert!(text.starts_with(b"127.0.0.1\tlocalhost\n"));
         }
-    }
-
-    /// Images of clouds, and those of LXD that are made from them, carry such a table.
-    #[test]
-    fn disks_of_another_machine_leave_the_table() {
-        let table = "# a\nLABEL=cloudimg-rootfs\t/\text4\tdefaults\t0 1\nUUID=1 /boot/efi vfat x 0 1\n/dev/sdb1 none swap sw\n\
-                     tmpfs /tmp tmpfs x\nUUID=2 /media/store ext4 nofail\n";
-        let (kept, dropped) = without_disks(table);
-        assert_eq!(kept, "# a\ntmpfs /tmp tmpfs x\nUUID=2 /media/store ext4 nofail\n");
-        assert_eq!(dropped.len(), 3);
-        assert_eq!(dropped[0], "LABEL=cloudimg-rootfs / ext4 defaults 0 1");
     }
 }

@@ -341,9 +341,14 @@ impl MergedTree {
         Some(self)
     }
 
-    /// Returns the time of the last change of any file in the tree, seconds since 1970.
-    pub fn newest_unix_s(&self) -> u64 {
-        self.names().iter().map(|name| self.inodes[name.number].modified_unix_s).max().unwrap_or_default()
+    /// Returns the time of the last change of any file in the tree, seconds since 1970, and the paths with times after
+    /// `today`, which do not count.
+    pub fn newest_unix_s(&self, today: u64) -> (u64, Vec<String>) {
+        let names = self.names();
+        let time = |name: &TreeName| self.inodes[name.number].modified_unix_s;
+        let (later, counted): (Vec<_>, Vec<_>) = names.iter().partition(|name| time(name) > today);
+        let later = later.iter().map(|name| format!("/{}", shown(&name.path))).collect();
+        (counted.into_iter().map(time).max().unwrap_or_default(), later)
     }
 
     /// Returns each name with its inode, in the order of names, directories before what they hold.
@@ -558,6 +563,19 @@ mod tests {
         let tree = merged(&[&["metadata.yaml", "rootfs/", "rootfs/etc/", "rootfs/etc/a"]]).below(b"rootfs").unwrap();
         assert_eq!(listed(&tree), ["etc/", "etc/a:0"]);
         assert!(merged(&[&["rootfs"]]).below(b"rootfs").is_none());
+    }
+
+    /// A build machine with a wrong clock had dated one file.
+    #[test]
+    fn times_that_are_yet_to_come_do_not_count() {
+        let mut tree = MergedTree::default();
+        for (path, time) in [("a", 5), ("b", 4_102_444_800), ("c", 7)] {
+            let Member::New(mut inode) = inode(InodeKind::Fifo) else { panic!("an inode") };
+            inode.modified_unix_s = time;
+            tree.apply(vec![(path.into(), Member::New(inode))]).unwrap();
+        }
+        assert_eq!(tree.newest_unix_s(7), (7, vec!["/b".to_owned()]));
+        assert_eq!(tree.newest_unix_s(6), (5, vec!["/b".to_owned(), "/c".to_owned()]));
     }
 
     #[test]

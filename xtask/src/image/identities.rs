@@ -1,0 +1,205 @@
+//! What makes a machine itself: host keys, certificates, numbers that only one machine should have. Packages make them
+//! while they are installed, so in an image the whole fleet would share them, and each build would have others.
+//!
+//! Known ones are removed, and made at the first boot of each robot where a program of the image does so. What looks
+//! like one beside them is named.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use walkdir::{DirEntry, WalkDir};
+
+use super::files;
+use super::removal::remove_file;
+use super::within::{followed, inside};
+use crate::recipe::FileEntry;
+use crate::recipe::places::{IDENTITIES, MachineIdentity, Maker};
+
+/// Name of the unit that makes them at the first boot.
+const UNIT: &str = "reflash-identities.service";
+/// Beginning of the unit. It comes early, since any service may need what it makes.
+const UNIT_HEAD: &str = "[Unit]
+Description=Create keys and numbers that are this machine's own
+# Packages made them while the image was built. The image has none: every machine makes its own at its first boot and
+# keeps them in the /etc overlay on data.
+DefaultDependencies=no
+Conflicts=shutdown.target
+After=local-fs.target systemd-random-seed.service
+Before=sysinit.target shutdown.target iscsid.service
+
+[Service]
+Type=oneshot
+";
+/// Directories in which nothing is looked for: what packages have there is theirs, and looking takes long.
+const NOT_SEARCHED: [&str; 8] = ["usr", "proc", "sys", "dev", "run", "tmp", "boot", "var/lib/dpkg"];
+/// Longest file that is looked into: keys are shorter, data is longer.
+const LONGEST_BYTES: u64 = 32 * 1024;
+/// Parts of the paths of examples, whose keys open nothing.
+const EXAMPLES: &[&str] = &["test", "tests", "testing", "example", "examples"];
+/// Number of paths that a note shows.
+const SHOWN: usize = 8;
+
+/// Removes what [`IDENTITIES`] lists, with the links to it, and puts in a unit that makes it at the first boot.
+///
+/// # Errors
+/// Fails with the path.
+pub fn remove(tree: &Path) -> Result<()> {
+    let (mut made, mut missing) = (Vec::new(), Vec::new());
+    for identity in IDENTITIES {
+        let found = found(tree, identity);
+        for path in &found {
+            remove_file(path)?;
+            remove_links_to(path)?;
+        }
+        match identity.made_by {
+            Maker::Command(program, line) if !found.is_empty() => {
+                if followed(tree, Path::new(program)).is_file() {
+                    made.push(format!("ExecStart=-/bin/sh -c '[ -e /{} ] || {line}'\n", identity.path));
+                } else {
+                    missing.push(identity.path);
+                }
+            }
+            _ => {}
+        }
+    }
+    if !made.is_empty() {
+        files::linked_unit(tree, UNIT, &(UNIT_HEAD.to_owned() + &made.concat()), "sysinit.target.wants")?;
+        eprintln!("  {} keys and numbers of one machine are made by {UNIT} at the first boot of each", made.len());
+    }
+    for path in missing {
+        eprintln!("  /{path} would be the same on every robot and is left out; nothing in the image makes it again");
+    }
+    Ok(())
+}
+
+fn found(tree: &Path, identity: &MachineIdentity) -> Vec<PathBuf> {
+    let directory = Path::new(identity.path).parent().unwrap_or(Path::new(""));
+    let entries = fs::read_dir(followed(tree, directory)).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()));
+    files.filter(|entry| identity.is_at(&directory.join(entry.file_name()))).map(|entry| entry.path()).collect()
+}
+
+/// Removes links beside a file that lead to it by its name alone, such as those by the hashes of certificates.
+fn remove_links_to(path: &Path) -> Result<()> {
+    let beside = path.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+    let name = path.file_name().map(Path::new);
+    for link in beside.filter(|entry| fs::read_link(entry.path()).ok().as_deref() == name) {
+        remove_file(&link.path())?;
+    }
+    Ok(())
+}
+
+/// Names files that are a secret of one machine by their looks and belong to no package: they are not removed, since
+/// the recipe may mean them. Those that the recipe itself puts in are meant.
+pub fn name_shared(tree: &Path, placed: &[FileEntry]) {
+    let placed: HashSet<PathBuf> = placed.iter().map(|file| inside(tree, &file.path)).collect();
+    let of_packages = of_packages(tree);
+    let not_searched = NOT_SEARCHED.map(|path| tree.join(path));
+    let is_searched = |entry: &DirEntry| !not_searched.iter().any(|path| entry.path() == *path);
+    let entries = WalkDir::new(tree).sort_by_file_name().into_iter().filter_entry(is_searched);
+    let local = WalkDir::new(tree.join("usr/local")).sort_by_file_name().into_iter();
+    let mut found = Vec::new();
+    for entry in entries.chain(local).filter_map(Result::ok).filter(|entry| entry.file_type().is_file()) {
+        let Some(path) = entry.path().strip_prefix(tree).ok().map(|path| Path::new("/").join(path)) else { continue };
+        if !placed.contains(entry.path()) && !of_packages.contains(&path) && is_secret(&entry, &path) {
+            found.push(path.display().to_string());
+        }
+    }
+    if !found.is_empty() {
+        let more = found.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        found.truncate(SHOWN);
+        eprintln!(
+            "  EVERY ROBOT WILL HAVE THE SAME KEY: {}{more}; delete such files in `commands`, or put those that the \
+             fleet shares in by [[files]]",
+            found.join(", ")
+        );
+    }
+}
+
+/// Paths of files that dpkg has installed.
+fn of_packages(tree: &Path) -> HashSet<PathBuf> {
+    let lists = fs::read_dir(followed(tree, Path::new("var/lib/dpkg/info"))).into_iter().flatten().flatten();
+    let lists = lists.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "list"));
+    let texts = lists.filter_map(|path| fs::read_to_string(path).ok());
+    texts.flat_map(|text| text.lines().map(PathBuf::from).collect::<Vec<_>>()).collect()
+}
+
+fn is_secret(entry: &DirEntry, path: &Path) -> bool {
+    if path.iter().any(|name| EXAMPLES.iter().any(|example| name == *example)) {
+        return false;
+    }
+    let name = entry.file_name().to_string_lossy();
+    if name.ends_with("_host_key") || name == "hostid" {
+        return true;
+    }
+    let is_short = entry.metadata().is_ok_and(|metadata| metadata.len() <= LONGEST_BYTES);
+    let mark = b"PRIVATE KEY-----";
+    is_short && fs::read(entry.path()).is_ok_and(|content| content.windows(mark.len()).any(|window| window == mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{UNIT, is_secret, of_packages, remove};
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let tree = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = tree.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        tree
+    }
+
+    /// What the packages ssl-cert, nvme-cli and dropbear made of a build, and the same for every robot.
+    #[test]
+    fn what_packages_make_for_one_machine_goes_and_comes_again_at_the_first_boot() {
+        let gone = [
+            ("etc/nvme/hostid", "1"),
+            ("etc/nvme/hostnqn", "1"),
+            ("etc/ssl/certs/ssl-cert-snakeoil.pem", "1"),
+            ("etc/ssl/private/ssl-cert-snakeoil.key", "1"),
+            ("etc/dropbear/dropbear_rsa_host_key", "1"),
+            ("etc/ssh/ssh_host_rsa_key.pub", "1"),
+        ];
+        let kept = [("usr/sbin/make-ssl-cert", ""), ("etc/ssh/sshd_config", ""), ("etc/ssl/certs/ca.pem", "")];
+        let tree = tree(&[&gone[..], &kept].concat());
+        let at = |path: &str| tree.path().join(path);
+        symlink("ssl-cert-snakeoil.pem", at("etc/ssl/certs/0123abcd")).unwrap();
+        symlink("ca.pem", at("etc/ssl/certs/4567abcd")).unwrap();
+        remove(tree.path()).unwrap();
+        assert!(gone.iter().all(|(path, _)| !at(path).exists()) && kept.iter().all(|(path, _)| at(path).exists()));
+        assert!(!at("etc/ssl/certs/0123abcd").is_symlink() && at("etc/ssl/certs/4567abcd").is_symlink());
+        let unit = fs::read_to_string(at("usr/lib/systemd/system").join(UNIT)).unwrap();
+        let line = "ExecStart=-/bin/sh -c '[ -e /etc/ssl/private/ssl-cert-snakeoil.key ] || make-ssl-cert ";
+        assert!(unit.contains(line) && !unit.contains("dropbearkey"), "{unit}");
+        assert!(at("usr/lib/systemd/system/sysinit.target.wants").join(UNIT).exists());
+    }
+
+    #[test]
+    fn keys_of_no_package_are_known_by_their_looks() {
+        let key = "-----BEGIN PRIVATE KEY-----\n";
+        let tree = tree(&[
+            ("etc/vpn/client.pem", key),
+            ("etc/app/x_host_key", "\0"),
+            ("etc/zfs/hostid", ""),
+            ("etc/app/conf", "key = no"),
+            ("opt/lib/tests/server.pem", key),
+            ("etc/long", &(key.to_owned() + &"x".repeat(40_000))),
+            ("var/lib/dpkg/info/app.list", "/.\n/etc/app\n/etc/app/x_host_key\n"),
+        ]);
+        let secret = |path: &str| {
+            let entry = walkdir::WalkDir::new(tree.path().join(path)).into_iter().next().unwrap().unwrap();
+            is_secret(&entry, &Path::new("/").join(path))
+        };
+        assert!(secret("etc/vpn/client.pem") && secret("etc/app/x_host_key") && secret("etc/zfs/hostid"));
+        assert!(!secret("etc/app/conf") && !secret("opt/lib/tests/server.pem") && !secret("etc/long"));
+        assert!(of_packages(tree.path()).contains(Path::new("/etc/app/x_host_key")));
+    }
+}

@@ -135,12 +135,27 @@ mod tests {
     use super::Container;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
     use std::process::Command;
+
+    /// What `ulimit -f` of a shell allows is no matter of an image.
+    #[test]
+    fn programs_have_limits_of_their_own_in_both_containers() {
+        let words = |container: Container| -> Vec<String> {
+            let words = container.prefix(Path::new("/tree"), 1).into_iter();
+            words.map(|word| word.into_string().unwrap()).collect()
+        };
+        let nspawn = words(Container::Nspawn);
+        assert!(nspawn.contains(&"--rlimit=FSIZE=infinity:infinity".to_owned()), "{nspawn:?}");
+        let tree = nspawn.iter().position(|word| word == "/tree").unwrap();
+        assert_eq!((nspawn[tree - 1].as_str(), nspawn[tree + 1].as_str()), ("--directory", "--"));
+        assert!(words(Container::Chroot).iter().any(|word| word.contains(" fsize=unlimited:unlimited ")));
+    }
 
     /// <https://github.com/LibreELEC/LibreELEC.tv/issues/8549>, <https://github.com/systemd/mkosi/pull/4443>
     #[test]
     #[ignore = "needs root: to mount and to change the root; cargo xtask test --tier root"]
-    fn commands_in_a_chroot_get_neither_the_mask_of_permissions_nor_the_name_of_the_host() {
+    fn commands_in_a_chroot_get_neither_the_mask_and_limits_nor_the_name_of_the_host() {
         let tree = tempfile::tempdir().unwrap();
         let at = |path: &str| tree.path().join(path);
         for directory in ["bin", "usr/bin", "proc", "sys", "dev", "run", "tmp"] {
@@ -149,13 +164,16 @@ mod tests {
         fs::copy("/bin/busybox", at("bin/busybox")).unwrap();
         symlink("/bin/busybox", at("bin/sh")).unwrap();
         symlink("/bin/busybox", at("usr/bin/env")).unwrap();
-        let script = "mkdir /made; echo x > /file; /bin/busybox hostname > /name";
+        let script = "mkdir /made; echo x > /file; /bin/busybox hostname > /name; ulimit -n > /limit";
         let mut command = Command::new("sh");
-        command.args(["-c", "umask 077; exec \"$@\"", "sh"]).args(Container::Chroot.prefix(tree.path(), 1));
+        command
+            .args(["-c", "umask 077; ulimit -n 333; exec \"$@\"", "sh"])
+            .args(Container::Chroot.prefix(tree.path(), 1));
         let output = command.args(["/bin/sh", "-ec", &script.replace("mkdir", "busybox mkdir")]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mode = |path: &str| at(path).metadata().unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode("made"), mode("file")), (0o755, 0o644));
         assert_eq!(fs::read_to_string(at("name")).unwrap(), "reflash-build\n");
+        assert_eq!(fs::read_to_string(at("limit")).unwrap(), "1024\n");
     }
 }

@@ -172,7 +172,9 @@ fn follow_links(tree: &Path) -> Result<()> {
     let files = fs::read_dir(tree.join("usr/lib/tmpfiles.d")).into_iter().flatten().flatten();
     // A link may lead out of the tree.
     for path in files.map(|entry| entry.path()).filter(|path| path.is_file() && !path.is_symlink()) {
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        // A comment may be in Latin 1.
+        let text = String::from_utf8_lossy(&content);
         let moved: String = text.lines().map(|line| with_link_followed(line) + "\n").collect();
         if moved != text {
             fs::write(&path, moved).with_context(|| format!("write {}", path.display()))?;
@@ -226,7 +228,8 @@ fn known_to_tmpfiles(tree: &Path) -> BTreeMap<PathBuf, MadeKind> {
             }
         }
     }
-    let texts = files.values().filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
+    let texts = files.values().filter(|path| path.is_file()).filter_map(|path| fs::read(path).ok());
+    let texts = texts.map(|content| String::from_utf8_lossy(&content).into_owned());
     texts.flat_map(|text| text.lines().filter_map(made_by).collect::<Vec<_>>()).collect()
 }
 
@@ -271,6 +274,17 @@ mod tests {
         for other in ["d /homes 0755", "# d /home", "", "d /run/x - - - - /home"] {
             assert_eq!(with_link_followed(other), other);
         }
+    }
+
+    #[test]
+    fn a_comment_in_another_encoding_is_no_obstacle() {
+        let tree = tempfile::tempdir().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        fs::create_dir_all(at("usr/lib/tmpfiles.d")).unwrap();
+        fs::write(at("usr/lib/tmpfiles.d/x.conf"), b"# M\xfcller\nd /home/x\n").unwrap();
+        super::follow_links(tree.path()).unwrap();
+        assert!(fs::read(at("usr/lib/tmpfiles.d/x.conf")).unwrap().ends_with(b"\nd /var/home/x\n"));
+        assert_eq!(known_to_tmpfiles(tree.path()).keys().collect::<Vec<_>>(), [Path::new("/var/home/x")]);
     }
 
     #[test]

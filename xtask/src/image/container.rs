@@ -22,7 +22,11 @@ const NAME: &str = "reflash-build";
 /// Script that names the chroot and mounts what it needs. The mounts live in a private namespace that ends with the
 /// last process, so an interrupted build leaves none behind.
 const CHROOT: &str = "set -e; umask 022; name=$1; tree=$2; limits=$3; shift 3
-for limit in $limits; do prlimit --pid $$ --$limit || echo \"the programs have a limit of this host: $limit\" >&2; done
+for limit in $limits; do
+    # Without the privilege to raise an upper limit the lower one is set below it.
+    prlimit --pid $$ --$limit 2>/dev/null || prlimit --pid $$ --${limit%:*}: 2>/dev/null ||
+        echo \"the programs have a limit of this host: $limit\" >&2
+done
 hostname \"$name\" || echo \"the programs see the name of this host\" >&2
 mount -t proc proc \"$tree/proc\"
 mount -t sysfs -o ro sysfs \"$tree/sys\" || mount --rbind /sys \"$tree/sys\"
@@ -167,7 +171,7 @@ mod tests {
         let script = "mkdir /made; echo x > /file; /bin/busybox hostname > /name; ulimit -n > /limit";
         let mut command = Command::new("sh");
         command
-            .args(["-c", "umask 077; ulimit -n 333; exec \"$@\"", "sh"])
+            .args(["-c", "umask 077; ulimit -Sn 333; exec \"$@\"", "sh"])
             .args(Container::Chroot.prefix(tree.path(), 1));
         let output = command.args(["/bin/sh", "-ec", &script.replace("mkdir", "busybox mkdir")]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

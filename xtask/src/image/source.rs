@@ -195,7 +195,10 @@ impl Job<'_> {
         }
         let (mut changed_unix_s, later) = loaded.tree.newest_unix_s(today()?);
         if let Some(first) = later.first() {
-            eprintln!("  {} files of the source are dated after today, which does not count: {first}", later.len());
+            eprintln!(
+                "  dated after today, which does not count: {} of the source's files, first {first}",
+                later.len()
+            );
         }
         archive::write(&loaded.tree, &loaded.layers, tarball)?;
         if !packages.is_empty() {

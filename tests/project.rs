@@ -110,7 +110,7 @@ fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
     let here = &project.root();
     succeeds(here, &["release", "--version", "1"]);
     succeeds(here, &["release", "--version", "2", "--for-rollout"]);
-    succeeds(here, &["rollout", "start", "2", "--share", "100"]);
+    succeeds(here, &["rollout", "start", "2", "--share", "100", "--allow-no-recovery"]);
     let text = succeeds(here, &["release", "--version", "2", "--serial", "3", "--for-rollout"]);
     assert!(text.contains("version 2 was released before, as serial 2"), "{text}");
     std::fs::remove_file(here.join("dist/release/stable/history/3.json")).unwrap();

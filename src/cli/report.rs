@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::answer::{Exit, Failure, print};
-use super::context::{config, safe_start, this_machine};
+use super::context::{config, keys, safe_start, this_machine};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::fetch::{self, FetchOptions};
@@ -11,6 +11,7 @@ use crate::jobs::health::HealthRecord;
 use crate::record::blackbox::BlackBox;
 use crate::record::report::{self, Pending};
 use crate::record::start::StartRecord;
+use crate::release::digest::Digest;
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
@@ -21,6 +22,12 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mut this_boot = StartRecord::of_this_boot().or_else(|| safe_start().map(StartRecord::of_safe_start));
     if let (Some(boot), Some(health)) = (&mut this_boot, HealthRecord::of_this_boot()) {
         boot.not_good = health.in_the_way().map(ToString::to_string).collect();
+    }
+    let record = keys(options, Some(&mounted)).ok().and_then(|keys| mounted.state.record(&keys));
+    if let (Some(boot), Some(record)) = (&mut this_boot, &record) {
+        // A robot with two systems may have got its release without a recovery, which would name it.
+        boot.serial = Some(record.manifest().serial);
+        boot.manifest = Some(Digest::of(record.release().signed.bytes()).to_string());
     }
     if let Some(boot) = this_boot.filter(|boot| !boot.is_whole()) {
         let fetch_options = FetchOptions::with_clock_as_it_is(&config.network);

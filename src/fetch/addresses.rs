@@ -75,10 +75,7 @@ impl State {
         self.hosts.insert(host, (addresses.to_vec(), now));
     }
 
-    fn order(&mut self, host: String, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
-        if self.hosts.get(&host).is_none_or(|(known, _)| *known != addresses) {
-            self.learn(host, &addresses, now);
-        }
+    fn order(&self, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
         // Stable: of those without a failure, the order of the lookup is kept; the oldest failure comes next.
         order::by_key(&mut addresses, |address| self.failure(address, now));
         addresses
@@ -93,8 +90,8 @@ impl State {
 
 impl AddressMemory {
     /// The addresses of a host in the order in which to try them.
-    pub(super) fn order(&self, uri: &Uri, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-        lock(&self.state).order(host(uri), addresses, Instant::now())
+    pub(super) fn order(&self, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        lock(&self.state).order(addresses, Instant::now())
     }
 
     /// Notes an address that did not take a connection in time.
@@ -261,10 +258,11 @@ mod tests {
     fn addresses_that_failed_come_last_for_a_while() {
         let (mut state, start) = (State::default(), Instant::now());
         let all: Vec<SocketAddr> = (1..5).map(address).collect();
+        state.learn("h:80".into(), &all, start);
         let mut order = |failed: Option<u16>, second: u64| {
             let now = start + Duration::from_secs(second);
             failed.into_iter().for_each(|port| state.fail(address(port), now));
-            let order = state.order("h:80".into(), all.clone(), now);
+            let order = state.order(all.clone(), now);
             (order.iter().map(SocketAddr::port).collect::<Vec<_>>(), state.has_other(&address(4), now))
         };
         assert_eq!(order(None, 0), (vec![1, 2, 3, 4], true));
@@ -281,7 +279,8 @@ mod tests {
         let (addresses, uri) = (Arc::new(AddressMemory::default()), "http://h.example/".parse().unwrap());
         let all = vec![address(80), address(81)];
         assert!(addresses.known(&uri).is_empty());
-        assert_eq!(addresses.order(&uri, all.clone()), all);
+        addresses.learn(&uri, &all);
+        assert_eq!(addresses.order(all.clone()), all);
         let mut trial = AddressTrial::new(&addresses, all[0], false, 0);
         trial.asked();
         trial.answered(10);
@@ -289,7 +288,7 @@ mod tests {
         assert!(trial.may_be_kept() && addresses.has_other());
         assert!(addresses.served_badly(), "the other one may know better");
         assert!(!trial.may_be_kept() && !addresses.have_failed(&all));
-        assert_eq!(addresses.order(&uri, all.clone()), [all[1], all[0]]);
+        assert_eq!(addresses.order(all.clone()), [all[1], all[0]]);
         // The other one is no better: there is nothing to leave the first one for.
         let mut other = AddressTrial::new(&addresses, all[1], false, 0);
         other.asked();

@@ -105,11 +105,7 @@ impl Resolver for NamingResolver {
         };
         let mut resolved = self.empty();
         // Those that failed of late come last, and what is beyond ureq's room is left out.
-        self.addresses
-            .order(uri, addresses)
-            .into_iter()
-            .take(MOST_ADDRESSES)
-            .for_each(|address| resolved.push(address));
+        self.addresses.order(addresses).into_iter().take(MOST_ADDRESSES).for_each(|address| resolved.push(address));
         Ok(resolved)
     }
 }

@@ -35,10 +35,11 @@ impl<In: Transport> Connector<In> for RacingConnector {
         if let Some(transport) = chained {
             return Ok(Some(Either::A(transport)));
         }
-        let addresses = self.addresses.order(details.uri, details.addrs.iter().copied().collect());
+        // The resolver has put them in order.
+        let addresses = &details.addrs[..];
         let timeout = details.timeout.not_zero().map_or(Duration::MAX, |timeout| *timeout);
         let (narrowness, segments) = self.addresses.segments();
-        let (address, stream) = first_of(&addresses, segments, timeout).map_err(|error| {
+        let (address, stream) = first_of(addresses, segments, timeout).map_err(|error| {
             // The name may have others by now, or at another name server.
             addresses.iter().for_each(|address| self.addresses.not_reached(*address));
             match error.kind() {

@@ -14,13 +14,13 @@
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `systems`, `decide`, `worth`, `request`, `this_boot`, `direct`, `bios`, `efi` |
 //! | services | [`disk`] | the disks of this machine, their partition tables and partition roles | `table`, `gpt_copies`, `gpt_growth`, `mbr_growth`, `lost_mbr`, `fat`, `filesystem`, `roles`, `second_system`, `identity` |
 //! | services | [`fetch`] | release sources: HTTP mirrors and directories, with retry and resume | `backoff` |
-//! | services | [`net`] | network cards, addresses, DHCP, IPv6, names | `choice`, `target`, `dhcp::client`, `dhcp::domains`, `ipv6::client`, `ipv6::message` |
+//! | services | [`net`] | network cards, addresses, DHCP, IPv6, names | `choice`, `target`, `arp`, `card::lines`, `dhcp::client`, `dhcp::domains`, `ipv6::client`, `ipv6::message` |
 //! | facts | [`machine`] | what this machine is: configuration, identity, host name, drivers | `config`, `hostname`, `placeholder`, `clock`, `media`, `drivers::glob`, `drivers::tables` |
 //! | facts | [`release`] | the published format | all |
 //! | system calls | [`sys`] | the only home of `nix`, `rustix` and `unsafe` | |
 //!
-//! [`mod@chain`], which formats an error and its causes on one line, and [`order`], which sorts short lists, stand
-//! below all of them.
+//! [`mod@chain`], which formats an error and its causes on one line, [`mac`], which reads and writes hardware
+//! addresses, and [`order`], which sorts short lists, stand below all of them.
 //! `docs/architecture.md` is the page to read first.
 
 pub mod boot;
@@ -30,6 +30,7 @@ pub mod disk;
 pub mod fetch;
 pub mod flash;
 pub mod jobs;
+pub mod mac;
 pub mod machine;
 pub mod net;
 pub mod order;

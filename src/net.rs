@@ -8,6 +8,7 @@
 //! | `supervisor` | the one thread that looks at links and news, and has everything changed |
 //! | `cables`, `settings` | which links are used, with which settings, and their way to a carrier |
 //! | `card`, `lease`, [`dhcp`], `ipv6` | one card: the threads that ask for its addresses, and what they got |
+//! | `conflict`, `arp` | whether another machine has an address already |
 //! | `choice` | which card the default route leads through |
 //! | `target`, `reach` | what a card has to reach, and whether it does |
 //! | `routing`, `applied` | the addresses, routes and rules that follow, and the changes to the kernel's |
@@ -15,9 +16,11 @@
 //! | `console` | what is reported, however often something changes |
 
 mod applied;
+mod arp;
 mod cables;
 mod card;
 mod choice;
+mod conflict;
 mod console;
 pub mod dhcp;
 mod error;

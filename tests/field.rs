@@ -3,6 +3,7 @@
 
 mod boot_chain;
 mod cards;
+mod conflicts;
 mod data;
 mod dhcp;
 mod disks;

@@ -8,6 +8,7 @@ use super::choice::CardKey;
 use super::console::{Console, Topic};
 use super::settings::settings_for;
 use crate::chain::chain;
+use crate::mac;
 use crate::machine::config::{InterfaceSelector, InterfaceSettings};
 use crate::machine::drivers::Loader;
 use crate::sys::net::link::{Link, links, switch_on_ipv6};
@@ -133,7 +134,7 @@ fn no_link(settings: &[InterfaceSettings], wanted: &[WantedLink]) -> String {
 fn shown(selector: &InterfaceSelector) -> String {
     match selector {
         InterfaceSelector::Name(name) => name.clone(),
-        InterfaceSelector::Mac(mac) => mac.map(|byte| format!("{byte:02x}")).join(":"),
+        InterfaceSelector::Mac(mac) => mac::text(*mac),
     }
 }
 

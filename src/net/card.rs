@@ -1,13 +1,15 @@
 //! One card with a cable: the threads that ask for its addresses, and what they got.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+mod lines;
+
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::choice::{Candidate, CardKey};
+use super::conflict;
 use super::console::{Console, Topic};
 use super::dhcp::Lease;
 use super::error::NetError;
@@ -17,10 +19,12 @@ use super::reach::ReachTrial;
 use super::routing::LinkFacts;
 use super::settings::Up;
 use crate::chain::chain;
+use crate::mac;
 use crate::machine::config::InterfaceSettings;
 use crate::sys::net::items::Route;
 use crate::sys::net::link::{Ipv6OnLink, Link, keep_addresses_apart, switch_on_ipv6};
 use crate::sys::thread::background;
+use lines::{AddressFacts, Said};
 
 /// Time that an IPv6 address alone waits for the IPv4 address of the same card.
 const LEASE_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,6 +72,8 @@ pub(super) struct Card {
     pub(super) lease: Option<Lease>,
     ipv6: Ipv6Network,
     usable_ipv6: Vec<Ipv6OnLink>,
+    /// IPv6 addresses that another machine on the link has too.
+    taken_ipv6: Vec<Ipv6Addr>,
     pub(super) trial: Option<ReachTrial>,
     /// Number of what the card was given: it grows when that changes.
     pub(super) given: u64,
@@ -78,14 +84,6 @@ pub(super) struct Card {
     pub(super) lost: Option<Instant>,
     switches: Arc<Switches>,
     said: Said,
-}
-
-/// Lines that were reported last.
-#[derive(Debug, Default)]
-struct Said {
-    ipv4: String,
-    ipv6: String,
-    usage: String,
 }
 
 impl Drop for Card {
@@ -113,6 +111,7 @@ impl Card {
             lease: None,
             ipv6: Ipv6Network::default(),
             usable_ipv6: Vec::new(),
+            taken_ipv6: Vec::new(),
             trial: None,
             given: 0,
             turn: 0,
@@ -125,6 +124,8 @@ impl Card {
         let by_dhcp = this.settings.addresses.is_empty();
         if by_dhcp {
             this.keep_lease(news.clone(), Arc::clone(console))?;
+        } else {
+            this.look_for_other_holders(Arc::clone(console))?;
         }
         if switch_on_ipv6(&this.link.name, this.makes_ipv6_addresses()) {
             this.keep_ipv6(by_dhcp, news.clone(), Arc::clone(console))?;
@@ -159,6 +160,25 @@ impl Card {
             };
             if let Err(error) = lease::keep(&link, &keeper) {
                 report(NewsKind::Ended(chain(&error)));
+            }
+        })
+        .map_err(NetError::Thread)
+    }
+
+    /// Says so if another machine has an IPv4 address of the configuration. It is used in any case: nobody else knows a
+    /// better one. The kernel looks for other holders of IPv6 addresses by itself.
+    fn look_for_other_holders(&self, console: Arc<Console>) -> Result<(), NetError> {
+        let (link, addresses) = (self.link.clone(), self.settings.addresses.clone());
+        background(&format!("arp {}", self.link.name), move || {
+            for one in addresses {
+                let IpAddr::V4(address) = one.address else { continue };
+                let Some(holder) = conflict::holder(&link, address).ok().flatten() else { continue };
+                let (name, mac) = (&link.name, mac::text(holder));
+                let text = format!(
+                    "{name}: another machine ({mac}) has the configured address {address} too; packets of both get \
+                     lost until one of them has another"
+                );
+                console.say(name, Topic::Trouble, text);
             }
         })
         .map_err(NetError::Thread)
@@ -211,9 +231,11 @@ impl Card {
         self.ipv6 = network;
     }
 
-    /// Takes those of the usable IPv6 addresses of this machine that are on this link.
-    pub(super) fn take_usable_ipv6(&mut self, all: &[Ipv6OnLink]) {
-        self.usable_ipv6 = all.iter().copied().filter(|one| one.index == self.link.index).collect();
+    /// Takes those of the IPv6 addresses of this machine that are on this link.
+    pub(super) fn take_ipv6_addresses(&mut self, all: &[Ipv6OnLink]) {
+        let here = all.iter().filter(|one| one.index == self.link.index);
+        self.taken_ipv6 = here.clone().filter(|one| one.taken).map(|one| one.address).collect();
+        self.usable_ipv6 = here.filter(|one| !one.taken).copied().collect();
     }
 
     /// Addresses to set.
@@ -323,78 +345,22 @@ impl Card {
 
     /// Lines about addresses, if they have changed.
     pub(super) fn news_of_addresses(&mut self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let four = self.ipv4_line().unwrap_or_default();
-        if four != self.said.ipv4 {
-            // Servers count the time down: another time alone is no news.
-            let time = self.lease.as_ref().and_then(|lease| lease.duration).filter(|_| !four.is_empty());
-            lines.push(time.map_or_else(|| four.clone(), |time| format!("{four}, leased for {} s", time.as_secs())));
-            self.said.ipv4 = four;
-        }
-        let six = self.ipv6_line().unwrap_or_default();
-        if six != self.said.ipv6 {
-            lines.push(six.clone());
-            self.said.ipv6 = six;
-        }
-        lines.retain(|line| !line.is_empty());
-        lines
+        let facts = AddressFacts {
+            name: &self.link.name,
+            addresses: self.addresses(),
+            usable_ipv6: self.usable_ipv6.iter().map(|one| (one.address, one.prefix_len)).collect(),
+            taken_ipv6: &self.taken_ipv6,
+            gateway: self.gateway(true),
+            ipv6_router: self.gateway(false),
+            name_servers: self.servers(),
+            mtu: self.lease.as_ref().and_then(|lease| lease.mtu),
+            duration: self.lease.as_ref().and_then(|lease| lease.duration),
+        };
+        self.said.news_of_addresses(&facts)
     }
 
     /// Line about the use of the card, if it has changed.
     pub(super) fn news_of_use(&mut self, line: String) -> Option<String> {
-        if line == self.said.usage {
-            return None;
-        }
-        self.said.usage.clone_from(&line);
-        Some(line)
+        self.said.news_of_use(line)
     }
-
-    fn ipv4_line(&self) -> Option<String> {
-        let addresses: Vec<String> = self
-            .addresses()
-            .iter()
-            .filter(|(address, _)| address.is_ipv4())
-            .map(|(address, prefix_len)| format!("{address}/{prefix_len}"))
-            .collect();
-        if addresses.is_empty() {
-            return None;
-        }
-        let mut text = format!("{}: address {}", self.link.name, addresses.join(" "));
-        match self.gateway(true) {
-            Some(gateway) => _ = write!(text, ", gateway {gateway}"),
-            None => text.push_str(", no gateway"),
-        }
-        let dns = self.servers();
-        if dns.is_empty() {
-            text.push_str(", no name server (URLs must have numeric addresses)");
-        } else {
-            _ = write!(text, ", name servers {}", joined(&dns));
-        }
-        if let Some(mtu) = self.lease.as_ref().and_then(|lease| lease.mtu) {
-            _ = write!(text, ", MTU {mtu}");
-        }
-        Some(text)
-    }
-
-    fn ipv6_line(&self) -> Option<String> {
-        if self.usable_ipv6.is_empty() {
-            return None;
-        }
-        let addresses: Vec<String> =
-            self.usable_ipv6.iter().map(|one| format!("{}/{}", one.address, one.prefix_len)).collect();
-        let mut text = format!("{}: IPv6 address {}", self.link.name, addresses.join(" "));
-        match self.gateway(false) {
-            Some(router) => _ = write!(text, ", router {router}"),
-            None => text.push_str(", no router"),
-        }
-        let dns: Vec<IpAddr> = self.servers().into_iter().filter(IpAddr::is_ipv6).collect();
-        if !dns.is_empty() {
-            _ = write!(text, ", name servers {}", joined(&dns));
-        }
-        Some(text)
-    }
-}
-
-fn joined(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }

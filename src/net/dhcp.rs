@@ -18,6 +18,7 @@ use crate::sys::net::packet::{MAX_FRAME_BYTES, PacketSocket};
 use client::{ClientStep, DhcpClient};
 pub(super) use domains::search as search_domains;
 pub use message::Lease;
+use message::{Ask, Sender};
 
 /// Failure to get a lease.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,7 @@ pub fn obtain(
 ) -> Result<Lease, DhcpError> {
     let failed = |source| DhcpError::Link { interface: link.name.clone(), source };
     let began = Instant::now();
-    let socket = PacketSocket::open(link.index).map_err(failed)?;
+    let socket = PacketSocket::for_dhcp(link.index).map_err(failed)?;
     let mut client = DhcpClient::new(link.mac, random(), held, passed_over);
     let mut frame = [0; MAX_FRAME_BYTES];
     loop {
@@ -86,6 +87,17 @@ pub fn obtain(
             on_event(&format!("{}: {report}", link.name));
         }
     }
+}
+
+/// Tells the server of `lease` that another machine has the address: it is to grant another one. There is no answer.
+///
+/// # Errors
+/// The link is gone or switched off.
+pub(super) fn decline(link: &Link, lease: &Lease) -> io::Result<()> {
+    // The number of the exchange is of no use to a server, which goes by the address.
+    let sender = Sender { mac: link.mac, transaction: (random() & 0xffff_ffff) as u32, elapsed_s: 0 };
+    let ask = Ask::Decline { address: lease.address, server: lease.server };
+    PacketSocket::for_dhcp(link.index)?.send(&message::frame(sender, ask))
 }
 
 /// A number that differs between machines and boots; the hasher is seeded by the kernel.

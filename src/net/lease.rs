@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use super::conflict;
 use super::dhcp::{self, DhcpError, Lease};
+use crate::mac;
 use crate::sys::net::link::Link;
 
 /// Interval at which the condition to stop is checked while nothing is due.
@@ -24,6 +26,11 @@ const OTHER: Duration = Duration::from_secs(20);
 const NEW: Duration = Duration::from_secs(10);
 /// DHCP servers that are known to have been tried; one that is hostile may have any number of addresses.
 const MOST_TRIED: usize = 8;
+
+/// Times in a row that an address is declined because another machine has it, each of which costs the server an address
+/// for a while, and the pause after each, so that no more than one question a second is asked.
+const MOST_DECLINED: usize = 5;
+const DECLINED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the keeper of a lease asks and reports while it runs.
 pub(super) struct Keeper<'a> {
@@ -48,7 +55,7 @@ pub(super) struct Keeper<'a> {
 /// The link is gone or switched off.
 pub(super) fn keep(link: &Link, keeper: &Keeper<'_>) -> Result<(), DhcpError> {
     let mut tried = Vec::new();
-    let mut lease = match dhcp::obtain(link, None, &[], keeper.stop, keeper.on_event) {
+    let mut lease = match obtain_free(link, None, &[], keeper.stop, keeper.on_event) {
         Err(DhcpError::Stopped { .. }) => return Ok(()),
         result => result?,
     };
@@ -82,7 +89,16 @@ fn renew(
             renew_at = Some((acquired + CABLE_PAUSE).max(Instant::now()));
         }
         if (keeper.wants_other)() {
-            if let Some(other) = other(link, held, tried, keeper)? {
+            // Where the address belongs to another machine by now, the same server has a better one.
+            if let Some(holder) = conflict::holder(link, held.address).ok().flatten() {
+                refuse(link, held, holder, keeper.on_event)?;
+                let until = Instant::now() + RENEWAL;
+                let stop = || (keeper.stop)() || Instant::now() >= until;
+                match obtain_free(link, None, &[], &stop, keeper.on_event) {
+                    Err(DhcpError::Stopped { .. }) => {}
+                    result => return result.map(Some),
+                }
+            } else if let Some(other) = other(link, held, tried, keeper)? {
                 return Ok(Some(other));
             }
             // The only server may give something else by now.
@@ -93,7 +109,7 @@ fn renew(
         }
         let until = Instant::now() + RENEWAL;
         let stop = || (keeper.stop)() || Instant::now() >= until;
-        match dhcp::obtain(link, Some(held), &[], &stop, &|_| {}) {
+        match obtain_free(link, Some(held), &[], &stop, &|_| {}) {
             Ok(renewed) => return Ok(Some(renewed)),
             Err(DhcpError::Stopped { .. }) => {
                 let left = held.duration.map(|duration| duration.saturating_sub(acquired.elapsed()));
@@ -128,11 +144,61 @@ fn other(
         tried.iter().map(|server| (*server, if *server == held.server { OTHER } else { NEW })).collect();
     let until = Instant::now() + OTHER;
     let stop = || (keeper.stop)() || Instant::now() >= until;
-    match dhcp::obtain(link, None, &passed_over, &stop, &|_| {}) {
+    match obtain_free(link, None, &passed_over, &stop, &|_| {}) {
         Ok(lease) => Ok(Some(lease)),
         Err(DhcpError::Stopped { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Obtains a lease as [`dhcp::obtain`] does, of an address that no other machine has: one that is in use is declined,
+/// and another asked for. An address that is held already is not asked about.
+///
+/// A server may grant the same one again and mean it, and some machines claim every address: at last the address is
+/// used all the same, since without one nothing works.
+fn obtain_free(
+    link: &Link,
+    held: Option<&Lease>,
+    passed_over: &[(Ipv4Addr, Duration)],
+    stop: &dyn Fn() -> bool,
+    on_event: &dyn Fn(&str),
+) -> Result<Lease, DhcpError> {
+    let mut lease = dhcp::obtain(link, held, passed_over, stop, on_event)?;
+    let mut declined = 0;
+    while held.is_none_or(|held| held.address != lease.address) {
+        // Without the answer the address is as good as it was.
+        let Some(holder) = conflict::holder(link, lease.address).ok().flatten() else { break };
+        if declined >= MOST_DECLINED {
+            let (name, address, mac) = (&link.name, lease.address, mac::text(holder));
+            on_event(&format!(
+                "{name}: {address} is used although another machine ({mac}) has it: the server gives no other"
+            ));
+            break;
+        }
+        // One line is enough: the next address may be in use as well.
+        refuse(link, &lease, holder, &|line| {
+            if declined == 0 {
+                on_event(line)
+            }
+        })?;
+        declined += 1;
+        std::thread::sleep(DECLINED_PAUSE);
+        lease = dhcp::obtain(link, None, passed_over, stop, on_event)?;
+    }
+    Ok(lease)
+}
+
+/// Tells the server of a lease that another machine has its address.
+///
+/// RFC 2131 (3.1) wants ten seconds until the next question, so that a client and a server that do not agree load no
+/// network for ever. Here the number of rounds is limited instead: a robot should not lie still for half a minute.
+fn refuse(link: &Link, lease: &Lease, holder: [u8; 6], on_event: &dyn Fn(&str)) -> Result<(), DhcpError> {
+    let (name, address, server, mac) = (&link.name, lease.address, lease.server, mac::text(holder));
+    on_event(&format!(
+        "{name}: the DHCP server {server} grants {address}, which another machine ({mac}) has; asking for another \
+         address"
+    ));
+    dhcp::decline(link, lease).map_err(|source| DhcpError::Link { interface: name.clone(), source })
 }
 
 /// By its specification, DHCP requires a client to stop using the address when the lease ends. A machine in recovery is

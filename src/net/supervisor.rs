@@ -207,8 +207,8 @@ impl Supervisor {
                 self.start(wanted)?;
             }
         }
-        let usable = ipv6_addresses();
-        self.cards.values_mut().for_each(|card| card.take_usable_ipv6(&usable));
+        let of_ipv6 = ipv6_addresses();
+        self.cards.values_mut().for_each(|card| card.take_ipv6_addresses(&of_ipv6));
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::error::ConfigError;
 use super::keys::{Shape, ValueKind, refused};
 use super::kinds::ANY;
+use crate::mac;
 
 /// Name of one interface, of either kind that the configuration takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,20 +47,11 @@ impl ValueKind for Interface {
     }
 
     fn check(_key: &'static str, written: String) -> Result<InterfaceSelector, ConfigError> {
-        Ok(match parse_mac(&written) {
+        Ok(match mac::parse(&written) {
             Some(mac) => InterfaceSelector::Mac(mac),
             None => InterfaceSelector::Name(written),
         })
     }
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
-    }
-    parts.next().is_none().then_some(mac)
 }
 
 /// An address with the length of its network's prefix.

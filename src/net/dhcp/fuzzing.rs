@@ -1,10 +1,12 @@
 //! A door to the DHCP client for its fuzz target: the state machine that [`super::obtain`] runs, with the clock and the
 //! frames in the hands of the caller.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::Lease;
 use super::client::{ClientStep, DhcpClient};
+use crate::net::arp;
 
 /// DHCP client of one card. All times count from its creation.
 pub struct FuzzedClient(DhcpClient);
@@ -33,7 +35,10 @@ impl FuzzedClient {
     }
 
     /// Takes a frame, and returns the lease once there is one.
+    ///
+    /// The frame is read as ARP too: the same peers send it, about the address of a lease.
     pub fn receive(&mut self, frame: &[u8], now: Duration) -> Option<Lease> {
+        let _ = arp::holder(frame, Ipv4Addr::new(10, 9, 0, 50), &[]);
         self.0.receive(frame, now)
     }
 

@@ -22,6 +22,7 @@ pub(super) enum MessageKind {
     Discover = 1,
     Offer = 2,
     Request = 3,
+    Decline = 4,
     Ack = 5,
     Nak = 6,
 }
@@ -100,6 +101,8 @@ pub(super) enum Ask {
     Discover,
     /// The address that `server` offered.
     Select { address: Ipv4Addr, server: Ipv4Addr },
+    /// None: the address that `server` granted belongs to another machine.
+    Decline { address: Ipv4Addr, server: Ipv4Addr },
     /// The address that is in use already, from whichever server (REBINDING).
     Keep { address: Ipv4Addr },
 }
@@ -222,16 +225,23 @@ fn message(sender: Sender, ask: Ask) -> Vec<u8> {
         out.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(value);
     };
-    let kind = if matches!(ask, Ask::Discover) { MessageKind::Discover } else { MessageKind::Request };
+    let kind = match ask {
+        Ask::Discover => MessageKind::Discover,
+        Ask::Select { .. } | Ask::Keep { .. } => MessageKind::Request,
+        Ask::Decline { .. } => MessageKind::Decline,
+    };
     option(code::KIND, &[kind as u8]);
     // Ethernet and the address, as most clients send it: a server then knows us again after a reflash.
     option(code::CLIENT_ID, &[&[1], &sender.mac[..]].concat());
-    if let Ask::Select { address, server } = ask {
+    if let Ask::Select { address, server } | Ask::Decline { address, server } = ask {
         option(code::REQUESTED_ADDRESS, &address.octets());
         option(code::SERVER, &server.octets());
     }
-    option(code::WANTED, &WANTED);
-    option(code::MAX_SIZE, &1500_u16.to_be_bytes());
+    // A server may drop a refusal that asks for something (RFC 2131, table 5).
+    if kind != MessageKind::Decline {
+        option(code::WANTED, &WANTED);
+        option(code::MAX_SIZE, &1500_u16.to_be_bytes());
+    }
     out.push(code::END);
     out.resize(out.len().max(LEAST_MESSAGE_BYTES), code::PAD);
     out

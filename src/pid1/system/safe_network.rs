@@ -10,6 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use crate::mac;
 use crate::machine::config::{InterfaceSelector, InterfaceSettings, Network};
 
 /// Directory in memory in which systemd-networkd looks too.
@@ -60,10 +61,7 @@ fn matching(interface: Option<&InterfaceSelector>) -> String {
     match interface {
         Some(InterfaceSelector::Name(name)) => format!("[Match]\nName={name}\n"),
         // A VLAN on the card has the card's address too, but not as its permanent one.
-        Some(InterfaceSelector::Mac(mac)) => {
-            let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("[Match]\nPermanentMACAddress={}\n", mac.join(":"))
-        }
+        Some(InterfaceSelector::Mac(mac)) => format!("[Match]\nPermanentMACAddress={}\n", mac::text(*mac)),
         None => "[Match]\nType=ether\n".to_owned(),
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use crate::mac;
 use crate::order;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
@@ -111,19 +112,21 @@ pub fn received_bytes(name: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// IPv6 address that a link has and that can be used.
+/// IPv6 address that a link has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv6OnLink {
     /// Index of the link.
     pub index: u32,
-    /// Address beyond the link itself.
+    /// The address: one that reaches beyond the link, unless it is taken.
     pub address: Ipv6Addr,
     /// Prefix length of its network.
     pub prefix_len: u8,
+    /// Whether another machine on the link has it, so that the kernel does not use it.
+    pub taken: bool,
 }
 
-/// Lists the IPv6 addresses of all links, without those that are of a link only, that are still being checked for a
-/// second owner, or that have one. The list is empty where the kernel has no IPv6.
+/// Lists the IPv6 addresses of all links that can be used beyond their link, and all that are taken; not those that are
+/// still being checked for a second owner. The list is empty where the kernel has no IPv6.
 #[must_use]
 pub fn ipv6_addresses() -> Vec<Ipv6OnLink> {
     let text = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
@@ -139,8 +142,9 @@ fn ipv6_address(line: &str) -> Option<Ipv6OnLink> {
     let address = Ipv6Addr::from(u128::from_str_radix(words.next()?, 16).ok()?);
     let mut number = || u32::from_str_radix(words.next()?, 16).ok();
     let (index, prefix_len, scope, flags) = (number()?, number()?, number()?, number()?);
-    let usable = scope == GLOBAL && flags & (DAD_FAILED | TENTATIVE) == 0;
-    usable.then_some(Ipv6OnLink { index, address, prefix_len: prefix_len.try_into().ok()? })
+    let taken = flags & DAD_FAILED != 0;
+    let usable = scope == GLOBAL && flags & TENTATIVE == 0;
+    (usable || taken).then_some(Ipv6OnLink { index, address, prefix_len: prefix_len.try_into().ok()?, taken })
 }
 
 /// Lists every Ethernet link by index, the order in which the kernel found them. The loopback link is not one of them.
@@ -171,7 +175,7 @@ fn read(directory: &Path) -> Option<Link> {
     Some(Link {
         name: directory.file_name()?.to_str()?.to_owned(),
         index,
-        mac: parse_mac(&text("address")?)?,
+        mac: mac::parse(&text("address")?)?,
         up: flags & IFF_UP != 0,
         // Reading it fails with EINVAL while the link is switched off.
         carrier: text("carrier").as_deref() == Some("1"),
@@ -197,15 +201,6 @@ fn is_sign_of_software(file: &std::ffi::OsStr) -> bool {
     file.starts_with("lower_") || ["bridge", "bonding", "tun_flags"].contains(&&*file)
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
-}
-
 #[cfg(test)]
 mod tests {
     use super::{ipv6_address, links_in};
@@ -224,12 +219,20 @@ mod tests {
 
     #[test]
     fn an_ipv6_address_counts_once_the_kernel_has_checked_it() {
-        let read = |line| ipv6_address(line).map(|found| (found.index, found.address.to_string(), found.prefix_len));
+        let read = |line| {
+            ipv6_address(line).map(|found| (found.index, found.address.to_string(), found.prefix_len, found.taken))
+        };
         let global = "20010db8000000000000000000000007 02 40 00 80     eth0";
-        assert_eq!(read(global), Some((2, "2001:db8::7".to_owned(), 64)));
+        assert_eq!(read(global), Some((2, "2001:db8::7".to_owned(), 64, false)));
+        // A taken one keeps the mark of those that are being checked.
+        for taken in [
+            "20010db8000000000000000000000007 02 40 00 c8     eth0",
+            "fe800000000000005054000000000001 02 40 20 c8     eth0",
+        ] {
+            assert!(ipv6_address(taken).is_some_and(|found| found.taken), "{taken}");
+        }
         for other in [
             "20010db8000000000000000000000007 02 40 00 c0     eth0",
-            "20010db8000000000000000000000007 02 40 00 88     eth0",
             "fe800000000000005054000000000001 02 40 20 80     eth0",
             "00000000000000000000000000000001 01 80 10 80       lo",
             "",

@@ -1,4 +1,4 @@
-//! A packet socket that hears DHCP answers only.
+//! Packet sockets that hear DHCP answers only, or ARP only.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -22,12 +22,20 @@ impl PacketSocket {
     ///
     /// # Errors
     /// The kernel's refusal; the link may be gone.
-    pub fn open(index: u32) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Without a protocol it hears nothing until bind() names one: the filter is in place before the first frame.
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    pub fn for_dhcp(index: u32) -> io::Result<Self> {
+        let socket = deaf()?;
         attach(&socket, &mut dhcp_answers())?;
-        bind(socket.as_raw_fd(), &link_address(index)?)?;
+        bind(socket.as_raw_fd(), &link_address(index, libc::ETH_P_IP)?)?;
+        Ok(Self(socket))
+    }
+
+    /// Opens a socket on one link for frames of ARP. Needs `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// The kernel's refusal; the link may be gone.
+    pub fn for_arp(index: u32) -> io::Result<Self> {
+        let socket = deaf()?;
+        bind(socket.as_raw_fd(), &link_address(index, libc::ETH_P_ARP)?)?;
         Ok(Self(socket))
     }
 
@@ -64,11 +72,17 @@ impl PacketSocket {
     }
 }
 
-fn link_address(index: u32) -> io::Result<LinkAddr> {
+/// A socket that hears nothing until bind() names a protocol: a filter is in place before the first frame.
+fn deaf() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(AddressFamily::Packet, SockType::Raw, flags, None)?)
+}
+
+fn link_address(index: u32, protocol: libc::c_int) -> io::Result<LinkAddr> {
     let address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
         // Not ETH_P_ALL: that also hears what we send, and frames of VLANs whose tag has been taken off.
-        sll_protocol: u16::try_from(libc::ETH_P_IP).map_err(io::Error::other)?.to_be(),
+        sll_protocol: u16::try_from(protocol).map_err(io::Error::other)?.to_be(),
         sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,

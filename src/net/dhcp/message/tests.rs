@@ -94,6 +94,17 @@ fn a_request_is_a_whole_packet() {
 }
 
 #[test]
+fn a_refusal_names_the_address_and_the_server_and_asks_for_nothing() {
+    let frame = frame(SENDER, Ask::Decline { address: ADDRESS, server: SERVER });
+    let options = options(&frame);
+    assert_eq!(options[&53], [4]);
+    assert_eq!((&options[&50][..], &options[&54][..]), (&ADDRESS.octets()[..], &SERVER.octets()[..]));
+    assert!(!options.contains_key(&55) && !options.contains_key(&57));
+    // RFC 2131, table 5: the address stands in the option alone.
+    assert_eq!(frame[MESSAGE + 12..MESSAGE + 16], [0; 4]);
+}
+
+#[test]
 fn everything_that_a_server_says_is_read() {
     let reply = reply(2)
         .with(1, &[255, 255, 252, 0])

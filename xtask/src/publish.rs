@@ -3,6 +3,7 @@
 //! The order lets robots ask at any time: first the objects, which no manifest names yet, then signature and manifest.
 //! What is there already is not sent again, so that a publication that was cut is simply repeated.
 
+mod place;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -16,17 +17,18 @@ use reflash::release::manifest::{Manifest, TrustedKeys, manifest_path, object_pa
 use crate::offered;
 use crate::paths::Paths;
 use crate::project::needed;
+use crate::release::pair::replace_signed;
+use crate::release::place::ChannelPlace;
 use crate::release::{Allow, DEFAULT_CHANNEL, check, history, succession};
 use crate::step::step;
 use crate::trusted;
+pub(crate) use place::StorePlace;
 pub use store::{Store, StoreLocation};
 
 /// Uploads under way at a time: a pack is up to 64 MiB and held in memory.
 const UPLOADS: usize = 4;
 /// Objects are named by their digest and never change.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
-/// Manifest and signature change with every release; caches ask whether they did.
-pub(crate) const REVALIDATE: &str = "no-cache";
 
 /// The key is taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -134,15 +136,15 @@ pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], 
         offered.as_deref() != Some(&json[..]) || store.get(&signature_path)?.as_ref() != Some(&signature);
     if manifest_sent {
         step("send signature and manifest", || {
-            // A robot that asks between the two sees a signature that does not fit, and asks again.
-            store.put(&signature_path, &signature, "text/plain; charset=utf-8", REVALIDATE)?;
-            store.put(&manifest_path, &json, "application/json", REVALIDATE)?;
-            let same = store.get(&manifest_path)?.as_deref() == Some(&json[..]);
-            ensure!(same, "{manifest_path} reads back differently: is somebody else publishing there?");
+            let place = StorePlace(store);
+            let text = std::str::from_utf8(&signature).context("a signature is text")?;
+            let replaced = replace_signed(&place, &manifest_path, text, &json)?
+                && store.get(&manifest_path)?.as_deref() == Some(&json[..]);
+            ensure!(replaced, "{manifest_path} has changed meanwhile: is somebody else publishing there?");
             // Last: the history is for `prune`, and nothing that robots ask for.
             let kept = history::path(channel, manifest.serial);
-            store.put(&format!("{kept}.minisig"), &signature, "text/plain; charset=utf-8", REVALIDATE)?;
-            store.put(&kept, &json, "application/json", REVALIDATE)
+            place.write(&format!("{kept}.minisig"), &signature)?;
+            place.write(&kept, &json)
         })?;
     }
     Ok(Published { serial: manifest.serial, sent_objects, sent_bytes, kept_objects, manifest_sent })

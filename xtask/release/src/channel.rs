@@ -1,15 +1,17 @@
 //! The manifest that a channel offers: how it is read, numbered, dated, signed and published.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io::Cursor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use minisign::SecretKey;
 use reflash::release::manifest::Manifest;
 
-use crate::objects::write_whole;
+use crate::pair::replace_signed;
+use crate::place::TreePlace;
 
 /// The highest serial that is signed: 2^53 - 1, the largest whole number that every reader of JSON keeps exactly
 /// (RFC 7493, section 2.2). A robot never goes below a serial it installed, so that a slip of the hand up to the end
@@ -26,10 +28,12 @@ pub fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> 
     let comment =
         format!("reflash {} {} {} serial {}", manifest.product, manifest.channel, manifest.version, manifest.serial);
     let signature = signature(&json, key, &comment).context("sign the manifest")?;
-    std::fs::create_dir_all(path.parent().context("a manifest lies in a channel")?)?;
-    // An agent that reads between the two sees a signature that does not fit, and tries again.
-    write_whole(&path.with_added_extension("minisig"), signature.as_bytes())?;
-    write_whole(path, &json)
+    let channel = path.parent().context("a manifest lies in a channel")?;
+    let name = path.file_name().and_then(OsStr::to_str).context("a manifest has a name")?;
+    std::fs::create_dir_all(channel)?;
+    let replaced = replace_signed(&TreePlace(channel.to_owned()), name, &signature, &json)?;
+    ensure!(replaced, "{} has changed meanwhile: is somebody else making a release there?", path.display());
+    Ok(())
 }
 
 /// Keeps other releases out of a tree until the file is dropped: two at once would take the same serial, and one could

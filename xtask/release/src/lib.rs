@@ -13,6 +13,8 @@ mod groups;
 pub mod history;
 pub mod keygen;
 mod objects;
+pub mod pair;
+pub mod place;
 mod reuse;
 pub mod rollout;
 pub mod room;

@@ -5,8 +5,6 @@
 
 mod copy;
 mod files;
-mod pair;
-mod place;
 mod terms;
 
 use anyhow::{Context, Result, ensure};
@@ -17,9 +15,9 @@ use reflash::release::rollout::{
 };
 
 use crate::channel::now;
+pub use crate::place::{ChannelPlace, TreePlace};
 pub use copy::{copy, offer};
 pub use files::{Changed, Unsigned, load, load_to_change, renew, replace, sign_halts, sign_rollout};
-pub use place::{ChannelPlace, TreePlace};
 pub use terms::RolloutTerms;
 
 /// The roll-out of a channel, as robots would take it.

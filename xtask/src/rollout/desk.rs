@@ -10,7 +10,7 @@ use reflash::release::manifest::{Manifest, TrustedKeys};
 
 use super::publication;
 use crate::invocation::program;
-use crate::publish::Store;
+use crate::publish::{Store, StorePlace};
 use crate::release::rollout::{
     Changed, ChannelPlace, RolloutState, RolloutTerms, TreePlace, Unsigned, copy, load, load_to_change, manifest_of,
     offer, renew, replace,
@@ -70,7 +70,7 @@ impl Desk {
     #[must_use]
     pub fn place(&self) -> Box<dyn ChannelPlace + '_> {
         match &self.store {
-            Some(store) => Box::new(publication::StorePlace(store)),
+            Some(store) => Box::new(StorePlace(store)),
             None => Box::new(self.tree()),
         }
     }

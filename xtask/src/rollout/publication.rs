@@ -7,35 +7,10 @@ use reflash::release::manifest::{Manifest, TrustedKeys};
 use reflash::release::rollout::release_path;
 
 use crate::keygen;
-use crate::publish::{REVALIDATE, Store, send_all};
+use crate::publish::{Store, StorePlace, send_all};
 use crate::release::check;
 use crate::release::rollout::{ChannelPlace, TreePlace, copy, load, manifest_of};
 use crate::step::step;
-
-/// A store as a place of small files.
-pub(super) struct StorePlace<'a>(pub &'a Store);
-
-impl ChannelPlace for StorePlace<'_> {
-    fn name(&self) -> String {
-        self.0.describe()
-    }
-
-    fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        self.0.get(path)
-    }
-
-    fn write(&self, path: &str, content: &[u8]) -> Result<()> {
-        self.0.put(path, content, kind(path), REVALIDATE)
-    }
-
-    fn replace(&self, path: &str, before: Option<&[u8]>, content: &[u8]) -> Result<bool> {
-        self.0.replace(path, before, content, kind(path), REVALIDATE)
-    }
-}
-
-fn kind(path: &str) -> &'static str {
-    if path.ends_with(".json") { "application/json" } else { "text/plain; charset=utf-8" }
-}
 
 /// Sends a release, which is in the tree, to the store, if there is one: its objects, then its manifest in the history.
 pub(super) fn send(store: Option<&Store>, tree: &Path, manifest: &Manifest) -> Result<()> {

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use reflash::release::manifest::{TrustedKeys, manifest_path};
 use reflash::release::rollout::{Halts, halt_keys, halts_path, release_path, rollout_path};
 
-use super::pair::Pair;
 use super::{Changed, ChannelPlace, RolloutState, Unsigned, load, load_to_change};
+use crate::pair::Pair;
 
 /// Copies the roll-out of a channel, in an order in which robots go on to find files that fit each other, where there
 /// is such a one. Where there is none they find for a moment what they take nothing by.

@@ -7,9 +7,9 @@ use minisign::{PublicKey, SecretKey};
 use reflash::release::manifest::TrustedKeys;
 use reflash::release::rollout::{Halts, MAX_COUNTER, MAX_SIZE_BYTES, Rollout, halt_keys, halts_path, rollout_path};
 
-use super::pair::Pair;
 use super::{ChannelPlace, RolloutState};
 use crate::channel::{now, signature};
+use crate::pair::Pair;
 
 /// The highest number that is believed of a file that no key vouches for. Robots never go behind a number, so that one
 /// which somebody made up near the end would leave none for what comes next.

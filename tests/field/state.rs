@@ -74,7 +74,7 @@ impl Robot {
         let (device, root) = (Attached::new(&image, 512), dir.path().join("mounted"));
         let mut this = Self { fixture, target, device, root, template, intact: Vec::new(), dir };
         this.open();
-        this.recover();
+        this.recover("intact");
         let state = this.state();
         state.boot_env().update(&[("reflash_boot_ok", Some("1")), ("mine", Some("kept"))]).unwrap();
         let mut open = BlackBox::open(&state.blackbox_path()).unwrap();
@@ -108,10 +108,10 @@ impl Robot {
     }
 
     /// A recovery, which must be recorded.
-    fn recover(&self) {
+    fn recover(&self, says: &str) {
         let source = Directory::new(self.fixture.tree());
         let report = self.fixture.recover(&source, &self.target, Some(&self.state())).unwrap();
-        assert!(report.committed.unrecorded.is_none(), "{:?}", report.committed.unrecorded);
+        assert!(report.committed.unrecorded.is_none(), "{says}: {:?}", report.committed.unrecorded);
         assert!(self.state().installed(&self.fixture.keys).is_some());
     }
 
@@ -145,7 +145,7 @@ impl Robot {
     fn goes_on(&self, says: &str) -> Found {
         self.open();
         let found = self.found();
-        self.recover();
+        self.recover(says);
         mount::unmount(&self.root).unwrap();
         Mount::device(self.device.path(), "ext4").data_only().on(&self.root).unwrap();
         assert!(self.state().installed(&self.fixture.keys).is_some(), "{says}: lost at the next start");

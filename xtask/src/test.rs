@@ -129,7 +129,7 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
         Tier::Unit => {
             part(paths, "style", &["fmt", "--all", "--check"])?;
             part(paths, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-            part(paths, "tests", &["test", "--workspace", "--locked"])
+            part(paths, "tests", &["test", "--workspace", "--locked", "--", &threads()])
         }
         Tier::Root => {
             // The tests with root mostly wait: for leases, pauses, and servers that are silent. What computes runs
@@ -141,7 +141,8 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
                     crate::deny::check(paths)?;
                     fuzz(paths)
                 });
-                let only = ["--skip", "vm::", "--skip", "::full_"];
+                let threads = threads();
+                let only = ["--skip", "vm::", "--skip", "::full_", &threads];
                 let tested = part(paths, "tests with root", &[&WITH_ROOT[..], &only].concat());
                 (computing.join(), tested)
             });
@@ -169,6 +170,13 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Tests at a time, two for each processor: half of what a test takes is waiting, for servers that are silent and for
+/// what is cut in the middle.
+fn threads() -> String {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    format!("--test-threads={}", 2 * processors)
 }
 
 /// Lets every other thread go first, for this thread and what it starts. Where that fails, it only takes longer.

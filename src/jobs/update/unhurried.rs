@@ -9,8 +9,9 @@ use crate::flash::target::BlockTarget;
 /// Most bytes per second that are read or written: at idle priority some disks and schedulers give all the same, and a
 /// robot that writes its log must not wait for a comparison of two gigabytes.
 const BYTES_PER_S: u64 = 64 << 20;
-/// Largest part that is written or zeroed at once: nothing of the robot gets in between on the disk.
-const AT_ONCE_BYTES: u64 = 1 << 20;
+/// Largest part that is read, written or zeroed at once: nothing of the robot gets in between, on the disk nor, in a
+/// kernel that does not preempt itself (Debian's, PREEMPT_VOLUNTARY), on the processor that copies it.
+const AT_ONCE_BYTES: u32 = 128 << 10;
 
 /// A target that reads and writes another one slowly.
 pub(super) struct Unhurried<'a>(pub(super) &'a dyn BlockTarget);
@@ -39,12 +40,18 @@ impl BlockTarget for Unhurried<'_> {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        at_leisure(buffer.len() as u64, || self.0.read_at(offset, buffer))
+        let mut at = offset;
+        for part in buffer.chunks_mut(AT_ONCE_BYTES as usize) {
+            let length = part.len() as u64;
+            at_leisure(length, || self.0.read_at(at, part))?;
+            at += length;
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, content: &[u8]) -> io::Result<()> {
         let mut at = offset;
-        for part in content.chunks(usize::try_from(AT_ONCE_BYTES).unwrap_or(usize::MAX)) {
+        for part in content.chunks(AT_ONCE_BYTES as usize) {
             at_leisure(part.len() as u64, || self.0.write_at(at, part))?;
             at += part.len() as u64;
         }
@@ -54,7 +61,7 @@ impl BlockTarget for Unhurried<'_> {
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let end = range.end.min(at + AT_ONCE_BYTES);
+            let end = range.end.min(at + u64::from(AT_ONCE_BYTES));
             at_leisure(end - at, || self.0.zero(at..end))?;
             at = end;
         }

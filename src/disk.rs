@@ -1,5 +1,6 @@
 //! The disks of this machine: which there are, what their partition tables say, and which partition has which role.
 
+pub mod ext4_groups;
 pub mod fat;
 pub mod filesystem;
 pub mod find;

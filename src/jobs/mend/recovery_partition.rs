@@ -14,6 +14,7 @@ use std::process::ExitStatus;
 use super::error::MendError;
 use super::{loader, lost_found, made_anew, slot_files};
 use crate::boot::slots::{FILES, RELEASE_FOLDER, Slot};
+use crate::disk::ext4_groups;
 use crate::disk::filesystem::{BACKUP_STEP_BYTES, Superblock, backup_superblock};
 use crate::jobs::floor;
 use crate::jobs::site_copy::{self, CONFIG, Kind, Originals, SiteCopy};
@@ -277,6 +278,12 @@ pub fn repair(device: &Path) -> Result<Repaired, MendError> {
             _ => Err(status),
         })
     };
+    // By its own superblock it would believe descriptors that are damaged, and clear what they should lead to.
+    if let Ok(Some(Superblock { block, block_bytes })) = ext4_groups::copy_to_begin_with(device)
+        && check(&["-b", &block.to_string(), "-B", &block_bytes.to_string()])?.is_ok()
+    {
+        return Ok(Repaired::Changed);
+    }
     let mut status = match check(&[])? {
         Ok(repaired) => return Ok(repaired),
         Err(status) => status,

@@ -36,6 +36,7 @@ pub mod extents;
 pub mod files;
 pub mod gentle;
 pub mod init;
+pub mod inode;
 pub mod kexec;
 pub mod kmsg;
 pub mod loopback;

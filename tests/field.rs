@@ -5,6 +5,7 @@ mod boot_chain;
 mod cards;
 mod conflicts;
 mod data;
+mod data_damage;
 mod dhcp;
 mod disks;
 mod files;

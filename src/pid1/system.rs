@@ -17,6 +17,7 @@ mod hostname;
 mod leave;
 mod losses;
 mod messages;
+mod names;
 mod network_manager;
 mod patience;
 pub mod plan;

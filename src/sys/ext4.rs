@@ -51,6 +51,12 @@ pub fn grow(directory: &Path, size_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the kernel says by this error that a file system is damaged, or that one of its checksums is wrong.
+#[must_use]
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EUCLEAN | nix::libc::EBADMSG))
+}
+
 /// Room that is free in a file system for a process without limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Free {

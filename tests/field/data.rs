@@ -19,8 +19,8 @@ const FSCK: &str = "/usr/sbin/e2fsck";
 const SIZE: u64 = 64 << 20;
 
 /// A robot's deployment and data partition, in a directory.
-struct Robot {
-    dir: tempfile::TempDir,
+pub(super) struct Robot {
+    pub(super) dir: tempfile::TempDir,
     places: BootPlaces,
     /// The state and the recovery partition of a robot whose data may be made anew.
     others: Option<(Attached, Attached)>,
@@ -28,9 +28,13 @@ struct Robot {
 
 impl Robot {
     /// A robot that has started once: its data partition has changes to /etc, and files in /var.
-    fn new() -> Self {
-        let robot = Self::blank(&[]);
-        robot.on_data(|data| {
+    pub(super) fn new() -> Self {
+        Self::blank(&[]).with_files()
+    }
+
+    /// What a robot has on its data partition after its first start.
+    pub(super) fn with_files(self) -> Self {
+        self.on_data(|data| {
             fs::create_dir_all(data.join("etc-overlay/upper")).unwrap();
             fs::set_permissions(data.join("etc-overlay"), fs::Permissions::from_mode(0o700)).unwrap();
             fs::create_dir_all(data.join("etc-overlay/work")).unwrap();
@@ -40,11 +44,16 @@ impl Robot {
             fs::write(data.join("var/log/journal/x/system.journal"), "journal").unwrap();
             fs::write(data.join("var/lib/map"), "map").unwrap();
         });
-        robot
+        self
     }
 
     /// A robot whose data partition was just made, with more options for mke2fs.
-    fn blank(more: &[&str]) -> Self {
+    pub(super) fn blank(more: &[&str]) -> Self {
+        Self::blank_of(SIZE, more)
+    }
+
+    /// The same, of another size.
+    pub(super) fn blank_of(size: u64, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let places = BootPlaces { root: at("sysroot"), data: at("data"), run: at("run") };
@@ -52,7 +61,7 @@ impl Robot {
             fs::create_dir_all(at(directory)).unwrap();
         }
         fs::write(at("sysroot/etc/default"), "default").unwrap();
-        fs::File::create(at("image")).unwrap().set_len(SIZE).unwrap();
+        fs::File::create(at("image")).unwrap().set_len(size).unwrap();
         // As xtask/src/filesystem.rs makes it.
         let features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
                         large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed";
@@ -63,7 +72,7 @@ impl Robot {
     }
 
     /// Lets the robot's data be made anew, from an empty template.
-    fn with_renewal(mut self) -> Self {
+    pub(super) fn with_renewal(mut self) -> Self {
         let (state, recovery) = (self.dir.path().join("state.img"), self.dir.path().join("recovery.img"));
         let tree = self.dir.path().join("recovery.tree");
         fs::create_dir_all(tree.join("templates")).unwrap();
@@ -77,7 +86,7 @@ impl Robot {
     }
 
     /// Has a look at the state partition.
-    fn on_state<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+    pub(super) fn on_state<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
         let at = self.dir.path().join("mounted");
         fs::create_dir_all(&at).unwrap();
         run("mount", &[self.others.as_ref().unwrap().0.path().to_str().unwrap(), at.to_str().unwrap()]);
@@ -86,11 +95,11 @@ impl Robot {
         result
     }
 
-    fn image(&self) -> PathBuf {
+    pub(super) fn image(&self) -> PathBuf {
         self.dir.path().join("image")
     }
 
-    fn on_data<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
+    pub(super) fn on_data<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
         let at = self.dir.path().join("mounted");
         fs::create_dir_all(&at).unwrap();
         run("mount", &["-o", "loop", self.image().to_str().unwrap(), at.to_str().unwrap()]);
@@ -100,16 +109,16 @@ impl Robot {
     }
 
     /// Writes over the beginning of the data partition.
-    fn overwrite(&self, content: &[u8]) {
+    pub(super) fn overwrite(&self, content: &[u8]) {
         fs::File::options().write(true).open(self.image()).unwrap().write_all_at(content, 0).unwrap();
     }
 
-    fn debugfs(&self, request: &str) {
+    pub(super) fn debugfs(&self, request: &str) {
         run("debugfs", &["-w", "-R", request, self.image().to_str().unwrap()]);
     }
 
     /// Starts the robot, and has a look at its system before it is switched off again.
-    fn start_with<T>(&self, options: Options, look: impl FnOnce(&Path, &StartRecord) -> T) -> T {
+    pub(super) fn start_with<T>(&self, options: Options, look: impl FnOnce(&Path, &StartRecord) -> T) -> T {
         let image = self.image();
         let device = if options.is_read_only { Attached::read_only(&image) } else { Attached::new(&image, 512) };
         let renewal = self.others.as_ref().map(|(state, recovery)| RenewalParts {
@@ -133,12 +142,12 @@ impl Robot {
         result
     }
 
-    fn start<T>(&self, look: impl FnOnce(&Path, &StartRecord) -> T) -> T {
+    pub(super) fn start<T>(&self, look: impl FnOnce(&Path, &StartRecord) -> T) -> T {
         self.start_with(Options::default(), look)
     }
 
     /// Asserts that the robot's system starts and that services can write.
-    fn assert_starts(&self, case: &str, options: Options) -> StartRecord {
+    pub(super) fn assert_starts(&self, case: &str, options: Options) -> StartRecord {
         self.start_with(options, |root, record| {
             let why = format!("{case}: {record:#?}");
             assert_eq!(fs::read_to_string(root.join("etc/default")).unwrap(), "default", "{why}");
@@ -152,7 +161,7 @@ impl Robot {
 }
 
 #[derive(Clone, Copy)]
-struct Options {
+pub(super) struct Options {
     fsck: &'static str,
     safe: Option<u32>,
     is_read_only: bool,
@@ -165,15 +174,15 @@ impl Default for Options {
     }
 }
 
-fn forms(record: &StartRecord) -> (DataUse, VarFrom, EtcFrom) {
+pub(super) fn forms(record: &StartRecord) -> (DataUse, VarFrom, EtcFrom) {
     (record.data, record.var, record.etc)
 }
 
-const WHOLE: (DataUse, VarFrom, EtcFrom) = (DataUse::Writable, VarFrom::Data, EtcFrom::Data);
+pub(super) const WHOLE: (DataUse, VarFrom, EtcFrom) = (DataUse::Writable, VarFrom::Data, EtcFrom::Data);
 const READABLE: (DataUse, VarFrom, EtcFrom) = (DataUse::ReadOnly, VarFrom::MemoryOverData, EtcFrom::MemoryOverData);
 const NOTHING: (DataUse, VarFrom, EtcFrom) = (DataUse::Lost, VarFrom::Memory, EtcFrom::Memory);
 
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

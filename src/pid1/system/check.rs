@@ -3,8 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::error::SysrootError;
 use super::messages::say;
 use super::patience::Patience;
+use super::take::answer_within;
+use crate::disk::ext4_groups;
+use crate::disk::filesystem::Superblock;
 use crate::pid1::worker;
 use crate::sys::process::{self, WatchedEnding};
 
@@ -13,11 +17,16 @@ pub(super) const FSCK: &str = "/usr/sbin/e2fsck";
 /// Interval of lines on the console, and of reports to PID 1, about a check that takes long.
 const EVERY: Duration = Duration::from_secs(60);
 
+/// Time for a look at the beginning of the partition.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// Result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Checked {
-    /// The file system is sound, or was repaired.
+    /// The file system is sound, as far as what is checked at each start shows.
     Sound,
+    /// There was damage, and the file system was repaired. What lost its place or its content is not as it was.
+    Repaired,
     /// The check has no opinion: the program is missing, or does not understand what it found.
     NoOpinion(String),
     /// There are errors that the check could not repair, or its repairs did not come to their end.
@@ -40,6 +49,8 @@ struct FsckRun {
     is_cut: bool,
     /// Whether it had begun to work on the file system.
     has_worked: bool,
+    /// Whether it says that it corrected something.
+    has_corrected: bool,
 }
 
 /// What an exit code of e2fsck says: 1 is corrected, 2 corrected with a restart wanted if the file system was mounted,
@@ -57,8 +68,33 @@ fn says(code: i32) -> Checked {
 /// repair is made, since a data partition that does not mount is lost altogether. Pieces end up in lost+found. What one
 /// repair uncovers the next one finds, so the whole check is made twice.
 pub(super) fn check(fsck: &Path, device: &Path) -> Checked {
-    let device = device.to_string_lossy();
-    let mut found = run(fsck, &["-p", &device]).says;
+    let at = device.to_owned();
+    let copy = answer_within(LOOK, "read the group descriptors", move || {
+        ext4_groups::copy_to_begin_with(&at).map_err(SysrootError::file("read the group descriptors"))
+    });
+    let found = match copy {
+        // Preening would write the damage over the copies.
+        Ok(Some(copy)) => by_copy(fsck, device, copy),
+        _ => run(fsck, &["-p", &device.to_string_lossy()]).says,
+    };
+    match found {
+        Checked::Damaged(_) | Checked::NoOpinion(_) => repair(fsck, device, found),
+        found => found,
+    }
+}
+
+/// Makes every repair, beginning with a copy of superblock and group descriptors.
+fn by_copy(fsck: &Path, device: &Path, copy: Superblock) -> Checked {
+    let why = "its group descriptors are damaged";
+    say(&format!("data partition: {why}; repairing it by their copy in block {}", copy.block));
+    let (block, block_bytes) = (copy.block.to_string(), copy.block_bytes.to_string());
+    let arguments = ["-f", "-y", "-b", &block, "-B", &block_bytes, &device.to_string_lossy()];
+    after_repair(run(fsck, &arguments), Checked::Damaged(why.to_owned()))
+}
+
+/// Makes every repair of a file system of which something else was `found`, or which the kernel says is damaged: a file
+/// system that was unmounted in order counts as clean for the check at each start, whatever has become of its blocks.
+pub(super) fn repair(fsck: &Path, device: &Path, mut found: Checked) -> Checked {
     for _ in 0..2 {
         match &found {
             Checked::Damaged(why) | Checked::NoOpinion(why) if fsck.exists() => {
@@ -66,7 +102,7 @@ pub(super) fn check(fsck: &Path, device: &Path) -> Checked {
             }
             _ => return found,
         }
-        let repair = run(fsck, &["-f", "-y", &device]);
+        let repair = run(fsck, &["-f", "-y", &device.to_string_lossy()]);
         let is_last = !repair.is_cut && !matches!(repair.says, Checked::Damaged(_));
         found = after_repair(repair, found);
         if is_last {
@@ -81,6 +117,7 @@ pub(super) fn check(fsck: &Path, device: &Path) -> Checked {
 /// may fit together as little as the damage did.
 fn after_repair(repair: FsckRun, before: Checked) -> Checked {
     match (repair.says, before) {
+        (Checked::Sound, _) if repair.has_corrected => Checked::Repaired,
         (Checked::NoOpinion(why), Checked::Damaged(before)) => Checked::Damaged(format!("{before}; then {why}")),
         (Checked::NoOpinion(why), _) if repair.has_worked => {
             Checked::Damaged(format!("{why}; that was in the middle of its repairs"))
@@ -106,8 +143,9 @@ fn run(fsck: &Path, arguments: &[&str]) -> FsckRun {
         }
         patience.goes_on(age, bytes)
     });
+    let code = if let Ok(WatchedEnding::Ended(status)) = &ended { status.code() } else { None };
     let (says, is_cut) = match ended {
-        Ok(WatchedEnding::Ended(status)) => match status.code() {
+        Ok(WatchedEnding::Ended(status)) => match code {
             Some(code) => (says(code), CANCELLED.contains(&code)),
             None => (Checked::NoOpinion(format!("e2fsck was ended by {status}")), true),
         },
@@ -118,7 +156,7 @@ fn run(fsck: &Path, arguments: &[&str]) -> FsckRun {
         }
         Err(error) => (Checked::NoOpinion(format!("e2fsck cannot be started: {error}")), false),
     };
-    FsckRun { says, is_cut, has_worked: moved >= WORK_BYTES }
+    FsckRun { says, is_cut, has_worked: moved >= WORK_BYTES, has_corrected: matches!(code, Some(1..=3)) }
 }
 
 #[cfg(test)]
@@ -164,12 +202,12 @@ mod tests {
     #[test]
     fn every_repair_is_made_before_data_is_given_up() {
         assert_eq!(with_codes(&[0]), (Checked::Sound, "-p\n".into()));
-        assert_eq!(with_codes(&[4, 1]), (Checked::Sound, "-p\n-f -y\n".into()));
+        assert_eq!(with_codes(&[4, 1]), (Checked::Repaired, "-p\n-f -y\n".into()));
         assert_eq!(with_codes(&[8, 0]), (Checked::Sound, "-p\n-f -y\n".into()));
         let (checked, calls) = with_codes(&[12, 12]);
         assert!(matches!(checked, Checked::NoOpinion(_)) && calls == "-p\n-f -y\n", "{checked:?} {calls}");
         let (checked, calls) = with_codes(&[4, 4, 1]);
-        assert!(checked == Checked::Sound && calls == "-p\n-f -y\n-f -y\n", "{checked:?} {calls}");
+        assert!(checked == Checked::Repaired && calls == "-p\n-f -y\n-f -y\n", "{checked:?} {calls}");
         let (checked, calls) = with_codes(&[4, 4, 4]);
         assert!(matches!(checked, Checked::Damaged(_)) && calls == "-p\n-f -y\n-f -y\n", "{checked:?} {calls}");
     }
@@ -189,8 +227,8 @@ mod tests {
             damaged(&[4, code, 4]);
             damaged(&[4, code, code]);
             damaged(&[4, code, 8]);
-            assert_eq!(with_codes(&[4, code, 1]).0, Checked::Sound, "{code}");
-            assert_eq!(with_codes(&[code, 1]).0, Checked::Sound, "{code}");
+            assert_eq!(with_codes(&[4, code, 1]).0, Checked::Repaired, "{code}");
+            assert_eq!(with_codes(&[code, 1]).0, Checked::Repaired, "{code}");
             assert_eq!(with_codes(&[code, code, 0]).0, Checked::Sound, "{code}");
         }
         damaged(&[4, 4, -9]);

@@ -5,10 +5,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::check::{Checked, check};
+use super::check::{Checked, check, repair};
 use super::error::SysrootError;
 use super::messages::{log, say};
-use super::plan::BootPlaces;
+use super::names;
+use super::plan::{BootPlaces, etc_changes};
 use super::take::answer_within;
 use crate::chain::chain;
 use crate::disk::reserve;
@@ -41,7 +42,7 @@ enum MountWay {
 fn ways(checked: &Checked, safe: bool) -> &'static [MountWay] {
     match (safe, checked) {
         (true, _) | (_, Checked::Stuck(_)) => &[MountWay::WithoutJournal],
-        (_, Checked::Sound | Checked::NoOpinion(_)) => {
+        (_, Checked::Sound | Checked::Repaired | Checked::NoOpinion(_)) => {
             &[MountWay::Writable, MountWay::ReadOnly, MountWay::WithoutJournal]
         }
         (_, Checked::Damaged(_)) => &[MountWay::ReadOnly, MountWay::WithoutJournal],
@@ -58,34 +59,82 @@ pub(super) fn open(
 ) -> DataUse {
     let Some(device) = device else { return DataUse::Lost };
     // A safe start says nothing about the soundness of data, and changes nothing.
-    let checked = if safe { Checked::Sound } else { check(fsck, device) };
+    let mut checked = if safe { Checked::Sound } else { check(fsck, device) };
+    let mut tried = try_ways(&checked, device, places, safe, record);
+    if let Err(Some(why)) = &tried {
+        checked = match repair(fsck, device, Checked::NoOpinion(why.clone())) {
+            // Two opinions. What the kernel can read of it is used.
+            Checked::Sound => Checked::NoOpinion(why.clone()),
+            checked => checked,
+        };
+        tried = try_ways(&checked, device, places, safe, record);
+    }
     if let Checked::NoOpinion(why) | Checked::Damaged(why) | Checked::Stuck(why) = &checked {
         record.lose(format!("the data partition was not repaired: {why}"));
     }
-    for way in ways(&checked, safe) {
-        match mount_in(*way, device, places) {
-            Ok(used) => {
-                if used == DataUse::ReadOnly {
-                    record.data_at = Some(places.readable_data().display().to_string());
-                    if !safe {
-                        record.lose("the data partition can only be read: nothing that is written is kept");
-                    }
-                }
-                return used;
-            }
-            Err(error) => {
-                say(&format!("data partition: {}", chain(&error)));
-                if matches!(way, MountWay::Writable) {
-                    record.lose(format!("the data partition cannot be written: {}", chain(&error)));
-                }
-                if matches!(error, SysrootError::NoAnswer { .. }) {
-                    break;
-                }
+    match tried {
+        Ok(DataUse::Writable) => put_names_back(places.data.clone(), checked == Checked::Repaired, record),
+        Ok(DataUse::ReadOnly) => {
+            record.data_at = Some(places.readable_data().display().to_string());
+            if !safe {
+                record.lose("the data partition can only be read: nothing that is written is kept");
             }
         }
+        Ok(DataUse::Lost) | Err(_) => {
+            record.lose("the data partition cannot be read: the system runs without the data of this machine");
+        }
     }
-    record.lose("the data partition cannot be read: the system runs without the data of this machine");
-    DataUse::Lost
+    tried.unwrap_or(DataUse::Lost)
+}
+
+/// Mounts the data partition in the best way that there is. The error has a sentence where a file system that counts as
+/// sound is a damaged one by what the kernel says: then it is to be repaired first.
+fn try_ways(
+    checked: &Checked,
+    device: &Path,
+    places: &BootPlaces,
+    safe: bool,
+    record: &mut StartRecord,
+) -> Result<DataUse, Option<String>> {
+    for way in ways(checked, safe) {
+        let error = match mount_in(*way, device, places) {
+            Ok(used) => return Ok(used),
+            Err(error) => error,
+        };
+        say(&format!("data partition: {}", chain(&error)));
+        if *way == MountWay::Writable {
+            if *checked == Checked::Sound && error.is_damage() {
+                return Err(Some(chain(&error)));
+            }
+            record.lose(format!("the data partition cannot be written: {}", chain(&error)));
+        }
+        if matches!(error, SysrootError::NoAnswer { .. }) {
+            break;
+        }
+    }
+    Err(None)
+}
+
+/// Gives what has lost its name in a repair its name again, also one that a cut came after.
+fn put_names_back(data: PathBuf, is_repaired: bool, record: &mut StartRecord) {
+    let done = answer_within(FILES_LIMIT, "give lost files their names", move || {
+        names::put_back(&data).map_err(SysrootError::file("give files in lost+found of the data partition their names"))
+    });
+    match done {
+        Ok(done) if is_repaired || done.back > 0 => record.lose(done.sentence()),
+        Ok(_) => {}
+        Err(error) => record.lose(chain(&error)),
+    }
+}
+
+/// Notes the names of the files, for the next repair.
+pub(super) fn keep_names(data: PathBuf) {
+    let kept = answer_within(FILES_LIMIT, "note the names of files", move || {
+        names::keep(&data).map_err(SysrootError::file("note the names of the files of the data partition"))
+    });
+    if let Err(error) = kept {
+        log(&chain(&error));
+    }
 }
 
 fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse, SysrootError> {
@@ -103,7 +152,11 @@ fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse
     let probed = match way {
         MountWay::Writable => {
             let probed = at.clone();
-            answer_within(FILES_LIMIT, "write to the data partition", move || probe(&probed)).inspect(|()| {
+            answer_within(FILES_LIMIT, "write to the data partition", move || {
+                look_into(&probed)?;
+                probe(&probed)
+            })
+            .inspect(|()| {
                 let (at, device) = (at.clone(), device.to_owned());
                 // A slow disk may take minutes for it. It goes on while the file system is in use.
                 let grown = answer_within(GROW_LIMIT, "let the data file system fill its partition", move || {
@@ -127,6 +180,21 @@ fn mount_in(way: MountWay, device: &Path, places: &BootPlaces) -> Result<DataUse
         return Err(error);
     }
     Ok(used)
+}
+
+/// Looks into the directories without which nothing of the machine is found: a damaged one says so when it is read.
+/// What else it may be, a file or a link, is passed over later.
+fn look_into(data: &Path) -> Result<(), SysrootError> {
+    let places = [data.to_owned(), data.join("var"), data.join("etc-overlay"), etc_changes(data)];
+    for place in places {
+        let looked = fs::read_dir(&place).and_then(|mut entries| entries.next().transpose());
+        if let Err(error) = looked.map_err(SysrootError::file(format!("read {}", place.display())))
+            && error.is_damage()
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Sees whether what is written reaches the disk. A full file system can be written: that it is full is another matter.

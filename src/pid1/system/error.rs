@@ -2,6 +2,7 @@
 
 use crate::disk::FindError;
 use crate::machine::drivers::ModuleError;
+use crate::sys::ext4;
 use crate::sys::mount::MountError;
 
 /// Error that keeps the system from being started.
@@ -66,5 +67,11 @@ impl SysrootError {
     pub(super) fn file(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();
         move |source| Self::File { action, source }
+    }
+
+    /// Whether the kernel says that a file system is damaged, or that one of its checksums is wrong.
+    pub(super) fn is_damage(&self) -> bool {
+        let (Self::Mount(MountError { source, .. }) | Self::File { source, .. }) = self else { return false };
+        ext4::is_damage(source)
     }
 }

@@ -62,6 +62,7 @@ pub fn put_together(parts: &RootParts<'_>, record: &mut StartRecord) {
     shipped::in_memory(places, record);
     if used == DataUse::Writable {
         data::restore_reserve(places.data.clone());
+        data::keep_names(places.data.clone());
         if let Err(error) = mount::unmount(&places.data) {
             say(&chain(&error));
             let _ = mount::detach(&places.data);

@@ -220,12 +220,15 @@ impl Layout {
                 return invalid(format!("two partitions are named {name:?}"));
             }
             if matches!(partition.size, Size::Mib(0) | Size::Percent(0) | Size::Percent(100..)) {
-                return invalid(format!("partition {name:?} has no valid size"));
+                let size = partition.size;
+                return invalid(format!(
+                    "partition {name:?} has the size {size}: expected 1MiB or more, 1% to 99%, or rest"
+                ));
             }
         }
         for needed in [Role::State, Role::Recovery, Role::System, Role::Data] {
             if of_role(needed).count() != 1 {
-                return invalid(format!("it needs exactly one partition with the role {needed:?}"));
+                return invalid(format!("it needs exactly one partition with the role {needed}"));
             }
         }
         if of_role(Role::System2).count() > 1 {

@@ -24,7 +24,7 @@ use crate::initramfs::{self, BuiltRecovery};
 use crate::paths::{Paths, create_parent};
 use crate::project::needed;
 use crate::step::{output, produced, step};
-use crate::{boot_script, embedded, filesystem, layout_room, site, templates, trusted};
+use crate::{boot_script, embedded, filesystem, layout_room, site, templates, toml_text, trusted};
 
 pub use crate::filesystem::environment_without_system;
 
@@ -87,8 +87,7 @@ pub struct DiskParts<'a> {
 /// # Errors
 /// When it is not one; unknown keys are refused by name.
 pub fn read_layout(path: &Path) -> Result<Layout> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("read {}", path.display()))
+    toml_text::parse(&toml_text::read(path)?).with_context(|| path.display().to_string())
 }
 
 /// Assembles a disk as the command line says, with GRUB and the recovery.

@@ -122,6 +122,6 @@ mod tests {
         let error = smallest_disk_mib(&all, 0).unwrap_err().to_string();
         assert!(error.contains("leave no room"), "{error}");
         let error = smallest_disk_mib(&with(Role::Data, Size::Mib(0)), 0).unwrap_err().to_string();
-        assert!(error.contains("no valid size"), "{error}");
+        assert!(error.contains("1% to 99%"), "{error}");
     }
 }

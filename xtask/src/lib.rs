@@ -52,6 +52,7 @@ pub mod templates;
 pub mod test;
 pub mod test_system;
 pub mod test_tools;
+pub mod toml_text;
 pub mod trusted;
 pub mod vm;
 

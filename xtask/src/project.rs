@@ -10,6 +10,8 @@ use anyhow::{Context, Result, ensure};
 use reflash::machine::config::is_path_segment;
 use serde::Deserialize;
 
+use crate::toml_text;
+
 /// Name of the project file, which is looked for from the current directory upwards.
 pub const FILE: &str = "reflash-project.toml";
 
@@ -155,8 +157,7 @@ impl Project {
     /// # Errors
     /// Fails with the name of the file, and with key and line of what is wrong.
     pub fn load(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("read the project file {}", path.display()))?;
+        let text = toml_text::read(path).context("the project file")?;
         let directory = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, directory).with_context(|| format!("project file {}", path.display()))
     }
@@ -166,15 +167,12 @@ impl Project {
     /// # Errors
     /// Fails with the name and line of an unknown key, or the key of a value that cannot work.
     pub fn parse(text: &str, directory: &Path) -> Result<Self> {
-        let mut project: Self = toml::from_str(text)?;
+        let mut project: Self = toml_text::parse(text)?;
         ensure!(
             !project.product.is_empty(),
             "product is empty: give the name that machines compare with machine.product"
         );
-        ensure!(
-            !project.hardware.is_empty() && project.hardware.iter().all(|name| !name.is_empty()),
-            "hardware is empty: give the names of /sys/class/dmi/id/product_name on the machines, or [\"*\"] for any"
-        );
+        check_hardware(&project.hardware)?;
         ensure!(
             is_path_segment(&project.channel),
             "channel = {:?} is not valid: expected letters, digits, '-', '_' and '.'",
@@ -192,6 +190,22 @@ impl Project {
         }
         Ok(project)
     }
+}
+
+/// Checks the names of the hardware that a release is for: one that no machine can have would be found at the bench.
+///
+/// # Errors
+/// With the name, and the form that is expected.
+pub fn check_hardware(names: &[String]) -> Result<()> {
+    let form = "the names of /sys/class/dmi/id/product_name on the machines, a beginning of one with * at its end, or \
+                [\"*\"] for any";
+    ensure!(!names.is_empty(), "hardware is empty: give {form}");
+    for name in names {
+        let beginning = name.strip_suffix('*').unwrap_or(name);
+        let can_be = !name.is_empty() && name.trim() == name && !beginning.contains('*');
+        ensure!(can_be, "hardware has {name:?}, which fits no machine: give {form}");
+    }
+    Ok(())
 }
 
 /// The nearest project file of `here` and the directories above it, up to `last`.
@@ -265,6 +279,10 @@ mod tests {
         assert!(unknown.contains("layuot") && unknown.contains("line 3"), "{unknown}");
         assert!(message("product = ''\nhardware = ['x']\n").contains("product is empty"));
         assert!(message("product = 'x'\nhardware = []\n").contains("product_name"));
+        for name in ["", "*NUC", "N*C*", "NUC11 ", " NUC*"] {
+            let error = message(&format!("product = 'x'\nhardware = ['ok', '{name}']\n"));
+            assert!(error.contains(&format!("{name:?}, which fits no machine")), "{error}");
+        }
         assert!(message(&format!("{MINIMAL}channel = '../x'\n")).contains("channel"));
         assert!(message(&format!("{MINIMAL}[ostree]\ngpg_home = 'g'\n")).contains("no ostree.gpg_key"));
     }

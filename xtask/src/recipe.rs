@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::files::FileEntry;
 use self::rules::PathRule;
 pub use self::source::{Origin, SourceSettings};
+use crate::toml_text;
 
 /// Kernel arguments that say what is started: the image's own has them, or none has.
 const OWN_ARGUMENTS: &[&str] = &["root", "init", "rdinit", "ostree", "initrd", "systemd.gpt_auto"];
@@ -235,7 +236,7 @@ impl Recipe {
     /// # Errors
     /// Fails with the file's name, and with the line where the text itself is at fault.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("read recipe {}", path.display()))?;
+        let text = toml_text::read(path).context("the recipe")?;
         Self::parse(&text).with_context(|| format!("recipe {}", path.display()))
     }
 
@@ -244,7 +245,7 @@ impl Recipe {
     /// # Errors
     /// Fails with the name and line of an unknown key, or the key of a value that cannot work.
     pub fn parse(text: &str) -> Result<Self> {
-        let recipe: Self = toml::from_str(text)?;
+        let recipe: Self = toml_text::parse(text)?;
         recipe.check()?;
         Ok(recipe)
     }

@@ -16,6 +16,7 @@ use reflash::machine::hostname;
 
 use crate::embedded;
 use crate::project;
+use crate::toml_text;
 
 /// The texts of one place, as they are written.
 #[derive(Debug, Default)]
@@ -66,7 +67,8 @@ impl SiteTexts {
             )
         })?;
         let defaults = Layer::parse("initramfs/reflash.toml", embedded::RECOVERY_CONFIG)?;
-        let layer = defaults.overridden_by(Layer::parse(&self.origin, written)?);
+        let written = Layer::parse(&self.origin, written).map_err(toml_text::of_agent)?;
+        let layer = defaults.overridden_by(written);
         let config = Config::resolve(layer).with_context(|| self.origin.clone())?;
         self.check_hostname(&config).with_context(|| self.origin.clone())?;
         check_disk(&config).with_context(|| self.origin.clone())?;

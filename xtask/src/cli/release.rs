@@ -11,7 +11,7 @@ use reflash::release::rollout::rollout_path;
 use super::software;
 use crate::invocation::program;
 use crate::paths::Paths;
-use crate::project::needed;
+use crate::project::{self, needed};
 use crate::release::history::{self, PastRelease};
 use crate::release::{self, Allow, DEFAULT_CHANNEL, OfferedTo, Released, Spec};
 use crate::step::{mib, produced, room_for_undo};
@@ -138,6 +138,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let described = image::Description::beside(&image).ok();
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());
+    hardware.as_deref().map_or(Ok(()), project::check_hardware)?;
     let mut spec = Spec {
         version: version.with_context(|| without_description(&image))?,
         files: Vec::new(),

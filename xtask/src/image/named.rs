@@ -9,6 +9,7 @@ use reflash::machine::config::Layer;
 
 use super::mounts;
 use crate::recipe::{FileEntry, Recipe};
+use crate::toml_text;
 
 /// Path of the agent's configuration in the image.
 const OWN_SETTINGS: &str = "/etc/reflash/reflash.toml";
@@ -39,7 +40,7 @@ pub fn check(recipe: &Recipe, directory: &Path) -> Result<()> {
         let text = text(file, directory)?;
         let named = "the file /etc/reflash/reflash.toml of the recipe";
         // A robot goes on without what it cannot use, so that a misspelt health check would be none.
-        Layer::parse(named, &text)?;
+        Layer::parse(named, &text).map_err(toml_text::of_agent)?;
         let problem = Layer::parse_usable(named, &text)?.problems.into_iter().next();
         problem.map_or(Ok(()), |problem| Err(problem).context(named))
     })?;

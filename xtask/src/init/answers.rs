@@ -9,6 +9,7 @@ use reflash::machine::hostname;
 use reflash::machine::placeholder::is_placeholder;
 
 use super::ask::Questioner;
+use crate::project;
 
 /// Options of `init`. What is not given is asked for.
 #[derive(Debug, Default, clap::Args)]
@@ -263,7 +264,7 @@ impl Answers {
         } else {
             args.hardware.clone()
         };
-        ensure!(hardware.iter().all(|name| !name.is_empty()), "a hardware name is empty; \"*\" fits any machine");
+        project::check_hardware(&hardware)?;
         let channel = args.channel.clone().unwrap_or_else(|| "stable".to_owned());
         ensure!(is_path_segment(&channel), "channel {channel:?}: expected letters, digits, '-', '_' and '.'");
         let urls = if args.urls.is_empty() {

@@ -63,8 +63,9 @@ impl FileEntry {
             (Some(_), Some(_)) => bail!("files: {path} has both source and text; keep one"),
         }
         if let Some(owner) = &self.owner {
-            let is_pair = owner.split_once(':').is_some_and(|(user, group)| !user.is_empty() && !group.is_empty());
-            ensure!(is_pair, "files: owner {owner:?} of {path} is not user:group");
+            let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c == ':' || c.is_whitespace());
+            let is_pair = owner.split_once(':').is_some_and(|(user, group)| is_name(user) && is_name(group));
+            ensure!(is_pair, "files: owner {owner:?} of {path} is not user:group, such as \"root:root\"");
         }
         self.mode_bits().map(|_| ())
     }
@@ -106,6 +107,15 @@ mod tests {
             owner: None,
         };
         paths.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn an_owner_is_a_user_and_a_group() {
+        for owner in ["root", ":root", "root:", "1000:1000:1", "my user:users"] {
+            let mut files = files(&["/etc/a"]);
+            files[0].owner = Some(owner.to_owned());
+            assert!(check(&files).unwrap_err().to_string().contains("is not user:group"), "{owner}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod access;
 pub mod accounts;
 pub mod archives;
 mod bootstrap;
+mod caches;
 pub mod compare;
 mod container;
 mod description;
@@ -18,6 +19,7 @@ mod homes;
 mod hosts;
 mod identities;
 mod initramfs;
+mod mount_units;
 mod mounts;
 pub mod named;
 mod normal;
@@ -292,6 +294,7 @@ impl Build<'_> {
             include_str!("image/ext4/space.rs"),
             include_str!("image/ext4/tree.rs"),
             include_str!("image/ext4/write.rs"),
+            include_str!("image/caches.rs"),
             include_str!("image/container.rs"),
             include_str!("image/files.rs"),
             include_str!("image/fragment.rs"),
@@ -299,6 +302,7 @@ impl Build<'_> {
             include_str!("image/homes.rs"),
             include_str!("image/identities.rs"),
             include_str!("image/initramfs.rs"),
+            include_str!("image/mount_units.rs"),
             include_str!("image/mounts.rs"),
             include_str!("image/normal.rs"),
             include_str!("image/oddities.rs"),
@@ -353,7 +357,11 @@ impl Build<'_> {
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, recipe, self.timestamp)?;
         oddities::refuse(&tree)?;
-        mounts::fault(&within::text(&tree, "etc/fstab")?).map_or(Ok(()), |fault| bail!(fault))?;
+        let fault = mounts::fault(&within::text(&tree, "etc/fstab")?).or_else(|| mount_units::fault(&tree));
+        fault.map_or(Ok(()), |fault| bail!(fault))?;
+        for unit in mount_units::waits(&tree) {
+            eprintln!("  a robot without the disk waits 90 s at each start: {unit}; an .automount unit would not");
+        }
         identities::name_shared(&tree, &recipe.files);
         for unit in named::missing_units(recipe, self.directory, &tree)? {
             eprintln!(

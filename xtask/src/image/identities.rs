@@ -38,6 +38,11 @@ const NOT_SEARCHED: [&str; 8] = ["usr", "proc", "sys", "dev", "run", "tmp", "boo
 const LONGEST_BYTES: u64 = 32 * 1024;
 /// Parts of the paths of examples, whose keys open nothing.
 const EXAMPLES: &[&str] = &["test", "tests", "testing", "example", "examples"];
+/// Ends of names of files with a secret.
+const SECRET_ENDINGS: &[&str] = &[".key", ".keytab", ".psk", ".secret"];
+/// Marks of what everybody may know, in files that are called keys all the same. The last one is that of the root zone,
+/// which resolvers of DNS trust.
+const PUBLIC_MARKS: &[&[u8]] = &[b"PUBLIC KEY", b"BEGIN CERTIFICATE", b"DNSKEY"];
 /// Number of paths that a note shows.
 const SHOWN: usize = 8;
 
@@ -135,9 +140,12 @@ fn is_secret(entry: &DirEntry, path: &Path) -> bool {
     if name.ends_with("_host_key") || name == "hostid" {
         return true;
     }
-    let is_short = entry.metadata().is_ok_and(|metadata| metadata.len() <= LONGEST_BYTES);
-    let mark = b"PRIVATE KEY-----";
-    is_short && fs::read(entry.path()).is_ok_and(|content| content.windows(mark.len()).any(|window| window == mark))
+    let is_short = entry.metadata().is_ok_and(|metadata| (1..=LONGEST_BYTES).contains(&metadata.len()));
+    let Some(content) = is_short.then(|| fs::read(entry.path()).ok()).flatten() else { return false };
+    let has = |mark: &[u8]| content.windows(mark.len()).any(|window| window == mark);
+    // Such as those of munge and WireGuard, which have no mark.
+    let is_called_so = SECRET_ENDINGS.iter().any(|ending| name.ends_with(ending));
+    has(b"PRIVATE KEY-----") || (is_called_so && !PUBLIC_MARKS.iter().any(|mark| has(mark)))
 }
 
 #[cfg(test)]
@@ -192,6 +200,12 @@ mod tests {
             ("etc/app/conf", "key = no"),
             ("opt/lib/tests/server.pem", key),
             ("etc/long", &(key.to_owned() + &"x".repeat(40_000))),
+            ("etc/munge/munge.key", "\u{1}\u{2}"),
+            ("etc/wireguard/wg0.key", "q83vEjRWeJA=\n"),
+            ("etc/krb5.keytab", "x"),
+            ("etc/app/empty.key", ""),
+            ("etc/app/server.key", "-----BEGIN PUBLIC KEY-----\n"),
+            ("var/lib/unbound/root.key", ". 172800 IN DNSKEY 257 3 8 AwEA\n"),
             ("var/lib/dpkg/info/app.list", "/.\n/etc/app\n/etc/app/x_host_key\n"),
         ]);
         let secret = |path: &str| {
@@ -199,6 +213,12 @@ mod tests {
             is_secret(&entry, &Path::new("/").join(path))
         };
         assert!(secret("etc/vpn/client.pem") && secret("etc/app/x_host_key") && secret("etc/zfs/hostid"));
+        for path in ["etc/munge/munge.key", "etc/wireguard/wg0.key", "etc/krb5.keytab"] {
+            assert!(secret(path), "{path}");
+        }
+        for path in ["etc/app/empty.key", "etc/app/server.key", "var/lib/unbound/root.key"] {
+            assert!(!secret(path), "{path}");
+        }
         assert!(!secret("etc/app/conf") && !secret("opt/lib/tests/server.pem") && !secret("etc/long"));
         assert!(of_packages(tree.path()).contains(Path::new("/etc/app/x_host_key")));
     }

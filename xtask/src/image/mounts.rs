@@ -24,11 +24,16 @@ fn disk_line(line: &str) -> Option<DiskLine> {
     let mut fields = line.split_ascii_whitespace();
     let device = fields.next()?.trim_matches('"');
     let (place, kind, options) = (fields.next()?, fields.next(), fields.next());
-    let begins = |list: &[&str]| list.iter().any(|prefix| device.starts_with(prefix));
-    (begins(ON_DISK) && !begins(NO_DISKS)).then(|| DiskLine {
+    is_disk(device).then(|| DiskLine {
         is_own: OWN.contains(&plain(place).as_str()) && kind != Some("swap"),
         is_optional: options.unwrap_or_default().split(',').any(|option| OPTIONAL.contains(&option)),
     })
+}
+
+/// Whether a name of what is mounted is that of a disk.
+pub fn is_disk(device: &str) -> bool {
+    let begins = |list: &[&str]| list.iter().any(|prefix| device.starts_with(prefix));
+    begins(ON_DISK) && !begins(NO_DISKS)
 }
 
 /// A place without what means nothing in it: slashes at the end and in a row, and names `.`.

@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use super::removal::{remove_file, remove_tree};
 use super::within::{followed, inside, lines};
-use super::{access, identities};
+use super::{access, caches, identities};
 use crate::recipe::places::{EMPTIED, REMOVED};
 use crate::recipe::{Distribution, FileEntry, Recipe};
 
@@ -47,6 +47,7 @@ pub fn normalise(tree: &Path, recipe: &Recipe, timestamp: u64) -> Result<()> {
         remove_file(&id)?;
     }
     fs::write(id, "").context("empty etc/machine-id")?;
+    caches::remove(tree)?;
     identities::remove(tree)?;
     let shadow = followed(tree, Path::new("etc/shadow"));
     if let Ok(text) = fs::read(&shadow) {

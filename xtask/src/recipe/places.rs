@@ -121,6 +121,10 @@ pub const IDENTITIES: &[MachineIdentity] = &[
     },
     // The line before makes both.
     MachineIdentity { path: "etc/ssl/certs/ssl-cert-snakeoil.pem", made_by: Maker::Itself },
+    MachineIdentity {
+        path: "etc/bind/rndc.key",
+        made_by: Maker::Command("usr/sbin/rndc-confgen", "rndc-confgen -a -u bind -c /etc/bind/rndc.key"),
+    },
     MachineIdentity { path: "etc/cockpit/ws-certs.d/0-self-signed*", made_by: Maker::Itself },
     MachineIdentity { path: "etc/docker/key.json", made_by: Maker::Itself },
     MachineIdentity { path: "var/lib/tailscale/tailscaled.state", made_by: Maker::Itself },

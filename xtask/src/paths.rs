@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// Name of the image that was released last, beside the one that was built last.
+pub const RELEASED_IMAGE: &str = "released.img";
+
 /// The directories every command works in.
 #[derive(Debug, Clone)]
 pub struct Paths {

@@ -7,7 +7,7 @@ mod copy;
 mod files;
 mod terms;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use reflash::release::digest::Digest;
 use reflash::release::manifest::{Manifest, Object, TrustedKeys, manifest_path};
 use reflash::release::rollout::{
@@ -188,6 +188,16 @@ pub fn manifest_of(
 ) -> Result<(Manifest, Vec<u8>)> {
     let path = serial.map_or_else(|| manifest_path(channel), |serial| release_path(channel, serial));
     let read = |path: &str| place.read(path)?.with_context(|| format!("{path} is not in {}", place.name()));
+    if place.read(&path)?.is_none() {
+        let place = place.name();
+        match serial {
+            Some(serial) => bail!(
+                "channel {channel} in {place} has no release {serial}: `release --list` names those of the tree, and \
+                 `release` makes one"
+            ),
+            None => bail!("channel {channel} in {place} offers no release yet"),
+        }
+    }
     let signature = read(&format!("{path}.minisig"))?;
     let signed = keys.authenticate(read(&path)?, &String::from_utf8_lossy(&signature));
     let signed = signed.with_context(|| format!("check {path} in {}", place.name()))?;

@@ -6,11 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use super::commands::BuilderCommand;
-use crate::paths::PlaceArgs;
+use crate::paths::{PlaceArgs, RELEASED_IMAGE};
 use crate::project::Project;
-
-/// Name of the image that was released last, beside the one that was built last.
-const RELEASED_IMAGE: &str = "released.img";
 
 /// Fills in what the command line leaves out.
 pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Project) {

@@ -16,6 +16,7 @@ use super::ext4::tree::NodeKind;
 use crate::contents::ImageContents;
 use crate::contents::difference::{self, ContentsDifference};
 use crate::invocation::program;
+use crate::paths::RELEASED_IMAGE;
 use crate::size::to_usize;
 
 /// Chunk sizes of a release that are reported, bytes.
@@ -54,6 +55,20 @@ struct Comparison {
     blocks: Report,
 }
 
+/// Checks that a path leads to what may be an image: a description beside one has nearly its name.
+fn is_image(path: &Path) -> Result<()> {
+    let (shown, program) = (path.display(), program());
+    ensure!(path.exists(), "there is no image {shown}: `{program} image` makes one");
+    let metadata = path.metadata().with_context(|| format!("look at {shown}"))?;
+    ensure!(metadata.is_file(), "{shown} is not a file, and an image is one");
+    let bytes = metadata.len();
+    ensure!(
+        bytes > 0 && bytes.is_multiple_of(BLOCK),
+        "{shown} is no image: it has {bytes} bytes, and images have a multiple of {BLOCK}"
+    );
+    Ok(())
+}
+
 /// Compares two images as the command line says, and prints the report.
 ///
 /// # Errors
@@ -63,13 +78,13 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let old = old.context("give the image that robots have and the one that they are to get")?;
     let new = new.context("give the image that they are to get, too")?;
     ensure!(
-        old.is_file(),
+        old.exists() || !old.ends_with(RELEASED_IMAGE),
         "there is no image {} that robots would have: in a project `{} release` keeps there what it released, so that \
          the first image has none before it",
         old.display(),
         program()
     );
-    ensure!(new.is_file(), "there is no image {}: `{} image` makes one", new.display(), program());
+    is_image(old).and_then(|()| is_image(new))?;
     let contents = match ImageContents::read(old) {
         Ok(before) => Some(difference::between(&before, &ImageContents::read(new)?)),
         // Whatever is on a partition can be compared by its blocks.
@@ -318,8 +333,19 @@ fn in_system(path: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::{State, changed_bytes, in_system, states};
+    use super::{State, changed_bytes, in_system, is_image, states};
     use std::fs;
+
+    #[test]
+    fn what_is_no_image_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("system.json");
+        fs::write(&path, "{}").unwrap();
+        assert!(is_image(&path).unwrap_err().to_string().contains("system.json is no image: it has 2 bytes"));
+        assert!(is_image(directory.path()).unwrap_err().to_string().contains("is not a file"));
+        let none = directory.path().join("none.img");
+        assert!(is_image(&none).unwrap_err().to_string().contains("there is no image"));
+    }
 
     #[test]
     fn every_block_has_one_state() {

@@ -164,10 +164,10 @@ fn a_channel_begins_with_a_release_for_every_robot() {
     build(&spec("stable"), &key, &empty).unwrap();
     let desk = Desk::new(empty, "stable", None, fixture.keys.clone());
     let error = format!("{:#}", desk.start(1, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err());
-    assert!(error.contains("serial 1 is not above 1"), "{error}");
+    assert!(error.contains("every robot is offered release 1 already"), "{error}");
     assert!(
         format!("{:#}", desk.start(9, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err())
-            .contains("history/9.json")
+            .contains("has no release 9")
     );
 }
 

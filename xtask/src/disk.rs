@@ -21,7 +21,7 @@ use crate::fresh;
 use crate::grub::{self, GrubImages};
 use crate::host_packages::{Need, ensure_installed};
 use crate::initramfs::{self, BuiltRecovery};
-use crate::paths::{Paths, create_parent};
+use crate::paths::{Paths, create_parent, output_file};
 use crate::project::needed;
 use crate::step::{output, produced, step};
 use crate::{boot_script, embedded, filesystem, layout_room, site, templates, toml_text, trusted};
@@ -95,6 +95,7 @@ pub fn read_layout(path: &Path) -> Result<Layout> {
 /// # Errors
 /// When a file cannot be read, or a part cannot be built.
 pub fn run(args: DiskArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
+    let out = output_file(args.out.unwrap_or_else(|| paths.dist().join("disk.img")))?;
     let config = needed(args.config, "--config", "site")?;
     trusted::of(&args.keys)?;
     let texts = site::read(Some(&config), None)?;
@@ -126,7 +127,7 @@ pub fn run(args: DiskArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         files: args.files,
         environment: environment_without_system(),
     };
-    build(paths, &parts, &args.out.unwrap_or_else(|| paths.dist().join("disk.img")), assume_yes)
+    build(paths, &parts, &out, assume_yes)
 }
 
 /// Assembles the disk at `out`, sparse.

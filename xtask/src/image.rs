@@ -48,7 +48,7 @@ use self::stamp::InputDigest;
 use crate::contents::ImageContents;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
-use crate::paths::{Paths, create_parent};
+use crate::paths::{Paths, create_parent, output_file};
 use crate::project::needed;
 use crate::recipe::Recipe;
 use crate::{agent, embedded, notices, room, step};
@@ -80,7 +80,7 @@ pub struct ImageArgs {
 pub fn run(args: &ImageArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let (previous, keep_packages) = (args.previous.as_deref(), args.keep_packages);
     let options = ImageOptions { previous, fresh: args.fresh, keep_packages, assume_yes };
-    let out = args.out.clone().unwrap_or_else(|| paths.dist().join("system.img"));
+    let out = output_file(args.out.clone().unwrap_or_else(|| paths.dist().join("system.img")))?;
     let recipe = needed(args.recipe.as_deref(), "the recipe", "recipe")?;
     build(paths, recipe, &out, &options).map(drop)
 }

@@ -26,7 +26,7 @@ use crate::host_packages::{Need, ensure_installed};
 use crate::image::named;
 use crate::initramfs;
 use crate::invocation::quoted;
-use crate::paths::{Paths, create_parent};
+use crate::paths::{Paths, create_parent, output_file};
 use crate::release::{DEFAULT_CHANNEL, check};
 use crate::site;
 use crate::step::{mib, produced, run as run_tool, step};
@@ -100,6 +100,7 @@ pub struct MediaArgs {
 /// When a file cannot be read, or a part cannot be built.
 pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let out = output_file(args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso")))?;
     let channel = args.channel.as_deref().unwrap_or(DEFAULT_CHANNEL);
     let keys = trusted::of(&args.keys)?;
     let offered = args.release.as_deref().map(|tree| offered(tree, channel, &keys)).transpose()?;
@@ -132,9 +133,8 @@ pub fn run(args: &MediaArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         eprintln!("  this medium ERASES {which}, without a question, on every machine that starts from it");
     }
     match &args.netboot {
-        Some(out) => netboot::build(&parts, out),
+        Some(directory) => netboot::build(&parts, directory),
         None => {
-            let out = args.out.clone().unwrap_or_else(|| paths.dist().join("media.iso"));
             build(paths, &parts, &out, assume_yes)?;
             let file = quoted(&out.display().to_string());
             eprintln!("  onto a USB drive: dd if={file} of=/dev/sdX bs=4M conv=fsync");

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Name of the image that was released last, beside the one that was built last.
 pub const RELEASED_IMAGE: &str = "released.img";
@@ -146,6 +146,22 @@ pub fn create_parent(file: &Path) -> Result<()> {
 
 /// The package whose program or test cargo is running. It is read at run time: `env!` would name the directory in which
 /// the builder was compiled, which a copied checkout shares through its copied `target/`.
+/// Returns the place for a file that is built, once it is certain that one can be put there: what is built takes the
+/// place of what is at its path, and for a device that would be a file in /dev, and nothing on the disk.
+///
+/// # Errors
+/// When something else than a file is there.
+pub fn output_file(path: PathBuf) -> Result<PathBuf> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(found) if found.is_dir() => bail!("{shown} is a directory: name a file in it"),
+        Ok(found) if !found.is_file() => {
+            bail!("{shown} is a device, or the like: name a file, and write that to the device with dd afterwards")
+        }
+        _ => Ok(path),
+    }
+}
+
 fn manifest_dir() -> Option<PathBuf> {
     std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from)
 }
@@ -173,8 +189,20 @@ fn is_checkout(directory: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Paths, PlaceArgs, checkout_from};
+    use super::{Paths, PlaceArgs, checkout_from, output_file};
     use std::path::Path;
+
+    #[test]
+    fn what_is_built_takes_no_place_of_a_device() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = |path: &Path| output_file(path.to_owned()).unwrap_err().to_string();
+        assert!(error(Path::new("/dev/null")).contains("with dd"));
+        assert!(error(directory.path()).contains("name a file in it"));
+        let file = directory.path().join("media.iso");
+        assert_eq!(output_file(file.clone()).unwrap(), file);
+        std::fs::write(&file, "x").unwrap();
+        assert_eq!(output_file(file.clone()).unwrap(), file);
+    }
 
     fn checkout(at: &Path) {
         std::fs::create_dir_all(at.join("xtask/src")).unwrap();

@@ -102,6 +102,7 @@ impl Desk {
         key: &SecretKey,
     ) -> Result<()> {
         let (manifest, signed) = manifest_of(&self.tree(), &self.channel, Some(serial), &self.keys)?;
+        self.refuse_offered(serial)?;
         step(&format!("check every object of release {serial}"), || check::check_objects(&self.tree, &manifest))?;
         let first = match load_to_change(&*self.place(), &self.channel, &self.keys, Unsigned::Refused)? {
             Some(_) => None,
@@ -114,6 +115,23 @@ impl Desk {
             halt_key.apply(&mut state);
             Ok(state)
         })
+    }
+
+    /// Refuses to begin the first roll-out of a channel with what every robot is offered: there is none to be widened.
+    fn refuse_offered(&self, serial: u64) -> Result<()> {
+        if load_to_change(&*self.place(), &self.channel, &self.keys, Unsigned::Refused)?.is_some() {
+            return Ok(());
+        }
+        // Without a release the first roll-out is refused with its own reason.
+        let Ok((offered, _)) = manifest_of(&self.tree(), &self.channel, None, &self.keys) else { return Ok(()) };
+        ensure!(
+            serial > offered.serial,
+            "every robot is offered release {} already, so that a roll-out can only begin with a newer one: \
+             `{} release --for-rollout` makes it",
+            offered.serial,
+            program()
+        );
+        Ok(())
     }
 
     /// The roll-out with nothing but the release that every robot has.

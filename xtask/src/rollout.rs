@@ -233,11 +233,9 @@ pub fn run(args: RolloutArgs, paths: &Paths) -> Result<()> {
             );
             // Twice: the end of a file that nobody writes to meanwhile is a line, too.
             (0..2).for_each(|_| read.read_new());
-            status::print(&state, read.failures());
-            return Ok(());
+            return status::print(&state, read.failures());
         }
         RolloutAction::Watch(args) => return watch::run(&desk, args, &key()?),
     }
-    status::print(&desk.state()?, &Failures::default());
-    Ok(())
+    status::print(&desk.state()?, &Failures::default())
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -44,6 +44,21 @@ pub fn unchanged(name: &str) {
 /// Reports where a result is.
 pub fn produced(what: &str, path: &std::path::Path) {
     eprintln!("  {what}: {}", path.display());
+}
+
+/// Prints what a person asked for. Who reads only the beginning of it, as `head` does, has all that they want.
+///
+/// # Errors
+/// When it cannot be written for another reason.
+pub fn answer(text: &str) -> Result<()> {
+    answer_to(&mut std::io::stdout().lock(), text)
+}
+
+fn answer_to(out: &mut impl Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write the answer to standard output"),
+    }
 }
 
 /// Says how large the system partition of a layout should be for an image.
@@ -194,8 +209,17 @@ fn line_of(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{failure, program_of};
+    use super::{answer_to, failure, program_of};
     use std::process::Command;
+
+    #[test]
+    fn a_reader_that_has_enough_is_no_error_and_a_full_disk_is_one() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        drop(reader);
+        answer_to(&mut writer, "text").unwrap();
+        let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert!(answer_to(&mut full, "text").is_err());
+    }
 
     #[test]
     fn a_tool_with_mounts_of_its_own_is_called_by_its_name() {

@@ -14,7 +14,7 @@ use crate::paths::Paths;
 use crate::project::{self, needed};
 use crate::release::history::{self, PastRelease};
 use crate::release::{self, Allow, DEFAULT_CHANNEL, OfferedTo, Released, Spec};
-use crate::step::{mib, produced, room_for_undo};
+use crate::step::{answer, mib, produced, room_for_undo};
 use crate::{bootstrap_files, disk, grub, image, initramfs, keygen, layout_room, offered, rollout, site, trusted};
 
 /// Options of `release`. Those that a project file gives are optional here and asked for when they are missing.
@@ -231,10 +231,8 @@ fn check(tree: &Path, channel: &str, public: &[PathBuf]) -> Result<()> {
 fn list(tree: &Path, channel: &str) -> Result<()> {
     let releases = history::releases(tree, channel)?;
     let offers = rollout::offers(tree, channel)?;
-    for past in releases {
-        println!("{}", listed(&past, offers.as_ref()));
-    }
-    Ok(())
+    let lines: String = releases.iter().map(|past| listed(past, offers.as_ref()) + "\n").collect();
+    answer(&lines)
 }
 
 /// One line of the list. Where there is a roll-out, it says who is offered what, and `manifest.json` is for agents that

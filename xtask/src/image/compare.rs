@@ -18,6 +18,7 @@ use crate::contents::difference::{self, ContentsDifference};
 use crate::invocation::program;
 use crate::paths::RELEASED_IMAGE;
 use crate::size::to_usize;
+use crate::step::answer;
 
 /// Chunk sizes of a release that are reported, bytes.
 const CHUNKS: &[u64] = &[16 << 10, 64 << 10, 256 << 10];
@@ -95,12 +96,10 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     };
     let blocks = compare(old, new, args.files)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&Comparison { contents, blocks })?);
-    } else {
-        contents.iter().for_each(|contents| println!("{contents}"));
-        print!("{blocks}");
+        return answer(&format!("{}\n", serde_json::to_string_pretty(&Comparison { contents, blocks })?));
     }
-    Ok(())
+    let contents = contents.map_or_else(String::new, |contents| format!("{contents}\n"));
+    answer(&format!("{contents}{blocks}"))
 }
 
 /// Compares two images; the report names the `files` with most changed blocks.

@@ -1,18 +1,23 @@
 //! What is offered to whom, for people.
 
+use anyhow::Result;
 use reflash::release::rollout::{ALL_PPM, RobotGroup, StagedRelease};
 
 use super::failures::Failures;
 use crate::release::rollout::RolloutState;
+use crate::step;
 
 /// Prints the roll-out, the newest release first.
-pub(super) fn print(state: &RolloutState, failures: &Failures) {
-    println!("roll-out {}, halts {}, signed {}", state.rollout.counter, state.halts.counter, signed(state));
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn print(state: &RolloutState, failures: &Failures) -> Result<()> {
+    let counters = (state.rollout.counter, state.halts.counter);
+    let mut text = format!("roll-out {}, halts {}, signed {}\n", counters.0, counters.1, signed(state));
     let mut releases: Vec<&StagedRelease> = state.rollout.releases.iter().collect();
     releases.sort_unstable_by_key(|release| std::cmp::Reverse(release.serial));
-    for release in releases {
-        println!("{}", line(state, release, failures));
-    }
+    text.extend(releases.into_iter().map(|release| line(state, release, failures) + "\n"));
+    step::answer(&text)
 }
 
 fn signed(state: &RolloutState) -> String {

@@ -82,6 +82,10 @@ fn from_io(url: &str, kind: io::ErrorKind) -> FetchError {
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
             FetchError::new(FetchErrorKind::Unreachable, url, "there is no route")
         }
+        // ICMPv6 has its own word for it, and the firewall of a running system too.
+        io::ErrorKind::PermissionDenied => {
+            FetchError::new(FetchErrorKind::Unreachable, url, "a router or a firewall forbids the connection")
+        }
         io::ErrorKind::AddrNotAvailable => {
             FetchError::new(FetchErrorKind::Unreachable, url, "no address to connect from")
         }
@@ -118,6 +122,10 @@ fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
             {
                 "no trusted connection: the server's certificate is one of an authority (CA:TRUE), as `openssl req \
                  -x509` makes it by default; give the server one made with basicConstraints=CA:FALSE"
+            }
+            rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
+                "no trusted connection: the server wants a certificate of this machine, and this agent shows none; let \
+                 the server ask for a user and a password, or for nothing, since releases are signed"
             }
             error if is_nothing_in_common(error) => {
                 "no trusted connection: the server offers nothing that this agent knows, which is TLS 1.2 and 1.3 by \
@@ -188,6 +196,14 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_wants_a_certificate_is_called_that() {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+        let error = classified("u", ureq::Error::Io(io::Error::other(alert)));
+        assert_eq!(error.kind(), FetchErrorKind::Tls);
+        assert!(error.to_string().contains("wants a certificate of this machine"), "{error}");
+    }
+
+    #[test]
     fn timeouts_are_told_apart() {
         let connect = ureq::Error::Timeout(ureq::Timeout::Connect);
         assert_eq!(classified("u", connect).kind(), FetchErrorKind::Unreachable);
@@ -200,6 +216,7 @@ mod tests {
         for (kind, expected) in [
             (io::ErrorKind::ConnectionRefused, FetchErrorKind::Unreachable),
             (io::ErrorKind::NetworkUnreachable, FetchErrorKind::Unreachable),
+            (io::ErrorKind::PermissionDenied, FetchErrorKind::Unreachable),
             (io::ErrorKind::ConnectionReset, FetchErrorKind::Broken),
             (io::ErrorKind::UnexpectedEof, FetchErrorKind::Broken),
         ] {

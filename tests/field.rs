@@ -20,3 +20,4 @@ mod shipped;
 mod site;
 mod state;
 mod time;
+mod vlans;

@@ -11,7 +11,7 @@ use crate::chain::chain;
 use crate::mac;
 use crate::machine::config::{InterfaceSelector, InterfaceSettings};
 use crate::machine::drivers::Loader;
-use crate::sys::net::link::{Link, links, switch_on_ipv6};
+use crate::sys::net::link::{Link, links, switch_off_ipv6, switch_on_ipv6};
 use crate::sys::net::rtnl::Rtnl;
 
 /// Wait before the first report that no cable is plugged in: drivers take a second or two to see the other end, so an
@@ -64,8 +64,12 @@ impl LeftAlone {
 /// Switches the card on and, once it has a carrier, returns the link for the addresses.
 pub(super) fn ready(card: &Link, vlan: Option<u16>, rtnl: &mut Rtnl) -> Result<Option<Link>, String> {
     if !card.up {
-        // The kernel asks for routers as soon as the link is on: it must know by then what to make of them.
-        let _ = switch_on_ipv6(&card.name, true);
+        match vlan {
+            // The kernel asks for routers as soon as the link is on: it must know by then what to make of them.
+            None => _ = switch_on_ipv6(&card.name, true),
+            // What routers advertise beside the VLAN is not for this machine, unless other settings are for that.
+            Some(_) => switch_off_ipv6(&card.name),
+        }
         rtnl.set_up(&card.name, card.index).map_err(|error| chain(&error))?;
         return Ok(None);
     }

@@ -200,8 +200,14 @@ impl Supervisor {
         self.reminder.check(&self.settings, &wanted, &self.console);
         let exists = |index: u32| all.iter().any(|link| link.index == index);
         self.cards.retain(|_, card| exists(card.card.index) && exists(card.link.index));
+        let is_off = |index: u32| all.iter().any(|link| link.index == index && !link.up);
         for wanted in wanted {
-            if self.cards.contains_key(&wanted.key) {
+            // A VLAN goes off and on with its card. One that is off beside it has lost its routes, and nothing else
+            // says so.
+            let is_alone_off = |card: &Card| card.link.index != card.card.index && is_off(card.link.index);
+            if wanted.link.carrier && self.cards.get(&wanted.key).is_some_and(is_alone_off) {
+                self.cards.remove(&wanted.key);
+            } else if self.cards.contains_key(&wanted.key) {
                 self.look_at_cable(&wanted);
             } else if !self.left_alone.has(wanted.key) {
                 self.start(wanted)?;

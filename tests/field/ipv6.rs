@@ -110,7 +110,7 @@ fn a_static_ipv6_address_needs_no_router_that_advertises() {
 }
 
 /// An advertisement with a prefix and this lifetime as a router, and options.
-fn advertisement(lifetime_s: u16, prefix: Option<&str>, name_server: Option<&str>) -> Vec<u8> {
+pub fn advertisement(lifetime_s: u16, prefix: Option<&str>, name_server: Option<&str>) -> Vec<u8> {
     let mut out = vec![134, 0, 0, 0, 64, 0];
     out.extend_from_slice(&lifetime_s.to_be_bytes());
     out.extend_from_slice(&[0; 8]);

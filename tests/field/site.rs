@@ -86,11 +86,17 @@ impl Site {
 
     /// A dnsmasq on `sw0` of the network, without a name server unless `--port=53` is among the arguments.
     pub fn dnsmasq(&mut self, network: &str, arguments: &[&str]) {
+        self.dnsmasq_on(network, "sw0", arguments);
+    }
+
+    /// [`dnsmasq`](Self::dnsmasq) on another link.
+    pub fn dnsmasq_on(&mut self, network: &str, link: &str, arguments: &[&str]) {
         let leases = self.directory.path().join(format!("leases-{}", self.programs.len()));
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", network, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv"])
-            .args(["--user=root", "--pid-file=", "--bind-dynamic", "--except-interface=lo", "--interface=sw0"])
+            .args(["--user=root", "--pid-file=", "--bind-dynamic", "--except-interface=lo"])
+            .arg(format!("--interface={link}"))
             .args(["--no-hosts", "--dhcp-authoritative", "--log-facility=-"])
             .arg(format!("--dhcp-leasefile={}", leases.display()))
             .args(arguments);

@@ -15,6 +15,7 @@ mod media;
 #[path = "fuzz/src/raw_index.rs"]
 mod raw_index;
 mod releases;
+mod routers;
 mod servers;
 mod shipped;
 mod site;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::sys::net::bound;
 use crate::sys::net::icmp6::RouterSocket;
 use crate::sys::net::items::Route;
-use crate::sys::net::link::Link;
+use crate::sys::net::link::{Link, ipv6_addresses, reset_neighbour_timer};
 use advert::Advertised;
 use client::{Dhcp6Client, Dhcp6Need, Dhcp6Step};
 
@@ -33,6 +33,9 @@ const SOLICIT_WAITS_S: [u64; 6] = [2, 4, 4, 8, 16, 60];
 /// Questions for routers without an answer, after which DHCPv6 is asked all the same: a network may have one without
 /// the other.
 const QUESTIONS_FIRST: usize = 3;
+/// Time after a router was heard in which the kernel makes an address of what it advertises: a second of waiting at
+/// random, and one for the check for a second owner. After that DHCPv6 is asked, whatever the router says.
+const OWN_ADDRESS: Duration = Duration::from_secs(5);
 /// Time that what was heard stays in use after the cable was away.
 const DOUBT: Duration = Duration::from_secs(12);
 /// Interval at which the stop condition is checked.
@@ -118,6 +121,9 @@ struct Listener<'a> {
     ask_routers_at: Duration,
     /// Whether routers are asked although one is known, since it may be that of another network.
     asks_all_routers: bool,
+    /// Time at which a router was first heard, until the kernel has made an address.
+    without_address_since: Option<Duration>,
+    has_own_address: bool,
     client: Option<Dhcp6Client>,
     dhcp_socket: Option<UdpSocket>,
 }
@@ -133,6 +139,8 @@ impl<'a> Listener<'a> {
             questions: 0,
             ask_routers_at: Duration::ZERO,
             asks_all_routers: false,
+            without_address_since: None,
+            has_own_address: false,
             client: None,
             dhcp_socket: None,
         })
@@ -145,6 +153,7 @@ impl<'a> Listener<'a> {
         self.questions = 0;
         self.ask_routers_at = now;
         self.asks_all_routers = true;
+        (self.without_address_since, self.has_own_address) = (None, false);
         if let Some(client) = &mut self.client {
             client.ask_again(now);
         }
@@ -179,7 +188,7 @@ impl<'a> Listener<'a> {
         }
         let heard = self.advertised.is_heard();
         let wanted = match () {
-            () if heard && self.advertised.needs_address() => Dhcp6Need::Address,
+            () if heard && (self.advertised.needs_address() || self.lacks_address()) => Dhcp6Need::Address,
             () if heard && self.advertised.needs_information() => Dhcp6Need::Information,
             () if !heard && self.questions > QUESTIONS_FIRST => Dhcp6Need::Address,
             // A client that runs goes on: what it got is in use.
@@ -191,6 +200,21 @@ impl<'a> Listener<'a> {
             let random = RandomState::new().hash_one(0_u8);
             self.client = Some(Dhcp6Client::new(self.link.mac, wanted, random, self.began.elapsed()));
         }
+    }
+
+    /// Whether no address came of what the routers advertise, for longer than it takes: the prefix has a length or
+    /// lifetimes that the kernel makes none of, or another machine has the address.
+    fn lacks_address(&mut self) -> bool {
+        if self.has_own_address {
+            return false;
+        }
+        let now = self.began.elapsed();
+        let since = *self.without_address_since.get_or_insert(now);
+        if now < since + OWN_ADDRESS {
+            return false;
+        }
+        self.has_own_address = ipv6_addresses().iter().any(|one| one.index == self.link.index);
+        !self.has_own_address
     }
 
     fn send_to_servers(&mut self, message: &[u8]) -> io::Result<()> {
@@ -218,6 +242,9 @@ impl<'a> Listener<'a> {
             if let Some((length, router)) = message
                 && let Some(advert) = advert::read(&buffer[..length])
             {
+                if advert.has_odd_timer() {
+                    reset_neighbour_timer(&self.link.name);
+                }
                 self.advertised.hear(router, advert, self.began.elapsed());
             }
         }

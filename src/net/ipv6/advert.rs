@@ -16,6 +16,9 @@ const FIXED_BYTES: usize = 16;
 const MOST_ENTRIES: usize = 8;
 /// Lifetime of what lasts for ever.
 const FOR_EVER: u32 = u32::MAX;
+/// Longest time between two messages to a neighbour that a router may ask for, milliseconds; the usual one is 1000 (RFC
+/// 4861, 10). An address is checked for that long before it can be used, and some routers have anything there.
+const MOST_RETRANSMIT_MS: u32 = 5_000;
 
 mod option {
     pub(super) const PREFIX: u8 = 3;
@@ -34,6 +37,8 @@ pub(super) struct Advert {
     /// Whether name servers are given by DHCPv6.
     other: bool,
     lifetime_s: u32,
+    /// Time between two messages to a neighbour, milliseconds; 0 leaves it to the host.
+    retransmit_ms: u32,
     prefixes: Vec<Prefix>,
     /// Further networks with the lifetimes of the routes to them.
     routes: Vec<(Ipv6Addr, u8, u32)>,
@@ -63,6 +68,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<Advert> {
         managed: flags & 0x80 != 0,
         other: flags & 0x40 != 0,
         lifetime_s: u16::from_be_bytes([head[6], head[7]]).into(),
+        retransmit_ms: number(head, 12)?,
         ..Advert::default()
     };
     let mut rest = &bytes[FIXED_BYTES..];
@@ -86,6 +92,11 @@ fn preference(flags: u8) -> i8 {
 }
 
 impl Advert {
+    /// Whether it asks for pauses between messages to a neighbour that cost the link its addresses.
+    pub(super) fn has_odd_timer(&self) -> bool {
+        self.retransmit_ms > MOST_RETRANSMIT_MS
+    }
+
     fn take(&mut self, kind: u8, option: &[u8]) -> Option<()> {
         match kind {
             option::PREFIX => {
@@ -97,7 +108,7 @@ impl Advert {
                         prefix_len,
                         on_link: option[3] & 0x80 != 0,
                         autonomous: option[3] & 0x40 != 0,
-                        lifetime_s: seconds(option, 4)?,
+                        lifetime_s: number(option, 4)?,
                     });
                 }
             }
@@ -108,16 +119,16 @@ impl Advert {
                 let length = given.len().min(16);
                 network[..length].copy_from_slice(&given[..length]);
                 if prefix_len <= 128 && usize::from(prefix_len).div_ceil(8) <= length {
-                    self.routes.push((masked(network.into(), prefix_len), prefix_len, seconds(option, 4)?));
+                    self.routes.push((masked(network.into(), prefix_len), prefix_len, number(option, 4)?));
                 }
             }
             option::NAME_SERVERS => {
-                let lifetime_s = seconds(option, 4)?;
+                let lifetime_s = number(option, 4)?;
                 let servers = option[8..].chunks_exact(16).filter_map(|bytes| address(bytes, 0));
                 self.name_servers.extend(servers.filter(|server| is_host(*server)).map(|server| (server, lifetime_s)));
             }
             option::SEARCH => {
-                let lifetime_s = seconds(option, 4)?;
+                let lifetime_s = number(option, 4)?;
                 self.search.extend(search_domains(&[], &option[8..]).into_iter().map(|domain| (domain, lifetime_s)));
             }
             _ => {}
@@ -131,7 +142,7 @@ fn address(bytes: &[u8], at: usize) -> Option<Ipv6Addr> {
     Some(bytes.into())
 }
 
-fn seconds(bytes: &[u8], at: usize) -> Option<u32> {
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
@@ -534,6 +545,15 @@ mod tests {
         let all = heard(&[bytes(0, 0, &[route("::", 0, 1, 600)])]);
         assert_eq!(all.routers(), [router(1)]);
         assert!(all.needs_address(), "no prefix to make an address of");
+    }
+
+    #[test]
+    fn a_retransmission_time_of_minutes_is_odd() {
+        for (time_ms, is_odd) in [(0_u32, false), (1000, false), (5000, false), (10_000, true), (u32::MAX, true)] {
+            let mut advert = bytes(0, 1800, &[]);
+            advert[12..16].copy_from_slice(&time_ms.to_be_bytes());
+            assert_eq!(read(&advert).unwrap().has_odd_timer(), is_odd, "{time_ms}");
+        }
     }
 
     #[test]

@@ -59,13 +59,18 @@ pub fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
 }
 
 /// Prepares a link for a machine with several: an address is answered for, and used, only on the link that has it, and
-/// packets may come in by another link than they would leave by.
+/// packets may come in by another link than they would leave by. And no router sends it to another one: it would stay
+/// there for minutes, whatever becomes of that one, while the router itself passes on what it gets.
 pub fn keep_addresses_apart(name: &str) {
     // A kernel without one of these works as it did.
-    let set = |key: &str, value: &str| _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value);
-    set("arp_ignore", "1");
-    set("arp_announce", "2");
-    set("rp_filter", "2");
+    let set =
+        |name: &str, key: &str, value: &str| _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value);
+    set(name, "arp_ignore", "1");
+    set(name, "arp_announce", "2");
+    set(name, "rp_filter", "2");
+    // Of this one the kernel takes the more permissive of the two.
+    set(name, "accept_redirects", "0");
+    set("all", "accept_redirects", "0");
 }
 
 /// Lets TCP, of IPv6 too, send smaller packets where large ones vanish without a word. What the peer sends depends on
@@ -84,11 +89,19 @@ pub fn switch_on_ipv6(name: &str, autoconf: bool) -> bool {
     set("accept_ra_defrtr", "0");
     set("accept_ra_pinfo", "1");
     set("use_tempaddr", "0");
+    set("accept_redirects", "0");
     set("autoconf", if autoconf { "1" } else { "0" });
     // Also on a machine that forwards, as one with containers does.
     set("accept_ra", "2");
     set("disable_ipv6", "0");
     directory.exists()
+}
+
+/// Takes back the time between two messages to a neighbour that a router asked for. The kernel believes any, and checks
+/// an address for that long.
+pub fn reset_neighbour_timer(name: &str) {
+    // RFC 4861, 10. A kernel that refuses it works as it did.
+    let _ = fs::write(Path::new("/proc/sys/net/ipv6/neigh").join(name).join("retrans_time_ms"), "1000");
 }
 
 /// Lists the IPv4 addresses that a link has, with the prefix lengths of their networks.

@@ -17,6 +17,7 @@ mod report;
 mod round;
 mod served;
 mod staged;
+mod two_systems;
 mod undo;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use report::{BEFORE, OURS, Results};
 use round::{Bench, OVER_LINKS};
 use served::Served;
 use staged::{StagedCase, StagedRun};
+use two_systems::TwoSystemsRun;
 use undo::UndoCase;
 
 const NO_READ_BACK: &str = "--no-read-back";
@@ -64,9 +66,10 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     let images = BenchImages::find_or_build(paths, options, assume_yes, &work)?;
     let served = Served::open(work.join(if options.quick { "served-quick" } else { "served" }), &images)?;
     let (cases, undone) = (cases(&images, options), undone(&images, options));
-    let staged = staged(&images, options);
+    let beside = staged(&images, options, [("two_systems_stable", "stable"), ("two_systems_large", "large")]);
+    let staged = staged(&images, options, [("staged_stable", "stable"), ("staged_large", "large")]);
     for wanted in &options.cases {
-        let of_library = undone.iter().map(|case| case.name).chain(staged.iter().map(|case| case.name));
+        let of_library = undone.iter().map(|case| case.name).chain(staged.iter().chain(&beside).map(|case| case.name));
         let known: Vec<&str> = cases.iter().map(|case| case.name).chain(of_library).collect();
         ensure!(
             known.contains(&wanted.as_str()),
@@ -79,7 +82,7 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     if !secret.exists() {
         keygen::generate(&keys, None)?;
     }
-    let channels = undone.iter().map(|case| case.channel).chain(staged.iter().map(|case| case.channel));
+    let channels = undone.iter().map(|case| case.channel).chain(staged.iter().chain(&beside).map(|case| case.channel));
     let updates = channels.filter_map(|channel| Some((channel, images.of(channel)?)));
     let published = cases.iter().map(|case| (case.channel, case.image.as_path())).chain(updates);
     served.publish(published, &images.old, &secret)?;
@@ -124,7 +127,7 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
     PEERS[0].prepare(&images.old, "old", &served.peers, &link, &path)?;
     let index = index_of(&served, "old")?;
     let (mut limits, mut runs, mut undo) = (Vec::new(), Vec::new(), Vec::new());
-    let mut fetched: Vec<StagedRun> = Vec::new();
+    let (mut fetched, mut two_systems): (Vec<StagedRun>, Vec<TwoSystemsRun>) = (Vec::new(), Vec::new());
     for round in 1..=if options.quick { 1 } else { options.runs } {
         // In every round too: what the machine can do drifts like everything else.
         lab::warm([served.releases.clone(), served.peers.join("old.zst")])?;
@@ -140,6 +143,9 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
         for case in &staged {
             fetched.push(bench.staged(case, round, &agent)?);
         }
+        for case in &beside {
+            two_systems.push(bench.beside(case, round, &agent)?);
+        }
     }
     for mbit_s in options.links() {
         for case in cases.iter().filter(|case| OVER_LINKS.contains(&case.name)) {
@@ -147,13 +153,24 @@ pub fn run(paths: &Paths, options: &BenchArgs, assume_yes: bool) -> Result<()> {
         }
     }
     let limits = Limits::median(&limits);
-    let results =
-        Results { machine: machine()?, tools, missing, images: images.sizes()?, limits, runs, undo, staged: fetched };
+    let results = Results {
+        machine: machine()?,
+        tools,
+        missing,
+        images: images.sizes()?,
+        limits,
+        runs,
+        undo,
+        staged: fetched,
+        two_systems,
+    };
     println!("{}", results.table());
     results.undo.iter().for_each(|run| println!("{}", run.line()));
     results.staged.iter().for_each(|run| println!("{}", run.line()));
+    results.two_systems.iter().for_each(|run| println!("{}", run.line()));
     results.undo.iter().try_for_each(undo::check)?;
     results.staged.iter().try_for_each(staged::check)?;
+    results.two_systems.iter().try_for_each(two_systems::check)?;
     let json = &options.json.clone().unwrap_or_else(|| paths.dist().join("bench.json"));
     create_parent(json)?;
     fs::write(json, serde_json::to_string_pretty(&results.json())? + "\n")
@@ -204,15 +221,18 @@ fn undone<'a>(images: &'a BenchImages, options: &BenchArgs) -> Vec<UndoCase<'a>>
     there.map(|(name, channel)| UndoCase { name, channel, old: &images.old }).collect()
 }
 
-/// The updates that are fetched while a system works.
-fn staged<'a>(images: &'a BenchImages, options: &BenchArgs) -> Vec<StagedCase<'a>> {
-    let all = [("staged_stable", "stable"), ("staged_large", "large")];
+/// The updates that are fetched while a system works, and those that are written to the other of two systems.
+fn staged<'a>(
+    images: &'a BenchImages,
+    options: &BenchArgs,
+    kind: [(&'static str, &'static str); 2],
+) -> Vec<StagedCase<'a>> {
     let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|wanted| wanted == name);
     let case = |(name, channel)| {
         let new = images.of(channel).filter(|_| wanted(name))?;
         Some(StagedCase { name, channel, old: &images.old, new })
     };
-    all.into_iter().filter_map(case).collect()
+    kind.into_iter().filter_map(case).collect()
 }
 
 fn machine() -> Result<String> {

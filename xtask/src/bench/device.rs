@@ -19,11 +19,12 @@ impl Memory {
     pub fn mount(at: &Path) -> Result<Self> {
         fs::create_dir_all(at).with_context(|| format!("create {}", at.display()))?;
         // A benchmark that was killed leaves its device behind, and then its memory.
-        let attached = output(
-            Command::new("losetup").args(["--noheadings", "--output", "NAME", "--associated"]).arg(at.join(DEVICE)),
-        );
-        for node in attached.unwrap_or_default().lines() {
-            let _ = Command::new("losetup").args(["--detach", node.trim()]).status();
+        for file in [DEVICE, OTHER] {
+            let mut list = Command::new("losetup");
+            let attached = output(list.args(["--noheadings", "--output", "NAME", "--associated"]).arg(at.join(file)));
+            for node in attached.unwrap_or_default().lines() {
+                let _ = Command::new("losetup").args(["--detach", node.trim()]).status();
+            }
         }
         while Command::new("mountpoint").arg("--quiet").arg(at).status().is_ok_and(|status| status.success()) {
             run("umount", Command::new("umount").arg(at))?;
@@ -46,6 +47,8 @@ impl Drop for Memory {
 
 /// Name of the device's backing file in [`Memory`].
 const DEVICE: &str = "device";
+/// Name of that of a second device.
+const OTHER: &str = "other";
 
 /// Content of the device before a run.
 #[derive(Debug, Clone)]
@@ -130,9 +133,17 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Makes a device of at least `bytes` that holds `before`.
+    /// Makes the device of at least `bytes` that holds `before`, in the place of the one before.
     pub fn new(memory: &Memory, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
-        let path = memory.path().join(DEVICE);
+        Self::at(memory.path().join(DEVICE), bytes, before, sector_bytes)
+    }
+
+    /// Makes a second device.
+    pub fn beside(memory: &Memory, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
+        Self::at(memory.path().join(OTHER), bytes, before, sector_bytes)
+    }
+
+    fn at(path: PathBuf, bytes: u64, before: &Before, sector_bytes: u32) -> Result<Self> {
         let _ = fs::remove_file(&path);
         let bytes = bytes.max(before.least_bytes()?);
         let file = File::options().create_new(true).read(true).write(true).open(&path);
@@ -159,6 +170,8 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.node]).status();
+        // What it held takes memory.
+        let _ = fs::remove_file(&self.file);
     }
 }
 

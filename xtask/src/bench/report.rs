@@ -11,6 +11,7 @@ use super::limits::Limits;
 use super::median::median;
 use super::peers::YARDSTICK;
 use super::staged::StagedRun;
+use super::two_systems::TwoSystemsRun;
 use super::undo::UndoRun;
 
 /// Largest download that counts as an update, in MB of 10^6 bytes.
@@ -46,6 +47,7 @@ pub struct Results {
     /// Updates that were taken back.
     pub undo: Vec<UndoRun>,
     pub staged: Vec<StagedRun>,
+    pub two_systems: Vec<TwoSystemsRun>,
 }
 
 impl Results {
@@ -214,6 +216,7 @@ mod tests {
             runs,
             undo: Vec::new(),
             staged: Vec::new(),
+            two_systems: Vec::new(),
         }
     }
 

@@ -14,6 +14,7 @@ use super::peers::{Peer, YARDSTICK};
 use super::report::BenchRun;
 use super::served::{PRODUCT, Served};
 use super::staged::{self, StagedCase, StagedLab, StagedRun};
+use super::two_systems::{self, TwoSystemsRun};
 use super::undo::{self, UndoCase, UndoRun};
 
 /// The cases that are measured over slower links too.
@@ -118,7 +119,20 @@ impl Bench<'_> {
 
     /// One update that is fetched beside a timer, and applied without a server.
     pub fn staged(&self, case: &StagedCase<'_>, round: u32, agent: &Path) -> Result<StagedRun> {
-        let lab = StagedLab {
+        let run = staged::measure(case, &self.lab(agent))?;
+        eprintln!("  {round}: {}", run.line());
+        Ok(run)
+    }
+
+    /// One update that is written to the other of two systems beside a timer, and switched to.
+    pub fn beside(&self, case: &StagedCase<'_>, round: u32, agent: &Path) -> Result<TwoSystemsRun> {
+        let run = two_systems::measure(case, &self.lab(agent))?;
+        eprintln!("  {round}: {}", run.line());
+        Ok(run)
+    }
+
+    fn lab<'a>(&'a self, agent: &'a Path) -> StagedLab<'a> {
+        StagedLab {
             served: self.served,
             server: self.server,
             agent,
@@ -127,9 +141,6 @@ impl Bench<'_> {
             work: self.work,
             path: self.path,
             sector_bytes: self.options.sector_bytes,
-        };
-        let run = staged::measure(case, &lab)?;
-        eprintln!("  {round}: {}", run.line());
-        Ok(run)
+        }
     }
 }

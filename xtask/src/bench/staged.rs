@@ -23,7 +23,7 @@ use super::served::{PRODUCT, Served};
 use super::undo::{BenchRobot, timed};
 
 /// Time for which the timer is measured without anything beside it.
-const IDLE: Duration = Duration::from_secs(10);
+pub(super) const IDLE: Duration = Duration::from_secs(10);
 /// Longest latency that is counted by itself, microseconds.
 const MOST_US: &str = "20000";
 /// The priorities of the service in an image.
@@ -167,13 +167,13 @@ pub fn check(run: &StagedRun) -> Result<()> {
 }
 
 /// A program with a timer of 1 kHz, of the usual priority.
-struct Timer {
+pub(super) struct Timer {
     process: Child,
     histogram: PathBuf,
 }
 
 impl Timer {
-    fn start(histogram: &Path) -> Result<Self> {
+    pub(super) fn start(histogram: &Path) -> Result<Self> {
         let output = fs::File::create(histogram)?;
         let mut command = Command::new("cyclictest");
         command.args(["--quiet", "--interval=1000", "--threads=1"]).arg(format!("--histogram={MOST_US}"));
@@ -182,7 +182,7 @@ impl Timer {
     }
 
     /// Does `work` beside it, and returns the latency that 999 of 1000 timers keep to.
-    fn latency_after(mut self, work: impl FnOnce()) -> Result<u64> {
+    pub(super) fn latency_after(mut self, work: impl FnOnce()) -> Result<u64> {
         work();
         // It prints what it has counted.
         Command::new("kill").args(["-INT", &self.process.id().to_string()]).status().context("end cyclictest")?;

@@ -213,7 +213,7 @@ impl<'a> Listener<'a> {
         if now < since + OWN_ADDRESS {
             return false;
         }
-        self.has_own_address = ipv6_addresses().iter().any(|one| one.index == self.link.index);
+        self.has_own_address = ipv6_addresses().iter().any(|one| one.index == self.link.index && !one.taken);
         !self.has_own_address
     }
 

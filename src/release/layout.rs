@@ -349,7 +349,7 @@ mod tests {
         assert!(twice.place(5000 * MIB).unwrap_err().to_string().contains("two partitions"));
         let mut without = layout("1GiB", "rest");
         without.partitions.pop();
-        assert!(without.place(5000 * MIB).unwrap_err().to_string().contains("Data"));
+        assert!(without.place(5000 * MIB).unwrap_err().to_string().contains("role data"));
         assert!("64MB".parse::<super::Size>().is_err() && "-1MiB".parse::<super::Size>().is_err());
     }
 }

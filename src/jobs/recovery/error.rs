@@ -124,8 +124,8 @@ impl RecoveryError {
     /// Whether the source of a roll-out lags behind, or was met between two files of one change: in minutes it may not.
     #[must_use]
     pub fn is_of_lagging_source(&self) -> bool {
-        use RolloutError::{Gone, HaltOfAnother, Older};
-        matches!(self, Self::Rollout(Older { .. } | Gone { .. } | HaltOfAnother { .. }))
+        use RolloutError::{Gone, HaltOfAnother, LiftedAhead, Older};
+        matches!(self, Self::Rollout(Older { .. } | Gone { .. } | HaltOfAnother { .. } | LiftedAhead { .. }))
     }
 
     /// Whether a server refused a file of the release by a status that usually stays, such as 403 or 404, or could not
@@ -173,5 +173,28 @@ impl RecoveryError {
             | Self::OtherRecord(_)
             | Self::Commit(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RecoveryError;
+    use crate::release::rollout::RolloutError;
+
+    /// Two files that do not fit each other come from a mirror that has only one of them yet.
+    #[test]
+    fn a_source_that_has_one_file_of_a_change_lags_behind() {
+        let of_lagging = |error: RolloutError| RecoveryError::from(error).is_of_lagging_source();
+        let file = "halt";
+        for error in [
+            RolloutError::Older { file, found: 1, seen: 2 },
+            RolloutError::Gone { seen: 2 },
+            RolloutError::HaltOfAnother { serial: 8 },
+            RolloutError::LiftedAhead { serial: 8, through: 2, halts: 1 },
+        ] {
+            assert!(of_lagging(error));
+        }
+        assert!(!of_lagging(RolloutError::NothingForThisRobot(String::new())));
+        assert!(!of_lagging(RolloutError::Contradiction { file, what: String::new() }));
     }
 }

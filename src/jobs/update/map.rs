@@ -1,6 +1,7 @@
 //! The list of what a store holds, as text. Pure: [`super::store`] says what it is for.
 
 use std::fmt::Write;
+use std::io;
 use std::ops::Range;
 
 use crate::jobs::floor::ReleaseId;
@@ -54,7 +55,14 @@ impl StoreMap {
     }
 
     /// The list as text. Its last line is the digest of the others.
-    pub(super) fn encode(&self) -> String {
+    ///
+    /// # Errors
+    /// It has more pieces than are read: what a list cannot name would be fetched anew each time.
+    pub(super) fn encode(&self) -> io::Result<String> {
+        if self.pieces.len() > MAX_PIECES {
+            let what = format!("it takes {} pieces, and at most {MAX_PIECES} can be listed", self.pieces.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         let digest = self.complete.map_or_else(|| INCOMPLETE.to_owned(), |digest| digest.to_string());
         let mut text = format!("{HEAD} {} {} {digest}\n", self.release.serial, hex(&self.release.digest));
         for Piece { path, range, have, at } in &self.pieces {
@@ -62,7 +70,7 @@ impl StoreMap {
             let _ = writeln!(text, "{at} {} {} {have} {path}", range.start, range.end);
         }
         let digest = Digest::of(text.as_bytes()).to_string();
-        text + &digest + "\n"
+        Ok(text + &digest + "\n")
     }
 
     /// Reads a list, of which nothing is trusted: pieces that lie outside of each other's way, and no more than is said
@@ -180,7 +188,9 @@ fn piece(line: &str) -> Option<Piece> {
     let mut number = || fields.next()?.parse::<u64>().ok();
     let (at, start, end, have) = (number()?, number()?, number()?, number()?);
     let path = fields.next()?.to_owned();
-    let fits = start <= end && have <= end - start && at.checked_add(end - start).is_some();
+    // No file is longer than its offsets, which have a sign.
+    let is_in_file = |length| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok());
+    let fits = start <= end && have <= end - start && is_in_file(end - start);
     fits.then_some(Piece { path, range: start..end, have, at })
 }
 
@@ -193,7 +203,7 @@ fn are_apart(pieces: &[Piece]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Piece, StoreMap};
+    use super::{MAX_PIECES, Piece, StoreMap};
     use crate::jobs::floor::ReleaseId;
     use crate::release::digest::Digest;
 
@@ -210,9 +220,9 @@ mod tests {
         map.note("objects/b", &(100..700));
         for complete in [None, Some(Digest::of(b"x"))] {
             map.complete = complete;
-            assert_eq!(StoreMap::decode(&map.encode()), Some(map.clone()));
+            assert_eq!(StoreMap::decode(&map.encode().unwrap()), Some(map.clone()));
         }
-        let text = map.encode();
+        let text = map.encode().unwrap();
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;
@@ -222,11 +232,20 @@ mod tests {
         }
         // With a right digest too: pieces in each other's way, and sizes beyond any.
         let piece = |at, start, end, have| Piece { path: "objects/a".into(), range: start..end, have, at };
-        for pieces in [vec![piece(0, 0, 10, 0), piece(9, 20, 30, 0)], vec![piece(u64::MAX, 0, 10, 0)]] {
+        let far = u64::MAX - 10;
+        for pieces in
+            [vec![piece(0, 0, 10, 0), piece(9, 20, 30, 0)], vec![piece(u64::MAX, 0, 10, 0)], vec![piece(far, 0, 10, 0)]]
+        {
             let map = StoreMap { pieces, ..StoreMap::new(RELEASE) };
-            let text = std::panic::catch_unwind(|| map.encode()).unwrap();
+            let text = std::panic::catch_unwind(|| map.encode()).unwrap().unwrap();
             assert_eq!(StoreMap::decode(&text), None);
         }
+        // What would not be read is not written.
+        let pieces: Vec<Piece> = (0..=MAX_PIECES as u64).map(|at| piece(at, at, at + 1, 0)).collect();
+        let mut many = StoreMap { pieces, ..StoreMap::new(RELEASE) };
+        assert!(many.encode().unwrap_err().to_string().contains("65537 pieces"));
+        many.pieces.pop();
+        assert_eq!(StoreMap::decode(&many.encode().unwrap()), Some(many));
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl UpdateStore {
     pub(super) fn sync(&self) -> Result<(), UpdateError> {
         let failed = failed("write to", &self.directory);
         // What is stored from here on is not in this list.
-        let text = lock(&self.map).encode();
+        let text = lock(&self.map).encode().map_err(failed)?;
         self.content.sync_data().map_err(failed)?;
         gentle::forget_cached(&self.content);
         replace(&self.directory.join(MAP), text.as_bytes()).map_err(failed)?;

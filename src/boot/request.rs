@@ -15,6 +15,8 @@ pub enum RecoveryRequest {
     },
     /// To show that recovery works, and to write nothing.
     Drill,
+    /// To install the newer release that the running system has seen to be this robot's.
+    Newer,
     /// To install the release with this serial, also one that was refused before.
     Release(u64),
     /// To change how many systems the disk has.
@@ -79,6 +81,7 @@ impl RecoveryRequest {
         match value?.split_once(':') {
             None if value == Some("undo") => Some(Self::Undo { of: None }),
             None if value == Some("drill") => Some(Self::Drill),
+            None if value == Some("newer") => Some(Self::Newer),
             Some(("undo", of)) => digits(of).map(|of| Self::Undo { of: Some(of) }),
             Some(("serial", of)) => digits(of).map(Self::Release),
             Some(("systems", of)) => SystemCount::parse(of).map(Self::Systems),
@@ -98,7 +101,7 @@ impl RecoveryRequest {
         let meant = match self {
             Self::Undo { of: Some(of) } => installed.is_none_or(|installed| installed == of),
             Self::Undo { of: None } => reason == Reason::Menu,
-            Self::Drill | Self::Release(_) | Self::Systems(_) => reason.is_requested(),
+            Self::Drill | Self::Newer | Self::Release(_) | Self::Systems(_) => reason.is_requested(),
             // It was asked for while the release before it was installed, or was cut while it replaced that.
             Self::Update(update) => {
                 matches!(reason, Reason::Requested | Reason::Recovering)
@@ -106,6 +109,13 @@ impl RecoveryRequest {
             }
         };
         meant.then_some(self)
+    }
+
+    /// Whether the running system has just asked if a release is this robot's, by the facts and the time that it knows.
+    /// Whoever asks for a recovery as such has not.
+    #[must_use]
+    pub fn is_checked(self) -> bool {
+        matches!(self, Self::Newer | Self::Update(_))
     }
 }
 
@@ -115,6 +125,7 @@ impl fmt::Display for RecoveryRequest {
             Self::Undo { of: None } => f.write_str("undo"),
             Self::Undo { of: Some(of) } => write!(f, "undo:{of}"),
             Self::Drill => f.write_str("drill"),
+            Self::Newer => f.write_str("newer"),
             Self::Release(serial) => write!(f, "serial:{serial}"),
             Self::Systems(count) => write!(f, "systems:{}", count.name()),
             Self::Update(permission) => write!(f, "update:{permission}"),
@@ -124,7 +135,7 @@ impl fmt::Display for RecoveryRequest {
 
 #[cfg(test)]
 mod tests {
-    use super::RecoveryRequest::{self, Drill, Release, Systems, Undo, Update};
+    use super::RecoveryRequest::{self, Drill, Newer, Release, Systems, Undo, Update};
     use super::UpdatePermission;
     use crate::boot::decide::Reason;
     use crate::boot::systems::SystemCount;
@@ -140,9 +151,10 @@ mod tests {
         assert_eq!(update.to_string(), "update:12:0023456789abcdef:1794700000:24");
         let counts = [SystemCount::One, SystemCount::Two].map(Systems);
         for request in
-            [Undo { of: None }, Undo { of: Some(8) }, Drill, Release(u64::MAX), update].into_iter().chain(counts)
+            [Undo { of: None }, Undo { of: Some(8) }, Drill, Newer, Release(u64::MAX), update].into_iter().chain(counts)
         {
             assert_eq!(RecoveryRequest::parse(Some(&request.to_string())), Some(request));
+            assert_eq!(request.is_checked(), [Newer, update].contains(&request));
         }
         let wrong_updates = ["update", "update:12", "update:12:0023456789abcdef:1:2:3", "update:12:0023:1:2"];
         let words = [
@@ -155,6 +167,7 @@ mod tests {
             "serial:+1",
             "serial",
             "drill:1",
+            "newer:1",
             "update:1:+023456789abcdef:1:2",
         ];
         for word in words.into_iter().chain(wrong_updates).map(Some).chain([None]) {
@@ -198,6 +211,8 @@ mod tests {
             (Release(7), Reason::Recovering, Some(8), false),
             (Drill, Reason::Requested, Some(8), true),
             (Drill, Reason::Tries, Some(8), false),
+            (Newer, Reason::Requested, Some(8), true),
+            (Newer, Reason::Recovering, Some(8), false),
             (Systems(SystemCount::Two), Reason::Requested, Some(8), true),
             (Systems(SystemCount::Two), Reason::Recovering, Some(8), false),
             (update, Reason::Requested, Some(8), true),

@@ -10,9 +10,10 @@ use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::boot::grubenv::names;
+use crate::boot::request::RecoveryRequest;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
-use crate::jobs::floor::SeenRollout;
+use crate::jobs::floor::{FloorRecord, SeenRollout};
 use crate::jobs::recovery::{self, LeftOut, RecoveryError};
 
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
@@ -54,19 +55,24 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         }
         Err(error) => return Err(Failure::of(&error, error.is_retryable())),
     };
+    // An older recovery does not know the word, and installs what is offered all the same.
+    let asked = RecoveryRequest::Newer.to_string();
     MountedState::open(options)?
         .state
         .boot_env()
-        .update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, None)])?;
+        .update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&asked))])?;
     let (version, serial) = (manifest.version, manifest.serial);
     let answer = json!({ "next_entry": "recovery", "installed": installed, "version": version, "serial": serial });
     print(options, &answer, || format!("{version} (serial {serial}) is newer: the next boot goes to recovery"))?;
     Ok(Exit::Done)
 }
 
-/// Keeps the numbers of a roll-out that was seen: nothing older is taken from now on, by recovery either.
-pub(super) fn note_seen(options: &Options, numbers: SeenRollout) -> Result<(), Failure> {
-    let change = MountedState::open(options)?.floor().note_seen(numbers);
+/// Keeps the numbers of a roll-out that was seen: nothing older is taken from now on, by recovery either. Returns what
+/// the floor is by then.
+pub(super) fn note_seen(options: &Options, numbers: SeenRollout) -> Result<FloorRecord, Failure> {
+    let mounted = MountedState::open(options)?;
+    let floor = mounted.floor();
+    let change = floor.note_seen(numbers);
     change.failed.iter().for_each(|error| complain(&chain(error)));
-    Ok(())
+    Ok(floor.record())
 }

@@ -142,7 +142,8 @@ impl Setup {
         let clock = sources::start_clock(last_manifest, journal);
         let learning = Arc::clone(&clock);
         let floor = Arc::new(floor);
-        let robot = robot_of(config.ring.clone(), reason, &floor, &clock);
+        let is_checked = reason == Reason::Requested && standing.request.is_some_and(RecoveryRequest::is_checked);
+        let robot = robot_of(config.ring.clone(), is_checked, &floor, &clock);
         let learn_rollout = note_seen(&floor, journal);
         let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
         let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
@@ -341,13 +342,13 @@ impl Compared {
 /// this recovery begin.
 fn robot_of(
     ring: Option<String>,
-    reason: Reason,
+    is_checked: bool,
     floor: &Arc<Floor>,
     clock: &Arc<CertificateClock>,
 ) -> Box<dyn Fn() -> Robot + Send + Sync> {
     let (floor, clock) = (Arc::clone(floor), Arc::clone(clock));
     Box::new(move || {
-        let facts = if reason == Reason::Requested { Facts::CheckedBefore } else { Facts::Unknown };
+        let facts = if is_checked { Facts::CheckedBefore } else { Facts::Unknown };
         robot::this(ring.as_deref(), floor.record().identity, clock.known_time(), facts)
     })
 }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use reflash::boot::grubenv::names;
 use reflash::chain::chain;
+use reflash::cli::answer::Exit;
 use reflash::fetch::{Directory, Mirrors, RetryPolicy, Source, open_all};
+use reflash::flash::target::DeviceTarget;
 use reflash::jobs::floor::{Floor, FloorPlaces, ReleaseId, SeenRollout};
 use reflash::jobs::recovery::{self, RecoveryError};
 use reflash::jobs::state::StatePartition;
@@ -572,4 +575,77 @@ fn a_drive_without_a_roll_out_is_taken_by_a_robot_that_has_seen_one() {
     assert!(inside.floor().refuse(ReleaseId::new(1, &one)).changed);
     channel.change(|state| state.resume(2).unwrap());
     assert_eq!(inside.recover(&channel, &with_drive()).unwrap(), 2, "the drive has nothing that suits");
+}
+
+/// Release 1 on a robot of files, which a server offers release 2; `meanwhile` is called when that is being fetched.
+/// What `reflash update` ends with, and the sentence of the standing.
+fn update_while(channel: &Arc<Channel>, dir: &Path, meanwhile: impl Fn() + Send + Sync + 'static) -> (Exit, String) {
+    let place = |name: &str| dir.join(name);
+    let state = StatePartition::new(&place("state"));
+    std::fs::create_dir(place("state")).unwrap();
+    std::fs::File::create(place("system")).unwrap().set_len(700 * 4096).unwrap();
+    let target = DeviceTarget::open(&place("system")).unwrap();
+    channel.change(|state| state.pause(2).unwrap());
+    let journal = Journal::silent();
+    let tree = Directory::new(channel.fixture.tree());
+    recovery::run(&channel.fixture.job(&tree, &target, Some(&state), &journal), None).unwrap();
+    channel.change(|state| state.resume(2).unwrap());
+    let begun = AtomicBool::new(false);
+    let server = serve(&channel.fixture.tree(), move |path| {
+        if path.starts_with("objects/") && !begun.swap(true, Ordering::SeqCst) {
+            meanwhile();
+        }
+    });
+    let text = format!("[release]\nurls = ['{}']\n[machine]\nproduct = 'demo'\nhardware = 'unit-a'\n", server.url());
+    std::fs::write(place("reflash.toml"), text).unwrap();
+    let keys = channel.fixture.dir.path().join("keys");
+    let paths = [
+        ("--state", place("state")),
+        ("--target", place("system")),
+        ("--config", place("reflash.toml")),
+        ("--keys", keys),
+        ("--store", place("run/update")),
+    ];
+    let options = paths.into_iter().flat_map(|(name, path)| [name.into(), path.into_os_string()]);
+    let exit = reflash::cli::run(["update".into(), "--apply".into()].into_iter().chain(options));
+    let standing = std::fs::read(place("run/update.json")).unwrap();
+    let standing: serde_json::Value = serde_json::from_slice(&standing).unwrap();
+    (exit, standing["sentence"].as_str().unwrap().to_owned())
+}
+
+/// To fetch a release may take days.
+#[test]
+fn what_is_known_when_an_update_begins_to_be_fetched_is_not_what_counts_at_its_end() {
+    let fresh = || (Arc::new(Channel::new(100)), tempfile::tempdir().unwrap());
+    let (channel, dir) = fresh();
+    let (exit, sentence) = update_while(&channel, dir.path(), || ());
+    assert_eq!(exit, Exit::Done, "{sentence}");
+
+    // The mirror goes back behind what was seen when the fetch began.
+    let (channel, dir) = fresh();
+    let files = ["rollout.json", "rollout.json.minisig"].map(|name| channel.fixture.tree().join(CHANNEL).join(name));
+    let old = files.clone().map(|path| std::fs::read(path).unwrap());
+    let lag = move || files.iter().zip(&old).for_each(|(path, content)| std::fs::write(path, content).unwrap());
+    let (exit, sentence) = update_while(&channel, dir.path(), lag);
+    assert!(exit == Exit::Later && sentence.contains("this source lags behind"), "{sentence}");
+
+    // A person takes the release back.
+    let (channel, dir) = fresh();
+    let signed = std::fs::read(channel.fixture.tree().join("stable/history/2.json")).unwrap();
+    let root = dir.path().join("state");
+    let floor = move || Floor::open(FloorPlaces { state: Some(root.clone()), ..FloorPlaces::default() });
+    let refuse = move || assert!(floor().refuse(ReleaseId::new(2, &signed)).failed.is_empty());
+    let (exit, sentence) = update_while(&channel, dir.path(), refuse);
+    assert!(exit == Exit::Failed && sentence.contains("refused here"), "{sentence}");
+
+    // Or asks for something else at the next start.
+    let (channel, dir) = fresh();
+    let env = StatePartition::new(&dir.path().join("state")).boot_env();
+    let ask = {
+        let env = env.clone();
+        move || env.update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some("undo:1"))]).unwrap()
+    };
+    let (exit, sentence) = update_while(&channel, dir.path(), ask);
+    assert!(exit == Exit::Failed && sentence.contains("something else, undo:1"), "{sentence}");
+    assert_eq!(env.load_or_empty().unwrap().get(names::REQUEST), Some("undo:1"));
 }

@@ -42,7 +42,8 @@ pub(super) enum Obstacle {
 /// Mark of a switch for which this boot was not ended yet: it is in memory.
 const SWITCHED: &str = "switched";
 
-/// Notes that GRUB was switched in this boot, so that the restart is tried again where it does not come.
+/// Notes that GRUB is switched in this boot, so that the restart is tried again where it does not come. To be called
+/// before the switch, since the process may end right after it, and once nothing is in the way of it.
 pub(super) fn note_switch() {
     if let Err(error) = fs::write(Path::new(this_boot::DIRECTORY).join(SWITCHED), "") {
         complain(&format!("a restart that fails is not tried again: {error}"));

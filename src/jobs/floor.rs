@@ -103,6 +103,14 @@ impl Floor {
         thread::lock(&self.record).clone()
     }
 
+    /// Takes what another command has kept since this was read, without a write: the places may not be mounted now.
+    pub fn learn(&self, kept: &FloorRecord) {
+        let mut record = thread::lock(&self.record);
+        if let Some(together) = FloorRecord::together(&[record.clone(), kept.clone()]) {
+            *record = together;
+        }
+    }
+
     /// Raises the floor to the serial of a release that called itself good, and writes missing or damaged copies again.
     pub fn raise(&self, serial: u64) -> FloorChange {
         self.change(|record| record.raise(serial), FirmwareUse::WhenRaised)

@@ -151,11 +151,7 @@ fn the_timer_does_what_the_configuration_says() {
     machine.forget_the_last_look();
     assert_eq!(machine.update(&["--background"]), Exit::Done);
     assert_eq!(machine.state_word(), "fetched");
-    // A window that is never open: that of a minute two days away.
-    let day = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-    let unix_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let today = usize::from(reflash::sys::gentle::wall_time(unix_s).unwrap().weekday);
-    machine.configure(&format!("automatic = 'apply'\nwindow = ['{} 02:00-02:01']", day[(today + 3) % 7]));
+    machine.configure(&closed_window());
     assert_eq!(machine.update(&["--background"]), Exit::Done);
     assert_eq!(machine.state_word(), "waiting");
     assert!(machine.sentence().contains("02:00-02:01"), "{}", machine.sentence());
@@ -170,6 +166,59 @@ fn the_timer_does_what_the_configuration_says() {
     assert_eq!(machine.update(&["--apply"]), Exit::Failed);
     assert!(machine.sentence().contains("undo"), "{}", machine.sentence());
     assert_eq!(machine.env().get(names::REQUEST), Some("undo"));
+}
+
+/// A window that is never open: that of a minute three days away.
+fn closed_window() -> String {
+    let day = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+    let today = usize::from(reflash::sys::gentle::wall_time(now_unix_s()).unwrap().weekday);
+    format!("automatic = 'apply'\nwindow = ['{} 02:00-02:01']", day[(today + 3) % 7])
+}
+
+fn now_unix_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn what_the_next_start_does_is_read_and_not_remembered() {
+    let mut machine = Machine::new();
+    machine.publish_next("2");
+    assert_eq!(machine.update(&["--apply"]), Exit::Done);
+    assert_eq!(machine.update(&[]), Exit::Done);
+    assert!(machine.sentence().ends_with("; the next start applies it"), "{}", machine.sentence());
+    machine.configure(&closed_window());
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert_eq!(machine.state_word(), "requested");
+    assert!(machine.sentence().contains("the restart waits for the time"), "{}", machine.sentence());
+    let env = StatePartition::new(&machine.path("state")).boot_env();
+    env.update(&[(names::NEXT_ENTRY, Some("factory-reset")), (names::REQUEST, None)]).unwrap();
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert_eq!(machine.state_word(), "failed");
+    assert!(machine.sentence().contains("something else, factory-reset"), "{}", machine.sentence());
+}
+
+/// The restart did not come for so long that recovery would ask a network, which it may not have.
+#[test]
+fn a_permission_that_is_too_old_is_asked_for_anew_before_the_restart() {
+    let mut machine = Machine::new();
+    machine.publish_next("2");
+    assert_eq!(machine.update(&["--apply"]), Exit::Done);
+    let env = StatePartition::new(&machine.path("state")).boot_env();
+    let asked = |env: GrubEnv| match RecoveryRequest::parse(env.get(names::REQUEST)) {
+        Some(RecoveryRequest::Update(permission)) => permission,
+        other => panic!("{other:?}"),
+    };
+    machine.configure("automatic = 'apply'\npermit_h = 1");
+    for (hours_ago, is_anew) in [(0, false), (2, true)] {
+        let mut permission = asked(machine.env());
+        (permission.asked_unix_s, permission.hours) = (now_unix_s() - 5 - hours_ago * 3600, 1);
+        let request = RecoveryRequest::Update(permission).to_string();
+        env.update(&[(names::REQUEST, Some(&request))]).unwrap();
+        assert_eq!(machine.update(&["--background"]), Exit::Done);
+        assert_eq!(machine.state_word(), "requested");
+        assert_eq!(asked(machine.env()) != permission, is_anew, "{hours_ago} h");
+    }
+    assert!(asked(machine.env()).is_enough(now_unix_s()));
 }
 
 #[test]

@@ -26,10 +26,10 @@ pub(super) fn run(options: &Options, context: &Context, mounted: &MountedState, 
     }
     let _turn = turn_to_renew(options)?;
     let installed = with_job(context, mounted, other, OtherUse::Write, options.allow_older, |job, record| {
+        note_switch();
         reported(context, Some(mounted), || recovery::update_other(job, record)).map_err(failed)
     });
     let Some(report) = installed? else { return nothing_to_do(options) };
-    note_switch();
     let answer = json!({
         "version": report.version, "serial": report.serial, "totals": report.totals,
         "system": mounted.state.system().other().name(),

@@ -13,7 +13,6 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::cli::answer::{Exit, Failure, complain, failure};
 use crate::cli::context::{self, Context, this_machine};
-use crate::cli::drill;
 use crate::cli::mounted::{MountedState, own_partuuid};
 use crate::cli::newer::note_seen;
 use crate::cli::options::Options;
@@ -25,7 +24,6 @@ use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::recovery::other::scripts_know_two;
 use crate::jobs::recovery::{self, LeftOut, RecoveryError, RecoveryJob};
 use crate::jobs::state::{InstalledRecord, Release};
-use crate::jobs::systems;
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
 use crate::jobs::update::{UpdateStore, moment, permission};
 use crate::machine::config::{Automatic, Config};
@@ -80,6 +78,15 @@ impl Machine {
         match &self.pending {
             Some(Ok(permission)) => permission.serial == id.serial && permission.digest == id.digest,
             _ => self.on_other == Some(id),
+        }
+    }
+
+    /// Whether the next start still does without another question what it is asked for. That of the other system has
+    /// no end.
+    fn is_permission_enough(&self) -> bool {
+        match &self.pending {
+            Some(Ok(permission)) => permission.is_enough(now_unix_s()),
+            _ => true,
         }
     }
 }
@@ -139,8 +146,9 @@ impl<'a> Round<'a> {
             self.standing.next_unix_s = Some(now_unix_s() + OFF_S);
             return true;
         }
+        // What the next start was asked for may have been changed since: the environment says that, and no memory.
         let is_complete = UpdateStore::open(self.store(), Path::new("")).is_ok_and(|store| store.is_complete());
-        is_complete && !self.is_due(config) && self.waits(config)
+        !self.is_asked && is_complete && !self.is_due(config) && self.waits(config)
     }
 
     /// Whether the servers are to be asked again.
@@ -235,9 +243,10 @@ impl<'a> Round<'a> {
 
     fn look_fetch_and_apply(&mut self, machine: &Machine) -> Result<Option<Restart>, Failure> {
         if let Some(Err(other)) = &machine.pending {
-            return failure(format!("the next start is asked for something else, {other}: no update is applied"));
+            return asked_otherwise(other);
         }
-        if self.is_asked && self.options.background && !self.is_due(&machine.context.config) {
+        let is_due = self.is_due(&machine.context.config) || !machine.is_permission_enough();
+        if self.is_asked && self.options.background && !is_due {
             return self.restart_again(&machine.context.config);
         }
         let mut job = machine.context.job(&machine.target, false);
@@ -252,14 +261,12 @@ impl<'a> Round<'a> {
         for _ in 0..ATTEMPTS {
             let looked = self.look(&job, machine, &left_out);
             if let Some(numbers) = seen.take() {
-                note_seen(self.options, numbers)?;
+                machine.floor.learn(&note_seen(self.options, numbers)?);
             }
             let Some(release) = looked? else { return Ok(None) };
-            if self.is_asked && machine.is_switched && machine.on_other == Some(release.id()) {
-                return match self.options.apply || self.options.background {
-                    true => self.restart_again(&machine.context.config),
-                    false => Ok(None),
-                };
+            let is_for_look = !self.options.apply && !self.options.background;
+            if self.is_asked && machine.is_switched && machine.on_other == Some(release.id()) && !is_for_look {
+                return self.restart_again(&machine.context.config);
             }
             if self.is_asked && !machine.is_asked_for(&release) {
                 self.take_back(machine)?;
@@ -267,9 +274,14 @@ impl<'a> Round<'a> {
             if !self.is_staged(&release)? {
                 // It is asked again afterwards whether it still stands: this may take days.
                 self.fetch(&job, machine, &release)?;
+                machine.floor.learn(&MountedState::open(self.options)?.floor().record());
                 continue;
             }
-            if !self.options.apply && !self.options.background {
+            if is_for_look && self.is_asked {
+                self.set(UpdateState::Requested, &self.next_start());
+                return Ok(None);
+            }
+            if is_for_look {
                 self.set(UpdateState::Fetched, &self.fetched("`reflash update --apply` applies it"));
                 return Ok(None);
             }
@@ -282,31 +294,6 @@ impl<'a> Round<'a> {
             };
         }
         later("each release that was fetched was replaced by another one meanwhile; the next round looks again")
-    }
-
-    /// Ends the round with what is waited for.
-    fn not_now(&self) -> Result<Option<Restart>, Failure> {
-        if self.options.apply { later(&self.standing.sentence) } else { Ok(None) }
-    }
-
-    /// Asks for the restart once more, which was asked for before and did not come.
-    fn restart_again(&mut self, config: &Config) -> Result<Option<Restart>, Failure> {
-        if self.waits(config) {
-            return self.not_now();
-        }
-        self.set(UpdateState::Requested, &self.next_start());
-        Ok(self.is_this_machine().then_some(drill::restart as Restart))
-    }
-
-    /// Takes back what has the next start apply a release, or be of it: one write.
-    fn take_back(&mut self, machine: &Machine) -> Result<(), Failure> {
-        let mounted = MountedState::open(self.options)?;
-        if machine.is_switched {
-            systems::switch_back(&mounted.state, machine.context.job(&machine.target, false).resources.keys)?;
-        }
-        permission::take_back(&mounted.state.boot_env())?;
-        self.is_asked = false;
-        Ok(())
     }
 
     /// Asks which release is offered; `None` where there is nothing newer.
@@ -401,6 +388,11 @@ impl<'a> Round<'a> {
         }
         Ok(is_whole)
     }
+}
+
+/// The failure where the next start has other work: that stays, and the update waits.
+fn asked_otherwise<T>(other: &str) -> Result<T, Failure> {
+    failure(format!("the next start is asked for something else, {other}: no update is applied"))
 }
 
 /// A failure that is gone later.

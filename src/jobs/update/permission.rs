@@ -28,12 +28,17 @@ pub fn pending(env: &BootEnv) -> Result<Option<Result<UpdatePermission, String>>
 /// Has the next start apply the release. Both are one write of one sector: a cut leaves the start of the system, or
 /// that of the recovery with its permission. A recovery that knows no such request asks a network.
 ///
+/// Where the next start is asked for something else by now, that stays, and its name is returned.
+///
 /// # Errors
-/// The environment cannot be written.
-pub fn grant(env: &BootEnv, permission: UpdatePermission) -> Result<(), BootEnvError> {
+/// The environment cannot be read or written.
+pub fn grant(env: &BootEnv, permission: UpdatePermission) -> Result<Result<(), String>, BootEnvError> {
+    if let Some(Err(other)) = pending(env)? {
+        return Ok(Err(other));
+    }
     env.make_room()?;
     let request = RecoveryRequest::Update(permission).to_string();
-    env.update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&request))])
+    env.update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&request))]).map(Ok)
 }
 
 /// Takes back what [`grant`] wrote, and nothing else.

@@ -1,8 +1,8 @@
-//! What a round does with a release: it is fetched, or written to the other system, and then asked for.
+//! What a round does with a release: it is fetched, or written to the other system, then asked for, or taken back.
 
 use std::path::Path;
 
-use super::{Machine, Restart, Round, later};
+use super::{Machine, Restart, Round, asked_otherwise, later};
 use crate::chain::chain;
 use crate::cli::answer::{Failure, failure};
 use crate::cli::drill;
@@ -12,6 +12,7 @@ use crate::cli::update::places::now_unix_s;
 use crate::flash::write::WriteError;
 use crate::jobs::recovery::{RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
 use crate::jobs::state::{InstalledRecord, Release};
+use crate::jobs::systems;
 use crate::jobs::update::beside::{switch, write_beside};
 use crate::jobs::update::stage::{OtherParts, stage};
 use crate::jobs::update::standing::UpdateState;
@@ -59,9 +60,14 @@ impl Round<'_> {
     }
 
     /// Ends the round where the other system must not be written now: that is gone after a restart, or once this boot
-    /// is good.
+    /// is good. A switch would also end what the next start was asked for meanwhile.
     fn check_other(&mut self) -> Result<(), Failure> {
-        let Some(why) = other_system::obstacle(&MountedState::open(self.options)?)? else { return Ok(()) };
+        let mounted = MountedState::open(self.options)?;
+        if let Some(Err(other)) = permission::pending(&mounted.state.boot_env())? {
+            return asked_otherwise(&other);
+        }
+        let Some(why) = other_system::obstacle(&mounted)? else { return Ok(()) };
+        drop(mounted);
         if why == Obstacle::NotGoodYet {
             let good = "this boot to call itself good";
             self.set(UpdateState::Waiting, &format!("the update waits for {good}, before it writes the other system"));
@@ -92,14 +98,41 @@ impl Round<'_> {
     ) -> Result<Option<Restart>, Failure> {
         self.check_other()?;
         let _turn = turn_to_renew(self.options)?;
-        let switched = self.on_other(machine, other, |job, record| switch(job, record, release, self.store()))?;
+        let switched = self.on_other(machine, other, |job, record| {
+            note_switch();
+            switch(job, record, release, self.store())
+        })?;
         if switched.map_err(|error| Failure::of(&error, error.is_retryable()))?.is_none() {
             return failure("the release does not belong on the other system any more: see reflash status");
         }
-        note_switch();
         self.is_asked = true;
         self.set(UpdateState::Requested, &self.next_start());
         Ok(self.is_this_machine().then_some(drill::restart as Restart))
+    }
+
+    /// Ends the round with what is waited for.
+    pub(super) fn not_now(&self) -> Result<Option<Restart>, Failure> {
+        if self.options.apply { later(&self.standing.sentence) } else { Ok(None) }
+    }
+
+    /// Asks for the restart once more, which was asked for before and did not come.
+    pub(super) fn restart_again(&mut self, config: &Config) -> Result<Option<Restart>, Failure> {
+        if self.waits(config) {
+            return self.not_now();
+        }
+        self.set(UpdateState::Requested, &self.next_start());
+        Ok(self.is_this_machine().then_some(drill::restart as Restart))
+    }
+
+    /// Takes back what has the next start apply a release, or be of it: one write.
+    pub(super) fn take_back(&mut self, machine: &Machine) -> Result<(), Failure> {
+        let mounted = MountedState::open(self.options)?;
+        if machine.is_switched {
+            systems::switch_back(&mounted.state, machine.context.job(&machine.target, false).resources.keys)?;
+        }
+        permission::take_back(&mounted.state.boot_env())?;
+        self.is_asked = false;
+        Ok(())
     }
 
     /// Asks for the restart, in which recovery applies the release.
@@ -108,7 +141,9 @@ impl Round<'_> {
         special::flush_file_system(self.store())?;
         let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
         let mounted = MountedState::open(self.options)?;
-        permission::grant(&mounted.state.boot_env(), granted)?;
+        if let Err(other) = permission::grant(&mounted.state.boot_env(), granted)? {
+            return asked_otherwise(&other);
+        }
         drop(mounted);
         self.is_asked = true;
         self.set(UpdateState::Requested, &self.next_start());

@@ -24,6 +24,7 @@ use reflash::jobs::update::beside::{switch, write_beside};
 use reflash::jobs::update::stage::OtherParts;
 use reflash::record::blackbox::BlackBox;
 use reflash::record::journal::Journal;
+use reflash::release::manifest::ManifestError;
 
 use crate::support::{Faults, Fixture, MemoryTarget, sample_image};
 use crate::undo::Recording;
@@ -281,6 +282,30 @@ fn a_switch_that_was_not_started_is_taken_back_by_one_write() {
     assert!(systems::is_switched(robot.systems(), First) && robot.targets[1].writes().len() == writes);
     robot.call_good();
     assert!(!systems::is_switched(robot.systems(), Second));
+}
+
+/// `reflash request undo` between the switch and the restart, and the timer of `reflash update` after it.
+#[test]
+fn what_a_person_takes_back_before_the_restart_is_not_switched_to_again() {
+    let mut robot = Robot::new();
+    let before = robot.env();
+    robot.publish(11);
+    robot.update().unwrap().unwrap();
+    let unwanted = robot.state(Second).record(&robot.fixture.keys).unwrap().id();
+    let undone = systems::undo_switch(&robot.state(First), &robot.fixture.keys, &robot.floor()).unwrap();
+    assert!(undone.unwrap().failed.is_empty() && robot.floor().refuses(&unwanted));
+    assert_eq!(robot.systems(), Systems::default());
+    assert_eq!(robot.env().get(names::TRIES), before.get(names::TRIES));
+    // A power cut after that changes nothing, and the next round refuses it without a write.
+    let writes = robot.targets[1].writes().len();
+    assert!(matches!(robot.update(), Err(RecoveryError::Manifest(ManifestError::Refused { .. }))));
+    assert!(robot.systems() == Systems::default() && robot.targets[1].writes().len() == writes);
+    // The one that comes after it is taken, and a record that is gone is said.
+    robot.publish(12);
+    robot.update().unwrap().unwrap();
+    fs::remove_dir_all(robot.dir.path().join("installed2")).unwrap();
+    assert!(systems::undo_switch(&robot.state(First), &robot.fixture.keys, &robot.floor()).unwrap().is_none());
+    assert_eq!(robot.systems(), Systems::default());
 }
 
 #[test]

@@ -59,16 +59,14 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
     let running = mounted.state.system();
     if mounted.other.is_some() && systems::is_switched(Systems::of(&mounted.state.boot_env().load_or_empty()?), running)
     {
-        systems::switch_back(&mounted.state, &keys)?;
-        // As with every undo: the timer must not switch to it again.
-        if let Some(unwanted) = mounted.state.of_system(running.other()).record(&keys) {
-            mounted.floor().refuse(unwanted.id()).failed.iter().for_each(|error| complain(&chain(error)));
-        }
+        let refused = systems::undo_switch(&mounted.state, &keys, &mounted.floor())?;
+        refused.iter().flat_map(|change| &change.failed).for_each(|error| complain(&chain(error)));
         print(options, &json!({ "system": running.name() }), || {
-            format!(
-                "the next start is of this system, {}, again: the release of the other one is refused",
-                running.name()
-            )
+            let what = match refused {
+                Some(_) => "the release of the other one is refused",
+                None => "what the other one holds is not known, so that no release is refused",
+            };
+            format!("the next start is of this system, {}, again: {what}", running.name())
         })?;
         return Ok(Exit::Done);
     }

@@ -3,7 +3,7 @@
 use crate::boot::env::{BootEnvError, LoadedEnv};
 use crate::boot::grubenv::names;
 use crate::boot::systems::{Switch, SystemNumber, Systems};
-use crate::jobs::floor::{Floor, ReleaseId};
+use crate::jobs::floor::{Floor, FloorChange, ReleaseId};
 use crate::jobs::state::{InstalledRecord, StatePartition};
 use crate::record::blackbox::{AttemptOutcome, Remembered};
 use crate::record::event::Event;
@@ -57,6 +57,23 @@ pub fn switch_back(state: &StatePartition, keys: &TrustedKeys) -> Result<(), Boo
         (names::RECOVERIES, None),
         (names::SAFE, None),
     ])
+}
+
+/// Takes the switch to the other system back for a person, who does not want its release.
+///
+/// It is refused too, since the next round of an update would switch to it again. Returns how that went; `None` where
+/// it is not known which release the other system holds.
+///
+/// # Errors
+/// As [`switch_back`].
+pub fn undo_switch(
+    state: &StatePartition,
+    keys: &TrustedKeys,
+    floor: &Floor,
+) -> Result<Option<FloorChange>, BootEnvError> {
+    switch_back(state, keys)?;
+    let unwanted = state.of_system(state.system().other()).record(keys);
+    Ok(unwanted.map(|unwanted| floor.refuse(unwanted.id())))
 }
 
 /// Refuses the release of the other system, if GRUB has gone back from it, and returns its record. `state` is for the

@@ -80,7 +80,9 @@ impl Station {
         let Some(file) = &self.kept else { return };
         let Ok(mut post) = serde_json::from_slice::<serde_json::Value>(body) else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        post["received_unix_s"] = now.into();
+        // A list can be read as a post, too.
+        let Some(members) = post.as_object_mut() else { return };
+        members.insert("received_unix_s".to_owned(), now.into());
         // One write, so that a reader never sees a line of two posts.
         let line = format!("{post}\n");
         if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()) {

@@ -75,6 +75,8 @@ pub struct Failures {
     installed: HashMap<String, u64>,
     /// Time through which the failures of each release were judged by a person.
     judged_unix_s: BTreeMap<u64, u64>,
+    /// Number of failures that came afterwards, and say that they are of before.
+    of_before: usize,
 }
 
 impl Failures {
@@ -104,6 +106,13 @@ impl Failures {
         if let Some(failed) = self.failed.get_mut(&serial) {
             failed.retain(|_, failure| failure.received_unix_s.is_some_and(|received| received >= unix_s));
         }
+    }
+
+    /// Number of failures that were read after a person had let their release go on, and count as judged by their time:
+    /// posts that are read again, or those of a server whose clock is behind.
+    #[must_use]
+    pub fn of_before(&self) -> usize {
+        self.of_before
     }
 
     pub(super) fn take(&mut self, post: &RobotPost, product: Option<&str>) {
@@ -143,6 +152,7 @@ impl Failures {
     fn fail(&mut self, serial: u64, robot: &str, failure: Failure) {
         let judged = self.judged_unix_s.get(&serial);
         if failure.received_unix_s.zip(judged.copied()).is_some_and(|(received, judged)| received < judged) {
+            self.of_before += 1;
             return;
         }
         self.reported.entry(serial).or_default().insert(robot.to_owned());
@@ -279,7 +289,7 @@ mod tests {
         assert_eq!(count(&failures), 1);
         failures.forget_before(2, 100);
         failures.take(&undone(99), None);
-        assert_eq!(count(&failures), 0);
+        assert_eq!((count(&failures), failures.of_before()), (0, 1));
         failures.take(&undone(100), None);
         assert_eq!(count(&failures), 1);
     }

@@ -86,7 +86,7 @@ impl Reports {
 
     /// Reads what is new. What cannot be read is warned of, and tried again the next time.
     pub fn read_new(&mut self) {
-        let before = self.others;
+        let (before, of_before) = (self.others, self.failures.of_before());
         for path in self.files() {
             if let Err(error) = self.read_file(&path) {
                 self.warn(format!("{error:#}"));
@@ -97,6 +97,16 @@ impl Reports {
             self.warn_as(
                 "others",
                 format!("{others} lines or files among the posts are no posts, and count as nothing"),
+            );
+        }
+        let new = self.failures.of_before() - of_before;
+        if new > 0 {
+            self.warn_as(
+                "of before",
+                format!(
+                    "{new} failures do not count, since they were received before their release was resumed; if these \
+                     posts are new, set the clock of the computer that takes them, which is behind"
+                ),
             );
         }
     }

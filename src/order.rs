@@ -4,6 +4,7 @@
 //! and the like are a handful. Lists that grow with an image or a file system are sorted by std.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// Puts a list in order by what a key says of its members.
 pub fn by_key<T, K: Ord>(list: &mut [T], key: impl Fn(&T) -> K) {
@@ -17,6 +18,13 @@ pub fn by<T>(list: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
         let place = sorted.partition_point(|other| compare(other, &rest[0]).is_le());
         (place..end).rev().for_each(|at| list.swap(at, at + 1));
     }
+}
+
+/// Collects pairs into a map; of equal keys the last counts. `collect` sorts them first, and costs 5 KB for each type.
+pub fn map<K: Ord, V>(pairs: impl IntoIterator<Item = (K, V)>) -> BTreeMap<K, V> {
+    let mut map = BTreeMap::new();
+    map.extend(pairs);
+    map
 }
 
 #[cfg(test)]

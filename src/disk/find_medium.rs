@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::machine::media::{DESCRIPTOR_BYTES, DESCRIPTOR_OFFSET_BYTES, MediaId};
+use crate::order;
 use crate::sys::thread::Questions;
 
 /// Interval at which the devices are looked at again while waiting: USB drives take seconds to appear, optical drives
@@ -55,7 +56,7 @@ fn found(id: &MediaId, questions: &mut Questions<PathBuf, Option<MediaId>>) -> V
             found.push(node);
         }
     }
-    found.sort();
+    order::by(&mut found, PathBuf::cmp);
     found
 }
 

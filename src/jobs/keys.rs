@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::order;
 use crate::release::manifest::{ManifestError, TrustedKeys};
 use crate::sys::files;
 
@@ -73,7 +74,7 @@ pub(super) fn key_paths(directory: &Path) -> Result<Vec<PathBuf>, KeysError> {
     if paths.len() > MAX_KEYS {
         return Err(too_many("keys", MAX_KEYS));
     }
-    paths.sort();
+    order::by(&mut paths, PathBuf::cmp);
     Ok(paths)
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::defaults::{Seen, ShortDigest};
+use crate::order;
 use crate::sys::files;
 
 /// Directories in each other that are looked into: more is nobody's configuration.
@@ -193,8 +194,8 @@ pub(super) fn leftovers(changes: &Path, image: &Path) -> io::Result<Leftovers> {
             }
         }
     }
-    found.marks.sort();
-    found.copies.sort();
+    order::by(&mut found.marks, PathBuf::cmp);
+    order::by(&mut found.copies, PathBuf::cmp);
     Ok(found)
 }
 

@@ -13,6 +13,7 @@ use crate::jobs::floor;
 use crate::jobs::keys::key_paths;
 use crate::jobs::site_copy::{CONFIG, KEYS, Kind, NotedPlace, SiteCopy, is_usable};
 use crate::jobs::state::make_directory;
+use crate::order;
 use crate::sys::files;
 
 /// Name of the directory.
@@ -63,7 +64,7 @@ pub(super) fn bring_back(root: &Path, copy: &SiteCopy, was_damaged: bool) -> io:
 fn names(root: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(root.join(NAME)).into_iter().flatten().flatten().take(MAX_NAMES);
     let mut names: Vec<_> = entries.map(|entry| entry.path()).collect();
-    names.sort();
+    order::by(&mut names, PathBuf::cmp);
     names
 }
 

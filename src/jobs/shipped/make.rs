@@ -1,12 +1,12 @@
 //! Makes one shipped file with all that belongs to it, and sees whether one is there already.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 
+use crate::order;
 use crate::release::shipped::{CONTENT, DIRECTORY, NodeType, ShippedNode, device_numbers};
 use crate::sys::{files, special};
 
@@ -76,9 +76,11 @@ pub(super) fn is_dressed(node: &ShippedNode, at: &Path, found: &Metadata) -> io:
         return Ok(false);
     }
     let of_the_kernel = |name: &OsString| OF_THE_KERNEL.iter().any(|other| name == other);
-    let names: BTreeSet<OsString> =
+    let mut names: Vec<OsString> =
         special::attribute_names(at)?.into_iter().filter(|name| !of_the_kernel(name)).collect();
-    let wanted: BTreeSet<OsString> = node.attributes.keys().map(OsString::from).collect();
+    order::by(&mut names, OsString::cmp);
+    let mut wanted: Vec<OsString> = node.attributes.keys().map(OsString::from).collect();
+    order::by(&mut wanted, OsString::cmp);
     let same = |(name, value): (&str, Vec<u8>)| special::attribute(at, name.as_ref()).is_ok_and(|own| own == value);
     Ok(names == wanted && node.attribute_values().all(same))
 }

@@ -71,12 +71,13 @@ pub(super) fn find(root: &Path) -> BTreeMap<String, NotedPlace> {
 /// Joins the places as they are now with those that were known before: what is not found may be lost. Pure.
 pub(super) fn merged(
     before: &BTreeMap<String, NotedPlace>,
-    found: BTreeMap<String, NotedPlace>,
+    mut found: BTreeMap<String, NotedPlace>,
 ) -> BTreeMap<String, NotedPlace> {
     let used: Vec<u64> = found.values().map(|place| place.inode).collect();
     let known = before.iter().filter(|(path, place)| !found.contains_key(*path) && !used.contains(&place.inode));
     let known: Vec<_> = known.take(MAX_PLACES - found.len()).map(|(path, place)| (path.clone(), *place)).collect();
-    found.into_iter().chain(known).collect()
+    found.extend(known);
+    found
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! was made durable before the list was: a cut loses no more than the last megabytes. Whoever reads the store trusts
 //! none of it, and checks what it gives as if it came from a server.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -351,9 +350,8 @@ impl UpdateStore {
     }
 
     fn whole(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
-        let ends: BTreeSet<u64> =
-            lock(&self.map).pieces.iter().filter(|piece| piece.path == path).map(|piece| piece.range.end).collect();
-        let end = ends.last().copied().filter(|end| *end <= limit_bytes).ok_or_else(|| self.missing(path))?;
+        let end = lock(&self.map).pieces.iter().filter(|piece| piece.path == path).map(|piece| piece.range.end).max();
+        let end = end.filter(|end| *end <= limit_bytes).ok_or_else(|| self.missing(path))?;
         let mut content = Vec::new();
         self.get_range(path, 0..end, &mut |part| {
             content.extend_from_slice(part);

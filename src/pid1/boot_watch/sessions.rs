@@ -12,6 +12,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::order;
+
 /// Programs that log a person in and start what that person uses, as the kernel shortens their names. Emergency and
 /// rescue mode have `sulogin`.
 const LOGINS: &[&str] =
@@ -141,7 +143,7 @@ fn processes(proc: &Path) -> Processes {
         let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
         Some((pid, Process::parse(&String::from_utf8_lossy(&stat))?))
     };
-    numbers.filter_map(read).collect()
+    order::map(numbers.filter_map(read))
 }
 
 /// Last access to the terminal of a process, through what that process has open: `/dev/console` and the terminal behind

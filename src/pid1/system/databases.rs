@@ -4,7 +4,7 @@
 //! is whole: it replaces the image's line of the same name if it belongs to a person or to root, and is added if the
 //! image has none of that name. A line that is cut or damaged counts as missing, so that no damage opens an account.
 
-use std::collections::BTreeMap;
+use crate::order;
 
 /// Range of the numbers of people's accounts and groups, as login.defs has it.
 const PEOPLE: std::ops::RangeInclusive<u32> = 1000..=60_000;
@@ -79,14 +79,13 @@ fn is_member(name: &str) -> bool {
 
 /// Puts both in one.
 pub(super) fn merged(image: &Databases, machine: &Databases) -> Databases {
-    let people: BTreeMap<&str, Vec<&str>> = lines(&machine.passwd).filter(|(_, fields)| is_account(fields)).collect();
+    let people = order::map(lines(&machine.passwd).filter(|(_, fields)| is_account(fields)));
     let passwd = merge(&image.passwd, &machine.passwd, |_, fields| is_account(fields));
     // A password is that of a person, or of root: services have none.
-    let known: BTreeMap<&str, Vec<&str>> = lines(&image.passwd).filter(|(_, fields)| is_account(fields)).collect();
+    let known = order::map(lines(&image.passwd).filter(|(_, fields)| is_account(fields)));
     let owned = |name: &str| people.contains_key(name) || known.contains_key(name);
     let shadow = merge(&image.shadow, &machine.shadow, |name, fields| is_password(fields) && owned(name));
-    let numbers: BTreeMap<&str, &str> =
-        lines(&image.group).filter_map(|(name, fields)| Some((name, *fields.get(2)?))).collect();
+    let numbers = order::map(lines(&image.group).filter_map(|(name, fields)| Some((name, *fields.get(2)?))));
     // A group of the image keeps its number: files of the image belong to it.
     let group_counts = |name: &str, fields: &[&str]| {
         is_group(fields)
@@ -105,7 +104,7 @@ pub(super) fn merged(image: &Databases, machine: &Databases) -> Databases {
 
 /// The image's lines, with those of the machine that count in their places or behind them.
 fn merge(image: &str, machine: &str, counts: impl Fn(&str, &[&str]) -> bool) -> String {
-    let mut own: BTreeMap<&str, Vec<&str>> = lines(machine).filter(|(name, fields)| counts(name, fields)).collect();
+    let mut own = order::map(lines(machine).filter(|(name, fields)| counts(name, fields)));
     let mut out = String::new();
     let mut push = |fields: &[&str]| out.push_str(&(fields.join(":") + "\n"));
     for (name, fields) in lines(image) {
@@ -117,8 +116,7 @@ fn merge(image: &str, machine: &str, counts: impl Fn(&str, &[&str]) -> bool) -> 
 
 /// Accounts of people, and root, that have a shell.
 pub(super) fn accounts(databases: &Databases) -> Vec<Account> {
-    let passwords: BTreeMap<&str, &str> =
-        lines(&databases.shadow).filter_map(|(name, fields)| Some((name, *fields.get(1)?))).collect();
+    let passwords = order::map(lines(&databases.shadow).filter_map(|(name, fields)| Some((name, *fields.get(1)?))));
     let account = |(name, fields): (&str, Vec<&str>)| {
         let shell = fields.get(6)?.rsplit('/').next()?;
         let has_shell = is_account(&fields) && !NO_SHELLS.contains(&shell);

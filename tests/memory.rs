@@ -158,7 +158,8 @@ fn full_an_update_of_as_many_chunks_as_there_may_be_fits_into_memory() {
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn an_update_that_is_kept_for_an_undo_takes_little_memory_for_each_chunk() {
-    let (few, many) = (2 * 1024, 10 * 1024);
+    // Far apart: how many buffers are in use at a time is chance, and makes a difference of 2 MiB.
+    let (few, many) = (2 * 1024, 18 * 1024);
     let peaks = |chunks| {
         let mut bench = Bench::new(chunks);
         [bench.third(), bench.fourth()]

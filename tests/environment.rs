@@ -154,3 +154,48 @@ fn values_that_fill_the_block_keep_nobody_from_writing_it() {
     env.update(&[("mine", Some(&*"x".repeat(430)))]).unwrap_err();
     assert_eq!(env.load_or_empty().unwrap().get("other").map(str::len), Some(300));
 }
+
+/// Several values of ours that are somewhat longer than any program writes them: each can be believed by its length,
+/// and all of them leave no room.
+#[test]
+fn several_long_values_keep_no_recovery_from_beginning() {
+    use reflash::boot::env::PermitRequest;
+    use reflash::boot::grubenv::{GrubEnv, names};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grubenv");
+    let env = BootEnv::new(&path);
+    for length in [20, 40, 66, 96] {
+        for first in 0..names::OURS.len() {
+            let fill = |separator: &str| {
+                let mut block = b"# GRUB Environment Block\n".to_vec();
+                for name in names::OURS.into_iter().cycle().skip(first).take(names::OURS.len()) {
+                    let line = format!("{name}={}{separator}\n", "7".repeat(length));
+                    if block.len() + line.len() <= 512 {
+                        block.extend_from_slice(line.as_bytes());
+                    }
+                }
+                block.resize(512, b'#');
+                std::fs::write(&path, &block).unwrap();
+            };
+            // The same as an editor of another system would have saved it.
+            for separator in ["", "\r"] {
+                fill(separator);
+                let request = PermitRequest { good: Some(u64::MAX >> 1), ..PermitRequest::default() };
+                env.begin_recovering(request).unwrap();
+                let read = GrubEnv::parse(&std::fs::read(&path).unwrap()).unwrap();
+                assert_eq!((read.get(names::RECOVERING), read.get(names::TRIES)), (Some("1"), Some("0")));
+                fill(separator);
+                env.begin_other(request).unwrap();
+                fill(separator);
+                env.update(&[(names::TRIES, Some("3")), (names::BOOT_OK, Some("1"))]).unwrap();
+                fill(separator);
+                env.offer_undo(Some(u64::MAX >> 1)).unwrap();
+                env.renew().unwrap();
+                env.make_room().unwrap();
+                let all = [(names::GOOD, Some("9223372036854775807")), (names::SAFE, Some("999"))];
+                env.update(&all).unwrap();
+                assert_eq!(std::fs::metadata(&path).unwrap().len(), 512);
+            }
+        }
+    }
+}

@@ -36,11 +36,22 @@ pub(super) fn give_way(env: &mut GrubEnv) -> Vec<String> {
     let has_two = env.get(names::SYSTEM).is_some() || env.get(names::BEFORE).is_some();
     let reserved =
         at_most.map(|(name, value)| (name, (has_two || !systems::VARIABLES.contains(&name)).then_some(value)));
-    while with_changes(env, &reserved).encode().is_err() {
-        // The variables of other programs must not keep a machine from recovering.
+    let is_too_long = |env: &GrubEnv, name: &str, value: &str| env.get(name).is_some_and(|own| own.len() > value.len());
+    let fits = |env: &GrubEnv| {
+        let shorter = |(name, value): &(&str, Option<&str>)| !value.is_some_and(|value| is_too_long(env, name, value));
+        with_changes(env, &reserved.iter().copied().filter(shorter).collect::<Vec<_>>()).encode().is_ok()
+    };
+    while !fits(env) {
         match env.drop_last_foreign() {
             Some(name) => dropped.push(name),
             None => break,
+        }
+    }
+    // At their longest, ours fit beside each other. What is longer than any program of ours writes it goes last: a
+    // newer one may know what it means.
+    for (name, value) in at_most {
+        if !fits(env) && is_too_long(env, name, value) && env.unset(name) {
+            dropped.push(name.to_owned());
         }
     }
     dropped

@@ -6,6 +6,7 @@ mod cards;
 mod conflicts;
 mod data;
 mod data_damage;
+mod data_places;
 mod dhcp;
 mod disks;
 mod files;

@@ -29,6 +29,7 @@ const CHECKSUM_AT: usize = 0x1e;
 #[derive(Debug, PartialEq, Eq)]
 struct Geometry {
     block_bytes: u64,
+    blocks: u64,
     first_block: u64,
     blocks_per_group: u64,
     groups: u64,
@@ -64,6 +65,15 @@ pub fn copy_to_begin_with(device: &Path) -> io::Result<Option<Superblock>> {
     }))
 }
 
+/// Returns the size of the file system on `device`, bytes, where its superblock has the right checksum.
+///
+/// # Errors
+/// Those of the device.
+pub fn size_bytes(device: &Path) -> io::Result<Option<u64>> {
+    let superblock = read(&File::open(device)?, SUPERBLOCK.0, SUPERBLOCK.1)?;
+    Ok(geometry(&superblock).and_then(|geometry| geometry.blocks.checked_mul(geometry.block_bytes)))
+}
+
 fn read(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, offset)?;
@@ -88,6 +98,7 @@ fn geometry(superblock: &[u8]) -> Option<Geometry> {
     let groups = blocks.checked_sub(first_block)?.checked_add(blocks_per_group)?.checked_sub(1)?;
     Some(Geometry {
         block_bytes: 1024 << Some(size).filter(|size| *size <= 6)?,
+        blocks,
         first_block,
         blocks_per_group,
         groups: groups.checked_div(blocks_per_group)?,
@@ -116,7 +127,7 @@ fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{copy_to_begin_with, crc32c, geometry};
+    use super::{copy_to_begin_with, crc32c, geometry, size_bytes};
     use crate::disk::filesystem::Superblock;
     use std::fs::{self, File};
     use std::os::unix::fs::FileExt;
@@ -162,6 +173,9 @@ mod tests {
                 let at = table * block_bytes + 70;
                 file.read_exact_at(&mut byte, at).unwrap();
                 file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+                let blocks =
+                    |size: u64| size_bytes(&path).unwrap().map(|found| found == size / block_bytes * block_bytes);
+                assert_eq!(blocks(path.metadata().unwrap().len()), Some(true), "{case}");
                 let copy = |group: u64| Some(Superblock { block: group * block_bytes * 8 + first, block_bytes });
                 assert_eq!(copy_to_begin_with(&path).unwrap(), copy(1), "{case}");
                 let zeros = vec![0; 1024];

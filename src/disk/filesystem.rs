@@ -53,6 +53,17 @@ pub fn ext4_life(head: &[u8]) -> Option<Ext4Life> {
     Some(Ext4Life { uuid: *superblock.get(0x68..)?.first_chunk()?, mounted_unix_s })
 }
 
+/// The modules that the kernel needs beside ext4 for the file system that begins with `head`, of which 4096 bytes are
+/// enough. It would have a program load them, which neither initramfs has. With the feature `quota` (fs/ext4/ext4.h,
+/// `EXT4_FEATURE_RO_COMPAT_QUOTA`) it does not mount otherwise, for reading either from some version on.
+#[must_use]
+pub fn ext4_modules(head: &[u8]) -> &'static [&'static str] {
+    const QUOTA: u32 = 0x100;
+    let superblock = head.get(1024..2048).filter(|_| kind(head) == Some("ext4")).unwrap_or_default();
+    let features = superblock.get(0x64..).and_then(|field| field.first_chunk().copied()).map_or(0, u32::from_le_bytes);
+    if features & QUOTA != 0 { &["quota_v2"] } else { &[] }
+}
+
 /// Distance of the places at which a backup superblock may lie, bytes: the smallest block of ext4.
 pub const BACKUP_STEP_BYTES: usize = 1024;
 
@@ -84,13 +95,25 @@ pub fn backup_superblock(offset: u64, bytes: &[u8]) -> Option<Superblock> {
 mod tests {
     use std::process::Command;
 
-    use super::{HEAD_BYTES, Superblock, backup_superblock, ext4_label, kind};
+    use super::{HEAD_BYTES, Superblock, backup_superblock, ext4_label, ext4_modules, kind};
 
     #[test]
     fn an_empty_or_short_device_has_no_file_system() {
         for head in [vec![], vec![0; 512], vec![0; HEAD_BYTES], vec![0xff; HEAD_BYTES]] {
             assert_eq!((kind(&head), ext4_label(&head)), (None, None));
         }
+    }
+
+    #[test]
+    fn a_module_is_asked_for_by_an_ext4_with_its_feature_alone() {
+        let mut head = vec![0; 2048];
+        head[1024 + 0x65] = 1;
+        assert!(ext4_modules(&head).is_empty(), "no ext4");
+        head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+        assert_eq!(ext4_modules(&head), ["quota_v2"]);
+        assert!(ext4_modules(&head[..2000]).is_empty() && ext4_modules(&[]).is_empty());
+        head[1024 + 0x65] = 0;
+        assert!(ext4_modules(&head).is_empty());
     }
 
     #[test]

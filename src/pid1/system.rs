@@ -199,6 +199,11 @@ fn prepare(handover: &Handover) -> Result<(), SysrootError> {
     // A machine without its own settings still works; the log says why they are missing.
     problems.iter().for_each(|problem| say(problem));
     let data = data_device(&arguments, handover, &found, &mut record);
+    for name in data.as_deref().map_or(&[][..], data::modules) {
+        if let Err(error) = loader.load(name) {
+            record.lose(format!("the data partition may not be writable: {}", chain(&error)));
+        }
+    }
     let renewal = renewal_parts(&settings, &found);
     let parts = RootParts {
         renewal: renewal.as_ref(),

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, FileType};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{IFlags, Mode, OFlags, ResolveFlags};
@@ -138,6 +138,13 @@ pub fn put_aside(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(ErrorKind::AlreadyExists.into())
+}
+
+/// Whether `path` is a directory, or a link to one, on the file system that is mounted on `mount_point`.
+#[must_use]
+pub fn is_directory_on(path: &Path, mount_point: &Path) -> bool {
+    let device = |path: &Path| path.metadata().ok().filter(fs::Metadata::is_dir).map(|found| found.dev());
+    device(path).is_some_and(|found| Some(found) == device(mount_point))
 }
 
 /// Makes reads of an open file come from its device, past the page cache: memory, offset and length of each must then

@@ -162,10 +162,10 @@ impl Robot {
 
 #[derive(Clone, Copy)]
 pub(super) struct Options {
-    fsck: &'static str,
-    safe: Option<u32>,
-    is_read_only: bool,
-    has_no_device: bool,
+    pub(super) fsck: &'static str,
+    pub(super) safe: Option<u32>,
+    pub(super) is_read_only: bool,
+    pub(super) has_no_device: bool,
 }
 
 impl Default for Options {

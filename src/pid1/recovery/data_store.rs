@@ -3,12 +3,15 @@
 //! The data partition is the machine's own, so nothing is written to it, not even by its file system: it is looked at
 //! through a device that refuses writes, and its journal is not replayed.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::sources::SupervisedSource;
 use crate::boot::request::{RecoveryRequest, UpdatePermission};
 use crate::chain::chain;
+use crate::disk::filesystem::ext4_modules;
 use crate::fetch::Source;
 use crate::jobs::update::UpdateStore;
 use crate::machine::drivers::Loader;
@@ -56,6 +59,12 @@ impl Staged {
 }
 
 fn open_store(data: &Path) -> Result<UpdateStore, String> {
-    Loader::for_running_kernel().and_then(|loader| loader.load("loop")).map_err(|error| chain(&error))?;
+    let loader = Loader::for_running_kernel().map_err(|error| chain(&error))?;
+    loader.load("loop").map_err(|error| chain(&error))?;
+    let mut head = vec![0; 4096];
+    File::open(data).and_then(|file| file.read_exact_at(&mut head, 0)).map_err(|error| error.to_string())?;
+    for name in ext4_modules(&head) {
+        loader.load(name).map_err(|error| chain(&error))?;
+    }
     UpdateStore::open_on_partition(data, Path::new(DATA)).map_err(|error| chain(&error))
 }

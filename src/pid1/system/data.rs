@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use super::names;
 use super::plan::{BootPlaces, etc_changes};
 use super::take::answer_within;
 use crate::chain::chain;
-use crate::disk::reserve;
+use crate::disk::filesystem::ext4_modules;
+use crate::disk::{ext4_groups, reserve};
+use crate::record::progress::bytes;
 use crate::record::start::{DataUse, StartRecord};
 use crate::sys::mount::{self, Mount};
 use crate::sys::{block, ext4, files};
@@ -58,6 +61,10 @@ pub(super) fn open(
     record: &mut StartRecord,
 ) -> DataUse {
     let Some(device) = device else { return DataUse::Lost };
+    if let Some(why) = does_not_fit(device) {
+        record.lose(why);
+        return DataUse::Lost;
+    }
     // A safe start says nothing about the soundness of data, and changes nothing.
     let mut checked = if safe { Checked::Sound } else { check(fsck, device) };
     let mut tried = try_ways(&checked, device, places, safe, record);
@@ -73,7 +80,10 @@ pub(super) fn open(
         record.lose(format!("the data partition was not repaired: {why}"));
     }
     match tried {
-        Ok(DataUse::Writable) => put_names_back(places.data.clone(), checked == Checked::Repaired, record),
+        Ok(DataUse::Writable) => {
+            clear_the_way(places.data.clone(), record);
+            put_names_back(places.data.clone(), checked == Checked::Repaired, record);
+        }
         Ok(DataUse::ReadOnly) => {
             record.data_at = Some(places.readable_data().display().to_string());
             if !safe {
@@ -113,6 +123,62 @@ fn try_ways(
         }
     }
     Err(None)
+}
+
+/// Says that a file system is larger than its partition. Neither the kernel nor e2fsck works with it then, and e2fsck
+/// writes to it before it says so: it is whole, and what is wrong is the partition.
+fn does_not_fit(device: &Path) -> Option<String> {
+    let at = device.to_owned();
+    let sizes = answer_within(FILES_LIMIT, "compare the data file system with its partition", move || {
+        let needed = ext4_groups::size_bytes(&at).map_err(SysrootError::file("read the superblock"))?;
+        let size = block::Device::open(&at, block::Access::Read, block::Caching::Buffered).map(|it| it.size_bytes());
+        Ok(needed.zip(size.ok()))
+    });
+    let (needed, size) = sizes.ok().flatten().filter(|(needed, size)| needed > size)?;
+    Some(format!(
+        "the data file system has {}, and its partition only {}: the system runs without the data of this machine until \
+         the partition is as large as it was",
+        bytes(needed),
+        bytes(size)
+    ))
+}
+
+/// The modules that the kernel needs beside ext4 for this data partition.
+pub(super) fn modules(device: &Path) -> &'static [&'static str] {
+    let at = device.to_owned();
+    let head = answer_within(FILES_LIMIT, "read the superblock of the data partition", move || {
+        let mut head = vec![0; 4096];
+        let read = fs::File::open(at).and_then(|file| file.read_exact_at(&mut head, 0));
+        read.map(|()| head).map_err(SysrootError::file("read the superblock of the data partition"))
+    });
+    // What cannot be read is no matter of a module, and told elsewhere.
+    head.map_or(&[], |head| ext4_modules(&head))
+}
+
+/// Gives another name to what is in the place of a directory of ours and is none: a file, or a link. A link that leads
+/// out of the partition leads to a directory of the initramfs here, and to none once the system runs.
+fn clear_the_way(data: PathBuf, record: &mut StartRecord) {
+    let cleared = answer_within(FILES_LIMIT, "look at the directories of the data partition", move || {
+        let (overlay, changes) = (data.join("etc-overlay"), etc_changes(&data));
+        let places = [data.join("var"), overlay.clone(), changes, overlay.join("work")];
+        let is_in_the_way = |path: &&PathBuf| path.symlink_metadata().is_ok() && !files::is_directory_on(path, &data);
+        let inside = |path: &Path| path.strip_prefix(&data).unwrap_or(path).display().to_string();
+        let put_aside = |path: &PathBuf| {
+            let what = format!("/{} of the data partition is no directory of it", inside(path));
+            // A link or a pipe has no marks.
+            let _ = files::make_changeable(path);
+            // What cannot be moved is passed over, by the forms that do without it.
+            match files::put_aside(path) {
+                Ok(aside) => format!("{what}; it is /{} from now on, and a new one begins empty", inside(&aside)),
+                Err(error) => format!("{what}, and cannot be put aside: {error}"),
+            }
+        };
+        Ok(places.iter().filter(is_in_the_way).map(put_aside).collect::<Vec<_>>())
+    });
+    match cleared {
+        Ok(sentences) => sentences.into_iter().for_each(|sentence| record.lose(sentence)),
+        Err(error) => record.lose(chain(&error)),
+    }
 }
 
 /// Gives what has lost its name in a repair its name again, also one that a cut came after.

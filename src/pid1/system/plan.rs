@@ -90,6 +90,13 @@ pub enum BootStep {
         /// Permissions of a new one.
         mode: u32,
     },
+    /// Refuses what is no directory on a file system: a link there may lead anywhere in the initramfs.
+    OnFileSystem {
+        /// Path of the directory.
+        path: PathBuf,
+        /// Mount point of the file system.
+        of: PathBuf,
+    },
     /// Makes a directory visible at another place.
     Bind {
         /// Directory that is made visible.
@@ -128,7 +135,7 @@ impl BootStep {
             Self::System { at, .. } | Self::Memory { at, .. } => Some(at),
             Self::Bind { to, .. } => Some(to),
             Self::Overlay { over, .. } => Some(over),
-            Self::Deployment { .. } | Self::Directory { .. } | Self::Hide { .. } => None,
+            Self::Deployment { .. } | Self::Directory { .. } | Self::OnFileSystem { .. } | Self::Hide { .. } => None,
         }
     }
 }
@@ -139,6 +146,7 @@ impl fmt::Display for BootStep {
             Self::System { device, .. } => write!(f, "mount the system, {}, read-only", device.display()),
             Self::Deployment { .. } => f.write_str("enter the deployment"),
             Self::Directory { path, .. } => write!(f, "create {}", path.display()),
+            Self::OnFileSystem { path, .. } => write!(f, "look at {}", path.display()),
             Self::Bind { from, to } => write!(f, "bind {} to {}", from.display(), to.display()),
             Self::Memory { at, size_bytes } => {
                 write!(f, "mount {} MiB of memory on {}", size_bytes >> 20, at.display())
@@ -190,12 +198,16 @@ pub fn etc_changes(data: &Path) -> PathBuf {
 /// Steps to that form of `/var`.
 #[must_use]
 pub fn var_steps(places: &BootPlaces, data: DataUse, form: VarFrom, sizes: MemorySizes) -> Vec<BootStep> {
-    let (var, to) = (places.data_at(data).join("var"), places.root.join("var"));
+    let (of, to) = (places.data_at(data), places.root.join("var"));
+    let var = of.join("var");
     let memory = Memory { at: places.memory().join("var"), size_bytes: sizes.var_bytes };
     match form {
-        VarFrom::Data => vec![directory(&var, 0o755), BootStep::Bind { from: var, to }],
+        VarFrom::Data => {
+            vec![directory(&var, 0o755), on_file_system(&var, &of), BootStep::Bind { from: var, to }]
+        }
         VarFrom::MemoryOverData => {
-            let mut steps = memory.steps();
+            let mut steps = vec![on_file_system(&var, &of)];
+            steps.extend(memory.steps());
             // The journal would be copied into memory whole, since journald goes on writing where it was. /run has a
             // journal then, or this memory has one that begins anew.
             steps.push(directory(&memory.upper().join("log"), 0o755));
@@ -214,8 +226,8 @@ pub fn etc_steps(places: &BootPlaces, data: DataUse, form: EtcFrom, sizes: Memor
     let (data_at, over) = (places.data_at(data), places.root.join("etc"));
     let (overlay, own) = (data_at.join("etc-overlay"), etc_changes(&data_at));
     let memory = Memory { at: places.memory().join("etc"), size_bytes: sizes.etc_bytes };
-    let from_memory = |lower: Vec<PathBuf>| {
-        let mut steps = memory.steps();
+    let from_memory = |mut steps: Vec<BootStep>, lower: Vec<PathBuf>| {
+        steps.extend(memory.steps());
         steps.push(BootStep::Overlay { over: over.clone(), lower, changes: Some(memory.changes()) });
         steps
     };
@@ -227,20 +239,27 @@ pub fn etc_steps(places: &BootPlaces, data: DataUse, form: EtcFrom, sizes: Memor
                 // The overlay takes the permissions of its root, /etc, from here.
                 directory(&own, 0o755),
                 directory(&work, 0o700),
+                on_file_system(&own, &data_at),
+                on_file_system(&work, &data_at),
                 BootStep::Overlay { over: over.clone(), lower: vec![over], changes: Some((own, work)) },
             ]
         }
-        EtcFrom::MemoryOverData => from_memory(vec![own, over.clone()]),
-        EtcFrom::ReadOnly => {
-            vec![BootStep::Overlay { over: over.clone(), lower: vec![own, over], changes: None }]
-        }
-        EtcFrom::Memory => from_memory(vec![over.clone()]),
+        EtcFrom::MemoryOverData => from_memory(vec![on_file_system(&own, &data_at)], vec![own, over.clone()]),
+        EtcFrom::ReadOnly => vec![
+            on_file_system(&own, &data_at),
+            BootStep::Overlay { over: over.clone(), lower: vec![own, over], changes: None },
+        ],
+        EtcFrom::Memory => from_memory(Vec::new(), vec![over.clone()]),
         EtcFrom::Image => Vec::new(),
     }
 }
 
 fn directory(path: &Path, mode: u32) -> BootStep {
     BootStep::Directory { path: path.to_owned(), mode }
+}
+
+fn on_file_system(path: &Path, of: &Path) -> BootStep {
+    BootStep::OnFileSystem { path: path.to_owned(), of: of.to_owned() }
 }
 
 /// A file system in memory for the changes of an overlay.
@@ -303,8 +322,10 @@ mod tests {
     fn a_start_as_it_should_be_uses_data_alone() {
         let places = BootPlaces::default();
         let var = var_steps(&places, DataUse::Writable, forms_of_var(DataUse::Writable, false)[0], SIZES);
-        assert!(matches!(&var[..], [BootStep::Directory { .. }, BootStep::Bind { from, to }]
-            if from == Path::new("/data/var") && to == Path::new("/sysroot/var")));
+        assert!(
+            matches!(&var[..], [BootStep::Directory { .. }, BootStep::OnFileSystem { .. }, BootStep::Bind { from, to }]
+            if from == Path::new("/data/var") && to == Path::new("/sysroot/var"))
+        );
         let etc = etc_steps(&places, DataUse::Writable, forms_of_etc(DataUse::Writable, false)[0], SIZES);
         let BootStep::Overlay { over, lower, changes: Some((upper, work)) } = etc.last().unwrap() else { panic!() };
         assert_eq!((over.as_path(), lower.as_slice()), (Path::new("/sysroot/etc"), &["/sysroot/etc".into()][..]));

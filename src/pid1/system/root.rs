@@ -15,7 +15,7 @@ use super::shipped;
 use super::take::{answer_within, take_all};
 use crate::chain::chain;
 use crate::record::start::{DataUse, EtcFrom, StartRecord, VarFrom};
-use crate::sys::mount;
+use crate::sys::{files, mount};
 
 /// Time for the mounts of `/var` or `/etc`.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -144,10 +144,12 @@ fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
 /// Gives a safe start the machine's accounts, where they can be read, and marks it for units and people.
 fn begin_safe(places: &BootPlaces, data: DataUse, record: &mut StartRecord) {
     let own = (data == DataUse::ReadOnly).then(|| places.readable_data());
-    let (root, changes) = (places.root.clone(), own.as_deref().map(etc_changes));
+    let root = places.root.clone();
     let writable = (record.etc == EtcFrom::Memory, record.var == VarFrom::Memory);
     let given = answer_within(LIMIT, "read the accounts of this machine", move || {
-        let machine = own.as_deref().zip(changes.as_deref());
+        // A link may lead to the accounts of the initramfs, which are nobody's.
+        let changes = own.as_deref().map(etc_changes);
+        let machine = own.as_deref().zip(changes.as_deref()).filter(|(data, etc)| files::is_directory_on(etc, data));
         Ok(accounts::give(&root, machine.map(|(data, etc)| accounts::Machine { data, etc }), writable.0, writable.1))
     });
     match given {

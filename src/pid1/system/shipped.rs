@@ -13,6 +13,7 @@ use super::take::{answer_within, make_directory};
 use crate::chain::chain;
 use crate::jobs::shipped::{self, MachinePlaces, ShippedOutcome};
 use crate::record::start::{StartRecord, VarFrom};
+use crate::sys::files;
 
 /// Time for it. The first start of a robot may have some GiB to write, on a disk of 20 MB/s; the watch of the boot
 /// gives the whole start no more either.
@@ -36,6 +37,10 @@ pub(super) fn on_data(places: &BootPlaces, record: &mut StartRecord) {
     let done = answer_within(LIMIT, "bring what the release has for /var and /etc", move || {
         let (var, etc) = (data.join("var"), etc_changes(&data));
         make_directory(&var, 0o755)?;
+        // Where a link could not be put aside, the list would be carried out in the initramfs.
+        if !files::is_directory_on(&var, &data) {
+            return Err(failed()(io::ErrorKind::NotADirectory.into()));
+        }
         shipped::at_start(MachinePlaces { etc_changes: Some(&etc), ..places_of(&image, &var) }).map_err(failed())
     });
     let _ = fs::remove_file(&mark);

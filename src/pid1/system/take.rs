@@ -55,6 +55,12 @@ fn take(step: &BootStep) -> Result<(), SysrootError> {
             let _ = mount::detach(at.join("usr"));
         }
         BootStep::Directory { path, mode } => make_directory(path, *mode)?,
+        BootStep::OnFileSystem { path, of } => {
+            if !files::is_directory_on(path, of) {
+                let action = format!("use {}: it leads out of {}", path.display(), of.display());
+                return Err(SysrootError::File { action, source: ErrorKind::NotADirectory.into() });
+            }
+        }
         BootStep::Bind { from, to } => mount::bind(from, to)?,
         BootStep::Memory { at, size_bytes } => memory(*size_bytes).on(at)?,
         BootStep::Hide { path } => {

@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::sys::ext4::{self, Free};
+use crate::sys::files::put_aside;
 
 /// Directory of the reserve, on the data partition.
 pub const DIRECTORY: &str = "reserve";
@@ -88,7 +89,12 @@ pub fn release_if_full(data: &Path) -> io::Result<Option<Free>> {
 /// The file system's: it is full. What could be made stays.
 pub fn restore(data: &Path) -> io::Result<()> {
     let directory = data.join(DIRECTORY);
-    if !directory.is_dir() {
+    let found = directory.symlink_metadata();
+    if !found.as_ref().is_ok_and(fs::Metadata::is_dir) {
+        // A file, or a link that would have the reserve take the room of another place.
+        if found.is_ok() {
+            put_aside(&directory)?;
+        }
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
     }
     let plenty = is_plenty(ext4::free(data)?);
@@ -161,5 +167,13 @@ mod tests {
         fs::rename(&directory, dir.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("elsewhere", &directory).unwrap();
         assert!(present(dir.path()).is_empty());
+        // A link or a file in its place makes way.
+        for number in 0..2 {
+            restore(dir.path()).unwrap();
+            assert_eq!(present(dir.path()).len(), files().len());
+            assert!(dir.path().join(format!("{DIRECTORY}.odd{number}")).symlink_metadata().is_ok());
+            fs::remove_dir_all(&directory).unwrap();
+            fs::write(&directory, "x").unwrap();
+        }
     }
 }

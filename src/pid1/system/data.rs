@@ -183,9 +183,7 @@ fn clear_the_way(data: PathBuf, record: &mut StartRecord) {
 
 /// Gives what has lost its name in a repair its name again, also one that a cut came after.
 fn put_names_back(data: PathBuf, is_repaired: bool, record: &mut StartRecord) {
-    let done = answer_within(FILES_LIMIT, "give lost files their names", move || {
-        names::put_back(&data).map_err(SysrootError::file("give files in lost+found of the data partition their names"))
-    });
+    let done = answer_within(FILES_LIMIT, "give lost files their names", move || Ok(names::put_back(&data)));
     match done {
         Ok(done) if is_repaired || done.back > 0 => record.lose(done.sentence()),
         Ok(_) => {}

@@ -67,10 +67,7 @@ impl PutBack {
 }
 
 /// Puts back what e2fsck found of the files whose names are noted on the data partition mounted on `data`.
-///
-/// # Errors
-/// The file system's.
-pub(super) fn put_back(data: &Path) -> io::Result<PutBack> {
+pub(super) fn put_back(data: &Path) -> PutBack {
     let (names, found) = (noted(data), lost(data));
     let mut done = PutBack { left: found.len(), ..PutBack::default() };
     for (path, identity) in &names {
@@ -80,10 +77,11 @@ pub(super) fn put_back(data: &Path) -> io::Result<PutBack> {
         }
         let from = data.join(LOST).join(format!("#{}", identity.inode));
         if InodeIdentity::of(&from).is_some_and(|found| found.is(*identity)) {
-            make_parents(data, path, &names)?;
-            fs::rename(&from, &place)?;
-            done.back += 1;
-            done.left = done.left.saturating_sub(1);
+            // One that does not get there, as through a link that leads elsewhere by now, keeps none of the others.
+            if make_parents(data, path, &names).and_then(|()| fs::rename(&from, &place)).is_ok() {
+                done.back += 1;
+                done.left = done.left.saturating_sub(1);
+            }
         } else if !identity.is_directory() {
             done.missing += 1;
             if done.some.len() < TOLD {
@@ -91,7 +89,7 @@ pub(super) fn put_back(data: &Path) -> io::Result<PutBack> {
             }
         }
     }
-    Ok(done)
+    done
 }
 
 /// Makes the directories on the way to `path` that are lost themselves, as they were.
@@ -118,6 +116,11 @@ pub(super) fn keep(data: &Path) -> io::Result<()> {
         return Ok(());
     }
     let new = path.with_added_extension("new");
+    // Neither is removed, nor replaced by a rename.
+    for directory in [&new, &path].into_iter().filter(|path| path.symlink_metadata().is_ok_and(|found| found.is_dir()))
+    {
+        files::put_aside(directory)?;
+    }
     files::removed_or_gone(fs::remove_file(&new))?;
     let write = || {
         let mut file = fs::File::create_new(&new)?;
@@ -218,7 +221,7 @@ mod tests {
     fn what_has_lost_its_name_gets_it_back_and_directories_that_are_gone_are_made_as_they_were() {
         let dir = partition();
         let data = dir.path();
-        assert_eq!(put_back(data).unwrap(), PutBack::default());
+        assert_eq!(put_back(data), PutBack::default());
         let names = noted(data);
         assert!(
             names
@@ -231,7 +234,7 @@ mod tests {
         for path in ["etc-overlay", "var", NOTE] {
             lose(data, path);
         }
-        let done = put_back(data).unwrap();
+        let done = put_back(data);
         assert_eq!((done.back, done.left, done.missing), (2, 1, 0), "the note is written anew");
         assert_eq!(fs::read_to_string(data.join("var/lib/robot/map")).unwrap(), "map");
         keep(data).unwrap();
@@ -239,12 +242,12 @@ mod tests {
         lose(data, "var/lib/robot");
         fs::remove_dir(data.join("var/lib")).unwrap();
         lose(data, "etc-overlay/upper/hostname");
-        assert_eq!(put_back(data).unwrap().back, 2);
+        assert_eq!(put_back(data).back, 2);
         assert_eq!(fs::read_to_string(data.join("var/lib/robot/map")).unwrap(), "map");
         assert_eq!(data.join("var/lib").metadata().unwrap().permissions().mode() & 0o7777, 0o711);
         // What is nowhere is named.
         fs::remove_file(data.join("var/lib/robot/map")).unwrap();
-        let done = put_back(data).unwrap();
+        let done = put_back(data);
         assert!(done.missing == 1 && done.sentence().contains("missing, as var/lib/robot/map"), "{done:?}");
     }
 
@@ -256,14 +259,50 @@ mod tests {
         let other = data.join("other");
         fs::write(&other, "other").unwrap();
         fs::rename(&other, &lost).unwrap();
-        assert_eq!(put_back(data).unwrap().back, 0);
+        assert_eq!(put_back(data).back, 0);
         assert!(!data.join("etc-overlay/upper/hostname").exists());
         // Nor is anything put over what is there.
         let dir = partition();
         let lost = lose(dir.path(), "var/lib/robot/map");
         fs::write(dir.path().join("var/lib/robot/map"), "newer").unwrap();
-        assert_eq!(put_back(dir.path()).unwrap().back, 0);
+        assert_eq!(put_back(dir.path()).back, 0);
         assert!(lost.exists());
+    }
+
+    #[test]
+    fn one_that_cannot_be_put_back_keeps_none_of_the_others() {
+        let dir = partition();
+        let data = dir.path();
+        // Somebody has moved a directory of the machine to another disk since the names were noted.
+        let lost = [lose(data, "etc-overlay/upper/hostname"), lose(data, "var/lib/robot/map")];
+        fs::remove_dir_all(data.join("etc-overlay/upper")).unwrap();
+        std::os::unix::fs::symlink("/proc/self", data.join("etc-overlay/upper")).unwrap();
+        let done = put_back(data);
+        assert_eq!((done.back, done.left), (1, 1), "{done:?}");
+        assert!(lost[0].exists() && data.join("var/lib/robot/map").exists());
+    }
+
+    #[test]
+    fn whatever_lies_in_the_place_of_the_note_makes_way() {
+        use nix::sys::stat::Mode;
+        let dir = partition();
+        let data = dir.path();
+        let victim = data.join("victim");
+        fs::write(&victim, "precious").unwrap();
+        for name in [NOTE.to_owned(), format!("{NOTE}.new")] {
+            let path = data.join(&name);
+            for number in 0..3 {
+                let _ = fs::remove_file(data.join(NOTE));
+                match number {
+                    0 => fs::create_dir_all(path.join("x")).unwrap(),
+                    1 => std::os::unix::fs::symlink(&victim, &path).unwrap(),
+                    _ => nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap(),
+                }
+                keep(data).unwrap();
+                assert!(!noted(data).is_empty(), "{name} {number}");
+            }
+        }
+        assert_eq!(fs::read_to_string(victim).unwrap(), "precious");
     }
 
     #[test]
@@ -284,6 +323,6 @@ mod tests {
         assert_eq!(text_of(&vec![(path.clone(), identity)]), format!("{HEAD}1 2 3 4 5 var/a name\n"));
         assert_eq!(parse("1 2 3 4 5 var/a name"), Some((path, identity)));
         fs::write(dir.path().join(NOTE), vec![0xff; 4096]).unwrap();
-        assert!(noted(dir.path()).is_empty() && put_back(dir.path()).unwrap() == PutBack::default());
+        assert!(noted(dir.path()).is_empty() && put_back(dir.path()) == PutBack::default());
     }
 }

@@ -363,7 +363,10 @@ mod tests {
         assert_eq!(forms_of_etc(DataUse::Writable, false)[1], EtcFrom::MemoryOverData);
         // Without memory the overlay needs neither inode nor block.
         let steps = etc_steps(&BootPlaces::default(), DataUse::ReadOnly, EtcFrom::ReadOnly, SIZES);
-        assert!(matches!(&steps[..], [BootStep::Overlay { lower, changes: None, .. }] if lower.len() == 2));
+        let [BootStep::OnFileSystem { path, of }, BootStep::Overlay { lower, changes: None, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert!(lower.len() == 2 && path == &lower[0] && path.starts_with(of));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod data;
 mod data_damage;
 mod data_places;
 mod dhcp;
+mod dhcpv6;
 mod disks;
 mod files;
 mod ipv6;

@@ -8,6 +8,7 @@ mod client;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod message;
+mod passed_over;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -94,6 +95,7 @@ pub(super) fn keep(
         {
             client.ask_others(listener.began.elapsed());
         }
+        listener.decline_taken();
         let patience = listener.send()?;
         listener.routers.wait_or(listener.dhcp_socket.as_ref(), patience.min(STOP_CHECK));
         listener.receive()?;
@@ -215,6 +217,17 @@ impl<'a> Listener<'a> {
         }
         self.has_own_address = ipv6_addresses().iter().any(|one| one.index == self.link.index && !one.taken);
         !self.has_own_address
+    }
+
+    /// Gives back the addresses of a DHCPv6 server that another machine has. The kernel found that out when they were
+    /// set, and does not use them.
+    fn decline_taken(&mut self) {
+        let now = self.began.elapsed();
+        let Some(client) = &mut self.client else { return };
+        if client.given().is_some_and(|given| !given.addresses.is_empty()) {
+            let taken = ipv6_addresses().into_iter().filter(|one| one.taken && one.index == self.link.index);
+            client.decline(&taken.map(|one| one.address).collect::<Vec<_>>(), now);
+        }
     }
 
     fn send_to_servers(&mut self, message: &[u8]) -> io::Result<()> {

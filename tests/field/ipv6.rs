@@ -60,6 +60,23 @@ fn an_ipv6_only_network_with_addresses_by_dhcpv6_only() {
     });
 }
 
+/// A network with NAT64, whose name server makes IPv6 addresses of IPv4 ones (RFC 6147).
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn an_ipv6_only_network_whose_name_server_translates() {
+    isolated("field::ipv6::an_ipv6_only_network_whose_name_server_translates", || {
+        let names = [
+            "--port=53",
+            "--address=/images.example.com/192.0.2.1",
+            "--address=/images.example.com/64:ff9b::192.0.2.1",
+        ];
+        let site = only_ipv6(&[&names[..], &["--dhcp-range=2001:db8:1::,ra-only,64"]].concat());
+        run("ip", &["-n", "outer", "address", "add", "64:ff9b::192.0.2.1/128", "dev", "lo", "nodad"]);
+        site.serve("outer", "[64:ff9b::192.0.2.1]:80", MANIFEST);
+        address_of(&site, 10);
+    });
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn an_ipv6_only_network_with_name_servers_by_dhcpv6() {

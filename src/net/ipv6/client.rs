@@ -3,23 +3,28 @@
 //! Waits are those of RFC 8415 with one exception: a solicitation is repeated at least every two minutes (the limit of
 //! RFC 3315), since a robot that recovers should not find a server an hour after it is back. Nothing is sent twice
 //! within a second, whatever comes in.
+//!
+//! The first answer wins only if no better one comes within a second: where somebody has plugged in a router with a
+//! server of its own, the preference that the right one has is what tells them apart.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use crate::net::jitter::Jitter;
 
 use super::message::{self, Dhcp6Answer, Dhcp6AnswerKind, Dhcp6Ask, Dhcp6Given, Dhcp6Sender};
+use super::passed_over::PassedOver;
 
 /// Waits after the first message of a kind, and the longest ones, seconds (RFC 8415, 7.6).
 const SOLICIT_WAITS_S: (u64, u64) = (1, 120);
 const REQUEST_WAITS_S: (u64, u64) = (1, 30);
 const RENEW_WAITS_S: (u64, u64) = (10, 600);
+/// Times that a server is told that another machine has the address that it gave: it may not hear the first.
+const MOST_DECLINES: u32 = 3;
+/// Preference of a server that no other need be waited for (RFC 8415, 18.2.9).
+const BEST: u8 = 255;
 /// Requests to a server that has advertised, half a minute; after that others are asked. RFC 8415 has 10, 3 minutes.
 const MOST_REQUESTS: u32 = 5;
-/// Time after the next solicitation in which a server that did not give what it had advertised is passed over.
-const PASS_OVER: Duration = Duration::from_secs(2);
-/// Servers of that kind that are remembered.
-const MOST_UNHELPFUL: usize = 16;
 /// Solicitations without an answer after which every other message asks for name servers alone: some routers say that
 /// there are addresses, and have a server that gives none.
 const NAMES_AFTER: u32 = 3;
@@ -59,6 +64,8 @@ enum State {
     Requesting { server: Vec<u8>, offered: Dhcp6Given },
     /// Something was given: at this time, by this server.
     Bound { at: Duration, server: Vec<u8> },
+    /// A server gave what another machine has, and is told so.
+    Declining { server: Vec<u8>, taken: Vec<Ipv6Addr> },
 }
 
 /// DHCPv6 client of one link. All times count from a beginning that the caller chooses.
@@ -77,8 +84,12 @@ pub(super) struct Dhcp6Client {
     wait: Duration,
     unanswered: u32,
     refusals: u32,
-    /// Servers that did not give what they had advertised, with the time until which they are passed over.
-    unhelpful: Vec<(Vec<u8>, Duration)>,
+    /// Addresses that another machine had, since the cable was last away.
+    declines: u32,
+    /// Best of the offers that came before the first wait is over.
+    best: Option<Dhcp6Answer>,
+    /// Servers that did not give what they had advertised, or that gave what is of no use.
+    unhelpful: PassedOver,
     report: Option<String>,
 }
 
@@ -97,7 +108,9 @@ impl Dhcp6Client {
             wait: Duration::ZERO,
             unanswered: 0,
             refusals: 0,
-            unhelpful: Vec::new(),
+            declines: 0,
+            best: None,
+            unhelpful: PassedOver::default(),
             report: None,
         };
         // Machines that lost power together do not ask in step (RFC 8415, 18.2.1).
@@ -122,6 +135,13 @@ impl Dhcp6Client {
             self.pass_over(server, now);
             self.report = Some("a DHCPv6 server advertises an address and does not give it".to_owned());
             self.begin(State::Asking, now);
+        }
+        if matches!(self.state, State::Declining { .. }) && self.unanswered >= MOST_DECLINES {
+            self.ask_after_decline(now);
+            return Dhcp6Step::Wait(self.due.saturating_sub(now));
+        }
+        if let Some(offer) = self.best.take() {
+            self.request(offer, now);
         }
         if let State::Bound { at, .. } = self.state {
             if self.unanswered == 0 {
@@ -148,6 +168,9 @@ impl Dhcp6Client {
                 let (ask, server) =
                     if rebind { (Dhcp6Ask::Rebind, None) } else { (Dhcp6Ask::Renew, Some(server.as_slice())) };
                 (ask, server, held, RENEW_WAITS_S)
+            }
+            State::Declining { server, taken } => {
+                (Dhcp6Ask::Decline, Some(server.as_slice()), taken.as_slice(), SOLICIT_WAITS_S)
             }
         };
         let message = message::message(self.sender(now), ask, server, addresses);
@@ -194,7 +217,7 @@ impl Dhcp6Client {
             return false;
         }
         match (&self.state, self.wanted, answer.kind) {
-            (_, Dhcp6Need::Information, Dhcp6AnswerKind::Reply) if !self.is_passed_over(&answer.server, now) => {
+            (_, Dhcp6Need::Information, Dhcp6AnswerKind::Reply) if !self.unhelpful.has(&answer.server, now) => {
                 self.inform(answer, now)
             }
             (State::Asking, Dhcp6Need::Address, Dhcp6AnswerKind::Advertise) => {
@@ -202,12 +225,19 @@ impl Dhcp6Client {
                     self.report_refusal(answer.refusal);
                     return self.take_names(answer.given);
                 }
-                if !self.is_passed_over(&answer.server, now) {
-                    let least = Duration::from_secs(1).saturating_sub(now.saturating_sub(self.exchange_began));
-                    self.begin(State::Requesting { server: answer.server, offered: answer.given }, now);
-                    // The first request follows at once, and only the first.
-                    self.due = if self.refusals == 0 { now } else { now + least };
+                if self.unhelpful.has(&answer.server, now) {
+                    return false;
                 }
+                // The first wait is there to compare offers; who answers after it has waited long enough.
+                if answer.preference == BEST || self.unanswered > 1 {
+                    self.request(answer, now);
+                } else if self.best.as_ref().is_none_or(|best| best.preference < answer.preference) {
+                    self.best = Some(answer);
+                }
+                false
+            }
+            (State::Declining { server, .. }, _, Dhcp6AnswerKind::Reply) if *server == answer.server => {
+                self.ask_after_decline(now);
                 false
             }
             (State::Requesting { server, .. }, Dhcp6Need::Address, Dhcp6AnswerKind::Reply)
@@ -221,6 +251,43 @@ impl Dhcp6Client {
         }
     }
 
+    /// Asks a server for what it offers.
+    fn request(&mut self, offer: Dhcp6Answer, now: Duration) {
+        let least = Duration::from_secs(1).saturating_sub(now.saturating_sub(self.exchange_began));
+        self.begin(State::Requesting { server: offer.server, offered: offer.given }, now);
+        // The first request follows at once, and only the first.
+        self.due = if self.refusals == 0 { now } else { now + least };
+    }
+
+    /// Gives up those of the addresses that another machine has, and tells the server, which marks them and gives
+    /// others.
+    pub(super) fn decline(&mut self, taken: &[Ipv6Addr], now: Duration) {
+        let Some(given) = &mut self.given else { return };
+        let (taken, free): (Vec<_>, Vec<_>) = given.addresses.iter().partition(|address| taken.contains(address));
+        let Some(first) = taken.first() else { return };
+        self.report = Some(format!("the DHCPv6 server gives {first}, which another machine has: it is declined"));
+        given.addresses = free;
+        self.declines = self.declines.saturating_add(1);
+        if let State::Bound { server, .. } = &self.state {
+            let server = server.clone();
+            self.begin(State::Declining { server, taken }, now);
+            self.due = now;
+        }
+    }
+
+    /// Asks anew once the server knows that its address is taken, with pauses that grow: what claims every address must
+    /// not make a storm. The server may have another address, and from the second time on others are asked first.
+    fn ask_after_decline(&mut self, now: Duration) {
+        let pause = pause_after(self.declines.saturating_sub(1));
+        if let State::Declining { server, .. } = &self.state
+            && self.declines > 1
+        {
+            self.unhelpful.add(server.clone(), pause, now);
+        }
+        self.begin(State::Asking, now);
+        self.due = now + pause;
+    }
+
     /// Takes the name servers of one that gives no address, while nobody gives any.
     fn take_names(&mut self, given: Dhcp6Given) -> bool {
         let has_addresses = self.given.as_ref().is_some_and(|given| !given.addresses.is_empty());
@@ -232,14 +299,7 @@ impl Dhcp6Client {
     }
 
     fn pass_over(&mut self, server: Vec<u8>, now: Duration) {
-        self.unhelpful.retain(|(other, until)| *other != server && *until > now);
-        self.unhelpful.truncate(MOST_UNHELPFUL - 1);
-        let pause = Duration::from_secs(1 << self.refusals.min(7)).min(MOST_REFUSAL_PAUSE);
-        self.unhelpful.push((server, now + pause + PASS_OVER));
-    }
-
-    fn is_passed_over(&self, server: &[u8], now: Duration) -> bool {
-        self.unhelpful.iter().any(|(other, until)| other == server && *until > now)
+        self.unhelpful.add(server, pause_after(self.refusals), now);
     }
 
     fn inform(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {
@@ -252,7 +312,7 @@ impl Dhcp6Client {
         if answer.given.addresses.is_empty() {
             self.report_refusal(answer.refusal);
             self.pass_over(answer.server, now);
-            let pause = Duration::from_secs(1 << self.refusals.min(7)).min(MOST_REFUSAL_PAUSE);
+            let pause = pause_after(self.refusals);
             self.refusals = self.refusals.saturating_add(1);
             self.begin(State::Asking, now);
             self.due = now + pause;
@@ -277,6 +337,7 @@ impl Dhcp6Client {
     /// Asks anew: the cable was away and may lead to another network now. What was given stays until there is an
     /// answer.
     pub(super) fn ask_again(&mut self, now: Duration) {
+        self.declines = 0;
         self.begin(State::Asking, now);
         self.due = now.max(self.exchange_began + Duration::from_secs(1));
     }
@@ -306,6 +367,7 @@ impl Dhcp6Client {
 
     fn begin(&mut self, state: State, now: Duration) {
         self.state = state;
+        self.best = None;
         self.unanswered = 0;
         self.new_exchange(now);
     }
@@ -327,6 +389,11 @@ impl Dhcp6Client {
     fn next_transaction(&mut self) -> u32 {
         (self.random.next() & 0x00ff_ffff) as u32
     }
+}
+
+/// Pause after so many earlier refusals.
+fn pause_after(earlier: u32) -> Duration {
+    Duration::from_secs(1 << earlier.min(7)).min(MOST_REFUSAL_PAUSE)
 }
 
 /// T1, or half of the lifetime; `None` when it lasts for ever.

@@ -16,6 +16,7 @@ mod code {
     pub(super) const IA_NA: u16 = 3;
     pub(super) const IA_ADDRESS: u16 = 5;
     pub(super) const WANTED: u16 = 6;
+    pub(super) const PREFERENCE: u16 = 7;
     pub(super) const ELAPSED: u16 = 8;
     pub(super) const STATUS: u16 = 13;
     pub(super) const NAME_SERVERS: u16 = 23;
@@ -39,6 +40,7 @@ pub(super) enum Dhcp6Ask {
     Request = 3,
     Renew = 5,
     Rebind = 6,
+    Decline = 9,
     Information = 11,
 }
 
@@ -84,6 +86,8 @@ pub(super) struct Dhcp6Answer {
     pub(super) server: Vec<u8>,
     /// Reason for which the server gives nothing, as a number (RFC 8415, 21.13).
     pub(super) refusal: Option<u16>,
+    /// How much the server is to be preferred to others.
+    pub(super) preference: u8,
     pub(super) given: Dhcp6Given,
 }
 
@@ -137,8 +141,13 @@ pub(super) fn answer(bytes: &[u8], sender: Dhcp6Sender) -> Option<Dhcp6Answer> {
         return None;
     }
     let server = first(options, code::SERVER_ID).filter(|id| !id.is_empty() && id.len() <= MOST_ID_BYTES)?;
-    let mut answer =
-        Dhcp6Answer { kind, server: server.to_vec(), refusal: status(options), given: Dhcp6Given::default() };
+    let mut answer = Dhcp6Answer {
+        kind,
+        server: server.to_vec(),
+        refusal: status(options),
+        preference: first(options, code::PREFERENCE).and_then(|value| value.first().copied()).unwrap_or_default(),
+        given: Dhcp6Given::default(),
+    };
     let given = &mut answer.given;
     let servers = first(options, code::NAME_SERVERS).unwrap_or_default().chunks_exact(16).filter_map(address);
     given.name_servers = servers.filter(|server| is_host(*server)).take(MOST_ENTRIES).collect();

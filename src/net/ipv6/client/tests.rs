@@ -233,3 +233,83 @@ fn a_server_that_gave_what_leads_nowhere_is_left_for_another_if_there_is_one() {
     }
     assert!(run.now - began >= Duration::from_secs(3) && run.sent.len() < 9, "{}", run.sent.len());
 }
+
+/// The preference of a server, as an option.
+fn preference(value: u8) -> (u16, Vec<u8>) {
+    (7, vec![value])
+}
+
+#[test]
+fn the_server_with_the_highest_preference_is_asked_and_the_best_at_once() {
+    let address = |text| association(text, 300, 480, 600);
+    for (preferences, asked, at_once) in
+        [([0, 0], 0, false), ([0, 9], 1, false), ([9, 0], 0, false), ([0, 255], 1, true)]
+    {
+        let mut run = Run::new(Dhcp6Need::Address);
+        let (_, number) = run.next();
+        let began = run.now;
+        for (server, value) in [[1_u8, 1], [2, 2]].iter().zip(preferences) {
+            let options = [address("2001:db8::7"), preference(value)];
+            assert!(!run.client.receive(&from_server(2, number, server, &options), run.now));
+        }
+        assert_eq!(run.next().0, 3);
+        let server = [[1_u8, 1], [2, 2]][asked];
+        let message = &run.sent.last().unwrap().1;
+        assert!(message.windows(6).any(|part| part == [&[0, 2, 0, 2], &server[..]].concat()), "{preferences:?}");
+        assert_eq!(run.now - began < Duration::from_millis(900), at_once, "{preferences:?}");
+    }
+}
+
+#[test]
+fn an_offer_after_the_first_wait_is_taken_at_once() {
+    let mut run = Run::new(Dhcp6Need::Address);
+    run.next();
+    let (_, number) = run.next();
+    let began = run.now;
+    assert!(!run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]));
+    assert_eq!((run.next().0, run.now), (3, began));
+}
+
+#[test]
+fn an_address_that_another_machine_has_is_declined_and_another_asked_for() {
+    let mut run = Run::bound();
+    let taken: Ipv6Addr = "2001:db8::7".parse().unwrap();
+    run.client.decline(&["2001:db8::8".parse().unwrap()], run.now);
+    assert_eq!(run.addresses(), [taken]);
+    run.client.decline(&[taken], run.now);
+    assert!(run.addresses().is_empty());
+    assert!(run.client.take_report().is_some_and(|report| report.contains("2001:db8::7, which another machine has")));
+    let began = run.now;
+    let (kind, number) = run.next();
+    assert_eq!((kind, run.now), (9, began));
+    let has = |message: &[u8]| message.windows(16).any(|part| part == taken.octets());
+    assert!(has(&run.sent.last().unwrap().1));
+    assert!(!run.answer(7, number, &[]));
+    let (kind, number) = run.next();
+    assert_eq!((kind, run.now - began), (1, Duration::from_secs(1)));
+    assert!(!has(&run.sent.last().unwrap().1), "no hint at what is taken");
+    assert!(!run.answer(2, number, &[association("2001:db8::9", 300, 480, 600), preference(255)]));
+    let (_, number) = run.next();
+    assert!(run.answer(7, number, &[association("2001:db8::9", 300, 480, 600)]));
+    assert_eq!(run.addresses(), ["2001:db8::9".parse::<Ipv6Addr>().unwrap()]);
+}
+
+#[test]
+fn a_server_whose_every_address_is_taken_makes_no_storm() {
+    for confirms in [true, false] {
+        let mut run = Run::new(Dhcp6Need::Address);
+        while run.now < Duration::from_secs(3600) {
+            let (kind, number) = run.next();
+            match kind {
+                1 => _ = run.answer(2, number, &[association("2001:db8::7", 300, 480, 600)]),
+                3 => {
+                    run.answer(7, number, &[association("2001:db8::7", 300, 480, 600)]);
+                    run.client.decline(&["2001:db8::7".parse().unwrap()], run.now);
+                }
+                9 if confirms => _ = run.answer(7, number, &[]),
+                _ => {}
+            }
+        }
+        assert!(run.sent.len() < 250, "{}", run.sent.len());
+    }
+}

@@ -9,6 +9,7 @@ use ureq::http::{HeaderMap, HeaderName, Response, StatusCode, Uri};
 
 use super::error::{FetchError, FetchErrorKind, passes};
 use super::url;
+use crate::machine::config::has_usable_port;
 
 /// The longest pause that a server may ask for: one that asks for more is treated like one that is down.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
@@ -97,6 +98,7 @@ pub(super) fn redirected(url: &str, headers: &HeaderMap) -> Result<String, Fetch
     let location = headers.get(LOCATION).map(|location| url::escaped(location.as_bytes().trim_ascii()));
     let location = location.ok_or_else(|| protocol("a redirect without a Location".to_owned()))?;
     let target = url::located(url, &location)
+        .filter(|target| has_usable_port(target))
         .filter(|target| target.parse::<Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty())))
         .ok_or_else(|| protocol("a redirect to something that is no URL".to_owned()))?;
     let shown = url::redacted(&target);

@@ -22,6 +22,7 @@ use super::requests::Requests;
 use super::url::{self, Base};
 use super::watch::SpeedWatch;
 use super::{Check, Clock, FetchOptions, Rate, Sink, Source};
+use crate::machine::config::has_usable_port;
 use crate::release::manifest::OBJECTS_PATH;
 
 /// The most answers to one range that bring less than [`SMALL_PART`] and not its end: a server that gives a range in
@@ -54,6 +55,9 @@ impl Http {
         let uri: Uri = base.parse().map_err(|_| settings("this is not a URL"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(settings("this is not an http:// or https:// URL with a host"));
+        }
+        if !has_usable_port(base) {
+            return Err(settings("this is not a port from 1 to 65535"));
         }
         // What follows is for browsers alone, and http::Uri drops it without a word.
         if base.contains('#') {

@@ -17,7 +17,7 @@ use super::classify::{classified, is_no_tls, unanswered_on_kept};
 use super::delivery::BUFFER;
 use super::error::{FetchError, FetchErrorKind};
 use super::{FetchOptions, OnServed, connect, tls, url};
-use crate::machine::config::DirectHosts;
+use crate::machine::config::{DirectHosts, has_usable_port};
 
 /// The most redirects of one request: a load balancer sends to a mirror that sends to a region that sends to a bucket,
 /// each of them first to itself with a slash or a token. Browsers follow 20.
@@ -248,7 +248,7 @@ impl Requests {
 /// The proxy of a configuration.
 fn proxy_at(text: &str) -> Result<Proxy, FetchError> {
     let error = || FetchError::new(FetchErrorKind::Settings, text, "this is not a proxy: expected http://host:port");
-    Proxy::new(text).ok().filter(|_| text.starts_with("http://")).ok_or_else(error)
+    Proxy::new(text).ok().filter(|_| text.starts_with("http://") && has_usable_port(text)).ok_or_else(error)
 }
 
 /// The settings of all requests.

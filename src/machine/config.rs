@@ -19,6 +19,7 @@ mod interfaces;
 mod keys;
 mod kinds;
 mod network;
+mod ports;
 mod proxy_kinds;
 pub mod reference;
 mod update;
@@ -37,6 +38,7 @@ pub use interfaces::{InterfaceLayer, InterfaceSettings};
 pub use keys::{ConfigKey, Presence, Section, Shape, ValueKind};
 pub use kinds::is_path_segment;
 pub use network::{Network, NetworkLayer};
+pub use ports::has_usable_port;
 pub use proxy_kinds::DirectHosts;
 pub use update::{Automatic, RestartWindow};
 

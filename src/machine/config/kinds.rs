@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::error::ConfigError;
 use super::keys::{Shape, ValueKind, refused};
+use super::ports::with_usable_port;
 
 /// The pattern of [`Shape::Text`] that every text fits.
 pub(super) const ANY: &str = "";
@@ -109,6 +110,7 @@ impl ValueKind for ReleaseUrls {
         if let Some(wrong) = written.iter().find(|url| !known(url)) {
             return Err(refused::<Self>(key, wrong));
         }
+        let written = written.into_iter().map(|url| with_usable_port(key, url)).collect::<Result<Vec<_>, _>>()?;
         // A slash at the end of a query is part of it, as of a token.
         let trimmed = |url: &String| if url.contains('?') { url.clone() } else { url.trim_end_matches('/').to_owned() };
         Ok(written.iter().map(trimmed).collect())
@@ -149,7 +151,7 @@ impl ValueKind for HttpUrl {
 
     fn check(key: &'static str, written: String) -> Result<String, ConfigError> {
         let known = ["http://", "https://"].iter().any(|scheme| written.starts_with(scheme));
-        if known { Ok(written) } else { Err(refused::<Self>(key, &written)) }
+        if known { with_usable_port(key, written) } else { Err(refused::<Self>(key, &written)) }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::error::ConfigError;
 use super::keys::{Shape, ValueKind, refused};
+use super::ports::with_usable_port;
 
 /// The URL of a proxy.
 #[derive(Debug)]
@@ -27,7 +28,10 @@ impl ValueKind for ProxyUrl {
     }
 
     fn check(key: &'static str, written: String) -> Result<String, ConfigError> {
-        if written.starts_with("http://") { Ok(written) } else { Err(refused::<Self>(key, &written)) }
+        if !written.starts_with("http://") {
+            return Err(refused::<Self>(key, &written));
+        }
+        with_usable_port(key, written)
     }
 }
 

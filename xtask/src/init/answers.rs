@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use reflash::machine::config::is_path_segment;
+use reflash::machine::config::{has_usable_port, is_path_segment};
 use reflash::machine::hostname;
 use reflash::machine::placeholder::is_placeholder;
 
@@ -202,6 +202,7 @@ fn usable_url(url: &str) -> Result<String> {
         has_host("http://") || has_host("https://") || url.starts_with("file:///"),
         "URL {url:?}: expected http://…, https://… or file:///…"
     );
+    ensure!(has_usable_port(url), "URL {url:?}: expected a port from 1 to 65535 behind the host");
     Ok(url.to_owned())
 }
 

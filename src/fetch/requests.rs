@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ureq::config::Config;
-use ureq::http::header::{AUTHORIZATION, CONNECTION};
-use ureq::http::{Response, Uri};
+use ureq::http::header::{AUTHORIZATION, CONNECTION, HeaderValue};
+use ureq::http::{Response, StatusCode, Uri, Version};
 use ureq::{Agent, Body, Proxy, RequestBuilder};
 
 use super::addresses::AddressMemory;
@@ -168,6 +168,14 @@ impl Requests {
         loop {
             let before = self.addresses.unserved();
             let error = match send(agent) {
+                // What a server or a balancer says to a kept connection that was idle for too long lies there before
+                // the request does. It looks like an answer to it, and is one to nothing.
+                Ok(response) if closed == 0 && may_be_of_idleness(&response) => {
+                    self.addresses.give_up_kept();
+                    closed = MAX_IDLE + 1;
+                    log::debug!("{}: {}, asking on another connection", url::redacted(url), response.status());
+                    continue;
+                }
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -243,6 +251,13 @@ impl Requests {
             None => error,
         }
     }
+}
+
+/// Whether an answer may be one to a connection that was idle, and not to a request: servers end those with it.
+fn may_be_of_idleness(response: &Response<Body>) -> bool {
+    let ends = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+    matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT)
+        && (response.version() == Version::HTTP_10 || response.headers().get(CONNECTION).is_some_and(ends))
 }
 
 /// The proxy of a configuration.

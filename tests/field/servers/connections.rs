@@ -63,6 +63,28 @@ fn a_server_with_one_connection_and_no_ranges_delivers() {
     }
 }
 
+/// <https://github.com/openshift/release/issues/378>, <https://github.com/civetweb/civetweb/issues/82>: what a balancer
+/// says to a kept connection that was idle for too long is there before the next request is.
+#[test]
+fn a_refusal_of_an_idle_connection_is_no_answer_to_the_next_request() {
+    let fixture = several_ranges();
+    for line in ["408 Request Timeout", "400 Bad Request"] {
+        let requests = AtomicUsize::new(0);
+        let server = serving(fixture.tree(), move |request, content| {
+            let mut acts = object(request, content);
+            if !requests.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
+                return None;
+            }
+            let refusal = answer(line, &["Connection: close"], b"");
+            acts.extend([Act::Wait(Duration::from_millis(20)), refusal, Act::Close]);
+            Some(acts)
+        });
+        let (result, retries) = flash(&fixture, &[server.url()]);
+        result.unwrap_or_else(|error| panic!("{line}: {}", reflash::chain::chain(&error)));
+        assert!(retries.is_empty(), "{line}: {retries:?}");
+    }
+}
+
 /// <https://github.com/e2guardian/e2guardian/issues/730> and its kind: some bytes of an answer come while the rest is
 /// looked through, and the rest comes when all of it was.
 #[test]

@@ -17,13 +17,42 @@ const SIGNATURES: [(usize, &[u8], &str); 6] = [
     (54, b"FAT12   ", "vfat"),
 ];
 
+/// Signatures of what a drive may have and no driver here reads: offset, bytes, and name for people.
+///
+/// Sources: libblkid of util-linux, `libblkid/src/superblocks/`; ECMA-167, 2/9.1.2 (UDF).
+const FOREIGN: [(usize, &[u8], &str); 7] = [
+    (3, b"NTFS    ", "NTFS"),
+    (3, b"-FVE-FS-", "BitLocker"),
+    (1024, b"H+\x00\x04", "HFS+"),
+    (32, b"NXSB", "APFS"),
+    (0, b"XFSB", "XFS"),
+    (0, b"LUKS\xba\xbe", "LUKS"),
+    (32 * 1024 + 1, b"BEA01", "UDF"),
+];
+
 /// Name of the driver for what begins with `head`, of [`HEAD_BYTES`].
 #[must_use]
 pub fn kind(head: &[u8]) -> Option<&'static str> {
+    kinds(head).next()
+}
+
+/// Names of the drivers for what may begin with `head`, the likeliest first: a program that makes a file system leaves
+/// signatures of an earlier one where it writes nothing itself.
+pub fn kinds(head: &[u8]) -> impl Iterator<Item = &'static str> {
+    named(&SIGNATURES, head)
+}
+
+/// Name, for people, of what begins with `head` where nothing here reads it.
+#[must_use]
+pub fn foreign(head: &[u8]) -> Option<&'static str> {
+    named(&FOREIGN, head).next().filter(|_| kind(head).is_none())
+}
+
+fn named(signatures: &'static [(usize, &[u8], &str)], head: &[u8]) -> impl Iterator<Item = &'static str> {
     let has = |(at, signature, _): &&(usize, &[u8], &str)| {
         head.get(*at..).is_some_and(|content| content.starts_with(signature))
     };
-    SIGNATURES.iter().find(has).map(|(.., driver)| *driver)
+    signatures.iter().filter(has).map(|(.., name)| *name)
 }
 
 /// Returns the label of the ext4 file system that begins with `head`: `s_volume_name`, 16 bytes.
@@ -95,7 +124,7 @@ pub fn backup_superblock(offset: u64, bytes: &[u8]) -> Option<Superblock> {
 mod tests {
     use std::process::Command;
 
-    use super::{HEAD_BYTES, Superblock, backup_superblock, ext4_label, ext4_modules, kind};
+    use super::{HEAD_BYTES, Superblock, backup_superblock, ext4_label, ext4_modules, foreign, kind, kinds};
 
     #[test]
     fn an_empty_or_short_device_has_no_file_system() {
@@ -114,6 +143,18 @@ mod tests {
         assert!(ext4_modules(&head[..2000]).is_empty() && ext4_modules(&[]).is_empty());
         head[1024 + 0x65] = 0;
         assert!(ext4_modules(&head).is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_file_system_left_comes_first_and_not_alone() {
+        let mut head = vec![0; HEAD_BYTES];
+        head[3..11].copy_from_slice(b"EXFAT   ");
+        head[32 * 1024 + 1..][..5].copy_from_slice(b"CD001");
+        assert_eq!(kinds(&head).collect::<Vec<_>>(), ["iso9660", "exfat"]);
+        head[3..11].copy_from_slice(b"NTFS    ");
+        assert_eq!((kind(&head), foreign(&head)), (Some("iso9660"), None));
+        head[32 * 1024 + 1] = 0;
+        assert_eq!((kind(&head), foreign(&head)), (None, Some("NTFS")));
     }
 
     #[test]

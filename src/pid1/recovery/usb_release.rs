@@ -58,7 +58,16 @@ struct DriveState {
     mounted: Option<DrivePlace>,
     /// Devices that have no release, or cannot be read.
     others: BTreeSet<DrivePlace>,
-    kinds: Questions<DrivePlace, Option<&'static str>>,
+    contents: Questions<DrivePlace, DriveContent>,
+}
+
+/// What lies on a device, by its first bytes.
+#[derive(Debug, Default)]
+struct DriveContent {
+    /// Drivers for the file system that it may have, the likeliest first.
+    kinds: Vec<&'static str>,
+    /// Name of what it has if nothing here reads it.
+    foreign: Option<&'static str>,
 }
 
 /// A device that may hold a release.
@@ -124,9 +133,9 @@ impl UsbRelease {
             state.mounted = new.into_iter().find(|place| {
                 let node = place.node.clone();
                 // One that does not answer keeps no other from being looked at.
-                let asked = state.kinds.ask("look-at-usb", place.clone(), ANSWER, move || kind_of(&node));
-                let Some(kind) = asked else { return false };
-                let found = kind.is_some_and(|kind| self.open(&place.node, kind));
+                let asked = state.contents.ask("look-at-usb", place.clone(), ANSWER, move || content_of(&node));
+                let Some(content) = asked else { return false };
+                let found = self.open(&place.node, &content);
                 if !found {
                     state.others.insert(place.clone());
                 }
@@ -150,16 +159,47 @@ impl UsbRelease {
         disk.name != self.robot && (disk.removable || matches!(disk.transport, Transport::Usb | Transport::Mmc))
     }
 
-    /// Mounts the device, with a file system of this kind, if it has a release, which need not be a good one. Returns
-    /// whether it has.
-    fn open(&self, node: &Path, kind: &str) -> bool {
+    /// Mounts the device if it has a release, which need not be a good one. Returns whether it has.
+    fn open(&self, node: &Path, content: &DriveContent) -> bool {
+        let shown = node.display();
+        if let Some(foreign) = content.foreign {
+            // A large drive is sold with NTFS, and a person who copied a release to it waits for something to happen.
+            self.journal.warn(&format!(
+                "the USB drive in {shown} has {foreign}, which is not read here: format it as FAT32, exFAT or ext4"
+            ));
+        }
+        let mut failed = None;
+        for kind in &content.kinds {
+            match Self::mount(node, kind) {
+                Ok(()) if self.has_manifest() => {
+                    self.journal.note(&format!("the USB drive in {shown} has a release: it is asked first"));
+                    return true;
+                }
+                Ok(()) => {
+                    let wanted = self.manifest.display();
+                    self.journal.note(&format!("the USB drive in {shown} has no release, which would be in {wanted}"));
+                    let _ = mount::detach(MOUNTED);
+                    return false;
+                }
+                // What an earlier file system left is not worth a line.
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            self.journal.warn(&format!("the USB drive in {shown} cannot be looked into: {error}"));
+        }
+        false
+    }
+
+    /// Mounts the device as a file system of this kind.
+    fn mount(node: &Path, kind: &str) -> Result<(), String> {
         let drivers = match kind {
             "iso9660" => &["isofs"][..],
             "vfat" => &FAT_DRIVERS,
             "exfat" => &["exfat"],
             _ => &[],
         };
-        let mounted = Loader::for_running_kernel()
+        Loader::for_running_kernel()
             .and_then(|loader| drivers.iter().try_for_each(|name| loader.load(name)))
             .map_err(|error| chain(&error))
             .and_then(|()| {
@@ -167,27 +207,16 @@ impl UsbRelease {
                 // Replaying a journal would write to it.
                 let device = if kind == "ext4" { device.no_load() } else { device };
                 device.on(MOUNTED).map_err(|error| chain(&error))
-            });
-        if let Err(error) = mounted {
-            self.journal.warn(&format!("the USB drive in {} cannot be looked into: {error}", node.display()));
-            return false;
-        }
-        if self.has_manifest() {
-            self.journal.note(&format!("the USB drive in {} has a release: it is asked first", node.display()));
-            return true;
-        }
-        let wanted = self.manifest.display();
-        self.journal.note(&format!("the USB drive in {} has no release, which would be in {wanted}", node.display()));
-        let _ = mount::detach(MOUNTED);
-        false
+            })
     }
 }
 
-/// Name of the driver for the file system on a device, if it has one that is known.
-fn kind_of(node: &Path) -> Option<&'static str> {
+/// What lies on a device, as far as it can be read.
+fn content_of(node: &Path) -> DriveContent {
     let mut head = vec![0; filesystem::HEAD_BYTES];
     let read = File::open(node).and_then(|file| file.read_exact_at(&mut head, 0));
-    read.ok().and_then(|()| filesystem::kind(&head))
+    let Ok(()) = read else { return DriveContent::default() };
+    DriveContent { kinds: filesystem::kinds(&head).collect(), foreign: filesystem::foreign(&head) }
 }
 
 impl Source for Arc<UsbRelease> {

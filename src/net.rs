@@ -32,6 +32,7 @@ mod jitter;
 mod lease;
 pub mod names;
 mod options;
+mod passed_over;
 mod reach;
 mod resolver_file;
 mod routing;

@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crc::{Algorithm, CRC_32_ISCSI, Crc, NoTable};
+
 use super::filesystem::{Superblock, backup_superblock};
 
 /// Offset of the first superblock, bytes, and the size of each.
@@ -24,6 +26,9 @@ const CHECKSUM_SEED: u32 = 0x2000;
 const CHECKSUMS: u32 = 0x400;
 /// Offset of the checksum in a descriptor, `bg_checksum`.
 const CHECKSUM_AT: usize = 0x1e;
+
+/// Without a table, which would be longer than all that is summed up in most file systems.
+const CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&Algorithm { xorout: 0, ..CRC_32_ISCSI });
 
 /// What the superblock says about the descriptors.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,9 +125,10 @@ fn are_whole(geometry: &Geometry, table: &[u8]) -> bool {
 
 /// CRC-32C as ext4 has it: begun with `sum`, and not inverted at its end.
 fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(sum, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| sum >> 1 ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 })
-    })
+    // The crate takes what to begin with in the order of bits before they are reflected.
+    let mut digest = CRC.digest_with_initial(sum.reverse_bits());
+    digest.update(bytes);
+    digest.finalize()
 }
 
 #[cfg(test)]

@@ -33,19 +33,14 @@ pub(super) fn holder(link: &Link, address: Ipv4Addr) -> io::Result<Option<[u8; 6
     for _ in 0..QUESTIONS {
         socket.send(&arp::probe(link.mac, address))?;
         let until = Instant::now() + ANSWER;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || taken >= MOST_FRAMES {
-                break;
-            }
-            socket.wait(left);
-            while let Some(length) = socket.receive(&mut frame)? {
+        while taken < MOST_FRAMES && Instant::now() < until {
+            socket.wait(until.saturating_duration_since(Instant::now()));
+            while taken < MOST_FRAMES
+                && let Some(length) = socket.receive(&mut frame)?
+            {
                 taken += 1;
                 if let Some(holder) = arp::holder(&frame[..length], address, &own) {
                     return Ok(Some(holder));
-                }
-                if taken >= MOST_FRAMES {
-                    break;
                 }
             }
         }

@@ -8,7 +8,6 @@ mod client;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod message;
-mod passed_over;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

@@ -92,11 +92,8 @@ fn renew(
             // Where the address belongs to another machine by now, the same server has a better one.
             if let Some(holder) = conflict::holder(link, held.address).ok().flatten() {
                 refuse(link, held, holder, keeper.on_event)?;
-                let until = Instant::now() + RENEWAL;
-                let stop = || (keeper.stop)() || Instant::now() >= until;
-                match obtain_free(link, None, &[], &stop, keeper.on_event) {
-                    Err(DhcpError::Stopped { .. }) => {}
-                    result => return result.map(Some),
+                if let Some(free) = obtain_within(RENEWAL, link, None, &[], keeper, keeper.on_event)? {
+                    return Ok(Some(free));
                 }
             } else if let Some(other) = other(link, held, tried, keeper)? {
                 return Ok(Some(other));
@@ -107,19 +104,14 @@ fn renew(
         if renew_at.is_none_or(|at| Instant::now() < at) {
             continue;
         }
-        let until = Instant::now() + RENEWAL;
-        let stop = || (keeper.stop)() || Instant::now() >= until;
-        match obtain_free(link, Some(held), &[], &stop, &|_| {}) {
-            Ok(renewed) => return Ok(Some(renewed)),
-            Err(DhcpError::Stopped { .. }) => {
-                let left = held.duration.map(|duration| duration.saturating_sub(acquired.elapsed()));
-                let pause = (left.unwrap_or_default() / 2).max(RENEWAL_PAUSE_MIN);
-                renew_at = Some(Instant::now() + pause);
-                if !(keeper.stop)() {
-                    (keeper.on_event)(&unanswered(link, left, pause));
-                }
-            }
-            Err(error) => return Err(error),
+        if let Some(renewed) = obtain_within(RENEWAL, link, Some(held), &[], keeper, &|_| {})? {
+            return Ok(Some(renewed));
+        }
+        let left = held.duration.map(|duration| duration.saturating_sub(acquired.elapsed()));
+        let pause = (left.unwrap_or_default() / 2).max(RENEWAL_PAUSE_MIN);
+        renew_at = Some(Instant::now() + pause);
+        if !(keeper.stop)() {
+            (keeper.on_event)(&unanswered(link, left, pause));
         }
     }
 }
@@ -142,9 +134,21 @@ fn other(
     tried.push(held.server);
     let passed_over: Vec<(Ipv4Addr, Duration)> =
         tried.iter().map(|server| (*server, if *server == held.server { OTHER } else { NEW })).collect();
-    let until = Instant::now() + OTHER;
+    obtain_within(OTHER, link, None, &passed_over, keeper, &|_| {})
+}
+
+/// Obtains a lease as [`obtain_free`] does, if that takes no longer than `time`.
+fn obtain_within(
+    time: Duration,
+    link: &Link,
+    held: Option<&Lease>,
+    passed_over: &[(Ipv4Addr, Duration)],
+    keeper: &Keeper<'_>,
+    on_event: &dyn Fn(&str),
+) -> Result<Option<Lease>, DhcpError> {
+    let until = Instant::now() + time;
     let stop = || (keeper.stop)() || Instant::now() >= until;
-    match obtain_free(link, None, &passed_over, &stop, &|_| {}) {
+    match obtain_free(link, held, passed_over, &stop, on_event) {
         Ok(lease) => Ok(Some(lease)),
         Err(DhcpError::Stopped { .. }) => Ok(None),
         Err(error) => Err(error),

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::net::jitter::Jitter;
+use crate::net::passed_over::PassedOver;
 
 use super::message::{self, Ask, Lease, MessageKind, Sender, ServerAnswer};
 
@@ -27,13 +28,8 @@ const OWN_SERVER_TRIES: usize = 2;
 const DISCOVER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest time that refusals make the client wait.
 const MOST_REFUSAL_PAUSE: Duration = Duration::from_secs(64);
-/// Time after the next DISCOVER in which the offers of a server that refused are passed over, so that another server's
-/// can arrive.
-const PASS_OVER: Duration = Duration::from_secs(2);
 /// Least time between two reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
-/// Servers whose refusal is remembered; a hostile peer may have any number of addresses.
-const MOST_REFUSERS: usize = 16;
 /// Time in which what was asked for before is still taken when it is granted: a relay over a slow line, or a server
 /// that checks its other half first, may take longer than all waits for one request.
 const LATE: Duration = Duration::from_secs(60);
@@ -110,8 +106,8 @@ pub(super) struct DhcpClient {
     last_discover: Option<Duration>,
     unanswered: usize,
     refusals: u32,
-    /// Servers that refused, or whose leases are of no use, with the time until which their offers are passed over.
-    refusers: Vec<(Ipv4Addr, Duration)>,
+    /// Servers that refused, or whose leases are of no use.
+    refusers: PassedOver<Ipv4Addr>,
     last_report: Option<Duration>,
     report: Option<String>,
 }
@@ -140,7 +136,7 @@ impl DhcpClient {
             last_discover: None,
             unanswered: 0,
             refusals: 0,
-            refusers: passed_over.to_vec(),
+            refusers: PassedOver::until(passed_over),
             last_report: None,
             report: None,
         };
@@ -193,7 +189,7 @@ impl DhcpClient {
         let Some(answer) = message::answer(frame, self.sender(now)) else { return self.granted_late(frame, now) };
         match (&self.state, answer.kind) {
             (State::Discovering, MessageKind::Offer) if self.last_discover.is_some() => {
-                if !self.is_passed_over(answer.server, now) {
+                if !self.refusers.has(&answer.server, now) {
                     self.unanswered = 0;
                     self.due = now;
                     let (address, server) = (answer.lease.address, answer.server);
@@ -203,7 +199,7 @@ impl DhcpClient {
                 None
             }
             (State::Discovering, MessageKind::Bootp)
-                if self.unanswered >= BOOTP_AFTER && !self.is_passed_over(answer.server, now) =>
+                if self.unanswered >= BOOTP_AFTER && !self.refusers.has(&answer.server, now) =>
             {
                 Some(Lease { duration: None, ..answer.lease })
             }
@@ -237,15 +233,9 @@ impl DhcpClient {
         let pause = (DISCOVER_PAUSE * 2_u32.saturating_pow(self.refusals)).min(MOST_REFUSAL_PAUSE);
         self.refusals += 1;
         self.begin_again(now, pause);
-        self.refusers.retain(|(other, until)| *other != server && *until > now);
-        self.refusers.truncate(MOST_REFUSERS - 1);
-        self.refusers.push((server, self.due + PASS_OVER));
+        self.refusers.add(server, self.due, now);
         let wait_s = self.due.saturating_sub(now).as_secs();
         self.say(now, format!("the DHCP server {server} {how}; asking again in {wait_s} s"));
-    }
-
-    fn is_passed_over(&self, server: Ipv4Addr, now: Duration) -> bool {
-        self.refusers.iter().any(|(refuser, until)| *refuser == server && *until > now)
     }
 
     /// Begins another exchange, with a number of its own.

@@ -11,9 +11,9 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use crate::net::jitter::Jitter;
+use crate::net::passed_over::PassedOver;
 
 use super::message::{self, Dhcp6Answer, Dhcp6AnswerKind, Dhcp6Ask, Dhcp6Given, Dhcp6Sender};
-use super::passed_over::PassedOver;
 
 /// Waits after the first message of a kind, and the longest ones, seconds (RFC 8415, 7.6).
 const SOLICIT_WAITS_S: (u64, u64) = (1, 120);
@@ -89,7 +89,7 @@ pub(super) struct Dhcp6Client {
     /// Best of the offers that came before the first wait is over.
     best: Option<Dhcp6Answer>,
     /// Servers that did not give what they had advertised, or that gave what is of no use.
-    unhelpful: PassedOver,
+    unhelpful: PassedOver<Vec<u8>>,
     report: Option<String>,
 }
 
@@ -282,7 +282,7 @@ impl Dhcp6Client {
         if let State::Declining { server, .. } = &self.state
             && self.declines > 1
         {
-            self.unhelpful.add(server.clone(), pause, now);
+            self.unhelpful.add(server.clone(), now + pause, now);
         }
         self.begin(State::Asking, now);
         self.due = now + pause;
@@ -299,7 +299,7 @@ impl Dhcp6Client {
     }
 
     fn pass_over(&mut self, server: Vec<u8>, now: Duration) {
-        self.unhelpful.add(server, pause_after(self.refusals), now);
+        self.unhelpful.add(server, now + pause_after(self.refusals), now);
     }
 
     fn inform(&mut self, answer: Dhcp6Answer, now: Duration) -> bool {

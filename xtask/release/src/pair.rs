@@ -20,7 +20,7 @@ pub fn replace_signed(place: &dyn ChannelPlace, path: &str, signature: &str, con
     let there = Pair::read(place, path)?;
     let both = there.followed_by(signature);
     // At last the new signature is left alone: tools of others read one.
-    Ok(there.make_way(place, path, signature, content)?
+    Ok(there.put(place, path, &both, content)?
         && place.replace(&signature_path(path), Some(both.as_bytes()), signature.as_bytes())?)
 }
 
@@ -53,7 +53,11 @@ impl Pair {
 
     /// Puts other content and its signature in the place of this pair. Returns false if somebody else came before.
     pub fn make_way(&self, place: &dyn ChannelPlace, path: &str, signature: &str, content: &[u8]) -> Result<bool> {
-        let both = self.followed_by(signature);
+        self.put(place, path, &self.followed_by(signature), content)
+    }
+
+    /// Puts the signatures `both` and then the content in the place of this pair.
+    fn put(&self, place: &dyn ChannelPlace, path: &str, both: &str, content: &[u8]) -> Result<bool> {
         Ok(place.replace(&signature_path(path), self.signature.as_deref(), both.as_bytes())?
             && place.replace(path, self.content.as_deref(), content)?)
     }

@@ -14,13 +14,12 @@ use reflash::flash::target::DeviceTarget;
 use reflash::jobs::recovery::{self, Keep, Resources};
 use reflash::jobs::state::StatePartition;
 use reflash::jobs::update::UpdateStore;
-use reflash::release::manifest::TrustedKeys;
 use serde::Serialize;
 
 use super::device::{Before, LoopDevice, Memory};
 use super::lab::{self, Nginx};
 use super::served::{PRODUCT, Served};
-use super::undo::{BenchRobot, timed};
+use super::undo::{BenchRobot, timed, trusted};
 
 /// Time for which the timer is measured without anything beside it.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
@@ -92,9 +91,7 @@ impl StagedRun {
 
 /// Fetches an update for a robot on a loop device beside a timer, and applies it without the server.
 pub fn measure(case: &StagedCase<'_>, lab: &StagedLab<'_>) -> Result<StagedRun> {
-    let mut keys = TrustedKeys::default();
-    let public = lab.keys.join("reflash.pub");
-    keys.add("bench", &fs::read_to_string(&public).with_context(|| format!("read {}", public.display()))?)?;
+    let keys = trusted(&lab.keys.join("reflash.pub"))?;
     let bytes = reflash_release::room::partition_bytes(case.old)?.next_multiple_of(1 << 20);
     let device = LoopDevice::new(lab.memory, bytes * 5 / 4, &Before::Image(case.old.to_owned()), lab.sector_bytes)?;
     let directory = tempfile::tempdir_in(lab.work).context("make a data partition")?;

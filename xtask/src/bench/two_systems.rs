@@ -22,12 +22,11 @@ use reflash::jobs::update::stage::OtherParts;
 use reflash::jobs::update::{UpdateStore, beside};
 use reflash::record::journal::Journal;
 use reflash::record::totals::Totals;
-use reflash::release::manifest::TrustedKeys;
 use serde::Serialize;
 
 use super::device::{Before, LoopDevice};
 use super::staged::{IDLE, StagedCase, StagedLab, Timer};
-use super::undo::BenchRobot;
+use super::undo::{BenchRobot, trusted};
 use crate::step::run;
 
 /// Boot script of a slot that knows two systems.
@@ -74,9 +73,7 @@ pub fn measure(case: &StagedCase<'_>, lab: &StagedLab<'_>) -> Result<TwoSystemsR
 }
 
 fn measure_here(case: &StagedCase<'_>, lab: &StagedLab<'_>) -> Result<TwoSystemsRun> {
-    let mut keys = TrustedKeys::default();
-    let public = lab.keys.join("reflash.pub");
-    keys.add("bench", &fs::read_to_string(&public).with_context(|| format!("read {}", public.display()))?)?;
+    let keys = trusted(&lab.keys.join("reflash.pub"))?;
     let bytes = case.old.metadata()?.len().max(case.new.metadata()?.len());
     let active = LoopDevice::new(lab.memory, bytes, &Before::Image(case.old.to_owned()), lab.sector_bytes)?;
     let other = LoopDevice::beside(lab.memory, bytes, &Before::Zeros, lab.sector_bytes)?;

@@ -80,6 +80,13 @@ pub(super) struct BenchRobot<'a> {
     pub(super) tree: PathBuf,
 }
 
+/// The key of the benchmark's releases, as a robot trusts it.
+pub(super) fn trusted(public: &Path) -> Result<TrustedKeys> {
+    let mut keys = TrustedKeys::default();
+    keys.add("bench", &std::fs::read_to_string(public).with_context(|| format!("read {}", public.display()))?)?;
+    Ok(keys)
+}
+
 /// Updates a robot on a loop device and takes the update back.
 pub fn measure(
     case: &UndoCase<'_>,
@@ -88,8 +95,7 @@ pub fn measure(
     memory: &Memory,
     sector_bytes: u32,
 ) -> Result<UndoRun> {
-    let mut keys = TrustedKeys::default();
-    keys.add("bench", &std::fs::read_to_string(public).with_context(|| format!("read {}", public.display()))?)?;
+    let keys = trusted(public)?;
     let old_bytes = case.old.metadata()?.len();
     // Room as a layout should have it.
     let bytes = reflash_release::room::partition_bytes(case.old)?.next_multiple_of(1 << 20);

@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `backtrace` | none: the shipped agent has no tables for one |
 //! | [`block`] | opens, reads and writes block devices |
 //! | [`clock`] | the system clock |
 //! | [`companion`] | a process beside PID 1 that lives on in the system |
@@ -27,6 +28,8 @@
 //! | [`uevent`] | the kernel's events about devices |
 //! | [`watchdog`] | the hardware watchdog |
 
+#[cfg(all(target_env = "musl", panic = "abort"))]
+mod backtrace;
 pub mod block;
 pub mod clock;
 pub mod companion;

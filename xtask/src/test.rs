@@ -72,8 +72,9 @@ pub fn run(paths: &Paths, args: TestArgs, assume_yes: bool) -> Result<()> {
         Some(pattern) => run_only(paths, &tiers, pattern, assume_yes)?,
         None => {
             prepare(&tiers, assume_yes)?;
+            let boots = tiers.iter().any(|tier| boots_machines(*tier));
             for tier in &tiers {
-                timed(*tier, || run_tier(paths, *tier, assume_yes))?;
+                timed(*tier, || run_tier(paths, *tier, boots, assume_yes))?;
             }
         }
     }
@@ -102,7 +103,7 @@ fn prepare(tiers: &[Tier], assume_yes: bool) -> Result<()> {
         ensure!(is_root(), "the tests make network namespaces, loop devices and virtual machines: {advice}");
         needs.extend([Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Bench, Need::Test]);
     }
-    if tiers.iter().any(|tier| matches!(tier, Tier::Vm | Tier::Full)) {
+    if tiers.iter().any(|tier| boots_machines(*tier)) {
         needs.push(Need::Vm);
     }
     ensure_installed(&needs, assume_yes)
@@ -124,7 +125,12 @@ fn name_of(tier: Tier) -> String {
     tier.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
+fn boots_machines(tier: Tier) -> bool {
+    matches!(tier, Tier::Vm | Tier::Full)
+}
+
+/// Runs a tier. Where a later one `boots` machines, what is shipped is built beside tests that mostly wait.
+fn run_tier(paths: &Paths, tier: Tier, boots: bool, assume_yes: bool) -> Result<()> {
     match tier {
         Tier::Unit => {
             part(paths, "style", &["fmt", "--all", "--check"])?;
@@ -139,7 +145,11 @@ fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
                     give_way();
                     crate::oldest_rust::check(paths)?;
                     crate::deny::check(paths)?;
-                    fuzz(paths)
+                    fuzz(paths)?;
+                    if boots {
+                        crate::demo::build_all(paths, assume_yes)?;
+                    }
+                    Ok(())
                 });
                 let threads = threads();
                 let only = ["--skip", "vm::", "--skip", "::full_", &threads];

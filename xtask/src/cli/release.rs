@@ -135,6 +135,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         image.display(),
         program()
     );
+    image::compare::is_image(&image)?;
     let described = image::Description::beside(&image).ok();
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());

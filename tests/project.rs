@@ -192,7 +192,7 @@ fn media_and_disks_with_a_configuration_that_cannot_work_are_refused_before_anyt
     assert!(fails(here, &["media", "--no-release"]).contains("there is no configuration"));
     assert!(fails(here, &["disk"]).contains("`site` in a project file"));
     project.change("reflash-project.toml", "public = ", "# public = ");
-    assert!(fails(here, &["media"]).contains("no public key is given"));
+    assert!(fails(here, &["media"]).contains("the public key that machines trust is missing"));
     assert!(!here.join(".reflash-work").exists(), "nothing was built");
 }
 
@@ -260,6 +260,13 @@ fn a_command_that_comes_too_early_names_the_one_before_it() {
     assert!(text.contains("released.img") && text.contains("first image"), "{text}");
     let text = fails(here, &["release"]);
     assert!(text.contains("still at work or was interrupted") && text.contains("--version"), "{text}");
+    // The cause, and before the recovery is built.
+    std::fs::write(here.join("empty.img"), "").unwrap();
+    let text = fails(here, &["release", "--version", "1", "--image", "empty.img"]);
+    assert!(text.contains("empty.img is no image: it has 0 bytes"), "{text}");
+    // Nothing is asked of a person whose project stays as it is.
+    let text = fails(here, &["init", ".", "--yes", "--product", "arm"]);
+    assert!(text.contains("nothing was written") && !text.contains(".gitignore"), "{text}");
     succeeds(here, &["release", "--version", "1"]);
     let text = fails(here, &["release", "--list", "--channel", "stabel"]);
     assert!(text.contains("there is a release in stable"), "{text}");
@@ -276,7 +283,9 @@ fn without_a_project_and_without_a_terminal_what_is_missing_is_named() {
     for (line, said) in [
         (&["check"][..], "`reflash-build init` makes one"),
         (&["image"], "there is no reflash-project.toml here or in a directory above: the recipe is missing"),
+        (&["media"], "there is no reflash-project.toml here or in a directory above: the public key"),
         (&["init"], "give --yes"),
+        (&["serve", "--listen", "8080"], "ADDRESS:PORT"),
         (&["publish"], "--public"),
         (&["compare"], "the image that robots have"),
         (&["keygen"], "--out is missing"),

@@ -100,6 +100,9 @@ fn create(directory: &Path, answers: &Answers) -> Result<()> {
             .with_context(|| format!("create {}", path.display()))?;
         produced(file.what, &path);
     }
+    if !files.iter().any(|file| file.name == ".gitignore") {
+        eprintln!("  add to .gitignore:\n{}", IGNORED.trim_end());
+    }
     Ok(())
 }
 
@@ -119,9 +122,7 @@ fn files(directory: &Path, answers: &Answers) -> Result<Vec<NewFile>> {
     ];
     let readme = if directory.join("README.md").exists() { "REFLASH.md" } else { "README.md" };
     files.push(new("how it goes on", readme, answers.fill(README)?));
-    if directory.join(".gitignore").exists() {
-        eprintln!("  add to .gitignore:\n{}", IGNORED.trim_end());
-    } else {
+    if !directory.join(".gitignore").exists() {
         files.push(new("what git leaves out", ".gitignore", IGNORED.to_owned()));
     }
     Ok(files)

@@ -59,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Address and port. Default: 0.0.0.0:8080.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
     /// Take what machines post at /report, and show it at /station (docs/station.md).
     #[arg(long)]

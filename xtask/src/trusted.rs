@@ -2,22 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use reflash::release::manifest::TrustedKeys;
 
 use crate::keygen;
-use crate::project;
+use crate::project::needed;
 
 /// Reads public keys, each named by its file in errors.
 ///
 /// # Errors
 /// When there is none, or a file is no public key. A secret key is named as one: it must reach no machine.
 pub fn of(files: &[PathBuf]) -> Result<TrustedKeys> {
-    ensure!(
-        !files.is_empty(),
-        "no public key is given: name the ones that machines trust, or `keys.public` in a project file ({})",
-        project::FILE
-    );
+    needed(files.first(), "the public key that machines trust", "keys.public")?;
     let mut keys = TrustedKeys::default();
     for file in files {
         keys.add(&file.display().to_string(), &keygen::load_public(file)?)?;

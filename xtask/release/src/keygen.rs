@@ -79,6 +79,11 @@ fn given_password() -> Option<String> {
 /// # Errors
 /// When the file is not a minisign secret key, the password is wrong, or there is no way to ask for it.
 pub fn load_secret(path: &Path) -> Result<SecretKey> {
+    ensure!(
+        path.exists(),
+        "there is no secret key {}: bring it back from where its copy is kept, or name another one with --key",
+        path.display()
+    );
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let boxed = || SecretKeyBox::from_string(&text).with_context(|| format!("{} is not a secret key", path.display()));
     ensure!(
@@ -200,6 +205,8 @@ mod tests {
         std::fs::write(&other, "hello").unwrap();
         assert!(load_public(&other).unwrap_err().to_string().contains("not a public key"));
         assert!(load_secret(&other).is_err());
+        let text = load_secret(&dir.path().join("none.key")).unwrap_err().to_string();
+        assert!(text.contains("there is no secret key") && text.contains("copy"), "{text}");
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub struct ReleaseArgs {
     /// Offer the release to no robot yet: `rollout start` does (docs/rollouts.md).
     #[arg(long, conflicts_with_all = ["check", "list", "again"])]
     pub for_rollout: bool,
-    /// Renew the recovery of the robots that install it, too: its kernel, initramfs and boot script.
+    /// Renew the recovery of the robots that install it, too: its kernel, initramfs and boot script. With --layout
+    /// every release does.
     #[arg(long)]
     pub recovery: bool,
     /// Public key for the initramfs of that recovery; repeat for several.
@@ -135,6 +136,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
         image.display(),
         program()
     );
+    image::compare::is_image(&image)?;
     let described = image::Description::beside(&image).ok();
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());

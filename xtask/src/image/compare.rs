@@ -57,7 +57,10 @@ struct Comparison {
 }
 
 /// Checks that a path leads to what may be an image: a description beside one has nearly its name.
-fn is_image(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// When there is none, or its size is not that of an image.
+pub fn is_image(path: &Path) -> Result<()> {
     let (shown, program) = (path.display(), program());
     ensure!(path.exists(), "there is no image {shown}: `{program} image` makes one");
     let metadata = path.metadata().with_context(|| format!("look at {shown}"))?;

@@ -12,6 +12,7 @@ mod field;
 mod floor;
 mod frames;
 mod groups;
+mod health;
 mod hostile;
 mod memory;
 mod net;

@@ -268,7 +268,10 @@ fn images_of_every_size_are_undone() {
     let larger = [old.clone(), sample_image(200, 5)].concat();
     let smaller = updated(&old[..500 * BLOCK], 20, 6);
     let other = sample_image(IMAGE_BLOCKS + 3, 99);
-    for (version, new) in [("larger", larger), ("smaller", smaller), ("other", other)] {
+    let (block, zeros) = (sample_image(1, 7), vec![0; IMAGE_BLOCKS * BLOCK]);
+    for (version, new) in
+        [("larger", larger), ("smaller", smaller), ("other", other), ("one block", block), ("zeros", zeros)]
+    {
         let mut robot = Robot::with(old.clone(), PARTITION);
         robot.publish(new.clone(), "2");
         robot.install(Keep::Installed).unwrap();
@@ -405,6 +408,39 @@ fn an_unreadable_block_of_what_is_kept_never_costs_the_undo() {
         assert!(target.content()[..old.len()] == old[..], "block {block}");
     }
     assert!(local >= 10, "{local}");
+}
+
+#[test]
+fn what_is_damaged_where_it_is_kept_is_kept_again_while_the_partition_has_it() {
+    let (mut robot, old) = updated_robot();
+    robot.undo().unwrap();
+    let kept = undo::possible(&robot.target, &robot.fixture.keys).unwrap().kept_bytes as usize;
+    robot.publish(updated(&old, 50, 78), "3");
+    // The server has nothing of the release before any more.
+    hide_packs_of_installed(&robot);
+    for at in (PARTITION - kept..PARTITION).step_by(BLOCK) {
+        let robot = robot.change(|content| content[at..at + BLOCK].iter_mut().for_each(|byte| *byte ^= 0x10));
+        robot.install(Keep::Installed).unwrap();
+        assert!(robot.begins_with(&robot.fixture.image));
+        robot.undo().unwrap_or_else(|error| panic!("byte {at}: {}", chain(&error)));
+        assert!(robot.begins_with(&old), "byte {at}");
+    }
+}
+
+#[test]
+fn headers_that_cannot_be_read_cost_no_undo_of_the_next_update() {
+    let (mut robot, _) = updated_robot();
+    let second = robot.fixture.image.clone();
+    robot.publish(updated(&second, 50, 78), "3");
+    let last = PARTITION as u64 / 4096;
+    for unreadable in [last - 2..last, last - 1..last] {
+        let faults = Faults { unreadable: unreadable.collect(), ..Faults::default() };
+        let target = MemoryTarget::faulty(robot.target.content(), faults);
+        install(&robot.fixture, &target, &robot.with_content(Vec::new()).state, Keep::Installed).unwrap();
+        assert_eq!(undo::possible(&target, &robot.fixture.keys).unwrap().version, "2");
+        undo(&robot.fixture, &target, None, None).unwrap();
+        assert!(target.content()[..second.len()] == second[..]);
+    }
 }
 
 #[test]

@@ -100,7 +100,11 @@ impl RecoveryRequest {
     pub fn that_counts(self, reason: Reason, installed: Option<u64>) -> Option<Self> {
         let meant = match self {
             Self::Undo { of: Some(of) } => installed.is_none_or(|installed| installed == of),
-            Self::Undo { of: None } => reason == Reason::Menu,
+            // Without a record that can be read, as after its key was removed, whoever asks cannot name the release.
+            Self::Undo { of: None } => {
+                reason == Reason::Menu
+                    || installed.is_none() && matches!(reason, Reason::Requested | Reason::Recovering)
+            }
             Self::Drill | Self::Newer | Self::Release(_) | Self::Systems(_) => reason.is_requested(),
             // It was asked for while the release before it was installed, or was cut while it replaced that.
             Self::Update(update) => {
@@ -206,6 +210,10 @@ mod tests {
             (undo(Some(8)), Reason::Requested, Some(9), false),
             (undo(None), Reason::Menu, Some(8), true),
             (undo(None), Reason::Requested, Some(8), false),
+            (undo(None), Reason::Recovering, Some(8), false),
+            (undo(None), Reason::Requested, None, true),
+            (undo(None), Reason::Recovering, None, true),
+            (undo(None), Reason::Tries, None, false),
             (undo(None), Reason::Tries, Some(8), false),
             (Release(7), Reason::Requested, Some(8), true),
             (Release(7), Reason::Recovering, Some(8), false),

@@ -22,6 +22,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         (None, Some(_)) => None,
         _ => Some(MountedState::open(options)?),
     };
+    mounted.iter().try_for_each(MountedState::check_overlap)?;
     let context = Context::open(options, mounted.as_ref())?;
     if let (None, Some(mounted)) = (&options.target, &mounted)
         && let Some(other) = &mounted.other

@@ -12,7 +12,7 @@ use crate::boot::systems::{SystemNumber, Systems};
 use crate::chain::chain;
 use crate::disk::list::PartitionTable;
 use crate::disk::roles::Role;
-use crate::disk::{DiskIdentity, DiskSearch, Which};
+use crate::disk::{DiskIdentity, DiskSearch, FindError, Which};
 use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::state::StatePartition;
 use crate::sys::mount::{self, Mount, MountError};
@@ -176,6 +176,11 @@ impl MountedState {
     /// Reads the floor of this machine from all places in which it is kept.
     pub(super) fn floor(&self) -> Floor {
         Floor::open(self.floor.clone())
+    }
+
+    /// Refuses to write on a disk on which that would change another partition too.
+    pub(super) fn check_overlap(&self) -> Result<(), FindError> {
+        self.boot_disk.iter().try_for_each(|(disk, layout)| layout.check_overlap(disk.display()))
     }
 
     pub(super) fn system_partition(&self) -> Result<PathBuf, Failure> {

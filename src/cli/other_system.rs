@@ -93,6 +93,7 @@ pub(super) fn with_job<T>(
     if let Some(why) = obstacle(mounted)? {
         return failure(why.to_string());
     }
+    mounted.check_overlap()?;
     let env = mounted.state.boot_env();
     let systems = Systems::of(&env.load_or_empty()?);
     let active = DeviceTarget::open_read_only(&mounted.system_partition()?)?;

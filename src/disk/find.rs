@@ -176,6 +176,17 @@ pub enum FindError {
         /// Size that the table needs, bytes.
         needed_bytes: u64,
     },
+    /// Two partitions share blocks, so that what is written to one would change the other.
+    #[error(
+        "partitions {} and {} of {disk} overlap, so that writing one would destroy the other, and none is written; \
+         correct the table, or provision the disk anew", .numbers[0], .numbers[1]
+    )]
+    Overlap {
+        /// The disk, for people.
+        disk: String,
+        /// Numbers of the partitions.
+        numbers: [u32; 2],
+    },
     /// Disks cannot be listed.
     #[error("cannot list the disks of this machine")]
     List(#[source] io::Error),
@@ -210,6 +221,19 @@ pub fn find_disk_by_partuuid(partuuid: &str, search: DiskSearch) -> Result<Found
         result => result,
     }
     .and_then(|(found, _)| found.if_large_enough())
+}
+
+impl PartitionTable {
+    /// Refuses a table of `disk` by which what is written to one partition would change another one.
+    ///
+    /// # Errors
+    /// [`FindError::Overlap`].
+    pub fn check_overlap(&self, disk: impl fmt::Display) -> Result<(), FindError> {
+        match self.overlap {
+            None => Ok(()),
+            Some(numbers) => Err(FindError::Overlap { disk: disk.to_string(), numbers }),
+        }
+    }
 }
 
 impl FoundDisk {
@@ -379,8 +403,13 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        let layout =
-            PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, damaged_primary: false, partitions: Vec::new() };
+        let layout = PartitionTable {
+            scheme: Scheme::Gpt,
+            damaged_copy: false,
+            damaged_primary: false,
+            overlap: None,
+            partitions: Vec::new(),
+        };
         let evidence = Evidence { is_in_use: false, is_complete: true, memory, is_internal, is_starting: false };
         (FoundDisk { disk, layout, number: 1, passed_over: Vec::new(), is_remembered: false }, evidence)
     }

@@ -150,8 +150,9 @@ pub fn end_of_primary(disk: DiskBlocks, read: &mut ReadBlocks<'_>) -> Option<u64
     place.checked_add(count)
 }
 
-/// Blocks that may hold the backup header, without repetition: where the primary header says, at the end of the disk,
-/// and at the end of the disk that this one is an image of, by its protective MBR.
+/// Blocks that may hold the backup header, without repetition: where the primary header says, at the end of the disk
+/// that the protective MBR was made for, and only then at the end of this one, where a robot's table of an earlier life
+/// of the disk may lie behind the image of a smaller disk.
 fn backup_candidates(
     disk: DiskBlocks,
     first: Option<&[u8]>,
@@ -168,7 +169,7 @@ fn backup_candidates(
     }
     let protected = first.filter(|first| is_protected(first)).and_then(protected_end);
     let mut candidates = Vec::new();
-    for lba in [by_header, disk.count.checked_sub(1), protected].into_iter().flatten() {
+    for lba in [by_header, protected, disk.count.checked_sub(1)].into_iter().flatten() {
         if lba > PRIMARY_LBA && lba < disk.count && !candidates.contains(&lba) {
             candidates.push(lba);
         }

@@ -114,6 +114,8 @@ pub struct PartitionTable {
     pub damaged_copy: bool,
     /// GPT: it is the first copy that is damaged. The kernel then has no devices of the partitions.
     pub damaged_primary: bool,
+    /// Numbers of two partitions that share blocks, if there are such.
+    pub overlap: Option<[u32; 2]>,
     /// Used entries by ascending number.
     pub partitions: Vec<Partition>,
 }
@@ -203,6 +205,7 @@ impl Disk {
             scheme: table.scheme,
             damaged_copy: table.damaged_copy,
             damaged_primary: table.damaged_primary,
+            overlap: table.overlap(),
             partitions: partitions.collect(),
         }))
     }
@@ -322,23 +325,25 @@ fn scsi_serial(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Disk, Transport, is_no_disk, transport};
+    use super::{Disk, PartitionTable, Transport, is_no_disk, transport};
+    use gpt::partition_types::LINUX_FS;
 
-    #[test]
-    fn a_partition_beyond_any_disk_is_listed_and_has_no_device() {
+    /// The layout of a disk of 1 MiB with partitions of these names, first and last blocks.
+    fn layout(partitions: &[(&str, u64, u64)]) -> PartitionTable {
         let mut content = std::io::Cursor::new(vec![0; 1 << 20]);
         gpt::mbr::ProtectiveMBR::with_lb_size(2047).overwrite_lba0(&mut content).unwrap();
         let mut table = gpt::GptConfig::new().writable(true).create_from_device(content, None).unwrap();
-        let kind = gpt::partition_types::LINUX_FS;
-        table.add_partition_at("far", 1, 64, 32, kind, 0).unwrap();
-        let mut partitions = table.take_partitions();
-        let far = partitions.get_mut(&1).unwrap();
-        // The first byte of this partition would be number 2^64.
-        (far.first_lba, far.last_lba) = (1 << 55, (1 << 55) + 31);
-        table.update_partitions(partitions).unwrap();
+        for (number, place) in (0..).zip(partitions) {
+            table.add_partition_at(place.0, number + 1, 64 + u64::from(number), 1, LINUX_FS, 0).unwrap();
+        }
+        let mut entries = table.take_partitions();
+        for (number, (_, first, last)) in (1..).zip(partitions) {
+            let entry = entries.get_mut(&number).unwrap();
+            (entry.first_lba, entry.last_lba) = (*first, *last);
+        }
+        table.update_partitions(entries).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), table.write().unwrap().into_inner()).unwrap();
-
         let disk = Disk {
             name: "no-such-disk".into(),
             path: file.path().to_owned(),
@@ -350,9 +355,26 @@ mod tests {
             removable: false,
             read_only: false,
         };
-        let layout = disk.layout().unwrap().unwrap();
+        disk.layout().unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_partition_beyond_any_disk_is_listed_and_has_no_device() {
+        // The first byte of this partition would be number 2^64.
+        let layout = layout(&[("far", 1 << 55, (1 << 55) + 31)]);
         let far = layout.number(1).unwrap();
         assert_eq!((far.entry.first_lba, far.entry.size_bytes, &far.node), (1 << 55, 32 * 512, &None));
+    }
+
+    #[test]
+    fn partitions_that_share_a_block_are_refused_by_number() {
+        let check =
+            |places: &[(&str, u64, u64)]| layout(places).check_overlap("sdx").map_err(|error| error.to_string());
+        assert_eq!(check(&[("state", 64, 95), ("system", 96, 127), ("data", 128, 255)]), Ok(()));
+        for (system, data) in [((96, 128), (128, 255)), ((96, 255), (128, 129)), ((160, 255), (96, 160))] {
+            let error = check(&[("state", 64, 95), ("system", system.0, system.1), ("data", data.0, data.1)]);
+            assert!(error.as_ref().is_err_and(|text| text.contains("partitions 2 and 3 of sdx overlap")), "{error:?}");
+        }
     }
 
     #[test]

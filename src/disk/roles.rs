@@ -20,6 +20,13 @@ impl PartitionTable {
         }
     }
 
+    /// The data partition, for which GRUB takes the one with this PARTUUID. GRUB goes by the number, which is that of
+    /// another partition once a tool has put those of a robot with two systems in the order of their places.
+    #[must_use]
+    pub fn data(&self, partuuid: &str) -> Option<&Partition> {
+        self.of_role(Role::Data).or_else(|| self.partuuid(partuuid))
+    }
+
     /// The device of the partition with this role, once the kernel has one.
     #[must_use]
     pub fn device_of(&self, role: Role) -> Option<&Path> {
@@ -43,7 +50,7 @@ mod tests {
                 size_bytes: 0,
             };
             let partitions = (1..).zip(names).map(|each| Partition { entry: entry(each), node: None }).collect();
-            PartitionTable { scheme, damaged_copy: false, damaged_primary: false, partitions }
+            PartitionTable { scheme, damaged_copy: false, damaged_primary: false, overlap: None, partitions }
         };
         let number = |layout: &PartitionTable, role| layout.of_role(role).map(|found| found.entry.number);
         let gpt = layout(Scheme::Gpt, [Some("esp"), Some("data"), Some("state"), Some("data")]);
@@ -51,6 +58,10 @@ mod tests {
             (number(&gpt, Role::State), number(&gpt, Role::System), number(&gpt, Role::Data)),
             (Some(3), None, None)
         );
+        let data = |layout: &PartitionTable, grub: &str| layout.data(grub).map(|found| found.entry.number);
+        assert_eq!(data(&gpt, "2"), Some(2), "two have the name: GRUB knows which it is");
+        let sorted = layout(Scheme::Gpt, [Some("state"), Some("system"), Some("system2"), Some("data")]);
+        assert_eq!(data(&sorted, "3"), Some(4), "never the second system, whose number was that of data");
         let mut mbr = layout(Scheme::Mbr, [None; 4]);
         assert_eq!(
             (number(&mbr, Role::State), number(&mbr, Role::Data), number(&mbr, Role::Esp)),

@@ -69,6 +69,15 @@ pub enum TableError {
 }
 
 impl ParsedTable {
+    /// Numbers of two partitions that share blocks, if there are such.
+    pub fn overlap(&self) -> Option<[u32; 2]> {
+        let end = |one: &TableEntry| one.first_lba.saturating_add(one.size_bytes / u64::from(self.logical_block_size));
+        self.partitions.iter().enumerate().find_map(|(at, one)| {
+            let shares = |other: &&TableEntry| one.first_lba < end(other) && other.first_lba < end(one);
+            Some([self.partitions[..at].iter().find(shares)?.number, one.number])
+        })
+    }
+
     /// The partition with this number.
     pub fn number(&self, number: u32) -> Option<&TableEntry> {
         self.partitions.iter().find(|entry| entry.number == number)
@@ -130,22 +139,23 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
     let ends = ends_of_tables(disk, first, bytes)?;
     check_headers(disk, bytes, &ends)?;
     let config = gpt::GptConfig::new().writable(false).logical_block_size(block_size);
-    let primary = bytes.into()..2 * u64::from(bytes);
-    let first_try = config.clone().open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0, end: None });
-    let table = match first_try.map(drop) {
-        Ok(()) => config.open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0, end: None }),
+    let primary_is_whole = (config.clone())
+        .open_from_device(ReadOnly { disk: &mut *disk, hidden: 0..0, end: None })
+        .is_ok_and(|table| table.primary_header().is_ok());
+    let (hidden, end) = if primary_is_whole {
+        (0..0, None)
+    } else {
         // The crate turns to the backup when the primary header is damaged, but not when only its entries are, and
         // looks for it in the last block alone.
-        Err(error) => {
-            let mut backup = |end| {
-                let reader = ReadOnly { disk: &mut *disk, hidden: primary.clone(), end: Some(end) };
-                config.clone().open_from_device(reader).is_ok()
-            };
-            let Some(end) = ends.into_iter().find(|end| backup(*end)) else { return Err(TableError::Gpt(error)) };
-            config.open_from_device(ReadOnly { disk: &mut *disk, hidden: primary, end: Some(end) })
-        }
-    }
-    .map_err(TableError::Gpt)?;
+        let primary = bytes.into()..2 * u64::from(bytes);
+        let mut is_whole = |end: &u64| {
+            let reader = ReadOnly { disk: &mut *disk, hidden: primary.clone(), end: Some(*end) };
+            config.clone().open_from_device(reader).is_ok()
+        };
+        let end = ends.into_iter().find(&mut is_whole);
+        (primary, end)
+    };
+    let table = config.open_from_device(ReadOnly { disk, hidden, end }).map_err(TableError::Gpt)?;
     let damaged_primary = table.primary_header().is_err();
     let partitions = table.partitions().iter().filter(|(_, entry)| entry.is_used()).map(|(number, entry)| TableEntry {
         number: *number,
@@ -163,15 +173,15 @@ fn read_gpt<D: Read + Seek + fmt::Debug>(
     }))
 }
 
-/// Where the table may end, bytes: at the end of the disk, and at the end of a smaller one that this is a copy of, by
-/// the first header and by the protective MBR.
+/// Where the table may end, bytes: at the end of a smaller disk that this is a copy of, by the first header and by the
+/// protective MBR, and at the end of this one, which may have another table from an earlier life of the disk.
 fn ends_of_tables<D: Read + Seek>(disk: &mut D, first: &[u8], bytes: u32) -> Result<Vec<u64>, TableError> {
     let end = disk.seek(SeekFrom::End(0)).map_err(TableError::Read)?;
     let mut header = vec![0; bytes as usize];
     disk.seek(SeekFrom::Start(bytes.into())).map_err(TableError::Read)?;
     let by_header = disk.read_exact(&mut header).ok().and_then(|()| disk_blocks_of_header(&header));
     let by_mbr = protected_end(first).map(|last| last.saturating_add(1));
-    let mut ends = vec![end];
+    let mut ends = Vec::with_capacity(3);
     for blocks in [by_header, by_mbr].into_iter().flatten() {
         let other = blocks.saturating_mul(bytes.into());
         // Room for both copies, as the crate takes it for granted.
@@ -179,6 +189,7 @@ fn ends_of_tables<D: Read + Seek>(disk: &mut D, first: &[u8], bytes: u32) -> Res
             ends.push(other);
         }
     }
+    ends.push(end);
     Ok(ends)
 }
 

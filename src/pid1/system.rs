@@ -253,7 +253,7 @@ fn data_device(
         record.lose("GRUB did not find a data partition (no reflash.data= on the kernel command line)");
         return None;
     };
-    let node = found.layout.partuuid(partuuid).and_then(|partition| partition.node.clone());
+    let node = found.layout.data(partuuid).and_then(|partition| partition.node.clone());
     if node.is_none() {
         record.lose(format!("{} has no data partition with PARTUUID {partuuid}", found.disk));
     }

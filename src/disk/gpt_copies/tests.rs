@@ -3,6 +3,7 @@ use std::io::Cursor;
 use gpt::disk::LogicalBlockSize;
 
 use super::{DamagedPart, DiskBlocks, GptState, PlannedRepair, examine};
+use crate::disk::table;
 
 const NAMES: [&str; 6] = ["biosboot", "esp", "state", "recovery", "system", "data"];
 
@@ -136,6 +137,21 @@ fn the_backup_of_a_disk_that_was_copied_to_a_larger_one_is_found_by_the_first_se
     large[512..1024].fill(0);
     repairs(&large, 512).iter().flat_map(|repair| &repair.writes).for_each(|write| apply(&mut large, write));
     assert!(large[..small.len()] == small);
+}
+
+#[test]
+fn the_table_of_an_earlier_life_at_the_end_of_a_larger_disk_is_not_that_of_the_image_on_it() {
+    let small = image(256, 512, &NAMES);
+    let earlier = image(512, 512, &["esp", "biosboot", "state", "recovery", "data", "system"]);
+    let partitions = |disk: &[u8]| table::read(&mut Cursor::new(disk), 512).unwrap().unwrap().partitions;
+    // The first header, and the first block of entries.
+    for damaged in [512..1024, 1024..1536] {
+        let mut disk = [&small[..], &earlier[small.len()..]].concat();
+        disk[damaged].fill(0xff);
+        assert_eq!(partitions(&disk), partitions(&small));
+        repairs(&disk, 512).iter().flat_map(|repair| &repair.writes).for_each(|write| apply(&mut disk, write));
+        assert!(disk[..small.len()] == small);
+    }
 }
 
 #[test]

@@ -123,7 +123,9 @@ impl<'a> Keeping<'a> {
     /// # Errors
     /// The reason for which there will be no undo. The update goes on without.
     pub(crate) fn carry_out(&self, done: &Done, network: Option<ChunkSource<'_>>) -> Result<KeptNow, UndoObstacle> {
-        let header = area::read_header(self.target).map_err(UndoObstacle::Read)?;
+        // Blocks that cannot be read are whole again once they are written.
+        let nothing = Header { sequence: 0, state: State::Nothing };
+        let header = area::read_header(self.target).unwrap_or(nothing);
         if self.floor > self.low || self.least_bytes > self.room.there_bytes {
             return Err(self.give_up(&header));
         }

@@ -124,13 +124,17 @@ impl Kept {
         target.size_bytes().saturating_sub(self.contents.low)
     }
 
-    /// Checks the frames that a plan for the kept release takes from here, and leaves out what is damaged. Returns the
-    /// number of those.
-    pub(crate) fn leave_out_damaged(&mut self, target: &dyn BlockTarget, plan: &Plan) -> usize {
-        let mut needed: Vec<StoredChunkNo> =
-            plan.requests.iter().filter(|request| plan.is_local(request)).flat_map(|it| it.stored.clone()).collect();
-        needed.sort_unstable();
-        let is_needed = |place: &FramePlace| needed.binary_search(&place.stored).is_ok();
+    /// Checks the frames that a plan for the kept release takes from here, or without one all, and leaves out what is
+    /// damaged. Returns the number of those.
+    pub(crate) fn leave_out_damaged(&mut self, target: &dyn BlockTarget, plan: Option<&Plan>) -> usize {
+        let needed = plan.map(|plan| {
+            let local = plan.requests.iter().filter(|request| plan.is_local(request));
+            let mut needed: Vec<StoredChunkNo> = local.flat_map(|it| it.stored.clone()).collect();
+            needed.sort_unstable();
+            needed
+        });
+        let is_needed =
+            |place: &FramePlace| needed.as_ref().is_none_or(|needed| needed.binary_search(&place.stored).is_ok());
         let places = self.chunks.directory.places(&self.index).filter(is_needed);
         let damaged = check::damaged(target, &self.index, places.collect());
         let digests: Vec<Digest> = damaged.iter().map(|stored| *self.index.digest(*stored)).collect();

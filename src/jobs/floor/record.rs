@@ -300,9 +300,10 @@ impl FloorRecord {
         true
     }
 
-    /// Notes the release that called itself good last. Returns whether anything changed.
+    /// Notes the release that called itself good last. Returns whether anything changed. A serial that no release can
+    /// have, as one that an older agent installed, would make a copy that is taken for a damaged one.
     pub fn note_good(&mut self, good: GoodRelease) -> bool {
-        self.good.replace(good) != Some(good)
+        good.release.serial <= MAX_SERIAL && self.good.replace(good) != Some(good)
     }
 
     /// Notes the roll-out and halt files that were seen. Returns whether anything changed.
@@ -312,9 +313,10 @@ impl FloorRecord {
         self.seen != before
     }
 
-    /// Refuses a release from now on. Returns whether anything changed.
+    /// Refuses a release from now on. Returns whether anything changed. What has a serial that no release can have is
+    /// not offered again.
     pub fn refuse(&mut self, release: ReleaseId) -> bool {
-        if self.refused.last() == Some(&release) {
+        if release.serial > MAX_SERIAL || self.refused.last() == Some(&release) {
             return false;
         }
         self.refused.retain(|known| *known != release);
@@ -400,6 +402,20 @@ mod tests {
             assert_eq!(FloorRecord::decode(&bytes), Some(record.clone()));
             assert_eq!(FloorRecord::decode(&[&bytes[..], &[0x55; 4096]].concat()), Some(record));
         }
+    }
+
+    #[test]
+    fn a_serial_that_no_release_can_have_makes_no_copy_that_is_not_believed() {
+        let mut record = record();
+        for serial in [MAX_SERIAL + 1, u64::MAX] {
+            let id = release(serial);
+            assert!(!record.raise(serial) && !record.refuse(id));
+            assert!(!record.note_good(GoodRelease { release: id, image: [7; 8] }));
+            record.allow(id);
+            assert_eq!(FloorRecord::decode(&record.encode()), Some(record.clone()));
+        }
+        assert!(record.refuse(release(MAX_SERIAL)) && record.raise(MAX_SERIAL));
+        assert_eq!(FloorRecord::decode(&record.encode()), Some(record));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<'a> Retention<'a> {
         let installed_image = record.and_then(|record| record.manifest().image(SYSTEM_IMAGE).ok());
         let installed_bytes = installed_image.map_or(0, |image| image.size_bytes);
         let installed = record.zip(job.resources.state);
-        let (keeps, kept) = match (job.policy.keep, installed) {
+        let (keeps, mut kept) = match (job.policy.keep, installed) {
             (Keep::Nothing, _) => (Keeps::Nothing, complete(job, kept)),
             (Keep::Installed, Some((record, _))) if is_same_image(record.manifest(), &release.manifest) => {
                 (Keeps::AsItIs, complete(job, kept))
@@ -100,6 +100,13 @@ impl<'a> Retention<'a> {
             }
             _ => keep_kept(complete(job, kept), release),
         };
+        if let (Keeps::More, Some(kept)) = (&keeps, &mut kept) {
+            // The partition may still have what was damaged since it was kept, and is about to lose it.
+            let damaged = kept.leave_out_damaged(job.resources.target, None);
+            if damaged > 0 {
+                job.journal.warn(&format!("{damaged} chunks that are kept for an undo read back wrong"));
+            }
+        }
         let image_bytes = release.index.image_bytes();
         let is_clear = kept.as_ref().is_some_and(|kept| kept.chunks.lie_behind(image_bytes));
         Self { kept, keeps, is_clear, image_bytes, frames: frames(&release.manifest), installed_bytes }

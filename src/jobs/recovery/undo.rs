@@ -53,7 +53,7 @@ fn whole_plan(
 ) -> Result<Plan, UndoObstacle> {
     let target = job.resources.target;
     let mut plan = plan(job, kept, comparison);
-    let damaged = kept.leave_out_damaged(target, &plan);
+    let damaged = kept.leave_out_damaged(target, Some(&plan));
     if damaged > 0 {
         plan = self::plan(job, kept, comparison);
     }

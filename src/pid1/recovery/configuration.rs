@@ -39,7 +39,7 @@ pub(super) struct MachineSettings {
 /// Reads the settings, and brings the copy of the recovery partition's files up to date.
 ///
 /// # Errors
-/// No product is known, or no key that was there can be used.
+/// No product is known.
 pub(super) fn read(
     medium: Option<&BootMedium>,
     over: Layer,
@@ -52,7 +52,7 @@ pub(super) fn read(
     if let Some(medium) = medium {
         medium.contribute(&mut of_medium, &mut directories, journal)?;
     }
-    let keys = read_keys(&directories, &copy, journal)?;
+    let keys = read_keys(&directories, &copy, journal);
     let record = worker::within(&WorkPart::State, || state.read_record(&keys)).unwrap_or_else(|error| {
         journal.warn(&format!("going on without a record of the installed release: {}", chain(&error)));
         None
@@ -74,14 +74,14 @@ pub(super) fn read(
     Ok(MachineSettings { config, keys, identity, record })
 }
 
-fn read_keys(directories: &[String], copy: &SiteCopy, journal: &Journal) -> Result<TrustedKeys, SetupError> {
-    let read = site_copy::read_usable_keys(directories, copy)?;
+fn read_keys(directories: &[String], copy: &SiteCopy, journal: &Journal) -> TrustedKeys {
+    let read = site_copy::read_usable_keys(directories, copy);
     read.left_out.iter().for_each(|error| journal.warn(&format!("going on with the other keys: {}", chain(error))));
     if !read.copies.is_empty() {
         let names = read.copies.join(", ");
         journal.warn(&format!("damaged on the recovery partition, and used from the state partition's copy: {names}"));
     }
-    Ok(read.keys)
+    read.keys
 }
 
 /// Product, hardware and channel that a release must fit. The hardware has the name that the firmware gives it, unless

@@ -29,11 +29,11 @@ pub(super) enum SetupError {
     Mount(#[from] MountError),
     #[error("the kernel modules could not be used")]
     Modules(#[from] ModuleError),
-    #[error("the disk to recover was not found")]
+    #[error("there is no disk to recover")]
     Disk(#[from] FindError),
     #[error("the system partition cannot be opened")]
     Open(#[from] BlockError),
-    #[error("the disk {disk} has no partition named {:?}", .role.name())]
+    #[error("the disk {disk} has no partition named {:?}, or several", .role.name())]
     Partition { disk: String, role: Role },
     #[error("the boot environment cannot be used")]
     Environment(#[from] BootEnvError),

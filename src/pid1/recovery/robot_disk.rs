@@ -117,6 +117,7 @@ impl RobotDisk {
         }
         let TableMended { found, mended, is_settled } = mend_table(found, handover, journal);
         let description = found.disk.to_string();
+        found.layout.check_overlap(&description)?;
         let partition = |role: Role| {
             let node = found.layout.device_of(role).map(Path::to_owned);
             node.ok_or_else(|| SetupError::Partition { disk: description.clone(), role })

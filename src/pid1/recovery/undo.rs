@@ -99,8 +99,10 @@ pub(super) fn offer(setup: &Setup) -> Result<(), BootEnvError> {
 /// Writes what has to be known if power is cut from here on: that the undo goes on, that what it leads to was good, and
 /// that what it takes back is not chosen again.
 fn begin(setup: &Setup, kept: &UndoTarget, undone: Option<&InstalledRecord>) -> Result<(), BootEnvError> {
-    let (good, of) = (kept.serial.to_string(), undone.map(|record| record.manifest().serial));
-    let request = of.map(|of| RecoveryRequest::Undo { of: Some(of) }.to_string());
+    let good = kept.serial.to_string();
+    let of = undone.map(|record| RecoveryRequest::Undo { of: Some(record.manifest().serial) });
+    let nameless = RecoveryRequest::Undo { of: None };
+    let request = of.or(setup.standing.request.filter(|asked| *asked == nameless)).map(|asked| asked.to_string());
     let env = setup.disk.state.boot_env();
     for name in env.make_room()? {
         setup.journal.warn(&format!("the boot environment was full: {name}, which another program set, is removed"));

@@ -64,7 +64,7 @@ pub fn provisioned_with(scheme: Scheme, version: u8, block_bytes: u32) -> (Vec<u
     }
     let parsed = reflash::disk::table::read(&mut Cursor::new(&disk), block_bytes).unwrap().unwrap();
     let partitions = parsed.partitions.into_iter().map(|entry| Partition { entry, node: None }).collect();
-    (disk, PartitionTable { scheme, damaged_copy: false, damaged_primary: false, partitions })
+    (disk, PartitionTable { scheme, damaged_copy: false, damaged_primary: false, overlap: None, partitions })
 }
 
 /// Content of the core.img that a BIOS would run, by nothing but the first sector and the list in core.img. Where it

@@ -37,7 +37,7 @@ fn table() -> PartitionTable {
     let (first_lba, size_bytes) = (START as u64 / 512, SIZE as u64);
     let entry = TableEntry { number: 2, name: Some("esp".into()), partuuid: "x".into(), first_lba, size_bytes };
     let partitions = vec![Partition { entry, node: None }];
-    PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, damaged_primary: false, partitions }
+    PartitionTable { scheme: Scheme::Gpt, damaged_copy: false, damaged_primary: false, overlap: None, partitions }
 }
 
 fn loader(version: u8) -> Vec<u8> {

@@ -70,7 +70,13 @@ impl SwitchRecording {
         let size_bytes = std::fs::metadata(disk)?.len();
         let parsed = table::read(&mut File::open(disk)?, 512)?.context("the robot's disk has no partition table")?;
         let partitions = parsed.partitions.into_iter().map(|entry| Partition { entry, node: None }).collect();
-        let table = PartitionTable { scheme: parsed.scheme, damaged_copy: false, damaged_primary: false, partitions };
+        let table = PartitionTable {
+            scheme: parsed.scheme,
+            damaged_copy: false,
+            damaged_primary: false,
+            overlap: None,
+            partitions,
+        };
         let recorded = RecordedDisk { size_bytes, content: Mutex::new((base.clone(), Vec::new())) };
         let files = [(names::BOOT_IMAGE, &after.boot), (names::CORE_GPT, &after.core), (names::EFI, &after.efi)];
         let pieces =

@@ -47,6 +47,21 @@ fn state() -> (tempfile::TempDir, String) {
     (state, path)
 }
 
+#[test]
+fn a_lost_environment_is_no_empty_answer() {
+    let (state, path) = state();
+    std::fs::write(state.path().join("grubenv"), "of another program").unwrap();
+    for arguments in [&["env", "--state", &path][..], &["env", "--json", "--state", &path]] {
+        let output = reflash(arguments).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(code(&output) == Exit::Failed && said.contains("environment is lost: "), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+    // A command that changes it makes it anew.
+    assert_eq!(code(&reflash(&["env", "set", "a=b", "--state", &path]).output().unwrap()), Exit::Done);
+    assert_eq!(text(&reflash(&["env", "--state", &path]).output().unwrap().stdout), "a=b\n");
+}
+
 /// A unit that failed beside the robot's work would be noise in each journal, every ten minutes.
 #[test]
 fn an_update_in_the_background_ends_well_however_early_it_fails() {

@@ -60,7 +60,13 @@ fn parse_command(row: &CommandRow, mut parser: Parser) -> Result<Invocation, lex
             Arg::Short(short) => (format!("-{short}"), options_of(row.name).find(|option| option.short == Some(short))),
         };
         match option {
-            Some(option) => (option.take)(&mut options, &mut parser)?,
+            Some(option) => (option.take)(&mut options, &mut parser).map_err(|error| match error {
+                // The library names the option where the value is missing, and here the value alone.
+                lexopt::Error::ParsingFailed { value, error } => {
+                    format!("{value:?} is no value for --{}: {error}", option.long).into()
+                }
+                other => other,
+            })?,
             None => return Err(usage(row, &not_expected(&typed))),
         }
     }
@@ -185,10 +191,12 @@ mod tests {
             ("request again", "again"),
             ("provision --disk d --firmware grub", "grub"),
             ("provision", "--disk"),
+            ("flash --max-rate much", "\"much\" is no value for --max-rate: invalid digit"),
+            ("request reflash --serial -1", "--serial"),
         ] {
             let text = of(line).unwrap_err().to_string();
             assert!(text.contains(named), "{line}: {text}");
         }
-        assert!(of("flash --target").is_err() && of("flash --max-rate much").is_err() && of("good --json=x").is_err());
+        assert!(of("flash --target").is_err() && of("good --json=x").is_err());
     }
 }

@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::answer::{Exit, Failure, print};
+use super::answer::{Exit, Failure, failure, print};
 use super::commands::EnvAction;
 use super::mounted::MountedState;
 use super::options::Options;
+use crate::boot::env::LoadedEnv;
 
 pub(super) fn run(options: &Options, action: &EnvAction) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
@@ -15,7 +16,12 @@ pub(super) fn run(options: &Options, action: &EnvAction) -> Result<Exit, Failure
         EnvAction::Set(name, value) => boot_env.update(&[(name, Some(value))])?,
         EnvAction::Unset(name) => boot_env.update(&[(name, None)])?,
     }
-    let env = boot_env.load_or_empty()?;
+    let env = match boot_env.load()? {
+        LoadedEnv::Good(env) => env,
+        LoadedEnv::Lost(why) => {
+            return failure(format!("the GRUB environment is lost: {why}; the next recovery makes it anew"));
+        }
+    };
     let variables: Map<String, Value> = env.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
     print(options, &Value::Object(variables), || {
         env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("\n")

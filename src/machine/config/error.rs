@@ -48,7 +48,9 @@ pub enum ConfigError {
         expected: String,
     },
     /// A key that has no default is not set.
-    #[error("{key} is not set; set it in reflash.toml on the recovery partition")]
+    #[error(
+        "{key} is not set; set it in reflash.toml on the recovery partition, or by the option of a command by hand"
+    )]
     Missing {
         /// The key with its section.
         key: &'static str,

@@ -15,10 +15,10 @@ pub enum ManifestError {
         source: minisign_verify::Error,
     },
     /// The signature file is not in minisign's format.
-    #[error("the signature of the manifest is not in minisign's format")]
+    #[error("the signature of the manifest or roll-out is not in minisign's format")]
     SignatureFormat(#[source] minisign_verify::Error),
     /// The manifest was signed with another key, or changed after signing.
-    #[error("the signature of the manifest is not valid for any trusted key ({keys})")]
+    #[error("the signature of the manifest or roll-out is not valid for any trusted key ({keys})")]
     Signature {
         /// Names of the keys that were tried.
         keys: String,

@@ -13,6 +13,7 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::grubenv::{GrubEnv, names};
+use crate::boot::request;
 use crate::boot::systems::Systems;
 use crate::boot::this_boot;
 use crate::chain::chain;
@@ -140,7 +141,7 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
     let is_count = |tries: &&str| matches!(tries.as_bytes(), [b'1'..=b'9']);
     let tries = env.get(names::MAX_TRIES).filter(is_count).unwrap_or("3").to_owned();
     let serial = good.map(|serial| serial.to_string());
-    let mut changes = vec![
+    let changes = [
         (names::TRIES, Some(&*tries)),
         (names::BOOT_OK, Some("1")),
         (names::GOOD, serial.as_deref()),
@@ -149,11 +150,10 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
         (names::RECOVERIES, None),
         (names::SAFE, None),
     ];
-    if env.get(names::NEXT_ENTRY).is_none_or(str::is_empty) {
-        // What an older recovery left standing.
-        changes.push((names::REQUEST, None));
-    }
     boot_env.update(&changes)?;
+    // What an older recovery left standing.
+    let is_left = |env: &GrubEnv| request::pending(env).is_none() && env.get(names::REQUEST).is_some();
+    boot_env.update_if(&is_left, &[(names::REQUEST, None)])?;
     Ok(tries)
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::places::{UpdatePlaces, now_unix_s};
+use crate::boot::env::BootEnvError;
 use crate::boot::request::UpdatePermission;
 use crate::boot::this_boot;
 use crate::chain::chain;
@@ -243,7 +244,8 @@ impl<'a> Round<'a> {
 
     fn look_fetch_and_apply(&mut self, machine: &Machine) -> Result<Option<Restart>, Failure> {
         if let Some(Err(other)) = &machine.pending {
-            return asked_otherwise(other);
+            // What waits there stays, and the update waits.
+            return Err(BootEnvError::Asked { what: other.clone() }.into());
         }
         let is_due = self.is_due(&machine.context.config) || !machine.is_permission_enough();
         if self.is_asked && self.options.background && !is_due {
@@ -388,11 +390,6 @@ impl<'a> Round<'a> {
         }
         Ok(is_whole)
     }
-}
-
-/// The failure where the next start has other work: that stays, and the update waits.
-fn asked_otherwise<T>(other: &str) -> Result<T, Failure> {
-    failure(format!("the next start is asked for something else, {other}: no update is applied"))
 }
 
 /// A failure that is gone later.

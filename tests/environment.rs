@@ -14,7 +14,7 @@ use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 use proptest::{collection, sample};
 
 use crate::properties::config;
-use crate::support::server::{TestServer, status};
+use crate::support::server::{TestServer, answer, status};
 
 fn editenv(path: &Path, arguments: &[&str]) -> String {
     let output = Command::new("grub-editenv").arg(path).args(arguments).output().unwrap();
@@ -117,6 +117,13 @@ fn what_was_not_reported_is_posted_once() {
     let refusing = TestServer::start(|_| status("500 Internal Server Error"));
     let pending = Pending::of(&open, &who).unwrap();
     assert!(pending.post(&refusing.url(), &options()).is_err());
+
+    // A server that moved, or a login page: what that takes is not delivered.
+    let headers = ["Content-Length: 0", "Location: https://reports.example/robots"];
+    let moved = TestServer::start(move |_| vec![answer("308 Permanent Redirect", &headers, b"")]);
+    let error = pending.post(&moved.url(), &options()).unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("redirected to https://reports.example/robots, where nothing"), "{error}");
 
     let server = TestServer::start(|_| status("204 No Content"));
     let pending = Pending::of(&open, &who).unwrap();

@@ -159,13 +159,8 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
 
 /// Marks the attempts in the black box that this good boot followed.
 fn mark_attempts(mounted: &MountedState) -> Result<(), Failure> {
-    let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) else { return Ok(()) };
-    let (marks, last) = (open.marks(), open.next_id() - 1);
-    // Only after a recovery: a write at every boot would wear the disk for nothing.
-    if marks.good_through != last {
-        open.mark(Marks { good_through: last, ..marks })?;
-    }
-    Ok(())
+    let marks = |open: &BlackBox| Marks { good_through: open.next_id() - 1, ..open.marks() };
+    Ok(BlackBox::remark(&mounted.state.blackbox_path(), &marks)?)
 }
 
 /// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does

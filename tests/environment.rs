@@ -14,7 +14,7 @@ use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 use proptest::{collection, sample};
 
 use crate::properties::config;
-use crate::support::server::{TestServer, status};
+use crate::support::server::{TestServer, answer, status};
 
 fn editenv(path: &Path, arguments: &[&str]) -> String {
     let output = Command::new("grub-editenv").arg(path).args(arguments).output().unwrap();
@@ -118,6 +118,13 @@ fn what_was_not_reported_is_posted_once() {
     let pending = Pending::of(&open, &who).unwrap();
     assert!(pending.post(&refusing.url(), &options()).is_err());
 
+    // A server that moved, or a login page: what that takes is not delivered.
+    let headers = ["Content-Length: 0", "Location: https://reports.example/robots"];
+    let moved = TestServer::start(move |_| vec![answer("308 Permanent Redirect", &headers, b"")]);
+    let error = pending.post(&moved.url(), &options()).unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("redirected to https://reports.example/robots, where nothing"), "{error}");
+
     let server = TestServer::start(|_| status("204 No Content"));
     let pending = Pending::of(&open, &who).unwrap();
     pending.post(&server.url(), &options()).unwrap();
@@ -198,4 +205,32 @@ fn several_long_values_keep_no_recovery_from_beginning() {
             }
         }
     }
+}
+
+/// An update switches to the other system between the look of `reflash request` and what it writes.
+#[test]
+fn a_request_is_made_for_the_system_that_was_looked_at() {
+    use reflash::boot::grubenv::names;
+    let dir = tempfile::tempdir().unwrap();
+    let env = BootEnv::new(&dir.path().join("grubenv"));
+    env.update(&[(names::TRIES, Some("3"))]).unwrap();
+    let ask = || {
+        let state = dir.path().display().to_string();
+        reflash::cli::run(["request", "reflash", "--state", &state].map(Into::into).into_iter())
+    };
+    let turn = reflash::sys::turn::in_directory(dir.path()).unwrap();
+    let asked = std::thread::scope(|scope| {
+        let asked = scope.spawn(ask);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let mut switched = env.load_or_empty().unwrap();
+        switched.set(names::SYSTEM, "2").unwrap();
+        switched.set(names::BEFORE, "1").unwrap();
+        env.save(&switched).unwrap();
+        drop(turn);
+        asked.join().unwrap()
+    });
+    assert_eq!(asked, reflash::cli::answer::Exit::Failed);
+    assert_eq!(env.load_or_empty().unwrap().get(names::NEXT_ENTRY), None);
+    assert_eq!(ask(), reflash::cli::answer::Exit::Done);
+    assert_eq!(env.load_or_empty().unwrap().get(names::NEXT_ENTRY), Some("recovery"));
 }

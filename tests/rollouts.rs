@@ -173,14 +173,17 @@ fn a_channel_begins_with_a_release_for_every_robot() {
 
 /// A robot that took release 2 back, as its black box says it.
 fn failure(robot: u32) -> Vec<u8> {
+    failure_of(robot, 2)
+}
+
+fn failure_of(robot: u32, serial: u64) -> Vec<u8> {
     let machine = ReportedMachine {
         id: Some(format!("{robot:016x}")),
         product: "demo".into(),
         serial_number: Some(format!("SN-{robot:04}")),
         ..ReportedMachine::default()
     };
-    let undone =
-        RefusedRelease { version: Some("2".into()), serial: Some(2), why: "none of its starts was good".into() };
+    let undone = RefusedRelease { version: None, serial: Some(serial), why: "none of its starts was good".into() };
     let attempt = Attempt {
         id: 3,
         reason: "tries".into(),
@@ -244,6 +247,27 @@ fn the_third_report_of_a_failure_halts_the_release_within_a_minute() {
     // The halt key can do nothing else.
     let error = channel.desk.change(&halt_key, |state| state.resume(2)).unwrap_err();
     assert!(format!("{error:#}").contains("robots would not take stable/rollout.json"), "{error:#}");
+}
+
+/// Robots outside the newer release have nothing else, and over months some robots fail for reasons of their own.
+#[test]
+fn the_release_of_every_robot_is_halted_only_while_nothing_newer_is_rolled_out() {
+    let channel = Channel::new();
+    channel.desk.start(2, &share(25), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+    let posts = channel.fixture.dir.path().join("posts.jsonl");
+    let write = |serial| {
+        let lines = (1..=5).flat_map(|robot| [failure_of(robot, serial), b"\n".to_vec()]);
+        std::fs::write(&posts, lines.collect::<Vec<_>>().concat()).unwrap();
+    };
+    let limits = FailureLimits { failures: 3, percent: None };
+    let key = channel.key();
+    let look = || Watch::new(&channel.desk, &key, limits, vec![posts.clone()]).look().unwrap();
+    write(1);
+    assert!(look().is_empty());
+    channel.desk.change(&key, |state| state.widen(2, share(100))).unwrap();
+    assert!(look().is_empty());
+    write(2);
+    assert_eq!(look(), [2], "the last step is watched too");
 }
 
 /// Halts on all threads at once, each with its own release.

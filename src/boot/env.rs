@@ -6,18 +6,22 @@
 //! takes its place. `grub-editenv` is not used, because it truncates first, and a power cut then leaves an empty file.
 
 mod changes;
+mod permit;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::mem::discriminant;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot::decide::Recoveries;
 use crate::boot::grubenv::{self, GrubEnv, GrubEnvError, SIZE_BYTES, names};
+use crate::boot::request::{self, RecoveryRequest};
 use crate::boot::slots::{Slot, SlotState, Trial};
-use crate::boot::systems::Switch;
 use crate::sys::{files, turn};
-use changes::{give_way, slot_changes, slot_state, slots_from, with_changes};
+use changes::{give_way, slot_changes, slot_state, with_changes};
+
+pub use permit::{PermitRequest, WritePermit};
 
 /// The error of a disk that cannot read or write a sector (Linux' include/uapi/asm-generic/errno-base.h).
 const EIO: i32 = 5;
@@ -58,39 +62,12 @@ pub enum BootEnvError {
         /// The fault in the variables.
         source: GrubEnvError,
     },
-}
-
-/// The intention of a recovery, as far as the environment has to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PermitRequest {
-    /// Count that the loop brake has from now on, and serial of the release that is about to be installed or started.
-    pub recoveries: Recoveries,
-    /// Count that the loop brake has once this recovery has succeeded.
-    pub recoveries_on_success: Recoveries,
-    /// The slot that this recovery was started from, if that is known and the recovery has found a release: GRUB is
-    /// pointed at that slot, which works, so that the other one is free.
-    pub proven: Option<Slot>,
-    /// Serial of the installed release, if it is known to have been good.
-    pub good: Option<u64>,
-    /// Whether the installed release gives way to another one.
-    pub replaces: bool,
-    /// Whether it was another manifest with the same serial that called itself good: the new release inherits nothing.
-    pub good_is_another: bool,
-    /// Number of the safe start that is to follow, if one is.
-    pub safe_start: Option<u16>,
-    /// Whether no slot of the recovery is going to be written, so that one on trial stays on trial.
-    pub slots_stay: bool,
-}
-
-/// Proof that the next boot goes to recovery. Without it, nothing of `/system` is changed.
-#[derive(Debug)]
-pub struct WritePermit {
-    env: Option<BootEnv>,
-    request: PermitRequest,
-    /// The system that GRUB starts once this is finished, where that is to change.
-    switch: Option<Switch>,
-    /// Variables of other programs that were removed, because the block was full.
-    pub dropped: Vec<String>,
+    /// The next start is asked for something else, which only whoever asked for it takes back.
+    #[error("the next start is asked for something else, {what}, which stays")]
+    Asked {
+        /// The request, or the entry.
+        what: String,
+    },
 }
 
 impl BootEnv {
@@ -166,8 +143,53 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
     pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
+        self.update_if(&|_| true, changes).map(drop)
+    }
+
+    /// Updates the variables unless the next start is asked for something else than `is_ours` means. Nothing comes in
+    /// between: a request that was made a moment before is not lost.
+    ///
+    /// # Errors
+    /// [`BootEnvError::Asked`], and the errors of [`update`](Self::update).
+    pub fn update_unless_asked(
+        &self,
+        is_ours: &dyn Fn(RecoveryRequest) -> bool,
+        changes: &[(&str, Option<&str>)],
+    ) -> Result<(), BootEnvError> {
+        match self.update_if(&|env| request::asked_otherwise(env, is_ours).is_none(), changes)? {
+            true => Ok(()),
+            false => {
+                let what = request::asked_otherwise(&self.load_or_empty()?, is_ours).unwrap_or_default();
+                Err(BootEnvError::Asked { what })
+            }
+        }
+    }
+
+    /// Has the next start be a recovery for `request`, unless it is asked for something of another kind.
+    ///
+    /// # Errors
+    /// As [`update_unless_asked`](Self::update_unless_asked).
+    pub fn ask(&self, request: RecoveryRequest) -> Result<(), BootEnvError> {
+        let text = request.to_string();
+        let is_ours = |other| discriminant(&request) == discriminant(&other);
+        self.update_unless_asked(&is_ours, &[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&text))])
+    }
+
+    /// Updates the variables if they are still as `is_so` wants them, and returns whether they are: what was read
+    /// before may have been changed since.
+    ///
+    /// # Errors
+    /// The errors of [`update`](Self::update).
+    pub fn update_if(
+        &self,
+        is_so: &dyn Fn(&GrubEnv) -> bool,
+        changes: &[(&str, Option<&str>)],
+    ) -> Result<bool, BootEnvError> {
         let _turn = turn::beside(&self.path);
         let env = self.load_or_empty()?;
+        if !is_so(&env) {
+            return Ok(false);
+        }
         if let Some((name, _)) = changes.iter().find(|(name, _)| !grubenv::is_name(name)) {
             let source = GrubEnvError::Name { name: (*name).to_owned() };
             return Err(BootEnvError::Content { path: self.path.clone(), source });
@@ -182,55 +204,7 @@ impl BootEnv {
             }
             saved => saved,
         }
-    }
-
-    /// Makes sure that the next boot goes to recovery until the permit is finished after a verified write.
-    ///
-    /// That the installed release was good is bound to its serial from now on: `reflash_boot_ok` would speak of
-    /// whatever is installed next.
-    ///
-    /// # Errors
-    /// The errors of [`update`](Self::update).
-    pub fn begin_recovering(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
-        let _turn = turn::beside(&self.path);
-        let mut env = self.load_or_empty()?;
-        let dropped = give_way(&mut env);
-        let (recoveries, good) = (request.recoveries.to_string(), request.good.map(|serial| serial.to_string()));
-        let mut changes = vec![
-            (names::RECOVERING, Some("1")),
-            (names::TRIES, Some("0")),
-            (names::BOOT_OK, Some("0")),
-            (names::RECOVERIES, Some(&*recoveries)),
-        ];
-        if good.is_some() {
-            changes.extend([(names::GOOD, good.as_deref()), (names::WAS_GOOD, None)]);
-        }
-        changes.extend(slot_changes(slots_from(&env, request.proven)));
-        self.save(&with_changes(&env, &changes))?;
-        Ok(WritePermit { env: Some(self.clone()), request, switch: None, dropped })
-    }
-
-    /// Makes sure that GRUB starts the active system, and no other, while the other one is written. Nothing is said of
-    /// a recovery: after a cut the active system is started as it was before.
-    ///
-    /// # Errors
-    /// The errors of [`update`](Self::update).
-    pub fn begin_other(&self, request: PermitRequest) -> Result<WritePermit, BootEnvError> {
-        let _turn = turn::beside(&self.path);
-        let mut env = self.load_or_empty()?;
-        // Room for them is kept from here on, and `finish` writes them.
-        drop(env.set(names::BEFORE, ""));
-        let dropped = give_way(&mut env);
-        let good = request.good.map(|serial| serial.to_string());
-        let mut changes = vec![(names::BEFORE, None), (names::UNDO, None)];
-        if good.is_some() {
-            changes.push((names::GOOD, good.as_deref()));
-        }
-        if !request.slots_stay {
-            changes.extend(slot_changes(slots_from(&env, request.proven)));
-        }
-        self.save(&with_changes(&env, &changes))?;
-        Ok(WritePermit { env: Some(self.clone()), request, switch: None, dropped })
+        .map(|()| true)
     }
 
     /// Removes variables of other programs where ours might not fit, and returns their names.
@@ -361,64 +335,9 @@ impl BootEnv {
     }
 }
 
-impl WritePermit {
-    /// Returns a permit for a target that no boot environment of ours starts: a disk image, or a disk on a bench.
-    #[must_use]
-    pub fn without_environment() -> Self {
-        Self { env: None, request: PermitRequest::default(), switch: None, dropped: Vec::new() }
-    }
-
-    /// Returns the permit with a change of the system that GRUB starts, which takes effect with
-    /// [`finish`](Self::finish).
-    pub(crate) fn with_switch(self, switch: Switch) -> Self {
-        Self { switch: Some(switch), ..self }
-    }
-
-    /// Whether this changes the system that GRUB starts.
-    pub(crate) fn is_switch(&self) -> bool {
-        self.switch.is_some()
-    }
-
-    /// Gives the new system its tries and sets the slots of the next recovery, in one write. `None` keeps the slots as
-    /// they are. The caller has verified the system and the recovery that GRUB will start.
-    pub(crate) fn finish(self, tries: u8, slots: Option<SlotState>) -> Result<(), BootEnvError> {
-        let Some(env) = self.env else { return Ok(()) };
-        let PermitRequest { recoveries_on_success, replaces, good_is_another, safe_start, .. } = self.request;
-        let (tries, recoveries) = (tries.to_string(), recoveries_on_success.to_string());
-        let safe_start = safe_start.map(|number| number.to_string());
-        let mut changes = vec![
-            (names::RECOVERING, None),
-            (names::NEXT_ENTRY, safe_start.as_ref().map(|_| "safe")),
-            (names::REQUEST, None),
-            (names::BOOT_OK, Some("0")),
-            (names::MAX_TRIES, Some(&*tries)),
-            (names::TRIES, Some(&*tries)),
-            (names::RECOVERIES, Some(&recoveries)),
-        ];
-        if replaces {
-            let has_serial = env.load_or_empty()?.get(names::GOOD) == Some(&*recoveries_on_success.serial.to_string());
-            let is_good = has_serial && !good_is_another;
-            if has_serial && !is_good {
-                changes.push((names::GOOD, None));
-            }
-            // Not merely removed: what is missing may have been lost.
-            let was_good = if is_good { None } else { Some("0") };
-            changes.extend([(names::WAS_GOOD, was_good), (names::SAFE, None), (names::UNDO, None)]);
-        }
-        if safe_start.is_some() {
-            changes.push((names::SAFE, safe_start.as_deref()));
-        }
-        changes.extend(slots.into_iter().flat_map(slot_changes));
-        for (name, value) in self.switch.map(Switch::changes).into_iter().flatten() {
-            changes.push((name, value));
-        }
-        env.update(&changes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{BootEnv, LoadedEnv, PermitRequest, with_changes};
+    use super::{BootEnv, BootEnvError, LoadedEnv, PermitRequest, with_changes};
     use crate::boot::decide::Recoveries;
     use crate::boot::slots::{ReadySlot, Slot, SlotState};
     use crate::boot::systems::{Switch, SystemNumber};
@@ -432,6 +351,7 @@ mod tests {
         good_is_another: false,
         safe_start: None,
         slots_stay: false,
+        requests_stay: false,
     };
 
     fn variables(env: &BootEnv) -> Vec<(String, String)> {
@@ -628,6 +548,33 @@ mod tests {
         assert_eq!(["reflash_slot", "reflash_trial"].map(get).map(Option::unwrap), ["a", "b"]);
         drop(env.begin_other(request).unwrap());
         assert_eq!(get("reflash_trial"), None);
+    }
+
+    #[test]
+    fn what_somebody_asks_for_while_the_other_system_is_written_is_not_lost() {
+        let switch = Switch { to: SystemNumber::Second, can_go_back: true };
+        let running = PermitRequest { requests_stay: true, ..INSTALL };
+        let asked = |entry, request| [("next_entry", Some(entry)), ("reflash_request", request)];
+        for (entry, request) in [("recovery", None), ("recovery", Some("undo:6")), ("factory-reset", None)] {
+            let dir = tempfile::tempdir().unwrap();
+            let env = BootEnv::new(&dir.path().join("grubenv"));
+            let permit = env.begin_other(running).unwrap().with_switch(switch);
+            env.update(&asked(entry, request)).unwrap();
+            let before = variables(&env);
+            assert!(matches!(permit.finish(3, None), Err(BootEnvError::Asked { .. })));
+            assert!(matches!(env.begin_other(running), Err(BootEnvError::Asked { .. })), "and nothing is begun");
+            assert_eq!(variables(&env), before);
+            // In a recovery it is what is carried out: on trial, GRUB keeps the entry.
+            env.begin_other(INSTALL).unwrap().with_switch(switch).finish(3, None).unwrap();
+            let after = env.load_or_empty().unwrap();
+            assert_eq!((after.get("next_entry"), after.get("reflash_request")), (None, None));
+        }
+        // An update that was fetched for a recovery is what the switch does.
+        let dir = tempfile::tempdir().unwrap();
+        let env = BootEnv::new(&dir.path().join("grubenv"));
+        env.update(&asked("recovery", Some("update:7:0123456789abcdef:1:24"))).unwrap();
+        env.begin_other(running).unwrap().with_switch(switch).finish(3, None).unwrap();
+        assert_eq!(env.load_or_empty().unwrap().get("next_entry"), None);
     }
 
     #[test]

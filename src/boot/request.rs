@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::boot::decide::Reason;
+use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::systems::SystemCount;
 
 /// The kind of recovery that a person, or the running system, asked for.
@@ -74,6 +75,24 @@ impl fmt::Display for UpdatePermission {
     }
 }
 
+/// The request that the next start is for, or the name of another entry that it takes.
+#[must_use]
+pub fn pending(env: &GrubEnv) -> Option<Result<RecoveryRequest, String>> {
+    let entry = env.get(names::NEXT_ENTRY).filter(|entry| !entry.is_empty())?;
+    let request = RecoveryRequest::parse(env.get(names::REQUEST)).filter(|_| entry == "recovery");
+    Some(request.ok_or_else(|| entry.to_owned()))
+}
+
+/// What the next start is asked for, for people, if that is none of what `is_ours` means.
+#[must_use]
+pub fn asked_otherwise(env: &GrubEnv, is_ours: &dyn Fn(RecoveryRequest) -> bool) -> Option<String> {
+    match pending(env)? {
+        Ok(request) if is_ours(request) => None,
+        Ok(request) => Some(request.to_string()),
+        Err(entry) => Some(entry),
+    }
+}
+
 impl RecoveryRequest {
     /// Reads the variable. Anything that [`fmt`](fmt::Display::fmt) does not write is no request.
     #[must_use]
@@ -113,6 +132,12 @@ impl RecoveryRequest {
             }
         };
         meant.then_some(self)
+    }
+
+    /// Whether an update that was fetched is asked for.
+    #[must_use]
+    pub fn is_update(self) -> bool {
+        matches!(self, Self::Update(_))
     }
 
     /// Whether the running system has just asked if a release is this robot's, by the facts and the time that it knows.

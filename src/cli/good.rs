@@ -13,6 +13,7 @@ use super::mounted::{MountedState, own_partuuid};
 use super::options::Options;
 use crate::boot::disk_record;
 use crate::boot::grubenv::{GrubEnv, names};
+use crate::boot::request;
 use crate::boot::systems::Systems;
 use crate::boot::this_boot;
 use crate::chain::chain;
@@ -140,7 +141,7 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
     let is_count = |tries: &&str| matches!(tries.as_bytes(), [b'1'..=b'9']);
     let tries = env.get(names::MAX_TRIES).filter(is_count).unwrap_or("3").to_owned();
     let serial = good.map(|serial| serial.to_string());
-    let mut changes = vec![
+    let changes = [
         (names::TRIES, Some(&*tries)),
         (names::BOOT_OK, Some("1")),
         (names::GOOD, serial.as_deref()),
@@ -149,23 +150,17 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
         (names::RECOVERIES, None),
         (names::SAFE, None),
     ];
-    if env.get(names::NEXT_ENTRY).is_none_or(str::is_empty) {
-        // What an older recovery left standing.
-        changes.push((names::REQUEST, None));
-    }
     boot_env.update(&changes)?;
+    // What an older recovery left standing.
+    let is_left = |env: &GrubEnv| request::pending(env).is_none() && env.get(names::REQUEST).is_some();
+    boot_env.update_if(&is_left, &[(names::REQUEST, None)])?;
     Ok(tries)
 }
 
 /// Marks the attempts in the black box that this good boot followed.
 fn mark_attempts(mounted: &MountedState) -> Result<(), Failure> {
-    let Ok(mut open) = BlackBox::open(&mounted.state.blackbox_path()) else { return Ok(()) };
-    let (marks, last) = (open.marks(), open.next_id() - 1);
-    // Only after a recovery: a write at every boot would wear the disk for nothing.
-    if marks.good_through != last {
-        open.mark(Marks { good_through: last, ..marks })?;
-    }
-    Ok(())
+    let marks = |open: &BlackBox| Marks { good_through: open.next_id() - 1, ..open.marks() };
+    Ok(BlackBox::remark(&mounted.state.blackbox_path(), &marks)?)
 }
 
 /// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does

@@ -9,7 +9,6 @@ use super::answer::{Exit, Failure, complain, failure, print};
 use super::context::Context;
 use super::mounted::MountedState;
 use super::options::Options;
-use crate::boot::grubenv::names;
 use crate::boot::request::RecoveryRequest;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
@@ -56,11 +55,7 @@ pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
         Err(error) => return Err(Failure::of(&error, error.is_retryable())),
     };
     // An older recovery does not know the word, and installs what is offered all the same.
-    let asked = RecoveryRequest::Newer.to_string();
-    MountedState::open(options)?
-        .state
-        .boot_env()
-        .update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&asked))])?;
+    MountedState::open(options)?.state.boot_env().ask(RecoveryRequest::Newer)?;
     let (version, serial) = (manifest.version, manifest.serial);
     let answer = json!({ "next_entry": "recovery", "installed": installed, "version": version, "serial": serial });
     print(options, &answer, || format!("{version} (serial {serial}) is newer: the next boot goes to recovery"))?;

@@ -115,7 +115,7 @@ pub(super) fn with_job<T>(
     job.resources.other = Some(OtherSystem::look(&target, &state, systems, mounted.recovery.as_deref(), keys, &floor));
     let record = job.read_record();
     keep_by_the_rule(&mut job.policy, mounted, record.as_ref(), None);
-    (job.policy.active, job.policy.two_systems) = (System::Intact, true);
+    (job.policy.active, job.policy.two_systems, job.policy.in_running_system) = (System::Intact, true, true);
     let medium = mounted
         .recovery
         .as_deref()

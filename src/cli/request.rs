@@ -20,18 +20,19 @@ use crate::record::progress::bytes;
 
 pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Failure> {
     let mounted = MountedState::open(options)?;
+    let systems = Systems::of(&mounted.state.boot_env().load_or_empty()?);
     match action {
         // A newer release is asked for elsewhere; here it is a recovery like any other.
         RequestedAction::Reflash | RequestedAction::Newer => {
             let asked = options.serial.map(RecoveryRequest::Release);
-            request(options, &mounted, "recovery", asked, "the next boot goes to recovery")
+            request(options, &mounted, systems, "recovery", asked, "the next boot goes to recovery")
         }
         RequestedAction::FactoryReset => {
             let sentence = "the next boot asks at the console whether to delete all data";
-            request(options, &mounted, "factory-reset", None, sentence)
+            request(options, &mounted, systems, "factory-reset", None, sentence)
         }
-        RequestedAction::Undo => undo(options, &mounted),
-        RequestedAction::Systems(wanted) => change_systems(options, &mounted, wanted),
+        RequestedAction::Undo => undo(options, &mounted, systems),
+        RequestedAction::Systems(wanted) => change_systems(options, &mounted, systems, wanted),
     }
 }
 
@@ -39,12 +40,17 @@ pub(super) fn run(options: &Options, action: RequestedAction) -> Result<Exit, Fa
 fn request(
     options: &Options,
     mounted: &MountedState,
+    looked_at: Systems,
     entry: &str,
     asked: Option<RecoveryRequest>,
     sentence: &str,
 ) -> Result<Exit, Failure> {
     let asked = asked.map(|asked| asked.to_string());
-    mounted.state.boot_env().update(&[(names::NEXT_ENTRY, Some(entry)), (names::REQUEST, asked.as_deref())])?;
+    let changes = [(names::NEXT_ENTRY, Some(entry)), (names::REQUEST, asked.as_deref())];
+    // What is asked for is meant for the system that was looked at: an update may have just switched to the other one.
+    if !mounted.state.boot_env().update_if(&|env| Systems::of(env) == looked_at, &changes)? {
+        return failure("nothing is asked for: the system to be started next was changed a moment ago; ask again");
+    }
     let mut answer = json!({ "next_entry": entry });
     if let Some(asked) = asked {
         answer["request"] = asked.into();
@@ -54,11 +60,10 @@ fn request(
 }
 
 /// Asks for an undo, if there is one to ask for.
-fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
+fn undo(options: &Options, mounted: &MountedState, systems: Systems) -> Result<Exit, Failure> {
     let keys = keys(options, Some(mounted))?;
     let running = mounted.state.system();
-    if mounted.other.is_some() && systems::is_switched(Systems::of(&mounted.state.boot_env().load_or_empty()?), running)
-    {
+    if mounted.other.is_some() && systems::is_switched(systems, running) {
         let refused = systems::undo_switch(&mounted.state, &keys, &mounted.floor())?;
         refused.iter().flat_map(|change| &change.failed).for_each(|error| complain(&chain(error)));
         print(options, &json!({ "system": running.name() }), || {
@@ -76,7 +81,7 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
             let of = installed.map(|record| record.manifest().serial);
             let condition = if kept.is_complete() { "" } else { ", if a network has what is missing of it" };
             let sentence = format!("the next boot goes back to {} (serial {}){condition}", kept.version, kept.serial);
-            request(options, mounted, "recovery", Some(RecoveryRequest::Undo { of }), &sentence)
+            request(options, mounted, systems, "recovery", Some(RecoveryRequest::Undo { of }), &sentence)
         }
         Err(obstacle) => {
             print(options, &json!({ "obstacle": obstacle }), || format!("no undo is possible: {obstacle}"))?;
@@ -86,7 +91,12 @@ fn undo(options: &Options, mounted: &MountedState) -> Result<Exit, Failure> {
 }
 
 /// Asks for another number of systems, if the disk can have it.
-fn change_systems(options: &Options, mounted: &MountedState, wanted: SystemCount) -> Result<Exit, Failure> {
+fn change_systems(
+    options: &Options,
+    mounted: &MountedState,
+    systems: Systems,
+    wanted: SystemCount,
+) -> Result<Exit, Failure> {
     let Some((disk, _)) = &mounted.boot_disk else {
         return failure("this machine was not started from the disk of a robot");
     };
@@ -96,7 +106,7 @@ fn change_systems(options: &Options, mounted: &MountedState, wanted: SystemCount
         image_bytes: RobotFacts::image_bytes(mounted.state.record(&keys).as_ref()),
         is_good: variables.get(names::BOOT_OK) == Some("1"),
         scripts_know_two: mounted.recovery.as_deref().is_some_and(scripts_know_two),
-        systems: Systems::of(&variables),
+        systems,
     };
     match relayout::plan(&WholeDisk::open_read_only(disk)?, wanted, robot) {
         Ok(planned) => {
@@ -108,7 +118,7 @@ fn change_systems(options: &Options, mounted: &MountedState, wanted: SystemCount
                 ),
                 SystemCount::One => format!("the next boot makes one system of {}", bytes(planned.first_bytes)),
             };
-            request(options, mounted, "recovery", Some(RecoveryRequest::Systems(wanted)), &sentence)
+            request(options, mounted, systems, "recovery", Some(RecoveryRequest::Systems(wanted)), &sentence)
         }
         Err(refusal) => {
             print(options, &json!({ "refused": refusal.to_string() }), || format!("refused: {refusal}"))?;

@@ -58,7 +58,14 @@ pub(super) fn sorted_out(url: String, response: Response<Body>) -> Result<HttpAn
             return Err(if passes(status) { error } else { error.denied() });
         }
         _ => {
-            let problem = format!("unexpected HTTP status {}", head.status);
+            // Only a post does not follow redirects.
+            let problem = match redirected(&url, &head.headers) {
+                Ok(target) if is_redirect(head.status) => {
+                    let to = url::redacted(&target);
+                    format!("redirected to {to}, where nothing is posted: a login page, or the URL to configure")
+                }
+                _ => format!("unexpected HTTP status {}", head.status),
+            };
             return Err(FetchError::new(FetchErrorKind::Protocol, &url, problem));
         }
     }

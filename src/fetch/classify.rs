@@ -108,6 +108,8 @@ fn is_nothing_in_common(error: &rustls::Error) -> bool {
                 | AlertDescription::InsufficientSecurity
         ),
         Error::InvalidCertificate(CertificateError::Other(_)) => false,
+        // A key of RSA that is too short for it verifies nothing.
+        Error::InvalidCertificate(CertificateError::BadSignature) => true,
         Error::InvalidCertificate(certificate) => format!("{certificate:?}").contains("UnsupportedSignature"),
         _ => false,
     }
@@ -123,15 +125,25 @@ fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
                 "no trusted connection: the server's certificate is one of an authority (CA:TRUE), as `openssl req \
                  -x509` makes it by default; give the server one made with basicConstraints=CA:FALSE"
             }
+            rustls::Error::InvalidCertificate(certificate)
+                if format!("{certificate:?}").contains("UnsupportedCertVersion") =>
+            {
+                "no trusted connection: the server's certificate is of version 1, as `openssl x509 -req` makes it \
+                 without -extfile; give the server one made with subjectAltName=DNS:NAME"
+            }
             rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
                 "no trusted connection: the server wants a certificate of this machine, and this agent shows none; let \
                  the server ask for a user and a password, or for nothing, since releases are signed"
             }
             error if is_nothing_in_common(error) => {
                 "no trusted connection: the server offers nothing that this agent knows, which is TLS 1.2 and 1.3 by \
-                 ECDHE with AES-GCM or ChaCha20, and certificates with keys of RSA, P-256, P-384 or Ed25519"
+                 ECDHE with AES-GCM or ChaCha20, and certificates with keys of RSA (2048 bits or more), P-256, P-384 or \
+                 Ed25519"
             }
-            _ => "no trusted connection (network.ca_file decides which authorities are trusted)",
+            _ => {
+                "no trusted connection (network.ca_file decides which authorities are trusted; the server has to send \
+                 those in between)"
+            }
         };
         return FetchError::new(FetchErrorKind::Tls, url, problem).because(error.clone());
     };
@@ -201,6 +213,23 @@ mod tests {
         let error = classified("u", ureq::Error::Io(io::Error::other(alert)));
         assert_eq!(error.kind(), FetchErrorKind::Tls);
         assert!(error.to_string().contains("wants a certificate of this machine"), "{error}");
+    }
+
+    /// As the verifier names it, in an error of its own.
+    #[derive(Debug, thiserror::Error)]
+    #[error("unsupported version")]
+    struct UnsupportedCertVersion;
+
+    #[test]
+    fn certificates_that_people_make_by_mistake_are_named() {
+        let problem = |error: CertificateError| {
+            let error = rustls::Error::InvalidCertificate(error);
+            classified("u", ureq::Error::Io(io::Error::other(error))).to_string()
+        };
+        let version = rustls::OtherError(std::sync::Arc::new(UnsupportedCertVersion));
+        assert!(problem(CertificateError::Other(version)).contains("of version 1"));
+        assert!(problem(CertificateError::BadSignature).contains("2048 bits or more"));
+        assert!(problem(CertificateError::UnknownIssuer).contains("those in between"));
     }
 
     #[test]

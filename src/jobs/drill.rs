@@ -8,6 +8,7 @@
 use crate::boot::decide::Reason;
 use crate::boot::env::{BootEnv, BootEnvError};
 use crate::boot::grubenv::{GrubEnv, names};
+use crate::boot::request::RecoveryRequest;
 use crate::boot::slots::{self, SAFE_GENERATION};
 use crate::jobs::state::StatePartition;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, DrillCheck, DrillRecord};
@@ -85,9 +86,9 @@ pub fn check(env: &GrubEnv, scripts: &[(slots::Slot, String)]) -> Result<(), Dri
 /// Has the next start be a drill.
 ///
 /// # Errors
-/// The environment cannot be written.
+/// The next start is asked for something else, which a timer must not take away; the environment cannot be written.
 pub fn ask(env: &BootEnv) -> Result<(), BootEnvError> {
-    env.update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(REQUESTED))])
+    env.ask(RecoveryRequest::Drill)
 }
 
 /// Notes that the drill begins: whatever becomes of it, the next start is the system's.
@@ -114,10 +115,10 @@ pub fn end(env: &BootEnv) -> Result<(), BootEnvError> {
 /// The environment cannot be read or written.
 pub fn settle(state: &StatePartition) -> Result<bool, BootEnvError> {
     let env = state.boot_env().load_or_empty()?;
-    let request = env.get(names::REQUEST);
-    if env.get(names::NEXT_ENTRY).is_some() || !matches!(request, Some(REQUESTED | BEGUN)) {
+    if !is_over(&env) {
         return Ok(false);
     }
+    let request = env.get(names::REQUEST);
     if request == Some(REQUESTED)
         && let Ok(mut open) = BlackBox::open(&state.blackbox_path())
     {
@@ -127,8 +128,12 @@ pub fn settle(state: &StatePartition) -> Result<bool, BootEnvError> {
         // A record that cannot be written is no reason to keep the request.
         let _ = open.record(&Attempt::of_lost_drill(id, drill));
     }
-    end(&state.boot_env())?;
-    Ok(true)
+    state.boot_env().update_if(&is_over, &[(names::REQUEST, None)])
+}
+
+/// Whether the request of a drill is not to come any more.
+fn is_over(env: &GrubEnv) -> bool {
+    env.get(names::NEXT_ENTRY).is_none() && matches!(env.get(names::REQUEST), Some(REQUESTED | BEGUN))
 }
 
 impl Attempt {
@@ -212,6 +217,23 @@ mod tests {
         end(&env).unwrap();
         assert_eq!((read().get(names::REQUEST), read().get(names::TRIES)), (None, Some("2")));
         assert!(!settle(&state).unwrap());
+    }
+
+    /// The drill comes from a timer, and the request of a person must outlive it.
+    #[test]
+    fn no_drill_takes_the_place_of_what_somebody_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = StatePartition::new(dir.path()).boot_env();
+        for (entry, request) in [("recovery", None), ("recovery", Some("undo:6")), ("factory-reset", None)] {
+            env.update(&[(names::NEXT_ENTRY, Some(entry)), (names::REQUEST, request)]).unwrap();
+            let error = ask(&env).unwrap_err().to_string();
+            assert!(error.contains(&format!("something else, {}, which", request.unwrap_or(entry))), "{error}");
+            let read = env.load_or_empty().unwrap();
+            assert_eq!((read.get(names::NEXT_ENTRY), read.get(names::REQUEST)), (Some(entry), request));
+        }
+        env.update(&[(names::NEXT_ENTRY, Some(""))]).unwrap();
+        ask(&env).unwrap();
+        ask(&env).unwrap();
     }
 
     #[test]

@@ -95,7 +95,8 @@ pub fn obtain(
 /// The link is gone or switched off.
 pub(super) fn decline(link: &Link, lease: &Lease) -> io::Result<()> {
     // The number of the exchange is of no use to a server, which goes by the address.
-    let sender = Sender { mac: link.mac, transaction: (random() & 0xffff_ffff) as u32, elapsed_s: 0 };
+    let sender =
+        Sender { mac: link.mac, transaction: (random() & 0xffff_ffff) as u32, elapsed_s: 0, wants_broadcast: false };
     let ask = Ask::Decline { address: lease.address, server: lease.server };
     PacketSocket::for_dhcp(link.index)?.send(&message::frame(sender, ask))
 }

@@ -16,6 +16,7 @@
 pub mod drill;
 mod fitting;
 mod losses;
+mod marks;
 mod recorder;
 
 use std::fs::File;

@@ -4,6 +4,7 @@
 
 mod poster;
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions};
@@ -117,7 +118,16 @@ impl Pending {
     /// Records that the attempts were posted. A mark that is lost repeats a report, which the numbers of the attempts
     /// show.
     pub fn mark(&self, open: &mut BlackBox) {
-        let _ = open.mark(Marks { reported_through: self.through, ..open.marks() });
+        let _ = open.mark(self.marks(open));
+    }
+
+    /// The same, beside other processes.
+    pub fn mark_in(&self, path: &Path) {
+        let _ = BlackBox::remark(path, &|open| self.marks(open));
+    }
+
+    fn marks(&self, open: &BlackBox) -> Marks {
+        Marks { reported_through: self.through, ..open.marks() }
     }
 }
 

@@ -79,8 +79,12 @@ impl Machine {
 
     /// Sets the time of the last look back, as if it were long ago, and lets the timer not rest.
     fn forget_the_last_look(&self) {
+        self.looked_at(1);
+    }
+
+    fn looked_at(&self, unix_s: u64) {
         let mut standing = self.standing();
-        (standing["looked_unix_s"], standing["next_unix_s"]) = (1.into(), Value::Null);
+        (standing["looked_unix_s"], standing["next_unix_s"]) = (unix_s.into(), Value::Null);
         fs::write(self.path("run/update.json"), standing.to_string()).unwrap();
     }
 }
@@ -219,6 +223,35 @@ fn a_permission_that_is_too_old_is_asked_for_anew_before_the_restart() {
         assert_eq!(asked(machine.env()) != permission, is_anew, "{hours_ago} h");
     }
     assert!(asked(machine.env()).is_enough(now_unix_s()));
+}
+
+/// Something held the restart up for a while.
+#[test]
+fn whether_the_release_still_stands_is_asked_before_every_restart() {
+    let mut machine = Machine::new();
+    let stable = machine.fixture.tree().join("stable");
+    let files = ["manifest.json", "manifest.json.minisig"];
+    let before = files.map(|name| fs::read(stable.join(name)).unwrap());
+    machine.publish_next("2");
+    machine.configure("automatic = 'apply'");
+    assert_eq!(machine.update(&["--apply"]), Exit::Done);
+    let asked = machine.env().get(names::REQUEST).map(str::to_owned);
+    // A server that does not answer takes nothing back: the permission is for that.
+    let away = machine.fixture.tree().with_extension("away");
+    fs::rename(machine.fixture.tree(), &away).unwrap();
+    machine.looked_at(now_unix_s() - 1200);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert!(machine.sentence().ends_with("; the next start applies it"), "{}", machine.sentence());
+    assert_eq!(machine.env().get(names::REQUEST), asked.as_deref());
+    fs::rename(&away, machine.fixture.tree()).unwrap();
+    // It was withdrawn meanwhile.
+    files.iter().zip(before).for_each(|(name, content)| fs::write(stable.join(name), content).unwrap());
+    machine.looked_at(now_unix_s() - 60);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert_eq!(machine.env().get(names::REQUEST), asked.as_deref(), "that was asked just now");
+    machine.looked_at(now_unix_s() - 1200);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert_eq!((machine.env().get(names::REQUEST), machine.env().get(names::NEXT_ENTRY)), (None, None));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::places::{UpdatePlaces, now_unix_s};
+use crate::boot::env::BootEnvError;
 use crate::boot::request::UpdatePermission;
 use crate::boot::this_boot;
 use crate::chain::chain;
@@ -153,8 +154,11 @@ impl<'a> Round<'a> {
 
     /// Whether the servers are to be asked again.
     fn is_due(&self, config: &Config) -> bool {
-        let looked = self.standing.looked_unix_s.unwrap_or_default();
-        now_unix_s().abs_diff(looked) >= u64::from(config.update_look_h) * 3600
+        self.looked_s_ago() >= u64::from(config.update_look_h) * 3600
+    }
+
+    fn looked_s_ago(&self) -> u64 {
+        now_unix_s().abs_diff(self.standing.looked_unix_s.unwrap_or_default())
     }
 
     /// Whether something is waited for, which the standing then says.
@@ -243,11 +247,18 @@ impl<'a> Round<'a> {
 
     fn look_fetch_and_apply(&mut self, machine: &Machine) -> Result<Option<Restart>, Failure> {
         if let Some(Err(other)) = &machine.pending {
-            return asked_otherwise(other);
+            // What waits there stays, and the update waits.
+            return Err(BootEnvError::Asked { what: other.clone() }.into());
         }
-        let is_due = self.is_due(&machine.context.config) || !machine.is_permission_enough();
-        if self.is_asked && self.options.background && !is_due {
-            return self.restart_again(&machine.context.config);
+        let config = &machine.context.config;
+        let is_due = self.is_due(config) || !machine.is_permission_enough();
+        let is_to_restart = self.is_asked && self.options.background && !is_due;
+        if is_to_restart && self.looked_s_ago() < SOON_S {
+            return self.restart_again(config);
+        }
+        // The restart may have waited for hours, in which the release was halted.
+        if is_to_restart && self.waits(config) {
+            return self.not_now();
         }
         let mut job = machine.context.job(&machine.target, false);
         job.resources.floor = Some(&machine.floor);
@@ -259,14 +270,19 @@ impl<'a> Round<'a> {
         let learn_left = |left| drop(left_out.replace(left));
         job.resources.learn_left_out = &learn_left;
         for _ in 0..ATTEMPTS {
+            let looked_before = self.standing.looked_unix_s;
             let looked = self.look(&job, machine, &left_out);
             if let Some(numbers) = seen.take() {
                 machine.floor.learn(&note_seen(self.options, numbers)?);
             }
+            if looked.is_err() && is_to_restart && self.standing.looked_unix_s == looked_before {
+                // No server answers, and the permission is for that.
+                return self.restart_again(config);
+            }
             let Some(release) = looked? else { return Ok(None) };
             let is_for_look = !self.options.apply && !self.options.background;
             if self.is_asked && machine.is_switched && machine.on_other == Some(release.id()) && !is_for_look {
-                return self.restart_again(&machine.context.config);
+                return self.restart_again(config);
             }
             if self.is_asked && !machine.is_asked_for(&release) {
                 self.take_back(machine)?;
@@ -285,12 +301,12 @@ impl<'a> Round<'a> {
                 self.set(UpdateState::Fetched, &self.fetched("`reflash update --apply` applies it"));
                 return Ok(None);
             }
-            if self.waits(&machine.context.config) {
+            if self.waits(config) {
                 return self.not_now();
             }
             return match &machine.other {
                 Some(other) => self.switch(machine, other, &release),
-                None => self.apply(&machine.context.config, &release),
+                None => self.apply(config, &release),
             };
         }
         later("each release that was fetched was replaced by another one meanwhile; the next round looks again")
@@ -388,11 +404,6 @@ impl<'a> Round<'a> {
         }
         Ok(is_whole)
     }
-}
-
-/// The failure where the next start has other work: that stays, and the update waits.
-fn asked_otherwise<T>(other: &str) -> Result<T, Failure> {
-    failure(format!("the next start is asked for something else, {other}: no update is applied"))
 }
 
 /// A failure that is gone later.

@@ -42,7 +42,12 @@ pub(super) fn permit_other(
     slots_stay: bool,
 ) -> Result<WritePermit, RecoveryError> {
     let Some(state) = job.resources.state else { return Ok(WritePermit::without_environment()) };
-    let request = PermitRequest { replaces: true, slots_stay, ..request(job, release, network_use) };
+    let request = PermitRequest {
+        replaces: true,
+        slots_stay,
+        requests_stay: job.policy.in_running_system,
+        ..request(job, release, network_use)
+    };
     let permit = state.boot_env().begin_other(request).map_err(RecoveryError::Prepare)?;
     report_dropped(job, &permit);
     Ok(permit)
@@ -78,6 +83,7 @@ fn request(job: &RecoveryJob<'_>, release: &IndexedRelease, network_use: Network
         good_is_another,
         safe_start,
         slots_stay: false,
+        requests_stay: false,
     }
 }
 

@@ -104,6 +104,8 @@ pub struct Policy {
     pub active: System,
     /// Whether this robot has two systems, so that every boot script has to know them.
     pub two_systems: bool,
+    /// Whether the running system does this, so that somebody may ask for something else meanwhile: that stays.
+    pub in_running_system: bool,
     /// Number of the safe start that follows, if one is to.
     pub safe_start: Option<u16>,
     /// Serial of a release whose writing was begun and cut short.
@@ -132,6 +134,7 @@ impl Default for Policy {
             asked_before: false,
             active: System::Unknown,
             two_systems: false,
+            in_running_system: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::boot::env::{BootEnv, BootEnvError};
 use crate::boot::grubenv::names;
-use crate::boot::request::{RecoveryRequest, UpdatePermission};
+use crate::boot::request::{self, RecoveryRequest, UpdatePermission};
 use crate::jobs::floor::ReleaseId;
 
 /// Permission for this release: the servers have said that it stands.
@@ -16,29 +16,20 @@ pub fn of(release: ReleaseId, asked_unix_s: u64, hours: u32) -> UpdatePermission
 /// # Errors
 /// The environment cannot be read.
 pub fn pending(env: &BootEnv) -> Result<Option<Result<UpdatePermission, String>>, BootEnvError> {
-    let env = env.load_or_empty()?;
-    let Some(entry) = env.get(names::NEXT_ENTRY).filter(|entry| !entry.is_empty()) else { return Ok(None) };
-    Ok(Some(match RecoveryRequest::parse(env.get(names::REQUEST)) {
-        Some(RecoveryRequest::Update(permission)) if entry == "recovery" => Ok(permission),
-        Some(other) => Err(other.to_string()),
-        None => Err(entry.to_owned()),
+    Ok(request::pending(&env.load_or_empty()?).map(|pending| match pending {
+        Ok(RecoveryRequest::Update(permission)) => Ok(permission),
+        other => Err(other.map_or_else(|entry| entry, |request| request.to_string())),
     }))
 }
 
 /// Has the next start apply the release. Both are one write of one sector: a cut leaves the start of the system, or
 /// that of the recovery with its permission. A recovery that knows no such request asks a network.
 ///
-/// Where the next start is asked for something else by now, that stays, and its name is returned.
-///
 /// # Errors
-/// The environment cannot be read or written.
-pub fn grant(env: &BootEnv, permission: UpdatePermission) -> Result<Result<(), String>, BootEnvError> {
-    if let Some(Err(other)) = pending(env)? {
-        return Ok(Err(other));
-    }
+/// The next start is asked for something else by now, and that stays; the environment cannot be read or written.
+pub fn grant(env: &BootEnv, permission: UpdatePermission) -> Result<(), BootEnvError> {
     env.make_room()?;
-    let request = RecoveryRequest::Update(permission).to_string();
-    env.update(&[(names::NEXT_ENTRY, Some("recovery")), (names::REQUEST, Some(&request))]).map(Ok)
+    env.ask(RecoveryRequest::Update(permission))
 }
 
 /// Takes back what [`grant`] wrote, and nothing else.
@@ -46,8 +37,6 @@ pub fn grant(env: &BootEnv, permission: UpdatePermission) -> Result<Result<(), S
 /// # Errors
 /// The environment cannot be written.
 pub fn take_back(env: &BootEnv) -> Result<(), BootEnvError> {
-    match pending(env)? {
-        Some(Ok(_)) => env.update(&[(names::NEXT_ENTRY, None), (names::REQUEST, None)]),
-        _ => Ok(()),
-    }
+    let is_granted = |env: &_| matches!(request::pending(env), Some(Ok(RecoveryRequest::Update(_))));
+    env.update_if(&is_granted, &[(names::NEXT_ENTRY, None), (names::REQUEST, None)]).map(drop)
 }

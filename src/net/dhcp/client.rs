@@ -105,6 +105,7 @@ pub(super) struct DhcpClient {
     due: Duration,
     last_discover: Option<Duration>,
     unanswered: usize,
+    wants_broadcast: bool,
     refusals: u32,
     /// Servers that refused, or whose leases are of no use.
     refusers: PassedOver<Ipv4Addr>,
@@ -135,6 +136,7 @@ impl DhcpClient {
             due: Duration::ZERO,
             last_discover: None,
             unanswered: 0,
+            wants_broadcast: false,
             refusals: 0,
             refusers: PassedOver::until(passed_over),
             last_report: None,
@@ -172,6 +174,9 @@ impl DhcpClient {
     fn discover(&mut self, now: Duration) -> ClientStep {
         let wait_s = DISCOVER_WAITS_S[self.unanswered.min(DISCOVER_WAITS_S.len() - 1)];
         self.unanswered += 1;
+        // Some wireless bridges and relays lose an answer to an address that nobody has yet, and some filters one to
+        // everybody: each way is tried in turn.
+        self.wants_broadcast = self.unanswered.is_multiple_of(2);
         // A second of jitter either way (RFC 2131, 4.1): machines that lost power together do not ask in step.
         let jitter = Duration::from_millis(self.random.next() % 2000);
         self.due = now + Duration::from_secs(wait_s - 1) + jitter;
@@ -252,7 +257,7 @@ impl DhcpClient {
 
     fn sender(&self, now: Duration) -> Sender {
         let elapsed_s = u16::try_from(now.saturating_sub(self.exchange_began).as_secs()).unwrap_or(u16::MAX);
-        Sender { mac: self.mac, transaction: self.transaction, elapsed_s }
+        Sender { mac: self.mac, transaction: self.transaction, elapsed_s, wants_broadcast: self.wants_broadcast }
     }
 
     fn say(&mut self, now: Duration, text: String) {

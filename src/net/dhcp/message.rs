@@ -92,6 +92,8 @@ pub(super) struct Sender {
     pub(super) transaction: u32,
     /// Time since the exchange began, seconds.
     pub(super) elapsed_s: u16,
+    /// Whether answers are to be broadcast.
+    pub(super) wants_broadcast: bool,
 }
 
 /// Subject of a request.
@@ -215,6 +217,7 @@ fn message(sender: Sender, ask: Ask) -> Vec<u8> {
     out[..4].copy_from_slice(&[1, 1, 6, 0]);
     out[4..8].copy_from_slice(&sender.transaction.to_be_bytes());
     out[8..10].copy_from_slice(&sender.elapsed_s.to_be_bytes());
+    out[10] = u8::from(sender.wants_broadcast) << 7;
     if let Ask::Keep { address } = ask {
         out[12..16].copy_from_slice(&address.octets());
     }

@@ -216,6 +216,7 @@ impl Setup {
                 asked_before: false,
                 active: System::Unknown,
                 two_systems: other.is_some(),
+                in_running_system: false,
             },
             resources: Resources {
                 brief_source: for_renewal,

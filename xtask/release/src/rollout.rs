@@ -85,6 +85,9 @@ impl RolloutState {
         for release in &mut self.rollout.releases {
             release.not_before_unix_s = release.not_before_unix_s.filter(|from| *from > now);
         }
+        if let Some(to) = terms.not_after_unix_s.filter(|to| *to <= now) {
+            bail!("no robot may begin after {to} s (--not-after), which has passed: it is {now} s now");
+        }
         let base = self.base().map(|base| base.serial);
         let base = base.context(
             "no release of the roll-out is for every robot, so that a robot outside of the new one would have none; \
@@ -266,6 +269,8 @@ mod tests {
         assert!(wrong(state.start(&manifest(8), b"eight", share(5))).contains("not above 8"));
         assert!(wrong(state.widen(8, share(4))).contains("would become 4 %"));
         assert!(wrong(state.widen(9, share(50))).contains("it has 7, 8"));
+        let over = RolloutTerms { not_after_unix_s: Some(1_600_000_000), ..share(5) };
+        assert!(wrong(state.start(&manifest(9), b"nine", over)).contains("has passed"));
         let other = Manifest { product: "other".into(), ..manifest(9) };
         assert!(wrong(state.start(&other, b"", share(5))).contains("\"other\""));
         let named = |serials: &[&str]| RobotGroup {

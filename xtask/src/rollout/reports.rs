@@ -115,7 +115,8 @@ impl Reports {
         self.warn_as(&text.clone(), text);
     }
 
-    fn warn_as(&mut self, about: &str, text: String) {
+    /// Warns of something, now and then.
+    pub(super) fn warn_as(&mut self, about: &str, text: String) {
         if self.warned.get(about).is_none_or(|warned| warned.elapsed() >= REMIND) {
             self.warned.insert(about.to_owned(), Instant::now());
             eprintln!("  warning: {text}");

@@ -67,6 +67,13 @@ impl TermsArgs {
         if !self.serial_number.is_empty() {
             groups.push(RobotGroup { serials: self.serial_number, share_ppm: ALL_PPM, ..RobotGroup::default() });
         }
+        for ring in &self.ring {
+            ensure!(
+                !ring.contains('*'),
+                "--ring {ring:?}: a ring is named as a whole, as `release.ring` of its robots; * stands for any text \
+                 only in --serial-number"
+            );
+        }
         let of_ring = self.share_of_ring.as_deref().map_or(Ok(ALL_PPM), ppm)?;
         let rings = self.ring.into_iter().map(|ring| RobotGroup {
             rings: vec![ring],
@@ -74,11 +81,16 @@ impl TermsArgs {
             ..RobotGroup::default()
         });
         groups.extend(rings);
+        let facts = self.fact.iter().map(|text| fact(text)).collect::<Result<Vec<_>>>()?;
+        for (at, one) in facts.iter().enumerate() {
+            let other = facts[..at].iter().find(|other| other.name == one.name && other.is != one.is);
+            ensure!(other.is_none(), "the conditions on fact {} cannot hold at once for any robot", one.name);
+        }
         Ok(RolloutTerms {
             groups,
             not_before_unix_s: self.not_before.as_deref().map(unix_s).transpose()?,
             not_after_unix_s: self.not_after.as_deref().map(unix_s).transpose()?,
-            facts: self.fact.iter().map(|text| fact(text)).collect::<Result<_>>()?,
+            facts,
             ..RolloutTerms::default()
         })
     }
@@ -113,6 +125,10 @@ fn fact(text: &str) -> Result<FactCondition> {
     };
     let name = name.trim().to_owned();
     ensure!(!name.is_empty(), "{text:?} names no fact");
+    // `a<=5` would be a fact named `a<`, which no robot answers, and the release would reach nobody.
+    let is_other =
+        name.ends_with(['<', '>', '!', '=']) || is.as_ref().is_some_and(|is| is.starts_with(['=', '<', '>']));
+    ensure!(!is_other, "{text:?} is not a condition: there are only NAME>=NUMBER and NAME=TEXT");
     Ok(FactCondition { name, at_least, is })
 }
 
@@ -133,6 +149,18 @@ mod tests {
         assert_eq!(fact("battery_percent >= 50").unwrap().at_least, Some(50));
         assert_eq!(fact("docked=yes").unwrap().is.as_deref(), Some("yes"));
         assert!(fact("docked").is_err() && fact("a>=b").is_err() && fact("=b").is_err());
+        for other in ["a<=5", "a!=b", "a==b", "a=<5", "a=>5"] {
+            assert!(fact(other).is_err(), "{other}");
+        }
+        assert_eq!(fact("a=b<=c").unwrap().is.as_deref(), Some("b<=c"));
+        let facts = |facts: &[&str]| {
+            let fact = facts.iter().map(|text| (*text).to_owned()).collect();
+            TermsArgs { fact, ..TermsArgs::default() }.parse()
+        };
+        assert!(facts(&["a=1", "a=2"]).unwrap_err().to_string().contains("at once"));
+        assert!(facts(&["a=1", "b=2", "a=1"]).is_ok());
+        let of_rings = TermsArgs { ring: vec!["lab*".into()], ..TermsArgs::default() }.parse();
+        assert!(of_rings.unwrap_err().to_string().contains("named as a whole"));
         let args = TermsArgs {
             share: Some("5".into()),
             serial_number: vec!["A*".into()],

@@ -10,6 +10,7 @@ use super::desk::Desk;
 use super::reports::Reports;
 use crate::release::SecretKey;
 use crate::release::rollout::RolloutState;
+use reflash::release::rollout::{Rollout, StagedRelease};
 
 /// Time between two looks at the roll-out, where no robot failed: a look at a store costs a request.
 const LOOK: Duration = Duration::from_secs(30);
@@ -87,6 +88,7 @@ impl<'a> Watch<'a> {
             self.read_state()?;
         }
         self.reports.read_new();
+        self.warn_of_base();
         if self.failing().is_empty() {
             return Ok(Vec::new());
         }
@@ -124,17 +126,36 @@ impl<'a> Watch<'a> {
     /// Releases to halt, with the reason.
     fn failing(&self) -> Vec<(u64, String)> {
         let Some((state, _)) = &self.state else { return Vec::new() };
-        let failures = self.reports.failures();
-        // What every robot had before the newest ones is not what is being rolled out.
         let base = state.base().map_or(0, |base| base.serial);
+        // Where the newest release is the one for every robot, it has just been widened.
+        let newest = state.rollout.releases.iter().map(|release| release.serial).max();
         let watched = state.rollout.releases.iter();
-        let watched = watched.filter(|release| release.serial >= base && state.halts.of(release).is_none());
-        let failing = watched.filter_map(|release| {
-            let failed = failures.failed(&state.rollout, release).len();
-            let reported = failures.reported(release.serial);
-            Some((release.serial, self.limits.reached(failed, reported)?))
-        });
-        failing.collect()
+        let watched = watched.filter(|release| release.serial > base || newest == Some(release.serial));
+        let watched = watched.filter(|release| state.halts.of(release).is_none());
+        watched.filter_map(|release| Some((release.serial, self.reached(&state.rollout, release)?))).collect()
+    }
+
+    /// The reason to halt a release, if there is one.
+    fn reached(&self, rollout: &Rollout, release: &StagedRelease) -> Option<String> {
+        let failures = self.reports.failures();
+        self.limits.reached(failures.failed(rollout, release).len(), failures.reported(release.serial))
+    }
+
+    /// Warns of failures of the release that every robot may take, beside a newer one. It is what the robots outside
+    /// the newer one have: without it they would have none, and over months some robots fail for reasons of their own.
+    fn warn_of_base(&mut self) {
+        let Some((state, _)) = &self.state else { return };
+        let is_newer = |base: &StagedRelease| state.rollout.releases.iter().any(|it| it.serial > base.serial);
+        let Some(base) = state.base().filter(|base| is_newer(base)) else { return };
+        let Some(why) = self.reached(&state.rollout, base) else { return };
+        let serial = base.serial;
+        self.reports.warn_as(
+            "base",
+            format!(
+                "release {serial}, which every robot may take, is not halted by this: {why}; `rollout halt {serial}` \
+                 does, and leaves robots outside of the newer releases without one"
+            ),
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Machine, Restart, Round, asked_otherwise, later};
+use super::{Machine, Restart, Round, later};
 use crate::chain::chain;
 use crate::cli::answer::{Failure, failure};
 use crate::cli::drill;
@@ -60,12 +60,9 @@ impl Round<'_> {
     }
 
     /// Ends the round where the other system must not be written now: that is gone after a restart, or once this boot
-    /// is good. A switch would also end what the next start was asked for meanwhile.
+    /// is good.
     fn check_other(&mut self) -> Result<(), Failure> {
         let mounted = MountedState::open(self.options)?;
-        if let Some(Err(other)) = permission::pending(&mounted.state.boot_env())? {
-            return asked_otherwise(&other);
-        }
         let Some(why) = other_system::obstacle(&mounted)? else { return Ok(()) };
         drop(mounted);
         if why == Obstacle::NotGoodYet {
@@ -141,9 +138,7 @@ impl Round<'_> {
         special::flush_file_system(self.store())?;
         let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
         let mounted = MountedState::open(self.options)?;
-        if let Err(other) = permission::grant(&mounted.state.boot_env(), granted)? {
-            return asked_otherwise(&other);
-        }
+        permission::grant(&mounted.state.boot_env(), granted)?;
         drop(mounted);
         self.is_asked = true;
         self.set(UpdateState::Requested, &self.next_start());

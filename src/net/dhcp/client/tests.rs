@@ -84,6 +84,24 @@ fn nak(request: &[u8], server: Ipv4Addr) -> Vec<u8> {
     Reply::to(request, 6, server, Ipv4Addr::UNSPECIFIED).frame()
 }
 
+// https://github.com/home-assistant/addons/issues/2973, https://github.com/NetworkManager/NetworkManager/pull/93
+#[test]
+fn answers_to_one_machine_or_to_all_are_asked_for_in_turn() {
+    for passes_broadcasts in [false, true] {
+        let answers = |kind: u8, frame: &[u8]| {
+            let is_broadcast = frame[14 + 20 + 8 + 10] & 0x80 != 0;
+            match (is_broadcast == passes_broadcasts, kind) {
+                (false, _) => vec![],
+                (true, 1) => vec![offer(frame, SERVER)],
+                (true, _) => vec![ack(frame, SERVER)],
+            }
+        };
+        let mut segment = Segment::new(None, &answers);
+        assert_eq!(segment.run(10).map(|lease| lease.address), Some(ADDRESS), "{passes_broadcasts}");
+        segment.assert_calm();
+    }
+}
+
 /// RFC 1534, 2: a server that is older than DHCP answers a DISCOVER by what it grants. Debian's dhclient takes it.
 #[test]
 fn a_server_older_than_dhcp_is_used_where_no_other_offers() {

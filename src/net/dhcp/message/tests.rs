@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::{Ask, COOKIE, FIXED_BYTES, Lease, MessageKind, Route, Sender, ServerAnswer, answer, checksum, frame};
 
-const SENDER: Sender = Sender { mac: [2, 0, 0, 0, 0, 7], transaction: 0xdead_beef, elapsed_s: 3 };
+const SENDER: Sender =
+    Sender { mac: [2, 0, 0, 0, 0, 7], transaction: 0xdead_beef, elapsed_s: 3, wants_broadcast: false };
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 4, 1);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 4, 77);
 

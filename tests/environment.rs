@@ -216,7 +216,7 @@ fn a_request_is_made_for_the_system_that_was_looked_at() {
     env.update(&[(names::TRIES, Some("3"))]).unwrap();
     let ask = || {
         let state = dir.path().display().to_string();
-        reflash::cli::run(["request", "reflash", "--state", &state].map(Into::into).into_iter())
+        reflash::cli::run(["request", "reflash", "--state", &state].map(Into::into))
     };
     let turn = reflash::sys::turn::in_directory(dir.path()).unwrap();
     let asked = std::thread::scope(|scope| {

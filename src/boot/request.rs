@@ -83,7 +83,7 @@ pub fn pending(env: &GrubEnv) -> Option<Result<RecoveryRequest, String>> {
     Some(request.ok_or_else(|| entry.to_owned()))
 }
 
-/// What the next start is asked for, for people, if that is none of what `is_ours` means.
+/// Returns what the next start is asked for, for people, if that is none of what `is_ours` means.
 #[must_use]
 pub fn asked_otherwise(env: &GrubEnv, is_ours: &dyn Fn(RecoveryRequest) -> bool) -> Option<String> {
     match pending(env)? {

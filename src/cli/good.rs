@@ -22,6 +22,7 @@ use crate::jobs::state::InstalledRecord;
 use crate::jobs::{drill, shipped, systems};
 use crate::record::blackbox::{BlackBox, Marks};
 use crate::record::journal::Journal;
+use crate::record::marks;
 use crate::record::start::StartRecord;
 use crate::release::manifest::TrustedKeys;
 
@@ -160,7 +161,7 @@ fn give_tries(mounted: &MountedState, good: Option<u64>) -> Result<String, Failu
 /// Marks the attempts in the black box that this good boot followed.
 fn mark_attempts(mounted: &MountedState) -> Result<(), Failure> {
     let marks = |open: &BlackBox| Marks { good_through: open.next_id() - 1, ..open.marks() };
-    Ok(BlackBox::remark(&mounted.state.blackbox_path(), &marks)?)
+    Ok(marks::change(&mounted.state.blackbox_path(), &marks)?)
 }
 
 /// Leaves the mark by which the boot watch ends. Without it the watch asks the boot environment before it does

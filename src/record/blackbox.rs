@@ -16,7 +16,6 @@
 pub mod drill;
 mod fitting;
 mod losses;
-mod marks;
 mod recorder;
 
 use std::fs::File;

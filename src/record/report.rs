@@ -11,6 +11,7 @@ use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions};
 use crate::machine::hostname;
 use crate::machine::identity;
 use crate::record::blackbox::{Attempt, BlackBox, Marks};
+use crate::record::marks;
 use crate::record::start::StartRecord;
 use crate::record::wire;
 use crate::release::digest::{block_hash, hex};
@@ -121,9 +122,9 @@ impl Pending {
         let _ = open.mark(self.marks(open));
     }
 
-    /// The same, beside other processes.
+    /// Records that the attempts were posted, beside other processes.
     pub fn mark_in(&self, path: &Path) {
-        let _ = BlackBox::remark(path, &|open| self.marks(open));
+        let _ = marks::change(path, &|open| self.marks(open));
     }
 
     fn marks(&self, open: &BlackBox) -> Marks {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::release::layout::Role;
 use reflash::release::rollout::rollout_path;
 
+use crate::explained::{explained, is_there};
 use crate::invocation::{program, quoted};
 use crate::paths::Paths;
 use crate::project::{self, Project};
@@ -39,14 +40,14 @@ pub fn run(project: Option<&Project>, paths: &Paths) -> Result<()> {
         ("OSTree repository", check_ostree(project)),
         ("next release", check_next(project, paths, &image)),
     ];
-    let mut wrong: Vec<(&str, String)> = Vec::new();
-    for (name, found) in &parts {
+    let (count, mut wrong) = (parts.len(), Vec::<(&str, String)>::new());
+    for (name, found) in parts {
         let error = match found {
             Ok(text) => {
                 eprintln!("  {name}: {text}");
                 continue;
             }
-            Err(error) => format!("{error:#}"),
+            Err(error) => format!("{:#}", explained(error, &[])),
         };
         // One file is read for several parts: what is wrong with it is one fault.
         if let Some((first, _)) = wrong.iter().find(|(_, known)| *known == error) {
@@ -58,9 +59,8 @@ pub fn run(project: Option<&Project>, paths: &Paths) -> Result<()> {
     }
     ensure!(
         wrong.is_empty(),
-        "{} of {} parts of the project {} wrong",
+        "{} of {count} parts of the project {} wrong",
         wrong.len(),
-        parts.len(),
         if wrong.len() == 1 { "is" } else { "are" }
     );
     Ok(())
@@ -130,7 +130,7 @@ fn check_public(project: &Project) -> Result<String> {
 
 fn check_secret(project: &Project) -> Result<String> {
     let Some(path) = &project.keys.secret else { return Ok(ABSENT.into()) };
-    if !path.exists() {
+    if !is_there(path)? {
         return Ok(format!("{} is not there; without it, nothing can be released here", path.display()));
     }
     let mode = path.metadata().with_context(|| format!("look at {}", path.display()))?.permissions().mode();
@@ -194,7 +194,7 @@ fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> 
         allow: Vec::new(),
     };
     let number = match (&project.keys.secret, project.keys.public.first()) {
-        (Some(secret), _) if secret.exists() => keygen::secret_number(secret)?,
+        (Some(secret), _) if is_there(secret)? => keygen::secret_number(secret)?,
         (_, Some(public)) => Some(keygen::key_number(&keygen::load_public(public)?)?),
         (_, None) => None,
     };

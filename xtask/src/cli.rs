@@ -2,7 +2,6 @@
 
 mod commands;
 mod defaults;
-mod denied;
 mod keygen;
 mod release;
 mod software;
@@ -14,6 +13,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use commands::BuilderCommand;
 
+use crate::explained::explained;
 use crate::paths::{self, Paths, PlaceArgs};
 use crate::project::{self, MissingValue, Project};
 use crate::{
@@ -64,7 +64,7 @@ pub fn parse() -> Cli {
 /// The first thing that fails.
 pub fn run(cli: Cli) -> Result<()> {
     surroundings::pin_umask();
-    let project = cli.project()?;
+    let project = cli.project().map_err(|error| explained(error, &[]))?;
     let Cli { mut command, mut places, yes, .. } = cli;
     if let Some(project) = &project {
         defaults::take(&mut command, &mut places, project);
@@ -102,7 +102,7 @@ pub fn run(cli: Cli) -> Result<()> {
     // Most often the person stands in another directory than they think.
     done.map_err(|error| match error.is::<MissingValue>() && project.is_none() {
         true => error.context(format!("there is no {} here or in a directory above", project::FILE)),
-        false => denied::blame_root(error, &[paths.dist(), paths.work()]),
+        false => explained(error, &[paths.dist(), paths.work()]),
     })
 }
 

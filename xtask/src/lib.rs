@@ -15,6 +15,7 @@ pub mod deny;
 pub mod disk;
 pub mod embedded;
 pub mod examples;
+pub mod explained;
 pub mod filesystem;
 mod fresh;
 pub mod fuzz;

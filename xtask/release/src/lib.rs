@@ -142,6 +142,7 @@ pub fn refuse_early(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -
 
 /// What the channel has offered last, and the manifest of the next release as far as it is known before any work.
 fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(Option<Manifest>, Manifest)> {
+    spec::check_names(&spec.product, &spec.channel)?;
     let for_rollout = to == OfferedTo::NobodyYet;
     let offered = out.join(manifest::manifest_path(&spec.channel));
     let is_rolled_out = out.join(rollout_path(&spec.channel)).exists();

@@ -17,7 +17,7 @@ pub enum Container {
 }
 
 /// Host name that programs see, since some packages write it down.
-const NAME: &str = "reflash-build";
+pub(super) const NAME: &str = "reflash-build";
 
 /// Script that names the chroot and mounts what it needs. The mounts live in a private namespace that ends with the
 /// last process, so an interrupted build leaves none behind.

@@ -39,7 +39,32 @@ const LONGEST_BYTES: u64 = 32 * 1024;
 /// Parts of the paths of examples, whose keys open nothing.
 const EXAMPLES: &[&str] = &["test", "tests", "testing", "example", "examples"];
 /// Ends of names of files with a secret.
-const SECRET_ENDINGS: &[&str] = &[".key", ".keytab", ".psk", ".secret"];
+const SECRET_ENDINGS: &[&str] = &[".key", ".keytab", ".psk", ".secret", ".p12", ".pfx", ".keystore", ".erlang.cookie"];
+/// Paths of such files, by their ends, whose names say nothing alone.
+const SECRET_PLACES: &[&str] = &["tinyssh/sshkeydir/.ed25519.sk", "k3s/server/token", "k3s/server/node-token"];
+/// Marks of secrets, and of numbers of one machine, in the files that programs keep their settings in.
+const SECRET_MARKS: &[&[u8]] = &[
+    b"PRIVATE KEY-----",
+    b"PRIVATE KEY BLOCK-----",
+    b"PuTTY-User-Key-File-",
+    b"AGE-SECRET-KEY-1",
+    b"client-key-data:",
+    b"MY_HOSTID=\"",
+];
+/// Length of the keys of WireGuard, which have no mark, in Base64.
+const WIREGUARD_LENGTH: usize = 44;
+/// Databases that packages make while they are installed: a file of theirs, by the end of its path, the number of names
+/// from there to the directory that is the database, and what it is.
+const DATABASES: &[(&str, usize, &str)] = &[
+    ("global/pg_control", 2, "PostgreSQL"),
+    ("ibdata1", 1, "MariaDB or MySQL"),
+    ("ldap/data.mdb", 1, "OpenLDAP"),
+    ("private/secrets.tdb", 1, "Samba"),
+    ("krb5kdc/principal", 1, "Kerberos"),
+    ("grafana.db", 1, "Grafana"),
+    ("influxd.bolt", 1, "InfluxDB"),
+    ("WiredTiger.wt", 1, "MongoDB"),
+];
 /// Marks of what everybody may know, in files that are called keys all the same. The last one is that of the root zone,
 /// which resolvers of DNS trust.
 const PUBLIC_MARKS: &[&[u8]] = &[b"PUBLIC KEY", b"BEGIN CERTIFICATE", b"DNSKEY"];
@@ -96,8 +121,8 @@ fn remove_links_to(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names files that are a secret of one machine by their looks and belong to no package: they are not removed, since
-/// the recipe may mean them. Those that the recipe itself puts in are meant.
+/// Names databases, and files that are a secret of one machine by their looks and belong to no package: they are not
+/// removed, since the recipe may mean them. Those that the recipe itself puts in are meant.
 pub fn name_shared(tree: &Path, placed: &[FileEntry]) {
     let placed: HashSet<PathBuf> = placed.iter().map(|file| inside(tree, &file.path)).collect();
     let of_packages = of_packages(tree);
@@ -105,12 +130,20 @@ pub fn name_shared(tree: &Path, placed: &[FileEntry]) {
     let is_searched = |entry: &DirEntry| !not_searched.iter().any(|path| entry.path() == *path);
     let entries = WalkDir::new(tree).sort_by_file_name().into_iter().filter_entry(is_searched);
     let local = WalkDir::new(tree.join("usr/local")).sort_by_file_name().into_iter();
-    let mut found = Vec::new();
+    let (mut found, mut databases) = (Vec::new(), Vec::new());
     for entry in entries.chain(local).filter_map(Result::ok).filter(|entry| entry.file_type().is_file()) {
         let Some(path) = entry.path().strip_prefix(tree).ok().map(|path| Path::new("/").join(path)) else { continue };
+        databases.extend(database(&path));
         if !placed.contains(entry.path()) && !of_packages.contains(&path) && is_secret(&entry, &path) {
             found.push(path.display().to_string());
         }
+    }
+    if !databases.is_empty() {
+        eprintln!(
+            "  EVERY ROBOT BEGINS WITH THE SAME DATABASE, its numbers and passwords included: {}; docs/images.md, What \
+             each machine makes for itself, says how each gets its own",
+            databases.join(", ")
+        );
     }
     if !found.is_empty() {
         let more = found.len().saturating_sub(SHOWN);
@@ -145,12 +178,34 @@ fn is_secret(entry: &DirEntry, path: &Path) -> bool {
     let has = |mark: &[u8]| content.windows(mark.len()).any(|window| window == mark);
     // Such as those of munge and WireGuard, which have no mark.
     let is_called_so = SECRET_ENDINGS.iter().any(|ending| name.ends_with(ending));
-    has(b"PRIVATE KEY-----") || (is_called_so && !PUBLIC_MARKS.iter().any(|mark| has(mark)))
+    let is_called_so = is_called_so || SECRET_PLACES.iter().any(|place| path.ends_with(place));
+    SECRET_MARKS.iter().any(|mark| has(mark))
+        || content.split(|byte| *byte == b'\n').any(is_wireguard_key)
+        || (is_called_so && !PUBLIC_MARKS.iter().any(|mark| has(mark)))
+}
+
+/// Whether a line gives a private key of WireGuard, as `wg`, systemd-networkd, NetworkManager, netplan and programs
+/// around it write it.
+fn is_wireguard_key(line: &[u8]) -> bool {
+    let Some((name, value)) = str::from_utf8(line).ok().and_then(|line| line.split_once(['=', ':'])) else {
+        return false;
+    };
+    let value = value.trim_matches([' ', '\t', '\r', '"', '\'', ',']);
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+    let is_key = value.len() == WIREGUARD_LENGTH && value.ends_with('=') && value.bytes().all(is_base64);
+    is_key && name.to_ascii_lowercase().contains("private")
+}
+
+/// Returns the directory of a database, and what it is, for the file that it is known by.
+fn database(path: &Path) -> Option<String> {
+    let (_, names, what) = DATABASES.iter().find(|(file, ..)| path.ends_with(file))?;
+    let directory = path.ancestors().nth(*names).filter(|directory| directory.starts_with("/var"))?;
+    Some(format!("{} ({what})", directory.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{UNIT, is_secret, of_packages, remove};
+    use super::{UNIT, database, is_secret, of_packages, remove};
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::path::Path;
@@ -203,6 +258,19 @@ mod tests {
             ("etc/munge/munge.key", "\u{1}\u{2}"),
             ("etc/wireguard/wg0.key", "q83vEjRWeJA=\n"),
             ("etc/krb5.keytab", "x"),
+            ("etc/wireguard/wg1.conf", "[Interface]\nPrivateKey = q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=\n"),
+            ("etc/netbird/config.json", "{\n \"PrivateKey\": \"q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=\",\n}"),
+            (
+                "etc/wireguard/wg2.conf",
+                "PrivateKeyFile=/run/key\nPublicKey = q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=\n",
+            ),
+            ("root/.gnupg/old.asc", "-----BEGIN PGP PRIVATE KEY BLOCK-----\n"),
+            ("etc/kubernetes/admin.conf", "    client-key-data: LS0t\n"),
+            ("etc/popularity-contest.conf", "MY_HOSTID=\"0123abcd\"\n"),
+            ("var/lib/rabbitmq/.erlang.cookie", "ABCD"),
+            ("var/lib/rancher/k3s/server/token", "K10"),
+            ("etc/tinyssh/sshkeydir/.ed25519.sk", "\u{1}"),
+            ("etc/app/token", "x"),
             ("etc/app/empty.key", ""),
             ("etc/app/server.key", "-----BEGIN PUBLIC KEY-----\n"),
             ("var/lib/unbound/root.key", ". 172800 IN DNSKEY 257 3 8 AwEA\n"),
@@ -213,13 +281,46 @@ mod tests {
             is_secret(&entry, &Path::new("/").join(path))
         };
         assert!(secret("etc/vpn/client.pem") && secret("etc/app/x_host_key") && secret("etc/zfs/hostid"));
-        for path in ["etc/munge/munge.key", "etc/wireguard/wg0.key", "etc/krb5.keytab"] {
+        for path in [
+            "etc/munge/munge.key",
+            "etc/wireguard/wg0.key",
+            "etc/krb5.keytab",
+            "etc/wireguard/wg1.conf",
+            "etc/netbird/config.json",
+            "root/.gnupg/old.asc",
+            "etc/kubernetes/admin.conf",
+            "etc/popularity-contest.conf",
+            "var/lib/rabbitmq/.erlang.cookie",
+            "var/lib/rancher/k3s/server/token",
+            "etc/tinyssh/sshkeydir/.ed25519.sk",
+        ] {
             assert!(secret(path), "{path}");
         }
-        for path in ["etc/app/empty.key", "etc/app/server.key", "var/lib/unbound/root.key"] {
+        let open = [
+            "etc/app/empty.key",
+            "etc/app/server.key",
+            "var/lib/unbound/root.key",
+            "etc/wireguard/wg2.conf",
+            "etc/app/token",
+        ];
+        for path in open {
             assert!(!secret(path), "{path}");
         }
         assert!(!secret("etc/app/conf") && !secret("opt/lib/tests/server.pem") && !secret("etc/long"));
         assert!(of_packages(tree.path()).contains(Path::new("/etc/app/x_host_key")));
+    }
+
+    #[test]
+    fn databases_of_packages_are_named_by_their_directories() {
+        for (path, named) in [
+            ("/var/lib/postgresql/15/main/global/pg_control", "/var/lib/postgresql/15/main (PostgreSQL)"),
+            ("/var/lib/mysql/ibdata1", "/var/lib/mysql (MariaDB or MySQL)"),
+            ("/var/lib/ldap/data.mdb", "/var/lib/ldap (OpenLDAP)"),
+        ] {
+            assert_eq!(database(Path::new(path)).as_deref(), Some(named));
+        }
+        for path in ["/opt/tests/global/pg_control", "/var/lib/app/data.mdb", "/var/lib/mysql/aria_log_control"] {
+            assert_eq!(database(Path::new(path)), None, "{path}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reflash::machine::config::Layer;
 
 use super::mounts;
+use crate::explained::is_there;
 use crate::recipe::{FileEntry, Recipe};
 use crate::toml_text;
 
@@ -24,7 +25,7 @@ const AUTHORIZED_KEYS: &str = "authorized_keys";
 pub fn check(recipe: &Recipe, directory: &Path) -> Result<()> {
     for source in recipe.files.iter().filter_map(|file| file.source.as_ref()) {
         let source = directory.join(source);
-        ensure!(source.exists(), "the recipe names {}, which is not there", source.display());
+        ensure!(is_there(&source)?, "the recipe names {}, which is not there", source.display());
         ensure!(
             source.is_file(),
             "the recipe names {}, which is not a file: [[files]] puts single files into the image",
@@ -34,7 +35,7 @@ pub fn check(recipe: &Recipe, directory: &Path) -> Result<()> {
     let system = recipe.source.iter().flat_map(|source| source.rootfs.iter().chain(&source.lxd));
     for source in recipe.ansible.iter().map(|ansible| &ansible.playbook).chain(system) {
         let source = directory.join(source);
-        ensure!(source.exists(), "the recipe names {}, which is not there", source.display());
+        ensure!(is_there(&source)?, "the recipe names {}, which is not there", source.display());
     }
     recipe.files.iter().filter(|file| file.path == Path::new(OWN_SETTINGS)).try_for_each(|file| {
         let text = text(file, directory)?;

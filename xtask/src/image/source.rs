@@ -4,6 +4,7 @@
 //! the place of the tarball that a bootstrap tool makes. All that comes after is the same.
 
 mod archive;
+mod headers;
 mod leftovers;
 mod merge;
 mod oci;
@@ -61,6 +62,7 @@ pub fn obtain(
     let key = [
         include_str!("source.rs"),
         include_str!("source/archive.rs"),
+        include_str!("source/headers.rs"),
         include_str!("source/leftovers.rs"),
         include_str!("source/merge.rs"),
         include_str!("source/oci.rs"),

@@ -89,6 +89,17 @@ pub const IDENTITIES: &[MachineIdentity] = &[
     MachineIdentity { path: "var/lib/NetworkManager/secret_key", made_by: Maker::Itself },
     MachineIdentity { path: "var/lib/NetworkManager/*.lease", made_by: Maker::Itself },
     MachineIdentity { path: "var/lib/dhcp/*.leases", made_by: Maker::Itself },
+    // Two machines with one number of DHCPv6 get one address.
+    MachineIdentity { path: "etc/dhcpcd.duid", made_by: Maker::Itself },
+    MachineIdentity { path: "etc/dhcpcd.secret", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpcd/duid", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpcd/secret", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpcd/*.lease*", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpcd5/duid", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpcd5/secret", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/dhcpv6/dhcp6c_duid", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/urandom/random-seed", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/seedrng/seed.*", made_by: Maker::Itself },
     // Without a file nvme takes the number that the firmware gives the machine.
     MachineIdentity { path: "etc/nvme/hostid", made_by: Maker::Itself },
     MachineIdentity { path: "etc/nvme/hostnqn", made_by: Maker::Itself },
@@ -122,6 +133,13 @@ pub const IDENTITIES: &[MachineIdentity] = &[
     // The line before makes both.
     MachineIdentity { path: "etc/ssl/certs/ssl-cert-snakeoil.pem", made_by: Maker::Itself },
     MachineIdentity {
+        path: "etc/xrdp/rsakeys.ini",
+        made_by: Maker::Command(
+            "usr/bin/xrdp-keygen",
+            "umask 077; xrdp-keygen xrdp auto; chown xrdp /etc/xrdp/rsakeys.ini",
+        ),
+    },
+    MachineIdentity {
         path: "etc/bind/rndc.key",
         made_by: Maker::Command("usr/sbin/rndc-confgen", "rndc-confgen -a -u bind -c /etc/bind/rndc.key"),
     },
@@ -129,6 +147,12 @@ pub const IDENTITIES: &[MachineIdentity] = &[
     MachineIdentity { path: "etc/docker/key.json", made_by: Maker::Itself },
     MachineIdentity { path: "var/lib/tailscale/tailscaled.state", made_by: Maker::Itself },
     MachineIdentity { path: "var/lib/zerotier-one/identity.*", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/docker/engine-id", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/husarnet/id", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/mysql/auto.cnf", made_by: Maker::Itself },
+    MachineIdentity { path: "var/lib/tor/keys/*", made_by: Maker::Itself },
+    MachineIdentity { path: "etc/openvswitch/system-id.conf", made_by: Maker::Itself },
+    MachineIdentity { path: "etc/salt/minion_id", made_by: Maker::Itself },
     MachineIdentity { path: "etc/salt/pki/minion/minion.pem", made_by: Maker::Itself },
     MachineIdentity { path: "etc/salt/pki/minion/minion.pub", made_by: Maker::Itself },
     MachineIdentity { path: "etc/rancher/node/password", made_by: Maker::Itself },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use super::headers::{Headers, MAJOR, MINOR, content_bytes, device, number, of_records};
 use super::merge::{ArchiveInode, ContentPlace, InodeKind, Member, MergedTree, TreeName, shown};
 
 /// Formats by their first bytes: the program that turns them into a tarball, its arguments, and its package.
@@ -135,55 +136,46 @@ struct Ahead {
 /// Reads the members of an uncompressed archive, which is the only one of its source.
 ///
 /// # Errors
-/// As [`read_layer`], and when it has no member.
+/// As [`read_layer`], and when it has no member, or no mark at its end.
 pub fn read(plain: &Path) -> Result<Members> {
-    let found = read_layer(plain, 0)?;
-    ensure!(!found.members.is_empty(), "{} is no archive of tar, or an empty one", plain.display());
+    let (found, headers) = read_members(plain, 0)?;
+    headers.finish()?;
     Ok(found)
 }
 
 /// Reads the members of an uncompressed archive, which is the layer of this number. A layer may be empty: builders of
-/// container images write one for a step that changed nothing.
+/// container images write one for a step that changed nothing. Nor need it have a mark at its end, since its digest was
+/// checked.
 ///
 /// # Errors
 /// When the archive is damaged or cut off, and with the path of a member that cannot be carried.
 pub fn read_layer(plain: &Path, layer: usize) -> Result<Members> {
+    Ok(read_members(plain, layer)?.0)
+}
+
+fn read_members(plain: &Path, layer: usize) -> Result<(Members, Headers)> {
+    let mut headers = Headers::open(plain)?;
     let name = || format!("read the archive {}", plain.display());
-    let file = File::open(plain).with_context(name)?;
-    let length = file.metadata().with_context(name)?.len();
-    let mut archive = tar::Archive::new(BufReader::new(file));
     let (mut found, mut ahead) = (Members::default(), Ahead::default());
-    // Raw: what this crate makes of records breaks binary attributes at each line feed.
-    for entry in archive.entries_with_seek().with_context(name)?.raw(true) {
-        let mut entry = entry.with_context(name)?;
-        let kind = entry.header().entry_type();
-        let extent = ContentPlace { layer, offset: entry.raw_file_position(), bytes: entry.size() };
-        ensure!(
-            extent.offset.checked_add(extent.bytes).is_some_and(|end| end <= length),
-            "the archive {} is cut off: it ends after {length} bytes, within {}",
-            plain.display(),
-            shown(&entry.path_bytes())
-        );
-        let mut content = || -> Result<Vec<u8>> {
-            ensure!(extent.bytes <= 1 << 20, "a header of {} bytes is too large", extent.bytes);
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        match kind {
-            EntryType::GNULongName => ahead.path = Some(until_zero(content()?)),
-            EntryType::GNULongLink => ahead.link = Some(until_zero(content()?)),
-            EntryType::XHeader => ahead.records = records(&content()?).with_context(name)?,
-            EntryType::XGlobalHeader => {}
+    while let Some(header) = headers.next()? {
+        match header.entry_type() {
+            EntryType::GNULongName => ahead.path = Some(until_zero(headers.content(&header)?)),
+            EntryType::GNULongLink => ahead.link = Some(until_zero(headers.content(&header)?)),
+            EntryType::XHeader => ahead.records = records(&headers.content(&header)?).with_context(name)?,
+            EntryType::XGlobalHeader => drop(headers.content(&header)?),
+            // The name that `tar --label` gives to the archive.
+            kind if kind.as_byte() == b'V' => {}
             _ => {
                 let ahead = std::mem::take(&mut ahead);
                 found.without_acl += usize::from(ahead.records.keys().any(|key| key.starts_with(b"SCHILY.acl.")));
-                let (path, member) = member(entry.header(), ahead, extent).with_context(name)?;
+                let extent = ContentPlace { layer, offset: headers.offset(), bytes: 0 };
+                let (path, member, bytes) = member(&header, ahead, extent).with_context(name)?;
+                headers.pass(bytes, &path)?;
                 found.members.push((path, member));
             }
         }
     }
-    Ok(found)
+    Ok((found, headers))
 }
 
 fn until_zero(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -209,7 +201,8 @@ fn records(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(records)
 }
 
-fn member(header: &Header, ahead: Ahead, extent: ContentPlace) -> Result<(Vec<u8>, Member)> {
+/// Returns the path of a member, the member, and the bytes of the archive that belong to it after the header.
+fn member(header: &Header, ahead: Ahead, extent: ContentPlace) -> Result<(Vec<u8>, Member, u64)> {
     let Ahead { path, link, mut records } = ahead;
     let path = records.remove(b"path".as_slice()).or(path).unwrap_or_else(|| header.path_bytes().into_owned());
     let link = records.remove(b"linkpath".as_slice()).or(link);
@@ -217,9 +210,11 @@ fn member(header: &Header, ahead: Ahead, extent: ContentPlace) -> Result<(Vec<u8
     // Archives from before POSIX know a directory by the slash at its end.
     let is_directory = header.entry_type() == EntryType::Regular && path.ends_with(b"/");
     let entry_type = if is_directory { EntryType::Directory } else { header.entry_type() };
-    let member =
-        of_header(header, entry_type, link, &records, extent).with_context(|| format!("member {}", shown(&path)))?;
-    Ok((path, member))
+    let what = || format!("member {}", shown(&path));
+    let bytes = content_bytes(header, entry_type, &records).with_context(what)?;
+    let extent = ContentPlace { bytes, ..extent };
+    let member = of_header(header, entry_type, link, &records, extent).with_context(what)?;
+    Ok((path, member, bytes))
 }
 
 fn of_header(
@@ -231,30 +226,32 @@ fn of_header(
 ) -> Result<Member> {
     let is_sparse = entry_type == EntryType::GNUSparse || records.keys().any(|key| key.starts_with(b"GNU.sparse."));
     ensure!(!is_sparse, "it is packed with holes; pack it without --sparse");
-    let number = |key: &str, of_header: u64| -> Result<u64> {
-        let Some(text) = records.get(key.as_bytes()) else { return Ok(of_header) };
-        // A time may have a fraction.
-        let whole = text.split(|byte| *byte == b'.').next().unwrap_or_default();
-        let whole = std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok());
-        whole.with_context(|| format!("its {key} {} is no number", shown(text)))
-    };
-    ensure!(number("size", extent.bytes)? == extent.bytes, "its size is more than 8 GiB");
     let kind = match entry_type {
         EntryType::Regular | EntryType::Continuous => InodeKind::File(extent),
         EntryType::Directory => InodeKind::Directory(BTreeMap::new()),
+        // A directory in a backup by `tar --listed-incremental`; its content is a list of names.
+        other if other.as_byte() == b'D' => InodeKind::Directory(BTreeMap::new()),
         EntryType::Symlink => InodeKind::Link(link.context("it is a link without a target")?),
         EntryType::Link => return Ok(Member::HardLink(link.context("it is a hard link without a target")?)),
         EntryType::Char | EntryType::Block => InodeKind::Device(
             entry_type == EntryType::Char,
-            header.device_major()?.unwrap_or_default(),
-            header.device_minor()?.unwrap_or_default(),
+            device(header, MAJOR, || header.device_major())?,
+            device(header, MINOR, || header.device_minor())?,
         ),
         EntryType::Fifo => InodeKind::Fifo,
-        other => bail!("its kind {:?} is unknown", char::from(other.as_byte())),
+        other => bail!(
+            "it is of the kind {:?}, which only the program knows that packed it; pack it with GNU tar or bsdtar",
+            char::from(other.as_byte())
+        ),
     };
-    let id = |key, of_header| -> Result<u32> {
-        let id = number(key, of_header)?;
-        u32::try_from(id).with_context(|| format!("its {key} {id} is larger than any"))
+    let old = header.as_old();
+    let id = |key, field: &[u8], of_header: &dyn Fn() -> std::io::Result<u64>| -> Result<u32> {
+        let id = of_records(records, key, || number(field, of_header))?;
+        // The last number means "as it was" to the kernel: the file would be root's.
+        u32::try_from(id)
+            .ok()
+            .filter(|id| *id != u32::MAX)
+            .with_context(|| format!("its {key} is {id}, which nobody has"))
     };
     let is_foreign = |name: &[u8]| FOREIGN_ATTRIBUTES.iter().any(|foreign| name.starts_with(foreign.as_bytes()));
     let attributes = records.iter().filter_map(|(key, value)| {
@@ -262,13 +259,16 @@ fn of_header(
         (!is_foreign(name)).then(|| (name.to_vec(), value.clone()))
     });
     // Programs that pack write what they like for a link, whose mode counts for nothing.
-    let mode = if matches!(kind, InodeKind::Link(_)) { 0o777 } else { header.mode()? & 0o7777 };
+    let is_link = matches!(kind, InodeKind::Link(_));
+    let mode = if is_link { 0o777 } else { number(&old.mode, || header.mode().map(u64::from))? };
+    let modified = of_records(records, "mtime", || number(&old.mtime, || header.mtime())).unwrap_or_default();
     Ok(Member::New(ArchiveInode {
         kind,
-        mode,
-        user: id("uid", header.uid()?)?,
-        group: id("gid", header.gid()?)?,
-        modified_unix_s: time(number("mtime", header.mtime().unwrap_or_default()).unwrap_or_default()),
+        // Nothing above these bits.
+        mode: u32::try_from(mode & 0o7777)?,
+        user: id("uid", &old.uid, &|| header.uid())?,
+        group: id("gid", &old.gid, &|| header.gid())?,
+        modified_unix_s: time(modified),
         attributes: attributes.collect(),
     }))
 }
@@ -574,6 +574,38 @@ mod tests {
             let again = directory.path().join("again");
             write(&tree, std::slice::from_ref(&packed), &again).unwrap();
             assert_eq!(tree_of(read(&again).unwrap()).newest_unix_s(u64::MAX).0, 1_767_225_600);
+        }
+    }
+
+    /// The kernel takes the last number for "as it is", so the file would be root's, with its set-user-ID bit.
+    #[test]
+    fn an_owner_that_nobody_can_be_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let packed = directory.path().join("packed");
+        let mut header = tar::Header::new_gnu();
+        header.set_path("a").unwrap();
+        header.set_mode(0o4755);
+        header.set_uid(u32::MAX.into());
+        header.set_cksum();
+        fs::write(&packed, [header.as_bytes().as_slice(), &[0; 1024]].concat()).unwrap();
+        let error = format!("{:#}", read(&packed).unwrap_err());
+        assert!(error.contains("member a: its uid is 4294967295"), "{error}");
+    }
+
+    /// A backup of `tar --listed-incremental`, in which directories are of a kind of their own.
+    #[test]
+    fn a_backup_in_steps_is_a_tree() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::create_dir_all(source.join("d/e")).unwrap();
+        fs::write(source.join("d/e/f"), "x").unwrap();
+        let packed = directory.path().join("packed");
+        let list = format!("--listed-incremental={}", directory.path().join("list").display());
+        for format in ["gnu", "posix"] {
+            let _ = fs::remove_file(directory.path().join("list"));
+            pack(format, &[&list, "--label=backup"], &source, &packed);
+            let names: Vec<Vec<u8>> = tree_of(read(&packed).unwrap()).names().into_iter().map(|one| one.path).collect();
+            assert_eq!(names, [&b""[..], b"d", b"d/e", b"d/e/f"], "{format}");
         }
     }
 

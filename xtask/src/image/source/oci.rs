@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -99,6 +99,7 @@ pub fn resolve(name: &str, directory: &Path) -> Result<String> {
         return Ok(format!("sha256:{digest}"));
     }
     let raw = step::output(skopeo(directory, LOOK_UP).args(["inspect", "--raw", name]))
+        .map_err(|error| advised(error, name, directory))
         .with_context(|| format!("look up the container image {name}"))?;
     Ok(format!("sha256:{}", hex(&Sha256::digest(raw.as_bytes()))))
 }
@@ -112,6 +113,7 @@ pub fn fetch(name: &str, directory: &Path, scratch: &Path) -> Result<Merged> {
     // The form `dir` keeps the manifest as it is; in a layout its digest would be another one.
     let to = format!("dir:{}", copy.display());
     step::run("container image", skopeo(directory, FETCH).args(["copy", "--quiet", name, &to]))
+        .map_err(|error| advised(error, name, directory))
         .with_context(|| format!("fetch the container image {name}"))?;
     let raw = read(&copy.join("manifest.json"))?;
     let manifest: Manifest = serde_json::from_slice(&raw)
@@ -120,7 +122,8 @@ pub fn fetch(name: &str, directory: &Path, scratch: &Path) -> Result<Merged> {
         .with_context(|| format!("the configuration of the container image {name}"))?;
     ensure!(
         config.architecture == "amd64" && config.os == "linux",
-        "{name} is for {} on {}; the builder makes images of linux on amd64",
+        "{name} is for {} on {}; the builder makes images of linux on amd64. Of several images that index.json itself \
+         lists under one name, skopeo takes the first: give the one for amd64 a name of its own",
         config.os,
         config.architecture
     );
@@ -138,6 +141,44 @@ pub fn fetch(name: &str, directory: &Path, scratch: &Path) -> Result<Merged> {
         layers.push(plain.path);
     }
     Ok(Merged { tree, layers, digest: format!("sha256:{}", hex(&Sha256::digest(&raw))), config, without_acl })
+}
+
+/// Words of skopeo that do not say what to do, and what that is.
+const ADVICE: &[(&str, &str)] = &[
+    ("no image found in", "it has no image for amd64: build it with --platform linux/amd64"),
+    (
+        "Unexpectedly received a manifest list",
+        "its index has an index in it, which skopeo does not look into: build it for one architecture, or copy that \
+         for amd64 out of it by its digest",
+    ),
+    ("nauthorized", "log in to the registry as the user who builds, who is root: `skopeo login REGISTRY`"),
+    ("authentication required", "log in to the registry as the user who builds, who is root: `skopeo login REGISTRY`"),
+    ("x509:", "put the registry's CA into /etc/containers/certs.d/REGISTRY/ca.crt"),
+    ("no such file or directory", "a part of it is missing; paths in source.oci are relative to the recipe"),
+    ("more than one image in oci", "its layout has several images"),
+    ("no descriptor found for reference", "its layout has no image of this name"),
+];
+
+/// Adds to an error of skopeo what can be done about it.
+fn advised(error: Error, name: &str, directory: &Path) -> Error {
+    let said = format!("{error:#}");
+    let Some((_, advice)) = ADVICE.iter().find(|(words, _)| said.contains(words)) else { return error };
+    let names = if advice.starts_with("its layout") { named_in(name, directory) } else { Vec::new() };
+    match names.as_slice() {
+        [] => error.context(*advice),
+        names => error.context(format!("{advice}: say which with oci:DIRECTORY:NAME; it has {}", names.join(", "))),
+    }
+}
+
+/// The names that a layout in a directory has for its images.
+fn named_in(name: &str, directory: &Path) -> Vec<String> {
+    let layout = name.strip_prefix("oci:").and_then(|rest| rest.split(':').next());
+    let text = layout.and_then(|layout| fs::read(directory.join(layout).join("index.json")).ok());
+    let index = text.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok()).unwrap_or_default();
+    let images = index["manifests"].as_array().into_iter().flatten();
+    let name =
+        |image: &serde_json::Value| image["annotations"]["org.opencontainers.image.ref.name"].as_str().map(Into::into);
+    images.filter_map(name).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -175,7 +216,7 @@ fn skopeo(directory: &Path, within: &str) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, resolve};
+    use super::{Config, advised, resolve};
     use std::path::Path;
 
     #[test]
@@ -196,5 +237,24 @@ mod tests {
         let digest = "ab".repeat(32);
         let name = format!("docker://registry.invalid/robot@sha256:{digest}");
         assert_eq!(resolve(&name, Path::new(".")).unwrap(), format!("sha256:{digest}"));
+    }
+
+    #[test]
+    fn words_of_skopeo_come_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("layout")).unwrap();
+        let image = |name: &str| serde_json::json!({"annotations": {"org.opencontainers.image.ref.name": name}});
+        let index = serde_json::json!({"manifests": [image("1.0"), image("2.0"), {}]}).to_string();
+        std::fs::write(directory.path().join("layout/index.json"), index).unwrap();
+        let said = |words: &str| {
+            let error = advised(anyhow::Error::msg(words.to_owned()), "oci:layout:3.0", directory.path());
+            format!("{error:#}")
+        };
+        let text = said("no descriptor found for reference \"3.0\"");
+        assert!(text.contains("it has 1.0, 2.0: no descriptor"), "{text}");
+        assert!(
+            said("no image found in image index for architecture amd64").contains("--platform linux/amd64: no image")
+        );
+        assert_eq!(said("something else"), "something else");
     }
 }

@@ -48,19 +48,24 @@ const REQUIREMENTS: &[Requirement] = &[
 /// With what is wrong, and what can be done.
 pub fn check_basis(tree: &MergedTree, layers: &[PathBuf]) -> Result<()> {
     ensure!(tree.find(b"usr").is_some(), "the source is no root file system: it has no /usr{}", wrapped(tree));
-    for name in ["bin", "sbin", "lib"] {
+    // Programs name the loader in /lib64 by its path, so a directory there ends every one. A system for one
+    // architecture need not have the last three.
+    for (name, is_needed) in
+        [("bin", true), ("sbin", true), ("lib", true), ("lib64", false), ("lib32", false), ("libx32", false)]
+    {
         let path = tree.children(ROOT).and_then(|children| children.get(name.as_bytes()));
-        let is_link = path.is_some_and(|number| matches!(tree.inode(*number).kind, InodeKind::Link(_)));
+        let is_link = path.map(|number| matches!(tree.inode(*number).kind, InodeKind::Link(_)));
         ensure!(
-            is_link,
-            "/{name} of the source is no link into /usr: OSTree's deployments need a merged /usr, as Debian has it since \
-             12 and Ubuntu since 19.04; install the package usrmerge in it. A layer that brings a directory /{name} \
+            is_link.unwrap_or(!is_needed),
+            "/{name} of the source is no link into /usr: OSTree's deployments need a merged /usr, as Debian has it \
+             since 12 and Ubuntu since 19.04; install the package usrmerge in it. A layer that brings a directory /{name} \
              replaces the link: let it bring /usr/{name}"
         );
     }
     ensure!(
         tree.find(b"usr/lib/os-release").is_some(),
-        "the source has no /usr/lib/os-release, which says what system it is"
+        "the source has no /usr/lib/os-release, which says what system it is; the package base-files of Debian and \
+         Ubuntu has it, and /etc/os-release is a link to it"
     );
     for program in [b"usr/bin/env".as_slice(), b"usr/bin/sh", b"usr/lib/systemd/systemd"] {
         let Some(number) = tree.find(program) else { continue };
@@ -87,6 +92,9 @@ fn wrapped(tree: &MergedTree) -> String {
         return "; it may be a container image, which is given as source.oci = \"oci-archive:FILE\" or \
                 \"docker-archive:FILE\""
             .into();
+    }
+    if names.is_empty() {
+        return "; it is empty".into();
     }
     format!("; at its top it has {}", names.iter().take(8).cloned().collect::<Vec<_>>().join(", "))
 }
@@ -127,7 +135,37 @@ pub fn check(exists: &dyn Fn(&str) -> bool, kernels: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{REQUIREMENTS, check, is_for_amd64};
+    use super::super::merge::{ArchiveInode, InodeKind, Member, MergedTree};
+    use super::{REQUIREMENTS, check, check_basis, is_for_amd64};
+
+    fn tree(links: &[&str], directories: &[&str]) -> MergedTree {
+        let member = |(path, kind): (&str, InodeKind)| {
+            let (mode, attributes) = (0o755, Default::default());
+            let inode = ArchiveInode { kind, mode, user: 0, group: 0, modified_unix_s: 0, attributes };
+            (path.as_bytes().to_vec(), Member::New(inode))
+        };
+        let links = links.iter().map(|name| (*name, InodeKind::Link(format!("usr/{name}").into_bytes())));
+        let directories = directories.iter().map(|name| (*name, InodeKind::Directory(Default::default())));
+        let mut tree = MergedTree::default();
+        tree.apply(links.chain(directories).map(member).collect()).unwrap();
+        tree
+    }
+
+    /// A layer with one file in /lib64 takes the loader from every program.
+    #[test]
+    fn a_directory_in_the_place_of_any_link_of_a_merged_usr_is_refused() {
+        const LINKS: &[&str] = &["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
+        check_basis(&tree(LINKS, &["usr", "usr/lib/os-release"]), &[]).unwrap();
+        check_basis(&tree(&LINKS[..3], &["usr", "usr/lib/os-release"]), &[]).unwrap();
+        for name in LINKS {
+            let others: Vec<&str> = LINKS.iter().copied().filter(|other| other != name).collect();
+            let error = check_basis(&tree(&others, &["usr", "usr/lib/os-release", name]), &[]).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("/{name} of the source is no link")), "{error}");
+        }
+        let error = check_basis(&tree(LINKS, &["usr"]), &[]).unwrap_err().to_string();
+        assert!(error.contains("base-files"), "{error}");
+        assert!(check_basis(&tree(&[], &[]), &[]).unwrap_err().to_string().ends_with("it is empty"));
+    }
 
     #[test]
     fn all_that_is_missing_is_named_at_once_with_its_package() {

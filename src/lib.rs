@@ -20,7 +20,7 @@
 //! | system calls | [`sys`] | the only home of `nix`, `rustix` and `unsafe` | |
 //!
 //! [`mod@chain`], which formats an error and its causes on one line, [`mac`], which reads and writes hardware
-//! addresses, and [`order`], which sorts short lists, stand below all of them.
+//! addresses, [`order`], which sorts short lists, and [`utc`], which shows dates, stand below all of them.
 //! `docs/architecture.md` is the page to read first.
 
 pub mod boot;
@@ -38,3 +38,4 @@ pub mod pid1;
 pub mod record;
 pub mod release;
 pub mod sys;
+pub mod utc;

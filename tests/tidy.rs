@@ -14,7 +14,7 @@ const MAX_LINES: usize = 420;
 /// Columns of a comment line, as of a line of code (rustfmt.toml).
 const MAX_COLUMNS: usize = 120;
 /// Stand below all rooms.
-const LEAVES: [&str; 3] = ["order", "mac", "chain"];
+const LEAVES: [&str; 4] = ["order", "mac", "chain", "utc"];
 
 /// The checkout this test runs in: asked at run time, because a built test may be moved with its checkout.
 fn root() -> PathBuf {

@@ -22,6 +22,7 @@ use crate::jobs::update::standing::StandingFile;
 use crate::record::blackbox::{Attempt, AttemptOutcome, BlackBox, Marks, RefusedRelease};
 use crate::record::progress::bytes;
 use crate::release::manifest::{Manifest, SYSTEM_IMAGE};
+use crate::utc::Utc;
 use standing::StandingReport;
 pub(super) use standing::{look_for_undo, other_to_go_back_to};
 
@@ -165,7 +166,7 @@ fn drill_line(attempts: &[Attempt]) -> String {
         None => "last drill: none is recorded".to_owned(),
         Some((Attempt { id, started_unix_s: 0, .. }, drill)) => format!("last drill: attempt {id}: {drill}"),
         Some((Attempt { id, started_unix_s, .. }, drill)) => {
-            format!("last drill: attempt {id}, {started_unix_s} s since 1970: {drill}")
+            format!("last drill: attempt {id}, {}: {drill}", Utc(*started_unix_s))
         }
     }
 }

@@ -12,6 +12,7 @@ use super::head::EndlessHead;
 use super::proxy::{NoProxy, ProxyRefusal};
 use super::tls::time_disagreement;
 use crate::machine::clock::CertificateTime;
+use crate::utc::Utc;
 
 /// The error of a request or of a read of its body.
 pub(super) fn classified(url: &str, error: ureq::Error) -> FetchError {
@@ -149,15 +150,16 @@ fn from_tls(url: &str, error: &rustls::Error) -> FetchError {
     };
     let (not_before, not_after, problem) = match why {
         CertificateTime::NotYetValid { not_before } => {
-            let problem = format!("the certificate is valid from {not_before}, this machine's clock says {now}");
+            let problem =
+                format!("the certificate is valid from {}, this machine's clock says {}", Utc(not_before), Utc(now));
             (Some(not_before), None, problem)
         }
         CertificateTime::Expired { not_after } => {
-            let problem = format!("the certificate was valid until {not_after}, this machine's clock says {now}");
+            let problem =
+                format!("the certificate was valid until {}, this machine's clock says {}", Utc(not_after), Utc(now));
             (None, Some(not_after), problem)
         }
     };
-    let problem = format!("{problem} (seconds since 1970)");
     FetchError::new(FetchErrorKind::TlsTime { now, not_before, not_after }, url, problem)
 }
 

@@ -18,6 +18,7 @@ use crate::pid1::worker::within;
 use crate::record::journal::Journal;
 use crate::record::report::hardware_id;
 use crate::sys;
+use crate::utc::Utc;
 
 /// Sets a clock that cannot be right, by what is known (`last_manifest` in seconds since 1970), and returns it for the
 /// certificates that are checked against it.
@@ -25,7 +26,8 @@ pub(super) fn start_clock(last_manifest: Option<u64>, journal: &Journal) -> Arc<
     let policy = ClockPolicy::new(clock::BUILD_TIME, last_manifest);
     let clock = Arc::new(CertificateClock::adjustable(policy, Box::new(set_clock)));
     if let Some((found, now)) = clock.start() {
-        journal.warn(&format!("the hardware clock ({found} s since 1970) cannot be right; the clock is set to {now}"));
+        let (found, now) = (Utc(found), Utc(now));
+        journal.warn(&format!("the hardware clock ({found}) cannot be right; the clock is set to {now}"));
     }
     clock
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use super::place::{RobotPlace, percent, place};
 use super::{ALL_PPM, FactCondition, Halts, RobotGroup, Rollout, StagedRelease};
 use crate::order;
+use crate::utc::Utc;
 
 /// Knowledge of a robot about itself, as far as a roll-out asks for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -257,10 +258,10 @@ fn time(release: &StagedRelease, signed_unix_s: u64, robot: &Robot) -> Option<St
             Some(format!("its time begins in {} s", from.saturating_sub(now)))
         }
         (Some(from), _, None) if latest_known < from => {
-            Some(format!("its time begins at {from} s since 1970, and this robot's clock cannot be relied on"))
+            Some(format!("its time begins at {}, and this robot's clock cannot be relied on", Utc(from)))
         }
         (_, Some(to), None) => {
-            Some(format!("its time ends at {to} s since 1970, and this robot's clock cannot be relied on"))
+            Some(format!("its time ends at {}, and this robot's clock cannot be relied on", Utc(to)))
         }
         _ => None,
     }

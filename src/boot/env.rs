@@ -143,7 +143,7 @@ impl BootEnv {
     /// # Errors
     /// The errors of [`load`](Self::load) and [`save`](Self::save), and [`BootEnvError::Content`] for a wrong name.
     pub fn update(&self, changes: &[(&str, Option<&str>)]) -> Result<(), BootEnvError> {
-        self.update_if(&|_| true, changes).map(drop)
+        self.update_unless(&|_| None, changes).map(drop)
     }
 
     /// Updates the variables unless the next start is asked for something else than `is_ours` means. Nothing comes in
@@ -156,12 +156,9 @@ impl BootEnv {
         is_ours: &dyn Fn(RecoveryRequest) -> bool,
         changes: &[(&str, Option<&str>)],
     ) -> Result<(), BootEnvError> {
-        match self.update_if(&|env| request::asked_otherwise(env, is_ours).is_none(), changes)? {
-            true => Ok(()),
-            false => {
-                let what = request::asked_otherwise(&self.load_or_empty()?, is_ours).unwrap_or_default();
-                Err(BootEnvError::Asked { what })
-            }
+        match self.update_unless(&|env| request::asked_otherwise(env, is_ours), changes)? {
+            None => Ok(()),
+            Some(what) => Err(BootEnvError::Asked { what }),
         }
     }
 
@@ -185,10 +182,20 @@ impl BootEnv {
         is_so: &dyn Fn(&GrubEnv) -> bool,
         changes: &[(&str, Option<&str>)],
     ) -> Result<bool, BootEnvError> {
+        let obstacle = self.update_unless(&|env| (!is_so(env)).then(String::new), changes)?;
+        Ok(obstacle.is_none())
+    }
+
+    /// Updates the variables unless there is an obstacle in them by now, which it returns.
+    fn update_unless(
+        &self,
+        obstacle: &dyn Fn(&GrubEnv) -> Option<String>,
+        changes: &[(&str, Option<&str>)],
+    ) -> Result<Option<String>, BootEnvError> {
         let _turn = turn::beside(&self.path);
         let env = self.load_or_empty()?;
-        if !is_so(&env) {
-            return Ok(false);
+        if let Some(obstacle) = obstacle(&env) {
+            return Ok(Some(obstacle));
         }
         if let Some((name, _)) = changes.iter().find(|(name, _)| !grubenv::is_name(name)) {
             let source = GrubEnvError::Name { name: (*name).to_owned() };
@@ -204,7 +211,7 @@ impl BootEnv {
             }
             saved => saved,
         }
-        .map(|()| true)
+        .map(|()| None)
     }
 
     /// Removes variables of other programs where ours might not fit, and returns their names.

@@ -72,9 +72,8 @@ pub fn run(paths: &Paths, args: TestArgs, assume_yes: bool) -> Result<()> {
         Some(pattern) => run_only(paths, &tiers, pattern, assume_yes)?,
         None => {
             prepare(&tiers, assume_yes)?;
-            let boots = tiers.iter().any(|tier| boots_machines(*tier));
             for tier in &tiers {
-                timed(*tier, || run_tier(paths, *tier, boots, assume_yes))?;
+                timed(*tier, || run_tier(paths, *tier, assume_yes))?;
             }
         }
     }
@@ -103,7 +102,7 @@ fn prepare(tiers: &[Tier], assume_yes: bool) -> Result<()> {
         ensure!(is_root(), "the tests make network namespaces, loop devices and virtual machines: {advice}");
         needs.extend([Need::Agent, Need::Initramfs, Need::Image, Need::Disk, Need::Media, Need::Bench, Need::Test]);
     }
-    if tiers.iter().any(|tier| boots_machines(*tier)) {
+    if tiers.iter().any(|tier| matches!(tier, Tier::Vm | Tier::Full)) {
         needs.push(Need::Vm);
     }
     ensure_installed(&needs, assume_yes)
@@ -125,12 +124,7 @@ fn name_of(tier: Tier) -> String {
     tier.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn boots_machines(tier: Tier) -> bool {
-    matches!(tier, Tier::Vm | Tier::Full)
-}
-
-/// Runs a tier. Where a later one `boots` machines, what is shipped is built beside tests that mostly wait.
-fn run_tier(paths: &Paths, tier: Tier, boots: bool, assume_yes: bool) -> Result<()> {
+fn run_tier(paths: &Paths, tier: Tier, assume_yes: bool) -> Result<()> {
     match tier {
         Tier::Unit => {
             part(paths, "style", &["fmt", "--all", "--check"])?;
@@ -145,11 +139,7 @@ fn run_tier(paths: &Paths, tier: Tier, boots: bool, assume_yes: bool) -> Result<
                     give_way();
                     crate::oldest_rust::check(paths)?;
                     crate::deny::check(paths)?;
-                    fuzz(paths)?;
-                    if boots {
-                        crate::demo::build_all(paths, assume_yes)?;
-                    }
-                    Ok(())
+                    fuzz(paths)
                 });
                 let threads = threads();
                 let only = ["--skip", "vm::", "--skip", "::full_", &threads];

@@ -179,9 +179,10 @@ fn a_clock_that_must_not_be_set_is_reported_with_both_times() {
     let authority = Authority::new();
     let server = server_of(&authority, [(2027, 3, 1), (2027, 6, 1)]);
     let (now, from, to) = (unix((2001, 1, 1)), unix((2027, 3, 1)), unix((2027, 6, 1)));
+    let both = "valid from Mon, 01 Mar 2027 00:00:00 GMT, this machine's clock says Mon, 01 Jan 2001 00:00:00 GMT";
     let error = fetched(&server, &trusting(&authority, Machine::at((2001, 1, 1)).read_only())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: Some(from), not_after: None });
-    assert!(error.to_string().contains(&now.to_string()) && error.to_string().contains(&from.to_string()), "{error}");
+    assert!(error.to_string().contains(both), "{error}");
     let now = unix((2090, 1, 1));
     let error = fetched(&server, &trusting(&authority, Machine::at((2090, 1, 1)).read_only())).unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::TlsTime { now, not_before: None, not_after: Some(to) });

@@ -12,7 +12,7 @@ use xtask::demo::FLASH_TIMEOUT;
 use xtask::disk;
 use xtask::powercut::{Lost, lose_unflushed};
 use xtask::test_system::Behaviour;
-use xtask::vm::{GuestFirmware, VirtualMachine};
+use xtask::vm::{BadSector, GuestFirmware, VirtualMachine};
 
 use super::built::copy_sparse;
 use super::fallback::Robot;
@@ -129,13 +129,15 @@ fn full_an_environment_whose_sector_died_is_written_elsewhere() {
     vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
     vm.cut_power();
     let mut machine = VirtualMachine::robot("bad-sector-read", &robot.disk);
-    machine.bad_sector = Some(disk::file_offset(&robot.disk, "state", "/grubenv").unwrap() / 512);
+    let sector_of_environment = |disk| disk::file_offset(disk, "state", "/grubenv").unwrap() / 512;
+    let dead = sector_of_environment(&robot.disk);
+    machine.bad_sector = Some(BadSector { number: dead, fails_writes: false });
     let mut vm = machine.start().unwrap();
     for text in ["Recovery, reason: env-lost", "is intact: starting it", "tiny system 1 is up"] {
         vm.wait_for(text, FLASH_TIMEOUT).unwrap();
     }
     vm.cut_power();
-    assert_ne!(Some(disk::file_offset(&robot.disk, "state", "/grubenv").unwrap() / 512), machine.bad_sector);
+    assert_ne!(sector_of_environment(&robot.disk), dead);
     let env = disk::read_environment(&robot.disk).unwrap();
     assert_eq!((env.get(names::TRIES), env.get(names::BOOT_OK)), (Some("3"), Some("1")));
 }

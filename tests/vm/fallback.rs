@@ -18,7 +18,7 @@ use xtask::disk;
 use xtask::paths::Paths;
 use xtask::serve::Server;
 use xtask::test_system::{self, Behaviour};
-use xtask::vm::{DiskBus, GuestFirmware, RunningMachine, VirtualMachine};
+use xtask::vm::{BadSector, DiskBus, GuestFirmware, RunningMachine, VirtualMachine};
 
 use crate::support::Fixture;
 use crate::support::server::{Act, TestServer, object, status};
@@ -31,6 +31,7 @@ pub struct Robot {
     firmware: GuestFirmware,
     starts: u32,
     worn_out: bool,
+    bad_sector: Option<BadSector>,
 }
 
 /// The image of a tiny system.
@@ -57,7 +58,7 @@ impl Robot {
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
         let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n{boot}");
         let disk = super::disk(&fixture, config, Vec::new(), disk::environment_without_system());
-        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
+        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false, bad_sector: None }
     }
 
     /// A robot with two systems, both of them empty, and a release of a tiny system to recover from.
@@ -68,7 +69,7 @@ impl Robot {
         let config = format!("{config}[boot]\ntries = {tries}\nrecoveries = 2\noffline_s = 20\n");
         let environment = disk::environment_without_system();
         let disk = super::disk_with_layout("layout-two-systems.toml", &fixture, config, environment);
-        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false }
+        Self { fixture, disk, server: Some(server), firmware, starts: 0, worn_out: false, bad_sector: None }
     }
 
     /// A robot with an empty system partition, and a release of this image to recover from.
@@ -78,7 +79,15 @@ impl Robot {
         let config = demo::robot_config(&url).replace("[machine]", "spread_s = 0\n[machine]");
         let disk =
             super::disk(&fixture, format!("{config}[boot]\n{boot}"), Vec::new(), disk::environment_without_system());
-        Self { fixture, disk, server: Some(server), firmware: GuestFirmware::Bios, starts: 0, worn_out: false }
+        Self {
+            fixture,
+            disk,
+            server: Some(server),
+            firmware: GuestFirmware::Bios,
+            starts: 0,
+            worn_out: false,
+            bad_sector: None,
+        }
     }
 
     /// Publishes a release of this image in place of the one before.
@@ -117,9 +126,15 @@ impl Robot {
         let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
         machine.read_only = self.worn_out;
+        machine.bad_sector = self.bad_sector;
         machine.add_watchdog();
         machine.add_usb_ports();
         machine.start().unwrap()
+    }
+
+    /// Lets writes of the first sector of a partition fail, or not any more.
+    pub fn refuse_writes_of(&mut self, partition: Option<&str>) {
+        self.bad_sector = partition.map(|name| BadSector { number: self.offset(name) / 512, fails_writes: true });
     }
 
     /// Lets the disk refuse every write from now on.

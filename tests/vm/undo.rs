@@ -108,6 +108,34 @@ fn a_release_that_never_comes_up_is_taken_back_without_a_network_whatever_is_cut
     demo::check_system(&robot.disk, &robot.image().with_file_name("first.img")).unwrap();
 }
 
+/// A drive that hung answers after a restart, and everything that the undo needs lies on it.
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_an_undo_that_fails_by_the_disk_is_tried_again_after_a_restart_without_a_network() {
+    let (mut robot, mut vm) = updated("failing-disk", Behaviour::Panic, 1);
+    robot.stop_serving();
+    expect(&vm, &["tiny system 2 panics"]);
+    vm.cut_power();
+    robot.refuse_writes_of(Some("system"));
+    // As often as `boot.recoveries` says; after that the disk is broken, and what a network has is asked for.
+    for _ in 0..2 {
+        vm = robot.start("failing-disk");
+        expect(&vm, &["1 (serial 1) is kept", "going back to 1 (serial 1)", "the undo failed"]);
+        expect(&vm, &["recovery cannot go on", "restarting in 10 minutes"]);
+        vm.cut_power();
+        let env = disk::read_environment(&robot.disk).unwrap();
+        assert_eq!(env.get(names::REQUEST), Some("undo:2"), "{env:?}");
+    }
+    vm = robot.start("failing-disk");
+    let shown = expect(&vm, &["going back to 1 (serial 1)", "the undo failed", "network:"]);
+    assert!(!shown.contains("restarting in"), "{shown}");
+    vm.cut_power();
+    robot.refuse_writes_of(None);
+    let vm = robot.start("failing-disk");
+    expect(&vm, &["1 is back after", "tiny system 1 is up"]);
+    demo::check_system(&robot.disk, &robot.image().with_file_name("first.img")).unwrap();
+}
+
 #[test]
 #[ignore = "takes long: cargo xtask test --full"]
 fn full_a_release_that_was_good_once_gets_a_safe_start_and_is_not_taken_back() {

@@ -41,6 +41,15 @@ pub enum DiskBus {
     Sd,
 }
 
+/// A sector of a disk that cannot be read, or not be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadSector {
+    /// Number of the sector, in units of 512 bytes.
+    pub number: u64,
+    /// Whether writes fail, and not reads.
+    pub fails_writes: bool,
+}
+
 /// A virtual machine that can be started.
 #[derive(Debug, Clone)]
 pub struct VirtualMachine {
@@ -62,8 +71,8 @@ pub struct VirtualMachine {
     pub serial_number: String,
     /// File in which QEMU logs every write and flush of the disk, in the format of dm-log-writes.
     pub write_log: Option<PathBuf>,
-    /// Number of a sector of the disk, in units of 512 bytes, that cannot be read.
-    pub bad_sector: Option<u64>,
+    /// A sector of the disk that is broken.
+    pub bad_sector: Option<BadSector>,
     /// Whether the disk refuses every write.
     pub read_only: bool,
     /// Directory for a network boot, with `boot.ipxe` in it.
@@ -139,8 +148,9 @@ impl VirtualMachine {
         let file =
             |path: &Path| json!({ "driver": "file", "filename": path, "cache": { "direct": false, "no-flush": true } });
         let mut disk = file(&self.disk);
-        if let Some(sector) = self.bad_sector {
-            let error = json!({ "event": "read_aio", "iotype": "read", "sector": sector, "errno": 5, "once": false });
+        if let Some(BadSector { number, fails_writes }) = self.bad_sector {
+            let (event, kind) = if fails_writes { ("write_aio", "write") } else { ("read_aio", "read") };
+            let error = json!({ "event": event, "iotype": kind, "sector": number, "errno": 5, "once": false });
             disk = json!({ "driver": "blkdebug", "image": disk, "inject-error": [error] });
         }
         // blkdebug is notified of reads by the format above it.

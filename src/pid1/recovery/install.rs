@@ -210,7 +210,7 @@ impl Denials {
 
 /// Whether the disk or the boot environment failed, which a restart may cure: a drive that hung, a file system whose
 /// journal has to be replayed.
-fn is_of_the_disk(error: &RecoveryError) -> bool {
+pub(super) fn is_of_the_disk(error: &RecoveryError) -> bool {
     !error.is_retryable() && !error.is_of_the_release()
 }
 
@@ -224,7 +224,7 @@ fn give_up(
 ) -> Result<NextState, SetupError> {
     online.finish(AttemptOutcome::Failed);
     let recorder = online.setup.recorder.as_ref();
-    let failures = recorder.map_or(0, |recorder| recorder.with(|open| open.failures_in_a_row()));
+    let failures = online.setup.failures_in_a_row().unwrap_or(0);
     if failures <= online.setup.config.recoveries {
         return Ok(NextState::StartOver(chain(error)));
     }

@@ -311,6 +311,11 @@ impl Setup {
             recorder.finish(outcome);
         }
     }
+
+    /// Number of attempts in a row, up to the last one, that gave up. `None` without a black box to count them.
+    pub(super) fn failures_in_a_row(&self) -> Option<u32> {
+        self.recorder.as_ref().map(|recorder| recorder.with(|open| open.failures_in_a_row()))
+    }
 }
 
 /// The release on the other system of two, where GRUB can be switched to it and it was good.

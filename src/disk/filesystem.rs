@@ -1,7 +1,9 @@
 //! Recognition of the file system that a device holds, by magic numbers, and of its label. Pure.
 
-/// Bytes from the beginning of the device that have to be looked at.
+/// Bytes from the beginning of the device that have to be looked at for a file system that a driver here reads.
 pub const HEAD_BYTES: usize = 32 * 1024 + 2048;
+/// Bytes from the beginning of the device that have to be looked at for every other one, too.
+pub const FOREIGN_HEAD_BYTES: usize = 68 * 1024;
 
 /// Signatures of file systems: offset, bytes, and name of the driver. ISO 9660 comes first: a medium that starts from
 /// USB and disc alike has it beside a boot sector.
@@ -20,7 +22,12 @@ const SIGNATURES: [(usize, &[u8], &str); 6] = [
 /// Signatures of what a drive may have and no driver here reads: offset, bytes, and name for people.
 ///
 /// Sources: libblkid of util-linux, `libblkid/src/superblocks/`; ECMA-167, 2/9.1.2 (UDF).
-const FOREIGN: [(usize, &[u8], &str); 7] = [
+const FOREIGN: [(usize, &[u8], &str); 12] = [
+    (64 * 1024 + 0x40, b"_BHRfS_M", "Btrfs"),
+    (512 + 24, b"LVM2 001", "LVM"),
+    (1024, b"\x10\x20\xf5\xf2", "F2FS"),
+    (4096, b"\xfc\x4e\x2b\xa9", "Linux RAID"),
+    (4096 - 10, b"SWAPSPACE2", "swap"),
     (3, b"NTFS    ", "NTFS"),
     (3, b"-FVE-FS-", "BitLocker"),
     (1024, b"H+\x00\x04", "HFS+"),
@@ -42,7 +49,8 @@ pub fn kinds(head: &[u8]) -> impl Iterator<Item = &'static str> {
     named(&SIGNATURES, head)
 }
 
-/// Name, for people, of what begins with `head` where nothing here reads it.
+/// Name, for people, of what begins with `head`, of [`FOREIGN_HEAD_BYTES`] or as much as there is, where nothing here
+/// reads it.
 #[must_use]
 pub fn foreign(head: &[u8]) -> Option<&'static str> {
     named(&FOREIGN, head).next().filter(|_| kind(head).is_none())

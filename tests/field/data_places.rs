@@ -123,6 +123,40 @@ fn a_file_system_that_is_larger_than_its_partition_is_called_that_and_stays() {
     });
 }
 
+/// An owner who encrypts data, or prefers another file system, does so on the robot's own partition. Copies of the
+/// earlier superblock lie between the new blocks, where a repair of everything finds them.
+#[test]
+#[ignore = "needs root: loop devices; cargo xtask test --tier root"]
+fn another_file_system_in_place_of_data_stays_as_it_is_bit_for_bit() {
+    isolated("field::data_places::another_file_system_in_place_of_data_stays_as_it_is_bit_for_bit", || {
+        for (name, at, signature) in [
+            ("LUKS", 0, &b"LUKS\xba\xbe\0\x02"[..]),
+            ("XFS", 0, b"XFSB"),
+            ("Btrfs", 65600, b"_BHRfS_M"),
+            ("LVM", 536, b"LVM2 001"),
+            ("F2FS", 1024, b"\x10\x20\xf5\xf2"),
+            ("Linux RAID", 4096, b"\xfc\x4e\x2b\xa9"),
+            ("swap", 4086, b"SWAPSPACE2"),
+        ] {
+            // Of more than one block group: the first copy of the superblock lies 128 MiB behind it.
+            let robot = Robot::blank_of(300 << 20, &[]).with_files().with_renewal();
+            // What those who make a file system write at the least.
+            let mut content = vec![0; 1 << 20];
+            content[at..at + signature.len()].copy_from_slice(signature);
+            robot.overwrite(&content);
+            let before = fs::read(robot.image()).unwrap();
+            // At the third start a lost one would be made anew.
+            for _ in 0..4 {
+                let record = robot.assert_starts(name, Options::default());
+                assert_eq!(record.data, DataUse::Lost, "{name}: {record:#?}");
+                let told = format!("the data partition has {name} in place of ext4");
+                assert!(record.lost.iter().any(|loss| loss.starts_with(&told)), "{name}: {record:#?}");
+                assert!(fs::read(robot.image()).unwrap() == before, "{name}: not one bit was changed");
+            }
+        }
+    });
+}
+
 /// <https://github.com/gardenlinux/gardenlinux/issues/3921>, <https://github.com/jikig-ai/soleur/pull/7197>: a file system
 /// with the feature `quota` does not mount where nothing loads the module for it.
 #[test]

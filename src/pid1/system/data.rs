@@ -13,7 +13,7 @@ use super::names;
 use super::plan::{BootPlaces, etc_changes};
 use super::take::answer_within;
 use crate::chain::chain;
-use crate::disk::filesystem::ext4_modules;
+use crate::disk::filesystem::{self, FOREIGN_HEAD_BYTES, ext4_modules};
 use crate::disk::{ext4_groups, reserve};
 use crate::record::progress::bytes;
 use crate::record::start::{DataUse, StartRecord};
@@ -63,6 +63,10 @@ pub(super) fn open(
     let Some(device) = device else { return DataUse::Lost };
     if let Some(why) = does_not_fit(device) {
         record.lose(why);
+        return DataUse::Lost;
+    }
+    if let Some(name) = foreign(device) {
+        record.lose(format!("the data partition has {name} in place of ext4: it stays as it is, and is not used"));
         return DataUse::Lost;
     }
     // A safe start says nothing about the soundness of data, and changes nothing.
@@ -143,16 +147,25 @@ fn does_not_fit(device: &Path) -> Option<String> {
     ))
 }
 
+/// Name of what a person has put on the partition in place of ours. Nothing of it is ours to repair: e2fsck, when it is
+/// told to mend everything, finds copies of the earlier superblock between its blocks, and writes over it.
+pub(super) fn foreign(device: &Path) -> Option<&'static str> {
+    filesystem::foreign(&head(device, FOREIGN_HEAD_BYTES).ok()?)
+}
+
 /// The modules that the kernel needs beside ext4 for this data partition.
 pub(super) fn modules(device: &Path) -> &'static [&'static str] {
-    let at = device.to_owned();
-    let head = answer_within(FILES_LIMIT, "read the superblock of the data partition", move || {
-        let mut head = vec![0; 4096];
-        let read = fs::File::open(at).and_then(|file| file.read_exact_at(&mut head, 0));
-        read.map(|()| head).map_err(SysrootError::file("read the superblock of the data partition"))
-    });
     // What cannot be read is no matter of a module, and told elsewhere.
-    head.map_or(&[], |head| ext4_modules(&head))
+    head(device, 4096).map_or(&[], |head| ext4_modules(&head))
+}
+
+fn head(device: &Path, length: usize) -> Result<Vec<u8>, SysrootError> {
+    let at = device.to_owned();
+    answer_within(FILES_LIMIT, "read the beginning of the data partition", move || {
+        let mut head = vec![0; length];
+        let read = fs::File::open(at).and_then(|file| file.read_exact_at(&mut head, 0));
+        read.map(|()| head).map_err(SysrootError::file("read the beginning of the data partition"))
+    })
 }
 
 /// Gives another name to what is in the place of a directory of ours and is none: a file, or a link. A link that leads

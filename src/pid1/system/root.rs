@@ -96,6 +96,9 @@ fn open_data(parts: &RootParts<'_>, record: &mut StartRecord) -> DataUse {
         }
     };
     let used = open(record);
+    if data::foreign(device).is_some() {
+        return used;
+    }
     renewal.after(used, record, open).unwrap_or_else(|error| {
         refused(record, error);
         // What it was doing when it failed may have left the partition mounted or not.

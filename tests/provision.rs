@@ -353,9 +353,9 @@ fn the_rights_of_the_worker_are_enough_to_provision_a_disk_and_to_reset_it() {
         let confirmed = factory_reset::ask(|_| {}, || words.next()).unwrap();
         let template = fixture.released.manifest.file(names::DATA).unwrap().object.blake3;
         let template = std::fs::read(fixture.tree().join(object_path(&template))).unwrap();
-        let template = zstd::stream::read::Decoder::new(&template[..]).unwrap();
         let target = DeviceTarget::open(data.as_ref()).unwrap();
-        factory_reset::run(confirmed, &BootEnv::new(&at.path().join("grubenv")), &target, template).unwrap();
+        factory_reset::run(confirmed, &BootEnv::new(&at.path().join("grubenv")), &target, || Ok(&template[..]))
+            .unwrap();
         drop(target);
         mount::unmount(at.path()).unwrap();
         Mount::device(&data, "ext4").data_only().on(at.path()).unwrap();

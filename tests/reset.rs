@@ -22,11 +22,19 @@ fn a_reset_gives_back_all_that_the_data_lay_on() {
     assert!(old_bytes >= 24 * MIB);
 
     let template = sample_image(512, 3);
-    let typed = ["reset", "delete"];
-    let mut words = typed.iter().map(|word| (*word).to_owned());
-    let confirmed = factory_reset::ask(|_| {}, || words.next()).unwrap();
+    let confirmed = || {
+        let mut words = ["reset", "delete"].iter().map(|word| (*word).to_owned());
+        factory_reset::ask(|_| {}, || words.next()).unwrap()
+    };
     let env = BootEnv::new(&grubenv);
-    factory_reset::run(confirmed, &env, &DeviceTarget::open(&disk).unwrap(), &template[..]).unwrap();
+    let target = DeviceTarget::open(&disk).unwrap();
+    // One that has lost a block is found out before the reset is begun, and before a byte of data is gone.
+    let compressed = zstd::encode_all(&template[..], 1).unwrap();
+    let cut = &compressed[..compressed.len() / 2];
+    assert!(factory_reset::run(confirmed(), &env, &target, || Ok(cut)).is_err());
+    assert!(factory_reset::pending(&env).unwrap().is_none());
+    assert!(std::fs::read(&disk).unwrap().iter().all(|byte| *byte == 0x55));
+    factory_reset::run(confirmed(), &env, &target, || Ok(&compressed[..])).unwrap();
 
     // A file takes a discard as leave to make a hole: so it can be seen.
     let content = std::fs::read(&disk).unwrap();

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 
+use zstd::stream::read::Decoder;
+
 use super::target::{BlockTarget, CopyError, copy_blocks};
 
 /// Writes the template that `open` opens to the beginning of a partition. The rest of it is discarded, where the device
@@ -10,18 +12,25 @@ use super::target::{BlockTarget, CopyError, copy_blocks};
 /// # Errors
 /// The error of the template, before anything is written, or of the device.
 pub fn write<R: Read>(open: impl Fn() -> io::Result<R>, target: &dyn BlockTarget) -> io::Result<()> {
-    let decoded = || zstd::stream::read::Decoder::new(open()?);
     // A template that has lost a block is found out before anything is written over.
-    let bytes = io::copy(&mut decoded()?, &mut io::sink())?;
+    let bytes = whole_bytes(&open)?;
     if bytes > target.size_bytes() {
         let what = format!("the template has {bytes} bytes, and the partition {}", target.size_bytes());
         return Err(io::Error::new(io::ErrorKind::StorageFull, what));
     }
     let _ = target.discard(0..target.size_bytes());
-    copy_blocks(decoded()?, target, 0).map_err(|error| match error {
+    copy_blocks(Decoder::new(open()?)?, target, 0).map_err(|error| match error {
         CopyError::Read(error) | CopyError::Write(error) => error,
     })?;
     target.flush()
+}
+
+/// Reads the whole template that `open` opens, and returns its size once it is decompressed, bytes.
+///
+/// # Errors
+/// The error of the template.
+pub fn whole_bytes<R: Read>(open: impl Fn() -> io::Result<R>) -> io::Result<u64> {
+    io::copy(&mut Decoder::new(open()?)?, &mut io::sink())
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 
 use crate::boot::env::{BootEnv, BootEnvError};
 use crate::boot::grubenv::names;
-use crate::flash::target::{BlockTarget, CopyError, copy_blocks};
+use crate::flash::target::BlockTarget;
+use crate::flash::template;
 
 /// Evidence that a person confirmed the reset.
 #[derive(Debug)]
@@ -57,24 +58,34 @@ pub fn pending(env: &BootEnv) -> Result<Option<Confirmed>, BootEnvError> {
     Ok((env.load_or_empty()?.get(names::RESET) == Some("1")).then_some(Confirmed(())))
 }
 
-/// Renews the partition from its template.
+/// Renews the partition from the template that `template` opens.
 ///
 /// # Errors
 /// [`ResetError`].
-pub fn run(_person: Confirmed, env: &BootEnv, data: &dyn BlockTarget, template: impl Read) -> Result<(), ResetError> {
+pub fn run<R: Read>(
+    _person: Confirmed,
+    env: &BootEnv,
+    data: &dyn BlockTarget,
+    template: impl Fn() -> io::Result<R>,
+) -> Result<(), ResetError> {
+    // One that has lost a block is found out before anything is begun.
+    template::whole_bytes(&template).map_err(ResetError::Template)?;
     env.update(&[(names::RESET, Some("1")), (names::RECOVERING, Some("1"))])?;
     // The template covers its own blocks only. A drive that cannot discard the rest keeps it until the new file system
     // needs the space, and only a reader of the raw partition can see it; writing zeros over all of it would take hours
     // on a large disk.
-    let _ = data.discard(0..data.size_bytes());
-    let failed = |source| ResetError::Disk { disk: data.identity(), source };
-    copy_blocks(template, data, 0).map_err(|error| match error {
-        CopyError::Read(source) => ResetError::Template(source),
-        CopyError::Write(source) => failed(source),
-    })?;
-    data.flush().map_err(failed)?;
+    template::write(template, data).map_err(|source| ResetError::Disk { disk: data.identity(), source })?;
     // Tries and counts stay as they were: nothing was learned about the system.
     Ok(env.update(&[(names::RESET, None), (names::RECOVERING, None)])?)
+}
+
+/// Gives a reset up that has failed too often: the system works without its data, and never starts again before this
+/// ends.
+///
+/// # Errors
+/// The environment cannot be written.
+pub fn give_up(env: &BootEnv) -> Result<(), BootEnvError> {
+    env.update(&[(names::RESET, None), (names::RECOVERING, None)])
 }
 
 #[cfg(test)]

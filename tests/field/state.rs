@@ -156,6 +156,15 @@ impl Robot {
         found
     }
 
+    /// Numbers of the blocks of the journal, that of its superblock first.
+    fn journal_blocks(&self) -> Vec<usize> {
+        let image = self.dir.path().join("journal.img");
+        fs::write(&image, &self.intact).unwrap();
+        let output = Command::new("debugfs").args(["-R", "blocks <8>"]).arg(&image).output().unwrap();
+        let journal = String::from_utf8_lossy(&output.stdout).into_owned();
+        journal.split_ascii_whitespace().filter_map(|block| block.parse().ok()).collect()
+    }
+
     /// Numbers of the blocks that are in use, without most of the journal, which is empty.
     fn used_blocks(&self) -> Vec<usize> {
         let image = self.dir.path().join("copy.img");
@@ -172,9 +181,7 @@ impl Robot {
             }
         }
         assert!(free.len() > 100, "dumpe2fs lists the free blocks");
-        let output = Command::new("debugfs").args(["-R", "blocks <8>"]).arg(&image).output().unwrap();
-        let journal = String::from_utf8_lossy(&output.stdout).into_owned();
-        free.extend(journal.split_ascii_whitespace().skip(8).filter_map(|block| block.parse::<usize>().ok()));
+        free.extend(self.journal_blocks().into_iter().skip(8));
         (0..self.intact.len() / BLOCK).filter(|block| !free.contains(block)).collect()
     }
 }
@@ -219,6 +226,40 @@ fn damage_blocks(step: usize) {
     let tried = blocks.len().div_ceil(step) * 2;
     eprintln!("{tried} partitions with one damaged block of {} in use: {lost} lost something", blocks.len());
     assert!(lost > 0 && lost < tried, "some blocks matter, and most of them cost nothing");
+}
+
+/// GRUB and every reader of a file do without it, and so does what was recorded.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_lost_journal_costs_nothing_that_the_partition_holds() {
+    isolated("field::state::a_lost_journal_costs_nothing_that_the_partition_holds", || {
+        let robot = Robot::new();
+        let journal = robot.journal_blocks();
+        assert!(journal.len() > 8, "{journal:?}");
+        for content in [noise(1), vec![0; BLOCK]] {
+            robot.write(|partition| partition[journal[0] * BLOCK..][..BLOCK].copy_from_slice(&content));
+            assert_eq!(robot.goes_on("the journal's superblock"), ALL);
+        }
+    });
+}
+
+/// A fault that is survived must not become one that is not, by a second one.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_damaged_template_is_not_written_over_a_partition_that_can_be_read() {
+    isolated("field::state::a_damaged_template_is_not_written_over_a_partition_that_can_be_read", || {
+        let robot = Robot::new();
+        let whole = fs::read(&robot.template).unwrap();
+        robot.write(|_| {});
+        // An error that the kernel has recorded, as debugfs sets it.
+        run("debugfs", &["-w", "-R", "ssv error_count 3", robot.device.path().to_str().unwrap()]);
+        fs::write(&robot.template, &whole[..whole.len() / 2]).unwrap();
+        robot.open();
+        assert_eq!(robot.found(), ALL, "the old one is better than none");
+        mount::unmount(&robot.root).unwrap();
+        fs::write(&robot.template, &whole).unwrap();
+        assert_eq!(robot.goes_on("with a whole template"), ALL);
+    });
 }
 
 /// <https://github.com/balena-os/meta-balena/issues/1945>: what to do with a state partition that fsck cannot repair.

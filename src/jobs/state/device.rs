@@ -12,6 +12,7 @@ use crate::boot::env::{BootEnvError, LoadedEnv};
 use crate::boot::grubenv::GrubEnv;
 use crate::chain::chain;
 use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
+use crate::flash::template;
 use crate::jobs::floor::FILE as FLOOR;
 use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::state::installed::{FIRST, MAX_GOOD_BYTES, SECOND};
@@ -47,6 +48,9 @@ pub struct StateDevice<'a> {
 /// Fault of a state partition that is mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum StateFault {
+    /// Journal that is damaged: the partition does not mount for writing, and can be read.
+    #[error("it can only be read without its journal")]
+    Journal(#[source] MountError),
     /// Error that the kernel has recorded in the file system, now or at an earlier time.
     #[error("its file system has {0} recorded errors")]
     Recorded(u64),
@@ -69,6 +73,10 @@ impl StateDevice<'_> {
             self.mount()
         });
         if let Err(error) = mounted {
+            // GRUB reads it in this way too, and all that it holds may be there.
+            if self.mount_to_read().is_ok() {
+                return self.replace(&StateFault::Journal(error), journal);
+            }
             journal.warn(&format!("the state partition is lost: {}", chain(&error)));
             return self.renew(journal);
         }
@@ -118,8 +126,13 @@ impl StateDevice<'_> {
         Mount::device(self.partition, "ext4").data_only().on(self.root)
     }
 
+    fn mount_to_read(&self) -> Result<(), MountError> {
+        Mount::device(self.partition, "ext4").read_only().no_load().data_only().on(self.root)
+    }
+
     fn make(&self) -> io::Result<()> {
-        // Opened before anything is written.
+        // Read once as a whole before anything is written.
+        template::whole_bytes(|| files::open(self.template))?;
         let template = zstd::stream::read::Decoder::new(files::open(self.template)?)?;
         let target = DeviceTarget::open(self.partition).map_err(io::Error::other)?;
         copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;

@@ -8,10 +8,12 @@ use super::error::SetupError;
 use super::robot_disk::STATE;
 use super::setup::Setup;
 use crate::chain::chain;
+use crate::disk::roles::Role;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
 use crate::pid1::system::forget_saved;
 use crate::pid1::{console, worker};
+use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::sys::{self, files};
 
 /// Time to answer each question. Without an answer the machine goes back to work.
@@ -35,21 +37,39 @@ pub(super) fn run(setup: &Setup) -> Result<NextState, SetupError> {
     renew(setup, confirmed)
 }
 
-/// Makes the data partition anew.
+/// Makes the data partition anew. After several failures in a row the system starts with what is left of it: a person
+/// often asks for a reset because data acts up, and may not be there any more.
 pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, SetupError> {
+    let error = match make_anew(setup, confirmed) {
+        Ok(next) => return Ok(next),
+        Err(error) => error,
+    };
+    setup.finish(AttemptOutcome::Failed);
+    let failures = setup.recorder.as_ref().map(Recorder::failures_in_a_row);
+    // Where nothing counts how often, it would be for ever.
+    if failures.is_some_and(|failures| failures <= setup.config.recoveries) {
+        return Err(error);
+    }
+    factory_reset::give_up(&setup.disk.state.boot_env())?;
+    let why = chain(&error);
+    Ok(NextState::Reboot(format!(
+        "the factory reset is given up: {why}; starting the system with what is left of data"
+    )))
+}
+
+fn make_anew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, SetupError> {
     let (disk, journal) = (&setup.disk, &setup.journal);
-    let target = DeviceTarget::open(&disk.data)?.on_disk(&disk.description);
-    let template = files::open(Path::new(DATA_TEMPLATE))
-        .and_then(zstd::stream::read::Decoder::new)
-        .map_err(|source| SetupError::Read { path: DATA_TEMPLATE.to_owned(), source })?;
+    let no_data = || SetupError::Partition { disk: disk.description.clone(), role: Role::Data };
+    let data = disk.data.as_deref().ok_or_else(no_data)?;
+    let target = DeviceTarget::open(data)?.on_disk(&disk.description);
     journal.warn("factory reset: the data partition is being made anew");
     if let Err(error) = forget_saved(Path::new(STATE)) {
         journal.warn(&format!("what was saved of an earlier data partition cannot be removed: {error}"));
     }
-    factory_reset::run(confirmed, &disk.state.boot_env(), &target, template)?;
+    factory_reset::run(confirmed, &disk.state.boot_env(), &target, || files::open(Path::new(DATA_TEMPLATE)))?;
     drop(target);
     worker::done();
-    if let Err(error) = new_identity(&disk.data) {
+    if let Err(error) = new_identity(data) {
         journal.note(&format!("the data file system keeps the identity of its template: {}", chain(&error)));
     }
     Ok(NextState::Reboot("factory reset done: all data of this machine is gone; starting the system".to_owned()))
@@ -59,5 +79,5 @@ fn new_identity(data: &Path) -> Result<(), SetupError> {
     sys::mount::Mount::device(data, "ext4").data_only().on(DATA)?;
     let named = sys::ext4::new_uuid(Path::new(DATA));
     sys::mount::unmount(DATA)?;
-    named.map_err(|source| SetupError::Read { path: "the file system's identity".to_owned(), source })
+    named.map_err(|source| SetupError::Identity { path: data.to_owned(), source })
 }

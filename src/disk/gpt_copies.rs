@@ -24,8 +24,8 @@ const MAX_ENTRIES: u32 = 1024;
 pub(super) const MIN_HEADER_BYTES: usize = 92;
 /// First block of the primary header.
 pub(super) const PRIMARY_LBA: u64 = 1;
-/// Partitions that each disk of a robot has once.
-const OURS: [Role; 4] = [Role::State, Role::Recovery, Role::System, Role::Data];
+/// Partitions that each disk of a robot has once. An owner may have made data anew, without its name.
+const OURS: [Role; 3] = [Role::State, Role::Recovery, Role::System];
 /// Place of the four entries of an MBR, within the first sector.
 pub(super) const MBR_ENTRIES: Range<usize> = 446..510;
 /// Last bytes of an MBR.

@@ -143,8 +143,7 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mended: Vec<String>,
     /// Losses of the starts of the system after this attempt: what was given up of the machine's data, the last
-    /// sentences.
-    /// Unknown to agents of version 0.1.0.
+    /// sentences. Unknown to agents of version 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
     /// Ending of the attempt, once it has one.
@@ -208,7 +207,7 @@ impl BlackBox {
     /// Opens the black box for reading only.
     ///
     /// # Errors
-    /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a file of another size.
+    /// The file system's, or [`io::ErrorKind::UnexpectedEof`] for a shorter file.
     pub fn open_read_only(path: &Path) -> io::Result<Self> {
         let file = files::open(path)?;
         if file.metadata()?.len() < SIZE_BYTES {
@@ -238,8 +237,8 @@ impl BlackBox {
         self.write(0, &serde_json::to_vec(&marks)?)
     }
 
-    /// Number that the next attempt gets: one that no attempt had which the marks are about, also where the attempts
-    /// are lost.
+    /// Number that the next attempt gets: above every recorded attempt and both marks, so that it is new even where
+    /// attempts were lost.
     #[must_use]
     pub fn next_id(&self) -> u64 {
         let Marks { good_through, reported_through } = self.marks;
@@ -330,7 +329,10 @@ impl BlackBox {
     /// Number of attempts in a row, up to the last one, that gave up.
     #[must_use]
     pub fn failures_in_a_row(&self) -> u32 {
-        let failed = |attempt: &&Attempt| attempt.outcome == Some(AttemptOutcome::Failed);
+        let failed = |attempt: &&Attempt| {
+            // One that waited because of such failures is one of them: the pauses grow.
+            matches!(attempt.outcome, Some(AttemptOutcome::Failed | AttemptOutcome::Parked))
+        };
         u32::try_from(self.attempts.iter().rev().take_while(failed).count()).unwrap_or(u32::MAX)
     }
 

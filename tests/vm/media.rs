@@ -112,7 +112,7 @@ fn starts_from(drive: Drive, firmware: GuestFirmware, name: &str) {
     robot.wait_for("Provision this machine", BOOT_TIMEOUT).unwrap();
     robot.type_text("r").unwrap();
     robot.wait_for(&format!("started from the boot medium {id}"), BOOT_TIMEOUT).unwrap();
-    robot.wait_for("0 disks of this machine have the partitions of a robot", BOOT_TIMEOUT).unwrap();
+    robot.wait_for("no disk of this machine has the partitions of a robot", BOOT_TIMEOUT).unwrap();
     robot.cut_power();
     assert_untouched(&disk);
 }

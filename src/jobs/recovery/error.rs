@@ -18,7 +18,7 @@ pub(super) const REWRITES: u32 = 2;
 #[error("the system is verified, but cannot be made bootable")]
 pub struct CommitError(#[from] BootEnvError);
 
-/// Error that ended a recovery before its commit.
+/// Error that ended a recovery.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     /// A file of the release cannot be downloaded.
@@ -71,7 +71,7 @@ pub enum RecoveryError {
     #[error("the record of the other system cannot be changed, and GRUB goes on with the active one")]
     OtherRecord(#[source] std::io::Error),
     /// The boot environment cannot be written after the proof.
-    #[error("the last step failed")]
+    #[error(transparent)]
     Commit(#[from] CommitError),
 }
 
@@ -155,6 +155,13 @@ impl RecoveryError {
     /// Whether a source answers, and only the object that was asked for is wrong.
     pub(super) fn is_of_one_object(&self) -> bool {
         matches!(self, Self::Fetch { source, .. } if source.is_of_the_object())
+    }
+
+    /// Whether the disk or the boot environment failed, which a restart may cure: a drive that hung, a file system
+    /// whose journal has to be replayed.
+    #[must_use]
+    pub fn is_of_the_disk(&self) -> bool {
+        !self.is_retryable() && !self.is_of_the_release()
     }
 
     /// Whether trying again later can help without anything being changed on this machine.

@@ -97,9 +97,7 @@ pub(super) fn robot_partuuid(
     loop {
         let (mut own, mut removable, mut seen) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         let (mut damaged, mut remembered) = (BTreeSet::new(), BTreeSet::new());
-        let disks = looks
-            .at_all(search, LOOK)
-            .map_err(|source| SetupError::Read { path: "/sys/class/block".to_owned(), source })?;
+        let disks = looks.at_all(search, LOOK).map_err(SetupError::Disks)?;
         for (disk, looked) in disks {
             let partuuid = looked.as_ref().and_then(recovery_partuuid);
             seen.push(if partuuid.is_some() { format!("{disk}: a robot's") } else { disk.to_string() });
@@ -121,10 +119,10 @@ pub(super) fn robot_partuuid(
         };
         match (found.len(), found.into_iter().next()) {
             (1, Some(partuuid)) if settling.is_over() => return Ok(partuuid),
-            (0, _) if waited >= limit => return Err(SetupError::Robot { found: 0, disks: seen }),
-            (found @ 2.., _) => return Err(SetupError::Robot { found, disks: seen }),
+            (0, _) if waited >= limit => return Err(SetupError::NoRobot { disks: seen }),
+            (found @ 2.., _) => return Err(SetupError::Robots { found, disks: seen }),
             (0, _) if waited >= say_at => {
-                let why = SetupError::Robot { found: 0, disks: seen };
+                let why = SetupError::NoRobot { disks: seen };
                 journal.note(&format!("still waiting for the robot's disk, after {} s: {why}", waited.as_secs()));
                 look_again(journal);
                 say_at = waited + SAY;
@@ -157,10 +155,12 @@ fn has_damaged_table(looked: &Looked) -> bool {
     matches!(&looked.layout, Ok(Some(table)) if table.damaged_primary)
 }
 
-/// PARTUUID of the recovery partition of a disk that has all partitions of a robot.
+/// PARTUUID of the recovery partition of a disk that has all partitions that a robot starts from.
 fn recovery_partuuid(looked: &Looked) -> Option<String> {
     let layout = looked.layout.as_ref().ok()?.as_ref()?;
-    let whole = MBR_ROLES.iter().all(|role| layout.of_role(*role).is_some());
+    // An owner may have made data anew, without its name. By number it has to be there.
+    let needed = |role: &&Role| layout.scheme == Scheme::Mbr || **role != Role::Data;
+    let whole = MBR_ROLES.iter().filter(needed).all(|role| layout.of_role(*role).is_some());
     // An MBR has no names, and four primaries alone are not a robot's. One of the file systems may be damaged.
     let ours = whole && (layout.scheme == Scheme::Gpt || looked.labels.len() >= 2);
     layout.of_role(Role::Recovery).filter(|_| ours).map(|recovery| recovery.entry.partuuid.clone())

@@ -12,7 +12,6 @@ use crate::jobs::factory_reset::ResetError;
 use crate::jobs::keys::KeysError;
 use crate::jobs::mend::MendError;
 use crate::jobs::provision::{ChooseError, InstallError};
-use crate::jobs::recovery::RecoveryError;
 use crate::machine::config::ConfigError;
 use crate::machine::drivers::ModuleError;
 use crate::machine::hostname::HostnameError;
@@ -25,14 +24,16 @@ use crate::sys::mount::MountError;
 /// Error that ends the agent's work. The machine is restarted after a pause: it may have passed by then.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SetupError {
-    #[error("the machine could not be set up")]
+    #[error(transparent)]
     Mount(#[from] MountError),
     #[error("the kernel modules could not be used")]
     Modules(#[from] ModuleError),
     #[error("there is no disk to recover")]
     Disk(#[from] FindError),
+    #[error(transparent)]
+    Device(#[from] BlockError),
     #[error("the system partition cannot be opened")]
-    Open(#[from] BlockError),
+    System(#[source] BlockError),
     #[error("the disk {disk} has no partition named {:?}, or several", .role.name())]
     Partition { disk: String, role: Role },
     #[error("the boot environment cannot be used")]
@@ -41,11 +42,13 @@ pub(super) enum SetupError {
     State { path: PathBuf, source: io::Error },
     #[error("the boot medium {id} is not found; is it still plugged in?")]
     Medium { id: MediaId },
+    #[error("no disk of this machine has the partitions of a robot; is its disk plugged in?{}", listed("Disks present", .disks))]
+    NoRobot { disks: Vec<String> },
     #[error(
-        "{} disks of this machine have the partitions of a robot, so it is not clear which one is meant{}",
+        "{} disks of this machine have the partitions of a robot: detach all but the one that is meant{}",
         .found, listed("Disks present", .disks)
     )]
-    Robot { found: usize, disks: Vec<String> },
+    Robots { found: usize, disks: Vec<String> },
     #[error("the disks cannot be listed")]
     Disks(#[source] io::Error),
     #[error("which disk to provision is not clear")]
@@ -64,6 +67,8 @@ pub(super) enum SetupError {
     Config(#[from] ConfigError),
     #[error("cannot read {path}")]
     Read { path: String, source: io::Error },
+    #[error("cannot give the file system on {} an identity of its own", .path.display())]
+    Identity { path: PathBuf, source: io::Error },
     #[error("a trusted key cannot be used")]
     Key(#[from] ManifestError),
     #[error("no release can be checked")]
@@ -72,6 +77,4 @@ pub(super) enum SetupError {
     Sources(#[from] FetchError),
     #[error("the network could not be brought up")]
     Network(#[from] NetError),
-    #[error("the intact system could not be given a new boot environment")]
-    StartAgain(#[from] RecoveryError),
 }

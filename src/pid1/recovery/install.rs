@@ -7,15 +7,14 @@ use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
 use super::setup::Setup;
-use super::undo;
 use super::without::{HOUR, Instead, without_release};
-use crate::boot::decide::{self, Recoveries, System};
+use crate::boot::decide::{self, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
 use crate::jobs::state::Release;
 use crate::pid1::worker;
-use crate::record::blackbox::AttemptOutcome;
+use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
 use crate::record::report::{Ending, hardware_id};
@@ -64,7 +63,7 @@ pub(super) fn until_installed(
         journal.warn(&chain(&error));
         // What answered may be something else than a source, which another card reaches.
         setup.outcomes.failed();
-        if is_of_the_disk(&error) {
+        if error.is_of_the_disk() {
             return give_up(online, &mirrors, job, &error);
         }
         let refused = denials.make_refused(&error);
@@ -208,12 +207,6 @@ impl Denials {
     }
 }
 
-/// Whether the disk or the boot environment failed, which a restart may cure: a drive that hung, a file system whose
-/// journal has to be replayed.
-pub(super) fn is_of_the_disk(error: &RecoveryError) -> bool {
-    !error.is_retryable() && !error.is_of_the_release()
-}
-
 /// Restarts a machine whose disk failed: a restart may cure it, a few times. After that the disk is broken, and the
 /// machine stays reachable and reports it.
 fn give_up(
@@ -224,14 +217,13 @@ fn give_up(
 ) -> Result<NextState, SetupError> {
     online.finish(AttemptOutcome::Failed);
     let recorder = online.setup.recorder.as_ref();
-    let failures = online.setup.failures_in_a_row().unwrap_or(0);
+    let failures = recorder.map_or(0, Recorder::failures_in_a_row);
     if failures <= online.setup.config.recoveries {
         return Ok(NextState::StartOver(chain(error)));
     }
-    // Of two systems, the other one may lie where the disk still works.
-    if job.resources.other.is_some_and(|other| other.is_good)
-        && let Some(next) = undo::run(online.setup, job, System::Damaged, None)?
-    {
+    // What is there may lie where the disk still works: an image that has grown reaches blocks to which nothing was
+    // written before.
+    if let Instead::Done(next) = without_release(online.setup, job, "the disk fails", Some(&once(mirrors)))? {
         return Ok(next);
     }
     job.journal.warn(&format!("parked: this failed {failures} times in a row: {}", chain(error)));

@@ -50,6 +50,14 @@ impl<'a> Online<'a> {
                 setup.journal.warn(&format!("no network within {} s", setup.began.elapsed().as_secs()));
                 return Ok(None);
             }
+            // What needs no network is done all the same, when it is time for it.
+            Err(error) if let Some(deadline) = deadline => {
+                setup.journal.warn(&format!("going on without a network: {}", chain(&error)));
+                if !waits_for_usb_drive(setup, deadline) {
+                    return Ok(None);
+                }
+                None
+            }
             result => Some(result?),
         };
         // Earlier attempts are reported in the background, while this one goes on.
@@ -83,6 +91,15 @@ impl<'a> Online<'a> {
             let _ = reported.recv_timeout(REPORT_WAIT);
         }
     }
+}
+
+/// Waits for a USB drive with a release. Returns whether there is one by the `deadline`.
+fn waits_for_usb_drive(setup: &Setup, deadline: Instant) -> bool {
+    while !setup.usb_release.is_there() && Instant::now() < deadline {
+        setup.journal.progressed();
+        std::thread::sleep(USB_POLL);
+    }
+    setup.usb_release.is_there()
 }
 
 /// Posts what this machine is doing to `report.url` from now on, if that is set.

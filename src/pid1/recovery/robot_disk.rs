@@ -67,8 +67,9 @@ pub(super) struct RobotDisk {
     pub target: DeviceTarget,
     /// The other system, on a robot with two.
     pub other: Option<OtherDisk>,
-    /// Device of the data partition.
-    pub data: PathBuf,
+    /// Device of the data partition. `None` where its owner has made it anew without its name: nothing but a factory
+    /// reset and a fetched update needs it.
+    pub data: Option<PathBuf>,
     /// The disk with its model and size, for people.
     pub description: String,
     /// Kernel name of the disk.
@@ -177,7 +178,7 @@ impl RobotDisk {
             target: open(systems.active)?,
             other,
             unwritable,
-            data: partition(Role::Data)?,
+            data: partition(Role::Data).inspect_err(|error| journal.warn(&chain(error))).ok(),
             description,
             whole: WholeDisk::open(&found.disk.path)
                 .inspect_err(|error| journal.warn(&format!("the boot chain cannot be mended: {}", chain(error))))
@@ -209,7 +210,7 @@ struct TableMended {
     found: FoundDisk,
     /// Damage that was mended, for people.
     mended: Vec<String>,
-    /// Whether the table is an MBR, and the end of data in it the one for a disk of this size.
+    /// Whether the disk has an MBR in which the data partition reaches as far as a disk of this size allows.
     is_settled: bool,
 }
 
@@ -261,7 +262,7 @@ fn disk_search(handover: &Handover) -> DiskSearch {
     DiskSearch { avoid_external, ..DiskSearch::with(Which::Physical, read_record) }
 }
 
-/// Opens the system partition; for reading alone, where nothing is written any more and that is all it allows.
+/// Finds out which of two systems is active, and writes it to the environment again where that was lost.
 fn look_at_systems(state: &StatePartition, floor: &FloorPlaces, journal: &Journal) -> Systems {
     let good = || Floor::open(floor.clone()).record().good.map(|good| good.release);
     let systems = worker::within(&WorkPart::State, || systems::look(state, good())).unwrap_or_else(|error| {
@@ -278,10 +279,11 @@ fn look_at_systems(state: &StatePartition, floor: &FloorPlaces, journal: &Journa
     systems
 }
 
+/// Opens the system partition; for reading alone, where nothing is written any more and that is all it allows.
 fn open_system(path: &Path, is_enough_to_read: bool) -> Result<DeviceTarget, SetupError> {
     match DeviceTarget::open(path) {
-        Err(_) if is_enough_to_read => Ok(DeviceTarget::open_read_only(path)?),
-        opened => Ok(opened?),
+        Err(_) if is_enough_to_read => DeviceTarget::open_read_only(path).map_err(SetupError::System),
+        opened => opened.map_err(SetupError::System),
     }
 }
 

@@ -147,7 +147,8 @@ impl Setup {
         let learn_rollout = note_seen(&floor, journal);
         let search_drives = !handover.leaves_out(&WorkPart::UsbDrives);
         let usb_release = UsbRelease::watch(&disk.name, &config.channel, search_drives, journal);
-        let staged = Staged::open(standing.request, &disk.data, handover, journal);
+        let data = disk.data.as_deref();
+        let staged = data.and_then(|data| Staged::open(standing.request, data, handover, journal));
         Ok(Self {
             args,
             reason,
@@ -310,11 +311,6 @@ impl Setup {
         if let Some(recorder) = &self.recorder {
             recorder.finish(outcome);
         }
-    }
-
-    /// Number of attempts in a row, up to the last one, that gave up. `None` without a black box to count them.
-    pub(super) fn failures_in_a_row(&self) -> Option<u32> {
-        self.recorder.as_ref().map(|recorder| recorder.with(|open| open.failures_in_a_row()))
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::ending::NextState;
 use super::error::SetupError;
-use super::install::is_of_the_disk;
 use super::robot_disk::RECOVERY;
 use super::setup::Setup;
 use super::standing::{id_of, scripts_know_safe_start};
@@ -70,7 +69,7 @@ pub(super) fn run(
         Err(error) => {
             setup.journal.warn(&format!("the undo failed: {}", chain(&error)));
             let lacks_something = matches!(error, RecoveryError::Undo(_));
-            if !lacks_something && is_of_the_disk(&error) && restart_may_help(setup) {
+            if !lacks_something && error.is_of_the_disk() && restart_may_help(setup) {
                 // What was written to begin it leads on with it.
                 return Ok(Some(NextState::StartOver(chain(&error))));
             }
@@ -85,7 +84,7 @@ pub(super) fn run(
 /// needed lies on it, and a server may never be there. Not where nothing counts how often: it would be for ever.
 fn restart_may_help(setup: &Setup) -> bool {
     setup.finish(AttemptOutcome::Failed);
-    setup.failures_in_a_row().is_some_and(|failures| failures <= setup.config.recoveries)
+    setup.recorder.as_ref().is_some_and(|recorder| recorder.failures_in_a_row() <= setup.config.recoveries)
 }
 
 /// Offers the undo in GRUB's menu, or takes the offer away, by what the machine holds now. A script that does not know

@@ -69,6 +69,12 @@ impl Recorder {
         lock(&self.0).attempt.serial
     }
 
+    /// Number of attempts in a row, up to this one, that gave up.
+    #[must_use]
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.with(|open| open.failures_in_a_row())
+    }
+
     /// Works with the opened black box.
     pub fn with<T>(&self, work: impl FnOnce(&mut BlackBox) -> T) -> T {
         work(&mut lock(&self.0).open)

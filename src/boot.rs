@@ -1,14 +1,18 @@
 //! The contract with GRUB and the firmware.
 //!
-//! [`disk_map`] is what GRUB reads when the partition table is damaged.
-//!
-//! [`grubenv`] and [`env`](mod@env) hold the variables through which GRUB and this program communicate, [`slots`]
-//! the two copies of the recovery, whose scripts [`boot_scripts`] reads, and [`decide`] the first step after GRUB
-//! has started recovery, for which [`worth`] says whether the installed release was ever good, and [`request`] what
-//! was asked for. [`bios`], [`efi`] and [`efivars`] make a disk bootable. [`disk_record`] is what distinguishes the
-//! robot's disk from a copy.
-//! [`systems`] are the two systems of a robot that has two. [`this_boot`] is what the running system knows of its own
-//! boot. [`direct`] is what GRUB would start the system with.
+//! | module | what it holds |
+//! |---|---|
+//! | [`grubenv`], [`env`](mod@env) | the variables through which GRUB and this program communicate |
+//! | [`decide`] | the first step after GRUB has started recovery |
+//! | [`worth`] | whether the installed release was ever good |
+//! | [`request`] | what a recovery was asked for |
+//! | [`slots`], [`boot_scripts`] | the two copies of the recovery, and their scripts |
+//! | [`systems`] | the two systems of a robot that has two |
+//! | [`this_boot`] | what the running system knows of its own boot |
+//! | [`direct`] | what GRUB would start the system with |
+//! | [`disk_map`] | what GRUB reads when the partition table is damaged |
+//! | [`disk_record`] | what distinguishes the robot's disk from a copy |
+//! | [`bios`], [`efi`], [`efivars`] | what makes a disk bootable |
 
 pub mod bios;
 pub mod boot_scripts;

@@ -1,4 +1,4 @@
-//! The recovery imager: makes `/system` equal to a signed release and never touches anything else.
+//! The recovery imager: makes `/system` equal to a signed release and leaves the data alone.
 //!
 //! The library has twelve rooms in six layers. A room may use the rooms in the rows below its own, never one above;
 //! `tests/tidy.rs` reads this table and checks every import against it. Modules in the last column are pure: they do no
@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | entry | [`cli`] | the commands, one file each | `args`, `commands`, `etc::defaults`, `options`, `help`, `manual`, `completion` |
 //! | entry | [`pid1`] | what PID 1 and its worker do: the recovery agent, and the first step of the system's boot | `link`, `boot_watch::policy`, `system::arguments`, `system::databases`, `system::patience`, `system::plan` |
-//! | jobs | [`jobs`] | recovery, provisioning, factory reset, and the state partition they share | `provision::select`, `provision::marker`, `provision::make_table`, `health::settle`, `health::units`, `update::map`, `floor::record`, `floor::seen`, `floor::verdict`, `shipped::plan` |
+//! | jobs | [`jobs`] | what is done to a machine: recovery, updates, provisioning, factory reset, drill, mending, health; and what it keeps: state, floor, site copy | `provision::select`, `provision::marker`, `provision::make_table`, `health::settle`, `health::units`, `update::map`, `floor::record`, `floor::seen`, `floor::verdict`, `shipped::plan` |
 //! | engine | [`flash`] | plan, write, read back, verify: one partition becomes equal to an image, and what it loses is kept | `plan`, `undo::header`, `undo::directory`, `undo::need`, `undo::obstacle` |
 //! | services | [`record`] | what is reported and kept: journal, progress, black box, reports | `event`, `progress`, `totals`, `wire` |
 //! | services | [`boot`] | the contract with GRUB and the firmware | `grubenv`, `slots`, `systems`, `decide`, `worth`, `request`, `this_boot`, `direct`, `bios`, `efi` |

@@ -99,7 +99,7 @@ pub fn core_image(core_image: &[u8], core_lba: u64, place_bytes: u64) -> Result<
 /// Sectors from the first `u64` up to the second one.
 pub type Sectors = std::ops::Range<u64>;
 
-/// Reads so many sectors from this one on. `None` where the disk cannot.
+/// Reads sectors: first LBA, count. `None` where the disk cannot.
 pub type ReadSectors<'a> = dyn FnMut(u64, u64) -> Option<Vec<u8>> + 'a;
 
 /// Boot code as a release has it.

@@ -124,8 +124,8 @@ impl Recoveries {
     }
 
     /// Returns the count that is believed, of that in the environment and the one that the black box bears witness to,
-    /// for where the environment is lost. The higher one is: to wait for another release does no harm that a person or
-    /// that release cannot undo.
+    /// for where the environment is lost. The higher one is believed: to wait too long is harmless, since a person or
+    /// the next release ends it.
     #[must_use]
     pub fn or_recorded(self, recorded: Self) -> Self {
         // An environment that names another release is not lost: it counts anew.
@@ -329,8 +329,8 @@ pub fn takes_back(situation: &Situation) -> bool {
     situation.undo_requested || !was_good || situation.system == System::Intact
 }
 
-/// Hours for which release servers are asked before the step without a release is taken: what it tries was in vain each
-/// time before, and at first it is tried at once.
+/// Hours to go on asking for a release before `step` is taken: 0 the first time, then more each time that it has
+/// failed.
 #[must_use]
 pub fn hours_before(step: WithoutRelease, situation: &Situation) -> u32 {
     let Situation { safe_starts, recoveries, budget, .. } = *situation;
@@ -350,7 +350,7 @@ pub fn parked_hours(recoveries: Recoveries, budget: u32) -> u32 {
     growing_hours(recoveries.count.saturating_sub(budget))
 }
 
-/// Pause that doubles each time that what it was waited for was in vain, in hours: from one to a day.
+/// Pause before the next try, in hours: 1 after the first failure, doubled after each further one, 24 at most.
 #[must_use]
 pub fn growing_hours(times: u32) -> u32 {
     const LONGEST: u32 = 24;

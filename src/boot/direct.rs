@@ -55,7 +55,7 @@ impl Fragment {
 }
 
 /// The system's command line, as the boot script makes it. Consoles, and whatever else `/grub/local.cfg` gives to both
-/// kernels, are taken from the command line of this recovery, `own`.
+/// kernels, are taken from the command line of this recovery, `own`. `system` and `data` are PARTUUIDs.
 #[must_use]
 pub fn arguments(own: &str, fragment: &Fragment, system: &str, data: Option<&str>, is_gpt: bool) -> String {
     let is_shared = |word: &&str| {

@@ -1,4 +1,5 @@
-//! What a robot remembers of its disk, in the boot environment: a copy of the disk has it too, and is another disk.
+//! The identity of its disk that a robot keeps in the boot environment. A copied disk carries it too, and is recognised
+//! because it does not match.
 
 use std::path::Path;
 

@@ -10,8 +10,8 @@ use crate::jobs::state::InstalledRecord;
 use crate::record::blackbox::BlackBox;
 use crate::record::report::{Ending, Poster};
 
-/// Has the last good release stay within reach of an undo, as a recovery does: by all that the machine keeps of the
-/// installed one. What cannot be read is no witness.
+/// Sets `policy.keep` as a recovery does, so that the last good release can still be gone back to. Records that cannot
+/// be read are ignored.
 pub(super) fn keep_by_the_rule(
     policy: &mut Policy,
     mounted: &MountedState,

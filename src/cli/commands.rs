@@ -177,8 +177,8 @@ pub static COMMANDS: &[CommandRow] = &[
              exit code is 1 when no release is recorded as installed.",
             "With --etc it compares /etc with the image instead: what this machine added, changed, deleted, or has as \
              another kind of file; which of it is older than the image's own file and hides it; and, as root, marks of \
-             deletion and copies that serve nothing any more. Looking at a file and touching it settles the former. Since \
-             when a default is there is recorded by `reflash good`, by the clock of the machine.",
+             deletion and copies that serve nothing any more. A file that you have looked at is no longer listed once you \
+             `touch` it. `reflash good` notes when each default arrived, by the clock of the machine.",
         ],
         read: |operands| without_operands(operands, Command::Status),
     },
@@ -274,7 +274,7 @@ pub static COMMANDS: &[CommandRow] = &[
         summary: "start recovery, or offer a factory reset, at the next boot",
         about: &[
             "Makes the next boot, and only that one, start recovery.",
-            "An undo needs no network. `reflash status` says which release it leads back to, or why there is none. The release \
+            "An undo needs no network, unless `reflash status` says that something is missing. It also says which release it leads back to, or why there is none. The release \
              that is taken back is refused from then on: it is not chosen again by itself. \"Recover/Reflash\" in the boot \
              menu, and --serial, lift that.",
             "To erase everything, start the machine from a boot medium (`reflash-build media`) or use `reflash provision`: from its \

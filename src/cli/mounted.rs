@@ -1,6 +1,7 @@
 //! The partitions of this machine that a command works with.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,7 +82,10 @@ impl MountedState {
         let directory = |name: &str| Path::new(MOUNTS).join(name);
         // Before there are threads. No other command is in the way then, and none of before that was ended.
         own_mounts::begin(&["state", "recovery", DATA].map(directory)).map_err(|error| Failure {
-            text: format!("no mounts of its own can be had: {error}"),
+            text: match error.kind() {
+                ErrorKind::PermissionDenied => "this command looks at the disk: run it as root, with sudo".to_owned(),
+                _ => format!("cannot make a mount namespace for this command: {error}"),
+            },
             exit: Exit::Failed,
         })?;
         let found =

@@ -33,7 +33,7 @@ const LOOK_BY_HAND: Duration = Duration::from_secs(20);
 /// How long to wait for a better one where the disk is attached from outside or not the one that the robot remembers:
 /// a slow disk controller takes so long to bring up its second port.
 const DOUBTFUL: Duration = Duration::from_secs(8);
-/// How long to wait for a better one where both is so, as for a copy of the robot's disk.
+/// How long to wait for a better one where both apply, as for a copy of the robot's disk.
 const UNLIKELY: Duration = Duration::from_secs(15);
 
 /// The disk that was looked for.

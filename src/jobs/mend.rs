@@ -10,10 +10,10 @@
 //! | the same, beyond repair | the release | `reflash mend`, where there is a network and the state partition has the copy |
 //! | directories and slots of the recovery partition | `lost+found`, the other slot | `reflash mend`, `reflash good` |
 //! | templates on it | the release | `reflash mend`, where there is a network |
-//! | configuration, keys, name and local settings on it | the copy on the state partition | the same |
-//! | loader on it (`grub/grub.cfg`) | this program | the same |
+//! | configuration, keys, name and local settings on it | the copy on the state partition | `reflash mend`, `reflash good` |
+//! | loader on it (`grub/grub.cfg`) | this program | `reflash mend`, `reflash good` |
 //! | spare slot of the recovery | the other slot, or the release | recovery at its end |
-//! | EFI system partition | the same | the same |
+//! | EFI system partition | the release, or the robot's own copy | recovery at its end, `reflash mend`, `reflash good` |
 //!
 //! Each write is flushed and read back before the next one, and goes where nothing lies that the machine still starts
 //! from. What cannot be mended is a warning: nothing in here ends a recovery.

@@ -1,5 +1,5 @@
-//! A pause of which the time that is over outlives a power cut, also on a machine without a clock: it is noted on the
-//! state partition every now and then. A robot that is switched off every night comes to the end of a pause of a day.
+//! A pause that survives power cuts without a clock: the time that is over is noted on the state partition every now
+//! and then. A robot that is switched off every night comes to the end of a pause of a day.
 //!
 //! The note is the file `pause`: the name of the pause, a space, and the seconds that are over. A name is that of one
 //! pause in a row of them, so that the next one begins anew.

@@ -94,7 +94,7 @@ impl IndexedRelease {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// A file of the record is not what was written there, or cannot be read.
-    #[error("{path} on the state partition does not count")]
+    #[error("{path} on the state partition cannot be used; the next recovery from a network writes it anew")]
     File {
         /// Path of the file on the partition.
         path: &'static str,
@@ -102,7 +102,9 @@ pub enum RecordError {
         source: io::Error,
     },
     /// No key of today signed the record, or it cannot be understood.
-    #[error("installed/manifest.json on the state partition does not count")]
+    #[error(
+        "installed/manifest.json on the state partition cannot be used; the next recovery from a network writes it anew"
+    )]
     Manifest(#[from] ManifestError),
 }
 

@@ -174,7 +174,7 @@ fn spawn(
     connects: &Arc<AtomicBool>,
 ) -> bool {
     let (sender, name, target, connects) = (sender.clone(), link.name.clone(), target.clone(), Arc::clone(connects));
-    background(&format!("reach {address}"), move || {
+    background(&format!("probe {address}"), move || {
         let result = connect(&name, address, &target, &connects).unwrap_or_else(|error| {
             let why = if is_late(&error) { "no answer".to_owned() } else { error.to_string() };
             (Reach::No, format!("{target} cannot be reached through it ({address}: {why})"))

@@ -7,13 +7,14 @@
 //! | command line | | chooses recovery, factory reset or provisioning | `provisioning` |
 //! | disk | init | loads drivers, finds the robot's disk, mounts recovery and state, opens event log and black box | `setup`, `drivers`, `robot_disk` |
 //! | configuration | config | reads keys and the record of the installed release, merges configuration, starts the watchdog | `configuration`, `setup` |
-//! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
+//! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
+//! | clock | | sets a clock that cannot be right | `sources` |
 //! | unwritable disk | | instead of all below, where nothing can be stored: starts the system without GRUB | `direct_start` |
+//! | factory reset | | makes the data partition anew, if that was asked for and confirmed | `reset` |
 //! | drill | network, manifest, plan | instead of all below, where the running system asked for one: everything but writing | `drill` |
 //! | systems | | instead of all below, where the running system asked for another number of systems: changes the table | `relayout` |
 //! | trial | | restarts into the other slot if this recovery is new and finds no release for long | `trial` |
-//! | clock | | sets a clock that cannot be right, opens the sources | `sources` |
-//! | standing | | whether the installed release was ever good, what is kept of another one, what was asked for | `standing` |
+//! | sources | | opens the release servers, USB drive and medium | `sources` |
 //! | comparison | plan | compares the system with the record, unless a release was asked for | `setup` |
 //! | decision | | start the intact system, take it back, fetch a release, or park ([`decide`](crate::boot::decide)) | `course` |
 //! | without a release | | starts the system, normally or safely, goes back, or waits | `without` |
@@ -117,7 +118,8 @@ fn reflash(args: BootArgs, over: Layer, handover: &Handover, journal: &Arc<Journ
         let mirrors = setup.open_mirrors()?;
         return Ok(direct_start::of_unwritable(&setup, &setup.job(&mirrors, &mirrors), why));
     }
-    if let Some(confirmed) = factory_reset::pending(&setup.disk.state.boot_env())? {
+    // An environment that cannot be read says nothing of a reset, and the system may be intact all the same.
+    if let Ok(Some(confirmed)) = factory_reset::pending(&setup.disk.state.boot_env()) {
         return reset::renew(&setup, confirmed);
     }
     if let Some(next) = drill::run(&setup) {

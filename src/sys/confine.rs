@@ -8,9 +8,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
 /// Rights that a recovery needs: disks and mounts, drivers, network cards and port 68, the clock, files of any owner
-/// and with any mark.
-/// Without the others, among them `CAP_SYS_BOOT`, `CAP_SYS_RAWIO` and `CAP_SYS_PTRACE`, only PID 1 restarts the machine
-/// and nothing reaches into PID 1's memory.
+/// and with any mark. Without the others, among them `CAP_SYS_BOOT`, `CAP_SYS_RAWIO` and `CAP_SYS_PTRACE`, only PID 1
+/// restarts the machine and nothing reaches into PID 1's memory.
 const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SYS_MODULE)
     .union(CapabilitySet::SYS_TIME)

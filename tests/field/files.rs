@@ -136,7 +136,7 @@ fn a_grown_record_is_named_with_its_size() {
     let manifest = dir.path().join("installed/manifest.json");
     fs::File::options().write(true).open(manifest).unwrap().set_len(440_401_920).unwrap();
     let text = reflash::chain::chain(&state.read_record(&fixture.keys).unwrap_err());
-    let expected = "installed/manifest.json on the state partition does not count: \
+    let expected = "installed/manifest.json on the state partition cannot be used; the next recovery from a network writes it anew: \
                     440401920 bytes, but at most 1048576 are expected";
     assert_eq!(text, expected);
 }

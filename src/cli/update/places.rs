@@ -16,7 +16,7 @@ const IN_MEMORY: &str = "update-store";
 /// Longest time that the timer may be left without work, seconds: beyond it the clock was moved.
 const LONGEST_REST_S: u64 = 720 * 3600;
 
-/// UpdatePlaces of an update on this machine.
+/// Directories of an update on this machine: store, record and lock.
 pub(super) struct UpdatePlaces {
     store: PathBuf,
     /// The store of a robot with two systems.

@@ -48,13 +48,16 @@ pub enum ConfigError {
         expected: String,
     },
     /// A key that has no default is not set.
-    #[error(
-        "{key} is not set; set it in reflash.toml on the recovery partition, or by the option of a command by hand"
-    )]
+    #[error("{key} is not set: set it in reflash.toml on the recovery partition, or give a command by hand {}", option_for(.key))]
     Missing {
         /// The key with its section.
         key: &'static str,
     },
+}
+
+/// The option of a command by hand that stands for a key without a default.
+fn option_for(key: &str) -> &'static str {
+    if key == "release.urls" { "--url" } else { "--product" }
 }
 
 /// Place and reason of a text that is no configuration, without the text.

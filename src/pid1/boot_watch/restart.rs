@@ -82,9 +82,10 @@ fn lines_of(what: &str, answer: &str) -> Vec<String> {
 }
 
 /// Writes the restart into the event log of the state partition, and sees to it that a normal start comes after a safe
-/// one. Returns whether the boot environment says that this boot is good, which a mark that could not be made would
-/// hide. Of a start that was not counted the environment says nothing: what it has is about an earlier boot. A disk
-/// that does not answer holds nothing up.
+/// one. A disk that does not answer holds nothing up.
+///
+/// Returns whether the boot environment says that this boot is good: `reflash good` may have failed only to make its
+/// mark. `false` for a start that was not counted, since what the environment has is about an earlier boot.
 pub(super) fn record(written: &WrittenTerms, cause: Cause, text: &str) -> bool {
     let Some(device) = written.state.clone() else { return false };
     let (sender, answer) = channel();

@@ -1,7 +1,7 @@
 //! The update that the running system has fetched: applied from the data partition, without a network.
 //!
-//! Nothing of the store is trusted: the manifest needs a signature, all else the digests that follow from it. Whether
-//! it may be applied without asking a network says the boot environment, beside the request for this recovery.
+//! Nothing of the store is trusted: the manifest needs a signature, all else the digests that follow from it. The boot
+//! environment says, beside the request for this recovery, whether it may be applied without asking a network.
 
 use super::data_store::Staged;
 use super::ending::NextState;

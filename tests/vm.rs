@@ -18,6 +18,7 @@ mod hostile;
 mod late_disk;
 mod media;
 mod mend;
+mod owners_disk;
 mod provision;
 mod reset;
 mod slots;

@@ -2,6 +2,7 @@
 //! by a flipped bit, sparse, or no files at all. Each costs at most its own content.
 
 use std::fs;
+use std::os::unix::fs::DirEntryExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -139,6 +140,31 @@ fn a_grown_record_is_named_with_its_size() {
     let expected = "installed/manifest.json on the state partition cannot be used; the next recovery from a network writes it anew: \
                     440401920 bytes, but at most 1048576 are expected";
     assert_eq!(text, expected);
+}
+
+/// Writing what is there already could lose it, where the partition is full or fails.
+#[test]
+fn a_record_that_is_there_is_not_written_again() {
+    let fixture = Fixture::new();
+    let dir = tempfile::tempdir().unwrap();
+    let state = StatePartition::new(dir.path());
+    let target = MemoryTarget::new(vec![0; fixture.image.len()]);
+    let recover = || fixture.recover(&reflash::fetch::Directory::new(fixture.tree()), &target, Some(&state)).unwrap();
+    let inodes = || {
+        let entries = fs::read_dir(dir.path().join("installed")).unwrap().map(|entry| entry.unwrap());
+        let mut found: Vec<_> = entries.map(|entry| (entry.file_name(), entry.ino())).collect();
+        found.sort();
+        found
+    };
+    recover();
+    let before = inodes();
+    assert!(before.len() >= 3, "{before:?}");
+    recover();
+    assert_eq!(inodes(), before);
+    fs::write(dir.path().join("installed/manifest.json"), "x").unwrap();
+    recover();
+    assert_ne!(inodes(), before);
+    assert!(state.installed(&fixture.keys).is_some());
 }
 
 /// One flipped bit of an inode's size, as debugfs sets it, on a real file system.

@@ -122,11 +122,17 @@ impl Robot {
 
     /// Switches the robot on.
     pub fn start(&mut self, name: &str) -> RunningMachine {
+        self.start_with(name, &[])
+    }
+
+    /// Switches the robot on, with more arguments for QEMU.
+    pub fn start_with(&mut self, name: &str, more: &[&str]) -> RunningMachine {
         self.starts += 1;
         let mut machine = VirtualMachine::robot(&format!("{name}-{}", self.starts), &self.disk);
         machine.firmware = self.firmware;
         machine.read_only = self.worn_out;
         machine.bad_sector = self.bad_sector;
+        machine.extra.extend(more.iter().map(|word| (*word).to_owned()));
         machine.add_watchdog();
         machine.add_usb_ports();
         machine.start().unwrap()

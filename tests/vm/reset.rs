@@ -74,3 +74,24 @@ fn full_data_is_deleted_only_after_two_confirmations_and_then_even_across_a_powe
     vm.cut_power();
     assert!(!has_data(&robot));
 }
+
+/// Who asks for a reset because data acts up has a disk that may not take it, and goes away after the confirmation.
+#[test]
+#[ignore = "takes long: cargo xtask test --full"]
+fn full_a_factory_reset_that_cannot_be_done_is_given_up_and_the_system_starts() {
+    let mut robot = Robot::new(Behaviour::Good, GuestFirmware::Bios, 3);
+    let mut vm = robot.start("reset-in-vain");
+    vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+    vm.cut_power();
+    robot.spoil_on("recovery", "/templates/data.ext4.zst");
+    let confirmed = [(names::RESET, "1"), (names::RECOVERING, "1")];
+    disk::change_environment(&robot.disk, &confirmed).unwrap();
+    for _ in 0..2 {
+        let mut vm = robot.start("reset-in-vain");
+        vm.wait_for("recovery cannot go on: the factory reset is not done", FLASH_TIMEOUT).unwrap();
+        vm.cut_power();
+    }
+    let vm = robot.start("reset-in-vain");
+    vm.wait_for("the factory reset is given up", FLASH_TIMEOUT).unwrap();
+    vm.wait_for("tiny system 1 is up", FLASH_TIMEOUT).unwrap();
+}

@@ -37,7 +37,9 @@ pub(super) fn commit(
     let version = &release.manifest.version;
     job.journal.phase(Phase::Commit, &format!("make {version} the system to boot"), || {
         let recorded = commit::record(verified, job.resources.state, release);
-        let recorded = if permit.is_switch() { recorded.or_nothing()? } else { recorded };
+        // The active one of two systems starts without a record too.
+        let is_other = permit.is_switch() && job.resources.other.is_none();
+        let recorded = if is_other { recorded.or_nothing()? } else { recorded };
         let slots = renew::renew(job, &release.manifest, network_use);
         if let Some(pointers) = slots {
             spare_slot::mend(job, &release.manifest, pointers, network_use);

@@ -117,10 +117,19 @@ impl StatePartition {
     pub fn record_installed(&self, signed: &Authentic, index_object: &[u8]) -> io::Result<()> {
         let paths = self.paths();
         let [directory, index] = [paths.directory, paths.index].map(|path| self.root.join(path));
+        // What is recorded already is not put at risk by a partition that is full or fails.
+        let has = |path: &str, content: &[u8]| {
+            let held = files::read_below(&self.root, Path::new(path), content.len() as u64);
+            held.is_ok_and(|held| held == content)
+        };
+        let signature = signed.signature().as_bytes();
+        if has(paths.manifest, signed.bytes()) && has(paths.signature, signature) && has(paths.index, index_object) {
+            return Ok(());
+        }
         let record = || {
             make_directory(&directory)?;
             replace(&index, index_object)?;
-            replace(&self.root.join(paths.signature), signed.signature().as_bytes())?;
+            replace(&self.root.join(paths.signature), signature)?;
             replace(&self.root.join(paths.manifest), signed.bytes())?;
             File::open(&directory)?.sync_all()
         };

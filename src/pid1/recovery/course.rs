@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::direct_start;
 use super::ending::NextState;
 use super::error::SetupError;
 use super::install::{self, WantedRelease};
@@ -31,6 +32,13 @@ pub(super) fn run(setup: &Setup, mirrors: &Mirrors, job: &RecoveryJob<'_>) -> Re
     // A release that was asked for is not kept waiting by a comparison.
     let at_once = setup.reason.is_requested() && !setup.undo_is_requested();
     let mut compared = if at_once { Compared::Unknown } else { setup.compare_at_first(job) };
+    if setup.disk.grub_is_elsewhere && matches!(compared, Compared::Intact(..)) {
+        drop(compared);
+        // Whatever is written here, GRUB goes on counting there.
+        let why = "GRUB was loaded from a copy of this disk, and counts there: detach the copy, or have the firmware \
+                   start this disk";
+        return Ok(direct_start::start(setup, why));
+    }
     let mut may_park = true;
     // The old system is intact where the power was cut before the first write.
     let mut goes_on_with_update = setup.reason == Reason::Recovering && setup.staged.is_some();

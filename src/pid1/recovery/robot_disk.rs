@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::boot_medium::{self, BootMedium, StartedFrom};
 use super::drivers::look_again;
 use super::error::SetupError;
+use crate::boot::decide::Reason;
 use crate::boot::disk_record;
 use crate::boot::efivars::EfiVars;
-use crate::boot::grubenv::names;
+use crate::boot::grubenv::{GrubEnv, names};
 use crate::boot::systems::{SystemNumber, Systems};
 use crate::chain::chain;
 use crate::disk::gpt_copies::DamagedPart;
@@ -79,6 +80,8 @@ pub(super) struct RobotDisk {
     pub layout: PartitionTable,
     /// Damage of the partition table that was mended.
     pub mended: Vec<String>,
+    /// Whether GRUB was loaded from a copy of this disk, and goes by what it counts there.
+    pub grub_is_elsewhere: bool,
 }
 
 impl RobotDisk {
@@ -171,7 +174,11 @@ impl RobotDisk {
             });
             Some(OtherDisk { target: target.ok()?, state: state.of_system(number), systems })
         });
+        let env = state.boot_env().load_or_empty().unwrap_or_default();
+        let grub_is_elsewhere =
+            !found.passed_over.is_empty() && contradicts(Reason::parse(args.reason.as_deref()), &env);
         Ok(Self {
+            grub_is_elsewhere,
             recovery: RecoveryPartition::mounted(&recovery, Path::new(RECOVERY)),
             state: state.of_system(systems.active),
             floor_places,
@@ -202,6 +209,16 @@ fn mount_recovery(device: &Path, journal: &Journal) {
     journal.warn(&format!("the recovery partition is damaged: {}", chain(&error)));
     if let Err(error) = usual.no_load().on(RECOVERY) {
         journal.warn(&format!("going on without the recovery partition: {}", chain(&error)));
+    }
+}
+
+/// Whether GRUB cannot have read this environment, from which it has the reason.
+fn contradicts(reason: Reason, env: &GrubEnv) -> bool {
+    match reason {
+        // It gives this one only where there is no such digit.
+        Reason::Tries => matches!(env.get(names::TRIES).map(str::as_bytes), Some([b'1'..=b'9'])),
+        Reason::Recovering => env.get(names::RECOVERING) != Some("1"),
+        _ => false,
     }
 }
 

@@ -54,6 +54,12 @@ impl Source {
         self.module.first().map(String::as_str)
     }
 
+    /// Whether the comment at its head says so. The table of rooms names those that are worth reading first.
+    fn says_that_it_is_pure(&self) -> bool {
+        let head = self.text.lines().take_while(|line| line.starts_with("//!"));
+        head.flat_map(str::split_whitespace).any(|word| word == "Pure." || word == "Pure:")
+    }
+
     /// The text up to the tests, without comments.
     fn code(&self) -> String {
         let text = self.text.split("#[cfg(test)]\nmod").next().unwrap_or_default();
@@ -288,20 +294,26 @@ fn no_files_use_each_other() {
 
 #[test]
 fn pure_modules_do_no_io() {
-    let rooms = rooms();
+    let (rooms, mut impure) = (rooms(), Vec::new());
     for source in sources("src") {
         let Some((room, inside)) = source.module.split_first() else { continue };
         let Some(row) = rooms.iter().find(|row| row.name == *room) else { continue };
-        if !row.pure.iter().any(|pure| inside.starts_with(pure)) {
+        let is_of_the_table = row.pure.iter().any(|pure| inside.starts_with(pure));
+        if !is_of_the_table && !source.says_that_it_is_pure() {
             continue;
         }
         let code = source.code();
         for io in ["std::fs", "std::process", "std::net::Tcp", "Instant::now", "SystemTime::now", "std::env"] {
-            assert!(!code.contains(io), "{} is pure and uses {io}", source.path.display());
+            if code.contains(io) {
+                impure.push(format!("{} uses {io}", source.path.display()));
+            }
         }
-        let uses_sys = source.paths().iter().any(|path| path.first().is_some_and(|room| room == "sys"));
-        assert!(!uses_sys, "{} is pure and uses system calls", source.path.display());
+        // Others may name what `sys` describes a card or a process by.
+        if is_of_the_table && source.paths().iter().any(|path| path.first().is_some_and(|room| room == "sys")) {
+            impure.push(format!("{} uses system calls", source.path.display()));
+        }
     }
+    assert!(impure.is_empty(), "pure modules that are not:\n{}", impure.join("\n"));
     for row in &rooms {
         for pure in row.pure.iter().filter(|pure| !pure.is_empty()) {
             let file = root().join("src").join(&row.name).join(pure.join("/")).with_extension("rs");

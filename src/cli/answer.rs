@@ -43,7 +43,7 @@ impl Exit {
         match self {
             Self::Done => "done, also when the reader of the output closes it early",
             Self::No => {
-                "the answer is no (verify: the target is damaged; status: no release is installed; mend: something stays damaged, or could not be checked; health: a check fails; good: this is a safe start; request newer, update: there is no newer release)"
+                "the answer is no (verify: the target is damaged; status: no release is installed; mend: something stays damaged, or could not be checked; health: a check fails; good, after-undo: this is a safe start; update: that too, or there is no newer release; request: there is no newer release, nothing to go back to, or no other number of systems is possible; drill check: the last drill failed)"
             }
             Self::Usage => "wrong usage",
             Self::Later => "failed; trying again later can help",

@@ -22,10 +22,9 @@ fn full_a_data_partition_without_its_name_keeps_no_robot_from_recovering() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let line = listed.lines().find(|line| line.contains("name=\"data\"")).expect("a data partition");
     let number = line.split(" : ").next().unwrap().trim_end().strip_prefix(disk).unwrap();
-    // sfdisk takes no empty name; a blank one is no role either.
-    let renamed = Command::new("sfdisk").args(["--part-label", disk, number, " "]).output().unwrap();
+    let renamed = Command::new("sfdisk").args(["--part-label", disk, number, ""]).output().unwrap();
     assert!(renamed.status.success(), "{renamed:?}");
-    robot.spoil_on("system", "/bin/reflash");
+    robot.spoil_on("system", "/padding");
     disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
     let vm = robot.start("nameless-data");
     expect(&vm, &["has no partition named \"data\"", "reason: tries", "1 is installed", "tiny system 1 is up"]);

@@ -229,6 +229,37 @@ fn check_names_every_fault_of_a_project_at_once() {
     succeeds(here, &["init", "inner", "--yes"]);
 }
 
+/// Two project files in one repository, as the manual says, and one `dist` for both: robots of one product would have
+/// become the other one.
+#[test]
+fn the_image_of_another_product_is_not_released() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    let recipe = std::fs::read_to_string(here.join("recipe.toml")).unwrap();
+    let value = |key: &str| {
+        let line = recipe.lines().find(|line| line.starts_with(&format!("{key} = \""))).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
+    };
+    let description = |name: &str, branch: &str| {
+        let text = format!(
+            "{{\"name\":\"{name}\",\"version\":\"3.0.0\",\"ostree_commit\":\"b\",\"ostree_ref\":\"{branch}\",\
+             \"image_bytes\":1,\"kernel\":\"d\",\"timestamp\":1,\"inputs\":\"e\"}}"
+        );
+        std::fs::write(here.join("dist/system.json"), text).unwrap();
+    };
+    description("gripper", "gripper/amd64/stable");
+    for line in [&["check"][..], &["release"]] {
+        let text = fails(here, line);
+        assert!(text.contains("the image is gripper") && text.contains("`dist` of its own"), "{line:?}: {text}");
+    }
+    assert!(!here.join("dist/release").exists());
+    // What a person names is that person's decision.
+    succeeds(here, &["release", "--image", "dist/system.img"]);
+    description(&value("name"), &value("branch"));
+    succeeds(here, &["check"]);
+    succeeds(here, &["release"]);
+}
+
 /// The disk of machines is not the one that `disk` makes: a good layout was called wrong.
 #[test]
 fn a_layout_for_larger_disks_than_the_image_is_right_and_its_disk_is_said() {

@@ -138,6 +138,10 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     );
     image::compare::is_image(&image)?;
     let described = image::Description::beside(&image).ok();
+    // What a person names with --image is that person's decision.
+    if let (None, Some(recipe), Some(described)) = (&args.image, &args.recipe, &described) {
+        described.check_recipe(recipe)?;
+    }
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());
     hardware.as_deref().map_or(Ok(()), project::check_hardware)?;

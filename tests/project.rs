@@ -129,6 +129,32 @@ fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
     assert!(says(here, &["release", "--list"]).lines().next().unwrap().ends_with("roll-out: all robots"));
 }
 
+/// A key was changed: the manifest that a roll-out leaves in place has the signature of the old one for ever, and a
+/// fleet could not even be taken back.
+#[test]
+fn after_a_change_of_keys_a_channel_goes_on_and_can_be_taken_back() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    for version in ["1", "2"] {
+        succeeds(here, &["release", "--version", version]);
+        project.image(version.parse().unwrap());
+    }
+    succeeds(here, &["keygen", "--out", "new"]);
+    project.change("reflash-project.toml", "secret = \"keys/", "secret = \"new/");
+    project.change("reflash-project.toml", "public = [", "public = [\"new/reflash.pub\", ");
+    assert!(fails(here, &["release", "--again", "1"]).contains("--allow other-key"));
+    succeeds(here, &["release", "--again", "1", "--allow", "other-key"]);
+    succeeds(here, &["release", "--again", "2"]);
+    // The other way round, with a roll-out.
+    project.change("reflash-project.toml", "secret = \"new/", "secret = \"keys/");
+    assert!(fails(here, &["release", "--version", "5", "--for-rollout"]).contains("--allow other-key"));
+    succeeds(here, &["release", "--version", "5", "--for-rollout", "--allow", "other-key"]);
+    succeeds(here, &["rollout", "start", "5", "--share", "100", "--allow-no-recovery"]);
+    succeeds(here, &["check"]);
+    succeeds(here, &["release", "--version", "6", "--for-rollout"]);
+    succeeds(here, &["release", "--again", "5"]);
+}
+
 #[test]
 fn a_release_that_would_end_its_channel_is_refused_before_long_work() {
     let project = Project::new().without_layout();

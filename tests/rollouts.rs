@@ -125,7 +125,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     assert!(error.contains("has a roll-out") && error.contains("--for-rollout"), "{error}");
     assert_eq!(channel.release(OfferedTo::NobodyYet, 3).unwrap(), 3);
     // An old release again gets a serial above all, and waits for its roll-out too.
-    let again = history::again(&channel.fixture.tree(), "stable", 1, &key).unwrap();
+    let again = history::again(&channel.fixture.tree(), "stable", 1, &key, &[]).unwrap();
     assert_eq!((again.serial, channel.offered()), (4, before.clone()));
     desk.start(4, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
     let kept: Vec<u64> = desk.state().unwrap().rollout.releases.iter().map(|release| release.serial).collect();

@@ -237,9 +237,9 @@ mod tests {
         for channel in ["stable", "testing"] {
             check::check(&tree, channel, &trusted).unwrap();
         }
-        let error = format!("{:#}", history::again(&tree, "stable", 1, &key).unwrap_err());
+        let error = format!("{:#}", history::again(&tree, "stable", 1, &key, &[]).unwrap_err());
         assert!(error.contains("no release 1") && error.contains("3, 2"), "{error}");
-        let again = history::again(&tree, "stable", 2, &key).unwrap();
+        let again = history::again(&tree, "stable", 2, &key, &[]).unwrap();
         assert_eq!((again.version.as_str(), again.serial), ("2", 4));
         assert_eq!(check::check(&tree, "stable", &trusted).unwrap(), again);
         assert!(prune(&directory, 2, 0, true).unwrap().kept.contains(&"stable 4".to_owned()));

@@ -116,7 +116,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     }
     let key = needed(args.key.as_deref(), "--key", "keys.secret")?;
     if let Some(serial) = args.again {
-        let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?)?;
+        let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?, &args.allow)?;
         let text = format!("release {} again (serial {})", manifest.version, manifest.serial);
         let is_rolled_out = out.join(rollout_path(&channel)).exists();
         let written = match is_rolled_out {

@@ -16,7 +16,7 @@ use reflash_release::rollout::RolloutTerms;
 use reflash_release::{OfferedTo, SecretKey, Spec, build, build_for, check, history};
 use xtask::prune::prune;
 use xtask::prune::tree::TreeDirectory;
-use xtask::publish::{Store, StoreLocation};
+use xtask::publish::{Store, StoreLocation, publish};
 use xtask::rollout::{Desk, FailureLimits, HaltKeyChange, Watch};
 use xtask::serve::{self, ServeOptions};
 
@@ -378,6 +378,34 @@ fn two_computers_do_not_overwrite_each_other_in_a_store_that_knows_conditions() 
         let stored = stored.lock().unwrap().objects["/robots/fleet/stable/rollout.json"].clone();
         assert_eq!(String::from_utf8(copy), String::from_utf8(stored));
     }
+}
+
+/// A clone without the release tree, or two people at once: robots that have the first release of a serial never take
+/// the second one.
+#[test]
+fn another_release_does_not_take_the_place_of_the_one_that_has_its_serial() {
+    let channel = Channel::new();
+    let (server, stored) = store_server(true);
+    let store = || {
+        let endpoint = Some(format!("http://{}", server.address));
+        let place = StoreLocation::parse("s3://robots/fleet", endpoint, "us-east-1".into()).unwrap();
+        Store::with_key(place, "id", "secret").unwrap()
+    };
+    let (tree, keys) = (channel.fixture.tree(), &channel.fixture.keys);
+    let publish = || publish(&tree, "stable", keys, &[], &store());
+    assert!(publish().unwrap().manifest_sent && !publish().unwrap().manifest_sent);
+    let desk = |tree: PathBuf| Desk::new(tree, "stable", Some(store()), keys.clone());
+    let start = || desk(tree.clone()).start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key());
+    start().unwrap();
+    let there = stored.lock().unwrap().objects.clone();
+    std::fs::rename(&tree, tree.with_extension("first")).unwrap();
+    assert_eq!(channel.release(OfferedTo::Everybody, 8).unwrap(), 1);
+    assert_eq!(channel.release(OfferedTo::NobodyYet, 9).unwrap(), 2);
+    let error = format!("{:#}", publish().unwrap_err());
+    assert!(error.contains("another release with serial 1 (1) is there"), "{error}");
+    let error = format!("{:#}", start().unwrap_err());
+    assert!(error.contains("another release with serial 2 (2) is there"), "{error}");
+    assert_eq!(stored.lock().unwrap().objects, there);
 }
 
 /// Robots whose agent knows no roll-outs stay at the release where a channel begins with them.

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod accounts;
+mod apt;
 pub mod archives;
 mod bootstrap;
 mod caches;
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::accounts::KeptNumbers;
+use self::apt::ArchiveLists;
 use self::archives::{PackageRenewal, PackagesDay};
 pub use self::bootstrap::KeptTree;
 pub use self::description::{Description, LayoutOrigin, bill_of_materials};
@@ -345,6 +347,7 @@ impl Build<'_> {
         let (recipe, tree) = (self.recipe, self.work.join("tree"));
         step::step("unpack the bootstrapped tree", || bootstrap::unpack(tarball, &tree))?;
         normal::forget_host(&tree)?;
+        let lists = ArchiveLists::read(&tree)?;
         // Once before the commands, so that they find the numbers that will be, and once after them.
         kept.apply(&tree)?;
         let made = files::place(recipe, self.directory, &tree)?;
@@ -356,6 +359,7 @@ impl Build<'_> {
         let numbers = kept.apply(&tree)?;
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, recipe, self.timestamp)?;
+        lists.forget_host(&tree, recipe)?;
         oddities::refuse(&tree)?;
         let fault = mounts::fault(&within::text(&tree, "etc/fstab")?).or_else(|| mount_units::fault(&tree));
         fault.map_or(Ok(()), |fault| bail!(fault))?;

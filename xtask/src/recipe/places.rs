@@ -29,6 +29,8 @@ pub const REMOVED: &[(&str, &str)] = &[
     // These hold the configuration of the bootstrap: the host's proxy, no fsync.
     ("etc/apt/apt.conf.d/99mmdebstrap", "the builder has its own settings for apt there"),
     ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "the builder has its own settings for dpkg there"),
+    // systemd-resolved moves there what the bootstrap copied.
+    ("etc/.resolv.conf.systemd-resolved.bak", "it has the name servers of the host that built the image"),
     ("etc/passwd-", BACKUP),
     ("etc/group-", BACKUP),
     ("etc/shadow-", BACKUP),

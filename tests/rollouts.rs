@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use reflash::record::blackbox::{Attempt, AttemptOutcome, RefusedRelease};
 use reflash::record::wire::{ReportedMachine, attempts_post};
-use reflash::release::manifest::manifest_path;
+use reflash::release::manifest::{manifest_path, object_path};
 use reflash::release::rollout::{Robot, RobotGroup, choose, identity_text};
 use reflash_release::keygen::{self, KeyFiles};
 use reflash_release::rollout::RolloutTerms;
@@ -301,6 +301,8 @@ fn two_halts_at_the_same_moment_are_both_kept() {
 struct Stored {
     objects: BTreeMap<String, Vec<u8>>,
     conditional: usize,
+    /// Object that a `prune` of somebody else deletes while a manifest is written.
+    pruned: Option<String>,
 }
 
 /// A store in memory, which knows conditional writes or says that it does not.
@@ -323,6 +325,9 @@ fn store_server(knows_conditions: bool) -> (TestServer, Arc<Mutex<Stored>>) {
                     (None, None, _) => true,
                 };
                 if holds {
+                    if let Some(object) = stored.pruned.take_if(|_| path.ends_with(".json")) {
+                        stored.objects.remove(&object).unwrap();
+                    }
                     stored.conditional += usize::from(condition.is_some());
                     stored.objects.insert(path, request.body.clone());
                     without("200 OK")
@@ -437,4 +442,20 @@ fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes
     let signatures = String::from_utf8(signatures).unwrap();
     let first = reflash::release::manifest::signatures(&signatures).next().unwrap();
     channel.fixture.keys.authenticate(content, first).unwrap();
+}
+
+/// `prune` deletes what no manifest names, and a release takes over what lies there.
+#[test]
+fn what_is_pruned_while_a_release_is_published_is_sent_again() {
+    let channel = Channel::new();
+    let (server, stored) = store_server(true);
+    let endpoint = Some(format!("http://{}", server.address));
+    let place = StoreLocation::parse("s3://robots/fleet", endpoint, "us-east-1".into()).unwrap();
+    let store = Store::with_key(place, "id", "secret").unwrap();
+    let index = &channel.fixture.released.manifest.images[0].index.blake3;
+    let object = format!("/robots/fleet/{}", object_path(index));
+    stored.lock().unwrap().pruned = Some(object.clone());
+    publish(&channel.fixture.tree(), "stable", &channel.fixture.keys, &[], &store).unwrap();
+    let stored = stored.lock().unwrap();
+    assert!(stored.pruned.is_none() && stored.objects.contains_key(&object));
 }

@@ -146,6 +146,8 @@ pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], 
             place.write(&format!("{kept}.minisig"), &signature)?;
             place.write(&kept, &json)
         })?;
+        // A `prune` of another computer may have deleted old objects that no manifest named until now.
+        send_all(root, &objects, store).context("look for all objects once more")?;
     }
     Ok(Published { serial: manifest.serial, sent_objects, sent_bytes, kept_objects, manifest_sent })
 }

@@ -33,8 +33,8 @@ use reflash::release::rollout::rollout_path;
 
 pub use minisign::SecretKey;
 
-pub use crate::channel::{MAX_SERIAL, publish, signature};
-use crate::channel::{lock, next_serial, now, published};
+pub use crate::channel::{MAX_SERIAL, lock, publish, signature};
+use crate::channel::{next_serial, now, published};
 use crate::chunks::DeltaBase;
 use crate::objects::Objects;
 use crate::reuse::Reusable;

@@ -129,6 +129,32 @@ fn on_a_channel_with_a_roll_out_what_waits_for_it_is_said() {
     assert!(says(here, &["release", "--list"]).lines().next().unwrap().ends_with("roll-out: all robots"));
 }
 
+/// A key was changed: the manifest that a roll-out leaves in place has the signature of the old one for ever, and a
+/// fleet could not even be taken back.
+#[test]
+fn after_a_change_of_keys_a_channel_goes_on_and_can_be_taken_back() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    for version in ["1", "2"] {
+        succeeds(here, &["release", "--version", version]);
+        project.image(version.parse().unwrap());
+    }
+    succeeds(here, &["keygen", "--out", "new"]);
+    project.change("reflash-project.toml", "secret = \"keys/", "secret = \"new/");
+    project.change("reflash-project.toml", "public = [", "public = [\"new/reflash.pub\", ");
+    assert!(fails(here, &["release", "--again", "1"]).contains("--allow other-key"));
+    succeeds(here, &["release", "--again", "1", "--allow", "other-key"]);
+    succeeds(here, &["release", "--again", "2"]);
+    // The other way round, with a roll-out.
+    project.change("reflash-project.toml", "secret = \"new/", "secret = \"keys/");
+    assert!(fails(here, &["release", "--version", "5", "--for-rollout"]).contains("--allow other-key"));
+    succeeds(here, &["release", "--version", "5", "--for-rollout", "--allow", "other-key"]);
+    succeeds(here, &["rollout", "start", "5", "--share", "100", "--allow-no-recovery"]);
+    succeeds(here, &["check"]);
+    succeeds(here, &["release", "--version", "6", "--for-rollout"]);
+    succeeds(here, &["release", "--again", "5"]);
+}
+
 #[test]
 fn a_release_that_would_end_its_channel_is_refused_before_long_work() {
     let project = Project::new().without_layout();
@@ -227,6 +253,37 @@ fn check_names_every_fault_of_a_project_at_once() {
     assert!(text.contains("hardwear") && text.contains("line "), "{text}");
     // `init` has nothing to do with a project around it.
     succeeds(here, &["init", "inner", "--yes"]);
+}
+
+/// Two project files in one repository, as the manual says, and one `dist` for both: robots of one product would have
+/// become the other one.
+#[test]
+fn the_image_of_another_product_is_not_released() {
+    let project = Project::new().without_layout();
+    let here = &project.root();
+    let recipe = std::fs::read_to_string(here.join("recipe.toml")).unwrap();
+    let value = |key: &str| {
+        let line = recipe.lines().find(|line| line.starts_with(&format!("{key} = \""))).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
+    };
+    let description = |name: &str, branch: &str| {
+        let text = format!(
+            "{{\"name\":\"{name}\",\"version\":\"3.0.0\",\"ostree_commit\":\"b\",\"ostree_ref\":\"{branch}\",\
+             \"image_bytes\":1,\"kernel\":\"d\",\"timestamp\":1,\"inputs\":\"e\"}}"
+        );
+        std::fs::write(here.join("dist/system.json"), text).unwrap();
+    };
+    description("gripper", "gripper/amd64/stable");
+    for line in [&["check"][..], &["release"]] {
+        let text = fails(here, line);
+        assert!(text.contains("the image is gripper") && text.contains("`dist` of its own"), "{line:?}: {text}");
+    }
+    assert!(!here.join("dist/release").exists());
+    // What a person names is that person's decision.
+    succeeds(here, &["release", "--image", "dist/system.img"]);
+    description(&value("name"), &value("branch"));
+    succeeds(here, &["check"]);
+    succeeds(here, &["release"]);
 }
 
 /// The disk of machines is not the one that `disk` makes: a good layout was called wrong.

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use reflash::record::blackbox::{Attempt, AttemptOutcome, RefusedRelease};
 use reflash::record::wire::{ReportedMachine, attempts_post};
-use reflash::release::manifest::manifest_path;
+use reflash::release::manifest::{manifest_path, object_path};
 use reflash::release::rollout::{Robot, RobotGroup, choose, identity_text};
 use reflash_release::keygen::{self, KeyFiles};
 use reflash_release::rollout::RolloutTerms;
 use reflash_release::{OfferedTo, SecretKey, Spec, build, build_for, check, history};
 use xtask::prune::prune;
 use xtask::prune::tree::TreeDirectory;
-use xtask::publish::{Store, StoreLocation};
+use xtask::publish::{Store, StoreLocation, publish};
 use xtask::rollout::{Desk, FailureLimits, HaltKeyChange, Watch};
 use xtask::serve::{self, ServeOptions};
 
@@ -125,7 +125,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     assert!(error.contains("has a roll-out") && error.contains("--for-rollout"), "{error}");
     assert_eq!(channel.release(OfferedTo::NobodyYet, 3).unwrap(), 3);
     // An old release again gets a serial above all, and waits for its roll-out too.
-    let again = history::again(&channel.fixture.tree(), "stable", 1, &key).unwrap();
+    let again = history::again(&channel.fixture.tree(), "stable", 1, &key, &[]).unwrap();
     assert_eq!((again.serial, channel.offered()), (4, before.clone()));
     desk.start(4, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
     let kept: Vec<u64> = desk.state().unwrap().rollout.releases.iter().map(|release| release.serial).collect();
@@ -301,6 +301,8 @@ fn two_halts_at_the_same_moment_are_both_kept() {
 struct Stored {
     objects: BTreeMap<String, Vec<u8>>,
     conditional: usize,
+    /// Object that a `prune` of somebody else deletes while a manifest is written.
+    pruned: Option<String>,
 }
 
 /// A store in memory, which knows conditional writes or says that it does not.
@@ -323,6 +325,9 @@ fn store_server(knows_conditions: bool) -> (TestServer, Arc<Mutex<Stored>>) {
                     (None, None, _) => true,
                 };
                 if holds {
+                    if let Some(object) = stored.pruned.take_if(|_| path.ends_with(".json")) {
+                        stored.objects.remove(&object).unwrap();
+                    }
                     stored.conditional += usize::from(condition.is_some());
                     stored.objects.insert(path, request.body.clone());
                     without("200 OK")
@@ -380,6 +385,34 @@ fn two_computers_do_not_overwrite_each_other_in_a_store_that_knows_conditions() 
     }
 }
 
+/// A clone without the release tree, or two people at once: robots that have the first release of a serial never take
+/// the second one.
+#[test]
+fn another_release_does_not_take_the_place_of_the_one_that_has_its_serial() {
+    let channel = Channel::new();
+    let (server, stored) = store_server(true);
+    let store = || {
+        let endpoint = Some(format!("http://{}", server.address));
+        let place = StoreLocation::parse("s3://robots/fleet", endpoint, "us-east-1".into()).unwrap();
+        Store::with_key(place, "id", "secret").unwrap()
+    };
+    let (tree, keys) = (channel.fixture.tree(), &channel.fixture.keys);
+    let publish = || publish(&tree, "stable", keys, &[], &store());
+    assert!(publish().unwrap().manifest_sent && !publish().unwrap().manifest_sent);
+    let desk = |tree: PathBuf| Desk::new(tree, "stable", Some(store()), keys.clone());
+    let start = || desk(tree.clone()).start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key());
+    start().unwrap();
+    let there = stored.lock().unwrap().objects.clone();
+    std::fs::rename(&tree, tree.with_extension("first")).unwrap();
+    assert_eq!(channel.release(OfferedTo::Everybody, 8).unwrap(), 1);
+    assert_eq!(channel.release(OfferedTo::NobodyYet, 9).unwrap(), 2);
+    let error = format!("{:#}", publish().unwrap_err());
+    assert!(error.contains("another release with serial 1 (1) is there"), "{error}");
+    let error = format!("{:#}", start().unwrap_err());
+    assert!(error.contains("another release with serial 2 (2) is there"), "{error}");
+    assert_eq!(stored.lock().unwrap().objects, there);
+}
+
 /// Robots whose agent knows no roll-outs stay at the release where a channel begins with them.
 #[test]
 fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes_its_place() {
@@ -409,4 +442,20 @@ fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes
     let signatures = String::from_utf8(signatures).unwrap();
     let first = reflash::release::manifest::signatures(&signatures).next().unwrap();
     channel.fixture.keys.authenticate(content, first).unwrap();
+}
+
+/// `prune` deletes what no manifest names, and a release takes over what lies there.
+#[test]
+fn what_is_pruned_while_a_release_is_published_is_sent_again() {
+    let channel = Channel::new();
+    let (server, stored) = store_server(true);
+    let endpoint = Some(format!("http://{}", server.address));
+    let place = StoreLocation::parse("s3://robots/fleet", endpoint, "us-east-1".into()).unwrap();
+    let store = Store::with_key(place, "id", "secret").unwrap();
+    let index = &channel.fixture.released.manifest.images[0].index.blake3;
+    let object = format!("/robots/fleet/{}", object_path(index));
+    stored.lock().unwrap().pruned = Some(object.clone());
+    publish(&channel.fixture.tree(), "stable", &channel.fixture.keys, &[], &store).unwrap();
+    let stored = stored.lock().unwrap();
+    assert!(stored.pruned.is_none() && stored.objects.contains_key(&object));
 }

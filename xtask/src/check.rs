@@ -178,6 +178,9 @@ fn check_ostree(project: &Project) -> Result<String> {
 fn check_next(project: &Project, paths: &Paths, image: &Path) -> Result<String> {
     let tree = project.release.tree.clone().unwrap_or_else(|| paths.dist().join("release"));
     let described = image::Description::beside(image).ok();
+    if let (Some(recipe), Some(described)) = (&project.recipe, &described) {
+        described.check_recipe(recipe)?;
+    }
     let spec = Spec {
         product: project.product.clone(),
         hardware: project.hardware.clone(),

@@ -38,6 +38,12 @@ pub fn explained(error: Error, places: &[PathBuf]) -> Error {
             None => error,
         };
     }
+    if format!("{error:#}").contains("unshare failed: Operation not permitted") {
+        return error.context(
+            "this container may not make mounts of its own, which building an image takes: start it with --privileged \
+             (docs/building.md)",
+        );
+    }
     // Tools say it in words.
     let says_full =
         || ["No space left on device", "Disk quota exceeded"].iter().any(|said| format!("{error:#}").contains(said));
@@ -186,6 +192,12 @@ mod tests {
             assert_eq!(path_in(text), Some(Path::new(path)), "{text}");
         }
         assert_eq!(path_in("Permission"), None);
+    }
+
+    #[test]
+    fn a_container_without_the_right_to_mount_is_named() {
+        let error = Error::msg("mmdebstrap failed: unshare: unshare failed: Operation not permitted (exit status: 1)");
+        assert!(format!("{:#}", explained(error, &[])).contains("start it with --privileged"));
     }
 
     #[test]

@@ -60,10 +60,17 @@ impl Need {
         match self {
             Self::Agent => &["musl-tools", "gcc", "make"],
             Self::AgentWithoutRustup => &["rustc-web", "cargo-web", "rust-web-src", "libunwind-14-dev"],
-            Self::Initramfs => &["kmod", "dpkg", "apt", "debootstrap", "debian-archive-keyring"],
-            Self::Image => {
-                &["mmdebstrap", "debootstrap", "debian-archive-keyring", "ostree", "systemd-container", "e2fsprogs"]
-            }
+            // Debian compresses the modules of its kernels with xz from version 13 on.
+            Self::Initramfs => &["kmod", "dpkg", "apt", "debootstrap", "debian-archive-keyring", "xz-utils"],
+            Self::Image => &[
+                "mmdebstrap",
+                "debootstrap",
+                "debian-archive-keyring",
+                "ostree",
+                "systemd-container",
+                "e2fsprogs",
+                "xz-utils",
+            ],
             Self::Ansible => &["ansible-core"],
             Self::OstreeRepository => &["ostree", "mount", "util-linux"],
             Self::OstreeSigning => &["gpg", "gpg-agent"],

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod accounts;
+mod apt;
 pub mod archives;
 mod bootstrap;
 mod caches;
@@ -19,6 +20,7 @@ mod homes;
 mod hosts;
 mod identities;
 mod initramfs;
+mod inputs;
 mod mount_units;
 mod mounts;
 pub mod named;
@@ -40,18 +42,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::accounts::KeptNumbers;
+use self::apt::ArchiveLists;
 use self::archives::{PackageRenewal, PackagesDay};
 pub use self::bootstrap::KeptTree;
 pub use self::description::{Description, LayoutOrigin, bill_of_materials};
+use self::inputs::{ImageInputs, directory_of};
 use self::source::UsedSource;
-use self::stamp::InputDigest;
 use crate::contents::ImageContents;
 use crate::host_packages::{self, Need};
 use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent, output_file};
 use crate::project::needed;
 use crate::recipe::Recipe;
-use crate::{agent, embedded, notices, room, step};
+use crate::{agent, notices, room, step};
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
@@ -106,7 +109,7 @@ const FIRST_IMAGE_BYTES: u64 = 1_500_000_000;
 /// # Errors
 /// The first step that fails, with the output of its tool.
 pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_>) -> Result<Description> {
-    let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
+    let directory = directory_of(recipe).to_owned();
     let recipe = Recipe::load(recipe)?;
     named::check(&recipe, &directory)?;
     if let Some(file) = named::without_keys(&recipe, &directory) {
@@ -149,16 +152,29 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         agent: &agent,
         notices: &notices,
         work: &work,
+        out,
         timestamp,
         previous: previous.as_ref(),
         source,
     };
-    let key = build.key(&bootstrapped.key, &bootstrapped.tarball, &numbers)?;
+    // Of what is here now: a file that is edited meanwhile is another input, for the next build.
+    let made_from = ImageInputs {
+        paths,
+        recipe: &recipe,
+        directory: &directory,
+        agent: &agent,
+        notices: &notices,
+        out,
+        timestamp,
+        previous: previous.as_ref().map_or("", |previous| previous.digest.as_str()),
+    };
+    let inputs = made_from.digest(&bootstrapped.key, &bootstrapped.tarball)?;
+    let key = |numbers: &KeptNumbers| inputs.clone().with(numbers.text()).finish();
     let name = format!("system image {} {}", recipe.name, recipe.version);
     if !options.fresh
         && out.exists()
         && let Ok(description) = Description::beside(out)
-        && description.inputs == key
+        && description.inputs == key(&numbers)
     {
         step::unchanged(&name);
         step::produced(&name, out);
@@ -167,9 +183,9 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
     }
     // An image without a description counts as none, so this order holds against an interruption anywhere.
     removal::remove_file(&Description::path(out))?;
-    let mut description = build.run(&bootstrapped.tarball, &mut numbers, out)?;
+    let mut description = build.run(&bootstrapped.tarball, &mut numbers)?;
     // After the build, which adds the numbers of new names to the recipe's file: with them it makes the same image.
-    description.inputs = build.key(&bootstrapped.key, &bootstrapped.tarball, &numbers)?;
+    description.inputs = key(&numbers);
     description.packages = bootstrapped.packages.as_ref().map(|(day, _)| day.clone());
     let contents = step::step("list what is in the image", || ImageContents::read(out))?;
     let sbom = bill_of_materials(&contents, Some(&description))?;
@@ -259,6 +275,8 @@ struct Build<'a> {
     /// Of the software in the agent.
     notices: &'a str,
     work: &'a Path,
+    /// Path of the image.
+    out: &'a Path,
     timestamp: u64,
     previous: Option<&'a Previous<'a>>,
     /// What was used in place of a bootstrapped tree.
@@ -266,85 +284,12 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// Digest of everything that the image is made from, this program's own way of making it included.
-    fn key(&self, bootstrap: &str, tarball: &Path, numbers: &KeptNumbers) -> Result<String> {
-        let modified = tarball.metadata().and_then(|metadata| metadata.modified())?;
-        let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let own = concat!(
-            include_str!("image.rs"),
-            include_str!("image/accounts.rs"),
-            include_str!("image/access.rs"),
-            include_str!("image/accounts/names.rs"),
-            include_str!("image/accounts/numbers.rs"),
-            include_str!("image/accounts/owners.rs"),
-            include_str!("image/accounts/ranges.rs"),
-            include_str!("contents/sbom.rs"),
-            include_str!("image/description.rs"),
-            include_str!("image/ext4.rs"),
-            include_str!("image/ext4/attributes.rs"),
-            include_str!("image/ext4/bytes.rs"),
-            include_str!("image/ext4/content.rs"),
-            include_str!("image/ext4/digest.rs"),
-            include_str!("image/ext4/directory.rs"),
-            include_str!("image/ext4/extents.rs"),
-            include_str!("image/ext4/geometry.rs"),
-            include_str!("image/ext4/place.rs"),
-            include_str!("image/ext4/placed.rs"),
-            include_str!("image/ext4/read.rs"),
-            include_str!("image/ext4/space.rs"),
-            include_str!("image/ext4/tree.rs"),
-            include_str!("image/ext4/write.rs"),
-            include_str!("image/caches.rs"),
-            include_str!("image/container.rs"),
-            include_str!("image/files.rs"),
-            include_str!("image/fragment.rs"),
-            include_str!("fresh.rs"),
-            include_str!("image/homes.rs"),
-            include_str!("image/identities.rs"),
-            include_str!("image/initramfs.rs"),
-            include_str!("image/mount_units.rs"),
-            include_str!("image/mounts.rs"),
-            include_str!("image/normal.rs"),
-            include_str!("image/oddities.rs"),
-            include_str!("image/ostree.rs"),
-            include_str!("image/shipped.rs"),
-            include_str!("image/sysusers.rs"),
-            include_str!("image/tree.rs"),
-            include_str!("image/within.rs"),
-            include_str!("recipe/places.rs"),
-            include_str!("initramfs.rs"),
-            include_str!("initramfs/archive.rs"),
-            include_str!("initramfs/modules.rs"),
-        );
-        let mut key = InputDigest::default()
-            .with(own)
-            .with(bootstrap)
-            .with(modified.to_le_bytes())
-            .with(serde_json::to_vec(self.recipe)?)
-            .with(self.timestamp.to_le_bytes())
-            .with(numbers.text())
-            .with(self.previous.map(|previous| previous.digest.as_str()).unwrap_or_default())
-            .with_file(self.agent)?
-            .with(self.notices);
-        for own in [embedded::MODULES].into_iter().chain(embedded::IMAGE_UNITS) {
-            key = key.with(own);
-        }
-        for source in self.recipe.files.iter().filter_map(|file| file.source.as_ref()) {
-            key = key.with_file(&self.directory.join(source))?;
-        }
-        if let Some(ansible) = &self.recipe.ansible {
-            // Roles and files of a playbook lie anywhere beside it.
-            let playbook = self.directory.join(&ansible.playbook);
-            key = key.with_tree(playbook.parent().unwrap_or(self.directory))?;
-        }
-        Ok(key.finish())
-    }
-
     /// Makes the image. What the description says of its inputs is left to the caller.
-    fn run(&self, tarball: &Path, kept: &mut KeptNumbers, out: &Path) -> Result<Description> {
-        let (recipe, tree) = (self.recipe, self.work.join("tree"));
+    fn run(&self, tarball: &Path, kept: &mut KeptNumbers) -> Result<Description> {
+        let (recipe, out, tree) = (self.recipe, self.out, self.work.join("tree"));
         step::step("unpack the bootstrapped tree", || bootstrap::unpack(tarball, &tree))?;
         normal::forget_host(&tree)?;
+        let lists = ArchiveLists::read(&tree)?;
         // Once before the commands, so that they find the numbers that will be, and once after them.
         kept.apply(&tree)?;
         let made = files::place(recipe, self.directory, &tree)?;
@@ -356,6 +301,7 @@ impl Build<'_> {
         let numbers = kept.apply(&tree)?;
         KeptNumbers::record(&tree, &numbers)?;
         normal::normalise(&tree, recipe, self.timestamp)?;
+        lists.forget_host(&tree, recipe)?;
         oddities::refuse(&tree)?;
         let fault = mounts::fault(&within::text(&tree, "etc/fstab")?).or_else(|| mount_units::fault(&tree));
         fault.map_or(Ok(()), |fault| bail!(fault))?;

@@ -184,7 +184,9 @@ fn inputs_digest(content: &InitramfsContent<'_>) -> Result<String> {
         hasher.update(own.as_bytes());
     }
     hasher.update(&std::fs::read(content.init)?);
+    // A security update mostly keeps the release.
     hasher.update(content.kernel.release.as_bytes());
+    hasher.update(&std::fs::read(&content.kernel.vmlinuz)?);
     hasher.update(embedded::MODULES.as_bytes());
     for file in &content.files {
         hasher.update(file.path.as_bytes());

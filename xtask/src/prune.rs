@@ -91,6 +91,7 @@ pub fn run(args: PruneArgs, paths: &Paths) -> Result<()> {
 /// When the tree cannot be listed, has no release, or a kept release cannot be read; then nothing is deleted. When
 /// something cannot be deleted, the rest stays.
 pub fn prune(tree: &dyn Tree, keep: u32, min_age_s: u64, delete: bool) -> Result<Pruning> {
+    let _alone = if delete { tree.lock()? } else { None };
     let listing = step(&format!("list {}", tree.name()), || tree.list())?;
     let mut releases = Vec::new();
     for (channel, manifests) in channels(&listing) {
@@ -237,13 +238,31 @@ mod tests {
         for channel in ["stable", "testing"] {
             check::check(&tree, channel, &trusted).unwrap();
         }
-        let error = format!("{:#}", history::again(&tree, "stable", 1, &key).unwrap_err());
+        let error = format!("{:#}", history::again(&tree, "stable", 1, &key, &[]).unwrap_err());
         assert!(error.contains("no release 1") && error.contains("3, 2"), "{error}");
-        let again = history::again(&tree, "stable", 2, &key).unwrap();
+        let again = history::again(&tree, "stable", 2, &key, &[]).unwrap();
         assert_eq!((again.version.as_str(), again.serial), ("2", 4));
         assert_eq!(check::check(&tree, "stable", &trusted).unwrap(), again);
         assert!(prune(&directory, 2, 0, true).unwrap().kept.contains(&"stable 4".to_owned()));
         check::check(&tree, "stable", &trusted).unwrap();
+    }
+
+    /// A release takes over what lies there, whatever its age.
+    #[test]
+    fn a_release_that_is_being_made_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        let under_way = release::lock(&tree).unwrap();
+        let prune = |delete: bool| {
+            let directory = TreeDirectory(tree.clone());
+            std::thread::spawn(move || prune(&directory, 1, 0, delete).unwrap_err().to_string())
+        };
+        assert!(prune(false).join().unwrap().contains("has no release"), "a look waits for nothing");
+        let deletion = prune(true);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!deletion.is_finished());
+        drop(under_way);
+        assert!(deletion.join().unwrap().contains("has no release"));
     }
 
     #[test]

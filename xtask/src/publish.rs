@@ -122,7 +122,7 @@ pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], 
         .context("the release is not right, so nothing was sent")?;
     succession::check(None, &manifest, allow).context("nothing was sent")?;
     let offered = store.get(&manifest_path)?;
-    let before = offered.as_deref().map(|offered| refuse_older(&manifest, offered)).transpose();
+    let before = offered.as_deref().map(|offered| refuse_older(&manifest, &json, offered)).transpose();
     before
         .and_then(|before| succession::check(before.as_ref(), &manifest, allow))
         .with_context(|| format!("publish to {}", store.describe()))?;
@@ -146,14 +146,17 @@ pub fn publish(root: &Path, channel: &str, keys: &TrustedKeys, allow: &[Allow], 
             place.write(&format!("{kept}.minisig"), &signature)?;
             place.write(&kept, &json)
         })?;
+        // A `prune` of another computer may have deleted old objects that no manifest named until now.
+        send_all(root, &objects, store).context("look for all objects once more")?;
     }
     Ok(Published { serial: manifest.serial, sent_objects, sent_bytes, kept_objects, manifest_sent })
 }
 
 /// Robots refuse a serial below the one they have, so that an older release in the place of a newer one would only stop
-/// all updates. Returns the release that is offered.
-fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<Manifest> {
-    let offered: Manifest = serde_json::from_slice(offered).context(
+/// all updates; those that have another release of the same serial would never take this one. Returns the release that
+/// is offered.
+fn refuse_older(manifest: &Manifest, json: &[u8], offered_json: &[u8]) -> Result<Manifest> {
+    let offered: Manifest = serde_json::from_slice(offered_json).context(
         "what is there is no manifest this version can read; look at it, and delete it if it may be replaced",
     )?;
     ensure!(
@@ -169,7 +172,20 @@ fn refuse_older(manifest: &Manifest, offered: &[u8]) -> Result<Manifest> {
         offered.version,
         manifest.serial
     );
+    ensure!(
+        offered.serial < manifest.serial || offered_json == json,
+        "{}",
+        other_release(manifest.serial, &offered.version)
+    );
     Ok(offered)
+}
+
+/// The message about a serial that another release has taken.
+pub(crate) fn other_release(serial: u64, version: &str) -> String {
+    format!(
+        "another release with serial {serial} ({version}) is there, so that somebody else has published meanwhile; fetch \
+         the tree from the store, and make the release again"
+    )
 }
 
 /// Sends what is not there in its full size; the number of objects sent, and their bytes.

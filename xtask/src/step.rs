@@ -2,8 +2,9 @@
 //! the output of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -189,8 +190,10 @@ fn log_file(name: &str) -> Result<(File, PathBuf)> {
     create_dir(directory)?;
     let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = directory.join(format!("{safe}.log"));
-    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    Ok((file, path))
+    // Command lines of a recipe may have passwords, and addresses of a proxy a login.
+    let _ = std::fs::remove_file(&path);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    Ok((file.with_context(|| format!("create {}", path.display()))?, path))
 }
 
 /// Name of the tool that a person knows: not that of `unshare`, which only gives it mounts of its own.
@@ -209,8 +212,19 @@ fn line_of(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{answer_to, failure, program_of};
+    use super::{answer_to, failure, log_file, program_of};
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
+
+    /// A `chpasswd` of a recipe, or the login of a proxy.
+    #[test]
+    fn what_is_in_a_log_is_for_nobody_else() {
+        let (_, path) = log_file("who may read").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        log_file("who may read").unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_reader_that_has_enough_is_no_error_and_a_full_disk_is_one() {

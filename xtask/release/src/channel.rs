@@ -37,8 +37,11 @@ pub fn publish(manifest: &Manifest, key: &SecretKey, path: &Path) -> Result<()> 
 }
 
 /// Keeps other releases out of a tree until the file is dropped: two at once would take the same serial, and one could
-/// publish its signature beside the manifest of the other.
-pub(crate) fn lock(root: &Path) -> Result<File> {
+/// publish its signature beside the manifest of the other; and what a release takes over must not be deleted meanwhile.
+///
+/// # Errors
+/// When the tree cannot be written.
+pub fn lock(root: &Path) -> Result<File> {
     let directory = root.join("objects");
     std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let file = File::open(&directory).with_context(|| format!("open {}", directory.display()))?;

@@ -13,6 +13,7 @@ use reflash::release::rollout::rollout_path;
 use crate::channel::{lock, next_serial, now, publish, published};
 use crate::objects::write_whole;
 use crate::step::step;
+use crate::succession::{Allow, OfferedTo};
 use crate::{check, succession};
 
 /// One release of a channel.
@@ -99,8 +100,9 @@ pub fn releases(root: &Path, channel: &str) -> Result<Vec<PastRelease>> {
 /// is offered to no robot yet: the roll-out has to name it.
 ///
 /// # Errors
-/// When the release is not known, objects of it were deleted or are damaged, or the key is not that of the channel.
-pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result<Manifest> {
+/// When the release is not known, objects of it were deleted or are damaged, or it would end its channel in a way that
+/// `allow` does not name.
+pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey, allow: &[Allow]) -> Result<Manifest> {
     let _lock = lock(root)?;
     let known = releases(root, channel)?;
     let old = known.iter().find(|past| past.manifest.serial == serial).with_context(|| {
@@ -121,8 +123,9 @@ pub fn again(root: &Path, channel: &str, serial: u64, key: &SecretKey) -> Result
     let mut manifest = old.manifest.clone();
     (manifest.serial, manifest.created_unix_s) = (next_serial(before.as_ref(), None)?, now()?);
     manifest.images.iter_mut().for_each(|image| image.deltas.clear());
-    succession::check(before.as_ref(), &manifest, &[])?;
-    succession::check_key(&offered.with_added_extension("minisig"), key.keynum(), &[])?;
+    succession::check(before.as_ref(), &manifest, allow)?;
+    let to = if is_rolled_out { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
+    succession::check_key(to, &offered.with_added_extension("minisig"), key.keynum(), allow)?;
     step("check every object of the old release", || check::check_objects(root, &manifest))
         .with_context(|| format!("release {serial} cannot be offered again"))?;
     manifest.check_values().context("check the manifest before it is signed")?;

@@ -34,8 +34,8 @@ pub fn generate(directory: &Path, password: Option<String>) -> Result<KeyFiles> 
         password.as_deref() != Some(""),
         "an empty password protects nothing: give one, or make the key without a password"
     );
+    let files = none_yet(directory)?;
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    let files = KeyFiles::within(directory);
     let pair = match password {
         Some(password) => KeyPair::generate_encrypted_keypair(Some(password)),
         None => KeyPair::generate_unencrypted_keypair(),
@@ -59,12 +59,23 @@ pub const PASSWORD_VARIABLE: &str = "REFLASH_KEY_PASSWORD";
 pub fn generate_with_password(directory: &Path) -> Result<KeyFiles> {
     let given = given_password();
     // Before a person types a password for nothing.
-    let files = KeyFiles::within(directory);
-    for file in [&files.secret, &files.public] {
-        ensure!(!file.exists(), "{} exists (an existing key is never overwritten)", file.display());
-    }
+    let files = none_yet(directory)?;
     let password = given.map_or_else(|| ask_new_password(&files.secret), Ok)?;
     generate(directory, Some(password))
+}
+
+/// Returns the files of a pair of which neither is there: a clone of a project has the public half alone, and a new
+/// secret key beside it would be the other half of nothing.
+fn none_yet(directory: &Path) -> Result<KeyFiles> {
+    let files = KeyFiles::within(directory);
+    ensure!(!files.secret.exists(), "{} exists (an existing key is never overwritten)", files.secret.display());
+    ensure!(
+        !files.public.exists(),
+        "{} exists (an existing key is never overwritten): bring its secret half, {}, back from where its copy is kept",
+        files.public.display(),
+        files.secret.display()
+    );
+    Ok(files)
 }
 
 /// The password of the environment. A CI sets the variable to nothing where it has no such secret, or hides it from the
@@ -229,5 +240,9 @@ mod tests {
         assert!(keys.authenticate(b"x".to_vec(), &signature).is_ok());
         assert!(generate(dir.path(), None).is_err());
         assert_eq!(std::fs::read_to_string(&files.public).unwrap(), text);
+        // In a clone: nothing is made that fits nothing, and would be in the way of the copy.
+        std::fs::remove_file(&files.secret).unwrap();
+        let error = generate(dir.path(), None).unwrap_err().to_string();
+        assert!(error.contains("bring its secret half") && !files.secret.exists(), "{error}");
     }
 }

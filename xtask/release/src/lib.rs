@@ -33,14 +33,14 @@ use reflash::release::rollout::rollout_path;
 
 pub use minisign::SecretKey;
 
-pub use crate::channel::{MAX_SERIAL, publish, signature};
-use crate::channel::{lock, next_serial, now, published};
+pub use crate::channel::{MAX_SERIAL, lock, publish, signature};
+use crate::channel::{next_serial, now, published};
 use crate::chunks::DeltaBase;
 use crate::objects::Objects;
 use crate::reuse::Reusable;
 pub use crate::spec::{DEFAULT_LEVEL, Spec};
 use crate::step::step;
-pub use crate::succession::Allow;
+pub use crate::succession::{Allow, OfferedTo};
 
 /// The channel of a release that names none.
 pub const DEFAULT_CHANNEL: &str = "stable";
@@ -70,15 +70,6 @@ pub struct Released {
     pub new_bytes: u64,
     /// Bytes of a system partition that holds the image and lets a robot go back to it from any update.
     pub partition_bytes: u64,
-}
-
-/// Robots that a release is offered to once it is signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OfferedTo {
-    /// Every robot of the channel, at once: its manifest is `manifest.json`.
-    Everybody,
-    /// No robot before a roll-out names it: its manifest is in the channel's history alone.
-    NobodyYet,
 }
 
 /// Writes the release into the tree `out` and signs it, for every robot of its channel.
@@ -179,7 +170,7 @@ fn begin(to: OfferedTo, spec: &Spec, key_number: &[u8], out: &Path) -> Result<(O
         files: Vec::new(),
     };
     succession::check(before.as_ref(), &manifest, &spec.allow).context("check what the channel has offered so far")?;
-    succession::check_key(&offered.with_added_extension("minisig"), key_number, &spec.allow)?;
+    succession::check_key(to, &offered.with_added_extension("minisig"), key_number, &spec.allow)?;
     Ok((before, manifest))
 }
 

@@ -36,6 +36,15 @@ pub enum Allow {
     NoLayout,
 }
 
+/// Robots that a release is offered to once it is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferedTo {
+    /// Every robot of the channel, at once: its manifest is `manifest.json`.
+    Everybody,
+    /// No robot before a roll-out names it: its manifest is in the channel's history alone.
+    NobodyYet,
+}
+
 impl Allow {
     /// All of them.
     pub const ALL: [Self; 6] =
@@ -122,16 +131,22 @@ fn check_at(now_unix_s: u64, before: Option<&Manifest>, manifest: &Manifest, all
     })
 }
 
-/// Refuses a key that did not sign the last release. `signature` is the file beside the last manifest; a channel
-/// without one has no robots. Where it is damaged, those of the history say which key it was.
+/// Refuses a key that did not sign the last release. `signature` is the file beside the manifest that is offered; a
+/// channel without one has no robots. What is made for a roll-out follows the newest of the history, since the manifest
+/// that is offered stays. Where the one is damaged, the other says which key it was.
 ///
 /// # Errors
 /// As above.
-pub(crate) fn check_key(signature: &Path, key_number: &[u8], allowed: &[Allow]) -> Result<()> {
+pub(crate) fn check_key(to: OfferedTo, signature: &Path, key_number: &[u8], allowed: &[Allow]) -> Result<()> {
     if !signature.exists() {
         return Ok(());
     }
-    let before = SignatureBox::from_file(signature).ok().or_else(|| kept_signature(signature.parent()?));
+    let offered = || SignatureBox::from_file(signature).ok();
+    let kept = || kept_signature(signature.parent()?);
+    let before = match to {
+        OfferedTo::Everybody => offered().or_else(kept),
+        OfferedTo::NobodyYet => kept().or_else(offered),
+    };
     let is_other = before.is_none_or(|before| before.keynum() != key_number);
     refuse(Allow::OtherKey, allowed, is_other, || {
         "the last release of the channel was signed with another key, or with one that cannot be found out: robots \

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use reflash::release::layout::{Layout, Role, Size};
 use reflash::release::manifest::manifest_path;
 use reflash::release::rollout::rollout_path;
 
@@ -116,7 +117,7 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     }
     let key = needed(args.key.as_deref(), "--key", "keys.secret")?;
     if let Some(serial) = args.again {
-        let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?)?;
+        let manifest = history::again(&out, &channel, serial, &keygen::load_secret(key)?, &args.allow)?;
         let text = format!("release {} again (serial {})", manifest.version, manifest.serial);
         let is_rolled_out = out.join(rollout_path(&channel)).exists();
         let written = match is_rolled_out {
@@ -138,6 +139,10 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     );
     image::compare::is_image(&image)?;
     let described = image::Description::beside(&image).ok();
+    // What a person names with --image is that person's decision.
+    if let (None, Some(recipe), Some(described)) = (&args.image, &args.recipe, &described) {
+        described.check_recipe(recipe)?;
+    }
     let version = args.version.clone().or_else(|| described.as_ref().map(|image| image.version.clone()));
     let hardware = Some(args.hardware.clone()).filter(|names| !names.is_empty());
     hardware.as_deref().map_or(Ok(()), project::check_hardware)?;
@@ -168,6 +173,10 @@ pub fn run(args: ReleaseArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let to = if args.for_rollout { OfferedTo::NobodyYet } else { OfferedTo::Everybody };
     release::refuse_early(to, &spec, key.keynum(), &out)?;
     warn_of_same_version(&spec, &out)?;
+    let image_bytes = spec.image.metadata().with_context(|| format!("look at {}", spec.image.display()))?.len();
+    if let Some(warning) = too_large(image_bytes, &history::releases(&out, &spec.channel)?) {
+        eprintln!("  {warning}");
+    }
     spec.files = files(&args, paths, assume_yes)?;
     let before = (out.as_path(), spec.channel.as_str());
     let software = paths.work().join("release");
@@ -195,6 +204,23 @@ fn warn_of_same_version(spec: &Spec, tree: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Says which robots have no room for an image: they keep the partitions that they were provisioned with, whatever the
+/// layout of a later release says.
+fn too_large(image_bytes: u64, known: &[PastRelease]) -> Option<String> {
+    let system_mib = |layout: &Layout| {
+        let system = layout.partitions.iter().find(|partition| partition.role == Role::System)?;
+        if let Size::Mib(mib) = system.size { Some(mib) } else { None }
+    };
+    let of = |past: &PastRelease| Some((past.manifest.serial, system_mib(past.manifest.layout.as_ref()?)?));
+    let small = known.iter().filter_map(of).filter(|(_, room_mib)| image_bytes > room_mib.saturating_mul(1 << 20));
+    let (serial, room_mib) = small.min_by_key(|(_, room_mib)| *room_mib)?;
+    Some(format!(
+        "warning: the image has {}, and machines that were provisioned with the layout of release {serial} have \
+         {room_mib} MiB for the system: they cannot install this release",
+        mib(image_bytes)
+    ))
 }
 
 /// Says that the second step is missing: what lies in the history alone, no robot asks for.
@@ -282,4 +308,47 @@ fn summary(released: &Released) -> String {
         "release {version} (serial {serial}), {} to download for a blank machine{spared}",
         mib(released.first_flash_bytes)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::too_large;
+    use crate::release::history::PastRelease;
+    use reflash::release::layout::{Layout, PartitionSpec, Role, Scheme, Size};
+    use reflash::release::manifest::{FORMAT, Manifest};
+
+    fn release(serial: u64, system: Option<Size>) -> PastRelease {
+        let partition = |size| PartitionSpec { name: "system".into(), role: Role::System, size };
+        let layout = system.map(|size| Layout { table: Scheme::Gpt, partitions: vec![partition(size)] });
+        let manifest = Manifest {
+            format: FORMAT,
+            product: "demo".into(),
+            hardware: vec!["*".into()],
+            channel: "stable".into(),
+            version: "1".into(),
+            serial,
+            created_unix_s: 1,
+            minimum_agent: "0.1.0".into(),
+            images: Vec::new(),
+            layout,
+            files: Vec::new(),
+        };
+        PastRelease { manifest, offered: false }
+    }
+
+    /// The layout was raised with the image, and every robot outside refused the release.
+    #[test]
+    fn robots_whose_partition_is_too_small_are_said_by_the_layout_that_they_have() {
+        let known = [
+            release(9, Some(Size::Mib(4096))),
+            release(8, Some(Size::Mib(3072))),
+            release(3, Some(Size::Mib(2048))),
+            release(2, Some(Size::Rest)),
+            release(1, None),
+        ];
+        assert_eq!(too_large(2048 << 20, &known), None);
+        let said = too_large((2048 << 20) + 1, &known).unwrap();
+        assert!(said.contains("layout of release 3 have 2048 MiB"), "{said}");
+        assert!(too_large(3500 << 20, &known).unwrap().contains("release 3"), "the smallest");
+    }
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use reflash::release::manifest::{Manifest, manifest_path, object_path};
+use reflash::release::manifest::{Manifest, object_path};
 
 use crate::contents::difference::{self, PackageChanges};
 use crate::contents::packages::InstalledPackage;
 use crate::contents::{ImageContents, sbom};
 use crate::image::{Description, bill_of_materials};
+use crate::release::history;
 
 /// Name of the file that says which packages changed since the release before.
 const CHANGES_FILE: &str = "package-changes.json";
@@ -82,11 +83,10 @@ fn text(image: &Path, description: Option<&Description>) -> Result<String> {
     }
 }
 
-/// The release that the channel offers so far, with its packages. A release without them, or one that cannot be read,
-/// has nothing to be compared with.
+/// The last release of the channel, with its packages: where there is a roll-out, the one that is offered stays. A
+/// release without them, or one that cannot be read, has nothing to be compared with.
 fn packages_before(tree: &Path, channel: &str) -> Option<(Manifest, Vec<InstalledPackage>)> {
-    let json = std::fs::read(tree.join(manifest_path(channel))).ok()?;
-    let manifest: Manifest = serde_json::from_slice(&json).ok()?;
+    let manifest = history::releases(tree, channel).ok()?.into_iter().next()?.manifest;
     let file = manifest.files.iter().find(|file| file.name == sbom::FILE)?;
     let content = std::fs::read(tree.join(object_path(&file.object.blake3))).ok()?;
     let packages = sbom::packages(&content).ok()?;
@@ -95,7 +95,42 @@ fn packages_before(tree: &Path, channel: &str) -> Option<(Manifest, Vec<Installe
 
 #[cfg(test)]
 mod tests {
-    use super::{CHANGES_FILE, files};
+    use super::{CHANGES_FILE, files, packages_before};
+    use crate::contents::sbom;
+    use reflash::release::digest::Digest;
+    use reflash::release::manifest::{FORMAT, File, Manifest, Object, manifest_path, object_path};
+    use reflash::release::rollout::release_path;
+
+    /// Where there is a roll-out, the release that is offered stays, and the list of changes grew for ever.
+    #[test]
+    fn the_release_before_is_the_last_one_that_was_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = br#"{"components":[]}"#;
+        let object = Object { blake3: Digest::of(list), size_bytes: list.len() as u64 };
+        let write = |path: &str, content: &[u8]| {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        };
+        write(&object_path(&object.blake3), list);
+        for (serial, path) in [(1, manifest_path("stable")), (2, release_path("stable", 2))] {
+            let manifest = Manifest {
+                format: FORMAT,
+                product: "demo".into(),
+                hardware: vec!["*".into()],
+                channel: "stable".into(),
+                version: "1".into(),
+                serial,
+                created_unix_s: 1,
+                minimum_agent: "0.1.0".into(),
+                images: Vec::new(),
+                layout: None,
+                files: vec![File { name: sbom::FILE.into(), object }],
+            };
+            write(&path, &serde_json::to_vec(&manifest).unwrap());
+        }
+        assert_eq!(packages_before(directory.path(), "stable").unwrap().0.serial, 2);
+    }
 
     #[test]
     fn an_image_of_somebody_else_has_no_list_and_is_released_without() {

@@ -310,7 +310,10 @@ pub fn decide(record: &ArchiveRecord, wish: RenewalWish<'_>) -> Option<PackageRe
                     None
                 }
                 Ok(Err(error)) | Err(error) => Some(PackageRenewal::Kept {
-                    because: format!("the archives could not be asked ({error:#}); build again with a network"),
+                    because: format!(
+                        "one of the archives could not be asked ({error:#}); build again with a network, or with --fresh, \
+                         which fails where it cannot be used at all"
+                    ),
                 }),
             }
         }
@@ -461,7 +464,7 @@ mod tests {
         fs::write(directory.path().join("sources.list"), "deb http://127.0.0.1:9/debian bookworm main\n").unwrap();
         let kept = decide(&record, RenewalWish::Renew { keyring: None });
         let Some(PackageRenewal::Kept { because }) = kept else { panic!("{kept:?}") };
-        assert!(because.contains("could not be asked") && because.contains("127.0.0.1"), "{because}");
+        assert!(["could not be asked", "127.0.0.1", "--fresh"].iter().all(|said| because.contains(said)), "{because}");
     }
 
     #[test]

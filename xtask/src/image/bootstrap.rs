@@ -47,6 +47,9 @@ pub struct KeptTree {
 pub fn bootstrap(distribution: &Distribution, directory: &Path, kept: KeptTree) -> Result<Bootstrapped> {
     let distribution = &snapshot::resolved(distribution)?;
     let sources = sources(distribution)?;
+    if let Some(warning) = without_updates(distribution, &sources) {
+        eprintln!("  {warning}");
+    }
     let lines: Vec<String> = sources.iter().map(AptSource::line).collect();
     let key = InputDigest::default()
         .with(include_str!("bootstrap.rs"))
@@ -137,6 +140,34 @@ fn sources(distribution: &Distribution) -> Result<Vec<AptSource>> {
         given => given.to_vec(),
     };
     Ok(vec![AptSource { uri: mirror.clone(), release: distribution.suite.clone(), components }])
+}
+
+/// Returns a warning about archives that are not what `updates` of the recipe says. Where a mirror has its pockets only
+/// its owner knows; Debian has security updates at another address.
+fn without_updates(distribution: &Distribution, sources: &[AptSource]) -> Option<String> {
+    let Distribution { suite, updates, mirror, bootstrap, .. } = distribution;
+    // Debian's unstable has no pockets.
+    if ["sid", "unstable"].contains(&suite.as_str()) {
+        return None;
+    }
+    let security = format!("{suite}-security");
+    let is_alone = mirror.is_some() || sources.is_empty() && *bootstrap == BootstrapTool::Debootstrap;
+    if *updates && is_alone && !distribution.sources.iter().any(|line| line.contains(&security)) {
+        let why = match mirror {
+            Some(_) => "distribution.mirror has the suite alone",
+            None => "this host's apt does not have the suite, and debootstrap takes nothing else",
+        };
+        return Some(format!(
+            "NO SECURITY UPDATES: {why}; add a line for {security} (and one for {suite}-updates) to \
+             distribution.sources, or say so by updates = false"
+        ));
+    }
+    (!*updates && sources.is_empty() && *bootstrap == BootstrapTool::Mmdebstrap).then(|| {
+        format!(
+            "updates = false is without effect: this host's apt does not have {suite}, and mmdebstrap adds updates by \
+             itself; name distribution.mirror"
+        )
+    })
 }
 
 struct Job<'a> {
@@ -351,7 +382,31 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{container, host_name_hook, private_mounts};
+    use super::{container, host_name_hook, private_mounts, sources, without_updates};
+    use crate::recipe::{BootstrapTool, Distribution};
+
+    /// Images of the day of the point release for ever, and "the archives have not changed since".
+    #[test]
+    fn a_mirror_that_takes_the_security_updates_away_is_said() {
+        let said = |change: &dyn Fn(&mut Distribution)| {
+            let mut distribution = Distribution { suite: "noble".into(), ..Distribution::default() };
+            change(&mut distribution);
+            let sources = match distribution.mirror {
+                Some(_) => sources(&distribution).unwrap(),
+                None => Vec::new(),
+            };
+            without_updates(&distribution, &sources)
+        };
+        let mirror = |it: &mut Distribution| it.mirror = Some("http://mirror.example/ubuntu".into());
+        assert!(said(&mirror).unwrap().contains("noble-security (and one for noble-updates)"));
+        let line = "deb http://mirror.example/ubuntu noble-security main".to_owned();
+        assert_eq!(said(&|it| (mirror(it), it.sources = vec![line.clone()]).0), None);
+        assert_eq!(said(&|it| (mirror(it), it.updates = false).0), None);
+        assert_eq!(said(&|it| (mirror(it), it.suite = "sid".into()).0), None);
+        assert_eq!(said(&|_| ()), None, "mmdebstrap adds them by itself");
+        assert!(said(&|it| it.updates = false).unwrap().contains("without effect"));
+        assert!(said(&|it| it.bootstrap = BootstrapTool::Debootstrap).unwrap().contains("debootstrap takes nothing"));
+    }
 
     /// postfix and exim4 keep the name in /etc/mailname: two hosts made two images of one recipe.
     #[test]

@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::archives::PackagesDay;
 use super::source::UsedSource;
 use crate::contents::ImageContents;
 use crate::contents::sbom::{self, SbomSubject};
+use crate::invocation::program;
+use crate::recipe::Recipe;
 
 /// Description of an image: a JSON file beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,27 @@ impl Description {
         let path = Self::path(image);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no description of an image", path.display()))
+    }
+
+    /// Refuses an image that another recipe has made: project files of several products may share the directory in
+    /// which images are built, and the last one there may be another product's.
+    ///
+    /// # Errors
+    /// When name or branch are not those of the recipe at `path`, or that cannot be read.
+    pub fn check_recipe(&self, path: &Path) -> Result<()> {
+        let recipe = Recipe::load(path)?;
+        ensure!(
+            recipe.name == self.name && recipe.ostree.branch == self.ostree_ref,
+            "the image is {} (branch {}), and {} makes {} (branch {}): make that one with `{} image`, and give each \
+             product a `dist` of its own in its project file",
+            self.name,
+            self.ostree_ref,
+            path.display(),
+            recipe.name,
+            recipe.ostree.branch,
+            program()
+        );
+        Ok(())
     }
 
     /// Writes it beside its image.

@@ -40,6 +40,14 @@ pub fn normalise(tree: &Path, recipe: &Recipe, timestamp: u64) -> Result<()> {
     for (path, _) in EMPTIED {
         empty(&followed(tree, Path::new(path)), path.starts_with("var"), LINKS_STAY.contains(path))?;
     }
+    let name = inside(tree, Path::new("etc/hostname"));
+    if name.symlink_metadata().is_ok() {
+        eprintln!(
+            "  /etc/hostname is left out, since every robot would have that name: `hostname` of the recipe is the name of \
+             those that get none from machine.hostname"
+        );
+        remove_file(&name)?;
+    }
     // The file is empty, not missing and not "uninitialized": systemd then writes a new ID into the overlay at the
     // first boot and keeps it, without the rest of a first boot, which would undo the recipe's choice of services.
     let id = inside(tree, Path::new("etc/machine-id"));
@@ -83,14 +91,18 @@ fn empty(path: &Path, keeps_directories: bool, keeps_links: bool) -> Result<()> 
     Ok(())
 }
 
-/// Replaces the date of the last password change, which is the day of the build. It must not be 0: every login would
-/// ask for a new password.
+/// Replaces the date of the last password change, which is the day of the build. It must not be 0, which asks for a new
+/// password at every use of an account, and which tools write that take the time of the bootstrap for today; beside a
+/// password it is the word of the recipe (`chage -d 0`).
 fn with_change_date(shadow: &[u8], day: u64) -> Vec<u8> {
     let day = day.max(1).to_string();
     let mut out = Vec::with_capacity(shadow.len());
     for line in lines(shadow) {
         let mut fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
-        if let Some(changed) = fields.get_mut(2).filter(|changed| !changed.is_empty()) {
+        let has_password =
+            fields.get(1).and_then(|password| password.first()).is_some_and(|first| !b"!*".contains(first));
+        let is_word = |changed: &[u8]| changed.is_empty() || has_password && changed == b"0";
+        if let Some(changed) = fields.get_mut(2).filter(|changed| !is_word(changed)) {
             *changed = day.as_bytes();
         }
         out.extend(fields.join(&b':'));
@@ -202,6 +214,11 @@ mod tests {
         let text = b"root:*:19000:0:99999:7:::\nlocked:!::::::\n\xfc:x:2:\n";
         assert_eq!(with_change_date(text, 5), b"root:*:5:0:99999:7:::\nlocked:!::::::\n\xfc:x:5:\n");
         assert!(with_change_date(text, 0).starts_with(b"root:*:1:"));
+        let text = b"pilot:$y$j9T$x:0:0:99999:7:::\nsystemd-network:!*:0:::::::\nopen::0:\n";
+        assert_eq!(
+            with_change_date(text, 5),
+            b"pilot:$y$j9T$x:0:0:99999:7:::\nsystemd-network:!*:5:::::::\nopen::5:\n"
+        );
     }
 
     #[test]
@@ -211,6 +228,19 @@ mod tests {
         assert_eq!(&timed[4..], b"\x01\0\0\0\0\0\0\0\0\0\0\0CODE");
         assert!(!unchecked(&mut timed), "done already");
         assert!(!unchecked(&mut [0; 8]));
+    }
+
+    /// Whatever put it there, all robots had one name, and the template of the configuration was without effect.
+    #[test]
+    fn no_image_names_its_robots_or_the_name_servers_of_the_host_that_built_it() {
+        let tree = tempfile::tempdir().unwrap();
+        let etc = tree.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        let names = ["hostname", ".resolv.conf.systemd-resolved.bak"];
+        names.iter().for_each(|name| fs::write(etc.join(name), "x").unwrap());
+        let text = "name='x'\nversion='1'\n[distribution]\nsuite='s'\npackages=[]\n[ostree]\nbranch='b'\n";
+        normalise(tree.path(), &Recipe::parse(text).unwrap(), 1).unwrap();
+        assert!(names.iter().all(|name| !etc.join(name).exists()));
     }
 
     /// `/var/tmp -> /tmp`, as container images and read-only systems have it, is not the `/tmp` of the host.

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::initramfs::archive::ArchiveEntry;
 use crate::kernel::Kernel;
+use crate::step::output_bytes;
 
 /// Treatment of a declared module that the kernel neither has nor has built in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +74,10 @@ fn plain(file: &str, content: Vec<u8>) -> Result<(String, Vec<u8>)> {
         Some("xz") => {
             let path = tempfile::NamedTempFile::new()?;
             std::fs::write(path.path(), &content)?;
-            let out = std::process::Command::new("xz").args(["-dc"]).arg(path.path()).output().context("start xz")?;
-            Ok((file.trim_end_matches(".xz").to_owned(), out.stdout))
+            // Half a module, of an xz that was killed, would be found by a robot without a disk.
+            let plain = output_bytes(Command::new("xz").arg("-dc").arg(path.path()))
+                .with_context(|| format!("decompress {file}"))?;
+            Ok((file.trim_end_matches(".xz").to_owned(), plain))
         }
         _ => bail!("{file} is compressed in an unknown way; .zst and .xz are supported"),
     }
@@ -177,7 +181,14 @@ pub(super) fn normal(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Missing, Tables};
+    use super::{Missing, Tables, plain};
+
+    /// The output of an xz that failed was the module: a robot would have found no disk.
+    #[test]
+    fn a_module_that_cannot_be_decompressed_is_none() {
+        let error = format!("{:#}", plain("kernel/nvme.ko.xz", b"no module".to_vec()).unwrap_err());
+        assert!(error.contains("decompress kernel/nvme.ko.xz"), "{error}");
+    }
 
     fn tables() -> Tables {
         Tables::parse(

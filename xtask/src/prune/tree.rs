@@ -1,11 +1,13 @@
 //! A release tree that can be listed and deleted from: a directory, or a place in a store.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
 use crate::publish::Store;
+use crate::release;
 
 /// The largest manifest or chunk index that is read, bytes: an index has 25,363,504 at most.
 const MAX_READ_BYTES: u64 = 32 << 20;
@@ -31,6 +33,10 @@ pub trait Tree {
     fn read(&self, path: &str) -> Result<Vec<u8>>;
     /// Deletes one file.
     fn remove(&self, path: &str) -> Result<()>;
+    /// Keeps releases out until the file is dropped, where that can be done: they take over what lies there.
+    fn lock(&self) -> Result<Option<File>> {
+        Ok(None)
+    }
 }
 
 /// A tree in a directory of this host.
@@ -66,6 +72,10 @@ impl Tree for TreeDirectory {
     fn remove(&self, path: &str) -> Result<()> {
         let path = self.0.join(path);
         std::fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))
+    }
+
+    fn lock(&self) -> Result<Option<File>> {
+        release::lock(&self.0).map(Some)
     }
 }
 

@@ -353,7 +353,10 @@ fn passes(status: StatusCode) -> bool {
 
 fn advice(status: StatusCode) -> &'static str {
     match status {
-        StatusCode::FORBIDDEN => " (check the key, its rights to read and write there, and this machine's clock)",
+        StatusCode::FORBIDDEN => {
+            " (check the key, its rights to read, write and list there, and this machine's clock; \
+             without the right to list, s3:ListBucket, AWS answers so for what is missing, too)"
+        }
         StatusCode::MOVED_PERMANENTLY | StatusCode::TEMPORARY_REDIRECT => " (give the bucket's --region)",
         _ => "",
     }

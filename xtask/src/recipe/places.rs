@@ -29,6 +29,8 @@ pub const REMOVED: &[(&str, &str)] = &[
     // These hold the configuration of the bootstrap: the host's proxy, no fsync.
     ("etc/apt/apt.conf.d/99mmdebstrap", "the builder has its own settings for apt there"),
     ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "the builder has its own settings for dpkg there"),
+    // systemd-resolved moves there what the bootstrap copied.
+    ("etc/.resolv.conf.systemd-resolved.bak", "it has the name servers of the host that built the image"),
     ("etc/passwd-", BACKUP),
     ("etc/group-", BACKUP),
     ("etc/shadow-", BACKUP),
@@ -202,6 +204,9 @@ pub fn reason_against(path: &Path) -> Option<String> {
     if let Some((_, because)) = REMOVED.iter().find(|(removed, _)| below == Path::new(removed)) {
         return Some(format!("no image has this file: {because}"));
     }
+    if below == Path::new("etc/hostname") {
+        return Some("every robot would have that name; set `hostname` of the recipe, or machine.hostname".to_owned());
+    }
     if below == Path::new("etc/machine-id") || IDENTITIES.iter().any(|identity| identity.is_at(&below)) {
         return Some("it is each machine's own, and no image has it: the whole fleet would share it".to_owned());
     }
@@ -254,6 +259,7 @@ mod tests {
             ("/ostree/foo", "repository"),
             ("/sysroot/foo", "root of the partition"),
             ("/etc/machine-id", "each machine's own"),
+            ("/etc/hostname", "machine.hostname"),
             ("/etc/ssh/ssh_host_rsa_key", "each machine's own"),
             ("/var/lib/dpkg/lock", "lock"),
             ("/etc/passwd-", "backup"),

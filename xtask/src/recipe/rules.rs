@@ -36,6 +36,9 @@ impl PathRule {
     }
 
     fn check_path(&self, path: &str) -> Result<()> {
+        // "/var//lib" is the same directory by another name.
+        let is_doubled = path.contains("//") || path.contains("/./") || path.ends_with("/.");
+        ensure!(!is_doubled, "rules: path {path} names a directory in two ways; leave '//' and '/.' out");
         let plain = Path::new(path).components().skip(1).all(|part| matches!(part, Component::Normal(_)));
         ensure!(path.starts_with('/') && plain, "rules: path {path} is not an absolute path without '..'");
         ensure!(
@@ -112,6 +115,9 @@ mod tests {
             ("/var/../usr", "once", "'..'"),
             ("/var/lib", "remove", "needs it"),
             ("/var/lib/", "remove", "needs it"),
+            ("/var//lib/reflash", "remove", "leave '//'"),
+            ("/var/./lib", "remove", "leave '//'"),
+            ("/var/lib/.", "remove", "leave '//'"),
             ("/var/lib/reflash/x", "always", "record"),
             ("/var/lib/*", "remove", "pattern"),
             ("/var/lib/[", "version", "no pattern"),

@@ -114,7 +114,9 @@ impl Desk {
             state.start(&manifest, &signed, terms.clone())?;
             halt_key.apply(&mut state);
             Ok(state)
-        })
+        })?;
+        // A `prune` of another computer may have deleted old objects that no roll-out named until now.
+        publication::send(self.store.as_ref(), &self.tree, &manifest)
     }
 
     /// Refuses to begin the first roll-out of a channel with what every robot is offered: there is none to be widened.

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use reflash::release::manifest::{Manifest, TrustedKeys};
 use reflash::release::rollout::release_path;
 
 use crate::keygen;
-use crate::publish::{Store, StorePlace, send_all};
+use crate::publish::{Store, StorePlace, other_release, send_all};
 use crate::release::check;
 use crate::release::rollout::{ChannelPlace, TreePlace, copy, load, manifest_of};
 use crate::step::step;
@@ -15,17 +15,21 @@ use crate::step::step;
 /// Sends a release, which is in the tree, to the store, if there is one: its objects, then its manifest in the history.
 pub(super) fn send(store: Option<&Store>, tree: &Path, manifest: &Manifest) -> Result<()> {
     let Some(store) = store else { return Ok(()) };
+    let path = release_path(&manifest.channel, manifest.serial);
+    let read = |path: &str| std::fs::read(tree.join(path)).with_context(|| format!("read {path} of the tree"));
+    let (json, signature_path) = (read(&path)?, format!("{path}.minisig"));
+    // A roll-out names one manifest by its digest: another one in its place would stop all robots that are in.
+    if let Some(there) = store.get(&path)?.filter(|there| *there != json) {
+        let version = serde_json::from_slice::<Manifest>(&there).map_or("unknown".to_owned(), |there| there.version);
+        bail!("{}", other_release(manifest.serial, &version));
+    }
     let mut objects = check::objects(tree, manifest)?;
     objects.sort_unstable_by_key(ToString::to_string);
     objects.dedup();
     let text = format!("send {} objects of serial {} to {}", objects.len(), manifest.serial, store.describe());
     step(&text, || send_all(tree, &objects, store))?;
-    let path = release_path(&manifest.channel, manifest.serial);
-    for path in [format!("{path}.minisig"), path] {
-        let content = std::fs::read(tree.join(&path)).with_context(|| format!("read {path} of the tree"))?;
-        StorePlace(store).write(&path, &content)?;
-    }
-    Ok(())
+    StorePlace(store).write(&signature_path, &read(&signature_path)?)?;
+    StorePlace(store).write(&path, &json)
 }
 
 /// Sends the roll-out of a tree and all releases that it names.

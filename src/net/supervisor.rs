@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::applied::Applied;
-use super::cables::{LeftAlone, RETRY, Reminder, WantedLink, ready, wanted, without};
+use super::cables::{LeftAlone, RETRY, Reminder, STRANGERS, WantedLink, adopt, ready, wanted, without};
 use super::card::{Card, News, NewsKind};
 use super::choice::{Candidate, CardChoice, CardKey, Look, Reach};
 use super::console::{Console, Topic};
@@ -196,6 +196,11 @@ impl Supervisor {
             Err(error) => return Err(NetError::List(error)),
         };
         let wanted = without(&self.options.left_out, wanted(&all, &self.settings));
+        if self.reminder.waited() >= STRANGERS
+            && let Some(text) = adopt(&all, &mut self.settings)
+        {
+            self.console.say("network", Topic::Use, text);
+        }
         self.carriers = wanted.iter().filter(|wanted| wanted.link.carrier).count();
         self.reminder.check(&self.settings, &wanted, &self.console);
         let exists = |index: u32| all.iter().any(|link| link.index == index);

@@ -8,12 +8,14 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use super::card_names::names_by_udev;
 use crate::mac;
 use crate::order;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
 
 const CLASS: &str = "/sys/class/net";
+const PCI_SLOTS: &str = "/sys/bus/pci/slots";
 
 /// One Ethernet link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Link {
     /// Whether the link is a network card, or what looks like one to a container, and not a VLAN, bond, bridge or
     /// tunnel.
     pub card: bool,
+    /// Names that a card may have in the running system.
+    pub other_names: Vec<String>,
 }
 
 /// Switches IPv6 off for a link, which takes away its addresses and routes.
@@ -188,12 +192,14 @@ fn read(directory: &Path) -> Option<Link> {
     Some(Link {
         name: directory.file_name()?.to_str()?.to_owned(),
         index,
-        mac: mac::parse(&text("address")?)?,
+        mac,
         up: flags & IFF_UP != 0,
         // Reading it fails with EINVAL while the link is switched off.
+    let (mac, card) = (mac::parse(&text("address")?)?, is_card(directory));
         carrier: text("carrier").as_deref() == Some("1"),
         carrier_changes: text("carrier_changes").and_then(|count| count.parse().ok()).unwrap_or(0),
-        card: is_card(directory),
+        card,
+        other_names: if card { names_by_udev(directory, Path::new(PCI_SLOTS), mac) } else { Vec::new() },
     })
 }
 

@@ -175,6 +175,17 @@ fn short_names_are_looked_for_in_the_domains() {
     assert_eq!(resolver.candidates("a.b."), ["a.b"]);
 }
 
+/// systemd-resolved writes `search .` where it knows no domain.
+#[test]
+fn the_root_is_no_domain_to_look_in() {
+    let servers = vec![server(Habit::Code(3), Habit::Code(3))];
+    let resolver = Resolver::parse("search . one.example. .\n", "").with_servers(servers);
+    assert_eq!(resolver.candidates("images"), ["images.one.example", "images"]);
+    assert_eq!(resolver.candidates("a.b"), ["a.b", "a.b.one.example"]);
+    let error = resolver.lookup("images").unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1: knows no such name"), "{error}");
+}
+
 /// A name server on UDP alone, which answers each question this way after a while.
 fn answering(delay: Duration, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -54,6 +54,12 @@ pub fn index(name: &str) -> Option<u32> {
     fs::read_to_string(Path::new(CLASS).join(name).join("ifindex")).ok()?.trim().parse().ok()
 }
 
+/// Returns the largest packet that a link carries, bytes, if it is known and no larger than any Ethernet's.
+#[must_use]
+pub fn mtu(name: &str) -> Option<u16> {
+    fs::read_to_string(Path::new(CLASS).join(name).join("mtu")).ok()?.trim().parse().ok()
+}
+
 /// Sets the largest packet that a link carries, bytes. Beyond what its driver allows, the link is left as it is.
 ///
 /// # Errors
@@ -189,13 +195,13 @@ fn read(directory: &Path) -> Option<Link> {
     }
     let index = text("ifindex")?.parse().ok()?;
     let flags = u32::from_str_radix(text("flags")?.trim_start_matches("0x"), 16).ok()?;
+    let (mac, card) = (mac::parse(&text("address")?)?, is_card(directory));
     Some(Link {
         name: directory.file_name()?.to_str()?.to_owned(),
         index,
         mac,
         up: flags & IFF_UP != 0,
         // Reading it fails with EINVAL while the link is switched off.
-    let (mac, card) = (mac::parse(&text("address")?)?, is_card(directory));
         carrier: text("carrier").as_deref() == Some("1"),
         carrier_changes: text("carrier_changes").and_then(|count| count.parse().ok()).unwrap_or(0),
         card,

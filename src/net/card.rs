@@ -220,8 +220,7 @@ impl Card {
         if before.as_ref().is_some_and(|before| before.server != lease.server) {
             self.turn = 0;
         }
-        let gives = |lease: &Lease| (lease.address, lease.routes.clone(), lease.dns.clone(), lease.mtu);
-        let gives_other = before.as_ref().map(gives) != Some(gives(&lease));
+        let gives_other = !before.is_some_and(|before| before.configures_as(&lease));
         self.given += u64::from(gives_other);
         self.lease = Some(lease);
         gives_other

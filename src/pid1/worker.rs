@@ -71,7 +71,7 @@ fn part_of_thread(name: &str) -> Option<WorkPart> {
         "look-at-usb" => Some(WorkPart::UsbDrives),
         "look-at-disk" | "look-for-medium" => Some(WorkPart::RemovableDisks),
         _ => {
-            let card = name.strip_prefix("dhcp ").or_else(|| name.strip_prefix("ipv6 "));
+            let card = ["dhcp ", "ipv6 ", "arp "].iter().find_map(|what| name.strip_prefix(what));
             card.map(|card| WorkPart::Card(card.to_owned()))
         }
     }

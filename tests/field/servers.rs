@@ -227,6 +227,23 @@ fn a_post_on_a_kept_connection_that_was_closed_is_sent_once_more() {
     assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Broken, 1));
 }
 
+/// A server that refuses whole objects, and gives a byte of a range at a time.
+#[test]
+fn a_server_that_gives_a_small_object_in_crumbs_is_left() {
+    const BYTES: usize = 100_000;
+    let server = TestServer::start(|request| match request.range() {
+        Some((at, _)) => {
+            let part = format!("Content-Range: bytes {at}-{at}/{BYTES}");
+            vec![answer("206 Partial Content", &[&part, "Content-Length: 1"], b"x")]
+        }
+        None => status("403 Forbidden"),
+    });
+    let http = Http::new(&server.url(), &crate::fetch::options()).unwrap();
+    let path = format!("objects/{}", "0".repeat(64));
+    http.get_checked(&[(&path, BYTES as u64)], &mut |_| Ok(())).unwrap_err();
+    assert!(server.requests().len() < 300, "{} requests", server.requests().len());
+}
+
 /// Flask, Express, PHP and Django call every answer `text/html` unless they are told otherwise.
 #[test]
 fn a_post_is_delivered_to_whatever_takes_it_but_no_page() {

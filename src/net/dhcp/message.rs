@@ -148,6 +148,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Whether the link is configured by this lease as by the other one.
+    pub fn configures_as(&self, other: &Self) -> bool {
+        let of = |lease: &Self| (lease.address, lease.prefix_len, lease.routes.clone(), lease.dns.clone(), lease.mtu);
+        of(self) == of(other)
+    }
+
     /// Takes what this lease does not say from one that the same server offered or granted before: some servers leave
     /// options out of all messages but one.
     pub(super) fn completed(mut self, known: &Self) -> Self {

@@ -219,6 +219,13 @@ fn an_mtu_leaves_room_for_ipv6() {
     }
 }
 
+#[test]
+fn a_renewal_with_another_mask_is_another_configuration() {
+    let granted = |mask| lease(&reply(5).with(1, &[255, 255, mask, 0]).with(51, &[0, 0, 3, 232]));
+    assert!(granted(255).configures_as(&Lease { duration: None, ..granted(255) }));
+    assert!(!granted(255).configures_as(&granted(0)));
+}
+
 /// What servers send beside: IPv6-only preferred (108), proxy configuration (252), long lists in several parts (RFC
 /// 3396), empty options, times in no order, and a boot server that is none.
 #[test]

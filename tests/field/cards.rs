@@ -395,6 +395,20 @@ fn several_interfaces_have_settings_of_their_own() {
     });
 }
 
+/// A server that the site had once: of the configuration it is left, and nothing answers there any more.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn the_name_servers_of_the_network_are_asked_behind_those_of_the_configuration() {
+    isolated("field::cards::the_name_servers_of_the_network_are_asked_behind_those_of_the_configuration", || {
+        let mut site = Site::new();
+        outer(&mut site, "eth0", &["--no-ping", "--port=53", "--address=/images.example.com/192.168.7.1"]);
+        let running = site.start("dns = ['192.168.7.77', '192.168.7.1']");
+        assert_eq!(running.is_up(8).dns.len(), 2);
+        assert_eq!(site.resolv_conf(), "nameserver 192.168.7.77\nnameserver 192.168.7.1\n");
+        site.fetches("images.example.com", 3);
+    });
+}
+
 /// A card that was replaced, or that the configuration calls by a name that only a rule of the image gives it.
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]

@@ -23,7 +23,7 @@ keys! {
         addresses as addresses: AddressesWithPrefix, default "", newer_than "0.1.0";
         /// Default gateways, one of each kind. They need an address of their kind, and may lie outside of its subnet.
         gateways as gateways: Addresses, default "", newer_than "0.1.0";
-        /// Name servers that are reached through this interface, in place of those that the network gives.
+        /// Name servers that are reached through this interface, before those that the network gives.
         dns as dns: Addresses, default "", newer_than "0.1.0";
         /// 802.1Q VLAN ID.
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", newer_than "0.1.0";

@@ -26,7 +26,7 @@ keys! {
         address as address: AddressWithPrefix, optional "DHCP", argument "address";
         /// Default gateway. It needs `network.address`, of the same kind, and may lie outside of its subnet.
         gateway as gateway: Address, optional "that of the lease", argument "gateway";
-        /// Name servers. With DHCP they replace those of the lease.
+        /// Name servers. They come before those of the network, which are asked beside them.
         dns as dns: Addresses, default "", argument "dns";
         /// 802.1Q VLAN ID.
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", argument "vlan";
